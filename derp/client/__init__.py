@@ -1,0 +1,1 @@
+"""Clients of relays: connect, reconnect, netcheck, probe (layer L3)."""

@@ -1,0 +1,53 @@
+"""The error tree of the relay (layer L0).
+
+DerpError
+|- ProtocolError             only cores raise these
+|  |- LocalProtocolError       we misused the core: nothing changed
+|  `- RemoteProtocolError      the peer misbehaved: the core is dead
+|- TransportError            sockets, TLS, proxies, websockets; see transport/stream.py
+|  |- ConnectError             could not reach the peer, or it refused us
+|  |- ConnectionClosed         the peer ended a live connection
+|  `- TransportTimeout         a deadline passed
+|- ConfigError               names the place, the key and what to change
+`- KeyFormatError            a key in text form is not one
+"""
+
+
+class DerpError(Exception):
+    """Root of everything this package raises on purpose."""
+
+
+class ProtocolError(DerpError):
+    """A rule of a wire protocol was broken."""
+
+
+class LocalProtocolError(ProtocolError):
+    """We asked a core for something it must not do; its state did not change."""
+
+
+class RemoteProtocolError(ProtocolError):
+    """The peer broke the protocol; the core that raised this accepts nothing more."""
+
+
+class TransportError(DerpError):
+    """The operating system, TLS, a proxy or a websocket failed us."""
+
+
+class ConnectError(TransportError):
+    """The peer could not be reached, or it turned us away before the protocol began."""
+
+
+class ConnectionClosed(TransportError):
+    """A live connection ended."""
+
+
+class TransportTimeout(TransportError):
+    """A deadline passed before the peer answered."""
+
+
+class ConfigError(DerpError):
+    """A setting is wrong.  The text names file, key and reason in one line."""
+
+
+class KeyFormatError(DerpError, ValueError):
+    """Text that should be a key is not one.  The text never repeats a private key."""

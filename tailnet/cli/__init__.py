@@ -1,0 +1,1 @@
+"""The tailnet command (layer L4)."""

@@ -1,0 +1,1 @@
+"""yamux and dRPC as sans-IO cores (layer L1)."""

@@ -1,0 +1,1 @@
+"""Durable state: users, workspaces, agents, tokens, keys (layer L2)."""

@@ -1,0 +1,202 @@
+"""The rules of CONTRIBUTING.md, checked on the syntax trees: layers, pure cores, sizes, names, a test for each module."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("derp", "tailnet")
+GENERATED = "tailnet/proto/generated"
+
+# A room not named here is a mistake: put it on its layer first.
+LAYERS: dict[str, int] = {
+    "derp": 0,
+    "derp/errors": 0,
+    "derp/keys": 0,
+    "derp/map": 0,
+    "derp/protocol": 1,
+    "derp/relay": 1,
+    "derp/netcheck": 1,
+    "derp/config": 2,
+    "derp/log": 2,
+    "derp/metrics": 2,
+    "derp/transport": 2,
+    "derp/server": 3,
+    "derp/client": 3,
+    "derp/cli": 4,
+    "derp/__main__": 4,
+    "tailnet": 0,
+    "tailnet/errors": 0,
+    "tailnet/types": 0,
+    "tailnet/proto": 1,
+    "tailnet/rpc": 1,
+    "tailnet/coordinator": 1,
+    "tailnet/config": 2,
+    "tailnet/metrics": 2,
+    "tailnet/transport": 2,
+    "tailnet/store": 2,
+    "tailnet/auth": 2,
+    "tailnet/server": 3,
+    "tailnet/api": 3,
+    "tailnet/cli": 4,
+    "tailnet/__main__": 4,
+}
+IMPURE = {"trio", "socket", "ssl", "time", "random", "secrets", "os", "logging", "threading", "prometheus_client"}
+# Each third-party transport library stands behind one file per package, so that it can be exchanged there.
+ONE_FILE = ("trio_websocket", "wsproto", "aioquic", "h11", "hypercorn", "acme", "httpx", "nacl")
+ONE_FILE_EXCEPT = {"nacl": {"derp/keys.py", "derp/protocol/handshake.py"}}
+MAX_FILE_LINES = 700
+MAX_FUNCTION_LINES = 80
+UNWANTED_NAMES = {"manager", "handler", "helper", "utils", "common", "misc", "impl", "data", "info"}
+
+
+def modules() -> Iterator[tuple[str, ast.Module]]:
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            name = path.relative_to(ROOT).as_posix()
+            if not name.startswith(GENERATED):
+                yield name, ast.parse(path.read_text(), filename=name)
+
+
+def all_python() -> Iterator[Path]:
+    for folder in (*PACKAGES, "tests", "bench"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            if not path.relative_to(ROOT).as_posix().startswith(GENERATED):
+                yield path
+
+
+def room(name: str) -> str:
+    parts = name.removesuffix(".py").removesuffix("/__init__").split("/")
+    return "/".join(parts[:2])
+
+
+def imports(tree: ast.Module) -> Iterator[tuple[str, int]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide the layer"
+            module = node.module or ""
+            yield module, node.lineno
+            for alias in node.names:
+                yield f"{module}.{alias.name}", node.lineno
+
+
+def layer_problems(name: str, tree: ast.Module) -> list[str]:
+    problems: list[str] = []
+    mine = room(name)
+    for imported, line in imports(tree):
+        parts = imported.split(".")
+        if parts[0] not in PACKAGES:
+            continue
+        if parts[0] == "tailnet" and mine.startswith("derp"):
+            problems.append(f"{name}:{line}: derp stands alone, it never imports tailnet")
+        target = "/".join(parts[:2])
+        if target not in LAYERS:  # a name imported from a package's top, not a room
+            target = parts[0]
+        if LAYERS[target] > LAYERS[mine]:
+            problems.append(f"{name}:{line}: layer {LAYERS[mine]} imports {imported} of layer {LAYERS[target]}")
+    return problems
+
+
+def purity_problems(name: str, tree: ast.Module) -> list[str]:
+    if LAYERS[room(name)] > 1:
+        return []
+    return [
+        f"{name}:{line}: a core does no I/O, so it never imports {imported}"
+        for imported, line in imports(tree)
+        if imported.split(".")[0] in IMPURE
+    ]
+
+
+def test_every_room_is_on_a_layer() -> None:
+    assert [name for name, _ in modules() if room(name) not in LAYERS] == []
+
+
+def test_imports_point_downwards() -> None:
+    assert [problem for name, tree in modules() for problem in layer_problems(name, tree)] == []
+
+
+def test_cores_do_no_io() -> None:
+    assert [problem for name, tree in modules() for problem in purity_problems(name, tree)] == []
+
+
+def test_the_checks_can_fail() -> None:
+    upward = ast.parse("from derp.server.server import x")
+    assert layer_problems("derp/relay/router.py", upward)
+    assert layer_problems("derp/cli.py", ast.parse("import tailnet.errors"))
+    assert purity_problems("derp/relay/router.py", ast.parse("from time import monotonic"))
+    assert not purity_problems("derp/transport/tcp.py", ast.parse("import socket"))
+
+
+@pytest.mark.parametrize("library", ONE_FILE)
+def test_transport_libraries_stand_behind_one_file(library: str) -> None:
+    for package in PACKAGES:
+        users = {
+            name
+            for name, tree in modules()
+            if name.startswith(f"{package}/") and any(i.split(".")[0] == library for i, _ in imports(tree))
+        }
+        users -= ONE_FILE_EXCEPT.get(library, set())
+        assert len(users) <= 1, f"{library} is imported by {sorted(users)}"
+
+
+def test_files_and_functions_stay_small() -> None:
+    problems: list[str] = []
+    for path in all_python():
+        text = path.read_text()
+        name = path.relative_to(ROOT).as_posix()
+        if text.count("\n") > MAX_FILE_LINES:
+            problems.append(f"{name} has {text.count(chr(10))} lines, limit {MAX_FILE_LINES}")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                length = (node.end_lineno or node.lineno) - node.lineno + 1
+                if length > MAX_FUNCTION_LINES:
+                    problems.append(f"{name}:{node.lineno} {node.name} has {length} lines, limit {MAX_FUNCTION_LINES}")
+    assert problems == []
+
+
+def test_module_docstrings_are_short_and_present() -> None:
+    problems: list[str] = []
+    for name, tree in modules():
+        docstring = ast.get_docstring(tree)
+        if not docstring:
+            problems.append(f"{name} has no docstring")
+        elif docstring.count("\n") >= 12 and name not in ("derp/errors.py", "tailnet/errors.py"):
+            problems.append(f"{name} has a docstring of {docstring.count(chr(10)) + 1} lines, limit 12")
+    assert problems == []
+
+
+def test_unwanted_names() -> None:
+    problems = [
+        name for name, _ in modules() if set(Path(name).stem.split("_")) & UNWANTED_NAMES and "__init__" not in name
+    ]
+    assert problems == []
+
+
+def test_every_module_has_its_test_file() -> None:
+    missing = []
+    for name, tree in modules():
+        stem = Path(name).stem
+        if stem.startswith("__") or "/migrations/" in name or len(tree.body) <= 1:
+            continue
+        expected = ROOT / "tests" / Path(name).parent / f"test_{stem}.py"
+        if not expected.exists():
+            missing.append(f"{name} wants {expected.relative_to(ROOT)}")
+    assert missing == []
+
+
+def test_derp_imports_alone() -> None:
+    code = (
+        "import sys; sys.modules['tailnet'] = None\n"
+        "import pkgutil, importlib, derp\n"
+        "for m in pkgutil.walk_packages(derp.__path__, 'derp.'):\n"
+        "    if not m.name.endswith('__main__'): importlib.import_module(m.name)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
