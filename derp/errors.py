@@ -9,7 +9,8 @@ DerpError
 |  |- ConnectionClosed         the peer ended a live connection
 |  `- TransportTimeout         a deadline passed
 |- ConfigError               names the place, the key and what to change
-`- KeyFormatError            a key in text form is not one
+|- KeyFormatError            a key in text form is not one
+`- MapFormatError            a DERP map is not one; names the place inside it
 """
 
 
@@ -51,3 +52,7 @@ class ConfigError(DerpError):
 
 class KeyFormatError(DerpError, ValueError):
     """Text that should be a key is not one.  The text never repeats a private key."""
+
+
+class MapFormatError(DerpError, ValueError):
+    """Text or JSON that should be a DERP map is not one.  The text names the place inside the map."""
