@@ -248,8 +248,12 @@ class _Field(NamedTuple):
     encode: Callable[[Any], object] = lambda value: value
 
 
+def _by_folded_name(*fields: _Field) -> dict[str, _Field]:
+    return {entry.json_name.casefold(): entry for entry in fields}
+
+
 # In the order in which Go declares, and therefore writes, them.
-_NODE_FIELDS: Final = (
+_NODE_FIELDS: Final = _by_folded_name(
     _Field("Name", "name", _string, always=True),
     _Field("RegionID", "region_id", _int, always=True),
     _Field("HostName", "host_name", _string, always=True),
@@ -264,7 +268,7 @@ _NODE_FIELDS: Final = (
     _Field("STUNTestIP", "stun_test_ip", _string),
     _Field("CanPort80", "can_port_80", _bool),
 )
-_REGION_FIELDS: Final = (
+_REGION_FIELDS: Final = _by_folded_name(
     _Field("EmbeddedRelay", "embedded_relay", _bool, always=True),
     _Field("RegionID", "region_id", _int, always=True),
     _Field("RegionCode", "region_code", _string, always=True),
@@ -275,7 +279,7 @@ _REGION_FIELDS: Final = (
     _Field("NoMeasureNoHome", "no_measure_no_home", _bool),
     _Field("Nodes", "nodes", _nodes, always=True, encode=lambda nodes: [node.to_json() for node in nodes]),
 )
-_HOME_FIELDS: Final = (
+_HOME_FIELDS: Final = _by_folded_name(
     _Field(
         "RegionScore",
         "region_score",
@@ -283,7 +287,7 @@ _HOME_FIELDS: Final = (
         encode=lambda scores: {str(region_id): scores[region_id] for region_id in sorted(scores)},
     ),
 )
-_MAP_FIELDS: Final = (
+_MAP_FIELDS: Final = _by_folded_name(
     _Field(
         "HomeParams",
         "home_params",
@@ -299,26 +303,21 @@ _MAP_FIELDS: Final = (
     ),
     _Field("omitDefaultRegions", "omit_default_regions", _bool),
 )
-_BY_FOLDED_NAME: Final = {
-    fields: {entry.json_name.casefold(): entry for entry in fields}
-    for fields in (_NODE_FIELDS, _REGION_FIELDS, _HOME_FIELDS, _MAP_FIELDS)
-}
 
 
-def _decode_fields(fields: tuple[_Field, ...], value: object, place: str) -> dict[str, Any]:
-    known = _BY_FOLDED_NAME[fields]
+def _decode_fields(fields: dict[str, _Field], value: object, place: str) -> dict[str, Any]:
     attributes: dict[str, Any] = {}
     for name, item in _object(value, place).items():
-        entry = known.get(name.casefold()) if isinstance(name, str) else None
+        entry = fields.get(name.casefold()) if isinstance(name, str) else None
         if entry is None or item is None:
             continue
         attributes[entry.attribute] = entry.decode(item, f"{place}.{name}" if place else name)
     return attributes
 
 
-def _encode_fields(fields: tuple[_Field, ...], value: object) -> dict[str, object]:
+def _encode_fields(fields: dict[str, _Field], value: object) -> dict[str, object]:
     written = {}
-    for entry in fields:
+    for entry in fields.values():
         attribute = getattr(value, entry.attribute)
         # Go writes a pointer that is not nil even if what it points to is empty; so do we: an object is always true.
         if entry.always or attribute:
