@@ -1,0 +1,76 @@
+"""The error tree of the tailnet (layer L0).  It grows on the relay's: one `except DerpError` catches both.
+
+DerpError                     derp/errors.py
+|- ProtocolError                only cores raise these; reused here, and named again below for importers
+|  |- LocalProtocolError          we misused the core: nothing changed
+|  `- RemoteProtocolError         the peer misbehaved: the core is dead
+|     `- PeerSilent                 it did not answer a keep-alive, or never acknowledged a stream
+|- TransportError, ConfigError  as they are
+`- TailnetError
+   |- RpcError                  one RPC ended with a code and a sentence; the connection lives on
+   |  `- Unimplemented            code 12: genuine peers carry on without that RPC
+   `- StoreError                durable state could not be read or written
+"""
+
+from typing import Final
+
+from derp.errors import (
+    ConfigError,
+    DerpError,
+    LocalProtocolError,
+    ProtocolError,
+    RemoteProtocolError,
+    TransportError,
+)
+
+__all__ = [
+    "CODE_UNIMPLEMENTED",
+    "ConfigError",
+    "DerpError",
+    "LocalProtocolError",
+    "PeerSilent",
+    "ProtocolError",
+    "RemoteProtocolError",
+    "RpcError",
+    "StoreError",
+    "TailnetError",
+    "TransportError",
+    "Unimplemented",
+]
+
+# The one code that genuine peers look at: they go on without the RPC.  Everything else is 0, "an error".
+CODE_UNIMPLEMENTED: Final = 12
+
+
+class TailnetError(DerpError):
+    """Root of what this package adds."""
+
+
+class PeerSilent(RemoteProtocolError):
+    """The peer's bytes stopped making sense by their absence: a deadline of the protocol passed."""
+
+
+class RpcError(TailnetError):
+    """An RPC ended with an error.  A service raises it to answer so; a client gets it as the answer.
+
+    `text` travels to the peer and into its log: no secrets, nothing of other peers.
+    """
+
+    def __init__(self, text: str, code: int = 0) -> None:
+        super().__init__(text)
+        self.text = text
+        self.code = code
+
+    def __str__(self) -> str:
+        return f"{self.text} (code {self.code})" if self.code else self.text
+
+
+class Unimplemented(RpcError):
+    """This server does not serve that RPC."""
+
+    def __init__(self, text: str = "Unimplemented") -> None:
+        super().__init__(text, CODE_UNIMPLEMENTED)
+
+
+class StoreError(TailnetError):
+    """The store failed; the text names the operation and what to check."""
