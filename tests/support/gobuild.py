@@ -1,0 +1,109 @@
+"""Builds the Go programs that tests and benches run against, once, into build/bin.
+
+A program is rebuilt when its module's go.mod, go.sum or sources change; that is told from a stamp beside the binary,
+so a run without changes does not start the Go toolchain at all.  No pytest here: bench/ uses this too.
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = ROOT / "build" / "bin"
+INTEROP = ROOT / "tests" / "interop" / "go"
+
+
+class GoMissing(Exception):
+    """There is no Go toolchain on this machine."""
+
+
+class BuildFailed(Exception):
+    """`go build` ended with an error; the text is its output."""
+
+
+@dataclass(frozen=True, slots=True)
+class GoProgram:
+    """One binary: its name in build/bin, the folder of its go.mod, what `go build` is given, and build tags."""
+
+    name: str
+    module: Path
+    package: str
+    tags: tuple[str, ...] = ()
+
+
+DERPPEER = GoProgram("derppeer", INTEROP, "./cmd/derppeer")
+# The genuine client speaks websocket only with this tag and TS_DEBUG_DERP_WS_CLIENT=1 in its environment.
+DERPPEER_WEBSOCKET = GoProgram("derppeer-websocket", INTEROP, "./cmd/derppeer", ("ts_debug_websockets",))
+# Pinned by the `tool` lines of the module's go.mod, and therefore by its go.sum.
+DERPER = GoProgram("derper", INTEROP, "tailscale.com/cmd/derper")
+DERPPROBE = GoProgram("derpprobe", INTEROP, "tailscale.com/cmd/derpprobe")
+LOAD = GoProgram("derpload", ROOT / "bench" / "load", ".")
+
+ALL = (DERPPEER, DERPPEER_WEBSOCKET, DERPER, DERPPROBE, LOAD)
+
+
+def build(program: GoProgram) -> Path:
+    """Path of the built binary.  Raises GoMissing or BuildFailed.  Safe to call from several processes at once."""
+    binary = BIN / program.name
+    stamp, wanted = BIN / f"{program.name}.stamp", _fingerprint(program)
+    BIN.mkdir(parents=True, exist_ok=True)
+    with _alone(BIN / f"{program.name}.lock"):
+        if binary.exists() and stamp.exists() and stamp.read_text() == wanted:
+            return binary
+        go = shutil.which("go")
+        if go is None:
+            raise GoMissing(f"no `go` in PATH: install Go {_go_version(program)} or later to build {program.name}")
+        print(f"building {program.name} with go (once; the first time takes a minute)", file=sys.stderr, flush=True)
+        # Built beside the target and renamed: a running test keeps the file it has open.
+        fresh = BIN / f"{program.name}.new"
+        command = [go, "build", "-trimpath", "-buildvcs=false", "-o", str(fresh)]
+        if program.tags:
+            command.append(f"-tags={','.join(program.tags)}")
+        done = subprocess.run(
+            [*command, program.package],
+            cwd=program.module,
+            env=os.environ | {"GOFLAGS": "-mod=readonly"},  # go.sum is the pin: a build never rewrites it
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise BuildFailed(f"{' '.join(command)} {program.package} in {program.module}:\n{done.stderr}")
+        fresh.replace(binary)
+        stamp.write_text(wanted)
+    return binary
+
+
+def _fingerprint(program: GoProgram) -> str:
+    digest = hashlib.sha256(repr((program.package, program.tags)).encode())
+    files = [program.module / "go.mod", program.module / "go.sum"]
+    if program.package.startswith("."):  # a foreign package is told by go.sum alone
+        files += sorted(program.module.rglob("*.go"))
+    for path in files:
+        digest.update(f"\0{path.relative_to(program.module)}\0".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _go_version(program: GoProgram) -> str:
+    lines = (program.module / "go.mod").read_text().splitlines()
+    return next(line.split()[1] for line in lines if line.startswith("go "))
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+if __name__ == "__main__":  # python -m tests.support.gobuild: build everything, for CI and for the impatient
+    for each in ALL:
+        print(build(each))
