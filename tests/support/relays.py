@@ -1,0 +1,155 @@
+"""Starts a relay as an operator would, ours or the genuine derper, with the same command line.
+
+`async with open_relay("ours", tls=True) as relay` picks a free port on 127.0.0.1, starts the process, waits until it
+accepts connections, and ends it by its pid.  The flags are derper's own: ours takes them with the same meaning.
+"""
+
+import hashlib
+import re
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import trio
+
+from tests.support.gobuild import DERPER, ROOT
+from tests.support.peers import Node, require
+
+RelayKind = Literal["ours", "genuine"]
+
+HOST = "127.0.0.1"
+# A cold start of the interpreter on a busy machine takes seconds; a relay that needs this long is broken.
+START_SECONDS = 30.0
+STOP_SECONDS = 15.0
+
+
+class RelayFailed(Exception):
+    """The relay ended, or never listened; the text holds what it printed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Relay:
+    """A running relay.  With TLS, `pin` is `sha256-raw:<hex>` of its certificate and `certificate` the PEM file."""
+
+    kind: RelayKind
+    port: int
+    stun_port: int
+    tls: bool
+    pid: int
+    folder: Path
+    pin: str = ""
+    certificate: Path | None = None
+
+    @property
+    def url(self) -> str:
+        """For URL clients: http or https, path /derp."""
+        return f"{'https' if self.tls else 'http'}://{HOST}:{self.port}/derp"
+
+    @property
+    def websocket_url(self) -> str:
+        return f"{'wss' if self.tls else 'ws'}://{HOST}:{self.port}/derp"
+
+    @property
+    def node(self) -> Node:
+        """For region clients; needs TLS.  Verified by the pin."""
+        assert self.tls, "a genuine region client always uses TLS"
+        return Node(HOST, self.port, cert_name=self.pin)
+
+    def output(self) -> str:
+        """What the relay printed so far, both streams."""
+        return (self.folder / "output").read_text(errors="replace")
+
+
+def command_line(
+    kind: RelayKind, folder: Path, port: int, *, tls: bool = False, mesh_key: str = "", stun_port: int = 0
+) -> list[str]:
+    """The argument vector for one relay on 127.0.0.1:port that keeps all its files in `folder`."""
+    start = [str(require(DERPER))] if kind == "genuine" else [sys.executable, "-m", "derp", "serve"]
+    arguments = [f"--a={HOST}:{port}", f"--c={folder / 'derper.key'}", f"--hostname={HOST}", "--http-port=-1"]
+    arguments.append(f"--stun-port={stun_port}" if stun_port else "--stun=false")
+    if tls:
+        arguments += ["--certmode=manual", f"--certdir={folder / 'certs'}"]
+    if mesh_key:
+        psk = folder / "mesh.key"
+        psk.write_text(mesh_key + "\n")
+        psk.chmod(0o600)
+        arguments.append(f"--mesh-psk-file={psk}")
+    return start + arguments
+
+
+@asynccontextmanager
+async def open_relay(
+    kind: RelayKind, *, tls: bool = False, mesh_key: str = "", stun: bool = False, extra: tuple[str, ...] = ()
+) -> AsyncIterator[Relay]:
+    """Start one relay and stop it at the end.  `extra` are more flags.  Raises RelayFailed."""
+    with tempfile.TemporaryDirectory(prefix="relay-") as name:
+        folder = Path(name)
+        port = free_port(socket.SOCK_STREAM)
+        stun_port = free_port(socket.SOCK_DGRAM) if stun else 0
+        command = command_line(kind, folder, port, tls=tls, mesh_key=mesh_key, stun_port=stun_port)
+        with (folder / "output").open("wb") as output:
+            process = await trio.lowlevel.open_process(
+                [*command, *extra], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT
+            )
+        relay = Relay(kind, port, stun_port, tls, process.pid, folder)
+        try:
+            await _wait_listening(process, relay)
+            yield await trio.to_thread.run_sync(_with_certificate, relay) if tls else relay
+        finally:
+            await _stop(process)
+
+
+def free_port(kind: socket.SocketKind) -> int:
+    """A port of 127.0.0.1 that nobody uses now.  derper cannot tell which port it got for port 0."""
+    with socket.socket(socket.AF_INET, kind) as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+async def _wait_listening(process: trio.Process, relay: Relay) -> None:
+    """Poll, since derper says that it serves before it listens."""
+    with trio.move_on_after(START_SECONDS):
+        while process.poll() is None:
+            try:
+                stream = await trio.open_tcp_stream(HOST, relay.port)
+            except OSError:
+                await trio.sleep(0.02)
+                continue
+            await stream.aclose()
+            return
+    raise RelayFailed(f"{relay.kind} relay did not listen (exit code {process.poll()}):\n{relay.output()}")
+
+
+def _with_certificate(relay: Relay) -> Relay:
+    """Ask the relay itself for its certificate, as an operator with openssl would."""
+    pem = ssl.get_server_certificate((HOST, relay.port), timeout=START_SECONDS)
+    path = relay.folder / "served.pem"
+    path.write_text(pem)
+    pin = f"sha256-raw:{hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem)).hexdigest()}"
+    return Relay(relay.kind, relay.port, relay.stun_port, True, relay.pid, relay.folder, pin, path)
+
+
+def printed_pin(relay: Relay) -> str:
+    """The pin in what the relay printed for the operator's DERP map; empty if it printed none."""
+    found = re.search(r"sha256-raw:[0-9a-f]{64}", relay.output())
+    return found.group() if found else ""
+
+
+async def _stop(process: trio.Process) -> None:
+    with trio.CancelScope(shield=True):
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        with trio.move_on_after(STOP_SECONDS):
+            await process.wait()
+            return
+        process.kill()
+        await process.wait()
