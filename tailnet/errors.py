@@ -9,9 +9,12 @@ DerpError                     derp/errors.py
 `- TailnetError
    |- RpcError                  one RPC ended with a code and a sentence; the connection lives on
    |  `- Unimplemented            code 12: genuine peers carry on without that RPC
-   `- StoreError                durable state could not be read or written
+   |- StoreError                durable state could not be read or written
+   |  `- StoreVersionError        its schema is newer than this program
+   `- SeedError                 a file to import is wrong: every mistake with its place
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 from derp.errors import (
@@ -28,11 +31,14 @@ __all__ = [
     "ConfigError",
     "DerpError",
     "LocalProtocolError",
+    "MalformedField",
     "PeerSilent",
     "ProtocolError",
     "RemoteProtocolError",
     "RpcError",
+    "SeedError",
     "StoreError",
+    "StoreVersionError",
     "TailnetError",
     "TransportError",
     "Unimplemented",
@@ -72,5 +78,24 @@ class Unimplemented(RpcError):
         super().__init__(text, CODE_UNIMPLEMENTED)
 
 
+class MalformedField(TailnetError, ValueError):
+    """A message was decoded, but a field of it makes no sense.  The text names field and reason."""
+
+
 class StoreError(TailnetError):
     """The store failed; the text names the operation and what to check."""
+
+
+class StoreVersionError(StoreError):
+    """The database was written by a newer version of this program."""
+
+
+class SeedError(TailnetError):
+    """A file to import is wrong; nothing of it was stored.
+
+    `problems` has one line for each mistake, each with its place in the file; no line repeats a token.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
