@@ -1,0 +1,176 @@
+"""The race of addresses, in virtual time on fake streams, and real dials on loopback."""
+
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+import trio.testing
+
+from derp.errors import ConnectError, TransportTimeout
+from derp.transport.tcp import TcpTarget, dial_tcp, race
+
+
+class FakeStream(trio.abc.AsyncResource):
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.closed = False
+
+    async def aclose(self) -> None:
+        self.closed = True
+        await trio.lowlevel.checkpoint()
+
+
+class Course:
+    """Runners with set times; keeps when each one started."""
+
+    def __init__(self) -> None:
+        self.started: dict[str, float] = {}
+        self.opened: list[FakeStream] = []
+
+    def runner(self, name: str, seconds: float, *, fails: bool = False) -> Callable[[], Awaitable[FakeStream]]:
+        async def run() -> FakeStream:
+            self.started[name] = trio.current_time()
+            await trio.sleep(seconds)
+            if fails:
+                raise ConnectError(f"{name} refused")
+            stream = FakeStream(name)
+            self.opened.append(stream)
+            return stream
+
+        return run
+
+
+@pytest.fixture
+def course() -> Course:
+    return Course()
+
+
+async def test_ipv4_waits_and_loses_to_a_quick_ipv6(course: Course, autojump_clock: trio.testing.MockClock) -> None:
+    start = trio.current_time()
+    won = await race([course.runner("v6", 0.15), course.runner("v4", 0.01)], stagger_seconds=0.2)
+    assert won.name == "v6"
+    assert trio.current_time() - start == pytest.approx(0.15)
+    assert list(course.started) == ["v6"]
+
+
+async def test_ipv4_starts_late_and_beats_a_dead_ipv6(course: Course, autojump_clock: trio.testing.MockClock) -> None:
+    start = trio.current_time()
+    won = await race([course.runner("v6", 999), course.runner("v4", 0.05)], stagger_seconds=0.2)
+    assert won.name == "v4"
+    assert trio.current_time() - start == pytest.approx(0.25)
+
+
+async def test_a_refusal_starts_the_next_one_at_once(course: Course, autojump_clock: trio.testing.MockClock) -> None:
+    start = trio.current_time()
+    await race([course.runner("v6", 0.01, fails=True), course.runner("v4", 0.05)], stagger_seconds=0.2)
+    assert course.started["v4"] - start == pytest.approx(0.01)
+
+
+async def test_without_delay_both_start_together(course: Course, autojump_clock: trio.testing.MockClock) -> None:
+    won = await race([course.runner("v6", 0.2), course.runner("v4", 0.1)], stagger_seconds=0)
+    assert won.name == "v4"
+    assert course.started["v6"] == course.started["v4"]
+
+
+async def test_all_refusals_are_reported_once_each(course: Course, autojump_clock: trio.testing.MockClock) -> None:
+    runners = [course.runner("a", 0.3, fails=True), course.runner("b", 0.1, fails=True)]
+    with pytest.raises(ConnectError, match=r"^a refused; b refused$"):
+        await race([*runners, runners[0]], stagger_seconds=0.01)
+
+
+async def test_a_late_second_winner_is_closed(course: Course, autojump_clock: trio.testing.MockClock) -> None:
+    won = await race([course.runner("a", 0.1), course.runner("b", 0.1)], stagger_seconds=0)
+    assert [stream.closed for stream in course.opened if stream is not won] == [True] * (len(course.opened) - 1)
+    assert not won.closed
+
+
+async def test_a_winner_is_closed_when_the_whole_race_is_cancelled() -> None:
+    stream = FakeStream("a")
+    scope = trio.CancelScope()
+
+    async def wins_as_the_world_ends() -> FakeStream:
+        scope.cancel()
+        return stream
+
+    with scope:
+        await race([wins_as_the_world_ends], stagger_seconds=0.2)
+    assert scope.cancelled_caught
+    assert stream.closed
+
+
+@pytest.mark.parametrize(
+    ("target", "families"),
+    [
+        (TcpTarget("a.example", 1), [(socket.AF_INET6, "a.example"), (socket.AF_INET, "a.example")]),
+        (TcpTarget("a.example", 1, ipv4="10.0.0.1"), [(socket.AF_INET6, "a.example"), (socket.AF_INET, "10.0.0.1")]),
+        (TcpTarget("a.example", 1, ipv6="none"), [(socket.AF_INET, "a.example")]),
+        (TcpTarget("a.example", 1, ipv4="none", ipv6="fd00::1"), [(socket.AF_INET6, "fd00::1")]),
+        (TcpTarget("a.example", 1, ipv4="fd00::1"), [(socket.AF_INET6, "a.example")]),
+        (TcpTarget("10.0.0.1", 1), [(socket.AF_INET, "10.0.0.1")]),
+        (TcpTarget("fd00::1", 1), [(socket.AF_INET6, "fd00::1")]),
+    ],
+)
+def test_which_families_are_dialled(target: TcpTarget, families: list[tuple[int, str]]) -> None:
+    assert target.families() == families
+
+
+def test_no_family_left_says_what_to_change() -> None:
+    with pytest.raises(ConnectError, match="switches IPv4 \\('none'\\) and IPv6 \\('none'\\) off"):
+        TcpTarget("a.example", 1, ipv4="none", ipv6="none").families()
+
+
+@asynccontextmanager
+async def listening(host: str) -> AsyncIterator[int]:
+    listeners = await trio.open_tcp_listeners(0, host=host)
+    try:
+        yield listeners[0].socket.getsockname()[1]
+    finally:
+        for listener in listeners:
+            await listener.aclose()
+
+
+async def test_a_real_dial_sets_the_options_that_matter() -> None:
+    async with listening("127.0.0.1") as port:
+        stream = await dial_tcp(TcpTarget("127.0.0.1", port), timeout_seconds=5)
+        async with stream:
+            assert stream.socket.getpeername() == ("127.0.0.1", port)
+            assert stream.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
+            assert stream.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 15_000
+
+
+async def test_the_other_family_is_used_when_one_refuses() -> None:
+    async with listening("127.0.0.1") as port:
+        target = TcpTarget("relay.invalid", port, ipv4="127.0.0.1", ipv6="::1")
+        stream = await dial_tcp(target, timeout_seconds=5, prefer_ipv6=True)
+        async with stream:
+            assert stream.socket.getpeername()[0] == "127.0.0.1"
+
+
+async def test_refusal_names_each_address() -> None:
+    async with listening("127.0.0.1") as port:
+        pass
+    with pytest.raises(ConnectError, match=f"connect to 127.0.0.1:{port}: 127.0.0.1: nothing listens"):
+        await dial_tcp(TcpTarget("127.0.0.1", port), timeout_seconds=5)
+
+
+async def test_a_name_that_cannot_be_one() -> None:
+    with pytest.raises(ConnectError, match=r"not a host name|does not resolve"):
+        await dial_tcp(TcpTarget("a..b", 1), timeout_seconds=5)
+
+
+async def test_a_silent_network_runs_into_the_deadline(autojump_clock: trio.testing.MockClock) -> None:
+    class SilentResolver(trio.abc.HostnameResolver):
+        async def getaddrinfo(self, *args: object, **kwargs: object) -> list[object]:
+            await trio.sleep_forever()
+            raise AssertionError
+
+        async def getnameinfo(self, *args: object, **kwargs: object) -> tuple[str, str]:
+            raise AssertionError
+
+    trio.socket.set_custom_hostname_resolver(SilentResolver())
+    start = trio.current_time()
+    with pytest.raises(TransportTimeout, match=r"relay.example:443 within 1.5 s"):
+        await dial_tcp(TcpTarget("relay.example", 443), timeout_seconds=1.5)
+    assert trio.current_time() - start == pytest.approx(1.5)
