@@ -93,7 +93,8 @@ def duration(minimum: float, maximum: float) -> Parser[float]:
         # A bare number is refused in files too: nobody remembers whether a 5 meant seconds or milliseconds.
         if not isinstance(value, str) or not (value == "0" or re.fullmatch(f"({_DURATION_PART.pattern})+", value)):
             _refuse('a duration with its unit, such as "2s" or "1m30s"', value)
-        seconds = sum(float(part[1]) * _UNIT_SECONDS[part[2]] for part in _DURATION_PART.finditer(value))
+        parts = _DURATION_PART.finditer(value)
+        seconds = sum((float(part[1]) * _UNIT_SECONDS[part[2]] for part in parts), 0.0)
         if not minimum <= seconds <= maximum:
             _refuse(f"a duration from {minimum:g}s to {maximum:g}s", value)
         return seconds

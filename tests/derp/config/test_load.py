@@ -1,0 +1,358 @@
+"""Sources and their order, the rules between settings, and: whatever is wrong is one error with place, key and reason."""
+
+import json
+import math
+import os
+import stat
+from collections.abc import Callable
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+
+from derp.config.load import load_config, load_rate_config
+from derp.config.relay import MeshPeer, RateConfig, RelayConfig, TlsConfig
+from derp.errors import ConfigError
+from derp.keys import MeshKey, NodePrivate
+
+DEV = {"dev": "true"}
+MESH_KEY = "ab" * 32
+KEY = "nodekey:" + "07" * 32
+MANY_FILES = 1 << 20
+
+
+def load(
+    flags: dict[str, str] | None = None, environ: dict[str, str] | None = None, toml: str | None = None
+) -> RelayConfig:
+    return load_config(flags or {}, environ or {}, toml, open_files=MANY_FILES)
+
+
+@pytest.fixture
+def toml(tmp_path: Path) -> Callable[[str], str]:
+    def write(text: str) -> str:
+        path = tmp_path / "relay.toml"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+# Sources.
+
+
+def test_later_sources_win(toml: Callable[[str], str]) -> None:
+    file = toml('dev = true\nqueue_depth = 1\nqueue_bytes = 200_000\nhome = "blank"')
+    config = load({"queue_depth": "3"}, {"DERP_QUEUE_DEPTH": "2", "DERP_QUEUE_BYTES": "300000"}, file)
+    assert (config.queue_depth, config.queue_bytes, config.home) == (3, 300_000, "blank")
+    assert config.tcp_write_timeout_seconds == 2.0
+
+
+def test_the_environment_names_the_file(toml: Callable[[str], str]) -> None:
+    assert load({}, {"DERP_CONFIG": toml("dev = true\nstun = false")}).stun_enabled is False
+
+
+def test_empty_and_foreign_variables_are_passed_over() -> None:
+    environ = {"DERP_QUEUE_DEPTH": "", "DERP_PORT_443_TCP": "tcp://10.0.0.1:443", "DERP_SERVICE_HOST": "10.0.0.1"}
+    assert load(DEV, environ | {"DERPX": "1", "PATH": "/bin"}).queue_depth == 512
+
+
+EVERYTHING = """
+listen = ["127.0.0.1:8443", "[::1]:8443"]
+hostname = "relay.example"
+cert_mode = "manual"
+cert_dir = "/certs"
+http_port = 8080
+stun_port = 0
+derp = false
+home = "https://example.org/"
+bootstrap_dns_names = ["a.example"]
+unpublished_bootstrap_dns_names = ["b.example/t.example"]
+mesh_with = ["relay.example", "other.example/10.0.0.9"]
+tcp_write_timeout = "3s"
+mesh_write_timeout = "1m"
+tcp_user_timeout = "20s"
+tcp_keepalive_time = "5m"
+handshake_timeout = "7s"
+keepalive = "50s"
+drain = "1m30s"
+accept_connection_limit = 10.5
+accept_connection_burst = 11
+max_connections = 12
+queue_depth = 13
+queue_bytes = 200_000
+verify_client_url = "https://admit.example/"
+verify_client_url_fail_open = true
+allow_keys = ["{key}"]
+deny_keys = []
+debug_allow = ["10.0.0.0/8"]
+trusted_proxies = ["10.1.0.0/16"]
+log_format = "json"
+log_level = "debug"
+"""
+
+
+def test_every_setting_arrives(tmp_path: Path, toml: Callable[[str], str]) -> None:
+    mesh, rate, key = tmp_path / "mesh", tmp_path / "rate", tmp_path / "key"
+    mesh.write_text(f"\n {MESH_KEY} \n")
+    rate.write_text('{"PerClientRateLimitBytesPerSec": 100, "PerClientRateBurstBytes": 200}')
+    private = NodePrivate.generate()
+    key.write_text(json.dumps({"privatekey": private.text(), "More": 1}))
+    files = f'mesh_psk_file = "{mesh}"\nrate_config = "{rate}"\nkey_file = "{key}"\n'
+    config = load({}, {}, toml(files + EVERYTHING.format(key=KEY)))
+    expected = RelayConfig(
+        private_key=private,
+        listen=(("127.0.0.1", 8443), ("::1", 8443)),
+        hostname="relay.example",
+        tls=TlsConfig(Path("/certs/relay.example.crt"), Path("/certs/relay.example.key"), "relay.example", True),
+        http_port=8080,
+        stun_port=0,
+        derp_enabled=False,
+        home="https://example.org/",
+        bootstrap_dns_names=("a.example",),
+        unpublished_bootstrap_dns_names=(("b.example", "t.example"),),
+        mesh_key=MeshKey.parse(MESH_KEY),
+        mesh_with=(MeshPeer("relay.example", 443, "relay.example"), MeshPeer("other.example", 443, "10.0.0.9")),
+        tcp_write_timeout_seconds=3.0,
+        mesh_write_timeout_seconds=60.0,
+        tcp_user_timeout_seconds=20.0,
+        tcp_keepalive_seconds=300.0,
+        handshake_timeout_seconds=7.0,
+        keepalive_seconds=50.0,
+        drain_seconds=90.0,
+        accept_connection_limit=10.5,
+        accept_connection_burst=11,
+        max_connections=12,
+        queue_depth=13,
+        queue_bytes=200_000,
+        verify_client_url="https://admit.example/",
+        verify_client_url_fail_open=True,
+        allow_keys=frozenset({b"\x07" * 32}),
+        debug_allow=(ip_network("10.0.0.0/8"),),
+        trusted_proxies=(ip_network("10.1.0.0/16"),),
+        rate=RateConfig(100, 200),
+        rate_config_file=rate,
+        log_format="json",
+        log_level="debug",
+        notices=config.notices,
+    )
+    assert config == expected
+
+
+# One error: place, key, reason.
+
+WRONG_TOML = [
+    ("queue_depth =", "relay.toml: is not TOML: "),
+    ("a = " + "[" * 5000, "relay.toml: is not TOML: "),
+    ("queue_depht = 3", "relay.toml: 'queue_depht': there is no such setting: did you mean queue_depth?"),
+    ('"\\n" = 3', "relay.toml: '\\n': there is no such setting"),
+    ("[listen]\na = 1", "relay.toml: listen: wants a list"),
+    ("listen = []", "relay.toml: listen: wants at least one address"),
+    ("listen = [3340]", "relay.toml: listen: wants text in quotes, got 3340"),
+    ('listen = "3340"', "relay.toml: listen: wants an address with a port"),
+    ('queue_depth = "many"', "relay.toml: queue_depth: wants a whole number from 1 to 65,536, got 'many'"),
+    ("queue_bytes = 1", "relay.toml: queue_bytes: wants a whole number from 131,072"),
+    ('stun = "perhaps"', "relay.toml: stun: wants true or false"),
+    ("keepalive = 60", "relay.toml: keepalive: wants a duration with its unit"),
+    ('keepalive = "2m"', "relay.toml: keepalive: wants a duration from 1s to 110s"),
+    ("accept_connection_limit = 0", "relay.toml: accept_connection_limit: wants a number above 0"),
+    ('home = "white"', "relay.toml: home: wants a URL"),
+    ('debug_allow = ["10.0.0.1/8"]', "relay.toml: debug_allow: 10.0.0.1/8 has bits set"),
+    ('allow_keys = ["nodekey:1"]', "relay.toml: allow_keys: a node public key has 64 hex digits"),
+    ('mesh_with = ["a"]', "relay.toml: mesh_with: needs the mesh's key: set --mesh-psk-file"),
+    ('mesh_psk_file = "/nonexistent/k"', "/nonexistent/k: cannot read the mesh key: No such file"),
+    ('rate_config = "/nonexistent/r"', "/nonexistent/r: cannot read the limits: No such file"),
+    ('mesh_psk_file = "/dev/zero"', "/dev/zero: is no mesh key: it has more than"),
+    ('cert_mode = "gcp"', "relay.toml: cert_mode: gcp is not supported: use manual"),
+    ('cert_mode = "magic"', "relay.toml: cert_mode: wants one of manual, letsencrypt, gcp, got 'magic'"),
+    ('cert_mode = "manual"\ncert_dir = "/c"', "flags: --hostname: --cert-mode manual needs --hostname"),
+    ('tls_cert = "/c"', "relay.toml: tls_cert: a certificate needs its key"),
+    ('tls_key = "/c"', "relay.toml: tls_key: a certificate needs its key"),
+    ('tls_cert = "/c"\ntls_key = "/k"\ntls_self_signed = true', "relay.toml: tls_cert: only one of"),
+    ('cert_mode = "manual"\ntls_self_signed = true', "relay.toml: tls_self_signed: only one of"),
+    ('listen = ":443"', "relay.toml: listen: port 443 speaks TLS and needs a certificate"),
+    ('listen = ":443"\ncert_mode = "letsencrypt"', "relay.toml: listen: port 443 speaks TLS and needs a certificate"),
+    ("max_connections = 2_000_000", "relay.toml: max_connections: 2,000,000 are not possible, this process may open"),
+]
+
+
+@pytest.mark.parametrize(("text", "says"), WRONG_TOML, ids=[says for _, says in WRONG_TOML])
+def test_a_wrong_file_is_one_error(tmp_path: Path, toml: Callable[[str], str], text: str, says: str) -> None:
+    file = toml(text if text.startswith(("a =", "[")) else f"dev = true\n{text}")
+    with pytest.raises(ConfigError) as caught:
+        load({}, {"HOME": str(tmp_path)}, file)
+    message = str(caught.value).replace(f"{tmp_path}/", "")
+    assert message.startswith(says)
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("flags", "environ", "says"),
+    [
+        ({"queue_depth": "x"}, {}, "flags: --queue-depth: wants a whole number"),
+        ({"listen": "x"}, {}, "flags: --listen/-a: wants an address"),
+        ({}, {"DERP_QUEUE_DEPTH": "x"}, "environment: DERP_QUEUE_DEPTH: wants a whole number"),
+        ({}, {"DERP_QUEUE_DEPHT": "1"}, "environment: DERP_QUEUE_DEPHT: there is no such setting: did you mean DERP_Q"),
+        ({}, {"DERP_CONFIG": "/nonexistent/c"}, "/nonexistent/c: cannot read the settings: No such file"),
+        ({}, {"TAILSCALE_DERPER_MESH_KEY": "12"}, "environment: TAILSCALE_DERPER_MESH_KEY: a mesh key has 64 hex"),
+    ],
+)
+def test_wrong_flags_and_variables_are_named(flags: dict[str, str], environ: dict[str, str], says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(DEV | flags, environ)
+    assert str(caught.value).startswith(says)
+
+
+# TLS.
+
+
+def test_tls_is_where_derper_has_it() -> None:
+    assert load(DEV).tls is None
+    assert load(DEV | {"cert_mode": "letsencrypt"}).tls is None
+    manual = load(DEV | {"cert_mode": "manual", "hostname": "r.example"}, {"HOME": "/home/op"})
+    folder = Path("/home/op/.cache/tailscale/derper-certs")
+    assert manual.tls == TlsConfig(folder / "r.example.crt", folder / "r.example.key", "r.example", require_sni=True)
+    assert manual.http_port == 80
+
+
+def test_a_certificate_for_an_address_serves_any_name_and_may_be_made() -> None:
+    config = load(DEV | {"cert_mode": "manual", "hostname": "::1", "cert_dir": "/c", "http_port": "-1"})
+    assert config.tls == TlsConfig(Path("/c/1.crt"), Path("/c/1.key"), "::1", require_sni=False, self_signed=True)
+    assert config.http_port is None
+
+
+def test_self_signed_takes_the_name_from_the_listener() -> None:
+    config = load(DEV | {"listen": "127.0.0.1:443", "tls_self_signed": "true"})
+    assert config.tls == TlsConfig(hostname="127.0.0.1", self_signed=True)
+    assert config.http_port == 80
+
+
+def test_http_port_without_tls_is_said_to_be_useless() -> None:
+    config = load(DEV | {"http_port": "81"})
+    assert config.http_port is None
+    assert any("--http-port: has no effect" in notice for notice in config.notices)
+
+
+# Limits.
+
+
+def test_connections_never_exceed_the_open_files() -> None:
+    config = load_config(DEV, {}, open_files=4096)
+    assert config.max_connections == 4096 - 256
+    assert "raise its limit" in config.notices[0]
+    assert load_config(DEV, {}, open_files=-1).max_connections == 100_000  # RLIM_INFINITY
+    assert load_config(DEV, {}, open_files=10).max_connections == 1
+
+
+def test_rate_config_is_read_as_derper_reads_it(tmp_path: Path) -> None:
+    path = tmp_path / "rate.json"
+    path.write_text('{"perclientratelimitbytespersec": 5, "Other": [], "PerClientRateBurstBytes": null}')
+    assert load_rate_config(path) == RateConfig(5, 0)
+    path.write_text('{"PerClientRateBurstBytes": 9}')
+    assert load_rate_config(path) == RateConfig()
+    for text in ("[]", "{", '{"PerClientRateBurstBytes": -1}', '{"PerClientRateLimitBytesPerSec": 1.5}'):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=r"rate\.json: "):
+            load_rate_config(path)
+
+
+# Keys.
+
+
+def test_a_missing_key_file_is_made_and_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "derper.key"
+    flags = {"listen": ":1", "key_file": str(path)}
+    first = load(flags)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert json.loads(path.read_text()) == {"PrivateKey": first.private_key.text()}
+    assert any(f"made a new private key in {path}" in notice for notice in first.notices)
+    assert load(flags).private_key == first.private_key
+    assert [entry.name for entry in path.parent.iterdir()] == ["derper.key"]
+
+
+def test_only_root_has_a_default_key_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(ConfigError, match=r"flags: --key-file/-c: is not set: name a file"):
+        load({"listen": ":1"})
+
+
+def test_dev_makes_a_fresh_key_each_time() -> None:
+    assert load(DEV).private_key != load(DEV).private_key
+
+
+def test_a_wrong_setting_leaves_no_key_file_behind(tmp_path: Path) -> None:
+    path = tmp_path / "derper.key"
+    with pytest.raises(ConfigError):
+        load({"listen": ":1", "key_file": str(path), "mesh_with": "a"}, {"HOME": str(tmp_path)})
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "is not a JSON object with the private key"),
+        ("privkey:" + "11" * 32, "is not a JSON object with the private key"),
+        ("{}", 'PrivateKey: is missing: the file should read {"PrivateKey": "privkey:..."}'),
+        ('{"PrivateKey": null}', "PrivateKey: is missing"),
+        ('{"PrivateKey": "privkey:' + "11" * 31 + '"}', "PrivateKey: a node private key has 64 hex digits"),
+        ('{"PrivateKey": "nodekey:' + "11" * 32 + '"}', "PrivateKey: a node private key starts with 'privkey:'"),
+    ],
+)
+def test_a_broken_key_file_is_named_but_never_shown(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "derper.key"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load({"listen": ":1", "key_file": str(path)})
+    assert str(caught.value).startswith(f"{path}: {says}")
+    assert "1111" not in str(caught.value)
+    assert path.read_text() == text
+
+
+def test_secrets_that_others_can_read_are_told(tmp_path: Path) -> None:
+    key, mesh = tmp_path / "key", tmp_path / "mesh"
+    key.write_text(json.dumps({"PrivateKey": NodePrivate.generate().text()}))
+    mesh.write_text(MESH_KEY)
+    os.chmod(key, 0o640)
+    os.chmod(mesh, 0o600)
+    flags = {"listen": "127.0.0.1:1", "key_file": str(key), "mesh_psk_file": str(mesh)}
+    assert load(flags).notices == (f"{key}: others on this machine can read this secret: chmod 600 {key}",)
+
+
+def test_the_mesh_key_is_found_where_derper_looks(tmp_path: Path) -> None:
+    (tmp_path / "keys").mkdir()
+    path = tmp_path / "keys" / "derp-mesh.key"
+    path.write_text(MESH_KEY)
+    os.chmod(path, 0o600)
+    key = {"key_file": str(tmp_path / "k"), "listen": ":1"}
+    assert load(key, {"HOME": str(tmp_path)}).mesh_key == MeshKey.parse(MESH_KEY)
+    assert load(DEV, {"HOME": str(tmp_path)}).mesh_key is None
+    assert load(DEV, {"TAILSCALE_DERPER_MESH_KEY": MESH_KEY}).mesh_key == MeshKey.parse(MESH_KEY)
+
+
+# What the operator is told.
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ({"listen": ":1"}, True),
+        ({"listen": "127.0.0.1:1,10.0.0.1:1"}, True),
+        ({"listen": "127.0.0.1:1,[::1]:1,localhost:2"}, False),
+        ({"listen": ":1", "allow_keys": KEY}, False),
+        ({"listen": ":1", "verify_client_url": "http://127.0.0.1/"}, False),
+        ({"listen": ":1", "derp": "false"}, False),
+        ({"listen": ":1", "dev": "true"}, False),
+    ],
+)
+def test_an_open_relay_on_a_public_address_says_so(tmp_path: Path, flags: dict[str, str], told: bool) -> None:
+    config = load(flags | {"key_file": str(tmp_path / "k")})
+    assert any("this relay is open" in notice for notice in config.notices) is told
+
+
+def test_fail_open_and_unlimited_accepts_are_told() -> None:
+    flags = {"verify_client_url": "http://a/", "verify_client_url_fail_open": "1", "accept_connection_limit": "inf"}
+    config = load(DEV | flags)
+    assert config.accept_connection_limit == math.inf
+    assert [notice.partition(":")[0] for notice in config.notices] == [
+        "while the admission URL does not answer, anyone may use this relay",
+        "accepts are not limited",
+    ]
