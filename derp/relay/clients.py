@@ -1,0 +1,144 @@
+"""Who is connected: connections, and the keys they share.  Layer L1.
+
+A key may have several connections.  One of them is active: packets for the key go there.  The newest connection
+becomes active; after that whichever sent a frame last (genuine relays do the same, as the last writer is the one
+that is alive).  When the active one leaves, the one that was active most recently takes over.
+"""
+
+from typing import Any, Final
+
+from derp.protocol.frames import PeerPresentFlags
+from derp.relay.queue import PacketQueue
+
+# A client that sends disco packets to an absent peer is told so: three times at once, then once a second.
+NOT_HERE_BURST: Final = 3
+NOT_HERE_PER_SECOND: Final = 1.0
+
+
+class Client:
+    """One connection of one key, as the brain sees it.  The router fills `pending`; the driver sends it.
+
+    `link` is the driver's, opaque here.  `queue` is None unless the socket is full.
+    """
+
+    __slots__ = (
+        "address",
+        "app_name",
+        "bytes_in",
+        "bytes_out",
+        "can_ack_pings",
+        "connected_at",
+        "heard_from",
+        "is_dirty",
+        "is_duplicate",
+        "is_ideal",
+        "is_mesh_peer",
+        "is_preferred",
+        "is_prober",
+        "is_watcher",
+        "key",
+        "link",
+        "member",
+        "not_here_at",
+        "not_here_tokens",
+        "number",
+        "packets_in",
+        "packets_out",
+        "pending",
+        "pending_bytes",
+        "port",
+        "queue",
+    )
+
+    # The hot path asks every route whether packets to it must be wrapped for another relay.
+    is_forwarder: Final = False
+
+    def __init__(
+        self,
+        key: bytes,
+        number: int,
+        link: Any,
+        now: float,
+        *,
+        address: str = "",
+        port: int = 0,
+        is_mesh_peer: bool = False,
+        is_prober: bool = False,
+        is_ideal: bool = True,
+        can_ack_pings: bool = False,
+        app_name: str = "",
+    ) -> None:
+        self.key = key
+        self.number = number
+        self.link = link
+        self.connected_at = now
+        self.address = address
+        self.port = port
+        self.is_mesh_peer = is_mesh_peer
+        self.is_prober = is_prober
+        self.is_ideal = is_ideal
+        self.can_ack_pings = can_ack_pings
+        self.app_name = app_name
+        self.is_preferred = False
+        self.is_watcher = False
+        self.is_duplicate = False
+        self.is_dirty = False
+        self.member: Member | None = None
+        self.pending: list[memoryview | bytes] = []
+        self.pending_bytes = 0
+        self.queue: PacketQueue | None = None
+        # keys this connection got packets from, so that leaving can forget it there; made with the first packet
+        self.heard_from: set[Member] | None = None
+        self.packets_in = self.bytes_in = self.packets_out = self.bytes_out = 0
+        self.not_here_tokens = float(NOT_HERE_BURST)
+        self.not_here_at = now
+
+    @property
+    def flags(self) -> PeerPresentFlags:
+        """What watchers are told about it."""
+        flags = PeerPresentFlags(0)
+        if self.is_mesh_peer:
+            flags |= PeerPresentFlags.MESH_PEER
+        if self.is_prober:
+            flags |= PeerPresentFlags.PROBER
+        if not self.is_ideal:
+            flags |= PeerPresentFlags.NOT_IDEAL
+        return flags or PeerPresentFlags.REGULAR
+
+    def may_tell_not_here(self, now: float) -> bool:
+        """Take a token of the not-here notices; False when there is none."""
+        refill = (now - self.not_here_at) * NOT_HERE_PER_SECOND
+        self.not_here_tokens = min(self.not_here_tokens + refill, float(NOT_HERE_BURST))
+        self.not_here_at = now
+        if self.not_here_tokens < 1:
+            return False
+        self.not_here_tokens -= 1
+        return True
+
+
+class Member:
+    """A key of the region as this relay knows it: its connections here, and whom its packets reached."""
+
+    __slots__ = ("connections", "forwarders", "key", "sent_to")
+
+    def __init__(self, key: bytes) -> None:
+        self.key = key
+        # links to relays that announced the key, the preferred one first; a tuple, as nearly all have none
+        self.forwarders: tuple[Any, ...] = ()
+        # in the order of activity: the last one is active
+        self.connections: list[Client] = []
+        # connections that were given a packet of this key, to be told when it leaves
+        self.sent_to: set[Client] | None = None
+
+    @property
+    def active(self) -> Client | None:
+        return self.connections[-1] if self.connections else None
+
+    def remember(self, destination: Client) -> None:
+        """Note that `destination` was given a packet of this key."""
+        if self.sent_to is None:
+            self.sent_to = set()
+        self.sent_to.add(destination)
+        if destination.heard_from is None:
+            destination.heard_from = set()
+        destination.heard_from.add(self)

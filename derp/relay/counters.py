@@ -1,0 +1,131 @@
+"""What the relay counts, as plain integers (layer L1).  metrics.py reads them when somebody scrapes.
+
+Packets and bytes are those of the packets themselves, without keys and headers, as the genuine relay counts them.
+"""
+
+import enum
+from typing import Final
+
+# A disco packet (path discovery) starts with this and is never shorter than magic, sender key and nonce.
+DISCO_MAGIC: Final = b"TS\xf0\x9f\x92\xac"
+DISCO_MIN_BYTES: Final = 62
+
+
+class PacketKind(enum.IntEnum):
+    """The two kinds every packet counter tells apart."""
+
+    OTHER = 0
+    DISCO = 1
+
+
+class DropReason(enum.IntEnum):
+    """Why a packet was not delivered.  A closed list: it is the label set of the metrics."""
+
+    UNKNOWN_DEST = 0  # the destination is neither here nor in the mesh
+    UNKNOWN_DEST_ON_FWD = 1  # a mesh peer believed the destination to be here
+    GONE_DISCONNECTED = 2  # it left with packets still queued for it
+    QUEUE_HEAD = 3  # its queue was full: the oldest packet made room for a fresh one
+    QUEUE_TAIL = 4  # its queue was full of others: the fresh packet itself did not fit
+    WRITE_ERROR = 5  # its socket failed under the packet
+    DUP_CLIENT = 6  # several connections use its key and none of them is the one to write to
+
+
+class CloseReason(enum.Enum):
+    """Why a connection ended.  A closed list: it is the label set of the metrics."""
+
+    CLOSED_BY_PEER = "closed_by_peer"
+    SOCKET_FAILED = "socket_failed"
+    TLS_FAILED = "tls_failed"
+    PROTOCOL_ERROR = "protocol_error"
+    FLOOD = "flood"  # more control frames at once than any honest client sends
+    HANDSHAKE_TIMEOUT = "handshake_timeout"
+    WRITE_TIMEOUT = "write_timeout"
+    TOO_SLOW = "too_slow"  # notices it must not miss did not fit its queue
+    NOT_ADMITTED = "not_admitted"
+    TOO_MANY = "too_many"  # connections in all, or of one key
+    HTTP_DONE = "http_done"
+    CLOSED_BY_MESH = "closed_by_mesh"
+    DRAINED = "drained"
+    STOPPED = "stopped"
+
+
+def is_disco(packet: bytes | bytearray | memoryview) -> bool:
+    """Whether a packet looks like a disco message, as every relay of the field guesses it."""
+    return len(packet) >= DISCO_MIN_BYTES and packet[:6] == DISCO_MAGIC
+
+
+class Counters:
+    """The relay's totals since it started.  One object per router; only the router and the drivers add to it."""
+
+    __slots__ = (
+        "accepts",
+        "bytes_dropped",
+        "bytes_received",
+        "bytes_sent",
+        "disco_received",
+        "dup_client_conns_total",
+        "got_ping",
+        "home_moves_in",
+        "home_moves_out",
+        "multiforwarder_created",
+        "multiforwarder_deleted",
+        "notices_dropped",
+        "packet_forwarder_delete_other_value",
+        "packets_dropped",
+        "packets_forwarded_in",
+        "packets_forwarded_out",
+        "packets_received",
+        "packets_sent",
+        "peer_gone_disconnected_frames",
+        "peer_gone_not_here_frames",
+        "queue_seconds",
+        "queued_packets",
+        "rate_limited",
+        "sent_pong",
+        "unknown_frames",
+        "write_timeouts",
+    )
+
+    def __init__(self) -> None:
+        for name in self.__slots__:
+            setattr(self, name, 0)
+        # indexed [reason * 2 + kind]; all pairs exist from the start, so that a dashboard sees zeros
+        self.packets_dropped = [0] * (2 * len(DropReason))
+        self.bytes_dropped = [0] * (2 * len(DropReason))
+        self.queue_seconds = 0.0
+
+    accepts: int
+    bytes_dropped: list[int]
+    bytes_received: int
+    bytes_sent: int
+    disco_received: int
+    dup_client_conns_total: int
+    got_ping: int
+    home_moves_in: int
+    home_moves_out: int
+    multiforwarder_created: int
+    multiforwarder_deleted: int
+    notices_dropped: int
+    packet_forwarder_delete_other_value: int
+    packets_dropped: list[int]
+    packets_forwarded_in: int
+    packets_forwarded_out: int
+    packets_received: int
+    packets_sent: int
+    peer_gone_disconnected_frames: int
+    peer_gone_not_here_frames: int
+    queue_seconds: float
+    queued_packets: int
+    rate_limited: int
+    sent_pong: int
+    unknown_frames: int
+    write_timeouts: int
+
+    def drop(self, reason: DropReason, kind: int, packets: int, packet_bytes: int) -> None:
+        """Count `packets` dropped packets of together `packet_bytes` bytes."""
+        self.packets_dropped[reason * 2 + kind] += packets
+        self.bytes_dropped[reason * 2 + kind] += packet_bytes
+
+    def dropped(self, reason: DropReason) -> int:
+        """Packets dropped for `reason`, of both kinds."""
+        return self.packets_dropped[reason * 2] + self.packets_dropped[reason * 2 + 1]

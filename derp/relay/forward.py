@@ -1,0 +1,169 @@
+"""The hot path: packets relayed in place, a run of frames at a time.  Layer L1: no I/O.
+
+SendPacket (type, length, destination key) and RecvPacket (type, length, source key) have equal lengths, so relaying is
+overwriting 37 bytes where they were received.  Nothing here allocates, awaits or logs per packet.  What goes to one
+destination without a gap stays one slice.  Next hop: the router's `dirty` list, flushed by server/session.py.
+"""
+
+from typing import Final
+
+from derp.errors import RemoteProtocolError
+from derp.protocol.frames import HEADER, HEADER_BYTES, KEY_BYTES, MAX_FORWARD_BYTES, MAX_SEND_BYTES
+from derp.relay.clients import Client
+from derp.relay.counters import DISCO_MAGIC, DISCO_MIN_BYTES
+from derp.relay.router import Route, Router
+
+_SEND: Final = 0x04
+_FORWARD: Final = 0x0A
+_RECV_BYTE: Final = b"\x05"
+_HEAD: Final = HEADER_BYTES + KEY_BYTES
+_FORWARD_HEAD: Final = HEADER_BYTES + 2 * KEY_BYTES
+_DISCO_FIRST: Final = DISCO_MAGIC[0]
+_DISCO_SEND_BYTES: Final = KEY_BYTES + DISCO_MIN_BYTES
+
+
+def relay_packets(
+    buffer: bytearray, view: memoryview, at: int, end: int, source: Client, router: Router, now: float
+) -> int:
+    """Relay the SendPacket frames that lie whole in `buffer[at:end]`; return where the first other frame,
+    or the first unfinished one, begins.
+
+    `view` is a memoryview of `buffer`; slices of it are handed to destinations, so the bytes must stay until
+    the router's dirty list was flushed.  Raises RemoteProtocolError for a length no SendPacket may have.
+    """
+    routes = router.routes
+    source_key = source.key
+    reached = source.member.sent_to if source.member is not None else None
+    packets = packet_bytes = discos_seen = 0
+    pending_to: Route | None = None  # frames from `start` on go there, not handed over yet
+    start = at
+    while end - at >= _HEAD:
+        head = buffer[at : at + _HEAD]
+        if head[0] != _SEND:
+            break
+        length = (head[1] << 24) | (head[2] << 16) | (head[3] << 8) | head[4]
+        if not KEY_BYTES <= length <= MAX_SEND_BYTES:
+            raise RemoteProtocolError(f"SendPacket of {length} bytes, allowed are {KEY_BYTES} to {MAX_SEND_BYTES}")
+        size = HEADER_BYTES + length
+        stop = at + size
+        if stop > end:
+            break
+        destination = routes.get(bytes(head[HEADER_BYTES:]))
+        if destination is not pending_to:
+            if pending_to is not None:
+                pending_to.pending.append(view[start:at])
+                pending_to.pending_bytes += at - start
+            start = at
+            pending_to = None
+        run_start = at
+        discos = 0
+        # Frames with the same first 37 bytes (type, length, destination): a tunnel's full-size packets come so.
+        new_head: bytes | bytearray
+        if destination is None or destination.is_forwarder:
+            new_head = head
+        else:
+            new_head = _RECV_BYTE + head[1:HEADER_BYTES] + source_key
+            pending_to = destination
+        if length >= _DISCO_SEND_BYTES:
+            while True:
+                buffer[at : at + _HEAD] = new_head
+                if buffer[at + _HEAD] == _DISCO_FIRST and buffer.startswith(DISCO_MAGIC, at + _HEAD):
+                    discos += 1
+                at = stop
+                stop += size
+                if stop > end or buffer[at : at + _HEAD] != head:
+                    break
+        else:
+            while True:
+                buffer[at : at + _HEAD] = new_head
+                at = stop
+                stop += size
+                if stop > end or buffer[at : at + _HEAD] != head:
+                    break
+        count = (at - run_start) // size
+        packets += count
+        packet_bytes += count * (length - KEY_BYTES)
+        discos_seen += discos
+        if destination is None:
+            router.drop_unknown(source, bytes(head[HEADER_BYTES:]), count, length - KEY_BYTES, discos, now)
+            start = at
+            continue
+        if not destination.is_dirty:
+            destination.is_dirty = True
+            router.dirty.append(destination)
+        destination.packets_out += count
+        destination.bytes_out += count * (length - KEY_BYTES)
+        if destination.is_forwarder:
+            _wrap_for_mesh(view, run_start, at, size, source_key, destination, router)
+            start = at
+        elif reached is None or destination not in reached:
+            reached = router.remember(source, destination)
+    if pending_to is not None:
+        pending_to.pending.append(view[start:at])
+        pending_to.pending_bytes += at - start
+    if packets:
+        source.packets_in += packets
+        source.bytes_in += packet_bytes
+        counters = router.counters
+        counters.packets_received += packets
+        counters.bytes_received += packet_bytes
+        counters.disco_received += discos_seen
+    return at
+
+
+def _wrap_for_mesh(
+    view: memoryview, at: int, end: int, size: int, source_key: bytes, link: Route, router: Router
+) -> None:
+    """Hand SendPacket frames of `size` bytes each to another relay as ForwardPacket: two pieces a packet, no copy."""
+    head = HEADER.pack(_FORWARD, size - HEADER_BYTES + KEY_BYTES) + source_key
+    pieces = link.pending
+    count = (end - at) // size
+    for frame_at in range(at, end, size):
+        pieces.append(head)
+        pieces.append(view[frame_at + HEADER_BYTES : frame_at + size])
+    link.pending_bytes += count * (size + KEY_BYTES)
+    router.counters.packets_forwarded_out += count
+
+
+def relay_forwarded(
+    buffer: bytearray, view: memoryview, at: int, end: int, mesh: Client, router: Router, now: float
+) -> int:
+    """Deliver the ForwardPacket frames that lie whole in `buffer[at:end]` to clients of this relay only; return
+    where the first other or unfinished frame begins.  The caller checked that `mesh` may forward.
+
+    The source key is moved over the destination key, so each packet is again one slice of the buffer.
+    """
+    members = router.members
+    counters = router.counters
+    while end - at >= _FORWARD_HEAD and buffer[at] == _FORWARD:
+        length = int.from_bytes(buffer[at + 1 : at + HEADER_BYTES], "big")
+        if not 2 * KEY_BYTES <= length <= MAX_FORWARD_BYTES:
+            raise RemoteProtocolError(
+                f"ForwardPacket of {length} bytes, allowed are {2 * KEY_BYTES} to {MAX_FORWARD_BYTES}"
+            )
+        stop = at + HEADER_BYTES + length
+        if stop > end:
+            break
+        source_key = bytes(buffer[at + HEADER_BYTES : at + _HEAD])
+        key = bytes(buffer[at + _HEAD : at + _FORWARD_HEAD])
+        packet_bytes = length - 2 * KEY_BYTES
+        counters.packets_forwarded_in += 1
+        member = members.get(key)
+        destination = member.active if member is not None else None
+        if destination is None:
+            is_disco = packet_bytes >= DISCO_MIN_BYTES and buffer.startswith(DISCO_MAGIC, at + _FORWARD_HEAD)
+            router.drop_forwarded(mesh, key, packet_bytes, is_disco, now)
+        else:
+            buffer[at + KEY_BYTES : at + _FORWARD_HEAD] = HEADER.pack(0x05, length - KEY_BYTES) + source_key
+            if not destination.is_dirty:
+                destination.is_dirty = True
+                router.dirty.append(destination)
+            destination.pending.append(view[at + KEY_BYTES : stop])
+            destination.pending_bytes += stop - at - KEY_BYTES
+            destination.packets_out += 1
+            destination.bytes_out += packet_bytes
+            source = members.get(source_key)
+            if source is not None and (source.sent_to is None or destination not in source.sent_to):
+                source.remember(destination)
+        at = stop
+    return at

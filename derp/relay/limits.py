@@ -1,0 +1,33 @@
+"""Token buckets: how much of something may pass per second.  Layer L1: `now` is an argument."""
+
+
+class TokenBucket:
+    """`per_second` tokens flow in, at most `burst` are kept.  It starts full."""
+
+    __slots__ = ("_at", "_burst", "_per_second", "_tokens")
+
+    def __init__(self, per_second: float, burst: float, now: float) -> None:
+        self._per_second = per_second
+        self._burst = burst
+        self._tokens = burst
+        self._at = now
+
+    def take(self, now: float, tokens: float = 1.0) -> bool:
+        """Take `tokens` if they are there; False, and nothing taken, if not."""
+        self._refill(now)
+        if self._tokens < tokens:
+            return False
+        self._tokens -= tokens
+        return True
+
+    def spend(self, now: float, tokens: float) -> float:
+        """Take `tokens` even into debt; return for how many seconds nothing more should be taken."""
+        self._refill(now)
+        self._tokens -= tokens
+        if self._tokens >= 0:
+            return 0.0
+        return -self._tokens / self._per_second
+
+    def _refill(self, now: float) -> None:
+        self._tokens = min(self._tokens + (now - self._at) * self._per_second, self._burst)
+        self._at = now

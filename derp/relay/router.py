@@ -1,0 +1,262 @@
+"""The relay's brain: who is here, where packets for a key go, and who must be told what.  Layer L1.
+
+Effects are left where the driver finds them: gather lists in `Route.pending`, routes with work in `dirty`,
+connections to end in `closing`.  The driver (server/session.py) empties all three after each batch of sockets.
+The hot path is relay/forward.py; routes to other relays are added by relay/mesh.py.
+"""
+
+from ipaddress import ip_address
+from typing import Any, Final, Protocol
+
+from derp.protocol.frames import FrameType, PeerGoneReason, encode_frame
+from derp.protocol.messages import PeerPresent, encode
+from derp.relay.clients import Client, Member
+from derp.relay.counters import CloseReason, Counters, DropReason, PacketKind
+from derp.relay.queue import PacketQueue
+
+# A home that moves within its first seconds was only being probed (the genuine relay's rule).
+_SETTLED_SECONDS: Final = 5.0
+
+
+class Route(Protocol):
+    """Where packets for a key are written: a client here, or a link to the relay that has the client."""
+
+    key: bytes
+    link: Any
+    pending: list[memoryview | bytes]
+    pending_bytes: int
+    packets_out: int
+    bytes_out: int
+    is_dirty: bool
+    queue: PacketQueue | None
+
+    @property
+    def is_forwarder(self) -> bool: ...
+
+
+class Router:
+    """All state of one relay.  One trio task calls it, synchronously; nothing in it blocks or raises for what
+    clients do, except RemoteProtocolError from relay/forward.py."""
+
+    def __init__(self, own_key: bytes, *, queue_depth: int, queue_bytes: int) -> None:
+        self.own_key = own_key
+        self.counters = Counters()
+        self.routes: dict[bytes, Route] = {}
+        self.members: dict[bytes, Member] = {}
+        self.clients: dict[int, Client] = {}
+        self.watchers: set[Client] = set()
+        self.dirty: list[Route] = []
+        self.closing: list[tuple[Client, CloseReason]] = []
+        self.duplicate_keys = 0
+        self.home_clients = 0
+        self.not_ideal_clients = 0
+        self._queue_depth = queue_depth
+        self._queue_bytes = queue_bytes
+        self._last_number = 0
+
+    # --- connections come and go
+
+    def next_number(self) -> int:
+        """A number for a new connection, unique for the life of the relay."""
+        self._last_number += 1
+        return self._last_number
+
+    def register(self, client: Client) -> None:
+        """A connection finished its handshake: packets for its key go to it from now on."""
+        member = self.members.get(client.key)
+        if member is None:
+            member = self.members[client.key] = Member(client.key)
+        client.member = member
+        member.connections.append(client)
+        if len(member.connections) > 1:
+            self.counters.dup_client_conns_total += 1
+            self._mark_duplicates(member)
+        self.clients[client.number] = client
+        self.routes[client.key] = client
+        self.not_ideal_clients += not client.is_ideal
+        if self.watchers:
+            self._tell_watchers(self._presence(client))
+
+    def unregister(self, client: Client) -> None:
+        """A registered connection ended.  Those who heard from its key are told, if it was the last one."""
+        member = client.member
+        if member is None:
+            return
+        client.member = None
+        del self.clients[client.number]
+        self.watchers.discard(client)
+        self.home_clients -= client.is_preferred
+        self.not_ideal_clients -= not client.is_ideal
+        for heard in client.heard_from or ():
+            if heard.sent_to is not None:
+                heard.sent_to.discard(client)
+        client.heard_from = None
+        if client.queue is not None:
+            client.queue.discard(DropReason.GONE_DISCONNECTED)
+            client.queue = None
+        was_several = len(member.connections) > 1
+        member.connections.remove(client)
+        if was_several:
+            self._mark_duplicates(member)
+        self._reroute(member)
+        if not member.connections and self.watchers:
+            self._tell_watchers(_peer_gone(client.key, PeerGoneReason.DISCONNECTED))
+
+    def _mark_duplicates(self, member: Member) -> None:
+        several = len(member.connections) > 1
+        had_several = any(client.is_duplicate for client in member.connections)
+        self.duplicate_keys += several - had_several
+        for client in member.connections:
+            client.is_duplicate = several
+
+    def _reroute(self, member: Member) -> None:
+        """Write to the active connection here, else to the relay that announced the key first, else nowhere."""
+        route: Route | None = member.active
+        if route is None and member.forwarders:
+            route = member.forwarders[0]
+        if route is not None:
+            self.routes[member.key] = route
+            return
+        self.routes.pop(member.key, None)
+        del self.members[member.key]
+        for destination in member.sent_to or ():
+            if destination.heard_from is not None:
+                destination.heard_from.discard(member)
+            self.counters.peer_gone_disconnected_frames += 1
+            self.send(destination, _peer_gone(member.key, PeerGoneReason.DISCONNECTED))
+        member.sent_to = None
+
+    def note_writer(self, client: Client) -> None:
+        """A frame came from one of several connections of a key: it is the active one now."""
+        member = client.member
+        if member is not None and member.connections[-1] is not client:
+            member.connections.remove(client)
+            member.connections.append(client)
+            self.routes[client.key] = client
+
+    def remember(self, source: Client, destination: Route) -> set[Client] | None:
+        """Note that `destination` got a packet of `source`'s key, so it hears when that key leaves."""
+        member = source.member
+        if member is None or not isinstance(destination, Client):
+            return None
+        member.remember(destination)
+        return member.sent_to
+
+    # --- keys behind other relays (relay/mesh.py calls these)
+
+    def add_forwarder(self, key: bytes, link: Route) -> None:
+        """The relay behind `link` says it has `key`.  A client here wins; else the first relay that said so."""
+        member = self.members.get(key)
+        if member is None:
+            member = self.members[key] = Member(key)
+        if link in member.forwarders:
+            return
+        if member.forwarders:
+            self.counters.multiforwarder_created += len(member.forwarders) == 1
+        member.forwarders = (*member.forwarders, link)
+        if not member.connections:
+            self.routes[key] = member.forwarders[0]
+
+    def remove_forwarder(self, key: bytes, link: Route) -> None:
+        """The relay behind `link` lost `key`, or we lost that relay."""
+        member = self.members.get(key)
+        if member is None or link not in member.forwarders:
+            self.counters.packet_forwarder_delete_other_value += 1
+            return
+        if len(member.forwarders) == 2:
+            self.counters.multiforwarder_deleted += 1
+        member.forwarders = tuple(other for other in member.forwarders if other is not link)
+        self._reroute(member)
+
+    # --- frames other than packets
+
+    def handle_note_preferred(self, client: Client, preferred: bool, now: float) -> None:
+        if client.is_preferred == preferred:
+            return
+        client.is_preferred = preferred
+        self.home_clients += 1 if preferred else -1
+        if now - client.connected_at > _SETTLED_SECONDS:
+            if preferred:
+                self.counters.home_moves_in += 1
+            else:
+                self.counters.home_moves_out += 1
+
+    def handle_ping(self, client: Client, payload: bytes) -> None:
+        """Echo the first 8 bytes.  A client that does not read gets one pong, like from the genuine relay."""
+        self.counters.got_ping += 1
+        if client.queue is not None and client.queue.notice_bytes:
+            return
+        self.counters.sent_pong += 1
+        self.send(client, encode_frame(FrameType.PONG, payload[:8]))
+
+    def handle_watch_conns(self, client: Client) -> None:
+        """Tell a mesh peer who is here, now and from now on.  Our own key watching itself is ignored."""
+        if client.key == self.own_key or client in self.watchers:
+            return
+        self.watchers.add(client)
+        client.is_watcher = True
+        present = [self._presence(m.connections[-1]) for m in self.members.values() if m.connections]
+        self.send(client, b"".join(present))
+
+    def handle_close_peer(self, key: bytes) -> None:
+        """A mesh peer asks to close every connection of `key`; an unknown key is ignored."""
+        member = self.members.get(key)
+        for client in tuple(member.connections) if member is not None else ():
+            self.closing.append((client, CloseReason.CLOSED_BY_MESH))
+
+    # --- telling clients
+
+    def send(self, client: Route, frame: bytes) -> None:
+        """Send a frame that is no packet, ahead of queued packets."""
+        if client.queue is not None:
+            if not client.queue.push_notice(frame) and isinstance(client, Client) and client.is_watcher:
+                # A mesh peer that misses one announcement is wrong from then on; reconnecting resynchronises it.
+                self.closing.append((client, CloseReason.TOO_SLOW))
+            return
+        client.pending.append(frame)
+        client.pending_bytes += len(frame)
+        if not client.is_dirty:
+            client.is_dirty = True
+            self.dirty.append(client)
+
+    def _tell_watchers(self, frame: bytes) -> None:
+        for watcher in self.watchers:
+            self.send(watcher, frame)
+
+    def _presence(self, client: Client) -> bytes:
+        address = ip_address(client.address) if client.address else None
+        return encode(PeerPresent(client.key, address, client.port, int(client.flags)))
+
+    def new_queue(self) -> PacketQueue:
+        """A queue for a route whose socket just became full."""
+        return PacketQueue(self._queue_depth, self._queue_bytes, self.counters)
+
+    # --- drops
+
+    def drop_unknown(
+        self, source: Client, key: bytes, packets: int, packet_bytes: int, discos: int, now: float
+    ) -> None:
+        """`packets` packets of `packet_bytes` bytes each are for a key that is nowhere; `discos` of them are disco."""
+        member = self.members.get(key)
+        reason = DropReason.UNKNOWN_DEST if member is None else DropReason.DUP_CLIENT
+        if discos:
+            self.counters.drop(reason, PacketKind.DISCO, discos, discos * packet_bytes)
+            if member is None:
+                self._tell_not_here(source, key, now)
+        if packets > discos:
+            self.counters.drop(reason, PacketKind.OTHER, packets - discos, (packets - discos) * packet_bytes)
+
+    def drop_forwarded(self, mesh: Client, key: bytes, packet_bytes: int, is_disco: bool, now: float) -> None:
+        """A mesh peer forwarded a packet for a key that is not here."""
+        self.counters.drop(DropReason.UNKNOWN_DEST_ON_FWD, is_disco, 1, packet_bytes)
+        if is_disco:
+            self._tell_not_here(mesh, key, now)
+
+    def _tell_not_here(self, client: Client, key: bytes, now: float) -> None:
+        if client.may_tell_not_here(now):
+            self.counters.peer_gone_not_here_frames += 1
+            self.send(client, _peer_gone(key, PeerGoneReason.NOT_HERE))
+
+
+def _peer_gone(key: bytes, reason: PeerGoneReason) -> bytes:
+    return encode_frame(FrameType.PEER_GONE, key + bytes((reason,)))

@@ -1,0 +1,127 @@
+"""What the operator sees: the debug page, and its twin for programs.  Layer L3; closed to strangers by routes.py."""
+
+from __future__ import annotations
+
+import html
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+from derp.keys import short_key
+from derp.relay.counters import DropReason, PacketKind
+from derp.server.routes import Page
+
+if TYPE_CHECKING:
+    from derp.relay.clients import Client
+    from derp.server.relay import Relay
+
+# More rows than anybody reads; the JSON twin is cut at the same place and says so.
+_MAX_ROWS: Final = 1000
+_STYLE: Final = (
+    "body{font:14px sans-serif;margin:2em}table{border-collapse:collapse;margin:1em 0}"
+    "td,th{padding:.2em .8em;text-align:right;border-bottom:1px solid #ddd}"
+    "td:first-child,th:first-child{text-align:left}"
+)
+
+
+def debug_pages(relay: Relay) -> dict[str, Page]:
+    """The pages of one relay by path."""
+    return {
+        "/debug/": Page("what is going on", "text/html; charset=utf-8", lambda: _page(relay).encode()),
+        "/debug/clients": Page(
+            "clients as JSON", "application/json", lambda: json.dumps(client_rows(relay), indent=1).encode()
+        ),
+        "/debug/check": Page("consistency check", "text/plain; charset=utf-8", lambda: consistency(relay).encode()),
+    }
+
+
+def client_rows(relay: Relay) -> list[dict[str, Any]]:
+    """One object per connection, the busiest first, at most 1,000."""
+    now = relay.reactor.now
+    clients = sorted(relay.router.clients.values(), key=lambda c: c.bytes_in + c.bytes_out, reverse=True)
+    return [_row(client, now) for client in clients[:_MAX_ROWS]]
+
+
+def _row(client: Client, now: float) -> dict[str, Any]:
+    queue = client.queue
+    return {
+        "number": client.number,
+        "key": f"nodekey:{client.key.hex()}",
+        "address": f"{client.address}:{client.port}",
+        "app": client.app_name,
+        "home": client.is_preferred,
+        "mesh": client.is_mesh_peer,
+        "duplicate": client.is_duplicate,
+        "connected_seconds": round(now - client.connected_at, 1),
+        "packets_in": client.packets_in,
+        "bytes_in": client.bytes_in,
+        "packets_out": client.packets_out,
+        "bytes_out": client.bytes_out,
+        "queued_packets": queue.packets if queue is not None else 0,
+        "queued_bytes": queue.held_bytes if queue is not None else 0,
+        "queue_delay_ms": round(queue.oldest_seconds(now) * 1000, 1) if queue is not None else 0.0,
+        "queue_dropped": queue.dropped if queue is not None else 0,
+    }
+
+
+def consistency(relay: Relay) -> str:
+    """Check the registry against itself; the text says what is wrong, if anything."""
+    router = relay.router
+    problems = []
+    for key, member in router.members.items():
+        if member.connections and router.routes.get(key) is not member.connections[-1]:
+            problems.append(f"{short_key(key)}: the route is not the active connection")
+        problems += [
+            f"{short_key(key)}: connection {client.number} is not in the registry"
+            for client in member.connections
+            if router.clients.get(client.number) is not client
+        ]
+        if not member.connections and not member.forwarders:
+            problems.append(f"{short_key(key)}: a key without a connection")
+    problems += [f"{short_key(key)}: a route without a key" for key in router.routes if key not in router.members]
+    if problems:
+        return "derp.Server ConsistencyCheck failed:\n" + "\n".join(problems[:100]) + "\n"
+    return "derp.Server ConsistencyCheck okay\n"
+
+
+def _page(relay: Relay) -> str:
+    router, counters = relay.router, relay.router.counters
+    minutes = (relay.reactor.now - relay.started_at) / 60
+    state = relay.problem() or "well"
+    totals = [
+        ("key", f"nodekey:{router.own_key.hex()}"),
+        ("state", state),
+        ("up", f"{minutes:.0f} min"),
+        ("connections", str(len(router.clients))),
+        ("keys with several connections", str(router.duplicate_keys)),
+        ("home here", str(router.home_clients)),
+        ("not greeted yet", str(len(relay.plane.greeted))),
+        ("slow readers now", str(len(relay.reactor.blocked))),
+        ("packets received", f"{counters.packets_received:,}"),
+        ("bytes received", f"{counters.bytes_received:,}"),
+    ]
+    drops = [
+        (f"{reason.name.lower()}, {kind.name.lower()}", f"{counters.packets_dropped[reason * 2 + kind]:,}")
+        for reason in DropReason
+        for kind in PacketKind
+        if counters.packets_dropped[reason * 2 + kind]
+    ]
+    ended = [(reason.value, f"{count:,}") for reason, count in relay.plane.closed_count.items() if count]
+    rows = client_rows(relay)
+    body = [f"<h1>{html.escape(relay.config.hostname or 'DERP relay')}</h1>", _table(("", ""), totals)]
+    body += ["<h2>Packets dropped, by reason</h2>", _table(("reason, kind", "packets"), drops or [("none", "")])]
+    body += ["<h2>Connections ended, by reason</h2>", _table(("reason", "connections"), ended or [("none", "")])]
+    body += [f"<h2>Clients, the busiest {min(len(rows), _MAX_ROWS)} of {len(router.clients)}</h2>"]
+    columns = tuple(rows[0]) if rows else ()
+    body += [_table(columns, [tuple(str(row[column]) for column in columns) for row in rows])]
+    body += ["<p>" + " ".join(f'<a href="{path}">{html.escape(title)}</a>' for path, title in _links(relay)) + "</p>"]
+    return f'<!doctype html><meta charset="utf-8"><title>DERP</title><style>{_STYLE}</style>' + "".join(body)
+
+
+def _links(relay: Relay) -> list[tuple[str, str]]:
+    return sorted(relay.page_list().items())
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]] | list[tuple[str, str]]) -> str:
+    cells = "".join(f"<th>{html.escape(text)}</th>" for text in head)
+    lines = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><tr>{cells}</tr>{lines}</table>"

@@ -1,0 +1,197 @@
+"""The front door: reads the head of a connection once and hands the connection over whole.  Layer L3.
+
+DERP upgrades stay on the reactor as sessions; small pages are answered here, in place; an embedder may take
+other requests over, socket and all.  TLS is below (transport/links.py); what an upgrade is, is decided in
+protocol/upgrade.py; next hop: server/session.py or server/routes.py.
+"""
+
+import logging
+from collections.abc import Callable
+from ipaddress import ip_address
+from typing import Final
+
+from derp.config.relay import Network
+from derp.protocol.upgrade import Refusal, Upgrade, UpgradeKind, judge_request
+from derp.protocol.websocket import WebSocketDecoder
+from derp.relay.counters import CloseReason
+from derp.server.address import is_in
+from derp.server.routes import PlainRoutes, Routes
+from derp.server.session import Greeting, Plane
+from derp.transport.http import HttpError, Request, ServerHttp
+from derp.transport.links import Link, LinkEnded
+
+_log = logging.getLogger("derp.server")
+
+# The genuine relay refuses messages above 32 KiB; its fork for control planes takes any.  One packet and its frame
+# head must fit one message of a client that never splits.
+MAX_WEBSOCKET_MESSAGE_BYTES: Final = 128 * 1024
+_TEXT: Final = ("Content-Type", "text/plain; charset=utf-8")
+
+TakeOver = Callable[[Link, Request, bytes], bool]
+
+
+class FrontDoor:
+    """What all doors of one listener share.
+
+    `take_over(link, request, received)` may claim a request: it gets the link, released from nothing yet, and every
+    byte received so far; it returns False to decline.
+    """
+
+    def __init__(
+        self,
+        plane: Plane,
+        routes: Routes | PlainRoutes,
+        *,
+        trusted_proxies: tuple[Network, ...] = (),
+        derp_enabled: bool = True,
+        take_over: TakeOver | None = None,
+    ) -> None:
+        self.plane = plane
+        self.routes = routes
+        self.trusted_proxies = trusted_proxies
+        self.derp_enabled = derp_enabled
+        self.take_over = take_over
+        self.websocket_accepts = 0
+        self.requests_refused = 0
+
+    def open(self, link: Link) -> None:
+        """Put a fresh connection behind this door."""
+        link.session = Door(self, link)
+        self.plane.greeted[link] = self.plane.reactor.now
+
+
+class Door:
+    """One connection until it is known what it wants."""
+
+    __slots__ = ("_front", "_http", "_link", "_received")
+
+    def __init__(self, front: FrontDoor, link: Link) -> None:
+        self._front = front
+        self._link = link
+        self._http = ServerHttp(head_only=front.take_over is not None)
+        # only kept where somebody may take the connection over
+        self._received = b""
+
+    def received(self, at: int, end: int) -> int:
+        front = self._front
+        raw = bytes(front.plane.reactor.view[at:end])
+        if front.take_over is not None:
+            self._received += raw
+        try:
+            request = self._http.receive_data(raw)
+            while request is not None:
+                if self._serve(request):
+                    return self._upgraded(at, end)
+                if self._link.session is not self:
+                    return end
+                request = self._http.next_cycle()
+        except HttpError as error:
+            front.requests_refused += 1
+            self._link.send_raw(self._http.send_response(error.status, [_TEXT], f"{error}\n".encode()))
+            raise LinkEnded(CloseReason.PROTOCOL_ERROR, str(error)) from None
+        return end
+
+    def _serve(self, request: Request) -> bool:
+        """Answer a request; True when the connection is DERP from here on."""
+        front, link = self._front, self._link
+        if front.trusted_proxies:
+            link.address = client_address(request, link.address, front.trusted_proxies)
+        if request.target.partition("?")[0] == "/derp" and front.derp_enabled:
+            verdict = judge_request(request.method, request.http_version, request.headers, front.plane.router.own_key)
+            if isinstance(verdict, Refusal):
+                front.requests_refused += 1
+                self._answer(verdict.status, [_TEXT, *verdict.headers], f"{verdict.sentence}\n".encode())
+                return False
+            self._upgrade(verdict)
+            return True
+        if front.take_over is not None and front.take_over(link, request, self._received):
+            return False
+        answer = front.routes.answer(request, link.address[0])
+        self._answer(answer.status, list(answer.headers), answer.body)
+        return False
+
+    def _answer(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+        link, reactor = self._link, self._front.plane.reactor
+        link.send_raw(self._http.send_response(status, headers, body))
+        self._received = b""
+        if not self._http.keep_alive:
+            if link.tail:
+                link.session = Closing(self._front.plane, link)
+                reactor.await_room(link)
+                return
+            raise LinkEnded(CloseReason.HTTP_DONE)
+        # the next request has as long as the first one had
+        greeted = self._front.plane.greeted
+        greeted.pop(link, None)
+        greeted[link] = reactor.now
+
+    def _upgrade(self, verdict: Upgrade) -> None:
+        front, link = self._front, self._link
+        plane = front.plane
+        if verdict.kind is UpgradeKind.WEBSOCKET:
+            front.websocket_accepts += 1
+            link.send_raw(verdict.answer)
+            link.codec = WebSocketDecoder(True, MAX_WEBSOCKET_MESSAGE_BYTES)
+            link.push(plane.greeting)
+        else:
+            link.send_raw(verdict.answer + plane.greeting)
+        link.session = Greeting(plane, link, is_ideal=not verdict.ideal_node)
+
+    def _upgraded(self, at: int, end: int) -> int:
+        """Bytes behind the head belong to the new session; those of a websocket are unframed in place first."""
+        link = self._link
+        rest = self._http.trailing_data()
+        start = end - len(rest)
+        if rest and link.codec is not None:
+            view = self._front.plane.reactor.view
+            stop = link.codec.receive_into(memoryview(rest), view, start)
+            session = link.session
+            assert session is not None
+            session.received(start, stop)
+            return end
+        return start
+
+    def writable(self) -> None:
+        """An answer that had to wait has gone; requests go on."""
+
+    def ended(self, reason: CloseReason, text: str) -> None:
+        plane = self._front.plane
+        plane.greeted.pop(self._link, None)
+        plane.count_closed(reason)
+        if reason not in (CloseReason.HTTP_DONE, CloseReason.CLOSED_BY_PEER):
+            _log.debug("x %s:%d at the door: %s %s", *self._link.address[:2], reason.value, text)
+
+
+class Closing:
+    """The last answer is still on its way; then the connection ends."""
+
+    __slots__ = ("_link", "_plane")
+
+    def __init__(self, plane: Plane, link: Link) -> None:
+        self._plane = plane
+        self._link = link
+
+    def received(self, at: int, end: int) -> int:
+        return end
+
+    def writable(self) -> None:
+        raise LinkEnded(CloseReason.HTTP_DONE)
+
+    def ended(self, reason: CloseReason, text: str) -> None:
+        self._plane.greeted.pop(self._link, None)
+        self._plane.count_closed(reason)
+
+
+def client_address(request: Request, peer: tuple[str, int], trusted: tuple[Network, ...]) -> tuple[str, int]:
+    """Who is really calling: the last address of X-Forwarded-For that is not a trusted proxy, if `peer` is one."""
+    if not is_in(peer[0], trusted):
+        return peer
+    for hop in reversed(request.headers.get("x-forwarded-for", "").split(",")):
+        hop = hop.strip()
+        try:
+            ip_address(hop)
+        except ValueError:
+            return peer
+        if not is_in(hop, trusted):
+            return hop, 0
+    return peer

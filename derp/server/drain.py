@@ -1,0 +1,41 @@
+"""Leaving without dropping packets.  Layer L3.
+
+Stock clients ignore the Restarting frame but do dial the next node of the region when their connection closes, so
+the frame is sent for those that listen and the closes are paced, so that the next node is not overrun.  Probes go
+quiet first (server/routes.py, server/stun.py), which keeps new clients away.
+"""
+
+import logging
+from typing import Final
+
+import trio
+
+from derp.server.relay import Relay
+
+_log = logging.getLogger("derp.server")
+
+_STEP_SECONDS: Final = 0.1
+# The last part of the deadline is for the kernel to send what it holds.
+_CLOSING_SHARE: Final = 0.9
+# A relay with few clients need not take its whole deadline: no more than these per second come back at once.
+_CLOSES_PER_SECOND: Final = 1000.0
+# Stock clients that act on the frame wait this long; a restart takes a second or two.
+_RECONNECT_IN_SECONDS: Final = 2.0
+_TRY_FOR_SECONDS: Final = 60.0
+
+
+async def drain_clients(relay: Relay, drain_seconds: float) -> None:
+    """Announce the restart, then close clients at an even pace until none is left or the time is up.
+
+    A client that still has packets queued is closed last.  Those left at the end are closed with the reactor.
+    """
+    relay.announce_restart(_RECONNECT_IN_SECONDS, _TRY_FOR_SECONDS)
+    total = len(relay.router.clients)
+    closing_seconds = max(drain_seconds * _CLOSING_SHARE, _STEP_SECONDS)
+    per_step = max(total / closing_seconds, _CLOSES_PER_SECOND) * _STEP_SECONDS
+    _log.info("= draining %d clients, %.0f a second, within %.0f s", total, per_step / _STEP_SECONDS, drain_seconds)
+    with trio.move_on_after(drain_seconds):
+        while relay.close_clients(int(per_step) + 1):
+            await trio.sleep(_STEP_SECONDS)
+    left = len(relay.router.clients)
+    _log.info("= drained; %d clients had to be cut off", left)

@@ -1,0 +1,124 @@
+"""One relay without its sockets: brain, plane, pages and clocks, on a reactor somebody else runs.  Layer L3.
+
+server.py gives it listeners; a control plane embeds it behind its own front door.  The owner calls `tick` a few
+times a second from the reactor's thread.
+"""
+
+import logging
+import random
+import secrets
+from collections.abc import Mapping
+
+from derp.config import RelayConfig
+from derp.protocol.frames import FrameType, encode_frame
+from derp.protocol.messages import Restarting, encode
+from derp.relay.clients import Client
+from derp.relay.counters import CloseReason
+from derp.relay.keepalive import KeepAliveWheel
+from derp.relay.router import Router
+from derp.server.admission import Admission
+from derp.server.bootstrap import BootstrapDns
+from derp.server.debug import debug_pages
+from derp.server.routes import Page, Routes
+from derp.server.session import ClientSession, Plane
+from derp.transport.links import Link
+from derp.transport.reactor import Reactor
+
+_log = logging.getLogger("derp.server")
+
+
+class Relay:
+    """Create on a reactor, `tick` it, and after `drain` or when the reactor ended forget it."""
+
+    def __init__(self, config: RelayConfig, reactor: Reactor, *, admission: Admission | None = None) -> None:
+        self.config = config
+        self.reactor = reactor
+        self.public_key = config.private_key.public()
+        self.router = Router(self.public_key.raw, queue_depth=config.queue_depth, queue_bytes=config.queue_bytes)
+        self.plane = Plane(
+            self.router,
+            reactor,
+            config.private_key,
+            admission or Admission(config),
+            random_bytes=secrets.token_bytes,
+        )
+        self.bootstrap = BootstrapDns(config.bootstrap_dns_names, config.unpublished_bootstrap_dns_names)
+        self.is_draining = False
+        self.started_at = reactor.now
+        self._wheel = KeepAliveWheel(config.keepalive_seconds, config.keepalive_jitter_seconds, reactor.now)
+        self.plane.on_register.append(self._keep_alive)
+        self.pages: dict[str, Page] = dict(debug_pages(self))
+        self.routes = Routes(
+            home=config.home,
+            derp_enabled=config.derp_enabled,
+            debug_allow=config.debug_allow,
+            healthy=self.problem,
+            pages=self.pages,
+            bootstrap_dns=self.bootstrap.answer,
+        )
+
+    def problem(self) -> str | None:
+        """Why this relay should get no new clients; None when it is well."""
+        return "draining: this relay is about to stop" if self.is_draining else None
+
+    def _keep_alive(self, client: Client) -> None:
+        # Spreads keep-alives over time; nobody gains from guessing it.
+        self._wheel.add(client, self.reactor.now, random.random())
+
+    def tick(self) -> None:
+        """Deadlines and keep-alives.  Call it about four times a second."""
+        reactor, plane = self.reactor, self.plane
+        now = reactor.tick()
+        for client in self._wheel.due(now):
+            plane.keep_alive(client)
+        timeout = self.config.handshake_timeout_seconds
+        while plane.greeted:
+            link, since = next(iter(plane.greeted.items()))
+            if since + timeout > now:
+                break
+            plane.greeted.pop(link)
+            reactor.close(link, CloseReason.HANDSHAKE_TIMEOUT)
+        for link in tuple(reactor.blocked):
+            allowed = self._write_timeout(link)
+            if allowed and now - link.progress_at > allowed:
+                self.router.counters.write_timeouts += 1
+                reactor.close(link, CloseReason.WRITE_TIMEOUT)
+        reactor.flush()
+
+    def _write_timeout(self, link: Link) -> float:
+        session = link.session
+        if isinstance(session, ClientSession) and session.client.is_mesh_peer:
+            return self.config.mesh_write_timeout_seconds
+        return self.config.tcp_write_timeout_seconds
+
+    # --- leaving
+
+    def announce_restart(self, reconnect_in_seconds: float, try_for_seconds: float) -> None:
+        """Tell every client that this relay goes down and when to come back; health pages turn red."""
+        self.is_draining = True
+        frame = encode(Restarting(int(reconnect_in_seconds * 1000), int(try_for_seconds * 1000)))
+        for client in self.router.clients.values():
+            self.router.send(client, frame)
+        self.reactor.flush()
+
+    def close_clients(self, count: int) -> int:
+        """Close up to `count` clients whose packets have all been sent, oldest first; return how many are left."""
+        closed = 0
+        for client in tuple(self.router.clients.values()):
+            if closed >= count:
+                break
+            if client.queue is None:
+                self.reactor.close(client.link, CloseReason.DRAINED)
+                closed += 1
+        self.reactor.flush()
+        return len(self.router.clients)
+
+    # --- telling
+
+    def send_health(self, client: Client, text: str) -> None:
+        """Show `text` to the user of a client; empty takes it back."""
+        self.router.send(client, encode_frame(FrameType.HEALTH, text.encode()))
+
+    def page_list(self) -> Mapping[str, str]:
+        """Path and title of every operator's page."""
+        return {path: page.title for path, page in self.pages.items()}

@@ -1,0 +1,165 @@
+"""The relay's small pages: probes, home, health, metrics, debug.  Layer L3: a request in, an answer out, nothing waits.
+
+Behaviour of every path the genuine relay has is its own, to the byte where clients look; ours come beside it.
+Called by server/door.py.  What the pages show is in server/debug.py.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import parse_qs
+
+from derp.config.relay import Network
+from derp.server.address import is_in
+from derp.transport.http import Request
+
+Headers = tuple[tuple[str, str], ...]
+
+_TEXT: Final = ("Content-Type", "text/plain; charset=utf-8")
+_HTML: Final = ("Content-Type", "text/html; charset=utf-8")
+_BROWSER: Final[Headers] = (
+    ("Strict-Transport-Security", "max-age=63072000; includeSubDomains"),
+    (
+        "Content-Security-Policy",
+        "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'self'",
+    ),
+    ("X-Frame-Options", "DENY"),
+    ("X-Content-Type-Options", "nosniff"),
+)
+_NO_CACHE: Final = ("Cache-Control", "no-cache, no-store, must-revalidate, no-transform, max-age=0")
+# What the genuine relay echoes; anything else could be used to make us say things.
+_CHALLENGE: Final = re.compile(r"[A-Za-z0-9.\-_:]{1,64}\Z")
+_HOME: Final = b"""<!doctype html><html lang="en"><meta charset="utf-8"><title>DERP relay</title>
+<body style="font-family:sans-serif;max-width:40em;margin:4em auto">
+<h1>DERP</h1>
+<p>This is a relay. It passes encrypted packets between machines that cannot reach each other directly, and cannot
+read them.</p></body></html>
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole HTTP answer."""
+
+    status: int
+    headers: Headers = ()
+    body: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Something only the operator may see, made when it is asked for."""
+
+    title: str
+    content_type: str
+    render: Callable[[], bytes]
+
+
+class Routes:
+    """Pages of one relay.
+
+    `pages` maps paths to what only addresses in `debug_allow` may see; `healthy` says None, or why not;
+    `bootstrap_dns` maps a query to what /bootstrap-dns answers.
+    """
+
+    def __init__(
+        self,
+        *,
+        home: str,
+        derp_enabled: bool,
+        debug_allow: tuple[Network, ...],
+        healthy: Callable[[], str | None],
+        pages: Mapping[str, Page],
+        bootstrap_dns: Callable[[str], Mapping[str, list[str]] | None],
+    ) -> None:
+        self._home = home
+        self._derp_enabled = derp_enabled
+        self._debug_allow = debug_allow
+        self._healthy = healthy
+        self._pages = pages
+        self._bootstrap_dns = bootstrap_dns
+
+    def answer(self, request: Request, address: str) -> Answer:
+        """The answer to any request that is no DERP upgrade; `address` is who asks."""
+        path, _, query = request.target.partition("?")
+        match path:
+            case "/derp":
+                return Answer(404, (_TEXT,), b"derp server disabled\n")
+            case "/derp/probe" | "/derp/latency-check":
+                if request.method not in ("GET", "HEAD"):
+                    return Answer(405, (_TEXT,), b"bogus probe method\n")
+                return Answer(200, (("Access-Control-Allow-Origin", "*"),))
+            case "/generate_204":
+                return generate_204(request)
+            case "/bootstrap-dns":
+                return self._answer_bootstrap(query)
+            case "/robots.txt":
+                return Answer(200, (_TEXT, *_BROWSER), b"User-agent: *\nDisallow: /\n")
+            case "/healthz":
+                problem = self._healthy()
+                if problem is None:
+                    return Answer(200, (_TEXT,), b"ok\n")
+                return Answer(503, (_TEXT,), f"{problem}\n".encode())
+        page = self._pages.get(path)
+        if page is not None or path.startswith("/debug"):
+            return self._answer_page(request, path, page, address)
+        return self._answer_home()
+
+    def _answer_page(self, request: Request, path: str, page: Page | None, address: str) -> Answer:
+        # A proxy in front hides who asks, so nothing that came through one is let in by its address.
+        if "x-forwarded-for" in request.headers or not is_in(address, self._debug_allow):
+            text = f"{path} is closed to {address}: list your network in debug_allow to open it\n"
+            return Answer(403, (_TEXT,), text.encode())
+        if page is not None:
+            return Answer(200, (("Content-Type", page.content_type), *_BROWSER), page.render())
+        if path in ("/debug", "/debug/index"):
+            return Answer(302, (("Location", "/debug/"),))
+        text = "no such page; there are: " + ", ".join(sorted(self._pages)) + "\n"
+        return Answer(404, (_TEXT,), text.encode())
+
+    def _answer_bootstrap(self, query: str) -> Answer:
+        name = parse_qs(query).get("q", [""])[0]
+        found = self._bootstrap_dns(name)
+        body = b"" if found is None else json.dumps(found, indent="\t").encode()
+        return Answer(200, (("Content-Type", "application/json"), ("Connection", "close"), *_BROWSER), body)
+
+    def _answer_home(self) -> Answer:
+        if self._home == "blank":
+            return Answer(200, (_HTML, *_BROWSER))
+        if self._home:
+            return Answer(302, (("Location", self._home), *_BROWSER))
+        body = _HOME
+        if not self._derp_enabled:
+            body = body.replace(b"</body>", b"<p>Relaying is switched off here.</p></body>")
+        return Answer(200, (_HTML, *_BROWSER), body)
+
+
+class PlainRoutes:
+    """Pages of the plain listener beside TLS: the captive-portal probe, and redirects for everything else."""
+
+    def __init__(self, routes: Routes) -> None:
+        self._routes = routes
+
+    def answer(self, request: Request, address: str) -> Answer:
+        path = request.target.partition("?")[0]
+        if path == "/generate_204":
+            return generate_204(request)
+        if path.startswith("/debug"):
+            return self._routes.answer(request, address)
+        if request.method not in ("GET", "HEAD"):
+            return Answer(400, (_TEXT,), b"Use HTTPS\n")
+        host = request.headers.get("host", "").rpartition(":")[0] or request.headers.get("host", "")
+        # A target in absolute form would otherwise redirect to wherever its sender likes.
+        target = request.target if request.target.startswith("/") else "/"
+        return Answer(302, (("Location", f"https://{host}{target}"),))
+
+
+def generate_204(request: Request) -> Answer:
+    """The captive-portal probe: an empty answer that proves, by the challenge, that nobody stands between."""
+    headers: Headers = (_NO_CACHE,)
+    challenge = request.headers.get("x-tailscale-challenge", "")
+    if _CHALLENGE.match(challenge):
+        headers += (("X-Tailscale-Response", f"response {challenge}"),)
+    return Answer(204, headers)

@@ -1,0 +1,166 @@
+"""The relay as a program runs it: listeners, STUN, clocks, reload and drain around one Relay.  Layer L3.
+
+    accept -> server/door.py -> server/session.py -> relay/ -> the reactor's flush
+One nursery; the reactor is one task in it, ticks another.  The command line is derp/cli.py.
+"""
+
+import logging
+import math
+import socket
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from derp.config import RelayConfig
+from derp.relay.limits import TokenBucket
+from derp.server.door import FrontDoor
+from derp.server.drain import drain_clients
+from derp.server.listener import AcceptGate, Listener
+from derp.server.relay import Relay
+from derp.server.routes import PlainRoutes
+from derp.server.stun import StunResponder
+from derp.transport.listen import open_listener, open_udp
+from derp.transport.reactor import Reactor
+from derp.transport.tls import TlsServer
+
+_log = logging.getLogger("derp.server")
+
+# Deadlines are whole seconds; a quarter keeps them honest and costs four wake-ups a second.
+_TICK_SECONDS: Final = 0.25
+# A renewed certificate is used within this time; looking costs one stat per file.
+_CERTIFICATE_LOOK_SECONDS: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """One socket: `kind` is derp, derp+tls, http or stun."""
+
+    kind: str
+    host: str
+    port: int
+
+
+class RelayServer:
+    """A running relay.  serve_relay makes it; it ends when that is cancelled or `drain` returned."""
+
+    def __init__(self, config: RelayConfig) -> None:
+        self.config = config
+        self.reactor = Reactor()
+        self.relay = Relay(config, self.reactor)
+        self.listening: list[Listening] = []
+        self.tls: TlsServer | None = None
+        if config.tls is not None:
+            self.tls = TlsServer(config.tls, self.relay.public_key)
+        self.stun: list[StunResponder] = []
+        self._listeners: list[Listener] = []
+        self._udp: list[socket.socket] = []
+        bucket = None
+        if math.isfinite(config.accept_connection_limit):
+            bucket = TokenBucket(config.accept_connection_limit, config.accept_connection_burst, self.reactor.now)
+        self.gate = AcceptGate(bucket, config.max_connections, lambda: len(self.reactor.links))
+        self.door = self._front_door(plain=False)
+        self.drained = trio.Event()
+
+    def _front_door(self, *, plain: bool) -> FrontDoor:
+        relay, config = self.relay, self.config
+        return FrontDoor(
+            relay.plane,
+            PlainRoutes(relay.routes) if plain else relay.routes,
+            trusted_proxies=config.trusted_proxies,
+            derp_enabled=config.derp_enabled and not plain,
+        )
+
+    def open(self) -> None:
+        """Bind every socket and start to serve.  Raises ConfigError; nothing stays open then."""
+        config = self.config
+        try:
+            for host, port in config.listen:
+                self._open_listener("derp" if self.tls is None else "derp+tls", host, port, self.door)
+            if config.http_port is not None and self.tls is not None:
+                for host in dict.fromkeys(host for host, _ in config.listen):
+                    self._open_listener("http", host, config.http_port, self._front_door(plain=True))
+            for host in config.stun_hosts:
+                self._open_stun(host, config.stun_port)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open_listener(self, kind: str, host: str, port: int, door: FrontDoor) -> None:
+        config, tls = self.config, self.tls
+        sock = open_listener(
+            host,
+            port,
+            user_timeout_seconds=config.tcp_user_timeout_seconds,
+            keepalive_seconds=config.tcp_keepalive_seconds,
+        )
+        context = (lambda: tls.context) if tls is not None and kind == "derp+tls" else None
+        listener = Listener(sock, door, self.gate, context)
+        listener.start()
+        self._listeners.append(listener)
+        self.listening.append(Listening(kind, *listener.address))
+
+    def _open_stun(self, host: str, port: int) -> None:
+        sock = open_udp(host, port)
+        responder = StunResponder(sock, lambda: self.relay.problem() is None)
+        self.reactor.watch(sock.fileno(), responder.serve_ready)
+        self._udp.append(sock)
+        self.stun.append(responder)
+        bound = sock.getsockname()
+        self.listening.append(Listening("stun", str(bound[0]), int(bound[1])))
+
+    def close(self) -> None:
+        """Close the listening sockets; connections stay."""
+        for listener in self._listeners:
+            listener.close()
+        for sock in self._udp:
+            self.reactor.unwatch(sock.fileno())
+            sock.close()
+        self._listeners.clear()
+        self._udp.clear()
+
+    async def run(self) -> None:
+        """Serve until cancelled or drained."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.reactor.run)
+            nursery.start_soon(self._tick_forever)
+            nursery.start_soon(self.relay.bootstrap.refresh_forever)
+            await self.drained.wait()
+            nursery.cancel_scope.cancel()
+
+    async def _tick_forever(self) -> None:
+        look_at = 0.0
+        while True:
+            await trio.sleep(_TICK_SECONDS)
+            self.relay.tick()
+            for listener in self._listeners:
+                listener.start()
+            if self.tls is not None and self.reactor.now >= look_at:
+                look_at = self.reactor.now + _CERTIFICATE_LOOK_SECONDS
+                self.tls.reload_if_changed(self.reactor.now)
+
+    def reload(self) -> None:
+        """Look at files again now: certificates."""
+        if self.tls is not None:
+            self.tls.reload_if_changed(self.reactor.now)
+
+    async def drain(self) -> None:
+        """Stop accepting, tell every client, close them in order within the deadline; then `run` returns."""
+        if self.relay.is_draining:
+            return
+        self.close()
+        await drain_clients(self.relay, self.config.drain_seconds)
+        self.drained.set()
+
+
+async def serve_relay(
+    config: RelayConfig, *, task_status: trio.TaskStatus[RelayServer] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Serve until cancelled, or until `drain` of the started RelayServer is done.  Raises ConfigError."""
+    server = RelayServer(config)
+    server.open()
+    try:
+        task_status.started(server)
+        await server.run()
+    finally:
+        server.close()

@@ -1,0 +1,355 @@
+"""DERP on the reactor: the handshake, the frames of a registered client, and the flush to all of them.  Layer L3.
+
+Packets: reactor -> ClientSession.received -> relay/forward.py -> the router's gather lists -> Plane.flush -> kernel.
+What the kernel does not take waits in the client's queue until ClientSession.writable.
+Made by server/door.py after an upgrade.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from derp.errors import RemoteProtocolError
+from derp.keys import NodePrivate, short_key
+from derp.protocol.frames import (
+    HEADER,
+    HEADER_BYTES,
+    MAX_CLIENT_INFO_BYTES,
+    MAX_UNKNOWN_BYTES,
+    NONCE_BYTES,
+    FrameType,
+)
+from derp.protocol.handshake import OpenedClientInfo, open_client_info, server_key_frame
+from derp.protocol.messages import (
+    ClosePeer,
+    NotePreferred,
+    Ping,
+    ServerInfo,
+    UnknownFrame,
+    WatchConns,
+    parse_from_client,
+)
+from derp.relay.clients import Client
+from derp.relay.counters import CloseReason, DropReason, is_disco
+from derp.relay.forward import relay_forwarded, relay_packets
+from derp.relay.queue import frame_starts
+from derp.relay.router import Route, Router
+from derp.server.admission import Admission
+from derp.transport.links import Link, LinkEnded
+from derp.transport.reactor import Reactor
+
+_log = logging.getLogger("derp.server")
+
+# Taken from a queue at a time.  What is taken is committed to this order and out of reach of the drop policy, so no
+# more than the kernel itself holds behind a slow reader (TCP_NOTSENT_LOWAT).
+_TAKE_BYTES: Final = 32 * 1024
+# Control frames in one receive of 256 KiB.  An honest client sends a handful; each costs us some 3 us, so this keeps
+# a flood below 10 ms of everybody's time, and then its sender is closed.
+_MAX_CONTROL_FRAMES: Final = 3000
+# Connections of one key: a laptop with a stale connection has two or three.  The registry looks at all of them.
+_MAX_CONNECTIONS_PER_KEY: Final = 64
+
+_SEND: Final = FrameType.SEND_PACKET.value
+_FORWARD: Final = FrameType.FORWARD_PACKET.value
+_MESH_ONLY: Final = (FrameType.FORWARD_PACKET, FrameType.WATCH_CONNS, FrameType.CLOSE_PEER)
+
+
+class Plane:
+    """Joins the router to the reactor.  One per relay; all its methods are called from the reactor's task."""
+
+    def __init__(
+        self,
+        router: Router,
+        reactor: Reactor,
+        private: NodePrivate,
+        admission: Admission,
+        *,
+        random_bytes: Callable[[int], bytes],
+        server_info: ServerInfo | None = None,
+    ) -> None:
+        self.router = router
+        self.reactor = reactor
+        self.private = private
+        self.admission = admission
+        self.random_bytes = random_bytes
+        self.greeting = server_key_frame(private.public().raw)
+        self.server_info = server_info or ServerInfo()
+        self.closed_count: dict[CloseReason, int] = dict.fromkeys(CloseReason, 0)
+        # connections that have to prove themselves, in order of their deadlines; server.py's tick ends them
+        self.greeted: dict[Link, float] = {}
+        self.on_register: list[Callable[[Client], None]] = []
+        reactor.flushers.append(self.flush)
+
+    def flush(self) -> None:
+        """Send every gather list, and end the connections the router wants ended, until nothing is left to do."""
+        router = self.router
+        while router.dirty or router.closing:
+            dirty, router.dirty = router.dirty, []
+            for route in dirty:
+                route.is_dirty = False
+                pieces, size = route.pending, route.pending_bytes
+                route.pending_bytes = 0
+                if route.queue is None:
+                    link: Link = route.link
+                    try:
+                        sent = link.send(pieces, size)
+                    except LinkEnded as error:
+                        self._count_lost(b"".join(pieces))
+                        pieces.clear()
+                        self.reactor.fail(link, error)
+                        continue
+                    if sent < size or link.blocked:
+                        self._queue_rest(route, b"".join(pieces), sent)
+                else:
+                    route.queue.push_frames(memoryview(b"".join(pieces)), self.reactor.now)
+                pieces.clear()
+            closing, router.closing = router.closing, []
+            for client, reason in closing:
+                self.reactor.close(client.link, reason)
+
+    def _queue_rest(self, route: Route, frames: bytes, sent: int) -> None:
+        """The kernel is full: finish the frame it has the beginning of, queue the others."""
+        link: Link = route.link
+        if link.fd not in self.reactor.links:
+            self._count_lost(frames)
+            return
+        route.queue = self.router.new_queue()
+        view = memoryview(frames)
+        rest = sent
+        if sent < len(frames):
+            for start, end in frame_starts(view):
+                if end >= sent:
+                    # nothing of the frame may have gone when `sent` is its very start: then it queues like the rest
+                    rest = start if start == sent else end
+                    if start < sent < end:
+                        link.push(view[sent:end])
+                    break
+            if rest < len(frames):
+                route.queue.push_frames(view[rest:], self.reactor.now)
+        self.reactor.await_room(link)
+
+    def _count_lost(self, frames: bytes) -> None:
+        view = memoryview(frames)
+        for start, end in frame_starts(view):
+            if view[start] == 0x05:
+                packet = view[start + 37 : end]
+                self.router.counters.drop(DropReason.WRITE_ERROR, is_disco(packet), 1, len(packet))
+
+    def keep_alive(self, client: Client) -> None:
+        """Send an empty frame: clients give a silent relay up after two minutes."""
+        self.router.send(client, _KEEP_ALIVE)
+
+    def count_closed(self, reason: CloseReason) -> None:
+        self.closed_count[reason] += 1
+
+
+_KEEP_ALIVE: Final = HEADER.pack(FrameType.KEEP_ALIVE, 0)
+
+
+class Greeting:
+    """Between the upgrade and ServerInfo: waits for the ClientInfo frame and decides who comes in.
+
+    The relay's ServerKey was sent by whoever made this.
+    """
+
+    __slots__ = ("_held", "_is_ideal", "_link", "_opened", "_plane")
+
+    def __init__(self, plane: Plane, link: Link, *, is_ideal: bool) -> None:
+        self._plane = plane
+        self._link = link
+        self._is_ideal = is_ideal
+        self._held = bytearray()
+        self._opened: OpenedClientInfo | None = None
+
+    def received(self, at: int, end: int) -> int:
+        held = self._held
+        held += self._plane.reactor.view[at:end]
+        if len(held) < HEADER_BYTES:
+            return end
+        frame_type, length = HEADER.unpack_from(held)
+        if frame_type != FrameType.CLIENT_INFO or length > MAX_CLIENT_INFO_BYTES:
+            raise RemoteProtocolError(f"expected ClientInfo, got frame 0x{frame_type:02x} of {length} bytes")
+        stop = HEADER_BYTES + length
+        if len(held) < stop:
+            return end
+        rest = end - (len(held) - stop)
+        plane = self._plane
+        opened = self._opened = open_client_info(plane.private, bytes(held[HEADER_BYTES:stop]))
+        self._held = bytearray()
+        if plane.admission.is_mesh_peer(opened.info):
+            self._admit(is_mesh_peer=True)
+        else:
+            verdict = plane.admission.decide(opened.key, self._link.address[0])
+            if verdict is None:
+                # Somebody else decides; until then the kernel keeps what the client sends.
+                plane.reactor.pause(self._link)
+                plane.admission.ask(opened.key, self._link.address[0], self._decided)
+            elif verdict:
+                self._admit(is_mesh_peer=False)
+            else:
+                raise LinkEnded(CloseReason.NOT_ADMITTED, f"{short_key(opened.key)} is not admitted")
+        return int(rest)
+
+    def _decided(self, is_admitted: bool) -> None:
+        link, reactor = self._link, self._plane.reactor
+        if link.session is not self:
+            return  # it left, or its deadline passed, before the answer came
+        if not is_admitted:
+            assert self._opened is not None
+            reactor.close(link, CloseReason.NOT_ADMITTED, f"{short_key(self._opened.key)} is not admitted")
+            return
+        self._admit(is_mesh_peer=False)
+        reactor.resume(link)
+        reactor.flush()
+
+    def _admit(self, *, is_mesh_peer: bool) -> None:
+        plane, link, opened = self._plane, self._link, self._opened
+        assert opened is not None
+        router = plane.router
+        member = router.members.get(opened.key)
+        if member is not None and len(member.connections) >= _MAX_CONNECTIONS_PER_KEY:
+            router.closing.append((member.connections[0], CloseReason.TOO_MANY))
+        client = Client(
+            opened.key,
+            router.next_number(),
+            link,
+            plane.reactor.now,
+            address=link.address[0],
+            port=link.address[1],
+            is_mesh_peer=is_mesh_peer,
+            is_prober=opened.info.is_prober,
+            is_ideal=self._is_ideal,
+            can_ack_pings=opened.info.can_ack_pings,
+            app_name=opened.info.app_name[:64],  # shown on the debug page; a stranger chose its length
+        )
+        session = ClientSession(plane, client)
+        link.session = session
+        plane.greeted.pop(link, None)
+        # ServerInfo is the first frame a client may see, so it leaves before anybody can reach the client.
+        link.push(opened.seal_server_info(plane.server_info, plane.random_bytes(NONCE_BYTES)))
+        if link.blocked:
+            client.queue = router.new_queue()
+            plane.reactor.await_room(link)
+        router.register(client)
+        for notify in plane.on_register:
+            notify(client)
+        if _log.isEnabledFor(logging.INFO):
+            _log.info("> client %d %s from %s:%d", client.number, short_key(client.key), *link.address[:2])
+
+    def writable(self) -> None:
+        """Nothing waits here: the few bytes of a greeting are the link's tail."""
+
+    def ended(self, reason: CloseReason, text: str) -> None:
+        self._plane.greeted.pop(self._link, None)
+        self._plane.count_closed(reason)
+        _log.debug("x %s:%d before it was a client: %s %s", *self._link.address[:2], reason.value, text)
+
+
+class ClientSession:
+    """A registered client's frames."""
+
+    __slots__ = ("_plane", "_skip", "client")
+
+    def __init__(self, plane: Plane, client: Client) -> None:
+        self._plane = plane
+        self.client = client
+        self._skip = 0  # bytes of an unknown frame still to be thrown away
+
+    def received(self, at: int, end: int) -> int:
+        plane, client = self._plane, self.client
+        router, reactor = plane.router, plane.reactor
+        arena = reactor.arena
+        if client.is_duplicate:
+            router.note_writer(client)
+        if self._skip:
+            skipped = min(self._skip, end - at)
+            self._skip -= skipped
+            at += skipped
+        controls = 0
+        while True:
+            at = relay_packets(arena, reactor.view, at, end, client, router, reactor.now)
+            if end - at < HEADER_BYTES:
+                return at
+            frame_type, length = HEADER.unpack_from(arena, at)
+            if frame_type == _SEND:
+                return at
+            if frame_type in _MESH_ONLY and not client.is_mesh_peer:
+                raise RemoteProtocolError(f"frame 0x{frame_type:02x} is for mesh peers only")
+            if frame_type == _FORWARD:
+                before = at
+                at = relay_forwarded(arena, reactor.view, at, end, client, router, reactor.now)
+                if at == before:
+                    return at
+                continue
+            if length > MAX_UNKNOWN_BYTES:
+                raise RemoteProtocolError(f"frame 0x{frame_type:02x} of {length} bytes, limit {MAX_UNKNOWN_BYTES}")
+            controls += 1
+            if controls > _MAX_CONTROL_FRAMES:
+                raise LinkEnded(CloseReason.FLOOD, f"more than {_MAX_CONTROL_FRAMES} control frames at once")
+            stop = at + HEADER_BYTES + length
+            if length > _MAX_KNOWN_CONTROL_BYTES:
+                # raises for a known type, whose length is then wrong; what is unknown is skipped as it arrives
+                parse_from_client(frame_type, bytes(length))
+                router.counters.unknown_frames += 1
+                if stop > end:
+                    self._skip = stop - end
+                    return end
+            elif stop > end:
+                return at
+            else:
+                self._control(frame_type, bytes(arena[at + HEADER_BYTES : stop]))
+            at = stop
+
+    def _control(self, frame_type: int, payload: bytes) -> None:
+        router, client = self._plane.router, self.client
+        match parse_from_client(frame_type, payload):
+            case Ping(ping):
+                router.handle_ping(client, ping)
+            case NotePreferred(preferred):
+                router.handle_note_preferred(client, preferred, self._plane.reactor.now)
+            case WatchConns():
+                router.handle_watch_conns(client)
+            case ClosePeer(key):
+                router.handle_close_peer(key)
+            case UnknownFrame():
+                router.counters.unknown_frames += 1
+            case _:
+                pass  # a pong, or a frame only relays send: genuine relays read past them too
+
+    def writable(self) -> None:
+        client = self.client
+        link: Link = client.link
+        queue = client.queue
+        while queue is not None and not link.blocked:
+            frames = queue.take(_TAKE_BYTES, self._plane.reactor.now)
+            if not frames:
+                client.queue = None
+                return
+            joined = b"".join(frames)
+            sent = link.send([joined], len(joined))
+            if sent < len(joined):
+                link.push(memoryview(joined)[sent:])
+
+    def ended(self, reason: CloseReason, text: str) -> None:
+        plane, client = self._plane, self.client
+        plane.router.unregister(client)
+        plane.count_closed(reason)
+        if client.pending:
+            self._plane._count_lost(b"".join(client.pending))
+            client.pending = []
+            client.pending_bytes = 0
+        if _log.isEnabledFor(logging.INFO):
+            _log.info(
+                "x client %d %s: %s; %d packets in, %d out, %.0f s%s",
+                client.number,
+                short_key(client.key),
+                reason.value,
+                client.packets_in,
+                client.packets_out,
+                plane.reactor.now - client.connected_at,
+                f" ({text})" if text else "",
+            )
+
+
+# The longest control frame a client may send is a ping; anything longer is unknown or wrong.
+_MAX_KNOWN_CONTROL_BYTES: Final = 1000

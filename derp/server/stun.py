@@ -1,0 +1,66 @@
+"""STUN for the region's clients: one UDP socket per address, served on the reactor.  Layer L3.
+
+Silence is an answer too: a client that hears nothing looks for another region, so `is_well` is asked before
+each batch.  Wire: protocol/stun.py.
+"""
+
+import socket
+from collections.abc import Callable
+from typing import Final
+
+from derp.protocol.stun import encode_response, parse_request
+
+# A request has 40 bytes; anything longer than this is none of ours.
+_MAX_DATAGRAM_BYTES: Final = 1500
+# Per wake-up, so that a flood of datagrams cannot keep the relay from its packets.
+_MAX_DATAGRAMS: Final = 64
+
+
+class StunResponder:
+    """Answers binding requests on `sock`, a bound, non-blocking UDP socket it does not close."""
+
+    def __init__(self, sock: socket.socket, is_well: Callable[[], bool]) -> None:
+        self._sock = sock
+        self._is_well = is_well
+        self.success_count = {"ipv4": 0, "ipv6": 0}
+        self.not_stun_count = 0
+        self.read_error_count = 0
+        self.write_error_count = 0
+        self.silent_count = 0
+
+    def serve_ready(self) -> None:
+        """Answer what has arrived."""
+        sock = self._sock
+        for _ in range(_MAX_DATAGRAMS):
+            try:
+                datagram, source = sock.recvfrom(_MAX_DATAGRAM_BYTES)
+            except BlockingIOError:
+                return
+            except OSError:
+                self.read_error_count += 1
+                return
+            transaction = parse_request(datagram)
+            if transaction is None:
+                self.not_stun_count += 1
+                continue
+            if not self._is_well():
+                self.silent_count += 1
+                continue
+            family, address = _packed(source[0])
+            try:
+                sock.sendto(encode_response(transaction, address, source[1]), source)
+            except OSError:
+                self.write_error_count += 1
+            else:
+                self.success_count[family] += 1
+
+
+def _packed(host: str) -> tuple[str, bytes]:
+    host = host.partition("%")[0]
+    if ":" not in host:
+        return "ipv4", socket.inet_aton(host)
+    packed = socket.inet_pton(socket.AF_INET6, host)
+    # A dual-stack socket shows IPv4 callers as ::ffff:a.b.c.d; they must be told the address they know.
+    if packed.startswith(bytes(10) + b"\xff\xff"):
+        return "ipv4", packed[12:]
+    return "ipv6", packed

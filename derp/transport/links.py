@@ -1,0 +1,292 @@
+"""One non-blocking socket each, as the reactor serves it: plain or TLS, with or without websocket framing.  Layer L2.
+
+`receive` puts what the socket has, decrypted and unframed, into the reactor's arena; `send` gives pieces to the kernel
+and says how many bytes it took charge of.  TLS is an SSLObject between memory BIOs, because one large receive then
+feeds many records (an SSLSocket costs two reads a record).  Sessions decide what bytes mean.
+"""
+
+import socket
+import ssl
+from collections.abc import Sequence
+from typing import Any, Final, Protocol
+
+from derp.protocol.websocket import Opcode, WebSocketDecoder, WebSocketError, answer_control, close_frame, encode_header
+from derp.relay.counters import CloseReason
+
+Piece = bytes | bytearray | memoryview
+
+# What one receive asks for.  Larger brings nothing: a socket with more is ready again in the same round.
+RECEIVE_BYTES: Final = 256 * 1024
+# Encrypted at a time: more would only hide in `tail`, where no queue can drop it, when the kernel takes none of it.
+_TLS_WRITE_BYTES: Final = 64 * 1024
+# Stock Go clients refuse websocket messages above this; boundaries mean nothing to DERP, so larger ones are cut.
+MAX_MESSAGE_BYTES: Final = 32 * 1024
+_IOV_MAX: Final = 1024
+_BINARY: Final = int(Opcode.BINARY)
+
+
+class LinkEnded(Exception):
+    """The connection must end.  `reason` is counted, the text is for the log."""
+
+    def __init__(self, reason: CloseReason, text: str = "") -> None:
+        super().__init__(text or reason.value)
+        self.reason = reason
+
+
+class Session(Protocol):
+    """What the bytes of a link mean.  The reactor calls; nothing here may block."""
+
+    def received(self, at: int, end: int) -> int:
+        """Bytes lie in the arena from `at` to `end`; return where the unfinished rest begins, which the link keeps
+        and puts before the next bytes.  May raise ProtocolError or LinkEnded: the link is closed then."""
+        ...
+
+    def writable(self) -> None:
+        """The kernel takes bytes again, and everything handed to it before has gone."""
+        ...
+
+    def ended(self, reason: CloseReason, text: str) -> None:
+        """The link is closed.  Called once, whoever closed it; `text` is for the log."""
+        ...
+
+
+class Link:
+    """A plain TCP socket.  Owned by the reactor, closed through it."""
+
+    __slots__ = (
+        "address",
+        "blocked",
+        "codec",
+        "fd",
+        "kept",
+        "paused",
+        "progress_at",
+        "session",
+        "sock",
+        "tail",
+        "wants_out",
+    )
+
+    def __init__(self, sock: socket.socket, address: tuple[str, int]) -> None:
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.address = address
+        self.session: Session | None = None
+        self.codec: WebSocketDecoder | None = None
+        self.kept = b""  # the unfinished rest of what was received
+        self.tail = b""  # bytes on their way that the kernel did not take: before anything else
+        self.blocked = False  # the kernel is full; `send` takes nothing until `writable`
+        self.paused = False  # not reading, by a rate limit or an open decision
+        self.wants_out = False  # registered for EPOLLOUT
+        self.progress_at = 0.0  # when the kernel last took something of a blocked link
+
+    # --- receiving
+
+    def receive(self, view: memoryview, at: int, scratch: memoryview, framed: memoryview) -> int:
+        """Receive into `view[at:]`, which has room for RECEIVE_BYTES and a TLS record; return the new end.
+
+        `scratch` is a buffer for encrypted, `framed` one for websocket bytes.  LinkEnded at the end of the stream,
+        WebSocketError when the peer breaks that protocol.
+        """
+        codec = self.codec
+        if codec is None:
+            return self._receive(view, at, scratch)
+        end = self._receive(framed, 0, scratch)
+        if not end:
+            return at
+        try:
+            at = codec.receive_into(framed[:end], view, at)
+        except WebSocketError as error:
+            self.send_raw(close_frame(error.close_code, str(error)))
+            raise
+        if codec.control:
+            self._answer_control(codec)
+        return at
+
+    def _receive(self, into: memoryview, at: int, scratch: memoryview) -> int:
+        try:
+            count = self.sock.recv_into(into[at : at + RECEIVE_BYTES])
+        except BlockingIOError:
+            return at
+        except OSError as error:
+            raise LinkEnded(CloseReason.SOCKET_FAILED, f"receive failed: {error.strerror}") from None
+        if not count:
+            raise LinkEnded(CloseReason.CLOSED_BY_PEER)
+        return at + count
+
+    def _answer_control(self, codec: WebSocketDecoder) -> None:
+        control = codec.control[:]
+        codec.control.clear()
+        for opcode, payload in control:
+            # A peer that pings and does not read gets no further pongs: they may not pile up here.
+            if len(self.tail) < MAX_MESSAGE_BYTES:
+                answer = answer_control(opcode, payload)
+                if answer:
+                    self.send_raw(answer)
+        if codec.closed:
+            raise LinkEnded(CloseReason.CLOSED_BY_PEER, "websocket closed by the peer")
+
+    # --- sending
+
+    def send(self, pieces: Sequence[Piece], size: int) -> int:
+        """Give `pieces`, together `size` bytes, to the kernel; return how many bytes it, or `tail`, has now.
+
+        Fewer than `size` only when the link is blocked now.  LinkEnded when the socket failed.
+        """
+        if self.blocked:
+            return 0
+        if self.codec is not None:
+            return self._send_messages(pieces, size)
+        return self._send(pieces, size)
+
+    def _send(self, pieces: Sequence[Piece], size: int) -> int:
+        try:
+            sent = self.sock.send(pieces[0]) if len(pieces) == 1 else self.sock.sendmsg(pieces[:_IOV_MAX])
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            raise LinkEnded(CloseReason.SOCKET_FAILED, f"send failed: {error.strerror}") from None
+        if sent < size:
+            if len(pieces) > _IOV_MAX and sent == sum(map(len, pieces[:_IOV_MAX])):
+                return sent + self._send(pieces[_IOV_MAX:], size - sent)
+            self.blocked = True
+        return sent
+
+    def _send_messages(self, pieces: Sequence[Piece], size: int) -> int:
+        joined = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        if size <= MAX_MESSAGE_BYTES:
+            head = encode_header(_BINARY, size)
+            framed: list[Piece] = [head, joined]
+            total = size + len(head)
+        else:
+            view = memoryview(joined)
+            framed, total = [], 0
+            for at in range(0, min(size, _TLS_WRITE_BYTES), MAX_MESSAGE_BYTES):
+                part = view[at : at + MAX_MESSAGE_BYTES]
+                head = encode_header(_BINARY, len(part))
+                framed += (head, part)
+                total += len(head) + len(part)
+        sent = self._send(framed, total)
+        if sent < total:
+            self.tail = b"".join(framed)[sent:] + self.tail
+        if size > _TLS_WRITE_BYTES and not self.blocked:
+            return _TLS_WRITE_BYTES + self._send_messages(
+                [memoryview(joined)[_TLS_WRITE_BYTES:]], size - _TLS_WRITE_BYTES
+            )
+        return min(size, _TLS_WRITE_BYTES)
+
+    def push(self, data: Piece) -> None:
+        """Send bytes that may not be refused, framed as the link is: the end of a frame that was begun."""
+        self.send_raw(data if self.codec is None else encode_header(_BINARY, len(data)) + data)
+
+    def send_raw(self, data: Piece) -> None:
+        """Send bytes that may not be refused, below any websocket (an HTTP answer, a pong): what the kernel leaves
+        becomes `tail`.  Callers keep them small."""
+        sent = 0 if self.blocked else self._send([data], len(data))
+        if sent < len(data):
+            self.tail += bytes(data[sent:])
+
+    def flush_tail(self) -> bool:
+        """Send on what was left over; True when nothing is left and the link takes new bytes."""
+        self.blocked = False
+        if self.tail:
+            tail, self.tail = self.tail, b""
+            sent = Link._send(self, [tail], len(tail))
+            self.tail = tail[sent:]
+        return not self.blocked
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+class TlsLink(Link):
+    """A TCP socket under TLS.  `is_open` is false until the handshake ended; `receive` drives it."""
+
+    __slots__ = ("_incoming", "_outgoing", "_tls", "is_open")
+
+    def __init__(self, sock: socket.socket, address: tuple[str, int], context: ssl.SSLContext) -> None:
+        super().__init__(sock, address)
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self.is_open = False
+
+    def version(self) -> str | None:
+        """The TLS version in use, as OpenSSL spells it."""
+        return self._tls.version()
+
+    def _receive(self, into: memoryview, at: int, scratch: memoryview) -> int:
+        end = super()._receive(scratch, 0, scratch)
+        if not end:
+            return at
+        incoming, tls = self._incoming, self._tls
+        read: Any = tls.read  # with a buffer it returns a count, which its stub does not know
+        incoming.write(scratch[:end])
+        try:
+            if not self.is_open:
+                self._handshake()
+            limit = at + RECEIVE_BYTES + 16384
+            while at < limit:
+                count = read(limit - at, into[at:limit])
+                if not count:
+                    raise LinkEnded(CloseReason.CLOSED_BY_PEER)
+                at += count
+                # Asking once more to hear "no more" would raise, which costs as much as a record.
+                if not incoming.pending and not tls.pending():
+                    break
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLZeroReturnError:
+            raise LinkEnded(CloseReason.CLOSED_BY_PEER) from None
+        except ssl.SSLError as error:
+            self._send_alert()
+            raise LinkEnded(CloseReason.TLS_FAILED, f"TLS: {error.reason or error.strerror}") from None
+        if self._outgoing.pending:
+            self._send_encrypted()
+        return at
+
+    def _handshake(self) -> None:
+        try:
+            self._tls.do_handshake()
+            self.is_open = True
+        finally:
+            if self._outgoing.pending:
+                self._send_encrypted()
+
+    def _send_alert(self) -> None:
+        if self._outgoing.pending and not self.blocked:
+            super()._send([self._outgoing.read()], 0)
+
+    def _send_encrypted(self) -> None:
+        encrypted = self._outgoing.read()
+        if self.tail or self.blocked:
+            self.tail += encrypted
+            return
+        sent = super()._send([encrypted], len(encrypted))
+        if sent < len(encrypted):
+            self.tail = encrypted[sent:]
+
+    def _send(self, pieces: Sequence[Piece], size: int) -> int:
+        done = 0
+        joined = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        if size <= _TLS_WRITE_BYTES:
+            self._encrypt(joined)
+            self._send_encrypted()
+            return size
+        view = memoryview(joined)
+        while done < size and not self.blocked:
+            part = view[done : done + _TLS_WRITE_BYTES]
+            self._encrypt(part)
+            self._send_encrypted()
+            done += len(part)
+        return done
+
+    def _encrypt(self, data: Piece) -> None:
+        try:
+            self._tls.write(data)
+        except ssl.SSLError as error:
+            raise LinkEnded(CloseReason.TLS_FAILED, f"TLS: {error.reason or error.strerror}") from None
+
+    def send_raw(self, data: Piece) -> None:
+        self._encrypt(data)
+        self._send_encrypted()

@@ -1,0 +1,234 @@
+"""The reactor: one trio task serves every client socket in batches.  Layer L2.
+
+It owns a private epoll set, waits for the set as a whole with trio, and serves each batch of ready sockets
+synchronously: receive into one arena that all connections share, let the session parse in place, and after the batch
+let every flusher send what piled up for each destination.  No task, await or buffer per connection.
+Sessions are in server/session.py and tailnet/server; sockets in links.py.
+"""
+
+import select
+import time
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from derp.errors import ProtocolError
+from derp.relay.counters import CloseReason
+from derp.transport.links import RECEIVE_BYTES, Link, LinkEnded
+
+# Receives of one batch lie side by side in the arena until the flush.  Four full receives: enough that a batch of
+# many small ones is flushed once, and small enough to stay in the second-level cache.
+ARENA_BYTES: Final = 1024 * 1024
+# A receive, the longest unfinished frame that may lie before it, and one TLS record that may go over.
+_ROOM_BYTES: Final = RECEIVE_BYTES + 96 * 1024
+_MAX_EVENTS: Final = 512
+# After a batch the set is asked again without going back to trio, which would cost a re-arm and a task switch;
+# but other tasks (accept of handed-over requests, timers, drain) wait meanwhile, so not forever.
+_MAX_ROUNDS: Final = 16
+_IN: Final = select.EPOLLIN
+_OUT: Final = select.EPOLLOUT
+
+
+class Reactor:
+    """Create, `add` links or listeners from its own trio thread, and `run` it as one task until cancelled.
+
+    Closing a link ends in its session's `ended`, exactly once.
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.arena = bytearray(ARENA_BYTES)
+        self.view = memoryview(self.arena)
+        self.now = clock()
+        self.links: dict[int, Link] = {}
+        # links whose kernel buffer is full: the tick looks at these for write deadlines
+        self.blocked: set[Link] = set()
+        self.flushers: list[Callable[[], None]] = []
+        self._clock = clock
+        self._scratch = memoryview(bytearray(RECEIVE_BYTES))
+        self._framed = memoryview(bytearray(RECEIVE_BYTES + 16384))
+        self._epoll = select.epoll()
+        self._watched: dict[int, Callable[[], None]] = {}
+        self._end = 0
+
+    # --- membership
+
+    def add(self, link: Link) -> None:
+        """Serve a link from now on.  Its session must be set."""
+        self.links[link.fd] = link
+        self._epoll.register(link.fd, _IN)
+
+    def watch(self, fd: int, serve: Callable[[], None]) -> None:
+        """Call `serve` whenever a descriptor that is no link (a listener, a UDP socket) is ready to be read."""
+        self._watched[fd] = serve
+        self._epoll.register(fd, _IN)
+
+    def unwatch(self, fd: int) -> None:
+        """Stop that; the descriptor stays open."""
+        if self._watched.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    def release(self, link: Link) -> None:
+        """Stop serving a link without closing it: somebody else takes the socket over."""
+        if self.links.pop(link.fd, None) is None:
+            return
+        self._epoll.unregister(link.fd)
+        self.blocked.discard(link)
+
+    def close(self, link: Link, reason: CloseReason, text: str = "") -> None:
+        """Close a link and tell its session.  A second call does nothing."""
+        if self.links.pop(link.fd, None) is None:
+            return
+        self.blocked.discard(link)
+        link.kept = link.tail = b""
+        link.close()  # which takes the descriptor out of the epoll set
+        session, link.session = link.session, None
+        if session is not None:
+            session.ended(reason, text)
+
+    def fail(self, link: Link, error: LinkEnded | ProtocolError) -> None:
+        """Close a link for an error of its own."""
+        reason = error.reason if isinstance(error, LinkEnded) else CloseReason.PROTOCOL_ERROR
+        self.close(link, reason, str(error))
+
+    # --- interest
+
+    def pause(self, link: Link) -> None:
+        """Stop reading a link; what it sends backs up into its kernel and then into the peer."""
+        if not link.paused:
+            link.paused = True
+            self._rearm(link)
+
+    def resume(self, link: Link) -> None:
+        """Read on, beginning with what was kept when the link was paused."""
+        if link.paused:
+            link.paused = False
+            self._rearm(link)
+            if link.kept and link.fd in self.links:
+                kept, link.kept = link.kept, b""
+                self._deliver(link, kept)
+
+    def await_room(self, link: Link) -> None:
+        """The kernel was full: call the session's `writable` when it is not."""
+        if not link.wants_out and link.fd in self.links:
+            link.wants_out = True
+            link.progress_at = self.now
+            self.blocked.add(link)
+            self._rearm(link)
+
+    def _rearm(self, link: Link) -> None:
+        if link.fd in self.links:
+            self._epoll.modify(link.fd, (0 if link.paused else _IN) | (_OUT if link.wants_out else 0))
+
+    # --- serving
+
+    async def run(self) -> None:
+        """Serve until cancelled, then close every link."""
+        try:
+            while True:
+                await trio.lowlevel.wait_readable(self._epoll.fileno())
+                for _ in range(_MAX_ROUNDS):
+                    if not self.serve_ready():
+                        break
+        finally:
+            for link in tuple(self.links.values()):
+                self.close(link, CloseReason.STOPPED)
+            self._epoll.close()
+
+    def serve_ready(self) -> int:
+        """Serve what is ready now, without waiting; return how many descriptors were."""
+        events = self._epoll.poll(0, _MAX_EVENTS)
+        if not events:
+            return 0
+        self.now = self._clock()
+        links = self.links
+        self._end = 0
+        for fd, mask in events:
+            link = links.get(fd)
+            if link is None:
+                serve = self._watched.get(fd)
+                if serve is not None:
+                    serve()
+                continue
+            if mask & _OUT:
+                self._serve_writable(link)
+                if mask == _OUT or links.get(fd) is not link:
+                    continue
+            if link.paused:
+                if mask & (select.EPOLLHUP | select.EPOLLERR):
+                    self.close(link, CloseReason.CLOSED_BY_PEER)
+                continue
+            if ARENA_BYTES - self._end < _ROOM_BYTES:
+                self.flush()
+            self._serve_readable(link)
+        self.flush()
+        return len(events)
+
+    def _serve_readable(self, link: Link) -> None:
+        at = self._end
+        kept = link.kept
+        start = at
+        if kept:
+            self.arena[at : at + len(kept)] = kept
+            at += len(kept)
+        try:
+            end = link.receive(self.view, at, self._scratch, self._framed)
+            if link.tail:
+                self.await_room(link)
+            if end == at:
+                return
+            link.kept = b""
+            self._end = end
+            self._parse(link, start, end)
+        except (LinkEnded, ProtocolError) as error:
+            self.fail(link, error)
+
+    def _deliver(self, link: Link, data: bytes) -> None:
+        if ARENA_BYTES - self._end < len(data):
+            self.flush()
+        start = self._end
+        self._end = end = start + len(data)
+        self.arena[start:end] = data
+        try:
+            self._parse(link, start, end)
+        except (LinkEnded, ProtocolError) as error:
+            self.fail(link, error)
+
+    def _parse(self, link: Link, start: int, end: int) -> None:
+        session = link.session
+        assert session is not None
+        rest = session.received(start, end)
+        # A session may replace itself (an upgrade); the new one gets what the old one did not take.
+        while link.session is not session and link.session is not None and rest < end and not link.paused:
+            session = link.session
+            rest = session.received(rest, end)
+        if rest < end and link.fd in self.links:
+            link.kept = bytes(self.view[rest:end])
+
+    def _serve_writable(self, link: Link) -> None:
+        session = link.session
+        assert session is not None
+        try:
+            before = len(link.tail)
+            if link.flush_tail():
+                session.writable()
+            if not before or len(link.tail) < before or not link.blocked:
+                link.progress_at = self.now
+        except (LinkEnded, ProtocolError) as error:
+            self.fail(link, error)
+            return
+        if not link.blocked and link.wants_out:
+            link.wants_out = False
+            self.blocked.discard(link)
+            self._rearm(link)
+
+    def flush(self) -> None:
+        """Let every flusher send; afterwards nothing refers to the arena and it is free again."""
+        for flusher in self.flushers:
+            flusher()
+        self._end = 0
+
+    def tick(self) -> float:
+        """Take the time for work outside of `serve_ready` (deadlines, drains); call `flush` after that work."""
+        self.now = self._clock()
+        return self.now
