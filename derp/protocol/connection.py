@@ -1,0 +1,337 @@
+"""A whole DERP connection as a core, for either side, at the level of values.  Layer L1: no I/O.
+
+Clients, the mesh, tests and small embedders use these; the relay itself forwards bytes in place (relay/forward.py) and
+shares only the handshake.  States: protocol/states.py.  Deadlines, keep-alives and rate limits are the driver's: the
+cores drop nothing silently.  Next hop: client/client.py.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, NoReturn, TypeAlias
+
+from derp.errors import LocalProtocolError, RemoteProtocolError
+from derp.keys import MeshKey, NodePrivate
+from derp.protocol.frames import (
+    HEADER,
+    KEY_BYTES,
+    MAX_CLIENT_FRAME_BYTES,
+    MAX_PACKET_BYTES,
+    MAX_UNKNOWN_BYTES,
+    NONCE_BYTES,
+    FrameReader,
+    FrameType,
+)
+from derp.protocol.handshake import (
+    OpenedClientInfo,
+    open_client_info,
+    open_server_info,
+    parse_server_key,
+    seal_client_info,
+    server_key_frame,
+)
+from derp.protocol.messages import (
+    ClientInfo,
+    ClosePeer,
+    ForwardPacket,
+    Message,
+    NotePreferred,
+    Payload,
+    Ping,
+    PlainMessage,
+    Pong,
+    ServerInfo,
+    UnknownFrame,
+    WatchConns,
+    encode,
+    parse_from_client,
+    parse_from_server,
+)
+from derp.protocol.states import (
+    CLIENT_TABLE,
+    SERVER_TABLE,
+    ClientInput,
+    ClientState,
+    Fault,
+    ServerInput,
+    ServerState,
+)
+
+RandomBytes: TypeAlias = Callable[[int], bytes]
+
+_CLIENT_INPUTS: Final[dict[int, ClientInput]] = {
+    FrameType.SERVER_KEY: ClientInput.SERVER_KEY,
+    FrameType.SERVER_INFO: ClientInput.SERVER_INFO,
+}
+_MESH_ONLY: Final = frozenset({FrameType.FORWARD_PACKET, FrameType.WATCH_CONNS, FrameType.CLOSE_PEER})
+
+
+@dataclass(frozen=True, slots=True)
+class ClientIdentified:
+    """Server side: a client proved its key.  Answer with `accept` or `close` before receiving more."""
+
+    key: bytes
+    info: ClientInfo
+    is_mesh_peer: bool
+
+
+ClientEvent: TypeAlias = Message
+"""RecvPacket, ServerInfo, PeerGone, PeerPresent, Ping (already answered), Pong, KeepAlive, Health, Restarting."""
+
+ServerEvent: TypeAlias = ClientIdentified | Message
+"""ClientIdentified first; then SendPacket, NotePreferred, Ping (already answered), Pong; ForwardPacket, WatchConns and
+ClosePeer from mesh peers."""
+
+
+class ClientConnection:
+    """The client's side.  Its driver moves bytes both ways and calls, in any order, receive_* and send_*.
+
+    `server_key` known beforehand (from the meta certificate) is fast start: the first bytes to send are there at once.
+    RemoteProtocolError kills the core; LocalProtocolError changes nothing.  Close the transport when `state` is CLOSED.
+    """
+
+    def __init__(
+        self,
+        private: NodePrivate,
+        *,
+        random_bytes: RandomBytes,
+        mesh_key: MeshKey | None = None,
+        is_prober: bool = False,
+        app_name: str = "",
+        server_key: bytes | None = None,
+    ) -> None:
+        self.state = ClientState.EXPECT_SERVER_KEY
+        self.server_key = server_key
+        self.server_info: ServerInfo | None = None
+        """What the relay said last; its token bucket is for the driver to obey."""
+        self.skipped_frames = 0
+        """Frames of unknown type, or too short for their type."""
+        self._private = private
+        self._random_bytes = random_bytes
+        # Pings are answered in here, so the client can promise it.
+        self._info = ClientInfo(mesh_key, can_ack_pings=True, is_prober=is_prober, app_name=app_name)
+        self._reader = FrameReader(MAX_CLIENT_FRAME_BYTES)
+        self._to_send: list[bytes] = []
+        self._error: RemoteProtocolError | None = None
+        if server_key is not None:
+            self._send_client_info(server_key)
+            self.state = ClientState.EXPECT_SERVER_INFO
+
+    def receive_data(self, data: Payload) -> list[ClientEvent]:
+        """Take bytes of the stream; return what they say."""
+        if self.state is ClientState.CLOSED:
+            self._refuse_when_closed()
+        events: list[ClientEvent] = []
+        try:
+            for frame_type, payload in self._reader.receive_data(data):
+                if self.state is not ClientState.OPEN or frame_type in _CLIENT_INPUTS:
+                    event = self._handshake_frame(frame_type, payload)
+                else:
+                    event = parse_from_server(frame_type, payload)
+                if isinstance(event, UnknownFrame):
+                    self.skipped_frames += 1
+                elif event is not None:
+                    events.append(event)
+                    if isinstance(event, Ping):
+                        self._to_send.append(encode(Pong(event.payload)))
+        except RemoteProtocolError as error:
+            self._fail(error)
+        return events
+
+    def receive_eof(self) -> None:
+        """The relay closed.  RemoteProtocolError when that was in the handshake or within a frame."""
+        following = CLIENT_TABLE[self.state][ClientInput.END]
+        if following is Fault.REMOTE:
+            self._fail(
+                RemoteProtocolError(
+                    "the relay closed the connection during the handshake: it may not admit this client's key"
+                )
+            )
+        if self.state is not ClientState.CLOSED and self._reader.trailing_data():
+            self._fail(RemoteProtocolError("the relay closed the connection within a frame"))
+        self.state = ClientState.CLOSED
+
+    def send_packet(self, dst: bytes, packet: Payload) -> None:
+        """At most 65,536 bytes for the client whose key is `dst`."""
+        self._check_send()
+        if len(dst) != KEY_BYTES or len(packet) > MAX_PACKET_BYTES:
+            raise LocalProtocolError(
+                f"a packet of {len(packet)} bytes (limit {MAX_PACKET_BYTES}) to a key of {len(dst)}, want {KEY_BYTES}"
+            )
+        header = HEADER.pack(FrameType.SEND_PACKET, KEY_BYTES + len(packet))
+        self._to_send.append(b"".join((header, dst, packet)))
+
+    def send_ping(self, payload: bytes) -> None:
+        """8 bytes, which come back in a Pong; a relay answers one ping at a time and may skip others."""
+        self._send(Ping(payload))
+
+    def send_note_preferred(self, preferred: bool) -> None:
+        """Tell the relay whether it is our home."""
+        self._send(NotePreferred(preferred))
+
+    def send_watch_conns(self) -> None:
+        """Mesh only: ask for a PeerPresent for everyone, and news from then on."""
+        self._send_as_mesh_peer(WatchConns())
+
+    def send_close_peer(self, key: bytes) -> None:
+        """Mesh only: have every connection of `key` closed."""
+        self._send_as_mesh_peer(ClosePeer(key))
+
+    def send_forward_packet(self, src: bytes, dst: bytes, packet: bytes) -> None:
+        """Mesh only: deliver a packet of our client `src` to the relay's own client `dst`."""
+        self._send_as_mesh_peer(ForwardPacket(src, dst, packet))
+
+    def data_to_send(self) -> list[bytes]:
+        """What to write, in this order; whole frames each.  Handed out once."""
+        to_send, self._to_send = self._to_send, []
+        return to_send
+
+    def _handshake_frame(self, frame_type: int, payload: memoryview) -> ClientEvent | None:
+        what = _CLIENT_INPUTS.get(frame_type, ClientInput.OTHER_FRAME)
+        following = CLIENT_TABLE[self.state][what]
+        if isinstance(following, Fault):
+            raise RemoteProtocolError(
+                f"the peer began with a frame of type 0x{frame_type:02x}, not ServerKey: is it a DERP relay?"
+            )
+        event: ClientEvent | None = None
+        if what is ClientInput.SERVER_KEY:
+            if self.state is ClientState.EXPECT_SERVER_KEY:
+                self._send_client_info(parse_server_key(payload))
+        elif what is ClientInput.SERVER_INFO:
+            assert self.server_key is not None
+            event = self.server_info = open_server_info(self._private, self.server_key, payload)
+        else:
+            event = parse_from_server(frame_type, payload)
+        self.state = following
+        return event
+
+    def _send_client_info(self, server_key: bytes) -> None:
+        nonce = self._random_bytes(NONCE_BYTES)
+        self._to_send.append(seal_client_info(self._private, server_key, self._info, nonce))
+        self.server_key = server_key
+
+    def _send_as_mesh_peer(self, message: PlainMessage) -> None:
+        if self._info.mesh_key is None:
+            raise LocalProtocolError("without a mesh key the relay would close the connection: set one")
+        self._send(message)
+
+    def _send(self, message: PlainMessage) -> None:
+        self._check_send()
+        self._to_send.append(encode(message))
+
+    def _check_send(self) -> None:
+        if self.state is not ClientState.OPEN and isinstance(CLIENT_TABLE[self.state][ClientInput.SEND], Fault):
+            raise LocalProtocolError(f"nothing can be sent in the state {self.state.name}")
+
+    def _refuse_when_closed(self) -> NoReturn:
+        if self._error is not None:
+            raise self._error
+        raise LocalProtocolError("the connection is closed: nothing can be received")
+
+    def _fail(self, error: RemoteProtocolError) -> NoReturn:
+        self.state, self._error = ClientState.CLOSED, error
+        self._to_send.clear()
+        raise error
+
+
+class ServerConnection:
+    """The relay's side of one client: greets, identifies, then speaks values.
+
+    After the ClientIdentified event call `accept` (which returns what came behind the ClientInfo) or `close`.
+    Pings are answered; mesh frames from a client without the mesh key are an error.
+    """
+
+    def __init__(self, private: NodePrivate, *, random_bytes: RandomBytes, mesh_key: MeshKey | None = None) -> None:
+        self.state = ServerState.EXPECT_CLIENT_INFO
+        self.client: OpenedClientInfo | None = None
+        self.is_mesh_peer = False
+        self.skipped_frames = 0
+        self._private = private
+        self._random_bytes = random_bytes
+        self._mesh_key = mesh_key
+        self._reader = FrameReader(MAX_UNKNOWN_BYTES)
+        self._held: list[tuple[int, memoryview]] = []
+        self._to_send = [server_key_frame(private.public().raw)]
+        self._error: RemoteProtocolError | None = None
+
+    def receive_data(self, data: Payload) -> list[ServerEvent]:
+        """Take bytes of the stream; return what they say."""
+        if self._error is not None:
+            raise self._error
+        if SERVER_TABLE[self.state][ServerInput.OTHER_FRAME] is Fault.LOCAL:
+            raise LocalProtocolError(f"nothing can be received in the state {self.state.name}")
+        try:
+            return self._frames(self._reader.receive_data(data))
+        except RemoteProtocolError as error:
+            self._fail(error)
+
+    def receive_eof(self) -> None:
+        """The client left.  RemoteProtocolError when that was within a frame."""
+        within_a_frame = self.state is not ServerState.CLOSED and bool(self._reader.trailing_data())
+        self.state = ServerState.CLOSED
+        if within_a_frame:
+            self._fail(RemoteProtocolError("the client closed the connection within a frame"))
+
+    def accept(self, info: ServerInfo | None = None) -> list[ServerEvent]:
+        """Admit the client that was identified: ServerInfo goes out, and its further frames come in."""
+        self._advance(ServerInput.ACCEPT, "accept")
+        assert self.client is not None
+        nonce = self._random_bytes(NONCE_BYTES)
+        self._to_send.append(self.client.seal_server_info(info or ServerInfo(), nonce))
+        held, self._held = self._held, []
+        try:
+            return self._frames(held)
+        except RemoteProtocolError as error:
+            self._fail(error)
+
+    def close(self) -> None:
+        """Refuse or drop the client.  DERP has no word for it: close the transport when all is written."""
+        self._advance(ServerInput.CLOSE, "close")
+        self._held.clear()
+
+    def send(self, message: PlainMessage) -> None:
+        """Any message a relay sends: RecvPacket, PeerGone, PeerPresent, KeepAlive, Health, Restarting, Ping."""
+        self._advance(ServerInput.SEND, "send")
+        self._to_send.append(encode(message))
+
+    def data_to_send(self) -> list[bytes]:
+        """What to write, in this order; whole frames each.  Handed out once."""
+        to_send, self._to_send = self._to_send, []
+        return to_send
+
+    def _frames(self, frames: list[tuple[int, memoryview]]) -> list[ServerEvent]:
+        events: list[ServerEvent] = []
+        for position, (frame_type, payload) in enumerate(frames):
+            if self.state is ServerState.EXPECT_CLIENT_INFO:
+                events.append(self._identify(frame_type, payload))
+                self._held = frames[position + 1 :]
+                break
+            if frame_type in _MESH_ONLY and not self.is_mesh_peer:
+                raise RemoteProtocolError(f"a frame of type 0x{frame_type:02x} is for clients with the mesh key only")
+            event = parse_from_client(frame_type, payload)
+            if isinstance(event, UnknownFrame):
+                self.skipped_frames += 1
+                continue
+            events.append(event)
+            if isinstance(event, Ping):
+                self._to_send.append(encode(Pong(event.payload)))
+        return events
+
+    def _identify(self, frame_type: int, payload: memoryview) -> ClientIdentified:
+        if frame_type != FrameType.CLIENT_INFO:
+            raise RemoteProtocolError(f"the client began with a frame of type 0x{frame_type:02x}, not ClientInfo")
+        opened = open_client_info(self._private, payload)
+        self.client = opened
+        self.is_mesh_peer = self._mesh_key is not None and opened.info.mesh_key == self._mesh_key
+        self._advance(ServerInput.CLIENT_INFO, "identify")
+        return ClientIdentified(opened.key, opened.info, self.is_mesh_peer)
+
+    def _advance(self, what: ServerInput, verb: str) -> None:
+        following = SERVER_TABLE[self.state][what]
+        if isinstance(following, Fault):
+            raise LocalProtocolError(f"cannot {verb} in the state {self.state.name}")
+        self.state = following
+
+    def _fail(self, error: RemoteProtocolError) -> NoReturn:
+        self.state, self._error = ServerState.CLOSED, error
+        self._to_send.clear()
+        raise error
