@@ -80,9 +80,24 @@ async def test_all_refusals_are_reported_once_each(course: Course, autojump_cloc
         await race([*runners, runners[0]], stagger_seconds=0.01)
 
 
-async def test_a_late_second_winner_is_closed(course: Course, autojump_clock: trio.testing.MockClock) -> None:
-    won = await race([course.runner("a", 0.1), course.runner("b", 0.1)], stagger_seconds=0)
-    assert [stream.closed for stream in course.opened if stream is not won] == [True] * (len(course.opened) - 1)
+async def test_of_two_winners_in_one_tick_one_is_closed(autojump_clock: trio.testing.MockClock) -> None:
+    gun = trio.Event()
+    opened: list[FakeStream] = []
+
+    async def run() -> FakeStream:
+        await gun.wait()
+        opened.append(FakeStream("twin"))
+        return opened[-1]
+
+    async with trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def fire() -> None:
+            await trio.testing.wait_all_tasks_blocked()
+            gun.set()
+
+        won = await race([run, run], stagger_seconds=0)
+    assert [stream.closed for stream in opened if stream is not won] == [True]
     assert not won.closed
 
 
