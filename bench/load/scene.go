@@ -1,0 +1,280 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// scene is a connected set of clients, ready to start.
+type scene struct {
+	run       *run
+	groups    []*group
+	nodes     []*node
+	tallies   []*tally
+	latencies []*histogram
+	dues      []*histogram
+}
+
+func newScene(o options) *scene {
+	return &scene{run: &run{floor: o.floor, failed: make(chan error, 1)}}
+}
+
+// dialAll makes count connections, several at once; next says whose bytes the floor passes to whom.
+func dialAll(t *target, who []*identity, parallel int, next func(i int) (self, to int)) ([]*link, error) {
+	links := make([]*link, len(who))
+	var taken atomic.Int64
+	var once sync.Once
+	var first error
+	var group sync.WaitGroup
+	for range min(parallel, len(who)) {
+		group.Go(func() {
+			for {
+				i := int(taken.Add(1)) - 1
+				if i >= len(who) {
+					return
+				}
+				self, to := next(i)
+				l, err := dial(t, who[i], self, to)
+				if err != nil {
+					once.Do(func() { first = fmt.Errorf("client %d of %d: %w", i, len(who), err) })
+					taken.Store(int64(len(who)))
+					return
+				}
+				links[i] = l
+			}
+		})
+	}
+	group.Wait()
+	return links, first
+}
+
+// connectIdle measures what it costs the relay to take clients in and to keep them.
+func connectIdle(t *target, relay process, o options) ([]*link, *connectResult, error) {
+	who, err := newIdentities(o.idle, t.serverKey)
+	if err != nil {
+		return nil, nil, err
+	}
+	// A first client of this kind pays for what the relay loads or builds only once.
+	warm, err := newIdentities(min(o.parallel, o.idle), t.serverKey)
+	if err != nil {
+		return nil, nil, err
+	}
+	nobody := func(int) (int, int) { return -1, -1 }
+	warmLinks, err := dialAll(t, warm, o.parallel, nobody)
+	if err != nil {
+		return nil, nil, err
+	}
+	time.Sleep(o.settle)
+	residentBefore, err := relay.resident()
+	if err != nil {
+		return nil, nil, err
+	}
+	cpuBefore, err := relay.cpu()
+	if err != nil {
+		return nil, nil, err
+	}
+	own, begin := ownCPU(), time.Now()
+	links, err := dialAll(t, who, o.parallel, nobody)
+	if err != nil {
+		return nil, nil, err
+	}
+	seconds, ownAfter := time.Since(begin).Seconds(), ownCPU()
+	for _, l := range links {
+		l.release()
+	}
+	time.Sleep(o.settle)
+	cpuAfter, err := relay.cpu()
+	if err != nil {
+		return nil, nil, err
+	}
+	residentAfter, err := relay.resident()
+	if err != nil {
+		return nil, nil, err
+	}
+	n := float64(o.idle)
+	return append(links, warmLinks...), &connectResult{
+		Count: o.idle, PerSecond: n / seconds,
+		ServerCPU: (cpuAfter - cpuBefore) / n * 1e6, GeneratorCPU: (ownAfter - own) / n * 1e6,
+		BytesPerClient: float64(residentAfter-residentBefore) / n,
+		ResidentBefore: residentBefore, ResidentAfter: residentAfter,
+	}, nil
+}
+
+// fanInScene connects groups of one receiver and some senders; with one sender a group is a pair.
+func fanInScene(t *target, o options, senders int) (*scene, error) {
+	count := o.pairs * (senders + 1)
+	who, err := newIdentities(count, t.serverKey)
+	if err != nil {
+		return nil, err
+	}
+	// In a group the receiver comes first, and the floor passes every sender's bytes to it.
+	links, err := dialAll(t, who, o.parallel, func(i int) (int, int) {
+		if i%(senders+1) == 0 {
+			return i, -1
+		}
+		return i, i - i%(senders+1)
+	})
+	if err != nil {
+		return nil, err
+	}
+	s := newScene(o)
+	for first := 0; first < count; first += senders + 1 {
+		receiver := links[first]
+		receiver.grow()
+		g := &group{run: s.run, link: receiver, id: uint32(first), base: uint32(first + 1), window: o.window}
+		if o.rate > 0 {
+			g.window = 0
+		}
+		for i := first + 1; i <= first+senders; i++ {
+			g.senders = append(g.senders, newSender(links[i], uint32(i), g.id, who[first].public, o.size, o.frames))
+		}
+		s.groups = append(s.groups, g)
+		s.tallies = append(s.tallies, &g.tally)
+		s.latencies, s.dues = append(s.latencies, &g.latency), append(s.dues, &g.dueLatency)
+	}
+	return s, nil
+}
+
+func allToAllScene(t *target, o options) (*scene, error) {
+	if o.pairs < 2 || o.rate > 0 {
+		return nil, errors.New("alltoall needs -pairs (nodes) of at least 2 and is always a closed loop")
+	}
+	who, err := newIdentities(o.pairs, t.serverKey)
+	if err != nil {
+		return nil, err
+	}
+	links, err := dialAll(t, who, o.parallel, func(i int) (int, int) { return i, (i + 1) % o.pairs })
+	if err != nil {
+		return nil, err
+	}
+	s := newScene(o)
+	for i, l := range links {
+		l.grow()
+		n := &node{
+			run: s.run, link: l, id: uint32(i), window: o.window,
+			peers: make([]peer, o.pairs), owed: make([]uint64, o.pairs),
+		}
+		for j := range n.peers {
+			n.peers[j] = peer{public: who[j].public, template: newTemplate(who[j].public, o.size, t.websocket)}
+		}
+		s.nodes = append(s.nodes, n)
+		s.tallies = append(s.tallies, &n.tally)
+		s.latencies = append(s.latencies, &n.latency)
+	}
+	return s, nil
+}
+
+// reading is one look at all counters.
+type reading struct {
+	at                      time.Time
+	server, own             float64
+	sent, delivered, stalls uint64
+}
+
+func (s *scene) read(relay process) (reading, error) {
+	r := reading{at: time.Now(), own: ownCPU()}
+	for _, t := range s.tallies {
+		r.sent += t.sent.Load()
+		r.delivered += t.delivered.Load()
+		r.stalls += t.stalls.Load()
+	}
+	var err error
+	r.server, err = relay.cpu()
+	return r, err
+}
+
+func (s *scene) measure(relay process, o options) (*trafficResult, error) {
+	for _, g := range s.groups {
+		for _, sender := range g.senders {
+			go sender.link.drain()
+		}
+		go g.serve()
+	}
+	for _, n := range s.nodes {
+		go n.serve()
+	}
+	if o.rate > 0 {
+		go pace(s.run, s.groups, o.rate)
+	}
+	if err := s.wait(o.warmup); err != nil {
+		return nil, err
+	}
+	before, err := s.read(relay)
+	if err != nil {
+		return nil, err
+	}
+	s.run.measuring.Store(true)
+	if err := s.wait(o.measure); err != nil {
+		return nil, err
+	}
+	after, err := s.read(relay)
+	if err != nil {
+		return nil, err
+	}
+	s.run.measuring.Store(false)
+	s.run.stopping.Store(true)
+	end, err := s.stragglers(relay)
+	if err != nil {
+		return nil, err
+	}
+	return s.sum(o, before, after, end), nil
+}
+
+func (s *scene) wait(d time.Duration) error {
+	select {
+	case err := <-s.run.failed:
+		return err
+	case <-time.After(d):
+		return nil
+	}
+}
+
+// stragglers waits until everything sent has arrived, or nothing has arrived for a while.
+func (s *scene) stragglers(relay process) (reading, error) {
+	var last reading
+	for quiet := 0; quiet < 10; {
+		time.Sleep(20 * time.Millisecond)
+		now, err := s.read(relay)
+		if err != nil {
+			return now, err
+		}
+		quiet++
+		if now.sent != last.sent || now.delivered != last.delivered {
+			quiet = 0
+		} else if now.delivered >= now.sent {
+			return now, nil
+		}
+		last = now
+	}
+	return last, nil
+}
+
+func (s *scene) sum(o options, before, after, end reading) *trafficResult {
+	var latency, due histogram
+	for _, h := range s.latencies {
+		latency.merge(h)
+	}
+	for _, h := range s.dues {
+		due.merge(h)
+	}
+	seconds := after.at.Sub(before.at).Seconds()
+	delivered := after.delivered - before.delivered
+	n := max(float64(delivered), 1)
+	lost := int64(end.sent) - int64(end.delivered)
+	r := &trafficResult{
+		Seconds: seconds, Sent: after.sent - before.sent, Delivered: delivered,
+		PacketsPerSecond: float64(delivered) / seconds,
+		MegabytesPerSec:  float64(delivered) * float64(o.size) / seconds / 1e6,
+		Lost:             lost, Loss: float64(lost) / max(float64(end.sent), 1), Stalls: end.stalls,
+		Latency:   latency.quantiles(),
+		ServerCPU: (after.server - before.server) / n * 1e6, ServerCores: (after.server - before.server) / seconds,
+		GeneratorCPU: (after.own - before.own) / n * 1e6, GeneratorCores: (after.own - before.own) / seconds,
+	}
+	if o.rate > 0 {
+		r.DueLatency = due.quantiles()
+	}
+	return r
+}
