@@ -142,9 +142,9 @@ def test_old_tls_is_refused_and_tls_12_is_forward_secret() -> None:
     server = TlsServer(TlsConfig(hostname="relay.example", self_signed=True), KEY, now=NOW)
     old = ssl._create_unverified_context()
     old.set_ciphers("ALL:@SECLEVEL=0")
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="TLSv1_1"):
         old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_1
-    with pytest.raises(ssl.SSLError, match="PROTOCOL_VERSION|UNSUPPORTED_PROTOCOL"):
+    with pytest.raises(ssl.SSLError, match=r"PROTOCOL_VERSION|UNSUPPORTED_PROTOCOL"):
         connect(server, "relay.example", client=old)
     client = ssl._create_unverified_context()
     client.maximum_version = ssl.TLSVersion.TLSv1_2
