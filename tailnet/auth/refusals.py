@@ -1,0 +1,138 @@
+"""Why a caller is turned away: statuses and sentences, all in one place (layer L2).
+
+SDKs act on the status and on the field names of validations, people on the sentences; both are those of the reference,
+where it has one.  Raised by backends.py and the doors; api/answers.py makes the JSON body of it.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from tailnet.errors import TailnetError
+
+SIGNED_OUT: Final = "You are signed out or your session has expired. Please sign in again to continue."
+NO_SUCH_AGENT: Final = "Agent doesn't exist with that id, or you do not have access to it."
+NO_SUCH_RESOURCE: Final = "Resource not found or you do not have access to this resource"
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """One field of the request that is wrong."""
+
+    field: str
+    detail: str
+
+
+class Refused(TailnetError):
+    """The caller gets `status` and a body of message, detail and validations.  Holds no secret, so it may be logged."""
+
+    def __init__(self, status: int, message: str, detail: str = "", validations: tuple[Validation, ...] = ()) -> None:
+        super().__init__(f"{status} {message}" + (f" ({detail})" if detail else ""))
+        self.status = status
+        self.message = message
+        self.detail = detail
+        self.validations = validations
+
+
+def agent_token_missing() -> Refused:
+    return Refused(401, 'Cookie "coder_session_token" must be provided.')
+
+
+def agent_token_malformed(length: int) -> Refused:
+    return Refused(401, "Workspace agent token invalid.", f"An agent token must be a valid UUIDv4. (len {length})")
+
+
+def agent_unknown() -> Refused:
+    return Refused(
+        401,
+        "Workspace agent not authorized.",
+        "The agent cannot authenticate until the workspace provision job has been completed. "
+        "If the job is no longer running, this agent is invalid.",
+    )
+
+
+def user_token_missing() -> Refused:
+    return Refused(401, SIGNED_OUT, 'Cookie "coder_session_token" or query parameter must be provided.')
+
+
+def user_token_malformed() -> Refused:
+    return Refused(401, SIGNED_OUT, "Invalid API key format: wanted 10 characters, a hyphen and 22 characters.")
+
+
+def user_token_unknown() -> Refused:
+    return Refused(401, SIGNED_OUT, "API key is invalid.")
+
+
+def user_secret_wrong() -> Refused:
+    return Refused(401, SIGNED_OUT, "API key secret is invalid.")
+
+
+def user_token_expired(expired_at: str) -> Refused:
+    return Refused(401, SIGNED_OUT, f'API key expired at "{expired_at}".')
+
+
+def user_not_active() -> Refused:
+    return Refused(401, "User is not active. Contact your administrator.")
+
+
+def key_or_proxy_missing() -> Refused:
+    """On routes that a workspace proxy may call as well, every unusable key gets this one answer."""
+    return Refused(401, "API key or external proxy authentication required, but none provided")
+
+
+def agent_id_malformed(text: str, reason: str) -> Refused:
+    return Refused(400, f'Invalid UUID "{text}".', reason)
+
+
+def agent_not_found() -> Refused:
+    """The same for an id that does not exist and for one that is not the caller's, so that ids cannot be probed."""
+    return Refused(404, NO_SUCH_AGENT)
+
+
+def resource_not_found() -> Refused:
+    return Refused(404, NO_SUCH_RESOURCE)
+
+
+def browser_only() -> Refused:
+    # 409 is permanent to SDKs: they say so at once instead of dialling again.
+    return Refused(
+        409,
+        "Client connections are disabled on this server.",
+        "Only the browser may reach workspaces: browser_only is set.",
+    )
+
+
+def version_unsupported(detail: str) -> Refused:
+    return Refused(400, "Unknown or unsupported API version", validations=(Validation("version", detail),))
+
+
+def resume_token_invalid(detail: str) -> Refused:
+    # SDKs look for this validation, drop the token and dial again.
+    return Refused(401, "Invalid resume token", detail, (Validation("resume_token", "Invalid resume token"),))
+
+
+def store_unreachable() -> Refused:
+    return Refused(500, "Internal error reading the store.", "The server's log says what failed.")
+
+
+def method_not_allowed() -> Refused:
+    return Refused(405, "Method not allowed.")
+
+
+def upgrade_missing() -> Refused:
+    return Refused(
+        426,
+        "This address speaks websocket only.",
+        "The request has no `Connection: Upgrade` and `Upgrade: websocket`: a proxy in between may have removed them.",
+    )
+
+
+def route_not_found() -> Refused:
+    return Refused(404, "Route not found.")
+
+
+def stranger() -> Refused:
+    return Refused(
+        403,
+        "Closed to strangers.",
+        "Ask from the server's own machine, from a network in trusted_networks, or with an administrator's token.",
+    )

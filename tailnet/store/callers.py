@@ -1,0 +1,225 @@
+"""Who may call and what exists: users, tokens, workspaces, agents (layer L2).
+
+Look-ups take lists, because a storm of reconnects arrives as one (auth/backends.py gathers it).  Every change of who
+may do what raises the `callers` counter in the same transaction, so that caches anywhere know when to forget.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+from typing import Any, Final, TypeVar
+from uuid import UUID
+
+import sqlalchemy as sa
+
+from tailnet.store.database import IDS_PER_STATEMENT, Database
+from tailnet.store.rows import (
+    AgentIdentity,
+    AgentRow,
+    LifecycleState,
+    UserIdentity,
+    UserToken,
+    WorkspaceRow,
+    WorkspaceStatus,
+)
+from tailnet.store.schema import agents, counters, user_tokens, users, workspaces
+from tailnet.types import PeerID
+
+T = TypeVar("T")
+
+_IDENTITIES: Final = (
+    sa.select(
+        agents.c.token_digest,
+        agents.c.id,
+        agents.c.name,
+        agents.c.parent_id,
+        workspaces.c.id,
+        workspaces.c.name,
+        users.c.id,
+        users.c.username,
+    )
+    .join(workspaces, agents.c.workspace_id == workspaces.c.id)
+    .join(users, workspaces.c.owner_id == users.c.id)
+)
+_TOKENS: Final = sa.select(
+    user_tokens.c.id,
+    user_tokens.c.secret_digest,
+    user_tokens.c.expires_at,
+    users.c.id,
+    users.c.username,
+    users.c.active,
+    users.c.admin,
+).join(users, user_tokens.c.user_id == users.c.id)
+# The names of AgentRow are those of the columns, in the same order; only the digest of the token is left out.
+_AGENT_ROWS: Final = sa.select(*[column for column in agents.columns if column.name != "token_digest"])
+_GENERATION: Final = sa.select(counters.c.value).where(counters.c.name == "callers")
+
+
+class CallerTables(Database):
+    """The part of the store that says who is who.  Every method blocks and raises StoreError."""
+
+    def callers_generation(self) -> int:
+        """A number that rises whenever a token, an owner, a name or a right may have changed."""
+        with self.reading() as connection:
+            return int(connection.execute(_GENERATION).scalar_one())
+
+    def agents_by_token_digests(self, digests: Sequence[bytes]) -> dict[bytes, AgentIdentity]:
+        """The agents whose token has these SHA-256 digests; unknown ones are absent."""
+        found = {}
+        with self.reading() as connection:
+            for piece in pieces(digests):
+                for row in connection.execute(_IDENTITIES.where(agents.c.token_digest.in_(piece))):
+                    found[row[0]] = AgentIdentity(*row[1:])
+        return found
+
+    def agent_identities(self, ids: Sequence[PeerID]) -> dict[PeerID, AgentIdentity]:
+        """The agents with these ids; unknown ones are absent."""
+        found = {}
+        with self.reading() as connection:
+            for piece in pieces(ids):
+                for row in connection.execute(_IDENTITIES.where(agents.c.id.in_(piece))):
+                    found[row[1]] = AgentIdentity(*row[1:])
+        return found
+
+    def user_tokens(self, token_ids: Sequence[str]) -> dict[str, UserToken]:
+        """The session tokens with these ids, whatever their state; unknown ones are absent."""
+        found = {}
+        with self.reading() as connection:
+            for piece in pieces(token_ids):
+                for row in connection.execute(_TOKENS.where(user_tokens.c.id.in_(piece))):
+                    found[row[0]] = UserToken(row[0], row[1], row[2], UserIdentity(*row[3:]))
+        return found
+
+    def get_user(self, user_id: UUID) -> UserIdentity | None:
+        with self.reading() as connection:
+            row = connection.execute(
+                sa.select(users.c.id, users.c.username, users.c.active, users.c.admin).where(users.c.id == user_id)
+            ).first()
+        return None if row is None else UserIdentity(*row)
+
+    def get_agent(self, agent_id: PeerID) -> AgentRow | None:
+        with self.reading() as connection:
+            row = connection.execute(_AGENT_ROWS.where(agents.c.id == agent_id)).first()
+        return None if row is None else _agent(row)
+
+    def list_sub_agents(self, parent_id: PeerID) -> list[AgentRow]:
+        with self.reading() as connection:
+            query = _AGENT_ROWS.where(agents.c.parent_id == parent_id).order_by(agents.c.name, agents.c.id)
+            return [_agent(row) for row in connection.execute(query)]
+
+    def list_workspaces(self, owner_id: UUID) -> list[WorkspaceRow]:
+        """All workspaces of an owner with their agents, by name: one snapshot."""
+        with self.reading() as connection:
+            of_workspace: dict[UUID, list[AgentRow]] = {}
+            query = _AGENT_ROWS.join(workspaces, agents.c.workspace_id == workspaces.c.id)
+            for row in connection.execute(
+                query.where(workspaces.c.owner_id == owner_id).order_by(agents.c.name, agents.c.id)
+            ):
+                of_workspace.setdefault(row.workspace_id, []).append(_agent(row))
+            rows = connection.execute(
+                sa.select(workspaces.c.id, workspaces.c.owner_id, workspaces.c.name, workspaces.c.status)
+                .where(workspaces.c.owner_id == owner_id)
+                .order_by(workspaces.c.name, workspaces.c.id)
+            )
+            return [
+                WorkspaceRow(row.id, row.owner_id, row.name, WorkspaceStatus(row.status), of_workspace.get(row.id, ()))
+                for row in rows
+            ]
+
+    def set_workspace_status(self, workspace_id: UUID, status: WorkspaceStatus, now: datetime) -> bool:
+        """Returns whether that workspace exists."""
+        change = workspaces.update().where(workspaces.c.id == workspace_id)
+        return self._change(change.values(status=int(status), updated_at=now))
+
+    def delete_workspace(self, workspace_id: UUID) -> bool:
+        """Delete a workspace with its agents, their tokens and reports.  Returns whether it existed."""
+        return self._change(workspaces.delete().where(workspaces.c.id == workspace_id))
+
+    def delete_agent(self, agent_id: PeerID) -> bool:
+        """Delete an agent with its sub-agents and reports.  Returns whether it existed."""
+        return self._change(agents.delete().where(agents.c.id == agent_id))
+
+    def add_sub_agent(
+        self,
+        parent_id: PeerID,
+        agent_id: PeerID,
+        token_digest: bytes,
+        name: str,
+        now: datetime,
+        *,
+        directory: str = "",
+        architecture: str = "",
+        operating_system: str = "",
+    ) -> bool:
+        """Add an agent to its parent's workspace.  Returns False if there is no such parent.  Raises StoreError."""
+        with self.writing() as connection:
+            workspace_id = connection.execute(
+                sa.select(agents.c.workspace_id).where(agents.c.id == parent_id)
+            ).scalar_one_or_none()
+            if workspace_id is None:
+                return False
+            connection.execute(
+                agents.insert().values(
+                    id=agent_id,
+                    workspace_id=workspace_id,
+                    parent_id=parent_id,
+                    name=name,
+                    token_digest=token_digest,
+                    created_at=now,
+                    updated_at=now,
+                    directory=directory,
+                    architecture=architecture,
+                    operating_system=operating_system,
+                )
+            )
+            raise_generation(connection)
+        return True
+
+    def update_user(
+        self, user_id: UUID, now: datetime, *, active: bool | None = None, admin: bool | None = None
+    ) -> bool:
+        """Change what is given.  A user who is not active is signed out everywhere.  Returns whether it exists."""
+        values: dict[str, object] = {"updated_at": now}
+        if active is not None:
+            values["active"] = active
+        if admin is not None:
+            values["admin"] = admin
+        return self._change(users.update().where(users.c.id == user_id).values(values))
+
+    def add_user_token(
+        self, user_id: UUID, token_id: str, secret_digest: bytes, now: datetime, expires_at: datetime | None = None
+    ) -> None:
+        """Store a session token's id and digest.  Raises StoreError if the id is taken or the user unknown."""
+        self._change(
+            user_tokens.insert().values(
+                id=token_id, user_id=user_id, secret_digest=secret_digest, created_at=now, expires_at=expires_at
+            )
+        )
+
+    def delete_user_token(self, token_id: str) -> bool:
+        """Returns whether it existed."""
+        return self._change(user_tokens.delete().where(user_tokens.c.id == token_id))
+
+    def _change(self, statement: sa.UpdateBase) -> bool:
+        with self.writing() as connection:
+            changed = connection.execute(statement).rowcount > 0
+            if changed:
+                raise_generation(connection)
+        return changed
+
+
+def raise_generation(connection: sa.Connection) -> None:
+    """Tell every cache, in this process and in others, to forget.  Inside a write transaction."""
+    connection.execute(counters.update().where(counters.c.name == "callers").values(value=counters.c.value + 1))
+
+
+def pieces(values: Iterable[T]) -> Iterator[list[T]]:
+    """Cut a list into pieces that fit one statement."""
+    left = list(values)
+    for start in range(0, len(left), IDS_PER_STATEMENT):
+        yield left[start : start + IDS_PER_STATEMENT]
+
+
+def _agent(row: sa.Row[Any]) -> AgentRow:
+    values = dict(row._mapping)
+    values["lifecycle_state"] = LifecycleState(values["lifecycle_state"])
+    return AgentRow(**values)

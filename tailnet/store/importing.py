@@ -1,0 +1,183 @@
+"""Writing a seed into the store (layer L2): only what differs, in one transaction.
+
+Importing twice changes nothing, and a refused file leaves nothing behind.  A seed adds and changes, it never deletes:
+what it does not name stays as it is.  Called by cli/admin.py and `tailnet serve --dev`.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, TypeVar
+from uuid import UUID
+
+import sqlalchemy as sa
+
+from tailnet.store.callers import pieces, raise_generation
+from tailnet.store.database import Database
+from tailnet.store.rows import WorkspaceStatus
+from tailnet.store.schema import agents, user_tokens, users, workspaces
+from tailnet.store.seed import Problems, Seed, SeedUser
+
+K = TypeVar("K")
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    added: int
+    changed: int
+    unchanged: int
+
+
+@dataclass(frozen=True, slots=True)
+class SeedOutcome:
+    """What an import did."""
+
+    users: Tally
+    workspaces: Tally
+    agents: Tally
+
+    @property
+    def changed_anything(self) -> bool:
+        return any(tally.added or tally.changed for tally in (self.users, self.workspaces, self.agents))
+
+
+def import_seed(database: Database, seed: Seed, now: datetime, name: str = "seed") -> SeedOutcome:
+    """Write what differs.  Blocks.  Raises SeedError, with nothing written, and StoreError."""
+    with database.writing() as connection:
+        writer = _Writer(connection, seed, now)
+        writer.check(Problems(name))
+        outcome = SeedOutcome(writer.put_users(), writer.put_workspaces(), writer.put_agents())
+        if outcome.changed_anything:
+            raise_generation(connection)
+    return outcome
+
+
+class _Writer:
+    """Compares a seed with the store, inside the import's transaction."""
+
+    def __init__(self, connection: sa.Connection, seed: Seed, now: datetime) -> None:
+        self._connection = connection
+        self._seed = seed
+        self._now = now
+
+    def check(self, problems: Problems) -> None:
+        """Raises SeedError for what is wrong only in the light of what the store has."""
+        seed = self._seed
+        given = {user.id for user in seed.users}
+        names = self._values(users.c.username, (user.username for user in seed.users), users.c.id)
+        holders = self._values(user_tokens.c.id, (user.token.id for user in seed.users), user_tokens.c.user_id)
+        for user in seed.users:
+            # A name or a token may change hands when its holder gets another one in the same file.
+            if names.get(user.username, user.id) not in given:
+                problems.add(f"{user.place}.username", f"belongs to user {names[user.username]} in the store")
+            if holders.get(user.token.id, user.id) not in given:
+                problems.add(f"{user.place}.token", f"belongs to user {holders[user.token.id]} in the store")
+        owned = self._values(agents.c.token_digest, (agent.token_digest for agent in seed.agents), agents.c.id)
+        known = given | self._values(users.c.id, {agent.owner_id for agent in seed.agents}, users.c.id).keys()
+        for agent in seed.agents:
+            if owned.get(agent.token_digest, agent.id) != agent.id:
+                problems.add(f"{agent.place}.token", f"belongs to agent {owned[agent.token_digest]} in the store")
+            if agent.owner_id not in known:
+                problems.add(
+                    f"{agent.place}.owner_id", f"{agent.owner_id} is no user, neither in this file nor in the store"
+                )
+        problems.raise_if_any()
+
+    def put_users(self) -> Tally:
+        seed_users = self._seed.users
+        names = self._values(users.c.id, (user.id for user in seed_users), users.c.username)
+        tokens = self._seeded_tokens(names)
+        new = [user for user in seed_users if user.id not in names]
+        renamed = [user for user in seed_users if names.get(user.id, user.username) != user.username]
+        # A seeded user has one seeded token; tokens made by other means are none of the seed's business.
+        reissued = [user for user in seed_users if tokens.get(user.id) != {user.token.id: user.token.secret_digest}]
+        if renamed:
+            # In two steps, since two users may exchange their names.
+            for step in ("between two names", ""):
+                self._update(
+                    users, {user.id: {"username": f"{user.id} {step}" if step else user.username} for user in renamed}
+                )
+        self._insert(users, {user.id: {"username": user.username} for user in new}, {})
+        for piece in pieces(user.id for user in reissued if user.id in tokens):
+            self._connection.execute(user_tokens.delete().where(user_tokens.c.user_id.in_(piece), user_tokens.c.seeded))
+        if reissued:
+            self._connection.execute(user_tokens.insert(), [self._token_row(user) for user in reissued])
+        changed = {user.id for user in renamed} | {user.id for user in reissued if user.id in names}
+        return Tally(len(new), len(changed), len(seed_users) - len(new) - len(changed))
+
+    def put_workspaces(self) -> Tally:
+        wanted = {
+            agent.workspace_id: {"owner_id": agent.owner_id, "name": agent.workspace_name}
+            for agent in self._seed.agents
+        }
+        # Somebody else builds, starts and stops workspaces; one whose agents come here is running.
+        return self._put(workspaces, wanted, {"status": int(WorkspaceStatus.RUNNING)})
+
+    def put_agents(self) -> Tally:
+        wanted = {
+            agent.id: {"workspace_id": agent.workspace_id, "name": agent.name, "token_digest": agent.token_digest}
+            for agent in self._seed.agents
+        }
+        return self._put(agents, wanted, {})
+
+    def _put(self, table: sa.Table, wanted: Mapping[K, Mapping[str, object]], defaults: Mapping[str, object]) -> Tally:
+        if not wanted:
+            return Tally(0, 0, 0)
+        columns = [table.c[name] for name in next(iter(wanted.values()))]
+        existing: dict[K, dict[str, object]] = {}
+        for piece in pieces(wanted):
+            for row in self._connection.execute(sa.select(table.c.id, *columns).where(table.c.id.in_(piece))):
+                existing[row[0]] = {column.name: value for column, value in zip(columns, row[1:], strict=True)}
+        new = {key: values for key, values in wanted.items() if key not in existing}
+        changed = {key: values for key, values in wanted.items() if existing.get(key, values) != values}
+        self._update(table, changed)
+        self._insert(table, new, defaults)
+        return Tally(len(new), len(changed), len(wanted) - len(new) - len(changed))
+
+    def _insert(self, table: sa.Table, rows: Mapping[K, Mapping[str, object]], defaults: Mapping[str, object]) -> None:
+        times = {"created_at": self._now, "updated_at": self._now}
+        if rows:
+            self._connection.execute(
+                table.insert(), [{"id": key, **values, **defaults, **times} for key, values in rows.items()]
+            )
+
+    def _update(self, table: sa.Table, rows: Mapping[K, Mapping[str, object]]) -> None:
+        if not rows:
+            return
+        names = list(next(iter(rows.values())))
+        statement = (
+            table.update()
+            .where(table.c.id == sa.bindparam("row_id"))
+            .values({name: sa.bindparam(f"new_{name}") for name in names} | {"updated_at": self._now})
+        )
+        self._connection.execute(
+            statement,
+            [{"row_id": key} | {f"new_{name}": values[name] for name in names} for key, values in rows.items()],
+        )
+
+    def _values(self, key: sa.Column[Any], keys: Iterable[object], value: sa.Column[Any]) -> dict[Any, Any]:
+        """`value` by `key`, of the rows whose key is among `keys`."""
+        found: dict[Any, Any] = {}
+        for piece in pieces(keys):
+            for row in self._connection.execute(sa.select(key, value).where(key.in_(piece))):
+                found[row[0]] = row[1]
+        return found
+
+    def _seeded_tokens(self, user_ids: Iterable[UUID]) -> dict[UUID, dict[str, bytes]]:
+        found: dict[UUID, dict[str, bytes]] = {}
+        query = sa.select(user_tokens.c.user_id, user_tokens.c.id, user_tokens.c.secret_digest)
+        for piece in pieces(user_ids):
+            for user_id, token_id, digest in self._connection.execute(
+                query.where(user_tokens.c.user_id.in_(piece), user_tokens.c.seeded)
+            ):
+                found.setdefault(user_id, {})[token_id] = digest
+        return found
+
+    def _token_row(self, user: SeedUser) -> dict[str, object]:
+        return {
+            "id": user.token.id,
+            "user_id": user.id,
+            "secret_digest": user.token.secret_digest,
+            "seeded": True,
+            "created_at": self._now,
+        }

@@ -1,0 +1,1 @@
+"""One file per schema step, numbered; never changed once released."""

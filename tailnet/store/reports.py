@@ -1,0 +1,289 @@
+"""What agents report: connections, lifecycle, start-up, stats, metadata, logs (layer L2).
+
+Every method takes a batch and is one transaction: a server gathers the reports of many agents and writes them behind,
+because SQLite pays per transaction and hardly per row.  Reports of agents that no longer exist are dropped in silence:
+an agent may be deleted while its last report is on its way.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Final
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.sqlite import insert
+
+from tailnet.store.callers import pieces
+from tailnet.store.database import Database
+from tailnet.store.rows import (
+    LifecycleChange,
+    LifecycleState,
+    LogBatch,
+    LogLine,
+    LogSource,
+    MetadataValue,
+    Startup,
+    StatsReport,
+)
+from tailnet.store.schema import PeerIdText, UtcTime, agent_log_sources, agent_logs, agent_metadata, agent_stats, agents
+from tailnet.types import PeerID
+
+# The field's limit for all logs of an agent: enough for any start-up, too little to fill a disk with a loop.
+MAX_LOG_BYTES_PER_AGENT: Final = 1024 * 1024
+
+# Keys come from templates, which have a handful; the bound keeps a confused agent from filling the table.
+MAX_METADATA_KEYS_PER_AGENT: Final = 256
+
+# Stats serve the pages that show the last hours.  10,000 agents at one report in 5 minutes are 2.9 million rows a day.
+STATS_KEPT: Final = timedelta(hours=24)
+# Rows deleted in one transaction: some tens of milliseconds, so that other writers never wait long.
+PRUNE_ROWS: Final = 5_000
+
+# Where lines without a source belong; the same id everywhere in the field.
+EXTERNAL_LOG_SOURCE: Final = UUID("3b579bf4-1ed8-4b99-87a8-e9a1e3410410")
+
+
+_at: Final = sa.bindparam("at", type_=UtcTime)
+_state: Final = sa.bindparam("state", type_=sa.Integer)
+_agent: Final = sa.bindparam("agent", type_=PeerIdText)
+# Spelt out, since a list for IN cannot be part of a statement that is executed for many rows.
+_ends_startup: Final = sa.or_(
+    *(_state == state for state in (LifecycleState.START_TIMEOUT, LifecycleState.START_ERROR, LifecycleState.READY))
+)
+_CONNECTED: Final = (
+    agents.update()
+    .where(agents.c.id == _agent)
+    .values(first_connected_at=sa.func.coalesce(agents.c.first_connected_at, _at), last_connected_at=_at)
+)
+_DISCONNECTED: Final = agents.update().where(agents.c.id == _agent).values(disconnected_at=_at)
+# Any order of states is accepted.  STARTING begins anew; READY and its failures end the start-up, also one whose
+# beginning was never reported; the others leave both times alone.
+_LIFECYCLE: Final = (
+    agents.update()
+    .where(agents.c.id == _agent)
+    .values(
+        lifecycle_state=_state,
+        started_at=sa.case(
+            (_state == LifecycleState.STARTING, _at),
+            (_ends_startup, sa.func.coalesce(agents.c.started_at, _at)),
+            else_=agents.c.started_at,
+        ),
+        ready_at=sa.case(
+            (_state == LifecycleState.STARTING, sa.null()),
+            (_ends_startup, _at),
+            else_=agents.c.ready_at,
+        ),
+    )
+)
+_STARTUP: Final = (
+    agents.update()
+    .where(agents.c.id == _agent)
+    .values(
+        version=sa.bindparam("new_version"),
+        api_version=sa.bindparam("new_api_version"),
+        expanded_directory=sa.bindparam("new_directory"),
+        subsystems=sa.bindparam("new_subsystems", type_=sa.JSON),
+    )
+)
+
+
+class ReportTables(Database):
+    """The part of the store that agents fill.  Every method blocks and raises StoreError."""
+
+    def record_connected(self, agent_ids: Sequence[PeerID], now: datetime) -> None:
+        """These agents have just connected, or gave a sign of life: both set the same times."""
+        self._execute_many(_CONNECTED, [{"agent": agent_id, "at": now} for agent_id in agent_ids])
+
+    def record_disconnected(self, agent_ids: Sequence[PeerID], now: datetime) -> None:
+        self._execute_many(_DISCONNECTED, [{"agent": agent_id, "at": now} for agent_id in agent_ids])
+
+    def update_lifecycles(self, changes: Sequence[LifecycleChange]) -> None:
+        """Several changes of one agent are applied in the order given."""
+        self._execute_many(
+            _LIFECYCLE,
+            [{"agent": change.agent_id, "state": int(change.state), "at": change.changed_at} for change in changes],
+        )
+
+    def update_startups(self, startups: Sequence[Startup]) -> None:
+        self._execute_many(
+            _STARTUP,
+            [
+                {
+                    "agent": startup.agent_id,
+                    "new_version": startup.version,
+                    "new_api_version": startup.api_version,
+                    "new_directory": startup.expanded_directory,
+                    "new_subsystems": list(startup.subsystems),
+                }
+                for startup in startups
+            ],
+        )
+
+    def insert_stats(self, reports: Sequence[StatsReport], now: datetime) -> None:
+        with self.writing() as connection:
+            known = _known_agents(connection, [report.agent_id for report in reports])
+            rows = [
+                {
+                    "agent_id": report.agent_id,
+                    "created_at": now,
+                    "connection_count": report.connection_count,
+                    "rx_bytes": report.rx_bytes,
+                    "tx_bytes": report.tx_bytes,
+                    "report": dict(report.report),
+                }
+                for report in reports
+                if report.agent_id in known
+            ]
+            if rows:
+                connection.execute(agent_stats.insert(), rows)
+
+    def latest_stats(self, agent_id: PeerID) -> StatsReport | None:
+        query = sa.select(agent_stats).where(agent_stats.c.agent_id == agent_id).order_by(agent_stats.c.id.desc())
+        with self.reading() as connection:
+            row = connection.execute(query.limit(1)).first()
+        if row is None:
+            return None
+        return StatsReport(row.agent_id, row.connection_count, row.rx_bytes, row.tx_bytes, row.report)
+
+    def put_metadata(self, values: Sequence[MetadataValue]) -> None:
+        """Keep the latest value of each key.  New keys over the limit of an agent are dropped."""
+        with self.writing() as connection:
+            wanted = {value.agent_id for value in values}
+            known = _known_agents(connection, list(wanted))
+            keys: dict[PeerID, set[str]] = {agent_id: set() for agent_id in known}
+            for piece in pieces(known):
+                query = sa.select(agent_metadata.c.agent_id, agent_metadata.c.key)
+                for agent_id, key in connection.execute(query.where(agent_metadata.c.agent_id.in_(piece))):
+                    keys[agent_id].add(key)
+            rows = {}
+            for value in values:
+                have = keys.get(value.agent_id)
+                if have is None or (value.key not in have and len(have) >= MAX_METADATA_KEYS_PER_AGENT):
+                    continue
+                have.add(value.key)
+                rows[value.agent_id, value.key] = {
+                    "agent_id": value.agent_id,
+                    "key": value.key,
+                    "value": value.value,
+                    "error": value.error,
+                    "collected_at": value.collected_at,
+                }
+            if rows:
+                new = insert(agent_metadata)
+                replaced = {name: new.excluded[name] for name in ("value", "error", "collected_at")}
+                connection.execute(
+                    new.on_conflict_do_update(index_elements=["agent_id", "key"], set_=replaced), list(rows.values())
+                )
+
+    def list_metadata(self, agent_id: PeerID) -> list[MetadataValue]:
+        query = sa.select(agent_metadata).where(agent_metadata.c.agent_id == agent_id).order_by(agent_metadata.c.key)
+        with self.reading() as connection:
+            return [MetadataValue(*row) for row in connection.execute(query)]
+
+    def add_log_source(self, source: LogSource) -> None:
+        """A source that exists already stays as it is: that is no error to agents, which announce it at each start."""
+        with self.writing() as connection:
+            if _known_agents(connection, [source.agent_id]):
+                connection.execute(
+                    insert(agent_log_sources)
+                    .values(
+                        agent_id=source.agent_id,
+                        id=source.id,
+                        display_name=source.display_name,
+                        icon=source.icon,
+                        created_at=source.created_at,
+                    )
+                    .on_conflict_do_nothing()
+                )
+
+    def list_log_sources(self, agent_id: PeerID) -> list[LogSource]:
+        table = agent_log_sources
+        query = sa.select(table.c.agent_id, table.c.id, table.c.display_name, table.c.icon, table.c.created_at)
+        with self.reading() as connection:
+            rows = connection.execute(
+                query.where(table.c.agent_id == agent_id).order_by(table.c.created_at, table.c.id)
+            )
+            return [LogSource(*row) for row in rows]
+
+    def insert_logs(self, batches: Sequence[LogBatch], now: datetime) -> list[bool]:
+        """Store batches of lines.  For each: whether it was refused because the agent's limit would be passed.
+
+        Of a refused batch nothing is stored, and the agent is marked.  Lines get `now`, as an agent's clock may be
+        wrong.
+        """
+        overflows = []
+        with self.writing() as connection:
+            used = _log_bytes(connection, [batch.agent_id for batch in batches])
+            rows: list[dict[str, object]] = []
+            changed: dict[PeerID, bool] = {}
+            for batch in batches:
+                size = sum(len(output.encode("utf-8", "replace")) for _, output in batch.lines)
+                before = used.get(batch.agent_id)
+                overflow = before is not None and before + size > MAX_LOG_BYTES_PER_AGENT
+                overflows.append(overflow)
+                if before is None:
+                    continue
+                changed[batch.agent_id] = changed.get(batch.agent_id, False) or overflow
+                if not overflow:
+                    used[batch.agent_id] = before + size
+                    rows += _log_rows(batch, now)
+            if rows:
+                connection.execute(agent_logs.insert(), rows)
+            for agent_id, overflowed in changed.items():
+                change = agents.update().where(agents.c.id == agent_id).values(logs_bytes=used[agent_id])
+                connection.execute(change.values(logs_overflowed=True) if overflowed else change)
+        return overflows
+
+    def list_logs(self, agent_id: PeerID, after: int = 0, limit: int = 1_000) -> list[LogLine]:
+        """Lines with an id above `after`, oldest first."""
+        table = agent_logs
+        query = sa.select(table.c.id, table.c.source_id, table.c.level, table.c.created_at, table.c.output)
+        query = query.where(table.c.agent_id == agent_id, table.c.id > after).order_by(table.c.id).limit(limit)
+        with self.reading() as connection:
+            return [LogLine(*row) for row in connection.execute(query)]
+
+    def prune(self, now: datetime) -> int:
+        """Delete stats that nobody shows any more, one bounded piece.
+
+        Returns the number of rows: call again if > 0.
+        """
+        old = sa.select(agent_stats.c.id).where(agent_stats.c.created_at < now - STATS_KEPT).limit(PRUNE_ROWS)
+        with self.writing() as connection:
+            return connection.execute(agent_stats.delete().where(agent_stats.c.id.in_(old.scalar_subquery()))).rowcount
+
+    def _execute_many(self, statement: sa.UpdateBase, parameters: Sequence[dict[str, object]]) -> None:
+        if parameters:
+            with self.writing() as connection:
+                connection.execute(statement, parameters)
+
+
+def _known_agents(connection: sa.Connection, agent_ids: Sequence[PeerID]) -> set[PeerID]:
+    # Checked by hand: SQLite's OR IGNORE does not cover foreign keys, and one stray row must not sink the batch.
+    return {
+        agent_id
+        for piece in pieces(set(agent_ids))
+        for agent_id in connection.execute(sa.select(agents.c.id).where(agents.c.id.in_(piece))).scalars()
+    }
+
+
+def _log_bytes(connection: sa.Connection, agent_ids: Sequence[PeerID]) -> dict[PeerID, int]:
+    used: dict[PeerID, int] = {}
+    for piece in pieces(set(agent_ids)):
+        for agent_id, count in connection.execute(
+            sa.select(agents.c.id, agents.c.logs_bytes).where(agents.c.id.in_(piece))
+        ):
+            used[agent_id] = count
+    return used
+
+
+def _log_rows(batch: LogBatch, now: datetime) -> list[dict[str, object]]:
+    return [
+        {
+            "agent_id": batch.agent_id,
+            "source_id": batch.source_id,
+            "level": level,
+            "created_at": now,
+            "output": output,
+        }
+        for level, output in batch.lines
+    ]

@@ -1,0 +1,212 @@
+"""What the store takes and gives: frozen values, no connections behind them (layer L2).
+
+Times are aware UTC datetimes, agent ids PeerID, every other id uuid.UUID.  Numbers of enums are those of the wire.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import Enum, IntEnum
+from uuid import UUID
+
+from tailnet.types import PeerID
+
+
+class WorkspaceStatus(IntEnum):
+    """Workspace.Status on the wire.  A seeded workspace is RUNNING: somebody else builds and stops it."""
+
+    UNKNOWN = 0
+    PENDING = 1
+    STARTING = 2
+    RUNNING = 3
+    STOPPING = 4
+    STOPPED = 5
+    FAILED = 6
+    CANCELING = 7
+    CANCELED = 8
+    DELETING = 9
+    DELETED = 10
+
+
+class LifecycleState(IntEnum):
+    """Lifecycle.State on the wire: what the agent says about its start-up scripts."""
+
+    CREATED = 1
+    STARTING = 2
+    START_TIMEOUT = 3
+    START_ERROR = 4
+    READY = 5
+    SHUTTING_DOWN = 6
+    SHUTDOWN_TIMEOUT = 7
+    SHUTDOWN_ERROR = 8
+    OFF = 9
+
+
+class AgentStatus(Enum):
+    """Whether an agent is there, in the words of the API."""
+
+    CONNECTING = "connecting"
+    CONNECTED = "connected"
+    DISCONNECTED = "disconnected"
+    TIMEOUT = "timeout"
+
+
+@dataclass(frozen=True, slots=True)
+class AgentIdentity:
+    """Everything that a right or a manifest's head depends on: small, and kept in memory by auth/backends.py."""
+
+    id: PeerID
+    name: str
+    parent_id: PeerID | None
+    workspace_id: UUID
+    workspace_name: str
+    owner_id: UUID
+    owner_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class UserIdentity:
+    id: UUID
+    username: str
+    active: bool
+    admin: bool
+
+
+@dataclass(frozen=True, slots=True)
+class UserToken:
+    """A stored session token: its secret only as a digest."""
+
+    id: str
+    secret_digest: bytes = field(repr=False)
+    expires_at: datetime | None
+    user: UserIdentity
+
+
+@dataclass(frozen=True, slots=True)
+class AgentRow:
+    """One agent with all that is known of it."""
+
+    id: PeerID
+    workspace_id: UUID
+    parent_id: PeerID | None
+    name: str
+    created_at: datetime
+    updated_at: datetime
+    connection_timeout_seconds: int
+    directory: str
+    motd_path: str
+    architecture: str
+    operating_system: str
+    environment: Mapping[str, str]
+    first_connected_at: datetime | None
+    last_connected_at: datetime | None
+    disconnected_at: datetime | None
+    lifecycle_state: LifecycleState
+    started_at: datetime | None
+    ready_at: datetime | None
+    version: str
+    api_version: str
+    expanded_directory: str
+    subsystems: Sequence[str]
+    logs_bytes: int
+    logs_overflowed: bool
+
+    def status(self, now: datetime, inactive_seconds: float) -> AgentStatus:
+        """`inactive_seconds`: how long after its last sign of life an agent still counts as connected."""
+        if self.first_connected_at is None or self.last_connected_at is None:
+            waited = (now - self.created_at).total_seconds()
+            late = 0 < self.connection_timeout_seconds < waited
+            return AgentStatus.TIMEOUT if late else AgentStatus.CONNECTING
+        if self.disconnected_at is not None and self.disconnected_at >= self.last_connected_at:
+            return AgentStatus.DISCONNECTED
+        # A server that died wrote no disconnection: silence has to say it.
+        if (now - self.last_connected_at).total_seconds() > inactive_seconds:
+            return AgentStatus.DISCONNECTED
+        return AgentStatus.CONNECTED
+
+
+@dataclass(frozen=True, slots=True)
+class WorkspaceRow:
+    """A workspace with its agents, in the order of their names."""
+
+    id: UUID
+    owner_id: UUID
+    name: str
+    status: WorkspaceStatus
+    agents: Sequence[AgentRow]
+
+
+@dataclass(frozen=True, slots=True)
+class Startup:
+    """What an agent says of itself after it got its manifest."""
+
+    agent_id: PeerID
+    version: str
+    expanded_directory: str
+    subsystems: Sequence[str]
+    api_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class LifecycleChange:
+    agent_id: PeerID
+    state: LifecycleState
+    changed_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class StatsReport:
+    """One report of an agent's connections; `report` is anything JSON can carry."""
+
+    agent_id: PeerID
+    connection_count: int
+    rx_bytes: int
+    tx_bytes: int
+    report: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class MetadataValue:
+    """The latest result of one metadata script."""
+
+    agent_id: PeerID
+    key: str
+    value: str
+    error: str
+    collected_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class LogSource:
+    agent_id: PeerID
+    id: UUID
+    display_name: str
+    icon: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class LogBatch:
+    """Lines of one source: (level number, output)."""
+
+    agent_id: PeerID
+    source_id: UUID
+    lines: Sequence[tuple[int, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    id: int
+    source_id: UUID
+    level: int
+    created_at: datetime
+    output: str
+
+
+@dataclass(frozen=True, slots=True)
+class SigningKey:
+    """A key that outlives restarts.  `id` travels in the open, `secret` never leaves this process."""
+
+    id: str
+    secret: bytes = field(repr=False)
+    created_at: datetime

@@ -1,0 +1,214 @@
+"""Tables of the durable state (layer L2): who may call, what exists, what agents last reported.
+
+SQLAlchemy Core, plain types only, so that another database than SQLite stays possible.  A change here needs a new
+file in migrations/versions; tests/tailnet/store/test_schema.py compares the two.  Who is connected to whom is not
+here: that state is soft and lives in coordinator/.  Next hop: database.py opens the file, callers.py and reports.py
+read and write it.
+"""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+from uuid import UUID
+
+import sqlalchemy as sa
+
+from tailnet.types import PeerID
+
+# The newest file in migrations/versions.  Kept as a constant so that an up-to-date store opens without importing
+# Alembic.
+HEAD_REVISION: Final = "0001"
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+
+
+class UtcTime(sa.types.TypeDecorator[datetime]):
+    """An instant as microseconds since 1970 UTC.
+
+    An integer sorts and compares alike in every database; SQLite has no time type, and its text forms lose the zone.
+    """
+
+    impl = sa.BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> int | None:
+        return None if value is None else (value - _EPOCH) // _MICROSECOND
+
+    def process_result_value(self, value: Any, dialect: sa.Dialect) -> datetime | None:
+        return None if value is None else _EPOCH + timedelta(microseconds=value)
+
+
+class UuidText(sa.types.TypeDecorator[UUID]):
+    """An id as 36 characters: an operator who opens the file with sqlite3 reads what the logs say."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: UUID | None, dialect: sa.Dialect) -> str | None:
+        return None if value is None else str(value)
+
+    def process_result_value(self, value: Any, dialect: sa.Dialect) -> UUID | None:
+        return None if value is None else UUID(value)
+
+
+class PeerIdText(sa.types.TypeDecorator[PeerID]):
+    """The same for agents, whose id is their peer id."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: PeerID | None, dialect: sa.Dialect) -> str | None:
+        return None if value is None else str(value)
+
+    def process_result_value(self, value: Any, dialect: sa.Dialect) -> PeerID | None:
+        return None if value is None else PeerID.parse(value)
+
+
+metadata = sa.MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+# One row per number that has to survive; `callers` rises with every change of who may do what (see auth/backends.py).
+counters = sa.Table(
+    "counters",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("value", sa.BigInteger, nullable=False),
+)
+
+users = sa.Table(
+    "users",
+    metadata,
+    sa.Column("id", UuidText, primary_key=True),
+    sa.Column("username", sa.Text, nullable=False, unique=True),
+    sa.Column("active", sa.Boolean, nullable=False, server_default=sa.true()),
+    sa.Column("admin", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("created_at", UtcTime, nullable=False),
+    sa.Column("updated_at", UtcTime, nullable=False),
+)
+
+# `id` is the part of the token that is no secret (auth/tokens.py); the secret itself is never stored.
+user_tokens = sa.Table(
+    "user_tokens",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("user_id", UuidText, sa.ForeignKey("users.id", ondelete="CASCADE"), nullable=False, index=True),
+    sa.Column("secret_digest", sa.LargeBinary(32), nullable=False),
+    sa.Column("seeded", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("created_at", UtcTime, nullable=False),
+    sa.Column("expires_at", UtcTime),
+)
+
+workspaces = sa.Table(
+    "workspaces",
+    metadata,
+    sa.Column("id", UuidText, primary_key=True),
+    sa.Column("owner_id", UuidText, sa.ForeignKey("users.id", ondelete="CASCADE"), nullable=False, index=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("status", sa.SmallInteger, nullable=False),
+    sa.Column("created_at", UtcTime, nullable=False),
+    sa.Column("updated_at", UtcTime, nullable=False),
+)
+
+agents = sa.Table(
+    "agents",
+    metadata,
+    sa.Column("id", PeerIdText, primary_key=True),
+    sa.Column("workspace_id", UuidText, sa.ForeignKey("workspaces.id", ondelete="CASCADE"), nullable=False, index=True),
+    sa.Column("parent_id", PeerIdText, sa.ForeignKey("agents.id", ondelete="CASCADE"), index=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("token_digest", sa.LargeBinary(32), nullable=False, unique=True),
+    sa.Column("created_at", UtcTime, nullable=False),
+    sa.Column("updated_at", UtcTime, nullable=False),
+    sa.Column("connection_timeout_seconds", sa.Integer, nullable=False, server_default="120"),
+    # what the manifest tells the agent
+    sa.Column("directory", sa.Text, nullable=False, server_default=""),
+    sa.Column("motd_path", sa.Text, nullable=False, server_default=""),
+    sa.Column("architecture", sa.Text, nullable=False, server_default=""),
+    sa.Column("operating_system", sa.Text, nullable=False, server_default=""),
+    sa.Column("environment", sa.JSON, nullable=False, server_default="{}"),
+    # what the connection tells us
+    sa.Column("first_connected_at", UtcTime),
+    sa.Column("last_connected_at", UtcTime),
+    sa.Column("disconnected_at", UtcTime),
+    # what the agent tells us
+    sa.Column("lifecycle_state", sa.SmallInteger, nullable=False, server_default="1"),
+    sa.Column("started_at", UtcTime),
+    sa.Column("ready_at", UtcTime),
+    sa.Column("version", sa.Text, nullable=False, server_default=""),
+    sa.Column("api_version", sa.Text, nullable=False, server_default=""),
+    sa.Column("expanded_directory", sa.Text, nullable=False, server_default=""),
+    sa.Column("subsystems", sa.JSON, nullable=False, server_default="[]"),
+    sa.Column("logs_bytes", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("logs_overflowed", sa.Boolean, nullable=False, server_default=sa.false()),
+)
+
+agent_stats = sa.Table(
+    "agent_stats",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("agent_id", PeerIdText, sa.ForeignKey("agents.id", ondelete="CASCADE"), nullable=False, index=True),
+    sa.Column("created_at", UtcTime, nullable=False, index=True),
+    sa.Column("connection_count", sa.BigInteger, nullable=False),
+    sa.Column("rx_bytes", sa.BigInteger, nullable=False),
+    sa.Column("tx_bytes", sa.BigInteger, nullable=False),
+    sa.Column("report", sa.JSON, nullable=False),
+)
+
+# Only the latest value of a key is of use; there is no history.
+agent_metadata = sa.Table(
+    "agent_metadata",
+    metadata,
+    sa.Column("agent_id", PeerIdText, sa.ForeignKey("agents.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("value", sa.Text, nullable=False),
+    sa.Column("error", sa.Text, nullable=False),
+    sa.Column("collected_at", UtcTime, nullable=False),
+)
+
+agent_log_sources = sa.Table(
+    "agent_log_sources",
+    metadata,
+    sa.Column("agent_id", PeerIdText, sa.ForeignKey("agents.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("id", UuidText, primary_key=True),
+    sa.Column("display_name", sa.Text, nullable=False),
+    sa.Column("icon", sa.Text, nullable=False),
+    sa.Column("created_at", UtcTime, nullable=False),
+)
+
+# AUTOINCREMENT: readers page by id, so an id is never used twice, also after deletions.
+agent_logs = sa.Table(
+    "agent_logs",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("agent_id", PeerIdText, sa.ForeignKey("agents.id", ondelete="CASCADE"), nullable=False, index=True),
+    sa.Column("source_id", UuidText, nullable=False),
+    sa.Column("level", sa.SmallInteger, nullable=False),
+    sa.Column("created_at", UtcTime, nullable=False),
+    sa.Column("output", sa.Text, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+# Not encrypted: who can read this file can read every row in it, and the file is created readable by its owner only.
+signing_keys = sa.Table(
+    "signing_keys",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("purpose", sa.Text, nullable=False, index=True),
+    sa.Column("secret", sa.LargeBinary, nullable=False),
+    sa.Column("created_at", UtcTime, nullable=False),
+)
+
+# The last good map of each source, so that a restart while the source is away does not lose regions.
+kept_maps = sa.Table(
+    "kept_maps",
+    metadata,
+    sa.Column("source", sa.Text, primary_key=True),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.Column("fetched_at", UtcTime, nullable=False),
+)

@@ -1,0 +1,145 @@
+"""Who is who: look-ups in lists, rights that follow deletions, and the counter that tells caches to forget."""
+
+from datetime import timedelta
+from uuid import UUID
+
+import pytest
+
+from tailnet.auth.tokens import agent_token_digest, parse_user_token
+from tailnet.errors import StoreError
+from tailnet.store.callers import pieces
+from tailnet.store.database import IDS_PER_STATEMENT
+from tailnet.store.rows import AgentIdentity, WorkspaceStatus
+from tailnet.store.store import Store
+from tests.support.seeds import NOW, agent_token, fill, make_id, peer_id, user_token
+
+
+@pytest.fixture
+def filled(store: Store) -> Store:
+    fill(store)
+    return store
+
+
+def digest(name: str) -> bytes:
+    return agent_token_digest(UUID(agent_token(name)))
+
+
+MAIN = AgentIdentity(peer_id("main"), "main", None, make_id("dev"), "dev", make_id("alice"), "alice")
+
+
+def test_agents_by_token(filled: Store) -> None:
+    found = filled.agents_by_token_digests([digest("main"), digest("web"), digest("nobody")])
+    assert found.keys() == {digest("main"), digest("web")}
+    assert found[digest("main")] == MAIN
+    assert (found[digest("web")].workspace_name, found[digest("web")].owner_name) == ("shop", "bob")
+
+
+def test_agents_by_id(filled: Store) -> None:
+    assert filled.agent_identities([peer_id("main"), peer_id("nobody")]) == {peer_id("main"): MAIN}
+
+
+def test_lists_longer_than_a_statement(filled: Store) -> None:
+    strangers = [make_id(str(number)).bytes * 2 for number in range(2 * IDS_PER_STATEMENT + 1)]
+    assert filled.agents_by_token_digests([*strangers, digest("main")]) == {digest("main"): MAIN}
+    assert [len(piece) for piece in pieces(strangers)] == [IDS_PER_STATEMENT, IDS_PER_STATEMENT, 1]
+    assert filled.agents_by_token_digests([]) == {}
+
+
+def test_user_tokens(filled: Store) -> None:
+    presented = parse_user_token(user_token("alice"))
+    stored = filled.user_tokens([presented.id, "unknownxxx"])
+    assert stored.keys() == {presented.id}
+    assert stored[presented.id].secret_digest == presented.secret_digest
+    assert stored[presented.id].user.username == "alice"
+    assert presented.secret_digest.hex() not in repr(stored)
+
+
+def test_get_agent_and_user(filled: Store) -> None:
+    agent = filled.get_agent(peer_id("main"))
+    assert agent is not None
+    assert (agent.name, agent.workspace_id, agent.created_at, agent.environment) == ("main", make_id("dev"), NOW, {})
+    assert filled.get_agent(peer_id("nobody")) is None
+    user = filled.get_user(make_id("bob"))
+    assert user is not None
+    assert (user.username, user.active, user.admin) == ("bob", True, False)
+    assert filled.get_user(make_id("nobody")) is None
+
+
+def test_workspaces_of_an_owner(filled: Store) -> None:
+    [workspace] = filled.list_workspaces(make_id("alice"))
+    assert (workspace.name, workspace.status) == ("dev", WorkspaceStatus.RUNNING)
+    assert [agent.name for agent in workspace.agents] == ["gpu", "main"]
+    assert filled.list_workspaces(make_id("nobody")) == []
+
+
+def test_a_workspace_without_agents_is_listed(filled: Store) -> None:
+    assert filled.delete_agent(peer_id("web"))
+    assert [(workspace.name, list(workspace.agents)) for workspace in filled.list_workspaces(make_id("bob"))] == [
+        ("shop", [])
+    ]
+
+
+def test_deleting_a_workspace_deletes_its_agents_and_their_tokens(filled: Store) -> None:
+    assert filled.delete_workspace(make_id("dev"))
+    assert filled.agents_by_token_digests([digest("main"), digest("gpu")]) == {}
+    assert not filled.delete_workspace(make_id("dev"))
+
+
+def test_sub_agents(filled: Store) -> None:
+    added = filled.add_sub_agent(peer_id("main"), peer_id("child"), digest("child"), "child", NOW, directory="/src")
+    assert added
+    assert filled.agents_by_token_digests([digest("child")])[digest("child")].parent_id == peer_id("main")
+    [child] = filled.list_sub_agents(peer_id("main"))
+    assert (child.name, child.workspace_id, child.directory) == ("child", make_id("dev"), "/src")
+    assert not filled.add_sub_agent(peer_id("nobody"), peer_id("x"), digest("x"), "x", NOW)
+    assert filled.delete_agent(peer_id("main"))
+    assert filled.get_agent(peer_id("child")) is None
+
+
+def test_an_id_that_is_taken(filled: Store) -> None:
+    with pytest.raises(StoreError, match="UNIQUE"):
+        filled.add_sub_agent(peer_id("main"), peer_id("gpu"), digest("new"), "new", NOW)
+    with pytest.raises(StoreError, match="FOREIGN KEY"):
+        filled.add_user_token(make_id("nobody"), "abcdefghij", b"\0" * 32, NOW)
+
+
+def test_session_tokens_come_and_go(filled: Store) -> None:
+    expiry = NOW + timedelta(hours=1)
+    filled.add_user_token(make_id("alice"), "abcdefghij", b"\1" * 32, NOW, expiry)
+    assert filled.user_tokens(["abcdefghij"])["abcdefghij"].expires_at == expiry
+    assert filled.delete_user_token("abcdefghij")
+    assert filled.user_tokens(["abcdefghij"]) == {}
+
+
+def test_every_change_of_callers_is_announced(filled: Store) -> None:
+    changes = [
+        lambda: filled.update_user(make_id("alice"), NOW, active=False),
+        lambda: filled.update_user(make_id("alice"), NOW, admin=True),
+        lambda: filled.add_user_token(make_id("alice"), "abcdefghij", b"\1" * 32, NOW),
+        lambda: filled.delete_user_token("abcdefghij"),
+        lambda: filled.set_workspace_status(make_id("dev"), WorkspaceStatus.STOPPED, NOW),
+        lambda: filled.add_sub_agent(peer_id("main"), peer_id("child"), digest("child"), "child", NOW),
+        lambda: filled.delete_agent(peer_id("child")),
+        lambda: filled.delete_workspace(make_id("dev")),
+    ]
+    seen = [filled.callers_generation()]
+    for change in changes:
+        change()
+        seen.append(filled.callers_generation())
+    assert seen == sorted(set(seen))
+
+
+def test_what_changes_nothing_is_not_announced(filled: Store) -> None:
+    before = filled.callers_generation()
+    assert not filled.delete_agent(peer_id("nobody"))
+    assert not filled.update_user(make_id("nobody"), NOW, active=False)
+    filled.record_connected([peer_id("main")], NOW)
+    assert filled.callers_generation() == before
+
+
+def test_update_user_changes_only_what_is_given(filled: Store) -> None:
+    filled.update_user(make_id("alice"), NOW, admin=True)
+    filled.update_user(make_id("alice"), NOW, active=False)
+    user = filled.get_user(make_id("alice"))
+    assert user is not None
+    assert (user.active, user.admin) == (False, True)

@@ -1,0 +1,148 @@
+"""Imports write only what differs, all of it or nothing."""
+
+import json
+from typing import Any
+from uuid import UUID
+
+import pytest
+import sqlalchemy as sa
+
+from tailnet.auth.tokens import parse_user_token
+from tailnet.errors import SeedError
+from tailnet.store.importing import SeedOutcome, Tally, import_seed
+from tailnet.store.schema import metadata
+from tailnet.store.seed import parse_seed
+from tailnet.store.store import Store
+from tests.support.seeds import NOW, AgentSpec, agent_token, fill, make_id, peer_id, seed_document, user_token
+
+NEVER_CHANGING = {"agent_stats", "agent_metadata", "agent_log_sources", "agent_logs", "signing_keys", "kept_maps"}
+
+
+def dump(store: Store) -> dict[str, list[Any]]:
+    with store.reading() as connection:
+        return {
+            name: sorted(map(tuple, connection.execute(sa.select(table))), key=repr)
+            for name, table in metadata.tables.items()
+        }
+
+
+def refused(store: Store, document: object) -> list[str]:
+    with pytest.raises(SeedError) as caught:
+        fill(store, document)
+    return list(caught.value.problems)
+
+
+def test_importing_twice_changes_nothing(store: Store) -> None:
+    assert fill(store) == SeedOutcome(Tally(2, 0, 0), Tally(2, 0, 0), Tally(3, 0, 0))
+    before = dump(store)
+    assert fill(store) == SeedOutcome(Tally(0, 0, 2), Tally(0, 0, 2), Tally(0, 0, 3))
+    assert dump(store) == before
+
+
+def test_tokens_are_stored_as_digests_only(store: Store) -> None:
+    fill(store)
+    text = repr(dump(store))
+    assert user_token("alice") not in text
+    assert user_token("alice")[11:] not in text
+    assert agent_token("main") not in text
+
+
+def test_what_a_second_file_changes(store: Store) -> None:
+    fill(store)
+    generation = store.callers_generation()
+    document = seed_document()
+    document["agents"][0]["token"] = str(make_id("new token"))
+    document["users"][1]["token"] = user_token("robert")
+    for agent in document["agents"][:2]:
+        agent["workspace_name"] = "renamed"
+    assert fill(store, document) == SeedOutcome(Tally(0, 1, 1), Tally(0, 1, 1), Tally(0, 1, 2))
+    assert store.callers_generation() > generation
+    assert store.get_agent_by_token(UUID(agent_token("main"))) is None
+    found = store.get_agent_by_token(make_id("new token"))
+    assert found is not None
+    assert (found.id, found.workspace_name) == (peer_id("main"), "renamed")
+    old, new = parse_user_token(user_token("bob")).id, parse_user_token(user_token("robert")).id
+    assert store.user_tokens([old, new]).keys() == {new}
+
+
+def test_a_token_whose_secret_changed_under_the_same_id(store: Store) -> None:
+    fill(store)
+    document = seed_document()
+    document["users"][0]["token"] = user_token("alice")[:11] + "z" * 22
+    assert fill(store, document).users == Tally(0, 1, 1)
+    presented = parse_user_token(document["users"][0]["token"])
+    assert store.user_tokens([presented.id])[presented.id].secret_digest == presented.secret_digest
+
+
+def test_what_a_file_does_not_name_stays(store: Store) -> None:
+    fill(store)
+    store.add_user_token(make_id("alice"), "abcdefghij", b"\0" * 32, NOW)
+    store.record_connected([peer_id("main")], NOW)
+    more = seed_document((AgentSpec("new", "lab", "alice"),))
+    assert fill(store, more) == SeedOutcome(Tally(0, 0, 1), Tally(1, 0, 0), Tally(1, 0, 0))
+    assert store.user_tokens(["abcdefghij"])
+    assert store.get_agent_by_token(UUID(agent_token("web"))) is not None
+    main = store.get_agent(peer_id("main"))
+    assert main is not None
+    assert main.first_connected_at == NOW
+
+
+def test_agents_of_owners_that_are_in_the_store_already(store: Store) -> None:
+    fill(store)
+    document = seed_document((AgentSpec("new", "lab", "alice"),))
+    document["users"] = []
+    assert fill(store, document).agents == Tally(1, 0, 0)
+
+
+def test_users_exchange_their_names_and_tokens(store: Store) -> None:
+    fill(store)
+    document = seed_document()
+    alice, bob = document["users"]
+    alice["username"], bob["username"] = bob["username"], alice["username"]
+    alice["token"], bob["token"] = bob["token"], alice["token"]
+    assert fill(store, document).users == Tally(0, 2, 0)
+    assert store.user_tokens([user_token("alice")[:10]])[user_token("alice")[:10]].user.id == make_id("bob")
+    user = store.get_user(make_id("alice"))
+    assert user is not None
+    assert user.username == "bob"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"owner_id": str(make_id("stranger"))}, "is no user, neither in this file nor in the store"),
+        ({"token": agent_token("main")}, f"belongs to agent {peer_id('main')} in the store"),
+    ],
+)
+def test_agents_that_clash_with_the_store(store: Store, change: dict[str, str], reason: str) -> None:
+    fill(store)
+    before = dump(store)
+    document = seed_document((AgentSpec("new", "lab", "alice"),))
+    document["agents"][0].update(change)
+    [line] = refused(store, document)
+    assert line == f"seed: agents[0].{next(iter(change))}: " + (
+        f"{make_id('stranger')} {reason}" if "owner_id" in change else reason
+    )
+    assert agent_token("main") not in line
+    assert dump(store) == before
+
+
+@pytest.mark.parametrize(("key", "value"), [("username", "alice"), ("token", user_token("alice"))])
+def test_users_that_clash_with_the_store(store: Store, key: str, value: str) -> None:
+    fill(store)
+    before = dump(store)
+    document = seed_document((AgentSpec("new", "lab", "carol"),))
+    document["users"][0][key] = value
+    assert refused(store, document) == [f"seed: users[0].{key}: belongs to user {make_id('alice')} in the store"]
+    assert dump(store) == before
+
+
+def test_a_large_seed_is_one_transaction(store: Store) -> None:
+    agents = tuple(AgentSpec(f"a{number}", f"w{number}", f"u{number % 10}") for number in range(2_500))
+    document = seed_document(agents)
+    begun = []
+    sa.event.listen(store._engine, "commit", lambda _: begun.append(1))
+    outcome = import_seed(store, parse_seed(json.dumps(document)), NOW)
+    assert outcome == SeedOutcome(Tally(10, 0, 0), Tally(2_500, 0, 0), Tally(2_500, 0, 0))
+    assert begun == [1]
+    assert fill(store, document).agents == Tally(0, 0, 2_500)

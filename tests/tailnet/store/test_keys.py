@@ -1,0 +1,87 @@
+"""Signing keys survive restarts, rotate, and go when nothing they signed can be valid; maps are kept by source."""
+
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from itertools import count
+
+from tailnet.store.keys import KEY_BYTES, RESUME_PURPOSE, ROTATE_AFTER, VERIFY_AFTER_ROTATION
+from tailnet.store.store import Store
+from tests.support.seeds import NOW
+
+MOMENT = timedelta(microseconds=1)
+
+
+def counting_bytes() -> Callable[[int], bytes]:
+    numbers = count(1)
+    return lambda length: next(numbers).to_bytes(length, "big")
+
+
+def test_keys_survive_a_restart(store_url: str) -> None:
+    store = Store.open(store_url)
+    [first] = store.signing_keys(RESUME_PURPOSE, NOW, counting_bytes())
+    store.close()
+    again = Store.open(store_url)
+    assert again.signing_keys(RESUME_PURPOSE, NOW + timedelta(days=1), counting_bytes()) == [first]
+    again.close()
+    assert len(first.secret) == KEY_BYTES
+    assert first.secret.hex() not in repr(first)
+
+
+def test_purposes_do_not_share_keys(store: Store) -> None:
+    random_bytes = counting_bytes()
+    [resume] = store.signing_keys(RESUME_PURPOSE, NOW, random_bytes)
+    [other] = store.signing_keys("other", NOW, random_bytes)
+    assert resume.secret != other.secret
+
+
+def test_rotation(store: Store) -> None:
+    random_bytes = counting_bytes()
+    [first] = store.signing_keys(RESUME_PURPOSE, NOW, random_bytes)
+    rotated = NOW + ROTATE_AFTER
+    assert store.signing_keys(RESUME_PURPOSE, rotated - MOMENT, random_bytes) == [first]
+    second, old = store.signing_keys(RESUME_PURPOSE, rotated, random_bytes)
+    assert old == first
+    assert second not in (first,)
+    # The old key verifies for as long as a token of its last moment may live, and a day more.
+    late = rotated + VERIFY_AFTER_ROTATION
+    assert store.signing_keys(RESUME_PURPOSE, late - MOMENT, random_bytes) == [second, first]
+    assert store.signing_keys(RESUME_PURPOSE, late, random_bytes) == [second]
+    assert store.signing_keys(RESUME_PURPOSE, late - MOMENT, random_bytes) == [second]
+
+
+def test_a_server_that_slept_past_both_limits(store: Store) -> None:
+    random_bytes = counting_bytes()
+    [first] = store.signing_keys(RESUME_PURPOSE, NOW, random_bytes)
+    keys = store.signing_keys(RESUME_PURPOSE, NOW + 10 * ROTATE_AFTER, random_bytes)
+    # The sleeper's key signed until now, so it still verifies.
+    assert keys[1:] == [first]
+
+
+def test_processes_that_start_together_agree(store_url: str) -> None:
+    Store.open(store_url).close()
+    found: list[str] = []
+    gate = threading.Barrier(4)
+
+    def start(seed: int) -> None:
+        store = Store.open(store_url)
+        gate.wait()
+        keys = store.signing_keys(RESUME_PURPOSE, NOW, lambda length: seed.to_bytes(length, "big"))
+        found.append(keys[0].id)
+        store.close()
+
+    threads = [threading.Thread(target=start, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    assert len(set(found)) == 1
+
+
+def test_kept_maps(store: Store) -> None:
+    assert store.kept_map("https://maps.example.com") is None
+    store.keep_map("https://maps.example.com", "{}", NOW)
+    store.keep_map("https://maps.example.com", '{"Regions":{}}', NOW + timedelta(hours=1))
+    store.keep_map("/etc/map.json", "[]", NOW)
+    assert store.kept_map("https://maps.example.com") == ('{"Regions":{}}', NOW + timedelta(hours=1))
