@@ -8,7 +8,8 @@ from typing import Literal
 import pytest
 
 from tests.support.peers import Node, PeerError, Peers, open_peers
-from tests.support.relays import HOST, Relay, RelayKind, open_relay, printed_pin
+from tests.support.relay_command import HOST, RelayKind
+from tests.support.relays import Relay, open_relay, printed_pin
 
 pytestmark = pytest.mark.interop
 

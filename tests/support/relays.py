@@ -10,22 +10,18 @@ import signal
 import socket
 import ssl
 import subprocess
-import sys
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import trio
 
 from tests.support.gobuild import DERPER, ROOT
 from tests.support.peers import Node, require
+from tests.support.relay_command import HOST, RelayKind, command_line
 
-RelayKind = Literal["ours", "genuine"]
-
-HOST = "127.0.0.1"
 # A cold start of the interpreter on a busy machine takes seconds; a relay that needs this long is broken.
 START_SECONDS = 30.0
 STOP_SECONDS = 15.0
@@ -68,23 +64,6 @@ class Relay:
         return (self.folder / "output").read_text(errors="replace")
 
 
-def command_line(
-    kind: RelayKind, folder: Path, port: int, *, tls: bool = False, mesh_key: str = "", stun_port: int = 0
-) -> list[str]:
-    """The argument vector for one relay on 127.0.0.1:port that keeps all its files in `folder`."""
-    start = [str(require(DERPER))] if kind == "genuine" else [sys.executable, "-m", "derp", "serve"]
-    arguments = [f"--a={HOST}:{port}", f"--c={folder / 'derper.key'}", f"--hostname={HOST}", "--http-port=-1"]
-    arguments.append(f"--stun-port={stun_port}" if stun_port else "--stun=false")
-    if tls:
-        arguments += ["--certmode=manual", f"--certdir={folder / 'certs'}"]
-    if mesh_key:
-        psk = folder / "mesh.key"
-        psk.write_text(mesh_key + "\n")
-        psk.chmod(0o600)
-        arguments.append(f"--mesh-psk-file={psk}")
-    return start + arguments
-
-
 @asynccontextmanager
 async def open_relay(
     kind: RelayKind, *, tls: bool = False, mesh_key: str = "", stun: bool = False, extra: tuple[str, ...] = ()
@@ -94,6 +73,8 @@ async def open_relay(
         folder = Path(name)
         port = free_port(socket.SOCK_STREAM)
         stun_port = free_port(socket.SOCK_DGRAM) if stun else 0
+        if kind == "genuine":
+            require(DERPER)
         command = command_line(kind, folder, port, tls=tls, mesh_key=mesh_key, stun_port=stun_port)
         with (folder / "output").open("wb") as output:
             process = await trio.lowlevel.open_process(
