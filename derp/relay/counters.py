@@ -60,13 +60,16 @@ class Counters:
     __slots__ = (
         "accepts",
         "bytes_dropped",
+        "bytes_forwarded_in",
+        "bytes_forwarded_out",
         "bytes_received",
-        "bytes_sent",
         "disco_received",
         "dup_client_conns_total",
         "got_ping",
         "home_moves_in",
         "home_moves_out",
+        "mesh_bytes_dropped",
+        "mesh_packets_dropped",
         "multiforwarder_created",
         "multiforwarder_deleted",
         "notices_dropped",
@@ -75,7 +78,6 @@ class Counters:
         "packets_forwarded_in",
         "packets_forwarded_out",
         "packets_received",
-        "packets_sent",
         "peer_gone_disconnected_frames",
         "peer_gone_not_here_frames",
         "queue_seconds",
@@ -96,13 +98,17 @@ class Counters:
 
     accepts: int
     bytes_dropped: list[int]
+    bytes_forwarded_in: int
+    bytes_forwarded_out: int
     bytes_received: int
-    bytes_sent: int
     disco_received: int
     dup_client_conns_total: int
     got_ping: int
     home_moves_in: int
     home_moves_out: int
+    # of all drops, those on the way to another relay
+    mesh_bytes_dropped: int
+    mesh_packets_dropped: int
     multiforwarder_created: int
     multiforwarder_deleted: int
     notices_dropped: int
@@ -111,7 +117,6 @@ class Counters:
     packets_forwarded_in: int
     packets_forwarded_out: int
     packets_received: int
-    packets_sent: int
     peer_gone_disconnected_frames: int
     peer_gone_not_here_frames: int
     queue_seconds: float

@@ -123,6 +123,7 @@ def _wrap_for_mesh(
         pieces.append(view[frame_at + HEADER_BYTES : frame_at + size])
     link.pending_bytes += count * (size + KEY_BYTES)
     router.counters.packets_forwarded_out += count
+    router.counters.bytes_forwarded_out += count * (size - _HEAD)
 
 
 def relay_forwarded(
@@ -148,6 +149,7 @@ def relay_forwarded(
         key = bytes(buffer[at + _HEAD : at + _FORWARD_HEAD])
         packet_bytes = length - 2 * KEY_BYTES
         counters.packets_forwarded_in += 1
+        counters.bytes_forwarded_in += packet_bytes
         member = members.get(key)
         destination = member.active if member is not None else None
         if destination is None:

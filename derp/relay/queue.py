@@ -181,7 +181,11 @@ class PacketQueue:
 
     def _count_drop(self, reason: DropReason, frame: bytes) -> None:
         kind = PacketKind.DISCO if _is_disco(frame) else PacketKind.OTHER
-        self._counters.drop(reason, kind, 1, len(frame) - _packet_at(frame))
+        packet_bytes = len(frame) - _packet_at(frame)
+        self._counters.drop(reason, kind, 1, packet_bytes)
+        if frame[0] == _FORWARD:
+            self._counters.mesh_packets_dropped += 1
+            self._counters.mesh_bytes_dropped += packet_bytes
         self.dropped += 1
 
     def take(self, max_bytes: int, now: float) -> list[bytes]:
@@ -219,6 +223,11 @@ class PacketQueue:
         self._heap.clear()
         self._notices.clear()
         self._packets = self.held_bytes = self.notice_bytes = 0
+
+    @property
+    def packet_bytes(self) -> int:
+        """Bytes of the packets that wait, without keys and headers."""
+        return sum(len(frame) - _packet_at(frame) for flow in self._flows.values() for frame, _ in flow.frames)
 
     def oldest_seconds(self, now: float) -> float:
         """How long the packet at the head of the slowest flow has waited; 0 when none waits."""

@@ -7,29 +7,29 @@ One nursery; the reactor is one task in it, ticks another.  The command line is 
 import logging
 import math
 import socket
+import time
 from dataclasses import dataclass
 from typing import Final
 
 import trio
 
 from derp.config import RelayConfig
+from derp.metrics import CONTENT_TYPE, RelayStatistics, metrics_page, routed_totals
 from derp.relay.limits import TokenBucket
 from derp.server.door import FrontDoor
 from derp.server.drain import drain_clients
 from derp.server.listener import AcceptGate, Listener
 from derp.server.relay import Relay
-from derp.server.routes import PlainRoutes
-from derp.server.stun import StunResponder
+from derp.server.routes import Page, PlainRoutes
+from derp.server.stun import StunResponder, stun_totals
 from derp.transport.listen import open_listener, open_udp
 from derp.transport.reactor import Reactor
-from derp.transport.tls import TlsServer
+from derp.transport.tls import CHECK_SECONDS, TlsServer
 
 _log = logging.getLogger("derp.server")
 
 # Deadlines are whole seconds; a quarter keeps them honest and costs four wake-ups a second.
 _TICK_SECONDS: Final = 0.25
-# A renewed certificate is used within this time; looking costs one stat per file.
-_CERTIFICATE_LOOK_SECONDS: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,9 @@ class RelayServer:
         self.listening: list[Listening] = []
         self.tls: TlsServer | None = None
         if config.tls is not None:
-            self.tls = TlsServer(config.tls, self.relay.public_key)
+            self.tls = TlsServer(config.tls, self.relay.public_key, now=time.time())
+            for notice in self.tls.notices:
+                _log.warning("! %s", notice)
         self.stun: list[StunResponder] = []
         self._listeners: list[Listener] = []
         self._udp: list[socket.socket] = []
@@ -61,6 +63,40 @@ class RelayServer:
         self.gate = AcceptGate(bucket, config.max_connections, lambda: len(self.reactor.links))
         self.door = self._front_door(plain=False)
         self.drained = trio.Event()
+        self.relay.pages["/metrics"] = Page("metrics", CONTENT_TYPE, metrics_page(self.statistics))
+
+    def statistics(self) -> RelayStatistics:
+        """One reading of everything that is counted."""
+        relay, router = self.relay, self.relay.router
+        queues = [client.queue for client in router.clients.values() if client.queue is not None]
+        held = sum(queue.packets for queue in queues)
+        packets_sent, bytes_sent = routed_totals(router, held, sum(queue.packet_bytes for queue in queues))
+        local = sum(1 for member in router.members.values() if member.connections)
+        return RelayStatistics(
+            counters=router.counters,
+            clients_local=local,
+            clients_remote=len(router.members) - local,
+            connections=len(router.clients),
+            home_connections=router.home_clients,
+            not_ideal_connections=router.not_ideal_clients,
+            duplicate_keys=router.duplicate_keys,
+            duplicate_connections=sum(client.is_duplicate for client in router.clients.values()),
+            watchers=len(router.watchers),
+            queued_packets=held,
+            slow_readers=len(self.reactor.blocked),
+            packets_sent=packets_sent,
+            bytes_sent=bytes_sent,
+            accepted=self.gate.accepted_count,
+            rejected={"rate": self.gate.too_fast_count, "connections": self.gate.too_many_count},
+            closed={reason.value: count for reason, count in relay.plane.closed_count.items()},
+            requests_refused=self.door.requests_refused,
+            websocket_accepts=self.door.websocket_accepts,
+            stun=stun_totals(self.stun),
+            stun_family={
+                family: sum(responder.success_count[family] for responder in self.stun) for family in ("ipv4", "ipv6")
+            },
+            certificate_expires_at=None,
+        )
 
     def _front_door(self, *, plain: bool) -> FrontDoor:
         relay, config = self.relay, self.config
@@ -135,14 +171,15 @@ class RelayServer:
             self.relay.tick()
             for listener in self._listeners:
                 listener.start()
-            if self.tls is not None and self.reactor.now >= look_at:
-                look_at = self.reactor.now + _CERTIFICATE_LOOK_SECONDS
-                self.tls.reload_if_changed(self.reactor.now)
+            if self.reactor.now >= look_at:
+                look_at = self.reactor.now + CHECK_SECONDS
+                self.reload()
 
     def reload(self) -> None:
         """Look at files again now: certificates."""
-        if self.tls is not None:
-            self.tls.reload_if_changed(self.reactor.now)
+        done = self.tls.reload_if_changed(time.time()) if self.tls is not None else None
+        if done is not None:
+            _log.log(logging.INFO if done.ok else logging.ERROR, "= %s", done.text)
 
     async def drain(self) -> None:
         """Stop accepting, tell every client, close them in order within the deadline; then `run` returns."""

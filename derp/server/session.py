@@ -51,6 +51,7 @@ _MAX_CONNECTIONS_PER_KEY: Final = 64
 
 _SEND: Final = FrameType.SEND_PACKET.value
 _FORWARD: Final = FrameType.FORWARD_PACKET.value
+_RECV: Final = FrameType.RECV_PACKET.value
 _MESH_ONLY: Final = (FrameType.FORWARD_PACKET, FrameType.WATCH_CONNS, FrameType.CLOSE_PEER)
 
 
@@ -94,7 +95,7 @@ class Plane:
                     try:
                         sent = link.send(pieces, size)
                     except LinkEnded as error:
-                        self._count_lost(b"".join(pieces))
+                        self.count_lost(b"".join(pieces))
                         pieces.clear()
                         self.reactor.fail(link, error)
                         continue
@@ -111,7 +112,7 @@ class Plane:
         """The kernel is full: finish the frame it has the beginning of, queue the others."""
         link: Link = route.link
         if link.fd not in self.reactor.links:
-            self._count_lost(frames)
+            self.count_lost(frames)
             return
         route.queue = self.router.new_queue()
         view = memoryview(frames)
@@ -128,12 +129,17 @@ class Plane:
                 route.queue.push_frames(view[rest:], self.reactor.now)
         self.reactor.await_room(link)
 
-    def _count_lost(self, frames: bytes) -> None:
+    def count_lost(self, frames: bytes) -> None:
+        """Count packets that were handed to a socket that failed."""
         view = memoryview(frames)
         for start, end in frame_starts(view):
-            if view[start] == 0x05:
-                packet = view[start + 37 : end]
-                self.router.counters.drop(DropReason.WRITE_ERROR, is_disco(packet), 1, len(packet))
+            is_forward = view[start] == _FORWARD
+            if is_forward or view[start] == _RECV:
+                packet = view[start + (69 if is_forward else 37) : end]
+                counters = self.router.counters
+                counters.drop(DropReason.WRITE_ERROR, is_disco(packet), 1, len(packet))
+                counters.mesh_packets_dropped += is_forward
+                counters.mesh_bytes_dropped += len(packet) * is_forward
 
     def keep_alive(self, client: Client) -> None:
         """Send an empty frame: clients give a silent relay up after two minutes."""
@@ -335,7 +341,7 @@ class ClientSession:
         plane.router.unregister(client)
         plane.count_closed(reason)
         if client.pending:
-            self._plane._count_lost(b"".join(client.pending))
+            self._plane.count_lost(b"".join(client.pending))
             client.pending = []
             client.pending_bytes = 0
         if _log.isEnabledFor(logging.INFO):

@@ -5,7 +5,7 @@ each batch.  Wire: protocol/stun.py.
 """
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from derp.protocol.stun import encode_response, parse_request
@@ -53,6 +53,18 @@ class StunResponder:
                 self.write_error_count += 1
             else:
                 self.success_count[family] += 1
+
+
+def stun_totals(responders: Iterable[StunResponder]) -> dict[str, int]:
+    """Datagrams of all responders by what became of them."""
+    totals = dict.fromkeys(("success", "not_stun", "read_error", "write_error", "silent"), 0)
+    for responder in responders:
+        totals["success"] += sum(responder.success_count.values())
+        totals["not_stun"] += responder.not_stun_count
+        totals["read_error"] += responder.read_error_count
+        totals["write_error"] += responder.write_error_count
+        totals["silent"] += responder.silent_count
+    return totals
 
 
 def _packed(host: str) -> tuple[str, bytes]:

@@ -1,0 +1,163 @@
+"""The relay's counters as Prometheus metrics.  Layer L2: read when somebody scrapes, nothing is kept here.
+
+`RelayStatistics` is the one table of everything that is counted; `/metrics` shows it under our names, and the pages
+that dashboards made for derper read show it under derper's (server/varz.py).
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import generate_latest
+from prometheus_client.registry import Collector
+
+from derp.relay.counters import Counters, DropReason, PacketKind
+from derp.relay.router import Router
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+
+@dataclass(frozen=True, slots=True)
+class RelayStatistics:
+    """One reading of a relay.  Counts since the start, unless said otherwise."""
+
+    counters: Counters
+    clients_local: int  # keys with a connection here, now
+    clients_remote: int  # keys only behind other relays, now
+    connections: int  # registered connections, now
+    home_connections: int
+    not_ideal_connections: int
+    duplicate_keys: int
+    duplicate_connections: int
+    watchers: int
+    queued_packets: int  # waiting behind slow readers, now
+    slow_readers: int
+    packets_sent: int
+    bytes_sent: int
+    accepted: int
+    rejected: Mapping[str, int] = field(default_factory=dict)
+    closed: Mapping[str, int] = field(default_factory=dict)
+    requests_refused: int = 0
+    websocket_accepts: int = 0
+    stun: Mapping[str, int] = field(default_factory=dict)
+    stun_family: Mapping[str, int] = field(default_factory=dict)
+    certificate_expires_at: float | None = None  # Unix time
+
+
+def routed_totals(router: Router, held_packets: int, held_bytes: int) -> tuple[int, int]:
+    """Packets and bytes that left for clients: what came in, less what was dropped, forwarded or still waits.
+
+    Counting them one by one at the kernel's edge would cost the hot path; the sums say the same.
+    """
+    counters = router.counters
+    packets = counters.packets_received + counters.packets_forwarded_in - counters.packets_forwarded_out
+    sent_bytes = counters.bytes_received + counters.bytes_forwarded_in - counters.bytes_forwarded_out
+    packets -= sum(counters.packets_dropped) - counters.mesh_packets_dropped + held_packets
+    sent_bytes -= sum(counters.bytes_dropped) - counters.mesh_bytes_dropped + held_bytes
+    return packets, sent_bytes
+
+
+class RelayCollector(Collector):
+    """Gives prometheus-client one reading per scrape."""
+
+    def __init__(self, read: Callable[[], RelayStatistics]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterable[Metric]:
+        reading = self._read()
+        yield from _gauges(reading)
+        yield from _counters(reading)
+        yield from _labelled(reading)
+
+
+def metrics_page(read: Callable[[], RelayStatistics]) -> Callable[[], bytes]:
+    """A function that renders /metrics: the relay, this process and Python's garbage collector."""
+    registry = CollectorRegistry()
+    registry.register(RelayCollector(read))
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    GCCollector(registry=registry)
+    return lambda: generate_latest(registry)
+
+
+def _gauges(reading: RelayStatistics) -> Iterable[Metric]:
+    rows: tuple[tuple[str, str, float], ...] = (
+        ("derp_clients", "Keys with a connection here.", reading.clients_local),
+        ("derp_clients_remote", "Keys that only other relays of the region have.", reading.clients_remote),
+        ("derp_connections", "Registered connections.", reading.connections),
+        ("derp_home_connections", "Connections that call this relay their home.", reading.home_connections),
+        ("derp_not_ideal_connections", "Connections that wanted another node.", reading.not_ideal_connections),
+        ("derp_duplicate_keys", "Keys with more than one connection.", reading.duplicate_keys),
+        ("derp_watchers", "Mesh peers that watch who is here.", reading.watchers),
+        ("derp_queued_packets", "Packets that wait behind slow readers.", reading.queued_packets),
+        ("derp_slow_readers", "Connections whose socket is full.", reading.slow_readers),
+    )
+    for name, text, value in rows:
+        yield GaugeMetricFamily(name, text, value=value)
+    if reading.certificate_expires_at is not None:
+        yield GaugeMetricFamily(
+            "derp_certificate_expires_timestamp_seconds",
+            "When the certificate in use expires.",
+            value=reading.certificate_expires_at,
+        )
+
+
+def _counters(reading: RelayStatistics) -> Iterable[Metric]:
+    counters = reading.counters
+    rows: tuple[tuple[str, str, float], ...] = (
+        ("derp_packets_sent", "Packets given to clients here.", reading.packets_sent),
+        ("derp_bytes_sent", "Bytes of those packets.", reading.bytes_sent),
+        ("derp_bytes_received", "Bytes of packets from clients.", counters.bytes_received),
+        ("derp_packets_forwarded_out", "Packets given to other relays.", counters.packets_forwarded_out),
+        ("derp_packets_forwarded_in", "Packets from other relays.", counters.packets_forwarded_in),
+        ("derp_unknown_frames", "Frames skipped because nobody knows their type.", counters.unknown_frames),
+        ("derp_pings_received", "Pings from clients.", counters.got_ping),
+        ("derp_pongs_sent", "Answers to them.", counters.sent_pong),
+        ("derp_home_moves_in", "Clients that made this relay their home.", counters.home_moves_in),
+        ("derp_home_moves_out", "Clients that moved their home away.", counters.home_moves_out),
+        ("derp_duplicate_connections", "Connections of a key that had one.", counters.dup_client_conns_total),
+        ("derp_write_timeouts", "Clients closed because they took nothing.", counters.write_timeouts),
+        ("derp_notices_dropped", "Control frames that a full queue refused.", counters.notices_dropped),
+        ("derp_queue_seconds", "Time packets spent in queues, summed.", counters.queue_seconds),
+        ("derp_queued_packets_sent", "Packets that went through a queue.", counters.queued_packets),
+        ("derp_rate_limited", "Times a client was made to wait by its rate limit.", counters.rate_limited),
+        ("derp_accepts", "Connections let in.", reading.accepted),
+        ("derp_requests_refused", "HTTP requests answered with an error.", reading.requests_refused),
+        ("derp_websocket_accepts", "Clients that came by websocket.", reading.websocket_accepts),
+    )
+    for name, text, value in rows:
+        yield CounterMetricFamily(name, text, value=value)
+
+
+def _labelled(reading: RelayStatistics) -> Iterable[Metric]:
+    counters = reading.counters
+    received = CounterMetricFamily("derp_packets_received", "Packets from clients.", labels=["kind"])
+    received.add_metric(["disco"], counters.disco_received)
+    received.add_metric(["other"], counters.packets_received - counters.disco_received)
+    yield received
+    packets = CounterMetricFamily("derp_packets_dropped", "Packets not delivered.", labels=["reason", "kind"])
+    dropped = CounterMetricFamily("derp_bytes_dropped", "Bytes of those packets.", labels=["reason", "kind"])
+    for reason in DropReason:
+        for kind in PacketKind:
+            labels = [reason.name.lower(), kind.name.lower()]
+            packets.add_metric(labels, counters.packets_dropped[reason * 2 + kind])
+            dropped.add_metric(labels, counters.bytes_dropped[reason * 2 + kind])
+    yield packets
+    yield dropped
+    gone = CounterMetricFamily("derp_peer_gone", "PeerGone notices to clients.", labels=["reason"])
+    gone.add_metric(["disconnected"], counters.peer_gone_disconnected_frames)
+    gone.add_metric(["not_here"], counters.peer_gone_not_here_frames)
+    yield gone
+    families: tuple[tuple[str, str, str, Mapping[str, int]], ...] = (
+        ("derp_rejects", "Connections closed at once by a limit.", "limit", reading.rejected),
+        ("derp_closed", "Connections that ended.", "reason", reading.closed),
+        ("derp_stun_requests", "STUN datagrams.", "disposition", reading.stun),
+        ("derp_stun_address_family", "STUN requests answered.", "family", reading.stun_family),
+    )
+    for name, text, label, values in families:
+        family = CounterMetricFamily(name, text, labels=[label])
+        for value, count in values.items():
+            family.add_metric([value], count)
+        yield family
