@@ -11,7 +11,7 @@ import (
 )
 
 // stalledAfter is how long a closed loop waits at most for a packet before it takes what is in flight for lost.
-const stalledAfter = 300 * time.Millisecond
+const stalledAfter = time.Second
 
 // run is what all goroutines of a measurement share.
 type run struct {
