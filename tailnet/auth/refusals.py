@@ -111,7 +111,8 @@ def resume_token_invalid(detail: str) -> Refused:
 
 
 def store_unreachable() -> Refused:
-    return Refused(500, "Internal error reading the store.", "The server's log says what failed.")
+    # The reference answers 500 here, which its SDKs take as final; a store that is away for a moment is not.
+    return Refused(503, "The server cannot read its store. Please try again.", "Its log says what failed.")
 
 
 def method_not_allowed() -> Refused:
@@ -123,6 +124,13 @@ def upgrade_missing() -> Refused:
         426,
         "This address speaks websocket only.",
         "The request has no `Connection: Upgrade` and `Upgrade: websocket`: a proxy in between may have removed them.",
+    )
+
+
+def foreign_origin(origin: str, host: str) -> Refused:
+    # Browsers send cookies along to websockets of any site; their Origin header is what tells.
+    return Refused(
+        403, "This website may not open websockets here.", f'Origin "{origin:.200}" is not that of host "{host:.200}".'
     )
 
 

@@ -4,7 +4,7 @@ Look-ups take lists, because a storm of reconnects arrives as one (auth/backends
 may do what raises the `callers` counter in the same transaction, so that caches anywhere know when to forget.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from datetime import datetime
 from typing import Any, Final, TypeVar
 from uuid import UUID
@@ -15,6 +15,7 @@ from tailnet.store.database import IDS_PER_STATEMENT, Database
 from tailnet.store.rows import (
     AgentIdentity,
     AgentRow,
+    CallerKey,
     LifecycleState,
     UserIdentity,
     UserToken,
@@ -62,32 +63,37 @@ class CallerTables(Database):
         with self.reading() as connection:
             return int(connection.execute(_GENERATION).scalar_one())
 
-    def agents_by_token_digests(self, digests: Sequence[bytes]) -> dict[bytes, AgentIdentity]:
+    def read_callers(
+        self, known: int, missing: Iterable[CallerKey], everything: Iterable[CallerKey]
+    ) -> tuple[int, dict[CallerKey, AgentIdentity | UserToken]]:
+        """Look up many callers in one snapshot, for a cache.
+
+        Looks for `missing` if the generation is still `known`, else for `everything`.  Returns the generation and
+        what exists of it; what does not is absent.
+        """
+        with self.reading() as connection:
+            generation = int(connection.execute(_GENERATION).scalar_one())
+            digests, agent_ids, token_ids = _sort(missing if generation == known else everything)
+            found: dict[CallerKey, AgentIdentity | UserToken] = {}
+            found.update(_agents_by_digest(connection, digests).items())
+            found.update(_agents_by_id(connection, agent_ids).items())
+            found.update(_tokens_by_id(connection, token_ids).items())
+            return generation, found
+
+    def agents_by_token_digests(self, digests: Collection[bytes]) -> dict[bytes, AgentIdentity]:
         """The agents whose token has these SHA-256 digests; unknown ones are absent."""
-        found = {}
         with self.reading() as connection:
-            for piece in pieces(digests):
-                for row in connection.execute(_IDENTITIES.where(agents.c.token_digest.in_(piece))):
-                    found[row[0]] = AgentIdentity(*row[1:])
-        return found
+            return _agents_by_digest(connection, digests)
 
-    def agent_identities(self, ids: Sequence[PeerID]) -> dict[PeerID, AgentIdentity]:
+    def agent_identities(self, ids: Collection[PeerID]) -> dict[PeerID, AgentIdentity]:
         """The agents with these ids; unknown ones are absent."""
-        found = {}
         with self.reading() as connection:
-            for piece in pieces(ids):
-                for row in connection.execute(_IDENTITIES.where(agents.c.id.in_(piece))):
-                    found[row[1]] = AgentIdentity(*row[1:])
-        return found
+            return _agents_by_id(connection, ids)
 
-    def user_tokens(self, token_ids: Sequence[str]) -> dict[str, UserToken]:
+    def user_tokens(self, token_ids: Collection[str]) -> dict[str, UserToken]:
         """The session tokens with these ids, whatever their state; unknown ones are absent."""
-        found = {}
         with self.reading() as connection:
-            for piece in pieces(token_ids):
-                for row in connection.execute(_TOKENS.where(user_tokens.c.id.in_(piece))):
-                    found[row[0]] = UserToken(row[0], row[1], row[2], UserIdentity(*row[3:]))
-        return found
+            return _tokens_by_id(connection, token_ids)
 
     def get_user(self, user_id: UUID) -> UserIdentity | None:
         with self.reading() as connection:
@@ -217,6 +223,44 @@ def pieces(values: Iterable[T]) -> Iterator[list[T]]:
     left = list(values)
     for start in range(0, len(left), IDS_PER_STATEMENT):
         yield left[start : start + IDS_PER_STATEMENT]
+
+
+def _sort(keys: Iterable[CallerKey]) -> tuple[list[bytes], list[PeerID], list[str]]:
+    digests: list[bytes] = []
+    agent_ids: list[PeerID] = []
+    token_ids: list[str] = []
+    for key in keys:
+        if isinstance(key, str):
+            token_ids.append(key)
+        elif isinstance(key, PeerID):
+            agent_ids.append(key)
+        else:
+            digests.append(key)
+    return digests, agent_ids, token_ids
+
+
+def _agents_by_digest(connection: sa.Connection, digests: Collection[bytes]) -> dict[bytes, AgentIdentity]:
+    return {
+        row[0]: AgentIdentity(*row[1:])
+        for piece in pieces(digests)
+        for row in connection.execute(_IDENTITIES.where(agents.c.token_digest.in_(piece)))
+    }
+
+
+def _agents_by_id(connection: sa.Connection, ids: Collection[PeerID]) -> dict[PeerID, AgentIdentity]:
+    return {
+        row[1]: AgentIdentity(*row[1:])
+        for piece in pieces(ids)
+        for row in connection.execute(_IDENTITIES.where(agents.c.id.in_(piece)))
+    }
+
+
+def _tokens_by_id(connection: sa.Connection, token_ids: Collection[str]) -> dict[str, UserToken]:
+    return {
+        row[0]: UserToken(row[0], row[1], row[2], UserIdentity(*row[3:]))
+        for piece in pieces(token_ids)
+        for row in connection.execute(_TOKENS.where(user_tokens.c.id.in_(piece)))
+    }
 
 
 def _agent(row: sa.Row[Any]) -> AgentRow:

@@ -11,6 +11,10 @@ from uuid import UUID
 
 from tailnet.types import PeerID
 
+# The three ways to find a caller: the SHA-256 digest of an agent's token, an agent's id, the id of a user's token.
+# They cannot be mistaken for each other (32 bytes, a PeerID of 16, text), so one dictionary can hold them all.
+CallerKey = bytes | str
+
 
 class WorkspaceStatus(IntEnum):
     """Workspace.Status on the wire.  A seeded workspace is RUNNING: somebody else builds and stops it."""

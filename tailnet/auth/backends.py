@@ -1,0 +1,198 @@
+"""Who is calling, answered from the embedded store (layer L2).
+
+A storm of reconnects must not become a storm of queries: answers are kept in memory, and look-ups that arrive while a
+query runs go together into the next one.  The store counts every change of callers, and one read a second compares that
+count, so a revoked token works a second longer at the most.  Called by api/doors.py and the resources of api/.
+"""
+
+import hmac
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Final, Protocol
+
+import trio
+
+from tailnet.auth import refusals
+from tailnet.auth.refusals import Refused
+from tailnet.auth.tokens import agent_token_digest, parse_agent_token, parse_user_token
+from tailnet.errors import StoreError
+from tailnet.store.rows import AgentIdentity, CallerKey, UserIdentity, UserToken
+from tailnet.store.store import Store
+from tailnet.types import PeerID
+
+_log = logging.getLogger("tailnet.auth")
+
+Answer = AgentIdentity | UserToken
+
+# How long an answer is believed without asking the store whether anything changed.
+CHECK_SECONDS: Final = 1.0
+# How long answers are believed while the store cannot be read at all.  A disk that hiccups, or is being restored, must
+# not turn away agents that were here a minute ago; after ten minutes nobody knows any more who was revoked.
+STALE_SECONDS: Final = 600.0
+# An entry has about half a kilobyte, so 32 MB at the most.  An agent that is both caller and target has two.
+MAX_FOUND: Final = 65_536
+# Strangers choose these keys, so few are kept, and they never push out found ones.
+MAX_UNKNOWN: Final = 4_096
+
+
+class Callers(Protocol):
+    """Who is calling.  Every method raises Refused with the answer for the caller."""
+
+    async def agent(self, token: str) -> AgentIdentity:
+        """The agent whose token this is."""
+        ...
+
+    async def user(self, token: str) -> UserIdentity:
+        """The user whose session token this is."""
+        ...
+
+    async def user_of_agent_route(self, token: str) -> UserIdentity:
+        """The same with the one answer that routes give which a workspace proxy may call too."""
+        ...
+
+    async def find_agent(self, agent_id: PeerID) -> AgentIdentity | None:
+        """An agent by its id, None if there is none."""
+        ...
+
+
+class StoreCallers:
+    """Callers from a Store.  One per process; used from trio only."""
+
+    def __init__(self, store: Store, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self._store = store
+        self._clock = clock
+        self._kept = _Kept()
+        self._generation = -1
+        self._checked_at = -float("inf")
+        self._store_failed = False
+        self._turn = trio.Lock()
+        self._gathering = _Batch()
+
+    async def agent(self, token: str) -> AgentIdentity:
+        identity = await self._look_up(agent_token_digest(parse_agent_token(token)))
+        if not isinstance(identity, AgentIdentity):
+            raise refusals.agent_unknown()
+        return identity
+
+    async def user(self, token: str) -> UserIdentity:
+        presented = parse_user_token(token)
+        stored = await self._look_up(presented.id)
+        if not isinstance(stored, UserToken):
+            raise refusals.user_token_malformed() if presented.opaque else refusals.user_token_unknown()
+        if not hmac.compare_digest(stored.secret_digest, presented.secret_digest):
+            raise refusals.user_secret_wrong()
+        if stored.expires_at is not None and stored.expires_at <= self._clock():
+            raise refusals.user_token_expired(stored.expires_at.isoformat())
+        if not stored.user.active:
+            raise refusals.user_not_active()
+        return stored.user
+
+    async def user_of_agent_route(self, token: str) -> UserIdentity:
+        try:
+            return await self.user(token)
+        except Refused as refused:
+            if refused.status == 401:
+                raise refusals.key_or_proxy_missing() from None
+            raise
+
+    async def find_agent(self, agent_id: PeerID) -> AgentIdentity | None:
+        identity = await self._look_up(agent_id)
+        return identity if isinstance(identity, AgentIdentity) else None
+
+    def peek_agent(self, agent_id: PeerID) -> AgentIdentity | None:
+        """An agent that is in memory and believed, for code that cannot wait; None says only: ask `find_agent`."""
+        identity = self._kept.get(agent_id) if self._is_fresh() else None
+        return identity if isinstance(identity, AgentIdentity) else None
+
+    def _is_fresh(self) -> bool:
+        return trio.current_time() - self._checked_at < CHECK_SECONDS
+
+    async def _look_up(self, key: CallerKey) -> Answer | None:
+        if self._is_fresh() and key in self._kept:
+            await trio.lowlevel.checkpoint()
+            return self._kept.get(key)
+        batch = self._gathering
+        batch.keys.add(key)
+        # Whoever gets the turn first works for the whole batch, the others find it done.  Look-ups that come while it
+        # works gather in the next one.
+        async with self._turn:
+            if not batch.done:
+                self._gathering = _Batch()
+                # A caller that gives up must not take the answer of the others with it.
+                with trio.CancelScope(shield=True):
+                    await self._answer(batch)
+        if batch.failed:
+            if key in self._kept and trio.current_time() - self._checked_at < STALE_SECONDS:
+                return self._kept.get(key)
+            raise refusals.store_unreachable()
+        # From the batch, not from what is kept: there a later entry may have pushed it out.
+        return batch.answers.get(key)
+
+    async def _answer(self, batch: "_Batch") -> None:
+        batch.done = batch.failed = True
+        asked_at = trio.current_time()
+        missing = [key for key in batch.keys if key not in self._kept]
+        try:
+            generation, found = await self._store.run(
+                self._store.read_callers, self._generation, missing, list(batch.keys)
+            )
+        except StoreError as error:
+            if not self._store_failed:
+                _log.error("! callers: %s; those known are let in for %.0f s", error, STALE_SECONDS)
+            self._store_failed = True
+            return
+        if self._store_failed:
+            _log.warning("= callers: the store answers again")
+        self._store_failed = batch.failed = False
+        if generation != self._generation:
+            self._kept.clear()
+            self._generation = generation
+        self._checked_at = asked_at
+        batch.answers = {key: found[key] if key in found else self._kept.get(key) for key in batch.keys}
+        self._kept.keep(batch.answers)
+
+
+class _Batch:
+    """Look-ups that go into one query."""
+
+    __slots__ = ("answers", "done", "failed", "keys")
+
+    def __init__(self) -> None:
+        self.keys: set[CallerKey] = set()
+        self.answers: Mapping[CallerKey, Answer | None] = {}
+        self.done = False
+        self.failed = False
+
+
+class _Kept:
+    """Answers in memory, the least recently used pushed out first; those for unknown keys apart."""
+
+    def __init__(self) -> None:
+        self._found: OrderedDict[CallerKey, Answer] = OrderedDict()
+        self._unknown: OrderedDict[CallerKey, None] = OrderedDict()
+
+    def __contains__(self, key: CallerKey) -> bool:
+        return key in self._found or key in self._unknown
+
+    def get(self, key: CallerKey) -> Answer | None:
+        answer = self._found.get(key)
+        if answer is not None:
+            self._found.move_to_end(key)
+        return answer
+
+    def keep(self, answers: Mapping[CallerKey, Answer | None]) -> None:
+        for key, answer in answers.items():
+            if answer is None:
+                self._unknown[key] = None
+            else:
+                self._found[key] = answer
+        while len(self._found) > MAX_FOUND:
+            self._found.popitem(last=False)
+        while len(self._unknown) > MAX_UNKNOWN:
+            self._unknown.popitem(last=False)
+
+    def clear(self) -> None:
+        self._found.clear()
+        self._unknown.clear()

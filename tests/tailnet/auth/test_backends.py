@@ -1,0 +1,244 @@
+"""Callers from a real store: every refusal, storms in few queries, changes seen within a second, a store that fails."""
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from uuid import UUID
+
+import pytest
+import sqlalchemy as sa
+import trio
+from trio.testing import MockClock
+
+from tailnet.auth import backends, refusals
+from tailnet.auth.backends import CHECK_SECONDS, STALE_SECONDS, StoreCallers
+from tailnet.auth.refusals import Refused
+from tailnet.auth.tokens import parse_user_token
+from tailnet.store.store import Store
+from tests.support.seeds import NOW, AgentSpec, agent_token, fill, make_id, peer_id, seed_document, user_token
+
+
+class Wall:
+    """A wall clock that tests set."""
+
+    def __init__(self) -> None:
+        self.now = NOW
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+@pytest.fixture
+def wall() -> Wall:
+    return Wall()
+
+
+@pytest.fixture
+def callers(store: Store, wall: Wall) -> StoreCallers:
+    fill(store)
+    return StoreCallers(store, wall)
+
+
+@pytest.fixture
+def queries(store: Store) -> list[str]:
+    """Every SELECT that the store runs from here on."""
+    seen: list[str] = []
+
+    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if statement.startswith("SELECT"):
+            seen.append(statement)
+
+    sa.event.listen(store._engine, "before_cursor_execute", note)
+    return seen
+
+
+async def refusal(ask: Callable[[str], object], token: str) -> Refused:
+    with pytest.raises(Refused) as caught:
+        await ask(token)  # type: ignore[misc]  # any awaitable
+    return caught.value
+
+
+def same(one: Refused, other: Refused) -> bool:
+    return (one.status, one.message, one.detail) == (other.status, other.message, other.detail)
+
+
+async def test_agents_and_users(callers: StoreCallers) -> None:
+    assert (await callers.agent(agent_token("main"))).id == peer_id("main")
+    assert (await callers.user(user_token("bob"))).username == "bob"
+    found = await callers.find_agent(peer_id("web"))
+    assert found is not None
+    assert found.owner_name == "bob"
+    assert await callers.find_agent(peer_id("nobody")) is None
+
+
+async def test_agents_that_are_refused(callers: StoreCallers) -> None:
+    assert same(await refusal(callers.agent, ""), refusals.agent_token_missing())
+    assert same(await refusal(callers.agent, "abc"), refusals.agent_token_malformed(3))
+    assert same(await refusal(callers.agent, str(make_id("x"))), refusals.agent_unknown())
+
+
+async def test_users_that_are_refused(
+    store: Store, callers: StoreCallers, wall: Wall, autojump_clock: MockClock
+) -> None:
+    alice = user_token("alice")
+    assert same(await refusal(callers.user, ""), refusals.user_token_missing())
+    assert same(await refusal(callers.user, "hunter2"), refusals.user_token_malformed())
+    assert same(await refusal(callers.user, "0123456789-0123456789012345678901"), refusals.user_token_unknown())
+    assert same(await refusal(callers.user, alice[:-1] + "z"), refusals.user_secret_wrong())
+    presented = parse_user_token("expiring00-0123456789012345678901")
+    expiry = NOW + timedelta(hours=1)
+    store.add_user_token(make_id("alice"), presented.id, presented.secret_digest, NOW, expiry)
+    token = "expiring00-0123456789012345678901"
+    wall.now = expiry - timedelta(microseconds=1)
+    await trio.sleep(CHECK_SECONDS)
+    assert (await callers.user(token)).username == "alice"
+    wall.now = expiry
+    assert same(await refusal(callers.user, token), refusals.user_token_expired("2026-01-02T04:04:05.678901+00:00"))
+
+
+async def test_agent_routes_give_one_answer_for_every_unusable_key(callers: StoreCallers) -> None:
+    for token in ("", "hunter2", user_token("alice")[:-1] + "z"):
+        assert same(await refusal(callers.user_of_agent_route, token), refusals.key_or_proxy_missing())
+    assert (await callers.user_of_agent_route(user_token("alice"))).username == "alice"
+
+
+async def test_tokens_of_one_kind_are_none_of_the_other(callers: StoreCallers) -> None:
+    assert (await refusal(callers.agent, user_token("alice"))).status == 401
+    assert (await refusal(callers.user, agent_token("main"))).status == 401
+
+
+async def test_seeded_tokens_of_any_form(store: Store, callers: StoreCallers) -> None:
+    document = seed_document()
+    document["users"][0]["token"] = "a-token-of-another-make"
+    fill(store, document)
+    assert (await callers.user("a-token-of-another-make")).username == "alice"
+
+
+async def test_a_storm_of_reconnects_is_a_few_queries(store: Store, callers: StoreCallers, queries: list[str]) -> None:
+    names = [f"agent{number}" for number in range(500)]
+    fill(store, seed_document(tuple(AgentSpec(name, name, "alice") for name in names)))
+    queries.clear()
+    async with trio.open_nursery() as nursery:
+        for name in names:
+            nursery.start_soon(callers.agent, agent_token(name))
+    # The first one goes alone, all the others together; a query of the generation goes with each.
+    assert len(queries) <= 4
+    queries.clear()
+    for name in names:
+        await callers.agent(agent_token(name))
+    assert len(queries) <= 2
+
+
+async def test_strangers_do_not_reach_the_store_twice(callers: StoreCallers, queries: list[str]) -> None:
+    await refusal(callers.agent, str(make_id("x")))
+    queries.clear()
+    await refusal(callers.agent, str(make_id("x")))
+    assert queries == []
+
+
+async def test_strangers_do_not_push_out_callers(
+    callers: StoreCallers, queries: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backends, "MAX_UNKNOWN", 2)
+    monkeypatch.setattr(backends, "MAX_FOUND", 2)
+    await callers.agent(agent_token("main"))
+    for number in range(10):
+        await refusal(callers.agent, str(make_id(f"stranger {number}")))
+    queries.clear()
+    await callers.agent(agent_token("main"))
+    assert queries == []
+
+
+async def test_a_full_cache_still_answers_the_whole_batch(
+    callers: StoreCallers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backends, "MAX_FOUND", 1)
+    found: list[str] = []
+
+    async def ask(name: str) -> None:
+        found.append((await callers.agent(agent_token(name))).name)
+
+    async with trio.open_nursery() as nursery:
+        for name in ("main", "gpu", "web"):
+            nursery.start_soon(ask, name)
+    assert sorted(found) == ["gpu", "main", "web"]
+
+
+async def test_changes_are_seen_within_a_second(store: Store, callers: StoreCallers, autojump_clock: MockClock) -> None:
+    await callers.user(user_token("alice"))
+    await refusal(callers.agent, agent_token("late"))
+    # As another process would do it: nobody tells this one.
+    store.update_user(make_id("alice"), NOW, active=False)
+    fill(store, seed_document((AgentSpec("late", "dev2", "bob"),)))
+    await trio.sleep(CHECK_SECONDS)
+    assert same(await refusal(callers.user, user_token("alice")), refusals.user_not_active())
+    assert (await callers.agent(agent_token("late"))).id == peer_id("late")
+
+
+async def test_a_moved_agent_is_seen_by_id_too(store: Store, callers: StoreCallers, autojump_clock: MockClock) -> None:
+    before = await callers.find_agent(peer_id("main"))
+    document = seed_document((AgentSpec("main", "dev", "bob"), AgentSpec("gpu", "dev", "bob")))
+    fill(store, document)
+    await trio.sleep(CHECK_SECONDS)
+    after = await callers.find_agent(peer_id("main"))
+    assert before is not None
+    assert after is not None
+    assert (before.owner_name, after.owner_name) == ("alice", "bob")
+
+
+async def test_peeking_never_waits_and_never_believes_the_old(callers: StoreCallers, autojump_clock: MockClock) -> None:
+    assert callers.peek_agent(peer_id("main")) is None
+    await callers.find_agent(peer_id("main"))
+    peeked = callers.peek_agent(peer_id("main"))
+    assert peeked is not None
+    assert peeked.name == "main"
+    await trio.sleep(CHECK_SECONDS)
+    assert callers.peek_agent(peer_id("main")) is None
+
+
+async def test_a_caller_that_gives_up_does_not_take_the_others_along(callers: StoreCallers) -> None:
+    answers: list[str] = []
+
+    async def ask(scope: trio.CancelScope, name: str) -> None:
+        with scope:
+            answers.append((await callers.agent(agent_token(name))).name)
+
+    scopes = [trio.CancelScope() for _ in range(3)]
+    async with trio.open_nursery() as nursery:
+        for scope, name in zip(scopes, ("main", "gpu", "web"), strict=True):
+            nursery.start_soon(ask, scope, name)
+        await trio.testing.wait_all_tasks_blocked()
+        scopes[0].cancel()
+        scopes[1].cancel()
+    assert "web" in answers
+
+
+async def test_a_store_that_fails(
+    store: Store,
+    callers: StoreCallers,
+    autojump_clock: MockClock,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    await callers.agent(agent_token("main"))
+    with store.writing() as connection:
+        connection.exec_driver_sql("ALTER TABLE counters RENAME TO lost")
+    await trio.sleep(CHECK_SECONDS)
+    # Who was known stays welcome for a while; who was not may come back, so the answer is not a permanent one.
+    assert (await callers.agent(agent_token("main"))).name == "main"
+    assert same(await refusal(callers.agent, agent_token("gpu")), refusals.store_unreachable())
+    await trio.sleep(STALE_SECONDS)
+    assert same(await refusal(callers.agent, agent_token("main")), refusals.store_unreachable())
+    assert caplog.text.count("! callers") == 1
+    with store.writing() as connection:
+        connection.exec_driver_sql("ALTER TABLE lost RENAME TO counters")
+    assert (await callers.agent(agent_token("gpu"))).name == "gpu"
+    assert "the store answers again" in caplog.text
+
+
+def test_get_agent_by_token_and_the_cache_agree(store: Store) -> None:
+    fill(store)
+    identity = store.get_agent_by_token(UUID(agent_token("main")))
+
+    async def ask() -> None:
+        assert await StoreCallers(store).agent(agent_token("main")) == identity
+
+    trio.run(ask)
