@@ -1,8 +1,9 @@
 """HTTP/1.1 heads and small bodies, on top of h11.  Layer L2; the only file that imports h11.
 
 ServerHttp reads what a stranger sends to the front door; ClientHttp asks for an upgrade, a tunnel through a
-proxy, or a small page.  Both are without I/O: bytes in, one value out, bytes to send out.  What a request means
-is decided elsewhere: derp/protocol/upgrade.py for upgrades, derp/server/routes.py for pages.
+proxy, or a small page.  Both are without I/O: bytes in, one value out, bytes to send out; `exchange` drives the
+client's over a stream.  What a request means is decided elsewhere: derp/protocol/upgrade.py for upgrades,
+derp/server/routes.py for pages.
 Spec: RFC 9110, RFC 9112.
 """
 
@@ -14,6 +15,7 @@ from typing import Final
 import h11
 
 from derp.errors import LocalProtocolError, RemoteProtocolError
+from derp.transport.stream import ByteStream
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 # A browser behind two proxies sends about 40 header lines.  Each line costs about 2 us to check, so 64 KiB of
@@ -281,6 +283,15 @@ class ClientHttp:
         if self._response is not None:
             self._response.body = bytes(self._body)
         return self._response
+
+
+async def exchange(stream: ByteStream, http: ClientHttp, request: bytes) -> Response:
+    """Send what `http.send_request` gave and read the answer.  Raises HttpError and what the stream raises."""
+    await stream.send_all(request)
+    while True:
+        response = http.receive_data(await stream.receive_some())
+        if response is not None:
+            return response
 
 
 class _HeadBounds:
