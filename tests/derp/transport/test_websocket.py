@@ -122,8 +122,9 @@ async def test_pings_during_a_blocked_send_do_not_pile_up() -> None:
         await trio.testing.wait_all_tasks_blocked()
         pings = (encode_header(Opcode.PING, 1) + b"?") * MAX_CONTROL_PER_RECEIVE
         for _ in range(5):
-            nursery.start_soon(far.send_all, pings + encode_header(Opcode.BINARY, 1) + b"x")
-            assert await client.receive_some() == b"x"
+            async with trio.open_nursery() as exchange:
+                exchange.start_soon(far.send_all, pings + encode_header(Opcode.BINARY, 1) + b"x")
+                assert await client.receive_some() == b"x"
         raw = await take(far)
         raw += await take(far)
     assert len(frames(raw)[1]) == MAX_CONTROL_PER_RECEIVE
