@@ -1,0 +1,263 @@
+"""The `derp` command (layer L4): serve, ping, genkey.
+
+Results go to stdout, one JSON object a line with --json; the log and errors go to stderr.  Exit status: 0 good, 1 it
+failed, 2 it was asked wrongly.  The options of `serve` come from config/settings.py, where derper's names stand too.
+Next hop: server/server.py, client/client.py.
+"""
+
+import gc
+import json
+import logging
+import resource
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Iterable
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
+
+import click
+import trio
+from rich.console import Console
+
+from derp.config import RelayConfig, load_config
+from derp.config.settings import REFUSED, SETTINGS
+from derp.errors import ConfigError, DerpError, KeyFormatError
+from derp.keys import NodePrivate
+from derp.log import set_up_logging
+
+if TYPE_CHECKING:
+    from derp.server.server import RelayServer
+
+_log = logging.getLogger("derp.cli")
+
+# A relay with 100,000 clients holds a million objects that live for hours.  Python's collector starts every 700 new
+# objects; the packet path makes none that need it, but logins would pay for looking through their elders again and
+# again.  Cycles are rare here (exceptions, mostly), so it may wait for more of them.
+_GC_THRESHOLDS: Final = (50_000, 20, 50)
+_SWITCHES: Final = frozenset(
+    [flag for setting in SETTINGS if setting.is_switch for flag in setting.flags]
+    + [refused.flag for refused in REFUSED if refused.is_switch]
+)
+_VALUES: Final = frozenset(
+    [flag for setting in SETTINGS if not setting.is_switch for flag in setting.flags]
+    + [refused.flag for refused in REFUSED if not refused.is_switch]
+    + ["config"]
+)
+
+
+class Obedient(Protocol):
+    """What signals ask of a server."""
+
+    def reload(self) -> None:
+        """Read files again."""
+
+    async def drain(self) -> None:
+        """Send the clients away; returns when they have left."""
+
+
+def main() -> None:
+    """The console script."""
+    try:
+        cli.main(prog_name="derp", standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.exceptions.Exit as leave:
+        sys.exit(leave.exit_code)
+    except DerpError as error:
+        _fail(error)
+    except BaseExceptionGroup as group:
+        _fail(_only_cause(group))
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; what is still buffered must not be flushed into the void.
+        sys.stderr.close()
+        sys.exit(141)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version("tailnet-derp"), "--version", "-version", message="%(version)s")
+def cli() -> None:
+    """A DERP relay, and the tools to see that it works."""
+
+
+class _DerperCommand(click.Command):
+    """A command whose flags are written as Go programs take them: -name, --name, -name=value, and switches alone."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, list(go_style(args)))
+
+
+def go_style(args: Iterable[str]) -> Iterable[str]:
+    """Write known flags with two dashes and switches with their value; leave everything else to click."""
+    rest = iter(args)
+    for arg in rest:
+        name, equals, _ = arg.lstrip("-").partition("=")
+        dashes = len(arg) - len(arg.lstrip("-"))
+        if arg == "--" or dashes not in (1, 2) or not name:
+            yield arg
+        elif name not in _SWITCHES | _VALUES:
+            # Two dashes, or click would read an unknown -name as a bundle of letters.
+            yield arg if len(name) == 1 else f"--{arg[dashes:]}"
+        elif name in _SWITCHES:
+            yield f"--{arg[dashes:]}" if equals else f"--{name}=true"
+        elif equals:
+            yield f"--{arg[dashes:]}"
+        else:
+            yield f"--{name}"
+            # Its value, even if that begins with a dash: --http-port -1.
+            yield from (value for value in [next(rest, None)] if value is not None)
+
+
+def _settings_as_options(command: Callable[..., None]) -> Callable[..., None]:
+    for refused in reversed(REFUSED):
+        command = click.option(f"--{refused.flag}", hidden=True)(command)
+    for setting in reversed(SETTINGS):
+        names = [f"--{flag}" for flag in setting.flags]
+        metavar = "[=false]" if setting.is_switch else setting.metavar
+        command = click.option(*names, setting.name, metavar=metavar, help=setting.meaning)(command)
+    return command
+
+
+@cli.command(cls=_DerperCommand)
+@click.option("--config", metavar="FILE", help="settings as TOML; DERP_CONFIG names it too")
+@click.option("--json", "as_json", is_flag=True, help="say on stdout what is served as JSON lines")
+@_settings_as_options
+@click.version_option(version("tailnet-derp"), "--version", "-version", message="%(version)s")
+def serve(config: str | None, as_json: bool, **given: str | None) -> None:
+    """Run a relay until SIGTERM or SIGINT, which drain it.
+
+    SIGHUP reads certificates and limits again.  Each setting may also stand in the TOML file, under its long name with
+    underscores, or in the environment as DERP_<NAME>; flags are stronger than the environment, that than the file.
+    Flags of derper are taken with one dash or two.
+    """
+    for refused in REFUSED:
+        text = given.pop(refused.flag.replace("-", "_"))
+        if text is not None and text not in refused.harmless:
+            raise ConfigError(f"flags: --{refused.flag}: {refused.instead}")
+    flags = {name: text for name, text in given.items() if text is not None}
+    settings = load_config(flags, config_file=config)
+    set_up_logging(settings.log_format, settings.log_level)
+    _raise_open_files()
+    gc.set_threshold(*_GC_THRESHOLDS)
+    trio.run(_serve, settings, as_json)
+
+
+def _raise_open_files() -> None:
+    """One descriptor per client: take all that the administrator allows, not the 1,024 that shells start with."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+async def _serve(config: RelayConfig, as_json: bool) -> None:
+    # Imported here: `derp genkey` need not wait for a server.
+    from derp.server.server import serve_relay
+
+    # Signals first: one that arrives while sockets are being bound must not kill us half-way.
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        for notice in config.notices:
+            _log.warning("! %s", notice)
+        async with trio.open_nursery() as nursery:
+            server = await nursery.start(serve_relay, config)
+            # Modules and settings live as long as we do; the collector need not look at them ever again.
+            gc.collect()
+            gc.freeze()
+            _say_what_is_served(server, config, as_json)
+            await obey(signals, server)
+            nursery.cancel_scope.cancel()
+
+
+async def obey(signals: AsyncIterator[int], server: Obedient) -> None:
+    """Reload on SIGHUP; drain on the first SIGTERM or SIGINT, give up on the second."""
+    async with trio.open_nursery() as nursery:
+
+        async def drain() -> None:
+            await server.drain()
+            nursery.cancel_scope.cancel()
+
+        draining = False
+        async for number in signals:
+            if number == signal.SIGHUP:
+                _log.info("= SIGHUP: reading files again")
+                server.reload()
+            elif draining:
+                _log.warning("! second %s: leaving at once", signal.Signals(number).name)
+                nursery.cancel_scope.cancel()
+            else:
+                _log.info("= %s: draining", signal.Signals(number).name)
+                draining = True
+                nursery.start_soon(drain)
+
+
+def _say_what_is_served(server: "RelayServer", config: RelayConfig, as_json: bool) -> None:
+    key = str(config.private_key.public())
+    snippet = None
+    if server.tls is not None and server.tls.is_self_signed:
+        ports = {listening.kind: listening.port for listening in server.listening}
+        snippet = server.tls.map_snippet(ports["derp+tls"], ports.get("stun", -1)).to_json()
+    if as_json:
+        for listening in server.listening:
+            _print_json({"event": "listening", "kind": listening.kind, "host": listening.host, "port": listening.port})
+        if snippet is not None:
+            _print_json({"event": "map", "map": snippet})
+        _print_json({"event": "serving", "public_key": key})
+        return
+    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+    for listening in server.listening:
+        host = f"[{listening.host}]" if ":" in listening.host else listening.host
+        console.print(f"listening on {host}:{listening.port} ({listening.kind})")
+    console.print(f"public key {key}")
+    if snippet is not None:
+        console.print("its certificate is self-signed; clients need this DERP map, which pins it:")
+        console.print(json.dumps(snippet, indent=2))
+    if console.is_terminal:
+        _say_what_to_try(console, server)
+    sys.stdout.flush()
+
+
+def _say_what_to_try(console: Console, server: "RelayServer") -> None:
+    first = server.listening[0]
+    host = {"0.0.0.0": "127.0.0.1", "::": "localhost"}.get(first.host, first.host)  # compared, not bound
+    host = f"[{host}]" if ":" in host else host
+    url = f"{'https' if first.kind == 'derp+tls' else 'http'}://{host}:{first.port}"
+    trust = " -k" if server.tls is not None and server.tls.is_self_signed else ""
+    console.print("try:", style="bold")
+    console.print(f"  curl{trust} {url}/healthz      is it well?")
+    console.print(f"  curl{trust} {url}/metrics      what does it count?")
+    console.print(f"  derp ping --via {url}/derp     how far away is it?")
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="one JSON object")
+def genkey(as_json: bool) -> None:
+    """Make a key pair; the private half is a secret.
+
+    The text on stdout is what `derp serve --key-file` reads, so `derp genkey > relay.key` after `umask 077` makes one.
+    """
+    private = NodePrivate.generate()
+    if as_json:
+        _print_json({"private_key": private.text(), "public_key": str(private.public())})
+        return
+    click.echo(json.dumps({"PrivateKey": private.text()}, indent="\t"))
+    click.echo(f"public key {private.public()}", err=True)
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    click.echo(json.dumps(document))
+
+
+def _only_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error inside nested groups of one; the group itself if there are several."""
+    cause: BaseException = group
+    while isinstance(cause, BaseExceptionGroup) and len(cause.exceptions) == 1:
+        cause = cause.exceptions[0]
+    return cause
+
+
+def _fail(error: BaseException) -> NoReturn:
+    if not isinstance(error, DerpError):
+        raise error
+    console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
+    console.print(f"derp: {error}", style="red")
+    sys.exit(2 if isinstance(error, ConfigError | KeyFormatError) else 1)
