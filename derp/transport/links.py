@@ -19,6 +19,8 @@ Piece = bytes | bytearray | memoryview
 RECEIVE_BYTES: Final = 256 * 1024
 # Encrypted at a time: more would only hide in `tail`, where no queue can drop it, when the kernel takes none of it.
 _TLS_WRITE_BYTES: Final = 64 * 1024
+# Websocket messages of one send: with their heads they are one encryption, which TLS takes charge of whole.
+_MESSAGES_BYTES: Final = _TLS_WRITE_BYTES - 32
 # Stock Go clients refuse websocket messages above this; boundaries mean nothing to DERP, so larger ones are cut.
 MAX_MESSAGE_BYTES: Final = 32 * 1024
 _IOV_MAX: Final = 1024
@@ -161,19 +163,17 @@ class Link:
         else:
             view = memoryview(joined)
             framed, total = [], 0
-            for at in range(0, min(size, _TLS_WRITE_BYTES), MAX_MESSAGE_BYTES):
-                part = view[at : at + MAX_MESSAGE_BYTES]
+            for at in range(0, min(size, _MESSAGES_BYTES), MAX_MESSAGE_BYTES):
+                part = view[at : min(at + MAX_MESSAGE_BYTES, _MESSAGES_BYTES)]
                 head = encode_header(_BINARY, len(part))
                 framed += (head, part)
                 total += len(head) + len(part)
         sent = self._send(framed, total)
         if sent < total:
             self.tail = b"".join(framed)[sent:] + self.tail
-        if size > _TLS_WRITE_BYTES and not self.blocked:
-            return _TLS_WRITE_BYTES + self._send_messages(
-                [memoryview(joined)[_TLS_WRITE_BYTES:]], size - _TLS_WRITE_BYTES
-            )
-        return min(size, _TLS_WRITE_BYTES)
+        if size > _MESSAGES_BYTES and not self.blocked:
+            return _MESSAGES_BYTES + self._send_messages([memoryview(joined)[_MESSAGES_BYTES:]], size - _MESSAGES_BYTES)
+        return min(size, _MESSAGES_BYTES)
 
     def push(self, data: Piece) -> None:
         """Send bytes that may not be refused, framed as the link is: the end of a frame that was begun."""
