@@ -1,4 +1,4 @@
-"""Sources and their order, the rules between settings, and: whatever is wrong is one error with place, key and reason."""
+"""Sources and their order, rules between settings, and: what is wrong is one error with place, key and reason."""
 
 import json
 import math
