@@ -19,6 +19,7 @@ from derp.relay.router import Router
 from derp.server.admission import Admission
 from derp.server.bootstrap import BootstrapDns
 from derp.server.debug import debug_pages
+from derp.server.mesh import MeshSession
 from derp.server.routes import Page, Routes
 from derp.server.session import ClientSession, Plane
 from derp.transport.links import Link
@@ -87,7 +88,7 @@ class Relay:
 
     def _write_timeout(self, link: Link) -> float:
         session = link.session
-        if isinstance(session, ClientSession) and session.client.is_mesh_peer:
+        if isinstance(session, MeshSession) or (isinstance(session, ClientSession) and session.client.is_mesh_peer):
             return self.config.mesh_write_timeout_seconds
         return self.config.tcp_write_timeout_seconds
 

@@ -19,6 +19,7 @@ from derp.relay.limits import TokenBucket
 from derp.server.door import FrontDoor
 from derp.server.drain import drain_clients
 from derp.server.listener import AcceptGate, Listener
+from derp.server.mesh import Mesh
 from derp.server.relay import Relay
 from derp.server.routes import Page, PlainRoutes
 from derp.server.stun import StunResponder, stun_totals
@@ -63,6 +64,10 @@ class RelayServer:
         self.gate = AcceptGate(bucket, config.max_connections, lambda: len(self.reactor.links))
         self.door = self._front_door(plain=False)
         self.drained = trio.Event()
+        self.mesh: Mesh | None = None
+        if config.mesh_key is not None and config.mesh_with:
+            # A peer may announce as many clients as it may have, twice that for a larger machine than ours.
+            self.mesh = Mesh(self.relay.plane, config.private_key, config.mesh_key, max_keys=2 * config.max_connections)
         self.relay.pages["/metrics"] = Page("metrics", CONTENT_TYPE, metrics_page(self.statistics))
 
     def statistics(self) -> RelayStatistics:
@@ -161,6 +166,8 @@ class RelayServer:
             nursery.start_soon(self.reactor.run)
             nursery.start_soon(self._tick_forever)
             nursery.start_soon(self.relay.bootstrap.refresh_forever)
+            if self.mesh is not None:
+                nursery.start_soon(self.mesh.run, self.config.mesh_with)
             await self.drained.wait()
             nursery.cancel_scope.cancel()
 
@@ -169,6 +176,8 @@ class RelayServer:
         while True:
             await trio.sleep(_TICK_SECONDS)
             self.relay.tick()
+            if self.mesh is not None:
+                self.mesh.tick(self.reactor.now)
             for listener in self._listeners:
                 listener.start()
             if self.reactor.now >= look_at:

@@ -149,6 +149,21 @@ class Plane:
         self.closed_count[reason] += 1
 
 
+def drain_queue(route: Route, now: float) -> None:
+    """Send what waits for a route, as far as the kernel takes it; its queue goes when it is empty."""
+    link: Link = route.link
+    queue = route.queue
+    while queue is not None and not link.blocked:
+        frames = queue.take(_TAKE_BYTES, now)
+        if not frames:
+            route.queue = None
+            return
+        joined = b"".join(frames)
+        sent = link.send([joined], len(joined))
+        if sent < len(joined):
+            link.push(memoryview(joined)[sent:])
+
+
 _KEEP_ALIVE: Final = HEADER.pack(FrameType.KEEP_ALIVE, 0)
 
 
@@ -323,18 +338,7 @@ class ClientSession:
                 pass  # a pong, or a frame only relays send: genuine relays read past them too
 
     def writable(self) -> None:
-        client = self.client
-        link: Link = client.link
-        queue = client.queue
-        while queue is not None and not link.blocked:
-            frames = queue.take(_TAKE_BYTES, self._plane.reactor.now)
-            if not frames:
-                client.queue = None
-                return
-            joined = b"".join(frames)
-            sent = link.send([joined], len(joined))
-            if sent < len(joined):
-                link.push(memoryview(joined)[sent:])
+        drain_queue(self.client, self._plane.reactor.now)
 
     def ended(self, reason: CloseReason, text: str) -> None:
         plane, client = self._plane, self.client

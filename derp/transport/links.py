@@ -204,12 +204,26 @@ class TlsLink(Link):
 
     __slots__ = ("_incoming", "_outgoing", "_tls", "is_open")
 
-    def __init__(self, sock: socket.socket, address: tuple[str, int], context: ssl.SSLContext) -> None:
+    def __init__(
+        self, sock: socket.socket, address: tuple[str, int], context: ssl.SSLContext, server_hostname: str | None = None
+    ) -> None:
+        """With a `server_hostname` this is the client's side, which begins by `start`."""
         super().__init__(sock, address)
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self._tls = context.wrap_bio(
+            self._incoming, self._outgoing, server_side=server_hostname is None, server_hostname=server_hostname
+        )
         self.is_open = False
+
+    def start(self) -> None:
+        """Send the client's first bytes; `receive` does the rest of the handshake."""
+        try:
+            self._handshake()
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLError as error:
+            raise LinkEnded(CloseReason.TLS_FAILED, f"TLS: {error.reason or error.strerror}") from None
 
     def version(self) -> str | None:
         """The TLS version in use, as OpenSSL spells it."""

@@ -58,6 +58,12 @@ class Reactor:
         self.links[link.fd] = link
         self._epoll.register(link.fd, _IN)
 
+    def adopt(self, link: Link, received: bytes) -> None:
+        """Serve a link that lived elsewhere until now; `received` is what its session has not seen yet."""
+        self.add(link)
+        if received:
+            self._deliver(link, received)
+
     def watch(self, fd: int, serve: Callable[[], None]) -> None:
         """Call `serve` whenever a descriptor that is no link (a listener, a UDP socket) is ready to be read."""
         self._watched[fd] = serve

@@ -1,0 +1,75 @@
+"""What one relay knows of another of its region: a route to all keys the other has.  Layer L1.
+
+The driver (server/mesh.py) dials, and tells what arrives; the router writes ForwardPackets into `pending`, which the
+flush sends like a client's.  When the connection breaks, all keys learnt over it are void at once.
+"""
+
+from typing import Any, Final
+
+from derp.protocol.messages import Message, PeerGone, PeerPresent
+from derp.relay.queue import PacketQueue
+from derp.relay.router import Router
+
+
+class MeshRoute:
+    """The relay at the other end of one of our mesh connections.
+
+    `max_keys` bounds what it may announce: `too_many` turns true then, and the driver hangs up.
+    """
+
+    __slots__ = (
+        "_max_keys",
+        "_router",
+        "bytes_out",
+        "is_dirty",
+        "key",
+        "keys",
+        "link",
+        "packets_out",
+        "pending",
+        "pending_bytes",
+        "queue",
+        "too_many",
+    )
+
+    is_forwarder: Final = True
+
+    def __init__(self, router: Router, key: bytes, link: Any, max_keys: int) -> None:
+        self.key = key
+        self.link = link
+        self.keys: set[bytes] = set()
+        self.pending: list[memoryview | bytes] = []
+        self.pending_bytes = 0
+        self.is_dirty = False
+        self.queue: PacketQueue | None = None
+        self.packets_out = self.bytes_out = 0
+        self.too_many = False
+        self._max_keys = max_keys
+        self._router = router
+
+    def handle_message(self, message: Message) -> None:
+        """A frame of the other relay: who came and who went; everything else is of no concern here."""
+        match message:
+            case PeerPresent(key):
+                # Our own connection there is announced too; a route to ourselves would be a loop.
+                if key in (self._router.own_key, self.key) or key in self.keys:
+                    return
+                if len(self.keys) >= self._max_keys:
+                    self.too_many = True
+                    return
+                self.keys.add(key)
+                self._router.add_forwarder(key, self)
+            case PeerGone(key):
+                if key in self.keys:
+                    self.keys.discard(key)
+                    self._router.remove_forwarder(key, self)
+            case _:
+                pass
+
+    def handle_break(self) -> None:
+        """The connection ended: nothing learnt over it holds any more."""
+        keys, self.keys = self.keys, set()
+        for key in keys:
+            self._router.remove_forwarder(key, self)
+        self.pending = []
+        self.pending_bytes = 0

@@ -1,0 +1,194 @@
+"""Mesh connections to the other relays of the region: dialled, kept, and served on the reactor.  Layer L3.
+
+Dialling and handshake are a trio task per relay, written for the reader; then the socket moves to the reactor, where
+packets to the other relay leave with the same flush as everybody's.  What is learnt goes to relay/mesh.py.
+"""
+
+import logging
+import random
+import secrets
+import socket
+import ssl
+from typing import Final
+
+import trio
+
+from derp.config.relay import MeshPeer
+from derp.errors import DerpError, RemoteProtocolError
+from derp.keys import MeshKey, NodePrivate, short_key
+from derp.protocol.connection import ClientConnection
+from derp.protocol.messages import ServerInfo
+from derp.protocol.upgrade import AnswerKind, derp_request_headers, judge_derp_answer
+from derp.relay.counters import CloseReason, DropReason
+from derp.relay.mesh import MeshRoute
+from derp.server.session import Plane, drain_queue
+from derp.transport.http import ClientHttp
+from derp.transport.links import Link, TlsLink
+from derp.transport.linkstream import LinkStream
+from derp.transport.tcp import TcpTarget, dial_tcp
+
+_log = logging.getLogger("derp.mesh")
+
+# Genuine relays retry after 5 s.  Half of that, spread, so that a region that restarts does not dial in step; a node
+# that is being replaced is back in about a second, and its clients' packets wait for us.
+RETRY_SECONDS: Final = 2.5
+_CONNECT_SECONDS: Final = 10.0
+# A relay sends a keep-alive every 60 to 65 s; twice that without a frame and it is dead.
+SILENT_SECONDS: Final = 130.0
+
+
+class OwnRelay(DerpError):
+    """The relay that answered is this one."""
+
+
+class MeshSession:
+    """One mesh connection on the reactor."""
+
+    __slots__ = ("_connection", "_plane", "ended_event", "heard_at", "link", "reason", "route")
+
+    def __init__(self, plane: Plane, link: Link, connection: ClientConnection, route: MeshRoute) -> None:
+        self._plane = plane
+        self._connection = connection
+        self.link = link
+        self.route = route
+        self.ended_event = trio.Event()
+        self.reason = ""
+        self.heard_at = plane.reactor.now
+
+    def received(self, at: int, end: int) -> int:
+        self.heard_at = self._plane.reactor.now
+        for message in self._connection.receive_data(self._plane.reactor.view[at:end]):
+            self.route.handle_message(message)
+        if self.route.too_many:
+            raise RemoteProtocolError(f"announced more than {len(self.route.keys)} keys")
+        for frame in self._connection.data_to_send():  # answers to pings
+            self._plane.router.send(self.route, frame)
+        return end
+
+    def writable(self) -> None:
+        drain_queue(self.route, self._plane.reactor.now)
+
+    def ended(self, reason: CloseReason, text: str) -> None:
+        self.reason = f"{reason.value} {text}".strip()
+        self._plane.count_closed(reason)
+        if self.route.pending:
+            self._plane.count_lost(b"".join(self.route.pending))
+        if self.route.queue is not None:
+            self.route.queue.discard(DropReason.WRITE_ERROR)
+            self.route.queue = None
+        self.route.handle_break()
+        self.ended_event.set()
+
+
+class Mesh:
+    """All mesh connections of one relay.  `sessions` are those that stand, by the name they were dialled under."""
+
+    def __init__(
+        self,
+        plane: Plane,
+        private: NodePrivate,
+        mesh_key: MeshKey,
+        *,
+        max_keys: int,
+        context: ssl.SSLContext | None = None,
+    ) -> None:
+        self._plane = plane
+        self._private = private
+        self._mesh_key = mesh_key
+        self._max_keys = max_keys
+        self._context = context
+        self.sessions: dict[str, MeshSession] = {}
+
+    async def run(self, peers: tuple[MeshPeer, ...]) -> None:
+        """Keep a connection to each of `peers` until cancelled.  One that turns out to be this relay is left out."""
+        async with trio.open_nursery() as nursery:
+            for peer in peers:
+                nursery.start_soon(self._keep_connected, peer)
+
+    def tick(self, now: float) -> None:
+        """Hang up on relays that fell silent."""
+        for session in tuple(self.sessions.values()):
+            if now - session.heard_at > SILENT_SECONDS:
+                self._plane.reactor.close(session.link, CloseReason.WRITE_TIMEOUT, "silent")
+
+    async def _keep_connected(self, peer: MeshPeer) -> None:
+        name = f"{peer.host}:{peer.port}"
+        complained = ""
+        while True:
+            try:
+                session = await self._connect(peer)
+            except OwnRelay:
+                _log.info("= mesh: %s is this relay itself", name)
+                return
+            except (DerpError, OSError, trio.BrokenResourceError, trio.TooSlowError) as error:
+                text = str(error) or type(error).__name__
+                if text != complained:  # once per kind of trouble, not every few seconds
+                    _log.warning("! mesh: %s: %s", name, text)
+                    complained = text
+            else:
+                complained = ""
+                self.sessions[name] = session
+                _log.info("> mesh: %s %s", name, short_key(session.route.key))
+                await session.ended_event.wait()
+                del self.sessions[name]
+                _log.warning("x mesh: %s: %s", name, session.reason)
+            await trio.sleep(RETRY_SECONDS * (0.5 + random.random()))
+
+    async def _connect(self, peer: MeshPeer) -> MeshSession:
+        """Dial one relay and bring it to where packets can flow."""
+        label = f"{peer.host}:{peer.port}"
+        with trio.fail_after(_CONNECT_SECONDS):
+            tcp = await dial_tcp(TcpTarget(peer.dial_host, peer.port), timeout_seconds=_CONNECT_SECONDS)
+            sock = socket.socket(fileno=tcp.socket.detach())
+            sock.setblocking(False)
+            link = TlsLink(sock, (peer.host, peer.port), self._tls_context(), peer.host)
+            stream = LinkStream(link, b"")
+            try:
+                await stream.start_tls()
+                connection = await self._handshake(stream, label)
+            except BaseException:
+                await trio.aclose_forcefully(stream)
+                raise
+        return self._adopt(link, connection, stream.take_received())
+
+    def _tls_context(self) -> ssl.SSLContext:
+        if self._context is None:
+            self._context = ssl.create_default_context()
+            self._context.minimum_version = ssl.TLSVersion.TLSv1_2
+        return self._context
+
+    async def _handshake(self, stream: LinkStream, label: str) -> ClientConnection:
+        http = ClientHttp(head_only=True)
+        host = label.removesuffix(":443")
+        await stream.send_all(http.send_request("GET", "/derp", list(derp_request_headers(host))))
+        answer = None
+        while answer is None:
+            answer = http.receive_data(await stream.receive_some())
+        judged = judge_derp_answer(answer.status, answer.headers)
+        if judged.kind is not AnswerKind.UPGRADED:
+            raise RemoteProtocolError(judged.reason)
+        connection = ClientConnection(self._private, random_bytes=secrets.token_bytes, mesh_key=self._mesh_key)
+        received = http.trailing_data()
+        while True:
+            if received:
+                for message in connection.receive_data(received):
+                    if isinstance(message, ServerInfo):
+                        connection.send_watch_conns()
+                        await stream.send_all(b"".join(connection.data_to_send()))
+                        return connection
+                if connection.server_key == self._plane.router.own_key:
+                    raise OwnRelay(label)
+                await stream.send_all(b"".join(connection.data_to_send()))
+            received = await stream.receive_some()
+            if not received:
+                connection.receive_eof()
+
+    def _adopt(self, link: Link, connection: ClientConnection, received: bytes) -> MeshSession:
+        plane = self._plane
+        assert connection.server_key is not None
+        route = MeshRoute(plane.router, connection.server_key, link, self._max_keys)
+        session = MeshSession(plane, link, connection, route)
+        link.session = session
+        plane.reactor.adopt(link, received)
+        plane.reactor.flush()
+        return session

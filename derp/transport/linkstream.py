@@ -1,0 +1,108 @@
+"""A link as a trio stream: for connections that leave the reactor after their first request.  Layer L2.
+
+The socket, TLS state and bytes received so far move over whole; server/door.py hands them out.
+"""
+
+import socket
+from typing import Final
+
+import trio
+
+from derp.transport.links import RECEIVE_BYTES, Link, LinkEnded, TlsLink
+
+# Ciphertext is taken in pieces of this size; decrypted it never needs more, plus one record.
+_PIECE_BYTES: Final = 64 * 1024
+
+
+class LinkStream(trio.abc.Stream):
+    """Owns `link`, which no reactor may serve any more.  `received` is given out before anything else.
+
+    Errors are trio's: BrokenResourceError, ClosedResourceError.  `socket` is there for servers that look at names.
+    """
+
+    def __init__(self, link: Link, received: bytes) -> None:
+        self._link = link
+        self._received = received
+        self._view = memoryview(bytearray(RECEIVE_BYTES + 32 * 1024))
+        self._scratch = memoryview(bytearray(RECEIVE_BYTES))
+        self._at = self._end = 0
+        self._closed = False
+
+    @property
+    def socket(self) -> socket.socket:
+        """The TCP socket below; its peer is the caller."""
+        return self._link.sock
+
+    async def start_tls(self) -> None:
+        """Shake hands as the client of a TlsLink.  BrokenResourceError says why it failed."""
+        link = self._link
+        assert isinstance(link, TlsLink)
+        try:
+            link.start()
+            while not link.is_open:
+                await trio.lowlevel.wait_readable(link.fd)
+                self._at, self._end = 0, link.receive(self._view, 0, self._scratch, self._scratch)
+        except LinkEnded as error:
+            raise trio.BrokenResourceError(str(error)) from error
+
+    def take_received(self) -> bytes:
+        """What was received and not given out; for handing the link to a reactor, after which this stream is done."""
+        rest = self._received + bytes(self._view[self._at : self._end])
+        self._received = b""
+        self._at = self._end = 0
+        self._closed = True
+        return rest
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        if max_bytes is not None and max_bytes < 1:
+            raise ValueError("max_bytes must be at least 1")
+        if self._closed:
+            raise trio.ClosedResourceError
+        if self._received:
+            await trio.lowlevel.checkpoint()
+            size = max_bytes or len(self._received)
+            data, self._received = self._received[:size], self._received[size:]
+            return data
+        while self._at == self._end:
+            try:
+                await trio.lowlevel.wait_readable(self._link.fd)
+                self._at, self._end = 0, self._link.receive(self._view, 0, self._scratch, self._scratch)
+            except LinkEnded as error:
+                await trio.lowlevel.checkpoint()
+                if self._closed:
+                    raise trio.ClosedResourceError from None
+                if error.reason.value == "closed_by_peer":
+                    return b""
+                raise trio.BrokenResourceError(str(error)) from error
+        stop = self._end if max_bytes is None else min(self._end, self._at + max_bytes)
+        data = bytes(self._view[self._at : stop])
+        self._at = stop
+        return data
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError
+        await trio.lowlevel.checkpoint()
+        with memoryview(data) as view:
+            for start in range(0, len(view), _PIECE_BYTES):
+                try:
+                    self._link.send_raw(view[start : start + _PIECE_BYTES])
+                except LinkEnded as error:
+                    raise trio.BrokenResourceError(str(error)) from error
+                await self.wait_send_all_might_not_block()
+
+    async def wait_send_all_might_not_block(self) -> None:
+        try:
+            while self._link.tail and not self._link.flush_tail():
+                await trio.lowlevel.wait_writable(self._link.fd)
+                if self._closed:
+                    raise trio.ClosedResourceError
+        except LinkEnded as error:
+            raise trio.BrokenResourceError(str(error)) from error
+
+    async def aclose(self) -> None:
+        if not self._closed:
+            self._closed = True
+            trio.lowlevel.notify_closing(self._link.fd)
+            self._link.close()
+        await trio.lowlevel.checkpoint()

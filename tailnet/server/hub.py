@@ -1,0 +1,125 @@
+"""Carries the coordinator's effects out: every update is encoded once, however many peers receive it.  Layer L3.
+
+server/service.py -> coordinator/core.py -> Hub.carry_out -> transport/channel.py.  A receiver that does not read is
+dropped here, so that nobody waits for it.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Final, Protocol
+
+from tailnet.coordinator.core import Coordinator
+from tailnet.coordinator.messages import Deliver, Effect, SendError, Update
+from tailnet.transport.channel import Channel
+
+_log = logging.getLogger("tailnet.server")
+
+_ID_FIELDS: Final = b"\x0a\x10"  # PeerUpdate.id, 16 bytes
+
+
+class Receiver(Protocol):
+    """A peer's Coordinate stream, or its older twin (server/legacy.py)."""
+
+    def send_updates(self, payload: bytes, updates: Sequence[Update]) -> bool:
+        """Send one CoordinateResponse, encoded in `payload`; False when the peer's buffer is full."""
+        ...
+
+    def send_error(self, text: str) -> None:
+        """Tell the peer what it did wrong, if that is possible."""
+        ...
+
+    def end(self, text: str) -> None:
+        """End the stream; the core has forgotten it."""
+        ...
+
+
+class CoordinateCall:
+    """A Coordinate RPC in hand.  Hashes by identity: the core's name for the connection."""
+
+    __slots__ = ("_send", "call_id", "channel", "waiting")
+
+    def __init__(self, channel: Channel, call_id: int) -> None:
+        self.channel = channel
+        self.call_id = call_id
+        self._send = channel.connection.send_message
+        # requests that came while one before them waits for a decision; None: nothing is being decided
+        self.waiting: deque[bytes] | None = None
+
+    def send_updates(self, payload: bytes, updates: Sequence[Update]) -> bool:
+        if not self._send(self.call_id, payload):
+            return False
+        channel = self.channel
+        if not channel.is_dirty:
+            channel.touch()
+        return True
+
+    def send_error(self, text: str) -> None:
+        self._send(self.call_id, encode_error(text))
+        self.channel.touch()
+
+    def end(self, text: str) -> None:
+        self.channel.calls.pop(self.call_id, None)
+        self.channel.connection.finish(self.call_id)
+        self.channel.touch()
+
+
+class Hub:
+    """Joins one Coordinator to its channels.  Called from the reactor's thread only."""
+
+    def __init__(self, coordinator: Coordinator[Any]) -> None:
+        self.coordinator = coordinator
+        self.overflow_count = 0
+        self.delivered_count = 0
+
+    def carry_out(self, effects: Sequence[Effect[Any]], now: float) -> None:
+        """Do what the core said, in order, and what follows from it."""
+        waiting = deque(effects)
+        while waiting:
+            effect = waiting.popleft()
+            if isinstance(effect, Deliver):
+                updates = effect.updates
+                payload = encode_updates(updates)
+                self.delivered_count += len(effect.receivers)
+                for receiver in effect.receivers:
+                    if not receiver.send_updates(payload, updates):
+                        self.overflow_count += 1
+                        waiting.extend(self.coordinator.handle_overflow(receiver, now))
+            elif isinstance(effect, SendError):
+                effect.connection.send_error(effect.text)
+            else:
+                effect.connection.end(effect.reason)
+
+
+def encode_updates(updates: Sequence[Update]) -> bytes:
+    """A CoordinateResponse with these peer updates, byte for byte what google's library makes of them.
+
+    By hand, because a node travels on as the bytes it came in: parsing and encoding it again for a message that
+    only wraps it would cost as much as the whole rest of a delivery.
+    """
+    parts: list[bytes] = []
+    for update in updates:
+        body = _ID_FIELDS + update.peer_id
+        node = update.node
+        if node is not None:
+            body += b"\x12" + _varint(len(node.raw)) + node.raw
+        body += b"\x18" + bytes((update.kind,))
+        if update.reason:
+            reason = update.reason.encode()
+            body += b"\x22" + _varint(len(reason)) + reason
+        parts.append(b"\x0a" + _varint(len(body)) + body)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def encode_error(text: str) -> bytes:
+    """A CoordinateResponse that holds only an error."""
+    encoded = text.encode()
+    return b"\x12" + _varint(len(encoded)) + encoded
+
+
+def _varint(value: int) -> bytes:
+    if value < 0x80:
+        return bytes((value,))
+    if value < 0x4000:
+        return bytes((value & 0x7F | 0x80, value >> 7))
+    return bytes((value & 0x7F | 0x80,)) + _varint(value >> 7)

@@ -1,0 +1,324 @@
+"""The Tailnet service, and the way every other RPC takes.  Layer L3.
+
+Coordinate and the resume token are answered in place, on the reactor's path; an RPC that must wait (store, maps,
+workspace updates) becomes a trio task that answers through the same channel.  From transport/channel.py; to
+coordinator/core.py and server/hub.py; agents' RPCs are in server/agent_rpc.py.
+"""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import trio
+from google.protobuf.message import DecodeError, Message
+
+from tailnet.coordinator.core import Coordinator
+from tailnet.coordinator.messages import Request
+from tailnet.coordinator.nodes import Node
+from tailnet.coordinator.policy import Policy
+from tailnet.coordinator.resume import ResumeTokens
+from tailnet.errors import RpcError, Unimplemented
+from tailnet.proto import convert
+from tailnet.proto.generated import tailnet_pb2 as tailnet
+from tailnet.proto.services import Rpc
+from tailnet.rpc.connection import ConnectionEvent
+from tailnet.server.hub import CoordinateCall, Hub
+from tailnet.transport.channel import Channel
+from tailnet.types import PeerID
+
+_log = logging.getLogger("tailnet.server")
+
+# Answered by tasks at a time, per connection.  An agent starts with seven calls at once and keeps two or three open.
+MAX_TASKS_PER_CHANNEL: Final = 64
+
+_CALLED, _MESSAGE = ConnectionEvent.CALLED, ConnectionEvent.MESSAGE
+_HALF_CLOSED, _ENDED = ConnectionEvent.HALF_CLOSED, ConnectionEvent.ENDED
+
+Authorise = Callable[["Caller", bytes], bool | Awaitable[bool]]
+Unary = Callable[["Caller", Any], Awaitable[Message]]
+# Runs until the client ends the call; sends by the given function, which returns False when the client does not read.
+Stream = Callable[["Caller", Any, Callable[[bytes], bool]], Awaitable[None]]
+
+
+@dataclass(slots=True, eq=False)
+class Caller:
+    """Who is at the other end of a channel, as the doors found out."""
+
+    peer_id: PeerID
+    policy: Policy
+    name: str  # for the log and the debug page
+    # who it is to the store: an agent's or a user's row
+    identity: Any = None
+
+
+class _TaskCall:
+    """A call that a task answers, or will when its request has come."""
+
+    __slots__ = ("rpc", "scope")
+
+    def __init__(self, rpc: Rpc) -> None:
+        self.rpc = rpc
+        self.scope: trio.CancelScope | None = None
+
+
+class TailnetService:
+    """Serves the events of all channels.  `unary` and `streams` map RPC paths to what answers them.
+
+    `authorise(caller, agent_id)` says whether a client of many agents may open a tunnel; it may have to wait.
+    """
+
+    def __init__(
+        self,
+        coordinator: Coordinator[Any],
+        hub: Hub,
+        resume_tokens: ResumeTokens,
+        *,
+        nursery: trio.Nursery,
+        unary: Mapping[str, Unary],
+        streams: Mapping[str, Stream],
+        authorise: Authorise,
+        flush: Callable[[], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self.coordinator = coordinator
+        self.hub = hub
+        self.resume_tokens = resume_tokens
+        self.telemetry_events = 0
+        self.telemetry_unreadable = 0
+        self.refused_calls = 0
+        self._nursery = nursery
+        self._unary = unary
+        self._streams = streams
+        self._authorise = authorise
+        self._flush = flush
+        self._clock = clock
+
+    # --- the reactor's path
+
+    def serve(self, channel: Channel, event: ConnectionEvent, call_id: int, value: Any) -> None:
+        """One event of a channel; see ServerConnection for their meaning."""
+        if event is _MESSAGE:
+            call = channel.calls.get(call_id)
+            if type(call) is CoordinateCall:
+                self._receive_coordinate(call, value)
+            elif call is not None:
+                self._receive_request(channel, call_id, call, value)
+        elif event is _CALLED:
+            self._open(channel, call_id, value)
+        elif event is _ENDED or event is _HALF_CLOSED:
+            self._end(channel, call_id, event)
+
+    def ended(self, channel: Channel, reason: str) -> None:
+        """The channel is gone; its calls have been told."""
+        _log.info("x %s: %s", channel.caller.name, reason)
+
+    def _open(self, channel: Channel, call_id: int, rpc: Rpc) -> None:
+        if rpc.path == _COORDINATE:
+            for other in channel.calls.values():
+                if type(other) is CoordinateCall:
+                    channel.connection.send_error(call_id, RpcError("this connection coordinates already"))
+                    channel.touch()
+                    return
+            call = channel.calls[call_id] = CoordinateCall(channel, call_id)
+            caller: Caller = channel.caller
+            now = self._clock()
+            self.hub.carry_out(self.coordinator.handle_connect(caller.peer_id, caller.policy, call, now), now)
+        elif len(channel.calls) >= MAX_TASKS_PER_CHANNEL:
+            self.refused_calls += 1
+            channel.connection.send_error(call_id, RpcError(f"more than {MAX_TASKS_PER_CHANNEL} calls at once"))
+            channel.touch()
+        else:
+            channel.calls[call_id] = _TaskCall(rpc)
+
+    def _receive_coordinate(self, call: CoordinateCall, payload: bytes) -> None:
+        if call.waiting is not None:
+            call.waiting.append(payload)
+            return
+        try:
+            message = tailnet.CoordinateRequest.FromString(payload)
+        except DecodeError:
+            now = self._clock()
+            call.send_error("malformed request: not a CoordinateRequest")
+            self.hub.carry_out(self.coordinator.handle_disconnect(call, False, now), now)
+            call.end("malformed request")
+            return
+        request = coordinate_request(message)
+        target = request.add_tunnel
+        if target is not None and call.channel.caller.policy.needs_decision:
+            verdict = self._authorise(call.channel.caller, target)
+            if not isinstance(verdict, bool):
+                self._decide_later(call, request, verdict)
+                return
+            if verdict:
+                request.allowed = (target,)
+        now = self._clock()
+        effects = self.coordinator.handle_request(call, request, now)
+        if effects:
+            self.hub.carry_out(effects, now)
+
+    def _decide_later(self, call: CoordinateCall, request: Request, verdict: Awaitable[bool]) -> None:
+        """Requests are applied in order: those received already wait in the call, later ones in the kernel."""
+        channel = call.channel
+        call.waiting = deque()
+        channel.reactor.pause(channel.link)
+
+        async def decide() -> None:
+            allowed = False
+            try:
+                allowed = await verdict
+            finally:
+                waiting, call.waiting = call.waiting or (), None
+                if channel.is_open:
+                    request.allowed = (request.add_tunnel,) if allowed and request.add_tunnel is not None else ()
+                    now = self._clock()
+                    self.hub.carry_out(self.coordinator.handle_request(call, request, now), now)
+                    for payload in waiting:
+                        self._receive_coordinate(call, payload)
+                    if call.waiting is None:
+                        channel.reactor.resume(channel.link)
+                    self._flush()
+
+        self._nursery.start_soon(decide)
+
+    def _end(self, channel: Channel, call_id: int, event: ConnectionEvent) -> None:
+        call = channel.calls.get(call_id)
+        if type(call) is CoordinateCall:
+            # CloseSend ends a Coordinate call too: the reference takes a closed request stream as leaving.
+            channel.calls.pop(call_id)
+            now = self._clock()
+            self.hub.carry_out(self.coordinator.handle_disconnect(call, False, now), now)
+            if event is _HALF_CLOSED:
+                channel.connection.finish(call_id)
+                channel.touch()
+        elif call is not None and event is _ENDED:
+            channel.calls.pop(call_id)
+            if call.scope is not None:
+                call.scope.cancel()
+
+    # --- calls that may wait
+
+    def _receive_request(self, channel: Channel, call_id: int, call: _TaskCall, payload: bytes) -> None:
+        if call.scope is not None:
+            return  # one request is all a unary call or a server stream has; more are no harm
+        rpc = call.rpc
+        try:
+            request = rpc.request.FromString(payload)
+        except DecodeError:
+            if rpc.path == _TELEMETRY:
+                # Drafts of this message are still in use; a client learns nothing from an error here.
+                self.telemetry_unreadable += 1
+                self._reply(channel, call_id, tailnet.TelemetryResponse())
+                return
+            self._answer_error(channel, call_id, RpcError(f"not a {rpc.request.DESCRIPTOR.name}"))
+            return
+        if rpc.path == _REFRESH:
+            self._reply(channel, call_id, self._refresh_token(channel.caller))
+        elif rpc.path == _TELEMETRY:
+            assert isinstance(request, tailnet.TelemetryRequest)
+            self.telemetry_events += len(request.events)
+            self._reply(channel, call_id, tailnet.TelemetryResponse())
+        elif rpc.path in self._unary:
+            call.scope = trio.CancelScope()
+            self._nursery.start_soon(self._answer, channel, call_id, call, request)
+        elif rpc.path in self._streams:
+            call.scope = trio.CancelScope()
+            self._nursery.start_soon(self._answer_stream, channel, call_id, call, request)
+        else:
+            self._answer_error(channel, call_id, Unimplemented())
+
+    def _refresh_token(self, caller: Caller) -> Message:
+        issued = self.resume_tokens.issue(caller.peer_id, time.time())
+        response = tailnet.RefreshResumeTokenResponse(token=issued.token, peer_id=bytes(caller.peer_id))
+        response.refresh_in.CopyFrom(convert.duration(issued.refresh_in_seconds))
+        response.expires_at.FromSeconds(int(issued.expires_at))
+        return response
+
+    def _reply(self, channel: Channel, call_id: int, response: Message) -> None:
+        channel.calls.pop(call_id, None)
+        channel.connection.reply(call_id, response.SerializeToString())
+        channel.touch()
+
+    def _answer_error(self, channel: Channel, call_id: int, error: RpcError) -> None:
+        channel.calls.pop(call_id, None)
+        channel.connection.send_error(call_id, error)
+        channel.touch()
+
+    async def _answer(self, channel: Channel, call_id: int, call: _TaskCall, request: Message) -> None:
+        assert call.scope is not None
+        with call.scope:
+            response = await self._guarded(channel, call, self._unary[call.rpc.path](channel.caller, request))
+            if channel.is_open and channel.calls.get(call_id) is call:
+                if isinstance(response, RpcError):
+                    self._answer_error(channel, call_id, response)
+                else:
+                    self._reply(channel, call_id, response)
+                self._flush()
+
+    async def _answer_stream(self, channel: Channel, call_id: int, call: _TaskCall, request: Message) -> None:
+        assert call.scope is not None
+
+        def send(payload: bytes) -> bool:
+            if not channel.is_open or channel.calls.get(call_id) is not call:
+                return False
+            taken = channel.connection.send_message(call_id, payload)
+            channel.touch()
+            self._flush()
+            return taken
+
+        with call.scope:
+            ended = await self._guarded(channel, call, self._streams[call.rpc.path](channel.caller, request, send))
+            if channel.is_open and channel.calls.get(call_id) is call:
+                if isinstance(ended, RpcError):
+                    self._answer_error(channel, call_id, ended)
+                else:
+                    channel.calls.pop(call_id)
+                    channel.connection.finish(call_id)
+                    channel.touch()
+                self._flush()
+
+    async def _guarded(self, channel: Channel, call: _TaskCall, work: Awaitable[Any]) -> Any:
+        try:
+            return await work
+        except RpcError as error:
+            return error
+        except Exception:
+            # The service boundary: one caller's trouble stays its own, and the operator gets the whole story.
+            _log.exception("! %s: %s failed", channel.caller.name, call.rpc.path)
+            return RpcError("internal error; the server's log says more")
+
+
+def coordinate_request(message: Any) -> Request:
+    """A CoordinateRequest as the core takes it."""
+    request = Request()
+    if message.HasField("update_self"):
+        request.node = node_value(message.update_self.node)
+    if message.HasField("add_tunnel"):
+        request.add_tunnel = message.add_tunnel.id
+    if message.HasField("remove_tunnel"):
+        request.remove_tunnel = message.remove_tunnel.id
+    if message.HasField("disconnect"):
+        request.disconnect = True
+    if message.ready_for_handshake:
+        request.ready_for_handshake = [ready.id for ready in message.ready_for_handshake]
+    return request
+
+
+def node_value(node: Any) -> Node:
+    """A Node message as the core takes it."""
+    return Node(
+        raw=node.SerializeToString(deterministic=True),
+        key=node.key,
+        disco=node.disco,
+        preferred_derp=node.preferred_derp,
+        addresses=tuple(node.addresses),
+        allowed_ips=tuple(node.allowed_ips),
+        endpoint_count=len(node.endpoints),
+    )
+
+
+_COORDINATE: Final = "/coder.tailnet.v2.Tailnet/Coordinate"
+_REFRESH: Final = "/coder.tailnet.v2.Tailnet/RefreshResumeToken"
+_TELEMETRY: Final = "/coder.tailnet.v2.Tailnet/PostTelemetry"

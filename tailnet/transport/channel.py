@@ -1,0 +1,154 @@
+"""The tailnet RPC on the reactor: websocket bytes in, calls out, and back.  Layer L2; no task per peer or stream.
+
+reactor -> Channel.received -> rpc/connection.py (yamux, dRPC) -> `serve` (server/service.py) -> coordinator/core.py
+-> server/hub.py -> another Channel's output -> the reactor's flush.  What the kernel does not take waits in the
+yamux session, which bounds it per stream.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from derp.protocol.websocket import CloseCode, Opcode, close_payload, encode_header
+from derp.relay.counters import CloseReason
+from derp.transport.links import Link, LinkEnded
+from derp.transport.reactor import Reactor
+from tailnet.errors import ProtocolError
+from tailnet.rpc.connection import ConnectionEvent, ServerConnection
+from tailnet.rpc.yamux import SessionLimits
+
+# (channel, event, call id, value) for every event of a connection, in order.
+Serve = Callable[["Channel", ConnectionEvent, int, Any], None]
+Ended = Callable[["Channel", str], None]
+
+# Genuine peers send header and body of a yamux frame as messages of their own; dRPC packets have at most 4 MiB.
+MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
+
+
+class Channels:
+    """What all channels of a server share: who serves them, and which of them have something to send."""
+
+    def __init__(self, reactor: Reactor, serve: Serve, ended: Ended, limits: SessionLimits) -> None:
+        self.reactor = reactor
+        self.serve = serve
+        self.ended = ended
+        self.limits = limits
+        self.dirty: list[Channel] = []
+        self.open: set[Channel] = set()
+        reactor.flushers.append(self.flush)
+
+    def flush(self) -> None:
+        """Send what the channels have, each in one call to the kernel; end those that must end."""
+        while self.dirty:
+            dirty, self.dirty = self.dirty, []
+            for channel in dirty:
+                channel.is_dirty = False
+                channel.send_output()
+
+    def tick(self, now: float) -> None:
+        """Keep sessions alive and end those that are dead.  Call it about once a second."""
+        for channel in [channel for channel in self.open if channel.next_timeout <= now]:
+            channel.handle_timeout(now)
+
+
+class Channel:
+    """One websocket of an agent or a client, server side.  A reactor session.
+
+    `caller` is whoever authenticated; the service reads it.  Sending goes through `connection`, then `touch`.
+    """
+
+    __slots__ = ("_ending", "_shared", "caller", "calls", "connection", "is_dirty", "link", "next_timeout")
+
+    def __init__(self, shared: Channels, link: Link, rpcs: Mapping[str, Any], caller: Any) -> None:
+        self._shared = shared
+        self.link = link
+        self.caller = caller
+        now = shared.reactor.now
+        self.connection: ServerConnection[Any] = ServerConnection(rpcs, now=now, limits=shared.limits)
+        self.calls: dict[int, Any] = {}  # the service's, by call id; it forgets what ended
+        self.is_dirty = False
+        self.next_timeout = self.connection.next_timeout()
+        self._ending: tuple[CloseReason, str] | None = None
+        shared.open.add(self)
+
+    @property
+    def reactor(self) -> Reactor:
+        """The reactor that serves it."""
+        return self._shared.reactor
+
+    @property
+    def is_open(self) -> bool:
+        """False once the link is gone, or about to go."""
+        return self._ending is None and self.link.session is self
+
+    def touch(self) -> None:
+        """There may be output: it leaves with the next flush."""
+        if not self.is_dirty:
+            self.is_dirty = True
+            self._shared.dirty.append(self)
+
+    def received(self, at: int, end: int) -> int:
+        shared = self._shared
+        connection = self.connection
+        try:
+            for event, call_id, value in connection.receive_data(shared.reactor.view[at:end]):
+                shared.serve(self, event, call_id, value)
+        finally:
+            # Also after an error: a go-away or an answer to what came before it should still leave.
+            if connection.has_output:
+                self.touch()
+        return end
+
+    def writable(self) -> None:
+        self.send_output()
+
+    def send_output(self) -> None:
+        """Give the kernel what the session has to send; close the link if that was the last."""
+        link = self.link
+        if link.session is not self:
+            return
+        try:
+            # A session hands out what windows allow at once, so a peer that does not read its socket is bounded by
+            # its windows here and by its streams' queues behind them.
+            while not link.blocked and self.connection.has_output:
+                pieces = self.connection.data_to_send()
+                size = sum(map(len, pieces))
+                sent = link.send(pieces, size)
+                if sent < size:
+                    link.push(memoryview(b"".join(pieces))[sent:])
+            if link.blocked:
+                self._shared.reactor.await_room(link)
+            elif self._ending is not None:
+                self._shared.reactor.close(link, *self._ending)
+        except LinkEnded as error:
+            self._shared.reactor.fail(link, error)
+
+    def handle_timeout(self, now: float) -> None:
+        """A deadline of the session passed."""
+        try:
+            for event, call_id, value in self.connection.handle_timeout(now):
+                self._shared.serve(self, event, call_id, value)
+        except ProtocolError as error:
+            # PeerSilent above all: the peer is gone, whatever TCP still believes.
+            self._shared.reactor.fail(self.link, error)
+            return
+        self.next_timeout = self.connection.next_timeout()
+        if self.connection.has_output:
+            self.touch()
+
+    def close(self, code: CloseCode, text: str, reason: CloseReason) -> None:
+        """Send what is waiting and a websocket close frame, then end."""
+        if not self.is_open:
+            return
+        self._ending = (reason, text)
+        payload = close_payload(code, text)
+        self.send_output()
+        if self.link.session is self:
+            self.link.send_raw(encode_header(Opcode.CLOSE, len(payload)) + payload)
+            self.touch()
+
+    def ended(self, reason: CloseReason, text: str) -> None:
+        shared = self._shared
+        shared.open.discard(self)
+        for event, call_id, value in self.connection.receive_eof():
+            shared.serve(self, event, call_id, value)
+        shared.ended(self, text or reason.value)
