@@ -91,7 +91,7 @@ func versionServed(w http.ResponseWriter, r *http.Request) bool {
 	minor, err2 := strconv.Atoi(second)
 	detail := ""
 	switch {
-	case !dotted || err1 != nil || err2 != nil:
+	case !dotted || err1 != nil || err2 != nil || major < 0 || minor < 0:
 		detail = fmt.Sprintf("invalid version string: %s", text)
 	case major == 1:
 		detail = "version 1.0 is no longer supported"

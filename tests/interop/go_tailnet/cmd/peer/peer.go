@@ -188,7 +188,8 @@ func resumeReading(_ context.Context, p *peer, _ json.RawMessage) (fields, error
 	return fields{"received": socket.Wire.Received()}, nil
 }
 
-// halfOpen opens count streams, writes the same bytes (perhaps none) on each, and leaves them. Reply: how many opened.
+// halfOpen opens count streams, writes the same bytes (perhaps none) on each, and leaves them. Reply: how many took
+// all of it.
 func halfOpen(_ context.Context, p *peer, raw json.RawMessage) (fields, error) {
 	arguments, err := parse[struct {
 		Count int
@@ -215,8 +216,13 @@ func halfOpen(_ context.Context, p *peer, raw json.RawMessage) (fields, error) {
 			break
 		}
 		if len(data) > 0 {
+			go func() {
+				// A server that ends the stream takes no more of it, so a blocked write must end too.
+				io.Copy(io.Discard, stream)
+				stream.Close()
+			}()
 			if _, err := stream.Write(data); err != nil {
-				break
+				continue
 			}
 		}
 		opened++

@@ -197,7 +197,16 @@ func sendMessage(_ context.Context, p *peer, raw json.RawMessage) (fields, error
 	if err := protojson.Unmarshal(arguments.Request, request); err != nil {
 		return nil, err
 	}
-	return nil, stream.MsgSend(request, encoding{})
+	return sent(stream, stream.MsgSend(request, encoding{}))
+}
+
+// sent forgives an error on a stream that has ended: the server may answer a message by ending the stream before the library is
+// back from sending it. The event "end" tells the driver.
+func sent(stream drpc.Stream, err error) (fields, error) {
+	if err != nil && stream.Context().Err() != nil {
+		return fields{"cut_short": err.Error()}, nil
+	}
+	return fields{}, err
 }
 
 func closeSend(_ context.Context, p *peer, raw json.RawMessage) (fields, error) {
@@ -263,5 +272,9 @@ func sendUpdate(_ context.Context, p *peer, raw json.RawMessage) (fields, error)
 		return nil, err
 	}
 	request := &pb.CoordinateRequest{UpdateSelf: &pb.CoordinateRequest_UpdateSelf{Node: node}}
-	return fields{"node": toJSON(node)}, stream.MsgSend(request, encoding{})
+	reply, err := sent(stream, stream.MsgSend(request, encoding{}))
+	if err == nil {
+		reply["node"] = toJSON(node)
+	}
+	return reply, err
 }
