@@ -7,7 +7,7 @@ before 64 hex digits; a mesh key is 64 bare hex digits.  Secrets never appear in
 import hmac
 from base64 import b64encode
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 from nacl.public import PrivateKey
 
@@ -57,6 +57,12 @@ class NodePublic:
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class _Secret:
     raw: bytes
+    _what: ClassVar[str]
+
+    # Here and not in the subclasses: the generated __init__ calls it only where the dataclass itself has one.
+    def __post_init__(self) -> None:
+        if len(self.raw) != KEY_BYTES:
+            raise KeyFormatError(f"a {self._what} has {KEY_BYTES} bytes, got {len(self.raw)}")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, type(self)) and hmac.compare_digest(self.raw, other.raw)
@@ -72,10 +78,7 @@ class NodePrivate(_Secret):
     """The private half of a node key: 32 bytes, clamped by the curve when it is used."""
 
     __slots__ = ()
-
-    def __post_init__(self) -> None:
-        if len(self.raw) != KEY_BYTES:
-            raise KeyFormatError(f"a node private key has {KEY_BYTES} bytes, got {len(self.raw)}")
+    _what = "node private key"
 
     @classmethod
     def generate(cls) -> Self:
@@ -98,10 +101,7 @@ class MeshKey(_Secret):
     """The secret that the relays of one region share."""
 
     __slots__ = ()
-
-    def __post_init__(self) -> None:
-        if len(self.raw) != KEY_BYTES:
-            raise KeyFormatError(f"a mesh key has {KEY_BYTES} bytes, got {len(self.raw)}")
+    _what = "mesh key"
 
     @classmethod
     def parse(cls, text: str) -> Self:
