@@ -142,6 +142,25 @@ RULES = {
     leave c
       a <- DISCONNECTED C "graceful disconnect"
     """,
+    "whoever was lost gets no more updates": MEET
+    + """
+    connect d D client A
+    d: add A
+      d <- NODE A a1 "add tunnel"
+    a: node a2
+      c, d <- NODE A a2 "node update"
+    drop d
+    a: node a3
+      c <- NODE A a3 "node update"
+    """,
+    "so too when the tunnel to it survives": MEET
+    + """
+    c: node c2
+      a <- NODE C c2 "node update"
+    drop a
+      c <- LOST A "lost"
+    c: node c3
+    """,
     "a loss is told only to those who knew something": """
         connect a A agent
         connect c C client A
@@ -231,6 +250,19 @@ RULES = {
     drop a3
       c <- LOST A "lost"
     """,
+    "a stream that took over was told nothing, not even what the other end's older stream said": MEET
+    + """
+    connect a2 A agent
+      a <- error "peer ID overwritten by new connection"
+      a ends "peer ID overwritten by new connection"
+      a2 <- NODE C c1 "init"
+    connect c2 C client A
+      c <- error "peer ID overwritten by new connection"
+      c ends "peer ID overwritten by new connection"
+    a2: node a1
+      c2 <- NODE A a1 "node update"
+    c2: node c1
+    """,
     "a client that takes over keeps its tunnels": MEET
     + """
     connect c2 C client A
@@ -294,19 +326,24 @@ RULES = {
     d: node d1; add A
       a <- NODE D d1 "add tunnel"
       d <- NODE A a1 "add tunnel"
+    connect e E client A
+    e: add A
+      e <- NODE A a1 "add tunnel"
     close
       a <- LOST C "coordinator close" + LOST D "coordinator close"
       c <- LOST A "coordinator close"
       d <- LOST A "coordinator close"
+      e <- LOST A "coordinator close"
       a ends "coordinator close"
       c ends "coordinator close"
       d ends "coordinator close"
+      e ends "coordinator close"
     c: node c2
     drop a
     close
-    connect e E agent
-      e <- error "coordinator close"
-      e ends "coordinator close"
+    connect b B agent
+      b <- error "coordinator close"
+      b ends "coordinator close"
     """,
 }
 

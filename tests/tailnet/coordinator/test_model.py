@@ -22,7 +22,7 @@ CLIENTS = [PeerID(name.encode() * 16) for name in "CDE"]
 PEERS = [*AGENTS, *CLIENTS]
 # Clients of many may reach two agents and, so that tunnels in both directions occur, two clients.
 ALLOWED: set[bytes] = {*AGENTS, *CLIENTS[:2]}
-NODES = [b"n1", b"n2", b"n3"]
+NODES = [b"n1", b"n2"]
 TUNNEL_LIMIT = 2
 FOREIGN = "fd7a:115c:a1e0:1:2:3:4:5/128"
 # The model's short words for the refusals that it knows.
@@ -245,7 +245,7 @@ def walk(chance: random.Random, steps: int) -> None:
     for _ in range(steps):
         dice = chance.random()
         absent = [peer for peer in PEERS if world.model.holder(peer) is None]
-        if (absent and dice < 0.2) or dice < 0.02 or not world.names:
+        if (absent and dice < 0.2) or dice < 0.06 or not world.names:
             peer = chance.choice(absent or PEERS)
             role = "agent" if peer in AGENTS else chance.choice(("many", "many", "client"))
             world.connect(peer, role, chance.choice(AGENTS))
