@@ -26,9 +26,12 @@ from bench.cases import (
     BASE_CASE,
     CARRIERS,
     CEILING_CASE,
+    CEILING_LOSS,
     CEILING_SHARE,
+    CEILING_STEPS,
     LARGER_IS_BETTER,
     UNITS,
+    WORDS,
     Carrier,
     Case,
     Goal,
@@ -89,6 +92,7 @@ class Comparison:
         self.clock = clock
         self.rounds: list[Round] = []
         self.failures: list[str] = []
+        self.ceilings: dict[Carrier, float] = {}
 
     def run(self, rounds: int) -> None:
         with ExitStack() as stack:
@@ -102,10 +106,12 @@ class Comparison:
     def _case(self, index: int, carrier: Carrier, case: Case, running: dict[tuple[Carrier, str], Server]) -> None:
         arguments = [*case.arguments, *self.clock]
         if case.ceiling:
-            ceiling = self._ceiling(carrier)
-            if ceiling is None:
+            try:
+                rate = CEILING_SHARE * self._ceiling(carrier, case, running)
+            except RunFailed as failed:
+                self.failures.append(f"round {index + 1}, {carrier}, {case.title}: no ceiling: {failed}")
                 return
-            arguments += ["-rate", f"{CEILING_SHARE * ceiling:.0f}"]
+            arguments += ["-rate", f"{rate:.0f}"]
         shown = []
         # Each round starts with another relay, so that none always follows the same one.
         turn = index % len(self.servers)
@@ -129,11 +135,23 @@ class Comparison:
             url = server.url(websocket=case.websocket)
             return generate(url, server.pid, arguments, floor=server.name == "floor")
 
-    def _ceiling(self, carrier: Carrier) -> float | None:
-        """What the genuine relay (or, without it, the first one) delivered in this round at one frame a write."""
+    def _ceiling(self, carrier: Carrier, case: Case, running: dict[tuple[Carrier, str], Server]) -> float:
+        """Packets per second that the genuine relay (or, without it, the first one) takes without loss; found once."""
+        if carrier in self.ceilings:
+            return self.ceilings[carrier]
         name = "derper" if "derper" in self.servers else self.servers[0]
-        result = self.rounds[-1].results.get((carrier, CEILING_CASE, name))
-        return float(result["traffic"]["packets_per_second"]) if result else None
+        closed_loop = self.rounds[-1].results.get((carrier, CEILING_CASE, name))
+        if closed_loop is None:
+            raise RunFailed(f"{CEILING_CASE} did not run")
+        for step in CEILING_STEPS:
+            rate = step * float(closed_loop["traffic"]["packets_per_second"])
+            arguments = [*case.arguments, *self.clock, "-rate", f"{rate:.0f}"]
+            tried = self._one(running[carrier, name], case, arguments)["traffic"]
+            if tried["loss"] <= CEILING_LOSS:
+                break
+        self.ceilings[carrier] = rate
+        click.echo(f"{name}'s ceiling, {carrier}: {rate:,.0f} packets/s (loss {100 * tried['loss']:.2f} %)", err=True)
+        return rate
 
     def rows(self) -> list[Row]:
         return [
@@ -214,7 +232,7 @@ def _text(value: float | None) -> str:
 
 def bars(rows: list[Row], carrier: Carrier) -> list[Bar]:
     return [
-        Bar(f"{row.title}: {row.metric}", row.ratio, row.lowest, row.highest, row.target, row.met)
+        Bar(f"{row.title}: {WORDS[row.metric]}", row.ratio, row.lowest, row.highest, row.target, row.met)
         for row in rows
         if row.carrier == carrier
         and row.ratio is not None
@@ -244,6 +262,7 @@ def write(out: Path, where: dict[str, object], comparison: Comparison, rows: lis
     report = {
         "machine": where,
         "rows": [{name: getattr(row, name) for name in Row.__slots__} for row in rows],
+        "ceilings_packets_per_second": comparison.ceilings,
         "failures": comparison.failures,
         "rounds": [
             [{"carrier": c, "case": n, "server": s, **result} for (c, n, s), result in one.results.items()]
