@@ -1,6 +1,6 @@
 """The reactor: one trio task serves every client socket in batches.  Layer L2.
 
-It owns a private epoll set, waits for the set as a whole with trio, and serves each batch of ready sockets
+It owns a private epoll set, in which trio's own descriptor is one among many, and serves each batch of ready sockets
 synchronously: receive into one arena that all connections share, let the session parse in place, and after the batch
 let every flusher send what piled up for each destination.  No task, await or buffer per connection.
 Sessions are in server/session.py and tailnet/server; sockets in links.py.
@@ -9,7 +9,7 @@ Sessions are in server/session.py and tailnet/server; sockets in links.py.
 import select
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import trio
 
@@ -26,6 +26,8 @@ _MAX_EVENTS: Final = 512
 # After a batch the set is asked again without going back to trio, which would cost a re-arm and a task switch;
 # but other tasks (accept of handed-over requests, timers, drain) wait meanwhile, so not forever.
 _MAX_ROUNDS: Final = 16
+# Trio without any deadline says "forever", which epoll cannot wait; waking once a minute costs nothing.
+_MAX_WAIT_SECONDS: Final = 60.0
 _IN: Final = select.EPOLLIN
 _OUT: Final = select.EPOLLOUT
 
@@ -49,6 +51,7 @@ class Reactor:
         self._framed = memoryview(bytearray(RECEIVE_BYTES + 16384))
         self._epoll = select.epoll()
         self._watched: dict[int, Callable[[], None]] = {}
+        self._is_trio_ready = False
         self._end = 0
 
     # --- membership
@@ -131,19 +134,47 @@ class Reactor:
     async def run(self) -> None:
         """Serve until cancelled, then close every link."""
         try:
-            while True:
-                await trio.lowlevel.wait_readable(self._epoll.fileno())
-                for _ in range(_MAX_ROUNDS):
-                    if not self.serve_ready():
-                        break
+            loop = _TrioLoop.find()
+            if loop is None:
+                await self._run_beside_trio()
+            else:
+                await self._run_around_trio(loop)
         finally:
             for link in tuple(self.links.values()):
                 self.close(link, CloseReason.STOPPED)
             self._epoll.close()
 
-    def serve_ready(self) -> int:
-        """Serve what is ready now, without waiting; return how many descriptors were."""
-        events = self._epoll.poll(0, _MAX_EVENTS)
+    async def _run_beside_trio(self) -> None:
+        """The plain way: trio waits for our set, which costs a re-arm and a pass of its loop per wake-up."""
+        while True:
+            await trio.lowlevel.wait_readable(self._epoll.fileno())
+            for _ in range(_MAX_ROUNDS):
+                if not self.serve_ready():
+                    break
+
+    async def _run_around_trio(self, loop: "_TrioLoop") -> None:
+        """Wait in our own set, with trio's descriptor in it, and give trio a turn exactly when it has work.
+
+        A relayed packet then costs one wait instead of three calls and a pass of trio's loop: at 1,000 packets/s that
+        is a quarter of the server's CPU.  Trio's tasks lose nothing: their sockets, signals and threads make trio's
+        descriptor ready, their deadlines bound the wait, and tasks that can run already forbid it.
+        """
+        self._epoll.register(loop.descriptor, _IN)
+        while True:
+            await trio.lowlevel.checkpoint()
+            self._is_trio_ready = False
+            for _ in range(_MAX_ROUNDS):
+                wait = loop.seconds_to_spare()
+                if wait <= 0:
+                    self.serve_ready()
+                    break
+                if not self.serve_ready(wait) or self._is_trio_ready:
+                    break
+
+    def serve_ready(self, wait_seconds: float = 0.0) -> int:
+        """Serve what is ready; return how many descriptors were.  With nothing ready it blocks the whole thread for
+        up to `wait_seconds`."""
+        events = self._epoll.poll(wait_seconds, _MAX_EVENTS)
         if not events:
             return 0
         self.now = self._clock()
@@ -155,6 +186,8 @@ class Reactor:
                 serve = self._watched.get(fd)
                 if serve is not None:
                     serve()
+                else:
+                    self._is_trio_ready = True
                 continue
             if mask & _OUT:
                 self._serve_writable(link)
@@ -238,3 +271,36 @@ class Reactor:
         """Take the time for work outside of `serve_ready` (deadlines, drains); call `flush` after that work."""
         self.now = self._clock()
         return self.now
+
+
+class _TrioLoop:
+    """What the reactor must know of trio's own loop to wait in its place.
+
+    Trio has no public names for these (its public statistics count every waiting task, too dear per packet).  They
+    are looked up once; whatever is missing, or a clock that is not real, means that the plain way is taken.
+    """
+
+    def __init__(self) -> None:
+        from trio._core._run import GLOBAL_RUN_CONTEXT
+
+        runner: Any = GLOBAL_RUN_CONTEXT.runner
+        if type(runner.clock).__name__ != "SystemClock":
+            raise AttributeError("a clock of tests")
+        self.descriptor: int = runner.io_manager._epoll.fileno()
+        self._runnable = runner.runq
+        self._next_deadline: Callable[[], float] = runner.deadlines.next_deadline
+        self._clock: Callable[[], float] = runner.clock.current_time
+        self.seconds_to_spare()
+
+    def seconds_to_spare(self) -> float:
+        """How long trio has nothing to do but wait; 0 when it has."""
+        if self._runnable:
+            return 0.0
+        return min(self._next_deadline() - self._clock(), _MAX_WAIT_SECONDS)
+
+    @classmethod
+    def find(cls) -> "_TrioLoop | None":
+        try:
+            return cls()
+        except (ImportError, AttributeError, TypeError):
+            return None
