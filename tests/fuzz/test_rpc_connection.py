@@ -1,0 +1,131 @@
+"""Bytes of honest clients, perturbed and cut at random, through all layers of the RPC stack."""
+
+import random
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tailnet.errors import RemoteProtocolError
+from tailnet.proto.services import TAILNET, Rpc
+from tailnet.rpc.connection import ClientConnection, ConnectionEvent, ServerConnection
+from tests.tailnet.rpc.link import joined, transcript
+
+PREFIX = "/coder.tailnet.v2.Tailnet/"
+
+
+def recorded_client() -> bytes:
+    return b"".join(joined(writes, "C>S") for writes in transcript().values())
+
+
+def busy_client() -> bytes:
+    """A client with two calls in hand, long and short messages, metadata, a cancel, pings and a go-away."""
+    client = ClientConnection(now=0.0)
+    coordinate = client.open_call(PREFIX + "Coordinate", {"trace": "1"})
+    client.send_message(coordinate, b"first")
+    maps = client.call(PREFIX + "StreamDERPMaps", b"")
+    client.send_message(coordinate, bytes(range(256)) * 300)  # split by dRPC
+    client.ping(5)
+    client.cancel(maps)
+    client.call(PREFIX + "NoSuchThing", b"?")
+    client.close_send(coordinate)
+    client.go_away()
+    client.handle_timeout(15.0)
+    return b"".join(client.data_to_send())
+
+
+WIRES = [recorded_client(), busy_client()]
+
+
+def perturb(wire: bytes, seed: int) -> bytes:
+    """Flip, drop, insert, repeat or swap a few bytes; half of the places near headers, where it hurts."""
+    rng = random.Random(seed)
+    data = bytearray(wire)
+    for _ in range(rng.randint(1, 4)):
+        place = rng.randrange(min(len(data), 400)) if rng.random() < 0.8 else rng.randrange(len(data))
+        choice = rng.randrange(5)
+        if choice == 0:
+            data[place] ^= 1 << rng.randrange(8)
+        elif choice == 1:
+            data[place] = rng.randrange(256)
+        elif choice == 2:
+            del data[place : place + rng.randint(1, 20)]
+        elif choice == 3:
+            data[place:place] = rng.randbytes(rng.randint(1, 20))
+        else:
+            data[place:place] = data[place : place + rng.randint(1, 100)]
+        if not data:
+            return b""
+    return bytes(data)
+
+
+def serve(wire: bytes, sizes: list[int], *, answer: bool) -> tuple[list[Any], str]:
+    """Feed a server, and answer if told.  The events, and why it gave up ("" if it did not)."""
+    server: ServerConnection[Rpc] = ServerConnection(TAILNET, now=0.0)
+    events: list[Any] = []
+    at, turn, reason = 0, 0, ""
+    while at < len(wire) and not reason:
+        size = sizes[turn % len(sizes)] if sizes else len(wire)
+        turn += 1
+        piece, at = wire[at : at + size], at + size
+        try:
+            got = server.receive_data(piece)
+        except RemoteProtocolError as error:
+            reason = str(error)
+            break
+        events += got
+        for kind, call_id, value in got if answer else ():
+            if kind is ConnectionEvent.MESSAGE:
+                server.send_message(call_id, value)
+            elif kind is ConnectionEvent.HALF_CLOSED:
+                server.finish(call_id)
+    server.data_to_send()
+    return events, reason
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(WIRES), st.integers(0, 1 << 32), st.lists(st.integers(1, 5000), max_size=5))
+def test_perturbed_bytes_raise_nothing_but_remote_faults(wire: bytes, seed: int, sizes: list[int]) -> None:
+    serve(perturb(wire, seed), sizes, answer=True)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.binary(max_size=400), st.lists(st.integers(1, 50), max_size=5))
+def test_noise_raises_nothing_but_remote_faults(noise: bytes, sizes: list[int]) -> None:
+    serve(noise, sizes, answer=True)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from(WIRES), st.lists(st.integers(1, 3000), min_size=1, max_size=8))
+def test_how_the_bytes_are_cut_changes_nothing(wire: bytes, sizes: list[int]) -> None:
+    # Without answers: an answer sent before a Close arrives makes that Close no news.
+    assert serve(wire, sizes, answer=False) == serve(wire, [1 << 30], answer=False)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(WIRES), st.integers(0, 1 << 32), st.lists(st.integers(1, 200), min_size=1, max_size=8))
+def test_nor_does_it_change_why_a_session_is_refused(wire: bytes, seed: int, sizes: list[int]) -> None:
+    broken = perturb(wire, seed)
+    events, reason = serve(broken, sizes, answer=False)
+    whole_events, whole_reason = serve(broken, [1 << 30], answer=False)
+    assert reason == whole_reason
+    if not reason:
+        assert len(events) == len(whole_events)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 1 << 32), st.lists(st.integers(1, 200), min_size=1, max_size=8))
+def test_perturbed_answers_raise_nothing_but_remote_faults(seed: int, sizes: list[int]) -> None:
+    answers = b"".join(joined(writes, "S>C") for writes in transcript().values())
+    client = ClientConnection(now=0.0)
+    for name in ("RefreshResumeToken", "PostTelemetry", "Coordinate"):
+        client.call(PREFIX + name, b"")
+    broken, at, turn = perturb(answers, seed), 0, 0
+    while at < len(broken):
+        size = sizes[turn % len(sizes)]
+        turn += 1
+        try:
+            client.receive_data(broken[at : at + size])
+        except RemoteProtocolError:
+            return
+        at += size
