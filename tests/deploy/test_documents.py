@@ -1,0 +1,58 @@
+"""README and CONTRIBUTING say what is so: the table of flags, the files they name, the commands they show."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from derp.cli import cli
+from derp.config.settings import SETTINGS
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+
+
+def flag_rows() -> list[str]:
+    """The README's table of flags, as it has to be."""
+    rows = []
+    for setting in SETTINGS:
+        derpers = f"`-{setting.alias or setting.flags[0]}`" if setting.from_derper else ""
+        rows.append(f"| `--{setting.flags[0]}` | {derpers} | {setting.meaning} |")
+    return rows
+
+
+def test_the_table_of_flags_is_the_table_of_settings() -> None:
+    shown = [line for line in README.splitlines() if line.startswith("| `--")]
+    assert shown == flag_rows()
+
+
+@pytest.mark.parametrize("document", [README, CONTRIBUTING], ids=["README", "CONTRIBUTING"])
+def test_files_that_are_named_exist(document: str) -> None:
+    named = re.findall(
+        r"\b(?:derp|tailnet|tests|deploy|bench|transport|server|protocol|relay)/[a-z_/]+\.[a-z]+", document
+    )
+    assert len(named) >= 5
+    missing = [name for name in named if not ((ROOT / name).exists() or (ROOT / "derp" / name).exists())]
+    assert missing == []
+
+
+def test_commands_that_are_shown_are_understood() -> None:
+    text = README.replace("\\\n", " ")
+    commands = [line.partition("#")[0] for line in text.splitlines() if line.startswith("    derp ")]
+    assert len(commands) >= 4
+    for command in commands:
+        words = shlex.split(command)[1:]
+        # --help after them: everything before it is parsed, nothing is run.
+        result = CliRunner().invoke(cli, [*words, "--help"])
+        assert result.exit_code == 0, (command, result.output)
+
+
+def test_make_targets_that_are_shown_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    shown = set(re.findall(r"\bmake ([a-z-]+)", README + CONTRIBUTING))
+    assert shown >= {"serve", "test"}
+    assert [target for target in shown if f"\n{target}:" not in makefile] == []
+    assert makefile.count("\n") <= 45
