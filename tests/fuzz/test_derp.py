@@ -1,0 +1,81 @@
+"""A short run of every DERP target, the same on every machine; longer ones: python -m tests.fuzz.derp."""
+
+import random
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from derp.protocol import frames, messages, stun, websocket
+from tests.fuzz.derp_targets import TARGETS, mutate
+
+# What makes the whole file take about three seconds.
+EXAMPLES = 150
+MUTATIONS = 400
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_the_seeds_obey_the_law(name: str) -> None:
+    target, seeds = TARGETS[name]
+    for seed in seeds:
+        target(seed)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_changed_seeds_obey_the_law(name: str) -> None:
+    target, seeds = TARGETS[name]
+    numbers = random.Random(name)
+    for _ in range(MUTATIONS):
+        target(mutate(numbers, seeds))
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_any_bytes_obey_the_law(name: str) -> None:
+    target, seeds = TARGETS[name]
+
+    @settings(derandomize=True, max_examples=EXAMPLES, database=None, suppress_health_check=[HealthCheck.too_slow])
+    @given(st.one_of(st.binary(max_size=200), st.sampled_from(seeds).flatmap(lambda s: st.binary().map(s.__add__))))
+    def run(data: bytes) -> None:
+        target(data)
+
+    run()
+
+
+# --- the targets can find something ---
+
+
+def finds(name: str) -> bool:
+    target, seeds = TARGETS[name]
+    numbers = random.Random(1)
+    for _ in range(3000):
+        try:
+            target(mutate(numbers, seeds))
+        except Exception:
+            return True
+    return False
+
+
+def test_a_forgotten_length_check_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(
+        messages._FROM_CLIENT, frames.FrameType.NOTE_PREFERRED, lambda payload: messages.NotePreferred(payload[0] != 0)
+    )
+    assert finds("messages")
+
+
+def test_a_forgotten_attribute_bound_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stun, "_address", lambda value: stun._ADDRESS.unpack_from(value))
+    assert finds("stun")
+
+
+def test_a_mask_that_is_not_turned_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = websocket._xor
+    monkeypatch.setattr(websocket, "_xor", lambda payload, mask: original(payload, b"\x01\x02\x03\x04"))
+    assert finds("websocket")
+
+
+def test_a_limit_that_is_not_kept_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reads_on(self: frames.FrameReader, data: bytes) -> list[tuple[int, memoryview]]:
+        return [(data[0], memoryview(data)[5:])] if len(data) > 5 else []
+
+    monkeypatch.setattr(frames.FrameReader, "receive_data", reads_on)
+    assert finds("frames")
