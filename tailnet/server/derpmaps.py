@@ -1,0 +1,274 @@
+"""The DERP map that agents and clients get: loaded, judged, merged, published (layer L3).
+
+A source that fails, or whose map has errors, keeps its last good map, also over a restart; nobody loses a relay because
+a file was being edited or a URL was down.  Readers take `current` and wait for the next version: api/connection.py,
+api/derp_map.py, the StreamDERPMaps RPC.  From: server/map_sources.py and server/map_layers.py.
+"""
+
+import logging
+import random
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final, Protocol
+
+import trio
+
+from derp.map import DERPMap, DERPRegion
+from tailnet.api.go_json import go_json
+from tailnet.errors import ConfigError, StoreError
+from tailnet.proto import convert
+from tailnet.server.map_layers import MapLayer, MapRefused, merge_findings, merge_layers, read_layer
+from tailnet.server.map_sources import FileSource, MapSource, SourceFailed
+from tailnet.store.store import Store
+
+_log = logging.getLogger("tailnet.derpmaps")
+
+# How long the first start waits for a URL that has no kept map.  Later starts do not wait at all.
+FIRST_LOAD_SECONDS: Final = 10.0
+# Sentences of one map that go to the log; the rest is on the debug page.
+MAX_LOGGED: Final = 10
+
+
+class MapKeeper(Protocol):
+    """Where last good maps survive a restart."""
+
+    async def keep(self, source: str, text: str) -> None: ...
+
+    async def kept(self, source: str) -> tuple[str, datetime] | None: ...
+
+
+class StoreMapKeeper:
+    """Keeps them in the store."""
+
+    def __init__(self, store: Store, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self._store = store
+        self._clock = clock
+
+    async def keep(self, source: str, text: str) -> None:
+        """Raises StoreError."""
+        await self._store.run(self._store.keep_map, source, text, self._clock())
+
+    async def kept(self, source: str) -> tuple[str, datetime] | None:
+        """Raises StoreError."""
+        return await self._store.run(self._store.kept_map, source)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PublishedMap:
+    """One version of the map, encoded once for everybody."""
+
+    version: int
+    map: DERPMap
+    message: bytes  # a coder.tailnet.v2.DERPMap
+    json: bytes  # one value and a newline, in Go's names
+    warnings: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class SourceStatus:
+    """How a source is doing, for the debug page and for metrics."""
+
+    name: str
+    ok: bool = False
+    reason: str = "not read yet"
+    good_since: datetime | None = None  # when the map that counts was read
+    failures: int = 0
+
+
+class DerpMaps:
+    """The map service.  `await nursery.start(maps.serve)` once; then `current` is always there."""
+
+    def __init__(
+        self,
+        sources: Sequence[MapSource] = (),
+        embedded: DERPRegion | None = None,
+        *,
+        scores: Mapping[int, float] | None = None,
+        avoid: Collection[int] = (),
+        keeper: MapKeeper | None = None,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._sources = [_Followed(source) for source in sources]
+        self._embedded = MapLayer("the embedded relay", {} if embedded is None else {embedded.region_id: embedded})
+        self._settings = MapLayer("settings", scores=dict(scores or {}))
+        self._avoid = frozenset(avoid)
+        self._keeper = keeper
+        self._clock = clock
+        self._changed = trio.Event()
+        self._kick = trio.Event()
+        self._looked = trio.Event()
+        self.current = self._publish(0, merge_layers([self._embedded, self._settings], avoid=self._avoid))
+
+    @property
+    def statuses(self) -> list[SourceStatus]:
+        return [followed.status for followed in self._sources]
+
+    async def wait_changed(self, version: int) -> PublishedMap:
+        """The current map as soon as its version is another one than `version`.  Versions in between are skipped."""
+        while self.current.version == version:
+            await self._changed.wait()
+        return self.current
+
+    async def wait_looked(self) -> None:
+        """Until some source has been looked at once more, whatever came of it."""
+        await self._looked.wait()
+
+    def reload_nowait(self) -> None:
+        """Read every source again, now, changed or not: for SIGHUP."""
+        self._kick.set()
+        self._kick = trio.Event()
+
+    def steer(self, *, scores: Mapping[int, float] | None = None, avoid: Collection[int] | None = None) -> None:
+        """Set scores or regions to avoid at run time; what is None stays."""
+        if scores is not None:
+            self._settings = MapLayer("settings", scores=dict(scores))
+        if avoid is not None:
+            self._avoid = frozenset(avoid)
+        self._merge()
+
+    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Load every source, then follow them until cancelled.
+
+        Raises ConfigError, before it has started, when a file is wrong and there is no good map of it from before.
+        """
+        async with AsyncExitStack() as stack:
+            for followed in self._sources:
+                await followed.source.open(stack)
+            async with trio.open_nursery() as nursery:
+                for followed in self._sources:
+                    nursery.start_soon(self._load_first, followed)
+            for followed in self._sources:
+                if followed.layer is None and isinstance(followed.source, FileSource):
+                    raise ConfigError(f"derp_map: {followed.status.name}: {followed.status.reason}")
+            self._merge(at_start=True)
+            async with trio.open_nursery() as nursery:
+                for followed in self._sources:
+                    nursery.start_soon(self._follow, followed)
+                task_status.started()
+
+    async def _load_first(self, followed: "_Followed") -> None:
+        await self._recall(followed)
+        if followed.layer is not None and not isinstance(followed.source, FileSource):
+            return  # a URL that is slow or down must not hold up a restart; _follow asks it at once
+        with trio.move_on_after(FIRST_LOAD_SECONDS):
+            await self._read(followed, force=True, patient=False)
+
+    async def _recall(self, followed: "_Followed") -> None:
+        if self._keeper is None:
+            return
+        try:
+            kept = await self._keeper.kept(followed.status.name)
+            if kept is not None:
+                followed.layer = read_layer(kept[0].encode(), followed.status.name)
+                followed.status.good_since = kept[1]
+        except (StoreError, MapRefused) as error:
+            _log.warning("! DERP map of %s kept from before cannot be used: %s", followed.status.name, error)
+
+    async def _follow(self, followed: "_Followed") -> None:
+        force = followed.layer is None or not followed.status.ok
+        while True:
+            # Taken before the read: a reload that comes while it runs is not lost.
+            kick = self._kick
+            if await self._read(followed, force=force):
+                self._merge()
+            self._looked.set()
+            self._looked = trio.Event()
+            # Replicas started together must not ask a URL together for ever.
+            with trio.move_on_after(followed.source.poll_seconds * random.uniform(0.9, 1.0)):
+                await kick.wait()
+            force = kick.is_set()
+
+    async def _read(self, followed: "_Followed", *, force: bool, patient: bool = True) -> bool:
+        """Read a source; True if its layer is a new one."""
+        status = followed.status
+        try:
+            text = await followed.source.read(force=force or followed.suspect is not None)
+            if text is None:
+                # What was said of this text still holds; only reading it may have failed in between.
+                if followed.text_is_good:
+                    self._recovered(followed)
+                return False
+            followed.text_is_good = False
+            layer = read_layer(text, status.name)
+        except SourceFailed as error:
+            followed.suspect = None
+            self._failed(followed, str(error))
+            return False
+        except MapRefused as error:
+            # A file may be caught half-written: it is judged only if it is the same at the next look.
+            if patient and isinstance(followed.source, FileSource) and text != followed.suspect and not force:
+                followed.suspect = text
+                return False
+            followed.suspect = None
+            self._failed(followed, f"has errors: {error}")
+            return False
+        followed.suspect = None
+        followed.text_is_good = True
+        self._recovered(followed)
+        status.good_since = self._clock()
+        changed = followed.layer != layer
+        followed.layer = layer
+        await self._keep(followed, text)
+        return changed
+
+    async def _keep(self, followed: "_Followed", text: bytes) -> None:
+        if self._keeper is None or text == followed.kept:
+            return
+        try:
+            await self._keeper.keep(followed.status.name, text.decode())
+            followed.kept = text
+        except StoreError as error:
+            _log.warning("! DERP map of %s cannot be kept for the next start: %s", followed.status.name, error)
+
+    def _failed(self, followed: "_Followed", reason: str) -> None:
+        status = followed.status
+        status.failures += 1
+        if status.ok or status.reason != reason:
+            left = "its last good map stays" if followed.layer is not None else "there is no map of it"
+            _log.error("! DERP map %s %s; %s", status.name, reason, left)
+        status.ok, status.reason = False, reason
+
+    def _recovered(self, followed: "_Followed") -> None:
+        status = followed.status
+        if not status.ok and status.failures:
+            _log.warning("= DERP map %s is good again", status.name)
+        status.ok, status.reason = True, ""
+
+    def _merge(self, *, at_start: bool = False) -> None:
+        layers = [self._embedded]
+        # URLs first, so that an operator's own file has the last word.
+        followed = sorted(self._sources, key=lambda each: isinstance(each.source, FileSource))
+        layers += [each.layer for each in followed if each.layer is not None]
+        layers.append(self._settings)
+        merged = merge_layers(layers, avoid=self._avoid)
+        warnings = tuple(merge_findings(layers, merged))
+        if merged != self.current.map:
+            self.current = self._publish(self.current.version + 1, merged, warnings)
+            self._changed.set()
+            self._changed = trio.Event()
+            ids = ", ".join(map(str, merged.region_ids())) or "none"
+            _log.info("= DERP map version %d: regions %s", self.current.version, ids)
+        elif at_start:
+            self.current = self._publish(self.current.version, merged, warnings)
+        else:
+            return
+        for warning in warnings[:MAX_LOGGED]:
+            _log.warning("! DERP map: %s", warning)
+
+    def _publish(self, version: int, merged: DERPMap, warnings: tuple[str, ...] = ()) -> PublishedMap:
+        message = convert.derp_map_message(merged).SerializeToString()
+        return PublishedMap(version, merged, message, go_json(merged.to_json()), warnings)
+
+
+class _Followed:
+    """A source, its last good layer, and what is known of the text that was read last."""
+
+    def __init__(self, source: MapSource) -> None:
+        self.source = source
+        self.layer: MapLayer | None = None
+        self.text_is_good = False
+        self.suspect: bytes | None = None  # a text that looked wrong, once
+        self.kept: bytes | None = None
+        self.status = SourceStatus(source.name)

@@ -1,0 +1,143 @@
+"""DERP maps laid over each other (layer L3, pure).
+
+Layers are given from the bottom up: the embedded relay, what URLs say, what files say, what is set at run time.  Of a
+region or a score the highest layer counts as a whole; null in a higher layer drops what is below.
+Next hop: server/derpmaps.py keeps the layers and publishes the result.
+"""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+from urllib.parse import urlsplit
+
+from derp.map import STUN_DISABLED, DERPHomeParams, DERPMap, DERPNode, DERPRegion
+from derp.netcheck.lint import Finding, errors, lint
+
+# The field's own id for the relay inside a control plane.
+EMBEDDED_REGION_ID: Final = 999
+
+
+@dataclass(frozen=True, slots=True)
+class MapLayer:
+    """One source's map: values that count, and None for what it drops."""
+
+    name: str
+    regions: Mapping[int, DERPRegion | None] = field(default_factory=dict)
+    scores: Mapping[int, float | None] = field(default_factory=dict)
+    omit_default_regions: bool = False
+    warnings: Sequence[Finding] = ()
+
+
+class MapRefused(ValueError):
+    """A map has errors; `findings` are only those."""
+
+    def __init__(self, findings: Sequence[Finding]) -> None:
+        super().__init__("; ".join(map(str, findings)))
+        self.findings = tuple(findings)
+
+
+def read_layer(text: bytes, name: str) -> MapLayer:
+    """Read a map that is to be laid over others.  Raises MapRefused."""
+    findings = lint(text, overlay=True)
+    wrong = errors(findings)
+    if wrong:
+        raise MapRefused(wrong)
+    document = {key.casefold(): value for key, value in json.loads(text).items()}
+    regions = document.get("regions") or {}
+    home = {key.casefold(): value for key, value in (document.get("homeparams") or {}).items()}
+    return MapLayer(
+        name,
+        {int(key): None if value is None else DERPRegion.parse(value) for key, value in regions.items()},
+        {int(key): None if value is None else float(value) for key, value in (home.get("regionscore") or {}).items()},
+        bool(document.get("omitdefaultregions")),
+        [finding for finding in findings if finding not in wrong],
+    )
+
+
+def merge_layers(layers: Sequence[MapLayer], *, avoid: Collection[int] = ()) -> DERPMap:
+    """One map of all layers, the first at the bottom.  Regions in `avoid` are nobody's home."""
+    regions: dict[int, DERPRegion] = {}
+    scores: dict[int, float] = {}
+    for layer in layers:
+        for region_id, region in layer.regions.items():
+            if region is None:
+                regions.pop(region_id, None)
+            else:
+                regions[region_id] = region
+        for region_id, score in layer.scores.items():
+            if score is None:
+                scores.pop(region_id, None)
+            else:
+                scores[region_id] = score
+    for region_id in avoid:
+        if region_id in regions:
+            # Old clients read the first flag, new ones the second.
+            regions[region_id] = replace(regions[region_id], avoid=True, no_measure_no_home=True)
+    # A score of a region that is not there would only be carried around.
+    scores = {region_id: score for region_id, score in scores.items() if region_id in regions}
+    return DERPMap(
+        {region_id: regions[region_id] for region_id in sorted(regions)},
+        DERPHomeParams(scores) if scores else None,
+        any(layer.omit_default_regions for layer in layers),
+    )
+
+
+def merge_findings(layers: Sequence[MapLayer], merged: DERPMap) -> list[str]:
+    """Sentences about what is wrong only with the whole: lost relays, dead scores, no home."""
+    sentences = []
+    bottom = {
+        region_id for layer in layers for region_id, region in layer.regions.items() if region and region.embedded_relay
+    }
+    for region_id in sorted(bottom):
+        region = merged.regions.get(region_id)
+        if region is not None and not region.embedded_relay:
+            owner = next(layer.name for layer in reversed(layers) if region_id in layer.regions)
+            sentences.append(
+                f"region {region_id} of {owner} stands in the place of the embedded relay, which nobody uses now: "
+                "give one of them another id (derp_region_id)"
+            )
+    if not has_relay(merged):
+        sentences.append(
+            "the DERP map has no relay: peers that cannot reach each other directly will not meet; "
+            "switch the embedded relay on (derp_enabled) or name a map (derp_map, derp_map_url)"
+        )
+    else:
+        sentences += [str(finding) for finding in lint(merged.to_json())]
+    return sentences
+
+
+def has_relay(derp_map: DERPMap) -> bool:
+    """Whether there is any relay in it at all."""
+    return any(not node.stun_only for region in derp_map.regions.values() for node in region.nodes)
+
+
+def embedded_region(
+    access_url: str,
+    *,
+    region_id: int = EMBEDDED_REGION_ID,
+    code: str = "embedded",
+    name: str = "Embedded relay",
+    stun_port: int | None = None,
+    stun_addresses: Sequence[tuple[str, int]] = (),
+) -> DERPRegion:
+    """The region of the relay behind `access_url`, http or https.
+
+    Peers put their own access URL in place of ours here, so ours need only be right for others.  `stun_port` is ours,
+    if we answer STUN; `stun_addresses` are further STUN servers.
+    """
+    parts = urlsplit(access_url)
+    plain = parts.scheme == "http"
+    relay = DERPNode(
+        name=f"{region_id}b",
+        region_id=region_id,
+        host_name=parts.hostname or "localhost",
+        derp_port=parts.port or (80 if plain else 443),
+        force_http=plain,
+        stun_port=STUN_DISABLED if stun_port is None else stun_port,
+    )
+    helpers = [
+        DERPNode(name=f"{region_id}stun{index}", region_id=region_id, host_name=host, stun_only=True, stun_port=port)
+        for index, (host, port) in enumerate(stun_addresses)
+    ]
+    return DERPRegion(region_id, code, name, embedded_relay=True, nodes=(*helpers, relay))

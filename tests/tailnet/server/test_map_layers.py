@@ -1,0 +1,151 @@
+"""Maps laid over each other, and what is wrong only with the whole."""
+
+import json
+from typing import Any
+
+import pytest
+
+from derp.map import DERPMap
+from derp.netcheck.lint import lint
+from tailnet.server.map_layers import (
+    MapLayer,
+    MapRefused,
+    embedded_region,
+    has_relay,
+    merge_findings,
+    merge_layers,
+    read_layer,
+)
+from tests.support.maps import map_text, region
+
+
+def layer(document: Any, name: str = "layer") -> MapLayer:
+    return read_layer(json.dumps(document).encode(), name)
+
+
+EMBEDDED = embedded_region("http://127.0.0.1:3000", stun_port=3478)
+BOTTOM = MapLayer("the embedded relay", {EMBEDDED.region_id: EMBEDDED})
+
+
+def test_a_region_counts_as_a_whole() -> None:
+    below = layer({"Regions": {"1": region(1, code="one"), "2": region(2)}})
+    above = layer({"Regions": {"1": region(1, code="uno")}})
+    merged = merge_layers([below, above])
+    assert [(each.region_id, each.region_code) for each in merged.regions.values()] == [(1, "uno"), (2, "r2")]
+
+
+def test_null_drops_what_is_below_and_not_what_is_above() -> None:
+    drop = layer({"Regions": {"1": None, "999": None, "7": None}})
+    one = layer({"Regions": {"1": region(1)}})
+    assert merge_layers([BOTTOM, one, drop]).region_ids() == []
+    assert merge_layers([BOTTOM, drop, one]).region_ids() == [1]
+
+
+def test_scores() -> None:
+    below = layer({"HomeParams": {"RegionScore": {"1": 2, "2": 3, "9": 1.5}}, "Regions": {"1": region(1)}})
+    above = layer({"HomeParams": {"RegionScore": {"2": None, "1": 0.5}}, "Regions": {"2": region(2)}})
+    merged = merge_layers([below, above])
+    assert merged.home_params is not None
+    # One that is dropped, and one of a region that is not there, are gone.
+    assert merged.home_params.region_score == {1: 0.5}
+    assert merge_layers([layer({"Regions": {"1": region(1)}})]).home_params is None
+
+
+def test_regions_to_avoid_have_both_flags() -> None:
+    merged = merge_layers([layer({"Regions": {"1": region(1), "2": region(2)}})], avoid=[1, 7])
+    assert [(each.avoid, each.no_measure_no_home) for each in merged.regions.values()] == [(True, True), (False, False)]
+
+
+def test_one_layer_leaves_out_the_defaults_for_all() -> None:
+    assert merge_layers([layer({"omitDefaultRegions": True}), layer({})]).omit_default_regions
+    assert not merge_layers([layer({})]).omit_default_regions
+
+
+def test_names_in_any_case() -> None:
+    found = read_layer(map_text(1).lower().replace(b"regionid", b"regionID"), "x")
+    assert list(found.regions) == [1]
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        (b"", "line 1"),
+        (b"\xff", "byte 0"),
+        (b"[]", "a DERP map is an object"),
+        (b'{"Regions": {"1": {}}}', "Regions.1.RegionID"),
+        (b'{"Regions": {"x": null}}', "Regions.x"),
+    ],
+)
+def test_a_map_with_errors_is_refused_whole(text: bytes, place: str) -> None:
+    with pytest.raises(MapRefused) as caught:
+        read_layer(text, "x")
+    assert str(caught.value).startswith(place)
+    assert caught.value.findings
+
+
+def test_warnings_are_kept() -> None:
+    document = {"Regions": {"1": region(1) | {"RegionNam": "x"}}}
+    assert [finding.place for finding in layer(document).warnings] == ["Regions.1.RegionNam"]
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "port", "plain"),
+    [
+        ("http://127.0.0.1:3000", "127.0.0.1", 3000, True),
+        ("http://tailnet.example.com", "tailnet.example.com", 80, True),
+        ("https://tailnet.example.com", "tailnet.example.com", 443, False),
+        ("https://tailnet.example.com:8443/base", "tailnet.example.com", 8443, False),
+        ("https://[2001:db8::1]:8443", "2001:db8::1", 8443, False),
+    ],
+)
+def test_the_embedded_region(url: str, host: str, port: int, plain: bool) -> None:
+    made = embedded_region(url)
+    [node] = made.nodes
+    assert (node.host_name, node.derp_port, node.force_http, node.stun_port) == (host, port, plain, -1)
+    assert (made.embedded_relay, made.region_id, node.name, node.region_id) == (True, 999, "999b", 999)
+    errors = [str(finding) for finding in lint(DERPMap({999: made}).to_json()) if finding.severity.value == "error"]
+    assert errors == []
+
+
+def test_stun_of_the_embedded_region() -> None:
+    made = embedded_region(
+        "https://a.example.com", region_id=5, stun_port=3478, stun_addresses=[("s.example.com", 19302)]
+    )
+    helper, relay = made.nodes
+    assert (helper.name, helper.stun_only, helper.host_name, helper.stun_port) == (
+        "5stun0",
+        True,
+        "s.example.com",
+        19302,
+    )
+    assert (relay.stun_port, relay.stun_only) == (3478, False)
+
+
+def test_a_map_without_any_relay_is_told_loudly() -> None:
+    stun_only = region(1)
+    stun_only["Nodes"].append(stun_only["Nodes"][0] | {"Name": "1s", "STUNOnly": True})
+    merged = merge_layers([layer({"Regions": {"1": stun_only}})])
+    assert has_relay(merged)
+    for layers in ([], [BOTTOM, layer({"Regions": {"999": None}})]):
+        empty = merge_layers(layers)
+        assert not has_relay(empty)
+        [sentence] = merge_findings(layers, empty)
+        assert "the DERP map has no relay" in sentence
+        assert "derp_map_url" in sentence
+
+
+def test_a_region_in_the_place_of_the_embedded_relay_is_told() -> None:
+    layers = [BOTTOM, layer({"Regions": {"999": region(999)}}, "maps.example.com")]
+    [sentence] = merge_findings(layers, merge_layers(layers))
+    assert "region 999 of maps.example.com stands in the place of the embedded relay" in sentence
+    # Tuning it is fine, as long as it stays the embedded relay.
+    layers = [BOTTOM, layer({"Regions": {"999": region(999) | {"EmbeddedRelay": True}}})]
+    assert merge_findings(layers, merge_layers(layers)) == []
+
+
+def test_what_is_wrong_only_with_the_whole() -> None:
+    one, two = region(1), region(2)
+    two["Nodes"][0]["Name"] = one["Nodes"][0]["Name"]
+    layers = [layer({"Regions": {"1": one}}), layer({"Regions": {"2": two}})]
+    [sentence] = merge_findings(layers, merge_layers(layers))
+    assert sentence.startswith("Regions.2.Nodes[0].Name: is that of Regions.1.Nodes[0] too")

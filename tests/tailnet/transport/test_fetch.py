@@ -1,0 +1,100 @@
+"""Documents over real sockets: fetched once, then only when they changed; every failure is one sentence."""
+
+import pytest
+import trio
+
+from tailnet.errors import TransportError
+from tailnet.transport.fetch import Fetcher, shown_url
+from tests.support.sites import Site, answer
+
+
+@pytest.fixture
+async def site(nursery: trio.Nursery) -> Site:
+    made = Site()
+    await nursery.start(made.serve)
+    return made
+
+
+async def test_a_document(site: Site) -> None:
+    site.respond = lambda head: answer(b'{"a": 1}')
+    async with Fetcher(site.url, timeout_seconds=5, max_bytes=100) as fetcher:
+        assert await fetcher.fetch() == b'{"a": 1}'
+        assert await fetcher.fetch() == b'{"a": 1}'
+    assert "if-none-match" not in site.heads[1].lower()
+
+
+@pytest.mark.parametrize(
+    ("header", "condition"),
+    [
+        ('ETag: "v1"', 'if-none-match: "v1"'),
+        ("Last-Modified: Thu, 01 Jan 2026 00:00:00 GMT", "if-modified-since: thu, 01 jan 2026 00:00:00 gmt"),
+    ],
+)
+async def test_an_unchanged_document_is_not_sent_again(site: Site, header: str, condition: str) -> None:
+    def respond(head: str) -> bytes:
+        return answer(b"", status="304 Not Modified") if condition in head.lower() else answer(b"{}", header)
+
+    site.respond = respond
+    async with Fetcher(site.url, timeout_seconds=5, max_bytes=100) as fetcher:
+        assert await fetcher.fetch() == b"{}"
+        assert await fetcher.fetch() is None
+        assert await fetcher.fetch(force=True) == b"{}"
+        site.respond = lambda head: answer(b'{"new": 1}')
+        assert await fetcher.fetch() == b'{"new": 1}'
+        site.respond = respond
+        assert await fetcher.fetch() == b"{}"  # the old condition went with the old document
+
+
+async def test_redirects(site: Site) -> None:
+    site.respond = lambda head: (
+        answer(b"{}") if "/moved" in head else answer(b"", "Location: /moved", status="302 Found")
+    )
+    async with Fetcher(site.url, timeout_seconds=5, max_bytes=100) as fetcher:
+        assert await fetcher.fetch() == b"{}"
+        site.respond = lambda head: answer(b"", "Location: /map.json", status="302 Found")
+        with pytest.raises(TransportError, match="redirects"):
+            await fetcher.fetch()
+
+
+@pytest.mark.parametrize(
+    ("response", "reason"),
+    [
+        (answer(b"no", status="404 Not Found"), "it answers 404 Not Found"),
+        (answer(b"", status="304 Not Modified"), "it answers 304"),
+        (answer(b"x" * 101), "more than 100 bytes"),
+        (answer(b"x" * 300_000), "more than 100 bytes"),
+        (b"", "disconnected"),
+        (b"nonsense\r\n\r\n", "ProtocolError"),
+        (answer(b"x" * 50)[:-10], "ProtocolError|Timeout|no answer"),
+    ],
+)
+async def test_failures_have_a_reason(site: Site, response: bytes, reason: str) -> None:
+    site.respond = lambda head: response
+    async with Fetcher(site.url, timeout_seconds=0.2, max_bytes=100) as fetcher:
+        with pytest.raises(TransportError, match=reason):
+            await fetcher.fetch()
+        site.respond = lambda head: answer(b"{}")
+        assert await fetcher.fetch() == b"{}"
+
+
+async def test_nobody_there() -> None:
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listeners[0].socket.getsockname()[1]
+    for listener in listeners:
+        await listener.aclose()
+    async with Fetcher(f"http://127.0.0.1:{port}/", timeout_seconds=5, max_bytes=100) as fetcher:
+        with pytest.raises(TransportError, match="ConnectError"):
+            await fetcher.fetch()
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://maps.example.com/a.json", "https://maps.example.com/a.json"),
+        ("https://user:secret@maps.example.com:8443/a?token=secret#secret", "https://maps.example.com:8443/a?..."),
+        ("http://[::1]:80/", "http://[::1]:80/"),
+        ("http://[broken", "(a URL that cannot be read)"),
+    ],
+)
+def test_urls_in_logs_hold_no_secrets(url: str, shown: str) -> None:
+    assert shown_url(url) == shown
