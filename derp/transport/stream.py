@@ -36,7 +36,7 @@ _BY_ERRNO: Final = {
     errno.ENETUNREACH: "no route to that network: this machine may have no address of that family",
     errno.EHOSTUNREACH: "no route to that host: a router or a firewall on the way refuses it",
     errno.EADDRNOTAVAIL: "this machine has no address of that family",
-    errno.ETIMEDOUT: "no answer from the other side: a firewall may drop the packets silently",
+    errno.ETIMEDOUT: "no answer from the other side: it hangs, or a firewall drops the packets silently",
     errno.ECONNRESET: "the other side, or something on the way, reset the connection",
     errno.EPIPE: "the other side has already closed the connection",
     errno.EACCES: "a firewall of this machine forbids the connection",

@@ -1,0 +1,270 @@
+"""From an address to a stream that is ready to speak DERP: TCP or a proxy, TLS, the upgrade, a websocket if need be.
+
+Layer L3.  One attempt at one relay; which relays in which order is region.py, the handshake and what follows client.py.
+A websocket is the second try when the way lets no `Upgrade: DERP` through: a 4xx, a page, a redirect, or HTTP/2.
+"""
+
+import html
+import os
+import re
+import ssl
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final
+from urllib.parse import urlsplit
+
+import trio
+
+from derp.errors import ConfigError, ConnectError
+from derp.protocol.upgrade import Answer, AnswerKind, derp_request_headers, judge_derp_answer
+from derp.transport.http import ClientHttp, Response, exchange
+from derp.transport.proxy import Proxy, dial_through, proxy_from_environment
+from derp.transport.stream import mapped_errors
+from derp.transport.tcp import TcpTarget, dial_tcp
+from derp.transport.tls_client import TlsTrust, start_tls
+from derp.transport.websocket import open_websocket
+
+DEFAULT_PATH: Final = "/derp"
+# Of a page that came instead of an upgrade: enough for its title, too little to matter.
+_MAX_PAGE_BYTES: Final = 4096
+
+ExtraHeaders = Sequence[tuple[str, str]]
+
+
+class Carrier(Enum):
+    """What carries the DERP bytes."""
+
+    DERP = "derp"
+    DERP_FAST_START = "derp-fast-start"
+    WEBSOCKET = "websocket"
+
+
+@dataclass(frozen=True, slots=True)
+class DialOptions:
+    """How to reach relays; the defaults are those of a genuine client.
+
+    headers: sent with each request besides ours, e.g. a token; a callable is asked at each attempt.
+    context: TLS settings instead of the system's roots.  cert_name, insecure_for_tests: for relays given as a URL,
+    with the meaning they have in a DERP map.  proxy: use this one; otherwise `environment` names one (None: no proxy).
+    dial_host: TCP goes to this host, while TLS and HTTP keep the relay's own name.
+    """
+
+    headers: ExtraHeaders | Callable[[], ExtraHeaders] = ()
+    context: ssl.SSLContext | None = None
+    cert_name: str = ""
+    insecure_for_tests: bool = False
+    proxy: Proxy | None = None
+    environment: Mapping[str, str] | None = field(default_factory=lambda: dict(os.environ), repr=False)
+    dial_host: str = ""
+    force_websocket: bool = False
+    prefer_ipv6: bool = False
+
+    def extra_headers(self) -> ExtraHeaders:
+        """The headers for the attempt that begins now."""
+        return self.headers() if callable(self.headers) else self.headers
+
+
+@dataclass(frozen=True, slots=True)
+class RelayAddress:
+    """One relay, and what the one who names it knows about it."""
+
+    host: str
+    port: int
+    is_tls: bool = True
+    path: str = DEFAULT_PATH
+    ipv4: str = ""
+    ipv6: str = ""
+    cert_name: str = ""
+    insecure_for_tests: bool = False
+    force_websocket: bool = False
+    ideal_node: str = ""
+    """Name of the node the region would rather have us on; empty: this one."""
+    name: str = ""
+    """The node's name in the map, for messages."""
+
+    @classmethod
+    def from_url(cls, url: str, options: DialOptions) -> "RelayAddress":
+        """`https://host[:port][/path]`; http, ws and wss too, where the latter two force a websocket.
+
+        Without a path `/derp` is meant.  Raises ConfigError.
+        """
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError as error:
+            raise ConfigError(f"relay URL {url!r}: {error}") from None
+        if parts.scheme not in ("http", "https", "ws", "wss") or not parts.hostname:
+            raise ConfigError(f"relay URL {url!r}: must look like https://relay.example/derp")
+        if parts.username is not None:
+            raise ConfigError("a relay URL holds no user and password: send a token as a header instead")
+        is_tls = parts.scheme in ("https", "wss")
+        path = parts.path if parts.path.strip("/") else DEFAULT_PATH
+        return cls(
+            host=parts.hostname,
+            port=port or (443 if is_tls else 80),
+            is_tls=is_tls,
+            path=f"{path}?{parts.query}" if parts.query else path,
+            cert_name=options.cert_name,
+            insecure_for_tests=options.insecure_for_tests,
+            force_websocket=parts.scheme in ("ws", "wss"),
+        )
+
+    def host_header(self) -> str:
+        """With the port unless it is the scheme's own."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == (443 if self.is_tls else 80) else f"{host}:{self.port}"
+
+    def label(self) -> str:
+        """For messages: the URL, and the node's name."""
+        url = f"{'https' if self.is_tls else 'http'}://{self.host_header()}{self.path}"
+        return f"{url} (node {self.name})" if self.name else url
+
+
+@dataclass(slots=True)
+class Dialled:
+    """A stream on which DERP may begin.
+
+    received: bytes of the relay that came behind its answer.  server_key: from the meta certificate; then `unsent` is
+    the request that must go out together with the ClientInfo, and `http` reads a refusal if one comes instead.
+    websocket_reason: why a websocket, for the user and for the next attempt; empty if it is none or was asked for.
+    """
+
+    address: RelayAddress
+    stream: trio.abc.Stream
+    carrier: Carrier
+    received: bytes = b""
+    unsent: bytes = b""
+    server_key: bytes | None = None
+    http: ClientHttp | None = None
+    tls_version: str = ""
+    websocket_reason: str = ""
+
+
+async def dial_relay(
+    address: RelayAddress,
+    options: DialOptions,
+    *,
+    timeout_seconds: float,
+    tcp_seconds: float | None = None,
+    websocket_reason: str = "",
+) -> Dialled:
+    """Reach one relay.  `tcp_seconds` bounds TCP alone; `websocket_reason`: why an earlier attempt needed a websocket.
+
+    Raises ConnectError, TransportTimeout or ConfigError; nothing stays open then.
+    """
+    with mapped_errors(f"connect to {address.label()} within {timeout_seconds:g} s", connecting=True):
+        with trio.fail_after(timeout_seconds):
+            if options.force_websocket or address.force_websocket or websocket_reason:
+                return await _dial_websocket(address, options, tcp_seconds, websocket_reason)
+            dialled = await _dial_derp(address, options, tcp_seconds)
+            if isinstance(dialled, Dialled):
+                return dialled
+            try:
+                return await _dial_websocket(address, options, tcp_seconds, dialled)
+            except ConnectError as error:
+                raise ConnectError(f"{address.label()}: {dialled}; then {error}") from error
+
+
+def refusal_of(response: Response) -> Answer:
+    """What an HTTP answer to `Upgrade: DERP` means, with what its body tells a human."""
+    answer = judge_derp_answer(response.status, response.headers)
+    said = _said(response)
+    return Answer(answer.kind, f"{answer.reason}, which says {said!r}") if said and answer.reason else answer
+
+
+async def _dial_derp(address: RelayAddress, options: DialOptions, tcp_seconds: float | None) -> Dialled | str:
+    """A stream, or the reason why a websocket should be tried."""
+    stream, tls_version, alpn, server_key = await _open_stream(address, options, tcp_seconds)
+    try:
+        if alpn == "h2":
+            await trio.aclose_forcefully(stream)
+            return "the other side chose HTTP/2, which has no Upgrade"
+        http = ClientHttp(max_body_bytes=_MAX_PAGE_BYTES, head_only=True)
+        headers = derp_request_headers(
+            address.host_header(),
+            fast_start=server_key is not None,
+            ideal_node=address.ideal_node,
+            extra=options.extra_headers(),
+        )
+        request = http.send_request("GET", address.path, headers)
+        if server_key is not None:
+            return Dialled(
+                address,
+                stream,
+                Carrier.DERP_FAST_START,
+                unsent=request,
+                server_key=server_key,
+                http=http,
+                tls_version=tls_version,
+            )
+        with mapped_errors(f"upgrade at {address.label()}", connecting=True):
+            response = await exchange(stream, http, request)
+        answer = refusal_of(response)
+        if answer.kind is AnswerKind.UPGRADED:
+            return Dialled(address, stream, Carrier.DERP, received=http.trailing_data(), tls_version=tls_version)
+        await trio.aclose_forcefully(stream)
+        if answer.kind is AnswerKind.TRY_WEBSOCKET:
+            return answer.reason
+        raise ConnectError(f"{address.label()}: {answer.reason}")
+    except BaseException:
+        await trio.aclose_forcefully(stream)
+        raise
+
+
+async def _dial_websocket(
+    address: RelayAddress, options: DialOptions, tcp_seconds: float | None, reason: str
+) -> Dialled:
+    stream, tls_version, _, _ = await _open_stream(address, options, tcp_seconds)
+    try:
+        websocket = await open_websocket(
+            stream,
+            host=address.host_header(),
+            target=address.path,
+            label=address.label(),
+            extra_headers=options.extra_headers(),
+        )
+    except BaseException:
+        await trio.aclose_forcefully(stream)
+        raise
+    return Dialled(address, websocket, Carrier.WEBSOCKET, tls_version=tls_version, websocket_reason=reason)
+
+
+async def _open_stream(
+    address: RelayAddress, options: DialOptions, tcp_seconds: float | None
+) -> tuple[trio.abc.Stream, str, str | None, bytes | None]:
+    """Up to TLS: (stream, TLS version, ALPN, relay key from the meta certificate)."""
+    host = options.dial_host or address.host
+    remaining = trio.current_effective_deadline() - trio.current_time()
+    proxy = options.proxy
+    if proxy is None and options.environment is not None:
+        proxy = proxy_from_environment(address.is_tls, host, address.port, options.environment)
+    stream: trio.abc.Stream
+    if proxy is not None:
+        # Not held to the time for TCP: a proxy needs its own, and there is no other way to the next node either.
+        stream = await dial_through(
+            proxy, host, address.port, timeout_seconds=remaining, prefer_ipv6=options.prefer_ipv6
+        )
+    else:
+        target = TcpTarget(host, address.port, ipv4=address.ipv4, ipv6=address.ipv6)
+        seconds = min(tcp_seconds or remaining, remaining)
+        stream = await dial_tcp(target, timeout_seconds=seconds, prefer_ipv6=options.prefer_ipv6)
+    if not address.is_tls:
+        return stream, "", None, None
+    trust = TlsTrust(address.host, address.cert_name, address.insecure_for_tests, options.context)
+    tls, facts = await start_tls(stream, trust, address.label())
+    return tls, facts.version, facts.alpn, facts.server_key
+
+
+def _said(response: Response) -> str:
+    """The title of a page or the first line of a text, at most 100 characters, printable."""
+    if response.status == 101:
+        return ""
+    text = response.body.decode("utf-8", "replace")
+    title = re.search(r"<title[^>]*>([^<]*)", text, re.IGNORECASE)
+    if title is not None:
+        text = html.unescape(title[1])
+    elif not response.headers.get("content-type", "").startswith("text/plain"):
+        return ""
+    first_line = next((line for line in text.strip().splitlines() if line.strip()), "")
+    return "".join(character for character in first_line if character.isprintable()).strip()[:100]
