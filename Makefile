@@ -3,6 +3,7 @@ PYTHON3 ?= $(shell command -v python3.11 || command -v python3)
 PYTHON ?= .venv/bin/python
 SERVE ?= .venv/bin/derp serve --dev --listen 127.0.0.1:3340
 READY := .venv/.ready
+LOCK := .venv/bin/uv pip compile --quiet --generate-hashes --no-emit-index-url --python-version 3.11
 step = @printf '== %s\n' $(1)
 .PHONY: serve test install style types tests bench fmt lock proto derp-vectors clean
 
@@ -10,9 +11,8 @@ serve: $(READY)
 	$(SERVE)
 test: style types tests
 install: $(READY)
-# Wheels with known hashes only; our own package is linked, not copied.
 $(READY): requirements.lock pyproject.toml
-	$(call step,'virtual environment .venv with the versions of requirements.lock')
+	$(call step,'.venv: the wheels of requirements.lock; our own package is linked')
 	@$(PYTHON3) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: set PYTHON3")'
 	$(PYTHON3) -m venv .venv
 	$(PYTHON) -m pip install --quiet --require-hashes -r requirements.lock
@@ -35,7 +35,8 @@ fmt: $(READY)
 	$(PYTHON) -m ruff format . && $(PYTHON) -m ruff check --fix .
 # UPGRADE=--upgrade takes the newest versions, without it only what pyproject.toml newly asks for.
 lock: $(READY)
-	.venv/bin/uv pip compile --quiet --all-extras --generate-hashes --no-emit-index-url --python-version 3.11 $(UPGRADE) -o requirements.lock pyproject.toml
+	$(LOCK) --all-extras $(UPGRADE) -o requirements.lock pyproject.toml
+	$(LOCK) --extra build --constraint requirements.lock -o deploy/requirements.lock pyproject.toml
 proto:  # the classes of tailnet/proto/*.proto; OUT is for the test that compares
 	$(PYTHON) -m grpc_tools.protoc -I tailnet/proto/generated=tailnet/proto --python_out=$(or $(OUT),.) --pyi_out=$(or $(OUT),.) tailnet/proto/tailnet.proto tailnet/proto/agent.proto
 derp-vectors:  # DERP's golden vectors anew from the genuine packages; boxes and masks differ from run to run

@@ -211,9 +211,7 @@ def _say_what_is_served(server: "RelayServer", config: RelayConfig, as_json: boo
     if snippet is not None:
         console.print("its certificate is self-signed; clients need this DERP map, which pins it:")
         console.print(json.dumps(snippet, indent=2))
-    if console.is_terminal:
-        _say_what_to_try(console, server)
-    sys.stdout.flush()
+    _say_what_to_try(console, server)
 
 
 def _say_what_to_try(console: Console, server: "RelayServer") -> None:
