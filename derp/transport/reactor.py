@@ -8,6 +8,7 @@ Sessions are in server/session.py and tailnet/server; sockets in links.py.
 
 import select
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -163,6 +164,9 @@ class Reactor:
         while True:
             await trio.lowlevel.checkpoint()
             self._is_trio_ready = False
+            if not loop.is_ours_alone():  # tasks of this pass may still be waiting behind us for their turn
+                self.serve_ready()
+                continue
             for _ in range(_MAX_ROUNDS):
                 wait = loop.seconds_to_spare()
                 if wait <= 0:
@@ -273,6 +277,17 @@ class Reactor:
         return self.now
 
 
+class _RunQueue(deque[Any]):
+    """Trio's queue of runnable tasks.  It also tells how many tasks the current pass has: trio copies and clears it
+    when a pass begins, so that tasks later in the same pass are in no queue at all."""
+
+    in_pass = 0
+
+    def clear(self) -> None:
+        self.in_pass = len(self)
+        super().clear()
+
+
 class _TrioLoop:
     """What the reactor must know of trio's own loop to wait in its place.
 
@@ -287,10 +302,14 @@ class _TrioLoop:
         if type(runner.clock).__name__ != "SystemClock":
             raise AttributeError("a clock of tests")
         self.descriptor: int = runner.io_manager._epoll.fileno()
-        self._runnable = runner.runq
+        self._runnable = runner.runq = _RunQueue(runner.runq)
         self._next_deadline: Callable[[], float] = runner.deadlines.next_deadline
         self._clock: Callable[[], float] = runner.clock.current_time
         self.seconds_to_spare()
+
+    def is_ours_alone(self) -> bool:
+        """Whether the pass of trio's loop that runs now has no task but the one that asks."""
+        return self._runnable.in_pass <= 1
 
     def seconds_to_spare(self) -> float:
         """How long trio has nothing to do but wait; 0 when it has."""
