@@ -34,7 +34,8 @@ def busy_client() -> bytes:
     return b"".join(client.data_to_send())
 
 
-WIRES = [recorded_client(), busy_client()]
+WIRES = {"recorded": recorded_client(), "busy": busy_client()}
+NAMES = st.sampled_from(sorted(WIRES))
 
 
 def perturb(wire: bytes, seed: int) -> bytes:
@@ -84,9 +85,9 @@ def serve(wire: bytes, sizes: list[int], *, answer: bool) -> tuple[list[Any], st
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.sampled_from(WIRES), st.integers(0, 1 << 32), st.lists(st.integers(1, 5000), max_size=5))
-def test_perturbed_bytes_raise_nothing_but_remote_faults(wire: bytes, seed: int, sizes: list[int]) -> None:
-    serve(perturb(wire, seed), sizes, answer=True)
+@given(NAMES, st.integers(0, 1 << 32), st.lists(st.integers(1, 5000), max_size=5))
+def test_perturbed_bytes_raise_nothing_but_remote_faults(name: str, seed: int, sizes: list[int]) -> None:
+    serve(perturb(WIRES[name], seed), sizes, answer=True)
 
 
 @settings(max_examples=150, deadline=None)
@@ -96,21 +97,23 @@ def test_noise_raises_nothing_but_remote_faults(noise: bytes, sizes: list[int]) 
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.sampled_from(WIRES), st.lists(st.integers(1, 3000), min_size=1, max_size=8))
-def test_how_the_bytes_are_cut_changes_nothing(wire: bytes, sizes: list[int]) -> None:
+@given(NAMES, st.lists(st.integers(1, 3000), min_size=1, max_size=8))
+def test_how_the_bytes_are_cut_changes_nothing(name: str, sizes: list[int]) -> None:
+    wire = WIRES[name]
     # Without answers: an answer sent before a Close arrives makes that Close no news.
     assert serve(wire, sizes, answer=False) == serve(wire, [1 << 30], answer=False)
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.sampled_from(WIRES), st.integers(0, 1 << 32), st.lists(st.integers(1, 200), min_size=1, max_size=8))
-def test_nor_does_it_change_why_a_session_is_refused(wire: bytes, seed: int, sizes: list[int]) -> None:
-    broken = perturb(wire, seed)
+@given(NAMES, st.integers(0, 1 << 32), st.lists(st.integers(1, 200), min_size=1, max_size=8))
+def test_nor_does_it_change_why_a_session_is_refused(name: str, seed: int, sizes: list[int]) -> None:
+    broken = perturb(WIRES[name], seed)
     events, reason = serve(broken, sizes, answer=False)
     whole_events, whole_reason = serve(broken, [1 << 30], answer=False)
     assert reason == whole_reason
-    if not reason:
-        assert len(events) == len(whole_events)
+    # A fault voids what arrived with it in one piece, so larger pieces may tell less; never more.
+    words = {(kind, call_id) for kind, call_id, _ in events}
+    assert words >= {(kind, call_id) for kind, call_id, _ in whole_events}
 
 
 @settings(max_examples=150, deadline=None)

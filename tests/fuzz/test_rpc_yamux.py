@@ -64,7 +64,8 @@ class TwoSessions(RuleBasedStateMachine):
                 self.sides[side].send_data(stream_id, [payload])
             except LocalProtocolError:
                 return
-            assert direction.lost or direction.ended  # only a stream that is gone swallows bytes
+            # Only a stream that is gone swallows bytes: reset, or closed by both.
+            assert direction.lost or self.streams[stream_id][1 - side].ended
         elif self.sides[side].send_data(stream_id, [payload[:3], payload[3:]]):
             direction.written += payload
 
