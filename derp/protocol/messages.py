@@ -188,7 +188,9 @@ PlainMessage: TypeAlias = (
     | Health
     | Restarting
 )
-Message: TypeAlias = PlainMessage | ClientInfo | ServerInfo | UnknownFrame
+# What the parsers return; a frame that is not skipped can be encoded again.
+ParsedMessage: TypeAlias = PlainMessage | UnknownFrame
+Message: TypeAlias = ParsedMessage | ClientInfo | ServerInfo
 
 
 def encode(message: PlainMessage) -> bytes:
@@ -227,13 +229,13 @@ def encode(message: PlainMessage) -> bytes:
     assert_never(message)
 
 
-def parse_from_client(frame_type: int, payload: Payload) -> Message:
+def parse_from_client(frame_type: int, payload: Payload) -> ParsedMessage:
     """What a relay reads after the handshake.  RemoteProtocolError where the genuine relay closes the connection."""
     parse = _FROM_CLIENT.get(frame_type)
     return parse(payload) if parse is not None else UnknownFrame(frame_type, len(payload))
 
 
-def parse_from_server(frame_type: int, payload: Payload) -> Message:
+def parse_from_server(frame_type: int, payload: Payload) -> ParsedMessage:
     """What a client reads.  ServerInfo is boxed, so it is unknown here: see handshake.open_server_info.
 
     RemoteProtocolError only for a frame above 1 MiB, which the genuine client refuses whatever its type.
@@ -299,13 +301,13 @@ def _peer_present_payload(message: PeerPresent) -> bytes:
 # --- what a relay reads: a wrong length is an error ---
 
 
-def _send_packet(payload: Payload) -> Message:
+def _send_packet(payload: Payload) -> ParsedMessage:
     if not KEY_BYTES <= len(payload) <= MAX_SEND_BYTES:
         raise RemoteProtocolError(f"SendPacket of {len(payload)} bytes, must be {KEY_BYTES} to {MAX_SEND_BYTES}")
     return SendPacket(bytes(payload[:KEY_BYTES]), bytes(payload[KEY_BYTES:]))
 
 
-def _forward_packet(payload: Payload) -> Message:
+def _forward_packet(payload: Payload) -> ParsedMessage:
     if not 2 * KEY_BYTES <= len(payload) <= MAX_FORWARD_BYTES:
         raise RemoteProtocolError(
             f"ForwardPacket of {len(payload)} bytes, must be {2 * KEY_BYTES} to {MAX_FORWARD_BYTES}"
@@ -315,38 +317,38 @@ def _forward_packet(payload: Payload) -> Message:
     )
 
 
-def _note_preferred(payload: Payload) -> Message:
+def _note_preferred(payload: Payload) -> ParsedMessage:
     if len(payload) != 1:
         raise RemoteProtocolError(f"NotePreferred of {len(payload)} bytes, must be 1")
     return NotePreferred(payload[0] != 0)
 
 
-def _watch_conns(payload: Payload) -> Message:
+def _watch_conns(payload: Payload) -> ParsedMessage:
     if len(payload) != 0:
         raise RemoteProtocolError(f"WatchConns of {len(payload)} bytes, must be empty")
     return WatchConns()
 
 
-def _close_peer(payload: Payload) -> Message:
+def _close_peer(payload: Payload) -> ParsedMessage:
     if len(payload) != KEY_BYTES:
         raise RemoteProtocolError(f"ClosePeer of {len(payload)} bytes, must be {KEY_BYTES}")
     return ClosePeer(bytes(payload))
 
 
-def _client_ping(payload: Payload) -> Message:
+def _client_ping(payload: Payload) -> ParsedMessage:
     if not MIN_PING_BYTES <= len(payload) <= MAX_PING_BYTES:
         raise RemoteProtocolError(f"Ping of {len(payload)} bytes, must be {MIN_PING_BYTES} to {MAX_PING_BYTES}")
     return Ping(bytes(payload[:PING_BYTES]))
 
 
-def _client_pong(payload: Payload) -> Message:
+def _client_pong(payload: Payload) -> ParsedMessage:
     # The genuine relay never pings, so to it every Pong is an unknown frame of any length.
     if len(payload) < PING_BYTES:
         return UnknownFrame(FrameType.PONG, len(payload))
     return Pong(bytes(payload[:PING_BYTES]))
 
 
-_FROM_CLIENT: Final[dict[int, Callable[[Payload], Message]]] = {
+_FROM_CLIENT: Final[dict[int, Callable[[Payload], ParsedMessage]]] = {
     FrameType.SEND_PACKET: _send_packet,
     FrameType.FORWARD_PACKET: _forward_packet,
     FrameType.NOTE_PREFERRED: _note_preferred,
@@ -360,16 +362,16 @@ _FROM_CLIENT: Final[dict[int, Callable[[Payload], Message]]] = {
 # --- what a client reads: too short is skipped, too long is the future ---
 
 
-def _recv_packet(payload: Payload) -> Message:
+def _recv_packet(payload: Payload) -> ParsedMessage:
     return RecvPacket(bytes(payload[:KEY_BYTES]), bytes(payload[KEY_BYTES:]))
 
 
-def _peer_gone(payload: Payload) -> Message:
+def _peer_gone(payload: Payload) -> ParsedMessage:
     # Relays before the reason byte sent the key alone, and meant "disconnected".
     return PeerGone(bytes(payload[:KEY_BYTES]), payload[KEY_BYTES] if len(payload) > KEY_BYTES else 0)
 
 
-def _peer_present(payload: Payload) -> Message:
+def _peer_present(payload: Payload) -> ParsedMessage:
     key = bytes(payload[:KEY_BYTES])
     flags_at = KEY_BYTES + _ENDPOINT.size
     if len(payload) < flags_at:
@@ -386,12 +388,12 @@ def _peer_present(payload: Payload) -> Message:
     return PeerPresent(key, address, port, flags)
 
 
-def _restarting(payload: Payload) -> Message:
+def _restarting(payload: Payload) -> ParsedMessage:
     return Restarting(*_RESTARTING.unpack_from(payload))
 
 
 # Frame type: the shortest form a client takes, and its parser.
-_FROM_SERVER: Final[dict[int, tuple[int, Callable[[Payload], Message]]]] = {
+_FROM_SERVER: Final[dict[int, tuple[int, Callable[[Payload], ParsedMessage]]]] = {
     FrameType.RECV_PACKET: (KEY_BYTES, _recv_packet),
     FrameType.KEEP_ALIVE: (0, lambda _: KeepAlive()),
     FrameType.PEER_GONE: (KEY_BYTES, _peer_gone),

@@ -5,10 +5,12 @@ printed as hex; `--input <hex>` runs it again, and it belongs into the tests of 
 """
 
 import argparse
+import importlib
 import itertools
 import random
 import sys
 import time
+from typing import Any
 
 from tests.fuzz.derp_targets import TARGETS, Target, mutate
 
@@ -16,7 +18,7 @@ from tests.fuzz.derp_targets import TARGETS, Target, mutate
 def run_atheris(target: Target, seconds: float) -> bool:
     """False: atheris is not installed."""
     try:
-        import atheris
+        atheris: Any = importlib.import_module("atheris")
     except ImportError:
         return False
     atheris.instrument_all()
