@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"net"
 	"net/http"
@@ -237,6 +238,23 @@ func stunVectors() (requests []stunRequest, responses []stunResponse) {
 	ask("software as unknown type", changed(21, 0x23))
 	ask("bad fingerprint", changed(39, 0))
 	ask("fingerprint as unknown type", changed(33, 0x29))
+	// The same faults under a right fingerprint: each must be noticed for itself.
+	resealed := func(datagram []byte) []byte {
+		body := datagram[:len(datagram)-8]
+		sum := crc32.ChecksumIEEE(body) ^ 0x5354554e
+		return binary.BigEndian.AppendUint32(append(bytes.Clone(body), 0x80, 0x28, 0, 4), sum)
+	}
+	ask("good, resealed", resealed(good))
+	ask("not a request, resealed", resealed(changed(0, 1)))
+	ask("another method, resealed", resealed(changed(1, 2)))
+	ask("top bits set, resealed", resealed(changed(0, 0xc0)))
+	ask("no cookie, resealed", resealed(changed(4, 0)))
+	ask("another length, resealed", resealed(changed(3, 0x15)))
+	ask("other software, resealed", resealed(changed(24, 'T')))
+	ask("software as unknown type, resealed", resealed(changed(21, 0x23)))
+	ask("software longer than the rest, resealed", resealed(changed(23, 0x80)))
+	ask("padded software before, resealed", resealed(append(append(bytes.Clone(good[:20]), 0x80, 0x22, 0, 3, 'f', 'o', 'o', 0), good[20:]...)))
+	ask("no software, resealed", resealed(append(bytes.Clone(good[:20]), good[32:]...)))
 
 	answer := func(name string, datagram []byte) {
 		response := stunResponse{Name: name, Hex: hex.EncodeToString(datagram)}
@@ -261,6 +279,10 @@ func stunVectors() (requests []stunRequest, responses []stunResponse) {
 	answer("cut short", four[:31])
 	answer("bytes after the end", append(bytes.Clone(four), 1, 2, 3))
 	answer("a request", good)
+	answer("an empty attribute at the end", edited(append(bytes.Clone(four), 0x80, 0x99, 0, 0), map[int]byte{3: 16}))
+	answer("half an attribute at the end", edited(append(bytes.Clone(four), 0x80, 0x99), map[int]byte{3: 14}))
+	answer("no cookie", edited(four, map[int]byte{4: 0}))
+	answer("top bits set", edited(four, map[int]byte{0: 0xc1}))
 	answer("an error", edited(four, map[int]byte{0: 1, 1: 0x11}))
 	answer("early number of the attribute", edited(four, map[int]byte{20: 0x80}))
 	answer("plain address", edited(four, map[int]byte{20: 0, 21: 1}))
