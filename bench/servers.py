@@ -1,7 +1,5 @@
 """Starts what the benches measure: our relay, the genuine derper, the floor; one process each, ended by its pid."""
 
-import datetime
-import ipaddress
 import resource
 import signal
 import socket
@@ -14,13 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
-
 from bench.cases import Carrier
 from tests.support.gobuild import ROOT
+from tests.support.manual_certificates import write_certificate
 from tests.support.relay_command import HOST, command_line
 
 SERVERS = ("ours", "derper", "floor")
@@ -75,7 +69,7 @@ def _command(name: str, carrier: Carrier, folder: Path, port: int) -> list[str]:
     certificates = folder / "certs"
     if tls:  # all of them present the same kind of certificate, P-256 and self-signed
         certificates.mkdir()
-        write_certificate(certificates / f"{HOST}.crt", certificates / f"{HOST}.key")
+        write_certificate(certificates, HOST)
     if name == "floor":
         command = [sys.executable, str(ROOT / "bench" / "floor.py"), "--listen", f"{HOST}:{port}"]
         if tls:
@@ -88,31 +82,6 @@ def _command(name: str, carrier: Carrier, folder: Path, port: int) -> list[str]:
 
 
 OURS_UNLIMITED = ("--accept-connection-limit=1000000", "--accept-connection-burst=1000000")
-
-
-def write_certificate(certificate: Path, key: Path) -> None:
-    """A self-signed P-256 certificate for 127.0.0.1."""
-    private = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, HOST)])
-    now = datetime.datetime.now(datetime.UTC)
-    signed = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(private.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(days=30))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(HOST))]), critical=False)
-        .sign(private, hashes.SHA256())
-    )
-    certificate.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
-    key.touch(mode=0o600)
-    key.write_bytes(
-        private.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-    )
 
 
 def _free_port() -> int:

@@ -15,11 +15,18 @@ HOST = "127.0.0.1"
 
 
 def command_line(
-    kind: RelayKind, folder: Path, port: int, *, tls: bool = False, mesh_key: str = "", stun_port: int = 0
+    kind: RelayKind,
+    folder: Path,
+    port: int,
+    *,
+    tls: bool = False,
+    hostname: str = HOST,
+    mesh_key: str = "",
+    stun_port: int = 0,
 ) -> list[str]:
     """The argument vector for one relay on 127.0.0.1:port that keeps all its files in `folder`.  Raises GoMissing."""
     start = [str(build(DERPER))] if kind == "genuine" else [sys.executable, "-m", "derp", "serve"]
-    arguments = [f"--a={HOST}:{port}", f"--c={folder / 'derper.key'}", f"--hostname={HOST}", "--http-port=-1"]
+    arguments = [f"--a={HOST}:{port}", f"--c={folder / 'derper.key'}", f"--hostname={hostname}", "--http-port=-1"]
     arguments.append(f"--stun-port={stun_port}" if stun_port else "--stun=false")
     if tls:
         arguments += ["--certmode=manual", f"--certdir={folder / 'certs'}"]

@@ -19,6 +19,7 @@ from pathlib import Path
 import trio
 
 from tests.support.gobuild import DERPER, ROOT
+from tests.support.manual_certificates import write_certificate
 from tests.support.peers import Node, require
 from tests.support.relay_command import HOST, RelayKind, command_line
 
@@ -66,16 +67,28 @@ class Relay:
 
 @asynccontextmanager
 async def open_relay(
-    kind: RelayKind, *, tls: bool = False, mesh_key: str = "", stun: bool = False, extra: tuple[str, ...] = ()
+    kind: RelayKind,
+    *,
+    tls: bool = False,
+    hostname: str = HOST,
+    mesh_key: str = "",
+    stun: bool = False,
+    extra: tuple[str, ...] = (),
 ) -> AsyncIterator[Relay]:
-    """Start one relay and stop it at the end.  `extra` are more flags.  Raises RelayFailed."""
+    """Start one relay and stop it at the end.  Raises RelayFailed, also when it does not stop as it is told.
+
+    With TLS and an IP address as `hostname` the relay makes its own certificate; a name gets one.  `extra`: more flags.
+    """
     with tempfile.TemporaryDirectory(prefix="relay-") as name:
         folder = Path(name)
         port = free_port(socket.SOCK_STREAM)
         stun_port = free_port(socket.SOCK_DGRAM) if stun else 0
         if kind == "genuine":
             require(DERPER)
-        command = command_line(kind, folder, port, tls=tls, mesh_key=mesh_key, stun_port=stun_port)
+        if tls and hostname != HOST:
+            (folder / "certs").mkdir()
+            write_certificate(folder / "certs", hostname)
+        command = command_line(kind, folder, port, tls=tls, hostname=hostname, mesh_key=mesh_key, stun_port=stun_port)
         with (folder / "output").open("wb") as output:
             process = await trio.lowlevel.open_process(
                 [*command, *extra], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT
@@ -83,9 +96,11 @@ async def open_relay(
         relay = Relay(kind, port, stun_port, tls, process.pid, folder)
         try:
             await _wait_listening(process, relay)
-            yield await trio.to_thread.run_sync(_with_certificate, relay) if tls else relay
+            yield await trio.to_thread.run_sync(_with_certificate, relay, hostname) if tls else relay
         finally:
-            await _stop(process)
+            stopped = await _stop(process)
+        if not stopped:
+            raise RelayFailed(f"{kind} relay did not stop within {STOP_SECONDS:.0f} s of SIGTERM:\n{relay.output()}")
 
 
 def free_port(kind: socket.SocketKind) -> int:
@@ -110,9 +125,9 @@ async def _wait_listening(process: trio.Process, relay: Relay) -> None:
     raise RelayFailed(f"{relay.kind} relay did not listen (exit code {process.poll()}):\n{relay.output()}")
 
 
-def _with_certificate(relay: Relay) -> Relay:
+def _with_certificate(relay: Relay, hostname: str) -> Relay:
     """Ask the relay itself for its certificate, as an operator with openssl would."""
-    pem = ssl.get_server_certificate((HOST, relay.port), timeout=START_SECONDS)
+    pem = ssl.get_server_certificate((hostname, relay.port), timeout=START_SECONDS)
     path = relay.folder / "served.pem"
     path.write_text(pem)
     pin = f"sha256-raw:{hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem)).hexdigest()}"
@@ -125,12 +140,16 @@ def printed_pin(relay: Relay) -> str:
     return found.group() if found else ""
 
 
-async def _stop(process: trio.Process) -> None:
+async def _stop(process: trio.Process) -> bool:
+    """Whether it ended by itself."""
+    ended = False
     with trio.CancelScope(shield=True):
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
         with trio.move_on_after(STOP_SECONDS):
             await process.wait()
-            return
-        process.kill()
-        await process.wait()
+            ended = True
+        if not ended:
+            process.kill()
+            await process.wait()
+    return ended
