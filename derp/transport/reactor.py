@@ -74,8 +74,8 @@ class Reactor:
         self._epoll.register(fd, _IN)
 
     def unwatch(self, fd: int) -> None:
-        """Stop that; the descriptor stays open."""
-        if self._watched.pop(fd, None) is not None:
+        """Stop that; the descriptor stays open.  Once `run` has ended there is nothing left to stop."""
+        if self._watched.pop(fd, None) is not None and not self._epoll.closed:
             self._epoll.unregister(fd)
 
     def release(self, link: Link) -> None:
