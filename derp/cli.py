@@ -13,19 +13,22 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 
 import click
 import trio
 from rich.console import Console
 
-from derp.config import RelayConfig, load_config
+from derp.config import RelayConfig, load_config, load_private_key
 from derp.config.settings import REFUSED, SETTINGS
 from derp.errors import ConfigError, DerpError, KeyFormatError
-from derp.keys import NodePrivate
+from derp.keys import NodePrivate, NodePublic
 from derp.log import set_up_logging
 
 if TYPE_CHECKING:
+    from derp.client.client import DerpClient
+    from derp.client.dial import DialOptions
     from derp.server.server import RelayServer
 
 _log = logging.getLogger("derp.cli")
@@ -34,6 +37,7 @@ _log = logging.getLogger("derp.cli")
 # objects; the packet path makes none that need it, but logins would pay for looking through their elders again and
 # again.  Cycles are rare here (exceptions, mostly), so it may wait for more of them.
 _GC_THRESHOLDS: Final = (50_000, 20, 50)
+PING_INTERVAL_SECONDS: Final = 1.0
 _SWITCHES: Final = frozenset(
     [flag for setting in SETTINGS if setting.is_switch for flag in setting.flags]
     + [refused.flag for refused in REFUSED if refused.is_switch]
@@ -203,7 +207,7 @@ def _say_what_is_served(server: "RelayServer", config: RelayConfig, as_json: boo
             _print_json({"event": "map", "map": snippet})
         _print_json({"event": "serving", "public_key": key})
         return
-    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+    console = _console()
     for listening in server.listening:
         host = f"[{listening.host}]" if ":" in listening.host else listening.host
         console.print(f"listening on {host}:{listening.port} ({listening.kind})")
@@ -227,6 +231,115 @@ def _say_what_to_try(console: Console, server: "RelayServer") -> None:
 
 
 @cli.command()
+@click.argument("key", required=False)
+@click.option("--via", metavar="URL", required=True, help="the relay: https://relay.example, or http://host:3340")
+@click.option("--count", default=4, show_default=True, type=click.IntRange(1), help="how many pings")
+@click.option("--timeout", default=2.0, show_default=True, type=click.FloatRange(0.05, 60), help="seconds for each")
+@click.option("--answer", is_flag=True, help="be the one who answers: for `derp ping` elsewhere")
+@click.option("--key-file", metavar="FILE", help="come as this key, for relays that admit not everybody")
+@click.option("--pin", metavar="PIN", default="", help="the certificate's sha256-raw:<hex>, as in a map's CertName")
+@click.option("--websocket", is_flag=True, help="go by websocket at once")
+@click.option("--json", "as_json", is_flag=True, help="one JSON object a line")
+def ping(key: str | None, via: str, count: int, timeout: float, answer: bool, as_json: bool, **how: Any) -> None:
+    """Ask a relay how far away it is, and whether KEY (nodekey:...) is there.
+
+    A peer that runs `derp ping --answer` sends pings back; other nodes stay silent, but are known to be there, since
+    the relay would deny an absent one.  Exit status 0: the relay answered, and KEY is there if one was given.
+    """
+    from derp.client.dial import DialOptions
+
+    destination = NodePublic.parse(key).raw if key is not None else None
+    private = load_private_key(Path(how["key_file"])) if how["key_file"] else NodePrivate.generate()
+    options = DialOptions(cert_name=how["pin"], force_websocket=how["websocket"])
+    say = _print_json if as_json else _say_ping
+    if answer:
+        trio.run(_answer, via, private, options, say)
+        return
+    if not trio.run(_ping, destination, via, private, options, count, timeout, say):
+        sys.exit(1)
+
+
+async def _ping(
+    destination: bytes | None,
+    via: str,
+    private: NodePrivate,
+    options: "DialOptions",
+    count: int,
+    timeout: float,
+    say: Callable[[dict[str, Any]], None],
+) -> bool:
+    from derp.client.client import open_derp_client
+    from derp.client.ping import Presence, ping_peer
+
+    is_there = False
+    async with open_derp_client(via, private, options=options, app_name="derp ping") as client:
+        say(_relay_event(client, private))
+        for number in range(1, count + 1):
+            # A relay tells of absent keys once a second, so no faster; the first one goes out at once.
+            not_before = trio.current_time() + PING_INTERVAL_SECONDS
+            event: dict[str, Any] = {"event": "ping", "number": number, "relay_seconds": await client.ping(timeout)}
+            if destination is None:
+                is_there = True
+            else:
+                result = await ping_peer(client, destination, timeout)
+                is_there = is_there or result.presence is not Presence.ABSENT
+                event |= {"key": str(NodePublic(destination)), "presence": result.presence.value}
+                event |= {"seconds": result.seconds} if result.seconds is not None else {}
+            say(event)
+            if number < count:
+                await trio.sleep_until(not_before)
+    return is_there
+
+
+async def _answer(
+    via: str, private: NodePrivate, options: "DialOptions", say: Callable[[dict[str, Any]], None]
+) -> None:
+    from derp.client.client import open_derp_client
+    from derp.client.ping import answer_pings
+
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with open_derp_client(via, private, options=options, app_name="derp ping") as client:
+            say(_relay_event(client, private))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(answer_pings, client)
+                await anext(signals)
+                nursery.cancel_scope.cancel()
+
+
+def _relay_event(client: "DerpClient", private: NodePrivate) -> dict[str, Any]:
+    event = {
+        "event": "relay",
+        "url": client.address.label(),
+        "relay_key": str(NodePublic(client.server_key)),
+        "our_key": str(private.public()),
+        "carrier": client.carrier.value,
+        "tls": client.tls_version or None,
+    }
+    return event | ({"health": client.health} if client.health else {})
+
+
+def _say_ping(event: dict[str, Any]) -> None:
+    console = _console()
+    if event["event"] == "relay":
+        tls = f", {event['tls']}" if event["tls"] else ""
+        console.print(f"relay {event['url']} ({event['carrier']}{tls}) has {event['relay_key']}")
+        console.print(f"we are {event['our_key']}")
+        if "health" in event:
+            console.print(f"it says: {event['health']}", style="yellow")
+        return
+    relay = f"relay {event['relay_seconds'] * 1000:.2f} ms"
+    if "presence" not in event:
+        console.print(f"{event['number']}: {relay}", style="green")
+        return
+    text, style = {
+        "answered": (f"answered in {event.get('seconds', 0.0) * 1000:.2f} ms", "green"),
+        "silent": ("is there, and silent", "green"),
+        "absent": ("is not on this relay", "red"),
+    }[event["presence"]]
+    console.print(f"{event['number']}: {NodePublic.parse(event['key']).short()} {text}; {relay}", style=style)
+
+
+@cli.command()
 @click.option("--json", "as_json", is_flag=True, help="one JSON object")
 def genkey(as_json: bool) -> None:
     """Make a key pair; the private half is a secret.
@@ -239,6 +352,11 @@ def genkey(as_json: bool) -> None:
         return
     click.echo(json.dumps({"PrivateKey": private.text()}, indent="\t"))
     click.echo(f"public key {private.public()}", err=True)
+
+
+def _console(*, stderr: bool = False) -> Console:
+    """Plain lines, never wrapped or marked up; colour only on a terminal."""
+    return Console(stderr=stderr, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 def _print_json(document: dict[str, Any]) -> None:
@@ -254,8 +372,9 @@ def _only_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 
 def _fail(error: BaseException) -> NoReturn:
+    if isinstance(error, KeyboardInterrupt):
+        sys.exit(130)
     if not isinstance(error, DerpError):
         raise error
-    console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
-    console.print(f"derp: {error}", style="red")
+    _console(stderr=True).print(f"derp: {error}", style="red")
     sys.exit(2 if isinstance(error, ConfigError | KeyFormatError) else 1)

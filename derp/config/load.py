@@ -121,6 +121,17 @@ def load_config(
     return _build(given, resource.getrlimit(resource.RLIMIT_NOFILE)[1] if open_files is None else open_files)
 
 
+def load_private_key(path: Path) -> NodePrivate:
+    """Read a key file in derper's form.  Raises ConfigError, whose text holds nothing of the key."""
+    text = _go_field(_read_json_object(path, "private key"), "PrivateKey")
+    if not isinstance(text, str):
+        raise ConfigError(f'{path}: PrivateKey: is missing: the file should read {{"PrivateKey": "privkey:..."}}')
+    try:
+        return NodePrivate.parse(text)
+    except KeyFormatError as error:
+        raise ConfigError(f"{path}: PrivateKey: {error}") from None
+
+
 def load_rate_config(path: Path) -> RateConfig:
     """Read limits per client in derper's form.  Raises ConfigError, also when called again on SIGHUP."""
     document = _read_json_object(path)
@@ -346,13 +357,7 @@ def _read_private_key(path: Path, given: _Settings) -> NodePrivate:
     if not path.exists():
         raise FileNotFoundError
     _warn_if_readable(path, given)
-    text = _go_field(_read_json_object(path, "private key"), "PrivateKey")
-    if not isinstance(text, str):
-        raise ConfigError(f'{path}: PrivateKey: is missing: the file should read {{"PrivateKey": "privkey:..."}}')
-    try:
-        return NodePrivate.parse(text)
-    except KeyFormatError as error:
-        raise ConfigError(f"{path}: PrivateKey: {error}") from None
+    return load_private_key(path)
 
 
 def _create_key_file(path: Path, key: NodePrivate) -> None:

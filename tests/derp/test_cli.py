@@ -59,6 +59,12 @@ class Served:
         return events
 
 
+def _few_files() -> None:
+    """What a shell gives: 1,024 files, though more are allowed."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+
+
 @asynccontextmanager
 async def serving(*arguments: str, environ: dict[str, str] | None = None) -> AsyncIterator[Served]:
     process = await trio.lowlevel.open_process(
@@ -66,6 +72,7 @@ async def serving(*arguments: str, environ: dict[str, str] | None = None) -> Asy
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         env=ENVIRONMENT | (environ or {}),
+        preexec_fn=_few_files,
     )
     try:
         with trio.fail_after(30):
@@ -199,23 +206,32 @@ async def test_as_many_files_as_allowed() -> None:
     async with serving(*DEV, "--json") as served:
         await served.events()
         soft, hard = resource.prlimit(served.process.pid, resource.RLIMIT_NOFILE)
-        assert soft == hard
+        assert soft == hard > 1024
 
 
-async def test_people_are_told_what_to_try_programs_are_not() -> None:
+async def test_people_are_told_what_to_try_and_see_colour_on_a_terminal_only() -> None:
     reader, writer = os.openpty()
-    process = await trio.lowlevel.open_process(
-        [sys.executable, "-m", "derp", *DEV], stdout=writer, stderr=subprocess.DEVNULL, env=ENVIRONMENT
-    )
-    os.close(writer)
-    shown = b""
-    with trio.fail_after(30):
-        while b"derp ping" not in shown:
-            shown += await trio.to_thread.run_sync(os.read, reader, 4096)
-        process.terminate()
-        await process.wait()
-    os.close(reader)
-    assert b"/healthz" in shown
+    environ = {name: text for name, text in ENVIRONMENT.items() if name not in ("NO_COLOR", "TERM")} | {"TERM": "xterm"}
+    with os.fdopen(reader, "rb", buffering=0) as terminal:
+        process = await trio.lowlevel.open_process(
+            [sys.executable, "-m", "derp", *DEV], stdout=writer, stderr=subprocess.DEVNULL, env=environ
+        )
+        os.close(writer)
+        try:
+            shown = b""
+            with trio.fail_after(30):
+                while b"derp ping" not in shown:
+                    await trio.lowlevel.wait_readable(terminal)
+                    shown += terminal.read(4096)
+        finally:
+            process.kill()
+            await process.wait()
+    assert b"\x1b[1m" in shown
+    async with serving(*DEV) as served:
+        lines = [await served.line() for _ in range(7)]
+    assert lines[3] == "try:"
+    assert "/healthz" in lines[4]
+    assert "derp ping --via http://127.0.0.1:" in lines[6]
 
 
 class Relay:
@@ -255,6 +271,70 @@ async def test_the_first_signal_drains_the_second_leaves_at_once(patient: bool) 
                 await say.send(signal.SIGINT)
     assert relay.reloads == 2
     assert relay.was_cut_off is not patient
+
+
+# ping.
+
+
+async def run_ping(*arguments: str) -> tuple[int, list[dict[str, Any]], str]:
+    """Exit status, JSON lines and stderr of one `derp ping --json`."""
+    done = await trio.run_process(
+        [sys.executable, "-m", "derp", "ping", "--json", *arguments],
+        capture_stdout=True,
+        capture_stderr=True,
+        check=False,
+        env=ENVIRONMENT,
+    )
+    return done.returncode, [json.loads(line) for line in done.stdout.splitlines()], done.stderr.decode()
+
+
+async def test_ping_finds_who_is_there_over_tls_with_a_pin(tmp_path: Path) -> None:
+    key = NodePrivate.generate()
+    (tmp_path / "key").write_text(json.dumps({"PrivateKey": key.text()}))
+    async with serving(*DEV, "--json", "--tls-self-signed", "--http-port=-1") as relay:
+        listening, _, derp_map, _ = await relay.events()
+        via = [f"--via=https://127.0.0.1:{listening['port']}"]
+        via.append(f"--pin={derp_map['map']['Regions']['900']['Nodes'][0]['CertName']}")
+        async with serving("ping", "--answer", f"--key-file={tmp_path / 'key'}", "--json", *via) as answering:
+            assert json.loads(await answering.line())["our_key"] == str(key.public())
+            status, (first, *pings), _ = await run_ping(str(key.public()), "--count=1", *via)
+            assert status == 0
+            assert first["carrier"] == "derp-fast-start"
+            assert [(event["presence"], event["number"]) for event in pings] == [("answered", 1)]
+            assert 0 < pings[0]["seconds"] < 2
+            answering.process.send_signal(signal.SIGINT)
+            assert await answering.process.wait() == 0
+        status, (_, gone), _ = await run_ping(str(key.public()), "--count=1", "--websocket", *via)
+        assert status == 1
+        assert gone["presence"] == "absent"
+        status, events, error = await run_ping(via[0])
+        assert (status, events) == (1, [])
+        assert "self-signed: pin it" in error
+
+
+async def test_ping_without_a_key_measures_the_relay() -> None:
+    async with serving(*DEV, "--json") as relay:
+        port = (await relay.events())[0]["port"]
+        status, (_, pong), _ = await run_ping(f"--via=http://127.0.0.1:{port}", "--count=1")
+        assert status == 0
+        assert set(pong) == {"event", "number", "relay_seconds"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (["nodekey:1", "--via=http://127.0.0.1:9"], 2, "derp: a node public key has 64 hex digits"),
+        (["--via=ftp://127.0.0.1"], 2, "derp: relay URL 'ftp://127.0.0.1': must look like https://"),
+        (["--via=http://127.0.0.1:9"], 1, "nothing listens on that port"),
+        (["--via=http://127.0.0.1:9", "--key-file=/nonexistent"], 2, "derp: /nonexistent: cannot read the private key"),
+        ([], 2, "Missing option '--via'"),
+    ],
+)
+def test_a_ping_that_cannot_be_is_one_sentence(arguments: list[str], status: int, says: str) -> None:
+    done = run("ping", *arguments)
+    assert (done.returncode, done.stdout) == (status, "")
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 # genkey.
