@@ -238,3 +238,11 @@ async def test_a_slow_reader_holds_up_nobody_else(kind: RelayKind) -> None:
         result = await a.burst(b, count=500, size=1280, window=WINDOW)
         assert (result["received"], result["corrupt"]) == (500, 0)
         await slow.pause(False)
+
+
+async def test_keep_alives_reach_a_silent_client() -> None:
+    # Ours only: derper's 60 s cannot be changed.  One second, and up to five more that spread the clients.
+    async with open_relay("ours", extra=("--keepalive=1s",)) as relay, open_peers() as peers:
+        a = await peers.connect("a", relay.url)
+        assert (await a.receive("keep_alive"))["event"] == "keep_alive"
+        await a.ping()
