@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import pytest
 
+from tests.support.gobuild import TAILNET_COORDINATOR
 from tests.support.peers import require
 from tests.support.tailnet_peers import TailnetPeers, open_tailnet_peers
-from tests.support.tailnet_servers import COORDINATOR, Agent, Seed, Server, ServerKind, User, running_server
+from tests.support.tailnet_servers import Agent, Seed, Server, ServerKind, User, running_server
 
 AGENTS = 80  # more than any file has tests: each test takes fresh ones, so that none sees another's peers
 
@@ -31,7 +32,7 @@ class World:
 def need(kind: ServerKind) -> None:
     """Skip where this kind of server cannot run."""
     if kind == "go-baseline":
-        require(COORDINATOR)
+        require(TAILNET_COORDINATOR)
     elif importlib.util.find_spec("tailnet.__main__") is None:
         pytest.skip("no `python -m tailnet` yet")
 

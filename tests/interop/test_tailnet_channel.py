@@ -1,5 +1,6 @@
 """The client side of our RPC channel against a server on the genuine yamux and dRPC, over TCP."""
 
+import base64
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -8,20 +9,19 @@ from subprocess import PIPE
 
 import pytest
 import trio
+from google.protobuf.descriptor import FileDescriptor
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.message import Message
 
 from tailnet.errors import CODE_UNIMPLEMENTED, RpcError
 from tailnet.proto.generated import agent_pb2 as agentpb
 from tailnet.proto.generated import tailnet_pb2 as pb
 from tailnet.rpc.connection import ClientConnection, ConnectionEvent
-from tests.support.gobuild import GoProgram
+from tests.support.gobuild import TAILNET_RPC_SERVER
 from tests.support.peers import PATIENCE_SECONDS, require
-from tests.support.tailnet_peers import AGENT, TAILNET
-from tests.support.tailnet_servers import MODULE
+from tests.support.tailnet_peers import AGENT, TAILNET, TailnetPeers
 
 pytestmark = pytest.mark.interop
-
-RPC_SERVER = GoProgram("tailnet-rpcserver", MODULE, "./cmd/rpcserver")
 
 
 @dataclass(slots=True)
@@ -82,7 +82,7 @@ class Channel:
 
 @asynccontextmanager
 async def open_channel() -> AsyncIterator[Channel]:
-    process = await trio.lowlevel.open_process([str(require(RPC_SERVER))], stdout=PIPE)
+    process = await trio.lowlevel.open_process([str(require(TAILNET_RPC_SERVER))], stdout=PIPE)
     assert process.stdout is not None
     try:
         printed = b""
@@ -214,3 +214,23 @@ async def test_the_end_of_the_session_ends_its_calls(channel: Channel) -> None:
     await channel.flush()
     assert isinstance(await channel.ended(waiting), RpcError)
     assert isinstance(await channel.ended(ending), RpcError)
+
+
+def bare(file: FileDescriptorProto) -> FileDescriptorProto:
+    """Without what one generator writes down and the other derives."""
+    file.ClearField("options")
+    waiting = list(file.message_type)
+    while waiting:
+        message = waiting.pop()
+        waiting += message.nested_type
+        for each in message.field:
+            each.ClearField("json_name")
+    return file
+
+
+@pytest.mark.parametrize(("name", "ours"), [("tailnet", pb.DESCRIPTOR), ("agent", agentpb.DESCRIPTOR)])
+async def test_the_go_peers_have_the_schema_of_today(program: TailnetPeers, name: str, ours: FileDescriptor) -> None:
+    # Should this fail: run tests/interop/go_tailnet/generate.
+    theirs = FileDescriptorProto.FromString(base64.b64decode((await program.ask("schema", "any"))[name]))
+    mine = FileDescriptorProto.FromString(ours.serialized_pb)
+    assert bare(theirs) == bare(mine)

@@ -18,6 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 BIN = ROOT / "build" / "bin"
 INTEROP = ROOT / "tests" / "interop" / "go"
+TAILNET = ROOT / "tests" / "interop" / "go_tailnet"
 
 
 class GoMissing(Exception):
@@ -45,8 +46,15 @@ DERPPEER_WEBSOCKET = GoProgram("derppeer-websocket", INTEROP, "./cmd/derppeer", 
 DERPER = GoProgram("derper", INTEROP, "tailscale.com/cmd/derper")
 DERPPROBE = GoProgram("derpprobe", INTEROP, "tailscale.com/cmd/derpprobe")
 LOAD = GoProgram("derpload", ROOT / "bench" / "load", ".")
+TAILNET_PEER = GoProgram("tailnet-peer", TAILNET, "./cmd/peer")
+TAILNET_COORDINATOR = GoProgram("tailnet-coordinator", TAILNET, "./cmd/coordinator")
+TAILNET_RPC_SERVER = GoProgram("tailnet-rpcserver", TAILNET, "./cmd/rpcserver")
+COORDINATOR_LOAD = GoProgram("coordinatorload", ROOT / "bench" / "coordinator_load", ".")
 
-ALL = (DERPPEER, DERPPEER_WEBSOCKET, DERPER, DERPPROBE, LOAD)
+ALL = (
+    *(DERPPEER, DERPPEER_WEBSOCKET, DERPER, DERPPROBE, LOAD),
+    *(TAILNET_PEER, TAILNET_COORDINATOR, TAILNET_RPC_SERVER, COORDINATOR_LOAD),
+)
 
 
 def build(program: GoProgram) -> Path:

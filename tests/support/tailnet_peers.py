@@ -19,11 +19,9 @@ from typing import Any
 
 import trio
 
-from tests.support.gobuild import GoProgram
+from tests.support.gobuild import TAILNET_PEER
 from tests.support.peers import PATIENCE_SECONDS, require
-from tests.support.tailnet_servers import MODULE, TAILSCALE_PREFIX, Agent, Server, User, address
-
-PEER = GoProgram("tailnet-peer", MODULE, "./cmd/peer")
+from tests.support.tailnet_servers import TAILSCALE_PREFIX, Agent, Server, User, address
 
 TAILNET = "/coder.tailnet.v2.Tailnet/"
 AGENT = "/coder.agent.v2.Agent/"
@@ -316,7 +314,7 @@ class TailnetPeers:
 async def open_tailnet_peers() -> AsyncIterator[TailnetPeers]:
     """Start the program and stop it at the end."""
     environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
-    process = await trio.lowlevel.open_process([str(require(PEER))], stdin=PIPE, stdout=PIPE, env=environment)
+    process = await trio.lowlevel.open_process([str(require(TAILNET_PEER))], stdin=PIPE, stdout=PIPE, env=environment)
     program = TailnetPeers(process)
     try:
         async with trio.open_nursery() as nursery:

@@ -18,12 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from tests.support.gobuild import ROOT, GoProgram, build
+from tests.support.gobuild import ROOT, TAILNET_COORDINATOR, build
 
 ServerKind = Literal["ours", "go-baseline"]
 
-MODULE = ROOT / "tests" / "interop" / "go_tailnet"
-COORDINATOR = GoProgram("tailnet-coordinator", MODULE, "./cmd/coordinator")
 # Hang guards, never part of what is asserted.
 START_SECONDS = 60.0
 STOP_SECONDS = 20.0
@@ -137,12 +135,14 @@ def running_server(
     derp_map.write_text('{"Regions":{}}')
     environ = {**os.environ, **(environment or {})}
     if kind == "go-baseline":
-        command = [str(build(COORDINATOR)), "-seed", str(seed_file), "-derp-map", str(derp_map)]
+        command = [str(build(TAILNET_COORDINATOR)), "-seed", str(seed_file), "-derp-map", str(derp_map)]
     else:
         store = f"sqlite:///{folder / 'store.db'}"
         command = _ours(seed_file, derp_map, store, environ)
     with (folder / "server.log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=log)
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log
+        )
     try:
         yield Server(kind, _url(process, folder / "server.log"), process, derp_map)
     finally:

@@ -45,6 +45,7 @@ type operation func(ctx context.Context, p *peer, arguments json.RawMessage) (fi
 
 var operations = map[string]operation{
 	"identity":       identity,
+	"schema":         schema,
 	"dial":           dial,
 	"call":           call,
 	"open":           openStream,

@@ -10,6 +10,7 @@ import (
 
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protodesc"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
 	"google.golang.org/protobuf/types/known/emptypb"
@@ -17,7 +18,7 @@ import (
 	"storj.io/drpc"
 	"tailscale.com/types/key"
 
-	_ "tailnetpeers/proto/agentpb"
+	"tailnetpeers/proto/agentpb"
 	pb "tailnetpeers/proto/tailnetpb"
 )
 
@@ -64,6 +65,21 @@ func toJSON(message proto.Message) json.RawMessage {
 		panic(err)
 	}
 	return text
+}
+
+// schema gives the two schema files that this program was generated from, as FileDescriptorProto.
+func schema(context.Context, *peer, json.RawMessage) (fields, error) {
+	out := fields{}
+	for name, file := range map[string]protoreflect.FileDescriptor{
+		"tailnet": pb.File_tailnet_proto_generated_tailnet_proto, "agent": agentpb.File_tailnet_proto_generated_agent_proto,
+	} {
+		raw, err := proto.Marshal(protodesc.ToFileDescriptorProto(file))
+		if err != nil {
+			return nil, err
+		}
+		out[name] = raw
+	}
+	return out, nil
 }
 
 type rpcArguments struct {

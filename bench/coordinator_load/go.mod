@@ -1,0 +1,3 @@
+module coordinatorload
+
+go 1.26.0
