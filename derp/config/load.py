@@ -30,6 +30,12 @@ ROOT_KEY_FILE: Final = Path("/var/lib/derper/derper.key")
 CONFIG_ENVIRONMENT: Final = f"{ENVIRONMENT_PREFIX}CONFIG"
 # A service called `derp` makes Kubernetes put these into every container of its namespace.
 _KUBERNETES_LINK: Final = re.compile(rf"{ENVIRONMENT_PREFIX}(SERVICE|PORT)(_.*)?")
+# Settings of derper that are understood but not served yet.  To accept one and do nothing would be the worst answer: an
+# operator who asks for admission control would run an open relay.  Whoever builds the service takes its line out.
+NOT_SERVED_YET: Final = {
+    "verify_client_url": "is not served yet: use --allow-keys and --deny-keys",
+    "rate_config": "is not served yet: leave it out, or keep derper for this relay",
+}
 # RelayConfig's attributes that are called as their setting; the others are put together below.
 _PLAIN: Final = (
     "hostname",
@@ -198,6 +204,9 @@ def _read_environment(environ: Mapping[str, str], given: _Settings) -> None:
 
 
 def _build(given: _Settings, open_files: int) -> RelayConfig:
+    for name, reason in NOT_SERVED_YET.items():
+        if given.get(name):
+            given.fail(name, reason)
     dev = given.get("dev", False)
     listen = given.get("listen", (("", DEV_PORT),) if dev else _DEFAULTS["listen"])
     if not listen:
@@ -411,9 +420,7 @@ def _go_field(document: dict[str, object], name: str) -> object:
 def _with_notices(config: RelayConfig, given: _Settings, dev: bool) -> RelayConfig:
     local = all(_is_local(host) for host, _ in config.listen)
     if config.admission_is_open and config.derp_enabled and not dev and not local:
-        given.notices.append(
-            "this relay is open: anyone who finds it may use it; set --verify-client-url or --allow-keys"
-        )
+        given.notices.append("this relay is open: anyone who finds it may use it; --allow-keys says who may")
     if config.verify_client_url_fail_open and config.verify_client_url:
         given.notices.append("while the admission URL does not answer, anyone may use this relay")
     if math.isinf(config.accept_connection_limit):
