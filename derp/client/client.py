@@ -38,8 +38,8 @@ from derp.transport.stream import mapped_errors
 CONNECT_SECONDS: Final = 10.0
 SILENCE_SECONDS: Final = 120.0
 PING_SECONDS: Final = 5.0
-# What waits for the network, at most: 200 full packets, a fifth of a second at 10 Mbit/s.  More only makes old packets.
-MAX_QUEUE_BYTES: Final = 256 * 1024
+# What waits for the network, at most: 100 full packets, a tenth of a second at 10 Mbit/s.  More only makes old packets.
+MAX_QUEUE_BYTES: Final = 128 * 1024
 # One write.  What is handed to the transport can no longer be counted, so not all of the queue at once.
 WRITE_BYTES: Final = 32 * 1024
 RECEIVE_BYTES: Final = 64 * 1024
@@ -75,6 +75,15 @@ class Identity:
     app_name: str = ""
 
 
+@dataclass(slots=True)
+class Reached:
+    """A stream on which the handshake is done.  events: messages that came along with its end."""
+
+    dialled: Dialled
+    core: ClientConnection
+    events: list[ClientEvent]
+
+
 @asynccontextmanager
 async def open_derp_client(
     target: Target,
@@ -93,40 +102,46 @@ async def open_derp_client(
     Raises ConnectError, TransportTimeout or ConfigError, whose text says what to change.
     """
     identity = Identity(private_key, mesh_key, is_prober, app_name)
-    dialled, core, events = await _reach(target, identity, options or DialOptions(), websocket_reason, timeout_seconds)
-    async with open_client_over(dialled, core, events) as client:
+    reached = await reach(target, identity, options or DialOptions(), websocket_reason, timeout_seconds)
+    async with open_client_over(reached) as client:
         yield client
 
 
 @asynccontextmanager
-async def open_client_over(
-    dialled: Dialled, core: ClientConnection, events: list[ClientEvent]
-) -> AsyncIterator["DerpClient"]:
-    """The same over a connection whose handshake is done: see `shake_hands`."""
-    client = DerpClient(dialled, core, events)
+async def open_client_over(reached: Reached) -> AsyncIterator["DerpClient"]:
+    """The same for a relay with which we have shaken hands: see `reach` and `shake_hands`."""
+    client = DerpClient(reached)
+    try:
+        async with open_background() as nursery:
+            nursery.start_soon(client._write)
+            yield client
+            with trio.move_on_after(FLUSH_SECONDS):
+                await client._drain()
+    finally:
+        await client._close()
+
+
+@asynccontextmanager
+async def open_background() -> AsyncIterator[trio.Nursery]:
+    """A nursery for tasks that end with the block and raise nothing; what the block raises comes out bare."""
     body_error: BaseException | None = None
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(client._write)
             try:
-                yield client
-                with trio.move_on_after(FLUSH_SECONDS):
-                    await client._drain()
+                yield nursery
             except BaseException as error:
                 body_error = error
                 raise
             finally:
                 nursery.cancel_scope.cancel()
-    except BaseExceptionGroup:
-        # The tasks of ours raise nothing, so the group holds what the body raised: hand it on bare.
-        if body_error is None:
+    except BaseExceptionGroup as group:
+        # A group of one that is the block's own error is only the nursery's wrapping.
+        if body_error is None or any(error is not body_error for error in group.exceptions):
             raise
         raise body_error from body_error.__cause__
-    finally:
-        await client._close()
 
 
-async def shake_hands(dialled: Dialled, identity: Identity) -> tuple[ClientConnection, list[ClientEvent]]:
+async def shake_hands(dialled: Dialled, identity: Identity) -> Reached:
     """DERP's handshake up to ServerInfo.  Closes the stream if it fails, with ConnectError or a protocol error."""
     label = dialled.address.label()
     core = ClientConnection(
@@ -155,7 +170,7 @@ async def shake_hands(dialled: Dialled, identity: Identity) -> tuple[ClientConne
                     core.receive_eof()
                 data, unsent = b"", core.data_to_send()
         # ServerInfo is the handshake's end, not a message; one that comes later is.
-        return core, [event for event in events if not isinstance(event, ServerInfo)]
+        return Reached(dialled, core, [event for event in events if not isinstance(event, ServerInfo)])
     except BaseException:
         await trio.aclose_forcefully(dialled.stream)
         raise
@@ -169,7 +184,8 @@ class DerpClient:
     is still given out.  `open_derp_client` opens and closes it.
     """
 
-    def __init__(self, dialled: Dialled, core: ClientConnection, events: list[ClientEvent]) -> None:
+    def __init__(self, reached: Reached) -> None:
+        dialled, core = reached.dialled, reached.core
         assert core.server_key is not None
         self.address: RelayAddress = dialled.address
         self.carrier: Carrier = dialled.carrier
@@ -200,7 +216,7 @@ class DerpClient:
         self._pings: dict[bytes, trio.Event] = {}
         self._packets_sent = self._packets_received = self._packets_lost = 0
         self._bytes_sent = self._bytes_received = 0
-        self._accept(events)
+        self._accept(reached.events)
         self._tokens, self._tokens_at = self._bucket()[1], trio.current_time()
 
     @property
@@ -226,7 +242,7 @@ class DerpClient:
 
         Cancelling it never harms the connection.  A relay confirms nothing: to be queued is all there is to know.
         """
-        await self._wait_room()
+        await self.wait_room()
         self.send_nowait(dst, packet)
 
     def send_nowait(self, dst: bytes, packet: bytes | bytearray | memoryview) -> None:
@@ -237,7 +253,7 @@ class DerpClient:
 
     async def forward(self, src: bytes, dst: bytes, packet: bytes) -> None:
         """Mesh only: a packet of our client `src` for the relay's own client `dst`; waits like `send`."""
-        await self._wait_room()
+        await self.wait_room()
         self.forward_nowait(src, dst, packet)
 
     def forward_nowait(self, src: bytes, dst: bytes, packet: bytes) -> None:
@@ -248,7 +264,7 @@ class DerpClient:
 
     async def close_peer(self, key: bytes) -> None:
         """Mesh only: have the relay close every connection of `key`."""
-        await self._wait_room()
+        await self.wait_room()
         self._core.send_close_peer(key)
         self._collect()
 
@@ -263,6 +279,14 @@ class DerpClient:
         self._check_alive()
         self._core.send_watch_conns()
         self._collect()
+
+    async def wait_room(self) -> None:
+        """Wait until `send_nowait` and `forward_nowait` have room."""
+        await trio.lowlevel.checkpoint()
+        self._check_alive()
+        while self._outbox_bytes >= MAX_QUEUE_BYTES:
+            await self._room.park()
+            self._check_alive()
 
     async def flush(self) -> None:
         """Wait until everything queued was handed to the operating system."""
@@ -324,13 +348,6 @@ class DerpClient:
         self._check_alive()
         if self._outbox_bytes >= MAX_QUEUE_BYTES:
             raise trio.WouldBlock
-
-    async def _wait_room(self) -> None:
-        await trio.lowlevel.checkpoint()
-        self._check_alive()
-        while self._outbox_bytes >= MAX_QUEUE_BYTES:
-            await self._room.park()
-            self._check_alive()
 
     def _collect(self) -> None:
         """Take over what the core wants to send."""
@@ -472,9 +489,10 @@ class DerpClient:
                 await self._stream.aclose()
 
 
-async def _reach(
+async def reach(
     target: Target, identity: Identity, options: DialOptions, websocket_reason: str, timeout_seconds: float
-) -> tuple[Dialled, ClientConnection, list[ClientEvent]]:
+) -> Reached:
+    """A relay of the target with which we have shaken hands: what `open_client_over` takes."""
     if isinstance(target, DERPRegion):
         addresses, what = region_addresses(target), region_label(target)
     else:
@@ -490,14 +508,14 @@ async def _attempt(
     address: RelayAddress,
     seconds: float,
     tcp_seconds: float | None,
-) -> tuple[Dialled, ClientConnection, list[ClientEvent]]:
+) -> Reached:
     deadline = trio.current_time() + seconds
     dialled = await dial_relay(
         address, options, timeout_seconds=seconds, tcp_seconds=tcp_seconds, websocket_reason=websocket_reason
     )
     with mapped_errors(f"DERP handshake with {address.label()}", connecting=True):
         with trio.fail_at(deadline):
-            return dialled, *await shake_hands(dialled, identity)
+            return await shake_hands(dialled, identity)
 
 
 async def _raise_refusal(dialled: Dialled, data: bytes | bytearray) -> None:

@@ -235,7 +235,8 @@ async def _open_stream(
 ) -> tuple[trio.abc.Stream, str, str | None, bytes | None]:
     """Up to TLS: (stream, TLS version, ALPN, relay key from the meta certificate)."""
     host = options.dial_host or address.host
-    remaining = trio.current_effective_deadline() - trio.current_time()
+    # Within a cancelled scope the deadline lies infinitely far back.
+    remaining = max(trio.current_effective_deadline() - trio.current_time(), 0)
     proxy = options.proxy
     if proxy is None and options.environment is not None:
         proxy = proxy_from_environment(address.is_tls, host, address.port, options.environment)

@@ -18,8 +18,8 @@ from derp.map import DEFAULT_DERP_PORT, DERPRegion
 # As a genuine client: this long for the TCP connection to a node, as long as there is another one to try.
 NODE_TCP_SECONDS: Final = 1.5
 
-Reached = TypeVar("Reached")
-Attempt = Callable[[RelayAddress, float, float | None], Awaitable[Reached]]
+Outcome = TypeVar("Outcome")
+Attempt = Callable[[RelayAddress, float, float | None], Awaitable[Outcome]]
 
 
 def region_addresses(region: DERPRegion) -> list[RelayAddress]:
@@ -53,8 +53,8 @@ def region_label(region: DERPRegion) -> str:
 
 
 async def walk(
-    addresses: Sequence[RelayAddress], attempt: Attempt[Reached], *, timeout_seconds: float, what: str
-) -> Reached:
+    addresses: Sequence[RelayAddress], attempt: Attempt[Outcome], *, timeout_seconds: float, what: str
+) -> Outcome:
     """The result of the first attempt that succeeds; if none does, one error with the reason of each.
 
     An attempt gets the address, the seconds it may take, and the seconds of those for TCP.  Each gets an equal share of

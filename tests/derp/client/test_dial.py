@@ -11,7 +11,9 @@ from derp.client.client import open_derp_client
 from derp.client.dial import Carrier, DialOptions, RelayAddress, dial_relay
 from derp.errors import ConfigError, ConnectError, TransportTimeout
 from derp.keys import NodePrivate
+from derp.protocol.handshake import server_key_frame
 from derp.protocol.messages import RecvPacket
+from derp.protocol.upgrade import derp_answer
 from derp.transport.http import Request, ServerHttp
 from derp.transport.proxy import Proxy
 from tests.support.certificates import client_context, issue, issue_meta, server_context
@@ -281,6 +283,23 @@ async def test_a_relay_that_never_greets_runs_into_the_deadline(autojump_clock: 
             async with open_derp_client(f"http://127.0.0.1:{twin.port}", ALICE, options=DIRECT):
                 pass
         assert trio.current_time() - start == pytest.approx(10)
+
+
+async def test_a_cancelled_attempt_is_cancelled_and_nothing_else() -> None:
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await dial_relay(RelayAddress("127.0.0.1", 9), DIRECT, timeout_seconds=10)
+    assert scope.cancelled_caught
+
+
+async def test_the_greeting_may_come_with_the_answer() -> None:
+    private = NodePrivate.generate()
+    answer = derp_answer(private.public().raw) + server_key_frame(private.public().raw)
+    async with open_page(lambda request: answer) as relay:
+        address = RelayAddress.from_url(f"{relay.url}/derp", DIRECT)
+        dialled = await dial_relay(address, DIRECT, timeout_seconds=5)
+        await trio.aclose_forcefully(dialled.stream)
+        assert dialled.received == server_key_frame(private.public().raw)
 
 
 async def test_system_roots_are_the_default() -> None:
