@@ -260,8 +260,7 @@ class YamuxSession:
             self._unacknowledged.pop(stream_id, None)
         stream = self._streams.get(stream_id)
         if flags & FLAG_RST and stream is not None:
-            if not stream.used:
-                self._spend()
+            self._count_if_empty(stream_id, stream)
             self._forget(stream_id, stream)
             events.append((_RESET, stream_id, None))
             stream = None
@@ -337,12 +336,17 @@ class YamuxSession:
         after = TRANSITIONS.get((stream.state, StreamStep.RECEIVE_FIN))
         if after is None:
             self.fail(f"second FIN on stream {stream_id}")
-        if not stream.used:
-            self._spend()
+        self._count_if_empty(stream_id, stream)
         stream.state = after
         if after is _CLOSED:
             self._forget(stream_id, stream)
         events.append((_ENDED, stream_id, None))
+
+    def _count_if_empty(self, stream_id: int, stream: _Stream) -> None:
+        """A stream of the peer that it ends without having sent anything cost us three frames for nothing."""
+        if not stream.used and stream_id % 2 == self._server:
+            stream.used = True
+            self._spend()
 
     def _receive_ping(self, flags: int, opaque: int, events: list[Event]) -> None:
         if flags & FLAG_SYN:
@@ -424,7 +428,7 @@ class YamuxSession:
         size = 0
         for piece in pieces:
             size += len(piece)
-        if size <= stream.send_window and not stream.unsent_bytes:
+        if size <= stream.send_window:  # bytes that wait have used the window up
             if size:
                 stream.send_window -= size
                 self._out.append(HEADER.pack(TYPE_DATA, stream_id, size) + pieces[0])

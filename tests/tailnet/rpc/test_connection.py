@@ -210,6 +210,15 @@ class TestSideBySide:
         peers.server.finish(call_id)
         assert peers.settle() == ([(ENDED, call_id, None)], [])
 
+    def test_the_server_closes_its_direction_first(self) -> None:
+        connection = client()
+        call_id = connection.open_call(COORDINATE.path)
+        assert feed(connection, data(1, packet(PacketKind.CLOSE_SEND))) == [(HALF_CLOSED, call_id, None)]
+        connection.data_to_send()
+        connection.send_message(call_id, b"still allowed")
+        connection.close_send(call_id)  # both have said it: the call is over, and its byte stream with it
+        assert frames(sent(connection))[-1][:2] == (TYPE_WINDOW_UPDATE | FLAG_FIN, 1)
+
     def test_the_server_ends_a_stream_while_the_client_still_could_speak(self) -> None:
         peers = Peers()
         call_id = peers.client.open_call(COORDINATE.path)
@@ -308,6 +317,12 @@ class TestBadClients:
         connection = server()
         wire = syn(1) + data(1, packet(PacketKind.INVOKE, b"/no/such")) + flag(1, FLAG_RST)
         assert feed(connection, wire) == []
+        assert by_stream(sent(connection)) == {}
+
+    def test_an_unknown_rpc_that_is_over_at_once(self) -> None:
+        connection = server()
+        wire = packet(PacketKind.INVOKE, b"/no/such") + packet(PacketKind.CLOSE, b"", 2)
+        assert feed(connection, syn(1) + data(1, wire)) == []
         assert by_stream(sent(connection)) == {}
 
     def test_an_unknown_path_is_quoted_in_part(self) -> None:

@@ -90,6 +90,14 @@ TABLE: dict[str, tuple[bytes, list[Any]]] = {
         packet(1, b"/x") + packet(40, b"a", message=2, flags=MAY_BE_IGNORED) + packet(40, b"b", message=2),
         [(INVOKED, "/x")],
     ),
+    "also on the last one": (
+        packet(1, b"/x") + packet(40, b"a", message=2, flags=0) + packet(40, message=2, flags=DONE | MAY_BE_IGNORED),
+        [(INVOKED, "/x")],
+    ),
+    "a whole packet overtakes an unfinished one": (
+        packet(1, b"/x") + packet(2, b"half", message=2, flags=0) + packet(2, b"whole", message=3),
+        [(INVOKED, "/x"), (MESSAGE, b"whole")],
+    ),
     "after CloseSend messages are dropped": (
         packet(1, b"/x") + packet(6, message=2) + packet(2, b"m", message=3) + packet(6, message=4),
         [(INVOKED, "/x"), (CLOSE_SEND, None)],

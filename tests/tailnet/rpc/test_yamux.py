@@ -189,6 +189,11 @@ class TestFaultsOfThePeer:
             session.receive_data(frame(TYPE_GO_AWAY, 0, code))
         assert not session.has_output
 
+    def test_stream_zero_belongs_to_nobody(self) -> None:
+        for session in (server(), client()):
+            with pytest.raises(RemoteProtocolError, match="opened stream 0"):
+                session.receive_data(syn(0))
+
     def test_data_after_the_window_is_used_up(self) -> None:
         session = opened(1)
         session.withhold(1)
@@ -238,6 +243,7 @@ class TestLimits:
             data(1, b""),  # empty data
             data(99, b""),  # empty data for nobody
             syn(3) + update(3, 0, FLAG_RST),  # streams that never carried anything
+            syn(3) + update(3, 0, FLAG_FIN) + update(3, 0, FLAG_RST),
         ],
     )
     def test_frames_that_carry_nothing_are_counted(self, wire: bytes) -> None:
@@ -254,6 +260,13 @@ class TestLimits:
             session.handle_timeout(15.0 * tick)
             session.receive_data(frame(TYPE_PING | FLAG_ACK, 0, tick))
 
+    def test_our_own_short_streams_are_not_the_peers_fault(self) -> None:
+        session = client(max_idle_frames=10)
+        for _ in range(100):
+            stream_id = session.open_stream()
+            session.close_stream(stream_id)
+            session.receive_data(update(stream_id, 0, FLAG_ACK) + update(stream_id, 0, FLAG_FIN))
+
     def test_busy_calls_are_no_flood(self) -> None:
         # An agent that logs a lot makes a call per batch, each on a stream of its own, as fast as answers come.
         session = server(max_idle_frames=10)
@@ -269,6 +282,26 @@ class TestLimits:
         assert session.receive_data(body * 512) == []
         with pytest.raises(RemoteProtocolError, match="not open"):
             session.receive_data(body)
+
+    def test_what_follows_a_refused_stream_is_dropped_too(self) -> None:
+        session = opened(1, max_streams=1)
+        session.receive_data(syn(3) + syn(5))
+        for stream_id in (3, 5):
+            assert session.receive_data(data(stream_id, bytes(WINDOW_BYTES))) == []
+        assert body_of(feed(session, data(1, b"ok"))) == b"ok"
+
+    def test_the_rest_of_a_frame_whose_stream_we_reset(self) -> None:
+        session = opened(1, 3)
+        wire = data(1, b"first half second half") + data(3, b"other")
+        assert body_of(feed(session, wire[:22])) == b"first half"
+        session.reset_stream(1)
+        assert shape(feed(session, wire[22:])) == [(DATA, 3, b"other")]
+
+    def test_what_may_stray_is_granted_anew_at_each_tick(self) -> None:
+        session = server(ping_seconds=None)
+        for tick in range(1, 5):
+            session.receive_data(data(99, bytes(WINDOW_BYTES)))
+            session.handle_timeout(15.0 * tick)
 
     def test_a_writer_that_races_its_own_fin_is_forgiven(self) -> None:
         session = opened(1)
@@ -525,6 +558,12 @@ class TestTime:
             session.handle_timeout(float(now))
         with pytest.raises(PeerSilent, match="not acknowledged in 75 s"):
             session.handle_timeout(90.0)
+
+    def test_a_stream_that_is_gone_needs_no_acknowledgement(self) -> None:
+        session = client(ping_seconds=None)
+        session.reset_stream(session.open_stream())
+        for now in range(15, 300, 15):
+            session.handle_timeout(float(now))
 
     def test_the_end_of_the_transport_ends_every_stream(self) -> None:
         session = opened(1, 3)
