@@ -157,6 +157,10 @@ class Router:
         if not member.connections:
             self.routes[key] = member.forwarders[0]
 
+    def mesh_routes(self) -> set[Route]:
+        """The links to other relays that have announced keys.  Walks over all keys."""
+        return {link for member in self.members.values() for link in member.forwarders}
+
     def remove_forwarder(self, key: bytes, link: Route) -> None:
         """The relay behind `link` lost `key`, or we lost that relay."""
         member = self.members.get(key)

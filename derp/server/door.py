@@ -27,14 +27,15 @@ _log = logging.getLogger("derp.server")
 MAX_WEBSOCKET_MESSAGE_BYTES: Final = 128 * 1024
 _TEXT: Final = ("Content-Type", "text/plain; charset=utf-8")
 
-TakeOver = Callable[[Link, Request, bytes], bool]
+TakeOver = Callable[[Link, Request, bytes, ServerHttp], bool]
 
 
 class FrontDoor:
     """What all doors of one listener share.
 
-    `take_over(link, request, received)` may claim a request: it gets the link, released from nothing yet, and every
-    byte received so far; it returns False to decline.
+    `take_over(link, request, received, http)` may claim a request: it gets the link, still on the reactor, every
+    byte received since the last answer, and the reader with which to answer.  It gives the link another session, or
+    releases it, and returns True; or False to decline.
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class Door:
                 return False
             self._upgrade(verdict)
             return True
-        if front.take_over is not None and front.take_over(link, request, self._received):
+        if front.take_over is not None and front.take_over(link, request, self._received, self._http):
             return False
         answer = front.routes.answer(request, link.address[0])
         self._answer(answer.status, list(answer.headers), answer.body)

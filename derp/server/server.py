@@ -14,7 +14,7 @@ from typing import Final
 import trio
 
 from derp.config import RelayConfig
-from derp.metrics import CONTENT_TYPE, RelayStatistics, metrics_page, routed_totals
+from derp.metrics import CONTENT_TYPE, RelayStatistics, metrics_page
 from derp.relay.limits import TokenBucket
 from derp.server.door import FrontDoor
 from derp.server.drain import drain_clients
@@ -22,7 +22,8 @@ from derp.server.listener import AcceptGate, Listener
 from derp.server.mesh import Mesh
 from derp.server.relay import Relay
 from derp.server.routes import Page, PlainRoutes
-from derp.server.stun import StunResponder, stun_totals
+from derp.server.statistics import read_statistics
+from derp.server.stun import StunResponder
 from derp.transport.listen import open_listener, open_udp
 from derp.transport.reactor import Reactor
 from derp.transport.tls import CHECK_SECONDS, TlsServer
@@ -62,6 +63,7 @@ class RelayServer:
         if math.isfinite(config.accept_connection_limit):
             bucket = TokenBucket(config.accept_connection_limit, config.accept_connection_burst, self.reactor.now)
         self.gate = AcceptGate(bucket, config.max_connections, lambda: len(self.reactor.links))
+        self._doors: list[FrontDoor] = []
         self.door = self._front_door(plain=False)
         self.drained = trio.Event()
         self.mesh: Mesh | None = None
@@ -72,45 +74,19 @@ class RelayServer:
 
     def statistics(self) -> RelayStatistics:
         """One reading of everything that is counted."""
-        relay, router = self.relay, self.relay.router
-        queues = [client.queue for client in router.clients.values() if client.queue is not None]
-        held = sum(queue.packets for queue in queues)
-        packets_sent, bytes_sent = routed_totals(router, held, sum(queue.packet_bytes for queue in queues))
-        local = sum(1 for member in router.members.values() if member.connections)
-        return RelayStatistics(
-            counters=router.counters,
-            clients_local=local,
-            clients_remote=len(router.members) - local,
-            connections=len(router.clients),
-            home_connections=router.home_clients,
-            not_ideal_connections=router.not_ideal_clients,
-            duplicate_keys=router.duplicate_keys,
-            duplicate_connections=sum(client.is_duplicate for client in router.clients.values()),
-            watchers=len(router.watchers),
-            queued_packets=held,
-            slow_readers=len(self.reactor.blocked),
-            packets_sent=packets_sent,
-            bytes_sent=bytes_sent,
-            accepted=self.gate.accepted_count,
-            rejected={"rate": self.gate.too_fast_count, "connections": self.gate.too_many_count},
-            closed={reason.value: count for reason, count in relay.plane.closed_count.items()},
-            requests_refused=self.door.requests_refused,
-            websocket_accepts=self.door.websocket_accepts,
-            stun=stun_totals(self.stun),
-            stun_family={
-                family: sum(responder.success_count[family] for responder in self.stun) for family in ("ipv4", "ipv6")
-            },
-            certificate_expires_at=None,
-        )
+        expires = self.tls.leaf.not_valid_after_utc.timestamp() if self.tls is not None else None
+        return read_statistics(self.relay, self.gate, self._doors, self.stun, expires)
 
     def _front_door(self, *, plain: bool) -> FrontDoor:
         relay, config = self.relay, self.config
-        return FrontDoor(
+        door = FrontDoor(
             relay.plane,
             PlainRoutes(relay.routes) if plain else relay.routes,
             trusted_proxies=config.trusted_proxies,
             derp_enabled=config.derp_enabled and not plain,
         )
+        self._doors.append(door)
+        return door
 
     def open(self) -> None:
         """Bind every socket and start to serve.  Raises ConfigError; nothing stays open then."""

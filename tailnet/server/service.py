@@ -74,7 +74,7 @@ class TailnetService:
         self,
         coordinator: Coordinator[Any],
         hub: Hub,
-        resume_tokens: ResumeTokens,
+        resume_tokens: Callable[[], ResumeTokens],
         *,
         nursery: trio.Nursery,
         unary: Mapping[str, Unary],
@@ -85,7 +85,7 @@ class TailnetService:
     ) -> None:
         self.coordinator = coordinator
         self.hub = hub
-        self.resume_tokens = resume_tokens
+        self._resume_tokens = resume_tokens
         self.telemetry_events = 0
         self.telemetry_unreadable = 0
         self.refused_calls = 0
@@ -230,7 +230,7 @@ class TailnetService:
             self._answer_error(channel, call_id, Unimplemented())
 
     def _refresh_token(self, caller: Caller) -> Message:
-        issued = self.resume_tokens.issue(caller.peer_id, time.time())
+        issued = self._resume_tokens().issue(caller.peer_id, time.time())
         response = tailnet.RefreshResumeTokenResponse(token=issued.token, peer_id=bytes(caller.peer_id))
         response.refresh_in.CopyFrom(convert.duration(issued.refresh_in_seconds))
         response.expires_at.FromSeconds(int(issued.expires_at))

@@ -1,0 +1,90 @@
+"""The coordinator's counters as Prometheus metrics, with the embedded relay's beside them.  Layer L2.
+
+Read when somebody scrapes; nothing is kept here.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import generate_latest
+from prometheus_client.registry import Collector
+
+from derp.metrics import RelayCollector, RelayStatistics
+from tailnet.coordinator.core import Statistics
+
+
+@dataclass(frozen=True, slots=True)
+class CoordinatorReading:
+    """One reading.  Counts since the start, unless said otherwise."""
+
+    statistics: Statistics
+    channels: int  # RPC connections, now
+    agents_connected: int  # agents whose connection drives their status, now
+    delivered: int  # peer updates handed to receivers
+    overflows: int  # peers dropped because they did not read
+    telemetry_events: int
+    refused_calls: int
+    refused_at_door: int
+    map_version: int
+    map_failures: Mapping[str, int]
+
+
+class CoordinatorCollector(Collector):
+    """Gives prometheus-client one reading per scrape."""
+
+    def __init__(self, read: Callable[[], CoordinatorReading]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterable[Metric]:
+        reading = self._read()
+        core = reading.statistics
+        gauges: tuple[tuple[str, str, float], ...] = (
+            ("tailnet_peers", "Peers that coordinate.", core.connected_peers),
+            ("tailnet_absent_peers", "Peers that are not here but at the end of a tunnel.", core.absent_peers),
+            ("tailnet_tunnels", "Tunnels.", core.tunnels),
+            ("tailnet_channels", "RPC connections.", reading.channels),
+            ("tailnet_agents_connected", "Agents that are connected.", reading.agents_connected),
+            ("tailnet_derp_map_version", "Changes of the DERP map since the start.", reading.map_version),
+        )
+        for name, text, value in gauges:
+            yield GaugeMetricFamily(name, text, value=value)
+        counters: tuple[tuple[str, str, float], ...] = (
+            ("tailnet_connects", "Coordinate calls.", core.connects),
+            ("tailnet_takeovers", "Calls that ended an older one of their peer.", core.overtaken),
+            ("tailnet_requests", "CoordinateRequests.", core.requests),
+            ("tailnet_node_updates", "Nodes that peers sent.", core.node_updates),
+            ("tailnet_suppressed_updates", "Nodes that said nothing new.", core.suppressed_updates),
+            ("tailnet_deliveries", "Peer updates given to receivers.", reading.delivered),
+            ("tailnet_overflows", "Peers dropped because they did not read.", reading.overflows),
+            ("tailnet_ready_for_handshake", "Handshakes announced.", core.ready_for_handshake),
+            ("tailnet_telemetry_events", "Telemetry events received.", reading.telemetry_events),
+            ("tailnet_refused_calls", "Calls refused because a connection had too many.", reading.refused_calls),
+            ("tailnet_refused_at_door", "RPC connections turned away.", reading.refused_at_door),
+        )
+        for name, text, value in counters:
+            yield CounterMetricFamily(name, text, value=value)
+        families: tuple[tuple[str, str, str, Mapping[str, int]], ...] = (
+            ("tailnet_departures", "Peers that left.", "reason", core.departures),
+            ("tailnet_refusals", "Requests refused.", "reason", {r.name.lower(): n for r, n in core.refusals.items()}),
+            ("tailnet_derp_map_failures", "Reads of a DERP map that failed.", "source", reading.map_failures),
+        )
+        for name, text, label, values in families:
+            family = CounterMetricFamily(name, text, labels=[label])
+            for label_value, count in values.items():
+                family.add_metric([label_value], count)
+            yield family
+
+
+def metrics_page(
+    read: Callable[[], CoordinatorReading], read_relay: Callable[[], RelayStatistics]
+) -> Callable[[], bytes]:
+    """A function that renders /metrics."""
+    registry = CollectorRegistry()
+    registry.register(CoordinatorCollector(read))
+    registry.register(RelayCollector(read_relay))
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    GCCollector(registry=registry)
+    return lambda: generate_latest(registry)

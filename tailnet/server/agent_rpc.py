@@ -1,0 +1,280 @@
+"""The Agent service: what a workspace agent asks and reports over its RPC connection.  Layer L3.
+
+One method per RPC; any error here tears an agent's whole connection down and makes it start again, so only what is
+truly wrong is one.  Called as tasks by server/service.py; state is the store's.
+"""
+
+import secrets
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+from uuid import UUID, uuid4
+
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+
+from tailnet.auth.tokens import agent_token_digest
+from tailnet.config import CoordinatorConfig
+from tailnet.errors import RpcError, StoreError, Unimplemented
+from tailnet.proto import convert
+from tailnet.proto.generated import agent_pb2 as agent
+from tailnet.proto.services import AGENT
+from tailnet.server.batches import WriteBatch
+from tailnet.server.derpmaps import DerpMaps
+from tailnet.server.service import Caller, Unary
+from tailnet.store.rows import (
+    AgentIdentity,
+    LifecycleChange,
+    LifecycleState,
+    LogBatch,
+    LogSource,
+    MetadataValue,
+    Startup,
+    StatsReport,
+)
+from tailnet.store.store import Store
+from tailnet.types import PeerID
+
+# Lines without a source of their own, as the reference shows them.
+EXTERNAL_LOG_SOURCE: Final = UUID("3b579bf4-1ed8-4b99-87a8-e9a1e3410410")
+_EXTERNAL_NAME: Final = "External"
+_EXTERNAL_ICON: Final = "/emojis/1f310.png"
+# Longest value and error of one metadata script that is kept: the reference's number.
+MAX_METADATA_BYTES: Final = 2048
+# Agents whose external source is known to exist; forgetting them costs one write each.
+MAX_KNOWN_SOURCES: Final = 100_000
+_UNKNOWN_LIFECYCLE: Final = frozenset({agent.Lifecycle.STATE_UNSPECIFIED})
+
+
+class AgentService:
+    """Answers agents.  `unary()` is the table that server/service.py wants."""
+
+    def __init__(
+        self,
+        store: Store,
+        maps: DerpMaps,
+        config: CoordinatorConfig,
+        *,
+        changed: Callable[[UUID], None],
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._store = store
+        self._maps = maps
+        self._config = config
+        self._changed = changed  # tells that something of an owner's workspaces changed
+        self._clock = clock
+        self._lifecycles: WriteBatch[LifecycleChange] = WriteBatch(store, store.update_lifecycles)
+        self._startups: WriteBatch[Startup] = WriteBatch(store, store.update_startups)
+        self._stats: WriteBatch[StatsReport] = WriteBatch(store, lambda rows: store.insert_stats(rows, clock()))
+        self._metadata: WriteBatch[list[MetadataValue]] = WriteBatch(
+            store, lambda lists: store.put_metadata([value for values in lists for value in values])
+        )
+        self._logs: WriteBatch[LogBatch] = WriteBatch(store, lambda batches: store.insert_logs(batches, clock()))
+        self._external_sources: set[PeerID] = set()
+        self.connection_reports = 0
+        self.boundary_logs = 0
+
+    def unary(self) -> Mapping[str, Unary]:
+        """RPC path to method, for every RPC of the Agent service that this server has."""
+        methods: dict[str, Unary] = {
+            "GetManifest": self.get_manifest,
+            "GetServiceBanner": self.get_service_banner,
+            "GetAnnouncementBanners": self.get_announcement_banners,
+            "UpdateStats": self.update_stats,
+            "UpdateLifecycle": self.update_lifecycle,
+            "UpdateStartup": self.update_startup,
+            "BatchUpdateAppHealths": self.batch_update_app_healths,
+            "BatchUpdateMetadata": self.batch_update_metadata,
+            "BatchCreateLogs": self.batch_create_logs,
+            "ScriptCompleted": self.script_completed,
+            "GetResourcesMonitoringConfiguration": self.get_resources_monitoring_configuration,
+            "PushResourcesMonitoringUsage": self.push_resources_monitoring_usage,
+            "ReportConnection": self.report_connection,
+            "CreateSubAgent": self.create_sub_agent,
+            "DeleteSubAgent": self.delete_sub_agent,
+            "ListSubAgents": self.list_sub_agents,
+            "ReportBoundaryLogs": self.report_boundary_logs,
+            "UpdateAppStatus": self.update_app_status,
+            "PushContextState": self.push_context_state,
+        }
+        return {path: methods[path.rpartition("/")[2]] for path in AGENT}
+
+    async def get_manifest(self, caller: Caller, request: Any) -> Message:
+        identity = _identity(caller)
+        row = await self._store.run(self._store.get_agent, identity.id)
+        if row is None:
+            raise RpcError("this agent was deleted")
+        config = self._config
+        manifest = agent.Manifest(
+            agent_id=bytes(identity.id),
+            agent_name=identity.name,
+            owner_username=identity.owner_name,
+            workspace_id=identity.workspace_id.bytes,
+            workspace_name=identity.workspace_name,
+            directory=row.directory,
+            motd_path=row.motd_path,
+            environment_variables=dict(row.environment),
+            disable_direct_connections=config.disable_direct_connections,
+            derp_force_websockets=config.derp_force_websockets,
+        )
+        manifest.derp_map.ParseFromString(self._maps.current.message)
+        # The client reads home_params without looking whether they are there.
+        manifest.derp_map.home_params.SetInParent()
+        if identity.parent_id is not None:
+            manifest.parent_id = bytes(identity.parent_id)
+        return manifest
+
+    async def get_service_banner(self, caller: Caller, request: Any) -> Message:
+        return agent.ServiceBanner()
+
+    async def get_announcement_banners(self, caller: Caller, request: Any) -> Message:
+        return agent.GetAnnouncementBannersResponse()
+
+    async def update_stats(self, caller: Caller, request: Any) -> Message:
+        # The first call carries nothing: the agent only asks for the interval, and takes whatever it is told.
+        if request.HasField("stats"):
+            stats = request.stats
+            report = MessageToDict(stats, preserving_proto_field_name=True)
+            await self._stats.add(
+                StatsReport(caller.peer_id, stats.connection_count, stats.rx_bytes, stats.tx_bytes, report)
+            )
+        response = agent.UpdateStatsResponse()
+        response.report_interval.CopyFrom(convert.duration(self._config.stats_interval_seconds))
+        return response
+
+    async def update_lifecycle(self, caller: Caller, request: Any) -> Message:
+        lifecycle = request.lifecycle
+        if lifecycle.state in _UNKNOWN_LIFECYCLE or lifecycle.state not in LifecycleState._value2member_map_:
+            raise RpcError(f"unknown lifecycle state {lifecycle.state}")
+        moment = convert.moment(lifecycle.changed_at) if lifecycle.HasField("changed_at") else self._clock()
+        await self._lifecycles.add(LifecycleChange(caller.peer_id, LifecycleState(lifecycle.state), moment))
+        self._changed(_identity(caller).owner_id)
+        return agent.Lifecycle.FromString(lifecycle.SerializeToString())
+
+    async def update_startup(self, caller: Caller, request: Any) -> Message:
+        startup = request.startup
+        names = [agent.Startup.Subsystem.Name(each) for each in startup.subsystems if each in _SUBSYSTEMS]
+        await self._startups.add(
+            Startup(caller.peer_id, startup.version[:256], startup.expanded_directory[:4096], names, "2.0")
+        )
+        return agent.Startup.FromString(startup.SerializeToString())
+
+    async def batch_update_app_healths(self, caller: Caller, request: Any) -> Message:
+        # A manifest of ours names no apps, so an agent that reports one was built for another server.
+        return agent.BatchUpdateAppHealthResponse()
+
+    async def batch_update_metadata(self, caller: Caller, request: Any) -> Message:
+        now = self._clock()
+        values = [
+            MetadataValue(
+                caller.peer_id,
+                each.key[:256],
+                each.result.value[:MAX_METADATA_BYTES],
+                each.result.error[:MAX_METADATA_BYTES],
+                now,
+            )
+            for each in request.metadata
+        ]
+        if values:
+            await self._metadata.add(values)
+        return agent.BatchUpdateMetadataResponse()
+
+    async def batch_create_logs(self, caller: Caller, request: Any) -> Message:
+        if not request.logs:
+            return agent.BatchCreateLogsResponse()
+        source = UUID(bytes=request.log_source_id) if len(request.log_source_id) == 16 else UUID(int=0)
+        if source.int == 0:
+            source = EXTERNAL_LOG_SOURCE
+            if caller.peer_id not in self._external_sources:
+                row = LogSource(caller.peer_id, source, _EXTERNAL_NAME, _EXTERNAL_ICON, self._clock())
+                await self._store.run(self._store.add_log_source, row)
+                if len(self._external_sources) >= MAX_KNOWN_SOURCES:
+                    self._external_sources.clear()
+                self._external_sources.add(caller.peer_id)
+        lines = [(int(line.level) or int(agent.Log.INFO), line.output) for line in request.logs]
+        exceeded = await self._logs.add(LogBatch(caller.peer_id, source, lines))
+        # No error: an error would end the agent's connection; this only ends its logs.
+        return agent.BatchCreateLogsResponse(log_limit_exceeded=bool(exceeded))
+
+    async def script_completed(self, caller: Caller, request: Any) -> Message:
+        return agent.WorkspaceAgentScriptCompletedResponse()
+
+    async def get_resources_monitoring_configuration(self, caller: Caller, request: Any) -> Message:
+        response = agent.GetResourcesMonitoringConfigurationResponse()
+        # Nothing is monitored (memory and volumes are absent), but an agent divides by these.
+        response.config.num_datapoints = 20
+        response.config.collection_interval_seconds = 10
+        return response
+
+    async def push_resources_monitoring_usage(self, caller: Caller, request: Any) -> Message:
+        return agent.PushResourcesMonitoringUsageResponse()
+
+    async def report_connection(self, caller: Caller, request: Any) -> Message:
+        self.connection_reports += 1
+        return Empty()
+
+    async def create_sub_agent(self, caller: Caller, request: Any) -> Message:
+        if not request.name:
+            raise RpcError("a sub-agent needs a name")
+        token = uuid4()
+        # A sub-agent that was planned beforehand brings its id; any other gets one.
+        sub_id = PeerID(request.id) if len(request.id) == 16 else PeerID(secrets.token_bytes(16))
+        architecture, system = request.architecture[:64], request.operating_system[:64]
+        try:
+            added = await self._store.run(
+                lambda: self._store.add_sub_agent(
+                    caller.peer_id,
+                    sub_id,
+                    agent_token_digest(token),
+                    request.name[:128],
+                    self._clock(),
+                    directory=request.directory[:4096],
+                    architecture=architecture,
+                    operating_system=system,
+                )
+            )
+        except StoreError as error:
+            raise RpcError(f"cannot add sub-agent {request.name[:128]!r}: {error}") from error
+        if not added:
+            raise RpcError("this agent was deleted")
+        self._changed(_identity(caller).owner_id)
+        response = agent.CreateSubAgentResponse()
+        response.agent.name = request.name[:128]
+        response.agent.id = bytes(sub_id)
+        response.agent.auth_token = token.bytes
+        return response
+
+    async def delete_sub_agent(self, caller: Caller, request: Any) -> Message:
+        if len(request.id) != 16:
+            raise RpcError("a sub-agent's id has 16 bytes")
+        mine = await self._store.run(self._store.list_sub_agents, caller.peer_id)
+        if not any(row.id == request.id for row in mine):
+            raise RpcError("no such sub-agent of this agent")
+        await self._store.run(self._store.delete_agent, PeerID(request.id))
+        self._changed(_identity(caller).owner_id)
+        return agent.DeleteSubAgentResponse()
+
+    async def list_sub_agents(self, caller: Caller, request: Any) -> Message:
+        rows = await self._store.run(self._store.list_sub_agents, caller.peer_id)
+        # Tokens are hashed in the store, so only the call that made a sub-agent can tell its token.
+        return agent.ListSubAgentsResponse(agents=[agent.SubAgent(name=row.name, id=bytes(row.id)) for row in rows])
+
+    async def report_boundary_logs(self, caller: Caller, request: Any) -> Message:
+        self.boundary_logs += len(request.logs)
+        return agent.ReportBoundaryLogsResponse()
+
+    async def update_app_status(self, caller: Caller, request: Any) -> Message:
+        raise RpcError(f"no app with the slug {request.slug[:64]!r}")
+
+    async def push_context_state(self, caller: Caller, request: Any) -> Message:
+        # Code 12 makes an agent stop pushing, cleanly; accepting and forgetting would be a lie.
+        raise Unimplemented
+
+
+def _identity(caller: Caller) -> AgentIdentity:
+    assert isinstance(caller.identity, AgentIdentity), "the Agent service is served to agents only"
+    return caller.identity
+
+
+_SUBSYSTEMS: Final = frozenset(agent.Startup.Subsystem.values()) - {agent.Startup.SUBSYSTEM_UNSPECIFIED}

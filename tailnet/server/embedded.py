@@ -1,0 +1,56 @@
+"""The embedded relay as a region of the DERP map, and where other maps come from.  Layer L3."""
+
+from collections.abc import Sequence
+from typing import Final
+from urllib.parse import urlsplit
+
+from derp.map import DERPNode, DERPRegion
+from derp.server.server import Listening
+from tailnet.config import CoordinatorConfig
+from tailnet.server.map_sources import FileSource, MapSource, UrlSource
+
+_NO_STUN: Final = -1
+_UNSPECIFIED: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+
+
+def default_access_url(listening: Sequence[Listening]) -> str:
+    """How to reach us when the settings do not say: the first socket we listen on, from this machine."""
+    for each in listening:
+        if each.kind.startswith("tailnet"):
+            host = _UNSPECIFIED.get(each.host, each.host)
+            scheme = "https" if each.kind.endswith("+tls") else "http"
+            return f"{scheme}://{f'[{host}]' if ':' in host else host}:{each.port}"
+    return ""
+
+
+def embedded_region(config: CoordinatorConfig, listening: Sequence[Listening]) -> DERPRegion:
+    """The region of our own relay.  Peers put the host and port of their own access URL in its place."""
+    url = urlsplit(config.access_url or default_access_url(listening))
+    is_https = url.scheme == "https"
+    stun_ports = [each.port for each in listening if each.kind == "stun"]
+    region_id = config.derp_region_id
+    node = DERPNode(
+        name=f"{region_id}b",
+        region_id=region_id,
+        host_name=url.hostname or "127.0.0.1",
+        derp_port=url.port or (443 if is_https else 80),
+        stun_port=stun_ports[0] if stun_ports else _NO_STUN,
+        force_http=not is_https,
+    )
+    stun_only = tuple(
+        DERPNode(name=f"{region_id}stun{at}", region_id=region_id, host_name=host, stun_only=True, stun_port=port)
+        for at, (host, port) in enumerate(config.stun_servers)
+    )
+    return DERPRegion(
+        region_id=region_id,
+        region_code=config.derp_region_code,
+        region_name=config.derp_region_name,
+        embedded_relay=True,
+        nodes=(*stun_only, node),
+    )
+
+
+def map_sources(config: CoordinatorConfig) -> list[MapSource]:
+    """Files and URLs of maps, as the settings name them."""
+    files: list[MapSource] = [FileSource(path) for path in config.derp_map]
+    return [*files, *(UrlSource(url, config.derp_map_poll_seconds) for url in config.derp_map_url)]

@@ -1,0 +1,172 @@
+"""From an HTTP request to a channel: authenticates RPC sockets while the reactor keeps the connection.  Layer L3.
+
+server/server.py hands requests over; api/doors.py decides, which may have to ask the store; accepted connections become
+websockets on the reactor: transport/channel.py, or server/legacy.py for peers of version 1.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import trio
+
+from derp.protocol.upgrade import Refusal, judge_websocket_request
+from derp.protocol.websocket import WebSocketDecoder
+from derp.relay.counters import CloseReason
+from derp.transport.http import Request, ServerHttp
+from derp.transport.links import Link, LinkEnded
+from derp.transport.reactor import Reactor
+from tailnet.api.doors import Accepted, Door, RefusedAtDoor, RpcDoors
+from tailnet.coordinator.policy import AgentPolicy, ClientPolicy, ManyAgentsPolicy, Policy
+from tailnet.proto.services import AGENT, TAILNET
+from tailnet.server.hub import Hub
+from tailnet.server.legacy import LegacyChannel
+from tailnet.server.presence import AgentPresence
+from tailnet.server.service import Caller
+from tailnet.transport.channel import MAX_MESSAGE_BYTES, Channel, Channels
+
+_log = logging.getLogger("tailnet.server")
+
+_AGENT_RPCS: Final[Mapping[str, Any]] = {**TAILNET, **AGENT}
+# Decisions in hand.  Each holds a socket and a task of some 10 KiB; more at once only makes each slower.
+MAX_DECIDING: Final = 10_000
+
+
+class Entrance:
+    """Lets peers in.  Called from the reactor; each decision is a task."""
+
+    def __init__(
+        self,
+        doors: RpcDoors,
+        channels: Channels,
+        hub: Hub,
+        presence: AgentPresence,
+        nursery: trio.Nursery,
+        tick: Callable[[], float],
+    ) -> None:
+        self._doors = doors
+        self._channels = channels
+        self._hub = hub
+        self._presence = presence
+        self._nursery = nursery
+        self._tick = tick
+        self._deciding = 0
+        self.refused_count = 0
+
+    @property
+    def reactor(self) -> Reactor:
+        return self._channels.reactor
+
+    def wants(self, request: Request) -> bool:
+        """Whether the request is for an RPC socket."""
+        return self._doors.wants(request.target)
+
+    def enter(self, link: Link, request: Request, received: bytes, http: ServerHttp) -> None:
+        """Decide about a connection; until then the kernel keeps what it sends."""
+        session = link.session = _Entering(link)
+        if self._deciding >= MAX_DECIDING:
+            self._answer(link, http, 503, (("Retry-After", "5"),), b'{"message":"too many are coming in; try again"}\n')
+            raise LinkEnded(CloseReason.TOO_MANY)
+        self._deciding += 1
+        self.reactor.pause(link)
+        self._nursery.start_soon(self._decide, session, request, http)
+
+    async def _decide(self, session: "_Entering", request: Request, http: ServerHttp) -> None:
+        link = session.link
+        try:
+            with session.scope:
+                verdict = await self._doors.judge(request.method, request.target, request.headers)
+        finally:
+            self._deciding -= 1
+        if link.session is not session:
+            return  # it left meanwhile
+        self._tick()
+        try:
+            if isinstance(verdict, RefusedAtDoor):
+                self._refuse(link, http, verdict.status, verdict.headers, verdict.body, verdict.why)
+            else:
+                self._accept(link, request, http, verdict)
+        except LinkEnded as error:
+            self.reactor.fail(link, error)
+        self.reactor.flush()
+
+    def _refuse(
+        self, link: Link, http: ServerHttp, status: int, headers: tuple[tuple[str, str], ...], body: bytes, why: str
+    ) -> None:
+        self.refused_count += 1
+        _log.info("! refused %s: %s", link.address[0], why)
+        self._answer(link, http, status, headers, body)
+        raise LinkEnded(CloseReason.HTTP_DONE)
+
+    def _answer(
+        self, link: Link, http: ServerHttp, status: int, headers: tuple[tuple[str, str], ...], body: bytes
+    ) -> None:
+        link.send_raw(http.send_response(status, [*headers, ("Connection", "close")], body))
+
+    def _accept(self, link: Link, request: Request, http: ServerHttp, accepted: Accepted) -> None:
+        answer = judge_websocket_request(request.method, request.http_version, request.headers, None)
+        if isinstance(answer, Refusal):
+            body = f'{{"message":"{answer.sentence}"}}\n'.encode()
+            self._refuse(link, http, answer.status, answer.headers, body, answer.sentence)
+            return
+        link.send_raw(answer)
+        link.codec = WebSocketDecoder(True, MAX_MESSAGE_BYTES)
+        caller = Caller(accepted.peer_id, _policy(accepted), _name(accepted), accepted.agent or accepted.user)
+        if accepted.door in (Door.CLIENT, Door.CLIENT_OF_MANY, Door.LEGACY_CLIENT):
+            caller.identity = accepted.user
+        if accepted.door in (Door.LEGACY_AGENT, Door.LEGACY_CLIENT):
+            agent_id = accepted.agent.id if accepted.agent is not None and accepted.user is not None else None
+            link.session = LegacyChannel(self._channels, self._hub, link, caller, agent_id)
+        else:
+            rpcs = _AGENT_RPCS if accepted.door is Door.AGENT else TAILNET
+            channel = Channel(self._channels, link, rpcs, caller)
+            link.session = channel
+            if accepted.drives_status:
+                self._presence.came(channel)
+        _log.info("> %s from %s", caller.name, link.address[0])
+        # What came behind the request is framed already; peers wait for the 101, so there is rarely any.
+        rest = http.trailing_data()
+        if rest:
+            unframed = bytearray(len(rest))
+            end = link.codec.receive_into(memoryview(rest), unframed, 0)
+            link.kept = bytes(unframed[:end])
+        if link.tail:
+            self.reactor.await_room(link)
+        self.reactor.resume(link)
+
+
+class _Entering:
+    """A connection whose caller is being looked up."""
+
+    __slots__ = ("link", "scope")
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self.scope = trio.CancelScope()
+
+    def received(self, at: int, end: int) -> int:
+        return at  # kept for the session to come
+
+    def writable(self) -> None:
+        """Nothing was sent yet."""
+
+    def ended(self, reason: CloseReason, text: str) -> None:
+        self.scope.cancel()
+
+
+def _policy(accepted: Accepted) -> Policy:
+    if accepted.door in (Door.AGENT, Door.LEGACY_AGENT):
+        assert accepted.agent is not None
+        return AgentPolicy(accepted.agent.id)
+    if accepted.door is Door.CLIENT_OF_MANY:
+        return ManyAgentsPolicy()
+    assert accepted.agent is not None
+    return ClientPolicy(accepted.agent.id)
+
+
+def _name(accepted: Accepted) -> str:
+    if accepted.door in (Door.AGENT, Door.LEGACY_AGENT):
+        assert accepted.agent is not None
+        return f"agent {accepted.agent.name} {accepted.peer_id}"
+    assert accepted.user is not None
+    return f"client {accepted.peer_id} of {accepted.user.username}"

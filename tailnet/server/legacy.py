@@ -1,0 +1,182 @@
+"""Version 1 of the coordinate protocol: JSON nodes over a websocket, no RPC.  Layer L3.
+
+A peer sends Node objects one after the other; it gets arrays of Nodes.  There is no way to say that a peer left.
+Agents before 2.13 and clients before 2.0 speak it.  The same coordinator serves them, so old and new peers meet.
+"""
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from derp.errors import KeyFormatError
+from derp.keys import NodePublic
+from derp.protocol.websocket import CloseCode, Opcode, close_payload, encode_header
+from derp.relay.counters import CloseReason
+from derp.transport.links import Link, LinkEnded
+from tailnet.coordinator.messages import Kind, Request, Update
+from tailnet.errors import MalformedField, RemoteProtocolError
+from tailnet.proto import convert
+from tailnet.proto.generated import tailnet_pb2 as tailnet
+from tailnet.server.hub import Hub
+from tailnet.server.service import Caller, node_value
+from tailnet.transport.channel import Channels
+from tailnet.types import PeerID
+
+# A Node in JSON is about twice as long as in protobuf, whose bound is 32 KiB.
+MAX_NODE_BYTES: Final = 64 * 1024
+# Arrays that wait for a peer that does not read; the reference's buffer of 512 updates, of 1 KiB each.
+MAX_WAITING_BYTES: Final = 512 * 1024
+_DECODER: Final = json.JSONDecoder()
+_TEXTS: Final = ("addresses", "allowed_ips", "endpoints")
+
+
+class LegacyChannel:
+    """One websocket of a version 1 peer.  A reactor session, and the core's name for the connection.
+
+    `agent_id`: the one agent a client wants to reach; None for agents.
+    """
+
+    __slots__ = ("_channels", "_ending", "_hub", "_text", "_waiting", "caller", "link")
+
+    def __init__(self, channels: Channels, hub: Hub, link: Link, caller: Caller, agent_id: PeerID | None) -> None:
+        self._channels = channels
+        self._hub = hub
+        self.link = link
+        self.caller = caller
+        self._text = ""
+        self._waiting = b""
+        self._ending = False
+        now = channels.reactor.now
+        core = hub.coordinator
+        hub.carry_out(core.handle_connect(caller.peer_id, caller.policy, self, now), now)
+        if agent_id is not None:
+            hub.carry_out(core.handle_request(self, Request(add_tunnel=agent_id), now), now)
+
+    # --- towards the core
+
+    def received(self, at: int, end: int) -> int:
+        reactor = self._channels.reactor
+        try:
+            self._text += bytes(reactor.view[at:end]).decode()
+        except UnicodeDecodeError:
+            # A character cut in two: take what is whole and leave the rest to the next bytes.
+            return self._received_cut(at, end)
+        self._parse()
+        return end
+
+    def _received_cut(self, at: int, end: int) -> int:
+        raw = bytes(self._channels.reactor.view[at:end])
+        for cut in range(1, 4):
+            try:
+                self._text += raw[:-cut].decode()
+            except UnicodeDecodeError:
+                continue
+            self._parse()
+            return end - cut
+        raise RemoteProtocolError("a version 1 peer sends JSON nodes in UTF-8")
+
+    def _parse(self) -> None:
+        while True:
+            self._text = self._text.lstrip()
+            if not self._text:
+                return
+            try:
+                value, stop = _DECODER.raw_decode(self._text)
+            except ValueError:
+                if len(self._text) > MAX_NODE_BYTES or self._text[0] != "{":
+                    raise RemoteProtocolError("a version 1 peer sends JSON nodes, one object after the other") from None
+                return  # more of it is to come
+            self._text = self._text[stop:]
+            now = self._channels.reactor.now
+            request = Request(node=node_value(node_from_json(value)))
+            self._hub.carry_out(self._hub.coordinator.handle_request(self, request, now), now)
+
+    def ended(self, reason: CloseReason, text: str) -> None:
+        now = self._channels.reactor.now
+        self._hub.carry_out(self._hub.coordinator.handle_disconnect(self, False, now), now)
+
+    # --- towards the peer
+
+    def send_updates(self, payload: bytes, updates: Sequence[Update]) -> bool:
+        nodes = [
+            node_to_json(tailnet.Node.FromString(update.node.raw))
+            for update in updates
+            if update.kind is Kind.NODE and update.node is not None
+        ]
+        if not nodes:
+            return True
+        data = json.dumps(nodes, separators=(",", ":")).encode()
+        if len(self._waiting) + len(data) > MAX_WAITING_BYTES:
+            return False
+        self._waiting += data
+        self._send()
+        return True
+
+    def send_error(self, text: str) -> None:
+        """This version has no word for errors; the close frame carries the reason."""
+
+    def end(self, text: str) -> None:
+        if self._ending or self.link.session is not self:
+            return
+        self._ending = True
+        payload = close_payload(CloseCode.NORMAL, text)
+        self.link.send_raw(encode_header(Opcode.CLOSE, len(payload)) + payload)
+        self._channels.reactor.close(self.link, CloseReason.PROTOCOL_ERROR, text)
+
+    def writable(self) -> None:
+        self._send()
+
+    def _send(self) -> None:
+        link = self.link
+        if self._waiting and not link.blocked:
+            data, self._waiting = self._waiting, b""
+            try:
+                sent = link.send([data], len(data))
+            except LinkEnded as error:
+                self._channels.reactor.fail(link, error)
+                return
+            if sent < len(data):
+                link.push(data[sent:])
+        if link.blocked:
+            self._channels.reactor.await_room(link)
+
+
+def node_from_json(value: Any) -> tailnet.Node:
+    """A Node as version 1 writes it.  RemoteProtocolError says which field is wrong."""
+    if not isinstance(value, dict):
+        raise RemoteProtocolError("a version 1 node is a JSON object")
+    node = tailnet.Node()
+    try:
+        node.id = int(value.get("id") or 0)
+        if value.get("as_of"):
+            node.as_of.FromJsonString(value["as_of"])
+        node.key = convert.node_key_bytes(NodePublic.parse(value.get("key") or ""))
+        node.disco = value.get("disco") or ""
+        node.preferred_derp = int(value.get("preferred_derp") or 0)
+        for name, latency in (value.get("derp_latency") or {}).items():
+            node.derp_latency[name] = latency
+        for region, reason in (value.get("derp_forced_websockets") or {}).items():
+            node.derp_forced_websocket[int(region)] = reason
+        for name in _TEXTS:
+            getattr(node, name).extend(value.get(name) or ())
+    except (TypeError, ValueError, KeyFormatError, MalformedField, AttributeError) as error:
+        raise RemoteProtocolError(f"malformed version 1 node: {error}") from error
+    return node
+
+
+def node_to_json(node: tailnet.Node) -> dict[str, Any]:
+    """A Node as version 1 reads it."""
+    moment = convert.moment(node.as_of) if node.HasField("as_of") else datetime.fromtimestamp(0, UTC)
+    return {
+        "id": node.id,
+        "as_of": moment.isoformat().replace("+00:00", "Z"),
+        "key": str(convert.node_key(node.key)),
+        "disco": node.disco,
+        "preferred_derp": node.preferred_derp,
+        "derp_latency": dict(node.derp_latency),
+        "derp_forced_websockets": {str(region): why for region, why in node.derp_forced_websocket.items()},
+        "addresses": list(node.addresses),
+        "allowed_ips": list(node.allowed_ips),
+        "endpoints": list(node.endpoints),
+    }

@@ -1,0 +1,41 @@
+"""The keys of resume tokens, from the store, fresh enough.  Layer L3.  Tokens themselves: coordinator/resume.py."""
+
+import logging
+import secrets
+from datetime import UTC, datetime
+from typing import Final
+
+import trio
+
+from tailnet.coordinator.resume import ResumeKey, ResumeTokens
+from tailnet.errors import StoreError
+from tailnet.store.store import Store
+
+_log = logging.getLogger("tailnet.server")
+
+PURPOSE: Final = "resume token"
+# Keys rotate over days; a key that another process made is accepted here within this time.
+REFRESH_SECONDS: Final = 600.0
+
+
+class ResumeKeys:
+    """`current` signs and verifies; call `refresh` once before it is used."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.current: ResumeTokens
+
+    async def refresh(self) -> None:
+        """Read the keys, which makes and rotates them as needed.  Raises StoreError."""
+        keys = await self._store.run(self._store.signing_keys, PURPOSE, datetime.now(UTC), secrets.token_bytes)
+        newest, *older = (ResumeKey(key.id, key.secret) for key in keys)
+        self.current = ResumeTokens(newest, older)
+
+    async def refresh_forever(self) -> None:
+        """Keep the keys fresh until cancelled; a store that fails leaves those of before in use."""
+        while True:
+            await trio.sleep(REFRESH_SECONDS)
+            try:
+                await self.refresh()
+            except StoreError as error:
+                _log.error("! resume keys cannot be read; those of before stay: %s", error)

@@ -1,0 +1,342 @@
+"""The coordinator as a program runs it: one port for API, RPC and relay, STUN beside it.  Layer L3.
+
+    accept -> derp/server/door.py -> /derp: the relay | RPC websockets: transport/channel.py | all else: api/ (ASGI)
+One nursery; the reactor is one task in it.  The command line is cli/serve.py.
+"""
+
+import logging
+import math
+import socket
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
+from typing import Any, Final
+
+import trio
+
+from derp.keys import NodePrivate
+from derp.metrics import RelayStatistics
+from derp.protocol.websocket import CloseCode
+from derp.relay.counters import CloseReason
+from derp.relay.limits import TokenBucket
+from derp.server.door import FrontDoor
+from derp.server.drain import drain_clients
+from derp.server.listener import AcceptGate, Listener
+from derp.server.relay import Relay
+from derp.server.server import Listening
+from derp.server.statistics import read_statistics
+from derp.server.stun import StunResponder
+from derp.transport.http import Request, ServerHttp
+from derp.transport.links import Link
+from derp.transport.linkstream import LinkStream
+from derp.transport.listen import open_listener, open_udp
+from derp.transport.reactor import Reactor
+from derp.transport.tls import CHECK_SECONDS, TlsServer
+from tailnet.api.app import create_app
+from tailnet.api.doors import RpcDoors
+from tailnet.api.services import Services
+from tailnet.auth.backends import StoreCallers
+from tailnet.auth.policy import Right, workspace_rights
+from tailnet.config import CoordinatorConfig
+from tailnet.coordinator.core import Coordinator
+from tailnet.coordinator.explain import Snapshot, explain, snapshot
+from tailnet.errors import RpcError
+from tailnet.metrics import CoordinatorReading, metrics_page
+from tailnet.rpc.yamux import SessionLimits
+from tailnet.server.agent_rpc import AgentService
+from tailnet.server.derpmaps import DerpMaps, StoreMapKeeper
+from tailnet.server.embedded import default_access_url, embedded_region, map_sources
+from tailnet.server.entrance import Entrance
+from tailnet.server.hub import Hub
+from tailnet.server.presence import AgentPresence
+from tailnet.server.resume_keys import ResumeKeys
+from tailnet.server.service import Caller, TailnetService
+from tailnet.server.workspaces import WorkspaceFeed
+from tailnet.store.rows import AgentIdentity, UserIdentity
+from tailnet.store.store import Store
+from tailnet.transport.asgi import ApiServer
+from tailnet.transport.channel import Channel, Channels
+from tailnet.types import PEER_ID_BYTES, PeerID
+
+_log = logging.getLogger("tailnet.server")
+
+_TICK_SECONDS: Final = 0.25
+# What belongs to the relay and is answered by it, in place; everything else that is no RPC is the API's.
+STREAM_DERP_MAPS: Final = "/coder.tailnet.v2.Tailnet/StreamDERPMaps"
+WORKSPACE_UPDATES: Final = "/coder.tailnet.v2.Tailnet/WorkspaceUpdates"
+_RELAY_PATHS: Final = ("/derp", "/derp/probe", "/derp/latency-check", "/generate_204", "/bootstrap-dns")
+
+
+class CoordinatorServer:
+    """A running coordinator.  serve_coordinator makes it; it ends when cancelled or when `drain` is done."""
+
+    def __init__(self, config: CoordinatorConfig, store: Store) -> None:
+        self.config = config
+        self.store = store
+        self.reactor = Reactor()
+        private = NodePrivate.generate()
+        self.relay = Relay(config.relay_config(private), self.reactor)
+        self.tls = TlsServer(config.tls, private.public(), now=time.time()) if config.tls is not None else None
+        bucket = None
+        if math.isfinite(config.accept_connection_limit):
+            bucket = TokenBucket(config.accept_connection_limit, config.accept_connection_burst, self.reactor.now)
+        self.gate = AcceptGate(bucket, config.max_connections, lambda: len(self.reactor.links))
+        self.door = FrontDoor(
+            self.relay.plane,
+            self.relay.routes,
+            trusted_proxies=config.trusted_proxies,
+            derp_enabled=config.derp_enabled,
+            take_over=self._take_over,
+        )
+        self.listening: list[Listening] = []
+        self.stun: list[StunResponder] = []
+        self.coordinator: Coordinator[Any] = Coordinator()
+        self.hub = Hub(self.coordinator)
+        self.callers = StoreCallers(store)
+        self.keys = ResumeKeys(store)
+        self.feed = WorkspaceFeed(store)
+        self.presence = AgentPresence(store, config.agent_ping_seconds, self.feed.changed)
+        self.drained = trio.Event()
+        self.closing = trio.Event()
+        self.maps: DerpMaps
+        self.service: TailnetService
+        self.channels: Channels
+        self.entrance: Entrance
+        self._listeners: list[Listener] = []
+        self._udp: list[socket.socket] = []
+        self._nursery: trio.Nursery
+        self._api: ApiServer
+
+    # --- what the API shows
+
+    def now(self) -> float:
+        return self.reactor.now
+
+    def snapshot(self) -> Snapshot:
+        return snapshot(self.coordinator, self.reactor.now)
+
+    def explain(self, a: PeerID, b: PeerID) -> list[str]:
+        return explain(self.coordinator, a, b, self.reactor.now)
+
+    def not_ready(self) -> Sequence[str]:
+        """Why requests should go to another server now."""
+        return ["draining: this server is about to stop"] if self.relay.is_draining else []
+
+    def reading(self) -> CoordinatorReading:
+        """Everything that is counted, for metrics."""
+        return CoordinatorReading(
+            statistics=self.coordinator.statistics(),
+            channels=len(self.channels.open),
+            agents_connected=self.presence.connected_count,
+            delivered=self.hub.delivered_count,
+            overflows=self.hub.overflow_count,
+            telemetry_events=self.service.telemetry_events,
+            refused_calls=self.service.refused_calls,
+            refused_at_door=self.entrance.refused_count,
+            map_version=self.maps.current.version,
+            map_failures={status.name: status.failures for status in self.maps.statuses},
+        )
+
+    # --- starting
+
+    async def run(self, task_status: trio.TaskStatus["CoordinatorServer"]) -> None:
+        """Bind, serve, and return when drained.  Raises ConfigError before it has started."""
+        with ExitStack() as stack:
+            stack.callback(self.close)
+            self._open_sockets()
+            region = embedded_region(self.config, self.listening) if self.config.derp_enabled else None
+            self.maps = DerpMaps(
+                map_sources(self.config),
+                region,
+                scores=dict(self.config.region_scores),
+                avoid=self.config.avoid_regions,
+                keeper=StoreMapKeeper(self.store),
+            )
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                await nursery.start(self.maps.serve)
+                await self.keys.refresh()
+                self._build(nursery)
+                if not self.maps.current.map.regions:
+                    _log.warning(
+                        "! no relay: peers that cannot reach each other directly will not meet; set a DERP map"
+                    )
+                for listener in self._listeners:
+                    listener.start()
+                nursery.start_soon(self.reactor.run)
+                nursery.start_soon(self._tick_forever)
+                nursery.start_soon(self.keys.refresh_forever)
+                nursery.start_soon(self.presence.run)
+                task_status.started(self)
+                await self.drained.wait()
+                nursery.cancel_scope.cancel()
+            # What agents' last words changed is written before the store is closed.
+            await self.presence.finish()
+
+    def _build(self, nursery: trio.Nursery) -> None:
+        config = self.config
+        self.service = self._make_service(nursery)
+        limits = SessionLimits(ping_seconds=config.agent_ping_seconds, pong_seconds=config.inactive_seconds)
+        self.channels = Channels(self.reactor, self.service.serve, self._channel_ended, limits)
+        access_url = config.access_url or default_access_url(self.listening)
+        doors = RpcDoors(
+            self.callers, lambda: self.keys.current, access_url=access_url, browser_only=config.browser_only
+        )
+        self.entrance = Entrance(doors, self.channels, self.hub, self.presence, nursery, self.reactor.tick)
+        services = Services(
+            config=config,
+            callers=self.callers,
+            derp_maps=self.maps,
+            tailnet=self,
+            access_url=access_url,
+            not_ready=self.not_ready,
+            metrics=metrics_page(self.reading, self.relay_statistics),
+            closing=self.closing,
+        )
+        self._api = ApiServer(create_app(services))
+
+    def _make_service(self, nursery: trio.Nursery) -> TailnetService:
+        agents = AgentService(self.store, self.maps, self.config, changed=self.feed.changed)
+
+        async def stream_maps(caller: Caller, request: Any, send: Callable[[bytes], bool]) -> None:
+            published = self.maps.current
+            while send(published.message):
+                published = await self.maps.wait_changed(published.version)
+            raise RpcError("this client does not read its DERP maps")
+
+        def may_reach(caller: Caller, agent_id: bytes) -> bool | Awaitable[bool]:
+            if len(agent_id) != PEER_ID_BYTES:
+                return False
+            known = self.callers.peek_agent(PeerID(agent_id))
+            if known is not None:
+                return has_ssh(caller, known)
+            return self._look_up(caller, PeerID(agent_id))
+
+        return TailnetService(
+            self.coordinator,
+            self.hub,
+            lambda: self.keys.current,
+            nursery=nursery,
+            unary=agents.unary(),
+            streams={STREAM_DERP_MAPS: stream_maps, WORKSPACE_UPDATES: self.feed.stream},
+            authorise=may_reach,
+            flush=self.reactor.flush,
+            clock=lambda: self.reactor.now,
+        )
+
+    async def _look_up(self, caller: Caller, agent_id: PeerID) -> bool:
+        found = await self.callers.find_agent(agent_id)
+        return found is not None and has_ssh(caller, found)
+
+    def relay_statistics(self) -> RelayStatistics:
+        """The embedded relay's reading."""
+        expires = self.tls.leaf.not_valid_after_utc.timestamp() if self.tls is not None else None
+        return read_statistics(self.relay, self.gate, [self.door], self.stun, expires)
+
+    def _open_sockets(self) -> None:
+        config, tls = self.config, self.tls
+        for host, port in config.listen:
+            sock = open_listener(host, port, user_timeout_seconds=15.0, keepalive_seconds=600.0)
+            listener = Listener(sock, self.door, self.gate, (lambda: tls.context) if tls is not None else None)
+            self._listeners.append(listener)
+            self.listening.append(Listening("tailnet" if tls is None else "tailnet+tls", *listener.address))
+        for host, port in config.stun_addresses if config.derp_enabled else ():
+            udp = open_udp(host, port)
+            responder = StunResponder(udp, lambda: self.relay.problem() is None)
+            self.reactor.watch(udp.fileno(), responder.serve_ready)
+            self._udp.append(udp)
+            self.stun.append(responder)
+            bound = udp.getsockname()
+            self.listening.append(Listening("stun", str(bound[0]), int(bound[1])))
+
+    # --- serving
+
+    def _take_over(self, link: Link, request: Request, received: bytes, http: ServerHttp) -> bool:
+        """Requests that are not the relay's: RPC sockets stay on the reactor, the API's leave it, socket and all."""
+        if request.target.partition("?")[0] in _RELAY_PATHS:
+            return False
+        if self.entrance.wants(request):
+            self.entrance.enter(link, request, received, http)
+            return True
+        self.relay.plane.greeted.pop(link, None)
+        link.session = None
+        self.reactor.release(link)
+        self._nursery.start_soon(self._api.serve, LinkStream(link, received))
+        return True
+
+    def _channel_ended(self, channel: Channel, reason: str) -> None:
+        self.service.ended(channel, reason)
+        self.presence.left(channel)
+        self.relay.plane.count_closed(CloseReason.CLOSED_BY_PEER)
+
+    async def _tick_forever(self) -> None:
+        look_at = 0.0
+        while True:
+            await trio.sleep(_TICK_SECONDS)
+            self.relay.tick()
+            self.channels.tick(self.reactor.now)
+            self.reactor.flush()
+            for listener in self._listeners:
+                listener.start()
+            if self.reactor.now >= look_at:
+                look_at = self.reactor.now + CHECK_SECONDS
+                self._look_at_certificate()
+
+    def _look_at_certificate(self) -> None:
+        done = self.tls.reload_if_changed(time.time()) if self.tls is not None else None
+        if done is not None:
+            _log.log(logging.INFO if done.ok else logging.ERROR, "= %s", done.text)
+
+    def reload(self) -> None:
+        """Look at files again now: certificates and DERP maps."""
+        self._look_at_certificate()
+        self.maps.reload_nowait()
+
+    # --- leaving
+
+    def close(self) -> None:
+        """Close the listening sockets; connections stay."""
+        for listener in self._listeners:
+            listener.close()
+        for sock in self._udp:
+            self.reactor.unwatch(sock.fileno())
+            sock.close()
+        self._listeners.clear()
+        self._udp.clear()
+
+    async def drain(self) -> None:
+        """Stop accepting, tell peers LOST and never DISCONNECTED, drain the relay within the deadline, and end."""
+        if self.relay.is_draining:
+            return
+        self.close()
+        self.closing.set()
+        now = self.reactor.tick()
+        # Peers keep their sessions for as long as WireGuard does; only the news stops.
+        self.hub.carry_out(self.coordinator.handle_close(now), now)
+        self.reactor.flush()
+        for channel in tuple(self.channels.open):
+            channel.close(CloseCode.GOING_AWAY, "server is restarting", CloseReason.DRAINED)
+        self.reactor.flush()
+        await self._api.stop()
+        await drain_clients(self.relay, self.config.drain_seconds)
+        self.drained.set()
+
+
+def has_ssh(caller: Caller, agent: AgentIdentity) -> bool:
+    """Whether the user behind a client may open tunnels to an agent."""
+    user = caller.identity
+    return isinstance(user, UserIdentity) and Right.SSH in workspace_rights(user.id, agent.owner_id)
+
+
+async def serve_coordinator(
+    config: CoordinatorConfig, *, task_status: trio.TaskStatus[CoordinatorServer] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Serve until cancelled, or until `drain` of the started CoordinatorServer is done.
+
+    Raises ConfigError and StoreError before it has started.
+    """
+    store = await trio.to_thread.run_sync(Store.open, config.store)
+    try:
+        await CoordinatorServer(config, store).run(task_status)
+    finally:
+        store.close()
