@@ -1,0 +1,86 @@
+"""The HTTP API as one ASGI app (layer L3): routes, and every error in the one form that SDKs read.
+
+`create_app(services)` is served by Hypercorn behind the front door (server/server.py).  One file per resource:
+connection.py, derp_map.py, health.py, debug.py.  The RPC websockets never come here: see doors.py.
+"""
+
+import logging
+
+from fastapi import FastAPI, WebSocket
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
+from starlette.responses import Response
+
+from tailnet.api import connection, debug, derp_map, health
+from tailnet.api.answers import GoJsonResponse, refusal_response
+from tailnet.api.services import Services
+from tailnet.auth import refusals
+from tailnet.auth.refusals import Refused, Validation
+
+_log = logging.getLogger("tailnet.api")
+
+
+def create_app(services: Services) -> FastAPI:
+    """The app over these services."""
+    # The interactive pages load scripts from strangers' servers; the schema itself is free to read.
+    app = FastAPI(
+        title="tailnet",
+        openapi_url="/api/v2/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        default_response_class=GoJsonResponse,
+    )
+    app.state.services = services
+    for resource in (connection, derp_map, health, debug):
+        app.include_router(resource.router)
+    app.add_exception_handler(Refused, _answer_refused)
+    app.add_exception_handler(HTTPException, _answer_http)
+    app.add_exception_handler(RequestValidationError, _answer_invalid)
+    app.add_exception_handler(Exception, _answer_broken)
+
+    # Last: whatever no resource knows.  Without it an unknown websocket would be turned away by a bare 403.
+    @app.websocket("/{path:path}")
+    async def unknown_websocket(websocket: WebSocket) -> None:
+        raise refusals.route_not_found()
+
+    return app
+
+
+async def _answer_refused(asked: HTTPConnection, error: Exception) -> Response:
+    assert isinstance(error, Refused)
+    return await _answer(asked, error)
+
+
+async def _answer_http(asked: HTTPConnection, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    match error.status_code:
+        case 404:
+            return await _answer(asked, refusals.route_not_found())
+        case 405:
+            return await _answer(asked, refusals.method_not_allowed())
+        case status:
+            return await _answer(asked, Refused(status, str(error.detail)))
+
+
+async def _answer_invalid(asked: HTTPConnection, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    validations = tuple(
+        Validation(".".join(str(part) for part in each["loc"][1:]) or "body", str(each["msg"]))
+        for each in error.errors()
+    )
+    return await _answer(asked, Refused(400, "Validation failed.", validations=validations))
+
+
+async def _answer_broken(asked: HTTPConnection, error: Exception) -> Response:
+    # The boundary of the service: one request's trouble stays its own, and the operator gets the whole story.
+    _log.error("! %s failed", asked.url.path, exc_info=error)
+    return await _answer(asked, Refused(500, "An internal server error occurred.", "The server's log says more."))
+
+
+async def _answer(asked: HTTPConnection, refused: Refused) -> Response:
+    response = refusal_response(refused)
+    if isinstance(asked, WebSocket):
+        await asked.send_denial_response(response)
+    return response

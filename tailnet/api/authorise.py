@@ -1,0 +1,98 @@
+"""Who asks, and for what: the checks that doors and resources share (layer L3).
+
+Everything is given as plain mappings, so that the doors, which have no app around them, use the same code.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+from urllib.parse import urlsplit
+
+from derp.config.relay import Network
+from derp.server.address import is_in
+from tailnet.auth import refusals
+from tailnet.auth.backends import Callers
+from tailnet.auth.policy import NO_RIGHT, Right, workspace_rights
+from tailnet.auth.refusals import Refused
+from tailnet.auth.tokens import find_token
+from tailnet.store.rows import AgentIdentity, UserIdentity
+from tailnet.types import PeerID
+
+_UUID_CHARS: Final = 36
+_MAX_SHOWN_CHARS: Final = 80
+
+
+async def authorise_agent(callers: Callers, user: UserIdentity, text: str, right: Right) -> AgentIdentity:
+    """The agent whose id stands in a path, if the user may do that with it.
+
+    Raises Refused: 400 for what is no id; 404 for an agent that does not exist or that is not the user's, which nobody
+    can tell apart.
+    """
+    try:
+        agent_id = PeerID.parse(text.lower())
+    except ValueError:
+        reason = "invalid UUID format" if len(text) == _UUID_CHARS else f"invalid UUID length: {len(text)}"
+        raise refusals.agent_id_malformed(text[:_MAX_SHOWN_CHARS], reason) from None
+    agent = await callers.find_agent(agent_id)
+    rights = workspace_rights(user.id, agent.owner_id) if agent is not None else NO_RIGHT
+    if agent is None or Right.READ not in rights:
+        raise refusals.agent_not_found()
+    if right not in rights:
+        raise refusals.resource_not_found()
+    return agent
+
+
+def check_origin(headers: Mapping[str, str], access_url: str) -> None:
+    """Only our own pages may open websockets with a browser's cookies.  Raises Refused.
+
+    Programs send no Origin.  Behind a proxy that rewrites Host, the access URL is what browsers see.
+    """
+    origin = headers.get("origin", "")
+    if not origin:
+        return
+    host = headers.get("host", "")
+    try:
+        netloc = urlsplit(origin).netloc.lower()
+        ours = {host.lower(), urlsplit(access_url).netloc.lower()} - {""}
+    except ValueError:
+        netloc, ours = "", set()
+    if netloc not in ours:
+        raise refusals.foreign_origin(origin, host)
+
+
+async def check_operator(
+    callers: Callers,
+    address: str,
+    headers: Mapping[str, str],
+    query: Mapping[str, str],
+    allowed: tuple[Network, ...],
+    trusted_proxies: tuple[Network, ...],
+) -> None:
+    """Only operators see metrics and debug pages: by their address, or as administrators.  Raises Refused.
+
+    `address` is who connected.  A proxy hides who asks: behind one that is not trusted the address says nothing.
+    """
+    caller = _real_address(address, headers, trusted_proxies)
+    if caller and is_in(caller, allowed):
+        return
+    token = find_token(headers, query)
+    if token:
+        try:
+            if (await callers.user(token)).admin:
+                return
+        except Refused as refused:
+            if refused.status != 401:
+                raise
+    raise refusals.stranger()
+
+
+def _real_address(address: str, headers: Mapping[str, str], trusted_proxies: tuple[Network, ...]) -> str:
+    forwarded = headers.get("x-forwarded-for", "")
+    if not forwarded and "forwarded" not in headers and "x-real-ip" not in headers:
+        return address
+    if not is_in(address, trusted_proxies):
+        return ""
+    # From the right: each trusted proxy added whom it saw; what stands further left, anybody may have written.
+    for hop in reversed([part.strip() for part in forwarded.split(",")]):
+        if not is_in(hop, trusted_proxies):
+            return hop
+    return ""

@@ -1,0 +1,38 @@
+"""Is it alive, should it get requests, and its numbers (layer L3): /healthz, /readyz, /metrics.
+
+The first two are for load balancers and say little, so they are open; /metrics is for operators only.
+"""
+
+from typing import Final
+
+from fastapi import APIRouter
+from starlette.responses import PlainTextResponse, Response
+
+from tailnet.api.answers import refusal_response
+from tailnet.api.services import OperatorOnly, ServicesOf
+from tailnet.auth.refusals import Refused
+
+METRICS_CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/healthz")
+async def healthz() -> Response:
+    """200 for as long as the process answers at all."""
+    return PlainTextResponse("OK\n")
+
+
+@router.get("/readyz")
+async def readyz(services: ServicesOf) -> Response:
+    """200 when requests should come here, else 503 with the reasons."""
+    reasons = services.not_ready()
+    if reasons:
+        return refusal_response(Refused(503, "Not ready.", "; ".join(reasons)))
+    return PlainTextResponse("OK\n")
+
+
+@router.get("/metrics", dependencies=[OperatorOnly])
+async def metrics(services: ServicesOf) -> Response:
+    """Numbers in Prometheus' text format."""
+    return Response(services.metrics(), media_type=METRICS_CONTENT_TYPE)

@@ -1,0 +1,110 @@
+"""What resources work with (layer L3): the running server's services, the request's headers, who is calling.
+
+`Services` is made by server/server.py and given to `create_app`; the Annotated names below are what a resource's
+functions take as arguments.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Protocol
+
+import trio
+from fastapi import Depends
+from starlette.requests import HTTPConnection
+
+from tailnet.api.authorise import authorise_agent, check_operator
+from tailnet.auth.backends import Callers
+from tailnet.auth.policy import Right
+from tailnet.auth.tokens import find_token, query_values
+from tailnet.config import CoordinatorConfig
+from tailnet.coordinator.explain import Snapshot
+from tailnet.server.derpmaps import DerpMaps
+from tailnet.store.rows import AgentIdentity, UserIdentity
+from tailnet.types import PeerID
+
+
+class TailnetView(Protocol):
+    """The coordinator as the debug page sees it."""
+
+    def now(self) -> float:
+        """The clock of its times, in seconds."""
+        ...
+
+    def snapshot(self) -> Snapshot:
+        """Everything it holds at this moment."""
+        ...
+
+    def explain(self, a: PeerID, b: PeerID) -> list[str]:
+        """Why A does, or does not, know B: sentences, the verdict last."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """One per server."""
+
+    config: CoordinatorConfig
+    callers: Callers
+    derp_maps: DerpMaps
+    tailnet: TailnetView
+    access_url: str  # how clients reach us, also when the settings leave it open
+    not_ready: Callable[[], Sequence[str]]  # why requests should go elsewhere; empty when they should come
+    metrics: Callable[[], bytes]  # a page in Prometheus' text format
+    closing: trio.Event = field(default_factory=trio.Event)  # set when the server begins to leave
+
+
+def services_of(asked: HTTPConnection) -> Services:
+    """The services of the app that was asked."""
+    services = asked.app.state.services
+    assert isinstance(services, Services)
+    return services
+
+
+def headers_of(asked: HTTPConnection) -> dict[str, str]:
+    """Headers by lower-case name, repeated ones joined by a comma."""
+    headers: dict[str, str] = {}
+    for name, value in asked.headers.items():
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    return headers
+
+
+def query_of(asked: HTTPConnection) -> dict[str, str]:
+    """The first value of each query parameter."""
+    return query_values(asked.scope.get("query_string", b"").decode("latin-1"))
+
+
+def _token(asked: HTTPConnection) -> str:
+    return find_token(headers_of(asked), query_of(asked))
+
+
+async def _user(asked: HTTPConnection) -> UserIdentity:
+    return await services_of(asked).callers.user(_token(asked))
+
+
+async def _user_of_agent_route(asked: HTTPConnection) -> UserIdentity:
+    return await services_of(asked).callers.user_of_agent_route(_token(asked))
+
+
+async def _readable_agent(
+    asked: HTTPConnection, workspaceagent: str, user: Annotated[UserIdentity, Depends(_user_of_agent_route)]
+) -> AgentIdentity:
+    return await authorise_agent(services_of(asked).callers, user, workspaceagent, Right.READ)
+
+
+async def _operator(asked: HTTPConnection) -> None:
+    services = services_of(asked)
+    await check_operator(
+        services.callers,
+        asked.client.host if asked.client is not None else "",
+        headers_of(asked),
+        query_of(asked),
+        services.config.debug_allow,
+        services.config.trusted_proxies,
+    )
+
+
+ServicesOf = Annotated[Services, Depends(services_of)]
+User = Annotated[UserIdentity, Depends(_user)]
+UserOfAgentRoute = Annotated[UserIdentity, Depends(_user_of_agent_route)]
+ReadableAgent = Annotated[AgentIdentity, Depends(_readable_agent)]
+OperatorOnly = Depends(_operator)

@@ -1,0 +1,72 @@
+"""A filled store, callers, a map and a coordinator behind the real app: everything but sockets."""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import httpx
+
+from tailnet.api.app import create_app
+from tailnet.api.services import Services
+from tailnet.auth.backends import StoreCallers
+from tailnet.config import CoordinatorConfig
+from tailnet.coordinator.core import Coordinator
+from tailnet.coordinator.explain import Snapshot, explain, snapshot
+from tailnet.server.derpmaps import DerpMaps
+from tailnet.server.map_layers import embedded_region
+from tailnet.store.store import Store
+from tailnet.types import PeerID
+from tests.support.seeds import NOW, fill
+
+ACCESS_URL = "http://tailnet.example.com"
+STRANGER = ("203.0.113.9", 4711)
+LOCAL = ("127.0.0.1", 4711)
+
+
+@dataclass
+class View:
+    """A real coordinator at a time that tests set."""
+
+    coordinator: Coordinator[object] = field(default_factory=Coordinator)
+    seconds: float = 100.0
+
+    def now(self) -> float:
+        return self.seconds
+
+    def snapshot(self) -> Snapshot:
+        return snapshot(self.coordinator, self.seconds)
+
+    def explain(self, a: PeerID, b: PeerID) -> list[str]:
+        return explain(self.coordinator, a, b, self.seconds)
+
+
+@dataclass
+class World:
+    store: Store
+    services: Services
+    view: View
+    reasons: list[str]
+
+    @asynccontextmanager
+    async def client(self, address: tuple[str, int] = STRANGER, token: str = "") -> AsyncIterator[httpx.AsyncClient]:
+        """A caller from that address, with that token in a header."""
+        headers = {"Coder-Session-Token": token} if token else {}
+        transport = httpx.ASGITransport(create_app(self.services), raise_app_exceptions=False, client=address)
+        async with httpx.AsyncClient(transport=transport, base_url=ACCESS_URL, headers=headers) as client:
+            yield client
+
+
+def make_world(store: Store, config: CoordinatorConfig | None = None) -> World:
+    fill(store)
+    view, reasons = View(), list[str]()
+    read: Callable[[], Sequence[str]] = lambda: reasons  # noqa: E731
+    services = Services(
+        config=config or CoordinatorConfig(),
+        callers=StoreCallers(store, lambda: NOW),
+        derp_maps=DerpMaps([], embedded_region(ACCESS_URL, stun_port=3478)),
+        tailnet=view,
+        access_url=ACCESS_URL,
+        not_ready=read,
+        metrics=lambda: b"tailnet_up 1\n",
+    )
+    return World(store, services, view, reasons)

@@ -1,0 +1,110 @@
+"""The page for the person on call: what it shows, how it explains, and that names on it cannot bite."""
+
+import pytest
+
+from tailnet.api import debug
+from tailnet.coordinator.messages import Request
+from tailnet.coordinator.policy import AgentPolicy, ClientPolicy
+from tailnet.server.derpmaps import DerpMaps
+from tailnet.types import PeerID
+from tests.support.api_world import LOCAL, World
+from tests.support.seeds import peer_id
+
+MAIN, CLIENT = peer_id("main"), peer_id("a client")
+
+
+def connect(world: World, peer: PeerID, agent: bool, now: float) -> object:
+    connection = object()
+    policy = AgentPolicy(peer) if agent else ClientPolicy(MAIN)
+    world.view.coordinator.handle_connect(peer, policy, connection, now)
+    return connection
+
+
+async def test_who_is_here(world: World) -> None:
+    connect(world, MAIN, True, 10.0)
+    client_connection = connect(world, CLIENT, False, 40.0)
+    world.view.coordinator.handle_request(client_connection, Request(add_tunnel=bytes(MAIN)), 41.0)
+    async with world.client(LOCAL) as client:
+        picture = (await client.get("/debug/tailnet?format=json")).json()
+        page = (await client.get("/debug/tailnet")).text
+    assert (picture["peers_count"], picture["connected_count"]) == (2, 2)
+    by_id = {each["peer_id"]: each for each in picture["peers"]}
+    assert by_id[str(MAIN)]["connected_seconds"] == 90.0
+    assert by_id[str(CLIENT)]["tunnels_to"] == [str(MAIN)]
+    assert by_id[str(CLIENT)]["policy"] == "client"
+    assert [each["id"] for each in picture["derp_map"]["regions"]] == [999]
+    for text in (str(MAIN), str(CLIENT), "2 connected of 2 known", "Embedded relay"):
+        assert text in page
+
+
+async def test_who_left(world: World) -> None:
+    connection = connect(world, MAIN, True, 10.0)
+    world.view.coordinator.handle_disconnect(connection, False, 70.0)
+    async with world.client(LOCAL) as client:
+        [departure] = (await client.get("/debug/tailnet?format=json")).json()["departures"]
+    assert (departure["peer_id"], departure["left_seconds"], departure["kind"]) == (str(MAIN), 30.0, "LOST")
+
+
+async def test_an_empty_server(world: World) -> None:
+    async with world.client(LOCAL) as client:
+        page = (await client.get("/debug/tailnet")).text
+    assert "Nobody is here." in page
+    assert "Nobody has left." in page
+
+
+async def test_why_not(world: World) -> None:
+    connect(world, MAIN, True, 10.0)
+    async with world.client(LOCAL) as client:
+        asked = f"/debug/tailnet?a={CLIENT}&b={str(MAIN).upper()}"
+        sentences = (await client.get(asked + "&format=json")).json()["explanation"]
+        page = (await client.get(asked)).text
+    assert sentences == world.view.explain(CLIENT, MAIN)
+    assert sentences[-1].split(":")[0] in page
+
+
+@pytest.mark.parametrize("query", ["a=x&b=y", f"a={MAIN}", f"b={MAIN}&a="])
+async def test_ids_that_are_none(world: World, query: str) -> None:
+    async with world.client(LOCAL) as client:
+        response = await client.get(f"/debug/tailnet?{query}")
+    assert response.status_code == 400
+    assert response.json()["message"] == "Both a and b have to be peer ids."
+
+
+async def test_what_is_wrong_is_on_the_page(world: World) -> None:
+    world.reasons.append("the store <does> not answer")
+    async with world.client(LOCAL) as client:
+        page = (await client.get("/debug/tailnet")).text
+        picture = (await client.get("/debug/tailnet?format=json")).json()
+    assert "the store &lt;does&gt; not answer" in page
+    assert picture["not_ready"] == world.reasons
+    assert "default-src 'none'" in (await _headers(world))["content-security-policy"]
+
+
+async def _headers(world: World) -> dict[str, str]:
+    async with world.client(LOCAL) as client:
+        return dict((await client.get("/debug/tailnet")).headers)
+
+
+async def test_a_large_server_is_cut(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(debug, "MAX_ROWS", 3)
+    monkeypatch.setattr(debug, "MAX_IDS", 2)
+    connect(world, MAIN, True, 0.0)
+    for number in range(5):
+        connection = connect(world, peer_id(f"client {number}"), False, 1.0)
+        world.view.coordinator.handle_request(connection, Request(add_tunnel=bytes(MAIN)), 2.0)
+    async with world.client(LOCAL) as client:
+        picture = (await client.get("/debug/tailnet?format=json")).json()
+        page = (await client.get("/debug/tailnet")).text
+    assert (picture["peers_count"], len(picture["peers"])) == (6, 3)
+    assert "and 3 more" in page
+
+
+async def test_warnings_of_the_map(world: World) -> None:
+    assert isinstance(world.services.derp_maps, DerpMaps)
+    world.services.derp_maps.steer(avoid=[999])
+    async with world.client(LOCAL) as client:
+        picture = (await client.get("/debug/tailnet?format=json")).json()
+        page = (await client.get("/debug/tailnet")).text
+    assert picture["derp_map"]["regions"][0]["avoid"] is True
+    assert any("clients find no home" in each for each in picture["derp_map"]["warnings"])
+    assert "clients find no home" in page
