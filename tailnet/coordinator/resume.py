@@ -93,12 +93,12 @@ class ResumeTokens:
         if len(parts) != 3 or len(parts[0]) > MAX_HEADER_LENGTH:
             raise ResumeTokenRefused("this is not a resume token: it should be three base64url parts joined by dots")
         header = _decode_object(parts[0], "header")
+        # The algorithm is ours to choose: what the token says may only agree, and "none" is never no token.
+        if header.get("alg") != ALGORITHM:
+            raise ResumeTokenRefused(f"resume token is not signed with {ALGORITHM}")
         kid = header.get("kid")
         if kid is None or kid == "":
             return None
-        # The algorithm is ours to choose: what the token says may only agree.
-        if header.get("alg") != ALGORITHM:
-            raise ResumeTokenRefused(f"resume token is not signed with {ALGORITHM}")
         secret = self._keys.get(kid) if isinstance(kid, str) else None
         if secret is None:
             raise ResumeTokenRefused("resume token names a key that is not, or no longer, accepted")

@@ -6,7 +6,6 @@ Agents before 2.13 and clients before 2.0 speak it.  The same coordinator serves
 
 import json
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any, Final
 
 from derp.errors import KeyFormatError
@@ -167,10 +166,10 @@ def node_from_json(value: Any) -> tailnet.Node:
 
 def node_to_json(node: tailnet.Node) -> dict[str, Any]:
     """A Node as version 1 reads it."""
-    moment = convert.moment(node.as_of) if node.HasField("as_of") else datetime.fromtimestamp(0, UTC)
     return {
         "id": node.id,
-        "as_of": moment.isoformat().replace("+00:00", "Z"),
+        # in Go's way, with as many digits as there are
+        "as_of": node.as_of.ToJsonString(),
         "key": str(convert.node_key(node.key)),
         "disco": node.disco,
         "preferred_derp": node.preferred_derp,

@@ -8,14 +8,9 @@ Next hop: server/derpmaps.py keeps the layers and publishes the result.
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
-from urllib.parse import urlsplit
 
-from derp.map import STUN_DISABLED, DERPHomeParams, DERPMap, DERPNode, DERPRegion
+from derp.map import DERPHomeParams, DERPMap, DERPRegion
 from derp.netcheck.lint import Finding, errors, lint
-
-# The field's own id for the relay inside a control plane.
-EMBEDDED_REGION_ID: Final = 999
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,34 +105,3 @@ def merge_findings(layers: Sequence[MapLayer], merged: DERPMap) -> list[str]:
 def has_relay(derp_map: DERPMap) -> bool:
     """Whether there is any relay in it at all."""
     return any(not node.stun_only for region in derp_map.regions.values() for node in region.nodes)
-
-
-def embedded_region(
-    access_url: str,
-    *,
-    region_id: int = EMBEDDED_REGION_ID,
-    code: str = "embedded",
-    name: str = "Embedded relay",
-    stun_port: int | None = None,
-    stun_addresses: Sequence[tuple[str, int]] = (),
-) -> DERPRegion:
-    """The region of the relay behind `access_url`, http or https.
-
-    Peers put their own access URL in place of ours here, so ours need only be right for others.  `stun_port` is ours,
-    if we answer STUN; `stun_addresses` are further STUN servers.
-    """
-    parts = urlsplit(access_url)
-    plain = parts.scheme == "http"
-    relay = DERPNode(
-        name=f"{region_id}b",
-        region_id=region_id,
-        host_name=parts.hostname or "localhost",
-        derp_port=parts.port or (80 if plain else 443),
-        force_http=plain,
-        stun_port=STUN_DISABLED if stun_port is None else stun_port,
-    )
-    helpers = [
-        DERPNode(name=f"{region_id}stun{index}", region_id=region_id, host_name=host, stun_only=True, stun_port=port)
-        for index, (host, port) in enumerate(stun_addresses)
-    ]
-    return DERPRegion(region_id, code, name, embedded_relay=True, nodes=(*helpers, relay))

@@ -165,7 +165,7 @@ async def assert_put_out(peer: TailnetPeer) -> None:
     """The coordination stream ends; an error may be said before, updates not."""
     for message in await peer.wait_ended():
         assert "peer_updates" not in message
-        assert "authorization" in message["error"]
+        assert message["error"].startswith(("authorization", "malformed request")), message
 
 
 async def test_an_agent_opens_no_tunnel(world: World, program: TailnetPeers) -> None:

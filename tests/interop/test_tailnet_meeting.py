@@ -111,7 +111,7 @@ async def test_every_field_of_a_node_passes_through(world: World, program: Tailn
         derp_latency={"7-v4": 0.25, "7-v6": 1e-9},
         derp_forced_websocket={"7": "status 418"},
         addresses=[CLIENT_ADDRESS, "fd60:627a:a42b::9/128"],
-        allowed_ips=["10.1.0.0/16"],
+        allowed_ips=[CLIENT_ADDRESS, "fd60:627a:a42b::a/128"],
         endpoints=["[2001:db8::1]:41641", "192.0.2.1:41641"],
         short_description="laptop",
         hostname="alice-laptop",
