@@ -2,10 +2,11 @@
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import httpx
 
+from derp.server.server import Listening
 from tailnet.api.app import create_app
 from tailnet.api.services import Services
 from tailnet.auth.backends import StoreCallers
@@ -13,7 +14,7 @@ from tailnet.config import CoordinatorConfig
 from tailnet.coordinator.core import Coordinator
 from tailnet.coordinator.explain import Snapshot, explain, snapshot
 from tailnet.server.derpmaps import DerpMaps
-from tailnet.server.map_layers import embedded_region
+from tailnet.server.embedded import embedded_region
 from tailnet.store.store import Store
 from tailnet.types import PeerID
 from tests.support.seeds import NOW, fill
@@ -59,11 +60,12 @@ class World:
 def make_world(store: Store, config: CoordinatorConfig | None = None) -> World:
     fill(store)
     view, reasons = View(), list[str]()
+    settings = replace(config or CoordinatorConfig(), access_url=ACCESS_URL)
     read: Callable[[], Sequence[str]] = lambda: reasons  # noqa: E731
     services = Services(
-        config=config or CoordinatorConfig(),
+        config=settings,
         callers=StoreCallers(store, lambda: NOW),
-        derp_maps=DerpMaps([], embedded_region(ACCESS_URL, stun_port=3478)),
+        derp_maps=DerpMaps([], embedded_region(settings, [Listening("stun", "127.0.0.1", 3478)])),
         tailnet=view,
         access_url=ACCESS_URL,
         not_ready=read,

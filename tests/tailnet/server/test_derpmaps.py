@@ -11,18 +11,19 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from derp.map import DERPMap
+from tailnet.config import CoordinatorConfig
 from tailnet.errors import ConfigError
 from tailnet.proto import convert
 from tailnet.proto.generated import tailnet_pb2
 from tailnet.server.derpmaps import FIRST_LOAD_SECONDS, DerpMaps, PublishedMap, StoreMapKeeper
-from tailnet.server.map_layers import embedded_region
+from tailnet.server.embedded import embedded_region
 from tailnet.server.map_sources import FILE_POLL_SECONDS, FileSource, MapSource, UrlSource
 from tailnet.store.store import Store
 from tests.support.maps import map_text
 from tests.support.seeds import NOW
 from tests.support.sites import Site, answer
 
-EMBEDDED = embedded_region("http://127.0.0.1:3000")
+EMBEDDED = embedded_region(CoordinatorConfig(access_url="http://127.0.0.1:3000"), [])
 # Files are looked at so often here that nobody waits for them.
 QUICK = 0.01
 

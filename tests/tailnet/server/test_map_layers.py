@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from derp.map import DERPMap
-from derp.netcheck.lint import lint
+from derp.server.server import Listening
+from tailnet.config import CoordinatorConfig
+from tailnet.server.embedded import embedded_region
 from tailnet.server.map_layers import (
     MapLayer,
     MapRefused,
-    embedded_region,
     has_relay,
     merge_findings,
     merge_layers,
@@ -23,7 +23,9 @@ def layer(document: Any, name: str = "layer") -> MapLayer:
     return read_layer(json.dumps(document).encode(), name)
 
 
-EMBEDDED = embedded_region("http://127.0.0.1:3000", stun_port=3478)
+EMBEDDED = embedded_region(
+    CoordinatorConfig(access_url="http://127.0.0.1:3000"), [Listening("stun", "127.0.0.1", 3478)]
+)
 BOTTOM = MapLayer("the embedded relay", {EMBEDDED.region_id: EMBEDDED})
 
 
@@ -86,39 +88,6 @@ def test_a_map_with_errors_is_refused_whole(text: bytes, place: str) -> None:
 def test_warnings_are_kept() -> None:
     document = {"Regions": {"1": region(1) | {"RegionNam": "x"}}}
     assert [finding.place for finding in layer(document).warnings] == ["Regions.1.RegionNam"]
-
-
-@pytest.mark.parametrize(
-    ("url", "host", "port", "plain"),
-    [
-        ("http://127.0.0.1:3000", "127.0.0.1", 3000, True),
-        ("http://tailnet.example.com", "tailnet.example.com", 80, True),
-        ("https://tailnet.example.com", "tailnet.example.com", 443, False),
-        ("https://tailnet.example.com:8443/base", "tailnet.example.com", 8443, False),
-        ("https://[2001:db8::1]:8443", "2001:db8::1", 8443, False),
-    ],
-)
-def test_the_embedded_region(url: str, host: str, port: int, plain: bool) -> None:
-    made = embedded_region(url)
-    [node] = made.nodes
-    assert (node.host_name, node.derp_port, node.force_http, node.stun_port) == (host, port, plain, -1)
-    assert (made.embedded_relay, made.region_id, node.name, node.region_id) == (True, 999, "999b", 999)
-    errors = [str(finding) for finding in lint(DERPMap({999: made}).to_json()) if finding.severity.value == "error"]
-    assert errors == []
-
-
-def test_stun_of_the_embedded_region() -> None:
-    made = embedded_region(
-        "https://a.example.com", region_id=5, stun_port=3478, stun_addresses=[("s.example.com", 19302)]
-    )
-    helper, relay = made.nodes
-    assert (helper.name, helper.stun_only, helper.host_name, helper.stun_port) == (
-        "5stun0",
-        True,
-        "s.example.com",
-        19302,
-    )
-    assert (relay.stun_port, relay.stun_only) == (3478, False)
 
 
 def test_a_map_without_any_relay_is_told_loudly() -> None:
