@@ -7,8 +7,11 @@ from typing import Any, Protocol
 TRANSCRIPT = Path(__file__).parents[2] / "vectors" / "rpc_transcript.txt"
 
 
-class Core(Protocol):
+class Receiver(Protocol):
     def receive_data(self, data: bytes, /) -> list[Any]: ...
+
+
+class Core(Receiver, Protocol):
     def data_to_send(self) -> list[Any]: ...
 
 
@@ -35,7 +38,7 @@ def whole() -> Iterator[int]:
     return iter(())
 
 
-def feed(core: Core, data: bytes, sizes: Iterator[int] | None = None) -> list[Any]:
+def feed(core: Receiver, data: bytes, sizes: Iterator[int] | None = None) -> list[Any]:
     """Give a core bytes, cut as told; its events, with views frozen since every piece is a buffer of its own."""
     return [
         tuple(bytes(part) if isinstance(part, memoryview) else part for part in event)
