@@ -80,6 +80,12 @@ class SessionLimits:
     # Bytes held for a stream beyond the peer's window: the longest message, or some eight thousand nodes.  A peer
     # that lets more than this pile up does not read.
     max_unsent_bytes: int = 4 << 20
+    # Bytes that the transport has not taken, of all streams: a peer may grant windows of 4 GiB and not read its
+    # socket.  Two of the longest messages.
+    max_output_bytes: int = 8 << 20
+    # The same in pieces, for acknowledgements and pongs to a peer that sends but does not read; above what
+    # max_output_bytes holds in short updates.
+    max_output_pieces: int = 1 << 17
     # Pings, empty frames and streams that die before any data, per tick.  A genuine peer sends one ping in 30 s;
     # these frames cost us an answer each and carry nothing.
     max_idle_frames: int = 1024
@@ -146,6 +152,7 @@ class YamuxSession:
         "_idle_frames",
         "_next_id",
         "_out",
+        "_out_bytes",
         "_peer_streams",
         "_ping_deadline",
         "_ping_opaque",
@@ -170,6 +177,7 @@ class YamuxSession:
         self._refusing = False
         self._dead = False
         self._out: list[Buffer] = []
+        self._out_bytes = 0  # of data
         # The frame being received: an unfinished header, or what is missing of a body.
         self._head = b""
         self._body_bytes = 0
@@ -193,6 +201,8 @@ class YamuxSession:
         """
         if self._dead:
             raise LocalProtocolError("this session ended; nothing can be received any more")
+        if len(self._out) > self.limits.max_output_pieces:
+            self.fail(f"the peer sends but does not read: {len(self._out)} pieces wait for its socket")
         events: list[Event] = []
         view = memoryview(data)
         at, size = 0, len(view)
@@ -386,7 +396,7 @@ class YamuxSession:
         """The pieces for the transport, in order; taking them is final."""
         out = self._out
         if out:
-            self._out = []
+            self._out, self._out_bytes = [], 0
         return out
 
     @property
@@ -414,7 +424,8 @@ class YamuxSession:
     def send_data(self, stream_id: int, pieces: Sequence[Buffer]) -> bool:
         """Send the pieces, one after the other, as far as the peer's window goes; the rest waits for more window.
 
-        False: nothing was taken, since more than `max_unsent_bytes` would wait: this peer does not read.
+        False: nothing was taken, since more than `max_unsent_bytes` would wait for window, or `max_output_bytes` for
+        the transport: this peer does not read.
         What finds nothing waiting is always taken, so that one large message is no offence.  For a stream that is
         gone the pieces go nowhere: its end is among the events, perhaps not read yet.
         The first piece is copied behind the header (make it the small one), the others are kept as they are:
@@ -428,8 +439,11 @@ class YamuxSession:
         size = 0
         for piece in pieces:
             size += len(piece)
+        if self._out_bytes > self.limits.max_output_bytes:
+            return False
         if size <= stream.send_window:  # bytes that wait have used the window up
             if size:
+                self._out_bytes += size
                 stream.send_window -= size
                 self._out.append(HEADER.pack(TYPE_DATA, stream_id, size) + pieces[0])
                 self._out.extend(pieces[1:])
@@ -507,6 +521,7 @@ class YamuxSession:
         self._out.append(HEADER.pack(TYPE_DATA, stream_id, size))
         stream.send_window -= size
         stream.unsent_bytes -= size
+        self._out_bytes += size
         while size:
             piece = stream.unsent.popleft()
             if len(piece) > size:

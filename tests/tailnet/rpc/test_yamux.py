@@ -260,6 +260,14 @@ class TestLimits:
             session.handle_timeout(15.0 * tick)
             session.receive_data(frame(TYPE_PING | FLAG_ACK, 0, tick))
 
+    def test_a_peer_that_sends_but_does_not_read(self) -> None:
+        session = server(max_output_pieces=100)
+        for number in range(1, 102, 2):  # an acknowledgement and a FIN of ours for each
+            session.receive_data(data(number, b"call", FLAG_SYN) + update(number, 0, FLAG_FIN))
+            session.close_stream(number)
+        with pytest.raises(RemoteProtocolError, match="does not read: 102 pieces"):
+            session.receive_data(data(201, b"call", FLAG_SYN))
+
     def test_our_own_short_streams_are_not_the_peers_fault(self) -> None:
         session = client(max_idle_frames=10)
         for _ in range(100):
@@ -402,6 +410,23 @@ class TestSendWindow:
         session = opened(1, max_unsent_bytes=1000)
         assert session.send_data(1, [bytes(4 << 20)])
         assert not session.send_data(1, [b"x"])
+
+    def test_a_boundless_window_is_no_boundless_queue(self) -> None:
+        session = opened(1, max_output_bytes=1_000_000)
+        session.receive_data(update(1, 1 << 31))
+        taken = 0
+        while session.send_data(1, [bytes(1000)]):
+            taken += 1000
+            assert taken <= 1_001_000
+        assert len(sent(session)) > 1_000_000  # the transport took it: there is room again
+        assert session.send_data(1, [bytes(1000)])
+
+    def test_a_window_granted_late_counts_too(self) -> None:
+        session = opened(1, max_output_bytes=WINDOW_BYTES)
+        session.send_data(1, [bytes(WINDOW_BYTES + 1)])
+        assert session.send_data(1, [b"x"])
+        session.receive_data(update(1, 1 << 20))
+        assert not session.send_data(1, [b"y"])
 
     def test_the_payload_is_shared_not_copied(self) -> None:
         payload = bytes(5000)
