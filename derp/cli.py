@@ -223,11 +223,13 @@ def _say_what_to_try(console: Console, server: "RelayServer") -> None:
     host = {"0.0.0.0": "127.0.0.1", "::": "localhost"}.get(first.host, first.host)  # compared, not bound
     host = f"[{host}]" if ":" in host else host
     url = f"{'https' if first.kind == 'derp+tls' else 'http'}://{host}:{first.port}"
-    trust = " -k" if server.tls is not None and server.tls.is_self_signed else ""
+    trust, pin = "", ""
+    if server.tls is not None and server.tls.is_self_signed:
+        trust, pin = " -k", f" --pin {server.tls.pin}"
     console.print("try:", style="bold")
     console.print(f"  curl{trust} {url}/healthz      is it well?")
     console.print(f"  curl{trust} {url}/metrics      what does it count?")
-    console.print(f"  derp ping --via {url}/derp     how far away is it?")
+    console.print(f"  derp ping --via {url}/derp{pin}     how far away is it?")
 
 
 @cli.command()
