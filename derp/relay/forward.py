@@ -10,7 +10,7 @@ from typing import Final
 from derp.errors import RemoteProtocolError
 from derp.protocol.frames import HEADER, HEADER_BYTES, KEY_BYTES, MAX_FORWARD_BYTES, MAX_SEND_BYTES
 from derp.relay.clients import Client
-from derp.relay.counters import DISCO_MAGIC, DISCO_MIN_BYTES
+from derp.relay.counters import DISCO_MAGIC, DISCO_MIN_BYTES, Counters
 from derp.relay.router import Route, Router
 
 _SEND: Final = 0x04
@@ -25,11 +25,10 @@ _DISCO_SEND_BYTES: Final = KEY_BYTES + DISCO_MIN_BYTES
 def relay_packets(
     buffer: bytearray, view: memoryview, at: int, end: int, source: Client, router: Router, now: float
 ) -> int:
-    """Relay the SendPacket frames that lie whole in `buffer[at:end]`; return where the first other frame,
-    or the first unfinished one, begins.
+    """Relay the SendPacket frames that lie whole in `buffer[at:end]`; return where the first other or unfinished
+    frame begins.  RemoteProtocolError, once all before it was relayed, for a length no SendPacket may have.
 
-    `view` is a memoryview of `buffer`; slices of it are handed to destinations, so the bytes must stay until
-    the router's dirty list was flushed.  Raises RemoteProtocolError for a length no SendPacket may have.
+    Slices of `view`, a memoryview of `buffer`, go to destinations: the bytes must stay until these were flushed.
     """
     routes = router.routes
     source_key = source.key
@@ -42,12 +41,10 @@ def relay_packets(
         if head[0] != _SEND:
             break
         length = (head[1] << 24) | (head[2] << 16) | (head[3] << 8) | head[4]
-        if not KEY_BYTES <= length <= MAX_SEND_BYTES:
-            raise RemoteProtocolError(f"SendPacket of {length} bytes, allowed are {KEY_BYTES} to {MAX_SEND_BYTES}")
         size = HEADER_BYTES + length
         stop = at + size
-        if stop > end:
-            break
+        if stop > end or not KEY_BYTES <= length <= MAX_SEND_BYTES:
+            break  # a wrong length is judged below, once the packets before it are on their way
         destination = routes.get(bytes(head[HEADER_BYTES:]))
         if destination is not pending_to:
             if pending_to is not None:
@@ -57,13 +54,11 @@ def relay_packets(
             pending_to = None
         run_start = at
         discos = 0
-        # Frames with the same first 37 bytes (type, length, destination): a tunnel's full-size packets come so.
-        new_head: bytes | bytearray
-        if destination is None or destination.is_forwarder:
-            new_head = head
-        else:
+        new_head: bytes | bytearray = head
+        if destination is not None and not destination.is_forwarder:
             new_head = _RECV_BYTE + head[1:HEADER_BYTES] + source_key
             pending_to = destination
+        # Frames with the same first 37 bytes (type, length, destination): a tunnel's full-size packets come so.
         if length >= _DISCO_SEND_BYTES:
             while True:
                 buffer[at : at + _HEAD] = new_head
@@ -102,13 +97,25 @@ def relay_packets(
         pending_to.pending.append(view[start:at])
         pending_to.pending_bytes += at - start
     if packets:
-        source.packets_in += packets
-        source.bytes_in += packet_bytes
-        counters = router.counters
-        counters.packets_received += packets
-        counters.bytes_received += packet_bytes
-        counters.disco_received += discos_seen
+        _count_received(source, router.counters, packets, packet_bytes, discos_seen)
+    if end - at >= HEADER_BYTES and buffer[at] == _SEND:
+        _check_length("SendPacket", buffer, at, KEY_BYTES, MAX_SEND_BYTES)
     return at
+
+
+def _count_received(source: Client, counters: Counters, packets: int, packet_bytes: int, discos: int) -> None:
+    source.packets_in += packets
+    source.bytes_in += packet_bytes
+    counters.packets_received += packets
+    counters.bytes_received += packet_bytes
+    counters.disco_received += discos
+
+
+def _check_length(name: str, buffer: bytearray, at: int, least: int, most: int) -> None:
+    """Raise for a length that `name` may not have; the five bytes of its header suffice, so nobody waits for more."""
+    length = int.from_bytes(buffer[at + 1 : at + HEADER_BYTES], "big")
+    if not least <= length <= most:
+        raise RemoteProtocolError(f"{name} of {length} bytes, allowed are {least} to {most}")
 
 
 def _wrap_for_mesh(
@@ -139,9 +146,7 @@ def relay_forwarded(
     while end - at >= _FORWARD_HEAD and buffer[at] == _FORWARD:
         length = int.from_bytes(buffer[at + 1 : at + HEADER_BYTES], "big")
         if not 2 * KEY_BYTES <= length <= MAX_FORWARD_BYTES:
-            raise RemoteProtocolError(
-                f"ForwardPacket of {length} bytes, allowed are {2 * KEY_BYTES} to {MAX_FORWARD_BYTES}"
-            )
+            break
         stop = at + HEADER_BYTES + length
         if stop > end:
             break
@@ -168,4 +173,6 @@ def relay_forwarded(
             if source is not None and (source.sent_to is None or destination not in source.sent_to):
                 source.remember(destination)
         at = stop
+    if end - at >= HEADER_BYTES and buffer[at] == _FORWARD:
+        _check_length("ForwardPacket", buffer, at, 2 * KEY_BYTES, MAX_FORWARD_BYTES)
     return at
