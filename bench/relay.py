@@ -16,7 +16,7 @@ import click
 if not __package__:  # started as a file: the project's root is not on the path then
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.cases import CASES, Case, Result
+from bench.cases import CASES, CEILING_CASE, CEILING_SHARE, Case, Result
 from bench.generator import RunFailed, generate
 
 COLUMNS = (
@@ -32,7 +32,6 @@ COLUMNS = (
     ("us/conn", 8),
     ("B/client", 9),
 )
-# What a table run uses for "70 % of the genuine relay's ceiling": the ceiling of the relay at hand.
 TITLE_WIDTH = 40
 
 
@@ -64,23 +63,26 @@ def line(title: str, result: Result) -> str:
     )
 
 
-def run_table(url: str, pid: int, window: list[str], share: float) -> list[tuple[str, Result]]:
-    """Every row against one relay; rows that need another scheme change the URL's."""
+def run_table(url: str, pid: int, window: list[str], *, aside: bool) -> list[tuple[str, Result]]:
+    """Every row against one relay; rows that need another scheme change the URL's.
+
+    The row at 70 % of a ceiling takes this relay's own, from the closed loop with one frame a write.
+    """
     rows: list[tuple[str, Result]] = []
     ceiling = 0.0
     for case in CASES:
         arguments = [*case.arguments, *window]
         if case.ceiling:
-            arguments += ["-rate", f"{share * ceiling:.0f}"]
+            arguments += ["-rate", f"{CEILING_SHARE * ceiling:.0f}"]
         try:
             result = generate(_scheme(url, case), pid, arguments)
         except RunFailed as failed:
             click.echo(f"{case.title.ljust(TITLE_WIDTH)}  failed: {failed}", err=True)
             continue
-        if case.name == "single10":
+        if case.name == CEILING_CASE:
             ceiling = result["traffic"]["packets_per_second"]
         rows.append((case.name, result))
-        click.echo(line(case.title, result))
+        click.echo(line(case.title, result), err=aside)
     return rows
 
 
@@ -126,9 +128,10 @@ def main(
     out: Path | None,
 ) -> None:
     clock = ["-measure", f"{seconds}s", "-warmup", f"{warmup}s"]
-    click.echo(header())
+    aside = str(out) == "-"  # JSON on stdout must be all there is on it
+    click.echo(header(), err=aside)
     if table:
-        rows = run_table(url, pid, clock, share=0.7)
+        rows = run_table(url, pid, clock, aside=aside)
     else:
         arguments = ["-scenario", scenario, "-pairs", str(pairs), "-senders", str(senders), "-size", str(size)]
         arguments += ["-frames", str(frames), "-window", str(window), "-rate", str(rate), "-idle", str(idle)]
@@ -137,10 +140,10 @@ def main(
         except RunFailed as failed:
             raise click.ClickException(str(failed)) from None
         rows = [(scenario, result)]
-        click.echo(line(scenario, result))
+        click.echo(line(scenario, result), err=aside)
     if out is not None:
         text = json.dumps([{"case": name, **result} for name, result in rows], indent=1)
-        if str(out) == "-":
+        if aside:
             click.echo(text)
         else:
             out.write_text(text + "\n")
