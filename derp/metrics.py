@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 
 from derp.relay.counters import Counters, DropReason, PacketKind
 from derp.relay.router import Router
+from derp.relay.rtt import RTT_BUCKETS
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -44,6 +45,11 @@ class RelayStatistics:
     stun: Mapping[str, int] = field(default_factory=dict)
     stun_family: Mapping[str, int] = field(default_factory=dict)
     certificate_expires_at: float | None = None  # Unix time
+    rate_bytes_per_second: int = 0  # what each client may send; 0: no limit
+    rate_burst_bytes: int = 0
+    bootstrap: Mapping[str, int] = field(default_factory=dict)
+    tls_versions: Mapping[str, int] = field(default_factory=dict)
+    tls_active: Mapping[str, int] = field(default_factory=dict)
 
 
 def routed_totals(router: Router, held_packets: int, held_bytes: int) -> tuple[int, int]:
@@ -150,7 +156,11 @@ def _labelled(reading: RelayStatistics) -> Iterable[Metric]:
     gone.add_metric(["disconnected"], counters.peer_gone_disconnected_frames)
     gone.add_metric(["not_here"], counters.peer_gone_not_here_frames)
     yield gone
+    rtt = dict(zip(RTT_BUCKETS, counters.tcp_rtt, strict=True))
     families: tuple[tuple[str, str, str, Mapping[str, int]], ...] = (
+        ("derp_tcp_rtt", "Round-trip times of clients, sampled.", "le", rtt),
+        ("derp_tls_connections", "Connections by TLS version.", "version", reading.tls_versions),
+        ("derp_bootstrap_dns", "Requests for /bootstrap-dns.", "outcome", reading.bootstrap),
         ("derp_rejects", "Connections closed at once by a limit.", "limit", reading.rejected),
         ("derp_closed", "Connections that ended.", "reason", reading.closed),
         ("derp_stun_requests", "STUN datagrams.", "disposition", reading.stun),

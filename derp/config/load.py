@@ -33,8 +33,6 @@ _KUBERNETES_LINK: Final = re.compile(rf"{ENVIRONMENT_PREFIX}(SERVICE|PORT)(_.*)?
 # Settings of derper that are understood but not served yet.  To accept one and do nothing would be the worst answer: an
 # operator who asks for admission control would run an open relay.  Whoever builds the service takes its line out.
 NOT_SERVED_YET: Final = {
-    "verify_client_url": "is not served yet: use --allow-keys and --deny-keys",
-    "rate_config": "is not served yet: leave it out, or keep derper for this relay",
 }
 # RelayConfig's attributes that are called as their setting; the others are put together below.
 _PLAIN: Final = (

@@ -5,7 +5,8 @@ files, in the environment and on the command line; load.py reads those and build
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Final
@@ -116,6 +117,7 @@ class RelayConfig:
     allow_keys: frozenset[bytes] | None = None  # raw public keys; None: no allow list
     deny_keys: frozenset[bytes] = frozenset()  # wins over every other rule
     rate: RateConfig = RateConfig()
+    rate_by_key: Mapping[bytes, RateConfig] = field(default_factory=dict)  # other limits for some raw public keys
     rate_config_file: Path | None = None  # read again on SIGHUP
 
     log_format: str = "auto"  # "text", "json", or "auto": text on a terminal

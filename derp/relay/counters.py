@@ -6,6 +6,8 @@ Packets and bytes are those of the packets themselves, without keys and headers,
 import enum
 from typing import Final
 
+from derp.relay.rtt import RTT_BUCKETS
+
 # A disco packet (path discovery) starts with this and is never shorter than magic, sender key and nonce.
 DISCO_MAGIC: Final = b"TS\xf0\x9f\x92\xac"
 DISCO_MIN_BYTES: Final = 62
@@ -84,6 +86,7 @@ class Counters:
         "queued_packets",
         "rate_limited",
         "sent_pong",
+        "tcp_rtt",
         "unknown_frames",
         "write_timeouts",
     )
@@ -95,6 +98,8 @@ class Counters:
         self.packets_dropped = [0] * (2 * len(DropReason))
         self.bytes_dropped = [0] * (2 * len(DropReason))
         self.queue_seconds = 0.0
+        # by bucket of relay/rtt.py
+        self.tcp_rtt = [0] * len(RTT_BUCKETS)
 
     accepts: int
     bytes_dropped: list[int]
@@ -123,6 +128,7 @@ class Counters:
     queued_packets: int
     rate_limited: int
     sent_pong: int
+    tcp_rtt: list[int]
     unknown_frames: int
     write_timeouts: int
 

@@ -46,6 +46,16 @@ class BootstrapDns:
         published = {name: self._addresses[name] for name in self._published_names if name in self._addresses}
         return published or None
 
+    def totals(self) -> dict[str, int]:
+        """What was asked and answered, by the genuine relay's names."""
+        return {
+            "requests": self.requests,
+            "published_hits": self.published_hits,
+            "published_misses": self.published_misses,
+            "unpublished_hits": self.unpublished_hits,
+            "unpublished_misses": self.unpublished_misses,
+        }
+
     async def refresh_forever(self) -> None:
         """Look all names up, now and every ten minutes, until cancelled."""
         names = self._published_names + self._unpublished_names

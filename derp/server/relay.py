@@ -5,9 +5,12 @@ times a second from the reactor's thread.
 """
 
 import logging
+import math
 import random
 import secrets
 from collections.abc import Mapping
+
+import trio
 
 from derp.config import RelayConfig
 from derp.protocol.frames import FrameType, encode_frame
@@ -16,6 +19,7 @@ from derp.relay.clients import Client
 from derp.relay.counters import CloseReason
 from derp.relay.keepalive import KeepAliveWheel
 from derp.relay.router import Router
+from derp.relay.rtt import ERROR_BUCKET, rtt_bucket
 from derp.server.admission import Admission
 from derp.server.bootstrap import BootstrapDns
 from derp.server.debug import debug_pages
@@ -48,6 +52,12 @@ class Relay:
         self.started_at = reactor.now
         self._wheel = KeepAliveWheel(config.keepalive_seconds, config.keepalive_jitter_seconds, reactor.now)
         self.plane.on_register.append(self._keep_alive)
+        self.plane.set_rates(config.rate, config.rate_by_key)
+        self.plane.on_throttle = self._wake_throttle
+        self._throttle_until = math.inf
+        self._throttle_wake = trio.Event()
+        self._rtt_turn: list[Client] = []
+        self._rtt_step = 1
         self.pages: dict[str, Page] = dict(debug_pages(self))
         self.routes = Routes(
             home=config.home,
@@ -84,7 +94,36 @@ class Relay:
             if allowed and now - link.progress_at > allowed:
                 self.router.counters.write_timeouts += 1
                 reactor.close(link, CloseReason.WRITE_TIMEOUT)
+        self._sample_rtt()
         reactor.flush()
+
+    def _wake_throttle(self, until: float) -> None:
+        if until < self._throttle_until:
+            self._throttle_wake.set()
+
+    async def resume_throttled_forever(self) -> None:
+        """Read rate-limited clients again when their time has come, until cancelled."""
+        while True:
+            self._throttle_wake = trio.Event()
+            upcoming = self.plane.resume_throttled(self.reactor.tick())
+            self.reactor.flush()
+            self._throttle_until = math.inf if upcoming is None else upcoming
+            with trio.move_on_after(self._throttle_until - self.reactor.now):
+                await self._throttle_wake.wait()
+
+    def _sample_rtt(self, ticks_per_round: int = 40) -> None:
+        """Ask the kernel about a few clients, so that every one is asked about every ten seconds."""
+        if not self._rtt_turn:
+            self._rtt_turn = list(self.router.clients.values())
+            self._rtt_step = len(self._rtt_turn) // ticks_per_round + 1
+        counts = self.router.counters.tcp_rtt
+        for _ in range(min(self._rtt_step, len(self._rtt_turn))):
+            client = self._rtt_turn.pop()
+            if client.member is not None:
+                try:
+                    counts[rtt_bucket(client.link.rtt_microseconds())] += 1
+                except OSError:
+                    counts[ERROR_BUCKET] += 1
 
     def _write_timeout(self, link: Link) -> float:
         session = link.session

@@ -13,9 +13,11 @@ from typing import Final
 
 import trio
 
-from derp.config import RelayConfig
+from derp.config import RelayConfig, load_rate_config
+from derp.errors import ConfigError
 from derp.metrics import CONTENT_TYPE, RelayStatistics, metrics_page
 from derp.relay.limits import TokenBucket
+from derp.server.admission import Admission
 from derp.server.door import FrontDoor
 from derp.server.drain import drain_clients
 from derp.server.listener import AcceptGate, Listener
@@ -24,6 +26,8 @@ from derp.server.relay import Relay
 from derp.server.routes import Page, PlainRoutes
 from derp.server.statistics import read_statistics
 from derp.server.stun import StunResponder
+from derp.server.varz import vars_page, varz_page
+from derp.server.verify import UrlVerifier
 from derp.transport.listen import open_listener, open_udp
 from derp.transport.reactor import Reactor
 from derp.transport.tls import CHECK_SECONDS, TlsServer
@@ -49,7 +53,10 @@ class RelayServer:
     def __init__(self, config: RelayConfig) -> None:
         self.config = config
         self.reactor = Reactor()
-        self.relay = Relay(config, self.reactor)
+        self.verifier: UrlVerifier | None = None
+        if config.verify_client_url:
+            self.verifier = UrlVerifier(config.verify_client_url, fail_open=config.verify_client_url_fail_open)
+        self.relay = Relay(config, self.reactor, admission=Admission(config, self.verifier))
         self.listening: list[Listening] = []
         self.tls: TlsServer | None = None
         if config.tls is not None:
@@ -70,7 +77,12 @@ class RelayServer:
         if config.mesh_key is not None and config.mesh_with:
             # A peer may announce as many clients as it may have, twice that for a larger machine than ours.
             self.mesh = Mesh(self.relay.plane, config.private_key, config.mesh_key, max_keys=2 * config.max_connections)
-        self.relay.pages["/metrics"] = Page("metrics", CONTENT_TYPE, metrics_page(self.statistics))
+        started_at = time.time()
+        self.relay.pages |= {
+            "/metrics": Page("metrics", CONTENT_TYPE, metrics_page(self.statistics)),
+            "/debug/vars": Page("derper's names, JSON", "application/json", vars_page(self.statistics, started_at)),
+            "/debug/varz": Page("derper's names, Prometheus", CONTENT_TYPE, varz_page(self.statistics, started_at)),
+        }
 
     def statistics(self) -> RelayStatistics:
         """One reading of everything that is counted."""
@@ -142,6 +154,9 @@ class RelayServer:
             nursery.start_soon(self.reactor.run)
             nursery.start_soon(self._tick_forever)
             nursery.start_soon(self.relay.bootstrap.refresh_forever)
+            nursery.start_soon(self.relay.resume_throttled_forever)
+            if self.verifier is not None:
+                nursery.start_soon(self.verifier.run)
             if self.mesh is not None:
                 nursery.start_soon(self.mesh.run, self.config.mesh_with)
             await self.drained.wait()
@@ -158,10 +173,21 @@ class RelayServer:
                 listener.start()
             if self.reactor.now >= look_at:
                 look_at = self.reactor.now + CHECK_SECONDS
-                self.reload()
+                self._look_at_certificate()
 
     def reload(self) -> None:
-        """Look at files again now: certificates."""
+        """Look at files again now: certificates and rate limits.  A file with a mistake leaves all as it was."""
+        self._look_at_certificate()
+        if self.config.rate_config_file is not None:
+            try:
+                rate = load_rate_config(self.config.rate_config_file)
+            except ConfigError as error:
+                _log.error("! %s; the limits of before stay", error)
+                return
+            self.relay.plane.set_rates(rate, self.config.rate_by_key)
+            _log.info("= rate limit: %d bytes/s, burst %d", rate.client_bytes_per_second, rate.client_burst_bytes)
+
+    def _look_at_certificate(self) -> None:
         done = self.tls.reload_if_changed(time.time()) if self.tls is not None else None
         if done is not None:
             _log.log(logging.INFO if done.ok else logging.ERROR, "= %s", done.text)

@@ -6,15 +6,18 @@ Made by server/door.py after an upgrade.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from heapq import heappop, heappush
 from typing import Final
 
+from derp.config import RateConfig
 from derp.errors import RemoteProtocolError
 from derp.keys import NodePrivate, short_key
 from derp.protocol.frames import (
     HEADER,
     HEADER_BYTES,
     MAX_CLIENT_INFO_BYTES,
+    MAX_SEND_BYTES,
     MAX_UNKNOWN_BYTES,
     NONCE_BYTES,
     FrameType,
@@ -32,6 +35,7 @@ from derp.protocol.messages import (
 from derp.relay.clients import Client
 from derp.relay.counters import CloseReason, DropReason, is_disco
 from derp.relay.forward import relay_forwarded, relay_packets
+from derp.relay.limits import TokenBucket
 from derp.relay.queue import frame_starts
 from derp.relay.router import Route, Router
 from derp.server.admission import Admission
@@ -78,6 +82,12 @@ class Plane:
         self.closed_count: dict[CloseReason, int] = dict.fromkeys(CloseReason, 0)
         # connections that have to prove themselves, in order of their deadlines; server.py's tick ends them
         self.greeted: dict[Link, float] = {}
+        self.tls_versions: dict[str, int] = {}
+        self.rate = RateConfig()
+        self.rate_by_key: Mapping[bytes, RateConfig] = {}
+        # links that sent more than they may, by the time when they are read again
+        self.throttled: list[tuple[float, int, Link]] = []
+        self.on_throttle: Callable[[float], None] = lambda until: None
         self.on_register: list[Callable[[Client], None]] = []
         reactor.flushers.append(self.flush)
 
@@ -144,6 +154,37 @@ class Plane:
     def keep_alive(self, client: Client) -> None:
         """Send an empty frame: clients give a silent relay up after two minutes."""
         self.router.send(client, _KEEP_ALIVE)
+
+    def set_rates(self, rate: RateConfig, by_key: Mapping[bytes, RateConfig]) -> None:
+        """Limit what clients may send, those connected already included."""
+        self.rate, self.rate_by_key = rate, by_key
+        for client in self.router.clients.values():
+            session = client.link.session
+            if isinstance(session, ClientSession):
+                session.bucket = self.bucket_for(client)
+
+    def bucket_for(self, client: Client) -> TokenBucket | None:
+        rate = self.rate_by_key.get(client.key, self.rate)
+        if client.is_mesh_peer or not rate.client_bytes_per_second:
+            return None
+        # Less than one packet of burst would stop a client for good that sends a large one.
+        burst = max(rate.client_burst_bytes, MAX_SEND_BYTES)
+        return TokenBucket(rate.client_bytes_per_second, burst, self.reactor.now)
+
+    def throttle(self, client: Client, seconds: float) -> None:
+        """Do not read a client for a while: its bytes wait in the kernels on the way, nothing is dropped."""
+        self.router.counters.rate_limited += 1
+        self.reactor.pause(client.link)
+        until = self.reactor.now + seconds
+        heappush(self.throttled, (until, client.number, client.link))
+        self.on_throttle(self.throttled[0][0])
+
+    def resume_throttled(self, now: float) -> float | None:
+        """Read those again whose time has come; return when the next one's comes."""
+        while self.throttled and self.throttled[0][0] <= now:
+            _, _, link = heappop(self.throttled)
+            self.reactor.resume(link)
+        return self.throttled[0][0] if self.throttled else None
 
     def count_closed(self, reason: CloseReason) -> None:
         self.closed_count[reason] += 1
@@ -243,8 +284,10 @@ class Greeting:
             can_ack_pings=opened.info.can_ack_pings,
             app_name=opened.info.app_name[:64],  # shown on the debug page; a stranger chose its length
         )
-        session = ClientSession(plane, client)
-        link.session = session
+        link.session = ClientSession(plane, client)
+        version = link.version()
+        if version is not None:
+            plane.tls_versions[version] = plane.tls_versions.get(version, 0) + 1
         plane.greeted.pop(link, None)
         # ServerInfo is the first frame a client may see, so it leaves before anybody can reach the client.
         link.push(opened.seal_server_info(plane.server_info, plane.random_bytes(NONCE_BYTES)))
@@ -269,14 +312,27 @@ class Greeting:
 class ClientSession:
     """A registered client's frames."""
 
-    __slots__ = ("_plane", "_skip", "client")
+    __slots__ = ("_plane", "_skip", "bucket", "client")
 
     def __init__(self, plane: Plane, client: Client) -> None:
         self._plane = plane
         self.client = client
+        self.bucket = plane.bucket_for(client)
         self._skip = 0  # bytes of an unknown frame still to be thrown away
 
     def received(self, at: int, end: int) -> int:
+        if self.bucket is None:
+            return self._received(at, end)
+        before = self.client.packets_in
+        rest = self._received(at, end)
+        # Genuine relays charge the length field of each frame, so heads are free.
+        charged = max(rest - at - HEADER_BYTES * (self.client.packets_in - before), 0)
+        wait = self.bucket.spend(self._plane.reactor.now, charged)
+        if wait > 0:
+            self._plane.throttle(self.client, wait)
+        return rest
+
+    def _received(self, at: int, end: int) -> int:
         plane, client = self._plane, self.client
         router, reactor = plane.router, plane.reactor
         arena = reactor.arena

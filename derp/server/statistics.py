@@ -45,4 +45,18 @@ def read_statistics(
         stun=stun_totals(stun),
         stun_family={family: sum(each.success_count[family] for each in stun) for family in ("ipv4", "ipv6")},
         certificate_expires_at=certificate_expires_at,
+        rate_bytes_per_second=relay.plane.rate.client_bytes_per_second,
+        rate_burst_bytes=relay.plane.rate.client_burst_bytes,
+        bootstrap=relay.bootstrap.totals(),
+        tls_versions=relay.plane.tls_versions,
+        tls_active=_active_tls(relay),
     )
+
+
+def _active_tls(relay: Relay) -> dict[str, int]:
+    active: dict[str, int] = {}
+    for client in relay.router.clients.values():
+        version = client.link.version()
+        if version is not None:
+            active[version] = active.get(version, 0) + 1
+    return active

@@ -7,6 +7,7 @@ feeds many records (an SSLSocket costs two reads a record).  Sessions decide wha
 
 import socket
 import ssl
+import sys
 from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
@@ -81,6 +82,14 @@ class Link:
         self.paused = False  # not reading, by a rate limit or an open decision
         self.wants_out = False  # registered for EPOLLOUT
         self.progress_at = 0.0  # when the kernel last took something of a blocked link
+
+    def version(self) -> str | None:
+        """The TLS version in use, as OpenSSL spells it; None without TLS."""
+        return None
+
+    def rtt_microseconds(self) -> int:
+        """The kernel's smoothed round-trip time.  Raises OSError."""
+        return int.from_bytes(self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 72)[68:72], sys.byteorder)
 
     # --- receiving
 
@@ -226,7 +235,6 @@ class TlsLink(Link):
             raise LinkEnded(CloseReason.TLS_FAILED, f"TLS: {error.reason or error.strerror}") from None
 
     def version(self) -> str | None:
-        """The TLS version in use, as OpenSSL spells it."""
         return self._tls.version()
 
     def _receive(self, into: memoryview, at: int, scratch: memoryview) -> int:

@@ -1,0 +1,177 @@
+"""derper's own names for what is counted: /debug/vars (JSON) and /debug/varz (Prometheus).  Layer L3.
+
+Dashboards made for the genuine relay read these.  What this relay has no word for is absent rather than invented.
+Closed to strangers like every page of routes.py; our own names are in derp/metrics.py.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Final
+
+from derp.metrics import RelayStatistics
+from derp.relay.counters import DropReason, PacketKind
+from derp.relay.rtt import RTT_BUCKETS
+
+_GAUGES: Final = "gauge_"
+_COUNTERS: Final = "counter_"
+
+
+def debug_vars(reading: RelayStatistics, started_at: float) -> dict[str, Any]:
+    """The page as an object: `derp` with the relay's numbers, and the process's own beside it."""
+    counters = reading.counters
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    derp: dict[str, Any] = {
+        "accepts": reading.accepted,
+        "average_queue_duration_ms": _average_queue_ms(reading),
+        "bytes_received": counters.bytes_received,
+        "bytes_sent": reading.bytes_sent,
+        "counter_packets_received_kind": {
+            "disco": counters.disco_received,
+            "other": counters.packets_received - counters.disco_received,
+        },
+        "counter_tcp_rtt": dict(zip(RTT_BUCKETS, counters.tcp_rtt, strict=True)),
+        "counter_total_dup_client_conns": counters.dup_client_conns_total,
+        "gauge_clients_local": reading.clients_local,
+        "gauge_clients_remote": reading.clients_remote,
+        "gauge_clients_total": reading.clients_local + reading.clients_remote,
+        "gauge_current_connections": reading.connections,
+        "gauge_current_dup_client_conns": reading.duplicate_connections,
+        "gauge_current_dup_client_keys": reading.duplicate_keys,
+        "gauge_current_file_descriptors": _open_files(),
+        "gauge_current_home_connections": reading.home_connections,
+        "gauge_current_notideal_connections": reading.not_ideal_connections,
+        "gauge_memstats_sys0": usage.ru_maxrss * 1024,
+        "gauge_watchers": reading.watchers,
+        "got_ping": counters.got_ping,
+        "home_moves_in": counters.home_moves_in,
+        "home_moves_out": counters.home_moves_out,
+        "multiforwarder_created": counters.multiforwarder_created,
+        "multiforwarder_deleted": counters.multiforwarder_deleted,
+        "packet_forwarder_delete_other_value": counters.packet_forwarder_delete_other_value,
+        "packets_forwarded_in": counters.packets_forwarded_in,
+        "packets_forwarded_out": counters.packets_forwarded_out,
+        "packets_received": counters.packets_received,
+        "packets_sent": reading.packets_sent,
+        "peer_gone_disconnected_frames": counters.peer_gone_disconnected_frames,
+        "peer_gone_not_here_frames": counters.peer_gone_not_here_frames,
+        "rate_limit_per_client_burst_bytes": reading.rate_burst_bytes,
+        "rate_limit_per_client_bytes_per_second": reading.rate_bytes_per_second,
+        "rate_limit_per_client_waited": counters.rate_limited,
+        "sclient_write_timeouts": counters.write_timeouts,
+        "sent_pong": counters.sent_pong,
+        "unknown_frames": counters.unknown_frames,
+        "version": _version(),
+    }
+    return {
+        "bootstrap_dns": dict(reading.bootstrap),
+        "derp": derp,
+        "derp_bytes_dropped": _dropped(counters.bytes_dropped),
+        "derp_packets_dropped": _dropped(counters.packets_dropped),
+        "derp_websocket_accepts": reading.websocket_accepts,
+        "derper_tls_active_version": dict(reading.tls_active),
+        "derper_tls_request_version": dict(reading.tls_versions),
+        "process_start_unix_time": int(started_at),
+        "stun": {
+            "addrfamily": dict(reading.stun_family),
+            "requests": {name: reading.stun.get(name, 0) for name in _STUN_DISPOSITIONS},
+        },
+        "tls_listener_accepted_connections": reading.accepted,
+        "tls_listener_rejected_connections": sum(reading.rejected.values()),
+        "uptime_sec": int(time.time() - started_at),
+        "version": {"version": _version(), "binary": os.path.basename(sys.argv[0]) or "derp"},
+    }
+
+
+def vars_page(read: Callable[[], RelayStatistics], started_at: float) -> Callable[[], bytes]:
+    """Renders /debug/vars."""
+    return lambda: json.dumps(debug_vars(read(), started_at), indent=1, sort_keys=True).encode() + b"\n"
+
+
+def varz_page(read: Callable[[], RelayStatistics], started_at: float) -> Callable[[], bytes]:
+    """Renders /debug/varz: the same numbers in Prometheus' text form."""
+    return lambda: ("\n".join(_varz(debug_vars(read(), started_at))) + "\n").encode()
+
+
+def _varz(page: dict[str, Any]) -> Iterator[str]:
+    for name, value in page["derp"].items():
+        if name == "version":
+            continue
+        kind, bare = "counter", name
+        if name.startswith(_GAUGES):
+            kind, bare = "gauge", name.removeprefix(_GAUGES)
+        elif name.startswith(_COUNTERS):
+            bare = name.removeprefix(_COUNTERS)
+        elif name in _BARE_GAUGES:
+            kind = "gauge"
+        yield f"# TYPE derp_{bare} {kind}"
+        if isinstance(value, dict):
+            label = _LABELS[name]
+            yield from (f'derp_{bare}{{{label}="{key}"}} {count}' for key, count in value.items())
+        else:
+            yield f"derp_{bare} {value}"
+    for name in ("derp_packets_dropped", "derp_bytes_dropped"):
+        yield f"# TYPE {name} counter"
+        for row in page[name]:
+            yield f'{name}{{reason="{row["reason"]}",kind="{row["kind"]}"}} {row["count"]}'
+    for name, kind in (("derper_tls_request_version", "counter"), ("derper_tls_active_version", "gauge")):
+        yield f"# TYPE {name} {kind}"
+        yield from (f'{name}{{version="{key}"}} {count}' for key, count in page[name].items())
+    yield "# TYPE stun_requests counter"
+    yield from (f'stun_requests{{disposition="{key}"}} {count}' for key, count in page["stun"]["requests"].items())
+    yield "# TYPE stun_addrfamily counter"
+    yield from (f'stun_addrfamily{{family="{key}"}} {count}' for key, count in page["stun"]["addrfamily"].items())
+    for name, count in page["bootstrap_dns"].items():
+        yield f"# TYPE bootstrap_dns_{name} counter"
+        yield f"bootstrap_dns_{name} {count}"
+    for name in _PLAIN:
+        yield f"# TYPE {name} {'gauge' if name == 'uptime_sec' else 'counter'}"
+        yield f"{name} {page[name]}"
+    about = page["version"]
+    yield f'# TYPE version gauge\nversion{{version="{about["version"]}",binary="{about["binary"]}"}} 1'
+
+
+def _dropped(values: list[int]) -> list[dict[str, Any]]:
+    return [
+        {"reason": reason.name.lower(), "kind": kind.name.lower(), "count": values[reason * 2 + kind]}
+        for reason in DropReason
+        for kind in PacketKind
+    ]
+
+
+def _average_queue_ms(reading: RelayStatistics) -> float:
+    counters = reading.counters
+    if not counters.queued_packets:
+        return 0.0
+    return round(counters.queue_seconds / counters.queued_packets * 1000, 3)
+
+
+def _open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def _version() -> str:
+    try:
+        return version("tailnet-derp")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+_STUN_DISPOSITIONS: Final = ("success", "not_stun", "read_error", "write_error")
+_LABELS: Final = {"counter_packets_received_kind": "kind", "counter_tcp_rtt": "le"}
+_BARE_GAUGES: Final = (
+    "average_queue_duration_ms",
+    "rate_limit_per_client_bytes_per_second",
+    "rate_limit_per_client_burst_bytes",
+)
+_PLAIN: Final = (
+    "derp_websocket_accepts",
+    "tls_listener_accepted_connections",
+    "tls_listener_rejected_connections",
+    "process_start_unix_time",
+    "uptime_sec",
+)

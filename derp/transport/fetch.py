@@ -1,0 +1,53 @@
+"""Small HTTP calls to other services: the control plane's admission check.  Layer L2; derp's only file on httpx."""
+
+from dataclasses import dataclass
+from typing import Final
+
+import httpx
+import trio
+
+from derp.errors import ConnectError, TransportTimeout
+
+# Connections kept to the same service; more calls than this at a time wait their turn.
+_MAX_CONNECTIONS: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """An answer; `body` is cut at the limit that was asked for."""
+
+    status: int
+    body: bytes
+
+
+class HttpCaller:
+    """A client with kept connections.  `async with` it; certificates are verified against the system's roots."""
+
+    def __init__(self, *, timeout_seconds: float) -> None:
+        self._timeout_seconds = timeout_seconds
+        self._client = httpx.AsyncClient(
+            timeout=timeout_seconds, limits=httpx.Limits(max_connections=_MAX_CONNECTIONS), follow_redirects=False
+        )
+
+    async def __aenter__(self) -> "HttpCaller":
+        await self._client.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._client.aclose()
+
+    async def post(self, url: str, body: bytes, max_bytes: int) -> Fetched:
+        """POST `body` without a content type, as genuine relays do.  Raises ConnectError, TransportTimeout."""
+        try:
+            with trio.fail_after(self._timeout_seconds):
+                async with self._client.stream("POST", url, content=body) as response:
+                    received = b""
+                    async for chunk in response.aiter_bytes():
+                        received += chunk
+                        if len(received) >= max_bytes:
+                            break
+                    return Fetched(response.status_code, received[:max_bytes])
+        except (trio.TooSlowError, httpx.TimeoutException) as error:
+            raise TransportTimeout(f"{url} did not answer within {self._timeout_seconds:g} s") from error
+        except httpx.HTTPError as error:
+            raise ConnectError(f"{url} cannot be reached: {error or type(error).__name__}") from error
