@@ -1,4 +1,4 @@
-"""The rules of CONTRIBUTING.md, checked on the syntax trees: layers, pure cores, sizes, names, a test for each module."""
+"""The rules of CONTRIBUTING.md, checked on the syntax trees: layers, pure cores, sizes, names, a test each."""
 
 import ast
 import subprocess
