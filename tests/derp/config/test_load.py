@@ -37,12 +37,6 @@ def toml(tmp_path: Path) -> Callable[[str], str]:
     return write
 
 
-@pytest.fixture
-def all_served(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if every setting had its service."""
-    monkeypatch.setattr("derp.config.load.NOT_SERVED_YET", {})
-
-
 # Sources.
 
 
@@ -97,7 +91,6 @@ log_level = "debug"
 """
 
 
-@pytest.mark.usefixtures("all_served")
 def test_every_setting_arrives(tmp_path: Path, toml: Callable[[str], str]) -> None:
     mesh, rate, key = tmp_path / "mesh", tmp_path / "rate", tmp_path / "key"
     mesh.write_text(f"\n {MESH_KEY} \n")
@@ -167,8 +160,6 @@ WRONG_TOML = [
     ('allow_keys = ["nodekey:1"]', "relay.toml: allow_keys: a node public key has 64 hex digits"),
     ('mesh_with = ["a"]', "relay.toml: mesh_with: needs the mesh's key: set --mesh-psk-file"),
     ('mesh_psk_file = "/nonexistent/k"', "/nonexistent/k: cannot read the mesh key: No such file"),
-    ('rate_config = "/nonexistent/r"', "relay.toml: rate_config: is not served yet: leave it out"),
-    ('verify_client_url = "http://a/"', "relay.toml: verify_client_url: is not served yet: use --allow-keys"),
     ('mesh_psk_file = "/dev/zero"', "/dev/zero: is no mesh key: it has more than"),
     ('cert_mode = "gcp"', "relay.toml: cert_mode: gcp is not supported: use manual"),
     ('cert_mode = "magic"', "relay.toml: cert_mode: wants one of manual, letsencrypt, gcp, got 'magic'"),
@@ -341,7 +332,6 @@ def test_the_mesh_key_is_found_where_derper_looks(tmp_path: Path) -> None:
 # What the operator is told.
 
 
-@pytest.mark.usefixtures("all_served")
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
@@ -359,7 +349,6 @@ def test_an_open_relay_on_a_public_address_says_so(tmp_path: Path, flags: dict[s
     assert any("this relay is open" in notice for notice in config.notices) is told
 
 
-@pytest.mark.usefixtures("all_served")
 def test_fail_open_and_unlimited_accepts_are_told() -> None:
     flags = {"verify_client_url": "http://a/", "verify_client_url_fail_open": "1", "accept_connection_limit": "inf"}
     config = load(DEV | flags)
