@@ -41,7 +41,7 @@ class CoordinatorConfig:
     listen: tuple[tuple[str, int], ...] = (("127.0.0.1", 3000),)
     # Where STUN is answered; empty: nowhere.  None: on the hosts of `listen`, at the port that maps assume.
     stun_listen: tuple[tuple[str, int], ...] | None = None
-    store: str = "sqlite:///tailnet.db"
+    store: str = "sqlite:///tailnet.db"  # empty only for --dev without one: cli/serve.py makes it for that run
     dev: bool = False
     # How clients reach us: in the DERP map, and as an Origin of browsers.  Empty: the first address we listen on.
     access_url: str = ""
@@ -387,6 +387,8 @@ def _build(given: _Given, open_files: int) -> CoordinatorConfig:
     }
     if "tls_cert" in given:
         attributes["tls"] = TlsConfig(given.get("tls_cert"), given.get("tls_key"))
+    if given.get("dev") and "store" not in given:
+        attributes["store"] = ""
     config = CoordinatorConfig(**attributes)
     if config.inactive_seconds <= config.agent_ping_seconds:
         raise given.error("agent_inactive", f"must be longer than --agent-ping ({config.agent_ping_seconds:g}s)")

@@ -96,10 +96,15 @@ class CallerTables(Database):
             return _tokens_by_id(connection, token_ids)
 
     def get_user(self, user_id: UUID) -> UserIdentity | None:
+        return self._user(users.c.id == user_id)
+
+    def find_user(self, username: str) -> UserIdentity | None:
+        return self._user(users.c.username == username)
+
+    def _user(self, condition: sa.ColumnElement[bool]) -> UserIdentity | None:
+        query = sa.select(users.c.id, users.c.username, users.c.active, users.c.admin).where(condition)
         with self.reading() as connection:
-            row = connection.execute(
-                sa.select(users.c.id, users.c.username, users.c.active, users.c.admin).where(users.c.id == user_id)
-            ).first()
+            row = connection.execute(query).first()
         return None if row is None else UserIdentity(*row)
 
     def get_agent(self, agent_id: PeerID) -> AgentRow | None:

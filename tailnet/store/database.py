@@ -5,6 +5,7 @@ processes by SQLite's busy time-out.  Every method blocks: trio callers go throu
 Next hop: callers.py, reports.py and seed.py build on this class; store.py puts them together.
 """
 
+import logging
 import os
 import sqlite3
 import threading
@@ -19,6 +20,8 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from tailnet.errors import StoreError, StoreVersionError
 from tailnet.store.schema import HEAD_REVISION
+
+_log = logging.getLogger("tailnet.store")
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -147,6 +150,8 @@ class Database:
         from alembic.config import Config
         from alembic.script import ScriptDirectory
 
+        # Its own account is that of its plug-ins; ours is one line.
+        logging.getLogger("alembic").setLevel(logging.WARNING)
         config = Config()
         config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
         config.attributes["connection"] = connection
@@ -157,6 +162,7 @@ class Database:
                 "start the newer program, or name another store"
             )
         command.upgrade(config, "head")
+        _log.info("= store %s: schema %s, was %s", self.path, HEAD_REVISION, revision or "empty")
 
 
 def _create_private(path: Path) -> None:

@@ -180,6 +180,12 @@ def test_stun_is_beside_the_listeners_unless_told() -> None:
     assert load({"stun_listen": "127.0.0.1:0"}).stun_addresses == (("127.0.0.1", 0),)
 
 
+def test_a_store_for_this_run_only() -> None:
+    assert load({"dev": "true"}).store == ""
+    assert load({"dev": "true", "store": "sqlite:///tailnet.db"}).store == "sqlite:///tailnet.db"
+    assert load().store == "sqlite:///tailnet.db"
+
+
 def test_silence_of_agents() -> None:
     assert load().inactive_seconds == 30
     assert load({"agent_ping": "1s"}).inactive_seconds == 2

@@ -1,0 +1,115 @@
+"""`tailnet admin`: changes of the store from outside of a server, which sees them within a second (layer L4)."""
+
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from tailnet.cli.output import console, say_json
+from tailnet.config import load_config
+from tailnet.errors import SeedError
+from tailnet.store.importing import SeedOutcome, Tally, import_seed
+from tailnet.store.seed import MAX_SEED_BYTES, parse_seed
+from tailnet.store.store import Store
+
+_STDIN: Final = "-"
+
+
+@click.group()
+def admin() -> None:
+    """Change what is in the store."""
+
+
+def _store_options(command: Callable[..., None]) -> Callable[..., None]:
+    options = (
+        click.option("--store", metavar="URL", help="the store; without it the settings' one, as for `tailnet serve`"),
+        click.option("--config", metavar="FILE", help="settings as TOML; TAILNET_CONFIG names it too"),
+        click.option("--json", "as_json", is_flag=True, help="say the outcome as one JSON object"),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@admin.command("import")
+@click.argument("file")
+@_store_options
+def import_file(file: str, store: str | None, config: str | None, as_json: bool) -> None:
+    """Import users and agents from FILE (JSON; - is stdin).
+
+    The file is {"users": [{id, username, token}], "agents": [{id, token, name, workspace_id, workspace_name,
+    owner_id}]}, with ids and plain tokens chosen by whoever wrote it; the store keeps digests of the tokens.  An owner
+    has every right on its workspaces.  All of it is stored or, if anything is wrong, nothing; what is there already
+    stays, so importing a file twice changes nothing.
+    """
+    name = "stdin" if file == _STDIN else file
+    seed = parse_seed(_read(file), name)
+    for warning in seed.warnings:
+        click.echo(f"tailnet: warning: {warning}", err=True)
+    opened = _open(store, config)
+    try:
+        outcome = import_seed(opened, seed, datetime.now(UTC), name)
+    finally:
+        opened.close()
+    _say_outcome(outcome, as_json)
+
+
+@admin.command()
+@click.argument("username")
+@click.option("--admin/--no-admin", "is_admin", default=None, help="may see metrics and debug pages from anywhere")
+@click.option("--active/--inactive", default=None, help="an inactive user is signed out everywhere")
+@_store_options
+def user(
+    username: str,
+    is_admin: bool | None,
+    active: bool | None,
+    store: str | None,
+    config: str | None,
+    as_json: bool,
+) -> None:
+    """Show a user, or change what it may do."""
+    opened = _open(store, config)
+    try:
+        found = opened.find_user(username)
+        if found is None:
+            raise click.ClickException(f"there is no user {username!r} in {opened.path}")
+        if is_admin is not None or active is not None:
+            opened.update_user(found.id, datetime.now(UTC), active=active, admin=is_admin)
+            found = opened.find_user(username) or found
+    finally:
+        opened.close()
+    shown = {"id": str(found.id), "username": found.username, "active": found.active, "admin": found.admin}
+    if as_json:
+        say_json(shown)
+    else:
+        console().print(", ".join(f"{key} {str(value).lower()}" for key, value in shown.items()), markup=False)
+
+
+def _open(store: str | None, config: str | None) -> Store:
+    return Store.open(store or load_config(config_file=config).store)
+
+
+def _read(file: str) -> bytes:
+    try:
+        if file == _STDIN:
+            return sys.stdin.buffer.read(MAX_SEED_BYTES + 1)
+        with Path(file).open("rb") as opened:
+            return opened.read(MAX_SEED_BYTES + 1)
+    except OSError as error:
+        raise SeedError([f"{file}: cannot be read: {error.strerror or error}"]) from None
+
+
+def _say_outcome(outcome: SeedOutcome, as_json: bool) -> None:
+    tallies: dict[str, Tally] = {"users": outcome.users, "workspaces": outcome.workspaces, "agents": outcome.agents}
+    if as_json:
+        counted: dict[str, Any] = {
+            name: {"added": tally.added, "changed": tally.changed, "unchanged": tally.unchanged}
+            for name, tally in tallies.items()
+        }
+        say_json(counted)
+        return
+    for name, tally in tallies.items():
+        console().print(f"{name}: {tally.added} added, {tally.changed} changed, {tally.unchanged} unchanged")

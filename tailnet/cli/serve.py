@@ -1,0 +1,170 @@
+"""`tailnet serve`: the coordinator with its relay, until SIGTERM (layer L4).
+
+The options come from tailnet/config.py.  With --dev it needs nothing: a store for this run only, a demo user with a
+workspace and an agent, and the lines to try.  Next hop: server/server.py.
+"""
+
+import gc
+import json
+import logging
+import resource
+import secrets
+import signal
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+from uuid import uuid4
+
+import click
+import trio
+
+from derp.cli import obey
+from derp.log import set_up_logging
+from tailnet.cli.output import console, say_json
+from tailnet.config import BY_NAME, SETTINGS, CoordinatorConfig, load_config
+from tailnet.store.importing import import_seed
+from tailnet.store.seed import parse_seed
+from tailnet.store.store import Store
+
+if TYPE_CHECKING:
+    from tailnet.server.server import CoordinatorServer
+
+_log = logging.getLogger("tailnet.cli")
+
+# As for the relay: connections live for hours, and the collector need not look through them again and again.
+_GC_THRESHOLDS: Final = (50_000, 20, 50)
+
+
+@dataclass(frozen=True, slots=True)
+class Demo:
+    """What --dev made: plain values to try."""
+
+    username: str
+    user_token: str
+    agent_id: str
+    agent_token: str
+
+
+def _settings_as_options(command: Callable[..., None]) -> Callable[..., None]:
+    for setting in reversed(SETTINGS):
+        if setting.is_switch:
+            option = click.option(
+                f"{setting.flag}/--no-{setting.flag[2:]}", setting.name, default=None, help=setting.meaning
+            )
+        else:
+            option = click.option(setting.flag, setting.name, metavar=setting.metavar, help=setting.meaning)
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.option("--config", metavar="FILE", help="settings as TOML; TAILNET_CONFIG names it too")
+@click.option("--json", "as_json", is_flag=True, help="say on stdout what is served as JSON lines")
+@_settings_as_options
+def serve(config: str | None, as_json: bool, **given: str | bool | None) -> None:
+    """Serve API, RPC and relay on one port until SIGTERM or SIGINT, which drain it.
+
+    SIGHUP reads DERP maps and certificates again.  Each setting may also stand in the TOML file, under its long name
+    with underscores, or in the environment as TAILNET_<NAME>; flags are stronger than the environment, that than the
+    file.
+    """
+    flags = {
+        name: str(value).lower() if BY_NAME[name].is_switch else str(value)
+        for name, value in given.items()
+        if value is not None
+    }
+    settings = load_config(flags, config_file=config)
+    set_up_logging(settings.log_format, settings.log_level)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    gc.set_threshold(*_GC_THRESHOLDS)
+    with ExitStack() as stack:
+        demo = None
+        if settings.dev:
+            # A store that was named is kept, and gets the demo's rows beside what it has.
+            if not settings.store:
+                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="tailnet-dev-"))
+                settings = replace(settings, store=f"sqlite:///{Path(folder) / 'tailnet.db'}")
+            demo = make_demo(settings.store)
+        trio.run(_serve, settings, demo, as_json)
+
+
+def make_demo(store_url: str) -> Demo:
+    """Put a user, a workspace and an agent with fresh tokens into a store.  Raises StoreError."""
+    # A name of its own each time: a store that is kept may have the demo of an earlier run.
+    username = f"demo-{secrets.token_hex(3)}"
+    # The form of the field's session tokens; token_hex has only what it allows.
+    user_token = f"{secrets.token_hex(5)}-{secrets.token_hex(11)}"
+    user_id, agent_id, agent_token = str(uuid4()), str(uuid4()), str(uuid4())
+    agent = {
+        "id": agent_id,
+        "token": agent_token,
+        "name": "main",
+        "workspace_id": str(uuid4()),
+        "workspace_name": "demo",
+        "owner_id": user_id,
+    }
+    users = [{"id": user_id, "username": username, "token": user_token}]
+    store = Store.open(store_url)
+    try:
+        import_seed(store, parse_seed(json.dumps({"users": users, "agents": [agent]})), datetime.now(UTC))
+    finally:
+        store.close()
+    return Demo(username, user_token, agent_id, agent_token)
+
+
+async def _serve(config: CoordinatorConfig, demo: Demo | None, as_json: bool) -> None:
+    # Imported here: `tailnet admin` need not wait for a server.
+    from tailnet.server.server import serve_coordinator
+
+    # Signals first: one that arrives while sockets are being bound must not kill us half-way.
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        for notice in config.notices:
+            _log.warning("! %s", notice)
+        async with trio.open_nursery() as nursery:
+            server: CoordinatorServer = await nursery.start(serve_coordinator, config)
+            # Modules and settings live as long as we do; the collector need not look at them ever again.
+            gc.collect()
+            gc.freeze()
+            _say_what_is_served(server, demo, as_json)
+            await obey(signals, server)
+            nursery.cancel_scope.cancel()
+
+
+def _say_what_is_served(server: "CoordinatorServer", demo: Demo | None, as_json: bool) -> None:
+    places = [(each.kind, f"[{each.host}]" if ":" in each.host else each.host, each.port) for each in server.listening]
+    if as_json:
+        for kind, host, port in places:
+            say_json({"event": "listening", "kind": kind, "host": host, "port": port})
+        if demo is not None:
+            say_json({"event": "demo"} | {name: getattr(demo, name) for name in Demo.__slots__})
+        say_json({"event": "serving", "store": server.config.store})
+        return
+    out = console()
+    for kind, host, port in places:
+        if kind == "stun":
+            out.print(f"answering STUN on {host}:{port}", markup=False)
+        else:
+            out.print(f"listening on {'https' if kind.endswith('+tls') else 'http'}://{host}:{port}", markup=False)
+    out.print(f"store {server.config.store}", markup=False)
+    kind, host, port = next(place for place in places if place[0] != "stun")
+    here = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)  # compared, not bound
+    _say_what_to_try(f"{'https' if kind.endswith('+tls') else 'http'}://{here}:{port}", demo)
+
+
+def _say_what_to_try(url: str, demo: Demo | None) -> None:
+    out = console()
+    out.print("try:", style="bold")
+    lines = [(f"curl {url}/readyz", "is it well?"), (f"curl {url}/debug/tailnet?format=json", "who is here?")]
+    if demo is not None:
+        api = f"{url}/api/v2/workspaceagents/{demo.agent_id}"
+        lines += [
+            (f"curl -H 'Coder-Session-Token: {demo.user_token}' {api}/connection", "what a client asks first"),
+            (f"CODER_AGENT_URL={url} CODER_AGENT_TOKEN={demo.agent_token} coder agent", "the demo agent"),
+        ]
+    for line, meaning in lines:
+        out.print(f"  {line}    # {meaning}", markup=False)

@@ -1,0 +1,124 @@
+"""`tailnet serve` as a process: what it prints works when it is tried, and a signal ends it in order."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from uuid import UUID
+
+import httpx
+import pytest
+import trio
+
+from tailnet.cli.serve import make_demo
+from tailnet.store.store import Store
+from tests.support.seeds import fill, user_token
+
+SERVE = [sys.executable, "-m", "tailnet", "serve", "--listen", "127.0.0.1:0", "--stun-listen", "127.0.0.1:0"]
+
+
+@asynccontextmanager
+async def serving(*args: str) -> AsyncIterator[tuple[trio.Process, list[str]]]:
+    """The process and the lines it printed until it was up; killed at the end if it is still there."""
+    process = await trio.lowlevel.open_process([*SERVE, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    try:
+        with trio.fail_after(60):
+            printed = ""
+            while "demo agent" not in printed and '"serving"' not in printed:
+                chunk = await process.stdout.receive_some()
+                assert chunk, printed + (await process.stderr.receive_some()).decode()
+                printed += chunk.decode()
+            yield process, printed.splitlines()
+    finally:
+        process.kill()
+        with trio.CancelScope(shield=True):
+            await process.wait()
+            await process.stdout.aclose()
+            await process.stderr.aclose()
+
+
+async def test_dev_prints_lines_that_work() -> None:
+    async with serving("--dev") as (process, lines):
+        assert lines[0].startswith("listening on http://127.0.0.1:")
+        assert lines[1].startswith("answering STUN on 127.0.0.1:")
+        url = lines[0].removeprefix("listening on ")
+        folder = Path(lines[2].removeprefix("store sqlite:///")).parent
+        assert folder.exists()
+        [asked] = [line for line in lines if "Coder-Session-Token" in line]
+        token = asked.split("Coder-Session-Token: ")[1].split("'")[0]
+        address = asked.split("' ")[1].split()[0]
+        async with httpx.AsyncClient() as client:
+            assert (await client.get(f"{url}/readyz")).status_code == 200
+            response = await client.get(address, headers={"Coder-Session-Token": token})
+            assert list(response.json()["derp_map"]["Regions"]) == ["999"]
+            assert (await client.get(address)).status_code == 401
+        process.send_signal(signal.SIGTERM)
+        assert await process.wait() == 0
+        assert not folder.exists()
+
+
+async def test_json_for_programs(store: Store, store_url: str) -> None:
+    fill(store)
+    async with serving("--json", "--store", store_url) as (process, lines):
+        events = [json.loads(line) for line in lines]
+        assert [event["event"] for event in events] == ["listening", "listening", "serving"]
+        assert events[-1]["store"] == store_url
+        url = f"http://127.0.0.1:{events[0]['port']}/api/v2/workspaceagents/connection"
+        async with httpx.AsyncClient() as client:
+            assert (await client.get(url, headers={"Authorization": f"Bearer {user_token('bob')}"})).status_code == 200
+        process.send_signal(signal.SIGINT)
+        assert await process.wait() == 0
+
+
+async def test_a_map_file_is_watched_and_reloaded(store_url: str, tmp_path: Path) -> None:
+    path = tmp_path / "map.json"
+    path.write_text('{"Regions": {}}')
+    async with serving("--dev", "--json", "--derp-map", str(path)) as (process, lines):
+        events = {event["event"]: event for event in map(json.loads, lines)}
+        port = json.loads(lines[0])["port"]
+        url = f"http://127.0.0.1:{port}/api/v2/workspaceagents/connection"
+        headers = {"Coder-Session-Token": events["demo"]["user_token"]}
+        async with httpx.AsyncClient(headers=headers) as client:
+            for regions, wanted in (("null", []), ("", ["999"])):
+                text = '{"Regions": {"999": null}}' if regions else '{"Regions": {}}'
+                await trio.Path(path).write_text(text)
+                process.send_signal(signal.SIGHUP)
+                while list((await client.get(url)).json()["derp_map"]["Regions"]) != wanted:
+                    await trio.lowlevel.checkpoint()
+
+
+async def test_a_map_that_is_wrong_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "map.json"
+    path.write_text('{"Regions": {"1": {"RegionID": 2}}}')
+    done = await trio.run_process(
+        [*SERVE, "--dev", "--derp-map", str(path)], capture_stdout=True, capture_stderr=True, check=False
+    )
+    assert done.returncode == 1
+    lines = [line for line in done.stderr.decode().splitlines() if line.startswith("tailnet: ")]
+    assert len(lines) == 1
+    assert f"derp_map: {path}: has errors: Regions.1.RegionID: is 2" in lines[0]
+    assert b"Traceback" not in done.stderr
+
+
+def test_the_demo_works_and_may_be_made_twice(store_url: str) -> None:
+    first, second = make_demo(store_url), make_demo(store_url)
+    store = Store.open(store_url)
+    for demo in (first, second):
+        agent = store.get_agent_by_token(UUID(demo.agent_token))
+        assert agent is not None
+        assert (str(agent.id), agent.owner_name) == (demo.agent_id, demo.username)
+        assert len(demo.user_token) == 33
+    store.close()
+
+
+@pytest.mark.parametrize("args", [["--dev", "--no-derp", "--json"]])
+async def test_switches_can_be_switched_off(args: list[str]) -> None:
+    async with serving(*args) as (_, lines):
+        port = json.loads(lines[0])["port"]
+        async with httpx.AsyncClient() as client:
+            assert (await client.get(f"http://127.0.0.1:{port}/derp")).status_code == 404
