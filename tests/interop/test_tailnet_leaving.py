@@ -65,31 +65,62 @@ async def test_a_graceful_disconnect_is_said_so_and_ends_the_stream(world: World
 @pytest.mark.parametrize("graceful", [True, False])
 async def test_a_returning_agent_is_announced_again(world: World, program: TailnetPeers, graceful: bool) -> None:
     target = world.agent()
-    agent, client, _, _ = await meet(program, world, target)
+    agent, client, agent_node, client_node = await meet(program, world, target)
     if graceful:
         await agent.disconnect()
         await agent.wait_ended()
     else:
         await agent.hang_up()
     assert (await client.next_update()).kind == ("DISCONNECTED" if graceful else "LOST")
-    again, node = await start_agent(program, world, target, "again")
-    assert await client.next_node() == (target.id, node)
-    assert (await again.next_node())[0] == client.id
+    again = program.peer("again")
+    await again.dial_agent(world.server, target)
+    await again.coordinate()
+    assert await again.next_node() == (client.id, client_node)
+    # Its node did not change, and is news all the same to who was told that it is gone.
+    await again.send(update_self={"node": agent_node})
+    assert await client.next_node() == (target.id, agent_node)
+    # What came with the first batch is known too: the same again is no news.
+    await client.send(update_self={"node": client_node})
+    changed = client_node | {"endpoints": ["10.8.8.8:8"]}
+    await client.send(update_self={"node": changed})
+    assert await again.next_node() == (client.id, changed)
 
 
-async def test_a_client_that_left_gracefully_is_forgotten_by_a_returning_agent(
+async def test_who_was_told_of_a_loss_is_not_told_again(world: World, program: TailnetPeers) -> None:
+    target = world.agent()
+    agent, client, agent_node, _ = await meet(program, world, target)
+    await agent.hang_up()
+    assert (await client.next_update()).kind == "LOST"
+    # It comes and goes without a node: nothing to tell.
+    silent = program.peer("silent")
+    await silent.dial_agent(world.server, target)
+    await silent.coordinate()
+    assert (await silent.next_node())[0] == client.id
+    await silent.disconnect()
+    await silent.wait_ended()
+    again = program.peer("again")
+    await again.dial_agent(world.server, target)
+    await again.coordinate()
+    await again.send(update_self={"node": agent_node})
+    assert await client.next_node() == (target.id, agent_node)
+
+
+async def test_a_client_that_left_gracefully_has_no_tunnels_when_it_returns(
     world: World, program: TailnetPeers
 ) -> None:
     target = world.agent()
     agent, client, _, _ = await meet(program, world, target)
+    token = (await client.call(TAILNET + "RefreshResumeToken"))["token"]
     await client.disconnect()
     assert (await agent.next_update()).kind == "DISCONNECTED"
-    await agent.hang_up()
-    again, _ = await start_agent(program, world, target, "again")
-    fresh, fresh_node = await start_client(program, world, target, "fresh")
-    await fresh.add_tunnel(target.id)
-    ident, node = await again.next_node()  # the first it hears of is the fresh client
-    assert (ident != client.id, node) == (True, fresh_node)
+    await client.wait_ended()
+    again = program.peer("again")
+    await again.dial_client(world.server, world.alice, target, query={"resume_token": token})
+    await again.coordinate()
+    await again.update(addresses=[CLIENT_ADDRESS], endpoints=["10.0.0.3:1"])
+    node = await again.update(addresses=[CLIENT_ADDRESS], endpoints=["10.0.0.3:2"])
+    await again.add_tunnel(target.id)
+    assert await agent.next_node() == (client.id, node)
 
 
 async def test_takeover_ends_the_old_stream_and_loses_nobody(world: World, program: TailnetPeers) -> None:
