@@ -50,6 +50,7 @@ def decode(decoder: WebSocketDecoder, *pieces: bytes) -> bytes:
         out = bytearray(margin + bytes(len(piece)) + margin)
         end = decoder.receive_into(memoryview(piece), out, len(margin))
         assert len(margin) <= end <= len(margin) + len(piece)
+        assert len(out) == len(piece) + 2 * len(margin)
         assert out[:5] == margin
         assert out[-5:] == margin
         payload += out[5:end]
@@ -106,6 +107,23 @@ def test_the_example_of_rfc_6455() -> None:
     assert decode(decoder, bytes.fromhex("8985 37fa213d 7f9f4d5158")) == b""
     assert [answer_control(*frame) for frame in decoder.control] == [b"\x8a\x05Hello"]
     assert encode_masked(Opcode.PONG, b"Hello", MASK).hex() == "8a8537fa213d7f9f4d5158"
+
+
+def test_the_numbers_are_those_of_rfc_6455_and_of_the_genuine_relay() -> None:
+    # Written out again on purpose: the tests below use the names.
+    assert [(code.name, code.value) for code in CloseCode] == [
+        ("NORMAL", 1000),
+        ("GOING_AWAY", 1001),
+        ("PROTOCOL_ERROR", 1002),
+        ("UNSUPPORTED_DATA", 1003),
+        ("NO_STATUS", 1005),
+        ("INVALID_DATA", 1007),
+        ("POLICY_VIOLATION", 1008),
+        ("MESSAGE_TOO_BIG", 1009),
+        ("INTERNAL_ERROR", 1011),
+    ]
+    assert [int(opcode) for opcode in Opcode] == [0, 1, 2, 8, 9, 10]
+    assert (GENUINE_MAX_MESSAGE_BYTES, MAX_CONTROL_PER_RECEIVE) == (32768, 16)
 
 
 # --- payload ---
@@ -182,6 +200,43 @@ def test_many_frames_of_one_receive_leave_no_gap() -> None:
     payloads = [bytes((i,)) * (i * 37 % 1500) for i in range(120)]
     stream = b"".join(encode_masked(Opcode.BINARY, payload, bytes((i, 1, 2, 3))) for i, payload in enumerate(payloads))
     assert decode(server_decoder(), stream) == b"".join(payloads)
+
+
+def test_payload_that_looks_like_frames_is_payload() -> None:
+    inner = b"".join(encode_masked(Opcode.BINARY, b"inner" * n, MASK) for n in (1, 2, 30, 300))
+    stream = (
+        masked(Opcode.BINARY, inner, mask=bytes(4))
+        + masked(Opcode.BINARY, inner, fin=False, mask=bytes(4))
+        + masked(Opcode.CONTINUATION, inner, mask=bytes(4))
+    )
+    for step in (*range(1, 30), 700, len(stream)):
+        pieces = [stream[i : i + step] for i in range(0, len(stream), step)]
+        assert decode(server_decoder(), *pieces) == inner * 3
+
+
+class LongWayCounted(WebSocketDecoder):
+    """Counts the steps that leave the straight line of the hot path."""
+
+    steps = 0
+
+    def _step(self, data: memoryview, pos: int, out: bytearray | memoryview, at: int) -> tuple[int, int]:
+        self.steps += 1
+        return super()._step(data, pos, out, at)
+
+
+@pytest.mark.parametrize("server", [True, False])
+def test_whole_binary_messages_stay_on_the_straight_line(server: bool) -> None:
+    decoder = LongWayCounted(expect_masked=server, max_message_bytes=LIMIT)
+    one = masked if server else plain
+    lengths = (8, 125, 126, 1317, 65535)
+    stream = b"".join(one(Opcode.BINARY, bytes(length)) for length in lengths)
+    assert len(decode(decoder, stream, stream)) == 2 * sum(lengths)
+    assert decoder.steps == 0
+    # An unfinished frame at the end takes one step for its head and one for each of its pieces, and no more.
+    decode(decoder, stream + one(Opcode.BINARY, bytes(1317))[:500])
+    assert decoder.steps == 2
+    decode(decoder, one(Opcode.BINARY, bytes(1317))[500:] + stream)
+    assert decoder.steps == 3
 
 
 @pytest.mark.parametrize("as_view", [False, True])
@@ -274,6 +329,7 @@ PROTOCOL_ERROR = CloseCode.PROTOCOL_ERROR
         (masked(Opcode.PING, b"", fin=False), PROTOCOL_ERROR),
         (masked(Opcode.CLOSE, b"", fin=False), PROTOCOL_ERROR),
         (masked(Opcode.PING, bytes(126)), PROTOCOL_ERROR),
+        (masked(Opcode.PING, bytes(126))[:4], PROTOCOL_ERROR),  # no need to see more of it
         (b"\x89\xff" + bytes(8), PROTOCOL_ERROR),
         (masked(Opcode.CLOSE, b"\x03"), PROTOCOL_ERROR),
         *(
@@ -292,10 +348,19 @@ def test_violations_are_named_by_their_close_code(stream: bytes, close_code: int
         decode(decoder, *pieces)
     assert caught.value.close_code == close_code
     assert isinstance(caught.value, RemoteProtocolError)
+    assert str(caught.value)[0].islower()  # a sentence, not a tuple
     with pytest.raises(WebSocketError) as again:  # the decoder is dead, and says why
         decode(decoder, masked(Opcode.BINARY, b"too late"))
     assert again.value is caught.value
     parse_close(close_frame(close_code, str(caught.value))[2:])  # and the peer can be told
+
+
+@pytest.mark.parametrize("opcode", [Opcode.PING, Opcode.PONG])
+def test_a_control_frame_may_have_125_bytes(opcode: Opcode) -> None:
+    body = bytes(range(125))
+    decoder = server_decoder()
+    assert decode(decoder, masked(opcode, body), masked(opcode, body)[:50], masked(opcode, body)[50:]) == b""
+    assert decoder.control == [(opcode, body)] * 2
 
 
 def test_a_server_that_masks_is_refused() -> None:
@@ -361,6 +426,13 @@ def test_close_frames_round_trip_cut_to_what_fits(code: int, reason: str) -> Non
     assert got_code == code
     assert reason.encode("utf-8", "replace").decode().startswith(got_reason)
     assert len(got_reason.encode()) >= min(len(reason.encode("utf-8", "replace")), 120)
+
+
+def test_a_long_reason_is_cut_between_characters_at_125_bytes() -> None:
+    assert close_frame(1000, "x" * 200)[1] == 125
+    assert close_frame(1000, "x" + "é" * 200)[1] == 125
+    assert close_frame(1000, "é" * 200)[1] == 124
+    assert parse_close(close_frame(1000, "é" * 200)[2:])[1] == "é" * 61
 
 
 @pytest.mark.parametrize("mask", [b"", b"abc", b"abcde"])

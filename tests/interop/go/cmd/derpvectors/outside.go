@@ -281,6 +281,7 @@ func stunVectors() (requests []stunRequest, responses []stunResponse) {
 	answer("a request", good)
 	answer("an empty attribute at the end", edited(append(bytes.Clone(four), 0x80, 0x99, 0, 0), map[int]byte{3: 16}))
 	answer("half an attribute at the end", edited(append(bytes.Clone(four), 0x80, 0x99), map[int]byte{3: 14}))
+	answer("length beyond the end", edited(four, map[int]byte{3: 24}))
 	answer("no cookie", edited(four, map[int]byte{4: 0}))
 	answer("top bits set", edited(four, map[int]byte{0: 0xc1}))
 	answer("an error", edited(four, map[int]byte{0: 1, 1: 0x11}))
