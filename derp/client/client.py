@@ -135,8 +135,10 @@ async def open_background() -> AsyncIterator[trio.Nursery]:
             finally:
                 nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
-        # A group of one that is the block's own error is only the nursery's wrapping.
-        if body_error is None or any(error is not body_error for error in group.exceptions):
+        # The block's own error in a group is only the nursery's wrapping, and so is a cancellation that came while the
+        # nursery waited: it comes again at the next checkpoint.  Anything else is a task that broke its promise.
+        others = [error for error in group.exceptions if error is not body_error]
+        if body_error is None or not all(isinstance(error, trio.Cancelled) for error in others):
             raise
         raise body_error from body_error.__cause__
 

@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from derp.client import client as client_module
-from derp.client.client import DerpClient, Identity, open_client_over, shake_hands
+from derp.client.client import DerpClient, Identity, open_background, open_client_over, shake_hands
 from derp.client.dial import Carrier, Dialled, RelayAddress
 from derp.errors import ConnectError, ConnectionClosed, LocalProtocolError, RemoteProtocolError, TransportTimeout
 from derp.keys import MeshKey, NodePrivate
@@ -418,6 +418,30 @@ async def test_an_error_of_the_body_comes_out_bare_and_at_once(autojump_clock: t
     await leave()
     assert [error.args for error in caught] == [("the body's own",)]
     assert trio.current_time() == start
+
+
+async def test_a_cancellation_beside_the_bodys_error_does_not_wrap_it() -> None:
+    async def fail_while_cancelled() -> None:
+        async with open_background() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            scope.cancel()
+            raise KeyError
+
+    with trio.CancelScope() as scope:
+        with pytest.raises(KeyError):
+            await fail_while_cancelled()
+        await trio.sleep_forever()
+    assert scope.cancelled_caught
+
+
+async def test_a_broken_task_is_not_hidden() -> None:
+    async def broken() -> None:
+        raise ZeroDivisionError
+
+    with pytest.RaisesGroup(ZeroDivisionError):
+        async with open_background() as nursery:
+            nursery.start_soon(broken)
+            await trio.sleep_forever()
 
 
 async def test_a_relay_that_pings_without_reading_gets_no_memory(autojump_clock: trio.testing.MockClock) -> None:
