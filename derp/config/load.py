@@ -411,7 +411,9 @@ def _go_field(document: dict[str, object], name: str) -> object:
 def _with_notices(config: RelayConfig, given: _Settings, dev: bool) -> RelayConfig:
     local = all(_is_local(host) for host, _ in config.listen)
     if config.admission_is_open and config.derp_enabled and not dev and not local:
-        given.notices.append("this relay is open: anyone who finds it may use it; --allow-keys says who may")
+        given.notices.append(
+            "this relay is open: anyone who finds it may use it; set --verify-client-url or --allow-keys"
+        )
     if config.verify_client_url_fail_open and config.verify_client_url:
         given.notices.append("while the admission URL does not answer, anyone may use this relay")
     if math.isinf(config.accept_connection_limit):
