@@ -14,6 +14,8 @@ from enum import Enum
 from typing import Final
 from uuid import uuid4
 
+import trio
+
 from tailnet.api.answers import refusal_body, refusal_headers
 from tailnet.api.authorise import authorise_agent, check_origin
 from tailnet.auth import refusals
@@ -94,6 +96,22 @@ class RpcDoors:
     def wants(self, target: str) -> bool:
         """Whether a request for this target (path and query) is for these doors; cheap, for every request head."""
         return _PATHS.fullmatch(target.partition("?")[0]) is not None
+
+    def judge_now(self, method: str, target: str, headers: Mapping[str, str]) -> Accepted | RefusedAtDoor | None:
+        """`judge` without a task, if all it needs is in memory, else None.  Most of a storm of reconnects comes so."""
+        judging = self.judge(method, target, headers)
+        self._callers.no_wait = True
+        try:
+            judging.send(None)
+        except StopIteration as done:
+            verdict: Accepted | RefusedAtDoor = done.value
+            return verdict
+        except trio.WouldBlock:
+            return None
+        finally:
+            self._callers.no_wait = False
+            judging.close()
+        raise AssertionError("with no_wait nothing may wait")
 
     async def judge(self, method: str, target: str, headers: Mapping[str, str]) -> Accepted | RefusedAtDoor:
         """Decide.  `headers` have lower-case names.  Never raises Refused."""

@@ -1,6 +1,7 @@
 """Is it alive, should it get requests, and its numbers (layer L3): /healthz, /readyz, /metrics.
 
-The first two are for load balancers and say little, so they are open; /metrics is for operators only.
+The first two are for load balancers, which may ask by HEAD, and say little, so they are open; /metrics is for
+operators only.
 """
 
 from typing import Final
@@ -17,13 +18,13 @@ METRICS_CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 router = APIRouter(tags=["health"])
 
 
-@router.get("/healthz")
+@router.api_route("/healthz", methods=["GET", "HEAD"])
 async def healthz() -> Response:
     """200 for as long as the process answers at all."""
     return PlainTextResponse("OK\n")
 
 
-@router.get("/readyz")
+@router.api_route("/readyz", methods=["GET", "HEAD"])
 async def readyz(services: ServicesOf) -> Response:
     """200 when requests should come here, else 503 with the reasons."""
     reasons = services.not_ready()

@@ -38,7 +38,12 @@ MAX_UNKNOWN: Final = 4_096
 
 
 class Callers(Protocol):
-    """Who is calling.  Every method raises Refused with the answer for the caller."""
+    """Who is calling.  Every method raises Refused with the answer for the caller.
+
+    While `no_wait` is set, a method that would have to wait raises trio.WouldBlock instead: for code outside of tasks.
+    """
+
+    no_wait: bool
 
     async def agent(self, token: str) -> AgentIdentity:
         """The agent whose token this is."""
@@ -61,6 +66,7 @@ class StoreCallers:
     """Callers from a Store.  One per process; used from trio only."""
 
     def __init__(self, store: Store, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self.no_wait = False
         self._store = store
         self._clock = clock
         self._kept = _Kept()
@@ -111,8 +117,11 @@ class StoreCallers:
 
     async def _look_up(self, key: CallerKey) -> Answer | None:
         if self._is_fresh() and key in self._kept:
-            await trio.lowlevel.checkpoint()
+            if not self.no_wait:
+                await trio.lowlevel.checkpoint()
             return self._kept.get(key)
+        if self.no_wait:
+            raise trio.WouldBlock
         batch = self._gathering
         batch.keys.add(key)
         # Whoever gets the turn first works for the whole batch, the others find it done.  Look-ups that come while it
@@ -152,6 +161,8 @@ class StoreCallers:
         self._checked_at = asked_at
         batch.answers = {key: found[key] if key in found else self._kept.get(key) for key in batch.keys}
         self._kept.keep(batch.answers)
+        # Whoever connects as an agent is soon asked for as one: by its clients, under its id.
+        self._kept.keep({agent.id: agent for agent in batch.answers.values() if isinstance(agent, AgentIdentity)})
 
 
 class _Batch:

@@ -5,7 +5,7 @@ websockets on the reactor: transport/channel.py, or server/legacy.py for peers o
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 import trio
@@ -13,6 +13,7 @@ import trio
 from derp.protocol.upgrade import Refusal, judge_websocket_request
 from derp.protocol.websocket import WebSocketDecoder
 from derp.relay.counters import CloseReason
+from derp.server.session import Plane
 from derp.transport.http import Request, ServerHttp
 from derp.transport.links import Link, LinkEnded
 from derp.transport.reactor import Reactor
@@ -42,14 +43,14 @@ class Entrance:
         hub: Hub,
         presence: AgentPresence,
         nursery: trio.Nursery,
-        tick: Callable[[], float],
+        plane: Plane,
     ) -> None:
         self._doors = doors
         self._channels = channels
         self._hub = hub
         self._presence = presence
         self._nursery = nursery
-        self._tick = tick
+        self._plane = plane
         self._deciding = 0
         self.refused_count = 0
 
@@ -63,7 +64,14 @@ class Entrance:
 
     def enter(self, link: Link, request: Request, received: bytes, http: ServerHttp) -> None:
         """Decide about a connection; until then the kernel keeps what it sends."""
-        session = link.session = _Entering(link)
+        session = link.session = _Entering(self._plane, link)
+        verdict = self._doors.judge_now(request.method, request.target, request.headers)
+        if verdict is not None:
+            self._carry_out(link, request, http, verdict)
+            if link.kept:
+                self.reactor.pause(link)
+                self.reactor.resume(link)
+            return
         if self._deciding >= MAX_DECIDING:
             self._answer(link, http, 503, (("Retry-After", "5"),), b'{"message":"too many are coming in; try again"}\n')
             raise LinkEnded(CloseReason.TOO_MANY)
@@ -80,15 +88,19 @@ class Entrance:
             self._deciding -= 1
         if link.session is not session:
             return  # it left meanwhile
-        self._tick()
+        self.reactor.tick()
         try:
-            if isinstance(verdict, RefusedAtDoor):
-                self._refuse(link, http, verdict.status, verdict.headers, verdict.body, verdict.why)
-            else:
-                self._accept(link, request, http, verdict)
+            self._carry_out(link, request, http, verdict)
+            self.reactor.resume(link)
         except LinkEnded as error:
             self.reactor.fail(link, error)
         self.reactor.flush()
+
+    def _carry_out(self, link: Link, request: Request, http: ServerHttp, verdict: Accepted | RefusedAtDoor) -> None:
+        if isinstance(verdict, RefusedAtDoor):
+            self._refuse(link, http, verdict.status, verdict.headers, verdict.body, verdict.why)
+        else:
+            self._accept(link, request, http, verdict)
 
     def _refuse(
         self, link: Link, http: ServerHttp, status: int, headers: tuple[tuple[str, str], ...], body: bytes, why: str
@@ -109,6 +121,8 @@ class Entrance:
             body = f'{{"message":"{answer.sentence}"}}\n'.encode()
             self._refuse(link, http, answer.status, answer.headers, body, answer.sentence)
             return
+        # From here on the session's own pings tell who is alive, not the deadline of the door.
+        self._plane.greeted.pop(link, None)
         link.send_raw(answer)
         link.codec = WebSocketDecoder(True, MAX_MESSAGE_BYTES)
         caller = Caller(accepted.peer_id, _policy(accepted), _name(accepted), accepted.agent or accepted.user)
@@ -132,15 +146,15 @@ class Entrance:
             link.kept = bytes(unframed[:end])
         if link.tail:
             self.reactor.await_room(link)
-        self.reactor.resume(link)
 
 
 class _Entering:
     """A connection whose caller is being looked up."""
 
-    __slots__ = ("link", "scope")
+    __slots__ = ("_plane", "link", "scope")
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, plane: Plane, link: Link) -> None:
+        self._plane = plane
         self.link = link
         self.scope = trio.CancelScope()
 
@@ -151,6 +165,8 @@ class _Entering:
         """Nothing was sent yet."""
 
     def ended(self, reason: CloseReason, text: str) -> None:
+        self._plane.greeted.pop(self.link, None)
+        self._plane.count_closed(reason)
         self.scope.cancel()
 
 

@@ -182,7 +182,7 @@ class CoordinatorServer:
         doors = RpcDoors(
             self.callers, lambda: self.keys.current, access_url=access_url, browser_only=config.browser_only
         )
-        self.entrance = Entrance(doors, self.channels, self.hub, self.presence, nursery, self.reactor.tick)
+        self.entrance = Entrance(doors, self.channels, self.hub, self.presence, nursery, self.relay.plane)
         services = Services(
             config=config,
             callers=self.callers,

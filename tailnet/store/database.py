@@ -10,7 +10,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar, TypeVarTuple
 
@@ -117,6 +117,13 @@ class Database:
             connection.begin(),
         ):
             yield connection
+
+    def make_durable(self) -> None:
+        """Bring what was committed so far onto the disk, for what nobody would report again.  Raises StoreError."""
+        # Passive: it syncs and copies what it can, and waits neither for readers nor for writers.  Past SQLAlchemy,
+        # which would begin a transaction, and in one there is no checkpoint.
+        with self._explained(), closing(self._engine.raw_connection()) as connection:
+            connection.cursor().execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
 
     def check(self) -> None:
         """Read one row, for health checks.  Raises StoreError."""

@@ -49,6 +49,9 @@ def import_seed(database: Database, seed: Seed, now: datetime, name: str = "seed
         outcome = SeedOutcome(writer.put_users(), writer.put_workspaces(), writer.put_agents())
         if outcome.changed_anything:
             raise_generation(connection)
+    if outcome.changed_anything:
+        # Whoever imports may delete the file next.
+        database.make_durable()
     return outcome
 
 
