@@ -5,7 +5,7 @@
 A pump for bench/load with -floor: each connection says once, in its HTTP head, whose bytes go where (Floor-Self,
 Floor-To); from then on every receive of up to 64 KiB is sent on as it came.  No frame is cut, no key is read.
 Python's epoll and not a compiled pump: the question is what a relay in this language adds to the system calls it
-must make, and the interpreter's share of such a call is under a microsecond (README: a compiled pump's numbers).
+must make, and the interpreter's share of such a call is under a microsecond.
 """
 
 import argparse
