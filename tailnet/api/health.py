@@ -18,13 +18,15 @@ METRICS_CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 router = APIRouter(tags=["health"])
 
 
-@router.api_route("/healthz", methods=["GET", "HEAD"])
+@router.head("/healthz", include_in_schema=False)
+@router.get("/healthz")
 async def healthz() -> Response:
     """200 for as long as the process answers at all."""
     return PlainTextResponse("OK\n")
 
 
-@router.api_route("/readyz", methods=["GET", "HEAD"])
+@router.head("/readyz", include_in_schema=False)
+@router.get("/readyz")
 async def readyz(services: ServicesOf) -> Response:
     """200 when requests should come here, else 503 with the reasons."""
     reasons = services.not_ready()

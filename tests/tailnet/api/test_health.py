@@ -11,6 +11,7 @@ async def test_health_is_open(world: World) -> None:
         for path in ("/healthz", "/readyz"):
             response = await client.get(path)
             assert (response.status_code, response.text) == (200, "OK\n")
+            assert (await client.head(path)).status_code == 200
 
 
 async def test_not_ready_says_why(world: World) -> None:

@@ -165,6 +165,18 @@ def test_a_reader_sees_one_moment(store_url: str) -> None:
     database.close()
 
 
+def test_what_was_committed_is_brought_onto_the_disk(store_url: str, tmp_path: Path) -> None:
+    database = Database.open(store_url)
+    database.make_durable()
+    before = (tmp_path / "tailnet.db").read_bytes()
+    with database.writing() as connection:
+        connection.execute(counters.insert().values(name="to be kept", value=1))
+    assert (tmp_path / "tailnet.db").read_bytes() == before  # in the log only
+    database.make_durable()
+    assert b"to be kept" in (tmp_path / "tailnet.db").read_bytes()
+    database.close()
+
+
 async def test_writers_of_one_process_queue_up(store_url: str) -> None:
     database = Database.open(store_url, busy_timeout_seconds=0.05)
     with database.writing() as connection:
