@@ -164,12 +164,13 @@ class Link:
         return sent
 
     def _send_messages(self, pieces: Sequence[Piece], size: int) -> int:
-        joined = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        framed: list[Piece]
         if size <= MAX_MESSAGE_BYTES:
-            head = encode_header(_BINARY, size)
-            framed: list[Piece] = [head, joined]
-            total = size + len(head)
+            # One copy of so little costs less than a gather call.
+            framed = [b"".join((encode_header(_BINARY, size), *pieces))]
+            total = len(framed[0])
         else:
+            joined = pieces[0] if len(pieces) == 1 else b"".join(pieces)
             view = memoryview(joined)
             framed, total = [], 0
             for at in range(0, min(size, _MESSAGES_BYTES), MAX_MESSAGE_BYTES):

@@ -97,18 +97,33 @@ def encode_updates(updates: Sequence[Update]) -> bytes:
     By hand, because a node travels on as the bytes it came in: parsing and encoding it again for a message that
     only wraps it would cost as much as the whole rest of a delivery.
     """
-    parts: list[bytes] = []
-    for update in updates:
-        body = _ID_FIELDS + update.peer_id
-        node = update.node
-        if node is not None:
-            body += b"\x12" + _varint(len(node.raw)) + node.raw
-        body += b"\x18" + bytes((update.kind,))
-        if update.reason:
-            reason = update.reason.encode()
-            body += b"\x22" + _varint(len(reason)) + reason
-        parts.append(b"\x0a" + _varint(len(body)) + body)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+    return b"".join([_encode_update(update) for update in updates])
+
+
+def _encode_update(update: Update) -> bytes:
+    tail = _TAILS.get((update.kind, update.reason)) or _tail(update.kind, update.reason)
+    node = update.node
+    if node is None:
+        body = _ID_FIELDS + update.peer_id + tail
+    else:
+        raw = node.raw
+        body = b"".join((_ID_FIELDS, update.peer_id, b"\x12", _varint(len(raw)), raw, tail))
+    return b"\x0a" + _varint(len(body)) + body
+
+
+# Kind and reason, encoded.  Reasons are a handful of the core's own words.
+_TAILS: Final[dict[tuple[int, str], bytes]] = {}
+_MAX_TAILS: Final = 64
+
+
+def _tail(kind: int, reason: str) -> bytes:
+    tail = b"\x18" + bytes((kind,))
+    if reason:
+        encoded = reason.encode()
+        tail += b"\x22" + _varint(len(encoded)) + encoded
+    if len(_TAILS) < _MAX_TAILS:
+        _TAILS[kind, reason] = tail
+    return tail
 
 
 def encode_error(text: str) -> bytes:
