@@ -2,12 +2,12 @@
 
 Only a slow reader ever has one.  A flow is all packets of one source key.  Flows are served by start-time fair
 queueing: the flow that has had the fewest bytes goes next, so one bulk sender cannot starve the others.  A full
-queue drops the oldest packet of the flow that holds the most.  Next hop: server/session.py takes from it.
+queue drops the oldest packet of a flow that holds the most.  Next hop: server/session.py takes from it.
 """
 
 from collections import deque
 from collections.abc import Iterator
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush, heapreplace
 from typing import Final
 
 from derp.protocol.frames import HEADER_BYTES, KEY_BYTES
@@ -20,9 +20,16 @@ _FORWARD: Final = 0x0A
 _DISCO_WEIGHT: Final = 4
 # Disco apart: path discovery repeats itself, so a handful of the freshest is worth more than a backlog.
 DISCO_DEPTH: Final = 32
+# No real disco packet is longer (the longest are padded to probe a path's MTU); what only looks like one queues with
+# its sender's data, so all disco of a queue is 64 KiB and its bound in bytes needs no second one.
+MAX_DISCO_FRAME_BYTES: Final = 2048
 # Notices (PeerGone, Pong, KeepAlive...) are not packets and may not be dropped head first.  A client gets at most
 # one per peer it heard from; 64 KiB are 1,700 of them behind a socket that takes nothing.
 MAX_NOTICE_BYTES: Final = 64 * 1024
+# A mesh peer is told of every client, at once when it asks: 56 bytes each, three times our default of 100,000.
+MAX_MESH_NOTICE_BYTES: Final = 16 * 1024 * 1024
+# Flows without packets that are remembered for fairness, besides one for each packet.
+_SPARE_FLOWS: Final = 64
 
 
 def frame_starts(frames: memoryview) -> Iterator[tuple[int, int]]:
@@ -34,6 +41,13 @@ def frame_starts(frames: memoryview) -> Iterator[tuple[int, int]]:
         at = end
 
 
+def count_lost(frames: bytes, reason: DropReason, counters: Counters) -> None:
+    """Count the packets among these whole frames as dropped."""
+    for start, end in frame_starts(memoryview(frames)):
+        if frames[start] == _RECV or frames[start] == _FORWARD:
+            _count_drop(frames[start:end], reason, counters)
+
+
 def _packet_at(frame: bytes) -> int:
     return HEADER_BYTES + KEY_BYTES if frame[0] == _RECV else HEADER_BYTES + 2 * KEY_BYTES
 
@@ -43,149 +57,185 @@ def _is_disco(frame: bytes) -> bool:
     return len(frame) >= at + DISCO_MIN_BYTES and frame.startswith(DISCO_MAGIC, at)
 
 
-class _Flow:
-    __slots__ = ("frames", "held_bytes", "source", "turn", "weight")
+def _count_drop(frame: bytes, reason: DropReason, counters: Counters) -> None:
+    kind = PacketKind.DISCO if _is_disco(frame) else PacketKind.OTHER
+    packet_bytes = len(frame) - _packet_at(frame)
+    counters.drop(reason, kind, 1, packet_bytes)
+    if frame[0] == _FORWARD:
+        counters.mesh_packets_dropped += 1
+        counters.mesh_bytes_dropped += packet_bytes
 
-    def __init__(self, source: bytes, weight: int) -> None:
+
+class _Flow:
+    """It has one entry in the heap as long as it is in the table, so no entry is ever out of date.
+
+    A flow that was emptied stays until its turn comes: a sender that always has just one packet here would otherwise
+    begin at the present each time, and starve whoever waits.
+    """
+
+    __slots__ = ("frames", "held_bytes", "is_disco", "size_class", "source", "turn")
+
+    def __init__(self, source: bytes, turn: float, is_disco: bool) -> None:
         self.source = source
-        self.weight = weight
-        self.turn = 0.0  # virtual time of its next packet
+        self.turn = turn  # virtual time of its next packet
+        self.is_disco = is_disco
         self.held_bytes = 0
+        self.size_class = 0  # bit length of held_bytes
         self.frames: deque[tuple[bytes, float]] = deque()
 
 
 class PacketQueue:
     """Whole RecvPacket frames that wait for one destination, and the notices that go before them.
 
-    `depth` packets and `max_bytes` bytes (headers included) bound the packets; disco packets have a bound of
-    their own, notices too.  Everything dropped is counted in `counters`; nothing raises.
+    `depth` packets and `max_bytes` bytes (headers included; at least one frame's) bound the packets; disco packets
+    and notices have bounds of their own.  Everything dropped is counted in `counters`; nothing raises.
     """
 
     __slots__ = (
+        "_by_size",
         "_clock",
         "_counters",
         "_depth",
+        "_disco_bytes",
+        "_disco_packets",
         "_flows",
         "_heap",
         "_max_bytes",
+        "_max_notice_bytes",
         "_notices",
         "_order",
-        "_packets",
+        "_size_classes",
         "dropped",
         "held_bytes",
         "notice_bytes",
+        "packets",
     )
 
-    def __init__(self, depth: int, max_bytes: int, counters: Counters) -> None:
+    def __init__(
+        self, depth: int, max_bytes: int, counters: Counters, *, max_notice_bytes: int = MAX_NOTICE_BYTES
+    ) -> None:
         self._depth = depth
         self._max_bytes = max_bytes
+        self._max_notice_bytes = max_notice_bytes
         self._counters = counters
         self._flows: dict[bytes, _Flow] = {}
         self._heap: list[tuple[float, int, _Flow]] = []
         self._clock = 0.0  # virtual time: the turn of the flow served last
         self._order = 0  # ties go to the flow that came first
-        self._packets = 0
+        # Flows of data by the bit length of what they hold, and the set of those lengths as bits: the fattest is
+        # found without looking at all flows, which hostile senders make many.
+        self._by_size: dict[int, dict[_Flow, None]] = {}
+        self._size_classes = 0
+        self._disco_packets = self._disco_bytes = 0
         self._notices: deque[bytes] = deque()
+        self.packets = 0
+        """Packets that wait, notices not counted."""
         self.held_bytes = 0
+        """Their bytes, headers included."""
         self.notice_bytes = 0
         self.dropped = 0
 
     def __len__(self) -> int:
-        return self._packets + len(self._notices)
-
-    @property
-    def packets(self) -> int:
-        """Packets that wait, notices not counted."""
-        return self._packets
+        return self.packets + len(self._notices)
 
     def push_notice(self, frame: bytes) -> bool:
         """Queue a frame that is no packet.  False when the bound is reached: the caller closes or forgets."""
-        if self.notice_bytes + len(frame) > MAX_NOTICE_BYTES:
+        if self.notice_bytes + len(frame) > self._max_notice_bytes:
             self._counters.notices_dropped += 1
             return False
         self._notices.append(frame)
         self.notice_bytes += len(frame)
         return True
 
-    def push_frames(self, frames: memoryview, now: float) -> None:
-        """Queue copies of whole frames: packets fairly, anything else as notices in order."""
+    def push_frames(self, frames: memoryview, now: float) -> bool:
+        """Queue copies of whole frames: packets fairly, anything else as notices in order.  False when a notice did
+        not fit."""
+        fits = True
         for start, end in frame_starts(frames):
             frame = bytes(frames[start:end])
             if frame[0] == _RECV or frame[0] == _FORWARD:
                 self._push_packet(frame, now)
             else:
-                self.push_notice(frame)
+                fits = self.push_notice(frame) and fits
+        return fits
 
     def _push_packet(self, frame: bytes, now: float) -> None:
-        is_disco = _is_disco(frame)
-        # RecvPacket and, towards another relay, ForwardPacket: both begin with the source key
-        source = DISCO_MAGIC if is_disco else frame[HEADER_BYTES : HEADER_BYTES + KEY_BYTES]
-        flow = self._flows.get(source)
-        if flow is None:
-            flow = self._flows[source] = _Flow(source, _DISCO_WEIGHT if is_disco else 1)
-        if is_disco:
+        size = len(frame)
+        if size <= MAX_DISCO_FRAME_BYTES and _is_disco(frame):
+            flow = self._flow(DISCO_MAGIC, is_disco=True)
             if len(flow.frames) >= DISCO_DEPTH:
                 self._drop_head(flow)
+            self._disco_packets += 1
+            self._disco_bytes += size
         else:
-            while self._packets >= self._depth or self.held_bytes + len(frame) > self._max_bytes:
-                victim = self._fattest(flow)
-                if victim is None:  # a frame above the whole bound in bytes
-                    self._count_drop(DropReason.QUEUE_TAIL, frame)
-                    if not flow.frames:
-                        del self._flows[source]
-                    return
-                self._drop_head(victim)
-                # dropping may have emptied and forgotten the very flow this packet belongs to
-                flow = self._flows.setdefault(source, flow)
-        if not flow.frames:
-            # A flow that was silent starts at the present, neither punished nor owed for its past.
-            flow.turn = max(flow.turn, self._clock)
-            self._schedule(flow)
+            if size > self._max_bytes:
+                self._drop(frame, DropReason.QUEUE_TAIL)
+                return
+            # RecvPacket and, towards another relay, ForwardPacket: both begin with the source key
+            flow = self._flow(frame[HEADER_BYTES : HEADER_BYTES + KEY_BYTES], is_disco=False)
+            while (
+                self.packets - self._disco_packets >= self._depth
+                or self.held_bytes - self._disco_bytes + size > self._max_bytes
+            ):
+                self._drop_head(self._fattest(flow))
         flow.frames.append((frame, now))
-        flow.held_bytes += len(frame)
-        self.held_bytes += len(frame)
-        self._packets += 1
+        self.packets += 1
+        self._resize(flow, size)
 
-    def _schedule(self, flow: _Flow) -> None:
-        # Flows that were emptied by drops leave dead entries; a socket that takes nothing for its whole write
-        # deadline would let a hostile mix of senders pile them up.
-        if len(self._heap) > 2 * len(self._flows) + 64:
-            live = {id(entry[2]): entry for entry in self._heap if self._is_live(entry[0], entry[2])}
-            self._heap = sorted(live.values())
-        self._order += 1
-        heappush(self._heap, (flow.turn, self._order, flow))
+    def _flow(self, source: bytes, *, is_disco: bool) -> _Flow:
+        flow = self._flows.get(source)
+        if flow is None:
+            if len(self._flows) > 2 * self.packets + _SPARE_FLOWS:
+                self._forget_empty_flows()
+            # A flow that was silent starts at the present, neither punished nor owed for its past.
+            flow = self._flows[source] = _Flow(source, self._clock, is_disco)
+            self._order += 1
+            heappush(self._heap, (flow.turn, self._order, flow))
+        return flow
 
-    def _is_live(self, turn: float, flow: _Flow) -> bool:
-        return bool(flow.frames) and self._flows.get(flow.source) is flow and turn == flow.turn
+    def _forget_empty_flows(self) -> None:
+        self._heap = [entry for entry in self._heap if entry[2].frames]
+        heapify(self._heap)
+        self._flows = {source: flow for source, flow in self._flows.items() if flow.frames}
 
-    def _fattest(self, arriving: _Flow) -> _Flow | None:
-        """The flow to drop from.  The arriving one at once when it holds more than an even share: under a bulk
-        sender that is nearly always so, and saves looking at every flow."""
-        if arriving.frames and arriving.held_bytes * len(self._flows) >= self.held_bytes:
+    def _resize(self, flow: _Flow, change: int) -> None:
+        self.held_bytes += change
+        flow.held_bytes += change
+        size_class = flow.held_bytes.bit_length()
+        if size_class != flow.size_class and not flow.is_disco:
+            before = self._by_size.get(flow.size_class)
+            if before is not None:
+                before.pop(flow, None)
+                if not before:
+                    self._size_classes &= ~(1 << flow.size_class)
+            flow.size_class = size_class
+            if size_class:
+                self._by_size.setdefault(size_class, {})[flow] = None
+                self._size_classes |= 1 << size_class
+
+    def _fattest(self, arriving: _Flow) -> _Flow:
+        """The flow of data to drop from: one that holds more than half of what any other holds; the arriving one if
+        it does, else the one that has for longest."""
+        size_class = self._size_classes.bit_length() - 1
+        if arriving.size_class == size_class:
             return arriving
-        best = max(self._flows.values(), key=lambda flow: flow.held_bytes, default=None)
-        return best if best is not None and best.frames else None
+        return next(iter(self._by_size[size_class]))
 
     def _drop_head(self, flow: _Flow) -> None:
-        frame, _ = flow.frames.popleft()
-        self._forget(flow, frame)
-        self._count_drop(DropReason.QUEUE_HEAD, frame)
+        self._drop(self._pop(flow)[0], DropReason.QUEUE_HEAD)
 
-    def _forget(self, flow: _Flow, frame: bytes) -> None:
-        flow.held_bytes -= len(frame)
-        self.held_bytes -= len(frame)
-        self._packets -= 1
-        if not flow.frames:
-            # Its heap entry, if any, is skipped when its turn comes: it names a flow that is not in the table.
-            del self._flows[flow.source]
+    def _pop(self, flow: _Flow) -> tuple[bytes, float]:
+        frame, since = flow.frames.popleft()
+        size = len(frame)
+        self.packets -= 1
+        if flow.is_disco:
+            self._disco_packets -= 1
+            self._disco_bytes -= size
+        self._resize(flow, -size)
+        return frame, since
 
-    def _count_drop(self, reason: DropReason, frame: bytes) -> None:
-        kind = PacketKind.DISCO if _is_disco(frame) else PacketKind.OTHER
-        packet_bytes = len(frame) - _packet_at(frame)
-        self._counters.drop(reason, kind, 1, packet_bytes)
-        if frame[0] == _FORWARD:
-            self._counters.mesh_packets_dropped += 1
-            self._counters.mesh_bytes_dropped += packet_bytes
+    def _drop(self, frame: bytes, reason: DropReason) -> None:
+        _count_drop(frame, reason, self._counters)
         self.dropped += 1
 
     def take(self, max_bytes: int, now: float) -> list[bytes]:
@@ -198,31 +248,39 @@ class PacketQueue:
             taken.append(frame)
             size += len(frame)
         counters = self._counters
-        while size < max_bytes and self._heap:
-            turn, _, flow = heappop(self._heap)
-            if not self._is_live(turn, flow):
+        heap = self._heap
+        while size < max_bytes and heap:
+            turn, _, flow = heap[0]
+            if not flow.frames:  # it had its turn without using it
+                heappop(heap)
+                del self._flows[flow.source]
                 continue
             self._clock = turn
-            frame, since = flow.frames.popleft()
-            flow.turn = turn + len(frame) / flow.weight
-            self._forget(flow, frame)
-            if flow.frames:
-                self._schedule(flow)
+            frame, since = self._pop(flow)
+            flow.turn = turn + (len(frame) / _DISCO_WEIGHT if flow.is_disco else len(frame))
+            self._order += 1
+            heapreplace(heap, (flow.turn, self._order, flow))
             counters.queue_seconds += now - since
             counters.queued_packets += 1
             taken.append(frame)
             size += len(frame)
         return taken
 
+    def count_lost(self, frames: bytes) -> None:
+        """The socket failed under frames that were taken."""
+        count_lost(frames, DropReason.WRITE_ERROR, self._counters)
+
     def discard(self, reason: DropReason) -> None:
         """Drop everything, counted under `reason`: the destination is gone."""
         for flow in self._flows.values():
             for frame, _ in flow.frames:
-                self._count_drop(reason, frame)
+                self._drop(frame, reason)
         self._flows.clear()
         self._heap.clear()
+        self._by_size.clear()
         self._notices.clear()
-        self._packets = self.held_bytes = self.notice_bytes = 0
+        self.packets = self.held_bytes = self.notice_bytes = 0
+        self._size_classes = self._disco_packets = self._disco_bytes = 0
 
     @property
     def packet_bytes(self) -> int:
@@ -231,4 +289,4 @@ class PacketQueue:
 
     def oldest_seconds(self, now: float) -> float:
         """How long the packet at the head of the slowest flow has waited; 0 when none waits."""
-        return max((now - flow.frames[0][1] for flow in self._flows.values()), default=0.0)
+        return max((now - flow.frames[0][1] for flow in self._flows.values() if flow.frames), default=0.0)

@@ -12,7 +12,7 @@ from derp.protocol.frames import FrameType, PeerGoneReason, encode_frame
 from derp.protocol.messages import PeerPresent, encode
 from derp.relay.clients import Client, Member
 from derp.relay.counters import CloseReason, Counters, DropReason, PacketKind
-from derp.relay.queue import PacketQueue
+from derp.relay.queue import MAX_MESH_NOTICE_BYTES, MAX_NOTICE_BYTES, PacketQueue
 
 # A home that moves within its first seconds was only being probed (the genuine relay's rule).
 _SETTLED_SECONDS: Final = 5.0
@@ -213,9 +213,8 @@ class Router:
     def send(self, client: Route, frame: bytes) -> None:
         """Send a frame that is no packet, ahead of queued packets."""
         if client.queue is not None:
-            if not client.queue.push_notice(frame) and isinstance(client, Client) and client.is_watcher:
-                # A mesh peer that misses one announcement is wrong from then on; reconnecting resynchronises it.
-                self.closing.append((client, CloseReason.TOO_SLOW))
+            if not client.queue.push_notice(frame):
+                self.note_lost_notice(client)
             return
         client.pending.append(frame)
         client.pending_bytes += len(frame)
@@ -231,9 +230,17 @@ class Router:
         address = ip_address(client.address) if client.address else None
         return encode(PeerPresent(client.key, address, client.port, int(client.flags)))
 
-    def new_queue(self) -> PacketQueue:
+    def new_queue(self, route: Route) -> PacketQueue:
         """A queue for a route whose socket just became full."""
-        return PacketQueue(self._queue_depth, self._queue_bytes, self.counters)
+        is_mesh_peer = isinstance(route, Client) and route.is_mesh_peer
+        notice_bytes = MAX_MESH_NOTICE_BYTES if is_mesh_peer else MAX_NOTICE_BYTES
+        return PacketQueue(self._queue_depth, self._queue_bytes, self.counters, max_notice_bytes=notice_bytes)
+
+    def note_lost_notice(self, route: Route) -> None:
+        """A notice did not fit the queue of `route`.  A mesh peer that misses one announcement is wrong from then on;
+        reconnecting resynchronises it."""
+        if isinstance(route, Client) and route.is_watcher:
+            self.closing.append((route, CloseReason.TOO_SLOW))
 
     # --- drops
 

@@ -33,10 +33,10 @@ from derp.protocol.messages import (
     parse_from_client,
 )
 from derp.relay.clients import Client
-from derp.relay.counters import CloseReason, DropReason, is_disco
+from derp.relay.counters import CloseReason, DropReason
 from derp.relay.forward import relay_forwarded, relay_packets
 from derp.relay.limits import TokenBucket
-from derp.relay.queue import frame_starts
+from derp.relay.queue import count_lost, frame_starts
 from derp.relay.router import Route, Router
 from derp.server.admission import Admission
 from derp.transport.links import Link, LinkEnded
@@ -55,7 +55,6 @@ _MAX_CONNECTIONS_PER_KEY: Final = 64
 
 _SEND: Final = FrameType.SEND_PACKET.value
 _FORWARD: Final = FrameType.FORWARD_PACKET.value
-_RECV: Final = FrameType.RECV_PACKET.value
 _MESH_ONLY: Final = (FrameType.FORWARD_PACKET, FrameType.WATCH_CONNS, FrameType.CLOSE_PEER)
 
 
@@ -112,7 +111,7 @@ class Plane:
                     if sent < size or link.blocked:
                         self._queue_rest(route, b"".join(pieces), sent)
                 else:
-                    route.queue.push_frames(memoryview(b"".join(pieces)), self.reactor.now)
+                    self._queue(route, memoryview(b"".join(pieces)))
                 pieces.clear()
             closing, router.closing = router.closing, []
             for client, reason in closing:
@@ -124,7 +123,7 @@ class Plane:
         if link.fd not in self.reactor.links:
             self.count_lost(frames)
             return
-        route.queue = self.router.new_queue()
+        route.queue = self.router.new_queue(route)
         view = memoryview(frames)
         rest = sent
         if sent < len(frames):
@@ -136,20 +135,17 @@ class Plane:
                         link.push(view[sent:end])
                     break
             if rest < len(frames):
-                route.queue.push_frames(view[rest:], self.reactor.now)
+                self._queue(route, view[rest:])
         self.reactor.await_room(link)
+
+    def _queue(self, route: Route, frames: memoryview) -> None:
+        assert route.queue is not None
+        if not route.queue.push_frames(frames, self.reactor.now):
+            self.router.note_lost_notice(route)
 
     def count_lost(self, frames: bytes) -> None:
         """Count packets that were handed to a socket that failed."""
-        view = memoryview(frames)
-        for start, end in frame_starts(view):
-            is_forward = view[start] == _FORWARD
-            if is_forward or view[start] == _RECV:
-                packet = view[start + (69 if is_forward else 37) : end]
-                counters = self.router.counters
-                counters.drop(DropReason.WRITE_ERROR, is_disco(packet), 1, len(packet))
-                counters.mesh_packets_dropped += is_forward
-                counters.mesh_bytes_dropped += len(packet) * is_forward
+        count_lost(frames, DropReason.WRITE_ERROR, self.router.counters)
 
     def keep_alive(self, client: Client) -> None:
         """Send an empty frame: clients give a silent relay up after two minutes."""
@@ -200,7 +196,11 @@ def drain_queue(route: Route, now: float) -> None:
             route.queue = None
             return
         joined = b"".join(frames)
-        sent = link.send([joined], len(joined))
+        try:
+            sent = link.send([joined], len(joined))
+        except LinkEnded:
+            queue.count_lost(joined)
+            raise
         if sent < len(joined):
             link.push(memoryview(joined)[sent:])
 
@@ -292,7 +292,7 @@ class Greeting:
         # ServerInfo is the first frame a client may see, so it leaves before anybody can reach the client.
         link.push(opened.seal_server_info(plane.server_info, plane.random_bytes(NONCE_BYTES)))
         if link.blocked:
-            client.queue = router.new_queue()
+            client.queue = router.new_queue(client)
             plane.reactor.await_room(link)
         router.register(client)
         for notify in plane.on_register:
