@@ -255,20 +255,19 @@ async def test_packets_wait_for_the_first_connection() -> None:
 
 
 @asynccontextmanager
-async def unreachable(**arguments: Any) -> AsyncIterator[ReconnectingClient]:
-    """A client that waits for a relay which is not there (yet: TwinRelay with this port)."""
+async def unreachable(**arguments: Any) -> AsyncIterator[tuple[ReconnectingClient, TwinRelay]]:
+    """A client that waits for a relay which is not there, and the relay, for `open_twin`."""
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     twin = TwinRelay(port=listener.socket.getsockname()[1])
     await listener.aclose()
     async with staying(twin, **arguments) as client:
         while client.status.phase is not Phase.WAITING:
             await client.wait_status_change(client.status)
-        client.twin = twin  # type: ignore[attr-defined]  # so that a test can start it
-        yield client
+        yield client, twin
 
 
 async def test_without_room_the_oldest_go_and_are_counted(autojump_clock: trio.testing.MockClock) -> None:
-    async with unreachable() as client:
+    async with unreachable() as (client, twin):
         for number in range(MAX_WAITING_PACKETS + 3):
             client.send_nowait(A, number.to_bytes(2, "big"))
         assert client.statistics().packets_dropped == 3
@@ -276,19 +275,19 @@ async def test_without_room_the_oldest_go_and_are_counted(autojump_clock: trio.t
             await client.send(A, b"no room for me")
         assert waited.cancelled_caught
         assert client.statistics().packets_dropped == 3
-        async with open_twin(client.twin):
+        async with open_twin(twin):
             await hear(client)
             packets = [(await hear(client)).packet for _ in range(MAX_WAITING_PACKETS)]
             assert packets == [number.to_bytes(2, "big") for number in range(3, MAX_WAITING_PACKETS + 3)]
 
 
 async def test_a_waiting_sender_gets_room_after_the_reconnect(autojump_clock: trio.testing.MockClock) -> None:
-    async with unreachable() as client, trio.open_nursery() as nursery:
+    async with unreachable() as (client, twin), trio.open_nursery() as nursery:
         for _ in range(MAX_WAITING_PACKETS):
             client.send_nowait(A, b"first")
         nursery.start_soon(client.send, A, b"last")
         await trio.testing.wait_all_tasks_blocked()
-        async with open_twin(client.twin):
+        async with open_twin(twin):
             await hear(client)
             packets = [(await hear(client)).packet for _ in range(MAX_WAITING_PACKETS + 1)]
             assert packets[-1] == b"last"
@@ -417,12 +416,12 @@ async def test_an_outage_is_logged_once_per_reason(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "derp.client")
-    async with unreachable() as client:
+    async with unreachable() as (client, twin):
         await trio.sleep(60)
         assert client.status.failures > 10
         assert len(caplog.records) == 1
         assert "nothing listens" in caplog.records[0].message
-        async with open_twin(client.twin):
+        async with open_twin(twin):
             await client.wait_connected()
             assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
             assert caplog.records[1].message.endswith("/derp by derp")
