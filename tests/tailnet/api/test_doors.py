@@ -303,3 +303,24 @@ async def test_a_store_that_is_away_is_not_permanent(world: World, doors: RpcDoo
         connection.exec_driver_sql("ALTER TABLE counters RENAME TO lost")
     status, _ = await refused(doors, f"{OWN}/rpc", agent_token("main"))
     assert status == 503
+
+
+# Without a task.
+
+
+async def test_callers_in_memory_are_judged_at_once(doors: RpcDoors) -> None:
+    asked = ("GET", f"{OWN}/rpc?version=2.4", UPGRADE | {"coder-session-token": agent_token("main")})
+    assert doors.judge_now(*asked) is None  # nobody is in memory yet
+    verdict = await doors.judge(*asked)
+    assert isinstance(verdict, Accepted)
+    assert doors.judge_now(*asked) == verdict
+    refused_now = doors.judge_now("GET", f"{OWN}/rpc?version=9.9", asked[2])
+    assert isinstance(refused_now, RefusedAtDoor)
+    assert refused_now.status == 400
+    # What is needed later in the order of checks may still be missing.
+    alice = UPGRADE | {"coder-session-token": user_token("alice")}
+    await doors.judge("GET", MANY, alice)
+    assert doors.judge_now("GET", f"{MAIN}?version=2.0", alice) is None
+    # And waiting works again afterwards.
+    assert isinstance(await doors.judge("GET", f"{MAIN}?version=2.0", alice), Accepted)
+    assert isinstance(doors.judge_now("GET", f"{MAIN}?version=2.0", alice), Accepted)
