@@ -176,6 +176,17 @@ def test_the_handshake_over_any_cut(fast_start: bool, seed: int) -> None:
     assert link.client.server_info == ServerInfo(2)
 
 
+def test_nothing_is_known_before_the_handshake() -> None:
+    client = ClientConnection(PRIVATE["a"], random_bytes=numbers().randbytes)
+    server = ServerConnection(PRIVATE["server"], random_bytes=numbers().randbytes, mesh_key=MESH_KEY)
+    assert (client.server_key, client.server_info, client.data_to_send()) == (None, None, [])
+    assert (server.client, server.is_mesh_peer, server.data_to_send()) == (
+        None,
+        False,
+        [server_key_frame(PUBLIC["server"])],
+    )
+
+
 def test_fast_start_speaks_first() -> None:
     client = ClientConnection(PRIVATE["a"], random_bytes=numbers().randbytes, server_key=PUBLIC["server"])
     assert [frame[0] for frame in client.data_to_send()] == [FrameType.CLIENT_INFO]

@@ -36,6 +36,10 @@ def test_the_numbers_are_those_of_the_field() -> None:
     assert "DERP🔑".encode() == frames.MAGIC
     assert (frames.MAX_SEND_BYTES, frames.MAX_FORWARD_BYTES) == (65568, 65600)
     assert (frames.MIN_CLIENT_INFO_BYTES, frames.MAX_CLIENT_INFO_BYTES) == (56, 262144)
+    assert (frames.MAX_SERVER_KEY_BYTES, frames.MAX_SERVER_INFO_BYTES) == (1024, 1048600)
+    assert (frames.MIN_PING_BYTES, frames.MAX_PING_BYTES) == (8, 1000)
+    assert (frames.MAX_CLIENT_FRAME_BYTES, frames.MAX_UNKNOWN_BYTES) == (1048576, 1048576)
+    assert frames.PROTOCOL_VERSION == 2
 
 
 def test_a_frame_is_a_type_a_length_and_its_bytes() -> None:

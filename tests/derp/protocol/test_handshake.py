@@ -194,6 +194,22 @@ def test_the_longest_client_info_is_taken() -> None:
         seal_client_info(CLIENT, PUBLIC["server"], ClientInfo(app_name="x" * room), NONCE)
 
 
+def test_our_own_longest_client_info_is_sent_and_taken() -> None:
+    room = 256 * 1024 - 32 - 24 - 16
+    frame = '{"version":2,"CanAckPings":false,"AppName":""}'
+    info = ClientInfo(app_name="x" * (room - len(frame)))
+    payload = first_payload(seal_client_info(CLIENT, PUBLIC["server"], info, NONCE), FrameType.CLIENT_INFO)
+    assert len(payload) == 256 * 1024
+    assert open_client_info(SERVER, payload).info == info
+
+
+def test_the_longest_server_info_is_taken() -> None:
+    box = Box(PrivateKey(SERVER.raw), PublicKey(PUBLIC["a"]))
+    longest = bytes(box.encrypt(b"{}".ljust((1 << 20) - 16), NONCE))
+    assert len(longest) == 24 + (1 << 20)
+    assert open_server_info(CLIENT, PUBLIC["server"], longest) == ServerInfo(version=0)
+
+
 @pytest.mark.parametrize("nonce", [b"", bytes(23), bytes(25)])
 def test_nonces_have_24_bytes(nonce: bytes) -> None:
     with pytest.raises(LocalProtocolError, match="24"):
@@ -215,6 +231,10 @@ def test_a_greeting_of_something_else_is_refused(payload: bytes) -> None:
 @given(st.binary(max_size=1024 - 40))
 def test_a_greeting_may_have_bytes_of_the_future(future: bytes) -> None:
     assert parse_server_key(MAGIC + PUBLIC["server"] + future) == PUBLIC["server"]
+
+
+def test_the_longest_greeting_is_taken() -> None:
+    assert parse_server_key((MAGIC + PUBLIC["server"]).ljust(1024)) == PUBLIC["server"]
 
 
 # --- JSON ---

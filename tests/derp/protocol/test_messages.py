@@ -1,17 +1,20 @@
 """Every frame against the genuine implementation's own, then round trips, limits and perturbed bytes."""
 
+import dataclasses
 import re
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from derp.errors import LocalProtocolError, RemoteProtocolError
-from derp.protocol.frames import HEADER, HEADER_BYTES, FrameReader, FrameType
+from derp.protocol import messages
+from derp.protocol.frames import HEADER, HEADER_BYTES, FrameReader, FrameType, PeerGoneReason
 from derp.protocol.messages import (
+    ClientInfo,
     ClosePeer,
     ForwardPacket,
     Health,
@@ -26,6 +29,7 @@ from derp.protocol.messages import (
     RecvPacket,
     Restarting,
     SendPacket,
+    ServerInfo,
     ServerKey,
     UnknownFrame,
     WatchConns,
@@ -146,13 +150,13 @@ def test_server_messages_round_trip(message: PlainMessage) -> None:
 
 @given(st.lists(values.client_messages, max_size=8), st.lists(values.server_messages, max_size=8), st.data())
 def test_streams_survive_any_cut(sent: list[PlainMessage], answered: list[PlainMessage], data: st.DataObject) -> None:
-    for messages, parse in ((sent, parse_from_client), (answered, parse_from_server)):
-        stream = b"".join(map(encode, messages))
+    for said, parse in ((sent, parse_from_client), (answered, parse_from_server)):
+        stream = b"".join(map(encode, said))
         cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=6)))
         reader, got = FrameReader(1 << 20), []
         for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True):
             got += [parse(*frame) for frame in reader.receive_data(stream[start:end])]
-        assert got == messages
+        assert got == said
         assert reader.trailing_data() == b""
 
 
@@ -260,6 +264,47 @@ def test_a_client_refuses_frames_above_one_mebibyte_of_any_type() -> None:
 def test_values_that_fit_no_frame_are_refused(message: PlainMessage) -> None:
     with pytest.raises(LocalProtocolError):
         encode(message)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        PeerGone(KEY, 0),
+        PeerGone(KEY, 255),
+        PeerPresent(KEY, None, 0, 0),
+        PeerPresent(KEY, None, 65535, 255),
+        Restarting(0, 0),
+        Restarting(0xFFFFFFFF, 0xFFFFFFFF),
+        Health("x" * (1 << 20)),
+    ],
+    ids=lambda message: repr(message)[:60],
+)
+def test_the_outermost_values_fit(message: PlainMessage) -> None:
+    assert parse_from_server(*split(encode(message))) == message
+
+
+def test_what_is_boxed_is_not_encoded_here() -> None:
+    # A type checker says so before; without one it must not pass for an empty frame.
+    for boxed in (ClientInfo(), ServerInfo(), UnknownFrame(0x99, 0)):
+        with pytest.raises(AssertionError):
+            encode(cast(PlainMessage, boxed))
+
+
+def test_messages_are_small_and_cannot_change() -> None:
+    kinds = [kind for kind in vars(messages).values() if getattr(kind, "__module__", "") == messages.__name__]
+    kinds = [kind for kind in kinds if dataclasses.is_dataclass(kind)]
+    assert len(kinds) == 17
+    for kind in kinds:
+        assert not hasattr(kind(*[b"" for _ in dataclasses.fields(kind)]), "__dict__")
+        assert vars(kind)["__dataclass_params__"].frozen
+
+
+def test_what_is_not_said_is_no() -> None:
+    assert ClientInfo() == ClientInfo(None, 2, False, False, "")
+    assert ServerInfo() == ServerInfo(2, 0, 0)
+    assert PeerGone(KEY) == PeerGone(KEY, PeerGoneReason.DISCONNECTED)
+    assert PeerPresent(KEY) == PeerPresent(KEY, None, 0, 0)
+    assert Health() == Health("")
 
 
 def test_a_health_text_with_a_lone_surrogate_is_still_sent() -> None:

@@ -19,7 +19,7 @@ from derp.protocol.states import (
     ServerInput,
     ServerState,
 )
-from tests.vectors.derp import PRIVATE, PUBLIC
+from tests.vectors.derp import MESH_KEY, PRIVATE, PUBLIC
 
 NONCE = bytes(range(24))
 CLIENT_INFO = seal_client_info(PRIVATE["a"], PUBLIC["server"], ClientInfo(), NONCE)
@@ -32,7 +32,7 @@ def fixed_bytes(count: int) -> bytes:
 
 
 def client_in(state: ClientState) -> ClientConnection:
-    client = ClientConnection(PRIVATE["a"], random_bytes=fixed_bytes)
+    client = ClientConnection(PRIVATE["a"], random_bytes=fixed_bytes, mesh_key=MESH_KEY)
     if state is ClientState.CLOSED:
         with pytest.raises(RemoteProtocolError):
             client.receive_eof()
@@ -113,6 +113,27 @@ def test_every_input_in_every_state_of_a_relay(state: ServerState, what: ServerI
     else:
         SERVER_INPUTS[what](server)
         assert server.state is following
+
+
+@pytest.mark.parametrize("state", ClientState)
+def test_every_way_to_send_obeys_the_state(state: ClientState) -> None:
+    allowed = CLIENT_TABLE[state][ClientInput.SEND] is state
+    ways: list[Callable[[ClientConnection], None]] = [
+        lambda client: client.send_packet(bytes(32), b""),
+        lambda client: client.send_ping(bytes(8)),
+        lambda client: client.send_note_preferred(True),
+        lambda client: client.send_watch_conns(),
+        lambda client: client.send_close_peer(bytes(32)),
+        lambda client: client.send_forward_packet(bytes(32), bytes(32), b""),
+    ]
+    for send in ways:
+        client = client_in(state)
+        if allowed:
+            send(client)
+        else:
+            with pytest.raises(LocalProtocolError, match=state.name):
+                send(client)
+        assert len(client.data_to_send()) == allowed
 
 
 def test_no_way_leads_out_of_closed() -> None:

@@ -182,6 +182,11 @@ def test_our_derp_request_is_taken_by_our_relay() -> None:
         assert (judged.kind, judged.ideal_node) == (kind, "1a")
 
 
+def test_our_derp_request_is_plain_unless_told_otherwise() -> None:
+    names = [name for name, _ in derp_request_headers("relay.example")]
+    assert names == ["Host", "User-Agent", "Connection", "Upgrade"]
+
+
 def test_our_websocket_request_and_answer_fit_each_other() -> None:
     lines = websocket_request_headers("relay.example", NONCE)
     judged = judge_request("GET", "1.1", as_headers(lines), KEY)
@@ -239,7 +244,11 @@ def test_websocket_nonces_have_16_bytes(nonce: bytes) -> None:
         (101, {"upgrade": "websocket"}, AnswerKind.FAILED, "websocket"),
         (100, {}, AnswerKind.FAILED, "100"),
         (200, {"content-type": "text/html"}, AnswerKind.TRY_WEBSOCKET, "portal"),
+        (199, {}, AnswerKind.FAILED, "199"),
         (204, {}, AnswerKind.TRY_WEBSOCKET, "204"),
+        (299, {}, AnswerKind.TRY_WEBSOCKET, "299): a portal"),
+        (300, {}, AnswerKind.TRY_WEBSOCKET, "redirected (status 300)"),
+        (399, {}, AnswerKind.TRY_WEBSOCKET, "redirected (status 399)"),
         (302, {"location": "https://login.example/"}, AnswerKind.TRY_WEBSOCKET, "login.example"),
         (400, {}, AnswerKind.TRY_WEBSOCKET, "400"),
         (401, {}, AnswerKind.TRY_WEBSOCKET, "401"),

@@ -189,7 +189,7 @@ func infoJSON() (client, server []infoVerdict) {
 		`{"version":2,"Version":5}`, `{"version":2,"version":null}`, `{"ver\u017fion":4}`, `{"mesh\u212aey":` + meshValue + `}`,
 		`{"versIon":7,"unknown":{"version":9},"more":[1,2,{"x":null}]}`,
 		`{"version":2.0}`, `{"version":2e0}`, `{"version":-0}`, `{"version":-1}`, `{"version":"2"}`, `{"version":true}`, `{"version":[2]}`,
-		`{"version":9223372036854775807}`, `{"version":9223372036854775808}`, `{"version":-9223372036854775808}`, `{"version":02}`, `{"version":+2}`,
+		`{"version":9223372036854775807}`, `{"version":9223372036854775808}`, `{"version":-9223372036854775808}`, `{"version":-9223372036854775809}`, `{"version":02}`, `{"version":+2}`,
 		`{"version":NaN}`, `{"x":NaN}`, `{"x":Infinity}`, `{"x":1e999}`, `{"x":-}`, `{"x":1.}`, `{"x":.5}`,
 		`{"CanAckPings":1}`, `{"CanAckPings":"true"}`, `{"CanAckPings":null}`, `{"IsProber":0}`, `{"AppName":5}`, `{"AppName":null}`,
 		`{"AppName":"caf\u00e9 \ud83d\ude00"}`, `{"AppName":"\ud800"}`, "{\"AppName\":\"bad \xff\xc3 utf8\"}", "{\"AppName\":\"a\nb\"}", "{\"AppName\":\"a\x00b\"}",
