@@ -65,6 +65,12 @@ def test_what_is_no_public_key_is_refused_and_repeated_to_its_writer(text: str) 
     assert len(str(caught.value)) < 300
 
 
+def test_a_malformed_public_key_is_shown() -> None:
+    text = "nodekey:" + RAW.hex()[:-1]
+    with pytest.raises(KeyFormatError, match=f"got '{text}'"):
+        NodePublic.parse(text)
+
+
 @pytest.mark.parametrize("kind", [NodePrivate, MeshKey])
 @pytest.mark.parametrize("body", [RAW.hex()[:-1], RAW.hex() + "00", RAW.hex()[:-1] + "g", RAW.hex()[:32] + " " * 32])
 def test_a_malformed_secret_is_not_repeated(kind: type[NodePrivate] | type[MeshKey], body: str) -> None:
