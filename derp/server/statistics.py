@@ -19,8 +19,10 @@ def read_statistics(
     """Walks over all clients: made for a scrape, not for a hot path."""
     router = relay.router
     stun, doors = tuple(stun), tuple(doors)
-    queues = [route.queue for route in (*router.clients.values(), *router.mesh_routes()) if route.queue is not None]
+    queues = [client.queue for client in router.clients.values() if client.queue is not None]
     held = sum(queue.packets for queue in queues)
+    # What waits for other relays was counted as forwarded, so it is no part of what clients still wait for.
+    held_for_mesh = sum(route.queue.packets for route in router.mesh_routes() if route.queue is not None)
     packets_sent, bytes_sent = routed_totals(router, held, sum(queue.packet_bytes for queue in queues))
     local = sum(1 for member in router.members.values() if member.connections)
     return RelayStatistics(
@@ -33,7 +35,7 @@ def read_statistics(
         duplicate_keys=router.duplicate_keys,
         duplicate_connections=sum(client.is_duplicate for client in router.clients.values()),
         watchers=len(router.watchers),
-        queued_packets=held,
+        queued_packets=held + held_for_mesh,
         slow_readers=len(relay.reactor.blocked),
         packets_sent=packets_sent,
         bytes_sent=bytes_sent,
