@@ -49,6 +49,7 @@ class CloseReason(enum.Enum):
     CLOSED_BY_MESH = "closed_by_mesh"
     DRAINED = "drained"
     STOPPED = "stopped"
+    INTERNAL_ERROR = "internal_error"  # a defect of ours; the log has it
 
 
 def is_disco(packet: bytes | bytearray | memoryview) -> bool:

@@ -60,6 +60,7 @@ class Link:
         "address",
         "blocked",
         "codec",
+        "ending",
         "fd",
         "kept",
         "paused",
@@ -76,6 +77,8 @@ class Link:
         self.address = address
         self.session: Session | None = None
         self.codec: WebSocketDecoder | None = None
+        # the stream's end came right behind bytes: whoever receives raises it once these were served
+        self.ending: LinkEnded | None = None
         self.kept = b""  # the unfinished rest of what was received
         self.tail = b""  # bytes on their way that the kernel did not take: before anything else
         self.blocked = False  # the kernel is full; `send` takes nothing until `writable`
@@ -96,8 +99,8 @@ class Link:
     def receive(self, view: memoryview, at: int, scratch: memoryview, framed: memoryview) -> int:
         """Receive into `view[at:]`, which has room for RECEIVE_BYTES and a TLS record; return the new end.
 
-        `scratch` is a buffer for encrypted, `framed` one for websocket bytes.  LinkEnded at the end of the stream,
-        WebSocketError when the peer breaks that protocol.
+        `scratch` is a buffer for encrypted, `framed` one for websocket bytes.  LinkEnded at the end of the stream, or
+        `ending` set when bytes came with it; WebSocketError when the peer breaks that protocol.
         """
         codec = self.codec
         if codec is None:
@@ -105,13 +108,19 @@ class Link:
         end = self._receive(framed, 0, scratch)
         if not end:
             return at
+        start = at
         try:
             at = codec.receive_into(framed[:end], view, at)
         except WebSocketError as error:
             self.send_raw(close_frame(error.close_code, str(error)))
             raise
         if codec.control:
-            self._answer_control(codec)
+            try:
+                self._answer_control(codec)
+            except LinkEnded as ended:
+                if at == start:
+                    raise
+                self.ending = ended
         return at
 
     def _receive(self, into: memoryview, at: int, scratch: memoryview) -> int:
@@ -187,7 +196,13 @@ class Link:
 
     def push(self, data: Piece) -> None:
         """Send bytes that may not be refused, framed as the link is: the end of a frame that was begun."""
-        self.send_raw(data if self.codec is None else encode_header(_BINARY, len(data)) + data)
+        if self.codec is None:
+            self.send_raw(data)
+            return
+        view = memoryview(data)
+        for at in range(0, len(view), MAX_MESSAGE_BYTES):
+            part = view[at : at + MAX_MESSAGE_BYTES]
+            self.send_raw(encode_header(_BINARY, len(part)) + part)
 
     def send_raw(self, data: Piece) -> None:
         """Send bytes that may not be refused, below any websocket (an HTTP answer, a pong): what the kernel leaves
@@ -239,12 +254,16 @@ class TlsLink(Link):
         return self._tls.version()
 
     def _receive(self, into: memoryview, at: int, scratch: memoryview) -> int:
+        if self.ending is not None:
+            raise self.ending
         end = super()._receive(scratch, 0, scratch)
         if not end:
             return at
         incoming, tls = self._incoming, self._tls
         read: Any = tls.read  # with a buffer it returns a count, which its stub does not know
         incoming.write(scratch[:end])
+        start = at
+        ending: LinkEnded | None = None
         try:
             if not self.is_open:
                 self._handshake()
@@ -252,7 +271,8 @@ class TlsLink(Link):
             while at < limit:
                 count = read(limit - at, into[at:limit])
                 if not count:
-                    raise LinkEnded(CloseReason.CLOSED_BY_PEER)
+                    ending = LinkEnded(CloseReason.CLOSED_BY_PEER)
+                    break
                 at += count
                 # Asking once more to hear "no more" would raise, which costs as much as a record.
                 if not incoming.pending and not tls.pending():
@@ -260,12 +280,19 @@ class TlsLink(Link):
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLZeroReturnError:
-            raise LinkEnded(CloseReason.CLOSED_BY_PEER) from None
+            ending = LinkEnded(CloseReason.CLOSED_BY_PEER)
         except ssl.SSLError as error:
-            self._send_alert()
-            raise LinkEnded(CloseReason.TLS_FAILED, f"TLS: {error.reason or error.strerror}") from None
-        if self._outgoing.pending:
-            self._send_encrypted()
+            ending = LinkEnded(CloseReason.TLS_FAILED, f"TLS: {error.reason or error.strerror}")
+        if self._outgoing.pending:  # tickets, an alert
+            try:
+                self._send_encrypted()
+            except LinkEnded as error:
+                ending = ending or error
+        if ending is not None:
+            # A peer may send its last packets and leave in one breath: they are served first.
+            if at == start:
+                raise ending
+            self.ending = ending
         return at
 
     def _handshake(self) -> None:
@@ -275,10 +302,6 @@ class TlsLink(Link):
         finally:
             if self._outgoing.pending:
                 self._send_encrypted()
-
-    def _send_alert(self) -> None:
-        if self._outgoing.pending and not self.blocked:
-            super()._send([self._outgoing.read()], 0)
 
     def _send_encrypted(self) -> None:
         encrypted = self._outgoing.read()

@@ -65,7 +65,8 @@ class LinkStream(trio.abc.Stream):
             return data
         while self._at == self._end:
             try:
-                await trio.lowlevel.wait_readable(self._link.fd)
+                if self._link.ending is None:
+                    await trio.lowlevel.wait_readable(self._link.fd)
                 self._at, self._end = 0, self._link.receive(self._view, 0, self._scratch, self._scratch)
             except LinkEnded as error:
                 await trio.lowlevel.checkpoint()

@@ -6,6 +6,7 @@ let every flusher send what piled up for each destination.  No task, await or bu
 Sessions are in server/session.py and tailnet/server; sockets in links.py.
 """
 
+import logging
 import select
 import time
 from collections import deque
@@ -17,6 +18,8 @@ import trio
 from derp.errors import ProtocolError
 from derp.relay.counters import CloseReason
 from derp.transport.links import RECEIVE_BYTES, Link, LinkEnded
+
+_log = logging.getLogger("derp.transport")
 
 # Receives of one batch lie side by side in the arena until the flush.  Four full receives: enough that a batch of
 # many small ones is flushed once, and small enough to stay in the second-level cache.
@@ -80,15 +83,17 @@ class Reactor:
 
     def release(self, link: Link) -> None:
         """Stop serving a link without closing it: somebody else takes the socket over."""
-        if self.links.pop(link.fd, None) is None:
+        if not self._serves(link):
             return
+        del self.links[link.fd]
         self._epoll.unregister(link.fd)
         self.blocked.discard(link)
 
     def close(self, link: Link, reason: CloseReason, text: str = "") -> None:
         """Close a link and tell its session.  A second call does nothing."""
-        if self.links.pop(link.fd, None) is None:
+        if not self._serves(link):
             return
+        del self.links[link.fd]
         self.blocked.discard(link)
         link.kept = link.tail = b""
         link.close()  # which takes the descriptor out of the epoll set
@@ -100,6 +105,15 @@ class Reactor:
         """Close a link for an error of its own."""
         reason = error.reason if isinstance(error, LinkEnded) else CloseReason.PROTOCOL_ERROR
         self.close(link, reason, str(error))
+
+    def _fail_for_defect(self, link: Link) -> None:
+        # One connection met a defect of ours; everybody else's packets go on.
+        _log.exception("! a session failed on fd %d and is closed; please report this", link.fd)
+        self.close(link, CloseReason.INTERNAL_ERROR)
+
+    def _serves(self, link: Link) -> bool:
+        # Not merely by number: that of a closed socket belongs to somebody else after the next accept.
+        return self.links.get(link.fd) is link
 
     # --- interest
 
@@ -114,20 +128,20 @@ class Reactor:
         if link.paused:
             link.paused = False
             self._rearm(link)
-            if link.kept and link.fd in self.links:
+            if link.kept and self._serves(link):
                 kept, link.kept = link.kept, b""
                 self._deliver(link, kept)
 
     def await_room(self, link: Link) -> None:
         """The kernel was full: call the session's `writable` when it is not."""
-        if not link.wants_out and link.fd in self.links:
+        if not link.wants_out and self._serves(link):
             link.wants_out = True
             link.progress_at = self.now
             self.blocked.add(link)
             self._rearm(link)
 
     def _rearm(self, link: Link) -> None:
-        if link.fd in self.links:
+        if self._serves(link):
             self._epoll.modify(link.fd, (0 if link.paused else _IN) | (_OUT if link.wants_out else 0))
 
     # --- serving
@@ -139,7 +153,10 @@ class Reactor:
             if loop is None:
                 await self._run_beside_trio()
             else:
-                await self._run_around_trio(loop)
+                try:
+                    await self._run_around_trio(loop)
+                finally:
+                    loop.leave()
         finally:
             for link in tuple(self.links.values()):
                 self.close(link, CloseReason.STOPPED)
@@ -183,7 +200,8 @@ class Reactor:
             return 0
         self.now = self._clock()
         links = self.links
-        self._end = 0
+        if self._end:  # left by a delivery outside of a batch
+            self.flush()
         for fd, mask in events:
             link = links.get(fd)
             if link is None:
@@ -223,8 +241,12 @@ class Reactor:
             link.kept = b""
             self._end = end
             self._parse(link, start, end)
+            if link.ending is not None:
+                self.fail(link, link.ending)
         except (LinkEnded, ProtocolError) as error:
             self.fail(link, error)
+        except Exception:
+            self._fail_for_defect(link)
 
     def _deliver(self, link: Link, data: bytes) -> None:
         if ARENA_BYTES - self._end < len(data):
@@ -236,6 +258,8 @@ class Reactor:
             self._parse(link, start, end)
         except (LinkEnded, ProtocolError) as error:
             self.fail(link, error)
+        except Exception:
+            self._fail_for_defect(link)
 
     def _parse(self, link: Link, start: int, end: int) -> None:
         session = link.session
@@ -245,7 +269,7 @@ class Reactor:
         while link.session is not session and link.session is not None and rest < end and not link.paused:
             session = link.session
             rest = session.received(rest, end)
-        if rest < end and link.fd in self.links:
+        if rest < end and self._serves(link):
             link.kept = bytes(self.view[rest:end])
 
     def _serve_writable(self, link: Link) -> None:
@@ -253,12 +277,16 @@ class Reactor:
         assert session is not None
         try:
             before = len(link.tail)
-            if link.flush_tail():
-                session.writable()
-            if not before or len(link.tail) < before or not link.blocked:
+            took_all = link.flush_tail()
+            if took_all or len(link.tail) < before:
                 link.progress_at = self.now
+            if took_all:
+                session.writable()
         except (LinkEnded, ProtocolError) as error:
             self.fail(link, error)
+            return
+        except Exception:
+            self._fail_for_defect(link)
             return
         if not link.blocked and link.wants_out:
             link.wants_out = False
@@ -299,13 +327,21 @@ class _TrioLoop:
         from trio._core._run import GLOBAL_RUN_CONTEXT
 
         runner: Any = GLOBAL_RUN_CONTEXT.runner
-        if type(runner.clock).__name__ != "SystemClock":
-            raise AttributeError("a clock of tests")
+        if type(runner.clock).__name__ != "SystemClock" or runner.is_guest:
+            raise AttributeError("a clock of tests, or a loop that runs inside another one")
+        if isinstance(runner.runq, _RunQueue):
+            raise AttributeError("another reactor waits in trio's place; it wakes for the sets trio waits for")
         self.descriptor: int = runner.io_manager._epoll.fileno()
-        self._runnable = runner.runq = _RunQueue(runner.runq)
         self._next_deadline: Callable[[], float] = runner.deadlines.next_deadline
         self._clock: Callable[[], float] = runner.clock.current_time
+        self._runnable = _RunQueue(runner.runq)
         self.seconds_to_spare()
+        self._runner = runner
+        runner.runq = self._runnable
+
+    def leave(self) -> None:
+        """Another reactor may wait in trio's place from now on."""
+        self._runner.runq = deque(self._runnable)
 
     def is_ours_alone(self) -> bool:
         """Whether the pass of trio's loop that runs now has no task but the one that asks."""
