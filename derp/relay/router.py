@@ -83,6 +83,7 @@ class Router:
         if member is None:
             return
         client.member = None
+        client.link = None  # the keep-alive wheel has the client for another minute, not its socket and TLS state
         del self.clients[client.number]
         self.watchers.discard(client)
         self.home_clients -= client.is_preferred

@@ -98,6 +98,8 @@ class Plane:
             for route in dirty:
                 route.is_dirty = False
                 pieces, size = route.pending, route.pending_bytes
+                if not size:
+                    continue  # it ended meanwhile
                 route.pending_bytes = 0
                 if route.queue is None:
                     link: Link = route.link
@@ -115,7 +117,8 @@ class Plane:
                 pieces.clear()
             closing, router.closing = router.closing, []
             for client, reason in closing:
-                self.reactor.close(client.link, reason)
+                if client.member is not None:
+                    self.reactor.close(client.link, reason)
 
     def _queue_rest(self, route: Route, frames: bytes, sent: int) -> None:
         """The kernel is full: finish the frame it has the beginning of, queue the others."""
@@ -260,7 +263,11 @@ class Greeting:
             assert self._opened is not None
             reactor.close(link, CloseReason.NOT_ADMITTED, f"{short_key(self._opened.key)} is not admitted")
             return
-        self._admit(is_mesh_peer=False)
+        try:
+            self._admit(is_mesh_peer=False)
+        except LinkEnded as error:  # whoever answered has no part in it
+            reactor.fail(link, error)
+            return
         reactor.resume(link)
         reactor.flush()
 
@@ -270,7 +277,8 @@ class Greeting:
         router = plane.router
         member = router.members.get(opened.key)
         if member is not None and len(member.connections) >= _MAX_CONNECTIONS_PER_KEY:
-            router.closing.append((member.connections[0], CloseReason.TOO_MANY))
+            # at once, not with the flush: hundreds may come in one batch
+            plane.reactor.close(member.connections[0].link, CloseReason.TOO_MANY)
         client = Client(
             opened.key,
             router.next_number(),
@@ -401,7 +409,7 @@ class ClientSession:
         plane.router.unregister(client)
         plane.count_closed(reason)
         if client.pending:
-            self._plane.count_lost(b"".join(client.pending))
+            count_lost(b"".join(client.pending), DropReason.GONE_DISCONNECTED, plane.router.counters)
             client.pending = []
             client.pending_bytes = 0
         if _log.isEnabledFor(logging.INFO):
