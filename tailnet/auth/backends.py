@@ -73,7 +73,7 @@ class StoreCallers:
         self._generation = -1
         self._checked_at = -float("inf")
         self._store_failed = False
-        self._turn = trio.Lock()
+        self._is_asking = False
         self._gathering = _Batch()
 
     async def agent(self, token: str) -> AgentIdentity:
@@ -124,14 +124,23 @@ class StoreCallers:
             raise trio.WouldBlock
         batch = self._gathering
         batch.keys.add(key)
-        # Whoever gets the turn first works for the whole batch, the others find it done.  Look-ups that come while it
-        # works gather in the next one.
-        async with self._turn:
-            if not batch.done:
-                self._gathering = _Batch()
+        # One of the callers works for its whole batch, the others are parked until it is done: no lock that is handed
+        # from one to the next, which in a storm would cost more than the query.
+        while not batch.done:
+            if self._is_asking:
+                await batch.waiting.park()
+                continue
+            self._is_asking = True
+            self._gathering = _Batch()
+            try:
                 # A caller that gives up must not take the answer of the others with it.
                 with trio.CancelScope(shield=True):
                     await self._answer(batch)
+            finally:
+                self._is_asking = False
+                batch.done = True
+                batch.waiting.unpark_all()
+                self._gathering.waiting.unpark()  # somebody who came meanwhile works next
         if batch.failed:
             if key in self._kept and trio.current_time() - self._checked_at < STALE_SECONDS:
                 return self._kept.get(key)
@@ -140,7 +149,7 @@ class StoreCallers:
         return batch.answers.get(key)
 
     async def _answer(self, batch: "_Batch") -> None:
-        batch.done = batch.failed = True
+        batch.failed = True
         asked_at = trio.current_time()
         missing = [key for key in batch.keys if key not in self._kept]
         try:
@@ -168,13 +177,14 @@ class StoreCallers:
 class _Batch:
     """Look-ups that go into one query."""
 
-    __slots__ = ("answers", "done", "failed", "keys")
+    __slots__ = ("answers", "done", "failed", "keys", "waiting")
 
     def __init__(self) -> None:
         self.keys: set[CallerKey] = set()
         self.answers: Mapping[CallerKey, Answer | None] = {}
         self.done = False
         self.failed = False
+        self.waiting = trio.lowlevel.ParkingLot()
 
 
 class _Kept:
