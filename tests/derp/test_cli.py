@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -318,6 +319,29 @@ async def test_ping_without_a_key_measures_the_relay() -> None:
         status, (_, pong), _ = await run_ping(f"--via=http://127.0.0.1:{port}", "--count=1")
         assert status == 0
         assert set(pong) == {"event", "number", "relay_seconds"}
+
+
+async def test_ping_tells_people_in_words() -> None:
+    absent = "nodekey:" + "0a" * 32
+    async with serving(*DEV, "--json") as relay:
+        *_, last = events = await relay.events()
+        via = f"--via=http://127.0.0.1:{events[0]['port']}"
+        async with serving("ping", "--answer", via) as answering:
+            assert (await answering.line()).endswith(f"/derp (derp) has {last['public_key']}")
+            key = (await answering.line()).removeprefix("we are ")
+            async with serving("ping", key, via, "--count=1") as asking:
+                lines = [await asking.line() for _ in range(3)]
+                assert await asking.process.wait() == 0
+            assert re.fullmatch(r"1: \[\S{5}\] answered in [0-9.]+ ms; relay [0-9.]+ ms", lines[2])
+        async with serving("ping", absent, via, "--count=2") as asking:
+            lines = [await asking.line() for _ in range(4)]
+            assert await asking.process.wait() == 1
+        assert [line.partition(";")[0] for line in lines[2:]] == [
+            "1: [CgoKC] is not on this relay",
+            "2: [CgoKC] is not on this relay",
+        ]
+        async with serving("ping", via, "--count=1") as asking:
+            assert re.fullmatch(r"1: relay [0-9.]+ ms", [await asking.line() for _ in range(3)][2])
 
 
 @pytest.mark.parametrize(
