@@ -9,7 +9,7 @@ import pytest
 
 from tests.interop.conftest import World
 from tests.interop.test_tailnet_meeting import CLIENT_ADDRESS, start_agent, start_client
-from tests.support.tailnet_peers import TAILNET, Event, PeerError, TailnetPeer, TailnetPeers, unwire, wire
+from tests.support.tailnet_peers import AGENT, TAILNET, Event, PeerError, TailnetPeer, TailnetPeers, unwire, wire
 from tests.support.tailnet_servers import CODER_PREFIX, TAILSCALE_PREFIX, Agent, address
 
 pytestmark = pytest.mark.interop
@@ -294,3 +294,28 @@ async def test_a_changed_map_reaches_agents_and_clients(world: World, program: T
     world.server.write_derp_map({})
     for peer in (agent, client):
         assert (await peer.message("maps"))["regions"] == before
+
+
+async def test_a_region_is_dropped_by_null(world: World, program: TailnetPeers) -> None:
+    client = program.peer("client")
+    await client.dial_client(world.server, world.alice, world.agent())
+    await client.open(TAILNET + "StreamDERPMaps", "maps", {})
+    before = (await client.message("maps"))["regions"]
+    node = {"Name": "8a", "RegionID": 8, "HostName": "relay.example"}
+    region = {"RegionID": 8, "RegionCode": "eight", "RegionName": "Eight", "Nodes": [node]}
+    world.server.write_derp_map({"8": region})
+    assert set((await client.message("maps"))["regions"]) == {*before, "8"}
+    world.server.write_derp_map({"8": region, "999": None})
+    message = await client.message("maps")
+    assert "8" in message["regions"]
+    assert "999" not in message["regions"]
+    assert "home_params" in message  # a genuine client does not look whether it is there
+    world.server.write_derp_map({})
+    assert (await client.message("maps"))["regions"] == before
+
+
+async def test_other_roles_of_an_agents_token_are_served(world: World, program: TailnetPeers) -> None:
+    target = world.agent()
+    side = program.peer("side")
+    await side.dial_agent(world.server, target, query={"role": "logstream-kube"})
+    assert unwire((await side.call(AGENT + "GetManifest"))["agent_id"]) == target.id

@@ -22,6 +22,7 @@ from tests.support.gobuild import ROOT, TAILNET_COORDINATOR, build
 
 ServerKind = Literal["ours", "go-baseline"]
 
+TAILNET_COMMAND = [sys.executable, "-m", "tailnet"]
 # Hang guards, never part of what is asserted.
 START_SECONDS = 60.0
 STOP_SECONDS = 20.0
@@ -118,7 +119,7 @@ class Server:
         self.process.send_signal(signal.SIGTERM)
 
     def write_derp_map(self, regions: dict[str, Any]) -> None:
-        """Lay these regions over the embedded one, as a map file with Go field names.  Written whole, then renamed."""
+        """Lay these regions over the embedded one, as a map file with Go field names; None drops one."""
         fresh = self.derp_map.with_suffix(".new")
         fresh.write_text(json.dumps({"Regions": regions}))
         fresh.replace(self.derp_map)
@@ -131,14 +132,14 @@ def running_server(
     """Start, seed, give, stop.  Raises ServerFailed; GoMissing and BuildFailed for the baseline."""
     folder.mkdir(parents=True, exist_ok=True)
     seed_file, derp_map = folder / "seed.json", folder / "derp-map.json"
-    seed_file.write_text(seed.text())
     derp_map.write_text('{"Regions":{}}')
     environ = {**os.environ, **(environment or {})}
     if kind == "go-baseline":
+        seed_file.write_text(seed.text())
         command = [str(build(TAILNET_COORDINATOR)), "-seed", str(seed_file), "-derp-map", str(derp_map)]
     else:
-        store = f"sqlite:///{folder / 'store.db'}"
-        command = _ours(seed_file, derp_map, store, environ)
+        where = ["--listen", "127.0.0.1:0", "--stun-listen", "127.0.0.1:0", "--store", import_seed(folder, seed)]
+        command = [*TAILNET_COMMAND, "serve", *where, "--derp-map", str(derp_map)]
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(
             command, cwd=ROOT, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log
@@ -156,20 +157,22 @@ def running_server(
             process.stdout.close()
 
 
-def _ours(seed_file: Path, derp_map: Path, store: str, environ: dict[str, str]) -> list[str]:
-    tailnet = [sys.executable, "-m", "tailnet"]
+def import_seed(folder: Path, seed: Seed) -> str:
+    """Put a seed into the store of our server in this folder, which may be running; gives the store's URL."""
+    seed_file = folder / "seed.json"
+    seed_file.write_text(seed.text())
+    store = f"sqlite:///{folder / 'store.db'}"
     done = subprocess.run(
-        [*tailnet, "admin", "import", str(seed_file), "--store", store],
+        [*TAILNET_COMMAND, "admin", "import", str(seed_file), "--store", store],
         cwd=ROOT,
-        env=environ,
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         check=False,
     )
     if done.returncode != 0:
         raise ServerFailed(f"admin import: {done.stdout}{done.stderr}")
-    where = ["--listen", "127.0.0.1:0", "--stun-listen", "127.0.0.1:0"]
-    return [*tailnet, "serve", *where, "--store", store, "--derp-map", str(derp_map)]
+    return store
 
 
 def _url(process: "subprocess.Popen[bytes]", log: Path) -> str:
