@@ -14,13 +14,15 @@ from derp.relay.router import Router
 class MeshRoute:
     """The relay at the other end of one of our mesh connections.
 
-    `max_keys` bounds what it may announce: `too_many` turns true then, and the driver hangs up.
+    `max_keys` bounds what it may announce: `too_many` turns true then, and the driver hangs up.  `is_accepted` tells
+    that it takes us for a mesh peer.
     """
 
     __slots__ = (
         "_max_keys",
         "_router",
         "bytes_out",
+        "is_accepted",
         "is_dirty",
         "key",
         "keys",
@@ -44,6 +46,7 @@ class MeshRoute:
         self.queue: PacketQueue | None = None
         self.packets_out = self.bytes_out = 0
         self.too_many = False
+        self.is_accepted = False
         self._max_keys = max_keys
         self._router = router
 
@@ -51,6 +54,7 @@ class MeshRoute:
         """A frame of the other relay: who came and who went; everything else is of no concern here."""
         match message:
             case PeerPresent(key):
+                self.is_accepted = True
                 # Our own connection there is announced too; a route to ourselves would be a loop.
                 if key in (self._router.own_key, self.key) or key in self.keys:
                     return

@@ -29,9 +29,13 @@ from derp.transport.tcp import TcpTarget, dial_tcp
 
 _log = logging.getLogger("derp.mesh")
 
-# Genuine relays retry after 5 s.  Half of that, spread, so that a region that restarts does not dial in step; a node
-# that is being replaced is back in about a second, and its clients' packets wait for us.
-RETRY_SECONDS: Final = 2.5
+# Genuine relays retry after 5 s.  A node that is being replaced is back in about a second, and until we are connected
+# again every packet between its clients and ours is lost: so the first attempts come soon, and only a relay that
+# stays away is asked as rarely as a genuine one would.  All are spread, so that a region does not dial in step.
+_FIRST_RETRY_SECONDS: Final = 0.2
+_MAX_RETRY_SECONDS: Final = 5.0
+# A connection that lasted so long was a good one: its end is news, and the first attempt after it comes soon again.
+_SETTLED_SECONDS: Final = 10.0
 _CONNECT_SECONDS: Final = 10.0
 # A relay sends a keep-alive every 60 to 65 s; twice that without a frame and it is dead.
 SILENT_SECONDS: Final = 130.0
@@ -44,10 +48,11 @@ class OwnRelay(DerpError):
 class MeshSession:
     """One mesh connection on the reactor."""
 
-    __slots__ = ("_connection", "_plane", "ended_event", "heard_at", "link", "reason", "route")
+    __slots__ = ("_connection", "_name", "_plane", "ended_event", "heard_at", "link", "reason", "route")
 
-    def __init__(self, plane: Plane, link: Link, connection: ClientConnection, route: MeshRoute) -> None:
+    def __init__(self, plane: Plane, link: Link, connection: ClientConnection, route: MeshRoute, name: str) -> None:
         self._plane = plane
+        self._name = name
         self._connection = connection
         self.link = link
         self.route = route
@@ -57,10 +62,15 @@ class MeshSession:
 
     def received(self, at: int, end: int) -> int:
         self.heard_at = self._plane.reactor.now
+        was_accepted = self.route.is_accepted
         for message in self._connection.receive_data(self._plane.reactor.view[at:end]):
             self.route.handle_message(message)
         if self.route.too_many:
-            raise RemoteProtocolError(f"announced more than {len(self.route.keys)} keys")
+            raise RemoteProtocolError(
+                f"it announced more than {len(self.route.keys)} keys; if it has so many clients, raise max_connections"
+            )
+        if self.route.is_accepted and not was_accepted:
+            _log.info("> mesh: %s %s", self._name, short_key(self.route.key))
         for frame in self._connection.data_to_send():  # answers to pings
             self._plane.router.send(self.route, frame)
         return end
@@ -70,6 +80,9 @@ class MeshSession:
 
     def ended(self, reason: CloseReason, text: str) -> None:
         self.reason = f"{reason.value} {text}".strip()
+        if reason is CloseReason.CLOSED_BY_PEER and not self.route.is_accepted:
+            # Every relay announces at least our own connection to us, unless it takes us for an ordinary client.
+            self.reason = "it closed the connection when asked for its clients: does it have the same mesh key?"
         self._plane.count_closed(reason)
         if self.route.pending:
             self._plane.count_lost(b"".join(self.route.pending))
@@ -81,7 +94,7 @@ class MeshSession:
 
 
 class Mesh:
-    """All mesh connections of one relay.  `sessions` are those that stand, by the name they were dialled under."""
+    """All mesh connections of one relay.  `sessions` are those that stand."""
 
     def __init__(
         self,
@@ -97,12 +110,12 @@ class Mesh:
         self._mesh_key = mesh_key
         self._max_keys = max_keys
         self._context = context
-        self.sessions: dict[str, MeshSession] = {}
+        self.sessions: dict[MeshPeer, MeshSession] = {}
 
     async def run(self, peers: tuple[MeshPeer, ...]) -> None:
         """Keep a connection to each of `peers` until cancelled.  One that turns out to be this relay is left out."""
         async with trio.open_nursery() as nursery:
-            for peer in peers:
+            for peer in dict.fromkeys(peers):
                 nursery.start_soon(self._keep_connected, peer)
 
     def tick(self, now: float) -> None:
@@ -112,31 +125,36 @@ class Mesh:
                 self._plane.reactor.close(session.link, CloseReason.WRITE_TIMEOUT, "silent")
 
     async def _keep_connected(self, peer: MeshPeer) -> None:
-        name = f"{peer.host}:{peer.port}"
+        name = _label(peer)
         complained = ""
+        retry_seconds = _FIRST_RETRY_SECONDS
         while True:
+            began = trio.current_time()
             try:
                 session = await self._connect(peer)
             except OwnRelay:
                 _log.info("= mesh: %s is this relay itself", name)
                 return
-            except (DerpError, OSError, trio.BrokenResourceError, trio.TooSlowError) as error:
-                text = str(error) or type(error).__name__
-                if text != complained:  # once per kind of trouble, not every few seconds
-                    _log.warning("! mesh: %s: %s", name, text)
-                    complained = text
+            except trio.TooSlowError:
+                trouble = f"no DERP relay answered within {_CONNECT_SECONDS:g} s"
+            except (DerpError, OSError, trio.BrokenResourceError) as error:
+                trouble = str(error) or type(error).__name__
             else:
-                complained = ""
-                self.sessions[name] = session
-                _log.info("> mesh: %s %s", name, short_key(session.route.key))
+                self.sessions[peer] = session
                 await session.ended_event.wait()
-                del self.sessions[name]
-                _log.warning("x mesh: %s: %s", name, session.reason)
-            await trio.sleep(RETRY_SECONDS * (0.5 + random.random()))
+                del self.sessions[peer]
+                trouble = session.reason
+                if session.route.is_accepted and trio.current_time() - began > _SETTLED_SECONDS:
+                    complained = ""
+                    retry_seconds = _FIRST_RETRY_SECONDS
+            if trouble != complained:  # once per kind of trouble, not with every attempt
+                _log.warning("x mesh: %s: %s", name, trouble)
+                complained = trouble
+            await trio.sleep(retry_seconds * (0.5 + random.random()))
+            retry_seconds = min(2 * retry_seconds, _MAX_RETRY_SECONDS)
 
     async def _connect(self, peer: MeshPeer) -> MeshSession:
         """Dial one relay and bring it to where packets can flow."""
-        label = f"{peer.host}:{peer.port}"
         with trio.fail_after(_CONNECT_SECONDS):
             tcp = await dial_tcp(TcpTarget(peer.dial_host, peer.port), timeout_seconds=_CONNECT_SECONDS)
             sock = socket.socket(fileno=tcp.socket.detach())
@@ -145,11 +163,11 @@ class Mesh:
             stream = LinkStream(link, b"")
             try:
                 await stream.start_tls()
-                connection = await self._handshake(stream, label)
+                connection = await self._handshake(stream, peer)
             except BaseException:
                 await trio.aclose_forcefully(stream)
                 raise
-        return self._adopt(link, connection, stream.take_received())
+        return self._adopt(peer, link, connection, stream.take_received())
 
     def _tls_context(self) -> ssl.SSLContext:
         if self._context is None:
@@ -157,9 +175,9 @@ class Mesh:
             self._context.minimum_version = ssl.TLSVersion.TLSv1_2
         return self._context
 
-    async def _handshake(self, stream: LinkStream, label: str) -> ClientConnection:
+    async def _handshake(self, stream: LinkStream, peer: MeshPeer) -> ClientConnection:
         http = ClientHttp(head_only=True)
-        host = label.removesuffix(":443")
+        host = TcpTarget(peer.host, peer.port).label().removesuffix(":443")
         await stream.send_all(http.send_request("GET", "/derp", list(derp_request_headers(host))))
         answer = None
         while answer is None:
@@ -177,18 +195,24 @@ class Mesh:
                         await stream.send_all(b"".join(connection.data_to_send()))
                         return connection
                 if connection.server_key == self._plane.router.own_key:
-                    raise OwnRelay(label)
+                    raise OwnRelay(_label(peer))
                 await stream.send_all(b"".join(connection.data_to_send()))
             received = await stream.receive_some()
             if not received:
                 connection.receive_eof()
 
-    def _adopt(self, link: Link, connection: ClientConnection, received: bytes) -> MeshSession:
+    def _adopt(self, peer: MeshPeer, link: Link, connection: ClientConnection, received: bytes) -> MeshSession:
         plane = self._plane
         assert connection.server_key is not None
         route = MeshRoute(plane.router, connection.server_key, link, self._max_keys)
-        session = MeshSession(plane, link, connection, route)
+        session = MeshSession(plane, link, connection, route, _label(peer))
         link.session = session
         plane.reactor.adopt(link, received)
         plane.reactor.flush()
         return session
+
+
+def _label(peer: MeshPeer) -> str:
+    """As --mesh-with has it."""
+    label = TcpTarget(peer.host, peer.port).label()
+    return label if peer.dial_host == peer.host else f"{label}/{peer.dial_host}"
