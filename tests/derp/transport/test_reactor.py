@@ -1,0 +1,724 @@
+"""The reactor on real sockets, driven by serve_ready; and as a trio task, both ways of waiting, idle and flooded."""
+
+import logging
+import os
+import random
+import socket
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trio.testing import MockClock
+
+from derp.errors import RemoteProtocolError
+from derp.relay.counters import CloseReason
+from derp.transport.links import RECEIVE_BYTES, Link, LinkEnded
+from derp.transport.reactor import ARENA_BYTES, Reactor
+from tests.support.wires import PlainWire, socket_pair, tcp_pair
+
+PATIENCE_SECONDS = 20  # a hang guard
+SMALL = 4096
+
+
+class Recorder:
+    """A session that takes whole records of `record` bytes and leaves the rest to the link."""
+
+    def __init__(self, rig: "Rig", link: Link, record: int = 1) -> None:
+        self.rig = rig
+        self.link = link
+        self.record = record
+        self.take_at_most = 1 << 30
+        self.data = b""
+        self.receives: list[int] = []
+        self.writable_count = 0
+        self.ends: list[tuple[CloseReason, str]] = []
+        self.then: Callable[[Recorder], None] = lambda recorder: None
+        self.when_writable: Callable[[Recorder], None] = lambda recorder: None
+
+    def received(self, at: int, end: int) -> int:
+        whole = min((end - at) // self.record * self.record, self.take_at_most)
+        self.data += self.rig.reactor.view[at : at + whole]
+        self.receives.append(end - at)
+        self.then(self)
+        return at + whole
+
+    def writable(self) -> None:
+        self.writable_count += 1
+        self.when_writable(self)
+
+    def ended(self, reason: CloseReason, text: str) -> None:
+        self.ends.append((reason, text))
+
+
+class Rig:
+    """A reactor in virtual time with recorders."""
+
+    def __init__(self) -> None:
+        self.time = 100.0
+        self.reactor = Reactor(clock=lambda: self.time)
+        self._opened: list[PlainWire] = []
+
+    def open(
+        self, record: int = 1, pair: tuple[socket.socket, socket.socket] | None = None
+    ) -> tuple[Recorder, PlainWire]:
+        near, far = pair or socket_pair()
+        link = Link(near, ("127.0.0.1", 1))
+        recorder = link.session = Recorder(self, link, record)
+        self.reactor.add(link)
+        wire = PlainWire(far)
+        self._opened.append(wire)
+        return recorder, wire
+
+    def serve(self) -> int:
+        """Until nothing is ready any more; at most a few rounds, so that a busy loop is seen."""
+        for number in range(1000):
+            if not self.reactor.serve_ready():
+                return number
+        raise AssertionError("the reactor is busy with nothing")
+
+    def end(self) -> None:
+        for link in tuple(self.reactor.links.values()):
+            self.reactor.close(link, CloseReason.STOPPED)
+        for wire in self._opened:
+            wire.close()
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    rig = Rig()
+    yield rig
+    rig.end()
+
+
+# --- receiving
+
+
+def test_what_arrives_is_handed_over(rig: Rig) -> None:
+    a, far_a = rig.open()
+    b, far_b = rig.open()
+    far_a.write(b"to a")
+    assert rig.reactor.serve_ready() == 1
+    far_a.write(b", again")
+    far_b.write(b"to b")
+    assert rig.reactor.serve_ready() == 2
+    assert rig.reactor.serve_ready() == 0
+    assert (a.data, b.data) == (b"to a, again", b"to b")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    record=st.sampled_from((1, 2, 7, 1000, 65_573)),
+    parts=st.lists(st.one_of(st.integers(1, 50), st.integers(1, 90_000)), min_size=1, max_size=8),
+)
+def test_an_unfinished_rest_comes_again_before_what_follows(record: int, parts: list[int]) -> None:
+    rig = Rig()
+    recorder, wire = rig.open(record)
+    other, far_other = rig.open(3)
+    data = random.Random(7).randbytes(sum(parts))
+    at = 0
+    for part in parts:
+        wire.write(data[at : at + part])
+        at += part
+        far_other.write(b"abcd")
+        rig.serve()
+        while not wire.flush():
+            rig.serve()
+    rig.serve()
+    whole = len(data) // record * record
+    assert recorder.data == data[:whole]
+    assert recorder.link.kept == data[whole:]
+    assert other.data == (b"abcd" * len(parts))[: len(parts) * 4 // 3 * 3]
+    rig.end()
+
+
+def test_more_at_once_than_the_arena_holds(rig: Rig) -> None:
+    # Each link has a full receive ready: the arena is flushed and used again within the batch.
+    flushes: list[int] = []
+    rig.reactor.flushers.append(lambda: flushes.append(len(open_pieces)))
+    open_pieces: list[memoryview] = []
+    opened: list[tuple[Recorder, PlainWire]] = []
+    for _ in range(12):
+        near, far = socket_pair()
+        far.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        recorder, wire = rig.open(1000, (near, far))
+        recorder.then = lambda recorder: open_pieces.append(rig.reactor.view[:1])
+        wire.write(random.Random(len(opened)).randbytes(RECEIVE_BYTES))
+        opened.append((recorder, wire))
+    rig.reactor.serve_ready()
+    assert len(flushes) > 12 * RECEIVE_BYTES // ARENA_BYTES
+    while any(not wire.flush() or len(recorder.data) < RECEIVE_BYTES // 1000 * 1000 for recorder, wire in opened):
+        rig.reactor.serve_ready()
+    for number, (recorder, _) in enumerate(opened):
+        assert recorder.data == random.Random(number).randbytes(RECEIVE_BYTES)[: len(recorder.data)]
+
+
+def test_receives_of_a_batch_lie_side_by_side_until_the_flush(rig: Rig) -> None:
+    # Sessions hand slices of the arena to each other's destinations; nothing may overwrite them before.
+    seen: list[bytes] = []
+    slices: list[memoryview] = []
+
+    def flush() -> None:
+        seen.extend(bytes(one) for one in slices)
+        slices.clear()
+
+    rig.reactor.flushers.append(flush)
+    for number in range(20):
+        recorder, wire = rig.open()
+
+        def keep(recorder: Recorder) -> None:
+            slices.append(rig.reactor.view[rig.reactor._end - recorder.receives[-1] : rig.reactor._end])
+
+        recorder.then = keep
+        wire.write(bytes([number]) * 5000)
+    rig.reactor.serve_ready()
+    assert sorted(seen) == [bytes([number]) * 5000 for number in range(20)]
+
+
+def test_a_session_may_hand_over_to_another_in_the_middle(rig: Rig) -> None:
+    recorder, wire = rig.open(record=4)
+    second = Recorder(rig, recorder.link, record=3)
+
+    def hand_over(first: Recorder) -> None:
+        first.link.session = second
+
+    recorder.take_at_most = 4
+    recorder.then = hand_over
+    wire.write(b"headabcde")
+    rig.serve()
+    assert (recorder.data, second.data, recorder.link.kept) == (b"head", b"abc", b"de")
+    wire.write(b"f")
+    rig.serve()
+    assert (second.data, recorder.link.kept) == (b"abcdef", b"")
+
+
+# --- ends
+
+
+def test_a_link_ends_once(rig: Rig) -> None:
+    recorder, wire = rig.open()
+    wire.write(b"last words")
+    wire.close()
+    rig.serve()
+    assert recorder.data == b"last words"
+    assert recorder.ends == [(CloseReason.CLOSED_BY_PEER, "closed_by_peer")]
+    rig.reactor.close(recorder.link, CloseReason.STOPPED)
+    rig.reactor.fail(recorder.link, LinkEnded(CloseReason.FLOOD))
+    assert len(recorder.ends) == 1
+    assert rig.reactor.links == {}
+
+
+def test_a_reset_ends_a_link(rig: Rig) -> None:
+    near, far = tcp_pair()
+    recorder, wire = rig.open(1, (near, far))
+    far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    wire.close()
+    rig.serve()
+    assert recorder.ends == [(CloseReason.SOCKET_FAILED, "receive failed: Connection reset by peer")]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RemoteProtocolError("no such frame"), CloseReason.PROTOCOL_ERROR),
+        (LinkEnded(CloseReason.FLOOD, "too much"), CloseReason.FLOOD),
+        (ZeroDivisionError("a defect"), CloseReason.INTERNAL_ERROR),
+    ],
+)
+def test_an_error_ends_its_own_link_only(
+    rig: Rig, error: Exception, reason: CloseReason, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad, far_bad = rig.open()
+    good, far_good = rig.open()
+
+    def fail(recorder: Recorder) -> None:
+        raise error
+
+    bad.then = fail
+    far_bad.write(b"x")
+    far_good.write(b"one")
+    with caplog.at_level(logging.ERROR):
+        rig.serve()
+    assert [ended for ended, _ in bad.ends] == [reason]
+    assert far_bad.read() == b""
+    assert far_bad.ended
+    far_good.write(b"two")
+    rig.serve()
+    assert (good.data, good.ends) == (b"onetwo", [])
+    assert [record.exc_info is not None for record in caplog.records] == [True] * (reason is CloseReason.INTERNAL_ERROR)
+
+
+@pytest.mark.parametrize("error", [RemoteProtocolError("no"), ZeroDivisionError("a defect")])
+def test_an_error_while_writing_ends_its_own_link_only(rig: Rig, error: Exception) -> None:
+    recorder, _ = rig.open()
+
+    def fail(recorder: Recorder) -> None:
+        raise error
+
+    recorder.when_writable = fail
+    rig.reactor.await_room(recorder.link)
+    rig.serve()
+    assert len(recorder.ends) == 1
+    assert rig.reactor.blocked == set()
+
+
+def test_a_session_may_close_other_links_of_the_batch(rig: Rig) -> None:
+    opened = [rig.open() for _ in range(10)]
+
+    def close_all(recorder: Recorder) -> None:
+        for other, _ in opened:
+            rig.reactor.close(other.link, CloseReason.DRAINED)
+
+    for recorder, wire in opened:
+        recorder.then = close_all
+        wire.write(b"x")
+    rig.serve()
+    assert sum(len(recorder.data) for recorder, _ in opened) == 1
+    assert all(recorder.ends == [(CloseReason.DRAINED, "")] for recorder, _ in opened)
+
+
+def take_number(rig: Rig, number: int) -> tuple[Recorder, PlainWire]:
+    """A new link whose socket has the number of one that was closed."""
+    while True:
+        recorder, wire = rig.open()
+        if recorder.link.fd == number:
+            return recorder, wire
+
+
+def test_the_number_of_a_closed_link_belongs_to_its_heir(rig: Rig) -> None:
+    # Plane.flush may find a link that ended in the same batch in which its number was accepted again.
+    old, _ = rig.open()
+    rig.reactor.close(old.link, CloseReason.DRAINED)
+    heir, far_heir = take_number(rig, old.link.fd)
+    old.link.kept = b"never to be served"
+    old.link.paused = True
+    reactor = rig.reactor
+    misuses: list[Callable[[], None]] = [
+        lambda: reactor.close(old.link, CloseReason.FLOOD),
+        lambda: reactor.fail(old.link, LinkEnded(CloseReason.FLOOD)),
+        lambda: reactor.release(old.link),
+        lambda: reactor.await_room(old.link),
+        lambda: reactor.resume(old.link),
+        lambda: reactor.pause(old.link),
+    ]
+    for misuse in misuses:
+        misuse()
+        far_heir.write(b"still here ")
+        rig.serve()
+    assert heir.data == b"still here " * 6
+    assert (heir.ends, len(old.ends), old.data) == ([], 1, b"")
+    assert old.link not in rig.reactor.blocked
+    assert heir.writable_count == 0
+
+
+# --- sending
+
+
+def test_writable_comes_when_all_that_was_left_has_gone(rig: Rig) -> None:
+    recorder, wire = rig.open(1, socket_pair(SMALL))
+    recorder.link.push(b"x" * 50_000)
+    rig.reactor.await_room(recorder.link)
+    assert rig.serve() == 0
+    assert rig.reactor.blocked == {recorder.link}
+    arrived = b""
+    while not recorder.writable_count:
+        arrived += wire.read()
+        rig.serve()
+    assert arrived + wire.read() == b"x" * 50_000
+    assert rig.reactor.blocked == set()
+    assert rig.serve() == 0, "still asks for room"
+    assert recorder.writable_count == 1
+
+
+def test_a_link_that_is_blocked_is_still_read(rig: Rig) -> None:
+    recorder, wire = rig.open(1, socket_pair(SMALL))
+    recorder.link.push(b"x" * 50_000)
+    rig.reactor.await_room(recorder.link)
+    wire.write(b"hello")
+    rig.serve()
+    assert (recorder.data, recorder.writable_count) == (b"hello", 0)
+
+
+def test_progress_is_whatever_the_kernel_took(rig: Rig) -> None:
+    """A slow reader whose session has ever more to send is not stuck; one that takes nothing is."""
+    recorder, wire = rig.open(1, socket_pair(SMALL))
+    link = recorder.link
+    link.push(b"x" * 20_000)
+    rig.reactor.await_room(link)
+    # With each room it gets, a session pushes more than went: its tail never becomes shorter.
+    recorder.when_writable = lambda recorder: link.push(b"y" * 60_000)
+    assert link.progress_at == 100.0
+    while recorder.writable_count < 3:
+        rig.time += 1.0
+        assert wire.read(), "no progress at all"
+        rig.serve()
+        assert link.progress_at == rig.time
+    stalled_at = rig.time
+    rig.time += 5.0
+    rig.serve()
+    wire.write(b"still sending")
+    rig.serve()
+    assert link.progress_at == stalled_at
+    assert link in rig.reactor.blocked
+
+
+def test_a_tail_left_by_receiving_is_sent_later(rig: Rig) -> None:
+    # A pong that did not fit: nobody but the reactor knows.
+    recorder, wire = rig.open(1, socket_pair(SMALL))
+    recorder.link.push(b"x" * 50_000)
+    wire.write(b"hello")
+    rig.serve()
+    assert recorder.link in rig.reactor.blocked
+    arrived = b""
+    while rig.reactor.blocked:
+        arrived += wire.read()
+        rig.serve()
+    assert arrived + wire.read() == b"x" * 50_000
+
+
+def test_a_socket_that_fails_while_it_is_blocked(rig: Rig) -> None:
+    recorder, wire = rig.open(1, tcp_pair(SMALL))
+    recorder.link.push(b"x" * 1_000_000)
+    rig.reactor.await_room(recorder.link)
+    wire.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    wire.close()
+    rig.serve()
+    assert [reason for reason, _ in recorder.ends] == [CloseReason.SOCKET_FAILED]
+    assert rig.reactor.blocked == set()
+
+
+# --- pausing
+
+
+def test_a_paused_link_keeps_everything(rig: Rig) -> None:
+    recorder, wire = rig.open(record=4)
+    recorder.then = lambda recorder: rig.reactor.pause(recorder.link)
+    wire.write(b"one.two.thr")
+    rig.serve()
+    assert recorder.data == b"one.two."
+    wire.write(b"ee.four")
+    assert rig.serve() == 0, "a paused link keeps the reactor busy"
+    recorder.then = lambda recorder: None
+    rig.reactor.resume(recorder.link)
+    assert recorder.data == b"one.two."
+    rig.serve()
+    assert recorder.data == b"one.two.three.fo"
+    assert recorder.link.kept == b"ur"
+
+
+def test_what_a_paused_session_left_is_delivered_on_resuming(rig: Rig) -> None:
+    recorder, wire = rig.open()
+    recorder.take_at_most = 0  # waits for a decision
+    wire.write(b"first words")
+    rig.reactor.serve_ready()
+    rig.reactor.pause(recorder.link)
+    recorder.take_at_most = 1000
+    flushed: list[bytes] = []
+    rig.reactor.flushers.append(lambda: flushed.append(recorder.data))
+    rig.reactor.resume(recorder.link)
+    assert recorder.data == b"first words"
+    rig.reactor.flush()
+    wire.write(b", more")
+    rig.serve()
+    assert recorder.data == b"first words, more"
+    assert flushed[0] == b"first words"
+
+
+def test_delivered_bytes_stay_until_the_next_flush(rig: Rig) -> None:
+    """`resume` and `adopt` come from tasks; the next batch may not overwrite what they handed out."""
+    recorder, wire = rig.open()
+    slices: list[memoryview] = []
+    seen: list[bytes] = []
+
+    def flush() -> None:
+        seen.extend(bytes(one) for one in slices)
+        slices.clear()
+
+    rig.reactor.flushers.append(flush)
+    recorder.then = lambda recorder: slices.append(rig.reactor.view[: recorder.receives[-1]])
+    rig.reactor.release(recorder.link)
+    rig.reactor.adopt(recorder.link, b"delivered")
+    recorder.then = lambda recorder: None
+    wire.write(b"OVERWRITTEN")
+    rig.reactor.serve_ready()
+    assert seen == [b"delivered"]
+
+
+def test_a_paused_link_whose_peer_is_gone_ends(rig: Rig) -> None:
+    recorder, wire = rig.open(1, tcp_pair())
+    rig.reactor.pause(recorder.link)
+    wire.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    wire.close()
+    rig.serve()
+    assert recorder.ends == [(CloseReason.CLOSED_BY_PEER, "")]
+
+
+def test_a_paused_link_may_be_closed(rig: Rig) -> None:
+    recorder, _ = rig.open()
+    rig.reactor.pause(recorder.link)
+    recorder.link.kept = b"kept"
+    rig.reactor.close(recorder.link, CloseReason.DRAINED)
+    rig.reactor.resume(recorder.link)
+    assert recorder.data == b""
+
+
+# --- other descriptors, other owners
+
+
+def test_watched_descriptors_are_served(rig: Rig) -> None:
+    near, far = socket_pair()
+    served: list[bytes] = []
+    rig.reactor.watch(near.fileno(), lambda: served.append(near.recv(100)))
+    far.send(b"one")
+    rig.serve()
+    rig.reactor.unwatch(near.fileno())
+    rig.reactor.unwatch(near.fileno())
+    far.send(b"two")
+    assert rig.serve() == 0
+    assert served == [b"one"]
+    assert near.recv(100) == b"two"
+    near.close()
+    far.close()
+
+
+def test_a_released_link_is_somebody_elses(rig: Rig) -> None:
+    recorder, wire = rig.open()
+    recorder.link.push(b"")
+    rig.reactor.release(recorder.link)
+    wire.write(b"not for the reactor")
+    assert rig.serve() == 0
+    rig.reactor.close(recorder.link, CloseReason.STOPPED)
+    assert recorder.ends == []
+    assert recorder.link.sock.recv(100) == b"not for the reactor"
+    rig.reactor.adopt(recorder.link, b"back, ")
+    wire.write(b"again")
+    rig.serve()
+    assert recorder.data == b"back, again"
+
+
+# --- as a trio task
+
+WAYS = ("around", "beside")
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def run(way: str, main: Callable[[], Awaitable[None]]) -> None:
+    """With trio's own clock the reactor waits in the place of trio's loop, with a clock of tests beside it."""
+
+    async def guarded() -> None:
+        with trio.fail_after(PATIENCE_SECONDS):
+            await main()
+
+    trio.run(guarded, clock=None if way == "around" else MockClock(rate=1.0))
+
+
+def waits_in_trios_place() -> bool:
+    """Whether a reactor has put its own queue into trio's loop."""
+    from trio._core._run import GLOBAL_RUN_CONTEXT
+
+    return type(GLOBAL_RUN_CONTEXT.runner.runq).__module__ == "derp.transport.reactor"
+
+
+@asynccontextmanager
+async def running(reactor: Reactor) -> AsyncIterator[None]:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reactor.run)
+        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint()
+        yield
+        nursery.cancel_scope.cancel()
+
+
+class Echo:
+    """Sends back what it gets: two of them at the ends of a socket never stop."""
+
+    def __init__(self, reactor: Reactor, link: Link) -> None:
+        self.reactor, self.link = reactor, link
+        self.count = 0
+        self.reason: CloseReason | None = None
+        link.session = self
+        reactor.add(link)
+
+    def received(self, at: int, end: int) -> int:
+        self.count += 1
+        self.link.send([bytes(self.reactor.view[at:end])], end - at)
+        return end
+
+    def writable(self) -> None:
+        pass
+
+    def ended(self, reason: CloseReason, text: str) -> None:
+        self.reason = reason
+
+
+def flood(reactor: Reactor, pairs: int) -> list[Echo]:
+    """Links between which packets fly for ever, so that the set is never without a ready one."""
+    echoes = []
+    for _ in range(pairs):
+        near, far = socket_pair()
+        far.setblocking(False)
+        echoes += [Echo(reactor, Link(sock, ("127.0.0.1", 1))) for sock in (near, far)]
+        near.send(b"ball")
+    return echoes
+
+
+async def live() -> None:
+    """What other tasks of a relay do: sleep, talk to each other, use sockets, threads and subtasks."""
+    for _ in range(3):
+        await trio.sleep(0.002)
+    with trio.move_on_after(0.002) as scope:
+        await trio.sleep_forever()
+    assert scope.cancelled_caught
+    send, receive = trio.open_memory_channel[int](0)
+    async with trio.open_nursery() as nursery:
+        for number in range(5):
+            nursery.start_soon(send.send, number)
+        assert sorted([await receive.receive() for _ in range(5)]) == list(range(5))
+    near, far = trio.socket.socketpair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(near.send, b"hello")
+        assert await far.recv(100) == b"hello"
+    near.close()
+    far.close()
+    assert await trio.to_thread.run_sync(lambda: trio.from_thread.run_sync(lambda: "from a thread")) == "from a thread"
+
+
+def test_the_way_of_waiting_follows_the_clock(way: str) -> None:
+    async def main() -> None:
+        async with running(Reactor()):
+            assert waits_in_trios_place() is (way == "around")
+        assert not waits_in_trios_place()
+
+    run(way, main)
+
+
+def test_others_live_while_the_reactor_waits(way: str) -> None:
+    async def main() -> None:
+        async with running(Reactor()):
+            for _ in range(5):
+                await live()
+
+    run(way, main)
+
+
+@pytest.mark.parametrize("pairs", [1, 40, 400])
+def test_others_live_while_the_reactor_is_flooded(way: str, pairs: int) -> None:
+    async def main() -> None:
+        reactor = Reactor()
+        echoes = flood(reactor, pairs)
+        async with running(reactor):
+            for _ in range(5):
+                await live()
+            before = [echo.count for echo in echoes]
+            while any(echo.count == count for echo, count in zip(echoes, before, strict=True)):
+                await live()
+
+    run(way, main)
+
+
+def test_links_are_served_while_others_are_busy(way: str) -> None:
+    async def spin() -> None:
+        while True:
+            await trio.lowlevel.checkpoint()
+
+    async def main() -> None:
+        reactor = Reactor()
+        (first, second) = flood(reactor, 1)
+        async with running(reactor), trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(spin)
+            while min(first.count, second.count) < 100:
+                await live()
+            nursery.cancel_scope.cancel()
+
+    run(way, main)
+
+
+def test_a_link_added_later_is_served(way: str) -> None:
+    async def main() -> None:
+        reactor = Reactor()
+        async with running(reactor):
+            await trio.sleep(0.005)  # the reactor waits by now, with nothing of its own
+            near, far = socket_pair()
+            Echo(reactor, Link(near, ("127.0.0.1", 1)))
+            stream = trio.socket.from_stdlib_socket(far)
+            for _ in range(20):
+                await stream.send(b"hello")
+                assert await stream.recv(100) == b"hello"
+            stream.close()
+
+    run(way, main)
+
+
+def test_cancelling_closes_every_link(way: str) -> None:
+    async def main() -> None:
+        reactor = Reactor()
+        echoes = flood(reactor, 3)
+        async with running(reactor):
+            await live()
+        assert [echo.reason for echo in echoes] == [CloseReason.STOPPED] * 6
+        assert all(echo.link.sock.fileno() == -1 for echo in echoes)
+
+    run(way, main)
+
+
+def test_a_deadline_ends_the_reactor(way: str) -> None:
+    async def main() -> None:
+        with trio.move_on_after(0.005) as scope:
+            await Reactor().run()
+        assert scope.cancelled_caught
+
+    run(way, main)
+
+
+def test_several_reactors_share_a_loop() -> None:
+    """Only one can wait in trio's place; the other's set is then one of those trio waits for."""
+
+    async def main() -> None:
+        reactors = [Reactor(), Reactor(), Reactor()]
+        async with running(reactors[0]), running(reactors[1]), running(reactors[2]):
+            for _ in range(3):
+                echoes = [echo for reactor in reactors for echo in flood(reactor, 1)]
+                while min(echo.count for echo in echoes) < 50:
+                    await live()
+                for echo in echoes:
+                    echo.reactor.close(echo.link, CloseReason.DRAINED)
+                await trio.sleep(0.002)  # all of them idle, then busy again
+
+    run("around", main)
+
+
+def test_when_one_reactor_ends_the_next_takes_its_place() -> None:
+    async def main() -> None:
+        for _ in range(3):
+            reactor = Reactor()
+            echoes = flood(reactor, 1)
+            async with running(reactor):
+                assert waits_in_trios_place()
+                while min(echo.count for echo in echoes) < 10:
+                    await live()
+            assert not waits_in_trios_place()
+        await live()
+
+    run("around", main)
+
+
+def test_nothing_stays_open() -> None:
+    async def main() -> None:
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(3):
+            reactor = Reactor()
+            flood(reactor, 2)
+            async with running(reactor):
+                await live()
+        assert len(os.listdir("/proc/self/fd")) == before
+
+    run("around", live)  # what trio opens once for all
+    run("around", main)
