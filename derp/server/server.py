@@ -34,8 +34,9 @@ from derp.transport.tls import CHECK_SECONDS, TlsServer
 
 _log = logging.getLogger("derp.server")
 
-# Deadlines are whole seconds; a quarter keeps them honest and costs four wake-ups a second.
-_TICK_SECONDS: Final = 0.25
+# Deadlines are whole seconds; half of one keeps them honest.  More often, and the tick would be what one packet in a
+# hundred of a slow stream waits for.
+_TICK_SECONDS: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,12 +152,12 @@ class RelayServer:
     async def run(self) -> None:
         """Serve until cancelled or drained."""
         async with trio.open_nursery() as nursery:
+            if self.verifier is not None:  # first, as a client in the backlog may be one to be asked about
+                await nursery.start(self.verifier.run)
             nursery.start_soon(self.reactor.run)
             nursery.start_soon(self._tick_forever)
             nursery.start_soon(self.relay.bootstrap.refresh_forever)
             nursery.start_soon(self.relay.resume_throttled_forever)
-            if self.verifier is not None:
-                nursery.start_soon(self.verifier.run)
             if self.mesh is not None:
                 nursery.start_soon(self.mesh.run, self.config.mesh_with)
             await self.drained.wait()

@@ -55,12 +55,12 @@ from tailnet.server.workspaces import WorkspaceFeed
 from tailnet.store.rows import AgentIdentity, UserIdentity
 from tailnet.store.store import Store
 from tailnet.transport.asgi import ApiServer
-from tailnet.transport.channel import Channel, Channels
+from tailnet.transport.channel import Channels, Connected
 from tailnet.types import PEER_ID_BYTES, PeerID
 
 _log = logging.getLogger("tailnet.server")
 
-_TICK_SECONDS: Final = 0.25
+_TICK_SECONDS: Final = 0.5
 # What belongs to the relay and is answered by it, in place; everything else that is no RPC is the API's.
 STREAM_DERP_MAPS: Final = "/coder.tailnet.v2.Tailnet/StreamDERPMaps"
 WORKSPACE_UPDATES: Final = "/coder.tailnet.v2.Tailnet/WorkspaceUpdates"
@@ -264,10 +264,10 @@ class CoordinatorServer:
         self._nursery.start_soon(self._api.serve, LinkStream(link, received))
         return True
 
-    def _channel_ended(self, channel: Channel, reason: str) -> None:
-        self.service.ended(channel, reason)
+    def _channel_ended(self, channel: Connected, reason: CloseReason, text: str) -> None:
+        self.service.ended(channel, text or reason.value)
         self.presence.left(channel)
-        self.relay.plane.count_closed(CloseReason.CLOSED_BY_PEER)
+        self.relay.plane.count_closed(reason)
 
     async def _tick_forever(self) -> None:
         look_at = 0.0
