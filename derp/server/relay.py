@@ -1,7 +1,7 @@
 """One relay without its sockets: brain, plane, pages and clocks, on a reactor somebody else runs.  Layer L3.
 
-server.py gives it listeners; a control plane embeds it behind its own front door.  The owner calls `tick` a few
-times a second from the reactor's thread.
+server.py gives it listeners; a control plane embeds it behind its own front door.  The owner calls `tick` about
+twice a second from the reactor's thread.
 """
 
 import logging
@@ -9,6 +9,8 @@ import math
 import random
 import secrets
 from collections.abc import Mapping
+from itertools import islice
+from typing import Final
 
 import trio
 
@@ -30,6 +32,9 @@ from derp.transport.links import Link
 from derp.transport.reactor import Reactor
 
 _log = logging.getLogger("derp.server")
+
+# Stock clients hang up as soon as they see the end of our side; one that does not may not hold a drain up.
+_HANG_UP_SECONDS: Final = 1.0
 
 
 class Relay:
@@ -58,6 +63,8 @@ class Relay:
         self._throttle_wake = trio.Event()
         self._rtt_turn: list[Client] = []
         self._rtt_step = 1
+        # clients that were told that nothing more comes, and when
+        self._leaving: dict[Link, float] = {}
         self.pages: dict[str, Page] = dict(debug_pages(self))
         self.routes = Routes(
             home=config.home,
@@ -77,7 +84,7 @@ class Relay:
         self._wheel.add(client, self.reactor.now, random.random())
 
     def tick(self) -> None:
-        """Deadlines and keep-alives.  Call it about four times a second."""
+        """Deadlines and keep-alives.  Call it about twice a second."""
         reactor, plane = self.reactor, self.plane
         now = reactor.tick()
         for client in self._wheel.due(now):
@@ -111,7 +118,7 @@ class Relay:
             with trio.move_on_after(self._throttle_until - self.reactor.now):
                 await self._throttle_wake.wait()
 
-    def _sample_rtt(self, ticks_per_round: int = 40) -> None:
+    def _sample_rtt(self, ticks_per_round: int = 20) -> None:
         """Ask the kernel about a few clients, so that every one is asked about every ten seconds."""
         if not self._rtt_turn:
             self._rtt_turn = list(self.router.clients.values())
@@ -142,16 +149,27 @@ class Relay:
         self.reactor.flush()
 
     def close_clients(self, count: int) -> int:
-        """Close up to `count` clients whose packets have all been sent, oldest first; return how many are left."""
-        closed = 0
-        for client in tuple(self.router.clients.values()):
-            if closed >= count:
-                break
-            if client.queue is None:
-                self.reactor.close(client.link, CloseReason.DRAINED)
-                closed += 1
+        """Close up to `count` clients whose packets have all been sent, oldest first; return how many are left.
+
+        Called until that is none.  A client is told that nothing more comes, and has a moment to hang up itself.
+        """
+        now = self.reactor.tick()
+        for link, since in tuple(self._leaving.items()):
+            if now - since > _HANG_UP_SECONDS:
+                self.reactor.close(link, CloseReason.DRAINED)
         self.reactor.flush()
-        return len(self.router.clients)
+        ready = (client for client in tuple(self.router.clients.values()) if client.member and client.queue is None)
+        for client in islice(ready, count):
+            link: Link = client.link
+            session, link.session = link.session, LeavingSession(link, self._leaving)
+            self._leaving[link] = now
+            assert session is not None
+            session.ended(CloseReason.DRAINED, "")
+            self.reactor.flush()  # the notices of that, also to those whose turn is next
+            self.reactor.resume(link)  # to see it hang up, if a rate limit made it wait
+            if not link.tail:
+                link.end_output()
+        return len(self.router.clients) + len(self._leaving)
 
     # --- telling
 
@@ -162,3 +180,22 @@ class Relay:
     def page_list(self) -> Mapping[str, str]:
         """Path and title of every operator's page."""
         return {path: page.title for path, page in self.pages.items()}
+
+
+class LeavingSession:
+    """A client this relay said goodbye to: nobody reaches it any more, and what it still writes is thrown away."""
+
+    __slots__ = ("_leaving", "_link")
+
+    def __init__(self, link: Link, leaving: dict[Link, float]) -> None:
+        self._link = link
+        self._leaving = leaving
+
+    def received(self, at: int, end: int) -> int:
+        return end
+
+    def writable(self) -> None:
+        self._link.end_output()
+
+    def ended(self, reason: CloseReason, text: str) -> None:
+        self._leaving.pop(self._link, None)
