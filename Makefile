@@ -1,7 +1,7 @@
 # `make serve` runs it, `make test` runs what CI runs; both need Python 3.11 or later and nothing else of ours.
 PYTHON3 ?= $(shell command -v python3.11 || command -v python3)
 PYTHON ?= .venv/bin/python
-SERVE ?= .venv/bin/derp serve --dev --listen 127.0.0.1:3340
+SERVE ?= .venv/bin/tailnet serve --dev
 READY := .venv/.ready
 LOCK := .venv/bin/uv pip compile --quiet --generate-hashes --no-emit-index-url --python-version 3.11
 step = @printf '== %s\n' $(1)
