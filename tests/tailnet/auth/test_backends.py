@@ -1,5 +1,6 @@
 """Callers from a real store: every refusal, storms in few queries, changes seen within a second, a store that fails."""
 
+import threading
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -7,12 +8,13 @@ from uuid import UUID
 import pytest
 import sqlalchemy as sa
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tailnet.auth import backends, refusals
 from tailnet.auth.backends import CHECK_SECONDS, STALE_SECONDS, StoreCallers
 from tailnet.auth.refusals import Refused
 from tailnet.auth.tokens import parse_user_token
+from tailnet.store.database import MAX_CONNECTIONS
 from tailnet.store.store import Store
 from tests.support.seeds import NOW, AgentSpec, agent_token, fill, make_id, peer_id, seed_document, user_token
 
@@ -195,21 +197,36 @@ async def test_peeking_never_waits_and_never_believes_the_old(callers: StoreCall
     assert callers.peek_agent(peer_id("main")) is None
 
 
-async def test_a_caller_that_gives_up_does_not_take_the_others_along(callers: StoreCallers) -> None:
-    answers: list[str] = []
+async def test_a_caller_that_gives_up_does_not_take_the_others_along(store: Store, callers: StoreCallers) -> None:
+    answered = {name: trio.Event() for name in ("main", "gpu", "web")}
+    first, second = threading.Event(), threading.Event()
+    scope_of_gpu = trio.CancelScope()
 
-    async def ask(scope: trio.CancelScope, name: str) -> None:
+    async def ask(name: str, scope: trio.CancelScope) -> None:
         with scope:
-            answers.append((await callers.agent(agent_token(name))).name)
+            await callers.agent(agent_token(name))
+            answered[name].set()
 
-    scopes = [trio.CancelScope() for _ in range(3)]
-    async with trio.open_nursery() as nursery:
-        for scope, name in zip(scopes, ("main", "gpu", "web"), strict=True):
-            nursery.start_soon(ask, scope, name)
-        await trio.testing.wait_all_tasks_blocked()
-        scopes[0].cancel()
-        scopes[1].cancel()
-    assert "web" in answers
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            # Every thread of the store is busy, so the first caller waits for one; the others gather behind it.
+            for _ in range(MAX_CONNECTIONS):
+                nursery.start_soon(store.run, first.wait)
+            await wait_all_tasks_blocked()
+            for name in answered:
+                nursery.start_soon(ask, name, scope_of_gpu if name == "gpu" else trio.CancelScope())
+                await wait_all_tasks_blocked()
+            # The threads are busy again as soon as the first one is served: now gpu waits, for itself and for web.
+            for _ in range(MAX_CONNECTIONS):
+                nursery.start_soon(store.run, second.wait)
+            await wait_all_tasks_blocked()
+            first.set()
+            await answered["main"].wait()
+            await wait_all_tasks_blocked()
+            scope_of_gpu.cancel()
+            await wait_all_tasks_blocked()
+            second.set()
+            await answered["web"].wait()
 
 
 async def test_a_store_that_fails(

@@ -308,15 +308,34 @@ async def test_a_file_has_the_last_word(site: Site, tmp_path: Path) -> None:
         assert ids(maps) == [999]
 
 
-async def test_reload_reads_at_once(site: Site, tmp_path: Path) -> None:
-    path = tmp_path / "map.json"
-    path.write_bytes(map_text(5))
+async def test_reload_reads_at_once() -> None:
     # At this pace nothing would be seen in time.
-    async with running(FileSource(path, 3600), UrlSource(site.url, 3600)) as maps:
-        path.write_bytes(map_text(6))
-        site.respond = lambda head: answer(map_text(2))
+    one, two = Memory(map_text(5), 3600), Memory(map_text(6), 3600)
+    async with running(one, two) as maps:
+        await wait_all_tasks_blocked()
+        one.text, two.text = map_text(7), map_text(8)
+        await wait_all_tasks_blocked()
+        assert ids(maps) == [5, 6, 999]
         maps.reload_nowait()
-        await wait_for(maps, [2, 6, 999])
+        await wait_for(maps, [7, 8, 999])
+
+
+async def test_a_reload_during_a_read_is_not_lost() -> None:
+    class Slow(Memory):
+        asked = 0
+
+        async def read(self, *, force: bool = False) -> bytes | None:
+            text = self.text
+            self.asked += 1
+            if self.asked == 2:
+                # The operator writes the new map and sends SIGHUP while the old one is on its way.
+                self.text = map_text(6)
+                maps.reload_nowait()
+            await trio.lowlevel.checkpoint()
+            return text
+
+    async with running(Slow(map_text(5), 3600)) as maps:
+        await wait_for(maps, [6, 999])
 
 
 async def test_steering(tmp_path: Path) -> None:
