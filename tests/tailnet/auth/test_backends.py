@@ -220,12 +220,14 @@ async def test_a_caller_that_gives_up_does_not_take_the_others_along(store: Stor
             for _ in range(MAX_CONNECTIONS):
                 nursery.start_soon(store.run, second.wait)
             await wait_all_tasks_blocked()
-            first.set()
-            await answered["main"].wait()
-            await wait_all_tasks_blocked()
-            scope_of_gpu.cancel()
-            await wait_all_tasks_blocked()
-            second.set()
+            try:
+                first.set()
+                await answered["main"].wait()
+                await wait_all_tasks_blocked()
+                scope_of_gpu.cancel()
+                await wait_all_tasks_blocked()
+            finally:
+                second.set()  # threads cannot be cancelled
             await answered["web"].wait()
 
 
