@@ -1,4 +1,4 @@
-"""deploy/derp.service, judged by systemd itself."""
+"""deploy/derp.service and deploy/tailnet.service, judged by systemd itself."""
 
 import re
 import shutil
@@ -10,19 +10,21 @@ import pytest
 from derp.config.relay import RelayConfig
 from derp.keys import NodePrivate
 
-UNIT = Path(__file__).resolve().parents[2] / "deploy" / "derp.service"
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+UNITS = [DEPLOY / "derp.service", DEPLOY / "tailnet.service"]
 # In tenths; 9.6 is what a service without any sandbox gets.
 MAX_EXPOSURE = 20
 
 
-@pytest.fixture
-def unit(tmp_path: Path) -> Path:
-    """The unit with a command that exists here: verify looks for it."""
+@pytest.fixture(params=UNITS, ids=lambda path: path.stem)
+def unit(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """A unit with a command that exists here: verify looks for it."""
+    original: Path = request.param
     if shutil.which("systemd-analyze") is None:
         pytest.skip("no systemd-analyze here: .ci/run installs it")
-    text, count = re.subn(r"(?m)^ExecStart=\S+", "ExecStart=/bin/true", UNIT.read_text())
+    text, count = re.subn(r"(?m)^ExecStart=\S+", "ExecStart=/bin/true", original.read_text())
     assert count == 1
-    copy = tmp_path / UNIT.name
+    copy = tmp_path / original.name
     copy.write_text(text)
     return copy
 
@@ -47,13 +49,13 @@ def test_the_sandbox_is_tight(unit: Path) -> None:
     assert analyze("security", *limits, str(unit)).returncode != 0
 
 
-def test_systemd_waits_for_the_drain() -> None:
-    found = re.search(r"(?m)^TimeoutStopSec=(\d+)s$", UNIT.read_text())
+def test_systemd_waits_for_the_drain(unit: Path) -> None:
+    found = re.search(r"(?m)^TimeoutStopSec=(\d+)s$", unit.read_text())
     assert found is not None
     assert int(found[1]) > RelayConfig(NodePrivate.generate()).drain_seconds
 
 
-def test_it_may_open_a_file_for_each_connection() -> None:
-    found = re.search(r"(?m)^LimitNOFILE=(\d+)$", UNIT.read_text())
+def test_it_may_open_a_file_for_each_connection(unit: Path) -> None:
+    found = re.search(r"(?m)^LimitNOFILE=(\d+)$", unit.read_text())
     assert found is not None
     assert int(found[1]) > RelayConfig(NodePrivate.generate()).max_connections
