@@ -68,7 +68,7 @@ class BootstrapDns:
     async def _refresh(self, name: str) -> None:
         try:
             found = await trio.socket.getaddrinfo(name, 443, type=socket.SOCK_STREAM)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # the second: no name that DNS can encode
             # The last good answer is better than none.
             _log.warning("bootstrap DNS: cannot look up %s: %s", name, error)
             return

@@ -64,11 +64,13 @@ class FrontDoor:
 class Door:
     """One connection until it is known what it wants."""
 
-    __slots__ = ("_front", "_http", "_link", "_received")
+    __slots__ = ("_front", "_http", "_link", "_peer", "_received")
 
     def __init__(self, front: FrontDoor, link: Link) -> None:
         self._front = front
         self._link = link
+        # Who connected: a proxy sends requests of many callers over one connection, each with its own header.
+        self._peer = link.address
         self._http = ServerHttp(head_only=front.take_over is not None)
         # only kept where somebody may take the connection over
         self._received = b""
@@ -85,18 +87,30 @@ class Door:
                     return self._upgraded(at, end)
                 if self._link.session is not self:
                     return end
+                if self._link.tail:
+                    return self._wait_for_reader(end)
                 request = self._http.next_cycle()
         except HttpError as error:
             front.requests_refused += 1
             self._link.send_raw(self._http.send_response(error.status, [_TEXT], f"{error}\n".encode()))
-            raise LinkEnded(CloseReason.PROTOCOL_ERROR, str(error)) from None
+            # It may be in the middle of what is refused: closed now, it would be reset before it reads why.
+            self._link.session = Closing(front.plane, self._link, CloseReason.PROTOCOL_ERROR, str(error))
         return end
+
+    def _wait_for_reader(self, end: int) -> int:
+        """Who pipelines requests without reading the answers is not read either, until they have gone."""
+        rest = self._http.trailing_data()
+        self._http = ServerHttp(head_only=self._http.head_only)
+        reactor = self._front.plane.reactor
+        reactor.pause(self._link)
+        reactor.await_room(self._link)
+        return end - len(rest)
 
     def _serve(self, request: Request) -> bool:
         """Answer a request; True when the connection is DERP from here on."""
         front, link = self._front, self._link
         if front.trusted_proxies:
-            link.address = client_address(request, link.address, front.trusted_proxies)
+            link.address = client_address(request, self._peer, front.trusted_proxies)
         if request.target.partition("?")[0] == "/derp" and front.derp_enabled:
             verdict = judge_request(request.method, request.http_version, request.headers, front.plane.router.own_key)
             if isinstance(verdict, Refusal):
@@ -117,8 +131,7 @@ class Door:
         self._received = b""
         if not self._http.keep_alive:
             if link.tail:
-                link.session = Closing(self._front.plane, link)
-                reactor.await_room(link)
+                link.session = Closing(self._front.plane, link, CloseReason.HTTP_DONE)
                 return
             raise LinkEnded(CloseReason.HTTP_DONE)
         # the next request has as long as the first one had
@@ -146,14 +159,15 @@ class Door:
         if rest and link.codec is not None:
             view = self._front.plane.reactor.view
             stop = link.codec.receive_into(memoryview(rest), view, start)
-            session = link.session
-            assert session is not None
-            session.received(start, stop)
-            return end
+            # what is unframed is shorter, and belongs right before the end of what was received
+            unframed = bytes(view[start:stop])
+            start = end - len(unframed)
+            view[start:end] = unframed
         return start
 
     def writable(self) -> None:
         """An answer that had to wait has gone; requests go on."""
+        self._front.plane.reactor.resume(self._link)
 
     def ended(self, reason: CloseReason, text: str) -> None:
         plane = self._front.plane
@@ -164,23 +178,29 @@ class Door:
 
 
 class Closing:
-    """The last answer is still on its way; then the connection ends."""
+    """The last answer is on its way; then the peer hangs up, or the handshake's deadline ends it.  Nothing is read
+    but thrown away.  `reason` is counted at once."""
 
     __slots__ = ("_link", "_plane")
 
-    def __init__(self, plane: Plane, link: Link) -> None:
+    def __init__(self, plane: Plane, link: Link, reason: CloseReason, text: str = "") -> None:
         self._plane = plane
         self._link = link
+        plane.count_closed(reason)
+        _log.debug("x %s:%d at the door: %s %s", *link.address[:2], reason.value, text)
+        if link.tail:
+            plane.reactor.await_room(link)
+        else:
+            link.end_output()
 
     def received(self, at: int, end: int) -> int:
         return end
 
     def writable(self) -> None:
-        raise LinkEnded(CloseReason.HTTP_DONE)
+        self._link.end_output()
 
     def ended(self, reason: CloseReason, text: str) -> None:
         self._plane.greeted.pop(self._link, None)
-        self._plane.count_closed(reason)
 
 
 def client_address(request: Request, peer: tuple[str, int], trusted: tuple[Network, ...]) -> tuple[str, int]:

@@ -160,7 +160,7 @@ class Relay:
         self.reactor.flush()
         ready = (client for client in tuple(self.router.clients.values()) if client.member and client.queue is None)
         for client in islice(ready, count):
-            link: Link = client.link
+            link = client.link
             session, link.session = link.session, LeavingSession(link, self._leaving)
             self._leaving[link] = now
             assert session is not None

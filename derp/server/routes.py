@@ -31,6 +31,8 @@ _BROWSER: Final[Headers] = (
 _NO_CACHE: Final = ("Cache-Control", "no-cache, no-store, must-revalidate, no-transform, max-age=0")
 # What the genuine relay echoes; anything else could be used to make us say things.
 _CHALLENGE: Final = re.compile(r"[A-Za-z0-9.\-_:]{1,64}\Z")
+# at the end of a Host header; an IPv6 address without a port ends in a bracket
+_PORT: Final = re.compile(r":[0-9]*\Z")
 _HOME: Final = b"""<!doctype html><html lang="en"><meta charset="utf-8"><title>DERP relay</title>
 <body style="font-family:sans-serif;max-width:40em;margin:4em auto">
 <h1>DERP</h1>
@@ -83,6 +85,8 @@ class Routes:
 
     def answer(self, request: Request, address: str) -> Answer:
         """The answer to any request that is no DERP upgrade; `address` is who asks."""
+        if request.method == "CONNECT":  # to which a 200 would mean that a tunnel stands
+            return Answer(403, (_TEXT,), b"CONNECT not enabled\n")
         path, _, query = request.target.partition("?")
         match path:
             case "/derp":
@@ -150,7 +154,7 @@ class PlainRoutes:
             return self._routes.answer(request, address)
         if request.method not in ("GET", "HEAD"):
             return Answer(400, (_TEXT,), b"Use HTTPS\n")
-        host = request.headers.get("host", "").rpartition(":")[0] or request.headers.get("host", "")
+        host = _PORT.sub("", request.headers.get("host", ""))
         # A target in absolute form would otherwise redirect to wherever its sender likes.
         target = request.target if request.target.startswith("/") else "/"
         return Answer(302, (("Location", f"https://{host}{target}"),))

@@ -6,6 +6,7 @@ Made by server/door.py after an upgrade.
 """
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from heapq import heappop, heappush
 from typing import Final
@@ -161,6 +162,9 @@ class Plane:
             session = client.link.session
             if isinstance(session, ClientSession):
                 session.bucket = self.bucket_for(client)
+        # Those that wait do so by the old rates, at which it may be hours.
+        self.resume_throttled(math.inf)
+        self.reactor.flush()
 
     def bucket_for(self, client: Client) -> TokenBucket | None:
         rate = self.rate_by_key.get(client.key, self.rate)

@@ -54,10 +54,11 @@ class UrlVerifier:
         self.refused_count = 0
         self.unreachable_count = 0
 
-    async def run(self) -> None:
-        """Answer questions until cancelled."""
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Answer questions until cancelled; started when it can be asked."""
         async with self._http, trio.open_nursery() as nursery:
             self._nursery = nursery
+            task_status.started()
             await trio.sleep_forever()
 
     def cached(self, key: bytes, address: str) -> bool | None:

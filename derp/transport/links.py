@@ -5,6 +5,7 @@ and says how many bytes it took charge of.  TLS is an SSLObject between memory B
 feeds many records (an SSLSocket costs two reads a record).  Sessions decide what bytes mean.
 """
 
+import contextlib
 import socket
 import ssl
 import sys
@@ -219,6 +220,12 @@ class Link:
             sent = Link._send(self, [tail], len(tail))
             self.tail = tail[sent:]
         return not self.blocked
+
+    def end_output(self) -> None:
+        """Tell the peer that no more bytes come, and go on receiving.  A socket closed over bytes it has not read is
+        reset instead, and a reset throws away what the peer has not got yet."""
+        with contextlib.suppress(OSError):  # it has gone already
+            self.sock.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
         self.sock.close()
