@@ -80,7 +80,7 @@ class MeshSession:
 
     def ended(self, reason: CloseReason, text: str) -> None:
         self.reason = f"{reason.value} {text}".strip()
-        if reason is CloseReason.CLOSED_BY_PEER and not self.route.is_accepted:
+        if not self.route.is_accepted and reason in (CloseReason.CLOSED_BY_PEER, CloseReason.SOCKET_FAILED):
             # Every relay announces at least our own connection to us, unless it takes us for an ordinary client.
             self.reason = "it closed the connection when asked for its clients: does it have the same mesh key?"
         self._plane.count_closed(reason)
