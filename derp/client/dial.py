@@ -22,7 +22,7 @@ from derp.transport.http import ClientHttp, Response, exchange
 from derp.transport.proxy import Proxy, dial_through, proxy_from_environment
 from derp.transport.stream import mapped_errors
 from derp.transport.tcp import TcpTarget, dial_tcp
-from derp.transport.tls_client import TlsTrust, start_tls
+from derp.transport.tls_client import TlsFacts, TlsTrust, start_tls
 from derp.transport.websocket import open_websocket
 
 DEFAULT_PATH: Final = "/derp"
@@ -166,6 +166,35 @@ async def dial_relay(
                 raise ConnectError(f"{address.label()}: {dialled}; then {error}") from error
 
 
+async def open_relay_stream(
+    address: RelayAddress, options: DialOptions, tcp_seconds: float | None = None
+) -> tuple[trio.abc.Stream, TlsFacts]:
+    """TCP, perhaps through a proxy, and TLS if the relay has it: ready for HTTP.  The caller sets the deadline.
+
+    Without TLS the facts are empty.  `tcp_seconds` bounds TCP alone.
+    """
+    host = options.dial_host or address.host
+    # Within a cancelled scope the deadline lies infinitely far back.
+    remaining = max(trio.current_effective_deadline() - trio.current_time(), 0)
+    proxy = options.proxy
+    if proxy is None and options.environment is not None:
+        proxy = proxy_from_environment(address.is_tls, host, address.port, options.environment)
+    stream: trio.abc.Stream
+    if proxy is not None:
+        # Not held to the time for TCP: a proxy needs its own, and there is no other way to the next node either.
+        stream = await dial_through(
+            proxy, host, address.port, timeout_seconds=remaining, prefer_ipv6=options.prefer_ipv6
+        )
+    else:
+        target = TcpTarget(host, address.port, ipv4=address.ipv4, ipv6=address.ipv6)
+        seconds = min(tcp_seconds or remaining, remaining)
+        stream = await dial_tcp(target, timeout_seconds=seconds, prefer_ipv6=options.prefer_ipv6)
+    if not address.is_tls:
+        return stream, TlsFacts("")
+    trust = TlsTrust(address.host, address.cert_name, address.insecure_for_tests, options.context)
+    return await start_tls(stream, trust, address.label())
+
+
 def refusal_of(response: Response) -> Answer:
     """What an HTTP answer to `Upgrade: DERP` means, with what its body tells a human."""
     answer = judge_derp_answer(response.status, response.headers)
@@ -175,9 +204,10 @@ def refusal_of(response: Response) -> Answer:
 
 async def _dial_derp(address: RelayAddress, options: DialOptions, tcp_seconds: float | None) -> Dialled | str:
     """A stream, or the reason why a websocket should be tried."""
-    stream, tls_version, alpn, server_key = await _open_stream(address, options, tcp_seconds)
+    stream, facts = await open_relay_stream(address, options, tcp_seconds)
+    server_key = facts.server_key
     try:
-        if alpn == "h2":
+        if facts.alpn == "h2":
             await trio.aclose_forcefully(stream)
             return "the other side chose HTTP/2, which has no Upgrade"
         http = ClientHttp(max_body_bytes=_MAX_PAGE_BYTES, head_only=True)
@@ -196,13 +226,13 @@ async def _dial_derp(address: RelayAddress, options: DialOptions, tcp_seconds: f
                 unsent=request,
                 server_key=server_key,
                 http=http,
-                tls_version=tls_version,
+                tls_version=facts.version,
             )
         with mapped_errors(f"upgrade at {address.label()}", connecting=True):
             response = await exchange(stream, http, request)
         answer = refusal_of(response)
         if answer.kind is AnswerKind.UPGRADED:
-            return Dialled(address, stream, Carrier.DERP, received=http.trailing_data(), tls_version=tls_version)
+            return Dialled(address, stream, Carrier.DERP, received=http.trailing_data(), tls_version=facts.version)
         await trio.aclose_forcefully(stream)
         if answer.kind is AnswerKind.TRY_WEBSOCKET:
             return answer.reason
@@ -215,7 +245,7 @@ async def _dial_derp(address: RelayAddress, options: DialOptions, tcp_seconds: f
 async def _dial_websocket(
     address: RelayAddress, options: DialOptions, tcp_seconds: float | None, reason: str
 ) -> Dialled:
-    stream, tls_version, _, _ = await _open_stream(address, options, tcp_seconds)
+    stream, facts = await open_relay_stream(address, options, tcp_seconds)
     try:
         websocket = await open_websocket(
             stream,
@@ -227,34 +257,7 @@ async def _dial_websocket(
     except BaseException:
         await trio.aclose_forcefully(stream)
         raise
-    return Dialled(address, websocket, Carrier.WEBSOCKET, tls_version=tls_version, websocket_reason=reason)
-
-
-async def _open_stream(
-    address: RelayAddress, options: DialOptions, tcp_seconds: float | None
-) -> tuple[trio.abc.Stream, str, str | None, bytes | None]:
-    """Up to TLS: (stream, TLS version, ALPN, relay key from the meta certificate)."""
-    host = options.dial_host or address.host
-    # Within a cancelled scope the deadline lies infinitely far back.
-    remaining = max(trio.current_effective_deadline() - trio.current_time(), 0)
-    proxy = options.proxy
-    if proxy is None and options.environment is not None:
-        proxy = proxy_from_environment(address.is_tls, host, address.port, options.environment)
-    stream: trio.abc.Stream
-    if proxy is not None:
-        # Not held to the time for TCP: a proxy needs its own, and there is no other way to the next node either.
-        stream = await dial_through(
-            proxy, host, address.port, timeout_seconds=remaining, prefer_ipv6=options.prefer_ipv6
-        )
-    else:
-        target = TcpTarget(host, address.port, ipv4=address.ipv4, ipv6=address.ipv6)
-        seconds = min(tcp_seconds or remaining, remaining)
-        stream = await dial_tcp(target, timeout_seconds=seconds, prefer_ipv6=options.prefer_ipv6)
-    if not address.is_tls:
-        return stream, "", None, None
-    trust = TlsTrust(address.host, address.cert_name, address.insecure_for_tests, options.context)
-    tls, facts = await start_tls(stream, trust, address.label())
-    return tls, facts.version, facts.alpn, facts.server_key
+    return Dialled(address, websocket, Carrier.WEBSOCKET, tls_version=facts.version, websocket_reason=reason)
 
 
 def _said(response: Response) -> str:

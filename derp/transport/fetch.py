@@ -1,4 +1,4 @@
-"""Small HTTP calls to other services: the control plane's admission check.  Layer L2; derp's only file on httpx."""
+"""Small HTTP calls to other services: admission checks, maps.  Layer L2; derp's only file on httpx."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -38,9 +38,16 @@ class HttpCaller:
 
     async def post(self, url: str, body: bytes, max_bytes: int) -> Fetched:
         """POST `body` without a content type, as genuine relays do.  Raises ConnectError, TransportTimeout."""
+        return await self._call("POST", url, body, max_bytes)
+
+    async def get(self, url: str, max_bytes: int) -> Fetched:
+        """GET.  Raises ConnectError, TransportTimeout."""
+        return await self._call("GET", url, None, max_bytes)
+
+    async def _call(self, method: str, url: str, body: bytes | None, max_bytes: int) -> Fetched:
         try:
             with trio.fail_after(self._timeout_seconds):
-                async with self._client.stream("POST", url, content=body) as response:
+                async with self._client.stream(method, url, content=body) as response:
                     received = b""
                     async for chunk in response.aiter_bytes():
                         received += chunk
@@ -49,5 +56,7 @@ class HttpCaller:
                     return Fetched(response.status_code, received[:max_bytes])
         except (trio.TooSlowError, httpx.TimeoutException) as error:
             raise TransportTimeout(f"{url} did not answer within {self._timeout_seconds:g} s") from error
+        except httpx.InvalidURL as error:
+            raise ConnectError(f"{url} is no URL: {error}") from error
         except httpx.HTTPError as error:
             raise ConnectError(f"{url} cannot be reached: {error or type(error).__name__}") from error

@@ -10,7 +10,7 @@ import hashlib
 import hmac
 import ssl
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
 from ipaddress import ip_address
@@ -63,11 +63,34 @@ class TlsTrust:
 
 @dataclass(frozen=True, slots=True)
 class TlsFacts:
-    """What the handshake settled.  server_key: the relay's key from a meta certificate, or None."""
+    """What the handshake settled.  server_key: the relay's key from a meta certificate, or None.
+
+    chain: the peer's certificates as DER, leaf first; the leaf alone where this Python cannot tell more.
+    """
 
     version: str
     alpn: str | None = None
     server_key: bytes | None = None
+    chain: tuple[bytes, ...] = field(default=(), repr=False, compare=False)
+
+    def expires_at(self) -> float | None:
+        """Unix time at which the first certificate of the chain expires; None without one.
+
+        Meta certificates do not count: relays make a new one at each start, and clients do not look at its dates.
+        """
+        ends = []
+        for der in self.chain[:_MAX_CHAIN]:
+            if _serial_and_common_name(der)[1].startswith(META_COMMON_NAME_PREFIX):
+                continue
+            try:
+                ends.append(x509.load_der_x509_certificate(der).not_valid_after_utc.timestamp())
+            except ValueError:
+                continue  # the handshake took it, so it is no part of what was verified
+        return min(ends, default=None)
+
+    def leaf_pin(self) -> str:
+        """What CertName must be to accept this leaf and no other; empty without TLS."""
+        return f"{PIN_PREFIX}{hashlib.sha256(self.chain[0]).hexdigest()}" if self.chain else ""
 
 
 async def start_tls(stream: trio.abc.Stream, trust: TlsTrust, label: str) -> tuple[TlsStream, TlsFacts]:
@@ -86,7 +109,7 @@ async def start_tls(stream: trio.abc.Stream, trust: TlsTrust, label: str) -> tup
         version = tls.version() or ""
         # Before 1.3 certificates travel in the clear, where a middlebox may have looked and meddled.
         server_key = find_meta_key(chain) if version == "TLSv1.3" else None
-        return tls, TlsFacts(version, tls.selected_alpn_protocol(), server_key)
+        return tls, TlsFacts(version, tls.selected_alpn_protocol(), server_key, tuple(chain))
     except BaseException:
         await trio.aclose_forcefully(stream)
         raise
