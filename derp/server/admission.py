@@ -5,11 +5,15 @@ Called by server/session.py for each handshake.
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from derp.config import RelayConfig
 from derp.keys import MeshKey
 from derp.protocol.messages import ClientInfo
+
+# Nonces of mesh peers' logins that are remembered.  Only who has the mesh key can add one, and a region of ten nodes
+# that all reconnect every minute takes two days to fill this megabyte.
+_MAX_LOGINS: Final = 10_000
 
 
 class Verifier(Protocol):
@@ -32,6 +36,20 @@ class Admission:
         self._allow = config.allow_keys
         self._deny = config.deny_keys
         self._verifier = verifier
+        self._logins: dict[bytes, None] = {}
+
+    def is_replayed(self, nonce: bytes) -> bool:
+        """Whether a mesh peer's ClientInfo with this nonce was seen before.
+
+        The frame proves the mesh key and holds nothing of ours that is fresh: on a link without TLS a listener could
+        send it again, and then forward packets in anybody's name.  Honest relays draw a new nonce for each login.
+        """
+        if nonce in self._logins:
+            return True
+        if len(self._logins) >= _MAX_LOGINS:
+            del self._logins[next(iter(self._logins))]
+        self._logins[nonce] = None
+        return False
 
     def is_mesh_peer(self, info: ClientInfo) -> bool:
         """Whether the client proved to be a relay of our region; the comparison takes constant time."""

@@ -17,6 +17,7 @@ from derp.keys import NodePrivate, short_key
 from derp.protocol.frames import (
     HEADER,
     HEADER_BYTES,
+    KEY_BYTES,
     MAX_CLIENT_INFO_BYTES,
     MAX_SEND_BYTES,
     MAX_UNKNOWN_BYTES,
@@ -243,9 +244,12 @@ class Greeting:
             return end
         rest = end - (len(held) - stop)
         plane = self._plane
-        opened = self._opened = open_client_info(plane.private, bytes(held[HEADER_BYTES:stop]))
+        payload = bytes(held[HEADER_BYTES:stop])
+        opened = self._opened = open_client_info(plane.private, payload)
         self._held = bytearray()
         if plane.admission.is_mesh_peer(opened.info):
+            if plane.admission.is_replayed(payload[KEY_BYTES : KEY_BYTES + NONCE_BYTES]):
+                raise LinkEnded(CloseReason.NOT_ADMITTED, f"{short_key(opened.key)}: a mesh peer's login, replayed")
             self._admit(is_mesh_peer=True)
         else:
             verdict = plane.admission.decide(opened.key, self._link.address[0])

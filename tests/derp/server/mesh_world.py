@@ -149,6 +149,16 @@ class Impostor:
         """Any bytes."""
         await self.stream.send_all(data)
 
+    async def write_until_closed(self, data: bytes, again: bool = False) -> None:
+        """Write this, or this again and again without ever reading, until the relay has hung up."""
+        try:
+            await self.write(data)
+            while again:
+                await self.write(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return
+        await self.wait_closed()
+
     async def receive(self) -> Message:
         with trio.fail_after(PATIENCE_SECONDS):
             while not self.inbox:
