@@ -52,11 +52,6 @@ class CloseReason(enum.Enum):
     INTERNAL_ERROR = "internal_error"  # a defect of ours; the log has it
 
 
-def is_disco(packet: bytes | bytearray | memoryview) -> bool:
-    """Whether a packet looks like a disco message, as every relay of the field guesses it."""
-    return len(packet) >= DISCO_MIN_BYTES and packet[:6] == DISCO_MAGIC
-
-
 class Counters:
     """The relay's totals since it started.  One object per router; only the router and the drivers add to it."""
 

@@ -13,31 +13,39 @@ class KeepAliveWheel:
     def __init__(self, period_seconds: float, jitter_seconds: float, now: float) -> None:
         self._period = period_seconds
         self._jitter = jitter_seconds
-        # one slot more than the longest wait, so that "due now" and "due a full turn later" differ
-        self._slots: list[list[tuple[Client, float]]] = [[] for _ in range(int(period_seconds + jitter_seconds) + 2)]
+        # (client, its period, when it is due); one slot more than the longest wait, so few are passed over
+        self._slots: list[list[tuple[Client, float, float]]] = [
+            [] for _ in range(int(period_seconds + jitter_seconds) + 2)
+        ]
         self._served = int(now)
 
     def add(self, client: Client, now: float, fraction: float) -> None:
         """Start serving a client; `fraction`, 0 to 1, places it within the jitter."""
-        self._place(client, self._period + fraction * self._jitter, now)
+        wait = self._period + fraction * self._jitter
+        self._place(client, wait, now + wait)
 
-    def _place(self, client: Client, wait: float, now: float) -> None:
+    def _place(self, client: Client, wait: float, at: float) -> None:
         # at least one second ahead: the slot of the present may have been served already
-        slot = max(int(now + wait), self._served + 1)
-        self._slots[slot % len(self._slots)].append((client, wait))
+        at = max(at, self._served + 1.0)
+        self._slots[int(at) % len(self._slots)].append((client, wait, at))
 
     def due(self, now: float) -> list[Client]:
-        """Clients whose time has come, each to be sent a keep-alive.  Those that left are forgotten here."""
+        """Clients whose time has come, each once, to be sent a keep-alive.  Those that left are forgotten here."""
         due: list[Client] = []
-        while self._served < int(now):
-            self._served += 1
-            index = self._served % len(self._slots)
+        second = int(now)
+        # The clock may have jumped by more than a turn (a suspended machine): one turn finds everybody.
+        first = max(self._served + 1, second - len(self._slots) + 1)
+        self._served = max(self._served, second)
+        for number in range(first, second + 1):
+            index = number % len(self._slots)
             slot, self._slots[index] = self._slots[index], []
-            for client, wait in slot:
-                if client.member is not None:
-                    due.append(client)
-                    self._place(client, wait, self._served)
-            if int(now) - self._served > len(self._slots):
-                # The clock jumped by more than a turn (a suspended machine): one round of keep-alives is enough.
-                self._served = int(now) - len(self._slots)
+            for client, wait, at in slot:
+                if client.member is None:
+                    continue
+                if at >= second + 1:  # placed there a moment ago, for the turn to come
+                    self._slots[index].append((client, wait, at))
+                    continue
+                due.append(client)
+                # By its own plan, whatever the ticks are like, unless that has passed.
+                self._place(client, wait, at + wait if at + wait > now else now + wait)
         return due
