@@ -3,7 +3,7 @@
 import base64
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from subprocess import PIPE
 
@@ -36,7 +36,8 @@ class Channel:
     async def flush(self) -> None:
         while self.connection.has_output:
             for piece in self.connection.data_to_send():
-                await self.stream.send_all(piece)
+                with suppress(trio.BrokenResourceError):  # told by the next receive
+                    await self.stream.send_all(piece)
 
     async def event(self, call_id: int) -> tuple[ConnectionEvent, object]:
         """The next event of a call; those of others wait their turn."""
@@ -47,7 +48,10 @@ class Channel:
                         del self.others[index]
                         return kind, value
                 await self.flush()
-                data = b"" if self.closed else await self.stream.receive_some(65536)
+                data = b""
+                if not self.closed:
+                    with suppress(trio.BrokenResourceError):  # a server that closes with bytes unread resets
+                        data = await self.stream.receive_some(65536)
                 self.closed = not data
                 self.others += self.connection.receive_data(data) if data else self.connection.receive_eof()
                 await self.flush()

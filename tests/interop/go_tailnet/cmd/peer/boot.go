@@ -11,7 +11,6 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
-	"storj.io/drpc"
 
 	"tailnetpeers/channel"
 	"tailnetpeers/proto/agentpb"
@@ -153,7 +152,7 @@ func (b *booting) monitoring() error {
 }
 
 func (b *booting) coordinate(extra json.RawMessage) error {
-	stream, err := b.client.NewStream(context.Background(), tailnetService+"Coordinate", encoding{})
+	stream, err := newStream(b.client, tailnetService+"Coordinate")
 	if err != nil {
 		return err
 	}
@@ -170,7 +169,7 @@ func (b *booting) coordinate(extra json.RawMessage) error {
 }
 
 func (b *booting) derpMaps() error {
-	stream, err := b.client.NewStream(context.Background(), tailnetService+"StreamDERPMaps", encoding{})
+	stream, err := newStream(b.client, tailnetService+"StreamDERPMaps")
 	if err != nil {
 		return err
 	}
@@ -207,7 +206,7 @@ func (b *booting) stats() error {
 	return nil
 }
 
-func (b *booting) keep(name string, stream drpc.Stream, makeResponse func() proto.Message) {
+func (b *booting) keep(name string, stream *openedStream, makeResponse func() proto.Message) {
 	b.peer.mu.Lock()
 	b.peer.streams[name] = stream
 	b.peer.mu.Unlock()
@@ -276,7 +275,7 @@ func shutdown(ctx context.Context, p *peer, _ json.RawMessage) (fields, error) {
 		return nil, err
 	}
 	request := &pb.CoordinateRequest{Disconnect: &pb.CoordinateRequest_Disconnect{}}
-	if err := stream.MsgSend(request, encoding{}); err != nil {
+	if _, err := sent(stream, stream.MsgSend(request, encoding{})); err != nil {
 		return nil, err
 	}
 	return nil, report(agentpb.Lifecycle_OFF)

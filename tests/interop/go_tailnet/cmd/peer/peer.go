@@ -29,14 +29,31 @@ type peer struct {
 	mu      sync.Mutex
 	socket  *channel.Socket
 	client  *channel.Client
-	streams map[string]drpc.Stream
+	streams map[string]*openedStream
 	relay   *relayLink
 	legacy  io.ReadWriteCloser
 	access  string // the URL dialled, which is where the embedded relay is too
 }
 
+// openedStream can be given up as callers do: by cancelling the context of the call.
+type openedStream struct {
+	drpc.Stream
+	cancel context.CancelFunc
+}
+
+// newStream starts a streaming RPC that lasts beyond the operation that asked for it.
+func newStream(client *channel.Client, rpc string) (*openedStream, error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	stream, err := client.NewStream(ctx, rpc, encoding{})
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	return &openedStream{stream, cancel}, nil
+}
+
 func newPeer(name string) *peer {
-	return &peer{name: name, node: key.NewNode(), disco: key.NewDisco(), streams: map[string]drpc.Stream{}}
+	return &peer{name: name, node: key.NewNode(), disco: key.NewDisco(), streams: map[string]*openedStream{}}
 }
 
 func (p *peer) event(kind string, more fields) {

@@ -123,7 +123,7 @@ func openStream(_ context.Context, p *peer, raw json.RawMessage) (fields, error)
 	if err != nil {
 		return nil, err
 	}
-	stream, err := client.NewStream(context.Background(), arguments.RPC, encoding{})
+	stream, err := newStream(client, arguments.RPC)
 	if err != nil {
 		return nil, err
 	}
@@ -189,7 +189,7 @@ func problems(response *pb.CoordinateResponse) []string {
 	return found
 }
 
-func (p *peer) stream(name string) (drpc.Stream, error) {
+func (p *peer) stream(name string) (*openedStream, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	stream := p.streams[name]
@@ -237,7 +237,7 @@ func closeSend(_ context.Context, p *peer, raw json.RawMessage) (fields, error) 
 	return nil, stream.CloseSend()
 }
 
-// closeStream is what cancelling the call's context does: the yamux stream ends without a word of dRPC's.
+// closeStream cancels the call's context: the yamux stream ends abruptly.
 func closeStream(_ context.Context, p *peer, raw json.RawMessage) (fields, error) {
 	arguments, err := parse[rpcArguments](raw)
 	if err != nil {
@@ -247,7 +247,8 @@ func closeStream(_ context.Context, p *peer, raw json.RawMessage) (fields, error
 	if err != nil {
 		return nil, err
 	}
-	return nil, stream.Close()
+	stream.cancel()
+	return nil, nil
 }
 
 // ownNode is this peer's node as its network stack would describe it; extra protojson fields are laid over it.
