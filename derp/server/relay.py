@@ -158,7 +158,10 @@ class Relay:
             if now - since > _HANG_UP_SECONDS:
                 self.reactor.close(link, CloseReason.DRAINED)
         self.reactor.flush()
-        ready = (client for client in tuple(self.router.clients.values()) if client.member and client.queue is None)
+        clients = tuple(self.router.clients.values())
+        # Other relays last: what they forward is for clients that are still here.
+        turn = [client for client in clients if not client.is_mesh_peer] or clients
+        ready = (client for client in turn if client.member and client.queue is None)
         for client in islice(ready, count):
             link = client.link
             session, link.session = link.session, LeavingSession(link, self._leaving)

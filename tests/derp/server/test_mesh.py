@@ -377,3 +377,16 @@ async def test_what_a_slow_relay_could_not_take_reaches_it_later_in_order() -> N
 
 async def knows_not_key(caller: Caller, node: Node, key: bytes) -> None:
     await until(caller, lambda: key not in node.router.routes)
+
+
+async def test_a_relay_that_drains_stays_in_the_mesh_until_its_clients_have_left() -> None:
+    async with open_region(2) as (alpha, beta):
+        at_beta = await beta.call()
+        await until(at_beta, lambda: beta.key in alpha.router.routes)  # beta came before a and b
+        a, b = await alpha.call(), await alpha.call()
+        await knows(at_beta, beta, a, b)
+        alpha.server.relay.close_clients(1)
+        await a.wait_closed()
+        assert not beta.mesh.sessions[alpha.peer].ended_event.is_set()
+        await at_beta.send(b.key, b"on its way out")
+        assert await b.receive() == RecvPacket(at_beta.key, b"on its way out")
