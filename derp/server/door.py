@@ -25,6 +25,9 @@ _log = logging.getLogger("derp.server")
 # The genuine relay refuses messages above 32 KiB; its fork for control planes takes any.  One packet and its frame
 # head must fit one message of a client that never splits.
 MAX_WEBSOCKET_MESSAGE_BYTES: Final = 128 * 1024
+# Requests of one connection in one receive.  Nobody pipelines; 256 KiB of small requests would keep everybody else
+# waiting for a second, this many for some 3 ms.
+_MAX_PIPELINED: Final = 32
 _TEXT: Final = ("Content-Type", "text/plain; charset=utf-8")
 
 TakeOver = Callable[[Link, Request, bytes, ServerHttp], bool]
@@ -82,7 +85,11 @@ class Door:
             self._received += raw
         try:
             request = self._http.receive_data(raw)
+            served = 0
             while request is not None:
+                served += 1
+                if served > _MAX_PIPELINED:
+                    raise LinkEnded(CloseReason.FLOOD, f"more than {_MAX_PIPELINED} requests at once")
                 if self._serve(request):
                     return self._upgraded(at, end)
                 if self._link.session is not self:

@@ -16,7 +16,7 @@ from derp.client.dial import DialOptions
 from derp.config import RelayConfig, TlsConfig
 from derp.keys import MeshKey, NodePrivate
 from derp.protocol.connection import ClientConnection
-from derp.protocol.messages import KeepAlive, Message, RecvPacket, ServerInfo
+from derp.protocol.messages import KeepAlive, Message, Pong, RecvPacket, ServerInfo
 from derp.relay.counters import CloseReason
 from derp.server.server import RelayServer, serve_relay
 
@@ -103,8 +103,6 @@ class Caller:
 
     async def ping(self) -> None:
         """A round trip: whatever this caller wrote before has been served when it returns."""
-        from derp.protocol.messages import Pong
-
         payload = os.urandom(8)
         self.core.send_ping(payload)
         await self.flush()
@@ -122,11 +120,11 @@ class Caller:
 
 async def drained(stream: Any) -> bytes:
     """Everything until the end of a stream, also if the other side resets it."""
-    received = b""
+    received: list[bytes] = []
     with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError, OSError):
         while data := await stream.receive_some(65536):
-            received += data
-    return received
+            received.append(data)
+    return b"".join(received)
 
 
 async def call(

@@ -1,0 +1,211 @@
+"""Router, plane and reactor on real sockets in virtual time, without HTTP: links begin with the DERP handshake.
+
+`serve` serves what is ready, synchronously; a peer that does not `read` is a slow reader.
+"""
+
+import itertools
+import os
+from collections.abc import Callable, Sequence
+from typing import cast
+
+from derp.keys import MeshKey, NodePrivate
+from derp.metrics import routed_totals
+from derp.protocol.connection import ClientConnection
+from derp.protocol.messages import Message, PlainMessage, RecvPacket, SendPacket, ServerInfo, encode
+from derp.protocol.states import ClientState
+from derp.protocol.websocket import WebSocketDecoder
+from derp.relay.clients import Client
+from derp.relay.counters import CloseReason
+from derp.relay.router import Router
+from derp.server.admission import Admission
+from derp.server.session import Greeting, Plane
+from derp.transport.links import RECEIVE_BYTES, Link, TlsLink
+from derp.transport.reactor import Reactor
+from tests.derp.server.world import relay_config
+from tests.support.wires import PlainWire, TlsWire, WebSocketWire, Wire, socket_pair, tcp_pair, tls_contexts
+
+MESH_KEY = MeshKey(b"m" * 32)
+KINDS = ("plain", "tls", "websocket", "websocket over tls")
+
+
+class SlowVerifier:
+    """Somebody else decides, when the test says so."""
+
+    def __init__(self) -> None:
+        self.questions: list[tuple[bytes, str, Callable[[bool], None]]] = []
+
+    def cached(self, key: bytes, address: str) -> bool | None:
+        return None
+
+    def ask(self, key: bytes, address: str, answer: Callable[[bool], None]) -> None:
+        self.questions.append((key, address, answer))
+
+
+class Peer:
+    """A client of the rig.  `core` is its connection, `near` the relay's link."""
+
+    def __init__(self, rig: "Rig", near: Link, wire: Wire, plain: PlainWire, core: ClientConnection) -> None:
+        self.rig = rig
+        self.near = near
+        self.wire = wire
+        self.plain = plain
+        self.core = core
+
+    @property
+    def key(self) -> bytes:
+        return self.core.private.public().raw
+
+    @property
+    def client(self) -> Client:
+        """What the relay has of it."""
+        return next(client for client in self.rig.router.clients.values() if client.link is self.near)
+
+    def write(self, data: bytes) -> None:
+        """Any bytes, as far as the kernel takes them now; `rig.serve` moves on."""
+        self.wire.write(data)
+
+    def send(self, *messages: PlainMessage) -> None:
+        self.write(b"".join(map(encode, messages)))
+
+    def send_packets(self, to: "Peer", *packets: bytes) -> None:
+        self.send(*(SendPacket(to.key, packet) for packet in packets))
+
+    def read(self) -> Sequence[Message]:
+        """Everything that has arrived, as messages."""
+        messages = self.core.receive_data(self.wire.read())
+        self.wire.write(b"".join(self.core.data_to_send()))
+        return messages
+
+    def read_packets(self) -> list[bytes]:
+        """The same, for who gets nothing but packets."""
+        messages = self.read()
+        assert all(isinstance(message, RecvPacket) for message in messages), messages
+        return [message.packet for message in cast(Sequence[RecvPacket], messages)]
+
+    @property
+    def ended(self) -> bool:
+        """Whether the relay closed the connection, as far as was read."""
+        return self.wire.ended
+
+
+class Rig:
+    """One relay without a door.  Close it with `end`."""
+
+    def __init__(
+        self,
+        *,
+        queue_depth: int = 512,
+        queue_bytes: int = 2 * 1024 * 1024,
+        verifier: SlowVerifier | None = None,
+        deny_keys: frozenset[bytes] = frozenset(),
+    ) -> None:
+        self.time = 1000.0
+        self.private = NodePrivate(b"R" * 32)
+        self.reactor = Reactor(clock=lambda: self.time)
+        self.router = Router(self.private.public().raw, queue_depth=queue_depth, queue_bytes=queue_bytes)
+        config = relay_config(private_key=self.private, mesh_key=MESH_KEY, deny_keys=deny_keys)
+        self.plane = Plane(
+            self.router, self.reactor, self.private, Admission(config, verifier), random_bytes=os.urandom
+        )
+        self.peers: list[Peer] = []
+        self._numbers = itertools.count(1)
+
+    def open(
+        self,
+        kind: str = "plain",
+        *,
+        private: NodePrivate | None = None,
+        buffer_bytes: int | None = None,
+        tcp: bool = False,
+        mesh_key: MeshKey | None = None,
+        is_ideal: bool = True,
+    ) -> Peer:
+        """A connection right after its upgrade; ServerKey is on its way."""
+        near, far = tcp_pair(buffer_bytes) if tcp else socket_pair(buffer_bytes)
+        number = next(self._numbers)
+        plain = PlainWire(far)
+        wire: Wire = plain
+        address = ("127.0.0.1", 40_000 + number)
+        if "tls" in kind:
+            server, client = tls_contexts()
+            link: Link = TlsLink(near, address, server)
+            wire = TlsWire(plain, client)
+            _shake_hands(link, wire)
+        else:
+            link = Link(near, address)
+        if "websocket" in kind:
+            wire = WebSocketWire(wire)
+            link.codec = WebSocketDecoder(True, 128 * 1024)
+        private = private or NodePrivate(number.to_bytes(32, "big"))
+        core = ClientConnection(private, random_bytes=os.urandom, mesh_key=mesh_key)
+        link.session = Greeting(self.plane, link, is_ideal=is_ideal)
+        self.plane.greeted[link] = self.time
+        link.push(self.plane.greeting)
+        self.reactor.add(link)
+        peer = Peer(self, link, wire, plain, core)
+        self.peers.append(peer)
+        return peer
+
+    def connect(
+        self,
+        kind: str = "plain",
+        *,
+        private: NodePrivate | None = None,
+        buffer_bytes: int | None = None,
+        tcp: bool = False,
+        mesh_key: MeshKey | None = None,
+        is_ideal: bool = True,
+    ) -> Peer:
+        """The same, logged in."""
+        peer = self.open(
+            kind, private=private, buffer_bytes=buffer_bytes, tcp=tcp, mesh_key=mesh_key, is_ideal=is_ideal
+        )
+        assert peer.read() == []
+        self.serve()
+        assert [type(message) for message in peer.read()] == [ServerInfo]
+        assert peer.core.state is ClientState.OPEN
+        return peer
+
+    def serve(self) -> None:
+        """Until nothing is ready; peers hand on what the kernel had not taken."""
+        for _ in range(10_000):
+            waiting = [peer for peer in self.peers if not peer.ended and not peer.wire.flush()]
+            if not self.reactor.serve_ready() and not waiting:
+                return
+        raise AssertionError("the reactor is busy with nothing")
+
+    def serve_reading(self, *readers: Peer) -> dict[Peer, list[Message]]:
+        """The same, while these peers read, until they have everything."""
+        got: dict[Peer, list[Message]] = {peer: [] for peer in readers}
+        while True:
+            before = sum(peer.plain.received_bytes for peer in readers)
+            self.serve()
+            for peer in readers:
+                got[peer] += peer.read()
+            still_blocked = self.reactor.blocked & {peer.near for peer in readers}
+            if before == sum(peer.plain.received_bytes for peer in readers) and not still_blocked:
+                return got
+
+    def closed(self) -> dict[CloseReason, int]:
+        """The counted reasons that are not zero."""
+        return {reason: count for reason, count in self.plane.closed_count.items() if count}
+
+    def totals(self) -> tuple[int, int]:
+        """Packets and bytes that left for clients, by the relay's own counts."""
+        queues = [client.queue for client in self.router.clients.values() if client.queue is not None]
+        held = sum(queue.packets for queue in queues)
+        return routed_totals(self.router, held, sum(queue.packet_bytes for queue in queues))
+
+    def end(self) -> None:
+        for link in tuple(self.reactor.links.values()):
+            self.reactor.close(link, CloseReason.STOPPED)
+        for peer in self.peers:
+            peer.wire.close()
+
+
+def _shake_hands(link: Link, wire: Wire) -> None:
+    assert isinstance(link, TlsLink)
+    view, scratch = memoryview(bytearray(RECEIVE_BYTES + 32_768)), memoryview(bytearray(RECEIVE_BYTES))
+    while not link.is_open:
+        assert link.receive(view, 0, scratch, scratch) == 0
+        assert wire.read() == b""

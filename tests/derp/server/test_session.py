@@ -1,0 +1,554 @@
+"""Logging in and a client's frames, on real sockets: whole, in pieces, wrong, hostile; bystanders' packets go on."""
+
+import socket
+import struct
+from collections.abc import Callable, Iterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from derp.config import RateConfig
+from derp.keys import MeshKey, NodePrivate
+from derp.protocol.frames import (
+    HEADER,
+    MAX_CLIENT_INFO_BYTES,
+    MAX_SEND_BYTES,
+    MAX_UNKNOWN_BYTES,
+    FrameType,
+    encode_frame,
+)
+from derp.protocol.handshake import seal_client_info
+from derp.protocol.messages import (
+    ClientInfo,
+    ClosePeer,
+    ForwardPacket,
+    NotePreferred,
+    PeerGone,
+    PeerPresent,
+    Ping,
+    Pong,
+    RecvPacket,
+    SendPacket,
+    ServerInfo,
+    WatchConns,
+    encode,
+)
+from derp.relay.counters import CloseReason, DropReason
+from tests.derp.server.rig import KINDS, MESH_KEY, Peer, Rig, SlowVerifier
+
+MAX_PER_KEY = 64
+Open = Callable[..., Rig]
+
+
+@pytest.fixture
+def open_rig() -> Iterator[Open]:
+    rigs: list[Rig] = []
+
+    def open_one(**settings: object) -> Rig:
+        rigs.append(Rig(**settings))  # type: ignore[arg-type]  # each test names its own
+        return rigs[-1]
+
+    yield open_one
+    for rig in rigs:
+        rig.end()
+
+
+@pytest.fixture
+def rig(open_rig: Open) -> Rig:
+    return open_rig()
+
+
+class Bystanders:
+    """Two clients whose packets must go on, whatever happens to others."""
+
+    def __init__(self, rig: Rig) -> None:
+        self.rig = rig
+        self.a, self.b = rig.connect(), rig.connect("websocket")
+        self.count = 0
+
+    def check(self) -> None:
+        self.count += 1
+        for sender, receiver in ((self.a, self.b), (self.b, self.a)):
+            sender.send_packets(receiver, b"packet %d" % self.count)
+        self.rig.serve()
+        for receiver, sender in ((self.a, self.b), (self.b, self.a)):
+            assert receiver.read() == [RecvPacket(sender.key, b"packet %d" % self.count)]
+
+
+def client_info(rig: Rig, private: NodePrivate, **said: object) -> bytes:
+    info = ClientInfo(**said)  # type: ignore[arg-type]  # each test names its own
+    return seal_client_info(private, rig.private.public().raw, info, b"n" * 24)
+
+
+# --- logging in
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_client_comes_in_and_packets_flow(rig: Rig, kind: str) -> None:
+    a, b = rig.connect(kind, is_ideal=False), rig.connect()
+    assert (a.core.server_key, len(rig.plane.greeted)) == (rig.router.own_key, 0)
+    assert (a.client.address, a.client.port, a.client.is_ideal) == ("127.0.0.1", 40_001, False)
+    a.send_packets(b, b"hello", b"")
+    b.send_packets(a, b"world")
+    rig.serve()
+    assert b.read() == [RecvPacket(a.key, b"hello"), RecvPacket(a.key, b"")]
+    assert a.read() == [RecvPacket(b.key, b"world")]
+    a.wire.close()
+    rig.serve()
+    assert b.read() == [PeerGone(a.key, 0)]
+    assert rig.closed() == {CloseReason.CLOSED_BY_PEER: 1}
+
+
+def test_what_a_client_says_of_itself_is_kept(rig: Rig) -> None:
+    private = NodePrivate(b"x" * 32)
+    peer = rig.open(private=private)
+    peer.read()
+    other = rig.open()
+    other.write(client_info(rig, private, is_prober=True, can_ack_pings=True, app_name="a" * 1000))
+    rig.serve()
+    (client,) = (client for client in rig.router.clients.values() if client.link is other.near)
+    assert (client.is_prober, client.can_ack_pings, client.app_name) == (True, True, "a" * 64)
+
+
+def test_a_login_in_single_bytes_with_packets_right_behind_it(rig: Rig) -> None:
+    bystanders = Bystanders(rig)
+    private = NodePrivate(b"x" * 32)
+    peer = rig.open(private=private)
+    stream = client_info(rig, private) + encode(SendPacket(bystanders.a.key, b"early")) + encode(Ping(b"12345678"))
+    for at in range(len(stream)):
+        peer.write(stream[at : at + 1])
+        rig.serve()
+        if at == len(stream) // 2:
+            bystanders.check()
+    assert peer.read() == [ServerInfo(), Pong(b"12345678")]
+    assert bystanders.a.read() == [RecvPacket(private.public().raw, b"early")]
+
+
+@settings(max_examples=30, deadline=None)
+@given(cuts=st.lists(st.integers(0, 600), max_size=5), count=st.integers(0, 5))
+def test_a_login_and_packets_cut_anywhere(cuts: list[int], count: int) -> None:
+    # Fast start: everything in one segment, or in any others.
+    rig = Rig()
+    receiver = rig.connect()
+    private = NodePrivate(b"x" * 32)
+    peer = rig.open(private=private)
+    stream = client_info(rig, private)
+    stream += b"".join(encode(SendPacket(receiver.key, bytes([number]))) for number in range(count))
+    edges = [0, *sorted(cuts), len(stream)]
+    for first, last in zip(edges, edges[1:], strict=False):
+        peer.write(stream[first:last])
+        rig.serve()
+    assert receiver.read_packets() == [bytes([number]) for number in range(count)]
+    assert peer.read() == [ServerInfo()]
+    rig.end()
+
+
+def wrong_logins() -> dict[str, bytes]:
+    rig = Rig()
+    private = NodePrivate(b"x" * 32)
+    good = client_info(rig, private)
+    flipped = bytearray(good)
+    flipped[-1] ^= 1
+    elsewhere = seal_client_info(private, NodePrivate(b"y" * 32).public().raw, ClientInfo(), b"n" * 24)
+    rig.end()
+    return {
+        "another frame": encode(Ping(b"12345678")),
+        "too long": HEADER.pack(FrameType.CLIENT_INFO, MAX_CLIENT_INFO_BYTES + 1),
+        "too short": encode_frame(FrameType.CLIENT_INFO, bytes(55)),
+        "nothing in the box": encode_frame(FrameType.CLIENT_INFO, bytes(56)),
+        "damaged": bytes(flipped),
+        "for another relay": elsewhere,
+        "a key of small order": encode_frame(FrameType.CLIENT_INFO, bytes(200)),
+        "HTTP": b"GET / HTTP/1.1\r\n\r\n",
+    }
+
+
+@pytest.mark.parametrize("name", wrong_logins())
+def test_a_wrong_login_ends_the_connection(rig: Rig, name: str) -> None:
+    bystanders = Bystanders(rig)
+    peer = rig.open()
+    peer.read()  # only now: what the core answers is not sent
+    peer.wire.close()
+    peer = rig.open()
+    peer.write(wrong_logins()[name])
+    rig.serve()
+    assert peer.plain.read()[:5] == b"\x01\x00\x00\x00\x28", "the greeting"
+    assert peer.ended
+    assert rig.closed()[CloseReason.PROTOCOL_ERROR] == 1
+    assert len(rig.router.clients) == 2
+    assert rig.plane.greeted == {}
+    bystanders.check()
+
+
+def test_a_login_that_is_announced_long_and_never_ends_waits_for_its_deadline(rig: Rig) -> None:
+    peer = rig.open()
+    peer.write(HEADER.pack(FrameType.CLIENT_INFO, MAX_CLIENT_INFO_BYTES) + bytes(MAX_CLIENT_INFO_BYTES - 1))
+    rig.serve()
+    assert list(rig.plane.greeted) == [peer.near]
+    assert rig.plane.greeted[peer.near] == 1000.0
+    rig.reactor.close(peer.near, CloseReason.HANDSHAKE_TIMEOUT)
+    assert (rig.plane.greeted, rig.closed()) == ({}, {CloseReason.HANDSHAKE_TIMEOUT: 1})
+
+
+@pytest.mark.parametrize(("mesh_key", "is_mesh_peer"), [(MESH_KEY, True), (MeshKey(b"x" * 32), False), (None, False)])
+def test_only_the_right_mesh_key_makes_a_mesh_peer(rig: Rig, mesh_key: MeshKey | None, is_mesh_peer: bool) -> None:
+    assert rig.connect(mesh_key=mesh_key).client.is_mesh_peer is is_mesh_peer
+
+
+# --- admission
+
+
+def test_a_denied_key_is_turned_away_without_a_word(open_rig: Open) -> None:
+    private = NodePrivate(b"x" * 32)
+    rig = open_rig(deny_keys=frozenset({private.public().raw}))
+    peer = rig.open(private=private)
+    peer.read()
+    rig.serve()
+    assert (peer.read(), peer.ended) == ([], True)
+    assert rig.closed() == {CloseReason.NOT_ADMITTED: 1}
+    # ... unless it proves to be a relay of ours.
+    assert rig.connect(private=private, mesh_key=MESH_KEY).client.is_mesh_peer
+
+
+@pytest.mark.parametrize("verdict", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_client_waits_for_the_verdict(open_rig: Open, kind: str, verdict: bool) -> None:
+    verifier = SlowVerifier()
+    rig = open_rig(verifier=verifier)
+    mesh = rig.connect(mesh_key=MESH_KEY)
+    private = NodePrivate(b"x" * 32)
+    peer = rig.open(kind, private=private)
+    early = encode(SendPacket(mesh.key, b"early")) + encode(SendPacket(mesh.key, b"in two parts"))
+    peer.write(client_info(rig, private) + early[:-5])
+    rig.serve()
+    peer.write(early[-5:] + encode(SendPacket(mesh.key, b"later")))
+    rig.serve()
+    ((key, address, answer),) = verifier.questions
+    assert (key, address) == (private.public().raw, "127.0.0.1")
+    assert peer.near in rig.plane.greeted, "or it would have no deadline"
+    assert (mesh.read(), len(rig.router.clients)) == ([], 1)
+    answer(verdict)
+    rig.serve()
+    if verdict:
+        assert mesh.read_packets() == [b"early", b"in two parts", b"later"]
+        assert peer.read() == [ServerInfo()]
+    else:
+        assert (mesh.read(), peer.read(), peer.ended) == ([], [], True)
+        assert rig.closed() == {CloseReason.NOT_ADMITTED: 1}
+    assert rig.plane.greeted == {}
+
+
+def test_packets_let_in_by_a_verdict_do_not_wait_for_the_next_batch(open_rig: Open) -> None:
+    verifier = SlowVerifier()
+    rig = open_rig(verifier=verifier)
+    mesh = rig.connect(mesh_key=MESH_KEY)
+    private = NodePrivate(b"x" * 32)
+    peer = rig.open(private=private)
+    peer.write(client_info(rig, private) + encode(SendPacket(mesh.key, b"early")))
+    rig.serve()
+    verifier.questions[0][2](True)
+    assert mesh.read_packets() == [b"early"]
+
+
+@pytest.mark.parametrize("verdict", [True, False])
+def test_a_verdict_about_somebody_who_left(open_rig: Open, verdict: bool) -> None:
+    verifier = SlowVerifier()
+    rig = open_rig(verifier=verifier)
+    private = NodePrivate(b"x" * 32)
+    for number in range(3):
+        peer = rig.open(private=private, tcp=True)
+        peer.write(client_info(rig, private))
+        rig.serve()
+        if number == 0:  # by our deadline
+            rig.reactor.close(peer.near, CloseReason.HANDSHAKE_TIMEOUT)
+        peer.plain.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        peer.wire.close()
+        if number == 1:  # the reactor saw that it left
+            rig.serve()
+        verifier.questions.pop()[2](verdict)  # in the third case nobody noticed yet
+        rig.serve()
+    assert (rig.router.clients, rig.reactor.links, rig.plane.greeted) == ({}, {}, {})
+    assert sum(rig.closed().values()) == 3
+
+
+# --- many connections of one key
+
+
+def test_a_key_has_no_more_connections_than_are_allowed(rig: Rig) -> None:
+    private = NodePrivate(b"x" * 32)
+    peers = [rig.open(private=private) for _ in range(MAX_PER_KEY + 20)]
+    for peer in peers:
+        peer.read()
+    rig.serve()  # all of them in one batch
+    member = rig.router.members[private.public().raw]
+    assert len(member.connections) == len(rig.router.clients) == MAX_PER_KEY
+    assert rig.closed() == {CloseReason.TOO_MANY: 20}
+    for peer in peers:
+        peer.read()
+    assert [peer.ended for peer in peers].count(True) == 20
+
+
+def test_the_connection_that_gives_way_is_the_one_silent_for_longest(rig: Rig) -> None:
+    private = NodePrivate(b"x" * 32)
+    peers = [rig.connect(private=private) for _ in range(MAX_PER_KEY)]
+    peers[0].send(Ping(b"12345678"))
+    rig.serve()
+    rig.connect(private=private)
+    for peer in peers:
+        peer.read()
+    assert [peer.ended for peer in peers[:3]] == [False, True, False]
+
+
+# --- frames of a client
+
+
+def test_any_frame_makes_a_connection_the_active_one(rig: Rig) -> None:
+    private = NodePrivate(b"x" * 32)
+    first, second = rig.connect(private=private), rig.connect(private=private)
+    sender = rig.connect()
+    for active, message in ((first, Ping(b"12345678")), (second, NotePreferred(True)), (first, NotePreferred(False))):
+        active.send(message)
+        rig.serve()
+        active.read()
+        sender.send_packets(active, b"for the active one")
+        rig.serve()
+        assert active.read_packets() == [b"for the active one"]
+    assert second.read() == []
+
+
+def test_the_frames_of_a_client(rig: Rig) -> None:
+    peer = rig.connect()
+    ping = encode_frame(FrameType.PING, b"12345678 and more")
+    peer.write(encode(NotePreferred(True)) + ping + encode(Pong(b"87654321")) + encode_frame(FrameType.PONG, b"x"))
+    rig.serve()
+    assert peer.read() == [Pong(b"12345678")]
+    counters = rig.router.counters
+    assert (rig.router.home_clients, counters.got_ping, counters.sent_pong) == (1, 1, 1)
+    assert peer.client.is_preferred
+    peer.send(NotePreferred(False))
+    rig.serve()
+    assert rig.router.home_clients == 0
+
+
+def test_the_frames_of_a_mesh_peer(rig: Rig) -> None:
+    mesh, a, b = rig.connect(mesh_key=MESH_KEY), rig.connect(), rig.connect("websocket")
+    mesh.send(WatchConns())
+    rig.serve()
+    assert {message.key for message in mesh.read() if isinstance(message, PeerPresent)} == {mesh.key, a.key, b.key}
+    mesh.send(ForwardPacket(b"f" * 32, a.key, b"one"), ForwardPacket(a.key, b.key, b"two"), Ping(b"12345678"))
+    mesh.send(ForwardPacket(b"f" * 32, a.key, b"three"), SendPacket(b.key, b"four"))
+    rig.serve()
+    assert a.read() == [RecvPacket(b"f" * 32, b"one"), RecvPacket(b"f" * 32, b"three")]
+    assert b.read() == [RecvPacket(a.key, b"two"), RecvPacket(mesh.key, b"four")]
+    assert mesh.read() == [Pong(b"12345678")]
+    mesh.send(ClosePeer(a.key))
+    rig.serve()
+    assert (a.read(), a.ended) == ([], True)
+    assert b.read() == [PeerGone(a.key, 0)]
+    assert mesh.read() == [PeerGone(a.key, 0)]
+    assert rig.closed() == {CloseReason.CLOSED_BY_MESH: 1}
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_frames_of_all_kinds_cut_anywhere(data: st.DataObject) -> None:
+    rig = Rig()
+    peer, receiver = rig.connect(mesh_key=MESH_KEY), rig.connect()
+    stream, packets, pings = b"", [], 0
+    for number in range(data.draw(st.integers(1, 8))):
+        match data.draw(st.sampled_from(("packet", "forward", "ping", "prefer", "unknown"))):
+            case "packet":
+                packets.append(bytes([number]) * data.draw(st.sampled_from((0, 1, 500, 65_536))))
+                stream += encode(SendPacket(receiver.key, packets[-1]))
+            case "forward":
+                packets.append(bytes([number]) * data.draw(st.sampled_from((0, 1, 500, 65_536))))
+                stream += encode(ForwardPacket(b"f" * 32, receiver.key, packets[-1]))
+            case "ping":
+                pings += 1
+                stream += encode(Ping(b"ping%04d" % number))
+            case "prefer":
+                stream += encode(NotePreferred(True))
+            case _:
+                stream += encode_frame(0x7F, bytes(data.draw(st.sampled_from((0, 999, 1000, 1001, 70_000)))))
+    edges = [0, *sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=6))), len(stream)]
+    got: list[bytes] = []
+    for first, last in zip(edges, edges[1:], strict=False):
+        peer.write(stream[first:last])
+        rig.serve()
+        got += receiver.read_packets()
+    assert got == packets
+    assert len(peer.read()) == pings
+    assert rig.totals() == (len(packets), sum(map(len, packets)))
+    rig.end()
+
+
+def test_a_stream_of_frames_in_single_bytes(rig: Rig) -> None:
+    peer, receiver = rig.connect(mesh_key=MESH_KEY), rig.connect()
+    stream = b"".join(
+        (
+            encode(SendPacket(receiver.key, b"1")),
+            encode_frame(0x33, b"unknown"),
+            encode(ForwardPacket(b"f" * 32, receiver.key, b"22")),
+            encode(NotePreferred(True)),
+            encode_frame(0x34, bytes(1100)),
+            encode(SendPacket(receiver.key, b"333")),
+        )
+    )
+    for at in range(len(stream)):
+        peer.write(stream[at : at + 1])
+        rig.serve()
+    assert receiver.read_packets() == [b"1", b"22", b"333"]
+    assert rig.router.counters.unknown_frames == 2
+
+
+@pytest.mark.parametrize("length", [0, 1000, 1001, 300_000, MAX_UNKNOWN_BYTES])
+def test_unknown_frames_are_skipped_however_they_arrive(rig: Rig, length: int) -> None:
+    peer, receiver = rig.connect(), rig.connect()
+    frame = encode_frame(0x7F, bytes(length))
+    after = encode(SendPacket(receiver.key, b"after"))
+    peer.write(frame + after)  # goes in receives of some 200 KiB
+    rig.serve()
+    for at in (1, 5, 6, 700):
+        peer.write(frame[:at])
+        rig.serve()
+        peer.write(frame[at:] + after)
+        rig.serve()
+    assert receiver.read_packets() == [b"after"] * 5
+    assert rig.router.counters.unknown_frames == 5
+    assert peer.near.kept == b""
+
+
+# --- frames no client may send
+
+
+WRONG = {
+    "SendPacket too short": HEADER.pack(FrameType.SEND_PACKET, 31),
+    "SendPacket too long": HEADER.pack(FrameType.SEND_PACKET, MAX_SEND_BYTES + 1),
+    "NotePreferred too long": encode_frame(FrameType.NOTE_PREFERRED, b"\0\0"),
+    "NotePreferred empty": encode_frame(FrameType.NOTE_PREFERRED),
+    "NotePreferred of a megabyte": HEADER.pack(FrameType.NOTE_PREFERRED, 1 << 20),
+    "Ping too short": encode_frame(FrameType.PING, b"1234567"),
+    "Ping too long": HEADER.pack(FrameType.PING, 1001),
+    "an unknown frame too long": HEADER.pack(0x7F, MAX_UNKNOWN_BYTES + 1),
+    "four gigabytes": HEADER.pack(0x7F, 0xFFFFFFFF),
+    "WatchConns of a stranger": encode(WatchConns()),
+    "ClosePeer of a stranger": encode(ClosePeer(b"k" * 32)),
+    "ForwardPacket of a stranger": encode(ForwardPacket(b"k" * 32, b"l" * 32, b"x")),
+    "the head of a ForwardPacket of a stranger": HEADER.pack(FrameType.FORWARD_PACKET, 100),
+}
+WRONG_OF_MESH = {
+    "ForwardPacket too short": HEADER.pack(FrameType.FORWARD_PACKET, 63),
+    "ForwardPacket too long": HEADER.pack(FrameType.FORWARD_PACKET, MAX_SEND_BYTES + 33),
+    "WatchConns with a body": encode_frame(FrameType.WATCH_CONNS, b"x"),
+    "ClosePeer too short": encode_frame(FrameType.CLOSE_PEER, bytes(31)),
+    "ClosePeer too long": HEADER.pack(FrameType.CLOSE_PEER, 2000),
+}
+
+
+@pytest.mark.parametrize("kind", ["plain", "websocket over tls"])
+@pytest.mark.parametrize("name", [*WRONG, *WRONG_OF_MESH])
+def test_a_wrong_frame_ends_its_sender_and_nobody_else(rig: Rig, name: str, kind: str) -> None:
+    bystanders = Bystanders(rig)
+    peer = rig.connect(kind, mesh_key=MESH_KEY if name in WRONG_OF_MESH else None)
+    wrong = (WRONG | WRONG_OF_MESH)[name]
+    before = encode(SendPacket(bystanders.a.key, b"in good faith"))
+    after = encode(SendPacket(bystanders.a.key, b"too late"))
+    peer.write(before + wrong + (after if "long" in name or "stranger" in name else b""))
+    bystanders.b.send_packets(bystanders.a, b"meanwhile")
+    rig.serve()
+    got = bystanders.a.read()
+    assert [message.packet for message in got if isinstance(message, RecvPacket) and message.src == peer.key] == [
+        b"in good faith"
+    ]
+    assert PeerGone(peer.key, 0) in got
+    assert RecvPacket(bystanders.b.key, b"meanwhile") in got
+    assert (peer.read(), peer.ended) == ([], True)
+    assert rig.closed() == {CloseReason.PROTOCOL_ERROR: 1}
+    bystanders.check()
+
+
+@pytest.mark.parametrize("frame", [encode(NotePreferred(True)), encode(Ping(b"12345678")), HEADER.pack(0x7F, 0)])
+def test_a_flood_of_control_frames_ends_its_sender(rig: Rig, frame: bytes) -> None:
+    bystanders = Bystanders(rig)
+    peer = rig.connect()
+    peer.write(frame * 2900)
+    rig.serve()
+    peer.read()
+    assert not peer.ended, "an eager client is none"
+    near = peer.near.sock
+    near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+    peer.plain.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    peer.write(frame * 20_000)
+    rig.serve()
+    peer.read()
+    assert peer.ended
+    assert rig.closed() == {CloseReason.FLOOD: 1}
+    bystanders.check()
+
+
+def test_a_flood_of_packets_to_nobody_costs_only_packets(rig: Rig) -> None:
+    bystanders = Bystanders(rig)
+    peer = rig.connect()
+    disco = b"TS\xf0\x9f\x92\xac" + bytes(56)
+    keys = [number.to_bytes(32, "big") for number in range(2000)]
+    peer.send(*(SendPacket(key, disco) for key in keys))
+    rig.serve()
+    assert [type(message) for message in peer.read()] == [PeerGone] * 3
+    assert rig.router.counters.dropped(DropReason.UNKNOWN_DEST) == 2000
+    assert len(rig.router.members) == 3, "what a client sends to leaves nothing behind"
+    bystanders.check()
+
+
+def test_last_packets_before_leaving_arrive(rig: Rig) -> None:
+    receiver = rig.connect()
+    for kind in KINDS:
+        peer = rig.connect(kind)
+        peer.send_packets(receiver, b"last words")
+        if "tls" in kind:
+            peer.plain.write(_innermost(peer).say_goodbye())
+        peer.wire.close()
+        rig.serve()
+        assert receiver.read() == [RecvPacket(peer.key, b"last words"), PeerGone(peer.key, 0)]
+
+
+def _innermost(peer: Peer) -> object:
+    raise NotImplementedError
+
+
+# --- rate limits
+
+
+def test_a_client_that_sends_too_much_is_read_later_and_loses_nothing(rig: Rig) -> None:
+    sender, receiver = rig.connect(), rig.connect()
+    waits: list[float] = []
+    rig.plane.on_throttle = waits.append
+    rig.plane.set_rates(RateConfig(client_bytes_per_second=100_000, client_burst_bytes=100_000), {})
+    packets = [bytes([number]) * 1000 for number in range(250)]
+    sender.send_packets(receiver, *packets)
+    rig.serve()
+    got = receiver.read_packets()
+    assert got == packets[: len(got)]
+    assert waits[0] == pytest.approx(rig.time + (len(got) * 1032 - 100_000) / 100_000, abs=1e-6)
+    assert rig.plane.resume_throttled(rig.time) == waits[0]
+    while len(got) < len(packets):
+        rig.time = waits[-1]
+        rig.reactor.tick()
+        rig.plane.resume_throttled(rig.time)
+        rig.reactor.flush()
+        rig.serve()
+        got += receiver.read_packets()
+    assert got == packets
+    assert rig.router.counters.rate_limited == len(waits)
+    assert rig.time >= 1000.0 + (250 * 1032 - 100_000) / 100_000 - 0.001
+
+
+def test_a_mesh_peer_is_exempt_and_single_keys_have_their_own_limit(rig: Rig) -> None:
+    mesh, other, receiver = rig.connect(mesh_key=MESH_KEY), rig.connect(), rig.connect()
+    slow, none = RateConfig(1000, 70_000), RateConfig()
+    rig.plane.set_rates(slow, {other.key: none})
+    for peer in (mesh, other):
+        peer.send_packets(receiver, *[bytes(1000)] * 150)
+    rig.serve()
+    assert len(receiver.read_packets()) == 300
+    assert rig.plane.throttled == []
