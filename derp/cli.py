@@ -1,4 +1,4 @@
-"""The `derp` command (layer L4): serve, ping, genkey.
+"""The `derp` command (layer L4): serve, ping, genkey; netcheck, probe and map have files of their own.
 
 Results go to stdout, one JSON object a line with --json; the log and errors go to stderr.  Exit status: 0 good, 1 it
 failed, 2 it was asked wrongly.  The options of `serve` come from config/settings.py, where derper's names stand too.
@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 
 import click
 import trio
-from rich.console import Console
 
+from derp.cli_netcheck import netcheck
+from derp.cli_output import open_console, print_json
 from derp.config import RelayConfig, load_config, load_private_key
 from derp.config.settings import REFUSED, SETTINGS
 from derp.errors import ConfigError, DerpError, KeyFormatError
@@ -27,6 +28,8 @@ from derp.keys import NodePrivate, NodePublic
 from derp.log import set_up_logging
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from derp.client.client import DerpClient
     from derp.client.dial import DialOptions
     from derp.server.server import RelayServer
@@ -202,12 +205,12 @@ def _say_what_is_served(server: "RelayServer", config: RelayConfig, as_json: boo
         snippet = server.tls.map_snippet(ports["derp+tls"], ports.get("stun", -1)).to_json()
     if as_json:
         for listening in server.listening:
-            _print_json({"event": "listening", "kind": listening.kind, "host": listening.host, "port": listening.port})
+            print_json({"event": "listening", "kind": listening.kind, "host": listening.host, "port": listening.port})
         if snippet is not None:
-            _print_json({"event": "map", "map": snippet})
-        _print_json({"event": "serving", "public_key": key})
+            print_json({"event": "map", "map": snippet})
+        print_json({"event": "serving", "public_key": key})
         return
-    console = _console()
+    console = open_console()
     for listening in server.listening:
         host = f"[{listening.host}]" if ":" in listening.host else listening.host
         console.print(f"listening on {host}:{listening.port} ({listening.kind})")
@@ -218,7 +221,7 @@ def _say_what_is_served(server: "RelayServer", config: RelayConfig, as_json: boo
     _say_what_to_try(console, server)
 
 
-def _say_what_to_try(console: Console, server: "RelayServer") -> None:
+def _say_what_to_try(console: "Console", server: "RelayServer") -> None:
     first = server.listening[0]
     host = {"0.0.0.0": "127.0.0.1", "::": "localhost"}.get(first.host, first.host)  # compared, not bound
     host = f"[{host}]" if ":" in host else host
@@ -253,7 +256,7 @@ def ping(key: str | None, via: str, count: int, timeout: float, answer: bool, as
     destination = NodePublic.parse(key).raw if key is not None else None
     private = load_private_key(Path(how["key_file"])) if how["key_file"] else NodePrivate.generate()
     options = DialOptions(cert_name=how["pin"], force_websocket=how["websocket"])
-    say = _print_json if as_json else _say_ping
+    say = print_json if as_json else _say_ping
     if answer:
         trio.run(_answer, via, private, options, say)
         return
@@ -321,7 +324,7 @@ def _relay_event(client: "DerpClient", private: NodePrivate) -> dict[str, Any]:
 
 
 def _say_ping(event: dict[str, Any]) -> None:
-    console = _console()
+    console = open_console()
     if event["event"] == "relay":
         tls = f", {event['tls']}" if event["tls"] else ""
         console.print(f"relay {event['url']} ({event['carrier']}{tls}) has {event['relay_key']}")
@@ -350,19 +353,13 @@ def genkey(as_json: bool) -> None:
     """
     private = NodePrivate.generate()
     if as_json:
-        _print_json({"private_key": private.text(), "public_key": str(private.public())})
+        print_json({"private_key": private.text(), "public_key": str(private.public())})
         return
     click.echo(json.dumps({"PrivateKey": private.text()}, indent="\t"))
     click.echo(f"public key {private.public()}", err=True)
 
 
-def _console(*, stderr: bool = False) -> Console:
-    """Plain lines, never wrapped or marked up; colour only on a terminal."""
-    return Console(stderr=stderr, soft_wrap=True, highlight=False, markup=False, emoji=False)
-
-
-def _print_json(document: dict[str, Any]) -> None:
-    click.echo(json.dumps(document))
+cli.add_command(netcheck)
 
 
 def _only_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -378,5 +375,5 @@ def _fail(error: BaseException) -> NoReturn:
         sys.exit(130)
     if not isinstance(error, DerpError):
         raise error
-    _console(stderr=True).print(f"derp: {error}", style="red")
+    open_console(stderr=True).print(f"derp: {error}", style="red")
     sys.exit(2 if isinstance(error, ConfigError | KeyFormatError) else 1)

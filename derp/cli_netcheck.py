@@ -1,0 +1,101 @@
+"""`derp netcheck`: what a client would find out about a map from this machine (layer L4).
+
+Next hop: client/netcheck.py, client/mapsource.py.
+"""
+
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+import trio
+
+from derp.cli_output import milliseconds, open_console, print_json
+
+if TYPE_CHECKING:
+    from derp.map import DERPMap
+    from derp.netcheck.report import Report
+
+
+@click.command()
+@click.argument("source", metavar="MAP")
+@click.option("--json", "as_json", is_flag=True, help="one JSON object per check, times in seconds")
+@click.option("--every", metavar="SECONDS", type=click.FloatRange(1, 86_400), help="check again and again")
+@click.option("--pin", metavar="PIN", default="", help="for a URL: the certificate's sha256-raw:<hex>, as in CertName")
+@click.option("--stun-port", default=0, type=click.IntRange(-1, 65_535), help="for a URL: 0 means 3478, -1 no STUN")
+def netcheck(source: str, as_json: bool, every: float | None, pin: str, stun_port: int) -> None:
+    """Measure the regions of MAP from here, and say which one clients would choose as home.
+
+    MAP is a file (JSON, with comments if you like, or TOML), - for standard input, the address of a map, or the URL of
+    one relay.  STUN is tried first; if no answer comes, HTTPS.  With --every the choice of the home shows its
+    stickiness, as in a client that runs for long.  Exit status 0: there is a home.
+    """
+    if not trio.run(_netcheck, source, as_json, every, pin, stun_port):
+        sys.exit(1)
+
+
+async def _netcheck(source: str, as_json: bool, every: float | None, pin: str, stun_port: int) -> bool:
+    from derp.client.mapsource import load_map
+    from derp.client.netcheck import Netcheck, NetcheckOptions
+    from derp.netcheck.lint import errors, lint
+    from derp.netcheck.report import verdicts
+
+    derp_map = await load_map(source, pin=pin, stun_port=stun_port)
+    for mistake in errors(lint(derp_map.to_json())):
+        open_console(stderr=True).print(f"mistake in the map: {mistake}", style="yellow")
+    # All regions, however far: whoever runs this wants the table, not only a home.
+    checks = Netcheck(NetcheckOptions(enough_regions=None))
+    while True:
+        started = trio.current_time()
+        report = await checks.report(derp_map)
+        said = verdicts(report, derp_map)
+        if as_json:
+            print_json({"event": "netcheck", **as_document(report), "verdicts": said})
+        else:
+            _print_table(report, derp_map, said)
+        if every is None:
+            return report.preferred != 0
+        await trio.sleep_until(started + every)
+
+
+def as_document(report: "Report") -> dict[str, Any]:
+    """The report for JSON: its own names, region ids as text."""
+    return asdict(report)
+
+
+def _print_table(report: "Report", derp_map: "DERPMap", said: list[str]) -> None:
+    console = open_console()
+    stun = "yes" if report.udp else "no" if report.stun_asked else "not asked: the map names no STUN"
+    console.print(f"UDP             {stun}")
+    console.print(f"IPv4            {_family(report.ipv4, report.global_ipv4, report.ipv4_can_send)}")
+    ipv6 = _family(report.ipv6, report.global_ipv6, report.ipv6_can_send)
+    console.print(f"IPv6            {ipv6 if report.os_has_ipv6 else 'no, this machine has none'}")
+    varies = {None: "unknown", True: "varies with the destination", False: "the same for all"}[report.mapping_varies]
+    console.print(f"seen address    {varies}")
+    portal = {None: "not checked", True: "YES", False: "none"}[report.captive_portal]
+    console.print(f"captive portal  {portal}")
+    home = derp_map.regions.get(report.preferred)
+    console.print(f"home            {f'{home.region_id} ({home.region_code})' if home else 'none'}", style="bold")
+    console.print("")
+    console.print(f"  {'region':<7} {'code':<10} {'latency':>10} {'STUN v4':>10} {'STUN v6':>10}  name", style="bold")
+    unknown = float("inf")
+    for region_id in sorted(derp_map.regions, key=lambda one: (report.region_seconds.get(one, unknown), one)):
+        region = derp_map.regions[region_id]
+        cells = [
+            milliseconds(table.get(region_id))
+            for table in (report.region_seconds, report.region_ipv4_seconds, report.region_ipv6_seconds)
+        ]
+        mark = "*" if region_id == report.preferred else " "
+        note = " (never home)" if region.no_measure_no_home else ""
+        console.print(
+            f"{mark} {region_id:<7} {region.region_code:<10.10} {cells[0]:>10} {cells[1]:>10} {cells[2]:>10}  "
+            f"{region.region_name}{note}"
+        )
+    for sentence in said:
+        console.print(f"! {sentence}", style="yellow")
+
+
+def _family(works: bool, seen_as: str, can_send: bool) -> str:
+    if works:
+        return f"yes, seen as {seen_as}" if seen_as else "yes"
+    return "no answer came back" if can_send else "no"

@@ -1,0 +1,53 @@
+"""DERP maps as people write them: JSON with comments and trailing commas, or TOML (layer L1).
+
+Comments are blanked, not removed, so that lines and columns in later complaints are those of the file.  TOML carries
+the same names: `[Regions.900]`, `[[Regions.900.Nodes]]`.  Next hop: netcheck/lint.py, derp/map.py.
+"""
+
+import re
+import tomllib
+from typing import Any, Final
+
+from derp.errors import MapFormatError
+
+# What matters of JSON here: strings (to be left alone), the two kinds of comment, a comma before a closing bracket.
+_TOKEN: Final = re.compile(
+    r"""(?P<string>"(?:[^"\\\n]|\\.)*")|(?P<comment>//[^\n]*|/\*.*?\*/)|(?P<open>/\*)""", re.DOTALL
+)
+_TRAILING_COMMA: Final = re.compile(r""""(?:[^"\\\n]|\\.)*"|(?P<comma>,)(?=\s*[}\]])""", re.DOTALL)
+_NOT_BLANK: Final = re.compile(r"[^\n]")
+
+
+def read_map_text(content: bytes) -> str | dict[str, Any]:
+    """Plain JSON text, or what a TOML document holds: either is what `lint` and DERPMap.parse take.
+
+    A map in JSON begins with a brace, behind comments perhaps; no TOML document does.  Raises MapFormatError.
+    """
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise MapFormatError(f"DERP map: byte {error.start} is not UTF-8 text") from None
+    plain = plain_json(text)
+    if plain.lstrip()[:1] in ("{", ""):
+        return plain
+    try:
+        return tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise MapFormatError(f"DERP map: neither JSON, which begins with a brace, nor TOML: {error}") from None
+
+
+def plain_json(text: str) -> str:
+    """The same text with comments and trailing commas blanked; every character keeps its place."""
+
+    def blank_comment(match: re.Match[str]) -> str:
+        if match["string"] is not None:
+            return match[0]
+        if match["open"] is not None:
+            line = text.count("\n", 0, match.start()) + 1
+            raise MapFormatError(f"DERP map: line {line}: a comment begins here and never ends")
+        return _NOT_BLANK.sub(" ", match[0])
+
+    def blank_comma(match: re.Match[str]) -> str:
+        return " " if match["comma"] is not None else match[0]
+
+    return _TRAILING_COMMA.sub(blank_comma, _TOKEN.sub(blank_comment, text))
