@@ -116,6 +116,8 @@ class ServerHttp:
         """The bytes of one whole answer; content-length is added, and `connection: close` where it has to be."""
         if status < 200:
             raise LocalProtocolError(f"{status} is not a final answer")
+        if self.head_only and self._dead is None and self._connection.their_state is h11.SEND_BODY:
+            self._pass_over_body()
         fields = [(name, value) for name, value in headers if name.lower() != "content-length"]
         bare = status in _NO_BODY_STATUSES
         if not bare:
@@ -150,6 +152,16 @@ class ServerHttp:
             return None
         self._guard_head(pipelined)
         return self._advance()
+
+    def _pass_over_body(self) -> None:
+        """A request that nobody took over is answered here.  Its end is an event of its own, also without a body;
+        with one that nobody reads the connection is of no more use, and the answer says so."""
+        try:
+            over = type(self._connection.next_event()) is h11.EndOfMessage
+        except h11.RemoteProtocolError:
+            over = False
+        if not over:
+            self._dead = HttpError(413, "a request body is not accepted here")
 
     def _guard_head(self, raw: bytes) -> None:
         try:

@@ -207,6 +207,25 @@ def test_head_only_leaves_the_body_to_the_next_reader() -> None:
         server.receive_data(b"lo")
 
 
+def test_head_only_requests_that_are_answered_leave_the_connection_open() -> None:
+    server = ServerHttp(head_only=True)
+    first = b"GET /derp/latency-check HTTP/1.1\r\nHost: a\r\n\r\n"
+    assert read_one(server, first + UPGRADE).target == "/derp/latency-check"
+    assert b"Connection" not in server.send_response(200)
+    assert server.keep_alive
+    upgrade = server.next_cycle()
+    assert upgrade is not None
+    assert upgrade.target == "/derp"
+
+
+@pytest.mark.parametrize("raw", [POST, CHUNKED, POST[:-3]])
+def test_head_only_answers_say_that_an_unread_body_ends_the_connection(raw: bytes) -> None:
+    server = ServerHttp(head_only=True)
+    read_one(server, raw)
+    assert b"Connection: close\r\n" in server.send_response(405)
+    assert not server.keep_alive
+
+
 def test_expect_continue_is_answered_once() -> None:
     server = ServerHttp(max_body_bytes=5)
     assert server.continue_response() == b""
