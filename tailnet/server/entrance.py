@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import trio
 
+from derp.errors import ProtocolError
 from derp.protocol.upgrade import Refusal, judge_websocket_request
 from derp.protocol.websocket import WebSocketDecoder
 from derp.relay.counters import CloseReason
@@ -33,6 +34,14 @@ _AGENT_RPCS: Final[Mapping[str, Any]] = {**TAILNET, **AGENT}
 MAX_DECIDING: Final = 10_000
 
 
+_LEAVING: Final = RefusedAtDoor(
+    503,
+    (("Content-Type", "application/json; charset=utf-8"), ("Retry-After", "1")),
+    b'{"message":"This server is about to stop. Please try again."}\n',
+    "draining",
+)
+
+
 class Entrance:
     """Lets peers in.  Called from the reactor; each decision is a task."""
 
@@ -52,19 +61,26 @@ class Entrance:
         self._nursery = nursery
         self._plane = plane
         self._deciding = 0
+        self._is_closed = False
         self.refused_count = 0
 
     @property
     def reactor(self) -> Reactor:
         return self._channels.reactor
 
-    def wants(self, request: Request) -> bool:
-        """Whether the request is for an RPC socket."""
-        return self._doors.wants(request.target)
+    def wants(self, target: str) -> bool:
+        """Whether a request for this target is for an RPC socket."""
+        return self._doors.wants(target)
+
+    def close(self) -> None:
+        """Let nobody in any more: the server is about to end."""
+        self._is_closed = True
 
     def enter(self, link: Link, request: Request, received: bytes, http: ServerHttp) -> None:
         """Decide about a connection; until then the kernel keeps what it sends."""
         session = link.session = _Entering(self._plane, link)
+        if self._is_closed:
+            self._carry_out(link, request, http, _LEAVING)
         verdict = self._doors.judge_now(request.method, request.target, request.headers)
         if verdict is not None:
             self._carry_out(link, request, http, verdict)
@@ -88,11 +104,13 @@ class Entrance:
             self._deciding -= 1
         if link.session is not session:
             return  # it left meanwhile
+        if self._is_closed:
+            verdict = _LEAVING
         self.reactor.tick()
         try:
             self._carry_out(link, request, http, verdict)
             self.reactor.resume(link)
-        except LinkEnded as error:
+        except (LinkEnded, ProtocolError) as error:
             self.reactor.fail(link, error)
         self.reactor.flush()
 
@@ -130,11 +148,13 @@ class Entrance:
             caller.identity = accepted.user
         if accepted.door in (Door.LEGACY_AGENT, Door.LEGACY_CLIENT):
             agent_id = accepted.agent.id if accepted.agent is not None and accepted.user is not None else None
-            link.session = LegacyChannel(self._channels, self._hub, link, caller, agent_id)
+            legacy = link.session = LegacyChannel(self._channels, self._hub, link, caller, agent_id)
+            if accepted.drives_status:
+                self._presence.came(legacy)
+            legacy.start()
         else:
             rpcs = _AGENT_RPCS if accepted.door is Door.AGENT else TAILNET
-            channel = Channel(self._channels, link, rpcs, caller)
-            link.session = channel
+            channel = link.session = Channel(self._channels, link, rpcs, caller)
             if accepted.drives_status:
                 self._presence.came(channel)
         _log.info("> %s from %s", caller.name, link.address[0])

@@ -5,14 +5,16 @@ Agents before 2.13 and clients before 2.0 speak it.  The same coordinator serves
 """
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any, Final
 
 from derp.errors import KeyFormatError
 from derp.keys import NodePublic
-from derp.protocol.websocket import CloseCode, Opcode, close_payload, encode_header
+from derp.protocol.websocket import CloseCode, Opcode, close_frame, encode_header
 from derp.relay.counters import CloseReason
 from derp.transport.links import Link, LinkEnded
+from tailnet.coordinator.core import OVERWRITTEN, REASON_CLOSE, REASON_OVERFLOW
 from tailnet.coordinator.messages import Kind, Request, Update
 from tailnet.errors import MalformedField, RemoteProtocolError
 from tailnet.proto import convert
@@ -22,21 +24,31 @@ from tailnet.server.service import Caller, node_value
 from tailnet.transport.channel import Channels
 from tailnet.types import PeerID
 
+# The reference's rhythm; it also keeps proxies from closing a websocket on which nothing changes for hours.
+PING_SECONDS: Final = 15.0
 # A Node in JSON is about twice as long as in protobuf, whose bound is 32 KiB.
 MAX_NODE_BYTES: Final = 64 * 1024
 # Arrays that wait for a peer that does not read; the reference's buffer of 512 updates, of 1 KiB each.
 MAX_WAITING_BYTES: Final = 512 * 1024
 _DECODER: Final = json.JSONDecoder()
 _TEXTS: Final = ("addresses", "allowed_ips", "endpoints")
+# Why the core ends a connection; everything else is a request that it refused.
+_ENDINGS: Final = {
+    REASON_CLOSE: (CloseCode.GOING_AWAY, CloseReason.DRAINED),
+    REASON_OVERFLOW: (CloseCode.GOING_AWAY, CloseReason.TOO_SLOW),
+    OVERWRITTEN: (CloseCode.NORMAL, CloseReason.CLOSED_BY_PEER),
+}
+# Go's zero time, for moments that JSON cannot say.
+_NO_MOMENT: Final = "0001-01-01T00:00:00Z"
 
 
 class LegacyChannel:
     """One websocket of a version 1 peer.  A reactor session, and the core's name for the connection.
 
-    `agent_id`: the one agent a client wants to reach; None for agents.
+    `start` it once it is the session of its link.  `agent_id`: the one agent a client wants to reach; None for agents.
     """
 
-    __slots__ = ("_channels", "_ending", "_hub", "_text", "_waiting", "caller", "link")
+    __slots__ = ("_agent_id", "_channels", "_ending", "_hub", "_text", "_waiting", "caller", "link", "next_timeout")
 
     def __init__(self, channels: Channels, hub: Hub, link: Link, caller: Caller, agent_id: PeerID | None) -> None:
         self._channels = channels
@@ -46,11 +58,17 @@ class LegacyChannel:
         self._text = ""
         self._waiting = b""
         self._ending = False
-        now = channels.reactor.now
-        core = hub.coordinator
-        hub.carry_out(core.handle_connect(caller.peer_id, caller.policy, self, now), now)
-        if agent_id is not None:
-            hub.carry_out(core.handle_request(self, Request(add_tunnel=agent_id), now), now)
+        self._agent_id = agent_id
+        self.next_timeout = channels.reactor.now + PING_SECONDS
+
+    def start(self) -> None:
+        """Become a peer.  Not before the link has this session: the core may end the connection at once."""
+        now = self._channels.reactor.now
+        self._channels.open.add(self)
+        core, hub = self._hub.coordinator, self._hub
+        hub.carry_out(core.handle_connect(self.caller.peer_id, self.caller.policy, self, now), now)
+        if self._agent_id is not None:
+            hub.carry_out(core.handle_request(self, Request(add_tunnel=self._agent_id), now), now)
 
     # --- towards the core
 
@@ -82,6 +100,8 @@ class LegacyChannel:
                 return
             try:
                 value, stop = _DECODER.raw_decode(self._text)
+            except RecursionError:
+                raise RemoteProtocolError("a version 1 node is nested deeper than any node is") from None
             except ValueError:
                 if len(self._text) > MAX_NODE_BYTES or self._text[0] != "{":
                     raise RemoteProtocolError("a version 1 peer sends JSON nodes, one object after the other") from None
@@ -94,6 +114,21 @@ class LegacyChannel:
     def ended(self, reason: CloseReason, text: str) -> None:
         now = self._channels.reactor.now
         self._hub.carry_out(self._hub.coordinator.handle_disconnect(self, False, now), now)
+        self._channels.open.discard(self)
+        self._channels.ended(self, reason, text)
+
+    def handle_timeout(self, now: float) -> None:
+        """Ask for a sign of life.  Nobody waits for it: a peer that is gone does not even acknowledge the question,
+        and the kernel ends such a socket after its own time-out."""
+        self.next_timeout = now + PING_SECONDS
+        link = self.link
+        try:
+            if not link.tail:
+                link.send_raw(encode_header(Opcode.PING, 0))
+            if link.tail:
+                self._channels.reactor.await_room(link)
+        except LinkEnded as error:
+            self._channels.reactor.fail(link, error)
 
     # --- towards the peer
 
@@ -116,12 +151,22 @@ class LegacyChannel:
         """This version has no word for errors; the close frame carries the reason."""
 
     def end(self, text: str) -> None:
+        code, reason = _ENDINGS.get(text, (CloseCode.POLICY_VIOLATION, CloseReason.PROTOCOL_ERROR))
+        self.close(code, text, reason)
+
+    def close(self, code: CloseCode, text: str, reason: CloseReason) -> None:
+        """Say why, and end."""
         if self._ending or self.link.session is not self:
             return
         self._ending = True
-        payload = close_payload(CloseCode.NORMAL, text)
-        self.link.send_raw(encode_header(Opcode.CLOSE, len(payload)) + payload)
-        self._channels.reactor.close(self.link, CloseReason.PROTOCOL_ERROR, text)
+        reactor = self._channels.reactor
+        try:
+            self.link.send_raw(close_frame(code, text))
+        except LinkEnded as error:
+            # Whoever caused this end (a peer that took the id over) has no part in how this socket fails.
+            reactor.fail(self.link, error)
+            return
+        reactor.close(self.link, reason, text)
 
     def writable(self) -> None:
         self._send()
@@ -159,21 +204,25 @@ def node_from_json(value: Any) -> tailnet.Node:
             node.derp_forced_websocket[int(region)] = reason
         for name in _TEXTS:
             getattr(node, name).extend(value.get(name) or ())
-    except (TypeError, ValueError, KeyFormatError, MalformedField, AttributeError) as error:
+    except (TypeError, ValueError, OverflowError, KeyFormatError, MalformedField, AttributeError) as error:
         raise RemoteProtocolError(f"malformed version 1 node: {error}") from error
     return node
 
 
 def node_to_json(node: tailnet.Node) -> dict[str, Any]:
-    """A Node as version 1 reads it."""
+    """A Node as version 1 reads it.  What JSON has no words for (a newer peer said it) is left out, never an error."""
+    try:
+        # in Go's way, with as many digits as there are
+        as_of = node.as_of.ToJsonString()
+    except ValueError:
+        as_of = _NO_MOMENT
     return {
         "id": node.id,
-        # in Go's way, with as many digits as there are
-        "as_of": node.as_of.ToJsonString(),
+        "as_of": as_of,
         "key": str(convert.node_key(node.key)),
         "disco": node.disco,
         "preferred_derp": node.preferred_derp,
-        "derp_latency": dict(node.derp_latency),
+        "derp_latency": {name: seconds for name, seconds in node.derp_latency.items() if math.isfinite(seconds)},
         "derp_forced_websockets": {str(region): why for region, why in node.derp_forced_websocket.items()},
         "addresses": list(node.addresses),
         "allowed_ips": list(node.allowed_ips),

@@ -15,7 +15,7 @@ import trio
 from tailnet.errors import StoreError
 from tailnet.store.rows import AgentIdentity
 from tailnet.store.store import Store
-from tailnet.transport.channel import Channel
+from tailnet.transport.channel import Connected
 from tailnet.types import PeerID
 
 _log = logging.getLogger("tailnet.server")
@@ -30,12 +30,12 @@ class AgentPresence:
         self._store = store
         self._sign_of_life_seconds = sign_of_life_seconds
         self._changed = changed
-        self._channels: dict[PeerID, set[Channel]] = {}
+        self._channels: dict[PeerID, set[Connected]] = {}
         self._came: set[PeerID] = set()
         self._left: set[PeerID] = set()
         self._owners: dict[PeerID, UUID] = {}
 
-    def came(self, channel: Channel) -> None:
+    def came(self, channel: Connected) -> None:
         """An agent's connection that drives its status opened."""
         agent = channel.caller.identity
         assert isinstance(agent, AgentIdentity)
@@ -44,7 +44,7 @@ class AgentPresence:
         self._left.discard(agent.id)
         self._came.add(agent.id)
 
-    def left(self, channel: Channel) -> None:
+    def left(self, channel: Connected) -> None:
         """A channel ended; does nothing if it drove no status.  An agent that reconnected already has not left."""
         agent_id = channel.caller.peer_id
         mine = self._channels.get(agent_id)
@@ -53,7 +53,7 @@ class AgentPresence:
         mine.discard(channel)
         if not mine:
             del self._channels[agent_id]
-            self._came.discard(agent_id)
+            # It may still be among those that came: an agent that was here for a moment has been here.
             self._left.add(agent_id)
 
     @property
@@ -74,27 +74,27 @@ class AgentPresence:
     async def finish(self) -> None:
         """Write what is left: agents that are cut off by our end are disconnected."""
         self._left.update(self._channels)
-        self._came.difference_update(self._left)
         self._channels.clear()
-        with trio.CancelScope(shield=True):
-            await self._write()
+        await self._write()
 
     async def _write(self) -> None:
         came, self._came = self._came, set()
         left, self._left = self._left, set()
         if not came and not left:
             return
-        now = datetime.now(UTC)
         try:
-            if came:
-                await self._store.run(self._store.record_connected, list(came), now)
-            if left:
-                await self._store.run(self._store.record_disconnected, list(left), now)
+            # What was taken out is in nobody's hands but ours: a server that is about to end waits for it.
+            with trio.CancelScope(shield=True):
+                if came:
+                    await self._store.run(self._store.record_connected, list(came), datetime.now(UTC))
+                if left:
+                    # A time of its own: who left at the very moment of its last sign of life would count as here.
+                    await self._store.run(self._store.record_disconnected, list(left), datetime.now(UTC))
         except StoreError as error:
             _log.error("! the store does not take who is connected: %s", error)
-            # Those still here are written again with their next sign of life; those that left would be forgotten.
+            # Again in a second; who left and came back meanwhile is here.
             self._left.update(left - self._channels.keys())
-            self._came.update(came & self._channels.keys())
+            self._came.update(came)
             return
         for owner in {self._owners[agent_id] for agent_id in came | left if agent_id in self._owners}:
             self._changed(owner)

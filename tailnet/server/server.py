@@ -80,7 +80,7 @@ class CoordinatorServer:
         bucket = None
         if math.isfinite(config.accept_connection_limit):
             bucket = TokenBucket(config.accept_connection_limit, config.accept_connection_burst, self.reactor.now)
-        self.gate = AcceptGate(bucket, config.max_connections, lambda: len(self.reactor.links))
+        self.gate = AcceptGate(bucket, config.max_connections, self._count_connections)
         self.door = FrontDoor(
             self.relay.plane,
             self.relay.routes,
@@ -136,6 +136,9 @@ class CoordinatorServer:
             map_version=self.maps.current.version,
             map_failures={status.name: status.failures for status in self.maps.statuses},
         )
+
+    def _count_connections(self) -> int:
+        return len(self.reactor.links) + self._api.connection_count
 
     # --- starting
 
@@ -193,7 +196,7 @@ class CoordinatorServer:
             metrics=metrics_page(self.reading, self.relay_statistics),
             closing=self.closing,
         )
-        self._api = ApiServer(create_app(services))
+        self._api = ApiServer(create_app(services), self._is_for_reactor)
 
     def _make_service(self, nursery: trio.Nursery) -> TailnetService:
         agents = AgentService(self.store, self.maps, self.config, changed=self.feed.changed)
@@ -255,14 +258,25 @@ class CoordinatorServer:
         """Requests that are not the relay's: RPC sockets stay on the reactor, the API's leave it, socket and all."""
         if request.target.partition("?")[0] in _RELAY_PATHS:
             return False
-        if self.entrance.wants(request):
+        if self.entrance.wants(request.target):
             self.entrance.enter(link, request, received, http)
             return True
         self.relay.plane.greeted.pop(link, None)
         link.session = None
         self.reactor.release(link)
-        self._nursery.start_soon(self._api.serve, LinkStream(link, received))
+        self._nursery.start_soon(self._serve_api, link, received)
         return True
+
+    async def _serve_api(self, link: Link, received: bytes) -> None:
+        received = await self._api.serve(LinkStream(link, received))
+        if received:
+            self.reactor.tick()
+            self.door.open(link)
+            self.reactor.adopt(link, received)
+            self.reactor.flush()
+
+    def _is_for_reactor(self, target: str) -> bool:
+        return target.partition("?")[0] in _RELAY_PATHS or self.entrance.wants(target)
 
     def _channel_ended(self, channel: Connected, reason: CloseReason, text: str) -> None:
         self.service.ended(channel, text or reason.value)
@@ -310,6 +324,7 @@ class CoordinatorServer:
             return
         self.close()
         self.closing.set()
+        self.entrance.close()
         now = self.reactor.tick()
         # Peers keep their sessions for as long as WireGuard does; only the news stops.
         self.hub.carry_out(self.coordinator.handle_close(now), now)
@@ -318,7 +333,12 @@ class CoordinatorServer:
             channel.close(CloseCode.GOING_AWAY, "server is restarting", CloseReason.DRAINED)
         self.reactor.flush()
         await self._api.stop()
-        await drain_clients(self.relay, self.config.drain_seconds)
+        with trio.move_on_after(self.config.drain_seconds):
+            await drain_clients(self.relay, self.config.drain_seconds)
+            # Last words may still be on their way: close frames of channels, answers of the API.
+            await self._api.wait_idle()
+            while self.channels.open:  # noqa: ASYNC110  # nothing tells, and it is over within moments
+                await trio.sleep(_TICK_SECONDS)
         self.drained.set()
 
 

@@ -6,9 +6,9 @@ yamux session, which bounds it per stream.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-from derp.protocol.websocket import CloseCode, Opcode, close_payload, encode_header
+from derp.protocol.websocket import CloseCode, close_frame
 from derp.relay.counters import CloseReason
 from derp.transport.links import Link, LinkEnded
 from derp.transport.reactor import Reactor
@@ -18,7 +18,20 @@ from tailnet.rpc.yamux import SessionLimits
 
 # (channel, event, call id, value) for every event of a connection, in order.
 Serve = Callable[["Channel", ConnectionEvent, int, Any], None]
-Ended = Callable[["Channel", str], None]
+
+
+class Connected(Protocol):
+    """A peer's connection of either kind: a Channel, or one of version 1 (server/legacy.py)."""
+
+    caller: Any
+    next_timeout: float
+
+    def handle_timeout(self, now: float) -> None: ...
+
+    def close(self, code: CloseCode, text: str, reason: CloseReason) -> None: ...
+
+
+Ended = Callable[[Connected, CloseReason, str], None]
 
 # Genuine peers send header and body of a yamux frame as messages of their own; dRPC packets have at most 4 MiB.
 MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
@@ -33,7 +46,7 @@ class Channels:
         self.ended = ended
         self.limits = limits
         self.dirty: list[Channel] = []
-        self.open: set[Channel] = set()
+        self.open: set[Connected] = set()
         reactor.flushers.append(self.flush)
 
     def flush(self) -> None:
@@ -67,7 +80,8 @@ class Channel:
         self.calls: dict[int, Any] = {}  # the service's, by call id; it forgets what ended
         self.is_dirty = False
         self.next_timeout = self.connection.next_timeout()
-        self._ending: tuple[CloseReason, str] | None = None
+        # when everything else has been sent: the close frame, then the end
+        self._ending: tuple[bytes, CloseReason, str] | None = None
         shared.open.add(self)
 
     @property
@@ -92,10 +106,12 @@ class Channel:
         try:
             for event, call_id, value in connection.receive_data(shared.reactor.view[at:end]):
                 shared.serve(self, event, call_id, value)
-        finally:
-            # Also after an error: a go-away or an answer to what came before it should still leave.
-            if connection.has_output:
-                self.touch()
+        except ProtocolError as error:
+            # The peer's log should have the reason too: a go-away, answers to what came before, a close frame.
+            self.close(CloseCode.PROTOCOL_ERROR, str(error), CloseReason.PROTOCOL_ERROR)
+            raise
+        if connection.has_output:
+            self.touch()
         return end
 
     def writable(self) -> None:
@@ -118,7 +134,7 @@ class Channel:
             if link.blocked:
                 self._shared.reactor.await_room(link)
             elif self._ending is not None:
-                self._shared.reactor.close(link, *self._ending)
+                self._send_ending(*self._ending)
         except LinkEnded as error:
             self._shared.reactor.fail(link, error)
 
@@ -129,6 +145,7 @@ class Channel:
                 self._shared.serve(self, event, call_id, value)
         except ProtocolError as error:
             # PeerSilent above all: the peer is gone, whatever TCP still believes.
+            self.close(CloseCode.GOING_AWAY, str(error), CloseReason.PROTOCOL_ERROR)
             self._shared.reactor.fail(self.link, error)
             return
         self.next_timeout = self.connection.next_timeout()
@@ -139,16 +156,22 @@ class Channel:
         """Send what is waiting and a websocket close frame, then end."""
         if not self.is_open:
             return
-        self._ending = (reason, text)
-        payload = close_payload(code, text)
+        self._ending = (close_frame(code, text), reason, text)
         self.send_output()
-        if self.link.session is self:
-            self.link.send_raw(encode_header(Opcode.CLOSE, len(payload)) + payload)
-            self.touch()
+
+    def _send_ending(self, frame: bytes, reason: CloseReason, text: str) -> None:
+        link = self.link
+        if frame:
+            self._ending = (b"", reason, text)
+            link.send_raw(frame)
+        if link.tail:
+            self._shared.reactor.await_room(link)
+        else:
+            self._shared.reactor.close(link, reason, text)
 
     def ended(self, reason: CloseReason, text: str) -> None:
         shared = self._shared
         shared.open.discard(self)
         for event, call_id, value in self.connection.receive_eof():
             shared.serve(self, event, call_id, value)
-        shared.ended(self, text or reason.value)
+        shared.ended(self, reason, text)
