@@ -4,19 +4,22 @@ One method per RPC; any error here tears an agent's whole connection down and ma
 truly wrong is one.  Called as tasks by server/service.py; state is the store's.
 """
 
+import logging
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from uuid import UUID, uuid4
 
+import trio
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
 from tailnet.auth.tokens import agent_token_digest
 from tailnet.config import CoordinatorConfig
-from tailnet.errors import RpcError, StoreError, Unimplemented
+from tailnet.errors import MalformedField, RpcError, StoreError, Unimplemented
 from tailnet.proto import convert
 from tailnet.proto.generated import agent_pb2 as agent
 from tailnet.proto.services import AGENT
@@ -36,6 +39,10 @@ from tailnet.store.rows import (
 from tailnet.store.store import Store
 from tailnet.types import PeerID
 
+_log = logging.getLogger("tailnet.server")
+
+T = TypeVar("T")
+
 # Lines without a source of their own, as the reference shows them.
 EXTERNAL_LOG_SOURCE: Final = UUID("3b579bf4-1ed8-4b99-87a8-e9a1e3410410")
 _EXTERNAL_NAME: Final = "External"
@@ -44,6 +51,9 @@ _EXTERNAL_ICON: Final = "/emojis/1f310.png"
 MAX_METADATA_BYTES: Final = 2048
 # Agents whose external source is known to exist; forgetting them costs one write each.
 MAX_KNOWN_SOURCES: Final = 100_000
+# Five minutes: a disk that is full, or a store that is being restored, until somebody has looked.
+STORE_RETRY_SECONDS: Final = 5.0
+STORE_TRIES: Final = 60
 _UNKNOWN_LIFECYCLE: Final = frozenset({agent.Lifecycle.STATE_UNSPECIFIED})
 
 
@@ -102,7 +112,7 @@ class AgentService:
 
     async def get_manifest(self, caller: Caller, request: Any) -> Message:
         identity = _identity(caller)
-        row = await self._store.run(self._store.get_agent, identity.id)
+        row = await _insist(lambda: self._store.run(self._store.get_agent, identity.id))
         if row is None:
             raise RpcError("this agent was deleted")
         config = self._config
@@ -136,9 +146,11 @@ class AgentService:
         if request.HasField("stats"):
             stats = request.stats
             report = MessageToDict(stats, preserving_proto_field_name=True)
-            await self._stats.add(
-                StatsReport(caller.peer_id, stats.connection_count, stats.rx_bytes, stats.tx_bytes, report)
-            )
+            # The next report says more than this one: it is worth no error.
+            with suppress(RpcError):
+                await self._stats.add(
+                    StatsReport(caller.peer_id, stats.connection_count, stats.rx_bytes, stats.tx_bytes, report)
+                )
         response = agent.UpdateStatsResponse()
         response.report_interval.CopyFrom(convert.duration(self._config.stats_interval_seconds))
         return response
@@ -147,17 +159,20 @@ class AgentService:
         lifecycle = request.lifecycle
         if lifecycle.state in _UNKNOWN_LIFECYCLE or lifecycle.state not in LifecycleState._value2member_map_:
             raise RpcError(f"unknown lifecycle state {lifecycle.state}")
-        moment = convert.moment(lifecycle.changed_at) if lifecycle.HasField("changed_at") else self._clock()
-        await self._lifecycles.add(LifecycleChange(caller.peer_id, LifecycleState(lifecycle.state), moment))
+        try:
+            moment = convert.moment(lifecycle.changed_at) if lifecycle.HasField("changed_at") else self._clock()
+        except MalformedField as error:
+            raise RpcError(f"lifecycle: changed_at: {error}") from error
+        change = LifecycleChange(caller.peer_id, LifecycleState(lifecycle.state), moment)
+        await _insist(lambda: self._lifecycles.add(change))
         self._changed(_identity(caller).owner_id)
         return agent.Lifecycle.FromString(lifecycle.SerializeToString())
 
     async def update_startup(self, caller: Caller, request: Any) -> Message:
         startup = request.startup
         names = [agent.Startup.Subsystem.Name(each) for each in startup.subsystems if each in _SUBSYSTEMS]
-        await self._startups.add(
-            Startup(caller.peer_id, startup.version[:256], startup.expanded_directory[:4096], names, "2.0")
-        )
+        row = Startup(caller.peer_id, startup.version[:256], startup.expanded_directory[:4096], names, "2.0")
+        await _insist(lambda: self._startups.add(row))
         return agent.Startup.FromString(startup.SerializeToString())
 
     async def batch_update_app_healths(self, caller: Caller, request: Any) -> Message:
@@ -177,7 +192,8 @@ class AgentService:
             for each in request.metadata
         ]
         if values:
-            await self._metadata.add(values)
+            with suppress(RpcError):  # as for stats
+                await self._metadata.add(values)
         return agent.BatchUpdateMetadataResponse()
 
     async def batch_create_logs(self, caller: Caller, request: Any) -> Message:
@@ -188,12 +204,12 @@ class AgentService:
             source = EXTERNAL_LOG_SOURCE
             if caller.peer_id not in self._external_sources:
                 row = LogSource(caller.peer_id, source, _EXTERNAL_NAME, _EXTERNAL_ICON, self._clock())
-                await self._store.run(self._store.add_log_source, row)
+                await _insist(lambda: self._store.run(self._store.add_log_source, row))
                 if len(self._external_sources) >= MAX_KNOWN_SOURCES:
                     self._external_sources.clear()
                 self._external_sources.add(caller.peer_id)
         lines = [(int(line.level) or int(agent.Log.INFO), line.output) for line in request.logs]
-        exceeded = await self._logs.add(LogBatch(caller.peer_id, source, lines))
+        exceeded = await _insist(lambda: self._logs.add(LogBatch(caller.peer_id, source, lines)))
         # No error: an error would end the agent's connection; this only ends its logs.
         return agent.BatchCreateLogsResponse(log_limit_exceeded=bool(exceeded))
 
@@ -270,6 +286,18 @@ class AgentService:
     async def push_context_state(self, caller: Caller, request: Any) -> Message:
         # Code 12 makes an agent stop pushing, cleanly; accepting and forgetting would be a lie.
         raise Unimplemented
+
+
+async def _insist(work: Callable[[], Awaitable[T]]) -> T:
+    """Try until the store does it.  An agent waits for an answer as long as it takes, but an error ends its connection
+    and with it its part in the tailnet, and it cannot come back before the store does."""
+    for _ in range(STORE_TRIES - 1):
+        try:
+            return await work()
+        except (RpcError, StoreError) as error:
+            _log.warning("! the store failed an agent, again in %.0f s: %s", STORE_RETRY_SECONDS, error)
+            await trio.sleep(STORE_RETRY_SECONDS)
+    return await work()
 
 
 def _identity(caller: Caller) -> AgentIdentity:

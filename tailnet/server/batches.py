@@ -4,6 +4,7 @@ The store is never between two live peers, and a start-up storm of agents is a t
 waits here is answered when the transaction with its row is done.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Generic, TypeVar
 
@@ -11,6 +12,8 @@ import trio
 
 from tailnet.errors import RpcError, StoreError
 from tailnet.store.store import Store
+
+_log = logging.getLogger("tailnet.server")
 
 Item = TypeVar("Item")
 
@@ -49,13 +52,18 @@ class WriteBatch(Generic[Item]):
     async def _write_some(self) -> None:
         batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
         answers: Sequence[Any] | None = None
-        error: StoreError | None = None
+        error: Exception | None = None
         try:
             # A caller that gives up must not take the rows of the others with it.
             with trio.CancelScope(shield=True):
                 answers = await self._store.run(self._write, [item for item, _ in batch])
         except StoreError as failure:
             error = failure
+            _log.error("! %d reports of agents are not stored: %s", len(batch), failure)
+        except Exception as failure:
+            # A row that we should not have let in.  All who wait need an answer, or they would wait for ever.
+            error = failure
+            _log.exception("! %d reports of agents are not stored", len(batch))
         for at, (_, place) in enumerate(batch):
             place.done = True
             place.error = error
@@ -69,4 +77,4 @@ class _Place:
     def __init__(self) -> None:
         self.answer: Any = None
         self.done = False
-        self.error: StoreError | None = None
+        self.error: Exception | None = None

@@ -4,17 +4,20 @@ A task per stream, started by server/service.py; the store is read when somethin
 and then for what other processes changed.
 """
 
+import logging
 from collections.abc import Callable
 from typing import Any, Final
 from uuid import UUID
 
 import trio
 
-from tailnet.errors import RpcError
+from tailnet.errors import RpcError, StoreError
 from tailnet.proto.generated import tailnet_pb2 as tailnet
 from tailnet.server.service import Caller
 from tailnet.store.rows import UserIdentity, WorkspaceRow
 from tailnet.store.store import Store
+
+_log = logging.getLogger("tailnet.server")
 
 # Changes made by another process (an import, a replica) are seen this much later.
 LOOK_SECONDS: Final = 5.0
@@ -45,7 +48,13 @@ class WorkspaceFeed:
         is_first = True
         while True:
             event = self._events.setdefault(owner, trio.Event())
-            rows = await self._store.run(self._store.list_workspaces, owner)
+            try:
+                rows = await self._store.run(self._store.list_workspaces, owner)
+            except StoreError as error:
+                # The end of this call would end the client's whole connection, and its tunnels with it.
+                _log.error("! %s: workspaces cannot be read: %s", caller.name, error)
+                await trio.sleep(LOOK_SECONDS)
+                continue
             now_workspaces, now_agents = _state(rows)
             update = difference(workspaces, agents, now_workspaces, now_agents)
             workspaces, agents = now_workspaces, now_agents
