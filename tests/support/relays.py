@@ -95,10 +95,10 @@ async def open_relay(
             )
         relay = Relay(kind, port, stun_port, tls, process.pid, folder)
         try:
-            await _wait_listening(process, relay)
+            await wait_listening(process, relay)
             yield await trio.to_thread.run_sync(_with_certificate, relay, hostname) if tls else relay
         finally:
-            stopped = await _stop(process)
+            stopped = await stop_process(process)
         if not stopped:
             raise RelayFailed(f"{kind} relay did not stop within {STOP_SECONDS:.0f} s of SIGTERM:\n{relay.output()}")
 
@@ -111,7 +111,7 @@ def free_port(kind: socket.SocketKind) -> int:
         return port
 
 
-async def _wait_listening(process: trio.Process, relay: Relay) -> None:
+async def wait_listening(process: trio.Process, relay: Relay) -> None:
     """Poll, since derper says that it serves before it listens."""
     with trio.move_on_after(START_SECONDS):
         while process.poll() is None:
@@ -140,8 +140,8 @@ def printed_pin(relay: Relay) -> str:
     return found.group() if found else ""
 
 
-async def _stop(process: trio.Process) -> bool:
-    """Whether it ended by itself."""
+async def stop_process(process: trio.Process) -> bool:
+    """Send SIGTERM; whether it ended by itself."""
     ended = False
     with trio.CancelScope(shield=True):
         if process.poll() is None:

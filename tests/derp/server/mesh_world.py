@@ -2,7 +2,9 @@
 takes for another of its region, whose every byte the test decides.
 """
 
+import atexit
 import functools
+import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -40,6 +42,7 @@ def leaf() -> Issued:
 @functools.cache
 def tls_config() -> TlsConfig:
     folder = Path(tempfile.mkdtemp(prefix="mesh-"))
+    atexit.register(shutil.rmtree, folder)
     (folder / "leaf.crt").write_bytes(leaf().pem)
     (folder / "leaf.key").touch(mode=0o600)
     (folder / "leaf.key").write_bytes(leaf().key_pem)

@@ -1,0 +1,93 @@
+"""Several relays of one region as processes, ours and genuine ones, each with every other in its --mesh-with.
+
+A node keeps its folder, and so its keys, its certificate and its port, when it is stopped and started again, be it as
+another kind of relay: `await region.start(0, "genuine")`, `await region.stop(0)`, `await region.start(0, "ours")`.
+"""
+
+import os
+import socket
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from tests.support.certificates import issue
+from tests.support.gobuild import DERPER, ROOT
+from tests.support.peers import require
+from tests.support.relay_command import RelayKind, command_line
+from tests.support.relays import Relay, RelayFailed, free_port, stop_process, wait_listening
+
+# Every relay of the field resolves it without a name server, and genuine meshes and probes need names.
+NAME = "localhost"
+MESH_KEY = "5f" * 32
+
+
+class Region:
+    """`count` places for relays; those that run are in `relays`."""
+
+    def __init__(self, folder: Path, count: int) -> None:
+        self.authority = folder / "authority.pem"
+        authority = issue(common_name="authority", is_authority=True)
+        self.authority.write_bytes(authority.pem)
+        self.folders = [folder / f"node{number}" for number in range(count)]
+        self.ports = [free_port(socket.SOCK_STREAM) for _ in range(count)]
+        self.stun_ports = [free_port(socket.SOCK_DGRAM) for _ in range(count)]
+        self.relays: dict[int, Relay] = {}
+        self._processes: dict[int, trio.Process] = {}
+        for place in self.folders:
+            certificates = place / "certs"
+            certificates.mkdir(parents=True)
+            leaf = issue(NAME, issuer=authority)
+            (certificates / f"{NAME}.crt").write_bytes(leaf.pem)
+            (certificates / f"{NAME}.key").touch(mode=0o600)
+            (certificates / f"{NAME}.key").write_bytes(leaf.key_pem)
+
+    def url(self, number: int) -> str:
+        return f"https://{NAME}:{self.ports[number]}/derp"
+
+    async def start(self, number: int, kind: RelayKind) -> Relay:
+        """Returns when it listens."""
+        if kind == "genuine":
+            require(DERPER)
+        folder, port, stun_port = self.folders[number], self.ports[number], self.stun_ports[number]
+        command = command_line(kind, folder, port, tls=True, hostname=NAME, mesh_key=MESH_KEY, stun_port=stun_port)
+        # itself too: operators give all nodes one list
+        command.append("--mesh-with=" + ",".join(f"{NAME}:{each}" for each in self.ports))
+        # Go and OpenSSL both take it in place of the system's roots.
+        environment = os.environ | {"SSL_CERT_FILE": str(self.authority)}
+        with (folder / "output").open("ab") as output:
+            process = await trio.lowlevel.open_process(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, env=environment
+            )
+        self._processes[number] = process
+        relay = Relay(kind, port, stun_port, True, process.pid, folder, certificate=self.authority)
+        await wait_listening(process, relay)
+        self.relays[number] = relay
+        return relay
+
+    async def stop(self, number: int) -> None:
+        """SIGTERM, as an operator's service manager sends it; returns when the process has ended."""
+        process, relay = self._processes.pop(number), self.relays.pop(number, None)
+        if not await stop_process(process) and relay is not None:
+            raise RelayFailed(f"{relay.kind} relay did not stop:\n{relay.output()}")
+
+    async def stop_all(self) -> None:
+        for number in tuple(self._processes):
+            await self.stop(number)
+
+
+@asynccontextmanager
+async def open_region(*kinds: RelayKind) -> AsyncIterator[Region]:
+    """Start one relay of each kind, the genuine ones last: those retry after 5 s only."""
+    with tempfile.TemporaryDirectory(prefix="region-") as name:
+        region = Region(Path(name), len(kinds))
+        try:
+            for number in sorted(range(len(kinds)), key=lambda number: kinds[number] == "genuine"):
+                await region.start(number, kinds[number])
+            yield region
+        finally:
+            with trio.CancelScope(shield=True):
+                await region.stop_all()
