@@ -4,6 +4,15 @@ Callers need two things: `load_config(...)` for a program, `RelayConfig(...)` fo
 """
 
 from derp.config.load import load_config, load_private_key, load_rate_config
-from derp.config.relay import MeshPeer, RateConfig, RelayConfig, TlsConfig
+from derp.config.relay import AcmeConfig, MeshPeer, RateConfig, RelayConfig, TlsConfig
 
-__all__ = ["MeshPeer", "RateConfig", "RelayConfig", "TlsConfig", "load_config", "load_private_key", "load_rate_config"]
+__all__ = [
+    "AcmeConfig",
+    "MeshPeer",
+    "RateConfig",
+    "RelayConfig",
+    "TlsConfig",
+    "load_config",
+    "load_private_key",
+    "load_rate_config",
+]

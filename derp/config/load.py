@@ -18,7 +18,16 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from derp.config.relay import DEV_PORT, RESERVED_FILES, RateConfig, RelayConfig, TlsConfig
+from derp.config.relay import (
+    DEV_PORT,
+    GOOGLE_DIRECTORY,
+    LETSENCRYPT_DIRECTORY,
+    RESERVED_FILES,
+    AcmeConfig,
+    RateConfig,
+    RelayConfig,
+    TlsConfig,
+)
 from derp.config.settings import BY_NAME, ENVIRONMENT_PREFIX, SETTINGS, Setting
 from derp.errors import ConfigError, KeyFormatError
 from derp.keys import MeshKey, NodePrivate
@@ -59,6 +68,9 @@ _SECONDS: Final = {
     "drain": "drain_seconds",
 }
 _DEFAULTS: Final = {field.name: field.default for field in fields(RelayConfig)}
+# By --cert-mode: whom to ask.
+_AUTHORITIES: Final = {"letsencrypt": LETSENCRYPT_DIRECTORY, "gcp": GOOGLE_DIRECTORY}
+_ACME: Final = ("acme_email", "acme_challenge", "acme_dns_hook", "acme_directory_url", "acme_eab_kid", "acme_eab_key")
 _RENAMED: Final = {"stun": "stun_enabled", "derp": "derp_enabled"}
 
 
@@ -229,20 +241,33 @@ def _build(given: _Settings, open_files: int) -> RelayConfig:
 def _tls(given: _Settings, listen: tuple[tuple[str, int], ...]) -> TlsConfig | None:
     mode = given.get("cert_mode")
     manual, pair, generated = mode == "manual", "tls_cert" in given, given.get("tls_self_signed", False)
-    if mode == "gcp":
-        given.fail("cert_mode", "gcp is not supported: use manual")
+    is_tls_port, dev = any(port == 443 for _, port in listen), given.get("dev", False)
+    # derper's own default, but only for one who said a name: nobody else can mean it.
+    if mode is None and is_tls_port and given.get("hostname") and not (pair or generated or dev):
+        mode = "letsencrypt"
+        given.notices.append(
+            "no source of the certificate was given: asking Let's Encrypt as derper does, which accepts its terms; "
+            "--cert-mode says it, or something else"
+        )
+    # Under --dev derper's default mode means plain HTTP, and so it does here.
+    acme = mode in _AUTHORITIES and not (mode == "letsencrypt" and dev and not is_tls_port)
     if pair != ("tls_key" in given):
         given.fail("tls_cert" if pair else "tls_key", "a certificate needs its key: set both --tls-cert and --tls-key")
-    if manual + pair + generated > 1:
+    if manual + acme + pair + generated > 1:
         given.fail(
             "tls_cert" if pair else "tls_self_signed",
-            "only one of --cert-mode manual, --tls-cert and --tls-self-signed can be the source of the certificate",
+            "only one of --cert-mode, --tls-cert and --tls-self-signed can be the source of the certificate",
         )
     hostname = given.get("hostname", "")
     if manual:
         if not hostname:
             given.fail("hostname", "--cert-mode manual needs --hostname: the certificate's file is called after it")
         return _manual_tls(given, hostname)
+    if acme:
+        return _acme_tls(given, mode, hostname)
+    for name in _ACME:
+        if given.get(name) and not dev:
+            given.fail(name, "has no effect without --cert-mode letsencrypt or gcp, and a --hostname: add them")
     if pair:
         return TlsConfig(given.get("tls_cert"), given.get("tls_key"), hostname)
     if generated:
@@ -250,10 +275,10 @@ def _tls(given: _Settings, listen: tuple[tuple[str, int], ...]) -> TlsConfig | N
         if "cert_dir" not in given:
             return TlsConfig(hostname=hostname, self_signed=True)
         return TlsConfig(*_certificate_files(given.get("cert_dir"), hostname), hostname, self_signed=True)
-    if any(port == 443 for _, port in listen):
+    if is_tls_port:
         given.fail(
             "listen",
-            "port 443 speaks TLS and needs a certificate: set --cert-mode manual with --cert-dir and --hostname, or "
+            "port 443 speaks TLS and needs a certificate: set --hostname, and --cert-mode letsencrypt or manual, or "
             "--tls-cert and --tls-key, or --tls-self-signed; for plain HTTP listen on another port, or use --dev",
         )
     return None
@@ -265,22 +290,71 @@ def _certificate_files(folder: Path, hostname: str) -> tuple[Path, Path]:
     return folder / f"{stem}.crt", folder / f"{stem}.key"
 
 
-def _manual_tls(given: _Settings, hostname: str) -> TlsConfig:
+def _certificate_folder(given: _Settings) -> Path:
     if "cert_dir" in given:
-        folder = given.get("cert_dir")
-    else:
-        cache = given.environ.get("XDG_CACHE_HOME") or os.path.join(given.environ.get("HOME", ""), ".cache")
-        if not os.path.isabs(cache):
-            given.fail("cert_dir", "has no default without a home directory: say where the certificates lie")
-        folder = Path(cache) / "tailscale" / "derper-certs"
+        folder: Path = given.get("cert_dir")
+        return folder
+    cache = given.environ.get("XDG_CACHE_HOME") or os.path.join(given.environ.get("HOME", ""), ".cache")
+    if not os.path.isabs(cache):
+        given.fail("cert_dir", "has no default without a home directory: say where the certificates lie")
+    return Path(cache) / "tailscale" / "derper-certs"
+
+
+def _is_address(hostname: str) -> bool:
     try:
         ipaddress.ip_address(hostname)
-        is_address = True
     except ValueError:
-        is_address = False
+        return False
+    return True
+
+
+def _manual_tls(given: _Settings, hostname: str) -> TlsConfig:
     # By address no client sends SNI, so any is served, and a missing certificate can only be a self-signed one.
-    files = _certificate_files(folder, hostname)
+    is_address = _is_address(hostname)
+    files = _certificate_files(_certificate_folder(given), hostname)
     return TlsConfig(*files, hostname, require_sni=not is_address, self_signed=is_address)
+
+
+def _acme_tls(given: _Settings, mode: str, hostname: str) -> TlsConfig:
+    if not hostname or _is_address(hostname):
+        given.fail(
+            "hostname",
+            f"--cert-mode {mode} needs a host name to get a certificate for: set --hostname; for an address use "
+            "--cert-mode manual, which makes a certificate for the map to pin",
+        )
+    acme = AcmeConfig(
+        directory_url=given.get("acme_directory_url", _AUTHORITIES[mode]),
+        email=given.get("acme_email", ""),
+        challenge=given.get("acme_challenge", "http-01"),
+        dns_hook=given.get("acme_dns_hook", ()),
+        eab_kid=given.get("acme_eab_kid", ""),
+        eab_key=given.get("acme_eab_key", b""),
+    )
+    if bool(acme.eab_kid) != bool(acme.eab_key):
+        given.fail(
+            "acme_eab_kid" if acme.eab_kid else "acme_eab_key",
+            "an external account binding is a pair: set both --acme-eab-kid and --acme-eab-key",
+        )
+    if mode == "gcp" and not (acme.eab_kid and acme.email):
+        given.fail("cert_mode", "Google wants to know who asks: set --acme-eab-kid, --acme-eab-key and --acme-email")
+    if (acme.challenge == "dns-01") != bool(acme.dns_hook):
+        given.fail(
+            "acme_dns_hook" if acme.dns_hook else "acme_challenge",
+            "--acme-challenge dns-01 and --acme-dns-hook go together: the hook publishes the record",
+        )
+    port = given.get("http_port", 80)
+    if acme.challenge == "http-01":
+        if port < 0:
+            given.fail(
+                "http_port",
+                "the authority asks there whether the name is ours: leave it at 80, or use --acme-challenge dns-01",
+            )
+        if port != 80:
+            given.notices.append(
+                f"the authority asks at port 80 whether {hostname} is ours: it has to be forwarded to port {port} here"
+            )
+    # Every name but ours is refused, as derper does.
+    return TlsConfig(*_certificate_files(_certificate_folder(given), hostname), hostname, require_sni=True, acme=acme)
 
 
 def _http_port(given: _Settings, tls: TlsConfig | None) -> int | None:

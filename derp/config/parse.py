@@ -4,9 +4,12 @@ Every parser takes what a source gave (a string from flags and environment, any 
 ValueError with a reason that says what to write instead; load.py puts the place in front of it.
 """
 
+import base64
+import binascii
 import ipaddress
 import math
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, NoReturn, TypeVar
@@ -221,6 +224,41 @@ def home_page(value: object) -> str:
     if value in ("", "blank"):
         return str(value)
     return url("http", "https")(value)
+
+
+def email(value: object) -> str:
+    """A mail address, roughly: what would break a `mailto:` URL is refused, the rest is for its receiver to judge."""
+    text = string(value)
+    name, at, domain = text.rpartition("@")
+    if not name or not at or not domain or not text.isascii() or not text.isprintable() or set(text) & set(' ,?<>"'):
+        _refuse("a mail address, such as ops@example.org", value)
+    return text
+
+
+def command(value: object) -> tuple[str, ...]:
+    """A program and its arguments: a list, or text that is split as a shell would, without running one."""
+    if isinstance(value, list) and value and all(isinstance(word, str) for word in value):
+        words = tuple(value)
+    else:
+        try:
+            words = tuple(shlex.split(string(value)))
+        except ValueError:
+            _refuse("a command with its quotes closed", value)
+    if not words or not words[0] or any("\0" in word for word in words):
+        _refuse("a command", value)
+    return words
+
+
+def base64_secret(value: object) -> bytes:
+    """Bytes as base64 or base64url, with padding or without.  The error does not repeat them."""
+    text = string(value).rstrip("=").replace("-", "+").replace("_", "/")
+    try:
+        secret = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except binascii.Error:
+        secret = b""
+    if not secret:
+        raise ValueError("wants a key in base64, as the authority shows it")
+    return secret
 
 
 def node_key(value: object) -> bytes:

@@ -24,12 +24,29 @@ LOOPBACK: Final = (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128"))
 RESERVED_FILES: Final = 256
 
 
+LETSENCRYPT_DIRECTORY: Final = "https://acme-v02.api.letsencrypt.org/directory"
+GOOGLE_DIRECTORY: Final = "https://dv.acme-v02.api.pki.goog/directory"
+
+
+@dataclass(frozen=True, slots=True)
+class AcmeConfig:
+    """Whom to ask for the certificate, and how to prove that the name is ours.  See transport/acme.py."""
+
+    directory_url: str = LETSENCRYPT_DIRECTORY
+    email: str = ""  # the account's contact, for authorities that want one
+    challenge: str = "http-01"  # or dns-01: what works without a program of the operator's is the default
+    dns_hook: tuple[str, ...] = ()  # the command that publishes TXT records; no shell
+    eab_kid: str = ""  # external account binding: who we are to an authority that knows its customers
+    eab_key: bytes = field(default=b"", repr=False)
+
+
 @dataclass(frozen=True, slots=True)
 class TlsConfig:
     """Where the certificate comes from.  transport/tls.py turns it into a context.
 
     With `cert_file` and `key_file`: PEM, leaf first; they are read again when they change.  With `self_signed` a
-    missing pair is generated for `hostname`: into those files, or only into memory when there are none.
+    missing pair is generated for `hostname`: into those files, or only into memory when there are none.  With `acme`
+    server/certificates.py writes the two files; until there is a certificate a temporary one is served.
     """
 
     cert_file: Path | None = None
@@ -37,6 +54,7 @@ class TlsConfig:
     hostname: str = ""  # name or IP address the certificate must be valid for; empty: not checked
     require_sni: bool = False  # refuse handshakes whose SNI is not `hostname`, as derper does for names
     self_signed: bool = False
+    acme: AcmeConfig | None = None
 
 
 @dataclass(frozen=True, slots=True)

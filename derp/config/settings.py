@@ -92,7 +92,8 @@ SETTINGS: Final = (
         "cert_mode",
         parse.one_of("manual", "letsencrypt", "gcp"),
         "MODE",
-        "manual: <cert-dir>/<hostname>.crt and .key, read again when they change",
+        "manual: <cert-dir>/<hostname>.crt and .key, read again when they change; letsencrypt: kept there and renewed, "
+        "the default on port 443 with a --hostname; gcp: the same from Google",
         alias="certmode",
         derper=True,
     ),
@@ -113,6 +114,31 @@ SETTINGS: Final = (
         "TLS with a generated certificate for --hostname, kept in --cert-dir if given; a map snippet has its pin",
         alias="dev-tls",
     ),
+    _setting(
+        "acme_email", parse.optional(parse.email), "ADDRESS", "contact of the account at the authority", derper=True
+    ),
+    _setting(
+        "acme_challenge",
+        parse.one_of("http-01", "dns-01"),
+        "http-01|dns-01",
+        "how the authority sees that the name is ours, http-01 by default: it asks at port 80 of --hostname",
+    ),
+    _setting(
+        "acme_dns_hook",
+        parse.command,
+        "COMMAND",
+        "for dns-01: run as COMMAND add|remove NAME VALUE, to publish a TXT record",
+    ),
+    _setting(
+        "acme_directory_url",
+        parse.url("https"),
+        "URL",
+        "another authority that speaks ACME, in place of the one of --cert-mode",
+    ),
+    _setting(
+        "acme_eab_kid", parse.optional(parse.string), "ID", "external account binding: the key's name", derper=True
+    ),
+    _setting("acme_eab_key", parse.base64_secret, "KEY", "external account binding: the key in base64", derper=True),
     # Beside DERP.
     _setting(
         "http_port", parse.whole(-1, 65535), "PORT", "plain HTTP beside TLS, 80 by default; -1: none", derper=True
@@ -261,7 +287,6 @@ class Refused:
 
 
 _NO_SETEC = "secrets come from files here: use --mesh-psk-file"
-_NO_ACME = "certificates are not fetched here: use --cert-mode manual with --cert-dir and --hostname"
 REFUSED: Final = (
     Refused(
         "verify-clients",
@@ -274,8 +299,11 @@ REFUSED: Final = (
     Refused("secrets-url", _NO_SETEC),
     Refused("secrets-path-prefix", _NO_SETEC),
     Refused("secrets-cache-dir", _NO_SETEC),
-    Refused("acme-eab-kid", _NO_ACME),
-    Refused("acme-eab-key", _NO_ACME),
-    Refused("acme-email", _NO_ACME),
-    Refused("acme-ip-certs", _NO_ACME, ("false",), is_switch=True),
+    Refused(
+        "acme-ip-certs",
+        "certificates for addresses are not fetched here: use --cert-mode manual with --hostname ADDRESS, which makes "
+        "one, and pin it in the map",
+        ("false",),
+        is_switch=True,
+    ),
 )

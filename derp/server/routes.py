@@ -29,6 +29,7 @@ _BROWSER: Final[Headers] = (
     ("X-Content-Type-Options", "nosniff"),
 )
 _NO_CACHE: Final = ("Cache-Control", "no-cache, no-store, must-revalidate, no-transform, max-age=0")
+_ACME_CHALLENGE: Final = "/.well-known/acme-challenge/"
 # What the genuine relay echoes; anything else could be used to make us say things.
 _CHALLENGE: Final = re.compile(r"[A-Za-z0-9.\-_:]{1,64}\Z")
 # at the end of a Host header; an IPv6 address without a port ends in a bracket
@@ -82,12 +83,16 @@ class Routes:
         self._healthy = healthy
         self._pages = pages
         self._bootstrap_dns = bootstrap_dns
+        # What an authority of certificates asks for by token; None where nobody may ask.
+        self.challenges: Mapping[str, bytes] | None = None
 
     def answer(self, request: Request, address: str) -> Answer:
         """The answer to any request that is no DERP upgrade; `address` is who asks."""
         if request.method == "CONNECT":  # to which a 200 would mean that a tunnel stands
             return Answer(403, (_TEXT,), b"CONNECT not enabled\n")
         path, _, query = request.target.partition("?")
+        if self.challenges is not None and path.startswith(_ACME_CHALLENGE):
+            return self.answer_challenge(path)
         match path:
             case "/derp":
                 return Answer(404, (_TEXT,), b"derp server disabled\n")
@@ -110,6 +115,14 @@ class Routes:
         if page is not None or path.startswith("/debug"):
             return self._answer_page(request, path, page, address)
         return self._answer_home()
+
+    def answer_challenge(self, path: str) -> Answer:
+        """What the authority wants to find at a path below /.well-known/acme-challenge/."""
+        body = (self.challenges or {}).get(path.removeprefix(_ACME_CHALLENGE))
+        if body is None:  # the authority shows this to whoever asked it
+            text = b"no such challenge here: does the name lead to another machine as well?\n"
+            return Answer(404, (_TEXT, _NO_CACHE), text)
+        return Answer(200, (("Content-Type", "application/octet-stream"), _NO_CACHE), body)
 
     def _answer_page(self, request: Request, path: str, page: Page | None, address: str) -> Answer:
         # A proxy in front hides who asks, so nothing that came through one is let in by its address.
@@ -150,6 +163,8 @@ class PlainRoutes:
         path = request.target.partition("?")[0]
         if path == "/generate_204":
             return generate_204(request)
+        if self._routes.challenges is not None and path.startswith(_ACME_CHALLENGE):
+            return self._routes.answer_challenge(path)
         if path.startswith("/debug"):
             return self._routes.answer(request, address)
         if request.method not in ("GET", "HEAD"):

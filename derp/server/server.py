@@ -9,7 +9,7 @@ import math
 import socket
 import time
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -31,6 +31,9 @@ from derp.server.verify import UrlVerifier
 from derp.transport.listen import open_listener, open_udp
 from derp.transport.reactor import Reactor
 from derp.transport.tls import CHECK_SECONDS, TlsServer
+
+if TYPE_CHECKING:
+    from derp.server.certificates import CertificateKeeper
 
 _log = logging.getLogger("derp.server")
 
@@ -60,10 +63,17 @@ class RelayServer:
         self.relay = Relay(config, self.reactor, admission=Admission(config, self.verifier))
         self.listening: list[Listening] = []
         self.tls: TlsServer | None = None
+        self.keeper: CertificateKeeper | None = None
         if config.tls is not None:
             self.tls = TlsServer(config.tls, self.relay.public_key, now=time.time())
             for notice in self.tls.notices:
                 _log.warning("! %s", notice)
+            if config.tls.acme is not None:
+                # Imported here: the library behind it is large, and most relays do without.
+                from derp.server import certificates
+
+                self.keeper = certificates.CertificateKeeper(config.tls)
+                self.relay.routes.challenges = self.keeper.challenges
         self.stun: list[StunResponder] = []
         self._listeners: list[Listener] = []
         self._udp: list[socket.socket] = []
@@ -160,6 +170,8 @@ class RelayServer:
             nursery.start_soon(self.relay.resume_throttled_forever)
             if self.mesh is not None:
                 nursery.start_soon(self.mesh.run, self.config.mesh_with)
+            if self.keeper is not None:
+                nursery.start_soon(self.keeper.run)
             await self.drained.wait()
             nursery.cancel_scope.cancel()
 
@@ -179,6 +191,8 @@ class RelayServer:
     def reload(self) -> None:
         """Look at files again now: certificates and rate limits.  A file with a mistake leaves all as it was."""
         self._look_at_certificate()
+        if self.keeper is not None:
+            self.keeper.retry_now()
         if self.config.rate_config_file is not None:
             try:
                 rate = load_rate_config(self.config.rate_config_file)

@@ -67,8 +67,12 @@ class TlsServer:
         self.notices: list[str] = []  # sentences for the operator, from the last (re)load
         self._server_key = server_key
         self._generated: tuple[bytes, bytes] | None = None
+        self._is_temporary = False  # it stands in for one that server/certificates.py will write
         if config.self_signed:
             self._make_missing_certificate(now)
+        elif config.acme is not None and config.cert_file is not None and not config.cert_file.exists():
+            # A fresh key: the one in the file belongs to the certificate to come.
+            self._generated, self._is_temporary = make_self_signed(config.hostname, _moment(now)), True
         self._signature = self._file_signature()
         self._next_check = now + CHECK_SECONDS
         self.context, self.leaf = self._build(now)
@@ -81,8 +85,8 @@ class TlsServer:
 
     @property
     def is_self_signed(self) -> bool:
-        """Whether clients need the pin."""
-        return self.leaf.subject == self.leaf.issuer
+        """Whether clients need the pin.  A temporary certificate is nothing to pin."""
+        return self.leaf.subject == self.leaf.issuer and not self._is_temporary
 
     def reload_if_changed(self, now: float) -> Reload | None:
         """Look whether the files changed, and swap the context if so; None if there was nothing to do.
@@ -145,6 +149,13 @@ class TlsServer:
     def _build(self, now: float) -> tuple[ssl.SSLContext, x509.Certificate]:
         config = self.config
         self.notices = []
+        if self._is_temporary and config.cert_file is not None and config.cert_file.exists():
+            self._generated, self._is_temporary = None, False
+        if self._is_temporary:
+            self.notices.append(
+                f"{config.cert_file}: there is none yet: until it is issued a temporary self-signed certificate is "
+                "served, which clients refuse"
+            )
         if self._generated is not None:
             chain, key = self._generated
             place = "generated certificate"

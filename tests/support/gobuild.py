@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BIN = ROOT / "build" / "bin"
 INTEROP = ROOT / "tests" / "interop" / "go"
 TAILNET = ROOT / "tests" / "interop" / "go_tailnet"
+ACME = ROOT / "tests" / "interop" / "go_acme"
 
 
 class GoMissing(Exception):
@@ -45,6 +46,8 @@ DERPPEER_WEBSOCKET = GoProgram("derppeer-websocket", INTEROP, "./cmd/derppeer", 
 # Pinned by the `tool` lines of the module's go.mod, and therefore by its go.sum.
 DERPER = GoProgram("derper", INTEROP, "tailscale.com/cmd/derper")
 DERPPROBE = GoProgram("derpprobe", INTEROP, "tailscale.com/cmd/derpprobe")
+PEBBLE = GoProgram("pebble", ACME, "github.com/letsencrypt/pebble/v2/cmd/pebble")
+CHALLTESTSRV = GoProgram("pebble-challtestsrv", ACME, "github.com/letsencrypt/pebble/v2/cmd/pebble-challtestsrv")
 LOAD = GoProgram("derpload", ROOT / "bench" / "load", ".")
 TAILNET_PEER = GoProgram("tailnet-peer", TAILNET, "./cmd/peer")
 TAILNET_COORDINATOR = GoProgram("tailnet-coordinator", TAILNET, "./cmd/coordinator")
@@ -53,6 +56,7 @@ COORDINATOR_LOAD = GoProgram("coordinatorload", ROOT / "bench" / "coordinator_lo
 
 ALL = (
     *(DERPPEER, DERPPEER_WEBSOCKET, DERPER, DERPPROBE, LOAD),
+    *(PEBBLE, CHALLTESTSRV),
     *(TAILNET_PEER, TAILNET_COORDINATOR, TAILNET_RPC_SERVER, COORDINATOR_LOAD),
 )
 
