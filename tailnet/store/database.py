@@ -152,13 +152,13 @@ class Database:
             self._upgrade(connection, revision)
 
     def _upgrade(self, connection: sa.Connection, revision: str | None) -> None:
+        # Its own account is that of its plug-ins, which begins with its import; ours is one line.
+        logging.getLogger("alembic").setLevel(logging.WARNING)
         # Alembic costs a tenth of a second and some megabytes; an up-to-date store never gets here.
         from alembic import command
         from alembic.config import Config
         from alembic.script import ScriptDirectory
 
-        # Its own account is that of its plug-ins; ours is one line.
-        logging.getLogger("alembic").setLevel(logging.WARNING)
         config = Config()
         config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
         config.attributes["connection"] = connection

@@ -42,6 +42,14 @@ async def serving(*args: str) -> AsyncIterator[tuple[trio.Process, list[str]]]:
             await process.stderr.aclose()
 
 
+async def lines_of(stream: trio.abc.ReceiveStream) -> list[str]:
+    """What is written to a stream until it ends."""
+    received = b""
+    while chunk := await stream.receive_some():
+        received += chunk
+    return received.decode().splitlines()
+
+
 async def test_dev_prints_lines_that_work() -> None:
     async with serving("--dev") as (process, lines):
         assert lines[0].startswith("listening on http://127.0.0.1:")
@@ -60,6 +68,11 @@ async def test_dev_prints_lines_that_work() -> None:
         process.send_signal(signal.SIGTERM)
         assert await process.wait() == 0
         assert not folder.exists()
+        assert process.stderr is not None
+        log = [json.loads(line)["logger"] for line in await lines_of(process.stderr)]
+        # The store's one line, and not what the library that makes its tables says of itself.
+        assert "tailnet.store" in log
+        assert [logger for logger in log if not logger.startswith(("tailnet", "derp"))] == []
 
 
 async def test_json_for_programs(store: Store, store_url: str) -> None:
