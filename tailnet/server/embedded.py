@@ -1,16 +1,29 @@
-"""The embedded relay as a region of the DERP map, and where other maps come from.  Layer L3."""
+"""The embedded relay: its key, its region of the DERP map, and where other maps come from.  Layer L3."""
 
+import secrets
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Final
 from urllib.parse import urlsplit
 
+from derp.keys import KEY_BYTES, NodePrivate
 from derp.map import DERPNode, DERPRegion
 from derp.server.server import Listening
 from tailnet.config import CoordinatorConfig
 from tailnet.server.map_sources import FileSource, MapSource, UrlSource
+from tailnet.store.store import Store
 
+RELAY_PURPOSE: Final = "relay"
 _NO_STUN: Final = -1
 _UNSPECIFIED: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+
+
+def relay_key(store: Store) -> NodePrivate:
+    """The relay's private key, the same after every restart: by it clients know a relay again.
+
+    Blocks; raises StoreError.
+    """
+    return NodePrivate(store.lasting_key(RELAY_PURPOSE, datetime.now(UTC), secrets.token_bytes, KEY_BYTES))
 
 
 def default_access_url(listening: Sequence[Listening]) -> str:

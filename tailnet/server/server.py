@@ -45,12 +45,13 @@ from tailnet.metrics import CoordinatorReading, metrics_page
 from tailnet.rpc.yamux import SessionLimits
 from tailnet.server.agent_rpc import AgentService
 from tailnet.server.derpmaps import DerpMaps, StoreMapKeeper
-from tailnet.server.embedded import default_access_url, embedded_region, map_sources
+from tailnet.server.embedded import default_access_url, embedded_region, map_sources, relay_key
 from tailnet.server.entrance import Entrance
 from tailnet.server.hub import Hub
 from tailnet.server.presence import AgentPresence
 from tailnet.server.resume_keys import ResumeKeys
 from tailnet.server.service import Caller, TailnetService
+from tailnet.server.upkeep import prune_forever
 from tailnet.server.workspaces import WorkspaceFeed
 from tailnet.store.rows import AgentIdentity, UserIdentity
 from tailnet.store.store import Store
@@ -70,11 +71,10 @@ _RELAY_PATHS: Final = ("/derp", "/derp/probe", "/derp/latency-check", "/generate
 class CoordinatorServer:
     """A running coordinator.  serve_coordinator makes it; it ends when cancelled or when `drain` is done."""
 
-    def __init__(self, config: CoordinatorConfig, store: Store) -> None:
+    def __init__(self, config: CoordinatorConfig, store: Store, private: NodePrivate) -> None:
         self.config = config
         self.store = store
         self.reactor = Reactor()
-        private = NodePrivate.generate()
         self.relay = Relay(config.relay_config(private), self.reactor)
         self.tls = TlsServer(config.tls, private.public(), now=time.time()) if config.tls is not None else None
         bucket = None
@@ -170,6 +170,7 @@ class CoordinatorServer:
                 nursery.start_soon(self._tick_forever)
                 nursery.start_soon(self.keys.refresh_forever)
                 nursery.start_soon(self.presence.run)
+                nursery.start_soon(prune_forever, self.store)
                 task_status.started(self)
                 await self.drained.wait()
                 nursery.cancel_scope.cancel()
@@ -196,7 +197,7 @@ class CoordinatorServer:
             metrics=metrics_page(self.reading, self.relay_statistics),
             closing=self.closing,
         )
-        self._api = ApiServer(create_app(services), self._is_for_reactor)
+        self._api = ApiServer(create_app(services), self._is_for_reactor, config.agent_ping_seconds)
 
     def _make_service(self, nursery: trio.Nursery) -> TailnetService:
         agents = AgentService(self.store, self.maps, self.config, changed=self.feed.changed)
@@ -357,6 +358,7 @@ async def serve_coordinator(
     """
     store = await trio.to_thread.run_sync(Store.open, config.store)
     try:
-        await CoordinatorServer(config, store).run(task_status)
+        private = await store.run(relay_key, store)
+        await CoordinatorServer(config, store, private).run(task_status)
     finally:
         store.close()

@@ -1,8 +1,8 @@
-"""Signing keys that survive restarts, and the DERP maps that were last good (layer L2).
+"""Keys that survive restarts, and the DERP maps that were last good (layer L2).
 
 A purpose has one key that signs and the older ones that still verify.  A new one is made when the newest is too old;
-a key is deleted when nothing it signed can still be valid.  Several processes on one store agree, since the store
-decides.
+a key is deleted when nothing it signed can still be valid.  A lasting key, the relay's identity, never changes.
+Several processes on one store agree, since the store decides.
 """
 
 from collections.abc import Callable
@@ -57,6 +57,23 @@ class KeyTables(Database):
                 ids = [key.id for key in spent]
                 connection.execute(signing_keys.delete().where(signing_keys.c.id.in_(ids)))
         return [key for key in keys if key not in spent]
+
+    def lasting_key(self, purpose: str, now: datetime, random_bytes: Callable[[int], bytes], length: int) -> bytes:
+        """The one key of a purpose that never changes, `length` bytes; made when it is first asked for."""
+        with self.reading() as connection:
+            keys = _keys(connection, purpose)
+        if not keys:
+            with self.writing() as connection:
+                # Again under the lock: of several processes that start together, all have the key of one.
+                keys = _keys(connection, purpose)
+                if not keys:
+                    keys = [SigningKey(random_bytes(KEY_ID_BYTES).hex(), random_bytes(length), now)]
+                    connection.execute(
+                        signing_keys.insert().values(
+                            id=keys[0].id, purpose=purpose, secret=keys[0].secret, created_at=now
+                        )
+                    )
+        return keys[0].secret
 
     def keep_map(self, source: str, body: str, now: datetime) -> None:
         """Remember the last good DERP map of a source."""

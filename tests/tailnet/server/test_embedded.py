@@ -1,14 +1,22 @@
-"""The relay's own region: where it says it is, in every form an access URL can have."""
+"""The relay's key and its own region: where it says it is, in every form an access URL can have."""
 
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+import trio
 
+from derp.client.client import open_derp_client
+from derp.keys import NodePrivate
 from derp.map import DERPMap
 from derp.netcheck.lint import errors, lint
 from derp.server.server import Listening
 from tailnet.config import CoordinatorConfig
-from tailnet.server.embedded import default_access_url, embedded_region, map_sources
+from tailnet.server.embedded import default_access_url, embedded_region, map_sources, relay_key
+from tailnet.server.server import CoordinatorServer
+from tailnet.store.store import Store
+
+Serve = Callable[..., Awaitable[CoordinatorServer]]
 
 
 @pytest.mark.parametrize(
@@ -62,3 +70,24 @@ def test_sources_of_the_settings() -> None:
     )
     file, url = map_sources(config)
     assert (file.name, url.name, url.poll_seconds) == ("a.json", "https://maps.example.com/", 7)
+
+
+def test_the_relays_key_survives_restarts(store: Store, store_url: str) -> None:
+    key = relay_key(store)
+    store.close()
+    again = Store.open(store_url)
+    assert relay_key(again) == key
+    again.close()
+
+
+async def test_clients_see_the_same_relay_after_a_restart(serve: Serve) -> None:
+    keys = []
+    for _ in range(2):
+        server = await serve()
+        place = server.listening[0]
+        with trio.fail_after(20):
+            async with open_derp_client(f"http://{place.host}:{place.port}/derp", NodePrivate.generate()) as client:
+                keys.append(client.server_key)
+            await server.drain()
+    assert keys[0] == keys[1]
+    assert keys[0] == relay_key(server.store).public().raw

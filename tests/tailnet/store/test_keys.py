@@ -1,5 +1,6 @@
 """Signing keys survive restarts, rotate, and go when nothing they signed can be valid; maps are kept by source."""
 
+import os
 import threading
 from collections.abc import Callable
 from datetime import timedelta
@@ -33,6 +34,29 @@ def test_purposes_do_not_share_keys(store: Store) -> None:
     [resume] = store.signing_keys(RESUME_PURPOSE, NOW, random_bytes)
     [other] = store.signing_keys("other", NOW, random_bytes)
     assert resume.secret != other.secret
+
+
+def test_a_lasting_key_is_the_first_one_for_ever(store: Store, store_url: str) -> None:
+    random_bytes = counting_bytes()
+    first = store.lasting_key("relay", NOW, random_bytes, 32)
+    assert len(first) == 32
+    other = Store.open(store_url)
+    assert other.lasting_key("relay", NOW + 10 * ROTATE_AFTER, random_bytes, 32) == first
+    assert other.lasting_key("another", NOW, random_bytes, 32) != first
+    other.close()
+
+
+def test_processes_that_start_together_have_one_lasting_key(store: Store) -> None:
+    keys: list[bytes] = []
+    threads = [
+        threading.Thread(target=lambda: keys.append(store.lasting_key("relay", NOW, os.urandom, 32))) for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(keys) == 8
+    assert len(set(keys)) == 1
 
 
 def test_rotation(store: Store) -> None:
