@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 import click
 import trio
 
+from derp.cli_map import map_commands
 from derp.cli_netcheck import netcheck
 from derp.cli_output import open_console, print_json
 from derp.config import RelayConfig, load_config, load_private_key
@@ -359,7 +360,8 @@ def genkey(as_json: bool) -> None:
     click.echo(f"public key {private.public()}", err=True)
 
 
-cli.add_command(netcheck)
+for command in (netcheck, map_commands):
+    cli.add_command(command)
 
 
 def _only_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:

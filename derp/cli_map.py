@@ -1,0 +1,124 @@
+"""`derp map`: mistakes in a DERP map, a map at a glance, a map for a running relay (layer L4).
+
+Next hop: netcheck/lint.py, client/mapsource.py, client/snippet.py.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import trio
+
+from derp.cli_output import open_console, print_json
+
+if TYPE_CHECKING:
+    from derp.map import DERPMap, DERPNode
+
+
+@click.group("map")
+def map_commands() -> None:
+    """Check, show and make DERP maps.
+
+    A map is a file (JSON, with comments and trailing commas if you like, or TOML), - for standard input, or an address.
+    """
+
+
+@map_commands.command("lint")
+@click.argument("source", metavar="MAP")
+@click.option("--overlay", is_flag=True, help="it will be laid over another map: null drops a region of that one")
+@click.option("--strict", is_flag=True, help="warnings fail too")
+@click.option("--json", "as_json", is_flag=True, help="one JSON object per finding")
+def lint_map(source: str, overlay: bool, strict: bool, as_json: bool) -> None:
+    """Name every mistake with its place; exit status 1 if there is one.
+
+    An error is what clients refuse, or a relay or region that would be silently dead.  A warning works, though probably
+    not as meant.
+    """
+    from derp.client.mapsource import read_map_source
+    from derp.netcheck.lint import errors, lint
+
+    findings = lint(trio.run(read_map_source, source), overlay=overlay)
+    console = open_console()
+    for finding in findings:
+        severity = finding.severity.value
+        if as_json:
+            print_json({"severity": severity, "place": finding.place, "reason": finding.reason})
+        else:
+            console.print(f"{severity}: {finding}", style="red" if severity == "error" else "yellow")
+    if not findings and not as_json:
+        console.print("no mistakes", style="green")
+    if findings if strict else errors(findings):
+        sys.exit(1)
+
+
+@map_commands.command("show")
+@click.argument("source", metavar="MAP")
+@click.option("--json", "as_json", is_flag=True, help="the map as plain JSON, as clients are given it")
+def show_map(source: str, as_json: bool) -> None:
+    """What clients read in a map: regions, relays, ports, trust."""
+    from derp.client.mapsource import load_map
+
+    derp_map = trio.run(load_map, source)
+    if as_json:
+        click.echo(json.dumps(derp_map.to_json(), indent=2))
+    else:
+        _print_map(derp_map)
+
+
+@map_commands.command("snippet")
+@click.argument("url")
+@click.option("--region-id", default=900, show_default=True, type=click.IntRange(1, (1 << 31) - 1))
+@click.option("--code", default="custom", show_default=True, help="short name of the region, such as fra")
+@click.option("--name", default="", help="name of the region for people; default: the host")
+@click.option("--stun-port", default=0, type=click.IntRange(-1, 65_535), help="0 means 3478, -1 no STUN")
+@click.option("--pin", metavar="PIN", default="", help="the certificate's sha256-raw:<hex>, as the relay printed it")
+@click.option("--key-file", metavar="FILE", help="come as this key, for relays that admit not everybody")
+def map_snippet(url: str, region_id: int, code: str, name: str, stun_port: int, pin: str, key_file: str | None) -> None:
+    """Make a map for the relay that runs at URL: the map on standard output, what to know on standard error.
+
+    The relay is tried as clients would: a certificate that this machine does not trust is pinned, STUN is switched off
+    if it does not answer.
+    """
+    from derp.client.snippet import make_snippet, snippet_base
+    from derp.config import load_private_key
+
+    private = load_private_key(Path(key_file)) if key_file else None
+    base = snippet_base(url, pin=pin, stun_port=stun_port, region_id=region_id, code=code, name=name)
+    snippet = trio.run(make_snippet, base, private)
+    click.echo(json.dumps(snippet.derp_map.to_json(), indent=2))
+    console = open_console(stderr=True)
+    for note in snippet.notes:
+        console.print(f"# {note}", style="yellow")
+
+
+def _print_map(derp_map: "DERPMap") -> None:
+    console = open_console()
+    scores = derp_map.home_params.region_score if derp_map.home_params is not None else {}
+    for region_id in derp_map.region_ids():
+        region = derp_map.regions[region_id]
+        flags = [
+            "never home" if region.no_measure_no_home else "",
+            "avoid" if region.avoid else "",
+            f"score {scores[region_id]:g}" if region_id in scores else "",
+        ]
+        said = "".join(f", {flag}" for flag in flags if flag)
+        console.print(f"region {region_id} {region.region_code} ({region.region_name}){said}", style="bold")
+        for node in region.nodes:
+            console.print(f"  {node.name:<10} {_node_line(node)}")
+    if derp_map.omit_default_regions:
+        console.print("without the regions that clients know by themselves")
+
+
+def _node_line(node: "DERPNode") -> str:
+    stun = "no STUN" if node.stun_port < 0 else f"STUN {node.stun_port or 3478}"
+    derp = "STUN only" if node.stun_only else f"{'http' if node.force_http else 'https'} {node.derp_port or 443}"
+    addresses = " ".join(f"{family}={text}" for family, text in (("IPv4", node.ipv4), ("IPv6", node.ipv6)) if text)
+    if node.insecure_for_tests:
+        trust = "INSECURE: TLS is not verified"
+    elif node.cert_name.startswith("sha256-raw:"):
+        trust = f"pin {node.cert_name.removeprefix('sha256-raw:')[:12]}..."
+    else:
+        trust = f"certificate for {node.cert_name}" if node.cert_name else ""
+    return ", ".join(part for part in (node.host_name, derp, stun, addresses or "addresses by DNS", trust) if part)

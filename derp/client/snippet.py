@@ -1,0 +1,122 @@
+"""A DERP map for a relay that is running: what it really answers to, not what somebody believes.  Layer L3.
+
+Trust, STUN and DERP are each tried as a client would, with the very map that is about to be given out.
+Used by `derp map snippet`.  Next hop: dial.py, stun.py, mapsource.py.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+import trio
+
+from derp.client.client import open_derp_client
+from derp.client.dial import DialOptions, RelayAddress, open_relay_stream
+from derp.client.mapsource import map_of_relay
+from derp.client.region import region_addresses
+from derp.client.stun import open_stun
+from derp.errors import ConnectError, RemoteProtocolError, TransportError
+from derp.keys import NodePrivate, NodePublic
+from derp.map import STUN_DISABLED, DERPMap, DERPNode, DERPRegion
+from derp.netcheck.plan import stun_target
+from derp.transport.stream import mapped_errors
+
+CONNECT_SECONDS: Final = 10.0
+# Three requests a second apart: one lost datagram must not switch STUN off in a map.
+_STUN_TRIES: Final = 3
+_STUN_SECONDS: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Snippet:
+    """A map of one relay that works from here, and what its reader should know."""
+
+    derp_map: DERPMap
+    notes: tuple[str, ...]
+
+
+async def make_snippet(
+    base: DERPMap, private_key: NodePrivate | None = None, options: DialOptions | None = None
+) -> Snippet:
+    """Fill in what the relay of `base` (see map_of_relay) leaves open: CertName, and STUNPort -1 if none answers.
+
+    Raises ConnectError or TransportTimeout when no client could use the relay, whatever the map says.
+    """
+    options = options or DialOptions()
+    (region,) = base.regions.values()
+    (node,) = region.nodes
+    notes: list[str] = []
+    if node.force_http:
+        notes.append(
+            "plain HTTP: genuine clients use TLS whatever ForceHTTP says; give the relay a certificate (--cert-mode)"
+        )
+    elif node.cert_name:
+        await _shake_hands(region, node, options)
+    else:
+        node = await _with_trust(region, node, options, notes)
+    node = await _with_stun(node, notes)
+    region = replace(region, nodes=(node,))
+    await _try_derp(region, private_key, options, notes)
+    return Snippet(replace(base, regions={region.region_id: region}), tuple(notes))
+
+
+def snippet_base(url: str, *, pin: str, stun_port: int, region_id: int, code: str, name: str) -> DERPMap:
+    """What the URL and the operator say.  Raises ConfigError."""
+    return map_of_relay(url, pin=pin, stun_port=stun_port, region_id=region_id, code=code, name=name)
+
+
+async def _with_trust(region: DERPRegion, node: DERPNode, options: DialOptions, notes: list[str]) -> DERPNode:
+    """The node as it is if its certificate is trusted here, else with the pin of the certificate it shows."""
+    try:
+        await _shake_hands(region, node, options)
+    except ConnectError as error:
+        refused = error
+    else:
+        return node
+    pin = await _shake_hands(region, replace(node, insecure_for_tests=True), options)
+    pinned = replace(node, cert_name=pin)
+    # A pin does not heal everything: an expired certificate, another name, a chain behind it.
+    await _shake_hands(region, pinned, options)
+    notes.append(
+        f"its certificate is pinned, because this machine does not trust it ({refused}); nobody vouches for what was "
+        "seen just now: compare the pin with the one that the relay printed when it started"
+    )
+    return pinned
+
+
+async def _shake_hands(region: DERPRegion, node: DERPNode, options: DialOptions) -> str:
+    """TLS once; the pin of the leaf."""
+    address: RelayAddress = region_addresses(replace(region, nodes=(node,)))[0]
+    with mapped_errors(f"TLS with {address.label()}", connecting=True), trio.fail_after(CONNECT_SECONDS):
+        stream, facts = await open_relay_stream(address, options)
+    await trio.aclose_forcefully(stream)
+    return facts.leaf_pin()
+
+
+async def _with_stun(node: DERPNode, notes: list[str]) -> DERPNode:
+    targets = [target for family in (4, 6) if (target := stun_target(node, family)) is not None]
+    async with open_stun() as stun:
+        for _ in range(_STUN_TRIES):
+            for target in targets:
+                with trio.move_on_after(_STUN_SECONDS):
+                    try:
+                        await stun.ask(target)
+                    except TransportError:
+                        continue
+                    return node
+    if targets:
+        notes.append(
+            f"no STUN answer on UDP port {targets[0].port}, so the map says that there is none (STUNPort -1): open the "
+            "port, or name another with --stun-port"
+        )
+    return replace(node, stun_port=STUN_DISABLED)
+
+
+async def _try_derp(
+    region: DERPRegion, private_key: NodePrivate | None, options: DialOptions, notes: list[str]
+) -> None:
+    private = private_key or NodePrivate.generate()
+    try:
+        async with open_derp_client(region, private, options=options, is_prober=True, app_name="derp map") as client:
+            notes.append(f"the relay is {NodePublic(client.server_key)}")
+    except (TransportError, RemoteProtocolError) as error:
+        notes.append(f"a client that logged in was turned away: {error}; a relay with admission needs --key-file")

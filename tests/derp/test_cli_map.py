@@ -1,0 +1,95 @@
+"""`derp map` as a process: mistakes with their places, a map at a glance, a map for a running relay."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from derp.map import DERPMap
+from tests.support.command import run_derp
+from tests.support.inprocess import HOST, open_relay_here, port_of
+from tests.support.maps import map_text, region
+
+TOML = """
+# the field's commonest mistake: the node has no RegionID
+[Regions.900]
+RegionID = 900
+RegionCode = "fra"
+RegionName = "Frankfurt"
+[[Regions.900.Nodes]]
+Name = "900a"
+HostName = "relay.example"
+"""
+
+
+def written(folder: Path, text: str | bytes) -> str:
+    path = folder / "map"
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return str(path)
+
+
+async def test_a_good_map_has_no_mistakes(tmp_path: Path) -> None:
+    ran = await run_derp("map", "lint", written(tmp_path, b"// two\n" + map_text(901, 902)))
+    assert (ran.status, ran.out) == (0, "no mistakes\n")
+
+
+async def test_a_mistake_is_named_with_its_place_in_toml_too(tmp_path: Path) -> None:
+    path = written(tmp_path, TOML)
+    ran = await run_derp("map", "lint", path)
+    assert ran.status == 1
+    assert ran.out.startswith("error: Regions.900.Nodes[0].RegionID: is missing")
+    as_json = await run_derp("map", "lint", "--json", path)
+    assert json.loads(as_json.out)["place"] == "Regions.900.Nodes[0].RegionID"
+
+
+async def test_warnings_fail_only_if_asked(tmp_path: Path) -> None:
+    path = written(tmp_path, json.dumps({"Regions": {"901": region(901)}, "Extra": 1}))
+    plain, strict = await run_derp("map", "lint", path), await run_derp("map", "lint", "--strict", path)
+    assert (plain.status, strict.status) == (0, 1)
+    assert plain.out == strict.out == "warning: Extra: no client knows this key\n"
+
+
+async def test_a_map_from_standard_input_and_an_overlay() -> None:
+    text = b'{"Regions": {"1": null}}'
+    alone = await run_derp("map", "lint", "--strict", "-", stdin=text)
+    over = await run_derp("map", "lint", "--strict", "--overlay", "-", stdin=text)
+    assert (alone.status, over.status) == (1, 0)
+
+
+@pytest.mark.parametrize(("text", "says"), [("{\n x", "line 2, column 2"), ("/*", "line 1: a comment begins here")])
+async def test_broken_text_is_told_with_its_line(tmp_path: Path, text: str, says: str) -> None:
+    ran = await run_derp("map", "lint", written(tmp_path, text))
+    assert ran.status in (1, 2)
+    assert says in ran.out + ran.err
+
+
+async def test_a_map_at_a_glance(tmp_path: Path) -> None:
+    one = region(901, code="fra") | {"NoMeasureNoHome": True}
+    one["Nodes"][0] |= {"STUNPort": -1, "IPv4": "192.0.2.1", "CertName": f"sha256-raw:{'ab' * 32}"}
+    two = region(902)
+    two["Nodes"][0] |= {"DERPPort": 8443, "InsecureForTests": True}
+    document = {"Regions": {"901": one, "902": two}, "HomeParams": {"RegionScore": {"902": 1.5}}}
+    path = written(tmp_path, json.dumps(document))
+    ran = await run_derp("map", "show", path)
+    assert ran.out.splitlines() == [
+        "region 901 fra (Region 901), never home",
+        "  901a       derp901.example.com, https 443, no STUN, IPv4=192.0.2.1, pin abababababab...",
+        "region 902 r902 (Region 902), score 1.5",
+        "  902a       derp902.example.com, https 8443, STUN 3478, addresses by DNS, INSECURE: TLS is not verified",
+    ]
+    as_json = await run_derp("map", "show", "--json", path)
+    assert DERPMap.parse(as_json.out) == DERPMap.parse(document)
+
+
+async def test_a_snippet_of_a_running_relay_is_a_good_map(tmp_path: Path) -> None:
+    async with open_relay_here() as server:
+        url = f"https://{HOST}:{port_of(server)}"
+        options = ["--region-id=950", "--code=fra", "--name=Frankfurt", f"--stun-port={port_of(server, 'stun')}"]
+        ran = await run_derp("map", "snippet", url, *options)
+        path = written(tmp_path, ran.out)
+        linted = await run_derp("map", "lint", "--strict", path)
+        checked = await run_derp("netcheck", "--json", path)
+    assert ran.status == 0
+    assert "# its certificate is pinned" in ran.err
+    assert (linted.status, linted.out) == (0, "no mistakes\n")
+    assert json.loads(checked.out)["preferred"] == 950
