@@ -159,7 +159,7 @@ def _say_what_is_served(server: "CoordinatorServer", demo: Demo | None, as_json:
 def _say_what_to_try(url: str, demo: Demo | None) -> None:
     out = console()
     out.print("try:", style="bold")
-    lines = [(f"curl {url}/readyz", "is it well?"), (f"curl {url}/debug/tailnet?format=json", "who is here?")]
+    lines = [(f"curl {url}/readyz", "is it well?"), (f"curl '{url}/debug/tailnet?format=json'", "who is here?")]
     if demo is not None:
         api = f"{url}/api/v2/workspaceagents/{demo.agent_id}"
         lines += [

@@ -90,12 +90,12 @@ def merge_findings(layers: Sequence[MapLayer], merged: DERPMap) -> list[str]:
             owner = next(layer.name for layer in reversed(layers) if region_id in layer.regions)
             sentences.append(
                 f"region {region_id} of {owner} stands in the place of the embedded relay, which nobody uses now: "
-                "give one of them another id (derp_region_id)"
+                "give one of them another id (--derp-region-id)"
             )
     if not has_relay(merged):
         sentences.append(
             "the DERP map has no relay: peers that cannot reach each other directly will not meet; "
-            "switch the embedded relay on (derp_enabled) or name a map (derp_map, derp_map_url)"
+            "switch the embedded relay on (--derp) or name a map (--derp-map, --derp-map-url)"
         )
     else:
         sentences += [str(finding) for finding in lint(merged.to_json())]

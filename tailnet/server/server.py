@@ -160,10 +160,6 @@ class CoordinatorServer:
                 await nursery.start(self.maps.serve)
                 await self.keys.refresh()
                 self._build(nursery)
-                if not self.maps.current.map.regions:
-                    _log.warning(
-                        "! no relay: peers that cannot reach each other directly will not meet; set a DERP map"
-                    )
                 for listener in self._listeners:
                     listener.start()
                 nursery.start_soon(self.reactor.run)

@@ -135,3 +135,15 @@ async def test_switches_can_be_switched_off(args: list[str]) -> None:
         port = json.loads(lines[0])["port"]
         async with httpx.AsyncClient() as client:
             assert (await client.get(f"http://127.0.0.1:{port}/derp")).status_code == 404
+
+
+async def test_a_server_without_any_relay_says_so_once(store_url: str) -> None:
+    async with serving("--no-derp", "--json", "--store", store_url) as (process, _):
+        process.send_signal(signal.SIGTERM)
+        assert await process.wait() == 0
+        assert process.stderr is not None
+        entries = [json.loads(line) for line in await lines_of(process.stderr)]
+    [loud] = [entry for entry in entries if "relay" in entry["message"] and entry["level"] == "warning"]
+    assert "will not meet" in loud["message"]
+    for remedy in ("--derp", "--derp-map", "--derp-map-url"):
+        assert remedy in loud["message"]

@@ -100,7 +100,7 @@ def test_a_map_without_any_relay_is_told_loudly() -> None:
         assert not has_relay(empty)
         [sentence] = merge_findings(layers, empty)
         assert "the DERP map has no relay" in sentence
-        assert "derp_map_url" in sentence
+        assert "--derp-map-url" in sentence
 
 
 def test_a_region_in_the_place_of_the_embedded_relay_is_told() -> None:
