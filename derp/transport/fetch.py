@@ -48,15 +48,25 @@ class HttpCaller:
         try:
             with trio.fail_after(self._timeout_seconds):
                 async with self._client.stream(method, url, content=body) as response:
-                    received = b""
-                    async for chunk in response.aiter_bytes():
-                        received += chunk
-                        if len(received) >= max_bytes:
-                            break
-                    return Fetched(response.status_code, received[:max_bytes])
+                    return Fetched(response.status_code, await _read_body(response, max_bytes))
         except (trio.TooSlowError, httpx.TimeoutException) as error:
             raise TransportTimeout(f"{url} did not answer within {self._timeout_seconds:g} s") from error
         except httpx.InvalidURL as error:
             raise ConnectError(f"{url} is no URL: {error}") from error
         except httpx.HTTPError as error:
             raise ConnectError(f"{url} cannot be reached: {error or type(error).__name__}") from error
+
+
+async def _read_body(response: httpx.Response, max_bytes: int) -> bytes:
+    body = bytearray()
+    try:
+        async for chunk in response.aiter_bytes():
+            body += chunk
+            if len(body) >= max_bytes:
+                # Not by leaving the loop: httpx would leave its generators to the garbage collector, of which trio
+                # complains.  With the connection closed the next step ends them all.
+                await response.aclose()
+    except httpx.TransportError:
+        if len(body) < max_bytes:
+            raise
+    return bytes(body[:max_bytes])

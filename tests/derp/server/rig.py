@@ -44,16 +44,15 @@ class SlowVerifier:
 class Peer:
     """A client of the rig.  `core` is its connection, `near` the relay's link."""
 
-    def __init__(self, rig: "Rig", near: Link, wire: Wire, plain: PlainWire, core: ClientConnection) -> None:
+    def __init__(
+        self, rig: "Rig", near: Link, wire: Wire, plain: PlainWire, private: NodePrivate, mesh_key: MeshKey | None
+    ) -> None:
         self.rig = rig
+        self.key = private.public().raw
         self.near = near
         self.wire = wire
         self.plain = plain
-        self.core = core
-
-    @property
-    def key(self) -> bytes:
-        return self.core.private.public().raw
+        self.core = ClientConnection(private, random_bytes=os.urandom, mesh_key=mesh_key)
 
     @property
     def client(self) -> Client:
@@ -137,12 +136,11 @@ class Rig:
             wire = WebSocketWire(wire)
             link.codec = WebSocketDecoder(True, 128 * 1024)
         private = private or NodePrivate(number.to_bytes(32, "big"))
-        core = ClientConnection(private, random_bytes=os.urandom, mesh_key=mesh_key)
         link.session = Greeting(self.plane, link, is_ideal=is_ideal)
         self.plane.greeted[link] = self.time
         link.push(self.plane.greeting)
         self.reactor.add(link)
-        peer = Peer(self, link, wire, plain, core)
+        peer = Peer(self, link, wire, plain, private, mesh_key)
         self.peers.append(peer)
         return peer
 
@@ -195,6 +193,12 @@ class Rig:
         queues = [client.queue for client in self.router.clients.values() if client.queue is not None]
         held = sum(queue.packets for queue in queues)
         return routed_totals(self.router, held, sum(queue.packet_bytes for queue in queues))
+
+    def __enter__(self) -> "Rig":
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self.end()
 
     def end(self) -> None:
         for link in tuple(self.reactor.links.values()):

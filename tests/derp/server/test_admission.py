@@ -1,0 +1,102 @@
+"""Who comes in: every combination of lists, mesh key and control plane."""
+
+from collections.abc import Callable
+
+import pytest
+
+from derp.config import RelayConfig
+from derp.keys import MeshKey, NodePrivate
+from derp.protocol.messages import ClientInfo
+from derp.server.admission import Admission
+from tests.derp.server.test_server import UPGRADE, client_info
+from tests.derp.server.world import ask, call, closed, open_server, relay_config
+
+GOOD, BAD, OTHER = b"g" * 32, b"b" * 32, b"o" * 32
+MESH = MeshKey(b"m" * 32)
+
+
+class Sayings:
+    """A control plane that has said something already."""
+
+    def __init__(self, said: dict[bytes, bool]) -> None:
+        self.said = said
+        self.asked: list[tuple[bytes, str]] = []
+
+    def cached(self, key: bytes, address: str) -> bool | None:
+        return self.said.get(key)
+
+    def ask(self, key: bytes, address: str, answer: Callable[[bool], None]) -> None:
+        self.asked.append((key, address))
+        answer(True)
+
+
+def config(**changes: object) -> RelayConfig:
+    return relay_config(**changes)
+
+
+@pytest.mark.parametrize(
+    ("allow", "deny", "said", "key", "expected"),
+    [
+        (None, (), None, OTHER, True),
+        (None, (BAD,), None, BAD, False),
+        (None, (BAD,), None, OTHER, True),
+        ((GOOD,), (), None, GOOD, True),
+        ((GOOD,), (), None, OTHER, False),
+        ((), (), None, GOOD, False),
+        ((GOOD,), (GOOD,), None, GOOD, False),  # to deny wins
+        (None, (), {}, OTHER, None),
+        (None, (), {OTHER: True}, OTHER, True),
+        (None, (), {OTHER: False}, OTHER, False),
+        (None, (BAD,), {BAD: True}, BAD, False),
+        ((GOOD,), (), {GOOD: False}, GOOD, True),  # a list answers at once
+        ((GOOD,), (), {OTHER: True}, OTHER, False),
+    ],
+)
+def test_the_order_of_the_rules(
+    allow: tuple[bytes, ...] | None,
+    deny: tuple[bytes, ...],
+    said: dict[bytes, bool] | None,
+    key: bytes,
+    expected: bool | None,
+) -> None:
+    lists = config(allow_keys=None if allow is None else frozenset(allow), deny_keys=frozenset(deny))
+    admission = Admission(lists, None if said is None else Sayings(said))
+    assert admission.decide(key, "192.0.2.1") is expected
+
+
+def test_asking_goes_to_the_control_plane_with_key_and_address() -> None:
+    plane, answers = Sayings({}), list[bool]()
+    Admission(config(), plane).ask(OTHER, "192.0.2.1", answers.append)
+    assert (plane.asked, answers) == ([(OTHER, "192.0.2.1")], [True])
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "is_peer"),
+    [
+        (None, None, False),
+        (None, MESH, False),
+        (MESH, None, False),
+        (MESH, MeshKey(b"x" * 32), False),
+        (MESH, MESH, True),
+    ],
+)
+def test_who_proves_to_be_a_relay_of_the_region(ours: MeshKey | None, theirs: MeshKey | None, is_peer: bool) -> None:
+    info = ClientInfo(theirs, 2, True, False, "")
+    assert Admission(config(mesh_key=ours)).is_mesh_peer(info) is is_peer
+
+
+async def test_lists_in_a_relay() -> None:
+    good, bad, other = (NodePrivate.generate() for _ in range(3))
+    allow = frozenset({good.public().raw, bad.public().raw})
+    lists = config(allow_keys=allow, deny_keys=frozenset({bad.public().raw}), mesh_key=MESH)
+    async with open_server(lists) as server:
+        caller = await call(server, private=good)
+        for number, private in enumerate((bad, other), 1):
+            rest = (await ask(server, UPGRADE + client_info(private, server.relay.public_key.raw))).partition(
+                b"\r\n\r\n"
+            )[2]
+            assert rest == server.relay.plane.greeting  # and no ServerInfo
+            assert closed(server) == {"not_admitted": number}
+        relay = await call(server, private=other, mesh_key=MESH)  # a relay of the region is no stranger
+        await caller.aclose()
+        await relay.aclose()

@@ -1,0 +1,274 @@
+"""Admission by a control plane: what it says, how long that is believed, and what happens when it does not answer."""
+
+import json
+import socket
+from contextlib import AbstractAsyncContextManager
+
+import pytest
+import trio
+import trio.testing
+
+from derp.errors import ConnectError
+from derp.keys import MeshKey, NodePrivate
+from derp.protocol.messages import RecvPacket
+from derp.server.server import RelayServer
+from derp.server.verify import MAX_ANSWER_BYTES, MAX_ASKING, NO_SECONDS, YES_SECONDS, UrlVerifier, is_allowed
+from derp.transport.fetch import Fetched, HttpCaller
+from derp.transport.http import Request
+from tests.derp.server.control_plane import NO, YES, Answer, ControlPlane, open_control_plane
+from tests.derp.server.test_server import UPGRADE, client_info, frame
+from tests.derp.server.world import (
+    HOST,
+    PATIENCE_SECONDS,
+    ask,
+    call,
+    closed,
+    dial,
+    open_bystanders,
+    open_server,
+    relay_config,
+)
+
+KEY = bytes(range(32))
+
+
+def unused_url() -> str:
+    with socket.create_server((HOST, 0)) as unused:
+        return f"http://{HOST}:{unused.getsockname()[1]}/"
+
+
+@pytest.mark.parametrize(
+    ("body", "allowed"),
+    [
+        (b'{"Allow":true}', True),
+        (b'{"allow":true,"more":1}', True),
+        (b'{"ALLOW": true}', True),
+        (b'{"Allow":false}', False),
+        (b'{"Allow":1}', False),
+        (b'{"Allow":"true"}', False),
+        (b'{"Allow":null}', False),
+        (b"{}", False),
+        (b"true", False),
+        (b"[true]", False),
+        (b"null", False),
+        (b"", False),
+        (b"\xff\xfe", False),
+        (b'{"Allow":true', False),
+        (b"[" * 4096, False),
+    ],
+)
+def test_what_counts_as_a_yes(body: bytes, allowed: bool) -> None:
+    assert is_allowed(body) is allowed
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def verdict_of(verifier: UrlVerifier, key: bytes = KEY, address: str = HOST) -> bool:
+    answers: list[bool] = []
+    done = trio.Event()
+
+    def answer(allowed: bool) -> None:
+        answers.append(allowed)
+        done.set()
+
+    verifier.ask(key, address, answer)
+    with trio.fail_after(PATIENCE_SECONDS):
+        await done.wait()
+    (verdict,) = answers
+    return verdict
+
+
+@pytest.mark.parametrize(("answer", "allowed", "seconds"), [(YES, True, YES_SECONDS), (NO, False, NO_SECONDS)])
+async def test_an_answer_is_believed_for_a_while(
+    nursery: trio.Nursery, answer: Answer, allowed: bool, seconds: float
+) -> None:
+    clock = Clock()
+    async with open_control_plane(lambda request: answer) as plane:
+        verifier = UrlVerifier(plane.url, fail_open=False, clock=clock)
+        await nursery.start(verifier.run)
+        assert verifier.cached(KEY, HOST) is None
+        assert await verdict_of(verifier) is allowed
+        assert verifier.cached(KEY, HOST) is allowed
+        assert verifier.cached(KEY, "::1") is None
+        assert verifier.cached(KEY[::-1], HOST) is None
+        clock.now += seconds - 0.001
+        assert verifier.cached(KEY, HOST) is allowed
+        clock.now += 0.001
+        assert verifier.cached(KEY, HOST) is None
+        (request,) = plane.requests
+        assert request.body == b'{"NodePublic":"nodekey:' + KEY.hex().encode() + b'","Source":"127.0.0.1"}'
+        assert json.loads(request.body)["Source"] == HOST
+        assert (verifier.allowed_count, verifier.refused_count) == (int(allowed), int(not allowed))
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("fail_open", [False, True])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (500, b'{"Allow":true}'),
+        (404, b""),
+        (204, b""),
+        (200, b"<html>"),
+        (200, b" " * MAX_ANSWER_BYTES + b'{"Allow":true}'),
+    ],
+)
+async def test_a_bad_answer_is_a_no_in_either_mode(nursery: trio.Nursery, answer: Answer, fail_open: bool) -> None:
+    async with open_control_plane(lambda request: answer) as plane:
+        verifier = UrlVerifier(plane.url, fail_open=fail_open)
+        await nursery.start(verifier.run)
+        assert await verdict_of(verifier) is False
+        assert (verifier.refused_count, verifier.unreachable_count) == (1, 0)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("fail_open", [False, True])
+async def test_nobody_there_is_what_the_fail_mode_says_and_is_not_kept(nursery: trio.Nursery, fail_open: bool) -> None:
+    verifier = UrlVerifier(unused_url(), fail_open=fail_open)
+    await nursery.start(verifier.run)
+    assert await verdict_of(verifier) is fail_open
+    assert verifier.cached(KEY, HOST) is None
+    assert (verifier.allowed_count, verifier.refused_count, verifier.unreachable_count) == (0, 0, 1)
+    nursery.cancel_scope.cancel()
+
+
+class SlowCaller(HttpCaller):
+    """Counts the questions that are on their way at a time."""
+
+    def __init__(self) -> None:
+        super().__init__(timeout_seconds=1.0)
+        self.now = self.most = 0
+        self.gate = trio.Event()
+
+    async def post(self, url: str, body: bytes, max_bytes: int) -> Fetched:
+        self.now += 1
+        self.most = max(self.most, self.now)
+        await self.gate.wait()
+        self.now -= 1
+        raise ConnectError("nobody")
+
+
+async def test_questions_on_their_way_are_bounded(nursery: trio.Nursery) -> None:
+    caller = SlowCaller()
+    verifier = UrlVerifier("http://x/", fail_open=True, caller=caller)
+    await nursery.start(verifier.run)
+    answers: list[bool] = []
+    for number in range(3 * MAX_ASKING):
+        verifier.ask(number.to_bytes(32, "big"), HOST, answers.append)
+    await trio.testing.wait_all_tasks_blocked()
+    assert (caller.most, answers) == (MAX_ASKING, [])
+    caller.gate.set()
+    await trio.testing.wait_all_tasks_blocked()
+    assert len(answers) == 3 * MAX_ASKING
+    nursery.cancel_scope.cancel()
+
+
+async def test_what_is_remembered_is_bounded(nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("derp.server.verify.MAX_CACHED", 2)
+    async with open_control_plane(lambda request: YES) as plane:
+        verifier = UrlVerifier(plane.url, fail_open=False)
+        await nursery.start(verifier.run)
+        keys = [bytes([number]) * 32 for number in range(3)]
+        for key in (*keys[:2], keys[0], keys[2]):
+            await verdict_of(verifier, key)
+        # the one asked about longest ago made room
+        assert [verifier.cached(key, HOST) for key in keys] == [True, None, True]
+        nursery.cancel_scope.cancel()
+
+
+# --- in a relay
+
+
+def open_verifying(plane: ControlPlane, **changes: object) -> AbstractAsyncContextManager[RelayServer]:
+    return open_server(relay_config(verify_client_url=plane.url, **changes))
+
+
+async def test_yes_comes_in_no_is_closed_and_others_never_wait() -> None:
+    allowed: set[str] = set()
+
+    def answer(request: Request) -> Answer:
+        return YES if json.loads(request.body)["NodePublic"] in allowed else NO
+
+    one, other, guest, stranger = (NodePrivate.generate() for _ in range(4))
+    allowed |= {f"nodekey:{private.public().raw.hex()}" for private in (one, other, guest)}
+    async with open_control_plane(answer) as plane, open_verifying(plane) as server:
+        a, b = await call(server, private=one), await call(server, private=other)
+        plane.gate = trio.Event()  # from here on it is slow
+        plane.asked = trio.Event()
+        stream = await dial(server)
+        key = server.relay.public_key.raw
+        packet = frame(0x04, a.key + b"behind the handshake")
+        await stream.send_all(UPGRADE + client_info(guest, key) + packet)
+        await plane.asked.wait()
+        await a.send(b.key, b"meanwhile")
+        assert await b.receive() == RecvPacket(a.key, b"meanwhile")
+        plane.gate.set()
+        assert await a.receive() == RecvPacket(guest.public().raw, b"behind the handshake")
+        rest = (await ask(server, UPGRADE + client_info(stranger, key))).partition(b"\r\n\r\n")[2]
+        assert rest == server.relay.plane.greeting
+        assert closed(server) == {"not_admitted": 1}
+        asked = len(plane.requests)
+        again = await call(server, private=guest)  # which is remembered
+        assert len(plane.requests) == asked
+        for caller in (a, b, again):
+            await caller.aclose()
+        await stream.aclose()
+
+
+@pytest.mark.parametrize("fail_open", [False, True])
+async def test_a_relay_whose_control_plane_is_down(fail_open: bool) -> None:
+    config = relay_config(verify_client_url=unused_url(), verify_client_url_fail_open=fail_open)
+    async with open_server(config) as server:
+        if fail_open:
+            async with open_bystanders(server) as bystanders:
+                await bystanders.go_on()
+        else:
+            await ask(server, UPGRADE + client_info(NodePrivate.generate(), server.relay.public_key.raw))
+            assert closed(server) == {"not_admitted": 1}
+
+
+@pytest.mark.parametrize("how", ["resets", "leaves"])
+async def test_a_client_that_left_while_the_question_was_open_harms_nobody(how: str) -> None:
+    async with (
+        open_control_plane(lambda request: YES) as plane,
+        open_verifying(plane) as server,
+        open_bystanders(server) as others,
+    ):
+        plane.gate, plane.asked = trio.Event(), trio.Event()
+        stream = await dial(server)
+        await stream.send_all(UPGRADE + client_info(NodePrivate.generate(), server.relay.public_key.raw))
+        await plane.asked.wait()
+        if how == "resets":
+            stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+        # no checkpoint between the two: the relay hears the answer before it can have seen the end
+        stream.socket.close()
+        plane.gate.set()
+        await others.go_on()
+        assert sum(closed(server).values()) == 1
+        assert len(server.relay.router.clients) == 2
+
+
+async def test_a_control_plane_that_is_slower_than_the_handshake_may_be() -> None:
+    async with open_control_plane(lambda request: YES) as plane:
+        plane.gate = trio.Event()
+        async with open_verifying(plane, handshake_timeout_seconds=0.3) as server:
+            assert server.verifier is not None
+            await ask(server, UPGRADE + client_info(NodePrivate.generate(), server.relay.public_key.raw))
+            assert closed(server) == {"handshake_timeout": 1}
+            plane.gate.set()
+            while not server.verifier.allowed_count:
+                await trio.lowlevel.checkpoint()
+            assert len(server.relay.router.clients) == 0
+
+
+async def test_mesh_peers_are_not_asked_about() -> None:
+    mesh_key = MeshKey(b"m" * 32)
+    async with open_control_plane(lambda request: NO) as plane, open_verifying(plane, mesh_key=mesh_key) as server:
+        peer = await call(server, mesh_key=mesh_key)
+        assert plane.requests == []
+        await peer.aclose()
