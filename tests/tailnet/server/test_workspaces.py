@@ -1,0 +1,97 @@
+"""server/workspaces.py: the difference of two states, and streams over a real store."""
+
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tailnet.coordinator.policy import ManyAgentsPolicy
+from tailnet.errors import RpcError
+from tailnet.proto.generated import tailnet_pb2 as tailnet
+from tailnet.server.service import Caller
+from tailnet.server.workspaces import Agents, WorkspaceFeed, Workspaces, difference
+from tailnet.store.rows import UserIdentity
+from tailnet.store.store import Store
+from tailnet.types import PeerID
+
+IDS = st.integers(0, 5).map(lambda number: bytes([number]) * 16)
+NAMES = st.sampled_from(["a", "b", "c"])
+WORKSPACES = st.dictionaries(IDS, st.tuples(NAMES, st.integers(0, 10)))
+AGENTS = st.dictionaries(IDS, st.tuples(NAMES, IDS))
+
+
+def applied(update: tailnet.WorkspaceUpdate, workspaces: Workspaces, agents: Agents) -> tuple[Workspaces, Agents]:
+    """What a client that follows the stream believes after one more message."""
+    workspaces, agents = dict(workspaces), dict(agents)
+    for workspace in update.deleted_workspaces:
+        del workspaces[workspace.id]
+    for agent in update.deleted_agents:
+        assert agents.pop(agent.id)[1] == agent.workspace_id, "a deleted agent names its workspace"
+    workspaces |= {each.id: (each.name, int(each.status)) for each in update.upserted_workspaces}
+    agents |= {each.id: (each.name, each.workspace_id) for each in update.upserted_agents}
+    return workspaces, agents
+
+
+@given(WORKSPACES, AGENTS, WORKSPACES, AGENTS)
+def test_whoever_applies_the_difference_has_the_new_state(
+    workspaces: Workspaces, agents: Agents, now_workspaces: Workspaces, now_agents: Agents
+) -> None:
+    update = difference(workspaces, agents, now_workspaces, now_agents)
+    assert applied(update, workspaces, agents) == (now_workspaces, now_agents)
+
+
+@given(WORKSPACES, AGENTS)
+def test_nothing_new_is_an_empty_message(workspaces: Workspaces, agents: Agents) -> None:
+    assert difference(workspaces, agents, dict(workspaces), dict(agents)).SerializeToString() == b""
+
+
+def caller(user_id: uuid.UUID) -> Caller:
+    user = UserIdentity(user_id, "alice", active=True, admin=False)
+    return Caller(PeerID(bytes(16)), ManyAgentsPolicy(), "alice", user)
+
+
+def nobody(payload: bytes) -> bool:
+    raise AssertionError("a refused stream sends nothing")
+
+
+@pytest.fixture
+def open_feed(tmp_path: Path) -> Callable[[], WorkspaceFeed]:
+    return lambda: WorkspaceFeed(Store.open(f"sqlite:///{tmp_path / 'store.db'}"))
+
+
+@pytest.mark.parametrize(
+    ("owner", "text"),
+    [(b"short", "5 bytes, a user id has 16"), (b"x" * 16, "another user")],
+)
+async def test_streams_that_are_refused(open_feed: Callable[[], WorkspaceFeed], owner: bytes, text: str) -> None:
+    feed = open_feed()
+    request = tailnet.WorkspaceUpdatesRequest(workspace_owner_id=owner)
+    with pytest.raises(RpcError, match=text):
+        await feed.stream(caller(uuid.uuid4()), request, nobody)
+
+
+async def test_the_first_message_comes_even_when_there_is_nothing(open_feed: Callable[[], WorkspaceFeed]) -> None:
+    feed, user = open_feed(), uuid.uuid4()
+    request = tailnet.WorkspaceUpdatesRequest(workspace_owner_id=user.bytes)
+    send, received = trio.open_memory_channel[bytes](1)
+
+    def take(payload: bytes) -> bool:
+        send.send_nowait(payload)
+        return True
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(feed.stream, caller(user), request, take)
+        with trio.fail_after(10):
+            assert await received.receive() == b""
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_client_that_does_not_read_ends_its_stream(open_feed: Callable[[], WorkspaceFeed]) -> None:
+    feed, user = open_feed(), uuid.uuid4()
+    request = tailnet.WorkspaceUpdatesRequest(workspace_owner_id=user.bytes)
+    with pytest.raises(RpcError, match="does not read"):
+        await feed.stream(caller(user), request, lambda payload: False)
