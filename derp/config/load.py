@@ -70,7 +70,7 @@ _SECONDS: Final = {
 _DEFAULTS: Final = {field.name: field.default for field in fields(RelayConfig)}
 # By --cert-mode: whom to ask.
 _AUTHORITIES: Final = {"letsencrypt": LETSENCRYPT_DIRECTORY, "gcp": GOOGLE_DIRECTORY}
-_ACME: Final = ("acme_email", "acme_challenge", "acme_dns_hook", "acme_directory_url", "acme_eab_kid", "acme_eab_key")
+_ACME: Final = ("acme_email", "acme_dns_hook", "acme_directory_url", "acme_eab_kid", "acme_eab_key")
 _RENAMED: Final = {"stun": "stun_enabled", "derp": "derp_enabled"}
 
 

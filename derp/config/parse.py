@@ -240,8 +240,9 @@ def command(value: object) -> tuple[str, ...]:
     if isinstance(value, list) and value and all(isinstance(word, str) for word in value):
         words = tuple(value)
     else:
+        text = string(value)
         try:
-            words = tuple(shlex.split(string(value)))
+            words = tuple(shlex.split(text))
         except ValueError:
             _refuse("a command with its quotes closed", value)
     if not words or not words[0] or any("\0" in word for word in words):

@@ -121,7 +121,7 @@ SETTINGS: Final = (
         "acme_challenge",
         parse.one_of("http-01", "dns-01"),
         "http-01|dns-01",
-        "how the authority sees that the name is ours, http-01 by default: it asks at port 80 of --hostname",
+        "how the authority sees that the name is ours; by default it asks at port 80 of --hostname (http-01)",
     ),
     _setting(
         "acme_dns_hook",

@@ -18,7 +18,6 @@ from acme import challenges, client, crypto_util, errors, messages
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from josepy.b64 import b64encode
-from josepy.errors import Error as JoseError
 from josepy.jwa import ES256
 from josepy.jwk import JWK, JWKEC
 from josepy.util import ComparableECKey
@@ -34,6 +33,9 @@ _REQUEST_SECONDS: Final = 30
 # Authorities look from several places and ask again when a look fails; Let's Encrypt gives up well within this.
 _VALIDATION: Final = timedelta(minutes=3)
 
+_NOT_ACME: Final = "does not speak ACME as expected: is the directory's URL right?"
+
+_log = logging.getLogger("derp.server")
 # The library logs whole requests at DEBUG, among them the account's signatures.
 logging.getLogger("acme").setLevel(logging.WARNING)
 
@@ -161,11 +163,13 @@ class AcmeOrder:
                 f"has a certificate that is not trusted here ({_cause(error)}): SSL_CERT_FILE names other roots"
             ) from None
         except requests.exceptions.RequestException as error:
+            if isinstance(error, ValueError):  # a URL that it gave out is none
+                raise self._failure(_NOT_ACME) from None
             raise self._failure(f"cannot be reached: {_cause(error)}") from None
-        except (errors.Error, JoseError, ValueError, KeyError, AttributeError) as error:
-            raise self._failure(
-                f"does not speak ACME as expected ({type(error).__name__}): is the directory's URL right?"
-            ) from None
+        except Exception:
+            # What the library raises over answers it does not expect has no common root, TypeError among it.
+            _log.debug("unexpected answer", exc_info=True)
+            raise self._failure(_NOT_ACME) from None
 
     def _failure(self, text: str) -> AcmeError:
         return AcmeError(f"{urlsplit(self._config.directory_url).netloc} {text}")

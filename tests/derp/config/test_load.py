@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from derp.config.load import load_config, load_rate_config
-from derp.config.relay import MeshPeer, RateConfig, RelayConfig, TlsConfig
+from derp.config.relay import AcmeConfig, MeshPeer, RateConfig, RelayConfig, TlsConfig
 from derp.errors import ConfigError
 from derp.keys import MeshKey, NodePrivate
 
@@ -140,6 +140,9 @@ def test_every_setting_arrives(tmp_path: Path, toml: Callable[[str], str]) -> No
 
 # One error: place, key, reason.
 
+LE = 'listen = ":443"\ncert_mode = "letsencrypt"\n'
+LE_NAME = f'{LE}hostname = "relay.example"\n'
+GCP = 'hostname = "relay.example"\ncert_mode = "gcp"\nacme_eab_kid = "k"\nacme_eab_key = "c2Vj"'
 WRONG_TOML = [
     ("queue_depth =", "relay.toml: is not TOML: "),
     ("a = " + "[" * 5000, "relay.toml: is not TOML: "),
@@ -163,7 +166,16 @@ WRONG_TOML = [
     ('rate_config = "/nonexistent/r"', "/nonexistent/r: cannot read the limits: No such file"),
     ('verify_client_url = "a.example"', "relay.toml: verify_client_url: wants a URL that starts with http:// or https"),
     ('mesh_psk_file = "/dev/zero"', "/dev/zero: is no mesh key: it has more than"),
-    ('cert_mode = "gcp"', "relay.toml: cert_mode: gcp is not supported: use manual"),
+    ('cert_mode = "gcp"', "flags: --hostname: --cert-mode gcp needs a host name to get a certificate for"),
+    (GCP, "relay.toml: cert_mode: Google wants to know who asks: set --acme-eab-kid, --acme-eab-key and --acme-email"),
+    (f'{LE}hostname = "192.0.2.1"', "relay.toml: hostname: --cert-mode letsencrypt needs a host name"),
+    (f'{LE_NAME}acme_eab_kid = "k"', "relay.toml: acme_eab_kid: an external account binding is a pair: set both"),
+    (f'{LE_NAME}acme_eab_key = "c2Vj"', "relay.toml: acme_eab_key: an external account binding is a pair: set both"),
+    (f'{LE_NAME}acme_eab_key = "!secret!"', "relay.toml: acme_eab_key: wants a key in base64, as the authority shows"),
+    (f'{LE_NAME}acme_challenge = "dns-01"', "relay.toml: acme_challenge: --acme-challenge dns-01 and --acme-dns-hook"),
+    (f'{LE_NAME}acme_dns_hook = "/bin/x"', "relay.toml: acme_dns_hook: --acme-challenge dns-01 and --acme-dns-hook go"),
+    (f"{LE_NAME}http_port = -1", "relay.toml: http_port: the authority asks there whether the name is ours"),
+    (f'{LE_NAME}tls_cert = "/c"\ntls_key = "/k"', "relay.toml: tls_cert: only one of --cert-mode, --tls-cert and"),
     ('cert_mode = "magic"', "relay.toml: cert_mode: wants one of manual, letsencrypt, gcp, got 'magic'"),
     ('cert_mode = "manual"\ncert_dir = "/c"', "flags: --hostname: --cert-mode manual needs --hostname"),
     ('tls_cert = "/c"', "relay.toml: tls_cert: a certificate needs its key"),
@@ -171,7 +183,7 @@ WRONG_TOML = [
     ('tls_cert = "/c"\ntls_key = "/k"\ntls_self_signed = true', "relay.toml: tls_cert: only one of"),
     ('cert_mode = "manual"\ntls_self_signed = true', "relay.toml: tls_self_signed: only one of"),
     ('listen = ":443"', "relay.toml: listen: port 443 speaks TLS and needs a certificate"),
-    ('listen = ":443"\ncert_mode = "letsencrypt"', "relay.toml: listen: port 443 speaks TLS and needs a certificate"),
+    (LE, "flags: --hostname: --cert-mode letsencrypt needs a host name to get a certificate for: set --hostname"),
     ("max_connections = 2_000_000", "relay.toml: max_connections: 2,000,000 are not possible, this process may open"),
 ]
 
@@ -225,6 +237,47 @@ def test_self_signed_takes_the_name_from_the_listener() -> None:
     config = load(DEV | {"listen": "127.0.0.1:443", "tls_self_signed": "true"})
     assert config.tls == TlsConfig(hostname="127.0.0.1", self_signed=True)
     assert config.http_port == 80
+
+
+def test_letsencrypt_is_derper_s_default_where_a_name_is_given(tmp_path: Path) -> None:
+    key_file = str(tmp_path / "relay.key")
+    named = {"key_file": key_file, "hostname": "r.example", "cert_dir": "/c"}
+    expected = TlsConfig(
+        Path("/c/r.example.crt"), Path("/c/r.example.key"), "r.example", require_sni=True, acme=AcmeConfig()
+    )
+    silent = load(named)
+    assert silent.tls == expected
+    assert silent.http_port == 80
+    assert any("asking Let's Encrypt as derper does, which accepts its terms" in notice for notice in silent.notices)
+    told = load(named | {"cert_mode": "letsencrypt", "listen": ":8443", "http_port": "8080"})
+    assert told.tls == expected
+    assert any("it has to be forwarded to port 8080 here" in notice for notice in told.notices)
+    assert not any("as derper does" in notice for notice in told.notices)
+    assert load(named | {"tls_self_signed": "true"}).tls == TlsConfig(
+        Path("/c/r.example.crt"), Path("/c/r.example.key"), "r.example", self_signed=True
+    )
+    with pytest.raises(ConfigError, match="port 443 speaks TLS and needs a certificate"):
+        load({"key_file": key_file, "hostname": ""})
+
+
+def test_other_authorities_and_proofs() -> None:
+    given = DEV | {"hostname": "r.example", "cert_dir": "/c", "cert_mode": "gcp", "acme_email": "ops@r.example"}
+    given |= {"acme_eab_kid": "kid", "acme_eab_key": "c2VjcmV0-_8", "http_port": "-1"}
+    config = load(given | {"acme_challenge": "dns-01", "acme_dns_hook": "/bin/hook --zone 'a b'"})
+    assert config.tls is not None
+    assert config.tls.acme == AcmeConfig(
+        "https://dv.acme-v02.api.pki.goog/directory",
+        "ops@r.example",
+        "dns-01",
+        ("/bin/hook", "--zone", "a b"),
+        "kid",
+        b"secret\xfb\xff",
+    )
+    assert "secret\\xfb" not in repr(config)
+    elsewhere = load(given | {"http_port": "80", "acme_directory_url": "https://ca.example/dir"}).tls
+    assert elsewhere is not None
+    assert elsewhere.acme is not None
+    assert elsewhere.acme.directory_url == "https://ca.example/dir"
 
 
 def test_http_port_without_tls_is_said_to_be_useless() -> None:

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from derp.config import TlsConfig
+from derp.config import AcmeConfig, TlsConfig
 from derp.errors import ConfigError
 from derp.keys import NodePrivate
 from derp.transport.tls import (
@@ -335,6 +335,27 @@ def test_new_files_are_taken_without_a_restart(files: tuple[Path, Path], manual:
     assert server.leaf != old_leaf
     served = connect(server, "relay.example").getpeercert(binary_form=True)
     assert served == server.leaf.public_bytes(Encoding.DER)
+
+
+def test_a_temporary_certificate_is_served_until_there_is_one(files: tuple[Path, Path]) -> None:
+    server = TlsServer(TlsConfig(*files, "relay.example", require_sni=True, acme=AcmeConfig()), KEY, now=NOW)
+    assert ["there is none yet" in notice and "which clients refuse" in notice for notice in server.notices] == [True]
+    assert not server.is_self_signed, "its pin would be wrong within minutes"
+    assert not files[0].exists()
+    temporary = connect(server, "relay.example").getpeercert(binary_form=True)
+    write(files, *make_self_signed("relay.example", MOMENT))
+    result = server.reload_if_changed(NOW + CHECK_SECONDS)
+    assert result is not None
+    assert result.ok
+    assert server.notices == []
+    served = connect(server, "relay.example").getpeercert(binary_form=True)
+    assert served == server.leaf.public_bytes(Encoding.DER) != temporary
+    # from now on it is a certificate like any other
+    files[0].write_bytes(b"broken")
+    broken = server.reload_if_changed(NOW + 2 * CHECK_SECONDS)
+    assert broken is not None
+    assert not broken.ok
+    assert connect(server, "relay.example").getpeercert(binary_form=True) == served
 
 
 def test_broken_new_files_leave_the_old_in_service_and_are_told_once(
