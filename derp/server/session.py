@@ -52,6 +52,9 @@ _TAKE_BYTES: Final = 32 * 1024
 # Control frames in one receive of 256 KiB.  An honest client sends a handful; each costs us some 3 us, so this keeps
 # a flood below 10 ms of everybody's time, and then its sender is closed.
 _MAX_CONTROL_FRAMES: Final = 3000
+# A pause costs a timer and two system calls; a shorter one, or the rounding of an earlier one, stays a debt that the
+# next pause includes.
+_SHORTEST_PAUSE_SECONDS: Final = 0.001
 # Connections of one key: a laptop with a stale connection has two or three.  The registry looks at all of them.
 _MAX_CONNECTIONS_PER_KEY: Final = 64
 
@@ -125,7 +128,7 @@ class Plane:
     def _queue_rest(self, route: Route, frames: bytes, sent: int) -> None:
         """The kernel is full: finish the frame it has the beginning of, queue the others."""
         link: Link = route.link
-        if link.fd not in self.reactor.links:
+        if self.reactor.links.get(link.fd) is not link:
             self.count_lost(frames)
             return
         route.queue = self.router.new_queue(route)
@@ -185,8 +188,10 @@ class Plane:
 
     def resume_throttled(self, now: float) -> float | None:
         """Read those again whose time has come; return when the next one's comes."""
+        due = []
         while self.throttled and self.throttled[0][0] <= now:
-            _, _, link = heappop(self.throttled)
+            due.append(heappop(self.throttled)[2])
+        for link in due:  # one may be paused again at once
             self.reactor.resume(link)
         return self.throttled[0][0] if self.throttled else None
 
@@ -344,7 +349,7 @@ class ClientSession:
         # Genuine relays charge the length field of each frame, so heads are free.
         charged = max(rest - at - HEADER_BYTES * (self.client.packets_in - before), 0)
         wait = self.bucket.spend(self._plane.reactor.now, charged)
-        if wait > 0:
+        if wait > _SHORTEST_PAUSE_SECONDS:
             self._plane.throttle(self.client, wait)
         return rest
 

@@ -42,20 +42,24 @@ class PlainWire:
         sock.setblocking(False)
         self.sock = sock
         self.ended = False
-        self._waiting = b""
+        self.received_bytes = 0
+        self.waiting = b""
 
     def write(self, data: bytes) -> None:
-        self._waiting += data
+        self.waiting += data
         self.flush()
 
     def flush(self) -> bool:
-        """Hand on what waits; True when nothing does."""
-        while self._waiting:
+        """Hand on what waits; True when nothing does, or nobody is there to get it."""
+        while self.waiting:
             try:
-                sent = self.sock.send(self._waiting)
+                sent = self.sock.send(self.waiting)
             except BlockingIOError:
                 return False
-            self._waiting = self._waiting[sent:]
+            except (BrokenPipeError, ConnectionResetError):
+                self.waiting = b""
+                break
+            self.waiting = self.waiting[sent:]
         return True
 
     def read(self, at_most: int = 1 << 24) -> bytes:
@@ -69,6 +73,7 @@ class PlainWire:
                 data = b""
             self.ended = not data
             received.append(data)
+            self.received_bytes += len(data)
             at_most -= len(data)
         return b"".join(received)
 

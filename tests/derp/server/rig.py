@@ -166,9 +166,13 @@ class Rig:
 
     def serve(self) -> None:
         """Until nothing is ready; peers hand on what the kernel had not taken."""
+        waiting = 0
         for _ in range(10_000):
-            waiting = [peer for peer in self.peers if not peer.ended and not peer.wire.flush()]
-            if not self.reactor.serve_ready() and not waiting:
+            before, waiting = waiting, 0
+            for peer in self.peers:
+                peer.wire.flush()
+                waiting += len(peer.plain.waiting)
+            if not self.reactor.serve_ready() and waiting == before:
                 return
         raise AssertionError("the reactor is busy with nothing")
 
