@@ -4,10 +4,14 @@ The socket, TLS state and bytes received so far move over whole; server/door.py 
 """
 
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from operator import index
 from typing import Final
 
 import trio
 
+from derp.relay.counters import CloseReason
 from derp.transport.links import RECEIVE_BYTES, Link, LinkEnded, TlsLink
 
 # Ciphertext is taken in pieces of this size; decrypted it never needs more, plus one record.
@@ -27,6 +31,7 @@ class LinkStream(trio.abc.Stream):
         self._scratch = memoryview(bytearray(RECEIVE_BYTES))
         self._at = self._end = 0
         self._closed = False
+        self._is_sending = self._is_receiving = False
 
     @property
     def socket(self) -> socket.socket:
@@ -54,12 +59,21 @@ class LinkStream(trio.abc.Stream):
         return rest
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        if max_bytes is not None and max_bytes < 1:
+        if max_bytes is not None and index(max_bytes) < 1:
             raise ValueError("max_bytes must be at least 1")
-        if self._closed:
-            raise trio.ClosedResourceError
+        self._check_open()
+        if self._is_receiving:
+            raise trio.BusyResourceError("another task is receiving from this stream")
+        self._is_receiving = True
+        try:
+            return await self._receive(max_bytes)
+        finally:
+            self._is_receiving = False
+
+    async def _receive(self, max_bytes: int | None) -> bytes:
+        await trio.lowlevel.checkpoint()  # also when bytes lie here: a reader of many may not keep others waiting
+        self._check_open()
         if self._received:
-            await trio.lowlevel.checkpoint()
             size = max_bytes or len(self._received)
             data, self._received = self._received[:size], self._received[size:]
             return data
@@ -69,10 +83,8 @@ class LinkStream(trio.abc.Stream):
                     await trio.lowlevel.wait_readable(self._link.fd)
                 self._at, self._end = 0, self._link.receive(self._view, 0, self._scratch, self._scratch)
             except LinkEnded as error:
-                await trio.lowlevel.checkpoint()
-                if self._closed:
-                    raise trio.ClosedResourceError from None
-                if error.reason.value == "closed_by_peer":
+                self._check_open()
+                if error.reason is CloseReason.CLOSED_BY_PEER:
                     return b""
                 raise trio.BrokenResourceError(str(error)) from error
         stop = self._end if max_bytes is None else min(self._end, self._at + max_bytes)
@@ -81,25 +93,41 @@ class LinkStream(trio.abc.Stream):
         return data
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        if self._closed:
-            raise trio.ClosedResourceError
-        await trio.lowlevel.checkpoint()
-        with memoryview(data) as view:
+        with self._sending(), memoryview(data) as view:
+            await trio.lowlevel.checkpoint()
             for start in range(0, len(view), _PIECE_BYTES):
-                try:
-                    self._link.send_raw(view[start : start + _PIECE_BYTES])
-                except LinkEnded as error:
-                    raise trio.BrokenResourceError(str(error)) from error
-                await self.wait_send_all_might_not_block()
+                self._check_open()
+                self._link.send_raw(view[start : start + _PIECE_BYTES])
+                await self._wait_sent()
 
     async def wait_send_all_might_not_block(self) -> None:
+        with self._sending():
+            await trio.lowlevel.checkpoint()
+            await self._wait_sent()
+
+    async def _wait_sent(self) -> None:
+        self._check_open()
+        while self._link.tail and not self._link.flush_tail():
+            await trio.lowlevel.wait_writable(self._link.fd)
+            self._check_open()
+
+    @contextmanager
+    def _sending(self) -> Iterator[None]:
+        """One task sends at a time, or bytes of two would be mixed; the link's errors come out as trio's."""
+        self._check_open()
+        if self._is_sending:
+            raise trio.BusyResourceError("another task is sending on this stream")
+        self._is_sending = True
         try:
-            while self._link.tail and not self._link.flush_tail():
-                await trio.lowlevel.wait_writable(self._link.fd)
-                if self._closed:
-                    raise trio.ClosedResourceError
+            yield
         except LinkEnded as error:
             raise trio.BrokenResourceError(str(error)) from error
+        finally:
+            self._is_sending = False
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError
 
     async def aclose(self) -> None:
         if not self._closed:

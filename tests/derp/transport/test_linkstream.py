@@ -1,0 +1,175 @@
+"""Links as trio streams: trio's own laws over plain and TLS links on real sockets, and what a reactor hands over."""
+
+import socket
+from collections.abc import Awaitable, Callable
+
+import pytest
+import trio
+import trio.testing
+
+from derp.transport.links import RECEIVE_BYTES, Link, TlsLink
+from derp.transport.linkstream import LinkStream
+from tests.support.certificates import client_context, issue, server_context
+
+AUTHORITY = issue("authority", is_authority=True)
+SERVER_CONTEXT = server_context(issue("relay.test", issuer=AUTHORITY))
+SERVER_CONTEXT.num_tickets = 0  # as the relay's: tickets that nobody reads turn a close into a reset
+CLIENT_CONTEXT = client_context(AUTHORITY)
+ADDRESS = ("127.0.0.1", 1)
+
+Pair = tuple[LinkStream, LinkStream]
+
+
+def socket_pair() -> tuple[socket.socket, socket.socket]:
+    """Two ends of a TCP connection."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        one = socket.create_connection(listener.getsockname())
+        other, _ = listener.accept()
+    for sock in (one, other):
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return one, other
+
+
+async def plain_pair() -> Pair:
+    one, other = socket_pair()
+    return LinkStream(Link(one, ADDRESS), b""), LinkStream(Link(other, ADDRESS), b"")
+
+
+async def serve_tls(link: TlsLink) -> LinkStream:
+    """The server's side, as the reactor drives it, up to the end of the handshake."""
+    view, scratch = memoryview(bytearray(RECEIVE_BYTES + 32768)), memoryview(bytearray(RECEIVE_BYTES))
+    end = 0
+    while not link.is_open:
+        await trio.lowlevel.wait_readable(link.fd)
+        end = link.receive(view, 0, scratch, scratch)
+    return LinkStream(link, bytes(view[:end]))
+
+
+async def tls_pair() -> Pair:
+    one, other = socket_pair()
+    client = LinkStream(TlsLink(one, ADDRESS, CLIENT_CONTEXT, "relay.test"), b"")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.start_tls)
+        server = await serve_tls(TlsLink(other, ADDRESS, SERVER_CONTEXT))
+    return client, server
+
+
+def clogged(make: Callable[[], Awaitable[Pair]]) -> Callable[[], Awaitable[Pair]]:
+    """The same, with more on the way in both directions than the kernels hold."""
+
+    async def make_clogged() -> Pair:
+        pair = await make()
+        for stream in pair:
+            while not stream._link.blocked:
+                stream._link.send_raw(bytes(65536))
+        return pair
+
+    return make_clogged
+
+
+MAKERS = pytest.mark.parametrize("make", [plain_pair, tls_pair])
+
+
+@MAKERS
+async def test_the_laws_of_streams(make: Callable[[], Awaitable[Pair]]) -> None:
+    await trio.testing.check_two_way_stream(make, clogged(make))
+
+
+@MAKERS
+async def test_much_data_arrives_whole(make: Callable[[], Awaitable[Pair]]) -> None:
+    one, other = await make()
+    data = bytes(range(256)) * 20_000
+    async with one, other, trio.open_nursery() as nursery:
+        nursery.start_soon(one.send_all, data)
+        received = bytearray()
+        while len(received) < len(data):
+            received += await other.receive_some(100_000)
+        assert received == data
+
+
+@MAKERS
+async def test_what_was_received_before_comes_first(make: Callable[[], Awaitable[Pair]]) -> None:
+    one, other = await make()
+    async with one, LinkStream(other._link, b"a request") as late:
+        await one.send_all(b", its rest")
+        assert await late.receive_some(5) == b"a req"
+        assert await late.receive_some() == b"uest"
+        assert await late.receive_some() == b", its rest"
+        assert late.socket.getpeername() == one.socket.getsockname()
+
+
+@MAKERS
+async def test_last_bytes_and_the_end_of_the_stream_in_one_breath(make: Callable[[], Awaitable[Pair]]) -> None:
+    one, other = await make()
+    async with other:
+        await one.send_all(b"last words")
+        await one.aclose()
+        assert await other.receive_some() == b"last words"
+        assert await other.receive_some() == b""
+        assert await other.receive_some() == b""
+
+
+@MAKERS
+async def test_moving_on_takes_what_was_not_given_out(make: Callable[[], Awaitable[Pair]]) -> None:
+    one, other = await make()
+    async with one:
+        await one.send_all(b"some, and more")
+        assert await other.receive_some(6) == b"some, "
+        assert other.take_received() == b"and more"
+        with pytest.raises(trio.ClosedResourceError):
+            await other.receive_some()
+        with pytest.raises(trio.ClosedResourceError):
+            await other.send_all(b"x")
+        # the link itself lives on, for the reactor
+        other._link.send_raw(b"alive")
+        assert await one.receive_some() == b"alive"
+        other._link.close()
+
+
+async def test_a_connection_that_breaks_is_broken() -> None:
+    one, other = await plain_pair()
+    async with other:
+        one.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")  # closes by a reset
+        await one.aclose()
+        with pytest.raises(trio.BrokenResourceError, match="reset by peer"):
+            await other.receive_some()
+
+
+async def test_tls_with_nobody_who_speaks_it() -> None:
+    one, other = socket_pair()
+    client = LinkStream(TlsLink(one, ADDRESS, CLIENT_CONTEXT, "relay.test"), b"")
+    with other:
+        other.send(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        async with client:
+            with pytest.raises(trio.BrokenResourceError, match="TLS: "):
+                await client.start_tls()
+
+
+async def test_tls_with_the_wrong_server() -> None:
+    one, other = socket_pair()
+    client = LinkStream(TlsLink(one, ADDRESS, CLIENT_CONTEXT, "elsewhere.test"), b"")
+    server = TlsLink(other, ADDRESS, SERVER_CONTEXT)
+
+    async with client, trio.open_nursery() as nursery:
+        nursery.start_soon(serve_tls, server)
+        with pytest.raises(trio.BrokenResourceError, match="CERTIFICATE_VERIFY_FAILED"):
+            await client.start_tls()
+        nursery.cancel_scope.cancel()
+    server.close()
+
+
+async def test_garbage_behind_a_handshake_is_a_broken_stream() -> None:
+    one, other = await tls_pair()
+    async with other:
+        one.socket.send(b"\x17\x03\x03\x00\x20" + bytes(32))
+        with pytest.raises(trio.BrokenResourceError, match="TLS: "):
+            await other.receive_some()
+        await one.aclose()
+
+
+async def test_it_may_not_be_asked_for_nothing() -> None:
+    one, other = await plain_pair()
+    async with one, other:
+        with pytest.raises(ValueError, match="at least 1"):
+            await one.receive_some(0)
