@@ -1,0 +1,65 @@
+"""Keys of resume tokens: the same for every process of a store, and those of before when it fails."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from tailnet.coordinator.resume import ResumeTokenRefused
+from tailnet.errors import StoreError
+from tailnet.server.resume_keys import REFRESH_SECONDS, ResumeKeys
+from tailnet.store.store import Store
+from tests.support.seeds import peer_id
+
+MAIN = peer_id("main")
+
+
+async def test_a_token_is_good_at_every_process_of_the_store(store: Store, store_url: str) -> None:
+    mine = ResumeKeys(store)
+    await mine.refresh()
+    token = mine.current.issue(MAIN, 1000.0).token
+    other_store = Store.open(store_url)
+    other = ResumeKeys(other_store)
+    await other.refresh()
+    assert other.current.verify(token, 1001.0) == MAIN
+    other_store.close()
+
+
+async def test_a_token_of_another_store_is_refused(store: Store, tmp_path: Path) -> None:
+    mine = ResumeKeys(store)
+    await mine.refresh()
+    other_store = Store.open(f"sqlite:///{tmp_path / 'other.db'}")
+    other = ResumeKeys(other_store)
+    await other.refresh()
+    other_store.close()
+    with pytest.raises(ResumeTokenRefused):
+        mine.current.verify(other.current.issue(MAIN, 1000.0).token, 1001.0)
+
+
+async def test_keys_stay_when_the_store_fails_and_are_read_again_later(
+    store: Store, autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys = ResumeKeys(store)
+    await keys.refresh()
+    before = keys.current
+    real = store.signing_keys
+    asked = 0
+
+    def failing(*arguments: object) -> object:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            raise StoreError("the disk is on fire")
+        return real(*arguments)  # type: ignore[arg-type]
+
+    store.signing_keys = failing  # type: ignore[method-assign, assignment]  # a disk that fails once
+    with caplog.at_level(logging.ERROR), trio.move_on_after(1.5 * REFRESH_SECONDS):
+        await keys.refresh_forever()
+    assert keys.current is before
+    assert "on fire" in caplog.text
+    with trio.move_on_after(1.5 * REFRESH_SECONDS):
+        await keys.refresh_forever()
+    assert keys.current is not before
+    assert keys.current.verify(before.issue(MAIN, 5.0).token, 6.0) == MAIN
