@@ -334,8 +334,13 @@ async def test_a_reload_during_a_read_is_not_lost() -> None:
             await trio.lowlevel.checkpoint()
             return text
 
-    async with running(Slow(map_text(5), 3600)) as maps:
-        await wait_for(maps, [6, 999])
+    # Made here: the second read may come before anybody is told that it runs.
+    maps = DerpMaps([Slow(map_text(5), 3600)], EMBEDDED)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(maps.serve)
+        with trio.fail_after(20):
+            await wait_for(maps, [6, 999])
+        nursery.cancel_scope.cancel()
 
 
 async def test_steering(tmp_path: Path) -> None:
