@@ -28,6 +28,9 @@ def socket_pair() -> tuple[socket.socket, socket.socket]:
     for sock in (one, other):
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # fixed, so that a kernel that is full stays full: left alone it makes more room while nobody looks
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32768)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32768)
     return one, other
 
 
@@ -61,7 +64,7 @@ def clogged(make: Callable[[], Awaitable[Pair]]) -> Callable[[], Awaitable[Pair]
     async def make_clogged() -> Pair:
         pair = await make()
         for stream in pair:
-            while not stream._link.blocked:
+            while stream._link.flush_tail():
                 stream._link.send_raw(bytes(65536))
         return pair
 
