@@ -22,6 +22,7 @@ import trio
 from derp.cli_map import map_commands
 from derp.cli_netcheck import netcheck
 from derp.cli_output import open_console, print_json
+from derp.cli_probe import probe
 from derp.config import RelayConfig, load_config, load_private_key
 from derp.config.settings import REFUSED, SETTINGS
 from derp.errors import ConfigError, DerpError, KeyFormatError
@@ -360,7 +361,7 @@ def genkey(as_json: bool) -> None:
     click.echo(f"public key {private.public()}", err=True)
 
 
-for command in (netcheck, map_commands):
+for command in (netcheck, probe, map_commands):
     cli.add_command(command)
 
 

@@ -16,13 +16,13 @@ PATIENCE_SECONDS = 20.0  # a hang guard, never part of what is asserted
 
 
 @asynccontextmanager
-async def open_relay_here(*, tls: bool = True, **changes: Any) -> AsyncIterator[RelayServer]:
+async def open_relay_here(*, tls: bool | TlsConfig = True, **changes: Any) -> AsyncIterator[RelayServer]:
     """One relay on 127.0.0.1: self-signed TLS, STUN on a free port."""
     settings: dict[str, Any] = {
         "private_key": NodePrivate.generate(),
         "listen": ((HOST, 0),),
         "stun_port": 0,
-        "tls": TlsConfig(self_signed=True, hostname=HOST) if tls else None,
+        "tls": TlsConfig(self_signed=True, hostname=HOST) if tls is True else tls or None,
         "drain_seconds": 0.0,
     }
     async with trio.open_nursery() as nursery:
