@@ -64,8 +64,8 @@ def clogged(make: Callable[[], Awaitable[Pair]]) -> Callable[[], Awaitable[Pair]
     async def make_clogged() -> Pair:
         pair = await make()
         for stream in pair:
-            while stream._link.flush_tail():
-                stream._link.send_raw(bytes(65536))
+            stream._link.send_raw(bytes(1_000_000))
+            assert stream._link.blocked
         return pair
 
     return make_clogged
