@@ -255,7 +255,7 @@ class TlsLink(Link):
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLError as error:
-            raise LinkEnded(CloseReason.TLS_FAILED, f"TLS: {error.reason or error.strerror}") from None
+            raise LinkEnded(CloseReason.TLS_FAILED, _tls_text(error)) from None
 
     def version(self) -> str | None:
         return self._tls.version()
@@ -289,7 +289,7 @@ class TlsLink(Link):
         except ssl.SSLZeroReturnError:
             ending = LinkEnded(CloseReason.CLOSED_BY_PEER)
         except ssl.SSLError as error:
-            ending = LinkEnded(CloseReason.TLS_FAILED, f"TLS: {error.reason or error.strerror}")
+            ending = LinkEnded(CloseReason.TLS_FAILED, _tls_text(error))
         if self._outgoing.pending:  # tickets, an alert
             try:
                 self._send_encrypted()
@@ -338,8 +338,14 @@ class TlsLink(Link):
         try:
             self._tls.write(data)
         except ssl.SSLError as error:
-            raise LinkEnded(CloseReason.TLS_FAILED, f"TLS: {error.reason or error.strerror}") from None
+            raise LinkEnded(CloseReason.TLS_FAILED, _tls_text(error)) from None
 
     def send_raw(self, data: Piece) -> None:
         self._encrypt(data)
         self._send_encrypted()
+
+
+def _tls_text(error: ssl.SSLError) -> str:
+    # Of a certificate we refused, why: expired, another name, an unknown authority each want another remedy.
+    detail = f": {error.verify_message}" if isinstance(error, ssl.SSLCertVerificationError) else ""
+    return f"TLS: {error.reason or error.strerror}{detail}"

@@ -318,6 +318,7 @@ async def test_a_certificate_for_another_name_is_not_trusted(caplog: pytest.LogC
         a = await alpha.call()
         alpha.join(beta.peer)
         await until(a, lambda: "x mesh: elsewhere.test" in caplog.text)
+        assert "not valid for 'elsewhere.test'" in caplog.text
         assert alpha.mesh.sessions == {}
         assert beta.router.clients == {}
 
@@ -326,7 +327,7 @@ async def test_a_certificate_for_another_name_is_not_trusted(caplog: pytest.LogC
 
 
 async def test_a_relay_that_reads_nothing_costs_nobody_else_and_is_cut_off() -> None:
-    alpha = Node("alpha.test", mesh_write_timeout_seconds=0.5, queue_depth=64)
+    alpha = Node("alpha.test", mesh_write_timeout_seconds=0.5, queue_depth=64, queue_bytes=1 << 30)
     async with open_nodes(alpha), open_impostor() as host:
         alpha.join(host.peer)
         far = await host.accept()
@@ -340,7 +341,7 @@ async def test_a_relay_that_reads_nothing_costs_nobody_else_and_is_cut_off() -> 
         while route.queue is None or not route.queue.dropped:
             await a.send(present.key, *(bytes(60_000) for _ in range(8)))
             await both_ways(a, b, b"nobody waits for it")
-        assert route.queue.packets <= 64
+        assert 64 < route.queue.packets <= 8 * 64  # it may hold more than a client's, and not much more
         assert alpha.router.counters.mesh_packets_dropped == alpha.router.counters.dropped(DropReason.QUEUE_HEAD)
         await knows_not_key(a, alpha, present.key)
         assert closed(alpha.server) == {"write_timeout": 1}
