@@ -10,13 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailnet.coordinator.policy import ManyAgentsPolicy
-from tailnet.errors import RpcError
+from tailnet.errors import RpcError, StoreError
 from tailnet.proto.generated import tailnet_pb2 as tailnet
+from tailnet.server import workspaces as workspaces_module
 from tailnet.server.service import Caller
 from tailnet.server.workspaces import Agents, WorkspaceFeed, Workspaces, difference
-from tailnet.store.rows import UserIdentity
+from tailnet.store.rows import UserIdentity, WorkspaceRow, WorkspaceStatus
 from tailnet.store.store import Store
 from tailnet.types import PeerID
+from tests.support.seeds import NOW, fill, make_id, peer_id
+from tests.support.tailnet_driver import wait_for
 
 IDS = st.integers(0, 5).map(lambda number: bytes([number]) * 16)
 NAMES = st.sampled_from(["a", "b", "c"])
@@ -95,3 +98,45 @@ async def test_a_client_that_does_not_read_ends_its_stream(open_feed: Callable[[
     request = tailnet.WorkspaceUpdatesRequest(workspace_owner_id=user.bytes)
     with pytest.raises(RpcError, match="does not read"):
         await feed.stream(caller(user), request, lambda payload: False)
+
+
+async def test_changes_told_and_untold_and_a_store_that_fails_for_a_while(
+    store: Store, monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery
+) -> None:
+    monkeypatch.setattr(workspaces_module, "LOOK_SECONDS", 0.02)
+    fill(store)
+    feed = WorkspaceFeed(store)
+    updates: list[tailnet.WorkspaceUpdate] = []
+    real, fails, failures = store.list_workspaces, False, 0
+
+    def sometimes(owner: uuid.UUID) -> list[WorkspaceRow]:
+        nonlocal failures
+        if fails:
+            failures += 1
+            raise StoreError("the disk is full")
+        return real(owner)
+
+    def take(payload: bytes) -> bool:
+        updates.append(tailnet.WorkspaceUpdate.FromString(payload))
+        return True
+
+    async def next_update() -> tailnet.WorkspaceUpdate:
+        await wait_for(lambda: updates)
+        return updates.pop(0)
+
+    monkeypatch.setattr(store, "list_workspaces", sometimes)
+    alice = make_id("alice")
+    request = tailnet.WorkspaceUpdatesRequest(workspace_owner_id=alice.bytes)
+    nursery.start_soon(feed.stream, caller(alice), request, take)
+    assert {each.id for each in (await next_update()).upserted_agents} == {peer_id("main"), peer_id("gpu")}
+    store.set_workspace_status(make_id("dev"), WorkspaceStatus.STOPPED, NOW)
+    feed.changed(alice)
+    told = await next_update()
+    assert [(each.name, each.status) for each in told.upserted_workspaces] == [("dev", WorkspaceStatus.STOPPED)]
+    assert not told.upserted_agents
+    fails = True
+    await wait_for(lambda: failures == 2)
+    store.delete_agent(peer_id("gpu"))
+    fails = False
+    assert [each.id for each in (await next_update()).deleted_agents] == [peer_id("gpu")]
+    assert updates == []

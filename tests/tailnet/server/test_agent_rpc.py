@@ -1,0 +1,236 @@
+"""The Agent service over a real store: what each call answers, what it leaves behind, and what a bad one is told."""
+
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import pytest
+import trio
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from tailnet.config import CoordinatorConfig
+from tailnet.coordinator.policy import AgentPolicy
+from tailnet.errors import RpcError, StoreError, Unimplemented
+from tailnet.proto.generated import agent_pb2 as agent
+from tailnet.proto.services import AGENT
+from tailnet.server import agent_rpc
+from tailnet.server.agent_rpc import EXTERNAL_LOG_SOURCE, MAX_METADATA_BYTES, AgentService
+from tailnet.server.derpmaps import DerpMaps
+from tailnet.server.service import Caller
+from tailnet.store.reports import MAX_LOG_BYTES_PER_AGENT
+from tailnet.store.rows import LifecycleState
+from tailnet.store.store import Store
+from tests.support.seeds import NOW, fill, make_id, peer_id
+
+MAIN, GPU = peer_id("main"), peer_id("gpu")
+
+
+class World:
+    def __init__(self, store: Store, **settings: Any) -> None:
+        self.store = store
+        self.changed: list[UUID] = []
+        config = CoordinatorConfig(**settings)
+        self.service = AgentService(store, DerpMaps(), config, changed=self.changed.append, clock=lambda: NOW)
+        self.unary = self.service.unary()
+
+    def caller(self, agent_id: bytes = MAIN) -> Caller:
+        [identity] = self.store.agent_identities([type(MAIN)(agent_id)]).values()
+        return Caller(identity.id, AgentPolicy(identity.id), identity.name, identity)
+
+    async def call(self, name: str, request: Any, agent_id: bytes = MAIN) -> Any:
+        with trio.fail_after(20):
+            return await self.unary[f"/coder.agent.v2.Agent/{name}"](self.caller(agent_id), request)
+
+
+@pytest.fixture
+def world(store: Store) -> World:
+    fill(store)
+    return World(store)
+
+
+def test_every_rpc_of_the_service_is_answered(store: Store) -> None:
+    assert World(store).unary.keys() == AGENT.keys()
+
+
+async def test_the_manifest_says_who_the_agent_is_and_what_the_settings_are(store: Store) -> None:
+    fill(store)
+    world = World(store, disable_direct_connections=True, derp_force_websockets=True)
+    manifest = await world.call("GetManifest", agent.GetManifestRequest())
+    assert (manifest.agent_id, manifest.agent_name) == (MAIN, "main")
+    assert (manifest.workspace_id, manifest.workspace_name) == (make_id("dev").bytes, "dev")
+    assert manifest.owner_username == "alice"
+    assert manifest.derp_map.HasField("home_params")  # the agent reads it without looking
+    assert not manifest.HasField("parent_id")
+    assert manifest.disable_direct_connections
+    assert manifest.derp_force_websockets
+
+
+async def test_a_deleted_agent_is_told_so(world: World) -> None:
+    caller = world.caller()
+    world.store.delete_agent(MAIN)
+    requests = {"GetManifest": agent.GetManifestRequest(), "CreateSubAgent": agent.CreateSubAgentRequest(name="x")}
+    for name, request in requests.items():
+        with pytest.raises(RpcError, match="deleted"):
+            await world.unary[f"/coder.agent.v2.Agent/{name}"](caller, request)
+
+
+async def test_the_interval_of_stats_is_never_zero_and_only_stats_are_stored(world: World) -> None:
+    answer = await world.call("UpdateStats", agent.UpdateStatsRequest())
+    assert answer.report_interval.seconds == 300
+    assert world.store.latest_stats(MAIN) is None
+    stats = {"connection_count": 3, "rx_bytes": 2**62, "tx_bytes": 5, "connection_median_latency_ms": float("nan")}
+    await world.call("UpdateStats", agent.UpdateStatsRequest(stats=stats))
+    stored = world.store.latest_stats(MAIN)
+    assert stored is not None
+    assert (stored.connection_count, stored.rx_bytes, stored.tx_bytes) == (3, 2**62, 5)
+
+
+async def test_lifecycles(world: World) -> None:
+    at = Timestamp()
+    at.FromDatetime(datetime(2026, 5, 6, 7, 8, 9, tzinfo=UTC))
+    request = agent.UpdateLifecycleRequest(lifecycle={"state": agent.Lifecycle.READY, "changed_at": at})
+    assert await world.call("UpdateLifecycle", request) == request.lifecycle
+    row = world.store.get_agent(MAIN)
+    assert row is not None
+    assert (row.lifecycle_state, row.ready_at) == (LifecycleState.READY, datetime(2026, 5, 6, 7, 8, 9, tzinfo=UTC))
+    assert world.changed == [make_id("alice")]
+    await world.call("UpdateLifecycle", agent.UpdateLifecycleRequest(lifecycle={"state": agent.Lifecycle.OFF}))
+    for bad in ({}, {"state": 99}, {"state": agent.Lifecycle.READY, "changed_at": Timestamp(seconds=1 << 60)}):
+        with pytest.raises(RpcError, match="lifecycle"):
+            await world.call("UpdateLifecycle", agent.UpdateLifecycleRequest(lifecycle=bad))
+    row = world.store.get_agent(MAIN)
+    assert row is not None
+    assert row.lifecycle_state is LifecycleState.OFF
+
+
+async def test_startup(world: World) -> None:
+    startup = {"version": "v2.20.0", "expanded_directory": "/home/me", "subsystems": [1, 0, 77]}
+    request = agent.UpdateStartupRequest(startup=startup)
+    assert await world.call("UpdateStartup", request) == request.startup
+    row = world.store.get_agent(MAIN)
+    assert row is not None
+    assert (row.version, row.expanded_directory) == ("v2.20.0", "/home/me")
+    assert list(row.subsystems) == [agent.Startup.Subsystem.Name(1)]
+
+
+async def test_metadata_is_field_2_and_cut(world: World) -> None:
+    long = "ü" * MAX_METADATA_BYTES
+    request = agent.BatchUpdateMetadataRequest(
+        metadata=[{"key": "cpu", "result": {"value": long}}, {"key": "disk", "result": {"error": "no disk"}}]
+    )
+    await world.call("BatchUpdateMetadata", request)
+    await world.call("BatchUpdateMetadata", agent.BatchUpdateMetadataRequest())
+    cpu, disk = world.store.list_metadata(MAIN)
+    assert (cpu.value, disk.error) == (long[:MAX_METADATA_BYTES], "no disk")
+
+
+async def test_logs_and_their_limit(world: World) -> None:
+    lines = [{"output": "one"}, {"output": "two", "level": agent.Log.ERROR}]
+    assert not (await world.call("BatchCreateLogs", agent.BatchCreateLogsRequest(logs=lines))).log_limit_exceeded
+    stored = world.store.list_logs(MAIN)
+    assert [(line.output, line.level, line.source_id) for line in stored] == [
+        ("one", agent.Log.INFO, EXTERNAL_LOG_SOURCE),
+        ("two", agent.Log.ERROR, EXTERNAL_LOG_SOURCE),
+    ]
+    assert [source.id for source in world.store.list_log_sources(MAIN)] == [EXTERNAL_LOG_SOURCE]
+    own = UUID(int=7)
+    await world.call("BatchCreateLogs", agent.BatchCreateLogsRequest(log_source_id=own.bytes, logs=[{"output": "x"}]))
+    assert world.store.list_logs(MAIN)[-1].source_id == own
+    flood = agent.BatchCreateLogsRequest(logs=[{"output": "y" * MAX_LOG_BYTES_PER_AGENT}])
+    assert (await world.call("BatchCreateLogs", flood)).log_limit_exceeded
+    assert not (await world.call("BatchCreateLogs", agent.BatchCreateLogsRequest())).log_limit_exceeded
+    # Another agent's logs are its own.
+    assert not (await world.call("BatchCreateLogs", agent.BatchCreateLogsRequest(logs=lines), GPU)).log_limit_exceeded
+
+
+async def test_sub_agents(world: World) -> None:
+    made = (await world.call("CreateSubAgent", agent.CreateSubAgentRequest(name="nested", directory="/src"))).agent
+    assert world.store.get_agent_by_token(UUID(bytes=made.auth_token)) is not None
+    [listed] = (await world.call("ListSubAgents", agent.ListSubAgentsRequest())).agents
+    assert (listed.id, listed.name, listed.auth_token) == (made.id, "nested", b"")
+    planned = agent.CreateSubAgentRequest(name="planned", id=bytes(range(16)))
+    assert (await world.call("CreateSubAgent", planned)).agent.id == bytes(range(16))
+    with pytest.raises(RpcError, match="cannot add sub-agent 'planned'"):
+        await world.call("CreateSubAgent", planned)  # the id is taken
+    with pytest.raises(RpcError, match="cannot add sub-agent"):
+        await world.call("CreateSubAgent", agent.CreateSubAgentRequest(name="theft", id=GPU))
+    with pytest.raises(RpcError, match="name"):
+        await world.call("CreateSubAgent", agent.CreateSubAgentRequest())
+    # Only its parent deletes it, and no parent deletes anything else.
+    for owner, victim, said in ((GPU, made.id, "no such"), (MAIN, GPU, "no such"), (MAIN, b"short", "16 bytes")):
+        with pytest.raises(RpcError, match=said):
+            await world.call("DeleteSubAgent", agent.DeleteSubAgentRequest(id=victim), owner)
+    world.changed.clear()
+    await world.call("DeleteSubAgent", agent.DeleteSubAgentRequest(id=made.id))
+    assert world.changed == [make_id("alice")]
+    assert world.store.get_agent(type(MAIN)(made.id)) is None
+    assert world.store.get_agent(GPU) is not None
+
+
+async def test_what_is_counted_or_declined(world: World) -> None:
+    await world.call("ReportConnection", agent.ReportConnectionRequest())
+    await world.call("ReportBoundaryLogs", agent.ReportBoundaryLogsRequest(logs=[{}, {}]))
+    assert (world.service.connection_reports, world.service.boundary_logs) == (1, 2)
+    with pytest.raises(Unimplemented):
+        await world.call("PushContextState", agent.PushContextStateRequest())
+    with pytest.raises(RpcError, match="slug"):
+        await world.call("UpdateAppStatus", agent.UpdateAppStatusRequest(slug="editor"))
+    config = (
+        await world.call("GetResourcesMonitoringConfiguration", agent.GetResourcesMonitoringConfigurationRequest())
+    ).config
+    assert config.collection_interval_seconds > 0  # the agent makes a ticker of it
+    assert config.num_datapoints > 0
+
+
+async def test_a_store_that_fails_for_a_moment_costs_no_answer(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(agent_rpc, "STORE_RETRY_SECONDS", 0.01)
+    failures = dict.fromkeys(("get_agent", "update_lifecycles", "insert_logs", "insert_stats", "put_metadata"), 1)
+
+    def fail_once(name: str) -> Any:
+        real = getattr(world.store, name)
+
+        def sometimes(*arguments: Any) -> Any:
+            if failures[name]:
+                failures[name] -= 1
+                raise StoreError("the disk is full")
+            return real(*arguments)
+
+        return sometimes
+
+    for name in failures:
+        monkeypatch.setattr(world.store, name, fail_once(name))
+    service = World(world.store)  # its batches take the methods as they are now
+    assert (await service.call("GetManifest", agent.GetManifestRequest())).agent_id == MAIN
+    lifecycle = {"state": agent.Lifecycle.READY}
+    await service.call("UpdateLifecycle", agent.UpdateLifecycleRequest(lifecycle=lifecycle))
+    await service.call("BatchCreateLogs", agent.BatchCreateLogsRequest(logs=[{"output": "kept"}]))
+    # What the next report says better is let go.
+    await service.call("UpdateStats", agent.UpdateStatsRequest(stats={"rx_bytes": 1}))
+    metadata = agent.BatchUpdateMetadataRequest(metadata=[{"key": "a"}])
+    await service.call("BatchUpdateMetadata", metadata)
+    assert set(failures.values()) == {0}
+    row = world.store.get_agent(MAIN)
+    assert row is not None
+    assert row.lifecycle_state is LifecycleState.READY
+    assert [line.output for line in world.store.list_logs(MAIN)] == ["kept"]
+    assert world.store.latest_stats(MAIN) is None
+    assert "the disk is full" in caplog.text
+
+
+async def test_a_store_that_stays_broken_is_an_error_in_the_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent_rpc, "STORE_RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(agent_rpc, "STORE_TRIES", 3)
+    tries = 0
+
+    def broken(*arguments: Any) -> Any:
+        nonlocal tries
+        tries += 1
+        raise StoreError("gone")
+
+    monkeypatch.setattr(world.store, "update_startups", broken)
+    service = World(world.store)
+    with pytest.raises(RpcError, match="store failed"):
+        await service.call("UpdateStartup", agent.UpdateStartupRequest())
+    assert tries == 3
