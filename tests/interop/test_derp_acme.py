@@ -1,14 +1,12 @@
 """`derp serve --certmode letsencrypt` against a genuine ACME server, and the genuine client against the result."""
 
-import os
-import re
 import socket
 import ssl
 import stat
 import sys
-import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -16,7 +14,8 @@ import trio
 from cryptography import x509
 
 from tests.support.authority import EAB_KEY, EAB_KID, Authority, open_authority
-from tests.support.peers import Node, PeerError, open_peers
+from tests.support.certificates import issue
+from tests.support.peers import Node, open_peers
 from tests.support.relay_command import HOST
 from tests.support.relays import Relay, free_port, open_relay
 
@@ -29,8 +28,9 @@ PATIENCE_SECONDS = 60.0
 HOOK = """#!{python}
 import json, sys, urllib.request
 verb, name, value = sys.argv[1:]
-path, body = ("set-txt", {{"host": name + ".", "value": value}}) if verb == "add" else ("clear-txt", {{"host": name + "."}})
-urllib.request.urlopen("{url}/" + path, json.dumps(body).encode(), timeout=10).read()
+path = "set-txt" if verb == "add" else "clear-txt"
+body = json.dumps({{"host": name + ".", "value": value}}).encode()
+urllib.request.urlopen("{url}/" + path, body, timeout=10).read()
 with open("{log}", "a") as log:
     print(verb, name, file=log)
 """
@@ -65,9 +65,11 @@ async def said(relay: Relay, text: str) -> str:
 
 def served(relay: Relay) -> x509.Certificate:
     context = ssl._create_unverified_context()
-    with socket.create_connection((HOST, relay.port), timeout=10) as sock:
-        with context.wrap_socket(sock, server_hostname=NAME) as tls:
-            der = tls.getpeercert(True)
+    with (
+        socket.create_connection((HOST, relay.port), timeout=10) as sock,
+        context.wrap_socket(sock, server_hostname=NAME) as tls,
+    ):
+        der = tls.getpeercert(True)
     assert der is not None
     return x509.load_der_x509_certificate(der)
 
@@ -76,11 +78,13 @@ async def test_http_01_and_the_genuine_client(tmp_path: Path, trust: pytest.Monk
     http_port = free_port(socket.SOCK_STREAM)
     async with open_authority(http_port) as authority:
         certs = tmp_path / "certs"
-        async with relay_that_asks(authority, http_port, trust, f"-certdir={certs}", "-acme-email=ops@x.example") as relay:
+        async with relay_that_asks(
+            authority, http_port, trust, f"-certdir={certs}", "-acme-email=ops@x.example"
+        ) as relay:
             await said(relay, "a temporary self-signed certificate is served, which clients refuse")
             await said(relay, f"new certificate for {NAME}, valid until")
             await said(relay, f"certificate read again from {certs / NAME}.crt")
-            assert "these DERP map" not in relay.output()
+            assert "need this DERP map" not in relay.output()
             async with open_peers(trusted=await authority.root()) as peers:
                 node = Node(NAME, relay.port)
                 a, b = await peers.connect("a", node), await peers.connect("b", node)
@@ -95,3 +99,89 @@ async def test_http_01_and_the_genuine_client(tmp_path: Path, trust: pytest.Monk
         async with relay_that_asks(authority, http_port, trust, f"-certdir={certs}") as relay:
             assert served(relay) == first
             assert "asking" not in relay.output()
+
+
+async def test_dns_01_by_a_hook(tmp_path: Path, trust: pytest.MonkeyPatch) -> None:
+    # nobody listens on this port, so http-01 could not succeed
+    async with open_authority(free_port(socket.SOCK_STREAM)) as authority:
+        hook, log = tmp_path / "hook", tmp_path / "log"
+        hook.write_text(HOOK.format(python=sys.executable, url=authority.dns_management, log=log))
+        hook.chmod(0o700)
+        flags = (f"-certdir={tmp_path}/certs", "-acme-challenge=dns-01", f"-acme-dns-hook={hook}")
+        async with relay_that_asks(authority, -1, trust, *flags) as relay:
+            await said(relay, f"new certificate for {NAME}, valid until")
+            await said(relay, "certificate read again")
+            async with open_peers(trusted=await authority.root()) as peers:
+                await peers.connect("a", Node(NAME, relay.port))
+            assert log.read_text().splitlines() == [f"add _acme-challenge.{NAME}", f"remove _acme-challenge.{NAME}"]
+
+
+async def test_an_authority_that_knows_its_customers(tmp_path: Path, trust: pytest.MonkeyPatch) -> None:
+    http_port = free_port(socket.SOCK_STREAM)
+    certs = f"-certdir={tmp_path}/certs"
+    async with open_authority(http_port, eab_required=True) as authority:
+        host = authority.directory_url.removeprefix("https://").removesuffix("/dir")
+        async with relay_that_asks(authority, http_port, trust, certs) as relay:
+            line = await said(relay, "no new certificate")
+            assert f"{host} wants to know whose account this is: set --acme-eab-kid and --acme-eab-key" in line
+            assert "clients refuse the temporary one; trying again in 5 min" in line
+        wrong = (certs, f"-acme-eab-kid={EAB_KID}", "-acme-eab-key=d3Jvbmc")
+        async with relay_that_asks(authority, http_port, trust, *wrong) as relay:
+            assert f"{host} refused: " in await said(relay, "no new certificate")
+        right = (certs, f"-acme-eab-kid={EAB_KID}", f"-acme-eab-key={EAB_KEY}")
+        async with relay_that_asks(authority, http_port, trust, *right) as relay:
+            await said(relay, f"new certificate for {NAME}, valid until")
+            assert EAB_KEY not in relay.output()
+
+
+async def failure(relay: Relay, old: x509.Certificate) -> str:
+    """The sentence of a failed renewal, after which the old certificate is still served to genuine clients' eyes."""
+    line = await said(relay, "no new certificate")
+    assert served(relay) == old
+    assert f"the one in service lasts until {old.not_valid_after_utc:%Y-%m-%d %H:%M} UTC; trying again in 5" in line
+    return line
+
+
+async def test_failures_leave_the_old_certificate_in_service(tmp_path: Path, trust: pytest.MonkeyPatch) -> None:
+    certs = tmp_path / "certs"
+    certs.mkdir()
+    # issued long ago: due, and good for another day
+    old = issue(NAME, issuer=issue("some root", is_authority=True), valid=(timedelta(days=-80), timedelta(days=1)))
+    (certs / f"{NAME}.crt").write_bytes(old.pem)
+    (certs / f"{NAME}.key").write_bytes(old.key_pem)
+    (certs / f"{NAME}.key").chmod(0o600)
+    before = {path.name: path.read_bytes() for path in certs.iterdir()}
+    nowhere, http_port = free_port(socket.SOCK_STREAM), free_port(socket.SOCK_STREAM)
+    flag = f"-certdir={certs}"
+    async with open_authority(nowhere) as authority:
+        host = authority.directory_url.removeprefix("https://").removesuffix("/dir")
+        async with relay_that_asks(authority, http_port, trust, flag) as relay:
+            line = await failure(relay, old.certificate)
+            assert f"{host} could not see that {NAME} is ours: " in line
+            assert "connection refused" in line.lower()
+        gone = f"-acme-directory-url=https://{HOST}:{nowhere}/dir"
+        async with relay_that_asks(authority, http_port, trust, flag, gone) as relay:
+            line = await failure(relay, old.certificate)
+            assert f"{HOST}:{nowhere} cannot be reached: " in line
+            assert "Connection refused" in line
+        hook = tmp_path / "hook"
+        hook.write_text("#!/bin/sh\necho 'no such zone' >&2\nexit 4\n")
+        hook.chmod(0o700)
+        dns = (flag, "-acme-challenge=dns-01", f"-acme-dns-hook={hook} --verbose")
+        async with relay_that_asks(authority, http_port, trust, *dns) as relay:
+            line = await failure(relay, old.certificate)
+            assert f"the hook {hook} --verbose add ended with status 4: no such zone" in line
+            assert "remove ended with status 4: no such zone; the TXT record" in relay.output()
+    after = {path.name: path.read_bytes() for path in certs.iterdir()}
+    assert after.pop("acme-account.key")
+    assert after == before
+
+
+async def test_a_name_the_authority_will_not_have(tmp_path: Path, trust: pytest.MonkeyPatch) -> None:
+    http_port = free_port(socket.SOCK_STREAM)
+    async with open_authority(http_port) as authority:
+        flags = (f"-certdir={tmp_path}/certs", "-hostname=blocked.example")
+        async with relay_that_asks(authority, http_port, trust, *flags) as relay:
+            line = await said(relay, "no new certificate")
+            assert " refused: " in line
+            assert "blocked.example" in line
