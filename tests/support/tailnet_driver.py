@@ -119,6 +119,7 @@ class WebSocket:
         self._writing = trio.Lock()
         self.close_code: int | None = None
         self.close_text = ""
+        self.pings: list[bytes] = []
         self.pongs: list[bytes] = []
 
     async def write(self, data: bytes, opcode: Opcode = Opcode.BINARY) -> None:
@@ -137,8 +138,8 @@ class WebSocket:
             for opcode, payload in self._decoder.control:
                 if opcode == Opcode.CLOSE:
                     self.close_code, self.close_text = parse_close(payload)
-                elif opcode == Opcode.PONG:
-                    self.pongs.append(bytes(payload))
+                else:
+                    (self.pings if opcode == Opcode.PING else self.pongs).append(bytes(payload))
             self._decoder.control.clear()
             if end:
                 return bytes(self._buffer[:end])
