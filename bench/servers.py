@@ -48,7 +48,7 @@ def serve(name: str, carrier: Carrier) -> Iterator[Server]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with tempfile.TemporaryDirectory(prefix=f"bench-{name}-") as scratch:
         folder = Path(scratch)
-        port = _free_port()
+        port = free_port()
         with (folder / "output").open("wb") as output:
             process = subprocess.Popen(
                 _command(name, carrier, folder, port),
@@ -58,10 +58,10 @@ def serve(name: str, carrier: Carrier) -> Iterator[Server]:
                 cwd=ROOT,
             )
         try:
-            _wait_listening(process, name, port, folder)
+            wait_listening(process, name, port, folder)
             yield Server(name, carrier, port, process.pid)
         finally:
-            _stop(process)
+            stop(process)
 
 
 def _command(name: str, carrier: Carrier, folder: Path, port: int) -> list[str]:
@@ -84,14 +84,14 @@ def _command(name: str, carrier: Carrier, folder: Path, port: int) -> list[str]:
 OURS_UNLIMITED = ("--accept-connection-limit=1000000", "--accept-connection-burst=1000000")
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]
         return port
 
 
-def _wait_listening(process: subprocess.Popen[bytes], name: str, port: int, folder: Path) -> None:
+def wait_listening(process: subprocess.Popen[bytes], name: str, port: int, folder: Path) -> None:
     give_up = time.monotonic() + START_SECONDS
     while process.poll() is None and time.monotonic() < give_up:
         try:
@@ -103,7 +103,7 @@ def _wait_listening(process: subprocess.Popen[bytes], name: str, port: int, fold
     raise StartFailed(f"{name} does not listen:\n{(folder / 'output').read_text(errors='replace')[-4000:]}")
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def stop(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
     try:

@@ -68,6 +68,22 @@ func parseTarget(raw string, floor, slowStart bool) (*target, error) {
 	return t, nil
 }
 
+// learnKey asks the relay for its key once, so that all logins can be prepared.
+func (t *target) learnKey() error {
+	if t.floor {
+		return nil
+	}
+	who, err := newIdentity(nil)
+	if err != nil {
+		return err
+	}
+	l, err := dial(t, who, -1, -1)
+	if err != nil {
+		return err
+	}
+	return l.nc.Close()
+}
+
 // link is one connection: a socket, perhaps TLS, perhaps websocket, and the frames read from it.
 // Reading belongs to one goroutine; writes are whole frames and may come from any.
 type link struct {

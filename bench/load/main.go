@@ -15,7 +15,8 @@ import (
 
 type options struct {
 	url, scenario   string
-	pid             int
+	farURL          string
+	pid, farPid     int
 	pairs, senders  int
 	size, frames    int
 	window          int
@@ -32,6 +33,8 @@ func parseOptions() options {
 	flag.StringVar(&o.url, "url", "http://127.0.0.1:3340/derp", "relay: http, https, ws or wss")
 	flag.StringVar(&o.scenario, "scenario", "pairs", "pairs, fanin, alltoall, or idle (only connect)")
 	flag.IntVar(&o.pid, "pid", 0, "the relay's process, to read CPU and memory of it and its children; 0: do not")
+	flag.StringVar(&o.farURL, "far-url", "", "pairs, fanin: receivers are clients of this relay, which is meshed with the first")
+	flag.IntVar(&o.farPid, "far-pid", 0, "its process, counted with the first")
 	flag.IntVar(&o.pairs, "pairs", 10, "pairs: how many; fanin: groups; alltoall: nodes")
 	flag.IntVar(&o.senders, "senders", 8, "fanin: senders for each receiver")
 	flag.IntVar(&o.size, "size", 1280, "packet size in bytes, 32 to 65536")
@@ -128,19 +131,23 @@ func drive(o options) (*result, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !o.floor { // learn the relay's key, so that all logins can be prepared
-		who, _ := newIdentity(nil)
-		l, err := dial(t, who, -1, -1)
-		if err != nil {
+	if err := t.learnKey(); err != nil {
+		return nil, err
+	}
+	far := t
+	if o.farURL != "" {
+		if far, err = parseTarget(o.farURL, o.floor, o.slowStart); err != nil {
 			return nil, err
 		}
-		l.nc.Close()
+		if err := far.learnKey(); err != nil {
+			return nil, err
+		}
 	}
 	r := &result{
 		Scenario: o.scenario, URL: o.url, Pairs: o.pairs, Size: o.size, Frames: o.frames, Window: o.window,
 		Rate: o.rate, Idle: o.idle,
 	}
-	relay := process{o.pid}
+	relay := process{o.pid, o.farPid}
 	var idle []*link
 	if o.idle > 0 {
 		if idle, r.Connect, err = connectIdle(t, relay, o); err != nil {
@@ -151,10 +158,10 @@ func drive(o options) (*result, error) {
 	switch o.scenario {
 	case "idle":
 	case "pairs":
-		s, err = fanInScene(t, o, 1)
+		s, err = fanInScene(t, far, o, 1)
 	case "fanin":
 		r.Senders = o.senders
-		s, err = fanInScene(t, o, o.senders)
+		s, err = fanInScene(t, far, o, o.senders)
 	case "alltoall":
 		s, err = allToAllScene(t, o)
 	default:
@@ -164,6 +171,9 @@ func drive(o options) (*result, error) {
 		return nil, err
 	}
 	if s != nil {
+		if far != t {
+			time.Sleep(o.settle) // the first relay has to hear of the second one's clients
+		}
 		if r.Traffic, err = s.measure(relay, o); err != nil {
 			return nil, err
 		}

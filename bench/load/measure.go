@@ -86,8 +86,8 @@ func (h *histogram) quantiles() *quantiles {
 	return &quantiles{h.quantile(0.5), h.quantile(0.99), h.quantile(0.999), float64(h.max) / 1000, h.total}
 }
 
-// process is the relay under test, children included.
-type process struct{ pid int }
+// process is the relay under test, children included; far is the second of two meshed ones, or 0.
+type process struct{ pid, far int }
 
 // cpu is user and system time in seconds.  The process CPU clock counts nanoseconds and all threads, ended ones
 // too; utime + stime of /proc are the same number cut to 10 ms, which is too coarse for a slow trickle of packets.
@@ -95,7 +95,7 @@ func (p process) cpu() (float64, error) {
 	if p.pid == 0 {
 		return 0, nil
 	}
-	pids, err := family(p.pid)
+	pids, err := p.pids()
 	if err != nil {
 		return 0, err
 	}
@@ -105,7 +105,7 @@ func (p process) cpu() (float64, error) {
 		var now syscall.Timespec
 		_, _, e := syscall.RawSyscall(syscall.SYS_CLOCK_GETTIME, uintptr(int32(clock)), uintptr(unsafe.Pointer(&now)), 0)
 		if e != 0 {
-			if pid == p.pid {
+			if pid == p.pid || pid == p.far {
 				return 0, fmt.Errorf("CPU clock of process %d: %w", pid, e)
 			}
 			continue // a child that ended meanwhile
@@ -120,7 +120,7 @@ func (p process) resident() (int64, error) {
 	if p.pid == 0 {
 		return 0, nil
 	}
-	pids, err := family(p.pid)
+	pids, err := p.pids()
 	if err != nil {
 		return 0, err
 	}
@@ -136,6 +136,15 @@ func (p process) resident() (int64, error) {
 		}
 	}
 	return sum, nil
+}
+
+func (p process) pids() ([]int, error) {
+	pids, err := family(p.pid)
+	if err != nil || p.far == 0 {
+		return pids, err
+	}
+	far, err := family(p.far)
+	return append(pids, far...), err
 }
 
 // family is pid and all its descendants.

@@ -32,7 +32,7 @@ func TestQuantiles(t *testing.T) {
 }
 
 func TestOwnProcessIsMeasured(t *testing.T) {
-	p := process{os.Getpid()}
+	p := process{pid: os.Getpid()}
 	before, err := p.cpu()
 	if err != nil {
 		t.Fatal(err)

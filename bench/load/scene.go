@@ -24,6 +24,13 @@ func newScene(o options) *scene {
 
 // dialAll makes count connections, several at once; next says whose bytes the floor passes to whom.
 func dialAll(t *target, who []*identity, parallel int, next func(i int) (self, to int)) ([]*link, error) {
+	return dialEach(func(int) *target { return t }, who, parallel, next)
+}
+
+// dialEach is dialAll with a relay for each.
+func dialEach(
+	where func(i int) *target, who []*identity, parallel int, next func(i int) (self, to int),
+) ([]*link, error) {
 	links := make([]*link, len(who))
 	var taken atomic.Int64
 	var once sync.Once
@@ -37,7 +44,7 @@ func dialAll(t *target, who []*identity, parallel int, next func(i int) (self, t
 					return
 				}
 				self, to := next(i)
-				l, err := dial(t, who[i], self, to)
+				l, err := dial(where(i), who[i], self, to)
 				if err != nil {
 					once.Do(func() { first = fmt.Errorf("client %d of %d: %w", i, len(who), err) })
 					taken.Store(int64(len(who)))
@@ -104,14 +111,31 @@ func connectIdle(t *target, relay process, o options) ([]*link, *connectResult, 
 }
 
 // fanInScene connects groups of one receiver and some senders; with one sender a group is a pair.
-func fanInScene(t *target, o options, senders int) (*scene, error) {
+// Receivers are clients of far, which may be the same relay.
+func fanInScene(t, far *target, o options, senders int) (*scene, error) {
 	count := o.pairs * (senders + 1)
 	who, err := newIdentities(count, t.serverKey)
 	if err != nil {
 		return nil, err
 	}
+	where := func(i int) *target { return t }
+	if far != t {
+		where = func(i int) *target {
+			if i%(senders+1) == 0 {
+				return far
+			}
+			return t
+		}
+		receivers, err := newIdentities(o.pairs, far.serverKey)
+		if err != nil {
+			return nil, err
+		}
+		for i, receiver := range receivers {
+			who[i*(senders+1)] = receiver
+		}
+	}
 	// In a group the receiver comes first, and the floor passes every sender's bytes to it.
-	links, err := dialAll(t, who, o.parallel, func(i int) (int, int) {
+	links, err := dialEach(where, who, o.parallel, func(i int) (int, int) {
 		if i%(senders+1) == 0 {
 			return i, -1
 		}

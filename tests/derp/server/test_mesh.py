@@ -265,13 +265,14 @@ async def test_a_relay_that_starts_last_is_found() -> None:
     beta.server.close()
     alpha = Node("alpha.test")
     async with open_nodes(alpha) as nursery:
-        alpha.join(beta.peer)
+        alpha.join(beta.peer, beta.peer)  # listed twice by mistake
         late = Node("beta.test", listen=(("127.0.0.1", beta.peer.port),))
         await nursery.start(late.run)
         a, b = await alpha.call(), await late.call()
         await knows(a, alpha, b)
         await a.send(b.key, b"late")
         assert await b.receive() == RecvPacket(a.key, b"late")
+        assert len(late.router.members[alpha.key].connections) == 1
 
 
 # --- commands of mesh peers
