@@ -99,6 +99,8 @@ class Routes:
             case "/derp/probe" | "/derp/latency-check":
                 if request.method not in ("GET", "HEAD"):
                     return Answer(405, (_TEXT,), b"bogus probe method\n")
+                if self._healthy() is not None:  # a relay that is about to stop is no region's best
+                    return Answer(503)
                 return Answer(200, (("Access-Control-Allow-Origin", "*"),))
             case "/generate_204":
                 return generate_204(request)

@@ -1,0 +1,239 @@
+"""One relay: clocks in virtual time on real sockets, and rate limits, which hold back and lose nothing."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import trio
+
+from derp.config import RateConfig
+from derp.keys import MeshKey
+from derp.protocol.messages import Health, KeepAlive, RecvPacket, Restarting
+from derp.relay.counters import CloseReason
+from derp.server.door import FrontDoor
+from derp.server.relay import Relay
+from derp.transport.links import Link
+from derp.transport.reactor import Reactor
+from tests.derp.server.rig import MESH_KEY, Peer, Rig
+from tests.derp.server.world import PATIENCE_SECONDS, call, open_bystanders, open_server, relay_config
+from tests.support.wires import socket_pair
+
+
+class RelayRig(Rig):
+    """The rig with a whole relay on it, whose clocks the test moves."""
+
+    def __init__(self, **changes: object) -> None:
+        super().__init__()
+        self.relay = Relay(relay_config(private_key=self.private, mesh_key=MESH_KEY, **changes), self.reactor)
+        self.reactor.flushers.remove(self.plane.flush)
+        self.plane, self.router = self.relay.plane, self.relay.router
+
+    def wait(self, seconds: float) -> None:
+        """Move the clock, with the ticks it has."""
+        for _ in range(math.ceil(seconds * 4)):
+            self.time += 0.25
+            self.relay.tick()
+            self.reactor.serve_ready()
+
+
+def keep_alives(peer: Peer) -> int:
+    return sum(isinstance(message, KeepAlive) for message in peer.read())
+
+
+def test_keep_alives_come_in_their_period_whatever_else_is_sent() -> None:
+    rig = RelayRig(keepalive_seconds=60.0, keepalive_jitter_seconds=5.0)
+    one, other = rig.connect(), rig.connect()
+    rig.wait(59)
+    one.send_packets(other, b"traffic changes nothing")
+    rig.serve()
+    assert [keep_alives(peer) for peer in (one, other)] == [0, 0]
+    rig.wait(7)
+    assert [keep_alives(peer) for peer in (one, other)] == [1, 1]
+    for _ in range(10):  # no client waits longer than it can stand, and none is woken for nothing
+        rig.wait(66)
+        assert keep_alives(one) in (1, 2)
+    rig.end()
+
+
+def test_a_client_that_left_gets_no_keep_alive_and_is_forgotten() -> None:
+    rig = RelayRig(keepalive_seconds=5.0, keepalive_jitter_seconds=0.0)
+    one = rig.connect()
+    one.wire.close()
+    rig.serve()
+    rig.wait(20)
+    assert not rig.router.clients
+    rig.end()
+
+
+def test_a_login_has_its_time_and_no_more() -> None:
+    rig = RelayRig(handshake_timeout_seconds=10.0)
+    silent = rig.open()
+    rig.wait(9.75)
+    late = rig.open()
+    assert len(rig.reactor.links) == 2
+    rig.wait(0.5)
+    assert list(rig.reactor.links.values()) == [late.near]
+    assert rig.plane.closed_count[CloseReason.HANDSHAKE_TIMEOUT] == 1
+    assert silent.near not in rig.plane.greeted
+    rig.end()
+
+
+@pytest.mark.parametrize(("mesh", "seconds"), [(False, 2.0), (True, 30.0)])
+def test_a_reader_that_takes_nothing_has_its_time_too(mesh: bool, seconds: float) -> None:
+    rig = RelayRig(tcp_write_timeout_seconds=2.0, mesh_write_timeout_seconds=30.0)
+    stuck = rig.connect(mesh_key=MESH_KEY if mesh else None, buffer_bytes=8192)
+    sender = rig.connect()
+    for _ in range(10):
+        sender.send_packets(stuck, *[bytes(8000)] * 4)
+        rig.serve()
+    assert stuck.near in rig.reactor.blocked
+    rig.wait(seconds - 0.25)
+    assert rig.router.counters.write_timeouts == 0
+    rig.wait(0.75)
+    assert rig.router.counters.write_timeouts == 1
+    assert rig.plane.closed_count[CloseReason.WRITE_TIMEOUT] == 1
+    rig.end()
+
+
+def test_a_write_timeout_of_zero_is_none() -> None:
+    rig = RelayRig(tcp_write_timeout_seconds=0.0)
+    stuck, sender = rig.connect(buffer_bytes=8192), rig.connect()
+    for _ in range(10):
+        sender.send_packets(stuck, *[bytes(8000)] * 4)
+        rig.serve()
+    rig.wait(100)
+    assert stuck.near in rig.reactor.blocked
+    rig.end()
+
+
+def test_everybody_hears_of_a_restart_and_the_relay_is_not_well_from_then_on() -> None:
+    rig = RelayRig()
+    one, other = rig.connect(), rig.connect("tls")
+    assert rig.relay.problem() is None
+    rig.relay.announce_restart(1.5, 60.0)
+    for peer in (one, other):
+        assert peer.read() == [Restarting(1500, 60_000)]
+    assert "draining" in (rig.relay.problem() or "")
+    rig.end()
+
+
+def test_a_client_that_does_not_hang_up_is_closed_after_a_moment() -> None:
+    rig = RelayRig()
+    one, other = rig.connect(), rig.connect()
+    assert rig.relay.close_clients(1) == 2  # the other, and one that was told
+    assert rig.plane.closed_count[CloseReason.DRAINED] == 1
+    one.send_packets(other, b"too late")
+    rig.serve()
+    assert other.read() == []
+    rig.time += 1.5
+    assert rig.relay.close_clients(1) == 1
+    assert one.near not in rig.reactor.links.values()
+    other.read()
+    other.wire.close()
+    rig.serve()
+    assert rig.relay.close_clients(1) == 0
+    rig.end()
+
+
+def test_health_is_told_and_taken_back() -> None:
+    rig = RelayRig()
+    one = rig.connect()
+    (client,) = rig.router.clients.values()
+    rig.relay.send_health(client, "two relays share your key")
+    rig.relay.send_health(client, "")
+    rig.reactor.flush()
+    assert one.read() == [Health("two relays share your key"), Health("")]
+    rig.end()
+
+
+def test_every_client_is_asked_for_its_round_trip_time_in_ten_seconds() -> None:
+    rig = RelayRig()
+    for _ in range(3):
+        rig.connect(tcp=True)
+    rig.connect()  # a socket that has none
+    before = sum(rig.router.counters.tcp_rtt)
+    rig.wait(10)
+    assert sum(rig.router.counters.tcp_rtt) - before >= 4
+    assert rig.router.counters.tcp_rtt[0] >= 3  # loopback is near
+    assert rig.router.counters.tcp_rtt[-1] >= 1
+    rig.end()
+
+
+def test_an_embedder_needs_no_server() -> None:
+    """What a control plane does: its own reactor, its own sockets, our door."""
+    reactor = Reactor(clock=lambda: 1.0)
+    relay = Relay(relay_config(), reactor)
+    near, far = socket_pair(None)
+    link = Link(near, ("127.0.0.1", 1))
+    FrontDoor(relay.plane, relay.routes).open(link)
+    reactor.add(link)
+    far.send(b"GET /derp/probe HTTP/1.1\r\nHost: x\r\n\r\n")
+    reactor.serve_ready()
+    assert far.recv(1000).startswith(b"HTTP/1.1 200 ")
+    reactor.close(link, CloseReason.STOPPED)
+    far.close()
+
+
+# --- rate limits, on a running relay
+
+
+RATE = RateConfig(400_000, 1000)  # the burst is raised to the largest packet
+
+
+async def test_a_rate_limit_holds_back_and_loses_nothing() -> None:
+    async with open_server(relay_config(rate=RATE)) as server, open_bystanders(server) as bystanders:
+        fast, target = await call(server), await call(server)
+        packets = [number.to_bytes(4, "big") * 300 for number in range(250)]  # 300 kB
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fast.send, target.key, *packets)
+            await bystanders.go_on(3)
+            with trio.fail_after(PATIENCE_SECONDS):
+                for packet in packets:
+                    assert await target.receive() == RecvPacket(fast.key, packet)
+        assert server.relay.router.counters.rate_limited > 0
+        assert sum(server.relay.router.counters.packets_dropped) == 0
+        await fast.aclose()
+        await target.aclose()
+
+
+async def test_mesh_peers_and_keys_with_their_own_limit_are_exempt() -> None:
+    mesh_key = MeshKey(b"m" * 32)
+    async with open_server(relay_config(rate=RateConfig(1, 1), mesh_key=mesh_key)) as server:
+        peer, target = await call(server, mesh_key=mesh_key), await call(server)
+        server.relay.plane.rate_by_key = {target.key: RateConfig(10**9, 10**9)}
+        server.relay.plane.set_rates(RateConfig(1, 1), server.relay.plane.rate_by_key)
+        for source, other in ((peer, target), (target, peer)):
+            await source.send(other.key, *[bytes(10_000)] * 20)
+            for _ in range(20):
+                assert await other.receive() == RecvPacket(source.key, bytes(10_000))
+        assert server.relay.router.counters.rate_limited == 0
+        await peer.aclose()
+        await target.aclose()
+
+
+async def test_limits_are_read_again_and_wake_those_who_wait(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "rate.json"
+
+    def write(**values: object) -> None:
+        file.write_text(json.dumps(values))
+
+    config = relay_config(rate=RateConfig(1, 1), rate_config_file=file)
+    async with open_server(config) as server:
+        fast, target = await call(server), await call(server)
+        await fast.send(target.key, *[bytes(10_000)] * 20)  # at this rate it takes two days
+        await fast.send(target.key, b"last")
+        with trio.fail_after(PATIENCE_SECONDS):
+            while not server.relay.router.counters.rate_limited:
+                await trio.lowlevel.checkpoint()
+        file.write_text("{")
+        server.reload()
+        assert "the limits of before stay" in caplog.text
+        assert server.relay.plane.rate == RateConfig(1, 1)
+        write(PerClientRateLimitBytesPerSec=10**9, PerClientRateBurstBytes=10**9)
+        server.reload()
+        assert server.relay.plane.rate == RateConfig(10**9, 10**9)
+        while await target.receive_a(RecvPacket) != RecvPacket(fast.key, b"last"):
+            pass
+        await fast.aclose()
+        await target.aclose()
