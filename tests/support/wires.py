@@ -168,8 +168,8 @@ class WebSocketWire:
         return self.wire.ended
 
     def write(self, data: bytes) -> None:
-        if data:
-            self.wire.write(masked(data))
+        """In messages of at most 32 KiB, as genuine relays want them."""
+        self.wire.write(b"".join(masked(data[at : at + 32_768]) for at in range(0, len(data), 32_768)))
 
     def write_raw(self, frames: bytes) -> None:
         self.wire.write(frames)

@@ -1,0 +1,443 @@
+"""From gather lists to kernels: slow readers, sockets that fail under packets, notices, other relays' links; every
+packet is delivered whole and in order, or counted as dropped, and nobody else waits."""
+
+import contextlib
+import random
+import socket
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from derp.keys import NodePrivate
+from derp.protocol.connection import ClientConnection
+from derp.protocol.frames import FrameReader, FrameType
+from derp.protocol.messages import (
+    ClosePeer,
+    ForwardPacket,
+    KeepAlive,
+    Message,
+    PeerGone,
+    PeerPresent,
+    Ping,
+    Pong,
+    RecvPacket,
+    SendPacket,
+    WatchConns,
+    parse_from_client,
+)
+from derp.relay.clients import Client
+from derp.relay.counters import CloseReason, DropReason, PacketKind
+from derp.relay.mesh import MeshRoute
+from derp.relay.queue import PacketQueue
+from derp.server.mesh import MeshSession
+from derp.transport.links import Link
+from tests.derp.server.rig import KINDS, MESH_KEY, Peer, Rig
+from tests.support.wires import PlainWire, socket_pair
+
+SMALL = 4096
+DISCO = b"TS\xf0\x9f\x92\xac" + bytes(56)
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    with Rig() as rig:
+        yield rig
+
+
+def numbered(count: int, size: int = 1000) -> list[bytes]:
+    return [number.to_bytes(4, "big") * (size // 4) for number in range(count)]
+
+
+def packets_of(messages: list[Message], source: Peer | None = None) -> list[bytes]:
+    return [
+        message.packet
+        for message in messages
+        if isinstance(message, RecvPacket) and (source is None or message.src == source.key)
+    ]
+
+
+def send_in_turns(rig: Rig, sender: Peer, receiver: Peer, packets: list[bytes]) -> None:
+    """A few at a time, so that the relay sees them in several batches."""
+    for at in range(0, len(packets), 20):
+        sender.send_packets(receiver, *packets[at : at + 20])
+        rig.serve()
+
+
+def queue_of(peer: Peer) -> PacketQueue | None:
+    return peer.client.queue
+
+
+# --- slow readers
+
+
+@pytest.mark.parametrize("tcp", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_reader_that_stopped_finds_what_was_on_the_way_and_the_freshest(kind: str, tcp: bool) -> None:
+    with Rig(queue_depth=50) as rig:
+        sender, bystander = rig.connect(), rig.connect("websocket")
+        receiver = rig.connect(kind, buffer_bytes=SMALL, tcp=tcp)
+        packets = numbered(1000)
+        for at in range(0, len(packets), 100):
+            send_in_turns(rig, sender, receiver, packets[at : at + 100])
+            sender.send_packets(bystander, b"not delayed")
+            rig.serve()
+            assert bystander.read_packets() == [b"not delayed"]
+        queue = queue_of(receiver)
+        assert queue is not None
+        assert queue.packets <= 50
+        got = packets_of(rig.serve_reading(receiver)[receiver])
+        on_the_way = len(got) - 50
+        assert on_the_way > 0
+        if not tcp:  # kernels of TCP hand on what they hold at their leisure, so there may be several gaps
+            assert got[:on_the_way] == packets[:on_the_way]
+        assert got == sorted(set(got))
+        assert got[-50:] == packets[-50:]
+        counters = rig.router.counters
+        assert counters.dropped(DropReason.QUEUE_HEAD) == sum(counters.packets_dropped) == 1000 - len(got)
+        assert rig.totals() == (len(got) + 10, sum(map(len, got)) + 110)
+        assert queue_of(receiver) is None
+        assert rig.reactor.blocked == set()
+        # It reads again, so nothing detours through a queue.
+        queued = counters.queued_packets
+        sender.send_packets(receiver, b"direct")
+        assert packets_of(rig.serve_reading(receiver)[receiver]) == [b"direct"]
+        assert counters.queued_packets == queued >= 50
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    kind=st.sampled_from(KINDS),
+    seed=st.integers(0, 1000),
+    sizes=st.lists(st.one_of(st.integers(0, 100), st.integers(0, 65_536)), min_size=1, max_size=25),
+)
+def test_a_kernel_that_is_full_at_any_byte_breaks_no_frame(kind: str, seed: int, sizes: list[int]) -> None:
+    """Room for everything, two senders, a reader that takes bits now and then: each sender's packets arrive whole."""
+    generator = random.Random(seed)
+    with Rig(queue_depth=10_000, queue_bytes=1 << 26) as rig:
+        senders = [rig.connect(), rig.connect("websocket")]
+        receiver = rig.connect(kind, buffer_bytes=SMALL)
+        sent: dict[Peer, list[bytes]] = {sender: [] for sender in senders}
+        got: list[Message] = []
+        for size in sizes:
+            sender = generator.choice(senders)
+            sent[sender].append(generator.randbytes(size))
+            sender.send_packets(receiver, sent[sender][-1])
+            if generator.random() < 0.5:
+                rig.serve()
+            if generator.random() < 0.5:
+                got += receiver.read()
+        got += rig.serve_reading(receiver)[receiver]
+        for sender in senders:
+            assert packets_of(got, sender) == sent[sender]
+        assert rig.totals() == (len(sizes), sum(sizes))
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), depth=st.sampled_from((3, 20)))
+def test_everybody_to_everybody_with_readers_of_all_sorts(data: st.DataObject, depth: int) -> None:
+    """Each packet arrives whole, in the order of its pair, or is counted as dropped."""
+    with Rig(queue_depth=depth, queue_bytes=200_000) as rig:
+        peers = [rig.connect(kind, buffer_bytes=SMALL) for kind in KINDS]
+        sent: dict[tuple[Peer, Peer], list[bytes]] = {(one, other): [] for one in peers for other in peers}
+        got: dict[Peer, list[Message]] = {peer: [] for peer in peers}
+        serial = 0
+        for _ in range(data.draw(st.integers(1, 25))):
+            sender, receiver = data.draw(st.sampled_from(peers)), data.draw(st.sampled_from(peers))
+            size = data.draw(st.sampled_from((0, 100, 1300, 20_000, 65_536)))
+            batch = []
+            for _ in range(data.draw(st.integers(1, 8))):
+                serial += 1
+                batch.append(serial.to_bytes(4, "big") + bytes(max(size - 4, 0)))
+            sender.send_packets(receiver, *batch)
+            sent[sender, receiver] += batch
+            if data.draw(st.booleans()):
+                rig.serve()
+            for peer in data.draw(st.sets(st.sampled_from(peers))):
+                got[peer] += peer.read()
+        for peer, messages in rig.serve_reading(*peers).items():
+            got[peer] += messages
+        arrived = 0
+        for (sender, receiver), packets in sent.items():
+            mine = packets_of(got[receiver], sender)
+            remaining = iter(packets)
+            assert all(packet in remaining for packet in mine), "damaged, doubled or out of order"
+            arrived += len(mine)
+        counters = rig.router.counters
+        assert counters.packets_received == serial == arrived + sum(counters.packets_dropped)
+        assert counters.dropped(DropReason.QUEUE_HEAD) == sum(counters.packets_dropped)
+        assert rig.totals()[0] == arrived
+        assert rig.reactor.blocked == set()
+
+
+def test_a_queue_is_bounded_in_bytes() -> None:
+    with Rig(queue_depth=10_000, queue_bytes=300_000) as rig:
+        sender, receiver = rig.connect(), rig.connect(buffer_bytes=SMALL)
+        for _ in range(30):
+            sender.send_packets(receiver, bytes(60_000), DISCO)
+            rig.serve()
+        queue = receiver.client.queue
+        assert queue is not None
+        assert queue.held_bytes <= 300_000 + 32 * (37 + 62)
+        assert len(receiver.near.tail) < 70_000
+
+
+def test_a_sparse_sender_is_not_stuck_behind_a_bulk_sender(rig: Rig) -> None:
+    bulk, sparse, receiver = rig.connect(), rig.connect(), rig.connect(buffer_bytes=SMALL)
+    send_in_turns(rig, bulk, receiver, numbered(400))
+    sparse.send_packets(receiver, b"sparse")
+    rig.serve()
+    got = packets_of(rig.serve_reading(receiver)[receiver])
+    # Before it: what the kernels held already, and one take from the queue.
+    assert got.index(b"sparse") < 400 - 300
+    assert len(got) == 401
+
+
+def test_notices_overtake_the_packets_of_a_slow_reader(rig: Rig) -> None:
+    sender, leaving, receiver = rig.connect(), rig.connect(), rig.connect(buffer_bytes=SMALL)
+    leaving.send_packets(receiver, b"before")
+    rig.serve()
+    send_in_turns(rig, sender, receiver, numbered(300))
+    leaving.wire.close()
+    rig.serve()
+    rig.plane.keep_alive(receiver.client)
+    rig.reactor.flush()
+    got = rig.serve_reading(receiver)[receiver]
+    places = [number for number, message in enumerate(got) if not isinstance(message, RecvPacket)]
+    assert [got[place] for place in places] == [PeerGone(leaving.key, 0), KeepAlive()]
+    assert places[1] < len(got) - 200
+    assert packets_of(got, sender) == numbered(300)
+
+
+def test_a_keep_alive_is_one_empty_frame(rig: Rig) -> None:
+    peer = rig.connect()
+    rig.plane.keep_alive(peer.client)
+    rig.reactor.flush()
+    assert peer.read() == [KeepAlive()]
+
+
+def test_a_slow_reader_that_pings_gets_one_pong(rig: Rig) -> None:
+    sender, receiver = rig.connect(), rig.connect(buffer_bytes=SMALL)
+    send_in_turns(rig, sender, receiver, numbered(300))
+    receiver.send(*[Ping(b"12345678")] * 100)
+    rig.serve()
+    got = rig.serve_reading(receiver)[receiver]
+    assert [message for message in got if not isinstance(message, RecvPacket)] == [Pong(b"12345678")]
+
+
+def test_a_login_behind_a_full_kernel_begins_with_a_queue() -> None:
+    """ServerInfo is the first frame a client may see, and packets come after it, whatever the kernel takes."""
+    with Rig() as rig:
+        sender = rig.connect()
+        peer = rig.open("plain", buffer_bytes=SMALL)
+        filler = b"\x7f" + (60_000).to_bytes(4, "big") + bytes(60_000)  # a frame the client skips
+        peer.near.push(filler)
+        peer.read()
+        peer.near.push(filler)
+        rig.serve()
+        sender.send_packets(peer, *numbered(10))
+        rig.serve()
+        got = rig.serve_reading(peer)[peer]
+        assert packets_of(got) == numbered(10)
+        names = [type(message).__name__ for message in got]
+        assert names.index("ServerInfo") < names.index("RecvPacket")
+        assert rig.reactor.blocked == set()
+
+
+@pytest.mark.parametrize("kind", ["plain", "websocket over tls"])
+def test_a_mesh_peer_gets_the_whole_list_through_a_narrow_kernel(rig: Rig, kind: str) -> None:
+    keys = [number.to_bytes(32, "big") for number in range(100, 4100)]
+    for key in keys:
+        rig.router.register(Client(key, rig.router.next_number(), None, rig.time, address="192.0.2.1"))
+    mesh = rig.connect(kind, buffer_bytes=SMALL, mesh_key=MESH_KEY)
+    mesh.send(WatchConns())
+    rig.serve()
+    late = rig.connect()
+    got = rig.serve_reading(mesh)[mesh]
+    announced = [message.key for message in got if isinstance(message, PeerPresent)]
+    assert Counter(announced) == Counter([*keys, mesh.key, late.key])
+    assert rig.router.counters.notices_dropped == 0
+
+
+# --- sockets that fail
+
+
+def test_packets_for_a_socket_that_failed_are_counted(rig: Rig) -> None:
+    sender, receiver = rig.connect(), rig.connect()
+    sender.send_packets(receiver, b"1")
+    rig.serve()
+    receiver.near.sock.shutdown(socket.SHUT_WR)  # the reactor does not see it before it writes
+    receiver.send_packets(sender, b"in the same batch")
+    sender.send_packets(receiver, b"22", b"333", DISCO)
+    rig.serve()
+    lost = 2 * DropReason.WRITE_ERROR
+    counters = rig.router.counters
+    assert counters.packets_dropped[lost : lost + 2] == [2, 1]
+    assert counters.bytes_dropped[lost : lost + 2] == [5, 62]
+    assert rig.closed() == {CloseReason.SOCKET_FAILED: 1}
+    assert sender.read() == [RecvPacket(receiver.key, b"in the same batch"), PeerGone(receiver.key, 0)]
+    assert rig.totals() == (2, 1 + 17)
+
+
+def test_a_socket_that_fails_while_its_queue_is_sent(rig: Rig) -> None:
+    sender, receiver = rig.connect(), rig.connect(buffer_bytes=SMALL)
+    # The kernel is full right between two frames: nothing is half sent, everything waits in the queue.
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            receiver.near.sock.send(b"\x06\0\0\0\0")
+    sender.send_packets(receiver, *numbered(100))
+    rig.serve()
+    assert receiver.client.queue is not None
+    assert (receiver.client.queue.packets, receiver.near.tail) == (100, b"")
+    receiver.near.sock.shutdown(socket.SHUT_WR)
+    receiver.read()
+    rig.serve()
+    counters = rig.router.counters
+    taken = counters.dropped(DropReason.WRITE_ERROR)
+    assert 32 * 1024 <= taken * 1037 < 34 * 1024
+    assert counters.dropped(DropReason.GONE_DISCONNECTED) == 100 - taken
+    assert sum(counters.packets_dropped) == 100
+    assert rig.totals() == (0, 0)
+
+
+def test_who_leaves_with_packets_queued(rig: Rig) -> None:
+    sender, receiver = rig.connect(), rig.connect(buffer_bytes=SMALL)
+    send_in_turns(rig, sender, receiver, [*numbered(100), DISCO])
+    assert receiver.client.queue is not None
+    waiting = receiver.client.queue.packets
+    receiver.wire.close()
+    rig.serve()
+    gone = 2 * DropReason.GONE_DISCONNECTED
+    assert rig.router.counters.packets_dropped[gone : gone + 2] == [waiting - 1, 1]
+    assert rig.totals()[0] == 101 - waiting
+    assert (rig.reactor.blocked, sender.read()) == (set(), [])
+
+
+def test_who_leaves_in_the_batch_that_brings_packets_and_an_heir_of_its_number(rig: Rig) -> None:
+    """One batch: packets for a client, its end, and a newcomer that the kernel gives the same descriptor."""
+    sender, receiver, bystander = rig.connect(), rig.connect(), rig.connect()
+    receiver.send_packets(bystander, b"before")
+    rig.serve()
+    bell, ringer = socket_pair()
+    heirs: list[Peer] = []
+
+    def accept() -> None:
+        bell.recv(1)
+        heirs.append(rig.open())
+
+    rig.reactor.watch(bell.fileno(), accept)
+    number = receiver.near.fd
+    sender.send_packets(receiver, b"too late", DISCO)
+    receiver.wire.close()
+    ringer.send(b"!")
+    rig.serve()
+    (heir,) = heirs
+    assert heir.near.fd == number, "the kernel gives the lowest number that is free"
+    heir.read()
+    rig.serve()
+    assert [type(message).__name__ for message in heir.read()] == ["ServerInfo"]
+    sender.send_packets(heir, b"welcome")
+    rig.serve()
+    assert heir.read_packets() == [b"welcome"]
+    assert bystander.read() == [RecvPacket(receiver.key, b"before"), PeerGone(receiver.key, 0)]
+    assert rig.router.counters.dropped(DropReason.GONE_DISCONNECTED) == 2
+    assert rig.totals() == (2, 6 + 7)
+    rig.reactor.unwatch(bell.fileno())
+    bell.close()
+    ringer.close()
+
+
+def test_a_client_is_closed_once_however_many_want_it(rig: Rig) -> None:
+    first, second = rig.connect(mesh_key=MESH_KEY), rig.connect(mesh_key=MESH_KEY)
+    doomed = [rig.connect(private=NodePrivate(b"d" * 32)) for _ in range(3)]
+    for mesh in (first, second, first):
+        mesh.send(ClosePeer(doomed[0].key))
+    doomed[1].wire.close()
+    rig.serve()
+    assert rig.closed() == {CloseReason.CLOSED_BY_MESH: 2, CloseReason.CLOSED_BY_PEER: 1}
+    assert len(rig.router.clients) == 2
+
+
+def test_churn_on_sockets_leaves_nothing_behind(rig: Rig) -> None:
+    stays = rig.connect()
+    for number in range(60):
+        peer = rig.connect(KINDS[number % 2 * 2], buffer_bytes=SMALL)
+        stays.send_packets(peer, *numbered(number))
+        peer.send_packets(stays, b"hello")
+        rig.serve()
+        peer.wire.close()
+        rig.serve()
+        stays.read()
+    assert list(rig.reactor.links.values()) == [stays.near]
+    assert set(rig.router.members) == set(rig.router.routes) == {stays.key}
+    assert (rig.reactor.blocked, rig.plane.greeted, rig.router.dirty) == (set(), {}, [])
+    counters = rig.router.counters
+    assert counters.packets_received == 60 + sum(range(60)) == rig.totals()[0] + sum(counters.packets_dropped)
+
+
+# --- the link to another relay
+
+
+class OtherRelay:
+    """The far end of one of our mesh connections, past its handshake; it announced `key`."""
+
+    key = b"far".ljust(32, b".")
+
+    def __init__(self, rig: Rig) -> None:
+        near, far = socket_pair(SMALL)
+        self.wire = PlainWire(far)
+        self.reader = FrameReader(1 << 20)
+        link = Link(near, ("127.0.0.1", 2))
+        core = ClientConnection(NodePrivate(b"R" * 32), random_bytes=random.Random(1).randbytes, server_key=b"o" * 32)
+        self.route = MeshRoute(rig.router, b"o" * 32, link, 100)
+        link.session = MeshSession(rig.plane, link, core, self.route, "other")
+        rig.reactor.add(link)
+        self.route.handle_message(PeerPresent(self.key))
+
+    def read(self) -> list[Message]:
+        frames = self.reader.receive_data(self.wire.read())
+        return [parse_from_client(kind, payload) for kind, payload in frames if kind == FrameType.FORWARD_PACKET]
+
+
+def test_packets_to_another_relay_wait_their_turn_too(rig: Rig) -> None:
+    other = OtherRelay(rig)
+    senders = [rig.connect(), rig.connect("websocket")]
+    packets = numbered(120)
+    for at in range(0, len(packets), 20):
+        for sender in senders:
+            sender.send(*(SendPacket(other.key, packet) for packet in packets[at : at + 20]))
+        rig.serve()
+    assert other.route.queue is not None
+    got: list[Message] = []
+    while len(got) < 240:
+        got += other.read()
+        rig.serve()
+    for sender in senders:
+        assert [one for one in got if isinstance(one, ForwardPacket) and one.src == sender.key] == [
+            ForwardPacket(sender.key, other.key, packet) for packet in packets
+        ]
+    assert rig.router.counters.packets_forwarded_out == len(got) == 240
+    assert rig.totals() == (0, 0)
+    other.wire.close()
+
+
+def test_a_relay_that_breaks_off_takes_its_packets_and_keys_along(rig: Rig) -> None:
+    other = OtherRelay(rig)
+    sender = rig.connect()
+    for packet in numbered(100):
+        sender.send(SendPacket(other.key, packet))
+    sender.send(SendPacket(other.key, DISCO))
+    rig.serve()
+    other.wire.close()
+    rig.serve()
+    counters = rig.router.counters
+    assert counters.packets_forwarded_out == 101
+    assert counters.mesh_packets_dropped == counters.dropped(DropReason.WRITE_ERROR) > 0
+    assert counters.packets_dropped[2 * DropReason.WRITE_ERROR + PacketKind.DISCO] == 1
+    assert rig.totals() == (0, 0)
+    assert other.key not in rig.router.routes
+    sender.send(SendPacket(other.key, DISCO))
+    rig.serve()
+    assert sender.read() == [PeerGone(other.key, 1)]
