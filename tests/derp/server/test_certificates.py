@@ -120,7 +120,11 @@ async def test_one_that_is_there_is_not_asked_for(config: TlsConfig, autojump_cl
     assert await asked_times(config, again, 1) == pytest.approx([begin + 60 * DAY], abs=3601)
 
 
-@pytest.mark.parametrize("there", [issue(NAME), issue("other.example", issuer=ROOT), None])
+# By their dates both would be good for decades.
+LONG = (timedelta(days=-1), timedelta(days=36_500))
+
+
+@pytest.mark.parametrize("there", [issue(NAME, valid=LONG), issue("other.example", issuer=ROOT, valid=LONG), None])
 async def test_one_of_no_use_is_replaced_at_once(
     config: TlsConfig, autojump_clock: MockClock, there: Issued | None
 ) -> None:
