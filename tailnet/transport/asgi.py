@@ -3,6 +3,7 @@
 server/server.py hands over connections whose first request is for the API; bytes received so far come with them.
 """
 
+import logging
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -14,6 +15,8 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.utils import wrap_app
 
 from derp.transport.linkstream import LinkStream
+
+_log = logging.getLogger("tailnet.api")
 
 # The largest body is an identity document or a batch of logs: 1 MiB of lines in JSON.
 MAX_BODY_BYTES: Final = 4 * 1024 * 1024
@@ -61,6 +64,9 @@ class ApiServer:
             await connection
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the caller left in the middle of an answer
+        except Exception:
+            # A defect of one connection, groups of them included: it must not take relay and coordinator with it.
+            _log.exception("! a connection of the API failed")
         finally:
             self.connection_count -= 1
             if not self.connection_count:
@@ -111,6 +117,8 @@ class _Connection(TCPServer):
 
     async def protocol_send(self, event: Event) -> None:
         if isinstance(event, Updated):
+            if self._ending.over.is_set():
+                return
             self._is_between = event.idle
         if self._is_between or isinstance(event, Closed):
             self._turned.set()
@@ -123,13 +131,14 @@ class _Connection(TCPServer):
             except (trio.ClosedResourceError, trio.BrokenResourceError):
                 break
             if self.foreign:
-                await self.idle_task.stop()
                 break
             await self.protocol.handle(RawData(data))
             if not data:
                 break
-        await self.protocol.handle(Closed())
         self._ending.over.set()
+        # Hypercorn would keep the socket of a caller that left until its keep-alive time is over.
+        await self.idle_task.stop()
+        await self.protocol.handle(Closed())
 
     async def _receive(self) -> bytes:
         data = await self._link_stream.receive_some(RECEIVE_BYTES)
