@@ -81,7 +81,6 @@ def relay_packets(
         discos_seen += discos
         if destination is None:
             router.drop_unknown(source, bytes(head[HEADER_BYTES:]), count, length - KEY_BYTES, discos, now)
-            start = at
             continue
         if not destination.is_dirty:
             destination.is_dirty = True
@@ -90,7 +89,6 @@ def relay_packets(
         destination.bytes_out += count * (length - KEY_BYTES)
         if destination.is_forwarder:
             _wrap_for_mesh(view, run_start, at, size, source_key, destination, router)
-            start = at
         elif reached is None or destination not in reached:
             reached = router.remember(source, destination)
     if pending_to is not None:

@@ -86,7 +86,8 @@ def test_a_clock_that_jumped_brings_one_keep_alive_each() -> None:
     wheel.due(30.0)
     due = wheel.due(100_000.0)
     assert sorted(due, key=clients.index) == clients
-    due = [client for second in range(100_001, 100_067) for client in wheel.due(float(second))]
+    assert [wheel.due(float(second)) for second in range(100_001, 100_060)] == [[]] * 59
+    due = [client for second in range(100_060, 100_066) for client in wheel.due(float(second))]
     assert set(due) == set(clients)
 
 
@@ -95,6 +96,6 @@ def test_one_that_joins_between_ticks_is_not_due_at_once() -> None:
     wheel = KeepAliveWheel(0.2, 0.0, 10.0)
     wheel.due(12.0)
     client = world.connect("a")
-    wheel.add(client, 12.9, 0.0)
-    assert wheel.due(12.95) == []
+    wheel.add(client, 12.1, 0.0)
+    assert wheel.due(12.9) == []
     assert wheel.due(13.0) == [client]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from derp.protocol.frames import PeerGoneReason, PeerPresentFlags
-from derp.protocol.messages import Message, PeerGone, PeerPresent, Pong, RecvPacket
+from derp.protocol.messages import Message, PeerGone, PeerPresent, Pong, RecvPacket, encode
 from derp.relay.clients import NOT_HERE_BURST, Client, Member
 from derp.relay.counters import CloseReason, DropReason
 from derp.relay.mesh import MeshRoute
@@ -342,7 +342,8 @@ def test_pings_are_answered_with_their_first_bytes() -> None:
     a = world.connect("a")
     world.router.handle_ping(a, b"12345678 and more")
     world.router.handle_ping(a, b"abcdefgh")
-    assert world.take(a) == [Pong(b"12345678"), Pong(b"abcdefgh")]
+    world.flush()
+    assert world.sent[a] == encode(Pong(b"12345678")) + encode(Pong(b"abcdefgh"))
     assert (world.router.counters.got_ping, world.router.counters.sent_pong) == (2, 2)
 
 
@@ -425,6 +426,18 @@ def test_a_relay_that_announces_a_client_of_ours_is_kept_for_later() -> None:
     assert active(world, "b") is b
     world.leave(b)
     assert active(world, "b") is link
+
+
+def test_a_client_here_wins_whatever_else_of_its_key_goes() -> None:
+    world = World()
+    first, second = world.mesh("one", "b"), world.mesh("two", "b")
+    passive, b = world.connect("b"), world.connect("b")
+    world.leave(passive)
+    assert active(world, "b") is b
+    world.router.remove_forwarder(key("b"), first)
+    assert active(world, "b") is b
+    world.leave(b)
+    assert active(world, "b") is second
 
 
 def test_the_first_relay_that_announced_a_key_is_preferred() -> None:
@@ -728,5 +741,5 @@ def name_of(client: Client) -> str:
     return client.key.rstrip(b".").decode()
 
 
-RouterMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+RouterMachine.TestCase.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
 test_random_histories = RouterMachine.TestCase
