@@ -45,6 +45,7 @@ DERPPEER = GoProgram("derppeer", INTEROP, "./cmd/derppeer")
 DERPPEER_WEBSOCKET = GoProgram("derppeer-websocket", INTEROP, "./cmd/derppeer", ("ts_debug_websockets",))
 # Pinned by the `tool` lines of the module's go.mod, and therefore by its go.sum.
 DERPER = GoProgram("derper", INTEROP, "tailscale.com/cmd/derper")
+NETCHECKPEER = GoProgram("netcheckpeer", INTEROP, "./cmd/netcheckpeer")
 DERPPROBE = GoProgram("derpprobe", INTEROP, "tailscale.com/cmd/derpprobe")
 PEBBLE = GoProgram("pebble", ACME, "github.com/letsencrypt/pebble/v2/cmd/pebble")
 CHALLTESTSRV = GoProgram("pebble-challtestsrv", ACME, "github.com/letsencrypt/pebble/v2/cmd/pebble-challtestsrv")
@@ -55,7 +56,7 @@ TAILNET_RPC_SERVER = GoProgram("tailnet-rpcserver", TAILNET, "./cmd/rpcserver")
 COORDINATOR_LOAD = GoProgram("coordinatorload", ROOT / "bench" / "coordinator_load", ".")
 
 ALL = (
-    *(DERPPEER, DERPPEER_WEBSOCKET, DERPER, DERPPROBE, LOAD),
+    *(DERPPEER, DERPPEER_WEBSOCKET, NETCHECKPEER, DERPER, DERPPROBE, LOAD),
     *(PEBBLE, CHALLTESTSRV),
     *(TAILNET_PEER, TAILNET_COORDINATOR, TAILNET_RPC_SERVER, COORDINATOR_LOAD),
 )

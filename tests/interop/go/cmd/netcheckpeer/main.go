@@ -1,0 +1,125 @@
+// Command netcheckpeer says what the genuine netcheck library makes of a DERP map.
+//
+//	netcheckpeer report  < {"map": DERPMap}                                  one netcheck from this machine
+//	netcheckpeer history < {"map": DERPMap, "reports": [{"at": seconds, "seconds": {"901": 0.01}}]}
+//
+// report prints the report in our own words; history prints the home after each of the made-up reports.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"log"
+	"os"
+	"strconv"
+	"time"
+
+	"tailscale.com/net/netcheck"
+	"tailscale.com/net/netmon"
+	"tailscale.com/tailcfg"
+)
+
+type question struct {
+	Map     *tailcfg.DERPMap `json:"map"`
+	Reports []struct {
+		At      float64            `json:"at"`
+		Seconds map[string]float64 `json:"seconds"`
+	} `json:"reports"`
+}
+
+type answer struct {
+	UDP           bool            `json:"udp"`
+	IPv4          bool            `json:"ipv4"`
+	IPv6          bool            `json:"ipv6"`
+	IPv4CanSend   bool            `json:"ipv4_can_send"`
+	IPv6CanSend   bool            `json:"ipv6_can_send"`
+	OSHasIPv6     bool            `json:"os_has_ipv6"`
+	MappingVaries *bool           `json:"mapping_varies"`
+	Preferred     int             `json:"preferred"`
+	Region        map[int]float64 `json:"region_seconds"`
+	RegionIPv4    map[int]float64 `json:"region_ipv4_seconds"`
+	RegionIPv6    map[int]float64 `json:"region_ipv6_seconds"`
+}
+
+func main() {
+	log.SetOutput(os.Stderr)
+	if len(os.Args) != 2 {
+		log.Fatal("usage: netcheckpeer report|history")
+	}
+	var asked question
+	if err := json.NewDecoder(os.Stdin).Decode(&asked); err != nil {
+		log.Fatal(err)
+	}
+	var said any
+	switch os.Args[1] {
+	case "report":
+		said = report(asked.Map)
+	case "history":
+		said = history(asked)
+	default:
+		log.Fatalf("no such question: %s", os.Args[1])
+	}
+	if err := json.NewEncoder(os.Stdout).Encode(said); err != nil {
+		log.Fatal(err)
+	}
+}
+
+func report(derpMap *tailcfg.DERPMap) answer {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	// Verbose: wait for all regions, as ours does when it is asked for a table.
+	client := &netcheck.Client{NetMon: netmon.NewStatic(), Logf: log.Printf, Verbose: true}
+	if err := client.Standalone(ctx, ":0"); err != nil {
+		log.Fatal(err)
+	}
+	found, err := client.GetReport(ctx, derpMap, nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	said := answer{
+		UDP:         found.UDP,
+		IPv4:        found.IPv4,
+		IPv6:        found.IPv6,
+		IPv4CanSend: found.IPv4CanSend,
+		IPv6CanSend: found.IPv6CanSend,
+		OSHasIPv6:   found.OSHasIPv6,
+		Preferred:   found.PreferredDERP,
+		Region:      seconds(found.RegionLatency),
+		RegionIPv4:  seconds(found.RegionV4Latency),
+		RegionIPv6:  seconds(found.RegionV6Latency),
+	}
+	if varies, ok := found.MappingVariesByDestIP.Get(); ok {
+		said.MappingVaries = &varies
+	}
+	return said
+}
+
+func history(asked question) []int {
+	// The library lets only tests put reports into its history, and this flag is how it tells one.
+	flag.Bool("test.v", false, "")
+	client := &netcheck.Client{NetMon: netmon.NewStatic(), Logf: func(string, ...any) {}}
+	start := time.Unix(1_000_000, 0)
+	homes := []int{}
+	for _, one := range asked.Reports {
+		made := &netcheck.Report{RegionLatency: map[int]time.Duration{}}
+		for id, latency := range one.Seconds {
+			region, err := strconv.Atoi(id)
+			if err != nil {
+				log.Fatal(err)
+			}
+			made.RegionLatency[region] = time.Duration(latency * float64(time.Second))
+		}
+		client.AddReportHistoryForTest(asked.Map, made, start.Add(time.Duration(one.At*float64(time.Second))))
+		homes = append(homes, made.PreferredDERP)
+	}
+	return homes
+}
+
+func seconds(of map[int]time.Duration) map[int]float64 {
+	out := make(map[int]float64, len(of))
+	for region, latency := range of {
+		out[region] = latency.Seconds()
+	}
+	return out
+}
