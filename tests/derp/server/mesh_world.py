@@ -16,7 +16,7 @@ import trio
 from derp.config import MeshPeer, TlsConfig
 from derp.keys import MeshKey, NodePrivate
 from derp.protocol.connection import ServerConnection
-from derp.protocol.messages import ForwardPacket, Message, WatchConns
+from derp.protocol.messages import ForwardPacket, Message, Pong, WatchConns
 from derp.protocol.upgrade import derp_answer
 from derp.server.mesh import Mesh
 from derp.server.server import RelayServer
@@ -128,6 +128,13 @@ async def until(caller: Caller, condition: Callable[[], bool]) -> None:
     with trio.fail_after(PATIENCE_SECONDS):
         while not condition():
             await caller.ping()
+
+
+async def hears_nothing(caller: Caller) -> None:
+    """Whatever the relay sent before it read this ping would come before the pong."""
+    caller.core.send_ping(b"anything")
+    await caller.flush()
+    assert await caller.receive() == Pong(b"anything")
 
 
 async def knows(caller: Caller, node: Node, *others: Caller) -> None:

@@ -8,12 +8,13 @@ import trio
 
 from derp.keys import NodePrivate
 from derp.protocol.frames import PeerGoneReason, PeerPresentFlags
-from derp.protocol.messages import PeerGone, PeerPresent, Pong, RecvPacket
+from derp.protocol.messages import PeerGone, PeerPresent, Pong, RecvPacket, encode
 from derp.relay.counters import CloseReason, DropReason
 from tests.derp.server.mesh_world import (
     MESH_KEY,
     OTHER_KEY,
     Node,
+    hears_nothing,
     knows,
     open_impostor,
     open_nodes,
@@ -122,8 +123,7 @@ async def test_only_the_last_connection_of_a_key_is_gone() -> None:
         assert [type(await watcher.receive()) for _ in range(2)] == [PeerPresent, PeerPresent]
         await first.aclose()
         await until(second, lambda: len(alpha.router.members[second.key].connections) == 1)
-        await watcher.ping()  # nothing came before the pong
-        assert watcher.inbox == []
+        await hears_nothing(watcher)
         await second.aclose()
         assert await watcher.receive() == PeerGone(second.key, PeerGoneReason.DISCONNECTED)
 
@@ -328,7 +328,13 @@ async def test_a_certificate_for_another_name_is_not_trusted(caplog: pytest.LogC
 
 
 async def test_a_relay_that_reads_nothing_costs_nobody_else_and_is_cut_off() -> None:
-    alpha = Node("alpha.test", mesh_write_timeout_seconds=0.5, queue_depth=64, queue_bytes=1 << 30)
+    alpha = Node(
+        "alpha.test",
+        mesh_write_timeout_seconds=0.5,
+        tcp_write_timeout_seconds=0,
+        queue_depth=64,
+        queue_bytes=1 << 30,
+    )
     async with open_nodes(alpha), open_impostor() as host:
         alpha.join(host.peer)
         far = await host.accept()
@@ -392,3 +398,19 @@ async def test_a_relay_that_drains_stays_in_the_mesh_until_its_clients_have_left
         assert not beta.mesh.sessions[alpha.peer].ended_event.is_set()
         await at_beta.send(b.key, b"on its way out")
         assert await b.receive() == RecvPacket(at_beta.key, b"on its way out")
+
+
+async def test_a_relay_that_fell_silent_is_given_up_and_dialled_again() -> None:
+    async with open_nodes(alpha := Node("alpha.test")), open_impostor() as host:
+        alpha.join(host.peer)
+        first = await host.accept()
+        a = await alpha.call()
+        await until(a, lambda: host.peer in alpha.mesh.sessions)
+        reactor = alpha.server.reactor
+        alpha.mesh.tick(reactor.now + 60)  # one keep-alive was missed at most
+        await until(a, lambda: len(alpha.mesh.sessions) == 1)
+        alpha.mesh.tick(reactor.now + 140)  # two, and the second one's time is long over
+        await first.wait_closed()
+        second = await host.accept()
+        await second.write(encode(PeerPresent(b"k" * 32)))
+        await until(a, lambda: b"k" * 32 in alpha.router.routes)
