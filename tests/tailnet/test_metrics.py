@@ -1,0 +1,109 @@
+"""The page that Prometheus reads: each number of a reading under its own name, the relay's beside them."""
+
+import dataclasses
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from derp.config import RelayConfig
+from derp.keys import NodePrivate
+from derp.relay.counters import CloseReason
+from derp.server.listener import AcceptGate
+from derp.server.relay import Relay
+from derp.server.statistics import read_statistics
+from derp.transport.reactor import Reactor
+from tailnet.coordinator.core import Statistics
+from tailnet.coordinator.nodes import Refusal
+from tailnet.metrics import CoordinatorCollector, CoordinatorReading, metrics_page
+
+CORE = Statistics(
+    connected_peers=1,
+    absent_peers=2,
+    tunnels=3,
+    connects=4,
+    overtaken=5,
+    requests=6,
+    node_updates=7,
+    suppressed_updates=8,
+    deliveries=9,
+    ready_for_handshake=10,
+    departures={"lost": 11, "graceful disconnect": 12},
+    refusals={Refusal.TUNNEL: 13, Refusal.NODE_KEY: 14},
+)
+READING = CoordinatorReading(
+    statistics=CORE,
+    channels=15,
+    agents_connected=16,
+    delivered=17,
+    overflows=18,
+    telemetry_events=19,
+    refused_calls=20,
+    refused_at_door=21,
+    map_version=22,
+    map_failures={"a.json": 23},
+)
+
+
+def samples(text: str) -> dict[str, float]:
+    return {
+        sample.name + "".join(f"{{{value}}}" for value in sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name.startswith("tailnet_")
+    }
+
+
+def page(reading: CoordinatorReading) -> str:
+    reactor = Reactor()
+    relay = Relay(RelayConfig(private_key=NodePrivate.generate()), reactor)
+    relay.plane.count_closed(CloseReason.DRAINED)
+    gate = AcceptGate(None, 10, lambda: 0)
+    try:
+        return metrics_page(lambda: reading, lambda: read_statistics(relay, gate, [], []))().decode()
+    finally:
+        reactor._epoll.close()
+
+
+def test_every_number_has_its_name() -> None:
+    assert samples(page(READING)) == {
+        "tailnet_peers": 1,
+        "tailnet_absent_peers": 2,
+        "tailnet_tunnels": 3,
+        "tailnet_connects_total": 4,
+        "tailnet_takeovers_total": 5,
+        "tailnet_requests_total": 6,
+        "tailnet_node_updates_total": 7,
+        "tailnet_suppressed_updates_total": 8,
+        "tailnet_ready_for_handshake_total": 10,
+        "tailnet_departures_total{lost}": 11,
+        "tailnet_departures_total{graceful disconnect}": 12,
+        "tailnet_refusals_total{tunnel}": 13,
+        "tailnet_refusals_total{node_key}": 14,
+        "tailnet_channels": 15,
+        "tailnet_agents_connected": 16,
+        "tailnet_deliveries_total": 17,
+        "tailnet_overflows_total": 18,
+        "tailnet_telemetry_events_total": 19,
+        "tailnet_refused_calls_total": 20,
+        "tailnet_refused_at_door_total": 21,
+        "tailnet_derp_map_version": 22,
+        "tailnet_derp_map_failures_total{a.json}": 23,
+    }
+
+
+def test_the_reading_is_taken_when_somebody_asks() -> None:
+    taken = []
+
+    def read() -> CoordinatorReading:
+        taken.append(1)
+        return dataclasses.replace(READING, channels=len(taken))
+
+    collector = CoordinatorCollector(read)
+    for asked in (1, 2):
+        [value] = [family.samples[0].value for family in collector.collect() if family.name == "tailnet_channels"]
+        assert value == asked
+
+
+def test_the_relay_and_the_process_are_on_the_same_page() -> None:
+    names = {family.name for family in text_string_to_metric_families(page(READING))}
+    assert {"process_open_fds", "python_info"} <= names
+    assert any(name.startswith("derp_") for name in names)
