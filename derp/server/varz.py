@@ -9,7 +9,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
@@ -68,22 +68,24 @@ def debug_vars(reading: RelayStatistics, started_at: float) -> dict[str, Any]:
         "version": _version(),
     }
     return {
-        "bootstrap_dns": dict(reading.bootstrap),
+        **{f"counter_bootstrap_dns_{name}": count for name, count in reading.bootstrap.items()},
+        "counter_uptime_sec": int(time.time() - started_at),
         "derp": derp,
         "derp_bytes_dropped": _dropped(counters.bytes_dropped),
         "derp_packets_dropped": _dropped(counters.packets_dropped),
         "derp_websocket_accepts": reading.websocket_accepts,
-        "derper_tls_active_version": dict(reading.tls_active),
-        "derper_tls_request_version": dict(reading.tls_versions),
+        "derper_tls_request_version": _tls(reading.tls_versions),
+        "gauge_derper_tls_active_version": _tls(reading.tls_active),
         "process_start_unix_time": int(started_at),
         "stun": {
-            "addrfamily": dict(reading.stun_family),
-            "requests": {name: reading.stun.get(name, 0) for name in _STUN_DISPOSITIONS},
+            "counter_addrfamily": dict(reading.stun_family),
+            "counter_requests": {name: reading.stun.get(name, 0) for name in _STUN_DISPOSITIONS},
         },
-        "tls_listener_accepted_connections": reading.accepted,
-        "tls_listener_rejected_connections": sum(reading.rejected.values()),
-        "uptime_sec": int(time.time() - started_at),
-        "version": {"version": _version(), "binary": os.path.basename(sys.argv[0]) or "derp"},
+        "tls_listener": {
+            "counter_accepted_connections": reading.accepted,
+            "counter_rejected_connections": sum(reading.rejected.values()),
+        },
+        "version": _version(),
     }
 
 
@@ -118,21 +120,23 @@ def _varz(page: dict[str, Any]) -> Iterator[str]:
         yield f"# TYPE {name} counter"
         for row in page[name]:
             yield f'{name}{{reason="{row["reason"]}",kind="{row["kind"]}"}} {row["count"]}'
-    for name, kind in (("derper_tls_request_version", "counter"), ("derper_tls_active_version", "gauge")):
+    labelled = (
+        ("derper_tls_request_version", "counter", "version", page["derper_tls_request_version"]),
+        ("derper_tls_active_version", "gauge", "version", page["gauge_derper_tls_active_version"]),
+        ("stun_requests", "counter", "disposition", page["stun"]["counter_requests"]),
+        ("stun_addrfamily", "counter", "family", page["stun"]["counter_addrfamily"]),
+    )
+    for name, kind, label, values in labelled:
         yield f"# TYPE {name} {kind}"
-        yield from (f'{name}{{version="{key}"}} {count}' for key, count in page[name].items())
-    yield "# TYPE stun_requests counter"
-    yield from (f'stun_requests{{disposition="{key}"}} {count}' for key, count in page["stun"]["requests"].items())
-    yield "# TYPE stun_addrfamily counter"
-    yield from (f'stun_addrfamily{{family="{key}"}} {count}' for key, count in page["stun"]["addrfamily"].items())
-    for name, count in page["bootstrap_dns"].items():
-        yield f"# TYPE bootstrap_dns_{name} counter"
-        yield f"bootstrap_dns_{name} {count}"
-    for name in _PLAIN:
-        yield f"# TYPE {name} {'gauge' if name == 'uptime_sec' else 'counter'}"
-        yield f"{name} {page[name]}"
-    about = page["version"]
-    yield f'# TYPE version gauge\nversion{{version="{about["version"]}",binary="{about["binary"]}"}} 1'
+        yield from (f'{name}{{{label}="{key}"}} {count}' for key, count in values.items())
+    plain = {name.removeprefix(_COUNTERS): count for name, count in page.items() if name.startswith(_COUNTERS)}
+    plain |= {f"tls_listener_{name.removeprefix(_COUNTERS)}": count for name, count in page["tls_listener"].items()}
+    plain["derp_websocket_accepts"] = page["derp_websocket_accepts"]
+    for name, count in plain.items():
+        yield f"# TYPE {name} counter\n{name} {count}"
+    yield f"# TYPE process_start_unix_time gauge\nprocess_start_unix_time {page['process_start_unix_time']}"
+    binary = os.path.basename(sys.argv[0]) or "derp"
+    yield f'# TYPE version gauge\nversion{{version="{page["version"]}",binary="{binary}"}} 1'
 
 
 def _dropped(values: list[int]) -> list[dict[str, Any]]:
@@ -141,6 +145,11 @@ def _dropped(values: list[int]) -> list[dict[str, Any]]:
         for reason in DropReason
         for kind in PacketKind
     ]
+
+
+def _tls(versions: Mapping[str, int]) -> dict[str, int]:
+    # OpenSSL says TLSv1.3 where the genuine relay's label is 1.3
+    return {version.removeprefix("TLSv"): count for version, count in versions.items()}
 
 
 def _average_queue_ms(reading: RelayStatistics) -> float:
@@ -167,11 +176,4 @@ _BARE_GAUGES: Final = (
     "average_queue_duration_ms",
     "rate_limit_per_client_bytes_per_second",
     "rate_limit_per_client_burst_bytes",
-)
-_PLAIN: Final = (
-    "derp_websocket_accepts",
-    "tls_listener_accepted_connections",
-    "tls_listener_rejected_connections",
-    "process_start_unix_time",
-    "uptime_sec",
 )
