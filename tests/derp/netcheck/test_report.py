@@ -106,6 +106,9 @@ def test_scores_weigh_latencies_and_nonsense_scores_do_nothing() -> None:
     [
         # less than 10 ms farther: kept
         ({"r1": 0.004, "r2": 0.010}, {"r1": 0.012, "r2": 0.003}, 1),
+        # just below and just above those 10 ms, where the share alone would say: go
+        ({"r1": 0.020, "r2": 0.050}, {"r1": 0.020, "r2": 0.0101}, 1),
+        ({"r1": 0.020, "r2": 0.050}, {"r1": 0.020, "r2": 0.0099}, 2),
         # far, yet within half as far again
         ({"r1": 0.100, "r2": 0.200}, {"r1": 0.110, "r2": 0.090}, 1),
         # clearly farther
