@@ -79,6 +79,19 @@ async def test_a_trusted_relay_with_meta_certificate() -> None:
         assert await tls.receive_some() == b"hello"
 
 
+async def test_the_chain_tells_its_end_and_the_pin_of_its_leaf() -> None:
+    brief = issue("relay.example", issuer=AUTHORITY, valid=(timedelta(days=-1), timedelta(days=2)))
+    # The meta certificate ends first, and nobody minds.
+    meta = issue(
+        common_name=f"derpkey{KEY.hex()}", serial=2, ed25519_key=True, valid=(timedelta(days=-1), timedelta(days=1))
+    )
+    async with shaken(TRUSTED, server_context(brief, meta)) as (_, facts):
+        assert facts.expires_at() == brief.certificate.not_valid_after_utc.timestamp()
+    async with shaken(TlsTrust("relay.example", cert_name=facts.leaf_pin()), server_context(brief, meta)) as (_, again):
+        assert again.server_key == KEY
+    assert (TlsFacts("").expires_at(), TlsFacts("").leaf_pin()) == (None, "")
+
+
 async def test_no_alpn_is_offered_by_default_but_a_chosen_one_is_told() -> None:
     server = server_context(LEAF)
     server.set_alpn_protocols(["h2", "http/1.1"])
