@@ -35,9 +35,10 @@ from derp.protocol.messages import (
     WatchConns,
     encode,
 )
+from derp.protocol.websocket import Opcode
 from derp.relay.counters import CloseReason, DropReason
 from tests.derp.server.rig import KINDS, MESH_KEY, Peer, Rig, SlowVerifier
-from tests.support.wires import TlsWire, WebSocketWire
+from tests.support.wires import TlsWire, WebSocketWire, masked
 
 MAX_PER_KEY = 64
 Open = Callable[..., Rig]
@@ -509,6 +510,20 @@ def test_last_packets_before_leaving_arrive(rig: Rig) -> None:
         peer.wire.close()
         rig.serve()
         assert receiver.read() == [RecvPacket(peer.key, b"last words"), PeerGone(peer.key, 0)]
+
+
+@pytest.mark.parametrize("kind", ["tls", "websocket", "websocket over tls"])
+def test_who_says_goodbye_is_gone_though_its_socket_stays(rig: Rig, kind: str) -> None:
+    receiver, peer = rig.connect(), rig.connect(kind)
+    words = encode(SendPacket(receiver.key, b"last words"))
+    if kind == "tls":
+        peer.plain.write(tls_of(peer).encrypt(words) + tls_of(peer).say_goodbye())
+    else:
+        assert isinstance(peer.wire, WebSocketWire)
+        peer.wire.write_raw(masked(words) + masked(b"", Opcode.CLOSE))
+    rig.serve()
+    assert receiver.read() == [RecvPacket(peer.key, b"last words"), PeerGone(peer.key, 0)]
+    assert rig.closed() == {CloseReason.CLOSED_BY_PEER: 1}
 
 
 def tls_of(peer: Peer) -> TlsWire:

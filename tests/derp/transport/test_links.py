@@ -146,6 +146,21 @@ def test_many_records_of_one_receive_come_at_once(kind: str, open_pair: OpenPair
     assert pair.receiver.receive() == b"".join(parts)
 
 
+@pytest.mark.parametrize("kind", ["tls", "tls12"])
+def test_a_full_receive_leaves_no_record_behind(kind: str, open_pair: OpenPair) -> None:
+    # Nothing may follow for hours: what was received and decrypts must come out at once.
+    pair = open_pair(kind)
+    for sock in (pair.link.sock, pair.plain.sock):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 22)
+    data = random.Random(8).randbytes(RECEIVE_BYTES - 16 * 1024)
+    encrypted = pair.tls.encrypt(data)
+    pair.plain.write(encrypted[:16_000])
+    assert pair.receiver.receive() == b""
+    pair.plain.write(encrypted[16_000:])
+    assert pair.plain.flush()
+    assert pair.receiver.receive() == data
+
+
 def test_a_full_receive_of_records_fits(open_pair: OpenPair) -> None:
     # The largest receive, with a record begun in the one before it: more plain text than ciphertext in this receive.
     pair = open_pair("tls")
@@ -406,12 +421,21 @@ def test_what_may_not_be_refused_comes_right_after_what_was_taken(kind: str, ope
     assert pair.link.blocked
     rest = random.Random(5).randbytes(66_000)
     pair.link.push(rest)
+    arrived = pair.wire.read()  # there is room now, but not for those at the end of the line
     pair.link.push(b"the end")
-    arrived = b""
     while not pair.link.flush_tail():
         arrived += pair.wire.read()
     assert arrived + pair.wire.read() == data[:sent] + rest + b"the end"
     assert pair.link.tail == b""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_little_hides_behind_a_full_kernel(kind: str, open_pair: OpenPair) -> None:
+    # What a link takes charge of is out of reach of the queue's fairness and of its drop policy.
+    pair = open_pair(kind, SMALL)
+    sent = pair.link.send([bytes(1_000_000)], 1_000_000)
+    assert sent < 150_000
+    assert len(pair.link.tail) < 70_000
 
 
 @pytest.mark.parametrize("kind", ["websocket", "websocket over tls"])
