@@ -1,13 +1,17 @@
 """The whole relay on real sockets: what strangers say to it, and what that costs everybody else (nothing)."""
 
 import contextlib
+import hashlib
 import os
 import socket
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import trio
 
+from derp.config import TlsConfig
 from derp.errors import ConfigError
 from derp.keys import MeshKey, NodePrivate
 from derp.protocol.frames import HEADER, MAX_UNKNOWN_BYTES, NONCE_BYTES, PeerGoneReason
@@ -34,6 +38,7 @@ from tests.derp.server.world import (
     port_of,
     relay_config,
 )
+from tests.support.certificates import Issued, issue
 
 UPGRADE = b"GET /derp HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: DERP\r\n\r\n"
 NONCE = b"n" * NONCE_BYTES
@@ -469,6 +474,37 @@ async def test_what_is_in_the_kernel_survives_a_drain_while_the_client_writes() 
 
 
 # --- what cannot start, and what stays
+
+
+async def test_certificates_are_exchanged_under_live_connections(tmp_path: Path) -> None:
+    def write(certificate: Issued) -> None:
+        (tmp_path / "r.crt").write_bytes(certificate.pem)
+        (tmp_path / "r.key").write_bytes(certificate.key_pem)
+
+    async def served() -> str:
+        stream = await dial(server, tls=True)
+        der = stream.getpeercert(binary_form=True)
+        await trio.aclose_forcefully(stream)
+        return f"sha256-raw:{hashlib.sha256(der).hexdigest()}"
+
+    old, new = issue(HOST), issue(HOST)
+    write(old)
+    tls = TlsConfig(tmp_path / "r.crt", tmp_path / "r.key", HOST)
+    async with open_server(relay_config(tls=tls)) as server, open_bystanders(server) as bystanders:
+        assert server.tls is not None
+        assert await served() == old.pin
+        write(new)
+        later = server.tls.reload_if_changed(time.time() + 60)  # as the tick does, a minute later
+        assert later is not None
+        assert later.ok
+        assert await served() == new.pin
+        await bystanders.go_on()
+        (tmp_path / "r.crt").write_text("half of a certif")
+        broken = server.tls.reload_if_changed(time.time() + 120)
+        assert broken is not None
+        assert "stays in service" in broken.text
+        assert await served() == new.pin
+        await bystanders.go_on()
 
 
 async def test_an_address_in_use_is_one_error_that_names_it_and_leaves_nothing_open() -> None:
