@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from derp.protocol.websocket import CloseCode, Opcode, WebSocketDecoder, encode_masked, parse_close
+from derp.protocol.websocket import CloseCode, Opcode, WebSocketDecoder, encode_header, encode_masked, parse_close
 from derp.relay.counters import CloseReason
 from derp.transport.links import Link
 from derp.transport.reactor import Reactor
@@ -226,6 +226,35 @@ def test_a_full_socket_keeps_order_and_the_close_frame_last(world: World) -> Non
     assert messages == [payload] * len(calls)
     assert client.close == (CloseCode.GOING_AWAY, "server is restarting")
     assert world.ended == [(CloseReason.DRAINED, "server is restarting")]
+
+
+def fill(sock: socket.socket) -> int:
+    """Put pings into the kernel, past the link, until it takes no more; how many they are."""
+    count = 0
+    with suppress(BlockingIOError):
+        while sock.send(encode_header(Opcode.PING, 0)):
+            count += 1
+    return count
+
+
+def test_a_close_frame_that_finds_no_room_is_waited_for(world: World) -> None:
+    assert fill(world.channel.link.sock)
+    world.channel.close(CloseCode.GOING_AWAY, "server is restarting", CloseReason.DRAINED)
+    assert world.ended == []
+    while not world.client.is_at_end:
+        world.client.read()
+        world.turn()
+    assert world.client.close == (CloseCode.GOING_AWAY, "server is restarting")
+    assert world.ended == [(CloseReason.DRAINED, "server is restarting")]
+
+
+def test_a_silent_peer_with_a_full_socket_is_not_waited_for(world: World) -> None:
+    assert fill(world.channel.link.sock)
+    world.at(1015.0)
+    assert world.channel.link.blocked
+    world.at(1045.0)
+    [(reason, text)] = world.ended
+    assert (reason, "no answer to a ping" in text) == (CloseReason.PROTOCOL_ERROR, True)
 
 
 def test_closing_a_socket_that_has_just_failed_raises_nothing(world: World) -> None:
