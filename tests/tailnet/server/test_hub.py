@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -52,12 +51,12 @@ def test_updates_are_the_bytes_of_googles_library(updates: list[Update]) -> None
     assert encode_updates(updates) == expected.SerializeToString(deterministic=True)
 
 
-@pytest.mark.parametrize("size", [0, 1, 94, 95, 96, 125, 126, 127, 128, 16_250, 16_383, 16_384, 40_000])
-def test_lengths_around_the_steps_of_varints(size: int) -> None:
-    message = tailnet.Node(short_description="x" * size)
-    update = Update(MAIN, Kind.NODE, node_of(message.SerializeToString()), "node update")
-    [read] = tailnet.CoordinateResponse.FromString(encode_updates([update])).peer_updates
-    assert (read.id, read.node, read.kind, read.reason) == (MAIN, message, Kind.NODE, "node update")
+def test_lengths_around_the_steps_of_varints() -> None:
+    for size in (*range(140), *range(16_300, 16_400), 3_000_000):
+        message = tailnet.Node(short_description="x" * size)
+        update = Update(MAIN, Kind.NODE, node_of(message.SerializeToString()), "node update")
+        [read] = tailnet.CoordinateResponse.FromString(encode_updates([update])).peer_updates
+        assert (read.id, read.node, read.kind, read.reason) == (MAIN, message, Kind.NODE, "node update")
 
 
 @given(st.text(max_size=300))

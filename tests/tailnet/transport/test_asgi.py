@@ -54,6 +54,7 @@ class World:
         self.api = ApiServer(self.app, lambda target: target.startswith("/foreign"))
         self.nursery = nursery
         self.returned: list[bytes] = []
+        self.links: list[Link] = []
 
     @asynccontextmanager
     async def connect(self, received: bytes = b"") -> AsyncIterator[trio.SocketStream]:
@@ -63,8 +64,11 @@ class World:
             sock, address = listener.accept()
         sock.setblocking(False)
 
+        link = Link(sock, address)
+        self.links.append(link)
+
         async def serve() -> None:
-            self.returned.append(await self.api.serve(LinkStream(Link(sock, address), received)))
+            self.returned.append(await self.api.serve(LinkStream(link, received)))
 
         self.nursery.start_soon(serve)
         with trio.fail_after(PATIENCE_SECONDS):
@@ -110,6 +114,19 @@ async def test_a_request_that_is_not_the_apps_is_handed_back_whole(world: World,
         await stream.send_all(b"more")
     assert world.app.paths == ["/page"]
     assert world.api.connection_count == 0
+
+
+async def test_a_hand_back_loses_no_byte(world: World) -> None:
+    flood = FOREIGN + bytes(range(256)) * 800
+    async with world.connect(PAGE) as stream:
+        assert await body_of(stream) == b"/page 0"
+        await stream.send_all(flood)
+        await wait_for(lambda: world.returned)
+        received, link = world.returned[0], world.links[0]
+        while len(received) < len(flood):
+            await trio.lowlevel.wait_readable(link.fd)
+            received += link.sock.recv(1 << 20)
+    assert received == flood
 
 
 async def test_a_quick_caller_is_handed_back_too(world: World) -> None:
