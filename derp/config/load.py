@@ -219,6 +219,8 @@ def _build(given: _Settings, open_files: int) -> RelayConfig:
     attributes |= {attribute: given.get(name) for name, attribute in (_SECONDS | _RENAMED).items() if name in given}
     if "rate_config" in given:
         attributes |= {"rate": load_rate_config(given.get("rate_config")), "rate_config_file": given.get("rate_config")}
+    if "rate_keys" in given:
+        attributes["rate_by_key"] = {key: RateConfig(rate, burst) for key, rate, burst in given.get("rate_keys")}
     if "allow_keys" in given:
         attributes["allow_keys"] = frozenset(given.get("allow_keys"))
     mesh_key = _mesh_key(given, dev)

@@ -268,3 +268,12 @@ def node_key(value: object) -> bytes:
         return NodePublic.parse(string(value)).raw
     except KeyFormatError as error:
         raise ValueError(str(error)) from None
+
+
+def key_rate(value: object) -> tuple[bytes, int, int]:
+    """`nodekey:<hex>=BYTES[/BURST]`: a raw public key, bytes per second (0: no limit) and bytes of burst."""
+    key, equals, limits = string(value).rpartition("=")
+    number, slash, burst = limits.partition("/")
+    if not equals or not number.isdecimal() or (slash and not burst.isdecimal()):
+        raise ValueError(f"wants nodekey:<64 hex>=BYTES or nodekey:<64 hex>=BYTES/BURST, got {value!r:.120}")
+    return node_key(key), int(number), int(burst or 0)

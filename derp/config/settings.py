@@ -240,6 +240,12 @@ SETTINGS: Final = (
         "queue_bytes", parse.whole(128 * 1024, 1 << 30), "BYTES", "bytes kept for a slow reader, 2 MiB by default"
     ),
     _setting("rate_config", _path, "FILE", "limits per client as JSON, read again on SIGHUP", derper=True),
+    _setting(
+        "rate_keys",
+        parse.many(parse.key_rate),
+        "NODEKEY=BYTES[/BURST],...",
+        "other limits for some clients, in bytes per second; 0: none",
+    ),
     # Who may what.
     _setting(
         "verify_client_url",

@@ -412,3 +412,16 @@ def test_fail_open_and_unlimited_accepts_are_told() -> None:
         "while the admission URL does not answer, anyone may use this relay",
         "accepts are not limited",
     ]
+
+
+def test_limits_of_single_keys() -> None:
+    one, two = NodePrivate.generate().public(), NodePrivate.generate().public()
+    config = load({"dev": "true", "rate_keys": f"{one}=500000,{two}=0/9"}, {}, None)
+    assert config.rate_by_key == {one.raw: RateConfig(500_000, 0), two.raw: RateConfig(0, 9)}
+
+
+@pytest.mark.parametrize("value", ["nodekey:abc=1", "500000", "{key}=", "{key}=x", "{key}=1/", "{key}=1/x", "{key}=-1"])
+def test_malformed_limits_of_single_keys(value: str) -> None:
+    key = str(NodePrivate.generate().public())
+    with pytest.raises(ConfigError, match=r"rate.keys"):
+        load({"dev": "true", "rate_keys": value.format(key=key)}, {}, None)
