@@ -212,7 +212,9 @@ async def test_mesh_peers_and_keys_with_their_own_limit_are_exempt() -> None:
         await target.aclose()
 
 
-async def test_limits_are_read_again_and_wake_those_who_wait(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_limits_are_read_again_and_wake_those_who_wait(
+    nursery: trio.Nursery, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     file = tmp_path / "rate.json"
 
     def write(**values: object) -> None:
@@ -221,11 +223,16 @@ async def test_limits_are_read_again_and_wake_those_who_wait(tmp_path: Path, cap
     config = relay_config(rate=RateConfig(1, 1), rate_config_file=file)
     async with open_server(config) as server:
         fast, target = await call(server), await call(server)
-        await fast.send(target.key, *[bytes(10_000)] * 20)  # at this rate it takes two days
-        await fast.send(target.key, b"last")
+        client = server.relay.plane.router.members[fast.key].connections[0]
+        nursery.start_soon(fast.send, target.key, *[bytes(10_000)] * 100, b"last")  # at this rate it takes days
         with trio.fail_after(PATIENCE_SECONDS):
             while not server.relay.router.counters.rate_limited:
                 await trio.lowlevel.checkpoint()
+        assert client.link.paused
+        held_at = client.packets_in
+        await target.ping()
+        await target.ping()
+        assert client.packets_in == held_at < 101  # the rest waits in the kernels
         file.write_text("{")
         server.reload()
         assert "the limits of before stay" in caplog.text

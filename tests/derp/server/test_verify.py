@@ -26,6 +26,7 @@ from tests.derp.server.world import (
     dial,
     open_bystanders,
     open_server,
+    port_of,
     relay_config,
 )
 
@@ -264,6 +265,27 @@ async def test_a_control_plane_that_is_slower_than_the_handshake_may_be() -> Non
             while not server.verifier.allowed_count:
                 await trio.lowlevel.checkpoint()
             assert len(server.relay.router.clients) == 0
+
+
+async def test_clients_that_wait_when_the_relay_starts_are_asked_about() -> None:
+    """They are in the backlog with everything said, so the first thing the relay does is to ask."""
+    async with open_control_plane(lambda request: YES) as plane, trio.open_nursery() as nursery:
+        server = RelayServer(relay_config(verify_client_url=plane.url))
+        server.open()
+        waiting = []
+        for _ in range(5):
+            client = socket.create_connection((HOST, port_of(server)))
+            client.sendall(UPGRADE + client_info(NodePrivate.generate(), server.relay.public_key.raw))
+            waiting.append(client)
+        nursery.start_soon(server.run)
+        with trio.fail_after(PATIENCE_SECONDS):
+            while len(server.relay.router.clients) + sum(closed(server).values()) < 5:
+                await trio.lowlevel.checkpoint()
+        assert closed(server) == {}
+        for client in waiting:
+            client.close()
+        nursery.cancel_scope.cancel()
+    server.close()
 
 
 async def test_mesh_peers_are_not_asked_about() -> None:

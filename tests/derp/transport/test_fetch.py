@@ -35,8 +35,21 @@ async def test_a_body_is_cut_at_the_limit() -> None:
 
 
 async def test_a_redirect_is_not_followed() -> None:
-    async with open_control_plane(lambda request: (302, b"")) as site, HttpCaller(timeout_seconds=5.0) as caller:
-        assert (await caller.post(site.url, b"", 4096)).status == 302
+    asked: list[bytes] = []
+
+    async def redirect(stream: trio.SocketStream) -> None:
+        async with stream:
+            asked.append(await stream.receive_some())
+            await stream.send_all(b"HTTP/1.1 302 Found\r\nLocation: /elsewhere\r\nContent-Length: 0\r\n\r\n")
+            asked.append(await stream.receive_some())
+
+    async with trio.open_nursery() as nursery:
+        (listener,) = await nursery.start(partial(trio.serve_tcp, redirect, 0, host="127.0.0.1"))
+        async with HttpCaller(timeout_seconds=5.0) as caller:
+            url = f"http://127.0.0.1:{listener.socket.getsockname()[1]}/"
+            assert (await caller.post(url, b"", 4096)).status == 302
+        assert len([request for request in asked if request]) == 1
+        nursery.cancel_scope.cancel()
 
 
 async def test_nobody_there_is_a_connect_error_that_names_the_url() -> None:

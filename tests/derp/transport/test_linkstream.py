@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import pytest
 import trio
@@ -176,3 +177,19 @@ async def test_it_may_not_be_asked_for_nothing() -> None:
     async with one, other:
         with pytest.raises(ValueError, match="at least 1"):
             await one.receive_some(0)
+
+
+@MAKERS
+async def test_only_one_task_sends_at_a_time(make: Callable[[], Awaitable[Pair]]) -> None:
+    one, other = await make()
+    async with one, other, trio.open_nursery() as nursery:
+        nursery.start_soon(one.send_all, bytes(1_000_000))
+        await trio.testing.wait_all_tasks_blocked()
+        for send in (partial(one.send_all, b"between"), one.wait_send_all_might_not_block):
+            with pytest.raises(trio.BusyResourceError):
+                await send()
+        received = 0
+        while received < 1_000_000:
+            data = await other.receive_some(100_000)
+            assert not data.strip(b"\0")
+            received += len(data)
