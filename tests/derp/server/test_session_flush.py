@@ -246,6 +246,23 @@ def test_a_login_behind_a_full_kernel_begins_with_a_queue() -> None:
         assert rig.reactor.blocked == set()
 
 
+def fill_kernel(peer: Peer) -> None:
+    """Until the relay's side takes no byte more, with frames that a client skips and that are never cut."""
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            peer.near.sock.send(b"\x7f\0\0\0\0")
+
+
+def test_a_login_that_the_kernel_does_not_take_waits_for_room(rig: Rig) -> None:
+    peer = rig.open(buffer_bytes=SMALL)
+    peer.read()
+    fill_kernel(peer)
+    rig.serve()
+    assert rig.reactor.blocked == {peer.near}
+    assert [type(message).__name__ for message in rig.serve_reading(peer)[peer]][-1] == "ServerInfo"
+    assert queue_of(peer) is None
+
+
 @pytest.mark.parametrize("kind", ["plain", "websocket over tls"])
 def test_a_mesh_peer_gets_the_whole_list_through_a_narrow_kernel(rig: Rig, kind: str) -> None:
     keys = [number.to_bytes(32, "big") for number in range(100, 4100)]
@@ -259,6 +276,17 @@ def test_a_mesh_peer_gets_the_whole_list_through_a_narrow_kernel(rig: Rig, kind:
     announced = [message.key for message in got if isinstance(message, PeerPresent)]
     assert Counter(announced) == Counter([*keys, mesh.key, late.key])
     assert rig.router.counters.notices_dropped == 0
+
+
+def test_a_mesh_peer_whose_list_does_not_fit_is_closed(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("derp.relay.router.MAX_MESH_NOTICE_BYTES", 50_000)  # 16 MiB are 300,000 clients
+    for number in range(100, 4100):
+        rig.router.register(Client(number.to_bytes(32, "big"), rig.router.next_number(), None, rig.time))
+    mesh = rig.connect(buffer_bytes=SMALL, mesh_key=MESH_KEY)
+    mesh.send(WatchConns())
+    rig.serve()
+    assert rig.closed() == {CloseReason.TOO_SLOW: 1}
+    assert mesh.near not in rig.reactor.links.values()
 
 
 # --- sockets that fail
@@ -284,9 +312,7 @@ def test_packets_for_a_socket_that_failed_are_counted(rig: Rig) -> None:
 def test_a_socket_that_fails_while_its_queue_is_sent(rig: Rig) -> None:
     sender, receiver = rig.connect(), rig.connect(buffer_bytes=SMALL)
     # The kernel is full right between two frames: nothing is half sent, everything waits in the queue.
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            receiver.near.sock.send(b"\x06\0\0\0\0")
+    fill_kernel(receiver)
     sender.send_packets(receiver, *numbered(100))
     rig.serve()
     assert receiver.client.queue is not None
