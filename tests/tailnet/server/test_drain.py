@@ -12,7 +12,7 @@ from derp.keys import NodePrivate
 from derp.protocol.messages import Restarting
 from tailnet.proto.generated import tailnet_pb2 as tailnet
 from tailnet.server.server import CoordinatorServer
-from tailnet.store.rows import AgentRow
+from tailnet.store.rows import AgentRow, UserIdentity
 from tailnet.store.store import Store
 from tests.support.seeds import agent_token, make_id, peer_id, user_token
 from tests.support.tailnet_driver import (
@@ -99,11 +99,14 @@ async def test_nobody_is_let_in_any_more(serve: Serve) -> None:
     place = server.listening[0]
     relay_url = f"http://127.0.0.1:{place.port}/derp"
     async with (
+        open_peer(server, AGENT_DOOR, agent_token("gpu")),  # so that this agent is known, and let in at once
+        open_connection(server) as known,
         open_connection(server) as waiting,
         open_derp_client(relay_url, NodePrivate.generate()) as relay_client,
     ):
-        await waiting.send_all(b"GET /derp/latency-check HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert (await read_answer(waiting)).status == 200
+        for stream in (known, waiting):
+            await stream.send_all(b"GET /derp/latency-check HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert (await read_answer(stream)).status == 200
         # The drain waits for the relay's client, which has more to read than it reads.
         server.relay.close_clients = lambda count: 1  # type: ignore[method-assign]  # one that never gets done
         async with trio.open_nursery() as nursery:
@@ -111,12 +114,13 @@ async def test_nobody_is_let_in_any_more(serve: Serve) -> None:
             await wait_for(lambda: server.not_ready())
             with pytest.raises(OSError):
                 await trio.open_tcp_stream(place.host, place.port)
-            await waiting.send_all(upgrade_request(AGENT_DOOR, agent_token("main")))
-            with pytest.raises(RefusedUpgrade) as caught:
-                await upgraded(waiting)
-            assert caught.value.answer.status == 503
-            assert caught.value.answer.headers["retry-after"] == "1"
-            assert "about to stop" in caught.value.answer.json()["message"]
+            for stream, name in ((known, "gpu"), (waiting, "main")):
+                await stream.send_all(upgrade_request(AGENT_DOOR, agent_token(name)))
+                with pytest.raises(RefusedUpgrade) as caught:
+                    await upgraded(stream)
+                assert caught.value.answer.status == 503
+                assert caught.value.answer.headers["retry-after"] == "1"
+                assert "about to stop" in caught.value.answer.json()["message"]
         assert relay_client is not None
 
 
@@ -137,3 +141,23 @@ async def test_draining_twice_is_draining_once(server: CoordinatorServer) -> Non
         nursery.start_soon(server.drain)
         nursery.start_soon(server.drain)
     assert server.drained.is_set()
+
+
+async def test_a_request_in_hand_is_answered(server: CoordinatorServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, go_on = trio.Event(), trio.Event()
+    real = server.callers.user_of_agent_route
+
+    async def slow(token: str) -> UserIdentity:
+        asked.set()
+        await go_on.wait()
+        return await real(token)
+
+    monkeypatch.setattr(server.callers, "user_of_agent_route", slow)
+    async with open_connection(server) as stream, trio.open_nursery() as nursery:
+        request = f"GET /api/v2/workspaceagents/{make_id('main')}/connection HTTP/1.1\r\nHost: x\r\n"
+        await stream.send_all(f"{request}Coder-Session-Token: {ALICE}\r\n\r\n".encode())
+        await asked.wait()
+        nursery.start_soon(server.drain)
+        await wait_for(lambda: server.not_ready())
+        go_on.set()
+        assert (await read_answer(stream)).status == 200

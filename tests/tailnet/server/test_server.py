@@ -308,6 +308,14 @@ async def test_a_client_of_many_is_judged_by_the_store_in_the_order_it_asked(ser
         assert await call.wait_ended() is None
 
 
+async def test_an_agent_in_memory_is_no_more_anybodys_than_one_in_the_store(server: CoordinatorServer) -> None:
+    async with open_peer(server, AGENT_DOOR, agent_token("web")), open_peer(server, MANY_DOOR, ALICE) as client:
+        call = await client.coordinate()
+        assert server.callers.peek_agent(WEB) is not None
+        await call.tunnel(WEB)
+        assert "you do not have permission" in await call.error_text()
+
+
 async def test_a_refused_client_of_many_is_not_served_further(server: CoordinatorServer) -> None:
     async with open_peer(server, MANY_DOOR, ALICE) as client:
         call = await client.coordinate()
@@ -542,9 +550,9 @@ async def test_a_channel_outlives_the_deadline_of_the_door(serve: Serve) -> None
     server = await serve()
     config = server.relay.config
     object.__setattr__(config, "handshake_timeout_seconds", 0.5)
-    async with open_connection(server) as silent, open_peer(server, AGENT_DOOR, agent_token("main")) as peer:
+    async with open_peer(server, AGENT_DOOR, agent_token("main")) as peer, open_connection(server) as silent:
         with pytest.raises(EOFError):
-            await read_answer(silent)  # ended by that deadline, which the channel has passed too
+            await read_answer(silent)  # ended by that deadline, which the channel's passed before it
         await settle(peer)
 
 

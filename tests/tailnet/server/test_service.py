@@ -15,7 +15,7 @@ from tailnet.proto.generated import tailnet_pb2 as tailnet
 from tailnet.server.server import CoordinatorServer
 from tailnet.server.service import coordinate_request, node_value
 from tests.support.seeds import agent_token, peer_id, user_token
-from tests.support.tailnet_driver import AGENT, AGENT_DOOR, TAILNET, client_door, open_peer, wait_for
+from tests.support.tailnet_driver import AGENT, AGENT_DOOR, MANY_DOOR, TAILNET, client_door, open_peer, wait_for
 
 MAIN = peer_id("main")
 
@@ -82,6 +82,20 @@ def test_every_other_bytes_are_judged_as_googles_library_does(payload: bytes) ->
             coordinate_request(payload)
         return
     assert same(coordinate_request(payload), expected)
+
+
+def test_lengths_that_lie_are_not_taken_at_their_word() -> None:
+    """The short way looks at one or two bytes of a length; these go on, so that the real length is another."""
+    node = tailnet.Node(short_description="x" * 124).SerializeToString()
+    assert len(node) == 126
+    one_byte = b"\x0a\x80" + b"\x0a\x7e" + node
+    node = tailnet.Node(short_description="x" * 16_382).SerializeToString()
+    assert len(node) == 16_385
+    inner = b"\x0a" + bytes([len(node) & 0x7F | 0x80, len(node) >> 7]) + node
+    two_bytes = b"\x0a" + bytes([len(inner) & 0x7F | 0x80, len(inner) >> 7]) + inner
+    for payload in (one_byte, two_bytes):
+        with pytest.raises(DecodeError):
+            coordinate_request(payload)
 
 
 def test_equal_nodes_are_equal_bytes_whatever_the_order_of_maps() -> None:
@@ -159,6 +173,37 @@ async def test_a_second_request_of_a_unary_call_is_no_harm(server: CoordinatorSe
         assert (await call.receive(agent.Manifest)).agent_id == MAIN
         await call.wait_ended()
         assert call.waiting() == 0
+
+
+async def test_while_a_tunnel_is_decided_nothing_is_read_and_the_refused_are_asked_about_once(
+    server: CoordinatorServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bytes] = []
+    decided = trio.Event()
+
+    def decide(caller: Any, agent_id: bytes) -> Awaitable[bool]:
+        async def wait() -> bool:
+            await decided.wait()
+            return False
+
+        asked.append(agent_id)
+        return wait()
+
+    monkeypatch.setattr(server.service, "_authorise", decide)
+    async with open_peer(server, MANY_DOOR, user_token("alice")) as client:
+        call = await client.coordinate()
+        for _ in range(3):
+            request = tailnet.CoordinateRequest(add_tunnel={"id": MAIN})
+            client.connection.send_message(call.id, request.SerializeToString())
+        await client.flush()
+        await wait_for(lambda: asked)
+        [channel] = server.channels.open
+        assert channel.link.paused  # type: ignore[attr-defined]
+        decided.set()
+        assert "you do not have permission" in await call.error_text()
+        assert await call.wait_ended() is None
+        assert not channel.link.paused  # type: ignore[attr-defined]
+        assert asked == [MAIN]
 
 
 async def test_a_map_stream_that_nobody_reads_is_ended(server: CoordinatorServer) -> None:
