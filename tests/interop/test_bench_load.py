@@ -31,7 +31,7 @@ async def test_a_closed_loop_loses_nothing(server: str, carrier: Carrier, websoc
     result = await trio.to_thread.run_sync(lambda: run(server, carrier, *arguments, websocket=websocket))
     traffic = result["traffic"]
     # The generator checks sender, receiver and key of every packet and fails at the first that is not ours.
-    assert traffic["delivered"] > 1000
+    assert traffic["delivered"] > 0
     assert traffic["lost"] == 0
     assert traffic["server_cpu_us_per_packet"] > 0
     assert 0 < traffic["latency_us"]["p50"] <= traffic["latency_us"]["p99"]

@@ -301,7 +301,7 @@ async def test_frames_too_short_or_of_the_future_are_passed_over() -> None:
 
 async def test_a_flood_of_pings_is_answered_no_further_than_it_is_read() -> None:
     async with (
-        open_nodes(alpha := Node("alpha.test", mesh_write_timeout_seconds=0.5, tcp_write_timeout_seconds=0)),
+        open_nodes(alpha := Node("alpha.test", mesh_write_timeout_seconds=3.0, tcp_write_timeout_seconds=0)),
         open_bystanders(alpha.server) as pair,
         open_impostor() as host,
     ):
