@@ -152,7 +152,7 @@ def test_a_full_receive_leaves_no_record_behind(kind: str, open_pair: OpenPair) 
     pair = open_pair(kind)
     for sock in (pair.link.sock, pair.plain.sock):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 22)
-    data = random.Random(8).randbytes(RECEIVE_BYTES - 16 * 1024)
+    data = random.Random(8).randbytes(RECEIVE_BYTES - 8 * 1024)
     encrypted = pair.tls.encrypt(data)
     pair.plain.write(encrypted[:16_000])
     assert pair.receiver.receive() == b""
