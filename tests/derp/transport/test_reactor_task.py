@@ -159,6 +159,35 @@ def test_links_are_served_while_others_are_busy(way: str) -> None:
     run(way, main)
 
 
+def test_a_task_that_a_session_wakes_runs_at_once(way: str) -> None:
+    """Nothing else happens meanwhile: a reactor that goes back to waiting would leave the task where it is."""
+
+    async def main() -> None:
+        reactor = Reactor()
+        near, far = socket_pair()
+        called = [trio.Event() for _ in range(20)]
+
+        class Bell(Echo):
+            def received(self, at: int, end: int) -> int:
+                called[self.reactor.view[end - 1]].set()
+                return end
+
+        def ring() -> None:  # from another thread, so that the reactor is waiting by then
+            for number in range(20):
+                far.send(bytes([number]))
+                far.recv(1)
+
+        Bell(reactor, Link(near, ("127.0.0.1", 1)))
+        async with running(reactor), trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, ring)
+            for event in called:
+                await event.wait()
+                near.send(b"!")
+        far.close()
+
+    run(way, main)
+
+
 def test_a_link_added_later_is_served(way: str) -> None:
     async def main() -> None:
         reactor = Reactor()
