@@ -47,6 +47,7 @@ class Client:
         "pending",
         "pending_bytes",
         "port",
+        "presence",
         "queue",
     )
 
@@ -84,6 +85,7 @@ class Client:
         self.is_duplicate = False
         self.is_dirty = False
         self.member: Member | None = None
+        self.presence = b""  # the frame that announces it to watchers, made when the first of them wants it
         self.pending: list[memoryview | bytes] = []
         self.pending_bytes = 0
         self.queue: PacketQueue | None = None

@@ -232,8 +232,11 @@ class Router:
             self.send(watcher, frame)
 
     def _presence(self, client: Client) -> bytes:
-        address = ip_address(client.address) if client.address else None
-        return encode(PeerPresent(client.key, address, client.port, int(client.flags)))
+        if not client.presence:
+            # 4 us: a mesh peer that comes back to 100,000 clients would stop everybody's packets for half a second.
+            address = ip_address(client.address) if client.address else None
+            client.presence = encode(PeerPresent(client.key, address, client.port, int(client.flags)))
+        return client.presence
 
     def new_queue(self, route: Route) -> PacketQueue:
         """A queue for a route whose socket just became full."""

@@ -275,6 +275,18 @@ def test_watching_twice_and_watching_oneself() -> None:
     assert (world.take(own), own.is_watcher, len(world.router.watchers)) == ([], False, 1)
 
 
+def test_every_watcher_hears_the_same() -> None:
+    world = World()
+    world.connect("a", address="192.0.2.1", port=1234, is_prober=True)
+    watchers = [world.connect(name, is_mesh_peer=True) for name in ("one", "two")]
+    lists = []
+    for watcher in watchers:
+        world.router.handle_watch_conns(watcher)
+        lists.append(world.take(watcher))
+    assert PeerPresent(key("a"), ip_address("192.0.2.1"), 1234, PeerPresentFlags.PROBER) in lists[0]
+    assert lists[0] == lists[1]
+
+
 def test_a_watcher_that_left_is_told_nothing() -> None:
     world = World()
     watcher = world.connect("peer", is_mesh_peer=True)
