@@ -133,7 +133,7 @@ class RelayConfig:
     # derper's default is True: its admission service down makes it an open relay.  Ours stays closed.
     verify_client_url_fail_open: bool = False
     allow_keys: frozenset[bytes] | None = None  # raw public keys; None: no allow list
-    deny_keys: frozenset[bytes] = frozenset()  # wins over every other rule
+    deny_keys: frozenset[bytes] = frozenset()  # wins over every other rule but the mesh key
     rate: RateConfig = RateConfig()
     rate_by_key: Mapping[bytes, RateConfig] = field(default_factory=dict)  # other limits for some raw public keys
     rate_config_file: Path | None = None  # read again on SIGHUP

@@ -56,7 +56,6 @@ class Counters:
     """The relay's totals since it started.  One object per router; only the router and the drivers add to it."""
 
     __slots__ = (
-        "accepts",
         "bytes_dropped",
         "bytes_forwarded_in",
         "bytes_forwarded_out",
@@ -97,7 +96,6 @@ class Counters:
         # by bucket of relay/rtt.py
         self.tcp_rtt = [0] * len(RTT_BUCKETS)
 
-    accepts: int
     bytes_dropped: list[int]
     bytes_forwarded_in: int
     bytes_forwarded_out: int
