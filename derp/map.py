@@ -6,6 +6,7 @@ Go's field names and leaves zero values out where Go does, so that a genuine cli
 Next hop: client/region.py dials the nodes, netcheck/plan.py measures them.
 """
 
+import ipaddress
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,15 @@ STUN_DISABLED: Final = -1  # the stun_port that means: this node answers no STUN
 # Go decodes these numbers into int, which has 64 bits wherever a relay runs.
 _INT_MIN: Final = -(1 << 63)
 _INT_MAX: Final = (1 << 63) - 1
+
+
+def is_address(host: str) -> bool:
+    """Whether a host name is an IP address."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)

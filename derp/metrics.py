@@ -45,6 +45,7 @@ class RelayStatistics:
     stun: Mapping[str, int] = field(default_factory=dict)
     stun_family: Mapping[str, int] = field(default_factory=dict)
     certificate_expires_at: float | None = None  # Unix time
+    renewal_failures: int | None = None  # since the last success; None: certificates do not come from an authority
     rate_bytes_per_second: int = 0  # what each client may send; 0: no limit
     rate_burst_bytes: int = 0
     bootstrap: Mapping[str, int] = field(default_factory=dict)
@@ -107,6 +108,12 @@ def _gauges(reading: RelayStatistics) -> Iterable[Metric]:
             "derp_certificate_expires_timestamp_seconds",
             "When the certificate in use expires.",
             value=reading.certificate_expires_at,
+        )
+    if reading.renewal_failures is not None:
+        yield GaugeMetricFamily(
+            "derp_certificate_renewal_failures",
+            "Attempts to get a certificate that failed, since the last one that did not.",
+            value=reading.renewal_failures,
         )
 
 

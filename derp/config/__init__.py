@@ -3,7 +3,7 @@
 Callers need two things: `load_config(...)` for a program, `RelayConfig(...)` for an embedder or a test.
 """
 
-from derp.config.load import load_config, load_private_key, load_rate_config
+from derp.config.load import load_config, load_mesh_key, load_private_key, load_rate_config
 from derp.config.relay import AcmeConfig, MeshPeer, RateConfig, RelayConfig, TlsConfig
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "RelayConfig",
     "TlsConfig",
     "load_config",
+    "load_mesh_key",
     "load_private_key",
     "load_rate_config",
 ]

@@ -31,6 +31,7 @@ from derp.config.relay import (
 from derp.config.settings import BY_NAME, ENVIRONMENT_PREFIX, SETTINGS, Setting
 from derp.errors import ConfigError, KeyFormatError
 from derp.keys import MeshKey, NodePrivate
+from derp.map import is_address
 
 # Settings and keys are a few hundred bytes; a path that points to a device or a log must not fill our memory.
 MAX_FILE_BYTES: Final = 1024 * 1024
@@ -70,7 +71,7 @@ _SECONDS: Final = {
 _DEFAULTS: Final = {field.name: field.default for field in fields(RelayConfig)}
 # By --cert-mode: whom to ask.
 _AUTHORITIES: Final = {"letsencrypt": LETSENCRYPT_DIRECTORY, "gcp": GOOGLE_DIRECTORY}
-_ACME: Final = ("acme_email", "acme_dns_hook", "acme_directory_url", "acme_eab_kid", "acme_eab_key")
+_ACME: Final = ("acme_email", "acme_ip_certs", "acme_dns_hook", "acme_directory_url", "acme_eab_kid", "acme_eab_key")
 _RENAMED: Final = {"stun": "stun_enabled", "derp": "derp_enabled"}
 
 
@@ -142,6 +143,11 @@ def load_private_key(path: Path) -> NodePrivate:
         return NodePrivate.parse(text)
     except KeyFormatError as error:
         raise ConfigError(f"{path}: PrivateKey: {error}") from None
+
+
+def load_mesh_key(path: Path) -> MeshKey:
+    """Read a mesh key file.  Raises ConfigError, whose text holds nothing of the key."""
+    return _parse_mesh_key(_read_file(path, "mesh key").decode("ascii", "replace"), f"{path}: mesh key")
 
 
 def load_rate_config(path: Path) -> RateConfig:
@@ -266,7 +272,7 @@ def _tls(given: _Settings, listen: tuple[tuple[str, int], ...]) -> TlsConfig | N
             given.fail("hostname", "--cert-mode manual needs --hostname: the certificate's file is called after it")
         return _manual_tls(given, hostname)
     if acme:
-        return _acme_tls(given, mode, hostname)
+        return _acme_tls(given, mode, hostname, listen)
     for name in _ACME:
         if given.get(name) and not dev:
             given.fail(name, "has no effect without --cert-mode letsencrypt or gcp, and a --hostname: add them")
@@ -302,32 +308,31 @@ def _certificate_folder(given: _Settings) -> Path:
     return Path(cache) / "tailscale" / "derper-certs"
 
 
-def _is_address(hostname: str) -> bool:
-    try:
-        ipaddress.ip_address(hostname)
-    except ValueError:
-        return False
-    return True
-
-
 def _manual_tls(given: _Settings, hostname: str) -> TlsConfig:
     # By address no client sends SNI, so any is served, and a missing certificate can only be a self-signed one.
-    is_address = _is_address(hostname)
+    by_address = is_address(hostname)
     files = _certificate_files(_certificate_folder(given), hostname)
-    return TlsConfig(*files, hostname, require_sni=not is_address, self_signed=is_address)
+    return TlsConfig(*files, hostname, require_sni=not by_address, self_signed=by_address)
 
 
-def _acme_tls(given: _Settings, mode: str, hostname: str) -> TlsConfig:
-    if not hostname or _is_address(hostname):
+def _acme_tls(given: _Settings, mode: str, hostname: str, listen: tuple[tuple[str, int], ...]) -> TlsConfig:
+    by_address = is_address(hostname)
+    if not hostname or (by_address and not given.get("acme_ip_certs", False)):
         given.fail(
             "hostname",
-            f"--cert-mode {mode} needs a host name to get a certificate for: set --hostname; for an address use "
-            "--cert-mode manual, which makes a certificate for the map to pin",
+            f"--cert-mode {mode} needs a host name to get a certificate for: set --hostname; for an address add "
+            "--acme-ip-certs, or use --cert-mode manual, which makes a certificate for the map to pin",
+        )
+    if given.get("acme_ip_certs", False) and (mode != "letsencrypt" or not by_address):
+        given.fail(
+            "acme_ip_certs",
+            "gets a certificate from Let's Encrypt for --hostname when that is an IP address: set it to the address "
+            "that clients dial, or leave --acme-ip-certs out",
         )
     acme = AcmeConfig(
         directory_url=given.get("acme_directory_url", _AUTHORITIES[mode]),
         email=given.get("acme_email", ""),
-        challenge=given.get("acme_challenge", "http-01"),
+        challenges=_acme_challenges(given, listen),
         dns_hook=given.get("acme_dns_hook", ()),
         eab_kid=given.get("acme_eab_kid", ""),
         eab_key=given.get("acme_eab_key", b""),
@@ -339,24 +344,47 @@ def _acme_tls(given: _Settings, mode: str, hostname: str) -> TlsConfig:
         )
     if mode == "gcp" and not (acme.eab_kid and acme.email):
         given.fail("cert_mode", "Google wants to know who asks: set --acme-eab-kid, --acme-eab-key and --acme-email")
-    if (acme.challenge == "dns-01") != bool(acme.dns_hook):
+    _check_acme_port(given, acme.challenges[0], hostname, listen)
+    # Every name but ours is refused, as derper does; by address clients say none.
+    files = _certificate_files(_certificate_folder(given), hostname)
+    return TlsConfig(*files, hostname, require_sni=not by_address, acme=acme)
+
+
+def _acme_challenges(given: _Settings, listen: tuple[tuple[str, int], ...]) -> tuple[str, ...]:
+    wanted, hook = given.get("acme_challenge", "auto"), given.get("acme_dns_hook")
+    http_port = given.get("http_port", 80)
+    if wanted == "auto" and hook:
+        wanted = "dns-01"
+    if (wanted == "dns-01") != bool(hook):
         given.fail(
-            "acme_dns_hook" if acme.dns_hook else "acme_challenge",
+            "acme_dns_hook" if hook else "acme_challenge",
             "--acme-challenge dns-01 and --acme-dns-hook go together: the hook publishes the record",
         )
-    port = given.get("http_port", 80)
-    if acme.challenge == "http-01":
-        if port < 0:
-            given.fail(
-                "http_port",
-                "the authority asks there whether the name is ours: leave it at 80, or use --acme-challenge dns-01",
-            )
-        if port != 80:
-            given.notices.append(
-                f"the authority asks at port 80 whether {hostname} is ours: it has to be forwarded to port {port} here"
-            )
-    # Every name but ours is refused, as derper does.
-    return TlsConfig(*_certificate_files(_certificate_folder(given), hostname), hostname, require_sni=True, acme=acme)
+    if wanted == "http-01" and http_port < 0:
+        given.fail(
+            "http_port",
+            "the authority asks there whether the name is ours: leave it at 80, or use --acme-challenge tls-alpn-01 "
+            "or dns-01",
+        )
+    if wanted != "auto":
+        return (wanted,)
+    if http_port < 0:
+        return ("tls-alpn-01",)
+    # First the one that most likely works: behind a forwarded port we cannot know.
+    is_tls_port = any(port == 443 for _, port in listen)
+    return ("tls-alpn-01", "http-01") if is_tls_port or http_port != 80 else ("http-01", "tls-alpn-01")
+
+
+def _check_acme_port(given: _Settings, challenge: str, hostname: str, listen: tuple[tuple[str, int], ...]) -> None:
+    asked, ours = {
+        "http-01": (80, [given.get("http_port", 80)]),
+        "tls-alpn-01": (443, [port for _, port in listen]),
+    }.get(challenge, (0, [0]))
+    if asked not in ours:
+        given.notices.append(
+            f"the authority asks at port {asked} whether {hostname} is ours: "
+            f"it has to be forwarded to port {ours[0]} here"
+        )
 
 
 def _http_port(given: _Settings, tls: TlsConfig | None) -> int | None:
@@ -399,7 +427,7 @@ def _mesh_key(given: _Settings, dev: bool) -> MeshKey | None:
         given.notices.append(f"mesh key taken from {found}, where derper looks for one")
         path = found
     _warn_if_readable(path, given)
-    return _parse_mesh_key(_read_file(path, "mesh key").decode("ascii", "replace"), f"{path}: mesh key")
+    return load_mesh_key(path)
 
 
 def _parse_mesh_key(text: str, place: str) -> MeshKey:

@@ -34,7 +34,8 @@ class AcmeConfig:
 
     directory_url: str = LETSENCRYPT_DIRECTORY
     email: str = ""  # the account's contact, for authorities that want one
-    challenge: str = "http-01"  # or dns-01: what works without a program of the operator's is the default
+    # How to prove it, tried in this order: the first is looked at on the port that clients use, and so always open.
+    challenges: tuple[str, ...] = ("tls-alpn-01", "http-01")
     dns_hook: tuple[str, ...] = ()  # the command that publishes TXT records; no shell
     eab_kid: str = ""  # external account binding: who we are to an authority that knows its customers
     eab_key: bytes = field(default=b"", repr=False)

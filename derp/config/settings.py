@@ -119,9 +119,17 @@ SETTINGS: Final = (
     ),
     _setting(
         "acme_challenge",
-        parse.one_of("http-01", "dns-01"),
-        "http-01|dns-01",
-        "how the authority sees that the name is ours; by default it asks at port 80 of --hostname (http-01)",
+        parse.one_of("auto", "tls-alpn-01", "http-01", "dns-01"),
+        "auto|tls-alpn-01|http-01|dns-01",
+        "how the authority sees that the name is ours: at port 443 of --hostname (tls-alpn-01), at its port 80 "
+        "(http-01), or in DNS (dns-01); auto: dns-01 if there is a hook, else 443, then 80",
+    ),
+    _setting(
+        "acme_ip_certs",
+        _boolean,
+        "",
+        "a certificate of some days for a --hostname that is an IP address, with letsencrypt",
+        derper=True,
     ),
     _setting(
         "acme_dns_hook",
@@ -305,11 +313,4 @@ REFUSED: Final = (
     Refused("secrets-url", _NO_SETEC),
     Refused("secrets-path-prefix", _NO_SETEC),
     Refused("secrets-cache-dir", _NO_SETEC),
-    Refused(
-        "acme-ip-certs",
-        "certificates for addresses are not fetched here: use --cert-mode manual with --hostname ADDRESS, which makes "
-        "one, and pin it in the map",
-        ("false",),
-        is_switch=True,
-    ),
 )

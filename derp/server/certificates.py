@@ -1,17 +1,21 @@
 """Keeps the relay's certificate: obtains it, renews it in time, and never lets go of one that works.  Layer L3.
 
-A task of server/server.py.  It asks by transport/acme.py, answers at /.well-known/acme-challenge/ through
-server/routes.py or publishes by the operator's hook, and writes the files that TlsServer reads again.
+A task of server/server.py.  It asks by transport/acme.py, shows proofs by transport/tls_alpn.py, at
+/.well-known/acme-challenge/ through server/routes.py or by the operator's hook, and writes the files that TlsServer
+reads again.
 """
 
 import contextlib
 import logging
 import os
 import random
+import ssl
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
@@ -27,9 +31,10 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from derp.config.relay import TlsConfig
-from derp.transport.acme import ACCOUNT_FILE, AcmeError, AcmeOrder, Proof
+from derp.transport.acme import ACCOUNT_FILE, DNS, HTTP, AcmeError, AcmeOrder, Proof, ProofRefused
 from derp.transport.hook import HOOK_SECONDS, HookError, run_hook
 from derp.transport.tls import certificate_covers
+from derp.transport.tls_alpn import make_proof
 
 _log = logging.getLogger("derp.server")
 
@@ -37,7 +42,8 @@ _log = logging.getLogger("derp.server")
 _RENEWAL_PART: Final = 1 / 3
 # Relays that were set up together should not renew together.
 _JITTER_PART: Final = 1 / 50
-# Let's Encrypt allows five failed validations an hour: at 0, 5, 15 and 35 minutes, then one every hour or less often.
+# Let's Encrypt allows five failed validations an hour: at 0, 5, 15 and 35 minutes, then one every hour or less often;
+# with two kinds of proof to try, at half that pace.
 _FIRST_RETRY_SECONDS: Final = 300.0
 _LAST_RETRY_SECONDS: Final = 6 * 3600.0
 # A clock that was set, or a machine that slept, is noticed within this.
@@ -49,13 +55,15 @@ Obtain = Callable[[bytes], Awaitable[bytes]]
 class CertificateKeeper:
     """`run` it in the relay's nursery; `retry_now` ends a wait after a failure.
 
-    `challenges` is what the plain listener shows, token to body.  `obtain(key PEM) -> chain PEM` raises AcmeError or
+    `show_proof` has a proof served by TLS, or none any longer; `challenges` is what the plain listener shows, token to
+    body.  `failures` counts the attempts since the last success.  `obtain(key PEM) -> chain PEM` raises AcmeError or
     HookError.  `clock` is the time of day in POSIX seconds; `spread` gives numbers from 0 to 1.
     """
 
     def __init__(
         self,
         config: TlsConfig,
+        show_proof: Callable[[ssl.SSLContext | None], None],
         *,
         obtain: Obtain | None = None,
         clock: Callable[[], float] = time.time,
@@ -64,6 +72,7 @@ class CertificateKeeper:
         assert config.acme is not None
         assert config.cert_file is not None
         assert config.key_file is not None
+        self._show_proof = show_proof
         self._config = config
         self._acme = config.acme
         self._cert_file = config.cert_file
@@ -73,7 +82,7 @@ class CertificateKeeper:
         self._spread = spread
         self._retry = trio.Event()
         self.challenges: dict[str, bytes] = {}
-        self._failures = 0  # since the last success
+        self.failures = 0
 
     async def run(self) -> None:
         """Keep the certificate until cancelled."""
@@ -84,21 +93,22 @@ class CertificateKeeper:
                 with trio.move_on_after(min(wait, _LOOK_SECONDS)):
                     await self._retry.wait()
                     break
-                if not self._failures:  # somebody may have put another certificate there
+                if not self.failures:  # somebody may have put another certificate there
                     due = self._due()
             problem = await self._renew()
             if problem is None:
-                self._failures = 0
+                self.failures = 0
                 due = self._due()
                 continue
-            delay = min(_FIRST_RETRY_SECONDS * 2**self._failures, _LAST_RETRY_SECONDS) * (1 + self._spread() / 10)
-            self._failures = min(self._failures + 1, 16)
+            first = _FIRST_RETRY_SECONDS * len(self._acme.challenges)
+            delay = min(first * 2 ** min(self.failures, 16), _LAST_RETRY_SECONDS) * (1 + self._spread() / 10)
+            self.failures += 1
             due = self._clock() + delay
             _log.error("! no new certificate: %s; %s", problem, self._prospect(delay))
 
     def retry_now(self) -> None:
         """The operator mended something: try again without waiting, if the last attempt failed."""
-        if self._failures:
+        if self.failures:
             self._retry.set()
 
     def _due(self) -> float:
@@ -140,7 +150,16 @@ class CertificateKeeper:
         return None
 
     async def _ask_authority(self, key: bytes) -> bytes:
-        order = AcmeOrder(self._acme, self._config.hostname, self._key_file.parent / ACCOUNT_FILE)
+        refusals = []
+        for challenge in self._acme.challenges:
+            try:
+                return await self._prove(challenge, key)
+            except ProofRefused as error:
+                refusals.append(str(error))
+        raise AcmeError("; ".join(refusals))
+
+    async def _prove(self, challenge: str, key: bytes) -> bytes:
+        order = AcmeOrder(self._acme, self._config.hostname, self._key_file.parent / ACCOUNT_FILE, challenge)
         # Abandoned threads write nothing but the account's key, and end with their requests.
         proofs = await trio.to_thread.run_sync(order.begin, key, abandon_on_cancel=True)
         async with self._published(proofs):
@@ -152,15 +171,19 @@ class CertificateKeeper:
         try:
             for proof in proofs:
                 shown.append(proof)  # first: a hook that failed half-way is asked to clean up
-                if proof.challenge == "http-01":
+                if proof.challenge == HTTP:
                     self.challenges[proof.name] = proof.value.encode()
-                else:
+                elif proof.challenge == DNS:
                     await run_hook(self._acme.dns_hook, "add", proof.name, proof.value)
+                else:
+                    digest = sha256(proof.value.encode()).digest()
+                    self._show_proof(make_proof(self._config.hostname, digest, datetime.now(UTC)))
             yield
         finally:
+            self._show_proof(None)
             for proof in shown:
                 self.challenges.pop(proof.name, None)
-                if proof.challenge == "dns-01":
+                if proof.challenge == DNS:
                     await self._remove_record(proof)
 
     async def _remove_record(self, proof: Proof) -> None:

@@ -3,13 +3,14 @@
 import errno
 import logging
 import socket
-import ssl
 from collections.abc import Callable
 from typing import Final
 
 from derp.relay.limits import TokenBucket
 from derp.server.door import FrontDoor
-from derp.transport.links import Link, TlsLink
+from derp.transport.links import Link
+from derp.transport.tls import TlsServer
+from derp.transport.tls_alpn import tls_link
 
 _log = logging.getLogger("derp.server")
 
@@ -41,15 +42,13 @@ class AcceptGate:
 
 
 class Listener:
-    """One listening socket.  `context` is asked for each connection, so certificates can be exchanged; None: plain."""
+    """One listening socket; without `tls` it is plain."""
 
-    def __init__(
-        self, sock: socket.socket, door: FrontDoor, gate: AcceptGate, context: Callable[[], ssl.SSLContext] | None
-    ) -> None:
+    def __init__(self, sock: socket.socket, door: FrontDoor, gate: AcceptGate, tls: TlsServer | None) -> None:
         self._sock = sock
         self._door = door
         self._gate = gate
-        self._context = context
+        self._tls = tls
         self._is_watched = False
 
     @property
@@ -84,7 +83,7 @@ class Listener:
             sock.setblocking(False)
             host: str = address[0]
             caller = (host.removeprefix("::ffff:") if "." in host else host, int(address[1]))
-            link = Link(sock, caller) if self._context is None else TlsLink(sock, caller, self._context())
+            link = Link(sock, caller) if self._tls is None else tls_link(self._tls, sock, caller)
             self._door.open(link)
             reactor.add(link)
 

@@ -8,7 +8,7 @@ import logging
 import math
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -72,7 +72,7 @@ class RelayServer:
                 # Imported here: the library behind it is large, and most relays do without.
                 from derp.server import certificates
 
-                self.keeper = certificates.CertificateKeeper(config.tls)
+                self.keeper = certificates.CertificateKeeper(config.tls, self.tls.show_proof)
                 self.relay.routes.challenges = self.keeper.challenges
         self.stun: list[StunResponder] = []
         self._listeners: list[Listener] = []
@@ -98,7 +98,8 @@ class RelayServer:
     def statistics(self) -> RelayStatistics:
         """One reading of everything that is counted."""
         expires = self.tls.leaf.not_valid_after_utc.timestamp() if self.tls is not None else None
-        return read_statistics(self.relay, self.gate, self._doors, self.stun, expires)
+        reading = read_statistics(self.relay, self.gate, self._doors, self.stun, expires)
+        return replace(reading, renewal_failures=self.keeper.failures) if self.keeper is not None else reading
 
     def _front_door(self, *, plain: bool) -> FrontDoor:
         relay, config = self.relay, self.config
@@ -127,15 +128,14 @@ class RelayServer:
             raise
 
     def _open_listener(self, kind: str, host: str, port: int, door: FrontDoor) -> None:
-        config, tls = self.config, self.tls
+        config = self.config
         sock = open_listener(
             host,
             port,
             user_timeout_seconds=config.tcp_user_timeout_seconds,
             keepalive_seconds=config.tcp_keepalive_seconds,
         )
-        context = (lambda: tls.context) if tls is not None and kind == "derp+tls" else None
-        listener = Listener(sock, door, self.gate, context)
+        listener = Listener(sock, door, self.gate, self.tls if kind == "derp+tls" else None)
         listener.start()
         self._listeners.append(listener)
         self.listening.append(Listening(kind, *listener.address))

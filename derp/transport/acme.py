@@ -4,6 +4,7 @@ The only file that imports `acme`.  The library blocks, so a caller runs `begin`
 two it publishes the proofs by its own means.  Next hop: server/certificates.py.
 """
 
+import ipaddress
 import logging
 import os
 from collections.abc import Callable
@@ -24,10 +25,15 @@ from josepy.util import ComparableECKey
 
 from derp.config.relay import AcmeConfig
 from derp.errors import TransportError
+from derp.map import is_address
 
 Returned = TypeVar("Returned")
 
 ACCOUNT_FILE: Final = "acme-account.key"
+HTTP: Final = "http-01"
+DNS: Final = "dns-01"
+TLS_ALPN: Final = "tls-alpn-01"
+SHORT_LIVED: Final = "shortlived"
 # One request; authorities answer within seconds, and a dead one should not hold a thread for long.
 _REQUEST_SECONDS: Final = 30
 # Authorities look from several places and ask again when a look fails; Let's Encrypt gives up well within this.
@@ -44,12 +50,16 @@ class AcmeError(TransportError):
     """There is no new certificate.  The text is one sentence: who says no to what, and what to look at."""
 
 
+class ProofRefused(AcmeError):
+    """The authority did not take, or did not ask for, this kind of proof; another kind may do."""
+
+
 @dataclass(frozen=True, slots=True)
 class Proof:
     """What an authority wants to find.
 
     For http-01 `name` is the last part of a path below /.well-known/acme-challenge/ and `value` the body there; for
-    dns-01 `name` is that of a TXT record and `value` its text.
+    dns-01 `name` is that of a TXT record and `value` its text; for tls-alpn-01 the proof holds the digest of `value`.
     """
 
     challenge: str
@@ -57,12 +67,29 @@ class Proof:
     value: str
 
 
-class AcmeOrder:
-    """One attempt at one certificate: `begin`, publish what it returned, `finish`.  Both block, and raise AcmeError."""
+@challenges.ChallengeResponse.register
+class _TlsAlpnResponse(challenges.KeyAuthorizationChallengeResponse):
+    typ = TLS_ALPN
 
-    def __init__(self, config: AcmeConfig, hostname: str, account_file: Path) -> None:
+
+# The library dropped this kind together with the server it brought for it; ours is transport/tls_alpn.py.
+@challenges.Challenge.register
+class _TlsAlpn(challenges.KeyAuthorizationChallenge):
+    typ = TLS_ALPN
+    response_cls = _TlsAlpnResponse
+
+    def validation(self, account_key: JWK, **kwargs: Any) -> str:
+        return self.key_authorization(account_key)
+
+
+class AcmeOrder:
+    """One attempt at one certificate: `begin`, publish what it returned, `finish`.  Both block, and raise AcmeError,
+    of which ProofRefused leaves room for an order with another `challenge`."""
+
+    def __init__(self, config: AcmeConfig, hostname: str, account_file: Path, challenge: str) -> None:
         """`account_file` is made when it is missing; whoever has it can revoke what was issued to it."""
         self._config = config
+        self._challenge = challenge
         self._hostname = hostname
         self._account_file = account_file
         self._client: client.ClientV2 | None = None
@@ -89,8 +116,7 @@ class AcmeOrder:
             directory[resource]  # KeyError: it is some other JSON
         self._client = client.ClientV2(directory, network)
         self._log_in(self._client, account)
-        csr = crypto_util.make_csr(key, [self._hostname])
-        self._order = self._client.new_order(csr)
+        self._order = self._client.new_order(_request(key, self._hostname), self._profile(directory))
         return [
             self._proof(authorization, account)
             for authorization in self._order.authorizations
@@ -121,20 +147,28 @@ class AcmeOrder:
         )
 
     def _proof(self, authorization: messages.AuthorizationResource, account: JWK) -> Proof:
-        wanted = self._config.challenge
+        wanted = self._challenge
         for body in authorization.body.challenges:
             challenge = body.chall
             if challenge.typ != wanted:
                 continue
             response, value = challenge.response_and_validation(account)
             self._answers.append((body, response))
-            if wanted == "dns-01":
+            if wanted == DNS:
                 return Proof(wanted, challenge.validation_domain_name(self._hostname), value)
             return Proof(wanted, challenge.encode("token"), value)
         offered = ", ".join(sorted({str(body.chall.to_json()["type"]) for body in authorization.body.challenges}))
-        raise self._failure(
-            f"does not offer {wanted} for {self._hostname}, only {offered}: change --acme-challenge"
-        ) from None
+        raise ProofRefused(
+            self._said(f"does not offer {wanted} for {self._hostname}, only {offered}: change --acme-challenge")
+        )
+
+    def _profile(self, directory: messages.Directory) -> str | None:
+        """Certificates for addresses are issued for days only, by a profile of that name."""
+        try:
+            known = directory.meta.profiles or {}
+        except (KeyError, AttributeError):
+            return None
+        return SHORT_LIVED if is_address(self._hostname) and SHORT_LIVED in known else None
 
     def _finish(self) -> bytes:
         assert self._client is not None
@@ -151,7 +185,9 @@ class AcmeOrder:
         except AcmeError:
             raise
         except errors.ValidationError as error:
-            raise self._failure(f"could not see that {self._hostname} is ours: {_first_reason(error)}") from None
+            raise ProofRefused(
+                self._said(f"could not see that {self._hostname} is ours by {self._challenge}: {_first_reason(error)}")
+            ) from None
         except errors.IssuanceError as error:
             raise self._failure(f"did not issue a certificate for {self._hostname}: {_detail(error.error)}") from None
         except messages.Error as error:
@@ -172,7 +208,16 @@ class AcmeOrder:
             raise self._failure(_NOT_ACME) from None
 
     def _failure(self, text: str) -> AcmeError:
-        return AcmeError(f"{urlsplit(self._config.directory_url).netloc} {text}")
+        return AcmeError(self._said(text))
+
+    def _said(self, text: str) -> str:
+        return f"{urlsplit(self._config.directory_url).netloc} {text}"
+
+
+def _request(key: bytes, hostname: str) -> bytes:
+    if is_address(hostname):
+        return crypto_util.make_csr(key, ipaddrs=[ipaddress.ip_address(hostname)])
+    return crypto_util.make_csr(key, [hostname])
 
 
 def _account_key(path: Path) -> ec.EllipticCurvePrivateKey:

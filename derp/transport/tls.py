@@ -25,7 +25,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from derp.config.relay import TlsConfig
 from derp.errors import ConfigError
 from derp.keys import NodePublic
-from derp.map import DERPMap, DERPNode, DERPRegion
+from derp.map import DERPMap, DERPNode, DERPRegion, is_address
 from derp.protocol.frames import PROTOCOL_VERSION
 
 META_NAME_PREFIX: Final = "derpkey"
@@ -65,6 +65,7 @@ class TlsServer:
     def __init__(self, config: TlsConfig, server_key: NodePublic, *, now: float) -> None:
         self.config = config
         self.notices: list[str] = []  # sentences for the operator, from the last (re)load
+        self.proof: ssl.SSLContext | None = None  # shown to authorities while there is one: transport/tls_alpn.py
         self._server_key = server_key
         self._generated: tuple[bytes, bytes] | None = None
         self._is_temporary = False  # it stands in for one that server/certificates.py will write
@@ -87,6 +88,10 @@ class TlsServer:
     def is_self_signed(self) -> bool:
         """Whether clients need the pin.  A temporary certificate is nothing to pin."""
         return self.leaf.subject == self.leaf.issuer and not self._is_temporary
+
+    def show_proof(self, proof: ssl.SSLContext | None) -> None:
+        """Show `proof` to authorities from the next connection on; None: no longer."""
+        self.proof = proof
 
     def reload_if_changed(self, now: float) -> Reload | None:
         """Look whether the files changed, and swap the context if so; None if there was nothing to do.
@@ -118,8 +123,8 @@ class TlsServer:
             host_name=hostname,
             cert_name=self.pin if self.is_self_signed else "",
             # Given as an address, a host name must not be looked up.
-            ipv4=hostname if _is_address(hostname) and "." in hostname else "",
-            ipv6=hostname if _is_address(hostname) and ":" in hostname else "",
+            ipv4=hostname if is_address(hostname) and "." in hostname else "",
+            ipv6=hostname if is_address(hostname) and ":" in hostname else "",
             derp_port=0 if port == 443 else port,
             stun_port=0 if stun_port == 3478 else stun_port,
         )
@@ -169,7 +174,7 @@ class TlsServer:
         self._check_leaf(leaf, place, _moment(now))
         meta = ssl.DER_cert_to_PEM_cert(make_meta_certificate(self._server_key, _moment(now))).encode()
         context = _new_context()
-        _load_chain(context, chain.rstrip() + b"\n" + meta, key, place, str(config.key_file or place))
+        load_chain(context, chain.rstrip() + b"\n" + meta, key, place, str(config.key_file or place))
         if config.require_sni:
             context.sni_callback = _SniRule(config.hostname)
         return context, leaf
@@ -234,7 +239,7 @@ def make_self_signed(hostname: str, now: datetime) -> tuple[bytes, bytes]:
     """
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hostname[:64])])
-    host = x509.IPAddress(ipaddress.ip_address(hostname)) if _is_address(hostname) else x509.DNSName(hostname)
+    host = x509.IPAddress(ipaddress.ip_address(hostname)) if is_address(hostname) else x509.DNSName(hostname)
     usage = x509.KeyUsage(
         digital_signature=True,
         content_commitment=False,
@@ -275,7 +280,7 @@ def certificate_covers(leaf: x509.Certificate, hostname: str) -> bool:
         names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (x509.ExtensionNotFound, ValueError):
         return False
-    if _is_address(hostname):
+    if is_address(hostname):
         return ipaddress.ip_address(hostname) in names.get_values_for_type(x509.IPAddress)
     wanted = hostname.lower().rstrip(".")
     _, _, parent = wanted.partition(".")
@@ -313,7 +318,9 @@ def _new_context() -> ssl.SSLContext:
     return context
 
 
-def _load_chain(context: ssl.SSLContext, chain: bytes, key: bytes, place: str, key_place: str) -> None:
+def load_chain(context: ssl.SSLContext, chain: bytes, key: bytes, place: str, key_place: str) -> None:
+    """Have `context` serve a PEM chain with its PEM key.  ConfigError names `place` or `key_place`."""
+
     def encrypted() -> str:
         raise ConfigError(f"{key_place}: is protected by a passphrase: store the key without one")
 
@@ -369,14 +376,6 @@ def _stat_signature(path: Path) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return found.st_mtime_ns, found.st_size, found.st_ino
-
-
-def _is_address(hostname: str) -> bool:
-    try:
-        ipaddress.ip_address(hostname)
-    except ValueError:
-        return False
-    return True
 
 
 def _moment(now: float) -> datetime:

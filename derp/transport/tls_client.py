@@ -20,6 +20,7 @@ import trio
 from cryptography import x509
 
 from derp.errors import ConnectError
+from derp.map import is_address
 from derp.transport.stream import mapped_errors
 
 PIN_PREFIX: Final = "sha256-raw:"
@@ -189,7 +190,7 @@ def _check_certificates(trust: TlsTrust, pin: bytes | None, chain: Sequence[byte
     if not all(_serial_and_common_name(other)[1].startswith(META_COMMON_NAME_PREFIX) for other in chain[1:]):
         # Genuine clients refuse it, so an operator should hear of it here too.
         raise ConnectError(f"TLS with {label}: a pinned relay must send its own certificate only, without a chain")
-    if trust.server_name and not _is_address(trust.server_name) and not certificate_matches(leaf, trust.server_name):
+    if trust.server_name and not is_address(trust.server_name) and not certificate_matches(leaf, trust.server_name):
         raise ConnectError(f"TLS with {label}: the pinned certificate is not for {trust.server_name!r}")
     now = datetime.now(UTC)
     if not leaf.not_valid_before_utc <= now <= leaf.not_valid_after_utc:
@@ -258,11 +259,3 @@ def _dns_matches(pattern: str, wanted: str) -> bool:
         return pattern == wanted
     # A wildcard stands for exactly one label, the leftmost.
     return "." in wanted and wanted.split(".", 1)[1] == pattern[2:]
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ip_address(text)
-    except ValueError:
-        return False
-    return True

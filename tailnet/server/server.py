@@ -237,7 +237,7 @@ class CoordinatorServer:
         config, tls = self.config, self.tls
         for host, port in config.listen:
             sock = open_listener(host, port, user_timeout_seconds=15.0, keepalive_seconds=600.0)
-            listener = Listener(sock, self.door, self.gate, (lambda: tls.context) if tls is not None else None)
+            listener = Listener(sock, self.door, self.gate, tls)
             self._listeners.append(listener)
             self.listening.append(Listening("tailnet" if tls is None else "tailnet+tls", *listener.address))
         for host, port in config.stun_addresses if config.derp_enabled else ():

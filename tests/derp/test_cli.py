@@ -129,7 +129,7 @@ def test_flags_are_read_as_go_reads_them(given: list[str], expected: list[str]) 
         (["serve", "-socket", "/run/x"], "derp: flags: --socket: it is only of use with -verify-clients"),
         (["serve", "-secrets-url=http://x"], "derp: flags: --secrets-url: secrets come from files here"),
         (["serve", "-acme-email=a@b"], "derp: flags: --acme-email: has no effect without --cert-mode letsencrypt"),
-        (["serve", "-acme-ip-certs"], "derp: flags: --acme-ip-certs: certificates for addresses are not fetched here"),
+        (["serve", "-a=:8443", "-acme-ip-certs"], "derp: flags: --acme-ip-certs: has no effect without --cert-mode"),
         (["serve", "-certmode=gcp"], "derp: flags: --hostname: --cert-mode gcp needs a host name"),
         (["serve", "-stun-prot=1"], "No such option '--stun-prot'"),
         (["serve", *DEV[1:], "--listen=192.0.2.1:1"], "derp: cannot listen on TCP 192.0.2.1:1: "),

@@ -45,11 +45,16 @@ def trust(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 @asynccontextmanager
 async def relay_that_asks(
-    authority: Authority, http_port: int, monkeypatch: pytest.MonkeyPatch, *extra: str, hostname: str = NAME
+    authority: Authority,
+    http_port: int,
+    monkeypatch: pytest.MonkeyPatch,
+    *extra: str,
+    hostname: str = NAME,
+    port: int = 0,
 ) -> AsyncIterator[Relay]:
     monkeypatch.setenv("SSL_CERT_FILE", str(authority.trusted))
     flags = ("-certmode=letsencrypt", f"-http-port={http_port}", f"-acme-directory-url={authority.directory_url}")
-    async with open_relay("ours", hostname=hostname, extra=(*flags, *extra)) as relay:
+    async with open_relay("ours", hostname=hostname, port=port, extra=(*flags, *extra)) as relay:
         yield relay
 
 
@@ -63,11 +68,21 @@ async def said(relay: Relay, text: str) -> str:
             await trio.sleep(0.05)
 
 
-def served(relay: Relay) -> x509.Certificate:
+def metrics(relay: Relay) -> str:
     context = ssl._create_unverified_context()
     with (
         socket.create_connection((HOST, relay.port), timeout=10) as sock,
         context.wrap_socket(sock, server_hostname=NAME) as tls,
+    ):
+        tls.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        return b"".join(iter(lambda: tls.recv(65536), b"")).decode()
+
+
+def served(relay: Relay, name: str = NAME) -> x509.Certificate:
+    context = ssl._create_unverified_context()
+    with (
+        socket.create_connection((HOST, relay.port), timeout=10) as sock,
+        context.wrap_socket(sock, server_hostname=name or None) as tls,
     ):
         der = tls.getpeercert(True)
     assert der is not None
@@ -101,6 +116,73 @@ async def test_http_01_and_the_genuine_client(tmp_path: Path, trust: pytest.Monk
             assert "asking" not in relay.output()
 
 
+async def test_tls_alpn_01_while_clients_come(tmp_path: Path, trust: pytest.MonkeyPatch) -> None:
+    """The proof is shown at the port that clients use; they see the old certificate until the new one is there."""
+    port = free_port(socket.SOCK_STREAM)
+    certs = tmp_path / "certs"
+    certs.mkdir()
+    old = issue(NAME, issuer=issue("some root", is_authority=True), valid=(timedelta(days=-80), timedelta(days=1)))
+    (certs / f"{NAME}.crt").write_bytes(old.pem)
+    (certs / f"{NAME}.key").write_bytes(old.key_pem)
+    (certs / f"{NAME}.key").chmod(0o600)
+    seen: set[int] = set()
+    async with open_authority(free_port(socket.SOCK_STREAM), port) as authority:
+        flags = (f"-certdir={certs}",)
+        async with relay_that_asks(authority, -1, trust, *flags, port=port) as relay, trio.open_nursery() as nursery:
+
+            async def visit() -> None:
+                while True:
+                    found = await trio.to_thread.run_sync(served, relay)
+                    seen.add(found.serial_number)
+
+            nursery.start_soon(visit)
+            await said(relay, f"new certificate for {NAME}, valid until")
+            await said(relay, "certificate read again")
+            async with open_peers(trusted=await authority.root()) as peers:
+                await peers.connect("a", Node(NAME, relay.port))
+            nursery.cancel_scope.cancel()
+        new = x509.load_pem_x509_certificate((certs / f"{NAME}.crt").read_bytes())
+        assert new.serial_number != old.certificate.serial_number
+        assert old.certificate.serial_number in seen
+        assert seen <= {old.certificate.serial_number, new.serial_number}
+
+
+@pytest.mark.parametrize("works", ["http-01", "tls-alpn-01"])
+async def test_the_other_proof_when_one_is_not_seen(tmp_path: Path, trust: pytest.MonkeyPatch, works: str) -> None:
+    # Each time nobody listens where the first proof is looked at.
+    port, http_port, nowhere = (free_port(socket.SOCK_STREAM) for _ in range(3))
+    looked_at = (nowhere, port) if works == "tls-alpn-01" else (http_port, nowhere)
+    first = f"-certdir={tmp_path}/certs"
+    async with (
+        open_authority(*looked_at) as authority,
+        relay_that_asks(authority, http_port, trust, first, port=port) as relay,
+    ):
+        await said(relay, f"new certificate for {NAME}, valid until")
+    async with open_authority(nowhere) as authority:
+        again = f"-certdir={tmp_path}/others"
+        async with relay_that_asks(authority, http_port, trust, again, port=port) as relay:
+            line = await said(relay, "no new certificate")
+            for kind in ("http-01", "tls-alpn-01"):
+                assert f"could not see that {NAME} is ours by {kind}: " in line
+            assert "trying again in 1" in line  # two proofs a time, at half the pace
+            page = await trio.to_thread.run_sync(metrics, relay)
+            assert "derp_certificate_renewal_failures 1.0" in page
+
+
+async def test_a_certificate_for_an_address(tmp_path: Path, trust: pytest.MonkeyPatch) -> None:
+    http_port, port = free_port(socket.SOCK_STREAM), free_port(socket.SOCK_STREAM)
+    for number, looked_at in enumerate(((http_port, 0), (0, port))):
+        async with open_authority(looked_at[0] or free_port(socket.SOCK_STREAM), looked_at[1]) as authority:
+            flags = (f"-certdir={tmp_path}/{number}", "-acme-ip-certs")
+            async with relay_that_asks(authority, http_port, trust, *flags, hostname=HOST, port=port) as relay:
+                await said(relay, f"new certificate for {HOST}, valid until")
+                await said(relay, "certificate read again")
+                leaf = served(relay, "")
+                assert leaf.not_valid_after_utc - leaf.not_valid_before_utc < timedelta(days=7)
+                async with open_peers(trusted=await authority.root()) as peers:
+                    await peers.connect("a", Node(HOST, relay.port))
+
+
 async def test_dns_01_by_a_hook(tmp_path: Path, trust: pytest.MonkeyPatch) -> None:
     # nobody listens on this port, so http-01 could not succeed
     async with open_authority(free_port(socket.SOCK_STREAM)) as authority:
@@ -124,7 +206,7 @@ async def test_an_authority_that_knows_its_customers(tmp_path: Path, trust: pyte
         async with relay_that_asks(authority, http_port, trust, certs) as relay:
             line = await said(relay, "no new certificate")
             assert f"{host} wants to know whose account this is: set --acme-eab-kid and --acme-eab-key" in line
-            assert "clients refuse the temporary one; trying again in 5 min" in line
+            assert "clients refuse the temporary one; trying again in 10 min" in line
         wrong = (certs, f"-acme-eab-kid={EAB_KID}", "-acme-eab-key=d3Jvbmc")
         async with relay_that_asks(authority, http_port, trust, *wrong) as relay:
             assert f"{host} refused: " in await said(relay, "no new certificate")
@@ -134,11 +216,14 @@ async def test_an_authority_that_knows_its_customers(tmp_path: Path, trust: pyte
             assert EAB_KEY not in relay.output()
 
 
-async def failure(relay: Relay, old: x509.Certificate) -> str:
+async def failure(relay: Relay, old: x509.Certificate, minutes: int = 10) -> str:
     """The sentence of a failed renewal, after which the old certificate is still served to genuine clients' eyes."""
     line = await said(relay, "no new certificate")
     assert served(relay) == old
-    assert f"the one in service lasts until {old.not_valid_after_utc:%Y-%m-%d %H:%M} UTC; trying again in 5" in line
+    assert (
+        f"the one in service lasts until {old.not_valid_after_utc:%Y-%m-%d %H:%M} UTC; trying again in {minutes}"
+        in line
+    )
     return line
 
 
@@ -157,7 +242,7 @@ async def test_failures_leave_the_old_certificate_in_service(tmp_path: Path, tru
         host = authority.directory_url.removeprefix("https://").removesuffix("/dir")
         async with relay_that_asks(authority, http_port, trust, flag) as relay:
             line = await failure(relay, old.certificate)
-            assert f"{host} could not see that {NAME} is ours: " in line
+            assert f"{host} could not see that {NAME} is ours by http-01: " in line
             assert "connection refused" in line.lower()
         gone = f"-acme-directory-url=https://{HOST}:{nowhere}/dir"
         async with relay_that_asks(authority, http_port, trust, flag, gone) as relay:
@@ -169,7 +254,7 @@ async def test_failures_leave_the_old_certificate_in_service(tmp_path: Path, tru
         hook.chmod(0o700)
         dns = (flag, "-acme-challenge=dns-01", f"-acme-dns-hook={hook} --verbose")
         async with relay_that_asks(authority, http_port, trust, *dns) as relay:
-            line = await failure(relay, old.certificate)
+            line = await failure(relay, old.certificate, minutes=5)
             assert f"the hook {hook} --verbose add ended with status 4: no such zone" in line
             assert "remove ended with status 4: no such zone; the TXT record" in relay.output()
     after = {path.name: path.read_bytes() for path in certs.iterdir()}

@@ -1,7 +1,7 @@
 """A genuine ACME server on loopback: pebble, with a name server that answers 127.0.0.1 for every name.
 
-`async with open_authority(http_port) as authority`: it validates http-01 at `http_port`.  Its own HTTPS certificate is
-`authority.trusted`, its issuing root what `authority.root()` fetches.
+`async with open_authority(http_port, tls_port) as authority`: it validates http-01 and tls-alpn-01 at these.  Its own
+HTTPS certificate is `authority.trusted`, its issuing root what `authority.root()` fetches.
 """
 
 import json
@@ -55,7 +55,7 @@ class Authority:
 
 @asynccontextmanager
 async def open_authority(
-    http_port: int, *, eab_required: bool = False, valid_seconds: int = 86_400
+    http_port: int, tls_port: int = 0, *, eab_required: bool = False, valid_seconds: int = 86_400
 ) -> AsyncIterator[Authority]:
     """Start pebble and its name server; end both by their ids."""
     pebble, name_server = require(PEBBLE), require(CHALLTESTSRV)
@@ -65,7 +65,7 @@ async def open_authority(
         leaf = issue(HOST, issuer=authority_key)
         for file, content in (("trusted", authority_key.pem), ("cert", leaf.pem), ("key", leaf.key_pem)):
             (folder / f"{file}.pem").write_bytes(content)
-        port, management, dns_management, tls_port = (free_port(socket.SOCK_STREAM) for _ in range(4))
+        port, management, dns_management, nowhere = (free_port(socket.SOCK_STREAM) for _ in range(4))
         dns_port = free_port(socket.SOCK_DGRAM)
         settings = {
             "listenAddress": f"{HOST}:{port}",
@@ -73,13 +73,16 @@ async def open_authority(
             "certificate": str(folder / "cert.pem"),
             "privateKey": str(folder / "key.pem"),
             "httpPort": http_port,
-            "tlsPort": tls_port,
+            "tlsPort": tls_port or nowhere,
             "externalAccountBindingRequired": eab_required,
             "externalAccountMACKeys": {EAB_KID: EAB_KEY},
             "keyAlgorithm": "ecdsa",
             "domainBlocklist": ["blocked.example"],
             "retryAfter": {"authz": 1, "order": 1},
-            "profiles": {"default": {"description": "the only one", "validityPeriod": valid_seconds}},
+            "profiles": {
+                "default": {"description": "for names", "validityPeriod": valid_seconds},
+                "shortlived": {"description": "for addresses", "validityPeriod": 6 * 86_400},
+            },
         }
         (folder / "pebble.json").write_text(json.dumps({"pebble": settings}))
         environment = os.environ | {"PEBBLE_VA_NOSLEEP": "1", "PEBBLE_WFE_NONCEREJECT": "0"}

@@ -73,6 +73,7 @@ async def open_relay(
     hostname: str = HOST,
     mesh_key: str = "",
     stun: bool = False,
+    port: int = 0,
     extra: tuple[str, ...] = (),
 ) -> AsyncIterator[Relay]:
     """Start one relay and stop it at the end.  Raises RelayFailed, also when it does not stop as it is told.
@@ -81,7 +82,7 @@ async def open_relay(
     """
     with tempfile.TemporaryDirectory(prefix="relay-") as name:
         folder = Path(name)
-        port = free_port(socket.SOCK_STREAM)
+        port = port or free_port(socket.SOCK_STREAM)
         stun_port = free_port(socket.SOCK_DGRAM) if stun else 0
         if kind == "genuine":
             require(DERPER)

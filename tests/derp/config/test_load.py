@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import stat
 from collections.abc import Callable
 from ipaddress import ip_network
@@ -173,8 +174,19 @@ WRONG_TOML = [
     (f'{LE_NAME}acme_eab_key = "c2Vj"', "relay.toml: acme_eab_key: an external account binding is a pair: set both"),
     (f'{LE_NAME}acme_eab_key = "!secret!"', "relay.toml: acme_eab_key: wants a key in base64, as the authority shows"),
     (f'{LE_NAME}acme_challenge = "dns-01"', "relay.toml: acme_challenge: --acme-challenge dns-01 and --acme-dns-hook"),
-    (f'{LE_NAME}acme_dns_hook = "/bin/x"', "relay.toml: acme_dns_hook: --acme-challenge dns-01 and --acme-dns-hook go"),
-    (f"{LE_NAME}http_port = -1", "relay.toml: http_port: the authority asks there whether the name is ours"),
+    (
+        f'{LE_NAME}acme_challenge = "http-01"\nacme_dns_hook = "/bin/x"',
+        "relay.toml: acme_dns_hook: --acme-challenge dns-01 and --acme-dns-hook go",
+    ),
+    (
+        f'{LE_NAME}acme_challenge = "http-01"\nhttp_port = -1',
+        "relay.toml: http_port: the authority asks there whether the name is ours",
+    ),
+    (
+        f"{LE_NAME}acme_ip_certs = true",
+        "relay.toml: acme_ip_certs: gets a certificate from Let's Encrypt for --hostname",
+    ),
+    (f"{GCP}\nacme_email = 'a@b.c'\nacme_ip_certs = true", "relay.toml: acme_ip_certs: gets a certificate from Let's"),
     (f'{LE_NAME}tls_cert = "/c"\ntls_key = "/k"', "relay.toml: tls_cert: only one of --cert-mode, --tls-cert and"),
     ('cert_mode = "magic"', "relay.toml: cert_mode: wants one of manual, letsencrypt, gcp, got 'magic'"),
     ('cert_mode = "manual"\ncert_dir = "/c"', "flags: --hostname: --cert-mode manual needs --hostname"),
@@ -251,7 +263,7 @@ def test_letsencrypt_is_derper_s_default_where_a_name_is_given(tmp_path: Path) -
     assert any("asking Let's Encrypt as derper does, which accepts its terms" in notice for notice in silent.notices)
     told = load(named | {"cert_mode": "letsencrypt", "listen": ":8443", "http_port": "8080"})
     assert told.tls == expected
-    assert any("it has to be forwarded to port 8080 here" in notice for notice in told.notices)
+    assert any("at port 443 whether r.example is ours: it has to be forwarded to port 8443" in n for n in told.notices)
     assert not any("as derper does" in notice for notice in told.notices)
     assert load(named | {"tls_self_signed": "true"}).tls == TlsConfig(
         Path("/c/r.example.crt"), Path("/c/r.example.key"), "r.example", self_signed=True
@@ -268,7 +280,7 @@ def test_other_authorities_and_proofs() -> None:
     assert config.tls.acme == AcmeConfig(
         "https://dv.acme-v02.api.pki.goog/directory",
         "ops@r.example",
-        "dns-01",
+        ("dns-01",),
         ("/bin/hook", "--zone", "a b"),
         "kid",
         b"secret\xfb\xff",
@@ -278,6 +290,44 @@ def test_other_authorities_and_proofs() -> None:
     assert elsewhere is not None
     assert elsewhere.acme is not None
     assert elsewhere.acme.directory_url == "https://ca.example/dir"
+
+
+LISTEN_443, LISTEN_8443, NO_HTTP = {"listen": ":443"}, {"listen": ":8443"}, {"http_port": "-1"}
+HOOK = {"acme_dns_hook": "/bin/hook"}
+
+
+@pytest.mark.parametrize(
+    ("given", "challenges", "forwarded"),
+    [
+        (LISTEN_443, ("tls-alpn-01", "http-01"), ""),
+        (LISTEN_443 | NO_HTTP, ("tls-alpn-01",), ""),
+        (LISTEN_443 | HOOK | NO_HTTP, ("dns-01",), ""),
+        (LISTEN_443 | {"acme_challenge": "http-01"}, ("http-01",), ""),
+        (LISTEN_443 | {"acme_challenge": "http-01", "http_port": "81"}, ("http-01",), "port 80 to port 81"),
+        (LISTEN_8443, ("http-01", "tls-alpn-01"), ""),
+        (LISTEN_8443 | NO_HTTP, ("tls-alpn-01",), "port 443 to port 8443"),
+        (LISTEN_8443 | {"acme_challenge": "tls-alpn-01"}, ("tls-alpn-01",), "port 443 to port 8443"),
+        (LISTEN_8443 | {"acme_challenge": "auto"} | HOOK, ("dns-01",), ""),
+    ],
+)
+def test_the_proof_that_most_likely_works_is_tried_first(
+    tmp_path: Path, given: dict[str, str], challenges: tuple[str, ...], forwarded: str
+) -> None:
+    named = {"key_file": str(tmp_path / "relay.key"), "hostname": "r.example", "cert_dir": "/c"}
+    config = load(named | {"cert_mode": "letsencrypt"} | given)
+    assert config.tls is not None
+    assert config.tls.acme is not None
+    assert config.tls.acme.challenges == challenges
+    found = [re.fullmatch(r"the authority asks at (.*) whether .* forwarded (.*) here", n) for n in config.notices]
+    assert [f"{match[1]} {match[2]}" for match in found if match] == ([forwarded] if forwarded else [])
+
+
+def test_a_certificate_for_an_address(tmp_path: Path) -> None:
+    given = {"key_file": str(tmp_path / "k"), "hostname": "192.0.2.1", "cert_dir": "/c", "cert_mode": "letsencrypt"}
+    tls = load(given | {"acme_ip_certs": "true"}).tls
+    assert tls is not None
+    assert tls.acme is not None
+    assert not tls.require_sni  # by address clients say no name
 
 
 def test_http_port_without_tls_is_said_to_be_useless() -> None:

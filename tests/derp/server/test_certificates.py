@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import ssl
 import stat
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -75,10 +76,14 @@ def config(tmp_path: Path) -> TlsConfig:
     return TlsConfig(tmp_path / f"{NAME}.crt", tmp_path / f"{NAME}.key", NAME, acme=AcmeConfig("https://ca.example"))
 
 
+def no_proof(proof: ssl.SSLContext | None) -> None:
+    """Nothing is proven where `obtain` stands for the authority."""
+
+
 async def asked_times(config: TlsConfig, authority: Authority, count: int, spread: float = 0.0) -> list[float]:
     """Run a keeper in virtual time until it has asked so often; when it did, in seconds."""
     authority.enough = count
-    keeper = CertificateKeeper(config, obtain=authority, clock=authority.now, spread=lambda: spread)
+    keeper = CertificateKeeper(config, no_proof, obtain=authority, clock=authority.now, spread=lambda: spread)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(keeper.run)
         await authority.done.wait()
@@ -141,12 +146,12 @@ async def test_failures_wait_longer_each_time_and_keep_the_old_one(
     before = config.cert_file.read_bytes()
     times = await asked_times(config, Authority(refuses), 10)
     waits = [round((later - earlier) / 60) for earlier, later in itertools.pairwise(times)]
-    assert waits == [5, 10, 20, 40, 80, 160, 320, 360, 360]
+    assert waits == [10, 20, 40, 80, 160, 320, 360, 360, 360]
     assert config.cert_file.read_bytes() == before
     line = next(record.getMessage() for record in caplog.records if record.levelno == logging.ERROR)
     assert line == (
         "! no new certificate: ca.example refused: too many certificates; "
-        "the one in service lasts until 2030-04-01 00:00 UTC; trying again in 5 min, on SIGHUP at once"
+        "the one in service lasts until 2030-04-01 00:00 UTC; trying again in 10 min, on SIGHUP at once"
     )
 
 
@@ -169,7 +174,7 @@ async def test_what_could_not_be_served_is_not_installed(
     assert config.cert_file is not None
     assert not config.cert_file.exists()
     assert says in caplog.text
-    assert "clients refuse the temporary one; trying again in 5 min" in caplog.text
+    assert "clients refuse the temporary one; trying again in 10 min" in caplog.text
 
 
 async def test_a_folder_that_is_a_file_is_told(
@@ -177,7 +182,7 @@ async def test_a_folder_that_is_a_file_is_told(
 ) -> None:
     (tmp_path / "certs").write_text("")
     config = TlsConfig(tmp_path / "certs" / "r.crt", tmp_path / "certs" / "r.key", NAME, acme=AcmeConfig())
-    keeper = CertificateKeeper(config, obtain=Authority(chain_for), clock=lambda: START)
+    keeper = CertificateKeeper(config, no_proof, obtain=Authority(chain_for), clock=lambda: START)
     with trio.move_on_after(200):
         await keeper.run()
     assert f"{tmp_path}/certs" in caplog.text
@@ -190,14 +195,14 @@ async def test_a_key_that_is_none_is_named_and_never_overwritten(
     assert config.key_file is not None
     config.key_file.write_text("half a key")
     with trio.move_on_after(200):
-        await CertificateKeeper(config, obtain=Authority(chain_for), clock=lambda: START).run()
+        await CertificateKeeper(config, no_proof, obtain=Authority(chain_for), clock=lambda: START).run()
     assert f"{config.key_file}: is no private key without passphrase: remove it" in caplog.text
     assert config.key_file.read_text() == "half a key"
 
 
 async def test_the_operator_may_ask_for_another_attempt(config: TlsConfig, mock_clock: MockClock) -> None:
     authority = Authority(refuses, chain_for)
-    keeper = CertificateKeeper(config, obtain=authority, clock=authority.now, spread=lambda: 0.0)
+    keeper = CertificateKeeper(config, no_proof, obtain=authority, clock=authority.now, spread=lambda: 0.0)
     assert config.cert_file is not None
     async with trio.open_nursery() as nursery:  # in a time that stands still
         nursery.start_soon(keeper.run)

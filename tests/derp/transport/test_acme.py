@@ -51,7 +51,7 @@ def web_server(status: int, content: bytes, leaf: Issued) -> Iterator[str]:
 def says(url: str, folder: Path) -> str:
     """The one sentence of a failed `begin`."""
     with pytest.raises(AcmeError) as caught:
-        AcmeOrder(AcmeConfig(f"{url}/dir"), "relay.example", folder / "account.key").begin(KEY)
+        AcmeOrder(AcmeConfig(f"{url}/dir"), "relay.example", folder / "account.key", "http-01").begin(KEY)
     assert "\n" not in str(caught.value)
     return str(caught.value).replace(url.removeprefix("https://"), "HOST")
 

@@ -1,0 +1,104 @@
+"""The proof of TLS-ALPN-01 (RFC 8737): a certificate that only an authority asks for, on the port that clients use.
+Layer L2.
+
+While a proof is shown every new connection is an AlpnTlsLink, which reads the ClientHello first.  Who offers
+`acme-tls/1` sees the proof and nothing else; everybody else is served as ever.  server/certificates.py makes proofs;
+server/listener.py asks for links.
+"""
+
+import ipaddress
+import socket
+import ssl
+from datetime import datetime, timedelta
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+
+from derp.map import is_address
+from derp.protocol.client_hello import offered_protocols
+from derp.relay.counters import CloseReason
+from derp.transport.links import LinkEnded, TlsLink
+from derp.transport.tls import TlsServer, load_chain
+
+ACME_PROTOCOL: Final = "acme-tls/1"
+_IDENTIFIER: Final = x509.ObjectIdentifier("1.3.6.1.5.5.7.1.31")
+_DIGEST_BYTES: Final = 32
+# Nobody looks at the dates, but a proof that lies around is worth nothing either way.
+_LIFE: Final = timedelta(days=1)
+
+
+class AlpnTlsLink(TlsLink):
+    """A TLS link that shows `proof` to who offers `acme-tls/1`, and is an ordinary one to others."""
+
+    __slots__ = ("_is_decided", "_proof")
+
+    def __init__(
+        self, sock: socket.socket, address: tuple[str, int], context: ssl.SSLContext, proof: ssl.SSLContext
+    ) -> None:
+        super().__init__(sock, address, context)
+        self._proof = proof
+        self._is_decided = False
+
+    def _handshake(self) -> None:
+        if not self._is_decided:
+            hello = self._incoming.read()
+            self._incoming.write(hello)
+            offered = offered_protocols(hello)
+            if offered is None:
+                raise ssl.SSLWantReadError
+            self._is_decided = True
+            if ACME_PROTOCOL.encode() in offered:
+                self._tls.context = self._proof
+        super()._handshake()
+        if self._tls.selected_alpn_protocol() == ACME_PROTOCOL:
+            # RFC 8737: nothing is said after the handshake.
+            raise LinkEnded(CloseReason.HTTP_DONE, "an authority looked at the proof that the name is ours")
+
+
+def tls_link(tls: TlsServer, sock: socket.socket, address: tuple[str, int]) -> TlsLink:
+    """A link for an accepted socket, with the certificate, and the proof if there is one, of this moment."""
+    if tls.proof is None:
+        return TlsLink(sock, address, tls.context)
+    return AlpnTlsLink(sock, address, tls.context, tls.proof)
+
+
+def make_proof(hostname: str, digest: bytes, now: datetime) -> ssl.SSLContext:
+    """The context of the proof: a self-signed certificate for `hostname` (a name or an address) with the SHA-256
+    `digest` of the key authorization, and nothing but `acme-tls/1` to agree on."""
+    assert len(digest) == _DIGEST_BYTES
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "acme-tls/1 proof")])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _LIFE)
+        .not_valid_after(now + _LIFE)
+        .add_extension(x509.SubjectAlternativeName([_general_name(hostname)]), critical=False)
+        .add_extension(x509.UnrecognizedExtension(_IDENTIFIER, bytes((0x04, _DIGEST_BYTES)) + digest), critical=True)
+        .sign(key, SHA256())
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.num_tickets = 0
+    context.set_alpn_protocols([ACME_PROTOCOL])
+    # Authorities send the name (or an address as in-addr.arpa) by SNI, and compare the certificate themselves.  Without
+    # a rule of its own OpenSSL would ask that of the context which the link began with.
+    context.sni_callback = _any_name
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    load_chain(context, certificate.public_bytes(Encoding.PEM), private, "proof", "proof")
+    return context
+
+
+def _any_name(tls: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
+    return None
+
+
+def _general_name(hostname: str) -> x509.GeneralName:
+    return x509.IPAddress(ipaddress.ip_address(hostname)) if is_address(hostname) else x509.DNSName(hostname)
