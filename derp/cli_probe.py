@@ -1,14 +1,18 @@
 """`derp probe`: does every relay of a map do what clients need?  For people and for monitoring (layer L4).
 
-Next hop: client/probe.py, client/probe_metrics.py.
+Next hop: client/probe.py, client/probe_metrics.py, client/scrape.py.
 """
 
 import os
+import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 import trio
@@ -18,84 +22,255 @@ from derp.errors import ConfigError, TransportError
 
 if TYPE_CHECKING:
     from derp.client.probe import ProbeOptions, ProbeResult
+    from derp.client.probe_metrics import RunTotals
+    from derp.client.scrape import ScrapePort
     from derp.map import DERPMap
 
-_STYLES = {"good": "green", "bad": "red", "skipped": "yellow"}
+_STYLES: Final = {"good": "green", "bad": "red", "skipped": "yellow"}
+_LOOPBACK: Final = ("127.", "::1", "localhost")
+
+
+@dataclass(frozen=True, slots=True)
+class _Output:
+    """Where results go."""
+
+    as_json: bool
+    quiet: bool
+    prometheus: str | None
+    listen: tuple[str, int] | None
+
+    @property
+    def is_stdout_taken(self) -> bool:
+        return self.prometheus == "-"
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """What is probed."""
+
+    name: str
+    pin: str
+    stun_port: int
+    region_ids: tuple[int, ...]
+    needs_one_region: bool
+    """The mesh key is one region's: the others must not be shown it."""
+
+    async def load(self) -> "DERPMap":
+        """Raises ConfigError and TransportError."""
+        from derp.client.mapsource import load_map
+
+        derp_map = await load_map(self.name, pin=self.pin, stun_port=self.stun_port)
+        if self.region_ids:
+            missing = [str(region_id) for region_id in self.region_ids if region_id not in derp_map.regions]
+            if missing:
+                there = ", ".join(map(str, derp_map.region_ids())) or "none"
+                raise ConfigError(f"--region {missing[0]}: not in {self.name}, which has {there}")
+            regions = {region_id: derp_map.regions[region_id] for region_id in self.region_ids}
+            derp_map = replace(derp_map, regions=regions)
+        if not any(region.nodes for region in derp_map.regions.values()):
+            raise ConfigError(f"{self.name}: names no relay, so there is nothing to probe")
+        if self.needs_one_region and len(derp_map.regions) > 1:
+            raise ConfigError(
+                f"--mesh-psk-file is the key of one region, and {self.name} has {len(derp_map.regions)}: "
+                "name the regions whose relays may see it with --region"
+            )
+        return derp_map
 
 
 @click.command()
 @click.argument("source", metavar="MAP|URL")
 @click.option("--once", is_flag=True, help="one run, which is the default")
-@click.option("--every", metavar="SECONDS", type=click.FloatRange(1, 86_400), help="run again and again")
-@click.option("--json", "as_json", is_flag=True, help="one JSON object per probe")
+@click.option("--every", metavar="SECONDS", type=click.FloatRange(1, 86_400), help="run again and again, until SIGTERM")
+@click.option("--region", "region_ids", metavar="ID", type=int, multiple=True, help="only this region; may be repeated")
+@click.option("--json", "as_json", is_flag=True, help="one JSON object per probe, and one for the run")
+@click.option("--quiet", is_flag=True, help="say nothing of what is good")
 @click.option("--prometheus", metavar="FILE", help="write metrics for Prometheus there after each run; - is stdout")
+@click.option(
+    "--listen", metavar="HOST:PORT", help="with --every: serve the last run as /metrics, such as 127.0.0.1:9101"
+)
 @click.option("--key-file", "key_files", metavar="FILE", multiple=True, help="a key that relays admit; twice for pairs")
+@click.option("--mesh-psk-file", metavar="FILE", help="the region's mesh key, which relays with admission let in")
 @click.option("--bandwidth-bytes", default=1_000_000, show_default=True, type=click.IntRange(0, 10**9), help="0: none")
 @click.option("--delay-packets", default=20, show_default=True, type=click.IntRange(0, 10_000), help="0: none")
 @click.option("--min-valid-days", default=7.0, show_default=True, type=click.FloatRange(0), help="for certificates")
 @click.option("--pin", metavar="PIN", default="", help="for a URL: the certificate's sha256-raw:<hex>, as in CertName")
 @click.option("--stun-port", default=0, type=click.IntRange(-1, 65_535), help="for a URL: 0 means 3478, -1 no STUN")
-def probe(source: str, once: bool, every: float | None, as_json: bool, prometheus: str | None, **how: Any) -> None:
+def probe(source: str, once: bool, every: float | None, **how: Any) -> None:
     """Try every relay of a map, or the one at a URL: TLS, STUN, packets through each node and each pair of nodes.
 
     Packets are sent as clients send them: a single one, a train for the delay in queues, a burst for the bandwidth.
-    A relay with admission needs --key-file: one key sends to itself, two also go from node to node.  Exit status 0:
-    everything was good (in the last run); what could not be tried from here is shown as skipped.
-    """
-    from derp.client.probe import ProbeOptions
-    from derp.config import load_private_key
+    A relay with admission needs --key-file (one key sends to itself, two also go from node to node; keys that nobody
+    else uses), or the mesh key of its region.  The mesh key goes only where TLS proves who answers.
 
+    Exit status 0: everything was good, except for what is shown as skipped: that could not be tried from here.  1: it
+    was not, or the map's address did not answer.  2: asked wrongly, or the map cannot be read.  With --every, SIGTERM
+    ends it with 0.
+    """
     if once and every is not None:
         raise ConfigError("--once and --every: give one of them")
+    if how["listen"] is not None and every is None:
+        raise ConfigError("--listen: needs --every, as there is nothing to fetch after the last run")
+    if how["prometheus"] == "-" and how["as_json"]:
+        raise ConfigError("--json and --prometheus -: only one of them can have stdout; give --prometheus a file")
+    wanted = _Source(
+        source,
+        how["pin"],
+        how["stun_port"],
+        how["region_ids"],
+        needs_one_region=bool(how["mesh_psk_file"] and not how["region_ids"]),
+    )
+    output = _Output(how["as_json"], how["quiet"], how["prometheus"], _address(how["listen"]))
+    if not trio.run(_probe, wanted, _options(how), every, output):
+        sys.exit(1)
+
+
+def _options(how: dict[str, Any]) -> "ProbeOptions":
+    from derp.client.probe import ProbeOptions
+    from derp.config import load_mesh_key, load_private_key
+
     key_files = how["key_files"]
     if len(key_files) > 2:
         raise ConfigError("--key-file: two keys at most, one that sends and one that receives")
-    options = ProbeOptions(
-        keys=[load_private_key(Path(name)) for name in key_files],
+    keys = [load_private_key(Path(name)) for name in key_files]
+    if len(set(keys)) < len(keys):
+        raise ConfigError("--key-file: twice the same key: the relays would take both ends for one client")
+    return ProbeOptions(
+        keys=keys,
+        mesh_key=load_mesh_key(Path(how["mesh_psk_file"])) if how["mesh_psk_file"] else None,
         bandwidth_bytes=how["bandwidth_bytes"],
         delay_packets=how["delay_packets"],
         min_valid_seconds=how["min_valid_days"] * 86_400,
     )
-    if not trio.run(_probe, source, how["pin"], how["stun_port"], options, every, as_json, prometheus):
-        sys.exit(1)
 
 
-async def _probe(
-    source: str,
-    pin: str,
-    stun_port: int,
+def _address(listen: str | None) -> tuple[str, int] | None:
+    from derp.config.parse import address
+
+    if listen is None:
+        return None
+    try:
+        return address(listen)
+    except ValueError as error:
+        raise ConfigError(f"--listen: {error}") from None
+
+
+async def _probe(source: _Source, options: "ProbeOptions", every: float | None, output: _Output) -> bool:
+    from derp.client.probe import is_good, probe_map
+    from derp.client.probe_metrics import RunTotals
+
+    if every is None:
+        derp_map = await source.load()
+        _name_mistakes(derp_map)
+        started = trio.current_time()
+        results = await probe_map(derp_map, options)
+        _say(output, results, trio.current_time() - started, None)
+        return is_good(results)
+    totals = RunTotals()
+    with trio.open_signal_receiver(signal.SIGTERM) as signals:
+        async with _scrape_port(output) as scrapes, trio.open_nursery() as nursery:
+            nursery.start_soon(_probe_for_ever, source, options, every, output, totals, scrapes)
+            await anext(signals)
+            nursery.cancel_scope.cancel()
+    return True
+
+
+async def _probe_for_ever(
+    source: _Source,
     options: "ProbeOptions",
-    every: float | None,
-    as_json: bool,
-    prometheus: str | None,
-) -> bool:
-    from derp.client.mapsource import load_map
-    from derp.client.probe import Outcome, probe_map
+    every: float,
+    output: _Output,
+    totals: "RunTotals",
+    scrapes: "ScrapePort | None",
+) -> None:
+    from derp.client.probe import probe_map
 
     derp_map: DERPMap | None = None
+    is_late = False
     while True:
         started = trio.current_time()
         try:
             # Read again for each run: a map changes while a monitor runs for months.
-            derp_map = await load_map(source, pin=pin, stun_port=stun_port)
+            fresh = await source.load()
+            if fresh != derp_map:
+                _name_mistakes(fresh)
+            derp_map = fresh
         except (ConfigError, TransportError) as error:
             if derp_map is None:
                 raise
+            totals.map_failures += 1
             open_console(stderr=True).print(f"keeping the last good map: {error}", style="yellow")
         results = await probe_map(derp_map, options)
-        if prometheus is not None:
-            _write_metrics(prometheus, results)
-        if prometheus != "-":
-            _print(results, as_json)
-        if every is None:
-            return all(result.outcome is not Outcome.BAD for result in results)
+        seconds = trio.current_time() - started
+        totals.note_run(results, seconds)
+        _say(output, results, seconds, totals, scrapes)
+        if seconds > every and not is_late:
+            is_late = True  # said once: it is the map that is large, or a relay that hangs
+            console = open_console(stderr=True)
+            console.print(f"a run took {seconds:.0f} s: --every {every:g} is not kept", style="yellow")
         await trio.sleep_until(started + every)
 
 
-def _write_metrics(place: str, results: Sequence["ProbeResult"]) -> None:
-    from derp.client.probe_metrics import exposition
+@asynccontextmanager
+async def _scrape_port(output: _Output) -> "AsyncIterator[ScrapePort | None]":
+    if output.listen is None:
+        yield None
+        return
+    from derp.client.scrape import open_scrape_port
 
-    text = exposition(results, time.time())
+    async with open_scrape_port(*output.listen) as scrapes:
+        host, port = scrapes.address
+        if output.as_json:
+            print_json({"event": "listening", "kind": "metrics", "host": host, "port": port})
+        else:
+            shown = f"[{host}]" if ":" in host else host
+            open_console(stderr=output.is_stdout_taken).print(f"metrics at http://{shown}:{port}/metrics")
+        if not host.startswith(_LOOPBACK):
+            text = f"port {port} is open to everybody who reaches {host}: the names of relays, and how they are"
+            open_console(stderr=True).print(text, style="yellow")
+        yield scrapes
+
+
+def _name_mistakes(derp_map: "DERPMap") -> None:
+    from derp.netcheck.lint import errors, lint
+
+    for mistake in errors(lint(derp_map.to_json())):
+        open_console(stderr=True).print(f"mistake in the map: {mistake}", style="yellow")
+
+
+# --- results ---
+
+
+def _say(
+    output: _Output,
+    results: Sequence["ProbeResult"],
+    seconds: float,
+    totals: "RunTotals | None",
+    scrapes: "ScrapePort | None" = None,
+) -> None:
+    ended = time.time()
+    if output.prometheus is not None or scrapes is not None:
+        from derp.client.probe_metrics import exposition
+
+        text = exposition(results, ended, totals)
+        if scrapes is not None:
+            scrapes.show(text)
+        if output.prometheus is not None:
+            _write_metrics(output.prometheus, text)
+    if output.is_stdout_taken:
+        return
+    shown = [result for result in results if not output.quiet or result.outcome.value != "good"]
+    counts = {name: sum(result.outcome.value == name for result in results) for name in _STYLES}
+    if output.as_json:
+        for result in shown:
+            print_json(_document(result))
+        print_json({"event": "run", "at": ended, "seconds": seconds, "probes": len(results), **counts})
+    else:
+        _print_table(shown)
+        if shown or not output.quiet:
+            _print_sum(len(results), counts, ended if totals is not None else None)
+
+
+def _write_metrics(place: str, text: bytes) -> None:
     if place == "-":
         click.echo(text, nl=False)
         return
@@ -108,22 +283,33 @@ def _write_metrics(place: str, results: Sequence["ProbeResult"]) -> None:
         raise ConfigError(f"--prometheus {place}: cannot be written: {error.strerror}") from None
 
 
-def _print(results: Sequence["ProbeResult"], as_json: bool) -> None:
+def _print_table(results: Sequence["ProbeResult"]) -> None:
     console = open_console()
-    for result in results:
-        if as_json:
-            print_json(_document(result))
-            continue
-        way = result.node if result.to in ("", result.node) else f"{result.node} -> {result.to}"
-        kind = f"{result.kind.value}{f' v{result.family}' if result.family else ''}"
+    rows = [
+        (
+            result,
+            result.node if result.to in ("", result.node) else f"{result.node} -> {result.to}",
+            f"{result.kind.value}{f' v{result.family}' if result.family else ''}",
+        )
+        for result in results
+    ]
+    # At least so wide, so that the runs of --every stand below each other.
+    region_width = max([10, *(len(result.region) for result in results)])
+    way_width = max([14, *(len(way) for _, way, _ in rows)])
+    for result, way, kind in rows:
         outcome = result.outcome.value
         console.print(
-            f"{outcome:<7}  {result.region:<10} {way:<14} {kind:<12} {result.reason or _measured(result)}",
+            f"{outcome:<7}  {result.region:<{region_width}} {way:<{way_width}} {kind:<12} "
+            f"{result.reason or _measured(result)}",
             style=_STYLES[outcome],
         )
-    bad = sum(result.outcome.value == "bad" for result in results)
-    if not as_json:
-        console.print(f"{len(results)} probes, {bad} bad" if bad else f"{len(results)} probes, none bad", style="bold")
+
+
+def _print_sum(count: int, counts: dict[str, int], ended: float | None) -> None:
+    when = f"{datetime.fromtimestamp(ended).astimezone().isoformat(' ', 'seconds')}  " if ended is not None else ""
+    skipped = f", {counts['skipped']} skipped" if counts["skipped"] else ""
+    nothing = "; nothing could be tried" if not counts["good"] and not counts["bad"] else ""
+    open_console().print(f"{when}{count} probes, {counts['bad'] or 'none'} bad{skipped}{nothing}", style="bold")
 
 
 def _document(result: "ProbeResult") -> dict[str, Any]:

@@ -2,16 +2,17 @@
 
 A latency says nothing about whether packets pass, so packets are sent: one to see it pass, a train of small ones for
 the delay in queues, a burst for the bandwidth.  Nodes of a region mesh, so each pair is tried in both directions.
-Relays with admission need keys that they admit: one key sends to itself, two also cross from node to node.
+Relays with admission need keys that they admit (one key sends to itself, two also cross from node to node), or the
+mesh key of the region, which passes admission everywhere.
 Used by cli_probe.py; next hop: passage.py for the packets, stun.py, dial.py.
 """
 
 import enum
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Any, Final
 
 import trio
 
@@ -21,7 +22,7 @@ from derp.client.passage import Passage, PassageError
 from derp.client.region import region_addresses
 from derp.client.stun import StunClient, open_stun
 from derp.errors import ConnectError, RemoteProtocolError, TransportError
-from derp.keys import NodePrivate
+from derp.keys import MeshKey, NodePrivate
 from derp.map import DERPMap, DERPNode, DERPRegion
 from derp.netcheck.plan import StunTarget, stun_target
 from derp.transport.stream import mapped_errors
@@ -32,8 +33,10 @@ MIN_VALID_SECONDS: Final = 7 * 86_400.0
 # One lost datagram is no fault of a relay; three in a row are.
 STUN_TRIES: Final = 3
 STUN_SECONDS: Final = 1.0
-# A map has up to 40 regions or so; more at a time would measure this machine's own network.
+# A public map has 30 regions or so; more at a time would measure this machine's own network.
 _REGIONS_AT_ONCE: Final = 8
+# Of one region.  Both bounds together keep a map of any size below 100 sockets at a time.
+_NODES_AT_ONCE: Final = 8
 
 
 class ProbeKind(enum.Enum):
@@ -75,16 +78,23 @@ class ProbeResult:
 
 @dataclass(frozen=True, slots=True)
 class ProbeOptions:
-    """What to try.  keys: none (fresh ones), one, or two that the relays admit.
+    """What to try.  keys: none (fresh ones), one, or two that the relays admit.  mesh_key: of all regions of the map.
 
     bandwidth_bytes, delay_packets: per pair of nodes; 0 leaves that probe out.  dial: as for other clients.
     """
 
     keys: Sequence[NodePrivate] = ()
+    mesh_key: MeshKey | None = None
     bandwidth_bytes: int = 1_000_000
     delay_packets: int = 20
     min_valid_seconds: float = MIN_VALID_SECONDS
     dial: DialOptions = field(default_factory=DialOptions)
+
+
+def is_good(results: Iterable[ProbeResult]) -> bool:
+    """Whether something was tried, and nothing of it was bad."""
+    outcomes = {result.outcome for result in results}
+    return Outcome.GOOD in outcomes and Outcome.BAD not in outcomes
 
 
 async def probe_map(derp_map: DERPMap, options: ProbeOptions | None = None) -> list[ProbeResult]:
@@ -104,26 +114,31 @@ async def probe_map(derp_map: DERPMap, options: ProbeOptions | None = None) -> l
 
 
 async def _probe_region(region: DERPRegion, options: ProbeOptions) -> list[ProbeResult]:
-    results: list[ProbeResult] = []
+    alone: list[list[ProbeResult]] = [[] for _ in region.nodes]
+    limiter = trio.CapacityLimiter(_NODES_AT_ONCE)
     async with open_stun() as stun, trio.open_nursery() as nursery:
 
-        async def probe(node: DERPNode) -> None:
-            if not node.stun_only and not node.force_http:
-                results.append(await _probe_tls(region, node, options))
-            for family in (4, 6):
-                target = stun_target(node, family)
-                if target is not None:
-                    results.append(await _probe_stun(stun, region, node, target))
+        async def probe(node: DERPNode, into: list[ProbeResult]) -> None:
+            async with limiter:
+                if not node.stun_only and not node.force_http:
+                    into.append(await _probe_tls(region, node, options))
+                into += await _probe_stun(stun, region, node)
 
-        for node in region.nodes:
-            nursery.start_soon(probe, node)
-    order = {node.name: at for at, node in enumerate(region.nodes)}
-    results.sort(key=lambda result: (order[result.node], result.kind is not ProbeKind.TLS, result.family))
+        for node, into in zip(region.nodes, alone, strict=True):
+            nursery.start_soon(probe, node, into)
+    results = [result for into in alone for result in into]
+    # One after the other: the same two keys are used again, and a burst would spoil another one's delay.
     relays = [node for node in region.nodes if not node.stun_only]
-    # One pair after the other: the same two keys are used again, and a burst would spoil another one's delay.
-    for to in relays:
-        for node in relays:
-            results += await _probe_packets(region, node, to, options)
+    working: list[DERPNode] = []
+    for node in relays:
+        passed = await _probe_packets(region, node, node, options)
+        results += passed
+        if passed[0].outcome is Outcome.GOOD:
+            working.append(node)
+    for node in relays:
+        for to in relays:
+            if node is not to:
+                results += await _probe_pair(region, node, to, working, options)
     return results
 
 
@@ -158,15 +173,30 @@ async def _probe_tls(region: DERPRegion, node: DERPNode, options: ProbeOptions) 
     return replace(draft, values=values)
 
 
-async def _probe_stun(stun: StunClient, region: DERPRegion, node: DERPNode, target: StunTarget) -> ProbeResult:
-    draft = replace(_draft(ProbeKind.STUN, region, node), family=target.family)
-    is_stated = target.host != node.host_name
-    try:
-        address = await stun.resolve(target)
-    except ConnectError as error:
-        # A name without an address of this family is not a fault, unless the map states that address.
-        outcome = Outcome.BAD if is_stated else Outcome.SKIPPED
-        return replace(draft, outcome=outcome, reason=str(error))
+async def _probe_stun(stun: StunClient, region: DERPRegion, node: DERPNode) -> list[ProbeResult]:
+    targets = [target for target in (stun_target(node, family) for family in (4, 6)) if target is not None]
+    addresses: dict[StunTarget, tuple[Any, ...]] = {}
+    failures: dict[StunTarget, ConnectError] = {}
+    for target in targets:
+        try:
+            addresses[target] = await stun.resolve(target)
+        except ConnectError as error:
+            failures[target] = error
+    results = []
+    for target in targets:
+        draft = replace(_draft(ProbeKind.STUN, region, node), family=target.family)
+        if target in addresses:
+            results.append(await _ask_stun(stun, draft, target, addresses[target]))
+        elif addresses:
+            # A name without an address of this family is no fault, as long as it has one of the other.
+            reason = f"{target.host} has no IPv{target.family} address, and the map states none"
+            results.append(replace(draft, outcome=Outcome.SKIPPED, reason=reason))
+        else:
+            results.append(replace(draft, outcome=Outcome.BAD, reason=str(failures[target])))
+    return results
+
+
+async def _ask_stun(stun: StunClient, draft: ProbeResult, target: StunTarget, address: tuple[Any, ...]) -> ProbeResult:
     for _ in range(STUN_TRIES):
         try:
             with trio.move_on_after(STUN_SECONDS), await stun.send(target.family, address) as answers:
@@ -181,47 +211,82 @@ async def _probe_stun(stun: StunClient, region: DERPRegion, node: DERPNode, targ
     )
 
 
-# --- a pair of nodes ---
+# --- packets ---
+
+
+async def _probe_pair(
+    region: DERPRegion, node: DERPNode, to: DERPNode, working: Sequence[DERPNode], options: ProbeOptions
+) -> list[ProbeResult]:
+    draft = replace(_draft(ProbeKind.PACKET, region, node), to=to.name, outcome=Outcome.SKIPPED)
+    broken = [one.name for one in (node, to) if one not in working]
+    if broken:
+        # What is wrong stands at the node itself; the mesh is not to blame, and each try would take 10 s.
+        return [replace(draft, reason=f"no packet passes through {' or '.join(broken)} alone: see there")]
+    if len(_keys(options)) == 1:
+        return [replace(draft, reason="from node to node needs a second --key-file, or --mesh-psk-file")]
+    return await _probe_packets(region, node, to, options)
 
 
 async def _probe_packets(region: DERPRegion, node: DERPNode, to: DERPNode, options: ProbeOptions) -> list[ProbeResult]:
     draft = replace(_draft(ProbeKind.PACKET, region, node), to=to.name)
-    keys = list(options.keys) or [NodePrivate.generate(), NodePrivate.generate()]
-    if len(keys) == 1 and node is not to:
-        return [replace(draft, outcome=Outcome.SKIPPED, reason="from node to node needs a second key")]
+    if options.mesh_key is not None and (node.force_http or node.insecure_for_tests):
+        reason = "without verified TLS somebody else could answer and get the mesh key: use --key-file for this node"
+        return [replace(draft, outcome=Outcome.SKIPPED, reason=reason)]
+    keys = _keys(options)
     try:
         if len(keys) == 1:
             async with _client(region, node, keys[0], options) as both:
                 return await _measure(Passage(both, both, keys[0], keys[0]), draft, options)
-        sender, receiver = keys[:2]
+        sender, receiver = keys
         async with _client(region, to, receiver, options) as far, _client(region, node, sender, options) as near:
             return await _measure(Passage(near, far, sender, receiver), draft, options)
     except (TransportError, RemoteProtocolError) as error:
         return [replace(draft, outcome=Outcome.BAD, reason=str(error))]
 
 
+def _keys(options: ProbeOptions) -> list[NodePrivate]:
+    """One or two; the mesh key passes admission, so that any key will do beside it."""
+    given = list(options.keys[:2])
+    if given and options.mesh_key is None:
+        return given
+    return [*given, NodePrivate.generate(), NodePrivate.generate()][:2]
+
+
 def _client(
     region: DERPRegion, node: DERPNode, key: NodePrivate, options: ProbeOptions
 ) -> AbstractAsyncContextManager[DerpClient]:
-    return open_derp_client(_only(region, node), key, is_prober=True, app_name="derp probe", options=options.dial)
+    return open_derp_client(
+        _only(region, node),
+        key,
+        mesh_key=options.mesh_key,
+        is_prober=True,
+        app_name="derp probe",
+        options=options.dial,
+    )
 
 
 async def _measure(passage: Passage, draft: ProbeResult, options: ProbeOptions) -> list[ProbeResult]:
     try:
         seconds = await passage.first_packet()
     except PassageError as error:
-        hint = (
-            "are the two meshed, each with the other (--mesh-with) and with the same key (--mesh-psk-file)?"
-            if draft.node != draft.to
-            else "the relay takes packets and gives none out"
-        )
-        return [replace(draft, outcome=Outcome.BAD, reason=f"{error}: {hint}")]
+        return [replace(draft, outcome=Outcome.BAD, reason=f"{error}: {_why_nothing_came(draft)}")]
     results = [replace(draft, values={"seconds": seconds})]
     if options.delay_packets:
         results.append(await _measure_delay(passage, draft, options.delay_packets))
     if options.bandwidth_bytes:
         results.append(await _measure_bandwidth(passage, draft, options.bandwidth_bytes))
     return results
+
+
+def _why_nothing_came(draft: ProbeResult) -> str:
+    node, to = draft.node, draft.to
+    if node == to:
+        return "the relay takes packets and gives none out"
+    # A relay forwards to those whose clients it watches, and it watches whom it dials itself.
+    return (
+        f"{node} and {to} are not meshed in this direction: is {to} in the --mesh-with of {node}, can {node} reach it "
+        "there, and have both the same --mesh-psk-file?"
+    )
 
 
 async def _measure_delay(passage: Passage, draft: ProbeResult, count: int) -> ProbeResult:
