@@ -5,10 +5,8 @@ One nursery; the reactor is one task in it, ticks another.  The command line is 
 """
 
 import logging
-import math
-import socket
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -16,21 +14,18 @@ import trio
 from derp.config import RelayConfig, load_rate_config
 from derp.errors import ConfigError
 from derp.metrics import CONTENT_TYPE, RelayStatistics, metrics_page
-from derp.relay.limits import TokenBucket
 from derp.server.admission import Admission
 from derp.server.door import FrontDoor
 from derp.server.drain import drain_clients
-from derp.server.listener import AcceptGate, Listener
 from derp.server.mesh import Mesh
+from derp.server.ports import Ports
 from derp.server.relay import Relay
 from derp.server.routes import Page, PlainRoutes
 from derp.server.statistics import read_statistics
-from derp.server.stun import StunResponder
 from derp.server.varz import vars_page, varz_page
-from derp.server.verify import UrlVerifier
-from derp.transport.listen import open_listener, open_udp
+from derp.server.verify import Verifier, open_verifier
 from derp.transport.reactor import Reactor
-from derp.transport.tls import CHECK_SECONDS, TlsServer
+from derp.transport.tls import TlsServer
 
 if TYPE_CHECKING:
     from derp.server.certificates import CertificateKeeper
@@ -42,26 +37,14 @@ _log = logging.getLogger("derp.server")
 _TICK_SECONDS: Final = 0.5
 
 
-@dataclass(frozen=True, slots=True)
-class Listening:
-    """One socket: `kind` is derp, derp+tls, http or stun."""
-
-    kind: str
-    host: str
-    port: int
-
-
 class RelayServer:
     """A running relay.  serve_relay makes it; it ends when that is cancelled or `drain` returned."""
 
     def __init__(self, config: RelayConfig) -> None:
         self.config = config
         self.reactor = Reactor()
-        self.verifier: UrlVerifier | None = None
-        if config.verify_client_url:
-            self.verifier = UrlVerifier(config.verify_client_url, fail_open=config.verify_client_url_fail_open)
+        self.verifier: Verifier | None = open_verifier(config)
         self.relay = Relay(config, self.reactor, admission=Admission(config, self.verifier))
-        self.listening: list[Listening] = []
         self.tls: TlsServer | None = None
         self.keeper: CertificateKeeper | None = None
         if config.tls is not None:
@@ -74,13 +57,15 @@ class RelayServer:
 
                 self.keeper = certificates.CertificateKeeper(config.tls, self.tls.show_proof)
                 self.relay.routes.challenges = self.keeper.challenges
-        self.stun: list[StunResponder] = []
-        self._listeners: list[Listener] = []
-        self._udp: list[socket.socket] = []
-        bucket = None
-        if math.isfinite(config.accept_connection_limit):
-            bucket = TokenBucket(config.accept_connection_limit, config.accept_connection_burst, self.reactor.now)
-        self.gate = AcceptGate(bucket, config.max_connections, lambda: len(self.reactor.links))
+        self.ports = Ports(
+            self.reactor,
+            self.tls,
+            accept_limit=config.accept_connection_limit,
+            accept_burst=config.accept_connection_burst,
+            max_connections=config.max_connections,
+            count_connections=lambda: len(self.reactor.links),
+        )
+        self.listening = self.ports.listening
         self._doors: list[FrontDoor] = []
         self.door = self._front_door(plain=False)
         self.drained = trio.Event()
@@ -97,8 +82,7 @@ class RelayServer:
 
     def statistics(self) -> RelayStatistics:
         """One reading of everything that is counted."""
-        expires = self.tls.leaf.not_valid_after_utc.timestamp() if self.tls is not None else None
-        reading = read_statistics(self.relay, self.gate, self._doors, self.stun, expires)
+        reading = read_statistics(self.relay, self.ports, self._doors)
         return replace(reading, renewal_failures=self.keeper.failures) if self.keeper is not None else reading
 
     def _front_door(self, *, plain: bool) -> FrontDoor:
@@ -117,47 +101,31 @@ class RelayServer:
         config = self.config
         try:
             for host, port in config.listen:
-                self._open_listener("derp" if self.tls is None else "derp+tls", host, port, self.door)
+                self._open("derp", host, port, self.door)
             if config.http_port is not None and self.tls is not None:
                 for host in dict.fromkeys(host for host, _ in config.listen):
-                    self._open_listener("http", host, config.http_port, self._front_door(plain=True))
+                    self._open("http", host, config.http_port, self._front_door(plain=True), is_plain=True)
             for host in config.stun_hosts:
-                self._open_stun(host, config.stun_port)
+                self.ports.open_stun(host, config.stun_port, lambda: self.relay.problem() is None)
         except BaseException:
             self.close()
             raise
+        self.ports.start()
 
-    def _open_listener(self, kind: str, host: str, port: int, door: FrontDoor) -> None:
-        config = self.config
-        sock = open_listener(
+    def _open(self, kind: str, host: str, port: int, door: FrontDoor, *, is_plain: bool = False) -> None:
+        self.ports.open(
+            kind,
             host,
             port,
-            user_timeout_seconds=config.tcp_user_timeout_seconds,
-            keepalive_seconds=config.tcp_keepalive_seconds,
+            door,
+            is_plain=is_plain,
+            user_timeout_seconds=self.config.tcp_user_timeout_seconds,
+            keepalive_seconds=self.config.tcp_keepalive_seconds,
         )
-        listener = Listener(sock, door, self.gate, self.tls if kind == "derp+tls" else None)
-        listener.start()
-        self._listeners.append(listener)
-        self.listening.append(Listening(kind, *listener.address))
-
-    def _open_stun(self, host: str, port: int) -> None:
-        sock = open_udp(host, port)
-        responder = StunResponder(sock, lambda: self.relay.problem() is None)
-        self.reactor.watch(sock.fileno(), responder.serve_ready)
-        self._udp.append(sock)
-        self.stun.append(responder)
-        bound = sock.getsockname()
-        self.listening.append(Listening("stun", str(bound[0]), int(bound[1])))
 
     def close(self) -> None:
         """Close the listening sockets; connections stay."""
-        for listener in self._listeners:
-            listener.close()
-        for sock in self._udp:
-            self.reactor.unwatch(sock.fileno())
-            sock.close()
-        self._listeners.clear()
-        self._udp.clear()
+        self.ports.close()
 
     async def run(self) -> None:
         """Serve until cancelled or drained."""
@@ -176,21 +144,16 @@ class RelayServer:
             nursery.cancel_scope.cancel()
 
     async def _tick_forever(self) -> None:
-        look_at = 0.0
         while True:
             await trio.sleep(_TICK_SECONDS)
             self.relay.tick()
             if self.mesh is not None:
                 self.mesh.tick(self.reactor.now)
-            for listener in self._listeners:
-                listener.start()
-            if self.reactor.now >= look_at:
-                look_at = self.reactor.now + CHECK_SECONDS
-                self._look_at_certificate()
+            self.ports.look()
 
     def reload(self) -> None:
         """Look at files again now: certificates and rate limits.  A file with a mistake leaves all as it was."""
-        self._look_at_certificate()
+        self.ports.look_at_certificate()
         if self.keeper is not None:
             self.keeper.retry_now()
         if self.config.rate_config_file is not None:
@@ -201,11 +164,6 @@ class RelayServer:
                 return
             self.relay.plane.set_rates(rate, self.config.rate_by_key)
             _log.info("= rate limit: %d bytes/s, burst %d", rate.client_bytes_per_second, rate.client_burst_bytes)
-
-    def _look_at_certificate(self) -> None:
-        done = self.tls.reload_if_changed(time.time()) if self.tls is not None else None
-        if done is not None:
-            _log.log(logging.INFO if done.ok else logging.ERROR, "= %s", done.text)
 
     async def drain(self) -> None:
         """Stop accepting, tell every client, close them in order within the deadline; then `run` returns."""

@@ -1,24 +1,20 @@
 """One reading of everything a running relay counts, for metrics.py.  Layer L3."""
 
+from collections import Counter
 from collections.abc import Iterable
 
 from derp.metrics import RelayStatistics, routed_totals
 from derp.server.door import FrontDoor
-from derp.server.listener import AcceptGate
+from derp.server.ports import Ports
 from derp.server.relay import Relay
-from derp.server.stun import StunResponder, stun_totals
+from derp.server.session import Greeting
+from derp.server.stun import stun_totals
 
 
-def read_statistics(
-    relay: Relay,
-    gate: AcceptGate,
-    doors: Iterable[FrontDoor],
-    stun: Iterable[StunResponder],
-    certificate_expires_at: float | None = None,
-) -> RelayStatistics:
+def read_statistics(relay: Relay, ports: Ports, doors: Iterable[FrontDoor]) -> RelayStatistics:
     """Walks over all clients: made for a scrape, not for a hot path."""
     router = relay.router
-    stun, doors = tuple(stun), tuple(doors)
+    gate, doors = ports.gate, tuple(doors)
     queues = [client.queue for client in router.clients.values() if client.queue is not None]
     held = sum(queue.packets for queue in queues)
     # What waits for other relays was counted as forwarded, so it is no part of what clients still wait for.
@@ -40,25 +36,28 @@ def read_statistics(
         packets_sent=packets_sent,
         bytes_sent=bytes_sent,
         accepted=gate.accepted_count,
+        accepts=sum(door.accepts for door in doors),
+        tls_accepted=gate.tls_accepted_count,
+        tls_rejected=gate.tls_rejected_count,
         rejected={"rate": gate.too_fast_count, "connections": gate.too_many_count},
         closed={reason.value: count for reason, count in relay.plane.closed_count.items()},
         requests_refused=sum(door.requests_refused for door in doors),
         websocket_accepts=sum(door.websocket_accepts for door in doors),
-        stun=stun_totals(stun),
-        stun_family={family: sum(each.success_count[family] for each in stun) for family in ("ipv4", "ipv6")},
-        certificate_expires_at=certificate_expires_at,
+        stun=stun_totals(ports.stun),
+        stun_family={family: sum(each.success_count[family] for each in ports.stun) for family in ("ipv4", "ipv6")},
+        certificate_expires_at=ports.certificate_expires_at(),
         rate_bytes_per_second=relay.plane.rate.client_bytes_per_second,
         rate_burst_bytes=relay.plane.rate.client_burst_bytes,
         bootstrap=relay.bootstrap.totals(),
-        tls_versions=relay.plane.tls_versions,
-        tls_active=_active_tls(relay),
+        bootstrap_domains=len(relay.bootstrap.queried),
+        tls_requests=sum((door.tls_requests for door in doors), Counter[str]()),
+        tls_active=_active_tls(relay, doors),
     )
 
 
-def _active_tls(relay: Relay) -> dict[str, int]:
-    active: dict[str, int] = {}
-    for client in relay.router.clients.values():
-        version = client.link.version()
-        if version is not None:
-            active[version] = active.get(version, 0) + 1
-    return active
+def _active_tls(relay: Relay, doors: Iterable[FrontDoor]) -> Counter[str]:
+    """As the genuine relay counts them: connections that became DERP, and the request that is being answered."""
+    links = [client.link for client in relay.router.clients.values()]
+    links += [link for link in relay.plane.greeted if isinstance(link.session, Greeting)]
+    links += [door.answering for door in doors if door.answering is not None]
+    return Counter(version for link in links if (version := link.version()) is not None)

@@ -37,8 +37,6 @@ _META_RENEWAL_SECONDS: Final = 15 * 86_400.0
 _SELF_SIGNED_LIFE: Final = timedelta(days=3650)
 # Clocks of clients may be a little behind ours.
 _CLOCK_SLACK: Final = timedelta(hours=1)
-# A stat of two files is cheap, but nobody replaces certificates every second.
-CHECK_SECONDS: Final = 5.0
 _EXPIRY_WARNING: Final = timedelta(days=14)
 # The region that the genuine derper puts into its snippet: the first of those kept free for relays of one's own.
 CUSTOM_REGION: Final = 900
@@ -75,7 +73,6 @@ class TlsServer:
             # A fresh key: the one in the file belongs to the certificate to come.
             self._generated, self._is_temporary = make_self_signed(config.hostname, _moment(now)), True
         self._signature = self._file_signature()
-        self._next_check = now + CHECK_SECONDS
         self.context, self.leaf = self._build(now)
         self._meta_made = now
 
@@ -100,9 +97,6 @@ class TlsServer:
         change again.  Certificate and key are rarely replaced in the same instant: a pair that does not match yet is
         such a report, and the next change mends it.
         """
-        if now < self._next_check:
-            return None
-        self._next_check = now + CHECK_SECONDS
         signature = self._file_signature()
         if signature == self._signature:
             if now - self._meta_made >= _META_RENEWAL_SECONDS:

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from derp.keys import KEY_BYTES, NodePrivate
 from derp.map import DERPNode, DERPRegion
-from derp.server.server import Listening
+from derp.server.ports import Listening
 from tailnet.config import CoordinatorConfig
 from tailnet.server.map_sources import FileSource, MapSource, UrlSource
 from tailnet.store.store import Store

@@ -5,8 +5,6 @@ One nursery; the reactor is one task in it.  The command line is cli/serve.py.
 """
 
 import logging
-import math
-import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
@@ -18,20 +16,16 @@ from derp.keys import NodePrivate
 from derp.metrics import RelayStatistics
 from derp.protocol.websocket import CloseCode
 from derp.relay.counters import CloseReason
-from derp.relay.limits import TokenBucket
 from derp.server.door import FrontDoor
 from derp.server.drain import drain_clients
-from derp.server.listener import AcceptGate, Listener
+from derp.server.ports import Ports
 from derp.server.relay import Relay
-from derp.server.server import Listening
 from derp.server.statistics import read_statistics
-from derp.server.stun import StunResponder
 from derp.transport.http import Request, ServerHttp
 from derp.transport.links import Link
 from derp.transport.linkstream import LinkStream
-from derp.transport.listen import open_listener, open_udp
 from derp.transport.reactor import Reactor
-from derp.transport.tls import CHECK_SECONDS, TlsServer
+from derp.transport.tls import TlsServer
 from tailnet.api.app import create_app
 from tailnet.api.doors import RpcDoors
 from tailnet.api.services import Services
@@ -77,10 +71,15 @@ class CoordinatorServer:
         self.reactor = Reactor()
         self.relay = Relay(config.relay_config(private), self.reactor)
         self.tls = TlsServer(config.tls, private.public(), now=time.time()) if config.tls is not None else None
-        bucket = None
-        if math.isfinite(config.accept_connection_limit):
-            bucket = TokenBucket(config.accept_connection_limit, config.accept_connection_burst, self.reactor.now)
-        self.gate = AcceptGate(bucket, config.max_connections, self._count_connections)
+        self.ports = Ports(
+            self.reactor,
+            self.tls,
+            accept_limit=config.accept_connection_limit,
+            accept_burst=config.accept_connection_burst,
+            max_connections=config.max_connections,
+            count_connections=self._count_connections,
+        )
+        self.listening = self.ports.listening
         self.door = FrontDoor(
             self.relay.plane,
             self.relay.routes,
@@ -88,8 +87,6 @@ class CoordinatorServer:
             derp_enabled=config.derp_enabled,
             take_over=self._take_over,
         )
-        self.listening: list[Listening] = []
-        self.stun: list[StunResponder] = []
         self.coordinator: Coordinator[Any] = Coordinator()
         self.hub = Hub(self.coordinator)
         self.callers = StoreCallers(store)
@@ -102,8 +99,6 @@ class CoordinatorServer:
         self.service: TailnetService
         self.channels: Channels
         self.entrance: Entrance
-        self._listeners: list[Listener] = []
-        self._udp: list[socket.socket] = []
         self._nursery: trio.Nursery
         self._api: ApiServer
 
@@ -160,8 +155,7 @@ class CoordinatorServer:
                 await nursery.start(self.maps.serve)
                 await self.keys.refresh()
                 self._build(nursery)
-                for listener in self._listeners:
-                    listener.start()
+                self.ports.start()
                 nursery.start_soon(self.reactor.run)
                 nursery.start_soon(self._tick_forever)
                 nursery.start_soon(self.keys.refresh_forever)
@@ -230,24 +224,14 @@ class CoordinatorServer:
 
     def relay_statistics(self) -> RelayStatistics:
         """The embedded relay's reading."""
-        expires = self.tls.leaf.not_valid_after_utc.timestamp() if self.tls is not None else None
-        return read_statistics(self.relay, self.gate, [self.door], self.stun, expires)
+        return read_statistics(self.relay, self.ports, [self.door])
 
     def _open_sockets(self) -> None:
-        config, tls = self.config, self.tls
+        config = self.config
         for host, port in config.listen:
-            sock = open_listener(host, port, user_timeout_seconds=15.0, keepalive_seconds=600.0)
-            listener = Listener(sock, self.door, self.gate, tls)
-            self._listeners.append(listener)
-            self.listening.append(Listening("tailnet" if tls is None else "tailnet+tls", *listener.address))
+            self.ports.open("tailnet", host, port, self.door, user_timeout_seconds=15.0, keepalive_seconds=600.0)
         for host, port in config.stun_addresses if config.derp_enabled else ():
-            udp = open_udp(host, port)
-            responder = StunResponder(udp, lambda: self.relay.problem() is None)
-            self.reactor.watch(udp.fileno(), responder.serve_ready)
-            self._udp.append(udp)
-            self.stun.append(responder)
-            bound = udp.getsockname()
-            self.listening.append(Listening("stun", str(bound[0]), int(bound[1])))
+            self.ports.open_stun(host, port, lambda: self.relay.problem() is None)
 
     # --- serving
 
@@ -281,39 +265,23 @@ class CoordinatorServer:
         self.relay.plane.count_closed(reason)
 
     async def _tick_forever(self) -> None:
-        look_at = 0.0
         while True:
             await trio.sleep(_TICK_SECONDS)
             self.relay.tick()
             self.channels.tick(self.reactor.now)
             self.reactor.flush()
-            for listener in self._listeners:
-                listener.start()
-            if self.reactor.now >= look_at:
-                look_at = self.reactor.now + CHECK_SECONDS
-                self._look_at_certificate()
-
-    def _look_at_certificate(self) -> None:
-        done = self.tls.reload_if_changed(time.time()) if self.tls is not None else None
-        if done is not None:
-            _log.log(logging.INFO if done.ok else logging.ERROR, "= %s", done.text)
+            self.ports.look()
 
     def reload(self) -> None:
         """Look at files again now: certificates and DERP maps."""
-        self._look_at_certificate()
+        self.ports.look_at_certificate()
         self.maps.reload_nowait()
 
     # --- leaving
 
     def close(self) -> None:
         """Close the listening sockets; connections stay."""
-        for listener in self._listeners:
-            listener.close()
-        for sock in self._udp:
-            self.reactor.unwatch(sock.fileno())
-            sock.close()
-        self._listeners.clear()
-        self._udp.clear()
+        self.ports.close()
 
     async def drain(self) -> None:
         """Stop accepting, tell peers LOST and never DISCONNECTED, drain the relay within the deadline, and end."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import httpx
 
-from derp.server.server import Listening
+from derp.server.ports import Listening
 from tailnet.api.app import create_app
 from tailnet.api.services import Services
 from tailnet.auth.backends import StoreCallers

@@ -7,7 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from derp.config import RelayConfig
 from derp.keys import NodePrivate
 from derp.relay.counters import CloseReason
-from derp.server.listener import AcceptGate
+from derp.server.ports import Ports
 from derp.server.relay import Relay
 from derp.server.statistics import read_statistics
 from derp.transport.reactor import Reactor
@@ -56,9 +56,9 @@ def page(reading: CoordinatorReading) -> str:
     reactor = Reactor()
     relay = Relay(RelayConfig(private_key=NodePrivate.generate()), reactor)
     relay.plane.count_closed(CloseReason.DRAINED)
-    gate = AcceptGate(None, 10, lambda: 0)
+    ports = Ports(reactor, None, accept_limit=1.0, accept_burst=1.0, max_connections=10, count_connections=lambda: 0)
     try:
-        return metrics_page(lambda: reading, lambda: read_statistics(relay, gate, [], []))().decode()
+        return metrics_page(lambda: reading, lambda: read_statistics(relay, ports, []))().decode()
     finally:
         reactor._epoll.close()
 

@@ -31,6 +31,14 @@ def test_the_gate_counts_each_connection_once() -> None:
     count = 2
     assert gate.admits(100.0)
     assert (gate.accepted_count, gate.too_fast_count, gate.too_many_count) == (4, 1, 1)
+    assert (gate.tls_accepted_count, gate.tls_rejected_count) == (0, 0)
+
+
+def test_the_gate_counts_tls_apart() -> None:
+    gate = AcceptGate(TokenBucket(1.0, 2.0, 0.0), 3, lambda: 0)
+    assert [gate.admits(0.0, is_tls=is_tls) for is_tls in (True, False, True, True, False)] == [True] * 2 + [False] * 3
+    assert (gate.accepted_count, gate.too_fast_count) == (2, 3)
+    assert (gate.tls_accepted_count, gate.tls_rejected_count) == (1, 2)
 
 
 def test_a_gate_without_a_rate() -> None:
@@ -55,7 +63,7 @@ async def test_accepted_sockets_of_a_running_relay_have_the_options() -> None:
 async def test_callers_have_the_address_they_know(listen: str, caller: str) -> None:
     async with open_server(relay_config(listen=((listen, 0),))) as server:
         with socket.create_connection((caller, port_of(server)), PATIENCE_SECONDS) as sock:
-            server._listeners[0]._accept_ready()  # now, not when its turn comes
+            server.ports.listeners[0]._accept_ready()  # now, not when its turn comes
             (link,) = server.reactor.links.values()
             assert link.address == sock.getsockname()[:2]
 

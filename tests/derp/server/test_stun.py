@@ -151,5 +151,5 @@ async def test_stun_of_a_running_relay_and_its_silence_while_draining() -> None:
         server.relay.is_draining = True
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as late:
             late.sendto(encode_request(TX), (HOST, port_of(server, "stun")))
-            server.stun[0].serve_ready()
+            server.ports.stun[0].serve_ready()
         assert server.statistics().stun["silent"] == 1

@@ -10,7 +10,7 @@ from derp.client.client import open_derp_client
 from derp.keys import NodePrivate
 from derp.map import DERPMap
 from derp.netcheck.lint import errors, lint
-from derp.server.server import Listening
+from derp.server.ports import Listening
 from tailnet.config import CoordinatorConfig
 from tailnet.server.embedded import default_access_url, embedded_region, map_sources, relay_key
 from tailnet.server.server import CoordinatorServer

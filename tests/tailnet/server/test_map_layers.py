@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from derp.server.server import Listening
+from derp.server.ports import Listening
 from tailnet.config import CoordinatorConfig
 from tailnet.server.embedded import embedded_region
 from tailnet.server.map_layers import (

@@ -1,0 +1,120 @@
+"""The ports of one server: TCP listeners with their certificate, and STUN beside them.  Layer L3.
+
+The relay and the coordinator each have one.  Open all, then `start`; `look` now and then; `close` ends listening and
+leaves connections alone.  Next hop: listener.py, stun.py, transport/tls.py.
+"""
+
+import logging
+import math
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from derp.relay.limits import TokenBucket
+from derp.server.door import FrontDoor
+from derp.server.listener import AcceptGate, Listener
+from derp.server.stun import StunResponder
+from derp.transport.listen import open_listener, open_udp
+from derp.transport.reactor import Reactor
+from derp.transport.tls import TlsServer
+
+_log = logging.getLogger("derp.server")
+
+# Looking at two files is cheap, but nobody replaces certificates every second.
+LOOK_SECONDS: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """One socket: `kind` is derp, derp+tls, http, tailnet, tailnet+tls or stun."""
+
+    kind: str
+    host: str
+    port: int
+
+
+class Ports:
+    """Listening sockets on a reactor.  Opening raises ConfigError; what was opened before stays until `close`."""
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        tls: TlsServer | None,
+        *,
+        accept_limit: float,
+        accept_burst: float,
+        max_connections: int,
+        count_connections: Callable[[], int],
+    ) -> None:
+        """accept_limit: connections per second, inf for none; accept_burst: how many may come at once."""
+        self.tls = tls
+        bucket = TokenBucket(accept_limit, accept_burst, reactor.now) if math.isfinite(accept_limit) else None
+        self.gate = AcceptGate(bucket, max_connections, count_connections)
+        self.listening: list[Listening] = []
+        self.listeners: list[Listener] = []
+        self.stun: list[StunResponder] = []
+        self._reactor = reactor
+        self._udp: list[socket.socket] = []
+        self._look_at = 0.0
+
+    def open(
+        self,
+        kind: str,
+        host: str,
+        port: int,
+        door: FrontDoor,
+        *,
+        is_plain: bool = False,
+        user_timeout_seconds: float,
+        keepalive_seconds: float,
+    ) -> None:
+        """Bind a TCP port for `door`: with TLS, unless there is none or `is_plain`."""
+        tls = None if is_plain else self.tls
+        sock = open_listener(host, port, user_timeout_seconds=user_timeout_seconds, keepalive_seconds=keepalive_seconds)
+        listener = Listener(sock, door, self.gate, tls)
+        self.listeners.append(listener)
+        self.listening.append(Listening(kind if tls is None else f"{kind}+tls", *listener.address))
+
+    def open_stun(self, host: str, port: int, is_well: Callable[[], bool]) -> None:
+        """Answer STUN on a UDP port, as long as the relay beside it is well."""
+        sock = open_udp(host, port)
+        responder = StunResponder(sock, is_well)
+        self._reactor.watch(sock.fileno(), responder.serve_ready)
+        self._udp.append(sock)
+        self.stun.append(responder)
+        bound = sock.getsockname()
+        self.listening.append(Listening("stun", str(bound[0]), int(bound[1])))
+
+    def start(self) -> None:
+        """Accept from now on; also after descriptors had run out."""
+        for listener in self.listeners:
+            listener.start()
+
+    def look(self) -> None:
+        """Call it with every tick: accept again, and look at the certificate when it is time."""
+        self.start()
+        if self._reactor.now >= self._look_at:
+            self._look_at = self._reactor.now + LOOK_SECONDS
+            self.look_at_certificate()
+
+    def look_at_certificate(self) -> None:
+        """Serve the certificate that is in the files now, if they changed."""
+        done = self.tls.reload_if_changed(time.time()) if self.tls is not None else None
+        if done is not None:
+            _log.log(logging.INFO if done.ok else logging.ERROR, "= %s", done.text)
+
+    def certificate_expires_at(self) -> float | None:
+        """Unix time; None without TLS."""
+        return self.tls.leaf.not_valid_after_utc.timestamp() if self.tls is not None else None
+
+    def close(self) -> None:
+        """Close the listening sockets; connections stay."""
+        for listener in self.listeners:
+            listener.close()
+        for sock in self._udp:
+            self._reactor.unwatch(sock.fileno())
+            sock.close()
+        self.listeners.clear()
+        self._udp.clear()
