@@ -31,15 +31,21 @@ def map_commands() -> None:
 @click.option("--strict", is_flag=True, help="warnings fail too")
 @click.option("--json", "as_json", is_flag=True, help="one JSON object per finding")
 def lint_map(source: str, overlay: bool, strict: bool, as_json: bool) -> None:
-    """Name every mistake with its place; exit status 1 if there is one.
+    """Name every mistake with its place.
 
     An error is what clients refuse, or a relay or region that would be silently dead.  A warning works, though probably
-    not as meant.
+    not as meant.  Exit status 0: no errors, with --strict no warnings either; 1: there are; 2: MAP cannot be read.
     """
     from derp.client.mapsource import read_map_source
-    from derp.netcheck.lint import errors, lint
+    from derp.errors import MapFormatError
+    from derp.netcheck.lint import errors, finding_of, lint
+    from derp.netcheck.maptext import read_map_text
 
-    findings = lint(trio.run(read_map_source, source), overlay=overlay)
+    content = trio.run(read_map_source, source)
+    try:
+        findings = lint(read_map_text(content), overlay=overlay)
+    except MapFormatError as error:
+        findings = [finding_of(error)]
     console = open_console()
     for finding in findings:
         severity = finding.severity.value
@@ -57,7 +63,7 @@ def lint_map(source: str, overlay: bool, strict: bool, as_json: bool) -> None:
 @click.argument("source", metavar="MAP")
 @click.option("--json", "as_json", is_flag=True, help="the map as plain JSON, as clients are given it")
 def show_map(source: str, as_json: bool) -> None:
-    """What clients read in a map: regions, relays, ports, trust."""
+    """What clients read in a map: regions, relays, ports, trust.  Exit status 2: it is no map that clients can read."""
     from derp.client.mapsource import load_map
 
     derp_map = trio.run(load_map, source)
@@ -79,7 +85,7 @@ def map_snippet(url: str, region_id: int, code: str, name: str, stun_port: int, 
     """Make a map for the relay that runs at URL: the map on standard output, what to know on standard error.
 
     The relay is tried as clients would: a certificate that this machine does not trust is pinned, STUN is switched off
-    if it does not answer.
+    if it does not answer.  Exit status 1: no relay answers there, so there is no map.
     """
     from derp.client.snippet import make_snippet, snippet_base
     from derp.config import load_private_key
@@ -95,6 +101,8 @@ def map_snippet(url: str, region_id: int, code: str, name: str, stun_port: int, 
 
 def _print_map(derp_map: "DERPMap") -> None:
     console = open_console()
+    if not derp_map.regions:
+        console.print("no regions")
     scores = derp_map.home_params.region_score if derp_map.home_params is not None else {}
     for region_id in derp_map.region_ids():
         region = derp_map.regions[region_id]

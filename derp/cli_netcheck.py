@@ -28,7 +28,8 @@ def netcheck(source: str, as_json: bool, every: float | None, pin: str, stun_por
 
     MAP is a file (JSON, with comments if you like, or TOML), - for standard input, the address of a map, or the URL of
     one relay.  STUN is tried first; if no answer comes, HTTPS.  With --every the choice of the home shows its
-    stickiness, as in a client that runs for long.  Exit status 0: there is a home.
+    stickiness, as in a client that runs for long.  Exit status 0: there is a home; 1: there is none; 2: MAP cannot be
+    read, or has no regions.
     """
     if not trio.run(_netcheck, source, as_json, every, pin, stun_port):
         sys.exit(1)
@@ -37,10 +38,13 @@ def netcheck(source: str, as_json: bool, every: float | None, pin: str, stun_por
 async def _netcheck(source: str, as_json: bool, every: float | None, pin: str, stun_port: int) -> bool:
     from derp.client.mapsource import load_map
     from derp.client.netcheck import Netcheck, NetcheckOptions
+    from derp.errors import ConfigError
     from derp.netcheck.lint import errors, lint
     from derp.netcheck.report import verdicts
 
     derp_map = await load_map(source, pin=pin, stun_port=stun_port)
+    if not derp_map.regions:
+        raise ConfigError(f"{source}: the map has no regions, so there is nothing to measure")
     for mistake in errors(lint(derp_map.to_json())):
         open_console(stderr=True).print(f"mistake in the map: {mistake}", style="yellow")
     # All regions, however far: whoever runs this wants the table, not only a home.
@@ -54,7 +58,7 @@ async def _netcheck(source: str, as_json: bool, every: float | None, pin: str, s
         else:
             _print_table(report, derp_map, said)
         if every is None:
-            return report.preferred != 0
+            return report.preferred in derp_map.regions
         await trio.sleep_until(started + every)
 
 
@@ -75,7 +79,8 @@ def _print_table(report: "Report", derp_map: "DERPMap", said: list[str]) -> None
     portal = {None: "not checked", True: "YES", False: "none"}[report.captive_portal]
     console.print(f"captive portal  {portal}")
     home = derp_map.regions.get(report.preferred)
-    console.print(f"home            {f'{home.region_id} ({home.region_code})' if home else 'none'}", style="bold")
+    chosen = f"{report.preferred}, which the map does not have" if report.preferred else "none"
+    console.print(f"home            {f'{report.preferred} ({home.region_code})' if home else chosen}", style="bold")
     console.print("")
     console.print(f"  {'region':<7} {'code':<10} {'latency':>10} {'STUN v4':>10} {'STUN v6':>10}  name", style="bold")
     unknown = float("inf")

@@ -173,22 +173,31 @@ async def open_relay_stream(
 
     Without TLS the facts are empty.  `tcp_seconds` bounds TCP alone.
     """
+    return await secure_relay_stream(await open_relay_tcp(address, options, tcp_seconds), address, options)
+
+
+async def open_relay_tcp(
+    address: RelayAddress, options: DialOptions, tcp_seconds: float | None = None
+) -> trio.abc.Stream:
+    """The first half of open_relay_stream: a connection, perhaps through a proxy."""
     host = options.dial_host or address.host
     # Within a cancelled scope the deadline lies infinitely far back.
     remaining = max(trio.current_effective_deadline() - trio.current_time(), 0)
     proxy = options.proxy
     if proxy is None and options.environment is not None:
         proxy = proxy_from_environment(address.is_tls, host, address.port, options.environment)
-    stream: trio.abc.Stream
     if proxy is not None:
         # Not held to the time for TCP: a proxy needs its own, and there is no other way to the next node either.
-        stream = await dial_through(
-            proxy, host, address.port, timeout_seconds=remaining, prefer_ipv6=options.prefer_ipv6
-        )
-    else:
-        target = TcpTarget(host, address.port, ipv4=address.ipv4, ipv6=address.ipv6)
-        seconds = min(tcp_seconds or remaining, remaining)
-        stream = await dial_tcp(target, timeout_seconds=seconds, prefer_ipv6=options.prefer_ipv6)
+        return await dial_through(proxy, host, address.port, timeout_seconds=remaining, prefer_ipv6=options.prefer_ipv6)
+    target = TcpTarget(host, address.port, ipv4=address.ipv4, ipv6=address.ipv6)
+    seconds = min(tcp_seconds or remaining, remaining)
+    return await dial_tcp(target, timeout_seconds=seconds, prefer_ipv6=options.prefer_ipv6)
+
+
+async def secure_relay_stream(
+    stream: trio.abc.Stream, address: RelayAddress, options: DialOptions
+) -> tuple[trio.abc.Stream, TlsFacts]:
+    """The second half: TLS if the relay has it.  Closes `stream` if that fails."""
     if not address.is_tls:
         return stream, TlsFacts("")
     trust = TlsTrust(address.host, address.cert_name, address.insecure_for_tests, options.context)

@@ -6,7 +6,7 @@ For the commands that take one argument and mean any of these.  Text: netcheck/m
 import sys
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from urllib.parse import urlsplit
 
 import trio
@@ -30,20 +30,17 @@ def is_relay_url(source: str) -> bool:
     return parts.scheme in ("http", "https", "ws", "wss") and parts.path.rstrip("/") in ("", DEFAULT_PATH)
 
 
-async def read_map_source(source: str) -> str | dict[str, Any]:
-    """The map as JSON text or decoded TOML, unchecked.  `source`: a path, `-`, or a URL.  Raises ConfigError."""
+async def read_map_source(source: str) -> bytes:
+    """What stands at `source`, a path, `-`, or a URL, unread.  Raises ConfigError."""
     if source == "-":
-        content = await trio.to_thread.run_sync(sys.stdin.buffer.read, MAX_MAP_BYTES + 1)
+        content: bytes = await trio.to_thread.run_sync(sys.stdin.buffer.read, MAX_MAP_BYTES + 1)
     elif urlsplit(source).scheme in ("http", "https"):
         content = await _fetch(source)
     else:
         content = await _read(Path(source.removeprefix("file://")))
     if len(content) > MAX_MAP_BYTES:
         raise ConfigError(f"{source}: larger than {MAX_MAP_BYTES} bytes: that is no DERP map")
-    try:
-        return read_map_text(content)
-    except MapFormatError as error:
-        raise ConfigError(f"{source}: {error}") from None
+    return content
 
 
 async def load_map(source: str, *, pin: str = "", stun_port: int = 0) -> DERPMap:
@@ -53,7 +50,11 @@ async def load_map(source: str, *, pin: str = "", stun_port: int = 0) -> DERPMap
     """
     if is_relay_url(source):
         return map_of_relay(source, pin=pin, stun_port=stun_port)
-    document = await read_map_source(source)
+    content = await read_map_source(source)
+    try:
+        document = read_map_text(content)
+    except MapFormatError as error:
+        raise ConfigError(f"{source}: {error}") from None
     try:
         return DERPMap.parse(document)
     except MapFormatError as error:

@@ -1,12 +1,14 @@
 """Measuring the regions of a DERP map from here: STUN over UDP, else HTTPS, and whether a portal is in the way.
 
 Layer L3, on the cores netcheck/plan.py (what to ask) and netcheck/report.py (what it means).  One netcheck ends within
-5 s.  Unlike genuine clients none sends ICMP when UDP is blocked: a host that answers pings may still relay nothing.
+5 s.  Verdicts are those of genuine clients, with one exception: when UDP is blocked these also send pings, where the
+system lets them, and count a host that answers although it may relay nothing; none is sent here.
 Used by cli_netcheck.py and by node libraries that look for a home.
 """
 
 import os
 import socket
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -14,7 +16,7 @@ from typing import Any, Final
 
 import trio
 
-from derp.client.dial import DialOptions, RelayAddress, open_relay_stream
+from derp.client.dial import DialOptions, RelayAddress, open_relay_tcp, secure_relay_stream
 from derp.client.region import region_addresses, region_label, walk
 from derp.client.stun import StunClient, open_stun
 from derp.errors import ConnectError, RemoteProtocolError, TransportError
@@ -131,18 +133,27 @@ class Netcheck:
     # --- below: HTTPS ---
 
     async def _measure_https(self, region: DERPRegion, found: Measurements) -> None:
-        async def attempt(address: RelayAddress, seconds: float, tcp_seconds: float | None) -> tuple[float, int]:
-            with mapped_errors(f"{address.label()} within {seconds:.1f} s", connecting=True), trio.fail_after(seconds):
-                return await latency_over_https(address, self._options.dial, tcp_seconds)
+        options = self._options.dial
 
-        left = trio.current_effective_deadline() - trio.current_time()
+        async def reach(
+            address: RelayAddress, seconds: float, tcp_seconds: float | None
+        ) -> tuple[RelayAddress, trio.abc.Stream]:
+            with mapped_errors(f"{address.label()} within {seconds:.1f} s", connecting=True), trio.fail_after(seconds):
+                return address, await open_relay_tcp(address, options, tcp_seconds)
+
+        # A node that hangs should still be named in the report, so stop just before that is cut off.
+        left = (trio.current_effective_deadline() - trio.current_time()) * 0.95
+        deadline = trio.current_time() + left
+        addresses = region_addresses(region)
+        behind = ""
         try:
-            # A node that hangs should still be named in the report, so stop just before that is cut off.
-            seconds, family = await walk(
-                region_addresses(region), attempt, timeout_seconds=left * 0.95, what=region_label(region)
-            )
+            address, stream = await walk(addresses, reach, timeout_seconds=left, what=region_label(region))
+            if address is not addresses[-1]:
+                behind = "; clients go no further than the first node that accepts a connection"
+            with mapped_errors(f"{address.label()} within {left:.1f} s", connecting=True), trio.fail_at(deadline):
+                seconds, family = await latency_over_https(stream, address, options)
         except (TransportError, RemoteProtocolError) as error:
-            found.add_failure(region.region_id, str(error))
+            found.add_failure(region.region_id, f"{error}{behind}")
         else:
             found.add_https(region.region_id, seconds, family)
 
@@ -154,13 +165,19 @@ class Netcheck:
         with trio.move_on_after(PORTAL_DELAY_SECONDS):
             await is_reachable.wait()
             return
+        if not checks:
+            return
+        # As genuine clients say it: no portal showed itself.  Whether a relay did is not told.
+        found.captive_portal = False
         with trio.move_on_after(PORTAL_SECONDS):
             async with trio.open_nursery() as nursery:
                 for check in checks:
                     nursery.start_soon(self._check_portal, check, found, nursery.cancel_scope)
 
     async def _check_portal(self, check: PortalCheck, found: Measurements, rest: trio.CancelScope) -> None:
-        challenge = f"derp-{os.urandom(8).hex()}"  # fresh, so that no cache can answer it
+        # Both fresh, so that no cache can answer it.  Genuine clients send the relay's address, and the time.
+        challenge = f"derp-{os.urandom(8).hex()}"
+        path = f"/generate_204?t={int(time.time())}"
         http = ClientHttp(max_body_bytes=_MAX_BODY_BYTES, head_only=True)
         headers = [
             ("Host", check.host),
@@ -172,25 +189,21 @@ class Netcheck:
             with mapped_errors(f"captive-portal check at {check.host}", connecting=True):
                 stream = await trio.open_tcp_stream(check.host, self._options.portal_port)
                 async with stream:
-                    answer = await exchange(stream, http, http.send_request("GET", "/generate_204", headers))
+                    answer = await exchange(stream, http, http.send_request("GET", path, headers))
         except TransportError:
             return  # nothing there is no portal
         answered = answer.headers.get("x-tailscale-response", "")
         if is_captive_answer(answer.status, answered, challenge):
             found.captive_portal = True
             rest.cancel()
-        elif found.captive_portal is None:
-            found.captive_portal = False
 
 
-async def latency_over_https(
-    address: RelayAddress, options: DialOptions, tcp_seconds: float | None = None
-) -> tuple[float, int]:
-    """(seconds, address family) of one /derp/latency-check, connecting not counted.  The caller sets the deadline.
+async def latency_over_https(stream: trio.abc.Stream, address: RelayAddress, options: DialOptions) -> tuple[float, int]:
+    """(seconds, address family) of one /derp/latency-check over `stream`, a TCP connection, which is closed.
 
-    Raises ConnectError: not reachable, or somebody else answers.
+    TLS is not counted.  The caller sets the deadline.  Raises ConnectError: somebody else answers, or TLS fails.
     """
-    stream, _ = await open_relay_stream(address, options, tcp_seconds)
+    stream, _ = await secure_relay_stream(stream, address, options)
     try:
         http = ClientHttp(max_body_bytes=_MAX_BODY_BYTES, head_only=True)
         headers = [("Host", address.host_header()), *options.extra_headers()]

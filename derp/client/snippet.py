@@ -5,12 +5,13 @@ Used by `derp map snippet`.  Next hop: dial.py, stun.py, mapsource.py.
 """
 
 from dataclasses import dataclass, replace
+from ipaddress import ip_address
 from typing import Final
 
 import trio
 
 from derp.client.client import open_derp_client
-from derp.client.dial import DialOptions, RelayAddress, open_relay_stream
+from derp.client.dial import DialOptions, RelayAddress, dial_relay, open_relay_stream
 from derp.client.mapsource import map_of_relay
 from derp.client.region import region_addresses
 from derp.client.stun import open_stun
@@ -39,23 +40,28 @@ async def make_snippet(
 ) -> Snippet:
     """Fill in what the relay of `base` (see map_of_relay) leaves open: CertName, and STUNPort -1 if none answers.
 
-    Raises ConnectError or TransportTimeout when no client could use the relay, whatever the map says.
+    Raises ConnectError or TransportTimeout when no client could use the relay, whatever the map says: nothing answers,
+    TLS fails, or what answers is no relay.
     """
     options = options or DialOptions()
     (region,) = base.regions.values()
     (node,) = region.nodes
     notes: list[str] = []
+    if _is_here(node.host_name):
+        notes.append(f"{node.host_name} leads to the relay from this machine only: give the URL that others will use")
     if node.force_http:
         notes.append(
-            "plain HTTP: genuine clients use TLS whatever ForceHTTP says; give the relay a certificate (--cert-mode)"
+            "plain HTTP: only Coder's clients read ForceHTTP, all others speak TLS; give the relay a certificate "
+            "(--cert-mode)"
         )
     elif node.cert_name:
         await _shake_hands(region, node, options)
     else:
         node = await _with_trust(region, node, options, notes)
+    await _upgrade(replace(region, nodes=(node,)), options)
     node = await _with_stun(node, notes)
     region = replace(region, nodes=(node,))
-    await _try_derp(region, private_key, options, notes)
+    await _log_in(region, private_key, options, notes)
     return Snippet(replace(base, regions={region.region_id: region}), tuple(notes))
 
 
@@ -111,12 +117,29 @@ async def _with_stun(node: DERPNode, notes: list[str]) -> DERPNode:
     return replace(node, stun_port=STUN_DISABLED)
 
 
-async def _try_derp(
-    region: DERPRegion, private_key: NodePrivate | None, options: DialOptions, notes: list[str]
-) -> None:
+async def _upgrade(region: DERPRegion, options: DialOptions) -> None:
+    """Raises ConnectError if somebody else answers there than a relay."""
+    address = region_addresses(region)[0]
+    try:
+        dialled = await dial_relay(address, options, timeout_seconds=CONNECT_SECONDS)
+    except ConnectError as error:
+        raise ConnectError(f"no relay answers at {address.label()}: {error}") from error
+    await trio.aclose_forcefully(dialled.stream)
+
+
+async def _log_in(region: DERPRegion, private_key: NodePrivate | None, options: DialOptions, notes: list[str]) -> None:
     private = private_key or NodePrivate.generate()
     try:
         async with open_derp_client(region, private, options=options, is_prober=True, app_name="derp map") as client:
             notes.append(f"the relay is {NodePublic(client.server_key)}")
     except (TransportError, RemoteProtocolError) as error:
-        notes.append(f"a client that logged in was turned away: {error}; a relay with admission needs --key-file")
+        who = "the key of --key-file" if private_key else "a key that nobody knows"
+        hint = "" if private_key else "; to come as a client that it admits, name one with --key-file"
+        notes.append(f"it is a relay, but {who} was turned away: {error}{hint}")
+
+
+def _is_here(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -3,6 +3,7 @@
 Codec: protocol/stun.py.  Used by netcheck.py and probe.py, which decide whom to ask and how often.
 """
 
+import errno
 import os
 import socket
 from collections.abc import AsyncIterator
@@ -65,7 +66,12 @@ class StunClient:
         self._waiting[transaction_id] = (trio.current_time(), give)
         try:
             with mapped_errors(f"send a STUN request to {address[0]}", connecting=True):
-                await sock.sendto(encode_request(transaction_id), address)
+                try:
+                    await sock.sendto(encode_request(transaction_id), address)
+                except PermissionError as error:
+                    # Linux says so when a local firewall drops the datagram: lost on the way, as anywhere else.
+                    if error.errno != errno.EPERM:
+                        raise
         except BaseException:
             del self._waiting[transaction_id]
             take.close()

@@ -24,8 +24,10 @@ MAX_REGION_ID: Final = (1 << 31) - 1
 MAX_PORT: Final = 65_535
 # More than any sense, and a bound that NaN, infinities and numbers of a thousand digits fail alike.
 MAX_SCORE: Final = 1e12
-# A map that is wrong a thousand times over is the wrong file.
+# A map that is wrong a thousand times over is the wrong file.  Of each severity: warnings must not hide errors.
 MAX_FINDINGS: Final = 200
+# Clients send STUN requests to no more nodes of a region.
+STUN_NODES: Final = 3
 
 _MAP_KEYS: Final = ("HomeParams", "Regions", "omitDefaultRegions")
 _HOME_KEYS: Final = ("RegionScore",)
@@ -55,6 +57,7 @@ _NODE_KEYS: Final = (
     "STUNTestIP",
     "CanPort80",
 )
+_ONLY_FROM: Final = "{} leads to a relay from {} only: others need an address that they can reach"
 _PIN: Final = "sha256-raw:"
 _LABEL: Final = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
 # The reason behind the place in a MapFormatError.
@@ -98,6 +101,13 @@ def lint(source: str | bytes | Mapping[str, object], *, overlay: bool = False) -
     return sorted(linter.findings, key=lambda finding: finding.severity is Severity.WARNING)
 
 
+def finding_of(error: MapFormatError) -> Finding:
+    """What a reader of maps complained about."""
+    match = _FORMAT_ERROR.fullmatch(str(error))
+    place, reason = (match[1] or "", match[2]) if match else ("", str(error))
+    return Finding(Severity.ERROR, place, reason)
+
+
 _BROKEN: Final = object()
 
 
@@ -105,9 +115,10 @@ class _Linter:
     def __init__(self, overlay: bool) -> None:
         self.findings: list[Finding] = []
         self._overlay = overlay
+        self._is_embedded = False  # the region at hand is the coordinator's own: its address is what it was told
         self._names: dict[str, str] = {}  # node name -> place where it was first seen
         self._codes: dict[str, str] = {}
-        self._doors: dict[tuple[str, int], str] = {}  # (host, DERP port) -> region where it was first seen
+        self._doors: dict[tuple[str, int, str, str], str] = {}  # where a relay is dialled -> node that said so first
 
     def error(self, place: str, reason: str) -> None:
         self._add(Finding(Severity.ERROR, place, reason))
@@ -116,7 +127,10 @@ class _Linter:
         self._add(Finding(Severity.WARNING, place, reason))
 
     def _add(self, finding: Finding) -> None:
-        if len(self.findings) < MAX_FINDINGS:
+        count = sum(one.severity is finding.severity for one in self.findings)
+        if count == MAX_FINDINGS - 1:
+            finding = replace(finding, place="", reason=f"there are more {finding.severity.value}s than these {count}")
+        if count < MAX_FINDINGS:
             self.findings.append(finding)
 
     def load(self, source: str | bytes | Mapping[str, object]) -> object:
@@ -124,29 +138,37 @@ class _Linter:
             return source
         try:
             text = source.decode() if isinstance(source, bytes) else source
-            return json.loads(text, object_pairs_hook=self._pairs, parse_constant=_no_number)
+            document = json.loads(text, object_pairs_hook=_Pairs, parse_constant=_no_number)
         except UnicodeDecodeError as error:
             self.error("", f"byte {error.start} is not UTF-8 text")
         except json.JSONDecodeError as error:
             self.error("", f"line {error.lineno}, column {error.colno}: {error.msg}")
         except (RecursionError, ValueError) as error:
             self.error("", f"is not JSON that a map could be: {error}")
+        else:
+            self._keys_given_twice(document)
+            return document
         return _BROKEN
 
-    def _pairs(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        value: dict[str, Any] = {}
-        folded: dict[str, str] = {}
-        for key, item in pairs:
-            # Go matches names whatever their case, and of two that match the later one wins.
-            other = folded.setdefault(key.casefold(), key)
-            if key in value or other != key:
-                self.error(
-                    "", f"an object has the key {key!r:.60} twice (or in another case): only the last one counts"
-                )
-            value[key] = item
-        return value
+    def _keys_given_twice(self, document: object) -> None:
+        # No recursion: json takes deeper nesting than Python calls.
+        waiting = [(document, "")]
+        while waiting:
+            value, place = waiting.pop()
+            if isinstance(value, _Pairs):
+                for key in value.twice:
+                    self.error(
+                        _within(place, key), "stands here twice (or in another case): clients read only the last one"
+                    )
+                waiting += [(item, _within(place, key)) for key, item in reversed(value.items())]
+            elif isinstance(value, list):
+                waiting += [(item, f"{place}[{index}]") for index, item in reversed(list(enumerate(value)))]
 
     def map(self, document: Mapping[str, Any]) -> None:
+        around = next((str(key) for key in document if str(key).casefold() == "derpmap"), None)
+        if around is not None:
+            self.error(around, "the map stands inside this key, as in a policy file: give what it holds alone")
+            return
         fields = self._fields(document, "", _MAP_KEYS)
         regions = fields.get("Regions")
         scores = self._scores(fields.get("HomeParams"))
@@ -210,6 +232,7 @@ class _Linter:
         if not isinstance(nodes, list | tuple) or not nodes:
             self.error(f"{place}.Nodes", "wants a list with at least one relay: without it nobody reaches this region")
             return None
+        self._is_embedded = region.embedded_relay
         good = [self._node(item, f"{place}.Nodes[{index}]", region_id) for index, item in enumerate(nodes)]
         region = replace(region, nodes=tuple(node for node in good if node is not None))
         self._region_as_a_whole(region, place, complete=None not in good)
@@ -224,19 +247,19 @@ class _Linter:
             self.warning(f"{place}.RegionName", "is missing: people are shown this name")
 
     def _region_as_a_whole(self, region: DERPRegion, place: str, *, complete: bool) -> None:
-        relays = [node for node in region.nodes if not node.stun_only]
-        if complete and not relays:
+        if complete and all(node.stun_only for node in region.nodes):
             self.error(
                 f"{place}.Nodes", "every node is STUNOnly: clients would choose this region and find no relay in it"
             )
-        for node in relays:
-            if node.host_name:
-                door = (node.host_name.lower(), node.derp_port or 443)
-                if self._doors.setdefault(door, place) != place:
-                    self.warning(
-                        place,
-                        f"{door[0]}:{door[1]} is the relay of {self._doors[door]} too: one of the two is superfluous",
-                    )
+        if (
+            complete
+            and any(node.stun_port != STUN_DISABLED for node in region.nodes)
+            and all(node.stun_port == STUN_DISABLED for node in region.nodes[:STUN_NODES])
+        ):
+            self.warning(
+                f"{place}.Nodes",
+                f"the first {STUN_NODES} nodes have no STUN, and clients ask no others: move one that has up",
+            )
 
     def _node(self, value: Any, place: str, region_id: int) -> DERPNode | None:
         if not isinstance(value, Mapping):
@@ -263,8 +286,14 @@ class _Linter:
         self._host(node, place)
         self._addresses(node, place)
         self._ports(node, place)
-        if node.insecure_for_tests:
+        if node.insecure_for_tests and node.cert_name not in ("", node.host_name):
+            self.warning(f"{place}.InsecureForTests", "does nothing: clients verify what CertName says all the same")
+        elif node.insecure_for_tests:
             self.warning(f"{place}.InsecureForTests", "anyone in between can pose as this relay: pin CertName instead")
+        if node.host_name and not node.stun_only:
+            door = (node.host_name.lower(), node.derp_port or 443, node.ipv4, node.ipv6)
+            if self._doors.setdefault(door, place) != place:
+                self.warning(place, f"is the same relay as {self._doors[door]}: one of the two is superfluous")
         return node
 
     def _host(self, node: DERPNode, place: str) -> None:
@@ -275,32 +304,68 @@ class _Linter:
         address = _address(name)
         if "://" in name:
             self.error(here, f"{name!r:.80} is a URL: give the name alone, and DERPPort if it is not 443")
+        elif address is None and _address(name.strip("[]")) is not None:
+            self.error(here, f"{name!r:.80}: give the address without brackets")
         elif address is None and ":" in name:
             self.error(here, f"{name!r:.80} has a port: give the name alone and put the port into DERPPort")
         elif address is None and not _is_host_name(name):
             self.error(here, f"{name!r:.80} is no host name")
         elif name.lower().rstrip(".").endswith(".invalid") and not node.ipv4 and not node.ipv6:
             self.error(here, f"{name!r:.80} never resolves: .invalid is reserved for that")
+        elif address is None and name != name.lower():
+            self.warning(here, f"write {name.lower()!r:.80}: derper with --certmode manual refuses names with capitals")
+        if name.lower() == "localhost" and not node.ipv4 and not self._is_embedded:
+            self.warning(here, _ONLY_FROM.format(name, "this machine"))
+        self._special_address(here, name)
+        self._certificate_name(node, place, is_address=address is not None)
+
+    def _certificate_name(self, node: DERPNode, place: str, *, is_address: bool) -> None:
+        here = f"{place}.CertName"
         if node.cert_name.startswith(_PIN):
-            if not re.fullmatch(r"[0-9a-fA-F]{64}", node.cert_name[len(_PIN) :]):
-                self.error(f"{place}.CertName", f"a pin is {_PIN} and the 64 hex digits of the certificate's SHA-256")
+            digits = node.cert_name[len(_PIN) :]
+            if not re.fullmatch(r"[0-9a-fA-F]{64}", digits):
+                self.error(here, f"a pin is {_PIN} and the 64 hex digits of the certificate's SHA-256")
+            elif digits != digits.lower():
+                self.error(here, "clients compare the pin letter by letter: write its digits in lower case")
         elif node.cert_name and not _is_host_name(node.cert_name) and _address(node.cert_name) is None:
-            self.error(f"{place}.CertName", f"{node.cert_name!r:.80} is neither a host name nor a pin ({_PIN}...)")
-        elif address is not None and not (node.cert_name or node.insecure_for_tests or node.force_http):
-            self.warning(here, "is an address: clients accept only a certificate made for it; else pin it by CertName")
+            self.error(here, f"{node.cert_name!r:.80} is neither a host name nor a pin ({_PIN}...)")
+        elif is_address and not (node.cert_name or node.insecure_for_tests or node.force_http or node.stun_only):
+            self.warning(
+                f"{place}.HostName",
+                "is an address: clients accept only a certificate made for it; else pin it by CertName",
+            )
+
+    def _special_address(self, place: str, text: str) -> None:
+        address = _address(text)
+        if address is None:
+            return
+        if address.is_unspecified or address.is_multicast or (address.version == 4 and address.is_reserved):
+            self.error(place, f"{text} is the address of no machine")
+        elif (address.is_loopback or address.is_link_local) and not self._is_embedded:
+            self.warning(place, _ONLY_FROM.format(text, "this machine" if address.is_loopback else "the same link"))
 
     def _addresses(self, node: DERPNode, place: str) -> None:
-        dead = 0
-        for field, text, kind in (("IPv4", node.ipv4, IPv4Address), ("IPv6", node.ipv6, IPv6Address)):
-            if text == "none":
-                dead += 1
-            elif text and not isinstance(_address(text), kind):
+        literal = _address(node.host_name)
+        reachable, families = False, ((node.ipv4, IPv4Address, "IPv4"), (node.ipv6, IPv6Address, "IPv6"))
+        for text, kind, field in families:
+            if not text:
+                reachable = reachable or literal is None or isinstance(literal, kind)
+            elif text != "none" and not isinstance(_address(text), kind):
+                reachable = True  # one complaint is enough
                 self.error(
                     f"{place}.{field}",
                     f'{text!r:.80} is no {field} address, so clients use none: write "none" to mean that',
                 )
-        if dead == 2:
+            elif text != "none":
+                reachable = True
+                if text != node.host_name:
+                    self._special_address(f"{place}.{field}", text)
+        if not reachable and literal is not None and (node.ipv4 == "" or node.ipv6 == ""):
+            self.error(place, f"the family of HostName {node.host_name} is none here: no client can reach it")
+        elif not reachable:
             self.error(place, "IPv4 and IPv6 are both none: no client can reach it")
+        if node.can_port_80 and not isinstance(_address(node.ipv4), IPv4Address):
+            self.warning(f"{place}.CanPort80", "does nothing without an address in IPv4: portals are looked for there")
         if node.stun_test_ip and _address(node.stun_test_ip) is None:
             self.error(f"{place}.STUNTestIP", f"{node.stun_test_ip!r:.80} is no IP address")
         elif node.stun_test_ip:
@@ -311,8 +376,17 @@ class _Linter:
             self.error(f"{place}.STUNPort", f"{node.stun_port} is no port: 0 means 3478, -1 means no STUN here")
         elif node.stun_only and node.stun_port == STUN_DISABLED:
             self.error(f"{place}.STUNPort", "is -1 (no STUN) on a node that is STUNOnly: it does nothing at all")
+        elif node.stun_port in (80, 443):
+            self.warning(f"{place}.STUNPort", f"UDP {node.stun_port}: is it the relay's own port? STUN's is 3478, or 0")
         if not 0 <= node.derp_port <= MAX_PORT:
             self.error(f"{place}.DERPPort", f"{node.derp_port} is no port: 0 means 443")
+        elif node.stun_only and (node.derp_port or node.cert_name):
+            field = "DERPPort" if node.derp_port else "CertName"
+            self.warning(f"{place}.STUNOnly", f"no client uses this relay, though it has {field}: is STUNOnly meant?")
+        elif node.derp_port == 3478:
+            self.warning(f"{place}.DERPPort", "3478 is STUN's port: are DERPPort and STUNPort mixed up?")
+        elif node.derp_port == 80 and not node.force_http:
+            self.warning(f"{place}.DERPPort", "clients speak TLS, also on port 80: is the port for plain HTTP meant?")
         elif node.force_http and node.derp_port in (0, 443) and not node.stun_only:
             self.warning(f"{place}.ForceHTTP", "plain HTTP on port 443: is it meant? Set DERPPort")
 
@@ -320,13 +394,17 @@ class _Linter:
         measured = {
             region_id: any(node.stun_port != STUN_DISABLED for node in region.nodes)
             for region_id, region in regions.items()
-            if region.nodes and not region.avoid and not region.no_measure_no_home
+            if region.nodes and not region.no_measure_no_home
         }
-        if regions and not measured and not self._overlay:
-            self.warning("Regions", "every region has Avoid or NoMeasureNoHome: clients find no home")
+        # Clients skip a region with Avoid when they measure over HTTPS, but not when they do by STUN.
+        avoided = {region_id for region_id in measured if regions[region_id].avoid and not measured[region_id]}
+        if regions and measured.keys() <= avoided and not self._overlay:
+            self.warning(
+                "Regions", "none may become a home (NoMeasureNoHome, Avoid): clients find none and take any region"
+            )
         # Clients fall back to HTTPS only if no STUN answers anywhere.
         for region_id, has_stun in measured.items():
-            if not has_stun and any(measured.values()):
+            if not has_stun and any(measured.values()) and region_id not in avoided:
                 self.warning(
                     f"Regions.{region_id}",
                     "no node answers STUN, but other regions do: where UDP works it never becomes a home",
@@ -368,15 +446,31 @@ class _Linter:
             if key is None:
                 near = get_close_matches(str(name).casefold(), by_folded, 1)
                 hint = f": did you mean {by_folded[near[0]]}?" if near else ""
-                self.warning(f"{place}.{name}"[:200] if place else str(name)[:200], f"no client knows this key{hint}")
+                self.warning(_within(place, name), f"no client knows this key{hint}")
             else:
                 fields[key] = item
         return fields
 
     def _format_error(self, error: MapFormatError, place: str) -> None:
-        match = _FORMAT_ERROR.fullmatch(str(error))
-        inner, reason = (match[1], match[2]) if match else (None, str(error))
-        self.error(f"{place}.{inner}" if inner else place, reason)
+        finding = finding_of(error)
+        self._add(replace(finding, place=f"{place}.{finding.place}" if finding.place else place))
+
+
+class _Pairs(dict[str, Any]):
+    """A JSON object that remembers which of its keys were given twice.  Go matches names whatever their case."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self.twice: list[str] = []
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key.casefold() in seen:
+                self.twice.append(key)
+            seen.add(key.casefold())
+
+
+def _within(place: str, key: object) -> str:
+    return f"{place}.{key}"[:200] if place else str(key)[:200]
 
 
 def _no_number(text: str) -> float:

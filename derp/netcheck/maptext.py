@@ -16,20 +16,37 @@ _TOKEN: Final = re.compile(
 )
 _TRAILING_COMMA: Final = re.compile(r""""(?:[^"\\\n]|\\.)*"|(?P<comma>,)(?=\s*[}\]])""", re.DOTALL)
 _NOT_BLANK: Final = re.compile(r"[^\n]")
+# What people hand over in place of a map, and what to do about it.
+_INSTEAD: Final = (
+    (re.compile(r"\s*\Z"), "there is nothing in it"),
+    (
+        re.compile(r"\s*<"),
+        "this is a web page or XML, no map: is the address right, and does one have to log in there?",
+    ),
+    (re.compile(r'\s*(?:\[\s*(?:[{"\]]|null|[0-9])|["0-9tfn-][^=\n]*\Z)'), "this is JSON, but no object with Regions"),
+    (
+        re.compile(r"(?:\s*#[^\n]*\n|\s*---[^\n]*\n|\s*\n)*\s*[A-Za-z]+:(?:\s|\Z)"),
+        "this looks like YAML: write it as JSON or TOML, with the names of JSON (Regions, HostName, DERPPort)",
+    ),
+)
 
 
 def read_map_text(content: bytes) -> str | dict[str, Any]:
     """Plain JSON text, or what a TOML document holds: either is what `lint` and DERPMap.parse take.
 
-    A map in JSON begins with a brace, behind comments perhaps; no TOML document does.  Raises MapFormatError.
+    A map in JSON begins with a brace, behind comments perhaps; no TOML document does.  Raises MapFormatError, which
+    names the line, or what this is instead of a map.
     """
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise MapFormatError(f"DERP map: byte {error.start} is not UTF-8 text") from None
     plain = plain_json(text)
-    if plain.lstrip()[:1] in ("{", ""):
+    if plain.lstrip()[:1] == "{":
         return plain
+    instead = next((what for pattern, what in _INSTEAD if pattern.match(plain)), "")
+    if instead:
+        raise MapFormatError(f"DERP map: {instead}")
     try:
         return tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:

@@ -65,7 +65,10 @@ def stun_target(node: DERPNode, family: int) -> StunTarget | None:
     """Where this node answers STUN; None: the map switches STUN or the family (4 or 6) off."""
     if not 0 <= node.stun_port <= _MAX_PORT:
         return None
-    stated = node.stun_test_ip or (node.ipv4 if family == 4 else node.ipv6)
+    stated = node.ipv4 if family == 4 else node.ipv6
+    if stated == "none":  # counts even where STUNTestIP would say where to ask
+        return None
+    stated = node.stun_test_ip or stated
     if stated:
         address = _address(stated)
         if address is None or address.version != family:
@@ -142,7 +145,8 @@ def _probes(region: DERPRegion, family: int, delays: list[float]) -> ProbeSet:
         node = region.nodes[number % len(region.nodes)]
         target = stun_target(node, family)
         if target is not None:
-            probes.append(Probe(region.region_id, node.name, target, delay))
+            # Clients count an answer for the region that the node names, wherever it stands in the map.
+            probes.append(Probe(node.region_id, node.name, target, delay))
     return tuple(probes)
 
 

@@ -47,7 +47,9 @@ class Report:
     mapping_varies: bool | None = None  # the address others see depends on whom we talk to: direct paths will be rare
     global_ipv4: str = ""  # address:port that others see; empty: unknown
     global_ipv6: str = ""
-    captive_portal: bool | None = None
+    captive_portal: bool | None = (
+        None  # False: none showed itself; None: not looked for, since STUN works, or nowhere to
+    )
     preferred: int = 0  # home region; 0: none
     region_seconds: Mapping[int, float] = field(default_factory=dict)  # the best of whatever way
     region_ipv4_seconds: Mapping[int, float] = field(default_factory=dict)  # STUN only
@@ -221,6 +223,12 @@ def verdicts(report: Report, derp_map: DERPMap) -> list[str]:
         said.append("no region answered: without a home this client can be reached only directly")
     if report.mapping_varies:
         said.append("this network gives us another address for each destination: direct paths will be rare")
+    for region_id in sorted(report.region_seconds.keys() - derp_map.regions.keys()):
+        chosen = ", and choose it as home, where nobody finds them" if region_id == report.preferred else ""
+        said.append(
+            f"a node names region {region_id} as its own, which the map does not have: clients count its answers there"
+            f"{chosen}; correct RegionID"
+        )
     home = derp_map.regions.get(report.preferred)
     if home is not None and home.avoid and len(report.region_seconds) > 1:
         said.append(

@@ -56,11 +56,46 @@ async def test_a_map_from_standard_input_and_an_overlay() -> None:
     assert (alone.status, over.status) == (1, 0)
 
 
-@pytest.mark.parametrize(("text", "says"), [("{\n x", "line 2, column 2"), ("/*", "line 1: a comment begins here")])
-async def test_broken_text_is_told_with_its_line(tmp_path: Path, text: str, says: str) -> None:
-    ran = await run_derp("map", "lint", written(tmp_path, text))
-    assert ran.status in (1, 2)
-    assert says in ran.out + ran.err
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{\n x", "line 2, column 2"),
+        ("/*", "line 1: a comment begins here"),
+        ("[Regions.900]\nRegionID = x\n", "line 2"),
+        ("", "there is nothing in it"),
+        ("<html>", "web page"),
+    ],
+)
+async def test_text_that_is_no_map_is_a_mistake_too(tmp_path: Path, text: str, says: str) -> None:
+    path = written(tmp_path, text)
+    ran = await run_derp("map", "lint", path)
+    assert (ran.status, ran.err) == (1, "")
+    assert ran.out.startswith("error: ")
+    assert says in ran.out
+    shown = await run_derp("map", "show", path)
+    assert (shown.status, shown.out) == (2, "")
+    assert says in shown.err
+
+
+async def test_what_cannot_be_read_is_a_wrong_question(tmp_path: Path) -> None:
+    for verb in ("lint", "show"):
+        ran = await run_derp("map", verb, str(tmp_path / "nowhere"))
+        assert (ran.status, ran.out) == (2, "")
+        assert "cannot be read: No such file" in ran.err
+
+
+async def test_an_empty_map_has_a_mistake_and_can_be_shown() -> None:
+    linted = await run_derp("map", "lint", "-", stdin=b"{}")
+    shown = await run_derp("map", "show", "-", stdin=b"{}")
+    assert (linted.status, linted.out.startswith("error: Regions: there are none")) == (1, True)
+    assert (shown.status, shown.out) == (0, "no regions\n")
+
+
+async def test_where_no_relay_is_there_is_no_map() -> None:
+    ran = await run_derp("map", "snippet", f"http://{HOST}:1")
+    assert (ran.status, ran.out) == (1, "")
+    assert "nothing listens on that port" in ran.err
+    assert len(ran.err.splitlines()) == 1
 
 
 async def test_a_map_at_a_glance(tmp_path: Path) -> None:
@@ -87,9 +122,11 @@ async def test_a_snippet_of_a_running_relay_is_a_good_map(tmp_path: Path) -> Non
         options = ["--region-id=950", "--code=fra", "--name=Frankfurt", f"--stun-port={port_of(server, 'stun')}"]
         ran = await run_derp("map", "snippet", url, *options)
         path = written(tmp_path, ran.out)
-        linted = await run_derp("map", "lint", "--strict", path)
+        linted = await run_derp("map", "lint", "--json", path)
         checked = await run_derp("netcheck", "--json", path)
     assert ran.status == 0
     assert "# its certificate is pinned" in ran.err
-    assert (linted.status, linted.out) == (0, "no mistakes\n")
+    assert linted.status == 0
+    # Loopback, as everything in a test.
+    assert "from this machine only" in json.loads(linted.out)["reason"]
     assert json.loads(checked.out)["preferred"] == 950

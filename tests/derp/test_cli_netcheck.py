@@ -95,3 +95,19 @@ async def test_a_missing_map_is_a_wrong_question() -> None:
     ran = await run_derp("netcheck", "/nowhere/map.json")
     assert ran.status == 2
     assert "cannot be read" in ran.err
+
+
+async def test_a_map_without_regions_is_a_wrong_question() -> None:
+    ran = await run_derp("netcheck", "-", stdin=b"{}")
+    assert (ran.status, ran.out) == (2, "")
+    assert ran.err == "derp: -: the map has no regions, so there is nothing to measure\n"
+
+
+async def test_a_home_that_the_map_does_not_have_is_none(tmp_path: Path) -> None:
+    async with open_regions(901) as (_, derp_map):
+        region = derp_map.regions[901]
+        wrong = replace(region, nodes=(replace(region.nodes[0], region_id=9),))
+        ran = await run_derp("netcheck", written(DERPMap({901: wrong}), tmp_path))
+    assert ran.status == 1
+    assert "home            9, which the map does not have" in ran.out.splitlines()
+    assert "choose it as home, where nobody finds them" in ran.out

@@ -111,6 +111,34 @@ async def test_the_second_node_measures_a_region_whose_first_is_dead() -> None:
     assert set(report.region_seconds) == {901}
 
 
+async def test_the_first_node_that_accepts_a_connection_decides_as_for_genuine_clients() -> None:
+    async with open_relay_here(stun_enabled=False) as server:
+        broken = node_of(server, 901, "a", cert_name=f"sha256-raw:{'00' * 32}")
+        report = await checker().report(map_of(broken, node_of(server, 901, "b")))
+    assert report.region_seconds == {}
+    assert "not the pinned one" in report.reasons[901]
+    assert report.reasons[901].endswith("; clients go no further than the first node that accepts a connection")
+
+
+async def test_an_answer_counts_for_the_region_that_the_node_names() -> None:
+    async with open_regions(901, 902) as (_, derp_map):
+        lost = derp_map.regions[902]
+        lost = replace(lost, nodes=(replace(lost.nodes[0], region_id=9),))
+        params = DERPMap.parse({"HomeParams": {"RegionScore": {"901": 1e9}}}).home_params
+        wrong = DERPMap({901: derp_map.regions[901], 902: lost}, params)
+        report = await checker().report(wrong)
+    assert set(report.region_seconds) == {901, 9}
+    assert report.preferred == 9
+    said = verdicts(report, wrong)
+    assert any("region 9 as its own, which the map does not have" in one and "nobody finds them" in one for one in said)
+
+
+async def test_a_map_that_names_no_port_80_says_nothing_of_portals() -> None:
+    async with open_relay_here(stun_enabled=False) as server:
+        report = await checker(port_of(server)).report(map_of(node_of(server, 901)))
+    assert report.captive_portal is None
+
+
 async def test_a_relay_behind_no_portal_and_a_portal_in_its_place() -> None:
     portal = b"HTTP/1.1 302 Found\r\nLocation: http://login.example/\r\n\r\n"
     async with open_relay_here(stun_enabled=False, http_port=0) as server, http_answering(portal) as in_between:
@@ -118,7 +146,7 @@ async def test_a_relay_behind_no_portal_and_a_portal_in_its_place() -> None:
         good = await checker(port_of(server, "http")).report(derp_map)
         bad = await checker(in_between).report(derp_map)
         nobody = await checker().report(derp_map)
-    assert (good.captive_portal, bad.captive_portal, nobody.captive_portal) == (False, True, None)
+    assert (good.captive_portal, bad.captive_portal, nobody.captive_portal) == (False, True, False)
 
 
 async def test_a_stun_answer_makes_the_search_for_a_portal_superfluous() -> None:

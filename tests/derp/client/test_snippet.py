@@ -1,9 +1,11 @@
 """Maps for relays that run: a client can use what comes out, and what could not be verified is said."""
 
 import ssl
+from functools import partial
 from pathlib import Path
 
 import pytest
+import trio
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from derp.client import snippet as snippets
@@ -33,7 +35,8 @@ async def test_a_self_signed_relay_is_pinned_and_clients_can_use_the_map() -> No
         async with open_derp_client(snippet.derp_map.regions[901], NodePrivate.generate(), options=DIRECT) as client:
             assert client.server_key == server.config.private_key.public().raw
     assert errors(lint(snippet.derp_map.to_json())) == []
-    assert "compare the pin" in snippet.notes[0]
+    assert "from this machine only" in snippet.notes[0]
+    assert "compare the pin" in snippet.notes[1]
     assert str(server.config.private_key.public()) in snippet.notes[-1]
 
 
@@ -67,7 +70,7 @@ async def test_plain_http_is_pointed_out() -> None:
     async with open_relay_here(tls=False) as server:
         snippet = await make_snippet(base(f"http://{HOST}:{port_of(server)}"), options=DIRECT)
     assert snippet.derp_map.regions[901].nodes[0].force_http
-    assert "plain HTTP" in snippet.notes[0]
+    assert any("plain HTTP" in note for note in snippet.notes)
 
 
 async def test_a_relay_that_admits_only_some_is_told_from_one_that_does_not_work() -> None:
@@ -76,10 +79,27 @@ async def test_a_relay_that_admits_only_some_is_told_from_one_that_does_not_work
         url = f"https://{HOST}:{port_of(server)}"
         stranger = await make_snippet(base(url), options=DIRECT)
         known = await make_snippet(base(url), admitted, DIRECT)
-    assert any("turned away" in note and "--key-file" in note for note in stranger.notes)
+        unknown = await make_snippet(base(url), NodePrivate.generate(), DIRECT)
+    assert any("turned away" in note and "name one with --key-file" in note for note in stranger.notes)
     assert not any("turned away" in note for note in known.notes)
+    assert any("the key of --key-file was turned away" in note for note in unknown.notes)
 
 
-async def test_nothing_there_is_an_error() -> None:
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_nothing_there_is_an_error(scheme: str) -> None:
     with pytest.raises(ConnectError, match="nothing listens on that port"):
-        await make_snippet(base(f"https://{HOST}:1"), options=DIRECT)
+        await make_snippet(base(f"{scheme}://{HOST}:1"), options=DIRECT)
+
+
+async def test_a_web_server_is_no_relay() -> None:
+    async def serve(stream: trio.SocketStream) -> None:
+        async with stream:
+            await stream.receive_some()
+            await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
+
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(partial(trio.serve_tcp, serve, 0, host=HOST))
+        url = f"http://{HOST}:{listeners[0].socket.getsockname()[1]}"
+        with pytest.raises(ConnectError, match=f"no relay answers at {url}.*status 200"):
+            await make_snippet(base(url), options=DIRECT)
+        nursery.cancel_scope.cancel()

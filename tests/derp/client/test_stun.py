@@ -1,11 +1,13 @@
 """STUN over real sockets: a relay's answer, a name, silence, strangers, and families that are not there."""
 
+import errno
 import socket
+from typing import cast
 
 import pytest
 import trio
 
-from derp.client.stun import open_stun
+from derp.client.stun import StunClient, open_stun
 from derp.errors import ConnectError
 from derp.netcheck.plan import StunTarget
 from derp.protocol.stun import encode_response, parse_request
@@ -83,3 +85,27 @@ async def test_a_wrong_name_is_told(target: StunTarget, words: str) -> None:
     async with open_stun() as stun:
         with pytest.raises(ConnectError, match=words):
             await stun.ask(target)
+
+
+class FirewalledSocket:
+    """A socket whose datagrams a rule of the local firewall drops, as Linux tells it; or one that fails otherwise."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    async def sendto(self, _datagram: bytes, _address: object) -> int:
+        raise PermissionError(self._number, "not permitted")
+
+    def close(self) -> None:
+        pass
+
+
+async def test_what_the_local_firewall_drops_counts_as_sent_and_lost() -> None:
+    client = StunClient()
+    client.close()
+    client._sockets[4] = cast("trio.socket.SocketType", FirewalledSocket(errno.EPERM))
+    with await client.send(4, (HOST, 1)) as answers, pytest.raises(trio.WouldBlock):
+        answers.receive_nowait()
+    client._sockets[4] = cast("trio.socket.SocketType", FirewalledSocket(errno.EACCES))
+    with pytest.raises(ConnectError):
+        await client.send(4, (HOST, 1))

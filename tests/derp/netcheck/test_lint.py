@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -81,11 +82,25 @@ REFUSED = [
     (f"{NODE}.HostName", "derp example com", f"{NODE}.HostName", "is no host name"),
     (f"{NODE}.HostName", "10.0.0.300", f"{NODE}.HostName", "is no host name"),
     (f"{NODE}.HostName", "derp.invalid", f"{NODE}.HostName", "never resolves"),
+    (f"{NODE}.HostName", "derp.example.com/derp", f"{NODE}.HostName", "is no host name"),
+    (f"{NODE}.HostName", " derp.example.com", f"{NODE}.HostName", "is no host name"),
+    (f"{NODE}.HostName", "[2001:db8::1]", f"{NODE}.HostName", "without brackets"),
+    (f"{NODE}.HostName", "0.0.0.0", f"{NODE}.HostName", "the address of no machine"),
+    (f"{NODE}.HostName", "127.1", f"{NODE}.HostName", "is no host name"),
     (f"{NODE}.CertName", "sha256-raw:abc", f"{NODE}.CertName", "64 hex digits"),
+    (f"{NODE}.CertName", "sha256-raw:" + "aB" * 32, f"{NODE}.CertName", "lower case"),
+    (f"{NODE}.CertName", "sha256-raw:" + "ab:" * 31 + "ab", f"{NODE}.CertName", "64 hex digits"),
+    (f"{NODE}.CertName", "SHA256-RAW:" + "ab" * 32, f"{NODE}.CertName", "neither a host name nor a pin"),
     (f"{NODE}.CertName", "*.example.com", f"{NODE}.CertName", "neither a host name nor a pin"),
     (f"{NODE}.IPv4", "10.0.0.300", f"{NODE}.IPv4", "is no IPv4 address"),
     (f"{NODE}.IPv4", "::1", f"{NODE}.IPv4", "is no IPv4 address"),
     (f"{NODE}.IPv6", "10.0.0.1", f"{NODE}.IPv6", "is no IPv6 address"),
+    (f"{NODE}.IPv6", "[2001:db8::1]", f"{NODE}.IPv6", "is no IPv6 address"),
+    (f"{NODE}.IPv4", "derp.example.com", f"{NODE}.IPv4", "is no IPv4 address"),
+    (f"{NODE}.IPv4", "010.0.0.1", f"{NODE}.IPv4", "is no IPv4 address"),
+    (f"{NODE}.IPv4", "0.0.0.0", f"{NODE}.IPv4", "the address of no machine"),
+    (f"{NODE}.IPv4", "255.255.255.255", f"{NODE}.IPv4", "the address of no machine"),
+    (f"{NODE}.IPv6", "ff02::1", f"{NODE}.IPv6", "the address of no machine"),
     (f"{NODE}.IPv4", 10, f"{NODE}.IPv4", "wants a string"),
     (f"{NODE}.STUNPort", -2, f"{NODE}.STUNPort", "-1 means no STUN"),
     (f"{NODE}.STUNPort", 65536, f"{NODE}.STUNPort", "is no port"),
@@ -111,6 +126,7 @@ REFUSED = [
     ("HomeParams.RegionScore.900", 10**400, "HomeParams.RegionScore.900", "wants a factor"),
     ("HomeParams.RegionScore.fra", 1.5, "HomeParams.RegionScore.fra", "plain numbers"),
     ("omitDefaultRegions", "yes", "omitDefaultRegions", "wants true or false"),
+    ("derpMap", {"Regions": {}}, "derpMap", "as in a policy file"),
 ]
 
 
@@ -138,7 +154,16 @@ def test_errors(path: str, value: object, place: str, reason: str) -> None:
         ("Regions.900.RegionName", "", "Regions.900.RegionName", "is missing"),
         ("Regions.900.Latitude", 91, "Regions.900.Latitude", "is no angle"),
         ("Regions.900.Avoid", True, "Regions.900.Avoid", "NoMeasureNoHome"),
-        ("Regions.900.Nodes[1].HostName", "derp901a.example.com", "Regions.901", "is the relay of Regions.900 too"),
+        ("Regions.900.Nodes[1].HostName", "derp901a.example.com", "Regions.901.Nodes[0]", "same relay as Regions.900"),
+        (f"{NODE}.HostName", "derp900b.example.com", "Regions.900.Nodes[1]", f"same relay as {NODE}"),
+        (f"{NODE}.HostName", "Derp.Example.com", f"{NODE}.HostName", "write 'derp.example.com'"),
+        (f"{NODE}.HostName", "localhost", f"{NODE}.HostName", "from this machine only"),
+        (f"{NODE}.IPv4", "127.0.0.1", f"{NODE}.IPv4", "from this machine only"),
+        (f"{NODE}.IPv6", "fe80::1", f"{NODE}.IPv6", "from the same link only"),
+        (f"{NODE}.STUNPort", 443, f"{NODE}.STUNPort", "is it the relay's own port"),
+        (f"{NODE}.DERPPort", 3478, f"{NODE}.DERPPort", "mixed up"),
+        (f"{NODE}.DERPPort", 80, f"{NODE}.DERPPort", "clients speak TLS"),
+        (f"{NODE}.CanPort80", True, f"{NODE}.CanPort80", "does nothing without an address in IPv4"),
         ("Regions.7", None, "Regions.7", "there is none below"),
         ("HomeParams.RegionScore.7", 2, "HomeParams.RegionScore.7", "there is no such region"),
         ("HomeParams.RegionScore.900", 0, "HomeParams.RegionScore.900", "does nothing"),
@@ -154,7 +179,7 @@ def test_warnings(path: str, value: object, place: str, reason: str) -> None:
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        (f"{NODE}.CertName", "sha256-raw:" + "aB" * 32),
+        (f"{NODE}.CertName", "sha256-raw:" + "ab" * 32),
         (f"{NODE}.CertName", "other.example.com"),
         (f"{NODE}.IPv4", "none"),
         (f"{NODE}.IPv6", "2001:db8::1"),
@@ -162,7 +187,6 @@ def test_warnings(path: str, value: object, place: str, reason: str) -> None:
         (f"{NODE}.STUNPort", 0),
         (f"{NODE}.STUNOnly", True),
         (f"{NODE}.HostName", "derp_1.example.com."),
-        (f"{NODE}.CanPort80", True),
         ("HomeParams", None),
         ("Regions.900.Latitude", -33.9),
         ("omitDefaultRegions", None),
@@ -172,12 +196,68 @@ def test_what_is_fine(path: str, value: object) -> None:
     assert lint(changed(path, value)) == []
 
 
-def test_both_families_off_is_a_dead_node() -> None:
-    document = changed(f"{NODE}.IPv4", "none")
-    document["Regions"]["900"]["Nodes"][0]["IPv6"] = "none"
-    [finding] = lint(document)
-    assert finding.place == NODE
-    assert "no client can reach it" in finding.reason
+def node_with(**fields: object) -> dict[str, Any]:
+    """The good map with these fields in its first node."""
+    document = good_map()
+    document["Regions"]["900"]["Nodes"][0].update(fields)
+    return document
+
+
+PIN = "sha256-raw:" + "ab" * 32
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"IPv4": "none", "IPv6": "none"}, "both none: no client can reach it"),
+        ({"HostName": "192.0.2.1", "CertName": PIN, "IPv4": "none"}, "the family of HostName 192.0.2.1 is none"),
+        ({"HostName": "2001:db8::1", "CertName": PIN, "IPv6": "none"}, "the family of HostName 2001:db8::1 is none"),
+        ({"STUNOnly": True, "STUNPort": -1}, "does nothing at all"),
+    ],
+)
+def test_errors_of_fields_together(fields: dict[str, object], says: str) -> None:
+    [finding] = lint(node_with(**fields))
+    assert finding.severity is Severity.ERROR
+    assert finding.place.startswith(NODE)
+    assert says in finding.reason
+
+
+@pytest.mark.parametrize(
+    ("fields", "place", "says"),
+    [
+        ({"CertName": PIN, "InsecureForTests": True}, f"{NODE}.InsecureForTests", "does nothing"),
+        ({"CertName": "derp900a.example.com", "InsecureForTests": True}, f"{NODE}.InsecureForTests", "can pose"),
+        ({"STUNOnly": True, "DERPPort": 8443}, f"{NODE}.STUNOnly", "though it has DERPPort"),
+        ({"STUNOnly": True, "CertName": PIN}, f"{NODE}.STUNOnly", "though it has CertName"),
+        ({"CanPort80": True, "IPv4": "none"}, f"{NODE}.CanPort80", "does nothing"),
+    ],
+)
+def test_warnings_of_fields_together(fields: dict[str, object], place: str, says: str) -> None:
+    [finding] = lint(node_with(**fields))
+    assert (finding.severity, finding.place) == (Severity.WARNING, place)
+    assert says in finding.reason
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"CanPort80": True, "IPv4": "192.0.2.1"},
+        {"HostName": "192.0.2.1", "CertName": PIN, "IPv6": "none"},
+        {"HostName": "192.0.2.1", "STUNOnly": True},
+        {"HostName": "localhost", "IPv4": "192.0.2.1", "CertName": PIN},
+        {"HostName": "derp900b.example.com", "IPv4": "192.0.2.1"},  # one name, told apart by address
+        {"DERPPort": 80, "ForceHTTP": True},
+    ],
+)
+def test_what_is_fine_together(fields: dict[str, object]) -> None:
+    assert lint(node_with(**fields)) == []
+
+
+def test_the_embedded_relay_may_be_on_this_machine() -> None:
+    document = node_with(HostName="127.0.0.1", CertName=PIN)
+    assert [finding.place for finding in lint(document)] == [f"{NODE}.HostName"]
+    document["Regions"]["900"]["EmbeddedRelay"] = True
+    assert lint(document) == []
 
 
 def test_a_region_of_stun_servers_only() -> None:
@@ -189,11 +269,17 @@ def test_a_region_of_stun_servers_only() -> None:
     assert "find no relay" in finding.reason
 
 
-def test_a_node_that_does_nothing_at_all() -> None:
-    document = changed(f"{NODE}.STUNOnly", True)
-    document["Regions"]["900"]["Nodes"][0]["STUNPort"] = -1
-    [finding] = errors(lint(document))
-    assert finding.place == f"{NODE}.STUNPort"
+def test_stun_only_on_nodes_that_nobody_asks() -> None:
+    document = good_map()
+    nodes = document["Regions"]["900"]["Nodes"]
+    nodes += [dict(nodes[0], Name=f"900{letter}", HostName=f"derp900{letter}.example.com") for letter in "cd"]
+    for node in nodes[:3]:
+        node["STUNPort"] = -1
+    [finding] = lint(document)
+    assert (finding.severity, finding.place) == (Severity.WARNING, "Regions.900.Nodes")
+    assert "clients ask no others" in finding.reason
+    del nodes[2]["STUNPort"]
+    assert lint(document) == []
 
 
 def test_a_region_without_stun_beside_one_with_it() -> None:
@@ -213,7 +299,16 @@ def test_no_home_anywhere() -> None:
     for region in document["Regions"].values():
         region["NoMeasureNoHome"] = True
     [finding] = lint(document)
-    assert "clients find no home" in finding.reason
+    assert "none may become a home" in finding.reason
+    for region in document["Regions"].values():
+        del region["NoMeasureNoHome"]
+        region["Avoid"] = True
+    # Clients measure these by STUN all the same, but not over HTTPS.
+    assert not any("may become a home" in finding.reason for finding in lint(document))
+    for region in document["Regions"].values():
+        for node in region["Nodes"]:
+            node["STUNPort"] = -1
+    assert any("none may become a home" in finding.reason for finding in lint(document))
 
 
 def test_all_mistakes_at_once_errors_first() -> None:
@@ -243,8 +338,8 @@ def test_names_count_whatever_their_case() -> None:
         ("null", "a DERP map is an object, got NoneType"),
         ('{"Regions": NaN}', "NaN is no JSON number"),
         ("[" * 100_000, "is not JSON that a map could be"),
-        ('{"Regions": {}, "Regions": {}}', "has the key 'Regions' twice"),
-        ('{"Regions": {}, "regions": {}}', "has the key 'regions' twice (or in another case)"),
+        ('{"Regions": {}, "Regions": {}}', "Regions: stands here twice"),
+        ('{"Regions": {}, "regions": {}}', "regions: stands here twice (or in another case)"),
     ],
 )
 def test_texts_that_are_no_map(text: str | bytes, reason: str) -> None:
@@ -252,7 +347,24 @@ def test_texts_that_are_no_map(text: str | bytes, reason: str) -> None:
     assert lint(text)[0].severity is Severity.ERROR
 
 
+def test_keys_given_twice_are_told_with_their_place() -> None:
+    text = json.dumps(good_map())
+    text = text.replace('"Name": "901b"', '"Name": "901c", "name": "901b"', 1)
+    text = text.replace('"900": 1.5', '"900": 1.5, "900": 2')
+    text = text.replace('"Regions": {', '"Regions": {"901": {}, ', 1)
+    assert [str(finding) for finding in lint(text)] == [
+        f"{place}: stands here twice (or in another case): clients read only the last one"
+        for place in ("HomeParams.RegionScore.900", "Regions.901", "Regions.901.Nodes[1].name")
+    ]
+
+
+def test_nesting_deeper_than_calls_can_be() -> None:
+    text = '{"Regions": ' + '{"1": ' * 5000 + "{}" + "}" * 5001
+    assert errors(lint(text))
+
+
 def test_an_overlay_may_be_less_than_a_map() -> None:
+    document: dict[str, Any]
     for document in (
         {},
         {"Regions": {}},
@@ -266,7 +378,20 @@ def test_an_overlay_may_be_less_than_a_map() -> None:
 
 def test_a_file_that_is_wrong_all_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lint_module, "MAX_FINDINGS", 5)
-    assert len(lint({f"key{number}": 1 for number in range(50)})) == 5
+    document: dict[str, Any] = good_map() | {f"key{number}": 1 for number in range(50)}
+    found = lint(document)
+    assert len(found) == 5
+    assert str(found[-1]) == "there are more warnings than these 4"
+    # Errors are not lost behind them.
+    del document["Regions"]["901"]["RegionID"]
+    assert [finding.place for finding in errors(lint(document))] == ["Regions.901.RegionID"]
+
+
+def test_a_map_as_the_field_writes_it_is_good() -> None:
+    """In the shape of the public maps: several regions, fixed addresses, ports, coordinates, scores."""
+    text = (Path(__file__).parent / "field_map.json").read_text()
+    assert lint(text) == []
+    assert lint(DERPMap.parse(text).to_json()) == []
 
 
 values = st.recursive(
