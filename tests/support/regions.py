@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import trio
@@ -23,12 +24,15 @@ from tests.support.relays import Relay, RelayFailed, free_port, stop_process, wa
 # Every relay of the field resolves it without a name server, and genuine meshes and probes need names.
 NAME = "localhost"
 MESH_KEY = "5f" * 32
+VALID = (timedelta(days=-1), timedelta(days=30))
 
 
 class Region:
     """`count` places for relays; those that run are in `relays`."""
 
-    def __init__(self, folder: Path, count: int) -> None:
+    def __init__(
+        self, folder: Path, count: int, valid: tuple[timedelta, timedelta] = VALID, extra: tuple[str, ...] = ()
+    ) -> None:
         self.authority = folder / "authority.pem"
         authority = issue(common_name="authority", is_authority=True)
         self.authority.write_bytes(authority.pem)
@@ -37,10 +41,11 @@ class Region:
         self.stun_ports = [free_port(socket.SOCK_DGRAM) for _ in range(count)]
         self.relays: dict[int, Relay] = {}
         self._processes: dict[int, trio.Process] = {}
+        self._extra = extra
         for place in self.folders:
             certificates = place / "certs"
             certificates.mkdir(parents=True)
-            leaf = issue(NAME, issuer=authority)
+            leaf = issue(NAME, issuer=authority, valid=valid)
             (certificates / f"{NAME}.crt").write_bytes(leaf.pem)
             (certificates / f"{NAME}.key").touch(mode=0o600)
             (certificates / f"{NAME}.key").write_bytes(leaf.key_pem)
@@ -56,6 +61,7 @@ class Region:
         command = command_line(kind, folder, port, tls=True, hostname=NAME, mesh_key=MESH_KEY, stun_port=stun_port)
         # itself too: operators give all nodes one list
         command.append("--mesh-with=" + ",".join(f"{NAME}:{each}" for each in self.ports))
+        command += self._extra
         # Go and OpenSSL both take it in place of the system's roots.
         environment = os.environ | {"SSL_CERT_FILE": str(self.authority)}
         with (folder / "output").open("ab") as output:
@@ -80,10 +86,15 @@ class Region:
 
 
 @asynccontextmanager
-async def open_region(*kinds: RelayKind) -> AsyncIterator[Region]:
-    """Start one relay of each kind, the genuine ones last: those retry after 5 s only."""
+async def open_region(
+    *kinds: RelayKind, valid: tuple[timedelta, timedelta] = VALID, extra: tuple[str, ...] = ()
+) -> AsyncIterator[Region]:
+    """Start one relay of each kind, the genuine ones last: those retry after 5 s only.
+
+    valid: from when until when their certificates are, from now; extra: more flags for each.
+    """
     with tempfile.TemporaryDirectory(prefix="region-") as name:
-        region = Region(Path(name), len(kinds))
+        region = Region(Path(name), len(kinds), valid, extra)
         try:
             for number in sorted(range(len(kinds)), key=lambda number: kinds[number] == "genuine"):
                 await region.start(number, kinds[number])
