@@ -114,8 +114,14 @@ class CertificateKeeper:
     def _due(self) -> float:
         """When the certificate in the file has to be replaced, in POSIX seconds; 0 for at once."""
         leaf = self._leaf()
-        # A self-signed one may lie there from before, good for years and of no use to clients that do not pin it.
+        # A self-signed one may lie there from before, good for years and of no use to clients that do not pin it; and a
+        # chain may have been copied here without its key.
         if leaf is None or leaf.issuer == leaf.subject or not certificate_covers(leaf, self._config.hostname):
+            return 0.0
+        try:
+            if not _is_pair(leaf, self._key_file.read_bytes()):
+                return 0.0
+        except (OSError, ValueError, TypeError):
             return 0.0
         begin, end = leaf.not_valid_before_utc.timestamp(), leaf.not_valid_after_utc.timestamp()
         return end - (end - begin) * (_RENEWAL_PART + self._spread() * _JITTER_PART)
@@ -202,11 +208,16 @@ def _check(chain: bytes, key: bytes, hostname: str) -> str:
         leaf = x509.load_pem_x509_certificates(chain)[0]
     except ValueError:
         raise AcmeError("what the authority issued is no PEM chain") from None
-    ours = load_pem_private_key(key, password=None).public_key()
-    form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    if leaf.public_key().public_bytes(*form) != ours.public_bytes(*form) or not certificate_covers(leaf, hostname):
+    if not _is_pair(leaf, key) or not certificate_covers(leaf, hostname):
         raise AcmeError(f"what the authority issued is not for our key and {hostname}")
     return f"{leaf.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
+
+
+def _is_pair(leaf: x509.Certificate, key: bytes) -> bool:
+    """Whether the PEM `key` is that of the certificate.  ValueError or TypeError if it is no key at all."""
+    form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    ours = load_pem_private_key(key, password=None).public_key()
+    return leaf.public_key().public_bytes(*form) == ours.public_bytes(*form)
 
 
 def _read_or_make_key(path: Path) -> bytes:

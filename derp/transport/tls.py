@@ -70,10 +70,16 @@ class TlsServer:
         if config.self_signed:
             self._make_missing_certificate(now)
         elif config.acme is not None and config.cert_file is not None and not config.cert_file.exists():
-            # A fresh key: the one in the file belongs to the certificate to come.
-            self._generated, self._is_temporary = make_self_signed(config.hostname, _moment(now)), True
+            self._make_temporary(now)
         self._signature = self._file_signature()
-        self.context, self.leaf = self._build(now)
+        try:
+            self.context, self.leaf = self._build(now)
+        except ConfigError as error:
+            if config.acme is None:
+                raise
+            self._make_temporary(now)
+            self.context, self.leaf = self._build(now)
+            self.notices.insert(0, f"{error}; another one is asked for")
         self._meta_made = now
 
     @property
@@ -125,10 +131,18 @@ class TlsServer:
         region = DERPRegion(CUSTOM_REGION, "custom", "custom", nodes=(node,))
         return DERPMap({CUSTOM_REGION: region})
 
+    def _make_temporary(self, now: float) -> None:
+        # A fresh key: the one in the file belongs to the certificate to come.
+        self._generated, self._is_temporary = make_self_signed(self.config.hostname, _moment(now)), True
+
     def _swap(self, now: float, text: str) -> Reload:
+        before = self._generated, self._is_temporary
+        if self._is_temporary and self.config.cert_file is not None and self.config.cert_file.exists():
+            self._generated, self._is_temporary = None, False
         try:
             context, leaf = self._build(now)
         except ConfigError as error:
+            self._generated, self._is_temporary = before
             return Reload(False, f"{error}; the certificate of before stays in service")
         self.context, self.leaf = context, leaf
         self._meta_made = now
@@ -148,8 +162,6 @@ class TlsServer:
     def _build(self, now: float) -> tuple[ssl.SSLContext, x509.Certificate]:
         config = self.config
         self.notices = []
-        if self._is_temporary and config.cert_file is not None and config.cert_file.exists():
-            self._generated, self._is_temporary = None, False
         if self._is_temporary:
             self.notices.append(
                 f"{config.cert_file}: there is none yet: until it is issued a temporary self-signed certificate is "

@@ -130,12 +130,36 @@ LONG = (timedelta(days=-1), timedelta(days=36_500))
 
 
 @pytest.mark.parametrize("there", [issue(NAME, valid=LONG), issue("other.example", issuer=ROOT, valid=LONG), None])
+@pytest.mark.parametrize("has_its_key", [True, False])
 async def test_one_of_no_use_is_replaced_at_once(
-    config: TlsConfig, autojump_clock: MockClock, there: Issued | None
+    config: TlsConfig, autojump_clock: MockClock, there: Issued | None, has_its_key: bool
 ) -> None:
     assert config.cert_file is not None
+    assert config.key_file is not None
     config.cert_file.write_bytes(b"broken" if there is None else there.pem)
+    if there is not None and has_its_key:
+        config.key_file.write_bytes(there.key_pem)
     assert await asked_times(config, Authority(chain_for), 1) == [0]
+
+
+@pytest.mark.parametrize(("other", "asked", "failures"), [(issue(NAME).key_pem, [0], 0), (b"half a key", [], 1)])
+async def test_a_chain_without_its_key_is_replaced_at_once(
+    config: TlsConfig, autojump_clock: MockClock, other: bytes, asked: list[float], failures: int
+) -> None:
+    there = issue(NAME, issuer=ROOT, valid=LONG)
+    assert config.cert_file is not None
+    assert config.key_file is not None
+    config.cert_file.write_bytes(there.pem)
+    config.key_file.write_bytes(there.key_pem)
+    # a good pair: nobody is asked for decades
+    keeper = CertificateKeeper(config, no_proof, obtain=Authority(chain_for), clock=lambda: START)
+    assert keeper._due() > START + 1000 * DAY
+    config.key_file.write_bytes(other)
+    authority = Authority(chain_for)
+    keeper = CertificateKeeper(config, no_proof, obtain=authority, clock=authority.now)
+    with trio.move_on_after(60):
+        await keeper.run()
+    assert (authority.asked, keeper.failures) == (asked, failures)
 
 
 async def test_failures_wait_longer_each_time_and_keep_the_old_one(

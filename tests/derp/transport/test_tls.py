@@ -335,6 +335,32 @@ def test_new_files_are_taken_without_a_restart(files: tuple[Path, Path], manual:
     assert served == server.leaf.public_bytes(Encoding.DER)
 
 
+@pytest.mark.parametrize("there", ["broken", "another name", "another key"])
+def test_one_of_no_use_is_replaced_by_a_temporary_one_while_an_authority_is_asked(
+    files: tuple[Path, Path], there: str
+) -> None:
+    config = TlsConfig(*files, "relay.example", require_sni=True, acme=AcmeConfig())
+    certificate, key = make_self_signed("other.example" if there == "another name" else "relay.example", MOMENT)
+    write(files, b"broken" if there == "broken" else certificate, key)
+    if there == "another key":
+        files[1].write_bytes(make_self_signed("relay.example", MOMENT)[1])
+    server = TlsServer(config, KEY, now=NOW)
+    assert "another one is asked for" in server.notices[0]
+    assert "which clients refuse" in server.notices[1]
+    connect(server, "relay.example")
+    assert server.reload_if_changed(NOW + 5) is None
+    files[0].write_bytes(b"broken too")
+    broken = server.reload_if_changed(NOW + 10)
+    assert broken is not None
+    assert not broken.ok
+    write(files, *make_self_signed("relay.example", MOMENT))
+    result = server.reload_if_changed(NOW + 20)
+    assert result is not None
+    assert result.ok
+    served = connect(server, "relay.example").getpeercert(binary_form=True)
+    assert served == server.leaf.public_bytes(Encoding.DER)
+
+
 def test_a_temporary_certificate_is_served_until_there_is_one(files: tuple[Path, Path]) -> None:
     server = TlsServer(TlsConfig(*files, "relay.example", require_sni=True, acme=AcmeConfig()), KEY, now=NOW)
     assert ["there is none yet" in notice and "which clients refuse" in notice for notice in server.notices] == [True]
