@@ -52,6 +52,7 @@ _PLAIN: Final = (
     "accept_connection_burst",
     "queue_depth",
     "queue_bytes",
+    "verify_clients",
     "verify_client_url",
     "verify_client_url_fail_open",
     "debug_allow",
@@ -229,6 +230,8 @@ def _build(given: _Settings, open_files: int) -> RelayConfig:
         attributes["rate_by_key"] = {key: RateConfig(rate, burst) for key, rate, burst in given.get("rate_keys")}
     if "allow_keys" in given:
         attributes["allow_keys"] = frozenset(given.get("allow_keys"))
+    if given.get("socket"):  # empty: the default, as in derper
+        attributes["tailscaled_socket"] = given.get("socket")
     mesh_key = _mesh_key(given, dev)
     if "mesh_with" in given and mesh_key is None and given.get("mesh_with"):
         given.fail("mesh_with", "needs the mesh's key: set --mesh-psk-file")
@@ -516,10 +519,14 @@ def _with_notices(config: RelayConfig, given: _Settings, dev: bool) -> RelayConf
     local = all(_is_local(host) for host, _ in config.listen)
     if config.admission_is_open and config.derp_enabled and not dev and not local:
         given.notices.append(
-            "this relay is open: anyone who finds it may use it; set --verify-client-url or --allow-keys"
+            "this relay is open: anyone who finds it may use it; set --verify-clients, --verify-client-url or "
+            "--allow-keys"
         )
+    if given.get("socket") and not config.verify_clients:
+        given.notices.append(f"{given.place('socket')}: has no effect without --verify-clients")
     if config.verify_client_url_fail_open and config.verify_client_url:
-        given.notices.append("while the admission URL does not answer, anyone may use this relay")
+        anyone = "anyone" if not config.verify_clients and config.allow_keys is None else "whom the other checks allow"
+        given.notices.append(f"while the admission URL does not answer, {anyone} may use this relay")
     if math.isinf(config.accept_connection_limit):
         given.notices.append("accepts are not limited: a mass reconnect can starve the clients inside")
     return replace(config, notices=tuple(given.notices))

@@ -8,6 +8,7 @@ import base64
 import binascii
 import ipaddress
 import math
+import os
 import re
 import shlex
 from collections.abc import Callable, Sequence
@@ -111,6 +112,14 @@ def path(value: object) -> Path:
     if not text or "\0" in text:
         _refuse("a file name", value)
     return Path(text).expanduser()
+
+
+def socket_path(value: object) -> str:
+    """The path of a Unix socket; the kernel takes no more than 107 bytes."""
+    text = str(path(value))
+    if len(os.fsencode(text)) > 107:
+        _refuse("a path of at most 107 bytes", value)
+    return text
 
 
 def many(parse_one: Parser[T]) -> Parser[tuple[T, ...]]:

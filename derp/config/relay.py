@@ -19,6 +19,7 @@ KIB: Final = 1024
 MIB: Final = 1024 * KIB
 
 DEV_PORT: Final = 3340  # where derper's -dev listens
+TAILSCALED_SOCKET: Final = "/var/run/tailscale/tailscaled.sock"  # where it listens on Linux
 LOOPBACK: Final = (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128"))
 # Descriptors that are not client connections: listeners, epoll sets, log, metrics scrapes, mesh, name look-ups.
 RESERVED_FILES: Final = 256
@@ -130,6 +131,8 @@ class RelayConfig:
     debug_allow: tuple[Network, ...] = LOOPBACK
     # Nobody may tell us another address than the one we see.
     trusted_proxies: tuple[Network, ...] = ()
+    verify_clients: bool = False  # ask the tailscaled of this machine
+    tailscaled_socket: str = TAILSCALED_SOCKET
     verify_client_url: str = ""
     # derper's default is True: its admission service down makes it an open relay.  Ours stays closed.
     verify_client_url_fail_open: bool = False
@@ -147,7 +150,7 @@ class RelayConfig:
     @property
     def admission_is_open(self) -> bool:
         """Whether any stranger may use this relay."""
-        return not self.verify_client_url and self.allow_keys is None
+        return not self.verify_clients and not self.verify_client_url and self.allow_keys is None
 
     @property
     def has_accept_limit(self) -> bool:

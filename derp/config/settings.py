@@ -256,6 +256,20 @@ SETTINGS: Final = (
     ),
     # Who may what.
     _setting(
+        "verify_clients",
+        _boolean,
+        "",
+        "only clients that the tailscaled of this machine knows may come in",
+        derper=True,
+    ),
+    _setting(
+        "socket",
+        parse.optional(parse.socket_path),
+        "PATH",
+        "that tailscaled's socket, /var/run/tailscale/tailscaled.sock by default",
+        derper=True,
+    ),
+    _setting(
         "verify_client_url",
         parse.optional(parse.url("http", "https")),
         "URL",
@@ -269,7 +283,13 @@ SETTINGS: Final = (
         "let clients in while that URL does not answer; false by default (derper: true)",
         derper=True,
     ),
-    _setting("allow_keys", parse.many(parse.node_key), "NODEKEY,...", "only these clients may come in"),
+    _setting(
+        "allow_keys",
+        parse.many(parse.node_key),
+        "NODEKEY,...",
+        "only these clients may come in; where several checks are set each has to allow, in this order: --deny-keys, "
+        "--allow-keys, --verify-clients, --verify-client-url",
+    ),
     _setting("deny_keys", parse.many(parse.node_key), "NODEKEY,...", "these clients may not, whatever else is set"),
     _setting("debug_allow", parse.many(parse.network), "NETWORK,...", "who may see /debug/, loopback by default"),
     _setting(
@@ -302,13 +322,6 @@ class Refused:
 
 _NO_SETEC = "secrets come from files here: use --mesh-psk-file"
 REFUSED: Final = (
-    Refused(
-        "verify-clients",
-        "there is no look-up in a local tailscaled: use --verify-client-url or --allow-keys",
-        ("false",),
-        is_switch=True,
-    ),
-    Refused("socket", "it is only of use with -verify-clients: use --verify-client-url or --allow-keys"),
     Refused("ace", "there is no ACE server here: leave it out", ("false",), is_switch=True),
     Refused("secrets-url", _NO_SETEC),
     Refused("secrets-path-prefix", _NO_SETEC),

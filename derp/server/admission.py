@@ -1,10 +1,11 @@
-"""Who may become a client.  Layer L3: lists answer at once; a control plane that is asked answers later.
+"""Who may become a client.  Layer L3: lists answer at once; tailscaled and a control plane that are asked, later.
 
-Order: a mesh key of ours always comes in; a denied key never; then the allow list, then the control plane.
-Called by server/session.py for each handshake.
+Order: a mesh key of ours always comes in; a denied key never; then the allow list, a local tailscaled and the control
+plane, as far as they are set: each of them has to allow.  Called by server/session.py for each handshake.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 from derp.config import RelayConfig
@@ -16,14 +17,44 @@ from derp.protocol.messages import ClientInfo
 _MAX_LOGINS: Final = 10_000
 
 
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a client comes in; `because` is for the log and never for the client.
+
+    `faulty`: those who were asked are at fault, which the operator should hear.  Without `answered` nobody knows
+    better than before, so it is not remembered.
+    """
+
+    allowed: bool
+    because: str = ""
+    faulty: bool = False
+    answered: bool = True
+
+
+ADMITTED: Final = Verdict(True)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a look at somebody who is asked showed: whether he can answer, and a sentence for the log."""
+
+    well: bool
+    text: str
+
+
 class Verifier(Protocol):
     """Asks somebody else about a key; server/verify.py does it over HTTP."""
 
-    def cached(self, key: bytes, address: str) -> bool | None:
+    @property
+    def problem(self) -> str:
+        """Why nobody can get an answer now, if that is so."""
+        ...
+
+    def cached(self, key: bytes, address: str) -> Verdict | None:
         """The last answer, while it is fresh."""
         ...
 
-    def ask(self, key: bytes, address: str, answer: Callable[[bool], None]) -> None:
+    def ask(self, key: bytes, address: str, answer: Callable[[Verdict], None]) -> None:
         """Call `answer` once, later, from the reactor's thread."""
         ...
 
@@ -56,17 +87,22 @@ class Admission:
         key: MeshKey | None = info.mesh_key
         return self._mesh_key is not None and key is not None and key == self._mesh_key
 
-    def decide(self, key: bytes, address: str) -> bool | None:
-        """True: come in, False: go away, None: `ask` first."""
+    @property
+    def problem(self) -> str:
+        """Why clients cannot get an answer now, for /debug/check; empty if they can, or need none."""
+        return self._verifier.problem if self._verifier is not None else ""
+
+    def decide(self, key: bytes, address: str) -> Verdict | None:
+        """The verdict; None: `ask` first."""
         if key in self._deny:
-            return False
-        if self._allow is not None:
-            return key in self._allow
+            return Verdict(False, "it is one of --deny-keys")
+        if self._allow is not None and key not in self._allow:
+            return Verdict(False, "it is none of --allow-keys")
         if self._verifier is None:
-            return True
+            return ADMITTED
         return self._verifier.cached(key, address)
 
-    def ask(self, key: bytes, address: str, answer: Callable[[bool], None]) -> None:
-        """Have the control plane decide; `answer` is called once."""
+    def ask(self, key: bytes, address: str, answer: Callable[[Verdict], None]) -> None:
+        """Have others decide; `answer` is called once."""
         assert self._verifier is not None, "decide gives None only when there is somebody to ask"
         self._verifier.ask(key, address, answer)

@@ -64,7 +64,7 @@ def _row(client: Client, now: float) -> dict[str, Any]:
 
 
 def consistency(relay: Relay) -> str:
-    """Check the registry against itself; the text says what is wrong, if anything."""
+    """Check the registry against itself, and that admission can ask; the text says what is wrong, if anything."""
     router = relay.router
     problems = []
     for key, member in router.members.items():
@@ -78,6 +78,8 @@ def consistency(relay: Relay) -> str:
         if not member.connections and not member.forwarders:
             problems.append(f"{short_key(key)}: a key without a connection")
     problems += [f"{short_key(key)}: a route without a key" for key in router.routes if key not in router.members]
+    if relay.plane.admission.problem:
+        problems.append(f"admission: {relay.plane.admission.problem}")
     if problems:
         return "derp.Server ConsistencyCheck failed:\n" + "\n".join(problems[:100]) + "\n"
     return "derp.Server ConsistencyCheck okay\n"

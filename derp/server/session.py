@@ -40,7 +40,7 @@ from derp.relay.forward import relay_forwarded, relay_packets
 from derp.relay.limits import TokenBucket
 from derp.relay.queue import count_lost, frame_starts
 from derp.relay.router import Route, Router
-from derp.server.admission import Admission
+from derp.server.admission import Admission, Verdict
 from derp.transport.links import Link, LinkEnded
 from derp.transport.reactor import Reactor
 
@@ -262,19 +262,19 @@ class Greeting:
                 # Somebody else decides; until then the kernel keeps what the client sends.
                 plane.reactor.pause(self._link)
                 plane.admission.ask(opened.key, self._link.address[0], self._decided)
-            elif verdict:
+            elif verdict.allowed:
                 self._admit(is_mesh_peer=False)
             else:
-                raise LinkEnded(CloseReason.NOT_ADMITTED, f"{short_key(opened.key)} is not admitted")
+                raise LinkEnded(CloseReason.NOT_ADMITTED, _refusal(opened.key, verdict))
         return int(rest)
 
-    def _decided(self, is_admitted: bool) -> None:
+    def _decided(self, verdict: Verdict) -> None:
         link, reactor = self._link, self._plane.reactor
         if link.session is not self:
             return  # it left, or its deadline passed, before the answer came
-        if not is_admitted:
+        if not verdict.allowed:
             assert self._opened is not None
-            reactor.close(link, CloseReason.NOT_ADMITTED, f"{short_key(self._opened.key)} is not admitted")
+            reactor.close(link, CloseReason.NOT_ADMITTED, _refusal(self._opened.key, verdict))
             return
         try:
             self._admit(is_mesh_peer=False)
@@ -327,7 +327,13 @@ class Greeting:
     def ended(self, reason: CloseReason, text: str) -> None:
         self._plane.greeted.pop(self._link, None)
         self._plane.count_closed(reason)
-        _log.debug("x %s:%d before it was a client: %s %s", *self._link.address[:2], reason.value, text)
+        # Who was turned away asks the operator why; the rest is scanners and probes.
+        level = logging.INFO if reason is CloseReason.NOT_ADMITTED else logging.DEBUG
+        _log.log(level, "x %s:%d before it was a client: %s %s", *self._link.address[:2], reason.value, text)
+
+
+def _refusal(key: bytes, verdict: Verdict) -> str:
+    return f"{short_key(key)} is not admitted: {verdict.because}"
 
 
 class ClientSession:

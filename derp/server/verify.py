@@ -1,18 +1,23 @@
-"""Admission by the control plane: asks a URL about each new key, in the genuine wire form.  Layer L3.
+"""Admission by somebody else: bounds and cache around those who are asked, and one of them, a URL.  Layer L3.
 
-POST {"NodePublic": "nodekey:...", "Source": "ip"}; 200 with {"Allow": true} lets the client in.  Used by
-server/admission.py; while an answer is on its way the client's socket is not read.
+Each judge is asked in turn and all have to allow.  server/tailscaled.py is the other judge.  The URL gets, in the
+genuine wire form, POST {"NodePublic": "nodekey:...", "Source": "ip"}; 200 with {"Allow": true} lets the client in.
+Used by server/admission.py; while an answer is on its way the client's socket is not read.
 """
 
 import json
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from typing import Any, Final, Protocol
 
 import trio
 
+from derp.config import RelayConfig
 from derp.errors import TransportError
+from derp.server.admission import ADMITTED, Finding, Verdict
+from derp.server.tailscaled import TailscaledJudge
 from derp.transport.fetch import HttpCaller
 
 _log = logging.getLogger("derp.server")
@@ -20,87 +25,157 @@ _log = logging.getLogger("derp.server")
 TIMEOUT_SECONDS: Final = 5.0
 MAX_ANSWER_BYTES: Final = 4096
 # A client that reconnects within this time is not asked about again.  A yes is believed for long enough to survive a
-# blip of its network, a no only so long that a client in a loop does not become a storm on the control plane.
+# blip of its network, a no only so long that a client in a loop does not become a storm on those who are asked.
 YES_SECONDS: Final = 30.0
 NO_SECONDS: Final = 5.0
 # About 200 bytes each.
 MAX_CACHED: Final = 65_536
 # Questions on their way.  Those beyond wait; the handshake's own deadline bounds for how long.
 MAX_ASKING: Final = 64
+# How soon the log says that a judge is not fit to be asked, when no client comes to find out.
+LOOK_SECONDS: Final = 30.0
+# Who is asked may be down while thousands reconnect: the same complaint once in so long, then with their number.
+COMPLAIN_SECONDS: Final = 10.0
 
 
-class UrlVerifier:
-    """`run` it as one task; then `cached` and `ask` from the reactor's thread.
+class Judge(Protocol):
+    """Somebody who is asked.  `http` is opened before the first question and closed after the last."""
 
-    `fail_open`: whether an unreachable service lets everybody in.  A service that answers badly never does.
-    """
+    http: HttpCaller
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        fail_open: bool,
-        clock: Callable[[], float] = trio.current_time,
-        caller: HttpCaller | None = None,
-    ) -> None:
+    async def judge(self, key: bytes, address: str) -> Verdict:
+        """One question; raises nothing, but may take as long as `http` lets it."""
+
+    async def look(self) -> Finding | None:
+        """Whether questions would be answered now; None from one who cannot be looked at beforehand."""
+
+
+class UrlJudge:
+    """The control plane's URL.  `fail_open`: its verdict while it does not answer; a bad answer is always a no."""
+
+    def __init__(self, url: str, *, fail_open: bool, http: HttpCaller | None = None) -> None:
+        self.http = http or HttpCaller(timeout_seconds=TIMEOUT_SECONDS)
         self._url = url
         self._fail_open = fail_open
+
+    async def judge(self, key: bytes, address: str) -> Verdict:
+        body = json.dumps({"NodePublic": f"nodekey:{key.hex()}", "Source": address}, separators=(",", ":")).encode()
+        try:
+            fetched = await self.http.post(self._url, body, MAX_ANSWER_BYTES)
+        except TransportError as error:
+            return Verdict(self._fail_open, str(error), faulty=True, answered=False)
+        if fetched.status != 200:
+            return Verdict(False, f"{self._url} answered {fetched.status}", faulty=True)
+        return ADMITTED if is_allowed(fetched.body) else Verdict(False, f"{self._url} does not allow it")
+
+    async def look(self) -> Finding | None:
+        return None  # it can only be asked about a client
+
+
+class Verifier:
+    """Asks the judges.  `run` it as one task; then `cached` and `ask` from the reactor's thread."""
+
+    def __init__(self, judges: Sequence[Judge], *, clock: Callable[[], float] = trio.current_time) -> None:
+        self._judges = judges
         self._clock = clock
-        self._http = caller or HttpCaller(timeout_seconds=TIMEOUT_SECONDS)
-        self._answers: OrderedDict[tuple[bytes, str], tuple[bool, float]] = OrderedDict()
+        self._answers: OrderedDict[tuple[bytes, str], tuple[Verdict, float]] = OrderedDict()
         self._limiter = trio.CapacityLimiter(MAX_ASKING)
         self._nursery: trio.Nursery | None = None
+        self._found: dict[int, Finding] = {}
+        self._complained, self._complained_at, self._unsaid = "", 0.0, 0
         self.allowed_count = 0
         self.refused_count = 0
         self.unreachable_count = 0
 
+    @property
+    def problem(self) -> str:
+        """Why clients are refused although they should not be, as far as the last look showed; empty: all is well."""
+        return "; ".join(finding.text for finding in self._found.values() if not finding.well)
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Answer questions until cancelled; started when it can be asked."""
-        async with self._http, trio.open_nursery() as nursery:
-            self._nursery = nursery
+        async with AsyncExitStack() as stack:
+            for judge in self._judges:
+                await stack.enter_async_context(judge.http)
+            self._nursery = await stack.enter_async_context(trio.open_nursery())
+            for number, judge in enumerate(self._judges):
+                self._nursery.start_soon(self._watch, number, judge)
             task_status.started()
             await trio.sleep_forever()
 
-    def cached(self, key: bytes, address: str) -> bool | None:
-        """The last answer about this key from this address, while it is fresh."""
+    def cached(self, key: bytes, address: str) -> Verdict | None:
+        """The last verdict about this key from this address, while it is fresh."""
         found = self._answers.get((key, address))
         if found is None or found[1] <= self._clock():
             return None
         return found[0]
 
-    def ask(self, key: bytes, address: str, answer: Callable[[bool], None]) -> None:
+    def ask(self, key: bytes, address: str, answer: Callable[[Verdict], None]) -> None:
         """Ask; `answer` is called once, later."""
         assert self._nursery is not None, "run() is not running"
         self._nursery.start_soon(self._ask, key, address, answer)
 
-    async def _ask(self, key: bytes, address: str, answer: Callable[[bool], None]) -> None:
+    async def _ask(self, key: bytes, address: str, answer: Callable[[Verdict], None]) -> None:
         async with self._limiter:
             verdict = await self._verdict(key, address)
         answer(verdict)
 
-    async def _verdict(self, key: bytes, address: str) -> bool:
-        body = json.dumps({"NodePublic": f"nodekey:{key.hex()}", "Source": address}, separators=(",", ":")).encode()
-        try:
-            fetched = await self._http.post(self._url, body, MAX_ANSWER_BYTES)
-        except TransportError as error:
-            self.unreachable_count += 1
-            _log.warning("! admission: %s; %s", error, "let in" if self._fail_open else "refused")
-            # Not kept: the next client asks again, so the service is used as soon as it is back.
-            return self._fail_open
-        allowed = fetched.status == 200 and is_allowed(fetched.body)
-        if fetched.status != 200:
-            _log.warning("! admission: %s answered %d; refused", self._url, fetched.status)
-        self.allowed_count += allowed
-        self.refused_count += not allowed
-        self._keep(key, address, allowed)
-        return allowed
+    async def _verdict(self, key: bytes, address: str) -> Verdict:
+        final = ADMITTED
+        for judge in self._judges:
+            verdict = await judge.judge(key, address)
+            if verdict.faulty:
+                self._complain(f"{verdict.because}; {'let in' if verdict.allowed else 'refused'}")
+            if not verdict.answered:
+                self.unreachable_count += 1
+                final = verdict
+            if not verdict.allowed:
+                final = verdict
+                break
+        if final.answered:
+            # Only these are kept: otherwise the next client asks again, so a judge is heard as soon as it is back.
+            self.allowed_count += final.allowed
+            self.refused_count += not final.allowed
+            self._keep(key, address, final)
+        return final
 
-    def _keep(self, key: bytes, address: str, allowed: bool) -> None:
-        until = self._clock() + (YES_SECONDS if allowed else NO_SECONDS)
-        self._answers[key, address] = (allowed, until)
+    def _keep(self, key: bytes, address: str, verdict: Verdict) -> None:
+        until = self._clock() + (YES_SECONDS if verdict.allowed else NO_SECONDS)
+        self._answers[key, address] = (verdict, until)
         self._answers.move_to_end((key, address))
         while len(self._answers) > MAX_CACHED:
             self._answers.popitem(last=False)
+
+    def _complain(self, text: str) -> None:
+        if text == self._complained and self._clock() < self._complained_at + COMPLAIN_SECONDS:
+            self._unsaid += 1
+            return
+        if self._unsaid:
+            _log.warning("! admission: %s (%d more times)", self._complained, self._unsaid)
+        _log.warning("! admission: %s", text)
+        self._complained, self._complained_at, self._unsaid = text, self._clock(), 0
+
+    async def _watch(self, number: int, judge: Judge) -> None:
+        while (finding := await judge.look()) is not None:
+            if finding != self._found.get(number):
+                _log.log(
+                    logging.INFO if finding.well else logging.WARNING,
+                    "%s admission: %s",
+                    "=" if finding.well else "!",
+                    finding.text,
+                )
+            self._found[number] = finding
+            await trio.sleep(LOOK_SECONDS)
+
+
+def open_verifier(config: RelayConfig) -> Verifier | None:
+    """Who is asked by these settings, in derper's order: tailscaled, then the URL.  None: nobody."""
+    judges: list[Judge] = []
+    if config.verify_clients:
+        judges.append(TailscaledJudge(config.tailscaled_socket))
+    if config.verify_client_url:
+        judges.append(UrlJudge(config.verify_client_url, fail_open=config.verify_client_url_fail_open))
+    return Verifier(judges) if judges else None
 
 
 def is_allowed(body: bytes) -> bool:

@@ -7,6 +7,7 @@ import httpx
 import trio
 
 from derp.errors import ConnectError, TransportTimeout
+from derp.transport.stream import local_socket_sentence
 
 # Connections kept to the same service; more calls than this at a time wait their turn.
 _MAX_CONNECTIONS: Final = 64
@@ -21,12 +22,19 @@ class Fetched:
 
 
 class HttpCaller:
-    """A client with kept connections.  `async with` it; certificates are verified against the system's roots."""
+    """A client with kept connections.  `async with` it; certificates are verified against the system's roots.
 
-    def __init__(self, *, timeout_seconds: float) -> None:
+    `socket`: the path of a Unix socket; every call then goes there, whatever host its URL names.
+    """
+
+    def __init__(self, *, timeout_seconds: float, socket: str = "") -> None:
         self._timeout_seconds = timeout_seconds
+        self._socket = socket
+        limits = httpx.Limits(max_connections=_MAX_CONNECTIONS)
+        # No TLS on a socket of this machine: do not read the system's roots for it.
+        transport = httpx.AsyncHTTPTransport(uds=socket, limits=limits, verify=False) if socket else None
         self._client = httpx.AsyncClient(
-            timeout=timeout_seconds, limits=httpx.Limits(max_connections=_MAX_CONNECTIONS), follow_redirects=False
+            timeout=timeout_seconds, limits=limits, follow_redirects=False, transport=transport
         )
 
     async def __aenter__(self) -> "HttpCaller":
@@ -45,16 +53,18 @@ class HttpCaller:
         return await self._call("GET", url, None, max_bytes)
 
     async def _call(self, method: str, url: str, body: bytes | None, max_bytes: int) -> Fetched:
+        name = self._socket or url
         try:
             with trio.fail_after(self._timeout_seconds):
                 async with self._client.stream(method, url, content=body) as response:
                     return Fetched(response.status_code, await _read_body(response, max_bytes))
         except (trio.TooSlowError, httpx.TimeoutException) as error:
-            raise TransportTimeout(f"{url} did not answer within {self._timeout_seconds:g} s") from error
+            raise TransportTimeout(f"{name} did not answer within {self._timeout_seconds:g} s") from error
         except httpx.InvalidURL as error:
             raise ConnectError(f"{url} is no URL: {error}") from error
         except httpx.HTTPError as error:
-            raise ConnectError(f"{url} cannot be reached: {error or type(error).__name__}") from error
+            reason = local_socket_sentence(error) if self._socket else ""
+            raise ConnectError(f"{name} cannot be reached: {reason or error or type(error).__name__}") from error
 
 
 async def _read_body(response: httpx.Response, max_bytes: int) -> bytes:

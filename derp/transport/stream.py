@@ -45,6 +45,15 @@ _BY_ERRNO: Final = {
     errno.ENFILE: "this machine has no file descriptor left: raise fs.file-max",
 }
 
+# On the path of a Unix socket some numbers mean other things.
+_BY_ERRNO_LOCAL: Final = {
+    errno.ENOENT: "there is no such socket: start the service that makes it, or correct the path",
+    errno.ENOTDIR: "there is no such socket: start the service that makes it, or correct the path",
+    errno.ECONNREFUSED: "nobody listens there: start the service behind it, or correct the path",
+    errno.EACCES: "this user may not open it: its mode, or that of a folder above it, forbids that",
+    errno.EPERM: "this user may not open it: its mode, or that of a folder above it, forbids that",
+}
+
 # What OpenSSL found wrong with a certificate, by X509_V_ERR number.
 _BY_VERIFY_CODE: Final = {
     9: "its certificate is not valid yet: is this machine's clock right?",
@@ -107,6 +116,16 @@ def mapped_errors(doing: str, *, connecting: bool = False) -> Iterator[None]:
         raise transport_error(error, doing, connecting=True) from error
     except (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError) as error:
         raise transport_error(error, doing, connecting=connecting) from error
+
+
+def local_socket_sentence(error: BaseException) -> str:
+    """What to do about an error on a Unix socket, however a library has wrapped it; empty: nothing is known."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    if cause is None:
+        return ""
+    return _BY_ERRNO_LOCAL.get(cause.errno or 0) or _os_sentence(cause)
 
 
 def _os_sentence(error: OSError) -> str:

@@ -81,6 +81,8 @@ accept_connection_burst = 11
 max_connections = 12
 queue_depth = 13
 queue_bytes = 200_000
+verify_clients = true
+socket = "/run/tailscaled.sock"
 verify_client_url = "https://admit.example/"
 verify_client_url_fail_open = true
 allow_keys = ["{key}"]
@@ -125,6 +127,8 @@ def test_every_setting_arrives(tmp_path: Path, toml: Callable[[str], str]) -> No
         max_connections=12,
         queue_depth=13,
         queue_bytes=200_000,
+        verify_clients=True,
+        tailscaled_socket="/run/tailscaled.sock",
         verify_client_url="https://admit.example/",
         verify_client_url_fail_open=True,
         allow_keys=frozenset({b"\x07" * 32}),
@@ -166,6 +170,7 @@ WRONG_TOML = [
     ('mesh_psk_file = "/nonexistent/k"', "/nonexistent/k: cannot read the mesh key: No such file"),
     ('rate_config = "/nonexistent/r"', "/nonexistent/r: cannot read the limits: No such file"),
     ('verify_client_url = "a.example"', "relay.toml: verify_client_url: wants a URL that starts with http:// or https"),
+    (f'socket = "/{"x" * 107}"', "relay.toml: socket: wants a path of at most 107 bytes, got '/xxx"),
     ('mesh_psk_file = "/dev/zero"', "/dev/zero: is no mesh key: it has more than"),
     ('cert_mode = "gcp"', "flags: --hostname: --cert-mode gcp needs a host name to get a certificate for"),
     (GCP, "relay.toml: cert_mode: Google wants to know who asks: set --acme-eab-kid, --acme-eab-key and --acme-email"),
@@ -445,6 +450,8 @@ def test_the_mesh_key_is_found_where_derper_looks(tmp_path: Path) -> None:
         ({"listen": "127.0.0.1:1,[::1]:1,localhost:2"}, False),
         ({"listen": ":1", "allow_keys": KEY}, False),
         ({"listen": ":1", "verify_client_url": "http://127.0.0.1/"}, False),
+        ({"listen": ":1", "verify_clients": "true"}, False),
+        ({"listen": ":1", "socket": "/run/s"}, True),
         ({"listen": ":1", "derp": "false"}, False),
         ({"listen": ":1", "dev": "true"}, False),
     ],
@@ -452,6 +459,27 @@ def test_the_mesh_key_is_found_where_derper_looks(tmp_path: Path) -> None:
 def test_an_open_relay_on_a_public_address_says_so(tmp_path: Path, flags: dict[str, str], told: bool) -> None:
     config = load(flags | {"key_file": str(tmp_path / "k")})
     assert any("this relay is open" in notice for notice in config.notices) is told
+
+
+@pytest.mark.parametrize("given", ["", "/run/other.sock"])
+def test_an_empty_socket_is_the_default(given: str) -> None:
+    config = load(DEV | {"verify_clients": "true", "socket": given})
+    assert config.tailscaled_socket == (given or "/var/run/tailscale/tailscaled.sock")
+    assert config.notices == ()
+
+
+def test_a_socket_that_nobody_is_asked_at_is_told() -> None:
+    (notice,) = load(DEV | {"socket": "/run/s"}).notices
+    assert notice == "flags: --socket: has no effect without --verify-clients"
+
+
+@pytest.mark.parametrize(
+    ("beside", "who"),
+    [({}, "anyone"), ({"verify_clients": "true"}, "whom the other checks allow"), ({"allow_keys": KEY}, "whom the")],
+)
+def test_fail_open_says_for_whom(beside: dict[str, str], who: str) -> None:
+    (notice,) = load(DEV | beside | {"verify_client_url": "http://a/", "verify_client_url_fail_open": "1"}).notices
+    assert notice.startswith(f"while the admission URL does not answer, {who}")
 
 
 def test_fail_open_and_unlimited_accepts_are_told() -> None:

@@ -26,6 +26,7 @@ def test_secrets_stay_out_of_the_text_form() -> None:
         ({"deny_keys": frozenset({b"x" * 32})}, True),
         ({"allow_keys": frozenset()}, False),
         ({"verify_client_url": "https://a.example/"}, False),
+        ({"verify_clients": True}, False),
     ],
 )
 def test_open_means_a_stranger_may_come_in(changes: dict[str, object], is_open: bool) -> None:

@@ -7,7 +7,7 @@ import pytest
 from derp.config import RelayConfig
 from derp.keys import MeshKey, NodePrivate
 from derp.protocol.messages import ClientInfo
-from derp.server.admission import Admission
+from derp.server.admission import Admission, Verdict
 from tests.derp.server.test_server import UPGRADE, client_info
 from tests.derp.server.world import ask, call, closed, open_server, relay_config
 
@@ -18,16 +18,18 @@ MESH = MeshKey(b"m" * 32)
 class Sayings:
     """A control plane that has said something already."""
 
+    problem = ""
+
     def __init__(self, said: dict[bytes, bool]) -> None:
         self.said = said
         self.asked: list[tuple[bytes, str]] = []
 
-    def cached(self, key: bytes, address: str) -> bool | None:
-        return self.said.get(key)
+    def cached(self, key: bytes, address: str) -> Verdict | None:
+        return Verdict(self.said[key]) if key in self.said else None
 
-    def ask(self, key: bytes, address: str, answer: Callable[[bool], None]) -> None:
+    def ask(self, key: bytes, address: str, answer: Callable[[Verdict], None]) -> None:
         self.asked.append((key, address))
-        answer(True)
+        answer(Verdict(True))
 
 
 def config(**changes: object) -> RelayConfig:
@@ -48,8 +50,12 @@ def config(**changes: object) -> RelayConfig:
         (None, (), {OTHER: True}, OTHER, True),
         (None, (), {OTHER: False}, OTHER, False),
         (None, (BAD,), {BAD: True}, BAD, False),
-        ((GOOD,), (), {GOOD: False}, GOOD, True),  # a list answers at once
+        # All that is set has to allow: who is on the list is asked about, and who is not on it is refused unasked.
+        ((GOOD,), (), {}, GOOD, None),
+        ((GOOD,), (), {GOOD: True}, GOOD, True),
+        ((GOOD,), (), {GOOD: False}, GOOD, False),
         ((GOOD,), (), {OTHER: True}, OTHER, False),
+        ((GOOD,), (GOOD,), {GOOD: True}, GOOD, False),
     ],
 )
 def test_the_order_of_the_rules(
@@ -61,13 +67,14 @@ def test_the_order_of_the_rules(
 ) -> None:
     lists = config(allow_keys=None if allow is None else frozenset(allow), deny_keys=frozenset(deny))
     admission = Admission(lists, None if said is None else Sayings(said))
-    assert admission.decide(key, "192.0.2.1") is expected
+    verdict = admission.decide(key, "192.0.2.1")
+    assert (verdict.allowed if verdict is not None else None) is expected
 
 
 def test_asking_goes_to_the_control_plane_with_key_and_address() -> None:
-    plane, answers = Sayings({}), list[bool]()
+    plane, answers = Sayings({}), list[Verdict]()
     Admission(config(), plane).ask(OTHER, "192.0.2.1", answers.append)
-    assert (plane.asked, answers) == ([(OTHER, "192.0.2.1")], [True])
+    assert (plane.asked, answers) == ([(OTHER, "192.0.2.1")], [Verdict(True)])
 
 
 @pytest.mark.parametrize(

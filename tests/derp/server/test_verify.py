@@ -11,8 +11,20 @@ import trio.testing
 from derp.errors import ConnectError
 from derp.keys import MeshKey, NodePrivate
 from derp.protocol.messages import RecvPacket
+from derp.server.admission import Finding, Verdict
 from derp.server.server import RelayServer
-from derp.server.verify import MAX_ANSWER_BYTES, MAX_ASKING, NO_SECONDS, YES_SECONDS, UrlVerifier, is_allowed
+from derp.server.verify import (
+    COMPLAIN_SECONDS,
+    LOOK_SECONDS,
+    MAX_ANSWER_BYTES,
+    MAX_ASKING,
+    NO_SECONDS,
+    YES_SECONDS,
+    UrlJudge,
+    Verifier,
+    is_allowed,
+    open_verifier,
+)
 from derp.transport.fetch import Fetched, HttpCaller
 from derp.transport.http import Request
 from tests.derp.server.control_plane import NO, YES, Answer, ControlPlane, open_control_plane
@@ -69,12 +81,22 @@ class Clock:
         return self.now
 
 
-async def verdict_of(verifier: UrlVerifier, key: bytes = KEY, address: str = HOST) -> bool:
+def url_verifier(url: str, *, fail_open: bool = False, clock: Clock | None = None) -> Verifier:
+    judges = [UrlJudge(url, fail_open=fail_open)]
+    return Verifier(judges, clock=clock) if clock is not None else Verifier(judges)
+
+
+def cached(verifier: Verifier, key: bytes = KEY, address: str = HOST) -> bool | None:
+    verdict = verifier.cached(key, address)
+    return verdict.allowed if verdict is not None else None
+
+
+async def verdict_of(verifier: Verifier, key: bytes = KEY, address: str = HOST) -> bool:
     answers: list[bool] = []
     done = trio.Event()
 
-    def answer(allowed: bool) -> None:
-        answers.append(allowed)
+    def answer(verdict: Verdict) -> None:
+        answers.append(verdict.allowed)
         done.set()
 
     verifier.ask(key, address, answer)
@@ -90,17 +112,17 @@ async def test_an_answer_is_believed_for_a_while(
 ) -> None:
     clock = Clock()
     async with open_control_plane(lambda request: answer) as plane:
-        verifier = UrlVerifier(plane.url, fail_open=False, clock=clock)
+        verifier = url_verifier(plane.url, clock=clock)
         await nursery.start(verifier.run)
-        assert verifier.cached(KEY, HOST) is None
+        assert cached(verifier) is None
         assert await verdict_of(verifier) is allowed
-        assert verifier.cached(KEY, HOST) is allowed
-        assert verifier.cached(KEY, "::1") is None
-        assert verifier.cached(KEY[::-1], HOST) is None
+        assert cached(verifier) is allowed
+        assert cached(verifier, KEY, "::1") is None
+        assert cached(verifier, KEY[::-1]) is None
         clock.now += seconds - 0.001
-        assert verifier.cached(KEY, HOST) is allowed
+        assert cached(verifier) is allowed
         clock.now += 0.001
-        assert verifier.cached(KEY, HOST) is None
+        assert cached(verifier) is None
         (request,) = plane.requests
         assert request.body == b'{"NodePublic":"nodekey:' + KEY.hex().encode() + b'","Source":"127.0.0.1"}'
         assert json.loads(request.body)["Source"] == HOST
@@ -121,7 +143,7 @@ async def test_an_answer_is_believed_for_a_while(
 )
 async def test_a_bad_answer_is_a_no_in_either_mode(nursery: trio.Nursery, answer: Answer, fail_open: bool) -> None:
     async with open_control_plane(lambda request: answer) as plane:
-        verifier = UrlVerifier(plane.url, fail_open=fail_open)
+        verifier = url_verifier(plane.url, fail_open=fail_open)
         await nursery.start(verifier.run)
         assert await verdict_of(verifier) is False
         assert (verifier.refused_count, verifier.unreachable_count) == (1, 0)
@@ -130,10 +152,10 @@ async def test_a_bad_answer_is_a_no_in_either_mode(nursery: trio.Nursery, answer
 
 @pytest.mark.parametrize("fail_open", [False, True])
 async def test_nobody_there_is_what_the_fail_mode_says_and_is_not_kept(nursery: trio.Nursery, fail_open: bool) -> None:
-    verifier = UrlVerifier(unused_url(), fail_open=fail_open)
+    verifier = url_verifier(unused_url(), fail_open=fail_open)
     await nursery.start(verifier.run)
     assert await verdict_of(verifier) is fail_open
-    assert verifier.cached(KEY, HOST) is None
+    assert cached(verifier) is None
     assert (verifier.allowed_count, verifier.refused_count, verifier.unreachable_count) == (0, 0, 1)
     nursery.cancel_scope.cancel()
 
@@ -156,9 +178,9 @@ class SlowCaller(HttpCaller):
 
 async def test_questions_on_their_way_are_bounded(nursery: trio.Nursery) -> None:
     caller = SlowCaller()
-    verifier = UrlVerifier("http://x/", fail_open=True, caller=caller)
+    verifier = Verifier([UrlJudge("http://x/", fail_open=True, http=caller)])
     await nursery.start(verifier.run)
-    answers: list[bool] = []
+    answers: list[Verdict] = []
     for number in range(3 * MAX_ASKING):
         verifier.ask(number.to_bytes(32, "big"), HOST, answers.append)
     await trio.testing.wait_all_tasks_blocked()
@@ -172,14 +194,107 @@ async def test_questions_on_their_way_are_bounded(nursery: trio.Nursery) -> None
 async def test_what_is_remembered_is_bounded(nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("derp.server.verify.MAX_CACHED", 2)
     async with open_control_plane(lambda request: YES) as plane:
-        verifier = UrlVerifier(plane.url, fail_open=False)
+        verifier = url_verifier(plane.url)
         await nursery.start(verifier.run)
         keys = [bytes([number]) * 32 for number in range(3)]
         for key in (*keys[:2], keys[0], keys[2]):
             await verdict_of(verifier, key)
         # the one asked about longest ago made room
-        assert [verifier.cached(key, HOST) for key in keys] == [True, None, True]
+        assert [cached(verifier, key) for key in keys] == [True, None, True]
         nursery.cancel_scope.cancel()
+
+
+class Word:
+    """A judge of one word; `looks` are what it shows, the last one for ever."""
+
+    def __init__(self, verdict: Verdict, *looks: Finding) -> None:
+        self.http = HttpCaller(timeout_seconds=1.0)
+        self.verdict = verdict
+        self.looks = list(looks)
+        self.asked = 0
+
+    async def judge(self, key: bytes, address: str) -> Verdict:
+        self.asked += 1
+        return self.verdict
+
+    async def look(self) -> Finding | None:
+        if not self.looks:
+            return None
+        return self.looks.pop(0) if len(self.looks) > 1 else self.looks[0]
+
+
+SAYS_YES, SAYS_NO = Verdict(True), Verdict(False, "no")
+IS_DOWN, FAILS_OPEN = Verdict(False, "down", faulty=True, answered=False), Verdict(True, "down", True, False)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "allowed", "kept", "second_asked"),
+    [
+        (SAYS_YES, SAYS_YES, True, True, 1),
+        (SAYS_YES, SAYS_NO, False, True, 1),
+        (SAYS_NO, SAYS_YES, False, True, 0),
+        (IS_DOWN, SAYS_YES, False, False, 0),
+        (SAYS_YES, IS_DOWN, False, False, 1),
+        (SAYS_YES, FAILS_OPEN, True, False, 1),
+        (SAYS_NO, FAILS_OPEN, False, True, 0),
+        (FAILS_OPEN, SAYS_YES, True, False, 1),
+        (FAILS_OPEN, SAYS_NO, False, True, 1),
+    ],
+)
+async def test_every_judge_has_to_allow(
+    nursery: trio.Nursery, first: Verdict, second: Verdict, allowed: bool, kept: bool, second_asked: int
+) -> None:
+    judges = [Word(first), Word(second)]
+    verifier = Verifier(judges)
+    await nursery.start(verifier.run)
+    assert await verdict_of(verifier) is allowed
+    assert cached(verifier) is (allowed if kept else None)
+    assert [judge.asked for judge in judges] == [1, second_asked]
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_storm_of_failures_is_one_line_and_a_number(
+    nursery: trio.Nursery, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock, judge = Clock(), Word(IS_DOWN)
+    verifier = Verifier([judge], clock=clock)
+    await nursery.start(verifier.run)
+    for _ in range(3):
+        await verdict_of(verifier)
+    clock.now += COMPLAIN_SECONDS
+    await verdict_of(verifier)
+    judge.verdict = FAILS_OPEN
+    await verdict_of(verifier)
+    assert caplog.messages == [
+        "! admission: down; refused",
+        "! admission: down; refused (2 more times)",
+        "! admission: down; refused",
+        "! admission: down; let in",
+    ]
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_judge_that_cannot_answer_is_told_of_before_anybody_comes(
+    nursery: trio.Nursery, caplog: pytest.LogCaptureFixture, autojump_clock: trio.testing.MockClock
+) -> None:
+    caplog.set_level("INFO")
+    gone, back = Finding(False, "gone"), Finding(True, "back")
+    verifier = Verifier([Word(SAYS_YES), Word(SAYS_YES, gone, gone, back)])
+    await nursery.start(verifier.run)
+    await trio.testing.wait_all_tasks_blocked()
+    assert verifier.problem == "gone"
+    await trio.sleep(1.5 * LOOK_SECONDS)
+    assert caplog.messages == ["! admission: gone"]
+    await trio.sleep(LOOK_SECONDS)
+    assert caplog.messages == ["! admission: gone", "= admission: back"]
+    assert verifier.problem == ""
+    nursery.cancel_scope.cancel()
+
+
+def test_who_is_asked_by_the_settings() -> None:
+    assert open_verifier(relay_config()) is None
+    assert open_verifier(relay_config(verify_clients=True)) is not None
+    assert open_verifier(relay_config(verify_client_url="http://x/")) is not None
 
 
 # --- in a relay

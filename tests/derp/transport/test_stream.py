@@ -17,7 +17,7 @@ from derp.errors import (
     TransportError,
     TransportTimeout,
 )
-from derp.transport.stream import mapped_errors, transport_error
+from derp.transport.stream import local_socket_sentence, mapped_errors, transport_error
 
 
 def os_error(number: int) -> OSError:
@@ -120,3 +120,28 @@ async def test_the_cause_is_kept_for_the_traceback() -> None:
     with pytest.raises(ConnectionClosed) as caught, mapped_errors("send"):
         await left.send_all(b"x")
     assert isinstance(caught.value.__cause__, trio.BrokenResourceError)
+
+
+def wrapped(error: Exception) -> Exception:
+    """As libraries do it: one raised from it, and one raised while that was handled."""
+    outer, middle = RuntimeError("outer"), RuntimeError("middle")
+    outer.__context__, middle.__cause__ = middle, error
+    return outer
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (os_error(errno.ENOENT), "there is no such socket"),
+        (os_error(errno.ENOTDIR), "there is no such socket"),
+        (os_error(errno.ECONNREFUSED), "nobody listens there"),
+        (os_error(errno.EACCES), "this user may not open it"),
+        (os_error(errno.EPERM), "this user may not open it"),
+        (os_error(errno.EMFILE), "this process has no file descriptor left"),
+        (OSError("AF_UNIX path too long"), "AF_UNIX path too long"),
+        (ValueError("x"), ""),
+    ],
+)
+def test_errors_of_a_socket_of_this_machine(error: Exception, says: str) -> None:
+    assert local_socket_sentence(error).startswith(says)
+    assert local_socket_sentence(wrapped(error)) == local_socket_sentence(error)
