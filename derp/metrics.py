@@ -37,7 +37,10 @@ class RelayStatistics:
     slow_readers: int
     packets_sent: int
     bytes_sent: int
-    accepted: int
+    accepted: int  # connections that the limits let in
+    accepts: int = 0  # those of them that became DERP
+    tls_accepted: int = 0  # those of `accepted` that a TLS listener took, and what it refused
+    tls_rejected: int = 0
     rejected: Mapping[str, int] = field(default_factory=dict)
     closed: Mapping[str, int] = field(default_factory=dict)
     requests_refused: int = 0
@@ -49,8 +52,9 @@ class RelayStatistics:
     rate_bytes_per_second: int = 0  # what each client may send; 0: no limit
     rate_burst_bytes: int = 0
     bootstrap: Mapping[str, int] = field(default_factory=dict)
-    tls_versions: Mapping[str, int] = field(default_factory=dict)
-    tls_active: Mapping[str, int] = field(default_factory=dict)
+    bootstrap_domains: int = 0  # different names that were asked for
+    tls_requests: Mapping[str, int] = field(default_factory=dict)
+    tls_active: Mapping[str, int] = field(default_factory=dict)  # now, DERP connections and requests
 
 
 def routed_totals(router: Router, held_packets: int, held_bytes: int) -> tuple[int, int]:
@@ -136,7 +140,8 @@ def _counters(reading: RelayStatistics) -> Iterable[Metric]:
         ("derp_queue_seconds", "Time packets spent in queues, summed.", counters.queue_seconds),
         ("derp_queued_packets_sent", "Packets that went through a queue.", counters.queued_packets),
         ("derp_rate_limited", "Times a client was made to wait by its rate limit.", counters.rate_limited),
-        ("derp_accepts", "Connections let in.", reading.accepted),
+        ("derp_connections_accepted", "Connections that the limits let in.", reading.accepted),
+        ("derp_accepts", "Connections that became DERP.", reading.accepts),
         ("derp_requests_refused", "HTTP requests answered with an error.", reading.requests_refused),
         ("derp_websocket_accepts", "Clients that came by websocket.", reading.websocket_accepts),
     )
@@ -166,7 +171,7 @@ def _labelled(reading: RelayStatistics) -> Iterable[Metric]:
     rtt = dict(zip(RTT_BUCKETS, counters.tcp_rtt, strict=True))
     families: tuple[tuple[str, str, str, Mapping[str, int]], ...] = (
         ("derp_tcp_rtt", "Round-trip times of clients, sampled.", "le", rtt),
-        ("derp_tls_connections", "Connections by TLS version.", "version", reading.tls_versions),
+        ("derp_tls_requests", "HTTP requests by TLS version, upgrades included.", "version", reading.tls_requests),
         ("derp_bootstrap_dns", "Requests for /bootstrap-dns.", "outcome", reading.bootstrap),
         ("derp_rejects", "Connections closed at once by a limit.", "limit", reading.rejected),
         ("derp_closed", "Connections that ended.", "reason", reading.closed),

@@ -64,9 +64,8 @@ class MeshRoute:
                 self.keys.add(key)
                 self._router.add_forwarder(key, self)
             case PeerGone(key):
-                if key in self.keys:
-                    self.keys.discard(key)
-                    self._router.remove_forwarder(key, self)
+                self.keys.discard(key)
+                self._router.remove_forwarder(key, self)  # which counts it, if it was never announced
             case _:
                 pass
 

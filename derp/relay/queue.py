@@ -160,6 +160,7 @@ class PacketQueue:
         return fits
 
     def _push_packet(self, frame: bytes, now: float) -> None:
+        self._counters.queue_entered += 1
         size = len(frame)
         if size <= MAX_DISCO_FRAME_BYTES and _is_disco(frame):
             flow = self._flow(DISCO_MAGIC, is_disco=True)
@@ -260,8 +261,7 @@ class PacketQueue:
             flow.turn = turn + (len(frame) / _DISCO_WEIGHT if flow.is_disco else len(frame))
             self._order += 1
             heapreplace(heap, (flow.turn, self._order, flow))
-            counters.queue_seconds += now - since
-            counters.queued_packets += 1
+            counters.note_queued(now - since)
             taken.append(frame)
             size += len(frame)
         return taken

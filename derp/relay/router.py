@@ -54,6 +54,8 @@ class Router:
         self.duplicate_keys = 0
         self.home_clients = 0
         self.not_ideal_clients = 0
+        self.announcements = 0  # told to all watchers since the last flush
+        self.counts_flush = False  # whether the next flush has anything to count
         self._queue_depth = queue_depth
         self._queue_bytes = queue_bytes
         self._last_number = 0
@@ -105,6 +107,7 @@ class Router:
             self._mark_duplicates(member)
         self._reroute(member)
         if not member.connections and self.watchers:
+            self.counters.peer_gone_disconnected_frames += len(self.watchers)
             self._tell_watchers(_peer_gone(client.key, PeerGoneReason.DISCONNECTED))
 
     def _mark_duplicates(self, member: Member) -> None:
@@ -169,8 +172,11 @@ class Router:
     def remove_forwarder(self, key: bytes, link: Route) -> None:
         """The relay behind `link` lost `key`, or we lost that relay."""
         member = self.members.get(key)
-        if member is None or link not in member.forwarders:
-            self.counters.packet_forwarder_delete_other_value += 1
+        if member is None:
+            return
+        if link not in member.forwarders:
+            # counted as the genuine relay does: where several claim a key, one that does not is no news
+            self.counters.packet_forwarder_delete_other_value += len(member.forwarders) < 2
             return
         if len(member.forwarders) == 2:
             self.counters.multiforwarder_deleted += 1
@@ -205,6 +211,7 @@ class Router:
         self.watchers.add(client)
         client.is_watcher = True
         present = [self._presence(m.connections[-1]) for m in self.members.values() if m.connections]
+        self._count_announced(len(present), 1)
         self.send(client, b"".join(present))
 
     def handle_close_peer(self, key: bytes) -> None:
@@ -228,8 +235,19 @@ class Router:
             self.dirty.append(client)
 
     def _tell_watchers(self, frame: bytes) -> None:
+        self.announcements += 1
+        self.counts_flush = True
         for watcher in self.watchers:
             self.send(watcher, frame)
+
+    def count_announcements(self) -> None:
+        """The flush: all that was announced since the last one leaves, in one go for each watcher."""
+        self._count_announced(self.announcements, len(self.watchers))
+        self.announcements = 0
+
+    def _count_announced(self, count: int, watchers: int) -> None:
+        self.counters.mesh_update_batches.observe(count, watchers)
+        self.counters.mesh_update_loops.observe(1, watchers)
 
     def _presence(self, client: Client) -> bytes:
         if not client.presence:
@@ -259,12 +277,10 @@ class Router:
         self, source: Client, key: bytes, packets: int, packet_bytes: int, discos: int, now: float
     ) -> None:
         """`packets` packets of `packet_bytes` bytes each are for a key that is nowhere; `discos` of them are disco."""
-        member = self.members.get(key)
-        reason = DropReason.UNKNOWN_DEST if member is None else DropReason.DUP_CLIENT
+        reason = DropReason.UNKNOWN_DEST
         if discos:
             self.counters.drop(reason, PacketKind.DISCO, discos, discos * packet_bytes)
-            if member is None:
-                self._tell_not_here(source, key, now)
+            self._tell_not_here(source, key, now)
         if packets > discos:
             self.counters.drop(reason, PacketKind.OTHER, packets - discos, (packets - discos) * packet_bytes)
 

@@ -4,7 +4,8 @@ from bisect import bisect_left
 from typing import Final
 
 _LIMITS_MS: Final = (10, 20, 50, 100, 150, 250, 500)
-RTT_BUCKETS: Final = (*(f"{limit}ms" for limit in _LIMITS_MS), "inf", "non-tcp", "error")
+# The genuine relay's "non-tcp" has no place here: every client comes by TCP.
+RTT_BUCKETS: Final = (*(f"{limit}ms" for limit in _LIMITS_MS), "inf", "error")
 ERROR_BUCKET: Final = len(RTT_BUCKETS) - 1
 
 

@@ -6,6 +6,7 @@ protocol/upgrade.py; next hop: server/session.py or server/routes.py.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 from ipaddress import ip_address
 from typing import Final
@@ -55,8 +56,11 @@ class FrontDoor:
         self.trusted_proxies = trusted_proxies
         self.derp_enabled = derp_enabled
         self.take_over = take_over
+        self.accepts = 0
         self.websocket_accepts = 0
         self.requests_refused = 0
+        self.tls_requests = Counter[str]()
+        self.answering: Link | None = None  # who asks for the page that is being made
 
     def open(self, link: Link) -> None:
         """Put a fresh connection behind this door."""
@@ -116,6 +120,9 @@ class Door:
     def _serve(self, request: Request) -> bool:
         """Answer a request; True when the connection is DERP from here on."""
         front, link = self._front, self._link
+        version = link.version()
+        if version is not None:
+            front.tls_requests[version] += 1
         if front.trusted_proxies:
             link.address = client_address(request, self._peer, front.trusted_proxies)
         if request.target.partition("?")[0] == "/derp" and front.derp_enabled:
@@ -128,7 +135,11 @@ class Door:
             return True
         if front.take_over is not None and front.take_over(link, request, self._received, self._http):
             return False
-        answer = front.routes.answer(request, link.address[0])
+        front.answering = link
+        try:
+            answer = front.routes.answer(request, link.address[0])
+        finally:
+            front.answering = None
         self._answer(answer.status, list(answer.headers), answer.body)
         return False
 
@@ -149,6 +160,7 @@ class Door:
     def _upgrade(self, verdict: Upgrade) -> None:
         front, link = self._front, self._link
         plane = front.plane
+        front.accepts += 1
         if verdict.kind is UpgradeKind.WEBSOCKET:
             front.websocket_accepts += 1
             link.send_raw(verdict.answer)

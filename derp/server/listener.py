@@ -26,11 +26,19 @@ class AcceptGate:
         self._max_connections = max_connections
         self._count_connections = count_connections
         self.accepted_count = 0
+        self.tls_accepted_count = self.tls_rejected_count = 0
         self.too_fast_count = 0
         self.too_many_count = 0
 
-    def admits(self, now: float) -> bool:
-        """Whether one more connection may come in now; counts it either way."""
+    def admits(self, now: float, *, is_tls: bool = False) -> bool:
+        """Whether one more connection may come in now; counts it either way, those of TLS listeners twice."""
+        admitted = self._admits(now)
+        if is_tls:
+            self.tls_accepted_count += admitted
+            self.tls_rejected_count += not admitted
+        return admitted
+
+    def _admits(self, now: float) -> bool:
         if self._count_connections() >= self._max_connections:
             self.too_many_count += 1
             return False
@@ -77,7 +85,7 @@ class Listener:
                     self._is_watched = False
                     return
                 continue  # the peer gave up while it waited in the backlog
-            if not self._gate.admits(reactor.now):
+            if not self._gate.admits(reactor.now, is_tls=self._tls is not None):
                 sock.close()
                 continue
             sock.setblocking(False)

@@ -103,6 +103,7 @@ class Relay:
                 reactor.close(link, CloseReason.WRITE_TIMEOUT)
         self._sample_rtt()
         reactor.flush()
+        plane.sample_flush()  # after our own flush, which is keep-alives
 
     def _wake_throttle(self, until: float) -> None:
         if until < self._throttle_until:

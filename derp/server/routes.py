@@ -64,7 +64,7 @@ class Routes:
     """Pages of one relay.
 
     `pages` maps paths to what only addresses in `debug_allow` may see; `healthy` says None, or why not;
-    `bootstrap_dns` maps a query to what /bootstrap-dns answers.
+    `bootstrap_dns` maps a query and the address that asks to what /bootstrap-dns answers.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Routes:
         debug_allow: tuple[Network, ...],
         healthy: Callable[[], str | None],
         pages: Mapping[str, Page],
-        bootstrap_dns: Callable[[str], Mapping[str, list[str]] | None],
+        bootstrap_dns: Callable[[str, str], Mapping[str, list[str]] | None],
     ) -> None:
         self._home = home
         self._derp_enabled = derp_enabled
@@ -105,7 +105,7 @@ class Routes:
             case "/generate_204":
                 return generate_204(request)
             case "/bootstrap-dns":
-                return self._answer_bootstrap(query)
+                return self._answer_bootstrap(query, address)
             case "/robots.txt":
                 return Answer(200, (_TEXT, *_BROWSER), b"User-agent: *\nDisallow: /\n")
             case "/healthz":
@@ -138,9 +138,9 @@ class Routes:
         text = "no such page; there are: " + ", ".join(sorted(self._pages)) + "\n"
         return Answer(404, (_TEXT,), text.encode())
 
-    def _answer_bootstrap(self, query: str) -> Answer:
+    def _answer_bootstrap(self, query: str, address: str) -> Answer:
         name = parse_qs(query).get("q", [""])[0]
-        found = self._bootstrap_dns(name)
+        found = self._bootstrap_dns(name, address)
         body = b"" if found is None else json.dumps(found, indent="\t").encode()
         return Answer(200, (("Content-Type", "application/json"), ("Connection", "close"), *_BROWSER), body)
 

@@ -86,9 +86,9 @@ class Plane:
         self.closed_count: dict[CloseReason, int] = dict.fromkeys(CloseReason, 0)
         # connections that have to prove themselves, in order of their deadlines; server.py's tick ends them
         self.greeted: dict[Link, float] = {}
-        self.tls_versions: dict[str, int] = {}
         self.rate = RateConfig()
         self.rate_by_key: Mapping[bytes, RateConfig] = {}
+        self._is_sampling = False
         # links that sent more than they may, by the time when they are read again
         self.throttled: list[tuple[float, int, Link]] = []
         self.on_throttle: Callable[[float], None] = lambda until: None
@@ -98,6 +98,8 @@ class Plane:
     def flush(self) -> None:
         """Send every gather list, and end the connections the router wants ended, until nothing is left to do."""
         router = self.router
+        if router.counts_flush:
+            self._count_flush()
         while router.dirty or router.closing:
             dirty, router.dirty = router.dirty, []
             for route in dirty:
@@ -124,6 +126,23 @@ class Plane:
             for client, reason in closing:
                 if client.member is not None:
                     self.reactor.close(client.link, reason)
+
+    def sample_flush(self) -> None:
+        """Look how many frames each client gets in the next flush.  The clock calls it: derper's histogram keeps its
+        shape and its mean that way, where counting every write took 0.15 us of 4.6."""
+        self._is_sampling = self.router.counts_flush = True
+
+    def _count_flush(self) -> None:
+        router = self.router
+        if router.announcements:
+            router.count_announcements()
+        if self._is_sampling and router.dirty:
+            self._is_sampling = False
+            for route in router.dirty:
+                if route.pending_bytes and route.queue is None and not route.is_forwarder:
+                    frames = frame_starts(memoryview(b"".join(route.pending)))
+                    router.counters.written_frames.observe(sum(1 for _ in frames))
+        router.counts_flush = self._is_sampling
 
     def _queue_rest(self, route: Route, frames: bytes, sent: int) -> None:
         """The kernel is full: finish the frame it has the beginning of, queue the others."""
@@ -306,9 +325,6 @@ class Greeting:
             app_name=opened.info.app_name[:64],  # shown on the debug page; a stranger chose its length
         )
         link.session = ClientSession(plane, client)
-        version = link.version()
-        if version is not None:
-            plane.tls_versions[version] = plane.tls_versions.get(version, 0) + 1
         plane.greeted.pop(link, None)
         # ServerInfo is the first frame a client may see, so it leaves before anybody can reach the client.
         link.push(opened.seal_server_info(plane.server_info, plane.random_bytes(NONCE_BYTES)))

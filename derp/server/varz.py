@@ -1,7 +1,9 @@
 """derper's own names for what is counted: /debug/vars (JSON) and /debug/varz (Prometheus).  Layer L3.
 
-Dashboards made for the genuine relay read these.  What this relay has no word for is absent rather than invented.
-Closed to strangers like every page of routes.py; our own names are in derp/metrics.py.
+Dashboards made for the genuine relay read these.  What this relay has no word for (Go's memory and goroutines) is
+absent rather than invented.  buffered_write_frames is a sample, one flush in half a second: its shape and mean are
+right, its count is not that of all writes.  Closed to strangers like every page of routes.py; our own names are in
+derp/metrics.py; tests/interop/test_derp_metrics.py compares both pages with a genuine relay's.
 """
 
 import json
@@ -13,8 +15,11 @@ from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.exposition import generate_latest
+
 from derp.metrics import RelayStatistics
-from derp.relay.counters import DropReason, PacketKind
+from derp.relay.counters import DropReason, Histogram, PacketKind
 from derp.relay.rtt import RTT_BUCKETS
 
 _GAUGES: Final = "gauge_"
@@ -26,10 +31,13 @@ def debug_vars(reading: RelayStatistics, started_at: float) -> dict[str, Any]:
     counters = reading.counters
     usage = resource.getrusage(resource.RUSAGE_SELF)
     derp: dict[str, Any] = {
-        "accepts": reading.accepted,
-        "average_queue_duration_ms": _average_queue_ms(reading),
+        "accepts": reading.accepts,
+        "average_queue_duration_ms": round(counters.average_queue_ms(), 3),
         "bytes_received": counters.bytes_received,
         "bytes_sent": reading.bytes_sent,
+        "counter_buffered_write_frames": _buckets(counters.written_frames),
+        "counter_mesh_update_batch_size": _buckets(counters.mesh_update_batches),
+        "counter_mesh_update_loop_count": _buckets(counters.mesh_update_loops),
         "counter_packets_received_kind": {
             "disco": counters.disco_received,
             "other": counters.packets_received - counters.disco_received,
@@ -69,21 +77,23 @@ def debug_vars(reading: RelayStatistics, started_at: float) -> dict[str, Any]:
     }
     return {
         **{f"counter_bootstrap_dns_{name}": count for name, count in reading.bootstrap.items()},
+        "counter_bootstrap_dns_queried_domains": reading.bootstrap_domains,
         "counter_uptime_sec": int(time.time() - started_at),
         "derp": derp,
         "derp_bytes_dropped": _dropped(counters.bytes_dropped),
         "derp_packets_dropped": _dropped(counters.packets_dropped),
         "derp_websocket_accepts": reading.websocket_accepts,
-        "derper_tls_request_version": _tls(reading.tls_versions),
+        "derper_tls_request_version": _tls(reading.tls_requests),
         "gauge_derper_tls_active_version": _tls(reading.tls_active),
+        "node_boot_time_seconds": _BOOTED_AT,
         "process_start_unix_time": int(started_at),
         "stun": {
             "counter_addrfamily": dict(reading.stun_family),
             "counter_requests": {name: reading.stun.get(name, 0) for name in _STUN_DISPOSITIONS},
         },
         "tls_listener": {
-            "counter_accepted_connections": reading.accepted,
-            "counter_rejected_connections": sum(reading.rejected.values()),
+            "counter_accepted_connections": reading.tls_accepted,
+            "counter_rejected_connections": reading.tls_rejected,
         },
         "version": _version(),
     }
@@ -95,8 +105,10 @@ def vars_page(read: Callable[[], RelayStatistics], started_at: float) -> Callabl
 
 
 def varz_page(read: Callable[[], RelayStatistics], started_at: float) -> Callable[[], bytes]:
-    """Renders /debug/varz: the same numbers in Prometheus' text form."""
-    return lambda: ("\n".join(_varz(debug_vars(read(), started_at))) + "\n").encode()
+    """Renders /debug/varz: the same numbers in Prometheus' text form, and this process's, whose names all share."""
+    process = CollectorRegistry()
+    ProcessCollector(registry=process)
+    return lambda: generate_latest(process) + ("\n".join(_varz(debug_vars(read(), started_at))) + "\n").encode()
 
 
 def _varz(page: dict[str, Any]) -> Iterator[str]:
@@ -110,6 +122,9 @@ def _varz(page: dict[str, Any]) -> Iterator[str]:
             bare = name.removeprefix(_COUNTERS)
         elif name in _BARE_GAUGES:
             kind = "gauge"
+        if name in _HISTOGRAMS:
+            yield from _histogram(f"derp_{bare}", value)
+            continue
         yield f"# TYPE derp_{bare} {kind}"
         if isinstance(value, dict):
             label = _LABELS[name]
@@ -134,17 +149,33 @@ def _varz(page: dict[str, Any]) -> Iterator[str]:
     plain["derp_websocket_accepts"] = page["derp_websocket_accepts"]
     for name, count in plain.items():
         yield f"# TYPE {name} counter\n{name} {count}"
-    yield f"# TYPE process_start_unix_time gauge\nprocess_start_unix_time {page['process_start_unix_time']}"
-    binary = os.path.basename(sys.argv[0]) or "derp"
+    for name in ("node_boot_time_seconds", "process_start_unix_time"):
+        yield f"# TYPE {name} gauge\n{name} {page[name]}"
+    binary = os.path.basename(sys.argv[0]).replace("__main__.py", "") or "derp"
     yield f'# TYPE version gauge\nversion{{version="{page["version"]}",binary="{binary}"}} 1'
 
 
+def _histogram(name: str, value: dict[str, int]) -> Iterator[str]:
+    yield f"# TYPE {name} histogram"
+    for key, count in value.items():
+        yield f"{name}_{key} {count}" if key in ("sum", "count") else f'{name}_bucket{{le="{key}"}} {count}'
+
+
+def _buckets(histogram: Histogram) -> dict[str, int]:
+    """As the genuine page has it: by the bucket's end, then all, and sum and count beside them."""
+    buckets = {str(bound): count for bound, count in zip(histogram.bounds, histogram.up_to(), strict=True)}
+    return {**buckets, "+Inf": histogram.count, "sum": histogram.total, "count": histogram.count}
+
+
 def _dropped(values: list[int]) -> list[dict[str, Any]]:
-    return [
+    rows = [
         {"reason": reason.name.lower(), "kind": kind.name.lower(), "count": values[reason * 2 + kind]}
         for reason in DropReason
         for kind in PacketKind
     ]
+    # Panels name this reason of the genuine relay, which may have several connections of a key and no active one.
+    # Here one of them always is, so it is a constant of the page and nothing that is counted.
+    return rows + [{"reason": "dup_client", "kind": kind.name.lower(), "count": 0} for kind in PacketKind]
 
 
 def _tls(versions: Mapping[str, int]) -> dict[str, int]:
@@ -152,15 +183,13 @@ def _tls(versions: Mapping[str, int]) -> dict[str, int]:
     return {version.removeprefix("TLSv"): count for version, count in versions.items()}
 
 
-def _average_queue_ms(reading: RelayStatistics) -> float:
-    counters = reading.counters
-    if not counters.queued_packets:
-        return 0.0
-    return round(counters.queue_seconds / counters.queued_packets * 1000, 3)
-
-
 def _open_files() -> int:
     return len(os.listdir("/proc/self/fd"))
+
+
+def _boot_time() -> int:
+    with open("/proc/stat") as stat:
+        return next((int(line.split()[1]) for line in stat if line.startswith("btime ")), 0)
 
 
 def _version() -> str:
@@ -171,6 +200,12 @@ def _version() -> str:
 
 
 _STUN_DISPOSITIONS: Final = ("success", "not_stun", "read_error", "write_error")
+_BOOTED_AT: Final = _boot_time()
+_HISTOGRAMS: Final = (
+    "counter_buffered_write_frames",
+    "counter_mesh_update_batch_size",
+    "counter_mesh_update_loop_count",
+)
 _LABELS: Final = {"counter_packets_received_kind": "kind", "counter_tcp_rtt": "le"}
 _BARE_GAUGES: Final = (
     "average_queue_duration_ms",

@@ -21,13 +21,14 @@ def test_every_number_is_shown_once_under_its_name() -> None:
     expected = {
         "derp_clients": 1, "derp_clients_remote": 2, "derp_connections": 3, "derp_home_connections": 4,
         "derp_not_ideal_connections": 5, "derp_duplicate_keys": 6, "derp_watchers": 8, "derp_queued_packets": 9,
-        "derp_slow_readers": 10, "derp_packets_sent": 11, "derp_bytes_sent": 12, "derp_accepts": 13,
+        "derp_slow_readers": 10, "derp_packets_sent": 11, "derp_bytes_sent": 12, "derp_connections_accepted": 13,
+        "derp_accepts": 34,
         "derp_rejects{rate}": 14, "derp_rejects{connections}": 15, "derp_websocket_accepts": 16,
         "derp_stun_requests{success}": 17, "derp_stun_requests{not_stun}": 18, "derp_stun_requests{read_error}": 19,
         "derp_stun_requests{write_error}": 20, "derp_stun_requests{silent}": 21,
         "derp_stun_address_family{ipv4}": 22, "derp_stun_address_family{ipv6}": 23,
         "derp_bootstrap_dns{requests}": 24, "derp_bootstrap_dns{unpublished_misses}": 28,
-        "derp_tls_connections{TLSv1.3}": 29, "derp_tls_connections{TLSv1.2}": 30, "derp_closed{flood}": 50,
+        "derp_tls_requests{TLSv1.3}": 29, "derp_tls_requests{TLSv1.2}": 30, "derp_closed{flood}": 50,
         "derp_requests_refused": 51, "derp_certificate_expires_timestamp_seconds": 52,
         "derp_packets_received{disco}": 300, "derp_packets_received{other}": 4700,
         "derp_bytes_received": counters.bytes_received, "derp_unknown_frames": counters.unknown_frames,
@@ -41,7 +42,7 @@ def test_every_number_is_shown_once_under_its_name() -> None:
         "derp_peer_gone{disconnected}": counters.peer_gone_disconnected_frames,
         "derp_peer_gone{not_here}": counters.peer_gone_not_here_frames, "derp_tcp_rtt{10ms}": 10,
         "derp_packets_dropped{other}{unknown_dest}": 100, "derp_packets_dropped{disco}{unknown_dest}": 101,
-        "derp_bytes_dropped{other}{dup_client}": 212,
+        "derp_bytes_dropped{other}{write_error}": 210,
     }  # fmt: skip
     assert {name: values.get(name) for name in expected} == expected
 

@@ -57,6 +57,15 @@ def test_everything_else_is_of_no_concern(message: Message) -> None:
     assert (link.pending, world.router.dirty) == ([], [])
 
 
+def test_what_it_takes_back_without_having_announced_it_is_counted() -> None:
+    world = World()
+    link = world.mesh("other")
+    here = world.connect("here")
+    link.handle_message(PeerGone(key("here")))
+    assert world.router.counters.packet_forwarder_delete_other_value == 1
+    assert world.router.routes == {key("here"): here}
+
+
 def test_a_break_voids_everything_learnt() -> None:
     world = World()
     a, b = world.connect("a"), world.connect("b")

@@ -6,7 +6,7 @@ from derp.relay.rtt import ERROR_BUCKET, RTT_BUCKETS, rtt_bucket
 
 
 def test_buckets_have_the_names_that_dashboards_read() -> None:
-    assert " ".join(RTT_BUCKETS) == "10ms 20ms 50ms 100ms 150ms 250ms 500ms inf non-tcp error"
+    assert " ".join(RTT_BUCKETS) == "10ms 20ms 50ms 100ms 150ms 250ms 500ms inf error"
     assert RTT_BUCKETS[ERROR_BUCKET] == "error"
 
 

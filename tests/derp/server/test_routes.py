@@ -21,7 +21,7 @@ class World:
     def __init__(self, *, home: str = "", derp_enabled: bool = True, debug_allow: tuple[str, ...] = ()) -> None:
         self.problem: str | None = None
         self.names: dict[str, list[str]] | None = None
-        self.queries: list[str] = []
+        self.queries: list[tuple[str, str]] = []
         self.routes = Routes(
             home=home,
             derp_enabled=derp_enabled,
@@ -34,8 +34,8 @@ class World:
             bootstrap_dns=self._bootstrap,
         )
 
-    def _bootstrap(self, query: str) -> dict[str, list[str]] | None:
-        self.queries.append(query)
+    def _bootstrap(self, query: str, address: str) -> dict[str, list[str]] | None:
+        self.queries.append((query, address))
         return self.names
 
     def ask(self, target: str, method: str = "GET", address: str = HERE, **headers: str) -> Answer:
@@ -92,7 +92,7 @@ def test_bootstrap_dns() -> None:
     found = world.ask("/bootstrap-dns?q=a.example")
     assert json.loads(found.body) == world.names
     assert found.body.startswith(b'{\n\t"a.example": [\n\t\t"192.0.2.1"')  # indented by tabs
-    assert world.queries == ["", "a.example"]
+    assert world.queries == [("", HERE), ("a.example", HERE)]
 
 
 def test_robots_and_home() -> None:

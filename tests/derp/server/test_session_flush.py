@@ -289,6 +289,49 @@ def test_a_mesh_peer_whose_list_does_not_fit_is_closed(rig: Rig, monkeypatch: py
     assert mesh.near not in rig.reactor.links.values()
 
 
+# --- what is counted of flushes
+
+
+def test_a_sample_says_how_many_frames_each_client_gets_at_once(rig: Rig) -> None:
+    sender, receiver, third, slow = rig.connect(), rig.connect(), rig.connect(), rig.connect(buffer_bytes=SMALL)
+    written = rig.router.counters.written_frames
+    while queue_of(slow) is None:
+        sender.send_packets(slow, *numbered(20))
+        rig.serve()
+    assert written.count == 0  # nobody asked for a sample
+    rig.plane.sample_flush()
+    rig.serve()
+    assert written.count == 0  # and nothing was sent
+    sender.send_packets(receiver, *numbered(3), DISCO)
+    sender.send(Ping(b"12345678"))
+    sender.send_packets(third, *numbered(150))
+    sender.send_packets(slow, *numbered(2))  # which join a queue
+    rig.serve()
+    assert (written.seen[1], written.seen[4], written.beyond_sum, written.count) == (1, 1, 150, 3)
+    sender.send_packets(receiver, b"not part of it")
+    rig.serve()
+    assert written.count == 3
+
+
+def test_announcements_are_counted_by_watcher_and_batch(rig: Rig) -> None:
+    counters = rig.router.counters
+    watchers = [rig.connect(mesh_key=MESH_KEY) for _ in range(2)]
+    here = [rig.connect() for _ in range(3)]
+    for watcher in watchers:
+        watcher.send(WatchConns())
+    rig.serve()
+    assert (counters.mesh_update_batches.seen[5], counters.mesh_update_batches.count) == (2, 2)
+    for peer in here:
+        rig.reactor.close(peer.near, CloseReason.CLOSED_BY_PEER)
+    rig.reactor.flush()
+    assert (counters.mesh_update_batches.seen[3], counters.mesh_update_batches.count) == (2, 4)
+    assert (counters.mesh_update_loops.seen[1], counters.mesh_update_loops.count) == (4, 4)
+    # the notices that clients get of each other are the same frames, and counted with them, as the genuine relay does
+    assert counters.peer_gone_disconnected_frames == 6
+    for watcher in watchers:
+        assert [type(message) for message in watcher.read()] == [PeerPresent] * 5 + [PeerGone] * 3
+
+
 # --- sockets that fail
 
 

@@ -12,6 +12,7 @@ from derp.server.varz import debug_vars, vars_page, varz_page
 # As a genuine derper shows them, by type; what it does not type is under "untyped".
 GENUINE = {
     "counter": """bootstrap_dns_published_hits bootstrap_dns_published_misses bootstrap_dns_requests
+        bootstrap_dns_queried_domains bootstrap_dns_unpublished_percent_misses
         bootstrap_dns_unpublished_hits bootstrap_dns_unpublished_misses derp_accepts derp_bytes_received derp_bytes_sent
         derp_packets_received_kind derp_tcp_rtt derp_total_dup_client_conns derp_got_ping derp_home_moves_in
         derp_home_moves_out derp_multiforwarder_created derp_multiforwarder_deleted
@@ -24,10 +25,13 @@ GENUINE = {
         derp_current_dup_client_conns derp_current_dup_client_keys derp_current_file_descriptors
         derp_current_home_connections derp_current_notideal_connections derp_memstats_sys0 derp_watchers
         derper_tls_active_version""",
-    "untyped": "derp_average_queue_duration_ms derper_tls_request_version process_start_unix_time version",
+    "histogram": "derp_buffered_write_frames derp_mesh_update_batch_size derp_mesh_update_loop_count",
+    "untyped": """derp_average_queue_duration_ms derper_tls_request_version node_boot_time_seconds
+        process_start_unix_time version""",
 }
 JSON_NAMES = """
-    accepts average_queue_duration_ms bytes_received bytes_sent counter_packets_received_kind counter_tcp_rtt
+    accepts average_queue_duration_ms bytes_received bytes_sent counter_buffered_write_frames
+    counter_mesh_update_batch_size counter_mesh_update_loop_count counter_packets_received_kind counter_tcp_rtt
     counter_total_dup_client_conns gauge_clients_local gauge_clients_remote gauge_clients_total
     gauge_current_connections gauge_current_dup_client_conns gauge_current_dup_client_keys
     gauge_current_file_descriptors gauge_current_home_connections gauge_current_notideal_connections
@@ -47,10 +51,14 @@ def reading() -> RelayStatistics:
             setattr(counters, name, number)
     counters.packets_received = 5000
     counters.disco_received = 300
-    counters.packets_dropped = list(range(100, 114))
-    counters.bytes_dropped = list(range(200, 214))
-    counters.tcp_rtt = list(range(10, 20))
+    counters.packets_dropped = list(range(100, 112))
+    counters.bytes_dropped = list(range(200, 212))
+    counters.tcp_rtt = list(range(10, 19))
     counters.queue_seconds, counters.queued_packets = 3.0, 1500
+    counters.queue_average_ms = 2.0
+    counters.queue_average_at = 5000 + counters.packets_forwarded_in - counters.queue_entered
+    for frames, times in ((1, 3), (12, 2), (500, 1)):
+        counters.written_frames.observe(frames, times)
     return RelayStatistics(
         counters=counters,
         clients_local=1,
@@ -76,11 +84,16 @@ def reading() -> RelayStatistics:
             "published_misses": 26,
             "unpublished_hits": 27,
             "unpublished_misses": 28,
+            "unpublished_percent_misses": 38,
         },
-        tls_versions={"TLSv1.3": 29, "TLSv1.2": 30},
+        bootstrap_domains=37,
+        tls_requests={"TLSv1.3": 29, "TLSv1.2": 30},
         tls_active={"TLSv1.3": 31},
         rate_bytes_per_second=32,
         rate_burst_bytes=33,
+        accepts=34,
+        tls_accepted=35,
+        tls_rejected=36,
     )
 
 
@@ -110,20 +123,26 @@ def test_values_are_each_where_they_belong() -> None:
         "derp_clients_local": 1, "derp_clients_remote": 2, "derp_clients_total": 3, "derp_current_connections": 3,
         "derp_current_home_connections": 4, "derp_current_notideal_connections": 5, "derp_current_dup_client_keys": 6,
         "derp_current_dup_client_conns": 7, "derp_watchers": 8, "derp_packets_sent": 11, "derp_bytes_sent": 12,
-        "derp_accepts": 13, "tls_listener_accepted_connections": 13, "tls_listener_rejected_connections": 29,
+        "derp_accepts": 34, "tls_listener_accepted_connections": 35, "tls_listener_rejected_connections": 36,
         "derp_websocket_accepts": 16, "stun_requests{success}": 17, "stun_requests{not_stun}": 18,
         "stun_requests{read_error}": 19, "stun_requests{write_error}": 20, "stun_addrfamily{ipv4}": 22,
         "stun_addrfamily{ipv6}": 23, "bootstrap_dns_requests": 24, "bootstrap_dns_published_hits": 25,
         "bootstrap_dns_published_misses": 26, "bootstrap_dns_unpublished_hits": 27,
-        "bootstrap_dns_unpublished_misses": 28, "derper_tls_request_version{1.3}": 29,
+        "bootstrap_dns_unpublished_misses": 28, "bootstrap_dns_unpublished_percent_misses": 38,
+        "bootstrap_dns_queried_domains": 37, "derper_tls_request_version{1.3}": 29,
         "derper_tls_request_version{1.2}": 30, "derper_tls_active_version{1.3}": 31,
         "derp_rate_limit_per_client_bytes_per_second": 32, "derp_rate_limit_per_client_burst_bytes": 33,
         "derp_rate_limit_per_client_waited": counters.rate_limited,
         "derp_packets_received_kind{disco}": 300, "derp_packets_received_kind{other}": 4700,
         "derp_average_queue_duration_ms": 2.0, "derp_tcp_rtt{10ms}": 10, "derp_tcp_rtt{inf}": 17,
-        "derp_tcp_rtt{non-tcp}": 18, "derp_tcp_rtt{error}": 19,
+        "derp_tcp_rtt{error}": 18,
         "derp_sclient_write_timeouts": counters.write_timeouts,
         "derp_total_dup_client_conns": counters.dup_client_conns_total,
+        "derp_buffered_write_frames_bucket{0}": 0, "derp_buffered_write_frames_bucket{1}": 3,
+        "derp_buffered_write_frames_bucket{10}": 3, "derp_buffered_write_frames_bucket{15}": 5,
+        "derp_buffered_write_frames_bucket{100}": 5, "derp_buffered_write_frames_bucket{+Inf}": 6,
+        "derp_buffered_write_frames_sum": 527, "derp_buffered_write_frames_count": 6,
+        "derp_mesh_update_batch_size_bucket{1000}": 0, "derp_mesh_update_loop_count_sum": 0,
     }  # fmt: skip
     same = """bytes_received packets_received got_ping sent_pong unknown_frames home_moves_in home_moves_out
         multiforwarder_created multiforwarder_deleted packet_forwarder_delete_other_value packets_forwarded_in
@@ -141,6 +160,7 @@ def test_all_fourteen_kinds_of_drop_exist_from_the_start() -> None:
         assert set(drops.values()) == {0}
         assert f"{name}{{unknown_dest}}{{disco}}" in drops
     full = samples(varz_page(reading, 0.0)().decode())
+    assert [full[f"derp_packets_dropped{{dup_client}}{{{kind}}}"] for kind in ("disco", "other")] == [0, 0]
     for reason in DropReason:
         for kind in PacketKind:
             at = reason * 2 + kind
@@ -155,13 +175,25 @@ def test_the_json_page_has_the_genuine_shape() -> None:
         "counter_addrfamily": {"ipv4": 22, "ipv6": 23},
         "counter_requests": {"success": 17, "not_stun": 18, "read_error": 19, "write_error": 20},
     }
-    assert page["tls_listener"] == {"counter_accepted_connections": 13, "counter_rejected_connections": 29}
+    assert page["tls_listener"] == {"counter_accepted_connections": 35, "counter_rejected_connections": 36}
     assert page["derper_tls_request_version"] == {"1.3": 29, "1.2": 30}
     assert page["gauge_derper_tls_active_version"] == {"1.3": 31}
     assert page["counter_bootstrap_dns_requests"] == 24
     assert page["process_start_unix_time"] == 1_700_000_000
     assert page["counter_uptime_sec"] > 0
+    histogram = page["derp"]["counter_buffered_write_frames"]
+    bounds = [*range(11), 15, 20, 25, 50, 100]
+    assert set(histogram) == {*map(str, bounds), "+Inf", "sum", "count"}
+    assert (histogram["10"], histogram["+Inf"], histogram["sum"], histogram["count"]) == (3, 6, 527, 6)
+    assert 0 < page["node_boot_time_seconds"] < page["counter_uptime_sec"] + 1_700_000_000.0
     assert isinstance(page["version"], str)
+
+
+def test_this_process_is_on_the_page_under_the_names_that_all_exporters_share() -> None:
+    values = samples(varz_page(reading, 0.0)().decode())
+    assert values["process_open_fds"] > 0
+    assert values["process_resident_memory_bytes"] > 1_000_000
+    assert values["process_start_time_seconds"] > values["node_boot_time_seconds"]
 
 
 def test_the_average_of_nothing_is_zero() -> None:
