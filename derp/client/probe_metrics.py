@@ -130,5 +130,7 @@ def _by_series(results: Sequence[ProbeResult]) -> Mapping[Series, ProbeResult]:
 
 
 def _labels(result: ProbeResult) -> Series:
+    # Empty for what concerns one node alone, so that `to!=""` is the mesh: PromQL cannot compare two labels.
+    to = result.to if result.to != result.node else ""
     family = f"ipv{result.family}" if result.family else ""
-    return str(result.region_id), result.region, result.kind.value, result.node, result.to, family
+    return str(result.region_id), result.region, result.kind.value, result.node, to, family

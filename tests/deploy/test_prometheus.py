@@ -1,6 +1,7 @@
-"""deploy/prometheus.yml: the shape Prometheus wants, and a path that the relay serves."""
+"""deploy/prometheus.yml: the shape Prometheus wants, a path that is served, and the ports of the other samples."""
 
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,29 @@ KNOWN = {"job_name", "scrape_interval", "scrape_timeout", "metrics_path", "schem
 
 def jobs() -> list[dict[str, Any]]:
     document = yaml.safe_load(CONFIGURATION.read_text())
-    assert set(document) == {"scrape_configs"}
+    assert set(document) == {"rule_files", "scrape_configs"}
+    assert [(CONFIGURATION.parent / name).exists() for name in document["rule_files"]] == [True]
     found: list[dict[str, Any]] = document["scrape_configs"]
     return found
 
 
 def test_job_names_are_unique() -> None:
     names = [job["job_name"] for job in jobs()]
-    assert len(set(names)) == len(names) == 2
+    assert len(set(names)) == len(names) == 4
+
+
+def test_targets_on_this_machine_are_where_the_samples_listen() -> None:
+    deploy = CONFIGURATION.parent
+    listens = {
+        "derp": tomllib.loads((deploy / "relay.toml").read_text())["listen"],
+        "tailnet": tomllib.loads((deploy / "tailnet.toml").read_text())["listen"],
+    }
+    found = re.search(r"--listen (\S+)", (deploy / "derp-probe.service").read_text())
+    assert found is not None
+    listens["derp-probe"] = [found[1]]
+    targets = {job["job_name"]: job["static_configs"][0]["targets"] for job in jobs()}
+    for name, listen in listens.items():
+        assert targets[name] == listen, name
 
 
 @pytest.mark.parametrize("job", jobs(), ids=lambda job: job["job_name"])

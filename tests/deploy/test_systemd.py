@@ -1,17 +1,23 @@
-"""deploy/derp.service and deploy/tailnet.service, judged by systemd itself."""
+"""The units of deploy/, judged by systemd itself; their commands, judged by the programs."""
 
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from derp.cli import cli as derp
 from derp.config.relay import RelayConfig
 from derp.keys import NodePrivate
+from tailnet.cli.root import cli as tailnet
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
-UNITS = [DEPLOY / "derp.service", DEPLOY / "tailnet.service"]
+SERVERS = [DEPLOY / "derp.service", DEPLOY / "tailnet.service"]
+UNITS = [*SERVERS, DEPLOY / "derp-probe.service"]
+PROGRAMS = {"derp": derp, "tailnet": tailnet}
 # In tenths; 9.6 is what a service without any sandbox gets.
 MAX_EXPOSURE = 20
 
@@ -49,13 +55,26 @@ def test_the_sandbox_is_tight(unit: Path) -> None:
     assert analyze("security", *limits, str(unit)).returncode != 0
 
 
-def test_systemd_waits_for_the_drain(unit: Path) -> None:
-    found = re.search(r"(?m)^TimeoutStopSec=(\d+)s$", unit.read_text())
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.stem)
+def test_its_commands_are_understood(path: Path) -> None:
+    commands = re.findall(r"(?m)^#?ExecStart=/opt/(?:derp|tailnet)/bin/(.+)$", path.read_text())
+    assert commands
+    for command in commands:
+        program, *words = shlex.split(command)
+        # --help after them: everything before it is parsed, nothing is run.
+        result = CliRunner().invoke(PROGRAMS[program], [*words, "--help"])
+        assert result.exit_code == 0, (command, result.output)
+
+
+@pytest.mark.parametrize("path", SERVERS, ids=lambda path: path.stem)
+def test_systemd_waits_for_the_drain(path: Path) -> None:
+    found = re.search(r"(?m)^TimeoutStopSec=(\d+)s$", path.read_text())
     assert found is not None
     assert int(found[1]) > RelayConfig(NodePrivate.generate()).drain_seconds
 
 
-def test_it_may_open_a_file_for_each_connection(unit: Path) -> None:
-    found = re.search(r"(?m)^LimitNOFILE=(\d+)$", unit.read_text())
+@pytest.mark.parametrize("path", SERVERS, ids=lambda path: path.stem)
+def test_it_may_open_a_file_for_each_connection(path: Path) -> None:
+    found = re.search(r"(?m)^LimitNOFILE=(\d+)$", path.read_text())
     assert found is not None
     assert int(found[1]) > RelayConfig(NodePrivate.generate()).max_connections

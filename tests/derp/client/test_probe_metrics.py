@@ -92,3 +92,9 @@ def test_a_count_lives_as_long_as_its_nodes_are_in_the_map() -> None:
 
 def test_a_single_run_has_no_counters() -> None:
     assert b"_total" not in exposition([GOOD_TLS], 0)
+
+
+def test_packets_through_one_node_alone_are_told_from_the_mesh() -> None:
+    own = ProbeResult(ProbeKind.PACKET, 901, "fra", "901a", Outcome.GOOD, to="901a")
+    found = samples(own, BAD_PAIR)
+    assert (found["derp_probe_up", "901a", ""], found["derp_probe_up", "901a", "901b"]) == (1.0, 0.0)

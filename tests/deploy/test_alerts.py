@@ -1,0 +1,158 @@
+"""deploy/alerts.yml: every metric, label and job that a rule names exists; promtool's judgement where it is installed.
+
+A rule over a name that nobody exposes never fires, and nobody notices: hence the comparison with our own pages.
+"""
+
+import dataclasses
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from derp.client.probe import Outcome, ProbeKind, ProbeResult
+from derp.client.probe_metrics import RunTotals, exposition
+from tailnet.coordinator.core import Statistics
+from tailnet.metrics import CoordinatorReading, metrics_page
+from tests.derp.server.test_varz import reading
+
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+RULES = DEPLOY / "alerts.yml"
+WORDS = {"time", "rate", "increase", "changes", "sum", "by", "offset", "and", "or", "unless"}
+DURATION = re.compile(r"\d+[smhd]")
+
+
+def rules() -> list[dict[str, Any]]:
+    document = yaml.safe_load(RULES.read_text())
+    assert set(document) == {"groups"}
+    assert all(set(group) == {"name", "rules"} for group in document["groups"])
+    return [rule for group in document["groups"] for rule in group["rules"]]
+
+
+def exposed() -> dict[str, dict[str, set[str]]]:
+    """Metric -> label -> values, of all our pages; what Prometheus itself adds is added."""
+    numbers: dict[str, Any] = {field.name: 0 for field in dataclasses.fields(Statistics)}
+    numbers |= {"departures": {"lost": 0}, "refusals": {}}
+    counts: dict[str, Any] = {field.name: 0 for field in dataclasses.fields(CoordinatorReading)}
+    counts |= {"statistics": Statistics(**numbers), "map_failures": {"https://maps.example": 0}}
+    coordinator = CoordinatorReading(**counts)
+    relay = dataclasses.replace(reading(), certificate_expires_at=1.0, renewal_failures=0)
+    every_value = {"seconds", "expires_at", "median_seconds", "worst_seconds", "bytes_per_second", "lost_packets"}
+    results = [
+        ProbeResult(kind, 901, "fra", "901a", Outcome.GOOD, to, family=family, values=dict.fromkeys(every_value, 1.0))
+        for kind in ProbeKind
+        for to in ("", "901a", "901b")
+        for family in (0, 4, 6)
+    ]
+    totals = RunTotals()
+    totals.note_run(results, 1.0)
+    pages = metrics_page(lambda: coordinator, lambda: relay)(), exposition(results, 0.0, totals)
+    found: dict[str, dict[str, set[str]]] = {"up": {}}
+    for page in pages:
+        for family in text_string_to_metric_families(page.decode()):
+            for sample in family.samples:
+                labels = found.setdefault(sample.name, {})
+                for name, value in sample.labels.items():
+                    labels.setdefault(name, set()).add(value)
+    return found
+
+
+def jobs() -> set[str]:
+    document = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())
+    return {job["job_name"] for job in document["scrape_configs"]}
+
+
+def selectors(expression: str) -> Iterator[tuple[str, list[tuple[str, list[str]]]]]:
+    """(metric, [(label, values of its matcher)]) of an expression."""
+    text = re.sub(r"\bby \([a-z, ]+\)|\[[^\]]+\]", " ", expression)
+    for name, matchers in re.findall(r"([a-z_][a-z0-9_]*)(\{[^}]*\})?", re.sub(DURATION, " ", text)):
+        if name in WORDS:
+            continue
+        pairs = re.findall(r'([a-z_]+)(?:=|=~|!=|!~)"([^"]*)"', matchers)
+        yield name, [(label, value.split("|")) for label, value in pairs]
+
+
+@pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule["alert"])
+def test_what_a_rule_names_is_exposed(rule: dict[str, Any]) -> None:
+    pages = exposed()
+    named = list(selectors(rule["expr"]))
+    assert named
+    for metric, matchers in named:
+        assert metric in pages
+        for label, values in matchers:
+            there = jobs() if label == "job" else pages[metric][label] | {""}
+            assert set(values) <= there, (metric, label)
+
+
+@pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule["alert"])
+def test_each_rule_tells_what_is_wrong_and_what_to_do(rule: dict[str, Any]) -> None:
+    assert set(rule) - {"for"} == {"alert", "expr", "labels", "annotations"}
+    assert rule["labels"]["severity"] in ("page", "ticket")
+    assert set(rule["annotations"]) == {"summary", "action"}
+    metrics = [name for name, _ in selectors(rule["expr"])]
+    kept = set(re.findall(r"[a-z_]+", " ".join(re.findall(r"by \(([a-z, ]+)\)", rule["expr"]))))
+    pages = exposed()
+    for label in re.findall(r"\$labels\.([a-z_]+)", " ".join(rule["annotations"].values())):
+        # sum by () keeps only what it names.
+        assert label in (kept or {"instance", "job"} | set(pages[metrics[0]]))
+
+
+def test_the_names_of_rules_are_unique() -> None:
+    names = [rule["alert"] for rule in rules()]
+    assert len(set(names)) == len(names) >= 20
+
+
+def test_the_check_can_fail() -> None:
+    assert [name for name, _ in selectors('rate(derp_drops_total{reason="x"}[5m]) > 3 * 86400')] == ["derp_drops_total"]
+    assert "derp_drops_total" not in exposed()
+
+
+# (metric and labels, its values minute by minute) -> at this minute exactly these alerts.
+SERIES = [
+    ('up{job="derp",instance="r1"}', "0x10"),
+    ('derp_certificate_expires_timestamp_seconds{job="derp",instance="r1"}', "86400x10"),
+    ('derp_probe_up{kind="packet",region_id="1",region="fra",node="1a",to=""}', "1x10"),
+    ('derp_probe_up{kind="packet",region_id="1",region="fra",node="1a",to="1b"}', "0x10"),
+    ('derp_probe_up{kind="tls",region_id="1",region="fra",node="1a",to=""}', "0x10"),
+    (
+        'derp_probe_certificate_expires_timestamp_seconds{kind="tls",region_id="1",region="fra",node="1a",to=""}',
+        "90000x10",
+    ),
+    ('derp_probe_up{kind="tls",region_id="1",region="fra",node="1b",to=""}', "0x10"),
+    (
+        'derp_probe_certificate_expires_timestamp_seconds{kind="tls",region_id="1",region="fra",node="1c",to=""}',
+        "90000x10",
+    ),
+    ('derp_probe_up{kind="tls",region_id="1",region="fra",node="1c",to=""}', "1x10"),
+]
+FIRED = {
+    "DerpRelayNotScraped": 1,
+    "DerpCertificateEndsSoon": 1,
+    "DerpNodeDown": 1,  # 1b: nothing was seen of its certificate
+    "DerpMeshPairBad": 1,
+    "DerpProbeCertificateEndsSoon": 1,  # 1a, not 1c, which has long enough
+}
+
+
+def test_promtool_finds_them_well_and_they_fire(tmp_path: Path) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("no promtool here: Debian has it in the package prometheus, which is too large for CI")
+    # Counted with an expression: texts of annotations would have to be repeated otherwise.
+    counted = [
+        {"expr": f'count(ALERTS{{alertname="{name}",alertstate="firing"}})', "eval_time": "10m",
+         "exp_samples": [{"labels": "{}", "value": FIRED[name]}] if name in FIRED else []}
+        for name in (rule["alert"] for rule in rules())
+    ]  # fmt: skip
+    series = [{"series": name, "values": values} for name, values in SERIES]
+    test = {"interval": "1m", "input_series": series, "promql_expr_test": counted}
+    path = tmp_path / "test.yml"
+    path.write_text(yaml.safe_dump({"rule_files": [str(RULES)], "evaluation_interval": "1m", "tests": [test]}))
+    for command in (["check", "rules", str(RULES)], ["test", "rules", str(path)]):
+        done = subprocess.run([promtool, *command], capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode == 0, done.stdout + done.stderr
