@@ -56,7 +56,7 @@ class CertificateKeeper:
     """`run` it in the relay's nursery; `retry_now` ends a wait after a failure.
 
     `show_proof` has a proof served by TLS, or none any longer; `challenges` is what the plain listener shows, token to
-    body.  `failures` counts the attempts since the last success.  `obtain(key PEM) -> chain PEM` raises AcmeError or
+    body.  `installed` is called when the files hold a new certificate.  `failures` counts the attempts since the last success.  `obtain(key PEM) -> chain PEM` raises AcmeError or
     HookError.  `clock` is the time of day in POSIX seconds; `spread` gives numbers from 0 to 1.
     """
 
@@ -64,6 +64,7 @@ class CertificateKeeper:
         self,
         config: TlsConfig,
         show_proof: Callable[[ssl.SSLContext | None], None],
+        installed: Callable[[], None],
         *,
         obtain: Obtain | None = None,
         clock: Callable[[], float] = time.time,
@@ -73,6 +74,7 @@ class CertificateKeeper:
         assert config.cert_file is not None
         assert config.key_file is not None
         self._show_proof = show_proof
+        self._installed = installed
         self._config = config
         self._acme = config.acme
         self._cert_file = config.cert_file
@@ -153,6 +155,7 @@ class CertificateKeeper:
         except OSError as error:
             return f"{error.filename or self._cert_file}: {error.strerror}: --cert-dir has to be writable"
         _log.info("= new certificate for %s, valid until %s", hostname, expires)
+        self._installed()
         return None
 
     async def _ask_authority(self, key: bytes) -> bytes:

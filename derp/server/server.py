@@ -55,7 +55,9 @@ class RelayServer:
                 # Imported here: the library behind it is large, and most relays do without.
                 from derp.server import certificates
 
-                self.keeper = certificates.CertificateKeeper(config.tls, self.tls.show_proof)
+                self.keeper = certificates.CertificateKeeper(
+                    config.tls, self.tls.show_proof, lambda: self.ports.look_at_certificate()
+                )
                 self.relay.routes.challenges = self.keeper.challenges
         self.ports = Ports(
             self.reactor,

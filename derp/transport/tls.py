@@ -109,6 +109,8 @@ class TlsServer:
                 return self._swap(now, "meta certificate renewed")
             return None
         self._signature = signature
+        if self._is_temporary and self.config.cert_file is not None and not self.config.cert_file.exists():
+            return None  # its key came first
         return self._swap(now, f"certificate read again from {self.config.cert_file}")
 
     def map_snippet(self, port: int, stun_port: int) -> DERPMap:

@@ -206,7 +206,7 @@ async def test_an_authority_that_knows_its_customers(tmp_path: Path, trust: pyte
         async with relay_that_asks(authority, http_port, trust, certs) as relay:
             line = await said(relay, "no new certificate")
             assert f"{host} wants to know whose account this is: set --acme-eab-kid and --acme-eab-key" in line
-            assert "clients refuse the temporary one; trying again in 10 min" in line
+            assert "clients refuse the temporary one; trying again in 1" in line
         wrong = (certs, f"-acme-eab-kid={EAB_KID}", "-acme-eab-key=d3Jvbmc")
         async with relay_that_asks(authority, http_port, trust, *wrong) as relay:
             assert f"{host} refused: " in await said(relay, "no new certificate")
@@ -216,7 +216,7 @@ async def test_an_authority_that_knows_its_customers(tmp_path: Path, trust: pyte
             assert EAB_KEY not in relay.output()
 
 
-async def failure(relay: Relay, old: x509.Certificate, minutes: int = 10) -> str:
+async def failure(relay: Relay, old: x509.Certificate, minutes: int = 1) -> str:
     """The sentence of a failed renewal, after which the old certificate is still served to genuine clients' eyes."""
     line = await said(relay, "no new certificate")
     assert served(relay) == old

@@ -367,6 +367,8 @@ def test_a_temporary_certificate_is_served_until_there_is_one(files: tuple[Path,
     assert not server.is_self_signed, "its pin would be wrong within minutes"
     assert not files[0].exists()
     temporary = connect(server, "relay.example").getpeercert(binary_form=True)
+    files[1].write_bytes(make_self_signed("relay.example", MOMENT)[1])
+    assert server.reload_if_changed(NOW + 3) is None, "the key of the certificate to come is no news"
     write(files, *make_self_signed("relay.example", MOMENT))
     result = server.reload_if_changed(NOW + 5)
     assert result is not None
