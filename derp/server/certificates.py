@@ -56,8 +56,9 @@ class CertificateKeeper:
     """`run` it in the relay's nursery; `retry_now` ends a wait after a failure.
 
     `show_proof` has a proof served by TLS, or none any longer; `challenges` is what the plain listener shows, token to
-    body.  `installed` is called when the files hold a new certificate.  `failures` counts the attempts since the last success.  `obtain(key PEM) -> chain PEM` raises AcmeError or
-    HookError.  `clock` is the time of day in POSIX seconds; `spread` gives numbers from 0 to 1.
+    body.  `installed` is called when the files hold a new certificate.  `failures` counts the attempts since the last
+    success.  `obtain(key PEM) -> chain PEM` raises AcmeError or HookError.  `clock` is the time of day in POSIX
+    seconds; `spread` gives numbers from 0 to 1.
     """
 
     def __init__(
