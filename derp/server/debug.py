@@ -30,7 +30,12 @@ def debug_pages(relay: Relay) -> dict[str, Page]:
         "/debug/clients": Page(
             "clients as JSON", "application/json", lambda: json.dumps(client_rows(relay), indent=1).encode()
         ),
-        "/debug/check": Page("consistency check", "text/plain; charset=utf-8", lambda: consistency(relay).encode()),
+        "/debug/check": Page(
+            "consistency check",
+            "text/plain; charset=utf-8",
+            lambda: consistency(relay).encode(),
+            is_fault=lambda body: not body.endswith(b" okay\n"),
+        ),
     }
 
 

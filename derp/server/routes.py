@@ -58,6 +58,7 @@ class Page:
     title: str
     content_type: str
     render: Callable[[], bytes]
+    is_fault: Callable[[bytes], bool] = lambda body: False  # then the status is 500, for those who read no text
 
 
 class Routes:
@@ -132,7 +133,9 @@ class Routes:
             text = f"{path} is closed to {address}: list your network in debug_allow to open it\n"
             return Answer(403, (_TEXT,), text.encode())
         if page is not None:
-            return Answer(200, (("Content-Type", page.content_type), *_BROWSER), page.render())
+            body = page.render()
+            status = 500 if page.is_fault(body) else 200
+            return Answer(status, (("Content-Type", page.content_type), *_BROWSER), body)
         if path in ("/debug", "/debug/index"):
             return Answer(302, (("Location", "/debug/"),))
         text = "no such page; there are: " + ", ".join(sorted(self._pages)) + "\n"

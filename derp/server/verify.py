@@ -36,6 +36,7 @@ MAX_ASKING: Final = 64
 LOOK_SECONDS: Final = 30.0
 # Who is asked may be down while thousands reconnect: the same complaint once in so long, then with their number.
 COMPLAIN_SECONDS: Final = 10.0
+_WELL: Final = Finding(True, "")
 
 
 class Judge(Protocol):
@@ -89,7 +90,7 @@ class Verifier:
 
     @property
     def problem(self) -> str:
-        """Why clients are refused although they should not be, as far as the last look showed; empty: all is well."""
+        """Which judge is not fit to answer, as far as the last look or question showed; empty: all are."""
         return "; ".join(finding.text for finding in self._found.values() if not finding.well)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -122,10 +123,11 @@ class Verifier:
 
     async def _verdict(self, key: bytes, address: str) -> Verdict:
         final = ADMITTED
-        for judge in self._judges:
+        for number, judge in enumerate(self._judges):
             verdict = await judge.judge(key, address)
             if verdict.faulty:
                 self._complain(f"{verdict.because}; {'let in' if verdict.allowed else 'refused'}")
+            self._learn(number, verdict)
             if not verdict.answered:
                 self.unreachable_count += 1
                 final = verdict
@@ -138,6 +140,14 @@ class Verifier:
             self.refused_count += not final.allowed
             self._keep(key, address, final)
         return final
+
+    def _learn(self, number: int, verdict: Verdict) -> None:
+        """A question shows faults before the next look does, and that they are over."""
+        was_well = self._found.get(number, _WELL).well
+        if verdict.faulty and was_well:
+            self._found[number] = Finding(False, verdict.because)
+        elif verdict.allowed and not verdict.faulty and not was_well:
+            del self._found[number]
 
     def _keep(self, key: bytes, address: str, verdict: Verdict) -> None:
         until = self._clock() + (YES_SECONDS if verdict.allowed else NO_SECONDS)

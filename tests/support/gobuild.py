@@ -20,6 +20,7 @@ BIN = ROOT / "build" / "bin"
 INTEROP = ROOT / "tests" / "interop" / "go"
 TAILNET = ROOT / "tests" / "interop" / "go_tailnet"
 ACME = ROOT / "tests" / "interop" / "go_acme"
+TAILSCALE = ROOT / "tests" / "interop" / "go_tailscaled"
 
 
 class GoMissing(Exception):
@@ -49,6 +50,10 @@ NETCHECKPEER = GoProgram("netcheckpeer", INTEROP, "./cmd/netcheckpeer")
 DERPPROBE = GoProgram("derpprobe", INTEROP, "tailscale.com/cmd/derpprobe")
 PEBBLE = GoProgram("pebble", ACME, "github.com/letsencrypt/pebble/v2/cmd/pebble")
 CHALLTESTSRV = GoProgram("pebble-challtestsrv", ACME, "github.com/letsencrypt/pebble/v2/cmd/pebble-challtestsrv")
+# Without what a look-up in a netmap does not need: a third of the packages, and most of the download.
+_OMITTED = tuple(f"ts_omit_{name}" for name in (TAILSCALE / "omitted").read_text().split())
+TAILSCALED = GoProgram("tailscaled", TAILSCALE, "tailscale.com/cmd/tailscaled", _OMITTED)
+TAILSCALED_CONTROL = GoProgram("tailscaled-control", TAILSCALE, "./cmd/control")
 LOAD = GoProgram("derpload", ROOT / "bench" / "load", ".")
 TAILNET_PEER = GoProgram("tailnet-peer", TAILNET, "./cmd/peer")
 TAILNET_COORDINATOR = GoProgram("tailnet-coordinator", TAILNET, "./cmd/coordinator")
@@ -58,6 +63,7 @@ COORDINATOR_LOAD = GoProgram("coordinatorload", ROOT / "bench" / "coordinator_lo
 ALL = (
     *(DERPPEER, DERPPEER_WEBSOCKET, NETCHECKPEER, DERPER, DERPPROBE, LOAD),
     *(PEBBLE, CHALLTESTSRV),
+    *(TAILSCALED, TAILSCALED_CONTROL),
     *(TAILNET_PEER, TAILNET_COORDINATOR, TAILNET_RPC_SERVER, COORDINATOR_LOAD),
 )
 

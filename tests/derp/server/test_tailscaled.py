@@ -16,7 +16,7 @@ from derp.server.server import RelayServer
 from derp.server.tailscaled import MAX_ANSWER_BYTES, TailscaledJudge
 from tests.derp.server.control_plane import NO, YES, Answer, open_control_plane
 from tests.derp.server.tailscaled import HOST_NAME, OWN_KEY, Tailscaled, open_tailscaled
-from tests.derp.server.test_debug import body_of
+from tests.derp.server.test_door import last_get
 from tests.derp.server.test_server import UPGRADE, client_info
 from tests.derp.server.world import ask, call, closed, open_server, relay_config
 
@@ -228,11 +228,13 @@ async def test_a_relay_without_its_tailscaled_is_closed_until_it_comes(
         while not server.verifier.problem:
             await trio.lowlevel.checkpoint()
         assert "; until then clients are refused" in caplog.text
-        check = await body_of(server, b"/debug/check")
+        check = await ask(server, last_get(b"/debug/check"))
+        assert check.startswith(b"HTTP/1.1 500 ")
         assert f"admission: tailscaled: {path} cannot be reached".encode() in check
         async with open_tailscaled(path) as tailscaled:
             knows(tailscaled, member)
             caller = await call(server, private=member)  # that nobody answered was not remembered
+            assert (await ask(server, last_get(b"/debug/check"))).startswith(b"HTTP/1.1 200 ")
             await caller.aclose()
 
 

@@ -291,6 +291,33 @@ async def test_a_judge_that_cannot_answer_is_told_of_before_anybody_comes(
     nursery.cancel_scope.cancel()
 
 
+async def test_a_question_shows_a_fault_before_the_next_look(
+    nursery: trio.Nursery, caplog: pytest.LogCaptureFixture, autojump_clock: trio.testing.MockClock
+) -> None:
+    caplog.set_level("INFO")
+    watched, other = Word(SAYS_YES, Finding(True, "well")), Word(SAYS_YES)
+    verifier = Verifier([watched, other])
+    await nursery.start(verifier.run)
+    await trio.testing.wait_all_tasks_blocked()
+    watched.verdict = IS_DOWN
+    await verdict_of(verifier)
+    assert verifier.problem == "down"
+    watched.verdict, other.verdict = SAYS_YES, FAILS_OPEN
+    await verdict_of(verifier)
+    assert verifier.problem == "down"  # the other one, which let the client in
+    other.verdict = SAYS_YES
+    await verdict_of(verifier)
+    assert verifier.problem == ""
+    await trio.sleep(3 * LOOK_SECONDS)
+    assert caplog.messages == [
+        "= admission: well",
+        "! admission: down; refused",
+        "! admission: down; let in",
+        "= admission: well",
+    ]
+    nursery.cancel_scope.cancel()
+
+
 def test_who_is_asked_by_the_settings() -> None:
     assert open_verifier(relay_config()) is None
     assert open_verifier(relay_config(verify_clients=True)) is not None
