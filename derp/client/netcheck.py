@@ -205,6 +205,11 @@ async def latency_over_https(stream: trio.abc.Stream, address: RelayAddress, opt
     """
     stream, _ = await secure_relay_stream(stream, address, options)
     try:
+        if ":" in address.host:
+            raise ConnectError(
+                f"{address.label()}: clients cannot measure a HostName that is an IPv6 address over HTTPS, since they "
+                "write it into a URL without brackets: give the relay a name"
+            )
         http = ClientHttp(max_body_bytes=_MAX_BODY_BYTES, head_only=True)
         headers = [("Host", address.host_header()), *options.extra_headers()]
         request = http.send_request("GET", "/derp/latency-check", headers)

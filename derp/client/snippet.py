@@ -18,6 +18,7 @@ from derp.client.stun import open_stun
 from derp.errors import ConnectError, RemoteProtocolError, TransportError
 from derp.keys import NodePrivate, NodePublic
 from derp.map import STUN_DISABLED, DERPMap, DERPNode, DERPRegion
+from derp.netcheck.lint import errors, lint
 from derp.netcheck.plan import stun_target
 from derp.transport.stream import mapped_errors
 
@@ -62,7 +63,10 @@ async def make_snippet(
     node = await _with_stun(node, notes)
     region = replace(region, nodes=(node,))
     await _log_in(region, private_key, options, notes)
-    return Snippet(replace(base, regions={region.region_id: region}), tuple(notes))
+    derp_map = replace(base, regions={region.region_id: region})
+    # What this machine can use others may not: see netcheck/lint.py.
+    notes += [f"mistake: {mistake}" for mistake in errors(lint(derp_map.to_json()))]
+    return Snippet(derp_map, tuple(notes))
 
 
 def snippet_base(url: str, *, pin: str, stun_port: int, region_id: int, code: str, name: str) -> DERPMap:

@@ -312,6 +312,14 @@ class _Linter:
             self.error(here, f"{name!r:.80} is no host name")
         elif name.lower().rstrip(".").endswith(".invalid") and not node.ipv4 and not node.ipv6:
             self.error(here, f"{name!r:.80} never resolves: .invalid is reserved for that")
+        elif isinstance(address, IPv6Address) and not node.stun_only:
+            # Clients put the name into a URL; only beside a port other than 443 they think of brackets.
+            if node.derp_port in (0, 443):
+                self.error(
+                    here, f"clients refuse https://{name}/: give the relay a name, or a DERPPort that is not 443"
+                )
+            else:
+                self.warning(here, "clients cannot measure an IPv6 address over HTTPS, so never where UDP is blocked")
         elif address is None and name != name.lower():
             self.warning(here, f"write {name.lower()!r:.80}: derper with --certmode manual refuses names with capitals")
         if name.lower() == "localhost" and not node.ipv4 and not self._is_embedded:

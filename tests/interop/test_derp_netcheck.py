@@ -1,24 +1,20 @@
 """The genuine netcheck library and ours, asked about the same map, say the same."""
 
-import json
-import os
 import random
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
 import pytest
-import trio
 
 from derp.client.dial import DialOptions
 from derp.client.netcheck import Netcheck, NetcheckOptions
 from derp.map import DERPHomeParams, DERPMap, DERPNode, DERPRegion
 from derp.netcheck.report import History, Report
-from tests.support.gobuild import NETCHECKPEER
 from tests.support.inprocess import node_of, open_relay_here
-from tests.support.peers import PATIENCE_SECONDS, require
+from tests.support.netchecks import compare, genuine
 from tests.support.relay_command import HOST, RelayKind
 from tests.support.relays import Relay, open_relay
 
@@ -26,6 +22,7 @@ pytestmark = pytest.mark.interop
 
 # A score this small wins whatever the latencies on loopback are, so that the home is no matter of luck.
 WINNER = 1e-3
+DIRECT = DialOptions(environment=None)
 
 
 @pytest.fixture(params=["genuine", "ours"])
@@ -62,38 +59,9 @@ def region(region_id: int, *nodes: DERPNode, **more: Any) -> DERPRegion:
     return DERPRegion(region_id, f"r{region_id}", f"Region {region_id}", nodes=nodes, **more)
 
 
-async def genuine(question: str, derp_map: DERPMap, **more: object) -> Any:
-    """What the library answers."""
-    binary = require(NETCHECKPEER)
-    asked = json.dumps({"map": derp_map.to_json()} | more)
-    environment = {name: text for name, text in os.environ.items() if not name.lower().endswith("_proxy")}
-    with trio.fail_after(PATIENCE_SECONDS):
-        done = await trio.run_process(
-            [str(binary), question], stdin=asked.encode(), capture_stdout=True, capture_stderr=True, env=environment
-        )
-    return json.loads(done.stdout)
-
-
-async def ours(derp_map: DERPMap) -> Report:
-    options = NetcheckOptions(enough_regions=None, dial=DialOptions(environment=None))
-    return await Netcheck(options).report(derp_map)
-
-
-async def compare(derp_map: DERPMap) -> Report:
-    """Both reports agree; ours."""
-    theirs, mine = await genuine("report", derp_map), await ours(derp_map)
-    flags = ("udp", "ipv4", "ipv6", "ipv4_can_send", "ipv6_can_send", "os_has_ipv6", "mapping_varies", "preferred")
-    assert {name: getattr(mine, name) for name in flags} == {name: theirs[name] for name in flags}
-    for table in ("region_seconds", "region_ipv4_seconds", "region_ipv6_seconds"):
-        mine_measured: Mapping[int, float] = getattr(mine, table)
-        assert {str(region_id) for region_id in mine_measured} == set(theirs[table]), table
-        assert all(seconds > 0 for seconds in mine_measured.values())
-    return mine
-
-
 async def test_two_regions_with_stun(kind: RelayKind) -> None:
     async with two_regions(kind) as derp_map:
-        report = await compare(derp_map)
+        [report] = await compare(derp_map)
     assert (report.udp, report.ipv4, report.ipv6, report.preferred) == (True, True, False, 902)
     assert set(report.region_ipv4_seconds) == {901, 902}
 
@@ -102,7 +70,7 @@ async def test_udp_blocked(kind: RelayKind) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
         silent.bind((HOST, 0))
         async with two_regions(kind, stun_port=silent.getsockname()[1]) as derp_map:
-            report = await compare(derp_map)
+            [report] = await compare(derp_map)
     assert (report.udp, report.ipv4, report.preferred) == (False, True, 902)
     assert set(report.region_seconds) == {901, 902}
     assert report.region_ipv4_seconds == {}
@@ -114,7 +82,7 @@ async def test_udp_blocked_in_one_region_only() -> None:
         async with two_regions("ours") as derp_map:
             winner = derp_map.regions[902]
             dead = replace(winner, nodes=(replace(winner.nodes[0], stun_port=silent.getsockname()[1]),))
-            report = await compare(replace(derp_map, regions=dict(derp_map.regions) | {902: dead}))
+            [report] = await compare(replace(derp_map, regions=dict(derp_map.regions) | {902: dead}))
     assert (report.udp, report.preferred) == (True, 901)
 
 
@@ -122,14 +90,14 @@ async def test_udp_blocked_in_one_region_only() -> None:
 async def test_flags_of_the_map(flag: str, home: int) -> None:
     async with two_regions("ours") as derp_map:
         winner = replace(derp_map.regions[902], **{flag: True})  # type: ignore[arg-type]  # a boolean field by name
-        report = await compare(replace(derp_map, regions=dict(derp_map.regions) | {902: winner}))
+        [report] = await compare(replace(derp_map, regions=dict(derp_map.regions) | {902: winner}))
     assert report.preferred == home
 
 
 @pytest.mark.parametrize("stun_port", [-1, 70000])
 async def test_a_map_without_stun(stun_port: int) -> None:
     async with two_regions("ours", stun_port=stun_port) as derp_map:
-        report = await compare(derp_map)
+        [report] = await compare(derp_map)
     assert (report.udp, report.ipv4, report.preferred) == (False, True, 902)
 
 
@@ -137,8 +105,37 @@ async def test_ipv6() -> None:
     async with open_relay_here(listen=(("::1", 0),)) as server:
         # With STUNTestIP the library asks over IPv6 even where the machine has no IPv6 but on loopback.
         asked = node_of(server, 901, host_name="::1", ipv4="none", ipv6="::1", stun_test_ip="::1")
-        report = await compare(DERPMap({901: region(901, asked)}))
+        [report] = await compare(DERPMap({901: region(901, asked)}))
     assert (report.udp, report.ipv4, report.ipv6, report.preferred) == (True, False, True, 901)
+    assert report.global_ipv6.startswith("[::1]:")
+
+
+async def test_a_host_that_answers_pings_is_no_relay_to_us() -> None:
+    """The one verdict that differs, on purpose: without UDP the library, where it may, also trusts in pings."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind((HOST, 0))
+        async with two_regions("ours", stun_port=silent.getsockname()[1]) as derp_map:
+            winner = derp_map.regions[902]
+            dead = replace(winner, nodes=(replace(winner.nodes[0], derp_port=1),))
+            asked = replace(derp_map, regions=dict(derp_map.regions) | {902: dead})
+            [theirs] = await genuine("report", steps=[{"map": asked.to_json()}])
+            mine = await Netcheck(NetcheckOptions(enough_regions=None, dial=DIRECT)).report(asked)
+    assert set(theirs["region_seconds"]) == ({"901", "902"} if theirs["icmp_ipv4"] else {"901"})
+    assert set(mine.region_seconds) == {901}
+    assert "nothing listens on that port" in mine.reasons[902]
+
+
+async def test_the_home_is_kept_while_its_relay_is_heard(kind: RelayKind) -> None:
+    """Three netchecks of one client: all well; the home's STUN gone but its relay heard; its relay silent too."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind((HOST, 0))
+        async with two_regions(kind) as derp_map:
+            home = derp_map.regions[902]
+            lost = replace(home, nodes=(replace(home.nodes[0], stun_port=silent.getsockname()[1]),))
+            after = replace(derp_map, regions=dict(derp_map.regions) | {902: lost})
+            reports = await compare(derp_map, after, after, heard=[{}, {902: 1.0}, {902: 60.0}])
+    assert [report.preferred for report in reports] == [902, 902, 901]
+    assert [set(report.region_seconds) for report in reports] == [{901, 902}, {901}, {901}]
 
 
 def made_up_reports(chance: random.Random, count: int) -> list[tuple[float, dict[int, float]]]:
@@ -162,7 +159,7 @@ async def test_the_home_moves_when_the_genuine_one_does(scores: dict[int, float]
     derp_map = DERPMap({one: region(one) for one in (1, 2, 3, 4)}, DERPHomeParams(scores))
     reports = made_up_reports(random.Random(7), 400)
     asked = [{"at": at, "seconds": {str(one): seconds for one, seconds in table.items()}} for at, table in reports]
-    theirs = await genuine("history", derp_map, reports=asked)
+    theirs = await genuine("history", map=derp_map.to_json(), reports=asked)
     history = History()
     mine = [
         history.settle(Report(region_seconds=table), derp_map, started=at, now=at).preferred for at, table in reports

@@ -10,7 +10,7 @@ import trio
 from derp.client import mapsource
 from derp.client.mapsource import is_relay_url, load_map, map_of_relay
 from derp.errors import ConfigError, ConnectError
-from derp.netcheck.lint import lint
+from derp.netcheck.lint import errors, lint
 from tests.support.maps import map_text
 
 
@@ -88,7 +88,7 @@ async def test_a_file_without_end_is_not_read_to_its_end(monkeypatch: pytest.Mon
     [
         ("https://relay.example", ("relay.example", "", "", 0, False)),
         ("https://192.0.2.1:8443", ("192.0.2.1", "192.0.2.1", "none", 8443, False)),
-        ("https://[2001:db8::1]/derp", ("2001:db8::1", "none", "2001:db8::1", 0, False)),
+        ("https://[2001:db8::1]:8443/derp", ("2001:db8::1", "none", "2001:db8::1", 8443, False)),
         ("http://relay.example", ("relay.example", "", "", 80, True)),
     ],
 )
@@ -98,7 +98,7 @@ def test_a_relay_becomes_a_map_without_mistakes(url: str, expected: tuple[str, s
     node = derp_map.regions[900].nodes[0]
     assert (node.host_name, node.ipv4, node.ipv6, node.derp_port, node.force_http) == expected
     assert (node.stun_port, node.cert_name) == (0, pin)
-    assert lint(derp_map.to_json()) == []
+    assert errors(lint(derp_map.to_json())) == []
 
 
 async def test_only_the_usual_path_fits_into_a_map() -> None:

@@ -120,6 +120,13 @@ async def test_the_first_node_that_accepts_a_connection_decides_as_for_genuine_c
     assert report.reasons[901].endswith("; clients go no further than the first node that accepts a connection")
 
 
+async def test_an_ipv6_address_as_host_name_is_not_measured_over_https() -> None:
+    async with open_relay_here(listen=(("::1", 0),), stun_enabled=False) as server:
+        report = await checker().report(map_of(node_of(server, 901, host_name="::1", ipv4="none", ipv6="::1")))
+    assert report.region_seconds == {}
+    assert "give the relay a name" in report.reasons[901]
+
+
 async def test_an_answer_counts_for_the_region_that_the_node_names() -> None:
     async with open_regions(901, 902) as (_, derp_map):
         lost = derp_map.regions[902]

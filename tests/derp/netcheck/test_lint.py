@@ -211,7 +211,7 @@ PIN = "sha256-raw:" + "ab" * 32
     [
         ({"IPv4": "none", "IPv6": "none"}, "both none: no client can reach it"),
         ({"HostName": "192.0.2.1", "CertName": PIN, "IPv4": "none"}, "the family of HostName 192.0.2.1 is none"),
-        ({"HostName": "2001:db8::1", "CertName": PIN, "IPv6": "none"}, "the family of HostName 2001:db8::1 is none"),
+        ({"HostName": "2001:db8::1", "CertName": PIN}, "clients refuse https://2001:db8::1/"),
         ({"STUNOnly": True, "STUNPort": -1}, "does nothing at all"),
     ],
 )
@@ -230,6 +230,11 @@ def test_errors_of_fields_together(fields: dict[str, object], says: str) -> None
         ({"STUNOnly": True, "DERPPort": 8443}, f"{NODE}.STUNOnly", "though it has DERPPort"),
         ({"STUNOnly": True, "CertName": PIN}, f"{NODE}.STUNOnly", "though it has CertName"),
         ({"CanPort80": True, "IPv4": "none"}, f"{NODE}.CanPort80", "does nothing"),
+        (
+            {"HostName": "2001:db8::1", "CertName": PIN, "DERPPort": 8443},
+            f"{NODE}.HostName",
+            "cannot measure an IPv6 address over HTTPS",
+        ),
     ],
 )
 def test_warnings_of_fields_together(fields: dict[str, object], place: str, says: str) -> None:
@@ -251,6 +256,13 @@ def test_warnings_of_fields_together(fields: dict[str, object], place: str, says
 )
 def test_what_is_fine_together(fields: dict[str, object]) -> None:
     assert lint(node_with(**fields)) == []
+
+
+def test_an_ipv6_address_whose_family_is_none() -> None:
+    found = errors(lint(node_with(HostName="2001:db8::1", CertName=PIN, IPv6="none", DERPPort=8443)))
+    assert [str(finding) for finding in found] == [
+        f"{NODE}: the family of HostName 2001:db8::1 is none here: no client can reach it"
+    ]
 
 
 def test_the_embedded_relay_may_be_on_this_machine() -> None:

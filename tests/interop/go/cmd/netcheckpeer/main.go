@@ -1,9 +1,12 @@
 // Command netcheckpeer says what the genuine netcheck library makes of a DERP map.
 //
-//	netcheckpeer report  < {"map": DERPMap}                                  one netcheck from this machine
+//	netcheckpeer report  < {"steps": [{"map": DERPMap, "heard": {"901": 0.5}}]}  netchecks from this machine
 //	netcheckpeer history < {"map": DERPMap, "reports": [{"at": seconds, "seconds": {"901": 0.01}}]}
+//	netcheckpeer portal  < {"map": DERPMap, "home": 901}                     is there a captive portal
 //
-// report prints the report in our own words; history prints the home after each of the made-up reports.
+// report prints the report of each step in our own words, where all steps are of one client and `heard` is how many
+// seconds before the step the relay of a region last gave a frame; history prints the home after each of the made-up
+// reports; portal prints true or false.
 package main
 
 import (
@@ -15,13 +18,19 @@ import (
 	"strconv"
 	"time"
 
+	"tailscale.com/net/captivedetection"
 	"tailscale.com/net/netcheck"
 	"tailscale.com/net/netmon"
 	"tailscale.com/tailcfg"
 )
 
 type question struct {
-	Map     *tailcfg.DERPMap `json:"map"`
+	Map   *tailcfg.DERPMap `json:"map"`
+	Home  int              `json:"home"`
+	Steps []struct {
+		Map   *tailcfg.DERPMap   `json:"map"`
+		Heard map[string]float64 `json:"heard"`
+	} `json:"steps"`
 	Reports []struct {
 		At      float64            `json:"at"`
 		Seconds map[string]float64 `json:"seconds"`
@@ -35,7 +44,10 @@ type answer struct {
 	IPv4CanSend   bool            `json:"ipv4_can_send"`
 	IPv6CanSend   bool            `json:"ipv6_can_send"`
 	OSHasIPv6     bool            `json:"os_has_ipv6"`
+	ICMPv4        bool            `json:"icmp_ipv4"`
 	MappingVaries *bool           `json:"mapping_varies"`
+	GlobalIPv4    string          `json:"global_ipv4"`
+	GlobalIPv6    string          `json:"global_ipv6"`
 	Preferred     int             `json:"preferred"`
 	Region        map[int]float64 `json:"region_seconds"`
 	RegionIPv4    map[int]float64 `json:"region_ipv4_seconds"`
@@ -45,7 +57,7 @@ type answer struct {
 func main() {
 	log.SetOutput(os.Stderr)
 	if len(os.Args) != 2 {
-		log.Fatal("usage: netcheckpeer report|history")
+		log.Fatal("usage: netcheckpeer report|history|portal")
 	}
 	var asked question
 	if err := json.NewDecoder(os.Stdin).Decode(&asked); err != nil {
@@ -54,9 +66,12 @@ func main() {
 	var said any
 	switch os.Args[1] {
 	case "report":
-		said = report(asked.Map)
+		said = reports(asked)
 	case "history":
 		said = history(asked)
+	case "portal":
+		detector := captivedetection.NewDetector(log.Printf)
+		said = detector.Detect(context.Background(), netmon.NewStatic(), asked.Map, asked.Home)
 	default:
 		log.Fatalf("no such question: %s", os.Args[1])
 	}
@@ -65,7 +80,7 @@ func main() {
 	}
 }
 
-func report(derpMap *tailcfg.DERPMap) answer {
+func reports(asked question) []answer {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	// Verbose: wait for all regions, as ours does when it is asked for a table.
@@ -73,10 +88,27 @@ func report(derpMap *tailcfg.DERPMap) answer {
 	if err := client.Standalone(ctx, ":0"); err != nil {
 		log.Fatal(err)
 	}
-	found, err := client.GetReport(ctx, derpMap, nil)
-	if err != nil {
-		log.Fatal(err)
+	answers := []answer{}
+	for _, step := range asked.Steps {
+		began := time.Now()
+		found, err := client.GetReport(ctx, step.Map, &netcheck.GetReportOpts{
+			GetLastDERPActivity: func(region int) time.Time {
+				ago, ok := step.Heard[strconv.Itoa(region)]
+				if !ok {
+					return time.Time{}
+				}
+				return began.Add(-time.Duration(ago * float64(time.Second)))
+			},
+		})
+		if err != nil {
+			log.Fatal(err)
+		}
+		answers = append(answers, inOurWords(found))
 	}
+	return answers
+}
+
+func inOurWords(found *netcheck.Report) answer {
 	said := answer{
 		UDP:         found.UDP,
 		IPv4:        found.IPv4,
@@ -84,10 +116,17 @@ func report(derpMap *tailcfg.DERPMap) answer {
 		IPv4CanSend: found.IPv4CanSend,
 		IPv6CanSend: found.IPv6CanSend,
 		OSHasIPv6:   found.OSHasIPv6,
+		ICMPv4:      found.ICMPv4,
 		Preferred:   found.PreferredDERP,
 		Region:      seconds(found.RegionLatency),
 		RegionIPv4:  seconds(found.RegionV4Latency),
 		RegionIPv6:  seconds(found.RegionV6Latency),
+	}
+	if found.GlobalV4.IsValid() {
+		said.GlobalIPv4 = found.GlobalV4.String()
+	}
+	if found.GlobalV6.IsValid() {
+		said.GlobalIPv6 = found.GlobalV6.String()
 	}
 	if varies, ok := found.MappingVariesByDestIP.Get(); ok {
 		said.MappingVaries = &varies
