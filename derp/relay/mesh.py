@@ -4,11 +4,33 @@ The driver (server/mesh.py) dials, and tells what arrives; the router writes For
 flush sends like a client's.  When the connection breaks, all keys learnt over it are void at once.
 """
 
+from dataclasses import dataclass
 from typing import Any, Final
 
 from derp.protocol.messages import Message, PeerGone, PeerPresent
 from derp.relay.queue import PacketQueue
 from derp.relay.router import Router
+
+
+@dataclass(slots=True)
+class MeshPeerState:
+    """What is known of one relay that we were told to mesh with.  The driver writes it; pages and metrics read."""
+
+    name: str  # as --mesh-with has it
+    past_connects: int = 0  # connections that stood and ended
+    trouble: str = ""  # why there is none, or why the last one ended
+    is_ourselves: bool = False
+    route: "MeshRoute | None" = None  # while connected
+
+    @property
+    def is_up(self) -> bool:
+        """Connected, and taken for a mesh peer there."""
+        return self.route is not None and self.route.is_accepted
+
+    @property
+    def connects(self) -> int:
+        """Connections that stood, the one of now included."""
+        return self.past_connects + self.is_up
 
 
 class MeshRoute:

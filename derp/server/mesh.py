@@ -5,6 +5,7 @@ packets to the other relay leave with the same flush as everybody's.  What is le
 """
 
 import logging
+import math
 import random
 import secrets
 import socket
@@ -20,7 +21,7 @@ from derp.protocol.connection import ClientConnection
 from derp.protocol.messages import ServerInfo
 from derp.protocol.upgrade import AnswerKind, derp_request_headers, judge_derp_answer
 from derp.relay.counters import CloseReason, DropReason
-from derp.relay.mesh import MeshRoute
+from derp.relay.mesh import MeshPeerState, MeshRoute
 from derp.server.session import Plane, drain_queue
 from derp.transport.http import ClientHttp
 from derp.transport.links import Link, TlsLink
@@ -34,6 +35,9 @@ _log = logging.getLogger("derp.mesh")
 # stays away is asked as rarely as a genuine one would.  All are spread, so that a region does not dial in step.
 _FIRST_RETRY_SECONDS: Final = 0.2
 _MAX_RETRY_SECONDS: Final = 5.0
+# So long a restart takes with certificates to read and a unit to stop: until then nobody waits for more than a second.
+_RESTART_SECONDS: Final = 30.0
+_RESTART_RETRY_SECONDS: Final = 1.0
 # A connection that lasted so long was a good one: its end is news, and the first attempt after it comes soon again.
 _SETTLED_SECONDS: Final = 10.0
 _CONNECT_SECONDS: Final = 10.0
@@ -94,7 +98,7 @@ class MeshSession:
 
 
 class Mesh:
-    """All mesh connections of one relay.  `sessions` are those that stand."""
+    """All mesh connections of one relay.  `sessions` are those that stand, `states` tell about all that should."""
 
     def __init__(
         self,
@@ -111,6 +115,7 @@ class Mesh:
         self._max_keys = max_keys
         self._context = context
         self.sessions: dict[MeshPeer, MeshSession] = {}
+        self.states: dict[MeshPeer, MeshPeerState] = {}
 
     async def run(self, peers: tuple[MeshPeer, ...]) -> None:
         """Keep a connection to each of `peers` until cancelled.  One that turns out to be this relay is left out."""
@@ -125,15 +130,18 @@ class Mesh:
                 self._plane.reactor.close(session.link, CloseReason.WRITE_TIMEOUT, "silent")
 
     async def _keep_connected(self, peer: MeshPeer) -> None:
-        name = _label(peer)
+        state = self.states[peer] = MeshPeerState(_label(peer))
+        name = state.name
         complained = ""
-        retry_seconds = _FIRST_RETRY_SECONDS
+        failures = 0
+        lost_at = -math.inf  # when a good connection ended
         while True:
             began = trio.current_time()
             try:
                 session = await self._connect(peer)
             except OwnRelay:
                 _log.info("= mesh: %s is this relay itself", name)
+                state.is_ourselves = True
                 return
             except trio.TooSlowError:
                 trouble = f"no DERP relay answered within {_CONNECT_SECONDS:g} s"
@@ -141,17 +149,22 @@ class Mesh:
                 trouble = str(error) or type(error).__name__
             else:
                 self.sessions[peer] = session
+                state.route = session.route
                 await session.ended_event.wait()
                 del self.sessions[peer]
+                state.route = None
+                state.past_connects += session.route.is_accepted
                 trouble = session.reason
                 if session.route.is_accepted and trio.current_time() - began > _SETTLED_SECONDS:
                     complained = ""
-                    retry_seconds = _FIRST_RETRY_SECONDS
+                    failures = 0
+                    lost_at = trio.current_time()
+            state.trouble = trouble
             if trouble != complained:  # once per kind of trouble, not with every attempt
                 _log.warning("x mesh: %s: %s", name, trouble)
                 complained = trouble
-            await trio.sleep(retry_seconds * (0.5 + random.random()))
-            retry_seconds = min(2 * retry_seconds, _MAX_RETRY_SECONDS)
+            await trio.sleep(retry_seconds(failures, trio.current_time() - lost_at) * (0.5 + random.random()))
+            failures += 1
 
     async def _connect(self, peer: MeshPeer) -> MeshSession:
         """Dial one relay and bring it to where packets can flow."""
@@ -210,6 +223,12 @@ class Mesh:
         plane.reactor.adopt(link, received)
         plane.reactor.flush()
         return session
+
+
+def retry_seconds(failures: int, since_lost_seconds: float) -> float:
+    """How long to wait before the next attempt, after so many that failed since a good connection ended."""
+    longest = _RESTART_RETRY_SECONDS if since_lost_seconds < _RESTART_SECONDS else _MAX_RETRY_SECONDS
+    return min(_FIRST_RETRY_SECONDS * 2 ** min(failures, 10), longest)
 
 
 def _label(peer: MeshPeer) -> str:

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import math
 
 import pytest
 import trio
@@ -10,6 +11,7 @@ from derp.keys import NodePrivate
 from derp.protocol.frames import PeerGoneReason, PeerPresentFlags
 from derp.protocol.messages import PeerGone, PeerPresent, Pong, RecvPacket, encode
 from derp.relay.counters import CloseReason, DropReason
+from derp.server.mesh import retry_seconds
 from tests.derp.server.mesh_world import (
     MESH_KEY,
     OTHER_KEY,
@@ -398,6 +400,30 @@ async def test_a_relay_that_drains_stays_in_the_mesh_until_its_clients_have_left
         assert not beta.mesh.sessions[alpha.peer].ended_event.is_set()
         await at_beta.send(b.key, b"on its way out")
         assert await b.receive() == RecvPacket(at_beta.key, b"on its way out")
+
+
+@pytest.mark.parametrize(
+    ("failures", "since_lost", "seconds"),
+    [(0, 0.0, 0.2), (1, 0.5, 0.4), (2, 1.0, 0.8), (3, 2.0, 1.0), (20, 29.0, 1.0), (20, 31.0, 5.0), (5, math.inf, 5.0)],
+)
+def test_a_relay_that_restarts_is_asked_often(failures: int, since_lost: float, seconds: float) -> None:
+    assert retry_seconds(failures, since_lost) == pytest.approx(seconds)
+
+
+async def test_the_state_of_each_peer_is_known() -> None:
+    async with open_nodes(alpha := Node("alpha.test"), beta := Node("beta.test")):
+        alpha.join(alpha.peer, beta.peer)
+        a, b = await alpha.call(), await beta.call()
+        await knows(a, alpha, b)
+        await until(a, lambda: alpha.mesh.states[alpha.peer].is_ourselves)
+        state = alpha.mesh.states[beta.peer]
+        assert (state.is_up, state.connects, state.trouble) == (True, 1, "")
+        assert state.route is not None
+        assert b.key in state.route.keys
+        await beta.stop()
+        await until(a, lambda: not state.is_up)
+        await until(a, lambda: state.trouble != "")
+        assert state.connects == 1
 
 
 async def test_a_relay_that_fell_silent_is_given_up_and_dialled_again() -> None:
