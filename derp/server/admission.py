@@ -36,10 +36,14 @@ ADMITTED: Final = Verdict(True)
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a look at somebody who is asked showed: whether he can answer, and a sentence for the log."""
+    """What a look at somebody who is asked showed: whether he can answer, and a sentence for the log.
+
+    `lasting`: that a client is allowed meanwhile does not disprove it.
+    """
 
     well: bool
     text: str
+    lasting: bool = False
 
 
 class Verifier(Protocol):

@@ -56,7 +56,7 @@ class TailscaledJudge:
         status = _json_object(fetched.body)
         name = f"the tailscaled at {self._socket}"
         if said := _STUCK.get(str(status.get("BackendState"))):
-            return Finding(False, f"{name} {said}")
+            return Finding(False, f"{name} {said}", lasting=True)  # one that is down still knows its last netmap
         own = status.get("Self")
         try:
             key = NodePublic.parse(str(own.get("PublicKey") if isinstance(own, dict) else None))

@@ -143,10 +143,10 @@ class Verifier:
 
     def _learn(self, number: int, verdict: Verdict) -> None:
         """A question shows faults before the next look does, and that they are over."""
-        was_well = self._found.get(number, _WELL).well
-        if verdict.faulty and was_well:
+        before = self._found.get(number, _WELL)
+        if verdict.faulty and before.well:
             self._found[number] = Finding(False, verdict.because)
-        elif verdict.allowed and not verdict.faulty and not was_well:
+        elif verdict.allowed and not verdict.faulty and not before.well and not before.lasting:
             del self._found[number]
 
     def _keep(self, key: bytes, address: str, verdict: Verdict) -> None:

@@ -159,6 +159,7 @@ async def test_its_state_is_told(tmp_path: Path, state: str, well: bool, says: s
         assert finding is not None
         assert finding.well is well
         assert finding.text.startswith(f"the tailscaled at {path} {says}")
+        assert finding.lasting is not well
 
 
 @pytest.mark.parametrize(

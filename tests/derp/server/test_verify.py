@@ -318,6 +318,20 @@ async def test_a_question_shows_a_fault_before_the_next_look(
     nursery.cancel_scope.cancel()
 
 
+async def test_what_lasts_is_told_once_however_many_are_allowed_meanwhile(
+    nursery: trio.Nursery, caplog: pytest.LogCaptureFixture, autojump_clock: trio.testing.MockClock
+) -> None:
+    verifier = Verifier([Word(SAYS_YES, Finding(False, "stale", lasting=True))])
+    await nursery.start(verifier.run)
+    for _ in range(3):
+        await trio.testing.wait_all_tasks_blocked()
+        assert await verdict_of(verifier)
+        assert verifier.problem == "stale"
+        await trio.sleep(LOOK_SECONDS)
+    assert caplog.messages == ["! admission: stale"]
+    nursery.cancel_scope.cancel()
+
+
 def test_who_is_asked_by_the_settings() -> None:
     assert open_verifier(relay_config()) is None
     assert open_verifier(relay_config(verify_clients=True)) is not None
