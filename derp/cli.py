@@ -79,10 +79,8 @@ def main() -> None:
         _fail(error)
     except BaseExceptionGroup as group:
         _fail(_only_cause(group))
-    except BrokenPipeError:
-        # Whoever read our output has seen enough; what is still buffered must not be flushed into the void.
-        sys.stderr.close()
-        sys.exit(141)
+    except BrokenPipeError as error:
+        _fail(error)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -376,6 +374,10 @@ def _only_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
 def _fail(error: BaseException) -> NoReturn:
     if isinstance(error, KeyboardInterrupt):
         sys.exit(130)
+    if isinstance(error, BrokenPipeError):
+        # Whoever read our output has seen enough; what is still buffered must not be flushed into the void.
+        sys.stderr.close()
+        sys.exit(141)
     if not isinstance(error, DerpError):
         raise error
     open_console(stderr=True).print(f"derp: {error}", style="red")

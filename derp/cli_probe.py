@@ -83,7 +83,7 @@ class _Source:
 @click.option("--every", metavar="SECONDS", type=click.FloatRange(1, 86_400), help="run again and again, until SIGTERM")
 @click.option("--region", "region_ids", metavar="ID", type=int, multiple=True, help="only this region; may be repeated")
 @click.option("--json", "as_json", is_flag=True, help="one JSON object per probe, and one for the run")
-@click.option("--quiet", is_flag=True, help="say nothing of what is good")
+@click.option("--quiet", is_flag=True, help="say only what is bad")
 @click.option("--prometheus", metavar="FILE", help="write metrics for Prometheus there after each run; - is stdout")
 @click.option(
     "--listen", metavar="HOST:PORT", help="with --every: serve the last run as /metrics, such as 127.0.0.1:9101"
@@ -258,7 +258,7 @@ def _say(
             _write_metrics(output.prometheus, text)
     if output.is_stdout_taken:
         return
-    shown = [result for result in results if not output.quiet or result.outcome.value != "good"]
+    shown = [result for result in results if not output.quiet or result.outcome.value == "bad"]
     counts = {name: sum(result.outcome.value == name for result in results) for name in _STYLES}
     if output.as_json:
         for result in shown:
@@ -266,7 +266,7 @@ def _say(
         print_json({"event": "run", "at": ended, "seconds": seconds, "probes": len(results), **counts})
     else:
         _print_table(shown)
-        if shown or not output.quiet:
+        if shown or not output.quiet or not counts["good"]:
             _print_sum(len(results), counts, ended if totals is not None else None)
 
 

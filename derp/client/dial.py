@@ -21,7 +21,7 @@ from derp.protocol.upgrade import Answer, AnswerKind, derp_request_headers, judg
 from derp.transport.http import ClientHttp, Response, exchange
 from derp.transport.proxy import Proxy, dial_through, proxy_from_environment
 from derp.transport.stream import mapped_errors
-from derp.transport.tcp import TcpTarget, dial_tcp
+from derp.transport.tcp import TcpTarget, dial_tcp, has_route
 from derp.transport.tls_client import TlsFacts, TlsTrust, start_tls
 from derp.transport.websocket import open_websocket
 
@@ -183,13 +183,11 @@ async def open_relay_tcp(
     host = options.dial_host or address.host
     # Within a cancelled scope the deadline lies infinitely far back.
     remaining = max(trio.current_effective_deadline() - trio.current_time(), 0)
-    proxy = options.proxy
-    if proxy is None and options.environment is not None:
-        proxy = proxy_from_environment(address.is_tls, host, address.port, options.environment)
+    proxy = _proxy_for(address, options)
     if proxy is not None:
         # Not held to the time for TCP: a proxy needs its own, and there is no other way to the next node either.
         return await dial_through(proxy, host, address.port, timeout_seconds=remaining, prefer_ipv6=options.prefer_ipv6)
-    target = TcpTarget(host, address.port, ipv4=address.ipv4, ipv6=address.ipv6)
+    target = _target_of(address, options)
     seconds = min(tcp_seconds or remaining, remaining)
     return await dial_tcp(target, timeout_seconds=seconds, prefer_ipv6=options.prefer_ipv6)
 
@@ -204,11 +202,30 @@ async def secure_relay_stream(
     return await start_tls(stream, trust, address.label())
 
 
+def has_way(address: RelayAddress, options: DialOptions) -> bool:
+    """Whether this machine has a route to the relay, or a proxy; False says nothing about the relay.
+
+    Raises ConnectError for an address that switches both families off.
+    """
+    return _proxy_for(address, options) is not None or has_route(_target_of(address, options))
+
+
 def refusal_of(response: Response) -> Answer:
     """What an HTTP answer to `Upgrade: DERP` means, with what its body tells a human."""
     answer = judge_derp_answer(response.status, response.headers)
     said = _said(response)
     return Answer(answer.kind, f"{answer.reason}, which says {said!r}") if said and answer.reason else answer
+
+
+def _target_of(address: RelayAddress, options: DialOptions) -> TcpTarget:
+    return TcpTarget(options.dial_host or address.host, address.port, ipv4=address.ipv4, ipv6=address.ipv6)
+
+
+def _proxy_for(address: RelayAddress, options: DialOptions) -> Proxy | None:
+    if options.proxy is not None or options.environment is None:
+        return options.proxy
+    host = options.dial_host or address.host
+    return proxy_from_environment(address.is_tls, host, address.port, options.environment)
 
 
 async def _dial_derp(address: RelayAddress, options: DialOptions, tcp_seconds: float | None) -> Dialled | str:

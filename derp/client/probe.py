@@ -17,7 +17,7 @@ from typing import Any, Final
 import trio
 
 from derp.client.client import DerpClient, open_derp_client
-from derp.client.dial import DialOptions, open_relay_stream
+from derp.client.dial import DialOptions, RelayAddress, has_way, open_relay_stream
 from derp.client.passage import Passage, PassageError
 from derp.client.region import region_addresses
 from derp.client.stun import StunClient, open_stun
@@ -150,6 +150,8 @@ async def _probe_tls(region: DERPRegion, node: DERPNode, options: ProbeOptions) 
     address = region_addresses(_only(region, node))[0]
     started = trio.current_time()
     try:
+        if not has_way(address, options.dial):
+            return _without_way(draft, address)
         with mapped_errors(f"TLS with {address.label()} within {TLS_SECONDS:g} s", connecting=True):
             with trio.fail_after(TLS_SECONDS):
                 stream, facts = await open_relay_stream(address, options.dial)
@@ -221,7 +223,7 @@ async def _probe_pair(
     broken = [one.name for one in (node, to) if one not in working]
     if broken:
         # What is wrong stands at the node itself; the mesh is not to blame, and each try would take 10 s.
-        return [replace(draft, reason=f"no packet passes through {' or '.join(broken)} alone: see there")]
+        return [replace(draft, reason=f"{' and '.join(broken)} alone must be good first: see there")]
     if len(_keys(options)) == 1:
         return [replace(draft, reason="from node to node needs a second --key-file, or --mesh-psk-file")]
     return await _probe_packets(region, node, to, options)
@@ -234,6 +236,9 @@ async def _probe_packets(region: DERPRegion, node: DERPNode, to: DERPNode, optio
         return [replace(draft, outcome=Outcome.SKIPPED, reason=reason)]
     keys = _keys(options)
     try:
+        address = region_addresses(_only(region, node))[0]
+        if not has_way(address, options.dial):
+            return [_without_way(draft, address)]
         if len(keys) == 1:
             async with _client(region, node, keys[0], options) as both:
                 return await _measure(Passage(both, both, keys[0], keys[0]), draft, options)
@@ -322,6 +327,12 @@ async def _measure_bandwidth(passage: Passage, draft: ProbeResult, size: int) ->
 def _draft(kind: ProbeKind, region: DERPRegion, node: DERPNode) -> ProbeResult:
     code = region.region_code or str(region.region_id)
     return ProbeResult(kind, region.region_id, code, node.name, Outcome.GOOD)
+
+
+def _without_way(draft: ProbeResult, address: RelayAddress) -> ProbeResult:
+    stated = " and ".join(text for text in (address.ipv4, address.ipv6) if text not in ("", "none")) or address.host
+    reason = f"cannot be tried from here: this machine has no route to {stated}"
+    return replace(draft, outcome=Outcome.SKIPPED, reason=reason)
 
 
 def _only(region: DERPRegion, node: DERPNode) -> DERPRegion:

@@ -5,6 +5,7 @@ networks where one of the two is broken without saying so.  Hence a race (RFC 83
 families at once, or IPv4 200 ms later where IPv6 is preferred.  Next hop: tls_client.py, proxy.py, client/region.py.
 """
 
+import errno
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ MAX_ADDRESSES: Final = 6
 # client that sends notices a dead path only when the 120 s without a frame are over.
 TCP_USER_TIMEOUT_MS: Final = 15_000
 
+_NO_ROUTE: Final = (errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 _FAMILY_NAMES: Final = {socket.AF_INET: "IPv4", socket.AF_INET6: "IPv6"}
 
 Stream = TypeVar("Stream", bound=trio.abc.AsyncResource)
@@ -59,6 +61,25 @@ class TcpTarget:
                 f"connect to {self.label()}: the map switches IPv4 ({self.ipv4!r}) and IPv6 ({self.ipv6!r}) off"
             )
         return found
+
+
+def has_route(target: TcpTarget) -> bool:
+    """Whether anything can leave this machine for the target: False where it has no address of the families stated.
+
+    Names are not looked up; one may lead anywhere, so it counts as a way.
+    """
+    for family, host in target.families():
+        if _parse_address(host) is None:
+            return True
+        try:
+            with socket.socket(family, socket.SOCK_DGRAM) as sock:
+                sock.connect((host, target.port))  # of a datagram socket: the kernel looks for a route, nothing is sent
+        except OSError as error:
+            if error.errno not in _NO_ROUTE:
+                return True
+        else:
+            return True
+    return False
 
 
 async def dial_tcp(target: TcpTarget, *, timeout_seconds: float, prefer_ipv6: bool = False) -> trio.SocketStream:

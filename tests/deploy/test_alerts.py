@@ -114,6 +114,7 @@ def test_the_check_can_fail() -> None:
 
 # (metric and labels, its values minute by minute) -> at this minute exactly these alerts.
 SERIES = [
+    ('derp_probe_results{job="derp-probe",instance="p1",outcome="good"}', "0x10"),
     ('up{job="derp",instance="r1"}', "0x10"),
     ('derp_certificate_expires_timestamp_seconds{job="derp",instance="r1"}', "86400x10"),
     ('derp_probe_up{kind="packet",region_id="1",region="fra",node="1a",to=""}', "1x10"),
@@ -133,6 +134,7 @@ SERIES = [
 FIRED = {
     "DerpRelayNotScraped": 1,
     "DerpCertificateEndsSoon": 1,
+    "DerpProbeBlind": 1,
     "DerpNodeDown": 1,  # 1b: nothing was seen of its certificate
     "DerpMeshPairBad": 1,
     "DerpProbeCertificateEndsSoon": 1,  # 1a, not 1c, which has long enough

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,11 +11,12 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import trio
 from prometheus_client.parser import text_string_to_metric_families
 
 from derp.keys import MeshKey, NodePrivate
-from derp.map import DERPMap, DERPRegion
+from derp.map import DERPMap, DERPNode, DERPRegion
 from tests.support.command import ENVIRONMENT, PATIENCE_SECONDS, Ran, run_derp
 from tests.support.inprocess import HOST, map_of, node_of, open_regions, open_relay_here, port_of
 
@@ -216,16 +218,50 @@ def samples(text: str) -> dict[tuple[str, str, str], float]:
     }
 
 
-async def test_quiet_says_only_what_is_not_good(tmp_path: Path) -> None:
-    async with open_relay_here(stun_enabled=False) as server:
-        good, down = node_of(server, 901), node_of(server, 902, derp_port=1)
+async def test_quiet_says_only_what_is_bad(tmp_path: Path) -> None:
+    async with open_relay_here(tls=False) as server:
+        # Over IPv6 there is nothing to try: the name leads nowhere, and only an IPv4 address is stated.
+        good = node_of(server, 901, host_name="relay.invalid", ipv6="")
+        down = node_of(server, 902, derp_port=1, stun_port=-1)
         fine = await run_derp("probe", "--quiet", written(map_of(good), tmp_path), *QUICK)
+        everything = await run_derp("probe", written(map_of(good), tmp_path), *QUICK)
         bad = await run_derp("probe", "--quiet", written(map_of(good, down), tmp_path), *QUICK)
     assert fine == Ran(0, "", "")
+    assert everything.out.endswith("5 probes, none bad, 1 skipped\n")
     *lines, total = bad.out.splitlines()
     assert bad.status == 1
-    assert [line.split()[:4] for line in lines] == [["bad", "r902", "902a", kind] for kind in ("tls", "packet")]
-    assert total == "6 probes, 2 bad"
+    assert [line.split()[:4] for line in lines] == [["bad", "r902", "902a", "packet"]]
+    assert total == "6 probes, 1 bad, 1 skipped"
+
+
+async def test_a_machine_without_a_way_to_relays_says_so_and_blames_nobody(tmp_path: Path) -> None:
+    alone = ["unshare", "--user", "--map-root-user", "--net"]  # a network without any address
+    if shutil.which("unshare") is None or (await trio.run_process([*alone, "true"], check=False)).returncode:
+        pytest.skip("this machine does not let us make a network namespace")
+    node = DERPNode("901a", 901, host_name="relay.invalid", ipv4="192.0.2.1", ipv6="2001:db8::1")
+    command = [*alone, sys.executable, "-m", "derp", "probe", "--quiet", "--json", written(map_of(node), tmp_path)]
+    with trio.fail_after(PATIENCE_SECONDS):
+        quiet = await trio.run_process(command, check=False, capture_stdout=True, env=ENVIRONMENT)
+        command.remove("--quiet")
+        ran = await trio.run_process(command, check=False, capture_stdout=True, env=ENVIRONMENT)
+    assert quiet.returncode == ran.returncode == 1
+    *probes, end = [json.loads(line) for line in ran.stdout.splitlines()]
+    assert [json.loads(line)["skipped"] for line in quiet.stdout.splitlines()] == [4]
+    assert (end["good"], end["bad"], end["skipped"]) == (0, 0, 4)
+    assert [one["kind"] for one in probes] == ["tls", "stun", "stun", "packet"]
+    assert all("from here" in one["reason"] for one in probes)
+
+
+async def test_a_reader_that_has_seen_enough_ends_it(tmp_path: Path) -> None:
+    async with open_relay_here(stun_enabled=False) as server:
+        path = written(map_of(node_of(server, 901)), tmp_path)
+        async with open_prober("--json", "--every=1", path, "--delay-packets=0", "--bandwidth-bytes=0") as process:
+            await read_until(process.stdout, lambda text: runs(text) == 1)
+            assert process.stdout is not None
+            await process.stdout.aclose()
+            assert await process.wait() == 141
+            assert process.stderr is not None
+            assert await process.stderr.receive_some() == b""
 
 
 async def test_columns_stand_below_each_other_whatever_the_names(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import trio
 import trio.testing
 
 from derp.client.client import open_derp_client
-from derp.client.dial import Carrier, DialOptions, RelayAddress, dial_relay
+from derp.client.dial import Carrier, DialOptions, RelayAddress, dial_relay, has_way
 from derp.errors import ConfigError, ConnectError, TransportTimeout
 from derp.keys import NodePrivate
 from derp.protocol.handshake import server_key_frame
@@ -308,3 +308,12 @@ async def test_system_roots_are_the_default() -> None:
             await talk_to_oneself(f"https://127.0.0.1:{twin.port}")
         assert isinstance(caught.value.__cause__, trio.BrokenResourceError)
         assert isinstance(caught.value.__cause__.__cause__, ssl.SSLCertVerificationError)
+
+
+def test_a_proxy_is_a_way_whatever_the_routes() -> None:
+    nowhere = RelayAddress("relay.invalid", 443, ipv4="none", ipv6="none")
+    proxied = DialOptions(environment={"HTTPS_PROXY": "http://127.0.0.1:3128"})
+    assert has_way(nowhere, proxied)
+    assert has_way(nowhere, DialOptions(environment=None, proxy=Proxy.parse("http://127.0.0.1:3128", source="test")))
+    with pytest.raises(ConnectError, match="off"):
+        has_way(nowhere, DialOptions(environment=None))

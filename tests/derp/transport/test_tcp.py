@@ -1,6 +1,9 @@
 """The race of addresses, in virtual time on fake streams, and real dials on loopback."""
 
+import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -9,7 +12,7 @@ import trio
 import trio.testing
 
 from derp.errors import ConnectError, TransportTimeout
-from derp.transport.tcp import TcpTarget, dial_tcp, race
+from derp.transport.tcp import TcpTarget, dial_tcp, has_route, race
 
 
 class FakeStream(trio.abc.AsyncResource):
@@ -189,3 +192,24 @@ async def test_a_silent_network_runs_into_the_deadline(autojump_clock: trio.test
     with pytest.raises(TransportTimeout, match=r"relay.example:443 within 1.5 s"):
         await dial_tcp(TcpTarget("relay.example", 443), timeout_seconds=1.5)
     assert trio.current_time() - start == pytest.approx(1.5)
+
+
+def test_a_route_is_looked_for_where_an_address_is_stated() -> None:
+    assert has_route(TcpTarget("127.0.0.1", 1))  # whether anybody listens does not matter
+    assert has_route(TcpTarget("relay.invalid", 443))  # not looked up
+    assert has_route(TcpTarget("relay.invalid", 443, ipv4="127.0.0.1", ipv6="none"))
+    with pytest.raises(ConnectError, match="off"):
+        has_route(TcpTarget("relay.invalid", 443, ipv4="none", ipv6="none"))
+
+
+def test_without_addresses_there_is_no_route() -> None:
+    alone = ["unshare", "--user", "--map-root-user", "--net"]  # a network where not even loopback is up
+    if shutil.which("unshare") is None or subprocess.run([*alone, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("this machine does not let us make a network namespace")
+    code = (
+        "from derp.transport.tcp import TcpTarget, has_route\n"
+        "stated = [TcpTarget('relay.invalid', 443, '192.0.2.1', ipv6) for ipv6 in ('none', '2001:db8::1', '')]\n"
+        "print([has_route(one) for one in stated])"
+    )
+    done = subprocess.run([*alone, sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "[False, False, True]\n"  # the last one also by name
