@@ -5,9 +5,11 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
+import trio
 
 from derp.client.dial import DialOptions
 from derp.client.netcheck import Netcheck, NetcheckOptions
@@ -136,6 +138,63 @@ async def test_the_home_is_kept_while_its_relay_is_heard(kind: RelayKind) -> Non
             reports = await compare(derp_map, after, after, heard=[{}, {902: 1.0}, {902: 60.0}])
     assert [report.preferred for report in reports] == [902, 902, 901]
     assert [set(report.region_seconds) for report in reports] == [{901, 902}, {901}, {901}]
+
+
+@asynccontextmanager
+async def portal_at(host: str) -> AsyncIterator[None]:
+    """A captive portal: whatever is asked of port 80, it answers with its login page."""
+
+    async def serve(stream: trio.SocketStream) -> None:
+        async with stream:
+            await stream.receive_some()
+            await stream.send_all(b"HTTP/1.1 302 Found\r\nLocation: http://login.example/\r\nContent-Length: 0\r\n\r\n")
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(trio.serve_tcp, serve, 80, host=host))
+        yield
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def port_80_of(kind: RelayKind) -> AsyncIterator[str]:
+    """The host of a relay that answers on port 80 as behind a certificate on 443."""
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((HOST, 80))
+    except OSError as error:
+        pytest.skip(f"port 80 of {HOST} is not ours to take: {error.strerror}")
+    async with open_relay(kind, tls=True, extra=("--http-port=80",)):
+        yield HOST
+
+
+async def portal_verdicts(*hosts: str) -> tuple[bool, bool | None]:
+    """(theirs, ours).  Of less than five nodes the library would go on to hosts on the internet."""
+    nodes = [
+        DERPNode(
+            f"901{letter}",
+            901,
+            host,
+            ipv4=host,
+            ipv6="none",
+            derp_port=1,
+            stun_port=-1,
+            can_port_80=True,
+            cert_name=host,
+        )
+        for letter, host in zip("abcde", hosts * 5, strict=False)
+    ]
+    derp_map = DERPMap({901: region(901, *nodes)})
+    theirs: bool = await genuine("portal", map=derp_map.to_json(), home=901)
+    return theirs, (await Netcheck(NetcheckOptions(dial=DIRECT)).report(derp_map)).captive_portal
+
+
+async def test_captive_portals(kind: RelayKind) -> None:
+    async with port_80_of(kind) as relay, portal_at("127.80.0.1"):
+        assert await portal_verdicts(relay) == (False, False)
+        assert await portal_verdicts("127.80.0.1") == (True, True)
+        assert await portal_verdicts(relay, "127.80.0.1") == (True, True)
+        assert await portal_verdicts("127.80.0.2") == (False, False)  # nobody is no portal
 
 
 def made_up_reports(chance: random.Random, count: int) -> list[tuple[float, dict[int, float]]]:
