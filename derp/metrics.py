@@ -21,6 +21,16 @@ CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
 @dataclass(frozen=True, slots=True)
+class MeshReading:
+    """One relay of the region that this one dials.  `name` as --mesh-with has it; connects: since the start."""
+
+    name: str
+    is_up: bool
+    connects: int
+    keys: int
+
+
+@dataclass(frozen=True, slots=True)
 class RelayStatistics:
     """One reading of a relay.  Counts since the start, unless said otherwise."""
 
@@ -48,6 +58,7 @@ class RelayStatistics:
     stun: Mapping[str, int] = field(default_factory=dict)
     stun_family: Mapping[str, int] = field(default_factory=dict)
     certificate_expires_at: float | None = None  # Unix time
+    mesh: tuple[MeshReading, ...] = ()
     renewal_failures: int | None = None  # since the last success; None: certificates do not come from an authority
     rate_bytes_per_second: int = 0  # what each client may send; 0: no limit
     rate_burst_bytes: int = 0
@@ -81,6 +92,7 @@ class RelayCollector(Collector):
         yield from _gauges(reading)
         yield from _counters(reading)
         yield from _labelled(reading)
+        yield from _mesh(reading.mesh)
 
 
 def metrics_page(read: Callable[[], RelayStatistics]) -> Callable[[], bytes]:
@@ -147,6 +159,17 @@ def _counters(reading: RelayStatistics) -> Iterable[Metric]:
     )
     for name, text, value in rows:
         yield CounterMetricFamily(name, text, value=value)
+
+
+def _mesh(readings: Iterable[MeshReading]) -> Iterable[Metric]:
+    up = GaugeMetricFamily("derp_mesh_up", "1: the other relay is connected and takes us for one.", labels=["peer"])
+    keys = GaugeMetricFamily("derp_mesh_keys", "Keys that the other relay announced.", labels=["peer"])
+    connects = CounterMetricFamily("derp_mesh_connects", "Connections to the other relay that stood.", labels=["peer"])
+    for reading in readings:
+        up.add_metric([reading.name], float(reading.is_up))
+        keys.add_metric([reading.name], reading.keys)
+        connects.add_metric([reading.name], reading.connects)
+    yield from (up, keys, connects) if up.samples else ()
 
 
 def _labelled(reading: RelayStatistics) -> Iterable[Metric]:

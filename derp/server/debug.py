@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from derp.keys import short_key
 from derp.relay.counters import DropReason, PacketKind
-from derp.server.routes import Page
+from derp.server.explain import MIN_PREFIX_DIGITS, explain_key, explain_pair, find_keys
+from derp.server.routes import Page, Question
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from derp.relay.clients import Client
+    from derp.relay.mesh import MeshPeerState
     from derp.server.relay import Relay
 
 # More rows than anybody reads; the JSON twin is cut at the same place and says so.
@@ -23,9 +27,14 @@ _STYLE: Final = (
 )
 
 
-def debug_pages(relay: Relay) -> dict[str, Page]:
+def debug_pages(relay: Relay) -> dict[str, Page | Question]:
     """The pages of one relay by path."""
     return {
+        "/debug/why": Question(
+            "why a packet does not arrive: ?from=KEY&to=KEY, or ?key=KEY",
+            "text/plain; charset=utf-8",
+            lambda asked: why(relay, asked).encode(),
+        ),
         "/debug/": Page("what is going on", "text/html; charset=utf-8", lambda: _page(relay).encode()),
         "/debug/clients": Page(
             "clients as JSON", "application/json", lambda: json.dumps(client_rows(relay), indent=1).encode()
@@ -37,6 +46,29 @@ def debug_pages(relay: Relay) -> dict[str, Page]:
             is_fault=lambda body: not body.endswith(b" okay\n"),
         ),
     }
+
+
+def why(relay: Relay, asked: Mapping[str, str]) -> str:
+    """The answer to /debug/why, a sentence a line."""
+    router, past, now = relay.router, relay.plane.past, relay.reactor.tick()
+    names = ("from", "to") if "from" in asked or "to" in asked else ("key",)
+    keys = []
+    for name in names:
+        found = find_keys(asked.get(name, ""), router, past)
+        if len(found) != 1:
+            trouble = f"means {len(found)} keys" if found else "is no key that this relay knows"
+            return (
+                f"{name}={asked.get(name, '')[:100]!r} {trouble}: ask for ?from=KEY&to=KEY or ?key=KEY, where KEY is "
+                f"nodekey:<64 hex digits>, or the first {MIN_PREFIX_DIGITS} or more digits of one that was here\n"
+            )
+        keys += found
+    if len(keys) == 2:
+        lines = explain_pair(keys[0], keys[1], router, past, relay.mesh_states(), now)
+    else:
+        lines = explain_key(keys[0], router, past, relay.mesh_states(), now)
+    if relay.is_draining:
+        lines.append("This relay is draining: its clients are being sent away.")
+    return "\n".join(lines) + "\n"
 
 
 def client_rows(relay: Relay) -> list[dict[str, Any]]:
@@ -112,9 +144,12 @@ def _page(relay: Relay) -> str:
         for kind in PacketKind
         if counters.packets_dropped[reason * 2 + kind]
     ]
+    mesh = [(state.name, _mesh_line(state)) for state in relay.mesh_states()]
     ended = [(reason.value, f"{count:,}") for reason, count in relay.plane.closed_count.items() if count]
     rows = client_rows(relay)
     body = [f"<h1>{html.escape(relay.config.hostname or 'DERP relay')}</h1>", _table(("", ""), totals)]
+    if mesh:
+        body += ["<h2>Relays of the region</h2>", _table(("relay", "state"), mesh)]
     body += ["<h2>Packets dropped, by reason</h2>", _table(("reason, kind", "packets"), drops or [("none", "")])]
     body += ["<h2>Connections ended, by reason</h2>", _table(("reason", "connections"), ended or [("none", "")])]
     body += [f"<h2>Clients, the busiest {min(len(rows), _MAX_ROWS)} of {len(router.clients)}</h2>"]
@@ -122,6 +157,14 @@ def _page(relay: Relay) -> str:
     body += [_table(columns, [tuple(str(row[column]) for column in columns) for row in rows])]
     body += ["<p>" + " ".join(f'<a href="{path}">{html.escape(title)}</a>' for path, title in _links(relay)) + "</p>"]
     return f'<!doctype html><meta charset="utf-8"><title>DERP</title><style>{_STYLE}</style>' + "".join(body)
+
+
+def _mesh_line(state: MeshPeerState) -> str:
+    if state.is_ourselves:
+        return "this relay itself"
+    if state.is_up and state.route is not None:
+        return f"connected for the {state.connects}. time, {len(state.route.keys)} keys"
+    return f"NOT CONNECTED: {state.trouble or 'being dialled'}"
 
 
 def _links(relay: Relay) -> list[tuple[str, str]]:

@@ -228,7 +228,7 @@ class Mesh:
 def retry_seconds(failures: int, since_lost_seconds: float) -> float:
     """How long to wait before the next attempt, after so many that failed since a good connection ended."""
     longest = _RESTART_RETRY_SECONDS if since_lost_seconds < _RESTART_SECONDS else _MAX_RETRY_SECONDS
-    return min(_FIRST_RETRY_SECONDS * 2 ** min(failures, 10), longest)
+    return min(math.ldexp(_FIRST_RETRY_SECONDS, min(failures, 10)), longest)
 
 
 def _label(peer: MeshPeer) -> str:

@@ -20,13 +20,14 @@ from derp.protocol.messages import Restarting, encode
 from derp.relay.clients import Client
 from derp.relay.counters import CloseReason
 from derp.relay.keepalive import KeepAliveWheel
+from derp.relay.mesh import MeshPeerState
 from derp.relay.router import Router
-from derp.relay.rtt import ERROR_BUCKET, rtt_bucket
+from derp.relay.rtt import ERROR_BUCKET, NON_TCP_BUCKET, rtt_bucket
 from derp.server.admission import Admission
 from derp.server.bootstrap import BootstrapDns
 from derp.server.debug import debug_pages
-from derp.server.mesh import MeshSession
-from derp.server.routes import Page, Routes
+from derp.server.mesh import Mesh, MeshSession
+from derp.server.routes import Page, Question, Routes
 from derp.server.session import ClientSession, Plane
 from derp.transport.links import Link
 from derp.transport.reactor import Reactor
@@ -56,7 +57,7 @@ class Relay:
         self.is_draining = False
         self.started_at = reactor.now
         self._wheel = KeepAliveWheel(config.keepalive_seconds, config.keepalive_jitter_seconds, reactor.now)
-        self.plane.on_register.append(self._keep_alive)
+        self.plane.on_register += [self._keep_alive, self._count_carrier]
         self.plane.set_rates(config.rate, config.rate_by_key)
         self.plane.on_throttle = self._wake_throttle
         self._throttle_until = math.inf
@@ -65,7 +66,8 @@ class Relay:
         self._rtt_step = 1
         # clients that were told that nothing more comes, and when
         self._leaving: dict[Link, float] = {}
-        self.pages: dict[str, Page] = dict(debug_pages(self))
+        self.pages: dict[str, Page | Question] = dict(debug_pages(self))
+        self.mesh: Mesh | None = None  # whoever runs this relay dials the others
         self.routes = Routes(
             home=config.home,
             derp_enabled=config.derp_enabled,
@@ -83,6 +85,9 @@ class Relay:
         # Spreads keep-alives over time; nobody gains from guessing it.
         self._wheel.add(client, self.reactor.now, random.random())
 
+    def _count_carrier(self, client: Client) -> None:
+        self.router.counters.tcp_rtt[NON_TCP_BUCKET] += client.link.codec is not None
+
     def tick(self) -> None:
         """Deadlines and keep-alives.  Call it about twice a second."""
         reactor, plane = self.reactor, self.plane
@@ -96,6 +101,8 @@ class Relay:
                 break
             plane.greeted.pop(link)
             reactor.close(link, CloseReason.HANDSHAKE_TIMEOUT)
+        if self.mesh is not None:
+            self.mesh.tick(now)
         for link in tuple(reactor.blocked):
             allowed = self._write_timeout(link)
             if allowed and now - link.progress_at > allowed:
@@ -174,6 +181,10 @@ class Relay:
             if not link.tail:
                 link.end_output()
         return len(self.router.clients) + len(self._leaving)
+
+    def mesh_states(self) -> tuple[MeshPeerState, ...]:
+        """What is known of each relay that we are to mesh with."""
+        return tuple(self.mesh.states.values()) if self.mesh is not None else ()
 
     # --- telling
 

@@ -61,6 +61,15 @@ class Page:
     is_fault: Callable[[bytes], bool] = lambda body: False  # then the status is 500, for those who read no text
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A page that answers what the query asks, by name and value.  Only the operator may ask."""
+
+    title: str
+    content_type: str
+    answer: Callable[[Mapping[str, str]], bytes]
+
+
 class Routes:
     """Pages of one relay.
 
@@ -75,7 +84,7 @@ class Routes:
         derp_enabled: bool,
         debug_allow: tuple[Network, ...],
         healthy: Callable[[], str | None],
-        pages: Mapping[str, Page],
+        pages: Mapping[str, Page | Question],
         bootstrap_dns: Callable[[str, str], Mapping[str, list[str]] | None],
     ) -> None:
         self._home = home
@@ -116,7 +125,7 @@ class Routes:
                 return Answer(503, (_TEXT,), f"{problem}\n".encode())
         page = self._pages.get(path)
         if page is not None or path.startswith("/debug"):
-            return self._answer_page(request, path, page, address)
+            return self._answer_page(request, path, query, page, address)
         return self._answer_home()
 
     def answer_challenge(self, path: str) -> Answer:
@@ -127,11 +136,16 @@ class Routes:
             return Answer(404, (_TEXT, _NO_CACHE), text)
         return Answer(200, (("Content-Type", "application/octet-stream"), _NO_CACHE), body)
 
-    def _answer_page(self, request: Request, path: str, page: Page | None, address: str) -> Answer:
+    def _answer_page(
+        self, request: Request, path: str, query: str, page: Page | Question | None, address: str
+    ) -> Answer:
         # A proxy in front hides who asks, so nothing that came through one is let in by its address.
         if "x-forwarded-for" in request.headers or not is_in(address, self._debug_allow):
             text = f"{path} is closed to {address}: list your network in debug_allow to open it\n"
             return Answer(403, (_TEXT,), text.encode())
+        if isinstance(page, Question):
+            asked = {name: values[-1] for name, values in parse_qs(query).items()}
+            return Answer(200, (("Content-Type", page.content_type), *_BROWSER), page.answer(asked))
         if page is not None:
             body = page.render()
             status = 500 if page.is_fault(body) else 200

@@ -71,10 +71,10 @@ class RelayServer:
         self._doors: list[FrontDoor] = []
         self.door = self._front_door(plain=False)
         self.drained = trio.Event()
-        self.mesh: Mesh | None = None
         if config.mesh_key is not None and config.mesh_with:
             # A peer may announce as many clients as it may have, twice that for a larger machine than ours.
-            self.mesh = Mesh(self.relay.plane, config.private_key, config.mesh_key, max_keys=2 * config.max_connections)
+            max_keys = 2 * config.max_connections
+            self.relay.mesh = Mesh(self.relay.plane, config.private_key, config.mesh_key, max_keys=max_keys)
         started_at = time.time()
         self.relay.pages |= {
             "/metrics": Page("metrics", CONTENT_TYPE, metrics_page(self.statistics)),
@@ -138,8 +138,8 @@ class RelayServer:
             nursery.start_soon(self._tick_forever)
             nursery.start_soon(self.relay.bootstrap.refresh_forever)
             nursery.start_soon(self.relay.resume_throttled_forever)
-            if self.mesh is not None:
-                nursery.start_soon(self.mesh.run, self.config.mesh_with)
+            if self.relay.mesh is not None:
+                nursery.start_soon(self.relay.mesh.run, self.config.mesh_with)
             if self.keeper is not None:
                 nursery.start_soon(self.keeper.run)
             await self.drained.wait()
@@ -149,8 +149,6 @@ class RelayServer:
         while True:
             await trio.sleep(_TICK_SECONDS)
             self.relay.tick()
-            if self.mesh is not None:
-                self.mesh.tick(self.reactor.now)
             self.ports.look()
 
     def reload(self) -> None:

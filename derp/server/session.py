@@ -41,6 +41,7 @@ from derp.relay.limits import TokenBucket
 from derp.relay.queue import count_lost, frame_starts
 from derp.relay.router import Route, Router
 from derp.server.admission import Admission, Verdict
+from derp.server.explain import Past
 from derp.transport.links import Link, LinkEnded
 from derp.transport.reactor import Reactor
 
@@ -84,6 +85,7 @@ class Plane:
         self.greeting = server_key_frame(private.public().raw)
         self.server_info = server_info or ServerInfo()
         self.closed_count: dict[CloseReason, int] = dict.fromkeys(CloseReason, 0)
+        self.past = Past()
         # connections that have to prove themselves, in order of their deadlines; server.py's tick ends them
         self.greeted: dict[Link, float] = {}
         self.rate = RateConfig()
@@ -134,8 +136,7 @@ class Plane:
 
     def _count_flush(self) -> None:
         router = self.router
-        if router.announcements:
-            router.count_announcements()
+        router.count_announcements()
         if self._is_sampling and router.dirty:
             self._is_sampling = False
             for route in router.dirty:
@@ -345,6 +346,10 @@ class Greeting:
         self._plane.count_closed(reason)
         # Who was turned away asks the operator why; the rest is scanners and probes.
         level = logging.INFO if reason is CloseReason.NOT_ADMITTED else logging.DEBUG
+        if self._opened is not None:
+            was_refused = reason is CloseReason.NOT_ADMITTED
+            why = text if was_refused else f"{reason.value} before it was let in"
+            self._plane.past.note(self._opened.key, self._plane.reactor.now, why, was_refused=was_refused)
         _log.log(level, "x %s:%d before it was a client: %s %s", *self._link.address[:2], reason.value, text)
 
 
@@ -443,20 +448,21 @@ class ClientSession:
         plane, client = self._plane, self.client
         plane.router.unregister(client)
         plane.count_closed(reason)
+        why = f"{reason.value} ({text})" if text and text != reason.value else reason.value
+        plane.past.note(client.key, plane.reactor.now, why)
         if client.pending:
             count_lost(b"".join(client.pending), DropReason.GONE_DISCONNECTED, plane.router.counters)
             client.pending = []
             client.pending_bytes = 0
         if _log.isEnabledFor(logging.INFO):
             _log.info(
-                "x client %d %s: %s; %d packets in, %d out, %.0f s%s",
+                "x client %d %s: %s; %d packets in, %d out, %.0f s",
                 client.number,
                 short_key(client.key),
-                reason.value,
+                why,
                 client.packets_in,
                 client.packets_out,
                 plane.reactor.now - client.connected_at,
-                f" ({text})" if text else "",
             )
 
 

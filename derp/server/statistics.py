@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 
-from derp.metrics import RelayStatistics, routed_totals
+from derp.metrics import MeshReading, RelayStatistics, routed_totals
 from derp.server.door import FrontDoor
 from derp.server.ports import Ports
 from derp.server.relay import Relay
@@ -46,6 +46,11 @@ def read_statistics(relay: Relay, ports: Ports, doors: Iterable[FrontDoor]) -> R
         stun=stun_totals(ports.stun),
         stun_family={family: sum(each.success_count[family] for each in ports.stun) for family in ("ipv4", "ipv6")},
         certificate_expires_at=ports.certificate_expires_at(),
+        mesh=tuple(
+            MeshReading(state.name, state.is_up, state.connects, len(state.route.keys) if state.route else 0)
+            for state in relay.mesh_states()
+            if not state.is_ourselves
+        ),
         rate_bytes_per_second=relay.plane.rate.client_bytes_per_second,
         rate_burst_bytes=relay.plane.rate.client_burst_bytes,
         bootstrap=relay.bootstrap.totals(),

@@ -57,7 +57,7 @@ class Node:
         self.config = relay_config(tls=tls_config(), mesh_key=mesh_key, **changes)
         self.server = RelayServer(self.config)
         self.server.open()
-        self.mesh = self.server.mesh = Mesh(
+        self.mesh = self.server.relay.mesh = Mesh(
             self.server.relay.plane,
             self.config.private_key,
             mesh_key,

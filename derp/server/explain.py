@@ -1,0 +1,168 @@
+"""Why a packet from A does, or does not, reach B: what this relay knows, as sentences.  Layer L3.
+
+For the person on call.  Reads the registry and changes nothing; who left or was refused is remembered in a table of
+bounded size.  Shown by debug.py.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from derp.keys import KEY_BYTES, short_key
+from derp.relay.clients import Client, Member
+from derp.relay.mesh import MeshPeerState
+from derp.relay.router import Router
+
+# Some 3 MB: the last hour of a relay where three clients a second come and go.
+MAX_PAST: Final = 10_000
+# So many hex digits tell one key from all others that a relay will ever see, and are what people copy from logs.
+MIN_PREFIX_DIGITS: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class PastClient:
+    """The last that was seen of a key, at `at`: it was turned away, or it was a client and left."""
+
+    at: float
+    was_refused: bool
+    why: str
+
+
+class Past:
+    """Keys that left or were refused, the most recent MAX_PAST of them."""
+
+    def __init__(self) -> None:
+        self._by_key: OrderedDict[bytes, PastClient] = OrderedDict()
+
+    def note(self, key: bytes, now: float, why: str, *, was_refused: bool = False) -> None:
+        """Remember why `key` is not here, in place of what was known of it."""
+        self._by_key.pop(key, None)
+        self._by_key[key] = PastClient(now, was_refused, why)
+        if len(self._by_key) > MAX_PAST:
+            self._by_key.popitem(last=False)
+
+    def get(self, key: bytes) -> PastClient | None:
+        return self._by_key.get(key)
+
+    def keys(self) -> Iterable[bytes]:
+        return self._by_key.keys()
+
+
+def find_keys(text: str, router: Router, past: Past) -> list[bytes]:
+    """Keys that `text` means: `nodekey:<64 hex>`, or the first eight or more digits of a key that is known here."""
+    digits = text.strip().removeprefix("nodekey:").lower()
+    if len(digits) == 2 * KEY_BYTES:
+        try:
+            return [bytes.fromhex(digits)]
+        except ValueError:
+            return []
+    if len(digits) < MIN_PREFIX_DIGITS:
+        return []
+    known = set(router.members) | set(past.keys())
+    return sorted(key for key in known if key.hex().startswith(digits))
+
+
+def explain_key(key: bytes, router: Router, past: Past, mesh: Iterable[MeshPeerState], now: float) -> list[str]:
+    """What is known of one key."""
+    return list(_key(key, router, past, tuple(mesh), now))
+
+
+def explain_pair(
+    source: bytes, target: bytes, router: Router, past: Past, mesh: Iterable[MeshPeerState], now: float
+) -> list[str]:
+    """Why packets from `source` do, or do not, reach `target`; the verdict is the last sentence."""
+    states = tuple(mesh)
+    lines = [*_key(source, router, past, states, now), *_key(target, router, past, states, now)]
+    lines.append(f"So: {_verdict(source, target, router, states)}")
+    return lines
+
+
+def _key(key: bytes, router: Router, past: Past, mesh: tuple[MeshPeerState, ...], now: float) -> Iterator[str]:
+    name = short_key(key)
+    if key == router.own_key:
+        yield f"{name} is this relay itself."
+        return
+    member = router.members.get(key)
+    if member is not None and member.connections:
+        yield from _here(name, member, now)
+    for link in member.forwarders if member is not None else ():
+        yield f"{name} was announced by the relay {_relay_name(link, mesh)}."
+        if link.queue is not None:
+            yield f"The link to that relay is full: {_waiting(link.queue.packets, link.queue.oldest_seconds(now))}."
+    if member is not None:
+        return
+    yield f"{name} is not here, and no relay of the region has announced it."
+    last = past.get(key)
+    if last is not None:
+        verb = "was refused" if last.was_refused else "left"
+        yield f"It {verb} {_ago(now - last.at)}: {last.why}."
+    else:
+        yield "It was not here lately: its client has another home, is offline, or never reached this relay."
+
+
+def _here(name: str, member: Member, now: float) -> Iterator[str]:
+    active = member.connections[-1]
+    yield (
+        f"{name} is here since {_span(now - active.connected_at)}, from {active.address}:{active.port}"
+        f"{', at home' if active.is_preferred else ', its home is elsewhere'}: "
+        f"{active.packets_in} packets from it, {active.packets_out} for it."
+    )
+    if len(member.connections) > 1:
+        yield (
+            f"It has {len(member.connections)} connections; packets go to the one that spoke last, number "
+            f"{active.number}. Two machines with one key look like this."
+        )
+    if active.queue is not None:
+        yield (
+            f"It reads too slowly: {_waiting(active.queue.packets, active.queue.oldest_seconds(now))}, "
+            f"{active.queue.dropped} were dropped to make room."
+        )
+    if active.link is not None and active.link.paused:
+        yield "It sends faster than its rate limit allows, so it is being read more slowly; nothing of that is lost."
+
+
+def _verdict(source: bytes, target: bytes, router: Router, mesh: tuple[MeshPeerState, ...]) -> str:
+    down = [state for state in mesh if not state.is_up and not state.is_ourselves]
+    sender, receiver = router.members.get(source), router.members.get(target)
+    if sender is None or not (sender.connections or sender.forwarders):
+        return "the first does not send here, so nothing of it passes this relay."
+    if receiver is None:
+        hint = f" {_names(down)} cannot be asked, and may have it: {down[0].trouble}." if down else ""
+        return f"packets for the second are dropped here as unknown_dest.{hint}"
+    if not receiver.connections:
+        if not sender.connections:
+            return "both are at other relays: packets between them do not come by here."
+        name = _relay_name(receiver.forwarders[0], mesh)
+        return f"packets are forwarded to the relay {name}; ask there how it goes on."
+    if _was_reached(sender, receiver.connections[-1]):
+        return "packets of the first have reached the second."
+    return "the way is open, and no packet has used it yet."
+
+
+def _was_reached(sender: Member, receiver: Client) -> bool:
+    return sender.sent_to is not None and receiver in sender.sent_to
+
+
+def _relay_name(link: object, mesh: tuple[MeshPeerState, ...]) -> str:
+    return next((state.name for state in mesh if state.route is link), "that is being disconnected")
+
+
+def _names(states: list[MeshPeerState]) -> str:
+    return ", ".join(state.name for state in states)
+
+
+def _waiting(packets: int, seconds: float) -> str:
+    return f"{packets} packets wait, the oldest for {seconds:.1f} s"
+
+
+def _ago(seconds: float) -> str:
+    return f"{_span(seconds)} ago"
+
+
+def _span(seconds: float) -> str:
+    """Two figures are enough to find the moment in a log."""
+    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
