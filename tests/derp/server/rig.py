@@ -17,7 +17,7 @@ from derp.protocol.websocket import WebSocketDecoder
 from derp.relay.clients import Client
 from derp.relay.counters import CloseReason
 from derp.relay.router import Router
-from derp.server.admission import Admission
+from derp.server.admission import Admission, Verdict
 from derp.server.session import Greeting, Plane
 from derp.transport.links import RECEIVE_BYTES, Link, TlsLink
 from derp.transport.reactor import Reactor
@@ -31,14 +31,16 @@ KINDS = ("plain", "tls", "websocket", "websocket over tls")
 class SlowVerifier:
     """Somebody else decides, when the test says so."""
 
+    problem = ""
+
     def __init__(self) -> None:
         self.questions: list[tuple[bytes, str, Callable[[bool], None]]] = []
 
-    def cached(self, key: bytes, address: str) -> bool | None:
+    def cached(self, key: bytes, address: str) -> Verdict | None:
         return None
 
-    def ask(self, key: bytes, address: str, answer: Callable[[bool], None]) -> None:
-        self.questions.append((key, address, answer))
+    def ask(self, key: bytes, address: str, answer: Callable[[Verdict], None]) -> None:
+        self.questions.append((key, address, lambda allowed: answer(Verdict(allowed))))
 
 
 class Peer:
