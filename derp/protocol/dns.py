@@ -24,7 +24,10 @@ _POINTER: Final = 0xC0
 def encode_txt_query(name: str, ident: int) -> bytes:
     """A question for the TXT records of `name`.  LocalProtocolError for what cannot be a name in DNS."""
     encoded = b""
-    for label in name.removesuffix(".").split("."):
+    labels = name.removesuffix(".").split(".")
+    if labels[-1].isdecimal():
+        raise LocalProtocolError(f"{name!r} is no DNS name: it ends like an address")
+    for label in labels:
         try:
             raw = label.encode("ascii")
         except UnicodeEncodeError:

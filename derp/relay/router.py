@@ -91,7 +91,9 @@ class Router:
         client.member = None
         client.link = None  # the keep-alive wheel has the client for another minute, not its socket and TLS state
         del self.clients[client.number]
-        self.watchers.discard(client)
+        if client in self.watchers:
+            self.count_announcements()
+            self.watchers.remove(client)
         self.home_clients -= client.is_preferred
         self.not_ideal_clients -= not client.is_ideal
         for heard in client.heard_from or ():
@@ -208,6 +210,7 @@ class Router:
         """Tell a mesh peer who is here, now and from now on.  Our own key watching itself is ignored."""
         if client.key == self.own_key or client in self.watchers:
             return
+        self.count_announcements()  # which it does not hear of apart: they are in its list
         self.watchers.add(client)
         client.is_watcher = True
         present = [self._presence(m.connections[-1]) for m in self.members.values() if m.connections]
@@ -241,9 +244,10 @@ class Router:
             self.send(watcher, frame)
 
     def count_announcements(self) -> None:
-        """The flush: all that was announced since the last one leaves, in one go for each watcher."""
-        self._count_announced(self.announcements, len(self.watchers))
-        self.announcements = 0
+        """All that was announced since the last flush leaves in one go for each watcher."""
+        if self.announcements:
+            self._count_announced(self.announcements, len(self.watchers))
+            self.announcements = 0
 
     def _count_announced(self, count: int, watchers: int) -> None:
         self.counters.mesh_update_batches.observe(count, watchers)

@@ -4,8 +4,10 @@ from bisect import bisect_left
 from typing import Final
 
 _LIMITS_MS: Final = (10, 20, 50, 100, 150, 250, 500)
-# The genuine relay's "non-tcp" has no place here: every client comes by TCP.
-RTT_BUCKETS: Final = (*(f"{limit}ms" for limit in _LIMITS_MS), "inf", "error")
+RTT_BUCKETS: Final = (*(f"{limit}ms" for limit in _LIMITS_MS), "inf", "non-tcp", "error")
+# Clients that came by websocket, once each: genuine relays cannot see their round-trip times.  Ours can, and count
+# these among the others as well.
+NON_TCP_BUCKET: Final = len(RTT_BUCKETS) - 2
 ERROR_BUCKET: Final = len(RTT_BUCKETS) - 1
 
 

@@ -28,7 +28,9 @@ def test_a_question_byte_by_byte() -> None:
     assert encode_txt_query("rollout.example.org.", 0x1234) == QUERY
 
 
-@pytest.mark.parametrize("name", ["", ".", "a..b", "x" * 64, "bücher.example", ".".join(["x" * 60] * 5), "a." * 200])
+@pytest.mark.parametrize(
+    "name", ["", ".", "a..b", "192.0.2.1", "x" * 64, "bücher.example", ".".join(["x" * 60] * 5), "a." * 200]
+)
 def test_what_is_no_name_is_not_asked_for(name: str) -> None:
     with pytest.raises(LocalProtocolError, match="is no DNS name"):
         encode_txt_query(name, 1)

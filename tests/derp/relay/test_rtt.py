@@ -2,12 +2,12 @@
 
 import pytest
 
-from derp.relay.rtt import ERROR_BUCKET, RTT_BUCKETS, rtt_bucket
+from derp.relay.rtt import ERROR_BUCKET, NON_TCP_BUCKET, RTT_BUCKETS, rtt_bucket
 
 
 def test_buckets_have_the_names_that_dashboards_read() -> None:
-    assert " ".join(RTT_BUCKETS) == "10ms 20ms 50ms 100ms 150ms 250ms 500ms inf error"
-    assert RTT_BUCKETS[ERROR_BUCKET] == "error"
+    assert " ".join(RTT_BUCKETS) == "10ms 20ms 50ms 100ms 150ms 250ms 500ms inf non-tcp error"
+    assert (RTT_BUCKETS[NON_TCP_BUCKET], RTT_BUCKETS[ERROR_BUCKET]) == ("non-tcp", "error")
 
 
 @pytest.mark.parametrize(

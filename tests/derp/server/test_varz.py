@@ -53,7 +53,7 @@ def reading() -> RelayStatistics:
     counters.disco_received = 300
     counters.packets_dropped = list(range(100, 112))
     counters.bytes_dropped = list(range(200, 212))
-    counters.tcp_rtt = list(range(10, 19))
+    counters.tcp_rtt = list(range(10, 20))
     counters.queue_seconds, counters.queued_packets = 3.0, 1500
     counters.queue_average_ms = 2.0
     counters.queue_average_at = 5000 + counters.packets_forwarded_in - counters.queue_entered
@@ -135,7 +135,7 @@ def test_values_are_each_where_they_belong() -> None:
         "derp_rate_limit_per_client_waited": counters.rate_limited,
         "derp_packets_received_kind{disco}": 300, "derp_packets_received_kind{other}": 4700,
         "derp_average_queue_duration_ms": 2.0, "derp_tcp_rtt{10ms}": 10, "derp_tcp_rtt{inf}": 17,
-        "derp_tcp_rtt{error}": 18,
+        "derp_tcp_rtt{non-tcp}": 18, "derp_tcp_rtt{error}": 19,
         "derp_sclient_write_timeouts": counters.write_timeouts,
         "derp_total_dup_client_conns": counters.dup_client_conns_total,
         "derp_buffered_write_frames_bucket{0}": 0, "derp_buffered_write_frames_bucket{1}": 3,
