@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from derp.map import DERPMap
 
 _STYLES: Final = {"good": "green", "bad": "red", "skipped": "yellow"}
-_LOOPBACK: Final = ("127.", "::1", "localhost")
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,10 +224,16 @@ async def _scrape_port(output: _Output) -> "AsyncIterator[ScrapePort | None]":
         else:
             shown = f"[{host}]" if ":" in host else host
             open_console(stderr=output.is_stdout_taken).print(f"metrics at http://{shown}:{port}/metrics")
-        if not host.startswith(_LOOPBACK):
-            text = f"port {port} is open to everybody who reaches {host}: the names of relays, and how they are"
-            open_console(stderr=True).print(text, style="yellow")
+        if (warning := exposure(host, port)) is not None:
+            open_console(stderr=True).print(warning, style="yellow")
         yield scrapes
+
+
+def exposure(host: str, port: int) -> str | None:
+    """What to know about a listening address; None for loopback."""
+    if ip_address(host).is_loopback:
+        return None
+    return f"port {port} is open to everybody who reaches {host}: the names of relays, and how they are"
 
 
 def _name_mistakes(derp_map: "DERPMap") -> None:

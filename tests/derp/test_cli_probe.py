@@ -15,6 +15,7 @@ import pytest
 import trio
 from prometheus_client.parser import text_string_to_metric_families
 
+from derp.cli_probe import exposure
 from derp.keys import MeshKey, NodePrivate
 from derp.map import DERPMap, DERPNode, DERPRegion
 from tests.support.command import ENVIRONMENT, PATIENCE_SECONDS, Ran, run_derp
@@ -165,11 +166,13 @@ def runs(text: str) -> int:
 
 async def test_again_and_again_with_a_map_that_goes_away(tmp_path: Path) -> None:
     async with open_relay_here(stun_enabled=False) as server:
-        path = written(map_of(node_of(server, 901)), tmp_path)
+        derp_map = map_of(node_of(server, 901))
+        path = written(replace(derp_map, regions={**derp_map.regions, 902: DERPRegion(902, "dead", "Dead")}), tmp_path)
         async with open_prober("--json", "--every=1", path, "--delay-packets=0") as process:
+            err = await read_until(process.stderr, lambda text: "mistake in the map" in text)
             out = await read_until(process.stdout, lambda text: runs(text) == 1)
             await trio.Path(path).unlink()
-            await read_until(process.stderr, lambda text: "last good map" in text)
+            err += await read_until(process.stderr, lambda text: "last good map" in text)
             out += await read_until(process.stdout, lambda text: runs(text) == 1)
             process.send_signal(signal.SIGINT)
             assert await process.wait() == 130
@@ -177,6 +180,7 @@ async def test_again_and_again_with_a_map_that_goes_away(tmp_path: Path) -> None
     kinds = ["tls", "packet", "bandwidth"]
     probes = [one for one in documents if one["event"] == "probe"]
     assert [one["kind"] for one in probes] == kinds * runs(out)
+    assert err.count("Regions.902") == 1  # once for a map, not for each run
     assert all(one["outcome"] == "good" for one in probes)
 
 
@@ -193,6 +197,7 @@ async def test_a_monitor_fetches_the_last_run(tmp_path: Path) -> None:
             status, first = await fetch(port)
             await leaving.drain()
             # The run in which it left may have begun before.
+            await trio.Path(path).unlink()
             await read_until(process.stdout, lambda text: runs(text) == 2)
             last = (await fetch(port))[1]
             process.send_signal(signal.SIGTERM)
@@ -204,6 +209,8 @@ async def test_a_monitor_fetches_the_last_run(tmp_path: Path) -> None:
     assert after["derp_probe_up", "tls", "901a"] == after["derp_probe_up", "packet", "901a"] == 1
     assert after["derp_probe_runs_total", "", ""] > before["derp_probe_runs_total", "", ""] >= 1
     assert after["derp_probe_failures_total", "tls", "902a"] >= 1
+    assert before["derp_probe_map_failures_total", "", ""] == 0
+    assert after["derp_probe_map_failures_total", "", ""] >= 1
     assert after["derp_probe_failures_total", "tls", "901a"] == 0
     assert (
         after["derp_probe_last_run_timestamp_seconds", "", ""] > before["derp_probe_last_run_timestamp_seconds", "", ""]
@@ -250,6 +257,27 @@ async def test_a_machine_without_a_way_to_relays_says_so_and_blames_nobody(tmp_p
     assert (end["good"], end["bad"], end["skipped"]) == (0, 0, 4)
     assert [one["kind"] for one in probes] == ["tls", "stun", "stun", "packet"]
     assert all("from here" in one["reason"] for one in probes)
+
+
+async def test_runs_that_take_longer_than_every_are_told_once(tmp_path: Path) -> None:
+    async with open_relay_here(stun_enabled=False) as server:
+        path = written(map_of(node_of(server, 901)), tmp_path)
+        async with open_prober("--quiet", "--json", "--every=1", path, "--delay-packets=12") as process:
+            err = await read_until(process.stderr, lambda text: "\n" in text)
+            await read_until(process.stdout, lambda text: runs(text) == 3)
+            process.send_signal(signal.SIGTERM)
+            await process.wait()
+            assert process.stderr is not None
+            assert await process.stderr.receive_some() == b""
+    assert "--every 1 is not kept" in err
+
+
+def test_an_address_that_others_reach_is_told() -> None:
+    assert exposure("127.0.0.1", 9101) is exposure("127.3.2.1", 9101) is exposure("::1", 9101) is None
+    for host in ("0.0.0.0", "::", "192.0.2.1"):
+        told = exposure(host, 9101)
+        assert told is not None
+        assert host in told
 
 
 async def test_a_reader_that_has_seen_enough_ends_it(tmp_path: Path) -> None:

@@ -61,11 +61,12 @@ async def test_metrics_are_the_last_run() -> None:
         (get("/metrics/x"), 404, b"/metrics"),
         (get("/metrics", "POST", "Content-Length: 0\r\n"), 405, b"GET"),
         (get("/metrics", "POST", "Content-Length: 1\r\n") + b"x", 413, b"0 bytes"),
+        (get("/metrics", "POST", "Content-Length: 9000000\r\n") + b"x" * 9_000_000, 413, b"0 bytes"),
         (get("/metrics", more=f"X: {'x' * MAX_HEAD_BYTES}\r\n"), 431, b"head"),
         (b"\x16\x03\x01 TLS", 400, b"plain HTTP"),
         (b"nonsense\r\n\r\n", 400, b"malformed"),
     ],
-    ids=["root", "below", "post", "body", "long", "tls", "nonsense"],
+    ids=["root", "below", "post", "body", "large-body", "long", "tls", "nonsense"],
 )
 async def test_what_it_does_not_serve_is_told(request_bytes: bytes, status: int, sentence: bytes) -> None:
     async with open_port() as port:
@@ -78,7 +79,8 @@ async def test_what_it_does_not_serve_is_told(request_bytes: bytes, status: int,
         assert (await say(port, get("/healthz")))[0] == 200
 
 
-async def test_more_connections_than_a_monitor_needs_are_closed_at_once() -> None:
+async def test_more_connections_than_a_monitor_needs_are_closed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scrape, "REQUEST_SECONDS", 10 * PATIENCE_SECONDS)  # it is not the deadline that closes them
     async with open_port() as port, AsyncExitStack() as stack:
         silent = [
             await stack.enter_async_context(await trio.open_tcp_stream(*port.address)) for _ in range(MAX_CONNECTIONS)
