@@ -31,7 +31,12 @@ class Region:
     """`count` places for relays; those that run are in `relays`."""
 
     def __init__(
-        self, folder: Path, count: int, valid: tuple[timedelta, timedelta] = VALID, extra: tuple[str, ...] = ()
+        self,
+        folder: Path,
+        count: int,
+        valid: tuple[timedelta, timedelta] = VALID,
+        extra: tuple[str, ...] = (),
+        itself: bool = True,
     ) -> None:
         self.authority = folder / "authority.pem"
         authority = issue(common_name="authority", is_authority=True)
@@ -42,6 +47,7 @@ class Region:
         self.relays: dict[int, Relay] = {}
         self._processes: dict[int, trio.Process] = {}
         self._extra = extra
+        self._itself = itself
         for place in self.folders:
             certificates = place / "certs"
             certificates.mkdir(parents=True)
@@ -59,8 +65,8 @@ class Region:
             require(DERPER)
         folder, port, stun_port = self.folders[number], self.ports[number], self.stun_ports[number]
         command = command_line(kind, folder, port, tls=True, hostname=NAME, mesh_key=MESH_KEY, stun_port=stun_port)
-        # itself too: operators give all nodes one list
-        command.append("--mesh-with=" + ",".join(f"{NAME}:{each}" for each in self.ports))
+        others = [each for each in self.ports if self._itself or each != port]
+        command.append("--mesh-with=" + ",".join(f"{NAME}:{each}" for each in others))
         command += self._extra
         # Go and OpenSSL both take it in place of the system's roots.
         environment = os.environ | {"SSL_CERT_FILE": str(self.authority)}
@@ -87,14 +93,18 @@ class Region:
 
 @asynccontextmanager
 async def open_region(
-    *kinds: RelayKind, valid: tuple[timedelta, timedelta] = VALID, extra: tuple[str, ...] = ()
+    *kinds: RelayKind,
+    valid: tuple[timedelta, timedelta] = VALID,
+    extra: tuple[str, ...] = (),
+    itself: bool = True,
 ) -> AsyncIterator[Region]:
     """Start one relay of each kind, the genuine ones last: those retry after 5 s only.
 
-    valid: from when until when their certificates are, from now; extra: more flags for each.
+    valid: from when until when their certificates are, from now; extra: more flags for each; itself: whether each has
+    itself in its list, as operators give all nodes one.
     """
     with tempfile.TemporaryDirectory(prefix="region-") as name:
-        region = Region(Path(name), len(kinds), valid, extra)
+        region = Region(Path(name), len(kinds), valid, extra, itself)
         try:
             for number in sorted(range(len(kinds)), key=lambda number: kinds[number] == "genuine"):
                 await region.start(number, kinds[number])
