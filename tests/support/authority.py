@@ -38,6 +38,7 @@ class Authority:
     dns_management: str
     trusted: Path
     folder: Path
+    name_server: tuple[str, int]
 
     async def root(self) -> Path:
         """The PEM file of the root that its certificates lead to."""
@@ -99,6 +100,7 @@ async def open_authority(
                 f"http://{HOST}:{dns_management}",
                 folder / "trusted.pem",
                 folder,
+                (HOST, dns_port),
             )
 
 
