@@ -155,17 +155,15 @@ async def portal_at(host: str) -> AsyncIterator[None]:
         nursery.cancel_scope.cancel()
 
 
-@asynccontextmanager
-async def port_80_of(kind: RelayKind) -> AsyncIterator[str]:
-    """The host of a relay that answers on port 80 as behind a certificate on 443."""
+@pytest.fixture
+def port_80() -> None:
+    """Where relays and portals of a test may take it: a skip elsewhere."""
     try:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((HOST, 80))
     except OSError as error:
-        pytest.skip(f"port 80 of {HOST} is not ours to take: {error.strerror}")
-    async with open_relay(kind, tls=True, extra=("--http-port=80",)):
-        yield HOST
+        pytest.skip(f"port 80 of {HOST} cannot be taken: {error.strerror}")
 
 
 async def portal_verdicts(*hosts: str) -> tuple[bool, bool | None]:
@@ -189,11 +187,12 @@ async def portal_verdicts(*hosts: str) -> tuple[bool, bool | None]:
     return theirs, (await Netcheck(NetcheckOptions(dial=DIRECT)).report(derp_map)).captive_portal
 
 
+@pytest.mark.usefixtures("port_80")
 async def test_captive_portals(kind: RelayKind) -> None:
-    async with port_80_of(kind) as relay, portal_at("127.80.0.1"):
-        assert await portal_verdicts(relay) == (False, False)
+    async with open_relay(kind, tls=True, extra=("--http-port=80",)), portal_at("127.80.0.1"):
+        assert await portal_verdicts(HOST) == (False, False)
         assert await portal_verdicts("127.80.0.1") == (True, True)
-        assert await portal_verdicts(relay, "127.80.0.1") == (True, True)
+        assert await portal_verdicts(HOST, "127.80.0.1") == (True, True)
         assert await portal_verdicts("127.80.0.2") == (False, False)  # nobody is no portal
 
 

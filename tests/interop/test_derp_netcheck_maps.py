@@ -161,8 +161,8 @@ def made_up_map(ground: Ground, chance: random.Random, *, udp: bool) -> DERPMap:
             region_id,
             f"r{region_id}",
             nodes=named,
-            no_measure_no_home=chance.random() < 0.1,
-            avoid=chance.random() < 0.1,
+            no_measure_no_home=chance.random() < 0.15,
+            avoid=chance.random() < 0.25,
         )
     scores = dict(zip(regions, chance.sample(SCORES, len(regions)), strict=True))
     written = {one: chance.choice(SAME_AS_ONE) if score == 1.0 else score for one, score in scores.items()}
