@@ -12,6 +12,7 @@ import pytest
 from derp.config.relay import TlsConfig
 from derp.errors import ConfigError
 from derp.keys import NodePrivate
+from derp.relay.counters import CloseReason
 from derp.server.door import FrontDoor
 from derp.server.ports import LOOK_SECONDS, Ports
 from derp.server.relay import Relay
@@ -27,6 +28,8 @@ NAME = "relay.example"
 def reactor() -> Iterator[Reactor]:
     made = Reactor()
     yield made
+    for link in tuple(made.links.values()):
+        made.close(link, CloseReason.STOPPED)
     made._epoll.close()
 
 
