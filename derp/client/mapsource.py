@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import trio
 
 from derp.client.dial import DEFAULT_PATH, DialOptions, RelayAddress
-from derp.errors import ConfigError, MapFormatError
+from derp.errors import ConfigError, MapFormatError, TransportError
 from derp.map import DERPMap, DERPNode, DERPRegion
 from derp.netcheck.maptext import read_map_text
 from derp.transport.fetch import HttpCaller
@@ -86,8 +86,11 @@ def map_of_relay(
 
 
 async def _fetch(url: str) -> bytes:
-    async with HttpCaller(timeout_seconds=FETCH_SECONDS) as caller:
-        fetched = await caller.get(url, MAX_MAP_BYTES + 1)
+    try:
+        async with HttpCaller(timeout_seconds=FETCH_SECONDS) as caller:
+            fetched = await caller.get(url, MAX_MAP_BYTES + 1)
+    except TransportError as error:
+        raise ConfigError(f"the map cannot be fetched: {error}") from None
     if fetched.status != 200:
         raise ConfigError(f"{url}: answers with status {fetched.status}, not with a map")
     return fetched.body

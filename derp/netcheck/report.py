@@ -216,7 +216,14 @@ def verdicts(report: Report, derp_map: DERPMap) -> list[str]:
     if report.captive_portal:
         said.append("a captive portal answers in place of the relays: log in to this network first")
     if not report.udp and report.stun_asked:
-        said.append("no STUN answer came back: UDP is blocked on the way, so every path will be relayed, and slower")
+        if not (report.ipv4_can_send or report.ipv6_can_send):
+            said.append("no STUN request could be sent: no name resolves, or this machine has no route to any relay")
+        elif report.region_seconds:
+            said.append(
+                "no STUN answer came back: UDP is blocked on the way, so every path will be relayed, and slower"
+            )
+        else:
+            said.append("no STUN answer came back, none over HTTPS either: the relays are down, or all is blocked")
     elif not report.stun_asked:
         said.append("the map names no relay with STUN: whether UDP works is unknown")
     if not report.region_seconds:

@@ -95,6 +95,9 @@ async def test_a_missing_map_is_a_wrong_question() -> None:
     ran = await run_derp("netcheck", "/nowhere/map.json")
     assert ran.status == 2
     assert "cannot be read" in ran.err
+    fetched = await run_derp("netcheck", f"http://{HOST}:1/map")
+    assert (fetched.status, len(fetched.err.splitlines())) == (2, 1)
+    assert fetched.err.startswith(f"derp: the map cannot be fetched: http://{HOST}:1/map cannot be reached")
 
 
 async def test_a_map_without_regions_is_a_wrong_question() -> None:

@@ -173,7 +173,9 @@ def test_a_good_report_needs_no_words() -> None:
     ("report", "words"),
     [
         (Report(captive_portal=True, stun_asked=True), "captive portal"),
-        (Report(stun_asked=True), "UDP is blocked"),
+        (Report(stun_asked=True, ipv4_can_send=True, region_seconds={1: 0.1}), "UDP is blocked"),
+        (Report(stun_asked=True, ipv4_can_send=True), "none over HTTPS either"),
+        (Report(stun_asked=True), "no STUN request could be sent"),
         (Report(), "whether UDP works is unknown"),
         (Report(stun_asked=True), "no region answered"),
         (Report(udp=True, stun_asked=True, mapping_varies=True), "direct paths will be rare"),
