@@ -34,7 +34,8 @@ def lint_map(source: str, overlay: bool, strict: bool, as_json: bool) -> None:
     """Name every mistake with its place.
 
     An error is what clients refuse, or a relay or region that would be silently dead.  A warning works, though probably
-    not as meant.  Exit status 0: no errors, with --strict no warnings either; 1: there are; 2: MAP cannot be read.
+    not as meant.  Exit status 0: no errors, with --strict no warnings either; 1: there are, or the address of MAP does
+    not answer; 2: MAP cannot be read.
     """
     from derp.client.mapsource import read_map_source
     from derp.errors import MapFormatError

@@ -28,8 +28,8 @@ def netcheck(source: str, as_json: bool, every: float | None, pin: str, stun_por
 
     MAP is a file (JSON, with comments if you like, or TOML), - for standard input, the address of a map, or the URL of
     one relay.  STUN is tried first; if no answer comes, HTTPS.  With --every the choice of the home shows its
-    stickiness, as in a client that runs for long.  Exit status 0: there is a home; 1: there is none; 2: MAP cannot be
-    read, or has no regions.
+    stickiness, as in a client that runs for long.  Exit status 0: there is a home; 1: there is none, or the
+    address of MAP does not answer; 2: MAP cannot be read, or has no regions.
     """
     if not trio.run(_netcheck, source, as_json, every, pin, stun_port):
         sys.exit(1)

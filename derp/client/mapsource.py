@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import trio
 
 from derp.client.dial import DEFAULT_PATH, DialOptions, RelayAddress
-from derp.errors import ConfigError, MapFormatError, TransportError
+from derp.errors import ConfigError, MapFormatError
 from derp.map import DERPMap, DERPNode, DERPRegion
 from derp.netcheck.maptext import read_map_text
 from derp.transport.fetch import HttpCaller
@@ -31,7 +31,7 @@ def is_relay_url(source: str) -> bool:
 
 
 async def read_map_source(source: str) -> bytes:
-    """What stands at `source`, a path, `-`, or a URL, unread.  Raises ConfigError."""
+    """What stands at `source`, a path, `-`, or a URL, unread.  Raises ConfigError; TransportError for a URL."""
     if source == "-":
         content: bytes = await trio.to_thread.run_sync(sys.stdin.buffer.read, MAX_MAP_BYTES + 1)
     elif urlsplit(source).scheme in ("http", "https"):
@@ -46,7 +46,7 @@ async def read_map_source(source: str) -> bytes:
 async def load_map(source: str, *, pin: str = "", stun_port: int = 0) -> DERPMap:
     """The map that `source` names or, for a relay's URL, a map of that relay alone.
 
-    `pin`, `stun_port`: for a URL, as CertName and STUNPort of a map.  Raises ConfigError.
+    `pin`, `stun_port`: for a URL, as CertName and STUNPort of a map.  Raises ConfigError; TransportError for a URL.
     """
     if is_relay_url(source):
         return map_of_relay(source, pin=pin, stun_port=stun_port)
@@ -86,11 +86,8 @@ def map_of_relay(
 
 
 async def _fetch(url: str) -> bytes:
-    try:
-        async with HttpCaller(timeout_seconds=FETCH_SECONDS) as caller:
-            fetched = await caller.get(url, MAX_MAP_BYTES + 1)
-    except TransportError as error:
-        raise ConfigError(f"the map cannot be fetched: {error}") from None
+    async with HttpCaller(timeout_seconds=FETCH_SECONDS) as caller:
+        fetched = await caller.get(url, MAX_MAP_BYTES + 1)
     if fetched.status != 200:
         raise ConfigError(f"{url}: answers with status {fetched.status}, not with a map")
     return fetched.body
