@@ -1,0 +1,299 @@
+"""Every counter that exists moves: each row of both pages of real relays is changed by something that somebody does.
+
+Which action moves which row, and by how much, is in test_statistics.py, whose actions are used here too.  A new counter
+fails the test below until somebody moves it; a row that cannot move has to say why in CONSTANT.
+"""
+
+import contextlib
+import socket
+from collections.abc import Awaitable, Callable
+
+import trio
+from prometheus_client.parser import text_string_to_metric_families
+
+from derp.config import RateConfig
+from derp.keys import NodePrivate
+from derp.protocol.messages import ForwardPacket, NotePreferred, PeerGone, PeerPresent, WatchConns, encode
+from derp.protocol.stun import encode_request
+from derp.relay.clients import Client
+from derp.relay.counters import CloseReason, DropReason, PacketKind
+from derp.server.server import RelayServer
+from tests.derp.server.mesh_world import Node, open_impostor, open_nodes, until
+from tests.derp.server.test_door import last_get
+from tests.derp.server.test_server import UPGRADE, client_info
+from tests.derp.server.test_statistics import MESH, TABLE, table_config
+from tests.derp.server.world import (
+    DISCO,
+    HOST,
+    PATIENCE_SECONDS,
+    SELF_SIGNED,
+    ask,
+    call,
+    count_of,
+    dial,
+    drained,
+    open_server,
+    port_of,
+    relay_config,
+)
+
+PAGES = ("/metrics", "/debug/varz")
+# What never moves, by the beginning of its name without the page, and why.
+CONSTANT = {
+    "process_": "of the process, as the library behind the page counts it",
+    "python_": "of the interpreter, as the library behind the page counts it",
+    "version": "of the program",
+    "node_boot_time_seconds": "of the machine",
+    "uptime_sec": "the time, in whole seconds: test_varz.py",
+    "derp_memstats_sys0": "the process's memory at its highest",
+    "derp_certificate_expires_timestamp_seconds": "a date: test_certificates.py",
+    "derp_packets_dropped{dup_client}": "a label that panels name: there is always an active connection here",
+    "derp_bytes_dropped{dup_client}": "the same",
+}
+# Labels whose values are rows of their own; others are buckets, or the names of other relays.
+CLOSED_LISTS = {"disposition", "family", "kind", "limit", "outcome", "reason", "version"}
+LOUD = bytes(60_000)
+LOUD_DISCO = DISCO + LOUD
+
+
+class Rows:
+    """The rows of both pages, and which of them moved."""
+
+    def __init__(self) -> None:
+        self.all: set[str] = set()
+        self.moved: set[str] = set()
+        self._first: dict[str, float] = {}
+
+    def begin(self, server: RelayServer) -> None:
+        self._first = read(server)
+        self.all |= self._first.keys()
+
+    def look(self, server: RelayServer) -> None:
+        now = read(server)
+        self.all |= now.keys()
+        self.moved |= {name for name, value in now.items() if value != self._first.get(name, 0.0)}
+
+
+def read(server: RelayServer) -> dict[str, float]:
+    """Each row of each page with its labels; what differs in other labels alone is one row."""
+    rows: dict[str, float] = {}
+    for path in PAGES:
+        page = server.relay.pages[path].render().decode()
+        for family in text_string_to_metric_families(page):
+            for sample in family.samples:
+                bare = sample.name.removesuffix("_total") if family.type == "counter" else sample.name
+                name = f"{path} {bare}" + "".join(
+                    f"{{{text}}}" for key, text in sample.labels.items() if key in CLOSED_LISTS
+                )
+                rows[name] = rows.get(name, 0.0) + sample.value
+    return rows
+
+
+async def the_table(rows: Rows) -> None:
+    for action in TABLE:
+        async with open_server(table_config()) as server:
+            one, other = await call(server), await call(server)
+            rows.begin(server)
+            await action(server, one, other)
+            rows.look(server)
+            await one.aclose()
+            await other.aclose()
+
+
+async def gauges(rows: Rows) -> None:
+    async with open_server(relay_config(mesh_key=MESH)) as server:
+        rows.begin(server)
+        private = NodePrivate.generate()
+        callers = [await call(server, private=private) for _ in range(2)]
+        callers.append(await call(server, headers=(("Ideal-Node", "900b"),)))
+        watcher = await call(server, mesh_key=MESH)
+        await watcher.write(encode(WatchConns()))
+        await watcher.receive_a(PeerPresent)
+        callers += [await call(server), watcher]  # which the watcher is told of, in a batch of one
+        await callers[0].write(encode(NotePreferred(True)))
+        server.relay.tick()  # the next flush is sampled
+        await callers[0].ping()
+        # one key has a limit of its own, and everybody else another
+        server.relay.plane.set_rates(RateConfig(1 << 40, 1 << 40), {callers[0].key: RateConfig(1_000_000, 1)})
+        await callers[0].send(callers[0].key, LOUD, LOUD, LOUD)
+        await callers[0].ping()
+        rows.look(server)
+        assert server.statistics().counters.rate_limited > 0
+        for caller in callers:
+            await caller.aclose()
+
+
+async def tls_and_limits(rows: Rows) -> None:
+    config = relay_config(tls=SELF_SIGNED, max_connections=3, accept_connection_limit=0.001, accept_connection_burst=4)
+    async with open_server(config) as server:
+        rows.begin(server)
+        callers = [await call(server, "tls") for _ in range(2)]
+        async with await dial(server) as stream:
+            await stream.send_all(b"GET / HTTP/1.1\r\n\r\n")  # to where TLS is spoken
+            await drained(stream)
+        callers.append(await call(server, "tls"))
+        assert await ask(server, b"") == b""  # too many
+        await callers.pop().aclose()
+        while server.statistics().rejected["rate"] == 0:
+            await ask(server, b"")
+        rows.look(server)
+        for caller in callers:
+            await caller.aclose()
+
+
+async def slow_readers(rows: Rows) -> None:
+    config = relay_config(queue_bytes=40_000, tcp_write_timeout_seconds=0)
+    async with open_server(config) as server:
+        rows.begin(server)
+        one, slow = await call(server), await call(server)
+        dropped = server.relay.router.counters.packets_dropped
+        for packet, reason, kind in (
+            (LOUD, DropReason.QUEUE_TAIL, PacketKind.OTHER),
+            (LOUD_DISCO[:60_000], DropReason.QUEUE_TAIL, PacketKind.DISCO),
+            (bytes(1000), DropReason.QUEUE_HEAD, PacketKind.OTHER),
+            (DISCO, DropReason.QUEUE_HEAD, PacketKind.DISCO),
+        ):
+            while not dropped[reason * 2 + kind]:
+                await one.send(slow.key, *[packet] * 20)
+                await one.ping()
+        rows.look(server)
+        server.relay.send_health(server.relay.router.clients[2], "x" * 40_000)
+        server.relay.send_health(server.relay.router.clients[2], "x" * 40_000)  # which does not fit any more
+        await slow.aclose()
+        await until(one, lambda: slow.key not in server.relay.router.routes)
+        rows.look(server)
+        await one.aclose()
+
+
+async def a_slow_watcher(rows: Rows) -> None:
+    async with open_server(relay_config(mesh_key=MESH, mesh_write_timeout_seconds=0)) as server:
+        rows.begin(server)
+        one, watcher = await call(server), await call(server, mesh_key=MESH)
+        await watcher.write(encode(WatchConns()) + encode(ForwardPacket(one.key, bytes(32), DISCO)))
+        await until(one, lambda: count_watchers(server) == 1)
+        client = next(iter(server.relay.router.watchers))
+        while count_of(server, CloseReason.TOO_SLOW) == 0:
+            server.relay.send_health(client, "x" * 1_000_000)
+            await one.ping()
+        rows.look(server)
+        await one.aclose()
+        await watcher.aclose()
+
+
+def count_watchers(server: RelayServer) -> int:
+    return len(server.relay.router.watchers)
+
+
+async def other_relays(rows: Rows) -> None:
+    shared, lost = b"k" * 32, b"l" * 32
+    alpha = Node("alpha.test", mesh_write_timeout_seconds=0, queue_bytes=1 << 20)
+    async with open_nodes(alpha), open_impostor() as first, open_impostor() as second:
+        server, counters = alpha.server, alpha.router.counters
+        rows.begin(server)
+        alpha.join(first.peer)
+        near = await first.accept()
+        await near.write(encode(PeerPresent(shared)) + encode(PeerPresent(lost)))
+        a = await alpha.call()
+        await until(a, lambda: lost in alpha.router.routes)
+        alpha.join(second.peer)
+        far = await second.accept()
+        await far.write(encode(PeerPresent(shared)))
+        await until(a, lambda: counters.multiforwarder_created == 1)
+        await far.write(encode(PeerGone(lost)))  # which it never announced
+        await far.write(encode(PeerGone(shared)))
+        await until(a, lambda: counters.multiforwarder_deleted == 1)
+        rows.look(server)
+        while (route := alpha.router.routes[shared]).queue is None:
+            await a.send(shared, *[LOUD] * 8)
+            await a.ping()
+        await a.send(shared, LOUD, DISCO)
+        await a.ping()
+        assert route.queue is not None
+        rows.look(server)
+        await trio.aclose_forcefully(near.stream)
+        await until(a, lambda: shared not in alpha.router.routes)
+        rows.look(server)
+
+
+async def stun_in_trouble(rows: Rows) -> None:
+    async with open_server(relay_config(stun_enabled=True, stun_port=0)) as server:
+        rows.begin(server)
+        one = await call(server)
+        responder = server.ports.stun[0]
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            # who asks and is gone when the answer comes: with this option the kernel tells the socket that sent it
+            responder._sock.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
+            client.sendto(encode_request(bytes(12)), (HOST, port_of(server, "stun")))
+        await until(one, lambda: responder.read_error_count > 0)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            server.relay.announce_restart(1.0, 1.0)
+            client.sendto(encode_request(bytes(12)), (HOST, port_of(server, "stun")))
+            await until(one, lambda: responder.silent_count > 0)
+            server.relay.is_draining = False
+            with contextlib.suppress(OSError):
+                responder._sock.shutdown(socket.SHUT_WR)  # it says that it failed, and works
+            client.sendto(encode_request(bytes(12)), (HOST, port_of(server, "stun")))
+            await until(one, lambda: responder.write_error_count > 0)
+        rows.look(server)
+        await one.aclose()
+
+
+IP_RECVERR = 11  # not in Python's socket module
+
+
+async def names(rows: Rows) -> None:
+    config = relay_config(
+        unpublished_bootstrap_dns_names=(("127.0.0.2", ""), ("127.0.0.3", "127.0.0.4")),
+        bootstrap_dns_names=("127.0.0.1", "no..name"),
+    )
+    async with open_server(config) as server:
+        rows.begin(server)
+        with trio.fail_after(PATIENCE_SECONDS):
+            for name in (b"127.0.0.1", b"127.0.0.2", b"127.0.0.3", b"no..name", b"elsewhere.test"):
+                while server.relay.bootstrap.totals()["unpublished_percent_misses"] == 0:
+                    await ask(server, last_get(b"/bootstrap-dns?q=127.0.0.3"))
+                await ask(server, last_get(b"/bootstrap-dns?q=" + name))
+        rows.look(server)
+
+
+async def a_defect_and_the_end(rows: Rows) -> None:
+    def broken(client: Client) -> None:
+        raise ZeroDivisionError("an embedder's mistake")
+
+    async with open_server() as server:
+        rows.begin(server)
+        one = await call(server)
+        server.relay.plane.on_register.append(broken)
+        await ask(server, UPGRADE + client_info(NodePrivate.generate(), server.relay.public_key.raw))
+        server.relay.plane.on_register.remove(broken)
+        await one.ping()
+    rows.look(server)  # the page of a relay that has stopped
+    await one.aclose()
+
+
+EVERYTHING: tuple[Callable[[Rows], Awaitable[None]], ...] = (
+    the_table,
+    gauges,
+    tls_and_limits,
+    slow_readers,
+    a_slow_watcher,
+    other_relays,
+    stun_in_trouble,
+    names,
+    a_defect_and_the_end,
+)
+
+
+async def test_every_row_of_both_pages_is_moved_by_something() -> None:
+    rows = Rows()
+    for scenario in EVERYTHING:
+        with trio.fail_after(6 * PATIENCE_SECONDS):
+            await scenario(rows)
+    left = {row for row in rows.all - rows.moved if not row.partition(" ")[2].startswith(tuple(CONSTANT))}
+    assert left == set()
+    # the closed lists are on the page in full, so this covers them as well
+    for reason in CloseReason:
+        assert f"/metrics derp_closed{{{reason.value}}}" in rows.moved
+    for drop in DropReason:
+        for kind in PacketKind:
+            assert f"/debug/varz derp_packets_dropped{{{drop.name.lower()}}}{{{kind.name.lower()}}}" in rows.moved
