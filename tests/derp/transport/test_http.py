@@ -343,3 +343,87 @@ def test_a_genuine_client_of_h11_reads_our_answer() -> None:
     response = peer.next_event()
     assert isinstance(response, h11.Response)
     assert dict(response.headers)[b"x"] == b"caf\xe9"
+
+
+# The plain reader: a head that comes whole must mean what h11 reads when it comes in two pieces.
+
+NAMES = st.sampled_from(
+    ["Host", "host", "Upgrade", "X-a", "Connection", "Content-Length", "Expect", "Transfer-Encoding", "x_y!"]
+)
+VALUES = st.sampled_from(
+    ["", "a", " a ", "\ta b\t", "a, b", "close", "0", "5", "100-continue", "chunked", "\xe9", "\x01", "\x7f", "\x0b"]
+)
+LINES = st.lists(st.tuples(NAMES, VALUES), max_size=5)
+STARTS = st.sampled_from(
+    [
+        "GET / HTTP/1.1",
+        "GET /derp?x=%20 HTTP/1.1",
+        "GET  / HTTP/1.1",
+        "GET /a b HTTP/1.1",
+        "GET / HTTP/1.0",
+        "get / HTTP/1.1",
+        "HEAD / HTTP/1.1",
+        "GET /\xe9 HTTP/1.1",
+        "GET http://h/ HTTP/1.1",
+    ]
+)
+ENDS = st.sampled_from(["\r\n", "\n", "\r\n folded\r\n"])
+BEHIND = st.sampled_from([b"", b"\x01\x02", b"GET /next HTTP/1.1\r\nHost: b\r\n\r\n"])
+
+
+def read(pieces: list[bytes], head_only: bool) -> tuple[object, ...]:
+    """Everything that a server does with a connection on which these pieces come."""
+    http = ServerHttp(head_only=head_only)
+    request = None
+    for piece in pieces:
+        try:
+            request = http.receive_data(piece)
+        except HttpError as error:
+            return (error.status, http.send_response(error.status, [], b"no"), http.keep_alive)
+    if request is None:
+        return (None,)
+    behind = http.trailing_data()
+    answer = http.send_response(200, [("X-b", "c")], b"body")
+    kept = http.keep_alive
+    try:
+        following: object = http.next_cycle() if kept else None
+    except HttpError as error:
+        following = (error.status, str(error))
+    return (request, behind, answer, kept, following, http.trailing_data())
+
+
+@given(STARTS, LINES, ENDS, BEHIND, st.booleans(), st.booleans())
+def test_a_head_that_comes_whole_means_what_it_means_in_pieces(
+    start: str, lines: list[tuple[str, str]], end: str, behind: bytes, has_host: bool, head_only: bool
+) -> None:
+    fields = ([("Host", "a")] if has_host else []) + lines
+    head = (start + "\r\n" + "".join(f"{name}:{value}\r\n" for name, value in fields)).encode("latin-1")
+    head += end.encode() if end != "\r\n folded\r\n" else b"X: y" + end.encode() + b"\r\n"
+    assert read([head + behind], head_only) == read([head[:3], head[3:] + behind], head_only)
+
+
+def test_a_plain_head_has_its_bounds() -> None:
+    lines = b"".join(b"a%d: b\r\n" % number for number in range(MAX_HEAD_LINES - 3))
+    most = b"GET / HTTP/1.1\r\nHost: a\r\n" + lines + b"\r\n"
+    assert ServerHttp().receive_data(most) is not None
+    with pytest.raises(HttpError) as caught:
+        ServerHttp().receive_data(most[:-2] + b"one: more\r\n\r\n")
+    assert caught.value.status == 431
+    with pytest.raises(HttpError) as caught:
+        ServerHttp(max_head_bytes=len(most) - 1).receive_data(most)
+    assert caught.value.status == 431
+    assert ServerHttp(max_head_bytes=len(most)).receive_data(most) is not None
+
+
+def test_a_plain_request_is_answered_once_and_read_on_after_it() -> None:
+    http = ServerHttp()
+    request = http.receive_data(b"GET /a HTTP/1.1\r\nHost: h\r\n\r\n")
+    assert request is not None
+    with pytest.raises(LocalProtocolError):
+        http.receive_data(b"more")
+    assert b"200" in http.send_response(200, [], b"x")
+    assert http.keep_alive
+    assert http.next_cycle() is None
+    second = http.receive_data(b"GET /b HTTP/1.1\r\nHost: h\r\n\r\n")
+    assert second is not None
+    assert second.target == "/b"
