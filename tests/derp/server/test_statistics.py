@@ -31,6 +31,7 @@ from tests.derp.server.world import (
     DISCO,
     HOST,
     PATIENCE_SECONDS,
+    SELF_SIGNED,
     Caller,
     ask,
     call,
@@ -223,7 +224,7 @@ TABLE: dict[Action, Moves] = {
         "derp_bytes_dropped{other}{unknown_dest_on_fwd}": 3, "derp_closed{closed_by_mesh}": 1,
     },
     a_wrong_request: {"derp_requests_refused": 1, "derp_closed{protocol_error}": 1},
-    a_websocket: {"derp_websocket_accepts": 1},
+    a_websocket: {"derp_websocket_accepts": 1, "derp_accepts": 1, "derp_tcp_rtt{non-tcp}": 1},
     stun: {
         "derp_stun_requests{success}": 2, "derp_stun_requests{not_stun}": 2, "derp_stun_address_family{ipv4}": 1,
         "derp_stun_address_family{ipv6}": 1,
@@ -311,6 +312,29 @@ async def test_limits_on_connections_and_tls_are_counted() -> None:
         assert server.statistics().rejected == {"rate": 0, "connections": 1}
         for caller in callers:
             await caller.aclose()
+
+
+async def test_tls_is_counted_by_request_and_by_what_is_open() -> None:
+    """As the genuine relay does: an upgrade is a request and stays open, and a page is open while it is made."""
+    async with open_server(relay_config(tls=SELF_SIGNED)) as server:
+        caller = await call(server, "tls")
+        await ask(server, last_get(b"/"), tls=True)
+        answer = await ask(server, last_get(b"/debug/varz"), tls=True)
+        values = samples(answer.partition(b"\r\n\r\n")[2].decode())
+        assert (values["derper_tls_request_version{1.3}"], values["derper_tls_active_version{1.3}"]) == (3, 2)
+        assert (values["derp_accepts"], values["tls_listener_accepted_connections"]) == (1, 3)
+        assert server.statistics().tls_active == {"TLSv1.3": 1}
+        await caller.aclose()
+
+
+async def test_a_plain_relay_counts_no_tls() -> None:
+    async with open_server(relay_config(max_connections=1)) as server:
+        caller = await call(server)
+        assert await ask(server, b"") == b""
+        reading = server.statistics()
+        assert (reading.accepted, reading.accepts, sum(reading.rejected.values())) == (1, 1, 1)
+        assert (reading.tls_accepted, reading.tls_rejected, reading.tls_requests, reading.tls_active) == (0, 0, {}, {})
+        await caller.aclose()
 
 
 async def test_gauges_say_what_is_now() -> None:
