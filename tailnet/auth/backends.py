@@ -31,6 +31,9 @@ CHECK_SECONDS: Final = 1.0
 # How long answers are believed while the store cannot be read at all.  A disk that hiccups, or is being restored, must
 # not turn away agents that were here a minute ago; after ten minutes nobody knows any more who was revoked.
 STALE_SECONDS: Final = 600.0
+# Agents and tokens read at the start, so that those who come back after a restart need no query.  More would hold the
+# first ones up, and come in batches instead.
+MAX_PRELOADED: Final = 20_000
 # An entry has about half a kilobyte, so 32 MB at the most.  An agent that is both caller and target has two.
 MAX_FOUND: Final = 65_536
 # Strangers choose these keys, so few are kept, and they never push out found ones.
@@ -74,7 +77,18 @@ class StoreCallers:
         self._checked_at = -float("inf")
         self._store_failed = False
         self._is_asking = False
+        self._was_asked = False  # by somebody, since the last look at the store
         self._gathering = _Batch()
+
+    async def run(self) -> None:
+        """Have answers at hand before anybody waits for them, until cancelled: all callers at the start, and whether
+        anything changed for as long as somebody asks."""
+        await self._preload()
+        while True:
+            await trio.sleep(CHECK_SECONDS / 2)
+            if self._was_asked and not self._is_asking:
+                self._was_asked = False
+                await self._work()
 
     async def agent(self, token: str) -> AgentIdentity:
         identity = await self._look_up(agent_token_digest(parse_agent_token(token)))
@@ -116,6 +130,7 @@ class StoreCallers:
         return trio.current_time() - self._checked_at < CHECK_SECONDS
 
     async def _look_up(self, key: CallerKey) -> Answer | None:
+        self._was_asked = True
         if self._is_fresh() and key in self._kept:
             if not self.no_wait:
                 await trio.lowlevel.checkpoint()
@@ -130,23 +145,37 @@ class StoreCallers:
             if self._is_asking:
                 await batch.waiting.park()
                 continue
-            self._is_asking = True
-            self._gathering = _Batch()
-            try:
-                # A caller that gives up must not take the answer of the others with it.
-                with trio.CancelScope(shield=True):
-                    await self._answer(batch)
-            finally:
-                self._is_asking = False
-                batch.done = True
-                batch.waiting.unpark_all()
-                self._gathering.waiting.unpark()  # somebody who came meanwhile works next
+            await self._work()
         if batch.failed:
             if key in self._kept and trio.current_time() - self._checked_at < STALE_SECONDS:
                 return self._kept.get(key)
             raise refusals.store_unreachable()
         # From the batch, not from what is kept: there a later entry may have pushed it out.
         return batch.answers.get(key)
+
+    async def _work(self) -> None:
+        """Answer the batch that is being gathered."""
+        batch, self._gathering = self._gathering, _Batch()
+        self._is_asking = True
+        try:
+            # A caller that gives up must not take the answer of the others with it.
+            with trio.CancelScope(shield=True):
+                await self._answer(batch)
+        finally:
+            self._is_asking = False
+            batch.done = True
+            batch.waiting.unpark_all()
+            self._gathering.waiting.unpark()  # somebody who came meanwhile works next
+
+    async def _preload(self) -> None:
+        asked_at = trio.current_time()
+        try:
+            generation, found = await self._store.run(self._store.read_all_callers, MAX_PRELOADED)
+        except StoreError:
+            return  # whoever asks first is told
+        if self._generation == -1:
+            self._generation, self._checked_at = generation, asked_at
+            self._kept.keep(found)
 
     async def _answer(self, batch: "_Batch") -> None:
         batch.failed = True

@@ -39,11 +39,18 @@ class PresentedToken:
 
 def query_values(query: str) -> dict[str, str]:
     """The first value of each parameter, as Go's Query().Get reads them; nothing of a query with absurdly many."""
+    values: dict[str, str] = {}
+    if "%" not in query and "+" not in query and query.count("&") < MAX_QUERY_FIELDS:
+        # As every genuine peer writes it: nothing to decode, and a third of what parse_qsl takes.
+        for part in query.split("&") if query else ():
+            name, _, value = part.partition("=")
+            if part:
+                values.setdefault(name, value)
+        return values
     try:
         pairs = parse_qsl(query, keep_blank_values=True, max_num_fields=MAX_QUERY_FIELDS)
     except ValueError:
         return {}
-    values: dict[str, str] = {}
     for name, value in pairs:
         values.setdefault(name, value)
     return values

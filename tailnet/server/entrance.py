@@ -92,11 +92,13 @@ class Entrance:
             self._answer(link, http, 503, (("Retry-After", "5"),), b'{"message":"too many are coming in; try again"}\n')
             raise LinkEnded(CloseReason.TOO_MANY)
         self._deciding += 1
+        session.scope = trio.CancelScope()
         self.reactor.pause(link)
         self._nursery.start_soon(self._decide, session, request, http)
 
     async def _decide(self, session: "_Entering", request: Request, http: ServerHttp) -> None:
         link = session.link
+        assert session.scope is not None
         try:
             with session.scope:
                 verdict = await self._doors.judge(request.method, request.target, request.headers)
@@ -176,7 +178,7 @@ class _Entering:
     def __init__(self, plane: Plane, link: Link) -> None:
         self._plane = plane
         self.link = link
-        self.scope = trio.CancelScope()
+        self.scope: trio.CancelScope | None = None  # while a task decides
 
     def received(self, at: int, end: int) -> int:
         return at  # kept for the session to come
@@ -187,7 +189,8 @@ class _Entering:
     def ended(self, reason: CloseReason, text: str) -> None:
         self._plane.greeted.pop(self.link, None)
         self._plane.count_closed(reason)
-        self.scope.cancel()
+        if self.scope is not None:
+            self.scope.cancel()
 
 
 def _policy(accepted: Accepted) -> Policy:

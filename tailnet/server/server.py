@@ -158,6 +158,7 @@ class CoordinatorServer:
                 self.ports.start()
                 nursery.start_soon(self.reactor.run)
                 nursery.start_soon(self._tick_forever)
+                nursery.start_soon(self.callers.run)
                 nursery.start_soon(self.keys.refresh_forever)
                 nursery.start_soon(self.presence.run)
                 nursery.start_soon(prune_forever, self.store)

@@ -80,6 +80,23 @@ class CallerTables(Database):
             found.update(_tokens_by_id(connection, token_ids).items())
             return generation, found
 
+    def read_all_callers(self, most: int) -> tuple[int, dict[CallerKey, AgentIdentity | UserToken]]:
+        """Everybody, for a cache: the generation, and agents by digest and by id, tokens by id.  Nobody if agents and
+        tokens together are more than `most`."""
+        with self.reading() as connection:
+            generation = int(connection.execute(_GENERATION).scalar_one())
+            found: dict[CallerKey, AgentIdentity | UserToken] = {}
+            agent_rows = connection.execute(_IDENTITIES.limit(most + 1)).all()
+            token_rows = connection.execute(_TOKENS.limit(most + 1)).all()
+        if len(agent_rows) + len(token_rows) > most:
+            return generation, found
+        for digest, *identity in agent_rows:
+            agent = AgentIdentity(*identity)
+            found[digest] = found[agent.id] = agent
+        for token_id, secret_digest, expires_at, *user in token_rows:
+            found[token_id] = UserToken(token_id, secret_digest, expires_at, UserIdentity(*user))
+        return generation, found
+
     def agents_by_token_digests(self, digests: Collection[bytes]) -> dict[bytes, AgentIdentity]:
         """The agents whose token has these SHA-256 digests; unknown ones are absent."""
         with self.reading() as connection:

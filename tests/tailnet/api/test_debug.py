@@ -106,5 +106,5 @@ async def test_warnings_of_the_map(world: World) -> None:
         picture = (await client.get("/debug/tailnet?format=json")).json()
         page = (await client.get("/debug/tailnet")).text
     assert picture["derp_map"]["regions"][0]["avoid"] is True
-    assert any("clients find no home" in each for each in picture["derp_map"]["warnings"])
-    assert "clients find no home" in page
+    assert any("none may become a home" in each for each in picture["derp_map"]["warnings"])
+    assert "none may become a home" in page

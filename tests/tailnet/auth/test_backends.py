@@ -197,6 +197,64 @@ async def test_peeking_never_waits_and_never_believes_the_old(callers: StoreCall
     assert callers.peek_agent(peer_id("main")) is None
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    """Threads of the store come back in real time."""
+    with trio.fail_after(10_000):  # in virtual time, which tests move
+        while not condition():
+            await wait_all_tasks_blocked(0.001)
+
+
+async def test_who_comes_after_a_restart_finds_the_answer_at_hand(
+    callers: StoreCallers, queries: list[str], nursery: trio.Nursery
+) -> None:
+    nursery.start_soon(callers.run)
+    await until(lambda: callers.peek_agent(peer_id("main")) is not None)
+    queries.clear()
+    callers.no_wait = True
+    assert (await callers.agent(agent_token("main"))).name == "main"
+    assert (await callers.user(user_token("bob"))).username == "bob"
+    assert queries == []
+    with pytest.raises(trio.WouldBlock):
+        await callers.agent(str(make_id("x")))
+
+
+async def test_answers_stay_at_hand_for_as_long_as_somebody_asks(
+    store: Store, callers: StoreCallers, queries: list[str], nursery: trio.Nursery, mock_clock: MockClock
+) -> None:
+    nursery.start_soon(callers.run)
+    await until(lambda: callers.peek_agent(peer_id("main")) is not None)
+    callers.no_wait = True
+    for _ in range(6):
+        await callers.agent(agent_token("main"))
+        mock_clock.jump(CHECK_SECONDS / 2)
+        await until(lambda: callers._checked_at == trio.current_time())
+    # Nobody asks any more, so nobody looks.
+    queries.clear()
+    for _ in range(6):
+        mock_clock.jump(CHECK_SECONDS / 2)
+        await wait_all_tasks_blocked(0.001)
+    assert len(queries) <= 1
+    with pytest.raises(trio.WouldBlock):
+        await callers.agent(agent_token("main"))
+    # What changes is seen no later than without it.
+    callers.no_wait = False
+    assert (await callers.user(user_token("alice"))).username == "alice"
+    store.update_user(make_id("alice"), NOW, active=False)
+    mock_clock.jump(CHECK_SECONDS / 2)
+    await until(lambda: callers._checked_at == trio.current_time())
+    assert same(await refusal(callers.user, user_token("alice")), refusals.user_not_active())
+
+
+async def test_a_store_with_too_many_is_read_as_they_come(
+    callers: StoreCallers, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backends, "MAX_PRELOADED", 1)
+    nursery.start_soon(callers.run)
+    await until(lambda: callers._generation != -1)
+    assert callers.peek_agent(peer_id("main")) is None
+    assert (await callers.agent(agent_token("main"))).name == "main"
+
+
 async def test_a_caller_that_gives_up_does_not_take_the_others_along(store: Store, callers: StoreCallers) -> None:
     answered = {name: trio.Event() for name in ("main", "gpu", "web")}
     first, second = threading.Event(), threading.Event()

@@ -3,6 +3,7 @@
 from contextlib import suppress
 from hashlib import sha256
 from itertools import combinations
+from urllib.parse import parse_qsl
 from uuid import UUID
 
 import pytest
@@ -78,6 +79,14 @@ def test_cookies(cookie: str, token: str) -> None:
 @pytest.mark.parametrize("value", ["Bearer abc", "bearer abc", "BEARER  abc "])
 def test_bearer_in_any_case(value: str) -> None:
     assert find_token({"authorization": value}, {}) == "abc"
+
+
+@given(st.text(st.sampled_from("ab=&;1%20+\xe9 "), max_size=30))
+def test_query_values_are_those_of_the_library(query: str) -> None:
+    wanted: dict[str, str] = {}
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        wanted.setdefault(name, value)
+    assert query_values(query) == wanted
 
 
 def test_query_values_are_first_and_decoded() -> None:

@@ -5,6 +5,8 @@ from ipaddress import IPv6Address
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tailnet.coordinator.nodes import (
     Limits,
@@ -93,6 +95,22 @@ def test_sizes_at_the_limit_pass() -> None:
 )
 def test_what_is_not_a_single_address(text: str) -> None:
     assert parse_single_address(text) is None
+
+
+@given(st.binary(min_size=16, max_size=16))
+def test_addresses_of_any_bytes_are_those_of_the_library(raw: bytes) -> None:
+    address = IPv6Address(raw)
+    for text in (str(address), address.exploded, str(address).upper()):
+        assert parse_single_address(f"{text}/128") == address
+
+
+@given(st.text(st.sampled_from("0fA:g "), max_size=45))
+def test_whatever_is_read_the_library_reads_too(text: str) -> None:
+    try:
+        wanted = IPv6Address(text)
+    except ValueError:
+        wanted = None
+    assert parse_single_address(f"{text}/128") == wanted
 
 
 @pytest.mark.parametrize("text", ["fd7a:115c:a1e0::1/128", "FD7A:115C:A1E0:0:0:0:0:1/128"])

@@ -11,6 +11,7 @@ from tailnet.store.callers import pieces
 from tailnet.store.database import IDS_PER_STATEMENT
 from tailnet.store.rows import AgentIdentity, WorkspaceStatus
 from tailnet.store.store import Store
+from tailnet.types import PeerID
 from tests.support.seeds import NOW, agent_token, fill, make_id, peer_id, user_token
 
 
@@ -32,6 +33,19 @@ def test_agents_by_token(filled: Store) -> None:
     assert found.keys() == {digest("main"), digest("web")}
     assert found[digest("main")] == MAIN
     assert (found[digest("web")].workspace_name, found[digest("web")].owner_name) == ("shop", "bob")
+
+
+def test_everybody_at_once(filled: Store) -> None:
+    generation, found = filled.read_all_callers(100)
+    assert generation == filled.read_callers(-1, [], [])[0]
+    assert found[digest("main")] == found[peer_id("main")] == MAIN
+    presented = parse_user_token(user_token("alice"))
+    assert found[presented.id] == filled.user_tokens([presented.id])[presented.id]
+    agents = sum(isinstance(key, PeerID) for key in found)
+    tokens = sum(isinstance(key, str) for key in found)
+    assert len(found) == 2 * agents + tokens
+    assert filled.read_all_callers(agents + tokens) == (generation, found)
+    assert filled.read_all_callers(agents + tokens - 1) == (generation, {})
 
 
 def test_agents_by_id(filled: Store) -> None:
