@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from derp.client.probe import Outcome, ProbeKind, ProbeResult
 from derp.client.probe_metrics import RunTotals, exposition
+from derp.metrics import MeshReading
 from tailnet.coordinator.core import Statistics
 from tailnet.metrics import CoordinatorReading, metrics_page
 from tests.derp.server.test_varz import reading
@@ -41,7 +42,8 @@ def exposed() -> dict[str, dict[str, set[str]]]:
     counts: dict[str, Any] = {field.name: 0 for field in dataclasses.fields(CoordinatorReading)}
     counts |= {"statistics": Statistics(**numbers), "map_failures": {"https://maps.example": 0}}
     coordinator = CoordinatorReading(**counts)
-    relay = dataclasses.replace(reading(), certificate_expires_at=1.0, renewal_failures=0)
+    mesh = (MeshReading("relay2.example", True, 1, 2),)
+    relay = dataclasses.replace(reading(), certificate_expires_at=1.0, renewal_failures=0, mesh=mesh)
     every_value = {"seconds", "expires_at", "median_seconds", "worst_seconds", "bytes_per_second", "lost_packets"}
     results = [
         ProbeResult(kind, 901, "fra", "901a", Outcome.GOOD, to, family=family, values=dict.fromkeys(every_value, 1.0))
