@@ -9,11 +9,12 @@ from derp.keys import NodePrivate
 from tests.support.peers import PATIENCE_SECONDS, PeerError, Peers, open_peers
 from tests.support.relay_command import HOST, RelayKind
 from tests.support.relays import Relay, open_relay
-from tests.support.tailnets import Tailnet, open_tailnet
+from tests.support.tailnets import open_tailnet
+from tests.support.tailscaled import Tailscaled
 
 
-def flags(tailnet: Tailnet) -> tuple[str, ...]:
-    return ("-verify-clients", f"-socket={tailnet.socket}")
+def flags(node: Tailscaled) -> tuple[str, ...]:
+    return ("-verify-clients", f"-socket={node.socket}")
 
 
 async def admits(peers: Peers, relay: Relay, private: NodePrivate) -> bool:
@@ -44,9 +45,10 @@ async def test_the_same_verdicts_as_the_genuine_relay() -> None:
     member, gone, late, stranger = (NodePrivate.generate() for _ in range(4))
     async with (
         open_tailnet() as tailnet,
+        tailnet.open_node() as node,
         open_peers() as peers,
-        open_relay("ours", extra=flags(tailnet)) as ours,
-        open_relay("genuine", extra=flags(tailnet)) as genuine,
+        open_relay("ours", extra=flags(node)) as ours,
+        open_relay("genuine", extra=flags(node)) as genuine,
     ):
 
         async def verdict(private: NodePrivate) -> bool:
@@ -56,18 +58,18 @@ async def test_the_same_verdicts_as_the_genuine_relay() -> None:
 
         assert not await verdict(stranger)  # not logged in: it knows nobody
         assert "is not logged in, so it knows nobody: run `tailscale up`" in ours.output()
-        await tailnet.up()
-        await tailnet.add(member.public().raw)
-        await tailnet.add(gone.public().raw)
-        await tailnet.remove(gone.public().raw)
+        await tailnet.up(node)
+        await tailnet.add(node, member.public().raw)
+        await tailnet.add(node, gone.public().raw)
+        await tailnet.remove(node, gone.public().raw)
         assert await verdict(member)
         assert not await verdict(gone)
         assert not await verdict(NodePrivate.generate())
-        assert f"is not admitted: the tailscaled at {tailnet.socket} does not know it" in ours.output()
-        await tailnet.down()
-        await tailnet.stop()
+        assert f"is not admitted: the tailscaled at {node.socket} does not know it" in ours.output()
+        await tailnet.down(node)
+        await node.stop()
         assert not await verdict(late)
-        assert f"tailscaled: {tailnet.socket} cannot be reached: " in ours.output()
+        assert f"tailscaled: {node.socket} cannot be reached: " in ours.output()
         for relay in (ours, genuine):
             assert await check(relay) == 500
 
@@ -75,14 +77,14 @@ async def test_the_same_verdicts_as_the_genuine_relay() -> None:
 @pytest.mark.parametrize("kind", ["ours", "genuine"])
 async def test_who_is_inside_stays_when_it_leaves_the_tailnet(kind: RelayKind) -> None:
     one, other = NodePrivate.generate(), NodePrivate.generate()
-    async with open_tailnet() as tailnet, open_peers() as peers:
-        await tailnet.up()
+    async with open_tailnet() as tailnet, tailnet.open_node() as node, open_peers() as peers:
+        await tailnet.up(node)
         for private in (one, other):
-            await tailnet.add(private.public().raw)
-        async with open_relay(kind, extra=flags(tailnet)) as relay:
+            await tailnet.add(node, private.public().raw)
+        async with open_relay(kind, extra=flags(node)) as relay:
             assert await check(relay) == 200  # the genuine one asks about tailscaled's own key for it
             a = await peers.connect("a", relay.url, private_key=one.raw)
             b = await peers.connect("b", relay.url, private_key=other.raw)
-            await tailnet.remove(one.public().raw)
+            await tailnet.remove(node, one.public().raw)
             await a.send(b.key, b"still here")
             assert await b.receive_packet() == (a.key, b"still here")

@@ -1,69 +1,54 @@
-"""A tailnet on loopback with one genuine tailscaled in it, and the hand that decides who else is.
+"""A tailnet on loopback with genuine tailscaleds in it, and the hand that decides who else is.
 
-`async with open_tailnet() as tailnet`: the tailscaled runs and is not logged in until `up`.  The control server is the
-genuine package's own for tests (tests/interop/go_tailscaled); nothing leaves this machine.
+`async with open_tailnet() as tailnet, tailnet.open_node() as node`: the tailscaled runs and is not logged in until
+`tailnet.up(node)`.  The control server is the genuine package's own for tests (tests/interop/go_tailscaled); nothing
+leaves this machine.
 """
 
 import json
-import os
-import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
-from subprocess import DEVNULL, PIPE, STDOUT
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from subprocess import DEVNULL, PIPE
+from typing import Any
 
 import trio
 
 from tests.support.gobuild import TAILSCALED, TAILSCALED_CONTROL
 from tests.support.peers import PATIENCE_SECONDS, require
-from tests.support.relays import stop_process
+from tests.support.tailscaled import Tailscaled, open_tailscaled
 
 
 class Tailnet:
-    """The running processes.  Requests are made one after the other; each returns when tailscaled has seen to it."""
+    """The control server.  Requests are made one after the other; each returns when its tailscaled has seen to it."""
 
-    def __init__(self, folder: Path, tailscaled: trio.Process, control: trio.Process) -> None:
-        self.socket = folder / "tailscaled.sock"
-        self._output = folder / "output"
-        self._tailscaled = tailscaled
+    def __init__(self, control: trio.Process) -> None:
         self._control = control
         self._pending = b""
 
-    async def up(self) -> bytes:
-        """Log tailscaled in; its own key."""
-        return bytes.fromhex((await self._ask("up")).removeprefix("nodekey:"))
+    def open_node(self, environment: Mapping[str, str] | None = None) -> AbstractAsyncContextManager[Tailscaled]:
+        """Start a tailscaled, with more environment variables."""
+        return open_tailscaled(require(TAILSCALED), environment or {})
 
-    async def add(self, key: bytes) -> None:
-        """A node with this key joins."""
-        await self._ask("add", f"nodekey:{key.hex()}")
+    async def set_map(self, derp_map: dict[str, Any]) -> None:
+        """The DERP map of those that are not up yet; without it there is none."""
+        await self._ask({"op": "map", "map": derp_map})
 
-    async def remove(self, key: bytes) -> None:
-        """It leaves."""
-        await self._ask("remove", f"nodekey:{key.hex()}")
+    async def up(self, node: Tailscaled) -> bytes:
+        """Log it in; its own key."""
+        reply = await self._ask({"op": "up"}, node)
+        return bytes.fromhex(reply["key"].removeprefix("nodekey:"))
 
-    async def down(self) -> None:
+    async def add(self, node: Tailscaled, key: bytes) -> None:
+        """One with this key joins, and `node` knows it."""
+        await self._ask({"op": "add", "key": f"nodekey:{key.hex()}"}, node)
+
+    async def remove(self, node: Tailscaled, key: bytes) -> None:
+        """It leaves, and `node` has forgotten it."""
+        await self._ask({"op": "remove", "key": f"nodekey:{key.hex()}"}, node)
+
+    async def down(self, node: Tailscaled) -> None:
         """What `tailscale down` does."""
-        await self._ask("down")
-
-    async def stop(self) -> None:
-        """End tailscaled as systemd would."""
-        assert await stop_process(self._tailscaled), self.output()
-
-    def output(self) -> str:
-        """What tailscaled has logged so far."""
-        return self._output.read_text(errors="replace")
-
-    async def wait_listening(self) -> None:
-        with trio.fail_after(PATIENCE_SECONDS):
-            while True:
-                assert self._tailscaled.poll() is None, self.output()
-                try:
-                    stream = await trio.open_unix_socket(self.socket)
-                except OSError:
-                    await trio.sleep(0.02)
-                    continue
-                await stream.aclose()
-                return
+        await self._ask({"op": "down"}, node)
 
     async def line(self) -> dict[str, str]:
         """The next line of the control server."""
@@ -75,43 +60,32 @@ class Tailnet:
                 self._pending += chunk
         line, _, self._pending = self._pending.partition(b"\n")
         reply: dict[str, str] = json.loads(line)
-        assert "error" not in reply, f"{reply['error']}\n{self.output()}"
         return reply
 
-    async def _ask(self, op: str, key: str = "") -> str:
+    async def _ask(self, request: dict[str, Any], node: Tailscaled | None = None) -> dict[str, str]:
         assert self._control.stdin is not None
-        request = {"op": op} | ({"key": key} if key else {})
+        if node is not None:
+            request["socket"] = str(node.socket)
         await self._control.stdin.send_all(json.dumps(request).encode() + b"\n")
-        return (await self.line())["key"]
+        reply = await self.line()
+        assert "error" not in reply, f"{reply['error']}\n{node.output() if node is not None else ''}"
+        return reply
 
 
 @asynccontextmanager
 async def open_tailnet() -> AsyncIterator[Tailnet]:
-    """Start both programs and end both by their ids."""
-    tailscaled, control = require(TAILSCALED), require(TAILSCALED_CONTROL)
-    with tempfile.TemporaryDirectory(prefix="tailnet-") as name:
-        folder = Path(name)
-        command = [str(tailscaled), "--tun=userspace-networking", "--port=0", "--no-logs-no-support"]
-        command += [f"--statedir={folder}", f"--state={folder / 'state'}", f"--socket={folder / 'tailscaled.sock'}"]
-        environment = os.environ | {"TS_LOGS_DIR": name}
-        with (folder / "output").open("wb") as output:
-            daemon = await trio.lowlevel.open_process(
-                command, stdin=DEVNULL, stdout=output, stderr=STDOUT, env=environment
-            )
-        server = await trio.lowlevel.open_process(
-            [str(control), f"-socket={folder / 'tailscaled.sock'}"], stdin=PIPE, stdout=PIPE, stderr=DEVNULL
-        )
-        tailnet = Tailnet(folder, daemon, server)
-        try:
-            await tailnet.wait_listening()
-            await tailnet.line()
-            yield tailnet
-        finally:
-            stopped = await stop_process(daemon)
-            server.kill()
-            with trio.CancelScope(shield=True):
-                await server.wait()
-                for pipe in (server.stdin, server.stdout):
-                    assert pipe is not None
-                    await pipe.aclose()
-        assert stopped, "tailscaled did not stop on SIGTERM"
+    """Start the control server, and end it by its id."""
+    server = await trio.lowlevel.open_process(
+        [str(require(TAILSCALED_CONTROL))], stdin=PIPE, stdout=PIPE, stderr=DEVNULL
+    )
+    tailnet = Tailnet(server)
+    try:
+        await tailnet.line()
+        yield tailnet
+    finally:
+        server.kill()
+        with trio.CancelScope(shield=True):
+            await server.wait()
+            for pipe in (server.stdin, server.stdout):
+                assert pipe is not None
+                await pipe.aclose()

@@ -1,11 +1,12 @@
 // Command control is the control server of a tailnet for tests, on loopback, around the genuine testcontrol package, and the
-// hand that drives one tailscaled in it.  First line on stdout: {"url": ...}.  Then one JSON request a line on stdin, one reply
-// each, in order:
+// hand that drives the tailscaleds in it.  First line on stdout: {"url": ...}.  Then one JSON request a line on stdin, one reply
+// each, in order.  Each but the first names the tailscaled that it is about by its socket, S:
 //
-//	{"op": "up"}                 log the tailscaled behind -socket in; reply {"key": "nodekey:..."}, its own key
-//	{"op": "add", "key": K}      K joins; the reply comes when that tailscaled knows it
-//	{"op": "remove", "key": K}   K is taken from its netmap; the reply comes when it has forgotten it
-//	{"op": "down"}               `tailscale down`
+//	{"op": "map", "map": M}                   the tailnet's DERP map, a tailcfg.DERPMap; before the first tailscaled is up
+//	{"op": "up", "socket": S}                 log it in; reply {"key": "nodekey:..."}, its own key
+//	{"op": "add", "socket": S, "key": K}      K joins; the reply comes when that tailscaled knows it
+//	{"op": "remove", "socket": S, "key": K}   K is taken from its netmap; the reply comes when it has forgotten it
+//	{"op": "down", "socket": S}               `tailscale down`
 //
 // It ends with its stdin.
 package main
@@ -15,13 +16,13 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
 	"log"
 	"net"
 	"net/http"
 	"net/netip"
 	"os"
+	"slices"
 	"time"
 
 	"tailscale.com/client/local"
@@ -35,21 +36,26 @@ import (
 const patience = 30 * time.Second
 
 type request struct {
-	Op  string         `json:"op"`
-	Key key.NodePublic `json:"key"`
+	Op     string           `json:"op"`
+	Socket string           `json:"socket"`
+	Key    key.NodePublic   `json:"key"`
+	Map    *tailcfg.DERPMap `json:"map"`
 }
 
 type tailnet struct {
 	url     string
 	control *testcontrol.Server
-	client  *local.Client
-	self    key.NodePublic
+	nodes   map[string]*node
 	ids     map[key.NodePublic]tailcfg.NodeID
 }
 
+// node is one tailscaled.
+type node struct {
+	client *local.Client
+	self   key.NodePublic
+}
+
 func main() {
-	socket := flag.String("socket", "", "the tailscaled's socket")
-	flag.Parse()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		log.Fatal(err)
@@ -59,7 +65,7 @@ func main() {
 		url: url,
 		// An empty DERP map: the default one is of relays on the internet.
 		control: &testcontrol.Server{ExplicitBaseURL: url, DERPMap: &tailcfg.DERPMap{}, Logf: log.Printf},
-		client:  &local.Client{Socket: *socket, UseSocketOnly: true},
+		nodes:   map[string]*node{},
 		ids:     map[key.NodePublic]tailcfg.NodeID{},
 	}
 	go func() { log.Fatal(http.Serve(listener, t.control)) }()
@@ -87,18 +93,27 @@ func (t *tailnet) answer(line []byte) (map[string]any, error) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
+	if asked.Op == "map" {
+		t.control.DERPMap = asked.Map
+		return map[string]any{}, nil
+	}
+	n := t.nodes[asked.Socket]
+	if n == nil {
+		n = &node{client: &local.Client{Socket: asked.Socket, UseSocketOnly: true}}
+		t.nodes[asked.Socket] = n
+	}
 	var err error
 	switch asked.Op {
 	case "up":
-		err = t.up(ctx)
+		err = t.up(ctx, n)
 	case "add":
-		err = t.add(ctx, asked.Key)
+		err = t.add(ctx, n, asked.Key)
 	case "remove":
-		err = t.remove(ctx, asked.Key)
+		err = t.remove(ctx, n, asked.Key)
 	case "down":
 		wanted := &ipn.MaskedPrefs{WantRunningSet: true}
-		if _, err = t.client.EditPrefs(ctx, wanted); err == nil {
-			err = t.wait(ctx, "Stopped")
+		if _, err = n.client.EditPrefs(ctx, wanted); err == nil {
+			err = n.wait(ctx, "Stopped")
 		}
 	default:
 		err = fmt.Errorf("no such op: %q", asked.Op)
@@ -106,38 +121,38 @@ func (t *tailnet) answer(line []byte) (map[string]any, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", asked.Op, err)
 	}
-	return map[string]any{"key": t.self.String()}, nil
+	return map[string]any{"key": n.self.String()}, nil
 }
 
-func (t *tailnet) up(ctx context.Context) error {
+func (t *tailnet) up(ctx context.Context, n *node) error {
 	prefs := ipn.NewPrefs()
-	prefs.ControlURL, prefs.WantRunning, prefs.Hostname = t.url, true, "relay-host"
-	if err := t.client.Start(ctx, ipn.Options{UpdatePrefs: prefs}); err != nil {
+	prefs.ControlURL, prefs.WantRunning, prefs.Hostname = t.url, true, fmt.Sprintf("node%d", len(t.nodes))
+	if err := n.client.Start(ctx, ipn.Options{UpdatePrefs: prefs}); err != nil {
 		return err
 	}
-	if err := t.client.StartLoginInteractive(ctx); err != nil {
+	if err := n.client.StartLoginInteractive(ctx); err != nil {
 		return err
 	}
-	// It would be Running with a relay to talk to; the netmap is there before that.
-	if err := t.wait(ctx, "Starting"); err != nil {
+	// Without a relay to talk to it stays Starting; the netmap is there in both.
+	if err := n.wait(ctx, "Starting", "Running"); err != nil {
 		return err
 	}
-	status, err := t.client.StatusWithoutPeers(ctx)
+	status, err := n.client.StatusWithoutPeers(ctx)
 	if err != nil {
 		return err
 	}
-	t.self = status.Self.PublicKey
-	return t.control.AwaitNodeInMapRequest(ctx, t.self)
+	n.self = status.Self.PublicKey
+	return t.control.AwaitNodeInMapRequest(ctx, n.self)
 }
 
-func (t *tailnet) wait(ctx context.Context, state string) error {
+func (n *node) wait(ctx context.Context, states ...string) error {
 	return poll(ctx, func() (bool, error) {
-		status, err := t.client.StatusWithoutPeers(ctx)
-		return err == nil && status.BackendState == state, err
+		status, err := n.client.StatusWithoutPeers(ctx)
+		return err == nil && slices.Contains(states, status.BackendState), err
 	})
 }
 
-func (t *tailnet) add(ctx context.Context, k key.NodePublic) error {
+func (t *tailnet) add(ctx context.Context, n *node, k key.NodePublic) error {
 	id := tailcfg.NodeID(1000 + len(t.ids))
 	t.ids[k] = id
 	address := netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64, 9, byte(len(t.ids))}), 32)
@@ -153,20 +168,20 @@ func (t *tailnet) add(ctx context.Context, k key.NodePublic) error {
 		Addresses:         []netip.Prefix{address},
 		AllowedIPs:        []netip.Prefix{address},
 	})
-	return t.known(ctx, k, true)
+	return n.known(ctx, k, true)
 }
 
-func (t *tailnet) remove(ctx context.Context, k key.NodePublic) error {
-	if !t.control.AddRawMapResponse(t.self, &tailcfg.MapResponse{PeersRemoved: []tailcfg.NodeID{t.ids[k]}}) {
+func (t *tailnet) remove(ctx context.Context, n *node, k key.NodePublic) error {
+	if !t.control.AddRawMapResponse(n.self, &tailcfg.MapResponse{PeersRemoved: []tailcfg.NodeID{t.ids[k]}}) {
 		return errors.New("the tailscaled does not listen to us")
 	}
-	return t.known(ctx, k, false)
+	return n.known(ctx, k, false)
 }
 
 // known waits until the tailscaled, asked as the genuine relay asks it, knows the key or does not.
-func (t *tailnet) known(ctx context.Context, k key.NodePublic, wanted bool) error {
+func (n *node) known(ctx context.Context, k key.NodePublic, wanted bool) error {
 	return poll(ctx, func() (bool, error) {
-		_, err := t.client.WhoIsNodeKey(ctx, k)
+		_, err := n.client.WhoIsNodeKey(ctx, k)
 		if err != nil && !errors.Is(err, local.ErrPeerNotFound) {
 			return false, err
 		}
