@@ -35,9 +35,9 @@ _log = logging.getLogger("derp.mesh")
 # stays away is asked as rarely as a genuine one would.  All are spread, so that a region does not dial in step.
 _FIRST_RETRY_SECONDS: Final = 0.2
 _MAX_RETRY_SECONDS: Final = 5.0
-# So long a restart takes with certificates to read and a unit to stop: until then nobody waits for more than a second.
-_RESTART_SECONDS: Final = 30.0
-_RESTART_RETRY_SECONDS: Final = 1.0
+# A relay that was good a moment ago is most likely being restarted or replaced: (seconds since then, longest wait).  A
+# refused connection costs both sides nearly nothing, and each wait is packets lost.
+_RESTART: Final = ((5.0, 0.25), (30.0, 1.0))
 # A connection that lasted so long was a good one: its end is news, and the first attempt after it comes soon again.
 _SETTLED_SECONDS: Final = 10.0
 _CONNECT_SECONDS: Final = 10.0
@@ -227,7 +227,7 @@ class Mesh:
 
 def retry_seconds(failures: int, since_lost_seconds: float) -> float:
     """How long to wait before the next attempt, after so many that failed since a good connection ended."""
-    longest = _RESTART_RETRY_SECONDS if since_lost_seconds < _RESTART_SECONDS else _MAX_RETRY_SECONDS
+    longest = next((wait for until, wait in _RESTART if since_lost_seconds < until), _MAX_RETRY_SECONDS)
     return min(math.ldexp(_FIRST_RETRY_SECONDS, min(failures, 10)), longest)
 
 

@@ -404,7 +404,15 @@ async def test_a_relay_that_drains_stays_in_the_mesh_until_its_clients_have_left
 
 @pytest.mark.parametrize(
     ("failures", "since_lost", "seconds"),
-    [(0, 0.0, 0.2), (1, 0.5, 0.4), (2, 1.0, 0.8), (3, 2.0, 1.0), (20, 29.0, 1.0), (20, 31.0, 5.0), (5, math.inf, 5.0)],
+    [
+        (0, 0.0, 0.2),
+        (1, 0.5, 0.25),
+        (9, 4.9, 0.25),
+        (3, 5.0, 1.0),
+        (20, 29.0, 1.0),
+        (20, 31.0, 5.0),
+        (2, math.inf, 0.8),
+    ],
 )
 def test_a_relay_that_restarts_is_asked_often(failures: int, since_lost: float, seconds: float) -> None:
     assert retry_seconds(failures, since_lost) == pytest.approx(seconds)
