@@ -25,6 +25,10 @@ class CoordinatorReading:
     delivered: int  # peer updates handed to receivers
     overflows: int  # peers dropped because they did not read
     telemetry_events: int
+    telemetry_unreadable: int  # calls whose events did not decode
+    connection_reports: int
+    connection_reports_unreadable: int
+    boundary_logs: int
     refused_calls: int
     refused_at_door: int
     map_version: int
@@ -60,6 +64,14 @@ class CoordinatorCollector(Collector):
             ("tailnet_overflows", "Peers dropped because they did not read.", reading.overflows),
             ("tailnet_ready_for_handshake", "Handshakes announced.", core.ready_for_handshake),
             ("tailnet_telemetry_events", "Telemetry events received.", reading.telemetry_events),
+            ("tailnet_telemetry_unreadable", "Telemetry calls that did not decode.", reading.telemetry_unreadable),
+            ("tailnet_connection_reports", "Connections that agents reported.", reading.connection_reports),
+            (
+                "tailnet_connection_reports_unreadable",
+                "Reports of connections that said nothing of use.",
+                reading.connection_reports_unreadable,
+            ),
+            ("tailnet_boundary_logs", "Lines that agents' boundaries logged.", reading.boundary_logs),
             ("tailnet_refused_calls", "Calls refused because a connection had too many.", reading.refused_calls),
             ("tailnet_refused_at_door", "RPC connections turned away.", reading.refused_at_door),
         )

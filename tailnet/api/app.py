@@ -1,7 +1,7 @@
 """The HTTP API as one ASGI app (layer L3): routes, and every error in the one form that SDKs read.
 
 `create_app(services)` is served by Hypercorn behind the front door (server/server.py).  One file per resource:
-connection.py, derp_map.py, health.py, debug.py.  The RPC websockets never come here: see doors.py.
+agents.py, connection.py, derp_map.py, health.py, debug.py.  The RPC websockets never come here: see doors.py.
 """
 
 import logging
@@ -12,11 +12,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
-from tailnet.api import connection, debug, derp_map, health
+from tailnet.api import agents, connection, debug, derp_map, health
 from tailnet.api.answers import GoJsonResponse, refusal_response
 from tailnet.api.services import Services
 from tailnet.auth import refusals
 from tailnet.auth.refusals import Refused, Validation
+from tailnet.errors import StoreError
 
 _log = logging.getLogger("tailnet.api")
 
@@ -33,9 +34,11 @@ def create_app(services: Services) -> FastAPI:
         default_response_class=GoJsonResponse,
     )
     app.state.services = services
-    for resource in (connection, derp_map, health, debug):
+    # An agent's own resource after those whose fixed name could be taken for its id.
+    for resource in (connection, agents, derp_map, health, debug):
         app.include_router(resource.router)
     app.add_exception_handler(Refused, _answer_refused)
+    app.add_exception_handler(StoreError, _answer_store)
     app.add_exception_handler(HTTPException, _answer_http)
     app.add_exception_handler(RequestValidationError, _answer_invalid)
     app.add_exception_handler(Exception, _answer_broken)
@@ -51,6 +54,11 @@ def create_app(services: Services) -> FastAPI:
 async def _answer_refused(asked: HTTPConnection, error: Exception) -> Response:
     assert isinstance(error, Refused)
     return await _answer(asked, error)
+
+
+async def _answer_store(asked: HTTPConnection, error: Exception) -> Response:
+    _log.error("! %s: %s", asked.url.path, error)
+    return await _answer(asked, refusals.store_unreachable())
 
 
 async def _answer_http(asked: HTTPConnection, error: Exception) -> Response:

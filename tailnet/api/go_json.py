@@ -1,6 +1,7 @@
 """JSON as Go's encoder writes it: what genuine clients and their tests compare against (layer L3)."""
 
 import json
+from datetime import UTC, datetime
 from typing import Final
 
 _ESCAPES: Final = str.maketrans(
@@ -12,3 +13,9 @@ def go_json(value: object) -> bytes:
     """One value and a newline, compact, with Go's escapes.  None is `null`."""
     text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
     return (text.translate(_ESCAPES) + "\n").encode("utf-8", "replace")
+
+
+def go_time(moment: datetime) -> str:
+    """A moment in UTC as Go writes it: RFC 3339, the fraction without trailing noughts, absent when it is nought."""
+    text = moment.astimezone(UTC).replace(tzinfo=None).isoformat()
+    return (text.rstrip("0") if "." in text else text) + "Z"

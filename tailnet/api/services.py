@@ -6,6 +6,7 @@ functions take as arguments.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Annotated, Protocol
 
 import trio
@@ -20,6 +21,7 @@ from tailnet.config import CoordinatorConfig
 from tailnet.coordinator.explain import Snapshot
 from tailnet.server.derpmaps import DerpMaps
 from tailnet.store.rows import AgentIdentity, UserIdentity
+from tailnet.store.store import Store
 from tailnet.types import PeerID
 
 
@@ -38,6 +40,10 @@ class TailnetView(Protocol):
         """Why A does, or does not, know B: sentences, the verdict last."""
         ...
 
+    def node(self, peer_id: PeerID) -> bytes | None:
+        """The last Node message of a peer, serialized; None without one."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Services:
@@ -45,11 +51,13 @@ class Services:
 
     config: CoordinatorConfig
     callers: Callers
+    store: Store
     derp_maps: DerpMaps
     tailnet: TailnetView
     access_url: str  # how clients reach us, also when the settings leave it open
     not_ready: Callable[[], Sequence[str]]  # why requests should go elsewhere; empty when they should come
     metrics: Callable[[], bytes]  # a page in Prometheus' text format
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     closing: trio.Event = field(default_factory=trio.Event)  # set when the server begins to leave
 
 

@@ -50,6 +50,12 @@ def explain(coordinator: Coordinator[Any], a: PeerID, b: PeerID, now: float) -> 
     return list(_explain(coordinator, a, b, now))
 
 
+def last_node(coordinator: Coordinator[Any], peer_id: PeerID) -> bytes | None:
+    """The Node message that a peer sent last, serialized; None if it is not known or has sent none."""
+    peer = coordinator.peers.get(peer_id)
+    return peer.node.raw if peer is not None and peer.node is not None else None
+
+
 def _view(peer: Peer[Any], now: float) -> PeerView:
     links = peer.links.items()
     connected = peer.connection is not None

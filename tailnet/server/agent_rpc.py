@@ -5,6 +5,7 @@ truly wrong is one.  Called as tasks by server/service.py; state is the store's.
 """
 
 import logging
+import re
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -49,11 +50,22 @@ _EXTERNAL_NAME: Final = "External"
 _EXTERNAL_ICON: Final = "/emojis/1f310.png"
 # Longest value and error of one metadata script that is kept: the reference's number.
 MAX_METADATA_BYTES: Final = 2048
+# A version is some ten characters, of a development build some fifty; a path on Linux ends at 4096.
+MAX_VERSION_CHARS: Final = 256
+MAX_DIRECTORY_CHARS: Final = 4096
+# A semantic version as Go's module tools read it: with a leading v, minor and patch may be left out.
+_NUMBER: Final = r"(0|[1-9][0-9]*)"
+_PRE: Final = r"(0|[1-9][0-9]*|[0-9]*[A-Za-z-][0-9A-Za-z-]*)"
+_SEMVER: Final = re.compile(
+    rf"v{_NUMBER}(\.{_NUMBER}(\.{_NUMBER}(-{_PRE}(\.{_PRE})*)?(\+[0-9A-Za-z-]+(\.[0-9A-Za-z-]+)*)?)?)?"
+)
 # Agents whose external source is known to exist; forgetting them costs one write each.
 MAX_KNOWN_SOURCES: Final = 100_000
 # Five minutes: a disk that is full, or a store that is being restored, until somebody has looked.
 STORE_RETRY_SECONDS: Final = 5.0
 STORE_TRIES: Final = 60
+# Go's zero time: the agent did not say when.
+_NEVER: Final = datetime(1, 1, 1, tzinfo=UTC)
 _UNKNOWN_LIFECYCLE: Final = frozenset({agent.Lifecycle.STATE_UNSPECIFIED})
 
 
@@ -83,6 +95,7 @@ class AgentService:
         self._logs: WriteBatch[LogBatch] = WriteBatch(store, lambda batches: store.insert_logs(batches, clock()))
         self._external_sources: set[PeerID] = set()
         self.connection_reports = 0
+        self.connection_reports_unreadable = 0
         self.boundary_logs = 0
 
     def unary(self) -> Mapping[str, Unary]:
@@ -163,6 +176,8 @@ class AgentService:
             moment = convert.moment(lifecycle.changed_at) if lifecycle.HasField("changed_at") else self._clock()
         except MalformedField as error:
             raise RpcError(f"lifecycle: changed_at: {error}") from error
+        if moment == _NEVER:
+            moment = self._clock()
         change = LifecycleChange(caller.peer_id, LifecycleState(lifecycle.state), moment)
         await _insist(lambda: self._lifecycles.add(change))
         self._changed(_identity(caller).owner_id)
@@ -170,8 +185,19 @@ class AgentService:
 
     async def update_startup(self, caller: Caller, request: Any) -> Message:
         startup = request.startup
-        names = [agent.Startup.Subsystem.Name(each) for each in startup.subsystems if each in _SUBSYSTEMS]
-        row = Startup(caller.peer_id, startup.version[:256], startup.expanded_directory[:4096], names, "2.0")
+        if len(startup.version) > MAX_VERSION_CHARS or not _SEMVER.fullmatch(startup.version):
+            raise RpcError(f"startup: version wants the form v1.2.3, got {startup.version[:MAX_VERSION_CHARS]!r}")
+        if agent.Startup.SUBSYSTEM_UNSPECIFIED in startup.subsystems:
+            raise RpcError("startup: a subsystem is unspecified: leave it out")
+        # Subsystems without a name here are those of newer agents, and no reason to turn one away.
+        names = sorted({agent.Startup.Subsystem.Name(each) for each in startup.subsystems if each in _SUBSYSTEMS})
+        row = Startup(
+            caller.peer_id,
+            startup.version,
+            startup.expanded_directory[:MAX_DIRECTORY_CHARS],
+            names,
+            caller.api_version,
+        )
         await _insist(lambda: self._startups.add(row))
         return agent.Startup.FromString(startup.SerializeToString())
 
@@ -227,6 +253,11 @@ class AgentService:
         return agent.PushResourcesMonitoringUsageResponse()
 
     async def report_connection(self, caller: Caller, request: Any) -> Message:
+        report = request.connection
+        if len(report.id) != 16 or report.action not in _ACTIONS:
+            # Not worth an agent's connection: what it reports is over, and an error would have it come again.
+            self.connection_reports_unreadable += 1
+            return Empty()
         self.connection_reports += 1
         return Empty()
 
@@ -305,4 +336,5 @@ def _identity(caller: Caller) -> AgentIdentity:
     return caller.identity
 
 
+_ACTIONS: Final = frozenset({agent.Connection.CONNECT, agent.Connection.DISCONNECT})
 _SUBSYSTEMS: Final = frozenset(agent.Startup.Subsystem.values()) - {agent.Startup.SUBSYSTEM_UNSPECIFIED}

@@ -145,7 +145,8 @@ class Entrance:
         self._plane.greeted.pop(link, None)
         link.send_raw(answer)
         link.codec = WebSocketDecoder(True, MAX_MESSAGE_BYTES)
-        caller = Caller(accepted.peer_id, _policy(accepted), _name(accepted), accepted.agent or accepted.user)
+        version = str(accepted.version) if accepted.version is not None else ""
+        caller = Caller(accepted.peer_id, _policy(accepted), _name(accepted), accepted.agent or accepted.user, version)
         if accepted.door in (Door.CLIENT, Door.CLIENT_OF_MANY, Door.LEGACY_CLIENT):
             caller.identity = accepted.user
         if accepted.door in (Door.LEGACY_AGENT, Door.LEGACY_CLIENT):

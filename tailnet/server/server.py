@@ -33,7 +33,7 @@ from tailnet.auth.backends import StoreCallers
 from tailnet.auth.policy import Right, workspace_rights
 from tailnet.config import CoordinatorConfig
 from tailnet.coordinator.core import Coordinator
-from tailnet.coordinator.explain import Snapshot, explain, snapshot
+from tailnet.coordinator.explain import Snapshot, explain, last_node, snapshot
 from tailnet.errors import RpcError
 from tailnet.metrics import CoordinatorReading, metrics_page
 from tailnet.rpc.yamux import SessionLimits
@@ -96,6 +96,7 @@ class CoordinatorServer:
         self.drained = trio.Event()
         self.closing = trio.Event()
         self.maps: DerpMaps
+        self.agents: AgentService
         self.service: TailnetService
         self.channels: Channels
         self.entrance: Entrance
@@ -113,6 +114,9 @@ class CoordinatorServer:
     def explain(self, a: PeerID, b: PeerID) -> list[str]:
         return explain(self.coordinator, a, b, self.reactor.now)
 
+    def node(self, peer_id: PeerID) -> bytes | None:
+        return last_node(self.coordinator, peer_id)
+
     def not_ready(self) -> Sequence[str]:
         """Why requests should go to another server now."""
         return ["draining: this server is about to stop"] if self.relay.is_draining else []
@@ -126,6 +130,10 @@ class CoordinatorServer:
             delivered=self.hub.delivered_count,
             overflows=self.hub.overflow_count,
             telemetry_events=self.service.telemetry_events,
+            telemetry_unreadable=self.service.telemetry_unreadable,
+            connection_reports=self.agents.connection_reports,
+            connection_reports_unreadable=self.agents.connection_reports_unreadable,
+            boundary_logs=self.agents.boundary_logs,
             refused_calls=self.service.refused_calls,
             refused_at_door=self.entrance.refused_count,
             map_version=self.maps.current.version,
@@ -181,6 +189,7 @@ class CoordinatorServer:
         services = Services(
             config=config,
             callers=self.callers,
+            store=self.store,
             derp_maps=self.maps,
             tailnet=self,
             access_url=access_url,
@@ -191,7 +200,7 @@ class CoordinatorServer:
         self._api = ApiServer(create_app(services), self._is_for_reactor, config.agent_ping_seconds)
 
     def _make_service(self, nursery: trio.Nursery) -> TailnetService:
-        agents = AgentService(self.store, self.maps, self.config, changed=self.feed.changed)
+        self.agents = AgentService(self.store, self.maps, self.config, changed=self.feed.changed)
 
         async def stream_maps(caller: Caller, request: Any, send: Callable[[bytes], bool]) -> None:
             published = self.maps.current
@@ -212,7 +221,7 @@ class CoordinatorServer:
             self.hub,
             lambda: self.keys.current,
             nursery=nursery,
-            unary=agents.unary(),
+            unary=self.agents.unary(),
             streams={STREAM_DERP_MAPS: stream_maps, WORKSPACE_UPDATES: self.feed.stream},
             authorise=may_reach,
             flush=self.reactor.flush,

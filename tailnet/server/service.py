@@ -52,6 +52,7 @@ class Caller:
     name: str  # for the log and the debug page
     # who it is to the store: an agent's or a user's row
     identity: Any = None
+    api_version: str = ""  # what was dialled, as `major.minor`; empty for peers of version 1
 
 
 class _TaskCall:

@@ -12,7 +12,7 @@ from tailnet.api.services import Services
 from tailnet.auth.backends import StoreCallers
 from tailnet.config import CoordinatorConfig
 from tailnet.coordinator.core import Coordinator
-from tailnet.coordinator.explain import Snapshot, explain, snapshot
+from tailnet.coordinator.explain import Snapshot, explain, last_node, snapshot
 from tailnet.server.derpmaps import DerpMaps
 from tailnet.server.embedded import embedded_region
 from tailnet.store.store import Store
@@ -40,6 +40,9 @@ class View:
     def explain(self, a: PeerID, b: PeerID) -> list[str]:
         return explain(self.coordinator, a, b, self.seconds)
 
+    def node(self, peer_id: PeerID) -> bytes | None:
+        return last_node(self.coordinator, peer_id)
+
 
 @dataclass
 class World:
@@ -65,10 +68,12 @@ def make_world(store: Store, config: CoordinatorConfig | None = None) -> World:
     services = Services(
         config=settings,
         callers=StoreCallers(store, lambda: NOW),
+        store=store,
         derp_maps=DerpMaps([], embedded_region(settings, [Listening("stun", "127.0.0.1", 3478)])),
         tailnet=view,
         access_url=ACCESS_URL,
         not_ready=read,
         metrics=lambda: b"tailnet_up 1\n",
+        clock=lambda: NOW,
     )
     return World(store, services, view, reasons)

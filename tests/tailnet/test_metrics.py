@@ -40,6 +40,10 @@ READING = CoordinatorReading(
     refused_at_door=21,
     map_version=22,
     map_failures={"a.json": 23},
+    telemetry_unreadable=24,
+    connection_reports=25,
+    connection_reports_unreadable=26,
+    boundary_logs=27,
 )
 
 
@@ -87,6 +91,10 @@ def test_every_number_has_its_name() -> None:
         "tailnet_refused_at_door_total": 21,
         "tailnet_derp_map_version": 22,
         "tailnet_derp_map_failures_total{a.json}": 23,
+        "tailnet_telemetry_unreadable_total": 24,
+        "tailnet_connection_reports_total": 25,
+        "tailnet_connection_reports_unreadable_total": 26,
+        "tailnet_boundary_logs_total": 27,
     }
 
 

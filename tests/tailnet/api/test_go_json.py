@@ -1,10 +1,11 @@
 """The bytes that Go's encoder would write."""
 
 import json
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
-from tailnet.api.go_json import go_json
+from tailnet.api.go_json import go_json, go_time
 
 
 @pytest.mark.parametrize(
@@ -24,3 +25,16 @@ def test_bytes(value: object, text: bytes) -> None:
 
 def test_half_a_surrogate_pair_is_no_crash() -> None:
     assert go_json("a\ud800") == b'"a?"\n'
+
+
+@pytest.mark.parametrize(
+    ("moment", "text"),
+    [
+        (datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC), "2026-01-02T03:04:05Z"),
+        (datetime(2026, 1, 2, 3, 4, 10, 678900, tzinfo=UTC), "2026-01-02T03:04:10.6789Z"),
+        (datetime(2026, 1, 2, 3, 4, 5, 1, tzinfo=timezone(timedelta(hours=2))), "2026-01-02T01:04:05.000001Z"),
+        (datetime(1, 1, 1, tzinfo=UTC), "0001-01-01T00:00:00Z"),
+    ],
+)
+def test_times(moment: datetime, text: str) -> None:
+    assert go_time(moment) == text

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tailnet.coordinator.explain import explain, snapshot
+from tailnet.coordinator.explain import explain, last_node, snapshot
 from tailnet.coordinator.messages import Request
 from tailnet.types import PeerID
 from tests.tailnet.coordinator.playbook import Playbook, make_node, peer_id
@@ -135,3 +135,10 @@ def test_the_snapshot_is_the_whole_truth() -> None:
     assert (c.policy, c.tunnels_to, c.told, c.updated_seconds) == ("client of many", (A, B), (), None)
     assert (b.peer_id, b.connected, b.policy, b.connected_seconds) == (B, False, "", None)
     assert [left.peer_id for left in page.departures] == [X]
+
+
+def test_the_last_node_is_that_which_peers_were_told() -> None:
+    book = Playbook()
+    book.run("connect a A agent\na: node a1\na: node a2\nconnect c C client A\nc: add X")
+    assert last_node(book.core, A) == make_node("a2").raw
+    assert [last_node(book.core, each) for each in (C, X, D)] == [None] * 3

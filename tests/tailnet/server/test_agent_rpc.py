@@ -35,7 +35,7 @@ class World:
 
     def caller(self, agent_id: bytes = MAIN) -> Caller:
         [identity] = self.store.agent_identities([type(MAIN)(agent_id)]).values()
-        return Caller(identity.id, AgentPolicy(identity.id), identity.name, identity)
+        return Caller(identity.id, AgentPolicy(identity.id), identity.name, identity, "2.7")
 
     async def call(self, name: str, request: Any, agent_id: bytes = MAIN) -> Any:
         with trio.fail_after(20):
@@ -94,6 +94,11 @@ async def test_lifecycles(world: World) -> None:
     assert row is not None
     assert (row.lifecycle_state, row.ready_at) == (LifecycleState.READY, datetime(2026, 5, 6, 7, 8, 9, tzinfo=UTC))
     assert world.changed == [make_id("alice")]
+    never = Timestamp(seconds=-62135596800)  # Go's zero time
+    await world.call("UpdateLifecycle", agent.UpdateLifecycleRequest(lifecycle={"state": 2, "changed_at": never}))
+    row = world.store.get_agent(MAIN)
+    assert row is not None
+    assert row.started_at == NOW
     await world.call("UpdateLifecycle", agent.UpdateLifecycleRequest(lifecycle={"state": agent.Lifecycle.OFF}))
     for bad in ({}, {"state": 99}, {"state": agent.Lifecycle.READY, "changed_at": Timestamp(seconds=1 << 60)}):
         with pytest.raises(RpcError, match="lifecycle"):
@@ -104,13 +109,39 @@ async def test_lifecycles(world: World) -> None:
 
 
 async def test_startup(world: World) -> None:
-    startup = {"version": "v2.20.0", "expanded_directory": "/home/me", "subsystems": [1, 0, 77]}
+    startup = {"version": "v2.20.0", "expanded_directory": "/home/me", "subsystems": [3, 1, 77, 3]}
     request = agent.UpdateStartupRequest(startup=startup)
     assert await world.call("UpdateStartup", request) == request.startup
     row = world.store.get_agent(MAIN)
     assert row is not None
     assert (row.version, row.expanded_directory) == ("v2.20.0", "/home/me")
-    assert list(row.subsystems) == [agent.Startup.Subsystem.Name(1)]
+    assert list(row.subsystems) == ["ENVBOX", "EXECTRACE"]  # each once, in order; one of the future is no error
+    assert row.api_version == "2.7"  # as dialled
+
+
+@pytest.mark.parametrize("version", ["v2.20.0", "v0.0.0-devel+5ec1a7b9c", "v2", "v2.20", "v2.20.0-rc.1"])
+async def test_versions_of_agents(world: World, version: str) -> None:
+    await world.call("UpdateStartup", agent.UpdateStartupRequest(startup={"version": version}))
+    row = world.store.get_agent(MAIN)
+    assert row is not None
+    assert row.version == version
+
+
+@pytest.mark.parametrize(
+    ("startup", "said"),
+    [
+        ({}, "form v1.2.3"),
+        *(({"version": bad}, "form v1.2.3") for bad in ("2.20.0", "v02.1.0", "v2.20.0-01", "v2.1-rc", "v1.2.3\n")),
+        ({"version": "v1.0.0-" + "a" * 300}, "form v1.2.3"),
+        ({"version": "v2.20.0", "subsystems": [1, 0]}, "unspecified"),
+    ],
+)
+async def test_start_ups_that_are_refused_change_nothing(world: World, startup: dict[str, Any], said: str) -> None:
+    with pytest.raises(RpcError, match=said):
+        await world.call("UpdateStartup", agent.UpdateStartupRequest(startup=startup))
+    row = world.store.get_agent(MAIN)
+    assert row is not None
+    assert (row.version, row.api_version) == ("", "")
 
 
 async def test_metadata_is_field_2_and_cut(world: World) -> None:
@@ -168,7 +199,10 @@ async def test_sub_agents(world: World) -> None:
 
 
 async def test_what_is_counted_or_declined(world: World) -> None:
-    await world.call("ReportConnection", agent.ReportConnectionRequest())
+    report = {"id": bytes(16), "action": agent.Connection.CONNECT}
+    for connection in (report, report | {"id": b"short"}, report | {"action": 0}, report | {"action": 9}, {}):
+        await world.call("ReportConnection", agent.ReportConnectionRequest(connection=connection))
+    assert world.service.connection_reports_unreadable == 4
     await world.call("ReportBoundaryLogs", agent.ReportBoundaryLogsRequest(logs=[{}, {}]))
     assert (world.service.connection_reports, world.service.boundary_logs) == (1, 2)
     with pytest.raises(Unimplemented):
@@ -232,5 +266,5 @@ async def test_a_store_that_stays_broken_is_an_error_in_the_end(world: World, mo
     monkeypatch.setattr(world.store, "update_startups", broken)
     service = World(world.store)
     with pytest.raises(RpcError, match="store failed"):
-        await service.call("UpdateStartup", agent.UpdateStartupRequest())
+        await service.call("UpdateStartup", agent.UpdateStartupRequest(startup={"version": "v2.20.0"}))
     assert tries == 3

@@ -147,6 +147,18 @@ async def test_an_agent_boots_with_all_its_calls_at_once(server: CoordinatorServ
     assert agent_row(server).lifecycle_state is LifecycleState.READY
 
 
+@pytest.mark.parametrize(("query", "version"), [("?version=2.11", "2.11"), ("", "2.0")])
+async def test_the_version_that_was_dialled_is_shown(server: CoordinatorServer, query: str, version: str) -> None:
+    async with open_peer(server, AGENT_DOOR.partition("?")[0] + query, agent_token("main")) as peer:
+        request = agent.UpdateStartupRequest(startup={"version": "v2.20.0", "subsystems": [2, 1]})
+        assert await peer.call(AGENT + "UpdateStartup", request, agent.Startup) == request.startup
+        async with open_connection(server) as stream:
+            head = f"GET /api/v2/workspaceagents/{MAIN} HTTP/1.1\r\nHost: x\r\nCoder-Session-Token: {ALICE}\r\n\r\n"
+            await stream.send_all(head.encode())
+            body = (await read_answer(stream)).json()
+    assert (body["api_version"], body["version"], body["subsystems"]) == (version, "v2.20.0", ["envbox", "envbuilder"])
+
+
 async def test_an_unknown_rpc_is_code_12_and_the_connection_lives(server: CoordinatorServer) -> None:
     async with open_peer(server, AGENT_DOOR, agent_token("main")) as peer:
         with pytest.raises(RpcError) as caught:
