@@ -5,6 +5,7 @@ its flag; a flag is stronger than the environment, that than the file, that than
 one ConfigError with place, key and what to write instead.  The kinds of values are those of derp/config/parse.py.
 """
 
+import json
 import os
 import re
 import resource
@@ -28,8 +29,20 @@ MAX_REGION_ID: Final = (1 << 31) - 1
 # Settings are a few hundred bytes; a path to a device or a log must not fill our memory.
 MAX_FILE_BYTES: Final = 1024 * 1024
 DAY_SECONDS: Final = 86_400.0
+# A terminal's screen has 80 x 24 characters; more than one of them before each prompt is read by nobody.
+MAX_BANNER_CHARS: Final = 2_000
+MAX_BANNERS: Final = 10
 # A service called `tailnet` makes Kubernetes put these into every container of its namespace.
 _KUBERNETES_LINK: Final = re.compile(rf"{ENVIRONMENT_PREFIX}(SERVICE|PORT)(_.*)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Banner:
+    """What agents show to whoever logs in.  The colour is for pages that show it too; empty leaves it to them."""
+
+    message: str
+    background_color: str = ""
+    enabled: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +83,7 @@ class CoordinatorConfig:
     agent_ping_seconds: float = 15.0
     agent_inactive_seconds: float = 0.0  # 0: twice the ping
     stats_interval_seconds: float = 300.0
+    announcement_banners: tuple[Banner, ...] = ()  # read again on SIGHUP
 
     # Load, as derp/config/relay.py argues.
     accept_connection_limit: float = 5_000.0
@@ -171,6 +185,17 @@ def load_config(
     return _build(given, resource.getrlimit(resource.RLIMIT_NOFILE)[1] if open_files is None else open_files)
 
 
+def changed_flags(before: CoordinatorConfig, after: CoordinatorConfig) -> list[str]:
+    """The flags of the settings in which two configurations differ; TLS is named by its certificate."""
+    attributes = {setting.attribute or setting.name: setting.flag for setting in SETTINGS}
+    attributes["tls"] = BY_NAME["tls_cert"].flag
+    return [
+        flag
+        for name, flag in attributes.items()
+        if name in _ATTRIBUTES and getattr(before, name) != getattr(after, name)
+    ]
+
+
 # The kinds that derp/config/parse.py does not have.
 
 
@@ -203,10 +228,41 @@ def _text(limit: int) -> Callable[[object], str]:
     return parse_text
 
 
+def _banners(value: object) -> tuple[Banner, ...]:
+    """A list of tables; as text the same as JSON, or the message of the one that there is."""
+    items: object = value
+    if isinstance(value, str):
+        items = [{"message": value}] if value else []
+        if value.lstrip().startswith("["):
+            try:
+                items = json.loads(value)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"begins as a JSON list and is none: {str(error)[:80]}") from None
+    if not isinstance(items, list) or len(items) > MAX_BANNERS:
+        raise ValueError(f"wants a message, or a list of at most {MAX_BANNERS} banners, got {value!r:.80}")
+    return tuple(_banner(each) for each in items)
+
+
+def _banner(value: object) -> Banner:
+    if not isinstance(value, dict) or not value.keys() <= _BANNER_KEYS or "message" not in value:
+        raise ValueError(f"wants banners as tables of {', '.join(_BANNER_KEYS)}, got {value!r:.80}")
+    message, color = value["message"], value.get("background_color", "")
+    # It goes to terminals as it is: beside line breaks nothing that moves a cursor or rings a bell.
+    if not isinstance(message, str) or not 0 < len(message) <= MAX_BANNER_CHARS:
+        raise ValueError(f"wants a message of 1 to {MAX_BANNER_CHARS} characters, got {message!r:.80}")
+    if not message.replace("\n", "").isprintable() or not message.strip():
+        raise ValueError(f"wants a message that can be printed, got {message!r:.80}")
+    if not isinstance(color, str) or not (color == "" or _COLOR.fullmatch(color)):
+        raise ValueError(f'wants a background_color such as "#004852", got {color!r:.80}')
+    return Banner(message, color, parse.boolean(value.get("enabled", True)))
+
+
 def _suffix(value: object) -> str:
     return "" if value == "" else parse.host_name(value)
 
 
+_BANNER_KEYS: Final = dict.fromkeys(("message", "background_color", "enabled")).keys()
+_COLOR: Final = re.compile(r"#[0-9A-Fa-f]{6}")
 _ACCESS_URL: Final = parse.url("http", "https")
 _SECONDS: Final = parse.duration(1, 3_600)
 
@@ -269,6 +325,12 @@ SETTINGS: Final = (
         "DURATION",
         "how often agents report statistics, 5m by default",
         "stats_interval_seconds",
+    ),
+    Setting(
+        "announcement_banners",
+        _banners,
+        "MESSAGE|JSON",
+        "what agents show at log-in, nothing by default; read again on SIGHUP",
     ),
     Setting(
         "accept_connection_limit", parse.rate, "NUMBER", "new connections per second, 5000 by default; inf: no limit"

@@ -68,9 +68,9 @@ def _settings_as_options(command: Callable[..., None]) -> Callable[..., None]:
 def serve(config: str | None, as_json: bool, **given: str | bool | None) -> None:
     """Serve API, RPC and relay on one port until SIGTERM or SIGINT, which drain it.
 
-    SIGHUP reads DERP maps and certificates again.  Each setting may also stand in the TOML file, under its long name
-    with underscores, or in the environment as TAILNET_<NAME>; flags are stronger than the environment, that than the
-    file.
+    SIGHUP reads DERP maps, certificates and announcement banners again.  Each setting may also stand in the TOML file,
+    under its long name with underscores, or in the environment as TAILNET_<NAME>; flags are stronger than the
+    environment, that than the file.
     """
     flags = {
         name: str(value).lower() if BY_NAME[name].is_switch else str(value)
@@ -90,7 +90,7 @@ def serve(config: str | None, as_json: bool, **given: str | bool | None) -> None
                 folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="tailnet-dev-"))
                 settings = replace(settings, store=f"sqlite:///{Path(folder) / 'tailnet.db'}")
             demo = make_demo(settings.store)
-        trio.run(_serve, settings, demo, as_json)
+        trio.run(_serve, settings, demo, as_json, lambda: load_config(flags, config_file=config))
 
 
 def make_demo(store_url: str) -> Demo:
@@ -117,7 +117,9 @@ def make_demo(store_url: str) -> Demo:
     return Demo(username, user_token, agent_id, agent_token)
 
 
-async def _serve(config: CoordinatorConfig, demo: Demo | None, as_json: bool) -> None:
+async def _serve(
+    config: CoordinatorConfig, demo: Demo | None, as_json: bool, reread: Callable[[], CoordinatorConfig]
+) -> None:
     # Imported here: `tailnet admin` need not wait for a server.
     from tailnet.server.server import serve_coordinator
 
@@ -126,7 +128,7 @@ async def _serve(config: CoordinatorConfig, demo: Demo | None, as_json: bool) ->
         for notice in config.notices:
             _log.warning("! %s", notice)
         async with trio.open_nursery() as nursery:
-            server: CoordinatorServer = await nursery.start(serve_coordinator, config)
+            server: CoordinatorServer = await nursery.start(serve_coordinator, config, reread)
             # Modules and settings live as long as we do; the collector need not look at them ever again.
             gc.collect()
             gc.freeze()

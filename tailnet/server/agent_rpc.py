@@ -19,7 +19,7 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
 from tailnet.auth.tokens import agent_token_digest
-from tailnet.config import CoordinatorConfig
+from tailnet.config import Banner, CoordinatorConfig
 from tailnet.errors import MalformedField, RpcError, StoreError, Unimplemented
 from tailnet.proto import convert
 from tailnet.proto.generated import agent_pb2 as agent
@@ -94,6 +94,7 @@ class AgentService:
         )
         self._logs: WriteBatch[LogBatch] = WriteBatch(store, lambda batches: store.insert_logs(batches, clock()))
         self._external_sources: set[PeerID] = set()
+        self.banners = config.announcement_banners  # the server gives others when settings are read again
         self.connection_reports = 0
         self.connection_reports_unreadable = 0
         self.boundary_logs = 0
@@ -149,10 +150,21 @@ class AgentService:
         return manifest
 
     async def get_service_banner(self, caller: Caller, request: Any) -> Message:
+        # The one banner that agents before API 2.1 can show.
+        for each in self._shown():
+            return agent.ServiceBanner(enabled=True, message=each.message, background_color=each.background_color)
         return agent.ServiceBanner()
 
     async def get_announcement_banners(self, caller: Caller, request: Any) -> Message:
-        return agent.GetAnnouncementBannersResponse()
+        banners = [
+            agent.BannerConfig(enabled=True, message=each.message, background_color=each.background_color)
+            for each in self._shown()
+        ]
+        return agent.GetAnnouncementBannersResponse(announcement_banners=banners)
+
+    def _shown(self) -> list[Banner]:
+        # One that is switched off stays at home: agents need not be trusted to keep quiet about it.
+        return [each for each in self.banners if each.enabled]
 
     async def update_stats(self, caller: Caller, request: Any) -> Message:
         # The first call carries nothing: the agent only asks for the interval, and takes whatever it is told.

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any, Final
 
 import trio
@@ -31,10 +32,10 @@ from tailnet.api.doors import RpcDoors
 from tailnet.api.services import Services
 from tailnet.auth.backends import StoreCallers
 from tailnet.auth.policy import Right, workspace_rights
-from tailnet.config import CoordinatorConfig
+from tailnet.config import CoordinatorConfig, changed_flags
 from tailnet.coordinator.core import Coordinator
 from tailnet.coordinator.explain import Snapshot, explain, last_node, snapshot
-from tailnet.errors import RpcError
+from tailnet.errors import ConfigError, RpcError
 from tailnet.metrics import CoordinatorReading, metrics_page
 from tailnet.rpc.yamux import SessionLimits
 from tailnet.server.agent_rpc import AgentService
@@ -61,12 +62,17 @@ STREAM_DERP_MAPS: Final = "/coder.tailnet.v2.Tailnet/StreamDERPMaps"
 WORKSPACE_UPDATES: Final = "/coder.tailnet.v2.Tailnet/WorkspaceUpdates"
 _RELAY_PATHS: Final = ("/derp", "/derp/probe", "/derp/latency-check", "/generate_204", "/bootstrap-dns")
 
+Reread = Callable[[], CoordinatorConfig]
+
 
 class CoordinatorServer:
     """A running coordinator.  serve_coordinator makes it; it ends when cancelled or when `drain` is done."""
 
-    def __init__(self, config: CoordinatorConfig, store: Store, private: NodePrivate) -> None:
+    def __init__(
+        self, config: CoordinatorConfig, store: Store, private: NodePrivate, reread: Reread | None = None
+    ) -> None:
         self.config = config
+        self._reread = reread
         self.store = store
         self.reactor = Reactor()
         self.relay = Relay(config.relay_config(private), self.reactor)
@@ -283,9 +289,26 @@ class CoordinatorServer:
             self.ports.look()
 
     def reload(self) -> None:
-        """Look at files again now: certificates and DERP maps."""
+        """Look at files again now: settings, certificates and DERP maps."""
+        if self._reread is not None:
+            self._apply(self._reread)
         self.ports.look_at_certificate()
         self.maps.reload_nowait()
+
+    def _apply(self, reread: Reread) -> None:
+        """Take from the settings as they are now what can change while we run; name the rest."""
+        try:
+            config = reread()
+        except ConfigError as error:
+            _log.error("! the settings stay as they were: %s", error)
+            return
+        self.agents.banners = config.announcement_banners
+        # --dev names a store of its own for this run.
+        waiting = changed_flags(
+            replace(self.config, announcement_banners=(), store=""), replace(config, announcement_banners=(), store="")
+        )
+        if waiting:
+            _log.warning("! changed, but only from the next start on: %s", ", ".join(waiting))
 
     # --- leaving
 
@@ -324,15 +347,19 @@ def has_ssh(caller: Caller, agent: AgentIdentity) -> bool:
 
 
 async def serve_coordinator(
-    config: CoordinatorConfig, *, task_status: trio.TaskStatus[CoordinatorServer] = trio.TASK_STATUS_IGNORED
+    config: CoordinatorConfig,
+    reread: Reread | None = None,
+    *,
+    task_status: trio.TaskStatus[CoordinatorServer] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until cancelled, or until `drain` of the started CoordinatorServer is done.
 
+    `reread` gives the settings as their sources say them now, for `reload`; it may raise ConfigError.
     Raises ConfigError and StoreError before it has started.
     """
     store = await trio.to_thread.run_sync(Store.open, config.store)
     try:
         private = await store.run(relay_key, store)
-        await CoordinatorServer(config, store, private).run(task_status)
+        await CoordinatorServer(config, store, private, reread).run(task_status)
     finally:
         store.close()

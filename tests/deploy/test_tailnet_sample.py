@@ -12,6 +12,7 @@ SAMPLE = Path(__file__).resolve().parents[2] / "deploy" / "tailnet.toml"
 EXAMPLES = {
     "store", "access_url", "tls_cert", "tls_key", "trusted_proxies", "stun_servers", "derp_map", "derp_map_url",
     "region_scores", "avoid_regions", "stun_listen", "agent_inactive",
+    "announcement_banners",
 }  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """Settings from every source, each mistake as one line that names place, key and remedy."""
 
+import json
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,16 @@ from typing import Any
 import pytest
 
 from derp.keys import NodePrivate
-from tailnet.config import BY_NAME, SETTINGS, CoordinatorConfig, load_config
+from tailnet.config import (
+    BY_NAME,
+    MAX_BANNER_CHARS,
+    MAX_BANNERS,
+    SETTINGS,
+    Banner,
+    CoordinatorConfig,
+    changed_flags,
+    load_config,
+)
 from tailnet.errors import ConfigError
 
 # One good value of each setting as text, and what it becomes.
@@ -36,6 +46,7 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "agent_ping": ("5s", 5.0),
     "agent_inactive": ("20s", 20.0),
     "stats_interval": ("1m", 60.0),
+    "announcement_banners": ("Down on Sunday, 8 to 9.", (Banner("Down on Sunday, 8 to 9."),)),
     "accept_connection_limit": ("10", 10.0),
     "accept_connection_burst": ("20", 20),
     "max_connections": ("30", 30),
@@ -137,12 +148,58 @@ def test_what_others_put_into_the_environment() -> None:
         ({"agent_ping": "40s", "agent_inactive": "40s"}, "flags: --agent-inactive: must be longer than --agent-ping"),
         ({"tls_cert": "a.crt"}, "flags: --tls-cert: a certificate needs its key"),
         ({"tls_key": "a.key"}, "flags: --tls-key: a certificate needs its key"),
+        ({"announcement_banners": "[1, "}, "flags: --announcement-banners: begins as a JSON list and is none"),
+        ({"announcement_banners": "[1]"}, "flags: --announcement-banners: wants banners as tables of message, back"),
+        ({"announcement_banners": '[{"mesage": "x"}]'}, "flags: --announcement-banners: wants banners as tables"),
+        ({"announcement_banners": '[{"message": "x", "colour": "red"}]'}, "flags: --announcement-banners: wants ban"),
+        ({"announcement_banners": '[{"message": ""}]'}, "flags: --announcement-banners: wants a message of 1 to"),
+        ({"announcement_banners": '[{"message": 1}]'}, "flags: --announcement-banners: wants a message of 1 to"),
+        ({"announcement_banners": "x" * (MAX_BANNER_CHARS + 1)}, "flags: --announcement-banners: wants a message of"),
+        ({"announcement_banners": "\x1b[2J"}, "flags: --announcement-banners: wants a message that can be printed"),
+        ({"announcement_banners": " \n"}, "flags: --announcement-banners: wants a message that can be printed"),
+        (
+            {"announcement_banners": '[{"message": "x", "background_color": "red"}]'},
+            'flags: --announcement-banners: wants a background_color such as "#004852"',
+        ),
+        (
+            {"announcement_banners": '[{"message": "x", "background_color": "#0048529"}]'},
+            'flags: --announcement-banners: wants a background_color such as "#004852"',
+        ),
+        (
+            {"announcement_banners": '[{"message": "x", "enabled": "perhaps"}]'},
+            "flags: --announcement-banners: wants true or false",
+        ),
+        (
+            {"announcement_banners": json.dumps([{"message": "x"}] * (MAX_BANNERS + 1))},
+            "flags: --announcement-banners: wants a message, or a list of at most 10",
+        ),
         ({"access_url": "tailnet.example.com"}, "flags: --access-url: wants a URL"),
         ({"max_connections": "2000000"}, "flags: --max-connections: 2,000,000 are not possible"),
     ],
 )
 def test_one_mistake_one_line(flags: dict[str, str], line: str) -> None:
     assert refused(flags).startswith(line)
+
+
+def test_banners_as_tables_and_as_json(tmp_path: Path) -> None:
+    path = tmp_path / "tailnet.toml"
+    path.write_text(
+        '[[announcement_banners]]\nmessage = """one\ntwo"""\nbackground_color = "#0048aF"\n'
+        '[[announcement_banners]]\nmessage = "draft"\nenabled = false\n'
+    )
+    wanted = (Banner("one\ntwo", "#0048aF"), Banner("draft", enabled=False))
+    assert load(file=path).announcement_banners == wanted
+    items = [{"message": "one\ntwo", "background_color": "#0048aF"}, {"message": "draft", "enabled": False}]
+    assert load({"announcement_banners": f" {json.dumps(items)}"}).announcement_banners == wanted
+    # The stronger source takes all of them away.
+    assert load({"announcement_banners": ""}, file=path).announcement_banners == ()
+
+
+def test_what_changed_between_two_readings() -> None:
+    before = load({"queue_depth": "1", "tls_cert": "a", "tls_key": "b"})
+    after = load({"queue_depth": "2", "tls_cert": "a", "tls_key": "c", "derp": "false", "listen": "127.0.0.1:3000"})
+    assert sorted(changed_flags(before, after)) == ["--derp", "--queue-depth", "--tls-cert"]
+    assert changed_flags(after, after) == []
 
 
 @pytest.mark.parametrize(

@@ -147,3 +147,22 @@ async def test_a_server_without_any_relay_says_so_once(store_url: str) -> None:
     assert "will not meet" in loud["message"]
     for remedy in ("--derp", "--derp-map", "--derp-map-url"):
         assert remedy in loud["message"]
+
+
+async def test_settings_are_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "tailnet.toml"
+    path.write_text('announcement_banners = "one"\n')
+    async with serving("--dev", "--json", "--config", str(path)) as (process, _):
+        assert process.stderr is not None
+        said = b""
+        for text, wanted in (
+            ('announcement_banners = "two"\nqueue_depth = 7\n', b"only from the next start on: --queue-depth"),
+            ("announcement_banners = [1]\n", b"the settings stay as they were: "),
+        ):
+            await trio.Path(path).write_text(text)
+            process.send_signal(signal.SIGHUP)
+            with trio.fail_after(30):
+                while wanted not in said:
+                    said += await process.stderr.receive_some()
+        process.send_signal(signal.SIGTERM)
+        assert await process.wait() == 0

@@ -8,7 +8,7 @@ import pytest
 import trio
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from tailnet.config import CoordinatorConfig
+from tailnet.config import Banner, CoordinatorConfig
 from tailnet.coordinator.policy import AgentPolicy
 from tailnet.errors import RpcError, StoreError, Unimplemented
 from tailnet.proto.generated import agent_pb2 as agent
@@ -72,6 +72,25 @@ async def test_a_deleted_agent_is_told_so(world: World) -> None:
     for name, request in requests.items():
         with pytest.raises(RpcError, match="deleted"):
             await world.unary[f"/coder.agent.v2.Agent/{name}"](caller, request)
+
+
+async def test_banners_that_are_switched_on(store: Store) -> None:
+    fill(store)
+    banners = Banner("draft", enabled=False), Banner("one", "#004852"), Banner("two")
+    world = World(store, announcement_banners=banners)
+    old = await world.call("GetServiceBanner", agent.GetServiceBannerRequest())
+    assert old == agent.ServiceBanner(enabled=True, message="one", background_color="#004852")
+    new = await world.call("GetAnnouncementBanners", agent.GetAnnouncementBannersRequest())
+    assert [(each.enabled, each.message, each.background_color) for each in new.announcement_banners] == [
+        (True, "one", "#004852"),
+        (True, "two", ""),
+    ]
+
+
+async def test_without_banners_there_is_nothing_to_show(world: World) -> None:
+    assert not (await world.call("GetServiceBanner", agent.GetServiceBannerRequest())).enabled
+    new = await world.call("GetAnnouncementBanners", agent.GetAnnouncementBannersRequest())
+    assert len(new.announcement_banners) == 0
 
 
 async def test_the_interval_of_stats_is_never_zero_and_only_stats_are_stored(world: World) -> None:
