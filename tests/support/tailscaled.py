@@ -23,7 +23,9 @@ RELAYED = {"TS_DEBUG_NEVER_DIRECT_UDP": "1"}
 PingKind = Literal["disco", "TSMP", "ICMP"]
 # How often a page is asked again while something has to come.
 _LOOK_SECONDS = 0.02
-_RECEIVE_BYTES = 65536
+# One ping after the other, answered or not; what has no answer by then never gets one.
+_PING_SECONDS = 0.025
+_LOST_SECONDS = 2.0
 _HOST = "local-tailscaled.sock"
 
 
@@ -56,6 +58,27 @@ class Tailscaled:
         """What `tailscale ping` is told about one ping; it waits for the answer as long as the caller lets it."""
         result: dict[str, Any] = json.loads(await self._ask("POST", f"ping?ip={address}&type={kind}"))
         return result
+
+    async def wait_answer(self, address: str) -> None:
+        """Until the node there answers a ping."""
+        answers: list[float] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.ping_forever, address, answers)
+            await self.wait_status(lambda _: bool(answers))
+            nursery.cancel_scope.cancel()
+
+    async def ping_forever(self, address: str, answers: list[float]) -> None:
+        """Ping steadily until cancelled; the times of the answers."""
+
+        async def ping() -> None:
+            with trio.move_on_after(_LOST_SECONDS):
+                if not (await self.ping(address, "disco"))["Err"]:
+                    answers.append(trio.current_time())
+
+        async with trio.open_nursery() as nursery:
+            while True:
+                nursery.start_soon(ping)
+                await trio.sleep(_PING_SECONDS)
 
     async def dial(self, address: str, port: int) -> trio.SocketStream:
         """What `tailscale nc` does: a TCP connection through the tailnet.  The caller closes it."""
