@@ -32,6 +32,7 @@ from derp.config.settings import BY_NAME, ENVIRONMENT_PREFIX, SETTINGS, Setting
 from derp.errors import ConfigError, KeyFormatError
 from derp.keys import MeshKey, NodePrivate
 from derp.map import is_address
+from derp.protocol.frames import MAX_SEND_BYTES
 
 # Settings and keys are a few hundred bytes; a path that points to a device or a log must not fill our memory.
 MAX_FILE_BYTES: Final = 1024 * 1024
@@ -73,6 +74,7 @@ _DEFAULTS: Final = {field.name: field.default for field in fields(RelayConfig)}
 # By --cert-mode: whom to ask.
 _AUTHORITIES: Final = {"letsencrypt": LETSENCRYPT_DIRECTORY, "gcp": GOOGLE_DIRECTORY}
 _ACME: Final = ("acme_email", "acme_ip_certs", "acme_dns_hook", "acme_directory_url", "acme_eab_kid", "acme_eab_key")
+_RATE_FIELDS: Final = ("PerClientRateLimitBytesPerSec", "PerClientRateBurstBytes")
 _RENAMED: Final = {"stun": "stun_enabled", "derp": "derp_enabled"}
 
 
@@ -152,17 +154,20 @@ def load_mesh_key(path: Path) -> MeshKey:
 
 
 def load_rate_config(path: Path) -> RateConfig:
-    """Read limits per client in derper's form.  Raises ConfigError, also when called again on SIGHUP."""
+    """Read limits per client in derper's form.  Raises ConfigError, also when called again on SIGHUP.
+
+    A burst of less than one packet would stop a client for good that sends a large one: it is raised, as by derper.
+    """
     document = _read_json_object(path)
     numbers = []
-    for name in ("PerClientRateLimitBytesPerSec", "PerClientRateBurstBytes"):
+    for name in _RATE_FIELDS:
         value = _go_field(document, name)
         if value is None:
             value = 0
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 64:
             raise ConfigError(f"{path}: {name}: wants a whole number of bytes, got {value!r:.80}")
         numbers.append(value)
-    return RateConfig(*numbers) if numbers[0] else RateConfig()
+    return RateConfig(numbers[0], max(numbers[1], MAX_SEND_BYTES)) if numbers[0] else RateConfig()
 
 
 # Sources.
@@ -224,7 +229,7 @@ def _build(given: _Settings, open_files: int) -> RelayConfig:
     tls = _tls(given, listen)
     attributes: dict[str, Any] = {name: given.get(name) for name in _PLAIN if name in given}
     attributes |= {attribute: given.get(name) for name, attribute in (_SECONDS | _RENAMED).items() if name in given}
-    if "rate_config" in given:
+    if given.get("rate_config"):
         attributes |= {"rate": load_rate_config(given.get("rate_config")), "rate_config_file": given.get("rate_config")}
     if "rate_keys" in given:
         attributes["rate_by_key"] = {key: RateConfig(rate, burst) for key, rate, burst in given.get("rate_keys")}
@@ -269,11 +274,12 @@ def _tls(given: _Settings, listen: tuple[tuple[str, int], ...]) -> TlsConfig | N
             "tls_cert" if pair else "tls_self_signed",
             "only one of --cert-mode, --tls-cert and --tls-self-signed can be the source of the certificate",
         )
-    hostname = given.get("hostname", "")
+    spelled = given.get("hostname", "")
+    hostname = str(ipaddress.ip_address(spelled)) if is_address(spelled) else spelled
     if manual:
         if not hostname:
             given.fail("hostname", "--cert-mode manual needs --hostname: the certificate's file is called after it")
-        return _manual_tls(given, hostname)
+        return _manual_tls(given, hostname, spelled)
     if acme:
         return _acme_tls(given, mode, hostname, listen)
     for name in _ACME:
@@ -311,10 +317,12 @@ def _certificate_folder(given: _Settings) -> Path:
     return Path(cache) / "tailscale" / "derper-certs"
 
 
-def _manual_tls(given: _Settings, hostname: str) -> TlsConfig:
+def _manual_tls(given: _Settings, hostname: str, spelled: str) -> TlsConfig:
+    # The files are called as the operator spells the name, 2001:0DB8::1 too: another name would mean another
+    # certificate than the one that clients pin.
     # By address no client sends SNI, so any is served, and a missing certificate can only be a self-signed one.
     by_address = is_address(hostname)
-    files = _certificate_files(_certificate_folder(given), hostname)
+    files = _certificate_files(_certificate_folder(given), spelled)
     return TlsConfig(*files, hostname, require_sni=not by_address, self_signed=by_address)
 
 
@@ -415,7 +423,7 @@ def _max_connections(given: _Settings, open_files: int) -> int:
 
 def _mesh_key(given: _Settings, dev: bool) -> MeshKey | None:
     if "mesh_psk_file" in given:
-        path: Path = given.get("mesh_psk_file")
+        path: Path | None = given.get("mesh_psk_file")
     elif dev:
         # Only --dev reads a secret from the environment: everyone who may see the process could read it there.
         text = given.environ.get(DEV_MESH_KEY_ENVIRONMENT, "")
@@ -429,6 +437,8 @@ def _mesh_key(given: _Settings, dev: bool) -> MeshKey | None:
             return None
         given.notices.append(f"mesh key taken from {found}, where derper looks for one")
         path = found
+    if path is None:  # said to be none: then it is not looked for either
+        return None
     _warn_if_readable(path, given)
     return load_mesh_key(path)
 
@@ -522,6 +532,10 @@ def _with_notices(config: RelayConfig, given: _Settings, dev: bool) -> RelayConf
             "this relay is open: anyone who finds it may use it; set --verify-clients, --verify-client-url or "
             "--allow-keys"
         )
+    if config.allow_keys is not None and not config.allow_keys:
+        given.notices.append(f"{given.place('allow_keys')}: is empty: nobody may use this relay")
+    if config.rate_config_file is not None and not config.rate.client_bytes_per_second:
+        given.notices.append(f"{config.rate_config_file}: sets no limit, as it has no {_RATE_FIELDS[0]}")
     if given.get("socket") and not config.verify_clients:
         given.notices.append(f"{given.place('socket')}: has no effect without --verify-clients")
     if config.verify_client_url_fail_open and config.verify_client_url:

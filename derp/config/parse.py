@@ -68,7 +68,7 @@ def whole(minimum: int, maximum: int) -> Parser[int]:
 
     def parse(value: object) -> int:
         wants = f"a whole number from {minimum:,} to {maximum:,}"
-        if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]{1,18}", value):
+        if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]{1,19}", value):
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
             _refuse(wants, value)
@@ -112,6 +112,11 @@ def path(value: object) -> Path:
     if not text or "\0" in text:
         _refuse("a file name", value)
     return Path(text).expanduser()
+
+
+def optional_path(value: object) -> Path | None:
+    """A file name, or empty text for none, as derper's flags take it: units that fill in a variable rely on it."""
+    return None if value == "" else path(value)
 
 
 def socket_path(value: object) -> str:
@@ -171,6 +176,13 @@ def host_name(value: object) -> str:
     # 300.1.1.1 and 1.2.3 are typing mistakes, not names: no top-level domain is a number.
     if text.rstrip(".").rpartition(".")[2].isdigit():
         _refuse("a host name or IP address", value)
+    return text.rstrip(".")
+
+
+def own_host_name(value: object) -> str:
+    """A host name or IP address as it is spelled: derper calls the certificate's files after the spelling."""
+    host_name(value)
+    text = string(value)
     return text.rstrip(".")
 
 

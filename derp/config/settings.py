@@ -74,14 +74,14 @@ SETTINGS: Final = (
     ),
     _setting(
         "hostname",
-        parse.optional(parse.host_name),
+        parse.optional(parse.own_host_name),
         "NAME",
         "our name or IP address, for certificates and maps",
         derper=True,
     ),
     _setting(
         "key_file",
-        _path,
+        parse.optional_path,
         "FILE",
         'our private key as JSON {"PrivateKey": ...}, made if missing; /var/lib/derper/derper.key by default for root',
         alias="c",
@@ -176,7 +176,7 @@ SETTINGS: Final = (
         derper=True,
     ),
     # Mesh.
-    _setting("mesh_psk_file", _path, "FILE", "the key of the region's mesh, 64 hex digits", derper=True),
+    _setting("mesh_psk_file", parse.optional_path, "FILE", "the key of the region's mesh, 64 hex digits", derper=True),
     _setting(
         "mesh_with",
         parse.many(parse.mesh_peer),
@@ -247,7 +247,9 @@ SETTINGS: Final = (
     _setting(
         "queue_bytes", parse.whole(128 * 1024, 1 << 30), "BYTES", "bytes kept for a slow reader, 2 MiB by default"
     ),
-    _setting("rate_config", _path, "FILE", "limits per client as JSON, read again on SIGHUP", derper=True),
+    _setting(
+        "rate_config", parse.optional_path, "FILE", "limits per client as JSON, read again on SIGHUP", derper=True
+    ),
     _setting(
         "rate_keys",
         parse.many(parse.key_rate),

@@ -134,7 +134,7 @@ def test_every_setting_arrives(tmp_path: Path, toml: Callable[[str], str]) -> No
         allow_keys=frozenset({b"\x07" * 32}),
         debug_allow=(ip_network("10.0.0.0/8"),),
         trusted_proxies=(ip_network("10.1.0.0/16"),),
-        rate=RateConfig(100, 200),
+        rate=RateConfig(100, 65_568),  # never less than the largest packet
         rate_config_file=rate,
         log_format="json",
         log_level="debug",
@@ -355,7 +355,9 @@ def test_connections_never_exceed_the_open_files() -> None:
 def test_rate_config_is_read_as_derper_reads_it(tmp_path: Path) -> None:
     path = tmp_path / "rate.json"
     path.write_text('{"perclientratelimitbytespersec": 5, "Other": [], "PerClientRateBurstBytes": null}')
-    assert load_rate_config(path) == RateConfig(5, 0)
+    assert load_rate_config(path) == RateConfig(5, 65_568)
+    path.write_text('{"PerClientRateLimitBytesPerSec": 5, "PerClientRateBurstBytes": 65569}')
+    assert load_rate_config(path) == RateConfig(5, 65_569)
     path.write_text('{"PerClientRateBurstBytes": 9}')
     assert load_rate_config(path) == RateConfig()
     for text in ("[]", "{", '{"PerClientRateBurstBytes": -1}', '{"PerClientRateLimitBytesPerSec": 1.5}'):
@@ -364,6 +366,15 @@ def test_rate_config_is_read_as_derper_reads_it(tmp_path: Path) -> None:
             load_rate_config(path)
     with pytest.raises(ConfigError, match=r"/nonexistent: cannot read the limits: No such file"):
         load_rate_config(Path("/nonexistent"))
+
+
+def test_a_file_that_limits_nobody_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "rate.json"
+    path.write_text('{"PerClientRateLimitBytesPerSecond": 5}')
+    (notice,) = load(DEV | {"rate_config": str(path)}).notices
+    assert notice == f"{path}: sets no limit, as it has no PerClientRateLimitBytesPerSec"
+    path.write_text('{"PerClientRateLimitBytesPerSec": 5}')
+    assert load(DEV | {"rate_config": str(path)}).notices == ()
 
 
 # Keys.
@@ -439,7 +450,49 @@ def test_the_mesh_key_is_found_where_derper_looks(tmp_path: Path) -> None:
     assert load(DEV, {"TAILSCALE_DERPER_MESH_KEY": MESH_KEY}).mesh_key == MeshKey.parse(MESH_KEY)
 
 
+@pytest.mark.parametrize("flag", ["mesh_psk_file", "rate_config"])
+def test_an_empty_file_name_is_none(tmp_path: Path, flag: str) -> None:
+    """derper takes it so; a mesh key is not even looked for then."""
+    (tmp_path / "keys").mkdir()
+    (tmp_path / "keys" / "derp-mesh.key").write_text("no key")
+    plain = {"key_file": str(tmp_path / "k"), "listen": "127.0.0.1:1", "mesh_psk_file": ""}
+    config = load(plain | {flag: ""}, {"HOME": str(tmp_path)})
+    assert (config.mesh_key, config.rate_config_file) == (None, None)
+
+
+def test_an_empty_key_file_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(ConfigError, match=r"key_file|key-file.*is not set"):
+        load({"key_file": "", "listen": "127.0.0.1:1"})
+
+
+def test_the_limit_that_derper_has_by_default_is_taken() -> None:
+    assert load(DEV | {"accept_connection_burst": str((1 << 63) - 1)}).accept_connection_burst == (1 << 63) - 1
+
+
+@pytest.mark.parametrize(
+    ("hostname", "stem", "covered"),
+    [
+        ("2001:0DB8::1", "20010DB81", "2001:db8::1"),
+        ("::1", "1", "::1"),
+        ("192.0.2.1", "192.0.2.1", "192.0.2.1"),
+        ("Relay_1.Example", "Relay1.Example", "Relay_1.Example"),
+    ],
+)
+def test_manual_files_are_called_as_derper_calls_them(tmp_path: Path, hostname: str, stem: str, covered: str) -> None:
+    tls = load(DEV | {"cert_mode": "manual", "hostname": hostname, "cert_dir": str(tmp_path)}).tls
+    assert tls is not None
+    assert (tls.cert_file, tls.key_file) == (tmp_path / f"{stem}.crt", tmp_path / f"{stem}.key")
+    assert tls.hostname == covered
+
+
 # What the operator is told.
+
+
+def test_an_empty_allow_list_is_told() -> None:
+    config = load(DEV | {"allow_keys": ""})
+    assert config.allow_keys == frozenset()
+    assert config.notices == ("flags: --allow-keys: is empty: nobody may use this relay",)
 
 
 @pytest.mark.parametrize(
