@@ -14,13 +14,16 @@ _RECORD_HEAD_BYTES: Final = 5
 _MAX_RECORD_BYTES: Final = 16_384
 # OpenSSL takes no larger one: 128 KiB of extensions and some.  Ours decides about nobody else's, so less is enough.
 _MAX_HELLO_BYTES: Final = 65_536
+# Each receive begins anew.  Authorities send one record; a hello in thousands of them, byte by byte, would keep the
+# relay busy for minutes, and nobody but an authority loses anything when we do not understand it.
+_MAX_RECORDS: Final = 64
 
 
 def offered_protocols(received: bytes) -> tuple[bytes, ...] | None:
     """The ALPN protocols of the ClientHello at the start of `received`; None when more bytes are needed to know."""
     hello = bytearray()
     at = 0
-    while True:
+    for _ in range(_MAX_RECORDS):
         if len(received) - at < _RECORD_HEAD_BYTES:
             return None
         size = int.from_bytes(received[at + 3 : at + 5], "big")
@@ -37,6 +40,7 @@ def offered_protocols(received: bytes) -> tuple[bytes, ...] | None:
         if len(received) - at < size:
             return None
         at += size
+    return ()
 
 
 def _extension(hello: bytes) -> bytes:

@@ -37,10 +37,18 @@ def test_openssl(protocols: list[str], name: str | None) -> None:
     assert offered_protocols(hello) == wanted
     assert offered_protocols(hello + b"more") == wanted
     assert [offered_protocols(hello[:end]) for end in range(len(hello))] == [None] * len(hello)
-    for size in (1, 3, 100):
+    for size in (20, 100):
         cut = in_records(hello, size)
         assert offered_protocols(cut) == wanted
         assert offered_protocols(cut[:-1]) is None
+
+
+def test_more_records_than_anybody_sends_offer_nothing() -> None:
+    hello = client_hello(["acme-tls/1"])
+    assert offered_protocols(in_records(hello, 1)) == ()
+    assert offered_protocols(in_records(hello, 1)[: 63 * 6]) is None
+    whole = in_records(hello, -(-(len(hello) - 5) // 64))
+    assert offered_protocols(whole) == (b"acme-tls/1",)
 
 
 @pytest.mark.parametrize(
