@@ -5,12 +5,9 @@ A task of server/server.py.  It asks by transport/acme.py, shows proofs by trans
 reads again.
 """
 
-import contextlib
 import logging
-import os
 import random
 import ssl
-import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -26,11 +23,11 @@ from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
-    PublicFormat,
     load_pem_private_key,
 )
 
 from derp.config.relay import TlsConfig
+from derp.server.files import is_pair, replace_file
 from derp.transport.acme import ACCOUNT_FILE, DNS, HTTP, AcmeError, AcmeOrder, Proof, ProofRefused
 from derp.transport.hook import HOOK_SECONDS, HookError, run_hook
 from derp.transport.tls import certificate_covers
@@ -122,7 +119,7 @@ class CertificateKeeper:
         if leaf is None or leaf.issuer == leaf.subject or not certificate_covers(leaf, self._config.hostname):
             return 0.0
         try:
-            if not _is_pair(leaf, self._key_file.read_bytes()):
+            if not is_pair(leaf, self._key_file.read_bytes()):
                 return 0.0
         except (OSError, ValueError, TypeError):
             return 0.0
@@ -150,7 +147,7 @@ class CertificateKeeper:
             key = await trio.to_thread.run_sync(_read_or_make_key, self._key_file)
             chain = await self._obtain(key)
             expires = _check(chain, key, hostname)
-            await trio.to_thread.run_sync(_replace_file, self._cert_file, chain)
+            await trio.to_thread.run_sync(replace_file, self._cert_file, chain)
         except (AcmeError, HookError) as error:
             return str(error)
         except OSError as error:
@@ -212,16 +209,9 @@ def _check(chain: bytes, key: bytes, hostname: str) -> str:
         leaf = x509.load_pem_x509_certificates(chain)[0]
     except ValueError:
         raise AcmeError("what the authority issued is no PEM chain") from None
-    if not _is_pair(leaf, key) or not certificate_covers(leaf, hostname):
+    if not is_pair(leaf, key) or not certificate_covers(leaf, hostname):
         raise AcmeError(f"what the authority issued is not for our key and {hostname}")
     return f"{leaf.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
-
-
-def _is_pair(leaf: x509.Certificate, key: bytes) -> bool:
-    """Whether the PEM `key` is that of the certificate.  ValueError or TypeError if it is no key at all."""
-    form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    ours = load_pem_private_key(key, password=None).public_key()
-    return leaf.public_key().public_bytes(*form) == ours.public_bytes(*form)
 
 
 def _read_or_make_key(path: Path) -> bytes:
@@ -232,26 +222,10 @@ def _read_or_make_key(path: Path) -> bytes:
     except FileNotFoundError:
         fresh = ec.generate_private_key(ec.SECP256R1())
         key = fresh.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        _replace_file(path, key)
+        replace_file(path, key)
         return key
     try:
         load_pem_private_key(key, password=None)
     except (ValueError, TypeError):
         raise AcmeError(f"{path}: is no private key without passphrase: remove it, and a new one is made") from None
     return key
-
-
-def _replace_file(path: Path, content: bytes) -> None:
-    """Whole or not at all, and readable to nobody else."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # mode 0600
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from derp.config import RelayConfig, load_rate_config
+from derp.config import RelayConfig, TlsConfig, load_rate_config
 from derp.errors import ConfigError
 from derp.metrics import CONTENT_TYPE, RelayStatistics, metrics_page
 from derp.server.admission import Admission
@@ -48,17 +48,7 @@ class RelayServer:
         self.tls: TlsServer | None = None
         self.keeper: CertificateKeeper | None = None
         if config.tls is not None:
-            self.tls = TlsServer(config.tls, self.relay.public_key, now=time.time())
-            for notice in self.tls.notices:
-                _log.warning("! %s", notice)
-            if config.tls.acme is not None:
-                # Imported here: the library behind it is large, and most relays do without.
-                from derp.server import certificates
-
-                self.keeper = certificates.CertificateKeeper(
-                    config.tls, self.tls.show_proof, lambda: self.ports.look_at_certificate()
-                )
-                self.relay.routes.challenges = self.keeper.challenges
+            self.tls = self._make_tls(config.tls)
         self.ports = Ports(
             self.reactor,
             self.tls,
@@ -81,6 +71,23 @@ class RelayServer:
             "/debug/vars": Page("derper's names, JSON", "application/json", vars_page(self.statistics, started_at)),
             "/debug/varz": Page("derper's names, Prometheus", CONTENT_TYPE, varz_page(self.statistics, started_at)),
         }
+
+    def _make_tls(self, config: TlsConfig) -> TlsServer:
+        if config.acme is not None:
+            # Imported here: the library behind it is large, and most relays do without.
+            from derp.server import autocert, certificates
+
+            for notice in autocert.adopt_autocert(config):
+                _log.warning("! %s", notice)
+        tls = TlsServer(config, self.relay.public_key, now=time.time())
+        for notice in tls.notices:
+            _log.warning("! %s", notice)
+        if config.acme is not None:
+            self.keeper = certificates.CertificateKeeper(
+                config, tls.show_proof, lambda: self.ports.look_at_certificate()
+            )
+            self.relay.routes.challenges = self.keeper.challenges
+        return tls
 
     def statistics(self) -> RelayStatistics:
         """One reading of everything that is counted."""

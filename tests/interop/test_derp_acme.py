@@ -15,9 +15,10 @@ from cryptography import x509
 
 from tests.support.authority import EAB_KEY, EAB_KID, Authority, open_authority
 from tests.support.certificates import issue
-from tests.support.peers import Node, open_peers
+from tests.support.gobuild import AUTOCERT_CACHE
+from tests.support.peers import Node, open_peers, require
 from tests.support.relay_command import HOST
-from tests.support.relays import Relay, free_port, open_relay
+from tests.support.relays import Relay, free_port, open_relay, port_of_nobody
 
 pytestmark = pytest.mark.interop
 
@@ -126,7 +127,7 @@ async def test_tls_alpn_01_while_clients_come(tmp_path: Path, trust: pytest.Monk
     (certs / f"{NAME}.key").write_bytes(old.key_pem)
     (certs / f"{NAME}.key").chmod(0o600)
     seen: set[int] = set()
-    async with open_authority(free_port(socket.SOCK_STREAM), port) as authority:
+    async with open_authority(0, port) as authority:
         flags = (f"-certdir={certs}",)
         async with relay_that_asks(authority, -1, trust, *flags, port=port) as relay, trio.open_nursery() as nursery:
 
@@ -150,15 +151,15 @@ async def test_tls_alpn_01_while_clients_come(tmp_path: Path, trust: pytest.Monk
 @pytest.mark.parametrize("works", ["http-01", "tls-alpn-01"])
 async def test_the_other_proof_when_one_is_not_seen(tmp_path: Path, trust: pytest.MonkeyPatch, works: str) -> None:
     # Each time nobody listens where the first proof is looked at.
-    port, http_port, nowhere = (free_port(socket.SOCK_STREAM) for _ in range(3))
-    looked_at = (nowhere, port) if works == "tls-alpn-01" else (http_port, nowhere)
+    port, http_port = free_port(socket.SOCK_STREAM), free_port(socket.SOCK_STREAM)
+    looked_at = (0, port) if works == "tls-alpn-01" else (http_port, 0)
     first = f"-certdir={tmp_path}/certs"
     async with (
         open_authority(*looked_at) as authority,
         relay_that_asks(authority, http_port, trust, first, port=port) as relay,
     ):
         await said(relay, f"new certificate for {NAME}, valid until")
-    async with open_authority(nowhere) as authority:
+    async with open_authority() as authority:
         again = f"-certdir={tmp_path}/others"
         async with relay_that_asks(authority, http_port, trust, again, port=port) as relay:
             line = await said(relay, "no new certificate")
@@ -172,7 +173,7 @@ async def test_the_other_proof_when_one_is_not_seen(tmp_path: Path, trust: pytes
 async def test_a_certificate_for_an_address(tmp_path: Path, trust: pytest.MonkeyPatch) -> None:
     http_port, port = free_port(socket.SOCK_STREAM), free_port(socket.SOCK_STREAM)
     for number, looked_at in enumerate(((http_port, 0), (0, port))):
-        async with open_authority(looked_at[0] or free_port(socket.SOCK_STREAM), looked_at[1]) as authority:
+        async with open_authority(*looked_at) as authority:
             flags = (f"-certdir={tmp_path}/{number}", "-acme-ip-certs")
             async with relay_that_asks(authority, http_port, trust, *flags, hostname=HOST, port=port) as relay:
                 await said(relay, f"new certificate for {HOST}, valid until")
@@ -184,8 +185,8 @@ async def test_a_certificate_for_an_address(tmp_path: Path, trust: pytest.Monkey
 
 
 async def test_dns_01_by_a_hook(tmp_path: Path, trust: pytest.MonkeyPatch) -> None:
-    # nobody listens on this port, so http-01 could not succeed
-    async with open_authority(free_port(socket.SOCK_STREAM)) as authority:
+    # nobody listens where http-01 would be looked at
+    async with open_authority() as authority:
         hook, log = tmp_path / "hook", tmp_path / "log"
         hook.write_text(HOOK.format(python=sys.executable, url=authority.dns_management, log=log))
         hook.chmod(0o700)
@@ -196,6 +197,33 @@ async def test_dns_01_by_a_hook(tmp_path: Path, trust: pytest.MonkeyPatch) -> No
             async with open_peers(trusted=await authority.root()) as peers:
                 await peers.connect("a", Node(NAME, relay.port))
             assert log.read_text().splitlines() == [f"add _acme-challenge.{NAME}", f"remove _acme-challenge.{NAME}"]
+
+
+async def test_the_certificate_that_derper_kept_is_taken_over(tmp_path: Path, trust: pytest.MonkeyPatch) -> None:
+    """By the library that derper keeps it with: the relay that replaces it asks nobody."""
+    certs, http_port = tmp_path / "certs", free_port(socket.SOCK_STREAM)
+    async with open_authority(http_port) as authority:
+        arguments = {
+            "directory": authority.directory_url,
+            "trusted": str(authority.trusted),
+            "name": NAME,
+            "dir": str(certs),
+            "listen": f"{HOST}:{http_port}",
+        }
+        command = [str(require(AUTOCERT_CACHE)), *(f"-{name}={value}" for name, value in arguments.items())]
+        with trio.fail_after(PATIENCE_SECONDS):
+            done = await trio.run_process(command, capture_stderr=True, check=False)
+        assert done.returncode == 0, done.stderr.decode()
+        assert {NAME, "acme_account+key"} <= {path.name for path in certs.iterdir()}
+        async with relay_that_asks(authority, http_port, trust, f"-certdir={certs}") as relay:
+            await said(relay, "the certificate that derper kept here is used")
+            async with open_peers(trusted=await authority.root()) as peers:
+                await peers.connect("a", Node(NAME, relay.port))
+            assert "asking" not in relay.output()
+        # When it has to be renewed, that is done with derper's account.
+        (certs / f"{NAME}.crt").unlink()
+        async with relay_that_asks(authority, http_port, trust, f"-certdir={certs}") as relay:
+            await said(relay, f"new certificate for {NAME}, valid until")
 
 
 async def test_an_authority_that_knows_its_customers(tmp_path: Path, trust: pytest.MonkeyPatch) -> None:
@@ -236,19 +264,20 @@ async def test_failures_leave_the_old_certificate_in_service(tmp_path: Path, tru
     (certs / f"{NAME}.key").write_bytes(old.key_pem)
     (certs / f"{NAME}.key").chmod(0o600)
     before = {path.name: path.read_bytes() for path in certs.iterdir()}
-    nowhere, http_port = free_port(socket.SOCK_STREAM), free_port(socket.SOCK_STREAM)
+    http_port = free_port(socket.SOCK_STREAM)
     flag = f"-certdir={certs}"
-    async with open_authority(nowhere) as authority:
+    async with open_authority() as authority:
         host = authority.directory_url.removeprefix("https://").removesuffix("/dir")
         async with relay_that_asks(authority, http_port, trust, flag) as relay:
             line = await failure(relay, old.certificate)
             assert f"{host} could not see that {NAME} is ours by http-01: " in line
             assert "connection refused" in line.lower()
-        gone = f"-acme-directory-url=https://{HOST}:{nowhere}/dir"
-        async with relay_that_asks(authority, http_port, trust, flag, gone) as relay:
-            line = await failure(relay, old.certificate)
-            assert f"{HOST}:{nowhere} cannot be reached: " in line
-            assert "Connection refused" in line
+        with port_of_nobody() as nowhere:
+            gone = f"-acme-directory-url=https://{HOST}:{nowhere}/dir"
+            async with relay_that_asks(authority, http_port, trust, flag, gone) as relay:
+                line = await failure(relay, old.certificate)
+                assert f"{HOST}:{nowhere} cannot be reached: " in line
+                assert "Connection refused" in line
         hook = tmp_path / "hook"
         hook.write_text("#!/bin/sh\necho 'no such zone' >&2\nexit 4\n")
         hook.chmod(0o700)

@@ -1,7 +1,7 @@
 """A genuine ACME server on loopback: pebble, with a name server that answers 127.0.0.1 for every name.
 
-`async with open_authority(http_port, tls_port) as authority`: it validates http-01 and tls-alpn-01 at these.  Its own
-HTTPS certificate is `authority.trusted`, its issuing root what `authority.root()` fetches.
+`async with open_authority(http_port, tls_port) as authority`: it validates http-01 and tls-alpn-01 at these; 0: where
+nobody listens.  Its own HTTPS certificate is `authority.trusted`, its issuing root what `authority.root()` fetches.
 """
 
 import json
@@ -23,7 +23,7 @@ from tests.support.certificates import issue
 from tests.support.gobuild import CHALLTESTSRV, PEBBLE
 from tests.support.peers import require
 from tests.support.relay_command import HOST
-from tests.support.relays import free_port
+from tests.support.relays import free_port, port_of_nobody
 
 START_SECONDS = 30.0
 EAB_KID, EAB_KEY = "kid-1", "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W"
@@ -56,24 +56,24 @@ class Authority:
 
 @asynccontextmanager
 async def open_authority(
-    http_port: int, tls_port: int = 0, *, eab_required: bool = False, valid_seconds: int = 86_400
+    http_port: int = 0, tls_port: int = 0, *, eab_required: bool = False, valid_seconds: int = 86_400
 ) -> AsyncIterator[Authority]:
     """Start pebble and its name server; end both by their ids."""
     pebble, name_server = require(PEBBLE), require(CHALLTESTSRV)
-    with tempfile.TemporaryDirectory(prefix="authority-") as name:
+    with tempfile.TemporaryDirectory(prefix="authority-") as name, port_of_nobody() as nowhere:
         folder = Path(name)
         authority_key = issue("acme root", is_authority=True)
         leaf = issue(HOST, issuer=authority_key)
         for file, content in (("trusted", authority_key.pem), ("cert", leaf.pem), ("key", leaf.key_pem)):
             (folder / f"{file}.pem").write_bytes(content)
-        port, management, dns_management, nowhere = (free_port(socket.SOCK_STREAM) for _ in range(4))
+        port, management, dns_management = (free_port(socket.SOCK_STREAM) for _ in range(3))
         dns_port = free_port(socket.SOCK_DGRAM)
         settings = {
             "listenAddress": f"{HOST}:{port}",
             "managementListenAddress": f"{HOST}:{management}",
             "certificate": str(folder / "cert.pem"),
             "privateKey": str(folder / "key.pem"),
-            "httpPort": http_port,
+            "httpPort": http_port or nowhere,
             "tlsPort": tls_port or nowhere,
             "externalAccountBindingRequired": eab_required,
             "externalAccountMACKeys": {EAB_KID: EAB_KEY},

@@ -47,6 +47,7 @@ DERPPEER_WEBSOCKET = GoProgram("derppeer-websocket", INTEROP, "./cmd/derppeer", 
 # Pinned by the `tool` lines of the module's go.mod, and therefore by its go.sum.
 DERPER = GoProgram("derper", INTEROP, "tailscale.com/cmd/derper")
 NETCHECKPEER = GoProgram("netcheckpeer", INTEROP, "./cmd/netcheckpeer")
+AUTOCERT_CACHE = GoProgram("autocertcache", INTEROP, "./cmd/autocertcache")
 DERPPROBE = GoProgram("derpprobe", INTEROP, "tailscale.com/cmd/derpprobe")
 PEBBLE = GoProgram("pebble", ACME, "github.com/letsencrypt/pebble/v2/cmd/pebble")
 CHALLTESTSRV = GoProgram("pebble-challtestsrv", ACME, "github.com/letsencrypt/pebble/v2/cmd/pebble-challtestsrv")
@@ -62,7 +63,7 @@ COORDINATOR_LOAD = GoProgram("coordinatorload", ROOT / "bench" / "coordinator_lo
 
 ALL = (
     *(DERPPEER, DERPPEER_WEBSOCKET, NETCHECKPEER, DERPER, DERPPROBE, LOAD),
-    *(PEBBLE, CHALLTESTSRV),
+    *(PEBBLE, CHALLTESTSRV, AUTOCERT_CACHE),
     *(TAILSCALED, TAILSCALED_CONTROL),
     *(TAILNET_PEER, TAILNET_COORDINATOR, TAILNET_RPC_SERVER, COORDINATOR_LOAD),
 )

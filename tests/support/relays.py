@@ -11,8 +11,8 @@ import socket
 import ssl
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,6 +110,14 @@ def free_port(kind: socket.SocketKind) -> int:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+@contextmanager
+def port_of_nobody() -> Iterator[int]:
+    """A port of 127.0.0.1 on which nobody listens, and nobody can begin to: connections to it are refused."""
+    with socket.socket() as held:
+        held.bind((HOST, 0))
+        yield held.getsockname()[1]
 
 
 async def wait_listening(process: trio.Process, relay: Relay) -> None:
