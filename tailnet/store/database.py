@@ -9,6 +9,7 @@ import logging
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -29,6 +30,9 @@ Ts = TypeVarTuple("Ts")
 # How long a writer waits for another process.  An import of 10,000 agents holds the lock for about a second; ten
 # seconds outlast that many times over and still end before callers give up.
 BUSY_TIMEOUT_SECONDS: Final = 10.0
+
+# How long to wait for the others when several open a new file at once.
+WAL_TIMEOUT_SECONDS: Final = 2.0
 
 # Threads, and connections, that work on the store at once.  SQLite serves one writer, and its reads take tens of
 # microseconds under the interpreter lock: more threads would only queue elsewhere.
@@ -190,7 +194,7 @@ def _prepare(dbapi_connection: Any, _record: object) -> None:
     dbapi_connection.isolation_level = None
     cursor = dbapi_connection.cursor()
     try:
-        mode = cursor.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+        mode = _switch_to_wal(cursor)
         if mode != "wal":
             raise StoreError(f"store: SQLite cannot keep a write-ahead log here (mode {mode}): use a local disk")
         # A crash of the program loses nothing; a power cut may lose the last moments but never corrupts.  What is
@@ -199,6 +203,19 @@ def _prepare(dbapi_connection: Any, _record: object) -> None:
         cursor.execute("PRAGMA foreign_keys = ON")
     finally:
         cursor.close()
+
+
+def _switch_to_wal(cursor: sqlite3.Cursor) -> str:
+    # SQLite does not wait here as it does elsewhere: where several open a new file at once, all but one are told that
+    # it is locked, however long their time-out is.  It is over in milliseconds.
+    give_up_at = time.monotonic() + WAL_TIMEOUT_SECONDS
+    while True:
+        try:
+            return str(cursor.execute("PRAGMA journal_mode = WAL").fetchone()[0])
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > give_up_at:
+                raise
+        time.sleep(0.005)
 
 
 def _begin(connection: sa.Connection) -> None:
