@@ -19,12 +19,14 @@ from tailnet.api.go_json import go_time
 from tailnet.api.services import ReadableAgent, ServicesOf
 from tailnet.auth import refusals
 from tailnet.proto.generated import tailnet_pb2 as tailnet
-from tailnet.store.rows import AgentRow, AgentStatus, LifecycleState, LogSource
+from tailnet.store.rows import AgentRow, AgentStatus, App, Definitions, LifecycleState, LogSource, Script
 
 router = APIRouter(prefix="/api/v2/workspaceagents", tags=["agents"])
 
 # Resources are the control plane's; an id that is none is the only honest one.
 _NO_ID: Final = "00000000-0000-0000-0000-000000000000"
+# Of an app.
+_OMITTED_WHEN_EMPTY: Final = frozenset({"command", "icon", "subdomain_name"})
 _LEAVING: Final = frozenset(
     {
         LifecycleState.SHUTTING_DOWN,
@@ -48,8 +50,10 @@ async def workspace_agent(services: ServicesOf, agent: ReadableAgent) -> Respons
     if row is None:
         raise refusals.agent_not_found()
     sources = await store.run(store.list_log_sources, agent.id)
+    definitions = await store.run(store.definitions, agent.id)
     status = row.status(services.clock(), services.config.inactive_seconds)
-    body = _described(row) | _presence(row, status) | {"log_sources": [_log_source(each) for each in sources]}
+    body = _described(row) | _presence(row, status) | _defined(row, definitions)
+    body["log_sources"] = [_log_source(each) for each in sources]
     latency = latencies(services.tailnet.node(agent.id), services.derp_maps.current.map)
     if latency:
         body["latency"] = latency
@@ -91,18 +95,56 @@ def _described(row: AgentRow) -> dict[str, object]:
         "logs_overflowed": row.logs_overflowed,
         "version": row.version,
         "api_version": row.api_version,
-        "apps": [],
         "connection_timeout_seconds": row.connection_timeout_seconds,
         "troubleshooting_url": "",
         "subsystems": [each.lower() for each in row.subsystems],
         "display_apps": [],
-        "scripts": [],
-        "startup_script_behavior": "non-blocking",
         "display_order": 0,
     }
     for key, text in (("directory", row.directory), ("expanded_directory", row.expanded_directory)):
         if text:
             body[key] = text
+    return body
+
+
+def _defined(row: AgentRow, definitions: Definitions) -> dict[str, object]:
+    blocking = any(
+        each.definition["run_on_start"] and each.definition["start_blocks_login"] for each in definitions.scripts
+    )
+    return {
+        "apps": [_app(row, each) for each in definitions.apps],
+        "scripts": [_script(each) for each in definitions.scripts],
+        "startup_script_behavior": "blocking" if blocking else "non-blocking",
+    }
+
+
+def _app(row: AgentRow, app: App) -> dict[str, object]:
+    body: dict[str, object] = {
+        key: value for key, value in app.definition.items() if value or key not in _OMITTED_WHEN_EMPTY
+    }
+    statuses = [
+        {
+            "id": str(each.id),
+            "created_at": go_time(each.created_at),
+            "workspace_id": str(row.workspace_id),
+            "agent_id": str(row.id),
+            "app_id": str(app.id),
+            "state": each.state.name.lower(),
+            "message": each.message,
+            "uri": each.uri,
+            "icon": "",
+            "needs_user_attention": False,
+        }
+        for each in app.statuses
+    ]
+    return {"id": str(app.id)} | body | {"health": app.health.name.lower(), "statuses": statuses}
+
+
+def _script(script: Script) -> dict[str, object]:
+    body: dict[str, object] = {"id": str(script.id), **script.definition}
+    if script.runs:
+        last = script.runs[0]
+        body |= {"exit_code": last.exit_code, "status": last.status.name.lower()}
     return body
 
 

@@ -26,14 +26,27 @@ from tailnet.proto.generated import agent_pb2 as agent
 from tailnet.proto.services import AGENT
 from tailnet.server.batches import WriteBatch
 from tailnet.server.derpmaps import DerpMaps
+from tailnet.server.manifest import manifest
 from tailnet.server.service import Caller, Unary
 from tailnet.store.rows import (
     AgentIdentity,
+    AgentRow,
+    AppHealth,
+    AppHealths,
+    AppState,
+    AppStatus,
+    ConnectionAction,
+    ConnectionReport,
+    ConnectionType,
+    Definitions,
     LifecycleChange,
     LifecycleState,
     LogBatch,
     LogSource,
     MetadataValue,
+    RunStage,
+    RunStatus,
+    ScriptRun,
     Startup,
     StatsReport,
 )
@@ -59,6 +72,10 @@ _PRE: Final = r"(0|[1-9][0-9]*|[0-9]*[A-Za-z-][0-9A-Za-z-]*)"
 _SEMVER: Final = re.compile(
     rf"v{_NUMBER}(\.{_NUMBER}(\.{_NUMBER}(-{_PRE}(\.{_PRE})*)?(\+[0-9A-Za-z-]+(\.[0-9A-Za-z-]+)*)?)?)?"
 )
+# The reference's number for what an app says it does; the others bound a row, not a meaning.
+MAX_STATUS_BYTES: Final = 160
+MAX_URI_CHARS: Final = 4096
+MAX_REASON_CHARS: Final = 1024
 # Agents whose external source is known to exist; forgetting them costs one write each.
 MAX_KNOWN_SOURCES: Final = 100_000
 # Five minutes: a disk that is full, or a store that is being restored, until somebody has looked.
@@ -93,6 +110,9 @@ class AgentService:
             store, lambda lists: store.put_metadata([value for values in lists for value in values])
         )
         self._logs: WriteBatch[LogBatch] = WriteBatch(store, lambda batches: store.insert_logs(batches, clock()))
+        self._healths: WriteBatch[AppHealths] = WriteBatch(store, store.update_app_healths)
+        self._runs: WriteBatch[tuple[PeerID, ScriptRun]] = WriteBatch(store, store.add_script_runs)
+        self._connections: WriteBatch[ConnectionReport] = WriteBatch(store, store.insert_connections)
         self._external_sources: set[PeerID] = set()
         self.banners = config.announcement_banners  # the server gives others when settings are read again
         self.connection_reports = 0
@@ -126,28 +146,15 @@ class AgentService:
 
     async def get_manifest(self, caller: Caller, request: Any) -> Message:
         identity = _identity(caller)
-        row = await _insist(lambda: self._store.run(self._store.get_agent, identity.id))
-        if row is None:
+        found = await _insist(lambda: self._store.run(self._rows, identity.id))
+        if found is None:
             raise RpcError("this agent was deleted")
-        config = self._config
-        manifest = agent.Manifest(
-            agent_id=bytes(identity.id),
-            agent_name=identity.name,
-            owner_username=identity.owner_name,
-            workspace_id=identity.workspace_id.bytes,
-            workspace_name=identity.workspace_name,
-            directory=row.directory,
-            motd_path=row.motd_path,
-            environment_variables=dict(row.environment),
-            disable_direct_connections=config.disable_direct_connections,
-            derp_force_websockets=config.derp_force_websockets,
-        )
-        manifest.derp_map.ParseFromString(self._maps.current.message)
-        # The client reads home_params without looking whether they are there.
-        manifest.derp_map.home_params.SetInParent()
-        if identity.parent_id is not None:
-            manifest.parent_id = bytes(identity.parent_id)
-        return manifest
+        row, definitions = found
+        return manifest(identity, row, definitions, self._config, self._maps.current.message)
+
+    def _rows(self, agent_id: PeerID) -> tuple[AgentRow, Definitions] | None:
+        row = self._store.get_agent(agent_id)
+        return None if row is None else (row, self._store.definitions(agent_id))
 
     async def get_service_banner(self, caller: Caller, request: Any) -> Message:
         # The one banner that agents before API 2.1 can show.
@@ -214,7 +221,16 @@ class AgentService:
         return agent.Startup.FromString(startup.SerializeToString())
 
     async def batch_update_app_healths(self, caller: Caller, request: Any) -> Message:
-        # A manifest of ours names no apps, so an agent that reports one was built for another server.
+        healths: dict[UUID, AppHealth] = {}
+        for update in request.updates:
+            if len(update.id) != 16 or update.health not in AppHealth._value2member_map_:
+                raise RpcError(f"app health: {update.id.hex()[:64]} with health {update.health} is no app's")
+            healths[UUID(bytes=update.id)] = AppHealth(update.health)
+        if healths:
+            problem = await _insist(lambda: self._healths.add(AppHealths(caller.peer_id, healths)))
+            if problem:
+                # The agent's manifest is an older one: the error makes it come again, and get the one of today.
+                raise RpcError(f"app health: {problem}")
         return agent.BatchUpdateAppHealthResponse()
 
     async def batch_update_metadata(self, caller: Caller, request: Any) -> Message:
@@ -252,9 +268,30 @@ class AgentService:
         return agent.BatchCreateLogsResponse(log_limit_exceeded=bool(exceeded))
 
     async def script_completed(self, caller: Caller, request: Any) -> Message:
+        run = self._script_run(request.timing)
+        if run is not None:
+            with suppress(RpcError):  # as for stats: what a script did is no reason to end an agent's connection
+                await self._runs.add((caller.peer_id, run))
         return agent.WorkspaceAgentScriptCompletedResponse()
 
+    def _script_run(self, timing: Any) -> ScriptRun | None:
+        if len(timing.script_id) != 16 or not (
+            timing.stage in RunStage._value2member_map_ and timing.status in RunStatus._value2member_map_
+        ):
+            return None
+        try:
+            started = convert.moment(timing.start) if timing.HasField("start") else self._clock()
+            ended = convert.moment(timing.end) if timing.HasField("end") else self._clock()
+        except MalformedField:
+            return None
+        script_id, stage, status = UUID(bytes=timing.script_id), RunStage(timing.stage), RunStatus(timing.status)
+        return ScriptRun(script_id, started, ended, timing.exit_code, stage, status)
+
     async def get_resources_monitoring_configuration(self, caller: Caller, request: Any) -> Message:
+        """Nothing is monitored: thresholds and whom to tell are the control plane's, and no setting of ours says them.
+
+        Agents then push no usage.  The answer is one all the same: an error here would have them start over for ever.
+        """
         response = agent.GetResourcesMonitoringConfigurationResponse()
         # Nothing is monitored (memory and volumes are absent), but an agent divides by these.
         response.config.num_datapoints = 20
@@ -262,16 +299,39 @@ class AgentService:
         return response
 
     async def push_resources_monitoring_usage(self, caller: Caller, request: Any) -> Message:
+        """Only from an agent that another server configured; there is nothing here to compare it with."""
         return agent.PushResourcesMonitoringUsageResponse()
 
     async def report_connection(self, caller: Caller, request: Any) -> Message:
-        report = request.connection
-        if len(report.id) != 16 or report.action not in _ACTIONS:
+        report = self._connection_report(caller.peer_id, request.connection)
+        if report is None:
             # Not worth an agent's connection: what it reports is over, and an error would have it come again.
             self.connection_reports_unreadable += 1
             return Empty()
         self.connection_reports += 1
+        await _insist(lambda: self._connections.add(report))
         return Empty()
+
+    def _connection_report(self, agent_id: PeerID, said: Any) -> ConnectionReport | None:
+        if len(said.id) != 16 or said.action not in ConnectionAction._value2member_map_:
+            return None
+        try:
+            at = convert.moment(said.timestamp) if said.HasField("timestamp") else self._clock()
+        except MalformedField:
+            return None
+        # Sorts that newer agents know come as none; they also say the name of the app.
+        known = said.type in ConnectionType._value2member_map_
+        return ConnectionReport(
+            agent_id,
+            UUID(bytes=said.id),
+            ConnectionAction(said.action),
+            ConnectionType(said.type) if known else ConnectionType.UNSPECIFIED,
+            at,
+            _printable(said.ip, 64),
+            said.status_code,
+            _printable(said.reason, MAX_REASON_CHARS),
+            _printable(said.app_name, 256),
+        )
 
     async def create_sub_agent(self, caller: Caller, request: Any) -> Message:
         if not request.name:
@@ -324,7 +384,26 @@ class AgentService:
         return agent.ReportBoundaryLogsResponse()
 
     async def update_app_status(self, caller: Caller, request: Any) -> Message:
-        raise RpcError(f"no app with the slug {request.slug[:64]!r}")
+        if len(request.message.encode("utf-8", "replace")) > MAX_STATUS_BYTES:
+            raise RpcError(f"Message is too long. Message must be less than {MAX_STATUS_BYTES} characters.")
+        if len(request.uri) > MAX_URI_CHARS:
+            raise RpcError(f"URI is too long: it may have {MAX_URI_CHARS} characters.")
+        if request.state not in AppState._value2member_map_:
+            raise RpcError("Invalid state provided.")
+        status = AppStatus(
+            uuid4(),
+            self._clock(),
+            AppState(request.state),
+            _printable(request.message, MAX_STATUS_BYTES),
+            _printable(request.uri, MAX_URI_CHARS),
+        )
+        try:
+            known = await self._store.run(self._store.add_app_status, caller.peer_id, request.slug, status)
+        except StoreError as error:
+            raise RpcError(f"cannot store the status of app {request.slug[:64]!r}: {error}") from error
+        if not known:
+            raise RpcError(f'Failed to get workspace app. No app found with slug "{request.slug[:64]}"')
+        return agent.UpdateAppStatusResponse()
 
     async def push_context_state(self, caller: Caller, request: Any) -> Message:
         # Code 12 makes an agent stop pushing, cleanly; accepting and forgetting would be a lie.
@@ -343,10 +422,14 @@ async def _insist(work: Callable[[], Awaitable[T]]) -> T:
     return await work()
 
 
+def _printable(text: str, limit: int) -> str:
+    """Text for a page: control characters become blanks."""
+    return "".join(each if each.isprintable() else " " for each in text[:limit])
+
+
 def _identity(caller: Caller) -> AgentIdentity:
     assert isinstance(caller.identity, AgentIdentity), "the Agent service is served to agents only"
     return caller.identity
 
 
-_ACTIONS: Final = frozenset({agent.Connection.CONNECT, agent.Connection.DISCONNECT})
 _SUBSYSTEMS: Final = frozenset(agent.Startup.Subsystem.values()) - {agent.Startup.SUBSYSTEM_UNSPECIFIED}

@@ -1,24 +1,30 @@
 """Writing a seed into the store (layer L2): only what differs, in one transaction.
 
 Importing twice changes nothing, and a refused file leaves nothing behind.  A seed adds and changes, it never deletes:
-what it does not name stays as it is.  Called by cli/admin.py and `tailnet serve --dev`.
+what it does not name stays as it is; only apps, scripts and metadata, where an agent has them, are its whole list.
+Called by cli/admin.py and `tailnet serve --dev`.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
 import sqlalchemy as sa
 
 from tailnet.store.callers import pieces, raise_generation
 from tailnet.store.database import Database
+from tailnet.store.importing_definitions import put_definitions
+from tailnet.store.problems import Problems
 from tailnet.store.rows import WorkspaceStatus
-from tailnet.store.schema import agents, user_tokens, users, workspaces
-from tailnet.store.seed import Problems, Seed, SeedUser
+from tailnet.store.schema import agent_apps, agent_scripts, agents, user_tokens, users, workspaces
+from tailnet.store.seed import Seed, SeedUser
 
 K = TypeVar("K")
+
+# Sorts of definitions whose ids are one agent's only.
+_ID_TABLES: Final = {"apps": agent_apps, "scripts": agent_scripts}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +90,12 @@ class _Writer:
                 problems.add(
                     f"{agent.place}.owner_id", f"{agent.owner_id} is no user, neither in this file nor in the store"
                 )
+        for sort, table in _ID_TABLES.items():
+            items = [(agent.id, item) for agent in seed.agents for item in getattr(agent.definitions, sort) or ()]
+            holders_of = self._values(table.c.id, (item.key for _, item in items), table.c.agent_id)
+            for agent_id, item in items:
+                if holders_of.get(item.key, agent_id) != agent_id:
+                    problems.add(f"{item.place}.id", f"belongs to agent {holders_of[item.key]} in the store")
         problems.raise_if_any()
 
     def put_users(self) -> Tally:
@@ -114,18 +126,24 @@ class _Writer:
             for agent in self._seed.agents
         }
         # Somebody else builds, starts and stops workspaces; one whose agents come here is running.
-        return self._put(workspaces, wanted, {"status": int(WorkspaceStatus.RUNNING)})
+        new, changed = self._put(workspaces, wanted, {"status": int(WorkspaceStatus.RUNNING)})
+        return Tally(len(new), len(changed), len(wanted) - len(new) - len(changed))
 
     def put_agents(self) -> Tally:
         wanted = {
             agent.id: {"workspace_id": agent.workspace_id, "name": agent.name, "token_digest": agent.token_digest}
             for agent in self._seed.agents
         }
-        return self._put(agents, wanted, {})
+        new, changed = self._put(agents, wanted, {})
+        changed |= put_definitions(self._connection, self._seed.agents) - new
+        return Tally(len(new), len(changed), len(wanted) - len(new) - len(changed))
 
-    def _put(self, table: sa.Table, wanted: Mapping[K, Mapping[str, object]], defaults: Mapping[str, object]) -> Tally:
+    def _put(
+        self, table: sa.Table, wanted: Mapping[K, Mapping[str, object]], defaults: Mapping[str, object]
+    ) -> tuple[set[K], set[K]]:
+        """Which rows are new, and which had to be changed."""
         if not wanted:
-            return Tally(0, 0, 0)
+            return set(), set()
         columns = [table.c[name] for name in next(iter(wanted.values()))]
         existing: dict[K, dict[str, object]] = {}
         for piece in pieces(wanted):
@@ -135,7 +153,7 @@ class _Writer:
         changed = {key: values for key, values in wanted.items() if existing.get(key, values) != values}
         self._update(table, changed)
         self._insert(table, new, defaults)
-        return Tally(len(new), len(changed), len(wanted) - len(new) - len(changed))
+        return set(new), set(changed)
 
     def _insert(self, table: sa.Table, rows: Mapping[K, Mapping[str, object]], defaults: Mapping[str, object]) -> None:
         times = {"created_at": self._now, "updated_at": self._now}

@@ -1,4 +1,4 @@
-"""What agents report: connections, lifecycle, start-up, stats, metadata, logs (layer L2).
+"""What agents report: connections, lifecycle, start-up, stats, metadata, logs, sessions (layer L2).
 
 Every method takes a batch and is one transaction: a server gathers the reports of many agents and writes them behind,
 because SQLite pays per transaction and hardly per row.  Reports of agents that no longer exist are dropped in silence:
@@ -6,8 +6,9 @@ an agent may be deleted while its last report is on its way.
 """
 
 from collections.abc import Sequence
+from dataclasses import fields
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -16,6 +17,9 @@ from sqlalchemy.dialects.sqlite import insert
 from tailnet.store.callers import pieces
 from tailnet.store.database import Database
 from tailnet.store.rows import (
+    ConnectionAction,
+    ConnectionReport,
+    ConnectionType,
     LifecycleChange,
     LifecycleState,
     LogBatch,
@@ -25,7 +29,16 @@ from tailnet.store.rows import (
     Startup,
     StatsReport,
 )
-from tailnet.store.schema import PeerIdText, UtcTime, agent_log_sources, agent_logs, agent_metadata, agent_stats, agents
+from tailnet.store.schema import (
+    PeerIdText,
+    UtcTime,
+    agent_connections,
+    agent_log_sources,
+    agent_logs,
+    agent_metadata,
+    agent_stats,
+    agents,
+)
 from tailnet.types import PeerID
 
 # The field's limit for all logs of an agent: enough for any start-up, too little to fill a disk with a loop.
@@ -36,6 +49,8 @@ MAX_METADATA_KEYS_PER_AGENT: Final = 256
 
 # Stats serve the pages that show the last hours.  10,000 agents at one report in 5 minutes are 2.9 million rows a day.
 STATS_KEPT: Final = timedelta(hours=24)
+# Some days of one person's sessions.  10,000 agents that are never left alone have half a million rows, some 80 MB.
+MAX_CONNECTION_REPORTS_PER_AGENT: Final = 50
 # Rows deleted in one transaction: some tens of milliseconds, so that other writers never wait long.
 PRUNE_ROWS: Final = 5_000
 
@@ -242,6 +257,33 @@ class ReportTables(Database):
         with self.reading() as connection:
             return [LogLine(*row) for row in connection.execute(query)]
 
+    def insert_connections(self, reports: Sequence[ConnectionReport]) -> None:
+        """Keep reports of sessions, of each agent the last ones."""
+        with self.writing() as connection:
+            known = _known_agents(connection, [report.agent_id for report in reports])
+            rows = [
+                {field.name: getattr(report, field.name) for field in fields(report)}
+                | {"action": int(report.action), "type": int(report.type)}
+                for report in reports
+                if report.agent_id in known
+            ]
+            if rows:
+                connection.execute(agent_connections.insert(), rows)
+            table = agent_connections
+            for agent_id in known:
+                keep_last(connection, table.c.agent_id, agent_id, MAX_CONNECTION_REPORTS_PER_AGENT)
+
+    def list_connections(self, agent_id: PeerID) -> list[ConnectionReport]:
+        """The last reports, newest first."""
+        table = agent_connections
+        query = sa.select(*[table.c[field.name] for field in fields(ConnectionReport)])
+        with self.reading() as connection:
+            rows = connection.execute(query.where(table.c.agent_id == agent_id).order_by(table.c.id.desc())).all()
+        return [
+            ConnectionReport(agent, which, ConnectionAction(action), ConnectionType(type_), *rest)
+            for agent, which, action, type_, *rest in rows
+        ]
+
     def prune(self, now: datetime) -> int:
         """Delete stats that nobody shows any more, one bounded piece.
 
@@ -255,6 +297,14 @@ class ReportTables(Database):
         if parameters:
             with self.writing() as connection:
                 connection.execute(statement, parameters)
+
+
+def keep_last(connection: sa.Connection, column: sa.Column[Any], value: object, count: int) -> None:
+    """Delete all but the newest rows of those with that value; the table's `id` is their order."""
+    table = column.table
+    newest_to_go = sa.select(table.c.id).where(column == value).order_by(table.c.id.desc()).offset(count).limit(1)
+    assert isinstance(table, sa.Table)
+    connection.execute(table.delete().where(column == value, table.c.id <= newest_to_go.scalar_subquery()))
 
 
 def _known_agents(connection: sa.Connection, agent_ids: Sequence[PeerID]) -> set[PeerID]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum, IntEnum
+from typing import Any
 from uuid import UUID
 
 from tailnet.types import PeerID
@@ -205,6 +206,137 @@ class LogLine:
     level: int
     created_at: datetime
     output: str
+
+
+class AppHealth(IntEnum):
+    """AppHealth on the wire, and WorkspaceApp.Health too."""
+
+    DISABLED = 1
+    INITIALIZING = 2
+    HEALTHY = 3
+    UNHEALTHY = 4
+
+
+class AppState(IntEnum):
+    """UpdateAppStatusRequest.AppStatusState on the wire."""
+
+    WORKING = 0
+    IDLE = 1
+    COMPLETE = 2
+    FAILURE = 3
+
+
+class RunStage(IntEnum):
+    """Timing.Stage on the wire: why a script ran."""
+
+    START = 0
+    STOP = 1
+    CRON = 2
+
+
+class RunStatus(IntEnum):
+    """Timing.Status on the wire."""
+
+    OK = 0
+    EXIT_FAILURE = 1
+    TIMED_OUT = 2
+    PIPES_LEFT_OPEN = 3
+
+
+class ConnectionAction(IntEnum):
+    """Connection.Action on the wire."""
+
+    CONNECT = 1
+    DISCONNECT = 2
+
+
+class ConnectionType(IntEnum):
+    """Connection.Type on the wire."""
+
+    UNSPECIFIED = 0
+    SSH = 1
+    VSCODE = 2
+    JETBRAINS = 3
+    RECONNECTING_PTY = 4
+
+
+@dataclass(frozen=True, slots=True)
+class AppStatus:
+    """What an app said it was doing."""
+
+    id: UUID
+    created_at: datetime
+    state: AppState
+    message: str
+    uri: str
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """An app of an agent.  `definition`: what store/definitions.py makes of a seed; `statuses`: the newest first."""
+
+    id: UUID
+    definition: Mapping[str, Any]
+    health: AppHealth
+    statuses: Sequence[AppStatus] = ()
+
+    @property
+    def is_checked(self) -> bool:
+        """Whether the agent looks after its health."""
+        return bool(self.definition["healthcheck"]["url"])
+
+
+@dataclass(frozen=True, slots=True)
+class ScriptRun:
+    """One run of a script, by the agent's clock."""
+
+    script_id: UUID
+    started_at: datetime
+    ended_at: datetime
+    exit_code: int
+    stage: RunStage
+    status: RunStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A script of an agent.  `runs`: the last ones, the newest first."""
+
+    id: UUID
+    definition: Mapping[str, Any]
+    runs: Sequence[ScriptRun] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Definitions:
+    """What an agent should run and show, each in the order of the seed."""
+
+    apps: Sequence[App] = ()
+    scripts: Sequence[Script] = ()
+    metadata: Sequence[Mapping[str, Any]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AppHealths:
+    """What an agent says of its apps, by their id."""
+
+    agent_id: PeerID
+    healths: Mapping[UUID, AppHealth]
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionReport:
+    """A session that somebody opened or closed on an agent, by the agent's clock."""
+
+    agent_id: PeerID
+    connection_id: UUID
+    action: ConnectionAction
+    type: ConnectionType
+    at: datetime
+    ip: str
+    status_code: int
+    reason: str
+    app_name: str
 
 
 @dataclass(frozen=True, slots=True)

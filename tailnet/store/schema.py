@@ -16,7 +16,7 @@ from tailnet.types import PeerID
 
 # The newest file in migrations/versions.  Kept as a constant so that an up-to-date store opens without importing
 # Alembic.
-HEAD_REVISION: Final = "0001"
+HEAD_REVISION: Final = "0002"
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
@@ -192,6 +192,80 @@ agent_logs = sa.Table(
     sa.Column("created_at", UtcTime, nullable=False),
     sa.Column("output", sa.Text, nullable=False),
     sqlite_autoincrement=True,
+)
+
+# What the control plane says an agent should run and show.  A definition is JSON in the API's spelling, complete, since
+# nothing here asks for one of its parts; `position` keeps the order of the seed.
+agent_apps = sa.Table(
+    "agent_apps",
+    metadata,
+    sa.Column("id", UuidText, primary_key=True),
+    sa.Column("agent_id", PeerIdText, sa.ForeignKey("agents.id", ondelete="CASCADE"), nullable=False, index=True),
+    sa.Column("position", sa.Integer, nullable=False),
+    sa.Column("definition", sa.JSON, nullable=False),
+    # what the agent says of it, the wire's number
+    sa.Column("health", sa.SmallInteger, nullable=False),
+)
+
+agent_scripts = sa.Table(
+    "agent_scripts",
+    metadata,
+    sa.Column("id", UuidText, primary_key=True),
+    sa.Column("agent_id", PeerIdText, sa.ForeignKey("agents.id", ondelete="CASCADE"), nullable=False, index=True),
+    sa.Column("position", sa.Integer, nullable=False),
+    sa.Column("definition", sa.JSON, nullable=False),
+)
+
+# The values of these keys are in agent_metadata.
+agent_metadata_descriptions = sa.Table(
+    "agent_metadata_descriptions",
+    metadata,
+    sa.Column("agent_id", PeerIdText, sa.ForeignKey("agents.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("position", sa.Integer, nullable=False),
+    sa.Column("definition", sa.JSON, nullable=False),
+)
+
+# What happened, of each app, script and agent the last few (apps.py, reports.py): `id` is their order.
+agent_app_statuses = sa.Table(
+    "agent_app_statuses",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("app_id", UuidText, sa.ForeignKey("agent_apps.id", ondelete="CASCADE"), nullable=False, index=True),
+    sa.Column("status_id", UuidText, nullable=False),
+    sa.Column("created_at", UtcTime, nullable=False),
+    sa.Column("state", sa.SmallInteger, nullable=False),
+    sa.Column("message", sa.Text, nullable=False),
+    sa.Column("uri", sa.Text, nullable=False),
+)
+
+agent_script_runs = sa.Table(
+    "agent_script_runs",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("script_id", UuidText, sa.ForeignKey("agent_scripts.id", ondelete="CASCADE"), nullable=False, index=True),
+    sa.Column("started_at", UtcTime, nullable=False),
+    sa.Column("ended_at", UtcTime, nullable=False),
+    sa.Column("exit_code", sa.Integer, nullable=False),
+    sa.Column("stage", sa.SmallInteger, nullable=False),
+    sa.Column("status", sa.SmallInteger, nullable=False),
+)
+
+# In the store and not in memory: sessions outlive this server, so the end of one often comes after a restart, and who
+# was on a machine is asked when something has already happened.
+agent_connections = sa.Table(
+    "agent_connections",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("agent_id", PeerIdText, sa.ForeignKey("agents.id", ondelete="CASCADE"), nullable=False, index=True),
+    sa.Column("connection_id", UuidText, nullable=False),
+    sa.Column("action", sa.SmallInteger, nullable=False),
+    sa.Column("type", sa.SmallInteger, nullable=False),
+    sa.Column("at", UtcTime, nullable=False),
+    sa.Column("ip", sa.Text, nullable=False),
+    sa.Column("status_code", sa.Integer, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("app_name", sa.Text, nullable=False),
 )
 
 # Not encrypted: who can read this file can read every row in it, and the file is created readable by its owner only.

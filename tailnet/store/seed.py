@@ -12,18 +12,18 @@ from uuid import UUID
 
 from tailnet.auth.tokens import MAX_TOKEN_CHARS, PresentedToken, agent_token_digest, parse_user_token
 from tailnet.errors import SeedError
+from tailnet.store.definitions import KINDS, NONE, SeedDefinitions, read_definitions
+from tailnet.store.problems import MAX_PROBLEMS, Problems, kind
 from tailnet.types import PeerID
 
 # 10,000 agents are 3 MB.  The bound keeps a wrong path (a disk image, a log) from filling the memory.
 MAX_SEED_BYTES: Final = 256 * 1024 * 1024
-# A generator that is wrong is wrong everywhere: twenty mistakes say as much as twenty thousand.
-MAX_PROBLEMS: Final = 20
 MAX_NAME_CHARS: Final = 256
 # 20 random letters and digits are 119 bits.  Shorter tokens work, but whoever reads the store could guess them.
 SHORT_TOKEN_CHARS: Final = 20
 
 _USER_KEYS: Final = ("id", "username", "token")
-_AGENT_KEYS: Final = ("id", "token", "name", "workspace_id", "workspace_name", "owner_id")
+_AGENT_KEYS: Final = ("id", "token", "name", "workspace_id", "workspace_name", "owner_id", *KINDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,7 @@ class SeedAgent:
     workspace_name: str
     owner_id: UUID
     place: str
+    definitions: SeedDefinitions = NONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,29 +53,6 @@ class Seed:
     users: Sequence[SeedUser]
     agents: Sequence[SeedAgent]
     warnings: Sequence[str] = ()
-
-
-class Problems:
-    """Gathers what is wrong with one file, each line with file, place and reason."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._lines: list[str] = []
-
-    def __len__(self) -> int:
-        return len(self._lines)
-
-    def add(self, place: str, reason: str) -> None:
-        """Raises SeedError at the twentieth."""
-        self._lines.append(f"{self._name}: {place}: {reason}")
-        if len(self._lines) == MAX_PROBLEMS:
-            self._lines.append(f"{self._name}: there may be more: these are the first {MAX_PROBLEMS}")
-            raise SeedError(self._lines)
-
-    def raise_if_any(self) -> None:
-        """Raises SeedError."""
-        if self._lines:
-            raise SeedError(self._lines)
 
 
 def parse_seed(text: str | bytes, name: str = "seed") -> Seed:
@@ -89,6 +67,9 @@ def parse_seed(text: str | bytes, name: str = "seed") -> Seed:
     reader.unique(seed_users, lambda user: user.token.id, "token")
     reader.unique(seed_agents, lambda agent: agent.id, "id")
     reader.unique(seed_agents, lambda agent: agent.token_digest, "token")
+    for sort in ("apps", "scripts"):
+        items = [item for agent in seed_agents for item in getattr(agent.definitions, sort) or ()]
+        reader.unique(items, lambda item: item.key, "id")
     reader.workspaces_agree(seed_agents)
     reader.problems.raise_if_any()
     if reader.short_tokens:
@@ -113,7 +94,7 @@ def _load(text: str | bytes, name: str) -> Mapping[str, Any]:
     except RecursionError:
         raise SeedError([f"{name}: nested too deeply: it should be an object of two lists"]) from None
     if not isinstance(document, dict):
-        raise SeedError([f'{name}: wants an object {{"users": [...], "agents": [...]}}, got {_kind(document)}'])
+        raise SeedError([f'{name}: wants an object {{"users": [...], "agents": [...]}}, got {kind(document)}'])
     return document
 
 
@@ -143,7 +124,7 @@ class _Reader:
         """The list under `key` and the place of each item."""
         value = document.get(key, [])
         if not isinstance(value, list):
-            self.problems.add(key, f"wants a list, got {_kind(value)}")
+            self.problems.add(key, f"wants a list, got {kind(value)}")
             value = []
         return value, [f"{key}[{index}]" for index in range(len(value))]
 
@@ -182,10 +163,12 @@ class _Reader:
         workspace_id = self._uuid(value, "workspace_id", place)
         workspace_name = self._text(value, "workspace_name", place, MAX_NAME_CHARS)
         owner_id = self._uuid(value, "owner_id", place)
+        definitions = read_definitions(value, place, self.problems, self.known)
         if len(self.problems) > before:
             return None
+        digest = agent_token_digest(token)
         return SeedAgent(
-            PeerID(agent_id.bytes), agent_token_digest(token), name, workspace_id, workspace_name, owner_id, place
+            PeerID(agent_id.bytes), digest, name, workspace_id, workspace_name, owner_id, place, definitions
         )
 
     def unique(self, items: Sequence[Any], key: Callable[[Any], object], what: str) -> None:
@@ -209,7 +192,7 @@ class _Reader:
 
     def _is_object(self, value: object, place: str, keys: Sequence[str]) -> bool:
         if not isinstance(value, dict):
-            self.problems.add(place, f"wants an object with {', '.join(keys)}, got {_kind(value)}")
+            self.problems.add(place, f"wants an object with {', '.join(keys)}, got {kind(value)}")
             return False
         self.known(value, place, keys)
         return True
@@ -219,7 +202,7 @@ class _Reader:
         if key not in value:
             self.problems.add(here, "is missing")
         elif not isinstance(text, str):
-            self.problems.add(here, f"wants text, got {_kind(text)}")
+            self.problems.add(here, f"wants text, got {kind(text)}")
         elif not text:
             self.problems.add(here, "is empty")
         elif len(text) > limit:
@@ -243,11 +226,3 @@ class _Reader:
                 shown = "" if secret else f", got {text!r:.80}"
                 self.problems.add(f"{place}.{key}", f"wants a UUID such as 01234567-89ab-cdef-0123-456789abcdef{shown}")
         return UUID(int=0)
-
-
-def _kind(value: object) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool | int | float):
-        return repr(value)[:40].lower()
-    return "text" if isinstance(value, str) else "a list" if isinstance(value, list) else "an object"

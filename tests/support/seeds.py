@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 from uuid import UUID, uuid5
 
 from tailnet.store.importing import SeedOutcome, import_seed
@@ -66,3 +67,50 @@ def agent_token(name: str) -> str:
 def fill(store: Store, document: object | None = None) -> SeedOutcome:
     text = json.dumps(seed_document() if document is None else document)
     return import_seed(store, parse_seed(text), NOW)
+
+
+def definitions(of: str = "main") -> dict[str, list[dict[str, object]]]:
+    """Apps, scripts and metadata of an agent as a seed has them; ids are made of its name."""
+    check = {"url": "http://localhost:13337/healthz", "interval": 5, "threshold": 6}
+    return {
+        "apps": [
+            {
+                "id": str(make_id(f"editor of {of}")),
+                "slug": "editor",
+                "display_name": "Editor",
+                "url": "http://localhost:13337",
+                "icon": "/icon/code.svg",
+                "subdomain": True,
+                "subdomain_name": "editor--main--dev--alice",
+                "sharing_level": "authenticated",
+                "healthcheck": check,
+                "open_in": "tab",
+                "tooltip": "Opens\nin a tab",
+            },
+            {"id": str(make_id(f"shell of {of}")), "slug": "shell", "command": "htop\n", "hidden": True},
+        ],
+        "scripts": [
+            {
+                "id": str(make_id(f"start of {of}")),
+                "log_source_id": str(make_id("a source")),
+                "log_path": "start.log",
+                "script": "#!/bin/sh\nset -e\n\techo started\n",
+                "run_on_start": True,
+                "start_blocks_login": True,
+                "timeout": 30_000_000_000,
+                "display_name": "Start",
+            },
+            {"id": str(make_id(f"nightly of {of}")), "cron": "0 3 * * *"},
+        ],
+        "metadata": [
+            {"key": "cpu", "display_name": "CPU", "script": "uptime", "interval": 10, "timeout": 1},
+            {"key": "disk", "script": "df -h"},
+        ],
+    }
+
+
+def defined_document() -> Any:
+    """The small world, whose agent `main` has everything that a seed can give it."""
+    document: Any = seed_document()
+    document["agents"][0] |= definitions()
+    return document

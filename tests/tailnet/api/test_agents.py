@@ -1,5 +1,6 @@
 """An agent as its owner sees it: every key in every state, and who may look."""
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -13,10 +14,22 @@ from tailnet.coordinator.policy import AgentPolicy
 from tailnet.proto import convert
 from tailnet.proto.generated import tailnet_pb2 as tailnet
 from tailnet.server.service import node_value
-from tailnet.store.rows import LifecycleChange, LifecycleState, LogSource, Startup
+from tailnet.store.rows import (
+    AppHealth,
+    AppHealths,
+    AppState,
+    AppStatus,
+    LifecycleChange,
+    LifecycleState,
+    LogSource,
+    RunStage,
+    RunStatus,
+    ScriptRun,
+    Startup,
+)
 from tailnet.types import TAILSCALE_SERVICE_PREFIX
 from tests.support.api_world import World
-from tests.support.seeds import NOW, make_id, peer_id, user_token
+from tests.support.seeds import NOW, defined_document, fill, make_id, peer_id, user_token
 
 MAIN = peer_id("main")
 EPOCH_TEXT = "2026-01-02T03:04:05.678901Z"
@@ -91,6 +104,56 @@ async def test_what_an_agent_said_of_itself(world: World) -> None:
             "icon": "/icon.png",
         }
     ]
+
+
+async def test_what_it_should_run_and_what_became_of_it(world: World) -> None:
+    store = world.store
+    fill(store, defined_document())
+    status = AppStatus(make_id("status"), NOW, AppState.COMPLETE, "built", "http://localhost/1")
+    assert store.add_app_status(MAIN, "editor", status)
+    store.update_app_healths([AppHealths(MAIN, {make_id("editor of main"): AppHealth.UNHEALTHY})])
+    run = ScriptRun(make_id("start of main"), NOW, NOW, 7, RunStage.START, RunStatus.EXIT_FAILURE)
+    store.add_script_runs([(MAIN, run), (MAIN, replace(run, exit_code=9, status=RunStatus.TIMED_OUT))])
+    body = await shown(world)
+    editor, shell = body["apps"]
+    assert editor == {
+        "id": str(make_id("editor of main")),
+        "url": "http://localhost:13337",
+        "external": False,
+        "slug": "editor",
+        "display_name": "Editor",
+        "icon": "/icon/code.svg",
+        "subdomain": True,
+        "subdomain_name": "editor--main--dev--alice",
+        "sharing_level": "authenticated",
+        "healthcheck": {"url": "http://localhost:13337/healthz", "interval": 5, "threshold": 6},
+        "health": "unhealthy",
+        "group": "",
+        "hidden": False,
+        "open_in": "tab",
+        "tooltip": "Opens\nin a tab",
+        "statuses": [
+            {
+                "id": str(make_id("status")),
+                "created_at": EPOCH_TEXT,
+                "workspace_id": str(make_id("dev")),
+                "agent_id": str(MAIN),
+                "app_id": str(make_id("editor of main")),
+                "state": "complete",
+                "message": "built",
+                "uri": "http://localhost/1",
+                "icon": "",
+                "needs_user_attention": False,
+            }
+        ],
+    }
+    assert (shell["command"], shell["health"], shell["statuses"]) == ("htop\n", "disabled", [])
+    assert not {"icon", "subdomain_name"} & shell.keys()
+    start, nightly = body["scripts"]
+    assert start["script"].startswith("#!/bin/sh\n")
+    assert (start["timeout"], start["exit_code"], start["status"]) == (30_000_000_000, 9, "timed_out")
+    assert not {"exit_code", "status"} & nightly.keys()
+    assert body["startup_script_behavior"] == "blocking"
 
 
 async def test_silence_is_shown_as_the_last_sign_of_life(world: World) -> None:

@@ -1,6 +1,6 @@
 """The Agent service over a real store: what each call answers, what it leaves behind, and what a bad one is told."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -14,13 +14,29 @@ from tailnet.errors import RpcError, StoreError, Unimplemented
 from tailnet.proto.generated import agent_pb2 as agent
 from tailnet.proto.services import AGENT
 from tailnet.server import agent_rpc
-from tailnet.server.agent_rpc import EXTERNAL_LOG_SOURCE, MAX_METADATA_BYTES, AgentService
+from tailnet.server.agent_rpc import (
+    EXTERNAL_LOG_SOURCE,
+    MAX_METADATA_BYTES,
+    MAX_REASON_CHARS,
+    MAX_URI_CHARS,
+    AgentService,
+)
 from tailnet.server.derpmaps import DerpMaps
 from tailnet.server.service import Caller
 from tailnet.store.reports import MAX_LOG_BYTES_PER_AGENT
-from tailnet.store.rows import LifecycleState
+from tailnet.store.rows import (
+    AppHealth,
+    AppState,
+    ConnectionAction,
+    ConnectionReport,
+    ConnectionType,
+    LifecycleState,
+    RunStage,
+    RunStatus,
+    ScriptRun,
+)
 from tailnet.store.store import Store
-from tests.support.seeds import NOW, fill, make_id, peer_id
+from tests.support.seeds import NOW, defined_document, fill, make_id, peer_id
 
 MAIN, GPU = peer_id("main"), peer_id("gpu")
 
@@ -45,6 +61,13 @@ class World:
 @pytest.fixture
 def world(store: Store) -> World:
     fill(store)
+    return World(store)
+
+
+@pytest.fixture
+def defined(store: Store) -> World:
+    """The same with apps, scripts and metadata."""
+    fill(store, defined_document())
     return World(store)
 
 
@@ -226,13 +249,109 @@ async def test_what_is_counted_or_declined(world: World) -> None:
     assert (world.service.connection_reports, world.service.boundary_logs) == (1, 2)
     with pytest.raises(Unimplemented):
         await world.call("PushContextState", agent.PushContextStateRequest())
-    with pytest.raises(RpcError, match="slug"):
-        await world.call("UpdateAppStatus", agent.UpdateAppStatusRequest(slug="editor"))
     config = (
         await world.call("GetResourcesMonitoringConfiguration", agent.GetResourcesMonitoringConfigurationRequest())
     ).config
     assert config.collection_interval_seconds > 0  # the agent makes a ticker of it
     assert config.num_datapoints > 0
+
+
+def stamp(seconds: float) -> Timestamp:
+    made = Timestamp()
+    made.FromDatetime(NOW + timedelta(seconds=seconds))
+    return made
+
+
+async def test_sessions_are_kept_as_they_were_reported(world: World) -> None:
+    said = {
+        "id": make_id("session").bytes,
+        "action": agent.Connection.DISCONNECT,
+        "type": agent.Connection.JETBRAINS,
+        "timestamp": stamp(-5),
+        "ip": "192.0.2.7",
+        "status_code": 137,
+        "reason": "killed\x1b[2J",
+        "app_name": "idea",
+    }
+    later = said | {"action": agent.Connection.CONNECT, "type": 77, "reason": "x" * 5_000}
+    del later["timestamp"]
+    wrong = said | {"timestamp": Timestamp(seconds=1 << 60)}
+    for each in (said, later, wrong):
+        await world.call("ReportConnection", agent.ReportConnectionRequest(connection=each))
+    assert (world.service.connection_reports, world.service.connection_reports_unreadable) == (2, 1)
+    newer, older = world.store.list_connections(MAIN)
+    assert older == ConnectionReport(
+        MAIN,
+        make_id("session"),
+        ConnectionAction.DISCONNECT,
+        ConnectionType.JETBRAINS,
+        NOW - timedelta(seconds=5),
+        "192.0.2.7",
+        137,
+        "killed [2J",
+        "idea",
+    )
+    assert (newer.type, newer.at, len(newer.reason)) == (ConnectionType.UNSPECIFIED, NOW, MAX_REASON_CHARS)
+
+
+async def test_runs_of_scripts(defined: World) -> None:
+    timing = {
+        "script_id": make_id("start of main").bytes,
+        "start": stamp(1),
+        "end": stamp(3),
+        "exit_code": -1,
+        "stage": agent.Timing.STOP,
+        "status": agent.Timing.PIPES_LEFT_OPEN,
+    }
+    strange = ({"script_id": b"short"}, {"stage": 9}, {"status": 9}, {"end": Timestamp(seconds=1 << 60)})
+    for change in ({}, *strange, {"script_id": make_id("nobody").bytes}):
+        request = agent.WorkspaceAgentScriptCompletedRequest(timing=timing | change)
+        await defined.call("ScriptCompleted", request)
+    await defined.call("ScriptCompleted", request, GPU)
+    start, nightly = defined.store.definitions(MAIN).scripts
+    at = NOW + timedelta(seconds=1), NOW + timedelta(seconds=3)
+    assert start.runs == [ScriptRun(start.id, *at, -1, RunStage.STOP, RunStatus.PIPES_LEFT_OPEN)]
+    assert nightly.runs == ()
+
+
+async def test_healths_of_apps(defined: World) -> None:
+    editor, shell = make_id("editor of main").bytes, make_id("shell of main").bytes
+    good = {"id": editor, "health": agent.HEALTHY}
+    for bad in (
+        {"id": b"short", "health": agent.HEALTHY},
+        {"id": editor},
+        {"id": editor, "health": 9},
+        {"id": shell, "health": agent.HEALTHY},
+        {"id": make_id("nobody").bytes, "health": agent.HEALTHY},
+    ):
+        with pytest.raises(RpcError, match="app health: "):
+            await defined.call("BatchUpdateAppHealths", agent.BatchUpdateAppHealthRequest(updates=[good, bad]))
+    with pytest.raises(RpcError, match="app health: "):
+        await defined.call("BatchUpdateAppHealths", agent.BatchUpdateAppHealthRequest(updates=[good]), GPU)
+    assert defined.store.definitions(MAIN).apps[0].health is AppHealth.INITIALIZING
+    await defined.call("BatchUpdateAppHealths", agent.BatchUpdateAppHealthRequest(updates=[good]))
+    await defined.call("BatchUpdateAppHealths", agent.BatchUpdateAppHealthRequest())
+    assert defined.store.definitions(MAIN).apps[0].health is AppHealth.HEALTHY
+
+
+async def test_what_an_app_says_it_does(defined: World) -> None:
+    request = {"slug": "editor", "state": agent.UpdateAppStatusRequest.FAILURE, "message": "ü" * 80, "uri": "http://x"}
+    await defined.call("UpdateAppStatus", agent.UpdateAppStatusRequest(**request))
+    await defined.call("UpdateAppStatus", agent.UpdateAppStatusRequest(slug="editor", message="a\n\x07b"))
+    for change, said in (
+        ({"message": "ü" * 80 + "x"}, "Message is too long"),
+        ({"uri": "x" * (MAX_URI_CHARS + 1)}, "URI is too long"),
+        ({"state": 4}, "Invalid state provided"),
+        ({"slug": "none"}, 'No app found with slug "none"'),
+    ):
+        with pytest.raises(RpcError, match=said):
+            await defined.call("UpdateAppStatus", agent.UpdateAppStatusRequest(**request | change))
+    with pytest.raises(RpcError, match="No app found"):
+        await defined.call("UpdateAppStatus", agent.UpdateAppStatusRequest(**request), GPU)
+    newer, older = defined.store.definitions(MAIN).apps[0].statuses
+    assert (newer.state, newer.message) == (AppState.WORKING, "a  b")
+    assert (older.state, older.message, older.uri) == (AppState.FAILURE, "ü" * 80, "http://x")
+    assert newer.id != older.id
 
 
 async def test_a_store_that_fails_for_a_moment_costs_no_answer(

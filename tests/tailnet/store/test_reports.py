@@ -1,11 +1,13 @@
 """What agents report, in batches; strays of deleted agents sink nothing; limits hold."""
 
 from datetime import datetime, timedelta
+from uuid import UUID
 
 import pytest
 
 from tailnet.store.reports import (
     EXTERNAL_LOG_SOURCE,
+    MAX_CONNECTION_REPORTS_PER_AGENT,
     MAX_LOG_BYTES_PER_AGENT,
     MAX_METADATA_KEYS_PER_AGENT,
     PRUNE_ROWS,
@@ -13,6 +15,9 @@ from tailnet.store.reports import (
 )
 from tailnet.store.rows import (
     AgentRow,
+    ConnectionAction,
+    ConnectionReport,
+    ConnectionType,
     LifecycleChange,
     LifecycleState,
     LogBatch,
@@ -22,6 +27,7 @@ from tailnet.store.rows import (
     StatsReport,
 )
 from tailnet.store.store import Store
+from tailnet.types import PeerID
 from tests.support.seeds import NOW, fill, make_id, peer_id
 
 MAIN, GPU, NOBODY = peer_id("main"), peer_id("gpu"), peer_id("nobody")
@@ -54,10 +60,37 @@ def test_connections(filled: Store) -> None:
     assert (gpu.first_connected_at, gpu.last_connected_at, gpu.disconnected_at) == (after(1), after(1), None)
 
 
+def session(
+    number: int, agent_id: PeerID = MAIN, action: ConnectionAction = ConnectionAction.CONNECT
+) -> ConnectionReport:
+    kind, at = ConnectionType.VSCODE, after(number)
+    return ConnectionReport(agent_id, UUID(int=number), action, kind, at, "192.0.2.1", number, "closed", "code")
+
+
+def test_sessions_that_agents_report(filled: Store) -> None:
+    ended = session(1, action=ConnectionAction.DISCONNECT)
+    filled.insert_connections([session(1), session(2, GPU), session(3, NOBODY), ended])
+    assert filled.list_connections(MAIN) == [ended, session(1)]
+    assert filled.list_connections(GPU) == [session(2, GPU)]
+    assert filled.list_connections(NOBODY) == []
+
+
+def test_the_last_sessions_of_each_agent_are_kept(filled: Store) -> None:
+    filled.insert_connections([session(0, GPU)])
+    for first in (0, MAX_CONNECTION_REPORTS_PER_AGENT):
+        filled.insert_connections([session(first + more) for more in range(MAX_CONNECTION_REPORTS_PER_AGENT - 1)])
+    kept = [each.connection_id.int for each in filled.list_connections(MAIN)]
+    last = 2 * MAX_CONNECTION_REPORTS_PER_AGENT - 2
+    assert len(kept) == MAX_CONNECTION_REPORTS_PER_AGENT
+    assert kept[:2] == [last, last - 1]
+    assert len(filled.list_connections(GPU)) == 1
+
+
 def test_empty_batches_write_nothing(filled: Store) -> None:
     filled.record_connected([], NOW)
     filled.update_lifecycles([])
     filled.insert_stats([], NOW)
+    filled.insert_connections([])
     filled.put_metadata([])
     assert filled.insert_logs([], NOW) == []
 

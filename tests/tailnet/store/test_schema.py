@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
@@ -13,6 +14,7 @@ from alembic.script import ScriptDirectory
 import tailnet.store.migrations
 from tailnet.store.schema import HEAD_REVISION, UtcTime, kept_maps, metadata
 from tailnet.store.store import Store
+from tests.support.seeds import NOW, defined_document, fill, make_id, peer_id
 
 
 def test_migrations_make_the_schema(store: Store) -> None:
@@ -56,3 +58,28 @@ def test_times_keep_their_microsecond(store: Store, moment: datetime) -> None:
 def test_a_time_without_zone_is_refused(store: Store) -> None:
     with pytest.raises(TypeError):
         UtcTime().process_bind_param(datetime(2026, 1, 1), store._engine.dialect)
+
+
+def test_a_store_of_the_first_schema_keeps_what_it_has(store_url: str, tmp_path: Path) -> None:
+    engine = sa.create_engine(f"sqlite:///{tmp_path / 'tailnet.db'}")
+    config = Config()
+    config.set_main_option("script_location", str(Path(tailnet.store.migrations.__file__).parent))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        times = {"created_at": NOW, "updated_at": NOW}
+        connection.execute(metadata.tables["users"].insert().values(id=make_id("alice"), username="alice", **times))
+        workspace = {"id": make_id("dev"), "owner_id": make_id("alice"), "name": "dev", "status": 3}
+        connection.execute(metadata.tables["workspaces"].insert().values(**workspace, **times))
+        agent = {"id": peer_id("old"), "workspace_id": make_id("dev"), "name": "old", "token_digest": bytes(32)}
+        connection.execute(metadata.tables["agents"].insert().values(**agent, **times))
+    engine.dispose()
+    store = Store.open(store_url)
+    with store.reading() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+    row = store.get_agent(peer_id("old"))
+    assert row is not None
+    assert row.name == "old"
+    assert fill(store, defined_document()).agents.added == 3
+    assert len(store.definitions(peer_id("main")).apps) == 2
+    store.close()

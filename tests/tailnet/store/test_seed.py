@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from tailnet.errors import SeedError
 from tailnet.store import seed
-from tailnet.store.seed import MAX_PROBLEMS, parse_seed
+from tailnet.store.problems import MAX_PROBLEMS
+from tailnet.store.seed import parse_seed
 from tests.support.seeds import AgentSpec, make_id, peer_id, seed_document, user_token
 
 SECRET = "00000000-dead-beef-dead-000000000000"

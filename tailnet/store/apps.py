@@ -1,0 +1,151 @@
+"""What agents should run and show, and what became of it: apps, scripts, metadata descriptions (layer L2).
+
+A seed defines them (definitions.py, importing.py); manifests carry them; agents report health, statuses and runs.
+Reports come in batches and each batch is one transaction, as in reports.py.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final
+from uuid import UUID
+
+import sqlalchemy as sa
+
+from tailnet.store.callers import pieces
+from tailnet.store.database import Database
+from tailnet.store.reports import keep_last
+from tailnet.store.rows import (
+    App,
+    AppHealth,
+    AppHealths,
+    AppState,
+    AppStatus,
+    Definitions,
+    RunStage,
+    RunStatus,
+    Script,
+    ScriptRun,
+)
+from tailnet.store.schema import (
+    agent_app_statuses,
+    agent_apps,
+    agent_metadata_descriptions,
+    agent_script_runs,
+    agent_scripts,
+)
+from tailnet.types import PeerID
+
+# What an app was doing is a story of some steps; what a script did lately are its starts and stops, or a day of hourly
+# runs.  Either bound keeps a busy agent from filling the table.
+MAX_STATUSES_PER_APP: Final = 50
+MAX_RUNS_PER_SCRIPT: Final = 20
+
+
+class AppTables(Database):
+    """The part of the store behind manifests.  Every method blocks and raises StoreError."""
+
+    def definitions(self, agent_id: PeerID) -> Definitions:
+        """All of an agent's, in the order of the seed, with what it reported of them: one snapshot."""
+        described = agent_metadata_descriptions
+        with self.reading() as connection:
+            apps, scripts = _of_agent(connection, agent_apps, agent_id), _of_agent(connection, agent_scripts, agent_id)
+            statuses = _statuses(connection, agent_id) if apps else {}
+            runs = _runs(connection, agent_id) if scripts else {}
+            query = sa.select(described.c.definition).where(described.c.agent_id == agent_id)
+            metadata = connection.execute(query.order_by(described.c.position)).scalars().all()
+        return Definitions(
+            [App(row.id, row.definition, AppHealth(row.health), statuses.get(row.id, ())) for row in apps],
+            [Script(row.id, row.definition, runs.get(row.id, ())) for row in scripts],
+            metadata,
+        )
+
+    def update_app_healths(self, batches: Sequence[AppHealths]) -> list[str]:
+        """For each batch why it was refused, or nothing.  Of a refused batch nothing is stored."""
+        problems: list[str] = []
+        changes: dict[UUID, AppHealth] = {}
+        with self.writing() as connection:
+            owners: dict[UUID, tuple[PeerID, bool]] = {}
+            for piece in pieces({app_id for batch in batches for app_id in batch.healths}):
+                for row in connection.execute(sa.select(agent_apps).where(agent_apps.c.id.in_(piece))):
+                    owners[row.id] = row.agent_id, App(row.id, row.definition, AppHealth.DISABLED).is_checked
+            for batch in batches:
+                wrong = [each for each in batch.healths if owners.get(each) != (batch.agent_id, True)]
+                problems.append(f"app {wrong[0]} is none of this agent's that has a health check" if wrong else "")
+                if not wrong:
+                    changes.update(batch.healths)
+            if changes:
+                connection.execute(
+                    agent_apps.update()
+                    .where(agent_apps.c.id == sa.bindparam("app"))
+                    .values(health=sa.bindparam("new_health")),
+                    [{"app": app_id, "new_health": int(health)} for app_id, health in changes.items()],
+                )
+        return problems
+
+    def add_app_status(self, agent_id: PeerID, slug: str, status: AppStatus) -> bool:
+        """Add what an app says it does.  Returns whether the agent has an app of that slug."""
+        with self.writing() as connection:
+            rows = _of_agent(connection, agent_apps, agent_id)
+            app_id = next((row.id for row in rows if row.definition["slug"] == slug), None)
+            if app_id is None:
+                return False
+            connection.execute(
+                agent_app_statuses.insert().values(
+                    app_id=app_id,
+                    status_id=status.id,
+                    created_at=status.created_at,
+                    state=int(status.state),
+                    message=status.message,
+                    uri=status.uri,
+                )
+            )
+            keep_last(connection, agent_app_statuses.c.app_id, app_id, MAX_STATUSES_PER_APP)
+        return True
+
+    def add_script_runs(self, runs: Sequence[tuple[PeerID, ScriptRun]]) -> None:
+        """Add runs, each with the agent that reports it; runs of scripts that are not that agent's are dropped."""
+        with self.writing() as connection:
+            owners: dict[UUID, PeerID] = {}
+            for piece in pieces({run.script_id for _, run in runs}):
+                query = sa.select(agent_scripts.c.id, agent_scripts.c.agent_id).where(agent_scripts.c.id.in_(piece))
+                owners.update((script_id, agent_id) for script_id, agent_id in connection.execute(query))
+            kept = [run for agent_id, run in runs if owners.get(run.script_id) == agent_id]
+            if kept:
+                connection.execute(agent_script_runs.insert(), [_run_row(run) for run in kept])
+            for script_id in {run.script_id for run in kept}:
+                keep_last(connection, agent_script_runs.c.script_id, script_id, MAX_RUNS_PER_SCRIPT)
+
+
+def _of_agent(connection: sa.Connection, table: sa.Table, agent_id: PeerID) -> Sequence[sa.Row[Any]]:
+    return connection.execute(sa.select(table).where(table.c.agent_id == agent_id).order_by(table.c.position)).all()
+
+
+def _statuses(connection: sa.Connection, agent_id: PeerID) -> dict[UUID, list[AppStatus]]:
+    table = agent_app_statuses
+    query = sa.select(table).join(agent_apps, table.c.app_id == agent_apps.c.id)
+    found: dict[UUID, list[AppStatus]] = {}
+    for row in connection.execute(query.where(agent_apps.c.agent_id == agent_id).order_by(table.c.id.desc())):
+        status = AppStatus(row.status_id, row.created_at, AppState(row.state), row.message, row.uri)
+        found.setdefault(row.app_id, []).append(status)
+    return found
+
+
+def _runs(connection: sa.Connection, agent_id: PeerID) -> dict[UUID, list[ScriptRun]]:
+    table = agent_script_runs
+    query = sa.select(table).join(agent_scripts, table.c.script_id == agent_scripts.c.id)
+    found: dict[UUID, list[ScriptRun]] = {}
+    for row in connection.execute(query.where(agent_scripts.c.agent_id == agent_id).order_by(table.c.id.desc())):
+        stage, status = RunStage(row.stage), RunStatus(row.status)
+        run = ScriptRun(row.script_id, row.started_at, row.ended_at, row.exit_code, stage, status)
+        found.setdefault(row.script_id, []).append(run)
+    return found
+
+
+def _run_row(run: ScriptRun) -> dict[str, object]:
+    return {
+        "script_id": run.script_id,
+        "started_at": run.started_at,
+        "ended_at": run.ended_at,
+        "exit_code": run.exit_code,
+        "stage": int(run.stage),
+        "status": int(run.status),
+    }

@@ -1,0 +1,43 @@
+"""What is wrong with a seed: gathered, each with its place, for one answer (layer L2).
+
+Filled by seed.py, definitions.py and importing.py; ends as one SeedError.
+"""
+
+from typing import Final
+
+from tailnet.errors import SeedError
+
+# A generator that is wrong is wrong everywhere: twenty mistakes say as much as twenty thousand.
+MAX_PROBLEMS: Final = 20
+
+
+class Problems:
+    """Gathers what is wrong with one file, each line with file, place and reason."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._lines: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def add(self, place: str, reason: str) -> None:
+        """Raises SeedError at the twentieth."""
+        self._lines.append(f"{self._name}: {place}: {reason}")
+        if len(self._lines) == MAX_PROBLEMS:
+            self._lines.append(f"{self._name}: there may be more: these are the first {MAX_PROBLEMS}")
+            raise SeedError(self._lines)
+
+    def raise_if_any(self) -> None:
+        """Raises SeedError."""
+        if self._lines:
+            raise SeedError(self._lines)
+
+
+def kind(value: object) -> str:
+    """What a JSON value is, in words."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool | int | float):
+        return repr(value)[:40].lower()
+    return "text" if isinstance(value, str) else "a list" if isinstance(value, list) else "an object"
