@@ -1,8 +1,8 @@
 """Leaving without dropping packets.  Layer L3.
 
-Stock clients ignore the Restarting frame but do dial the next node of the region when their connection closes, so
-the frame is sent for those that listen and the closes are paced, so that the next node is not overrun.  Probes go
-quiet first (server/routes.py, server/stun.py), which keeps new clients away.
+Stock clients do not read the Restarting frame, but to have heard one just now keeps them from moving their home to
+another region while we are away.  When their connection closes they dial the next node of the region, so closes are
+paced there.  Probes go quiet first (server/routes.py, server/stun.py), which keeps new clients away.
 """
 
 import logging
@@ -15,10 +15,14 @@ from derp.server.relay import Relay
 _log = logging.getLogger("derp.server")
 
 _STEP_SECONDS: Final = 0.1
+# The last ones need no pace, only to hang up, and who is away waits for that as well.
+_LAST_STEP_SECONDS: Final = 0.01
 # The last part of the deadline is for the kernel to send what it holds.
 _CLOSING_SHARE: Final = 0.9
 # A relay with few clients need not take its whole deadline: no more than these per second come back at once.
 _CLOSES_PER_SECOND: Final = 1000.0
+# Alone in its region, who is closed has nowhere to go until this relay is back: a pace would only make that longer.
+_CLOSES_PER_SECOND_ALONE: Final = 10_000.0
 # Stock clients that act on the frame wait this long; a restart takes a second or two.
 _RECONNECT_IN_SECONDS: Final = 2.0
 _TRY_FOR_SECONDS: Final = 60.0
@@ -32,10 +36,11 @@ async def drain_clients(relay: Relay, drain_seconds: float) -> None:
     relay.announce_restart(_RECONNECT_IN_SECONDS, _TRY_FOR_SECONDS)
     total = len(relay.router.clients)
     closing_seconds = max(drain_seconds * _CLOSING_SHARE, _STEP_SECONDS)
-    per_step = max(total / closing_seconds, _CLOSES_PER_SECOND) * _STEP_SECONDS
+    usual = _CLOSES_PER_SECOND if relay.has_neighbours() else _CLOSES_PER_SECOND_ALONE
+    per_step = max(total / closing_seconds, usual) * _STEP_SECONDS
     _log.info("= draining %d clients, %.0f a second, within %.0f s", total, per_step / _STEP_SECONDS, drain_seconds)
     with trio.move_on_after(drain_seconds):
         while relay.close_clients(int(per_step) + 1):  # noqa: ASYNC110  # the pause is the pace
-            await trio.sleep(_STEP_SECONDS)
+            await trio.sleep(_STEP_SECONDS if relay.router.clients else _LAST_STEP_SECONDS)
     left = len(relay.router.clients)
     _log.info("= drained; %d clients had to be cut off", left)

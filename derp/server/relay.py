@@ -8,7 +8,7 @@ import logging
 import math
 import random
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Final
 
@@ -36,6 +36,9 @@ _log = logging.getLogger("derp.server")
 
 # Stock clients hang up as soon as they see the end of our side; one that does not may not hold a drain up.
 _HANG_UP_SECONDS: Final = 1.0
+# A stock node whose relay is silent keeps it as its home if it heard a frame from it in the last 8 s, and notes one in
+# 5 s: who is closed later than this after the announcement hears it again.
+_ANNOUNCED_SECONDS: Final = 1.0
 
 
 class Relay:
@@ -66,6 +69,8 @@ class Relay:
         self._rtt_step = 1
         # clients that were told that nothing more comes, and when
         self._leaving: dict[Link, float] = {}
+        self._announcement = b""
+        self._announced_at = 0.0
         self.pages: dict[str, Page | Question] = dict(debug_pages(self))
         self.mesh: Mesh | None = None  # whoever runs this relay dials the others
         self.routes = Routes(
@@ -152,9 +157,17 @@ class Relay:
         """Tell every client that this relay goes down and when to come back; health pages turn red."""
         self.is_draining = True
         frame = encode(Restarting(int(reconnect_in_seconds * 1000), int(try_for_seconds * 1000)))
-        for client in self.router.clients.values():
-            self.router.send(client, frame)
+        self._announcement, self._announced_at = frame, self.reactor.tick()
+        self._announce(self.router.clients.values())
+
+    def _announce(self, clients: Iterable[Client]) -> None:
+        for client in clients:
+            self.router.send(client, self._announcement)
         self.reactor.flush()
+
+    def has_neighbours(self) -> bool:
+        """Whether another relay of the region is connected here, so that who is sent away has somewhere to go."""
+        return any(client.is_mesh_peer for client in self.router.clients.values())
 
     def close_clients(self, count: int) -> int:
         """Close up to `count` clients whose packets have all been sent, oldest first; return how many are left.
@@ -169,8 +182,12 @@ class Relay:
         clients = tuple(self.router.clients.values())
         # Other relays last: what they forward is for clients that are still here.
         turn = [client for client in clients if not client.is_mesh_peer] or clients
-        ready = (client for client in turn if client.member and client.queue is None)
-        for client in islice(ready, count):
+        ready = list(islice((client for client in turn if client.member and client.queue is None), count))
+        if self._announcement and now - self._announced_at > _ANNOUNCED_SECONDS:
+            self._announce(ready)
+        for client in ready:
+            if client.member is None or client.queue is not None:
+                continue  # it broke meanwhile, or takes nothing any more
             link = client.link
             session, link.session = link.session, LeavingSession(link, self._leaving)
             self._leaving[link] = now

@@ -156,7 +156,7 @@ async def test_two_nodes_meet_over_a_relay_that_the_map_pins(kind: RelayKind) ->
         pages = OperatorsPages(relay.port, HOST, relay.certificate)
         async with open_pair(derp_map(map_region(node)), RELAYED) as pair:
             page = await pages.wait(lambda values: values["derp_current_home_connections"] == 2)
-            assert page.values["derp_accepts"] == page.values["derp_clients_local"] == 2
+            assert page.values["derp_clients_local"] == 2
             assert page.values['stun_requests{disposition="success"}'] >= 2
             answer = await pair.ping()
             assert (answer["Err"], answer["DERPRegionCode"], answer["DERPRegionID"]) == ("", CODE, NUMBER)
@@ -170,7 +170,6 @@ async def test_two_nodes_meet_over_a_relay_that_the_map_pins(kind: RelayKind) ->
             # There and back, and in the tunnel's own packets.
             assert after["derp_bytes_received"] - page.values["derp_bytes_received"] > 2 * ECHOED_BYTES
             assert after["derp_bytes_sent"] - page.values["derp_bytes_sent"] > 2 * ECHOED_BYTES
-            assert after["derp_accepts"] == 2
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -206,8 +205,7 @@ async def test_one_of_two_meshed_relays_is_stopped(kind: RelayKind) -> None:
         assert (await pair.ping())["DERPRegionCode"] == CODE
         assert await pair.echoes(b"over the mesh")
         for pages in (first, second):
-            page = await pages.scrape()
-            assert page.values["derp_current_home_connections"] == 1
+            page = await pages.wait(lambda values: values["derp_current_home_connections"] == 1)
             assert min(page.values[f"derp_packets_forwarded_{way}"] for way in ("in", "out")) > 0
         async with timed(pair, f"{kind}, one of two stopped"):
             await region.stop(0)

@@ -12,11 +12,13 @@ from derp.server.relay import Relay
 
 
 class Leaving:
-    """A relay with so many clients; `stuck` of them never get rid of their packets."""
+    """A relay with so many clients; `stuck` of them never get rid of their packets, and the last hangs up `late`."""
 
-    def __init__(self, clients: int, stuck: int = 0) -> None:
+    def __init__(self, clients: int, stuck: int = 0, alone: bool = False, late: int = 0) -> None:
         self.left = clients
         self.stuck = stuck
+        self.alone = alone
+        self.late = late
         self.announced: list[tuple[float, float]] = []
         self.closed: list[tuple[float, int]] = []
         self.router = self
@@ -24,6 +26,9 @@ class Leaving:
     @property
     def clients(self) -> range:
         return range(self.left)
+
+    def has_neighbours(self) -> bool:
+        return not self.alone
 
     def announce_restart(self, reconnect_in_seconds: float, try_for_seconds: float) -> None:
         assert not self.closed
@@ -33,6 +38,9 @@ class Leaving:
         closing = min(count, self.left - self.stuck)
         self.closed.append((trio.current_time(), closing))
         self.left -= closing
+        if self.left == 0 and self.late > 0:
+            self.late -= 1
+            return 1
         return self.left
 
     async def drain(self, seconds: float) -> float:
@@ -63,6 +71,19 @@ async def test_closes_are_even_and_within_the_deadline(
     assert per_step <= max(clients / (0.9 * seconds), 1000.0) / 10 + 1
     pauses = {round(later[0] - earlier[0], 3) for earlier, later in pairwise(relay.closed)}
     assert pauses == {0.1}
+
+
+async def test_one_without_another_node_closes_faster_as_nobody_can_come_back_meanwhile(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    alone, meshed = Leaving(10_000, alone=True), Leaving(10_000)
+    assert await alone.drain(25.0) < 1.0 < 9.0 < await meshed.drain(25.0)
+
+
+async def test_the_last_one_to_hang_up_is_waited_for_no_longer_than_needed(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    assert await Leaving(3, late=2).drain(25.0) == pytest.approx(0.02)
 
 
 async def test_the_deadline_is_kept_for_those_who_never_finish(autojump_clock: trio.testing.MockClock) -> None:

@@ -395,6 +395,7 @@ async def test_a_relay_that_drains_stays_in_the_mesh_until_its_clients_have_left
         await until(at_beta, lambda: beta.key in alpha.router.routes)  # beta came before a and b
         a, b = await alpha.call(), await alpha.call()
         await knows(at_beta, beta, a, b)
+        assert alpha.server.relay.has_neighbours()
         alpha.server.relay.close_clients(1)
         await a.wait_closed()
         assert not beta.mesh.sessions[alpha.peer].ended_event.is_set()

@@ -118,6 +118,29 @@ def test_everybody_hears_of_a_restart_and_the_relay_is_not_well_from_then_on() -
     rig.end()
 
 
+def test_who_is_sent_away_long_after_the_announcement_hears_it_again() -> None:
+    rig = RelayRig()
+    one, other = rig.connect(), rig.connect()
+    rig.relay.announce_restart(1.5, 60.0)
+    for peer in (one, other):
+        peer.read()
+    rig.relay.close_clients(1)
+    assert one.read() == []
+    rig.time += 3.0
+    rig.relay.close_clients(1)
+    assert other.read() == [Restarting(1500, 60_000)]
+    rig.end()
+
+
+def test_a_relay_knows_whether_it_is_alone() -> None:
+    rig = RelayRig()
+    rig.connect()
+    assert not rig.relay.has_neighbours()
+    rig.connect(mesh_key=MESH_KEY)
+    assert rig.relay.has_neighbours()
+    rig.end()
+
+
 def test_a_client_that_does_not_hang_up_is_closed_after_a_moment() -> None:
     rig = RelayRig()
     one, other = rig.connect(), rig.connect()

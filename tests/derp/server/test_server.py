@@ -430,7 +430,7 @@ async def test_drain_keeps_its_deadline_when_a_client_reads_nothing() -> None:
 
 
 async def test_closes_of_a_drain_are_paced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("derp.server.drain._CLOSES_PER_SECOND", 10.0)
+    monkeypatch.setattr("derp.server.drain._CLOSES_PER_SECOND_ALONE", 10.0)
     async with trio.open_nursery() as nursery:
         server = await nursery.start(serve_relay, relay_config(drain_seconds=5.0))
         callers = [await call(server) for _ in range(6)]
