@@ -5,7 +5,7 @@ Reports come in batches and each batch is one transaction, as in reports.py.
 """
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -26,6 +26,7 @@ from tailnet.store.rows import (
     ScriptRun,
 )
 from tailnet.store.schema import (
+    PeerIdText,
     agent_app_statuses,
     agent_apps,
     agent_metadata_descriptions,
@@ -39,19 +40,29 @@ from tailnet.types import PeerID
 MAX_STATUSES_PER_APP: Final = 50
 MAX_RUNS_PER_SCRIPT: Final = 20
 
+# Made once: every agent that starts asks for its manifest, and to make these took longer than to carry them out.
+_agent: Final = sa.bindparam("agent", type_=PeerIdText)
+_APPS: Final = sa.select(agent_apps).where(agent_apps.c.agent_id == _agent).order_by(agent_apps.c.position)
+_SCRIPTS: Final = sa.select(agent_scripts).where(agent_scripts.c.agent_id == _agent).order_by(agent_scripts.c.position)
+_METADATA: Final = (
+    sa.select(agent_metadata_descriptions.c.definition)
+    .where(agent_metadata_descriptions.c.agent_id == _agent)
+    .order_by(agent_metadata_descriptions.c.position)
+)
+
 
 class AppTables(Database):
     """The part of the store behind manifests.  Every method blocks and raises StoreError."""
 
     def definitions(self, agent_id: PeerID) -> Definitions:
         """All of an agent's, in the order of the seed, with what it reported of them: one snapshot."""
-        described = agent_metadata_descriptions
+        asked = {"agent": agent_id}
         with self.reading() as connection:
-            apps, scripts = _of_agent(connection, agent_apps, agent_id), _of_agent(connection, agent_scripts, agent_id)
+            apps = connection.execute(_APPS, asked).all()
+            scripts = connection.execute(_SCRIPTS, asked).all()
             statuses = _statuses(connection, agent_id) if apps else {}
             runs = _runs(connection, agent_id) if scripts else {}
-            query = sa.select(described.c.definition).where(described.c.agent_id == agent_id)
-            metadata = connection.execute(query.order_by(described.c.position)).scalars().all()
+            metadata = connection.execute(_METADATA, asked).scalars().all()
         return Definitions(
             [App(row.id, row.definition, AppHealth(row.health), statuses.get(row.id, ())) for row in apps],
             [Script(row.id, row.definition, runs.get(row.id, ())) for row in scripts],
@@ -84,7 +95,7 @@ class AppTables(Database):
     def add_app_status(self, agent_id: PeerID, slug: str, status: AppStatus) -> bool:
         """Add what an app says it does.  Returns whether the agent has an app of that slug."""
         with self.writing() as connection:
-            rows = _of_agent(connection, agent_apps, agent_id)
+            rows = connection.execute(_APPS, {"agent": agent_id}).all()
             app_id = next((row.id for row in rows if row.definition["slug"] == slug), None)
             if app_id is None:
                 return False
@@ -113,10 +124,6 @@ class AppTables(Database):
                 connection.execute(agent_script_runs.insert(), [_run_row(run) for run in kept])
             for script_id in {run.script_id for run in kept}:
                 keep_last(connection, agent_script_runs.c.script_id, script_id, MAX_RUNS_PER_SCRIPT)
-
-
-def _of_agent(connection: sa.Connection, table: sa.Table, agent_id: PeerID) -> Sequence[sa.Row[Any]]:
-    return connection.execute(sa.select(table).where(table.c.agent_id == agent_id).order_by(table.c.position)).all()
 
 
 def _statuses(connection: sa.Connection, agent_id: PeerID) -> dict[UUID, list[AppStatus]]:
