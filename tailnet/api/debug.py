@@ -1,12 +1,14 @@
 """The page for the person on call (layer L3): /debug/tailnet, and as JSON with ?format=json.
 
 Who is connected, which tunnels there are, who was told what and when, how the DERP map is doing; `?a=ID&b=ID` says why
-A does not know B.  For operators only.  The sentences come from coordinator/explain.py.
+A does not know B.  /debug/agent?id=ID is what one agent reported.  For operators only.  The sentences come from
+coordinator/explain.py.
 """
 
 import html
 from collections.abc import Sequence
 from dataclasses import asdict
+from enum import Enum
 from typing import Any, Final
 
 from fastapi import APIRouter
@@ -16,6 +18,7 @@ from starlette.responses import HTMLResponse, Response
 from tailnet.api.answers import GoJsonResponse
 from tailnet.api.services import OperatorOnly, Services, ServicesOf, query_of
 from tailnet.auth.refusals import Refused
+from tailnet.store.rows import AgentRow, AgentStatus, ConnectionReport, Definitions
 from tailnet.types import PeerID
 
 # More rows than anybody reads; the page says how many there are.
@@ -51,11 +54,82 @@ async def tailnet(request: Request, services: ServicesOf) -> Response:
     return HTMLResponse(_page(picture, query.get("a", ""), query.get("b", "")), headers=_HEADERS)
 
 
+@router.get("/agent")
+async def agent(request: Request, services: ServicesOf) -> Response:
+    """One agent: what it said when it started, who was on it, what its scripts and apps did."""
+    query, store = query_of(request), services.store
+    agent_id = _peer_id(query, "id")
+    row = await store.run(store.get_agent, agent_id)
+    if row is None:
+        raise Refused(404, "There is no such agent.", str(agent_id))
+    status = row.status(services.clock(), services.config.inactive_seconds)
+    connections = await store.run(store.list_connections, agent_id)
+    picture = _agent_picture(row, status, connections, await store.run(store.definitions, agent_id))
+    if query.get("format") == "json":
+        return GoJsonResponse(picture, headers=_HEADERS)
+    return HTMLResponse(_agent_page(picture), headers=_HEADERS)
+
+
+def _agent_picture(
+    row: AgentRow, status: AgentStatus, connections: Sequence[ConnectionReport], definitions: Definitions
+) -> dict[str, Any]:
+    shown = {
+        "id": str(row.id),
+        "name": row.name,
+        "workspace_id": str(row.workspace_id),
+        "parent_id": str(row.parent_id) if row.parent_id is not None else None,
+        "status": status.value,
+        "lifecycle": row.lifecycle_state.name,
+        "version": row.version,
+        "api_version": row.api_version,
+        "expanded_directory": row.expanded_directory,
+        "subsystems": list(row.subsystems),
+        "logs_bytes": row.logs_bytes,
+        "logs_overflowed": row.logs_overflowed,
+    }
+    times = ("first_connected_at", "last_connected_at", "disconnected_at", "started_at", "ready_at")
+    shown |= {name: _plain(getattr(row, name)) for name in times}
+    runs = [
+        {"script": script.definition["display_name"], **_plain(asdict(run))}
+        for script in definitions.scripts
+        for run in script.runs
+    ]
+    apps = [
+        {
+            "slug": app.definition["slug"],
+            "health": app.health.name,
+            "said": [f"{each.created_at} {each.state.name}: {each.message}" for each in app.statuses],
+        }
+        for app in definitions.apps
+    ]
+    connected = [_plain(asdict(each)) for each in connections]
+    for each in connected:
+        del each["agent_id"]
+    return {"agent": shown, "connections": connected, "apps": apps, "script_runs": runs}
+
+
+def _agent_page(picture: dict[str, Any]) -> str:
+    shown = picture["agent"]
+    body = [
+        f"<h1>Agent {html.escape(shown['name'])}</h1>",
+        _table([{"what": name.replace("_", " "), "value": value} for name, value in shown.items()], ""),
+        "<h2>Who was on it, by its own account</h2>",
+        _table(picture["connections"], "It reported no session."),
+        "<h2>Apps</h2>",
+        _table(picture["apps"], "It has none."),
+        "<h2>What its scripts did</h2>",
+        _table(picture["script_runs"], "None has run."),
+        f'<p><a href="?id={shown["id"]}&amp;format=json">as JSON</a>, <a href="tailnet">everybody</a></p>',
+    ]
+    return _document(f"Agent {shown['name']}", body)
+
+
 def _peer_id(query: dict[str, str], name: str) -> PeerID:
     try:
         return PeerID.parse(query.get(name, "").strip().lower())
     except ValueError as error:
-        raise Refused(400, "Both a and b have to be peer ids.", f"{name}: {error}") from None
+        message = "id has to be an agent's." if name == "id" else "Both a and b have to be peer ids."
+        raise Refused(400, message, f"{name}: {error}") from None
 
 
 def _picture(services: Services) -> dict[str, Any]:
@@ -98,6 +172,8 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, float):
         return round(value, 1)
+    if isinstance(value, Enum):
+        return value.name
     return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
@@ -110,6 +186,8 @@ def _page(picture: dict[str, Any], a: str, b: str) -> str:
         f'<input name=a placeholder="A: a peer id" value="{html.escape(a)}"> '
         f'<input name=b placeholder="B: a peer id" value="{html.escape(b)}"> '
         "<button>Explain</button></p></form>"
+        '<form action=agent><p>What did an agent report? <input name=id placeholder="an agent\'s id"> '
+        "<button>Show</button></p></form>"
     )
     if "explanation" in picture:
         body.append("<ul>" + "".join(f"<li>{html.escape(each)}</li>" for each in picture["explanation"]) + "</ul>")
@@ -123,7 +201,12 @@ def _page(picture: dict[str, Any], a: str, b: str) -> str:
     body.append("<h2>Last who left</h2>")
     body.append(_table(picture["departures"], "Nobody has left."))
     body.append('<p><a href="?format=json">as JSON</a></p>')
-    return f'<!doctype html><meta charset="utf-8"><title>Tailnet</title><style>{_STYLE}</style>{"".join(body)}'
+    return _document("Tailnet", body)
+
+
+def _document(title: str, body: Sequence[str]) -> str:
+    head = f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style>'
+    return head + "".join(body)
 
 
 def _table(rows: Sequence[dict[str, Any]], nothing: str) -> str:

@@ -6,9 +6,20 @@ from tailnet.api import debug
 from tailnet.coordinator.messages import Request
 from tailnet.coordinator.policy import AgentPolicy, ClientPolicy
 from tailnet.server.derpmaps import DerpMaps
+from tailnet.store.rows import (
+    AppState,
+    AppStatus,
+    ConnectionAction,
+    ConnectionReport,
+    ConnectionType,
+    RunStage,
+    RunStatus,
+    ScriptRun,
+    Startup,
+)
 from tailnet.types import PeerID
 from tests.support.api_world import LOCAL, World
-from tests.support.seeds import peer_id
+from tests.support.seeds import NOW, defined_document, fill, make_id, peer_id
 
 MAIN, CLIENT = peer_id("main"), peer_id("a client")
 
@@ -35,6 +46,56 @@ async def test_who_is_here(world: World) -> None:
     assert [each["id"] for each in picture["derp_map"]["regions"]] == [999]
     for text in (str(MAIN), str(CLIENT), "2 connected of 2 known", "Embedded relay"):
         assert text in page
+
+
+async def test_what_an_agent_reported(world: World) -> None:
+    store = world.store
+    fill(store, defined_document())
+    store.record_connected([MAIN], NOW)
+    store.update_startups([Startup(MAIN, "v2.20.0", "/home/me", ["ENVBOX"], "2.4")])
+    session = ConnectionReport(
+        MAIN, make_id("session"), ConnectionAction.CONNECT, ConnectionType.SSH, NOW, "192.0.2.7", 0, "<b>", "ssh"
+    )
+    store.insert_connections([session])
+    store.add_app_status(MAIN, "editor", AppStatus(make_id("status"), NOW, AppState.IDLE, "<i>resting", ""))
+    run = ScriptRun(make_id("start of main"), NOW, NOW, 3, RunStage.START, RunStatus.EXIT_FAILURE)
+    store.add_script_runs([(MAIN, run)])
+    async with world.client(LOCAL) as client:
+        picture = (await client.get(f"/debug/agent?id={MAIN}&format=json")).json()
+        page = (await client.get(f"/debug/agent?id={MAIN}")).text
+    shown = picture["agent"]
+    assert (shown["status"], shown["version"], shown["api_version"]) == ("connected", "v2.20.0", "2.4")
+    assert picture["connections"] == [
+        {
+            "connection_id": str(make_id("session")),
+            "action": "CONNECT",
+            "type": "SSH",
+            "at": str(NOW),
+            "ip": "192.0.2.7",
+            "status_code": 0,
+            "reason": "<b>",
+            "app_name": "ssh",
+        }
+    ]
+    assert [(each["script"], each["exit_code"], each["status"]) for each in picture["script_runs"]] == [
+        ("Start", 3, "EXIT_FAILURE")
+    ]
+    assert picture["apps"][0]["said"] == [f"{NOW} IDLE: <i>resting"]
+    for text in ("192.0.2.7", "&lt;b&gt;", "&lt;i&gt;resting", "EXIT_FAILURE", "v2.20.0"):
+        assert text in page
+    assert "<b>" not in page
+
+
+async def test_an_agent_that_reported_nothing_and_one_that_is_none(world: World) -> None:
+    async with world.client(LOCAL) as client:
+        page = (await client.get(f"/debug/agent?id={MAIN}")).text
+        missing = await client.get(f"/debug/agent?id={CLIENT}")
+        wrong = await client.get("/debug/agent?id=x")
+    assert "It reported no session." in page
+    assert (missing.status_code, missing.json()["message"]) == (404, "There is no such agent.")
+    assert (wrong.status_code, wrong.json()["message"]) == (400, "id has to be an agent's.")
+    async with world.client() as client:
+        assert (await client.get(f"/debug/agent?id={MAIN}")).status_code == 403
 
 
 async def test_who_left(world: World) -> None:
