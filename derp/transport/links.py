@@ -72,6 +72,9 @@ class Link:
         "wants_out",
     )
 
+    is_open: bool = True
+    """Whether bytes of the session flow: under TLS not before the handshake has ended."""
+
     def __init__(self, sock: socket.socket, address: tuple[str, int]) -> None:
         self.sock = sock
         self.fd = sock.fileno()

@@ -131,6 +131,35 @@ def test_an_unfinished_rest_comes_again_before_what_follows(record: int, parts: 
     rig.end()
 
 
+class Newcomer(Link):
+    """In its TLS handshake, and staying there."""
+
+    is_open = False
+
+
+def test_a_crowd_of_newcomers_comes_in_by_and_by_and_the_others_are_served_meanwhile(rig: Rig) -> None:
+    crowd: list[Recorder] = []
+    for _ in range(30):
+        recorder, wire = rig.open()
+        rig.reactor.release(recorder.link)
+        recorder.link = Newcomer(recorder.link.sock, ("127.0.0.1", 1))
+        recorder.link.session = recorder
+        rig.reactor.add(recorder.link)
+        wire.write(b"hello")
+        crowd.append(recorder)
+    inside, far = rig.open()
+    batches = 0
+    while any(not one.data for one in crowd):
+        before = sum(bool(one.data) for one in crowd)
+        far.write(b"x")
+        rig.reactor.serve_ready()
+        batches += 1
+        assert len(inside.data) == batches
+        assert sum(bool(one.data) for one in crowd) - before <= 8
+    assert batches == 4
+    assert all(one.data == b"hello" for one in crowd)
+
+
 def test_more_at_once_than_the_arena_holds(rig: Rig) -> None:
     # Each link has a full receive ready: the arena is flushed and used again within the batch.
     flushes: list[int] = []
