@@ -263,15 +263,58 @@ class TlsLink(Link):
     def version(self) -> str | None:
         return self._tls.version()
 
+    def send(self, pieces: Sequence[Piece], size: int) -> int:
+        if self.blocked:
+            return 0
+        if self.codec is not None or size > _TLS_WRITE_BYTES:
+            return super().send(pieces, size)
+        # What `_send` does, in one call: it is the way of nearly all packets.
+        try:
+            self._tls.write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        except ssl.SSLError as error:
+            raise LinkEnded(CloseReason.TLS_FAILED, _tls_text(error)) from None
+        encrypted = self._outgoing.read()
+        if self.tail:
+            self.tail += encrypted
+            return size
+        try:
+            sent = self.sock.send(encrypted)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            raise LinkEnded(CloseReason.SOCKET_FAILED, f"send failed: {error.strerror}") from None
+        if sent < len(encrypted):
+            self.blocked = True
+            self.tail = encrypted[sent:]
+        return size
+
+    def receive(self, view: memoryview, at: int, scratch: memoryview, framed: memoryview) -> int:
+        if self.codec is not None or self.ending is not None or not self.is_open:
+            return super().receive(view, at, scratch, framed)
+        # What `_receive` does, in one call and for the usual case: one record or a few, all of them whole.
+        try:
+            count = self.sock.recv_into(scratch, RECEIVE_BYTES)
+        except BlockingIOError:
+            return at
+        except OSError as error:
+            raise LinkEnded(CloseReason.SOCKET_FAILED, f"receive failed: {error.strerror}") from None
+        if not count:
+            raise LinkEnded(CloseReason.CLOSED_BY_PEER)
+        self._incoming.write(scratch[:count])
+        return self._decrypt(view, at)
+
     def _receive(self, into: memoryview, at: int, scratch: memoryview) -> int:
         if self.ending is not None:
             raise self.ending
         end = super()._receive(scratch, 0, scratch)
         if not end:
             return at
+        self._incoming.write(scratch[:end])
+        return self._decrypt(into, at)
+
+    def _decrypt(self, into: memoryview, at: int) -> int:
         incoming, tls = self._incoming, self._tls
         read: Any = tls.read  # with a buffer it returns a count, which its stub does not know
-        incoming.write(scratch[:end])
         start = at
         ending: LinkEnded | None = None
         try:
@@ -284,8 +327,9 @@ class TlsLink(Link):
                     ending = LinkEnded(CloseReason.CLOSED_BY_PEER)
                     break
                 at += count
-                # Asking once more to hear "no more" would raise, which costs as much as a record.
-                if not incoming.pending and not tls.pending():
+                # A record never fits only in part, so what is left is in `incoming`.  Asking once more to hear "no more"
+                # would raise, which costs as much as a record.
+                if not incoming.pending:
                     break
         except ssl.SSLWantReadError:
             pass
