@@ -59,6 +59,7 @@ class Seed:
 
     users: list[User] = field(default_factory=list)
     agents: list[Agent] = field(default_factory=list)
+    definitions: dict[uuid.UUID, dict[str, Any]] = field(default_factory=dict)  # apps, scripts, metadata by agent
 
     def add_user(self, username: str) -> User:
         number = len(self.users) + 1
@@ -84,6 +85,7 @@ class Seed:
                 "workspace_id": str(a.workspace_id),
                 "workspace_name": a.workspace_name,
                 "owner_id": str(a.owner.id),
+                **self.definitions.get(a.id, {}),
             }
             for a in self.agents
         ]
@@ -117,6 +119,10 @@ class Server:
     def terminate(self) -> None:
         """Ask it to stop gracefully; running_server() waits for it."""
         self.process.send_signal(signal.SIGTERM)
+
+    def reload(self) -> None:
+        """Ask it to read its files again."""
+        self.process.send_signal(signal.SIGHUP)
 
     def write_derp_map(self, regions: dict[str, Any]) -> None:
         """Lay these regions over the embedded one, as a map file with Go field names; None drops one."""
