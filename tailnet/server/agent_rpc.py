@@ -7,7 +7,7 @@ truly wrong is one.  Called as tasks by server/service.py; state is the store's.
 import logging
 import re
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
@@ -26,8 +26,9 @@ from tailnet.proto.generated import agent_pb2 as agent
 from tailnet.proto.services import AGENT
 from tailnet.server.batches import WriteBatch
 from tailnet.server.derpmaps import DerpMaps
-from tailnet.server.manifest import manifest
+from tailnet.server.manifest import app_of_sub_agent, manifest
 from tailnet.server.service import Caller, Unary
+from tailnet.store.definitions import MAX_ITEMS, read_app
 from tailnet.store.rows import (
     AgentIdentity,
     AgentRow,
@@ -339,6 +340,8 @@ class AgentService:
         token = uuid4()
         # A sub-agent that was planned beforehand brings its id; any other gets one.
         sub_id = PeerID(request.id) if len(request.id) == 16 else PeerID(secrets.token_bytes(16))
+        response = agent.CreateSubAgentResponse()
+        apps = _apps_of_sub_agent(request.apps, response)
         architecture, system = request.architecture[:64], request.operating_system[:64]
         try:
             added = await self._store.run(
@@ -351,6 +354,7 @@ class AgentService:
                     directory=request.directory[:4096],
                     architecture=architecture,
                     operating_system=system,
+                    apps=apps,
                 )
             )
         except StoreError as error:
@@ -358,7 +362,6 @@ class AgentService:
         if not added:
             raise RpcError("this agent was deleted")
         self._changed(_identity(caller).owner_id)
-        response = agent.CreateSubAgentResponse()
         response.agent.name = request.name[:128]
         response.agent.id = bytes(sub_id)
         response.agent.auth_token = token.bytes
@@ -420,6 +423,23 @@ async def _insist(work: Callable[[], Awaitable[T]]) -> T:
             _log.warning("! the store failed an agent, again in %.0f s: %s", STORE_RETRY_SECONDS, error)
             await trio.sleep(STORE_RETRY_SECONDS)
     return await work()
+
+
+def _apps_of_sub_agent(said: Sequence[Any], response: Any) -> dict[UUID, Mapping[str, Any]]:
+    """Those that can be made, in their order; why the others cannot goes into the response."""
+    if len(said) > MAX_ITEMS:
+        raise RpcError(f"a sub-agent may have {MAX_ITEMS} apps")
+    made: list[tuple[int, Mapping[str, Any]]] = []
+    for index, each in enumerate(said):
+        definition = read_app(app_of_sub_agent(each))
+        if not isinstance(definition, tuple) and any(definition["slug"] == other["slug"] for _, other in made):
+            definition = "slug", f"{definition['slug']!r:.80} is taken by another app"
+        if isinstance(definition, tuple):
+            field, reason = definition
+            response.app_creation_errors.add(index=index, field=field, error=reason)
+        else:
+            made.append((each.order, definition))
+    return {uuid4(): definition for _, definition in sorted(made, key=lambda pair: pair[0])}
 
 
 def _printable(text: str, limit: int) -> str:

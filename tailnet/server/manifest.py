@@ -1,4 +1,4 @@
-"""A manifest: what an agent is told about itself when it starts.  Layer L3.
+"""A manifest: what an agent is told about itself when it starts, and what it says of a sub-agent.  Layer L3.
 
 Values of the store as the wire has them; asked by server/agent_rpc.py.  Numbers of the API's JSON and of the wire
 differ in their units: health checks are in seconds here and durations there, time-outs of scripts are nanoseconds, and
@@ -19,6 +19,16 @@ _SHARING: Final = {
     "authenticated": agent.WorkspaceApp.AUTHENTICATED,
     "public": agent.WorkspaceApp.PUBLIC,
     "organization": agent.WorkspaceApp.ORGANIZATION,
+}
+_OPEN_IN: Final = {
+    agent.CreateSubAgentRequest.App.SLIM_WINDOW: "slim-window",
+    agent.CreateSubAgentRequest.App.TAB: "tab",
+}
+_SHARE: Final = {
+    agent.CreateSubAgentRequest.App.OWNER: "owner",
+    agent.CreateSubAgentRequest.App.AUTHENTICATED: "authenticated",
+    agent.CreateSubAgentRequest.App.PUBLIC: "public",
+    agent.CreateSubAgentRequest.App.ORGANIZATION: "organization",
 }
 
 
@@ -47,6 +57,20 @@ def manifest(
     if identity.parent_id is not None:
         made.parent_id = bytes(identity.parent_id)
     return made
+
+
+def app_of_sub_agent(said: Any) -> dict[str, Any]:
+    """An app of CreateSubAgent in the API's spelling, only what was said; store/definitions.py checks it."""
+    names = ("slug", "command", "display_name", "external", "group", "hidden", "icon", "subdomain", "url")
+    found = {name: getattr(said, name) for name in names if name == "slug" or said.HasField(name)}
+    if said.HasField("healthcheck"):
+        check = said.healthcheck
+        found["healthcheck"] = {"url": check.url, "interval": check.interval, "threshold": check.threshold}
+    if said.HasField("open_in"):
+        found["open_in"] = _OPEN_IN.get(said.open_in, "")
+    if said.HasField("share"):
+        found["sharing_level"] = _SHARE.get(said.share, "")
+    return found
 
 
 def _app(app: App) -> agent.WorkspaceApp:

@@ -4,8 +4,9 @@ Look-ups take lists, because a storm of reconnects arrives as one (auth/backends
 may do what raises the `callers` counter in the same transaction, so that caches anywhere know when to forget.
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
@@ -21,8 +22,9 @@ from tailnet.store.rows import (
     UserToken,
     WorkspaceRow,
     WorkspaceStatus,
+    first_health,
 )
-from tailnet.store.schema import agents, counters, user_tokens, users, workspaces
+from tailnet.store.schema import agent_apps, agents, counters, user_tokens, users, workspaces
 from tailnet.types import PeerID
 
 T = TypeVar("T")
@@ -52,6 +54,7 @@ _TOKENS: Final = sa.select(
 ).join(users, user_tokens.c.user_id == users.c.id)
 # The names of AgentRow are those of the columns, in the same order; only the digest of the token is left out.
 _AGENT_ROWS: Final = sa.select(*[column for column in agents.columns if column.name != "token_digest"])
+NO_APPS: Final[Mapping[UUID, Mapping[str, Any]]] = MappingProxyType({})
 _GENERATION: Final = sa.select(counters.c.value).where(counters.c.name == "callers")
 
 
@@ -177,8 +180,12 @@ class CallerTables(Database):
         directory: str = "",
         architecture: str = "",
         operating_system: str = "",
+        apps: Mapping[UUID, Mapping[str, Any]] = NO_APPS,
     ) -> bool:
-        """Add an agent to its parent's workspace.  Returns False if there is no such parent.  Raises StoreError."""
+        """Add an agent to its parent's workspace, with apps as store/definitions.py makes them, in their order.
+
+        Returns False if there is no such parent.  Raises StoreError.
+        """
         with self.writing() as connection:
             workspace_id = connection.execute(
                 sa.select(agents.c.workspace_id).where(agents.c.id == parent_id)
@@ -199,6 +206,18 @@ class CallerTables(Database):
                     operating_system=operating_system,
                 )
             )
+            rows = [
+                {
+                    "id": app_id,
+                    "agent_id": agent_id,
+                    "position": position,
+                    "definition": dict(definition),
+                    "health": int(first_health(definition)),
+                }
+                for position, (app_id, definition) in enumerate(apps.items())
+            ]
+            if rows:
+                connection.execute(agent_apps.insert(), rows)
             raise_generation(connection)
         return True
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
+from tailnet.errors import SeedError
 from tailnet.store.problems import Problems, kind
 from tailnet.store.reports import EXTERNAL_LOG_SOURCE, MAX_METADATA_KEYS_PER_AGENT
 
@@ -59,6 +60,19 @@ def read_definitions(
     if size > MAX_DEFINITION_BYTES:
         problems.add(place, f"has {size:,} bytes of apps, scripts and metadata, at most {MAX_DEFINITION_BYTES:,} fit")
     return SeedDefinitions(**lists)
+
+
+def read_app(value: Mapping[str, Any]) -> Mapping[str, Any] | tuple[str, str]:
+    """One app by itself, without its id, made complete; or the key that is wrong and why."""
+    problems = Problems("")
+    try:
+        item = _Definitions(problems, lambda *_: None)._item({"id": str(_ANY_ID), **value}, "", "apps")
+        problems.raise_if_any()
+    except SeedError as error:
+        _, place, reason = error.problems[0].split(": ", 2)
+        return place.removeprefix("."), reason
+    assert item is not None
+    return item.definition
 
 
 class _Definitions:
@@ -177,6 +191,7 @@ def _id_text(value: object) -> str:
 
 
 _WANTED: Final = object()
+_ANY_ID: Final = UUID(int=1)
 _NAME: Final = _text(MAX_NAME_CHARS)
 _LINE: Final = _text(MAX_LINE_CHARS)
 _SCRIPT: Final = _text(MAX_SCRIPT_CHARS, lines=True)

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from tailnet.store.callers import pieces
 from tailnet.store.definitions import SeedItem
-from tailnet.store.rows import AppHealth
+from tailnet.store.rows import first_health
 from tailnet.store.schema import agent_apps, agent_metadata_descriptions, agent_scripts
 from tailnet.store.seed import SeedAgent
 from tailnet.types import PeerID
@@ -84,8 +84,7 @@ def _put(
 
 
 def _health(item: SeedItem, before: tuple[int, Any, int] | None) -> int:
-    check = item.definition["healthcheck"]
     # What an agent found out holds for as long as it is asked the same.
-    if before is not None and before[1]["healthcheck"] == check:
+    if before is not None and before[1]["healthcheck"] == item.definition["healthcheck"]:
         return before[2]
-    return int(AppHealth.INITIALIZING if check["url"] else AppHealth.DISABLED)
+    return int(first_health(item.definition))

@@ -286,6 +286,11 @@ class App:
         return bool(self.definition["healthcheck"]["url"])
 
 
+def first_health(definition: Mapping[str, Any]) -> AppHealth:
+    """The health of an app of which nothing was reported."""
+    return AppHealth.INITIALIZING if definition["healthcheck"]["url"] else AppHealth.DISABLED
+
+
 @dataclass(frozen=True, slots=True)
 class ScriptRun:
     """One run of a script, by the agent's clock."""

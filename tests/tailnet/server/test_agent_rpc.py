@@ -240,6 +240,46 @@ async def test_sub_agents(world: World) -> None:
     assert world.store.get_agent(GPU) is not None
 
 
+async def test_apps_of_sub_agents(world: World) -> None:
+    request = agent.CreateSubAgentRequest(
+        name="nested",
+        apps=[
+            {
+                "slug": "second",
+                "order": 2,
+                "share": agent.CreateSubAgentRequest.App.PUBLIC,
+                "open_in": agent.CreateSubAgentRequest.App.TAB,
+                "healthcheck": {"url": "http://localhost:1", "interval": 3, "threshold": 4},
+                "display_name": "Second",
+                "group": "tools",
+            },
+            {"slug": ""},
+            {"slug": "first", "order": 1, "command": "top", "hidden": True},
+            {"slug": "first"},
+            {"slug": "checked", "healthcheck": {"url": "http://localhost:1"}},
+            {"slug": "shared", "share": 9},
+        ],
+    )
+    response = await world.call("CreateSubAgent", request)
+    assert [(each.index, each.field) for each in response.app_creation_errors] == [
+        (1, "slug"),
+        (3, "slug"),
+        (4, "healthcheck.interval"),
+        (5, "sharing_level"),
+    ]
+    assert all(each.error for each in response.app_creation_errors)
+    first, second = (await world.call("GetManifest", agent.GetManifestRequest(), response.agent.id)).apps
+    assert (first.slug, first.command, first.hidden, first.health) == ("first", "top", True, AppHealth.DISABLED)
+    assert (second.slug, second.display_name) == ("second", "Second")
+    assert second.sharing_level == agent.WorkspaceApp.PUBLIC
+    assert (second.healthcheck.interval.seconds, second.health) == (3, AppHealth.INITIALIZING)
+    assert len({first.id, second.id}) == 2
+    definition = world.store.definitions(type(MAIN)(response.agent.id)).apps[1].definition
+    assert (definition["open_in"], definition["group"]) == ("tab", "tools")
+    with pytest.raises(RpcError, match="may have 256 apps"):
+        await world.call("CreateSubAgent", agent.CreateSubAgentRequest(name="many", apps=[{}] * 257))
+
+
 async def test_what_is_counted_or_declined(world: World) -> None:
     report = {"id": bytes(16), "action": agent.Connection.CONNECT}
     for connection in (report, report | {"id": b"short"}, report | {"action": 0}, report | {"action": 9}, {}):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tailnet.errors import SeedError
 from tailnet.store import definitions as module
-from tailnet.store.definitions import KINDS, MAX_ITEMS
+from tailnet.store.definitions import KINDS, MAX_ITEMS, read_app
 from tailnet.store.reports import EXTERNAL_LOG_SOURCE
 from tailnet.store.seed import Seed, parse_seed
 from tests.support.seeds import defined_document, definitions, make_id, seed_document
@@ -144,6 +144,18 @@ def test_an_agents_definitions_fit_a_manifest(monkeypatch: pytest.MonkeyPatch) -
     document["agents"][0]["scripts"] = [{"id": APP["id"], "script": "x" * 1000}]
     with pytest.raises(SeedError, match=r"agents\[0\]: has 1,\d+ bytes of apps, scripts and metadata, at most 1,000"):
         parse_seed(json.dumps(document))
+
+
+def test_an_app_by_itself() -> None:
+    assert (
+        read_app({"slug": "x", "hidden": True})
+        == parse({"apps": [APP | {"hidden": True}]}).agents[0].definitions.apps[0].definition
+    )  # type: ignore[index]  # there is one
+    assert read_app({}) == ("slug", "is missing")
+    field, reason = read_app({"slug": "x", "healthcheck": {"interval": -1}})
+    assert (field, reason[:11]) == ("healthcheck.interval", "wants a who")
+    field, _ = read_app(dict.fromkeys(KINDS["apps"], 7) | {"id": APP["id"]})
+    assert field == "url"
 
 
 names = st.sampled_from(sorted({key for keys in KINDS.values() for key in keys}))
