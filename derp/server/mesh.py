@@ -83,7 +83,7 @@ class MeshSession:
         drain_queue(self.route, self._plane.reactor.now)
 
     def ended(self, reason: CloseReason, text: str) -> None:
-        self.reason = f"{reason.value} {text}".strip()
+        self.reason = f"{reason.value} ({text})" if text and text != reason.value else reason.value
         if not self.route.is_accepted and reason in (CloseReason.CLOSED_BY_PEER, CloseReason.SOCKET_FAILED):
             # Every relay announces at least our own connection to us, unless it takes us for an ordinary client.
             self.reason = "it closed the connection when asked for its clients: does it have the same mesh key?"

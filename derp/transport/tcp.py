@@ -104,6 +104,7 @@ async def race(attempts: Sequence[Attempt[Stream]], *, stagger_seconds: float) -
     An attempt fails with ConnectError; if all do, a ConnectError with all their reasons is raised.
     """
     reasons: list[str] = [""] * len(attempts)
+    nameless: set[str] = set()
     failed = [trio.Event() for _ in attempts]
     winner: Stream | None = None
 
@@ -113,6 +114,8 @@ async def race(attempts: Sequence[Attempt[Stream]], *, stagger_seconds: float) -
             stream = await attempts[index]()
         except ConnectError as error:
             reasons[index] = str(error)
+            if isinstance(error.__cause__, socket.gaierror):
+                nameless.add(reasons[index])
             failed[index].set()
             return
         if winner is None:
@@ -133,7 +136,9 @@ async def race(attempts: Sequence[Attempt[Stream]], *, stagger_seconds: float) -
             await trio.aclose_forcefully(winner)
         raise
     if winner is None:
-        raise ConnectError("; ".join(dict.fromkeys(reasons)))
+        # Most names have no address in one of the families: no news beside what became of the other.
+        told = dict.fromkeys(reason for reason in reasons if reason not in nameless) or dict.fromkeys(reasons)
+        raise ConnectError("; ".join(told))
     return winner
 
 

@@ -429,10 +429,12 @@ async def test_the_state_of_each_peer_is_known() -> None:
         assert (state.is_up, state.connects, state.trouble) == (True, 1, "")
         assert state.route is not None
         assert b.key in state.route.keys
+        session = alpha.mesh.sessions[beta.peer]
         await beta.stop()
         await until(a, lambda: not state.is_up)
         await until(a, lambda: state.trouble != "")
         assert state.connects == 1
+        assert session.reason == "closed_by_peer"  # why, and not twice
 
 
 async def test_a_relay_that_fell_silent_is_given_up_and_dialled_again() -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 import trio
@@ -176,6 +177,26 @@ async def test_refusal_names_each_address() -> None:
 async def test_a_name_that_cannot_be_one() -> None:
     with pytest.raises(ConnectError, match=r"not a host name|does not resolve"):
         await dial_tcp(TcpTarget("a..b", 1), timeout_seconds=5)
+
+
+async def test_a_family_without_an_address_is_no_news_beside_what_the_other_met() -> None:
+    class OnlyIPv4(trio.abc.HostnameResolver):
+        async def getaddrinfo(self, host: object, port: object, family: int = 0, *args: object, **how: object) -> Any:
+            if family == socket.AF_INET6 or host == b"nowhere.example":
+                raise socket.gaierror(socket.EAI_NONAME, "not known")
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+
+        async def getnameinfo(self, *args: object, **kwargs: object) -> tuple[str, str]:
+            raise AssertionError
+
+    async with listening("127.0.0.1") as port:
+        pass
+    trio.socket.set_custom_hostname_resolver(OnlyIPv4())
+    with pytest.raises(ConnectError) as caught:
+        await dial_tcp(TcpTarget("relay.example", port), timeout_seconds=5)
+    assert str(caught.value).startswith(f"connect to relay.example:{port}: 127.0.0.1: nothing listens on that port")
+    with pytest.raises(ConnectError, match=r"IPv6: the name does not resolve .*; IPv4: the name does not resolve"):
+        await dial_tcp(TcpTarget("nowhere.example", port), timeout_seconds=5)
 
 
 async def test_a_silent_network_runs_into_the_deadline(autojump_clock: trio.testing.MockClock) -> None:
