@@ -1,5 +1,6 @@
 """What agents report over a real channel is where operators look for it: on /metrics, on the pages, in the API."""
 
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -8,13 +9,14 @@ import trio
 from google.protobuf.empty_pb2 import Empty
 
 from tailnet.config import Banner, CoordinatorConfig
-from tailnet.errors import ConfigError
+from tailnet.errors import ConfigError, RpcError
 from tailnet.proto.generated import agent_pb2 as agent
 from tailnet.proto.generated import tailnet_pb2 as tailnet
 from tailnet.server.server import CoordinatorServer, serve_coordinator
-from tests.support.seeds import agent_token, make_id, user_token
+from tests.support.seeds import agent_token, defined_document, fill, make_id, peer_id, user_token
 from tests.support.tailnet_driver import AGENT, AGENT_DOOR, TAILNET, open_connection, open_peer, read_answer
 
+Serve = Callable[..., Awaitable[CoordinatorServer]]
 ALICE = user_token("alice")
 
 
@@ -90,3 +92,50 @@ async def test_banners_follow_the_settings(
         server.reload()
         assert await shown() == []
         assert "next start on: --browser-only" in caplog.text
+
+
+async def test_what_is_reported_of_apps_and_scripts_outlives_the_server(serve: Serve) -> None:
+    editor, start = make_id("editor of main").bytes, make_id("start of main").bytes
+    reports: list[tuple[str, Any, Any]] = [
+        (
+            "BatchUpdateAppHealths",
+            agent.BatchUpdateAppHealthRequest(updates=[{"id": editor, "health": agent.UNHEALTHY}]),
+            agent.BatchUpdateAppHealthResponse,
+        ),
+        (
+            "UpdateAppStatus",
+            agent.UpdateAppStatusRequest(slug="editor", message="thinking"),
+            agent.UpdateAppStatusResponse,
+        ),
+        (
+            "ScriptCompleted",
+            agent.WorkspaceAgentScriptCompletedRequest(timing={"script_id": start, "exit_code": 4, "status": 1}),
+            agent.WorkspaceAgentScriptCompletedResponse,
+        ),
+        (
+            "ReportConnection",
+            agent.ReportConnectionRequest(
+                connection={"id": make_id("session").bytes, "action": agent.Connection.CONNECT, "ip": "192.0.2.7"}
+            ),
+            Empty,
+        ),
+    ]
+    first = await serve()
+    fill(first.store, defined_document())
+    async with open_peer(first, AGENT_DOOR, agent_token("main")) as peer:
+        manifest = await peer.call(AGENT + "GetManifest", agent.GetManifestRequest(), agent.Manifest)
+        assert (manifest.apps[0].id, manifest.scripts[0].id) == (editor, start)
+        for name, request, response in reports:
+            await peer.call(AGENT + name, request, response)
+        wrong = agent.BatchUpdateAppHealthRequest(updates=[{"id": start, "health": agent.HEALTHY}])
+        with pytest.raises(RpcError, match="app health"):
+            await peer.call(AGENT + "BatchUpdateAppHealths", wrong, agent.BatchUpdateAppHealthResponse)
+        await peer.call(AGENT + "GetManifest", agent.GetManifestRequest(), agent.Manifest)
+    await first.drain()
+    second = await serve()
+    body = await get(second, f"/api/v2/workspaceagents/{peer_id('main')}", ALICE)
+    shown = body["apps"][0]
+    assert (shown["health"], [each["message"] for each in shown["statuses"]]) == ("unhealthy", ["thinking"])
+    assert (body["scripts"][0]["exit_code"], body["scripts"][0]["status"]) == (4, "exit_failure")
+    page = await get(second, f"/debug/agent?id={peer_id('main')}&format=json")
+    assert [(each["action"], each["ip"]) for each in page["connections"]] == [("CONNECT", "192.0.2.7")]
