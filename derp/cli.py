@@ -28,6 +28,7 @@ from derp.config.settings import REFUSED, SETTINGS
 from derp.errors import ConfigError, DerpError, KeyFormatError
 from derp.keys import NodePrivate, NodePublic
 from derp.log import set_up_logging
+from derp.map import is_address
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -225,10 +226,14 @@ def _say_what_to_try(console: "Console", server: "RelayServer") -> None:
     first = server.listening[0]
     host = {"0.0.0.0": "127.0.0.1", "::": "localhost"}.get(first.host, first.host)  # compared, not bound
     host = f"[{host}]" if ":" in host else host
-    url = f"{'https' if first.kind == 'derp+tls' else 'http'}://{host}:{first.port}"
     trust, pin = "", ""
     if server.tls is not None and server.tls.is_self_signed:
         trust, pin = " -k", f" --pin {server.tls.pin}"
+    if server.tls is not None and (name := server.tls.config.hostname) and not is_address(name):
+        # The certificate is for the name, and others see none; but only from here are the pages open.
+        address = "[::1]" if first.host == "::" else host
+        trust, host = f"{trust} --resolve {name}:{first.port}:{address}", name
+    url = f"{'https' if first.kind == 'derp+tls' else 'http'}://{host}:{first.port}"
     console.print("try:", style="bold")
     console.print(f"  curl{trust} {url}/healthz      is it well?")
     console.print(f"  curl{trust} {url}/metrics      what does it count?")

@@ -5,6 +5,8 @@ import os
 import re
 import resource
 import signal
+import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -17,6 +19,7 @@ import trio
 
 from derp.cli import go_style, obey
 from derp.keys import NodePrivate
+from tests.support.manual_certificates import write_certificate
 
 DEV = ["serve", "--dev", "--listen=127.0.0.1:0", "--stun-port=0"]
 # None of the caller's own settings.
@@ -233,6 +236,26 @@ async def test_people_are_told_what_to_try_and_see_colour_on_a_terminal_only() -
     assert lines[3] == "try:"
     assert "/healthz" in lines[4]
     assert "derp ping --via http://127.0.0.1:" in lines[6]
+
+
+async def test_by_name_what_to_try_works_as_it_is_printed(tmp_path: Path) -> None:
+    """A relay with a certificate for its name shows none to those who call it by its address."""
+    write_certificate(tmp_path, "relay.example.org")
+    flags = ("--hostname=relay.example.org", "--cert-mode=manual", f"--cert-dir={tmp_path}", "--http-port=-1")
+    async with serving(*DEV, *flags) as served:
+        while not (line := await served.line()).strip().startswith("curl"):
+            pass
+        url = next(word for word in line.split() if word.startswith("https://"))
+        assert url.startswith("https://relay.example.org:")
+        resolve = line.split()[line.split().index("--resolve") + 1]
+        name, port, address = resolve.split(":")
+        assert url == f"https://{name}:{port}/healthz"
+        context = ssl.create_default_context(cafile=tmp_path / "relay.example.org.crt")
+        with (
+            socket.create_connection((address, int(port)), timeout=10) as sock,
+            context.wrap_socket(sock, server_hostname=name) as tls,
+        ):
+            assert tls.getpeercert()
 
 
 class Relay:
