@@ -59,6 +59,7 @@ class RelayStatistics:
     stun_family: Mapping[str, int] = field(default_factory=dict)
     certificate_expires_at: float | None = None  # Unix time
     mesh: tuple[MeshReading, ...] = ()
+    questions: Mapping[str, int] = field(default_factory=dict)  # to tailscaled and the admission URL, by answer
     renewal_failures: int | None = None  # since the last success; None: certificates do not come from an authority
     rate_bytes_per_second: int = 0  # what each client may send; 0: no limit
     rate_burst_bytes: int = 0
@@ -197,6 +198,7 @@ def _labelled(reading: RelayStatistics) -> Iterable[Metric]:
         ("derp_tls_requests", "HTTP requests by TLS version, upgrades included.", "version", reading.tls_requests),
         ("derp_bootstrap_dns", "Requests for /bootstrap-dns.", "outcome", reading.bootstrap),
         ("derp_rejects", "Connections closed at once by a limit.", "limit", reading.rejected),
+        ("derp_admission_questions", "Questions whether a client may come in.", "answer", reading.questions),
         ("derp_closed", "Connections that ended.", "reason", reading.closed),
         ("derp_stun_requests", "STUN datagrams.", "disposition", reading.stun),
         ("derp_stun_address_family", "STUN requests answered.", "family", reading.stun_family),

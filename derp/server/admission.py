@@ -4,7 +4,7 @@ Order: a mesh key of ours always comes in; a denied key never; then the allow li
 plane, as far as they are set: each of them has to allow.  Called by server/session.py for each handshake.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -54,6 +54,10 @@ class Verifier(Protocol):
         """Why nobody can get an answer now, if that is so."""
         ...
 
+    def totals(self) -> Mapping[str, int]:
+        """Questions so far by how they were answered; a verdict that was remembered is no question."""
+        ...
+
     def cached(self, key: bytes, address: str) -> Verdict | None:
         """The last answer, while it is fresh."""
         ...
@@ -95,6 +99,10 @@ class Admission:
     def problem(self) -> str:
         """Why clients cannot get an answer now, for /debug/check; empty if they can, or need none."""
         return self._verifier.problem if self._verifier is not None else ""
+
+    def question_totals(self) -> Mapping[str, int]:
+        """Questions by answer, for metrics; none where nobody is asked."""
+        return self._verifier.totals() if self._verifier is not None else {}
 
     def decide(self, key: bytes, address: str) -> Verdict | None:
         """The verdict; None: `ask` first."""

@@ -41,6 +41,7 @@ def read_statistics(relay: Relay, ports: Ports, doors: Iterable[FrontDoor]) -> R
         tls_rejected=gate.tls_rejected_count,
         rejected={"rate": gate.too_fast_count, "connections": gate.too_many_count},
         closed={reason.value: count for reason, count in relay.plane.closed_count.items()},
+        questions=relay.plane.admission.question_totals(),
         requests_refused=sum(door.requests_refused for door in doors),
         websocket_accepts=sum(door.websocket_accepts for door in doors),
         stun=stun_totals(ports.stun),

@@ -8,7 +8,7 @@ Used by server/admission.py; while an answer is on its way the client's socket i
 import json
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Final, Protocol
 
@@ -103,6 +103,10 @@ class Verifier:
                 self._nursery.start_soon(self._watch, number, judge)
             task_status.started()
             await trio.sleep_forever()
+
+    def totals(self) -> Mapping[str, int]:
+        """Questions by answer, for metrics."""
+        return {"allowed": self.allowed_count, "refused": self.refused_count, "unanswered": self.unreachable_count}
 
     def cached(self, key: bytes, address: str) -> Verdict | None:
         """The last verdict about this key from this address, while it is fresh."""

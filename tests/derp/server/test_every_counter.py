@@ -18,6 +18,7 @@ from derp.protocol.stun import encode_request
 from derp.relay.clients import Client
 from derp.relay.counters import CloseReason, DropReason, PacketKind
 from derp.server.server import RelayServer
+from tests.derp.server.control_plane import NO, YES, open_control_plane
 from tests.derp.server.mesh_world import Node, open_impostor, open_nodes, until
 from tests.derp.server.test_door import last_get
 from tests.derp.server.test_server import UPGRADE, client_info
@@ -51,7 +52,7 @@ CONSTANT = {
     "derp_bytes_dropped{dup_client}": "the same",
 }
 # Labels whose values are rows of their own; others are buckets, or the names of other relays.
-CLOSED_LISTS = {"disposition", "family", "kind", "limit", "outcome", "reason", "version"}
+CLOSED_LISTS = {"answer", "disposition", "family", "kind", "limit", "outcome", "reason", "version"}
 LOUD = bytes(60_000)
 LOUD_DISCO = DISCO + LOUD
 
@@ -256,6 +257,20 @@ async def names(rows: Rows) -> None:
         rows.look(server)
 
 
+async def admission(rows: Rows) -> None:
+    async with open_control_plane(lambda request: YES if len(plane.requests) == 1 else NO) as plane:
+        config = relay_config(verify_client_url=plane.url)
+        async with open_server(config) as server:
+            rows.begin(server)
+            await (await call(server)).aclose()
+            await ask(server, UPGRADE + client_info(NodePrivate.generate(), server.relay.public_key.raw))
+            rows.look(server)
+    async with open_server(config) as server:  # nobody listens there any more
+        rows.begin(server)
+        await ask(server, UPGRADE + client_info(NodePrivate.generate(), server.relay.public_key.raw))
+        rows.look(server)
+
+
 async def a_defect_and_the_end(rows: Rows) -> None:
     def broken(client: Client) -> None:
         raise ZeroDivisionError("an embedder's mistake")
@@ -280,6 +295,7 @@ EVERYTHING: tuple[Callable[[Rows], Awaitable[None]], ...] = (
     other_relays,
     stun_in_trouble,
     names,
+    admission,
     a_defect_and_the_end,
 )
 
