@@ -43,7 +43,10 @@ def exposed() -> dict[str, dict[str, set[str]]]:
     counts |= {"statistics": Statistics(**numbers), "map_failures": {"https://maps.example": 0}}
     coordinator = CoordinatorReading(**counts)
     mesh = (MeshReading("relay2.example", True, 1, 2),)
-    relay = dataclasses.replace(reading(), certificate_expires_at=1.0, renewal_failures=0, mesh=mesh)
+    questions = {"allowed": 0, "refused": 0, "unanswered": 0}
+    relay = dataclasses.replace(
+        reading(), certificate_expires_at=1.0, renewal_failures=0, mesh=mesh, questions=questions
+    )
     every_value = {"seconds", "expires_at", "median_seconds", "worst_seconds", "bytes_per_second", "lost_packets"}
     results = [
         ProbeResult(kind, 901, "fra", "901a", Outcome.GOOD, to, family=family, values=dict.fromkeys(every_value, 1.0))
