@@ -91,6 +91,9 @@ async def test_an_agent_that_reported_nothing_and_one_that_is_none(world: World)
         page = (await client.get(f"/debug/agent?id={MAIN}")).text
         missing = await client.get(f"/debug/agent?id={CLIENT}")
         wrong = await client.get("/debug/agent?id=x")
+        # Agents choose the names of their sub-agents.
+        assert world.store.add_sub_agent(MAIN, CLIENT, bytes(32), "<script>", NOW)
+        assert "<script>" not in (await client.get(f"/debug/agent?id={CLIENT}")).text
     assert "It reported no session." in page
     assert (missing.status_code, missing.json()["message"]) == (404, "There is no such agent.")
     assert (wrong.status_code, wrong.json()["message"]) == (400, "id has to be an agent's.")
