@@ -1,8 +1,14 @@
-"""For all tests: what this process hands down to the programs it starts."""
+"""For all tests: what this process hands down to the programs it starts, and what a busy machine may do."""
 
 import signal
+
+from hypothesis import HealthCheck, settings
 
 # A shell that runs the tests in the background has them ignore SIGINT, and what is ignored stays so in every program
 # they start; those that test interruption would then wait for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A machine that is busy with something else draws examples slowly; that says nothing about what is tested.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
