@@ -36,6 +36,7 @@ MAX_ASKING: Final = 64
 LOOK_SECONDS: Final = 30.0
 # Who is asked may be down while thousands reconnect: the same complaint once in so long, then with their number.
 COMPLAIN_SECONDS: Final = 10.0
+_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _WELL: Final = Finding(True, "")
 
 
@@ -66,8 +67,14 @@ class UrlJudge:
         except TransportError as error:
             return Verdict(self._fail_open, str(error), faulty=True, answered=False)
         if fetched.status != 200:
-            return Verdict(False, f"{self._url} answered {fetched.status}", faulty=True)
-        return ADMITTED if is_allowed(fetched.body) else Verdict(False, f"{self._url} does not allow it")
+            said = f"{self._url} answered {fetched.status}"
+            if fetched.status in _REDIRECTS:
+                said += ", a redirect, which is not followed: set --verify-client-url to where it leads"
+            return Verdict(False, said, faulty=True)
+        answer = read_answer(fetched.body)
+        if answer is None:
+            return Verdict(False, f'{self._url} answered what is no {{"Allow": true}} or false', faulty=True)
+        return ADMITTED if answer else Verdict(False, f"{self._url} does not allow it")
 
     async def look(self) -> Finding | None:
         return None  # it can only be asked about a client
@@ -86,6 +93,7 @@ class Verifier:
         self._complained, self._complained_at, self._unsaid = "", 0.0, 0
         self.allowed_count = 0
         self.refused_count = 0
+        self.faulty_count = 0
         self.unreachable_count = 0
 
     @property
@@ -106,7 +114,12 @@ class Verifier:
 
     def totals(self) -> Mapping[str, int]:
         """Questions by answer, for metrics."""
-        return {"allowed": self.allowed_count, "refused": self.refused_count, "unanswered": self.unreachable_count}
+        return {
+            "allowed": self.allowed_count,
+            "refused": self.refused_count,
+            "faulty": self.faulty_count,
+            "unanswered": self.unreachable_count,
+        }
 
     def cached(self, key: bytes, address: str) -> Verdict | None:
         """The last verdict about this key from this address, while it is fresh."""
@@ -141,7 +154,8 @@ class Verifier:
         if final.answered:
             # Only these are kept: otherwise the next client asks again, so a judge is heard as soon as it is back.
             self.allowed_count += final.allowed
-            self.refused_count += not final.allowed
+            self.faulty_count += final.faulty
+            self.refused_count += not (final.allowed or final.faulty)
             self._keep(key, address, final)
         return final
 
@@ -192,12 +206,12 @@ def open_verifier(config: RelayConfig) -> Verifier | None:
     return Verifier(judges) if judges else None
 
 
-def is_allowed(body: bytes) -> bool:
-    """Whether an answer says {"Allow": true}; names match as Go's decoder matches them, in any case."""
+def read_answer(body: bytes) -> bool | None:
+    """Whether an answer says {"Allow": true}; None if it is no JSON object.  Names match as in Go, in any case."""
     try:
         value: Any = json.loads(body)
     except (ValueError, RecursionError):  # the second: 4 KiB of brackets
-        return False
+        return None
     if not isinstance(value, dict):
-        return False
+        return None
     return any(name.lower() == "allow" and said is True for name, said in value.items())

@@ -43,7 +43,7 @@ def exposed() -> dict[str, dict[str, set[str]]]:
     counts |= {"statistics": Statistics(**numbers), "map_failures": {"https://maps.example": 0}}
     coordinator = CoordinatorReading(**counts)
     mesh = (MeshReading("relay2.example", True, 1, 2),)
-    questions = {"allowed": 0, "refused": 0, "unanswered": 0}
+    questions = {"allowed": 0, "refused": 0, "faulty": 0, "unanswered": 0}
     relay = dataclasses.replace(
         reading(), certificate_expires_at=1.0, renewal_failures=0, mesh=mesh, questions=questions
     )

@@ -258,12 +258,14 @@ async def names(rows: Rows) -> None:
 
 
 async def admission(rows: Rows) -> None:
-    async with open_control_plane(lambda request: YES if len(plane.requests) == 1 else NO) as plane:
+    answers = [YES, NO, (500, b"")]
+    async with open_control_plane(lambda request: answers.pop(0)) as plane:
         config = relay_config(verify_client_url=plane.url)
         async with open_server(config) as server:
             rows.begin(server)
             await (await call(server)).aclose()
-            await ask(server, UPGRADE + client_info(NodePrivate.generate(), server.relay.public_key.raw))
+            for _ in range(2):
+                await ask(server, UPGRADE + client_info(NodePrivate.generate(), server.relay.public_key.raw))
             rows.look(server)
     async with open_server(config) as server:  # nobody listens there any more
         rows.begin(server)

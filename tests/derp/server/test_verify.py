@@ -22,8 +22,8 @@ from derp.server.verify import (
     YES_SECONDS,
     UrlJudge,
     Verifier,
-    is_allowed,
     open_verifier,
+    read_answer,
 )
 from derp.transport.fetch import Fetched, HttpCaller
 from derp.transport.http import Request
@@ -61,17 +61,17 @@ def unused_url() -> str:
         (b'{"Allow":"true"}', False),
         (b'{"Allow":null}', False),
         (b"{}", False),
-        (b"true", False),
-        (b"[true]", False),
-        (b"null", False),
-        (b"", False),
-        (b"\xff\xfe", False),
-        (b'{"Allow":true', False),
-        (b"[" * 4096, False),
+        (b"true", None),
+        (b"[true]", None),
+        (b"null", None),
+        (b"", None),
+        (b"\xff\xfe", None),
+        (b'{"Allow":true', None),
+        (b"[" * 4096, None),
     ],
 )
-def test_what_counts_as_a_yes(body: bytes, allowed: bool) -> None:
-    assert is_allowed(body) is allowed
+def test_what_counts_as_a_yes_and_what_as_no_answer(body: bytes, allowed: bool | None) -> None:
+    assert read_answer(body) is allowed
 
 
 class Clock:
@@ -136,17 +136,22 @@ async def test_an_answer_is_believed_for_a_while(
     [
         (500, b'{"Allow":true}'),
         (404, b""),
+        (307, b""),
         (204, b""),
         (200, b"<html>"),
         (200, b" " * MAX_ANSWER_BYTES + b'{"Allow":true}'),
     ],
 )
-async def test_a_bad_answer_is_a_no_in_either_mode(nursery: trio.Nursery, answer: Answer, fail_open: bool) -> None:
+async def test_a_bad_answer_is_a_no_in_either_mode_and_told(
+    nursery: trio.Nursery, answer: Answer, fail_open: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     async with open_control_plane(lambda request: answer) as plane:
         verifier = url_verifier(plane.url, fail_open=fail_open)
         await nursery.start(verifier.run)
         assert await verdict_of(verifier) is False
-        assert (verifier.refused_count, verifier.unreachable_count) == (1, 0)
+        assert verifier.totals() == {"allowed": 0, "refused": 0, "faulty": 1, "unanswered": 0}
+        assert f"{plane.url} answered " in caplog.text
+        assert ("to where it leads" in caplog.text) is (answer[0] == 307)
         nursery.cancel_scope.cancel()
 
 
