@@ -5,12 +5,14 @@ import itertools
 import json
 import os
 import subprocess
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import trio
 
+from derp.map import DERPMap
 from tests.support.gobuild import DERPPROBE
+from tests.support.netchecks import compare
 from tests.support.peers import PATIENCE_SECONDS, Peer, PeerError, Peers, open_peers, require
 from tests.support.regions import MESH_KEY, NAME, Region, open_region
 from tests.support.relay_command import HOST, RelayKind
@@ -161,6 +163,22 @@ async def test_the_genuine_prober_finds_every_class_good(kinds: tuple[RelayKind,
         }
 
 
+@pytest.mark.parametrize("kinds", MIXTURES, ids="-".join)
+async def test_the_genuine_netcheck_is_content_with_each_node(kinds: tuple[RelayKind, ...]) -> None:
+    """Each node alone by STUN, and by HTTPS where the map names no STUN: the genuine library, and ours beside it."""
+    async with open_region(*kinds) as region:
+        async with open_peers(trusted=region.authority) as program:
+            await settle(*[await connect(program, region, number) for number in range(2)])
+        whole = DERPMap.parse(derp_map(region))
+        # a map has no place for a root of one's own
+        nodes = [replace(node, insecure_for_tests=True) for node in whole.regions[900].nodes]
+        for chosen in (nodes, nodes[:1], nodes[1:], [replace(node, stun_port=-1) for node in nodes[1:]]):
+            (report,) = await compare(DERPMap({900: replace(whole.regions[900], nodes=tuple(chosen))}))
+            assert report.preferred == 900
+            assert report.udp == (chosen[0].stun_port != -1)
+            assert set(report.region_seconds) == {900}
+
+
 # --- replacing a region
 
 PACE_SECONDS = 0.01
@@ -233,7 +251,7 @@ class Replacement:
         )
 
 
-async def replace(region: Region, number: int, streams: dict[str, Stream]) -> list[Replacement]:
+async def replace_node(region: Region, number: int, streams: dict[str, Stream]) -> list[Replacement]:
     """Put ours in the place of a genuine relay; return what each stream lost until all flow again."""
     begin = {name: len(stream.sent_at) for name, stream in streams.items()}
     stopped_at = trio.current_time()
@@ -273,7 +291,7 @@ async def test_a_genuine_region_is_replaced_node_by_node(capsys: pytest.CaptureF
             for stream in streams.values():
                 await stream.wait_flowing()
             for number in range(2):
-                rows += await replace(region, number, streams)
+                rows += await replace_node(region, number, streams)
             for stream in streams.values():
                 await stream.wait_flowing()
             nursery.cancel_scope.cancel()
