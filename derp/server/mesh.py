@@ -15,7 +15,7 @@ from typing import Final
 import trio
 
 from derp.config.relay import MeshPeer
-from derp.errors import DerpError, RemoteProtocolError
+from derp.errors import ConnectError, DerpError, RemoteProtocolError
 from derp.keys import MeshKey, NodePrivate, short_key
 from derp.protocol.connection import ClientConnection
 from derp.protocol.messages import ServerInfo
@@ -43,6 +43,13 @@ _SETTLED_SECONDS: Final = 10.0
 _CONNECT_SECONDS: Final = 10.0
 # A relay sends a keep-alive every 60 to 65 s; twice that without a frame and it is dead.
 SILENT_SECONDS: Final = 130.0
+# By what OpenSSL says: what an operator of a region can do about it.
+_TLS_REMEDIES: Final = {
+    "VERIFY_FAILED": "this machine has to trust its certificate: SSL_CERT_FILE names an authority of your own",
+    "UNRECOGNIZED_NAME": "it has no certificate for that name: use the name that is its --hostname, or name/dialhost",
+    "INTERNAL_ERROR": "it has no certificate for that name: use the name that is its --hostname, or name/dialhost",
+    "WRONG_VERSION_NUMBER": "it does not speak TLS there, and relays mesh over TLS only: is the port right?",
+}
 
 
 class OwnRelay(DerpError):
@@ -175,7 +182,7 @@ class Mesh:
             link = TlsLink(sock, (peer.host, peer.port), self._tls_context(), peer.host)
             stream = LinkStream(link, b"")
             try:
-                await stream.start_tls()
+                await _start_tls(stream)
                 connection = await self._handshake(stream, peer)
             except BaseException:
                 await trio.aclose_forcefully(stream)
@@ -223,6 +230,14 @@ class Mesh:
         plane.reactor.adopt(link, received)
         plane.reactor.flush()
         return session
+
+
+async def _start_tls(stream: LinkStream) -> None:
+    try:
+        await stream.start_tls()
+    except trio.BrokenResourceError as error:
+        remedy = next((remedy for reason, remedy in _TLS_REMEDIES.items() if reason in str(error)), "")
+        raise ConnectError(f"{error}; {remedy}".removesuffix("; ")) from error
 
 
 def retry_seconds(failures: int, since_lost_seconds: float) -> float:

@@ -3,10 +3,12 @@
 import itertools
 import logging
 import math
+from functools import partial
 
 import pytest
 import trio
 
+from derp.config.relay import MeshPeer
 from derp.keys import NodePrivate
 from derp.protocol.frames import PeerGoneReason, PeerPresentFlags
 from derp.protocol.messages import PeerGone, PeerPresent, Pong, RecvPacket, encode
@@ -23,7 +25,7 @@ from tests.derp.server.mesh_world import (
     open_region,
     until,
 )
-from tests.derp.server.world import DISCO, Caller, closed, count_of
+from tests.derp.server.world import DISCO, HOST, Caller, closed, count_of
 
 
 async def both_ways(one: Caller, other: Caller, *packets: bytes) -> None:
@@ -322,8 +324,34 @@ async def test_a_certificate_for_another_name_is_not_trusted(caplog: pytest.LogC
         alpha.join(beta.peer)
         await until(a, lambda: "x mesh: elsewhere.test" in caplog.text)
         assert "not valid for 'elsewhere.test'" in caplog.text
+        assert "this machine has to trust its certificate: SSL_CERT_FILE names" in caplog.text
         assert alpha.mesh.sessions == {}
         assert beta.router.clients == {}
+
+
+@pytest.mark.parametrize(
+    ("alert", "remedy"),
+    [
+        (b"\x15\x03\x03\x00\x02\x02\x70", "use the name that is its --hostname"),  # as ours refuses a name
+        (b"\x15\x03\x03\x00\x02\x02\x50", "use the name that is its --hostname"),  # as the genuine relay does
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "relays mesh over TLS only: is the port right?"),
+    ],
+)
+async def test_what_the_other_side_says_instead_of_tls_has_a_remedy(
+    caplog: pytest.LogCaptureFixture, alert: bytes, remedy: str
+) -> None:
+    async def answer(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        await stream.send_all(alert)
+        await stream.receive_some()
+
+    async with open_nodes(alpha := Node("alpha.test")), trio.open_nursery() as nursery:
+        (listener,) = await nursery.start(partial(trio.serve_tcp, answer, 0, host=HOST))
+        a = await alpha.call()
+        alpha.join(MeshPeer("beta.test", listener.socket.getsockname()[1], HOST))
+        await until(a, lambda: "x mesh: beta.test" in caplog.text)
+        assert remedy in caplog.text
+        nursery.cancel_scope.cancel()
 
 
 # --- a slow relay
