@@ -37,11 +37,13 @@ def put_definitions(connection: sa.Connection, agents: Sequence[SeedAgent]) -> s
             if getattr(agent.definitions, sort) is not None
         }
         stored = _stored(connection, table, key, lists)
+        writes = _Writes(table, key)
         for agent_id, items in lists.items():
             had = stored.get(agent_id, {})
             if _differs(had, items):
                 changed.add(agent_id)
-                _put(connection, table, key, agent_id, items, had)
+                writes.gather(agent_id, items, had)
+        writes.carry_out(connection)
     return changed
 
 
@@ -60,27 +62,45 @@ def _differs(had: Stored, items: Sequence[SeedItem]) -> bool:
     return wanted != {key: (position, definition) for key, (position, definition, _) in had.items()}
 
 
-def _put(
-    connection: sa.Connection,
-    table: sa.Table,
-    key: str,
-    agent_id: PeerID,
-    items: Sequence[SeedItem],
-    had: Stored,
-) -> None:
-    gone = had.keys() - {item.key for item in items}
-    for piece in pieces(gone):
-        connection.execute(table.delete().where(table.c.agent_id == agent_id, table.c[key].in_(piece)))
-    for position, item in enumerate(items):
-        values: dict[str, object] = {"position": position, "definition": dict(item.definition)}
-        before = had.get(item.key)
-        if "health" in table.c:
-            values["health"] = _health(item, before)
-        if before is None:
-            connection.execute(table.insert().values({"agent_id": agent_id, key: item.key, **values}))
-        else:
-            mine = sa.and_(table.c.agent_id == agent_id, table.c[key] == item.key)
-            connection.execute(table.update().where(mine).values(values))
+class _Writes:
+    """What is to be written of one sort, in one statement of each kind: row by row 10,000 agents would take long enough
+    for a server beside us to give up its own writes."""
+
+    def __init__(self, table: sa.Table, key: str) -> None:
+        self._table = table
+        self._key = key
+        self._gone: list[dict[str, object]] = []
+        self._new: list[dict[str, object]] = []
+        self._changed: list[dict[str, object]] = []
+
+    def gather(self, agent_id: PeerID, items: Sequence[SeedItem], had: Stored) -> None:
+        gone = had.keys() - {item.key for item in items}
+        self._gone += [{"of_agent": agent_id, "named": each} for each in gone]
+        for position, item in enumerate(items):
+            values: dict[str, object] = {"position": position, "definition": dict(item.definition)}
+            before = had.get(item.key)
+            if "health" in self._table.c:
+                values["health"] = _health(item, before)
+            if before is None:
+                self._new.append({"agent_id": agent_id, self._key: item.key, **values})
+            else:
+                named = {f"new_{name}": value for name, value in values.items()}
+                self._changed.append({"of_agent": agent_id, "named": item.key, **named})
+
+    def carry_out(self, connection: sa.Connection) -> None:
+        table = self._table
+        mine = sa.and_(
+            table.c.agent_id == sa.bindparam("of_agent", type_=table.c.agent_id.type),
+            table.c[self._key] == sa.bindparam("named", type_=table.c[self._key].type),
+        )
+        if self._gone:
+            connection.execute(table.delete().where(mine), self._gone)
+        if self._changed:
+            names = [name.removeprefix("new_") for name in self._changed[0] if name.startswith("new_")]
+            values = {name: sa.bindparam(f"new_{name}", type_=table.c[name].type) for name in names}
+            connection.execute(table.update().where(mine).values(values), self._changed)
+        if self._new:
+            connection.execute(table.insert(), self._new)
 
 
 def _health(item: SeedItem, before: tuple[int, Any, int] | None) -> int:
