@@ -170,7 +170,10 @@ class RelayServer:
                 _log.error("! %s; the limits of before stay", error)
                 return
             self.relay.plane.set_rates(rate, self.config.rate_by_key)
-            _log.info("= rate limit: %d bytes/s, burst %d", rate.client_bytes_per_second, rate.client_burst_bytes)
+            if rate.client_bytes_per_second:
+                _log.info("= rate limit: %d bytes/s, burst %d", rate.client_bytes_per_second, rate.client_burst_bytes)
+            else:  # meant so, or a key that is misspelt
+                _log.warning("! no rate limit: %s has no PerClientRateLimitBytesPerSec", self.config.rate_config_file)
 
     async def drain(self) -> None:
         """Stop accepting, tell every client, close them in order within the deadline; then `run` returns."""

@@ -265,5 +265,9 @@ async def test_limits_are_read_again_and_wake_those_who_wait(
         assert server.relay.plane.rate == RateConfig(10**9, 10**9)
         while await target.receive_a(RecvPacket) != RecvPacket(fast.key, b"last"):
             pass
+        write(PerClientRateLimitBytesPerSecond=5)  # which is not its name
+        server.reload()
+        assert server.relay.plane.rate == RateConfig()
+        assert f"! no rate limit: {file} has no PerClientRateLimitBytesPerSec" in caplog.text
         await fast.aclose()
         await target.aclose()
