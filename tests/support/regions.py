@@ -83,6 +83,8 @@ class Region:
     async def stop(self, number: int) -> None:
         """SIGTERM, as an operator's service manager sends it; returns when the process has ended."""
         process, relay = self._processes.pop(number), self.relays.pop(number, None)
+        if relay is not None and process.poll() is not None:
+            raise RelayFailed(f"{relay.kind} relay had ended with {process.returncode}:\n{relay.output()}")
         if not await stop_process(process) and relay is not None:
             raise RelayFailed(f"{relay.kind} relay did not stop:\n{relay.output()}")
 
