@@ -327,8 +327,8 @@ class TlsLink(Link):
                     ending = LinkEnded(CloseReason.CLOSED_BY_PEER)
                     break
                 at += count
-                # A record never fits only in part, so what is left is in `incoming`.  Asking once more to hear "no more"
-                # would raise, which costs as much as a record.
+                # A record never fits only in part, so what is left is in `incoming`.  Asking once more to hear "no
+                # more" would raise, which costs as much as a record.
                 if not incoming.pending:
                     break
         except ssl.SSLWantReadError:
