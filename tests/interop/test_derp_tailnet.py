@@ -199,7 +199,8 @@ async def test_one_of_two_meshed_relays_is_stopped(kind: RelayKind) -> None:
         await region.start(0, kind)
         first = pages_of(region, 0)
         await second.wait(lambda values: values["derp_current_connections"] == 2)
-        await first.wait(lambda values: values["derp_watchers"] == 1 and values["derp_clients_remote"] == 1)
+        # The genuine relay counts itself for a while.
+        await first.wait(lambda values: values["derp_watchers"] == 1 and values["derp_clients_remote"] >= 1)
         await tailnet.up(a)
         pair = await stack.enter_async_context(connected(a, b))
         assert (await pair.ping())["DERPRegionCode"] == CODE
@@ -234,12 +235,13 @@ async def home_after_silence(kind: RelayKind) -> str:
         await region.stop(0)
         await node.wait_status(lambda _: "netcheck: [v1] report:" in node.output()[before:])
         await region.start(0, kind)
-        with trio.fail_after(PATIENCE_SECONDS):
+        with trio.move_on_after(PATIENCE_SECONDS):
             while True:
                 for at in range(2):
                     page = await pages_of(region, at).scrape()
                     if page.values["derp_current_home_connections"] == 1:
                         return CODES[at]
+        raise AssertionError(node.output()[before:])
 
 
 async def test_a_home_that_says_it_restarts_stays_the_home() -> None:
