@@ -251,7 +251,7 @@ def _build(given: _Settings, open_files: int) -> RelayConfig:
         private_key=_private_key(given, dev),
         **attributes,
     )
-    return _with_notices(config, given, dev)
+    return _with_notices(config, given)
 
 
 def _tls(given: _Settings, listen: tuple[tuple[str, int], ...]) -> TlsConfig | None:
@@ -525,9 +525,9 @@ def _go_field(document: dict[str, object], name: str) -> object:
     return found
 
 
-def _with_notices(config: RelayConfig, given: _Settings, dev: bool) -> RelayConfig:
+def _with_notices(config: RelayConfig, given: _Settings) -> RelayConfig:
     local = all(_is_local(host) for host, _ in config.listen)
-    if config.admission_is_open and config.derp_enabled and not dev and not local:
+    if config.admission_is_open and config.derp_enabled and not local:
         given.notices.append(
             "this relay is open: anyone who finds it may use it; set --verify-clients, --verify-client-url or "
             "--allow-keys"

@@ -93,8 +93,13 @@ class MeshRoute:
 
     def handle_break(self) -> None:
         """The connection ended: nothing learnt over it holds any more."""
-        keys, self.keys = self.keys, set()
-        for key in keys:
-            self._router.remove_forwarder(key, self)
         self.pending = []
         self.pending_bytes = 0
+        self.forget_some(len(self.keys))
+
+    def forget_some(self, count: int) -> bool:
+        """A part of that, for a driver with other work to do in between: forget `count` keys; False when none is left.
+        Packets for those that are left still go to the broken link, and are counted there as write errors."""
+        for _ in range(min(count, len(self.keys))):
+            self._router.remove_forwarder(self.keys.pop(), self)
+        return bool(self.keys)

@@ -38,6 +38,8 @@ _MAX_RETRY_SECONDS: Final = 5.0
 # A relay that was good a moment ago is most likely being restarted or replaced: (seconds since then, longest wait).  A
 # refused connection costs both sides nearly nothing, and each wait is packets lost.
 _RESTART: Final = ((5.0, 0.25), (30.0, 1.0))
+# Keys of a lost relay that are forgotten between two batches of packets: 2 us each, so some 4 ms.
+_FORGET_AT_ONCE: Final = 2000
 # A connection that lasted so long was a good one: its end is news, and the first attempt after it comes soon again.
 _SETTLED_SECONDS: Final = 10.0
 _CONNECT_SECONDS: Final = 10.0
@@ -100,7 +102,8 @@ class MeshSession:
         if self.route.queue is not None:
             self.route.queue.discard(DropReason.WRITE_ERROR)
             self.route.queue = None
-        self.route.handle_break()
+        if len(self.route.keys) <= _FORGET_AT_ONCE:
+            self.route.handle_break()
         self.ended_event.set()
 
 
@@ -158,6 +161,9 @@ class Mesh:
                 self.sessions[peer] = session
                 state.route = session.route
                 await session.ended_event.wait()
+                while session.route.forget_some(_FORGET_AT_ONCE):
+                    self._plane.reactor.flush()
+                    await trio.lowlevel.checkpoint()
                 del self.sessions[peer]
                 state.route = None
                 state.past_connects += session.route.is_accepted

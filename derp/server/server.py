@@ -23,12 +23,12 @@ from derp.server.relay import Relay
 from derp.server.routes import Page, PlainRoutes
 from derp.server.statistics import read_statistics
 from derp.server.varz import vars_page, varz_page
-from derp.server.verify import Verifier, open_verifier
 from derp.transport.reactor import Reactor
 from derp.transport.tls import TlsServer
 
 if TYPE_CHECKING:
     from derp.server.certificates import CertificateKeeper
+    from derp.server.verify import Verifier
 
 _log = logging.getLogger("derp.server")
 
@@ -43,7 +43,7 @@ class RelayServer:
     def __init__(self, config: RelayConfig) -> None:
         self.config = config
         self.reactor = Reactor()
-        self.verifier: Verifier | None = open_verifier(config)
+        self.verifier = _open_verifier(config)
         self.relay = Relay(config, self.reactor, admission=Admission(config, self.verifier))
         self.tls: TlsServer | None = None
         self.keeper: CertificateKeeper | None = None
@@ -182,6 +182,15 @@ class RelayServer:
         self.close()
         await drain_clients(self.relay, self.config.drain_seconds)
         self.drained.set()
+
+
+def _open_verifier(config: RelayConfig) -> "Verifier | None":
+    if not (config.verify_client_url or config.verify_clients):
+        return None
+    # Imported here: an HTTP client takes a tenth of a restart to load, for which clients wait.
+    from derp.server.verify import open_verifier
+
+    return open_verifier(config)
 
 
 async def serve_relay(

@@ -17,6 +17,8 @@ from derp.errors import ConfigError
 from derp.keys import MeshKey, NodePrivate
 
 DEV = {"dev": "true"}
+# The same where only this machine can come, so that nothing is said about admission.
+LOCAL = DEV | {"listen": "127.0.0.1:3340"}
 MESH_KEY = "ab" * 32
 KEY = "nodekey:" + "07" * 32
 MANY_FILES = 1 << 20
@@ -371,10 +373,10 @@ def test_rate_config_is_read_as_derper_reads_it(tmp_path: Path) -> None:
 def test_a_file_that_limits_nobody_is_told(tmp_path: Path) -> None:
     path = tmp_path / "rate.json"
     path.write_text('{"PerClientRateLimitBytesPerSecond": 5}')
-    (notice,) = load(DEV | {"rate_config": str(path)}).notices
+    (notice,) = load(LOCAL | {"rate_config": str(path)}).notices
     assert notice == f"{path}: sets no limit, as it has no PerClientRateLimitBytesPerSec"
     path.write_text('{"PerClientRateLimitBytesPerSec": 5}')
-    assert load(DEV | {"rate_config": str(path)}).notices == ()
+    assert load(LOCAL | {"rate_config": str(path)}).notices == ()
 
 
 # Keys.
@@ -506,7 +508,8 @@ def test_an_empty_allow_list_is_told() -> None:
         ({"listen": ":1", "verify_clients": "true"}, False),
         ({"listen": ":1", "socket": "/run/s"}, True),
         ({"listen": ":1", "derp": "false"}, False),
-        ({"listen": ":1", "dev": "true"}, False),
+        ({"dev": "true"}, True),
+        ({"listen": "127.0.0.1:1", "dev": "true"}, False),
     ],
 )
 def test_an_open_relay_on_a_public_address_says_so(tmp_path: Path, flags: dict[str, str], told: bool) -> None:
@@ -516,13 +519,13 @@ def test_an_open_relay_on_a_public_address_says_so(tmp_path: Path, flags: dict[s
 
 @pytest.mark.parametrize("given", ["", "/run/other.sock"])
 def test_an_empty_socket_is_the_default(given: str) -> None:
-    config = load(DEV | {"verify_clients": "true", "socket": given})
+    config = load(LOCAL | {"verify_clients": "true", "socket": given})
     assert config.tailscaled_socket == (given or "/var/run/tailscale/tailscaled.sock")
     assert config.notices == ()
 
 
 def test_a_socket_that_nobody_is_asked_at_is_told() -> None:
-    (notice,) = load(DEV | {"socket": "/run/s"}).notices
+    (notice,) = load(LOCAL | {"socket": "/run/s"}).notices
     assert notice == "flags: --socket: has no effect without --verify-clients"
 
 

@@ -86,6 +86,17 @@ def test_a_break_voids_everything_learnt() -> None:
     assert not any(world.router.counters.packets_dropped[2:])
 
 
+def test_a_large_relay_is_forgotten_in_parts() -> None:
+    world = World()
+    a = world.connect("a")
+    names = [f"far{number}" for number in range(5)]
+    link = world.mesh("other", *names)
+    assert [link.forget_some(2), len(link.keys)] == [True, 3]
+    assert len(world.router.routes) == 4
+    assert [link.forget_some(2), link.forget_some(2), link.forget_some(2)] == [True, False, False]
+    assert world.router.routes == {key("a"): a}
+
+
 def test_what_it_may_announce_is_bounded() -> None:
     world = World()
     link = world.mesh("other", max_keys=3)

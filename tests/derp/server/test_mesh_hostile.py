@@ -172,6 +172,27 @@ async def test_a_mesh_peer_that_reads_nothing_is_cut_off() -> None:
 # --- those whom we dial
 
 
+async def test_a_large_relay_that_is_lost_is_forgotten_while_packets_go_on() -> None:
+    async with (
+        open_nodes(alpha := Node("alpha.test", max_keys=20_000)),
+        open_bystanders(alpha.server) as pair,
+        open_impostor() as host,
+    ):
+        alpha.join(host.peer)
+        large = await host.accept()
+        keys = [number.to_bytes(32, "big") for number in range(1, 10_001)]
+        await large.write(present(*keys))
+        await until(pair.one, lambda: len(alpha.router.members) == 10_002)
+        await large.stream.aclose()
+        await until(pair.one, lambda: not alpha.mesh.sessions)
+        await pair.go_on()
+        assert len(alpha.router.members) == len(alpha.router.routes) == 2
+        # What was sent there meanwhile is counted, and what is sent now is for nobody.
+        await pair.one.send(keys[0], b"gone")
+        await pair.one.ping()
+        assert alpha.router.counters.dropped(DropReason.UNKNOWN_DEST) == 1
+
+
 async def test_more_keys_than_allowed_end_the_connection_and_all_are_forgotten(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
