@@ -8,10 +8,11 @@ Next hop: server/server.py, client/client.py.
 import gc
 import json
 import logging
+import os
 import resource
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
@@ -136,9 +137,10 @@ def _settings_as_options(command: Callable[..., None]) -> Callable[..., None]:
 def serve(config: str | None, as_json: bool, **given: str | None) -> None:
     """Run a relay until SIGTERM or SIGINT, which drain it.
 
-    SIGHUP reads certificates and limits again.  Each setting may also stand in the TOML file, under its long name with
-    underscores, or in the environment as DERP_<NAME>; flags are stronger than the environment, that than the file.
-    Flags of derper are taken with one dash or two.
+    SIGHUP reads certificates and limits again.  SIGUSR2 has a new process take over, started by the same command, before
+    this one drains.  Each setting may also stand in the TOML file, under its long name with underscores, or in the
+    environment as DERP_<NAME>; flags are stronger than the environment, that than the file.  Flags of derper are taken
+    with one dash or two.
     """
     for refused in REFUSED:
         text = given.pop(refused.flag.replace("-", "_"))
@@ -160,25 +162,37 @@ def _raise_open_files() -> None:
 
 async def _serve(config: RelayConfig, as_json: bool) -> None:
     # Imported here: `derp genkey` need not wait for a server.
+    from derp.server.handover import Inherited
     from derp.server.server import serve_relay
+    from derp.transport.notify import notify_manager
 
     # Signals first: one that arrives while sockets are being bound must not kill us half-way.
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2) as signals:
         for notice in config.notices:
             _log.warning("! %s", notice)
         async with trio.open_nursery() as nursery:
-            server = await nursery.start(serve_relay, config)
+            server = await nursery.start(serve_relay, config, Inherited.from_environment(os.environ))
             # Modules and settings live as long as we do; the collector need not look at them ever again.
             gc.collect()
             gc.freeze()
             _say_what_is_served(server, config, as_json)
-            await obey(signals, server)
+            notify_manager("READY=1")
+            # As it was called, so that what was installed meanwhile is what starts.
+            command = [sys.executable, *sys.orig_argv[1:]]
+            await obey(signals, server, lambda: server.hand_over(command))
             nursery.cancel_scope.cancel()
 
 
-async def obey(signals: AsyncIterator[int], server: Obedient) -> None:
-    """Reload on SIGHUP; drain on the first SIGTERM or SIGINT, give up on the second."""
+async def obey(
+    signals: AsyncIterator[int], server: Obedient, hand_over: Callable[[], Awaitable[bool]] | None = None
+) -> None:
+    """Reload on SIGHUP; drain on the first SIGTERM or SIGINT, give up on the second; on SIGUSR2 call `hand_over`,
+    which says whether another process serves and this one is done."""
     async with trio.open_nursery() as nursery:
+
+        async def replace(by: Callable[[], Awaitable[bool]]) -> None:
+            if await by():
+                nursery.cancel_scope.cancel()
 
         async def drain() -> None:
             await server.drain()
@@ -189,6 +203,10 @@ async def obey(signals: AsyncIterator[int], server: Obedient) -> None:
             if number == signal.SIGHUP:
                 _log.info("= SIGHUP: reading files again")
                 server.reload()
+            elif number == signal.SIGUSR2:
+                if hand_over is not None and not draining:
+                    _log.info("= SIGUSR2: handing over to a new process")
+                    nursery.start_soon(replace, hand_over)
             elif draining:
                 _log.warning("! second %s: leaving at once", signal.Signals(number).name)
                 nursery.cancel_scope.cancel()

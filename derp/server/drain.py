@@ -24,16 +24,18 @@ _CLOSES_PER_SECOND: Final = 1000.0
 # Alone in its region, who is closed has nowhere to go until this relay is back: a pace would only make that longer.
 _CLOSES_PER_SECOND_ALONE: Final = 10_000.0
 # Stock clients that act on the frame wait this long; a restart takes a second or two.
-_RECONNECT_IN_SECONDS: Final = 2.0
+RECONNECT_IN_SECONDS: Final = 2.0
 _TRY_FOR_SECONDS: Final = 60.0
 
 
-async def drain_clients(relay: Relay, drain_seconds: float) -> None:
+async def drain_clients(
+    relay: Relay, drain_seconds: float, *, reconnect_in_seconds: float = RECONNECT_IN_SECONDS
+) -> None:
     """Announce the restart, then close clients at an even pace until none is left or the time is up.
 
     A client that still has packets queued is closed last.  Those left at the end are closed with the reactor.
     """
-    relay.announce_restart(_RECONNECT_IN_SECONDS, _TRY_FOR_SECONDS)
+    relay.announce_restart(reconnect_in_seconds, _TRY_FOR_SECONDS)
     total = len(relay.router.clients)
     closing_seconds = max(drain_seconds * _CLOSING_SHARE, _STEP_SECONDS)
     usual = _CLOSES_PER_SECOND if relay.has_neighbours() else _CLOSES_PER_SECOND_ALONE

@@ -14,9 +14,10 @@ from typing import Final
 
 from derp.relay.limits import TokenBucket
 from derp.server.door import FrontDoor
+from derp.server.handover import Handed, Inherited
 from derp.server.listener import AcceptGate, Listener
 from derp.server.stun import StunResponder
-from derp.transport.listen import open_listener, open_udp
+from derp.transport.listen import open_listener, open_udp, set_listener_options
 from derp.transport.reactor import Reactor
 from derp.transport.tls import TlsServer
 
@@ -47,6 +48,7 @@ class Ports:
         accept_burst: float,
         max_connections: int,
         count_connections: Callable[[], int],
+        inherited: Inherited | None = None,
     ) -> None:
         """accept_limit: connections per second, inf for none; accept_burst: how many may come at once."""
         self.tls = tls
@@ -57,6 +59,8 @@ class Ports:
         self.stun: list[StunResponder] = []
         self._reactor = reactor
         self._udp: list[socket.socket] = []
+        self._inherited = inherited or Inherited()
+        self._bound: list[Handed] = []
         self._look_at = 0.0
 
     def open(
@@ -72,20 +76,32 @@ class Ports:
     ) -> None:
         """Bind a TCP port for `door`: with TLS, unless there is none or `is_plain`."""
         tls = None if is_plain else self.tls
-        sock = open_listener(host, port, user_timeout_seconds=user_timeout_seconds, keepalive_seconds=keepalive_seconds)
+        sock = self._inherited.take("tcp", host, port)
+        if sock is None:
+            sock = open_listener(
+                host, port, user_timeout_seconds=user_timeout_seconds, keepalive_seconds=keepalive_seconds
+            )
+        else:
+            set_listener_options(sock, user_timeout_seconds=user_timeout_seconds, keepalive_seconds=keepalive_seconds)
+        self._bound.append(Handed("tcp", host, port, sock))
         listener = Listener(sock, door, self.gate, tls)
         self.listeners.append(listener)
         self.listening.append(Listening(kind if tls is None else f"{kind}+tls", *listener.address))
 
     def open_stun(self, host: str, port: int, is_well: Callable[[], bool]) -> None:
         """Answer STUN on a UDP port, as long as the relay beside it is well."""
-        sock = open_udp(host, port)
+        sock = self._inherited.take("udp", host, port) or open_udp(host, port)
+        self._bound.append(Handed("udp", host, port, sock))
         responder = StunResponder(sock, is_well)
         self._reactor.watch(sock.fileno(), responder.serve_ready)
         self._udp.append(sock)
         self.stun.append(responder)
         bound = sock.getsockname()
         self.listening.append(Listening("stun", str(bound[0]), int(bound[1])))
+
+    def sockets(self) -> list[Handed]:
+        """All that are open, for the process that takes over."""
+        return list(self._bound)
 
     def start(self) -> None:
         """Accept from now on; also after descriptors had run out."""
@@ -118,3 +134,4 @@ class Ports:
             sock.close()
         self.listeners.clear()
         self._udp.clear()
+        self._bound.clear()

@@ -6,6 +6,7 @@ One nursery; the reactor is one task in it, ticks another.  The command line is 
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -16,13 +17,15 @@ from derp.errors import ConfigError
 from derp.metrics import CONTENT_TYPE, RelayStatistics, metrics_page
 from derp.server.admission import Admission
 from derp.server.door import FrontDoor
-from derp.server.drain import drain_clients
+from derp.server.drain import RECONNECT_IN_SECONDS, drain_clients
+from derp.server.handover import HandoverError, Inherited, hand_over
 from derp.server.mesh import Mesh
 from derp.server.ports import Ports
 from derp.server.relay import Relay
 from derp.server.routes import Page, PlainRoutes
 from derp.server.statistics import read_statistics
 from derp.server.varz import vars_page, varz_page
+from derp.transport.notify import notify_manager
 from derp.transport.reactor import Reactor
 from derp.transport.tls import TlsServer
 
@@ -40,8 +43,10 @@ _TICK_SECONDS: Final = 0.5
 class RelayServer:
     """A running relay.  serve_relay makes it; it ends when that is cancelled or `drain` returned."""
 
-    def __init__(self, config: RelayConfig) -> None:
+    def __init__(self, config: RelayConfig, inherited: Inherited | None = None) -> None:
+        """`inherited`: the sockets of the process that this one replaces."""
         self.config = config
+        self._inherited = inherited or Inherited()
         self.reactor = Reactor()
         self.verifier = _open_verifier(config)
         self.relay = Relay(config, self.reactor, admission=Admission(config, self.verifier))
@@ -56,11 +61,14 @@ class RelayServer:
             accept_burst=config.accept_connection_burst,
             max_connections=config.max_connections,
             count_connections=lambda: len(self.reactor.links),
+            inherited=self._inherited,
         )
         self.listening = self.ports.listening
         self._doors: list[FrontDoor] = []
         self.door = self._front_door(plain=False)
         self.drained = trio.Event()
+        self._is_handing_over = False
+        self._successor: trio.Process | None = None
         if config.mesh_key is not None and config.mesh_with:
             # A peer may announce as many clients as it may have, twice that for a larger machine than ours.
             max_keys = 2 * config.max_connections
@@ -149,6 +157,7 @@ class RelayServer:
                 nursery.start_soon(self.relay.mesh.run, self.config.mesh_with)
             if self.keeper is not None:
                 nursery.start_soon(self.keeper.run)
+            self._inherited.finish()
             await self.drained.wait()
             nursery.cancel_scope.cancel()
 
@@ -175,13 +184,32 @@ class RelayServer:
             else:  # meant so, or a key that is misspelt
                 _log.warning("! no rate limit: %s has no PerClientRateLimitBytesPerSec", self.config.rate_config_file)
 
-    async def drain(self) -> None:
+    async def drain(self, *, reconnect_in_seconds: float = RECONNECT_IN_SECONDS) -> None:
         """Stop accepting, tell every client, close them in order within the deadline; then `run` returns."""
         if self.relay.is_draining:
             return
         self.close()
-        await drain_clients(self.relay, self.config.drain_seconds)
+        await drain_clients(self.relay, self.config.drain_seconds, reconnect_in_seconds=reconnect_in_seconds)
         self.drained.set()
+
+    async def hand_over(self, command: Sequence[str]) -> bool:
+        """Have a new process of this command serve in our place, and drain; False, and nothing has changed, if it
+        does not come to that."""
+        if self.relay.is_draining or self._is_handing_over:
+            return False
+        self._is_handing_over = True
+        try:
+            self._successor = await hand_over(self.ports.sockets(), command)
+        except HandoverError as error:
+            _log.error("! nobody to hand over to: %s; this process goes on", error)
+            return False
+        finally:
+            self._is_handing_over = False
+        notify_manager(f"MAINPID={self._successor.pid}")
+        _log.info("= process %d serves from now on", self._successor.pid)
+        # It is there already, so nobody need wait for it.
+        await self.drain(reconnect_in_seconds=0.0)
+        return True
 
 
 def _open_verifier(config: RelayConfig) -> "Verifier | None":
@@ -194,10 +222,13 @@ def _open_verifier(config: RelayConfig) -> "Verifier | None":
 
 
 async def serve_relay(
-    config: RelayConfig, *, task_status: trio.TaskStatus[RelayServer] = trio.TASK_STATUS_IGNORED
+    config: RelayConfig,
+    inherited: Inherited | None = None,
+    *,
+    task_status: trio.TaskStatus[RelayServer] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until cancelled, or until `drain` of the started RelayServer is done.  Raises ConfigError."""
-    server = RelayServer(config)
+    server = RelayServer(config, inherited)
     server.open()
     try:
         task_status.started(server)

@@ -28,15 +28,19 @@ def open_listener(
     """
     sock = _bind(host, port, socket.SOCK_STREAM)
     sock.listen(_BACKLOG)
+    set_listener_options(sock, user_timeout_seconds=user_timeout_seconds, keepalive_seconds=keepalive_seconds)
+    return sock
+
+
+def set_listener_options(sock: socket.socket, *, user_timeout_seconds: float, keepalive_seconds: float) -> None:
+    """What every connection accepted from now on has.  For one that was open before this process was, too."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, NOTSENT_LOWAT_BYTES)
-    if user_timeout_seconds:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(user_timeout_seconds * 1000))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(user_timeout_seconds * 1000))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1 if keepalive_seconds else 0)
     if keepalive_seconds:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, int(keepalive_seconds)))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, int(keepalive_seconds)))
-    return sock
 
 
 def open_udp(host: str, port: int) -> socket.socket:

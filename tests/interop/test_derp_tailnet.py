@@ -244,6 +244,23 @@ async def home_after_silence(kind: RelayKind) -> str:
         raise AssertionError(node.output()[before:])
 
 
+async def test_a_relay_hands_over_to_a_new_process_under_them() -> None:
+    """The same without a closed door; and once more by the process that took over."""
+    async with open_region("ours") as region, open_pair(map_of(region), trusting(region)) as pair:
+        assert await pair.echoes(b"before")
+        first = region.relays[0].pid
+        async with timed(pair, "ours, handed over"):
+            second = await region.hand_over(0)
+            assert await pair.echoes(b"after")
+        await pages_of(region, 0).wait(lambda values: values["derp_current_home_connections"] == 2)
+        async with timed(pair, "ours, handed over again"):
+            third = await region.hand_over(0)
+            assert await pair.echoes(b"at last")
+        await pages_of(region, 0).wait(lambda values: values["derp_current_home_connections"] == 2)
+        assert len({first, second, third}) == 3
+        await pair.check_direct_paths()
+
+
 async def test_a_home_that_says_it_restarts_stays_the_home() -> None:
     homes: dict[RelayKind, str] = {}
 

@@ -5,6 +5,8 @@ another kind of relay: `await region.start(0, "genuine")`, `await region.stop(0)
 """
 
 import os
+import re
+import signal
 import socket
 import subprocess
 import tempfile
@@ -19,12 +21,38 @@ from tests.support.certificates import issue
 from tests.support.gobuild import DERPER, ROOT
 from tests.support.peers import require
 from tests.support.relay_command import RelayKind, command_line
-from tests.support.relays import Relay, RelayFailed, free_port, stop_process, wait_listening
+from tests.support.relays import START_SECONDS, Relay, RelayFailed, free_port, stop_process, wait_listening
 
 # Every relay of the field resolves it without a name server, and genuine meshes and probes need names.
 NAME = "localhost"
 MESH_KEY = "5f" * 32
 VALID = (timedelta(days=-1), timedelta(days=30))
+
+
+class Successor:
+    """A process that one of ours started and left behind: nobody's child here, so it is looked for by its number."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode = 0  # whoever reaped it knows
+
+    def poll(self) -> int | None:
+        try:
+            stat = Path(f"/proc/{self.pid}/stat").read_text()
+        except FileNotFoundError:
+            return self.returncode
+        return self.returncode if stat.rpartition(")")[2].split()[0] == "Z" else None
+
+    def send_signal(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+
+    async def wait(self) -> int:
+        while self.poll() is None:  # noqa: ASYNC110  # the kernel tells its parent, and nobody else
+            await trio.sleep(0.01)
+        return self.returncode
 
 
 class Region:
@@ -45,7 +73,7 @@ class Region:
         self.ports = [free_port(socket.SOCK_STREAM) for _ in range(count)]
         self.stun_ports = [free_port(socket.SOCK_DGRAM) for _ in range(count)]
         self.relays: dict[int, Relay] = {}
-        self._processes: dict[int, trio.Process] = {}
+        self._processes: dict[int, trio.Process | Successor] = {}
         self._extra = extra
         self._itself = itself
         for place in self.folders:
@@ -87,6 +115,16 @@ class Region:
             raise RelayFailed(f"{relay.kind} relay had ended with {process.returncode}:\n{relay.output()}")
         if not await stop_process(process) and relay is not None:
             raise RelayFailed(f"{relay.kind} relay did not stop:\n{relay.output()}")
+
+    async def hand_over(self, number: int) -> int:
+        """SIGUSR2: ours has a new process serve in its place.  Returns when the old one has ended: the new one's id."""
+        old, relay = self._processes[number], self.relays[number]
+        old.send_signal(signal.SIGUSR2)
+        with trio.fail_after(START_SECONDS):
+            await old.wait()
+        (pid,) = re.findall(r"process (\d+) serves from now on", relay.output()[-100_000:])[-1:]
+        self._processes[number] = Successor(int(pid))
+        return int(pid)
 
     async def stop_all(self) -> None:
         for number in tuple(self._processes):

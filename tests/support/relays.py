@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import trio
 
@@ -149,7 +150,19 @@ def printed_pin(relay: Relay) -> str:
     return found.group() if found else ""
 
 
-async def stop_process(process: trio.Process) -> bool:
+class Stoppable(Protocol):
+    """What trio.Process has of this."""
+
+    def poll(self) -> int | None: ...
+
+    def send_signal(self, sig: signal.Signals, /) -> None: ...
+
+    def kill(self) -> None: ...
+
+    async def wait(self) -> int: ...
+
+
+async def stop_process(process: Stoppable) -> bool:
     """Send SIGTERM; whether it ended by itself."""
     ended = False
     with trio.CancelScope(shield=True):
