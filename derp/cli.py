@@ -137,10 +137,10 @@ def _settings_as_options(command: Callable[..., None]) -> Callable[..., None]:
 def serve(config: str | None, as_json: bool, **given: str | None) -> None:
     """Run a relay until SIGTERM or SIGINT, which drain it.
 
-    SIGHUP reads certificates and limits again.  SIGUSR2 has a new process take over, started by the same command, before
-    this one drains.  Each setting may also stand in the TOML file, under its long name with underscores, or in the
-    environment as DERP_<NAME>; flags are stronger than the environment, that than the file.  Flags of derper are taken
-    with one dash or two.
+    SIGHUP reads certificates and limits again.  SIGUSR2 has a new process of the same command take over before this one
+    drains.  Each setting may also stand in the TOML file, under its long name with underscores, or in the environment
+    as DERP_<NAME>; flags are stronger than the environment, that than the file.  Flags of derper are taken with one
+    dash or two.
     """
     for refused in REFUSED:
         text = given.pop(refused.flag.replace("-", "_"))
