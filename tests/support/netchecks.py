@@ -66,7 +66,7 @@ async def compare(*maps: DERPMap, heard: Sequence[Heard] = ()) -> list[Report]:
                 one[table] = [name for name in one[table] if name != str(region_id)]
                 other[table] = [name for name in other[table] if name != str(region_id)]
         if len(one[TABLES[1]]) < 2 and {one["mapping_varies"], other["mapping_varies"]} == {None, False}:
-            # One relay alone tells only when it is asked a second time, which its answer to the first makes superfluous.
+            # One relay alone tells only when asked a second time, which its answer to the first makes superfluous.
             one["mapping_varies"] = other["mapping_varies"] = None
         different = {name: (one[name], other[name]) for name in one if one[name] != other[name]}
         assert not different, f"netcheck {step}, (ours, theirs): {different}, asked {maps[step].to_json()}"
