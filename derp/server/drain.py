@@ -24,12 +24,12 @@ _CLOSES_PER_SECOND: Final = 1000.0
 # Alone in its region, who is closed has nowhere to go until this relay is back: a pace would only make that longer.
 _CLOSES_PER_SECOND_ALONE: Final = 10_000.0
 # Stock clients that act on the frame wait this long; a restart takes a second or two.
-RECONNECT_IN_SECONDS: Final = 2.0
+_RECONNECT_IN_SECONDS: Final = 2.0
 _TRY_FOR_SECONDS: Final = 60.0
 
 
 async def drain_clients(
-    relay: Relay, drain_seconds: float, *, reconnect_in_seconds: float = RECONNECT_IN_SECONDS
+    relay: Relay, drain_seconds: float, *, reconnect_in_seconds: float = _RECONNECT_IN_SECONDS
 ) -> None:
     """Announce the restart, then close clients at an even pace until none is left or the time is up.
 

@@ -58,6 +58,7 @@ class Relay:
         )
         self.bootstrap = BootstrapDns(config.bootstrap_dns_names, config.unpublished_bootstrap_dns_names)
         self.is_draining = False
+        self.is_replaced = False  # another process serves under our name: who asks about the relay hears about that one
         self.started_at = reactor.now
         self._wheel = KeepAliveWheel(config.keepalive_seconds, config.keepalive_jitter_seconds, reactor.now)
         self.plane.on_register += [self._keep_alive, self._count_carrier]
@@ -84,7 +85,7 @@ class Relay:
 
     def problem(self) -> str | None:
         """Why this relay should get no new clients; None when it is well."""
-        return "draining: this relay is about to stop" if self.is_draining else None
+        return "draining: this relay is about to stop" if self.is_draining and not self.is_replaced else None
 
     def _keep_alive(self, client: Client) -> None:
         # Spreads keep-alives over time; nobody gains from guessing it.

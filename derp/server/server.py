@@ -17,7 +17,7 @@ from derp.errors import ConfigError
 from derp.metrics import CONTENT_TYPE, RelayStatistics, metrics_page
 from derp.server.admission import Admission
 from derp.server.door import FrontDoor
-from derp.server.drain import RECONNECT_IN_SECONDS, drain_clients
+from derp.server.drain import drain_clients
 from derp.server.handover import HandoverError, Inherited, hand_over
 from derp.server.mesh import Mesh
 from derp.server.ports import Ports
@@ -38,6 +38,8 @@ _log = logging.getLogger("derp.server")
 # Deadlines are whole seconds; half of one keeps them honest.  More often, and the tick would be what one packet in a
 # hundred of a slow stream waits for.
 _TICK_SECONDS: Final = 0.5
+# How long a process that was replaced waits for requests on connections that it had accepted: a round trip or a few.
+_DOOR_SECONDS: Final = 2.0
 
 
 class RelayServer:
@@ -184,12 +186,12 @@ class RelayServer:
             else:  # meant so, or a key that is misspelt
                 _log.warning("! no rate limit: %s has no PerClientRateLimitBytesPerSec", self.config.rate_config_file)
 
-    async def drain(self, *, reconnect_in_seconds: float = RECONNECT_IN_SECONDS) -> None:
+    async def drain(self) -> None:
         """Stop accepting, tell every client, close them in order within the deadline; then `run` returns."""
         if self.relay.is_draining:
             return
         self.close()
-        await drain_clients(self.relay, self.config.drain_seconds, reconnect_in_seconds=reconnect_in_seconds)
+        await drain_clients(self.relay, self.config.drain_seconds)
         self.drained.set()
 
     async def hand_over(self, command: Sequence[str]) -> bool:
@@ -207,8 +209,15 @@ class RelayServer:
             self._is_handing_over = False
         notify_manager(f"MAINPID={self._successor.pid}")
         _log.info("= process %d serves from now on", self._successor.pid)
+        self.relay.is_replaced = True
+        self.close()
         # It is there already, so nobody need wait for it.
-        await self.drain(reconnect_in_seconds=0.0)
+        await drain_clients(self.relay, self.config.drain_seconds, reconnect_in_seconds=0.0)
+        # Who was accepted a moment before is answered here, or sent on as the others were.
+        with trio.move_on_after(_DOOR_SECONDS):
+            while self.relay.plane.greeted or self.relay.close_clients(self.config.max_connections):  # noqa: ASYNC110
+                await trio.sleep(0.01)
+        self.drained.set()
         return True
 
 
