@@ -3,7 +3,7 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -12,43 +12,52 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("derp", "tailnet")
 GENERATED = "tailnet/proto/generated"
 
-# A room not named here is a mistake: put it on its layer first.
-LAYERS: dict[str, int] = {
-    "derp": 0,
-    "derp/errors": 0,
-    "derp/keys": 0,
-    "derp/map": 0,
-    "derp/protocol": 1,
-    "derp/relay": 1,
-    "derp/netcheck": 1,
-    "derp/config": 2,
-    "derp/log": 2,
-    "derp/metrics": 2,
-    "derp/transport": 2,
-    "derp/server": 3,
-    "derp/client": 3,
-    "derp/cli": 4,
-    "derp/cli_map": 4,
-    "derp/cli_netcheck": 4,
-    "derp/cli_output": 4,
-    "derp/cli_probe": 4,
-    "derp/__main__": 4,
-    "tailnet": 0,
-    "tailnet/errors": 0,
-    "tailnet/types": 0,
-    "tailnet/proto": 1,
-    "tailnet/rpc": 1,
-    "tailnet/coordinator": 1,
-    "tailnet/config": 2,
-    "tailnet/metrics": 2,
-    "tailnet/transport": 2,
-    "tailnet/store": 2,
-    "tailnet/auth": 2,
-    "tailnet/server": 3,
-    "tailnet/api": 3,
-    "tailnet/cli": 4,
-    "tailnet/__main__": 4,
-}
+# Every room with its layer, from the ground up: a room may import those above it in this list and no other.
+# A room not named here is a mistake: find its place first.
+ORDER: tuple[tuple[str, int], ...] = (
+    ("derp", 0),
+    ("derp/errors", 0),
+    ("derp/keys", 0),
+    ("derp/map", 0),
+    ("derp/protocol", 1),
+    ("derp/relay", 1),
+    ("derp/netcheck", 1),
+    ("derp/config", 2),
+    ("derp/log", 2),
+    ("derp/metrics", 2),
+    ("derp/transport", 2),
+    ("derp/server", 3),
+    ("derp/client", 3),
+    ("derp/cli_output", 4),
+    ("derp/cli_map", 4),
+    ("derp/cli_netcheck", 4),
+    ("derp/cli_probe", 4),
+    ("derp/cli", 4),
+    ("derp/__main__", 4),
+    ("tailnet", 0),
+    ("tailnet/errors", 0),
+    ("tailnet/types", 0),
+    ("tailnet/go_json", 0),
+    ("tailnet/refusals", 0),
+    ("tailnet/tokens", 0),
+    ("tailnet/proto", 1),
+    ("tailnet/rpc", 1),
+    ("tailnet/coordinator", 1),
+    ("tailnet/config", 2),
+    ("tailnet/metrics", 2),
+    ("tailnet/transport", 2),
+    ("tailnet/store", 2),
+    ("tailnet/auth", 2),
+    ("tailnet/services", 3),
+    ("tailnet/api", 3),
+    ("tailnet/server", 3),
+    ("tailnet/cli", 4),
+    ("tailnet/__main__", 4),
+)
+LAYERS = dict(ORDER)
+PLACES = {room: place for place, (room, _) in enumerate(ORDER)}
+# Files that import each other, also where only types are wanted.  Nothing new comes in here.
+CIRCLES_LEFT: frozenset[frozenset[str]] = frozenset({frozenset({"derp/server/debug.py", "derp/server/relay.py"})})
 IMPURE = {"trio", "socket", "ssl", "time", "random", "secrets", "os", "logging", "threading", "prometheus_client"}
 # Each third-party transport library stands behind one file per package, so that it can be exchanged there.
 ONE_FILE = ("trio_websocket", "wsproto", "aioquic", "h11", "hypercorn", "acme", "httpx", "nacl")
@@ -91,7 +100,7 @@ def imports(tree: ast.Module) -> Iterator[tuple[str, int]]:
                 yield f"{module}.{alias.name}", node.lineno
 
 
-def layer_problems(name: str, tree: ast.Module) -> list[str]:
+def order_problems(name: str, tree: ast.Module) -> list[str]:
     problems: list[str] = []
     mine = room(name)
     for imported, line in imports(tree):
@@ -101,11 +110,45 @@ def layer_problems(name: str, tree: ast.Module) -> list[str]:
         if parts[0] == "tailnet" and mine.startswith("derp"):
             problems.append(f"{name}:{line}: derp stands alone, it never imports tailnet")
         target = "/".join(parts[:2])
-        if target not in LAYERS:  # a name imported from a package's top, not a room
+        if target not in PLACES:  # a name imported from a package's top, not a room
             target = parts[0]
-        if LAYERS[target] > LAYERS[mine]:
-            problems.append(f"{name}:{line}: layer {LAYERS[mine]} imports {imported} of layer {LAYERS[target]}")
+        if PLACES[target] > PLACES[mine]:
+            problems.append(f"{name}:{line}: {mine} imports {imported}, which stands above it")
     return problems
+
+
+def file_imports(trees: Mapping[str, ast.Module]) -> dict[str, set[str]]:
+    """Which files a file imports, also for types alone: who has to be read together is the same either way."""
+    files = {name.removesuffix(".py").removesuffix("/__init__").replace("/", "."): name for name in trees}
+    graph: dict[str, set[str]] = {}
+    for name, tree in trees.items():
+        found: set[str] = set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                found |= {files[alias.name] for alias in node.names if alias.name in files}
+            elif isinstance(node, ast.ImportFrom):
+                # `from a import b`: the file of a.b, or of a where b is a name in it.
+                module = node.module or ""
+                wanted = (f"{module}.{a.name}" if f"{module}.{a.name}" in files else module for a in node.names)
+                found |= {files[each] for each in wanted if each in files}
+        graph[name] = found
+    return graph
+
+
+def circles(graph: Mapping[str, set[str]]) -> list[frozenset[str]]:
+    """Groups of files of which each reaches each."""
+    reached: dict[str, set[str]] = {}
+    for name in graph:
+        seen: set[str] = set()
+        waiting = list(graph[name])
+        while waiting:
+            other = waiting.pop()
+            if other not in seen:
+                seen.add(other)
+                waiting += graph.get(other, ())
+        reached[name] = seen
+    found = {frozenset(b for b in reached[a] if a in reached[b]) for a in graph if a in reached[a]}
+    return sorted(found, key=sorted)
 
 
 def purity_problems(name: str, tree: ast.Module) -> list[str]:
@@ -122,8 +165,18 @@ def test_every_room_is_on_a_layer() -> None:
     assert [name for name, _ in modules() if room(name) not in LAYERS] == []
 
 
+def test_layers_rise_with_the_order() -> None:
+    for package in PACKAGES:
+        layers = [layer for name, layer in ORDER if name.split("/")[0] == package]
+        assert layers == sorted(layers)
+
+
 def test_imports_point_downwards() -> None:
-    assert [problem for name, tree in modules() for problem in layer_problems(name, tree)] == []
+    assert [problem for name, tree in modules() for problem in order_problems(name, tree)] == []
+
+
+def test_no_files_import_each_other() -> None:
+    assert [sorted(each) for each in circles(file_imports(dict(modules()))) if each not in CIRCLES_LEFT] == []
 
 
 def test_cores_do_no_io() -> None:
@@ -132,10 +185,20 @@ def test_cores_do_no_io() -> None:
 
 def test_the_checks_can_fail() -> None:
     upward = ast.parse("from derp.server.server import x")
-    assert layer_problems("derp/relay/router.py", upward)
-    assert layer_problems("derp/cli.py", ast.parse("import tailnet.errors"))
+    assert order_problems("derp/relay/router.py", upward)
+    assert order_problems("derp/cli.py", ast.parse("import tailnet.errors"))
+    assert order_problems("tailnet/services/hub.py", ast.parse("from tailnet.api import app")), "of one layer"
+    assert not order_problems("tailnet/api/app.py", ast.parse("from tailnet.services.hub import Hub"))
     assert purity_problems("derp/relay/router.py", ast.parse("from time import monotonic"))
     assert not purity_problems("derp/transport/tcp.py", ast.parse("import socket"))
+    circle = {
+        "derp/a.py": ast.parse("from derp import b"),
+        "derp/b.py": ast.parse("if TYPE_CHECKING:\n    from derp.c import thing"),
+        "derp/c.py": ast.parse("import derp.a"),
+        "derp/d.py": ast.parse("from derp.a import x"),
+        "derp/__init__.py": ast.parse("from derp.d import x"),
+    }
+    assert circles(file_imports(circle)) == [frozenset({"derp/a.py", "derp/b.py", "derp/c.py"})]
 
 
 @pytest.mark.parametrize("library", ONE_FILE)

@@ -3,8 +3,8 @@
 Go reads a map leniently and clients skip what they cannot use, so a slip of the pen is a region that nobody reaches
 and nobody mentions.  `lint` names each slip with its place, in the spelling of derp/map.py:
 `Regions.900.Nodes[0].HostName`. An error is something that genuine clients refuse, or a relay or probe that is
-silently dead; a warning works, but probably not as meant.  Used by the DERP-map service (tailnet/server/derpmaps.py),
-which takes no map with errors.
+silently dead; a warning works, but probably not as meant.  Used by `derp map` and the tailnet, which take no map with
+errors.
 """
 
 import json

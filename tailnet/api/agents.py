@@ -14,10 +14,10 @@ from google.protobuf.message import DecodeError
 from starlette.responses import Response
 
 from derp.map import DERPMap
+from tailnet import refusals
 from tailnet.api.answers import GoJsonResponse
-from tailnet.api.go_json import go_time
 from tailnet.api.services import ReadableAgent, ServicesOf
-from tailnet.auth import refusals
+from tailnet.go_json import go_time
 from tailnet.proto.generated import tailnet_pb2 as tailnet
 from tailnet.store.rows import AgentRow, AgentStatus, App, Definitions, LifecycleState, LogSource, Script
 

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 from starlette.responses import Response
 
-from tailnet.api.go_json import go_json
-from tailnet.auth.refusals import Refused
+from tailnet.go_json import go_json
+from tailnet.refusals import Refused
 
 CONTENT_TYPE: Final = "application/json; charset=utf-8"
 

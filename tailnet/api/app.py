@@ -12,12 +12,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
+from tailnet import refusals
 from tailnet.api import agents, connection, debug, derp_map, health
 from tailnet.api.answers import GoJsonResponse, refusal_response
 from tailnet.api.services import Services
-from tailnet.auth import refusals
-from tailnet.auth.refusals import Refused, Validation
 from tailnet.errors import StoreError
+from tailnet.refusals import Refused, Validation
 
 _log = logging.getLogger("tailnet.api")
 

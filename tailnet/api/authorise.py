@@ -9,12 +9,12 @@ from urllib.parse import urlsplit
 
 from derp.config.relay import Network
 from derp.server.address import is_in
-from tailnet.auth import refusals
+from tailnet import refusals
 from tailnet.auth.backends import Callers
 from tailnet.auth.policy import NO_RIGHT, Right, workspace_rights
-from tailnet.auth.refusals import Refused
-from tailnet.auth.tokens import find_token
+from tailnet.refusals import Refused
 from tailnet.store.rows import AgentIdentity, UserIdentity
+from tailnet.tokens import find_token
 from tailnet.types import PeerID
 
 _UUID_CHARS: Final = 36

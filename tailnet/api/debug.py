@@ -17,7 +17,7 @@ from starlette.responses import HTMLResponse, Response
 
 from tailnet.api.answers import GoJsonResponse
 from tailnet.api.services import OperatorOnly, Services, ServicesOf, query_of
-from tailnet.auth.refusals import Refused
+from tailnet.refusals import Refused
 from tailnet.store.rows import AgentRow, AgentStatus, ConnectionReport, Definitions
 from tailnet.types import PeerID
 

@@ -10,9 +10,9 @@ import trio
 from fastapi import APIRouter, WebSocket
 from starlette.websockets import WebSocketDisconnect
 
+from tailnet import refusals
 from tailnet.api.authorise import check_origin
 from tailnet.api.services import ServicesOf, User, headers_of
-from tailnet.auth import refusals
 
 GOING_AWAY: Final = 1001
 

@@ -16,16 +16,16 @@ from uuid import uuid4
 
 import trio
 
+from tailnet import refusals
 from tailnet.api.answers import refusal_body, refusal_headers
 from tailnet.api.authorise import authorise_agent, check_origin
-from tailnet.auth import refusals
 from tailnet.auth.backends import Callers
 from tailnet.auth.policy import Right
-from tailnet.auth.refusals import Refused
-from tailnet.auth.tokens import find_token, query_values
 from tailnet.coordinator.resume import ResumeTokenRefused, ResumeTokens
 from tailnet.proto.version import CURRENT, Version, VersionRefused, check_version
+from tailnet.refusals import Refused
 from tailnet.store.rows import AgentIdentity, UserIdentity
+from tailnet.tokens import find_token, query_values
 from tailnet.types import PeerID
 
 _PATHS: Final = re.compile(

@@ -11,7 +11,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from tailnet.api.answers import refusal_response
 from tailnet.api.services import OperatorOnly, ServicesOf
-from tailnet.auth.refusals import Refused
+from tailnet.refusals import Refused
 
 METRICS_CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 

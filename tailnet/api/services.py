@@ -16,12 +16,12 @@ from starlette.requests import HTTPConnection
 from tailnet.api.authorise import authorise_agent, check_operator
 from tailnet.auth.backends import Callers
 from tailnet.auth.policy import Right
-from tailnet.auth.tokens import find_token, query_values
 from tailnet.config import CoordinatorConfig
 from tailnet.coordinator.explain import Snapshot
-from tailnet.server.derpmaps import DerpMaps
+from tailnet.services.derp_maps import DerpMaps
 from tailnet.store.rows import AgentIdentity, UserIdentity
 from tailnet.store.store import Store
+from tailnet.tokens import find_token, query_values
 from tailnet.types import PeerID
 
 

@@ -14,12 +14,12 @@ from typing import Final, Protocol
 
 import trio
 
-from tailnet.auth import refusals
-from tailnet.auth.refusals import Refused
-from tailnet.auth.tokens import agent_token_digest, parse_agent_token, parse_user_token
+from tailnet import refusals
 from tailnet.errors import StoreError
+from tailnet.refusals import Refused
 from tailnet.store.rows import AgentIdentity, CallerKey, UserIdentity, UserToken
 from tailnet.store.store import Store
+from tailnet.tokens import agent_token_digest, parse_agent_token, parse_user_token
 from tailnet.types import PeerID
 
 _log = logging.getLogger("tailnet.auth")

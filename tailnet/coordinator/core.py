@@ -4,7 +4,7 @@ The service hands in what happened; the answer is a list of effects in order (co
   handle_connect -> handle_request* -> handle_disconnect | handle_overflow | an EndConnection among the effects.
 A connection that the core ended is forgotten at once: whatever still arrives from it is answered by no effects.
 The graph is coordinator/tunnels, rights are coordinator/policy, node checks coordinator/nodes, the debug page's
-questions coordinator/explain.  Effects go to server/hub.  Spec: coordinator rules.
+questions coordinator/explain.  Effects go to services/hub.py.  Spec: coordinator rules.
 """
 
 from collections import deque

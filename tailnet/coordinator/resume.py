@@ -2,7 +2,7 @@
 
 Compact JWT (RFC 7515, 7519) signed with HS512; claims sub (the peer id) and exp; the header's `kid` says which key.
 Several keys are accepted while one signs, so that keys can rotate and every replica reads every token; the keys come
-from tailnet/store through server/service, `now` is Unix time in seconds.  Clients treat the token as opaque.
+from tailnet/store through services/tailnet_rpc.py, `now` is Unix time in seconds.  Clients treat the token as opaque.
 """
 
 import hmac

@@ -2,7 +2,7 @@
 
 Reading raises MalformedField with the reason; the caller knows which peer sent it and what that costs the peer.
 Ids stay raw 16 bytes on the hot path: `peer_id_text` is for people.
-Next hop: coordinator/core.py judges nodes, server/derpmaps.py publishes maps.
+Next hop: coordinator/core.py judges nodes, services/derp_maps.py publishes maps.
 """
 
 from datetime import UTC, datetime, timedelta

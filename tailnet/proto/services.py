@@ -2,7 +2,7 @@
 
 `/me/rpc` serves TAILNET and AGENT together; the client doors serve TAILNET alone.  rpc/server.py takes one of the
 tables as "what this door answers" and says code 12 to every other path, as genuine peers understand it.
-Next hop: server/service.py finds the code behind a path.
+Next hop: services/tailnet_rpc.py finds the code behind a path.
 """
 
 import enum

@@ -4,7 +4,7 @@ A call is one dRPC call on a yamux stream of its own; its id here is the number 
 make several on one stream, one after the other, each gets an id of its own.)  Synchronous from the first byte to the
 last, with a tuple per message and nothing else: a task or a channel per call would cost more than all of this.
 
-Next hop up: transport/channel.py moves the bytes, server/service.py acts on the calls.
+Next hop up: transport/channel.py moves the bytes, services/tailnet_rpc.py acts on the calls.
 """
 
 import enum

@@ -10,7 +10,7 @@ from derp.keys import KEY_BYTES, NodePrivate
 from derp.map import DERPNode, DERPRegion
 from derp.server.ports import Listening
 from tailnet.config import CoordinatorConfig
-from tailnet.server.map_sources import FileSource, MapSource, UrlSource
+from tailnet.services.map_sources import FileSource, MapSource, UrlSource
 from tailnet.store.store import Store
 
 RELAY_PURPOSE: Final = "relay"

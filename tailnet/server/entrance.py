@@ -1,7 +1,7 @@
 """From an HTTP request to a channel: authenticates RPC sockets while the reactor keeps the connection.  Layer L3.
 
 server/server.py hands requests over; api/doors.py decides, which may have to ask the store; accepted connections become
-websockets on the reactor: transport/channel.py, or server/legacy.py for peers of version 1.
+websockets on the reactor: transport/channel.py, or services/legacy.py for peers of version 1.
 """
 
 import logging
@@ -21,10 +21,10 @@ from derp.transport.reactor import Reactor
 from tailnet.api.doors import Accepted, Door, RefusedAtDoor, RpcDoors
 from tailnet.coordinator.policy import AgentPolicy, ClientPolicy, ManyAgentsPolicy, Policy
 from tailnet.proto.services import AGENT, TAILNET
-from tailnet.server.hub import Hub
-from tailnet.server.legacy import LegacyChannel
-from tailnet.server.presence import AgentPresence
-from tailnet.server.service import Caller
+from tailnet.services.hub import Hub
+from tailnet.services.legacy import LegacyChannel
+from tailnet.services.presence import AgentPresence
+from tailnet.services.tailnet_rpc import Caller
 from tailnet.transport.channel import MAX_MESSAGE_BYTES, Channel, Channels
 
 _log = logging.getLogger("tailnet.server")

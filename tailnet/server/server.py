@@ -38,16 +38,16 @@ from tailnet.coordinator.explain import Snapshot, explain, last_node, snapshot
 from tailnet.errors import ConfigError, RpcError
 from tailnet.metrics import CoordinatorReading, metrics_page
 from tailnet.rpc.yamux import SessionLimits
-from tailnet.server.agent_rpc import AgentService
-from tailnet.server.derpmaps import DerpMaps, StoreMapKeeper
 from tailnet.server.embedded import default_access_url, embedded_region, map_sources, relay_key
 from tailnet.server.entrance import Entrance
-from tailnet.server.hub import Hub
-from tailnet.server.presence import AgentPresence
-from tailnet.server.resume_keys import ResumeKeys
-from tailnet.server.service import Caller, TailnetService
-from tailnet.server.upkeep import prune_forever
-from tailnet.server.workspaces import WorkspaceFeed
+from tailnet.services.agent_rpc import AgentService
+from tailnet.services.derp_maps import DerpMaps, StoreMapKeeper
+from tailnet.services.hub import Hub
+from tailnet.services.presence import AgentPresence
+from tailnet.services.resume_keys import ResumeKeys
+from tailnet.services.tailnet_rpc import Caller, TailnetService
+from tailnet.services.upkeep import prune_forever
+from tailnet.services.workspaces import WorkspaceFeed
 from tailnet.store.rows import AgentIdentity, UserIdentity
 from tailnet.store.store import Store
 from tailnet.transport.asgi import ApiServer

@@ -92,7 +92,7 @@ users = sa.Table(
     sa.Column("updated_at", UtcTime, nullable=False),
 )
 
-# `id` is the part of the token that is no secret (auth/tokens.py); the secret itself is never stored.
+# `id` is the part of the token that is no secret (tokens.py); the secret itself is never stored.
 user_tokens = sa.Table(
     "user_tokens",
     metadata,

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from uuid import UUID
 
-from tailnet.auth.tokens import MAX_TOKEN_CHARS, PresentedToken, agent_token_digest, parse_user_token
 from tailnet.errors import SeedError
 from tailnet.store.definitions import KINDS, NONE, SeedDefinitions, read_definitions
 from tailnet.store.problems import MAX_PROBLEMS, Problems, kind
+from tailnet.tokens import MAX_TOKEN_CHARS, PresentedToken, agent_token_digest, parse_user_token
 from tailnet.types import PeerID
 
 # 10,000 agents are 3 MB.  The bound keeps a wrong path (a disk image, a log) from filling the memory.

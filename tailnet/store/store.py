@@ -6,12 +6,12 @@ What each part does is in its own file: callers.py, apps.py, reports.py, keys.py
 
 from uuid import UUID
 
-from tailnet.auth.tokens import agent_token_digest
 from tailnet.store.apps import AppTables
 from tailnet.store.callers import CallerTables
 from tailnet.store.keys import KeyTables
 from tailnet.store.reports import ReportTables
 from tailnet.store.rows import AgentIdentity
+from tailnet.tokens import agent_token_digest
 
 
 class Store(CallerTables, AppTables, ReportTables, KeyTables):

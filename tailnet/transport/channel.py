@@ -1,7 +1,7 @@
 """The tailnet RPC on the reactor: websocket bytes in, calls out, and back.  Layer L2; no task per peer or stream.
 
-reactor -> Channel.received -> rpc/connection.py (yamux, dRPC) -> `serve` (server/service.py) -> coordinator/core.py
--> server/hub.py -> another Channel's output -> the reactor's flush.  What the kernel does not take waits in the
+reactor -> Channel.received -> rpc/connection.py (yamux, dRPC) -> services/tailnet_rpc.py -> coordinator/core.py
+-> services/hub.py -> another Channel's output -> the reactor's flush.  What the kernel does not take waits in the
 yamux session, which bounds it per stream.
 """
 
@@ -21,7 +21,7 @@ Serve = Callable[["Channel", ConnectionEvent, int, Any], None]
 
 
 class Connected(Protocol):
-    """A peer's connection of either kind: a Channel, or one of version 1 (server/legacy.py)."""
+    """A peer's connection of either kind: a Channel, or one of version 1 (services/legacy.py)."""
 
     caller: Any
     next_timeout: float

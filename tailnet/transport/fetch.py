@@ -1,7 +1,7 @@
 """Small documents over HTTP, fetched again only when they changed (layer L2; the only file of tailnet with httpx).
 
 One Fetcher per source keeps its connection and what the server said about the last version.  Spec: RFC 9110 section 13.
-Next hop: server/map_sources.py.
+Next hop: services/map_sources.py.
 """
 
 from types import TracebackType

@@ -13,8 +13,8 @@ from tailnet.auth.backends import StoreCallers
 from tailnet.config import CoordinatorConfig
 from tailnet.coordinator.core import Coordinator
 from tailnet.coordinator.explain import Snapshot, explain, last_node, snapshot
-from tailnet.server.derpmaps import DerpMaps
 from tailnet.server.embedded import embedded_region
+from tailnet.services.derp_maps import DerpMaps
 from tailnet.store.store import Store
 from tailnet.types import PeerID
 from tests.support.seeds import NOW, fill

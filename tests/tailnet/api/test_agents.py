@@ -8,12 +8,12 @@ import pytest
 
 from derp.keys import NodePrivate
 from tailnet.api.agents import latencies
-from tailnet.auth.refusals import NO_SUCH_AGENT
 from tailnet.coordinator.messages import Request
 from tailnet.coordinator.policy import AgentPolicy
 from tailnet.proto import convert
 from tailnet.proto.generated import tailnet_pb2 as tailnet
-from tailnet.server.service import node_value
+from tailnet.refusals import NO_SUCH_AGENT
+from tailnet.services.tailnet_rpc import node_value
 from tailnet.store.rows import (
     AppHealth,
     AppHealths,

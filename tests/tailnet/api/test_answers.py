@@ -3,7 +3,7 @@
 import pytest
 
 from tailnet.api.answers import GoJsonResponse, refusal_body, refusal_headers, refusal_response
-from tailnet.auth.refusals import Refused, Validation
+from tailnet.refusals import Refused, Validation
 
 
 @pytest.mark.parametrize(

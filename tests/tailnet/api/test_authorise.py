@@ -5,10 +5,10 @@ from ipaddress import ip_network
 import pytest
 
 from derp.config.relay import LOOPBACK
+from tailnet import refusals
 from tailnet.api.authorise import authorise_agent, check_operator, check_origin
-from tailnet.auth import refusals
 from tailnet.auth.policy import Right
-from tailnet.auth.refusals import Refused
+from tailnet.refusals import Refused
 from tests.support.api_world import World
 from tests.support.seeds import NOW, make_id, peer_id, user_token
 

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from derp.map import DERPMap
-from tailnet.auth.refusals import NO_SUCH_AGENT
 from tailnet.config import CoordinatorConfig
+from tailnet.refusals import NO_SUCH_AGENT
 from tailnet.store.store import Store
 from tests.support.api_world import World, make_world
 from tests.support.seeds import peer_id, user_token

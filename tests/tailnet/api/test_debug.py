@@ -5,7 +5,7 @@ import pytest
 from tailnet.api import debug
 from tailnet.coordinator.messages import Request
 from tailnet.coordinator.policy import AgentPolicy, ClientPolicy
-from tailnet.server.derpmaps import DerpMaps
+from tailnet.services.derp_maps import DerpMaps
 from tailnet.store.rows import (
     AppState,
     AppStatus,

@@ -6,9 +6,9 @@ from collections.abc import Callable
 import pytest
 
 from tailnet.api.doors import Accepted, Door, RefusedAtDoor, RpcDoors
-from tailnet.auth.refusals import NO_SUCH_AGENT, SIGNED_OUT
 from tailnet.coordinator.resume import ResumeKey, ResumeTokens
 from tailnet.proto.version import Version
+from tailnet.refusals import NO_SUCH_AGENT, SIGNED_OUT
 from tests.support.api_world import ACCESS_URL, World
 from tests.support.seeds import agent_token, make_id, peer_id, user_token
 

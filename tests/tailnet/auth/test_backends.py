@@ -10,12 +10,13 @@ import sqlalchemy as sa
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from tailnet.auth import backends, refusals
+from tailnet import refusals
+from tailnet.auth import backends
 from tailnet.auth.backends import CHECK_SECONDS, STALE_SECONDS, StoreCallers
-from tailnet.auth.refusals import Refused
-from tailnet.auth.tokens import parse_user_token
+from tailnet.refusals import Refused
 from tailnet.store.database import MAX_CONNECTIONS
 from tailnet.store.store import Store
+from tailnet.tokens import parse_user_token
 from tests.support.seeds import NOW, AgentSpec, agent_token, fill, make_id, peer_id, seed_document, user_token
 
 

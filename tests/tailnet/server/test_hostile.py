@@ -12,7 +12,7 @@ from tailnet.proto.generated import agent_pb2 as agent
 from tailnet.proto.generated import tailnet_pb2 as tailnet
 from tailnet.rpc.yamux import WINDOW_BYTES
 from tailnet.server.server import CoordinatorServer
-from tailnet.server.service import MAX_TASKS_PER_CHANNEL
+from tailnet.services.tailnet_rpc import MAX_TASKS_PER_CHANNEL
 from tests.support.seeds import agent_token, make_id, peer_id, user_token
 from tests.support.tailnet_driver import (
     AGENT,

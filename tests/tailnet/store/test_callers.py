@@ -5,12 +5,12 @@ from uuid import UUID
 
 import pytest
 
-from tailnet.auth.tokens import agent_token_digest, parse_user_token
 from tailnet.errors import StoreError
 from tailnet.store.callers import pieces
 from tailnet.store.database import IDS_PER_STATEMENT
 from tailnet.store.rows import AgentIdentity, WorkspaceStatus
 from tailnet.store.store import Store
+from tailnet.tokens import agent_token_digest, parse_user_token
 from tailnet.types import PeerID
 from tests.support.seeds import NOW, agent_token, fill, make_id, peer_id, user_token
 

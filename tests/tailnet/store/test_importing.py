@@ -7,12 +7,12 @@ from uuid import UUID
 import pytest
 import sqlalchemy as sa
 
-from tailnet.auth.tokens import parse_user_token
 from tailnet.errors import SeedError
 from tailnet.store.importing import SeedOutcome, Tally, import_seed
 from tailnet.store.schema import metadata
 from tailnet.store.seed import parse_seed
 from tailnet.store.store import Store
+from tailnet.tokens import parse_user_token
 from tests.support.seeds import NOW, AgentSpec, agent_token, fill, make_id, peer_id, seed_document, user_token
 
 NEVER_CHANGING = {"agent_stats", "agent_metadata", "agent_log_sources", "agent_logs", "signing_keys", "kept_maps"}

@@ -1,9 +1,9 @@
-"""Tokens in requests and in the store (layer L2).
+"""Tokens in requests and in the store (layer L0).
 
 An agent's token is a UUID.  A user's is `<10>-<22>` characters, of which the first part is an id and no secret; seeds
 may bring others, which get a derived id.  The store holds SHA-256 digests: the secrets are random and longer than 120
-bits, so a slow password hash would protect nothing and cost every reconnect its time.  Next hop: backends.py asks who
-it is.
+bits, so a slow password hash would protect nothing and cost every reconnect its time.  Next hop: auth/backends.py finds
+who it is.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from typing import Final
 from urllib.parse import parse_qsl
 from uuid import UUID
 
-from tailnet.auth import refusals
+from tailnet import refusals
 
 COOKIE: Final = "coder_session_token"
 HEADER: Final = "coder-session-token"

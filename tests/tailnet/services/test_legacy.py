@@ -13,9 +13,9 @@ from derp.keys import NodePrivate
 from tailnet.coordinator.core import OVERWRITTEN
 from tailnet.errors import RemoteProtocolError
 from tailnet.proto.generated import tailnet_pb2 as tailnet
-from tailnet.server import legacy
-from tailnet.server.legacy import MAX_NODE_BYTES, node_from_json, node_to_json
 from tailnet.server.server import CoordinatorServer
+from tailnet.services import legacy
+from tailnet.services.legacy import MAX_NODE_BYTES, node_from_json, node_to_json
 from tests.support.seeds import agent_token, make_id, peer_id, user_token
 from tests.support.tailnet_driver import (
     AGENT_DOOR,

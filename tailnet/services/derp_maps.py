@@ -2,7 +2,7 @@
 
 A source that fails, or whose map has errors, keeps its last good map, also over a restart; nobody loses a relay because
 a file was being edited or a URL was down.  Readers take `current` and wait for the next version: api/connection.py,
-api/derp_map.py, the StreamDERPMaps RPC.  From: server/map_sources.py and server/map_layers.py.
+api/derp_map.py, the StreamDERPMaps RPC.  From: services/map_sources.py and services/map_layers.py.
 """
 
 import logging
@@ -16,11 +16,11 @@ from typing import Final, Protocol
 import trio
 
 from derp.map import DERPMap, DERPRegion
-from tailnet.api.go_json import go_json
 from tailnet.errors import ConfigError, StoreError
+from tailnet.go_json import go_json
 from tailnet.proto import convert
-from tailnet.server.map_layers import MapLayer, MapRefused, merge_findings, merge_layers, read_layer
-from tailnet.server.map_sources import FileSource, MapSource, SourceFailed
+from tailnet.services.map_layers import MapLayer, MapRefused, merge_findings, merge_layers, read_layer
+from tailnet.services.map_sources import FileSource, MapSource, SourceFailed
 from tailnet.store.store import Store
 
 _log = logging.getLogger("tailnet.derpmaps")

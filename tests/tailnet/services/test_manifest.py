@@ -5,7 +5,7 @@ import pytest
 from tailnet.config import CoordinatorConfig
 from tailnet.proto.generated import agent_pb2 as agent
 from tailnet.proto.generated import tailnet_pb2 as tailnet
-from tailnet.server.manifest import manifest
+from tailnet.services.manifest import manifest
 from tailnet.store.definitions import KINDS
 from tailnet.store.reports import EXTERNAL_LOG_SOURCE
 from tailnet.store.rows import AppHealth, AppHealths

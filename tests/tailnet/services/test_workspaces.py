@@ -1,4 +1,4 @@
-"""server/workspaces.py: the difference of two states, and streams over a real store."""
+"""services/workspaces.py: the difference of two states, and streams over a real store."""
 
 import uuid
 from collections.abc import Callable
@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from tailnet.coordinator.policy import ManyAgentsPolicy
 from tailnet.errors import RpcError, StoreError
 from tailnet.proto.generated import tailnet_pb2 as tailnet
-from tailnet.server import workspaces as workspaces_module
-from tailnet.server.service import Caller
-from tailnet.server.workspaces import Agents, WorkspaceFeed, Workspaces, difference
+from tailnet.services import workspaces as workspaces_module
+from tailnet.services.tailnet_rpc import Caller
+from tailnet.services.workspaces import Agents, WorkspaceFeed, Workspaces, difference
 from tailnet.store.rows import UserIdentity, WorkspaceRow, WorkspaceStatus
 from tailnet.store.store import Store
 from tailnet.types import PeerID

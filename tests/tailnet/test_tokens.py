@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailnet.auth.refusals import Refused
-from tailnet.auth.tokens import (
+from tailnet.refusals import Refused
+from tailnet.tokens import (
     MAX_TOKEN_CHARS,
     agent_token_digest,
     find_token,

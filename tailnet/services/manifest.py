@@ -1,6 +1,6 @@
 """A manifest: what an agent is told about itself when it starts, and what it says of a sub-agent.  Layer L3.
 
-Values of the store as the wire has them; asked by server/agent_rpc.py.  Numbers of the API's JSON and of the wire
+Values of the store as the wire has them; asked by services/agent_rpc.py.  Numbers of the API's JSON and of the wire
 differ in their units: health checks are in seconds here and durations there, time-outs of scripts are nanoseconds, and
 the numbers of metadata are passed on as nanoseconds unscaled, since agents read them back so.
 """

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from tailnet.server import map_sources
-from tailnet.server.map_sources import FileSource, SourceFailed, UrlSource
+from tailnet.services import map_sources
+from tailnet.services.map_sources import FileSource, SourceFailed, UrlSource
 from tests.support.sites import Site, answer
 
 

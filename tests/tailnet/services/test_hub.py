@@ -11,7 +11,7 @@ from tailnet.coordinator.messages import Deliver, EndConnection, Kind, Request, 
 from tailnet.coordinator.nodes import Node
 from tailnet.coordinator.policy import AgentPolicy, ClientPolicy
 from tailnet.proto.generated import tailnet_pb2 as tailnet
-from tailnet.server.hub import Hub, encode_error, encode_updates
+from tailnet.services.hub import Hub, encode_error, encode_updates
 from tailnet.types import PeerID
 from tests.support.seeds import peer_id
 

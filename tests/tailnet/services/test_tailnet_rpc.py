@@ -13,7 +13,7 @@ from tailnet.coordinator.messages import Request
 from tailnet.proto.generated import agent_pb2 as agent
 from tailnet.proto.generated import tailnet_pb2 as tailnet
 from tailnet.server.server import CoordinatorServer
-from tailnet.server.service import coordinate_request, node_value
+from tailnet.services.tailnet_rpc import coordinate_request, node_value
 from tests.support.seeds import agent_token, peer_id, user_token
 from tests.support.tailnet_driver import AGENT, AGENT_DOOR, MANY_DOOR, TAILNET, client_door, open_peer, wait_for
 

@@ -2,7 +2,7 @@
 
 Coordinate and the resume token are answered in place, on the reactor's path; an RPC that must wait (store, maps,
 workspace updates) becomes a trio task that answers through the same channel.  From transport/channel.py; to
-coordinator/core.py and server/hub.py; agents' RPCs are in server/agent_rpc.py.
+coordinator/core.py and services/hub.py; agents' RPCs are in services/agent_rpc.py.
 """
 
 import logging
@@ -25,7 +25,7 @@ from tailnet.proto import convert
 from tailnet.proto.generated import tailnet_pb2 as tailnet
 from tailnet.proto.services import Rpc
 from tailnet.rpc.connection import ConnectionEvent
-from tailnet.server.hub import CoordinateCall, Hub
+from tailnet.services.hub import CoordinateCall, Hub
 from tailnet.transport.channel import Channel, Connected
 from tailnet.types import PeerID
 

@@ -13,16 +13,16 @@ from tailnet.coordinator.policy import AgentPolicy
 from tailnet.errors import RpcError, StoreError, Unimplemented
 from tailnet.proto.generated import agent_pb2 as agent
 from tailnet.proto.services import AGENT
-from tailnet.server import agent_rpc
-from tailnet.server.agent_rpc import (
+from tailnet.services import agent_rpc
+from tailnet.services.agent_rpc import (
     EXTERNAL_LOG_SOURCE,
     MAX_METADATA_BYTES,
     MAX_REASON_CHARS,
     MAX_URI_CHARS,
     AgentService,
 )
-from tailnet.server.derpmaps import DerpMaps
-from tailnet.server.service import Caller
+from tailnet.services.derp_maps import DerpMaps
+from tailnet.services.tailnet_rpc import Caller
 from tailnet.store.reports import MAX_LOG_BYTES_PER_AGENT
 from tailnet.store.rows import (
     AppHealth,

@@ -15,9 +15,9 @@ from tailnet.config import CoordinatorConfig
 from tailnet.errors import ConfigError
 from tailnet.proto import convert
 from tailnet.proto.generated import tailnet_pb2
-from tailnet.server.derpmaps import FIRST_LOAD_SECONDS, DerpMaps, PublishedMap, StoreMapKeeper
 from tailnet.server.embedded import embedded_region
-from tailnet.server.map_sources import FILE_POLL_SECONDS, FileSource, MapSource, UrlSource
+from tailnet.services.derp_maps import FIRST_LOAD_SECONDS, DerpMaps, PublishedMap, StoreMapKeeper
+from tailnet.services.map_sources import FILE_POLL_SECONDS, FileSource, MapSource, UrlSource
 from tailnet.store.store import Store
 from tests.support.maps import map_text
 from tests.support.seeds import NOW

@@ -1,7 +1,7 @@
 """The Agent service: what a workspace agent asks and reports over its RPC connection.  Layer L3.
 
 One method per RPC; any error here tears an agent's whole connection down and makes it start again, so only what is
-truly wrong is one.  Called as tasks by server/service.py; state is the store's.
+truly wrong is one.  Called as tasks by services/tailnet_rpc.py; state is the store's.
 """
 
 import logging
@@ -18,16 +18,15 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
-from tailnet.auth.tokens import agent_token_digest
 from tailnet.config import Banner, CoordinatorConfig
 from tailnet.errors import MalformedField, RpcError, StoreError, Unimplemented
 from tailnet.proto import convert
 from tailnet.proto.generated import agent_pb2 as agent
 from tailnet.proto.services import AGENT
-from tailnet.server.batches import WriteBatch
-from tailnet.server.derpmaps import DerpMaps
-from tailnet.server.manifest import app_of_sub_agent, manifest
-from tailnet.server.service import Caller, Unary
+from tailnet.services.batches import WriteBatch
+from tailnet.services.derp_maps import DerpMaps
+from tailnet.services.manifest import app_of_sub_agent, manifest
+from tailnet.services.tailnet_rpc import Caller, Unary
 from tailnet.store.definitions import MAX_ITEMS, read_app
 from tailnet.store.rows import (
     AgentIdentity,
@@ -52,6 +51,7 @@ from tailnet.store.rows import (
     StatsReport,
 )
 from tailnet.store.store import Store
+from tailnet.tokens import agent_token_digest
 from tailnet.types import PeerID
 
 _log = logging.getLogger("tailnet.server")
@@ -88,7 +88,7 @@ _UNKNOWN_LIFECYCLE: Final = frozenset({agent.Lifecycle.STATE_UNSPECIFIED})
 
 
 class AgentService:
-    """Answers agents.  `unary()` is the table that server/service.py wants."""
+    """Answers agents.  `unary()` is the table that services/tailnet_rpc.py wants."""
 
     def __init__(
         self,

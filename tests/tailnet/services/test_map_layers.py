@@ -8,7 +8,7 @@ import pytest
 from derp.server.ports import Listening
 from tailnet.config import CoordinatorConfig
 from tailnet.server.embedded import embedded_region
-from tailnet.server.map_layers import (
+from tailnet.services.map_layers import (
     MapLayer,
     MapRefused,
     has_relay,

@@ -19,8 +19,8 @@ from tailnet.coordinator.messages import Kind, Request, Update
 from tailnet.errors import MalformedField, RemoteProtocolError
 from tailnet.proto import convert
 from tailnet.proto.generated import tailnet_pb2 as tailnet
-from tailnet.server.hub import Hub
-from tailnet.server.service import Caller, node_value
+from tailnet.services.hub import Hub
+from tailnet.services.tailnet_rpc import Caller, node_value
 from tailnet.transport.channel import Channels
 from tailnet.types import PeerID
 

@@ -4,8 +4,8 @@ import inspect
 
 import pytest
 
-from tailnet.auth import refusals
-from tailnet.auth.refusals import Refused
+from tailnet import refusals
+from tailnet.refusals import Refused
 
 MAKERS = [
     make

@@ -1,7 +1,7 @@
 """Carries the coordinator's effects out: every update is encoded once, however many peers receive it.  Layer L3.
 
-server/service.py -> coordinator/core.py -> Hub.carry_out -> transport/channel.py.  A receiver that does not read is
-dropped here, so that nobody waits for it.
+services/tailnet_rpc.py -> coordinator/core.py -> Hub.carry_out -> transport/channel.py.  A receiver that does not read
+is dropped here, so that nobody waits for it.
 """
 
 import logging
@@ -19,7 +19,7 @@ _ID_FIELDS: Final = b"\x0a\x10"  # PeerUpdate.id, 16 bytes
 
 
 class Receiver(Protocol):
-    """A peer's Coordinate stream, or its older twin (server/legacy.py)."""
+    """A peer's Coordinate stream, or its older twin (services/legacy.py)."""
 
     def send_updates(self, payload: bytes, updates: Sequence[Update]) -> bool:
         """Send one CoordinateResponse, encoded in `payload`; False when the peer's buffer is full."""

@@ -13,9 +13,9 @@ from derp.protocol.websocket import CloseCode
 from derp.relay.counters import CloseReason
 from tailnet.coordinator.policy import AgentPolicy
 from tailnet.errors import StoreError
-from tailnet.server import presence
-from tailnet.server.presence import AgentPresence
-from tailnet.server.service import Caller
+from tailnet.services import presence
+from tailnet.services.presence import AgentPresence
+from tailnet.services.tailnet_rpc import Caller
 from tailnet.store.rows import AgentRow
 from tailnet.store.store import Store
 from tests.support.seeds import fill, make_id, peer_id

@@ -9,7 +9,7 @@ import trio.testing
 
 from tailnet.coordinator.resume import ResumeTokenRefused
 from tailnet.errors import StoreError
-from tailnet.server.resume_keys import REFRESH_SECONDS, ResumeKeys
+from tailnet.services.resume_keys import REFRESH_SECONDS, ResumeKeys
 from tailnet.store.store import Store
 from tests.support.seeds import peer_id
 

@@ -2,7 +2,7 @@
 
 Layers are given from the bottom up: the embedded relay, what URLs say, what files say, what is set at run time.  Of a
 region or a score the highest layer counts as a whole; null in a higher layer drops what is below.
-Next hop: server/derpmaps.py keeps the layers and publishes the result.
+Next hop: services/derp_maps.py keeps the layers and publishes the result.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""JSON as Go's encoder writes it: what genuine clients and their tests compare against (layer L3)."""
+"""JSON as Go's encoder writes it: what genuine clients and their tests compare against (layer L0)."""
 
 import json
 from datetime import UTC, datetime

@@ -8,7 +8,7 @@ import trio
 from trio.testing import MockClock
 
 from tailnet.server.server import CoordinatorServer
-from tailnet.server.upkeep import PRUNE_SECONDS, prune_forever
+from tailnet.services.upkeep import PRUNE_SECONDS, prune_forever
 from tailnet.store.reports import PRUNE_ROWS, STATS_KEPT
 from tailnet.store.rows import StatsReport
 from tailnet.store.schema import agent_stats

@@ -9,8 +9,8 @@ import trio
 import trio.testing
 
 from tailnet.errors import RpcError, StoreError
-from tailnet.server import batches
-from tailnet.server.batches import MAX_BATCH, WriteBatch
+from tailnet.services import batches
+from tailnet.services.batches import MAX_BATCH, WriteBatch
 from tailnet.store.store import Store
 
 

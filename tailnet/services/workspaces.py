@@ -1,7 +1,7 @@
 """WorkspaceUpdates: an owner's workspaces and agents, whole at first, then what changed.  Layer L3.
 
-A task per stream, started by server/service.py; the store is read when something of the owner changed here, and now
-and then for what other processes changed.
+A task per stream, started by services/tailnet_rpc.py; the store is read when something of the owner changed here, and
+now and then for what other processes changed.
 """
 
 import logging
@@ -13,7 +13,7 @@ import trio
 
 from tailnet.errors import RpcError, StoreError
 from tailnet.proto.generated import tailnet_pb2 as tailnet
-from tailnet.server.service import Caller
+from tailnet.services.tailnet_rpc import Caller
 from tailnet.store.rows import UserIdentity, WorkspaceRow
 from tailnet.store.store import Store
 

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
-from tailnet.api.go_json import go_json, go_time
+from tailnet.go_json import go_json, go_time
 
 
 @pytest.mark.parametrize(

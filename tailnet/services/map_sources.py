@@ -1,7 +1,7 @@
 """Where DERP maps come from: files that are watched, URLs that are polled (layer L3).
 
 A source only delivers text when there is something new; whether the text is a map, and what happens when it is not,
-is decided in server/derpmaps.py.
+is decided in services/derp_maps.py.
 """
 
 import os
