@@ -71,6 +71,7 @@ class Database:
         self.path = path
         self._writer = threading.Lock()
         self._limiter = trio.CapacityLimiter(MAX_CONNECTIONS)
+        self._here = threading.local()  # the snapshot that this thread reads from, while it does
 
     @classmethod
     def open(cls, url: str, *, busy_timeout_seconds: float = BUSY_TIMEOUT_SECONDS) -> Self:
@@ -104,9 +105,22 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
-        """A snapshot of the store: a transaction that does not see later writes.  Raises StoreError."""
+        """A snapshot of the store: a transaction that does not see later writes.  Raises StoreError.
+
+        Methods of the store that read, called inside it by the same thread, read from this snapshot too: so a service
+        puts together what belongs together.
+        """
+        outer: sa.Connection | None = getattr(self._here, "snapshot", None)
+        if outer is not None:
+            with self._explained():
+                yield outer
+            return
         with self._explained(), self._engine.connect() as connection, connection.begin():
-            yield connection
+            self._here.snapshot = connection
+            try:
+                yield connection
+            finally:
+                self._here.snapshot = None
 
     @contextmanager
     def writing(self) -> Iterator[sa.Connection]:

@@ -165,6 +165,26 @@ def test_a_reader_sees_one_moment(store_url: str) -> None:
     database.close()
 
 
+def test_what_reads_inside_a_snapshot_sees_the_same_moment(store_url: str) -> None:
+    """Otherwise an answer put together of several reads may hold two halves that never belonged together."""
+    database = Database.open(store_url)
+    names = sa.select(counters.c.name)
+    with database.reading() as outer:
+        before = outer.execute(names).scalars().all()
+        with database.writing() as writer:
+            writer.execute(counters.insert().values(name="x", value=1))
+        with database.reading() as inner:
+            assert inner.execute(names).scalars().all() == before
+        assert outer.execute(names).scalars().all() == before, "the end of an inner one ends nothing"
+        seen: list[str] = []
+        thread = threading.Thread(target=lambda: seen.extend(_names(database)))
+        thread.start()
+        thread.join()
+        assert "x" in seen, "another thread has a snapshot of its own"
+    assert "x" in _names(database)
+    database.close()
+
+
 def test_what_was_committed_is_brought_onto_the_disk(store_url: str, tmp_path: Path) -> None:
     database = Database.open(store_url)
     database.make_durable()
@@ -193,3 +213,8 @@ async def test_writers_of_one_process_queue_up(store_url: str) -> None:
     with database.reading() as connection:
         assert connection.execute(sa.select(counters.c.value).where(counters.c.name == "x")).scalar_one() == 50
     database.close()
+
+
+def _names(database: Database) -> list[str]:
+    with database.reading() as connection:
+        return list(connection.execute(sa.select(counters.c.name)).scalars())
