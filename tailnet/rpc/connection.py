@@ -124,16 +124,17 @@ class ServerConnection(_Connection, Generic[T]):
 
     ENDED comes once, and only if the client ended the call first; its value is a few words for the log.
     A call ends with `reply`, `finish` or `send_error`; then forget it.
-    RemoteProtocolError from receive_data or handle_timeout ends the whole connection; faults inside one stream end
-    that stream alone.
+    RemoteProtocolError from receive_data or handle_timeout ends the whole connection: `receive_eof` then ends its
+    calls.  Faults inside one stream end that stream alone.
     """
 
-    __slots__ = ("_calls", "_rpcs")
+    __slots__ = ("_calls", "_rpcs", "_unheard")
 
     def __init__(self, rpcs: Mapping[str, T], *, now: float, limits: SessionLimits = DEFAULT_LIMITS) -> None:
         super().__init__(server=True, now=now, limits=limits)
         self._rpcs = rpcs
         self._calls: dict[int, _ServedCall] = {}
+        self._unheard: list[Event] = []  # of a receive that ended with a fault
 
     def _stream(self, call_id: int) -> _ServedCall | None:
         call = self._calls.get(call_id & _U32)
@@ -170,14 +171,15 @@ class ServerConnection(_Connection, Generic[T]):
                 refusal = Unimplemented(f"unknown rpc: {unknown[:_MAX_QUOTED]!r}")
                 self._send_last(call.call_id, [call.send_error(refusal)])
             if call.held_bytes:
-                self._check_held()
+                self._check_held(events)
         return events
 
     def receive_eof(self) -> list[Event]:
-        """The transport ended: so do the calls."""
-        events: list[Event] = []
-        for kind, stream_id, value in self._session.receive_eof():
-            self._receive_session_event(kind, stream_id, value, events)
+        """The transport ended, or the session did by a fault: so do the calls.  A second time there are none."""
+        events, self._unheard = self._unheard, []
+        self._session.receive_eof()
+        for stream_id in tuple(self._calls):
+            self._receive_session_event(SessionEvent.RESET, stream_id, None, events)
         return events
 
     def handle_timeout(self, now: float) -> list[Event]:
@@ -278,9 +280,10 @@ class ServerConnection(_Connection, Generic[T]):
         events.append((_ENDED, call.call_id, words.get(event) or f"error of the client: {value}"))
         call.rpc = None
 
-    def _check_held(self) -> None:
+    def _check_held(self, events: list[Event]) -> None:
         held = sum(call.held_bytes for call in self._calls.values())
         if held > MAX_HELD_BYTES:
+            self._unheard = events
             self._session.fail(f"{held} bytes of unfinished messages, limit {MAX_HELD_BYTES}")
 
 
@@ -288,7 +291,8 @@ class ClientConnection(_Connection):
     """The client's side: `call` for one request, `open_call` for many; answers come as events.
 
     ENDED comes once per call that was not closed or cancelled by us; its value is None after an orderly end, else
-    an RpcError.  Its byte stream is closed by then.
+    an RpcError.  Its byte stream is closed by then.  After a RemoteProtocolError, which ends the whole connection,
+    `receive_eof` ends the calls.
     """
 
     __slots__ = ("_calls",)
@@ -361,10 +365,11 @@ class ClientConnection(_Connection):
         return events
 
     def receive_eof(self) -> list[Event]:
-        """The transport ended: so do the calls."""
+        """The transport ended, or the session did by a fault: so do the calls.  A second time there are none."""
         events: list[Event] = []
-        for kind, stream_id, value in self._session.receive_eof():
-            self._receive_session_event(kind, stream_id, value, events)
+        self._session.receive_eof()
+        for stream_id in tuple(self._calls):
+            self._receive_session_event(SessionEvent.RESET, stream_id, None, events)
         return events
 
     def handle_timeout(self, now: float) -> list[Event]:

@@ -138,7 +138,7 @@ class YamuxSession:
 
     `receive_data` -> events; `send_*`, `open_stream`, `close_stream`, `reset_stream`; then `data_to_send` -> bytes
     for the socket.  `handle_timeout` whenever `next_timeout` has passed.  RemoteProtocolError (PeerSilent among
-    them) means: send what `data_to_send` still gives, close the socket, drop the session.
+    them) means: send what `data_to_send` still gives, close the socket, and let `receive_eof` say which streams went.
     LocalProtocolError: a dead session was used, a stream we closed, or one too many opened; nothing changed.
     """
 
@@ -148,6 +148,7 @@ class YamuxSession:
         "_body_id",
         "_body_stream",
         "_dead",
+        "_gone",
         "_head",
         "_idle_frames",
         "_next_id",
@@ -176,6 +177,7 @@ class YamuxSession:
         self._unacknowledged: dict[int, float] | None = None  # id -> deadline, 0.0 until the next tick sees it
         self._refusing = False
         self._dead = False
+        self._gone: tuple[int, ...] = ()  # the streams that the session's own end took along
         self._out: list[Buffer] = []
         self._out_bytes = 0  # of data
         # The frame being received: an unfinished header, or what is missing of a body.
@@ -245,10 +247,13 @@ class YamuxSession:
             self._receive_header(word, stream_id, length, events)
 
     def receive_eof(self) -> list[Event]:
-        """The transport ended: every stream is gone."""
-        gone = [(_RESET, stream_id, None) for stream_id in self._streams]
+        """The transport ended: every stream is gone, also those that a fault of the session ended before.
+
+        What a receive had found before it raised is lost, so RESET may name a stream that was never OPENED here.
+        """
         self._die()
-        return gone
+        gone, self._gone = self._gone, ()
+        return [(_RESET, stream_id, None) for stream_id in gone]
 
     def _receive_header(self, word: int, stream_id: int, length: int, events: list[Event]) -> None:
         kind, flags = word & _TYPE_MASK, word & 0xFFFF
@@ -615,6 +620,7 @@ class YamuxSession:
 
     def _die(self) -> None:
         self._dead = True
+        self._gone += tuple(self._streams)
         for stream in self._streams.values():
             stream.state = _CLOSED
             stream.unsent = None

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
 from tailnet.coordinator.core import Coordinator
-from tailnet.coordinator.messages import Deliver, Effect, SendError, Update
+from tailnet.coordinator.messages import Deliver, Effect, Request, SendError, Update
 from tailnet.transport.channel import Channel
 
 _log = logging.getLogger("tailnet.server")
@@ -37,13 +37,14 @@ class Receiver(Protocol):
 class CoordinateCall:
     """A Coordinate RPC in hand.  Hashes by identity: the core's name for the connection."""
 
-    __slots__ = ("_send", "call_id", "channel", "waiting")
+    __slots__ = ("_send", "call_id", "channel", "deciding", "waiting")
 
     def __init__(self, channel: Channel, call_id: int) -> None:
         self.channel = channel
         self.call_id = call_id
         self._send = channel.connection.send_message
-        # requests that came while one before them waits for a decision; None: nothing is being decided
+        # The request that waits for a decision, and those that came behind it; None: nothing is being decided.
+        self.deciding: Request | None = None
         self.waiting: deque[bytes] | None = None
 
     def send_updates(self, payload: bytes, updates: Sequence[Update]) -> bool:

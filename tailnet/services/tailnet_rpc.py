@@ -162,7 +162,7 @@ class TailnetService:
     def _decide_later(self, call: CoordinateCall, request: Request, verdict: Awaitable[bool]) -> None:
         """Requests are applied in order: those received already wait in the call, later ones in the kernel."""
         channel = call.channel
-        call.waiting = deque()
+        call.deciding, call.waiting = request, deque()
         channel.reactor.pause(channel.link)
 
         async def decide() -> None:
@@ -181,7 +181,7 @@ class TailnetService:
 
     def _decided(self, call: CoordinateCall, request: Request, allowed: bool | None) -> None:
         channel = call.channel
-        waiting, call.waiting = call.waiting or (), None
+        waiting, call.waiting, call.deciding = call.waiting or (), None, None
         now = self._clock()
         if allowed is None:
             call.send_error("this server cannot decide about tunnels now: try again")
@@ -204,7 +204,7 @@ class TailnetService:
             # CloseSend ends a Coordinate call too: the reference takes a closed request stream as leaving.
             channel.calls.pop(call_id)
             now = self._clock()
-            self.hub.carry_out(self.coordinator.handle_disconnect(call, False, now), now)
+            self.hub.carry_out(self.coordinator.handle_disconnect(call, _said_goodbye(call), now), now)
             if event is _HALF_CLOSED:
                 channel.connection.finish(call_id)
                 channel.touch()
@@ -305,6 +305,16 @@ class TailnetService:
             # The service boundary: one caller's trouble stays its own, and the operator gets the whole story.
             _log.exception("! %s: %s failed", channel.caller.name, call.rpc.path)
             return RpcError("internal error; the server's log says more")
+
+
+def _said_goodbye(call: CoordinateCall) -> bool:
+    """Whether a Disconnect waits in a call for a decision about a tunnel before it: who said so is not lost."""
+    if call.deciding is None:
+        return False
+    try:
+        return call.deciding.disconnect or any(coordinate_request(each).disconnect for each in call.waiting or ())
+    except DecodeError:
+        return False
 
 
 def coordinate_request(payload: bytes) -> Request:

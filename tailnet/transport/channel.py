@@ -5,6 +5,7 @@ reactor -> Channel.received -> rpc/connection.py (yamux, dRPC) -> services/tailn
 yamux session, which bounds it per stream.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
@@ -103,6 +104,8 @@ class Channel:
     def received(self, at: int, end: int) -> int:
         shared = self._shared
         connection = self.connection
+        if self._ending is not None:
+            return end  # its calls are over; what it still says concerns nobody
         try:
             for event, call_id, value in connection.receive_data(shared.reactor.view[at:end]):
                 shared.serve(self, event, call_id, value)
@@ -140,6 +143,8 @@ class Channel:
 
     def handle_timeout(self, now: float) -> None:
         """A deadline of the session passed."""
+        if not self.is_open:
+            return  # somebody whose turn was before ours ended it
         try:
             for event, call_id, value in self.connection.handle_timeout(now):
                 self._shared.serve(self, event, call_id, value)
@@ -153,11 +158,19 @@ class Channel:
             self.touch()
 
     def close(self, code: CloseCode, text: str, reason: CloseReason) -> None:
-        """Send what is waiting and a websocket close frame, then end."""
+        """End the calls now, send what is waiting and a websocket close frame, then end the link."""
         if not self.is_open:
             return
         self._ending = (close_frame(code, text), reason, text)
+        self._end_calls()
         self.send_output()
+
+    def _end_calls(self) -> None:
+        """Whatever ends the session ends its calls: other peers hear of it now, however long the kernel takes to give
+        this one's last words away."""
+        self.next_timeout = math.inf
+        for event, call_id, value in self.connection.receive_eof():
+            self._shared.serve(self, event, call_id, value)
 
     def _send_ending(self, frame: bytes, reason: CloseReason, text: str) -> None:
         link = self.link
@@ -170,8 +183,8 @@ class Channel:
             self._shared.reactor.close(link, reason, text)
 
     def ended(self, reason: CloseReason, text: str) -> None:
-        shared = self._shared
-        shared.open.discard(self)
-        for event, call_id, value in self.connection.receive_eof():
-            shared.serve(self, event, call_id, value)
-        shared.ended(self, reason, text)
+        self._shared.open.discard(self)
+        try:
+            self._end_calls()
+        finally:
+            self._shared.ended(self, reason, text)

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import struct
 from typing import Any
 
 from hypothesis import given, settings
@@ -105,6 +106,55 @@ def test_how_the_bytes_are_cut_changes_nothing(name: str, sizes: list[int]) -> N
     wire = WIRES[name]
     # Without answers: an answer sent before a Close arrives makes that Close no news.
     assert serve(wire, sizes, answer=False) == serve(wire, [1 << 30], answer=False)
+
+
+DEATHS = ("end of the stream", "silence", "another version", "error of the peer", "overrun")
+
+
+def die(server: ServerConnection[Rpc], how: str) -> list[Any]:
+    """End a session in one of the ways that sessions end, or try to: the bytes may be the rest of a frame."""
+    header = struct.Struct("!III")
+    match how:
+        case "silence":
+            return server.handle_timeout(15.0) + server.handle_timeout(46.0)
+        case "another version":
+            return server.receive_data(header.pack(1 << 24, 1, 0))
+        case "error of the peer":
+            return server.receive_data(header.pack(3 << 16, 0, 2))
+        case "overrun":
+            return server.receive_data(header.pack(1, 4001, 1 << 20))
+        case _:
+            return []
+
+
+@settings(max_examples=200, deadline=None)
+@given(NAMES, st.integers(0, 1 << 32), st.booleans(), st.sampled_from(DEATHS), st.data())
+def test_whatever_ends_a_session_every_call_in_hand_is_ended_once(
+    name: str, seed: int, broken: bool, how: str, draw: st.DataObject
+) -> None:
+    wire = perturb(WIRES[name], seed) if broken else WIRES[name]
+    wire = wire[: draw.draw(st.integers(0, len(wire)))]
+    server: ServerConnection[Rpc] = ServerConnection(TAILNET, now=0.0)
+    in_hand: set[int] = set()
+
+    def hear(events: list[Any]) -> None:
+        for kind, call_id, _ in events:
+            if kind is ConnectionEvent.CALLED:
+                assert call_id not in in_hand
+                in_hand.add(call_id)
+            elif kind is ConnectionEvent.ENDED:
+                in_hand.discard(call_id)
+
+    try:
+        for at in range(0, len(wire), 1000):
+            hear(server.receive_data(wire[at : at + 1000]))
+        assert sorted(in_hand) == sorted(server.calls_in_hand())
+        hear(die(server, how))
+    except RemoteProtocolError:
+        pass
+    hear(server.receive_eof())
+    assert not in_hand
+    assert server.receive_eof() == server.calls_in_hand() == []
 
 
 def judge(core: YamuxSession | ServerStream, wire: bytes, sizes: list[int]) -> tuple[str, bytes]:

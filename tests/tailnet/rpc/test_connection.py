@@ -7,7 +7,13 @@ import pytest
 from tailnet.errors import PeerSilent, RemoteProtocolError, RpcError, Unimplemented
 from tailnet.proto.generated import tailnet_pb2 as tailnet
 from tailnet.proto.services import TAILNET, Rpc
-from tailnet.rpc.connection import IDLE_STREAM_SECONDS, ClientConnection, ConnectionEvent, ServerConnection
+from tailnet.rpc.connection import (
+    IDLE_STREAM_SECONDS,
+    MAX_HELD_BYTES,
+    ClientConnection,
+    ConnectionEvent,
+    ServerConnection,
+)
 from tailnet.rpc.drpc import DONE, PacketKind, ServerStream, encode_frame
 from tailnet.rpc.yamux import (
     FLAG_FIN,
@@ -413,6 +419,29 @@ class TestBadClients:
         with pytest.raises(PeerSilent):
             connection.handle_timeout(45.0)
 
+    def test_calls_of_a_silent_client_are_ended(self) -> None:
+        connection = server()
+        feed(connection, calling())
+        connection.handle_timeout(15.0)
+        with pytest.raises(PeerSilent):
+            connection.handle_timeout(46.0)
+        assert connection.receive_eof() == [(ENDED, 1, "cancelled")]
+        assert connection.receive_eof() == []
+
+    def test_an_end_that_was_read_just_before_the_fault_is_told_too(self) -> None:
+        connection = server()
+        streams = range(3, 3 + 2 * (MAX_HELD_BYTES // WINDOW_BYTES + 1), 2)
+        feed(connection, calling())
+        for stream_id in streams:
+            feed(connection, calling(stream_id=stream_id))
+        unfinished = encode_frame(PacketKind.MESSAGE << 1, 1, 2, bytes(WINDOW_BYTES))[: WINDOW_BYTES - 100]
+        wire = data(1, packet(PacketKind.CLOSE, b"", 2)) + b"".join(data(each, unfinished) for each in streams)
+        with pytest.raises(RemoteProtocolError, match="unfinished messages"):
+            connection.receive_data(wire)
+        ended = connection.receive_eof()
+        assert ended[0] == (ENDED, 1, "closed")
+        assert [call_id for _, call_id, _ in ended] == [1, *streams]
+
     def test_a_fault_of_the_session_ends_the_connection_and_later_calls_are_harmless(self) -> None:
         connection = server()
         feed(connection, calling())
@@ -500,6 +529,22 @@ class TestBadServers:
         connection, events = self.serving(syn(2))
         assert events == []
         assert frames(sent(connection))[-1][:2] == (TYPE_WINDOW_UPDATE | FLAG_RST, 2)
+
+    def test_a_fault_of_its_session_fails_every_call(self) -> None:
+        connection, _ = self.serving(b"")
+        other = connection.open_call(COORDINATE.path)
+        with pytest.raises(RemoteProtocolError):
+            connection.receive_data(HEADER.pack(1 << 24, 1, 0))
+        ended = connection.receive_eof()
+        assert [(kind, call_id) for kind, call_id, _ in ended] == [(ENDED, 1), (ENDED, other)]
+        assert connection.receive_eof() == []
+
+    def test_a_silent_one_fails_every_call(self) -> None:
+        connection, _ = self.serving(b"")
+        connection.handle_timeout(15.0)
+        with pytest.raises(PeerSilent):
+            connection.handle_timeout(46.0)
+        assert [(kind, call_id) for kind, call_id, _ in connection.receive_eof()] == [(ENDED, 1)]
 
     def test_data_behind_the_end_is_skipped(self) -> None:
         answer = data(1, packet(PacketKind.CLOSE)) + data(1, packet(PacketKind.MESSAGE, b"late", 2))

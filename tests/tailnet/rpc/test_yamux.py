@@ -206,6 +206,8 @@ class TestFaultsOfThePeer:
         with pytest.raises(RemoteProtocolError):
             session.receive_data(frame(4 << 16, 1, 0))
         session.data_to_send()
+        assert session.receive_eof() == [(RESET, 1, None)]
+        assert session.receive_eof() == []
         assert session.send_data(1, [b"into the void"])
         session.close_stream(1)
         session.reset_stream(1)

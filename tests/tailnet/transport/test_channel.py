@@ -1,5 +1,6 @@
 """A channel on a reactor over a socket pair, in virtual time: calls, deadlines, full sockets and all its ends."""
 
+import math
 import os
 import socket
 from collections.abc import Iterator
@@ -191,6 +192,43 @@ def test_a_fault_is_answered_with_everything_before_it_and_its_name(world: World
     assert received == bytes.fromhex("00020002000000000000004d" + "000300000000000000000001")
     assert world.client.close == (CloseCode.PROTOCOL_ERROR, "yamux version 1, expected 0")
     assert world.ended == [(CloseReason.PROTOCOL_ERROR, "yamux version 1, expected 0")]
+
+
+@pytest.mark.parametrize("how", ["silence", "fault", "websocket", "closed by us"])
+def test_whatever_ends_a_session_ends_its_calls(world: World, how: str) -> None:
+    call_id = world.client.connection.open_call("/x")
+    world.turn()
+    world.events.clear()
+    match how:
+        case "silence":
+            world.at(1015.0)
+            world.at(1046.0)
+        case "fault":
+            world.client.sock.sendall(encode_masked(Opcode.BINARY, b"\x01" * 12, b"mask"))
+        case "websocket":
+            world.client.sock.sendall(b"\x82\x05hello")
+        case _:
+            world.channel.close(CloseCode.GOING_AWAY, "bye", CloseReason.DRAINED)
+    world.turn()
+    assert world.events == [(ConnectionEvent.ENDED, call_id, "cancelled")]
+    assert len(world.ended) == 1
+    assert not world.channels.open
+
+
+def test_calls_are_over_while_the_kernel_still_has_last_words(world: World) -> None:
+    call_id = world.client.connection.open_call("/x")
+    world.turn()
+    world.events.clear()
+    assert fill(world.channel.link.sock)
+    world.channel.close(CloseCode.GOING_AWAY, "server is restarting", CloseReason.DRAINED)
+    assert world.events == [(ConnectionEvent.ENDED, call_id, "cancelled")]
+    assert world.ended == []
+    assert world.channel.next_timeout == math.inf
+    world.client.connection.send_message(call_id, b"to nobody")
+    world.turn()
+    assert len(world.events) == 1
+    world.channel.handle_timeout(1e9)
+    assert world.ended == []
 
 
 def test_closing_says_why_behind_all_that_waits(world: World) -> None:
