@@ -20,7 +20,7 @@ from google.protobuf.message import Message
 
 from derp.keys import NodePrivate
 from derp.protocol.websocket import CloseCode, Opcode, WebSocketDecoder, encode_masked, parse_close
-from tailnet.errors import RpcError
+from tailnet.errors import RemoteProtocolError, RpcError
 from tailnet.proto import convert
 from tailnet.proto.generated import tailnet_pb2 as tailnet
 from tailnet.rpc.connection import ClientConnection, ConnectionEvent
@@ -369,7 +369,11 @@ class Peer:
             data = await self.websocket.read()
             if not data:
                 break
-            for event, call_id, value in self.connection.receive_data(data):
+            try:
+                events = self.connection.receive_data(data)
+            except RemoteProtocolError:
+                break  # the server says that it ends the session
+            for event, call_id, value in events:
                 self._receive(event, call_id, value)
             await self.flush()
         for event, call_id, value in self.connection.receive_eof():

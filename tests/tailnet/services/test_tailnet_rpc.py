@@ -206,6 +206,37 @@ async def test_while_a_tunnel_is_decided_nothing_is_read_and_the_refused_are_ask
         assert asked == [MAIN]
 
 
+@pytest.mark.parametrize("how", ["one request", "two requests", "no goodbye"])
+async def test_a_goodbye_behind_a_tunnel_that_is_being_decided_is_one(
+    server: CoordinatorServer, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    async with (
+        open_peer(server, AGENT_DOOR, agent_token("main")) as agent_peer,
+        open_peer(server, MANY_DOOR, user_token("alice")) as client,
+    ):
+        mine, theirs = await agent_peer.coordinate(), await client.coordinate()
+        await mine.update(agent_peer.node(MAIN))
+        await theirs.update(client.node(peer_id("client")))
+        await theirs.tunnel(MAIN)
+        await mine.next_node()
+
+        async def never() -> bool:
+            await trio.sleep_forever()
+            return False
+
+        monkeypatch.setattr(server.service, "_authorise", lambda caller, agent_id: never())
+        goodbye = {"disconnect": {}} if how == "one request" else {}
+        requests = [tailnet.CoordinateRequest(add_tunnel={"id": peer_id("gpu")}, **goodbye)]
+        if how == "two requests":
+            requests.append(tailnet.CoordinateRequest(disconnect={}))
+        for each in requests:
+            client.connection.send_message(theirs.id, each.SerializeToString())
+        client.connection.close(theirs.id)
+        await client.flush()
+        kinds = tailnet.CoordinateResponse.PeerUpdate.Kind
+        assert (await mine.next()).kind == (kinds.LOST if how == "no goodbye" else kinds.DISCONNECTED)
+
+
 async def test_a_map_stream_that_nobody_reads_is_ended(server: CoordinatorServer) -> None:
     async with open_peer(server, client_door(MAIN), user_token("alice")) as client:
         call = await client.stream(TAILNET + "StreamDERPMaps", tailnet.StreamDERPMapsRequest())
