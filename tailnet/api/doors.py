@@ -21,7 +21,7 @@ from tailnet.api.answers import refusal_body, refusal_headers
 from tailnet.api.authorise import authorise_agent, check_origin
 from tailnet.auth.backends import Callers
 from tailnet.auth.policy import Right
-from tailnet.coordinator.resume import ResumeTokenRefused, ResumeTokens
+from tailnet.coordinator.resume import ResumeTokenRefused, ResumeTokens, audience
 from tailnet.proto.version import CURRENT, Version, VersionRefused, check_version
 from tailnet.refusals import Refused
 from tailnet.store.rows import AgentIdentity, UserIdentity
@@ -155,14 +155,14 @@ class RpcDoors:
         if not query.get("version"):
             return Accepted(Door.LEGACY_CLIENT, self._new_peer_id(), None, agent, user)
         version = self._version(query)
-        peer_id, resumed = self._peer_id(query)
+        peer_id, resumed = self._peer_id(query, Door.CLIENT, user)
         return Accepted(Door.CLIENT, peer_id, version, agent, user, resumed=resumed)
 
     async def _judge_client_of_many(self, token: str, query: Mapping[str, str]) -> Accepted:
         user = await self._callers.user(token)
         self._check_override()
         version = self._version(query)
-        peer_id, resumed = self._peer_id(query)
+        peer_id, resumed = self._peer_id(query, Door.CLIENT_OF_MANY, user)
         return Accepted(Door.CLIENT_OF_MANY, peer_id, version, None, user, resumed=resumed)
 
     def _check_override(self) -> None:
@@ -175,9 +175,10 @@ class RpcDoors:
         except VersionRefused as refused:
             raise refusals.version_unsupported(refused.detail) from None
 
-    def _peer_id(self, query: Mapping[str, str]) -> tuple[PeerID, bool]:
+    def _peer_id(self, query: Mapping[str, str], door: Door, user: UserIdentity) -> tuple[PeerID, bool]:
+        token = query.get("resume_token", "")
         try:
-            peer_id = self._resume_tokens().verify(query.get("resume_token", ""), self._wall_seconds())
+            peer_id = self._resume_tokens().verify(token, audience(door.value, user.id), self._wall_seconds())
         except ResumeTokenRefused as refused:
             raise refusals.resume_token_invalid(str(refused)) from None
         return (self._new_peer_id(), False) if peer_id is None else (peer_id, True)

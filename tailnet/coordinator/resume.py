@@ -1,6 +1,7 @@
 """Resume tokens: how a client that dials again gets its old peer id (layer L1).
 
-Compact JWT (RFC 7515, 7519) signed with HS512; claims sub (the peer id) and exp; the header's `kid` says which key.
+Compact JWT (RFC 7515, 7519) signed with HS512; claims sub (the peer id), aud (who may bring it, and at which door) and
+exp; the header's `kid` says which key.
 Several keys are accepted while one signs, so that keys can rotate and every replica reads every token; the keys come
 from tailnet/store through services/tailnet_rpc.py, `now` is Unix time in seconds.  Clients treat the token as opaque.
 """
@@ -11,6 +12,7 @@ from base64 import b64encode, urlsafe_b64decode
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
+from uuid import UUID
 
 from tailnet.errors import LocalProtocolError, RemoteProtocolError
 from tailnet.types import PeerID
@@ -74,15 +76,19 @@ class ResumeTokens:
         self._life_seconds = life_seconds
         self._header = _encode({"alg": ALGORITHM, "kid": signing.kid, "typ": "JWT"})
 
-    def issue(self, peer_id: PeerID, now: float) -> IssuedToken:
-        """A token that gives `peer_id` to its bearer until it expires."""
+    def issue(self, peer_id: PeerID, audience: str, now: float) -> IssuedToken:
+        """A token that gives `peer_id` to whoever is `audience` until it expires.
+
+        `audience` names a door and a user (`audience` below): an id is the right to be that peer to everybody else, so
+        it goes back to the one it was given to, and nobody comes through another door with it.
+        """
         expires_at = int(now) + self._life_seconds
-        signed = self._header + b"." + _encode({"sub": str(peer_id), "exp": expires_at})
+        signed = self._header + b"." + _encode({"sub": str(peer_id), "aud": audience, "exp": expires_at})
         signature = _to_base64url(hmac.digest(self._signing.secret, signed, "sha512"))
         return IssuedToken((signed + b"." + signature).decode(), expires_at, self._life_seconds // 2)
 
-    def verify(self, token: str, now: float) -> PeerID | None:
-        """The peer id that the token gives.
+    def verify(self, token: str, audience: str, now: float) -> PeerID | None:
+        """The peer id that the token gives to `audience`.
 
         None for an empty token and for one that names no key: both mean a new id and no error, as in the reference.
         Raises ResumeTokenRefused for everything else that we did not sign, or not for now.
@@ -105,16 +111,24 @@ class ResumeTokens:
         expected = hmac.digest(secret, f"{parts[0]}.{parts[1]}".encode(), "sha512")
         if not hmac.compare_digest(_decode(parts[2], "signature"), expected):
             raise ResumeTokenRefused("resume token has a wrong signature")
-        return _read_claims(_decode_object(parts[1], "claims"), now)
+        return _read_claims(_decode_object(parts[1], "claims"), audience, now)
 
 
-def _read_claims(claims: dict[str, Any], now: float) -> PeerID:
+def audience(door: str, user_id: UUID) -> str:
+    """Who may bring a token: a user, at one kind of door."""
+    return f"{door} {user_id}"
+
+
+def _read_claims(claims: dict[str, Any], wanted: str, now: float) -> PeerID:
     expires_at, subject = claims.get("exp"), claims.get("sub")
     if isinstance(expires_at, bool) or not isinstance(expires_at, int | float):
         raise ResumeTokenRefused("resume token has no expiry")
     # Written so that NaN, which compares false with everything, is refused too.
     if not now < expires_at:
         raise ResumeTokenRefused("resume token has expired")
+    # Those of earlier versions name nobody; their bearers get a new id, as they would a day later.
+    if claims.get("aud") != wanted:
+        raise ResumeTokenRefused("resume token was given to another user, or at another door")
     try:
         return PeerID.parse(subject if isinstance(subject, str) else "")
     except ValueError:

@@ -19,13 +19,14 @@ from tailnet.coordinator.core import Coordinator
 from tailnet.coordinator.messages import Request
 from tailnet.coordinator.nodes import Node
 from tailnet.coordinator.policy import Policy
-from tailnet.coordinator.resume import ResumeTokens
+from tailnet.coordinator.resume import ResumeTokens, audience
 from tailnet.errors import RpcError, Unimplemented
 from tailnet.proto import convert
 from tailnet.proto.generated import tailnet_pb2 as tailnet
 from tailnet.proto.services import Rpc
 from tailnet.rpc.connection import ConnectionEvent
 from tailnet.services.hub import CoordinateCall, Hub
+from tailnet.store.rows import UserIdentity
 from tailnet.transport.channel import Channel, Connected
 from tailnet.types import PeerID
 
@@ -232,7 +233,7 @@ class TailnetService:
             self._answer_error(channel, call_id, RpcError(f"not a {rpc.request.DESCRIPTOR.name}"))
             return
         if rpc.path == _REFRESH:
-            self._reply(channel, call_id, self._refresh_token(channel.caller))
+            self._refresh_token(channel, call_id)
         elif rpc.path == _TELEMETRY:
             assert isinstance(request, tailnet.TelemetryRequest)
             self.telemetry_events += len(request.events)
@@ -246,12 +247,18 @@ class TailnetService:
         else:
             self._answer_error(channel, call_id, Unimplemented())
 
-    def _refresh_token(self, caller: Caller) -> Message:
-        issued = self._resume_tokens().issue(caller.peer_id, time.time())
+    def _refresh_token(self, channel: Channel, call_id: int) -> None:
+        caller: Caller = channel.caller
+        user = caller.identity
+        if not isinstance(user, UserIdentity):
+            # An agent's id is its own for good.  A token for it would be the right to be that agent at another door.
+            self._answer_error(channel, call_id, Unimplemented())
+            return
+        issued = self._resume_tokens().issue(caller.peer_id, audience(caller.policy.name, user.id), time.time())
         response = tailnet.RefreshResumeTokenResponse(token=issued.token, peer_id=bytes(caller.peer_id))
         response.refresh_in.CopyFrom(convert.duration(issued.refresh_in_seconds))
         response.expires_at.FromSeconds(int(issued.expires_at))
-        return response
+        self._reply(channel, call_id, response)
 
     def _reply(self, channel: Channel, call_id: int, response: Message) -> None:
         channel.calls.pop(call_id, None)

@@ -151,7 +151,7 @@ async def test_forged_resume_tokens_are_refused_by_their_field(world: World, pro
 async def test_the_token_rpc_is_served_at_the_first_version(world: World, program: TailnetPeers) -> None:
     # One client build dials first with 2.0 for nothing but this RPC, then closes 1000.
     client = program.peer("client")
-    await client.dial_client(world.server, world.alice, world.agent(), version="2.0")
+    await client.dial_tailnet(world.server, world.alice, version="2.0")
     token = (await resume_token(client))["token"]
     await client.hang_up("websocket")
     again = program.peer("again")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from tailnet.api.doors import Accepted, Door, RefusedAtDoor, RpcDoors
-from tailnet.coordinator.resume import ResumeKey, ResumeTokens
+from tailnet.coordinator.resume import ResumeKey, ResumeTokens, audience
 from tailnet.proto.version import Version
 from tailnet.refusals import NO_SUCH_AGENT, SIGNED_OUT
 from tests.support.api_world import ACCESS_URL, World
@@ -208,10 +208,17 @@ async def test_versions_that_are_not_served(doors: RpcDoors, path: str, token: s
 # Resume tokens.
 
 
-@pytest.mark.parametrize("path", [f"{MAIN}?version=2.0", f"{MANY}?version=2.3"])
+DOORS = {f"{MAIN}?version=2.0": Door.CLIENT, f"{MANY}?version=2.3": Door.CLIENT_OF_MANY}
+
+
+def of_alice(door: Door) -> str:
+    return audience(door.value, make_id("alice"))
+
+
+@pytest.mark.parametrize("path", DOORS)
 async def test_a_resume_token_names_the_peer(doors: RpcDoors, path: str) -> None:
     old = peer_id("an earlier connection")
-    token = TOKENS.issue(old, NOW - 60).token
+    token = TOKENS.issue(old, of_alice(DOORS[path]), NOW - 60).token
     verdict = await accepted(doors, f"{path}&resume_token={token}", user_token("alice"))
     assert (verdict.peer_id, verdict.resumed) == (old, True)
 
@@ -221,15 +228,19 @@ async def test_an_empty_resume_token_is_none(doors: RpcDoors) -> None:
     assert (verdict.peer_id, verdict.resumed) == (FRESH, False)
 
 
-@pytest.mark.parametrize("path", [f"{MAIN}?version=2.0", f"{MANY}?version=2.3"])
-@pytest.mark.parametrize("kind", ["forged", "expired", "of another key"])
+@pytest.mark.parametrize("path", DOORS)
+@pytest.mark.parametrize("kind", ["forged", "expired", "of another key", "of another user", "of another door"])
 async def test_resume_tokens_that_are_refused(doors: RpcDoors, path: str, kind: str) -> None:
-    issuer, at = TOKENS, NOW
+    issuer, at, whose = TOKENS, NOW, of_alice(DOORS[path])
+    if kind == "of another user":
+        whose = audience(DOORS[path].value, make_id("bob"))
+    if kind == "of another door":
+        whose = of_alice(Door.CLIENT if DOORS[path] is Door.CLIENT_OF_MANY else Door.CLIENT_OF_MANY)
     if kind == "expired":
         at = NOW - 25 * 3600
     if kind == "of another key":
         issuer = ResumeTokens(ResumeKey("k1", b"t" * 64))
-    token = "forged" if kind == "forged" else issuer.issue(FRESH, at).token
+    token = "forged" if kind == "forged" else issuer.issue(FRESH, whose, at).token
     status, body = await refused(doors, f"{path}&resume_token={token}", user_token("alice"))
     assert (status, body["message"]) == (401, "Invalid resume token")
     assert body["detail"]
@@ -242,7 +253,7 @@ async def test_keys_are_asked_for_anew(world: World) -> None:
     later = ResumeTokens(ResumeKey("k2", b"u" * 64), [KEY])
     current[0] = later
     for issuer in (TOKENS, later):
-        target = f"{MANY}?resume_token={issuer.issue(peer_id('old'), NOW).token}"
+        target = f"{MANY}?resume_token={issuer.issue(peer_id('old'), of_alice(Door.CLIENT_OF_MANY), NOW).token}"
         assert (await accepted(doors, target, user_token("alice"))).resumed
 
 

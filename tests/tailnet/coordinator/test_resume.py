@@ -5,16 +5,18 @@ import hmac
 import json
 from base64 import urlsafe_b64encode
 from contextlib import suppress
+from uuid import UUID
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailnet.coordinator.resume import LIFE_SECONDS, ResumeKey, ResumeTokenRefused, ResumeTokens
+from tailnet.coordinator.resume import LIFE_SECONDS, ResumeKey, ResumeTokenRefused, ResumeTokens, audience
 from tailnet.errors import LocalProtocolError
 from tailnet.types import PeerID
 
 NOW = 1_800_000_000.5
+ALICE = audience("client", UUID("01010101-0101-4000-8000-000000000001"))
 PEER = PeerID.parse("01234567-89ab-cdef-0123-456789abcdef")
 OLD, NEW = ResumeKey("2026-01", bytes(range(64))), ResumeKey("2026-02", b"k" * 64)
 TOKENS = ResumeTokens(NEW, [OLD])
@@ -39,51 +41,51 @@ def forge(
 
 
 HEADER = {"alg": "HS512", "kid": NEW.kid}
-CLAIMS = {"sub": str(PEER), "exp": NOW + 100}
+CLAIMS = {"sub": str(PEER), "aud": ALICE, "exp": NOW + 100}
 
 
 @given(st.binary(min_size=16, max_size=16), st.floats(0, 1e11))
 def test_what_we_sign_we_read(raw: bytes, now: float) -> None:
-    issued = TOKENS.issue(PeerID(raw), now)
-    assert TOKENS.verify(issued.token, now) == raw
+    issued = TOKENS.issue(PeerID(raw), ALICE, now)
+    assert TOKENS.verify(issued.token, ALICE, now) == raw
     assert (issued.expires_at, issued.refresh_in_seconds) == (int(now) + LIFE_SECONDS, LIFE_SECONDS // 2)
 
 
 def test_a_token_by_hand_is_read_as_ours() -> None:
-    assert TOKENS.verify(forge(HEADER, CLAIMS), NOW) == PEER
-    assert TOKENS.verify(forge(HEADER | {"typ": "JWT"}, CLAIMS | {"iss": "else"}), NOW) == PEER
+    assert TOKENS.verify(forge(HEADER, CLAIMS), ALICE, NOW) == PEER
+    assert TOKENS.verify(forge(HEADER | {"typ": "JWT"}, CLAIMS | {"iss": "else"}), ALICE, NOW) == PEER
 
 
 def test_our_token_is_a_jwt() -> None:
-    header, claims, signature = TOKENS.issue(PEER, NOW).token.split(".")
+    header, claims, signature = TOKENS.issue(PEER, ALICE, NOW).token.split(".")
     assert "=" not in header + claims + signature
     secret = hmac.new(NEW.secret, f"{header}.{claims}".encode(), hashlib.sha512).digest()
     assert base64url(secret) == signature
 
 
 def test_a_token_expires() -> None:
-    issued = TOKENS.issue(PEER, NOW)
-    assert TOKENS.verify(issued.token, issued.expires_at - 0.001) == PEER
+    issued = TOKENS.issue(PEER, ALICE, NOW)
+    assert TOKENS.verify(issued.token, ALICE, issued.expires_at - 0.001) == PEER
     for late in (issued.expires_at, issued.expires_at + 1e9, float("nan")):
         with pytest.raises(ResumeTokenRefused, match="expired"):
-            TOKENS.verify(issued.token, late)
+            TOKENS.verify(issued.token, ALICE, late)
 
 
 def test_keys_rotate() -> None:
-    before = ResumeTokens(OLD, [NEW]).issue(PEER, NOW).token
-    assert TOKENS.verify(before, NOW) == PEER
+    before = ResumeTokens(OLD, [NEW]).issue(PEER, ALICE, NOW).token
+    assert TOKENS.verify(before, ALICE, NOW) == PEER
     with pytest.raises(ResumeTokenRefused, match="no longer, accepted"):
-        ResumeTokens(NEW).verify(before, NOW)
+        ResumeTokens(NEW).verify(before, ALICE, NOW)
 
 
 @pytest.mark.parametrize("token", ["", forge({"alg": "HS512"}, CLAIMS), forge(HEADER | {"kid": ""}, CLAIMS)])
 def test_no_key_named_is_no_token(token: str) -> None:
-    assert TOKENS.verify(token, NOW) is None
+    assert TOKENS.verify(token, ALICE, NOW) is None
 
 
-GOOD = TOKENS.issue(PEER, NOW).token
+GOOD = TOKENS.issue(PEER, ALICE, NOW).token
 HEAD, BODY, SIGNATURE = GOOD.split(".")
-STRANGER = TOKENS.issue(PeerID(bytes(16)), NOW).token.split(".")[1]
+STRANGER = TOKENS.issue(PeerID(bytes(16)), ALICE, NOW).token.split(".")[1]
 
 REFUSED = {
     "forged signature": (forge(HEADER, CLAIMS, secret=b"x" * 64), "wrong signature"),
@@ -102,9 +104,13 @@ REFUSED = {
     "expiry is text": (forge(HEADER, CLAIMS | {"exp": "2099"}), "no expiry"),
     "expiry is a truth": (forge(HEADER, CLAIMS | {"exp": True}), "no expiry"),
     "expiry is no number": (forge(HEADER, CLAIMS | {"exp": float("nan")}), "expired"),
-    "no subject": (forge(HEADER, {"exp": NOW + 9}), "no peer id"),
+    "no subject": (forge(HEADER, {"aud": ALICE, "exp": NOW + 9}), "no peer id"),
     "subject is no id": (forge(HEADER, CLAIMS | {"sub": "me"}), "no peer id"),
     "subject is a number": (forge(HEADER, CLAIMS | {"sub": 7}), "no peer id"),
+    "no audience, as those of earlier versions": (forge(HEADER, {"sub": str(PEER), "exp": NOW + 9}), "another user"),
+    "another user": (forge(HEADER, CLAIMS | {"aud": audience("client", UUID(int=1))}), "another user"),
+    "another door": (forge(HEADER, CLAIMS | {"aud": ALICE.replace("client", "client of many")}), "another door"),
+    "the audience is a list": (forge(HEADER, CLAIMS | {"aud": [ALICE]}), "another user"),
     "claims are a list": (forge(HEADER, [CLAIMS]), "claims that is not a JSON object"),
     "header is a list": (forge([HEADER], CLAIMS), "header that is not a JSON object"),
     "header is not JSON": (f"{base64url(b'{')}.{BODY}.{SIGNATURE}", "header that is not a JSON object"),
@@ -127,20 +133,20 @@ REFUSED = {
 def test_refused(name: str) -> None:
     token, text = REFUSED[name]
     with pytest.raises(ResumeTokenRefused, match=text):
-        TOKENS.verify(token, NOW)
+        TOKENS.verify(token, ALICE, NOW)
 
 
 @given(st.integers(0, len(GOOD) - 1), st.characters())
 def test_no_changed_sign_gives_another_peer(at: int, sign: str) -> None:
     """Most changes are refused; one that only touches the unused last bits of a part may still read as the same id."""
     with suppress(ResumeTokenRefused):
-        assert TOKENS.verify(GOOD[:at] + sign + GOOD[at + 1 :], NOW) in (PEER, None)
+        assert TOKENS.verify(GOOD[:at] + sign + GOOD[at + 1 :], ALICE, NOW) in (PEER, None)
 
 
 @given(st.text())
 def test_any_text_is_refused_or_no_token(text: str) -> None:
     with suppress(ResumeTokenRefused):
-        assert TOKENS.verify(text, NOW) is None
+        assert TOKENS.verify(text, ALICE, NOW) is None
 
 
 def test_keys_are_judged_when_given() -> None:
@@ -155,4 +161,4 @@ def test_keys_are_judged_when_given() -> None:
 
 def test_secrets_and_tokens_stay_out_of_reprs() -> None:
     assert "kkkk" not in repr(NEW)
-    assert SIGNATURE not in repr(TOKENS.issue(PEER, NOW))
+    assert SIGNATURE not in repr(TOKENS.issue(PEER, ALICE, NOW))

@@ -365,6 +365,34 @@ async def test_resume_tokens_survive_a_restart(serve: Serve) -> None:
     assert caught.value.answer.json()["validations"] == [{"field": "resume_token", "detail": "Invalid resume token"}]
 
 
+async def test_an_agent_gets_no_resume_token(server: CoordinatorServer) -> None:
+    """With one, a client could take its id and announce whatever addresses it likes under it."""
+    async with open_peer(server, AGENT_DOOR, agent_token("main")) as agent_peer:
+        with pytest.raises(RpcError) as caught:
+            await agent_peer.call(
+                TAILNET + "RefreshResumeToken",
+                tailnet.RefreshResumeTokenRequest(),
+                tailnet.RefreshResumeTokenResponse,
+            )
+        assert caught.value.code == 12
+        await agent_peer.call(AGENT + "GetManifest", agent.GetManifestRequest(), agent.Manifest)
+
+
+@pytest.mark.parametrize("way", ["another user", "another door"])
+async def test_a_resume_token_is_of_use_to_its_user_at_its_door_alone(server: CoordinatorServer, way: str) -> None:
+    request, kind = tailnet.RefreshResumeTokenRequest(), tailnet.RefreshResumeTokenResponse
+    async with open_peer(server, MANY_DOOR, ALICE) as client:
+        issued = await client.call(TAILNET + "RefreshResumeToken", request, kind)
+    query = f"version=2.3&resume_token={issued.token}"
+    door = client_door(MAIN, query) if way == "another door" else f"/api/v2/tailnet?{query}"
+    with pytest.raises(RefusedUpgrade) as caught:
+        async with open_peer(server, door, ALICE if way == "another door" else user_token("bob")):
+            pass
+    assert caught.value.answer.json()["validations"][0]["field"] == "resume_token"
+    async with open_peer(server, f"/api/v2/tailnet?{query}", ALICE) as client:
+        assert (await client.call(TAILNET + "RefreshResumeToken", request, kind)).peer_id == issued.peer_id
+
+
 async def test_derp_maps_come_first_and_on_every_change(serve: Serve, tmp_path: Path) -> None:
     file = tmp_path / "map.json"
     file.write_bytes(map_text(1))
