@@ -15,6 +15,7 @@ DerpError                     derp/errors.py
 """
 
 from collections.abc import Sequence
+from enum import Enum
 from typing import Final
 
 from derp.errors import (
@@ -38,6 +39,7 @@ __all__ = [
     "RpcError",
     "SeedError",
     "StoreError",
+    "StoreTrouble",
     "StoreVersionError",
     "TailnetError",
     "TransportError",
@@ -82,8 +84,28 @@ class MalformedField(TailnetError, ValueError):
     """A message was decoded, but a field of it makes no sense.  The text names field and reason."""
 
 
+class StoreTrouble(Enum):
+    """Why a store failed, as metrics and readiness name it."""
+
+    LOCKED = "locked"  # somebody else holds a lock for too long
+    READ_ONLY = "read_only"
+    FULL = "full"
+    REPLACED = "replaced"  # the file is another one than was opened
+    DAMAGED = "damaged"
+    UNREACHABLE = "unreachable"  # stopped, restarting, no route
+    REFUSED = "refused"  # a wrong password, a database that is not there
+    CROWDED = "crowded"  # no connection is free
+    SLOW = "slow"  # a time-out
+    UNFIT = "unfit"  # a row that the store cannot hold: the others can be written
+    OTHER = "other"
+
+
 class StoreError(TailnetError):
-    """The store failed; the text names the operation and what to check."""
+    """The store failed; the text names the store and what to change, `trouble` is the same for programs."""
+
+    def __init__(self, text: str, trouble: StoreTrouble = StoreTrouble.OTHER) -> None:
+        super().__init__(text)
+        self.trouble = trouble
 
 
 class StoreVersionError(StoreError):

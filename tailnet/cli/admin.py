@@ -76,7 +76,7 @@ def user(
     try:
         found = opened.find_user(username)
         if found is None:
-            raise click.ClickException(f"there is no user {username!r} in {opened.path}")
+            raise click.ClickException(f"there is no user {username!r} in {opened.shown}")
         if is_admin is not None or active is not None:
             opened.update_user(found.id, datetime.now(UTC), active=active, admin=is_admin)
             found = opened.find_user(username) or found

@@ -11,7 +11,7 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from tailnet.store.callers import pieces
-from tailnet.store.database import Database
+from tailnet.store.part import Part, notes, reads
 from tailnet.store.reports import keep_last
 from tailnet.store.rows import (
     App,
@@ -51,79 +51,79 @@ _METADATA: Final = (
 )
 
 
-class AppTables(Database):
-    """The part of the store behind manifests.  Every method blocks and raises StoreError."""
+class AppTables(Part):
+    """The part of the store behind manifests.  Every method raises StoreError."""
 
-    def definitions(self, agent_id: PeerID) -> Definitions:
+    @reads
+    def definitions(self, connection: sa.Connection, agent_id: PeerID) -> Definitions:
         """All of an agent's, in the order of the seed, with what it reported of them: one snapshot."""
         asked = {"agent": agent_id}
-        with self.reading() as connection:
-            apps = connection.execute(_APPS, asked).all()
-            scripts = connection.execute(_SCRIPTS, asked).all()
-            statuses = _statuses(connection, agent_id) if apps else {}
-            runs = _runs(connection, agent_id) if scripts else {}
-            metadata = connection.execute(_METADATA, asked).scalars().all()
+        apps = connection.execute(_APPS, asked).all()
+        scripts = connection.execute(_SCRIPTS, asked).all()
+        statuses = _statuses(connection, agent_id) if apps else {}
+        runs = _runs(connection, agent_id) if scripts else {}
+        metadata = connection.execute(_METADATA, asked).scalars().all()
         return Definitions(
             [App(row.id, row.definition, AppHealth(row.health), statuses.get(row.id, ())) for row in apps],
             [Script(row.id, row.definition, runs.get(row.id, ())) for row in scripts],
             metadata,
         )
 
-    def update_app_healths(self, batches: Sequence[AppHealths]) -> list[str]:
+    @notes
+    def update_app_healths(self, connection: sa.Connection, batches: Sequence[AppHealths]) -> list[str]:
         """For each batch why it was refused, or nothing.  Of a refused batch nothing is stored."""
         problems: list[str] = []
         changes: dict[UUID, AppHealth] = {}
-        with self.writing() as connection:
-            owners: dict[UUID, tuple[PeerID, bool]] = {}
-            for piece in pieces({app_id for batch in batches for app_id in batch.healths}):
-                for row in connection.execute(sa.select(agent_apps).where(agent_apps.c.id.in_(piece))):
-                    owners[row.id] = row.agent_id, App(row.id, row.definition, AppHealth.DISABLED).is_checked
-            for batch in batches:
-                wrong = [each for each in batch.healths if owners.get(each) != (batch.agent_id, True)]
-                problems.append(f"app {wrong[0]} is none of this agent's that has a health check" if wrong else "")
-                if not wrong:
-                    changes.update(batch.healths)
-            if changes:
-                connection.execute(
-                    agent_apps.update()
-                    .where(agent_apps.c.id == sa.bindparam("app"))
-                    .values(health=sa.bindparam("new_health")),
-                    [{"app": app_id, "new_health": int(health)} for app_id, health in changes.items()],
-                )
+        owners: dict[UUID, tuple[PeerID, bool]] = {}
+        for piece in pieces({app_id for batch in batches for app_id in batch.healths}):
+            for row in connection.execute(sa.select(agent_apps).where(agent_apps.c.id.in_(piece))):
+                owners[row.id] = row.agent_id, App(row.id, row.definition, AppHealth.DISABLED).is_checked
+        for batch in batches:
+            wrong = [each for each in batch.healths if owners.get(each) != (batch.agent_id, True)]
+            problems.append(f"app {wrong[0]} is none of this agent's that has a health check" if wrong else "")
+            if not wrong:
+                changes.update(batch.healths)
+        if changes:
+            connection.execute(
+                agent_apps.update()
+                .where(agent_apps.c.id == sa.bindparam("app"))
+                .values(health=sa.bindparam("new_health")),
+                [{"app": app_id, "new_health": int(health)} for app_id, health in changes.items()],
+            )
         return problems
 
-    def add_app_status(self, agent_id: PeerID, slug: str, status: AppStatus) -> bool:
+    @notes
+    def add_app_status(self, connection: sa.Connection, agent_id: PeerID, slug: str, status: AppStatus) -> bool:
         """Add what an app says it does.  Returns whether the agent has an app of that slug."""
-        with self.writing() as connection:
-            rows = connection.execute(_APPS, {"agent": agent_id}).all()
-            app_id = next((row.id for row in rows if row.definition["slug"] == slug), None)
-            if app_id is None:
-                return False
-            connection.execute(
-                agent_app_statuses.insert().values(
-                    app_id=app_id,
-                    status_id=status.id,
-                    created_at=status.created_at,
-                    state=int(status.state),
-                    message=status.message,
-                    uri=status.uri,
-                )
+        rows = connection.execute(_APPS, {"agent": agent_id}).all()
+        app_id = next((row.id for row in rows if row.definition["slug"] == slug), None)
+        if app_id is None:
+            return False
+        connection.execute(
+            agent_app_statuses.insert().values(
+                app_id=app_id,
+                status_id=status.id,
+                created_at=status.created_at,
+                state=int(status.state),
+                message=status.message,
+                uri=status.uri,
             )
-            keep_last(connection, agent_app_statuses.c.app_id, app_id, MAX_STATUSES_PER_APP)
+        )
+        keep_last(connection, agent_app_statuses.c.app_id, app_id, MAX_STATUSES_PER_APP)
         return True
 
-    def add_script_runs(self, runs: Sequence[tuple[PeerID, ScriptRun]]) -> None:
+    @notes
+    def add_script_runs(self, connection: sa.Connection, runs: Sequence[tuple[PeerID, ScriptRun]]) -> None:
         """Add runs, each with the agent that reports it; runs of scripts that are not that agent's are dropped."""
-        with self.writing() as connection:
-            owners: dict[UUID, PeerID] = {}
-            for piece in pieces({run.script_id for _, run in runs}):
-                query = sa.select(agent_scripts.c.id, agent_scripts.c.agent_id).where(agent_scripts.c.id.in_(piece))
-                owners.update((script_id, agent_id) for script_id, agent_id in connection.execute(query))
-            kept = [run for agent_id, run in runs if owners.get(run.script_id) == agent_id]
-            if kept:
-                connection.execute(agent_script_runs.insert(), [_run_row(run) for run in kept])
-            for script_id in {run.script_id for run in kept}:
-                keep_last(connection, agent_script_runs.c.script_id, script_id, MAX_RUNS_PER_SCRIPT)
+        owners: dict[UUID, PeerID] = {}
+        for piece in pieces({run.script_id for _, run in runs}):
+            query = sa.select(agent_scripts.c.id, agent_scripts.c.agent_id).where(agent_scripts.c.id.in_(piece))
+            owners.update((script_id, agent_id) for script_id, agent_id in connection.execute(query))
+        kept = [run for agent_id, run in runs if owners.get(run.script_id) == agent_id]
+        if kept:
+            connection.execute(agent_script_runs.insert(), [_run_row(run) for run in kept])
+        for script_id in {run.script_id for run in kept}:
+            keep_last(connection, agent_script_runs.c.script_id, script_id, MAX_RUNS_PER_SCRIPT)
 
 
 def _statuses(connection: sa.Connection, agent_id: PeerID) -> dict[UUID, list[AppStatus]]:

@@ -12,7 +12,8 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from tailnet.store.database import IDS_PER_STATEMENT, Database
+from tailnet.store.database import IDS_PER_STATEMENT
+from tailnet.store.part import Part, reads, writes
 from tailnet.store.rows import (
     AgentIdentity,
     AgentRow,
@@ -58,39 +59,41 @@ NO_APPS: Final[Mapping[UUID, Mapping[str, Any]]] = MappingProxyType({})
 _GENERATION: Final = sa.select(counters.c.value).where(counters.c.name == "callers")
 
 
-class CallerTables(Database):
-    """The part of the store that says who is who.  Every method blocks and raises StoreError."""
+class CallerTables(Part):
+    """The part of the store that says who is who.  Every method raises StoreError."""
 
-    def callers_generation(self) -> int:
+    @reads
+    def callers_generation(self, connection: sa.Connection) -> int:
         """A number that rises whenever a token, an owner, a name or a right may have changed."""
-        with self.reading() as connection:
-            return int(connection.execute(_GENERATION).scalar_one())
+        return int(connection.execute(_GENERATION).scalar_one())
 
+    @reads
     def read_callers(
-        self, known: int, missing: Iterable[CallerKey], everything: Iterable[CallerKey]
+        self, connection: sa.Connection, known: int, missing: Iterable[CallerKey], everything: Iterable[CallerKey]
     ) -> tuple[int, dict[CallerKey, AgentIdentity | UserToken]]:
         """Look up many callers in one snapshot, for a cache.
 
         Looks for `missing` if the generation is still `known`, else for `everything`.  Returns the generation and
         what exists of it; what does not is absent.
         """
-        with self.reading() as connection:
-            generation = int(connection.execute(_GENERATION).scalar_one())
-            digests, agent_ids, token_ids = _sort(missing if generation == known else everything)
-            found: dict[CallerKey, AgentIdentity | UserToken] = {}
-            found.update(_agents_by_digest(connection, digests).items())
-            found.update(_agents_by_id(connection, agent_ids).items())
-            found.update(_tokens_by_id(connection, token_ids).items())
-            return generation, found
+        generation = int(connection.execute(_GENERATION).scalar_one())
+        digests, agent_ids, token_ids = _sort(missing if generation == known else everything)
+        found: dict[CallerKey, AgentIdentity | UserToken] = {}
+        found.update(_agents_by_digest(connection, digests).items())
+        found.update(_agents_by_id(connection, agent_ids).items())
+        found.update(_tokens_by_id(connection, token_ids).items())
+        return generation, found
 
-    def read_all_callers(self, most: int) -> tuple[int, dict[CallerKey, AgentIdentity | UserToken]]:
+    @reads
+    def read_all_callers(
+        self, connection: sa.Connection, most: int
+    ) -> tuple[int, dict[CallerKey, AgentIdentity | UserToken]]:
         """Everybody, for a cache: the generation, and agents by digest and by id, tokens by id.  Nobody if agents and
         tokens together are more than `most`."""
-        with self.reading() as connection:
-            generation = int(connection.execute(_GENERATION).scalar_one())
-            found: dict[CallerKey, AgentIdentity | UserToken] = {}
-            agent_rows = connection.execute(_IDENTITIES.limit(most + 1)).all()
-            token_rows = connection.execute(_TOKENS.limit(most + 1)).all()
+        generation = int(connection.execute(_GENERATION).scalar_one())
+        found: dict[CallerKey, AgentIdentity | UserToken] = {}
+        agent_rows = connection.execute(_IDENTITIES.limit(most + 1)).all()
+        token_rows = connection.execute(_TOKENS.limit(most + 1)).all()
         if len(agent_rows) + len(token_rows) > most:
             return generation, found
         for digest, *identity in agent_rows:
@@ -100,77 +103,82 @@ class CallerTables(Database):
             found[token_id] = UserToken(token_id, secret_digest, expires_at, UserIdentity(*user))
         return generation, found
 
-    def agents_by_token_digests(self, digests: Collection[bytes]) -> dict[bytes, AgentIdentity]:
+    @reads
+    def agents_by_token_digests(
+        self, connection: sa.Connection, digests: Collection[bytes]
+    ) -> dict[bytes, AgentIdentity]:
         """The agents whose token has these SHA-256 digests; unknown ones are absent."""
-        with self.reading() as connection:
-            return _agents_by_digest(connection, digests)
+        return _agents_by_digest(connection, digests)
 
-    def agent_identities(self, ids: Collection[PeerID]) -> dict[PeerID, AgentIdentity]:
+    @reads
+    def agent_identities(self, connection: sa.Connection, ids: Collection[PeerID]) -> dict[PeerID, AgentIdentity]:
         """The agents with these ids; unknown ones are absent."""
-        with self.reading() as connection:
-            return _agents_by_id(connection, ids)
+        return _agents_by_id(connection, ids)
 
-    def user_tokens(self, token_ids: Collection[str]) -> dict[str, UserToken]:
+    @reads
+    def user_tokens(self, connection: sa.Connection, token_ids: Collection[str]) -> dict[str, UserToken]:
         """The session tokens with these ids, whatever their state; unknown ones are absent."""
-        with self.reading() as connection:
-            return _tokens_by_id(connection, token_ids)
+        return _tokens_by_id(connection, token_ids)
 
-    def get_user(self, user_id: UUID) -> UserIdentity | None:
-        return self._user(users.c.id == user_id)
+    @reads
+    def get_user(self, connection: sa.Connection, user_id: UUID) -> UserIdentity | None:
+        return _user(connection, users.c.id == user_id)
 
-    def find_user(self, username: str) -> UserIdentity | None:
-        return self._user(users.c.username == username)
+    @reads
+    def find_user(self, connection: sa.Connection, username: str) -> UserIdentity | None:
+        return _user(connection, users.c.username == username)
 
-    def _user(self, condition: sa.ColumnElement[bool]) -> UserIdentity | None:
-        query = sa.select(users.c.id, users.c.username, users.c.active, users.c.admin).where(condition)
-        with self.reading() as connection:
-            row = connection.execute(query).first()
-        return None if row is None else UserIdentity(*row)
-
-    def get_agent(self, agent_id: PeerID) -> AgentRow | None:
-        with self.reading() as connection:
-            row = connection.execute(_AGENT_ROWS.where(agents.c.id == agent_id)).first()
+    @reads
+    def get_agent(self, connection: sa.Connection, agent_id: PeerID) -> AgentRow | None:
+        row = connection.execute(_AGENT_ROWS.where(agents.c.id == agent_id)).first()
         return None if row is None else _agent(row)
 
-    def list_sub_agents(self, parent_id: PeerID) -> list[AgentRow]:
-        with self.reading() as connection:
-            query = _AGENT_ROWS.where(agents.c.parent_id == parent_id).order_by(agents.c.name, agents.c.id)
-            return [_agent(row) for row in connection.execute(query)]
+    @reads
+    def list_sub_agents(self, connection: sa.Connection, parent_id: PeerID) -> list[AgentRow]:
+        query = _AGENT_ROWS.where(agents.c.parent_id == parent_id).order_by(agents.c.name, agents.c.id)
+        return [_agent(row) for row in connection.execute(query)]
 
-    def list_workspaces(self, owner_id: UUID) -> list[WorkspaceRow]:
+    @reads
+    def list_workspaces(self, connection: sa.Connection, owner_id: UUID) -> list[WorkspaceRow]:
         """All workspaces of an owner with their agents, by name: one snapshot."""
-        with self.reading() as connection:
-            of_workspace: dict[UUID, list[AgentRow]] = {}
-            query = _AGENT_ROWS.join(workspaces, agents.c.workspace_id == workspaces.c.id)
-            for row in connection.execute(
-                query.where(workspaces.c.owner_id == owner_id).order_by(agents.c.name, agents.c.id)
-            ):
-                of_workspace.setdefault(row.workspace_id, []).append(_agent(row))
-            rows = connection.execute(
-                sa.select(workspaces.c.id, workspaces.c.owner_id, workspaces.c.name, workspaces.c.status)
-                .where(workspaces.c.owner_id == owner_id)
-                .order_by(workspaces.c.name, workspaces.c.id)
-            )
-            return [
-                WorkspaceRow(row.id, row.owner_id, row.name, WorkspaceStatus(row.status), of_workspace.get(row.id, ()))
-                for row in rows
-            ]
+        of_workspace: dict[UUID, list[AgentRow]] = {}
+        query = _AGENT_ROWS.join(workspaces, agents.c.workspace_id == workspaces.c.id)
+        for row in connection.execute(
+            query.where(workspaces.c.owner_id == owner_id).order_by(agents.c.name, agents.c.id)
+        ):
+            of_workspace.setdefault(row.workspace_id, []).append(_agent(row))
+        rows = connection.execute(
+            sa.select(workspaces.c.id, workspaces.c.owner_id, workspaces.c.name, workspaces.c.status)
+            .where(workspaces.c.owner_id == owner_id)
+            .order_by(workspaces.c.name, workspaces.c.id)
+        )
+        return [
+            WorkspaceRow(row.id, row.owner_id, row.name, WorkspaceStatus(row.status), of_workspace.get(row.id, ()))
+            for row in rows
+        ]
 
-    def set_workspace_status(self, workspace_id: UUID, status: WorkspaceStatus, now: datetime) -> bool:
+    @writes
+    def set_workspace_status(
+        self, connection: sa.Connection, workspace_id: UUID, status: WorkspaceStatus, now: datetime
+    ) -> bool:
         """Returns whether that workspace exists."""
         change = workspaces.update().where(workspaces.c.id == workspace_id)
-        return self._change(change.values(status=int(status), updated_at=now))
+        return _change(connection, change.values(status=int(status), updated_at=now))
 
-    def delete_workspace(self, workspace_id: UUID) -> bool:
+    @writes
+    def delete_workspace(self, connection: sa.Connection, workspace_id: UUID) -> bool:
         """Delete a workspace with its agents, their tokens and reports.  Returns whether it existed."""
-        return self._change(workspaces.delete().where(workspaces.c.id == workspace_id))
+        return _change(connection, workspaces.delete().where(workspaces.c.id == workspace_id))
 
-    def delete_agent(self, agent_id: PeerID) -> bool:
+    @writes
+    def delete_agent(self, connection: sa.Connection, agent_id: PeerID) -> bool:
         """Delete an agent with its sub-agents and reports.  Returns whether it existed."""
-        return self._change(agents.delete().where(agents.c.id == agent_id))
+        return _change(connection, agents.delete().where(agents.c.id == agent_id))
 
+    @writes
     def add_sub_agent(
         self,
+        connection: sa.Connection,
         parent_id: PeerID,
         agent_id: PeerID,
         token_digest: bytes,
@@ -186,43 +194,49 @@ class CallerTables(Database):
 
         Returns False if there is no such parent.  Raises StoreError.
         """
-        with self.writing() as connection:
-            workspace_id = connection.execute(
-                sa.select(agents.c.workspace_id).where(agents.c.id == parent_id)
-            ).scalar_one_or_none()
-            if workspace_id is None:
-                return False
-            connection.execute(
-                agents.insert().values(
-                    id=agent_id,
-                    workspace_id=workspace_id,
-                    parent_id=parent_id,
-                    name=name,
-                    token_digest=token_digest,
-                    created_at=now,
-                    updated_at=now,
-                    directory=directory,
-                    architecture=architecture,
-                    operating_system=operating_system,
-                )
+        workspace_id = connection.execute(
+            sa.select(agents.c.workspace_id).where(agents.c.id == parent_id)
+        ).scalar_one_or_none()
+        if workspace_id is None:
+            return False
+        connection.execute(
+            agents.insert().values(
+                id=agent_id,
+                workspace_id=workspace_id,
+                parent_id=parent_id,
+                name=name,
+                token_digest=token_digest,
+                created_at=now,
+                updated_at=now,
+                directory=directory,
+                architecture=architecture,
+                operating_system=operating_system,
             )
-            rows = [
-                {
-                    "id": app_id,
-                    "agent_id": agent_id,
-                    "position": position,
-                    "definition": dict(definition),
-                    "health": int(first_health(definition)),
-                }
-                for position, (app_id, definition) in enumerate(apps.items())
-            ]
-            if rows:
-                connection.execute(agent_apps.insert(), rows)
-            raise_generation(connection)
+        )
+        rows = [
+            {
+                "id": app_id,
+                "agent_id": agent_id,
+                "position": position,
+                "definition": dict(definition),
+                "health": int(first_health(definition)),
+            }
+            for position, (app_id, definition) in enumerate(apps.items())
+        ]
+        if rows:
+            connection.execute(agent_apps.insert(), rows)
+        raise_generation(connection)
         return True
 
+    @writes
     def update_user(
-        self, user_id: UUID, now: datetime, *, active: bool | None = None, admin: bool | None = None
+        self,
+        connection: sa.Connection,
+        user_id: UUID,
+        now: datetime,
+        *,
+        active: bool | None = None,
+        admin: bool | None = None,
     ) -> bool:
         """Change what is given.  A user who is not active is signed out everywhere.  Returns whether it exists."""
         values: dict[str, object] = {"updated_at": now}
@@ -230,28 +244,43 @@ class CallerTables(Database):
             values["active"] = active
         if admin is not None:
             values["admin"] = admin
-        return self._change(users.update().where(users.c.id == user_id).values(values))
+        return _change(connection, users.update().where(users.c.id == user_id).values(values))
 
+    @writes
     def add_user_token(
-        self, user_id: UUID, token_id: str, secret_digest: bytes, now: datetime, expires_at: datetime | None = None
+        self,
+        connection: sa.Connection,
+        user_id: UUID,
+        token_id: str,
+        secret_digest: bytes,
+        now: datetime,
+        expires_at: datetime | None = None,
     ) -> None:
         """Store a session token's id and digest.  Raises StoreError if the id is taken or the user unknown."""
-        self._change(
+        _change(
+            connection,
             user_tokens.insert().values(
                 id=token_id, user_id=user_id, secret_digest=secret_digest, created_at=now, expires_at=expires_at
-            )
+            ),
         )
 
-    def delete_user_token(self, token_id: str) -> bool:
+    @writes
+    def delete_user_token(self, connection: sa.Connection, token_id: str) -> bool:
         """Returns whether it existed."""
-        return self._change(user_tokens.delete().where(user_tokens.c.id == token_id))
+        return _change(connection, user_tokens.delete().where(user_tokens.c.id == token_id))
 
-    def _change(self, statement: sa.UpdateBase) -> bool:
-        with self.writing() as connection:
-            changed = connection.execute(statement).rowcount > 0
-            if changed:
-                raise_generation(connection)
-        return changed
+
+def _change(connection: sa.Connection, statement: sa.UpdateBase) -> bool:
+    changed = connection.execute(statement).rowcount > 0
+    if changed:
+        raise_generation(connection)
+    return changed
+
+
+def _user(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> UserIdentity | None:
+    query = sa.select(users.c.id, users.c.username, users.c.active, users.c.admin).where(condition)
+    row = connection.execute(query).first()
+    return None if row is None else UserIdentity(*row)
 
 
 def raise_generation(connection: sa.Connection) -> None:

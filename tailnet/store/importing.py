@@ -14,12 +14,12 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from tailnet.store.callers import pieces, raise_generation
-from tailnet.store.database import Database
 from tailnet.store.importing_definitions import put_definitions
 from tailnet.store.problems import Problems
 from tailnet.store.rows import WorkspaceStatus
 from tailnet.store.schema import agent_apps, agent_scripts, agents, user_tokens, users, workspaces
 from tailnet.store.seed import Seed, SeedUser
+from tailnet.store.store import Store
 
 K = TypeVar("K")
 
@@ -47,17 +47,16 @@ class SeedOutcome:
         return any(tally.added or tally.changed for tally in (self.users, self.workspaces, self.agents))
 
 
-def import_seed(database: Database, seed: Seed, now: datetime, name: str = "seed") -> SeedOutcome:
+def import_seed(store: Store, seed: Seed, now: datetime, name: str = "seed") -> SeedOutcome:
     """Write what differs.  Blocks.  Raises SeedError, with nothing written, and StoreError."""
-    with database.writing() as connection:
+    # On the disk when it returns: whoever imports may delete the file next.
+    with store.writing() as connection:
+        store.database.dialect.lock(connection, "import")
         writer = _Writer(connection, seed, now)
         writer.check(Problems(name))
         outcome = SeedOutcome(writer.put_users(), writer.put_workspaces(), writer.put_agents())
         if outcome.changed_anything:
             raise_generation(connection)
-    if outcome.changed_anything:
-        # Whoever imports may delete the file next.
-        database.make_durable()
     return outcome
 
 

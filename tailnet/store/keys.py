@@ -5,17 +5,20 @@ a key is deleted when nothing it signed can still be valid.  A lasting key, the 
 Several processes on one store agree, since the store decides.
 """
 
+import logging
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
 
-from tailnet.store.database import Database
+from tailnet.errors import StoreError
+from tailnet.store.part import Part, notes, reads, writes
 from tailnet.store.rows import SigningKey
 from tailnet.store.schema import kept_maps, signing_keys
+
+_log = logging.getLogger("tailnet.store")
 
 RESUME_PURPOSE: Final = "tailnet_resume"
 
@@ -29,69 +32,89 @@ ROTATE_AFTER: Final = timedelta(days=30)
 VERIFY_AFTER_ROTATION: Final = timedelta(hours=48)
 
 
-class KeyTables(Database):
-    """The part of the store that keeps secrets and maps.  Every method blocks and raises StoreError."""
+class KeyTables(Part):
+    """The part of the store that keeps secrets and maps.  Every method raises StoreError."""
 
     def signing_keys(self, purpose: str, now: datetime, random_bytes: Callable[[int], bytes]) -> list[SigningKey]:
         """The keys of a purpose, newest first: the first one signs, all of them verify.
 
-        Makes the first key, rotates and deletes as needed; call it at start and about once an hour.
+        Makes the first key, rotates and deletes as needed; call it at start and about once an hour.  Blocks.  Where
+        the store can be read but not written, the keys that are there go on for longer.
         """
-        with self.reading() as connection:
-            keys = _keys(connection, purpose)
+        keys = self.stored_keys(purpose)
         if keys and now - keys[0].created_at < ROTATE_AFTER and not _spent(keys, now):
             return keys
-        with self.writing() as connection:
-            # Read again: another process may have rotated between the two transactions.
-            keys = _keys(connection, purpose)
-            if not keys or now - keys[0].created_at >= ROTATE_AFTER:
-                fresh = SigningKey(random_bytes(KEY_ID_BYTES).hex(), random_bytes(KEY_BYTES), now)
-                connection.execute(
-                    signing_keys.insert().values(
-                        id=fresh.id, purpose=purpose, secret=fresh.secret, created_at=fresh.created_at
-                    )
-                )
-                keys.insert(0, fresh)
-            spent = _spent(keys, now)
-            if spent:
-                ids = [key.id for key in spent]
-                connection.execute(signing_keys.delete().where(signing_keys.c.id.in_(ids)))
+        try:
+            return self.rotate(purpose, now, random_bytes)
+        except StoreError as error:
+            if not keys:
+                raise
+            _log.error("! %s keys are not rotated, those of before go on: %s", purpose, error)
+            return keys
+
+    @reads
+    def stored_keys(self, connection: sa.Connection, purpose: str) -> list[SigningKey]:
+        """The keys as they are, newest first."""
+        return _keys(connection, purpose)
+
+    @writes
+    def rotate(
+        self, connection: sa.Connection, purpose: str, now: datetime, random_bytes: Callable[[int], bytes]
+    ) -> list[SigningKey]:
+        """Make the key that is due, delete those that are spent.  Returns those that are left, newest first."""
+        # Read under the lock: another process may have rotated since somebody found it necessary.
+        self.database.dialect.lock(connection, "keys")
+        keys = _keys(connection, purpose)
+        if not keys or now - keys[0].created_at >= ROTATE_AFTER:
+            keys.insert(0, _new_key(connection, purpose, now, random_bytes, KEY_BYTES))
+        spent = _spent(keys, now)
+        if spent:
+            connection.execute(signing_keys.delete().where(signing_keys.c.id.in_([key.id for key in spent])))
         return [key for key in keys if key not in spent]
 
     def lasting_key(self, purpose: str, now: datetime, random_bytes: Callable[[int], bytes], length: int) -> bytes:
-        """The one key of a purpose that never changes, `length` bytes; made when it is first asked for."""
-        with self.reading() as connection:
-            keys = _keys(connection, purpose)
-        if not keys:
-            with self.writing() as connection:
-                # Again under the lock: of several processes that start together, all have the key of one.
-                keys = _keys(connection, purpose)
-                if not keys:
-                    keys = [SigningKey(random_bytes(KEY_ID_BYTES).hex(), random_bytes(length), now)]
-                    connection.execute(
-                        signing_keys.insert().values(
-                            id=keys[0].id, purpose=purpose, secret=keys[0].secret, created_at=now
-                        )
-                    )
+        """The one key of a purpose that never changes, `length` bytes; made when it is first asked for.  Blocks."""
+        keys = self.stored_keys(purpose)
+        return keys[0].secret if keys else self.make_lasting_key(purpose, now, random_bytes, length)
+
+    @writes
+    def make_lasting_key(
+        self,
+        connection: sa.Connection,
+        purpose: str,
+        now: datetime,
+        random_bytes: Callable[[int], bytes],
+        length: int,
+    ) -> bytes:
+        """The key of that purpose, made if nobody else made it first."""
+        # Of several processes that start together, all have the key of one.
+        self.database.dialect.lock(connection, "keys")
+        keys = _keys(connection, purpose) or [_new_key(connection, purpose, now, random_bytes, length)]
         return keys[0].secret
 
-    def keep_map(self, source: str, body: str, now: datetime) -> None:
+    @notes
+    def keep_map(self, connection: sa.Connection, source: str, body: str, now: datetime) -> None:
         """Remember the last good DERP map of a source."""
-        new = insert(kept_maps).values(source=source, body=body, fetched_at=now)
-        with self.writing() as connection:
-            connection.execute(
-                new.on_conflict_do_update(
-                    index_elements=["source"], set_={"body": new.excluded.body, "fetched_at": new.excluded.fetched_at}
-                )
-            )
+        put = self.database.dialect.upsert(kept_maps, key=("source",), replaced=("body", "fetched_at"))
+        connection.execute(put, {"source": source, "body": body, "fetched_at": now})
 
-    def kept_map(self, source: str) -> tuple[str, datetime] | None:
+    @reads
+    def kept_map(self, connection: sa.Connection, source: str) -> tuple[str, datetime] | None:
         """The last good DERP map of a source as JSON text, and since when it is known."""
-        with self.reading() as connection:
-            row = connection.execute(
-                sa.select(kept_maps.c.body, kept_maps.c.fetched_at).where(kept_maps.c.source == source)
-            ).first()
+        row = connection.execute(
+            sa.select(kept_maps.c.body, kept_maps.c.fetched_at).where(kept_maps.c.source == source)
+        ).first()
         return None if row is None else (row[0], row[1])
+
+
+def _new_key(
+    connection: sa.Connection, purpose: str, now: datetime, random_bytes: Callable[[int], bytes], length: int
+) -> SigningKey:
+    fresh = SigningKey(random_bytes(KEY_ID_BYTES).hex(), random_bytes(length), now)
+    connection.execute(
+        signing_keys.insert().values(id=fresh.id, purpose=purpose, secret=fresh.secret, created_at=fresh.created_at)
+    )
+    return fresh
 
 
 def _keys(connection: sa.Connection, purpose: str) -> list[SigningKey]:

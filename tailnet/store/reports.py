@@ -12,10 +12,9 @@ from typing import Any, Final
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
 
 from tailnet.store.callers import pieces
-from tailnet.store.database import Database
+from tailnet.store.part import Part, notes, reads
 from tailnet.store.rows import (
     ConnectionAction,
     ConnectionReport,
@@ -102,25 +101,31 @@ _STARTUP: Final = (
 )
 
 
-class ReportTables(Database):
-    """The part of the store that agents fill.  Every method blocks and raises StoreError."""
+class ReportTables(Part):
+    """The part of the store that agents fill.  Every method raises StoreError."""
 
-    def record_connected(self, agent_ids: Sequence[PeerID], now: datetime) -> None:
+    @notes
+    def record_connected(self, connection: sa.Connection, agent_ids: Sequence[PeerID], now: datetime) -> None:
         """These agents have just connected, or gave a sign of life: both set the same times."""
-        self._execute_many(_CONNECTED, [{"agent": agent_id, "at": now} for agent_id in agent_ids])
+        _execute_many(connection, _CONNECTED, [{"agent": agent_id, "at": now} for agent_id in agent_ids])
 
-    def record_disconnected(self, agent_ids: Sequence[PeerID], now: datetime) -> None:
-        self._execute_many(_DISCONNECTED, [{"agent": agent_id, "at": now} for agent_id in agent_ids])
+    @notes
+    def record_disconnected(self, connection: sa.Connection, agent_ids: Sequence[PeerID], now: datetime) -> None:
+        _execute_many(connection, _DISCONNECTED, [{"agent": agent_id, "at": now} for agent_id in agent_ids])
 
-    def update_lifecycles(self, changes: Sequence[LifecycleChange]) -> None:
+    @notes
+    def update_lifecycles(self, connection: sa.Connection, changes: Sequence[LifecycleChange]) -> None:
         """Several changes of one agent are applied in the order given."""
-        self._execute_many(
+        _execute_many(
+            connection,
             _LIFECYCLE,
             [{"agent": change.agent_id, "state": int(change.state), "at": change.changed_at} for change in changes],
         )
 
-    def update_startups(self, startups: Sequence[Startup]) -> None:
-        self._execute_many(
+    @notes
+    def update_startups(self, connection: sa.Connection, startups: Sequence[Startup]) -> None:
+        _execute_many(
+            connection,
             _STARTUP,
             [
                 {
@@ -134,169 +139,162 @@ class ReportTables(Database):
             ],
         )
 
-    def insert_stats(self, reports: Sequence[StatsReport], now: datetime) -> None:
-        with self.writing() as connection:
-            known = _known_agents(connection, [report.agent_id for report in reports])
-            rows = [
-                {
-                    "agent_id": report.agent_id,
-                    "created_at": now,
-                    "connection_count": report.connection_count,
-                    "rx_bytes": report.rx_bytes,
-                    "tx_bytes": report.tx_bytes,
-                    "report": dict(report.report),
-                }
-                for report in reports
-                if report.agent_id in known
-            ]
-            if rows:
-                connection.execute(agent_stats.insert(), rows)
+    @notes
+    def insert_stats(self, connection: sa.Connection, reports: Sequence[StatsReport], now: datetime) -> None:
+        known = _known_agents(connection, [report.agent_id for report in reports])
+        rows = [
+            {
+                "agent_id": report.agent_id,
+                "created_at": now,
+                "connection_count": report.connection_count,
+                "rx_bytes": report.rx_bytes,
+                "tx_bytes": report.tx_bytes,
+                "report": dict(report.report),
+            }
+            for report in reports
+            if report.agent_id in known
+        ]
+        if rows:
+            connection.execute(agent_stats.insert(), rows)
 
-    def latest_stats(self, agent_id: PeerID) -> StatsReport | None:
+    @reads
+    def latest_stats(self, connection: sa.Connection, agent_id: PeerID) -> StatsReport | None:
         query = sa.select(agent_stats).where(agent_stats.c.agent_id == agent_id).order_by(agent_stats.c.id.desc())
-        with self.reading() as connection:
-            row = connection.execute(query.limit(1)).first()
+        row = connection.execute(query.limit(1)).first()
         if row is None:
             return None
         return StatsReport(row.agent_id, row.connection_count, row.rx_bytes, row.tx_bytes, row.report)
 
-    def put_metadata(self, values: Sequence[MetadataValue]) -> None:
+    @notes
+    def put_metadata(self, connection: sa.Connection, values: Sequence[MetadataValue]) -> None:
         """Keep the latest value of each key.  New keys over the limit of an agent are dropped."""
-        with self.writing() as connection:
-            wanted = {value.agent_id for value in values}
-            known = _known_agents(connection, list(wanted))
-            keys: dict[PeerID, set[str]] = {agent_id: set() for agent_id in known}
-            for piece in pieces(known):
-                query = sa.select(agent_metadata.c.agent_id, agent_metadata.c.key)
-                for agent_id, key in connection.execute(query.where(agent_metadata.c.agent_id.in_(piece))):
-                    keys[agent_id].add(key)
-            rows = {}
-            for value in values:
-                have = keys.get(value.agent_id)
-                if have is None or (value.key not in have and len(have) >= MAX_METADATA_KEYS_PER_AGENT):
-                    continue
-                have.add(value.key)
-                rows[value.agent_id, value.key] = {
-                    "agent_id": value.agent_id,
-                    "key": value.key,
-                    "value": value.value,
-                    "error": value.error,
-                    "collected_at": value.collected_at,
-                }
-            if rows:
-                new = insert(agent_metadata)
-                replaced = {name: new.excluded[name] for name in ("value", "error", "collected_at")}
-                connection.execute(
-                    new.on_conflict_do_update(index_elements=["agent_id", "key"], set_=replaced), list(rows.values())
-                )
+        wanted = {value.agent_id for value in values}
+        known = _known_agents(connection, list(wanted))
+        keys: dict[PeerID, set[str]] = {agent_id: set() for agent_id in known}
+        for piece in pieces(known):
+            query = sa.select(agent_metadata.c.agent_id, agent_metadata.c.key)
+            for agent_id, key in connection.execute(query.where(agent_metadata.c.agent_id.in_(piece))):
+                keys[agent_id].add(key)
+        rows = {}
+        for value in values:
+            have = keys.get(value.agent_id)
+            if have is None or (value.key not in have and len(have) >= MAX_METADATA_KEYS_PER_AGENT):
+                continue
+            have.add(value.key)
+            rows[value.agent_id, value.key] = {
+                "agent_id": value.agent_id,
+                "key": value.key,
+                "value": value.value,
+                "error": value.error,
+                "collected_at": value.collected_at,
+            }
+        if rows:
+            put = self.database.dialect.upsert(
+                agent_metadata, key=("agent_id", "key"), replaced=("value", "error", "collected_at")
+            )
+            # In one order everywhere, so that servers that write at once never wait for each other in a circle.
+            connection.execute(put, [rows[key] for key in sorted(rows)])
 
-    def list_metadata(self, agent_id: PeerID) -> list[MetadataValue]:
+    @reads
+    def list_metadata(self, connection: sa.Connection, agent_id: PeerID) -> list[MetadataValue]:
         query = sa.select(agent_metadata).where(agent_metadata.c.agent_id == agent_id).order_by(agent_metadata.c.key)
-        with self.reading() as connection:
-            return [MetadataValue(*row) for row in connection.execute(query)]
+        return [MetadataValue(*row) for row in connection.execute(query)]
 
-    def add_log_source(self, source: LogSource) -> None:
+    @notes
+    def add_log_source(self, connection: sa.Connection, source: LogSource) -> None:
         """A source that exists already stays as it is: that is no error to agents, which announce it at each start."""
-        with self.writing() as connection:
-            if _known_agents(connection, [source.agent_id]):
-                connection.execute(
-                    insert(agent_log_sources)
-                    .values(
-                        agent_id=source.agent_id,
-                        id=source.id,
-                        display_name=source.display_name,
-                        icon=source.icon,
-                        created_at=source.created_at,
-                    )
-                    .on_conflict_do_nothing()
-                )
+        if _known_agents(connection, [source.agent_id]):
+            add = self.database.dialect.upsert(agent_log_sources, key=("agent_id", "id"), replaced=())
+            connection.execute(add, {field.name: getattr(source, field.name) for field in fields(source)})
 
-    def list_log_sources(self, agent_id: PeerID) -> list[LogSource]:
+    @reads
+    def list_log_sources(self, connection: sa.Connection, agent_id: PeerID) -> list[LogSource]:
         table = agent_log_sources
         query = sa.select(table.c.agent_id, table.c.id, table.c.display_name, table.c.icon, table.c.created_at)
-        with self.reading() as connection:
-            rows = connection.execute(
-                query.where(table.c.agent_id == agent_id).order_by(table.c.created_at, table.c.id)
-            )
-            return [LogSource(*row) for row in rows]
+        rows = connection.execute(query.where(table.c.agent_id == agent_id).order_by(table.c.created_at, table.c.id))
+        return [LogSource(*row) for row in rows]
 
-    def insert_logs(self, batches: Sequence[LogBatch], now: datetime) -> list[bool]:
+    @notes
+    def insert_logs(self, connection: sa.Connection, batches: Sequence[LogBatch], now: datetime) -> list[bool]:
         """Store batches of lines.  For each: whether it was refused because the agent's limit would be passed.
 
         Of a refused batch nothing is stored, and the agent is marked.  Lines get `now`, as an agent's clock may be
         wrong.
         """
         overflows = []
-        with self.writing() as connection:
-            used = _log_bytes(connection, [batch.agent_id for batch in batches])
-            rows: list[dict[str, object]] = []
-            changed: dict[PeerID, bool] = {}
-            for batch in batches:
-                size = sum(len(output.encode("utf-8", "replace")) for _, output in batch.lines)
-                before = used.get(batch.agent_id)
-                overflow = before is not None and before + size > MAX_LOG_BYTES_PER_AGENT
-                overflows.append(overflow)
-                if before is None:
-                    continue
-                changed[batch.agent_id] = changed.get(batch.agent_id, False) or overflow
-                if not overflow:
-                    used[batch.agent_id] = before + size
-                    rows += _log_rows(batch, now)
-            if rows:
-                connection.execute(agent_logs.insert(), rows)
-            for agent_id, overflowed in changed.items():
-                change = agents.update().where(agents.c.id == agent_id).values(logs_bytes=used[agent_id])
-                connection.execute(change.values(logs_overflowed=True) if overflowed else change)
+        used = _log_bytes(connection, [batch.agent_id for batch in batches])
+        rows: list[dict[str, object]] = []
+        changed: dict[PeerID, bool] = {}
+        for batch in batches:
+            size = sum(len(output.encode("utf-8", "replace")) for _, output in batch.lines)
+            before = used.get(batch.agent_id)
+            overflow = before is not None and before + size > MAX_LOG_BYTES_PER_AGENT
+            overflows.append(overflow)
+            if before is None:
+                continue
+            changed[batch.agent_id] = changed.get(batch.agent_id, False) or overflow
+            if not overflow:
+                used[batch.agent_id] = before + size
+                rows += _log_rows(batch, now)
+        if rows:
+            connection.execute(agent_logs.insert(), rows)
+        for agent_id, overflowed in sorted(changed.items()):
+            change = agents.update().where(agents.c.id == agent_id).values(logs_bytes=used[agent_id])
+            connection.execute(change.values(logs_overflowed=True) if overflowed else change)
         return overflows
 
-    def list_logs(self, agent_id: PeerID, after: int = 0, limit: int = 1_000) -> list[LogLine]:
+    @reads
+    def list_logs(
+        self, connection: sa.Connection, agent_id: PeerID, after: int = 0, limit: int = 1_000
+    ) -> list[LogLine]:
         """Lines with an id above `after`, oldest first."""
         table = agent_logs
         query = sa.select(table.c.id, table.c.source_id, table.c.level, table.c.created_at, table.c.output)
         query = query.where(table.c.agent_id == agent_id, table.c.id > after).order_by(table.c.id).limit(limit)
-        with self.reading() as connection:
-            return [LogLine(*row) for row in connection.execute(query)]
+        return [LogLine(*row) for row in connection.execute(query)]
 
-    def insert_connections(self, reports: Sequence[ConnectionReport]) -> None:
+    @notes
+    def insert_connections(self, connection: sa.Connection, reports: Sequence[ConnectionReport]) -> None:
         """Keep reports of sessions, of each agent the last ones."""
-        with self.writing() as connection:
-            known = _known_agents(connection, [report.agent_id for report in reports])
-            rows = [
-                {field.name: getattr(report, field.name) for field in fields(report)}
-                | {"action": int(report.action), "type": int(report.type)}
-                for report in reports
-                if report.agent_id in known
-            ]
-            if rows:
-                connection.execute(agent_connections.insert(), rows)
-            table = agent_connections
-            for agent_id in known:
-                keep_last(connection, table.c.agent_id, agent_id, MAX_CONNECTION_REPORTS_PER_AGENT)
+        known = _known_agents(connection, [report.agent_id for report in reports])
+        rows = [
+            {field.name: getattr(report, field.name) for field in fields(report)}
+            | {"action": int(report.action), "type": int(report.type)}
+            for report in reports
+            if report.agent_id in known
+        ]
+        if rows:
+            connection.execute(agent_connections.insert(), rows)
+        table = agent_connections
+        for agent_id in known:
+            keep_last(connection, table.c.agent_id, agent_id, MAX_CONNECTION_REPORTS_PER_AGENT)
 
-    def list_connections(self, agent_id: PeerID) -> list[ConnectionReport]:
+    @reads
+    def list_connections(self, connection: sa.Connection, agent_id: PeerID) -> list[ConnectionReport]:
         """The last reports, newest first."""
         table = agent_connections
         query = sa.select(*[table.c[field.name] for field in fields(ConnectionReport)])
-        with self.reading() as connection:
-            rows = connection.execute(query.where(table.c.agent_id == agent_id).order_by(table.c.id.desc())).all()
+        rows = connection.execute(query.where(table.c.agent_id == agent_id).order_by(table.c.id.desc())).all()
         return [
             ConnectionReport(agent, which, ConnectionAction(action), ConnectionType(type_), *rest)
             for agent, which, action, type_, *rest in rows
         ]
 
-    def prune(self, now: datetime) -> int:
+    @notes
+    def prune(self, connection: sa.Connection, now: datetime) -> int:
         """Delete stats that nobody shows any more, one bounded piece.
 
         Returns the number of rows: call again if > 0.
         """
         old = sa.select(agent_stats.c.id).where(agent_stats.c.created_at < now - STATS_KEPT).limit(PRUNE_ROWS)
-        with self.writing() as connection:
-            return connection.execute(agent_stats.delete().where(agent_stats.c.id.in_(old.scalar_subquery()))).rowcount
+        return connection.execute(agent_stats.delete().where(agent_stats.c.id.in_(old.scalar_subquery()))).rowcount
 
-    def _execute_many(self, statement: sa.UpdateBase, parameters: Sequence[dict[str, object]]) -> None:
-        if parameters:
-            with self.writing() as connection:
-                connection.execute(statement, parameters)
+
+def _execute_many(connection: sa.Connection, statement: sa.UpdateBase, parameters: Sequence[dict[str, object]]) -> None:
+    # Of one agent in the order given; agents in one order everywhere, so that servers that write at once never wait for
+    # each other in a circle.
+    if parameters:
+        connection.execute(statement, sorted(parameters, key=lambda each: str(each["agent"])))
 
 
 def keep_last(connection: sa.Connection, column: sa.Column[Any], value: object, count: int) -> None:
@@ -308,20 +306,21 @@ def keep_last(connection: sa.Connection, column: sa.Column[Any], value: object, 
 
 
 def _known_agents(connection: sa.Connection, agent_ids: Sequence[PeerID]) -> set[PeerID]:
-    # Checked by hand: SQLite's OR IGNORE does not cover foreign keys, and one stray row must not sink the batch.
+    # Checked by hand: SQLite's OR IGNORE does not cover foreign keys, and one stray row must not sink the batch.  Where
+    # others write too, nobody deletes these agents until we are done.
+    known = sa.select(agents.c.id).order_by(agents.c.id).with_for_update(read=True, key_share=True)
     return {
         agent_id
-        for piece in pieces(set(agent_ids))
-        for agent_id in connection.execute(sa.select(agents.c.id).where(agents.c.id.in_(piece))).scalars()
+        for piece in pieces(sorted(set(agent_ids)))
+        for agent_id in connection.execute(known.where(agents.c.id.in_(piece))).scalars()
     }
 
 
 def _log_bytes(connection: sa.Connection, agent_ids: Sequence[PeerID]) -> dict[PeerID, int]:
     used: dict[PeerID, int] = {}
-    for piece in pieces(set(agent_ids)):
-        for agent_id, count in connection.execute(
-            sa.select(agents.c.id, agents.c.logs_bytes).where(agents.c.id.in_(piece))
-        ):
+    counts = sa.select(agents.c.id, agents.c.logs_bytes).order_by(agents.c.id).with_for_update(key_share=True)
+    for piece in pieces(sorted(set(agent_ids))):
+        for agent_id, count in connection.execute(counts.where(agents.c.id.in_(piece))):
             used[agent_id] = count
     return used
 

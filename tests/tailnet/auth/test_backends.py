@@ -14,7 +14,7 @@ from tailnet import refusals
 from tailnet.auth import backends
 from tailnet.auth.backends import CHECK_SECONDS, STALE_SECONDS, StoreCallers
 from tailnet.refusals import Refused
-from tailnet.store.database import MAX_CONNECTIONS
+from tailnet.store.sqlite import MAX_READERS
 from tailnet.store.store import Store
 from tailnet.tokens import parse_user_token
 from tests.support.seeds import NOW, AgentSpec, agent_token, fill, make_id, peer_id, seed_document, user_token
@@ -50,7 +50,7 @@ def queries(store: Store) -> list[str]:
         if statement.startswith("SELECT"):
             seen.append(statement)
 
-    sa.event.listen(store._engine, "before_cursor_execute", note)
+    sa.event.listen(store.database._readers, "before_cursor_execute", note)
     return seen
 
 
@@ -269,14 +269,14 @@ async def test_a_caller_that_gives_up_does_not_take_the_others_along(store: Stor
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
             # Every thread of the store is busy, so the first caller waits for one; the others gather behind it.
-            for _ in range(MAX_CONNECTIONS):
+            for _ in range(MAX_READERS):
                 nursery.start_soon(store.run, first.wait)
             await wait_all_tasks_blocked()
             for name in answered:
                 nursery.start_soon(ask, name, scope_of_gpu if name == "gpu" else trio.CancelScope())
                 await wait_all_tasks_blocked()
             # The threads are busy again as soon as the first one is served: now gpu waits, for itself and for web.
-            for _ in range(MAX_CONNECTIONS):
+            for _ in range(MAX_READERS):
                 nursery.start_soon(store.run, second.wait)
             await wait_all_tasks_blocked()
             try:

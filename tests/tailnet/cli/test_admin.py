@@ -99,7 +99,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, store_url: str, capsys: pytes
 
 
 def test_a_store_that_is_none(seed_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "postgresql is not supported" in failing(
+    assert "psycopg is not supported" in failing(
         ["admin", "import", str(seed_file), "--store", "postgresql://u:secret@h/d"], capsys
     )
 

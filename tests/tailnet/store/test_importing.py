@@ -141,7 +141,7 @@ def test_a_large_seed_is_one_transaction(store: Store) -> None:
     agents = tuple(AgentSpec(f"a{number}", f"w{number}", f"u{number % 10}") for number in range(2_500))
     document = seed_document(agents)
     begun = []
-    sa.event.listen(store._engine, "commit", lambda _: begun.append(1))
+    sa.event.listen(store.database._writers, "commit", lambda _: begun.append(1))
     outcome = import_seed(store, parse_seed(json.dumps(document)), NOW)
     assert outcome == SeedOutcome(Tally(10, 0, 0), Tally(2_500, 0, 0), Tally(2_500, 0, 0))
     assert begun == [1]

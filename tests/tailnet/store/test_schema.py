@@ -57,7 +57,7 @@ def test_times_keep_their_microsecond(store: Store, moment: datetime) -> None:
 
 def test_a_time_without_zone_is_refused(store: Store) -> None:
     with pytest.raises(TypeError):
-        UtcTime().process_bind_param(datetime(2026, 1, 1), store._engine.dialect)
+        UtcTime().process_bind_param(datetime(2026, 1, 1), store.database._readers.dialect)
 
 
 def test_a_store_of_the_first_schema_keeps_what_it_has(store_url: str, tmp_path: Path) -> None:

@@ -1,0 +1,80 @@
+"""What differs between databases, as one object (layer L2).
+
+A dialect knows how to connect, how a transaction begins, how a row is inserted or updated, what makes a decision safe
+against other processes, and what each error means to an operator.  sqlite.py and postgresql.py are the two;
+database.py asks, and so do the tables that insert or update.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection
+from typing import ClassVar
+
+import sqlalchemy as sa
+
+from tailnet.errors import StoreError, StoreTrouble
+
+
+class Dialect(ABC):
+    """One kind of database.  Thread-safe; made by database.py for one URL."""
+
+    name: ClassVar[str]  # as an operator calls it
+    driver_errors: ClassVar[tuple[type[Exception], ...]]  # what `explain` is asked about
+
+    def __init__(self, url: sa.URL, shown: str) -> None:
+        self.url = url
+        self.shown = shown  # in messages; holds no secret
+
+    # --- connecting
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Make what has to be there before the first connection.  Raises StoreError."""
+
+    @abstractmethod
+    def readers(self) -> sa.Engine:
+        """An engine whose transactions are snapshots and cannot write."""
+
+    @abstractmethod
+    def writer(self) -> sa.Engine:
+        """An engine with one connection, for transactions that write."""
+
+    def look(self) -> None:  # noqa: B027  # a server's identity needs no look
+        """Before each transaction, so it costs microseconds: is this still the store that was opened?
+
+        Raises StoreError.
+        """
+
+    def leave(self) -> None:  # noqa: B027  # most leave nothing behind
+        """After the last connection was closed."""
+
+    # --- transactions
+
+    @abstractmethod
+    def begin_write(self, connection: sa.Connection, *, durable: bool) -> None:
+        """At the start of a write transaction.  `durable`: its commit waits until the disk has it."""
+
+    @abstractmethod
+    def lock(self, connection: sa.Connection, name: str) -> None:
+        """Have no other process pass here with this name until this write transaction ends: for what is read, decided
+        and then written."""
+
+    # --- statements
+
+    @abstractmethod
+    def upsert(self, table: sa.Table, key: Collection[str], replaced: Collection[str]) -> sa.Insert:
+        """An insert that replaces these columns where the key exists, or leaves the row as it is if there are none."""
+
+    # --- what it says
+
+    @abstractmethod
+    def table_names(self, connection: sa.Connection) -> Collection[str]:
+        """The tables that are there, ours and others'."""
+
+    @abstractmethod
+    def explain(self, error: Exception) -> tuple[StoreTrouble, str]:
+        """What went wrong, for programs and in a sentence that says what to change."""
+
+    def error(self, error: Exception) -> StoreError:
+        """An error of a library or a driver as one of ours."""
+        trouble, advice = self.explain(error)
+        return StoreError(f"store {self.shown}: {advice}", trouble)

@@ -1,0 +1,161 @@
+"""SQLite: one file, a write-ahead log beside it, readers that never wait (layer L2).
+
+Foreign keys on; other processes are waited for by SQLite's busy time-out.  database.py makes one of these for each
+store; dialect.py says what each method is for.
+"""
+
+import os
+import sqlite3
+import time
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.exc import SQLAlchemyError
+
+from tailnet.errors import StoreError, StoreTrouble
+from tailnet.store.dialect import Dialect
+from tailnet.store.urls import store_path
+
+# How long a writer waits for another process.  An import of 10,000 agents holds the lock for about a second; ten
+# seconds outlast that many times over and still end before callers give up.
+BUSY_TIMEOUT_SECONDS: Final = 10.0
+# How long to wait for the others when several open a new file at once.
+WAL_TIMEOUT_SECONDS: Final = 2.0
+# Its reads take tens of microseconds, under the interpreter lock: more of them would only queue elsewhere.
+MAX_READERS: Final = 4
+
+# What SQLite says -> what it means.  The first that is found counts.
+_MEANINGS: Final = (
+    (
+        "locked",
+        StoreTrouble.LOCKED,
+        "another process kept it locked for too long: stop that process, or give each its own store",
+    ),
+    ("readonly", StoreTrouble.READ_ONLY, "it is read-only: make the file and its folder writable for this user"),
+    (
+        "unable to open",
+        StoreTrouble.UNREACHABLE,
+        "SQLite cannot open it: is it a file, and may this user read and write it and its folder?",
+    ),
+    ("full", StoreTrouble.FULL, "the disk is full: free some space"),
+    ("disk I/O error", StoreTrouble.FULL, "the disk refuses: is it full, over a quota, or failing?"),
+    ("not a database", StoreTrouble.DAMAGED, "it is damaged or no SQLite file ({}): restore it from a copy"),
+    ("malformed", StoreTrouble.DAMAGED, "it is damaged or no SQLite file ({}): restore it from a copy"),
+)
+
+
+class SqliteDialect(Dialect):
+    """One SQLite file."""
+
+    name: ClassVar[str] = "SQLite"
+    driver_errors: ClassVar[tuple[type[Exception], ...]] = (SQLAlchemyError, sqlite3.Error)
+
+    def __init__(self, url: sa.URL, busy_timeout_seconds: float = BUSY_TIMEOUT_SECONDS) -> None:
+        self.path = store_path(url)
+        super().__init__(url, str(self.path))
+        self._busy_timeout_seconds = busy_timeout_seconds
+
+    def prepare(self) -> None:
+        _create_private(self.path)
+
+    def readers(self) -> sa.Engine:
+        engine = self._engine(MAX_READERS)
+        sa.event.listen(engine, "connect", _forbid_writing)
+        sa.event.listen(engine, "begin", _begin_reading)
+        return engine
+
+    def writer(self) -> sa.Engine:
+        # The transaction begins in `begin_write`.
+        return self._engine(1)
+
+    def _engine(self, connections: int) -> sa.Engine:
+        engine = sa.create_engine(
+            sa.URL.create("sqlite", database=str(self.path)),
+            poolclass=sa.QueuePool,
+            pool_size=connections,
+            max_overflow=0,
+            connect_args={"timeout": self._busy_timeout_seconds, "check_same_thread": False},
+        )
+        sa.event.listen(engine, "connect", _prepare)
+        return engine
+
+    def begin_write(self, connection: sa.Connection, *, durable: bool) -> None:
+        # FULL has the commit wait for the disk, some milliseconds; with NORMAL a power cut may lose the last moments
+        # but never corrupts, and a crash of the program loses nothing either way.
+        connection.exec_driver_sql(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+        # A transaction that begins as a reader and writes later gets SQLITE_BUSY at once, however long the time-out
+        # is, when another one wrote in between.  So a writer takes the write lock at its start.
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    def lock(self, connection: sa.Connection, name: str) -> None:
+        """Nothing to do: a write transaction has the whole file to itself."""
+
+    def upsert(self, table: sa.Table, key: Collection[str], replaced: Collection[str]) -> sa.Insert:
+        new = sqlite.insert(table)
+        if not replaced:
+            return new.on_conflict_do_nothing(index_elements=list(key))
+        return new.on_conflict_do_update(index_elements=list(key), set_={name: new.excluded[name] for name in replaced})
+
+    def table_names(self, connection: sa.Connection) -> Collection[str]:
+        return connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'table'").scalars().all()
+
+    def explain(self, error: Exception) -> tuple[StoreTrouble, str]:
+        cause = getattr(error, "orig", None) or error
+        said = str(cause)
+        for words, trouble, advice in _MEANINGS:
+            if words in said:
+                return trouble, advice.format(said)
+        # A constraint, a number beyond 64 bits, text that is no UTF-8: this row, and no other.
+        unfit = isinstance(cause, sqlite3.IntegrityError | sqlite3.DataError | OverflowError | UnicodeError)
+        return StoreTrouble.UNFIT if unfit else StoreTrouble.OTHER, said
+
+
+def _create_private(path: Path) -> None:
+    # SQLite would create the file with the umask's rights.  It holds signing keys, so only its owner may read it; the
+    # log and index files beside it inherit the mode.
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:
+        return
+    except FileNotFoundError:
+        raise StoreError(f"store {path}: the folder {path.parent} does not exist: create it") from None
+    except OSError as error:
+        raise StoreError(f"store {path}: cannot create the file: {error.strerror}") from None
+
+
+def _prepare(dbapi_connection: Any, _record: object) -> None:
+    # sqlite3 would open transactions by its own rules; ours begin where the dialect says.
+    dbapi_connection.isolation_level = None
+    cursor = dbapi_connection.cursor()
+    try:
+        mode = _switch_to_wal(cursor)
+        if mode != "wal":
+            raise StoreError(f"store: SQLite cannot keep a write-ahead log here (mode {mode}): use a local disk")
+        cursor.execute("PRAGMA foreign_keys = ON")
+    finally:
+        cursor.close()
+
+
+def _forbid_writing(dbapi_connection: Any, _record: object) -> None:
+    # Whoever writes among the readers would meet the writer's lock, after ten seconds in a thread of theirs.
+    dbapi_connection.execute("PRAGMA query_only = ON")
+
+
+def _begin_reading(connection: sa.Connection) -> None:
+    connection.exec_driver_sql("BEGIN")
+
+
+def _switch_to_wal(cursor: sqlite3.Cursor) -> str:
+    # SQLite does not wait here as it does elsewhere: where several open a new file at once, all but one are told that
+    # it is locked, however long their time-out is.  It is over in milliseconds.
+    give_up_at = time.monotonic() + WAL_TIMEOUT_SECONDS
+    while True:
+        try:
+            return str(cursor.execute("PRAGMA journal_mode = WAL").fetchone()[0])
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > give_up_at:
+                raise
+        time.sleep(0.005)

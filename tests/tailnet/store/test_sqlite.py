@@ -1,0 +1,131 @@
+"""SQLite: the file and its rights, other processes' locks, and what each error of it means."""
+
+import os
+import sqlite3
+import stat
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from tailnet.errors import StoreError, StoreTrouble
+from tailnet.store.database import Database
+from tailnet.store.schema import counters
+from tailnet.store.sqlite import SqliteDialect
+from tailnet.store.urls import parse_store_url
+
+
+@pytest.fixture
+def store_url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'tailnet.db'}"
+
+
+def test_only_the_owner_reads_the_file(tmp_path: Path) -> None:
+    old = os.umask(0)
+    try:
+        database = Database.open(f"sqlite:///{tmp_path}/a.db")
+        with database.writing() as connection:
+            connection.execute(counters.insert().values(name="x", value=1))
+        modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+        database.close()
+    finally:
+        os.umask(old)
+    assert modes == {"a.db": 0o600, "a.db-wal": 0o600, "a.db-shm": 0o600}
+
+
+def test_a_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="does not exist: create it"):
+        Database.open(f"sqlite:///{tmp_path}/no/a.db")
+
+
+def test_a_folder_in_place_of_a_file(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"is it a file"):
+        Database.open(f"sqlite:///{tmp_path}")
+
+
+def test_a_file_that_is_no_database(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("not a database, " * 100)
+    with pytest.raises(StoreError, match="damaged or no SQLite file"):
+        Database.open(f"sqlite:///{path}")
+
+
+def test_the_database_of_another_program(tmp_path: Path) -> None:
+    path = tmp_path / "other.db"
+    other = sqlite3.connect(path)
+    other.execute("CREATE TABLE songs (title TEXT)")
+    other.close()
+    with pytest.raises(StoreError, match="belongs to another program"):
+        Database.open(f"sqlite:///{path}")
+    other = sqlite3.connect(path)
+    assert other.execute("SELECT name FROM sqlite_master").fetchall() == [("songs",)]
+    other.close()
+
+
+def test_a_failed_migration_leaves_nothing(store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise sa.exc.OperationalError("step two", None, Exception("disk is full"))
+
+    monkeypatch.setattr("alembic.op.create_index", fail)
+    with pytest.raises(StoreError, match="the disk is full"):
+        Database.open(store_url)
+    raw = sqlite3.connect(tmp_path / "tailnet.db")
+    assert raw.execute("SELECT name FROM sqlite_master").fetchall() == []
+    raw.close()
+
+
+def test_a_writer_that_waits_too_long_says_who(store_url: str, tmp_path: Path) -> None:
+    database = Database.open(store_url, busy_timeout_seconds=0.05)
+    other = sqlite3.connect(tmp_path / "tailnet.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StoreError, match="another process kept it locked"), database.writing():
+        pass
+    # Readers never wait for a writer.
+    database.check()
+    other.execute("ROLLBACK")
+    other.close()
+    with database.writing() as connection:
+        connection.execute(counters.insert().values(name="x", value=1))
+    database.close()
+
+
+def test_settings_of_a_connection(store_url: str) -> None:
+    database = Database.open(store_url)
+
+    def settings(connection: sa.Connection) -> list[object]:
+        names = ("journal_mode", "foreign_keys", "query_only", "synchronous")
+        return [connection.exec_driver_sql(f"PRAGMA {name}").scalar_one() for name in names]
+
+    with database.reading() as connection:
+        assert settings(connection)[:3] == ["wal", 1, 1]
+    # What must not be lost waits for the disk (2 is FULL), what is reported again does not (1 is NORMAL).
+    with database.writing() as connection:
+        assert settings(connection) == ["wal", 1, 0, 2]
+    with database.writing(durable=False) as connection:
+        assert settings(connection) == ["wal", 1, 0, 1]
+    with database.writing() as connection:
+        assert settings(connection) == ["wal", 1, 0, 2]
+    database.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "trouble", "words"),
+    [
+        (sqlite3.OperationalError("database is locked"), StoreTrouble.LOCKED, "stop that process"),
+        (sqlite3.OperationalError("attempt to write a readonly database"), StoreTrouble.READ_ONLY, "writable"),
+        (sqlite3.OperationalError("unable to open database file"), StoreTrouble.UNREACHABLE, "may this user"),
+        (sqlite3.OperationalError("database or disk is full"), StoreTrouble.FULL, "free some space"),
+        (sqlite3.OperationalError("disk I/O error"), StoreTrouble.FULL, "over a quota"),
+        (sqlite3.DatabaseError("database disk image is malformed"), StoreTrouble.DAMAGED, "restore it"),
+        (sqlite3.DatabaseError("file is not a database"), StoreTrouble.DAMAGED, "restore it"),
+        (sqlite3.IntegrityError("UNIQUE constraint failed: agents.id"), StoreTrouble.UNFIT, "agents.id"),
+        (sqlite3.OperationalError("no such table: agents"), StoreTrouble.OTHER, "no such table"),
+    ],
+)
+def test_what_errors_mean(error: Exception, trouble: StoreTrouble, words: str) -> None:
+    dialect = SqliteDialect(parse_store_url("sqlite:////srv/tailnet.db"))
+    explained = dialect.error(error)
+    assert (explained.trouble, words in str(explained)) == (trouble, True)
+    assert str(explained).startswith("store /srv/tailnet.db: ")
+    # And as SQLAlchemy hands it on.
+    assert dialect.error(sa.exc.OperationalError("SELECT", None, error)).trouble is trouble
