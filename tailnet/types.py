@@ -6,6 +6,7 @@ An address is a service prefix (its first 6 bytes) followed by the last 10 bytes
 
 from ipaddress import IPv6Address
 from typing import Final, Self
+from uuid import UUID
 
 from tailnet.errors import MalformedField
 
@@ -54,6 +55,11 @@ class PeerID(bytes):
 
     def __repr__(self) -> str:
         return f"PeerID({self})"
+
+    @property
+    def uuid(self) -> UUID:
+        """The same id as the API's models have ids."""
+        return UUID(bytes=bytes(self))
 
     def address(self, prefix: bytes) -> IPv6Address:
         """This id's address under a 6-byte service prefix."""

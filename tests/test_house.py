@@ -165,6 +165,14 @@ def test_every_room_is_on_a_layer() -> None:
     assert [name for name, _ in modules() if room(name) not in LAYERS] == []
 
 
+def test_the_api_reads_no_store() -> None:
+    """Resources call services and answer with what those give; of the store they know the values alone."""
+    for name, tree in modules():
+        if name.startswith("tailnet/api/"):
+            named = {imported for imported, _ in imports(tree) if imported.startswith("tailnet.store")}
+            assert all(each.startswith("tailnet.store.rows") for each in named), f"{name} imports {named}"
+
+
 def test_layers_rise_with_the_order() -> None:
     for package in PACKAGES:
         layers = [layer for name, layer in ORDER if name.split("/")[0] == package]

@@ -14,8 +14,8 @@ from starlette.responses import Response
 
 from tailnet import refusals
 from tailnet.api import agents, connection, debug, derp_map, health
-from tailnet.api.answers import GoJsonResponse, refusal_response
-from tailnet.api.services import Services
+from tailnet.api.answers import GoJsonResponse, Refusal, refusal_response
+from tailnet.api.guards import Services
 from tailnet.errors import StoreError
 from tailnet.refusals import Refused, Validation
 
@@ -36,7 +36,7 @@ def create_app(services: Services) -> FastAPI:
     app.state.services = services
     # An agent's own resource after those whose fixed name could be taken for its id.
     for resource in (connection, agents, derp_map, health, debug):
-        app.include_router(resource.router)
+        app.include_router(resource.router, responses={"4XX": {"model": Refusal}, "5XX": {"model": Refusal}})
     app.add_exception_handler(Refused, _answer_refused)
     app.add_exception_handler(StoreError, _answer_store)
     app.add_exception_handler(HTTPException, _answer_http)

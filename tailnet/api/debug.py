@@ -1,36 +1,40 @@
-"""The page for the person on call (layer L3): /debug/tailnet, and as JSON with ?format=json.
+"""The pages for the person on call (layer L3): /debug/tailnet and /debug/agent?id=ID, as JSON with ?format=json.
 
 Who is connected, which tunnels there are, who was told what and when, how the DERP map is doing; `?a=ID&b=ID` says why
-A does not know B.  /debug/agent?id=ID is what one agent reported.  For operators only.  The sentences come from
-coordinator/explain.py.
+A does not know B; what one agent reported.  For operators only.  Views come from services/inspection.py and
+services/agents.py; pages.py makes HTML of the same models.
 """
 
-import html
 from collections.abc import Sequence
-from dataclasses import asdict
-from enum import Enum
-from typing import Any, Final
+from datetime import datetime
+from typing import Annotated, Any, Final
+from uuid import UUID
 
 from fastapi import APIRouter
+from pydantic import PlainSerializer
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from tailnet.api.answers import GoJsonResponse
-from tailnet.api.services import OperatorOnly, Services, ServicesOf, query_of
+from tailnet.api.answers import NAME, Body, GoJsonResponse, OmitNone
+from tailnet.api.guards import OperatorOnly, ServicesOf, query_of
+from tailnet.api.pages import agent_html, tailnet_html
 from tailnet.refusals import Refused
-from tailnet.store.rows import AgentRow, AgentStatus, ConnectionReport, Definitions
+from tailnet.services.agents import AgentHistory
+from tailnet.services.inspection import TailnetView
+from tailnet.store.rows import (
+    AgentStatus,
+    AppHealth,
+    ConnectionAction,
+    ConnectionType,
+    LifecycleState,
+    RunStage,
+    RunStatus,
+)
 from tailnet.types import PeerID
 
 # More rows than anybody reads; the page says how many there are.
 MAX_ROWS: Final = 1_000
-# Ids named in one cell.
-MAX_IDS: Final = 20
 
-_STYLE: Final = (
-    "body{font:14px sans-serif;margin:2em}table{border-collapse:collapse;margin:1em 0}"
-    "td,th{padding:.2em .8em;text-align:left;border-bottom:1px solid #ddd;vertical-align:top}"
-    "input{width:24em}.bad{color:#b00}"
-)
 # Nothing on the page runs or loads anything, whatever names peers gave themselves.
 _HEADERS: Final = {
     "content-security-policy": (
@@ -41,87 +45,170 @@ _HEADERS: Final = {
 
 router = APIRouter(prefix="/debug", dependencies=[OperatorOnly], tags=["debug"])
 
+# What people read: moments as Python writes them, seconds to a tenth, enums by their names.
+PageTime = Annotated[datetime, PlainSerializer(str, return_type=str)]
+Tenths = Annotated[float, PlainSerializer(lambda seconds: round(seconds, 1), return_type=float)]
 
-@router.get("/tailnet")
+
+class PeerRow(Body):
+    """A peer that is here, or at the end of a tunnel of one that is."""
+
+    peer_id: UUID
+    connected: bool
+    policy: str
+    connected_seconds: Tenths | None
+    updated_seconds: Tenths | None
+    preferred_derp: int | None
+    node_bytes: int
+    overtaken_count: int
+    tunnels_to: Sequence[UUID]
+    tunnels_from: Sequence[UUID]
+    told: Sequence[UUID]
+
+
+class DepartureRow(Body):
+    """A peer that left."""
+
+    peer_id: UUID
+    left_seconds: Tenths
+    kind: str
+    reason: str
+    refusal: str
+
+
+class RegionRow(Body):
+    """A region of the DERP map."""
+
+    id: int
+    code: str
+    name: str
+    avoid: bool
+
+
+class SourceRow(Body):
+    """Where a part of the DERP map comes from."""
+
+    name: str
+    ok: bool
+    reason: str
+    good_since: PageTime | None
+    failures: int
+
+
+class MapSection(Body):
+    """How the DERP map is doing."""
+
+    version: int
+    regions: Sequence[RegionRow]
+    warnings: Sequence[str]
+    sources: Sequence[SourceRow]
+
+
+class TailnetPage(Body):
+    """Everybody.  `explanation` is there when two peers were named."""
+
+    peers_count: int
+    connected_count: int
+    peers: Sequence[PeerRow]
+    departures: Sequence[DepartureRow]
+    derp_map: MapSection
+    not_ready: Sequence[str]
+    explanation: OmitNone[Sequence[str]] = None
+
+
+class AgentRows(Body):
+    """What one agent said of itself, and when it was here."""
+
+    id: UUID
+    name: str
+    workspace_id: UUID
+    parent_id: UUID | None
+    status: AgentStatus
+    lifecycle: Annotated[LifecycleState, NAME]
+    version: str
+    api_version: str
+    expanded_directory: str
+    subsystems: Sequence[str]
+    logs_bytes: int
+    logs_overflowed: bool
+    first_connected_at: PageTime | None
+    last_connected_at: PageTime | None
+    disconnected_at: PageTime | None
+    started_at: PageTime | None
+    ready_at: PageTime | None
+
+
+class ConnectionRow(Body):
+    """A session that the agent says somebody opened or closed."""
+
+    connection_id: UUID
+    action: Annotated[ConnectionAction, NAME]
+    type: Annotated[ConnectionType, NAME]
+    at: PageTime
+    ip: str
+    status_code: int
+    reason: str
+    app_name: str
+
+
+class AppRow(Body):
+    """An app, and what it said it was doing."""
+
+    slug: str
+    health: Annotated[AppHealth, NAME]
+    said: Sequence[str]
+
+
+class ScriptRunRow(Body):
+    """One run of a script."""
+
+    script: str
+    script_id: UUID
+    started_at: PageTime
+    ended_at: PageTime
+    exit_code: int
+    stage: Annotated[RunStage, NAME]
+    status: Annotated[RunStatus, NAME]
+
+
+class AgentPage(Body):
+    """One agent by its own account."""
+
+    agent: AgentRows
+    connections: Sequence[ConnectionRow]
+    apps: Sequence[AppRow]
+    script_runs: Sequence[ScriptRunRow]
+
+
+def _described(model: type[Body]) -> dict[int | str, dict[str, Any]]:
+    return {200: {"model": model, "content": {"text/html": {"schema": {"type": "string"}}}}}
+
+
+@router.get("/tailnet", responses=_described(TailnetPage))
 async def tailnet(request: Request, services: ServicesOf) -> Response:
     """Who is connected, tunnels, last updates, and why not."""
     query = query_of(request)
-    picture = _picture(services)
+    explanation: list[str] | None = None
     if "a" in query or "b" in query:
-        picture["explanation"] = services.tailnet.explain(_peer_id(query, "a"), _peer_id(query, "b"))
+        explanation = services.inspection.explain(_peer_id(query, "a"), _peer_id(query, "b"))
+    body = _tailnet_page(services.inspection.describe(), explanation).model_dump(mode="json")
     if query.get("format") == "json":
-        return GoJsonResponse(picture, headers=_HEADERS)
-    return HTMLResponse(_page(picture, query.get("a", ""), query.get("b", "")), headers=_HEADERS)
+        return GoJsonResponse(body, headers=_HEADERS)
+    return HTMLResponse(tailnet_html(body, query.get("a", ""), query.get("b", "")), headers=_HEADERS)
 
 
-@router.get("/agent")
+@router.get("/agent", responses=_described(AgentPage))
 async def agent(request: Request, services: ServicesOf) -> Response:
     """One agent: what it said when it started, who was on it, what its scripts and apps did."""
-    query, store = query_of(request), services.store
+    query = query_of(request)
     agent_id = _peer_id(query, "id")
-    row = await store.run(store.get_agent, agent_id)
-    if row is None:
+    history = await services.agents.describe_history(agent_id)
+    if history is None:
         raise Refused(404, "There is no such agent.", str(agent_id))
-    status = row.status(services.clock(), services.config.inactive_seconds)
-    connections = await store.run(store.list_connections, agent_id)
-    picture = _agent_picture(row, status, connections, await store.run(store.definitions, agent_id))
+    body = _agent_page(history).model_dump(mode="json")
     if query.get("format") == "json":
-        return GoJsonResponse(picture, headers=_HEADERS)
-    return HTMLResponse(_agent_page(picture), headers=_HEADERS)
-
-
-def _agent_picture(
-    row: AgentRow, status: AgentStatus, connections: Sequence[ConnectionReport], definitions: Definitions
-) -> dict[str, Any]:
-    shown = {
-        "id": str(row.id),
-        "name": row.name,
-        "workspace_id": str(row.workspace_id),
-        "parent_id": str(row.parent_id) if row.parent_id is not None else None,
-        "status": status.value,
-        "lifecycle": row.lifecycle_state.name,
-        "version": row.version,
-        "api_version": row.api_version,
-        "expanded_directory": row.expanded_directory,
-        "subsystems": list(row.subsystems),
-        "logs_bytes": row.logs_bytes,
-        "logs_overflowed": row.logs_overflowed,
-    }
-    times = ("first_connected_at", "last_connected_at", "disconnected_at", "started_at", "ready_at")
-    shown |= {name: _plain(getattr(row, name)) for name in times}
-    runs = [
-        {"script": script.definition["display_name"], **_plain(asdict(run))}
-        for script in definitions.scripts
-        for run in script.runs
-    ]
-    apps = [
-        {
-            "slug": app.definition["slug"],
-            "health": app.health.name,
-            "said": [f"{each.created_at} {each.state.name}: {each.message}" for each in app.statuses],
-        }
-        for app in definitions.apps
-    ]
-    connected = [_plain(asdict(each)) for each in connections]
-    for each in connected:
-        del each["agent_id"]
-    return {"agent": shown, "connections": connected, "apps": apps, "script_runs": runs}
-
-
-def _agent_page(picture: dict[str, Any]) -> str:
-    shown = picture["agent"]
-    body = [
-        f"<h1>Agent {html.escape(shown['name'])}</h1>",
-        _table([{"what": name.replace("_", " "), "value": value} for name, value in shown.items()], ""),
-        "<h2>Who was on it, by its own account</h2>",
-        _table(picture["connections"], "It reported no session."),
-        "<h2>Apps</h2>",
-        _table(picture["apps"], "It has none."),
-        "<h2>What its scripts did</h2>",
-        _table(picture["script_runs"], "None has run."),
-        f'<p><a href="?id={shown["id"]}&amp;format=json">as JSON</a>, <a href="tailnet">everybody</a></p>',
-    ]
-    return _document(f"Agent {shown['name']}", body)
+        return GoJsonResponse(body, headers=_HEADERS)
+    return HTMLResponse(agent_html(body), headers=_HEADERS)
 
 
 def _peer_id(query: dict[str, str], name: str) -> PeerID:
@@ -132,95 +219,69 @@ def _peer_id(query: dict[str, str], name: str) -> PeerID:
         raise Refused(400, message, f"{name}: {error}") from None
 
 
-def _picture(services: Services) -> dict[str, Any]:
-    snapshot = services.tailnet.snapshot()
-    published = services.derp_maps.current
-    return {
-        "peers_count": len(snapshot.peers),
-        "connected_count": sum(peer.connected for peer in snapshot.peers),
-        "peers": [_plain(asdict(peer)) for peer in snapshot.peers[:MAX_ROWS]],
-        "departures": [
-            {
-                "peer_id": str(each.peer_id),
-                "left_seconds": round(services.tailnet.now() - each.at, 1),
-                "kind": each.kind.name,
-                "reason": each.reason,
-                "refusal": each.refusal,
-            }
-            for each in snapshot.departures[:MAX_ROWS]
-        ],
-        "derp_map": {
-            "version": published.version,
-            "regions": [
-                {"id": each.region_id, "code": each.region_code, "name": each.region_name, "avoid": each.avoid}
-                for each in published.map.regions.values()
+def _tailnet_page(view: TailnetView, explanation: Sequence[str] | None) -> TailnetPage:
+    derp_map = view.derp_map
+    return TailnetPage(
+        peers_count=len(view.peers),
+        connected_count=sum(peer.connected for peer in view.peers),
+        peers=[PeerRow.model_validate(each) for each in view.peers[:MAX_ROWS]],
+        departures=[DepartureRow.model_validate(each) for each in view.departures[:MAX_ROWS]],
+        derp_map=MapSection(
+            version=derp_map.version,
+            regions=[
+                RegionRow(id=each.region_id, code=each.region_code, name=each.region_name, avoid=each.avoid)
+                for each in derp_map.regions
             ],
-            "warnings": list(published.warnings),
-            "sources": [_plain(asdict(status)) for status in services.derp_maps.statuses],
-        },
-        "not_ready": list(services.not_ready()),
-    }
-
-
-def _plain(value: Any) -> Any:
-    """Ids and times as JSON can carry them."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, PeerID):
-        return str(value)
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return round(value, 1)
-    if isinstance(value, Enum):
-        return value.name
-    return value if value is None or isinstance(value, bool | int | str) else str(value)
-
-
-def _page(picture: dict[str, Any], a: str, b: str) -> str:
-    body = ["<h1>Tailnet</h1>"]
-    if picture["not_ready"]:
-        body.append(f"<p class=bad>Not ready: {html.escape('; '.join(picture['not_ready']))}</p>")
-    body.append(
-        "<form><p>Why does A not know B? "
-        f'<input name=a placeholder="A: a peer id" value="{html.escape(a)}"> '
-        f'<input name=b placeholder="B: a peer id" value="{html.escape(b)}"> '
-        "<button>Explain</button></p></form>"
-        '<form action=agent><p>What did an agent report? <input name=id placeholder="an agent\'s id"> '
-        "<button>Show</button></p></form>"
+            warnings=derp_map.warnings,
+            sources=[SourceRow.model_validate(each) for each in derp_map.sources],
+        ),
+        not_ready=view.not_ready,
+        explanation=explanation,
     )
-    if "explanation" in picture:
-        body.append("<ul>" + "".join(f"<li>{html.escape(each)}</li>" for each in picture["explanation"]) + "</ul>")
-    derp_map = picture["derp_map"]
-    body.append(f"<h2>DERP map, version {derp_map['version']}</h2>")
-    body += [f"<p class=bad>{html.escape(each)}</p>" for each in derp_map["warnings"]]
-    body.append(_table(derp_map["regions"], "There are no regions."))
-    body.append(_table(derp_map["sources"], "It has no sources beside the embedded relay."))
-    body.append(f"<h2>{picture['connected_count']} connected of {picture['peers_count']} known</h2>")
-    body.append(_table(picture["peers"], "Nobody is here."))
-    body.append("<h2>Last who left</h2>")
-    body.append(_table(picture["departures"], "Nobody has left."))
-    body.append('<p><a href="?format=json">as JSON</a></p>')
-    return _document("Tailnet", body)
 
 
-def _document(title: str, body: Sequence[str]) -> str:
-    head = f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style>'
-    return head + "".join(body)
-
-
-def _table(rows: Sequence[dict[str, Any]], nothing: str) -> str:
-    if not rows:
-        return f"<p>{nothing}</p>"
-    head = "".join(f"<th>{html.escape(name.replace('_', ' '))}</th>" for name in rows[0])
-    lines = ("".join(f"<td>{_cell(value)}</td>" for value in row.values()) for row in rows)
-    return f"<table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, list):
-        more = f"<br>and {len(value) - MAX_IDS} more" if len(value) > MAX_IDS else ""
-        return "<br>".join(html.escape(str(each)) for each in value[:MAX_IDS]) + more
-    return html.escape(str(value))
+def _agent_page(history: AgentHistory) -> AgentPage:
+    view, row = history.view, history.view.agent
+    return AgentPage(
+        agent=AgentRows(
+            id=row.id.uuid,
+            name=row.name,
+            workspace_id=row.workspace_id,
+            parent_id=row.parent_id.uuid if row.parent_id is not None else None,
+            status=view.status,
+            lifecycle=row.lifecycle_state,
+            version=row.version,
+            api_version=row.api_version,
+            expanded_directory=row.expanded_directory,
+            subsystems=row.subsystems,
+            logs_bytes=row.logs_bytes,
+            logs_overflowed=row.logs_overflowed,
+            first_connected_at=row.first_connected_at,
+            last_connected_at=row.last_connected_at,
+            disconnected_at=row.disconnected_at,
+            started_at=row.started_at,
+            ready_at=row.ready_at,
+        ),
+        connections=[ConnectionRow.model_validate(each) for each in history.connections],
+        apps=[
+            AppRow(
+                slug=each.slug,
+                health=each.health,
+                said=[f"{status.created_at} {status.state.name}: {status.message}" for status in each.statuses],
+            )
+            for each in view.apps
+        ],
+        script_runs=[
+            ScriptRunRow(
+                script=script.display_name,
+                script_id=script.id,
+                started_at=run.started_at,
+                ended_at=run.ended_at,
+                exit_code=run.exit_code,
+                stage=run.stage,
+                status=run.status,
+            )
+            for script in view.scripts
+            for run in script.runs
+        ],
+    )

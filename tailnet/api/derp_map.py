@@ -12,7 +12,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from tailnet import refusals
 from tailnet.api.authorise import check_origin
-from tailnet.api.services import ServicesOf, User, headers_of
+from tailnet.api.guards import ServicesOf, User, headers_of
 
 GOING_AWAY: Final = 1001
 

@@ -29,20 +29,21 @@ from derp.transport.reactor import Reactor
 from derp.transport.tls import TlsServer
 from tailnet.api.app import create_app
 from tailnet.api.doors import RpcDoors
-from tailnet.api.services import Services
+from tailnet.api.guards import Services
 from tailnet.auth.backends import StoreCallers
 from tailnet.auth.policy import Right, workspace_rights
 from tailnet.config import CoordinatorConfig, changed_flags
 from tailnet.coordinator.core import Coordinator
-from tailnet.coordinator.explain import Snapshot, explain, last_node, snapshot
 from tailnet.errors import ConfigError, RpcError
 from tailnet.metrics import CoordinatorReading, metrics_page
 from tailnet.rpc.yamux import SessionLimits
 from tailnet.server.embedded import default_access_url, embedded_region, map_sources, relay_key
 from tailnet.server.entrance import Entrance
 from tailnet.services.agent_rpc import AgentService
+from tailnet.services.agents import Agents
 from tailnet.services.derp_maps import DerpMaps, StoreMapKeeper
 from tailnet.services.hub import Hub
+from tailnet.services.inspection import Inspection
 from tailnet.services.presence import AgentPresence
 from tailnet.services.resume_keys import ResumeKeys
 from tailnet.services.tailnet_rpc import Caller, TailnetService
@@ -110,18 +111,6 @@ class CoordinatorServer:
         self._api: ApiServer
 
     # --- what the API shows
-
-    def now(self) -> float:
-        return self.reactor.now
-
-    def snapshot(self) -> Snapshot:
-        return snapshot(self.coordinator, self.reactor.now)
-
-    def explain(self, a: PeerID, b: PeerID) -> list[str]:
-        return explain(self.coordinator, a, b, self.reactor.now)
-
-    def node(self, peer_id: PeerID) -> bytes | None:
-        return last_node(self.coordinator, peer_id)
 
     def not_ready(self) -> Sequence[str]:
         """Why requests should go to another server now."""
@@ -192,14 +181,14 @@ class CoordinatorServer:
             self.callers, lambda: self.keys.current, access_url=access_url, browser_only=config.browser_only
         )
         self.entrance = Entrance(doors, self.channels, self.hub, self.presence, nursery, self.relay.plane)
+        inspection = Inspection(self.coordinator, self.maps, lambda: self.reactor.now, self.not_ready)
         services = Services(
             config=config,
             callers=self.callers,
-            store=self.store,
+            agents=Agents(self.store, inspection, lambda: self.maps.current.map, config.inactive_seconds),
             derp_maps=self.maps,
-            tailnet=self,
+            inspection=inspection,
             access_url=access_url,
-            not_ready=self.not_ready,
             metrics=metrics_page(self.reading, self.relay_statistics),
             closing=self.closing,
         )

@@ -154,8 +154,9 @@ class AgentService:
         return manifest(identity, row, definitions, self._config, self._maps.current.message)
 
     def _rows(self, agent_id: PeerID) -> tuple[AgentRow, Definitions] | None:
-        row = self._store.get_agent(agent_id)
-        return None if row is None else (row, self._store.definitions(agent_id))
+        with self._store.reading():
+            row = self._store.callers.get_agent(agent_id)
+            return None if row is None else (row, self._store.apps.definitions(agent_id))
 
     async def get_service_banner(self, caller: Caller, request: Any) -> Message:
         # The one banner that agents before API 2.1 can show.

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from derp.keys import NodePrivate
-from tailnet.api.agents import latencies
 from tailnet.coordinator.messages import Request
 from tailnet.coordinator.policy import AgentPolicy
 from tailnet.proto import convert
@@ -191,7 +190,7 @@ async def test_health(world: World, state: LifecycleState, connected: bool, reas
 
 async def test_latencies_come_from_the_last_node(world: World) -> None:
     connection = object()
-    world.view.coordinator.handle_connect(MAIN, AgentPolicy(MAIN), connection, 1.0)
+    world.coordinator.handle_connect(MAIN, AgentPolicy(MAIN), connection, 1.0)
     assert "latency" not in await shown(world)
     node = tailnet.Node(
         key=convert.node_key_bytes(NodePrivate.generate().public()),
@@ -200,15 +199,11 @@ async def test_latencies_come_from_the_last_node(world: World) -> None:
         addresses=[f"{MAIN.address(TAILSCALE_SERVICE_PREFIX)}/128"],
         derp_latency={"999-v4": 0.025, "7-v6": 0.5, "no": 1.0, "8-v4": float("nan")},
     )
-    world.view.coordinator.handle_request(connection, Request(node=node_value(node)), 2.0)
+    world.coordinator.handle_request(connection, Request(node=node_value(node)), 2.0)
     assert (await shown(world))["latency"] == {
         "Embedded relay": {"preferred": True, "latency_ms": 25.0},
         "Unnamed 7": {"preferred": False, "latency_ms": 500.0},
     }
-
-
-def test_a_node_that_does_not_parse_has_no_latencies(world: World) -> None:
-    assert latencies(b"\xff\xff", world.services.derp_maps.current.map) == {}
 
 
 async def test_who_may_look(world: World) -> None:

@@ -29,7 +29,7 @@ async def test_a_failure_of_ours_is_logged_and_not_told(
     def fail() -> object:
         raise ZeroDivisionError("with a secret in it")
 
-    monkeypatch.setattr(world.view, "snapshot", fail)
+    monkeypatch.setattr(world.services.inspection, "describe", fail)
     async with world.client(("127.0.0.1", 1)) as client:
         response = await client.get("/debug/tailnet")
     assert response.status_code == 500
@@ -61,7 +61,26 @@ def _add_routes(app: FastAPI) -> None:
         raise HTTPException(418, "short and stout")
 
 
-async def test_the_schema(world: World) -> None:
+async def test_every_answer_has_its_schema(world: World) -> None:
+    """A route that answers with bare JSON is one whose body no program can know before it calls."""
     async with world.client() as client:
-        schema = (await client.get("/api/v2/openapi.json")).json()
-    assert {"/healthz", "/api/v2/workspaceagents/connection", "/debug/tailnet"} <= set(schema["paths"])
+        document = (await client.get("/api/v2/openapi.json")).json()
+    assert {"/healthz", "/api/v2/workspaceagents/connection", "/debug/tailnet"} <= set(document["paths"])
+    described = document["components"]["schemas"]
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            place = f"{method} {path}"
+            for status, answer in operation["responses"].items():
+                for media_type, content in answer.get("content", {}).items():
+                    schema = content["schema"]
+                    if media_type.startswith("text/"):
+                        assert schema == {"type": "string"}, place
+                    else:
+                        name = schema["$ref"].removeprefix("#/components/schemas/")
+                        assert described[name]["properties"], f"{place}: {status}"
+            assert operation["responses"]["4XX"]["content"], place
+    agent = described["WorkspaceAgent"]["properties"]
+    assert agent["created_at"]["format"] == "date-time"
+    assert "start_error" in agent["lifecycle_state"]["enum"]
+    assert "latency" not in described["WorkspaceAgent"]["required"], "absent when empty"
+    assert "parent_id" in described["WorkspaceAgent"]["required"], "null, but there"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tailnet.api import debug
+from tailnet.api import debug, pages
 from tailnet.coordinator.messages import Request
 from tailnet.coordinator.policy import AgentPolicy, ClientPolicy
 from tailnet.services.derp_maps import DerpMaps
@@ -27,14 +27,14 @@ MAIN, CLIENT = peer_id("main"), peer_id("a client")
 def connect(world: World, peer: PeerID, agent: bool, now: float) -> object:
     connection = object()
     policy = AgentPolicy(peer) if agent else ClientPolicy(MAIN)
-    world.view.coordinator.handle_connect(peer, policy, connection, now)
+    world.coordinator.handle_connect(peer, policy, connection, now)
     return connection
 
 
 async def test_who_is_here(world: World) -> None:
     connect(world, MAIN, True, 10.0)
     client_connection = connect(world, CLIENT, False, 40.0)
-    world.view.coordinator.handle_request(client_connection, Request(add_tunnel=bytes(MAIN)), 41.0)
+    world.coordinator.handle_request(client_connection, Request(add_tunnel=bytes(MAIN)), 41.0)
     async with world.client(LOCAL) as client:
         picture = (await client.get("/debug/tailnet?format=json")).json()
         page = (await client.get("/debug/tailnet")).text
@@ -103,7 +103,7 @@ async def test_an_agent_that_reported_nothing_and_one_that_is_none(world: World)
 
 async def test_who_left(world: World) -> None:
     connection = connect(world, MAIN, True, 10.0)
-    world.view.coordinator.handle_disconnect(connection, False, 70.0)
+    world.coordinator.handle_disconnect(connection, False, 70.0)
     async with world.client(LOCAL) as client:
         [departure] = (await client.get("/debug/tailnet?format=json")).json()["departures"]
     assert (departure["peer_id"], departure["left_seconds"], departure["kind"]) == (str(MAIN), 30.0, "LOST")
@@ -122,7 +122,7 @@ async def test_why_not(world: World) -> None:
         asked = f"/debug/tailnet?a={CLIENT}&b={str(MAIN).upper()}"
         sentences = (await client.get(asked + "&format=json")).json()["explanation"]
         page = (await client.get(asked)).text
-    assert sentences == world.view.explain(CLIENT, MAIN)
+    assert sentences == world.services.inspection.explain(CLIENT, MAIN)
     assert sentences[-1].split(":")[0] in page
 
 
@@ -151,11 +151,11 @@ async def _headers(world: World) -> dict[str, str]:
 
 async def test_a_large_server_is_cut(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(debug, "MAX_ROWS", 3)
-    monkeypatch.setattr(debug, "MAX_IDS", 2)
+    monkeypatch.setattr(pages, "MAX_IDS", 2)
     connect(world, MAIN, True, 0.0)
     for number in range(5):
         connection = connect(world, peer_id(f"client {number}"), False, 1.0)
-        world.view.coordinator.handle_request(connection, Request(add_tunnel=bytes(MAIN)), 2.0)
+        world.coordinator.handle_request(connection, Request(add_tunnel=bytes(MAIN)), 2.0)
     async with world.client(LOCAL) as client:
         picture = (await client.get("/debug/tailnet?format=json")).json()
         page = (await client.get("/debug/tailnet")).text

@@ -1,6 +1,5 @@
 """The coordinator whole, over real sockets: agents boot, peers meet, maps flow, and one port serves it all."""
 
-import json
 import ssl
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -644,11 +643,12 @@ async def test_debug_tells_who_is_here(server: CoordinatorServer) -> None:
         open_peer(server, client_door(MAIN), ALICE) as client,
     ):
         _, _, client_id = await meet(server, agent_peer, client)
-        assert any("know" in line or "told" in line for line in server.explain(peer_id("main"), type(MAIN)(client_id)))
         async with open_connection(server) as stream:
-            await stream.send_all(b"GET /debug/tailnet?format=json HTTP/1.1\r\nHost: x\r\n\r\n")
-            answer = await read_answer(stream)
-        assert str(MAIN) in json.dumps(answer.json())
+            target = f"/debug/tailnet?format=json&a={MAIN}&b={type(MAIN)(client_id)}"
+            await stream.send_all(f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            page = (await read_answer(stream)).json()
+        assert str(MAIN) in {each["peer_id"] for each in page["peers"]}
+        assert "has been told" in page["explanation"][-2]
 
 
 async def test_the_sessions_own_pings_are_answered(server: CoordinatorServer) -> None:

@@ -2,7 +2,7 @@
 
 from fastapi import Request
 
-from tailnet.api.services import headers_of, query_of
+from tailnet.api.guards import headers_of, query_of
 
 
 def request(headers: list[tuple[bytes, bytes]], query: bytes = b"") -> Request:

@@ -1,13 +1,12 @@
-"""What resources work with (layer L3): the running server's services, the request's headers, who is calling.
+"""What a resource's functions take as arguments (layer L3): the services, and who is calling and may.
 
-`Services` is made by server/server.py and given to `create_app`; the Annotated names below are what a resource's
-functions take as arguments.
+`Services` is made by server/server.py and given to `create_app`.  The Annotated names at the end are the guards: a
+function that takes a `ReadableAgent` is only called for a user who may read that agent.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Annotated, Protocol
+from typing import Annotated
 
 import trio
 from fastapi import Depends
@@ -17,32 +16,11 @@ from tailnet.api.authorise import authorise_agent, check_operator
 from tailnet.auth.backends import Callers
 from tailnet.auth.policy import Right
 from tailnet.config import CoordinatorConfig
-from tailnet.coordinator.explain import Snapshot
+from tailnet.services.agents import Agents
 from tailnet.services.derp_maps import DerpMaps
+from tailnet.services.inspection import Inspection
 from tailnet.store.rows import AgentIdentity, UserIdentity
-from tailnet.store.store import Store
 from tailnet.tokens import find_token, query_values
-from tailnet.types import PeerID
-
-
-class TailnetView(Protocol):
-    """The coordinator as the debug page sees it."""
-
-    def now(self) -> float:
-        """The clock of its times, in seconds."""
-        ...
-
-    def snapshot(self) -> Snapshot:
-        """Everything it holds at this moment."""
-        ...
-
-    def explain(self, a: PeerID, b: PeerID) -> list[str]:
-        """Why A does, or does not, know B: sentences, the verdict last."""
-        ...
-
-    def node(self, peer_id: PeerID) -> bytes | None:
-        """The last Node message of a peer, serialized; None without one."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +29,11 @@ class Services:
 
     config: CoordinatorConfig
     callers: Callers
-    store: Store
+    agents: Agents
     derp_maps: DerpMaps
-    tailnet: TailnetView
+    inspection: Inspection
     access_url: str  # how clients reach us, also when the settings leave it open
-    not_ready: Callable[[], Sequence[str]]  # why requests should go elsewhere; empty when they should come
     metrics: Callable[[], bytes]  # a page in Prometheus' text format
-    clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     closing: trio.Event = field(default_factory=trio.Event)  # set when the server begins to leave
 
 

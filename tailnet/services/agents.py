@@ -1,0 +1,272 @@
+"""Agents as their owners and the person on call see them (layer L3).
+
+`await agents.describe(id)` answers with one AgentView: what the store held at one moment, what follows from it by the
+clock (status, health), and the latencies of the agent's last node.  Asked by api/agents.py and api/debug.py, which
+only put a view into the shape of their answer.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final, Protocol
+from uuid import UUID
+
+from google.protobuf.message import DecodeError
+
+from derp.map import DERPMap
+from tailnet.proto.generated import tailnet_pb2 as tailnet
+from tailnet.store.rows import (
+    AgentRow,
+    AgentStatus,
+    App,
+    AppHealth,
+    AppState,
+    ConnectionReport,
+    LifecycleState,
+    LogSource,
+    RunStatus,
+    Script,
+    ScriptRun,
+)
+from tailnet.store.store import Store
+from tailnet.types import PeerID
+
+_LEAVING: Final = frozenset(
+    {
+        LifecycleState.SHUTTING_DOWN,
+        LifecycleState.SHUTDOWN_TIMEOUT,
+        LifecycleState.SHUTDOWN_ERROR,
+        LifecycleState.OFF,
+    }
+)
+_ABSENT: Final = {
+    AgentStatus.CONNECTING: "agent has not yet connected",
+    AgentStatus.TIMEOUT: "agent is taking too long to connect",
+    AgentStatus.DISCONNECTED: "agent has lost connection",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class HealthcheckView:
+    """How an agent looks after an app; an empty `url` means not at all."""
+
+    url: str
+    interval: int  # seconds
+    threshold: int  # failures in a row
+
+
+@dataclass(frozen=True, slots=True)
+class AppStatusView:
+    """What an app said it was doing."""
+
+    id: UUID
+    created_at: datetime
+    workspace_id: UUID
+    agent_id: PeerID
+    app_id: UUID
+    state: AppState
+    message: str
+    uri: str
+
+
+@dataclass(frozen=True, slots=True)
+class AppView:
+    """An app as its template defines it, and what became of it.  `statuses`: the newest first."""
+
+    id: UUID
+    url: str
+    external: bool
+    slug: str
+    display_name: str
+    command: str
+    icon: str
+    subdomain: bool
+    subdomain_name: str
+    sharing_level: str  # owner, authenticated, organization, public
+    healthcheck: HealthcheckView
+    group: str
+    hidden: bool
+    open_in: str  # slim-window, tab
+    tooltip: str
+    health: AppHealth
+    statuses: Sequence[AppStatusView]
+
+
+@dataclass(frozen=True, slots=True)
+class ScriptView:
+    """A script as its template defines it, and its last runs, the newest first."""
+
+    id: UUID
+    log_source_id: UUID
+    log_path: str
+    script: str
+    cron: str
+    run_on_start: bool
+    run_on_stop: bool
+    start_blocks_login: bool
+    timeout: int  # nanoseconds
+    display_name: str
+    runs: Sequence[ScriptRun]
+
+    @property
+    def exit_code(self) -> int | None:
+        """Of its last run; None until it ran."""
+        return self.runs[0].exit_code if self.runs else None
+
+    @property
+    def status(self) -> RunStatus | None:
+        """Of its last run; None until it ran."""
+        return self.runs[0].status if self.runs else None
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """How far a relay region is from an agent."""
+
+    seconds: float
+    preferred: bool  # whether it is the agent's home
+
+
+@dataclass(frozen=True, slots=True)
+class AgentView:
+    """One agent at one moment."""
+
+    agent: AgentRow
+    status: AgentStatus
+    disconnected_at: datetime | None  # also when it was only silence that said so
+    unhealthy: str  # why, in the words that pages show; empty for a healthy one
+    apps: Sequence[AppView]
+    scripts: Sequence[ScriptView]
+    log_sources: Sequence[LogSource]
+    latencies: Mapping[str, Latency]  # by the name of a region
+
+    @property
+    def start_blocks_login(self) -> bool:
+        """Whether somebody who logs in has to wait for its start-up scripts."""
+        return any(each.run_on_start and each.start_blocks_login for each in self.scripts)
+
+
+@dataclass(frozen=True, slots=True)
+class AgentHistory:
+    """An agent, and who was on it by its own account, the newest first."""
+
+    view: AgentView
+    connections: Sequence[ConnectionReport]
+
+
+class Nodes(Protocol):
+    """Where an agent's last node is: services/inspection.py."""
+
+    def node(self, peer_id: PeerID) -> bytes | None:
+        """The last Node message of a peer, serialized; None without one."""
+        ...
+
+
+class Agents:
+    """All agents of the store.  Every method raises StoreError; None is the answer for an agent that is not there.
+
+    `inactive_seconds`: how long after its last sign of life an agent still counts as connected.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        nodes: Nodes,
+        derp_map: Callable[[], DERPMap],
+        inactive_seconds: float,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._store = store
+        self._nodes = nodes
+        self._derp_map = derp_map
+        self._inactive_seconds = inactive_seconds
+        self._clock = clock
+
+    async def describe(self, agent_id: PeerID) -> AgentView | None:
+        """Everything that is known of one agent."""
+        # The coordinator belongs to trio's thread, the store's methods run in one of their own.
+        latencies = measured_latencies(self._nodes.node(agent_id), self._derp_map())
+        return await self._store.run(self._read, agent_id, latencies)
+
+    async def describe_history(self, agent_id: PeerID) -> AgentHistory | None:
+        """The same, with the sessions that it reported."""
+        latencies = measured_latencies(self._nodes.node(agent_id), self._derp_map())
+        return await self._store.run(self._read_history, agent_id, latencies)
+
+    def _read_history(self, agent_id: PeerID, latencies: Mapping[str, Latency]) -> AgentHistory | None:
+        with self._store.reading():
+            view = self._read(agent_id, latencies)
+            return None if view is None else AgentHistory(view, self._store.reports.list_connections(agent_id))
+
+    def _read(self, agent_id: PeerID, latencies: Mapping[str, Latency]) -> AgentView | None:
+        store = self._store
+        with store.reading():
+            row = store.callers.get_agent(agent_id)
+            if row is None:
+                return None
+            definitions = store.apps.definitions(agent_id)
+            sources = store.reports.list_log_sources(agent_id)
+        status = row.status(self._clock(), self._inactive_seconds)
+        return AgentView(
+            agent=row,
+            status=status,
+            disconnected_at=_disconnected_at(row, status),
+            unhealthy=_unhealthy(row, status),
+            apps=[_app(row, each) for each in definitions.apps],
+            scripts=[_script(each) for each in definitions.scripts],
+            log_sources=sources,
+            latencies=latencies,
+        )
+
+
+def measured_latencies(raw_node: bytes | None, derp_map: DERPMap) -> dict[str, Latency]:
+    """How far each region is, by its name, as an agent's last node says."""
+    try:
+        node = tailnet.Node.FromString(raw_node or b"")
+    except DecodeError:
+        return {}
+    found: dict[str, Latency] = {}
+    for key, seconds in sorted(node.derp_latency.items()):
+        # Keys are `<region>-v4` and `-v6`.  One that is not would cost the whole answer elsewhere; here it costs
+        # itself, and so does a number that JSON does not have.
+        digits = key.partition("-")[0]
+        if not (digits.isascii() and digits.isdecimal() and len(digits) <= 19 and math.isfinite(seconds)):
+            continue
+        region = derp_map.regions.get(int(digits))
+        name = region.region_name if region is not None else f"Unnamed {int(digits)}"
+        found[name] = Latency(seconds, node.preferred_derp == int(digits))
+    return found
+
+
+def _app(row: AgentRow, app: App) -> AppView:
+    given: dict[str, Any] = {**app.definition, "healthcheck": HealthcheckView(**app.definition["healthcheck"])}
+    statuses = [
+        AppStatusView(each.id, each.created_at, row.workspace_id, row.id, app.id, each.state, each.message, each.uri)
+        for each in app.statuses
+    ]
+    return AppView(id=app.id, health=app.health, statuses=statuses, **given)
+
+
+def _script(script: Script) -> ScriptView:
+    given: dict[str, Any] = {**script.definition, "log_source_id": UUID(script.definition["log_source_id"])}
+    return ScriptView(id=script.id, runs=script.runs, **given)
+
+
+def _disconnected_at(row: AgentRow, status: AgentStatus) -> datetime | None:
+    if status is AgentStatus.DISCONNECTED:
+        assert row.last_connected_at is not None, "who was never connected is not disconnected"
+        if row.disconnected_at is None or row.disconnected_at < row.last_connected_at:
+            # Silence said it, and the last sign of life is all that is known of when.
+            return row.last_connected_at
+    return row.disconnected_at
+
+
+def _unhealthy(row: AgentRow, status: AgentStatus) -> str:
+    if status is not AgentStatus.CONNECTED and row.lifecycle_state is LifecycleState.OFF:
+        return "agent is not running"
+    if status in _ABSENT:
+        return _ABSENT[status]
+    if row.lifecycle_state is LifecycleState.START_ERROR:
+        return "agent startup script exited with an error"
+    return "agent is shutting down" if row.lifecycle_state in _LEAVING else ""

@@ -1,0 +1,87 @@
+"""The tailnet as the person on call sees it (layer L3): who is here, who left, what the DERP map is, and why not.
+
+Everything here is read from memory at one moment of the reactor's clock; sentences come from coordinator/explain.py.
+Asked by api/debug.py, and by agents.py for an agent's last node.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from derp.map import DERPRegion
+from tailnet.coordinator.core import Coordinator
+from tailnet.coordinator.explain import PeerView, explain, last_node, snapshot
+from tailnet.services.derp_maps import DerpMaps, SourceStatus
+from tailnet.types import PeerID
+
+
+@dataclass(frozen=True, slots=True)
+class DepartureView:
+    """Somebody who left."""
+
+    peer_id: PeerID
+    left_seconds: float  # ago
+    kind: str  # LOST or DISCONNECTED
+    reason: str
+    refusal: str  # what the peer did wrong, if that is why
+
+
+@dataclass(frozen=True, slots=True)
+class MapView:
+    """The DERP map and how its sources are doing."""
+
+    version: int
+    regions: Sequence[DERPRegion]
+    warnings: Sequence[str]
+    sources: Sequence[SourceStatus]
+
+
+@dataclass(frozen=True, slots=True)
+class TailnetView:
+    """All of it.  `departures`: the last ones, the newest first."""
+
+    peers: Sequence[PeerView]
+    departures: Sequence[DepartureView]
+    derp_map: MapView
+    not_ready: Sequence[str]  # why requests should go to another server; empty when they should come
+
+
+class Inspection:
+    """Looks at a running coordinator and changes nothing.  `clock` is the one that the coordinator is driven by."""
+
+    def __init__(
+        self,
+        coordinator: Coordinator[Any],
+        derp_maps: DerpMaps,
+        clock: Callable[[], float],
+        not_ready: Callable[[], Sequence[str]],
+    ) -> None:
+        self._coordinator = coordinator
+        self._derp_maps = derp_maps
+        self._clock = clock
+        self.not_ready = not_ready
+
+    def describe(self) -> TailnetView:
+        """Everything at this moment."""
+        now = self._clock()
+        seen = snapshot(self._coordinator, now)
+        published = self._derp_maps.current
+        return TailnetView(
+            peers=seen.peers,
+            departures=[
+                DepartureView(each.peer_id, now - each.at, each.kind.name, each.reason, each.refusal)
+                for each in seen.departures
+            ],
+            derp_map=MapView(
+                published.version, tuple(published.map.regions.values()), published.warnings, self._derp_maps.statuses
+            ),
+            not_ready=self.not_ready(),
+        )
+
+    def explain(self, a: PeerID, b: PeerID) -> list[str]:
+        """Why A does, or does not, know B: sentences, the verdict last."""
+        return explain(self._coordinator, a, b, self._clock())
+
+    def node(self, peer_id: PeerID) -> bytes | None:
+        """The last Node message of a peer, serialized; None without one."""
+        return last_node(self._coordinator, peer_id)

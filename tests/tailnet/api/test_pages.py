@@ -1,0 +1,36 @@
+"""Pages as HTML: long lists are cut, and names that peers gave themselves cannot bite."""
+
+import pytest
+
+from tailnet.api import pages
+from tailnet.api.pages import agent_html, tailnet_html
+
+AGENT = {"name": "<script>alert(1)</script>", "id": "an id", "said": None}
+EMPTY_MAP = {"version": 0, "regions": [], "warnings": ["<b>"], "sources": []}
+TAILNET = {
+    "not_ready": ["<i>"],
+    "derp_map": EMPTY_MAP,
+    "connected_count": 1,
+    "peers_count": 2,
+    "peers": [{"peer_id": "x", "told": ["a", "b", "c"]}],
+    "departures": [],
+}
+
+
+def test_names_are_text() -> None:
+    page = agent_html({"agent": AGENT, "connections": [], "apps": [], "script_runs": []})
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+    assert "<td>-</td>" in page, "what is not known is a dash"
+    page = tailnet_html(TAILNET, '"><u>', "")
+    assert not {"<b>", "<i>", "<u>"} & {page[at : at + 3] for at in range(len(page))}
+
+
+def test_a_long_cell_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "more" not in tailnet_html(TAILNET, "", "")
+    monkeypatch.setattr(pages, "MAX_IDS", 2)
+    assert "a<br>b<br>and 1 more" in tailnet_html(TAILNET, "", "")
+
+
+def test_an_explanation_is_a_list() -> None:
+    assert "<li>A &amp; B</li>" in tailnet_html({**TAILNET, "explanation": ["A & B"]}, "a", "b")
