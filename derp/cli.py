@@ -22,7 +22,7 @@ import trio
 
 from derp.cli_map import map_commands
 from derp.cli_netcheck import netcheck
-from derp.cli_output import open_console, print_json
+from derp.cli_output import Lines, open_console, print_json
 from derp.cli_probe import probe
 from derp.config import RelayConfig, load_config, load_private_key
 from derp.config.settings import REFUSED, SETTINGS
@@ -32,8 +32,6 @@ from derp.log import set_up_logging
 from derp.map import is_address
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from derp.client.client import DerpClient
     from derp.client.dial import DialOptions
     from derp.server.server import RelayServer
@@ -236,11 +234,11 @@ def _say_what_is_served(server: "RelayServer", config: RelayConfig, as_json: boo
     console.print(f"public key {key}")
     if snippet is not None:
         console.print("its certificate is self-signed; clients need this DERP map, which pins it:")
-        console.print(json.dumps(snippet, indent=2))
+        click.echo(json.dumps(snippet, indent=2))
     _say_what_to_try(console, server)
 
 
-def _say_what_to_try(console: "Console", server: "RelayServer") -> None:
+def _say_what_to_try(console: "Lines", server: "RelayServer") -> None:
     first = server.listening[0]
     host = {"0.0.0.0": "127.0.0.1", "::": "localhost"}.get(first.host, first.host)  # compared, not bound
     host = f"[{host}]" if ":" in host else host

@@ -36,7 +36,7 @@ def netcheck(source: str, as_json: bool, every: float | None, pin: str, stun_por
 
 
 async def _netcheck(source: str, as_json: bool, every: float | None, pin: str, stun_port: int) -> bool:
-    from derp.client.mapsource import load_map
+    from derp.client.mapsource import load_map, source_name
     from derp.client.netcheck import Netcheck, NetcheckOptions
     from derp.errors import ConfigError
     from derp.netcheck.lint import errors, lint
@@ -44,7 +44,7 @@ async def _netcheck(source: str, as_json: bool, every: float | None, pin: str, s
 
     derp_map = await load_map(source, pin=pin, stun_port=stun_port)
     if not derp_map.regions:
-        raise ConfigError(f"{source}: the map has no regions, so there is nothing to measure")
+        raise ConfigError(f"{source_name(source)}: the map has no regions, so there is nothing to measure")
     for mistake in errors(lint(derp_map.to_json())):
         open_console(stderr=True).print(f"mistake in the map: {mistake}", style="yellow")
     # All regions, however far: whoever runs this wants the table, not only a home.

@@ -5,16 +5,33 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from derp.text import fit_to_show, printable
+
 if TYPE_CHECKING:
     from rich.console import Console
 
 
-def open_console(*, stderr: bool = False) -> "Console":
-    """Plain lines, never wrapped or marked up; colour only on a terminal."""
+class Lines:
+    """Plain lines for people, never wrapped or marked up; colour only on a terminal.
+
+    Whatever stands in a line, a terminal obeys none of it, and a secret in it is masked: names come from maps, reasons
+    from servers, URLs from settings.
+    """
+
+    def __init__(self, console: "Console") -> None:
+        self._console = console
+
+    def print(self, line: str, *, style: str | None = None, with_secrets: bool = False) -> None:
+        """One line, whatever `line` holds.  `with_secrets`: it is there to tell one, such as a demo's token."""
+        self._console.print(printable(line, len(line)) if with_secrets else fit_to_show(line), style=style)
+
+
+def open_console(*, stderr: bool = False) -> Lines:
+    """Standard output, or standard error."""
     # Imported here: a relay that starts has nothing to show, and clients wait for it.
     from rich.console import Console
 
-    return Console(stderr=stderr, soft_wrap=True, highlight=False, markup=False, emoji=False)
+    return Lines(Console(stderr=stderr, soft_wrap=True, highlight=False, markup=False, emoji=False))
 
 
 def print_json(document: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ import trio
 
 from derp.cli_output import milliseconds, open_console, print_json
 from derp.errors import ConfigError, TransportError
+from derp.text import error_text
 
 if TYPE_CHECKING:
     from derp.client.probe import ProbeOptions, ProbeResult
@@ -151,7 +152,7 @@ def _address(listen: str | None) -> tuple[str, int] | None:
     try:
         return address(listen)
     except ValueError as error:
-        raise ConfigError(f"--listen: {error}") from None
+        raise ConfigError(f"--listen: {error_text(error)}") from None
 
 
 async def _probe(source: _Source, options: "ProbeOptions", every: float | None, output: _Output) -> bool:
@@ -286,7 +287,7 @@ def _write_metrics(place: str, text: bytes) -> None:
         fresh.write_bytes(text)
         fresh.replace(place)
     except OSError as error:
-        raise ConfigError(f"--prometheus {place}: cannot be written: {error.strerror}") from None
+        raise ConfigError(f"--prometheus {place}: cannot be written: {error_text(error)}") from None
 
 
 def _print_table(results: Sequence["ProbeResult"]) -> None:

@@ -2,19 +2,18 @@
 
 `set_up_logging` is called once, by the command line; libraries and embedders only use `logging.getLogger("derp...")`.
 Lines go to stderr: stdout is for what a program may want to read.  One line when a connection opens, one when it
-closes, none per packet.  Secrets never get here; should one, it is blotted out.
+closes, none per packet.  Secrets never get here; should one, derp/text.py masks it, and what a terminal would obey is
+written out.
 """
 
 import json
 import logging
-import re
 import sys
 import time
 from typing import IO, Any, Final
 
-# A private key in its text form; and 64 bare hex digits, which is what a mesh key looks like.  Public keys and
-# certificate pins have a prefix with a colon, so they stay readable.
-_SECRET: Final = re.compile(r"(?<=privkey:)[0-9a-fA-F]{8,}|(?<![0-9a-zA-Z:])[0-9a-fA-F]{64}(?![0-9a-zA-Z])")
+from derp.text import fit_lines_to_show, fit_to_show
+
 _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
@@ -35,11 +34,6 @@ def set_up_logging(form: str, level: str, stream: IO[str] | None = None) -> None
     sys.unraisablehook = _log_unraisable
 
 
-def blot_out(text: str) -> str:
-    """The text without anything that looks like a secret key."""
-    return _SECRET.sub("<secret>", text)
-
-
 class _Lines(logging.StreamHandler[IO[str]]):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # the library's name
         # A closed pipe behind stderr must not print a traceback for each line; there is nobody left to tell.
@@ -52,10 +46,12 @@ class _TextLine(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         moment = time.strftime("%H:%M:%S", time.localtime(record.created))
-        line = f"{moment}.{int(record.msecs):03d} {record.levelname[0]} {record.name} {record.getMessage()}"
+        # On one line, so that nobody's name or path can pose as a line of ours.
+        message = fit_to_show(record.getMessage().rstrip())
+        line = f"{moment}.{int(record.msecs):03d} {record.levelname[0]} {record.name} {message}"
         if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
-        return blot_out(line)
+            line += "\n" + fit_lines_to_show(self.formatException(record.exc_info))
+        return line
 
 
 class _JsonLine(logging.Formatter):
@@ -67,10 +63,10 @@ class _JsonLine(logging.Formatter):
             "time": f"{moment}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": blot_out(record.getMessage()),
+            "message": fit_lines_to_show(record.getMessage()),
         }
         if record.exc_info:
-            entry["exception"] = blot_out(self.formatException(record.exc_info))
+            entry["exception"] = fit_lines_to_show(self.formatException(record.exc_info))
         return json.dumps(entry, ensure_ascii=False)
 
 

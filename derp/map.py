@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, NoReturn, Self
 
 from derp.errors import MapFormatError
+from derp.text import error_text
 
 DEFAULT_STUN_PORT: Final = 3478  # what stun_port 0 means
 DEFAULT_DERP_PORT: Final = 443  # what derp_port 0 means
@@ -138,7 +139,7 @@ def _load(source: str | bytes | Mapping[str, object]) -> object:
     except MapFormatError:
         raise
     except ValueError as error:  # a number of thousands of digits
-        raise MapFormatError(f"DERP map: {error}") from None
+        raise MapFormatError(f"DERP map: {error_text(error)}") from None
 
 
 # Decoders take (decoded JSON that is not null, place) and return the value of an attribute.

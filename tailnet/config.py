@@ -20,6 +20,7 @@ from typing import Any, Final
 from derp.config import RelayConfig, TlsConfig, parse
 from derp.config.relay import LOOPBACK, RESERVED_FILES, Network
 from derp.keys import NodePrivate
+from derp.text import error_text
 from tailnet.errors import ConfigError
 
 ENVIRONMENT_PREFIX: Final = "TAILNET_"
@@ -237,7 +238,7 @@ def _banners(value: object) -> tuple[Banner, ...]:
             try:
                 items = json.loads(value)
             except (ValueError, RecursionError) as error:
-                raise ValueError(f"begins as a JSON list and is none: {str(error)[:80]}") from None
+                raise ValueError(f"begins as a JSON list and is none: {error_text(error)[:80]}") from None
     if not isinstance(items, list) or len(items) > MAX_BANNERS:
         raise ValueError(f"wants a message, or a list of at most {MAX_BANNERS} banners, got {value!r:.80}")
     return tuple(_banner(each) for each in items)
@@ -386,7 +387,7 @@ class _Given:
         try:
             self._values[setting.name] = setting.parse(raw), place
         except ValueError as error:
-            raise ConfigError(f"{place}: {error}") from None
+            raise ConfigError(f"{place}: {error_text(error)}") from None
 
     def __contains__(self, name: str) -> bool:
         return name in self._values
@@ -404,13 +405,13 @@ def _read_toml(path: Path, given: _Given) -> None:
         with path.open("rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise ConfigError(f"{path}: cannot read the settings: {error.strerror or error}") from None
+        raise ConfigError(f"{path}: cannot read the settings: {error_text(error)}") from None
     if len(content) > MAX_FILE_BYTES:
         raise ConfigError(f"{path}: holds no settings: it has more than {MAX_FILE_BYTES:,} bytes")
     try:
         document = tomllib.loads(content.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path}: is not TOML: {error}") from None
+        raise ConfigError(f"{path}: is not TOML: {error_text(error)}") from None
     for key, value in document.items():
         if key not in BY_NAME:
             raise ConfigError(f"{path}: {key!r:.80}: there is no such setting{_nearest(key, BY_NAME)}")

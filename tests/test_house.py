@@ -16,6 +16,7 @@ GENERATED = "tailnet/proto/generated"
 # A room not named here is a mistake: find its place first.
 ORDER: tuple[tuple[str, int], ...] = (
     ("derp", 0),
+    ("derp/text", 0),
     ("derp/errors", 0),
     ("derp/keys", 0),
     ("derp/map", 0),
@@ -264,6 +265,64 @@ def test_every_module_has_its_test_file() -> None:
         if not expected.exists():
             missing.append(f"{name} wants {expected.relative_to(ROOT)}")
     assert missing == [], "\n".join(missing)
+
+
+def own_exceptions() -> set[str]:
+    """Names of the classes of this project: their texts are sentences that somebody wrote."""
+    return {node.name for _, tree in modules() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+
+
+def bare_reasons(name: str, tree: ast.Module, own: set[str]) -> list[str]:
+    """Where the exception of a library is put into a text as it is: empty, pages long, or with a password."""
+    problems = []
+    for handler in ast.walk(tree):
+        if not isinstance(handler, ast.ExceptHandler) or handler.name is None:
+            continue
+        kinds = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
+        if all(ast.unparse(kind) in own for kind in kinds if kind is not None):
+            continue
+        caught = {handler.name, f"{handler.name}.strerror"}
+        for node in (node for statement in handler.body for node in ast.walk(statement)):
+            shown: list[ast.expr] = []
+            if isinstance(node, ast.FormattedValue):
+                shown = [node.value]
+            elif isinstance(node, ast.Call) and ast.unparse(node.func).startswith(("str", "repr", "print", "_log.")):
+                shown = list(node.args)
+            for part in shown:
+                either = part.values if isinstance(part, ast.BoolOp) else [part]
+                if any(ast.unparse(one) in caught for one in either):
+                    problems.append(f"{name}:{part.lineno}: {ast.unparse(part)} wants error_text()")
+    return problems
+
+
+def test_reasons_of_libraries_are_never_shown_bare() -> None:
+    own = own_exceptions()
+    assert [problem for name, tree in modules() for problem in bare_reasons(name, tree, own)] == []
+
+
+@pytest.mark.parametrize(
+    "shown", ['f"x: {error}"', 'f"{error.strerror or error}"', "str(error)", '_log.error("%s", error)', "print(error)"]
+)
+def test_a_bare_reason_is_found(shown: str) -> None:
+    caught = f"try:\n    work()\nexcept KIND as error:\n    said = {shown}\n"
+    assert bare_reasons("x", ast.parse(caught.replace("KIND", "(OSError, ConfigError)")), {"ConfigError"})
+    assert not bare_reasons("x", ast.parse(caught.replace("KIND", "ConfigError")), {"ConfigError"})
+    mended = f"try:\n    work()\nexcept OSError as error:\n    said = {shown.replace('error', 'error_text(error)')}\n"
+    assert "str" in shown or "_log.error" in shown or not bare_reasons("x", ast.parse(mended), set())
+
+
+def test_own_errors_have_a_text() -> None:
+    own = own_exceptions()
+    empty = [
+        f"{name}:{node.lineno}"
+        for name, tree in modules()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Raise)
+        and isinstance(node.exc, ast.Call)
+        and ast.unparse(node.exc.func) in own
+        and (not (node.exc.args or node.exc.keywords) or ast.unparse((node.exc.args or [node.exc])[0]) == "''")
+    ]
+    assert empty == []
 
 
 def test_derp_imports_alone() -> None:

@@ -18,6 +18,7 @@ import trio
 
 from derp.errors import ConfigError, ConnectError
 from derp.protocol.upgrade import Answer, AnswerKind, derp_request_headers, judge_derp_answer
+from derp.text import printable, without_secrets
 from derp.transport.http import ClientHttp, Response, exchange
 from derp.transport.proxy import Proxy, dial_through, proxy_from_environment
 from derp.transport.stream import mapped_errors
@@ -89,13 +90,15 @@ class RelayAddress:
 
         Without a path `/derp` is meant.  Raises ConfigError.
         """
+        shown = without_secrets(url)
         try:
             parts = urlsplit(url)
             port = parts.port
-        except ValueError as error:
-            raise ConfigError(f"relay URL {url!r}: {error}") from None
+        except ValueError:
+            # Python's reason would quote what stands behind the colon, which may be a password.
+            raise ConfigError(f"relay URL {shown!r}: must look like https://relay.example:8443/derp") from None
         if parts.scheme not in ("http", "https", "ws", "wss") or not parts.hostname:
-            raise ConfigError(f"relay URL {url!r}: must look like https://relay.example/derp")
+            raise ConfigError(f"relay URL {shown!r}: must look like https://relay.example/derp")
         if parts.username is not None:
             raise ConfigError("a relay URL holds no user and password: send a token as a header instead")
         is_tls = parts.scheme in ("https", "wss")
@@ -297,4 +300,4 @@ def _said(response: Response) -> str:
     elif not response.headers.get("content-type", "").startswith("text/plain"):
         return ""
     first_line = next((line for line in text.strip().splitlines() if line.strip()), "")
-    return "".join(character for character in first_line if character.isprintable()).strip()[:100]
+    return printable(without_secrets(first_line.strip()), 100)

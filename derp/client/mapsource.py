@@ -15,6 +15,7 @@ from derp.client.dial import DEFAULT_PATH, DialOptions, RelayAddress
 from derp.errors import ConfigError, MapFormatError
 from derp.map import DERPMap, DERPNode, DERPRegion
 from derp.netcheck.maptext import read_map_text
+from derp.text import error_text, fit_to_show
 from derp.transport.fetch import HttpCaller
 
 # The largest public map has 30 KB.
@@ -30,16 +31,23 @@ def is_relay_url(source: str) -> bool:
     return parts.scheme in ("http", "https", "ws", "wss") and parts.path.rstrip("/") in ("", DEFAULT_PATH)
 
 
+def source_name(source: str) -> str:
+    """The source for messages: in an address of a map may stand a password or a token."""
+    return fit_to_show(source)
+
+
 async def read_map_source(source: str) -> bytes:
     """What stands at `source`, a path, `-`, or a URL, unread.  Raises ConfigError; TransportError for a URL."""
     if source == "-":
         content: bytes = await trio.to_thread.run_sync(sys.stdin.buffer.read, MAX_MAP_BYTES + 1)
     elif urlsplit(source).scheme in ("http", "https"):
         content = await _fetch(source)
+    elif "://" in source.removeprefix("file://"):
+        raise ConfigError(f"{source_name(source)}: a map is a file, or behind http:// or https://")
     else:
         content = await _read(Path(source.removeprefix("file://")))
     if len(content) > MAX_MAP_BYTES:
-        raise ConfigError(f"{source}: larger than {MAX_MAP_BYTES} bytes: that is no DERP map")
+        raise ConfigError(f"{source_name(source)}: larger than {MAX_MAP_BYTES} bytes: that is no DERP map")
     return content
 
 
@@ -54,11 +62,11 @@ async def load_map(source: str, *, pin: str = "", stun_port: int = 0) -> DERPMap
     try:
         document = read_map_text(content)
     except MapFormatError as error:
-        raise ConfigError(f"{source}: {error}") from None
+        raise ConfigError(f"{source_name(source)}: {error}") from None
     try:
         return DERPMap.parse(document)
     except MapFormatError as error:
-        raise ConfigError(f"{source}: {error}; `derp map lint` names every mistake") from None
+        raise ConfigError(f"{source_name(source)}: {error}; `derp map lint` names every mistake") from None
 
 
 def map_of_relay(
@@ -67,7 +75,7 @@ def map_of_relay(
     """A map with one relay.  Raises ConfigError."""
     address = RelayAddress.from_url(url, DialOptions(environment=None))
     if address.path != DEFAULT_PATH:
-        raise ConfigError(f"relay URL {url!r}: clients with a map always use the path {DEFAULT_PATH}")
+        raise ConfigError(f"relay URL {fit_to_show(url)!r}: clients with a map always use the path {DEFAULT_PATH}")
     literal = _version_of(address.host)
     node = DERPNode(
         name=f"{region_id}a",
@@ -89,7 +97,7 @@ async def _fetch(url: str) -> bytes:
     async with HttpCaller(timeout_seconds=FETCH_SECONDS) as caller:
         fetched = await caller.get(url, MAX_MAP_BYTES + 1)
     if fetched.status != 200:
-        raise ConfigError(f"{url}: answers with status {fetched.status}, not with a map")
+        raise ConfigError(f"{source_name(url)}: answers with status {fetched.status}, not with a map")
     return fetched.body
 
 
@@ -101,7 +109,7 @@ async def _read(path: Path) -> bytes:
     try:
         return await trio.to_thread.run_sync(read)
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+        raise ConfigError(f"{path}: cannot be read: {error_text(error)}") from None
 
 
 def _version_of(host: str) -> int:

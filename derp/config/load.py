@@ -33,6 +33,7 @@ from derp.errors import ConfigError, KeyFormatError
 from derp.keys import MeshKey, NodePrivate
 from derp.map import is_address
 from derp.protocol.frames import MAX_SEND_BYTES
+from derp.text import error_text
 
 # Settings and keys are a few hundred bytes; a path that points to a device or a log must not fill our memory.
 MAX_FILE_BYTES: Final = 1024 * 1024
@@ -96,7 +97,7 @@ class _Settings:
         try:
             self._given[setting.name] = _Given(setting.parse(raw), place)
         except ValueError as error:
-            raise ConfigError(f"{place}: {error}") from None
+            raise ConfigError(f"{place}: {error_text(error)}") from None
 
     def __contains__(self, name: str) -> bool:
         return name in self._given
@@ -178,7 +179,7 @@ def _read_file(path: Path, what: str) -> bytes:
         with path.open("rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise ConfigError(f"{path}: cannot read the {what}: {error.strerror or error}") from None
+        raise ConfigError(f"{path}: cannot read the {what}: {error_text(error)}") from None
     if len(content) > MAX_FILE_BYTES:
         raise ConfigError(f"{path}: is no {what}: it has more than {MAX_FILE_BYTES:,} bytes")
     return content
@@ -193,7 +194,7 @@ def _read_toml(path: Path, given: _Settings) -> None:
     try:
         document = tomllib.loads(_read_file(path, "settings").decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path}: is not TOML: {error}") from None
+        raise ConfigError(f"{path}: is not TOML: {error_text(error)}") from None
     for key, value in document.items():
         setting = BY_NAME.get(key)
         if setting is None:
@@ -493,7 +494,7 @@ def _create_key_file(path: Path, key: NodePrivate) -> None:
         finally:
             os.unlink(temporary)
     except OSError as error:
-        raise ConfigError(f"{path}: cannot make the private key's file: {error.strerror or error}") from None
+        raise ConfigError(f"{path}: cannot make the private key's file: {error_text(error)}") from None
 
 
 def _warn_if_readable(path: Path, given: _Settings) -> None:

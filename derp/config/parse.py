@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from derp.config.relay import MeshPeer, Network
 from derp.errors import KeyFormatError
 from derp.keys import NodePublic
+from derp.text import without_secrets
 
 T = TypeVar("T")
 Parser = Callable[[object], T]
@@ -32,7 +33,8 @@ _FALSE: Final = {"0", "f", "false", "no", "off"}
 
 
 def _refuse(wants: str, value: object) -> NoReturn:
-    raise ValueError(f"wants {wants}, got {value!r:.80}")
+    # Masked before it is cut: half a URL does not look like one.
+    raise ValueError(f"wants {wants}, got {without_secrets(repr(value)):.80}")
 
 
 def string(value: object) -> str:

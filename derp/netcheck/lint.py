@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from derp.errors import MapFormatError
 from derp.map import STUN_DISABLED, DERPNode, DERPRegion
+from derp.text import error_text
 
 # Coordinators carry region ids in 32 bits (Node.preferred_derp).
 MAX_REGION_ID: Final = (1 << 31) - 1
@@ -144,7 +145,7 @@ class _Linter:
         except json.JSONDecodeError as error:
             self.error("", f"line {error.lineno}, column {error.colno}: {error.msg}")
         except (RecursionError, ValueError) as error:
-            self.error("", f"is not JSON that a map could be: {error}")
+            self.error("", f"is not JSON that a map could be: {error_text(error)}")
         else:
             self._keys_given_twice(document)
             return document

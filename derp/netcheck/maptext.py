@@ -9,6 +9,7 @@ import tomllib
 from typing import Any, Final
 
 from derp.errors import MapFormatError
+from derp.text import error_text
 
 # What matters of JSON here: strings (to be left alone), the two kinds of comment, a comma before a closing bracket.
 _TOKEN: Final = re.compile(
@@ -50,7 +51,9 @@ def read_map_text(content: bytes) -> str | dict[str, Any]:
     try:
         return tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise MapFormatError(f"DERP map: neither JSON, which begins with a brace, nor TOML: {error}") from None
+        raise MapFormatError(
+            f"DERP map: neither JSON, which begins with a brace, nor TOML: {error_text(error)}"
+        ) from None
 
 
 def plain_json(text: str) -> str:

@@ -16,6 +16,7 @@ from typing import Final, TypeAlias
 from derp.errors import LocalProtocolError
 from derp.protocol.frames import PROTOCOL_VERSION
 from derp.protocol.websocket import accept_token
+from derp.text import without_secrets
 
 Headers: TypeAlias = Mapping[str, str]
 HeaderLines: TypeAlias = tuple[tuple[str, str], ...]
@@ -178,7 +179,7 @@ def judge_derp_answer(status: int, headers: Headers) -> Answer:
     if 200 <= status <= 299:
         return Answer(AnswerKind.TRY_WEBSOCKET, f"the upgrade was answered with a page (status {status}): a portal?")
     if 300 <= status <= 399:
-        where = headers.get("location", "")[:200]
+        where = without_secrets(headers.get("location", ""))[:200]
         return Answer(AnswerKind.TRY_WEBSOCKET, f"the upgrade was redirected (status {status}) to {where!r}")
     if 400 <= status <= 499:
         return Answer(AnswerKind.TRY_WEBSOCKET, f"the upgrade was refused with status {status}")

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from derp.config.relay import TlsConfig
 from derp.server.files import is_pair, replace_file
+from derp.text import error_text
 from derp.transport.acme import ACCOUNT_FILE
 from derp.transport.tls import certificate_covers
 
@@ -42,7 +43,7 @@ def adopt_autocert(config: TlsConfig) -> list[str]:
             _adopt_account(folder)
             trouble = _adopt(found, config.hostname, cert_file, key_file)
         except OSError as error:
-            trouble = f"{error.filename or folder}: {error.strerror}"
+            trouble = f"{error.filename or folder}: {error_text(error)}"
         if trouble:
             return [f"{path}: what derper kept here is not used: {trouble}"]
         return [f"{path}: the certificate that derper kept here is used, as {cert_file.name} and {key_file.name}"]

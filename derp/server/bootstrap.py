@@ -14,6 +14,7 @@ from typing import Final
 import trio
 
 from derp.errors import DerpError
+from derp.text import error_text
 from derp.transport.dns import look_up_txt
 
 _log = logging.getLogger("derp.server")
@@ -108,7 +109,7 @@ class BootstrapDns:
             found = await trio.socket.getaddrinfo(name, 443, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:  # the second: no name that DNS can encode
             # The last good answer is better than none.
-            _log.warning("bootstrap DNS: cannot look up %s: %s", name, error)
+            _log.warning("bootstrap DNS: cannot look up %s: %s", name, error_text(error))
             return
         addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
         random.shuffle(addresses)  # clients take the first one, and the resolver prefers one family

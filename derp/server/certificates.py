@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from derp.config.relay import TlsConfig
 from derp.server.files import is_pair, replace_file
+from derp.text import error_text, without_secrets
 from derp.transport.acme import ACCOUNT_FILE, DNS, HTTP, AcmeError, AcmeOrder, Proof, ProofRefused
 from derp.transport.hook import HOOK_SECONDS, HookError, run_hook
 from derp.transport.tls import certificate_covers
@@ -142,7 +143,7 @@ class CertificateKeeper:
     async def _renew(self) -> str | None:
         """None when there is a new certificate, else why not."""
         hostname = self._config.hostname
-        _log.info("= asking %s for a certificate for %s", self._acme.directory_url, hostname)
+        _log.info("= asking %s for a certificate for %s", without_secrets(self._acme.directory_url), hostname)
         try:
             key = await trio.to_thread.run_sync(_read_or_make_key, self._key_file)
             chain = await self._obtain(key)
@@ -151,7 +152,7 @@ class CertificateKeeper:
         except (AcmeError, HookError) as error:
             return str(error)
         except OSError as error:
-            return f"{error.filename or self._cert_file}: {error.strerror}: --cert-dir has to be writable"
+            return f"{error.filename or self._cert_file}: {error_text(error)}: --cert-dir has to be writable"
         _log.info("= new certificate for %s, valid until %s", hostname, expires)
         self._installed()
         return None

@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 import trio
 
 from derp.errors import DerpError
+from derp.text import error_text
 
 # Not DERP_...: that is how settings are called.
 VARIABLE: Final = "RELAY_HANDOVER"
@@ -88,7 +89,7 @@ async def hand_over(
         try:
             process = await trio.lowlevel.open_process(list(command), pass_fds=fds, env=environment)
         except OSError as error:
-            raise HandoverError(f"cannot start {command[0]}: {error.strerror}") from None
+            raise HandoverError(f"cannot start {command[0]}: {error_text(error)}") from None
         finally:
             os.close(said)
         try:

@@ -8,6 +8,7 @@ from typing import Final
 
 from derp.relay.limits import TokenBucket
 from derp.server.door import FrontDoor
+from derp.text import error_text
 from derp.transport.links import Link
 from derp.transport.tls import TlsServer
 from derp.transport.tls_alpn import tls_link
@@ -81,7 +82,9 @@ class Listener:
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     # The connection stays in the backlog and the descriptor stays ready: wait for the next tick.
-                    _log.warning("cannot accept: %s; raise the limit of open files or lower max_connections", error)
+                    _log.warning(
+                        "cannot accept: %s; raise the limit of open files or lower max_connections", error_text(error)
+                    )
                     reactor.unwatch(self._sock.fileno())
                     self._is_watched = False
                     return

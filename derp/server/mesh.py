@@ -23,9 +23,11 @@ from derp.protocol.upgrade import AnswerKind, derp_request_headers, judge_derp_a
 from derp.relay.counters import CloseReason, DropReason
 from derp.relay.mesh import MeshPeerState, MeshRoute
 from derp.server.session import Plane, drain_queue
+from derp.text import error_text
 from derp.transport.http import ClientHttp
 from derp.transport.links import Link, TlsLink
 from derp.transport.linkstream import LinkStream
+from derp.transport.stream import reason_of
 from derp.transport.tcp import TcpTarget, dial_tcp
 
 _log = logging.getLogger("derp.mesh")
@@ -156,7 +158,7 @@ class Mesh:
             except trio.TooSlowError:
                 trouble = f"no DERP relay answered within {_CONNECT_SECONDS:g} s"
             except (DerpError, OSError, trio.BrokenResourceError) as error:
-                trouble = str(error) or type(error).__name__
+                trouble = reason_of(error)
             else:
                 self.sessions[peer] = session
                 state.route = session.route
@@ -242,8 +244,9 @@ async def _start_tls(stream: LinkStream) -> None:
     try:
         await stream.start_tls()
     except trio.BrokenResourceError as error:
-        remedy = next((remedy for reason, remedy in _TLS_REMEDIES.items() if reason in str(error)), "")
-        raise ConnectError(f"{error}; {remedy}".removesuffix("; ")) from error
+        why = error_text(error)
+        remedy = next((remedy for reason, remedy in _TLS_REMEDIES.items() if reason in why), "")
+        raise ConnectError(f"{why}; {remedy}".removesuffix("; ")) from error
 
 
 def retry_seconds(failures: int, since_lost_seconds: float) -> float:

@@ -18,6 +18,7 @@ from derp.config import RelayConfig
 from derp.errors import TransportError
 from derp.server.admission import ADMITTED, Finding, Verdict
 from derp.server.tailscaled import TailscaledJudge
+from derp.text import fit_to_show
 from derp.transport.fetch import HttpCaller
 
 _log = logging.getLogger("derp.server")
@@ -58,6 +59,7 @@ class UrlJudge:
     def __init__(self, url: str, *, fail_open: bool, http: HttpCaller | None = None) -> None:
         self.http = http or HttpCaller(timeout_seconds=TIMEOUT_SECONDS)
         self._url = url
+        self._name = fit_to_show(url)
         self._fail_open = fail_open
 
     async def judge(self, key: bytes, address: str) -> Verdict:
@@ -67,14 +69,14 @@ class UrlJudge:
         except TransportError as error:
             return Verdict(self._fail_open, str(error), faulty=True, answered=False)
         if fetched.status != 200:
-            said = f"{self._url} answered {fetched.status}"
+            said = f"{self._name} answered {fetched.status}"
             if fetched.status in _REDIRECTS:
                 said += ", a redirect, which is not followed: set --verify-client-url to where it leads"
             return Verdict(False, said, faulty=True)
         answer = read_answer(fetched.body)
         if answer is None:
-            return Verdict(False, f'{self._url} answered what is no {{"Allow": true}} or false', faulty=True)
-        return ADMITTED if answer else Verdict(False, f"{self._url} does not allow it")
+            return Verdict(False, f'{self._name} answered what is no {{"Allow": true}} or false', faulty=True)
+        return ADMITTED if answer else Verdict(False, f"{self._name} does not allow it")
 
     async def look(self) -> Finding | None:
         return None  # it can only be asked about a client

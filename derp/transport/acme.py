@@ -26,6 +26,8 @@ from josepy.util import ComparableECKey
 from derp.config.relay import AcmeConfig
 from derp.errors import TransportError
 from derp.map import is_address
+from derp.text import error_text, printable, without_secrets
+from derp.transport.stream import reason_of
 
 Returned = TypeVar("Returned")
 
@@ -211,7 +213,7 @@ class AcmeOrder:
         return AcmeError(self._said(text))
 
     def _said(self, text: str) -> str:
-        return f"{urlsplit(self._config.directory_url).netloc} {text}"
+        return f"{urlsplit(without_secrets(self._config.directory_url)).netloc.rpartition('@')[2]} {text}"
 
 
 def _request(key: bytes, hostname: str) -> bytes:
@@ -233,7 +235,7 @@ def _account_key(path: Path) -> ec.EllipticCurvePrivateKey:
             return fresh
         key = load_pem_private_key(pem, password=None)
     except OSError as error:
-        raise AcmeError(f"{path}: cannot use the account's key: {error.strerror or error}") from None
+        raise AcmeError(f"{path}: cannot use the account's key: {error_text(error)}") from None
     except (ValueError, TypeError):
         key = None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
@@ -252,8 +254,7 @@ def _first_reason(error: errors.ValidationError) -> str:
 def _detail(error: messages.Error) -> str:
     """What an authority wrote, as one line of bounded length."""
     text = " ".join(str(error.detail or error.title or error.code or "it does not say why").split())
-    printable = "".join(letter for letter in text if letter.isprintable())
-    return printable if len(printable) <= 500 else f"{printable[:500]}..."
+    return printable(without_secrets(text), 500)
 
 
 def _cause(error: BaseException) -> str:
@@ -268,4 +269,4 @@ def _cause(error: BaseException) -> str:
         if not isinstance(inner, BaseException) or inner is seen:
             break
         seen = inner
-    return str(getattr(seen, "strerror", None) or seen)[:300]
+    return reason_of(seen)

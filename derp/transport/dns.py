@@ -10,6 +10,7 @@ import trio
 
 from derp.errors import ConnectError, RemoteProtocolError
 from derp.protocol.dns import encode_txt_query, parse_txt_answer
+from derp.text import error_text
 
 RESOLV_CONF: Final = Path("/etc/resolv.conf")
 DNS_PORT: Final = 53
@@ -45,7 +46,7 @@ async def look_up_txt(name: str, servers: Sequence[tuple[str, int]] | None = Non
         except trio.TooSlowError:
             trouble = f"{host} does not answer"
         except (OSError, RemoteProtocolError) as error:
-            trouble = f"{host}: {error}"
+            trouble = f"{host}: {error_text(error)}"
     raise ConnectError(f"no name server tells the TXT records of {name}: {trouble}")
 
 

@@ -7,7 +7,8 @@ import httpx
 import trio
 
 from derp.errors import ConnectError, TransportTimeout
-from derp.transport.stream import local_socket_sentence
+from derp.text import error_text, fit_to_show
+from derp.transport.stream import reason_of
 
 # Connections kept to the same service; more calls than this at a time wait their turn.
 _MAX_CONNECTIONS: Final = 64
@@ -53,7 +54,7 @@ class HttpCaller:
         return await self._call("GET", url, None, max_bytes)
 
     async def _call(self, method: str, url: str, body: bytes | None, max_bytes: int) -> Fetched:
-        name = self._socket or url
+        name = self._socket or fit_to_show(url)
         try:
             with trio.fail_after(self._timeout_seconds):
                 async with self._client.stream(method, url, content=body) as response:
@@ -61,10 +62,10 @@ class HttpCaller:
         except (trio.TooSlowError, httpx.TimeoutException) as error:
             raise TransportTimeout(f"{name} did not answer within {self._timeout_seconds:g} s") from error
         except httpx.InvalidURL as error:
-            raise ConnectError(f"{url} is no URL: {error}") from error
+            raise ConnectError(f"{name} is no URL: {error_text(error)}") from error
         except httpx.HTTPError as error:
-            reason = local_socket_sentence(error) if self._socket else ""
-            raise ConnectError(f"{name} cannot be reached: {reason or error or type(error).__name__}") from error
+            reason = reason_of(error, on_local_socket=bool(self._socket))
+            raise ConnectError(f"{name} cannot be reached: {reason}") from error
 
 
 async def _read_body(response: httpx.Response, max_bytes: int) -> bytes:

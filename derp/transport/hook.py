@@ -10,6 +10,7 @@ from typing import Final
 import trio
 
 from derp.errors import TransportError
+from derp.text import error_text, printable, without_secrets
 
 # Names take a while to reach every server of a zone, and hooks wait for it.
 HOOK_SECONDS: Final = 300.0
@@ -41,7 +42,7 @@ async def run_hook(command: Sequence[str], *arguments: str, timeout: float = HOO
                 # What it left in the background may hold the pipe open for as long as it likes.
                 nursery.cancel_scope.deadline = trio.current_time() + _REST_SECONDS
         except* OSError as group:
-            failure = str(getattr(group.exceptions[0], "strerror", None) or group.exceptions[0])
+            failure = error_text(group)
     if failure is not None:
         raise HookError(f"the hook {shown} cannot be run: {failure}")
     if status is None:
@@ -49,7 +50,7 @@ async def run_hook(command: Sequence[str], *arguments: str, timeout: float = HOO
     if status:
         ended = f"status {status}" if status > 0 else f"signal {-status}"
         lines = said.decode(errors="replace").strip().splitlines()
-        last = "".join(letter for letter in (lines[-1] if lines else "") if letter.isprintable())[:_SHOWN_LETTERS]
+        last = printable(without_secrets(lines[-1]), _SHOWN_LETTERS) if lines else ""
         raise HookError(f"the hook {shown} ended with {ended}" + (f": {last}" if last else " and said nothing"))
 
 

@@ -16,6 +16,7 @@ from typing import Final
 import h11
 
 from derp.errors import LocalProtocolError, RemoteProtocolError
+from derp.text import error_text
 from derp.transport.stream import ByteStream
 
 MAX_HEAD_BYTES: Final = 64 * 1024
@@ -166,7 +167,7 @@ class ServerHttp:
             rest = b"" if silent or not body else self._connection.send(h11.Data(data=body))
             end = self._connection.send(h11.EndOfMessage())
         except h11.LocalProtocolError as error:
-            raise LocalProtocolError(f"this answer cannot be sent now: {error}") from error
+            raise LocalProtocolError(f"this answer cannot be sent now: {error_text(error)}") from error
         return (head or b"") + (rest or b"") + (end or b"")
 
     @property
@@ -213,7 +214,7 @@ class ServerHttp:
             self._dead = error
             raise
         except h11.RemoteProtocolError as error:
-            self._dead = HttpError(error.error_status_hint, f"malformed HTTP request: {error}")
+            self._dead = HttpError(error.error_status_hint, f"malformed HTTP request: {error_text(error)}")
             raise self._dead from error
 
     def _next_request(self) -> Request | None:
@@ -284,7 +285,7 @@ class ClientHttp:
             rest = self._connection.send(h11.Data(data=body)) if body else b""
             self._connection.send(h11.EndOfMessage())
         except h11.LocalProtocolError as error:
-            raise LocalProtocolError(f"this request cannot be sent: {error}") from error
+            raise LocalProtocolError(f"this request cannot be sent: {error_text(error)}") from error
         return (head or b"") + (rest or b"")
 
     def receive_data(self, data: bytes | bytearray | memoryview) -> Response | None:
@@ -298,9 +299,9 @@ class ClientHttp:
             self._connection.receive_data(bytes(data))
             return self._next_response()
         except h11.RemoteProtocolError as error:
-            raise HttpError(502, f"malformed HTTP answer: {error}") from error
+            raise HttpError(502, f"malformed HTTP answer: {error_text(error)}") from error
         except RuntimeError as error:  # h11's word for bytes after the end of the stream
-            raise LocalProtocolError(str(error)) from error
+            raise LocalProtocolError(error_text(error)) from error
 
     def trailing_data(self) -> bytes:
         """What was received behind the answer and was not given out as body."""

@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol
 
 from derp.protocol.websocket import Opcode, WebSocketDecoder, WebSocketError, answer_control, close_frame, encode_header
 from derp.relay.counters import CloseReason
+from derp.text import error_text
 
 Piece = bytes | bytearray | memoryview
 
@@ -133,7 +134,7 @@ class Link:
         except BlockingIOError:
             return at
         except OSError as error:
-            raise LinkEnded(CloseReason.SOCKET_FAILED, f"receive failed: {error.strerror}") from None
+            raise LinkEnded(CloseReason.SOCKET_FAILED, f"receive failed: {error_text(error)}") from None
         if not count:
             raise LinkEnded(CloseReason.CLOSED_BY_PEER)
         return at + count
@@ -169,7 +170,7 @@ class Link:
         except BlockingIOError:
             sent = 0
         except OSError as error:
-            raise LinkEnded(CloseReason.SOCKET_FAILED, f"send failed: {error.strerror}") from None
+            raise LinkEnded(CloseReason.SOCKET_FAILED, f"send failed: {error_text(error)}") from None
         if sent < size:
             if len(pieces) > _IOV_MAX and sent == sum(map(len, pieces[:_IOV_MAX])):
                 return sent + self._send(pieces[_IOV_MAX:], size - sent)
@@ -282,7 +283,7 @@ class TlsLink(Link):
         except BlockingIOError:
             sent = 0
         except OSError as error:
-            raise LinkEnded(CloseReason.SOCKET_FAILED, f"send failed: {error.strerror}") from None
+            raise LinkEnded(CloseReason.SOCKET_FAILED, f"send failed: {error_text(error)}") from None
         if sent < len(encrypted):
             self.blocked = True
             self.tail = encrypted[sent:]
@@ -297,7 +298,7 @@ class TlsLink(Link):
         except BlockingIOError:
             return at
         except OSError as error:
-            raise LinkEnded(CloseReason.SOCKET_FAILED, f"receive failed: {error.strerror}") from None
+            raise LinkEnded(CloseReason.SOCKET_FAILED, f"receive failed: {error_text(error)}") from None
         if not count:
             raise LinkEnded(CloseReason.CLOSED_BY_PEER)
         self._incoming.write(scratch[:count])

@@ -7,6 +7,7 @@ import socket
 from typing import Final
 
 from derp.errors import ConfigError
+from derp.text import error_text
 
 # Two dozen full packets: enough to keep a link of 250 Mbit/s busy for the millisecond until we are woken; what
 # hides in the kernel behind a slow reader is out of reach of the queue's drop policy.
@@ -65,6 +66,6 @@ def _bind(host: str, port: int, kind: socket.SocketKind) -> socket.socket:
         sock.close()
         place = f"[{host}]:{port}" if ":" in host else f"{host or '*'}:{port}"
         raise ConfigError(
-            f"cannot listen on {what} {place}: {error.strerror}; choose another address or port"
+            f"cannot listen on {what} {place}: {error_text(error)}; choose another address or port"
         ) from error
     return sock

@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 import trio
 
 from derp.errors import ConfigError, ConnectError
+from derp.text import printable
 from derp.transport.http import ClientHttp, exchange
 from derp.transport.stream import mapped_errors
 from derp.transport.tcp import TcpTarget, dial_tcp
@@ -43,11 +44,15 @@ class Proxy:
         try:
             parts = urlsplit(url)
             port = parts.port
-        except ValueError as error:
-            raise ConfigError(f"{source}: not a proxy URL ({error})") from None
+        except ValueError:
+            # Python's reason would quote what stands behind the colon, which may be a password.
+            raise ConfigError(
+                f"{source}: not a proxy URL: write http://user:password@host:port, and / ? # @ and : in a password as "
+                "%2F %3F %23 %40 %3A"
+            ) from None
         if parts.scheme not in _DEFAULT_PORTS:
             raise ConfigError(
-                f"{source}: {parts.scheme} proxies are not supported; give an HTTP proxy that allows CONNECT"
+                f"{source}: {printable(parts.scheme)} proxies are not supported; give an HTTP proxy that allows CONNECT"
             )
         if not parts.hostname:
             raise ConfigError(f"{source}: a proxy URL needs a host, as in http://proxy.example:3128")

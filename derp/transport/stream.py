@@ -14,7 +14,15 @@ from typing import Final, Protocol
 
 import trio
 
-from derp.errors import ConnectError, ConnectionClosed, RemoteProtocolError, TransportError, TransportTimeout
+from derp.errors import (
+    ConnectError,
+    ConnectionClosed,
+    DerpError,
+    RemoteProtocolError,
+    TransportError,
+    TransportTimeout,
+)
+from derp.text import error_text
 
 
 class ByteStream(Protocol):
@@ -58,14 +66,14 @@ _BY_ERRNO_LOCAL: Final = {
 _BY_VERIFY_CODE: Final = {
     9: "its certificate is not valid yet: is this machine's clock right?",
     10: "its certificate has expired: renew it there, or check this machine's clock",
-    18: "its certificate is self-signed: pin it in the DERP map (CertName sha256-raw:<hex>), "
-    "unless somebody intercepts the connection",
+    18: "its certificate is self-signed: pin it in the DERP map (CertName sha256-raw:<hex>), or have this machine "
+    "trust it (SSL_CERT_FILE), unless somebody intercepts the connection",
     19: "its chain ends in a root that this machine does not trust: somebody on the way may intercept TLS; "
     "if that is intended, add that root to the system's",
-    20: "its issuer is not trusted here: the relay may not send its chain, or this machine lacks root "
+    20: "its issuer is not trusted here: it may not send its whole chain, or this machine lacks root "
     "certificates (install ca-certificates, or set SSL_CERT_FILE)",
-    62: "its certificate is for another name: correct HostName or CertName, or the certificate",
-    64: "its certificate is not for that address: correct HostName or CertName, or the certificate",
+    62: "its certificate is for another name: correct HostName, CertName or the URL, or the certificate",
+    64: "its certificate is not for that address: correct HostName, CertName or the URL, or the certificate",
 }
 
 _BY_SSL_REASON: Final = {
@@ -73,11 +81,14 @@ _BY_SSL_REASON: Final = {
     "HTTP_REQUEST": "the other side does not speak TLS there: is it http:// instead of https://?",
     "UNSUPPORTED_PROTOCOL": "the other side offers only TLS versions that are too old: TLS 1.2 is the least",
     "TLSV1_ALERT_PROTOCOL_VERSION": "the other side refuses our TLS versions (1.2 and 1.3)",
-    "TLSV1_UNRECOGNIZED_NAME": "the other side does not serve that name: correct HostName",
-    "TLSV1_ALERT_INTERNAL_ERROR": "the other side has no certificate for that name: correct HostName",
+    "TLSV1_UNRECOGNIZED_NAME": "the other side does not serve that name: correct HostName or the URL",
+    "TLSV1_ALERT_INTERNAL_ERROR": "the other side has no certificate for that name: correct HostName or the URL",
     "SSLV3_ALERT_HANDSHAKE_FAILURE": "the other side refuses the handshake: it may serve other names only",
     "UNEXPECTED_EOF_WHILE_READING": "the other side closed the connection during TLS",
 }
+
+# Errors that wrap each other; a longer chain is a circle.
+_MAX_CAUSES: Final = 10
 
 
 def transport_error(error: Exception, doing: str, *, connecting: bool = False) -> TransportError:
@@ -118,23 +129,41 @@ def mapped_errors(doing: str, *, connecting: bool = False) -> Iterator[None]:
         raise transport_error(error, doing, connecting=connecting) from error
 
 
-def local_socket_sentence(error: BaseException) -> str:
-    """What to do about an error on a Unix socket, however a library has wrapped it; empty: nothing is known."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, OSError):
-        cause = cause.__cause__ or cause.__context__
-    if cause is None:
-        return ""
-    return _BY_ERRNO_LOCAL.get(cause.errno or 0) or _os_sentence(cause)
+def reason_of(error: BaseException, *, on_local_socket: bool = False) -> str:
+    """Why, and what to do about it, however a library has wrapped it: one sentence that is never empty.
+
+    HTTP clients raise errors without a word around those of sockets and TLS, which have the reason; so the innermost
+    one that the tables know is told.  `on_local_socket`: the path of a Unix socket is what may be wrong.
+    """
+    if isinstance(error, DerpError):
+        return str(error) or error_text(error)
+    for cause in _causes(error):
+        if isinstance(cause, OSError) and on_local_socket and cause.errno in _BY_ERRNO_LOCAL:
+            return _BY_ERRNO_LOCAL[cause.errno]
+        if isinstance(cause, ssl.SSLError | socket.gaierror) or (isinstance(cause, OSError) and cause.errno):
+            return _os_sentence(cause)
+    return error_text(error)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The exception and those behind it, of several that happened together the first."""
+    seen: BaseException | None = error
+    for _ in range(_MAX_CAUSES):
+        if seen is None:
+            return
+        yield seen
+        seen = seen.exceptions[0] if isinstance(seen, BaseExceptionGroup) else seen.__cause__ or seen.__context__
 
 
 def _os_sentence(error: OSError) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         # Besides OpenSSL, Python's own check of the name raises this, as number 62.
-        return _BY_VERIFY_CODE.get(error.verify_code, f"its certificate is refused: {error.verify_message}")
+        why = getattr(error, "verify_message", "") or error_text(error)
+        return _BY_VERIFY_CODE.get(getattr(error, "verify_code", 0), f"its certificate is refused: {why}")
     if isinstance(error, ssl.SSLError):
-        return _BY_SSL_REASON.get(error.reason or "", f"TLS failed: {error.reason or error}")
+        reason = getattr(error, "reason", None) or ""  # those that Python makes itself have none
+        return _BY_SSL_REASON.get(reason, f"TLS failed: {reason or error_text(error)}")
     if isinstance(error, socket.gaierror):
         return f"the name does not resolve ({error.strerror}): check its spelling and this machine's DNS"
     sentence = _BY_ERRNO.get(error.errno or 0)
-    return sentence or error.strerror or str(error) or type(error).__name__
+    return sentence or error_text(error)

@@ -27,6 +27,7 @@ from derp.errors import ConfigError
 from derp.keys import NodePublic
 from derp.map import DERPMap, DERPNode, DERPRegion, is_address
 from derp.protocol.frames import PROTOCOL_VERSION
+from derp.text import error_text
 
 META_NAME_PREFIX: Final = "derpkey"
 _META_LIFE: Final = timedelta(days=30)
@@ -339,7 +340,9 @@ def load_chain(context: ssl.SSLContext, chain: bytes, key: bytes, place: str, ke
         except ssl.SSLError as error:
             if error.reason == "KEY_VALUES_MISMATCH":
                 raise ConfigError(f"{key_place}: is not the key of the certificate in {place}") from None
-            raise ConfigError(f"{key_place}: is no PEM key that fits the certificate in {place}: {error}") from None
+            raise ConfigError(
+                f"{key_place}: is no PEM key that fits the certificate in {place}: {error_text(error)}"
+            ) from None
 
 
 @contextlib.contextmanager
@@ -357,14 +360,14 @@ def _parse_leaf(chain: bytes, place: str) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificates(chain)[0]
     except ValueError as error:
-        raise ConfigError(f"{place}: is no PEM certificate chain: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"{place}: is no PEM certificate chain: {error_text(error)}") from None
 
 
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise ConfigError(f"{path}: cannot read it: {error.strerror or error}") from None
+        raise ConfigError(f"{path}: cannot read it: {error_text(error)}") from None
 
 
 def _write_pair(cert_file: Path, key_file: Path, certificate: bytes, key: bytes) -> None:
@@ -375,7 +378,7 @@ def _write_pair(cert_file: Path, key_file: Path, certificate: bytes, key: bytes)
             with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
                 file.write(content)
     except OSError as error:
-        raise ConfigError(f"{error.filename or cert_file}: cannot write the certificate: {error.strerror}") from None
+        raise ConfigError(f"{error.filename or cert_file}: cannot write the certificate: {error_text(error)}") from None
 
 
 def _stat_signature(path: Path) -> tuple[int, int, int] | None:

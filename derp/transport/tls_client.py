@@ -21,6 +21,7 @@ from cryptography import x509
 
 from derp.errors import ConnectError
 from derp.map import is_address
+from derp.text import error_text
 from derp.transport.stream import mapped_errors
 
 PIN_PREFIX: Final = "sha256-raw:"
@@ -174,7 +175,9 @@ def _check_certificates(trust: TlsTrust, pin: bytes | None, chain: Sequence[byte
     try:
         leaf = x509.load_der_x509_certificate(chain[0])
     except (ValueError, IndexError) as error:
-        raise ConnectError(f"TLS with {label}: its certificate is missing or cannot be read: {error}") from error
+        raise ConnectError(
+            f"TLS with {label}: its certificate is missing or cannot be read: {error_text(error)}"
+        ) from error
     if pin is None:
         if not certificate_matches(leaf, trust.cert_name):
             raise ConnectError(f"TLS with {label}: its certificate is not for {trust.cert_name!r}: correct CertName")

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import click
 
+from derp.text import error_text, fit_to_show
 from tailnet.cli.output import console, say_json
 from tailnet.config import load_config
 from tailnet.errors import SeedError
@@ -49,7 +50,7 @@ def import_file(file: str, store: str | None, config: str | None, as_json: bool)
     name = "stdin" if file == _STDIN else file
     seed = parse_seed(_read(file), name)
     for warning in seed.warnings:
-        click.echo(f"tailnet: warning: {warning}", err=True)
+        click.echo(f"tailnet: warning: {fit_to_show(warning)}", err=True)
     opened = _open(store, config)
     try:
         outcome = import_seed(opened, seed, datetime.now(UTC), name)
@@ -86,7 +87,7 @@ def user(
     if as_json:
         say_json(shown)
     else:
-        console().print(", ".join(f"{key} {str(value).lower()}" for key, value in shown.items()), markup=False)
+        console().print(", ".join(f"{key} {str(value).lower()}" for key, value in shown.items()))
 
 
 def _open(store: str | None, config: str | None) -> Store:
@@ -100,7 +101,7 @@ def _read(file: str) -> bytes:
         with Path(file).open("rb") as opened:
             return opened.read(MAX_SEED_BYTES + 1)
     except OSError as error:
-        raise SeedError([f"{file}: cannot be read: {error.strerror or error}"]) from None
+        raise SeedError([f"{file}: cannot be read: {error_text(error)}"]) from None
 
 
 def _say_outcome(outcome: SeedOutcome, as_json: bool) -> None:

@@ -4,7 +4,8 @@ import json
 from collections.abc import Mapping
 
 import click
-from rich.console import Console
+
+from derp.cli_output import Lines, open_console
 
 
 def say_json(event: Mapping[str, object]) -> None:
@@ -12,6 +13,6 @@ def say_json(event: Mapping[str, object]) -> None:
     click.echo(json.dumps(event))
 
 
-def console() -> Console:
-    """Stdout for people: colour only on a terminal, lines never folded."""
-    return Console(soft_wrap=True, highlight=False)
+def console() -> Lines:
+    """Stdout for people."""
+    return open_console()

@@ -11,6 +11,7 @@ from typing import Final, NoReturn
 import click
 
 from derp.errors import DerpError
+from derp.text import fit_to_show
 from tailnet.cli.admin import admin
 from tailnet.cli.serve import serve
 
@@ -65,5 +66,5 @@ def _only_cause(group: BaseExceptionGroup[BaseException]) -> DerpError:
 def _fail(error: DerpError) -> NoReturn:
     # Not through rich: a file name with brackets in it is no markup, and long lines stay whole for grep.
     for line in str(error).splitlines():
-        click.echo(f"tailnet: {line}", err=True)
+        click.echo(f"tailnet: {fit_to_show(line)}", err=True)
     sys.exit(1)

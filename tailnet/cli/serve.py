@@ -149,10 +149,10 @@ def _say_what_is_served(server: "CoordinatorServer", demo: Demo | None, as_json:
     out = console()
     for kind, host, port in places:
         if kind == "stun":
-            out.print(f"answering STUN on {host}:{port}", markup=False)
+            out.print(f"answering STUN on {host}:{port}")
         else:
-            out.print(f"listening on {'https' if kind.endswith('+tls') else 'http'}://{host}:{port}", markup=False)
-    out.print(f"store {server.config.store}", markup=False)
+            out.print(f"listening on {'https' if kind.endswith('+tls') else 'http'}://{host}:{port}")
+    out.print(f"store {server.config.store}")
     kind, host, port = next(place for place in places if place[0] != "stun")
     here = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)  # compared, not bound
     _say_what_to_try(f"{'https' if kind.endswith('+tls') else 'http'}://{here}:{port}", demo)
@@ -169,4 +169,4 @@ def _say_what_to_try(url: str, demo: Demo | None) -> None:
             (f"CODER_AGENT_URL={url} CODER_AGENT_TOKEN={demo.agent_token} coder agent", "the demo agent"),
         ]
     for line, meaning in lines:
-        out.print(f"  {line}    # {meaning}", markup=False)
+        out.print(f"  {line}    # {meaning}", with_secrets=True)

@@ -15,6 +15,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from derp.errors import KeyFormatError
 from derp.keys import NodePublic
 from derp.map import DERPHomeParams, DERPMap, DERPNode, DERPRegion
+from derp.text import error_text
 from tailnet.errors import MalformedField
 from tailnet.proto.generated import tailnet_pb2 as tailnet
 
@@ -134,7 +135,7 @@ def _node_message(node: DERPNode) -> tailnet.DERPMap.Region.Node:
             can_port_80=node.can_port_80,
         )
     except ValueError as error:
-        raise MalformedField(f"DERP node {node.name!r}: {error}") from None
+        raise MalformedField(f"DERP node {node.name!r}: {error_text(error)}") from None
 
 
 def derp_map(message: tailnet.DERPMap) -> DERPMap:

@@ -13,6 +13,7 @@ from derp.errors import KeyFormatError
 from derp.keys import NodePublic
 from derp.protocol.websocket import CloseCode, Opcode, close_frame, encode_header
 from derp.relay.counters import CloseReason
+from derp.text import error_text
 from derp.transport.links import Link, LinkEnded
 from tailnet.coordinator.core import OVERWRITTEN, REASON_CLOSE, REASON_OVERFLOW
 from tailnet.coordinator.messages import Kind, Request, Update
@@ -205,7 +206,7 @@ def node_from_json(value: Any) -> tailnet.Node:
         for name in _TEXTS:
             getattr(node, name).extend(value.get(name) or ())
     except (TypeError, ValueError, OverflowError, KeyFormatError, MalformedField, AttributeError) as error:
-        raise RemoteProtocolError(f"malformed version 1 node: {error}") from error
+        raise RemoteProtocolError(f"malformed version 1 node: {error_text(error)}") from error
     return node
 
 

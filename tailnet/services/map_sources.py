@@ -11,8 +11,9 @@ from typing import Final, Protocol
 
 import trio
 
+from derp.text import error_text, fit_to_show
 from tailnet.errors import TransportError
-from tailnet.transport.fetch import Fetcher, shown_url
+from tailnet.transport.fetch import Fetcher
 
 # The public map of the field's largest fleet has 30 KB.
 MAX_MAP_BYTES: Final = 4 * 1024 * 1024
@@ -63,7 +64,7 @@ class FileSource:
             return await trio.to_thread.run_sync(self._read, force)
         except OSError as error:
             self._seen = None
-            raise SourceFailed(f"cannot be read: {error.strerror or error}") from None
+            raise SourceFailed(f"cannot be read: {error_text(error)}") from None
 
     def _read(self, force: bool) -> bytes | None:
         # A rename brings a new inode, a rewrite another time or size.
@@ -85,7 +86,7 @@ class UrlSource:
     """A map behind http or https."""
 
     def __init__(self, url: str, poll_seconds: float = URL_POLL_SECONDS) -> None:
-        self.name = shown_url(url)
+        self.name = fit_to_show(url)
         self.poll_seconds = poll_seconds
         self._fetcher = Fetcher(url, timeout_seconds=URL_TIMEOUT_SECONDS, max_bytes=MAX_MAP_BYTES)
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 import trio
 from google.protobuf.message import DecodeError, Message
 
+from derp.text import error_text
 from tailnet.coordinator.core import Coordinator
 from tailnet.coordinator.messages import Request
 from tailnet.coordinator.nodes import Node
@@ -172,7 +173,7 @@ class TailnetService:
                 allowed = await verdict
             except Exception as error:
                 # No answer is not "no": who was told "no permission" would not ask again.
-                _log.error("! %s: cannot decide about a tunnel: %s", channel.caller.name, error)
+                _log.error("! %s: cannot decide about a tunnel: %s", channel.caller.name, error_text(error))
                 unknown = True
             if channel.is_open:
                 self._decided(call, request, None if unknown else allowed)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
+from derp.text import error_text
 from tailnet.errors import SeedError
 from tailnet.store.problems import Problems, kind
 from tailnet.store.reports import EXTERNAL_LOG_SOURCE, MAX_METADATA_KEYS_PER_AGENT
@@ -118,7 +119,7 @@ class _Definitions:
                 try:
                     found[key] = parse(value[key])
                 except ValueError as error:
-                    self._problems.add(here, str(error))
+                    self._problems.add(here, error_text(error))
             elif default is _WANTED:
                 self._problems.add(here, "is missing")
             else:

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import SQLAlchemyError
 
+from derp.text import error_text
 from tailnet.errors import StoreError, StoreTrouble
 from tailnet.store.dialect import Dialect
 from tailnet.store.urls import store_path
@@ -123,7 +124,7 @@ def _create_private(path: Path) -> None:
     except FileNotFoundError:
         raise StoreError(f"store {path}: the folder {path.parent} does not exist: create it") from None
     except OSError as error:
-        raise StoreError(f"store {path}: cannot create the file: {error.strerror}") from None
+        raise StoreError(f"store {path}: cannot create the file: {error_text(error)}") from None
 
 
 def _prepare(dbapi_connection: Any, _record: object) -> None:

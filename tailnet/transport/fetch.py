@@ -6,10 +6,11 @@ Next hop: services/map_sources.py.
 
 from types import TracebackType
 from typing import Final, Self
-from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 
+from derp.text import printable
+from derp.transport.stream import reason_of
 from tailnet.errors import TransportError
 
 # Redirects of a URL that moved; more than three are a loop.
@@ -56,12 +57,12 @@ class Fetcher:
                 if response.status_code == 304 and headers:
                     return None
                 if response.status_code != 200:
-                    raise TransportError(f"it answers {response.status_code} {response.reason_phrase}")
+                    raise TransportError(f"answers {response.status_code} {printable(response.reason_phrase)}".strip())
                 body = await self._read_body(response)
         except httpx.TimeoutException:
-            raise TransportError(f"no answer within {self._timeout_seconds:g} s") from None
+            raise TransportError(f"does not answer within {self._timeout_seconds:g} s") from None
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-            raise TransportError(f"{type(error).__name__}: {error}") from None
+            raise TransportError(f"cannot be fetched: {reason_of(error)}") from None
         self._validators = {}
         for name, condition in (("etag", "if-none-match"), ("last-modified", "if-modified-since")):
             if name in response.headers:
@@ -82,17 +83,5 @@ class Fetcher:
             if len(body) <= self._max_bytes:
                 raise
         if len(body) > self._max_bytes:
-            raise TransportError(f"it has more than {self._max_bytes} bytes: is it the right URL?")
+            raise TransportError(f"has more than {self._max_bytes} bytes: is it the right URL?")
         return bytes(body)
-
-
-def shown_url(url: str) -> str:
-    """A URL for logs and pages: without user, password, query and fragment, any of which may be a secret."""
-    try:
-        parts = urlsplit(url)
-        host = parts.hostname or ""
-        port = f":{parts.port}" if parts.port else ""
-    except ValueError:
-        return "(a URL that cannot be read)"
-    host = f"[{host}]" if ":" in host else host
-    return urlunsplit((parts.scheme, host + port, parts.path, "..." if parts.query else "", ""))

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import pytest
 
 from derp.keys import NodePrivate, NodePublic
-from derp.log import blot_out, set_up_logging
+from derp.log import set_up_logging
+from derp.text import fit_to_show
 
 PRIVATE = NodePrivate(b"\x11" * 32)
 PUBLIC = NodePublic(b"\x22" * 32)
@@ -86,7 +87,16 @@ def test_secrets_are_blotted_out_even_of_tracebacks(form: str) -> None:
 
 def test_pins_and_public_keys_stay_readable() -> None:
     for text in (f"sha256-raw:{'ab' * 32}", str(PUBLIC), "ab" * 31, "z" + "ab" * 32):
-        assert blot_out(text) == text
+        assert fit_to_show(text) == text
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_name_cannot_pose_as_a_line_or_move_the_cursor(form: str) -> None:
+    stream = io.StringIO()
+    set_up_logging(form, "info", stream)
+    logging.getLogger("derp").info("app %s", "x\n12:00:00.000 E derp.server all is lost\x1b[2J\x9b1A\u202e")
+    assert stream.getvalue().replace("\n", "", 1).isprintable()
+    assert stream.getvalue().count("\n") == 1
 
 
 def test_warnings_become_lines() -> None:

@@ -1,14 +1,17 @@
 """HTTP calls to a real server on loopback."""
 
 import socket
+from contextlib import suppress
 from functools import partial
 
+import httpx
 import pytest
 import trio
 
 from derp.errors import ConnectError, TransportTimeout
 from derp.transport.fetch import Fetched, HttpCaller
 from tests.derp.server.control_plane import YES, Answer, open_control_plane
+from tests.support.certificates import issue, server_context
 
 
 async def test_a_post_is_answered_and_says_what_genuine_relays_say() -> None:
@@ -58,6 +61,70 @@ async def test_nobody_there_is_a_connect_error_that_names_the_url() -> None:
     async with HttpCaller(timeout_seconds=5.0) as caller:
         with pytest.raises(ConnectError, match=f"{url} cannot be reached: "):
             await caller.post(url, b"", 4096)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("self-signed", "its certificate is self-signed: pin it"),
+        ("unknown authority", "its issuer is not trusted here"),
+        ("no TLS", "the other side does not speak TLS there: is it http://"),
+        ("hangs up", "the other side closed the connection during TLS"),
+        ("refuses the name", "the other side does not serve that name"),
+    ],
+)
+async def test_why_tls_failed_is_told(kind: str, reason: str) -> None:
+    async def serve(stream: trio.SocketStream) -> None:
+        async with stream:
+            if kind == "no TLS":
+                await stream.receive_some()
+                await stream.send_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            elif kind == "refuses the name":
+                await stream.receive_some()
+                await stream.send_all(bytes.fromhex("15030300020270"))  # a fatal alert, unrecognized_name
+                await stream.receive_some()
+            elif kind != "hangs up":
+                leaf = issue("127.0.0.1", issuer=issue(is_authority=True) if kind == "unknown authority" else None)
+                with suppress(trio.BrokenResourceError):
+                    await trio.SSLStream(stream, server_context(leaf), server_side=True).do_handshake()
+
+    async with trio.open_nursery() as nursery:
+        (listener,) = await nursery.start(partial(trio.serve_tcp, serve, 0, host="127.0.0.1"))
+        async with HttpCaller(timeout_seconds=5.0) as caller:
+            url = f"https://127.0.0.1:{listener.socket.getsockname()[1]}/allow"
+            with pytest.raises(ConnectError, match=f"^{url} cannot be reached: {reason}"):
+                await caller.post(url, b"", 4096)
+        nursery.cancel_scope.cancel()
+
+
+SILENT = [
+    httpx.ConnectError(""),
+    httpx.ReadError(""),
+    httpx.RemoteProtocolError(""),
+    httpx.UnsupportedProtocol(""),
+    httpx.DecodingError(""),
+    httpx.InvalidURL(""),
+]
+
+
+@pytest.mark.parametrize("error", SILENT, ids=lambda error: type(error).__name__)
+async def test_an_error_without_a_word_still_has_a_reason(error: Exception) -> None:
+    def fail(request: httpx.Request) -> httpx.Response:
+        raise error
+
+    caller = HttpCaller(timeout_seconds=5.0)
+    caller._client = httpx.AsyncClient(transport=httpx.MockTransport(fail))
+    async with caller:
+        with pytest.raises(ConnectError, match=f": {type(error).__name__}, for which no reason is given$"):
+            await caller.get("http://relay.example/", 4096)
+
+
+@pytest.mark.parametrize("url", ["http://u:s3cret@127.0.0.1:1/?token=s3cret", "https://u:s3cret@127.0.0.1:x/"])
+async def test_no_password_of_a_url_is_told(url: str) -> None:
+    async with HttpCaller(timeout_seconds=5.0) as caller:
+        with pytest.raises(ConnectError, match="<secret>@127") as caught:
+            await caller.get(url, 4096)
+    assert "s3cret" not in str(caught.value)
 
 
 async def test_a_server_that_hangs_up_is_a_connect_error() -> None:

@@ -17,7 +17,7 @@ from derp.errors import (
     TransportError,
     TransportTimeout,
 )
-from derp.transport.stream import local_socket_sentence, mapped_errors, transport_error
+from derp.transport.stream import mapped_errors, reason_of, transport_error
 
 
 def os_error(number: int) -> OSError:
@@ -122,9 +122,9 @@ async def test_the_cause_is_kept_for_the_traceback() -> None:
     assert isinstance(caught.value.__cause__, trio.BrokenResourceError)
 
 
-def wrapped(error: Exception) -> Exception:
-    """As libraries do it: one raised from it, and one raised while that was handled."""
-    outer, middle = RuntimeError("outer"), RuntimeError("middle")
+def wrapped(error: BaseException) -> Exception:
+    """As libraries do it: one raised from it, and one raised while that was handled, both without a word."""
+    outer, middle = RuntimeError(), RuntimeError()
     outer.__context__, middle.__cause__ = middle, error
     return outer
 
@@ -139,9 +139,35 @@ def wrapped(error: Exception) -> Exception:
         (os_error(errno.EPERM), "this user may not open it"),
         (os_error(errno.EMFILE), "this process has no file descriptor left"),
         (OSError("AF_UNIX path too long"), "AF_UNIX path too long"),
-        (ValueError("x"), ""),
+        (ValueError("x"), "x"),
     ],
 )
 def test_errors_of_a_socket_of_this_machine(error: Exception, says: str) -> None:
-    assert local_socket_sentence(error).startswith(says)
-    assert local_socket_sentence(wrapped(error)) == local_socket_sentence(error)
+    assert reason_of(error, on_local_socket=True).startswith(says)
+    assert reason_of(wrapped(error), on_local_socket=True) == reason_of(error, on_local_socket=True)
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (os_error(errno.ECONNREFUSED), "nothing listens on that port"),
+        (socket.gaierror(socket.EAI_NONAME, "not known"), "the name does not resolve"),
+        (verify_error(18, "self-signed"), "its certificate is self-signed"),
+        (verify_error(77, "odd"), "its certificate is refused: odd"),
+        (ssl.SSLCertVerificationError(), "its certificate is refused: SSLCertVerificationError, for which no reason"),
+        (ssl_error("WRONG_VERSION_NUMBER"), "the other side does not speak TLS there"),
+        (ssl.SSLError(), "TLS failed: SSLError, for which no reason is given"),
+        (broken_by(os_error(errno.EPIPE)), "the other side has already closed"),
+        (ExceptionGroup("all failed", [os_error(errno.ECONNREFUSED)]), "nothing listens on that port"),
+        (ConnectError("said already"), "said already"),
+        (OSError(), "OSError, for which no reason is given"),
+        (trio.BrokenResourceError(), "BrokenResourceError, for which no reason is given"),
+        (KeyError("x"), "KeyError, for which no reason is given"),
+    ],
+)
+def test_the_reason_is_told_however_deep_it_stands(error: Exception, says: str) -> None:
+    assert reason_of(error).startswith(says)
+    if not isinstance(error, ConnectError):  # ours are sentences already, and whoever raised one knew more
+        # Without a reason anywhere the outermost kind is named, which says what was being done.
+        found = reason_of(wrapped(error))
+        assert found.startswith(says) or found == "RuntimeError, for which no reason is given"

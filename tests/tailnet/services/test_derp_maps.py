@@ -226,7 +226,7 @@ async def test_a_url_that_is_down_at_the_first_start(site: Site, caplog: pytest.
     site.respond = lambda head: answer(b"", status="503 Busy")
     async with running(UrlSource(site.url, QUICK)) as maps:
         assert ids(maps) == [999]
-        assert "it answers 503 Busy; there is no map of it" in caplog.text
+        assert "answers 503 Busy; there is no map of it" in caplog.text
         site.respond = lambda head: answer(map_text(1))
         await wait_for(maps, [1, 999])
 
