@@ -15,6 +15,7 @@ from pydantic import PlainSerializer
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
+from derp.text import error_text
 from tailnet.api.answers import NAME, Body, GoJsonResponse, OmitNone
 from tailnet.api.guards import OperatorOnly, ServicesOf, query_of
 from tailnet.api.pages import agent_html, tailnet_html
@@ -216,7 +217,7 @@ def _peer_id(query: dict[str, str], name: str) -> PeerID:
         return PeerID.parse(query.get(name, "").strip().lower())
     except ValueError as error:
         message = "id has to be an agent's." if name == "id" else "Both a and b have to be peer ids."
-        raise Refused(400, message, f"{name}: {error}") from None
+        raise Refused(400, message, f"{name}: {error_text(error)}") from None
 
 
 def _tailnet_page(view: TailnetView, explanation: Sequence[str] | None) -> TailnetPage:
