@@ -31,6 +31,8 @@ class CoordinatorReading:
     boundary_logs: int
     refused_calls: int
     refused_at_door: int
+    revoked_connections: int  # sent away since their token or their agent was withdrawn
+    revoked_tunnels: int
     map_version: int
     map_failures: Mapping[str, int]
 
@@ -74,6 +76,12 @@ class CoordinatorCollector(Collector):
             ("tailnet_boundary_logs", "Lines that agents' boundaries logged.", reading.boundary_logs),
             ("tailnet_refused_calls", "Calls refused because a connection had too many.", reading.refused_calls),
             ("tailnet_refused_at_door", "RPC connections turned away.", reading.refused_at_door),
+            (
+                "tailnet_revoked_connections",
+                "RPC connections whose rights were withdrawn.",
+                reading.revoked_connections,
+            ),
+            ("tailnet_revoked_tunnels", "Tunnels whose rights were withdrawn.", reading.revoked_tunnels),
         )
         for name, text, value in counters:
             yield CounterMetricFamily(name, text, value=value)

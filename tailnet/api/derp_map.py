@@ -1,7 +1,8 @@
 """The DERP map as a stream (layer L3): GET /api/v2/derp-map, a websocket.
 
 Binary messages, each one map as JSON and a newline: the first at once, then one per change.  Hypercorn pings; nothing
-is expected from the client, and whatever it sends is dropped.  Ends with 1001 when the server leaves.
+is expected from the client, and whatever it sends is dropped.  Ends with 1001 when the server leaves, with 1008 when
+the caller's token is withdrawn.
 """
 
 from typing import Final
@@ -12,9 +13,10 @@ from starlette.websockets import WebSocketDisconnect
 
 from tailnet import refusals
 from tailnet.api.authorise import check_origin
-from tailnet.api.guards import ServicesOf, User, headers_of
+from tailnet.api.guards import ServicesOf, User, headers_of, token_of
 
 GOING_AWAY: Final = 1001
+POLICY_VIOLATION: Final = 1008
 
 router = APIRouter(prefix="/api/v2", tags=["tailnet"])
 
@@ -42,10 +44,16 @@ async def derp_map(websocket: WebSocket, services: ServicesOf, user: User) -> No
             pass
         scope.cancel()
 
+    async def watch_token(scope: trio.CancelScope) -> None:
+        await services.callers.wait_withdrawn(token_of(websocket))
+        await websocket.close(POLICY_VIOLATION, "authorization withdrawn")
+        scope.cancel()
+
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(send_maps)
             nursery.start_soon(watch_client, nursery.cancel_scope)
+            nursery.start_soon(watch_token, nursery.cancel_scope)
             await services.closing.wait()
             await websocket.close(GOING_AWAY, "canceled")
             nursery.cancel_scope.cancel()

@@ -9,7 +9,7 @@ reference's: an SDK must meet the refusal that it knows how to act on.
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final
 from uuid import uuid4
@@ -19,13 +19,13 @@ import trio
 from tailnet import refusals
 from tailnet.api.answers import refusal_body, refusal_headers
 from tailnet.api.authorise import authorise_agent, check_origin
-from tailnet.auth.backends import Callers
+from tailnet.auth.backends import Callers, Credential
 from tailnet.auth.policy import Right
 from tailnet.coordinator.resume import ResumeTokenRefused, ResumeTokens, audience
 from tailnet.proto.version import CURRENT, Version, VersionRefused, check_version
 from tailnet.refusals import Refused
 from tailnet.store.rows import AgentIdentity, UserIdentity
-from tailnet.tokens import find_token, query_values
+from tailnet.tokens import agent_token_digest, find_token, parse_agent_token, parse_user_token, query_values
 from tailnet.types import PeerID
 
 _PATHS: Final = re.compile(
@@ -54,6 +54,7 @@ class Accepted:
     version: Version | None  # None on the legacy doors
     agent: AgentIdentity | None  # an agent itself, or the one agent that a client may reach
     user: UserIdentity | None  # of clients
+    credential: Credential | None = None  # what it came in with, to be asked about again when callers changed
     drives_status: bool = False  # whether this connection makes an agent connected and disconnected
     resumed: bool = False
 
@@ -137,7 +138,10 @@ class RpcDoors:
             return RefusedAtDoor(
                 refused.status, tuple(refusal_headers(refused)), refusal_body(refused), f"{path[:120]}: {refused}"
             )
-        return accepted
+        is_agent = accepted.user is None
+        return replace(
+            accepted, credential=agent_token_digest(parse_agent_token(token)) if is_agent else parse_user_token(token)
+        )
 
     async def _judge_agent(self, token: str, query: Mapping[str, str], *, legacy: bool) -> Accepted:
         agent = await self._callers.agent(token)

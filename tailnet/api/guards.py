@@ -57,16 +57,17 @@ def query_of(asked: HTTPConnection) -> dict[str, str]:
     return query_values(asked.scope.get("query_string", b"").decode("latin-1"))
 
 
-def _token(asked: HTTPConnection) -> str:
+def token_of(asked: HTTPConnection) -> str:
+    """The token of whoever asks, "" without one."""
     return find_token(headers_of(asked), query_of(asked))
 
 
 async def _user(asked: HTTPConnection) -> UserIdentity:
-    return await services_of(asked).callers.user(_token(asked))
+    return await services_of(asked).callers.user(token_of(asked))
 
 
 async def _user_of_agent_route(asked: HTTPConnection) -> UserIdentity:
-    return await services_of(asked).callers.user_of_agent_route(_token(asked))
+    return await services_of(asked).callers.user_of_agent_route(token_of(asked))
 
 
 async def _readable_agent(

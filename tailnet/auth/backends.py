@@ -8,7 +8,9 @@ count, so a revoked token works a second longer at the most.  Called by api/door
 import hmac
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, Protocol
 
@@ -19,18 +21,22 @@ from tailnet.errors import StoreError
 from tailnet.refusals import Refused
 from tailnet.store.rows import AgentIdentity, CallerKey, UserIdentity, UserToken
 from tailnet.store.store import Store
-from tailnet.tokens import agent_token_digest, parse_agent_token, parse_user_token
+from tailnet.tokens import PresentedToken, agent_token_digest, parse_agent_token, parse_user_token
 from tailnet.types import PeerID
 
 _log = logging.getLogger("tailnet.auth")
 
 Answer = AgentIdentity | UserToken
+# What somebody came in with: an agent's token as the digest that the store holds, or a user's as it was presented.
+Credential = bytes | PresentedToken
 
 # How long an answer is believed without asking the store whether anything changed.
 CHECK_SECONDS: Final = 1.0
 # How long answers are believed while the store cannot be read at all.  A disk that hiccups, or is being restored, must
 # not turn away agents that were here a minute ago; after ten minutes nobody knows any more who was revoked.
 STALE_SECONDS: Final = 600.0
+# A token that expires changes nothing in the store.  Whoever is inside with it is looked at this often.
+EXPIRY_SECONDS: Final = 30.0
 # Agents and tokens read at the start, so that those who come back after a restart need no query.  More would hold the
 # first ones up, and come in batches instead.
 MAX_PRELOADED: Final = 20_000
@@ -64,6 +70,18 @@ class Callers(Protocol):
         """An agent by its id, None if there is none."""
         ...
 
+    async def wait_withdrawn(self, token: str) -> None:
+        """Return once a user's session token is good no more."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Who some callers are now.  Absent is whoever may not come in any more, and an agent that does not exist."""
+
+    callers: Mapping[Credential, AgentIdentity | UserIdentity]
+    agents: Mapping[PeerID, AgentIdentity]
+
 
 class StoreCallers:
     """Callers from a Store.  One per process; used from trio only."""
@@ -79,14 +97,16 @@ class StoreCallers:
         self._is_asking = False
         self._was_asked = False  # by somebody, since the last look at the store
         self._gathering = _Batch()
+        self._changed = trio.Event()
+        self._watchers = 0
 
     async def run(self) -> None:
         """Have answers at hand before anybody waits for them, until cancelled: all callers at the start, and whether
-        anything changed for as long as somebody asks."""
+        anything changed for as long as somebody asks or waits for it."""
         await self._preload()
         while True:
             await trio.sleep(CHECK_SECONDS / 2)
-            if self._was_asked and not self._is_asking:
+            if (self._was_asked or self._watchers) and not self._is_asking:
                 self._was_asked = False
                 await self._work()
 
@@ -98,7 +118,9 @@ class StoreCallers:
 
     async def user(self, token: str) -> UserIdentity:
         presented = parse_user_token(token)
-        stored = await self._look_up(presented.id)
+        return self._judge(presented, await self._look_up(presented.id))
+
+    def _judge(self, presented: PresentedToken, stored: Answer | None) -> UserIdentity:
         if not isinstance(stored, UserToken):
             raise refusals.user_token_malformed() if presented.opaque else refusals.user_token_unknown()
         if not hmac.compare_digest(stored.secret_digest, presented.secret_digest):
@@ -126,6 +148,53 @@ class StoreCallers:
         identity = self._kept.get(agent_id) if self._is_fresh() else None
         return identity if isinstance(identity, AgentIdentity) else None
 
+    @property
+    def generation(self) -> int:
+        """The store's count of changes of callers, as of the last look at it."""
+        return self._generation
+
+    async def wait_changed(self, known: int) -> int:
+        """Wait until callers changed since `known`, a generation; return the present one.  Seen within half a second
+        while `run` runs."""
+        self._watchers += 1
+        try:
+            while self._generation == known:
+                await self._changed.wait()
+        finally:
+            self._watchers -= 1
+        return self._generation
+
+    async def wait_withdrawn(self, token: str) -> None:
+        """Return once a user's session token is good no more."""
+        generation = self._generation
+        while True:
+            try:
+                await self.user(token)
+            except Refused as refused:
+                if refused.status < 500:
+                    return
+            with trio.move_on_after(EXPIRY_SECONDS):
+                generation = await self.wait_changed(generation)
+
+    async def standing(self, credentials: Collection[Credential], agent_ids: Collection[PeerID]) -> Standing:
+        """Who all these are now, in one look at the store.  Raises Refused when it cannot be read."""
+        keys: set[CallerKey] = set(agent_ids)
+        keys.update(each.id if isinstance(each, PresentedToken) else each for each in credentials)
+        batch = await self._ask(keys)
+        if batch.failed:
+            raise refusals.store_unreachable()
+        callers: dict[Credential, AgentIdentity | UserIdentity] = {}
+        for credential in credentials:
+            if isinstance(credential, PresentedToken):
+                with suppress(Refused):
+                    callers[credential] = self._judge(credential, batch.answers.get(credential.id))
+            else:
+                agent = batch.answers.get(credential)
+                if isinstance(agent, AgentIdentity):
+                    callers[credential] = agent
+        found = ((agent_id, batch.answers.get(agent_id)) for agent_id in agent_ids)
+        return Standing(callers, {key: agent for key, agent in found if isinstance(agent, AgentIdentity)})
+
     def _is_fresh(self) -> bool:
         return trio.current_time() - self._checked_at < CHECK_SECONDS
 
@@ -137,8 +206,18 @@ class StoreCallers:
             return self._kept.get(key)
         if self.no_wait:
             raise trio.WouldBlock
+        batch = await self._ask((key,))
+        if batch.failed:
+            if key in self._kept and trio.current_time() - self._checked_at < STALE_SECONDS:
+                return self._kept.get(key)
+            raise refusals.store_unreachable()
+        # From the batch, not from what is kept: there a later entry may have pushed it out.
+        return batch.answers.get(key)
+
+    async def _ask(self, keys: Iterable[CallerKey]) -> "_Batch":
+        """Put questions into the batch that is being gathered, and wait until the store answered it."""
         batch = self._gathering
-        batch.keys.add(key)
+        batch.keys.update(keys)
         # One of the callers works for its whole batch, the others are parked until it is done: no lock that is handed
         # from one to the next, which in a storm would cost more than the query.
         while not batch.done:
@@ -146,12 +225,7 @@ class StoreCallers:
                 await batch.waiting.park()
                 continue
             await self._work()
-        if batch.failed:
-            if key in self._kept and trio.current_time() - self._checked_at < STALE_SECONDS:
-                return self._kept.get(key)
-            raise refusals.store_unreachable()
-        # From the batch, not from what is kept: there a later entry may have pushed it out.
-        return batch.answers.get(key)
+        return batch
 
     async def _work(self) -> None:
         """Answer the batch that is being gathered."""
@@ -174,7 +248,8 @@ class StoreCallers:
         except StoreError:
             return  # whoever asks first is told
         if self._generation == -1:
-            self._generation, self._checked_at = generation, asked_at
+            self._note_generation(generation)
+            self._checked_at = asked_at
             self._kept.keep(found)
 
     async def _answer(self, batch: "_Batch") -> None:
@@ -195,12 +270,17 @@ class StoreCallers:
         self._store_failed = batch.failed = False
         if generation != self._generation:
             self._kept.clear()
-            self._generation = generation
+            self._note_generation(generation)
         self._checked_at = asked_at
         batch.answers = {key: found[key] if key in found else self._kept.get(key) for key in batch.keys}
         self._kept.keep(batch.answers)
         # Whoever connects as an agent is soon asked for as one: by its clients, under its id.
         self._kept.keep({agent.id: agent for agent in batch.answers.values() if isinstance(agent, AgentIdentity)})
+
+    def _note_generation(self, generation: int) -> None:
+        self._generation = generation
+        self._changed.set()
+        self._changed = trio.Event()
 
 
 class _Batch:

@@ -1,14 +1,14 @@
 """The coordinator's brain: every rule of who is told what (layer L1, no I/O, no clock, no task).
 
 The service hands in what happened; the answer is a list of effects in order (coordinator/messages):
-  handle_connect -> handle_request* -> handle_disconnect | handle_overflow | an EndConnection among the effects.
+  handle_connect -> handle_request* -> handle_disconnect | handle_overflow | handle_revoke | an EndConnection effect.
 A connection that the core ended is forgotten at once: whatever still arrives from it is answered by no effects.
 The graph is coordinator/tunnels, rights are coordinator/policy, node checks coordinator/nodes, the debug page's
 questions coordinator/explain.  Effects go to services/hub.py.  Spec: coordinator rules.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Generic
 
@@ -36,11 +36,13 @@ REASON_GRACEFUL: Final = "graceful disconnect"
 REASON_LOST: Final = "lost"
 REASON_OVERFLOW: Final = "failed update"
 REASON_CLOSE: Final = "coordinator close"
+REASON_REVOKED: Final = "authorization withdrawn"
 OVERWRITTEN: Final = "peer ID overwritten by new connection"
 # What the hub may hold for one peer before it calls handle_overflow, and the service before it stops reading: the
 # reference's numbers.  The core itself queues nothing.
 MAX_PENDING_RESPONSES: Final = 512
 MAX_PENDING_REQUESTS: Final = 32
+_DEPARTURES: Final = (REASON_GRACEFUL, REASON_LOST, REASON_OVERFLOW, REASON_CLOSE, REASON_REVOKED)
 # The last who left, for the question "why is it not here": about 200 bytes each.
 MAX_DEPARTURES: Final = 256
 # What clients are told as "authorization: <why>"; the rest of the refusals is "malformed request: <why>".
@@ -92,7 +94,7 @@ class _Counters:
     def __init__(self) -> None:
         self.connects = self.overtaken = self.requests = self.node_updates = self.suppressed_updates = 0
         self.deliveries = self.ready_for_handshake = 0
-        self.departures = dict.fromkeys((REASON_GRACEFUL, REASON_LOST, REASON_OVERFLOW, REASON_CLOSE), 0)
+        self.departures = dict.fromkeys(_DEPARTURES, 0)
         self.refusals = dict.fromkeys(Refusal, 0)
 
 
@@ -204,6 +206,30 @@ class Coordinator(Generic[C]):
             effects.append(EndConnection(connection, REASON_OVERFLOW))
         return effects
 
+    def handle_revoke(self, connection: C, now: float) -> list[Effect[C]]:
+        """Whoever is behind the connection has no business here any more.
+
+        Others drop it at once: LOST would leave a session between the two that works for as long as both use it.
+        """
+        effects: list[Effect[C]] = []
+        peer = self._connected.get(connection)
+        if peer is not None:
+            effects.append(SendError(connection, f"authorization: {REASON_REVOKED}"))
+            self._depart(peer, Kind.DISCONNECTED, REASON_REVOKED, now, effects)
+            effects.append(EndConnection(connection, REASON_REVOKED))
+        return effects
+
+    def handle_revoke_tunnels(self, connection: C, dst_ids: Iterable[bytes]) -> list[Effect[C]]:
+        """The connection may stay, but these tunnels of its may not."""
+        effects: list[Effect[C]] = []
+        peer = self._connected.get(connection)
+        if peer is not None:
+            for dst_id in dst_ids:
+                other = self._tunnels.shared(peer, dst_id)
+                if other is not None:
+                    self._part(peer, other, REASON_REVOKED, effects)
+        return effects
+
     def handle_close(self, now: float) -> list[Effect[C]]:
         """The server goes away.  Everyone is LOST, never DISCONNECTED: live sessions go on without us."""
         effects: list[Effect[C]] = []
@@ -237,6 +263,11 @@ class Coordinator(Generic[C]):
         """What this connection may do; None when the core does not know it (any more)."""
         peer = self._connected.get(connection)
         return None if peer is None else peer.policy
+
+    def tunnels_of(self, connection: C) -> list[PeerID]:
+        """Where the tunnels lead that this connection opened."""
+        peer = self._connected.get(connection)
+        return [] if peer is None else [other.id for other, bits in peer.links.items() if bits & OUT]
 
     @property
     def peers(self) -> dict[bytes, Peer[C]]:
@@ -347,16 +378,16 @@ class Coordinator(Generic[C]):
     def _remove_tunnel(self, peer: Peer[C], dst_id: bytes, effects: list[Effect[C]]) -> None:
         other = self._tunnels.shared(peer, dst_id)
         if other is not None:
-            self._part(peer, other, effects)
+            self._part(peer, other, REASON_REMOVE_TUNNEL, effects)
 
-    def _part(self, src: Peer[C], dst: Peer[C], effects: list[Effect[C]]) -> None:
+    def _part(self, src: Peer[C], dst: Peer[C], reason: str, effects: list[Effect[C]]) -> None:
         """Close one tunnel; when no other joins the two, each loses the other, if it ever knew it."""
         dst_was_told, src_was_told = src.links[dst] & TOLD, dst.links[src] & TOLD
         if not self._tunnels.close(src, dst):
             return
         for receiver, subject, was_told in ((dst, src, dst_was_told), (src, dst, src_was_told)):
             if was_told and receiver.connection is not None:
-                self._deliver(receiver.connection, subject.id, Kind.DISCONNECTED, None, REASON_REMOVE_TUNNEL, effects)
+                self._deliver(receiver.connection, subject.id, Kind.DISCONNECTED, None, reason, effects)
         self._tunnels.release(dst)
 
     def _ready_for_handshake(
@@ -389,7 +420,7 @@ class Coordinator(Generic[C]):
         for other, bits in list(peer.links.items()):
             other.links[peer] &= ~TOLD  # the new stream has been told nothing
             if bits & OUT and not policy.keeps_tunnel(other.id):
-                self._part(peer, other, effects)
+                self._part(peer, other, REASON_REMOVE_TUNNEL, effects)
 
     def _depart(
         self, peer: Peer[C], kind: Kind, reason: str, now: float, effects: list[Effect[C]], refusal: str = ""

@@ -146,9 +146,8 @@ class Entrance:
         link.send_raw(answer)
         link.codec = WebSocketDecoder(True, MAX_MESSAGE_BYTES)
         version = str(accepted.version) if accepted.version is not None else ""
-        caller = Caller(accepted.peer_id, _policy(accepted), _name(accepted), accepted.agent or accepted.user, version)
-        if accepted.door in (Door.CLIENT, Door.CLIENT_OF_MANY, Door.LEGACY_CLIENT):
-            caller.identity = accepted.user
+        identity = accepted.user or accepted.agent
+        caller = Caller(accepted.peer_id, _policy(accepted), _name(accepted), identity, accepted.credential, version)
         if accepted.door in (Door.LEGACY_AGENT, Door.LEGACY_CLIENT):
             agent_id = accepted.agent.id if accepted.agent is not None and accepted.user is not None else None
             legacy = link.session = LegacyChannel(self._channels, self._hub, link, caller, agent_id)

@@ -46,6 +46,7 @@ from tailnet.services.hub import Hub
 from tailnet.services.inspection import Inspection
 from tailnet.services.presence import AgentPresence
 from tailnet.services.resume_keys import ResumeKeys
+from tailnet.services.rights import Rights
 from tailnet.services.tailnet_rpc import Caller, TailnetService
 from tailnet.services.upkeep import prune_forever
 from tailnet.services.workspaces import WorkspaceFeed
@@ -107,6 +108,7 @@ class CoordinatorServer:
         self.service: TailnetService
         self.channels: Channels
         self.entrance: Entrance
+        self.rights: Rights
         self._nursery: trio.Nursery
         self._api: ApiServer
 
@@ -131,6 +133,8 @@ class CoordinatorServer:
             boundary_logs=self.agents.boundary_logs,
             refused_calls=self.service.refused_calls,
             refused_at_door=self.entrance.refused_count,
+            revoked_connections=self.rights.revoked_connections,
+            revoked_tunnels=self.rights.revoked_tunnels,
             map_version=self.maps.current.version,
             map_failures={status.name: status.failures for status in self.maps.statuses},
         )
@@ -164,6 +168,7 @@ class CoordinatorServer:
                 nursery.start_soon(self.callers.run)
                 nursery.start_soon(self.keys.refresh_forever)
                 nursery.start_soon(self.presence.run)
+                nursery.start_soon(self.rights.run)
                 nursery.start_soon(prune_forever, self.store)
                 task_status.started(self)
                 await self.drained.wait()
@@ -176,6 +181,7 @@ class CoordinatorServer:
         self.service = self._make_service(nursery)
         limits = SessionLimits(ping_seconds=config.agent_ping_seconds, pong_seconds=config.inactive_seconds)
         self.channels = Channels(self.reactor, self.service.serve, self._channel_ended, limits)
+        self.rights = Rights(self.callers, self.reactor, self.hub, self.channels.open)
         access_url = config.access_url or default_access_url(self.listening)
         doors = RpcDoors(
             self.callers, lambda: self.keys.current, access_url=access_url, browser_only=config.browser_only

@@ -15,7 +15,7 @@ from derp.protocol.websocket import CloseCode, Opcode, close_frame, encode_heade
 from derp.relay.counters import CloseReason
 from derp.text import error_text
 from derp.transport.links import Link, LinkEnded
-from tailnet.coordinator.core import OVERWRITTEN, REASON_CLOSE, REASON_OVERFLOW
+from tailnet.coordinator.core import OVERWRITTEN, REASON_CLOSE, REASON_OVERFLOW, REASON_REVOKED
 from tailnet.coordinator.messages import Kind, Request, Update
 from tailnet.errors import MalformedField, RemoteProtocolError
 from tailnet.proto import convert
@@ -37,6 +37,7 @@ _TEXTS: Final = ("addresses", "allowed_ips", "endpoints")
 _ENDINGS: Final = {
     REASON_CLOSE: (CloseCode.GOING_AWAY, CloseReason.DRAINED),
     REASON_OVERFLOW: (CloseCode.GOING_AWAY, CloseReason.TOO_SLOW),
+    REASON_REVOKED: (CloseCode.POLICY_VIOLATION, CloseReason.NOT_ADMITTED),
     OVERWRITTEN: (CloseCode.NORMAL, CloseReason.CLOSED_BY_PEER),
 }
 # Go's zero time, for moments that JSON cannot say.

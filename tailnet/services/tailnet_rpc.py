@@ -16,6 +16,7 @@ import trio
 from google.protobuf.message import DecodeError, Message
 
 from derp.text import error_text
+from tailnet.auth.backends import Credential
 from tailnet.coordinator.core import Coordinator
 from tailnet.coordinator.messages import Request
 from tailnet.coordinator.nodes import Node
@@ -54,6 +55,7 @@ class Caller:
     name: str  # for the log and the debug page
     # who it is to the store: an agent's or a user's row
     identity: Any = None
+    credential: Credential | None = None  # what it came in with: services/rights.py asks about it again
     api_version: str = ""  # what was dialled, as `major.minor`; empty for peers of version 1
 
 

@@ -44,6 +44,8 @@ READING = CoordinatorReading(
     connection_reports=25,
     connection_reports_unreadable=26,
     boundary_logs=27,
+    revoked_connections=28,
+    revoked_tunnels=29,
 )
 
 
@@ -95,6 +97,8 @@ def test_every_number_has_its_name() -> None:
         "tailnet_connection_reports_total": 25,
         "tailnet_connection_reports_unreadable_total": 26,
         "tailnet_boundary_logs_total": 27,
+        "tailnet_revoked_connections_total": 28,
+        "tailnet_revoked_tunnels_total": 29,
     }
 
 

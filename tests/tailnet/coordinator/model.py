@@ -108,6 +108,12 @@ class Model:
         self.tunnels = {(src, dst) for src, dst in self.tunnels if src != session.peer}
         self.settle("", (kind, reason))
 
+    def revoke_tunnels(self, name: str) -> None:
+        session = self.sessions.get(name)
+        if session is not None:
+            self.tunnels = {(src, dst) for src, dst in self.tunnels if src != session.peer}
+            self.settle("", ("DISCONNECTED", "authorization withdrawn"))
+
     def close(self) -> None:
         self.closed = True
         for name, session in list(self.sessions.items()):

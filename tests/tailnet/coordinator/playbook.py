@@ -72,6 +72,8 @@ class Playbook:
             "drop": lambda: self.core.handle_disconnect(words[0], False, self.now),
             "leave": lambda: self.core.handle_disconnect(words[0], True, self.now),
             "overflow": lambda: self.core.handle_overflow(words[0], self.now),
+            "revoke": lambda: self.core.handle_revoke(words[0], self.now),
+            "untie": lambda: self.core.handle_revoke_tunnels(words[0], map(_raw_id, words[1:])),
         }
         return ends[command]()
 

@@ -96,6 +96,31 @@ RULES = {
     a: node a2
       c <- NODE A a2 "node update"
     """,
+    "a client that may be here no more is dropped at once": MEET
+    + """
+    revoke c
+      c <- error "authorization: authorization withdrawn"
+      a <- DISCONNECTED C "authorization withdrawn"
+      c ends "authorization withdrawn"
+    c: node c9
+    """,
+    "so is an agent, and whoever waits for it goes on waiting": MEET
+    + """
+    revoke a
+      a <- error "authorization: authorization withdrawn"
+      c <- DISCONNECTED A "authorization withdrawn"
+      a ends "authorization withdrawn"
+    connect a2 A agent
+      a2 <- NODE C c1 "init"
+    """,
+    "a tunnel that may be no more, of a client that stays": MEET
+    + """
+    untie c A B
+      a <- DISCONNECTED C "authorization withdrawn"
+      c <- DISCONNECTED A "authorization withdrawn"
+    a: node a9
+    untie c A
+    """,
     "a tunnel removed and opened again tells the nodes again": MEET
     + """
     c: remove A
@@ -547,7 +572,8 @@ def test_statistics_count_what_happened() -> None:
         suppressed_updates=1,
         deliveries=6,
         ready_for_handshake=1,
-        departures={"graceful disconnect": 0, "lost": 1, "failed update": 1, "coordinator close": 0},
+        departures={"graceful disconnect": 0, "lost": 1, "failed update": 1, "coordinator close": 0}
+        | {"authorization withdrawn": 0},
         refusals=dict.fromkeys(Refusal, 0) | {Refusal.TUNNEL: 1},
     )
 

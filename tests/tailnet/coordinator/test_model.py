@@ -78,12 +78,27 @@ class World:
         if how == "overflow":
             self.model.depart(name, "DISCONNECTED", "failed update", end="failed update")
             self.compare(self.core.handle_overflow(name, 0))
+        elif how == "revoke":
+            if name in self.model.sessions:
+                self.model.sessions[name].inbox.append(("error", "authorization: authorization withdrawn"))
+            self.model.depart(name, "DISCONNECTED", "authorization withdrawn", end="authorization withdrawn")
+            self.compare(self.core.handle_revoke(name, 0))
         elif how == "leave":
             self.model.depart(name, "DISCONNECTED", "graceful disconnect")
             self.compare(self.core.handle_disconnect(name, True, 0))
         else:
             self.model.depart(name, "LOST", "lost")
             self.compare(self.core.handle_disconnect(name, False, 0))
+
+    def revoke_tunnels(self, at: int) -> None:
+        """Every tunnel of a connection, and one that was never there."""
+        name = self.pick(at)
+        self.history.append(f"revoke the tunnels of {name}")
+        session = self.model.sessions.get(name)
+        mine = [] if session is None else [dst for src, dst in self.model.tunnels if src == session.peer]
+        assert sorted(self.core.tunnels_of(name)) == sorted(mine)
+        self.model.revoke_tunnels(name)
+        self.compare(self.core.handle_revoke_tunnels(name, [*mine, bytes(16)]))
 
     def close(self) -> None:
         self.history.append("close")
@@ -202,10 +217,15 @@ class Histories(RuleBasedStateMachine):
             ask = Ask(node, foreign, add, remove, disconnect, ready)
             self.world.request(at, self.world.sensible(at, ask) if sensible else ask)
 
-    @rule(at=st.integers(0, 19), how=st.sampled_from(["drop", "leave", "overflow"]))
+    @rule(at=st.integers(0, 19), how=st.sampled_from(["drop", "leave", "overflow", "revoke"]))
     def one_ends(self, at: int, how: str) -> None:
         if self.world.names:
             self.world.end(at, how)
+
+    @rule(at=st.integers(0, 19))
+    def tunnels_are_revoked(self, at: int) -> None:
+        if self.world.names:
+            self.world.revoke_tunnels(at)
 
     @rule(sure=st.integers(0, 30))
     def the_server_closes(self, sure: int) -> None:
@@ -250,7 +270,9 @@ def walk(chance: random.Random, steps: int) -> None:
             role = "agent" if peer in AGENTS else chance.choice(("many", "many", "client"))
             world.connect(peer, role, chance.choice(AGENTS))
         elif dice < 0.24:
-            world.end(chance.randrange(20), chance.choice(("drop", "leave", "overflow")))
+            world.end(chance.randrange(20), chance.choice(("drop", "leave", "overflow", "revoke")))
+        elif dice < 0.27:
+            world.revoke_tunnels(chance.randrange(20))
         else:
             at, ask = chance.randrange(20), random_ask(chance)
             world.request(at, world.sensible(at, ask) if chance.random() < 0.98 else ask)

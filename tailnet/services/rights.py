@@ -1,0 +1,126 @@
+"""Rights while they are used: whoever may be here no more is sent away, with sockets, tunnels and streams.  Layer L3.
+
+The doors ask once, when a peer comes in.  The store counts every change of callers (auth/backends.py reads the count
+twice a second); when it moved, everybody who is inside is asked about again.  Ends: transport/channel.py; tunnels:
+coordinator/core.py.  A user's websockets of the API watch their own token (Callers.wait_withdrawn).
+"""
+
+import logging
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from typing import Any, Final
+
+import trio
+
+from derp.protocol.websocket import CloseCode
+from derp.relay.counters import CloseReason
+from derp.transport.reactor import Reactor
+from tailnet.auth.backends import CHECK_SECONDS, EXPIRY_SECONDS, Credential, Standing, StoreCallers
+from tailnet.auth.policy import Right, workspace_rights
+from tailnet.coordinator.core import REASON_REVOKED
+from tailnet.coordinator.policy import ClientPolicy, ManyAgentsPolicy
+from tailnet.refusals import Refused
+from tailnet.services.hub import CoordinateCall, Hub
+from tailnet.store.rows import AgentIdentity, UserIdentity
+from tailnet.transport.channel import Connected
+from tailnet.types import PeerID
+
+_log = logging.getLogger("tailnet.server")
+
+# Asked about in one look at the store: some milliseconds, in which nobody else is served.
+MAX_ASKED: Final = 500
+
+
+class Rights:
+    """One per server; `run` is one task.  `open_channels` gives all that are open now."""
+
+    def __init__(self, callers: StoreCallers, reactor: Reactor, hub: Hub, open_channels: Iterable[Connected]) -> None:
+        self._callers = callers
+        self._reactor = reactor
+        self._hub = hub
+        self._open = open_channels
+        self.revoked_connections = 0
+        self.revoked_tunnels = 0
+
+    async def run(self) -> None:
+        """Send away whoever lost a right, within a second, until cancelled."""
+        generation = self._callers.generation
+        while True:
+            before = generation
+            with trio.move_on_after(EXPIRY_SECONDS):
+                generation = await self._callers.wait_changed(generation)
+            await self.look()
+            if generation != before:
+                # Who was let in meanwhile by what was known before is among those of a second look.
+                await trio.sleep(CHECK_SECONDS)
+                await self.look()
+
+    async def look(self) -> None:
+        """Ask about everybody, and carry out what follows.  A store that cannot be read takes no rights away."""
+        everybody = iter(tuple(self._open))
+        while some := tuple(islice(everybody, MAX_ASKED)):
+            try:
+                standing = await self._ask(some)
+            except Refused:
+                return
+            self._reactor.tick()
+            for channel in some:
+                if channel in self._open:
+                    self._judge(channel, standing)
+            self._reactor.flush()
+
+    async def _ask(self, channels: Sequence[Connected]) -> Standing:
+        credentials: set[Credential] = set()
+        agent_ids: set[PeerID] = set()
+        for channel in channels:
+            caller = channel.caller
+            if caller.credential is not None:
+                credentials.add(caller.credential)
+            if isinstance(caller.policy, ClientPolicy):
+                agent_ids.add(caller.policy.agent_id)
+            elif isinstance(caller.policy, ManyAgentsPolicy):
+                agent_ids.update(self._tunnels_of(channel))
+        return await self._callers.standing(credentials, agent_ids)
+
+    def _judge(self, channel: Connected, standing: Standing) -> None:
+        caller = channel.caller
+        now = standing.callers.get(caller.credential)
+        if now is None or now.id != caller.identity.id:
+            self._revoke(channel, "its token is good no more")
+            return
+        caller.identity = now  # names, and whose it is, may be others now
+        if isinstance(caller.policy, ClientPolicy) and not _may_reach(now, standing.agents.get(caller.policy.agent_id)):
+            self._revoke(channel, "its agent is gone, or is somebody else's")
+        elif isinstance(caller.policy, ManyAgentsPolicy):
+            lost = [each for each in self._tunnels_of(channel) if not _may_reach(now, standing.agents.get(each))]
+            if lost:
+                self.revoked_tunnels += len(lost)
+                _log.info("! %s: %d tunnels end, for what they lead to is gone or not its own", caller.name, len(lost))
+                connection = self._hub.coordinator.connection_of(caller.peer_id)
+                effects = self._hub.coordinator.handle_revoke_tunnels(connection, lost)
+                self._hub.carry_out(effects, self._reactor.now)
+
+    def _revoke(self, channel: Connected, why: str) -> None:
+        self.revoked_connections += 1
+        _log.info("! %s is sent away: %s", channel.caller.name, why)
+        connection = self._connection_of(channel)
+        if connection is not None:
+            now = self._reactor.now
+            self._hub.carry_out(self._hub.coordinator.handle_revoke(connection, now), now)
+        channel.close(CloseCode.POLICY_VIOLATION, f"{REASON_REVOKED}: {why}", CloseReason.NOT_ADMITTED)
+
+    def _tunnels_of(self, channel: Connected) -> list[PeerID]:
+        connection = self._connection_of(channel)
+        return [] if connection is None else self._hub.coordinator.tunnels_of(connection)
+
+    def _connection_of(self, channel: Connected) -> Any:
+        """The channel as the core knows it; None when it does not coordinate, or another one has its id now."""
+        connection = self._hub.coordinator.connection_of(channel.caller.peer_id)
+        is_its_own = connection is channel or (isinstance(connection, CoordinateCall) and connection.channel is channel)
+        return connection if is_its_own else None
+
+
+def _may_reach(user: AgentIdentity | UserIdentity, agent: AgentIdentity | None) -> bool:
+    return (
+        isinstance(user, UserIdentity) and agent is not None and Right.SSH in workspace_rights(user.id, agent.owner_id)
+    )
