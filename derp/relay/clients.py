@@ -18,7 +18,7 @@ NOT_HERE_PER_SECOND: Final = 1.0
 class Client:
     """One connection of one key, as the brain sees it.  The router fills `pending`; the driver sends it.
 
-    `link` is the driver's, opaque here.  `queue` is None unless the socket is full.
+    `wire` is the driver's, opaque here.  `queue` is None unless the socket is full.
     """
 
     __slots__ = (
@@ -37,7 +37,6 @@ class Client:
         "is_prober",
         "is_watcher",
         "key",
-        "link",
         "member",
         "not_here_at",
         "not_here_tokens",
@@ -49,6 +48,7 @@ class Client:
         "port",
         "presence",
         "queue",
+        "wire",
     )
 
     # The hot path asks every route whether packets to it must be wrapped for another relay.
@@ -58,7 +58,7 @@ class Client:
         self,
         key: bytes,
         number: int,
-        link: Any,
+        wire: Any,
         now: float,
         *,
         address: str = "",
@@ -71,7 +71,7 @@ class Client:
     ) -> None:
         self.key = key
         self.number = number
-        self.link = link
+        self.wire = wire
         self.connected_at = now
         self.address = address
         self.port = port

@@ -48,19 +48,19 @@ class MeshRoute:
         "is_dirty",
         "key",
         "keys",
-        "link",
         "packets_out",
         "pending",
         "pending_bytes",
         "queue",
         "too_many",
+        "wire",
     )
 
     is_forwarder: Final = True
 
-    def __init__(self, router: Router, key: bytes, link: Any, max_keys: int) -> None:
+    def __init__(self, router: Router, key: bytes, wire: Any, max_keys: int) -> None:
         self.key = key
-        self.link = link
+        self.wire = wire
         self.keys: set[bytes] = set()
         self.pending: list[memoryview | bytes] = []
         self.pending_bytes = 0
@@ -99,7 +99,7 @@ class MeshRoute:
 
     def forget_some(self, count: int) -> bool:
         """A part of that, for a driver with other work to do in between: forget `count` keys; False when none is left.
-        Packets for those that are left still go to the broken link, and are counted there as write errors."""
+        Packets for those that are left still go to the broken wire, and are counted there as write errors."""
         for _ in range(min(count, len(self.keys))):
             self._router.remove_forwarder(self.keys.pop(), self)
         return bool(self.keys)

@@ -26,7 +26,7 @@ class Route(Protocol):
     """Where packets for a key are written: a client here, or a link to the relay that has the client."""
 
     key: bytes
-    link: Any
+    wire: Any
     pending: list[memoryview | bytes]
     pending_bytes: int
     packets_out: int
@@ -89,7 +89,7 @@ class Router:
         if member is None:
             return
         client.member = None
-        client.link = None  # the keep-alive wheel has the client for another minute, not its socket and TLS state
+        client.wire = None  # the keep-alive wheel has the client for another minute, not its socket and TLS state
         del self.clients[client.number]
         if client in self.watchers:
             self.count_announcements()

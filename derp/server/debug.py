@@ -50,7 +50,7 @@ def debug_pages(relay: Relay) -> dict[str, Page | Question]:
 
 def why(relay: Relay, asked: Mapping[str, str]) -> str:
     """The answer to /debug/why, a sentence a line."""
-    router, past, now = relay.router, relay.plane.past, relay.reactor.tick()
+    router, past, now = relay.router, relay.plane.past, relay.host.tick()
     names = ("from", "to") if "from" in asked or "to" in asked else ("key",)
     keys = []
     for name in names:
@@ -73,7 +73,7 @@ def why(relay: Relay, asked: Mapping[str, str]) -> str:
 
 def client_rows(relay: Relay) -> list[dict[str, Any]]:
     """One object per connection, the busiest first, at most 1,000."""
-    now = relay.reactor.now
+    now = relay.host.now
     clients = sorted(relay.router.clients.values(), key=lambda c: c.bytes_in + c.bytes_out, reverse=True)
     return [_row(client, now) for client in clients[:_MAX_ROWS]]
 
@@ -124,7 +124,7 @@ def consistency(relay: Relay) -> str:
 
 def _page(relay: Relay) -> str:
     router, counters = relay.router, relay.router.counters
-    minutes = (relay.reactor.now - relay.started_at) / 60
+    minutes = (relay.host.now - relay.started_at) / 60
     state = relay.problem() or "well"
     totals = [
         ("key", f"nodekey:{router.own_key.hex()}"),
@@ -134,7 +134,7 @@ def _page(relay: Relay) -> str:
         ("keys with several connections", str(router.duplicate_keys)),
         ("home here", str(router.home_clients)),
         ("not greeted yet", str(len(relay.plane.greeted))),
-        ("slow readers now", str(len(relay.reactor.blocked))),
+        ("slow readers now", str(len(relay.host.blocked))),
         ("packets received", f"{counters.packets_received:,}"),
         ("bytes received", f"{counters.bytes_received:,}"),
     ]

@@ -18,8 +18,8 @@ from derp.relay.counters import CloseReason
 from derp.server.address import is_in
 from derp.server.routes import PlainRoutes, Routes
 from derp.server.session import Greeting, Plane
+from derp.transport.host import Wire, WireEnded
 from derp.transport.http import HttpError, Request, ServerHttp
-from derp.transport.links import Link, LinkEnded
 
 _log = logging.getLogger("derp.server")
 
@@ -31,14 +31,14 @@ MAX_WEBSOCKET_MESSAGE_BYTES: Final = 128 * 1024
 _MAX_PIPELINED: Final = 32
 _TEXT: Final = ("Content-Type", "text/plain; charset=utf-8")
 
-TakeOver = Callable[[Link, Request, bytes, ServerHttp], bool]
+TakeOver = Callable[[Wire, Request, bytes, ServerHttp], bool]
 
 
 class FrontDoor:
     """What all doors of one listener share.
 
-    `take_over(link, request, received, http)` may claim a request: it gets the link, still on the reactor, every
-    byte received since the last answer, and the reader with which to answer.  It gives the link another session, or
+    `take_over(wire, request, received, http)` may claim a request: it gets the wire, still on the reactor, every
+    byte received since the last answer, and the reader with which to answer.  It gives the wire another session, or
     releases it, and returns True; or False to decline.
     """
 
@@ -60,31 +60,31 @@ class FrontDoor:
         self.websocket_accepts = 0
         self.requests_refused = 0
         self.tls_requests = Counter[str]()
-        self.answering: Link | None = None  # who asks for the page that is being made
+        self.answering: Wire | None = None  # who asks for the page that is being made
 
-    def open(self, link: Link) -> None:
+    def open(self, wire: Wire) -> None:
         """Put a fresh connection behind this door."""
-        link.session = Door(self, link)
-        self.plane.greeted[link] = self.plane.reactor.now
+        wire.session = Door(self, wire)
+        self.plane.greeted[wire] = self.plane.host.now
 
 
 class Door:
     """One connection until it is known what it wants."""
 
-    __slots__ = ("_front", "_http", "_link", "_peer", "_received")
+    __slots__ = ("_front", "_http", "_peer", "_received", "_wire")
 
-    def __init__(self, front: FrontDoor, link: Link) -> None:
+    def __init__(self, front: FrontDoor, wire: Wire) -> None:
         self._front = front
-        self._link = link
+        self._wire = wire
         # Who connected: a proxy sends requests of many callers over one connection, each with its own header.
-        self._peer = link.address
+        self._peer = wire.address
         self._http = ServerHttp(head_only=front.take_over is not None)
         # only kept where somebody may take the connection over
         self._received = b""
 
     def received(self, at: int, end: int) -> int:
         front = self._front
-        raw = bytes(front.plane.reactor.view[at:end])
+        raw = bytes(front.plane.host.view[at:end])
         if front.take_over is not None:
             self._received += raw
         try:
@@ -93,38 +93,38 @@ class Door:
             while request is not None:
                 served += 1
                 if served > _MAX_PIPELINED:
-                    raise LinkEnded(CloseReason.FLOOD, f"more than {_MAX_PIPELINED} requests at once")
+                    raise WireEnded(CloseReason.FLOOD, f"more than {_MAX_PIPELINED} requests at once")
                 if self._serve(request):
                     return self._upgraded(at, end)
-                if self._link.session is not self:
+                if self._wire.session is not self:
                     return end
-                if self._link.tail:
+                if self._wire.tail:
                     return self._wait_for_reader(end)
                 request = self._http.next_cycle()
         except HttpError as error:
             front.requests_refused += 1
-            self._link.send_raw(self._http.send_response(error.status, [_TEXT], f"{error}\n".encode()))
+            self._wire.send_raw(self._http.send_response(error.status, [_TEXT], f"{error}\n".encode()))
             # It may be in the middle of what is refused: closed now, it would be reset before it reads why.
-            self._link.session = Closing(front.plane, self._link, CloseReason.PROTOCOL_ERROR, str(error))
+            self._wire.session = Closing(front.plane, self._wire, CloseReason.PROTOCOL_ERROR, str(error))
         return end
 
     def _wait_for_reader(self, end: int) -> int:
         """Who pipelines requests without reading the answers is not read either, until they have gone."""
         rest = self._http.trailing_data()
         self._http = ServerHttp(head_only=self._http.head_only)
-        reactor = self._front.plane.reactor
-        reactor.pause(self._link)
-        reactor.await_room(self._link)
+        host = self._front.plane.host
+        host.pause(self._wire)
+        host.await_room(self._wire)
         return end - len(rest)
 
     def _serve(self, request: Request) -> bool:
         """Answer a request; True when the connection is DERP from here on."""
-        front, link = self._front, self._link
-        version = link.version()
+        front, wire = self._front, self._wire
+        version = wire.version()
         if version is not None:
             front.tls_requests[version] += 1
         if front.trusted_proxies:
-            link.address = client_address(request, self._peer, front.trusted_proxies)
+            wire.address = client_address(request, self._peer, front.trusted_proxies)
         if request.target.partition("?")[0] == "/derp" and front.derp_enabled:
             verdict = judge_request(request.method, request.http_version, request.headers, front.plane.router.own_key)
             if isinstance(verdict, Refusal):
@@ -133,51 +133,51 @@ class Door:
                 return False
             self._upgrade(verdict)
             return True
-        if front.take_over is not None and front.take_over(link, request, self._received, self._http):
+        if front.take_over is not None and front.take_over(wire, request, self._received, self._http):
             return False
-        front.answering = link
+        front.answering = wire
         try:
-            answer = front.routes.answer(request, link.address[0])
+            answer = front.routes.answer(request, wire.address[0])
         finally:
             front.answering = None
         self._answer(answer.status, list(answer.headers), answer.body)
         return False
 
     def _answer(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
-        link, reactor = self._link, self._front.plane.reactor
-        link.send_raw(self._http.send_response(status, headers, body))
+        wire, host = self._wire, self._front.plane.host
+        wire.send_raw(self._http.send_response(status, headers, body))
         self._received = b""
         if not self._http.keep_alive:
-            if link.tail:
-                link.session = Closing(self._front.plane, link, CloseReason.HTTP_DONE)
+            if wire.tail:
+                wire.session = Closing(self._front.plane, wire, CloseReason.HTTP_DONE)
                 return
-            raise LinkEnded(CloseReason.HTTP_DONE)
+            raise WireEnded(CloseReason.HTTP_DONE)
         # the next request has as long as the first one had
         greeted = self._front.plane.greeted
-        greeted.pop(link, None)
-        greeted[link] = reactor.now
+        greeted.pop(wire, None)
+        greeted[wire] = host.now
 
     def _upgrade(self, verdict: Upgrade) -> None:
-        front, link = self._front, self._link
+        front, wire = self._front, self._wire
         plane = front.plane
         front.accepts += 1
         if verdict.kind is UpgradeKind.WEBSOCKET:
             front.websocket_accepts += 1
-            link.send_raw(verdict.answer)
-            link.codec = WebSocketDecoder(True, MAX_WEBSOCKET_MESSAGE_BYTES)
-            link.push(plane.greeting)
+            wire.send_raw(verdict.answer)
+            wire.codec = WebSocketDecoder(True, MAX_WEBSOCKET_MESSAGE_BYTES)
+            wire.push(plane.greeting)
         else:
-            link.send_raw(verdict.answer + plane.greeting)
-        link.session = Greeting(plane, link, is_ideal=not verdict.ideal_node)
+            wire.send_raw(verdict.answer + plane.greeting)
+        wire.session = Greeting(plane, wire, is_ideal=not verdict.ideal_node)
 
     def _upgraded(self, at: int, end: int) -> int:
         """Bytes behind the head belong to the new session; those of a websocket are unframed in place first."""
-        link = self._link
+        wire = self._wire
         rest = self._http.trailing_data()
         start = end - len(rest)
-        if rest and link.codec is not None:
-            view = self._front.plane.reactor.view
-            stop = link.codec.receive_into(memoryview(rest), view, start)
+        if rest and wire.codec is not None:
+            view = self._front.plane.host.view
+            stop = wire.codec.receive_into(memoryview(rest), view, start)
             # what is unframed is shorter, and belongs right before the end of what was received
             unframed = bytes(view[start:stop])
             start = end - len(unframed)
@@ -186,40 +186,40 @@ class Door:
 
     def writable(self) -> None:
         """An answer that had to wait has gone; requests go on."""
-        self._front.plane.reactor.resume(self._link)
+        self._front.plane.host.resume(self._wire)
 
     def ended(self, reason: CloseReason, text: str) -> None:
         plane = self._front.plane
-        plane.greeted.pop(self._link, None)
+        plane.greeted.pop(self._wire, None)
         plane.count_closed(reason)
         if reason not in (CloseReason.HTTP_DONE, CloseReason.CLOSED_BY_PEER):
-            _log.debug("x %s:%d at the door: %s %s", *self._link.address[:2], reason.value, text)
+            _log.debug("x %s:%d at the door: %s %s", *self._wire.address[:2], reason.value, text)
 
 
 class Closing:
     """The last answer is on its way; then the peer hangs up, or the handshake's deadline ends it.  Nothing is read
     but thrown away.  `reason` is counted at once."""
 
-    __slots__ = ("_link", "_plane")
+    __slots__ = ("_plane", "_wire")
 
-    def __init__(self, plane: Plane, link: Link, reason: CloseReason, text: str = "") -> None:
+    def __init__(self, plane: Plane, wire: Wire, reason: CloseReason, text: str = "") -> None:
         self._plane = plane
-        self._link = link
+        self._wire = wire
         plane.count_closed(reason)
-        _log.debug("x %s:%d at the door: %s %s", *link.address[:2], reason.value, text)
-        if link.tail:
-            plane.reactor.await_room(link)
+        _log.debug("x %s:%d at the door: %s %s", *wire.address[:2], reason.value, text)
+        if wire.tail:
+            plane.host.await_room(wire)
         else:
-            link.end_output()
+            wire.end_output()
 
     def received(self, at: int, end: int) -> int:
         return end
 
     def writable(self) -> None:
-        self._link.end_output()
+        self._wire.end_output()
 
     def ended(self, reason: CloseReason, text: str) -> None:
-        self._plane.greeted.pop(self._link, None)
+        self._plane.greeted.pop(self._wire, None)
 
 
 def client_address(request: Request, peer: tuple[str, int], trusted: tuple[Network, ...]) -> tuple[str, int]:

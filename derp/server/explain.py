@@ -118,7 +118,7 @@ def _here(name: str, member: Member, now: float) -> Iterator[str]:
             f"It reads too slowly: {_waiting(active.queue.packets, active.queue.oldest_seconds(now))}, "
             f"{active.queue.dropped} were dropped to make room."
         )
-    if active.link is not None and active.link.paused:
+    if active.wire is not None and active.wire.paused:
         yield "It sends faster than its rate limit allows, so it is being read more slowly; nothing of that is lost."
 
 

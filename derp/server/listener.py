@@ -10,6 +10,7 @@ from derp.relay.limits import TokenBucket
 from derp.server.door import FrontDoor
 from derp.text import error_text
 from derp.transport.links import Link
+from derp.transport.reactor import Reactor
 from derp.transport.tls import TlsServer
 from derp.transport.tls_alpn import tls_link
 
@@ -54,11 +55,14 @@ class AcceptGate:
 class Listener:
     """One listening socket; without `tls` it is plain."""
 
-    def __init__(self, sock: socket.socket, door: FrontDoor, gate: AcceptGate, tls: TlsServer | None) -> None:
+    def __init__(
+        self, sock: socket.socket, reactor: Reactor, door: FrontDoor, gate: AcceptGate, tls: TlsServer | None
+    ) -> None:
         self._sock = sock
         self._door = door
         self._gate = gate
         self._tls = tls
+        self._reactor = reactor
         self._is_watched = False
 
     @property
@@ -70,10 +74,10 @@ class Listener:
         """Accept from now on; also after descriptors had run out."""
         if not self._is_watched and self._sock.fileno() >= 0:
             self._is_watched = True
-            self._door.plane.reactor.watch(self._sock.fileno(), self._accept_ready)
+            self._reactor.watch(self._sock.fileno(), self._accept_ready)
 
     def _accept_ready(self) -> None:
-        reactor = self._door.plane.reactor
+        reactor = self._reactor
         for _ in range(_MAX_ACCEPTS):
             try:
                 sock, address = self._sock.accept()
@@ -102,6 +106,6 @@ class Listener:
     def close(self) -> None:
         """Stop accepting; connections in the backlog are refused by the kernel."""
         if self._is_watched:
-            self._door.plane.reactor.unwatch(self._sock.fileno())
+            self._reactor.unwatch(self._sock.fileno())
             self._is_watched = False
         self._sock.close()

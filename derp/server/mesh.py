@@ -24,8 +24,9 @@ from derp.relay.counters import CloseReason, DropReason
 from derp.relay.mesh import MeshPeerState, MeshRoute
 from derp.server.session import Plane, drain_queue
 from derp.text import error_text
+from derp.transport.host import Wire
 from derp.transport.http import ClientHttp
-from derp.transport.links import Link, TlsLink
+from derp.transport.links import TlsLink
 from derp.transport.linkstream import LinkStream
 from derp.transport.stream import reason_of
 from derp.transport.tcp import TcpTarget, dial_tcp
@@ -63,22 +64,22 @@ class OwnRelay(DerpError):
 class MeshSession:
     """One mesh connection on the reactor."""
 
-    __slots__ = ("_connection", "_name", "_plane", "ended_event", "heard_at", "link", "reason", "route")
+    __slots__ = ("_connection", "_name", "_plane", "ended_event", "heard_at", "reason", "route", "wire")
 
-    def __init__(self, plane: Plane, link: Link, connection: ClientConnection, route: MeshRoute, name: str) -> None:
+    def __init__(self, plane: Plane, wire: Wire, connection: ClientConnection, route: MeshRoute, name: str) -> None:
         self._plane = plane
         self._name = name
         self._connection = connection
-        self.link = link
+        self.wire = wire
         self.route = route
         self.ended_event = trio.Event()
         self.reason = ""
-        self.heard_at = plane.reactor.now
+        self.heard_at = plane.host.now
 
     def received(self, at: int, end: int) -> int:
-        self.heard_at = self._plane.reactor.now
+        self.heard_at = self._plane.host.now
         was_accepted = self.route.is_accepted
-        for message in self._connection.receive_data(self._plane.reactor.view[at:end]):
+        for message in self._connection.receive_data(self._plane.host.view[at:end]):
             self.route.handle_message(message)
         if self.route.too_many:
             raise RemoteProtocolError(
@@ -91,7 +92,7 @@ class MeshSession:
         return end
 
     def writable(self) -> None:
-        drain_queue(self.route, self._plane.reactor.now)
+        drain_queue(self.route, self._plane.host.now)
 
     def ended(self, reason: CloseReason, text: str) -> None:
         self.reason = f"{reason.value} ({text})" if text and text != reason.value else reason.value
@@ -139,7 +140,7 @@ class Mesh:
         """Hang up on relays that fell silent."""
         for session in tuple(self.sessions.values()):
             if now - session.heard_at > SILENT_SECONDS:
-                self._plane.reactor.close(session.link, CloseReason.WRITE_TIMEOUT, "silent")
+                self._plane.host.close(session.wire, CloseReason.WRITE_TIMEOUT, "silent")
 
     async def _keep_connected(self, peer: MeshPeer) -> None:
         state = self.states[peer] = MeshPeerState(_label(peer))
@@ -164,7 +165,7 @@ class Mesh:
                 state.route = session.route
                 await session.ended_event.wait()
                 while session.route.forget_some(_FORGET_AT_ONCE):
-                    self._plane.reactor.flush()
+                    self._plane.host.flush()
                     await trio.lowlevel.checkpoint()
                 del self.sessions[peer]
                 state.route = None
@@ -187,15 +188,15 @@ class Mesh:
             tcp = await dial_tcp(TcpTarget(peer.dial_host, peer.port), timeout_seconds=_CONNECT_SECONDS)
             sock = socket.socket(fileno=tcp.socket.detach())
             sock.setblocking(False)
-            link = TlsLink(sock, (peer.host, peer.port), self._tls_context(), peer.host)
-            stream = LinkStream(link, b"")
+            wire = TlsLink(sock, (peer.host, peer.port), self._tls_context(), peer.host)
+            stream = LinkStream(wire, b"")
             try:
                 await _start_tls(stream)
                 connection = await self._handshake(stream, peer)
             except BaseException:
                 await trio.aclose_forcefully(stream)
                 raise
-        return self._adopt(peer, link, connection, stream.take_received())
+        return self._adopt(peer, wire, connection, stream.take_received())
 
     def _tls_context(self) -> ssl.SSLContext:
         if self._context is None:
@@ -229,14 +230,14 @@ class Mesh:
             if not received:
                 connection.receive_eof()
 
-    def _adopt(self, peer: MeshPeer, link: Link, connection: ClientConnection, received: bytes) -> MeshSession:
+    def _adopt(self, peer: MeshPeer, wire: Wire, connection: ClientConnection, received: bytes) -> MeshSession:
         plane = self._plane
         assert connection.server_key is not None
-        route = MeshRoute(plane.router, connection.server_key, link, self._max_keys)
-        session = MeshSession(plane, link, connection, route, _label(peer))
-        link.session = session
-        plane.reactor.adopt(link, received)
-        plane.reactor.flush()
+        route = MeshRoute(plane.router, connection.server_key, wire, self._max_keys)
+        session = MeshSession(plane, wire, connection, route, _label(peer))
+        wire.session = session
+        plane.host.adopt(wire, received)
+        plane.host.flush()
         return session
 
 

@@ -84,7 +84,7 @@ class Ports:
         else:
             set_listener_options(sock, user_timeout_seconds=user_timeout_seconds, keepalive_seconds=keepalive_seconds)
         self._bound.append(Handed("tcp", host, port, sock))
-        listener = Listener(sock, door, self.gate, tls)
+        listener = Listener(sock, self._reactor, door, self.gate, tls)
         self.listeners.append(listener)
         self.listening.append(Listening(kind if tls is None else f"{kind}+tls", *listener.address))
 

@@ -29,8 +29,7 @@ from derp.server.debug import debug_pages
 from derp.server.mesh import Mesh, MeshSession
 from derp.server.routes import Page, Question, Routes
 from derp.server.session import ClientSession, Plane
-from derp.transport.links import Link
-from derp.transport.reactor import Reactor
+from derp.transport.host import Host, Wire
 
 _log = logging.getLogger("derp.server")
 
@@ -44,14 +43,14 @@ _ANNOUNCED_SECONDS: Final = 1.0
 class Relay:
     """Create on a reactor, `tick` it, and after `drain` or when the reactor ended forget it."""
 
-    def __init__(self, config: RelayConfig, reactor: Reactor, *, admission: Admission | None = None) -> None:
+    def __init__(self, config: RelayConfig, host: Host, *, admission: Admission | None = None) -> None:
         self.config = config
-        self.reactor = reactor
+        self.host = host
         self.public_key = config.private_key.public()
         self.router = Router(self.public_key.raw, queue_depth=config.queue_depth, queue_bytes=config.queue_bytes)
         self.plane = Plane(
             self.router,
-            reactor,
+            host,
             config.private_key,
             admission or Admission(config),
             random_bytes=secrets.token_bytes,
@@ -59,8 +58,8 @@ class Relay:
         self.bootstrap = BootstrapDns(config.bootstrap_dns_names, config.unpublished_bootstrap_dns_names)
         self.is_draining = False
         self.is_replaced = False  # another process serves under our name: who asks about the relay hears about that one
-        self.started_at = reactor.now
-        self._wheel = KeepAliveWheel(config.keepalive_seconds, config.keepalive_jitter_seconds, reactor.now)
+        self.started_at = host.now
+        self._wheel = KeepAliveWheel(config.keepalive_seconds, config.keepalive_jitter_seconds, host.now)
         self.plane.on_register += [self._keep_alive, self._count_carrier]
         self.plane.set_rates(config.rate, config.rate_by_key)
         self.plane.on_throttle = self._wake_throttle
@@ -69,7 +68,7 @@ class Relay:
         self._rtt_turn: list[Client] = []
         self._rtt_step = 1
         # clients that were told that nothing more comes, and when
-        self._leaving: dict[Link, float] = {}
+        self._leaving: dict[Wire, float] = {}
         self._announcement = b""
         self._announced_at = 0.0
         self.pages: dict[str, Page | Question] = dict(debug_pages(self))
@@ -89,33 +88,33 @@ class Relay:
 
     def _keep_alive(self, client: Client) -> None:
         # Spreads keep-alives over time; nobody gains from guessing it.
-        self._wheel.add(client, self.reactor.now, random.random())
+        self._wheel.add(client, self.host.now, random.random())
 
     def _count_carrier(self, client: Client) -> None:
-        self.router.counters.tcp_rtt[NON_TCP_BUCKET] += client.link.codec is not None
+        self.router.counters.tcp_rtt[NON_TCP_BUCKET] += client.wire.codec is not None
 
     def tick(self) -> None:
         """Deadlines and keep-alives.  Call it about twice a second."""
-        reactor, plane = self.reactor, self.plane
-        now = reactor.tick()
+        host, plane = self.host, self.plane
+        now = host.tick()
         for client in self._wheel.due(now):
             plane.keep_alive(client)
         timeout = self.config.handshake_timeout_seconds
         while plane.greeted:
-            link, since = next(iter(plane.greeted.items()))
+            wire, since = next(iter(plane.greeted.items()))
             if since + timeout > now:
                 break
-            plane.greeted.pop(link)
-            reactor.close(link, CloseReason.HANDSHAKE_TIMEOUT)
+            plane.greeted.pop(wire)
+            host.close(wire, CloseReason.HANDSHAKE_TIMEOUT)
         if self.mesh is not None:
             self.mesh.tick(now)
-        for link in tuple(reactor.blocked):
-            allowed = self._write_timeout(link)
-            if allowed and now - link.progress_at > allowed:
+        for wire in tuple(host.blocked):
+            allowed = self._write_timeout(wire)
+            if allowed and now - wire.progress_at > allowed:
                 self.router.counters.write_timeouts += 1
-                reactor.close(link, CloseReason.WRITE_TIMEOUT)
+                host.close(wire, CloseReason.WRITE_TIMEOUT)
         self._sample_rtt()
-        reactor.flush()
+        host.flush()
         plane.sample_flush()  # after our own flush, which is keep-alives
 
     def _wake_throttle(self, until: float) -> None:
@@ -126,10 +125,10 @@ class Relay:
         """Read rate-limited clients again when their time has come, until cancelled."""
         while True:
             self._throttle_wake = trio.Event()
-            upcoming = self.plane.resume_throttled(self.reactor.tick())
-            self.reactor.flush()
+            upcoming = self.plane.resume_throttled(self.host.tick())
+            self.host.flush()
             self._throttle_until = math.inf if upcoming is None else upcoming
-            with trio.move_on_after(self._throttle_until - self.reactor.now):
+            with trio.move_on_after(self._throttle_until - self.host.now):
                 await self._throttle_wake.wait()
 
     def _sample_rtt(self, ticks_per_round: int = 20) -> None:
@@ -142,12 +141,12 @@ class Relay:
             client = self._rtt_turn.pop()
             if client.member is not None:
                 try:
-                    counts[rtt_bucket(client.link.rtt_microseconds())] += 1
+                    counts[rtt_bucket(client.wire.rtt_microseconds())] += 1
                 except OSError:
                     counts[ERROR_BUCKET] += 1
 
-    def _write_timeout(self, link: Link) -> float:
-        session = link.session
+    def _write_timeout(self, wire: Wire) -> float:
+        session = wire.session
         if isinstance(session, MeshSession) or (isinstance(session, ClientSession) and session.client.is_mesh_peer):
             return self.config.mesh_write_timeout_seconds
         return self.config.tcp_write_timeout_seconds
@@ -158,13 +157,13 @@ class Relay:
         """Tell every client that this relay goes down and when to come back; health pages turn red."""
         self.is_draining = True
         frame = encode(Restarting(int(reconnect_in_seconds * 1000), int(try_for_seconds * 1000)))
-        self._announcement, self._announced_at = frame, self.reactor.tick()
+        self._announcement, self._announced_at = frame, self.host.tick()
         self._announce(self.router.clients.values())
 
     def _announce(self, clients: Iterable[Client]) -> None:
         for client in clients:
             self.router.send(client, self._announcement)
-        self.reactor.flush()
+        self.host.flush()
 
     def has_neighbours(self) -> bool:
         """Whether another relay of the region is connected here, so that who is sent away has somewhere to go."""
@@ -175,11 +174,11 @@ class Relay:
 
         Called until that is none.  A client is told that nothing more comes, and has a moment to hang up itself.
         """
-        now = self.reactor.tick()
-        for link, since in tuple(self._leaving.items()):
+        now = self.host.tick()
+        for wire, since in tuple(self._leaving.items()):
             if now - since > _HANG_UP_SECONDS:
-                self.reactor.close(link, CloseReason.DRAINED)
-        self.reactor.flush()
+                self.host.close(wire, CloseReason.DRAINED)
+        self.host.flush()
         clients = tuple(self.router.clients.values())
         # Other relays last: what they forward is for clients that are still here.
         turn = [client for client in clients if not client.is_mesh_peer] or clients
@@ -189,15 +188,15 @@ class Relay:
         for client in ready:
             if client.member is None or client.queue is not None:
                 continue  # it broke meanwhile, or takes nothing any more
-            link = client.link
-            session, link.session = link.session, LeavingSession(link, self._leaving)
-            self._leaving[link] = now
+            wire = client.wire
+            session, wire.session = wire.session, LeavingSession(wire, self._leaving)
+            self._leaving[wire] = now
             assert session is not None
             session.ended(CloseReason.DRAINED, "")
-            self.reactor.flush()  # the notices of that, also to those whose turn is next
-            self.reactor.resume(link)  # to see it hang up, if a rate limit made it wait
-            if not link.tail:
-                link.end_output()
+            self.host.flush()  # the notices of that, also to those whose turn is next
+            self.host.resume(wire)  # to see it hang up, if a rate limit made it wait
+            if not wire.tail:
+                wire.end_output()
         return len(self.router.clients) + len(self._leaving)
 
     def mesh_states(self) -> tuple[MeshPeerState, ...]:
@@ -218,17 +217,17 @@ class Relay:
 class LeavingSession:
     """A client this relay said goodbye to: nobody reaches it any more, and what it still writes is thrown away."""
 
-    __slots__ = ("_leaving", "_link")
+    __slots__ = ("_leaving", "_wire")
 
-    def __init__(self, link: Link, leaving: dict[Link, float]) -> None:
-        self._link = link
+    def __init__(self, wire: Wire, leaving: dict[Wire, float]) -> None:
+        self._wire = wire
         self._leaving = leaving
 
     def received(self, at: int, end: int) -> int:
         return end
 
     def writable(self) -> None:
-        self._link.end_output()
+        self._wire.end_output()
 
     def ended(self, reason: CloseReason, text: str) -> None:
-        self._leaving.pop(self._link, None)
+        self._leaving.pop(self._wire, None)

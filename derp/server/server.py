@@ -62,7 +62,7 @@ class RelayServer:
             accept_limit=config.accept_connection_limit,
             accept_burst=config.accept_connection_burst,
             max_connections=config.max_connections,
-            count_connections=lambda: len(self.reactor.links),
+            count_connections=lambda: len(self.reactor.wires),
             inherited=self._inherited,
         )
         self.listening = self.ports.listening

@@ -42,8 +42,7 @@ from derp.relay.queue import count_lost, frame_starts
 from derp.relay.router import Route, Router
 from derp.server.admission import Admission, Verdict
 from derp.server.explain import Past
-from derp.transport.links import Link, LinkEnded
-from derp.transport.reactor import Reactor
+from derp.transport.host import Host, Wire, WireEnded
 
 _log = logging.getLogger("derp.server")
 
@@ -70,7 +69,7 @@ class Plane:
     def __init__(
         self,
         router: Router,
-        reactor: Reactor,
+        host: Host,
         private: NodePrivate,
         admission: Admission,
         *,
@@ -78,7 +77,7 @@ class Plane:
         server_info: ServerInfo | None = None,
     ) -> None:
         self.router = router
-        self.reactor = reactor
+        self.host = host
         self.private = private
         self.admission = admission
         self.random_bytes = random_bytes
@@ -87,15 +86,15 @@ class Plane:
         self.closed_count: dict[CloseReason, int] = dict.fromkeys(CloseReason, 0)
         self.past = Past()
         # connections that have to prove themselves, in order of their deadlines; server.py's tick ends them
-        self.greeted: dict[Link, float] = {}
+        self.greeted: dict[Wire, float] = {}
         self.rate = RateConfig()
         self.rate_by_key: Mapping[bytes, RateConfig] = {}
         self._is_sampling = False
-        # links that sent more than they may, by the time when they are read again
-        self.throttled: list[tuple[float, int, Link]] = []
+        # wires that sent more than they may, by the time when they are read again
+        self.throttled: list[tuple[float, int, Wire]] = []
         self.on_throttle: Callable[[float], None] = lambda until: None
         self.on_register: list[Callable[[Client], None]] = []
-        reactor.flushers.append(self.flush)
+        host.flushers.append(self.flush)
 
     def flush(self) -> None:
         """Send every gather list, and end the connections the router wants ended, until nothing is left to do."""
@@ -111,15 +110,15 @@ class Plane:
                     continue  # it ended meanwhile
                 route.pending_bytes = 0
                 if route.queue is None:
-                    link: Link = route.link
+                    wire: Wire = route.wire
                     try:
-                        sent = link.send(pieces, size)
-                    except LinkEnded as error:
+                        sent = wire.send(pieces, size)
+                    except WireEnded as error:
                         self.count_lost(b"".join(pieces))
                         pieces.clear()
-                        self.reactor.fail(link, error)
+                        self.host.fail(wire, error)
                         continue
-                    if sent < size or link.blocked:
+                    if sent < size or wire.blocked:
                         self._queue_rest(route, b"".join(pieces), sent)
                 else:
                     self._queue(route, memoryview(b"".join(pieces)))
@@ -127,7 +126,7 @@ class Plane:
             closing, router.closing = router.closing, []
             for client, reason in closing:
                 if client.member is not None:
-                    self.reactor.close(client.link, reason)
+                    self.host.close(client.wire, reason)
 
     def sample_flush(self) -> None:
         """Look how many frames each client gets in the next flush.  The clock calls it: derper's histogram keeps its
@@ -147,8 +146,8 @@ class Plane:
 
     def _queue_rest(self, route: Route, frames: bytes, sent: int) -> None:
         """The kernel is full: finish the frame it has the beginning of, queue the others."""
-        link: Link = route.link
-        if self.reactor.links.get(link.fd) is not link:
+        wire: Wire = route.wire
+        if wire not in self.host.wires:
             self.count_lost(frames)
             return
         route.queue = self.router.new_queue(route)
@@ -160,15 +159,15 @@ class Plane:
                     # nothing of the frame may have gone when `sent` is its very start: then it queues like the rest
                     rest = start if start == sent else end
                     if start < sent < end:
-                        link.push(view[sent:end])
+                        wire.push(view[sent:end])
                     break
             if rest < len(frames):
                 self._queue(route, view[rest:])
-        self.reactor.await_room(link)
+        self.host.await_room(wire)
 
     def _queue(self, route: Route, frames: memoryview) -> None:
         assert route.queue is not None
-        if not route.queue.push_frames(frames, self.reactor.now):
+        if not route.queue.push_frames(frames, self.host.now):
             self.router.note_lost_notice(route)
 
     def count_lost(self, frames: bytes) -> None:
@@ -183,12 +182,12 @@ class Plane:
         """Limit what clients may send, those connected already included."""
         self.rate, self.rate_by_key = rate, by_key
         for client in self.router.clients.values():
-            session = client.link.session
+            session = client.wire.session
             if isinstance(session, ClientSession):
                 session.bucket = self.bucket_for(client)
         # Those that wait do so by the old rates, at which it may be hours.
         self.resume_throttled(math.inf)
-        self.reactor.flush()
+        self.host.flush()
 
     def bucket_for(self, client: Client) -> TokenBucket | None:
         rate = self.rate_by_key.get(client.key, self.rate)
@@ -196,14 +195,14 @@ class Plane:
             return None
         # Less than one packet of burst would stop a client for good that sends a large one.
         burst = max(rate.client_burst_bytes, MAX_SEND_BYTES)
-        return TokenBucket(rate.client_bytes_per_second, burst, self.reactor.now)
+        return TokenBucket(rate.client_bytes_per_second, burst, self.host.now)
 
     def throttle(self, client: Client, seconds: float) -> None:
         """Do not read a client for a while: its bytes wait in the kernels on the way, nothing is dropped."""
         self.router.counters.rate_limited += 1
-        self.reactor.pause(client.link)
-        until = self.reactor.now + seconds
-        heappush(self.throttled, (until, client.number, client.link))
+        self.host.pause(client.wire)
+        until = self.host.now + seconds
+        heappush(self.throttled, (until, client.number, client.wire))
         self.on_throttle(self.throttled[0][0])
 
     def resume_throttled(self, now: float) -> float | None:
@@ -211,8 +210,8 @@ class Plane:
         due = []
         while self.throttled and self.throttled[0][0] <= now:
             due.append(heappop(self.throttled)[2])
-        for link in due:  # one may be paused again at once
-            self.reactor.resume(link)
+        for wire in due:  # one may be paused again at once
+            self.host.resume(wire)
         return self.throttled[0][0] if self.throttled else None
 
     def count_closed(self, reason: CloseReason) -> None:
@@ -221,21 +220,21 @@ class Plane:
 
 def drain_queue(route: Route, now: float) -> None:
     """Send what waits for a route, as far as the kernel takes it; its queue goes when it is empty."""
-    link: Link = route.link
+    wire: Wire = route.wire
     queue = route.queue
-    while queue is not None and not link.blocked:
+    while queue is not None and not wire.blocked:
         frames = queue.take(_TAKE_BYTES, now)
         if not frames:
             route.queue = None
             return
         joined = b"".join(frames)
         try:
-            sent = link.send([joined], len(joined))
-        except LinkEnded:
+            sent = wire.send([joined], len(joined))
+        except WireEnded:
             queue.count_lost(joined)
             raise
         if sent < len(joined):
-            link.push(memoryview(joined)[sent:])
+            wire.push(memoryview(joined)[sent:])
 
 
 _KEEP_ALIVE: Final = HEADER.pack(FrameType.KEEP_ALIVE, 0)
@@ -247,18 +246,18 @@ class Greeting:
     The relay's ServerKey was sent by whoever made this.
     """
 
-    __slots__ = ("_held", "_is_ideal", "_link", "_opened", "_plane")
+    __slots__ = ("_held", "_is_ideal", "_opened", "_plane", "_wire")
 
-    def __init__(self, plane: Plane, link: Link, *, is_ideal: bool) -> None:
+    def __init__(self, plane: Plane, wire: Wire, *, is_ideal: bool) -> None:
         self._plane = plane
-        self._link = link
+        self._wire = wire
         self._is_ideal = is_ideal
         self._held = bytearray()
         self._opened: OpenedClientInfo | None = None
 
     def received(self, at: int, end: int) -> int:
         held = self._held
-        held += self._plane.reactor.view[at:end]
+        held += self._plane.host.view[at:end]
         if len(held) < HEADER_BYTES:
             return end
         frame_type, length = HEADER.unpack_from(held)
@@ -274,83 +273,83 @@ class Greeting:
         self._held = bytearray()
         if plane.admission.is_mesh_peer(opened.info):
             if plane.admission.is_replayed(payload[KEY_BYTES : KEY_BYTES + NONCE_BYTES]):
-                raise LinkEnded(CloseReason.NOT_ADMITTED, f"{short_key(opened.key)}: a mesh peer's login, replayed")
+                raise WireEnded(CloseReason.NOT_ADMITTED, f"{short_key(opened.key)}: a mesh peer's login, replayed")
             self._admit(is_mesh_peer=True)
         else:
-            verdict = plane.admission.decide(opened.key, self._link.address[0])
+            verdict = plane.admission.decide(opened.key, self._wire.address[0])
             if verdict is None:
                 # Somebody else decides; until then the kernel keeps what the client sends.
-                plane.reactor.pause(self._link)
-                plane.admission.ask(opened.key, self._link.address[0], self._decided)
+                plane.host.pause(self._wire)
+                plane.admission.ask(opened.key, self._wire.address[0], self._decided)
             elif verdict.allowed:
                 self._admit(is_mesh_peer=False)
             else:
-                raise LinkEnded(CloseReason.NOT_ADMITTED, _refusal(opened.key, verdict))
+                raise WireEnded(CloseReason.NOT_ADMITTED, _refusal(opened.key, verdict))
         return int(rest)
 
     def _decided(self, verdict: Verdict) -> None:
-        link, reactor = self._link, self._plane.reactor
-        if link.session is not self:
+        wire, host = self._wire, self._plane.host
+        if wire.session is not self:
             return  # it left, or its deadline passed, before the answer came
         if not verdict.allowed:
             assert self._opened is not None
-            reactor.close(link, CloseReason.NOT_ADMITTED, _refusal(self._opened.key, verdict))
+            host.close(wire, CloseReason.NOT_ADMITTED, _refusal(self._opened.key, verdict))
             return
         try:
             self._admit(is_mesh_peer=False)
-        except LinkEnded as error:  # whoever answered has no part in it
-            reactor.fail(link, error)
+        except WireEnded as error:  # whoever answered has no part in it
+            host.fail(wire, error)
             return
-        reactor.resume(link)
-        reactor.flush()
+        host.resume(wire)
+        host.flush()
 
     def _admit(self, *, is_mesh_peer: bool) -> None:
-        plane, link, opened = self._plane, self._link, self._opened
+        plane, wire, opened = self._plane, self._wire, self._opened
         assert opened is not None
         router = plane.router
         member = router.members.get(opened.key)
         if member is not None and len(member.connections) >= _MAX_CONNECTIONS_PER_KEY:
             # at once, not with the flush: hundreds may come in one batch
-            plane.reactor.close(member.connections[0].link, CloseReason.TOO_MANY)
+            plane.host.close(member.connections[0].wire, CloseReason.TOO_MANY)
         client = Client(
             opened.key,
             router.next_number(),
-            link,
-            plane.reactor.now,
-            address=link.address[0],
-            port=link.address[1],
+            wire,
+            plane.host.now,
+            address=wire.address[0],
+            port=wire.address[1],
             is_mesh_peer=is_mesh_peer,
             is_prober=opened.info.is_prober,
             is_ideal=self._is_ideal,
             can_ack_pings=opened.info.can_ack_pings,
             app_name=opened.info.app_name[:64],  # shown on the debug page; a stranger chose its length
         )
-        link.session = ClientSession(plane, client)
-        plane.greeted.pop(link, None)
+        wire.session = ClientSession(plane, client)
+        plane.greeted.pop(wire, None)
         # ServerInfo is the first frame a client may see, so it leaves before anybody can reach the client.
-        link.push(opened.seal_server_info(plane.server_info, plane.random_bytes(NONCE_BYTES)))
-        if link.blocked:
+        wire.push(opened.seal_server_info(plane.server_info, plane.random_bytes(NONCE_BYTES)))
+        if wire.blocked:
             client.queue = router.new_queue(client)
-            plane.reactor.await_room(link)
+            plane.host.await_room(wire)
         router.register(client)
         for notify in plane.on_register:
             notify(client)
         if _log.isEnabledFor(logging.INFO):
-            _log.info("> client %d %s from %s:%d", client.number, short_key(client.key), *link.address[:2])
+            _log.info("> client %d %s from %s:%d", client.number, short_key(client.key), *wire.address[:2])
 
     def writable(self) -> None:
-        """Nothing waits here: the few bytes of a greeting are the link's tail."""
+        """Nothing waits here: the few bytes of a greeting are the wire's tail."""
 
     def ended(self, reason: CloseReason, text: str) -> None:
-        self._plane.greeted.pop(self._link, None)
+        self._plane.greeted.pop(self._wire, None)
         self._plane.count_closed(reason)
         # Who was turned away asks the operator why; the rest is scanners and probes.
         level = logging.INFO if reason is CloseReason.NOT_ADMITTED else logging.DEBUG
         if self._opened is not None:
             was_refused = reason is CloseReason.NOT_ADMITTED
             why = text if was_refused else f"{reason.value} before it was let in"
-            self._plane.past.note(self._opened.key, self._plane.reactor.now, why, was_refused=was_refused)
-        _log.log(level, "x %s:%d before it was a client: %s %s", *self._link.address[:2], reason.value, text)
+            self._plane.past.note(self._opened.key, self._plane.host.now, why, was_refused=was_refused)
+        _log.log(level, "x %s:%d before it was a client: %s %s", *self._wire.address[:2], reason.value, text)
 
 
 def _refusal(key: bytes, verdict: Verdict) -> str:
@@ -375,15 +374,15 @@ class ClientSession:
         rest = self._received(at, end)
         # Genuine relays charge the length field of each frame, so heads are free.
         charged = max(rest - at - HEADER_BYTES * (self.client.packets_in - before), 0)
-        wait = self.bucket.spend(self._plane.reactor.now, charged)
+        wait = self.bucket.spend(self._plane.host.now, charged)
         if wait > _SHORTEST_PAUSE_SECONDS:
             self._plane.throttle(self.client, wait)
         return rest
 
     def _received(self, at: int, end: int) -> int:
         plane, client = self._plane, self.client
-        router, reactor = plane.router, plane.reactor
-        arena = reactor.arena
+        router, host = plane.router, plane.host
+        arena = host.arena
         if client.is_duplicate:
             router.note_writer(client)
         if self._skip:
@@ -392,7 +391,7 @@ class ClientSession:
             at += skipped
         controls = 0
         while True:
-            at = relay_packets(arena, reactor.view, at, end, client, router, reactor.now)
+            at = relay_packets(arena, host.view, at, end, client, router, host.now)
             if end - at < HEADER_BYTES:
                 return at
             frame_type, length = HEADER.unpack_from(arena, at)
@@ -402,7 +401,7 @@ class ClientSession:
                 raise RemoteProtocolError(f"frame 0x{frame_type:02x} is for mesh peers only")
             if frame_type == _FORWARD:
                 before = at
-                at = relay_forwarded(arena, reactor.view, at, end, client, router, reactor.now)
+                at = relay_forwarded(arena, host.view, at, end, client, router, host.now)
                 if at == before:
                     return at
                 continue
@@ -410,7 +409,7 @@ class ClientSession:
                 raise RemoteProtocolError(f"frame 0x{frame_type:02x} of {length} bytes, limit {MAX_UNKNOWN_BYTES}")
             controls += 1
             if controls > _MAX_CONTROL_FRAMES:
-                raise LinkEnded(CloseReason.FLOOD, f"more than {_MAX_CONTROL_FRAMES} control frames at once")
+                raise WireEnded(CloseReason.FLOOD, f"more than {_MAX_CONTROL_FRAMES} control frames at once")
             stop = at + HEADER_BYTES + length
             if length > _MAX_KNOWN_CONTROL_BYTES:
                 # raises for a known type, whose length is then wrong; what is unknown is skipped as it arrives
@@ -431,7 +430,7 @@ class ClientSession:
             case Ping(ping):
                 router.handle_ping(client, ping)
             case NotePreferred(preferred):
-                router.handle_note_preferred(client, preferred, self._plane.reactor.now)
+                router.handle_note_preferred(client, preferred, self._plane.host.now)
             case WatchConns():
                 router.handle_watch_conns(client)
             case ClosePeer(key):
@@ -442,14 +441,14 @@ class ClientSession:
                 pass  # a pong, or a frame only relays send: genuine relays read past them too
 
     def writable(self) -> None:
-        drain_queue(self.client, self._plane.reactor.now)
+        drain_queue(self.client, self._plane.host.now)
 
     def ended(self, reason: CloseReason, text: str) -> None:
         plane, client = self._plane, self.client
         plane.router.unregister(client)
         plane.count_closed(reason)
         why = f"{reason.value} ({text})" if text and text != reason.value else reason.value
-        plane.past.note(client.key, plane.reactor.now, why)
+        plane.past.note(client.key, plane.host.now, why)
         if client.pending:
             count_lost(b"".join(client.pending), DropReason.GONE_DISCONNECTED, plane.router.counters)
             client.pending = []
@@ -462,7 +461,7 @@ class ClientSession:
                 why,
                 client.packets_in,
                 client.packets_out,
-                plane.reactor.now - client.connected_at,
+                plane.host.now - client.connected_at,
             )
 
 

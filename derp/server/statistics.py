@@ -32,7 +32,7 @@ def read_statistics(relay: Relay, ports: Ports, doors: Iterable[FrontDoor]) -> R
         duplicate_connections=sum(client.is_duplicate for client in router.clients.values()),
         watchers=len(router.watchers),
         queued_packets=held + held_for_mesh,
-        slow_readers=len(relay.reactor.blocked),
+        slow_readers=len(relay.host.blocked),
         packets_sent=packets_sent,
         bytes_sent=bytes_sent,
         accepted=gate.accepted_count,
@@ -63,7 +63,7 @@ def read_statistics(relay: Relay, ports: Ports, doors: Iterable[FrontDoor]) -> R
 
 def _active_tls(relay: Relay, doors: Iterable[FrontDoor]) -> Counter[str]:
     """As the genuine relay counts them: connections that became DERP, and the request that is being answered."""
-    links = [client.link for client in relay.router.clients.values()]
-    links += [link for link in relay.plane.greeted if isinstance(link.session, Greeting)]
-    links += [door.answering for door in doors if door.answering is not None]
-    return Counter(version for link in links if (version := link.version()) is not None)
+    wires = [client.wire for client in relay.router.clients.values()]
+    wires += [wire for wire in relay.plane.greeted if isinstance(wire.session, Greeting)]
+    wires += [door.answering for door in doors if door.answering is not None]
+    return Counter(version for wire in wires if (version := wire.version()) is not None)

@@ -6,17 +6,17 @@ feeds many records (an SSLSocket costs two reads a record).  Sessions decide wha
 """
 
 import contextlib
+import select
 import socket
 import ssl
 import sys
 from collections.abc import Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from derp.protocol.websocket import Opcode, WebSocketDecoder, WebSocketError, answer_control, close_frame, encode_header
 from derp.relay.counters import CloseReason
 from derp.text import error_text
-
-Piece = bytes | bytearray | memoryview
+from derp.transport.host import Piece, Session, WireEnded
 
 # What one receive asks for.  Larger brings nothing: a socket with more is ready again in the same round.
 RECEIVE_BYTES: Final = 256 * 1024
@@ -30,31 +30,6 @@ _IOV_MAX: Final = 1024
 _BINARY: Final = int(Opcode.BINARY)
 
 
-class LinkEnded(Exception):
-    """The connection must end.  `reason` is counted, the text is for the log."""
-
-    def __init__(self, reason: CloseReason, text: str = "") -> None:
-        super().__init__(text or reason.value)
-        self.reason = reason
-
-
-class Session(Protocol):
-    """What the bytes of a link mean.  The reactor calls; nothing here may block."""
-
-    def received(self, at: int, end: int) -> int:
-        """Bytes lie in the arena from `at` to `end`; return where the unfinished rest begins, which the link keeps
-        and puts before the next bytes.  May raise ProtocolError or LinkEnded: the link is closed then."""
-        ...
-
-    def writable(self) -> None:
-        """The kernel takes bytes again, and everything handed to it before has gone."""
-        ...
-
-    def ended(self, reason: CloseReason, text: str) -> None:
-        """The link is closed.  Called once, whoever closed it; `text` is for the log."""
-        ...
-
-
 class Link:
     """A plain TCP socket.  Owned by the reactor, closed through it."""
 
@@ -66,6 +41,7 @@ class Link:
         "fd",
         "kept",
         "paused",
+        "poller",
         "progress_at",
         "session",
         "sock",
@@ -83,13 +59,19 @@ class Link:
         self.session: Session | None = None
         self.codec: WebSocketDecoder | None = None
         # the stream's end came right behind bytes: whoever receives raises it once these were served
-        self.ending: LinkEnded | None = None
+        self.ending: WireEnded | None = None
         self.kept = b""  # the unfinished rest of what was received
         self.tail = b""  # bytes on their way that the kernel did not take: before anything else
         self.blocked = False  # the kernel is full; `send` takes nothing until `writable`
         self.paused = False  # not reading, by a rate limit or an open decision
         self.wants_out = False  # registered for EPOLLOUT
         self.progress_at = 0.0  # when the kernel last took something of a blocked link
+        self.poller: select.epoll | None = None  # of the reactor that serves it
+
+    def want(self, *, read: bool, write: bool) -> None:
+        """What the reactor's set shall report."""
+        if self.poller is not None:
+            self.poller.modify(self.fd, (select.EPOLLIN if read else 0) | (select.EPOLLOUT if write else 0))
 
     def version(self) -> str | None:
         """The TLS version in use, as OpenSSL spells it; None without TLS."""
@@ -104,7 +86,7 @@ class Link:
     def receive(self, view: memoryview, at: int, scratch: memoryview, framed: memoryview) -> int:
         """Receive into `view[at:]`, which has room for RECEIVE_BYTES and a TLS record; return the new end.
 
-        `scratch` is a buffer for encrypted, `framed` one for websocket bytes.  LinkEnded at the end of the stream, or
+        `scratch` is a buffer for encrypted, `framed` one for websocket bytes.  WireEnded at the end of the stream, or
         `ending` set when bytes came with it; WebSocketError when the peer breaks that protocol.
         """
         codec = self.codec
@@ -122,7 +104,7 @@ class Link:
         if codec.control:
             try:
                 self._answer_control(codec)
-            except LinkEnded as ended:
+            except WireEnded as ended:
                 if at == start:
                     raise
                 self.ending = ended
@@ -134,9 +116,9 @@ class Link:
         except BlockingIOError:
             return at
         except OSError as error:
-            raise LinkEnded(CloseReason.SOCKET_FAILED, f"receive failed: {error_text(error)}") from None
+            raise WireEnded(CloseReason.SOCKET_FAILED, f"receive failed: {error_text(error)}") from None
         if not count:
-            raise LinkEnded(CloseReason.CLOSED_BY_PEER)
+            raise WireEnded(CloseReason.CLOSED_BY_PEER)
         return at + count
 
     def _answer_control(self, codec: WebSocketDecoder) -> None:
@@ -149,14 +131,14 @@ class Link:
                 if answer:
                     self.send_raw(answer)
         if codec.closed:
-            raise LinkEnded(CloseReason.CLOSED_BY_PEER, "websocket closed by the peer")
+            raise WireEnded(CloseReason.CLOSED_BY_PEER, "websocket closed by the peer")
 
     # --- sending
 
     def send(self, pieces: Sequence[Piece], size: int) -> int:
         """Give `pieces`, together `size` bytes, to the kernel; return how many bytes it, or `tail`, has now.
 
-        Fewer than `size` only when the link is blocked now.  LinkEnded when the socket failed.
+        Fewer than `size` only when the link is blocked now.  WireEnded when the socket failed.
         """
         if self.blocked:
             return 0
@@ -170,7 +152,7 @@ class Link:
         except BlockingIOError:
             sent = 0
         except OSError as error:
-            raise LinkEnded(CloseReason.SOCKET_FAILED, f"send failed: {error_text(error)}") from None
+            raise WireEnded(CloseReason.SOCKET_FAILED, f"send failed: {error_text(error)}") from None
         if sent < size:
             if len(pieces) > _IOV_MAX and sent == sum(map(len, pieces[:_IOV_MAX])):
                 return sent + self._send(pieces[_IOV_MAX:], size - sent)
@@ -259,7 +241,7 @@ class TlsLink(Link):
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLError as error:
-            raise LinkEnded(CloseReason.TLS_FAILED, _tls_text(error)) from None
+            raise WireEnded(CloseReason.TLS_FAILED, _tls_text(error)) from None
 
     def version(self) -> str | None:
         return self._tls.version()
@@ -273,7 +255,7 @@ class TlsLink(Link):
         try:
             self._tls.write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
         except ssl.SSLError as error:
-            raise LinkEnded(CloseReason.TLS_FAILED, _tls_text(error)) from None
+            raise WireEnded(CloseReason.TLS_FAILED, _tls_text(error)) from None
         encrypted = self._outgoing.read()
         if self.tail:
             self.tail += encrypted
@@ -283,7 +265,7 @@ class TlsLink(Link):
         except BlockingIOError:
             sent = 0
         except OSError as error:
-            raise LinkEnded(CloseReason.SOCKET_FAILED, f"send failed: {error_text(error)}") from None
+            raise WireEnded(CloseReason.SOCKET_FAILED, f"send failed: {error_text(error)}") from None
         if sent < len(encrypted):
             self.blocked = True
             self.tail = encrypted[sent:]
@@ -298,9 +280,9 @@ class TlsLink(Link):
         except BlockingIOError:
             return at
         except OSError as error:
-            raise LinkEnded(CloseReason.SOCKET_FAILED, f"receive failed: {error_text(error)}") from None
+            raise WireEnded(CloseReason.SOCKET_FAILED, f"receive failed: {error_text(error)}") from None
         if not count:
-            raise LinkEnded(CloseReason.CLOSED_BY_PEER)
+            raise WireEnded(CloseReason.CLOSED_BY_PEER)
         self._incoming.write(scratch[:count])
         return self._decrypt(view, at)
 
@@ -317,7 +299,7 @@ class TlsLink(Link):
         incoming, tls = self._incoming, self._tls
         read: Any = tls.read  # with a buffer it returns a count, which its stub does not know
         start = at
-        ending: LinkEnded | None = None
+        ending: WireEnded | None = None
         try:
             if not self.is_open:
                 self._handshake()
@@ -325,7 +307,7 @@ class TlsLink(Link):
             while at < limit:
                 count = read(limit - at, into[at:limit])
                 if not count:
-                    ending = LinkEnded(CloseReason.CLOSED_BY_PEER)
+                    ending = WireEnded(CloseReason.CLOSED_BY_PEER)
                     break
                 at += count
                 # A record never fits only in part, so what is left is in `incoming`.  Asking once more to hear "no
@@ -335,13 +317,13 @@ class TlsLink(Link):
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLZeroReturnError:
-            ending = LinkEnded(CloseReason.CLOSED_BY_PEER)
+            ending = WireEnded(CloseReason.CLOSED_BY_PEER)
         except ssl.SSLError as error:
-            ending = LinkEnded(CloseReason.TLS_FAILED, _tls_text(error))
+            ending = WireEnded(CloseReason.TLS_FAILED, _tls_text(error))
         if self._outgoing.pending:  # tickets, an alert
             try:
                 self._send_encrypted()
-            except LinkEnded as error:
+            except WireEnded as error:
                 ending = ending or error
         if ending is not None:
             # A peer may send its last packets and leave in one breath: they are served first.
@@ -386,7 +368,7 @@ class TlsLink(Link):
         try:
             self._tls.write(data)
         except ssl.SSLError as error:
-            raise LinkEnded(CloseReason.TLS_FAILED, _tls_text(error)) from None
+            raise WireEnded(CloseReason.TLS_FAILED, _tls_text(error)) from None
 
     def send_raw(self, data: Piece) -> None:
         self._encrypt(data)

@@ -12,7 +12,8 @@ from typing import Final
 import trio
 
 from derp.relay.counters import CloseReason
-from derp.transport.links import RECEIVE_BYTES, Link, LinkEnded, TlsLink
+from derp.transport.host import WireEnded
+from derp.transport.links import RECEIVE_BYTES, Link, TlsLink
 
 # Ciphertext is taken in pieces of this size; decrypted it never needs more, plus one record.
 _PIECE_BYTES: Final = 64 * 1024
@@ -47,7 +48,7 @@ class LinkStream(trio.abc.Stream):
             while not link.is_open:
                 await trio.lowlevel.wait_readable(link.fd)
                 self._at, self._end = 0, link.receive(self._view, 0, self._scratch, self._scratch)
-        except LinkEnded as error:
+        except WireEnded as error:
             raise trio.BrokenResourceError(str(error)) from error
 
     def take_received(self) -> bytes:
@@ -82,7 +83,7 @@ class LinkStream(trio.abc.Stream):
                 if self._link.ending is None:
                     await trio.lowlevel.wait_readable(self._link.fd)
                 self._at, self._end = 0, self._link.receive(self._view, 0, self._scratch, self._scratch)
-            except LinkEnded as error:
+            except WireEnded as error:
                 self._check_open()
                 if error.reason is CloseReason.CLOSED_BY_PEER:
                     return b""
@@ -120,7 +121,7 @@ class LinkStream(trio.abc.Stream):
         self._is_sending = True
         try:
             yield
-        except LinkEnded as error:
+        except WireEnded as error:
             raise trio.BrokenResourceError(str(error)) from error
         finally:
             self._is_sending = False

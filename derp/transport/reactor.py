@@ -6,24 +6,22 @@ let every flusher send what piled up for each destination.  No task, await or bu
 Sessions are in server/session.py and tailnet/server; sockets in links.py.
 """
 
-import logging
 import select
 import time
 from collections import deque
 from collections.abc import Callable
+from math import inf
 from typing import Any, Final
 
 import trio
 
 from derp.errors import ProtocolError
 from derp.relay.counters import CloseReason
-from derp.transport.links import RECEIVE_BYTES, Link, LinkEnded
+from derp.transport.host import Wire, WireEnded
+from derp.transport.hostcore import ARENA_BYTES, HostCore
+from derp.transport.links import RECEIVE_BYTES, Link
+from derp.transport.timers import Timer
 
-_log = logging.getLogger("derp.transport")
-
-# Receives of one batch lie side by side in the arena until the flush.  Four full receives: enough that a batch of
-# many small ones is flushed once, and small enough to stay in the second-level cache.
-ARENA_BYTES: Final = 1024 * 1024
 # A receive, the longest unfinished frame that may lie before it, and one TLS record that may go over.
 _ROOM_BYTES: Final = RECEIVE_BYTES + 96 * 1024
 _MAX_EVENTS: Final = 512
@@ -42,43 +40,38 @@ _IN: Final = select.EPOLLIN
 _OUT: Final = select.EPOLLOUT
 
 
-class Reactor:
-    """Create, `add` links or listeners from its own trio thread, and `run` it as one task until cancelled.
-
-    Closing a link ends in its session's `ended`, exactly once.
-    """
+class Reactor(HostCore):
+    """Create, `add` wires or `watch` listeners from its own trio thread, and `run` it as one task until cancelled."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self.arena = bytearray(ARENA_BYTES)
-        self.view = memoryview(self.arena)
-        self.now = clock()
-        self.links: dict[int, Link] = {}
-        # links whose kernel buffer is full: the tick looks at these for write deadlines
-        self.blocked: set[Link] = set()
-        self.flushers: list[Callable[[], None]] = []
-        self._clock = clock
+        super().__init__(clock)
+        self._links: dict[int, Link] = {}  # the wires that are sockets, by descriptor: what the set reports
         self._scratch = memoryview(bytearray(RECEIVE_BYTES))
         self._framed = memoryview(bytearray(RECEIVE_BYTES + 16384))
         self._epoll = select.epoll()
         self._watched: dict[int, Callable[[], None]] = {}
         self._is_trio_ready = False
-        self._end = 0
+        self._sooner = trio.Event()  # the next timer is an earlier one than before
 
     # --- membership
 
-    def add(self, link: Link) -> None:
-        """Serve a link from now on.  Its session must be set."""
-        self.links[link.fd] = link
-        self._epoll.register(link.fd, _IN)
+    def add(self, wire: Wire) -> None:
+        """Serve a wire from now on.  Its session must be set.  One without a socket calls `deliver` itself."""
+        super().add(wire)
+        if isinstance(wire, Link):
+            self._links[wire.fd] = wire
+            wire.poller = self._epoll
+            self._epoll.register(wire.fd, _IN)
 
-    def adopt(self, link: Link, received: bytes) -> None:
-        """Serve a link that lived elsewhere until now; `received` is what its session has not seen yet."""
-        self.add(link)
-        if received:
-            self._deliver(link, received)
+    def _forget(self, wire: Wire) -> None:
+        super()._forget(wire)
+        if isinstance(wire, Link):
+            del self._links[wire.fd]
+            wire.poller = None
+            self._epoll.unregister(wire.fd)
 
     def watch(self, fd: int, serve: Callable[[], None]) -> None:
-        """Call `serve` whenever a descriptor that is no link (a listener, a UDP socket) is ready to be read."""
+        """Call `serve` whenever a descriptor that is no wire (a listener, a UDP socket) is ready to be read."""
         self._watched[fd] = serve
         self._epoll.register(fd, _IN)
 
@@ -87,68 +80,11 @@ class Reactor:
         if self._watched.pop(fd, None) is not None and not self._epoll.closed:
             self._epoll.unregister(fd)
 
-    def release(self, link: Link) -> None:
-        """Stop serving a link without closing it: somebody else takes the socket over."""
-        if not self._serves(link):
-            return
-        del self.links[link.fd]
-        self._epoll.unregister(link.fd)
-        self.blocked.discard(link)
-
-    def close(self, link: Link, reason: CloseReason, text: str = "") -> None:
-        """Close a link and tell its session.  A second call does nothing."""
-        if not self._serves(link):
-            return
-        del self.links[link.fd]
-        self.blocked.discard(link)
-        link.kept = link.tail = b""
-        link.close()  # which takes the descriptor out of the epoll set
-        session, link.session = link.session, None
-        if session is not None:
-            session.ended(reason, text)
-
-    def fail(self, link: Link, error: LinkEnded | ProtocolError) -> None:
-        """Close a link for an error of its own."""
-        reason = error.reason if isinstance(error, LinkEnded) else CloseReason.PROTOCOL_ERROR
-        self.close(link, reason, str(error))
-
-    def _fail_for_defect(self, link: Link) -> None:
-        # One connection met a defect of ours; everybody else's packets go on.
-        _log.exception("! a session failed on fd %d and is closed; please report this", link.fd)
-        self.close(link, CloseReason.INTERNAL_ERROR)
-
-    def _serves(self, link: Link) -> bool:
-        # Not merely by number: that of a closed socket belongs to somebody else after the next accept.
-        return self.links.get(link.fd) is link
-
-    # --- interest
-
-    def pause(self, link: Link) -> None:
-        """Stop reading a link; what it sends backs up into its kernel and then into the peer."""
-        if not link.paused:
-            link.paused = True
-            self._rearm(link)
-
-    def resume(self, link: Link) -> None:
-        """Read on, beginning with what was kept when the link was paused."""
-        if link.paused:
-            link.paused = False
-            self._rearm(link)
-            if link.kept and self._serves(link):
-                kept, link.kept = link.kept, b""
-                self._deliver(link, kept)
-
-    def await_room(self, link: Link) -> None:
-        """The kernel was full: call the session's `writable` when it is not."""
-        if not link.wants_out and self._serves(link):
-            link.wants_out = True
-            link.progress_at = self.now
-            self.blocked.add(link)
-            self._rearm(link)
-
-    def _rearm(self, link: Link) -> None:
-        if self._serves(link):
-            self._epoll.modify(link.fd, (0 if link.paused else _IN) | (_OUT if link.wants_out else 0))
+    def call_at(self, when: float, call: Callable[[], None]) -> Timer:
+        """Call once when `now` has reached `when`, a millisecond late at most while nothing else is to do."""
+        if when < self.timers.next_at():
+            self._sooner.set()
+        return super().call_at(when, call)
 
     # --- serving
 
@@ -164,17 +100,28 @@ class Reactor:
                 finally:
                     loop.leave()
         finally:
-            for link in tuple(self.links.values()):
-                self.close(link, CloseReason.STOPPED)
+            for wire in tuple(self.wires):
+                self.close(wire, CloseReason.STOPPED)
             self._epoll.close()
 
     async def _run_beside_trio(self) -> None:
         """The plain way: trio waits for our set, which costs a re-arm and a pass of its loop per wake-up."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._call_beside_trio)
+            while True:
+                await trio.lowlevel.wait_readable(self._epoll.fileno())
+                until = self._clock() + _MAX_TURN_SECONDS
+                while self.serve_ready() and self.now < until:
+                    pass
+
+    async def _call_beside_trio(self) -> None:
+        """Timers of somebody whose waiting trio does."""
         while True:
-            await trio.lowlevel.wait_readable(self._epoll.fileno())
-            until = self._clock() + _MAX_TURN_SECONDS
-            while self.serve_ready() and self.now < until:
-                pass
+            self._sooner = trio.Event()
+            with trio.move_on_after(self.timers.next_at() - self._clock()):
+                await self._sooner.wait()
+            self.tick()
+            self.run_timers()
 
     async def _run_around_trio(self, loop: "_TrioLoop") -> None:
         """Wait in our own set, with trio's descriptor in it, and give trio a turn exactly when it has work.
@@ -195,6 +142,9 @@ class Reactor:
                 if wait <= 0:
                     self.serve_ready()
                     break
+                call_at = self.timers.next_at()
+                if call_at < inf:
+                    wait = min(wait, max(call_at - self._clock(), 0.0))
                 if not self.serve_ready(wait) or self._is_trio_ready:
                     break
 
@@ -202,10 +152,12 @@ class Reactor:
         """Serve what is ready; return how many descriptors were.  With nothing ready it blocks the whole thread for
         up to `wait_seconds`."""
         events = self._epoll.poll(wait_seconds, _MAX_EVENTS)
+        self.now = self._clock()
+        if self.timers.next_at() <= self.now:
+            self.run_timers()
         if not events:
             return 0
-        self.now = self._clock()
-        links = self.links
+        links = self._links
         handshakes = 0
         if self._end:  # left by a delivery outside of a batch
             self.flush()
@@ -219,7 +171,7 @@ class Reactor:
                     self._is_trio_ready = True
                 continue
             if mask & _OUT:
-                self._serve_writable(link)
+                self.serve_writable(link)
                 if mask == _OUT or links.get(fd) is not link:
                     continue
             if link.paused:
@@ -254,66 +206,10 @@ class Reactor:
             self._parse(link, start, end)
             if link.ending is not None:
                 self.fail(link, link.ending)
-        except (LinkEnded, ProtocolError) as error:
+        except (WireEnded, ProtocolError) as error:
             self.fail(link, error)
         except Exception:
             self._fail_for_defect(link)
-
-    def _deliver(self, link: Link, data: bytes) -> None:
-        if ARENA_BYTES - self._end < len(data):
-            self.flush()
-        start = self._end
-        self._end = end = start + len(data)
-        self.arena[start:end] = data
-        try:
-            self._parse(link, start, end)
-        except (LinkEnded, ProtocolError) as error:
-            self.fail(link, error)
-        except Exception:
-            self._fail_for_defect(link)
-
-    def _parse(self, link: Link, start: int, end: int) -> None:
-        session = link.session
-        assert session is not None
-        rest = session.received(start, end)
-        # A session may replace itself (an upgrade); the new one gets what the old one did not take.
-        while link.session is not session and link.session is not None and rest < end and not link.paused:
-            session = link.session
-            rest = session.received(rest, end)
-        if rest < end and self._serves(link):
-            link.kept = bytes(self.view[rest:end])
-
-    def _serve_writable(self, link: Link) -> None:
-        session = link.session
-        assert session is not None
-        try:
-            before = len(link.tail)
-            took_all = link.flush_tail()
-            if took_all or len(link.tail) < before:
-                link.progress_at = self.now
-            if took_all:
-                session.writable()
-        except (LinkEnded, ProtocolError) as error:
-            self.fail(link, error)
-            return
-        except Exception:
-            self._fail_for_defect(link)
-            return
-        if not link.blocked and link.wants_out:
-            link.wants_out = False
-            self.blocked.discard(link)
-            self._rearm(link)
-
-    def flush(self) -> None:
-        """Let every flusher send; afterwards nothing refers to the arena and it is free again."""
-        for flusher in self.flushers:
-            flusher()
-        self._end = 0
-
-    def tick(self) -> float:
-        """Take the time for work outside of `serve_ready` (deadlines, drains); call `flush` after that work."""
-        self.now = self._clock()
-        return self.now
 
 
 class _RunQueue(deque[Any]):

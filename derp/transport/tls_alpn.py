@@ -21,7 +21,8 @@ from cryptography.x509.oid import NameOID
 from derp.map import is_address
 from derp.protocol.client_hello import offered_protocols
 from derp.relay.counters import CloseReason
-from derp.transport.links import LinkEnded, TlsLink
+from derp.transport.host import WireEnded
+from derp.transport.links import TlsLink
 from derp.transport.tls import TlsServer, load_chain
 
 ACME_PROTOCOL: Final = "acme-tls/1"
@@ -56,7 +57,7 @@ class AlpnTlsLink(TlsLink):
         super()._handshake()
         if self._tls.selected_alpn_protocol() == ACME_PROTOCOL:
             # RFC 8737: nothing is said after the handshake.
-            raise LinkEnded(CloseReason.HTTP_DONE, "an authority looked at the proof that the name is ours")
+            raise WireEnded(CloseReason.HTTP_DONE, "an authority looked at the proof that the name is ours")
 
 
 def tls_link(tls: TlsServer, sock: socket.socket, address: tuple[str, int]) -> TlsLink:

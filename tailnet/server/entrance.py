@@ -15,9 +15,8 @@ from derp.protocol.upgrade import Refusal, judge_websocket_request
 from derp.protocol.websocket import WebSocketDecoder
 from derp.relay.counters import CloseReason
 from derp.server.session import Plane
+from derp.transport.host import Host, Wire, WireEnded
 from derp.transport.http import Request, ServerHttp
-from derp.transport.links import Link, LinkEnded
-from derp.transport.reactor import Reactor
 from tailnet.api.doors import Accepted, Door, RefusedAtDoor, RpcDoors
 from tailnet.coordinator.policy import AgentPolicy, ClientPolicy, ManyAgentsPolicy, Policy
 from tailnet.proto.services import AGENT, TAILNET
@@ -65,8 +64,8 @@ class Entrance:
         self.refused_count = 0
 
     @property
-    def reactor(self) -> Reactor:
-        return self._channels.reactor
+    def host(self) -> Host:
+        return self._channels.host
 
     def wants(self, target: str) -> bool:
         """Whether a request for this target is for an RPC socket."""
@@ -76,108 +75,108 @@ class Entrance:
         """Let nobody in any more: the server is about to end."""
         self._is_closed = True
 
-    def enter(self, link: Link, request: Request, received: bytes, http: ServerHttp) -> None:
+    def enter(self, wire: Wire, request: Request, received: bytes, http: ServerHttp) -> None:
         """Decide about a connection; until then the kernel keeps what it sends."""
-        session = link.session = _Entering(self._plane, link)
+        session = wire.session = _Entering(self._plane, wire)
         if self._is_closed:
-            self._carry_out(link, request, http, _LEAVING)
+            self._carry_out(wire, request, http, _LEAVING)
         verdict = self._doors.judge_now(request.method, request.target, request.headers)
         if verdict is not None:
-            self._carry_out(link, request, http, verdict)
-            if link.kept:
-                self.reactor.pause(link)
-                self.reactor.resume(link)
+            self._carry_out(wire, request, http, verdict)
+            if wire.kept:
+                self.host.pause(wire)
+                self.host.resume(wire)
             return
         if self._deciding >= MAX_DECIDING:
-            self._answer(link, http, 503, (("Retry-After", "5"),), b'{"message":"too many are coming in; try again"}\n')
-            raise LinkEnded(CloseReason.TOO_MANY)
+            self._answer(wire, http, 503, (("Retry-After", "5"),), b'{"message":"too many are coming in; try again"}\n')
+            raise WireEnded(CloseReason.TOO_MANY)
         self._deciding += 1
         session.scope = trio.CancelScope()
-        self.reactor.pause(link)
+        self.host.pause(wire)
         self._nursery.start_soon(self._decide, session, request, http)
 
     async def _decide(self, session: "_Entering", request: Request, http: ServerHttp) -> None:
-        link = session.link
+        wire = session.wire
         assert session.scope is not None
         try:
             with session.scope:
                 verdict = await self._doors.judge(request.method, request.target, request.headers)
         finally:
             self._deciding -= 1
-        if link.session is not session:
+        if wire.session is not session:
             return  # it left meanwhile
         if self._is_closed:
             verdict = _LEAVING
-        self.reactor.tick()
+        self.host.tick()
         try:
-            self._carry_out(link, request, http, verdict)
-            self.reactor.resume(link)
-        except (LinkEnded, ProtocolError) as error:
-            self.reactor.fail(link, error)
-        self.reactor.flush()
+            self._carry_out(wire, request, http, verdict)
+            self.host.resume(wire)
+        except (WireEnded, ProtocolError) as error:
+            self.host.fail(wire, error)
+        self.host.flush()
 
-    def _carry_out(self, link: Link, request: Request, http: ServerHttp, verdict: Accepted | RefusedAtDoor) -> None:
+    def _carry_out(self, wire: Wire, request: Request, http: ServerHttp, verdict: Accepted | RefusedAtDoor) -> None:
         if isinstance(verdict, RefusedAtDoor):
-            self._refuse(link, http, verdict.status, verdict.headers, verdict.body, verdict.why)
+            self._refuse(wire, http, verdict.status, verdict.headers, verdict.body, verdict.why)
         else:
-            self._accept(link, request, http, verdict)
+            self._accept(wire, request, http, verdict)
 
     def _refuse(
-        self, link: Link, http: ServerHttp, status: int, headers: tuple[tuple[str, str], ...], body: bytes, why: str
+        self, wire: Wire, http: ServerHttp, status: int, headers: tuple[tuple[str, str], ...], body: bytes, why: str
     ) -> None:
         self.refused_count += 1
-        _log.info("! refused %s: %s", link.address[0], why)
-        self._answer(link, http, status, headers, body)
-        raise LinkEnded(CloseReason.HTTP_DONE)
+        _log.info("! refused %s: %s", wire.address[0], why)
+        self._answer(wire, http, status, headers, body)
+        raise WireEnded(CloseReason.HTTP_DONE)
 
     def _answer(
-        self, link: Link, http: ServerHttp, status: int, headers: tuple[tuple[str, str], ...], body: bytes
+        self, wire: Wire, http: ServerHttp, status: int, headers: tuple[tuple[str, str], ...], body: bytes
     ) -> None:
-        link.send_raw(http.send_response(status, [*headers, ("Connection", "close")], body))
+        wire.send_raw(http.send_response(status, [*headers, ("Connection", "close")], body))
 
-    def _accept(self, link: Link, request: Request, http: ServerHttp, accepted: Accepted) -> None:
+    def _accept(self, wire: Wire, request: Request, http: ServerHttp, accepted: Accepted) -> None:
         answer = judge_websocket_request(request.method, request.http_version, request.headers, None)
         if isinstance(answer, Refusal):
             body = f'{{"message":"{answer.sentence}"}}\n'.encode()
-            self._refuse(link, http, answer.status, answer.headers, body, answer.sentence)
+            self._refuse(wire, http, answer.status, answer.headers, body, answer.sentence)
             return
         # From here on the session's own pings tell who is alive, not the deadline of the door.
-        self._plane.greeted.pop(link, None)
-        link.send_raw(answer)
-        link.codec = WebSocketDecoder(True, MAX_MESSAGE_BYTES)
+        self._plane.greeted.pop(wire, None)
+        wire.send_raw(answer)
+        wire.codec = WebSocketDecoder(True, MAX_MESSAGE_BYTES)
         version = str(accepted.version) if accepted.version is not None else ""
         identity = accepted.user or accepted.agent
         caller = Caller(accepted.peer_id, _policy(accepted), _name(accepted), identity, accepted.credential, version)
         if accepted.door in (Door.LEGACY_AGENT, Door.LEGACY_CLIENT):
             agent_id = accepted.agent.id if accepted.agent is not None and accepted.user is not None else None
-            legacy = link.session = LegacyChannel(self._channels, self._hub, link, caller, agent_id)
+            legacy = wire.session = LegacyChannel(self._channels, self._hub, wire, caller, agent_id)
             if accepted.drives_status:
                 self._presence.came(legacy)
             legacy.start()
         else:
             rpcs = _AGENT_RPCS if accepted.door is Door.AGENT else TAILNET
-            channel = link.session = Channel(self._channels, link, rpcs, caller)
+            channel = wire.session = Channel(self._channels, wire, rpcs, caller)
             if accepted.drives_status:
                 self._presence.came(channel)
-        _log.info("> %s from %s", caller.name, link.address[0])
+        _log.info("> %s from %s", caller.name, wire.address[0])
         # What came behind the request is framed already; peers wait for the 101, so there is rarely any.
         rest = http.trailing_data()
         if rest:
             unframed = bytearray(len(rest))
-            end = link.codec.receive_into(memoryview(rest), unframed, 0)
-            link.kept = bytes(unframed[:end])
-        if link.tail:
-            self.reactor.await_room(link)
+            end = wire.codec.receive_into(memoryview(rest), unframed, 0)
+            wire.kept = bytes(unframed[:end])
+        if wire.tail:
+            self.host.await_room(wire)
 
 
 class _Entering:
     """A connection whose caller is being looked up."""
 
-    __slots__ = ("_plane", "link", "scope")
+    __slots__ = ("_plane", "scope", "wire")
 
-    def __init__(self, plane: Plane, link: Link) -> None:
+    def __init__(self, plane: Plane, wire: Wire) -> None:
         self._plane = plane
-        self.link = link
+        self.wire = wire
         self.scope: trio.CancelScope | None = None  # while a task decides
 
     def received(self, at: int, end: int) -> int:
@@ -187,7 +186,7 @@ class _Entering:
         """Nothing was sent yet."""
 
     def ended(self, reason: CloseReason, text: str) -> None:
-        self._plane.greeted.pop(self.link, None)
+        self._plane.greeted.pop(self.wire, None)
         self._plane.count_closed(reason)
         if self.scope is not None:
             self.scope.cancel()

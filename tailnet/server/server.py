@@ -22,6 +22,7 @@ from derp.server.drain import drain_clients
 from derp.server.ports import Ports
 from derp.server.relay import Relay
 from derp.server.statistics import read_statistics
+from derp.transport.host import Wire
 from derp.transport.http import Request, ServerHttp
 from derp.transport.links import Link
 from derp.transport.linkstream import LinkStream
@@ -140,7 +141,7 @@ class CoordinatorServer:
         )
 
     def _count_connections(self) -> int:
-        return len(self.reactor.links) + self._api.connection_count
+        return len(self.reactor.wires) + self._api.connection_count
 
     # --- starting
 
@@ -246,17 +247,19 @@ class CoordinatorServer:
 
     # --- serving
 
-    def _take_over(self, link: Link, request: Request, received: bytes, http: ServerHttp) -> bool:
+    def _take_over(self, wire: Wire, request: Request, received: bytes, http: ServerHttp) -> bool:
         """Requests that are not the relay's: RPC sockets stay on the reactor, the API's leave it, socket and all."""
         if request.target.partition("?")[0] in _RELAY_PATHS:
             return False
         if self.entrance.wants(request.target):
-            self.entrance.enter(link, request, received, http)
+            self.entrance.enter(wire, request, received, http)
             return True
-        self.relay.plane.greeted.pop(link, None)
-        link.session = None
-        self.reactor.release(link)
-        self._nursery.start_soon(self._serve_api, link, received)
+        if not isinstance(wire, Link):
+            return False  # the API's server waits for sockets
+        self.relay.plane.greeted.pop(wire, None)
+        wire.session = None
+        self.reactor.release(wire)
+        self._nursery.start_soon(self._serve_api, wire, received)
         return True
 
     async def _serve_api(self, link: Link, received: bytes) -> None:

@@ -14,7 +14,7 @@ from derp.keys import NodePublic
 from derp.protocol.websocket import CloseCode, Opcode, close_frame, encode_header
 from derp.relay.counters import CloseReason
 from derp.text import error_text
-from derp.transport.links import Link, LinkEnded
+from derp.transport.host import Wire, WireEnded
 from tailnet.coordinator.core import OVERWRITTEN, REASON_CLOSE, REASON_OVERFLOW, REASON_REVOKED
 from tailnet.coordinator.messages import Kind, Request, Update
 from tailnet.errors import MalformedField, RemoteProtocolError
@@ -47,25 +47,25 @@ _NO_MOMENT: Final = "0001-01-01T00:00:00Z"
 class LegacyChannel:
     """One websocket of a version 1 peer.  A reactor session, and the core's name for the connection.
 
-    `start` it once it is the session of its link.  `agent_id`: the one agent a client wants to reach; None for agents.
+    `start` it once it is the session of its wire.  `agent_id`: the one agent a client wants to reach; None for agents.
     """
 
-    __slots__ = ("_agent_id", "_channels", "_ending", "_hub", "_text", "_waiting", "caller", "link", "next_timeout")
+    __slots__ = ("_agent_id", "_channels", "_ending", "_hub", "_text", "_waiting", "caller", "next_timeout", "wire")
 
-    def __init__(self, channels: Channels, hub: Hub, link: Link, caller: Caller, agent_id: PeerID | None) -> None:
+    def __init__(self, channels: Channels, hub: Hub, wire: Wire, caller: Caller, agent_id: PeerID | None) -> None:
         self._channels = channels
         self._hub = hub
-        self.link = link
+        self.wire = wire
         self.caller = caller
         self._text = ""
         self._waiting = b""
         self._ending = False
         self._agent_id = agent_id
-        self.next_timeout = channels.reactor.now + PING_SECONDS
+        self.next_timeout = channels.host.now + PING_SECONDS
 
     def start(self) -> None:
-        """Become a peer.  Not before the link has this session: the core may end the connection at once."""
-        now = self._channels.reactor.now
+        """Become a peer.  Not before the wire has this session: the core may end the connection at once."""
+        now = self._channels.host.now
         self._channels.open.add(self)
         core, hub = self._hub.coordinator, self._hub
         hub.carry_out(core.handle_connect(self.caller.peer_id, self.caller.policy, self, now), now)
@@ -75,9 +75,9 @@ class LegacyChannel:
     # --- towards the core
 
     def received(self, at: int, end: int) -> int:
-        reactor = self._channels.reactor
+        host = self._channels.host
         try:
-            self._text += bytes(reactor.view[at:end]).decode()
+            self._text += bytes(host.view[at:end]).decode()
         except UnicodeDecodeError:
             # A character cut in two: take what is whole and leave the rest to the next bytes.
             return self._received_cut(at, end)
@@ -85,7 +85,7 @@ class LegacyChannel:
         return end
 
     def _received_cut(self, at: int, end: int) -> int:
-        raw = bytes(self._channels.reactor.view[at:end])
+        raw = bytes(self._channels.host.view[at:end])
         for cut in range(1, 4):
             try:
                 self._text += raw[:-cut].decode()
@@ -109,12 +109,12 @@ class LegacyChannel:
                     raise RemoteProtocolError("a version 1 peer sends JSON nodes, one object after the other") from None
                 return  # more of it is to come
             self._text = self._text[stop:]
-            now = self._channels.reactor.now
+            now = self._channels.host.now
             request = Request(node=node_value(node_from_json(value)))
             self._hub.carry_out(self._hub.coordinator.handle_request(self, request, now), now)
 
     def ended(self, reason: CloseReason, text: str) -> None:
-        now = self._channels.reactor.now
+        now = self._channels.host.now
         self._hub.carry_out(self._hub.coordinator.handle_disconnect(self, False, now), now)
         self._channels.open.discard(self)
         self._channels.ended(self, reason, text)
@@ -123,14 +123,14 @@ class LegacyChannel:
         """Ask for a sign of life.  Nobody waits for it: a peer that is gone does not even acknowledge the question,
         and the kernel ends such a socket after its own time-out."""
         self.next_timeout = now + PING_SECONDS
-        link = self.link
+        wire = self.wire
         try:
-            if not link.tail:
-                link.send_raw(encode_header(Opcode.PING, 0))
-            if link.tail:
-                self._channels.reactor.await_room(link)
-        except LinkEnded as error:
-            self._channels.reactor.fail(link, error)
+            if not wire.tail:
+                wire.send_raw(encode_header(Opcode.PING, 0))
+            if wire.tail:
+                self._channels.host.await_room(wire)
+        except WireEnded as error:
+            self._channels.host.fail(wire, error)
 
     # --- towards the peer
 
@@ -158,34 +158,34 @@ class LegacyChannel:
 
     def close(self, code: CloseCode, text: str, reason: CloseReason) -> None:
         """Say why, and end."""
-        if self._ending or self.link.session is not self:
+        if self._ending or self.wire.session is not self:
             return
         self._ending = True
-        reactor = self._channels.reactor
+        host = self._channels.host
         try:
-            self.link.send_raw(close_frame(code, text))
-        except LinkEnded as error:
+            self.wire.send_raw(close_frame(code, text))
+        except WireEnded as error:
             # Whoever caused this end (a peer that took the id over) has no part in how this socket fails.
-            reactor.fail(self.link, error)
+            host.fail(self.wire, error)
             return
-        reactor.close(self.link, reason, text)
+        host.close(self.wire, reason, text)
 
     def writable(self) -> None:
         self._send()
 
     def _send(self) -> None:
-        link = self.link
-        if self._waiting and not link.blocked:
+        wire = self.wire
+        if self._waiting and not wire.blocked:
             data, self._waiting = self._waiting, b""
             try:
-                sent = link.send([data], len(data))
-            except LinkEnded as error:
-                self._channels.reactor.fail(link, error)
+                sent = wire.send([data], len(data))
+            except WireEnded as error:
+                self._channels.host.fail(wire, error)
                 return
             if sent < len(data):
-                link.push(data[sent:])
-        if link.blocked:
-            self._channels.reactor.await_room(link)
+                wire.push(data[sent:])
+        if wire.blocked:
+            self._channels.host.await_room(wire)
 
 
 def node_from_json(value: Any) -> tailnet.Node:

@@ -167,7 +167,7 @@ class TailnetService:
         """Requests are applied in order: those received already wait in the call, later ones in the kernel."""
         channel = call.channel
         call.deciding, call.waiting = request, deque()
-        channel.reactor.pause(channel.link)
+        channel.host.pause(channel.wire)
 
         async def decide() -> None:
             allowed = unknown = False
@@ -200,7 +200,7 @@ class TailnetService:
                 break
             self._receive_coordinate(call, payload)
         if call.waiting is None:
-            channel.reactor.resume(channel.link)
+            channel.host.resume(channel.wire)
 
     def _end(self, channel: Channel, call_id: int, event: ConnectionEvent) -> None:
         call = channel.calls.get(call_id)

@@ -11,8 +11,7 @@ from typing import Any, Final, Protocol
 
 from derp.protocol.websocket import CloseCode, close_frame
 from derp.relay.counters import CloseReason
-from derp.transport.links import Link, LinkEnded
-from derp.transport.reactor import Reactor
+from derp.transport.host import Host, Wire, WireEnded
 from tailnet.errors import ProtocolError
 from tailnet.rpc.connection import ConnectionEvent, ServerConnection
 from tailnet.rpc.yamux import SessionLimits
@@ -41,14 +40,14 @@ MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
 class Channels:
     """What all channels of a server share: who serves them, and which of them have something to send."""
 
-    def __init__(self, reactor: Reactor, serve: Serve, ended: Ended, limits: SessionLimits) -> None:
-        self.reactor = reactor
+    def __init__(self, host: Host, serve: Serve, ended: Ended, limits: SessionLimits) -> None:
+        self.host = host
         self.serve = serve
         self.ended = ended
         self.limits = limits
         self.dirty: list[Channel] = []
         self.open: set[Connected] = set()
-        reactor.flushers.append(self.flush)
+        host.flushers.append(self.flush)
 
     def flush(self) -> None:
         """Send what the channels have, each in one call to the kernel; end those that must end."""
@@ -70,13 +69,13 @@ class Channel:
     `caller` is whoever authenticated; the service reads it.  Sending goes through `connection`, then `touch`.
     """
 
-    __slots__ = ("_ending", "_shared", "caller", "calls", "connection", "is_dirty", "link", "next_timeout")
+    __slots__ = ("_ending", "_shared", "caller", "calls", "connection", "is_dirty", "next_timeout", "wire")
 
-    def __init__(self, shared: Channels, link: Link, rpcs: Mapping[str, Any], caller: Any) -> None:
+    def __init__(self, shared: Channels, wire: Wire, rpcs: Mapping[str, Any], caller: Any) -> None:
         self._shared = shared
-        self.link = link
+        self.wire = wire
         self.caller = caller
-        now = shared.reactor.now
+        now = shared.host.now
         self.connection: ServerConnection[Any] = ServerConnection(rpcs, now=now, limits=shared.limits)
         self.calls: dict[int, Any] = {}  # the service's, by call id; it forgets what ended
         self.is_dirty = False
@@ -86,14 +85,14 @@ class Channel:
         shared.open.add(self)
 
     @property
-    def reactor(self) -> Reactor:
+    def host(self) -> Host:
         """The reactor that serves it."""
-        return self._shared.reactor
+        return self._shared.host
 
     @property
     def is_open(self) -> bool:
-        """False once the link is gone, or about to go."""
-        return self._ending is None and self.link.session is self
+        """False once the wire is gone, or about to go."""
+        return self._ending is None and self.wire.session is self
 
     def touch(self) -> None:
         """There may be output: it leaves with the next flush."""
@@ -107,7 +106,7 @@ class Channel:
         if self._ending is not None:
             return end  # its calls are over; what it still says concerns nobody
         try:
-            for event, call_id, value in connection.receive_data(shared.reactor.view[at:end]):
+            for event, call_id, value in connection.receive_data(shared.host.view[at:end]):
                 shared.serve(self, event, call_id, value)
         except ProtocolError as error:
             # The peer's log should have the reason too: a go-away, answers to what came before, a close frame.
@@ -121,25 +120,25 @@ class Channel:
         self.send_output()
 
     def send_output(self) -> None:
-        """Give the kernel what the session has to send; close the link if that was the last."""
-        link = self.link
-        if link.session is not self:
+        """Give the kernel what the session has to send; close the wire if that was the last."""
+        wire = self.wire
+        if wire.session is not self:
             return
         try:
             # A session hands out what windows allow at once, so a peer that does not read its socket is bounded by
             # its windows here and by its streams' queues behind them.
-            while not link.blocked and self.connection.has_output:
+            while not wire.blocked and self.connection.has_output:
                 pieces = self.connection.data_to_send()
                 size = sum(map(len, pieces))
-                sent = link.send(pieces, size)
+                sent = wire.send(pieces, size)
                 if sent < size:
-                    link.push(memoryview(b"".join(pieces))[sent:])
-            if link.blocked:
-                self._shared.reactor.await_room(link)
+                    wire.push(memoryview(b"".join(pieces))[sent:])
+            if wire.blocked:
+                self._shared.host.await_room(wire)
             elif self._ending is not None:
                 self._send_ending(*self._ending)
-        except LinkEnded as error:
-            self._shared.reactor.fail(link, error)
+        except WireEnded as error:
+            self._shared.host.fail(wire, error)
 
     def handle_timeout(self, now: float) -> None:
         """A deadline of the session passed."""
@@ -151,7 +150,7 @@ class Channel:
         except ProtocolError as error:
             # PeerSilent above all: the peer is gone, whatever TCP still believes.
             self.close(CloseCode.GOING_AWAY, str(error), CloseReason.PROTOCOL_ERROR)
-            self._shared.reactor.fail(self.link, error)
+            self._shared.host.fail(self.wire, error)
             return
         self.next_timeout = self.connection.next_timeout()
         if self.connection.has_output:
@@ -173,14 +172,14 @@ class Channel:
             self._shared.serve(self, event, call_id, value)
 
     def _send_ending(self, frame: bytes, reason: CloseReason, text: str) -> None:
-        link = self.link
+        wire = self.wire
         if frame:
             self._ending = (b"", reason, text)
-            link.send_raw(frame)
-        if link.tail:
-            self._shared.reactor.await_room(link)
+            wire.send_raw(frame)
+        if wire.tail:
+            self._shared.host.await_room(wire)
         else:
-            self._shared.reactor.close(link, reason, text)
+            self._shared.host.close(wire, reason, text)
 
     def ended(self, reason: CloseReason, text: str) -> None:
         self._shared.open.discard(self)

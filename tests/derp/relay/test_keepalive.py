@@ -71,10 +71,10 @@ def test_one_that_left_does_not_keep_its_connection_in_memory() -> None:
     world = World()
     wheel = KeepAliveWheel(PERIOD, JITTER, 0.0)
     client = world.connect("a")
-    client.link = object()
+    client.wire = object()
     wheel.add(client, 0.0, 0.5)
     world.leave(client)
-    assert client.link is None
+    assert client.wire is None
 
 
 def test_a_clock_that_jumped_brings_one_keep_alive_each() -> None:

@@ -59,7 +59,7 @@ class Peer:
     @property
     def client(self) -> Client:
         """What the relay has of it."""
-        return next(client for client in self.rig.router.clients.values() if client.link is self.near)
+        return next(client for client in self.rig.router.clients.values() if client.wire is self.near)
 
     def write(self, data: bytes) -> None:
         """Any bytes, as far as the kernel takes them now; `rig.serve` moves on."""
@@ -207,7 +207,7 @@ class Rig:
         self.end()
 
     def end(self) -> None:
-        for link in tuple(self.reactor.links.values()):
+        for link in tuple(self.reactor.wires):
             self.reactor.close(link, CloseReason.STOPPED)
         for peer in self.peers:
             peer.wire.close()

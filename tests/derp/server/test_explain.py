@@ -126,7 +126,7 @@ async def test_a_fast_sender() -> None:
     async with open_server(config) as server, open_callers(server, *keys(2)) as (a, b):
         await a.send(b.key, *[bytes(60_000)] * 8)
         with trio.fail_after(PATIENCE_SECONDS):
-            while not server.relay.router.members[a.key].connections[-1].link.paused:
+            while not server.relay.router.members[a.key].connections[-1].wire.paused:
                 await b.ping()
         lines = await pair(server, a, b)
         assert "It sends faster than its rate limit allows" in lines[1]

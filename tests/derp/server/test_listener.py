@@ -50,7 +50,7 @@ async def test_accepted_sockets_of_a_running_relay_have_the_options() -> None:
     config: RelayConfig = relay_config(tcp_user_timeout_seconds=15.0)
     async with open_server(config) as server:
         caller = await call(server)
-        (link,) = server.reactor.links.values()
+        (link,) = server.reactor.wires
         assert link.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
         assert link.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 15_000
         assert link.sock.getsockopt(socket.IPPROTO_TCP, 25) == 32 * 1024  # TCP_NOTSENT_LOWAT
@@ -64,7 +64,7 @@ async def test_callers_have_the_address_they_know(listen: str, caller: str) -> N
     async with open_server(relay_config(listen=((listen, 0),))) as server:
         with socket.create_connection((caller, port_of(server)), PATIENCE_SECONDS) as sock:
             server.ports.listeners[0]._accept_ready()  # now, not when its turn comes
-            (link,) = server.reactor.links.values()
+            (link,) = server.reactor.wires
             assert link.address == sock.getsockname()[:2]
 
 
@@ -73,13 +73,13 @@ async def test_without_descriptors_connections_wait_and_those_inside_go_on(caplo
         waiting = [await dial(server)]
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         client = socket.socket()  # made before the limit
-        highest = max(int(link.fd) for link in server.reactor.links.values())
+        highest = max(int(link.fd) for link in server.reactor.wires)
         resource.setrlimit(resource.RLIMIT_NOFILE, (highest, hard))
         try:
             client.connect((HOST, port_of(server)))
             await bystanders.go_on(3)
             assert "raise the limit of open files" in caplog.text
-            assert len(server.reactor.links) <= 3
+            assert len(server.reactor.wires) <= 3
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         client.sendall(b"GET /derp/probe HTTP/1.0\r\n\r\n")

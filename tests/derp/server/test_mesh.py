@@ -226,7 +226,7 @@ async def test_after_a_break_both_know_again_who_is_where() -> None:
         for far in (stays, leaves):
             await far.send(a.key, b"hello")
             assert await a.receive() == RecvPacket(far.key, b"hello")
-        alpha.server.reactor.close(alpha.mesh.sessions[beta.peer].link, CloseReason.SOCKET_FAILED)
+        alpha.server.reactor.close(alpha.mesh.sessions[beta.peer].wire, CloseReason.SOCKET_FAILED)
         gone = [await a.receive() for _ in range(2)]
         assert set(gone) == {PeerGone(far.key, PeerGoneReason.DISCONNECTED) for far in (stays, leaves)}
         assert set(alpha.router.members) >= {a.key}

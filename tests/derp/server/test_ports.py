@@ -28,7 +28,7 @@ NAME = "relay.example"
 def reactor() -> Iterator[Reactor]:
     made = Reactor()
     yield made
-    for link in tuple(made.links.values()):
+    for link in tuple(made.wires):
         made.close(link, CloseReason.STOPPED)
     made._epoll.close()
 
@@ -61,7 +61,7 @@ def test_what_is_open_and_what_closing_leaves(reactor: Reactor, door: FrontDoor)
         ports.close()
         assert not listens(derp.port)
         # who is inside stays inside
-        (link,) = reactor.links.values()
+        (link,) = reactor.wires
         assert link.address == caller.getsockname()[:2]
         ports.close()  # once more does nothing
 

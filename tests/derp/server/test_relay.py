@@ -71,9 +71,9 @@ def test_a_login_has_its_time_and_no_more() -> None:
     silent = rig.open()
     rig.wait(9.75)
     late = rig.open()
-    assert len(rig.reactor.links) == 2
+    assert len(rig.reactor.wires) == 2
     rig.wait(0.5)
-    assert list(rig.reactor.links.values()) == [late.near]
+    assert list(rig.reactor.wires) == [late.near]
     assert rig.plane.closed_count[CloseReason.HANDSHAKE_TIMEOUT] == 1
     assert silent.near not in rig.plane.greeted
     rig.end()
@@ -151,7 +151,7 @@ def test_a_client_that_does_not_hang_up_is_closed_after_a_moment() -> None:
     assert other.read() == []
     rig.time += 1.5
     assert rig.relay.close_clients(1) == 1
-    assert one.near not in rig.reactor.links.values()
+    assert one.near not in rig.reactor.wires
     other.read()
     other.wire.close()
     rig.serve()
@@ -251,7 +251,7 @@ async def test_limits_are_read_again_and_wake_those_who_wait(
         with trio.fail_after(PATIENCE_SECONDS):
             while not server.relay.router.counters.rate_limited:
                 await trio.lowlevel.checkpoint()
-        assert client.link.paused
+        assert client.wire.paused
         held_at = client.packets_in
         await target.ping()
         await target.ping()

@@ -266,7 +266,7 @@ async def test_a_thousand_connections_that_never_log_in() -> None:
                 await trio.aclose_forcefully(stream)
         assert closed(server) == {"handshake_timeout": count}
         assert not server.relay.plane.greeted
-        assert len(server.reactor.links) == 2
+        assert len(server.reactor.wires) == 2
 
 
 @pytest.mark.parametrize("hello", [b"", b"\x16\x03\x01\x02\x00\x01"])

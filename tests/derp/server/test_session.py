@@ -110,7 +110,7 @@ def test_what_a_client_says_of_itself_is_kept(rig: Rig) -> None:
     other = rig.open()
     other.write(client_info(rig, private, is_prober=True, can_ack_pings=True, app_name="a" * 1000))
     rig.serve()
-    (client,) = (client for client in rig.router.clients.values() if client.link is other.near)
+    (client,) = (client for client in rig.router.clients.values() if client.wire is other.near)
     assert (client.is_prober, client.can_ack_pings, client.app_name) == (True, True, "a" * 64)
 
 
@@ -267,7 +267,7 @@ def test_a_verdict_about_somebody_who_left(open_rig: Open, verdict: bool) -> Non
             rig.serve()
         verifier.questions.pop()[2](verdict)  # in the third case nobody noticed yet
         rig.serve()
-    assert (rig.router.clients, rig.reactor.links, rig.plane.greeted) == ({}, {}, {})
+    assert (rig.router.clients, rig.reactor.wires, rig.plane.greeted) == ({}, {}, {})
     assert sum(rig.closed().values()) == 3
 
 
@@ -475,7 +475,7 @@ def test_a_flood_of_control_frames_ends_its_sender(rig: Rig, frame: bytes) -> No
     peer.write(frame * 2900)
     rig.serve()
     peer.read()
-    assert peer.near in rig.reactor.links.values(), "an eager client is none"
+    assert peer.near in rig.reactor.wires, "an eager client is none"
     near = peer.near.sock
     near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
     peer.plain.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)

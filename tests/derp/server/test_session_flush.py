@@ -287,7 +287,7 @@ def test_a_mesh_peer_whose_list_does_not_fit_is_closed(rig: Rig, monkeypatch: py
     mesh.send(WatchConns())
     rig.serve()
     assert rig.closed() == {CloseReason.TOO_SLOW: 1}
-    assert mesh.near not in rig.reactor.links.values()
+    assert mesh.near not in rig.reactor.wires
 
 
 # --- what is counted of flushes
@@ -451,7 +451,7 @@ def test_churn_on_sockets_leaves_nothing_behind(rig: Rig) -> None:
         peer.wire.close()
         rig.serve()
         stays.read()
-    assert list(rig.reactor.links.values()) == [stays.near]
+    assert list(rig.reactor.wires) == [stays.near]
     assert set(rig.router.members) == set(rig.router.routes) == {stays.key}
     assert (rig.reactor.blocked, rig.plane.greeted, rig.router.dirty) == (set(), {}, [])
     counters = rig.router.counters

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from derp.protocol.websocket import CloseCode, Opcode, WebSocketDecoder, WebSocketError, parse_close
 from derp.relay.counters import CloseReason
-from derp.transport.links import MAX_MESSAGE_BYTES, RECEIVE_BYTES, Link, LinkEnded, Piece, TlsLink
+from derp.transport.host import Piece, WireEnded
+from derp.transport.links import MAX_MESSAGE_BYTES, RECEIVE_BYTES, Link, TlsLink
 from tests.support.certificates import client_context, issue
 from tests.support.wires import (
     HOSTNAME,
@@ -38,7 +39,7 @@ class Receiver:
     def __init__(self, link: Link) -> None:
         self.link = link
         self.data = b""
-        self.ended: LinkEnded | None = None
+        self.ended: WireEnded | None = None
         self._view = memoryview(bytearray(2 * RECEIVE_BYTES + 32 * 1024))
         self._scratch = memoryview(bytearray(RECEIVE_BYTES))
         self._framed = memoryview(bytearray(RECEIVE_BYTES + 16384))
@@ -47,7 +48,7 @@ class Receiver:
         """One receive; what it brought."""
         try:
             end = self.link.receive(self._view, at, self._scratch, self._framed)
-        except LinkEnded as ended:
+        except WireEnded as ended:
             self.ended = ended
             return b""
         brought = bytes(self._view[at:end])
@@ -209,7 +210,7 @@ def test_last_words_before_close_notify_are_heard(kind: str, open_pair: OpenPair
     assert pair.receiver.receive() == b"last words"
     assert pair.receiver.ended is not None
     assert pair.receiver.ended.reason is CloseReason.CLOSED_BY_PEER
-    with pytest.raises(LinkEnded):  # for those who receive again instead of looking at `ending`
+    with pytest.raises(WireEnded):  # for those who receive again instead of looking at `ending`
         pair.link.receive(
             memoryview(bytearray(1 << 20)), 0, memoryview(bytearray(1 << 20)), memoryview(bytearray(1 << 20))
         )
@@ -341,7 +342,7 @@ def test_a_client_that_cannot_begin_says_so() -> None:
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     link = TlsLink(near, ADDRESS, context, HOSTNAME)
-    with pytest.raises(LinkEnded, match="TLS: "):
+    with pytest.raises(WireEnded, match="TLS: "):
         link.start()
     link.close()
     far.close()
@@ -408,7 +409,7 @@ def test_a_kernel_that_is_full_within_many_pieces(open_pair: OpenPair) -> None:
 def test_a_send_to_nobody_fails(kind: str, open_pair: OpenPair) -> None:
     pair = open_pair(kind)
     pair.wire.close()
-    with pytest.raises(LinkEnded, match="send failed: Broken pipe") as caught:
+    with pytest.raises(WireEnded, match="send failed: Broken pipe") as caught:
         pair.link.send([b"hello"], 5)
     assert caught.value.reason is CloseReason.SOCKET_FAILED
 

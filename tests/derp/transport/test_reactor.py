@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from derp.errors import RemoteProtocolError
 from derp.relay.counters import CloseReason
-from derp.transport.links import RECEIVE_BYTES, Link, LinkEnded
+from derp.transport.host import WireEnded
+from derp.transport.links import RECEIVE_BYTES, Link
 from derp.transport.reactor import ARENA_BYTES, Reactor
 from tests.support.wires import PlainWire, socket_pair, tcp_pair
 
@@ -77,7 +78,7 @@ class Rig:
         raise AssertionError("the reactor is busy with nothing")
 
     def end(self) -> None:
-        for link in tuple(self.reactor.links.values()):
+        for link in tuple(self.reactor.wires):
             self.reactor.close(link, CloseReason.STOPPED)
         for wire in self._opened:
             wire.close()
@@ -231,9 +232,9 @@ def test_a_link_ends_once(rig: Rig) -> None:
     assert recorder.data == b"last words"
     assert recorder.ends == [(CloseReason.CLOSED_BY_PEER, "closed_by_peer")]
     rig.reactor.close(recorder.link, CloseReason.STOPPED)
-    rig.reactor.fail(recorder.link, LinkEnded(CloseReason.FLOOD))
+    rig.reactor.fail(recorder.link, WireEnded(CloseReason.FLOOD))
     assert len(recorder.ends) == 1
-    assert rig.reactor.links == {}
+    assert rig.reactor.wires == {}
 
 
 def test_a_reset_ends_a_link(rig: Rig) -> None:
@@ -249,7 +250,7 @@ def test_a_reset_ends_a_link(rig: Rig) -> None:
     ("error", "reason"),
     [
         (RemoteProtocolError("no such frame"), CloseReason.PROTOCOL_ERROR),
-        (LinkEnded(CloseReason.FLOOD, "too much"), CloseReason.FLOOD),
+        (WireEnded(CloseReason.FLOOD, "too much"), CloseReason.FLOOD),
         (ZeroDivisionError("a defect"), CloseReason.INTERNAL_ERROR),
     ],
 )
@@ -323,7 +324,7 @@ def test_the_number_of_a_closed_link_belongs_to_its_heir(rig: Rig) -> None:
     reactor = rig.reactor
     misuses: list[Callable[[], None]] = [
         lambda: reactor.close(old.link, CloseReason.FLOOD),
-        lambda: reactor.fail(old.link, LinkEnded(CloseReason.FLOOD)),
+        lambda: reactor.fail(old.link, WireEnded(CloseReason.FLOOD)),
         lambda: reactor.release(old.link),
         lambda: reactor.await_room(old.link),
         lambda: reactor.resume(old.link),

@@ -225,6 +225,25 @@ def test_a_deadline_ends_the_reactor(way: str) -> None:
     run(way, main)
 
 
+def test_timers_call_while_nothing_else_happens_and_while_much_does(way: str) -> None:
+    async def main() -> None:
+        reactor = Reactor()
+        flushes: list[str] = []
+        reactor.flushers.append(lambda: flushes.append("flush"))
+        async with running(reactor):
+            for _ in range(2):
+                called = trio.Event()
+                late = reactor.call_at(reactor.tick() + 3600.0, lambda: None)
+                reactor.call_at(reactor.tick() + 0.01, called.set)  # sooner than the one before
+                late.cancel()
+                flushes.clear()
+                await called.wait()
+                assert flushes
+                flood(reactor, 20)
+
+    run(way, main)
+
+
 def test_several_reactors_share_a_loop() -> None:
     """Only one can wait in trio's place; the other's set is then one of those trio waits for."""
 

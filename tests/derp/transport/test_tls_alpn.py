@@ -13,7 +13,8 @@ from cryptography import x509
 from derp.config.relay import TlsConfig
 from derp.keys import NodePrivate
 from derp.relay.counters import CloseReason
-from derp.transport.links import RECEIVE_BYTES, LinkEnded, TlsLink
+from derp.transport.host import WireEnded
+from derp.transport.links import RECEIVE_BYTES, TlsLink
 from derp.transport.tls import TlsServer
 from derp.transport.tls_alpn import ACME_PROTOCOL, AlpnTlsLink, make_proof, tls_link
 from tests.support.certificates import issue
@@ -55,7 +56,7 @@ class Visitor:
         theirs.setblocking(False)
 
     def handshake(self, piece: int = RECEIVE_BYTES) -> None:
-        """Until both sides are done; LinkEnded and SSLError as they come."""
+        """Until both sides are done; WireEnded and SSLError as they come."""
         while True:
             try:
                 self.tls.do_handshake()
@@ -88,7 +89,7 @@ def test_the_authority_sees_the_proof_and_nothing_else(
 ) -> None:
     server.show_proof(make_proof(NAME, DIGEST, NOW))
     visitor = Visitor(tls_link(server, sockets[0], ("192.0.2.1", 1)), sockets[1], [ACME_PROTOCOL])
-    with pytest.raises(LinkEnded, match="an authority looked") as caught:
+    with pytest.raises(WireEnded, match="an authority looked") as caught:
         visitor.handshake(piece)
     assert caught.value.reason is CloseReason.HTTP_DONE
     assert visitor.tls.selected_alpn_protocol() == ACME_PROTOCOL
@@ -119,7 +120,7 @@ def test_clients_see_the_certificate(
 def test_another_name_is_refused_as_ever(server: TlsServer, sockets: tuple[socket.socket, socket.socket]) -> None:
     server.show_proof(make_proof(NAME, DIGEST, NOW))
     link = tls_link(server, sockets[0], ("192.0.2.1", 1))
-    with pytest.raises(LinkEnded) as caught:
+    with pytest.raises(WireEnded) as caught:
         Visitor(link, sockets[1], [], "other.example").handshake()
     assert caught.value.reason is CloseReason.TLS_FAILED
 
@@ -143,6 +144,6 @@ def test_what_is_no_tls_ends(server: TlsServer, sockets: tuple[socket.socket, so
     server.show_proof(make_proof(NAME, DIGEST, NOW))
     link = tls_link(server, sockets[0], ("192.0.2.1", 1))
     sockets[1].send(b"GET / HTTP/1.1\r\n\r\n")
-    with pytest.raises(LinkEnded) as caught:
+    with pytest.raises(WireEnded) as caught:
         link.receive(ARENA, 0, SCRATCH, SCRATCH)
     assert caught.value.reason is CloseReason.TLS_FAILED

@@ -129,7 +129,7 @@ async def test_a_peer_that_has_just_died_does_not_stop_the_drain(server: Coordin
         await wait_for(lambda: server.reading().channels)
         [channel] = server.channels.open
         # As if the peer's reset had come a moment ago: the kernel knows, the reactor does not yet.
-        channel.link.sock.shutdown(socket.SHUT_WR)  # type: ignore[attr-defined]
+        channel.wire.sock.shutdown(socket.SHUT_WR)  # type: ignore[attr-defined]
         with trio.fail_after(10):
             await server.drain()
         assert await peer.wait_closed() is None

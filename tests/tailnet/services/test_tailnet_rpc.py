@@ -198,11 +198,11 @@ async def test_while_a_tunnel_is_decided_nothing_is_read_and_the_refused_are_ask
         await client.flush()
         await wait_for(lambda: asked)
         [channel] = server.channels.open
-        assert channel.link.paused  # type: ignore[attr-defined]
+        assert channel.wire.paused  # type: ignore[attr-defined]
         decided.set()
         assert "you do not have permission" in await call.error_text()
         assert await call.wait_ended() is None
-        assert not channel.link.paused  # type: ignore[attr-defined]
+        assert not channel.wire.paused  # type: ignore[attr-defined]
         assert asked == [MAIN]
 
 

@@ -102,7 +102,7 @@ class World:
 def world() -> Iterator[World]:
     world = World()
     yield world
-    for link in tuple(world.reactor.links.values()):
+    for link in tuple(world.reactor.wires):
         world.reactor.close(link, CloseReason.STOPPED)
     world.client.sock.close()
     world.reactor._epoll.close()
@@ -252,7 +252,7 @@ def test_a_full_socket_keeps_order_and_the_close_frame_last(world: World) -> Non
         assert connection.send_message(call_id, payload)
     world.channel.touch()
     world.reactor.flush()
-    assert world.channel.link.blocked
+    assert world.channel.wire.blocked
     world.channel.close(CloseCode.GOING_AWAY, "server is restarting", CloseReason.DRAINED)
     assert not world.channel.is_open
     assert world.ended == []
@@ -276,7 +276,7 @@ def fill(sock: socket.socket) -> int:
 
 
 def test_a_close_frame_that_finds_no_room_is_waited_for(world: World) -> None:
-    assert fill(world.channel.link.sock)
+    assert fill(world.channel.wire.sock)
     world.channel.close(CloseCode.GOING_AWAY, "server is restarting", CloseReason.DRAINED)
     assert world.ended == []
     while not world.client.is_at_end:
@@ -287,16 +287,16 @@ def test_a_close_frame_that_finds_no_room_is_waited_for(world: World) -> None:
 
 
 def test_a_silent_peer_with_a_full_socket_is_not_waited_for(world: World) -> None:
-    assert fill(world.channel.link.sock)
+    assert fill(world.channel.wire.sock)
     world.at(1015.0)
-    assert world.channel.link.blocked
+    assert world.channel.wire.blocked
     world.at(1045.0)
     [(reason, text)] = world.ended
     assert (reason, "no answer to a ping" in text) == (CloseReason.PROTOCOL_ERROR, True)
 
 
 def test_closing_a_socket_that_has_just_failed_raises_nothing(world: World) -> None:
-    world.channel.link.sock.shutdown(socket.SHUT_WR)
+    world.channel.wire.sock.shutdown(socket.SHUT_WR)
     world.channel.close(CloseCode.GOING_AWAY, "", CloseReason.DRAINED)
     [(reason, _)] = world.ended
     assert reason is CloseReason.SOCKET_FAILED
