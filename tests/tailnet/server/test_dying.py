@@ -79,7 +79,7 @@ class World:
         reading = server.reading()
         return {
             "channels": len(server.channels.open),
-            "links": len(server.reactor.links),
+            "links": len(server.reactor.wires),
             "tasks": len(server._nursery.child_tasks),
             "calls": sorted(len(each.calls) for each in server.channels.open if isinstance(each, Channel)),
             "peers": sorted(server.coordinator.peers),

@@ -219,7 +219,7 @@ def test_calls_are_over_while_the_kernel_still_has_last_words(world: World) -> N
     call_id = world.client.connection.open_call("/x")
     world.turn()
     world.events.clear()
-    assert fill(world.channel.link.sock)
+    assert fill(world.channel.wire.sock)
     world.channel.close(CloseCode.GOING_AWAY, "server is restarting", CloseReason.DRAINED)
     assert world.events == [(ConnectionEvent.ENDED, call_id, "cancelled")]
     assert world.ended == []
