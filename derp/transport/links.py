@@ -276,7 +276,7 @@ class TlsLink(Link):
             return super().receive(view, at, scratch, framed)
         # What `_receive` does, in one call and for the usual case: one record or a few, all of them whole.
         try:
-            count = self.sock.recv_into(scratch, RECEIVE_BYTES)
+            count = self.sock.recv_into(scratch)
         except BlockingIOError:
             return at
         except OSError as error:

@@ -4,6 +4,7 @@ The socket, TLS state and bytes received so far move over whole; server/door.py 
 """
 
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from operator import index
@@ -13,10 +14,26 @@ import trio
 
 from derp.relay.counters import CloseReason
 from derp.transport.host import WireEnded
-from derp.transport.links import RECEIVE_BYTES, Link, TlsLink
+from derp.transport.links import Link, TlsLink
 
-# Ciphertext is taken in pieces of this size; decrypted it never needs more, plus one record.
+# Taken from the socket, or sent, at a time; decrypted it needs no more, plus one record that was begun before.
 _PIECE_BYTES: Final = 64 * 1024
+_ROOM_BYTES: Final = _PIECE_BYTES + 32 * 1024
+
+
+class _Buffers(threading.local):
+    """What every stream of a thread receives into, one at a time: what it does not give out at once it copies.
+
+    Buffers of one's own would be most of an idle connection's memory: 160 KiB, of which a request needs one.
+    """
+
+    def __init__(self) -> None:
+        self.plain = memoryview(bytearray(_ROOM_BYTES))
+        self.scratch = memoryview(bytearray(_PIECE_BYTES))
+
+
+_BUFFERS: Final = _Buffers()
+_NOTHING: Final = memoryview(b"")
 
 
 class LinkStream(trio.abc.Stream):
@@ -27,10 +44,7 @@ class LinkStream(trio.abc.Stream):
 
     def __init__(self, link: Link, received: bytes) -> None:
         self._link = link
-        self._received = received
-        self._view = memoryview(bytearray(RECEIVE_BYTES + 32 * 1024))
-        self._scratch = memoryview(bytearray(RECEIVE_BYTES))
-        self._at = self._end = 0
+        self._received = memoryview(received)
         self._closed = False
         self._is_sending = self._is_receiving = False
 
@@ -47,15 +61,14 @@ class LinkStream(trio.abc.Stream):
             link.start()
             while not link.is_open:
                 await trio.lowlevel.wait_readable(link.fd)
-                self._at, self._end = 0, link.receive(self._view, 0, self._scratch, self._scratch)
+                self._receive_now()
         except WireEnded as error:
             raise trio.BrokenResourceError(str(error)) from error
 
     def take_received(self) -> bytes:
         """What was received and not given out; for handing the link to a reactor, after which this stream is done."""
-        rest = self._received + bytes(self._view[self._at : self._end])
-        self._received = b""
-        self._at = self._end = 0
+        rest = bytes(self._received)
+        self._received = _NOTHING
         self._closed = True
         return rest
 
@@ -74,24 +87,25 @@ class LinkStream(trio.abc.Stream):
     async def _receive(self, max_bytes: int | None) -> bytes:
         await trio.lowlevel.checkpoint()  # also when bytes lie here: a reader of many may not keep others waiting
         self._check_open()
-        if self._received:
-            size = max_bytes or len(self._received)
-            data, self._received = self._received[:size], self._received[size:]
-            return data
-        while self._at == self._end:
+        while not self._received:
             try:
                 if self._link.ending is None:
                     await trio.lowlevel.wait_readable(self._link.fd)
-                self._at, self._end = 0, self._link.receive(self._view, 0, self._scratch, self._scratch)
+                self._receive_now()
             except WireEnded as error:
                 self._check_open()
                 if error.reason is CloseReason.CLOSED_BY_PEER:
                     return b""
                 raise trio.BrokenResourceError(str(error)) from error
-        stop = self._end if max_bytes is None else min(self._end, self._at + max_bytes)
-        data = bytes(self._view[self._at : stop])
-        self._at = stop
+        data = bytes(self._received[:max_bytes])
+        # An empty rest would still hold what it is a slice of.
+        self._received = self._received[len(data) :] or _NOTHING
         return data
+
+    def _receive_now(self) -> None:
+        buffers = _BUFFERS
+        end = self._link.receive(buffers.plain, 0, buffers.scratch, buffers.scratch)
+        self._received = memoryview(bytes(buffers.plain[:end]))
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         with self._sending(), memoryview(data) as view:
