@@ -4,6 +4,7 @@ DerpError
 |- ProtocolError             only cores raise these
 |  |- LocalProtocolError       we misused the core: nothing changed
 |  `- RemoteProtocolError      the peer misbehaved: the core is dead
+|     `- Flood                    it sent more at once than any honest peer does
 |- TransportError            sockets, TLS, proxies, websockets; see transport/stream.py
 |  |- ConnectError             could not reach the peer, or it refused us
 |  |- ConnectionClosed         the peer ended a live connection
@@ -28,6 +29,10 @@ class LocalProtocolError(ProtocolError):
 
 class RemoteProtocolError(ProtocolError):
     """The peer broke the protocol; the core that raised this accepts nothing more."""
+
+
+class Flood(RemoteProtocolError):
+    """The peer sent more items at once than any honest peer does; drivers count it apart."""
 
 
 class TransportError(DerpError):

@@ -1,8 +1,8 @@
-"""A whole DERP connection as a core, for either side, at the level of values.  Layer L1: no I/O.
+"""A client's whole DERP connection as a core, and the relay's side of its handshake.  Layer L1: no I/O.
 
-Clients, the mesh, tests and small embedders use these; the relay itself forwards bytes in place (relay/forward.py) and
-shares only the handshake.  States: protocol/states.py.  Deadlines, keep-alives and rate limits are the driver's: the
-cores drop nothing silently.  Next hop: client/client.py.
+Clients and the mesh speak values.  The relay's part ends with the login: afterwards relay/inbound.py forwards bytes in
+place.  States: protocol/states.py.  Deadlines, keep-alives and rate limits are the driver's: the cores drop nothing
+silently.  Next hop: client/client.py and server/session.py.
 """
 
 from collections.abc import Callable
@@ -13,10 +13,11 @@ from derp.errors import LocalProtocolError, RemoteProtocolError
 from derp.keys import MeshKey, NodePrivate
 from derp.protocol.frames import (
     HEADER,
+    HEADER_BYTES,
     KEY_BYTES,
     MAX_CLIENT_FRAME_BYTES,
+    MAX_CLIENT_INFO_BYTES,
     MAX_PACKET_BYTES,
-    MAX_UNKNOWN_BYTES,
     NONCE_BYTES,
     FrameReader,
     FrameType,
@@ -43,7 +44,6 @@ from derp.protocol.messages import (
     UnknownFrame,
     WatchConns,
     encode,
-    parse_from_client,
     parse_from_server,
 )
 from derp.protocol.states import (
@@ -62,12 +62,14 @@ _CLIENT_INPUTS: Final[dict[int, ClientInput]] = {
     FrameType.SERVER_KEY: ClientInput.SERVER_KEY,
     FrameType.SERVER_INFO: ClientInput.SERVER_INFO,
 }
-_MESH_ONLY: Final = frozenset({FrameType.FORWARD_PACKET, FrameType.WATCH_CONNS, FrameType.CLOSE_PEER})
 
 
 @dataclass(frozen=True, slots=True)
 class ClientIdentified:
-    """Server side: a client proved its key.  Answer with `accept` or `close` before receiving more."""
+    """A client proved to the relay that it holds `key`.  Answer with `accept` or `close` before receiving more.
+
+    `is_mesh_peer`: it also has our mesh key.  One that has another stands in `info`.
+    """
 
     key: bytes
     info: ClientInfo
@@ -76,10 +78,6 @@ class ClientIdentified:
 
 ClientEvent: TypeAlias = Message
 """RecvPacket, ServerInfo, PeerGone, PeerPresent, Ping (already answered), Pong, KeepAlive, Health, Restarting."""
-
-ServerEvent: TypeAlias = ClientIdentified | Message
-"""ClientIdentified first; then SendPacket, NotePreferred, Ping (already answered), Pong; ForwardPacket, WatchConns and
-ClosePeer from mesh peers."""
 
 
 class ClientConnection:
@@ -233,97 +231,93 @@ class ClientConnection:
         raise error
 
 
-class ServerConnection:
-    """The relay's side of one client: greets, identifies, then speaks values.
+class ServerHandshake:
+    """The relay's side of a login: it greets, identifies, and once its owner has decided, it admits.
 
-    After the ClientIdentified event call `accept` (which returns what came behind the ClientInfo) or `close`.
-    Pings are answered; mesh frames from a client without the mesh key are an error.
+    `receive_data` until that returns the ClientIdentified event; then `accept` or `close`.  The frames of a client that
+    was admitted are no matter of this core: they begin in `trailing_data`, and relay/inbound.py reads them.
     """
 
-    def __init__(self, private: NodePrivate, *, random_bytes: RandomBytes, mesh_key: MeshKey | None = None) -> None:
+    __slots__ = ("_error", "_held", "_mesh_key", "_private", "_random_bytes", "_to_send", "client", "nonce", "state")
+
+    def __init__(
+        self,
+        private: NodePrivate,
+        *,
+        random_bytes: RandomBytes,
+        mesh_key: MeshKey | None = None,
+        greeting: bytes | None = None,
+    ) -> None:
+        """`greeting`: the server_key_frame of `private`, from a caller that makes many of these: it costs a curve
+        computation."""
         self.state = ServerState.EXPECT_CLIENT_INFO
         self.client: OpenedClientInfo | None = None
-        self.is_mesh_peer = False
-        self.skipped_frames = 0
+        self.nonce = b""
+        """The nonce of the client's box.  Honest clients draw a new one for each login."""
         self._private = private
         self._random_bytes = random_bytes
         self._mesh_key = mesh_key
-        self._reader = FrameReader(MAX_UNKNOWN_BYTES)
-        self._held: list[tuple[int, memoryview]] = []
-        self._to_send = [server_key_frame(private.public().raw)]
+        self._held = bytearray()
+        self._to_send = [greeting or server_key_frame(private.public().raw)]
         self._error: RemoteProtocolError | None = None
 
-    def receive_data(self, data: Payload) -> list[ServerEvent]:
-        """Take bytes of the stream; return what they say."""
+    def receive_data(self, data: Payload) -> list[ClientIdentified]:
+        """Take bytes of the stream; return who it is, once that is known."""
         if self._error is not None:
             raise self._error
         if SERVER_TABLE[self.state][ServerInput.OTHER_FRAME] is Fault.LOCAL:
             raise LocalProtocolError(f"nothing can be received in the state {self.state.name}")
+        held = self._held
+        held += data
+        if len(held) < HEADER_BYTES:
+            return []
+        frame_type, length = HEADER.unpack_from(held)
+        # Judged by its header: what a stranger sends is not held in order to find out that it is nothing.
+        if frame_type != FrameType.CLIENT_INFO:
+            self._fail(RemoteProtocolError(f"the client began with a frame of type 0x{frame_type:02x}, not ClientInfo"))
+        if length > MAX_CLIENT_INFO_BYTES:
+            self._fail(RemoteProtocolError(f"ClientInfo of {length} bytes, limit {MAX_CLIENT_INFO_BYTES}"))
+        stop = HEADER_BYTES + length
+        if len(held) < stop:
+            return []
+        payload = bytes(held[HEADER_BYTES:stop])
+        self._held = held[stop:]
         try:
-            return self._frames(self._reader.receive_data(data))
+            opened = open_client_info(self._private, payload)
         except RemoteProtocolError as error:
             self._fail(error)
+        self.client = opened
+        self.nonce = payload[KEY_BYTES : KEY_BYTES + NONCE_BYTES]
+        self._advance(ServerInput.CLIENT_INFO, "identify")
+        claimed = opened.info.mesh_key
+        is_mesh_peer = claimed is not None and claimed == self._mesh_key  # in constant time
+        return [ClientIdentified(opened.key, opened.info, is_mesh_peer)]
 
     def receive_eof(self) -> None:
-        """The client left.  RemoteProtocolError when that was within a frame."""
-        within_a_frame = self.state is not ServerState.CLOSED and bool(self._reader.trailing_data())
+        """The client left.  RemoteProtocolError when that was within its ClientInfo."""
+        within_a_frame = self.state is ServerState.EXPECT_CLIENT_INFO and bool(self._held)
         self.state = ServerState.CLOSED
         if within_a_frame:
             self._fail(RemoteProtocolError("the client closed the connection within a frame"))
 
-    def accept(self, info: ServerInfo | None = None) -> list[ServerEvent]:
-        """Admit the client that was identified: ServerInfo goes out, and its further frames come in."""
+    def accept(self, info: ServerInfo | None = None) -> None:
+        """Admit the client that was identified: ServerInfo goes out."""
         self._advance(ServerInput.ACCEPT, "accept")
         assert self.client is not None
-        nonce = self._random_bytes(NONCE_BYTES)
-        self._to_send.append(self.client.seal_server_info(info or ServerInfo(), nonce))
-        held, self._held = self._held, []
-        try:
-            return self._frames(held)
-        except RemoteProtocolError as error:
-            self._fail(error)
+        self._to_send.append(self.client.seal_server_info(info or ServerInfo(), self._random_bytes(NONCE_BYTES)))
 
     def close(self) -> None:
         """Refuse or drop the client.  DERP has no word for it: close the transport when all is written."""
         self._advance(ServerInput.CLOSE, "close")
-        self._held.clear()
-
-    def send(self, message: PlainMessage) -> None:
-        """Any message a relay sends: RecvPacket, PeerGone, PeerPresent, KeepAlive, Health, Restarting, Ping."""
-        self._advance(ServerInput.SEND, "send")
-        self._to_send.append(encode(message))
 
     def data_to_send(self) -> list[bytes]:
         """What to write, in this order; whole frames each.  Handed out once."""
         to_send, self._to_send = self._to_send, []
         return to_send
 
-    def _frames(self, frames: list[tuple[int, memoryview]]) -> list[ServerEvent]:
-        events: list[ServerEvent] = []
-        for position, (frame_type, payload) in enumerate(frames):
-            if self.state is ServerState.EXPECT_CLIENT_INFO:
-                events.append(self._identify(frame_type, payload))
-                self._held = frames[position + 1 :]
-                break
-            if frame_type in _MESH_ONLY and not self.is_mesh_peer:
-                raise RemoteProtocolError(f"a frame of type 0x{frame_type:02x} is for clients with the mesh key only")
-            event = parse_from_client(frame_type, payload)
-            if isinstance(event, UnknownFrame):
-                self.skipped_frames += 1
-                continue
-            events.append(event)
-            if isinstance(event, Ping):
-                self._to_send.append(encode(Pong(event.payload)))
-        return events
-
-    def _identify(self, frame_type: int, payload: memoryview) -> ClientIdentified:
-        if frame_type != FrameType.CLIENT_INFO:
-            raise RemoteProtocolError(f"the client began with a frame of type 0x{frame_type:02x}, not ClientInfo")
-        opened = open_client_info(self._private, payload)
-        self.client = opened
-        self.is_mesh_peer = self._mesh_key is not None and opened.info.mesh_key == self._mesh_key
-        self._advance(ServerInput.CLIENT_INFO, "identify")
-        return ClientIdentified(opened.key, opened.info, self.is_mesh_peer)
+    def trailing_data(self) -> bytes:
+        """What was received and belongs to no frame of the handshake: the client's first frames, or their beginning."""
+        return bytes(self._held)
 
     def _advance(self, what: ServerInput, verb: str) -> None:
         following = SERVER_TABLE[self.state][what]
@@ -334,4 +328,5 @@ class ServerConnection:
     def _fail(self, error: RemoteProtocolError) -> NoReturn:
         self.state, self._error = ServerState.CLOSED, error
         self._to_send.clear()
+        self._held.clear()
         raise error

@@ -1,4 +1,4 @@
-"""The states of a DERP connection, for both sides.  Layer L1.
+"""The states of a client's DERP connection, and of a relay's handshake with one client.  Layer L1.
 
 Each table names, for every state and every input, the next state or whose fault the input is.  A fault of the peer
 closes the core; a fault of ours changes nothing.  Used by protocol/connection.py, and by nobody else.
@@ -35,22 +35,21 @@ class ClientInput(enum.Enum):
 
 
 class ServerState(enum.Enum):
-    """Where a relay stands with one client."""
+    """Where a relay stands with one client that logs in."""
 
     EXPECT_CLIENT_INFO = enum.auto()
-    JUDGING = enum.auto()  # the client is known; its owner has to accept or close
-    OPEN = enum.auto()
+    JUDGING = enum.auto()  # the client is known; the core's owner has to accept or close
+    ADMITTED = enum.auto()  # the handshake is over; others read the client's frames
     CLOSED = enum.auto()
 
 
 class ServerInput(enum.Enum):
-    """What can happen to a relay's side of a connection."""
+    """What can happen to a relay's side of a handshake."""
 
     CLIENT_INFO = enum.auto()
     OTHER_FRAME = enum.auto()
     ACCEPT = enum.auto()
     CLOSE = enum.auto()
-    SEND = enum.auto()
     END = enum.auto()
 
 
@@ -95,24 +94,21 @@ SERVER_TABLE: Final[ServerTable] = {
         ServerInput.OTHER_FRAME: Fault.REMOTE,
         ServerInput.ACCEPT: Fault.LOCAL,
         ServerInput.CLOSE: ServerState.CLOSED,
-        ServerInput.SEND: Fault.LOCAL,
         ServerInput.END: ServerState.CLOSED,
     },
     ServerState.JUDGING: {
-        # The owner must not read on before it decided: what is not read needs no bound here.
+        # The owner must not read on before it has decided: what nobody reads needs no bound here.
         ServerInput.CLIENT_INFO: Fault.LOCAL,
         ServerInput.OTHER_FRAME: Fault.LOCAL,
-        ServerInput.ACCEPT: ServerState.OPEN,
+        ServerInput.ACCEPT: ServerState.ADMITTED,
         ServerInput.CLOSE: ServerState.CLOSED,
-        ServerInput.SEND: Fault.LOCAL,
         ServerInput.END: ServerState.CLOSED,
     },
-    ServerState.OPEN: {
-        ServerInput.CLIENT_INFO: ServerState.OPEN,  # a second one is skipped like any unknown frame
-        ServerInput.OTHER_FRAME: ServerState.OPEN,
+    ServerState.ADMITTED: {
+        ServerInput.CLIENT_INFO: Fault.LOCAL,
+        ServerInput.OTHER_FRAME: Fault.LOCAL,
         ServerInput.ACCEPT: Fault.LOCAL,
         ServerInput.CLOSE: ServerState.CLOSED,
-        ServerInput.SEND: ServerState.OPEN,
         ServerInput.END: ServerState.CLOSED,
     },
     ServerState.CLOSED: {
@@ -120,7 +116,6 @@ SERVER_TABLE: Final[ServerTable] = {
         ServerInput.OTHER_FRAME: Fault.LOCAL,
         ServerInput.ACCEPT: Fault.LOCAL,
         ServerInput.CLOSE: ServerState.CLOSED,
-        ServerInput.SEND: Fault.LOCAL,
         ServerInput.END: ServerState.CLOSED,
     },
 }

@@ -48,6 +48,7 @@ class Client:
         "port",
         "presence",
         "queue",
+        "skip_bytes",
         "wire",
     )
 
@@ -89,6 +90,7 @@ class Client:
         self.pending: list[memoryview | bytes] = []
         self.pending_bytes = 0
         self.queue: PacketQueue | None = None
+        self.skip_bytes = 0  # of an unknown frame, still to be thrown away
         # keys this connection got packets from, so that leaving can forget it there; made with the first packet
         self.heard_from: set[Member] | None = None
         self.packets_in = self.bytes_in = self.packets_out = self.bytes_out = 0

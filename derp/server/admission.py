@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from derp.config import RelayConfig
-from derp.keys import MeshKey
-from derp.protocol.messages import ClientInfo
 
 # Nonces of mesh peers' logins that are remembered.  Only who has the mesh key can add one, and a region of ten nodes
 # that all reconnect every minute takes two days to fill this megabyte.
@@ -71,7 +69,8 @@ class Admission:
     """The rules of one relay.  `verifier` is None when nobody needs to be asked."""
 
     def __init__(self, config: RelayConfig, verifier: Verifier | None = None) -> None:
-        self._mesh_key = config.mesh_key
+        self.mesh_key = config.mesh_key
+        """Who proves to have it is a relay of our region, and always comes in."""
         self._allow = config.allow_keys
         self._deny = config.deny_keys
         self._verifier = verifier
@@ -89,11 +88,6 @@ class Admission:
             del self._logins[next(iter(self._logins))]
         self._logins[nonce] = None
         return False
-
-    def is_mesh_peer(self, info: ClientInfo) -> bool:
-        """Whether the client proved to be a relay of our region; the comparison takes constant time."""
-        key: MeshKey | None = info.mesh_key
-        return self._mesh_key is not None and key is not None and key == self._mesh_key
 
     @property
     def problem(self) -> str:

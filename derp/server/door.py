@@ -161,14 +161,15 @@ class Door:
         front, wire = self._front, self._wire
         plane = front.plane
         front.accepts += 1
+        greeting = Greeting(plane, wire, is_ideal=not verdict.ideal_node)
         if verdict.kind is UpgradeKind.WEBSOCKET:
             front.websocket_accepts += 1
             wire.send_raw(verdict.answer)
             wire.codec = WebSocketDecoder(True, MAX_WEBSOCKET_MESSAGE_BYTES)
-            wire.push(plane.greeting)
+            wire.push(greeting.hello())
         else:
-            wire.send_raw(verdict.answer + plane.greeting)
-        wire.session = Greeting(plane, wire, is_ideal=not verdict.ideal_node)
+            wire.send_raw(verdict.answer + greeting.hello())
+        wire.session = greeting
 
     def _upgraded(self, at: int, end: int) -> int:
         """Bytes behind the head belong to the new session; those of a websocket are unframed in place first."""

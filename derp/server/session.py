@@ -1,6 +1,6 @@
 """DERP on the reactor: the handshake, the frames of a registered client, and the flush to all of them.  Layer L3.
 
-Packets: reactor -> ClientSession.received -> relay/forward.py -> the router's gather lists -> Plane.flush -> kernel.
+Packets: reactor -> ClientSession.received -> relay/inbound.py -> the router's gather lists -> Plane.flush -> kernel.
 What the kernel does not take waits in the client's queue until ClientSession.writable.
 Made by server/door.py after an upgrade.
 """
@@ -12,31 +12,14 @@ from heapq import heappop, heappush
 from typing import Final
 
 from derp.config import RateConfig
-from derp.errors import RemoteProtocolError
 from derp.keys import NodePrivate, short_key
-from derp.protocol.frames import (
-    HEADER,
-    HEADER_BYTES,
-    KEY_BYTES,
-    MAX_CLIENT_INFO_BYTES,
-    MAX_SEND_BYTES,
-    MAX_UNKNOWN_BYTES,
-    NONCE_BYTES,
-    FrameType,
-)
-from derp.protocol.handshake import OpenedClientInfo, open_client_info, server_key_frame
-from derp.protocol.messages import (
-    ClosePeer,
-    NotePreferred,
-    Ping,
-    ServerInfo,
-    UnknownFrame,
-    WatchConns,
-    parse_from_client,
-)
+from derp.protocol.connection import ClientIdentified, ServerHandshake
+from derp.protocol.frames import HEADER, HEADER_BYTES, MAX_SEND_BYTES, FrameType
+from derp.protocol.handshake import server_key_frame
+from derp.protocol.messages import ServerInfo
 from derp.relay.clients import Client
 from derp.relay.counters import CloseReason, DropReason
-from derp.relay.forward import relay_forwarded, relay_packets
+from derp.relay.inbound import handle_frames
 from derp.relay.limits import TokenBucket
 from derp.relay.queue import count_lost, frame_starts
 from derp.relay.router import Route, Router
@@ -49,18 +32,11 @@ _log = logging.getLogger("derp.server")
 # Taken from a queue at a time.  What is taken is committed to this order and out of reach of the drop policy, so no
 # more than the kernel itself holds behind a slow reader (TCP_NOTSENT_LOWAT).
 _TAKE_BYTES: Final = 32 * 1024
-# Control frames in one receive of 256 KiB.  An honest client sends a handful; each costs us some 3 us, so this keeps
-# a flood below 10 ms of everybody's time, and then its sender is closed.
-_MAX_CONTROL_FRAMES: Final = 3000
 # A pause costs a timer and two system calls; a shorter one, or the rounding of an earlier one, stays a debt that the
 # next pause includes.
 _SHORTEST_PAUSE_SECONDS: Final = 0.001
 # Connections of one key: a laptop with a stale connection has two or three.  The registry looks at all of them.
 _MAX_CONNECTIONS_PER_KEY: Final = 64
-
-_SEND: Final = FrameType.SEND_PACKET.value
-_FORWARD: Final = FrameType.FORWARD_PACKET.value
-_MESH_ONLY: Final = (FrameType.FORWARD_PACKET, FrameType.WATCH_CONNS, FrameType.CLOSE_PEER)
 
 
 class Plane:
@@ -241,59 +217,59 @@ _KEEP_ALIVE: Final = HEADER.pack(FrameType.KEEP_ALIVE, 0)
 
 
 class Greeting:
-    """Between the upgrade and ServerInfo: waits for the ClientInfo frame and decides who comes in.
+    """Between the upgrade and ServerInfo: drives the handshake's core and has it decided who comes in.
 
-    The relay's ServerKey was sent by whoever made this.
+    Whoever makes one sends its `hello` first.
     """
 
-    __slots__ = ("_held", "_is_ideal", "_opened", "_plane", "_wire")
+    __slots__ = ("_handshake", "_is_ideal", "_plane", "_wire")
 
     def __init__(self, plane: Plane, wire: Wire, *, is_ideal: bool) -> None:
         self._plane = plane
         self._wire = wire
         self._is_ideal = is_ideal
-        self._held = bytearray()
-        self._opened: OpenedClientInfo | None = None
+        self._handshake = ServerHandshake(
+            plane.private,
+            random_bytes=plane.random_bytes,
+            mesh_key=plane.admission.mesh_key,
+            greeting=plane.greeting,
+        )
+
+    def hello(self) -> bytes:
+        """The first bytes of the relay: its ServerKey."""
+        return b"".join(self._handshake.data_to_send())
 
     def received(self, at: int, end: int) -> int:
-        held = self._held
-        held += self._plane.host.view[at:end]
-        if len(held) < HEADER_BYTES:
-            return end
-        frame_type, length = HEADER.unpack_from(held)
-        if frame_type != FrameType.CLIENT_INFO or length > MAX_CLIENT_INFO_BYTES:
-            raise RemoteProtocolError(f"expected ClientInfo, got frame 0x{frame_type:02x} of {length} bytes")
-        stop = HEADER_BYTES + length
-        if len(held) < stop:
-            return end
-        rest = end - (len(held) - stop)
-        plane = self._plane
-        payload = bytes(held[HEADER_BYTES:stop])
-        opened = self._opened = open_client_info(plane.private, payload)
-        self._held = bytearray()
-        if plane.admission.is_mesh_peer(opened.info):
-            if plane.admission.is_replayed(payload[KEY_BYTES : KEY_BYTES + NONCE_BYTES]):
-                raise WireEnded(CloseReason.NOT_ADMITTED, f"{short_key(opened.key)}: a mesh peer's login, replayed")
+        handshake, plane = self._handshake, self._plane
+        for identified in handshake.receive_data(plane.host.view[at:end]):
+            self._decide(identified)
+            return end - len(handshake.trailing_data())
+        return end
+
+    def _decide(self, client: ClientIdentified) -> None:
+        plane, wire, key = self._plane, self._wire, client.key
+        if client.is_mesh_peer:
+            if plane.admission.is_replayed(self._handshake.nonce):
+                raise WireEnded(CloseReason.NOT_ADMITTED, f"{short_key(key)}: a mesh peer's login, replayed")
             self._admit(is_mesh_peer=True)
+            return
+        verdict = plane.admission.decide(key, wire.address[0])
+        if verdict is None:
+            # Somebody else decides; until then the kernel keeps what the client sends.
+            plane.host.pause(wire)
+            plane.admission.ask(key, wire.address[0], self._decided)
+        elif verdict.allowed:
+            self._admit(is_mesh_peer=False)
         else:
-            verdict = plane.admission.decide(opened.key, self._wire.address[0])
-            if verdict is None:
-                # Somebody else decides; until then the kernel keeps what the client sends.
-                plane.host.pause(self._wire)
-                plane.admission.ask(opened.key, self._wire.address[0], self._decided)
-            elif verdict.allowed:
-                self._admit(is_mesh_peer=False)
-            else:
-                raise WireEnded(CloseReason.NOT_ADMITTED, _refusal(opened.key, verdict))
-        return int(rest)
+            raise WireEnded(CloseReason.NOT_ADMITTED, _refusal(key, verdict))
 
     def _decided(self, verdict: Verdict) -> None:
         wire, host = self._wire, self._plane.host
         if wire.session is not self:
             return  # it left, or its deadline passed, before the answer came
         if not verdict.allowed:
-            assert self._opened is not None
-            host.close(wire, CloseReason.NOT_ADMITTED, _refusal(self._opened.key, verdict))
+            assert self._handshake.client is not None
+            host.close(wire, CloseReason.NOT_ADMITTED, _refusal(self._handshake.client.key, verdict))
             return
         try:
             self._admit(is_mesh_peer=False)
@@ -304,7 +280,7 @@ class Greeting:
         host.flush()
 
     def _admit(self, *, is_mesh_peer: bool) -> None:
-        plane, wire, opened = self._plane, self._wire, self._opened
+        plane, wire, opened = self._plane, self._wire, self._handshake.client
         assert opened is not None
         router = plane.router
         member = router.members.get(opened.key)
@@ -327,7 +303,8 @@ class Greeting:
         wire.session = ClientSession(plane, client)
         plane.greeted.pop(wire, None)
         # ServerInfo is the first frame a client may see, so it leaves before anybody can reach the client.
-        wire.push(opened.seal_server_info(plane.server_info, plane.random_bytes(NONCE_BYTES)))
+        self._handshake.accept(plane.server_info)
+        wire.push(b"".join(self._handshake.data_to_send()))
         if wire.blocked:
             client.queue = router.new_queue(client)
             plane.host.await_room(wire)
@@ -345,10 +322,10 @@ class Greeting:
         self._plane.count_closed(reason)
         # Who was turned away asks the operator why; the rest is scanners and probes.
         level = logging.INFO if reason is CloseReason.NOT_ADMITTED else logging.DEBUG
-        if self._opened is not None:
+        if self._handshake.client is not None:
             was_refused = reason is CloseReason.NOT_ADMITTED
             why = text if was_refused else f"{reason.value} before it was let in"
-            self._plane.past.note(self._opened.key, self._plane.host.now, why, was_refused=was_refused)
+            self._plane.past.note(self._handshake.client.key, self._plane.host.now, why, was_refused=was_refused)
         _log.log(level, "x %s:%d before it was a client: %s %s", *self._wire.address[:2], reason.value, text)
 
 
@@ -359,86 +336,26 @@ def _refusal(key: bytes, verdict: Verdict) -> str:
 class ClientSession:
     """A registered client's frames."""
 
-    __slots__ = ("_plane", "_skip", "bucket", "client")
+    __slots__ = ("_plane", "bucket", "client")
 
     def __init__(self, plane: Plane, client: Client) -> None:
         self._plane = plane
         self.client = client
         self.bucket = plane.bucket_for(client)
-        self._skip = 0  # bytes of an unknown frame still to be thrown away
 
     def received(self, at: int, end: int) -> int:
-        if self.bucket is None:
-            return self._received(at, end)
-        before = self.client.packets_in
-        rest = self._received(at, end)
+        plane, client, bucket = self._plane, self.client, self.bucket
+        host = plane.host
+        if bucket is None:
+            return handle_frames(host.arena, host.view, at, end, client, plane.router, host.now)
+        before = client.packets_in
+        rest = handle_frames(host.arena, host.view, at, end, client, plane.router, host.now)
         # Genuine relays charge the length field of each frame, so heads are free.
-        charged = max(rest - at - HEADER_BYTES * (self.client.packets_in - before), 0)
-        wait = self.bucket.spend(self._plane.host.now, charged)
+        charged = max(rest - at - HEADER_BYTES * (client.packets_in - before), 0)
+        wait = bucket.spend(host.now, charged)
         if wait > _SHORTEST_PAUSE_SECONDS:
-            self._plane.throttle(self.client, wait)
+            plane.throttle(client, wait)
         return rest
-
-    def _received(self, at: int, end: int) -> int:
-        plane, client = self._plane, self.client
-        router, host = plane.router, plane.host
-        arena = host.arena
-        if client.is_duplicate:
-            router.note_writer(client)
-        if self._skip:
-            skipped = min(self._skip, end - at)
-            self._skip -= skipped
-            at += skipped
-        controls = 0
-        while True:
-            at = relay_packets(arena, host.view, at, end, client, router, host.now)
-            if end - at < HEADER_BYTES:
-                return at
-            frame_type, length = HEADER.unpack_from(arena, at)
-            if frame_type == _SEND:
-                return at
-            if frame_type in _MESH_ONLY and not client.is_mesh_peer:
-                raise RemoteProtocolError(f"frame 0x{frame_type:02x} is for mesh peers only")
-            if frame_type == _FORWARD:
-                before = at
-                at = relay_forwarded(arena, host.view, at, end, client, router, host.now)
-                if at == before:
-                    return at
-                continue
-            if length > MAX_UNKNOWN_BYTES:
-                raise RemoteProtocolError(f"frame 0x{frame_type:02x} of {length} bytes, limit {MAX_UNKNOWN_BYTES}")
-            controls += 1
-            if controls > _MAX_CONTROL_FRAMES:
-                raise WireEnded(CloseReason.FLOOD, f"more than {_MAX_CONTROL_FRAMES} control frames at once")
-            stop = at + HEADER_BYTES + length
-            if length > _MAX_KNOWN_CONTROL_BYTES:
-                # raises for a known type, whose length is then wrong; what is unknown is skipped as it arrives
-                parse_from_client(frame_type, bytes(length))
-                router.counters.unknown_frames += 1
-                if stop > end:
-                    self._skip = stop - end
-                    return end
-            elif stop > end:
-                return at
-            else:
-                self._control(frame_type, bytes(arena[at + HEADER_BYTES : stop]))
-            at = stop
-
-    def _control(self, frame_type: int, payload: bytes) -> None:
-        router, client = self._plane.router, self.client
-        match parse_from_client(frame_type, payload):
-            case Ping(ping):
-                router.handle_ping(client, ping)
-            case NotePreferred(preferred):
-                router.handle_note_preferred(client, preferred, self._plane.host.now)
-            case WatchConns():
-                router.handle_watch_conns(client)
-            case ClosePeer(key):
-                router.handle_close_peer(key)
-            case UnknownFrame():
-                router.counters.unknown_frames += 1
-            case _:
-                pass  # a pong, or a frame only relays send: genuine relays read past them too
 
     def writable(self) -> None:
         drain_queue(self.client, self._plane.host.now)
@@ -463,7 +380,3 @@ class ClientSession:
                 client.packets_out,
                 plane.host.now - client.connected_at,
             )
-
-
-# The longest control frame a client may send is a ping; anything longer is unknown or wrong.
-_MAX_KNOWN_CONTROL_BYTES: Final = 1000

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
-from derp.errors import ProtocolError
+from derp.errors import Flood, ProtocolError
 from derp.relay.counters import CloseReason
 from derp.transport.host import Wire, WireEnded
 from derp.transport.timers import Timer, Timers
@@ -68,7 +68,10 @@ class HostCore:
 
     def fail(self, wire: Wire, error: WireEnded | ProtocolError) -> None:
         """Close a wire for an error of its own."""
-        reason = error.reason if isinstance(error, WireEnded) else CloseReason.PROTOCOL_ERROR
+        if isinstance(error, WireEnded):
+            reason = error.reason
+        else:
+            reason = CloseReason.FLOOD if isinstance(error, Flood) else CloseReason.PROTOCOL_ERROR
         self.close(wire, reason, str(error))
 
     def _forget(self, wire: Wire) -> None:

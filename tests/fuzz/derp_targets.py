@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable
 from typing import Final, TypeAlias
 
 from derp.errors import RemoteProtocolError
-from derp.protocol.connection import ClientConnection, ServerConnection
-from derp.protocol.frames import FrameReader
+from derp.protocol.connection import ClientConnection, ServerHandshake
+from derp.protocol.frames import FrameReader, encode_frame
 from derp.protocol.handshake import (
     open_client_info,
     open_server_info,
@@ -20,7 +20,16 @@ from derp.protocol.handshake import (
     seal_client_info,
     server_key_frame,
 )
-from derp.protocol.messages import ClientInfo, UnknownFrame, encode, parse_from_client, parse_from_server
+from derp.protocol.messages import (
+    ClientInfo,
+    ForwardPacket,
+    Ping,
+    SendPacket,
+    UnknownFrame,
+    encode,
+    parse_from_client,
+    parse_from_server,
+)
 from derp.protocol.states import ServerState
 from derp.protocol.stun import encode_request, encode_response, parse_request, parse_response
 from derp.protocol.upgrade import (
@@ -32,6 +41,7 @@ from derp.protocol.upgrade import (
     websocket_request_headers,
 )
 from derp.protocol.websocket import WebSocketDecoder, WebSocketError, encode_header, encode_masked
+from tests.derp.relay.world import World, key
 from tests.vectors.derp import MESH_KEY, PRIVATE, PUBLIC, VECTORS, wire
 
 Target: TypeAlias = Callable[[bytes], None]
@@ -114,20 +124,46 @@ def fuzz_server(data: bytes) -> None:
     login = seal_client_info(PRIVATE["a"], PUBLIC["server"], ClientInfo(MESH_KEY), NONCE)
 
     def run(parts: Iterable[bytes]) -> object:
-        server = ServerConnection(PRIVATE["server"], random_bytes=bytes, mesh_key=MESH_KEY)
-        events: list[object] = []
+        server = ServerHandshake(PRIVATE["server"], random_bytes=bytes, mesh_key=MESH_KEY)
+        who: list[object] = []
+        behind = b""
         try:
             for part in parts:
-                events += server.receive_data(part)
+                if server.state is ServerState.ADMITTED:
+                    behind += part
+                    continue
+                who += server.receive_data(part)
                 if server.state is ServerState.JUDGING:
-                    events += server.accept()
+                    server.accept()
+                    behind = server.trailing_data()
         except RemoteProtocolError:
             assert server.data_to_send() == []
             return None
-        return events, b"".join(server.data_to_send()), server.state
+        return who, behind, b"".join(server.data_to_send()), server.state
 
     assert run([whole]) == run(pieces)
     assert run([login, whole]) == run([login, *pieces])
+
+
+def fuzz_relay(data: bytes) -> None:
+    """What a registered client, or another relay, sends: everybody gets the same, however it was cut."""
+    whole, pieces = cut(data)
+
+    def run(parts: Iterable[bytes], is_mesh_peer: bool) -> object:
+        world = World()
+        sender = world.connect("sender", is_mesh_peer=is_mesh_peer)
+        others = [world.connect(name) for name in ("a", "b")]
+        try:
+            world.receive(sender, *parts)
+        except RemoteProtocolError as error:
+            closed = str(error)
+        else:
+            closed = ""
+        counters = world.router.counters
+        return closed, [world.take(client) for client in (sender, *others)], counters.unknown_frames, counters.got_ping
+
+    for is_mesh_peer in (False, True):
+        assert run([whole], is_mesh_peer) == run(pieces, is_mesh_peer)
 
 
 def fuzz_websocket(data: bytes) -> None:
@@ -198,6 +234,12 @@ _SOCKET: Final = [
     b"\x02\x81" + _MASK + b"a" + b"\x00\x81" + _MASK + b"b" + b"\x80\x81" + _MASK + b"c",
     b"\x02\x01a\x89\x00\x00\x01b\x80\x01c",
 ]
+_TO_CLIENTS: Final = [
+    *(encode(SendPacket(key(name), packet)) for name in ("a", "nobody") for packet in (b"", b"packet", bytes(90))),
+    encode(ForwardPacket(key("far"), key("b"), b"forwarded"))
+    + encode_frame(0x7F, bytes(1001))
+    + encode(Ping(bytes(8))),
+]
 _UPGRADES: Final = [
     *(
         entry["request"].split(" ")[0].encode() + b"\n" + entry["request"].partition("\r\n")[2].encode()
@@ -215,6 +257,7 @@ TARGETS: Final[dict[str, tuple[Target, list[bytes]]]] = {
     "handshake": (fuzz_handshake, [*(frame[5:] for frame in _frames("session") if frame[0] <= 3), *_JSON]),
     "client": (fuzz_client, [b"\x04" + frame for frame in (*_frames("client_reads"), *_frames("session"))]),
     "server": (fuzz_server, [b"\x04" + frame for frame in (*_frames("server_reads"), *_STREAMS)]),
+    "relay": (fuzz_relay, [b"\x04" + frame for frame in (*_frames("server_reads"), *_TO_CLIENTS)]),
     "websocket": (fuzz_websocket, [b"\x04" + frame for frame in _SOCKET]),
     "upgrade": (fuzz_upgrade, _UPGRADES),
     "stun": (fuzz_stun, [*_frames("stun_requests"), *_frames("stun_responses"), encode_request(bytes(12))]),

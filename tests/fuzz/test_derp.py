@@ -1,12 +1,15 @@
 """A short run of every DERP target, the same on every machine; longer ones: python -m tests.fuzz.derp."""
 
 import random
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from derp.protocol import frames, messages, stun, websocket
+from derp.relay import inbound
+from tests.derp.relay import world
 from tests.fuzz.derp_targets import TARGETS, mutate
 
 # What makes the whole file take about three seconds.
@@ -79,3 +82,12 @@ def test_a_limit_that_is_not_kept_is_found(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(frames.FrameReader, "receive_data", reads_on)
     assert finds("frames")
+
+
+def test_an_unfinished_frame_that_is_forgotten_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forgets(buffer: bytearray, view: memoryview, at: int, end: int, *others: Any) -> int:
+        inbound.handle_frames(buffer, view, at, end, *others)
+        return end
+
+    monkeypatch.setattr(world, "handle_frames", forgets)
+    assert finds("relay")

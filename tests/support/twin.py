@@ -14,7 +14,7 @@ import trio
 
 from derp.errors import ProtocolError
 from derp.keys import MeshKey, NodePrivate
-from derp.protocol.connection import ClientIdentified, ServerConnection, ServerEvent
+from derp.protocol.connection import ClientIdentified
 from derp.protocol.messages import (
     ClosePeer,
     ForwardPacket,
@@ -30,6 +30,7 @@ from derp.protocol.states import ServerState
 from derp.protocol.upgrade import Refusal, UpgradeKind, judge_request
 from derp.transport.http import Request, ServerHttp
 from derp.transport.websocket import WebSocketStream
+from tests.support.derp_server import ServerConnection, ServerEvent
 
 PATIENCE_SECONDS = 10.0
 

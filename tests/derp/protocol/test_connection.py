@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from derp.errors import LocalProtocolError, RemoteProtocolError
 from derp.keys import MeshKey, NodePrivate
-from derp.protocol.connection import ClientConnection, ClientEvent, ClientIdentified, ServerConnection, ServerEvent
+from derp.protocol.connection import ClientConnection, ClientEvent, ClientIdentified, ServerHandshake
 from derp.protocol.frames import FrameType, encode_frame
 from derp.protocol.handshake import server_key_frame
 from derp.protocol.messages import (
@@ -31,6 +31,7 @@ from derp.protocol.messages import (
 )
 from derp.protocol.states import ClientState, ServerState
 from tests.derp.protocol import values
+from tests.support.derp_server import ServerConnection, ServerEvent
 from tests.vectors.derp import MESH_KEY, PRIVATE, PUBLIC, VECTORS, wire
 
 OTHER_MESH_KEY = MeshKey(bytes(range(1, 33)))
@@ -130,23 +131,6 @@ def test_a_server_core_reads_the_genuine_client(peer: str, step: int) -> None:
     assert [type(event) for event in rest] == kinds[peer]
 
 
-def verdict_of(server: ServerConnection, frame: bytes) -> bool:
-    """True: the relay closes on it."""
-    try:
-        server.receive_data(frame)
-    except RemoteProtocolError:
-        return True
-    return False
-
-
-@pytest.mark.parametrize("verdict", VECTORS["server_reads"], ids=lambda v: f"{v['hex'][:10]}-{v['mesh']}")
-def test_a_server_core_closes_where_the_genuine_relay_closes(verdict: dict[str, object]) -> None:
-    link = Link(client_mesh_key=MESH_KEY if verdict["mesh"] else None)
-    link.run()
-    assert link.server.is_mesh_peer is verdict["mesh"]
-    assert verdict_of(link.server, bytes.fromhex(str(verdict["hex"]))) is verdict["closed"]
-
-
 @pytest.mark.parametrize("verdict", VECTORS["client_reads"], ids=lambda v: v["hex"][:12])
 def test_a_client_core_fails_where_the_genuine_client_fails(verdict: dict[str, object]) -> None:
     client = ClientConnection(PRIVATE["a"], random_bytes=numbers().randbytes)
@@ -171,7 +155,7 @@ def test_the_handshake_over_any_cut(fast_start: bool, seed: int) -> None:
     client_events, server_events = link.take()
     assert client_events == [ServerInfo(2)]
     assert server_events == [ClientIdentified(PUBLIC["a"], ClientInfo(can_ack_pings=True), False)]
-    assert (link.client.state, link.server.state) == (ClientState.OPEN, ServerState.OPEN)
+    assert (link.client.state, link.server.state) == (ClientState.OPEN, ServerState.ADMITTED)
     assert link.client.server_key == PUBLIC["server"]
     assert link.client.server_info == ServerInfo(2)
 
@@ -213,6 +197,8 @@ def test_what_comes_with_the_client_info_waits_for_its_acceptance() -> None:
     assert [type(event) for event in events] == [ClientIdentified]
     with pytest.raises(LocalProtocolError, match="JUDGING"):
         link.server.receive_data(b"")
+    behind = encode(SendPacket(PUBLIC["b"], b"one")) + encode(Ping(b"12345678"))
+    assert link.server.handshake.trailing_data() == behind
     assert link.server.accept(ServerInfo(2, 1000, 50)) == [SendPacket(PUBLIC["b"], b"one"), Ping(b"12345678")]
     assert [frame[0] for frame in link.server.data_to_send()] == [0x01, 0x03, 0x13]
 
@@ -317,10 +303,6 @@ def test_who_is_a_mesh_peer(client_key: MeshKey | None, server_key: MeshKey | No
     (identified,) = link.take()[1]
     assert isinstance(identified, ClientIdentified)
     assert (identified.is_mesh_peer, link.server.is_mesh_peer) == (is_peer, is_peer)
-    for frame in (encode(WatchConns()), encode(ClosePeer(bytes(32))), encode(ForwardPacket(bytes(32), bytes(32), b""))):
-        other = Link(client_mesh_key=client_key, server_mesh_key=server_key)
-        other.take()
-        assert verdict_of(other.server, frame) is not is_peer
 
 
 def test_a_client_without_the_key_does_not_try() -> None:
@@ -368,9 +350,43 @@ def test_the_end_within_a_frame_is_an_error_and_between_frames_is_not() -> None:
 
 
 def test_a_port_scan_is_no_error() -> None:
-    server = ServerConnection(PRIVATE["server"], random_bytes=numbers().randbytes)
+    server = ServerHandshake(PRIVATE["server"], random_bytes=numbers().randbytes)
     server.receive_eof()
     assert server.state is ServerState.CLOSED
+
+
+def test_a_client_that_leaves_within_its_client_info_is_an_error() -> None:
+    server = ServerHandshake(PRIVATE["server"], random_bytes=numbers().randbytes)
+    server.receive_data(wire("a", "client")[:20])
+    with pytest.raises(RemoteProtocolError, match="within a frame"):
+        server.receive_eof()
+    assert server.state is ServerState.CLOSED
+
+
+def test_what_is_no_client_info_is_refused_by_its_header() -> None:
+    """Not held until it is whole: the header alone tells."""
+    for header in (encode_frame(FrameType.SEND_PACKET, bytes(64))[:5], b"\x02" + (256 * 1024 + 1).to_bytes(4, "big")):
+        server = ServerHandshake(PRIVATE["server"], random_bytes=numbers().randbytes)
+        assert server.receive_data(header[:4]) == []
+        with pytest.raises(RemoteProtocolError) as caught:
+            server.receive_data(header[4:])
+        with pytest.raises(RemoteProtocolError) as again:
+            server.receive_data(wire("a", "client"))
+        assert again.value is caught.value
+        assert server.data_to_send() == []
+
+
+@pytest.mark.parametrize("peer", ["a", "mesh"])
+def test_a_login_has_the_nonce_of_its_box(peer: str) -> None:
+    server = ServerHandshake(PRIVATE["server"], random_bytes=numbers().randbytes, mesh_key=MESH_KEY)
+    login = wire(peer, "client")
+    assert len(server.receive_data(login)) == 1
+    assert server.nonce == login[37:61]
+
+
+def test_a_greeting_that_is_given_is_the_one_that_is_sent() -> None:
+    server = ServerHandshake(PRIVATE["server"], random_bytes=numbers().randbytes, greeting=b"made before")
+    assert server.data_to_send() == [b"made before"]
 
 
 @pytest.mark.parametrize(
@@ -396,7 +412,7 @@ def test_a_stream_that_does_not_begin_with_the_greeting_is_refused(stream: bytes
 
 @pytest.mark.parametrize("frame_type", sorted(set(range(0x20)) - {FrameType.CLIENT_INFO}))
 def test_a_client_that_does_not_introduce_itself_is_refused(frame_type: int) -> None:
-    server = ServerConnection(PRIVATE["server"], random_bytes=numbers().randbytes)
+    server = ServerHandshake(PRIVATE["server"], random_bytes=numbers().randbytes)
     with pytest.raises(RemoteProtocolError, match="not ClientInfo"):
         server.receive_data(encode_frame(frame_type, bytes(64)))
     assert server.client is None
@@ -405,7 +421,7 @@ def test_a_client_that_does_not_introduce_itself_is_refused(frame_type: int) -> 
 
 def test_a_relay_with_another_key_than_the_certificate_said_is_found_out() -> None:
     client = ClientConnection(PRIVATE["a"], random_bytes=numbers().randbytes, server_key=PUBLIC["b"])
-    server = ServerConnection(PRIVATE["server"], random_bytes=numbers().randbytes)
+    server = ServerHandshake(PRIVATE["server"], random_bytes=numbers().randbytes)
     with pytest.raises(RemoteProtocolError, match="does not open"):
         server.receive_data(b"".join(client.data_to_send()))
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from derp.errors import LocalProtocolError, RemoteProtocolError
-from derp.protocol.connection import ClientConnection, ServerConnection
+from derp.protocol.connection import ClientConnection, ServerHandshake
 from derp.protocol.frames import FrameType, encode_frame
 from derp.protocol.handshake import open_client_info, seal_client_info, server_key_frame
 from derp.protocol.messages import ClientInfo, KeepAlive, Ping, ServerInfo, encode
@@ -79,25 +79,24 @@ def test_fast_start_begins_past_the_greeting() -> None:
     assert client.state is ClientState.EXPECT_SERVER_INFO
 
 
-def server_in(state: ServerState) -> ServerConnection:
-    server = ServerConnection(PRIVATE["server"], random_bytes=fixed_bytes)
+def server_in(state: ServerState) -> ServerHandshake:
+    server = ServerHandshake(PRIVATE["server"], random_bytes=fixed_bytes)
     if state is ServerState.CLOSED:
         server.close()
-    if state in (ServerState.JUDGING, ServerState.OPEN):
+    if state in (ServerState.JUDGING, ServerState.ADMITTED):
         server.receive_data(CLIENT_INFO)
-    if state is ServerState.OPEN:
+    if state is ServerState.ADMITTED:
         server.accept()
     assert server.state is state
     server.data_to_send()
     return server
 
 
-SERVER_INPUTS: dict[ServerInput, Callable[[ServerConnection], object]] = {
+SERVER_INPUTS: dict[ServerInput, Callable[[ServerHandshake], object]] = {
     ServerInput.CLIENT_INFO: lambda server: server.receive_data(CLIENT_INFO),
     ServerInput.OTHER_FRAME: lambda server: server.receive_data(encode(Ping(b"12345678"))),
     ServerInput.ACCEPT: lambda server: server.accept(),
     ServerInput.CLOSE: lambda server: server.close(),
-    ServerInput.SEND: lambda server: server.send(KeepAlive()),
     ServerInput.END: lambda server: server.receive_eof(),
 }
 

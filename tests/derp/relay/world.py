@@ -8,6 +8,7 @@ from derp.protocol.messages import Message, SendPacket, encode, parse_from_serve
 from derp.relay.clients import Client
 from derp.relay.counters import DISCO_MAGIC, CloseReason
 from derp.relay.forward import relay_packets
+from derp.relay.inbound import handle_frames
 from derp.relay.mesh import MeshRoute
 from derp.relay.router import Route, Router
 
@@ -75,6 +76,18 @@ class World:
         buffer = bytearray(encode(SendPacket(dst, packet)))
         assert relay_packets(buffer, memoryview(buffer), 0, len(buffer), source, self.router, self.now) == len(buffer)
         self.flush()
+
+    def receive(self, source: Client, *receives: bytes) -> None:
+        """Bytes of `source` arrive in so many receives; what is unfinished is kept and put before the next, as the
+        reactor does.  RemoteProtocolError as from handle_frames, once what came before it was delivered."""
+        kept = b""
+        for received in receives:
+            buffer = bytearray(kept + received)
+            try:
+                rest = handle_frames(buffer, memoryview(buffer), 0, len(buffer), source, self.router, self.now)
+            finally:
+                self.flush()
+            kept = bytes(buffer[rest:])
 
     def flush(self) -> None:
         """What the plane does after a batch, without sockets."""

@@ -15,13 +15,13 @@ import trio
 
 from derp.config import MeshPeer, TlsConfig
 from derp.keys import MeshKey, NodePrivate
-from derp.protocol.connection import ServerConnection
 from derp.protocol.messages import ForwardPacket, Message, Pong, WatchConns
 from derp.protocol.upgrade import derp_answer
 from derp.server.mesh import Mesh
 from derp.server.server import RelayServer
 from tests.derp.server.world import HOST, PATIENCE_SECONDS, Caller, call, port_of, relay_config
 from tests.support.certificates import Issued, client_context, issue, server_context
+from tests.support.derp_server import ServerConnection
 
 MESH_KEY = MeshKey.parse("5f" * 32)
 OTHER_KEY = MeshKey.parse("60" * 32)

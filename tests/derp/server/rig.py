@@ -138,9 +138,9 @@ class Rig:
             wire = WebSocketWire(wire)
             link.codec = WebSocketDecoder(True, 128 * 1024)
         private = private or NodePrivate(number.to_bytes(32, "big"))
-        link.session = Greeting(self.plane, link, is_ideal=is_ideal)
+        greeting = link.session = Greeting(self.plane, link, is_ideal=is_ideal)
         self.plane.greeted[link] = self.time
-        link.push(self.plane.greeting)
+        link.push(greeting.hello())
         self.reactor.add(link)
         peer = Peer(self, link, wire, plain, private, mesh_key)
         self.peers.append(peer)

@@ -6,7 +6,6 @@ import pytest
 
 from derp.config import RelayConfig
 from derp.keys import MeshKey, NodePrivate
-from derp.protocol.messages import ClientInfo
 from derp.server.admission import Admission, Verdict
 from tests.derp.server.test_server import UPGRADE, client_info
 from tests.derp.server.world import ask, call, closed, open_server, relay_config
@@ -75,21 +74,6 @@ def test_asking_goes_to_the_control_plane_with_key_and_address() -> None:
     plane, answers = Sayings({}), list[Verdict]()
     Admission(config(), plane).ask(OTHER, "192.0.2.1", answers.append)
     assert (plane.asked, answers) == ([(OTHER, "192.0.2.1")], [Verdict(True)])
-
-
-@pytest.mark.parametrize(
-    ("ours", "theirs", "is_peer"),
-    [
-        (None, None, False),
-        (None, MESH, False),
-        (MESH, None, False),
-        (MESH, MeshKey(b"x" * 32), False),
-        (MESH, MESH, True),
-    ],
-)
-def test_who_proves_to_be_a_relay_of_the_region(ours: MeshKey | None, theirs: MeshKey | None, is_peer: bool) -> None:
-    info = ClientInfo(theirs, 2, True, False, "")
-    assert Admission(config(mesh_key=ours)).is_mesh_peer(info) is is_peer
 
 
 async def test_lists_in_a_relay() -> None:
