@@ -1,7 +1,7 @@
 """When each client is due its next keep-alive.  Layer L1: a wheel of one-second slots, no timer per client.
 
 A client's period is fixed when it joins (keep-alive plus its own jitter), so clients that came together drift apart.
-Driven by the tick of server/server.py.
+server/relay.py asks `next_timeout`, calls `handle_timeout` then, and sends.
 """
 
 from derp.relay.clients import Client
@@ -29,8 +29,17 @@ class KeepAliveWheel:
         at = max(at, self._served + 1.0)
         self._slots[int(at) % len(self._slots)].append((client, wait, at))
 
-    def due(self, now: float) -> list[Client]:
-        """Clients whose time has come, each once, to be sent a keep-alive.  Those that left are forgotten here."""
+    def next_timeout(self) -> float | None:
+        """When to call `handle_timeout`: once a second at most; None while the wheel is empty."""
+        for second in range(self._served + 1, self._served + 1 + len(self._slots)):
+            slot = self._slots[second % len(self._slots)]
+            if any(at < second + 1 for _, _, at in slot):
+                return float(second)
+        # Who was added long after the last call may be due more than a turn after it.
+        return min((float(int(at)) for slot in self._slots for _, _, at in slot), default=None)
+
+    def handle_timeout(self, now: float) -> list[Client]:
+        """Clients whose second has come, each once, to be sent a keep-alive.  Those that left are forgotten here."""
         due: list[Client] = []
         second = int(now)
         # The clock may have jumped by more than a turn (a suspended machine): one turn finds everybody.
@@ -42,10 +51,10 @@ class KeepAliveWheel:
             for client, wait, at in slot:
                 if client.member is None:
                     continue
-                if at >= second + 1:  # placed there a moment ago, for the turn to come
+                if at >= second + 1:  # it was placed there a moment ago, for the turn to come
                     self._slots[index].append((client, wait, at))
                     continue
                 due.append(client)
-                # By its own plan, whatever the ticks are like, unless that has passed.
+                # By its own plan, however late this call is, unless that time has passed.
                 self._place(client, wait, at + wait if at + wait > now else now + wait)
         return due

@@ -97,7 +97,7 @@ class Relay:
         """Deadlines and keep-alives.  Call it about twice a second."""
         host, plane = self.host, self.plane
         now = host.tick()
-        for client in self._wheel.due(now):
+        for client in self._wheel.handle_timeout(now):
             plane.keep_alive(client)
         timeout = self.config.handshake_timeout_seconds
         while plane.greeted:

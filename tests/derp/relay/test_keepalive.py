@@ -18,7 +18,7 @@ def test_a_client_is_due_after_its_period_and_then_every_period() -> None:
     wheel = KeepAliveWheel(PERIOD, JITTER, 1000.0)
     client = world.connect("a")
     wheel.add(client, 1000.0, 0.0)
-    due = [second for second in range(1000, 1400) if wheel.due(float(second)) == [client]]
+    due = [second for second in range(1000, 1400) if wheel.handle_timeout(float(second)) == [client]]
     assert due == [1060, 1120, 1180, 1240, 1300, 1360]
 
 
@@ -37,7 +37,7 @@ def test_gaps_lie_between_the_period_and_what_clients_endure(fractions: list[flo
         seen[client].append(now)
     for tick in ticks:
         now += tick
-        for client in wheel.due(now):
+        for client in wheel.handle_timeout(now):
             seen[client].append(now)
     for times in seen.values():
         gaps = [later - earlier for earlier, later in pairwise([*times, now])]
@@ -51,7 +51,7 @@ def test_clients_that_came_together_drift_apart() -> None:
     wheel = KeepAliveWheel(PERIOD, JITTER, 0.0)
     for number in range(100):
         wheel.add(world.connect(f"client {number}"), 0.0, number / 100)
-    due = [len(wheel.due(float(second))) for second in range(200)]
+    due = [len(wheel.handle_timeout(float(second))) for second in range(200)]
     assert due[60:65] == [20] * 5
     assert [max(due[turn * 60 : turn * 66]) for turn in (1, 2, 3)] == [20, 10, 7]
 
@@ -62,7 +62,7 @@ def test_those_that_left_are_forgotten() -> None:
     client = world.connect("a")
     wheel.add(client, 0.0, 0.5)
     world.leave(client)
-    assert [wheel.due(float(second)) for second in range(300)] == [[]] * 300
+    assert [wheel.handle_timeout(float(second)) for second in range(300)] == [[]] * 300
     assert not any(wheel._slots)
 
 
@@ -83,19 +83,38 @@ def test_a_clock_that_jumped_brings_one_keep_alive_each() -> None:
     clients = [world.connect(f"client {number}") for number in range(50)]
     for number, client in enumerate(clients):
         wheel.add(client, number / 2, number / 50)
-    wheel.due(30.0)
-    due = wheel.due(100_000.0)
+    wheel.handle_timeout(30.0)
+    due = wheel.handle_timeout(100_000.0)
     assert sorted(due, key=clients.index) == clients
-    assert [wheel.due(float(second)) for second in range(100_001, 100_060)] == [[]] * 59
-    due = [client for second in range(100_060, 100_066) for client in wheel.due(float(second))]
+    assert [wheel.handle_timeout(float(second)) for second in range(100_001, 100_060)] == [[]] * 59
+    due = [client for second in range(100_060, 100_066) for client in wheel.handle_timeout(float(second))]
     assert set(due) == set(clients)
 
 
 def test_one_that_joins_between_ticks_is_not_due_at_once() -> None:
     world = World()
     wheel = KeepAliveWheel(0.2, 0.0, 10.0)
-    wheel.due(12.0)
+    wheel.handle_timeout(12.0)
     client = world.connect("a")
     wheel.add(client, 12.1, 0.0)
-    assert wheel.due(12.9) == []
-    assert wheel.due(13.0) == [client]
+    assert wheel.handle_timeout(12.9) == []
+    assert wheel.handle_timeout(13.0) == [client]
+
+
+def test_it_is_asked_once_a_second_at_most_and_not_at_all_when_empty() -> None:
+    world = World()
+    wheel = KeepAliveWheel(PERIOD, 0.0, 1000.0)
+    assert wheel.next_timeout() is None
+    clients = [world.connect(name) for name in "abc"]
+    for client, now in zip(clients, (1000.0, 1000.5, 1010.0), strict=True):
+        wheel.add(client, now, 0.0)
+    assert wheel.next_timeout() == 1060.0
+    assert wheel.handle_timeout(1060.0) == clients[:2]
+    assert wheel.next_timeout() == 1070.0
+    for client in clients:
+        world.leave(client)
+    times = []
+    while (at := wheel.next_timeout()) is not None:
+        times.append(at)
+        assert wheel.handle_timeout(at) == []
+    assert times == [1070.0, 1120.0]
