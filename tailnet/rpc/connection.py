@@ -68,8 +68,8 @@ class _Connection:
         """Whether data_to_send would give anything."""
         return self._session.has_output
 
-    def next_timeout(self) -> float:
-        """When to call handle_timeout."""
+    def next_timeout(self) -> float | None:
+        """When to call handle_timeout; None once the connection is dead."""
         return self._session.next_timeout()
 
     def ping(self, opaque: int) -> None:
@@ -185,6 +185,9 @@ class ServerConnection(_Connection, Generic[T]):
     def handle_timeout(self, now: float) -> list[Event]:
         """Keep the session alive and drop streams without a call.  Raises PeerSilent when the client is dead."""
         events: list[Event] = []
+        at = self._session.next_timeout()
+        if at is not None and now < at:
+            return events
         for kind, stream_id, value in self._session.handle_timeout(now):
             self._receive_session_event(kind, stream_id, value, events)
         overdue = []

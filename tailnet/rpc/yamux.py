@@ -559,9 +559,9 @@ class YamuxSession:
 
     # -- time -------------------------------------------------------------------------------------------------
 
-    def next_timeout(self) -> float:
-        """When to call handle_timeout."""
-        return min(self._tick_at, self._ping_deadline)
+    def next_timeout(self) -> float | None:
+        """When to call handle_timeout; None once the session is dead."""
+        return None if self._dead else min(self._tick_at, self._ping_deadline)
 
     def handle_timeout(self, now: float) -> list[Event]:
         """Keep alive, refill budgets, drop what stayed too long.  Raises PeerSilent when the peer is dead."""

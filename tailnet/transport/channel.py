@@ -79,7 +79,7 @@ class Channel:
         self.connection: ServerConnection[Any] = ServerConnection(rpcs, now=now, limits=shared.limits)
         self.calls: dict[int, Any] = {}  # the service's, by call id; it forgets what ended
         self.is_dirty = False
-        self.next_timeout = self.connection.next_timeout()
+        self.next_timeout = self.connection.next_timeout() or math.inf
         # when everything else has been sent: the close frame, then the end
         self._ending: tuple[bytes, CloseReason, str] | None = None
         shared.open.add(self)
@@ -152,7 +152,7 @@ class Channel:
             self.close(CloseCode.GOING_AWAY, str(error), CloseReason.PROTOCOL_ERROR)
             self._shared.host.fail(self.wire, error)
             return
-        self.next_timeout = self.connection.next_timeout()
+        self.next_timeout = self.connection.next_timeout() or math.inf
         if self.connection.has_output:
             self.touch()
 

@@ -1,0 +1,290 @@
+"""The contract of a timed core (CONTRIBUTING), kept by every class of ours that has deadlines.
+
+Any core with `next_timeout` and `handle_timeout` that has no entry in CORES fails the first test.
+Whoever hands the time on to a core, and is none, stands in DRIVERS.
+"""
+
+import ast
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from derp.relay.clients import Client
+from derp.relay.deadlines import Deadlines
+from derp.relay.keepalive import KeepAliveWheel
+from derp.relay.rounds import Round
+from tailnet.errors import PeerSilent
+from tailnet.rpc.connection import ClientConnection, ServerConnection
+from tailnet.rpc.yamux import YamuxSession
+from tests.derp.relay.world import World
+from tests.test_house import imports, modules
+
+START = 1000.0
+CLOCKS = {"time", "trio", "datetime", "asyncio", "sched", "threading"}
+
+
+class TimedCore(Protocol):
+    """Who is driven."""
+
+    def next_timeout(self) -> float | None: ...
+
+    def handle_timeout(self, now: float) -> object: ...
+
+
+@dataclass
+class Walked:
+    """A core that a test may do things to."""
+
+    core: TimedCore
+    act: Callable[[int, float], object]
+    """Something that can happen to it at a time, by its number; the same numbers do the same."""
+    output: Callable[[], list[object]] = list
+    """What it has to say beyond what `handle_timeout` returns, handed out once."""
+    name: Callable[[object], object] = lambda one: one
+    """Of what `handle_timeout` returns, what is the same for two cores with one history."""
+    is_table: bool = False
+    """Its deadlines do not depend on each other: one late call does what all the punctual ones would have done."""
+    is_dead: bool = False
+
+    def timeout(self, now: float) -> list[object]:
+        """Drive it, and return everything that came of it."""
+        try:
+            result = self.core.handle_timeout(now)
+        except PeerSilent as error:
+            self.is_dead = True
+            return [type(error), *self.output()]
+        assert isinstance(result, list)
+        return [*map(self.name, result), *self.output()]
+
+    def do(self, number: int, now: float) -> None:
+        if not self.is_dead:
+            self.act(number, now)
+            self.output()
+
+
+def walk_deadlines() -> Walked:
+    table = Deadlines[int]()
+
+    def act(number: int, now: float) -> None:
+        subject, rest = number % 5, number // 5
+        if rest % 4 == 0:
+            table.clear(subject)
+        else:
+            table.set(subject, now + rest % 97 / 4)
+
+    return Walked(table, act, is_table=True)
+
+
+def walk_keep_alives() -> Walked:
+    world = World()
+    wheel = KeepAliveWheel(7.0, 2.0, START)
+
+    def act(number: int, now: float) -> None:
+        clients = list(world.router.clients.values())
+        if number % 3 == 0 and clients:
+            world.leave(clients[number % len(clients)])
+        else:
+            wheel.add(world.connect(str(number % 10)), now, number % 11 / 11)
+
+    return Walked(wheel, act, name=lambda client: cast(Client, client).number, is_table=True)
+
+
+def walk_round() -> Walked:
+    members: dict[int, int] = {}
+    core = Round(members, 10.0)
+
+    def act(number: int, now: float) -> None:
+        if number % 3 == 0:
+            members.pop(number % 7, None)
+        else:
+            members[number % 7] = number % 7
+            core.begin(now)
+
+    return Walked(core, act)
+
+
+def walk_session(*, server: bool) -> Walked:
+    session = YamuxSession(server=server, now=START)
+    peer = YamuxSession(server=not server, now=START)
+
+    def act(number: int, now: float) -> None:
+        match number % 6:
+            case 0:
+                session.open_stream()
+            case 1:
+                peer.open_stream()
+            case 2:
+                session.ping(number)
+            case 3:
+                session.go_away()
+            case 4:  # what the peer said arrives
+                session.receive_data(b"".join(peer.data_to_send()))
+            case _:  # what was said arrives there, and the answers here
+                peer.receive_data(b"".join(session.data_to_send()))
+                session.receive_data(b"".join(peer.data_to_send()))
+
+    return Walked(session, act, lambda: [bytes(piece) for piece in session.data_to_send()])
+
+
+def walk_server() -> Walked:
+    server = ServerConnection[str]({"/a.A/Call": "call"}, now=START)
+    client = ClientConnection(now=START)
+
+    def act(number: int, now: float) -> None:
+        match number % 4:
+            case 0:
+                client.call("/a.A/Call", b"")
+            case 1:
+                server.receive_data(b"".join(client.data_to_send()))
+            case 2:
+                client.receive_data(b"".join(server.data_to_send()))
+            case _:
+                server.ping(number)
+
+    return Walked(server, act, lambda: [bytes(piece) for piece in server.data_to_send()])
+
+
+def walk_client() -> Walked:
+    client = ClientConnection(now=START)
+    server = ServerConnection[str]({"/a.A/Call": "call"}, now=START)
+
+    def act(number: int, now: float) -> None:
+        match number % 4:
+            case 0:
+                client.call("/a.A/Call", b"")
+            case 1:
+                server.receive_data(b"".join(client.data_to_send()))
+            case 2:
+                client.receive_data(b"".join(server.data_to_send()))
+            case _:
+                client.ping(number)
+
+    return Walked(client, act, lambda: [bytes(piece) for piece in client.data_to_send()])
+
+
+CORES: dict[str, list[Callable[[], Walked]]] = {
+    "derp/relay/deadlines.py:Deadlines": [walk_deadlines],
+    "derp/relay/keepalive.py:KeepAliveWheel": [walk_keep_alives],
+    "derp/relay/rounds.py:Round": [walk_round],
+    "tailnet/rpc/yamux.py:YamuxSession": [lambda: walk_session(server=True), lambda: walk_session(server=False)],
+    "tailnet/rpc/connection.py:_Connection": [walk_server, walk_client],
+    "tailnet/rpc/connection.py:ServerConnection": [walk_server],
+    "tailnet/rpc/connection.py:ClientConnection": [walk_client],
+}
+# They know a host and hand the time on; what they hand on to is walked above.
+DRIVERS = {
+    "tailnet/transport/channel.py:Connected",
+    "tailnet/transport/channel.py:Channel",
+    "tailnet/services/legacy.py:LegacyChannel",
+}
+WALKS = [pytest.param(walk, id=f"{name}-{n}") for name, walks in CORES.items() for n, walk in enumerate(walks)]
+NAMES = {"next_timeout", "handle_timeout"}
+
+
+def timed_classes(name: str, tree: ast.Module) -> Iterator[str]:
+    """The classes of a module that have one of the two names, as a method or as an attribute."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ClassDef):
+            continue
+        named = {part.name for part in node.body if isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef)}
+        named |= {
+            part.target.id
+            for part in node.body
+            if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name)
+        }
+        if named & NAMES:
+            yield f"{name}:{node.name}"
+
+
+def test_every_core_that_has_deadlines_is_walked() -> None:
+    found = {one for name, tree in modules() for one in timed_classes(name, tree)}
+    assert found == CORES.keys() | DRIVERS
+
+
+def test_a_new_one_would_be_found() -> None:
+    tree = ast.parse("class A:\n  def handle_timeout(self, now): ...\nclass B:\n  next_timeout: float\nclass C: ...")
+    assert list(timed_classes("x.py", tree)) == ["x.py:A", "x.py:B"]
+
+
+@pytest.mark.parametrize("name", sorted(CORES))
+def test_no_core_imports_a_clock(name: str) -> None:
+    tree = next(tree for module, tree in modules() if module == name.partition(":")[0])
+    assert [imported for imported, _ in imports(tree) if imported.split(".")[0] in CLOCKS] == []
+
+
+def due_at(walked: Walked) -> float | None:
+    """next_timeout, which is a moment or None: infinity would be a wait for ever that looks like a moment."""
+    at = walked.core.next_timeout()
+    assert at is None or (isinstance(at, float) and math.isfinite(at)), at
+    return at
+
+
+STEPS = st.lists(
+    st.tuples(st.sampled_from(("act", "act", "early", "due", "late")), st.integers(0, 10_000), st.floats(0, 1)),
+    max_size=60,
+)
+
+
+@pytest.mark.parametrize("make", WALKS)
+@given(steps=STEPS)
+def test_a_timed_core_keeps_the_contract(make: Callable[[], Walked], steps: list[tuple[str, int, float]]) -> None:
+    walked, now = make(), START
+    for what, number, fraction in steps:
+        at = due_at(walked)
+        if what == "act":
+            now = min(now + 5 * fraction, at) if at is not None else now + 5 * fraction
+            walked.do(number, now)
+        elif at is None or walked.is_dead:
+            continue
+        elif what == "early":
+            early = now + (at - now) * fraction
+            if now <= early < at:
+                assert walked.timeout(early) == [], "before its time nothing happens"
+                assert due_at(walked) == at
+                now = early
+        else:
+            now = max(now, at) + (20 * fraction if what == "late" else 0.0)
+            walked.timeout(now)
+            following = due_at(walked)
+            assert following is None or following > now, "or its driver would be busy for ever"
+
+
+def drive(walked: Walked, until: float) -> list[object]:
+    """Everything that comes of its deadlines until then."""
+    came: list[object] = []
+    while not walked.is_dead and (at := due_at(walked)) is not None and at <= until:
+        came += walked.timeout(at)
+    return came
+
+
+@pytest.mark.parametrize("make", WALKS)
+@given(
+    actions=st.lists(st.tuples(st.integers(0, 10_000), st.floats(0, 3)), max_size=20),
+    lateness=st.floats(0, 60),
+)
+def test_late_is_as_good_as_on_time(
+    make: Callable[[], Walked], actions: list[tuple[int, float]], lateness: float
+) -> None:
+    """One deadline that is handled late: the same comes of it, and whatever else was due meanwhile."""
+    punctual, late = make(), make()
+    now = START
+    for number, wait in actions:
+        now += wait
+        for walked in (punctual, late):
+            drive(walked, now)
+            walked.do(number, now)
+    at = due_at(punctual)
+    assert due_at(late) == at
+    if at is None:
+        return
+    expected = drive(punctual, at + lateness) if punctual.is_table else punctual.timeout(at)
+    came = late.timeout(at + lateness)
+    assert all(one in came for one in expected), "what was due is not lost"
+    for walked in (punctual, late):
+        following = None if walked.is_dead else due_at(walked)
+        assert following is None or following > at
