@@ -178,7 +178,6 @@ CORES: dict[str, list[Callable[[], Walked]]] = {
 }
 # They know a host and hand the time on; what they hand on to is walked above.
 DRIVERS = {
-    "tailnet/transport/channel.py:Connected",
     "tailnet/transport/channel.py:Channel",
     "tailnet/services/legacy.py:LegacyChannel",
 }
@@ -189,7 +188,7 @@ NAMES = {"next_timeout", "handle_timeout"}
 def timed_classes(name: str, tree: ast.Module) -> Iterator[str]:
     """The classes of a module that have one of the two names, as a method or as an attribute."""
     for node in ast.walk(tree):
-        if not isinstance(node, ast.ClassDef):
+        if not isinstance(node, ast.ClassDef) or "Protocol" in map(ast.unparse, node.bases):
             continue
         named = {part.name for part in node.body if isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef)}
         named |= {

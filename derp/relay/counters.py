@@ -41,6 +41,7 @@ class CloseReason(enum.Enum):
     FLOOD = "flood"  # more control frames at once than any honest client sends
     HANDSHAKE_TIMEOUT = "handshake_timeout"
     WRITE_TIMEOUT = "write_timeout"
+    SILENT = "silent"  # another relay of the region, from which not even a keep-alive came
     TOO_SLOW = "too_slow"  # notices it must not miss did not fit its queue
     NOT_ADMITTED = "not_admitted"
     TOO_MANY = "too_many"  # connections in all, or of one key

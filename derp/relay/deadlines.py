@@ -4,11 +4,11 @@ There is one table per kind of deadline (the login, what a reader may take for a
 Whoever sets one asks `next_timeout` and calls `handle_timeout` then: server/relay.py does it for a relay.
 """
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from heapq import heapify, heappop, heappush, heapreplace
 from typing import Final, Generic, TypeVar
 
-Subject = TypeVar("Subject", bound=Hashable)
+Subject = TypeVar("Subject")
 
 # Entries of subjects that need no deadline any more stay in the heap until their time comes.  When they are this many,
 # and more than the others, they are swept out: a connection that comes and goes at once would fill the memory else.

@@ -42,9 +42,8 @@ class Round(Generic[Member]):
             if not self._turn:
                 self._next = None
                 return []
-            parts = min(len(self._turn), _PARTS)
-            self._part_size = -(-len(self._turn) // parts)
-            self._wait_seconds = self._round_seconds / parts
+            self._part_size = -(-len(self._turn) // _PARTS)
+            self._wait_seconds = self._round_seconds * self._part_size / len(self._turn)
         part = self._turn[-self._part_size :]
         del self._turn[-self._part_size :]
         self._next = now + self._wait_seconds

@@ -65,7 +65,7 @@ class FrontDoor:
     def open(self, wire: Wire) -> None:
         """Put a fresh connection behind this door."""
         wire.session = Door(self, wire)
-        self.plane.greeted[wire] = self.plane.host.now
+        self.plane.greet(wire)
 
 
 class Door:
@@ -144,7 +144,7 @@ class Door:
         return False
 
     def _answer(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
-        wire, host = self._wire, self._front.plane.host
+        wire = self._wire
         wire.send_raw(self._http.send_response(status, headers, body))
         self._received = b""
         if not self._http.keep_alive:
@@ -153,9 +153,7 @@ class Door:
                 return
             raise WireEnded(CloseReason.HTTP_DONE)
         # the next request has as long as the first one had
-        greeted = self._front.plane.greeted
-        greeted.pop(wire, None)
-        greeted[wire] = host.now
+        self._front.plane.greet(wire)
 
     def _upgrade(self, verdict: Upgrade) -> None:
         front, wire = self._front, self._wire
@@ -191,7 +189,7 @@ class Door:
 
     def ended(self, reason: CloseReason, text: str) -> None:
         plane = self._front.plane
-        plane.greeted.pop(self._wire, None)
+        plane.greeted.clear(self._wire)
         plane.count_closed(reason)
         if reason not in (CloseReason.HTTP_DONE, CloseReason.CLOSED_BY_PEER):
             _log.debug("x %s:%d at the door: %s %s", *self._wire.address[:2], reason.value, text)
@@ -220,7 +218,7 @@ class Closing:
         self._wire.end_output()
 
     def ended(self, reason: CloseReason, text: str) -> None:
-        self._plane.greeted.pop(self._wire, None)
+        self._plane.greeted.clear(self._wire)
 
 
 def client_address(request: Request, peer: tuple[str, int], trusted: tuple[Network, ...]) -> tuple[str, int]:

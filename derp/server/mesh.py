@@ -21,9 +21,11 @@ from derp.protocol.connection import ClientConnection
 from derp.protocol.messages import ServerInfo
 from derp.protocol.upgrade import AnswerKind, derp_request_headers, judge_derp_answer
 from derp.relay.counters import CloseReason, DropReason
+from derp.relay.deadlines import Deadlines
 from derp.relay.mesh import MeshPeerState, MeshRoute
 from derp.server.session import Plane, drain_queue
 from derp.text import error_text
+from derp.transport.alarm import Alarm
 from derp.transport.host import Wire
 from derp.transport.http import ClientHttp
 from derp.transport.links import TlsLink
@@ -100,6 +102,7 @@ class MeshSession:
             # Every relay announces at least our own connection to us, unless it takes us for an ordinary client.
             self.reason = "it closed the connection when asked for its clients: does it have the same mesh key?"
         self._plane.count_closed(reason)
+        self._plane.router.counters.write_timeouts += reason is CloseReason.WRITE_TIMEOUT
         if self.route.pending:
             self._plane.count_lost(b"".join(self.route.pending))
         if self.route.queue is not None:
@@ -129,6 +132,9 @@ class Mesh:
         self._context = context
         self.sessions: dict[MeshPeer, MeshSession] = {}
         self.states: dict[MeshPeer, MeshPeerState] = {}
+        # when each would have been silent for too long, had nothing come since; looked at anew when that time comes
+        self._silence = Deadlines[MeshSession]()
+        self._alarm = Alarm(plane.host, self._hang_up, self._silence)
 
     async def run(self, peers: tuple[MeshPeer, ...]) -> None:
         """Keep a connection to each of `peers` until cancelled.  One that turns out to be this relay is left out."""
@@ -136,11 +142,16 @@ class Mesh:
             for peer in dict.fromkeys(peers):
                 nursery.start_soon(self._keep_connected, peer)
 
-    def tick(self, now: float) -> None:
-        """Hang up on relays that fell silent."""
-        for session in tuple(self.sessions.values()):
-            if now - session.heard_at > SILENT_SECONDS:
-                self._plane.host.close(session.wire, CloseReason.WRITE_TIMEOUT, "silent")
+    def _hang_up(self, now: float) -> None:
+        """End the connections to relays that fell silent."""
+        for session in self._silence.handle_timeout(now):
+            if session.wire.session is not session:
+                continue  # it ended meanwhile
+            silent_at = session.heard_at + SILENT_SECONDS
+            if silent_at > now:
+                self._silence.set(session, silent_at)
+            else:
+                self._plane.host.close(session.wire, CloseReason.SILENT)
 
     async def _keep_connected(self, peer: MeshPeer) -> None:
         state = self.states[peer] = MeshPeerState(_label(peer))
@@ -236,6 +247,9 @@ class Mesh:
         route = MeshRoute(plane.router, connection.server_key, wire, self._max_keys)
         session = MeshSession(plane, wire, connection, route, _label(peer))
         wire.session = session
+        self._silence.set(session, plane.host.now + SILENT_SECONDS)
+        self._alarm.by(plane.host.now + SILENT_SECONDS)
+        wire.write_seconds = plane.mesh_write_seconds
         plane.host.adopt(wire, received)
         plane.host.flush()
         return session

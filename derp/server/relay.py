@@ -1,38 +1,40 @@
-"""One relay without its sockets: brain, plane, pages and clocks, on a reactor somebody else runs.  Layer L3.
+"""One relay without its sockets: brain, plane, pages and deadlines, on a host that somebody else runs.  Layer L3.
 
-server.py gives it listeners; a control plane embeds it behind its own front door.  The owner calls `tick` about
-twice a second from the reactor's thread.
+server.py gives it listeners; a control plane embeds it behind its own front door.  Its deadlines are timers of the
+host, so its owner has no clock to drive.
 """
 
 import logging
-import math
 import random
 import secrets
 from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Final
 
-import trio
-
 from derp.config import RelayConfig
 from derp.protocol.frames import FrameType, encode_frame
 from derp.protocol.messages import Restarting, encode
 from derp.relay.clients import Client
 from derp.relay.counters import CloseReason
+from derp.relay.deadlines import Deadlines
 from derp.relay.keepalive import KeepAliveWheel
 from derp.relay.mesh import MeshPeerState
+from derp.relay.rounds import Round
 from derp.relay.router import Router
 from derp.relay.rtt import ERROR_BUCKET, NON_TCP_BUCKET, rtt_bucket
 from derp.server.admission import Admission
 from derp.server.bootstrap import BootstrapDns
 from derp.server.debug import debug_pages
-from derp.server.mesh import Mesh, MeshSession
+from derp.server.mesh import Mesh
 from derp.server.routes import Page, Question, Routes
-from derp.server.session import ClientSession, Plane
+from derp.server.session import Plane
+from derp.transport.alarm import Alarm
 from derp.transport.host import Host, Wire
 
 _log = logging.getLogger("derp.server")
 
+# How often the kernel is asked about each client's round-trip time.
+_RTT_ROUND_SECONDS: Final = 10.0
 # Stock clients hang up as soon as they see the end of our side; one that does not may not hold a drain up.
 _HANG_UP_SECONDS: Final = 1.0
 # A stock node whose relay is silent keeps it as its home if it heard a frame from it in the last 8 s, and notes one in
@@ -41,7 +43,7 @@ _ANNOUNCED_SECONDS: Final = 1.0
 
 
 class Relay:
-    """Create on a reactor, `tick` it, and after `drain` or when the reactor ended forget it."""
+    """Create on a host, and after `drain` or when the host ended forget it."""
 
     def __init__(self, config: RelayConfig, host: Host, *, admission: Admission | None = None) -> None:
         self.config = config
@@ -54,21 +56,22 @@ class Relay:
             config.private_key,
             admission or Admission(config),
             random_bytes=secrets.token_bytes,
+            handshake_seconds=config.handshake_timeout_seconds,
+            mesh_write_seconds=config.mesh_write_timeout_seconds,
         )
+        host.write_seconds = config.tcp_write_timeout_seconds
         self.bootstrap = BootstrapDns(config.bootstrap_dns_names, config.unpublished_bootstrap_dns_names)
         self.is_draining = False
         self.is_replaced = False  # another process serves under our name: who asks about the relay hears about that one
         self.started_at = host.now
         self._wheel = KeepAliveWheel(config.keepalive_seconds, config.keepalive_jitter_seconds, host.now)
+        self._rtt_round = Round(self.router.clients, _RTT_ROUND_SECONDS)
+        self._alarm = Alarm(host, self._handle_timeout, self._wheel, self._rtt_round)
         self.plane.on_register += [self._keep_alive, self._count_carrier]
         self.plane.set_rates(config.rate, config.rate_by_key)
-        self.plane.on_throttle = self._wake_throttle
-        self._throttle_until = math.inf
-        self._throttle_wake = trio.Event()
-        self._rtt_turn: list[Client] = []
-        self._rtt_step = 1
-        # clients that were told that nothing more comes, and when
-        self._leaving: dict[Wire, float] = {}
+        # clients that were told that nothing more comes, and until when they may hang up themselves
+        self._leaving = Deadlines[Wire]()
+        self._leaving_alarm = Alarm(host, self._hang_up, self._leaving)
         self._announcement = b""
         self._announced_at = 0.0
         self.pages: dict[str, Page | Question] = dict(debug_pages(self))
@@ -89,67 +92,27 @@ class Relay:
     def _keep_alive(self, client: Client) -> None:
         # Spreads keep-alives over time; nobody gains from guessing it.
         self._wheel.add(client, self.host.now, random.random())
+        self._rtt_round.begin(self.host.now)
+        self._alarm.look()
 
     def _count_carrier(self, client: Client) -> None:
         self.router.counters.tcp_rtt[NON_TCP_BUCKET] += client.wire.codec is not None
 
-    def tick(self) -> None:
-        """Deadlines and keep-alives.  Call it about twice a second."""
-        host, plane = self.host, self.plane
-        now = host.tick()
+    def _handle_timeout(self, now: float) -> None:
         for client in self._wheel.handle_timeout(now):
-            plane.keep_alive(client)
-        timeout = self.config.handshake_timeout_seconds
-        while plane.greeted:
-            wire, since = next(iter(plane.greeted.items()))
-            if since + timeout > now:
-                break
-            plane.greeted.pop(wire)
-            host.close(wire, CloseReason.HANDSHAKE_TIMEOUT)
-        if self.mesh is not None:
-            self.mesh.tick(now)
-        for wire in tuple(host.blocked):
-            allowed = self._write_timeout(wire)
-            if allowed and now - wire.progress_at > allowed:
-                self.router.counters.write_timeouts += 1
-                host.close(wire, CloseReason.WRITE_TIMEOUT)
-        self._sample_rtt()
-        host.flush()
-        plane.sample_flush()  # after our own flush, which is keep-alives
+            self.plane.keep_alive(client)
+        for client in self._rtt_round.handle_timeout(now):
+            self._count_rtt(client)
 
-    def _wake_throttle(self, until: float) -> None:
-        if until < self._throttle_until:
-            self._throttle_wake.set()
-
-    async def resume_throttled_forever(self) -> None:
-        """Read rate-limited clients again when their time has come, until cancelled."""
-        while True:
-            self._throttle_wake = trio.Event()
-            upcoming = self.plane.resume_throttled(self.host.tick())
-            self.host.flush()
-            self._throttle_until = math.inf if upcoming is None else upcoming
-            with trio.move_on_after(self._throttle_until - self.host.now):
-                await self._throttle_wake.wait()
-
-    def _sample_rtt(self, ticks_per_round: int = 20) -> None:
-        """Ask the kernel about a few clients, so that every one is asked about every ten seconds."""
-        if not self._rtt_turn:
-            self._rtt_turn = list(self.router.clients.values())
-            self._rtt_step = len(self._rtt_turn) // ticks_per_round + 1
+    def _count_rtt(self, client: Client) -> None:
+        """Ask the kernel about one client."""
+        if client.member is None:
+            return
         counts = self.router.counters.tcp_rtt
-        for _ in range(min(self._rtt_step, len(self._rtt_turn))):
-            client = self._rtt_turn.pop()
-            if client.member is not None:
-                try:
-                    counts[rtt_bucket(client.wire.rtt_microseconds())] += 1
-                except OSError:
-                    counts[ERROR_BUCKET] += 1
-
-    def _write_timeout(self, wire: Wire) -> float:
-        session = wire.session
-        if isinstance(session, MeshSession) or (isinstance(session, ClientSession) and session.client.is_mesh_peer):
-            return self.config.mesh_write_timeout_seconds
-        return self.config.tcp_write_timeout_seconds
+        try:
+            counts[rtt_bucket(client.wire.rtt_microseconds())] += 1
+        except OSError:
+            counts[ERROR_BUCKET] += 1
 
     # --- leaving
 
@@ -175,10 +138,6 @@ class Relay:
         Called until that is none.  A client is told that nothing more comes, and has a moment to hang up itself.
         """
         now = self.host.tick()
-        for wire, since in tuple(self._leaving.items()):
-            if now - since > _HANG_UP_SECONDS:
-                self.host.close(wire, CloseReason.DRAINED)
-        self.host.flush()
         clients = tuple(self.router.clients.values())
         # Other relays last: what they forward is for clients that are still here.
         turn = [client for client in clients if not client.is_mesh_peer] or clients
@@ -190,7 +149,8 @@ class Relay:
                 continue  # it broke meanwhile, or takes nothing any more
             wire = client.wire
             session, wire.session = wire.session, LeavingSession(wire, self._leaving)
-            self._leaving[wire] = now
+            self._leaving.set(wire, now + _HANG_UP_SECONDS)
+            self._leaving_alarm.by(now + _HANG_UP_SECONDS)
             assert session is not None
             session.ended(CloseReason.DRAINED, "")
             self.host.flush()  # the notices of that, also to those whose turn is next
@@ -198,6 +158,10 @@ class Relay:
             if not wire.tail:
                 wire.end_output()
         return len(self.router.clients) + len(self._leaving)
+
+    def _hang_up(self, now: float) -> None:
+        for wire in self._leaving.handle_timeout(now):
+            self.host.close(wire, CloseReason.DRAINED)
 
     def mesh_states(self) -> tuple[MeshPeerState, ...]:
         """What is known of each relay that we are to mesh with."""
@@ -219,7 +183,7 @@ class LeavingSession:
 
     __slots__ = ("_leaving", "_wire")
 
-    def __init__(self, wire: Wire, leaving: dict[Wire, float]) -> None:
+    def __init__(self, wire: Wire, leaving: Deadlines[Wire]) -> None:
         self._wire = wire
         self._leaving = leaving
 
@@ -230,4 +194,4 @@ class LeavingSession:
         self._wire.end_output()
 
     def ended(self, reason: CloseReason, text: str) -> None:
-        self._leaving.pop(self._wire, None)
+        self._leaving.clear(self._wire)

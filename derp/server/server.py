@@ -1,7 +1,7 @@
 """The relay as a program runs it: listeners, STUN, clocks, reload and drain around one Relay.  Layer L3.
 
     accept -> server/door.py -> server/session.py -> relay/ -> the reactor's flush
-One nursery; the reactor is one task in it, ticks another.  The command line is derp/cli.py.
+One nursery; the reactor is one task in it, with everything that has a deadline.  The command line is derp/cli.py.
 """
 
 import logging
@@ -35,8 +35,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("derp.server")
 
-# Deadlines are whole seconds; half of one keeps them honest.  More often, and the tick would be what one packet in a
-# hundred of a slow stream waits for.
+# How soon after descriptors had run out connections are accepted again.
 _TICK_SECONDS: Final = 0.5
 # How long a process that was replaced waits for requests on connections that it had accepted: a round trip or a few.
 _DOOR_SECONDS: Final = 2.0
@@ -154,7 +153,6 @@ class RelayServer:
             nursery.start_soon(self.reactor.run)
             nursery.start_soon(self._tick_forever)
             nursery.start_soon(self.relay.bootstrap.refresh_forever)
-            nursery.start_soon(self.relay.resume_throttled_forever)
             if self.relay.mesh is not None:
                 nursery.start_soon(self.relay.mesh.run, self.config.mesh_with)
             if self.keeper is not None:
@@ -166,7 +164,6 @@ class RelayServer:
     async def _tick_forever(self) -> None:
         while True:
             await trio.sleep(_TICK_SECONDS)
-            self.relay.tick()
             self.ports.look()
 
     def reload(self) -> None:

@@ -8,7 +8,6 @@ Made by server/door.py after an upgrade.
 import logging
 import math
 from collections.abc import Callable, Mapping
-from heapq import heappop, heappush
 from typing import Final
 
 from derp.config import RateConfig
@@ -19,12 +18,14 @@ from derp.protocol.handshake import server_key_frame
 from derp.protocol.messages import ServerInfo
 from derp.relay.clients import Client
 from derp.relay.counters import CloseReason, DropReason
+from derp.relay.deadlines import Deadlines
 from derp.relay.inbound import handle_frames
 from derp.relay.limits import TokenBucket
 from derp.relay.queue import count_lost, frame_starts
 from derp.relay.router import Route, Router
 from derp.server.admission import Admission, Verdict
 from derp.server.explain import Past
+from derp.transport.alarm import Alarm
 from derp.transport.host import Host, Wire, WireEnded
 
 _log = logging.getLogger("derp.server")
@@ -35,6 +36,8 @@ _TAKE_BYTES: Final = 32 * 1024
 # A pause costs a timer and two system calls; a shorter one, or the rounding of an earlier one, stays a debt that the
 # next pause includes.
 _SHORTEST_PAUSE_SECONDS: Final = 0.001
+# Between two looks at how many frames clients get in one flush.
+_SAMPLE_SECONDS: Final = 0.5
 # Connections of one key: a laptop with a stale connection has two or three.  The registry looks at all of them.
 _MAX_CONNECTIONS_PER_KEY: Final = 64
 
@@ -50,6 +53,8 @@ class Plane:
         admission: Admission,
         *,
         random_bytes: Callable[[int], bytes],
+        handshake_seconds: float = 10.0,
+        mesh_write_seconds: float = 0.0,
         server_info: ServerInfo | None = None,
     ) -> None:
         self.router = router
@@ -61,14 +66,17 @@ class Plane:
         self.server_info = server_info or ServerInfo()
         self.closed_count: dict[CloseReason, int] = dict.fromkeys(CloseReason, 0)
         self.past = Past()
-        # connections that have to prove themselves, in order of their deadlines; server.py's tick ends them
-        self.greeted: dict[Wire, float] = {}
+        # connections that have to prove themselves, and until when
+        self.greeted = Deadlines[Wire]()
+        self._greeted_alarm = Alarm(host, self._end_unproven, self.greeted)
+        self._handshake_seconds = handshake_seconds
+        self.mesh_write_seconds = mesh_write_seconds
         self.rate = RateConfig()
         self.rate_by_key: Mapping[bytes, RateConfig] = {}
-        self._is_sampling = False
-        # wires that sent more than they may, by the time when they are read again
-        self.throttled: list[tuple[float, int, Wire]] = []
-        self.on_throttle: Callable[[float], None] = lambda until: None
+        self._is_sampling = self.router.counts_flush = True
+        # wires that sent more than they may, and when they are read again
+        self.throttled = Deadlines[Wire]()
+        self._throttle_alarm = Alarm(host, self._resume_throttled, self.throttled)
         self.on_register: list[Callable[[Client], None]] = []
         host.flushers.append(self.flush)
 
@@ -104,9 +112,9 @@ class Plane:
                 if client.member is not None:
                     self.host.close(client.wire, reason)
 
-    def sample_flush(self) -> None:
-        """Look how many frames each client gets in the next flush.  The clock calls it: derper's histogram keeps its
-        shape and its mean that way, where counting every write took 0.15 us of 4.6."""
+    def _sample_flush(self) -> None:
+        """Look how many frames each client gets in the next flush, twice a second at most: derper's histogram keeps
+        its shape and its mean that way, where counting every write took 0.15 us of 4.6."""
         self._is_sampling = self.router.counts_flush = True
 
     def _count_flush(self) -> None:
@@ -114,6 +122,7 @@ class Plane:
         router.count_announcements()
         if self._is_sampling and router.dirty:
             self._is_sampling = False
+            self.host.call_at(self.host.now + _SAMPLE_SECONDS, self._sample_flush)
             for route in router.dirty:
                 if route.pending_bytes and route.queue is None and not route.is_forwarder:
                     frames = frame_starts(memoryview(b"".join(route.pending)))
@@ -162,7 +171,7 @@ class Plane:
             if isinstance(session, ClientSession):
                 session.bucket = self.bucket_for(client)
         # Those that wait do so by the old rates, at which it may be hours.
-        self.resume_throttled(math.inf)
+        self._resume_throttled(math.inf)
         self.host.flush()
 
     def bucket_for(self, client: Client) -> TokenBucket | None:
@@ -178,17 +187,22 @@ class Plane:
         self.router.counters.rate_limited += 1
         self.host.pause(client.wire)
         until = self.host.now + seconds
-        heappush(self.throttled, (until, client.number, client.wire))
-        self.on_throttle(self.throttled[0][0])
+        self.throttled.set(client.wire, until)
+        self._throttle_alarm.by(until)
 
-    def resume_throttled(self, now: float) -> float | None:
-        """Read those again whose time has come; return when the next one's comes."""
-        due = []
-        while self.throttled and self.throttled[0][0] <= now:
-            due.append(heappop(self.throttled)[2])
-        for wire in due:  # one may be paused again at once
+    def _resume_throttled(self, now: float) -> None:
+        for wire in self.throttled.handle_timeout(now):  # one may be paused again at once
             self.host.resume(wire)
-        return self.throttled[0][0] if self.throttled else None
+
+    def greet(self, wire: Wire) -> None:
+        """Whoever this is has so long from now to become a client, or to make a request."""
+        until = self.host.now + self._handshake_seconds
+        self.greeted.set(wire, until)
+        self._greeted_alarm.by(until)
+
+    def _end_unproven(self, now: float) -> None:
+        for wire in self.greeted.handle_timeout(now):
+            self.host.close(wire, CloseReason.HANDSHAKE_TIMEOUT)
 
     def count_closed(self, reason: CloseReason) -> None:
         self.closed_count[reason] += 1
@@ -301,7 +315,9 @@ class Greeting:
             app_name=opened.info.app_name[:64],  # shown on the debug page; a stranger chose its length
         )
         wire.session = ClientSession(plane, client)
-        plane.greeted.pop(wire, None)
+        if is_mesh_peer:
+            wire.write_seconds = plane.mesh_write_seconds
+        plane.greeted.clear(wire)
         # ServerInfo is the first frame a client may see, so it leaves before anybody can reach the client.
         self._handshake.accept(plane.server_info)
         wire.push(b"".join(self._handshake.data_to_send()))
@@ -318,7 +334,7 @@ class Greeting:
         """Nothing waits here: the few bytes of a greeting are the wire's tail."""
 
     def ended(self, reason: CloseReason, text: str) -> None:
-        self._plane.greeted.pop(self._wire, None)
+        self._plane.greeted.clear(self._wire)
         self._plane.count_closed(reason)
         # Who was turned away asks the operator why; the rest is scanners and probes.
         level = logging.INFO if reason is CloseReason.NOT_ADMITTED else logging.DEBUG
@@ -362,8 +378,10 @@ class ClientSession:
 
     def ended(self, reason: CloseReason, text: str) -> None:
         plane, client = self._plane, self.client
+        plane.throttled.clear(client.wire)
         plane.router.unregister(client)
         plane.count_closed(reason)
+        plane.router.counters.write_timeouts += reason is CloseReason.WRITE_TIMEOUT
         why = f"{reason.value} ({text})" if text and text != reason.value else reason.value
         plane.past.note(client.key, plane.host.now, why)
         if client.pending:

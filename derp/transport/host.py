@@ -92,8 +92,9 @@ class Wire(Protocol):
     """Not being read, by a rate limit or an open decision."""
     wants_out: bool
     """Somebody waits for `writable`."""
-    progress_at: float
-    """When the carrier last took something while the wire was blocked."""
+    write_seconds: float | None
+    """How long the carrier may take nothing while the wire is blocked, then the host closes it.  0: as long as it
+    likes; None: as long as the host allows all."""
 
     def want(self, *, read: bool, write: bool) -> None:
         """What the carrier shall report from now on: bytes that came, room for bytes.  Only the host calls it."""
@@ -118,7 +119,9 @@ class Host(Protocol):
     now: float
     """Seconds on a clock of the host, taken once per batch."""
     blocked: set[Wire]
-    """Wires somebody waits for room on: whoever has write deadlines looks at their `progress_at`."""
+    """Wires somebody waits for room on."""
+    write_seconds: float
+    """How long a blocked wire may take nothing before it is closed; 0: as long as it likes."""
     flushers: list[Callable[[], None]]
     """Called after each batch: whoever collects output for many wires sends it now."""
 

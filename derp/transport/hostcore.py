@@ -11,6 +11,8 @@ from typing import Final
 
 from derp.errors import Flood, ProtocolError
 from derp.relay.counters import CloseReason
+from derp.relay.deadlines import Deadlines
+from derp.transport.alarm import Alarm
 from derp.transport.host import Wire, WireEnded
 from derp.transport.timers import Timer, Timers
 
@@ -33,9 +35,12 @@ class HostCore:
         self.now = clock()
         self.wires: dict[Wire, None] = {}  # for its order
         self.blocked: set[Wire] = set()
+        self.write_seconds = 0.0
         self.flushers: list[Callable[[], None]] = []
         self.timers = Timers()
         self._clock = clock
+        self._writes = Deadlines[Wire]()
+        self._write_alarm = Alarm(self, self._end_stuck, self._writes)
         self._end = 0
 
     # --- membership
@@ -76,7 +81,7 @@ class HostCore:
 
     def _forget(self, wire: Wire) -> None:
         del self.wires[wire]
-        self.blocked.discard(wire)
+        self._note_room(wire)
 
     def _fail_for_defect(self, wire: Wire) -> None:
         # One connection met a defect of ours; everybody else's packets go on.
@@ -104,9 +109,26 @@ class HostCore:
         """The carrier was full: call the session's `writable` when it is not."""
         if not wire.wants_out and wire in self.wires:
             wire.wants_out = True
-            wire.progress_at = self.now
             self.blocked.add(wire)
+            self._note_progress(wire)
             self._tell_interest(wire)
+
+    def _note_progress(self, wire: Wire) -> None:
+        """A blocked wire has all its time again."""
+        seconds = self.write_seconds if wire.write_seconds is None else wire.write_seconds
+        if seconds and wire in self.blocked:
+            at = self.now + seconds
+            self._writes.set(wire, at)
+            self._write_alarm.by(at)
+
+    def _note_room(self, wire: Wire) -> None:
+        """Nobody waits for room on this wire any more."""
+        self.blocked.discard(wire)
+        self._writes.clear(wire)
+
+    def _end_stuck(self, now: float) -> None:
+        for wire in self._writes.handle_timeout(now):
+            self.close(wire, CloseReason.WRITE_TIMEOUT)
 
     def _tell_interest(self, wire: Wire) -> None:
         if wire in self.wires:
@@ -147,7 +169,7 @@ class HostCore:
             before = len(wire.tail)
             took_all = wire.flush_tail()
             if took_all or len(wire.tail) < before:
-                wire.progress_at = self.now
+                self._note_progress(wire)
             if took_all:
                 session.writable()
         except (WireEnded, ProtocolError) as error:
@@ -158,7 +180,7 @@ class HostCore:
             return
         if not wire.blocked and wire.wants_out:
             wire.wants_out = False
-            self.blocked.discard(wire)
+            self._note_room(wire)
             self._tell_interest(wire)
 
     def flush(self) -> None:

@@ -42,11 +42,11 @@ class Link:
         "kept",
         "paused",
         "poller",
-        "progress_at",
         "session",
         "sock",
         "tail",
         "wants_out",
+        "write_seconds",
     )
 
     is_open: bool = True
@@ -65,7 +65,7 @@ class Link:
         self.blocked = False  # the kernel is full; `send` takes nothing until `writable`
         self.paused = False  # not reading, by a rate limit or an open decision
         self.wants_out = False  # registered for EPOLLOUT
-        self.progress_at = 0.0  # when the kernel last took something of a blocked link
+        self.write_seconds: float | None = None  # how long the kernel may take nothing while it is blocked
         self.poller: select.epoll | None = None  # of the reactor that serves it
 
     def want(self, *, read: bool, write: bool) -> None:

@@ -141,7 +141,7 @@ class Entrance:
             self._refuse(wire, http, answer.status, answer.headers, body, answer.sentence)
             return
         # From here on the session's own pings tell who is alive, not the deadline of the door.
-        self._plane.greeted.pop(wire, None)
+        self._plane.greeted.clear(wire)
         wire.send_raw(answer)
         wire.codec = WebSocketDecoder(True, MAX_MESSAGE_BYTES)
         version = str(accepted.version) if accepted.version is not None else ""
@@ -186,7 +186,7 @@ class _Entering:
         """Nothing was sent yet."""
 
     def ended(self, reason: CloseReason, text: str) -> None:
-        self._plane.greeted.pop(self.wire, None)
+        self._plane.greeted.clear(self.wire)
         self._plane.count_closed(reason)
         if self.scope is not None:
             self.scope.cancel()

@@ -256,7 +256,7 @@ class CoordinatorServer:
             return True
         if not isinstance(wire, Link):
             return False  # the API's server waits for sockets
-        self.relay.plane.greeted.pop(wire, None)
+        self.relay.plane.greeted.clear(wire)
         wire.session = None
         self.reactor.release(wire)
         self._nursery.start_soon(self._serve_api, wire, received)
@@ -281,8 +281,7 @@ class CoordinatorServer:
     async def _tick_forever(self) -> None:
         while True:
             await trio.sleep(_TICK_SECONDS)
-            self.relay.tick()
-            self.channels.tick(self.reactor.now)
+            self.channels.tick(self.reactor.tick())
             self.reactor.flush()
             self.ports.look()
 

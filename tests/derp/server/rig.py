@@ -139,7 +139,7 @@ class Rig:
             link.codec = WebSocketDecoder(True, 128 * 1024)
         private = private or NodePrivate(number.to_bytes(32, "big"))
         greeting = link.session = Greeting(self.plane, link, is_ideal=is_ideal)
-        self.plane.greeted[link] = self.time
+        self.plane.greet(link)
         link.push(greeting.hello())
         self.reactor.add(link)
         peer = Peer(self, link, wire, plain, private, mesh_key)

@@ -33,6 +33,7 @@ from tests.derp.server.world import (
     count_of,
     dial,
     drained,
+    move_clock,
     open_server,
     port_of,
     relay_config,
@@ -112,7 +113,8 @@ async def gauges(rows: Rows) -> None:
         await watcher.receive_a(PeerPresent)
         callers += [await call(server), watcher]  # which the watcher is told of, in a batch of one
         await callers[0].write(encode(NotePreferred(True)))
-        server.relay.tick()  # the next flush is sampled
+        move_clock(server, 0.5)  # the next flush is sampled
+        await callers[0].ping()
         await callers[0].ping()
         # one key has a limit of its own, and everybody else another
         server.relay.plane.set_rates(RateConfig(1 << 40, 1 << 40), {callers[0].key: RateConfig(1_000_000, 1)})
@@ -213,6 +215,8 @@ async def other_relays(rows: Rows) -> None:
         rows.look(server)
         await trio.aclose_forcefully(near.stream)
         await until(a, lambda: shared not in alpha.router.routes)
+        move_clock(server, 140.0)  # in which the other relay says nothing
+        await until(a, lambda: count_of(server, CloseReason.SILENT) == 1)
         rows.look(server)
 
 

@@ -176,7 +176,7 @@ def test_a_wrong_login_ends_the_connection(rig: Rig, name: str) -> None:
     assert peer.ended
     assert rig.closed()[CloseReason.PROTOCOL_ERROR] == 1
     assert len(rig.router.clients) == 2
-    assert rig.plane.greeted == {}
+    assert len(rig.plane.greeted) == 0
     bystanders.check()
 
 
@@ -185,9 +185,13 @@ def test_a_login_that_is_announced_long_and_never_ends_waits_for_its_deadline(ri
     peer.write(HEADER.pack(FrameType.CLIENT_INFO, MAX_CLIENT_INFO_BYTES) + bytes(MAX_CLIENT_INFO_BYTES - 1))
     rig.serve()
     assert list(rig.plane.greeted) == [peer.near]
-    assert rig.plane.greeted[peer.near] == 1000.0
-    rig.reactor.close(peer.near, CloseReason.HANDSHAKE_TIMEOUT)
-    assert (rig.plane.greeted, rig.closed()) == ({}, {CloseReason.HANDSHAKE_TIMEOUT: 1})
+    assert rig.plane.greeted.at(peer.near) == 1010.0
+    rig.time = 1009.9
+    rig.serve()
+    assert len(rig.reactor.wires) == 1
+    rig.time = 1010.0
+    rig.serve()
+    assert (len(rig.plane.greeted), rig.closed()) == (0, {CloseReason.HANDSHAKE_TIMEOUT: 1})
 
 
 @pytest.mark.parametrize(("mesh_key", "is_mesh_peer"), [(MESH_KEY, True), (MeshKey(b"x" * 32), False), (None, False)])
@@ -235,7 +239,7 @@ def test_a_client_waits_for_the_verdict(open_rig: Open, kind: str, verdict: bool
     else:
         assert (mesh.read(), peer.read(), peer.ended) == ([], [], True)
         assert rig.closed() == {CloseReason.NOT_ADMITTED: 1}
-    assert rig.plane.greeted == {}
+    assert len(rig.plane.greeted) == 0
 
 
 def test_packets_let_in_by_a_verdict_do_not_wait_for_the_next_batch(open_rig: Open) -> None:
@@ -267,7 +271,7 @@ def test_a_verdict_about_somebody_who_left(open_rig: Open, verdict: bool) -> Non
             rig.serve()
         verifier.questions.pop()[2](verdict)  # in the third case nobody noticed yet
         rig.serve()
-    assert (rig.router.clients, rig.reactor.wires, rig.plane.greeted) == ({}, {}, {})
+    assert (rig.router.clients, rig.reactor.wires, len(rig.plane.greeted)) == ({}, {}, 0)
     assert sum(rig.closed().values()) == 3
 
 
@@ -537,24 +541,24 @@ def tls_of(peer: Peer) -> TlsWire:
 
 def test_a_client_that_sends_too_much_is_read_later_and_loses_nothing(rig: Rig) -> None:
     sender, receiver = rig.connect(), rig.connect()
-    waits: list[float] = []
-    rig.plane.on_throttle = waits.append
     rig.plane.set_rates(RateConfig(client_bytes_per_second=100_000, client_burst_bytes=100_000), {})
     packets = [bytes([number]) * 1000 for number in range(250)]
     sender.send_packets(receiver, *packets)
     got = read_all(rig, receiver)
     assert got == packets[: len(got)]
-    assert waits == [pytest.approx(rig.time + (len(got) * 1032 - 100_000) / 100_000, abs=1e-6)]
-    assert rig.plane.resume_throttled(rig.time) == waits[0]
+    until = rig.plane.throttled.at(sender.near)
+    assert until == pytest.approx(rig.time + (len(got) * 1032 - 100_000) / 100_000, abs=1e-6)
+    assert until is not None
+    rig.time = until - 0.001
     assert read_all(rig, receiver) == []
-    while len(waits) < 20 and rig.plane.throttled:
-        rig.time = waits[-1]
-        rig.reactor.tick()
-        rig.plane.resume_throttled(rig.time)
-        rig.reactor.flush()
+    pauses = 0
+    while pauses < 20 and (until := rig.plane.throttled.next_timeout()) is not None:
+        pauses += 1
+        rig.time = until
+        rig.reactor.serve_ready()
         got += read_all(rig, receiver)
     assert got == packets
-    assert rig.router.counters.rate_limited == len(waits)
+    assert rig.router.counters.rate_limited == pauses
     assert rig.time == pytest.approx(1000.0 + (250 * 1032 - 100_000) / 100_000, abs=1e-6)
 
 
@@ -570,4 +574,15 @@ def test_a_mesh_peer_is_exempt_and_single_keys_have_their_own_limit(rig: Rig) ->
     for peer in (mesh, other):
         peer.send_packets(receiver, *[bytes(1000)] * 150)
     assert len(read_all(rig, receiver)) == 300
-    assert rig.plane.throttled == []
+    assert len(rig.plane.throttled) == 0
+
+
+def test_who_leaves_while_it_is_throttled_is_forgotten(rig: Rig) -> None:
+    sender, receiver = rig.connect(), rig.connect()
+    rig.plane.set_rates(RateConfig(client_bytes_per_second=1, client_burst_bytes=1), {})
+    sender.send_packets(receiver, *[bytes(60_000)] * 2)
+    rig.serve()
+    assert list(rig.plane.throttled) == [sender.near]
+    sender.wire.close()
+    rig.serve()
+    assert (len(rig.plane.throttled), len(rig.router.clients)) == (0, 1)

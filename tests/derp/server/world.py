@@ -59,6 +59,12 @@ def port_of(server: RelayServer, kind: str = "derp") -> int:
     return next(one.port for one in server.listening if one.kind.removesuffix("+tls") == kind)
 
 
+def move_clock(server: RelayServer, seconds: float) -> None:
+    """Let so much time pass for everything that has a deadline.  It is noticed with the next thing that happens."""
+    clock = server.reactor._clock
+    server.reactor._clock = lambda: clock() + seconds
+
+
 def closed(server: RelayServer) -> dict[str, int]:
     """The counted reasons that are not zero."""
     return {reason.value: count for reason, count in server.relay.plane.closed_count.items() if count}

@@ -370,25 +370,58 @@ def test_a_link_that_is_blocked_is_still_read(rig: Rig) -> None:
 
 def test_progress_is_whatever_the_kernel_took(rig: Rig) -> None:
     """A slow reader whose session has ever more to send is not stuck; one that takes nothing is."""
+    rig.reactor.write_seconds = 2.0
     recorder, wire = rig.open(1, socket_pair(SMALL))
     link = recorder.link
     link.push(b"x" * 20_000)
     rig.reactor.await_room(link)
     # With each room it gets, a session pushes more than went: its tail never becomes shorter.
     recorder.when_writable = lambda recorder: link.push(b"y" * 60_000)
-    assert link.progress_at == 100.0
-    while recorder.writable_count < 3:
+    while recorder.writable_count < 10:
         rig.time += 1.0
         assert wire.read(), "no progress at all"
         rig.serve()
-        assert link.progress_at == rig.time
-    stalled_at = rig.time
-    rig.time += 5.0
-    rig.serve()
+    assert recorder.ends == []
+    rig.time += 1.9
     wire.write(b"still sending")
     rig.serve()
-    assert link.progress_at == stalled_at
-    assert link in rig.reactor.blocked
+    assert (recorder.ends, link in rig.reactor.blocked) == ([], True)
+    rig.time += 0.1
+    rig.serve()
+    assert [reason for reason, _ in recorder.ends] == [CloseReason.WRITE_TIMEOUT]
+    assert (rig.reactor.blocked, len(rig.reactor.timers)) == (set(), 0)
+
+
+def test_a_wire_may_have_a_time_of_its_own(rig: Rig) -> None:
+    rig.reactor.write_seconds = 2.0
+    patient, endless, usual = (rig.open(number, socket_pair(SMALL))[0] for number in (1, 2, 3))
+    patient.link.write_seconds, endless.link.write_seconds = 30.0, 0.0
+    for recorder in (patient, endless, usual):
+        recorder.link.push(b"x" * 50_000)
+        rig.reactor.await_room(recorder.link)
+    for seconds, expected in (
+        (1.9, [0, 0, 0]),
+        (0.1, [0, 0, 1]),
+        (27.9, [0, 0, 1]),
+        (0.1, [1, 0, 1]),
+        (1e6, [1, 0, 1]),
+    ):
+        rig.time += seconds
+        rig.serve()
+        assert [len(recorder.ends) for recorder in (patient, endless, usual)] == expected
+
+
+def test_one_that_has_room_again_has_no_deadline(rig: Rig) -> None:
+    rig.reactor.write_seconds = 2.0
+    recorder, wire = rig.open(1, socket_pair(SMALL))
+    recorder.link.push(b"x" * 50_000)
+    rig.reactor.await_room(recorder.link)
+    while rig.reactor.blocked:
+        wire.read()
+        rig.serve()
+    rig.time += 100.0
+    rig.serve()
+    assert recorder.ends == []
 
 
 def test_a_tail_left_by_receiving_is_sent_later(rig: Rig) -> None:
