@@ -120,10 +120,10 @@ def go_style(args: Iterable[str]) -> Iterable[str]:
 def _settings_as_options(command: Callable[..., None]) -> Callable[..., None]:
     for refused in reversed(REFUSED):
         command = click.option(f"--{refused.flag}", hidden=True)(command)
-    for setting in reversed(SETTINGS):
+    for setting in reversed(SETTINGS.settings):
         names = [f"--{flag}" for flag in setting.flags]
         metavar = "[=false]" if setting.is_switch else setting.metavar
-        command = click.option(*names, setting.name, metavar=metavar, help=setting.meaning)(command)
+        command = click.option(*names, setting.name, metavar=metavar, help=setting.help)(command)
     return command
 
 

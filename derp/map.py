@@ -33,6 +33,18 @@ def is_address(host: str) -> bool:
     return True
 
 
+def is_unspecified(host: str) -> bool:
+    """Whether a host is the unspecified address of either family, or empty: as a listening address, every one."""
+    if not host:
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_unspecified
+
+
 @dataclass(frozen=True, slots=True)
 class DERPNode:
     """One relay of a region.  Zero values mean what they mean in Go: see the comments."""

@@ -1,7 +1,7 @@
 """The kinds of settings: text or a TOML value in, a typed value out (layer L2).
 
 Every parser takes what a source gave (a string from flags and environment, any TOML value from a file) and raises
-ValueError with a reason that says what to write instead; load.py puts the place in front of it.
+ValueError with a reason that says what to write instead; sources.py puts the place in front of it.
 """
 
 import base64
@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Final, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
-from derp.config.relay import MeshPeer, Network
+from derp.config.relay import MeshPeer, Network, RateConfig
 from derp.errors import KeyFormatError
 from derp.keys import NodePublic
+from derp.map import is_unspecified
 from derp.text import without_secrets
 
 T = TypeVar("T")
@@ -54,15 +55,16 @@ def boolean(value: object) -> bool:
     return word in _TRUE
 
 
-def one_of(*words: str) -> Parser[str]:
-    """One of a few words."""
+class OneOf:
+    """One of a few words, which a shell can complete."""
 
-    def parse(value: object) -> str:
-        if value not in words:
-            _refuse(f"one of {', '.join(word or repr(word) for word in words)}", value)
+    def __init__(self, *words: str) -> None:
+        self.words = words
+
+    def __call__(self, value: object) -> str:
+        if value not in self.words:
+            _refuse(f"one of {', '.join(word or repr(word) for word in self.words)}", value)
         return str(value)
-
-    return parse
 
 
 def whole(minimum: int, maximum: int) -> Parser[int]:
@@ -164,6 +166,15 @@ def address(value: object) -> tuple[str, int]:
     elif host:
         host = host_name(host)
     return host, _SERVICES.get(port_text) or port(port_text)
+
+
+def listen_addresses(value: object) -> tuple[tuple[str, int], ...]:
+    """Where to listen: addresses, each once.
+
+    An unspecified one, 0.0.0.0 or [::], is every address of both families, as for derper, and is written "" from here.
+    """
+    parsed = many(address)(value)
+    return tuple(dict.fromkeys(("" if is_unspecified(host) else host, number) for host, number in parsed))
 
 
 def host_name(value: object) -> str:
@@ -293,10 +304,19 @@ def node_key(value: object) -> bytes:
         raise ValueError(str(error)) from None
 
 
-def key_rate(value: object) -> tuple[bytes, int, int]:
-    """`nodekey:<hex>=BYTES[/BURST]`: a raw public key, bytes per second (0: no limit) and bytes of burst."""
+def node_keys(value: object) -> frozenset[bytes]:
+    """A list of node keys, raw."""
+    return frozenset(many(node_key)(value))
+
+
+def key_rates(value: object) -> dict[bytes, RateConfig]:
+    """Limits by raw public key: a list of `nodekey:<hex>=BYTES[/BURST]`, bytes a second (0: no limit) and of burst."""
+    return dict(many(_key_rate)(value))
+
+
+def _key_rate(value: object) -> tuple[bytes, RateConfig]:
     key, equals, limits = string(value).rpartition("=")
     number, slash, burst = limits.partition("/")
     if not equals or not number.isdecimal() or (slash and not burst.isdecimal()):
         raise ValueError(f"wants nodekey:<64 hex>=BYTES or nodekey:<64 hex>=BYTES/BURST, got {value!r:.120}")
-    return node_key(key), int(number), int(burst or 0)
+    return node_key(key), RateConfig(int(number), int(burst or 0))

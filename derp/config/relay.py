@@ -1,15 +1,16 @@
 """What a relay is told: one frozen value, read everywhere, changed nowhere (layer L2).
 
-Every default stands here once, with its reason.  Names end in their unit.  settings.py says how each is called in
-files, in the environment and on the command line; load.py reads those and builds this value.
+Every default stands here once, with its reason.  Names end in their unit.  ServerConfig is what whoever listens is
+told, RelayRules what a relay is told wherever it listens; the coordinator has both, and nothing of them twice.
+settings.py says how each is called in files, in the environment and on the command line; load.py builds the value.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from derp.keys import MeshKey, NodePrivate
 
@@ -23,7 +24,6 @@ TAILSCALED_SOCKET: Final = "/var/run/tailscale/tailscaled.sock"  # where it list
 LOOPBACK: Final = (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128"))
 # Descriptors that are not client connections: listeners, epoll sets, log, metrics scrapes, mesh, name look-ups.
 RESERVED_FILES: Final = 256
-
 
 LETSENCRYPT_DIRECTORY: Final = "https://acme-v02.api.letsencrypt.org/directory"
 GOOGLE_DIRECTORY: Final = "https://dv.acme-v02.api.pki.goog/directory"
@@ -76,21 +76,57 @@ class RateConfig:
     client_burst_bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class RelayConfig:
-    """All settings of one relay.  load.py guarantees the bounds; whoever builds one by hand must keep them."""
-
-    private_key: NodePrivate
+# The three below have no slots: a class may not have two bases with slots, and there is one such value per process.
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """What whoever listens is told: the relay, and the coordinator around its embedded relay."""
 
     # (host, port); host "" is every address of both families, port 0 any free port.  443 is what maps assume.
     listen: tuple[tuple[str, int], ...] = (("", 443),)
     hostname: str = ""  # our name in certificates, maps and logs
     tls: TlsConfig | None = None  # None: every listener speaks plain HTTP
-    http_port: int | None = None  # plain HTTP beside TLS: captive-portal probe and redirect; 80 by default with TLS
-    stun_enabled: bool = True
-    stun_port: int = 3478  # the port maps assume
+    http_port: int | None = None  # plain HTTP beside TLS: captive-portal probe, redirect, challenges; None: none
+    dev: bool = False  # somebody tries it out on a machine of his own
     derp_enabled: bool = True  # False: /derp is 404, only STUN and /bootstrap-dns remain
-    home: str = ""  # what / answers: "" our page, "blank" an empty page, else a URL to redirect to
+
+    # Unacknowledged bytes for 15 s mean a dead path; the kernel's own 15 minutes would keep a ghost reachable.
+    tcp_user_timeout_seconds: float = 15.0  # 0: the kernel's
+    # Long, to spare the batteries of phones: the protocols' own keep-alives are far more frequent.
+    tcp_keepalive_seconds: float = 600.0
+    # From accept to login, TLS and HTTP included.  derper gives 30 s + 10 s; nobody on a working path needs 10.
+    handshake_timeout_seconds: float = 10.0
+    # Kubernetes kills 30 s after SIGTERM; 25 s of paced closes leave 5 s to leave in order.
+    drain_seconds: float = 25.0
+
+    # Load.  derper has no bound here by default, and a mass reconnect has taken it down.
+    # One core completes 1,500 to 4,700 logins a second, so more than 5,000 accepts only starve those inside.
+    accept_connection_limit: float = 5_000.0  # per second; math.inf: none
+    # A full fleet comes back at once after a restart: two seconds' worth may pass before pacing starts.
+    accept_connection_burst: int = 10_000
+    # 100,000 idle TLS clients take about 2 GB: more than that is a decision, not a default.
+    max_connections: int = 100_000
+
+    # Nobody but this machine sees who is connected.
+    debug_allow: tuple[Network, ...] = LOOPBACK
+    # Nobody may tell us another address than the one we see.
+    trusted_proxies: tuple[Network, ...] = ()
+    log_format: str = "auto"  # "text", "json", or "auto": text on a terminal
+    log_level: str = "info"
+    # Each is one sentence the operator should see at start: open relay, readable keys, limits that were lowered.
+    notices: tuple[str, ...] = ()
+    # Setting by setting what sources gave, parsed: what reload.py compares.  Nothing else reads it.
+    given: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def has_accept_limit(self) -> bool:
+        """Whether accepts are paced at all."""
+        return math.isfinite(self.accept_connection_limit)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelayRules:
+    """How a relay treats its clients, wherever it listens.  A coordinator embeds this value and nothing else of us."""
+
     bootstrap_dns_names: tuple[str, ...] = ()
     unpublished_bootstrap_dns_names: tuple[tuple[str, str], ...] = ()  # (name, TXT record with the rollout percentage)
 
@@ -102,35 +138,17 @@ class RelayConfig:
     tcp_write_timeout_seconds: float = 2.0  # 0: none
     # A mesh peer carries everybody's packets; breaking that link costs far more than waiting for it.
     mesh_write_timeout_seconds: float = 30.0
-    # Unacknowledged bytes for 15 s mean a dead path; the kernel's own 15 minutes would keep a ghost reachable.
-    tcp_user_timeout_seconds: float = 15.0  # 0: the kernel's
-    # Long, to spare the batteries of phones: the protocol's own keep-alive is far more frequent.
-    tcp_keepalive_seconds: float = 600.0
-    # From accept to login, TLS and HTTP included.  derper gives 30 s + 10 s; nobody on a working path needs 10.
-    handshake_timeout_seconds: float = 10.0
     # Clients give up after 120 s without a frame; 60 s + jitter leaves room for one lost keep-alive.
     keepalive_seconds: float = 60.0
     # Fixed per connection, so that 10,000 clients that came at once do not wake us at once for ever.
     keepalive_jitter_seconds: float = 5.0
-    # Kubernetes kills 30 s after SIGTERM; 25 s of paced closes leave 5 s to leave in order.
-    drain_seconds: float = 25.0
 
-    # Load.  derper has no bound here by default, and a mass reconnect has taken it down.
-    # One core completes 1,500 to 4,700 logins a second, so more than 5,000 accepts only starve those inside.
-    accept_connection_limit: float = 5_000.0  # per second; math.inf: none
-    # A full fleet comes back at once after a restart: two seconds' worth may pass before pacing starts.
-    accept_connection_burst: int = 10_000
-    # 100,000 idle TLS clients take about 2 GB: more than that is a decision, not a default.
-    max_connections: int = 100_000
     # Behind a slow reader.  At derper's 32 a tunnelled TCP stream loses a tenth of its segments.
     queue_depth: int = 512  # packets
     # 512 packets of 1,300 bytes are 0.7 MiB; 2 MiB leave room for larger ones, and 500 slow readers cost 1 GiB.
     queue_bytes: int = 2 * MIB
 
-    # Who may what.  Nobody but this machine sees who is connected.
-    debug_allow: tuple[Network, ...] = LOOPBACK
-    # Nobody may tell us another address than the one we see.
-    trusted_proxies: tuple[Network, ...] = ()
+    # Who may what.
     verify_clients: bool = False  # ask the tailscaled of this machine
     tailscaled_socket: str = TAILSCALED_SOCKET
     verify_client_url: str = ""
@@ -142,20 +160,23 @@ class RelayConfig:
     rate_by_key: Mapping[bytes, RateConfig] = field(default_factory=dict)  # other limits for some raw public keys
     rate_config_file: Path | None = None  # read again on SIGHUP
 
-    log_format: str = "auto"  # "text", "json", or "auto": text on a terminal
-    log_level: str = "info"
-    # Each is one sentence the operator should see at start: open relay, readable keys, limits that were lowered.
-    notices: tuple[str, ...] = ()
-
     @property
     def admission_is_open(self) -> bool:
         """Whether any stranger may use this relay."""
         return not self.verify_clients and not self.verify_client_url and self.allow_keys is None
 
-    @property
-    def has_accept_limit(self) -> bool:
-        """Whether accepts are paced at all."""
-        return math.isfinite(self.accept_connection_limit)
+
+@dataclass(frozen=True)
+class RelayConfig(RelayRules, ServerConfig):
+    """All settings of one relay.  load.py guarantees the bounds; whoever builds one by hand must keep them."""
+
+    private_key: NodePrivate
+
+    _: KW_ONLY
+    stun_enabled: bool = True
+    stun_port: int = 3478  # the port maps assume
+    stun_may_move: bool = False  # take a free port if that one is taken: for --dev, whose port no map names
+    home: str = ""  # what / answers: "" our page, "blank" an empty page, else a URL to redirect to
 
     @property
     def stun_hosts(self) -> tuple[str, ...]:

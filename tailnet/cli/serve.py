@@ -25,7 +25,7 @@ import trio
 from derp.cli import obey
 from derp.log import set_up_logging
 from tailnet.cli.output import console, say_json
-from tailnet.config import BY_NAME, SETTINGS, CoordinatorConfig, load_config
+from tailnet.config import SETTINGS, CoordinatorConfig, load_config
 from tailnet.store.importing import import_seed
 from tailnet.store.seed import parse_seed
 from tailnet.store.store import Store
@@ -50,13 +50,14 @@ class Demo:
 
 
 def _settings_as_options(command: Callable[..., None]) -> Callable[..., None]:
-    for setting in reversed(SETTINGS):
+    for setting in reversed(SETTINGS.settings):
         if setting.is_switch:
             option = click.option(
-                f"{setting.flag}/--no-{setting.flag[2:]}", setting.name, default=None, help=setting.meaning
+                f"{setting.flag}/--no-{setting.flag[2:]}", setting.name, default=None, help=setting.help
             )
         else:
-            option = click.option(setting.flag, setting.name, metavar=setting.metavar, help=setting.meaning)
+            flags = [f"--{flag}" for flag in setting.flags]
+            option = click.option(*flags, setting.name, metavar=setting.metavar, help=setting.help)
         command = option(command)
     return command
 
@@ -73,7 +74,7 @@ def serve(config: str | None, as_json: bool, **given: str | bool | None) -> None
     environment, that than the file.
     """
     flags = {
-        name: str(value).lower() if BY_NAME[name].is_switch else str(value)
+        name: str(value).lower() if SETTINGS.by_name[name].is_switch else str(value)
         for name, value in given.items()
         if value is not None
     }
@@ -85,10 +86,8 @@ def serve(config: str | None, as_json: bool, **given: str | bool | None) -> None
     with ExitStack() as stack:
         demo = None
         if settings.dev:
-            # A store that was named is kept, and gets the demo's rows beside what it has.
-            if not settings.store:
-                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="tailnet-dev-"))
-                settings = replace(settings, store=f"sqlite:///{Path(folder) / 'tailnet.db'}")
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="tailnet-dev-"))
+            settings = replace(settings, store=f"sqlite:///{Path(folder) / 'tailnet.db'}")
             demo = make_demo(settings.store)
         trio.run(_serve, settings, demo, as_json, lambda: load_config(flags, config_file=config))
 

@@ -33,7 +33,7 @@ from tailnet.api.doors import RpcDoors
 from tailnet.api.guards import Services
 from tailnet.auth.backends import StoreCallers
 from tailnet.auth.policy import Right, workspace_rights
-from tailnet.config import CoordinatorConfig, changed_flags
+from tailnet.config import SETTINGS, CoordinatorConfig, compare
 from tailnet.coordinator.core import Coordinator
 from tailnet.errors import ConfigError, RpcError
 from tailnet.metrics import CoordinatorReading, metrics_page
@@ -241,7 +241,14 @@ class CoordinatorServer:
     def _open_sockets(self) -> None:
         config = self.config
         for host, port in config.listen:
-            self.ports.open("tailnet", host, port, self.door, user_timeout_seconds=15.0, keepalive_seconds=600.0)
+            self.ports.open(
+                "tailnet",
+                host,
+                port,
+                self.door,
+                user_timeout_seconds=config.tcp_user_timeout_seconds,
+                keepalive_seconds=config.tcp_keepalive_seconds,
+            )
         for host, port in config.stun_addresses if config.derp_enabled else ():
             self.ports.open_stun(host, port, lambda: self.relay.problem() is None)
 
@@ -299,13 +306,16 @@ class CoordinatorServer:
         except ConfigError as error:
             _log.error("! the settings stay as they were: %s", error)
             return
-        self.agents.banners = config.announcement_banners
-        # --dev names a store of its own for this run.
-        waiting = changed_flags(
-            replace(self.config, announcement_banners=(), store=""), replace(config, announcement_banners=(), store="")
-        )
-        if waiting:
-            _log.warning("! changed, but only from the next start on: %s", ", ".join(waiting))
+        if config.dev and self.config.dev:
+            config = replace(config, store=self.config.store)  # made for this run
+        changes = compare(SETTINGS, self.config, config)
+        self.config = changes.config
+        self.agents.banners = self.config.announcement_banners
+        self.relay.plane.set_rates(self.config.relay.rate, self.config.relay.rate_by_key)
+        if changes.applied:
+            _log.info("= changed: %s", ", ".join(changes.applied))
+        if changes.waiting:
+            _log.warning("! changed, but only from the next start on: %s", ", ".join(changes.waiting))
 
     # --- leaving
 

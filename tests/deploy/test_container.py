@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from derp.config import RelayConfig, load_config
-from derp.config.settings import BY_NAME
+from derp.config.settings import SETTINGS
 from derp.keys import NodePrivate
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,7 +78,9 @@ def test_what_is_copied_exists_and_is_not_ignored() -> None:
 def test_its_environment_is_ours() -> None:
     words = shlex.split(dict(steps())["ENV"])
     names = {word.partition("=")[0] for word in words}
-    assert {name for name in names if name.startswith("DERP_")} <= {setting.environment for setting in BY_NAME.values()}
+    assert {name for name in names if name.startswith("DERP_")} <= {
+        setting.environment for setting in SETTINGS.by_name.values()
+    }
 
 
 # What is in it.

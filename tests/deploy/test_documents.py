@@ -2,13 +2,17 @@
 
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from derp.cli import cli
+from derp.config.setting import Setting
 from derp.config.settings import SETTINGS
+from tailnet.config.settings import RELAY_PREFIX
+from tailnet.config.settings import SETTINGS as COORDINATOR_SETTINGS
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -20,13 +24,26 @@ def flag_rows() -> list[str]:
     rows = []
     for setting in SETTINGS:
         derpers = f"`-{setting.alias or setting.flags[0]}`" if setting.from_derper else ""
-        rows.append(f"| `--{setting.flags[0]}` | {derpers} | {setting.meaning} |")
+        rows.append(f"| `--{setting.flags[0]}` | {derpers} | {setting.help} |")
     return rows
 
 
 def test_the_table_of_flags_is_the_table_of_settings() -> None:
     shown = [line for line in README.splitlines() if line.startswith("| `--")]
     assert shown == flag_rows()
+
+
+@pytest.mark.parametrize(
+    ("head", "is_meant"),
+    [
+        ("- Its own:", lambda row: not row.name.startswith(RELAY_PREFIX) and row.name not in SETTINGS.by_name),
+        ("- The same as above, for whoever listens:", lambda row: row.name in SETTINGS.by_name),
+        ("- Of the embedded relay:", lambda row: row.name.startswith(RELAY_PREFIX)),
+    ],
+)
+def test_the_coordinator_s_lists_are_its_table(head: str, is_meant: Callable[[Setting], bool]) -> None:
+    text = README.partition(head)[2].partition("\n- ")[0].partition("\n\n")[0]
+    assert re.findall(r"`(--[a-z-]+)`", text) == [row.flag for row in COORDINATOR_SETTINGS if is_meant(row)]
 
 
 @pytest.mark.parametrize("document", [README, CONTRIBUTING], ids=["README", "CONTRIBUTING"])

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from derp.config import RelayConfig, load_config
-from derp.config.settings import BY_NAME
+from derp.config.settings import SETTINGS
 from derp.keys import NodePrivate
 
 SAMPLE = Path(__file__).resolve().parents[2] / "deploy" / "relay.toml"
@@ -37,12 +37,12 @@ def test_it_loads_as_it_is(tmp_path: Path) -> None:
 
 
 def test_it_names_every_setting_once_and_no_other() -> None:
-    assert set(uncommented()) == set(BY_NAME)
+    assert set(uncommented()) == set(SETTINGS.by_name)
 
 
 def test_every_value_it_shows_is_taken() -> None:
     for name, value in uncommented().items():
-        BY_NAME[name].parse(value)
+        SETTINGS.by_name[name].parse(value)
 
 
 def test_what_it_shows_as_defaults_are_the_defaults(tmp_path: Path) -> None:

@@ -5,14 +5,16 @@ import tomllib
 from dataclasses import replace
 from pathlib import Path
 
-from tailnet.config import BY_NAME, CoordinatorConfig, load_config
+from tailnet.config import SETTINGS, CoordinatorConfig, load_config
 
 SAMPLE = Path(__file__).resolve().parents[2] / "deploy" / "tailnet.toml"
 # Examples rather than defaults.
 EXAMPLES = {
     "store", "access_url", "tls_cert", "tls_key", "trusted_proxies", "stun_servers", "derp_map", "derp_map_url",
     "region_scores", "avoid_regions", "stun_listen", "agent_inactive",
-    "announcement_banners",
+    "announcement_banners", "hostname", "cert_mode", "cert_dir", "tls_self_signed", "acme_dns_hook",
+    "acme_directory_url", "acme_eab_key", "relay_rate_config", "relay_rate_keys", "relay_verify_client_url",
+    "relay_allow_keys", "relay_mesh_psk_file", "relay_mesh_with",
 }  # fmt: skip
 
 
@@ -35,12 +37,12 @@ def test_it_loads_as_it_is(tmp_path: Path) -> None:
 
 
 def test_it_names_every_setting_once_and_no_other() -> None:
-    assert set(uncommented()) == set(BY_NAME)
+    assert set(uncommented()) == set(SETTINGS.by_name)
 
 
 def test_every_value_it_shows_is_taken() -> None:
     for name, value in uncommented().items():
-        BY_NAME[name].parse(value)
+        SETTINGS.by_name[name].parse(value)
 
 
 def test_what_it_shows_as_defaults_are_the_defaults(tmp_path: Path) -> None:

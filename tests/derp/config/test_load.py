@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import re
 import stat
 from collections.abc import Callable
 from ipaddress import ip_network
@@ -11,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from derp.config.load import load_config, load_rate_config
-from derp.config.relay import AcmeConfig, MeshPeer, RateConfig, RelayConfig, TlsConfig
+from derp.config.load import load_config
+from derp.config.relay import MeshPeer, RateConfig, RelayConfig, TlsConfig
 from derp.errors import ConfigError
 from derp.keys import MeshKey, NodePrivate
 
@@ -38,25 +37,6 @@ def toml(tmp_path: Path) -> Callable[[str], str]:
         return str(path)
 
     return write
-
-
-# Sources.
-
-
-def test_later_sources_win(toml: Callable[[str], str]) -> None:
-    file = toml('dev = true\nqueue_depth = 1\nqueue_bytes = 200_000\nhome = "blank"')
-    config = load({"queue_depth": "3"}, {"DERP_QUEUE_DEPTH": "2", "DERP_QUEUE_BYTES": "300000"}, file)
-    assert (config.queue_depth, config.queue_bytes, config.home) == (3, 300_000, "blank")
-    assert config.tcp_write_timeout_seconds == 2.0
-
-
-def test_the_environment_names_the_file(toml: Callable[[str], str]) -> None:
-    assert load({}, {"DERP_CONFIG": toml("dev = true\nstun = false")}).stun_enabled is False
-
-
-def test_empty_and_foreign_variables_are_passed_over() -> None:
-    environ = {"DERP_QUEUE_DEPTH": "", "DERP_PORT_443_TCP": "tcp://10.0.0.1:443", "DERP_SERVICE_HOST": "10.0.0.1"}
-    assert load(DEV, environ | {"DERPX": "1", "PATH": "/bin"}).queue_depth == 512
 
 
 EVERYTHING = """
@@ -234,109 +214,6 @@ def test_wrong_flags_and_variables_are_named(flags: dict[str, str], environ: dic
     assert str(caught.value).startswith(says)
 
 
-# TLS.
-
-
-def test_tls_is_where_derper_has_it() -> None:
-    assert load(DEV).tls is None
-    assert load(DEV | {"cert_mode": "letsencrypt"}).tls is None
-    manual = load(DEV | {"cert_mode": "manual", "hostname": "r.example"}, {"HOME": "/home/op"})
-    folder = Path("/home/op/.cache/tailscale/derper-certs")
-    assert manual.tls == TlsConfig(folder / "r.example.crt", folder / "r.example.key", "r.example", require_sni=True)
-    assert manual.http_port == 80
-
-
-def test_a_certificate_for_an_address_serves_any_name_and_may_be_made() -> None:
-    config = load(DEV | {"cert_mode": "manual", "hostname": "::1", "cert_dir": "/c", "http_port": "-1"})
-    assert config.tls == TlsConfig(Path("/c/1.crt"), Path("/c/1.key"), "::1", require_sni=False, self_signed=True)
-    assert config.http_port is None
-
-
-def test_self_signed_takes_the_name_from_the_listener() -> None:
-    config = load(DEV | {"listen": "127.0.0.1:443", "tls_self_signed": "true"})
-    assert config.tls == TlsConfig(hostname="127.0.0.1", self_signed=True)
-    assert config.http_port == 80
-
-
-def test_letsencrypt_is_derper_s_default_where_a_name_is_given(tmp_path: Path) -> None:
-    key_file = str(tmp_path / "relay.key")
-    named = {"key_file": key_file, "hostname": "r.example", "cert_dir": "/c"}
-    expected = TlsConfig(
-        Path("/c/r.example.crt"), Path("/c/r.example.key"), "r.example", require_sni=True, acme=AcmeConfig()
-    )
-    silent = load(named)
-    assert silent.tls == expected
-    assert silent.http_port == 80
-    assert any("asking Let's Encrypt as derper does, which accepts its terms" in notice for notice in silent.notices)
-    told = load(named | {"cert_mode": "letsencrypt", "listen": ":8443", "http_port": "8080"})
-    assert told.tls == expected
-    assert any("at port 443 whether r.example is ours: it has to be forwarded to port 8443" in n for n in told.notices)
-    assert not any("as derper does" in notice for notice in told.notices)
-    assert load(named | {"tls_self_signed": "true"}).tls == TlsConfig(
-        Path("/c/r.example.crt"), Path("/c/r.example.key"), "r.example", self_signed=True
-    )
-    with pytest.raises(ConfigError, match="port 443 speaks TLS and needs a certificate"):
-        load({"key_file": key_file, "hostname": ""})
-
-
-def test_other_authorities_and_proofs() -> None:
-    given = DEV | {"hostname": "r.example", "cert_dir": "/c", "cert_mode": "gcp", "acme_email": "ops@r.example"}
-    given |= {"acme_eab_kid": "kid", "acme_eab_key": "c2VjcmV0-_8", "http_port": "-1"}
-    config = load(given | {"acme_challenge": "dns-01", "acme_dns_hook": "/bin/hook --zone 'a b'"})
-    assert config.tls is not None
-    assert config.tls.acme == AcmeConfig(
-        "https://dv.acme-v02.api.pki.goog/directory",
-        "ops@r.example",
-        ("dns-01",),
-        ("/bin/hook", "--zone", "a b"),
-        "kid",
-        b"secret\xfb\xff",
-    )
-    assert "secret\\xfb" not in repr(config)
-    elsewhere = load(given | {"http_port": "80", "acme_directory_url": "https://ca.example/dir"}).tls
-    assert elsewhere is not None
-    assert elsewhere.acme is not None
-    assert elsewhere.acme.directory_url == "https://ca.example/dir"
-
-
-LISTEN_443, LISTEN_8443, NO_HTTP = {"listen": ":443"}, {"listen": ":8443"}, {"http_port": "-1"}
-HOOK = {"acme_dns_hook": "/bin/hook"}
-
-
-@pytest.mark.parametrize(
-    ("given", "challenges", "forwarded"),
-    [
-        (LISTEN_443, ("tls-alpn-01", "http-01"), ""),
-        (LISTEN_443 | NO_HTTP, ("tls-alpn-01",), ""),
-        (LISTEN_443 | HOOK | NO_HTTP, ("dns-01",), ""),
-        (LISTEN_443 | {"acme_challenge": "http-01"}, ("http-01",), ""),
-        (LISTEN_443 | {"acme_challenge": "http-01", "http_port": "81"}, ("http-01",), "port 80 to port 81"),
-        (LISTEN_8443, ("http-01", "tls-alpn-01"), ""),
-        (LISTEN_8443 | NO_HTTP, ("tls-alpn-01",), "port 443 to port 8443"),
-        (LISTEN_8443 | {"acme_challenge": "tls-alpn-01"}, ("tls-alpn-01",), "port 443 to port 8443"),
-        (LISTEN_8443 | {"acme_challenge": "auto"} | HOOK, ("dns-01",), ""),
-    ],
-)
-def test_the_proof_that_most_likely_works_is_tried_first(
-    tmp_path: Path, given: dict[str, str], challenges: tuple[str, ...], forwarded: str
-) -> None:
-    named = {"key_file": str(tmp_path / "relay.key"), "hostname": "r.example", "cert_dir": "/c"}
-    config = load(named | {"cert_mode": "letsencrypt"} | given)
-    assert config.tls is not None
-    assert config.tls.acme is not None
-    assert config.tls.acme.challenges == challenges
-    found = [re.fullmatch(r"the authority asks at (.*) whether .* forwarded (.*) here", n) for n in config.notices]
-    assert [f"{match[1]} {match[2]}" for match in found if match] == ([forwarded] if forwarded else [])
-
-
-def test_a_certificate_for_an_address(tmp_path: Path) -> None:
-    given = {"key_file": str(tmp_path / "k"), "hostname": "192.0.2.1", "cert_dir": "/c", "cert_mode": "letsencrypt"}
-    tls = load(given | {"acme_ip_certs": "true"}).tls
-    assert tls is not None
-    assert tls.acme is not None
-    assert not tls.require_sni  # by address clients say no name
-
-
 def test_http_port_without_tls_is_said_to_be_useless() -> None:
     config = load(DEV | {"http_port": "81"})
     assert config.http_port is None
@@ -352,22 +229,6 @@ def test_connections_never_exceed_the_open_files() -> None:
     assert "raise its limit" in config.notices[0]
     assert load_config(DEV, {}, open_files=-1).max_connections == 100_000  # RLIM_INFINITY
     assert load_config(DEV, {}, open_files=10).max_connections == 1
-
-
-def test_rate_config_is_read_as_derper_reads_it(tmp_path: Path) -> None:
-    path = tmp_path / "rate.json"
-    path.write_text('{"perclientratelimitbytespersec": 5, "Other": [], "PerClientRateBurstBytes": null}')
-    assert load_rate_config(path) == RateConfig(5, 65_568)
-    path.write_text('{"PerClientRateLimitBytesPerSec": 5, "PerClientRateBurstBytes": 65569}')
-    assert load_rate_config(path) == RateConfig(5, 65_569)
-    path.write_text('{"PerClientRateBurstBytes": 9}')
-    assert load_rate_config(path) == RateConfig()
-    for text in ("[]", "{", '{"PerClientRateBurstBytes": -1}', '{"PerClientRateLimitBytesPerSec": 1.5}'):
-        path.write_text(text)
-        with pytest.raises(ConfigError, match=r"rate\.json: "):
-            load_rate_config(path)
-    with pytest.raises(ConfigError, match=r"/nonexistent: cannot read the limits: No such file"):
-        load_rate_config(Path("/nonexistent"))
 
 
 def test_a_file_that_limits_nobody_is_told(tmp_path: Path) -> None:
@@ -470,22 +331,6 @@ def test_an_empty_key_file_is_the_default(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_the_limit_that_derper_has_by_default_is_taken() -> None:
     assert load(DEV | {"accept_connection_burst": str((1 << 63) - 1)}).accept_connection_burst == (1 << 63) - 1
-
-
-@pytest.mark.parametrize(
-    ("hostname", "stem", "covered"),
-    [
-        ("2001:0DB8::1", "20010DB81", "2001:db8::1"),
-        ("::1", "1", "::1"),
-        ("192.0.2.1", "192.0.2.1", "192.0.2.1"),
-        ("Relay_1.Example", "Relay1.Example", "Relay_1.Example"),
-    ],
-)
-def test_manual_files_are_called_as_derper_calls_them(tmp_path: Path, hostname: str, stem: str, covered: str) -> None:
-    tls = load(DEV | {"cert_mode": "manual", "hostname": hostname, "cert_dir": str(tmp_path)}).tls
-    assert tls is not None
-    assert (tls.cert_file, tls.key_file) == (tmp_path / f"{stem}.crt", tmp_path / f"{stem}.key")
-    assert tls.hostname == covered
 
 
 # What the operator is told.

@@ -63,7 +63,7 @@ TAKEN: list[tuple[Any, object, object]] = [
     (parse.base64_secret, "-_8=", b"\xfb\xff"),
     (parse.base64_secret, "+/8", b"\xfb\xff"),
     (parse.node_key, KEY, b"\x0a" * 32),
-    (parse.one_of("a", "b"), "b", "b"),
+    (parse.OneOf("a", "b"), "b", "b"),
 ]
 
 REFUSED: list[tuple[Any, object, str]] = [
@@ -116,7 +116,7 @@ REFUSED: list[tuple[Any, object, str]] = [
     (parse.base64_secret, "a*b", "a key in base64"),
     (parse.base64_secret, "", "a key in base64"),
     (parse.node_key, "nodekey:00", "64 hex digits"),
-    (parse.one_of("a", "b"), "c", "one of a, b, got 'c'"),
+    (parse.OneOf("a", "b"), "c", "one of a, b, got 'c'"),
 ]
 
 
@@ -139,7 +139,8 @@ values = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_s
 
 
 @given(
-    st.sampled_from(SETTINGS), values | st.lists(values, max_size=3) | st.dictionaries(st.text(), values, max_size=1)
+    st.sampled_from(SETTINGS.settings),
+    values | st.lists(values, max_size=3) | st.dictionaries(st.text(), values, max_size=1),
 )
 def test_no_value_whatever_crashes_a_parser(setting: Any, value: object) -> None:
     try:

@@ -1,25 +1,20 @@
 """Settings from every source, each mistake as one line that names place, key and remedy."""
 
 import json
-from dataclasses import fields
+from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from derp.keys import NodePrivate
-from tailnet.config import (
-    BY_NAME,
-    MAX_BANNER_CHARS,
-    MAX_BANNERS,
-    SETTINGS,
-    Banner,
-    CoordinatorConfig,
-    changed_flags,
-    load_config,
-)
+from derp.config.relay import MeshPeer, RateConfig, TlsConfig
+from derp.keys import MeshKey
+from tailnet.config import SETTINGS, Banner, CoordinatorConfig, compare, load_config
+from tailnet.config.parse import MAX_BANNER_CHARS, MAX_BANNERS
 from tailnet.errors import ConfigError
 
+KEY = "nodekey:" + "07" * 32
 # One good value of each setting as text, and what it becomes.
 EXAMPLES: dict[str, tuple[str, Any]] = {
     "listen": ("127.0.0.1:1,[::1]:2", (("127.0.0.1", 1), ("::1", 2))),
@@ -27,8 +22,6 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "store": ("sqlite:///x.db", "sqlite:///x.db"),
     "dev": ("true", True),
     "access_url": ("https://tailnet.example.com", "https://tailnet.example.com"),
-    "tls_cert": ("a.crt", Path("a.crt")),
-    "tls_key": ("a.key", Path("a.key")),
     "derp": ("false", False),
     "derp_region_id": ("7", 7),
     "derp_region_code": ("fra", "fra"),
@@ -47,17 +40,38 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "agent_inactive": ("20s", 20.0),
     "stats_interval": ("1m", 60.0),
     "announcement_banners": ("Down on Sunday, 8 to 9.", (Banner("Down on Sunday, 8 to 9."),)),
+    "hostname": ("relay.example.com", "relay.example.com"),
+    "tcp_user_timeout": ("20s", 20.0),
+    "tcp_keepalive_time": ("5m", 300.0),
+    "handshake_timeout": ("7s", 7.0),
     "accept_connection_limit": ("10", 10.0),
     "accept_connection_burst": ("20", 20),
     "max_connections": ("30", 30),
-    "queue_depth": ("40", 40),
-    "queue_bytes": ("200000", 200_000),
     "drain": ("3s", 3.0),
     "debug_allow": ("10.0.0.0/8", None),
     "trusted_proxies": ("10.0.0.1", None),
     "log_format": ("json", "json"),
     "log_level": ("debug", "debug"),
+    "relay_bootstrap_dns_names": ("a.example", ("a.example",)),
+    "relay_unpublished_bootstrap_dns_names": ("b.example/t.example", (("b.example", "t.example"),)),
+    "relay_mesh_with": ("relay.example", (MeshPeer("relay.example", 443, "relay.example"),)),
+    "relay_tcp_write_timeout": ("3s", 3.0),
+    "relay_mesh_write_timeout": ("1m", 60.0),
+    "relay_keepalive": ("50s", 50.0),
+    "relay_queue_depth": ("40", 40),
+    "relay_queue_bytes": ("200000", 200_000),
+    "relay_rate_keys": (f"{KEY}=5/6", {b"\x07" * 32: RateConfig(5, 6)}),
+    "relay_verify_clients": ("true", True),
+    "relay_socket": ("/run/s.sock", "/run/s.sock"),
+    "relay_verify_client_url": ("https://admit.example/", "https://admit.example/"),
+    "relay_verify_client_url_fail_open": ("true", True),
+    "relay_allow_keys": (KEY, frozenset({b"\x07" * 32})),
+    "relay_deny_keys": (KEY, frozenset({b"\x07" * 32})),
 }
+# What several of them build together, or a file holds: tested below.
+BUILT = {row.name for row in SETTINGS if row.part_of} - {"max_connections"}
+# What makes an example possible.
+BESIDE = {"relay_mesh_with": "relay_mesh_psk_file"}
 
 
 def load(
@@ -76,28 +90,41 @@ def refused(
 
 
 def test_every_setting_has_an_example() -> None:
-    assert set(EXAMPLES) == set(BY_NAME)
+    assert set(EXAMPLES) == set(SETTINGS.by_name) - BUILT
 
 
-def test_every_attribute_can_be_set() -> None:
-    attributes = {setting.attribute or setting.name for setting in SETTINGS} - {"tls_cert", "tls_key"}
-    assert attributes | {"tls", "notices"} == {field.name for field in fields(CoordinatorConfig)}
-
-
-@pytest.mark.parametrize("name", sorted(set(EXAMPLES) - {"tls_cert", "tls_key"}))
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
 def test_flag_environment_and_file_mean_the_same(name: str, tmp_path: Path) -> None:
     text, value = EXAMPLES[name]
-    setting = BY_NAME[name]
-    attribute = setting.attribute or name
-    from_flag = getattr(load({name: text}), attribute)
-    assert getattr(load(environ={setting.environment: text}), attribute) == from_flag
+    setting = SETTINGS.by_name[name]
+    mesh = tmp_path / "mesh.key"
+    mesh.write_text("ab" * 32)
+    mesh.chmod(0o600)
+    beside = {BESIDE[name]: str(mesh)} if name in BESIDE else {}
+    read = attrgetter(setting.path)
+    from_flag = read(load({name: text} | beside))
+    assert read(load(beside, {setting.environment: text})) == from_flag
     path = tmp_path / "tailnet.toml"
-    bare = text if text in ("true", "false") or name in ("derp_region_id", "queue_depth") else f'"{text}"'
+    bare = text if text in ("true", "false") or name in ("derp_region_id", "relay_queue_depth") else f'"{text}"'
     path.write_text(f"{name} = {bare}\n")
-    assert getattr(load(file=path), attribute) == from_flag
-    assert from_flag != getattr(load(), attribute)
+    assert read(load(beside, file=path)) == from_flag
+    assert from_flag != read(load())
     if value is not None:
         assert from_flag == value
+
+
+def test_the_relay_s_own_file_can_be_pasted_under_its_table(tmp_path: Path) -> None:
+    path = tmp_path / "tailnet.toml"
+    path.write_text('derp = true\n[relay]\nkeepalive = "50s"\nqueue_depth = 7\n')
+    rules = load(file=path).relay
+    assert (rules.keepalive_seconds, rules.queue_depth) == (50.0, 7)
+    path.write_text("[relay]\nlisten = 1\n")
+    assert "'relay.listen': there is no such setting" in refused(file=path)
+
+
+def test_what_the_relay_s_settings_were_called_before() -> None:
+    assert load({"relay_queue_depth": "7"}).relay == load(environ={"TAILNET_QUEUE_DEPTH": "7"}).relay
+    assert SETTINGS.by_name["relay_queue_bytes"].flags == ("relay-queue-bytes", "queue-bytes")
 
 
 def test_lists_and_numbers_of_toml(tmp_path: Path) -> None:
@@ -110,25 +137,32 @@ def test_lists_and_numbers_of_toml(tmp_path: Path) -> None:
 
 def test_the_stronger_source_wins(tmp_path: Path) -> None:
     path = tmp_path / "tailnet.toml"
-    path.write_text("queue_depth = 1\nqueue_bytes = 200000\nderp_region_id = 3\n")
-    config = load({"queue_depth": "3"}, {"TAILNET_QUEUE_DEPTH": "2", "TAILNET_QUEUE_BYTES": "300000"}, path)
-    assert (config.queue_depth, config.queue_bytes, config.derp_region_id) == (3, 300_000, 3)
+    path.write_text("relay_queue_depth = 1\nqueue_bytes = 200000\nderp_region_id = 3\n")
+    config = load({"relay_queue_depth": "3"}, {"TAILNET_QUEUE_DEPTH": "2", "TAILNET_QUEUE_BYTES": "300000"}, path)
+    assert (config.relay.queue_depth, config.relay.queue_bytes, config.derp_region_id) == (3, 300_000, 3)
 
 
 def test_the_environment_names_the_file(tmp_path: Path) -> None:
     path = tmp_path / "tailnet.toml"
-    path.write_text("queue_depth = 7\n")
-    assert load(environ={"TAILNET_CONFIG": str(path)}).queue_depth == 7
+    path.write_text("derp_region_id = 7\n")
+    assert load(environ={"TAILNET_CONFIG": str(path)}).derp_region_id == 7
 
 
 def test_what_others_put_into_the_environment() -> None:
     environ = {
         "TAILNET_PORT": "tcp://10.0.0.1:80",
         "TAILNET_SERVICE_HOST": "10.0.0.1",
+        "TAILNET_HTTP_PORT": "tcp://10.0.0.2:80",
+        "TAILNET_RELAY_SERVICE_PORT_DERP": "443",
+        "TAILNET_RELAY_PORT_443_TCP_ADDR": "10.0.0.3",
         "TAILNET_LISTEN": "",
         "PATH": "x",
     }
-    assert load(environ=environ).listen == CoordinatorConfig().listen
+    assert load(environ=environ) == CoordinatorConfig()
+    assert refused(environ={"TAILNET_PORT": "80"}) == (
+        "environment: TAILNET_PORT: there is no such setting: it is called TAILNET_LISTEN here"
+    )
+    assert "it is called TAILNET_HOSTNAME here" in refused(environ={"TAILNET_DOMAIN": "x.example"})
 
 
 @pytest.mark.parametrize(
@@ -196,10 +230,14 @@ def test_banners_as_tables_and_as_json(tmp_path: Path) -> None:
 
 
 def test_what_changed_between_two_readings() -> None:
-    before = load({"queue_depth": "1", "tls_cert": "a", "tls_key": "b"})
-    after = load({"queue_depth": "2", "tls_cert": "a", "tls_key": "c", "derp": "false", "listen": "127.0.0.1:3000"})
-    assert sorted(changed_flags(before, after)) == ["--derp", "--queue-depth", "--tls-cert"]
-    assert changed_flags(after, after) == []
+    before = load({"relay_queue_depth": "1", "tls_cert": "a", "tls_key": "b"})
+    now = {"relay_rate_keys": f"{KEY}=1", "announcement_banners": "now"}
+    wait = {"relay_queue_depth": "2", "tls_cert": "a", "tls_key": "c", "derp": "false", "listen": "127.0.0.1:3000"}
+    changes = compare(SETTINGS, before, load(now | wait))
+    assert changes.applied == ("--announcement-banners", "--relay-rate-keys")
+    assert changes.waiting == ("--derp", "--tls-key", "--relay-queue-depth")
+    assert changes.config.announcement_banners == (Banner("now"),)
+    assert changes.config.relay == replace(before.relay, rate_by_key={b"\x07" * 32: RateConfig(1, 0)})
 
 
 @pytest.mark.parametrize(
@@ -208,8 +246,9 @@ def test_what_changed_between_two_readings() -> None:
         ("queue_dept = 1", "'queue_dept': there is no such setting: did you mean queue_depth?"),
         ("queue_depth = 'x'", "queue_depth: wants a whole number"),
         ("queue_depth = ", "is not TOML"),
-        ("[relay]\nx = 1", "'relay': there is no such setting"),
-        ("\0" * (1 << 20) + "\0", "holds no settings"),
+        ("[relay]\nx = 1", "'relay.x': there is no such setting"),
+        ("[nothing]\nx = 1", "'nothing': there is no such setting"),
+        ("\0" * (1 << 20) + "\0", "is no settings: it has more than"),
     ],
 )
 def test_mistakes_in_the_file(text: str, line: str, tmp_path: Path) -> None:
@@ -239,8 +278,16 @@ def test_stun_is_beside_the_listeners_unless_told() -> None:
 
 def test_a_store_for_this_run_only() -> None:
     assert load({"dev": "true"}).store == ""
-    assert load({"dev": "true", "store": "sqlite:///tailnet.db"}).store == "sqlite:///tailnet.db"
     assert load().store == "sqlite:///tailnet.db"
+
+
+def test_demo_logins_are_never_put_into_a_store_that_is_kept() -> None:
+    """They are printed, and would be good for ever."""
+    assert refused({"dev": "true", "store": "sqlite:///tailnet.db"}) == (
+        "flags: --store: --dev has a store of its own for each run: leave one of them out, or make users for this one "
+        "with `tailnet admin import`"
+    )
+    assert refused({"dev": "true"}, {"TAILNET_STORE": "sqlite:///x"}).startswith("environment: TAILNET_STORE: --dev")
 
 
 def test_silence_of_agents() -> None:
@@ -249,15 +296,77 @@ def test_silence_of_agents() -> None:
     assert load({"agent_inactive": "1m"}).inactive_seconds == 60
 
 
-def test_the_embedded_relay_gets_our_settings() -> None:
-    config = load(
-        {"listen": "127.0.0.1:1", "queue_depth": "7", "drain": "3s", "derp": "false", "debug_allow": "10.0.0.1"}
+def test_rates_and_mesh_of_the_embedded_relay_come_from_their_files(tmp_path: Path) -> None:
+    rate, mesh = tmp_path / "rate.json", tmp_path / "mesh.key"
+    rate.write_text('{"PerClientRateLimitBytesPerSec": 100000}')
+    mesh.write_text("ab" * 32)
+    config = load({"relay_rate_config": str(rate), "relay_mesh_psk_file": str(mesh)})
+    assert config.relay.rate.client_bytes_per_second == 100_000
+    assert config.relay.mesh_key == MeshKey(b"\xab" * 32)
+    assert any("others on this machine can read this secret" in notice for notice in config.notices)
+
+
+def test_no_mesh_key_is_looked_for(tmp_path: Path) -> None:
+    """derper looks into the home directory, and so does the relay that replaces it; a coordinator replaces nobody."""
+    (tmp_path / "keys").mkdir()
+    (tmp_path / "keys" / "derp-mesh.key").write_text("ab" * 32)
+    assert load(environ={"HOME": str(tmp_path)}).relay.mesh_key is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"relay_mesh_with": "a"}, "flags: --relay-mesh-with: needs the mesh's key: set --relay-mesh-psk-file"),
+        ({"relay_keepalive": "2m"}, "flags: --relay-keepalive: wants a duration from 1s to 110s"),
+        ({"relay_rate_config": "/nonexistent"}, "/nonexistent: cannot read the limits"),
+    ],
+)
+def test_what_is_wrong_with_the_embedded_relay_is_called_as_here(flags: dict[str, str], says: str) -> None:
+    assert refused(flags).startswith(says)
+
+
+def test_what_to_know_of_the_embedded_relay_is_called_as_here() -> None:
+    assert load({"relay_socket": "/run/s", "relay_allow_keys": ""}).notices == (
+        "flags: --relay-allow-keys: is empty: nobody may use this relay",
+        "flags: --relay-socket: has no effect without --relay-verify-clients",
     )
-    key = NodePrivate.generate()
-    relay = config.relay_config(key)
-    assert (relay.private_key, relay.queue_depth, relay.drain_seconds) == (key, 7, 3.0)
-    assert (relay.derp_enabled, relay.debug_allow) == (False, config.debug_allow)
-    assert not relay.stun_hosts
+
+
+# TLS.
+
+
+@pytest.mark.parametrize("mode", ["letsencrypt", "gcp", "manual"])
+def test_the_name_by_which_clients_call_us_gets_the_certificate(mode: str) -> None:
+    flags = {"cert_mode": mode, "cert_dir": "/c", "access_url": "https://tailnet.example:8443", "listen": ":443"}
+    flags |= {"acme_email": "a@b.c", "acme_eab_kid": "k", "acme_eab_key": "c2Vj"} if mode == "gcp" else {}
+    tls = load(flags).tls
+    assert tls is not None
+    assert (tls.hostname, tls.cert_file) == ("tailnet.example", Path("/c/tailnet.example.crt"))
+    assert not tls.require_sni  # health checks come by address
+    assert (tls.acme is not None) is (mode != "manual")
+    named = load(flags | {"hostname": "other.example"}).tls
+    assert named is not None
+    assert named.hostname == "other.example"
+
+
+def test_challenges_come_where_we_listen() -> None:
+    flags = {"cert_mode": "letsencrypt", "cert_dir": "/c", "hostname": "tailnet.example", "listen": ":443"}
+    config = load(flags)
+    assert config.tls is not None
+    assert config.tls.acme is not None
+    assert (config.tls.acme.challenges, config.http_port) == (("tls-alpn-01",), None)
+    both = load(flags | {"http_port": "80"})
+    assert both.tls is not None
+    assert both.tls.acme is not None
+    assert (both.tls.acme.challenges, both.http_port) == (("tls-alpn-01", "http-01"), 80)
+    assert "set it to 80" in refused(flags | {"acme_challenge": "http-01"})
+
+
+def test_files_need_no_name_and_port_443_no_certificate() -> None:
+    """A proxy may do TLS under another name."""
+    pair = load({"tls_cert": "a.crt", "tls_key": "a.key", "access_url": "https://tailnet.example"})
+    assert pair.tls == TlsConfig(Path("a.crt"), Path("a.key"))
+    assert load({"listen": ":443"}).tls is None
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,110 @@
+"""The files that settings name: private key, mesh key, rate limits, in derper's forms (layer L2).
+
+Errors hold nothing of a secret.  The private key's file is made when it is missing.
+"""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from derp.config.relay import RateConfig
+from derp.config.sources import read_file
+from derp.errors import ConfigError, KeyFormatError
+from derp.keys import MeshKey, NodePrivate
+from derp.protocol.frames import MAX_SEND_BYTES
+from derp.text import error_text
+
+RATE_FIELDS: Final = ("PerClientRateLimitBytesPerSec", "PerClientRateBurstBytes")
+
+
+def load_private_key(path: Path) -> NodePrivate:
+    """Read a key file in derper's form.  Raises ConfigError, whose text holds nothing of the key."""
+    text = _go_field(_read_json_object(path, "private key"), "PrivateKey")
+    if not isinstance(text, str):
+        raise ConfigError(f'{path}: PrivateKey: is missing: the file should read {{"PrivateKey": "privkey:..."}}')
+    try:
+        return NodePrivate.parse(text)
+    except KeyFormatError as error:
+        raise ConfigError(f"{path}: PrivateKey: {error}") from None
+
+
+def load_mesh_key(path: Path) -> MeshKey:
+    """Read a mesh key file.  Raises ConfigError, whose text holds nothing of the key."""
+    return parse_mesh_key(read_file(path, "mesh key").decode("ascii", "replace"), f"{path}: mesh key")
+
+
+def parse_mesh_key(text: str, place: str) -> MeshKey:
+    """A mesh key from text that stood at `place`.  Raises ConfigError."""
+    try:
+        return MeshKey.parse(text)
+    except KeyFormatError as error:
+        raise ConfigError(f"{place}: {error}") from None
+
+
+def load_rate_config(path: Path) -> RateConfig:
+    """Read limits per client in derper's form.  Raises ConfigError, also when called again on SIGHUP.
+
+    A burst of less than one packet would stop a client for good that sends a large one: it is raised, as by derper.
+    """
+    document = _read_json_object(path, "limits")
+    numbers = []
+    for name in RATE_FIELDS:
+        value = _go_field(document, name)
+        if value is None:
+            value = 0
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 64:
+            raise ConfigError(f"{path}: {name}: wants a whole number of bytes, got {value!r:.80}")
+        numbers.append(value)
+    return RateConfig(numbers[0], max(numbers[1], MAX_SEND_BYTES)) if numbers[0] else RateConfig()
+
+
+def make_key_file(path: Path) -> None:
+    """Put a new private key there.  Raises ConfigError."""
+    text = json.dumps({"PrivateKey": NodePrivate.generate().text()}, indent="\t")
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Whole or not at all, never over an existing key, never readable to others, not even for a moment.
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(handle, "w") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.link(temporary, path)
+        except FileExistsError:
+            pass  # another process made one meanwhile: that one counts
+        finally:
+            os.unlink(temporary)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot make the private key's file: {error_text(error)}") from None
+
+
+def readable_by_others(path: Path) -> str | None:
+    """A sentence if others on this machine can read a secret's file."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return None  # reading it will say why
+    return f"{path}: others on this machine can read this secret: chmod 600 {path}" if mode & 0o077 else None
+
+
+def _read_json_object(path: Path, what: str) -> dict[str, object]:
+    # The text of an error never repeats the file: it may hold the key.
+    try:
+        document = json.loads(read_file(path, what))
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path}: is not a JSON object with the {what}")
+    return document
+
+
+def _go_field(document: dict[str, object], name: str) -> object:
+    """A field as Go's decoder finds it: whatever its case, the last one wins."""
+    found: object = None
+    for key, value in document.items():
+        if key.casefold() == name.casefold():
+            found = value
+    return found

@@ -1,0 +1,83 @@
+"""What a coordinator is told: one frozen value, read everywhere, changed nowhere (layer L2).
+
+Every default stands here once, or in derp/config/relay.py where it is whoever listens or the relay that is told.
+"""
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Final
+
+from derp.config import RelayConfig, RelayRules, ServerConfig
+from derp.keys import NodePrivate
+
+DEFAULT_STUN_PORT: Final = 3478
+
+
+@dataclass(frozen=True, slots=True)
+class Banner:
+    """What agents show to whoever logs in.  The colour is for pages that show it too; empty leaves it to them."""
+
+    message: str
+    background_color: str = ""
+    enabled: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoordinatorConfig(ServerConfig):
+    """All settings of one coordinator.  `load_config` guarantees the bounds; whoever builds one by hand keeps them."""
+
+    # Only this machine by default: serving the network is a decision.
+    listen: tuple[tuple[str, int], ...] = (("127.0.0.1", 3000),)
+    # Where STUN is answered; empty: nowhere.  None: on the hosts of `listen`, at the port that maps assume.
+    stun_listen: tuple[tuple[str, int], ...] | None = None
+    store: str = "sqlite:///tailnet.db"  # empty only for --dev: cli/serve.py makes it for that run
+    # How clients reach us: in the DERP map, and as an Origin of browsers.  Empty: the first address we listen on.
+    access_url: str = ""
+
+    # DERP maps, from the bottom up: the embedded relay, URLs, files.
+    relay: RelayRules = field(default_factory=RelayRules)
+    derp_region_id: int = 999
+    derp_region_code: str = "embedded"
+    derp_region_name: str = "Embedded relay"
+    stun_servers: tuple[tuple[str, int], ...] = ()  # others' STUN servers, named in the embedded region
+    derp_map: tuple[Path, ...] = ()
+    derp_map_url: tuple[str, ...] = ()
+    # The rhythm in which the reference looks at its map.  A map that did not change costs its server one 304.
+    derp_map_poll_seconds: float = 5.0
+    region_scores: tuple[tuple[int, float], ...] = ()
+    avoid_regions: tuple[int, ...] = ()
+
+    # What clients are told to do.
+    browser_only: bool = False  # turn away every client that is no browser
+    disable_direct_connections: bool = False
+    derp_force_websockets: bool = False
+    hostname_suffix: str = "coder"  # the suffix that stock clients expect
+
+    # Agents.  15 s is the reference's rhythm; stock agents give up after 30 s without a sign of life.
+    agent_ping_seconds: float = 15.0
+    agent_inactive_seconds: float = 0.0  # 0: twice the ping
+    stats_interval_seconds: float = 300.0
+    announcement_banners: tuple[Banner, ...] = ()  # read again on SIGHUP
+
+    @property
+    def inactive_seconds(self) -> float:
+        """How long an agent may be silent before it counts as gone: twice the ping, and two seconds at the least."""
+        return self.agent_inactive_seconds or max(2.0, 2 * self.agent_ping_seconds)
+
+    @property
+    def stun_addresses(self) -> tuple[tuple[str, int], ...]:
+        """Where STUN is answered."""
+        if self.stun_listen is not None:
+            return self.stun_listen
+        return tuple(dict.fromkeys((host, DEFAULT_STUN_PORT) for host, _ in self.listen))
+
+    @property
+    def stun_may_move(self) -> bool:
+        """Whether a free port will do where that of STUN is taken: nobody else's map names a server of --dev."""
+        return self.dev and self.stun_listen is None
+
+    def relay_config(self, private_key: NodePrivate) -> RelayConfig:
+        """The settings of the embedded relay, which listens on our port and never on its own."""
+        ours = {each.name: getattr(self, each.name) for each in fields(ServerConfig)}
+        rules = {each.name: getattr(self.relay, each.name) for each in fields(RelayRules)}
+        return RelayConfig(private_key, **(ours | rules | {"stun_enabled": False}))

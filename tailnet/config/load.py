@@ -1,0 +1,96 @@
+"""From what was given to what a coordinator is told (layer L2)."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Final
+from urllib.parse import urlsplit
+
+from derp.config import RelayRules, TlsConfig
+from derp.config.load import (
+    check_mesh,
+    http_port,
+    is_local,
+    listen_addresses,
+    max_connections,
+    relay_attributes,
+    tell_about_rules,
+)
+from derp.config.sources import Given, read_sources
+from derp.config.tls import read_tls
+from tailnet.config.coordinator import CoordinatorConfig
+from tailnet.config.settings import RELAY_PREFIX, SETTINGS
+
+_NO_HTTP: Final = -1
+
+
+def load_config(
+    flags: Mapping[str, str] | None = None,
+    environ: Mapping[str, str] | None = None,
+    config_file: str | None = None,
+    *,
+    open_files: int | None = None,
+) -> CoordinatorConfig:
+    """Read all sources.
+
+    `flags`: text by setting name, as it stood on the command line.  `environ`: the environment, os.environ if None.
+    `config_file`: the TOML file; if None, the one that TAILNET_CONFIG names.  `open_files`: how many descriptors this
+    process may have; the hard limit if None.  Raises ConfigError.
+    """
+    given = read_sources(SETTINGS, flags or {}, os.environ if environ is None else environ, config_file)
+    attributes = given.attributes()
+    attributes["listen"] = listen_addresses(given, CoordinatorConfig.listen)
+    attributes["tls"] = _tls(given, attributes["listen"])
+    attributes["http_port"] = http_port(given, _NO_HTTP, has_tls=attributes["tls"] is not None)
+    attributes["max_connections"] = max_connections(given, open_files)
+    attributes["relay"] = _relay(given)
+    if given.get("dev"):
+        _check_dev(given)
+        attributes["store"] = ""
+    config = CoordinatorConfig(**attributes)
+    if config.inactive_seconds <= config.agent_ping_seconds:
+        given.fail("agent_inactive", f"must be longer than --agent-ping ({config.agent_ping_seconds:g}s)")
+    given.notices += _notices(config)
+    return replace(config, notices=tuple(given.notices), given=given.values())
+
+
+def _tls(given: Given, listen: tuple[tuple[str, int], ...]) -> TlsConfig | None:
+    hostname = given.get("hostname", "")
+    if not hostname and "tls_cert" not in given:
+        # Whoever asks for a certificate and says no name means the one by which clients call us.
+        hostname = urlsplit(given.get("access_url", "")).hostname or ""
+    tls = read_tls(given, listen, hostname=hostname, default_http_port=_NO_HTTP, as_derper=False)
+    # Health checks of the API come by address, and say no name.
+    return replace(tls, require_sni=False) if tls is not None else None
+
+
+def _relay(given: Given) -> RelayRules:
+    ours = given.under(RELAY_PREFIX)
+    rules = RelayRules(**(given.attributes("relay") | relay_attributes(ours)))
+    check_mesh(ours, rules.mesh_key)
+    tell_about_rules(ours, rules)
+    return rules
+
+
+def _check_dev(given: Given) -> None:
+    # Its demo logins are printed, and whoever has read them would have them in that store for ever.
+    if "store" in given:
+        given.fail(
+            "store",
+            "--dev has a store of its own for each run: leave one of them out, or make users for this "
+            "one with `tailnet admin import`",
+        )
+
+
+def _notices(config: CoordinatorConfig) -> list[str]:
+    notices = []
+    public = [host for host, _ in config.listen if not is_local(host)]
+    if public and not config.access_url:
+        notices.append("peers of other relays' regions need to know where ours is: set --access-url")
+    if public and config.dev:
+        notices.append(
+            "--dev is for this machine, but it listens to others: its demo tokens are printed on this terminal"
+        )
+    if public and config.tls is None and not config.access_url.startswith("https"):
+        notices.append("tokens travel in the clear: set --tls-cert and --tls-key, or serve behind a proxy with TLS")
+    return notices

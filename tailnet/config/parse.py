@@ -1,0 +1,85 @@
+"""The kinds of settings that derp/config/parse.py does not have (layer L2): regions, banners, names in maps."""
+
+import json
+import re
+from collections.abc import Callable
+from typing import Final
+
+from derp.config import parse
+from derp.text import error_text
+from tailnet.config.coordinator import Banner
+
+MAX_REGION_ID: Final = (1 << 31) - 1
+# A terminal's screen has 80 x 24 characters; more than one of them before each prompt is read by nobody.
+MAX_BANNER_CHARS: Final = 2_000
+MAX_BANNERS: Final = 10
+_BANNER_KEYS: Final = dict.fromkeys(("message", "background_color", "enabled")).keys()
+_COLOR: Final = re.compile(r"#[0-9A-Fa-f]{6}")
+
+
+def off_or_addresses(value: object) -> tuple[tuple[str, int], ...]:
+    """Where to listen, or `off` for nowhere."""
+    return () if value == "off" else parse.listen_addresses(value)
+
+
+def region_id(value: object) -> int:
+    """The number of a region."""
+    return parse.whole(1, MAX_REGION_ID)(value)
+
+
+def score(value: object) -> tuple[int, float]:
+    """`REGION=FACTOR`."""
+    region, equals, factor = parse.string(value).partition("=")
+    try:
+        number = float(factor) if equals else 0.0
+    except ValueError:
+        number = 0.0
+    if not 0 < number < 1e6:
+        raise ValueError(f"wants REGION=FACTOR with a factor above 0, such as 1=1.5, got {value!r:.80}")
+    return region_id(region), number
+
+
+def text(limit: int) -> Callable[[object], str]:
+    """Printable text."""
+
+    def parse_text(value: object) -> str:
+        given = parse.string(value)
+        if not given or len(given) > limit or not given.isprintable():
+            raise ValueError(f"wants 1 to {limit} printable characters, got {value!r:.80}")
+        return given
+
+    return parse_text
+
+
+def banners(value: object) -> tuple[Banner, ...]:
+    """A list of tables; as text the same as JSON, or the message of the one that there is."""
+    items: object = value
+    if isinstance(value, str):
+        items = [{"message": value}] if value else []
+        if value.lstrip().startswith("["):
+            try:
+                items = json.loads(value)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"begins as a JSON list and is none: {error_text(error)[:80]}") from None
+    if not isinstance(items, list) or len(items) > MAX_BANNERS:
+        raise ValueError(f"wants a message, or a list of at most {MAX_BANNERS} banners, got {value!r:.80}")
+    return tuple(_banner(each) for each in items)
+
+
+def _banner(value: object) -> Banner:
+    if not isinstance(value, dict) or not value.keys() <= _BANNER_KEYS or "message" not in value:
+        raise ValueError(f"wants banners as tables of {', '.join(_BANNER_KEYS)}, got {value!r:.80}")
+    message, color = value["message"], value.get("background_color", "")
+    # It goes to terminals as it is: beside line breaks nothing that moves a cursor or rings a bell.
+    if not isinstance(message, str) or not 0 < len(message) <= MAX_BANNER_CHARS:
+        raise ValueError(f"wants a message of 1 to {MAX_BANNER_CHARS} characters, got {message!r:.80}")
+    if not message.replace("\n", "").isprintable() or not message.strip():
+        raise ValueError(f"wants a message that can be printed, got {message!r:.80}")
+    if not isinstance(color, str) or not (color == "" or _COLOR.fullmatch(color)):
+        raise ValueError(f'wants a background_color such as "#004852", got {color!r:.80}')
+    return Banner(message, color, parse.boolean(value.get("enabled", True)))
+
+
+def suffix(value: object) -> str:
+    """A domain, or nothing."""
+    return "" if value == "" else parse.host_name(value)

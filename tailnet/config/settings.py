@@ -1,0 +1,163 @@
+"""The coordinator's settings: its own rows, then the relay's (layer L2).
+
+A setting's name is its key in the TOML file, `TAILNET_` + the name in capitals its environment variable, with dashes
+its flag.  Every row of the relay's table, derp/config/settings.py, is here: as it is where it speaks of whoever listens
+(ServerConfig), with `relay_` before its name where it speaks of the embedded relay (RelayRules), and in ABSENT, with
+the reason, where it speaks of neither.
+"""
+
+import re
+from dataclasses import fields
+from typing import Final
+
+from derp.config import RelayRules, ServerConfig, parse
+from derp.config.setting import Setting, Table
+from derp.config.settings import DAY_SECONDS
+from derp.config.settings import SETTINGS as RELAY_SETTINGS
+from tailnet.config import parse as kinds
+from tailnet.config.coordinator import CoordinatorConfig
+
+RELAY_PREFIX: Final = "relay_"
+# Rows of the relay that are none here: why.
+ABSENT: Final = {
+    "key_file": "the embedded relay's key lies in the store",
+    "stun": "stun_listen says whether and where",
+    "stun_port": "stun_listen says it",
+    "home": "/ is the coordinator's own page",
+}
+# What the embedded relay's settings were called before it had them all.
+_FORMER: Final = {"queue_depth": ("queue_depth",), "queue_bytes": ("queue_bytes",)}
+_ACCESS_URL: Final = parse.url("http", "https")
+_RHYTHM: Final = parse.duration(1, 3_600)
+
+_OWN: Final = (
+    Setting(
+        "listen",
+        parse.listen_addresses,
+        "ADDRESS,...",
+        "where to serve API, RPC and relay, {default} by default",
+        elsewhere=("addr", "address", "port", "http_address"),
+    ),
+    Setting(
+        "stun_listen",
+        kinds.off_or_addresses,
+        "ADDRESS,...|off",
+        "where to answer STUN, port 3478 beside --listen by default",
+        elsewhere=("stun", "stun_port"),
+    ),
+    Setting(
+        "store",
+        parse.string,
+        "URL",
+        "the store, {default} by default; made if missing",
+        elsewhere=("database", "database_url", "db"),
+    ),
+    Setting("dev", parse.boolean, "", "try it out: a store for this run only, with a demo user, workspace and agent"),
+    Setting(
+        "access_url",
+        _ACCESS_URL,
+        "URL",
+        "how clients reach this server; the first --listen by default",
+        elsewhere=("url",),
+    ),
+    Setting("derp", parse.boolean, "", "serve a DERP relay at /derp, {default} by default", "derp_enabled"),
+    Setting("derp_region_id", kinds.region_id, "NUMBER", "the region of that relay in the map, {default} by default"),
+    Setting("derp_region_code", kinds.text(64), "CODE", "its code, `{default}` by default"),
+    Setting("derp_region_name", kinds.text(256), "NAME", "its name, `{default}` by default"),
+    Setting("stun_servers", parse.many(parse.address), "HOST:PORT,...", "further STUN servers for that region"),
+    Setting(
+        "derp_map",
+        parse.many(parse.path),
+        "FILE,...",
+        "DERP maps laid over the embedded relay; watched; null drops a region",
+    ),
+    Setting("derp_map_url", parse.many(_ACCESS_URL), "URL,...", "the same by URL, below the files; polled"),
+    Setting(
+        "derp_map_poll",
+        parse.duration(1, DAY_SECONDS),
+        "DURATION",
+        "how often, {default} by default",
+        "derp_map_poll_seconds",
+    ),
+    Setting("region_scores", parse.many(kinds.score), "REGION=FACTOR,...", "2 makes a region look twice as far"),
+    Setting("avoid_regions", parse.many(kinds.region_id), "REGION,...", "regions that nobody should choose as home"),
+    Setting("browser_only", parse.boolean, "", "turn away every client that is no browser"),
+    Setting("disable_direct_connections", parse.boolean, "", "tell peers to use relays only"),
+    Setting("derp_force_websockets", parse.boolean, "", "tell peers to reach relays by websocket only"),
+    Setting("hostname_suffix", kinds.suffix, "NAME", "suffix of workspaces' names on clients, `{default}` by default"),
+    Setting(
+        "agent_ping",
+        _RHYTHM,
+        "DURATION",
+        "how often agents are asked for a sign of life, {default} by default",
+        "agent_ping_seconds",
+    ),
+    Setting(
+        "agent_inactive",
+        parse.duration(2, DAY_SECONDS),
+        "DURATION",
+        "silence after which one is gone, twice that by default",
+        "agent_inactive_seconds",
+    ),
+    Setting(
+        "stats_interval",
+        parse.duration(1, DAY_SECONDS),
+        "DURATION",
+        "how often agents report statistics, {default} by default",
+        "stats_interval_seconds",
+    ),
+    Setting(
+        "announcement_banners",
+        kinds.banners,
+        "MESSAGE|JSON",
+        "what agents show at log-in, nothing by default; read again on SIGHUP",
+        reloadable=True,
+    ),
+    Setting(
+        "http_port",
+        parse.whole(-1, 65535),
+        "PORT",
+        "plain HTTP beside TLS, for redirects and challenges; -1, none, by default",
+        part_of="http_port",
+    ),
+)
+# Where a shared row means a little else here.
+_MEANINGS: Final = {
+    "hostname": "our name in certificates, that of --access-url by default",
+    "cert_mode": "manual: <cert-dir>/<hostname>.crt and .key, read again when they change; letsencrypt: kept there and "
+    "renewed; gcp: the same from Google",
+    "tls_self_signed": "TLS with a generated certificate for --hostname, kept in --cert-dir if given; the DERP map has "
+    "its pin, API clients need it as an authority",
+    "drain": "after SIGTERM, how long peers are sent away in order, {default} by default",
+    "debug_allow": "who may see /metrics and /debug/, loopback by default",
+}
+
+
+def _shared() -> list[Setting]:
+    """The rows of whoever listens that have not a meaning of their own here."""
+    attributes, own = {each.name for each in fields(ServerConfig)}, {row.name for row in _OWN}
+    return [
+        row.shared(meaning=_MEANINGS.get(row.name, row.meaning))
+        for row in RELAY_SETTINGS
+        if row.path in attributes and row.name not in own
+    ]
+
+
+def _embedded() -> list[Setting]:
+    """The rows of the embedded relay; flags that their help names are called as they are here."""
+    attributes = {each.name for each in fields(RelayRules)}
+    rows = [row for row in RELAY_SETTINGS if row.path in attributes]
+    flags = re.compile("|".join(rf"{row.flag}(?![a-z-])" for row in rows))
+    prefix = f"--{RELAY_PREFIX[:-1]}-"
+    return [
+        row.embedded(
+            RELAY_PREFIX,
+            "relay",
+            meaning=flags.sub(lambda flag: prefix + flag[0][2:], row.meaning),
+            former=_FORMER.get(row.name, ()),
+        )
+        for row in rows
+    ]
+
+
+SETTINGS: Final = Table("TAILNET_", CoordinatorConfig, (*_OWN, *_shared(), *_embedded()))
