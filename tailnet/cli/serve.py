@@ -1,6 +1,6 @@
 """`tailnet serve`: the coordinator with its relay, until SIGTERM (layer L4).
 
-The options come from tailnet/config.py.  With --dev it needs nothing: a store for this run only, a demo user with a
+The options come from tailnet/config/.  With --dev it needs nothing: a store for this run only, a demo user with a
 workspace and an agent, and the lines to try.  Next hop: server/server.py.
 """
 

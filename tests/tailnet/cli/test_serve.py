@@ -156,7 +156,7 @@ async def test_settings_are_read_again(tmp_path: Path) -> None:
         assert process.stderr is not None
         said = b""
         for text, wanted in (
-            ('announcement_banners = "two"\nqueue_depth = 7\n', b"only from the next start on: --queue-depth"),
+            ('announcement_banners = "two"\nqueue_depth = 7\n', b"only from the next start on: --relay-queue-depth"),
             ("announcement_banners = [1]\n", b"the settings stay as they were: "),
         ):
             await trio.Path(path).write_text(text)
