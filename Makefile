@@ -36,7 +36,7 @@ fmt: $(READY)
 # UPGRADE=--upgrade takes the newest versions, without it only what pyproject.toml newly asks for.
 lock: $(READY)
 	$(LOCK) --all-extras $(UPGRADE) -o requirements.lock pyproject.toml
-	$(LOCK) --extra build --constraint requirements.lock -o deploy/requirements.lock pyproject.toml
+	$(LOCK) --extra build --extra postgresql --constraint requirements.lock -o deploy/requirements.lock pyproject.toml
 proto:  # the classes of tailnet/proto/*.proto; OUT is for the test that compares
 	$(PYTHON) -m grpc_tools.protoc -I tailnet/proto/generated=tailnet/proto --python_out=$(or $(OUT),.) --pyi_out=$(or $(OUT),.) tailnet/proto/tailnet.proto tailnet/proto/agent.proto
 derp-vectors:  # DERP's golden vectors anew from the genuine packages; boxes and masks differ from run to run

@@ -96,6 +96,7 @@ class StoreTrouble(Enum):
     REFUSED = "refused"  # a wrong password, a database that is not there
     CROWDED = "crowded"  # no connection is free
     SLOW = "slow"  # a time-out
+    CONFLICT = "conflict"  # another server wrote the same rows: again, and it works
     UNFIT = "unfit"  # a row that the store cannot hold: the others can be written
     OTHER = "other"
 

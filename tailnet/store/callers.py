@@ -4,6 +4,7 @@ Look-ups take lists, because a storm of reconnects arrives as one (auth/backends
 may do what raises the `callers` counter in the same transaction, so that caches anywhere know when to forget.
 """
 
+import secrets
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import datetime
 from types import MappingProxyType
@@ -55,6 +56,8 @@ _TOKENS: Final = sa.select(
 ).join(users, user_tokens.c.user_id == users.c.id)
 # The names of AgentRow are those of the columns, in the same order; only the digest of the token is left out.
 _AGENT_ROWS: Final = sa.select(*[column for column in agents.columns if column.name != "token_digest"])
+# Two histories meet by chance once in a thousand million times, and the counter lasts for 2**33 changes.
+MAX_STEP: Final = 1 << 30
 NO_APPS: Final[Mapping[UUID, Mapping[str, Any]]] = MappingProxyType({})
 _GENERATION: Final = sa.select(counters.c.value).where(counters.c.name == "callers")
 
@@ -257,12 +260,12 @@ class CallerTables(Part):
         expires_at: datetime | None = None,
     ) -> None:
         """Store a session token's id and digest.  Raises StoreError if the id is taken or the user unknown."""
-        _change(
-            connection,
+        connection.execute(
             user_tokens.insert().values(
                 id=token_id, user_id=user_id, secret_digest=secret_digest, created_at=now, expires_at=expires_at
-            ),
+            )
         )
+        raise_generation(connection)
 
     @writes
     def delete_user_token(self, connection: sa.Connection, token_id: str) -> bool:
@@ -270,7 +273,7 @@ class CallerTables(Part):
         return _change(connection, user_tokens.delete().where(user_tokens.c.id == token_id))
 
 
-def _change(connection: sa.Connection, statement: sa.UpdateBase) -> bool:
+def _change(connection: sa.Connection, statement: sa.Update | sa.Delete) -> bool:
     changed = connection.execute(statement).rowcount > 0
     if changed:
         raise_generation(connection)
@@ -284,8 +287,13 @@ def _user(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> UserI
 
 
 def raise_generation(connection: sa.Connection) -> None:
-    """Tell every cache, in this process and in others, to forget.  Inside a write transaction."""
-    connection.execute(counters.update().where(counters.c.name == "callers").values(value=counters.c.value + 1))
+    """Tell every cache, in this process and in others, to forget.  Inside a write transaction.
+
+    It rises by a random number: a store that was restored, or a standby that lacks the last changes, would otherwise
+    come to the number that a cache knows by other changes, and the cache would not forget.
+    """
+    step = 1 + secrets.randbelow(MAX_STEP)
+    connection.execute(counters.update().where(counters.c.name == "callers").values(value=counters.c.value + step))
 
 
 def pieces(values: Iterable[T]) -> Iterator[list[T]]:

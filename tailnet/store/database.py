@@ -18,8 +18,9 @@ import trio
 
 from tailnet.errors import StoreError, StoreTrouble, StoreVersionError
 from tailnet.store.dialect import Dialect
+from tailnet.store.postgresql import PostgresqlDialect
 from tailnet.store.schema import HEAD_REVISION
-from tailnet.store.sqlite import BUSY_TIMEOUT_SECONDS, MAX_READERS, SqliteDialect
+from tailnet.store.sqlite import BUSY_TIMEOUT_SECONDS, SqliteDialect
 from tailnet.store.urls import parse_store_url
 from tailnet.store.writer import Change, Writer
 
@@ -45,16 +46,13 @@ class Database:
         self._writers = dialect.writer()
         self._turn = threading.Lock()
         self._here = threading.local()  # the snapshot that this thread reads from, while it does
-        self._limiter = trio.CapacityLimiter(MAX_READERS)
+        self._limiter = trio.CapacityLimiter(dialect.max_readers)
         self.writer = Writer(self.writing)
 
     @classmethod
     def open(cls, url: str, *, busy_timeout_seconds: float = BUSY_TIMEOUT_SECONDS) -> Self:
         """Open, create or migrate the store at `url`.  Raises StoreError, StoreVersionError."""
-        parsed = parse_store_url(url)
-        if parsed.drivername != "sqlite":
-            raise StoreError(f"store: {parsed.drivername} is not supported yet: write sqlite:///tailnet.db")
-        dialect = SqliteDialect(parsed, busy_timeout_seconds)
+        dialect = make_dialect(url, busy_timeout_seconds=busy_timeout_seconds)
         dialect.prepare()
         database = cls(dialect)
         try:
@@ -136,6 +134,7 @@ class Database:
         # Again under the write lock: of several processes that start together, one migrates and the others find it
         # done.
         with self.writing() as connection:
+            self.dialect.begin_long(connection)
             self.dialect.lock(connection, "migration")
             revision = self._revision(connection)
             if revision == HEAD_REVISION:
@@ -171,3 +170,11 @@ class Database:
             )
         command.upgrade(config, "head")
         _log.info("= store %s: schema %s, was %s", self.shown, HEAD_REVISION, revision or "empty")
+
+
+def make_dialect(url: str, *, busy_timeout_seconds: float = BUSY_TIMEOUT_SECONDS) -> Dialect:
+    """The dialect of the store at `url`, not connected yet.  `busy_timeout_seconds` is SQLite's.  Raises StoreError."""
+    parsed = parse_store_url(url)
+    if parsed.drivername == "sqlite":
+        return SqliteDialect(parsed, busy_timeout_seconds)
+    return PostgresqlDialect(parsed)

@@ -18,7 +18,8 @@ class Dialect(ABC):
     """One kind of database.  Thread-safe; made by database.py for one URL."""
 
     name: ClassVar[str]  # as an operator calls it
-    driver_errors: ClassVar[tuple[type[Exception], ...]]  # what `explain` is asked about
+    driver_errors: tuple[type[Exception], ...]  # what `explain` is asked about
+    max_readers: int  # connections, and threads, that read at once
 
     def __init__(self, url: sa.URL, shown: str) -> None:
         self.url = url
@@ -52,6 +53,9 @@ class Dialect(ABC):
     @abstractmethod
     def begin_write(self, connection: sa.Connection, *, durable: bool) -> None:
         """At the start of a write transaction.  `durable`: its commit waits until the disk has it."""
+
+    def begin_long(self, connection: sa.Connection) -> None:  # noqa: B027  # most have no time-outs
+        """Lift the time-outs of a transaction that may take minutes: a migration."""
 
     @abstractmethod
     def lock(self, connection: sa.Connection, name: str) -> None:

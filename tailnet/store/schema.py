@@ -1,7 +1,7 @@
 """Tables of the durable state (layer L2): who may call, what exists, what agents last reported.
 
-SQLAlchemy Core, plain types only, so that another database than SQLite stays possible.  A change here needs a new
-file in migrations/versions; tests/tailnet/store/test_schema.py compares the two.  Who is connected to whom is not
+SQLAlchemy Core and plain types: one schema for every dialect.  A change here needs a new file in migrations/versions;
+tests/tailnet/store/test_schema.py compares the two.  Who is connected to whom is not
 here: that state is soft and lives in coordinator/.  Next hop: database.py opens the file, callers.py and reports.py
 read and write it.
 """
@@ -64,6 +64,19 @@ class PeerIdText(sa.types.TypeDecorator[PeerID]):
         return None if value is None else PeerID.parse(value)
 
 
+class Text(sa.types.TypeDecorator[str]):
+    """Text as agents and people write it.  PostgreSQL takes no NUL, and a row that one store takes, each must take."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> str | None:
+        return value.replace("\0", "\N{REPLACEMENT CHARACTER}") if value is not None and "\0" in value else value
+
+
+# SQLite numbers rows by this very type; elsewhere 32 bits are two years of 10,000 agents' statistics.
+_ROW_NUMBER: Final = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+
 metadata = sa.MetaData(
     naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -77,7 +90,7 @@ metadata = sa.MetaData(
 counters = sa.Table(
     "counters",
     metadata,
-    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("name", Text, primary_key=True),
     sa.Column("value", sa.BigInteger, nullable=False),
 )
 
@@ -85,7 +98,7 @@ users = sa.Table(
     "users",
     metadata,
     sa.Column("id", UuidText, primary_key=True),
-    sa.Column("username", sa.Text, nullable=False, unique=True),
+    sa.Column("username", Text, nullable=False, unique=True),
     sa.Column("active", sa.Boolean, nullable=False, server_default=sa.true()),
     sa.Column("admin", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("created_at", UtcTime, nullable=False),
@@ -96,7 +109,7 @@ users = sa.Table(
 user_tokens = sa.Table(
     "user_tokens",
     metadata,
-    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("id", Text, primary_key=True),
     sa.Column("user_id", UuidText, sa.ForeignKey("users.id", ondelete="CASCADE"), nullable=False, index=True),
     sa.Column("secret_digest", sa.LargeBinary(32), nullable=False),
     sa.Column("seeded", sa.Boolean, nullable=False, server_default=sa.false()),
@@ -109,7 +122,7 @@ workspaces = sa.Table(
     metadata,
     sa.Column("id", UuidText, primary_key=True),
     sa.Column("owner_id", UuidText, sa.ForeignKey("users.id", ondelete="CASCADE"), nullable=False, index=True),
-    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("name", Text, nullable=False),
     sa.Column("status", sa.SmallInteger, nullable=False),
     sa.Column("created_at", UtcTime, nullable=False),
     sa.Column("updated_at", UtcTime, nullable=False),
@@ -121,16 +134,16 @@ agents = sa.Table(
     sa.Column("id", PeerIdText, primary_key=True),
     sa.Column("workspace_id", UuidText, sa.ForeignKey("workspaces.id", ondelete="CASCADE"), nullable=False, index=True),
     sa.Column("parent_id", PeerIdText, sa.ForeignKey("agents.id", ondelete="CASCADE"), index=True),
-    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("name", Text, nullable=False),
     sa.Column("token_digest", sa.LargeBinary(32), nullable=False, unique=True),
     sa.Column("created_at", UtcTime, nullable=False),
     sa.Column("updated_at", UtcTime, nullable=False),
     sa.Column("connection_timeout_seconds", sa.Integer, nullable=False, server_default="120"),
     # what the manifest tells the agent
-    sa.Column("directory", sa.Text, nullable=False, server_default=""),
-    sa.Column("motd_path", sa.Text, nullable=False, server_default=""),
-    sa.Column("architecture", sa.Text, nullable=False, server_default=""),
-    sa.Column("operating_system", sa.Text, nullable=False, server_default=""),
+    sa.Column("directory", Text, nullable=False, server_default=""),
+    sa.Column("motd_path", Text, nullable=False, server_default=""),
+    sa.Column("architecture", Text, nullable=False, server_default=""),
+    sa.Column("operating_system", Text, nullable=False, server_default=""),
     sa.Column("environment", sa.JSON, nullable=False, server_default="{}"),
     # what the connection tells us
     sa.Column("first_connected_at", UtcTime),
@@ -140,9 +153,9 @@ agents = sa.Table(
     sa.Column("lifecycle_state", sa.SmallInteger, nullable=False, server_default="1"),
     sa.Column("started_at", UtcTime),
     sa.Column("ready_at", UtcTime),
-    sa.Column("version", sa.Text, nullable=False, server_default=""),
-    sa.Column("api_version", sa.Text, nullable=False, server_default=""),
-    sa.Column("expanded_directory", sa.Text, nullable=False, server_default=""),
+    sa.Column("version", Text, nullable=False, server_default=""),
+    sa.Column("api_version", Text, nullable=False, server_default=""),
+    sa.Column("expanded_directory", Text, nullable=False, server_default=""),
     sa.Column("subsystems", sa.JSON, nullable=False, server_default="[]"),
     sa.Column("logs_bytes", sa.Integer, nullable=False, server_default="0"),
     sa.Column("logs_overflowed", sa.Boolean, nullable=False, server_default=sa.false()),
@@ -151,7 +164,7 @@ agents = sa.Table(
 agent_stats = sa.Table(
     "agent_stats",
     metadata,
-    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("id", _ROW_NUMBER, primary_key=True, autoincrement=True),
     sa.Column("agent_id", PeerIdText, sa.ForeignKey("agents.id", ondelete="CASCADE"), nullable=False, index=True),
     sa.Column("created_at", UtcTime, nullable=False, index=True),
     sa.Column("connection_count", sa.BigInteger, nullable=False),
@@ -165,9 +178,9 @@ agent_metadata = sa.Table(
     "agent_metadata",
     metadata,
     sa.Column("agent_id", PeerIdText, sa.ForeignKey("agents.id", ondelete="CASCADE"), primary_key=True),
-    sa.Column("key", sa.Text, primary_key=True),
-    sa.Column("value", sa.Text, nullable=False),
-    sa.Column("error", sa.Text, nullable=False),
+    sa.Column("key", Text, primary_key=True),
+    sa.Column("value", Text, nullable=False),
+    sa.Column("error", Text, nullable=False),
     sa.Column("collected_at", UtcTime, nullable=False),
 )
 
@@ -176,8 +189,8 @@ agent_log_sources = sa.Table(
     metadata,
     sa.Column("agent_id", PeerIdText, sa.ForeignKey("agents.id", ondelete="CASCADE"), primary_key=True),
     sa.Column("id", UuidText, primary_key=True),
-    sa.Column("display_name", sa.Text, nullable=False),
-    sa.Column("icon", sa.Text, nullable=False),
+    sa.Column("display_name", Text, nullable=False),
+    sa.Column("icon", Text, nullable=False),
     sa.Column("created_at", UtcTime, nullable=False),
 )
 
@@ -185,12 +198,12 @@ agent_log_sources = sa.Table(
 agent_logs = sa.Table(
     "agent_logs",
     metadata,
-    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("id", _ROW_NUMBER, primary_key=True, autoincrement=True),
     sa.Column("agent_id", PeerIdText, sa.ForeignKey("agents.id", ondelete="CASCADE"), nullable=False, index=True),
     sa.Column("source_id", UuidText, nullable=False),
     sa.Column("level", sa.SmallInteger, nullable=False),
     sa.Column("created_at", UtcTime, nullable=False),
-    sa.Column("output", sa.Text, nullable=False),
+    sa.Column("output", Text, nullable=False),
     sqlite_autoincrement=True,
 )
 
@@ -221,7 +234,7 @@ agent_metadata_descriptions = sa.Table(
     "agent_metadata_descriptions",
     metadata,
     sa.Column("agent_id", PeerIdText, sa.ForeignKey("agents.id", ondelete="CASCADE"), primary_key=True),
-    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("key", Text, primary_key=True),
     sa.Column("position", sa.Integer, nullable=False),
     sa.Column("definition", sa.JSON, nullable=False),
 )
@@ -230,19 +243,19 @@ agent_metadata_descriptions = sa.Table(
 agent_app_statuses = sa.Table(
     "agent_app_statuses",
     metadata,
-    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("id", _ROW_NUMBER, primary_key=True, autoincrement=True),
     sa.Column("app_id", UuidText, sa.ForeignKey("agent_apps.id", ondelete="CASCADE"), nullable=False, index=True),
     sa.Column("status_id", UuidText, nullable=False),
     sa.Column("created_at", UtcTime, nullable=False),
     sa.Column("state", sa.SmallInteger, nullable=False),
-    sa.Column("message", sa.Text, nullable=False),
-    sa.Column("uri", sa.Text, nullable=False),
+    sa.Column("message", Text, nullable=False),
+    sa.Column("uri", Text, nullable=False),
 )
 
 agent_script_runs = sa.Table(
     "agent_script_runs",
     metadata,
-    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("id", _ROW_NUMBER, primary_key=True, autoincrement=True),
     sa.Column("script_id", UuidText, sa.ForeignKey("agent_scripts.id", ondelete="CASCADE"), nullable=False, index=True),
     sa.Column("started_at", UtcTime, nullable=False),
     sa.Column("ended_at", UtcTime, nullable=False),
@@ -256,24 +269,24 @@ agent_script_runs = sa.Table(
 agent_connections = sa.Table(
     "agent_connections",
     metadata,
-    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("id", _ROW_NUMBER, primary_key=True, autoincrement=True),
     sa.Column("agent_id", PeerIdText, sa.ForeignKey("agents.id", ondelete="CASCADE"), nullable=False, index=True),
     sa.Column("connection_id", UuidText, nullable=False),
     sa.Column("action", sa.SmallInteger, nullable=False),
     sa.Column("type", sa.SmallInteger, nullable=False),
     sa.Column("at", UtcTime, nullable=False),
-    sa.Column("ip", sa.Text, nullable=False),
+    sa.Column("ip", Text, nullable=False),
     sa.Column("status_code", sa.Integer, nullable=False),
-    sa.Column("reason", sa.Text, nullable=False),
-    sa.Column("app_name", sa.Text, nullable=False),
+    sa.Column("reason", Text, nullable=False),
+    sa.Column("app_name", Text, nullable=False),
 )
 
 # Not encrypted: who can read this file can read every row in it, and the file is created readable by its owner only.
 signing_keys = sa.Table(
     "signing_keys",
     metadata,
-    sa.Column("id", sa.Text, primary_key=True),
-    sa.Column("purpose", sa.Text, nullable=False, index=True),
+    sa.Column("id", Text, primary_key=True),
+    sa.Column("purpose", Text, nullable=False, index=True),
     sa.Column("secret", sa.LargeBinary, nullable=False),
     sa.Column("created_at", UtcTime, nullable=False),
 )
@@ -282,7 +295,7 @@ signing_keys = sa.Table(
 kept_maps = sa.Table(
     "kept_maps",
     metadata,
-    sa.Column("source", sa.Text, primary_key=True),
-    sa.Column("body", sa.Text, nullable=False),
+    sa.Column("source", Text, primary_key=True),
+    sa.Column("body", Text, nullable=False),
     sa.Column("fetched_at", UtcTime, nullable=False),
 )

@@ -52,7 +52,8 @@ class SqliteDialect(Dialect):
     """One SQLite file."""
 
     name: ClassVar[str] = "SQLite"
-    driver_errors: ClassVar[tuple[type[Exception], ...]] = (SQLAlchemyError, sqlite3.Error)
+    driver_errors: tuple[type[Exception], ...] = (SQLAlchemyError, sqlite3.Error)
+    max_readers = MAX_READERS
 
     def __init__(self, url: sa.URL, busy_timeout_seconds: float = BUSY_TIMEOUT_SECONDS) -> None:
         self.path = store_path(url)

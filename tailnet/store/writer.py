@@ -23,6 +23,8 @@ T = TypeVar("T")
 MAX_GROUP: Final = 256
 # Changes that may wait: beyond it the store is too slow for what comes, and to be told so is the truth.
 MAX_WAITING: Final = 20_000
+# Of a group that met another server's: the second one nearly always passes.
+MAX_TRIES: Final = 3
 
 
 class Transaction(Protocol):
@@ -130,7 +132,7 @@ class Writer:
                 group = [self._waiting.popleft() for _ in range(min(MAX_GROUP, len(self._waiting)))]
             self._carry_out(group)
 
-    def _carry_out(self, group: "list[_Job]") -> None:
+    def _carry_out(self, group: "list[_Job]", tries: int = MAX_TRIES) -> None:
         try:
             with self._begin(durable=any(job.durable for job in group)) as connection:
                 for job in group:
@@ -138,6 +140,9 @@ class Writer:
             self.transactions += 1
             self.changes += len(group)
         except Exception as error:
+            if isinstance(error, StoreError) and error.trouble is StoreTrouble.CONFLICT and tries > 1:
+                self._carry_out(group, tries - 1)
+                return
             if len(group) > 1 and _is_one_jobs_fault(error):
                 # The one that is wrong took the others with it: each by itself, so that only that one is told.
                 for job in group:

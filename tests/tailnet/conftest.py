@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 import trio
@@ -11,9 +11,39 @@ import trio
 from tailnet.config import CoordinatorConfig
 from tailnet.server.server import CoordinatorServer, serve_coordinator
 from tailnet.store.store import Store
+from tests.support.postgresql import Cluster, PostgresqlMissing, running_cluster
 from tests.support.seeds import fill
 
 Serve = Callable[..., Awaitable[CoordinatorServer]]
+
+
+BOTH: Final = ("sqlite", "postgresql")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """What depends on the store runs on both kinds: all of tests/tailnet/store, and what `pytest.mark.stores` marks."""
+    marker = metafunc.definition.get_closest_marker("stores")
+    kinds = marker.args or BOTH if marker is not None else BOTH
+    if "store_kind" in metafunc.fixturenames and (
+        marker is not None or metafunc.definition.path.parent.name == "store"
+    ):
+        metafunc.parametrize("store_kind", kinds, indirect=True)
+
+
+@pytest.fixture
+def store_kind(request: pytest.FixtureRequest) -> str:
+    """Which kind of store this test runs on: SQLite, where nothing says otherwise."""
+    return str(getattr(request, "param", "sqlite"))
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A PostgreSQL for all tests.  Who stops it starts a cluster of his own."""
+    try:
+        with running_cluster() as started:
+            yield started
+    except PostgresqlMissing as missing:
+        pytest.skip(str(missing))
 
 
 @pytest.fixture(scope="session")
@@ -24,18 +54,12 @@ def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def store_url(tmp_path: Path) -> str:
-    """The URL of a store that does not exist yet."""
-    return f"sqlite:///{tmp_path / 'tailnet.db'}"
-
-
-@pytest.fixture
-def store(migrated_file: Path, tmp_path: Path, store_url: str) -> Iterator[Store]:
-    shutil.copy(migrated_file, tmp_path / "tailnet.db")
-    opened = Store.open(store_url)
-    yield opened
-    opened.close()
+@pytest.fixture(scope="session")
+def migrated_database(cluster: Cluster) -> str:
+    """The same on PostgreSQL."""
+    name = cluster.make_database()
+    Store.open(cluster.url(name)).close()
+    return name
 
 
 @pytest.fixture(scope="session")
@@ -43,16 +67,52 @@ def filled_file(migrated_file: Path, tmp_path_factory: pytest.TempPathFactory) -
     """The store of tests/support/seeds.py, made once."""
     path = tmp_path_factory.mktemp("seeded") / "tailnet.db"
     shutil.copy(migrated_file, path)
-    store = Store.open(f"sqlite:///{path}")
-    fill(store)
-    store.close()
+    _fill(f"sqlite:///{path}")
     return path
 
 
+@pytest.fixture(scope="session")
+def filled_database(cluster: Cluster, migrated_database: str) -> str:
+    """The same on PostgreSQL."""
+    name = cluster.make_database(migrated_database)
+    _fill(cluster.url(name))
+    return name
+
+
+def _fill(url: str) -> None:
+    store = Store.open(url)
+    fill(store)
+    store.close()
+
+
 @pytest.fixture
-def filled_url(filled_file: Path, tmp_path: Path, store_url: str) -> str:
-    shutil.copy(filled_file, tmp_path / "tailnet.db")
+def store_url(request: pytest.FixtureRequest, store_kind: str, tmp_path: Path) -> Iterator[str]:
+    """The URL of a store of this test's own: filled or migrated where a test wants that, else still to be made."""
+    wanted = request.fixturenames
+    what = "filled" if "filled_url" in wanted else "migrated" if "store" in wanted else ""
+    if store_kind == "sqlite":
+        if what:
+            shutil.copy(request.getfixturevalue(f"{what}_file"), tmp_path / "tailnet.db")
+        yield f"sqlite:///{tmp_path / 'tailnet.db'}"
+        return
+    cluster: Cluster = request.getfixturevalue("cluster")
+    name = cluster.make_database(request.getfixturevalue(f"{what}_database") if what else "template1")
+    yield cluster.url(name)
+    cluster.drop_database(name)
+
+
+@pytest.fixture
+def filled_url(store_url: str) -> str:
+    """The URL of a store with what tests/support/seeds.py has."""
     return store_url
+
+
+@pytest.fixture
+def store(store_url: str) -> Iterator[Store]:
+    """An open store with all tables."""
+    opened = Store.open(store_url)
+    yield opened
+    opened.close()
 
 
 @pytest.fixture

@@ -30,6 +30,8 @@ from tailnet.types import TAILSCALE_SERVICE_PREFIX
 from tests.support.api_world import World
 from tests.support.seeds import NOW, defined_document, fill, make_id, peer_id, user_token
 
+pytestmark = pytest.mark.stores
+
 MAIN = peer_id("main")
 EPOCH_TEXT = "2026-01-02T03:04:05.678901Z"
 

@@ -12,6 +12,8 @@ from tailnet.refusals import Refused
 from tests.support.api_world import World
 from tests.support.seeds import NOW, make_id, peer_id, user_token
 
+pytestmark = pytest.mark.stores
+
 PROXY = (ip_network("10.0.0.0/8"),)
 
 

@@ -19,6 +19,8 @@ from tailnet.store.store import Store
 from tailnet.tokens import parse_user_token
 from tests.support.seeds import NOW, AgentSpec, agent_token, fill, make_id, peer_id, seed_document, user_token
 
+pytestmark = pytest.mark.stores
+
 
 class Wall:
     """A wall clock that tests set."""

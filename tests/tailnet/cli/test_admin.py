@@ -98,10 +98,15 @@ def test_files_that_cannot_be_read(tmp_path: Path, store_url: str, capsys: pytes
     assert "Is a directory" in failing(["admin", "import", str(tmp_path), "--store", store_url], capsys)
 
 
-def test_a_store_that_is_none(seed_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "psycopg is not supported" in failing(
-        ["admin", "import", str(seed_file), "--store", "postgresql://u:secret@h/d"], capsys
-    )
+def test_a_store_that_is_none(seed_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for url, words in (
+        ("mysql://u:hunter2@h/d", "mysql is not supported"),
+        (f"postgresql://u:hunter2@/d?host={tmp_path}", "postgresql+psycopg://u:***@/d"),
+        ("u:hunter2", "not a URL"),
+    ):
+        said = failing(["admin", "import", str(seed_file), "--store", url], capsys)
+        assert words in said
+        assert "hunter2" not in said
 
 
 def test_warnings_go_to_stderr(seed_file: Path, store_url: str, capsys: pytest.CaptureFixture[str]) -> None:

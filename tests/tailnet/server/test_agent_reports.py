@@ -16,6 +16,8 @@ from tailnet.server.server import CoordinatorServer, serve_coordinator
 from tests.support.seeds import agent_token, defined_document, fill, make_id, peer_id, user_token
 from tests.support.tailnet_driver import AGENT, AGENT_DOOR, TAILNET, open_connection, open_peer, read_answer
 
+pytestmark = pytest.mark.stores
+
 Serve = Callable[..., Awaitable[CoordinatorServer]]
 ALICE = user_token("alice")
 

@@ -47,6 +47,8 @@ from tests.support.tailnet_driver import (
     wait_for,
 )
 
+pytestmark = pytest.mark.stores
+
 Serve = Callable[..., Awaitable[CoordinatorServer]]
 Kind = tailnet.CoordinateResponse.PeerUpdate.Kind
 MAIN, GPU, WEB = peer_id("main"), peer_id("gpu"), peer_id("web")

@@ -38,6 +38,8 @@ from tailnet.store.rows import (
 from tailnet.store.store import Store
 from tests.support.seeds import NOW, defined_document, fill, make_id, peer_id
 
+pytestmark = pytest.mark.stores
+
 MAIN, GPU = peer_id("main"), peer_id("gpu")
 
 

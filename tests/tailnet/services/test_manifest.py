@@ -12,6 +12,8 @@ from tailnet.store.rows import AppHealth, AppHealths
 from tailnet.store.store import Store
 from tests.support.seeds import NOW, defined_document, fill, make_id, peer_id
 
+pytestmark = pytest.mark.stores
+
 MAIN = peer_id("main")
 
 

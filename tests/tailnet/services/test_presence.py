@@ -21,6 +21,8 @@ from tailnet.store.store import Store
 from tests.support.seeds import fill, make_id, peer_id
 from tests.support.tailnet_driver import wait_for
 
+pytestmark = pytest.mark.stores
+
 
 @dataclass(eq=False)
 class Connection:

@@ -13,6 +13,8 @@ from tailnet.services.resume_keys import REFRESH_SECONDS, ResumeKeys
 from tailnet.store.store import Store
 from tests.support.seeds import peer_id
 
+pytestmark = pytest.mark.stores
+
 MAIN = peer_id("main")
 
 

@@ -16,6 +16,8 @@ from tailnet.store.store import Store
 from tests.support.seeds import fill, peer_id
 from tests.support.tailnet_driver import wait_for
 
+pytestmark = pytest.mark.stores
+
 REPORT = StatsReport(peer_id("main"), 1, 2, 3, {})
 
 
@@ -50,6 +52,7 @@ async def test_now_and_every_hour(store: Store, clock: MockClock) -> None:
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.stores("sqlite")  # whose write lock is the whole file's
 async def test_a_store_that_fails_is_asked_again(
     store: Store, store_url: str, clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -21,6 +21,8 @@ from tailnet.types import PeerID
 from tests.support.seeds import NOW, fill, make_id, peer_id
 from tests.support.tailnet_driver import wait_for
 
+pytestmark = pytest.mark.stores
+
 IDS = st.integers(0, 5).map(lambda number: bytes([number]) * 16)
 NAMES = st.sampled_from(["a", "b", "c"])
 WORKSPACES = st.dictionaries(IDS, st.tuples(NAMES, st.integers(0, 10)))

@@ -1,11 +1,12 @@
 """Who is who: look-ups in lists, rights that follow deletions, and the counter that tells caches to forget."""
 
 from datetime import timedelta
+from pathlib import Path
 from uuid import UUID
 
 import pytest
 
-from tailnet.errors import StoreError
+from tailnet.errors import StoreError, StoreTrouble
 from tailnet.store.callers import pieces
 from tailnet.store.database import IDS_PER_STATEMENT
 from tailnet.store.rows import AgentIdentity, WorkspaceStatus
@@ -111,10 +112,11 @@ def test_sub_agents(filled: Store) -> None:
 
 
 def test_an_id_that_is_taken(filled: Store) -> None:
-    with pytest.raises(StoreError, match="UNIQUE"):
+    with pytest.raises(StoreError, match=r"UNIQUE|unique") as taken:
         filled.add_sub_agent(peer_id("main"), peer_id("gpu"), digest("new"), "new", NOW)
-    with pytest.raises(StoreError, match="FOREIGN KEY"):
+    with pytest.raises(StoreError, match=r"FOREIGN KEY|foreign key") as unknown:
         filled.add_user_token(make_id("nobody"), "abcdefghij", b"\0" * 32, NOW)
+    assert taken.value.trouble is unknown.value.trouble is StoreTrouble.UNFIT
 
 
 def test_session_tokens_come_and_go(filled: Store) -> None:
@@ -141,6 +143,16 @@ def test_every_change_of_callers_is_announced(filled: Store) -> None:
         change()
         seen.append(filled.callers_generation())
     assert seen == sorted(set(seen))
+
+
+def test_two_histories_never_come_to_the_same_number(filled: Store, tmp_path: Path) -> None:
+    """A restored copy that changes by itself must not look, to a cache, like the store it was copied from."""
+    other = Store.open(f"sqlite:///{tmp_path / 'other.db'}")
+    fill(other)
+    for store in (filled, other):
+        store.update_user(make_id("alice"), NOW, admin=True)
+    assert filled.callers_generation() != other.callers_generation()
+    other.close()
 
 
 def test_what_changes_nothing_is_not_announced(filled: Store) -> None:

@@ -60,8 +60,8 @@ def test_a_time_without_zone_is_refused(store: Store) -> None:
         UtcTime().process_bind_param(datetime(2026, 1, 1), store.database._readers.dialect)
 
 
-def test_a_store_of_the_first_schema_keeps_what_it_has(store_url: str, tmp_path: Path) -> None:
-    engine = sa.create_engine(f"sqlite:///{tmp_path / 'tailnet.db'}")
+def test_a_store_of_the_first_schema_keeps_what_it_has(store_url: str) -> None:
+    engine = sa.create_engine(store_url)
     config = Config()
     config.set_main_option("script_location", str(Path(tailnet.store.migrations.__file__).parent))
     with engine.begin() as connection:

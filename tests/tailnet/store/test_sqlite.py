@@ -14,10 +14,7 @@ from tailnet.store.schema import counters
 from tailnet.store.sqlite import SqliteDialect
 from tailnet.store.urls import parse_store_url
 
-
-@pytest.fixture
-def store_url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'tailnet.db'}"
+pytestmark = pytest.mark.stores("sqlite")
 
 
 def test_only_the_owner_reads_the_file(tmp_path: Path) -> None:

@@ -10,6 +10,9 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
+# SQLite numbers rows by this very type; elsewhere 32 bits would be too few.
+_ROW_NUMBER = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+
 
 def upgrade() -> None:
     _callers()
@@ -118,7 +121,7 @@ def _agents() -> None:
 def _reports() -> None:
     op.create_table(
         "agent_stats",
-        sa.Column("id", sa.Integer, autoincrement=True, nullable=False),
+        sa.Column("id", _ROW_NUMBER, autoincrement=True, nullable=False),
         sa.Column("agent_id", sa.Text, nullable=False),
         _time("created_at"),
         sa.Column("connection_count", sa.BigInteger, nullable=False),
@@ -152,7 +155,7 @@ def _reports() -> None:
     )
     op.create_table(
         "agent_logs",
-        sa.Column("id", sa.Integer, autoincrement=True, nullable=False),
+        sa.Column("id", _ROW_NUMBER, autoincrement=True, nullable=False),
         sa.Column("agent_id", sa.Text, nullable=False),
         sa.Column("source_id", sa.Text, nullable=False),
         sa.Column("level", sa.SmallInteger, nullable=False),

@@ -10,6 +10,9 @@ down_revision = "0001"
 branch_labels = None
 depends_on = None
 
+# SQLite numbers rows by this very type; elsewhere 32 bits would be too few.
+_ROW_NUMBER = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+
 
 def upgrade() -> None:
     op.create_table(
@@ -39,7 +42,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "agent_app_statuses",
-        sa.Column("id", sa.Integer, autoincrement=True, nullable=False),
+        sa.Column("id", _ROW_NUMBER, autoincrement=True, nullable=False),
         _text("app_id"),
         _text("status_id"),
         _time("created_at"),
@@ -50,7 +53,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "agent_script_runs",
-        sa.Column("id", sa.Integer, autoincrement=True, nullable=False),
+        sa.Column("id", _ROW_NUMBER, autoincrement=True, nullable=False),
         _text("script_id"),
         _time("started_at"),
         _time("ended_at"),
@@ -61,7 +64,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "agent_connections",
-        sa.Column("id", sa.Integer, autoincrement=True, nullable=False),
+        sa.Column("id", _ROW_NUMBER, autoincrement=True, nullable=False),
         _text("agent_id"),
         _text("connection_id"),
         sa.Column("action", sa.SmallInteger, nullable=False),
