@@ -24,12 +24,12 @@ import trio
 
 from derp.cli import obey
 from derp.log import set_up_logging
+from derp.text import without_secrets
 from tailnet.cli.output import console, say_json
 from tailnet.config import SETTINGS, CoordinatorConfig, load_config
 from tailnet.store.importing import import_seed
 from tailnet.store.seed import parse_seed
 from tailnet.store.store import Store
-from tailnet.store.urls import shown
 
 if TYPE_CHECKING:
     from tailnet.server.server import CoordinatorServer
@@ -144,7 +144,7 @@ def _say_what_is_served(server: "CoordinatorServer", demo: Demo | None, as_json:
             say_json({"event": "listening", "kind": kind, "host": host, "port": port})
         if demo is not None:
             say_json({"event": "demo"} | {name: getattr(demo, name) for name in Demo.__slots__})
-        say_json({"event": "serving", "store": shown(server.config.store)})
+        say_json({"event": "serving", "store": without_secrets(server.config.store)})
         return
     out = console()
     for kind, host, port in places:
@@ -152,7 +152,7 @@ def _say_what_is_served(server: "CoordinatorServer", demo: Demo | None, as_json:
             out.print(f"answering STUN on {host}:{port}")
         else:
             out.print(f"listening on {'https' if kind.endswith('+tls') else 'http'}://{host}:{port}")
-    out.print(f"store {shown(server.config.store)}")
+    out.print(f"store {without_secrets(server.config.store)}")
     kind, host, port = next(place for place in places if place[0] != "stun")
     here = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)  # compared, not bound
     _say_what_to_try(f"{'https' if kind.endswith('+tls') else 'http'}://{here}:{port}", demo)

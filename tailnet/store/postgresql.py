@@ -14,9 +14,9 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import SQLAlchemyError
 
+from derp.text import MASK, error_text, without_secrets
 from tailnet.errors import StoreError, StoreTrouble
 from tailnet.store.dialect import Dialect
-from tailnet.store.urls import shown
 
 # A server has these and one that writes: ten servers fit twice into PostgreSQL's usual hundred.
 MAX_READERS: Final = 4
@@ -80,12 +80,12 @@ class PostgresqlDialect(Dialect):
     max_readers = MAX_READERS
 
     def __init__(self, url: sa.URL) -> None:
-        super().__init__(url, shown(url.render_as_string(hide_password=False)))
+        super().__init__(url, without_secrets(url.render_as_string(hide_password=False)))
         try:
             import psycopg
         except ImportError as error:
             raise StoreError(
-                f"store {self.shown}: the driver is missing ({error}): pip install 'tailnet-derp[postgresql]'"
+                f"store {self.shown}: no driver: pip install 'tailnet-derp[postgresql]' ({error_text(error)})"
             ) from None
         self.driver_errors = (SQLAlchemyError, psycopg.Error)
         self._snapshot = psycopg.IsolationLevel.REPEATABLE_READ
@@ -151,7 +151,7 @@ class PostgresqlDialect(Dialect):
 
     def explain(self, error: Exception) -> tuple[StoreTrouble, str]:
         cause = getattr(error, "orig", None) or error
-        said = self._first_line(cause)
+        said = self._reason(cause)
         code = getattr(cause, "sqlstate", None) or ""
         found = next((_CODES[code[:length]] for length in (5, 3, 2) if code[:length] in _CODES), None)
         if found is None and not code:
@@ -159,11 +159,11 @@ class PostgresqlDialect(Dialect):
         trouble, advice = found or (StoreTrouble.OTHER, "{}")
         return trouble, advice.format(said)
 
-    def _first_line(self, error: Exception) -> str:
-        # What follows are hints and the statement.  No message holds the password, as far as anybody knows.
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    def _reason(self, error: Exception) -> str:
+        # The details that may follow are values of rows.  No message holds the password, as far as anybody knows.
+        reason = error_text(error).partition(" DETAIL: ")[0]
         password = self.url.password
-        return line.replace(str(password), "***") if password else line
+        return reason.replace(str(password), MASK) if password else reason
 
 
 def _without_words(cause: Exception) -> tuple[StoreTrouble, str] | None:

@@ -1,6 +1,6 @@
-"""The URL of a store: what may stand in it, and how it is shown (layer L2).
+"""The URL of a store: what may stand in it (layer L2).
 
-A URL may hold a password, so nothing but `shown` ever prints one.  Next hop: database.py picks the dialect by it.
+It may hold a password: derp/text.py masks it wherever it is shown.  Next hop: database.py picks the dialect by it.
 """
 
 from pathlib import Path
@@ -15,13 +15,10 @@ _SQLITE: Final = frozenset({"sqlite", "sqlite+pysqlite"})
 # How people write it elsewhere, and how SQLAlchemy calls the one driver that we use.
 _POSTGRESQL: Final = frozenset({"postgresql", "postgres", "postgresql+psycopg"})
 _EXAMPLES: Final = "sqlite:///tailnet.db, sqlite:////absolute/path.db or postgresql+psycopg://user@host/database"
-_HIDDEN: Final = "***"
-# Parameters of libpq that are secrets.
-_SECRETS: Final = frozenset({"password", "sslpassword"})
 
 
 def parse_store_url(text: str) -> sa.URL:
-    """A store's URL.  Raises StoreError, which says what is wanted and repeats no password."""
+    """Raises StoreError, which says what is wanted and repeats no password."""
     try:
         url = sa.make_url(text)
     except (ArgumentError, ValueError):
@@ -40,16 +37,6 @@ def parse_store_url(text: str) -> sa.URL:
             raise StoreError("store: the URL names no database: write postgresql+psycopg://user@host/database")
         return url.set(drivername="postgresql+psycopg")
     raise StoreError(f"store: {url.drivername} is not supported: write {_EXAMPLES}")
-
-
-def shown(text: str) -> str:
-    """The URL for logs, pages and terminals: without its password, wherever that stands."""
-    try:
-        url = parse_store_url(text)
-    except StoreError:
-        return "a store that has no valid URL"
-    hidden = {name: _HIDDEN if name in _SECRETS else value for name, value in url.query.items()}
-    return url.set(query=hidden).render_as_string(hide_password=True)
 
 
 def store_path(url: sa.URL) -> Path:
