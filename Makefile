@@ -1,14 +1,18 @@
-# `make serve` runs it, `make test` runs what CI runs; both need Python 3.11 or later and nothing else of ours.
+# `make serve` runs it, `make demo` shows it, `make test` runs what CI runs; all need Python 3.11 or later, nothing else of ours.
 PYTHON3 ?= $(shell command -v python3.11 || command -v python3)
 PYTHON ?= .venv/bin/python
 SERVE ?= .venv/bin/tailnet serve --dev
 READY := .venv/.ready
 LOCK := .venv/bin/uv pip compile --quiet --generate-hashes --no-emit-index-url --python-version 3.11
+PYTEST := $(PYTHON) -m coverage run -m pytest -q
+CORES := tests/derp/protocol tests/derp/relay tests/derp/netcheck tests/tailnet/rpc tests/tailnet/coordinator
 step = @printf '== %s\n' $(1)
-.PHONY: serve test install style types tests bench fmt lock proto derp-vectors clean
+.PHONY: serve demo test install style types tests unit interop poll lowest bench fmt lock proto derp-vectors clean
 
 serve: $(READY)
 	$(SERVE)
+demo: $(READY)
+	@.venv/bin/tailnet demo
 test: style types tests
 install: $(READY)
 $(READY): requirements.lock pyproject.toml
@@ -24,11 +28,25 @@ style: $(READY)
 types: $(READY)
 	$(call step,'mypy --strict')
 	$(PYTHON) -m mypy
-tests: $(READY)
-	$(call step,'pytest under coverage; the first run builds the Go programs')
-	$(PYTHON) -m coverage erase
-	$(PYTHON) -m coverage run -m pytest -q
-	$(PYTHON) -m coverage combine --quiet && $(PYTHON) -m coverage report --skip-covered --skip-empty
+tests: $(READY)  # two parts at a time, each prints when it is done; the floor is two points under what is covered
+	@$(PYTHON) -m coverage erase
+	$(MAKE) --no-print-directory --keep-going --jobs=2 --output-sync=line interop unit lowest poll
+	@$(PYTHON) -m coverage combine --quiet && $(PYTHON) -m coverage report --skip-covered --skip-empty --fail-under=90
+unit: $(READY)
+	$(call step,'unit: everything but the genuine peers')
+	@$(PYTEST) tests --ignore=tests/interop
+interop: $(READY)
+	$(call step,'interop: genuine peers; the first run builds the Go programs')
+	@$(PYTEST) tests/interop
+poll: $(READY)
+	$(call step,'poll: servers where epoll is missing')
+	@DERP_POLLER=poll $(PYTEST) tests/derp/server tests/tailnet/server
+lowest: $(READY)
+	$(call step,'lowest: the cores on the oldest libraries that pyproject.toml allows')
+	@.venv/bin/uv venv --quiet --clear --python $(PYTHON) .venv/lowest
+	@.venv/bin/uv pip compile --quiet --resolution lowest-direct pyproject.toml -o .venv/lowest.txt
+	@.venv/bin/uv pip install --quiet --python .venv/lowest/bin/python -r .venv/lowest.txt pytest pytest-trio hypothesis
+	@.venv/lowest/bin/python -m pytest -q -p no:cacheprovider $(CORES)
 bench: $(READY)
 	$(PYTHON) bench/compare.py $(BENCH)
 fmt: $(READY)

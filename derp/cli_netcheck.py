@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import trio
 
-from derp.cli_output import milliseconds, open_console, print_json
+from derp.cli_output import milliseconds, open_console, print_json, print_mistakes
 
 if TYPE_CHECKING:
     from derp.map import DERPMap
@@ -39,14 +39,12 @@ async def _netcheck(source: str, as_json: bool, every: float | None, pin: str, s
     from derp.client.mapsource import load_map, source_name
     from derp.client.netcheck import Netcheck, NetcheckOptions
     from derp.errors import ConfigError
-    from derp.netcheck.lint import errors, lint
     from derp.netcheck.report import verdicts
 
     derp_map = await load_map(source, pin=pin, stun_port=stun_port)
     if not derp_map.regions:
         raise ConfigError(f"{source_name(source)}: the map has no regions, so there is nothing to measure")
-    for mistake in errors(lint(derp_map.to_json())):
-        open_console(stderr=True).print(f"mistake in the map: {mistake}", style="yellow")
+    print_mistakes(derp_map)
     # All regions, however far: whoever runs this wants the table, not only a home.
     checks = Netcheck(NetcheckOptions(enough_regions=None))
     while True:

@@ -10,6 +10,8 @@ from derp.text import fit_to_show, printable
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from derp.map import DERPMap
+
 
 class Lines:
     """Plain lines for people, never wrapped or marked up; colour only on a terminal.
@@ -32,6 +34,14 @@ def open_console(*, stderr: bool = False) -> Lines:
     from rich.console import Console
 
     return Lines(Console(stderr=stderr, soft_wrap=True, highlight=False, markup=False, emoji=False))
+
+
+def print_mistakes(derp_map: "DERPMap") -> None:
+    """What is wrong with a map that is used all the same, on stderr."""
+    from derp.netcheck.lint import errors, lint
+
+    for mistake in errors(lint(derp_map.to_json())):
+        open_console(stderr=True).print(f"mistake in the map: {mistake}", style="yellow")
 
 
 def print_json(document: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 import trio
 
-from derp.cli_output import milliseconds, open_console, print_json
+from derp.cli_output import milliseconds, open_console, print_json, print_mistakes
 from derp.errors import ConfigError, TransportError
 from derp.text import error_text
 
@@ -161,7 +161,7 @@ async def _probe(source: _Source, options: "ProbeOptions", every: float | None, 
 
     if every is None:
         derp_map = await source.load()
-        _name_mistakes(derp_map)
+        print_mistakes(derp_map)
         started = trio.current_time()
         results = await probe_map(derp_map, options)
         _say(output, results, trio.current_time() - started, None)
@@ -193,7 +193,7 @@ async def _probe_for_ever(
             # Read again for each run: a map changes while a monitor runs for months.
             fresh = await source.load()
             if fresh != derp_map:
-                _name_mistakes(fresh)
+                print_mistakes(fresh)
             derp_map = fresh
         except (ConfigError, TransportError) as error:
             if derp_map is None:
@@ -235,13 +235,6 @@ def exposure(host: str, port: int) -> str | None:
     if ip_address(host).is_loopback:
         return None
     return f"port {port} is open to everybody who reaches {host}: the names of relays, and how they are"
-
-
-def _name_mistakes(derp_map: "DERPMap") -> None:
-    from derp.netcheck.lint import errors, lint
-
-    for mistake in errors(lint(derp_map.to_json())):
-        open_console(stderr=True).print(f"mistake in the map: {mistake}", style="yellow")
 
 
 # --- results ---

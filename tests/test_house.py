@@ -49,6 +49,7 @@ ORDER: tuple[tuple[str, int], ...] = (
     ("tailnet/transport", 2),
     ("tailnet/store", 2),
     ("tailnet/auth", 2),
+    ("tailnet/client", 3),
     ("tailnet/services", 3),
     ("tailnet/api", 3),
     ("tailnet/server", 3),

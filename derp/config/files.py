@@ -13,7 +13,6 @@ from derp.config.relay import RateConfig
 from derp.config.sources import read_file
 from derp.errors import ConfigError, KeyFormatError
 from derp.keys import MeshKey, NodePrivate
-from derp.protocol.frames import MAX_SEND_BYTES
 from derp.text import error_text
 
 RATE_FIELDS: Final = ("PerClientRateLimitBytesPerSec", "PerClientRateBurstBytes")
@@ -44,10 +43,7 @@ def parse_mesh_key(text: str, place: str) -> MeshKey:
 
 
 def load_rate_config(path: Path) -> RateConfig:
-    """Read limits per client in derper's form.  Raises ConfigError, also when called again on SIGHUP.
-
-    A burst of less than one packet would stop a client for good that sends a large one: it is raised, as by derper.
-    """
+    """Read limits per client in derper's form.  Raises ConfigError, also when called again on SIGHUP."""
     document = _read_json_object(path, "limits")
     numbers = []
     for name in RATE_FIELDS:
@@ -57,7 +53,7 @@ def load_rate_config(path: Path) -> RateConfig:
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 64:
             raise ConfigError(f"{path}: {name}: wants a whole number of bytes, got {value!r:.80}")
         numbers.append(value)
-    return RateConfig(numbers[0], max(numbers[1], MAX_SEND_BYTES)) if numbers[0] else RateConfig()
+    return RateConfig(*numbers) if numbers[0] else RateConfig()
 
 
 def make_key_file(path: Path) -> None:

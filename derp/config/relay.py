@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from derp.keys import MeshKey, NodePrivate
+from derp.protocol.frames import MAX_SEND_BYTES
 
 Network = IPv4Network | IPv6Network
 
@@ -70,10 +71,17 @@ class MeshPeer:
 
 @dataclass(frozen=True, slots=True)
 class RateConfig:
-    """What a client may send, in bytes of frame payload.  Mesh clients are exempt."""
+    """What a client may send, in bytes of frame payload.  Mesh clients are exempt.
+
+    A burst of less than one packet would stop a client for good that sends a large one: it is raised, as by derper.
+    """
 
     client_bytes_per_second: int = 0  # 0: no limit
     client_burst_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        if self.client_bytes_per_second:
+            object.__setattr__(self, "client_burst_bytes", max(self.client_burst_bytes, MAX_SEND_BYTES))
 
 
 # The three below have no slots: a class may not have two bases with slots, and there is one such value per process.
@@ -163,7 +171,12 @@ class RelayRules:
     @property
     def admission_is_open(self) -> bool:
         """Whether any stranger may use this relay."""
-        return not self.verify_clients and not self.verify_client_url and self.allow_keys is None
+        return not self.asks_others and self.allow_keys is None
+
+    @property
+    def asks_others(self) -> bool:
+        """Whether somebody else is asked for each client: server/verify.py."""
+        return self.verify_clients or bool(self.verify_client_url)
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,10 @@ class CloseReason(enum.Enum):
     STOPPED = "stopped"
     INTERNAL_ERROR = "internal_error"  # a defect of ours; the log has it
 
+    def told(self, text: str) -> str:
+        """For people: the reason, and in parentheses what `text` adds to it."""
+        return f"{self.value} ({text})" if text and text != self.value else self.value
+
 
 class Histogram:
     """How often small whole numbers were seen.  `bounds` are the upper ends of its buckets, the last one of `seen`."""

@@ -13,13 +13,13 @@ from typing import Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from derp.config.relay import TlsConfig
 from derp.server.files import is_pair, replace_file
 from derp.text import error_text
 from derp.transport.acme import ACCOUNT_FILE
-from derp.transport.tls import certificate_covers
+from derp.transport.tls import certificate_covers, key_pem
 
 _ACCOUNT: Final = "acme_account+key"
 # A key and a chain of four are 10 KB.
@@ -69,7 +69,7 @@ def _adopt(content: bytes, hostname: str, cert_file: Path, key_file: Path) -> st
     if leaf.not_valid_after_utc <= datetime.fromtimestamp(time.time(), UTC):
         return f"it expired on {leaf.not_valid_after_utc:%Y-%m-%d}"
     # The key first: a certificate alone would be one whose key was lost.
-    replace_file(key_file, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    replace_file(key_file, key_pem(key))
     replace_file(cert_file, chain)
     return ""
 
@@ -84,7 +84,7 @@ def _adopt_account(folder: Path) -> None:
     except (ValueError, TypeError):
         return
     if isinstance(key, ec.EllipticCurvePrivateKey) and isinstance(key.curve, ec.SECP256R1):
-        replace_file(folder / ACCOUNT_FILE, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        replace_file(folder / ACCOUNT_FILE, key_pem(key))
 
 
 def _read(path: Path) -> bytes | None:

@@ -20,9 +20,6 @@ import trio
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
     load_pem_private_key,
 )
 
@@ -31,7 +28,7 @@ from derp.server.files import is_pair, replace_file
 from derp.text import error_text, without_secrets
 from derp.transport.acme import ACCOUNT_FILE, DNS, HTTP, AcmeError, AcmeOrder, Proof, ProofRefused
 from derp.transport.hook import HOOK_SECONDS, HookError, run_hook
-from derp.transport.tls import certificate_covers
+from derp.transport.tls import certificate_covers, key_pem
 from derp.transport.tls_alpn import make_proof
 
 _log = logging.getLogger("derp.server")
@@ -221,8 +218,7 @@ def _read_or_make_key(path: Path) -> bytes:
     try:
         key = path.read_bytes()
     except FileNotFoundError:
-        fresh = ec.generate_private_key(ec.SECP256R1())
-        key = fresh.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        key = key_pem(ec.generate_private_key(ec.SECP256R1()))
         replace_file(path, key)
         return key
     try:

@@ -32,6 +32,7 @@ from derp.transport.links import TlsLink
 from derp.transport.linkstream import LinkStream
 from derp.transport.stream import reason_of
 from derp.transport.tcp import TcpTarget, dial_tcp
+from derp.transport.tls_client import system_context
 
 _log = logging.getLogger("derp.mesh")
 
@@ -97,7 +98,7 @@ class MeshSession:
         drain_queue(self.route, self._plane.host.now)
 
     def ended(self, reason: CloseReason, text: str) -> None:
-        self.reason = f"{reason.value} ({text})" if text and text != reason.value else reason.value
+        self.reason = reason.told(text)
         if not self.route.is_accepted and reason in (CloseReason.CLOSED_BY_PEER, CloseReason.SOCKET_FAILED):
             # Every relay announces at least our own connection to us, unless it takes us for an ordinary client.
             self.reason = "it closed the connection when asked for its clients: does it have the same mesh key?"
@@ -211,8 +212,7 @@ class Mesh:
 
     def _tls_context(self) -> ssl.SSLContext:
         if self._context is None:
-            self._context = ssl.create_default_context()
-            self._context.minimum_version = ssl.TLSVersion.TLSv1_2
+            self._context = system_context()
         return self._context
 
     async def _handshake(self, stream: LinkStream, peer: MeshPeer) -> ClientConnection:

@@ -6,7 +6,6 @@ leaves connections alone.  Next hop: listener.py, stun.py, transport/tls.py.
 
 import logging
 import math
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from derp.server.door import FrontDoor
 from derp.server.handover import Handed, Inherited
 from derp.server.listener import AcceptGate, Listener
 from derp.server.stun import StunResponder
-from derp.transport.listen import open_listener, open_udp, set_listener_options
+from derp.transport.listen import open_listener, open_udp
 from derp.transport.reactor import Reactor
 from derp.transport.tls import TlsServer
 
@@ -58,7 +57,6 @@ class Ports:
         self.listeners: list[Listener] = []
         self.stun: list[StunResponder] = []
         self._reactor = reactor
-        self._udp: list[socket.socket] = []
         self._inherited = inherited or Inherited()
         self._bound: list[Handed] = []
         self._look_at = 0.0
@@ -76,13 +74,13 @@ class Ports:
     ) -> None:
         """Bind a TCP port for `door`: with TLS, unless there is none or `is_plain`."""
         tls = None if is_plain else self.tls
-        sock = self._inherited.take("tcp", host, port)
-        if sock is None:
-            sock = open_listener(
-                host, port, user_timeout_seconds=user_timeout_seconds, keepalive_seconds=keepalive_seconds
-            )
-        else:
-            set_listener_options(sock, user_timeout_seconds=user_timeout_seconds, keepalive_seconds=keepalive_seconds)
+        sock = open_listener(
+            host,
+            port,
+            user_timeout_seconds=user_timeout_seconds,
+            keepalive_seconds=keepalive_seconds,
+            inherited=self._inherited.take("tcp", host, port),
+        )
         self._bound.append(Handed("tcp", host, port, sock))
         listener = Listener(sock, self._reactor, door, self.gate, tls)
         self.listeners.append(listener)
@@ -94,7 +92,6 @@ class Ports:
         self._bound.append(Handed("udp", host, port, sock))
         responder = StunResponder(sock, is_well)
         self._reactor.watch(sock.fileno(), responder.serve_ready)
-        self._udp.append(sock)
         self.stun.append(responder)
         bound = sock.getsockname()
         self.listening.append(Listening("stun", str(bound[0]), int(bound[1])))
@@ -129,9 +126,9 @@ class Ports:
         """Close the listening sockets; connections stay."""
         for listener in self.listeners:
             listener.close()
-        for sock in self._udp:
-            self._reactor.unwatch(sock.fileno())
-            sock.close()
+        for handed in self._bound:
+            if handed.kind == "udp":
+                self._reactor.unwatch(handed.sock.fileno())
+                handed.sock.close()
         self.listeners.clear()
-        self._udp.clear()
         self._bound.clear()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from derp.config import RelayConfig, TlsConfig, load_rate_config
+from derp.config.files import RATE_FIELDS
 from derp.errors import ConfigError
 from derp.metrics import CONTENT_TYPE, RelayStatistics, metrics_page
 from derp.server.admission import Admission
@@ -181,7 +182,7 @@ class RelayServer:
             if rate.client_bytes_per_second:
                 _log.info("= rate limit: %d bytes/s, burst %d", rate.client_bytes_per_second, rate.client_burst_bytes)
             else:  # meant so, or a key that is misspelt
-                _log.warning("! no rate limit: %s has no PerClientRateLimitBytesPerSec", self.config.rate_config_file)
+                _log.warning("! no rate limit: %s has no %s", self.config.rate_config_file, RATE_FIELDS[0])
 
     async def drain(self) -> None:
         """Stop accepting, tell every client, close them in order within the deadline; then `run` returns."""
@@ -219,7 +220,7 @@ class RelayServer:
 
 
 def _open_verifier(config: RelayConfig) -> "Verifier | None":
-    if not (config.verify_client_url or config.verify_clients):
+    if not config.asks_others:
         return None
     # Imported here: an HTTP client takes a tenth of a restart to load, for which clients wait.
     from derp.server.verify import open_verifier

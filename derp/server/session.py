@@ -13,7 +13,7 @@ from typing import Final
 from derp.config import RateConfig
 from derp.keys import NodePrivate, short_key
 from derp.protocol.connection import ClientIdentified, ServerHandshake
-from derp.protocol.frames import HEADER, HEADER_BYTES, MAX_SEND_BYTES, FrameType
+from derp.protocol.frames import HEADER, HEADER_BYTES, FrameType
 from derp.protocol.handshake import server_key_frame
 from derp.protocol.messages import ServerInfo
 from derp.relay.clients import Client
@@ -178,9 +178,7 @@ class Plane:
         rate = self.rate_by_key.get(client.key, self.rate)
         if client.is_mesh_peer or not rate.client_bytes_per_second:
             return None
-        # Less than one packet of burst would stop a client for good that sends a large one.
-        burst = max(rate.client_burst_bytes, MAX_SEND_BYTES)
-        return TokenBucket(rate.client_bytes_per_second, burst, self.host.now)
+        return TokenBucket(rate.client_bytes_per_second, rate.client_burst_bytes, self.host.now)
 
     def throttle(self, client: Client, seconds: float) -> None:
         """Do not read a client for a while: its bytes wait in the kernels on the way, nothing is dropped."""
@@ -382,7 +380,7 @@ class ClientSession:
         plane.router.unregister(client)
         plane.count_closed(reason)
         plane.router.counters.write_timeouts += reason is CloseReason.WRITE_TIMEOUT
-        why = f"{reason.value} ({text})" if text and text != reason.value else reason.value
+        why = reason.told(text)
         plane.past.note(client.key, plane.host.now, why)
         if client.pending:
             count_lost(b"".join(client.pending), DropReason.GONE_DISCONNECTED, plane.router.counters)

@@ -12,6 +12,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
@@ -85,7 +86,7 @@ def debug_vars(reading: RelayStatistics, started_at: float) -> dict[str, Any]:
         "derp_websocket_accepts": reading.websocket_accepts,
         "derper_tls_request_version": _tls(reading.tls_requests),
         "gauge_derper_tls_active_version": _tls(reading.tls_active),
-        "node_boot_time_seconds": _BOOTED_AT,
+        "node_boot_time_seconds": _boot_time(),
         "process_start_unix_time": int(started_at),
         "stun": {
             "counter_addrfamily": dict(reading.stun_family),
@@ -187,11 +188,13 @@ def _open_files() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
+@cache
 def _boot_time() -> int:
     with open("/proc/stat") as stat:
         return next((int(line.split()[1]) for line in stat if line.startswith("btime ")), 0)
 
 
+@cache
 def _version() -> str:
     try:
         return version("tailnet-derp")
@@ -200,7 +203,6 @@ def _version() -> str:
 
 
 _STUN_DISPOSITIONS: Final = ("success", "not_stun", "read_error", "write_error")
-_BOOTED_AT: Final = _boot_time()
 _HISTOGRAMS: Final = (
     "counter_buffered_write_frames",
     "counter_mesh_update_batch_size",

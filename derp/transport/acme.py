@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import requests
 from acme import challenges, client, crypto_util, errors, messages
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from josepy.b64 import b64encode
 from josepy.jwa import ES256
 from josepy.jwk import JWK, JWKEC
@@ -28,6 +28,7 @@ from derp.errors import TransportError
 from derp.map import is_address
 from derp.text import error_text, printable, without_secrets
 from derp.transport.stream import reason_of
+from derp.transport.tls import key_pem
 
 Returned = TypeVar("Returned")
 
@@ -228,7 +229,7 @@ def _account_key(path: Path) -> ec.EllipticCurvePrivateKey:
             pem = path.read_bytes()
         except FileNotFoundError:
             fresh = ec.generate_private_key(ec.SECP256R1())
-            pem = fresh.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+            pem = key_pem(fresh)
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
                 file.write(pem)

@@ -9,6 +9,7 @@ import trio
 from derp.errors import ConnectError, TransportTimeout
 from derp.text import error_text, fit_to_show
 from derp.transport.stream import reason_of
+from derp.transport.tls_client import system_context
 
 # Connections kept to the same service; more calls than this at a time wait their turn.
 _MAX_CONNECTIONS: Final = 64
@@ -35,7 +36,11 @@ class HttpCaller:
         # No TLS on a socket of this machine: do not read the system's roots for it.
         transport = httpx.AsyncHTTPTransport(uds=socket, limits=limits, verify=False) if socket else None
         self._client = httpx.AsyncClient(
-            timeout=timeout_seconds, limits=limits, follow_redirects=False, transport=transport
+            timeout=timeout_seconds,
+            limits=limits,
+            follow_redirects=False,
+            transport=transport,
+            verify=system_context() if transport is None else False,
         )
 
     async def __aenter__(self) -> "HttpCaller":

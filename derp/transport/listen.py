@@ -21,20 +21,22 @@ _UDP_RECEIVE_BYTES: Final = 1024 * 1024
 
 
 def open_listener(
-    host: str, port: int, *, user_timeout_seconds: float = 0.0, keepalive_seconds: float = 0.0
+    host: str,
+    port: int,
+    *,
+    user_timeout_seconds: float = 0.0,
+    keepalive_seconds: float = 0.0,
+    inherited: socket.socket | None = None,
 ) -> socket.socket:
     """A non-blocking listening socket.  `host` "" means every address of both families; port 0 any free one.
 
+    `inherited`: the one that another process left open there; it gets the options of this one.
     Raises ConfigError that names the address.
     """
-    sock = _bind(host, port, socket.SOCK_STREAM)
-    sock.listen(_BACKLOG)
-    set_listener_options(sock, user_timeout_seconds=user_timeout_seconds, keepalive_seconds=keepalive_seconds)
-    return sock
-
-
-def set_listener_options(sock: socket.socket, *, user_timeout_seconds: float, keepalive_seconds: float) -> None:
-    """What every connection accepted from now on has.  For one that was open before this process was, too."""
+    sock = inherited
+    if sock is None:
+        sock = _bind(host, port, socket.SOCK_STREAM)
+        sock.listen(_BACKLOG)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, NOTSENT_LOWAT_BYTES)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(user_timeout_seconds * 1000))
@@ -42,6 +44,7 @@ def set_listener_options(sock: socket.socket, *, user_timeout_seconds: float, ke
     if keepalive_seconds:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, int(keepalive_seconds)))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, int(keepalive_seconds)))
+    return sock
 
 
 def open_udp(host: str, port: int) -> socket.socket:

@@ -18,6 +18,7 @@ from typing import Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -247,8 +248,6 @@ def make_self_signed(hostname: str, now: datetime) -> tuple[bytes, bytes]:
     Go looks at the alternative names only, so the host stands there.
     """
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hostname[:64])])
-    host = x509.IPAddress(ipaddress.ip_address(hostname)) if is_address(hostname) else x509.DNSName(hostname)
     usage = x509.KeyUsage(
         digital_signature=True,
         content_commitment=False,
@@ -261,21 +260,37 @@ def make_self_signed(hostname: str, now: datetime) -> tuple[bytes, bytes]:
         decipher_only=False,
     )
     certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _CLOCK_SLACK)
-        .not_valid_after(now + _SELF_SIGNED_LIFE)
-        .add_extension(x509.SubjectAlternativeName([host]), critical=False)
+        self_issued(key, hostname[:64], hostname, now - _CLOCK_SLACK, now + _SELF_SIGNED_LIFE)
         .add_extension(usage, critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .sign(key, SHA256())
     )
-    key_pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    return certificate.public_bytes(Encoding.PEM), key_pem
+    return certificate.public_bytes(Encoding.PEM), key_pem(key)
+
+
+def self_issued(
+    key: ec.EllipticCurvePrivateKey, common_name: str, hostname: str, since: datetime, until: datetime
+) -> x509.CertificateBuilder:
+    """The beginning of a certificate that `key` signs for itself, with `hostname` (a name or an address) as its one
+    alternative name.  A common name has 64 letters at most."""
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+    host = x509.IPAddress(ipaddress.ip_address(hostname)) if is_address(hostname) else x509.DNSName(hostname)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(since)
+        .not_valid_after(until)
+        .add_extension(x509.SubjectAlternativeName([host]), critical=False)
+    )
+
+
+def key_pem(key: PrivateKeyTypes) -> bytes:
+    """A private key as our files hold it: PKCS #8, PEM, no passphrase."""
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
 def certificate_pin(leaf: x509.Certificate) -> str:

@@ -6,7 +6,6 @@ While a proof is shown every new connection is an AlpnTlsLink, which reads the C
 server/listener.py asks for links.
 """
 
-import ipaddress
 import socket
 import ssl
 from datetime import datetime, timedelta
@@ -15,15 +14,13 @@ from typing import Final
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import NameOID
+from cryptography.hazmat.primitives.serialization import Encoding
 
-from derp.map import is_address
 from derp.protocol.client_hello import offered_protocols
 from derp.relay.counters import CloseReason
 from derp.transport.host import WireEnded
 from derp.transport.links import TlsLink
-from derp.transport.tls import TlsServer, load_chain
+from derp.transport.tls import TlsServer, key_pem, load_chain, self_issued
 
 ACME_PROTOCOL: Final = "acme-tls/1"
 _IDENTIFIER: Final = x509.ObjectIdentifier("1.3.6.1.5.5.7.1.31")
@@ -72,16 +69,8 @@ def make_proof(hostname: str, digest: bytes, now: datetime) -> ssl.SSLContext:
     `digest` of the key authorization, and nothing but `acme-tls/1` to agree on."""
     assert len(digest) == _DIGEST_BYTES
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "acme-tls/1 proof")])
     certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _LIFE)
-        .not_valid_after(now + _LIFE)
-        .add_extension(x509.SubjectAlternativeName([_general_name(hostname)]), critical=False)
+        self_issued(key, "acme-tls/1 proof", hostname, now - _LIFE, now + _LIFE)
         .add_extension(x509.UnrecognizedExtension(_IDENTIFIER, bytes((0x04, _DIGEST_BYTES)) + digest), critical=True)
         .sign(key, SHA256())
     )
@@ -92,14 +81,9 @@ def make_proof(hostname: str, digest: bytes, now: datetime) -> ssl.SSLContext:
     # Authorities send the name (or an address as in-addr.arpa) by SNI, and compare the certificate themselves.  Without
     # a rule of its own OpenSSL would ask that of the context which the link began with.
     context.sni_callback = _any_name
-    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    load_chain(context, certificate.public_bytes(Encoding.PEM), private, "proof", "proof")
+    load_chain(context, certificate.public_bytes(Encoding.PEM), key_pem(key), "proof", "proof")
     return context
 
 
 def _any_name(tls: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
     return None
-
-
-def _general_name(hostname: str) -> x509.GeneralName:
-    return x509.IPAddress(ipaddress.ip_address(hostname)) if is_address(hostname) else x509.DNSName(hostname)

@@ -145,11 +145,23 @@ def certificate_matches(certificate: x509.Certificate, name: str) -> bool:
     return address in names.get_values_for_type(x509.IPAddress)
 
 
+def system_context() -> ssl.SSLContext:
+    """Trusts the system's roots (and SSL_CERT_FILE) as genuine clients do; TLS 1.2 or later.
+
+    From 3.13 on Python also refuses certificates without some extensions of RFC 5280 (the authority key identifier).
+    Private authorities leave those out and Go takes their certificates, so we do.
+    """
+    context = ssl.create_default_context()
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
 @lru_cache(maxsize=4)
 def _context(checks_roots: bool, checks_name: bool) -> ssl.SSLContext:
     # Cached: reading the system's roots takes some 20 ms, and a client reconnects.
     if checks_roots:
-        context = ssl.create_default_context()
+        context = system_context()
         context.check_hostname = checks_name
     else:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

@@ -51,19 +51,22 @@ async def open_websocket(
     host: str,
     target: str,
     label: str,
+    subprotocol: str | None = SUBPROTOCOL,
     extra_headers: Sequence[tuple[str, str]] = (),
     random_bytes: Callable[[int], bytes] = os.urandom,
 ) -> "WebSocketStream":
-    """Ask for a DERP websocket over `stream` (TCP or TLS).  ConnectError: refused; the stream is then useless.
+    """Ask for a websocket over `stream` (TCP or TLS).  ConnectError: refused; the stream is then useless.
 
-    `host` is the Host header, `target` the path.
+    `host` is the Host header, `target` the path.  `subprotocol`: DERP's own; None for a websocket that has none.
     """
     nonce = random_bytes(WEBSOCKET_KEY_BYTES)
     http = ClientHttp(max_body_bytes=1024, head_only=True)
-    request = http.send_request("GET", target, websocket_request_headers(host, nonce, extra=extra_headers))
+    request = http.send_request(
+        "GET", target, websocket_request_headers(host, nonce, subprotocol=subprotocol, extra=extra_headers)
+    )
     with mapped_errors(f"websocket to {label}", connecting=True):
         response = await exchange(stream, http, request)
-    answer = judge_websocket_answer(response.status, response.headers, nonce, subprotocol=SUBPROTOCOL)
+    answer = judge_websocket_answer(response.status, response.headers, nonce, subprotocol=subprotocol)
     if answer.kind is not AnswerKind.UPGRADED:
         raise ConnectError(f"websocket to {label}: {answer.reason}")
     return WebSocketStream(stream, received=http.trailing_data(), random_bytes=random_bytes)

@@ -13,6 +13,7 @@ import click
 from derp.errors import DerpError
 from derp.text import fit_to_show
 from tailnet.cli.admin import admin
+from tailnet.cli.demo import demo
 from tailnet.cli.serve import serve
 
 _CLOSED_PIPE_STATUS: Final = 141  # what shells show for a program whose reader went away
@@ -27,6 +28,7 @@ def cli() -> None:
 
 cli.add_command(serve)
 cli.add_command(admin)
+cli.add_command(demo)
 
 
 def run(args: list[str] | None = None) -> None:

@@ -11,7 +11,6 @@ from typing import Any, Final
 from uuid import UUID
 
 from derp.text import error_text
-from tailnet.errors import SeedError
 from tailnet.store.problems import Problems, kind
 from tailnet.store.reports import EXTERNAL_LOG_SOURCE, MAX_METADATA_KEYS_PER_AGENT
 
@@ -66,11 +65,8 @@ def read_definitions(
 def read_app(value: Mapping[str, Any]) -> Mapping[str, Any] | tuple[str, str]:
     """One app by itself, without its id, made complete; or the key that is wrong and why."""
     problems = Problems("")
-    try:
-        item = _Definitions(problems, lambda *_: None)._item({"id": str(_ANY_ID), **value}, "", "apps")
-        problems.raise_if_any()
-    except SeedError as error:
-        _, place, reason = error.problems[0].split(": ", 2)
+    item = _Definitions(problems, lambda *_: None)._item({"id": str(_ANY_ID), **value}, "", "apps")
+    for place, reason in problems.found:
         return place.removeprefix("."), reason
     assert item is not None
     return item.definition

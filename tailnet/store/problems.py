@@ -16,22 +16,24 @@ class Problems:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._lines: list[str] = []
+        self.found: list[tuple[str, str]] = []  # (place, reason)
 
     def __len__(self) -> int:
-        return len(self._lines)
+        return len(self.found)
 
     def add(self, place: str, reason: str) -> None:
         """Raises SeedError at the twentieth."""
-        self._lines.append(f"{self._name}: {place}: {reason}")
-        if len(self._lines) == MAX_PROBLEMS:
-            self._lines.append(f"{self._name}: there may be more: these are the first {MAX_PROBLEMS}")
-            raise SeedError(self._lines)
+        self.found.append((place, reason))
+        if len(self.found) == MAX_PROBLEMS:
+            self.raise_if_any()
 
     def raise_if_any(self) -> None:
         """Raises SeedError."""
-        if self._lines:
-            raise SeedError(self._lines)
+        lines = [f"{self._name}: {place}: {reason}" for place, reason in self.found]
+        if len(lines) == MAX_PROBLEMS:
+            lines.append(f"{self._name}: there may be more: these are the first {MAX_PROBLEMS}")
+        if lines:
+            raise SeedError(lines)
 
 
 def kind(value: object) -> str:

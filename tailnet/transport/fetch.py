@@ -11,6 +11,7 @@ import httpx
 
 from derp.text import printable
 from derp.transport.stream import reason_of
+from derp.transport.tls_client import system_context
 from tailnet.errors import TransportError
 
 # Redirects of a URL that moved; more than three are a loop.
@@ -35,6 +36,7 @@ class Fetcher:
             max_redirects=MAX_REDIRECTS,
             headers={"user-agent": "tailnet", "accept": "application/json"},
             limits=httpx.Limits(max_connections=1),
+            verify=system_context(),
         )
         return self
 

@@ -1,0 +1,23 @@
+from tailnet.client.coordination import Coordination, open_coordination
+from tailnet.client.rpc import RpcClient
+from tailnet.client.rpc import open_rpc_client as connect_rpc
+from tailnet.config import CoordinatorConfig
+from tailnet.errors import ConfigError, RpcError, TailnetError
+from tailnet.server.server import CoordinatorServer
+from tailnet.server.server import serve_coordinator as serve
+from tailnet.types import PeerID
+
+__all__ = [
+    "ConfigError",
+    "Coordination",
+    "CoordinatorConfig",
+    "CoordinatorServer",
+    "PeerID",
+    "RpcClient",
+    "RpcError",
+    "TailnetError",
+    "connect_rpc",
+    "open_coordination",
+    "serve",
+]
+__version__: str

@@ -1,0 +1,88 @@
+"""Meeting other peers through a coordinator: announce where one is, ask for others, hear where they are.  Layer L3.
+
+    async with open_rpc_client(url, client_door(agent_id), token) as rpc:
+        coordination = await open_coordination(rpc)
+        await coordination.announce(make_node(private, peer_id, home_region=999))
+        await coordination.add_tunnel(agent_id)
+        update = await coordination.receive()
+What nodes mean: the schema in tailnet/proto/tailnet.proto.  Next hop: tailnet/server, at the other end.
+"""
+
+from collections import deque
+from typing import Final
+
+from derp.keys import NodePrivate
+from tailnet.client.rpc import RpcCall, RpcClient
+from tailnet.errors import RpcError
+from tailnet.proto import convert
+from tailnet.proto.generated import tailnet_pb2 as tailnet
+from tailnet.types import TAILSCALE_SERVICE_PREFIX, PeerID
+
+COORDINATE: Final = "/coder.tailnet.v2.Tailnet/Coordinate"
+REFRESH_RESUME_TOKEN: Final = "/coder.tailnet.v2.Tailnet/RefreshResumeToken"  # noqa: S105  # the name of an RPC
+AGENT_DOOR: Final = "/api/v2/workspaceagents/me/rpc?version=2.4"
+
+PeerUpdate = tailnet.CoordinateResponse.PeerUpdate
+
+
+def client_door(agent_id: PeerID) -> str:
+    """Where a client of one agent enters."""
+    return f"/api/v2/workspaceagents/{agent_id}/coordinate?version=2.3"
+
+
+def make_node(private: NodePrivate, peer_id: PeerID, home_region: int, node_id: int = 1) -> tailnet.Node:
+    """A node that is reached through a relay alone: its key, its address and its home region.
+
+    It names no disco key of use and no endpoints, so that peers do not try a direct way.
+    """
+    address = f"{peer_id.address(TAILSCALE_SERVICE_PREFIX)}/128"
+    return tailnet.Node(
+        id=node_id,
+        key=convert.node_key_bytes(private.public()),
+        disco=f"discokey:{private.public().raw.hex()}",
+        preferred_derp=home_region,
+        addresses=[address],
+        allowed_ips=[address],
+    )
+
+
+class Coordination:
+    """One Coordinate call.  `receive` gives updates one by one; it raises RpcError when the coordinator refuses."""
+
+    def __init__(self, call: RpcCall[tailnet.CoordinateResponse]) -> None:
+        self._call = call
+        self._updates: deque[PeerUpdate] = deque()
+
+    async def announce(self, node: tailnet.Node) -> None:
+        """Say where we are; everybody with a tunnel to us hears it."""
+        await self._call.send(tailnet.CoordinateRequest(update_self={"node": node}))
+
+    async def add_tunnel(self, peer_id: PeerID) -> None:
+        """Ask for a peer: it hears of us, we hear of it, from now on."""
+        await self._call.send(tailnet.CoordinateRequest(add_tunnel={"id": peer_id}))
+
+    async def leave(self) -> None:
+        """Go for good: peers hear DISCONNECTED and forget us at once."""
+        await self._call.send(tailnet.CoordinateRequest(disconnect={}))
+
+    async def receive(self) -> PeerUpdate:
+        """The next thing that happened to a peer.  Raises RpcError, and trio.EndOfChannel after an orderly end."""
+        while not self._updates:
+            response = await self._call.receive()
+            if response.error:
+                raise RpcError(response.error)
+            self._updates.extend(response.peer_updates)
+        return self._updates.popleft()
+
+
+async def open_coordination(rpc: RpcClient) -> Coordination:
+    """Begin to coordinate; one per connection."""
+    return Coordination(await rpc.open(COORDINATE, None, tailnet.CoordinateResponse))
+
+
+async def own_id(rpc: RpcClient) -> PeerID:
+    """Which id the coordinator gave this client.  Raises RpcError: agents are told none (code 12)."""
+    answer = await rpc.call(
+        REFRESH_RESUME_TOKEN, tailnet.RefreshResumeTokenRequest(), tailnet.RefreshResumeTokenResponse
+    )
+    return PeerID(answer.peer_id)
