@@ -17,6 +17,7 @@ GENERATED = "tailnet/proto/generated"
 ORDER: tuple[tuple[str, int], ...] = (
     ("derp", 0),
     ("derp/text", 0),
+    ("derp/close_reason", 0),
     ("derp/errors", 0),
     ("derp/keys", 0),
     ("derp/map", 0),

@@ -8,10 +8,11 @@ The hot path is relay/forward.py; routes to other relays are added by relay/mesh
 from ipaddress import ip_address
 from typing import Any, Final, Protocol
 
+from derp.close_reason import CloseReason
 from derp.protocol.frames import FrameType, PeerGoneReason, encode_frame
 from derp.protocol.messages import PeerPresent, encode
 from derp.relay.clients import Client, Member
-from derp.relay.counters import CloseReason, Counters, DropReason, PacketKind
+from derp.relay.counters import Counters, DropReason, PacketKind
 from derp.relay.queue import MAX_MESH_NOTICE_BYTES, MAX_NOTICE_BYTES, PacketQueue
 
 # A home that moves within its first seconds was only being probed (the genuine relay's rule).

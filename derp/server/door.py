@@ -11,10 +11,10 @@ from collections.abc import Callable
 from ipaddress import ip_address
 from typing import Final
 
+from derp.close_reason import CloseReason
 from derp.config.relay import Network
 from derp.protocol.upgrade import Refusal, Upgrade, UpgradeKind, judge_request
 from derp.protocol.websocket import WebSocketDecoder
-from derp.relay.counters import CloseReason
 from derp.server.address import is_in
 from derp.server.routes import PlainRoutes, Routes
 from derp.server.session import Greeting, Plane

@@ -14,13 +14,14 @@ from typing import Final
 
 import trio
 
+from derp.close_reason import CloseReason
 from derp.config.relay import MeshPeer
 from derp.errors import ConnectError, DerpError, RemoteProtocolError
 from derp.keys import MeshKey, NodePrivate, short_key
 from derp.protocol.connection import ClientConnection
 from derp.protocol.messages import ServerInfo
 from derp.protocol.upgrade import AnswerKind, derp_request_headers, judge_derp_answer
-from derp.relay.counters import CloseReason, DropReason
+from derp.relay.counters import DropReason
 from derp.relay.deadlines import Deadlines
 from derp.relay.mesh import MeshPeerState, MeshRoute
 from derp.server.session import Plane, drain_queue

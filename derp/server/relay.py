@@ -11,11 +11,11 @@ from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Final
 
+from derp.close_reason import CloseReason
 from derp.config import RelayConfig
 from derp.protocol.frames import FrameType, encode_frame
 from derp.protocol.messages import Restarting, encode
 from derp.relay.clients import Client
-from derp.relay.counters import CloseReason
 from derp.relay.deadlines import Deadlines
 from derp.relay.keepalive import KeepAliveWheel
 from derp.relay.mesh import MeshPeerState

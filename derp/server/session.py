@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from derp.close_reason import CloseReason
 from derp.config import RateConfig
 from derp.keys import NodePrivate, short_key
 from derp.protocol.connection import ClientIdentified, ServerHandshake
@@ -17,7 +18,7 @@ from derp.protocol.frames import HEADER, HEADER_BYTES, FrameType
 from derp.protocol.handshake import server_key_frame
 from derp.protocol.messages import ServerInfo
 from derp.relay.clients import Client
-from derp.relay.counters import CloseReason, DropReason
+from derp.relay.counters import DropReason
 from derp.relay.deadlines import Deadlines
 from derp.relay.inbound import handle_frames
 from derp.relay.limits import TokenBucket

@@ -8,9 +8,9 @@ alike is in hostcore.py, what all byte-stream wires do alike in framing.py.
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
+from derp.close_reason import CloseReason
 from derp.errors import ProtocolError
 from derp.protocol.websocket import WebSocketDecoder
-from derp.relay.counters import CloseReason
 from derp.transport.timers import Timer
 
 Piece = bytes | bytearray | memoryview

@@ -9,8 +9,8 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
+from derp.close_reason import CloseReason
 from derp.errors import Flood, ProtocolError
-from derp.relay.counters import CloseReason
 from derp.relay.deadlines import Deadlines
 from derp.transport.alarm import Alarm
 from derp.transport.host import Wire, WireEnded

@@ -13,8 +13,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
+from derp.close_reason import CloseReason
 from derp.protocol.websocket import Opcode, WebSocketDecoder, WebSocketError, answer_control, close_frame, encode_header
-from derp.relay.counters import CloseReason
 from derp.text import error_text
 from derp.transport.host import Piece, Session, WireEnded
 

@@ -12,7 +12,7 @@ from typing import Final
 
 import trio
 
-from derp.relay.counters import CloseReason
+from derp.close_reason import CloseReason
 from derp.transport.host import WireEnded
 from derp.transport.links import Link, TlsLink
 

@@ -15,8 +15,8 @@ from typing import Any, Final
 
 import trio
 
+from derp.close_reason import CloseReason
 from derp.errors import ProtocolError
-from derp.relay.counters import CloseReason
 from derp.transport.host import Wire, WireEnded
 from derp.transport.hostcore import ARENA_BYTES, HostCore
 from derp.transport.links import RECEIVE_BYTES, Link

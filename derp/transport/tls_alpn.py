@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from derp.close_reason import CloseReason
 from derp.protocol.client_hello import offered_protocols
-from derp.relay.counters import CloseReason
 from derp.transport.host import WireEnded
 from derp.transport.links import TlsLink
 from derp.transport.tls import TlsServer, key_pem, load_chain, self_issued

@@ -10,10 +10,10 @@ from typing import Any, Final
 
 import trio
 
+from derp.close_reason import CloseReason
 from derp.errors import ProtocolError
 from derp.protocol.upgrade import Refusal, judge_websocket_request
 from derp.protocol.websocket import WebSocketDecoder
-from derp.relay.counters import CloseReason
 from derp.server.session import Plane
 from derp.transport.host import Host, Wire, WireEnded
 from derp.transport.http import Request, ServerHttp

@@ -13,10 +13,10 @@ from typing import Any, Final
 
 import trio
 
+from derp.close_reason import CloseReason
 from derp.keys import NodePrivate
 from derp.metrics import RelayStatistics
 from derp.protocol.websocket import CloseCode
-from derp.relay.counters import CloseReason
 from derp.server.door import FrontDoor
 from derp.server.drain import drain_clients
 from derp.server.ports import Ports

@@ -9,10 +9,10 @@ import math
 from collections.abc import Sequence
 from typing import Any, Final
 
+from derp.close_reason import CloseReason
 from derp.errors import KeyFormatError
 from derp.keys import NodePublic
 from derp.protocol.websocket import CloseCode, Opcode, close_frame, encode_header
-from derp.relay.counters import CloseReason
 from derp.text import error_text
 from derp.transport.host import Wire, WireEnded
 from tailnet.coordinator.core import OVERWRITTEN, REASON_CLOSE, REASON_OVERFLOW, REASON_REVOKED

@@ -12,8 +12,8 @@ from typing import Any, Final
 
 import trio
 
+from derp.close_reason import CloseReason
 from derp.protocol.websocket import CloseCode
-from derp.relay.counters import CloseReason
 from derp.transport.reactor import Reactor
 from tailnet.auth.backends import CHECK_SECONDS, EXPIRY_SECONDS, Credential, Standing, StoreCallers
 from tailnet.auth.policy import Right, workspace_rights

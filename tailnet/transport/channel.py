@@ -9,8 +9,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
+from derp.close_reason import CloseReason
 from derp.protocol.websocket import CloseCode, close_frame
-from derp.relay.counters import CloseReason
 from derp.transport.host import Host, Wire, WireEnded
 from tailnet.errors import ProtocolError
 from tailnet.rpc.connection import ConnectionEvent, ServerConnection

@@ -4,9 +4,9 @@ import dataclasses
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from derp.close_reason import CloseReason
 from derp.config import RelayConfig
 from derp.keys import NodePrivate
-from derp.relay.counters import CloseReason
 from derp.server.ports import Ports
 from derp.server.relay import Relay
 from derp.server.statistics import read_statistics

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from derp.close_reason import CloseReason
 from derp.errors import Flood, RemoteProtocolError
 from derp.protocol.frames import HEADER, MAX_UNKNOWN_BYTES, FrameType, PeerGoneReason, encode_frame
 from derp.protocol.messages import (
@@ -21,7 +22,6 @@ from derp.protocol.messages import (
     WatchConns,
     encode,
 )
-from derp.relay.counters import CloseReason
 from derp.relay.inbound import MAX_CONTROL_FRAMES
 from tests.derp.relay.world import World, key
 from tests.vectors.derp import VECTORS

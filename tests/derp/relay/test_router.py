@@ -9,10 +9,11 @@ from typing import Any, cast
 
 import pytest
 
+from derp.close_reason import CloseReason
 from derp.protocol.frames import PeerGoneReason, PeerPresentFlags
 from derp.protocol.messages import PeerGone, PeerPresent, Pong, RecvPacket, encode
 from derp.relay.clients import NOT_HERE_BURST, Client, Member
-from derp.relay.counters import CloseReason, DropReason
+from derp.relay.counters import DropReason
 from derp.relay.queue import MAX_MESH_NOTICE_BYTES, MAX_NOTICE_BYTES
 from derp.server.debug import consistency
 from tests.derp.relay.world import OWN_KEY, World, disco, key

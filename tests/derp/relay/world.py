@@ -3,10 +3,11 @@
 from collections import defaultdict
 from collections.abc import Sequence
 
+from derp.close_reason import CloseReason
 from derp.protocol.frames import FrameReader
 from derp.protocol.messages import Message, SendPacket, encode, parse_from_server
 from derp.relay.clients import Client
-from derp.relay.counters import DISCO_MAGIC, CloseReason
+from derp.relay.counters import DISCO_MAGIC
 from derp.relay.forward import relay_packets
 from derp.relay.inbound import handle_frames
 from derp.relay.mesh import MeshRoute

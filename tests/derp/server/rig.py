@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import cast
 
+from derp.close_reason import CloseReason
 from derp.keys import MeshKey, NodePrivate
 from derp.metrics import routed_totals
 from derp.protocol.connection import ClientConnection
@@ -15,7 +16,6 @@ from derp.protocol.messages import Message, PlainMessage, RecvPacket, SendPacket
 from derp.protocol.states import ClientState
 from derp.protocol.websocket import WebSocketDecoder
 from derp.relay.clients import Client
-from derp.relay.counters import CloseReason
 from derp.relay.router import Router
 from derp.server.admission import Admission, Verdict
 from derp.server.session import Greeting, Plane

@@ -11,12 +11,13 @@ from collections.abc import Awaitable, Callable
 import trio
 from prometheus_client.parser import text_string_to_metric_families
 
+from derp.close_reason import CloseReason
 from derp.config import RateConfig
 from derp.keys import NodePrivate
 from derp.protocol.messages import ForwardPacket, NotePreferred, PeerGone, PeerPresent, WatchConns, encode
 from derp.protocol.stun import encode_request
 from derp.relay.clients import Client
-from derp.relay.counters import CloseReason, DropReason, PacketKind
+from derp.relay.counters import DropReason, PacketKind
 from derp.server.server import RelayServer
 from tests.derp.server.control_plane import NO, YES, open_control_plane
 from tests.derp.server.mesh_world import Node, open_impostor, open_nodes, until

@@ -8,11 +8,12 @@ from functools import partial
 import pytest
 import trio
 
+from derp.close_reason import CloseReason
 from derp.config.relay import MeshPeer
 from derp.keys import NodePrivate
 from derp.protocol.frames import PeerGoneReason, PeerPresentFlags
 from derp.protocol.messages import PeerGone, PeerPresent, Pong, RecvPacket, encode
-from derp.relay.counters import CloseReason, DropReason
+from derp.relay.counters import DropReason
 from derp.server.mesh import retry_seconds
 from tests.derp.server.mesh_world import (
     MESH_KEY,

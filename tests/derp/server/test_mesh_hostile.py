@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 import trio
 
+from derp.close_reason import CloseReason
 from derp.keys import NodePrivate
 from derp.protocol.frames import HEADER, NONCE_BYTES, FrameType, PeerGoneReason
 from derp.protocol.handshake import seal_client_info
@@ -25,7 +26,7 @@ from derp.protocol.messages import (
     WatchConns,
     encode,
 )
-from derp.relay.counters import CloseReason, DropReason
+from derp.relay.counters import DropReason
 from tests.derp.server.mesh_world import (
     MESH_KEY,
     OTHER_KEY,

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from derp.close_reason import CloseReason
 from derp.config.relay import TlsConfig
 from derp.errors import ConfigError
 from derp.keys import NodePrivate
-from derp.relay.counters import CloseReason
 from derp.server.door import FrontDoor
 from derp.server.ports import LOOK_SECONDS, Ports
 from derp.server.relay import Relay

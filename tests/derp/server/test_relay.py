@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import trio
 
+from derp.close_reason import CloseReason
 from derp.config import RateConfig
 from derp.keys import MeshKey
 from derp.protocol.messages import Health, KeepAlive, RecvPacket, Restarting
-from derp.relay.counters import CloseReason
 from derp.server.door import FrontDoor
 from derp.server.relay import Relay
 from derp.transport.links import Link

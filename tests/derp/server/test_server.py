@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 import trio
 
+from derp.close_reason import CloseReason
 from derp.config import TlsConfig
 from derp.errors import ConfigError
 from derp.keys import MeshKey, NodePrivate
 from derp.protocol.frames import HEADER, MAX_UNKNOWN_BYTES, NONCE_BYTES, PeerGoneReason
 from derp.protocol.handshake import seal_client_info
 from derp.protocol.messages import ClientInfo, PeerGone, RecvPacket, Restarting
-from derp.relay.counters import CloseReason, DropReason
+from derp.relay.counters import DropReason
 from derp.server.server import serve_relay
 from tests.derp.server.world import (
     CARRIERS,

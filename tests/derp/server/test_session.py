@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from derp.close_reason import CloseReason
 from derp.config import RateConfig
 from derp.keys import MeshKey, NodePrivate
 from derp.protocol.frames import (
@@ -36,7 +37,7 @@ from derp.protocol.messages import (
     encode,
 )
 from derp.protocol.websocket import Opcode
-from derp.relay.counters import CloseReason, DropReason
+from derp.relay.counters import DropReason
 from tests.derp.server.rig import KINDS, MESH_KEY, Peer, Rig, SlowVerifier
 from tests.support.wires import TlsWire, WebSocketWire, masked
 

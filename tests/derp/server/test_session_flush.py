@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from derp.close_reason import CloseReason
 from derp.keys import NodePrivate
 from derp.protocol.connection import ClientConnection
 from derp.protocol.frames import FrameReader, FrameType
@@ -30,7 +31,7 @@ from derp.protocol.messages import (
     parse_from_client,
 )
 from derp.relay.clients import Client
-from derp.relay.counters import CloseReason, DropReason, PacketKind
+from derp.relay.counters import DropReason, PacketKind
 from derp.relay.mesh import MeshRoute
 from derp.relay.queue import PacketQueue
 from derp.server.mesh import MeshSession

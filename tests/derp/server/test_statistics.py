@@ -8,6 +8,7 @@ from typing import TypeAlias
 import pytest
 import trio
 
+from derp.close_reason import CloseReason
 from derp.config import RateConfig, RelayConfig
 from derp.keys import MeshKey, NodePrivate
 from derp.protocol.frames import PeerGoneReason
@@ -22,7 +23,6 @@ from derp.protocol.messages import (
     encode,
 )
 from derp.protocol.stun import encode_request
-from derp.relay.counters import CloseReason
 from derp.server.server import RelayServer
 from tests.derp.server.test_door import last_get
 from tests.derp.server.test_server import UPGRADE, client_info, frame

@@ -13,11 +13,11 @@ import trio
 
 from derp.client.client import Identity, reach
 from derp.client.dial import DialOptions
+from derp.close_reason import CloseReason
 from derp.config import RelayConfig, TlsConfig
 from derp.keys import MeshKey, NodePrivate
 from derp.protocol.connection import ClientConnection
 from derp.protocol.messages import KeepAlive, Message, Pong, RecvPacket, ServerInfo
-from derp.relay.counters import CloseReason
 from derp.server.server import RelayServer, serve_relay
 
 HOST = "127.0.0.1"

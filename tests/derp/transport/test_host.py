@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from derp.relay.counters import CloseReason
+from derp.close_reason import CloseReason
 from derp.transport.host import Host, Wire, WireEnded
 from derp.transport.links import Link, TlsLink
 from derp.transport.reactor import Reactor

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from derp.close_reason import CloseReason
 from derp.protocol.websocket import CloseCode, Opcode, WebSocketDecoder, WebSocketError, parse_close
-from derp.relay.counters import CloseReason
 from derp.transport.host import Piece, WireEnded
 from derp.transport.links import MAX_MESSAGE_BYTES, RECEIVE_BYTES, Link, TlsLink
 from tests.support.certificates import client_context, issue

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from derp.close_reason import CloseReason
 from derp.errors import RemoteProtocolError
-from derp.relay.counters import CloseReason
 from derp.transport.host import WireEnded
 from derp.transport.links import RECEIVE_BYTES, Link
 from derp.transport.reactor import ARENA_BYTES, Reactor

@@ -8,7 +8,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from derp.relay.counters import CloseReason
+from derp.close_reason import CloseReason
 from derp.transport.links import Link
 from derp.transport.reactor import Reactor
 from tests.support.wires import socket_pair

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
+from derp.close_reason import CloseReason
 from derp.config.relay import TlsConfig
 from derp.keys import NodePrivate
-from derp.relay.counters import CloseReason
 from derp.transport.host import WireEnded
 from derp.transport.links import RECEIVE_BYTES, TlsLink
 from derp.transport.tls import TlsServer

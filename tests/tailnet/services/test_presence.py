@@ -9,8 +9,8 @@ from uuid import UUID
 import pytest
 import trio
 
+from derp.close_reason import CloseReason
 from derp.protocol.websocket import CloseCode
-from derp.relay.counters import CloseReason
 from tailnet.coordinator.policy import AgentPolicy
 from tailnet.errors import StoreError
 from tailnet.services import presence

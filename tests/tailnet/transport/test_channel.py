@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from derp.close_reason import CloseReason
 from derp.protocol.websocket import CloseCode, Opcode, WebSocketDecoder, encode_header, encode_masked, parse_close
-from derp.relay.counters import CloseReason
 from derp.transport.links import Link
 from derp.transport.reactor import Reactor
 from tailnet.rpc.connection import ClientConnection, ConnectionEvent
