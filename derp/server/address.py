@@ -1,9 +1,59 @@
-"""Addresses of callers against lists of networks.  Layer L3; used by server/door.py and server/routes.py."""
+"""Who is calling: addresses against lists of networks, and what proxies in front say about them.  Layer L3.
 
-from collections.abc import Iterable
+The one rule for relay and coordinator, whose front doors and operator's pages ask here.
+"""
+
+from collections.abc import Iterable, Mapping
 from ipaddress import IPv6Address, ip_address
+from typing import Final, NamedTuple
 
 from derp.config.relay import Network
+
+_FORWARDED_FOR: Final = "x-forwarded-for"
+# A proxy adds at least one of these, whatever their value is.
+_MARKS_OF_PROXIES: Final = (_FORWARDED_FOR, "forwarded", "via", "x-real-ip")
+
+
+class Caller(NamedTuple):
+    """Who sent a request, as far as it can be believed."""
+
+    address: str
+    port: int  # 0 where only a proxy knows it
+    is_hidden: bool = False  # the address is a proxy's, and the caller behind it is unknown: it opens nothing
+
+
+def find_caller(peer: tuple[str, int], headers: Mapping[str, str], trusted: Iterable[Network]) -> Caller:
+    """The caller of a request that came over a connection from `peer`; `headers` have lower-case names.
+
+    Each trusted proxy added whom it saw to the right end of X-Forwarded-For.  So the last entry that is not a trusted
+    proxy itself is the caller; what stands further left, anybody may have written.
+    """
+    if not any(mark in headers for mark in _MARKS_OF_PROXIES):
+        return Caller(*peer)
+    trusted = tuple(trusted)
+    if is_in(peer[0], trusted):
+        for hop in reversed(headers.get(_FORWARDED_FOR, "").split(",")):
+            address = _address_of_hop(hop)
+            if not address:
+                break
+            if not is_in(address, trusted):
+                return Caller(address, 0)
+    return Caller(*peer, is_hidden=True)
+
+
+def _address_of_hop(text: str) -> str:
+    """The address of an entry: bare, with a port (203.0.113.7:51234), in brackets, or both; "" if it is none."""
+    text = text.strip().strip('"')
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    try:
+        parsed = ip_address(text)
+    except ValueError:
+        return ""
+    mapped = parsed.ipv4_mapped if isinstance(parsed, IPv6Address) else None
+    return text if mapped is None else str(mapped)
 
 
 def is_in(address: str, networks: Iterable[Network]) -> bool:

@@ -8,7 +8,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from derp.config.relay import Network
-from derp.server.address import is_in
+from derp.server.address import find_caller, is_in
 from tailnet import refusals
 from tailnet.auth.backends import Callers
 from tailnet.auth.policy import NO_RIGHT, Right, workspace_rights
@@ -71,8 +71,8 @@ async def check_operator(
 
     `address` is who connected.  A proxy hides who asks: behind one that is not trusted the address says nothing.
     """
-    caller = _real_address(address, headers, trusted_proxies)
-    if caller and is_in(caller, allowed):
+    caller = find_caller((address, 0), headers, trusted_proxies)
+    if not caller.is_hidden and is_in(caller.address, allowed):
         return
     token = find_token(headers, query)
     if token:
@@ -83,16 +83,3 @@ async def check_operator(
             if refused.status != 401:
                 raise
     raise refusals.stranger()
-
-
-def _real_address(address: str, headers: Mapping[str, str], trusted_proxies: tuple[Network, ...]) -> str:
-    forwarded = headers.get("x-forwarded-for", "")
-    if not forwarded and "forwarded" not in headers and "x-real-ip" not in headers:
-        return address
-    if not is_in(address, trusted_proxies):
-        return ""
-    # From the right: each trusted proxy added whom it saw; what stands further left, anybody may have written.
-    for hop in reversed([part.strip() for part in forwarded.split(",")]):
-        if not is_in(hop, trusted_proxies):
-            return hop
-    return ""

@@ -1,10 +1,10 @@
-"""server/address.py: addresses of callers against lists of networks."""
+"""server/address.py: who calls, against lists of networks and behind proxies."""
 
 from ipaddress import ip_network
 
 import pytest
 
-from derp.server.address import is_in
+from derp.server.address import Caller, find_caller, is_in
 
 NETWORKS = [ip_network("127.0.0.0/8"), ip_network("10.1.0.0/16"), ip_network("fd00::/8"), ip_network("::1/128")]
 
@@ -36,3 +36,47 @@ def test_addresses_and_networks(address: str, expected: bool) -> None:
 
 def test_no_network_holds_anybody() -> None:
     assert not is_in("127.0.0.1", [])
+
+
+# --- proxies
+
+PROXY, STRANGER = ("127.0.0.1", 7), ("198.51.100.1", 8)
+TRUSTED = [ip_network("127.0.0.0/8"), ip_network("10.1.0.0/16")]
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        ("203.0.113.9", "203.0.113.9"),
+        (" 203.0.113.9 ", "203.0.113.9"),
+        ("6.6.6.6, 203.0.113.9", "203.0.113.9"),  # only the last was seen by somebody we trust
+        ("203.0.113.9, 127.0.0.7", "203.0.113.9"),  # two proxies of ours
+        ("203.0.113.9, 10.1.2.3:9, 127.0.0.7:80", "203.0.113.9"),
+        ("2001:db8::9", "2001:db8::9"),
+        ("203.0.113.7:51234", "203.0.113.7"),
+        ("[2001:db8::1]:443", "2001:db8::1"),
+        ("[2001:db8::1]", "2001:db8::1"),
+        ('"[2001:db8::1]:443"', "2001:db8::1"),
+        ("::ffff:203.0.113.9", "203.0.113.9"),
+        ("[::ffff:203.0.113.9]:51234", "203.0.113.9"),
+    ],
+)
+def test_a_trusted_proxy_says_who_calls(header: str, expected: str) -> None:
+    assert find_caller(PROXY, {"x-forwarded-for": header}, TRUSTED) == Caller(expected, 0)
+    assert find_caller(STRANGER, {"x-forwarded-for": header}, TRUSTED) == Caller(*STRANGER, is_hidden=True)
+    assert find_caller(PROXY, {"x-forwarded-for": header}, []) == Caller(*PROXY, is_hidden=True)
+
+
+@pytest.mark.parametrize(
+    "header", ["", " ", "unknown", "203.0.113.9, unknown", "127.0.0.7", "203.0.113.9,", "_hidden:5", "1.2.3.4:5:6", "["]
+)
+def test_a_proxy_that_does_not_say_who_calls_hides_it(header: str) -> None:
+    assert find_caller(PROXY, {"x-forwarded-for": header}, TRUSTED) == Caller(*PROXY, is_hidden=True)
+
+
+@pytest.mark.parametrize("mark", ["x-forwarded-for", "forwarded", "via", "x-real-ip"])
+@pytest.mark.parametrize("value", ["", "127.0.0.1", "1.1 proxy", "for=127.0.0.1"])
+def test_every_mark_of_a_proxy_counts_whatever_its_value(mark: str, value: str) -> None:
+    for peer in (PROXY, STRANGER):
+        assert find_caller(peer, {mark: value}, TRUSTED).is_hidden
+    assert not find_caller(PROXY, {"host": value}, TRUSTED).is_hidden

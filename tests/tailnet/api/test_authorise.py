@@ -81,6 +81,11 @@ def test_origins(origin: str, host: str, fine: bool) -> None:
         ("127.0.0.1", {"x-forwarded-for": "127.0.0.1"}, False),
         ("127.0.0.1", {"x-real-ip": "127.0.0.1"}, False),
         ("127.0.0.1", {"forwarded": "for=127.0.0.1"}, False),
+        ("127.0.0.1", {"via": "1.1 proxy"}, False),
+        ("127.0.0.1", {"x-forwarded-for": ""}, False),  # somebody stands between, and says nothing
+        ("10.0.0.1", {"x-forwarded-for": "127.0.0.1:51234"}, True),
+        ("10.0.0.1", {"x-forwarded-for": "203.0.113.9:51234"}, False),
+        ("10.0.0.1", {"x-forwarded-for": "[::1]:443"}, True),
         # A proxy that is trusted says who it saw; what stands further left is the caller's own invention.
         ("10.0.0.1", {"x-forwarded-for": "127.0.0.1"}, True),
         ("10.0.0.1", {"x-forwarded-for": "127.0.0.1, 10.0.0.2"}, True),
