@@ -1,25 +1,31 @@
-"""Listening sockets handed from a running process to the one that replaces it: a restart without a closed door.
-Layer L3.
+"""Listening sockets that a process is given when it starts: by the process that it replaces, or by systemd.  Layer L3.
 
-The old process starts the new one with the same command, so that it loads whatever was installed meanwhile, and passes
-its sockets by inheritance; what waits in their backlogs is accepted by either.  When the new one serves it says so,
-and the old one drains.  If it never does, the old one goes on as if nothing had been asked.  Called by server.py.
+A running server starts its successor with the same command, so that the successor loads what was installed meanwhile,
+and passes its sockets by inheritance; either process accepts what waits in their backlogs.  The successor says when it
+serves, and then the old process drains.  If the successor never serves, the old process goes on as if nothing had been
+asked.  systemd passes sockets as LISTEN_FDS (sd_listen_fds(3)).  Called by life.py; ports.py takes the sockets.
 """
 
 import contextlib
 import json
+import logging
 import os
 import socket
 from collections.abc import Iterable, MutableMapping, Sequence
+from ipaddress import ip_address
 from typing import Final, NamedTuple
 
 import trio
 
-from derp.errors import DerpError
+from derp.errors import ConfigError, DerpError
 from derp.text import error_text
 
-# Not DERP_...: that is how settings are called.
+_log = logging.getLogger("derp.server")
+
+# Not DERP_... or TAILNET_...: that is how settings are called.
 VARIABLE: Final = "RELAY_HANDOVER"
+# systemd's first descriptor: SD_LISTEN_FDS_START of sd-daemon.h.
+_FIRST_FD: Final = 3
 # A cold start takes half a second; one that reads keys from a slow disk, some seconds.
 READY_SECONDS: Final = 30.0
 _READY: Final = b"ready"
@@ -39,42 +45,99 @@ class Handed(NamedTuple):
 
 
 class Inherited:
-    """What this process was given when it started.  `take` what is wanted, then `finish`."""
+    """The sockets that this process was given.  Call `take` for each that the settings want, then `finish`."""
 
-    def __init__(self, handed: Iterable[Handed] = (), ready_fd: int | None = None) -> None:
-        self._sockets = {(one.kind, one.host, one.port): one.sock for one in handed}
+    def __init__(
+        self, handed: Iterable[Handed] = (), ready_fd: int | None = None, *, from_systemd: Iterable[socket.socket] = ()
+    ) -> None:
+        """`handed` carry the names of settings; those of systemd are found by the address to which they are bound."""
+        self._handed = {(one.kind, one.host, one.port): one.sock for one in handed}
+        self._from_systemd = list(from_systemd)
         self._ready_fd = ready_fd
 
     @classmethod
     def from_environment(cls, environ: MutableMapping[str, str]) -> "Inherited":
-        """Read and remove the variable: processes that we start have no part in it."""
+        """Read and remove the variables: processes that we start have no part in them.  Raises ConfigError."""
+        from_systemd = _sockets_of_systemd(environ)
         text = environ.pop(VARIABLE, "")
         if not text:
-            return cls()
+            return cls(from_systemd=from_systemd)
         document = json.loads(text)
-        handed = []
-        for kind, host, port, fd in document["sockets"]:
-            os.set_inheritable(fd, False)
-            sock = socket.socket(fileno=fd)
-            sock.setblocking(False)
-            handed.append(Handed(kind, host, port, sock))
+        handed = [Handed(kind, host, port, _adopt(fd)) for kind, host, port, fd in document["sockets"]]
         os.set_inheritable(document["ready"], False)
-        return cls(handed, document["ready"])
+        return cls(handed, document["ready"], from_systemd=from_systemd)
 
     def take(self, kind: str, host: str, port: int) -> socket.socket | None:
         """The socket that the settings name so, once; None if it has to be opened."""
-        return self._sockets.pop((kind, host, port), None)
+        sock = self._handed.pop((kind, host, port), None)
+        if sock is not None:
+            return sock
+        for sock in self._from_systemd:
+            if _kind(sock) == kind and _is_bound_to(sock, host, port):
+                self._from_systemd.remove(sock)
+                return sock
+        return None
 
     def finish(self) -> None:
-        """We serve: tell the old process, and close what the settings of today do not name any more."""
-        for sock in self._sockets.values():
+        """We serve: tell the process that we replace, and close what the settings of today do not name any more."""
+        for sock in self._from_systemd:
+            place = "{}:{}".format(*sock.getsockname()[:2])
+            _log.warning(
+                "! systemd gave a %s socket at %s, which no setting names: nobody serves it", _kind(sock), place
+            )
+        for sock in (*self._handed.values(), *self._from_systemd):
             sock.close()
-        self._sockets.clear()
+        self._handed.clear()
+        self._from_systemd.clear()
         if self._ready_fd is not None:
-            with contextlib.suppress(OSError):  # it has gone meanwhile
+            with contextlib.suppress(OSError):  # the old process has gone meanwhile
                 os.write(self._ready_fd, _READY)
             os.close(self._ready_fd)
             self._ready_fd = None
+
+
+def _sockets_of_systemd(environ: MutableMapping[str, str]) -> list[socket.socket]:
+    pid, count, _ = (environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"))
+    if pid != str(os.getpid()):  # they are for a process that started us, and are not open here
+        return []
+    if not count.isdecimal():
+        raise ConfigError(f"LISTEN_FDS: {count!r} is no number of sockets")
+    sockets = []
+    for fd in range(_FIRST_FD, _FIRST_FD + int(count)):
+        sock = _adopt(fd)
+        if not _kind(sock):
+            raise ConfigError(
+                f"LISTEN_FDS: descriptor {fd} is no listening TCP and no UDP socket: mend the .socket unit"
+            )
+        sockets.append(sock)
+    return sockets
+
+
+def _adopt(fd: int) -> socket.socket:
+    os.set_inheritable(fd, False)
+    sock = socket.socket(fileno=fd)
+    sock.setblocking(False)
+    return sock
+
+
+def _kind(sock: socket.socket) -> str:
+    """tcp, udp, or "" for what we cannot serve."""
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return ""
+    if sock.type == socket.SOCK_DGRAM:
+        return "udp"
+    return "tcp" if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) else ""
+
+
+def _is_bound_to(sock: socket.socket, host: str, port: int) -> bool:
+    """Whether a socket is where the settings want one; host "" is every address."""
+    bound_host, bound_port = sock.getsockname()[:2]
+    if bound_port != port:
+        return False
+    try:
+        return ip_address(bound_host) == ip_address(host) if host else ip_address(bound_host).is_unspecified
+    except ValueError:  # the settings have a name, which systemd does not know
+        return False
 
 
 async def hand_over(

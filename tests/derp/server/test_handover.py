@@ -6,16 +6,19 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import trio
 
+from derp.errors import ConfigError
 from derp.server.handover import VARIABLE, Handed, HandoverError, Inherited, hand_over
 from tests.derp.server.world import HOST, PATIENCE_SECONDS, ask, call, open_server, relay_config
 from tests.support.command import ENVIRONMENT
 from tests.support.regions import Successor
 from tests.support.relays import free_port, stop_process
+from tests.support.systemd import activated
 
 # Takes over as a relay does: answers one connection on the socket it was given, once it has said that it serves.
 SUCCESSOR = f"""
@@ -93,6 +96,78 @@ def test_without_a_predecessor_everything_is_opened_anew() -> None:
     inherited = Inherited.from_environment({})
     assert inherited.take("tcp", "", 443) is None
     inherited.finish()
+
+
+# --- sockets of systemd
+
+# Says what it was given for each place that its arguments name, and what it closed unwanted.
+TAKES = f"""
+import logging, os, sys
+sys.path[:0] = {sys.path!r}
+from derp.errors import ConfigError
+from derp.server.handover import Inherited
+logging.basicConfig(stream=sys.stdout, format="%(message)s")
+try:
+    inherited = Inherited.from_environment(os.environ)
+except ConfigError as error:
+    raise SystemExit(f"no: {{error}}")
+assert not [name for name in os.environ if name.startswith("LISTEN_")]
+for place in sys.argv[1:]:
+    kind, host, port = place.split("/")
+    sock = inherited.take(kind, host, int(port))
+    print(place, sock and (sock.getsockname()[:2], sock.gettimeout(), os.get_inheritable(sock.fileno())))
+inherited.finish()
+"""
+
+
+async def takes(sockets: list[socket.socket], *places: str) -> list[str]:
+    command = activated([sys.executable, "-c", TAKES, *places], sockets)
+    fds = [sock.fileno() for sock in sockets]
+    done = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False, pass_fds=fds)
+    return (done.stdout + done.stderr).decode().splitlines()
+
+
+async def test_sockets_of_systemd_are_found_by_where_they_are_bound() -> None:
+    with listener() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp, socket.socket(socket.AF_INET6) as every:
+        udp.bind((HOST, 0))
+        every.bind(("::", 0))
+        every.listen()
+        at, stun, port = (sock.getsockname()[1] for sock in (tcp, udp, every))
+        lines = await takes(
+            [tcp, udp, every], f"udp/{HOST}/{at}", f"tcp/{HOST}/{at}", f"tcp/{HOST}/{at}", f"udp/{HOST}/{stun}",
+            f"tcp/localhost/{port}", f"tcp//{port}",
+        )  # fmt: skip
+        assert lines == [
+            f"udp/{HOST}/{at} None",
+            f"tcp/{HOST}/{at} (('{HOST}', {at}), 0.0, False)",
+            f"tcp/{HOST}/{at} None",  # each once
+            f"udp/{HOST}/{stun} (('{HOST}', {stun}), 0.0, False)",
+            f"tcp/localhost/{port} None",
+            f"tcp//{port} (('::', {port}), 0.0, False)",
+        ]
+
+
+async def test_a_socket_of_systemd_that_no_setting_names_is_told() -> None:
+    with listener() as tcp:
+        (line,) = await takes([tcp])
+        host, port = tcp.getsockname()
+        assert line == f"! systemd gave a tcp socket at {host}:{port}, which no setting names: nobody serves it"
+
+
+@pytest.mark.parametrize("made", [lambda: socket.socket(), lambda: socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)])
+async def test_a_socket_that_nobody_can_serve_is_refused(made: Callable[[], socket.socket]) -> None:
+    with made() as sock:
+        (line,) = await takes([sock])
+        assert line == "no: LISTEN_FDS: descriptor 3 is no listening TCP and no UDP socket: mend the .socket unit"
+
+
+def test_sockets_that_systemd_gave_to_another_process_are_not_ours() -> None:
+    environ = {"LISTEN_PID": str(os.getppid()), "LISTEN_FDS": "3", "LISTEN_FDNAMES": "a:b:c"}
+    inherited = Inherited.from_environment(environ)
+    assert environ == {}
+    assert inherited.take("tcp", "", 443) is None
+    with pytest.raises(ConfigError, match="'x' is no number of sockets"):
+        Inherited.from_environment({"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "x"})
 
 
 async def test_a_relay_whose_successor_fails_goes_on() -> None:
