@@ -5,17 +5,14 @@ failed, 2 it was asked wrongly.  The options of `serve` come from config/setting
 Next hop: server/server.py, client/client.py.
 """
 
-import gc
 import json
 import logging
-import os
-import resource
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 import trio
@@ -38,10 +35,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("derp.cli")
 
-# A relay with 100,000 clients holds a million objects that live for hours.  Python's collector starts every 700 new
-# objects; the packet path makes none that need it, but logins would pay for looking through their elders again and
-# again.  Cycles are rare here (exceptions, mostly), so it may wait for more of them.
-_GC_THRESHOLDS: Final = (50_000, 20, 50)
 PING_INTERVAL_SECONDS: Final = 1.0
 _SWITCHES: Final = frozenset(
     [flag for setting in SETTINGS if setting.is_switch for flag in setting.flags]
@@ -52,16 +45,6 @@ _VALUES: Final = frozenset(
     + [refused.flag for refused in REFUSED if not refused.is_switch]
     + ["config"]
 )
-
-
-class Obedient(Protocol):
-    """What signals ask of a server."""
-
-    def reload(self) -> None:
-        """Read files again."""
-
-    async def drain(self) -> None:
-        """Send the clients away; returns when they have left."""
 
 
 def main() -> None:
@@ -135,10 +118,10 @@ def _settings_as_options(command: Callable[..., None]) -> Callable[..., None]:
 def serve(config: str | None, as_json: bool, **given: str | None) -> None:
     """Run a relay until SIGTERM or SIGINT, which drain it.
 
-    SIGHUP reads certificates and limits again.  SIGUSR2 has a new process of the same command take over before this one
-    drains.  Each setting may also stand in the TOML file, under its long name with underscores, or in the environment
-    as DERP_<NAME>; flags are stronger than the environment, that than the file.  Flags of derper are taken with one
-    dash or two.
+    SIGHUP reads settings, certificates and limits again, and the log names what waits for a restart.  SIGUSR2 has a new
+    process of the same command take over before this one drains.  SIGUSR1 tells the log how it stands.  Each setting
+    may also stand in the TOML file, under its long name with underscores, or in the environment as DERP_<NAME>; flags
+    are stronger than the environment, that than the file.  Flags of derper are taken with one dash or two.
     """
     for refused in REFUSED:
         text = given.pop(refused.flag.replace("-", "_"))
@@ -147,71 +130,22 @@ def serve(config: str | None, as_json: bool, **given: str | None) -> None:
     flags = {name: text for name, text in given.items() if text is not None}
     settings = load_config(flags, config_file=config)
     set_up_logging(settings.log_format, settings.log_level)
-    _raise_open_files()
-    gc.set_threshold(*_GC_THRESHOLDS)
-    trio.run(_serve, settings, as_json)
-
-
-def _raise_open_files() -> None:
-    """One descriptor per client: take all that the administrator allows, not the 1,024 that shells start with."""
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-async def _serve(config: RelayConfig, as_json: bool) -> None:
     # Imported here: `derp genkey` need not wait for a server.
-    from derp.server.handover import Inherited
+    from derp.server.life import live, prepare_process
     from derp.server.server import serve_relay
-    from derp.transport.notify import notify_manager
 
-    # Signals first: one that arrives while sockets are being bound must not kill us half-way.
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2) as signals:
-        for notice in config.notices:
-            _log.warning("! %s", notice)
-        async with trio.open_nursery() as nursery:
-            server = await nursery.start(serve_relay, config, Inherited.from_environment(os.environ))
-            # Modules and settings live as long as we do; the collector need not look at them ever again.
-            gc.collect()
-            gc.freeze()
-            _say_what_is_served(server, config, as_json)
-            notify_manager("READY=1")
-            # As it was called, so that what was installed meanwhile is what starts.
-            command = [sys.executable, *sys.orig_argv[1:]]
-            await obey(signals, server, lambda: server.hand_over(command))
-            nursery.cancel_scope.cancel()
+    prepare_process()
+    for notice in settings.notices:
+        _log.warning("! %s", notice)
 
+    def reread() -> RelayConfig:
+        return load_config(flags, config_file=config, is_running=True)
 
-async def obey(
-    signals: AsyncIterator[int], server: Obedient, hand_over: Callable[[], Awaitable[bool]] | None = None
-) -> None:
-    """Reload on SIGHUP; drain on the first SIGTERM or SIGINT, give up on the second; on SIGUSR2 call `hand_over`,
-    which says whether another process serves and this one is done."""
-    async with trio.open_nursery() as nursery:
-
-        async def replace(by: Callable[[], Awaitable[bool]]) -> None:
-            if await by():
-                nursery.cancel_scope.cancel()
-
-        async def drain() -> None:
-            await server.drain()
-            nursery.cancel_scope.cancel()
-
-        draining = False
-        async for number in signals:
-            if number == signal.SIGHUP:
-                _log.info("= SIGHUP: reading files again")
-                server.reload()
-            elif number == signal.SIGUSR2:
-                if hand_over is not None and not draining:
-                    _log.info("= SIGUSR2: handing over to a new process")
-                    nursery.start_soon(replace, hand_over)
-            elif draining:
-                _log.warning("! second %s: leaving at once", signal.Signals(number).name)
-                nursery.cancel_scope.cancel()
-            else:
-                _log.info("= %s: draining", signal.Signals(number).name)
-                draining = True
-                nursery.start_soon(drain)
+    trio.run(
+        live,
+        lambda inherited, task_status: serve_relay(settings, reread, inherited, task_status=task_status),
+        lambda server: _say_what_is_served(server, settings, as_json),
+    )
 
 
 def _say_what_is_served(server: "RelayServer", config: RelayConfig, as_json: bool) -> None:

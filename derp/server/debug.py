@@ -1,25 +1,23 @@
-"""What the operator sees: the debug page, and its twin for programs.  Layer L3; closed to strangers by routes.py."""
-
-from __future__ import annotations
+"""What the operator sees of a relay: the debug page, and its twins for programs.  Layer L3; pages.py closes them to
+strangers, and so does the coordinator's API.
+"""
 
 import html
 import json
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from derp.keys import short_key
+from derp.relay.clients import Client
 from derp.relay.counters import DropReason, PacketKind
+from derp.relay.mesh import MeshPeerState
 from derp.server.explain import MIN_PREFIX_DIGITS, explain_key, explain_pair, find_keys
-from derp.server.routes import Page, Question
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from derp.relay.clients import Client
-    from derp.relay.mesh import MeshPeerState
-    from derp.server.relay import Relay
+from derp.server.pages import Page, Question
+from derp.server.relay import Relay
 
 # More rows than anybody reads; the JSON twin is cut at the same place and says so.
 _MAX_ROWS: Final = 1000
+_TEXT: Final = "text/plain; charset=utf-8"
 _STYLE: Final = (
     "body{font:14px sans-serif;margin:2em}table{border-collapse:collapse;margin:1em 0}"
     "td,th{padding:.2em .8em;text-align:right;border-bottom:1px solid #ddd}"
@@ -27,25 +25,27 @@ _STYLE: Final = (
 )
 
 
-def debug_pages(relay: Relay) -> dict[str, Page | Question]:
-    """The pages of one relay by path."""
-    return {
+def debug_pages(
+    relay: Relay, others: Mapping[str, Page | Question], *, overview: str = "/debug/"
+) -> dict[str, Page | Question]:
+    """The pages of one relay by path, with `others` beside them.  The page at `overview` has links to all."""
+    pages: dict[str, Page | Question] = {
+        **others,
         "/debug/why": Question(
             "why a packet does not arrive: ?from=KEY&to=KEY, or ?key=KEY",
-            "text/plain; charset=utf-8",
+            _TEXT,
             lambda asked: why(relay, asked).encode(),
         ),
-        "/debug/": Page("what is going on", "text/html; charset=utf-8", lambda: _page(relay).encode()),
-        "/debug/clients": Page(
-            "clients as JSON", "application/json", lambda: json.dumps(client_rows(relay), indent=1).encode()
-        ),
+        "/debug/clients": Page("clients as JSON", "application/json", lambda: clients_page(relay)),
         "/debug/check": Page(
             "consistency check",
-            "text/plain; charset=utf-8",
+            _TEXT,
             lambda: consistency(relay).encode(),
             is_fault=lambda body: not body.endswith(b" okay\n"),
         ),
     }
+    pages[overview] = Page("what is going on", "text/html; charset=utf-8", lambda: _overview(relay, pages).encode())
+    return pages
 
 
 def why(relay: Relay, asked: Mapping[str, str]) -> str:
@@ -69,6 +69,11 @@ def why(relay: Relay, asked: Mapping[str, str]) -> str:
     if relay.is_draining:
         lines.append("This relay is draining: its clients are being sent away.")
     return "\n".join(lines) + "\n"
+
+
+def clients_page(relay: Relay) -> bytes:
+    """The answer to /debug/clients."""
+    return json.dumps(client_rows(relay), indent=1).encode()
 
 
 def client_rows(relay: Relay) -> list[dict[str, Any]]:
@@ -122,18 +127,17 @@ def consistency(relay: Relay) -> str:
     return "derp.Server ConsistencyCheck okay\n"
 
 
-def _page(relay: Relay) -> str:
+def _overview(relay: Relay, pages: Mapping[str, Page | Question]) -> str:
     router, counters = relay.router, relay.router.counters
     minutes = (relay.host.now - relay.started_at) / 60
-    state = relay.problem() or "well"
     totals = [
         ("key", f"nodekey:{router.own_key.hex()}"),
-        ("state", state),
+        ("state", "draining: this relay is about to stop" if relay.is_draining else "well"),
         ("up", f"{minutes:.0f} min"),
         ("connections", str(len(router.clients))),
         ("keys with several connections", str(router.duplicate_keys)),
         ("home here", str(router.home_clients)),
-        ("not greeted yet", str(len(relay.plane.greeted))),
+        ("not greeted yet", str(len(relay.plane.lobby.waiting))),
         ("slow readers now", str(len(relay.host.blocked))),
         ("packets received", f"{counters.packets_received:,}"),
         ("bytes received", f"{counters.bytes_received:,}"),
@@ -145,7 +149,7 @@ def _page(relay: Relay) -> str:
         if counters.packets_dropped[reason * 2 + kind]
     ]
     mesh = [(state.name, _mesh_line(state)) for state in relay.mesh_states()]
-    ended = [(reason.value, f"{count:,}") for reason, count in relay.plane.closed_count.items() if count]
+    ended = [(reason.value, f"{count:,}") for reason, count in relay.plane.lobby.closed_count.items() if count]
     rows = client_rows(relay)
     body = [f"<h1>{html.escape(relay.config.hostname or 'DERP relay')}</h1>", _table(("", ""), totals)]
     if mesh:
@@ -155,7 +159,8 @@ def _page(relay: Relay) -> str:
     body += [f"<h2>Clients, the busiest {min(len(rows), _MAX_ROWS)} of {len(router.clients)}</h2>"]
     columns = tuple(rows[0]) if rows else ()
     body += [_table(columns, [tuple(str(row[column]) for column in columns) for row in rows])]
-    body += ["<p>" + " ".join(f'<a href="{path}">{html.escape(title)}</a>' for path, title in _links(relay)) + "</p>"]
+    links = (f'<a href="{path}">{html.escape(page.title)}</a>' for path, page in sorted(pages.items()))
+    body += ["<p>" + " ".join(links) + "</p>"]
     return f'<!doctype html><meta charset="utf-8"><title>DERP</title><style>{_STYLE}</style>' + "".join(body)
 
 
@@ -165,10 +170,6 @@ def _mesh_line(state: MeshPeerState) -> str:
     if state.is_up and state.route is not None:
         return f"connected for the {state.connects}. time, {len(state.route.keys)} keys"
     return f"NOT CONNECTED: {state.trouble or 'being dialled'}"
-
-
-def _links(relay: Relay) -> list[tuple[str, str]]:
-    return sorted(relay.page_list().items())
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]] | list[tuple[str, str]]) -> str:

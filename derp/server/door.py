@@ -1,181 +1,170 @@
-"""The front door: reads the head of a connection once and hands the connection over whole.  Layer L3.
+"""The front door: reads the head of a request and gives the request to the first route that wants it.  Layer L3.
 
-DERP upgrades stay on the reactor as sessions; small pages are answered here, in place; an embedder may take
-other requests over, socket and all.  TLS is below (transport/links.py); what an upgrade is, is decided in
-protocol/upgrade.py; next hop: server/session.py or server/routes.py.
+A route answers in place (pages.py), upgrades the connection (upgrade.py, the tailnet's RPC sockets), or takes it away
+from its host, socket and all (the coordinator's API).  Who has not said yet what he wants waits in the lobby
+(lobby.py); TLS is below (transport/links.py).
 """
 
 import logging
 from collections import Counter
-from collections.abc import Callable
-from ipaddress import ip_address
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
 
 from derp.close_reason import CloseReason
-from derp.config.relay import Network
-from derp.protocol.upgrade import Refusal, Upgrade, UpgradeKind, judge_request
 from derp.protocol.websocket import WebSocketDecoder
-from derp.server.address import is_in
-from derp.server.routes import PlainRoutes, Routes
-from derp.server.session import Greeting, Plane
-from derp.transport.host import Wire, WireEnded
-from derp.transport.http import HttpError, Request, ServerHttp
+from derp.server.address import Caller
+from derp.server.lobby import Lobby
+from derp.transport.host import Session, Wire, WireEnded
+from derp.transport.http import Headers, HttpError, Request, ServerHttp
 
 _log = logging.getLogger("derp.server")
 
-# The genuine relay refuses messages above 32 KiB; its fork for control planes takes any.  One packet and its frame
-# head must fit one message of a client that never splits.
-MAX_WEBSOCKET_MESSAGE_BYTES: Final = 128 * 1024
 # Requests of one connection in one receive.  Nobody pipelines; 256 KiB of small requests would keep everybody else
 # waiting for a second, this many for some 3 ms.
 _MAX_PIPELINED: Final = 32
 _TEXT: Final = ("Content-Type", "text/plain; charset=utf-8")
 
-TakeOver = Callable[[Wire, Request, bytes, ServerHttp], bool]
+
+class Route(NamedTuple):
+    """Requests that one part of a server takes.
+
+    `take` does one of these before it returns: `HttpSession.answer` or `refuse`; `HttpSession.upgrade`; it gives the
+    wire another session, which answers with `HttpSession.http`; it releases the wire; or it raises WireEnded.
+    """
+
+    wants: Callable[[str], bool]  # by the path, without the query
+    take: Callable[["HttpSession", Request], None]
+    takes_bytes: bool = False  # whether it needs `HttpSession.received`
+
+
+def every_path(path: str) -> bool:
+    """For the last route of a door."""
+    return True
 
 
 class FrontDoor:
-    """What all doors of one listener share.
+    """What connections of one kind of listener share.  The last of `routes` has to want every path."""
 
-    `take_over(wire, request, received, http)` may claim a request: it gets the wire, still on the reactor, every
-    byte received since the last answer, and the reader with which to answer.  It gives the wire another session, or
-    releases it, and returns True; or False to decline.
-    """
-
-    def __init__(
-        self,
-        plane: Plane,
-        routes: Routes | PlainRoutes,
-        *,
-        trusted_proxies: tuple[Network, ...] = (),
-        derp_enabled: bool = True,
-        take_over: TakeOver | None = None,
-    ) -> None:
-        self.plane = plane
-        self.routes = routes
-        self.trusted_proxies = trusted_proxies
-        self.derp_enabled = derp_enabled
-        self.take_over = take_over
-        self.accepts = 0
-        self.websocket_accepts = 0
+    def __init__(self, lobby: Lobby, routes: Sequence[Route]) -> None:
+        self.lobby = lobby
+        self.routes = tuple(routes)
+        self.keeps_bytes = any(route.takes_bytes for route in routes)
         self.requests_refused = 0
         self.tls_requests = Counter[str]()
-        self.answering: Wire | None = None  # who asks for the page that is being made
+        self.answering: Wire | None = None
+        """Who asked for what is being answered now."""
 
     def open(self, wire: Wire) -> None:
-        """Put a fresh connection behind this door."""
-        wire.session = Door(self, wire)
-        self.plane.greet(wire)
+        """Put a connection behind this door: a fresh one, or one that comes back."""
+        wire.session = HttpSession(self, wire)
+        self.lobby.enter(wire)
 
 
-class Door:
-    """One connection until it is known what it wants."""
+class HttpSession:
+    """One connection while it speaks HTTP, until a route makes something else of it."""
 
-    __slots__ = ("_front", "_http", "_peer", "_received", "_wire")
+    __slots__ = ("_front", "_is_upgraded", "_peer", "caller", "http", "received_bytes", "wire")
 
     def __init__(self, front: FrontDoor, wire: Wire) -> None:
         self._front = front
-        self._wire = wire
-        # Who connected: a proxy sends requests of many callers over one connection, each with its own header.
+        # Who connected: a proxy sends requests of many callers over one connection, each with its own headers.
         self._peer = wire.address
-        self._http = ServerHttp(head_only=front.take_over is not None)
-        # only kept where somebody may take the connection over
-        self._received = b""
+        self._is_upgraded = False
+        self.wire = wire
+        self.caller = Caller(*self._peer)
+        """Who sent the request that is being taken."""
+        self.http = ServerHttp(head_only=front.keeps_bytes)
+        self.received_bytes = b""
+        """Everything since the last answer, if some route of this door takes connections away."""
+
+    # --- for routes
+
+    def answer(self, status: int, headers: Headers, body: bytes) -> None:
+        """Answer the request; the connection goes on with the next one, or ends as HTTP has it."""
+        wire, lobby = self.wire, self._front.lobby
+        wire.send_raw(self.http.send_response(status, headers, body))
+        self.received_bytes = b""
+        if self.http.keep_alive:
+            lobby.enter(wire)  # the next request has as long as the first one had
+        elif wire.tail:
+            wire.session = ClosingSession(lobby, wire, CloseReason.HTTP_DONE)
+        else:
+            raise WireEnded(CloseReason.HTTP_DONE)
+
+    def refuse(self, status: int, headers: Headers, sentence: str) -> None:
+        """Answer that it cannot be, in a sentence, and count it."""
+        self._front.requests_refused += 1
+        self.answer(status, [_TEXT, *headers], f"{sentence}\n".encode())
+
+    def upgrade(self, session: Session, answer: bytes, codec: WebSocketDecoder | None = None) -> None:
+        """Send the answer; what came behind the request is for `session`, unframed by `codec`.  It stays in the lobby
+        until that session takes it out."""
+        wire = self.wire
+        wire.send_raw(answer)
+        wire.codec = codec
+        wire.session = session
+        self._is_upgraded = True
+
+    # --- for the host
 
     def received(self, at: int, end: int) -> int:
-        front = self._front
-        raw = bytes(front.plane.host.view[at:end])
-        if front.take_over is not None:
-            self._received += raw
+        front, wire = self._front, self.wire
+        raw = bytes(front.lobby.host.view[at:end])
+        if front.keeps_bytes:
+            self.received_bytes += raw
         try:
-            request = self._http.receive_data(raw)
+            request = self.http.receive_data(raw)
             served = 0
             while request is not None:
                 served += 1
                 if served > _MAX_PIPELINED:
                     raise WireEnded(CloseReason.FLOOD, f"more than {_MAX_PIPELINED} requests at once")
-                if self._serve(request):
-                    return self._upgraded(at, end)
-                if self._wire.session is not self:
+                self._take(request)
+                if self._is_upgraded:
+                    return self._begin_of_upgraded(end)
+                if wire.session is not self:
                     return end
-                if self._wire.tail:
+                if wire.tail:
                     return self._wait_for_reader(end)
-                request = self._http.next_cycle()
+                request = self.http.next_cycle()
         except HttpError as error:
             front.requests_refused += 1
-            self._wire.send_raw(self._http.send_response(error.status, [_TEXT], f"{error}\n".encode()))
+            wire.send_raw(self.http.send_response(error.status, [_TEXT], f"{error}\n".encode()))
             # It may be in the middle of what is refused: closed now, it would be reset before it reads why.
-            self._wire.session = Closing(front.plane, self._wire, CloseReason.PROTOCOL_ERROR, str(error))
+            wire.session = ClosingSession(front.lobby, wire, CloseReason.PROTOCOL_ERROR, str(error))
         return end
 
-    def _wait_for_reader(self, end: int) -> int:
-        """Who pipelines requests without reading the answers is not read either, until they have gone."""
-        rest = self._http.trailing_data()
-        self._http = ServerHttp(head_only=self._http.head_only)
-        host = self._front.plane.host
-        host.pause(self._wire)
-        host.await_room(self._wire)
-        return end - len(rest)
-
-    def _serve(self, request: Request) -> bool:
-        """Answer a request; True when the connection is DERP from here on."""
-        front, wire = self._front, self._wire
+    def _take(self, request: Request) -> None:
+        front, wire = self._front, self.wire
         version = wire.version()
         if version is not None:
             front.tls_requests[version] += 1
-        if front.trusted_proxies:
-            wire.address = client_address(request, self._peer, front.trusted_proxies)
-        if request.target.partition("?")[0] == "/derp" and front.derp_enabled:
-            verdict = judge_request(request.method, request.http_version, request.headers, front.plane.router.own_key)
-            if isinstance(verdict, Refusal):
-                front.requests_refused += 1
-                self._answer(verdict.status, [_TEXT, *verdict.headers], f"{verdict.sentence}\n".encode())
-                return False
-            self._upgrade(verdict)
-            return True
-        if front.take_over is not None and front.take_over(wire, request, self._received, self._http):
-            return False
+        self.caller = front.lobby.find_caller(self._peer, request.headers)
+        wire.address = self.caller[:2]
+        path = request.target.partition("?")[0]
+        route = next(route for route in front.routes if route.wants(path))
         front.answering = wire
         try:
-            answer = front.routes.answer(request, wire.address[0])
+            route.take(self, request)
         finally:
             front.answering = None
-        self._answer(answer.status, list(answer.headers), answer.body)
-        return False
 
-    def _answer(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
-        wire = self._wire
-        wire.send_raw(self._http.send_response(status, headers, body))
-        self._received = b""
-        if not self._http.keep_alive:
-            if wire.tail:
-                wire.session = Closing(self._front.plane, wire, CloseReason.HTTP_DONE)
-                return
-            raise WireEnded(CloseReason.HTTP_DONE)
-        # the next request has as long as the first one had
-        self._front.plane.greet(wire)
+    def _wait_for_reader(self, end: int) -> int:
+        """Who pipelines requests without reading the answers is not read either, until they have gone."""
+        rest = self.http.trailing_data()
+        self.http = ServerHttp(head_only=self.http.head_only)
+        host = self._front.lobby.host
+        host.pause(self.wire)
+        host.await_room(self.wire)
+        return end - len(rest)
 
-    def _upgrade(self, verdict: Upgrade) -> None:
-        front, wire = self._front, self._wire
-        plane = front.plane
-        front.accepts += 1
-        greeting = Greeting(plane, wire, is_ideal=not verdict.ideal_node)
-        if verdict.kind is UpgradeKind.WEBSOCKET:
-            front.websocket_accepts += 1
-            wire.send_raw(verdict.answer)
-            wire.codec = WebSocketDecoder(True, MAX_WEBSOCKET_MESSAGE_BYTES)
-            wire.push(greeting.hello())
-        else:
-            wire.send_raw(verdict.answer + greeting.hello())
-        wire.session = greeting
-
-    def _upgraded(self, at: int, end: int) -> int:
+    def _begin_of_upgraded(self, end: int) -> int:
         """Bytes behind the head belong to the new session; those of a websocket are unframed in place first."""
-        wire = self._wire
-        rest = self._http.trailing_data()
+        wire = self.wire
+        rest = self.http.trailing_data()
         start = end - len(rest)
         if rest and wire.codec is not None:
-            view = self._front.plane.host.view
+            view = self._front.lobby.host.view
             stop = wire.codec.receive_into(memoryview(rest), view, start)
             # what is unframed is shorter, and belongs right before the end of what was received
             unframed = bytes(view[start:stop])
@@ -185,29 +174,29 @@ class Door:
 
     def writable(self) -> None:
         """An answer that had to wait has gone; requests go on."""
-        self._front.plane.host.resume(self._wire)
+        self._front.lobby.host.resume(self.wire)
 
     def ended(self, reason: CloseReason, text: str) -> None:
-        plane = self._front.plane
-        plane.greeted.clear(self._wire)
-        plane.count_closed(reason)
+        lobby = self._front.lobby
+        lobby.leave(self.wire)
+        lobby.count_closed(reason)
         if reason not in (CloseReason.HTTP_DONE, CloseReason.CLOSED_BY_PEER):
-            _log.debug("x %s:%d at the door: %s %s", *self._wire.address[:2], reason.value, text)
+            _log.debug("x %s:%d at the door: %s %s", *self.wire.address[:2], reason.value, text)
 
 
-class Closing:
-    """The last answer is on its way; then the peer hangs up, or the handshake's deadline ends it.  Nothing is read
-    but thrown away.  `reason` is counted at once."""
+class ClosingSession:
+    """The last answer is on its way; then the peer hangs up, or its time in the lobby is up.  What the peer still
+    sends is thrown away.  `reason` is counted at once."""
 
-    __slots__ = ("_plane", "_wire")
+    __slots__ = ("_lobby", "_wire")
 
-    def __init__(self, plane: Plane, wire: Wire, reason: CloseReason, text: str = "") -> None:
-        self._plane = plane
+    def __init__(self, lobby: Lobby, wire: Wire, reason: CloseReason, text: str = "") -> None:
+        self._lobby = lobby
         self._wire = wire
-        plane.count_closed(reason)
+        lobby.count_closed(reason)
         _log.debug("x %s:%d at the door: %s %s", *wire.address[:2], reason.value, text)
         if wire.tail:
-            plane.host.await_room(wire)
+            lobby.host.await_room(wire)
         else:
             wire.end_output()
 
@@ -218,19 +207,4 @@ class Closing:
         self._wire.end_output()
 
     def ended(self, reason: CloseReason, text: str) -> None:
-        self._plane.greeted.clear(self._wire)
-
-
-def client_address(request: Request, peer: tuple[str, int], trusted: tuple[Network, ...]) -> tuple[str, int]:
-    """Who is really calling: the last address of X-Forwarded-For that is not a trusted proxy, if `peer` is one."""
-    if not is_in(peer[0], trusted):
-        return peer
-    for hop in reversed(request.headers.get("x-forwarded-for", "").split(",")):
-        hop = hop.strip()
-        try:
-            ip_address(hop)
-        except ValueError:
-            return peer
-        if not is_in(hop, trusted):
-            return hop, 0
-    return peer
+        self._lobby.leave(self._wire)

@@ -3,10 +3,8 @@
 import errno
 import logging
 import socket
-from collections.abc import Callable
 from typing import Final
 
-from derp.relay.limits import TokenBucket
 from derp.server.door import FrontDoor
 from derp.text import error_text
 from derp.transport.links import Link
@@ -21,46 +19,12 @@ _log = logging.getLogger("derp.server")
 _MAX_ACCEPTS: Final = 16
 
 
-class AcceptGate:
-    """How many connections may come in; shared by all listeners of a relay."""
-
-    def __init__(self, bucket: TokenBucket | None, max_connections: int, count_connections: Callable[[], int]) -> None:
-        self._bucket = bucket
-        self._max_connections = max_connections
-        self._count_connections = count_connections
-        self.accepted_count = 0
-        self.tls_accepted_count = self.tls_rejected_count = 0
-        self.too_fast_count = 0
-        self.too_many_count = 0
-
-    def admits(self, now: float, *, is_tls: bool = False) -> bool:
-        """Whether one more connection may come in now; counts it either way, those of TLS listeners twice."""
-        admitted = self._admits(now)
-        if is_tls:
-            self.tls_accepted_count += admitted
-            self.tls_rejected_count += not admitted
-        return admitted
-
-    def _admits(self, now: float) -> bool:
-        if self._count_connections() >= self._max_connections:
-            self.too_many_count += 1
-            return False
-        if self._bucket is not None and not self._bucket.take(now):
-            self.too_fast_count += 1
-            return False
-        self.accepted_count += 1
-        return True
-
-
 class Listener:
     """One listening socket; without `tls` it is plain."""
 
-    def __init__(
-        self, sock: socket.socket, reactor: Reactor, door: FrontDoor, gate: AcceptGate, tls: TlsServer | None
-    ) -> None:
+    def __init__(self, sock: socket.socket, reactor: Reactor, door: FrontDoor, tls: TlsServer | None) -> None:
         self._sock = sock
         self._door = door
-        self._gate = gate
         self._tls = tls
         self._reactor = reactor
         self._is_watched = False
@@ -93,7 +57,7 @@ class Listener:
                     self._is_watched = False
                     return
                 continue  # the peer gave up while it waited in the backlog
-            if not self._gate.admits(reactor.now, is_tls=self._tls is not None):
+            if not self._door.lobby.admits(is_tls=self._tls is not None):
                 sock.close()
                 continue
             sock.setblocking(False)

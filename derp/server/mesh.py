@@ -103,7 +103,7 @@ class MeshSession:
         if not self.route.is_accepted and reason in (CloseReason.CLOSED_BY_PEER, CloseReason.SOCKET_FAILED):
             # Every relay announces at least our own connection to us, unless it takes us for an ordinary client.
             self.reason = "it closed the connection when asked for its clients: does it have the same mesh key?"
-        self._plane.count_closed(reason)
+        self._plane.lobby.count_closed(reason)
         self._plane.router.counters.write_timeouts += reason is CloseReason.WRITE_TIMEOUT
         if self.route.pending:
             self._plane.count_lost(b"".join(self.route.pending))

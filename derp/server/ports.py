@@ -5,16 +5,14 @@ leaves connections alone.  Next hop: listener.py, stun.py, transport/tls.py.
 """
 
 import logging
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from derp.relay.limits import TokenBucket
 from derp.server.door import FrontDoor
 from derp.server.handover import Handed, Inherited
-from derp.server.listener import AcceptGate, Listener
+from derp.server.listener import Listener
 from derp.server.stun import StunResponder
 from derp.transport.listen import open_listener, open_udp
 from derp.transport.reactor import Reactor
@@ -38,21 +36,8 @@ class Listening:
 class Ports:
     """Listening sockets on a reactor.  Opening raises ConfigError; what was opened before stays until `close`."""
 
-    def __init__(
-        self,
-        reactor: Reactor,
-        tls: TlsServer | None,
-        *,
-        accept_limit: float,
-        accept_burst: float,
-        max_connections: int,
-        count_connections: Callable[[], int],
-        inherited: Inherited | None = None,
-    ) -> None:
-        """accept_limit: connections per second, inf for none; accept_burst: how many may come at once."""
+    def __init__(self, reactor: Reactor, tls: TlsServer | None, inherited: Inherited | None = None) -> None:
         self.tls = tls
-        bucket = TokenBucket(accept_limit, accept_burst, reactor.now) if math.isfinite(accept_limit) else None
-        self.gate = AcceptGate(bucket, max_connections, count_connections)
         self.listening: list[Listening] = []
         self.listeners: list[Listener] = []
         self.stun: list[StunResponder] = []
@@ -82,7 +67,7 @@ class Ports:
             inherited=self._inherited.take("tcp", host, port),
         )
         self._bound.append(Handed("tcp", host, port, sock))
-        listener = Listener(sock, self._reactor, door, self.gate, tls)
+        listener = Listener(sock, self._reactor, door, tls)
         self.listeners.append(listener)
         self.listening.append(Listening(kind if tls is None else f"{kind}+tls", *listener.address))
 

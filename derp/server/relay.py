@@ -1,15 +1,18 @@
-"""One relay without its sockets: brain, plane, pages and deadlines, on a host that somebody else runs.  Layer L3.
+"""One relay without its sockets: brain, sessions, mesh and deadlines, on a host that somebody else runs.  Layer L3.
 
 server.py gives it listeners; a control plane embeds it behind its own front door.  Its deadlines are timers of the
-host, so its owner has no clock to drive.
+host; what has to wait (admission, names, other relays) are tasks of `run`.
 """
 
 import logging
 import random
 import secrets
-from collections.abc import Iterable, Mapping
+import ssl
+from collections.abc import Iterable
 from itertools import islice
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+import trio
 
 from derp.close_reason import CloseReason
 from derp.config import RelayConfig
@@ -24,12 +27,15 @@ from derp.relay.router import Router
 from derp.relay.rtt import ERROR_BUCKET, NON_TCP_BUCKET, rtt_bucket
 from derp.server.admission import Admission
 from derp.server.bootstrap import BootstrapDns
-from derp.server.debug import debug_pages
+from derp.server.lobby import Lobby
 from derp.server.mesh import Mesh
-from derp.server.routes import Page, Question, Routes
 from derp.server.session import Plane
+from derp.server.upgrade import DerpUpgrades
 from derp.transport.alarm import Alarm
 from derp.transport.host import Host, Wire
+
+if TYPE_CHECKING:
+    from derp.server.verify import Verifier
 
 _log = logging.getLogger("derp.server")
 
@@ -43,26 +49,35 @@ _ANNOUNCED_SECONDS: Final = 1.0
 
 
 class Relay:
-    """Create on a host, and after `drain` or when the host ended forget it."""
+    """Create on a host, put `upgrades` and pages behind a front door, and `run` it.  After `drain_clients`, or when
+    `run` was cancelled, forget it."""
 
-    def __init__(self, config: RelayConfig, host: Host, *, admission: Admission | None = None) -> None:
+    def __init__(
+        self, config: RelayConfig, host: Host, lobby: Lobby, *, mesh_context: ssl.SSLContext | None = None
+    ) -> None:
+        """`mesh_context`: how other relays are trusted; None: as this machine trusts everybody."""
         self.config = config
         self.host = host
         self.public_key = config.private_key.public()
         self.router = Router(self.public_key.raw, queue_depth=config.queue_depth, queue_bytes=config.queue_bytes)
+        self.verifier = _open_verifier(config)
         self.plane = Plane(
             self.router,
             host,
+            lobby,
             config.private_key,
-            admission or Admission(config),
+            Admission(config, self.verifier),
             random_bytes=secrets.token_bytes,
-            handshake_seconds=config.handshake_timeout_seconds,
             mesh_write_seconds=config.mesh_write_timeout_seconds,
         )
-        host.write_seconds = config.tcp_write_timeout_seconds
+        self.upgrades = DerpUpgrades(self.plane)
         self.bootstrap = BootstrapDns(config.bootstrap_dns_names, config.unpublished_bootstrap_dns_names)
+        self.mesh: Mesh | None = None
+        if config.mesh_key is not None:
+            # A peer may announce as many clients as it may have, twice that for a larger machine than ours.
+            max_keys = 2 * config.max_connections
+            self.mesh = Mesh(self.plane, config.private_key, config.mesh_key, max_keys=max_keys, context=mesh_context)
         self.is_draining = False
-        self.is_replaced = False  # another process serves under our name: who asks about the relay hears about that one
         self.started_at = host.now
         self._wheel = KeepAliveWheel(config.keepalive_seconds, config.keepalive_jitter_seconds, host.now)
         self._rtt_round = Round(self.router.clients, _RTT_ROUND_SECONDS)
@@ -74,20 +89,16 @@ class Relay:
         self._leaving_alarm = Alarm(host, self._hang_up, self._leaving)
         self._announcement = b""
         self._announced_at = 0.0
-        self.pages: dict[str, Page | Question] = dict(debug_pages(self))
-        self.mesh: Mesh | None = None  # whoever runs this relay dials the others
-        self.routes = Routes(
-            home=config.home,
-            derp_enabled=config.derp_enabled,
-            debug_allow=config.debug_allow,
-            healthy=self.problem,
-            pages=self.pages,
-            bootstrap_dns=self.bootstrap.answer,
-        )
 
-    def problem(self) -> str | None:
-        """Why this relay should get no new clients; None when it is well."""
-        return "draining: this relay is about to stop" if self.is_draining and not self.is_replaced else None
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Everything of a relay that takes time, until cancelled.  Started when clients may come."""
+        async with trio.open_nursery() as nursery:
+            if self.verifier is not None:  # first, as a client in the backlog may be one to be asked about
+                await nursery.start(self.verifier.run)
+            nursery.start_soon(self.bootstrap.refresh_forever)
+            if self.mesh is not None:
+                nursery.start_soon(self.mesh.run, self.config.mesh_with)
+            task_status.started()
 
     def _keep_alive(self, client: Client) -> None:
         # Spreads keep-alives over time; nobody gains from guessing it.
@@ -117,7 +128,7 @@ class Relay:
     # --- leaving
 
     def announce_restart(self, reconnect_in_seconds: float, try_for_seconds: float) -> None:
-        """Tell every client that this relay goes down and when to come back; health pages turn red."""
+        """Tell every client that this relay goes down and when to come back."""
         self.is_draining = True
         frame = encode(Restarting(int(reconnect_in_seconds * 1000), int(try_for_seconds * 1000)))
         self._announcement, self._announced_at = frame, self.host.tick()
@@ -173,9 +184,14 @@ class Relay:
         """Show `text` to the user of a client; empty takes it back."""
         self.router.send(client, encode_frame(FrameType.HEALTH, text.encode()))
 
-    def page_list(self) -> Mapping[str, str]:
-        """Path and title of every operator's page."""
-        return {path: page.title for path, page in self.pages.items()}
+
+def _open_verifier(config: RelayConfig) -> "Verifier | None":
+    if not (config.verify_client_url or config.verify_clients):
+        return None
+    # Imported here: an HTTP client takes a tenth of a restart to load, for which clients wait.
+    from derp.server.verify import open_verifier
+
+    return open_verifier(config)
 
 
 class LeavingSession:

@@ -2,7 +2,7 @@
 
 Packets: reactor -> ClientSession.received -> relay/inbound.py -> the router's gather lists -> Plane.flush -> kernel.
 What the kernel does not take waits in the client's queue until ClientSession.writable.
-Made by server/door.py after an upgrade.
+Made by server/upgrade.py.
 """
 
 import logging
@@ -26,6 +26,7 @@ from derp.relay.queue import count_lost, frame_starts
 from derp.relay.router import Route, Router
 from derp.server.admission import Admission, Verdict
 from derp.server.explain import Past
+from derp.server.lobby import Lobby
 from derp.transport.alarm import Alarm
 from derp.transport.host import Host, Wire, WireEnded
 
@@ -50,27 +51,23 @@ class Plane:
         self,
         router: Router,
         host: Host,
+        lobby: Lobby,
         private: NodePrivate,
         admission: Admission,
         *,
         random_bytes: Callable[[int], bytes],
-        handshake_seconds: float = 10.0,
         mesh_write_seconds: float = 0.0,
         server_info: ServerInfo | None = None,
     ) -> None:
         self.router = router
         self.host = host
+        self.lobby = lobby
         self.private = private
         self.admission = admission
         self.random_bytes = random_bytes
         self.greeting = server_key_frame(private.public().raw)
         self.server_info = server_info or ServerInfo()
-        self.closed_count: dict[CloseReason, int] = dict.fromkeys(CloseReason, 0)
         self.past = Past()
-        # connections that have to prove themselves, and until when
-        self.greeted = Deadlines[Wire]()
-        self._greeted_alarm = Alarm(host, self._end_unproven, self.greeted)
-        self._handshake_seconds = handshake_seconds
         self.mesh_write_seconds = mesh_write_seconds
         self.rate = RateConfig()
         self.rate_by_key: Mapping[bytes, RateConfig] = {}
@@ -193,19 +190,6 @@ class Plane:
         for wire in self.throttled.handle_timeout(now):  # one may be paused again at once
             self.host.resume(wire)
 
-    def greet(self, wire: Wire) -> None:
-        """Whoever this is has so long from now to become a client, or to make a request."""
-        until = self.host.now + self._handshake_seconds
-        self.greeted.set(wire, until)
-        self._greeted_alarm.by(until)
-
-    def _end_unproven(self, now: float) -> None:
-        for wire in self.greeted.handle_timeout(now):
-            self.host.close(wire, CloseReason.HANDSHAKE_TIMEOUT)
-
-    def count_closed(self, reason: CloseReason) -> None:
-        self.closed_count[reason] += 1
-
 
 def drain_queue(route: Route, now: float) -> None:
     """Send what waits for a route, as far as the kernel takes it; its queue goes when it is empty."""
@@ -316,7 +300,7 @@ class Greeting:
         wire.session = ClientSession(plane, client)
         if is_mesh_peer:
             wire.write_seconds = plane.mesh_write_seconds
-        plane.greeted.clear(wire)
+        plane.lobby.leave(wire)
         # ServerInfo is the first frame a client may see, so it leaves before anybody can reach the client.
         self._handshake.accept(plane.server_info)
         wire.push(b"".join(self._handshake.data_to_send()))
@@ -333,8 +317,8 @@ class Greeting:
         """Nothing waits here: the few bytes of a greeting are the wire's tail."""
 
     def ended(self, reason: CloseReason, text: str) -> None:
-        self._plane.greeted.clear(self._wire)
-        self._plane.count_closed(reason)
+        self._plane.lobby.leave(self._wire)
+        self._plane.lobby.count_closed(reason)
         # Who was turned away asks the operator why; the rest is scanners and probes.
         level = logging.INFO if reason is CloseReason.NOT_ADMITTED else logging.DEBUG
         if self._handshake.client is not None:
@@ -379,7 +363,7 @@ class ClientSession:
         plane, client = self._plane, self.client
         plane.throttled.clear(client.wire)
         plane.router.unregister(client)
-        plane.count_closed(reason)
+        plane.lobby.count_closed(reason)
         plane.router.counters.write_timeouts += reason is CloseReason.WRITE_TIMEOUT
         why = reason.told(text)
         plane.past.note(client.key, plane.host.now, why)

@@ -1,69 +1,99 @@
 """One reading of everything a running relay counts, for metrics.py.  Layer L3."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
 
 from derp.metrics import MeshReading, RelayStatistics, routed_totals
+from derp.relay.counters import Counters
 from derp.server.door import FrontDoor
+from derp.server.lobby import Lobby
 from derp.server.ports import Ports
 from derp.server.relay import Relay
 from derp.server.session import Greeting
 from derp.server.stun import stun_totals
 
 
-def read_statistics(relay: Relay, ports: Ports, doors: Iterable[FrontDoor]) -> RelayStatistics:
-    """Walks over all clients: made for a scrape, not for a hot path."""
+def read_statistics(relay: Relay | None, lobby: Lobby, ports: Ports, doors: Iterable[FrontDoor]) -> RelayStatistics:
+    """Walks over all clients: made for a scrape, not for a hot path.  Without a relay its rows are zero."""
+    doors = tuple(doors)
+    return RelayStatistics(
+        **(_of_relay(relay) if relay is not None else _NO_RELAY),
+        slow_readers=len(lobby.host.blocked),
+        accepted=lobby.accepted_count,
+        tls_accepted=lobby.tls_accepted_count,
+        tls_rejected=lobby.tls_rejected_count,
+        rejected={"rate": lobby.too_fast_count, "connections": lobby.too_many_count},
+        closed={reason.value: count for reason, count in lobby.closed_count.items()},
+        requests_refused=sum(door.requests_refused for door in doors),
+        stun=stun_totals(ports.stun),
+        stun_family={family: sum(each.success_count[family] for each in ports.stun) for family in ("ipv4", "ipv6")},
+        certificate_expires_at=ports.certificate_expires_at(),
+        tls_requests=sum((door.tls_requests for door in doors), Counter[str]()),
+        tls_active=_active_tls(relay, lobby, doors),
+    )
+
+
+def _of_relay(relay: Relay) -> dict[str, Any]:
     router = relay.router
-    gate, doors = ports.gate, tuple(doors)
     queues = [client.queue for client in router.clients.values() if client.queue is not None]
     held = sum(queue.packets for queue in queues)
     # What waits for other relays was counted as forwarded, so it is no part of what clients still wait for.
     held_for_mesh = sum(route.queue.packets for route in router.mesh_routes() if route.queue is not None)
     packets_sent, bytes_sent = routed_totals(router, held, sum(queue.packet_bytes for queue in queues))
     local = sum(1 for member in router.members.values() if member.connections)
-    return RelayStatistics(
-        counters=router.counters,
-        clients_local=local,
-        clients_remote=len(router.members) - local,
-        connections=len(router.clients),
-        home_connections=router.home_clients,
-        not_ideal_connections=router.not_ideal_clients,
-        duplicate_keys=router.duplicate_keys,
-        duplicate_connections=sum(client.is_duplicate for client in router.clients.values()),
-        watchers=len(router.watchers),
-        queued_packets=held + held_for_mesh,
-        slow_readers=len(relay.host.blocked),
-        packets_sent=packets_sent,
-        bytes_sent=bytes_sent,
-        accepted=gate.accepted_count,
-        accepts=sum(door.accepts for door in doors),
-        tls_accepted=gate.tls_accepted_count,
-        tls_rejected=gate.tls_rejected_count,
-        rejected={"rate": gate.too_fast_count, "connections": gate.too_many_count},
-        closed={reason.value: count for reason, count in relay.plane.closed_count.items()},
-        questions=relay.plane.admission.question_totals(),
-        requests_refused=sum(door.requests_refused for door in doors),
-        websocket_accepts=sum(door.websocket_accepts for door in doors),
-        stun=stun_totals(ports.stun),
-        stun_family={family: sum(each.success_count[family] for each in ports.stun) for family in ("ipv4", "ipv6")},
-        certificate_expires_at=ports.certificate_expires_at(),
-        mesh=tuple(
+    return {
+        "counters": router.counters,
+        "clients_local": local,
+        "clients_remote": len(router.members) - local,
+        "connections": len(router.clients),
+        "home_connections": router.home_clients,
+        "not_ideal_connections": router.not_ideal_clients,
+        "duplicate_keys": router.duplicate_keys,
+        "duplicate_connections": sum(client.is_duplicate for client in router.clients.values()),
+        "watchers": len(router.watchers),
+        "queued_packets": held + held_for_mesh,
+        "packets_sent": packets_sent,
+        "bytes_sent": bytes_sent,
+        "accepts": relay.upgrades.accepts,
+        "websocket_accepts": relay.upgrades.websocket_accepts,
+        "questions": relay.plane.admission.question_totals(),
+        "mesh": tuple(
             MeshReading(state.name, state.is_up, state.connects, len(state.route.keys) if state.route else 0)
             for state in relay.mesh_states()
             if not state.is_ourselves
         ),
-        rate_bytes_per_second=relay.plane.rate.client_bytes_per_second,
-        rate_burst_bytes=relay.plane.rate.client_burst_bytes,
-        bootstrap=relay.bootstrap.totals(),
-        bootstrap_domains=len(relay.bootstrap.queried),
-        tls_requests=sum((door.tls_requests for door in doors), Counter[str]()),
-        tls_active=_active_tls(relay, doors),
-    )
+        "rate_bytes_per_second": relay.plane.rate.client_bytes_per_second,
+        "rate_burst_bytes": relay.plane.rate.client_burst_bytes,
+        "bootstrap": relay.bootstrap.totals(),
+        "bootstrap_domains": len(relay.bootstrap.queried),
+    }
 
 
-def _active_tls(relay: Relay, doors: Iterable[FrontDoor]) -> Counter[str]:
+_NO_RELAY: Final[Mapping[str, Any]] = {
+    "counters": Counters(),
+    **dict.fromkeys(
+        (
+            "clients_local",
+            "clients_remote",
+            "connections",
+            "home_connections",
+            "not_ideal_connections",
+            "duplicate_keys",
+            "duplicate_connections",
+            "watchers",
+            "queued_packets",
+            "packets_sent",
+            "bytes_sent",
+        ),
+        0,
+    ),
+}
+
+
+def _active_tls(relay: Relay | None, lobby: Lobby, doors: Iterable[FrontDoor]) -> Counter[str]:
     """As the genuine relay counts them: connections that became DERP, and the request that is being answered."""
-    wires = [client.wire for client in relay.router.clients.values()]
-    wires += [wire for wire in relay.plane.greeted if isinstance(wire.session, Greeting)]
+    wires = [client.wire for client in relay.router.clients.values()] if relay is not None else []
+    wires += [wire for wire in lobby.waiting if isinstance(wire.session, Greeting)]
     wires += [door.answering for door in doors if door.answering is not None]
     return Counter(version for wire in wires if (version := wire.version()) is not None)

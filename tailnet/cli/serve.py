@@ -4,25 +4,21 @@ The options come from tailnet/config/.  With --dev it needs nothing: a store for
 workspace and an agent, and the lines to try.  Next hop: server/server.py.
 """
 
-import gc
 import json
 import logging
-import resource
 import secrets
-import signal
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import click
 import trio
 
-from derp.cli import obey
 from derp.log import set_up_logging
 from derp.text import without_secrets
 from tailnet.cli.output import console, say_json
@@ -35,9 +31,6 @@ if TYPE_CHECKING:
     from tailnet.server.server import CoordinatorServer
 
 _log = logging.getLogger("tailnet.cli")
-
-# As for the relay: connections live for hours, and the collector need not look through them again and again.
-_GC_THRESHOLDS: Final = (50_000, 20, 50)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +63,10 @@ def _settings_as_options(command: Callable[..., None]) -> Callable[..., None]:
 def serve(config: str | None, as_json: bool, **given: str | bool | None) -> None:
     """Serve API, RPC and relay on one port until SIGTERM or SIGINT, which drain it.
 
-    SIGHUP reads DERP maps, certificates and announcement banners again.  Each setting may also stand in the TOML file,
-    under its long name with underscores, or in the environment as TAILNET_<NAME>; flags are stronger than the
-    environment, that than the file.
+    SIGHUP reads settings, DERP maps and certificates again, and the log names what waits for a restart.  SIGUSR2 has a
+    new process of the same command take over before this one drains.  SIGUSR1 tells the log how it stands.  Each
+    setting may also stand in the TOML file, under its long name with underscores, or in the environment as
+    TAILNET_<NAME>; flags are stronger than the environment, that than the file.
     """
     flags = {
         name: str(value).lower() if SETTINGS.by_name[name].is_switch else str(value)
@@ -81,16 +75,29 @@ def serve(config: str | None, as_json: bool, **given: str | bool | None) -> None
     }
     settings = load_config(flags, config_file=config)
     set_up_logging(settings.log_format, settings.log_level)
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    gc.set_threshold(*_GC_THRESHOLDS)
+    # Imported here: `tailnet admin` need not wait for a server.
+    from derp.server.life import live, prepare_process
+    from tailnet.server.server import serve_coordinator
+
+    prepare_process()
+    for notice in settings.notices:
+        _log.warning("! %s", notice)
     with ExitStack() as stack:
         demo = None
         if settings.dev:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="tailnet-dev-"))
             settings = replace(settings, store=f"sqlite:///{Path(folder) / 'tailnet.db'}")
             demo = make_demo(settings.store)
-        trio.run(_serve, settings, demo, as_json, lambda: load_config(flags, config_file=config))
+
+        def reread() -> CoordinatorConfig:
+            again = load_config(flags, config_file=config)
+            return replace(again, store=settings.store) if again.dev and settings.dev else again
+
+        trio.run(
+            live,
+            lambda inherited, task_status: serve_coordinator(settings, reread, inherited, task_status=task_status),
+            lambda server: _say_what_is_served(server, demo, as_json),
+        )
 
 
 def make_demo(store_url: str) -> Demo:
@@ -115,26 +122,6 @@ def make_demo(store_url: str) -> Demo:
     finally:
         store.close()
     return Demo(username, user_token, agent_id, agent_token)
-
-
-async def _serve(
-    config: CoordinatorConfig, demo: Demo | None, as_json: bool, reread: Callable[[], CoordinatorConfig]
-) -> None:
-    # Imported here: `tailnet admin` need not wait for a server.
-    from tailnet.server.server import serve_coordinator
-
-    # Signals first: one that arrives while sockets are being bound must not kill us half-way.
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-        for notice in config.notices:
-            _log.warning("! %s", notice)
-        async with trio.open_nursery() as nursery:
-            server: CoordinatorServer = await nursery.start(serve_coordinator, config, reread)
-            # Modules and settings live as long as we do; the collector need not look at them ever again.
-            gc.collect()
-            gc.freeze()
-            _say_what_is_served(server, demo, as_json)
-            await obey(signals, server)
-            nursery.cancel_scope.cancel()
 
 
 def _say_what_is_served(server: "CoordinatorServer", demo: Demo | None, as_json: bool) -> None:

@@ -14,7 +14,8 @@ from derp.close_reason import CloseReason
 from derp.errors import ProtocolError
 from derp.protocol.upgrade import Refusal, judge_websocket_request
 from derp.protocol.websocket import WebSocketDecoder
-from derp.server.session import Plane
+from derp.server.door import HttpSession
+from derp.server.lobby import Lobby
 from derp.transport.host import Host, Wire, WireEnded
 from derp.transport.http import Request, ServerHttp
 from tailnet.api.doors import Accepted, Door, RefusedAtDoor, RpcDoors
@@ -51,14 +52,14 @@ class Entrance:
         hub: Hub,
         presence: AgentPresence,
         nursery: trio.Nursery,
-        plane: Plane,
+        lobby: Lobby,
     ) -> None:
         self._doors = doors
         self._channels = channels
         self._hub = hub
         self._presence = presence
         self._nursery = nursery
-        self._plane = plane
+        self._lobby = lobby
         self._deciding = 0
         self._is_closed = False
         self.refused_count = 0
@@ -75,9 +76,10 @@ class Entrance:
         """Let nobody in any more: the server is about to end."""
         self._is_closed = True
 
-    def enter(self, wire: Wire, request: Request, received: bytes, http: ServerHttp) -> None:
+    def enter(self, visit: HttpSession, request: Request) -> None:
         """Decide about a connection; until then the kernel keeps what it sends."""
-        session = wire.session = _Entering(self._plane, wire)
+        wire, http = visit.wire, visit.http
+        session = wire.session = _Entering(self._lobby, wire)
         if self._is_closed:
             self._carry_out(wire, request, http, _LEAVING)
         verdict = self._doors.judge_now(request.method, request.target, request.headers)
@@ -141,7 +143,7 @@ class Entrance:
             self._refuse(wire, http, answer.status, answer.headers, body, answer.sentence)
             return
         # From here on the session's own pings tell who is alive, not the deadline of the door.
-        self._plane.greeted.clear(wire)
+        self._lobby.leave(wire)
         wire.send_raw(answer)
         wire.codec = WebSocketDecoder(True, MAX_MESSAGE_BYTES)
         version = str(accepted.version) if accepted.version is not None else ""
@@ -172,10 +174,10 @@ class Entrance:
 class _Entering:
     """A connection whose caller is being looked up."""
 
-    __slots__ = ("_plane", "scope", "wire")
+    __slots__ = ("_lobby", "scope", "wire")
 
-    def __init__(self, plane: Plane, wire: Wire) -> None:
-        self._plane = plane
+    def __init__(self, lobby: Lobby, wire: Wire) -> None:
+        self._lobby = lobby
         self.wire = wire
         self.scope: trio.CancelScope | None = None  # while a task decides
 
@@ -186,8 +188,8 @@ class _Entering:
         """Nothing was sent yet."""
 
     def ended(self, reason: CloseReason, text: str) -> None:
-        self._plane.greeted.clear(self.wire)
-        self._plane.count_closed(reason)
+        self._lobby.leave(self.wire)
+        self._lobby.count_closed(reason)
         if self.scope is not None:
             self.scope.cancel()
 

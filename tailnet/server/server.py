@@ -7,35 +7,37 @@ One nursery; the reactor is one task in it.  The command line is cli/serve.py.
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any, Final
 
 import trio
 
 from derp.close_reason import CloseReason
+from derp.config import RelayConfig
 from derp.keys import NodePrivate
 from derp.metrics import RelayStatistics
 from derp.protocol.websocket import CloseCode
-from derp.server.door import FrontDoor
+from derp.server.bootstrap import BootstrapDns
+from derp.server.door import FrontDoor, HttpSession, Route, every_path
 from derp.server.drain import drain_clients
+from derp.server.handover import Inherited
+from derp.server.life import DOOR_SECONDS, Server
+from derp.server.lobby import Lobby
+from derp.server.pages import Pages
 from derp.server.ports import Ports
 from derp.server.relay import Relay
 from derp.server.statistics import read_statistics
-from derp.transport.host import Wire
-from derp.transport.http import Request, ServerHttp
+from derp.transport.http import Request
 from derp.transport.links import Link
 from derp.transport.linkstream import LinkStream
-from derp.transport.reactor import Reactor
 from derp.transport.tls import TlsServer
 from tailnet.api.app import create_app
 from tailnet.api.doors import RpcDoors
 from tailnet.api.guards import Services
 from tailnet.auth.backends import StoreCallers
 from tailnet.auth.policy import Right, workspace_rights
-from tailnet.config import SETTINGS, CoordinatorConfig, compare
+from tailnet.config import SETTINGS, CoordinatorConfig
 from tailnet.coordinator.core import Coordinator
-from tailnet.errors import ConfigError, RpcError
+from tailnet.errors import RpcError
 from tailnet.metrics import CoordinatorReading, metrics_page
 from tailnet.rpc.yamux import SessionLimits
 from tailnet.server.embedded import default_access_url, embedded_region, map_sources, relay_key
@@ -59,50 +61,46 @@ from tailnet.types import PEER_ID_BYTES, PeerID
 
 _log = logging.getLogger("tailnet.server")
 
+# How often channels are looked at: their deadlines are whole seconds.
 _TICK_SECONDS: Final = 0.5
-# What belongs to the relay and is answered by it, in place; everything else that is no RPC is the API's.
 STREAM_DERP_MAPS: Final = "/coder.tailnet.v2.Tailnet/StreamDERPMaps"
 WORKSPACE_UPDATES: Final = "/coder.tailnet.v2.Tailnet/WorkspaceUpdates"
+# What is answered in place, with a relay or without; everything else that is no RPC is the API's.
 _RELAY_PATHS: Final = ("/derp", "/derp/probe", "/derp/latency-check", "/generate_204", "/bootstrap-dns")
 
 Reread = Callable[[], CoordinatorConfig]
 
 
-class CoordinatorServer:
-    """A running coordinator.  serve_coordinator makes it; it ends when cancelled or when `drain` is done."""
+class CoordinatorServer(Server[CoordinatorConfig]):
+    """A coordinator with its ports and, if the settings want one, its relay.  serve_coordinator makes and runs one."""
+
+    name = "server"
+    table = SETTINGS
 
     def __init__(
-        self, config: CoordinatorConfig, store: Store, private: NodePrivate, reread: Reread | None = None
+        self,
+        config: CoordinatorConfig,
+        store: Store,
+        private: NodePrivate,
+        *,
+        reread: Reread | None = None,
+        inherited: Inherited | None = None,
     ) -> None:
-        self.config = config
-        self._reread = reread
+        super().__init__(config, reread=reread, inherited=inherited)
         self.store = store
-        self.reactor = Reactor()
-        self.relay = Relay(config.relay_config(private), self.reactor)
+        relay_config = config.relay_config(private)
+        self.lobby = Lobby(self.reactor, relay_config, count_elsewhere=lambda: self._api.connection_count)
+        self.relay = Relay(relay_config, self.reactor, self.lobby) if config.derp_enabled else None
         self.tls = TlsServer(config.tls, private.public(), now=time.time()) if config.tls is not None else None
-        self.ports = Ports(
-            self.reactor,
-            self.tls,
-            accept_limit=config.accept_connection_limit,
-            accept_burst=config.accept_connection_burst,
-            max_connections=config.max_connections,
-            count_connections=self._count_connections,
-        )
+        self.ports = Ports(self.reactor, self.tls, self.inherited)
         self.listening = self.ports.listening
-        self.door = FrontDoor(
-            self.relay.plane,
-            self.relay.routes,
-            trusted_proxies=config.trusted_proxies,
-            derp_enabled=config.derp_enabled,
-            take_over=self._take_over,
-        )
+        self.door = FrontDoor(self.lobby, self._routes(relay_config))
         self.coordinator: Coordinator[Any] = Coordinator()
         self.hub = Hub(self.coordinator)
         self.callers = StoreCallers(store)
         self.keys = ResumeKeys(store)
         self.feed = WorkspaceFeed(store)
         self.presence = AgentPresence(store, config.agent_ping_seconds, self.feed.changed)
-        self.drained = trio.Event()
         self.closing = trio.Event()
         self.maps: DerpMaps
         self.agents: AgentService
@@ -113,11 +111,30 @@ class CoordinatorServer:
         self._nursery: trio.Nursery
         self._api: ApiServer
 
+    def _routes(self, config: RelayConfig) -> list[Route]:
+        """What the relay answers in place, RPC sockets, and for all else the API."""
+        bootstrap = self.relay.bootstrap if self.relay is not None else BootstrapDns((), ())
+        pages = Pages(
+            home="",
+            derp_enabled=self.relay is not None,
+            debug_allow=(),
+            problem=self.problem,
+            pages={},
+            bootstrap_dns=bootstrap.answer,
+        )
+        return [
+            *([self.relay.upgrades.route()] if self.relay is not None else []),
+            pages.route(_RELAY_PATHS.__contains__),
+            Route(lambda path: self.entrance.wants(path), lambda visit, request: self.entrance.enter(visit, request)),
+            Route(every_path, self._take_to_api, takes_bytes=True),
+        ]
+
     # --- what the API shows
 
     def not_ready(self) -> Sequence[str]:
         """Why requests should go to another server now."""
-        return ["draining: this server is about to stop"] if self.relay.is_draining else []
+        problem = self.problem()
+        return [problem] if problem is not None else []
 
     def reading(self) -> CoordinatorReading:
         """Everything that is counted, for metrics."""
@@ -140,42 +157,59 @@ class CoordinatorServer:
             map_failures={status.name: status.failures for status in self.maps.statuses},
         )
 
-    def _count_connections(self) -> int:
-        return len(self.reactor.wires) + self._api.connection_count
+    def relay_statistics(self) -> RelayStatistics:
+        """What is counted of listeners and of the embedded relay."""
+        return read_statistics(self.relay, self.lobby, self.ports, [self.door])
+
+    def describe(self) -> str:
+        return (
+            f"{len(self.reactor.wires)} connections, {len(self.lobby.waiting)} of them new, and "
+            f"{self._api.connection_count} of the API; {len(self.channels.open)} peers; "
+            f"{len(self.relay.router.clients) if self.relay is not None else 0} clients of the relay"
+        )
 
     # --- starting
 
-    async def run(self, task_status: trio.TaskStatus["CoordinatorServer"]) -> None:
-        """Bind, serve, and return when drained.  Raises ConfigError before it has started."""
-        with ExitStack() as stack:
-            stack.callback(self.close)
-            self._open_sockets()
-            region = embedded_region(self.config, self.listening) if self.config.derp_enabled else None
-            self.maps = DerpMaps(
-                map_sources(self.config),
-                region,
-                scores=dict(self.config.region_scores),
-                avoid=self.config.avoid_regions,
-                keeper=StoreMapKeeper(self.store),
+    def open_ports(self) -> None:
+        config = self.config
+        for host, port in config.listen:
+            self.ports.open(
+                "tailnet",
+                host,
+                port,
+                self.door,
+                user_timeout_seconds=config.tcp_user_timeout_seconds,
+                keepalive_seconds=config.tcp_keepalive_seconds,
             )
-            async with trio.open_nursery() as nursery:
-                self._nursery = nursery
-                await nursery.start(self.maps.serve)
-                await self.keys.refresh()
-                self._build(nursery)
-                self.ports.start()
-                nursery.start_soon(self.reactor.run)
-                nursery.start_soon(self._tick_forever)
-                nursery.start_soon(self.callers.run)
-                nursery.start_soon(self.keys.refresh_forever)
-                nursery.start_soon(self.presence.run)
-                nursery.start_soon(self.rights.run)
-                nursery.start_soon(prune_forever, self.store)
-                task_status.started(self)
-                await self.drained.wait()
-                nursery.cancel_scope.cancel()
-            # What agents' last words changed is written before the store is closed.
-            await self.presence.finish()
+        for host, port in config.stun_addresses if config.derp_enabled else ():
+            self.ports.open_stun(host, port, lambda: self.problem() is None)
+
+    async def start(self, nursery: trio.Nursery) -> None:
+        self._nursery = nursery
+        region = embedded_region(self.config, self.listening) if self.config.derp_enabled else None
+        self.maps = DerpMaps(
+            map_sources(self.config),
+            region,
+            scores=dict(self.config.region_scores),
+            avoid=self.config.avoid_regions,
+            keeper=StoreMapKeeper(self.store),
+        )
+        await nursery.start(self.maps.serve)
+        await self.keys.refresh()
+        self._build(nursery)
+        if self.relay is not None:
+            await nursery.start(self.relay.run)
+        nursery.start_soon(self._tick_channels_forever)
+        nursery.start_soon(self.callers.run)
+        nursery.start_soon(self.keys.refresh_forever)
+        nursery.start_soon(self.presence.run)
+        nursery.start_soon(self.rights.run)
+        nursery.start_soon(prune_forever, self.store)
+
+    async def run(self, *, task_status: trio.TaskStatus["CoordinatorServer"] = trio.TASK_STATUS_IGNORED) -> None:
+        await super().run(task_status=task_status)
+        # What agents' last words changed is written before the store is closed.
+        await self.presence.finish()
 
     def _build(self, nursery: trio.Nursery) -> None:
         config = self.config
@@ -187,7 +221,7 @@ class CoordinatorServer:
         doors = RpcDoors(
             self.callers, lambda: self.keys.current, access_url=access_url, browser_only=config.browser_only
         )
-        self.entrance = Entrance(doors, self.channels, self.hub, self.presence, nursery, self.relay.plane)
+        self.entrance = Entrance(doors, self.channels, self.hub, self.presence, nursery, self.lobby)
         inspection = Inspection(self.coordinator, self.maps, lambda: self.reactor.now, self.not_ready)
         services = Services(
             config=config,
@@ -234,40 +268,18 @@ class CoordinatorServer:
         found = await self.callers.find_agent(agent_id)
         return found is not None and has_ssh(caller, found)
 
-    def relay_statistics(self) -> RelayStatistics:
-        """The embedded relay's reading."""
-        return read_statistics(self.relay, self.ports, [self.door])
-
-    def _open_sockets(self) -> None:
-        config = self.config
-        for host, port in config.listen:
-            self.ports.open(
-                "tailnet",
-                host,
-                port,
-                self.door,
-                user_timeout_seconds=config.tcp_user_timeout_seconds,
-                keepalive_seconds=config.tcp_keepalive_seconds,
-            )
-        for host, port in config.stun_addresses if config.derp_enabled else ():
-            self.ports.open_stun(host, port, lambda: self.relay.problem() is None)
-
     # --- serving
 
-    def _take_over(self, wire: Wire, request: Request, received: bytes, http: ServerHttp) -> bool:
-        """Requests that are not the relay's: RPC sockets stay on the reactor, the API's leave it, socket and all."""
-        if request.target.partition("?")[0] in _RELAY_PATHS:
-            return False
-        if self.entrance.wants(request.target):
-            self.entrance.enter(wire, request, received, http)
-            return True
+    def _take_to_api(self, visit: HttpSession, request: Request) -> None:
+        """The API's server waits for sockets of its own: the connection leaves the reactor, socket and all."""
+        wire = visit.wire
         if not isinstance(wire, Link):
-            return False  # the API's server waits for sockets
-        self.relay.plane.greeted.clear(wire)
+            visit.refuse(501, (), "the API is served on sockets only")
+            return
+        self.lobby.leave(wire)
         wire.session = None
         self.reactor.release(wire)
-        self._nursery.start_soon(self._serve_api, wire, received)
-        return True
+        self._nursery.start_soon(self._serve_api, wire, visit.received_bytes)
 
     async def _serve_api(self, link: Link, received: bytes) -> None:
         received = await self._api.serve(LinkStream(link, received))
@@ -283,68 +295,64 @@ class CoordinatorServer:
     def _channel_ended(self, channel: Connected, reason: CloseReason, text: str) -> None:
         self.service.ended(channel, text or reason.value)
         self.presence.left(channel)
-        self.relay.plane.count_closed(reason)
+        self.lobby.count_closed(reason)
 
-    async def _tick_forever(self) -> None:
+    async def _tick_channels_forever(self) -> None:
         while True:
             await trio.sleep(_TICK_SECONDS)
             self.channels.tick(self.reactor.tick())
             self.reactor.flush()
-            self.ports.look()
 
-    def reload(self) -> None:
-        """Look at files again now: settings, certificates and DERP maps."""
-        if self._reread is not None:
-            self._apply(self._reread)
-        self.ports.look_at_certificate()
-        self.maps.reload_nowait()
+    def cannot_hand_over(self) -> str | None:
+        return "the store of --dev is for this process alone" if self.config.dev else None
 
-    def _apply(self, reread: Reread) -> None:
-        """Take from the settings as they are now what can change while we run; name the rest."""
-        try:
-            config = reread()
-        except ConfigError as error:
-            _log.error("! the settings stay as they were: %s", error)
-            return
-        if config.dev and self.config.dev:
-            config = replace(config, store=self.config.store)  # made for this run
-        changes = compare(SETTINGS, self.config, config)
-        self.config = changes.config
+    def apply(self, changed: Sequence[str]) -> None:
         self.agents.banners = self.config.announcement_banners
-        self.relay.plane.set_rates(self.config.relay.rate, self.config.relay.rate_by_key)
-        if changes.applied:
-            _log.info("= changed: %s", ", ".join(changes.applied))
-        if changes.waiting:
-            _log.warning("! changed, but only from the next start on: %s", ", ".join(changes.waiting))
+        if self.relay is not None:
+            self.relay.plane.set_rates(self.config.relay.rate, self.config.relay.rate_by_key)
+
+    def look_at_files(self) -> None:
+        self.maps.reload_nowait()
 
     # --- leaving
 
-    def close(self) -> None:
-        """Close the listening sockets; connections stay."""
-        self.ports.close()
-
-    async def drain(self) -> None:
-        """Stop accepting, tell peers LOST and never DISCONNECTED, drain the relay within the deadline, and end."""
-        if self.relay.is_draining:
-            return
-        self.close()
+    async def send_away(self) -> None:
+        """Tell peers LOST and never DISCONNECTED, end the API's idle connections, and drain the relay."""
         self.closing.set()
-        self.entrance.close()
+        if not self.is_replaced:
+            self.entrance.close()
         now = self.reactor.tick()
         # Peers keep their sessions for as long as WireGuard does; only the news stops.
         self.hub.carry_out(self.coordinator.handle_close(now), now)
         self.reactor.flush()
-        for channel in tuple(self.channels.open):
-            channel.close(CloseCode.GOING_AWAY, "server is restarting", CloseReason.DRAINED)
-        self.reactor.flush()
+        self._close_channels()
         await self._api.stop()
         with trio.move_on_after(self.config.drain_seconds):
-            await drain_clients(self.relay, self.config.drain_seconds)
+            if self.relay is not None:
+                # A process that replaces us is there already, so nobody need wait for it.
+                reconnect = {"reconnect_in_seconds": 0.0} if self.is_replaced else {}
+                await drain_clients(self.relay, self.config.drain_seconds, **reconnect)
             # Last words may still be on their way: close frames of channels, answers of the API.
             await self._api.wait_idle()
             while self.channels.open:  # noqa: ASYNC110  # nothing tells, and it is over within moments
-                await trio.sleep(_TICK_SECONDS)
-        self.drained.set()
+                await trio.sleep(0.01)
+        if self.is_replaced:
+            with trio.move_on_after(DOOR_SECONDS):
+                await self._see_off_the_last()
+
+    async def _see_off_the_last(self) -> None:
+        """Who was accepted a moment before another process took over is let in, and sent on as the others were."""
+        while True:
+            self._close_channels()
+            clients = self.relay.close_clients(self.config.max_connections) if self.relay is not None else 0
+            if not (clients or self.lobby.waiting or self.channels.open or self._api.connection_count):
+                return
+            await trio.sleep(0.01)
+
+    def _close_channels(self) -> None:
+        for channel in tuple(self.channels.open):
+            channel.close(CloseCode.GOING_AWAY, "server is restarting", CloseReason.DRAINED)
+        self.reactor.flush()
 
 
 def has_ssh(caller: Caller, agent: AgentIdentity) -> bool:
@@ -356,6 +364,7 @@ def has_ssh(caller: Caller, agent: AgentIdentity) -> bool:
 async def serve_coordinator(
     config: CoordinatorConfig,
     reread: Reread | None = None,
+    inherited: Inherited | None = None,
     *,
     task_status: trio.TaskStatus[CoordinatorServer] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -367,6 +376,11 @@ async def serve_coordinator(
     store = await trio.to_thread.run_sync(Store.open, config.store)
     try:
         private = await store.run(relay_key, store)
-        await CoordinatorServer(config, store, private, reread).run(task_status)
+        server = CoordinatorServer(config, store, private, reread=reread, inherited=inherited)
+        server.open()
+        try:
+            await server.run(task_status=task_status)
+        finally:
+            server.close()
     finally:
         store.close()

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import trio
 
-from derp.cli import go_style, obey
+from derp.cli import go_style
 from derp.keys import NodePrivate
 from tests.support.manual_certificates import write_certificate
 
@@ -256,45 +256,6 @@ async def test_by_name_what_to_try_works_as_it_is_printed(tmp_path: Path) -> Non
             context.wrap_socket(sock, server_hostname=name) as tls,
         ):
             assert tls.getpeercert()
-
-
-class Relay:
-    """As much of a RelayServer as signals reach: its drain ends when it is told to."""
-
-    def __init__(self) -> None:
-        self.reloads = 0
-        self.draining = trio.Event()
-        self.may_end = trio.Event()
-        self.was_cut_off = False
-
-    def reload(self) -> None:
-        self.reloads += 1
-
-    async def drain(self) -> None:
-        self.draining.set()
-        try:
-            await self.may_end.wait()
-        except trio.Cancelled:
-            self.was_cut_off = True
-            raise
-
-
-@pytest.mark.parametrize("patient", [True, False])
-async def test_the_first_signal_drains_the_second_leaves_at_once(patient: bool) -> None:
-    relay = Relay()
-    say, signals = trio.open_memory_channel[int](10)
-    with trio.fail_after(5):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(obey, signals, relay)
-            for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM):
-                await say.send(number)
-            await relay.draining.wait()
-            if patient:
-                relay.may_end.set()
-            else:
-                await say.send(signal.SIGINT)
-    assert relay.reloads == 2
-    assert relay.was_cut_off is not patient
 
 
 # ping.

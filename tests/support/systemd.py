@@ -1,5 +1,6 @@
 """What systemd does for a service, by the same means: hears datagrams (sd_notify), passes sockets (LISTEN_FDS)."""
 
+import select
 import socket
 import sys
 from collections.abc import Sequence
@@ -31,7 +32,6 @@ class Manager:
     def __init__(self, folder: Path) -> None:
         self.path = str(folder / "notify")
         self._sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._heard: list[str] = []
 
     async def open(self) -> "Manager":
         await self._sock.bind(self.path)
@@ -48,6 +48,10 @@ class Manager:
         while not all(any(line.startswith(one) for line in heard) for one in wanted):
             heard.append(await self.hear())
         return heard
+
+    def is_silent(self) -> bool:
+        """Whether nothing more was said so far."""
+        return not select.select([self._sock], [], [], 0)[0]
 
     def close(self) -> None:
         self._sock.close()

@@ -7,6 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from derp.close_reason import CloseReason
 from derp.config import RelayConfig
 from derp.keys import NodePrivate
+from derp.server.lobby import Lobby
 from derp.server.ports import Ports
 from derp.server.relay import Relay
 from derp.server.statistics import read_statistics
@@ -60,11 +61,12 @@ def samples(text: str) -> dict[str, float]:
 
 def page(reading: CoordinatorReading) -> str:
     reactor = Reactor()
-    relay = Relay(RelayConfig(private_key=NodePrivate.generate()), reactor)
-    relay.plane.count_closed(CloseReason.DRAINED)
-    ports = Ports(reactor, None, accept_limit=1.0, accept_burst=1.0, max_connections=10, count_connections=lambda: 0)
+    config = RelayConfig(private_key=NodePrivate.generate())
+    lobby = Lobby(reactor, config)
+    relay = Relay(config, reactor, lobby)
+    lobby.count_closed(CloseReason.DRAINED)
     try:
-        return metrics_page(lambda: reading, lambda: read_statistics(relay, ports, []))().decode()
+        return metrics_page(lambda: reading, lambda: read_statistics(relay, lobby, Ports(reactor, None), []))().decode()
     finally:
         reactor._epoll.close()
 

@@ -17,7 +17,6 @@ from derp.config import MeshPeer, TlsConfig
 from derp.keys import MeshKey, NodePrivate
 from derp.protocol.messages import ForwardPacket, Message, Pong, WatchConns
 from derp.protocol.upgrade import derp_answer
-from derp.server.mesh import Mesh
 from derp.server.server import RelayServer
 from tests.derp.server.world import HOST, PATIENCE_SECONDS, Caller, call, port_of, relay_config
 from tests.support.certificates import Issued, client_context, issue, server_context
@@ -54,16 +53,11 @@ class Node:
 
     def __init__(self, name: str, *, max_keys: int = 1000, mesh_key: MeshKey = MESH_KEY, **changes: Any) -> None:
         self.name = name
-        self.config = relay_config(tls=tls_config(), mesh_key=mesh_key, **changes)
-        self.server = RelayServer(self.config)
+        self.config = relay_config(tls=tls_config(), mesh_key=mesh_key, max_connections=max_keys // 2, **changes)
+        self.server = RelayServer(self.config, mesh_context=client_context(authority()))
         self.server.open()
-        self.mesh = self.server.relay.mesh = Mesh(
-            self.server.relay.plane,
-            self.config.private_key,
-            mesh_key,
-            max_keys=max_keys,
-            context=client_context(authority()),
-        )
+        assert self.server.relay.mesh is not None
+        self.mesh = self.server.relay.mesh
         self.router = self.server.relay.router
         self.key = self.config.private_key.public().raw
         self.peer = MeshPeer(host=name, port=port_of(self.server), dial_host=HOST)

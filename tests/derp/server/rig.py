@@ -18,6 +18,7 @@ from derp.protocol.websocket import WebSocketDecoder
 from derp.relay.clients import Client
 from derp.relay.router import Router
 from derp.server.admission import Admission, Verdict
+from derp.server.lobby import Lobby
 from derp.server.session import Greeting, Plane
 from derp.transport.links import RECEIVE_BYTES, Link, TlsLink
 from derp.transport.reactor import Reactor
@@ -105,8 +106,9 @@ class Rig:
         self.reactor = Reactor(clock=lambda: self.time)
         self.router = Router(self.private.public().raw, queue_depth=queue_depth, queue_bytes=queue_bytes)
         config = relay_config(private_key=self.private, mesh_key=MESH_KEY, deny_keys=deny_keys)
+        self.lobby = Lobby(self.reactor, config)
         self.plane = Plane(
-            self.router, self.reactor, self.private, Admission(config, verifier), random_bytes=os.urandom
+            self.router, self.reactor, self.lobby, self.private, Admission(config, verifier), random_bytes=os.urandom
         )
         self.peers: list[Peer] = []
         self._numbers = itertools.count(1)
@@ -139,7 +141,7 @@ class Rig:
             link.codec = WebSocketDecoder(True, 128 * 1024)
         private = private or NodePrivate(number.to_bytes(32, "big"))
         greeting = link.session = Greeting(self.plane, link, is_ideal=is_ideal)
-        self.plane.greet(link)
+        self.lobby.enter(link)
         link.push(greeting.hello())
         self.reactor.add(link)
         peer = Peer(self, link, wire, plain, private, mesh_key)
@@ -192,7 +194,7 @@ class Rig:
 
     def closed(self) -> dict[CloseReason, int]:
         """The counted reasons that are not zero."""
-        return {reason: count for reason, count in self.plane.closed_count.items() if count}
+        return {reason: count for reason, count in self.lobby.closed_count.items() if count}
 
     def totals(self) -> tuple[int, int]:
         """Packets and bytes that left for clients, by the relay's own counts."""

@@ -81,7 +81,7 @@ def read(server: RelayServer) -> dict[str, float]:
     """Each row of each page with its labels; what differs in other labels alone is one row."""
     rows: dict[str, float] = {}
     for path in PAGES:
-        page = server.relay.pages[path].render().decode()
+        page = server.pages.pages[path].render().decode()
         for family in text_string_to_metric_families(page):
             for sample in family.samples:
                 bare = sample.name.removesuffix("_total") if family.type == "counter" else sample.name
@@ -232,10 +232,10 @@ async def stun_in_trouble(rows: Rows) -> None:
             client.sendto(encode_request(bytes(12)), (HOST, port_of(server, "stun")))
         await until(one, lambda: responder.read_error_count > 0)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-            server.relay.announce_restart(1.0, 1.0)
+            server.is_draining = True
             client.sendto(encode_request(bytes(12)), (HOST, port_of(server, "stun")))
             await until(one, lambda: responder.silent_count > 0)
-            server.relay.is_draining = False
+            server.is_draining = False
             with contextlib.suppress(OSError):
                 responder._sock.shutdown(socket.SHUT_WR)  # it says that it failed, and works
             client.sendto(encode_request(bytes(12)), (HOST, port_of(server, "stun")))

@@ -7,8 +7,6 @@ import pytest
 import trio
 
 from derp.config.relay import RelayConfig
-from derp.relay.limits import TokenBucket
-from derp.server.listener import AcceptGate
 from tests.derp.server.world import (
     HOST,
     PATIENCE_SECONDS,
@@ -19,31 +17,6 @@ from tests.derp.server.world import (
     port_of,
     relay_config,
 )
-
-
-def test_the_gate_counts_each_connection_once() -> None:
-    count = 0
-    gate = AcceptGate(TokenBucket(1.0, 2.0, 0.0), 3, lambda: count)
-    assert [gate.admits(0.0) for _ in range(3)] == [True, True, False]
-    assert gate.admits(1.0)
-    count = 3
-    assert not gate.admits(100.0)
-    count = 2
-    assert gate.admits(100.0)
-    assert (gate.accepted_count, gate.too_fast_count, gate.too_many_count) == (4, 1, 1)
-    assert (gate.tls_accepted_count, gate.tls_rejected_count) == (0, 0)
-
-
-def test_the_gate_counts_tls_apart() -> None:
-    gate = AcceptGate(TokenBucket(1.0, 2.0, 0.0), 3, lambda: 0)
-    assert [gate.admits(0.0, is_tls=is_tls) for is_tls in (True, False, True, True, False)] == [True] * 2 + [False] * 3
-    assert (gate.accepted_count, gate.too_fast_count) == (2, 3)
-    assert (gate.tls_accepted_count, gate.tls_rejected_count) == (1, 2)
-
-
-def test_a_gate_without_a_rate() -> None:
-    gate = AcceptGate(None, 1000, lambda: 0)
-    assert all(gate.admits(0.0) for _ in range(1000))
 
 
 async def test_accepted_sockets_of_a_running_relay_have_the_options() -> None:

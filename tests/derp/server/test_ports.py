@@ -1,7 +1,6 @@
 """Ports as a server has them: what is open, what a mistake leaves behind, and certificates looked at."""
 
 import logging
-import math
 import socket
 import time
 from collections.abc import Iterator
@@ -14,8 +13,8 @@ from derp.config.relay import TlsConfig
 from derp.errors import ConfigError
 from derp.keys import NodePrivate
 from derp.server.door import FrontDoor
+from derp.server.lobby import Lobby
 from derp.server.ports import LOOK_SECONDS, Ports
-from derp.server.relay import Relay
 from derp.transport.reactor import Reactor
 from derp.transport.tls import TlsServer
 from tests.derp.server.world import HOST, relay_config
@@ -35,12 +34,11 @@ def reactor() -> Iterator[Reactor]:
 
 @pytest.fixture
 def door(reactor: Reactor) -> FrontDoor:
-    relay = Relay(relay_config(), reactor)
-    return FrontDoor(relay.plane, relay.routes, trusted_proxies=(), derp_enabled=True)
+    return FrontDoor(Lobby(reactor, relay_config()), [])
 
 
 def make_ports(reactor: Reactor, tls: TlsServer | None = None) -> Ports:
-    return Ports(reactor, tls, accept_limit=math.inf, accept_burst=1, max_connections=10, count_connections=lambda: 0)
+    return Ports(reactor, tls)
 
 
 def listens(port: int) -> bool:
@@ -57,7 +55,7 @@ def test_what_is_open_and_what_closing_leaves(reactor: Reactor, door: FrontDoor)
     assert (derp.kind, stun.kind) == ("derp", "stun")
     with socket.create_connection((HOST, derp.port), 10) as caller:
         reactor.serve_ready()
-        assert ports.gate.accepted_count == 1
+        assert door.lobby.accepted_count == 1
         ports.close()
         assert not listens(derp.port)
         # who is inside stays inside

@@ -2,20 +2,23 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
 
 from derp.close_reason import CloseReason
-from derp.config import RateConfig
+from derp.config import RateConfig, RelayConfig, load_rate_config
 from derp.keys import MeshKey
 from derp.protocol.messages import Health, KeepAlive, RecvPacket, Restarting
 from derp.server.door import FrontDoor
+from derp.server.lobby import Lobby
 from derp.server.relay import Relay
 from derp.transport.links import Link
 from derp.transport.reactor import Reactor
 from tests.derp.server.rig import MESH_KEY, Peer, Rig
+from tests.derp.server.test_server import UPGRADE
 from tests.derp.server.world import PATIENCE_SECONDS, call, open_bystanders, open_server, relay_config
 from tests.support.wires import socket_pair
 
@@ -25,7 +28,9 @@ class RelayRig(Rig):
 
     def __init__(self, **changes: object) -> None:
         super().__init__()
-        self.relay = Relay(relay_config(private_key=self.private, mesh_key=MESH_KEY, **changes), self.reactor)
+        config = relay_config(private_key=self.private, mesh_key=MESH_KEY, **changes)
+        self.lobby.configure(config)
+        self.relay = Relay(config, self.reactor, self.lobby)
         self.reactor.flushers.remove(self.plane.flush)
         self.plane, self.router = self.relay.plane, self.relay.router
 
@@ -73,8 +78,8 @@ def test_a_login_has_its_time_and_no_more() -> None:
     assert len(rig.reactor.wires) == 2
     rig.wait(0.5)
     assert list(rig.reactor.wires) == [late.near]
-    assert rig.plane.closed_count[CloseReason.HANDSHAKE_TIMEOUT] == 1
-    assert silent.near not in rig.plane.greeted
+    assert rig.lobby.closed_count[CloseReason.HANDSHAKE_TIMEOUT] == 1
+    assert silent.near not in rig.lobby.waiting
     rig.end()
 
 
@@ -91,7 +96,7 @@ def test_a_reader_that_takes_nothing_has_its_time_too(mesh: bool, seconds: float
     assert rig.router.counters.write_timeouts == 0
     rig.wait(0.75)
     assert rig.router.counters.write_timeouts == 1
-    assert rig.plane.closed_count[CloseReason.WRITE_TIMEOUT] == 1
+    assert rig.lobby.closed_count[CloseReason.WRITE_TIMEOUT] == 1
     rig.end()
 
 
@@ -109,11 +114,11 @@ def test_a_write_timeout_of_zero_is_none() -> None:
 def test_everybody_hears_of_a_restart_and_the_relay_is_not_well_from_then_on() -> None:
     rig = RelayRig()
     one, other = rig.connect(), rig.connect("tls")
-    assert rig.relay.problem() is None
+    assert not rig.relay.is_draining
     rig.relay.announce_restart(1.5, 60.0)
     for peer in (one, other):
         assert peer.read() == [Restarting(1500, 60_000)]
-    assert "draining" in (rig.relay.problem() or "")
+    assert rig.relay.is_draining
     rig.end()
 
 
@@ -144,7 +149,7 @@ def test_a_client_that_does_not_hang_up_is_closed_after_a_moment() -> None:
     rig = RelayRig()
     one, other = rig.connect(), rig.connect()
     assert rig.relay.close_clients(1) == 2  # the other, and one that was told
-    assert rig.plane.closed_count[CloseReason.DRAINED] == 1
+    assert rig.lobby.closed_count[CloseReason.DRAINED] == 1
     one.send_packets(other, b"too late")
     rig.serve()
     assert other.read() == []
@@ -186,14 +191,15 @@ def test_every_client_is_asked_for_its_round_trip_time_in_ten_seconds() -> None:
 def test_an_embedder_needs_no_server() -> None:
     """What a control plane does: its own reactor, its own sockets, our door."""
     reactor = Reactor(clock=lambda: 1.0)
-    relay = Relay(relay_config(), reactor)
+    lobby = Lobby(reactor, relay_config())
+    relay = Relay(relay_config(), reactor, lobby)
     near, far = socket_pair(None)
     link = Link(near, ("127.0.0.1", 1))
-    FrontDoor(relay.plane, relay.routes).open(link)
+    FrontDoor(lobby, [relay.upgrades.route()]).open(link)
     reactor.add(link)
-    far.send(b"GET /derp/probe HTTP/1.1\r\nHost: x\r\n\r\n")
+    far.send(UPGRADE)
     reactor.serve_ready()
-    assert far.recv(1000).startswith(b"HTTP/1.1 200 ")
+    assert far.recv(1000).startswith(b"HTTP/1.1 101 ")
     reactor.close(link, CloseReason.STOPPED)
     far.close()
 
@@ -243,8 +249,13 @@ async def test_limits_are_read_again_and_wake_those_who_wait(
     def write(**values: object) -> None:
         file.write_text(json.dumps(values))
 
-    config = relay_config(rate=RateConfig(1, 1), rate_config_file=file)
-    async with open_server(config) as server:
+    given = {"rate_config": RateConfig(1, 1)}
+    config = relay_config(rate=RateConfig(1, 1), rate_config_file=file, given=given)
+
+    def reread() -> RelayConfig:
+        return replace(config, rate=load_rate_config(file))
+
+    async with open_server(config, reread) as server:
         fast, target = await call(server), await call(server)
         client = server.relay.plane.router.members[fast.key].connections[0]
         nursery.start_soon(fast.send, target.key, *[bytes(10_000)] * 100, b"last")  # at this rate it takes days
@@ -258,7 +269,7 @@ async def test_limits_are_read_again_and_wake_those_who_wait(
         assert client.packets_in == held_at < 101  # the rest waits in the kernels
         file.write_text("{")
         server.reload()
-        assert "the limits of before stay" in caplog.text
+        assert "the settings stay as they were" in caplog.text
         assert server.relay.plane.rate == RateConfig(1, 1)
         write(PerClientRateLimitBytesPerSec=10**9, PerClientRateBurstBytes=10**9)
         server.reload()

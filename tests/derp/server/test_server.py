@@ -266,7 +266,7 @@ async def test_a_thousand_connections_that_never_log_in() -> None:
                 await drained(stream)
                 await trio.aclose_forcefully(stream)
         assert closed(server) == {"handshake_timeout": count}
-        assert not server.relay.plane.greeted
+        assert not server.lobby.waiting
         assert len(server.reactor.wires) == 2
 
 
@@ -404,7 +404,7 @@ async def test_drain_tells_stops_accepting_delivers_and_closes() -> None:
         await sender.ping()
         nursery.start_soon(server.drain)
         assert await sender.receive_a(Restarting) == Restarting(2000, 60_000)
-        assert server.relay.problem() is not None
+        assert server.problem() is not None
         with pytest.raises(OSError):
             await trio.open_tcp_stream(HOST, port)
         assert [(await slow.receive_a(RecvPacket)).packet for _ in packets] == packets

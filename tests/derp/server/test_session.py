@@ -91,7 +91,7 @@ def client_info(rig: Rig, private: NodePrivate, **said: object) -> bytes:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_client_comes_in_and_packets_flow(rig: Rig, kind: str) -> None:
     a, b = rig.connect(kind, is_ideal=False), rig.connect()
-    assert (a.core.server_key, len(rig.plane.greeted)) == (rig.router.own_key, 0)
+    assert (a.core.server_key, len(rig.lobby.waiting)) == (rig.router.own_key, 0)
     assert (a.client.address, a.client.port, a.client.is_ideal) == ("127.0.0.1", 40_001, False)
     a.send_packets(b, b"hello", b"")
     b.send_packets(a, b"world")
@@ -177,7 +177,7 @@ def test_a_wrong_login_ends_the_connection(rig: Rig, name: str) -> None:
     assert peer.ended
     assert rig.closed()[CloseReason.PROTOCOL_ERROR] == 1
     assert len(rig.router.clients) == 2
-    assert len(rig.plane.greeted) == 0
+    assert len(rig.lobby.waiting) == 0
     bystanders.check()
 
 
@@ -185,14 +185,14 @@ def test_a_login_that_is_announced_long_and_never_ends_waits_for_its_deadline(ri
     peer = rig.open()
     peer.write(HEADER.pack(FrameType.CLIENT_INFO, MAX_CLIENT_INFO_BYTES) + bytes(MAX_CLIENT_INFO_BYTES - 1))
     rig.serve()
-    assert list(rig.plane.greeted) == [peer.near]
-    assert rig.plane.greeted.at(peer.near) == 1010.0
+    assert list(rig.lobby.waiting) == [peer.near]
+    assert rig.lobby.waiting.at(peer.near) == 1010.0
     rig.time = 1009.9
     rig.serve()
     assert len(rig.reactor.wires) == 1
     rig.time = 1010.0
     rig.serve()
-    assert (len(rig.plane.greeted), rig.closed()) == (0, {CloseReason.HANDSHAKE_TIMEOUT: 1})
+    assert (len(rig.lobby.waiting), rig.closed()) == (0, {CloseReason.HANDSHAKE_TIMEOUT: 1})
 
 
 @pytest.mark.parametrize(("mesh_key", "is_mesh_peer"), [(MESH_KEY, True), (MeshKey(b"x" * 32), False), (None, False)])
@@ -230,7 +230,7 @@ def test_a_client_waits_for_the_verdict(open_rig: Open, kind: str, verdict: bool
     rig.serve()
     ((key, address, answer),) = verifier.questions
     assert (key, address) == (private.public().raw, "127.0.0.1")
-    assert peer.near in rig.plane.greeted, "or it would have no deadline"
+    assert peer.near in rig.lobby.waiting, "or it would have no deadline"
     assert (mesh.read(), len(rig.router.clients)) == ([], 1)
     answer(verdict)
     rig.serve()
@@ -240,7 +240,7 @@ def test_a_client_waits_for_the_verdict(open_rig: Open, kind: str, verdict: bool
     else:
         assert (mesh.read(), peer.read(), peer.ended) == ([], [], True)
         assert rig.closed() == {CloseReason.NOT_ADMITTED: 1}
-    assert len(rig.plane.greeted) == 0
+    assert len(rig.lobby.waiting) == 0
 
 
 def test_packets_let_in_by_a_verdict_do_not_wait_for_the_next_batch(open_rig: Open) -> None:
@@ -272,7 +272,7 @@ def test_a_verdict_about_somebody_who_left(open_rig: Open, verdict: bool) -> Non
             rig.serve()
         verifier.questions.pop()[2](verdict)  # in the third case nobody noticed yet
         rig.serve()
-    assert (rig.router.clients, rig.reactor.wires, len(rig.plane.greeted)) == ({}, {}, 0)
+    assert (rig.router.clients, rig.reactor.wires, len(rig.lobby.waiting)) == ({}, {}, 0)
     assert sum(rig.closed().values()) == 3
 
 

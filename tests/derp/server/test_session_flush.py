@@ -456,7 +456,7 @@ def test_churn_on_sockets_leaves_nothing_behind(rig: Rig) -> None:
         stays.read()
     assert list(rig.reactor.wires) == [stays.near]
     assert set(rig.router.members) == set(rig.router.routes) == {stays.key}
-    assert (rig.reactor.blocked, len(rig.plane.greeted), rig.router.dirty) == (set(), 0, [])
+    assert (rig.reactor.blocked, len(rig.lobby.waiting), rig.router.dirty) == (set(), 0, [])
     counters = rig.router.counters
     assert counters.packets_received == 60 + sum(range(60)) == rig.totals()[0] + sum(counters.packets_dropped)
 

@@ -225,8 +225,8 @@ async def test_a_relay_without_its_tailscaled_is_closed_until_it_comes(
     async with open_server(config) as server:
         assert await is_refused(server, member)
         assert "; refused" in caplog.text
-        assert server.verifier is not None
-        while not server.verifier.problem:
+        assert server.relay.verifier is not None
+        while not server.relay.verifier.problem:
             await trio.lowlevel.checkpoint()
         assert "; until then clients are refused" in caplog.text
         check = await ask(server, last_get(b"/debug/check"))

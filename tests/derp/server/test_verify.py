@@ -419,11 +419,11 @@ async def test_a_control_plane_that_is_slower_than_the_handshake_may_be() -> Non
     async with open_control_plane(lambda request: YES) as plane:
         plane.gate = trio.Event()
         async with open_verifying(plane, handshake_timeout_seconds=0.3) as server:
-            assert server.verifier is not None
+            assert server.relay.verifier is not None
             await ask(server, UPGRADE + client_info(NodePrivate.generate(), server.relay.public_key.raw))
             assert closed(server) == {"handshake_timeout": 1}
             plane.gate.set()
-            while not server.verifier.allowed_count:
+            while not server.relay.verifier.allowed_count:
                 await trio.lowlevel.checkpoint()
             assert len(server.relay.router.clients) == 0
 

@@ -5,7 +5,7 @@ go on whatever the callers do.
 import contextlib
 import os
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Literal, TypeVar
 
@@ -46,11 +46,13 @@ def config_for(carrier: Carrier, **changes: Any) -> RelayConfig:
 
 
 @asynccontextmanager
-async def open_server(config: RelayConfig | None = None) -> AsyncIterator[RelayServer]:
+async def open_server(
+    config: RelayConfig | None = None, reread: Callable[[], RelayConfig] | None = None
+) -> AsyncIterator[RelayServer]:
     """serve_relay in the background; cancelled at the end of the block."""
     async with trio.open_nursery() as nursery:
         with trio.fail_after(3 * PATIENCE_SECONDS):
-            yield await nursery.start(serve_relay, config or relay_config())
+            yield await nursery.start(serve_relay, config or relay_config(), reread)
         nursery.cancel_scope.cancel()
 
 
@@ -67,7 +69,7 @@ def move_clock(server: RelayServer, seconds: float) -> None:
 
 def closed(server: RelayServer) -> dict[str, int]:
     """The counted reasons that are not zero."""
-    return {reason.value: count for reason, count in server.relay.plane.closed_count.items() if count}
+    return {reason.value: count for reason, count in server.lobby.closed_count.items() if count}
 
 
 class Caller:
@@ -211,4 +213,4 @@ async def open_bystanders(server: RelayServer) -> AsyncIterator[Bystanders]:
 
 def count_of(server: RelayServer, reason: CloseReason) -> int:
     """Connections ended for a reason."""
-    return server.relay.plane.closed_count[reason]
+    return server.lobby.closed_count[reason]

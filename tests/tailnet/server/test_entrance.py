@@ -100,7 +100,7 @@ async def test_who_leaves_while_it_is_decided_is_forgotten(
     await wait_for(lambda: not gate.waiting)
     assert server.entrance._deciding == 0
     assert server.reading().channels == 0
-    assert not server.relay.plane.greeted
+    assert not server.lobby.waiting
 
 
 async def test_decisions_in_hand_are_bounded(server: CoordinatorServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,28 +5,30 @@ import json
 import pytest
 
 from derp.config.relay import LOOPBACK
-from derp.server.routes import Answer, Page, PlainRoutes, Routes
+from derp.server.address import find_caller
+from derp.server.pages import Answer, Page, Pages, PlainPages
 from derp.transport.http import Request
 from tests.support.networks import networks
 
 HERE, STRANGER = "127.0.0.1", "198.51.100.7"
+PROXIES = networks("10.9.0.0/16")
 TEXT = ("Content-Type", "text/plain; charset=utf-8")
 NO_CACHE = ("Cache-Control", "no-cache, no-store, must-revalidate, no-transform, max-age=0")
 BROWSER = {"Strict-Transport-Security", "Content-Security-Policy", "X-Frame-Options", "X-Content-Type-Options"}
 
 
 class World:
-    """Routes whose relay may be unwell and whose bootstrap DNS is a dictionary."""
+    """Pages of a relay that may be unwell and whose bootstrap DNS is a dictionary."""
 
     def __init__(self, *, home: str = "", derp_enabled: bool = True, debug_allow: tuple[str, ...] = ()) -> None:
         self.problem: str | None = None
         self.names: dict[str, list[str]] | None = None
         self.queries: list[tuple[str, str]] = []
-        self.routes = Routes(
+        self.pages = Pages(
             home=home,
             derp_enabled=derp_enabled,
             debug_allow=LOOPBACK + networks(*debug_allow),
-            healthy=lambda: self.problem,
+            problem=lambda: self.problem,
             pages={
                 "/debug/": Page("index", "text/html", lambda: b"inside"),
                 "/metrics": Page("m", "x/y", lambda: b"1"),
@@ -40,11 +42,12 @@ class World:
 
     def ask(self, target: str, method: str = "GET", address: str = HERE, **headers: str) -> Answer:
         lines = {name.replace("_", "-"): value for name, value in headers.items()}
-        return self.routes.answer(Request(method, target, lines, b"", "1.1"), address)
+        return self.pages.answer(Request(method, target, lines, b"", "1.1"), find_caller((address, 7), lines, PROXIES))
 
     def ask_plain(self, target: str, method: str = "GET", address: str = HERE, **headers: str) -> Answer:
         lines = {name.replace("_", "-"): value for name, value in headers.items()}
-        return PlainRoutes(self.routes).answer(Request(method, target, lines, b"", "1.1"), address)
+        request = Request(method, target, lines, b"", "1.1")
+        return PlainPages(self.pages).answer(request, find_caller((address, 7), lines, PROXIES))
 
 
 @pytest.mark.parametrize("path", ["/derp/probe", "/derp/latency-check"])

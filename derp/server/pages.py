@@ -1,7 +1,7 @@
 """The relay's small pages: probes, home, health, metrics, debug.  Layer L3: a request in, an answer out, nothing waits.
 
-Behaviour of every path the genuine relay has is its own, to the byte where clients look; ours come beside it.
-Called by server/door.py.  What the pages show is in server/debug.py.
+Every path of the genuine relay behaves as it does there, to the byte where clients look; ours come beside them.
+The last route of door.py.  What the operator's pages show is in debug.py and varz.py.
 """
 
 import json
@@ -12,7 +12,8 @@ from typing import Final
 from urllib.parse import parse_qs
 
 from derp.config.relay import Network
-from derp.server.address import is_in
+from derp.server.address import Caller, is_in
+from derp.server.door import HttpSession, Route, every_path
 from derp.transport.http import Request
 
 Headers = tuple[tuple[str, str], ...]
@@ -70,11 +71,12 @@ class Question:
     answer: Callable[[Mapping[str, str]], bytes]
 
 
-class Routes:
-    """Pages of one relay.
+class Pages:
+    """Pages of one server.
 
-    `pages` maps paths to what only addresses in `debug_allow` may see; `healthy` says None, or why not;
-    `bootstrap_dns` maps a query and the address that asks to what /bootstrap-dns answers.
+    `pages` maps paths to what only addresses in `debug_allow` may see; `problem` says why the server is not well, or
+    None; `bootstrap_dns` maps a query and the address that asks to what /bootstrap-dns answers; `challenges` are what
+    an authority of certificates asks for by token, None where nobody may ask.
     """
 
     def __init__(
@@ -83,21 +85,30 @@ class Routes:
         home: str,
         derp_enabled: bool,
         debug_allow: tuple[Network, ...],
-        healthy: Callable[[], str | None],
+        problem: Callable[[], str | None],
         pages: Mapping[str, Page | Question],
         bootstrap_dns: Callable[[str, str], Mapping[str, list[str]] | None],
+        challenges: Mapping[str, bytes] | None = None,
     ) -> None:
         self._home = home
         self._derp_enabled = derp_enabled
         self._debug_allow = debug_allow
-        self._healthy = healthy
-        self._pages = pages
+        self._problem = problem
+        self.pages = pages
         self._bootstrap_dns = bootstrap_dns
-        # What an authority of certificates asks for by token; None where nobody may ask.
-        self.challenges: Mapping[str, bytes] | None = None
+        self.challenges = challenges
 
-    def answer(self, request: Request, address: str) -> Answer:
-        """The answer to any request that is no DERP upgrade; `address` is who asks."""
+    def route(self, wants: Callable[[str], bool] = every_path) -> Route:
+        """For a front door."""
+        return Route(wants, _taking(self.answer))
+
+    def configure(self, *, home: str, debug_allow: tuple[Network, ...]) -> None:
+        """Take these settings from now on."""
+        self._home = home
+        self._debug_allow = debug_allow
+
+    def answer(self, request: Request, caller: Caller) -> Answer:
+        """The answer to any request that is no DERP upgrade."""
         if request.method == "CONNECT":  # to which a 200 would mean that a tunnel stands
             return Answer(403, (_TEXT,), b"CONNECT not enabled\n")
         path, _, query = request.target.partition("?")
@@ -109,23 +120,23 @@ class Routes:
             case "/derp/probe" | "/derp/latency-check":
                 if request.method not in ("GET", "HEAD"):
                     return Answer(405, (_TEXT,), b"bogus probe method\n")
-                if self._healthy() is not None:  # a relay that is about to stop is no region's best
+                if self._problem() is not None:  # a relay that is about to stop is no region's best
                     return Answer(503)
                 return Answer(200, (("Access-Control-Allow-Origin", "*"),))
             case "/generate_204":
                 return generate_204(request)
             case "/bootstrap-dns":
-                return self._answer_bootstrap(query, address)
+                return self._answer_bootstrap(query, caller.address)
             case "/robots.txt":
                 return Answer(200, (_TEXT, *_BROWSER), b"User-agent: *\nDisallow: /\n")
             case "/healthz":
-                problem = self._healthy()
+                problem = self._problem()
                 if problem is None:
                     return Answer(200, (_TEXT,), b"ok\n")
                 return Answer(503, (_TEXT,), f"{problem}\n".encode())
-        page = self._pages.get(path)
+        page = self.pages.get(path)
         if page is not None or path.startswith("/debug"):
-            return self._answer_page(request, path, query, page, address)
+            return self._answer_page(path, query, page, caller)
         return self._answer_home()
 
     def answer_challenge(self, path: str) -> Answer:
@@ -136,12 +147,15 @@ class Routes:
             return Answer(404, (_TEXT, _NO_CACHE), text)
         return Answer(200, (("Content-Type", "application/octet-stream"), _NO_CACHE), body)
 
-    def _answer_page(
-        self, request: Request, path: str, query: str, page: Page | Question | None, address: str
-    ) -> Answer:
-        # A proxy in front hides who asks, so nothing that came through one is let in by its address.
-        if "x-forwarded-for" in request.headers or not is_in(address, self._debug_allow):
-            text = f"{path} is closed to {address}: list your network in debug_allow to open it\n"
+    def _answer_page(self, path: str, query: str, page: Page | Question | None, caller: Caller) -> Answer:
+        if caller.is_hidden:
+            text = (
+                f"{path} is closed to whatever comes through {caller.address}: list that proxy in trusted_proxies, and "
+                "have it say in X-Forwarded-For who asks\n"
+            )
+            return Answer(403, (_TEXT,), text.encode())
+        if not is_in(caller.address, self._debug_allow):
+            text = f"{path} is closed to {caller.address}: list your network in debug_allow to open it\n"
             return Answer(403, (_TEXT,), text.encode())
         if isinstance(page, Question):
             asked = {name: values[-1] for name, values in parse_qs(query).items()}
@@ -152,7 +166,7 @@ class Routes:
             return Answer(status, (("Content-Type", page.content_type), *_BROWSER), body)
         if path in ("/debug", "/debug/index"):
             return Answer(302, (("Location", "/debug/"),))
-        text = "no such page; there are: " + ", ".join(sorted(self._pages)) + "\n"
+        text = "no such page; there are: " + ", ".join(sorted(self.pages)) + "\n"
         return Answer(404, (_TEXT,), text.encode())
 
     def _answer_bootstrap(self, query: str, address: str) -> Answer:
@@ -172,20 +186,24 @@ class Routes:
         return Answer(200, (_HTML, *_BROWSER), body)
 
 
-class PlainRoutes:
+class PlainPages:
     """Pages of the plain listener beside TLS: the captive-portal probe, and redirects for everything else."""
 
-    def __init__(self, routes: Routes) -> None:
-        self._routes = routes
+    def __init__(self, pages: Pages) -> None:
+        self._pages = pages
 
-    def answer(self, request: Request, address: str) -> Answer:
+    def route(self) -> Route:
+        """The only one of its front door."""
+        return Route(every_path, _taking(self.answer))
+
+    def answer(self, request: Request, caller: Caller) -> Answer:
         path = request.target.partition("?")[0]
         if path == "/generate_204":
             return generate_204(request)
-        if self._routes.challenges is not None and path.startswith(_ACME_CHALLENGE):
-            return self._routes.answer_challenge(path)
+        if self._pages.challenges is not None and path.startswith(_ACME_CHALLENGE):
+            return self._pages.answer_challenge(path)
         if path.startswith("/debug"):
-            return self._routes.answer(request, address)
+            return self._pages.answer(request, caller)
         if request.method not in ("GET", "HEAD"):
             return Answer(400, (_TEXT,), b"Use HTTPS\n")
         host = _PORT.sub("", request.headers.get("host", ""))
@@ -201,3 +219,11 @@ def generate_204(request: Request) -> Answer:
     if _CHALLENGE.match(challenge):
         headers += (("X-Tailscale-Response", f"response {challenge}"),)
     return Answer(204, headers)
+
+
+def _taking(answer: Callable[[Request, Caller], Answer]) -> Callable[[HttpSession, Request], None]:
+    def take(session: HttpSession, request: Request) -> None:
+        made = answer(request, session.caller)
+        session.answer(made.status, made.headers, made.body)
+
+    return take

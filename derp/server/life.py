@@ -1,0 +1,272 @@
+"""The life of a server's process: open, run, reload, drain, hand over; what systemd hears of it, and what signals mean.
+Layer L3.
+
+The relay (server.py) and the coordinator are Servers, and both commands run theirs by `live`.  Next hop: ports.py for
+the sockets, handover.py for who takes them over, transport/notify.py for systemd.
+"""
+
+import gc
+import logging
+import os
+import resource
+import signal
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, Final, Generic, Self, TypeVar
+
+import trio
+
+from derp.config import ServerConfig, compare
+from derp.config.setting import Table
+from derp.errors import ConfigError
+from derp.server.handover import HandoverError, Inherited, hand_over
+from derp.server.lobby import Lobby
+from derp.server.ports import Ports
+from derp.transport.notify import notify_manager
+from derp.transport.reactor import Reactor
+
+_log = logging.getLogger("derp.server")
+
+# How soon after descriptors had run out connections are accepted again.
+_LOOK_SECONDS: Final = 0.5
+# How long a process that was replaced waits for requests on connections that it had accepted: a round trip or a few.
+DOOR_SECONDS: Final = 2.0
+# A server with 100,000 clients holds a million objects that live for hours.  Python's collector starts every 700 new
+# objects; the packet path makes none that need it, but logins would pay for looking through their elders again and
+# again.  Cycles are rare here (exceptions, mostly), so it may wait for more of them.
+_GC_THRESHOLDS: Final = (50_000, 20, 50)
+# What each signal asks for.
+SIGNALS: Final = {
+    signal.SIGTERM: "drain and end; the second one ends at once",
+    signal.SIGINT: "the same",
+    signal.SIGHUP: "read settings and files again",
+    signal.SIGUSR1: "tell the log how it stands",
+    signal.SIGUSR2: "have a new process take over, then drain and end",
+}
+
+
+Config = TypeVar("Config", bound=ServerConfig)
+
+
+class Server(ABC, Generic[Config]):
+    """One server on one reactor, with its settings.
+
+    Call `open`, then `run`; while it runs, `reload` as often as wanted, and once `drain` or `hand_over`, after which
+    `run` returns.  Who cancels `run` cuts the clients off.  Whoever called `open` calls `close` in the end.
+    """
+
+    lobby: Lobby
+    ports: Ports
+    """Both are made by the subclass's constructor, as its settings want."""
+
+    name: str
+    """What people call it, for sentences."""
+    table: Table
+    """All its settings."""
+
+    def __init__(
+        self, config: Config, *, reread: Callable[[], Config] | None = None, inherited: Inherited | None = None
+    ) -> None:
+        """`reread` gives the settings as their sources say them now, and may raise ConfigError; `inherited`: sockets
+        that this process was given."""
+        self.config = config
+        self.reactor = Reactor()
+        self.inherited = inherited or Inherited()
+        self._reread = reread
+        self.is_draining = False
+        self.is_replaced = False
+        """Another process serves in our place: who asks how we are asks about that one."""
+        self.successor: trio.Process | None = None
+        self.drained = trio.Event()
+        self._handing_over: trio.CancelScope | None = None
+
+    # --- what each server does in its own way
+
+    @abstractmethod
+    def open_ports(self) -> None:
+        """Bind every socket by `self.ports`.  Raises ConfigError."""
+
+    @abstractmethod
+    async def start(self, nursery: trio.Nursery) -> None:
+        """Start the server's tasks; returns when clients may come."""
+
+    @abstractmethod
+    def apply(self, changed: Sequence[str]) -> None:
+        """Take from `config` what changed in it, by the flags of its settings; they are those that can be applied."""
+
+    @abstractmethod
+    def look_at_files(self) -> None:
+        """Read files and addresses again that settings name, beside certificates, which are looked at anyway."""
+
+    @abstractmethod
+    async def send_away(self) -> None:
+        """Tell the clients and close their connections, within the deadline that the settings give."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """How it stands, in a line for the log."""
+
+    def cannot_hand_over(self) -> str | None:
+        """Why no other process can go on where this one stops; None if one can."""
+        return None
+
+    # --- what all have in common
+
+    def problem(self) -> str | None:
+        """Why this server should get no new clients; None when it is well."""
+        return f"draining: this {self.name} is about to stop" if self.is_draining and not self.is_replaced else None
+
+    def open(self) -> None:
+        """Bind every socket.  Raises ConfigError; nothing stays open then."""
+        try:
+            self.open_ports()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the listening sockets; connections stay."""
+        self.ports.close()
+
+    async def run(self, *, task_status: trio.TaskStatus[Self] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until drained, handed over or cancelled.  Started when clients may come."""
+        async with trio.open_nursery() as nursery:
+            await self.start(nursery)
+            nursery.start_soon(self.reactor.run)
+            nursery.start_soon(self._look_forever)
+            self.ports.start()
+            self.inherited.finish()
+            task_status.started(self)
+            await self.drained.wait()
+            nursery.cancel_scope.cancel()
+
+    async def _look_forever(self) -> None:
+        while True:
+            await trio.sleep(_LOOK_SECONDS)
+            self.ports.look()
+
+    def reload(self) -> None:
+        """Read settings and files again now, apply what can be applied, and name what waits for a restart."""
+        notify_manager("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        waiting = ", ".join(self._read_settings())
+        self.look_at_files()
+        self.ports.look_at_certificate()
+        if waiting:
+            _log.warning("! changed, but only from the next start on: %s", waiting)
+        notify_manager("READY=1", f"STATUS={'waits for a restart: ' if waiting else ''}{waiting}")
+
+    def _read_settings(self) -> Sequence[str]:
+        """Apply what settings say now as far as possible, and return what waits.  A mistake changes nothing."""
+        if self._reread is None:
+            return ()
+        try:
+            changes = compare(self.table, self.config, self._reread())
+        except ConfigError as error:
+            _log.error("! the settings stay as they were: %s", error)
+            return ()
+        self.config = changes.config
+        if changes.applied:
+            _log.info("= changed: %s", ", ".join(changes.applied))
+            self.apply(changes.applied)
+        return changes.waiting
+
+    async def drain(self) -> None:
+        """Stop accepting, send the clients away within the deadline; then `run` returns, and so does this."""
+        if self._handing_over is not None:  # two servers instead of none is not what was asked for
+            self._handing_over.cancel()
+        if not self.is_draining:
+            notify_manager("STOPPING=1")
+            await self._leave()
+        await self.drained.wait()
+
+    async def hand_over(self, command: Sequence[str]) -> bool:
+        """Have a new process of this command serve in our place, and drain; False, and nothing has changed, if it
+        does not come to that."""
+        if self.is_draining or self._handing_over is not None:
+            return False
+        obstacle = self.cannot_hand_over()
+        if obstacle is not None:
+            _log.error("! cannot hand over: %s; this process goes on", obstacle)
+            return False
+        with trio.CancelScope() as self._handing_over:
+            try:
+                self.successor = await hand_over(self.ports.sockets(), command)
+            except HandoverError as error:
+                _log.error("! nobody to hand over to: %s; this process goes on", error)
+        self._handing_over = None
+        if self.successor is None:
+            return False
+        notify_manager(f"MAINPID={self.successor.pid}")
+        _log.info("= process %d serves from now on", self.successor.pid)
+        self.is_replaced = True
+        await self._leave()
+        return True
+
+    async def _leave(self) -> None:
+        self.is_draining = True
+        self.close()
+        await self.send_away()
+        self.drained.set()
+
+
+# --- the process
+
+Started = TypeVar("Started", bound=Server[Any])
+
+
+def prepare_process() -> None:
+    """Take all open files that the administrator allows, not the 1,024 that shells start with; collect rarely."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    gc.set_threshold(*_GC_THRESHOLDS)
+
+
+async def live(serve: Callable[..., Awaitable[object]], started: Callable[[Started], None]) -> None:
+    """Run a server as signals ask, until it has drained.
+
+    `serve(inherited, task_status=...)` makes, opens and runs it; `started` tells people what is served.
+    """
+    # Signals first: one that arrives while sockets are being bound must not kill us half-way.
+    with trio.open_signal_receiver(*SIGNALS) as signals:
+        async with trio.open_nursery() as nursery:
+            server: Started = await nursery.start(serve, Inherited.from_environment(os.environ))
+            # Modules and settings live as long as we do; the collector need not look at them ever again.
+            gc.collect()
+            gc.freeze()
+            started(server)
+            notify_manager("READY=1")
+            await obey(signals, server)
+            nursery.cancel_scope.cancel()
+
+
+async def obey(signals: AsyncIterator[int], server: Server[Any]) -> None:
+    """Do what signals ask, by the table above, until the server has drained or has to end at once."""
+    async with trio.open_nursery() as nursery:
+
+        async def end_when_drained() -> None:
+            await server.drained.wait()
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(end_when_drained)
+        is_draining = False
+        async for number in signals:
+            received = signal.Signals(number)
+            match received:
+                case signal.SIGTERM | signal.SIGINT if is_draining:
+                    _log.warning("! second %s: leaving at once", received.name)
+                    nursery.cancel_scope.cancel()
+                case signal.SIGTERM | signal.SIGINT:
+                    _log.info("= %s: draining", received.name)
+                    is_draining = True
+                    nursery.start_soon(server.drain)
+                case signal.SIGHUP:
+                    _log.info("= SIGHUP: reading settings and files again")
+                    server.reload()
+                case signal.SIGUSR1:
+                    _log.info("= SIGUSR1: %s", server.describe())
+                case signal.SIGUSR2:
+                    _log.info("= SIGUSR2: handing over to a new process")
+                    # As this process was called, so that what was installed meanwhile is what starts.
+                    nursery.start_soon(server.hand_over, [sys.executable, *sys.orig_argv[1:]])

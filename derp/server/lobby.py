@@ -1,0 +1,88 @@
+"""The lobby of a server: who has not said yet what he wants, how many may come, and why connections ended.  Layer L3.
+
+One per server, with or without a relay.  Listeners ask it before they accept, front doors put connections here, and
+whatever becomes of a connection (a relay's client, a peer of the tailnet, an API request) is taken out.
+"""
+
+from collections.abc import Callable, Mapping
+
+from derp.close_reason import CloseReason
+from derp.config import RelayConfig
+from derp.relay.deadlines import Deadlines
+from derp.relay.limits import TokenBucket
+from derp.server.address import Caller, find_caller
+from derp.transport.alarm import Alarm
+from derp.transport.host import Host, Wire
+
+
+class Lobby:
+    """What all listeners and front doors of a server share."""
+
+    def __init__(self, host: Host, config: RelayConfig, *, count_elsewhere: Callable[[], int] = lambda: 0) -> None:
+        """`count_elsewhere`: connections that left the host and are still ours."""
+        self.host = host
+        self.waiting = Deadlines[Wire]()
+        """Connections that have to say what they want, and to prove who they are, and until when."""
+        self._alarm = Alarm(host, self._end_overdue, self.waiting)
+        self.closed_count: dict[CloseReason, int] = dict.fromkeys(CloseReason, 0)
+        self.accepted_count = self.too_fast_count = self.too_many_count = 0
+        self.tls_accepted_count = self.tls_rejected_count = 0
+        self._count_elsewhere = count_elsewhere
+        self._bucket: TokenBucket | None = None
+        self._rate = (0.0, 0.0)
+        self.configure(config)
+
+    def configure(self, config: RelayConfig) -> None:
+        """Take limits, deadlines and trusted proxies from settings; for those who come from now on."""
+        self._config = config
+        self.host.write_seconds = config.tcp_write_timeout_seconds
+        rate = (config.accept_connection_limit, float(config.accept_connection_burst))
+        if rate != self._rate:
+            self._rate = rate
+            self._bucket = TokenBucket(*rate, self.host.now) if config.has_accept_limit else None
+
+    # --- how many may come
+
+    def admits(self, *, is_tls: bool = False) -> bool:
+        """Whether one more connection may come in now; counts it either way, those of TLS listeners twice."""
+        admitted = self._admits(self.host.now)
+        if is_tls:
+            self.tls_accepted_count += admitted
+            self.tls_rejected_count += not admitted
+        return admitted
+
+    def _admits(self, now: float) -> bool:
+        if len(self.host.wires) + self._count_elsewhere() >= self._config.max_connections:
+            self.too_many_count += 1
+            return False
+        if self._bucket is not None and not self._bucket.take(now):
+            self.too_fast_count += 1
+            return False
+        self.accepted_count += 1
+        return True
+
+    # --- who waits
+
+    def enter(self, wire: Wire) -> None:
+        """A connection has from now on the time that settings give to say what it wants; also after an answer."""
+        until = self.host.now + self._config.handshake_timeout_seconds
+        self.waiting.set(wire, until)
+        self._alarm.by(until)
+
+    def leave(self, wire: Wire) -> None:
+        """It is known what a connection wants, or it ended: its deadline does not count any more."""
+        self.waiting.clear(wire)
+
+    def _end_overdue(self, now: float) -> None:
+        for wire in self.waiting.handle_timeout(now):
+            self.host.close(wire, CloseReason.HANDSHAKE_TIMEOUT)
+
+    # --- who it is, and why connections end
+
+    def find_caller(self, peer: tuple[str, int], headers: Mapping[str, str]) -> Caller:
+        """Who sent a request that came over a connection from `peer`, by what trusted proxies say."""
+        return find_caller(peer, headers, self._config.trusted_proxies)
+
+    def count_closed(self, reason: CloseReason) -> None:
+        """Every connection is counted once, when it ends, whatever had become of it."""
+        self.closed_count[reason] += 1

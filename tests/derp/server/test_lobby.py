@@ -1,0 +1,116 @@
+"""The lobby: how many may come, who has how much time, and what settings that are read again change."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from derp.close_reason import CloseReason
+from derp.config.relay import LOOPBACK
+from derp.server.address import Caller
+from derp.server.door import FrontDoor, Route, every_path
+from derp.server.lobby import Lobby
+from derp.transport.links import Link
+from derp.transport.reactor import Reactor
+from tests.derp.server.world import relay_config
+from tests.support.wires import socket_pair
+
+
+class World:
+    """A lobby in virtual time, with wires that somebody put behind its door."""
+
+    def __init__(self, **changes: Any) -> None:
+        self.time = 0.0
+        self.reactor = Reactor(clock=lambda: self.time)
+        self.elsewhere = 0
+        self.lobby = Lobby(self.reactor, relay_config(**changes), count_elsewhere=lambda: self.elsewhere)
+        self.door = FrontDoor(self.lobby, [Route(every_path, lambda visit, request: visit.answer(204, (), b""))])
+        self.far_ends: list[Any] = []
+
+    def come(self) -> Link:
+        near, far = socket_pair(None)
+        self.far_ends.append(far)
+        link = Link(near, ("127.0.0.1", len(self.far_ends)))
+        self.door.open(link)
+        self.reactor.add(link)
+        return link
+
+    def wait(self, seconds: float) -> None:
+        self.time += seconds
+        self.reactor.serve_ready()
+
+    def admits(self, count: int, *, is_tls: bool = False) -> list[bool]:
+        self.reactor.tick()
+        return [self.lobby.admits(is_tls=is_tls) for _ in range(count)]
+
+
+@pytest.fixture
+def made() -> Iterator[list[World]]:
+    worlds: list[World] = []
+    yield worlds
+    for world in worlds:
+        for link in tuple(world.reactor.wires):
+            world.reactor.close(link, CloseReason.STOPPED)
+        for far in world.far_ends:
+            far.close()
+        world.reactor._epoll.close()
+
+
+def world(made: list[World], **changes: Any) -> World:
+    made.append(World(**changes))
+    return made[-1]
+
+
+def test_connections_are_paced_and_bounded_and_each_counted_once(made: list[World]) -> None:
+    here = world(made, accept_connection_limit=1.0, accept_connection_burst=2, max_connections=3)
+    lobby = here.lobby
+    assert here.admits(3) == [True, True, False]
+    here.time = 1.0
+    assert here.admits(1) == [True]
+    here.time = 100.0
+    here.come()
+    here.elsewhere = 2  # those of the API count as well
+    assert here.admits(1) == [False]
+    here.elsewhere = 1
+    assert here.admits(1) == [True]
+    assert (lobby.accepted_count, lobby.too_fast_count, lobby.too_many_count) == (4, 1, 1)
+    assert (lobby.tls_accepted_count, lobby.tls_rejected_count) == (0, 0)
+
+
+def test_connections_of_tls_listeners_are_counted_apart(made: list[World]) -> None:
+    here = world(made, accept_connection_limit=1.0, accept_connection_burst=2)
+    assert here.admits(1, is_tls=True) + here.admits(1) + here.admits(2, is_tls=True) == [True, True, False, False]
+    assert (here.lobby.accepted_count, here.lobby.too_fast_count) == (2, 2)
+    assert (here.lobby.tls_accepted_count, here.lobby.tls_rejected_count) == (1, 2)
+
+
+def test_without_a_rate_everybody_may_come_at_once(made: list[World]) -> None:
+    assert all(world(made, accept_connection_limit=float("inf"), accept_connection_burst=1).admits(1000))
+
+
+def test_each_has_its_time_and_a_request_gives_new_time(made: list[World]) -> None:
+    here = world(made, handshake_timeout_seconds=10.0)
+    silent, busy = here.come(), here.come()
+    here.wait(9.0)
+    here.far_ends[1].send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    here.reactor.serve_ready()
+    late = here.come()
+    here.wait(1.5)
+    assert list(here.lobby.waiting) == [busy, late]
+    assert silent not in here.reactor.wires
+    here.lobby.leave(late)
+    here.wait(9.0)
+    assert (list(here.reactor.wires), len(here.lobby.waiting)) == ([late], 0)
+    assert here.lobby.closed_count[CloseReason.HANDSHAKE_TIMEOUT] == 2
+
+
+def test_settings_that_are_read_again_count_for_those_who_come(made: list[World]) -> None:
+    here = world(made, accept_connection_limit=1.0, accept_connection_burst=2, max_connections=1)
+    assert here.lobby.find_caller(("127.0.0.1", 7), {"x-forwarded-for": "203.0.113.9"}).is_hidden
+    assert here.admits(3) == [True, True, False]
+    here.lobby.configure(relay_config(accept_connection_limit=1.0, accept_connection_burst=2, trusted_proxies=LOOPBACK))
+    assert here.lobby.find_caller(("127.0.0.1", 7), {"x-forwarded-for": "203.0.113.9"}) == Caller("203.0.113.9", 0)
+    assert here.admits(1) == [False], "a rate that is as before is not filled up anew"
+    here.lobby.configure(relay_config(accept_connection_limit=float("inf")))
+    here.come()
+    assert here.admits(5) == [True] * 5
