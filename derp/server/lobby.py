@@ -52,7 +52,7 @@ class Lobby:
         return admitted
 
     def _admits(self, now: float) -> bool:
-        if len(self.host.wires) + self._count_elsewhere() >= self._config.max_connections:
+        if self.connection_count >= self._config.max_connections:
             self.too_many_count += 1
             return False
         if self._bucket is not None and not self._bucket.take(now):
@@ -60,6 +60,11 @@ class Lobby:
             return False
         self.accepted_count += 1
         return True
+
+    @property
+    def connection_count(self) -> int:
+        """All connections of the server, also those of the API."""
+        return len(self.host.wires) + self._count_elsewhere()
 
     # --- who waits
 

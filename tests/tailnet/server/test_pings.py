@@ -24,7 +24,7 @@ async def test_the_map_stream_is_pinged_and_leaves_nothing_behind(server: Coordi
         while chunk:
             chunk = await stream.receive_some()
         await stream.aclose()
-        await wait_for(lambda: server._count_connections() == 0)
+        await wait_for(lambda: server.lobby.connection_count == 0)
 
 
 async def test_a_client_that_is_gone_is_forgotten_too(server: CoordinatorServer) -> None:
@@ -33,4 +33,4 @@ async def test_a_client_that_is_gone_is_forgotten_too(server: CoordinatorServer)
         await stream.send_all(upgrade_request("/api/v2/derp-map", user_token("alice")))
         assert (await stream.receive_some()).startswith(b"HTTP/1.1 101 ")
         await stream.aclose()
-        await wait_for(lambda: server._count_connections() == 0)
+        await wait_for(lambda: server.lobby.connection_count == 0)
