@@ -1,7 +1,7 @@
 """Keeps the relay's certificate: obtains it, renews it in time, and never lets go of one that works.  Layer L3.
 
 A task of server/server.py.  It asks by transport/acme.py, shows proofs by transport/tls_alpn.py, at
-/.well-known/acme-challenge/ through server/routes.py or by the operator's hook, and writes the files that TlsServer
+/.well-known/acme-challenge/ through server/pages.py or by the operator's hook, and writes the files that TlsServer
 reads again.
 """
 

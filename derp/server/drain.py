@@ -2,7 +2,7 @@
 
 Stock clients do not read the Restarting frame, but to have heard one just now keeps them from moving their home to
 another region while we are away.  When their connection closes they dial the next node of the region, so closes are
-paced there.  Probes go quiet first (server/routes.py, server/stun.py), which keeps new clients away.
+paced there.  Probes go quiet first (server/pages.py, server/stun.py), which keeps new clients away.
 """
 
 import logging

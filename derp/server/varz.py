@@ -2,7 +2,7 @@
 
 Dashboards made for the genuine relay read these.  What this relay has no word for (Go's memory and goroutines) is
 absent rather than invented.  buffered_write_frames is a sample, one flush in half a second: its shape and mean are
-right, its count is not that of all writes.  Closed to strangers like every page of routes.py; our own names are in
+right, its count is not that of all writes.  Closed to strangers like every page of pages.py; our own names are in
 derp/metrics.py; tests/interop/test_derp_metrics.py compares both pages with a genuine relay's.
 """
 

@@ -3,7 +3,7 @@
 ServerHttp reads what a stranger sends to the front door; ClientHttp asks for an upgrade, a tunnel through a
 proxy, or a small page.  Both are without I/O: bytes in, one value out, bytes to send out; `exchange` drives the
 client's over a stream.  What a request means is decided elsewhere: derp/protocol/upgrade.py for upgrades,
-derp/server/routes.py for pages.
+derp/server/pages.py for pages.
 Spec: RFC 9110, RFC 9112.
 """
 
