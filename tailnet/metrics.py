@@ -35,6 +35,8 @@ class CoordinatorReading:
     revoked_tunnels: int
     map_version: int
     map_failures: Mapping[str, int]
+    feed_followers: Mapping[str, int]  # by kind of feed, now
+    feed_drops: Mapping[tuple[str, str], int]  # by kind of feed and reason
 
 
 class CoordinatorCollector(Collector):
@@ -95,6 +97,16 @@ class CoordinatorCollector(Collector):
             for label_value, count in values.items():
                 family.add_metric([label_value], count)
             yield family
+        followers = GaugeMetricFamily("tailnet_feed_followers", "Streams that follow a feed.", labels=["feed"])
+        for feed, count in reading.feed_followers.items():
+            followers.add_metric([feed], count)
+        yield followers
+        drops = CounterMetricFamily(
+            "tailnet_feed_drops", "Followers of a feed dropped because they did not keep up.", labels=["feed", "reason"]
+        )
+        for labels, count in reading.feed_drops.items():
+            drops.add_metric(labels, count)
+        yield drops
 
 
 def metrics_page(

@@ -5,10 +5,9 @@ function that takes a `ReadableAgent` is only called for a user who may read tha
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated
 
-import trio
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
@@ -34,7 +33,6 @@ class Services:
     inspection: Inspection
     access_url: str  # how clients reach us, also when the settings leave it open
     metrics: Callable[[], bytes]  # a page in Prometheus' text format
-    closing: trio.Event = field(default_factory=trio.Event)  # set when the server begins to leave
 
 
 def services_of(asked: HTTPConnection) -> Services:

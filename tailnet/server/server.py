@@ -37,7 +37,6 @@ from tailnet.auth.backends import StoreCallers
 from tailnet.auth.policy import Right, workspace_rights
 from tailnet.config import SETTINGS, CoordinatorConfig
 from tailnet.coordinator.core import Coordinator
-from tailnet.errors import RpcError
 from tailnet.metrics import CoordinatorReading, metrics_page
 from tailnet.rpc.yamux import SessionLimits
 from tailnet.server.embedded import default_access_url, embedded_region, map_sources, relay_key
@@ -45,6 +44,7 @@ from tailnet.server.entrance import Entrance
 from tailnet.services.agent_rpc import AgentService
 from tailnet.services.agents import Agents
 from tailnet.services.derp_maps import DerpMaps, StoreMapKeeper
+from tailnet.services.feed import DropReason
 from tailnet.services.hub import Hub
 from tailnet.services.inspection import Inspection
 from tailnet.services.presence import AgentPresence
@@ -52,7 +52,7 @@ from tailnet.services.resume_keys import ResumeKeys
 from tailnet.services.rights import Rights
 from tailnet.services.tailnet_rpc import Caller, TailnetService
 from tailnet.services.upkeep import prune_forever
-from tailnet.services.workspaces import WorkspaceFeed
+from tailnet.services.workspaces import WorkspaceUpdates
 from tailnet.store.rows import AgentIdentity, UserIdentity
 from tailnet.store.store import Store
 from tailnet.transport.asgi import ApiServer
@@ -99,9 +99,8 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         self.hub = Hub(self.coordinator)
         self.callers = StoreCallers(store)
         self.keys = ResumeKeys(store)
-        self.feed = WorkspaceFeed(store)
-        self.presence = AgentPresence(store, config.agent_ping_seconds, self.feed.changed)
-        self.closing = trio.Event()
+        self.workspaces = WorkspaceUpdates(store)
+        self.presence = AgentPresence(store, config.agent_ping_seconds, self.workspaces.changed)
         self.maps: DerpMaps
         self.agents: AgentService
         self.service: TailnetService
@@ -138,6 +137,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
 
     def reading(self) -> CoordinatorReading:
         """Everything that is counted, for metrics."""
+        feeds = {"derp_map": self.maps.feed.counts, "workspaces": self.workspaces.counts}
         return CoordinatorReading(
             statistics=self.coordinator.statistics(),
             channels=len(self.channels.open),
@@ -155,6 +155,10 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             revoked_tunnels=self.rights.revoked_tunnels,
             map_version=self.maps.current.version,
             map_failures={status.name: status.failures for status in self.maps.statuses},
+            feed_followers={name: counts.followers for name, counts in feeds.items()},
+            feed_drops={
+                (name, reason.value): counts.dropped[reason] for name, counts in feeds.items() for reason in DropReason
+            },
         )
 
     def relay_statistics(self) -> RelayStatistics:
@@ -203,6 +207,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         nursery.start_soon(self.callers.run)
         nursery.start_soon(self.keys.refresh_forever)
         nursery.start_soon(self.presence.run)
+        nursery.start_soon(self.workspaces.run)
         nursery.start_soon(self.rights.run)
         nursery.start_soon(prune_forever, self.store)
 
@@ -231,18 +236,11 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             inspection=inspection,
             access_url=access_url,
             metrics=metrics_page(self.reading, self.relay_statistics),
-            closing=self.closing,
         )
         self._api = ApiServer(create_app(services), self._is_for_reactor, config.agent_ping_seconds)
 
     def _make_service(self, nursery: trio.Nursery) -> TailnetService:
-        self.agents = AgentService(self.store, self.maps, self.config, changed=self.feed.changed)
-
-        async def stream_maps(caller: Caller, request: Any, send: Callable[[bytes], bool]) -> None:
-            published = self.maps.current
-            while send(published.message):
-                published = await self.maps.wait_changed(published.version)
-            raise RpcError("this client does not read its DERP maps")
+        self.agents = AgentService(self.store, self.maps, self.config, changed=self.workspaces.changed)
 
         def may_reach(caller: Caller, agent_id: bytes) -> bool | Awaitable[bool]:
             if len(agent_id) != PEER_ID_BYTES:
@@ -258,7 +256,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             lambda: self.keys.current,
             nursery=nursery,
             unary=self.agents.unary(),
-            streams={STREAM_DERP_MAPS: stream_maps, WORKSPACE_UPDATES: self.feed.stream},
+            streams={STREAM_DERP_MAPS: self.maps.stream, WORKSPACE_UPDATES: self.workspaces.stream},
             authorise=may_reach,
             flush=self.reactor.flush,
             clock=lambda: self.reactor.now,
@@ -318,7 +316,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
 
     async def send_away(self) -> None:
         """Tell peers LOST and never DISCONNECTED, end the API's idle connections, and drain the relay."""
-        self.closing.set()
+        self.maps.feed.close("canceled")
         if not self.is_replaced:
             self.entrance.close()
         now = self.reactor.tick()

@@ -1,7 +1,7 @@
 """The DERP map that agents and clients get: loaded, judged, merged, published (layer L3).
 
 A source that fails, or whose map has errors, keeps its last good map, also over a restart; nobody loses a relay because
-a file was being edited or a URL was down.  Readers take `current` and wait for the next version: api/connection.py,
+a file was being edited or a URL was down.  Readers take `current` or follow `feed`: services/connection.py,
 api/derp_map.py, the StreamDERPMaps RPC.  From: services/map_sources.py and services/map_layers.py.
 """
 
@@ -11,16 +11,18 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import trio
 
 from derp.map import DERPMap, DERPRegion
-from tailnet.errors import ConfigError, StoreError
+from tailnet.errors import ConfigError, RpcError, StoreError
 from tailnet.go_json import go_json
 from tailnet.proto import convert
+from tailnet.services.feed import Feed, FollowerDropped, newest_only
 from tailnet.services.map_layers import MapLayer, MapRefused, merge_findings, merge_layers, read_layer
 from tailnet.services.map_sources import FileSource, MapSource, SourceFailed
+from tailnet.services.tailnet_rpc import Caller
 from tailnet.store.store import Store
 
 _log = logging.getLogger("tailnet.derpmaps")
@@ -96,20 +98,31 @@ class DerpMaps:
         self._avoid = frozenset(avoid)
         self._keeper = keeper
         self._clock = clock
-        self._changed = trio.Event()
         self._kick = trio.Event()
         self._looked = trio.Event()
-        self.current = self._publish(0, merge_layers([self._embedded, self._settings], avoid=self._avoid))
+        self.feed: Feed[PublishedMap] = Feed(key=newest_only)
+        self._publish(0, merge_layers([self._embedded, self._settings], avoid=self._avoid))
+
+    @property
+    def current(self) -> PublishedMap:
+        """The map of this moment."""
+        newest = self.feed.newest
+        assert newest is not None, "the first one is published by the constructor"
+        return newest.value
 
     @property
     def statuses(self) -> list[SourceStatus]:
         return [followed.status for followed in self._sources]
 
-    async def wait_changed(self, version: int) -> PublishedMap:
-        """The current map as soon as its version is another one than `version`.  Versions in between are skipped."""
-        while self.current.version == version:
-            await self._changed.wait()
-        return self.current
+    async def stream(self, caller: Caller, request: Any, send: Callable[[bytes], bool]) -> None:
+        """Serve one StreamDERPMaps call until its client ends it: the current map at once, then each newer one."""
+        try:
+            with self.feed.follow() as follower:
+                async for events in follower:
+                    if not send(events[-1].value.message):
+                        raise follower.too_slow("this client does not read its DERP maps")
+        except FollowerDropped as dropped:
+            raise RpcError(str(dropped)) from None
 
     async def wait_looked(self) -> None:
         """Until some source has been looked at once more, whatever came of it."""
@@ -245,21 +258,19 @@ class DerpMaps:
         merged = merge_layers(layers, avoid=self._avoid)
         warnings = tuple(merge_findings(layers, merged))
         if merged != self.current.map:
-            self.current = self._publish(self.current.version + 1, merged, warnings)
-            self._changed.set()
-            self._changed = trio.Event()
+            self._publish(self.current.version + 1, merged, warnings)
             ids = ", ".join(map(str, merged.region_ids())) or "none"
             _log.info("= DERP map version %d: regions %s", self.current.version, ids)
         elif at_start:
-            self.current = self._publish(self.current.version, merged, warnings)
+            self._publish(self.current.version, merged, warnings)
         else:
             return
         for warning in warnings[:MAX_LOGGED]:
             _log.warning("! DERP map: %s", warning)
 
-    def _publish(self, version: int, merged: DERPMap, warnings: tuple[str, ...] = ()) -> PublishedMap:
+    def _publish(self, version: int, merged: DERPMap, warnings: tuple[str, ...] = ()) -> None:
         message = convert.derp_map_message(merged).SerializeToString()
-        return PublishedMap(version, merged, message, go_json(merged.to_json()), warnings)
+        self.feed.publish(PublishedMap(version, merged, message, go_json(merged.to_json()), warnings))
 
 
 class _Followed:

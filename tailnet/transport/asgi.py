@@ -122,7 +122,22 @@ class _Connection(TCPServer):
             self._is_between = event.idle
         if self._is_between or isinstance(event, Closed):
             self._turned.set()
-        await super().protocol_send(event)
+        if isinstance(event, RawData):
+            await self._send(event.data)
+        else:
+            await super().protocol_send(event)
+
+    async def _send(self, data: bytes) -> None:
+        # Hypercorn shields its sends, so that half a frame is never followed by a whole one: an app that gives a reader
+        # up would wait for it all the same.  Here whoever gives up a send gives up the connection.
+        async with self.send_lock:
+            try:
+                await self._link_stream.send_all(data)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                await self.protocol.handle(Closed())
+            except trio.Cancelled:
+                await trio.aclose_forcefully(self._link_stream)
+                raise
 
     async def _read_data(self) -> None:
         while True:

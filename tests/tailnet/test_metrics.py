@@ -47,6 +47,8 @@ READING = CoordinatorReading(
     boundary_logs=27,
     revoked_connections=28,
     revoked_tunnels=29,
+    feed_followers={"derp_map": 30},
+    feed_drops={("derp_map", "slow"): 31, ("workspaces", "behind"): 32},
 )
 
 
@@ -90,6 +92,9 @@ def test_every_number_has_its_name() -> None:
         "tailnet_agents_connected": 16,
         "tailnet_deliveries_total": 17,
         "tailnet_overflows_total": 18,
+        "tailnet_feed_followers{derp_map}": 30,
+        "tailnet_feed_drops_total{derp_map}{slow}": 31,
+        "tailnet_feed_drops_total{workspaces}{behind}": 32,
         "tailnet_telemetry_events_total": 19,
         "tailnet_refused_calls_total": 20,
         "tailnet_refused_at_door_total": 21,

@@ -120,7 +120,7 @@ async def test_many_streams(world: World, url: str) -> None:
 async def test_a_leaving_server_says_so(world: World, url: str) -> None:
     async with connected(url) as socket:
         await receive(socket)
-        world.services.closing.set()
+        world.services.derp_maps.feed.close("canceled")
         with pytest.raises(ConnectionClosed) as caught:
             await socket.get_message()
     assert caught.value.reason.code == 1001

@@ -12,13 +12,17 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from derp.map import DERPMap
 from tailnet.config import CoordinatorConfig
-from tailnet.errors import ConfigError
+from tailnet.coordinator.policy import ManyAgentsPolicy
+from tailnet.errors import ConfigError, RpcError
 from tailnet.proto import convert
 from tailnet.proto.generated import tailnet_pb2
 from tailnet.server.embedded import embedded_region
 from tailnet.services.derp_maps import FIRST_LOAD_SECONDS, DerpMaps, PublishedMap, StoreMapKeeper
+from tailnet.services.feed import DropReason
 from tailnet.services.map_sources import FILE_POLL_SECONDS, FileSource, MapSource, UrlSource
+from tailnet.services.tailnet_rpc import Caller
 from tailnet.store.store import Store
+from tailnet.types import PeerID
 from tests.support.maps import map_text
 from tests.support.seeds import NOW
 from tests.support.sites import Site, answer
@@ -39,10 +43,20 @@ async def running(*sources: MapSource, keeper: StoreMapKeeper | None = None) -> 
 
 
 async def wait_for(maps: DerpMaps, ids: list[int]) -> PublishedMap:
-    current = maps.current
-    while current.map.region_ids() != ids:
-        current = await maps.wait_changed(current.version)
-    return current
+    with maps.feed.follow() as follower:
+        async for events in follower:
+            if events[-1].value.map.region_ids() == ids:
+                return events[-1].value
+    raise AssertionError("the feed ended")
+
+
+async def wait_changed(maps: DerpMaps, version: int) -> PublishedMap:
+    """The current map as soon as its version is another one."""
+    with maps.feed.follow() as follower:
+        async for events in follower:
+            if events[-1].value.version != version:
+                return events[-1].value
+    raise AssertionError("the feed ended")
 
 
 def ids(maps: DerpMaps) -> list[int]:
@@ -72,7 +86,7 @@ async def test_a_changed_file_is_published(tmp_path: Path) -> None:
     async with running(FileSource(path, QUICK)) as maps:
         first = maps.current
         path.write_bytes(map_text(1, 2))
-        second = await maps.wait_changed(first.version)
+        second = await wait_changed(maps, first.version)
         assert second.map.region_ids() == [1, 2, 999]
         assert second.version > first.version
         path.write_bytes(b'{"Regions": {"999": null, "1": null}}')
@@ -115,7 +129,7 @@ async def test_a_text_that_means_the_same_is_no_new_version(tmp_path: Path) -> N
         path.write_bytes(json.dumps(json.loads(map_text(1)), indent=4).encode())
         path.write_bytes(map_text(1) + b"\n\n")
         path.write_bytes(map_text(1, 2))
-        assert (await maps.wait_changed(version)).map.region_ids() == [1, 2, 999]
+        assert (await wait_changed(maps, version)).map.region_ids() == [1, 2, 999]
 
 
 @pytest.mark.parametrize(
@@ -373,7 +387,7 @@ async def test_many_readers_all_see_the_newest(tmp_path: Path) -> None:
     seen: list[int] = []
 
     async def read() -> None:
-        seen.append((await maps.wait_changed(0)).version)
+        seen.append((await wait_changed(maps, 0)).version)
 
     async with trio.open_nursery() as nursery:
         for _ in range(100):
@@ -383,3 +397,27 @@ async def test_many_readers_all_see_the_newest(tmp_path: Path) -> None:
         maps.steer(scores={999: 3.0})
     # Two changes at once: who was waiting gets the second one only.
     assert seen == [2] * 100
+
+
+async def test_a_stream_gets_each_map_until_its_client_does_not_read() -> None:
+    maps = DerpMaps([], EMBEDDED)
+    caller = Caller(PeerID(bytes(16)), ManyAgentsPolicy(), "alice")
+    sent: list[bytes] = []
+    refuses = False
+
+    def send(payload: bytes) -> bool:
+        sent.append(payload)
+        return not refuses
+
+    async def follow() -> None:
+        with pytest.raises(RpcError, match="does not read its DERP maps"):
+            await maps.stream(caller, None, send)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(follow)
+        await wait_all_tasks_blocked()
+        assert sent == [maps.current.message]
+        refuses = True
+        maps.steer(scores={999: 2.0})
+    assert sent[1:] == [maps.current.message]
+    assert maps.feed.counts.dropped == {DropReason.SLOW: 1}
