@@ -53,7 +53,7 @@ class World:
 
     def caller(self, agent_id: bytes = MAIN) -> Caller:
         [identity] = self.store.agent_identities([type(MAIN)(agent_id)]).values()
-        return Caller(identity.id, AgentPolicy(identity.id), identity.name, identity, "2.7")
+        return Caller(identity.id, AgentPolicy(identity.id), identity.name, identity, api_version="2.7")
 
     async def call(self, name: str, request: Any, agent_id: bytes = MAIN) -> Any:
         with trio.fail_after(20):
