@@ -1,20 +1,34 @@
-"""How the relay writes its log: stdlib logging, text for people, JSON lines for machines (layer L2).
+"""How both commands write their log: stdlib logging, text for people, JSON lines for machines (layer L2).
 
 `set_up_logging` is called once, by the command line; libraries and embedders only use `logging.getLogger("derp...")`.
 Lines go to stderr: stdout is for what a program may want to read.  One line when a connection opens, one when it
-closes, none per packet.  Secrets never get here; should one, derp/text.py masks it, and what a terminal would obey is
-written out.
+closes, none per packet.  A thread writes them, so that a log nobody reads stops no traffic: lines are dropped then, and
+counted.  Secrets never get here; should one, derp/text.py masks it, and what a terminal would obey is written out.
 """
 
 import json
 import logging
+import os
+import select
 import sys
+import threading
 import time
+from collections.abc import Callable, Mapping
 from typing import IO, Any, Final
 
 from derp.text import fit_lines_to_show, fit_to_show
 
 _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+# What waits for a reader.  A mass reconnect of 5,000 clients a second says 5,000 lines of some 200 bytes: a reader may
+# stop for 4 s then, as journald does when it rotates.
+MAX_HELD_BYTES: Final = 4 * 1024 * 1024
+# The thread lets lines pile up for so long, and writes them at once: it wakes a hundred times a second then, and not
+# 5,000 times, each of which takes the interpreter from the reactor.
+_GATHER_SECONDS: Final = 0.01
+# At the end of the process, for what still waits.  A reader that is alive needs a moment; one that is not gets no more.
+_LAST_SECONDS: Final = 1.0
+# Fields that every line has; a line's own may not hide them.
+_OWN_FIELDS: Final = frozenset({"time", "level", "logger", "message", "exception"})
 
 
 def set_up_logging(form: str, level: str, stream: IO[str] | None = None) -> None:
@@ -25,20 +39,161 @@ def set_up_logging(form: str, level: str, stream: IO[str] | None = None) -> None
     stream = sys.stderr if stream is None else stream
     if form == "auto":
         form = "text" if stream.isatty() else "json"
-    handler = _Lines(stream)
-    handler.setFormatter(_JsonLine() if form == "json" else _TextLine())
-    logging.basicConfig(handlers=[handler], level=_LEVELS[level], force=True)
+    formatter = _JsonLine() if form == "json" else _TextLine()
+    logging.basicConfig(handlers=[_Lines(stream, formatter)], level=_LEVELS[level], force=True)
     logging.captureWarnings(True)
     # httpx says one line per request at INFO: with --verify-client-url that is a second line per connection.
     logging.getLogger("httpx").setLevel(logging.WARNING)
     sys.unraisablehook = _log_unraisable
 
 
-class _Lines(logging.StreamHandler[IO[str]]):
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # the library's name
-        # A closed pipe behind stderr must not print a traceback for each line; there is nobody left to tell.
-        if not self.stream.closed and not isinstance(sys.exc_info()[1], OSError):
-            super().handleError(record)
+def fields(**values: object) -> Mapping[str, object]:
+    """For `extra=` of a log call: what the line says, for machines.  JSON lines carry it beside the message.
+
+    Words that mean the same everywhere: `event`, `client` (its number), `key` (32 bytes, shown as nodekey:...),
+    `address`, `reason`, and counts and seconds under their units.
+    """
+    return {"fields": values}
+
+
+def dropped_line_count() -> int:
+    """Log lines of this process that nobody read in time."""
+    return sum(handler.writer.dropped_count for handler in logging.getLogger().handlers if isinstance(handler, _Lines))
+
+
+def flush_log(seconds: float = _LAST_SECONDS) -> bool:
+    """Wait until every line is written; False if that took longer than this."""
+    lines = [handler for handler in logging.getLogger().handlers if isinstance(handler, _Lines)]
+    return all(handler.writer.flush(seconds) for handler in lines)
+
+
+def tell_fatal(program: str, text: str) -> bool:
+    """Say in the log why `program` ends: a line of JSON, or `program: text` line by line.  False: there is no log yet,
+    so the caller has to say it."""
+    for handler in logging.getLogger().handlers:
+        if not isinstance(handler, _Lines):
+            continue
+        if isinstance(handler.formatter, _JsonLine):
+            logging.getLogger(program).critical("%s", text, extra=fields(event="fatal"))
+        else:
+            handler.writer.add("".join(f"{program}: {fit_to_show(line)}\n" for line in text.splitlines()).encode())
+        handler.writer.flush(_LAST_SECONDS)
+        return True
+    return False
+
+
+class LineWriter:
+    """A thread that writes lines, and the bounded queue before it.  `add` never waits for a reader."""
+
+    def __init__(self, write: Callable[[bytes], None], tell_lost: Callable[[int], bytes]) -> None:
+        """`write` may block for as long as it likes.  `tell_lost` makes the line that says how many were dropped."""
+        self._write = write
+        self._tell_lost = tell_lost
+        self.dropped_count = 0
+        self._told_count = 0
+        self._lines: list[bytes] = []
+        self._held_bytes = 0  # of lines in the queue, and of those that are being written
+        self._is_hurried = threading.Event()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def add(self, line: bytes) -> None:
+        """Queue a line with its end; drop it when too much waits."""
+        with self._changed:
+            if self._held_bytes + len(line) > MAX_HELD_BYTES:
+                self.dropped_count += 1
+                return
+            self._held_bytes += len(line)
+            self._lines.append(line)
+            if len(self._lines) == 1:
+                self._changed.notify_all()
+            if self._thread is None:
+                # A daemon: who ends need not wait for a reader that never comes.
+                self._thread = threading.Thread(target=self._run, name="log", daemon=True)
+                self._thread.start()
+
+    def flush(self, seconds: float) -> bool:
+        """Wait until every line is written; False if that took longer than this."""
+        self._is_hurried.set()
+        try:
+            with self._changed:
+                return self._changed.wait_for(lambda: not self._held_bytes, seconds)
+        finally:
+            self._is_hurried.clear()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._lines)
+            self._is_hurried.wait(_GATHER_SECONDS)
+            with self._changed:
+                lines, self._lines = self._lines, []
+            is_written = True
+            try:
+                self._write(b"".join(lines))
+                lost = self.dropped_count - self._told_count
+                if lost:
+                    self._write(self._tell_lost(lost))
+                    self._told_count += lost
+            except (OSError, ValueError):  # nobody is at the other end any more, or the stream is closed
+                is_written = False
+            with self._changed:
+                self.dropped_count += 0 if is_written else len(lines)
+                self._held_bytes -= sum(map(len, lines))
+                self._changed.notify_all()
+
+
+class _Lines(logging.Handler):
+    """Formats a line where it is said, and leaves it to the thread."""
+
+    def __init__(self, stream: IO[str], formatter: logging.Formatter) -> None:
+        super().__init__()
+        self.setFormatter(formatter)
+        self.writer = LineWriter(_writer_to(stream), self._lost_line)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self.format(record)
+        except Exception:
+            # A line that does not fit its own arguments is a defect of ours, and no reason to fail.
+            where = f"{record.pathname}:{record.lineno}"
+            line = self.format(_record(logging.ERROR, "a log line cannot be shown: %s", where, exc_info=sys.exc_info()))
+        self.writer.add(f"{line}\n".encode("utf-8", "backslashreplace"))
+
+    def flush(self) -> None:
+        """Called at the end of the process, by the library."""
+        self.writer.flush(_LAST_SECONDS)
+
+    def _lost_line(self, count: int) -> bytes:
+        text = "! %d log lines were dropped: nobody read them fast enough"
+        return f"{self.format(_record(logging.WARNING, text, count))}\n".encode()
+
+
+def _record(level: int, text: str, *args: object, exc_info: Any = None) -> logging.LogRecord:
+    return logging.LogRecord("derp.log", level, __file__, 0, text, args, exc_info)
+
+
+def _writer_to(stream: IO[str]) -> Callable[[bytes], None]:
+    """What writes bytes to a stream, past its buffers if it is a file of the system."""
+    try:
+        fd = stream.fileno()
+    except (OSError, AttributeError):
+
+        def write_text(data: bytes) -> None:
+            stream.write(data.decode())
+            stream.flush()
+
+        return write_text
+
+    def write(data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[os.write(fd, view) :]
+            except BlockingIOError:  # somebody who shares the file made it so
+                select.select((), (fd,), ())
+
+    return write
 
 
 class _TextLine(logging.Formatter):
@@ -55,19 +210,32 @@ class _TextLine(logging.Formatter):
 
 
 class _JsonLine(logging.Formatter):
-    """One JSON object a line: time (RFC 3339, UTC), level, logger, message, and exception if there is one."""
+    """One JSON object a line: time (RFC 3339, UTC), level, logger, message, the line's own fields (see `fields`), and
+    exception if there is one."""
 
     def format(self, record: logging.LogRecord) -> str:
         moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        entry = {
+        entry: dict[str, object] = {
             "time": f"{moment}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": fit_lines_to_show(record.getMessage()),
         }
+        for name, value in getattr(record, "fields", {}).items():
+            assert name not in _OWN_FIELDS, f"a log line has a {name} already"
+            entry[name] = _shown(value)
         if record.exc_info:
             entry["exception"] = fit_lines_to_show(self.formatException(record.exc_info))
         return json.dumps(entry, ensure_ascii=False)
+
+
+def _shown(value: object) -> object:
+    """A field as JSON has it: bytes are a public key."""
+    if isinstance(value, bytes):
+        return f"nodekey:{value.hex()}"
+    if value is None or isinstance(value, bool | int):
+        return value
+    return round(value, 3) if isinstance(value, float) else fit_to_show(str(value))
 
 
 def _log_unraisable(problem: Any) -> None:
