@@ -25,7 +25,7 @@ from derp.config import RelayConfig, load_config, load_private_key
 from derp.config.settings import REFUSED, SETTINGS
 from derp.errors import ConfigError, DerpError, KeyFormatError
 from derp.keys import NodePrivate, NodePublic
-from derp.log import set_up_logging
+from derp.log import set_up_logging, tell_fatal
 from derp.map import is_address
 
 if TYPE_CHECKING:
@@ -128,7 +128,13 @@ def serve(config: str | None, as_json: bool, **given: str | None) -> None:
         if text is not None and text not in refused.harmless:
             raise ConfigError(f"flags: --{refused.flag}: {refused.instead}")
     flags = {name: text for name, text in given.items() if text is not None}
-    settings = load_config(flags, config_file=config)
+    try:
+        settings = load_config(flags, config_file=config)
+    except ConfigError:
+        # Who asked for JSON in words gets that line so, too; the default depends on the settings that do not hold.
+        if (flags.get("log_format") or os.environ.get("DERP_LOG_FORMAT")) == "json":
+            set_up_logging("json", "info")
+        raise
     set_up_logging(settings.log_format, settings.log_level)
     # Imported here: `derp genkey` need not wait for a server.
     from derp.server.life import live, prepare_process
@@ -335,5 +341,6 @@ def _fail(error: BaseException) -> NoReturn:
         sys.exit(141)
     if not isinstance(error, DerpError):
         raise error
-    open_console(stderr=True).print(f"derp: {error}", style="red")
+    if not tell_fatal("derp", str(error)):
+        open_console(stderr=True).print(f"derp: {error}", style="red")
     sys.exit(2 if isinstance(error, ConfigError | KeyFormatError) else 1)

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import IO, Any, Final
 
-from derp.text import fit_lines_to_show, fit_to_show
+from derp.text import error_text, fit_lines_to_show, fit_to_show
 
 _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 # What waits for a reader.  A mass reconnect of 5,000 clients a second says 5,000 lines of some 200 bytes: a reader may
@@ -45,6 +45,8 @@ def set_up_logging(form: str, level: str, stream: IO[str] | None = None) -> None
     # httpx says one line per request at INFO: with --verify-client-url that is a second line per connection.
     logging.getLogger("httpx").setLevel(logging.WARNING)
     sys.unraisablehook = _log_unraisable
+    if form == "json":
+        sys.excepthook = _log_crash
 
 
 def fields(**values: object) -> Mapping[str, object]:
@@ -236,6 +238,17 @@ def _shown(value: object) -> object:
     if value is None or isinstance(value, bool | int):
         return value
     return round(value, 3) if isinstance(value, float) else fit_to_show(str(value))
+
+
+def _log_crash(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """What nobody caught, in the form of the other lines: who reads JSON would not see a traceback as one event."""
+    if issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+        return
+    text = "a defect ended this program; please report this: %s"
+    more = fields(event="fatal")
+    logging.getLogger("derp").critical(text, error_text(error), exc_info=(kind, error, trace), extra=more)
+    flush_log()
 
 
 def _log_unraisable(problem: Any) -> None:

@@ -13,6 +13,7 @@ from typing import Final
 from derp.close_reason import CloseReason
 from derp.config import RateConfig
 from derp.keys import NodePrivate, short_key
+from derp.log import fields
 from derp.protocol.connection import ClientIdentified, ServerHandshake
 from derp.protocol.frames import HEADER, HEADER_BYTES, FrameType
 from derp.protocol.handshake import server_key_frame
@@ -311,7 +312,21 @@ class Greeting:
         for notify in plane.on_register:
             notify(client)
         if _log.isEnabledFor(logging.INFO):
-            _log.info("> client %d %s from %s:%d", client.number, short_key(client.key), *wire.address[:2])
+            _log.info(
+                "> client %d %s from %s:%d",
+                client.number,
+                short_key(client.key),
+                *wire.address[:2],
+                extra=fields(
+                    event="connected",
+                    client=client.number,
+                    key=client.key,
+                    address=wire.address[0],
+                    port=wire.address[1],
+                    is_mesh_peer=client.is_mesh_peer,
+                    app_name=client.app_name,
+                ),
+            )
 
     def writable(self) -> None:
         """Nothing waits here: the few bytes of a greeting are the wire's tail."""
@@ -321,11 +336,27 @@ class Greeting:
         self._plane.lobby.count_closed(reason)
         # Who was turned away asks the operator why; the rest is scanners and probes.
         level = logging.INFO if reason is CloseReason.NOT_ADMITTED else logging.DEBUG
-        if self._handshake.client is not None:
+        opened = self._handshake.client
+        if opened is not None:
             was_refused = reason is CloseReason.NOT_ADMITTED
             why = text if was_refused else f"{reason.value} before it was let in"
-            self._plane.past.note(self._handshake.client.key, self._plane.host.now, why, was_refused=was_refused)
-        _log.log(level, "x %s:%d before it was a client: %s %s", *self._wire.address[:2], reason.value, text)
+            self._plane.past.note(opened.key, self._plane.host.now, why, was_refused=was_refused)
+        if _log.isEnabledFor(level):
+            _log.log(
+                level,
+                "x %s:%d before it was a client: %s %s",
+                *self._wire.address[:2],
+                reason.value,
+                text,
+                extra=fields(
+                    event="refused",
+                    key=opened.key if opened is not None else None,
+                    address=self._wire.address[0],
+                    port=self._wire.address[1],
+                    reason=reason.value,
+                    detail=text,
+                ),
+            )
 
 
 def _refusal(key: bytes, verdict: Verdict) -> str:
@@ -380,4 +411,18 @@ class ClientSession:
                 client.packets_in,
                 client.packets_out,
                 plane.host.now - client.connected_at,
+                extra=fields(
+                    event="disconnected",
+                    client=client.number,
+                    key=client.key,
+                    address=client.address,
+                    port=client.port,
+                    reason=reason.value,
+                    detail=text,
+                    packets_in=client.packets_in,
+                    packets_out=client.packets_out,
+                    bytes_in=client.bytes_in,
+                    bytes_out=client.bytes_out,
+                    seconds=plane.host.now - client.connected_at,
+                ),
             )

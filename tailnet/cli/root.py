@@ -11,6 +11,7 @@ from typing import Final, NoReturn
 import click
 
 from derp.errors import DerpError
+from derp.log import tell_fatal
 from derp.text import fit_to_show
 from tailnet.cli.admin import admin
 from tailnet.cli.demo import demo
@@ -67,6 +68,7 @@ def _only_cause(group: BaseExceptionGroup[BaseException]) -> DerpError:
 
 def _fail(error: DerpError) -> NoReturn:
     # Not through rich: a file name with brackets in it is no markup, and long lines stay whole for grep.
-    for line in str(error).splitlines():
-        click.echo(f"tailnet: {fit_to_show(line)}", err=True)
+    if not tell_fatal("tailnet", str(error)):
+        for line in str(error).splitlines():
+            click.echo(f"tailnet: {fit_to_show(line)}", err=True)
     sys.exit(1)

@@ -6,6 +6,7 @@ workspace and an agent, and the lines to try.  Next hop: server/server.py.
 
 import json
 import logging
+import os
 import secrets
 import tempfile
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from uuid import uuid4
 import click
 import trio
 
+from derp.errors import ConfigError
 from derp.log import set_up_logging
 from derp.text import without_secrets
 from tailnet.cli.output import console, say_json
@@ -73,7 +75,13 @@ def serve(config: str | None, as_json: bool, **given: str | bool | None) -> None
         for name, value in given.items()
         if value is not None
     }
-    settings = load_config(flags, config_file=config)
+    try:
+        settings = load_config(flags, config_file=config)
+    except ConfigError:
+        # Who asked for JSON in words gets that line so, too; the default depends on the settings that do not hold.
+        if (flags.get("log_format") or os.environ.get("TAILNET_LOG_FORMAT")) == "json":
+            set_up_logging("json", "info")
+        raise
     set_up_logging(settings.log_format, settings.log_level)
     # Imported here: `tailnet admin` need not wait for a server.
     from derp.server.life import live, prepare_process

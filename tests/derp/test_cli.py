@@ -133,7 +133,7 @@ def test_flags_are_read_as_go_reads_them(given: list[str], expected: list[str]) 
         (["serve", "-a=:8443", "-acme-ip-certs"], "derp: flags: --acme-ip-certs: has no effect without --cert-mode"),
         (["serve", "-certmode=gcp"], "derp: flags: --hostname: --cert-mode gcp needs a host name"),
         (["serve", "-stun-prot=1"], "No such option '--stun-prot'"),
-        (["serve", *DEV[1:], "--listen=192.0.2.1:1"], "derp: cannot listen on TCP 192.0.2.1:1: "),
+        (["serve", *DEV[1:], "--listen=192.0.2.1:1"], "cannot listen on TCP 192.0.2.1:1: "),
         (["genkey", "x"], "unexpected extra argument"),
     ],
 )

@@ -112,9 +112,9 @@ async def test_a_map_that_is_wrong_is_one_line(tmp_path: Path) -> None:
         [*SERVE, "--dev", "--derp-map", str(path)], capture_stdout=True, capture_stderr=True, check=False
     )
     assert done.returncode == 1
-    lines = [line for line in done.stderr.decode().splitlines() if line.startswith("tailnet: ")]
+    lines = [line for line in map(json.loads, done.stderr.decode().splitlines()) if line.get("event") == "fatal"]
     assert len(lines) == 1
-    assert f"derp_map: {path}: has errors: Regions.1.RegionID: is 2" in lines[0]
+    assert f"derp_map: {path}: has errors: Regions.1.RegionID: is 2" in lines[0]["message"]
     assert b"Traceback" not in done.stderr
 
 
