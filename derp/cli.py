@@ -7,6 +7,7 @@ Next hop: server/server.py, client/client.py.
 
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterable

@@ -61,6 +61,7 @@ class RelayStatistics:
     mesh: tuple[MeshReading, ...] = ()
     questions: Mapping[str, int] = field(default_factory=dict)  # to tailscaled and the admission URL, by answer
     renewal_failures: int | None = None  # since the last success; None: certificates do not come from an authority
+    log_lines_dropped: int = 0  # of this process
     rate_bytes_per_second: int = 0  # what each client may send; 0: no limit
     rate_burst_bytes: int = 0
     bootstrap: Mapping[str, int] = field(default_factory=dict)
@@ -157,6 +158,7 @@ def _counters(reading: RelayStatistics) -> Iterable[Metric]:
         ("derp_accepts", "Connections that became DERP.", reading.accepts),
         ("derp_requests_refused", "HTTP requests answered with an error.", reading.requests_refused),
         ("derp_websocket_accepts", "Clients that came by websocket.", reading.websocket_accepts),
+        ("derp_log_lines_dropped", "Log lines that nobody read in time.", reading.log_lines_dropped),
     )
     for name, text, value in rows:
         yield CounterMetricFamily(name, text, value=value)

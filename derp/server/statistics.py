@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+from derp.log import dropped_line_count
 from derp.metrics import MeshReading, RelayStatistics, routed_totals
 from derp.relay.counters import Counters
 from derp.server.door import FrontDoor
@@ -28,6 +29,7 @@ def read_statistics(relay: Relay | None, lobby: Lobby, ports: Ports, doors: Iter
         requests_refused=sum(door.requests_refused for door in doors),
         stun=stun_totals(ports.stun),
         stun_family={family: sum(each.success_count[family] for each in ports.stun) for family in ("ipv4", "ipv6")},
+        log_lines_dropped=dropped_line_count(),
         certificate_expires_at=ports.certificate_expires_at(),
         tls_requests=sum((door.tls_requests for door in doors), Counter[str]()),
         tls_active=_active_tls(relay, lobby, doors),

@@ -5,12 +5,15 @@ fails the test below until somebody moves it; a row that cannot move has to say 
 """
 
 import contextlib
+import io
+import logging
 import socket
 from collections.abc import Awaitable, Callable
 
 import trio
 from prometheus_client.parser import text_string_to_metric_families
 
+from derp import log
 from derp.close_reason import CloseReason
 from derp.config import RateConfig
 from derp.keys import NodePrivate
@@ -247,6 +250,18 @@ async def stun_in_trouble(rows: Rows) -> None:
 IP_RECVERR = 11  # not in Python's socket module
 
 
+async def an_unread_log(rows: Rows) -> None:
+    async with open_server() as server:
+        rows.begin(server)
+        handler = log._Lines(io.StringIO(), logging.Formatter())
+        handler.writer.add(bytes(log.MAX_HELD_BYTES + 1))  # more than a reader that is too slow may owe
+        logging.getLogger().addHandler(handler)
+        try:
+            rows.look(server)
+        finally:
+            logging.getLogger().removeHandler(handler)
+
+
 async def names(rows: Rows) -> None:
     config = relay_config(
         unpublished_bootstrap_dns_names=(("127.0.0.2", ""), ("127.0.0.3", "127.0.0.4")),
@@ -301,6 +316,7 @@ EVERYTHING: tuple[Callable[[Rows], Awaitable[None]], ...] = (
     a_slow_watcher,
     other_relays,
     stun_in_trouble,
+    an_unread_log,
     names,
     admission,
     a_defect_and_the_end,
