@@ -146,8 +146,9 @@ class RelayRules:
     tcp_write_timeout_seconds: float = 2.0  # 0: none
     # A mesh peer carries everybody's packets; breaking that link costs far more than waiting for it.
     mesh_write_timeout_seconds: float = 30.0
-    # Clients give up after 120 s without a frame; 60 s + jitter leaves room for one lost keep-alive.
-    keepalive_seconds: float = 60.0
+    # Clients give up after 120 s without a frame: one keep-alive may be lost.  And reverse proxies (nginx, HAProxy) cut
+    # a connection that is silent for 60 s, so derper's 60 to 65 s are too rare behind one.
+    keepalive_seconds: float = 45.0
     # Fixed per connection, so that 10,000 clients that came at once do not wake us at once for ever.
     keepalive_jitter_seconds: float = 5.0
 

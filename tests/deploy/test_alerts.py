@@ -40,7 +40,9 @@ def exposed() -> dict[str, dict[str, set[str]]]:
     numbers: dict[str, Any] = {field.name: 0 for field in dataclasses.fields(Statistics)}
     numbers |= {"departures": {"lost": 0}, "refusals": {}}
     counts: dict[str, Any] = {field.name: 0 for field in dataclasses.fields(CoordinatorReading)}
-    counts |= {"statistics": Statistics(**numbers), "map_failures": {"https://maps.example": 0}}
+    maps: dict[str, Any] = {"map_failures": {"https://maps.example": 0}, "feed_followers": {"maps": 0}}
+    maps["feed_drops"] = {("maps", "slow"): 0}
+    counts |= {"statistics": Statistics(**numbers), **maps}
     coordinator = CoordinatorReading(**counts)
     mesh = (MeshReading("relay2.example", True, 1, 2),)
     questions = {"allowed": 0, "refused": 0, "faulty": 0, "unanswered": 0}

@@ -60,6 +60,15 @@ def test_keep_alives_come_in_their_period_whatever_else_is_sent() -> None:
     rig.end()
 
 
+def test_by_default_an_idle_connection_survives_a_proxy_that_waits_60_seconds() -> None:
+    rig = RelayRig(tcp_write_timeout_seconds=0.0)
+    clients = [rig.connect() for _ in range(20)]
+    for _ in range(5):
+        rig.wait(51)
+        assert all(keep_alives(client) >= 1 for client in clients)
+    rig.end()
+
+
 def test_a_client_that_left_gets_no_keep_alive_and_is_forgotten() -> None:
     rig = RelayRig(keepalive_seconds=5.0, keepalive_jitter_seconds=0.0)
     one = rig.connect()
