@@ -7,15 +7,14 @@ is dropped here, so that nobody waits for it.
 import logging
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from tailnet.coordinator.core import Coordinator
 from tailnet.coordinator.messages import Deliver, Effect, Request, SendError, Update
+from tailnet.proto.coordination import encode_error, encode_updates
 from tailnet.transport.channel import Channel
 
 _log = logging.getLogger("tailnet.server")
-
-_ID_FIELDS: Final = b"\x0a\x10"  # PeerUpdate.id, 16 bytes
 
 
 class Receiver(Protocol):
@@ -90,52 +89,3 @@ class Hub:
                 effect.connection.send_error(effect.text)
             else:
                 effect.connection.end(effect.reason)
-
-
-def encode_updates(updates: Sequence[Update]) -> bytes:
-    """A CoordinateResponse with these peer updates, byte for byte what google's library makes of them.
-
-    By hand, because a node travels on as the bytes it came in: parsing and encoding it again for a message that
-    only wraps it would cost as much as the whole rest of a delivery.
-    """
-    return b"".join([_encode_update(update) for update in updates])
-
-
-def _encode_update(update: Update) -> bytes:
-    tail = _TAILS.get((update.kind, update.reason)) or _tail(update.kind, update.reason)
-    node = update.node
-    if node is None:
-        body = _ID_FIELDS + update.peer_id + tail
-    else:
-        raw = node.raw
-        body = b"".join((_ID_FIELDS, update.peer_id, b"\x12", _varint(len(raw)), raw, tail))
-    return b"\x0a" + _varint(len(body)) + body
-
-
-# Kind and reason, encoded.  Reasons are a handful of the core's own words.
-_TAILS: Final[dict[tuple[int, str], bytes]] = {}
-_MAX_TAILS: Final = 64
-
-
-def _tail(kind: int, reason: str) -> bytes:
-    tail = b"\x18" + bytes((kind,))
-    if reason:
-        encoded = reason.encode()
-        tail += b"\x22" + _varint(len(encoded)) + encoded
-    if len(_TAILS) < _MAX_TAILS:
-        _TAILS[kind, reason] = tail
-    return tail
-
-
-def encode_error(text: str) -> bytes:
-    """A CoordinateResponse that holds only an error."""
-    encoded = text.encode()
-    return b"\x12" + _varint(len(encoded)) + encoded
-
-
-def _varint(value: int) -> bytes:
-    if value < 0x80:
-        return bytes((value,))
-    if value < 0x4000:
-        return bytes((value & 0x7F | 0x80, value >> 7))
-    return bytes((value & 0x7F | 0x80,)) + _varint(value >> 7)

@@ -19,9 +19,10 @@ from tailnet.coordinator.core import OVERWRITTEN, REASON_CLOSE, REASON_OVERFLOW,
 from tailnet.coordinator.messages import Kind, Request, Update
 from tailnet.errors import MalformedField, RemoteProtocolError
 from tailnet.proto import convert
+from tailnet.proto.coordination import node_value
 from tailnet.proto.generated import tailnet_pb2 as tailnet
 from tailnet.services.hub import Hub
-from tailnet.services.tailnet_rpc import Caller, node_value
+from tailnet.services.tailnet_rpc import Caller
 from tailnet.transport.channel import Channels
 from tailnet.types import PeerID
 

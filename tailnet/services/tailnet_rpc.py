@@ -19,11 +19,11 @@ from derp.text import error_text
 from tailnet.auth.backends import Credential
 from tailnet.coordinator.core import Coordinator
 from tailnet.coordinator.messages import Request
-from tailnet.coordinator.nodes import Node
 from tailnet.coordinator.policy import Policy
 from tailnet.coordinator.resume import ResumeTokens, audience
 from tailnet.errors import RpcError, Unimplemented
 from tailnet.proto import convert
+from tailnet.proto.coordination import decode_request
 from tailnet.proto.generated import tailnet_pb2 as tailnet
 from tailnet.proto.services import Rpc
 from tailnet.rpc.connection import ConnectionEvent
@@ -143,7 +143,7 @@ class TailnetService:
             call.waiting.append(payload)
             return
         try:
-            request = coordinate_request(payload)
+            request = decode_request(payload)
         except DecodeError:
             now = self._clock()
             call.send_error("malformed request: not a CoordinateRequest")
@@ -322,56 +322,9 @@ def _said_goodbye(call: CoordinateCall) -> bool:
     if call.deciding is None:
         return False
     try:
-        return call.deciding.disconnect or any(coordinate_request(each).disconnect for each in call.waiting or ())
+        return call.deciding.disconnect or any(decode_request(each).disconnect for each in call.waiting or ())
     except DecodeError:
         return False
-
-
-def coordinate_request(payload: bytes) -> Request:
-    """A serialized CoordinateRequest as the core takes it.  Raises DecodeError."""
-    # Nearly every request is update_self alone: one field, which is a message of one field, the node.  Looking at the
-    # two tags saves making the outer messages and asking them for what they do not hold: a third of the parsing.
-    start = _only_field(payload, 0)
-    start = _only_field(payload, start) if start else 0
-    if start:
-        return Request(node=node_value(tailnet.Node.FromString(payload[start:])))
-    message = tailnet.CoordinateRequest.FromString(payload)
-    request = Request()
-    if message.HasField("update_self"):
-        request.node = node_value(message.update_self.node)
-    if message.HasField("add_tunnel"):
-        request.add_tunnel = message.add_tunnel.id
-    if message.HasField("remove_tunnel"):
-        request.remove_tunnel = message.remove_tunnel.id
-    if message.HasField("disconnect"):
-        request.disconnect = True
-    if message.ready_for_handshake:
-        request.ready_for_handshake = [ready.id for ready in message.ready_for_handshake]
-    return request
-
-
-def _only_field(payload: bytes, at: int) -> int:
-    """Where the content of field 1 begins, if nothing else lies from `at` to the end and it is below 16 KiB; else 0."""
-    size = len(payload) - at
-    if size >= 2 and payload[at] == 0x0A:
-        if payload[at + 1] == size - 2 < 0x80:
-            return at + 2
-        if size >= 3 and payload[at + 1] & 0x7F | payload[at + 2] << 7 == size - 3 and payload[at + 1] >> 7:
-            return at + 3 if payload[at + 2] < 0x80 else 0
-    return 0
-
-
-def node_value(node: Any) -> Node:
-    """A Node message as the core takes it."""
-    return Node(
-        raw=node.SerializeToString(deterministic=True),
-        key=node.key,
-        disco=node.disco,
-        preferred_derp=node.preferred_derp,
-        addresses=tuple(node.addresses),
-        allowed_ips=tuple(node.allowed_ips),
-        endpoint_count=len(node.endpoints),
-    )
 
 
 _COORDINATE: Final = "/coder.tailnet.v2.Tailnet/Coordinate"

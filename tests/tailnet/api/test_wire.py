@@ -10,8 +10,8 @@ from derp.keys import NodePrivate
 from tailnet.coordinator.messages import Request
 from tailnet.coordinator.policy import AgentPolicy, ClientPolicy
 from tailnet.proto import convert
+from tailnet.proto.coordination import node_value
 from tailnet.proto.generated import tailnet_pb2 as tailnet
-from tailnet.services.tailnet_rpc import node_value
 from tailnet.store.rows import (
     AppHealth,
     AppHealths,
