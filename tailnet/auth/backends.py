@@ -244,7 +244,7 @@ class StoreCallers:
     async def _preload(self) -> None:
         asked_at = trio.current_time()
         try:
-            generation, found = await self._store.run(self._store.read_all_callers, MAX_PRELOADED)
+            generation, found = await self._store.run(self._store.callers.read_all_callers, MAX_PRELOADED)
         except StoreError:
             return  # whoever asks first is told
         if self._generation == -1:
@@ -258,7 +258,7 @@ class StoreCallers:
         missing = [key for key in batch.keys if key not in self._kept]
         try:
             generation, found = await self._store.run(
-                self._store.read_callers, self._generation, missing, list(batch.keys)
+                self._store.callers.read_callers, self._generation, missing, list(batch.keys)
             )
         except StoreError as error:
             if not self._store_failed:

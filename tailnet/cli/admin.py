@@ -75,12 +75,12 @@ def user(
     """Show a user, or change what it may do."""
     opened = _open(store, config)
     try:
-        found = opened.find_user(username)
+        found = opened.callers.find_user(username)
         if found is None:
             raise click.ClickException(f"there is no user {username!r} in {opened.shown}")
         if is_admin is not None or active is not None:
-            opened.update_user(found.id, datetime.now(UTC), active=active, admin=is_admin)
-            found = opened.find_user(username) or found
+            opened.callers.update_user(found.id, datetime.now(UTC), active=active, admin=is_admin)
+            found = opened.callers.find_user(username) or found
     finally:
         opened.close()
     shown = {"id": str(found.id), "username": found.username, "active": found.active, "admin": found.admin}

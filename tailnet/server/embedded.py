@@ -23,7 +23,7 @@ def relay_key(store: Store) -> NodePrivate:
 
     Blocks; raises StoreError.
     """
-    return NodePrivate(store.lasting_key(RELAY_PURPOSE, datetime.now(UTC), secrets.token_bytes, KEY_BYTES))
+    return NodePrivate(store.keys.lasting_key(RELAY_PURPOSE, datetime.now(UTC), secrets.token_bytes, KEY_BYTES))
 
 
 def default_access_url(listening: Sequence[Listening]) -> str:

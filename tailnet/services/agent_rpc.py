@@ -104,16 +104,18 @@ class AgentService:
         self._config = config
         self._changed = changed  # tells that something of an owner's workspaces changed
         self._clock = clock
-        self._lifecycles: WriteBatch[LifecycleChange] = WriteBatch(store, store.update_lifecycles)
-        self._startups: WriteBatch[Startup] = WriteBatch(store, store.update_startups)
-        self._stats: WriteBatch[StatsReport] = WriteBatch(store, lambda rows: store.insert_stats(rows, clock()))
+        self._lifecycles: WriteBatch[LifecycleChange] = WriteBatch(store, store.reports.update_lifecycles)
+        self._startups: WriteBatch[Startup] = WriteBatch(store, store.reports.update_startups)
+        self._stats: WriteBatch[StatsReport] = WriteBatch(store, lambda rows: store.reports.insert_stats(rows, clock()))
         self._metadata: WriteBatch[list[MetadataValue]] = WriteBatch(
-            store, lambda lists: store.put_metadata([value for values in lists for value in values])
+            store, lambda lists: store.reports.put_metadata([value for values in lists for value in values])
         )
-        self._logs: WriteBatch[LogBatch] = WriteBatch(store, lambda batches: store.insert_logs(batches, clock()))
-        self._healths: WriteBatch[AppHealths] = WriteBatch(store, store.update_app_healths)
-        self._runs: WriteBatch[tuple[PeerID, ScriptRun]] = WriteBatch(store, store.add_script_runs)
-        self._connections: WriteBatch[ConnectionReport] = WriteBatch(store, store.insert_connections)
+        self._logs: WriteBatch[LogBatch] = WriteBatch(
+            store, lambda batches: store.reports.insert_logs(batches, clock())
+        )
+        self._healths: WriteBatch[AppHealths] = WriteBatch(store, store.apps.update_app_healths)
+        self._runs: WriteBatch[tuple[PeerID, ScriptRun]] = WriteBatch(store, store.apps.add_script_runs)
+        self._connections: WriteBatch[ConnectionReport] = WriteBatch(store, store.reports.insert_connections)
         self._external_sources: set[PeerID] = set()
         self.banners = config.announcement_banners  # the server gives others when settings are read again
         self.connection_reports = 0
@@ -260,7 +262,7 @@ class AgentService:
             source = EXTERNAL_LOG_SOURCE
             if caller.peer_id not in self._external_sources:
                 row = LogSource(caller.peer_id, source, _EXTERNAL_NAME, _EXTERNAL_ICON, self._clock())
-                await _insist(lambda: self._store.run(self._store.add_log_source, row))
+                await _insist(lambda: self._store.run(self._store.reports.add_log_source, row))
                 if len(self._external_sources) >= MAX_KNOWN_SOURCES:
                     self._external_sources.clear()
                 self._external_sources.add(caller.peer_id)
@@ -346,7 +348,7 @@ class AgentService:
         architecture, system = request.architecture[:64], request.operating_system[:64]
         try:
             added = await self._store.run(
-                lambda: self._store.add_sub_agent(
+                lambda: self._store.callers.add_sub_agent(
                     caller.peer_id,
                     sub_id,
                     agent_token_digest(token),
@@ -371,15 +373,15 @@ class AgentService:
     async def delete_sub_agent(self, caller: Caller, request: Any) -> Message:
         if len(request.id) != 16:
             raise RpcError("a sub-agent's id has 16 bytes")
-        mine = await self._store.run(self._store.list_sub_agents, caller.peer_id)
+        mine = await self._store.run(self._store.callers.list_sub_agents, caller.peer_id)
         if not any(row.id == request.id for row in mine):
             raise RpcError("no such sub-agent of this agent")
-        await self._store.run(self._store.delete_agent, PeerID(request.id))
+        await self._store.run(self._store.callers.delete_agent, PeerID(request.id))
         self._changed(_identity(caller).owner_id)
         return agent.DeleteSubAgentResponse()
 
     async def list_sub_agents(self, caller: Caller, request: Any) -> Message:
-        rows = await self._store.run(self._store.list_sub_agents, caller.peer_id)
+        rows = await self._store.run(self._store.callers.list_sub_agents, caller.peer_id)
         # Tokens are hashed in the store, so only the call that made a sub-agent can tell its token.
         return agent.ListSubAgentsResponse(agents=[agent.SubAgent(name=row.name, id=bytes(row.id)) for row in rows])
 
@@ -402,7 +404,7 @@ class AgentService:
             _printable(request.uri, MAX_URI_CHARS),
         )
         try:
-            known = await self._store.run(self._store.add_app_status, caller.peer_id, request.slug, status)
+            known = await self._store.run(self._store.apps.add_app_status, caller.peer_id, request.slug, status)
         except StoreError as error:
             raise RpcError(f"cannot store the status of app {request.slug[:64]!r}: {error}") from error
         if not known:

@@ -50,11 +50,11 @@ class StoreMapKeeper:
 
     async def keep(self, source: str, text: str) -> None:
         """Raises StoreError."""
-        await self._store.run(self._store.keep_map, source, text, self._clock())
+        await self._store.run(self._store.keys.keep_map, source, text, self._clock())
 
     async def kept(self, source: str) -> tuple[str, datetime] | None:
         """Raises StoreError."""
-        return await self._store.run(self._store.kept_map, source)
+        return await self._store.run(self._store.keys.kept_map, source)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

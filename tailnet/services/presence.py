@@ -86,10 +86,10 @@ class AgentPresence:
             # What was taken out is in nobody's hands but ours: a server that is about to end waits for it.
             with trio.CancelScope(shield=True):
                 if came:
-                    await self._store.run(self._store.record_connected, list(came), datetime.now(UTC))
+                    await self._store.run(self._store.reports.record_connected, list(came), datetime.now(UTC))
                 if left:
                     # A time of its own: who left at the very moment of its last sign of life would count as here.
-                    await self._store.run(self._store.record_disconnected, list(left), datetime.now(UTC))
+                    await self._store.run(self._store.reports.record_disconnected, list(left), datetime.now(UTC))
         except StoreError as error:
             _log.error("! the store does not take who is connected: %s", error)
             # Again in a second; who left and came back meanwhile is here.

@@ -27,7 +27,7 @@ class ResumeKeys:
 
     async def refresh(self) -> None:
         """Read the keys, which makes and rotates them as needed.  Raises StoreError."""
-        keys = await self._store.run(self._store.signing_keys, PURPOSE, datetime.now(UTC), secrets.token_bytes)
+        keys = await self._store.run(self._store.keys.signing_keys, PURPOSE, datetime.now(UTC), secrets.token_bytes)
         newest, *older = (ResumeKey(key.id, key.secret) for key in keys)
         self.current = ResumeTokens(newest, older)
 

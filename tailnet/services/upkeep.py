@@ -20,7 +20,7 @@ async def prune_forever(store: Store) -> None:
     while True:
         try:
             # One bounded piece after the other: whoever else wants to write comes in between.
-            while await store.run(store.prune, datetime.now(UTC)):
+            while await store.run(store.reports.prune, datetime.now(UTC)):
                 pass
         except StoreError as error:
             _log.error("! old statistics are not deleted: %s", error)

@@ -76,10 +76,10 @@ async def test_an_agent_that_was_never_here(world: World) -> None:
 
 async def test_what_an_agent_said_of_itself(world: World) -> None:
     store = world.store
-    store.update_startups([Startup(MAIN, "v2.20.0", "/home/me", ["ENVBOX", "EXECTRACE"], "2.4")])
-    store.record_connected([MAIN], NOW)
-    store.update_lifecycles([LifecycleChange(MAIN, LifecycleState.READY, NOW)])
-    store.add_log_source(LogSource(MAIN, make_id("source"), "Start", "/icon.png", NOW))
+    store.reports.update_startups([Startup(MAIN, "v2.20.0", "/home/me", ["ENVBOX", "EXECTRACE"], "2.4")])
+    store.reports.record_connected([MAIN], NOW)
+    store.reports.update_lifecycles([LifecycleChange(MAIN, LifecycleState.READY, NOW)])
+    store.reports.add_log_source(LogSource(MAIN, make_id("source"), "Start", "/icon.png", NOW))
     body = await shown(world)
     expected = {
         "version": "v2.20.0",
@@ -111,10 +111,10 @@ async def test_what_it_should_run_and_what_became_of_it(world: World) -> None:
     store = world.store
     fill(store, defined_document())
     status = AppStatus(make_id("status"), NOW, AppState.COMPLETE, "built", "http://localhost/1")
-    assert store.add_app_status(MAIN, "editor", status)
-    store.update_app_healths([AppHealths(MAIN, {make_id("editor of main"): AppHealth.UNHEALTHY})])
+    assert store.apps.add_app_status(MAIN, "editor", status)
+    store.apps.update_app_healths([AppHealths(MAIN, {make_id("editor of main"): AppHealth.UNHEALTHY})])
     run = ScriptRun(make_id("start of main"), NOW, NOW, 7, RunStage.START, RunStatus.EXIT_FAILURE)
-    store.add_script_runs([(MAIN, run), (MAIN, replace(run, exit_code=9, status=RunStatus.TIMED_OUT))])
+    store.apps.add_script_runs([(MAIN, run), (MAIN, replace(run, exit_code=9, status=RunStatus.TIMED_OUT))])
     body = await shown(world)
     editor, shell = body["apps"]
     assert editor == {
@@ -159,13 +159,13 @@ async def test_what_it_should_run_and_what_became_of_it(world: World) -> None:
 
 async def test_silence_is_shown_as_the_last_sign_of_life(world: World) -> None:
     before = NOW - timedelta(hours=1)
-    world.store.record_disconnected([MAIN], before - timedelta(hours=1))
-    world.store.record_connected([MAIN], before)
+    world.store.reports.record_disconnected([MAIN], before - timedelta(hours=1))
+    world.store.reports.record_connected([MAIN], before)
     body = await shown(world)
     assert body["status"] == "disconnected"
     assert body["disconnected_at"] == body["last_connected_at"] == "2026-01-02T02:04:05.678901Z"
     assert body["health"]["reason"] == "agent has lost connection"
-    world.store.record_disconnected([MAIN], NOW)
+    world.store.reports.record_disconnected([MAIN], NOW)
     assert (await shown(world))["disconnected_at"] == EPOCH_TEXT
 
 
@@ -182,10 +182,10 @@ async def test_silence_is_shown_as_the_last_sign_of_life(world: World) -> None:
     ],
 )
 async def test_health(world: World, state: LifecycleState, connected: bool, reason: str) -> None:
-    world.store.record_connected([MAIN], NOW)
-    world.store.update_lifecycles([LifecycleChange(MAIN, state, NOW)])
+    world.store.reports.record_connected([MAIN], NOW)
+    world.store.reports.update_lifecycles([LifecycleChange(MAIN, state, NOW)])
     if not connected:
-        world.store.record_disconnected([MAIN], NOW)
+        world.store.reports.record_disconnected([MAIN], NOW)
     health = (await shown(world))["health"]
     assert health == ({"healthy": False, "reason": reason} if reason else {"healthy": True})
 
@@ -215,7 +215,7 @@ async def test_who_may_look(world: World) -> None:
     async with world.client(token=user_token("bob")) as client:
         stranger = await client.get(path)
     assert (stranger.status_code, stranger.json()["message"]) == (404, NO_SUCH_AGENT)
-    world.store.delete_agent(MAIN)
+    world.store.callers.delete_agent(MAIN)
     async with world.client(token=user_token("alice")) as client:
         assert (await client.get(path)).status_code == 404
         assert (await client.get("/api/v2/workspaceagents/me")).status_code == 400

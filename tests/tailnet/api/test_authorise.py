@@ -111,7 +111,7 @@ async def test_operators_by_token(world: World) -> None:
     async def check(token: str) -> None:
         await check_operator(world.services.callers, "203.0.113.9", {"coder-session-token": token}, {}, LOOPBACK, ())
 
-    world.store.update_user(make_id("alice"), NOW, admin=True)
+    world.store.callers.update_user(make_id("alice"), NOW, admin=True)
     await check(user_token("alice"))
     for token in (user_token("bob"), "nonsense", user_token("alice")[:-1] + "z"):
         with pytest.raises(Refused) as caught:

@@ -51,15 +51,15 @@ async def test_who_is_here(world: World) -> None:
 async def test_what_an_agent_reported(world: World) -> None:
     store = world.store
     fill(store, defined_document())
-    store.record_connected([MAIN], NOW)
-    store.update_startups([Startup(MAIN, "v2.20.0", "/home/me", ["ENVBOX"], "2.4")])
+    store.reports.record_connected([MAIN], NOW)
+    store.reports.update_startups([Startup(MAIN, "v2.20.0", "/home/me", ["ENVBOX"], "2.4")])
     session = ConnectionReport(
         MAIN, make_id("session"), ConnectionAction.CONNECT, ConnectionType.SSH, NOW, "192.0.2.7", 0, "<b>", "ssh"
     )
-    store.insert_connections([session])
-    store.add_app_status(MAIN, "editor", AppStatus(make_id("status"), NOW, AppState.IDLE, "<i>resting", ""))
+    store.reports.insert_connections([session])
+    store.apps.add_app_status(MAIN, "editor", AppStatus(make_id("status"), NOW, AppState.IDLE, "<i>resting", ""))
     run = ScriptRun(make_id("start of main"), NOW, NOW, 3, RunStage.START, RunStatus.EXIT_FAILURE)
-    store.add_script_runs([(MAIN, run)])
+    store.apps.add_script_runs([(MAIN, run)])
     async with world.client(LOCAL) as client:
         picture = (await client.get(f"/debug/agent?id={MAIN}&format=json")).json()
         page = (await client.get(f"/debug/agent?id={MAIN}")).text
@@ -92,7 +92,7 @@ async def test_an_agent_that_reported_nothing_and_one_that_is_none(world: World)
         missing = await client.get(f"/debug/agent?id={CLIENT}")
         wrong = await client.get("/debug/agent?id=x")
         # Agents choose the names of their sub-agents.
-        assert world.store.add_sub_agent(MAIN, CLIENT, bytes(32), "<script>", NOW)
+        assert world.store.callers.add_sub_agent(MAIN, CLIENT, bytes(32), "<script>", NOW)
         assert "<script>" not in (await client.get(f"/debug/agent?id={CLIENT}")).text
     assert "It reported no session." in page
     assert (missing.status_code, missing.json()["message"]) == (404, "There is no such agent.")

@@ -91,7 +91,7 @@ async def test_users_that_are_refused(
     assert same(await refusal(callers.user, alice[:-1] + "z"), refusals.user_secret_wrong())
     presented = parse_user_token("expiring00-0123456789012345678901")
     expiry = NOW + timedelta(hours=1)
-    store.add_user_token(make_id("alice"), presented.id, presented.secret_digest, NOW, expiry)
+    store.callers.add_user_token(make_id("alice"), presented.id, presented.secret_digest, NOW, expiry)
     token = "expiring00-0123456789012345678901"
     wall.now = expiry - timedelta(microseconds=1)
     await trio.sleep(CHECK_SECONDS)
@@ -172,7 +172,7 @@ async def test_changes_are_seen_within_a_second(store: Store, callers: StoreCall
     await callers.user(user_token("alice"))
     await refusal(callers.agent, agent_token("late"))
     # As another process would do it: nobody tells this one.
-    store.update_user(make_id("alice"), NOW, active=False)
+    store.callers.update_user(make_id("alice"), NOW, active=False)
     fill(store, seed_document((AgentSpec("late", "dev2", "bob"),)))
     await trio.sleep(CHECK_SECONDS)
     assert same(await refusal(callers.user, user_token("alice")), refusals.user_not_active())
@@ -242,7 +242,7 @@ async def test_answers_stay_at_hand_for_as_long_as_somebody_asks(
     # What changes is seen no later than without it.
     callers.no_wait = False
     assert (await callers.user(user_token("alice"))).username == "alice"
-    store.update_user(make_id("alice"), NOW, active=False)
+    store.callers.update_user(make_id("alice"), NOW, active=False)
     mock_clock.jump(CHECK_SECONDS / 2)
     await until(lambda: callers._checked_at == trio.current_time())
     assert same(await refusal(callers.user, user_token("alice")), refusals.user_not_active())

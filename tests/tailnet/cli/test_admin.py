@@ -128,7 +128,7 @@ def test_show_and_change_a_user(store: Store, store_url: str, capsys: pytest.Cap
     assert (shown["username"], shown["active"], shown["admin"]) == ("alice", False, True)
     run(["admin", "user", "alice", "--active", "--json", "--store", store_url])
     assert json.loads(capsys.readouterr().out)["admin"] is True
-    found = store.user_tokens([user_token("alice")[:10]])
+    found = store.callers.user_tokens([user_token("alice")[:10]])
     assert found[user_token("alice")[:10]].user.admin
 
 

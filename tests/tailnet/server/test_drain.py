@@ -62,7 +62,7 @@ async def test_peers_hear_lost_and_the_websocket_goes_away(server: CoordinatorSe
 def agent_row(url: str) -> AgentRow:
     store = Store.open(url)
     try:
-        row = store.get_agent(MAIN)
+        row = store.callers.get_agent(MAIN)
         assert row is not None
         return row
     finally:

@@ -56,7 +56,7 @@ ALICE = user_token("alice")
 
 
 def agent_row(server: CoordinatorServer, name: str = "main") -> AgentRow:
-    row = server.store.get_agent(peer_id(name))
+    row = server.store.callers.get_agent(peer_id(name))
     assert row is not None
     return row
 
@@ -144,7 +144,7 @@ async def test_an_agent_boots_with_all_its_calls_at_once(server: CoordinatorServ
         assert (manifest.agent_id, manifest.workspace_id) == (MAIN, make_id("dev").bytes)
         assert manifest.derp_map.HasField("home_params")
         assert answers["UpdateStats"].report_interval.seconds == 300
-        assert server.store.list_logs(MAIN)[0].output == "hello"
+        assert server.store.reports.list_logs(MAIN)[0].output == "hello"
     assert agent_row(server).lifecycle_state is LifecycleState.READY
 
 

@@ -52,7 +52,7 @@ class World:
         self.unary = self.service.unary()
 
     def caller(self, agent_id: bytes = MAIN) -> Caller:
-        [identity] = self.store.agent_identities([type(MAIN)(agent_id)]).values()
+        [identity] = self.store.callers.agent_identities([type(MAIN)(agent_id)]).values()
         return Caller(identity.id, AgentPolicy(identity.id), identity.name, identity, api_version="2.7")
 
     async def call(self, name: str, request: Any, agent_id: bytes = MAIN) -> Any:
@@ -92,7 +92,7 @@ async def test_the_manifest_says_who_the_agent_is_and_what_the_settings_are(stor
 
 async def test_a_deleted_agent_is_told_so(world: World) -> None:
     caller = world.caller()
-    world.store.delete_agent(MAIN)
+    world.store.callers.delete_agent(MAIN)
     requests = {"GetManifest": agent.GetManifestRequest(), "CreateSubAgent": agent.CreateSubAgentRequest(name="x")}
     for name, request in requests.items():
         with pytest.raises(RpcError, match="deleted"):
@@ -121,10 +121,10 @@ async def test_without_banners_there_is_nothing_to_show(world: World) -> None:
 async def test_the_interval_of_stats_is_never_zero_and_only_stats_are_stored(world: World) -> None:
     answer = await world.call("UpdateStats", agent.UpdateStatsRequest())
     assert answer.report_interval.seconds == 300
-    assert world.store.latest_stats(MAIN) is None
+    assert world.store.reports.latest_stats(MAIN) is None
     stats = {"connection_count": 3, "rx_bytes": 2**62, "tx_bytes": 5, "connection_median_latency_ms": float("nan")}
     await world.call("UpdateStats", agent.UpdateStatsRequest(stats=stats))
-    stored = world.store.latest_stats(MAIN)
+    stored = world.store.reports.latest_stats(MAIN)
     assert stored is not None
     assert (stored.connection_count, stored.rx_bytes, stored.tx_bytes) == (3, 2**62, 5)
 
@@ -134,20 +134,20 @@ async def test_lifecycles(world: World) -> None:
     at.FromDatetime(datetime(2026, 5, 6, 7, 8, 9, tzinfo=UTC))
     request = agent.UpdateLifecycleRequest(lifecycle={"state": agent.Lifecycle.READY, "changed_at": at})
     assert await world.call("UpdateLifecycle", request) == request.lifecycle
-    row = world.store.get_agent(MAIN)
+    row = world.store.callers.get_agent(MAIN)
     assert row is not None
     assert (row.lifecycle_state, row.ready_at) == (LifecycleState.READY, datetime(2026, 5, 6, 7, 8, 9, tzinfo=UTC))
     assert world.changed == [make_id("alice")]
     never = Timestamp(seconds=-62135596800)  # Go's zero time
     await world.call("UpdateLifecycle", agent.UpdateLifecycleRequest(lifecycle={"state": 2, "changed_at": never}))
-    row = world.store.get_agent(MAIN)
+    row = world.store.callers.get_agent(MAIN)
     assert row is not None
     assert row.started_at == NOW
     await world.call("UpdateLifecycle", agent.UpdateLifecycleRequest(lifecycle={"state": agent.Lifecycle.OFF}))
     for bad in ({}, {"state": 99}, {"state": agent.Lifecycle.READY, "changed_at": Timestamp(seconds=1 << 60)}):
         with pytest.raises(RpcError, match="lifecycle"):
             await world.call("UpdateLifecycle", agent.UpdateLifecycleRequest(lifecycle=bad))
-    row = world.store.get_agent(MAIN)
+    row = world.store.callers.get_agent(MAIN)
     assert row is not None
     assert row.lifecycle_state is LifecycleState.OFF
 
@@ -156,7 +156,7 @@ async def test_startup(world: World) -> None:
     startup = {"version": "v2.20.0", "expanded_directory": "/home/me", "subsystems": [3, 1, 77, 3]}
     request = agent.UpdateStartupRequest(startup=startup)
     assert await world.call("UpdateStartup", request) == request.startup
-    row = world.store.get_agent(MAIN)
+    row = world.store.callers.get_agent(MAIN)
     assert row is not None
     assert (row.version, row.expanded_directory) == ("v2.20.0", "/home/me")
     assert list(row.subsystems) == ["ENVBOX", "EXECTRACE"]  # each once, in order; one of the future is no error
@@ -166,7 +166,7 @@ async def test_startup(world: World) -> None:
 @pytest.mark.parametrize("version", ["v2.20.0", "v0.0.0-devel+5ec1a7b9c", "v2", "v2.20", "v2.20.0-rc.1"])
 async def test_versions_of_agents(world: World, version: str) -> None:
     await world.call("UpdateStartup", agent.UpdateStartupRequest(startup={"version": version}))
-    row = world.store.get_agent(MAIN)
+    row = world.store.callers.get_agent(MAIN)
     assert row is not None
     assert row.version == version
 
@@ -183,7 +183,7 @@ async def test_versions_of_agents(world: World, version: str) -> None:
 async def test_start_ups_that_are_refused_change_nothing(world: World, startup: dict[str, Any], said: str) -> None:
     with pytest.raises(RpcError, match=said):
         await world.call("UpdateStartup", agent.UpdateStartupRequest(startup=startup))
-    row = world.store.get_agent(MAIN)
+    row = world.store.callers.get_agent(MAIN)
     assert row is not None
     assert (row.version, row.api_version) == ("", "")
 
@@ -195,22 +195,22 @@ async def test_metadata_is_field_2_and_cut(world: World) -> None:
     )
     await world.call("BatchUpdateMetadata", request)
     await world.call("BatchUpdateMetadata", agent.BatchUpdateMetadataRequest())
-    cpu, disk = world.store.list_metadata(MAIN)
+    cpu, disk = world.store.reports.list_metadata(MAIN)
     assert (cpu.value, disk.error) == (long[:MAX_METADATA_BYTES], "no disk")
 
 
 async def test_logs_and_their_limit(world: World) -> None:
     lines = [{"output": "one"}, {"output": "two", "level": agent.Log.ERROR}]
     assert not (await world.call("BatchCreateLogs", agent.BatchCreateLogsRequest(logs=lines))).log_limit_exceeded
-    stored = world.store.list_logs(MAIN)
+    stored = world.store.reports.list_logs(MAIN)
     assert [(line.output, line.level, line.source_id) for line in stored] == [
         ("one", agent.Log.INFO, EXTERNAL_LOG_SOURCE),
         ("two", agent.Log.ERROR, EXTERNAL_LOG_SOURCE),
     ]
-    assert [source.id for source in world.store.list_log_sources(MAIN)] == [EXTERNAL_LOG_SOURCE]
+    assert [source.id for source in world.store.reports.list_log_sources(MAIN)] == [EXTERNAL_LOG_SOURCE]
     own = UUID(int=7)
     await world.call("BatchCreateLogs", agent.BatchCreateLogsRequest(log_source_id=own.bytes, logs=[{"output": "x"}]))
-    assert world.store.list_logs(MAIN)[-1].source_id == own
+    assert world.store.reports.list_logs(MAIN)[-1].source_id == own
     flood = agent.BatchCreateLogsRequest(logs=[{"output": "y" * MAX_LOG_BYTES_PER_AGENT}])
     assert (await world.call("BatchCreateLogs", flood)).log_limit_exceeded
     assert not (await world.call("BatchCreateLogs", agent.BatchCreateLogsRequest())).log_limit_exceeded
@@ -238,8 +238,8 @@ async def test_sub_agents(world: World) -> None:
     world.changed.clear()
     await world.call("DeleteSubAgent", agent.DeleteSubAgentRequest(id=made.id))
     assert world.changed == [make_id("alice")]
-    assert world.store.get_agent(type(MAIN)(made.id)) is None
-    assert world.store.get_agent(GPU) is not None
+    assert world.store.callers.get_agent(type(MAIN)(made.id)) is None
+    assert world.store.callers.get_agent(GPU) is not None
 
 
 async def test_apps_of_sub_agents(world: World) -> None:
@@ -276,7 +276,7 @@ async def test_apps_of_sub_agents(world: World) -> None:
     assert second.sharing_level == agent.WorkspaceApp.PUBLIC
     assert (second.healthcheck.interval.seconds, second.health) == (3, AppHealth.INITIALIZING)
     assert len({first.id, second.id}) == 2
-    definition = world.store.definitions(type(MAIN)(response.agent.id)).apps[1].definition
+    definition = world.store.apps.definitions(type(MAIN)(response.agent.id)).apps[1].definition
     assert (definition["open_in"], definition["group"]) == ("tab", "tools")
     with pytest.raises(RpcError, match="may have 256 apps"):
         await world.call("CreateSubAgent", agent.CreateSubAgentRequest(name="many", apps=[{}] * 257))
@@ -321,7 +321,7 @@ async def test_sessions_are_kept_as_they_were_reported(world: World) -> None:
     for each in (said, later, wrong):
         await world.call("ReportConnection", agent.ReportConnectionRequest(connection=each))
     assert (world.service.connection_reports, world.service.connection_reports_unreadable) == (2, 1)
-    newer, older = world.store.list_connections(MAIN)
+    newer, older = world.store.reports.list_connections(MAIN)
     assert older == ConnectionReport(
         MAIN,
         make_id("session"),
@@ -350,7 +350,7 @@ async def test_runs_of_scripts(defined: World) -> None:
         request = agent.WorkspaceAgentScriptCompletedRequest(timing=timing | change)
         await defined.call("ScriptCompleted", request)
     await defined.call("ScriptCompleted", request, GPU)
-    start, nightly = defined.store.definitions(MAIN).scripts
+    start, nightly = defined.store.apps.definitions(MAIN).scripts
     at = NOW + timedelta(seconds=1), NOW + timedelta(seconds=3)
     assert start.runs == [ScriptRun(start.id, *at, -1, RunStage.STOP, RunStatus.PIPES_LEFT_OPEN)]
     assert nightly.runs == ()
@@ -370,10 +370,10 @@ async def test_healths_of_apps(defined: World) -> None:
             await defined.call("BatchUpdateAppHealths", agent.BatchUpdateAppHealthRequest(updates=[good, bad]))
     with pytest.raises(RpcError, match="app health: "):
         await defined.call("BatchUpdateAppHealths", agent.BatchUpdateAppHealthRequest(updates=[good]), GPU)
-    assert defined.store.definitions(MAIN).apps[0].health is AppHealth.INITIALIZING
+    assert defined.store.apps.definitions(MAIN).apps[0].health is AppHealth.INITIALIZING
     await defined.call("BatchUpdateAppHealths", agent.BatchUpdateAppHealthRequest(updates=[good]))
     await defined.call("BatchUpdateAppHealths", agent.BatchUpdateAppHealthRequest())
-    assert defined.store.definitions(MAIN).apps[0].health is AppHealth.HEALTHY
+    assert defined.store.apps.definitions(MAIN).apps[0].health is AppHealth.HEALTHY
 
 
 async def test_what_an_app_says_it_does(defined: World) -> None:
@@ -390,7 +390,7 @@ async def test_what_an_app_says_it_does(defined: World) -> None:
             await defined.call("UpdateAppStatus", agent.UpdateAppStatusRequest(**request | change))
     with pytest.raises(RpcError, match="No app found"):
         await defined.call("UpdateAppStatus", agent.UpdateAppStatusRequest(**request), GPU)
-    newer, older = defined.store.definitions(MAIN).apps[0].statuses
+    newer, older = defined.store.apps.definitions(MAIN).apps[0].statuses
     assert (newer.state, newer.message) == (AppState.WORKING, "a  b")
     assert (older.state, older.message, older.uri) == (AppState.FAILURE, "ü" * 80, "http://x")
     assert newer.id != older.id
@@ -414,7 +414,7 @@ async def test_a_store_that_fails_for_a_moment_costs_no_answer(
         return sometimes
 
     for name in failures:
-        part = world.store.callers if name == "get_agent" else world.store
+        part = world.store.callers if name == "get_agent" else world.store.reports
         monkeypatch.setattr(part, name, fail_once(part, name))
     service = World(world.store)  # its batches take the methods as they are now
     assert (await service.call("GetManifest", agent.GetManifestRequest())).agent_id == MAIN
@@ -426,11 +426,11 @@ async def test_a_store_that_fails_for_a_moment_costs_no_answer(
     metadata = agent.BatchUpdateMetadataRequest(metadata=[{"key": "a"}])
     await service.call("BatchUpdateMetadata", metadata)
     assert set(failures.values()) == {0}
-    row = world.store.get_agent(MAIN)
+    row = world.store.callers.get_agent(MAIN)
     assert row is not None
     assert row.lifecycle_state is LifecycleState.READY
-    assert [line.output for line in world.store.list_logs(MAIN)] == ["kept"]
-    assert world.store.latest_stats(MAIN) is None
+    assert [line.output for line in world.store.reports.list_logs(MAIN)] == ["kept"]
+    assert world.store.reports.latest_stats(MAIN) is None
     assert "the disk is full" in caplog.text
 
 
@@ -444,7 +444,7 @@ async def test_a_store_that_stays_broken_is_an_error_in_the_end(world: World, mo
         tries += 1
         raise StoreError("gone")
 
-    monkeypatch.setattr(world.store, "update_startups", broken)
+    monkeypatch.setattr(world.store.reports, "update_startups", broken)
     service = World(world.store)
     with pytest.raises(RpcError, match="store failed"):
         await service.call("UpdateStartup", agent.UpdateStartupRequest(startup={"version": "v2.20.0"}))

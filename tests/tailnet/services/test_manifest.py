@@ -18,15 +18,15 @@ MAIN = peer_id("main")
 
 
 def made(store: Store, agent_id: bytes = MAIN, derp_map: bytes = b"") -> agent.Manifest:
-    row = store.get_agent(type(MAIN)(agent_id))
+    row = store.callers.get_agent(type(MAIN)(agent_id))
     assert row is not None
-    [identity] = store.agent_identities([row.id]).values()
-    return manifest(identity, row, store.definitions(row.id), CoordinatorConfig(), derp_map)
+    [identity] = store.callers.agent_identities([row.id]).values()
+    return manifest(identity, row, store.apps.definitions(row.id), CoordinatorConfig(), derp_map)
 
 
 def test_apps(store: Store) -> None:
     fill(store, defined_document())
-    store.update_app_healths([AppHealths(MAIN, {make_id("editor of main"): AppHealth.UNHEALTHY})])
+    store.apps.update_app_healths([AppHealths(MAIN, {make_id("editor of main"): AppHealth.UNHEALTHY})])
     editor, shell = made(store).apps
     assert editor == agent.WorkspaceApp(
         id=make_id("editor of main").bytes,
@@ -80,7 +80,7 @@ def test_numbers_of_metadata_travel_as_nanoseconds(store: Store) -> None:
 def test_an_agent_of_a_parent_and_without_definitions(store: Store) -> None:
     fill(store)
     child = peer_id("child")
-    assert store.add_sub_agent(MAIN, child, bytes(32), "child", NOW, directory="/src")
+    assert store.callers.add_sub_agent(MAIN, child, bytes(32), "child", NOW, directory="/src")
     found = made(store, child, tailnet.DERPMap(regions={7: {"region_id": 7}}).SerializeToString())
     assert (found.parent_id, found.directory, found.workspace_name) == (MAIN, "/src", "dev")
     assert found.derp_map.HasField("home_params")

@@ -43,11 +43,11 @@ class World:
     changed: list[UUID]
 
     def connect(self, name: str = "main") -> Connection:
-        [agent] = self.store.agent_identities([peer_id(name)]).values()
+        [agent] = self.store.callers.agent_identities([peer_id(name)]).values()
         return Connection(Caller(agent.id, AgentPolicy(agent.id), name, agent))
 
     def row(self, name: str = "main") -> AgentRow:
-        row = self.store.get_agent(peer_id(name))
+        row = self.store.callers.get_agent(peer_id(name))
         assert row is not None
         return row
 
@@ -147,30 +147,30 @@ async def test_nothing_is_lost_when_the_server_ends_in_the_middle_of_a_write(wor
     await world.written()
     world.presence.left(gone)
     with trio.CancelScope() as scope:
-        real = world.store.record_connected
+        real = world.store.reports.record_connected
 
         def cancelled_meanwhile(*arguments: Any) -> None:
             trio.from_thread.run_sync(scope.cancel)
             real(*arguments)
 
-        world.store.record_connected = cancelled_meanwhile  # type: ignore[method-assign]  # the moment matters
+        world.store.reports.record_connected = cancelled_meanwhile  # type: ignore[method-assign]  # the moment matters
         world.presence.came(world.connect("web"))
         await world.presence.run()
     assert world.row("gpu").disconnected_at is not None
 
 
 async def test_a_store_that_fails_hears_it_again(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    real: Callable[..., None] = world.store.record_connected
+    real: Callable[..., None] = world.store.reports.record_connected
 
     def failing(*arguments: Any) -> None:
-        world.store.record_connected = real  # type: ignore[method-assign]
+        world.store.reports.record_connected = real  # type: ignore[method-assign]
         raise StoreError("the disk is full")
 
     here, gone = world.connect(), world.connect("gpu")
     world.presence.came(here)
     world.presence.came(gone)
     world.presence.left(gone)
-    world.store.record_connected = failing  # type: ignore[method-assign]  # a disk that is full once
+    world.store.reports.record_connected = failing  # type: ignore[method-assign]  # a disk that is full once
     with caplog.at_level(logging.ERROR):
         await world.written()
     assert "the disk is full" in caplog.text

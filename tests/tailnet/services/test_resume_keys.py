@@ -16,16 +16,17 @@ from tests.support.seeds import peer_id
 pytestmark = pytest.mark.stores
 
 MAIN = peer_id("main")
+ALICE = "whom the token is for"
 
 
 async def test_a_token_is_good_at_every_process_of_the_store(store: Store, store_url: str) -> None:
     mine = ResumeKeys(store)
     await mine.refresh()
-    token = mine.current.issue(MAIN, 1000.0).token
+    token = mine.current.issue(MAIN, ALICE, 1000.0).token
     other_store = Store.open(store_url)
     other = ResumeKeys(other_store)
     await other.refresh()
-    assert other.current.verify(token, 1001.0) == MAIN
+    assert other.current.verify(token, ALICE, 1001.0) == MAIN
     other_store.close()
 
 
@@ -37,7 +38,7 @@ async def test_a_token_of_another_store_is_refused(store: Store, tmp_path: Path)
     await other.refresh()
     other_store.close()
     with pytest.raises(ResumeTokenRefused):
-        mine.current.verify(other.current.issue(MAIN, 1000.0).token, 1001.0)
+        mine.current.verify(other.current.issue(MAIN, ALICE, 1000.0).token, ALICE, 1001.0)
 
 
 async def test_keys_stay_when_the_store_fails_and_are_read_again_later(
@@ -46,7 +47,7 @@ async def test_keys_stay_when_the_store_fails_and_are_read_again_later(
     keys = ResumeKeys(store)
     await keys.refresh()
     before = keys.current
-    real = store.signing_keys
+    real = store.keys.signing_keys
     asked = 0
 
     def failing(*arguments: object) -> object:
@@ -56,7 +57,7 @@ async def test_keys_stay_when_the_store_fails_and_are_read_again_later(
             raise StoreError("the disk is on fire")
         return real(*arguments)  # type: ignore[arg-type]
 
-    store.signing_keys = failing  # type: ignore[method-assign, assignment]  # a disk that fails once
+    store.keys.signing_keys = failing  # type: ignore[method-assign, assignment]  # a disk that fails once
     with caplog.at_level(logging.ERROR), trio.move_on_after(1.5 * REFRESH_SECONDS):
         await keys.refresh_forever()
     assert keys.current is before
@@ -64,4 +65,4 @@ async def test_keys_stay_when_the_store_fails_and_are_read_again_later(
     with trio.move_on_after(1.5 * REFRESH_SECONDS):
         await keys.refresh_forever()
     assert keys.current is not before
-    assert keys.current.verify(before.issue(MAIN, 5.0).token, 6.0) == MAIN
+    assert keys.current.verify(before.issue(MAIN, ALICE, 5.0).token, ALICE, 6.0) == MAIN

@@ -48,20 +48,20 @@ def seeded(change: Callable[[Any], object]) -> Changed:
 
 def expire(store: Store, in_days: int = -1) -> None:
     token = parse_user_token(ALICE)
-    store.delete_user_token(token.id)
-    store.add_user_token(make_id("alice"), token.id, token.secret_digest, NOW, NOW + timedelta(days=in_days))
+    store.callers.delete_user_token(token.id)
+    store.callers.add_user_token(make_id("alice"), token.id, token.secret_digest, NOW, NOW + timedelta(days=in_days))
 
 
 # What takes all rights of alice, or of the agent `main`, away.
 OF_ALICE: dict[str, Changed] = {
-    "inactive": lambda store: store.update_user(make_id("alice"), NOW, active=False),
-    "signed out": lambda store: store.delete_user_token(parse_user_token(ALICE).id),
+    "inactive": lambda store: store.callers.update_user(make_id("alice"), NOW, active=False),
+    "signed out": lambda store: store.callers.delete_user_token(parse_user_token(ALICE).id),
     "another secret": seeded(lambda all_of_it: all_of_it["users"][0].update(token=f"{ALICE[:-1]}z")),
     "expired": expire,
 }
 OF_MAIN: dict[str, Changed] = {
-    "deleted": lambda store: store.delete_agent(MAIN),
-    "its workspace deleted": lambda store: store.delete_workspace(make_id("dev")),
+    "deleted": lambda store: store.callers.delete_agent(MAIN),
+    "its workspace deleted": lambda store: store.callers.delete_workspace(make_id("dev")),
     "another token": seeded(lambda all_of_it: all_of_it["agents"][0].update(token=str(make_id("another token")))),
 }
 
@@ -199,7 +199,7 @@ async def test_whoever_lost_nothing_notices_nothing(server: CoordinatorServer, m
         mine, theirs = await agent_peer.coordinate(), await many.coordinate()
         await meet(mine, agent_peer, theirs, many)
         await one.coordinate()
-        await change(server, lambda store: store.update_user(make_id("bob"), NOW, active=False))
+        await change(server, lambda store: store.callers.update_user(make_id("bob"), NOW, active=False))
         await bob.wait_closed()
         await server.rights.look()
         node = await mine.update(agent_peer.node(MAIN, preferred_derp=7))

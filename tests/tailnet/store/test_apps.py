@@ -23,7 +23,7 @@ def defined(store: Store) -> Store:
 
 
 def health_of(store: Store) -> list[AppHealth]:
-    return [app.health for agent_id in (MAIN, GPU) for app in store.definitions(agent_id).apps]
+    return [app.health for agent_id in (MAIN, GPU) for app in store.apps.definitions(agent_id).apps]
 
 
 def test_healths(defined: Store) -> None:
@@ -34,11 +34,11 @@ def test_healths(defined: Store) -> None:
         AppHealths(MAIN, {EDITOR: AppHealth.HEALTHY, UUID(int=7): AppHealth.HEALTHY}),
         AppHealths(GPU, {EDITOR: AppHealth.HEALTHY}),
     ]
-    said = defined.update_app_healths(wrong)
+    said = defined.apps.update_app_healths(wrong)
     assert [str(each) in text for each, text in zip((SHELL, UUID(int=7), EDITOR), said, strict=True)] == [True] * 3
     assert health_of(defined) == before
     # One that is refused does not sink the others.
-    assert [bool(text) for text in defined.update_app_healths([*wrong, good])] == [True, True, True, False]
+    assert [bool(text) for text in defined.apps.update_app_healths([*wrong, good])] == [True, True, True, False]
     assert health_of(defined) == [AppHealth.UNHEALTHY, *before[1:]]
 
 
@@ -46,18 +46,18 @@ def test_statuses_are_added_and_the_last_are_kept(defined: Store, monkeypatch: p
     monkeypatch.setattr(apps, "MAX_STATUSES_PER_APP", 3)
     for number in range(5):
         status = AppStatus(UUID(int=number), NOW, AppState(number % 4), f"step {number}", "http://x")
-        assert defined.add_app_status(MAIN, "shell", status)
+        assert defined.apps.add_app_status(MAIN, "shell", status)
     other = AppStatus(UUID(int=9), NOW, AppState.COMPLETE, "done", "")
-    assert defined.add_app_status(MAIN, "editor", other)
-    assert not defined.add_app_status(MAIN, "none", other)
-    editor, shell = defined.definitions(MAIN).apps
+    assert defined.apps.add_app_status(MAIN, "editor", other)
+    assert not defined.apps.add_app_status(MAIN, "none", other)
+    editor, shell = defined.apps.definitions(MAIN).apps
     assert editor.statuses == [other]
     assert [(each.id.int, each.state, each.message) for each in shell.statuses] == [
         (4, AppState.WORKING, "step 4"),
         (3, AppState.FAILURE, "step 3"),
         (2, AppState.COMPLETE, "step 2"),
     ]
-    assert [each.statuses for each in defined.definitions(GPU).apps] == [(), ()]
+    assert [each.statuses for each in defined.apps.definitions(GPU).apps] == [(), ()]
 
 
 def test_runs_are_kept_of_the_agents_own_scripts(defined: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,17 +66,17 @@ def test_runs_are_kept_of_the_agents_own_scripts(defined: Store, monkeypatch: py
     def run(code: int, script_id: UUID = START) -> ScriptRun:
         return ScriptRun(script_id, NOW, NOW + timedelta(seconds=1), code, RunStage.CRON, RunStatus.EXIT_FAILURE)
 
-    defined.add_script_runs(
+    defined.apps.add_script_runs(
         [(MAIN, run(1)), (MAIN, run(2)), (GPU, run(3)), (MAIN, run(4, UUID(int=7))), (MAIN, run(5))]
     )
-    start, nightly = defined.definitions(MAIN).scripts
+    start, nightly = defined.apps.definitions(MAIN).scripts
     assert start.runs == [run(5), run(2)]
     assert nightly.runs == ()
-    defined.add_script_runs([])
+    defined.apps.add_script_runs([])
 
 
 def test_an_agent_without_any(store: Store) -> None:
     fill(store)
-    found = store.definitions(MAIN)
+    found = store.apps.definitions(MAIN)
     assert (found.apps, found.scripts, found.metadata) == ([], [], [])
-    assert store.update_app_healths([]) == []
+    assert store.apps.update_app_healths([]) == []

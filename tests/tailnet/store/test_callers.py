@@ -30,39 +30,39 @@ MAIN = AgentIdentity(peer_id("main"), "main", None, make_id("dev"), "dev", make_
 
 
 def test_agents_by_token(filled: Store) -> None:
-    found = filled.agents_by_token_digests([digest("main"), digest("web"), digest("nobody")])
+    found = filled.callers.agents_by_token_digests([digest("main"), digest("web"), digest("nobody")])
     assert found.keys() == {digest("main"), digest("web")}
     assert found[digest("main")] == MAIN
     assert (found[digest("web")].workspace_name, found[digest("web")].owner_name) == ("shop", "bob")
 
 
 def test_everybody_at_once(filled: Store) -> None:
-    generation, found = filled.read_all_callers(100)
-    assert generation == filled.read_callers(-1, [], [])[0]
+    generation, found = filled.callers.read_all_callers(100)
+    assert generation == filled.callers.read_callers(-1, [], [])[0]
     assert found[digest("main")] == found[peer_id("main")] == MAIN
     presented = parse_user_token(user_token("alice"))
-    assert found[presented.id] == filled.user_tokens([presented.id])[presented.id]
+    assert found[presented.id] == filled.callers.user_tokens([presented.id])[presented.id]
     agents = sum(isinstance(key, PeerID) for key in found)
     tokens = sum(isinstance(key, str) for key in found)
     assert len(found) == 2 * agents + tokens
-    assert filled.read_all_callers(agents + tokens) == (generation, found)
-    assert filled.read_all_callers(agents + tokens - 1) == (generation, {})
+    assert filled.callers.read_all_callers(agents + tokens) == (generation, found)
+    assert filled.callers.read_all_callers(agents + tokens - 1) == (generation, {})
 
 
 def test_agents_by_id(filled: Store) -> None:
-    assert filled.agent_identities([peer_id("main"), peer_id("nobody")]) == {peer_id("main"): MAIN}
+    assert filled.callers.agent_identities([peer_id("main"), peer_id("nobody")]) == {peer_id("main"): MAIN}
 
 
 def test_lists_longer_than_a_statement(filled: Store) -> None:
     strangers = [make_id(str(number)).bytes * 2 for number in range(2 * IDS_PER_STATEMENT + 1)]
-    assert filled.agents_by_token_digests([*strangers, digest("main")]) == {digest("main"): MAIN}
+    assert filled.callers.agents_by_token_digests([*strangers, digest("main")]) == {digest("main"): MAIN}
     assert [len(piece) for piece in pieces(strangers)] == [IDS_PER_STATEMENT, IDS_PER_STATEMENT, 1]
-    assert filled.agents_by_token_digests([]) == {}
+    assert filled.callers.agents_by_token_digests([]) == {}
 
 
 def test_user_tokens(filled: Store) -> None:
     presented = parse_user_token(user_token("alice"))
-    stored = filled.user_tokens([presented.id, "unknownxxx"])
+    stored = filled.callers.user_tokens([presented.id, "unknownxxx"])
     assert stored.keys() == {presented.id}
     assert stored[presented.id].secret_digest == presented.secret_digest
     assert stored[presented.id].user.username == "alice"
@@ -70,78 +70,80 @@ def test_user_tokens(filled: Store) -> None:
 
 
 def test_get_agent_and_user(filled: Store) -> None:
-    agent = filled.get_agent(peer_id("main"))
+    agent = filled.callers.get_agent(peer_id("main"))
     assert agent is not None
     assert (agent.name, agent.workspace_id, agent.created_at, agent.environment) == ("main", make_id("dev"), NOW, {})
-    assert filled.get_agent(peer_id("nobody")) is None
-    user = filled.get_user(make_id("bob"))
+    assert filled.callers.get_agent(peer_id("nobody")) is None
+    user = filled.callers.get_user(make_id("bob"))
     assert user is not None
     assert (user.username, user.active, user.admin) == ("bob", True, False)
-    assert filled.get_user(make_id("nobody")) is None
+    assert filled.callers.get_user(make_id("nobody")) is None
 
 
 def test_workspaces_of_an_owner(filled: Store) -> None:
-    [workspace] = filled.list_workspaces(make_id("alice"))
+    [workspace] = filled.callers.list_workspaces(make_id("alice"))
     assert (workspace.name, workspace.status) == ("dev", WorkspaceStatus.RUNNING)
     assert [agent.name for agent in workspace.agents] == ["gpu", "main"]
-    assert filled.list_workspaces(make_id("nobody")) == []
+    assert filled.callers.list_workspaces(make_id("nobody")) == []
 
 
 def test_a_workspace_without_agents_is_listed(filled: Store) -> None:
-    assert filled.delete_agent(peer_id("web"))
-    assert [(workspace.name, list(workspace.agents)) for workspace in filled.list_workspaces(make_id("bob"))] == [
-        ("shop", [])
-    ]
+    assert filled.callers.delete_agent(peer_id("web"))
+    assert [
+        (workspace.name, list(workspace.agents)) for workspace in filled.callers.list_workspaces(make_id("bob"))
+    ] == [("shop", [])]
 
 
 def test_deleting_a_workspace_deletes_its_agents_and_their_tokens(filled: Store) -> None:
-    assert filled.delete_workspace(make_id("dev"))
-    assert filled.agents_by_token_digests([digest("main"), digest("gpu")]) == {}
-    assert not filled.delete_workspace(make_id("dev"))
+    assert filled.callers.delete_workspace(make_id("dev"))
+    assert filled.callers.agents_by_token_digests([digest("main"), digest("gpu")]) == {}
+    assert not filled.callers.delete_workspace(make_id("dev"))
 
 
 def test_sub_agents(filled: Store) -> None:
-    added = filled.add_sub_agent(peer_id("main"), peer_id("child"), digest("child"), "child", NOW, directory="/src")
+    added = filled.callers.add_sub_agent(
+        peer_id("main"), peer_id("child"), digest("child"), "child", NOW, directory="/src"
+    )
     assert added
-    assert filled.agents_by_token_digests([digest("child")])[digest("child")].parent_id == peer_id("main")
-    [child] = filled.list_sub_agents(peer_id("main"))
+    assert filled.callers.agents_by_token_digests([digest("child")])[digest("child")].parent_id == peer_id("main")
+    [child] = filled.callers.list_sub_agents(peer_id("main"))
     assert (child.name, child.workspace_id, child.directory) == ("child", make_id("dev"), "/src")
-    assert not filled.add_sub_agent(peer_id("nobody"), peer_id("x"), digest("x"), "x", NOW)
-    assert filled.delete_agent(peer_id("main"))
-    assert filled.get_agent(peer_id("child")) is None
+    assert not filled.callers.add_sub_agent(peer_id("nobody"), peer_id("x"), digest("x"), "x", NOW)
+    assert filled.callers.delete_agent(peer_id("main"))
+    assert filled.callers.get_agent(peer_id("child")) is None
 
 
 def test_an_id_that_is_taken(filled: Store) -> None:
     with pytest.raises(StoreError, match=r"UNIQUE|unique") as taken:
-        filled.add_sub_agent(peer_id("main"), peer_id("gpu"), digest("new"), "new", NOW)
+        filled.callers.add_sub_agent(peer_id("main"), peer_id("gpu"), digest("new"), "new", NOW)
     with pytest.raises(StoreError, match=r"FOREIGN KEY|foreign key") as unknown:
-        filled.add_user_token(make_id("nobody"), "abcdefghij", b"\0" * 32, NOW)
+        filled.callers.add_user_token(make_id("nobody"), "abcdefghij", b"\0" * 32, NOW)
     assert taken.value.trouble is unknown.value.trouble is StoreTrouble.UNFIT
 
 
 def test_session_tokens_come_and_go(filled: Store) -> None:
     expiry = NOW + timedelta(hours=1)
-    filled.add_user_token(make_id("alice"), "abcdefghij", b"\1" * 32, NOW, expiry)
-    assert filled.user_tokens(["abcdefghij"])["abcdefghij"].expires_at == expiry
-    assert filled.delete_user_token("abcdefghij")
-    assert filled.user_tokens(["abcdefghij"]) == {}
+    filled.callers.add_user_token(make_id("alice"), "abcdefghij", b"\1" * 32, NOW, expiry)
+    assert filled.callers.user_tokens(["abcdefghij"])["abcdefghij"].expires_at == expiry
+    assert filled.callers.delete_user_token("abcdefghij")
+    assert filled.callers.user_tokens(["abcdefghij"]) == {}
 
 
 def test_every_change_of_callers_is_announced(filled: Store) -> None:
     changes = [
-        lambda: filled.update_user(make_id("alice"), NOW, active=False),
-        lambda: filled.update_user(make_id("alice"), NOW, admin=True),
-        lambda: filled.add_user_token(make_id("alice"), "abcdefghij", b"\1" * 32, NOW),
-        lambda: filled.delete_user_token("abcdefghij"),
-        lambda: filled.set_workspace_status(make_id("dev"), WorkspaceStatus.STOPPED, NOW),
-        lambda: filled.add_sub_agent(peer_id("main"), peer_id("child"), digest("child"), "child", NOW),
-        lambda: filled.delete_agent(peer_id("child")),
-        lambda: filled.delete_workspace(make_id("dev")),
+        lambda: filled.callers.update_user(make_id("alice"), NOW, active=False),
+        lambda: filled.callers.update_user(make_id("alice"), NOW, admin=True),
+        lambda: filled.callers.add_user_token(make_id("alice"), "abcdefghij", b"\1" * 32, NOW),
+        lambda: filled.callers.delete_user_token("abcdefghij"),
+        lambda: filled.callers.set_workspace_status(make_id("dev"), WorkspaceStatus.STOPPED, NOW),
+        lambda: filled.callers.add_sub_agent(peer_id("main"), peer_id("child"), digest("child"), "child", NOW),
+        lambda: filled.callers.delete_agent(peer_id("child")),
+        lambda: filled.callers.delete_workspace(make_id("dev")),
     ]
-    seen = [filled.callers_generation()]
+    seen = [filled.callers.callers_generation()]
     for change in changes:
         change()
-        seen.append(filled.callers_generation())
+        seen.append(filled.callers.callers_generation())
     assert seen == sorted(set(seen))
 
 
@@ -150,22 +152,22 @@ def test_two_histories_never_come_to_the_same_number(filled: Store, tmp_path: Pa
     other = Store.open(f"sqlite:///{tmp_path / 'other.db'}")
     fill(other)
     for store in (filled, other):
-        store.update_user(make_id("alice"), NOW, admin=True)
-    assert filled.callers_generation() != other.callers_generation()
+        store.callers.update_user(make_id("alice"), NOW, admin=True)
+    assert filled.callers.callers_generation() != other.callers.callers_generation()
     other.close()
 
 
 def test_what_changes_nothing_is_not_announced(filled: Store) -> None:
-    before = filled.callers_generation()
-    assert not filled.delete_agent(peer_id("nobody"))
-    assert not filled.update_user(make_id("nobody"), NOW, active=False)
-    filled.record_connected([peer_id("main")], NOW)
-    assert filled.callers_generation() == before
+    before = filled.callers.callers_generation()
+    assert not filled.callers.delete_agent(peer_id("nobody"))
+    assert not filled.callers.update_user(make_id("nobody"), NOW, active=False)
+    filled.reports.record_connected([peer_id("main")], NOW)
+    assert filled.callers.callers_generation() == before
 
 
 def test_update_user_changes_only_what_is_given(filled: Store) -> None:
-    filled.update_user(make_id("alice"), NOW, admin=True)
-    filled.update_user(make_id("alice"), NOW, active=False)
-    user = filled.get_user(make_id("alice"))
+    filled.callers.update_user(make_id("alice"), NOW, admin=True)
+    filled.callers.update_user(make_id("alice"), NOW, active=False)
+    user = filled.callers.get_user(make_id("alice"))
     assert user is not None
     assert (user.active, user.admin) == (False, True)

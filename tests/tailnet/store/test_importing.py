@@ -49,20 +49,20 @@ def test_tokens_are_stored_as_digests_only(store: Store) -> None:
 
 def test_what_a_second_file_changes(store: Store) -> None:
     fill(store)
-    generation = store.callers_generation()
+    generation = store.callers.callers_generation()
     document = seed_document()
     document["agents"][0]["token"] = str(make_id("new token"))
     document["users"][1]["token"] = user_token("robert")
     for agent in document["agents"][:2]:
         agent["workspace_name"] = "renamed"
     assert fill(store, document) == SeedOutcome(Tally(0, 1, 1), Tally(0, 1, 1), Tally(0, 1, 2))
-    assert store.callers_generation() > generation
+    assert store.callers.callers_generation() > generation
     assert store.get_agent_by_token(UUID(agent_token("main"))) is None
     found = store.get_agent_by_token(make_id("new token"))
     assert found is not None
     assert (found.id, found.workspace_name) == (peer_id("main"), "renamed")
     old, new = parse_user_token(user_token("bob")).id, parse_user_token(user_token("robert")).id
-    assert store.user_tokens([old, new]).keys() == {new}
+    assert store.callers.user_tokens([old, new]).keys() == {new}
 
 
 def test_a_token_whose_secret_changed_under_the_same_id(store: Store) -> None:
@@ -71,18 +71,18 @@ def test_a_token_whose_secret_changed_under_the_same_id(store: Store) -> None:
     document["users"][0]["token"] = user_token("alice")[:11] + "z" * 22
     assert fill(store, document).users == Tally(0, 1, 1)
     presented = parse_user_token(document["users"][0]["token"])
-    assert store.user_tokens([presented.id])[presented.id].secret_digest == presented.secret_digest
+    assert store.callers.user_tokens([presented.id])[presented.id].secret_digest == presented.secret_digest
 
 
 def test_what_a_file_does_not_name_stays(store: Store) -> None:
     fill(store)
-    store.add_user_token(make_id("alice"), "abcdefghij", b"\0" * 32, NOW)
-    store.record_connected([peer_id("main")], NOW)
+    store.callers.add_user_token(make_id("alice"), "abcdefghij", b"\0" * 32, NOW)
+    store.reports.record_connected([peer_id("main")], NOW)
     more = seed_document((AgentSpec("new", "lab", "alice"),))
     assert fill(store, more) == SeedOutcome(Tally(0, 0, 1), Tally(1, 0, 0), Tally(1, 0, 0))
-    assert store.user_tokens(["abcdefghij"])
+    assert store.callers.user_tokens(["abcdefghij"])
     assert store.get_agent_by_token(UUID(agent_token("web"))) is not None
-    main = store.get_agent(peer_id("main"))
+    main = store.callers.get_agent(peer_id("main"))
     assert main is not None
     assert main.first_connected_at == NOW
 
@@ -101,8 +101,8 @@ def test_users_exchange_their_names_and_tokens(store: Store) -> None:
     alice["username"], bob["username"] = bob["username"], alice["username"]
     alice["token"], bob["token"] = bob["token"], alice["token"]
     assert fill(store, document).users == Tally(0, 2, 0)
-    assert store.user_tokens([user_token("alice")[:10]])[user_token("alice")[:10]].user.id == make_id("bob")
-    user = store.get_user(make_id("alice"))
+    assert store.callers.user_tokens([user_token("alice")[:10]])[user_token("alice")[:10]].user.id == make_id("bob")
+    user = store.callers.get_user(make_id("alice"))
     assert user is not None
     assert user.username == "bob"
 

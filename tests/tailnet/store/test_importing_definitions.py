@@ -19,28 +19,28 @@ def filled(store: Store) -> Any:
     """Everything defined, and something reported of it; gives the document."""
     document = defined_document()
     assert fill(store, document).agents == Tally(3, 0, 0)
-    assert store.update_app_healths([AppHealths(MAIN, {EDITOR: AppHealth.HEALTHY})]) == [""]
-    assert store.add_app_status(MAIN, "shell", AppStatus(make_id("status"), NOW, AppState.IDLE, "resting", ""))
-    store.add_script_runs([(MAIN, ScriptRun(START, NOW, NOW, 0, RunStage.START, RunStatus.OK))])
+    assert store.apps.update_app_healths([AppHealths(MAIN, {EDITOR: AppHealth.HEALTHY})]) == [""]
+    assert store.apps.add_app_status(MAIN, "shell", AppStatus(make_id("status"), NOW, AppState.IDLE, "resting", ""))
+    store.apps.add_script_runs([(MAIN, ScriptRun(START, NOW, NOW, 0, RunStage.START, RunStatus.OK))])
     return document
 
 
 def test_what_was_given_is_there_in_its_order(store: Store) -> None:
     fill(store, defined_document())
-    found = store.definitions(MAIN)
+    found = store.apps.definitions(MAIN)
     assert [app.definition["slug"] for app in found.apps] == ["editor", "shell"]
     assert [app.health for app in found.apps] == [AppHealth.INITIALIZING, AppHealth.DISABLED]
     assert [script.id for script in found.scripts] == [START, make_id("nightly of main")]
     assert [each["key"] for each in found.metadata] == ["cpu", "disk"]
-    assert store.definitions(peer_id("gpu")).apps == []
+    assert store.apps.definitions(peer_id("gpu")).apps == []
 
 
 def test_twice_changes_nothing(store: Store) -> None:
     document = filled(store)
-    before, generation = dump(store), store.callers_generation()
+    before, generation = dump(store), store.callers.callers_generation()
     assert not fill(store, document).changed_anything
     assert dump(store) == before
-    assert store.callers_generation() == generation
+    assert store.callers.callers_generation() == generation
 
 
 def test_a_seed_without_lists_leaves_them_alone(store: Store) -> None:
@@ -56,7 +56,7 @@ def test_a_list_is_the_whole_list(store: Store) -> None:
     del document["agents"][0]["scripts"][0]
     document["agents"][0]["metadata"] = []
     assert fill(store, document).agents == Tally(0, 1, 2)
-    found = store.definitions(MAIN)
+    found = store.apps.definitions(MAIN)
     assert [(app.id, app.health, len(app.statuses)) for app in found.apps] == [
         (SHELL, AppHealth.DISABLED, 1),
         (EDITOR, AppHealth.HEALTHY, 0),
@@ -77,14 +77,14 @@ def test_another_check_begins_anew(store: Store, check: dict[str, object], healt
     document = filled(store)
     document["agents"][0]["apps"][0]["healthcheck"] = check
     assert fill(store, document).agents == Tally(0, 1, 2)
-    assert store.definitions(MAIN).apps[0].health is health
+    assert store.apps.definitions(MAIN).apps[0].health is health
 
 
 def test_another_name_keeps_the_health(store: Store) -> None:
     document = filled(store)
     document["agents"][0]["apps"][0]["display_name"] = "Another"
     fill(store, document)
-    [editor, _] = store.definitions(MAIN).apps
+    [editor, _] = store.apps.definitions(MAIN).apps
     assert (editor.definition["display_name"], editor.health) == ("Another", AppHealth.HEALTHY)
 
 
@@ -103,5 +103,5 @@ def test_ids_of_other_agents_are_refused(store: Store) -> None:
 
 def test_they_go_with_their_agent(store: Store) -> None:
     filled(store)
-    store.delete_agent(MAIN)
+    store.callers.delete_agent(MAIN)
     assert [name for name, rows in dump(store).items() if rows and name.startswith("agent_")] == []

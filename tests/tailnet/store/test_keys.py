@@ -20,10 +20,10 @@ def counting_bytes() -> Callable[[int], bytes]:
 
 def test_keys_survive_a_restart(store_url: str) -> None:
     store = Store.open(store_url)
-    [first] = store.signing_keys(RESUME_PURPOSE, NOW, counting_bytes())
+    [first] = store.keys.signing_keys(RESUME_PURPOSE, NOW, counting_bytes())
     store.close()
     again = Store.open(store_url)
-    assert again.signing_keys(RESUME_PURPOSE, NOW + timedelta(days=1), counting_bytes()) == [first]
+    assert again.keys.signing_keys(RESUME_PURPOSE, NOW + timedelta(days=1), counting_bytes()) == [first]
     again.close()
     assert len(first.secret) == KEY_BYTES
     assert first.secret.hex() not in repr(first)
@@ -31,25 +31,26 @@ def test_keys_survive_a_restart(store_url: str) -> None:
 
 def test_purposes_do_not_share_keys(store: Store) -> None:
     random_bytes = counting_bytes()
-    [resume] = store.signing_keys(RESUME_PURPOSE, NOW, random_bytes)
-    [other] = store.signing_keys("other", NOW, random_bytes)
+    [resume] = store.keys.signing_keys(RESUME_PURPOSE, NOW, random_bytes)
+    [other] = store.keys.signing_keys("other", NOW, random_bytes)
     assert resume.secret != other.secret
 
 
 def test_a_lasting_key_is_the_first_one_for_ever(store: Store, store_url: str) -> None:
     random_bytes = counting_bytes()
-    first = store.lasting_key("relay", NOW, random_bytes, 32)
+    first = store.keys.lasting_key("relay", NOW, random_bytes, 32)
     assert len(first) == 32
     other = Store.open(store_url)
-    assert other.lasting_key("relay", NOW + 10 * ROTATE_AFTER, random_bytes, 32) == first
-    assert other.lasting_key("another", NOW, random_bytes, 32) != first
+    assert other.keys.lasting_key("relay", NOW + 10 * ROTATE_AFTER, random_bytes, 32) == first
+    assert other.keys.lasting_key("another", NOW, random_bytes, 32) != first
     other.close()
 
 
 def test_processes_that_start_together_have_one_lasting_key(store: Store) -> None:
     keys: list[bytes] = []
     threads = [
-        threading.Thread(target=lambda: keys.append(store.lasting_key("relay", NOW, os.urandom, 32))) for _ in range(8)
+        threading.Thread(target=lambda: keys.append(store.keys.lasting_key("relay", NOW, os.urandom, 32)))
+        for _ in range(8)
     ]
     for thread in threads:
         thread.start()
@@ -61,23 +62,23 @@ def test_processes_that_start_together_have_one_lasting_key(store: Store) -> Non
 
 def test_rotation(store: Store) -> None:
     random_bytes = counting_bytes()
-    [first] = store.signing_keys(RESUME_PURPOSE, NOW, random_bytes)
+    [first] = store.keys.signing_keys(RESUME_PURPOSE, NOW, random_bytes)
     rotated = NOW + ROTATE_AFTER
-    assert store.signing_keys(RESUME_PURPOSE, rotated - MOMENT, random_bytes) == [first]
-    second, old = store.signing_keys(RESUME_PURPOSE, rotated, random_bytes)
+    assert store.keys.signing_keys(RESUME_PURPOSE, rotated - MOMENT, random_bytes) == [first]
+    second, old = store.keys.signing_keys(RESUME_PURPOSE, rotated, random_bytes)
     assert old == first
     assert second not in (first,)
     # The old key verifies for as long as a token of its last moment may live, and a day more.
     late = rotated + VERIFY_AFTER_ROTATION
-    assert store.signing_keys(RESUME_PURPOSE, late - MOMENT, random_bytes) == [second, first]
-    assert store.signing_keys(RESUME_PURPOSE, late, random_bytes) == [second]
-    assert store.signing_keys(RESUME_PURPOSE, late - MOMENT, random_bytes) == [second]
+    assert store.keys.signing_keys(RESUME_PURPOSE, late - MOMENT, random_bytes) == [second, first]
+    assert store.keys.signing_keys(RESUME_PURPOSE, late, random_bytes) == [second]
+    assert store.keys.signing_keys(RESUME_PURPOSE, late - MOMENT, random_bytes) == [second]
 
 
 def test_a_server_that_slept_past_both_limits(store: Store) -> None:
     random_bytes = counting_bytes()
-    [first] = store.signing_keys(RESUME_PURPOSE, NOW, random_bytes)
-    keys = store.signing_keys(RESUME_PURPOSE, NOW + 10 * ROTATE_AFTER, random_bytes)
+    [first] = store.keys.signing_keys(RESUME_PURPOSE, NOW, random_bytes)
+    keys = store.keys.signing_keys(RESUME_PURPOSE, NOW + 10 * ROTATE_AFTER, random_bytes)
     # The sleeper's key signed until now, so it still verifies.
     assert keys[1:] == [first]
 
@@ -90,7 +91,7 @@ def test_processes_that_start_together_agree(store_url: str) -> None:
     def start(seed: int) -> None:
         store = Store.open(store_url)
         gate.wait()
-        keys = store.signing_keys(RESUME_PURPOSE, NOW, lambda length: seed.to_bytes(length, "big"))
+        keys = store.keys.signing_keys(RESUME_PURPOSE, NOW, lambda length: seed.to_bytes(length, "big"))
         found.append(keys[0].id)
         store.close()
 
@@ -104,8 +105,8 @@ def test_processes_that_start_together_agree(store_url: str) -> None:
 
 
 def test_kept_maps(store: Store) -> None:
-    assert store.kept_map("https://maps.example.com") is None
-    store.keep_map("https://maps.example.com", "{}", NOW)
-    store.keep_map("https://maps.example.com", '{"Regions":{}}', NOW + timedelta(hours=1))
-    store.keep_map("/etc/map.json", "[]", NOW)
-    assert store.kept_map("https://maps.example.com") == ('{"Regions":{}}', NOW + timedelta(hours=1))
+    assert store.keys.kept_map("https://maps.example.com") is None
+    store.keys.keep_map("https://maps.example.com", "{}", NOW)
+    store.keys.keep_map("https://maps.example.com", '{"Regions":{}}', NOW + timedelta(hours=1))
+    store.keys.keep_map("/etc/map.json", "[]", NOW)
+    assert store.keys.kept_map("https://maps.example.com") == ('{"Regions":{}}', NOW + timedelta(hours=1))

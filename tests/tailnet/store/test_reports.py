@@ -45,16 +45,16 @@ def filled(store: Store) -> Store:
 
 
 def get(store: Store, agent_id: bytes = MAIN) -> AgentRow:
-    agent = store.get_agent(agent_id)  # type: ignore[arg-type]  # a PeerID is bytes
+    agent = store.callers.get_agent(agent_id)  # type: ignore[arg-type]  # a PeerID is bytes
     assert agent is not None
     return agent
 
 
 def test_connections(filled: Store) -> None:
-    filled.record_connected([MAIN, GPU, NOBODY], after(1))
-    filled.record_connected([MAIN], after(2))
-    filled.record_disconnected([MAIN], after(3))
-    filled.record_connected([MAIN], after(4))
+    filled.reports.record_connected([MAIN, GPU, NOBODY], after(1))
+    filled.reports.record_connected([MAIN], after(2))
+    filled.reports.record_disconnected([MAIN], after(3))
+    filled.reports.record_connected([MAIN], after(4))
     main, gpu = get(filled), get(filled, GPU)
     assert (main.first_connected_at, main.last_connected_at, main.disconnected_at) == (after(1), after(4), after(3))
     assert (gpu.first_connected_at, gpu.last_connected_at, gpu.disconnected_at) == (after(1), after(1), None)
@@ -69,30 +69,32 @@ def session(
 
 def test_sessions_that_agents_report(filled: Store) -> None:
     ended = session(1, action=ConnectionAction.DISCONNECT)
-    filled.insert_connections([session(1), session(2, GPU), session(3, NOBODY), ended])
-    assert filled.list_connections(MAIN) == [ended, session(1)]
-    assert filled.list_connections(GPU) == [session(2, GPU)]
-    assert filled.list_connections(NOBODY) == []
+    filled.reports.insert_connections([session(1), session(2, GPU), session(3, NOBODY), ended])
+    assert filled.reports.list_connections(MAIN) == [ended, session(1)]
+    assert filled.reports.list_connections(GPU) == [session(2, GPU)]
+    assert filled.reports.list_connections(NOBODY) == []
 
 
 def test_the_last_sessions_of_each_agent_are_kept(filled: Store) -> None:
-    filled.insert_connections([session(0, GPU)])
+    filled.reports.insert_connections([session(0, GPU)])
     for first in (0, MAX_CONNECTION_REPORTS_PER_AGENT):
-        filled.insert_connections([session(first + more) for more in range(MAX_CONNECTION_REPORTS_PER_AGENT - 1)])
-    kept = [each.connection_id.int for each in filled.list_connections(MAIN)]
+        filled.reports.insert_connections(
+            [session(first + more) for more in range(MAX_CONNECTION_REPORTS_PER_AGENT - 1)]
+        )
+    kept = [each.connection_id.int for each in filled.reports.list_connections(MAIN)]
     last = 2 * MAX_CONNECTION_REPORTS_PER_AGENT - 2
     assert len(kept) == MAX_CONNECTION_REPORTS_PER_AGENT
     assert kept[:2] == [last, last - 1]
-    assert len(filled.list_connections(GPU)) == 1
+    assert len(filled.reports.list_connections(GPU)) == 1
 
 
 def test_empty_batches_write_nothing(filled: Store) -> None:
-    filled.record_connected([], NOW)
-    filled.update_lifecycles([])
-    filled.insert_stats([], NOW)
-    filled.insert_connections([])
-    filled.put_metadata([])
-    assert filled.insert_logs([], NOW) == []
+    filled.reports.record_connected([], NOW)
+    filled.reports.update_lifecycles([])
+    filled.reports.insert_stats([], NOW)
+    filled.reports.insert_connections([])
+    filled.reports.put_metadata([])
+    assert filled.reports.insert_logs([], NOW) == []
 
 
 @pytest.mark.parametrize(
@@ -109,7 +111,7 @@ def test_empty_batches_write_nothing(filled: Store) -> None:
 )
 def test_lifecycle(filled: Store, states: list[str], started: int | None, ready: int | None) -> None:
     # As one batch, so their order inside a batch counts too.
-    filled.update_lifecycles(
+    filled.reports.update_lifecycles(
         [LifecycleChange(MAIN, LifecycleState[state], after(number)) for number, state in enumerate(states)]
     )
     agent = get(filled)
@@ -119,7 +121,7 @@ def test_lifecycle(filled: Store, states: list[str], started: int | None, ready:
 
 
 def test_startup(filled: Store) -> None:
-    filled.update_startups(
+    filled.reports.update_startups(
         [Startup(MAIN, "v2.31.0", "/home/alice", ["envbox"], "2.11"), Startup(NOBODY, "", "", [], "")]
     )
     agent = get(filled)
@@ -134,69 +136,71 @@ def test_startup(filled: Store) -> None:
 def test_stats(filled: Store) -> None:
     first = StatsReport(MAIN, 1, 2, 3, {"connections_by_proto": {"TCP": 1}})
     last = StatsReport(MAIN, 4, 1 << 40, 6, {})
-    filled.insert_stats([first, StatsReport(NOBODY, 0, 0, 0, {}), last], NOW)
-    assert filled.latest_stats(MAIN) == last
-    assert filled.latest_stats(GPU) is None
+    filled.reports.insert_stats([first, StatsReport(NOBODY, 0, 0, 0, {}), last], NOW)
+    assert filled.reports.latest_stats(MAIN) == last
+    assert filled.reports.latest_stats(GPU) is None
 
 
 def test_old_stats_are_pruned_in_pieces(filled: Store) -> None:
-    filled.insert_stats([StatsReport(MAIN, 0, 0, 0, {})] * (PRUNE_ROWS + 1), NOW)
-    filled.insert_stats([StatsReport(MAIN, 7, 0, 0, {})], after(1))
+    filled.reports.insert_stats([StatsReport(MAIN, 0, 0, 0, {})] * (PRUNE_ROWS + 1), NOW)
+    filled.reports.insert_stats([StatsReport(MAIN, 7, 0, 0, {})], after(1))
     edge = NOW + STATS_KEPT
-    assert filled.prune(edge) == 0
-    assert [filled.prune(edge + timedelta(microseconds=1)) for _ in range(3)] == [PRUNE_ROWS, 1, 0]
-    assert filled.latest_stats(MAIN) == StatsReport(MAIN, 7, 0, 0, {})
+    assert filled.reports.prune(edge) == 0
+    assert [filled.reports.prune(edge + timedelta(microseconds=1)) for _ in range(3)] == [PRUNE_ROWS, 1, 0]
+    assert filled.reports.latest_stats(MAIN) == StatsReport(MAIN, 7, 0, 0, {})
 
 
 def test_metadata_keeps_the_latest_value(filled: Store) -> None:
-    filled.put_metadata([MetadataValue(MAIN, "cpu", "1", "", NOW), MetadataValue(NOBODY, "cpu", "1", "", NOW)])
-    filled.put_metadata(
+    filled.reports.put_metadata([MetadataValue(MAIN, "cpu", "1", "", NOW), MetadataValue(NOBODY, "cpu", "1", "", NOW)])
+    filled.reports.put_metadata(
         [MetadataValue(MAIN, "cpu", "2", "", after(1)), MetadataValue(MAIN, "cpu", "3", "late", after(2))]
     )
-    assert filled.list_metadata(MAIN) == [MetadataValue(MAIN, "cpu", "3", "late", after(2))]
-    assert filled.list_metadata(NOBODY) == []
+    assert filled.reports.list_metadata(MAIN) == [MetadataValue(MAIN, "cpu", "3", "late", after(2))]
+    assert filled.reports.list_metadata(NOBODY) == []
 
 
 def test_metadata_keys_are_bounded(filled: Store) -> None:
     for _ in range(2):
-        filled.put_metadata(
+        filled.reports.put_metadata(
             [MetadataValue(MAIN, f"{number:04}", "1", "", NOW) for number in range(MAX_METADATA_KEYS_PER_AGENT + 5)]
         )
-    filled.put_metadata([MetadataValue(MAIN, "0000", "2", "", NOW), MetadataValue(GPU, "9999", "1", "", NOW)])
-    values = filled.list_metadata(MAIN)
+    filled.reports.put_metadata([MetadataValue(MAIN, "0000", "2", "", NOW), MetadataValue(GPU, "9999", "1", "", NOW)])
+    values = filled.reports.list_metadata(MAIN)
     assert len(values) == MAX_METADATA_KEYS_PER_AGENT
     assert values[0].value == "2"
-    assert len(filled.list_metadata(GPU)) == 1
+    assert len(filled.reports.list_metadata(GPU)) == 1
 
 
 def test_log_sources_are_no_conflict(filled: Store) -> None:
     source = LogSource(MAIN, EXTERNAL_LOG_SOURCE, "External", "/emojis/1f310.png", NOW)
-    filled.add_log_source(source)
-    filled.add_log_source(LogSource(MAIN, EXTERNAL_LOG_SOURCE, "Again", "", after(1)))
-    filled.add_log_source(LogSource(NOBODY, EXTERNAL_LOG_SOURCE, "", "", NOW))
-    assert filled.list_log_sources(MAIN) == [source]
+    filled.reports.add_log_source(source)
+    filled.reports.add_log_source(LogSource(MAIN, EXTERNAL_LOG_SOURCE, "Again", "", after(1)))
+    filled.reports.add_log_source(LogSource(NOBODY, EXTERNAL_LOG_SOURCE, "", "", NOW))
+    assert filled.reports.list_log_sources(MAIN) == [source]
 
 
 def test_logs_page_by_rising_ids(filled: Store) -> None:
     script = make_id("script")
-    filled.insert_logs([LogBatch(MAIN, script, [(LEVEL_INFO, "one"), (5, "zwei ü")])], NOW)
-    filled.insert_logs([LogBatch(GPU, script, [(LEVEL_INFO, "other")]), LogBatch(MAIN, script, [(1, "three")])], NOW)
-    lines = filled.list_logs(MAIN)
+    filled.reports.insert_logs([LogBatch(MAIN, script, [(LEVEL_INFO, "one"), (5, "zwei ü")])], NOW)
+    filled.reports.insert_logs(
+        [LogBatch(GPU, script, [(LEVEL_INFO, "other")]), LogBatch(MAIN, script, [(1, "three")])], NOW
+    )
+    lines = filled.reports.list_logs(MAIN)
     assert [(line.level, line.output, line.source_id, line.created_at) for line in lines] == [
         (LEVEL_INFO, "one", script, NOW),
         (5, "zwei ü", script, NOW),
         (1, "three", script, NOW),
     ]
-    assert [line.output for line in filled.list_logs(MAIN, after=lines[0].id, limit=1)] == ["zwei ü"]
+    assert [line.output for line in filled.reports.list_logs(MAIN, after=lines[0].id, limit=1)] == ["zwei ü"]
     assert get(filled).logs_bytes == len("onezwei üthree") + 1
 
 
 def test_log_ids_are_never_used_twice(filled: Store) -> None:
-    filled.insert_logs([LogBatch(GPU, EXTERNAL_LOG_SOURCE, [(LEVEL_INFO, "x")])], NOW)
-    [line] = filled.list_logs(GPU)
-    filled.delete_agent(GPU)
-    filled.insert_logs([LogBatch(MAIN, EXTERNAL_LOG_SOURCE, [(LEVEL_INFO, "x")])], NOW)
-    assert filled.list_logs(MAIN)[0].id > line.id
+    filled.reports.insert_logs([LogBatch(GPU, EXTERNAL_LOG_SOURCE, [(LEVEL_INFO, "x")])], NOW)
+    [line] = filled.reports.list_logs(GPU)
+    filled.callers.delete_agent(GPU)
+    filled.reports.insert_logs([LogBatch(MAIN, EXTERNAL_LOG_SOURCE, [(LEVEL_INFO, "x")])], NOW)
+    assert filled.reports.list_logs(MAIN)[0].id > line.id
 
 
 def test_the_log_limit_refuses_whole_batches(filled: Store) -> None:
@@ -206,16 +210,21 @@ def test_the_log_limit_refuses_whole_batches(filled: Store) -> None:
     half = MAX_LOG_BYTES_PER_AGENT // 2
     # The two halves fit to the byte; the third batch is over, of its two lines none is stored.
     over = LogBatch(MAIN, EXTERNAL_LOG_SOURCE, [(LEVEL_INFO, ""), (LEVEL_INFO, "y")])
-    assert filled.insert_logs([batch(half), batch(half), over, batch(1, GPU)], NOW) == [False, False, True, False]
-    assert len(filled.list_logs(MAIN)) == 2
+    assert filled.reports.insert_logs([batch(half), batch(half), over, batch(1, GPU)], NOW) == [
+        False,
+        False,
+        True,
+        False,
+    ]
+    assert len(filled.reports.list_logs(MAIN)) == 2
     main, gpu = get(filled), get(filled, GPU)
     assert (main.logs_bytes, main.logs_overflowed) == (MAX_LOG_BYTES_PER_AGENT, True)
     assert (gpu.logs_bytes, gpu.logs_overflowed) == (1, False)
     # The mark stays, also after a batch that fits because it is empty.
-    assert filled.insert_logs([batch(0)], NOW) == [False]
+    assert filled.reports.insert_logs([batch(0)], NOW) == [False]
     assert get(filled).logs_overflowed
 
 
 def test_logs_of_an_agent_that_is_gone(filled: Store) -> None:
-    assert filled.insert_logs([LogBatch(NOBODY, EXTERNAL_LOG_SOURCE, [(LEVEL_INFO, "x")])], NOW) == [False]
-    assert filled.list_logs(NOBODY) == []
+    assert filled.reports.insert_logs([LogBatch(NOBODY, EXTERNAL_LOG_SOURCE, [(LEVEL_INFO, "x")])], NOW) == [False]
+    assert filled.reports.list_logs(NOBODY) == []

@@ -36,7 +36,7 @@ def test_status(
     store: Store, first: float | None, last: float | None, gone: float | None, now: float, status: AgentStatus
 ) -> None:
     fill(store)
-    agent = store.get_agent(peer_id("main"))
+    agent = store.callers.get_agent(peer_id("main"))
     assert agent is not None
     agent = replace(agent, first_connected_at=at(first), last_connected_at=at(last), disconnected_at=at(gone))
     assert agent.status(NOW + timedelta(seconds=now), INACTIVE_SECONDS) is status
@@ -44,7 +44,7 @@ def test_status(
 
 def test_no_timeout_when_it_is_switched_off(store: Store) -> None:
     fill(store)
-    agent = store.get_agent(peer_id("main"))
+    agent = store.callers.get_agent(peer_id("main"))
     assert agent is not None
     assert (
         replace(agent, connection_timeout_seconds=0).status(NOW + timedelta(days=9), INACTIVE_SECONDS)

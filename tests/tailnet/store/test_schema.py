@@ -77,9 +77,9 @@ def test_a_store_of_the_first_schema_keeps_what_it_has(store_url: str) -> None:
     store = Store.open(store_url)
     with store.reading() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
-    row = store.get_agent(peer_id("old"))
+    row = store.callers.get_agent(peer_id("old"))
     assert row is not None
     assert row.name == "old"
     assert fill(store, defined_document()).agents.added == 3
-    assert len(store.definitions(peer_id("main")).apps) == 2
+    assert len(store.apps.definitions(peer_id("main")).apps) == 2
     store.close()
