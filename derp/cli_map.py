@@ -38,15 +38,9 @@ def lint_map(source: str, overlay: bool, strict: bool, as_json: bool) -> None:
     not answer; 2: MAP cannot be read.
     """
     from derp.client.mapsource import read_map_source
-    from derp.errors import MapFormatError
-    from derp.netcheck.lint import errors, finding_of, lint
-    from derp.netcheck.maptext import read_map_text
+    from derp.netcheck.lint import errors, lint_text
 
-    content = trio.run(read_map_source, source)
-    try:
-        findings = lint(read_map_text(content), overlay=overlay)
-    except MapFormatError as error:
-        findings = [finding_of(error)]
+    findings = lint_text(trio.run(read_map_source, source), overlay=overlay)
     console = open_console()
     for finding in findings:
         severity = finding.severity.value

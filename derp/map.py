@@ -143,6 +143,8 @@ def _load(source: str | bytes | Mapping[str, object]) -> object:
     try:
         # Go puts U+FFFD in place of broken UTF-8 instead of refusing the text.
         text = source.decode("utf-8", "replace") if isinstance(source, bytes) else source
+        if text.startswith("\ufeff"):
+            _fail("", "begins with a byte-order mark, which Go refuses too: save it without")
         return json.loads(text, parse_constant=lambda name: _fail("", f"{name} is not a JSON number"))
     except json.JSONDecodeError as error:
         raise MapFormatError(f"DERP map: line {error.lineno}, column {error.colno}: {error.msg}") from None

@@ -9,7 +9,7 @@ import os
 import re
 import ssl
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Final
 from urllib.parse import urlsplit
@@ -120,7 +120,8 @@ class RelayAddress:
 
     def label(self) -> str:
         """For messages: the URL, and the node's name."""
-        url = f"{'https' if self.is_tls else 'http'}://{self.host_header()}{self.path}"
+        named = self if self.host else replace(self, host=self.ipv4 or self.ipv6)
+        url = f"{'https' if self.is_tls else 'http'}://{named.host_header()}{self.path}"
         return f"{url} (node {self.name})" if self.name else url
 
 

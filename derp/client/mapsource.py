@@ -3,6 +3,7 @@
 For the commands that take one argument and mean any of these.  Text: netcheck/maptext.py; values: derp/map.py.
 """
 
+import json
 import sys
 from ipaddress import ip_address
 from pathlib import Path
@@ -14,7 +15,7 @@ import trio
 from derp.client.dial import DEFAULT_PATH, DialOptions, RelayAddress
 from derp.errors import ConfigError, MapFormatError
 from derp.map import DERPMap, DERPNode, DERPRegion
-from derp.netcheck.maptext import read_map_text
+from derp.netcheck.maptext import read_map_text, what_instead
 from derp.text import error_text, fit_to_show
 from derp.transport.fetch import HttpCaller
 
@@ -64,9 +65,15 @@ async def load_map(source: str, *, pin: str = "", stun_port: int = 0) -> DERPMap
     except MapFormatError as error:
         raise ConfigError(f"{source_name(source)}: {error}") from None
     try:
-        return DERPMap.parse(document)
+        derp_map = DERPMap.parse(document)
     except MapFormatError as error:
         raise ConfigError(f"{source_name(source)}: {error}; `derp map lint` names every mistake") from None
+    if not derp_map.regions:
+        # Go ignores keys that it does not know, so a part of a map reads as an empty one.
+        instead = what_instead(json.loads(document) if isinstance(document, str) else document)
+        if instead:
+            raise ConfigError(f"{source_name(source)}: {instead}")
+    return derp_map
 
 
 def map_of_relay(
@@ -96,6 +103,8 @@ def map_of_relay(
 async def _fetch(url: str) -> bytes:
     async with HttpCaller(timeout_seconds=FETCH_SECONDS) as caller:
         fetched = await caller.get(url, MAX_MAP_BYTES + 1)
+    if fetched.redirect:
+        raise ConfigError(f"{source_name(url)}: answers with {fetched.redirect}: give that address, if it is meant")
     if fetched.status != 200:
         raise ConfigError(f"{source_name(url)}: answers with status {fetched.status}, not with a map")
     return fetched.body

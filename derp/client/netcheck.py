@@ -39,6 +39,7 @@ from derp.netcheck.report import (
     Report,
     is_captive_answer,
 )
+from derp.text import MAX_SHOWN_CHARS, without_secrets
 from derp.transport.http import ClientHttp, exchange
 from derp.transport.stream import mapped_errors
 
@@ -205,6 +206,8 @@ async def latency_over_https(stream: trio.abc.Stream, address: RelayAddress, opt
     """
     stream, _ = await secure_relay_stream(stream, address, options)
     try:
+        if not address.host:
+            raise ConnectError(f"{address.label()}: clients cannot measure a node without HostName over HTTPS: set it")
         if ":" in address.host:
             raise ConnectError(
                 f"{address.label()}: clients cannot measure a HostName that is an IPv6 address over HTTPS, since they "
@@ -217,6 +220,12 @@ async def latency_over_https(stream: trio.abc.Stream, address: RelayAddress, opt
         with mapped_errors(f"latency check at {address.label()}", connecting=True):
             response = await exchange(stream, http, request)
         seconds = trio.current_time() - started
+        if 300 <= response.status <= 399:
+            where = without_secrets(response.headers.get("location", ""))[:MAX_SHOWN_CHARS]
+            raise ConnectError(
+                f"{address.label()} answers /derp/latency-check with a redirect ({response.status}) to {where!r}: no "
+                "relay, or a portal that has to be logged in to"
+            )
         if response.status > 299:
             raise ConnectError(
                 f"{address.label()} answers /derp/latency-check with status {response.status}: no relay, or something "

@@ -7,6 +7,7 @@ silently dead; a warning works, but probably not as meant.  Used by `derp map` a
 errors.
 """
 
+import codecs
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from typing import Any, Final
 
 from derp.errors import MapFormatError
 from derp.map import STUN_DISABLED, DERPNode, DERPRegion
+from derp.netcheck.maptext import read_map_text, what_instead
 from derp.text import error_text
 
 # Coordinators carry region ids in 32 bits (Node.preferred_derp).
@@ -59,6 +61,10 @@ _NODE_KEYS: Final = (
     "CanPort80",
 )
 _ONLY_FROM: Final = "{} leads to a relay from {} only: others need an address that they can reach"
+_NAMELESS: Final = (
+    "is missing: clients dial the address alone, take any certificate that they trust unless CertName names one, send "
+    "no name in TLS, which many relays refuse, and cannot measure it where UDP is blocked: set it"
+)
 _PIN: Final = "sha256-raw:"
 _LABEL: Final = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
 # The reason behind the place in a MapFormatError.
@@ -87,6 +93,11 @@ def errors(findings: Sequence[Finding]) -> list[Finding]:
     return [finding for finding in findings if finding.severity is Severity.ERROR]
 
 
+def warnings(findings: Sequence[Finding]) -> list[Finding]:
+    """Only those that work, though probably not as meant."""
+    return [finding for finding in findings if finding.severity is Severity.WARNING]
+
+
 def lint(source: str | bytes | Mapping[str, object], *, overlay: bool = False) -> list[Finding]:
     """Everything that is wrong with a map, errors first, each group in the order of the text.
 
@@ -94,12 +105,24 @@ def lint(source: str | bytes | Mapping[str, object], *, overlay: bool = False) -
     null, and scores may name regions that only the other one has.
     """
     linter = _Linter(overlay)
+    if isinstance(source, bytes) and source.startswith(codecs.BOM_UTF8):
+        source = source.removeprefix(codecs.BOM_UTF8)
+        linter.findings.append(_BOM)
     document = linter.load(source)
     if isinstance(document, Mapping):
         linter.map(document)
     elif document is not _BROKEN:
         linter.error("", f"a DERP map is an object, got {type(document).__name__}")
     return sorted(linter.findings, key=lambda finding: finding.severity is Severity.WARNING)
+
+
+def lint_text(content: bytes, *, overlay: bool = False) -> list[Finding]:
+    """The same for a map as people write it: netcheck/maptext.py says what that may be."""
+    try:
+        findings = lint(read_map_text(content), overlay=overlay)
+    except MapFormatError as error:
+        findings = [finding_of(error)]
+    return [*errors(findings), *([_BOM] if content.startswith(codecs.BOM_UTF8) else []), *warnings(findings)]
 
 
 def finding_of(error: MapFormatError) -> Finding:
@@ -110,6 +133,11 @@ def finding_of(error: MapFormatError) -> Finding:
 
 
 _BROKEN: Final = object()
+_BOM: Final = Finding(
+    Severity.WARNING,
+    "",
+    "the file begins with a byte-order mark: it is read all the same, but Go programs refuse it: save it without",
+)
 
 
 class _Linter:
@@ -117,6 +145,9 @@ class _Linter:
         self.findings: list[Finding] = []
         self._overlay = overlay
         self._is_embedded = False  # the region at hand is the coordinator's own: its address is what it was told
+        self._incomplete: set[int] = (
+            set()
+        )  # regions with a node that cannot be read, so that one cannot tell what it has
         self._names: dict[str, str] = {}  # node name -> place where it was first seen
         self._codes: dict[str, str] = {}
         self._doors: dict[tuple[str, int, str, str], str] = {}  # where a relay is dialled -> node that said so first
@@ -166,9 +197,9 @@ class _Linter:
                 waiting += [(item, f"{place}[{index}]") for index, item in reversed(list(enumerate(value)))]
 
     def map(self, document: Mapping[str, Any]) -> None:
-        around = next((str(key) for key in document if str(key).casefold() == "derpmap"), None)
-        if around is not None:
-            self.error(around, "the map stands inside this key, as in a policy file: give what it holds alone")
+        instead = what_instead(document)
+        if instead:
+            self.error(next((str(key) for key in document if str(key).casefold() == "derpmap"), ""), instead)
             return
         fields = self._fields(document, "", _MAP_KEYS)
         regions = fields.get("Regions")
@@ -236,6 +267,8 @@ class _Linter:
         self._is_embedded = region.embedded_relay
         good = [self._node(item, f"{place}.Nodes[{index}]", region_id) for index, item in enumerate(nodes)]
         region = replace(region, nodes=tuple(node for node in good if node is not None))
+        if None in good:
+            self._incomplete.add(region_id)
         self._region_as_a_whole(region, place, complete=None not in good)
         return region
 
@@ -300,7 +333,10 @@ class _Linter:
     def _host(self, node: DERPNode, place: str) -> None:
         here, name = f"{place}.HostName", node.host_name
         if not name:
-            self.error(here, "is missing: clients dial and verify it, also when IPv4 and IPv6 are set")
+            if _address(node.ipv4) is None and _address(node.ipv6) is None:
+                self.error(here, "is missing, and there is no address either: clients have nothing to dial")
+            elif not node.stun_only:
+                self.warning(here, _NAMELESS)
             return
         address = _address(name)
         if "://" in name:
@@ -403,11 +439,12 @@ class _Linter:
         measured = {
             region_id: any(node.stun_port != STUN_DISABLED for node in region.nodes)
             for region_id, region in regions.items()
-            if region.nodes and not region.no_measure_no_home
+            if region.nodes and not region.no_measure_no_home and region_id not in self._incomplete
         }
         # Clients skip a region with Avoid when they measure over HTTPS, but not when they do by STUN.
         avoided = {region_id for region_id in measured if regions[region_id].avoid and not measured[region_id]}
-        if regions and measured.keys() <= avoided and not self._overlay:
+        # What a node with a typing mistake in it will be once that is mended is not known.
+        if regions and measured.keys() <= avoided and not (self._overlay or self._incomplete):
             self.warning(
                 "Regions", "none may become a home (NoMeasureNoHome, Avoid): clients find none and take any region"
             )

@@ -179,8 +179,7 @@ def judge_derp_answer(status: int, headers: Headers) -> Answer:
     if 200 <= status <= 299:
         return Answer(AnswerKind.TRY_WEBSOCKET, f"the upgrade was answered with a page (status {status}): a portal?")
     if 300 <= status <= 399:
-        where = without_secrets(headers.get("location", ""))[:200]
-        return Answer(AnswerKind.TRY_WEBSOCKET, f"the upgrade was redirected (status {status}) to {where!r}")
+        return Answer(AnswerKind.TRY_WEBSOCKET, f"the upgrade was redirected (status {status}) to {_target(headers)}")
     if 400 <= status <= 499:
         return Answer(AnswerKind.TRY_WEBSOCKET, f"the upgrade was refused with status {status}")
     return Answer(AnswerKind.FAILED, f"the upgrade was answered with status {status}")
@@ -190,6 +189,9 @@ def judge_websocket_answer(
     status: int, headers: Headers, nonce: bytes, *, subprotocol: str | None = SUBPROTOCOL
 ) -> Answer:
     """What became of a websocket request: upgraded, or failed."""
+    if 300 <= status <= 399:
+        reason = f"the websocket upgrade was redirected (status {status}) to {_target(headers)}"
+        return Answer(AnswerKind.FAILED, reason)
     if status != 101:
         return Answer(AnswerKind.FAILED, f"the websocket upgrade was answered with status {status}")
     if "websocket" not in _tokens(headers, "upgrade") or "upgrade" not in _tokens(headers, "connection"):
@@ -205,6 +207,11 @@ def judge_websocket_answer(
 
 
 # --- below ---
+
+
+def _target(headers: Headers) -> str:
+    where = without_secrets(headers.get("location", ""))[:200]
+    return repr(where) if where else "somewhere that it does not say"
 
 
 def _is_websocket(headers: Headers) -> bool:

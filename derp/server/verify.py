@@ -37,7 +37,6 @@ MAX_ASKING: Final = 64
 LOOK_SECONDS: Final = 30.0
 # Who is asked may be down while thousands reconnect: the same complaint once in so long, then with their number.
 COMPLAIN_SECONDS: Final = 10.0
-_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _WELL: Final = Finding(True, "")
 
 
@@ -69,9 +68,9 @@ class UrlJudge:
         except TransportError as error:
             return Verdict(self._fail_open, str(error), faulty=True, answered=False)
         if fetched.status != 200:
-            said = f"{self._name} answered {fetched.status}"
-            if fetched.status in _REDIRECTS:
-                said += ", a redirect, which is not followed: set --verify-client-url to where it leads"
+            said = f"{self._name} answered {fetched.redirect or fetched.status}"
+            if fetched.redirect:
+                said += ", which is not followed: set --verify-client-url to where it leads"
             return Verdict(False, said, faulty=True)
         answer = read_answer(fetched.body)
         if answer is None:

@@ -1,5 +1,6 @@
 """Small HTTP calls to other services: admission checks, maps.  Layer L2; derp's only file on httpx."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -7,20 +8,30 @@ import httpx
 import trio
 
 from derp.errors import ConnectError, TransportTimeout
-from derp.text import error_text, fit_to_show
+from derp.text import MAX_SHOWN_CHARS, error_text, fit_to_show
 from derp.transport.stream import reason_of
 from derp.transport.tls_client import system_context
 
 # Connections kept to the same service; more calls than this at a time wait their turn.
 _MAX_CONNECTIONS: Final = 64
+_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """An answer; `body` is cut at the limit that was asked for."""
+    """An answer; `body` is cut at the limit that was asked for.  `location`: where a redirect leads."""
 
     status: int
     body: bytes
+    location: str = ""
+
+    @property
+    def redirect(self) -> str:
+        """What kind of redirect to where, for messages; empty: it is none."""
+        if self.status not in _REDIRECTS:
+            return ""
+        where = fit_to_show(self.location)[:MAX_SHOWN_CHARS] if self.location else "somewhere that it does not say"
+        return f"a redirect ({self.status}) to {where}"
 
 
 class HttpCaller:
@@ -62,8 +73,11 @@ class HttpCaller:
         name = self._socket or fit_to_show(url)
         try:
             with trio.fail_after(self._timeout_seconds):
-                async with self._client.stream(method, url, content=body) as response:
-                    return Fetched(response.status_code, await _read_body(response, max_bytes))
+                async with self._client.stream(method, url_for_tls(url), content=body) as response:
+                    where = response.headers.get("location", "")
+                    with suppress(httpx.InvalidURL):
+                        where = str(response.url.join(where)) if where else ""
+                    return Fetched(response.status_code, await _read_body(response, max_bytes), where)
         except (trio.TooSlowError, httpx.TimeoutException) as error:
             raise TransportTimeout(f"{name} did not answer within {self._timeout_seconds:g} s") from error
         except httpx.InvalidURL as error:
@@ -71,6 +85,12 @@ class HttpCaller:
         except httpx.HTTPError as error:
             reason = reason_of(error, on_local_socket=bool(self._socket))
             raise ConnectError(f"{name} cannot be reached: {reason}") from error
+
+
+def url_for_tls(url: str) -> httpx.URL:
+    """The URL without the final dot of its host, which is in no certificate.  Raises httpx.InvalidURL."""
+    parsed = httpx.URL(url)
+    return parsed.copy_with(host=parsed.host.removesuffix(".")) if parsed.host.endswith(".") else parsed
 
 
 async def _read_body(response: httpx.Response, max_bytes: int) -> bytes:

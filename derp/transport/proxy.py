@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 import trio
 
 from derp.errors import ConfigError, ConnectError
-from derp.text import printable
+from derp.text import printable, without_secrets
 from derp.transport.http import ClientHttp, exchange
 from derp.transport.stream import mapped_errors
 from derp.transport.tcp import TcpTarget, dial_tcp
@@ -126,7 +126,10 @@ async def open_tunnel(stream: trio.abc.Stream, proxy: Proxy, host: str, port: in
         headers.append(("Proxy-Authorization", proxy.authorization))
     with mapped_errors(f"CONNECT {where}", connecting=True):
         response = await exchange(stream, http, http.send_request("CONNECT", where, headers))
-    status = f"{response.status} {response.reason}".strip()
+    status = f"{response.status} {printable(response.reason)}".strip()
+    if 300 <= response.status <= 399:
+        leads = printable(without_secrets(response.headers.get("location", "") or "somewhere that it does not say"))
+        raise ConnectError(f"it answers CONNECT with a redirect ({status}) to {leads}: does one have to log in there?")
     if response.status == 407:
         raise ConnectError(
             f"it refuses our name and password ({status})"

@@ -46,16 +46,21 @@ class TcpTarget:
 
     def label(self) -> str:
         """host:port, for messages."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        host = self.host or self.ipv4 or self.ipv6
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
     def families(self) -> list[tuple[socket.AddressFamily, str]]:
         """The families to dial, each with the address or name to use.  Raises ConnectError if none is left."""
         found = []
         for family, stated in ((socket.AF_INET6, self.ipv6), (socket.AF_INET, self.ipv4)):
+            if not (stated or self.host):
+                continue  # for an empty name the system would answer with this machine
             literal = _parse_address(stated or self.host)
             if (stated and literal is None) or (literal is not None and _family_of(literal) is not family):
                 continue
             found.append((family, stated or self.host))
+        if not found and not (self.host or self.ipv4 or self.ipv6):
+            raise ConnectError("connect: there is no name and no address to dial: set HostName in the map")
         if not found:
             raise ConnectError(
                 f"connect to {self.label()}: the map switches IPv4 ({self.ipv4!r}) and IPv6 ({self.ipv6!r}) off"

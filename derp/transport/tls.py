@@ -316,10 +316,11 @@ class _SniRule:
     """Refuses handshakes for another name, as derper does: who scans addresses sees no certificate."""
 
     def __init__(self, hostname: str) -> None:
-        self._wanted = hostname.lower()
+        self._wanted = hostname.lower().removesuffix(".")
 
     def __call__(self, tls: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> int | None:
-        if name is not None and name.lower() == self._wanted:
+        # Python clients, among others, send the final dot of a name that was written with one.
+        if name is not None and name.lower().removesuffix(".") == self._wanted:
             return None
         return int(ssl.AlertDescription.ALERT_DESCRIPTION_UNRECOGNIZED_NAME)
 

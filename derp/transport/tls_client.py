@@ -10,7 +10,7 @@ import hashlib
 import hmac
 import ssl
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from ipaddress import ip_address
@@ -39,7 +39,9 @@ TlsStream: TypeAlias = trio.SSLStream[trio.abc.Stream]
 class TlsTrust:
     """Who the other side must prove to be.
 
-    server_name: sent as SNI unless it is an address, and checked unless cert_name or a pin takes its place.
+    server_name: sent as SNI unless it is an address, and checked unless cert_name or a pin takes its place; empty: a
+    cert_name that is a name is sent, and without one any certificate that is trusted will do, as with genuine clients.
+    The final dot of a name belongs to DNS: it is in no certificate, and RFC 6066 keeps it out of SNI.
     context: instead of the system's roots, e.g. with a private authority or a client certificate; its own settings
     for verification apply, a pin or cert_name is checked besides.
     """
@@ -48,6 +50,13 @@ class TlsTrust:
     cert_name: str = ""
     insecure_for_tests: bool = False
     context: ssl.SSLContext | None = None
+
+    def in_tls(self) -> "TlsTrust":
+        """The same with the names as TLS has them."""
+        is_name = bool(self.cert_name) and not self.cert_name.startswith(PIN_PREFIX)
+        cert_name = self.cert_name.removesuffix(".") if is_name else self.cert_name
+        server_name = self.server_name.removesuffix(".") or (cert_name if is_name else "")
+        return replace(self, server_name=server_name, cert_name=cert_name)
 
     def pin(self) -> bytes | None:
         """The SHA-256 of the leaf certificate that is expected, 32 bytes.  Raises ConnectError if it is malformed."""
@@ -97,13 +106,17 @@ class TlsFacts:
 
 async def start_tls(stream: trio.abc.Stream, trust: TlsTrust, label: str) -> tuple[TlsStream, TlsFacts]:
     """Shake hands over `stream`; on failure it is closed and a ConnectError says what to change."""
+    trust = trust.in_tls()
     try:
         pin = trust.pin()
         context = trust.context or _context(_checks_roots(trust, pin), _checks_name(trust, pin))
-        # https_compatible: relays close the socket without a closing alert, and DERP frames tell a cut by themselves.
-        tls: TlsStream = trio.SSLStream(
-            stream, context, server_hostname=trust.server_name or None, https_compatible=True
-        )
+        name = trust.server_name or None
+        try:
+            # https_compatible: relays close the socket without a closing alert, and DERP tells a cut by itself.
+            tls: TlsStream = trio.SSLStream(stream, context, server_hostname=name, https_compatible=True)
+        except ValueError as error:  # among them UnicodeError, for what IDNA cannot encode
+            what = f"{name!r} is no name that TLS can ask for" if name else "there is no name to ask for"
+            raise ConnectError(f"TLS with {label}: {what}: correct HostName or CertName") from error
         with mapped_errors(f"TLS with {label}", connecting=True):
             await tls.do_handshake()
         chain = _peer_chain(tls)
@@ -177,7 +190,7 @@ def _checks_roots(trust: TlsTrust, pin: bytes | None) -> bool:
 
 def _checks_name(trust: TlsTrust, pin: bytes | None) -> bool:
     # Python checks the very name it sends as SNI.  A CertName that differs is checked by ourselves.
-    return _checks_roots(trust, pin) and trust.cert_name in ("", trust.server_name)
+    return bool(trust.server_name) and _checks_roots(trust, pin) and trust.cert_name in ("", trust.server_name)
 
 
 def _check_certificates(trust: TlsTrust, pin: bytes | None, chain: Sequence[bytes], label: str) -> None:

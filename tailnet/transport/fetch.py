@@ -10,6 +10,7 @@ from typing import Final, Self
 import httpx
 
 from derp.text import printable
+from derp.transport.fetch import url_for_tls
 from derp.transport.stream import reason_of
 from derp.transport.tls_client import system_context
 from tailnet.errors import TransportError
@@ -55,7 +56,7 @@ class Fetcher:
         assert self._client is not None, "use as an async context manager"
         headers = {} if force else self._validators
         try:
-            async with self._client.stream("GET", self._url, headers=headers) as response:
+            async with self._client.stream("GET", url_for_tls(self._url), headers=headers) as response:
                 if response.status_code == 304 and headers:
                     return None
                 if response.status_code != 200:

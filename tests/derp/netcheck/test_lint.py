@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from derp.client.mapsource import load_map
+from derp.errors import ConfigError
 from derp.map import DERPMap
 from derp.netcheck import lint as lint_module
-from derp.netcheck.lint import Severity, errors, lint
+from derp.netcheck.lint import Severity, errors, lint, lint_text
 
 REMOVED = object()
 
@@ -210,6 +212,8 @@ PIN = "sha256-raw:" + "ab" * 32
     ("fields", "says"),
     [
         ({"IPv4": "none", "IPv6": "none"}, "both none: no client can reach it"),
+        ({"HostName": ""}, "clients have nothing to dial"),
+        ({"HostName": "", "IPv6": "none"}, "clients have nothing to dial"),
         ({"HostName": "192.0.2.1", "CertName": PIN, "IPv4": "none"}, "the family of HostName 192.0.2.1 is none"),
         ({"HostName": "2001:db8::1", "CertName": PIN}, "clients refuse https://2001:db8::1/"),
         ({"STUNOnly": True, "STUNPort": -1}, "does nothing at all"),
@@ -227,6 +231,10 @@ def test_errors_of_fields_together(fields: dict[str, object], says: str) -> None
     [
         ({"CertName": PIN, "InsecureForTests": True}, f"{NODE}.InsecureForTests", "does nothing"),
         ({"CertName": "derp900a.example.com", "InsecureForTests": True}, f"{NODE}.InsecureForTests", "can pose"),
+        # Genuine clients connect to such a node, and maps for tests are often like that.
+        ({"HostName": "", "IPv4": "192.0.2.1"}, f"{NODE}.HostName", "clients dial the address alone"),
+        ({"HostName": "", "IPv6": "2001:db8::1", "IPv4": "none"}, f"{NODE}.HostName", "dial the address alone"),
+        ({"HostName": "", "IPv4": "192.0.2.1", "CertName": PIN}, f"{NODE}.HostName", "clients dial the address alone"),
         ({"STUNOnly": True, "DERPPort": 8443}, f"{NODE}.STUNOnly", "though it has DERPPort"),
         ({"STUNOnly": True, "CertName": PIN}, f"{NODE}.STUNOnly", "though it has CertName"),
         ({"CanPort80": True, "IPv4": "none"}, f"{NODE}.CanPort80", "does nothing"),
@@ -249,6 +257,7 @@ def test_warnings_of_fields_together(fields: dict[str, object], place: str, says
         {"CanPort80": True, "IPv4": "192.0.2.1"},
         {"HostName": "192.0.2.1", "CertName": PIN, "IPv6": "none"},
         {"HostName": "192.0.2.1", "STUNOnly": True},
+        {"HostName": "", "IPv4": "192.0.2.1", "STUNOnly": True},
         {"HostName": "localhost", "IPv4": "192.0.2.1", "CertName": PIN},
         {"HostName": "derp900b.example.com", "IPv4": "192.0.2.1"},  # one name, told apart by address
         {"DERPPort": 80, "ForceHTTP": True},
@@ -321,6 +330,74 @@ def test_no_home_anywhere() -> None:
         for node in region["Nodes"]:
             node["STUNPort"] = -1
     assert any("none may become a home" in finding.reason for finding in lint(document))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("DERPPort", "443"),
+        ("DERPPort", 70_000),
+        ("STUNPort", "3478"),
+        ("STUNPort", 34_788),
+        ("STUNPort", 347_888),
+        ("STUNOnly", "no"),
+        ("IPv4", 10),
+    ],
+)
+def test_a_typing_mistake_is_all_that_is_said_of_it(field: str, value: object) -> None:
+    """Not that there is no home or no STUN: what the node will be once it is mended is not known."""
+    document = node_with(**{field: value})
+    document["Regions"]["900"]["Nodes"] = document["Regions"]["900"]["Nodes"][:1]
+    for regions in (document["Regions"], {"900": document["Regions"]["900"]}):
+        assert {finding.place for finding in lint({"Regions": regions})} <= {f"{NODE}.{field}"}
+
+
+MAP = '{"Regions": {"900": {"RegionID": 900, "RegionCode": "a", "RegionName": "b", "Nodes": [%s]}}}'
+ONE_NODE = '{"Name": "900a", "RegionID": 900, "HostName": "relay.example"}'
+
+
+def test_a_byte_order_mark_is_named() -> None:
+    text = (MAP % ONE_NODE).encode()
+    assert lint_text(text) == lint(text) == []
+    for found in (lint_text(b"\xef\xbb\xbf" + text), lint(b"\xef\xbb\xbf" + text)):
+        assert [(one.severity, one.place) for one in found] == [(Severity.WARNING, "")]
+        assert "byte-order mark" in found[0].reason
+    assert [one.reason for one in lint_text(text.decode().encode("utf-16"))] == [
+        "is written in UTF-16: save it as UTF-8"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (f'"derpMap": {MAP % ONE_NODE}', '"derpMap": ...: the map stands inside this key'),
+        (f'  // a policy file\n"derpMap": {MAP % ONE_NODE},\n', "the map stands inside this key"),
+        (f'{{"acls": [], "derpMap": {MAP % ONE_NODE}}}', "the map stands inside this key"),
+        (f'{{"DERPMap": {MAP % ONE_NODE}}}', "the map stands inside this key"),
+        ((MAP % ONE_NODE)[1:-1], 'a piece of a map, "Regions": ..., without the braces around it'),
+        ('"omitDefaultRegions": true,\n"Regions": {}', "a piece of a map"),
+        (ONE_NODE, "this is one node and no map: put it into the Nodes of a region"),
+        ('{"Name": "x", "stunport": 3478}', "this is one node and no map"),
+        (f"[{ONE_NODE}, {ONE_NODE}]", "this is a list whose first element is one node and no map"),
+        (f'{{"RegionID": 900, "RegionCode": "a", "Nodes": [{ONE_NODE}]}}', "this is one region and no map"),
+        (f'"Nodes": [{ONE_NODE}]', '"Nodes": ...: this is one region and no map'),
+        (f'{{"900": {{"RegionID": 900, "Nodes": [{ONE_NODE}]}}}}', "these are regions by their ids and no map"),
+        (f'"900": {{"RegionID": 900, "Nodes": [{ONE_NODE}]}}', '"900": ...: these are regions by their ids and no map'),
+        ('{"RegionScore": {"900": 2}}', "this is what HomeParams holds and no map"),
+        ('"RegionScore": {"900": 2', "this is a piece of a JSON file"),
+        ('HostName = "relay.example"', "this is one node and no map"),
+        ("[[Nodes]]\nHostName = 'x'", "this is one region and no map"),
+    ],
+)
+async def test_a_part_of_a_map_is_named_as_what_it_is(text: str, says: str, tmp_path: Path) -> None:
+    [finding] = lint_text(text.encode())
+    assert finding.severity is Severity.ERROR
+    assert says in finding.reason
+    # A reader that follows Go takes some of these for an empty map.
+    (tmp_path / "map").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        await load_map(str(tmp_path / "map"))
+    assert says in str(caught.value)
 
 
 def test_all_mistakes_at_once_errors_first() -> None:

@@ -50,7 +50,8 @@ async def test_a_redirect_is_not_followed() -> None:
         (listener,) = await nursery.start(partial(trio.serve_tcp, redirect, 0, host="127.0.0.1"))
         async with HttpCaller(timeout_seconds=5.0) as caller:
             url = f"http://127.0.0.1:{listener.socket.getsockname()[1]}/"
-            assert (await caller.post(url, b"", 4096)).status == 302
+            fetched = await caller.post(url, b"", 4096)
+            assert fetched.redirect == f"a redirect (302) to {url}elsewhere"
         assert len([request for request in asked if request]) == 1
         nursery.cancel_scope.cancel()
 
@@ -105,6 +106,31 @@ SILENT = [
     httpx.DecodingError(""),
     httpx.InvalidURL(""),
 ]
+
+
+def test_where_a_redirect_leads_is_told_without_secrets() -> None:
+    assert Fetched(200, b"", "https://x/").redirect == ""
+    assert Fetched(302, b"").redirect == "a redirect (302) to somewhere that it does not say"
+    assert Fetched(307, b"", "https://u:p@x/\x1b").redirect == "a redirect (307) to https://<secret>@x/\\x1b"
+
+
+async def test_a_name_with_its_final_dot_is_asked_for_without() -> None:
+    """No certificate has the dot; `localhost.` is a name that resolves everywhere."""
+    asked: list[str | None] = []
+    context = server_context(issue("localhost"))
+    context.sni_callback = lambda tls, name, context: asked.append(name)
+
+    async def serve(stream: trio.SocketStream) -> None:
+        with suppress(trio.BrokenResourceError):
+            await trio.SSLStream(stream, context, server_side=True).do_handshake()
+
+    async with trio.open_nursery() as nursery:
+        (listener,) = await nursery.start(partial(trio.serve_tcp, serve, 0, host="127.0.0.1"))
+        async with HttpCaller(timeout_seconds=5.0) as caller:
+            with pytest.raises(ConnectError, match="self-signed"):
+                await caller.get(f"https://localhost.:{listener.socket.getsockname()[1]}/", 4096)
+        nursery.cancel_scope.cancel()
+    assert asked == ["localhost"]
 
 
 @pytest.mark.parametrize("error", SILENT, ids=lambda error: type(error).__name__)

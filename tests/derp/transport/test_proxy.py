@@ -148,7 +148,7 @@ async def test_an_https_proxy_that_speaks_plain_http() -> None:
         ("", 0, "wants a name and a password"),
         ("Basic eDp5", 0, "refuses our name and password"),
         ("", 403, r"does not connect to relay.example:8443 \(403 Forbidden\): let it allow CONNECT"),
-        ("", 302, "does not connect"),
+        ("", 302, r"a redirect \(302 Found\) to somewhere"),
     ],
 )
 async def test_what_proxies_refuse(authorization: str, refuse: int, said: str) -> None:

@@ -140,6 +140,15 @@ def test_no_family_left_says_what_to_change() -> None:
         TcpTarget("a.example", 1, ipv4="none", ipv6="none").families()
 
 
+def test_a_target_without_a_name_is_not_this_machine() -> None:
+    """The system would answer a question for no name with loopback."""
+    target = TcpTarget("", 443, ipv4="192.0.2.1")
+    assert target.families() == [(socket.AF_INET, "192.0.2.1")]
+    assert target.label() == "192.0.2.1:443"
+    with pytest.raises(ConnectError, match="no name and no address"):
+        TcpTarget("", 443).families()
+
+
 @asynccontextmanager
 async def listening(host: str) -> AsyncIterator[int]:
     listeners = await trio.open_tcp_listeners(0, host=host)

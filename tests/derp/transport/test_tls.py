@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import trio
@@ -207,6 +208,23 @@ def test_a_generated_certificate_is_accepted_by_who_trusts_it(hostname: str) -> 
     connect(server, hostname, client=client)
     with pytest.raises(ssl.SSLCertVerificationError):
         connect(server, "elsewhere.example", client=client)
+
+
+@pytest.mark.parametrize(
+    ("asked", "is_served"),
+    [
+        ("relay.example", True),
+        ("RELAY.example.", True),
+        ("relay.example..", False),
+        ("other.example.", False),
+        (None, False),
+    ],
+)
+def test_which_names_are_served(asked: str | None, is_served: bool, manual: TlsConfig) -> None:
+    context = TlsServer(manual, KEY, now=NOW).context
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname="x")
+    answer = cast("Any", context.sni_callback)(tls, asked, context)
+    assert (answer is None) == is_served
 
 
 def test_the_snippet_is_a_map_of_this_relay() -> None:

@@ -4,6 +4,7 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import trio
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from derp.errors import ConnectError
+from derp.transport import tls_client
 from derp.transport.tls_client import TlsFacts, TlsStream, TlsTrust, certificate_matches, find_meta_key, start_tls
 from tests.support.certificates import Issued, client_context, issue, issue_meta, server_context
 
@@ -220,3 +222,43 @@ def test_perturbed_certificates_give_a_key_or_none(at: int, junk: bytes, removed
 )
 def test_names_of_certificates(names: tuple[str, ...], wanted: str, matches: bool) -> None:
     assert certificate_matches(issue(*names).certificate, wanted) is matches
+
+
+# Names as maps have them.
+
+
+@pytest.mark.parametrize(
+    ("trust", "asked"),
+    [
+        (TlsTrust("relay.example."), "relay.example"),
+        (TlsTrust("Relay.Example."), "relay.example"),
+        (TlsTrust("relay.example.", cert_name=LEAF.pin), "relay.example"),
+        (TlsTrust("other.example.", cert_name="relay.example."), "other.example"),
+        (TlsTrust("relay.example.", insecure_for_tests=True), "relay.example"),
+        # Genuine clients dial a node without HostName by its address and take any certificate that they trust.
+        (TlsTrust(""), None),
+        (TlsTrust("", cert_name="relay.example"), "relay.example"),
+        (TlsTrust("", cert_name="relay.example."), "relay.example"),
+        (TlsTrust("", cert_name=LEAF.pin), None),
+    ],
+)
+async def test_a_final_dot_and_a_missing_name(
+    trust: TlsTrust, asked: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "roots.pem").write_bytes(AUTHORITY.pem)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "roots.pem"))
+    tls_client._context.cache_clear()
+    names: list[str | None] = []
+    context = server_context(LEAF)
+    context.sni_callback = lambda tls, name, context: names.append(name)
+    async with shaken(trust, context) as (_, facts):
+        assert facts.version == "TLSv1.3"
+    assert [name and name.lower() for name in names] == [asked]
+    tls_client._context.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["ü" * 70 + ".example", "ü..b", "\udc80"])
+async def test_a_name_that_tls_cannot_ask_for_is_a_connect_error(name: str) -> None:
+    near, _ = trio.testing.memory_stream_pair()
+    with trio.fail_after(5), pytest.raises(ConnectError, match="correct HostName or CertName"):
+        await start_tls(near, TlsTrust(name, context=client_context(AUTHORITY)), "relay.example:443")
