@@ -148,7 +148,7 @@ async def test_stun_of_a_running_relay_and_its_silence_while_draining() -> None:
                     client.getsockname()[1],
                 )
         assert server.statistics().stun_family == {"ipv4": 1, "ipv6": 1}
-        server.relay.is_draining = True
+        server.is_draining = True
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as late:
             late.sendto(encode_request(TX), (HOST, port_of(server, "stun")))
             server.ports.stun[0].serve_ready()
