@@ -135,7 +135,8 @@ def _is_bound_to(sock: socket.socket, host: str, port: int) -> bool:
     if bound_port != port:
         return False
     try:
-        return ip_address(bound_host) == ip_address(host) if host else ip_address(bound_host).is_unspecified
+        bound = ip_address(bound_host)
+        return bound.is_unspecified if not host or ip_address(host).is_unspecified else bound == ip_address(host)
     except ValueError:  # the settings have a name, which systemd does not know
         return False
 

@@ -21,6 +21,9 @@ import trio
 from derp.config import ServerConfig, compare
 from derp.config.setting import Table
 from derp.errors import ConfigError
+from derp.keys import NodePublic
+from derp.server.door import FrontDoor
+from derp.server.encryption import open_keeper, open_tls
 from derp.server.handover import HandoverError, Inherited, hand_over
 from derp.server.lobby import Lobby
 from derp.server.ports import Ports
@@ -57,36 +60,43 @@ class Server(ABC, Generic[Config]):
     `run` returns.  Who cancels `run` cuts the clients off.  Whoever called `open` calls `close` in the end.
     """
 
-    lobby: Lobby
-    ports: Ports
-    """Both are made by the subclass's constructor, as its settings want."""
-
     name: str
     """What people call it, for sentences."""
+    kind: str
+    """What its listeners are called."""
     table: Table
     """All its settings."""
+    door: FrontDoor
+    plain_door: FrontDoor
+    """For plain HTTP beside TLS.  The subclass's constructor makes both doors."""
 
     def __init__(
-        self, config: Config, *, reread: Callable[[], Config] | None = None, inherited: Inherited | None = None
+        self,
+        config: Config,
+        public_key: NodePublic,
+        *,
+        reread: Callable[[], Config] | None = None,
+        inherited: Inherited | None = None,
     ) -> None:
         """`reread` gives the settings as their sources say them now, and may raise ConfigError; `inherited`: sockets
         that this process was given."""
         self.config = config
         self.reactor = Reactor()
+        self.lobby = Lobby(self.reactor, config, count_elsewhere=self.count_elsewhere)
         self.inherited = inherited or Inherited()
-        self._reread = reread
+        self.tls = open_tls(config.tls, public_key)
+        self.ports = Ports(self.reactor, self.tls, self.inherited)
+        self.listening = self.ports.listening
+        self.keeper = open_keeper(self.tls, self.ports.look_at_certificate)
         self.is_draining = False
         self.is_replaced = False
         """Another process serves in our place: who asks how we are asks about that one."""
         self.successor: trio.Process | None = None
         self.drained = trio.Event()
+        self._reread = reread
         self._handing_over: trio.CancelScope | None = None
 
     # --- what each server does in its own way
-
-    @abstractmethod
-    def open_ports(self) -> None:
-        """Bind every socket by `self.ports`.  Raises ConfigError."""
 
     @abstractmethod
     async def start(self, nursery: trio.Nursery) -> None:
@@ -108,6 +118,14 @@ class Server(ABC, Generic[Config]):
     def describe(self) -> str:
         """How it stands, in a line for the log."""
 
+    @abstractmethod
+    def stun_places(self) -> Sequence[tuple[str, int]]:
+        """Hosts and ports where STUN is answered."""
+
+    def count_elsewhere(self) -> int:
+        """Connections that left the reactor and are still ours."""
+        return 0
+
     def cannot_hand_over(self) -> str | None:
         """Why no other process can go on where this one stops; None if one can."""
         return None
@@ -120,11 +138,29 @@ class Server(ABC, Generic[Config]):
 
     def open(self) -> None:
         """Bind every socket.  Raises ConfigError; nothing stays open then."""
+        config = self.config
         try:
-            self.open_ports()
+            for host, port in config.listen:
+                self._listen(self.kind, host, port, self.door)
+            if config.http_port is not None and self.tls is not None:
+                for host in dict.fromkeys(host for host, _ in config.listen):
+                    self._listen("http", host, config.http_port, self.plain_door)
+            for host, port in self.stun_places():
+                self.ports.open_stun(host, port, lambda: self.problem() is None)
         except BaseException:
             self.close()
             raise
+
+    def _listen(self, kind: str, host: str, port: int, door: FrontDoor) -> None:
+        self.ports.open(
+            kind,
+            host,
+            port,
+            door,
+            is_plain=door is self.plain_door,
+            user_timeout_seconds=self.config.tcp_user_timeout_seconds,
+            keepalive_seconds=self.config.tcp_keepalive_seconds,
+        )
 
     def close(self) -> None:
         """Close the listening sockets; connections stay."""
@@ -134,6 +170,8 @@ class Server(ABC, Generic[Config]):
         """Serve until drained, handed over or cancelled.  Started when clients may come."""
         async with trio.open_nursery() as nursery:
             await self.start(nursery)
+            if self.keeper is not None:
+                nursery.start_soon(self.keeper.run)
             nursery.start_soon(self.reactor.run)
             nursery.start_soon(self._look_forever)
             self.ports.start()
@@ -153,6 +191,8 @@ class Server(ABC, Generic[Config]):
         waiting = ", ".join(self._read_settings())
         self.look_at_files()
         self.ports.look_at_certificate()
+        if self.keeper is not None:
+            self.keeper.retry_now()
         if waiting:
             _log.warning("! changed, but only from the next start on: %s", waiting)
         notify_manager("READY=1", f"STATUS={'waits for a restart: ' if waiting else ''}{waiting}")
@@ -169,6 +209,7 @@ class Server(ABC, Generic[Config]):
         self.config = changes.config
         if changes.applied:
             _log.info("= changed: %s", ", ".join(changes.applied))
+            self.lobby.configure(self.config)
             self.apply(changes.applied)
         return changes.waiting
 

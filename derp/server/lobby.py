@@ -7,7 +7,7 @@ whatever becomes of a connection (a relay's client, a peer of the tailnet, an AP
 from collections.abc import Callable, Mapping
 
 from derp.close_reason import CloseReason
-from derp.config import RelayConfig
+from derp.config import ServerConfig
 from derp.relay.deadlines import Deadlines
 from derp.relay.limits import TokenBucket
 from derp.server.address import Caller, find_caller
@@ -18,7 +18,7 @@ from derp.transport.host import Host, Wire
 class Lobby:
     """What all listeners and front doors of a server share."""
 
-    def __init__(self, host: Host, config: RelayConfig, *, count_elsewhere: Callable[[], int] = lambda: 0) -> None:
+    def __init__(self, host: Host, config: ServerConfig, *, count_elsewhere: Callable[[], int] = lambda: 0) -> None:
         """`count_elsewhere`: connections that left the host and are still ours."""
         self.host = host
         self.waiting = Deadlines[Wire]()
@@ -32,10 +32,9 @@ class Lobby:
         self._rate = (0.0, 0.0)
         self.configure(config)
 
-    def configure(self, config: RelayConfig) -> None:
+    def configure(self, config: ServerConfig) -> None:
         """Take limits, deadlines and trusted proxies from settings; for those who come from now on."""
         self._config = config
-        self.host.write_seconds = config.tcp_write_timeout_seconds
         rate = (config.accept_connection_limit, float(config.accept_connection_burst))
         if rate != self._rate:
             self._rate = rate

@@ -112,7 +112,7 @@ class Pages:
         if request.method == "CONNECT":  # to which a 200 would mean that a tunnel stands
             return Answer(403, (_TEXT,), b"CONNECT not enabled\n")
         path, _, query = request.target.partition("?")
-        if self.challenges is not None and path.startswith(_ACME_CHALLENGE):
+        if self.is_challenge(path):
             return self.answer_challenge(path)
         match path:
             case "/derp":
@@ -138,6 +138,10 @@ class Pages:
         if page is not None or path.startswith("/debug"):
             return self._answer_page(path, query, page, caller)
         return self._answer_home()
+
+    def is_challenge(self, path: str) -> bool:
+        """Whether an authority may ask for this path."""
+        return self.challenges is not None and path.startswith(_ACME_CHALLENGE)
 
     def answer_challenge(self, path: str) -> Answer:
         """What the authority wants to find at a path below /.well-known/acme-challenge/."""
@@ -200,9 +204,9 @@ class PlainPages:
         path = request.target.partition("?")[0]
         if path == "/generate_204":
             return generate_204(request)
-        if self._pages.challenges is not None and path.startswith(_ACME_CHALLENGE):
+        if self._pages.is_challenge(path):
             return self._pages.answer_challenge(path)
-        if path.startswith("/debug"):
+        if path.startswith("/debug") and self._pages.pages:
             return self._pages.answer(request, caller)
         if request.method not in ("GET", "HEAD"):
             return Answer(400, (_TEXT,), b"Use HTTPS\n")

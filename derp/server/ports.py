@@ -93,8 +93,9 @@ class Ports:
     def look(self) -> None:
         """Call it with every tick: accept again, and look at the certificate when it is time."""
         self.start()
-        if self._reactor.now >= self._look_at:
-            self._look_at = self._reactor.now + LOOK_SECONDS
+        now = self._reactor.tick()
+        if now >= self._look_at:
+            self._look_at = now + LOOK_SECONDS
             self.look_at_certificate()
 
     def look_at_certificate(self) -> None:

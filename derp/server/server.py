@@ -5,14 +5,13 @@ How it begins and ends is in life.py; the command line is derp/cli.py.
 """
 
 import logging
+import ssl
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import trio
 
-from derp.config import RelayConfig, TlsConfig
+from derp.config import RelayConfig
 from derp.config.files import RATE_FIELDS
 from derp.config.settings import SETTINGS
 from derp.metrics import CONTENT_TYPE, RelayStatistics, metrics_page
@@ -21,18 +20,10 @@ from derp.server.door import FrontDoor
 from derp.server.drain import drain_clients
 from derp.server.handover import Inherited
 from derp.server.life import DOOR_SECONDS, Server
-from derp.server.lobby import Lobby
 from derp.server.pages import Page, Pages, PlainPages
-from derp.server.ports import Ports
 from derp.server.relay import Relay
 from derp.server.statistics import read_statistics
 from derp.server.varz import vars_page, varz_page
-from derp.transport.tls import TlsServer
-
-if TYPE_CHECKING:
-    import ssl
-
-    from derp.server.certificates import CertificateKeeper
 
 _log = logging.getLogger("derp.server")
 
@@ -41,6 +32,7 @@ class RelayServer(Server[RelayConfig]):
     """A relay with its ports.  serve_relay makes and runs one."""
 
     name = "relay"
+    kind = "derp"
     table = SETTINGS
 
     def __init__(
@@ -49,40 +41,16 @@ class RelayServer(Server[RelayConfig]):
         *,
         reread: Callable[[], RelayConfig] | None = None,
         inherited: Inherited | None = None,
-        mesh_context: "ssl.SSLContext | None" = None,
+        mesh_context: ssl.SSLContext | None = None,
     ) -> None:
         """`mesh_context`: how other relays are trusted; None: as this machine trusts everybody."""
-        super().__init__(config, reread=reread, inherited=inherited)
-        self.lobby = Lobby(self.reactor, config)
+        super().__init__(config, config.private_key.public(), reread=reread, inherited=inherited)
+        self.reactor.write_seconds = config.tcp_write_timeout_seconds
         self.relay = Relay(config, self.reactor, self.lobby, mesh_context=mesh_context)
-        self.tls = self._make_tls(config.tls) if config.tls is not None else None
-        self.ports = Ports(self.reactor, self.tls, self.inherited)
-        self.listening = self.ports.listening
-        self.keeper = self._make_keeper(self.tls) if self.tls is not None else None
         self.pages = self._make_pages()
-        self.door = FrontDoor(
-            self.lobby, [*([self.relay.upgrades.route()] if config.derp_enabled else []), self.pages.route()]
-        )
+        way_in = [self.relay.upgrades.route()] if config.derp_enabled else []
+        self.door = FrontDoor(self.lobby, [*way_in, self.pages.route()])
         self.plain_door = FrontDoor(self.lobby, [PlainPages(self.pages).route()])
-
-    def _make_tls(self, config: TlsConfig) -> TlsServer:
-        if config.acme is not None:
-            # Imported here: the library behind it is large, and most relays do without.
-            from derp.server.autocert import adopt_autocert
-
-            for notice in adopt_autocert(config):
-                _log.warning("! %s", notice)
-        tls = TlsServer(config, self.relay.public_key, now=time.time())
-        for notice in tls.notices:
-            _log.warning("! %s", notice)
-        return tls
-
-    def _make_keeper(self, tls: TlsServer) -> "CertificateKeeper | None":
-        if tls.config.acme is None:
-            return None
-        from derp.server.certificates import CertificateKeeper
-
-        return CertificateKeeper(tls.config, tls.show_proof, self.ports.look_at_certificate)
 
     def _make_pages(self) -> Pages:
         config, started_at = self.config, time.time()
@@ -103,34 +71,13 @@ class RelayServer(Server[RelayConfig]):
 
     def statistics(self) -> RelayStatistics:
         """One reading of everything that is counted."""
-        reading = read_statistics(self.relay, self.lobby, self.ports, [self.door, self.plain_door])
-        return replace(reading, renewal_failures=self.keeper.failures) if self.keeper is not None else reading
+        return read_statistics(self.relay, self.lobby, self.ports, [self.door, self.plain_door], self.keeper)
 
-    def open_ports(self) -> None:
-        config = self.config
-        for host, port in config.listen:
-            self._open("derp", host, port, self.door)
-        if config.http_port is not None and self.tls is not None:
-            for host in dict.fromkeys(host for host, _ in config.listen):
-                self._open("http", host, config.http_port, self.plain_door, is_plain=True)
-        for host in config.stun_hosts:
-            self.ports.open_stun(host, config.stun_port, lambda: self.problem() is None)
-
-    def _open(self, kind: str, host: str, port: int, door: FrontDoor, *, is_plain: bool = False) -> None:
-        self.ports.open(
-            kind,
-            host,
-            port,
-            door,
-            is_plain=is_plain,
-            user_timeout_seconds=self.config.tcp_user_timeout_seconds,
-            keepalive_seconds=self.config.tcp_keepalive_seconds,
-        )
+    def stun_places(self) -> Sequence[tuple[str, int]]:
+        return [(host, self.config.stun_port) for host in self.config.stun_hosts]
 
     async def start(self, nursery: trio.Nursery) -> None:
         await nursery.start(self.relay.run)
-        if self.keeper is not None:
-            nursery.start_soon(self.keeper.run)
 
     def apply(self, changed: Sequence[str]) -> None:
         rate = self.config.rate
@@ -141,8 +88,7 @@ class RelayServer(Server[RelayConfig]):
             _log.warning("! no rate limit: %s has no %s", self.config.rate_config_file, RATE_FIELDS[0])
 
     def look_at_files(self) -> None:
-        if self.keeper is not None:
-            self.keeper.retry_now()
+        """There are none that settings do not name."""
 
     async def send_away(self) -> None:
         seconds = self.config.drain_seconds

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from derp.log import dropped_line_count
 from derp.metrics import MeshReading, RelayStatistics, routed_totals
@@ -14,8 +14,17 @@ from derp.server.relay import Relay
 from derp.server.session import Greeting
 from derp.server.stun import stun_totals
 
+if TYPE_CHECKING:
+    from derp.server.certificates import CertificateKeeper
 
-def read_statistics(relay: Relay | None, lobby: Lobby, ports: Ports, doors: Iterable[FrontDoor]) -> RelayStatistics:
+
+def read_statistics(
+    relay: Relay | None,
+    lobby: Lobby,
+    ports: Ports,
+    doors: Iterable[FrontDoor],
+    keeper: "CertificateKeeper | None" = None,
+) -> RelayStatistics:
     """Walks over all clients: made for a scrape, not for a hot path.  Without a relay its rows are zero."""
     doors = tuple(doors)
     return RelayStatistics(
@@ -31,6 +40,7 @@ def read_statistics(relay: Relay | None, lobby: Lobby, ports: Ports, doors: Iter
         stun_family={family: sum(each.success_count[family] for each in ports.stun) for family in ("ipv4", "ipv6")},
         log_lines_dropped=dropped_line_count(),
         certificate_expires_at=ports.certificate_expires_at(),
+        renewal_failures=keeper.failures if keeper is not None else None,
         tls_requests=sum((door.tls_requests for door in doors), Counter[str]()),
         tls_active=_active_tls(relay, lobby, doors),
     )

@@ -5,14 +5,12 @@ One nursery; the reactor is one task in it.  The command line is cli/serve.py.
 """
 
 import logging
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 import trio
 
 from derp.close_reason import CloseReason
-from derp.config import RelayConfig
 from derp.keys import NodePrivate
 from derp.metrics import RelayStatistics
 from derp.protocol.websocket import CloseCode
@@ -21,15 +19,12 @@ from derp.server.door import FrontDoor, HttpSession, Route, every_path
 from derp.server.drain import drain_clients
 from derp.server.handover import Inherited
 from derp.server.life import DOOR_SECONDS, Server
-from derp.server.lobby import Lobby
-from derp.server.pages import Pages
-from derp.server.ports import Ports
+from derp.server.pages import Pages, PlainPages
 from derp.server.relay import Relay
 from derp.server.statistics import read_statistics
 from derp.transport.http import Request
 from derp.transport.links import Link
 from derp.transport.linkstream import LinkStream
-from derp.transport.tls import TlsServer
 from tailnet.api.app import create_app
 from tailnet.api.doors import RpcDoors
 from tailnet.api.guards import Services
@@ -65,8 +60,8 @@ _log = logging.getLogger("tailnet.server")
 _TICK_SECONDS: Final = 0.5
 STREAM_DERP_MAPS: Final = "/coder.tailnet.v2.Tailnet/StreamDERPMaps"
 WORKSPACE_UPDATES: Final = "/coder.tailnet.v2.Tailnet/WorkspaceUpdates"
-# What is answered in place, with a relay or without; everything else that is no RPC is the API's.
-_RELAY_PATHS: Final = ("/derp", "/derp/probe", "/derp/latency-check", "/generate_204", "/bootstrap-dns")
+# What is answered in place, with a relay or without one; everything else that is no RPC is the API's.
+_IN_PLACE: Final = ("/derp", "/derp/probe", "/derp/latency-check", "/generate_204", "/bootstrap-dns")
 
 Reread = Callable[[], CoordinatorConfig]
 
@@ -75,6 +70,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
     """A coordinator with its ports and, if the settings want one, its relay.  serve_coordinator makes and runs one."""
 
     name = "server"
+    kind = "tailnet"
     table = SETTINGS
 
     def __init__(
@@ -86,15 +82,13 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         reread: Reread | None = None,
         inherited: Inherited | None = None,
     ) -> None:
-        super().__init__(config, reread=reread, inherited=inherited)
+        super().__init__(config, private.public(), reread=reread, inherited=inherited)
+        self.reactor.write_seconds = config.relay.tcp_write_timeout_seconds
+        self.relay = Relay(config.relay_config(private), self.reactor, self.lobby) if config.derp_enabled else None
+        pages = self._make_pages()
+        self.door = FrontDoor(self.lobby, self._routes(pages))
+        self.plain_door = FrontDoor(self.lobby, [PlainPages(pages).route()])
         self.store = store
-        relay_config = config.relay_config(private)
-        self.lobby = Lobby(self.reactor, relay_config, count_elsewhere=lambda: self._api.connection_count)
-        self.relay = Relay(relay_config, self.reactor, self.lobby) if config.derp_enabled else None
-        self.tls = TlsServer(config.tls, private.public(), now=time.time()) if config.tls is not None else None
-        self.ports = Ports(self.reactor, self.tls, self.inherited)
-        self.listening = self.ports.listening
-        self.door = FrontDoor(self.lobby, self._routes(relay_config))
         self.coordinator: Coordinator[Any] = Coordinator()
         self.hub = Hub(self.coordinator)
         self.callers = StoreCallers(store)
@@ -110,20 +104,23 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         self._nursery: trio.Nursery
         self._api: ApiServer
 
-    def _routes(self, config: RelayConfig) -> list[Route]:
-        """What the relay answers in place, RPC sockets, and for all else the API."""
-        bootstrap = self.relay.bootstrap if self.relay is not None else BootstrapDns((), ())
-        pages = Pages(
+    def _make_pages(self) -> Pages:
+        """What is answered in place, with a relay or without one."""
+        return Pages(
             home="",
             derp_enabled=self.relay is not None,
             debug_allow=(),
             problem=self.problem,
             pages={},
-            bootstrap_dns=bootstrap.answer,
+            bootstrap_dns=(self.relay.bootstrap if self.relay is not None else BootstrapDns((), ())).answer,
+            challenges=self.keeper.challenges if self.keeper is not None else None,
         )
+
+    def _routes(self, pages: Pages) -> list[Route]:
+        """The relay, RPC sockets, and for all else the API."""
         return [
             *([self.relay.upgrades.route()] if self.relay is not None else []),
-            pages.route(_RELAY_PATHS.__contains__),
+            pages.route(lambda path: path in _IN_PLACE or pages.is_challenge(path)),
             Route(lambda path: self.entrance.wants(path), lambda visit, request: self.entrance.enter(visit, request)),
             Route(every_path, self._take_to_api, takes_bytes=True),
         ]
@@ -163,7 +160,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
 
     def relay_statistics(self) -> RelayStatistics:
         """What is counted of listeners and of the embedded relay."""
-        return read_statistics(self.relay, self.lobby, self.ports, [self.door])
+        return read_statistics(self.relay, self.lobby, self.ports, [self.door, self.plain_door], self.keeper)
 
     def describe(self) -> str:
         return (
@@ -174,19 +171,11 @@ class CoordinatorServer(Server[CoordinatorConfig]):
 
     # --- starting
 
-    def open_ports(self) -> None:
-        config = self.config
-        for host, port in config.listen:
-            self.ports.open(
-                "tailnet",
-                host,
-                port,
-                self.door,
-                user_timeout_seconds=config.tcp_user_timeout_seconds,
-                keepalive_seconds=config.tcp_keepalive_seconds,
-            )
-        for host, port in config.stun_addresses if config.derp_enabled else ():
-            self.ports.open_stun(host, port, lambda: self.problem() is None)
+    def stun_places(self) -> Sequence[tuple[str, int]]:
+        return self.config.stun_addresses if self.config.derp_enabled else ()
+
+    def count_elsewhere(self) -> int:
+        return self._api.connection_count
 
     async def start(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
@@ -288,7 +277,8 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             self.reactor.flush()
 
     def _is_for_reactor(self, target: str) -> bool:
-        return target.partition("?")[0] in _RELAY_PATHS or self.entrance.wants(target)
+        path = target.partition("?")[0]
+        return any(route.wants(path) for route in self.door.routes[:-1])
 
     def _channel_ended(self, channel: Connected, reason: CloseReason, text: str) -> None:
         self.service.ended(channel, text or reason.value)

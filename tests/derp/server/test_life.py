@@ -16,8 +16,6 @@ from derp.config.settings import SETTINGS
 from derp.errors import ConfigError
 from derp.server.door import FrontDoor, Route, every_path
 from derp.server.life import SIGNALS, Server, obey
-from derp.server.lobby import Lobby
-from derp.server.ports import Ports
 from tests.derp.server.test_door import last_get
 from tests.derp.server.world import HOST, PATIENCE_SECONDS, drained, relay_config
 from tests.support.systemd import Manager
@@ -35,16 +33,16 @@ HANGS = [sys.executable, "-c", "import time; time.sleep(1000)"]
 class Small(Server[RelayConfig]):
     """The smallest there is: one port, one page, no clients; it takes its leave when the test lets it."""
 
-    name = "toy"
+    name = kind = "toy"
     table = SETTINGS
 
     def __init__(self, *, obstacle: str | None = None, wrong_port: bool = False) -> None:
-        super().__init__(relay_config(listen=((HOST, 0),)), reread=self._read)
-        self.lobby = Lobby(self.reactor, self.config)
-        self.ports = Ports(self.reactor, None, self.inherited)
+        listen = ((HOST, 0), ("203.0.113.1", 1)) if wrong_port else ((HOST, 0),)
+        config = relay_config(listen=listen)
+        super().__init__(config, config.private_key.public(), reread=self._read)
         self.door = FrontDoor(self.lobby, [Route(every_path, lambda visit, request: visit.answer(200, (), b"here"))])
+        self.plain_door = self.door
         self.obstacle = obstacle
-        self.wrong_port = wrong_port
         self.settings = self.config  # as their sources say them now
         self.mistake = ""
         self.applied: list[str] = []
@@ -53,10 +51,8 @@ class Small(Server[RelayConfig]):
         self.may_end = trio.Event()
         self.was_cut_off = False
 
-    def open_ports(self) -> None:
-        self.ports.open("toy", HOST, 0, self.door, user_timeout_seconds=0, keepalive_seconds=0)
-        if self.wrong_port:
-            self.ports.open("toy", "203.0.113.1", 1, self.door, user_timeout_seconds=0, keepalive_seconds=0)
+    def stun_places(self) -> Sequence[tuple[str, int]]:
+        return ()
 
     async def start(self, nursery: trio.Nursery) -> None:
         pass

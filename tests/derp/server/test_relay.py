@@ -30,6 +30,7 @@ class RelayRig(Rig):
         super().__init__()
         config = relay_config(private_key=self.private, mesh_key=MESH_KEY, **changes)
         self.lobby.configure(config)
+        self.reactor.write_seconds = config.tcp_write_timeout_seconds
         self.relay = Relay(config, self.reactor, self.lobby)
         self.reactor.flushers.remove(self.plane.flush)
         self.plane, self.router = self.relay.plane, self.relay.router
