@@ -96,10 +96,10 @@ def test_certificates_are_looked_at_now_and_then_or_when_asked(
     begin = reactor.now
     ports.look()
     first = renew()
-    reactor.now = begin + LOOK_SECONDS - 1
+    reactor._clock = lambda: begin + LOOK_SECONDS - 1
     ports.look()
     assert tls.leaf.serial_number != first
-    reactor.now = begin + LOOK_SECONDS
+    reactor._clock = lambda: begin + LOOK_SECONDS
     ports.look()
     assert tls.leaf.serial_number == first
     assert ports.certificate_expires_at() == tls.leaf.not_valid_after_utc.timestamp()
