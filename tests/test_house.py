@@ -1,9 +1,12 @@
 """The rules of CONTRIBUTING.md, checked on the syntax trees: layers, pure cores, sizes, names, a test each."""
 
 import ast
+import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Set
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -166,6 +169,37 @@ def purity_problems(name: str, tree: ast.Module) -> list[str]:
 
 def test_every_room_is_on_a_layer() -> None:
     assert [name for name, _ in modules() if room(name) not in LAYERS] == []
+
+
+def undeclared(named: Iterable[str], declared: Set[str]) -> set[str]:
+    """Packages that are imported and that no requirement of pyproject.toml names."""
+    owners = packages_distributions()
+    return {
+        package
+        for package in named
+        if package not in sys.stdlib_module_names
+        and package not in PACKAGES
+        and not declared & {canonical(owner) for owner in owners.get(package, [package])}
+    }
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_what_is_imported_is_declared() -> None:
+    """What comes along with another dependency goes with it, one day."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    # An extra is of use to whoever installs it; those of developers are not there when the product runs.
+    requirements = [
+        *project["dependencies"],
+        *(each for name in extras if name not in ("dev", "build") for each in extras[name]),
+    ]
+    declared = {canonical(re.split(r"[^A-Za-z0-9._-]", each)[0]) for each in requirements}
+    named = {imported.split(".")[0] for _, tree in modules() for imported, _ in imports(tree)}
+    assert undeclared(named, declared) == set()
+    assert undeclared(["os", "derp", "nacl", "wsproto"], declared) == {"wsproto"}
 
 
 def test_the_api_reads_no_store() -> None:
