@@ -44,6 +44,8 @@ class RelayStatistics:
     duplicate_connections: int
     watchers: int
     queued_packets: int  # waiting behind slow readers, now
+    queued_bytes: int  # of memory that these and notices take
+    queued_bytes_limit: int
     slow_readers: int
     packets_sent: int
     bytes_sent: int
@@ -117,6 +119,8 @@ def _gauges(reading: RelayStatistics) -> Iterable[Metric]:
         ("derp_duplicate_keys", "Keys with more than one connection.", reading.duplicate_keys),
         ("derp_watchers", "Mesh peers that watch who is here.", reading.watchers),
         ("derp_queued_packets", "Packets that wait behind slow readers.", reading.queued_packets),
+        ("derp_queued_bytes", "Memory of everything that waits behind slow readers.", reading.queued_bytes),
+        ("derp_queued_bytes_limit", "How much of that there may be.", reading.queued_bytes_limit),
         ("derp_slow_readers", "Connections whose socket is full.", reading.slow_readers),
     )
     for name, text, value in rows:

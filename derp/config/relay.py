@@ -154,8 +154,11 @@ class RelayRules:
 
     # Behind a slow reader.  At derper's 32 a tunnelled TCP stream loses a tenth of its segments.
     queue_depth: int = 512  # packets
-    # 512 packets of 1,300 bytes are 0.7 MiB; 2 MiB leave room for larger ones, and 500 slow readers cost 1 GiB.
+    # 512 packets of 1,300 bytes are 0.7 MiB; 2 MiB leave room for larger ones.
     queue_bytes: int = 2 * MIB
+    # Of all slow readers together: 300 of them filled 584 MiB when there was no total.  A quarter of the machine leaves
+    # the rest to 100,000 idle clients and the kernel's buffers.
+    queue_total_bytes: int = 0  # 0: a quarter of this machine's memory
 
     # Who may what.
     verify_clients: bool = False  # ask the tailscaled of this machine

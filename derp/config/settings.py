@@ -312,6 +312,13 @@ _LOAD: Final = (
         "bytes kept for a slow reader, {default} by default",
     ),
     Setting(
+        "queue_total",
+        parse.whole(0, 1 << 50),
+        "BYTES",
+        "bytes kept for all slow readers together; 0 means a quarter of this machine's memory",
+        "queue_total_bytes",
+    ),
+    Setting(
         "rate_config",
         parse.optional_path,
         "FILE",

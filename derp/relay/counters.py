@@ -29,6 +29,7 @@ class DropReason(enum.IntEnum):
     QUEUE_HEAD = 3  # its queue was full: the oldest packet made room for a fresh one
     QUEUE_TAIL = 4  # its queue was full of others: the fresh packet itself did not fit
     WRITE_ERROR = 5  # its socket failed under the packet
+    QUEUES_FULL = 6  # all queues together were full: a packet of the fattest made room
 
 
 class Histogram:

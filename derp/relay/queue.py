@@ -2,7 +2,8 @@
 
 Only a slow reader ever has one.  A flow is all packets of one source key.  Flows are served by start-time fair
 queueing: the flow that has had the fewest bytes goes next, so one bulk sender cannot starve the others.  A full
-queue drops the oldest packet of a flow that holds the most.  Next hop: server/session.py takes from it.
+queue drops the oldest packet of a flow that holds the most; what all queues may hold together is in relay/pool.py.
+Next hop: server/session.py takes from it.
 """
 
 from collections import deque
@@ -12,6 +13,7 @@ from typing import Final
 
 from derp.protocol.frames import HEADER_BYTES, KEY_BYTES
 from derp.relay.counters import DISCO_MAGIC, DISCO_MIN_BYTES, Counters, DropReason, PacketKind
+from derp.relay.pool import FRAME_OVERHEAD_BYTES, QueuePool
 
 _RECV: Final = 0x05
 _FORWARD: Final = 0x0A
@@ -104,6 +106,9 @@ class PacketQueue:
         "_max_notice_bytes",
         "_notices",
         "_order",
+        "_pool",
+        "_pool_class",
+        "_shift",
         "_size_classes",
         "dropped",
         "held_bytes",
@@ -112,8 +117,20 @@ class PacketQueue:
     )
 
     def __init__(
-        self, depth: int, max_bytes: int, counters: Counters, *, max_notice_bytes: int = MAX_NOTICE_BYTES
+        self,
+        depth: int,
+        max_bytes: int,
+        counters: Counters,
+        pool: QueuePool,
+        *,
+        max_notice_bytes: int = MAX_NOTICE_BYTES,
+        shift: int = 0,
     ) -> None:
+        """`shift`: where the pool looks for the fattest, this queue counts as if it held so many bits less: it serves
+        many, and has a bound to match."""
+        self._pool = pool
+        self._pool_class = 0
+        self._shift = shift
         self._depth = depth
         self._max_bytes = max_bytes
         self._max_notice_bytes = max_notice_bytes
@@ -140,11 +157,13 @@ class PacketQueue:
 
     def push_notice(self, frame: bytes) -> bool:
         """Queue a frame that is no packet.  False when the bound is reached: the caller closes or forgets."""
-        if self.notice_bytes + len(frame) > self._max_notice_bytes:
+        size = len(frame)
+        if self.notice_bytes + size > self._max_notice_bytes or not self._pool.has_room(size + FRAME_OVERHEAD_BYTES):
             self._counters.notices_dropped += 1
             return False
         self._notices.append(frame)
-        self.notice_bytes += len(frame)
+        self.notice_bytes += size
+        self._pool.held_bytes += size + FRAME_OVERHEAD_BYTES
         return True
 
     def push_frames(self, frames: memoryview, now: float) -> bool:
@@ -182,6 +201,10 @@ class PacketQueue:
         flow.frames.append((frame, now))
         self.packets += 1
         self._resize(flow, size)
+        pool = self._pool
+        pool.held_bytes += size + FRAME_OVERHEAD_BYTES
+        if pool.held_bytes > pool.max_bytes:
+            pool.has_room(0)
 
     def _flow(self, source: bytes, *, is_disco: bool) -> _Flow:
         flow = self._flows.get(source)
@@ -201,6 +224,10 @@ class PacketQueue:
 
     def _resize(self, flow: _Flow, change: int) -> None:
         self.held_bytes += change
+        pool_class = (self.held_bytes >> self._shift).bit_length()
+        if pool_class != self._pool_class:
+            self._pool_class = pool_class
+            self._pool.move(self, pool_class)
         flow.held_bytes += change
         size_class = flow.held_bytes.bit_length()
         if size_class != flow.size_class and not flow.is_disco:
@@ -225,6 +252,14 @@ class PacketQueue:
     def _drop_head(self, flow: _Flow) -> None:
         self._drop(self._pop(flow)[0], DropReason.QUEUE_HEAD)
 
+    def drop_one(self) -> None:
+        """Drop the oldest packet of the flow that holds the most, for the sake of other queues; disco last."""
+        if self._size_classes:
+            flow = next(iter(self._by_size[self._size_classes.bit_length() - 1]))
+        else:
+            flow = self._flows[DISCO_MAGIC]
+        self._drop(self._pop(flow)[0], DropReason.QUEUES_FULL)
+
     def _pop(self, flow: _Flow) -> tuple[bytes, float]:
         frame, since = flow.frames.popleft()
         size = len(frame)
@@ -233,6 +268,7 @@ class PacketQueue:
             self._disco_packets -= 1
             self._disco_bytes -= size
         self._resize(flow, -size)
+        self._pool.held_bytes -= size + FRAME_OVERHEAD_BYTES
         return frame, since
 
     def _drop(self, frame: bytes, reason: DropReason) -> None:
@@ -246,6 +282,7 @@ class PacketQueue:
         while self._notices and size < max_bytes:
             frame = self._notices.popleft()
             self.notice_bytes -= len(frame)
+            self._pool.held_bytes -= len(frame) + FRAME_OVERHEAD_BYTES
             taken.append(frame)
             size += len(frame)
         counters = self._counters
@@ -275,6 +312,10 @@ class PacketQueue:
         for flow in self._flows.values():
             for frame, _ in flow.frames:
                 self._drop(frame, reason)
+        frames = self.packets + len(self._notices)
+        self._pool.held_bytes -= self.held_bytes + self.notice_bytes + frames * FRAME_OVERHEAD_BYTES
+        self._pool.move(self, 0)
+        self._pool_class = 0
         self._flows.clear()
         self._heap.clear()
         self._by_size.clear()

@@ -5,6 +5,7 @@ connections to end in `closing`.  The driver (server/session.py) empties all thr
 The hot path is relay/forward.py; routes to other relays are added by relay/mesh.py.
 """
 
+import sys
 from ipaddress import ip_address
 from typing import Any, Final, Protocol
 
@@ -13,14 +14,15 @@ from derp.protocol.frames import FrameType, PeerGoneReason, encode_frame
 from derp.protocol.messages import PeerPresent, encode
 from derp.relay.clients import Client, Member
 from derp.relay.counters import Counters, DropReason, PacketKind
+from derp.relay.pool import QueuePool
 from derp.relay.queue import MAX_MESH_NOTICE_BYTES, MAX_NOTICE_BYTES, PacketQueue
 
 # A home that moves within its first seconds was only being probed (the genuine relay's rule).
 _SETTLED_SECONDS: Final = 5.0
 
 # The link to another relay carries everybody's packets, and a genuine relay makes their senders wait there instead of
-# dropping any.  As much as eight clients may hold, 16 MiB by default, is 13 ms at 10 Gbit/s; such links are few.
-_MESH_QUEUE_FACTOR: Final = 8
+# dropping any.  As much as eight (2**3) clients may hold, 16 MiB by default, is 13 ms at 10 Gbit/s; such links are few.
+_MESH_QUEUE_SHIFT: Final = 3
 
 
 class Route(Protocol):
@@ -43,7 +45,8 @@ class Router:
     """All state of one relay.  One trio task calls it, synchronously; nothing in it blocks or raises for what
     clients do, except RemoteProtocolError from relay/forward.py."""
 
-    def __init__(self, own_key: bytes, *, queue_depth: int, queue_bytes: int) -> None:
+    def __init__(self, own_key: bytes, *, queue_depth: int, queue_bytes: int, queue_total: int = sys.maxsize) -> None:
+        """`queue_total`: bytes that all queues may hold together."""
         self.own_key = own_key
         self.counters = Counters()
         self.routes: dict[bytes, Route] = {}
@@ -57,6 +60,7 @@ class Router:
         self.not_ideal_clients = 0
         self.announcements = 0  # told to all watchers since the last flush
         self.counts_flush = False  # whether the next flush has anything to count
+        self.pool = QueuePool(queue_total)
         self._queue_depth = queue_depth
         self._queue_bytes = queue_bytes
         self._last_number = 0
@@ -265,9 +269,14 @@ class Router:
         """A queue for a route whose socket just became full."""
         is_mesh_peer = isinstance(route, Client) and route.is_mesh_peer
         notice_bytes = MAX_MESH_NOTICE_BYTES if is_mesh_peer else MAX_NOTICE_BYTES
-        factor = _MESH_QUEUE_FACTOR if route.is_forwarder else 1
+        shift = _MESH_QUEUE_SHIFT if route.is_forwarder else 0
         return PacketQueue(
-            factor * self._queue_depth, factor * self._queue_bytes, self.counters, max_notice_bytes=notice_bytes
+            self._queue_depth << shift,
+            self._queue_bytes << shift,
+            self.counters,
+            self.pool,
+            max_notice_bytes=notice_bytes,
+            shift=shift,
         )
 
     def note_lost_notice(self, route: Route) -> None:

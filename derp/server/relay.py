@@ -28,6 +28,7 @@ from derp.relay.rtt import ERROR_BUCKET, NON_TCP_BUCKET, rtt_bucket
 from derp.server.admission import Admission
 from derp.server.bootstrap import BootstrapDns
 from derp.server.lobby import Lobby
+from derp.server.memory import memory_bytes
 from derp.server.mesh import Mesh
 from derp.server.session import Plane
 from derp.server.upgrade import DerpUpgrades
@@ -59,7 +60,12 @@ class Relay:
         self.config = config
         self.host = host
         self.public_key = config.private_key.public()
-        self.router = Router(self.public_key.raw, queue_depth=config.queue_depth, queue_bytes=config.queue_bytes)
+        self.router = Router(
+            self.public_key.raw,
+            queue_depth=config.queue_depth,
+            queue_bytes=config.queue_bytes,
+            queue_total=config.queue_total_bytes or memory_bytes() // 4,
+        )
         self.verifier = _open_verifier(config)
         self.plane = Plane(
             self.router,

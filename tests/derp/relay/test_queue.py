@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from derp.protocol.frames import HEADER_BYTES, KEY_BYTES, FrameType, encode_frame
 from derp.protocol.messages import ForwardPacket, KeepAlive, PeerGone, Pong, RecvPacket, encode
 from derp.relay.counters import Counters, DropReason, PacketKind
+from derp.relay.pool import QueuePool
 from derp.relay.queue import (
     DISCO_DEPTH,
     MAX_DISCO_FRAME_BYTES,
@@ -36,7 +37,7 @@ def disco_packet(source: str, size: int = HEAD + 62, fill: bytes = b"d") -> byte
 
 def new_queue(depth: int = 512, max_bytes: int = 2 * 1024 * 1024) -> tuple[PacketQueue, Counters]:
     counters = Counters()
-    return PacketQueue(depth, max_bytes, counters), counters
+    return PacketQueue(depth, max_bytes, counters, QueuePool(1 << 60)), counters
 
 
 def push(queue: PacketQueue, frames: Iterable[bytes], now: float = 0.0) -> None:
@@ -180,7 +181,7 @@ def test_notices_are_bounded() -> None:
 
 
 def test_a_mesh_peer_may_have_a_larger_bound_of_notices() -> None:
-    queue = PacketQueue(1, 1000, Counters(), max_notice_bytes=2 * MAX_NOTICE_BYTES)
+    queue = PacketQueue(1, 1000, Counters(), QueuePool(1 << 60), max_notice_bytes=2 * MAX_NOTICE_BYTES)
     assert queue.push_notice(bytes(2 * MAX_NOTICE_BYTES))
     assert not queue.push_notice(b"x")
 

@@ -29,8 +29,10 @@ def disco(size: int = 62, fill: bytes = b"d") -> bytes:
 class World:
     """One relay's brain.  `now` moves only when a test moves it."""
 
-    def __init__(self, *, queue_depth: int = 512, queue_bytes: int = 2 * 1024 * 1024) -> None:
-        self.router = Router(OWN_KEY, queue_depth=queue_depth, queue_bytes=queue_bytes)
+    def __init__(
+        self, *, queue_depth: int = 512, queue_bytes: int = 2 * 1024 * 1024, queue_total: int = 1 << 40
+    ) -> None:
+        self.router = Router(OWN_KEY, queue_depth=queue_depth, queue_bytes=queue_bytes, queue_total=queue_total)
         self.now = 1000.0
         self.sent: dict[Route, bytearray] = defaultdict(bytearray)
         self.closed: list[tuple[Client, CloseReason]] = []

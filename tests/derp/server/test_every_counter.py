@@ -53,6 +53,7 @@ CONSTANT = {
     "uptime_sec": "the time, in whole seconds: test_varz.py",
     "derp_memstats_sys0": "the process's memory at its highest",
     "derp_certificate_expires_timestamp_seconds": "a date: test_certificates.py",
+    "derp_queued_bytes_limit": "of the machine, or a setting",
     "derp_packets_dropped{dup_client}": "a label that panels name: there is always an active connection here",
     "derp_bytes_dropped{dup_client}": "the same",
 }
@@ -169,6 +170,25 @@ async def slow_readers(rows: Rows) -> None:
         await slow.aclose()
         await until(one, lambda: slow.key not in server.relay.router.routes)
         rows.look(server)
+        await one.aclose()
+
+
+async def full_queues(rows: Rows) -> None:
+    config = relay_config(queue_total_bytes=5_000, tcp_write_timeout_seconds=0)
+    async with open_server(config) as server:
+        rows.begin(server)
+        one, slow = await call(server), await call(server)
+        dropped = server.relay.router.counters.packets_dropped
+        client = server.relay.router.members[slow.key].connections[0]
+        while client.queue is None:
+            await one.send(slow.key, *[LOUD] * 20)
+            await one.ping()
+        for packet, kind in ((DISCO, PacketKind.DISCO), (bytes(1000), PacketKind.OTHER)):
+            while not dropped[DropReason.QUEUES_FULL * 2 + kind]:
+                await one.send(slow.key, *[packet] * 20)
+                await one.ping()
+        rows.look(server)
+        await slow.aclose()
         await one.aclose()
 
 
@@ -313,6 +333,7 @@ EVERYTHING: tuple[Callable[[Rows], Awaitable[None]], ...] = (
     gauges,
     tls_and_limits,
     slow_readers,
+    full_queues,
     a_slow_watcher,
     other_relays,
     stun_in_trouble,

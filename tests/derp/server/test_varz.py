@@ -51,8 +51,8 @@ def reading() -> RelayStatistics:
             setattr(counters, name, number)
     counters.packets_received = 5000
     counters.disco_received = 300
-    counters.packets_dropped = list(range(100, 112))
-    counters.bytes_dropped = list(range(200, 212))
+    counters.packets_dropped = list(range(100, 114))
+    counters.bytes_dropped = list(range(200, 214))
     counters.tcp_rtt = list(range(10, 20))
     counters.queue_seconds, counters.queued_packets = 3.0, 1500
     counters.queue_average_ms = 2.0
@@ -70,6 +70,8 @@ def reading() -> RelayStatistics:
         duplicate_connections=7,
         watchers=8,
         queued_packets=9,
+        queued_bytes=41,
+        queued_bytes_limit=42,
         slow_readers=10,
         packets_sent=11,
         bytes_sent=12,
@@ -151,12 +153,12 @@ def test_values_are_each_where_they_belong() -> None:
     assert {name: values[name] for name in expected} == expected
 
 
-def test_all_fourteen_kinds_of_drop_exist_from_the_start() -> None:
+def test_all_kinds_of_drop_exist_from_the_start() -> None:
     empty = replace(reading(), counters=Counters())
     values = samples(varz_page(lambda: empty, 0.0)().decode())
     for name in ("derp_packets_dropped", "derp_bytes_dropped"):
         drops = {key: value for key, value in values.items() if key.startswith(name)}
-        assert len(drops) == 14
+        assert len(drops) == 16
         assert set(drops.values()) == {0}
         assert f"{name}{{unknown_dest}}{{disco}}" in drops
     full = samples(varz_page(reading, 0.0)().decode())
