@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import click
 import trio
 
-from derp.cli_output import open_console, print_json
+from derp.cli_output import MAX_NAME, open_console, print_json
+from derp.text import printable
 
 if TYPE_CHECKING:
     from derp.map import DERPMap, DERPNode
@@ -107,9 +108,10 @@ def _print_map(derp_map: "DERPMap") -> None:
             f"score {scores[region_id]:g}" if region_id in scores else "",
         ]
         said = "".join(f", {flag}" for flag in flags if flag)
-        console.print(f"region {region_id} {region.region_code} ({region.region_name}){said}", style="bold")
+        code, name = printable(region.region_code, MAX_NAME), printable(region.region_name)
+        console.print(f"region {region_id} {code} ({name}){said}", style="bold")
         for node in region.nodes:
-            console.print(f"  {node.name:<10} {_node_line(node)}")
+            console.print(f"  {printable(node.name, MAX_NAME):<10} {_node_line(node)}")
     if derp_map.omit_default_regions:
         console.print("without the regions that clients know by themselves")
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 import trio
 
-from derp.cli_output import milliseconds, open_console, print_json, print_mistakes
+from derp.cli_output import MAX_NAME, milliseconds, open_console, print_json, print_mistakes
+from derp.text import printable
 
 if TYPE_CHECKING:
     from derp.map import DERPMap
@@ -90,9 +91,10 @@ def _print_table(report: "Report", derp_map: "DERPMap", said: list[str]) -> None
         ]
         mark = "*" if region_id == report.preferred else " "
         note = " (never home)" if region.no_measure_no_home else ""
+        code = printable(region.region_code, MAX_NAME)
         console.print(
-            f"{mark} {region_id:<7} {region.region_code:<10.10} {cells[0]:>10} {cells[1]:>10} {cells[2]:>10}  "
-            f"{region.region_name}{note}"
+            f"{mark} {region_id:<7} {code:<10.10} {cells[0]:>10} {cells[1]:>10} {cells[2]:>10}  "
+            f"{printable(region.region_name)}{note}"
         )
     for sentence in said:
         console.print(f"! {sentence}", style="yellow")

@@ -1,7 +1,7 @@
 """How the commands of `derp` speak: plain lines for people, JSON lines for programs (layer L4)."""
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from derp.map import DERPMap
+
+
+MAX_NAME: Final = 64  # of a name in a table: more than any sensible one has, and no table is wider
 
 
 class Lines:

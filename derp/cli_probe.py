@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 import trio
 
-from derp.cli_output import milliseconds, open_console, print_json, print_mistakes
+from derp.cli_output import MAX_NAME, milliseconds, open_console, print_json, print_mistakes
 from derp.errors import ConfigError, TransportError
-from derp.text import error_text
+from derp.text import error_text, printable
 
 if TYPE_CHECKING:
     from derp.client.probe import ProbeOptions, ProbeResult
@@ -285,21 +285,23 @@ def _write_metrics(place: str, text: bytes) -> None:
 
 def _print_table(results: Sequence["ProbeResult"]) -> None:
     console = open_console()
+    # Made printable before it is aligned.
     rows = [
         (
             result,
-            result.node if result.to in ("", result.node) else f"{result.node} -> {result.to}",
+            printable(result.region, MAX_NAME),
+            printable(result.node if result.to in ("", result.node) else f"{result.node} -> {result.to}", MAX_NAME),
             f"{result.kind.value}{f' v{result.family}' if result.family else ''}",
         )
         for result in results
     ]
     # At least so wide, so that the runs of --every stand below each other.
-    region_width = max([10, *(len(result.region) for result in results)])
-    way_width = max([14, *(len(way) for _, way, _ in rows)])
-    for result, way, kind in rows:
+    region_width = max([10, *(len(region) for _, region, _, _ in rows)])
+    way_width = max([14, *(len(way) for _, _, way, _ in rows)])
+    for result, region, way, kind in rows:
         outcome = result.outcome.value
         console.print(
-            f"{outcome:<7}  {result.region:<{region_width}} {way:<{way_width}} {kind:<12} "
+            f"{outcome:<7}  {region:<{region_width}} {way:<{way_width}} {kind:<12} "
             f"{result.reason or _measured(result)}",
             style=_STYLES[outcome],
         )

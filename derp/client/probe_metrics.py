@@ -14,6 +14,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from derp.client.probe import Outcome, ProbeResult
+from derp.text import printable
 
 Series: TypeAlias = tuple[str, str, str, str, str, str]
 
@@ -56,7 +57,7 @@ class RunTotals:
         self.runs += 1
         self.run_seconds = seconds
         # By node: where no packet passes there is no bandwidth either, and its count must not restart for that.
-        nodes = {(str(result.region_id), result.region, result.node) for result in results}
+        nodes = {(str(result.region_id), printable(result.region), printable(result.node)) for result in results}
         self.tries = {
             series: counts
             for series, counts in self.tries.items()
@@ -133,4 +134,6 @@ def _labels(result: ProbeResult) -> Series:
     # Empty for what concerns one node alone, so that `to!=""` is the mesh: PromQL cannot compare two labels.
     to = result.to if result.to != result.node else ""
     family = f"ipv{result.family}" if result.family else ""
-    return str(result.region_id), result.region, result.kind.value, result.node, to, family
+    # The format escapes line ends alone, and people read it in terminals.
+    region, node, to = map(printable, (result.region, result.node, to))
+    return str(result.region_id), region, result.kind.value, node, to, family

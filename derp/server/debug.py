@@ -14,6 +14,7 @@ from derp.relay.mesh import MeshPeerState
 from derp.server.explain import MIN_PREFIX_DIGITS, explain_key, explain_pair, find_keys
 from derp.server.pages import Page, Question
 from derp.server.relay import Relay
+from derp.text import fit_to_show
 
 # More rows than anybody reads; the JSON twin is cut at the same place and says so.
 _MAX_ROWS: Final = 1000
@@ -68,7 +69,7 @@ def why(relay: Relay, asked: Mapping[str, str]) -> str:
         lines = explain_key(keys[0], router, past, relay.mesh_states(), now)
     if relay.is_draining:
         lines.append("This relay is draining: its clients are being sent away.")
-    return "\n".join(lines) + "\n"
+    return "\n".join(map(fit_to_show, lines)) + "\n"
 
 
 def clients_page(relay: Relay) -> bytes:
@@ -123,7 +124,7 @@ def consistency(relay: Relay) -> str:
     if relay.plane.admission.problem:
         problems.append(f"admission: {relay.plane.admission.problem}")
     if problems:
-        return "derp.Server ConsistencyCheck failed:\n" + "\n".join(problems[:100]) + "\n"
+        return "derp.Server ConsistencyCheck failed:\n" + "\n".join(map(fit_to_show, problems[:100])) + "\n"
     return "derp.Server ConsistencyCheck okay\n"
 
 
@@ -174,5 +175,6 @@ def _mesh_line(state: MeshPeerState) -> str:
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]] | list[tuple[str, str]]) -> str:
     cells = "".join(f"<th>{html.escape(text)}</th>" for text in head)
-    lines = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    cleaned = ([html.escape(fit_to_show(cell)) for cell in row] for row in rows)
+    lines = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in cleaned)
     return f"<table><tr>{cells}</tr>{lines}</table>"

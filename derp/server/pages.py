@@ -14,6 +14,7 @@ from urllib.parse import parse_qs
 from derp.config.relay import Network
 from derp.server.address import Caller, is_in
 from derp.server.door import HttpSession, Route, every_path
+from derp.text import fit_lines_to_show, fit_to_show
 from derp.transport.http import Request
 
 Headers = tuple[tuple[str, str], ...]
@@ -133,7 +134,7 @@ class Pages:
                 problem = self._problem()
                 if problem is None:
                     return Answer(200, (_TEXT,), b"ok\n")
-                return Answer(503, (_TEXT,), f"{problem}\n".encode())
+                return Answer(503, (_TEXT,), f"{fit_to_show(problem)}\n".encode())
         page = self.pages.get(path)
         if page is not None or path.startswith("/debug"):
             return self._answer_page(path, query, page, caller)
@@ -157,10 +158,10 @@ class Pages:
                 f"{path} is closed to whatever comes through {caller.address}: list that proxy in trusted_proxies, and "
                 "have it say in X-Forwarded-For who asks\n"
             )
-            return Answer(403, (_TEXT,), text.encode())
+            return Answer(403, (_TEXT,), fit_lines_to_show(text).encode())
         if not is_in(caller.address, self._debug_allow):
             text = f"{path} is closed to {caller.address}: list your network in debug_allow to open it\n"
-            return Answer(403, (_TEXT,), text.encode())
+            return Answer(403, (_TEXT,), fit_lines_to_show(text).encode())
         if isinstance(page, Question):
             asked = {name: values[-1] for name, values in parse_qs(query).items()}
             return Answer(200, (("Content-Type", page.content_type), *_BROWSER), page.answer(asked))

@@ -29,7 +29,7 @@ def with_secrets(url: str) -> str:
 async def every_page(server: RelayServer, stranger: NodePrivate) -> str:
     """All that a browser on the relay's machine is shown."""
     why = f"/debug/why?key=nodekey:{stranger.public().raw.hex()}"
-    pages = [await ask(server, last_get(path.encode())) for path in (*server.relay.page_list(), "/", "/healthz", why)]
+    pages = [await ask(server, last_get(path.encode())) for path in (*server.pages.pages, "/", "/healthz", why)]
     return b"\n".join(pages).decode()
 
 

@@ -26,6 +26,19 @@ def test_names_are_text() -> None:
     assert not {"<b>", "<i>", "<u>"} & {page[at : at + 3] for at in range(len(page))}
 
 
+def test_what_agents_say_of_themselves_moves_no_cursor_and_tells_no_secret() -> None:
+    said = "x\x1b[2J\x9b\u202e\n https://u:p@h/"
+    agent = AGENT | {"name": said, "said": [said], "reason": said}
+    for page in (
+        agent_html({"agent": agent, "connections": [{"reason": said}], "apps": [], "script_runs": []}),
+        tailnet_html(
+            {**TAILNET, "not_ready": [said], "explanation": [said], "departures": [{"reason": said}]}, said, ""
+        ),
+    ):
+        assert page.isprintable()
+        assert "u:p@" not in page
+
+
 def test_a_long_cell_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "more" not in tailnet_html(TAILNET, "", "")
     monkeypatch.setattr(pages, "MAX_IDS", 2)
