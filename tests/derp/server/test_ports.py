@@ -94,6 +94,7 @@ def test_certificates_are_looked_at_now_and_then_or_when_asked(
     ports.open("http", HOST, 0, door, is_plain=True, user_timeout_seconds=15.0, keepalive_seconds=600.0)
     assert [one.kind for one in ports.listening] == ["derp+tls", "http"]
     begin = reactor.now
+    reactor._clock = lambda: begin
     ports.look()
     first = renew()
     reactor._clock = lambda: begin + LOOK_SECONDS - 1
