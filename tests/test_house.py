@@ -1,9 +1,11 @@
 """The rules of CONTRIBUTING.md, checked on the syntax trees: layers, pure cores, sizes, names, a test each."""
 
 import ast
+import io
 import re
 import subprocess
 import sys
+import tokenize
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Set
 from importlib.metadata import packages_distributions
@@ -282,6 +284,45 @@ def test_module_docstrings_are_short_and_present() -> None:
         elif docstring.count("\n") >= 12 and name not in ("derp/errors.py", "tailnet/errors.py"):
             problems.append(f"{name} has a docstring of {docstring.count(chr(10)) + 1} lines, limit 12")
     assert problems == []
+
+
+# A file that a docstring or a comment names, with its folder or without.
+FILE_NAME = re.compile(r"(?<![\w./<*-])(?:[\w.-]+/)*[\w-]+\.(?:py|proto|md)\b")
+
+
+def prose(text: str) -> Iterator[tuple[int, str]]:
+    """Comments and docstrings of a file, with their first lines."""
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.start[0], token.string
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            docstring = ast.get_docstring(node)
+            if docstring:
+                yield node.body[0].lineno, docstring
+
+
+def names_of_no_file(path: Path, text: str) -> list[str]:
+    """Files that the prose of `path` names and that are not there: in its folder or in one above; those of tests also
+    in the folders that they mirror."""
+    here = path.relative_to(ROOT)
+    folders = [ROOT / parent for parent in here.parents]
+    if here.parts[0] == "tests":
+        folders += [ROOT / parent for parent in here.relative_to("tests").parents]
+    return [
+        f"{here}:{line} names {name}, and there is no such file"
+        for line, words in prose(text)
+        for name in FILE_NAME.findall(words)
+        if not any((folder / name).exists() for folder in folders)
+    ]
+
+
+def test_files_that_are_named_exist() -> None:
+    assert [wrong for path in all_python() for wrong in names_of_no_file(path, path.read_text())] == []
+    here = ROOT / "derp/server/door.py"
+    assert not names_of_no_file(here, '"""See server/door.py, door.py and derp/server/door.py, *.py, x.python."""')
+    assert names_of_no_file(here, "def f():\n    x = 1  # as in nowhere.py")
+    assert names_of_no_file(here, 'class A:\n    """relay/door.py"""')
 
 
 def test_unwanted_names() -> None:

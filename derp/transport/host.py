@@ -1,8 +1,7 @@
 """The two seams between a protocol and whatever carries it: a Wire is one connection, a Host serves many.  Layer L2.
 
-Sessions (derp/server/session.py, door.py, mesh.py; the tailnet's channels) know these two and no socket.  The reactor
-(reactor.py) is a Host over TCP sockets (links.py); tests/support/memory_host.py is one in memory.  What all hosts do
-alike is in hostcore.py, what all byte-stream wires do alike in framing.py.
+Sessions (of derp/server/, the tailnet's channels) know these two and no socket.  The reactor (reactor.py) is a Host
+over TCP sockets (links.py).  What all hosts do alike is in hostcore.py.
 """
 
 from collections.abc import Callable, Collection, Sequence

@@ -3,7 +3,7 @@
 The context is used with memory BIOs (`context.wrap_bio(incoming, outgoing, server_side=True)`, see links.py).
 TlsServer owns it: build once, read `.context` for every accepted connection, call `reload_if_changed(now)` now and
 then.  The meta certificate is how genuine clients learn the relay's key during the TLS 1.3 handshake and skip the HTTP
-answer (DERP.md section 6).  Client side: tls_client.py.  Next hop: server/listener.py.
+answer.  Client side: tls_client.py.  Next hop: server/listener.py.
 """
 
 import contextlib

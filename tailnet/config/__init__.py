@@ -1,5 +1,5 @@
 """Settings of the coordinator (layer L2): coordinator.py the value, parse.py the kinds, settings.py the rows, load.py
-the way to the value.  The engine is in derp/config/: setting.py, sources.py, reload.py.
+the way to the value.  The engine is derp/config/setting.py, derp/config/sources.py and derp/config/reload.py.
 """
 
 from derp.config.reload import Changes, compare

@@ -3,7 +3,7 @@
 In: one Request per CoordinateRequest.  Out: effects, to be carried out in list order.  services/hub.py encodes
 each Deliver once and hands the same bytes to all its receivers; a receiver whose buffer is full comes back as
 handle_overflow.  `C` is whatever the hub uses to name a connection; the core only hashes and returns it.
-Numbers and names: CoordinateResponse in tailnet.proto.
+Numbers and names: CoordinateResponse in proto/tailnet.proto.
 """
 
 from collections.abc import Container, Hashable, Iterator, Sequence

@@ -4,8 +4,8 @@ Frame: control u8 = kind << 1 | done, bit 7 = may be ignored; then stream, messa
 Frames with one (stream, message) are a packet, the last one is marked done; ids only rise, each side counts its own.
 A call is one dRPC stream: Invoke with the path, messages both ways, CloseSend, and Close, Error or Cancel.
 
-ServerStream and ClientStream turn bytes into events and calls into bytes; rpc/server.py and rpc/client.py put them
-on yamux streams.
+ServerStream and ClientStream turn bytes into events and calls into bytes; rpc/connection.py puts them on
+yamux streams.
 """
 
 import enum

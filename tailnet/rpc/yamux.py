@@ -3,7 +3,7 @@
 Frame: version u8 = 0, type u8, flags u16, stream u32, length u32, all big endian; only Data frames have a body.
 The side that dialled opens odd streams, the other even ones; stream 0 is the session itself.
 
-One session per websocket: rpc/server.py and rpc/client.py feed it what arrived and send what `data_to_send` gives.
+One session per websocket: rpc/connection.py feeds it what arrived and sends what `data_to_send` gives.
 Synchronous and thrifty on purpose: a coordinator holds one session per peer, and every update passes through here.
 """
 

@@ -1,6 +1,6 @@
 """Apps, scripts and metadata descriptions as seeds give them: in the API's spelling, checked, complete (layer L2).
 
-Called by seed.py for each agent; importing.py writes what comes out, server/manifest.py and api/agents.py read it.
+Called by seed.py for each agent; importing.py writes what comes out; manifests and the API read it.
 Every key but those that name a thing may be left out and has the API's empty value then.
 """
 

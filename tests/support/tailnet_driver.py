@@ -1,4 +1,4 @@
-"""Agents and clients inside the test's own process: rpc/connection.py's client side over a real websocket.
+"""Agents and clients inside the test's own process: tailnet/rpc/connection.py's client side over a real websocket.
 
 `open_peer(server, path, token)` dials a running CoordinatorServer; a refused upgrade is raised as RefusedUpgrade with
 the answer.  `peer.call` is one unary RPC, `peer.open` a stream of messages.  Every wait is bounded by PATIENCE_SECONDS.

@@ -65,7 +65,7 @@ def test_what_our_own_maps_write_is_good() -> None:
 
 NODE = "Regions.900.Nodes[0]"
 REFUSED = [
-    # field.md item 45: the region that nobody reaches and nobody mentions
+    # the region that nobody reaches and nobody mentions
     ("Regions.900.RegionID", REMOVED, "Regions.900.RegionID", "is missing"),
     ("Regions.900.RegionID", 9, "Regions.900.RegionID", "is 9, but the region stands under 900"),
     (f"{NODE}.RegionID", REMOVED, f"{NODE}.RegionID", "is missing"),

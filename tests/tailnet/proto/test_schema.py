@@ -36,7 +36,7 @@ def facts_in_table(text: str) -> set[str]:
         elif words[0] == "reserved":
             facts.update(f"{scope} reserved {number}" for number in words[1:])
         elif words[0] != "import":
-            # The minor is no part of a descriptor; services.py carries it and is compared in test_services.py.
+            # The minor is no part of a descriptor; proto/services.py carries it and is compared in test_services.py.
             facts.add(" ".join([scope, *(word for word in words if not word.startswith("@"))]))
     return facts
 

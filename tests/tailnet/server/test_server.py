@@ -137,7 +137,7 @@ async def test_an_agent_boots_with_all_its_calls_at_once(server: CoordinatorServ
             for name in requests:
                 nursery.start_soon(ask, name)
         assert answers.keys() == requests.keys()
-        # Those with an answer of their own are in test_agent_rpc.py; together they are all there are.
+        # Those with an answer of their own are in services/test_agent_rpc.py; together they are all there are.
         others = {"DeleteSubAgent", "UpdateAppStatus", "PushContextState"}
         assert {path.rpartition("/")[2] for path in AGENT_RPCS} == requests.keys() | others
         manifest = answers["GetManifest"]

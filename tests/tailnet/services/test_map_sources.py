@@ -1,4 +1,4 @@
-"""Files are read when they change, however they change; URLs as test_fetch.py shows."""
+"""Files are read when they change, however they change; URLs as transport/test_fetch.py shows."""
 
 import os
 from contextlib import AsyncExitStack
