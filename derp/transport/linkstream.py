@@ -6,7 +6,7 @@ The socket, TLS state and bytes received so far move over whole; server/door.py 
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from operator import index
 from typing import Final
 
@@ -52,6 +52,11 @@ class LinkStream(trio.abc.Stream):
     def socket(self) -> socket.socket:
         """The TCP socket below; its peer is the caller."""
         return self._link.sock
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """The caller's, as whoever handed the link over knew it; the socket's own may be a proxy's."""
+        return self._link.address[0], self._link.address[1]
 
     async def start_tls(self) -> None:
         """Shake hands as the client of a TlsLink.  BrokenResourceError says why it failed."""
@@ -115,6 +120,12 @@ class LinkStream(trio.abc.Stream):
                 self._link.send_raw(view[start : start + _PIECE_BYTES])
                 await self._wait_sent()
 
+    def send_nowait(self, data: bytes) -> None:
+        """Last words, as far as the kernel takes them: nothing while a task is sending, and no error."""
+        if not self._closed and not self._is_sending:
+            with suppress(WireEnded):
+                self._link.send_raw(data)
+
     async def wait_send_all_might_not_block(self) -> None:
         with self._sending():
             await trio.lowlevel.checkpoint()
@@ -139,6 +150,13 @@ class LinkStream(trio.abc.Stream):
             raise trio.BrokenResourceError(str(error)) from error
         finally:
             self._is_sending = False
+
+    async def linger(self, seconds: float, max_bytes: int) -> None:
+        """Say that no more bytes come, and throw away what the peer still sends until it hangs up, for so long."""
+        self._link.end_output()
+        with trio.move_on_after(seconds), suppress(trio.BrokenResourceError, trio.BusyResourceError):
+            while max_bytes > 0 and (data := await self.receive_some()):
+                max_bytes -= len(data)
 
     def _check_open(self) -> None:
         if self._closed:
