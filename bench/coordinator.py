@@ -27,6 +27,7 @@ from bench.chart import Bar, draw
 from bench.compare import machine
 from bench.coordinator_cases import BASE_CASE, OWN_METRICS, UNITS, Case, Goal, Result, chosen, number
 from bench.generator import RunFailed, generate
+from tests.support.api_load import growth_bytes, idle_bytes, warm_up
 from tests.support.gobuild import COORDINATOR_LOAD, build
 from tests.support.tailnet_servers import Seed, Server, ServerFailed, ServerKind, running_server
 
@@ -68,6 +69,8 @@ def run_case(kind: ServerKind, case: Case, clock: Clock) -> Result:
         folder = Path(scratch)
         try:
             with running_server(kind, folder, seed) as server:
+                if case.api:
+                    return api_memory(server) if kind == "ours" else {}  # the Go one has no such page
                 if case.relay:
                     return beside_the_relay(server, folder, case, clock)
                 return run_generator(command(server, folder, case, clock.arguments()))
@@ -86,6 +89,13 @@ def run_generator(words: list[str]) -> Result:
         raise RunFailed(f"{done.stderr.strip()} ({' '.join(words)})")
     result: Result = json.loads(done.stdout)
     return result
+
+
+def api_memory(server: Server) -> Result:
+    """What a connection takes that asked the API once and stays, and what 1,000 leave behind that came and went."""
+    warm_up(server.url)
+    growth = growth_bytes(server.url, server.pid, 1000)
+    return {"api": {"growth_bytes": growth, "idle_bytes": idle_bytes(server.url, server.pid, 1000)}}
 
 
 def beside_the_relay(server: Server, folder: Path, case: Case, clock: Clock) -> Result:

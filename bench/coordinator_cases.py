@@ -1,8 +1,9 @@
 """The rows of the coordinator's comparison: what the generator runs, which numbers count, and what we promised.
 
 A target is a bound on ours divided by the Go baseline's number in the same round, from the table of the coordinator's
-issue.  Two metrics need no other server: `growth` is a cost per delivery divided by our own at 200 peers, `relay` a
-cost per relayed packet beside a busy coordinator divided by our own without one.
+issue.  Some metrics need no other server: `growth` is a cost per delivery divided by our own at 200 peers, `relay` a
+cost per relayed packet beside a busy coordinator divided by our own without one; `api_idle` and `api_growth` are the
+memory of HTTP connections that stay, and what is left of those that left, divided by what we allow.
 """
 
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any, Final
 Result = dict[str, Any]
 
 BASE_CASE: Final = "peers200"
-OWN_METRICS: Final = frozenset({"growth", "relay"})
+OWN_METRICS: Final = frozenset({"growth", "relay", "api_idle", "api_growth"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,7 @@ class Case:
     arguments: tuple[str, ...]
     goals: tuple[Goal, ...]
     relay: bool = False
+    api: bool = False
     quick: bool = True
 
 
@@ -69,7 +71,15 @@ CASES: Final = (
     Case("peers1000", "1,000 peers", 500, _peers(500), (Goal("growth", 1.3),)),
     Case("peers5000", "5,000 peers", 2500, _peers(2500), (CPU, Goal("growth", 1.3)), quick=False),
     # The relay's own generator (bench/load) beside this one: 10 pairs, eight frames of 1,280 bytes a write.
-    Case("relay", "relay beside 1,000 updating peers", 500, _peers(500, "-rate", "1000"), (Goal("relay", 1.1),), True),
+    Case("api", "1,000 requests of the API", 0, (), (Goal("api_idle", 1.0), Goal("api_growth", 1.0)), api=True),
+    Case(
+        "relay",
+        "relay beside 1,000 updating peers",
+        500,
+        _peers(500, "-rate", "1000"),
+        (Goal("relay", 1.1),),
+        relay=True,
+    ),
 )
 
 UNITS: Final = {
@@ -80,6 +90,8 @@ UNITS: Final = {
     "connect_cpu": "CPU s",
     "growth": "x own at 200",
     "relay": "x own alone",
+    "api_idle": "x 20 KiB",
+    "api_growth": "x 5 MiB",
 }
 
 
@@ -102,6 +114,10 @@ def number(metric: str, result: Result, base: Result | None) -> float | None:
             return here / there if here is not None and there else None
         case "relay":
             return float(result["relay"]["beside_us"]) / float(result["relay"]["alone_us"])
+        case "api_idle":
+            return float(result["api"]["idle_bytes"]) / (20 * 1024) if "api" in result else None
+        case "api_growth":
+            return float(result["api"]["growth_bytes"]) / (5 * 1024 * 1024) if "api" in result else None
     raise KeyError(metric)
 
 

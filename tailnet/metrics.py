@@ -31,6 +31,8 @@ class CoordinatorReading:
     boundary_logs: int
     refused_calls: int
     refused_at_door: int
+    api_connections: int  # HTTP connections of the API, now
+    api_ended: Mapping[str, int]  # those that this server ended or turned away, by reason
     revoked_connections: int  # sent away since their token or their agent was withdrawn
     revoked_tunnels: int
     map_version: int
@@ -53,6 +55,7 @@ class CoordinatorCollector(Collector):
             ("tailnet_absent_peers", "Peers that are not here but at the end of a tunnel.", core.absent_peers),
             ("tailnet_tunnels", "Tunnels.", core.tunnels),
             ("tailnet_channels", "RPC connections.", reading.channels),
+            ("tailnet_api_connections", "HTTP connections of the API.", reading.api_connections),
             ("tailnet_agents_connected", "Agents that are connected.", reading.agents_connected),
             ("tailnet_derp_map_version", "Changes of the DERP map since the start.", reading.map_version),
         )
@@ -90,6 +93,12 @@ class CoordinatorCollector(Collector):
         families: tuple[tuple[str, str, str, Mapping[str, int]], ...] = (
             ("tailnet_departures", "Peers that left.", "reason", core.departures),
             ("tailnet_refusals", "Requests refused.", "reason", {r.name.lower(): n for r, n in core.refusals.items()}),
+            (
+                "tailnet_api_connections_ended",
+                "HTTP connections that the server ended or turned away.",
+                "reason",
+                reading.api_ended,
+            ),
             ("tailnet_derp_map_failures", "Reads of a DERP map that failed.", "source", reading.map_failures),
         )
         for name, text, label, values in families:

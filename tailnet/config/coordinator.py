@@ -59,6 +59,10 @@ class CoordinatorConfig(ServerConfig):
     stats_interval_seconds: float = 300.0
     announcement_banners: tuple[Banner, ...] = ()  # read again on SIGHUP
 
+    # Some 16 KiB each without TLS and 40 KiB with it, so 400 MiB at the most.  Pages, scripts and probes are few; who
+    # stays (agents, clients, the relay's) takes 2 KiB and counts among `max_connections` alone.
+    max_api_connections: int = 10_000
+
     @property
     def inactive_seconds(self) -> float:
         """How long an agent may be silent before it counts as gone: twice the ping, and two seconds at the least."""

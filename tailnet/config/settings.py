@@ -107,6 +107,12 @@ _OWN: Final = (
         "stats_interval_seconds",
     ),
     Setting(
+        "max_api_connections",
+        parse.whole(1, 1_000_000),
+        "NUMBER",
+        "HTTP connections of the API at a time, {default} by default; more get a 503",
+    ),
+    Setting(
         "announcement_banners",
         kinds.banners,
         "MESSAGE|JSON",

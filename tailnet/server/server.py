@@ -50,7 +50,7 @@ from tailnet.services.upkeep import prune_forever
 from tailnet.services.workspaces import WorkspaceUpdates
 from tailnet.store.rows import AgentIdentity, UserIdentity
 from tailnet.store.store import Store
-from tailnet.transport.asgi import ApiServer
+from tailnet.transport.asgi import ApiEnd, ApiServer, prove_hypercorn
 from tailnet.transport.channel import Channels, Connected
 from tailnet.types import PEER_ID_BYTES, PeerID
 
@@ -58,6 +58,9 @@ _log = logging.getLogger("tailnet.server")
 
 # How often channels are looked at: their deadlines are whole seconds.
 _TICK_SECONDS: Final = 0.5
+# When every connection of the API is busy.
+_BUSY: Final = b'{"message":"This server has too many connections of its API now. Please try again."}\n'
+_BUSY_HEADERS: Final = (("Content-Type", "application/json; charset=utf-8"), ("Retry-After", "1"))
 STREAM_DERP_MAPS: Final = "/coder.tailnet.v2.Tailnet/StreamDERPMaps"
 WORKSPACE_UPDATES: Final = "/coder.tailnet.v2.Tailnet/WorkspaceUpdates"
 # What is answered in place, with a relay or without one; everything else that is no RPC is the API's.
@@ -148,6 +151,8 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             boundary_logs=self.agents.boundary_logs,
             refused_calls=self.service.refused_calls,
             refused_at_door=self.entrance.refused_count,
+            api_connections=self._api.connection_count,
+            api_ended={end.value: self._api.ended_count[end] for end in ApiEnd},
             revoked_connections=self.rights.revoked_connections,
             revoked_tunnels=self.rights.revoked_tunnels,
             map_version=self.maps.current.version,
@@ -201,6 +206,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         nursery.start_soon(prune_forever, self.store)
 
     async def run(self, *, task_status: trio.TaskStatus["CoordinatorServer"] = trio.TASK_STATUS_IGNORED) -> None:
+        await prove_hypercorn()
         await super().run(task_status=task_status)
         # What agents' last words changed is written before the store is closed.
         await self.presence.finish()
@@ -226,7 +232,12 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             access_url=access_url,
             metrics=metrics_page(self.reading, self.relay_statistics),
         )
-        self._api = ApiServer(create_app(services), self._is_for_reactor, config.agent_ping_seconds)
+        self._api = ApiServer(
+            create_app(services),
+            self._is_for_reactor,
+            config.agent_ping_seconds,
+            max_connections=config.max_api_connections,
+        )
 
     def _make_service(self, nursery: trio.Nursery) -> TailnetService:
         self.agents = AgentService(self.store, self.maps, self.config, changed=self.workspaces.changed)
@@ -262,6 +273,9 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         wire = visit.wire
         if not isinstance(wire, Link):
             visit.refuse(501, (), "the API is served on sockets only")
+            return
+        if not self._api.admits():
+            visit.answer(503, _BUSY_HEADERS, _BUSY)
             return
         self.lobby.leave(wire)
         wire.session = None

@@ -2,8 +2,8 @@
 
 server/server.py hands over connections whose first request is for the API; bytes received so far come with them.
 Hypercorn bounds neither how long a head or a body takes, nor a body's size, nor how long an answer waits for its
-reader: this file does.  It needs private parts of Hypercorn for that; `prove` shows at start that they are as we know
-them.
+reader: this file does.  It needs private parts of Hypercorn for that; `prove_hypercorn` shows at start that they are
+as we know them.
 """
 
 import logging
@@ -39,9 +39,6 @@ BODY_SECONDS: Final = 60.0
 # One piece of an answer, 64 KiB, for a reader of 17 kbit/s.  An answer as a whole has no deadline: some are streams.
 WRITE_SECONDS: Final = 30.0
 PIECE_BYTES: Final = 64 * 1024
-# Some 16 KiB each without TLS and 40 KiB with it, so 400 MiB at the most.  Pages, scripts and probes are few; who
-# stays (agents, clients, relay) is not here but on the reactor.
-MAX_CONNECTIONS: Final = 10_000
 # A request line is looked at when it is whole; ours fit, and Hypercorn refuses longer ones itself.
 MAX_REQUEST_LINE_BYTES: Final = 8 * 1024
 _PROOF_SECONDS: Final = 10.0
@@ -93,20 +90,9 @@ class ApiServer:
         is_foreign: Callable[[str], bool],
         ping_seconds: float | None = None,
         *,
-        max_connections: int = MAX_CONNECTIONS,
+        max_connections: int,
     ) -> None:
-        config = Config()
-        config.keep_alive_timeout = KEEP_ALIVE_SECONDS
-        config.include_server_header = False
-        config.accesslog = None
-        config.errorlog = None
-        config.websocket_max_message_size = MAX_BODY_BYTES
-        # For proxies that end what is silent, and for us: a ping to a client that is gone stays unacknowledged, which
-        # the kernel ends (derp/transport/listen.py).
-        config.websocket_ping_interval = ping_seconds
-        # Proxies between us and browsers: websockets stay HTTP/1.1.
-        config.alpn_protocols = ["http/1.1"]
-        self._config = config
+        self._config = _config(ping_seconds)
         self._app = wrap_app(app, MAX_BODY_BYTES, "asgi")
         self._context = WorkerContext(None)
         self._is_foreign = is_foreign
@@ -173,35 +159,52 @@ class ApiServer:
             self._idle = trio.Event()
             await self._idle.wait()
 
-    async def prove(self) -> None:
-        """Serve a request over a pair of sockets and compare what this file sees of it with what it has to see.
 
-        ConfigError when Hypercorn is another than we know: a deadline that never begins, or a request for the relay
-        that the API answers, would show much later and to others.
-        """
-        seen: list[str] = []
-        with trio.move_on_after(_PROOF_SECONDS):
-            try:
-                await self._observe(seen)
-            except Exception as error:
-                seen.append(repr(error))
-        if seen != _PROOF:
-            raise ConfigError(
-                f"hypercorn {version('hypercorn')} is another than the API's server knows (a request went through "
-                f"{', '.join(seen) or 'nothing'}): install the version that requirements.lock names"
-            )
+async def prove_hypercorn() -> None:
+    """Serve a request over a pair of sockets and compare what this file sees of it with what it has to see.
 
-    async def _observe(self, seen: list[str]) -> None:
-        near, far = socket.socketpair()
-        near.setblocking(False)
-        stream = LinkStream(Link(near, ("", 0)), b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n1")
-        app = wrap_app(_greet, MAX_BODY_BYTES, "asgi")
-        connection = _Witness(app, self._config, self._context, stream, lambda target: target == "/else")
-        connection.tell = seen.append
-        connection.answer_to = {_Phase.BODY: (far, b"2"), _Phase.IDLE: (far, b"GET /else HTTP/1.1\r\n")}
-        with near, far:
-            await connection
-            seen += [connection.foreign.decode("latin-1"), far.recv(12).decode("latin-1")]
+    ConfigError when Hypercorn is another than we know: a deadline that never begins, or a request for the relay that
+    the API answers, would show much later and to others.
+    """
+    seen: list[str] = []
+    with trio.move_on_after(_PROOF_SECONDS):
+        try:
+            await _observe(seen)
+        except Exception as error:
+            seen.append(repr(error))
+    if seen != _PROOF:
+        raise ConfigError(
+            f"hypercorn {version('hypercorn')} is another than the API's server knows (a request went through "
+            f"{', '.join(seen) or 'nothing'}): install the version that requirements.lock names"
+        )
+
+
+async def _observe(seen: list[str]) -> None:
+    near, far = socket.socketpair()
+    near.setblocking(False)
+    stream = LinkStream(Link(near, ("", 0)), b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n1")
+    app = wrap_app(_greet, MAX_BODY_BYTES, "asgi")
+    connection = _Witness(app, _config(None), WorkerContext(None), stream, lambda target: target == "/else")
+    connection.tell = seen.append
+    connection.answer_to = {_Phase.BODY: (far, b"2"), _Phase.IDLE: (far, b"GET /else HTTP/1.1\r\n")}
+    with near, far:
+        await connection
+        seen += [connection.foreign.decode("latin-1"), far.recv(12).decode("latin-1")]
+
+
+def _config(ping_seconds: float | None) -> Config:
+    config = Config()
+    config.keep_alive_timeout = KEEP_ALIVE_SECONDS
+    config.include_server_header = False
+    config.accesslog = None
+    config.errorlog = None
+    config.websocket_max_message_size = MAX_BODY_BYTES
+    # For proxies that end what is silent, and for us: a ping to a client that is gone stays unacknowledged, which the
+    # kernel ends (derp/transport/listen.py).
+    config.websocket_ping_interval = ping_seconds
+    # Proxies between us and browsers: websockets stay HTTP/1.1.
+    config.alpn_protocols = ["http/1.1"]
+    return config
 
 
 class _Ending(WorkerContext):
