@@ -23,6 +23,7 @@ from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.utils import wrap_app
 
+from derp.text import error_text
 from derp.transport.links import Link
 from derp.transport.linkstream import LinkStream
 from tailnet.errors import ConfigError
@@ -171,7 +172,7 @@ async def prove_hypercorn() -> None:
         try:
             await _observe(seen)
         except Exception as error:
-            seen.append(repr(error))
+            seen.append(error_text(error))
     if seen != _PROOF:
         raise ConfigError(
             f"hypercorn {version('hypercorn')} is another than the API's server knows (a request went through "

@@ -35,6 +35,8 @@ async def test_the_api_has_a_limit_of_its_own(serve: Serve) -> None:
         for stream in (first, second):
             await stream.send_all(PAGE)
             assert (await read_answer(stream)).status == 200
+        await wait_for(lambda: len(server._api._idle_connections) == 2)
+        for stream in (first, second):
             await stream.send_all(PAGE[:10])  # so that they are busy
         await wait_for(lambda: not server._api._idle_connections)
         await third.send_all(PAGE)
