@@ -44,6 +44,18 @@ class Finding:
     lasting: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Whether a client may come in, for somebody else to decide."""
+
+    key: bytes
+    address: str
+    answer: Callable[[Verdict], None]
+    """Called once, later, from the reactor's thread; never, when the client has gone before it was asked about."""
+    is_waiting: Callable[[], bool] = lambda: True
+    """Whether the client is still there: nobody need be asked about one that is not."""
+
+
 class Verifier(Protocol):
     """Asks somebody else about a key; server/verify.py does it over HTTP."""
 
@@ -60,8 +72,8 @@ class Verifier(Protocol):
         """The last answer, while it is fresh."""
         ...
 
-    def ask(self, key: bytes, address: str, answer: Callable[[Verdict], None]) -> None:
-        """Call `answer` once, later, from the reactor's thread."""
+    def ask(self, question: Question) -> Verdict | None:
+        """Have it answered later; or the verdict at once, when too many questions wait."""
         ...
 
 
@@ -108,7 +120,7 @@ class Admission:
             return ADMITTED
         return self._verifier.cached(key, address)
 
-    def ask(self, key: bytes, address: str, answer: Callable[[Verdict], None]) -> None:
-        """Have others decide; `answer` is called once."""
+    def ask(self, question: Question) -> Verdict | None:
+        """Have others decide later; or the verdict at once, when too many questions wait."""
         assert self._verifier is not None, "decide gives None only when there is somebody to ask"
-        self._verifier.ask(key, address, answer)
+        return self._verifier.ask(question)

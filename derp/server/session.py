@@ -25,7 +25,7 @@ from derp.relay.inbound import handle_frames
 from derp.relay.limits import TokenBucket
 from derp.relay.queue import count_lost, frame_starts
 from derp.relay.router import Route, Router
-from derp.server.admission import Admission, Verdict
+from derp.server.admission import Admission, Question, Verdict
 from derp.server.explain import Past
 from derp.server.lobby import Lobby
 from derp.transport.alarm import Alarm
@@ -255,11 +255,23 @@ class Greeting:
         if verdict is None:
             # Somebody else decides; until then the kernel keeps what the client sends.
             plane.host.pause(wire)
-            plane.admission.ask(key, wire.address[0], self._decided)
-        elif verdict.allowed:
+            verdict = plane.admission.ask(Question(key, wire.address[0], self._decided, self._is_waiting))
+        if verdict is None:
+            return
+        if verdict.allowed:
             self._admit(is_mesh_peer=False)
         else:
             raise WireEnded(CloseReason.NOT_ADMITTED, _refusal(key, verdict))
+
+    def _is_waiting(self) -> bool:
+        """Whether the client is still there.  It is not read, so nobody else sees it leave."""
+        wire = self._wire
+        if wire.session is not self:
+            return False  # its deadline passed
+        if wire.peer_left():
+            self._plane.host.close(wire, CloseReason.CLOSED_BY_PEER)
+            return False
+        return True
 
     def _decided(self, verdict: Verdict) -> None:
         wire, host = self._wire, self._plane.host

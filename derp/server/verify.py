@@ -2,7 +2,8 @@
 
 Each judge is asked in turn and all have to allow.  server/tailscaled.py is the other judge.  The URL gets, in the
 genuine wire form, POST {"NodePublic": "nodekey:...", "Source": "ip"}; 200 with {"Allow": true} lets the client in.
-Used by server/admission.py; while an answer is on its way the client's socket is not read.
+Questions go round the addresses that clients come from (relay/turns.py), and nobody is asked about a client that has
+gone.  Used by server/admission.py; while an answer is on its way the client's socket is not read.
 """
 
 import json
@@ -10,13 +11,15 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from ipaddress import IPv6Address, IPv6Network, ip_address
 from typing import Any, Final, Protocol
 
 import trio
 
 from derp.config import RelayConfig
 from derp.errors import TransportError
-from derp.server.admission import ADMITTED, Finding, Verdict
+from derp.relay.turns import Turns
+from derp.server.admission import ADMITTED, Finding, Question, Verdict
 from derp.server.tailscaled import TailscaledJudge
 from derp.text import fit_to_show
 from derp.transport.fetch import HttpCaller
@@ -31,13 +34,19 @@ YES_SECONDS: Final = 30.0
 NO_SECONDS: Final = 5.0
 # About 200 bytes each.
 MAX_CACHED: Final = 65_536
-# Questions on their way.  Those beyond wait; the handshake's own deadline bounds for how long.
+# Questions on their way.
 MAX_ASKING: Final = 64
+# Of these, from one address (one /64 of IPv6): four of them may be slow before anybody else notices.
+MAX_ASKING_PER_ADDRESS: Final = 16
+# Questions that wait.  Within the 10 s of a handshake 64 at a time of 100 ms each are 6,400: those beyond this would
+# time out, so they are refused at once and may try elsewhere.
+MAX_WAITING: Final = 4096
 # How soon the log says that a judge is not fit to be asked, when no client comes to find out.
 LOOK_SECONDS: Final = 30.0
 # Who is asked may be down while thousands reconnect: the same complaint once in so long, then with their number.
 COMPLAIN_SECONDS: Final = 10.0
 _WELL: Final = Finding(True, "")
+_OVERLOADED: Final = Verdict(False, "too many clients wait to be asked about", answered=False)
 
 
 class Judge(Protocol):
@@ -88,7 +97,8 @@ class Verifier:
         self._judges = judges
         self._clock = clock
         self._answers: OrderedDict[tuple[bytes, str], tuple[Verdict, float]] = OrderedDict()
-        self._limiter = trio.CapacityLimiter(MAX_ASKING)
+        self._turns = Turns[str, Question](MAX_WAITING, at_once=MAX_ASKING_PER_ADDRESS)
+        self._asking_count = 0
         self._nursery: trio.Nursery | None = None
         self._found: dict[int, Finding] = {}
         self._complained, self._complained_at, self._unsaid = "", 0.0, 0
@@ -96,6 +106,8 @@ class Verifier:
         self.refused_count = 0
         self.faulty_count = 0
         self.unreachable_count = 0
+        self.overloaded_count = 0
+        self.left_count = 0
 
     @property
     def problem(self) -> str:
@@ -120,6 +132,9 @@ class Verifier:
             "refused": self.refused_count,
             "faulty": self.faulty_count,
             "unanswered": self.unreachable_count,
+            # and those that nobody was asked
+            "overloaded": self.overloaded_count,
+            "left": self.left_count,
         }
 
     def cached(self, key: bytes, address: str) -> Verdict | None:
@@ -129,15 +144,46 @@ class Verifier:
             return None
         return found[0]
 
-    def ask(self, key: bytes, address: str, answer: Callable[[Verdict], None]) -> None:
-        """Ask; `answer` is called once, later."""
+    def ask(self, question: Question) -> Verdict | None:
+        """Have a question answered later.  A verdict at once when too many wait: then it, or another one of an address
+        with more of them, is refused."""
         assert self._nursery is not None, "run() is not running"
-        self._nursery.start_soon(self._ask, key, address, answer)
+        group = address_group(question.address)
+        if self._asking_count < MAX_ASKING and self._turns.start(group):
+            self._start(question)
+            return None
+        loser = self._turns.add(group, question)
+        if loser is not None:
+            self.overloaded_count += 1
+            self._complain(f"{MAX_WAITING:,} clients wait to be asked about, so others are refused at once")
+            if loser is question:
+                return _OVERLOADED
+            loser.answer(_OVERLOADED)
+        return None
 
-    async def _ask(self, key: bytes, address: str, answer: Callable[[Verdict], None]) -> None:
-        async with self._limiter:
-            verdict = await self._verdict(key, address)
-        answer(verdict)
+    def _ask_next(self) -> None:
+        """Start as many questions as there is room for."""
+        while self._asking_count < MAX_ASKING and (question := self._turns.take()) is not None:
+            if not question.is_waiting():
+                self.left_count += 1
+                self._turns.done(address_group(question.address))
+                continue
+            self._start(question)
+
+    def _start(self, question: Question) -> None:
+        assert self._nursery is not None
+        self._asking_count += 1
+        self._nursery.start_soon(self._ask, question)
+
+    async def _ask(self, question: Question) -> None:
+        # Another connection of the client may have been asked about meanwhile.
+        verdict = self.cached(question.key, question.address)
+        if verdict is None:
+            verdict = await self._verdict(question.key, question.address)
+        self._asking_count -= 1
+        self._turns.done(address_group(question.address))
+        question.answer(verdict)
+        self._ask_next()
 
     async def _verdict(self, key: bytes, address: str) -> Verdict:
         final = ADMITTED
@@ -195,6 +241,15 @@ class Verifier:
                 )
             self._found[number] = finding
             await trio.sleep(LOOK_SECONDS)
+
+
+def address_group(address: str) -> str:
+    """What counts as one caller: an IPv4 address, or the /64 that one customer of an IPv6 provider has."""
+    try:
+        parsed = ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    return str(IPv6Network((parsed, 64), strict=False)) if isinstance(parsed, IPv6Address) else str(parsed)
 
 
 def open_verifier(config: RelayConfig) -> Verifier | None:

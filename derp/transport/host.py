@@ -63,6 +63,10 @@ class Wire(Protocol):
         """The smoothed round-trip time.  OSError where nobody measures it."""
         ...
 
+    def peer_left(self) -> bool:
+        """Whether the peer has ended its side, as far as can be known without reading; for who is paused."""
+        ...
+
     def send(self, pieces: Sequence[Piece], size: int) -> int:
         """Give `pieces`, together `size` bytes, to the carrier; return how many bytes it, or `tail`, has now.
 

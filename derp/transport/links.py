@@ -27,6 +27,8 @@ _MESSAGES_BYTES: Final = _TLS_WRITE_BYTES - 32
 # Stock Go clients refuse websocket messages above this; boundaries mean nothing to DERP, so larger ones are cut.
 MAX_MESSAGE_BYTES: Final = 32 * 1024
 _IOV_MAX: Final = 1024
+# Of the kernel's TCP: the peer's FIN has come, or the connection is gone (TCP_CLOSE, TCP_CLOSE_WAIT).
+_ENDED_STATES: Final = frozenset({7, 8})
 _BINARY: Final = int(Opcode.BINARY)
 
 
@@ -80,6 +82,19 @@ class Link:
     def rtt_microseconds(self) -> int:
         """The kernel's smoothed round-trip time.  Raises OSError."""
         return int.from_bytes(self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 72)[68:72], sys.byteorder)
+
+    def peer_left(self) -> bool:
+        """Whether the peer has ended its side, though bytes that it sent before may still wait."""
+        try:
+            return self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] in _ENDED_STATES
+        except (OSError, AttributeError):  # no TCP, or not on Linux: seen only when nothing waits
+            pass
+        try:
+            return not self.sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
 
     # --- receiving
 

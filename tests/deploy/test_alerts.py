@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from derp.client.probe import Outcome, ProbeKind, ProbeResult
 from derp.client.probe_metrics import RunTotals, exposition
 from derp.metrics import MeshReading
+from derp.server.verify import Verifier
 from tailnet.coordinator.core import Statistics
 from tailnet.metrics import CoordinatorReading, metrics_page
 from tests.derp.server.test_varz import reading
@@ -45,7 +46,7 @@ def exposed() -> dict[str, dict[str, set[str]]]:
     counts |= {"statistics": Statistics(**numbers), **maps}
     coordinator = CoordinatorReading(**counts)
     mesh = (MeshReading("relay2.example", True, 1, 2),)
-    questions = {"allowed": 0, "refused": 0, "faulty": 0, "unanswered": 0}
+    questions = dict.fromkeys(Verifier([]).totals(), 0)
     relay = dataclasses.replace(
         reading(), certificate_expires_at=1.0, renewal_failures=0, mesh=mesh, questions=questions
     )

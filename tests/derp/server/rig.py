@@ -17,7 +17,7 @@ from derp.protocol.states import ClientState
 from derp.protocol.websocket import WebSocketDecoder
 from derp.relay.clients import Client
 from derp.relay.router import Router
-from derp.server.admission import Admission, Verdict
+from derp.server.admission import Admission, Question, Verdict
 from derp.server.lobby import Lobby
 from derp.server.session import Greeting, Plane
 from derp.transport.links import RECEIVE_BYTES, Link, TlsLink
@@ -35,13 +35,17 @@ class SlowVerifier:
     problem = ""
 
     def __init__(self) -> None:
+        self.asked: list[Question] = []
+        self.at_once: Verdict | None = None  # what is said when too many wait
         self.questions: list[tuple[bytes, str, Callable[[bool], None]]] = []
 
     def cached(self, key: bytes, address: str) -> Verdict | None:
         return None
 
-    def ask(self, key: bytes, address: str, answer: Callable[[Verdict], None]) -> None:
-        self.questions.append((key, address, lambda allowed: answer(Verdict(allowed))))
+    def ask(self, question: Question) -> Verdict | None:
+        self.asked.append(question)
+        self.questions.append((question.key, question.address, lambda allowed: question.answer(Verdict(allowed))))
+        return self.at_once
 
 
 class Peer:

@@ -1,12 +1,10 @@
 """Who comes in: every combination of lists, mesh key and control plane."""
 
-from collections.abc import Callable
-
 import pytest
 
 from derp.config import RelayConfig
 from derp.keys import MeshKey, NodePrivate
-from derp.server.admission import Admission, Verdict
+from derp.server.admission import Admission, Question, Verdict
 from tests.derp.server.test_server import UPGRADE, client_info
 from tests.derp.server.world import ask, call, closed, open_server, relay_config
 
@@ -26,9 +24,10 @@ class Sayings:
     def cached(self, key: bytes, address: str) -> Verdict | None:
         return Verdict(self.said[key]) if key in self.said else None
 
-    def ask(self, key: bytes, address: str, answer: Callable[[Verdict], None]) -> None:
-        self.asked.append((key, address))
-        answer(Verdict(True))
+    def ask(self, question: Question) -> Verdict | None:
+        self.asked.append((question.key, question.address))
+        question.answer(Verdict(True))
+        return None
 
 
 def config(**changes: object) -> RelayConfig:
@@ -72,7 +71,7 @@ def test_the_order_of_the_rules(
 
 def test_asking_goes_to_the_control_plane_with_key_and_address() -> None:
     plane, answers = Sayings({}), list[Verdict]()
-    Admission(config(), plane).ask(OTHER, "192.0.2.1", answers.append)
+    assert Admission(config(), plane).ask(Question(OTHER, "192.0.2.1", answers.append)) is None
     assert (plane.asked, answers) == ([(OTHER, "192.0.2.1")], [Verdict(True)])
 
 

@@ -21,6 +21,7 @@ from derp.protocol.messages import ForwardPacket, NotePreferred, PeerGone, PeerP
 from derp.protocol.stun import encode_request
 from derp.relay.clients import Client
 from derp.relay.counters import DropReason, PacketKind
+from derp.relay.turns import Turns
 from derp.server.server import RelayServer
 from tests.derp.server.control_plane import NO, YES, open_control_plane
 from tests.derp.server.mesh_world import Node, open_impostor, open_nodes, until
@@ -171,6 +172,31 @@ async def slow_readers(rows: Rows) -> None:
         await until(one, lambda: slow.key not in server.relay.router.routes)
         rows.look(server)
         await one.aclose()
+
+
+async def crowded_admission(rows: Rows) -> None:
+    async with open_control_plane(lambda request: YES) as plane:
+        plane.gate = trio.Event()
+        async with open_server(relay_config(verify_client_url=plane.url)) as server:
+            rows.begin(server)
+            verifier = server.relay.verifier
+            assert verifier is not None
+            verifier._turns = Turns(1, at_once=1)
+            login = UPGRADE + client_info(NodePrivate.generate(), server.relay.public_key.raw)
+            asked, waiting = await dial(server), await dial(server)
+            await asked.send_all(login)
+            await plane.asked.wait()
+            await waiting.send_all(UPGRADE + client_info(NodePrivate.generate(), server.relay.public_key.raw))
+            while not verifier._turns:
+                await trio.lowlevel.checkpoint()
+            await ask(server, UPGRADE + client_info(NodePrivate.generate(), server.relay.public_key.raw))
+            await waiting.receive_some()
+            await waiting.aclose()
+            plane.gate.set()
+            while not verifier.left_count:
+                await trio.lowlevel.checkpoint()
+            rows.look(server)
+            await asked.aclose()
 
 
 async def full_queues(rows: Rows) -> None:
@@ -333,6 +359,7 @@ EVERYTHING: tuple[Callable[[Rows], Awaitable[None]], ...] = (
     gauges,
     tls_and_limits,
     slow_readers,
+    crowded_admission,
     full_queues,
     a_slow_watcher,
     other_relays,

@@ -38,6 +38,7 @@ from derp.protocol.messages import (
 )
 from derp.protocol.websocket import Opcode
 from derp.relay.counters import DropReason
+from derp.server.admission import Verdict
 from tests.derp.server.rig import KINDS, MESH_KEY, Peer, Rig, SlowVerifier
 from tests.support.wires import TlsWire, WebSocketWire, masked
 
@@ -253,6 +254,41 @@ def test_packets_let_in_by_a_verdict_do_not_wait_for_the_next_batch(open_rig: Op
     rig.serve()
     verifier.questions[0][2](True)
     assert mesh.read_packets() == [b"early"]
+
+
+def test_a_client_is_refused_at_once_where_too_many_wait(open_rig: Open) -> None:
+    verifier = SlowVerifier()
+    verifier.at_once = Verdict(False, "too many wait", answered=False)
+    rig = open_rig(verifier=verifier)
+    private = NodePrivate(b"x" * 32)
+    peer = rig.open(private=private)
+    peer.read()
+    peer.write(client_info(rig, private))
+    rig.serve()
+    assert (peer.read(), peer.ended) == ([], True)
+    assert rig.closed() == {CloseReason.NOT_ADMITTED: 1}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("tcp", [True, False])
+def test_who_leaves_while_it_waits_is_found_to_have_left(open_rig: Open, kind: str, tcp: bool) -> None:
+    verifier = SlowVerifier()
+    rig = open_rig(verifier=verifier)
+    private = NodePrivate(b"x" * 32)
+    peer = rig.open(kind, private=private, tcp=tcp)
+    peer.read()  # or the kernel would reset the connection, which anybody sees
+    peer.write(client_info(rig, private))
+    rig.serve()
+    (question,) = verifier.asked
+    assert question.is_waiting()
+    if tcp:  # what it sent before is still there to be read
+        peer.write(encode(SendPacket(b"k" * 32, b"early")))
+    peer.plain.sock.shutdown(socket.SHUT_WR)
+    rig.serve()
+    assert peer.near in rig.reactor.wires, "nobody reads it"
+    assert not question.is_waiting()
+    assert rig.closed() == {CloseReason.CLOSED_BY_PEER: 1}
+    assert not question.is_waiting()
 
 
 @pytest.mark.parametrize("verdict", [True, False])

@@ -3,6 +3,7 @@
 import json
 import socket
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 
 import pytest
 import trio
@@ -11,17 +12,19 @@ import trio.testing
 from derp.errors import ConnectError
 from derp.keys import MeshKey, NodePrivate
 from derp.protocol.messages import RecvPacket
-from derp.server.admission import Finding, Verdict
+from derp.server.admission import Finding, Question, Verdict
 from derp.server.server import RelayServer
 from derp.server.verify import (
     COMPLAIN_SECONDS,
     LOOK_SECONDS,
     MAX_ANSWER_BYTES,
     MAX_ASKING,
+    MAX_ASKING_PER_ADDRESS,
     NO_SECONDS,
     YES_SECONDS,
     UrlJudge,
     Verifier,
+    address_group,
     open_verifier,
     read_answer,
 )
@@ -99,7 +102,7 @@ async def verdict_of(verifier: Verifier, key: bytes = KEY, address: str = HOST) 
         answers.append(verdict.allowed)
         done.set()
 
-    verifier.ask(key, address, answer)
+    assert verifier.ask(Question(key, address, answer)) is None
     with trio.fail_after(PATIENCE_SECONDS):
         await done.wait()
     (verdict,) = answers
@@ -149,7 +152,7 @@ async def test_a_bad_answer_is_a_no_in_either_mode_and_told(
         verifier = url_verifier(plane.url, fail_open=fail_open)
         await nursery.start(verifier.run)
         assert await verdict_of(verifier) is False
-        assert verifier.totals() == {"allowed": 0, "refused": 0, "faulty": 1, "unanswered": 0}
+        assert {answer: count for answer, count in verifier.totals().items() if count} == {"faulty": 1}
         assert f"{plane.url} answered " in caplog.text
         assert ("to where it leads" in caplog.text) is (answer[0] == 307)
         nursery.cancel_scope.cancel()
@@ -170,11 +173,14 @@ class SlowCaller(HttpCaller):
 
     def __init__(self) -> None:
         super().__init__(timeout_seconds=1.0)
-        self.now = self.most = 0
+        self.now = self.most = self.total = 0
         self.gate = trio.Event()
+        self.bodies: list[bytes] = []
 
     async def post(self, url: str, body: bytes, max_bytes: int) -> Fetched:
         self.now += 1
+        self.total += 1
+        self.bodies.append(body)
         self.most = max(self.most, self.now)
         await self.gate.wait()
         self.now -= 1
@@ -186,8 +192,13 @@ async def test_questions_on_their_way_are_bounded(nursery: trio.Nursery) -> None
     verifier = Verifier([UrlJudge("http://x/", fail_open=True, http=caller)])
     await nursery.start(verifier.run)
     answers: list[Verdict] = []
-    for number in range(3 * MAX_ASKING):
-        verifier.ask(number.to_bytes(32, "big"), HOST, answers.append)
+    asking = MAX_ASKING_PER_ADDRESS
+    for number in range(MAX_ASKING):
+        verifier.ask(Question(key_of(number), HOST, answers.append))
+    await trio.testing.wait_all_tasks_blocked()
+    assert (caller.most, answers) == (asking, []), "one address may not have all of them"
+    for number in range(2 * MAX_ASKING):
+        verifier.ask(Question(key_of(number), f"192.0.2.{number}", answers.append))
     await trio.testing.wait_all_tasks_blocked()
     assert (caller.most, answers) == (MAX_ASKING, [])
     caller.gate.set()
@@ -196,16 +207,90 @@ async def test_questions_on_their_way_are_bounded(nursery: trio.Nursery) -> None
     nursery.cancel_scope.cancel()
 
 
+def key_of(number: int) -> bytes:
+    return number.to_bytes(32, "big")
+
+
+async def test_nobody_is_asked_about_those_who_left(nursery: trio.Nursery) -> None:
+    caller = SlowCaller()
+    verifier = Verifier([UrlJudge("http://x/", fail_open=True, http=caller)])
+    await nursery.start(verifier.run)
+    answers: list[Verdict] = []
+    is_there = dict.fromkeys(range(4000), True)
+    for number in range(4000):
+        verifier.ask(Question(key_of(number), HOST, answers.append, partial(is_there.__getitem__, number)))
+    is_there.update(dict.fromkeys(is_there, False))
+    verifier.ask(Question(KEY, HOST, answers.append))
+    caller.gate.set()
+    await trio.testing.wait_all_tasks_blocked()
+    assert caller.total == MAX_ASKING_PER_ADDRESS + 1, "those on their way when they left, and the one who is there"
+    assert (verifier.left_count, len(answers)) == (4000 - MAX_ASKING_PER_ADDRESS, MAX_ASKING_PER_ADDRESS + 1)
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_flood_from_one_address_keeps_nobody_else_waiting(nursery: trio.Nursery) -> None:
+    caller = SlowCaller()
+    verifier = Verifier([UrlJudge("http://x/", fail_open=True, http=caller)])
+    await nursery.start(verifier.run)
+    honest: list[Verdict] = []
+    for number in range(4000):  # of IPv6, where one customer has as many addresses as it likes
+        verifier.ask(Question(key_of(number), f"2001:db8::{number:x}", lambda verdict: None))
+    verifier.ask(Question(KEY, "2001:db8:0:1::1", honest.append))
+    await trio.testing.wait_all_tasks_blocked()
+    assert "2001:db8:0:1::1" in [json.loads(body)["Source"] for body in caller.bodies]
+    nursery.cancel_scope.cancel()
+
+
+async def test_beyond_a_bound_one_is_refused_at_once_and_counted(
+    nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("derp.server.verify.MAX_WAITING", 10)
+    verifier = Verifier([UrlJudge("http://x/", fail_open=True, http=SlowCaller())])
+    await nursery.start(verifier.run)
+    refused: list[int] = []
+
+    def ask(number: int, address: str) -> None:
+        verdict = verifier.ask(Question(key_of(number), address, lambda verdict: refused.append(number)))
+        if verdict is not None:
+            assert not verdict.allowed, "also where a judge that does not answer lets everybody in"
+            refused.append(number)
+
+    for number in range(MAX_ASKING_PER_ADDRESS + 12):
+        ask(number, HOST)
+    assert refused == [MAX_ASKING_PER_ADDRESS + 10, MAX_ASKING_PER_ADDRESS + 11]
+    for number in range(1000, 1000 + MAX_ASKING - MAX_ASKING_PER_ADDRESS):
+        ask(number, f"192.0.2.{number - 1000}")
+    assert len(refused) == 2, "these are on their way"
+    ask(2000, "198.51.100.1")
+    assert refused[2:] == [MAX_ASKING_PER_ADDRESS + 9], "the newest of who has most makes room"
+    assert verifier.totals()["overloaded"] == 3
+    assert caplog.text.count("10 clients wait to be asked about") == 1
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("address", "group"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("2001:db8::1", "2001:db8::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("no address", "no address"),
+    ],
+)
+def test_who_counts_as_one(address: str, group: str) -> None:
+    assert address_group(address) == group
+
+
 async def test_what_is_remembered_is_bounded(nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("derp.server.verify.MAX_CACHED", 2)
     async with open_control_plane(lambda request: YES) as plane:
         verifier = url_verifier(plane.url)
         await nursery.start(verifier.run)
         keys = [bytes([number]) * 32 for number in range(3)]
-        for key in (*keys[:2], keys[0], keys[2]):
+        for key in keys:
             await verdict_of(verifier, key)
         # the one asked about longest ago made room
-        assert [cached(verifier, key) for key in keys] == [True, None, True]
+        assert [cached(verifier, key) for key in keys] == [None, True, True]
         nursery.cancel_scope.cancel()
 
 
@@ -413,6 +498,32 @@ async def test_a_client_that_left_while_the_question_was_open_harms_nobody(how: 
         await others.go_on()
         assert sum(closed(server).values()) == 1
         assert len(server.relay.router.clients) == 2
+
+
+async def test_a_login_does_not_wait_for_questions_about_clients_that_have_gone() -> None:
+    async with open_control_plane(lambda request: YES) as plane, open_verifying(plane) as server:
+        plane.gate = trio.Event()
+        for _ in range(40):  # each from an address of its own, as far as a test can have them
+            stream = await dial(server)
+            await stream.send_all(UPGRADE + client_info(NodePrivate.generate(), server.relay.public_key.raw))
+            await stream.receive_some(65536)
+            await stream.aclose()
+        verifier = server.relay.verifier
+        assert verifier is not None
+        with trio.fail_after(PATIENCE_SECONDS):
+            while len(plane.requests) < MAX_ASKING_PER_ADDRESS:
+                await trio.lowlevel.checkpoint()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(come_in, server)
+                while len(verifier._turns) < 25:  # the 24 that wait, and this one
+                    await trio.lowlevel.checkpoint()
+                plane.gate.set()
+        assert verifier.left_count == 40 - MAX_ASKING_PER_ADDRESS
+        assert len(plane.requests) == MAX_ASKING_PER_ADDRESS + 1
+
+
+async def come_in(server: RelayServer) -> None:
+    await (await call(server)).aclose()
 
 
 async def test_a_control_plane_that_is_slower_than_the_handshake_may_be() -> None:
