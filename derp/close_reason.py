@@ -9,6 +9,11 @@ class CloseReason(enum.Enum):
     CLOSED_BY_PEER = "closed_by_peer"
     SOCKET_FAILED = "socket_failed"
     TLS_FAILED = "tls_failed"
+    TLS_NO_NAME = "tls_no_name"  # a hello without SNI, where only one name is served
+    TLS_OTHER_NAME = "tls_other_name"
+    TLS_TOO_OLD = "tls_too_old"  # no version or cipher in common
+    TLS_NOT_SPOKEN = "tls_not_spoken"  # plain HTTP, for example
+    TLS_DISTRUSTED = "tls_distrusted"  # the client refused our certificate
     PROTOCOL_ERROR = "protocol_error"
     FLOOD = "flood"  # more control frames at once than any honest client sends
     HANDSHAKE_TIMEOUT = "handshake_timeout"
@@ -22,6 +27,11 @@ class CloseReason(enum.Enum):
     DRAINED = "drained"
     STOPPED = "stopped"
     INTERNAL_ERROR = "internal_error"  # a defect of ours; the log has it
+
+    @property
+    def is_of_tls(self) -> bool:
+        """Whether the connection never got through TLS, if it ended at the door."""
+        return self.value.startswith("tls_")
 
     def told(self, text: str) -> str:
         """For people: the reason, and in parentheses what `text` adds to it."""

@@ -180,7 +180,9 @@ class HttpSession:
         lobby = self._front.lobby
         lobby.leave(self.wire)
         lobby.count_closed(reason)
-        if reason not in (CloseReason.HTTP_DONE, CloseReason.CLOSED_BY_PEER):
+        if reason.is_of_tls:
+            lobby.tell_no_tls(self.wire.address, reason, text)
+        elif reason not in (CloseReason.HTTP_DONE, CloseReason.CLOSED_BY_PEER):
             _log.debug("x %s:%d at the door: %s %s", *self.wire.address[:2], reason.value, text)
 
 

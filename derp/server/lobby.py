@@ -4,15 +4,24 @@ One per server, with or without a relay.  Listeners ask it before they accept, f
 whatever becomes of a connection (a relay's client, a peer of the tailnet, an API request) is taken out.
 """
 
+import logging
+import math
 from collections.abc import Callable, Mapping
+from typing import Final
 
 from derp.close_reason import CloseReason
 from derp.config import ServerConfig
+from derp.log import fields
 from derp.relay.deadlines import Deadlines
 from derp.relay.limits import TokenBucket
 from derp.server.address import Caller, find_caller
 from derp.transport.alarm import Alarm
 from derp.transport.host import Host, Wire
+
+_log = logging.getLogger("derp.server")
+
+# Whoever scans the internet says hello in every wrong way; the first of each kind tells an operator what to mend.
+_TELL_SECONDS: Final = 60.0
 
 
 class Lobby:
@@ -27,6 +36,7 @@ class Lobby:
         self.closed_count: dict[CloseReason, int] = dict.fromkeys(CloseReason, 0)
         self.accepted_count = self.too_fast_count = self.too_many_count = 0
         self.tls_accepted_count = self.tls_rejected_count = 0
+        self._no_tls_told: dict[CloseReason, tuple[float, int]] = {}  # when, and what was counted then
         self._count_elsewhere = count_elsewhere
         self._bucket: TokenBucket | None = None
         self._rate = (0.0, 0.0)
@@ -90,3 +100,16 @@ class Lobby:
     def count_closed(self, reason: CloseReason) -> None:
         """Every connection is counted once, when it ends, whatever had become of it."""
         self.closed_count[reason] += 1
+
+    def tell_no_tls(self, address: tuple[str, int], reason: CloseReason, text: str) -> None:
+        """Log why somebody did not get through TLS: once a minute for each reason, with how many more there were."""
+        now = self.host.now
+        told_at, told_count = self._no_tls_told.get(reason, (-math.inf, 0))
+        if now - told_at < _TELL_SECONDS:
+            return
+        count = self.closed_count[reason]
+        more = count - told_count - 1 if told_count else 0
+        self._no_tls_told[reason] = (now, count)
+        since = f" ({more} more since the last such line)" if more > 0 else ""
+        told = fields(event="no_tls", address=address[0], reason=reason.value, more_count=more)
+        _log.info("x %s:%d at the door: %s%s", *address[:2], text, since, extra=told)

@@ -17,6 +17,7 @@ from derp.close_reason import CloseReason
 from derp.protocol.websocket import Opcode, WebSocketDecoder, WebSocketError, answer_control, close_frame, encode_header
 from derp.text import error_text
 from derp.transport.host import Piece, Session, WireEnded
+from derp.transport.tls_refusals import handshake_failure
 
 # What one receive asks for.  Larger brings nothing: a socket with more is ready again in the same round.
 RECEIVE_BYTES: Final = 256 * 1024
@@ -334,7 +335,10 @@ class TlsLink(Link):
         except ssl.SSLZeroReturnError:
             ending = WireEnded(CloseReason.CLOSED_BY_PEER)
         except ssl.SSLError as error:
-            ending = WireEnded(CloseReason.TLS_FAILED, _tls_text(error))
+            if tls.server_side and not self.is_open:
+                ending = WireEnded(*handshake_failure(tls, error))
+            else:
+                ending = WireEnded(CloseReason.TLS_FAILED, _tls_text(error))
         if self._outgoing.pending:  # tickets, an alert
             try:
                 self._send_encrypted()

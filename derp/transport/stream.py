@@ -40,7 +40,7 @@ class ByteStream(Protocol):
 
 # OSError by number: what an operator can do about it.  Those missing here get the system's own words.
 _BY_ERRNO: Final = {
-    errno.ECONNREFUSED: "nothing listens on that port: is the relay running, and is the port right?",
+    errno.ECONNREFUSED: "nothing listens on that port: is it running, and is the port right?",
     errno.ENETUNREACH: "no route to that network: this machine may have no address of that family",
     errno.EHOSTUNREACH: "no route to that host: a router or a firewall on the way refuses it",
     errno.EADDRNOTAVAIL: "this machine has no address of that family",

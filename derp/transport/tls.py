@@ -29,6 +29,7 @@ from derp.keys import NodePublic
 from derp.map import DERPMap, DERPNode, DERPRegion, is_address
 from derp.protocol.frames import PROTOCOL_VERSION
 from derp.text import error_text
+from derp.transport.tls_refusals import AskedTls
 
 META_NAME_PREFIX: Final = "derpkey"
 _META_LIFE: Final = timedelta(days=30)
@@ -322,11 +323,14 @@ class _SniRule:
         # Python clients, among others, send the final dot of a name that was written with one.
         if name is not None and name.lower().removesuffix(".") == self._wanted:
             return None
+        if isinstance(tls, AskedTls):
+            tls.refuse_name(name, self._wanted)
         return int(ssl.AlertDescription.ALERT_DESCRIPTION_UNRECOGNIZED_NAME)
 
 
 def _new_context() -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.sslobject_class = AskedTls
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(_TLS12_CIPHERS)
     # HTTP/2 has no Upgrade, so a client that could choose it would never get to DERP.

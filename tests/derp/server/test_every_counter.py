@@ -8,6 +8,7 @@ import contextlib
 import io
 import logging
 import socket
+import ssl
 from collections.abc import Awaitable, Callable
 
 import trio
@@ -15,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from derp import log
 from derp.close_reason import CloseReason
-from derp.config import RateConfig
+from derp.config import RateConfig, TlsConfig
 from derp.keys import NodePrivate
 from derp.protocol.messages import ForwardPacket, NotePreferred, PeerGone, PeerPresent, WatchConns, encode
 from derp.protocol.stun import encode_request
@@ -43,6 +44,7 @@ from tests.derp.server.world import (
     port_of,
     relay_config,
 )
+from tests.derp.transport.test_tls_refusals import distrusting, too_old, without_checks
 
 PAGES = ("/metrics", "/debug/varz")
 # What never moves, by the beginning of its name without the page, and why.
@@ -148,6 +150,29 @@ async def tls_and_limits(rows: Rows) -> None:
         rows.look(server)
         for caller in callers:
             await caller.aclose()
+
+
+def say_hello(port: int, client: ssl.SSLContext, name: str | None) -> None:
+    with socket.create_connection((HOST, port)) as plain, contextlib.suppress(OSError):
+        client.wrap_socket(plain, server_hostname=name).recv(1)
+
+
+async def hellos(rows: Rows) -> None:
+    """Each kind of hello that comes to nothing; what each is: transport/test_tls_refusals.py."""
+    tls = TlsConfig(self_signed=True, hostname="relay.example", require_sni=True)
+    async with open_server(relay_config(tls=tls)) as server:
+        rows.begin(server)
+        for client, name in (
+            (distrusting(), "relay.example"),
+            (without_checks(), "other.example"),
+            (without_checks(), None),
+            (too_old(), "relay.example"),
+        ):
+            # In a thread: trio's own stream sends no alert to say why it goes.
+            await trio.to_thread.run_sync(say_hello, port_of(server), client, name)
+        for no_tls in (b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\xff\xff" + b"x" * 70_000):
+            await ask(server, no_tls)
+        rows.look(server)
 
 
 async def slow_readers(rows: Rows) -> None:
@@ -358,6 +383,7 @@ EVERYTHING: tuple[Callable[[Rows], Awaitable[None]], ...] = (
     the_table,
     gauges,
     tls_and_limits,
+    hellos,
     slow_readers,
     crowded_admission,
     full_queues,

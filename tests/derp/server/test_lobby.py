@@ -1,5 +1,6 @@
 """The lobby: how many may come, who has how much time, and what settings that are read again change."""
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -114,3 +115,29 @@ def test_settings_that_are_read_again_count_for_those_who_come(made: list[World]
     here.lobby.configure(relay_config(accept_connection_limit=float("inf")))
     here.come()
     assert here.admits(5) == [True] * 5
+
+
+def test_why_tls_failed_is_told_once_a_minute_for_each_reason(
+    made: list[World], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "derp.server")
+    here = world(made)
+
+    def fail(reason: CloseReason, count: int) -> list[str]:
+        caplog.clear()
+        for _ in range(count):
+            here.reactor.close(here.come(), reason, f"because of {reason.value}")
+        return [record.getMessage().partition("at the door: ")[2] for record in caplog.records]
+
+    assert fail(CloseReason.TLS_NO_NAME, 5) == ["because of tls_no_name"]
+    assert fail(CloseReason.TLS_OTHER_NAME, 2) == ["because of tls_other_name"]
+    here.wait(59.0)
+    assert fail(CloseReason.TLS_NO_NAME, 3) == []
+    here.wait(1.0)
+    assert fail(CloseReason.TLS_NO_NAME, 2) == ["because of tls_no_name (7 more since the last such line)"]
+    here.wait(60.0)
+    assert fail(CloseReason.TLS_NO_NAME, 1) == ["because of tls_no_name (1 more since the last such line)"]
+    here.wait(60.0)
+    assert fail(CloseReason.TLS_NO_NAME, 1) == ["because of tls_no_name"]
+    assert fail(CloseReason.HANDSHAKE_TIMEOUT, 2) == []  # of scanners and half-dead clients there is no news
+    assert here.lobby.closed_count[CloseReason.TLS_NO_NAME] == 12

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import logging
 import os
 import socket
 import time
@@ -240,12 +241,15 @@ async def test_a_refusal_reaches_who_is_still_writing() -> None:
         await trio.aclose_forcefully(stream)
 
 
-async def test_garbage_and_plain_http_on_a_tls_port() -> None:
+async def test_garbage_and_plain_http_on_a_tls_port(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "derp.server")
     async with open_server(relay_config(tls=SELF_SIGNED)) as server, open_bystanders(server) as bystanders:
-        for number, garbage in enumerate((b"\x00" * 2000, UPGRADE, b"\x16\x03\x01\xff\xff" + b"x" * 70_000), 1):
+        for garbage in (b"\x00" * 2000, UPGRADE, b"\x16\x03\x01\xff\xff" + b"x" * 70_000):
             answer = await ask(server, garbage)
             assert b"HTTP" not in answer
-            assert closed(server) == {"tls_failed": number}
+        assert closed(server) == {"tls_not_spoken": 2, "tls_failed": 1}
+        told = [record.getMessage() for record in caplog.records if "at the door" in record.getMessage()]
+        assert ["no TLS came to a port that speaks TLS" in line for line in told] == [True, False]
         await bystanders.go_on()
 
 

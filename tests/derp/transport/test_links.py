@@ -235,8 +235,8 @@ def test_no_tls_at_all() -> None:
     receiver = Receiver(link)
     receiver.receive()
     assert receiver.ended is not None
-    assert receiver.ended.reason is CloseReason.TLS_FAILED
-    assert "TLS: HTTP_REQUEST" in str(receiver.ended)
+    assert receiver.ended.reason is CloseReason.TLS_NOT_SPOKEN
+    assert "plain HTTP came to a port that speaks TLS" in str(receiver.ended)
     assert not link.is_open
     link.close()
     far.close()
@@ -251,7 +251,7 @@ def test_garbage_instead_of_tls_ends_or_waits(garbage: bytes) -> None:
     receiver = Receiver(link)
     receiver.receive()
     assert receiver.data == b""
-    assert receiver.ended is None or receiver.ended.reason is CloseReason.TLS_FAILED
+    assert receiver.ended is None or receiver.ended.reason.is_of_tls
     link.close()
     far.close()
 
@@ -331,7 +331,9 @@ def test_a_certificate_nobody_trusts_fails_with_the_reason() -> None:
     assert "CERTIFICATE_VERIFY_FAILED" in str(there.ended)
     here.receive()
     assert here.ended is not None
-    assert here.ended.reason is there.ended.reason is CloseReason.TLS_FAILED
+    assert there.ended.reason is CloseReason.TLS_FAILED
+    assert here.ended.reason is CloseReason.TLS_DISTRUSTED
+    assert "the client refuses our certificate (TLSV1_ALERT_UNKNOWN_CA)" in str(here.ended)
     serving.close()
     dialling.close()
 

@@ -122,7 +122,7 @@ def test_another_name_is_refused_as_ever(server: TlsServer, sockets: tuple[socke
     link = tls_link(server, sockets[0], ("192.0.2.1", 1))
     with pytest.raises(WireEnded) as caught:
         Visitor(link, sockets[1], [], "other.example").handshake()
-    assert caught.value.reason is CloseReason.TLS_FAILED
+    assert caught.value.reason is CloseReason.TLS_OTHER_NAME
 
 
 def test_without_a_proof_nobody_agrees_on_acme(server: TlsServer, sockets: tuple[socket.socket, socket.socket]) -> None:
@@ -146,4 +146,4 @@ def test_what_is_no_tls_ends(server: TlsServer, sockets: tuple[socket.socket, so
     sockets[1].send(b"GET / HTTP/1.1\r\n\r\n")
     with pytest.raises(WireEnded) as caught:
         link.receive(ARENA, 0, SCRATCH, SCRATCH)
-    assert caught.value.reason is CloseReason.TLS_FAILED
+    assert caught.value.reason is CloseReason.TLS_NOT_SPOKEN
