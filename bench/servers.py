@@ -30,6 +30,7 @@ class Server:
     carrier: Carrier
     port: int
     pid: int
+    output: Path  # what it prints and logs
 
     def url(self, *, websocket: bool) -> str:
         scheme = ("ws" if websocket else "http") + ("s" if self.carrier == "tls" else "")
@@ -59,7 +60,7 @@ def serve(name: str, carrier: Carrier) -> Iterator[Server]:
             )
         try:
             wait_listening(process, name, port, folder)
-            yield Server(name, carrier, port, process.pid)
+            yield Server(name, carrier, port, process.pid, folder / "output")
         finally:
             stop(process)
 
