@@ -3,8 +3,8 @@
 DERP and the tailnet RPC are byte streams inside binary messages: message boundaries mean nothing, extensions are never
 agreed on, text is refused with 1003, too long a message with 1009.  So payload is handed on as it arrives, unmasked
 straight into the caller's buffer, and a message is never put together.
-Per receive: WebSocketDecoder.receive_into, then answer what stands in .control (answer_control).  The HTTP upgrade is
-protocol/upgrade.py.  Next hop: protocol/frames.py for DERP.
+Per receive: WebSocketDecoder.receive_into, `settle` if it spent anything, then answer what stands in .control
+(answer_control).  The HTTP upgrade is protocol/upgrade.py.  Next hop: protocol/frames.py for DERP.
 """
 
 import enum
@@ -13,7 +13,7 @@ from base64 import b64encode
 from hashlib import sha1
 from typing import Final, TypeAlias
 
-from derp.errors import LocalProtocolError, RemoteProtocolError
+from derp.errors import Flood, LocalProtocolError, RemoteProtocolError
 
 Payload: TypeAlias = bytes | bytearray | memoryview
 
@@ -21,9 +21,17 @@ Payload: TypeAlias = bytes | bytearray | memoryview
 GENUINE_MAX_MESSAGE_BYTES: Final = 32768
 MASK_BYTES: Final = 4
 MAX_CONTROL_BYTES: Final = 125
-# A receive can hold tens of thousands of pings.  RFC 6455 section 5.5.3 lets us answer only the last of several, so
-# beyond these few (nobody has more under way) the last one replaces its predecessor.
-MAX_CONTROL_PER_RECEIVE: Final = 16
+# A receive of 256 KiB can hold 43,000 frames that carry nothing: control frames, empty messages, empty fragments.  Each
+# costs a server 3 us.  Nobody has more than a handful under way, so one more than these at once is a flood.
+MAX_IDLE_PER_RECEIVE: Final = 64
+# Below this many bytes a message costs more than it carries.  A yamux header has 12; what follows one may be shorter,
+# which is why such messages are counted, and cheaper than those without any payload.
+TINY_BYTES: Final = 12
+# What is allowed over time, in units of a tiny message: 8,192 tiny ones at once and 512 a second from then on, or a
+# 32nd of that without payload (256 at once, 16 a second).  Honest peers ping once in 15 s.
+_IDLE_COST: Final = 32
+_BURST: Final = 8192
+_RATE: Final = 512.0
 
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _FIN: Final = 0x80
@@ -63,6 +71,10 @@ class WebSocketError(RemoteProtocolError):
     def __init__(self, close_code: int, reason: str) -> None:
         super().__init__(reason)
         self.close_code = close_code
+
+
+class WebSocketFlood(WebSocketError, Flood):
+    """The peer sends frames that carry next to nothing, more than any honest one."""
 
 
 # --- sending ---
@@ -142,11 +154,14 @@ class WebSocketDecoder:
     """Takes one side's byte stream apart.  Called by whoever owns the socket, once per receive.
 
     `expect_masked`: True on a server.  `max_message_bytes` bounds a message over all its fragments.
+    Only a server counts frames that carry next to nothing: whom a client dialled could do worse.
     """
 
     __slots__ = (
+        "_debt",
         "_error",
         "_head_bytes",
+        "_idle",
         "_in_message",
         "_limit",
         "_long_head",
@@ -154,18 +169,26 @@ class WebSocketDecoder:
         "_masked",
         "_message_bytes",
         "_remaining",
+        "_settled_at",
         "_short_head",
         "_stash",
         "_unpack",
         "closed",
         "control",
+        "spent",
     )
 
     def __init__(self, expect_masked: bool, max_message_bytes: int) -> None:
         self.control: list[tuple[int, bytes]] = []
-        """Pings, pongs and the close received, oldest first.  The caller answers and clears it after each receive."""
+        """Pongs and the close received, oldest first, and of pings the last one, which answers for all (RFC 6455
+        section 5.5.3).  The caller answers and clears it after each receive."""
+        self.spent = 0
+        """What the frames since the last `settle` cost beyond their payload; 0 nearly always."""
         self.closed = False
         """The peer's close frame was received: whatever follows it is ignored."""
+        self._debt = 0.0
+        self._settled_at = 0.0
+        self._idle = 0  # frames without payload in this receive
         self._masked = expect_masked
         self._limit = max_message_bytes
         self._error: WebSocketError | None = None
@@ -190,6 +213,24 @@ class WebSocketDecoder:
         """
         if self._error is not None:
             raise self._error
+        self._idle = 0
+        try:
+            return self._receive(data, out, at)
+        except WebSocketError as error:
+            self._error = error
+            raise
+
+    def settle(self, now: float) -> None:
+        """Charge what was spent, at `now` seconds.  Raises WebSocketFlood when it is more than anybody may."""
+        debt = max(self._debt - (now - self._settled_at) * _RATE, 0.0) + self.spent
+        self._debt, self._settled_at, self.spent = debt, now, 0
+        if debt > _BURST:
+            self._error = WebSocketFlood(
+                CloseCode.POLICY_VIOLATION, "too many messages that carry next to nothing: write more into each"
+            )
+            raise self._error
+
+    def _receive(self, data: memoryview, out: bytearray | memoryview, at: int) -> int:
         unpack, head_bytes, limit = self._unpack, self._head_bytes, self._limit
         long_head, short_head = self._long_head, self._short_head
         from_bytes = int.from_bytes
@@ -217,6 +258,8 @@ class WebSocketDecoder:
                             from_bytes(mask, "little") * _ONE_IN_EACH_WORD[words]
                         )
                         out[at : at + length] = clear.to_bytes(4 * words, "little")[:length]
+                        if length < TINY_BYTES:
+                            self._spend(length)
                     else:
                         out[at : at + length] = _xor(data[start:end], mask)
                     pos = end
@@ -224,13 +267,23 @@ class WebSocketDecoder:
                     continue
             if self.closed:
                 break
-            try:
-                pos, at = self._step(data, pos, out, at)
-            except WebSocketError as error:
-                self._error = error
-                raise
+            pos, at = self._step(data, pos, out, at)
             straight = not (self._remaining or self._stash or self._in_message or self.closed)
         return at
+
+    def _spend(self, length: int) -> None:
+        """Count a frame with so little payload."""
+        if not self._masked:
+            return
+        if length:
+            self.spent += 1
+            return
+        self.spent += _IDLE_COST
+        self._idle += 1
+        if self._idle > MAX_IDLE_PER_RECEIVE:
+            raise WebSocketFlood(
+                CloseCode.POLICY_VIOLATION, f"more than {MAX_IDLE_PER_RECEIVE} messages at once that carry nothing"
+            )
 
     def _step(self, data: memoryview, pos: int, out: bytearray | memoryview, at: int) -> tuple[int, int]:
         """One step by the long way: a piece of payload, or a head, or as much of a head as there is."""
@@ -303,16 +356,23 @@ class WebSocketDecoder:
             raise WebSocketError(
                 CloseCode.MESSAGE_TOO_BIG, f"a message of {total} bytes or more, limit {self._limit}: send shorter ones"
             )
+        if length < TINY_BYTES:
+            # An empty last fragment, as some writers end each message with, is no more idle than what it ends.
+            self._spend(length or min(self._message_bytes, 1))
         self._remaining, self._mask = length, mask
         self._in_message = not head[0] & _FIN
         self._message_bytes = total if self._in_message else 0
 
     def _control_frame(self, opcode: int, body: bytes) -> None:
+        self._spend(0)
         if opcode == Opcode.CLOSE:
             parse_close(body)
             self.closed = True
-        elif len(self.control) >= MAX_CONTROL_PER_RECEIVE:
-            self.control.pop()
+        elif opcode == Opcode.PING:
+            # Only one is kept: its successor answers for it.
+            self.control = [frame for frame in self.control if frame[0] != Opcode.PING]
+        if len(self.control) >= MAX_IDLE_PER_RECEIVE:
+            del self.control[0]  # a client is sent more, by a server that floods it
         self.control.append((opcode, body))
 
 

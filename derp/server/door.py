@@ -20,8 +20,8 @@ from derp.transport.http import Headers, HttpError, Request, ServerHttp
 _log = logging.getLogger("derp.server")
 
 # Requests of one connection in one receive.  Nobody pipelines; 256 KiB of small requests would keep everybody else
-# waiting for a second, this many for some 3 ms.
-_MAX_PIPELINED: Final = 32
+# waiting for a second, this many for less than one ms.
+_MAX_PIPELINED: Final = 8
 _TEXT: Final = ("Content-Type", "text/plain; charset=utf-8")
 
 

@@ -7,6 +7,7 @@ sockets.  A carrier that is told of bytes in other ways calls `deliver`, `serve_
 
 import logging
 from collections.abc import Callable
+from math import inf
 from typing import Final
 
 from derp.close_reason import CloseReason
@@ -21,6 +22,8 @@ _log = logging.getLogger("derp.transport")
 # Receives of one batch lie side by side in the arena until the flush.  Four full receives: enough that a batch of
 # many small ones is flushed once, and small enough to stay in the second-level cache.
 ARENA_BYTES: Final = 1024 * 1024
+# Each end by a flood is counted; the log has a line for those of this long.
+FLOOD_LOG_SECONDS: Final = 10.0
 
 
 class HostCore:
@@ -42,6 +45,8 @@ class HostCore:
         self._writes = Deadlines[Wire]()
         self._write_alarm = Alarm(self, self._end_stuck, self._writes)
         self._end = 0
+        self._floods = 0  # since the last line about one
+        self._flood_logged_at = -inf
 
     # --- membership
 
@@ -77,7 +82,17 @@ class HostCore:
             reason = error.reason
         else:
             reason = CloseReason.FLOOD if isinstance(error, Flood) else CloseReason.PROTOCOL_ERROR
+        if reason is CloseReason.FLOOD:
+            self._log_flood(wire, str(error))
         self.close(wire, reason, str(error))
+
+    def _log_flood(self, wire: Wire, text: str) -> None:
+        """Whoever floods dials again at once: a line for each end would be the next flood."""
+        self._floods += 1
+        if self.now - self._flood_logged_at >= FLOOD_LOG_SECONDS:
+            others = f" ({self._floods} since the last such line)" if self._floods > 1 else ""
+            _log.warning("! %s:%d floods and is closed: %s%s", *wire.address[:2], text, others)
+            self._floods, self._flood_logged_at = 0, self.now
 
     def _forget(self, wire: Wire) -> None:
         del self.wires[wire]

@@ -25,7 +25,6 @@ from derp.protocol.upgrade import (
 from derp.protocol.websocket import (
     GENUINE_MAX_MESSAGE_BYTES,
     MASK_BYTES,
-    MAX_CONTROL_PER_RECEIVE,
     CloseCode,
     Opcode,
     WebSocketDecoder,
@@ -41,6 +40,8 @@ from derp.transport.stream import mapped_errors
 # Nothing is put together here, so a long message costs no memory: relays send one message per flush, of any size.
 MAX_MESSAGE_BYTES: Final = 1 << 62
 RECEIVE_BYTES: Final = 64 * 1024
+# Answers that wait for the sender's turn: the latest of them, for each answers all before it.
+_MAX_OWED: Final = 16
 # A pong or the closing frame that the kernel does not take within this time is not worth waiting for.
 CONTROL_SECONDS: Final = 2.0
 
@@ -96,7 +97,7 @@ class WebSocketStream(trio.abc.Stream):
         self._decoder = WebSocketDecoder(not is_client, MAX_MESSAGE_BYTES)
         self._undecoded: bytes | bytearray = received
         self._payload: bytes | bytearray | memoryview = b""
-        self._owed: deque[bytes] = deque(maxlen=MAX_CONTROL_PER_RECEIVE)  # answers that wait for the sender's turn
+        self._owed: deque[bytes] = deque(maxlen=_MAX_OWED)
         self._ended = self._closed = self._send_broke = self._receive_broke = False
         self._sending = self._receiving = False
 
@@ -168,6 +169,8 @@ class WebSocketStream(trio.abc.Stream):
         decoder = self._decoder
         try:
             end = decoder.receive_into(memoryview(data), out, 0)
+            if decoder.spent:
+                decoder.settle(trio.current_time())
         except WebSocketError as error:
             self._owed.append(self._encode(Opcode.CLOSE, close_payload(error.close_code, str(error))))
             await self._pay_if_free()

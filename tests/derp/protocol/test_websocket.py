@@ -15,11 +15,13 @@ from wsproto.events import Pong as WsPong
 from derp.errors import LocalProtocolError, RemoteProtocolError
 from derp.protocol.websocket import (
     GENUINE_MAX_MESSAGE_BYTES,
-    MAX_CONTROL_PER_RECEIVE,
+    MAX_IDLE_PER_RECEIVE,
+    TINY_BYTES,
     CloseCode,
     Opcode,
     WebSocketDecoder,
     WebSocketError,
+    WebSocketFlood,
     accept_token,
     answer_control,
     close_frame,
@@ -123,7 +125,7 @@ def test_the_numbers_are_those_of_rfc_6455_and_of_the_genuine_relay() -> None:
         ("INTERNAL_ERROR", 1011),
     ]
     assert [int(opcode) for opcode in Opcode] == [0, 1, 2, 8, 9, 10]
-    assert (GENUINE_MAX_MESSAGE_BYTES, MAX_CONTROL_PER_RECEIVE) == (32768, 16)
+    assert (GENUINE_MAX_MESSAGE_BYTES, MAX_IDLE_PER_RECEIVE, TINY_BYTES) == (32768, 64, 12)
 
 
 # --- payload ---
@@ -178,7 +180,9 @@ def test_streams_survive_any_cut(
     pieces = [stream[start:end] for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
     decoder = server_decoder() if server else client_decoder()
     assert decode(decoder, *pieces) == b"".join(p for opcode, p, _ in sent if opcode < 8)
-    assert decoder.control == [(opcode, p) for opcode, p, _ in sent if opcode >= 8]
+    control = [(opcode, p) for opcode, p, _ in sent if opcode >= 8]
+    pings = [at for at, (opcode, _) in enumerate(control) if opcode == Opcode.PING]
+    assert decoder.control == [frame for at, frame in enumerate(control) if at not in pings[:-1]]
 
 
 def test_streams_survive_byte_by_byte() -> None:
@@ -297,13 +301,87 @@ def test_absurd_lengths_cost_nothing(length: int) -> None:
     assert caught.value.close_code == CloseCode.MESSAGE_TOO_BIG
 
 
-def test_a_flood_of_pings_keeps_the_last_ones() -> None:
+def test_of_several_pings_the_last_one_is_answered() -> None:
     decoder = server_decoder()
-    stream = b"".join(masked(Opcode.PING, b"%d" % i) for i in range(1000)) + masked(Opcode.CLOSE, b"")
-    decode(decoder, stream)
-    assert len(decoder.control) <= MAX_CONTROL_PER_RECEIVE + 1
-    assert decoder.control[0] == (Opcode.PING, b"0")
-    assert decoder.control[-2:] == [(Opcode.PING, b"999"), (Opcode.CLOSE, b"")]
+    frames = [(Opcode.PING, b"1"), (Opcode.PONG, b"a"), (Opcode.PING, b"2"), (Opcode.PONG, b"b"), (Opcode.PING, b"3")]
+    decode(decoder, b"".join(masked(*frame) for frame in frames) + masked(Opcode.CLOSE, b""))
+    assert decoder.control == [(Opcode.PONG, b"a"), (Opcode.PONG, b"b"), (Opcode.PING, b"3"), (Opcode.CLOSE, b"")]
+
+
+# --- floods
+
+IDLE = {
+    "pings": masked(Opcode.PING, b""),
+    "pongs": masked(Opcode.PONG, b"with some payload"),
+    "messages": masked(Opcode.BINARY, b""),
+    "fragments": masked(Opcode.CONTINUATION, b"", fin=False),
+}
+
+
+def in_message(kind: str) -> bytes:
+    return masked(Opcode.BINARY, b"", fin=False) if kind == "fragments" else b""
+
+
+@pytest.mark.parametrize("kind", IDLE)
+def test_frames_that_carry_nothing_are_a_flood_beyond_a_few_at_once(kind: str) -> None:
+    first = in_message(kind)
+    decoder = server_decoder()
+    decode(decoder, first + IDLE[kind] * (MAX_IDLE_PER_RECEIVE - bool(first)))
+    decode(decoder, IDLE[kind] * MAX_IDLE_PER_RECEIVE)  # the next receive has its own
+    with pytest.raises(WebSocketFlood, match="more than 64 messages at once that carry nothing") as caught:
+        decode(decoder, IDLE[kind] * (MAX_IDLE_PER_RECEIVE + 1))
+    assert caught.value.close_code == CloseCode.POLICY_VIOLATION
+    with pytest.raises(WebSocketFlood):
+        decode(decoder, masked(Opcode.BINARY, b"too late"))
+
+
+@pytest.mark.parametrize("kind", IDLE)
+def test_they_are_a_flood_too_when_they_keep_coming(kind: str) -> None:
+    """256 at once, 16 a second: a quarter of a minute of them at 32 a second is too much, a day at 15 is not."""
+    decoder = server_decoder()
+    decode(decoder, in_message(kind))
+    for second in range(1000):
+        decode(decoder, IDLE[kind] * 15)
+        decoder.settle(float(second))
+        assert decoder.spent == 0
+    for second in range(1000, 1015):
+        decode(decoder, IDLE[kind] * 32)
+        decoder.settle(float(second))
+    decode(decoder, IDLE[kind] * 32)
+    with pytest.raises(WebSocketFlood, match="carry next to nothing"):
+        decoder.settle(1015.0)
+    with pytest.raises(WebSocketFlood):
+        decode(decoder, masked(Opcode.BINARY, b"too late"))
+
+
+@pytest.mark.parametrize("size", [1, TINY_BYTES - 1, TINY_BYTES, 200])
+def test_tiny_messages_are_counted_and_others_are_not(size: int) -> None:
+    decoder, message = server_decoder(), masked(Opcode.BINARY, bytes(size))
+    decode(decoder, message * 1000)  # the short way
+    decode(decoder, message[:3], message[3:])  # the long way
+    assert decoder.spent == (1001 if size < TINY_BYTES else 0)
+    if size >= TINY_BYTES:
+        return
+    for second in range(100):
+        decode(decoder, message * 500)
+        decoder.settle(float(second))
+    decode(decoder, message * 9000)
+    with pytest.raises(WebSocketFlood):
+        decoder.settle(100.0)
+
+
+def test_an_empty_end_of_a_message_that_carried_something_is_what_some_writers_send() -> None:
+    decoder = server_decoder()
+    message = masked(Opcode.BINARY, b"x" * 100, fin=False) + masked(Opcode.CONTINUATION, b"")
+    decode(decoder, message * 1000)
+    assert decoder.spent == 1000
+
+
+def test_a_client_takes_what_its_server_sends_and_keeps_little_of_it() -> None:
+    decoder = client_decoder()
+    decode(decoder, (plain(Opcode.PING, b"") + plain(Opcode.PONG, b"") + plain(Opcode.BINARY, b"")) * 10_000)
+    assert len(decoder.control) <= MAX_IDLE_PER_RECEIVE
+    assert decoder.spent == 0
 
 
 # --- violations ---
@@ -359,8 +437,10 @@ def test_violations_are_named_by_their_close_code(stream: bytes, close_code: int
 def test_a_control_frame_may_have_125_bytes(opcode: Opcode) -> None:
     body = bytes(range(125))
     decoder = server_decoder()
-    assert decode(decoder, masked(opcode, body), masked(opcode, body)[:50], masked(opcode, body)[50:]) == b""
-    assert decoder.control == [(opcode, body)] * 2
+    for pieces in ([masked(opcode, body)], [masked(opcode, body)[:50], masked(opcode, body)[50:]]):
+        assert decode(decoder, *pieces) == b""
+        assert decoder.control == [(opcode, body)]
+        decoder.control.clear()
 
 
 def test_a_server_that_masks_is_refused() -> None:

@@ -143,6 +143,7 @@ class Rig:
         if "websocket" in kind:
             wire = WebSocketWire(wire)
             link.codec = WebSocketDecoder(True, 128 * 1024)
+        link.appetite = RECEIVE_BYTES  # as of one that has sent for a while
         private = private or NodePrivate(number.to_bytes(32, "big"))
         greeting = link.session = Greeting(self.plane, link, is_ideal=is_ideal)
         self.lobby.enter(link)

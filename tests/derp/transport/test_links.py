@@ -12,9 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from derp.close_reason import CloseReason
-from derp.protocol.websocket import CloseCode, Opcode, WebSocketDecoder, WebSocketError, parse_close
+from derp.protocol.websocket import CloseCode, Opcode, WebSocketDecoder, WebSocketError, WebSocketFlood, parse_close
 from derp.transport.host import Piece, WireEnded
-from derp.transport.links import MAX_MESSAGE_BYTES, RECEIVE_BYTES, Link, TlsLink
+from derp.transport.links import (
+    FIRST_RECEIVE_BYTES,
+    MAX_MESSAGE_BYTES,
+    MAX_TINY_RECORDS,
+    RECEIVE_BYTES,
+    Link,
+    TlsLink,
+)
 from tests.support.certificates import client_context, issue
 from tests.support.wires import (
     HOSTNAME,
@@ -76,6 +83,7 @@ class Pair:
         if "websocket" in kind:
             self.wire = self.websocket = WebSocketWire(self.wire)
             self.link.codec = WebSocketDecoder(True, 1 << 20)
+        self.link.appetite = RECEIVE_BYTES  # of one that has received for a while
 
     def _shake_hands(self) -> None:
         link = self.link
@@ -480,8 +488,8 @@ def test_pings_are_answered_and_pongs_are_not(kind: str, open_pair: OpenPair) ->
 
 def test_a_pinger_that_does_not_read_is_not_kept_in_memory(open_pair: OpenPair) -> None:
     pair = open_pair("websocket", SMALL)
-    for _ in range(5000):
-        pair.websocket.write_raw(masked(b"p" * 125, Opcode.PING) * 16)
+    for _ in range(200):
+        pair.websocket.write_raw(masked(b"p" * 125, Opcode.PING))
         pair.receiver.receive()
     assert pair.link.blocked
     assert len(pair.link.tail) < MAX_MESSAGE_BYTES + 127
@@ -489,6 +497,53 @@ def test_a_pinger_that_does_not_read_is_not_kept_in_memory(open_pair: OpenPair) 
         pair.wire.read()
     pair.wire.read()
     assert set(pair.websocket.control) == {(Opcode.PONG, b"p" * 125)}
+
+
+@pytest.mark.parametrize("kind", ["websocket", "websocket over tls"])
+def test_a_flood_of_pings_is_told_so_and_ended(kind: str, open_pair: OpenPair) -> None:
+    pair = open_pair(kind)
+    with pytest.raises(WebSocketFlood, match="next to nothing"):  # noqa: PT012  # one of them is too many
+        for _ in range(300):
+            pair.websocket.write_raw(masked(b"", Opcode.PING))
+            pair.receiver.receive()
+    pair.wire.read()
+    opcode, payload = pair.websocket.control[-1]
+    assert (opcode, parse_close(payload)[0]) == (Opcode.CLOSE, CloseCode.POLICY_VIOLATION)
+
+
+@pytest.mark.parametrize("kind", ["tls", "tls12"])
+def test_a_flood_of_tiny_records_is_ended_and_some_are_none(kind: str, open_pair: OpenPair) -> None:
+    pair = open_pair(kind)
+    for _ in range(10):
+        pair.plain.write(b"".join(pair.tls.encrypt(b"x") for _ in range(MAX_TINY_RECORDS)))
+        assert pair.receiver.receive() == b"x" * MAX_TINY_RECORDS
+    pair.plain.write(b"".join(pair.tls.encrypt(b"x") for _ in range(MAX_TINY_RECORDS + 1)))
+    pair.receiver.receive()
+    assert pair.receiver.ended is not None
+    assert (pair.receiver.ended.reason, str(pair.receiver.ended)) == (
+        CloseReason.FLOOD,
+        "65 TLS records at once that carry 65 bytes in all",
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_receives_begin_small_and_grow_with_what_comes(kind: str, open_pair: OpenPair) -> None:
+    pair = open_pair(kind)
+    pair.link.appetite = FIRST_RECEIVE_BYTES
+    asked = [FIRST_RECEIVE_BYTES]
+    data = os.urandom(RECEIVE_BYTES)
+    pair.wire.write(data)
+    while len(pair.receiver.data) < len(data):
+        pair.receiver.receive()
+        asked.append(pair.link.appetite)
+        pair.wire.flush()
+    assert asked == sorted(asked)
+    assert asked[1:4] == [2 * FIRST_RECEIVE_BYTES, 4 * FIRST_RECEIVE_BYTES, 8 * FIRST_RECEIVE_BYTES]
+    assert pair.receiver.data == data
+    grown = pair.link.appetite
+    pair.wire.write(b"a little")
+    assert pair.receiver.receive() == b"a little"
+    assert pair.link.appetite == grown
 
 
 @pytest.mark.parametrize("kind", ["websocket", "websocket over tls"])

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from derp.close_reason import CloseReason
-from derp.errors import RemoteProtocolError
+from derp.errors import Flood, RemoteProtocolError
 from derp.transport.host import WireEnded
+from derp.transport.hostcore import FLOOD_LOG_SECONDS
 from derp.transport.links import RECEIVE_BYTES, Link
 from derp.transport.reactor import ARENA_BYTES, Reactor
 from tests.support.wires import PlainWire, socket_pair, tcp_pair
@@ -64,6 +65,7 @@ class Rig:
     ) -> tuple[Recorder, PlainWire]:
         near, far = pair or socket_pair()
         link = Link(near, ("127.0.0.1", 1))
+        link.appetite = RECEIVE_BYTES  # as of one that has sent for a while
         recorder = link.session = Recorder(self, link, record)
         self.reactor.add(link)
         wire = PlainWire(far)
@@ -202,6 +204,58 @@ def test_receives_of_a_batch_lie_side_by_side_until_the_flush(rig: Rig) -> None:
         wire.write(bytes([number]) * 5000)
     rig.reactor.serve_ready()
     assert sorted(seen) == [bytes([number]) * 5000 for number in range(20)]
+
+
+def test_who_is_dear_is_read_in_small_pieces_and_everybody_has_a_turn_soon(rig: Rig) -> None:
+    """Twenty sessions whose bytes cost 2 us each, as of the smallest websocket messages, and one that is cheap."""
+    flooders: list[tuple[Recorder, PlainWire]] = []
+    for _ in range(20):
+        recorder, wire = rig.open()
+
+        def work(recorder: Recorder) -> None:
+            rig.time += 2e-6 * recorder.receives[-1]
+
+        recorder.then = work
+        flooders.append((recorder, wire))
+    cheap, innocent = rig.open()
+
+    def round_seconds() -> float:
+        for _, wire in flooders:
+            wire.write(bytes(1 << 16))
+        innocent.write(b"packet")
+        heard, began = len(cheap.receives), rig.time
+        while len(cheap.receives) == heard:
+            rig.reactor.serve_ready()
+        return rig.time - began
+
+    assert round_seconds() > 1.0  # nobody knew
+    round_seconds()
+    rounds = [round_seconds() for _ in range(50)]
+    assert max(rounds) < 0.03
+    assert sum(rounds) / len(rounds) < 0.02
+    # Once their bytes are cheap, they are read in large pieces again.
+    for recorder, wire in flooders:
+        recorder.then = lambda recorder: None
+        while wire.waiting or recorder.receives[-1] < RECEIVE_BYTES // 4:
+            wire.write(bytes(1 << 16))
+            rig.reactor.serve_ready()
+
+
+def test_floods_are_counted_apart_and_logged_now_and_then(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    def flood(recorder: Recorder) -> None:
+        raise Flood("more than anybody sends")
+
+    for wait in (0.0, 0.0, 0.0, FLOOD_LOG_SECONDS):
+        rig.time += wait
+        recorder, wire = rig.open()
+        recorder.then = flood
+        wire.write(b"x")
+        rig.reactor.serve_ready()
+        assert recorder.ends == [(CloseReason.FLOOD, "more than anybody sends")]
+    assert [record.getMessage() for record in caplog.records] == [
+        "! 127.0.0.1:1 floods and is closed: more than anybody sends",
+        "! 127.0.0.1:1 floods and is closed: more than anybody sends (3 since the last such line)",
+    ]
 
 
 def test_a_session_may_hand_over_to_another_in_the_middle(rig: Rig) -> None:
