@@ -8,6 +8,7 @@ import sys
 import tokenize
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Set
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -75,12 +76,14 @@ MAX_FUNCTION_LINES = 80
 UNWANTED_NAMES = {"manager", "handler", "helper", "utils", "common", "misc", "impl", "data", "info"}
 
 
-def modules() -> Iterator[tuple[str, ast.Module]]:
-    for package in PACKAGES:
-        for path in sorted((ROOT / package).rglob("*.py")):
-            name = path.relative_to(ROOT).as_posix()
-            if not name.startswith(GENERATED):
-                yield name, ast.parse(path.read_text(), filename=name)
+@cache
+def modules() -> tuple[tuple[str, ast.Module], ...]:
+    """Every module of the product, parsed once for all the rules."""
+    paths = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+    named = [(path.relative_to(ROOT).as_posix(), path) for path in paths]
+    return tuple(
+        (name, ast.parse(path.read_text(), filename=name)) for name, path in named if not name.startswith(GENERATED)
+    )
 
 
 def all_python() -> Iterator[Path]:

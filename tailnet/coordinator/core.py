@@ -38,10 +38,6 @@ REASON_OVERFLOW: Final = "failed update"
 REASON_CLOSE: Final = "coordinator close"
 REASON_REVOKED: Final = "authorization withdrawn"
 OVERWRITTEN: Final = "peer ID overwritten by new connection"
-# What the hub may hold for one peer before it calls handle_overflow, and the service before it stops reading: the
-# reference's numbers.  The core itself queues nothing.
-MAX_PENDING_RESPONSES: Final = 512
-MAX_PENDING_REQUESTS: Final = 32
 _DEPARTURES: Final = (REASON_GRACEFUL, REASON_LOST, REASON_OVERFLOW, REASON_CLOSE, REASON_REVOKED)
 # The last who left, for the question "why is it not here": about 200 bytes each.
 MAX_DEPARTURES: Final = 256

@@ -52,8 +52,8 @@ def explain(coordinator: Coordinator[Any], a: PeerID, b: PeerID, now: float) -> 
 
 def last_node(coordinator: Coordinator[Any], peer_id: PeerID) -> bytes | None:
     """The Node message that a peer sent last, serialized; None if it is not known or has sent none."""
-    peer = coordinator.peers.get(peer_id)
-    return peer.node.raw if peer is not None and peer.node is not None else None
+    node = coordinator.node_of(peer_id)
+    return None if node is None else node.raw
 
 
 def _view(peer: Peer[Any], now: float) -> PeerView:

@@ -1,7 +1,6 @@
 """Between wire fields and the values the rest of the house speaks: ids, node keys, times, DERP maps.  Layer L1.
 
 Reading raises MalformedField with the reason; the caller knows which peer sent it and what that costs the peer.
-Ids stay raw 16 bytes on the hot path: `peer_id_text` is for people.
 Next hop: coordinator/core.py judges nodes, services/derp_maps.py publishes maps.
 """
 
@@ -32,12 +31,6 @@ def peer_id(raw: bytes) -> UUID:
     if len(raw) != ID_BYTES:
         raise MalformedField(f"an id has {ID_BYTES} bytes, got {len(raw)}")
     return UUID(bytes=raw)
-
-
-def peer_id_text(raw: bytes) -> str:
-    """16 raw bytes as people write them: 8-4-4-4-12 hex digits."""
-    digits = raw.hex()
-    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
 def node_key_bytes(key: NodePublic) -> bytes:
@@ -88,11 +81,6 @@ def duration_nanos(duration: Duration) -> int:
 def duration(seconds: float) -> Duration:
     """Seconds as a duration, to the nanosecond."""
     return duration_from_nanos(round(seconds * NANOS))
-
-
-def duration_seconds(value: Duration) -> float:
-    """A duration in seconds."""
-    return duration_nanos(value) / NANOS
 
 
 def derp_map_message(derp_map: DERPMap) -> tailnet.DERPMap:

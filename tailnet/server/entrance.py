@@ -5,8 +5,7 @@ websockets on the reactor: transport/channel.py, or services/legacy.py for peers
 """
 
 import logging
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 import trio
 
@@ -20,7 +19,7 @@ from derp.transport.host import Host, Wire, WireEnded
 from derp.transport.http import Request, ServerHttp
 from tailnet.api.doors import Accepted, Door, RefusedAtDoor, RpcDoors
 from tailnet.coordinator.policy import AgentPolicy, ClientPolicy, ManyAgentsPolicy, Policy
-from tailnet.proto.services import AGENT, TAILNET
+from tailnet.proto.services import TAILNET, TAILNET_AND_AGENT
 from tailnet.services.hub import Hub
 from tailnet.services.legacy import LegacyChannel
 from tailnet.services.presence import AgentPresence
@@ -29,7 +28,6 @@ from tailnet.transport.channel import MAX_MESSAGE_BYTES, Channel, Channels
 
 _log = logging.getLogger("tailnet.server")
 
-_AGENT_RPCS: Final[Mapping[str, Any]] = {**TAILNET, **AGENT}
 # Decisions in hand.  Each holds a socket and a task of some 10 KiB; more at once only makes each slower.
 MAX_DECIDING: Final = 10_000
 
@@ -156,7 +154,7 @@ class Entrance:
                 self._presence.came(legacy)
             legacy.start()
         else:
-            rpcs = _AGENT_RPCS if accepted.door is Door.AGENT else TAILNET
+            rpcs = TAILNET_AND_AGENT if accepted.door is Door.AGENT else TAILNET
             channel = wire.session = Channel(self._channels, wire, rpcs, caller)
             if accepted.drives_status:
                 self._presence.came(channel)

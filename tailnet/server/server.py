@@ -309,7 +309,9 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         return "the store of --dev is for this process alone" if self.config.dev else None
 
     def apply(self, changed: Sequence[str]) -> None:
-        self.agents.banners = self.config.announcement_banners
+        config = self.config
+        self.agents.banners = config.announcement_banners
+        self.maps.steer(scores=dict(config.region_scores), avoid=config.avoid_regions)
         if self.relay is not None:
             self.relay.plane.set_rates(self.config.relay.rate, self.config.relay.rate_by_key)
 

@@ -99,7 +99,6 @@ class DerpMaps:
         self._keeper = keeper
         self._clock = clock
         self._kick = trio.Event()
-        self._looked = trio.Event()
         self.feed: Feed[PublishedMap] = Feed(key=newest_only)
         self._publish(0, merge_layers([self._embedded, self._settings], avoid=self._avoid))
 
@@ -124,17 +123,13 @@ class DerpMaps:
         except FollowerDropped as dropped:
             raise RpcError(str(dropped)) from None
 
-    async def wait_looked(self) -> None:
-        """Until some source has been looked at once more, whatever came of it."""
-        await self._looked.wait()
-
     def reload_nowait(self) -> None:
         """Read every source again, now, changed or not: for SIGHUP."""
         self._kick.set()
         self._kick = trio.Event()
 
     def steer(self, *, scores: Mapping[int, float] | None = None, avoid: Collection[int] | None = None) -> None:
-        """Set scores or regions to avoid at run time; what is None stays."""
+        """Set scores or regions to avoid while serving; what is None stays."""
         if scores is not None:
             self._settings = MapLayer("settings", scores=dict(scores))
         if avoid is not None:
@@ -186,8 +181,6 @@ class DerpMaps:
             kick = self._kick
             if await self._read(followed, force=force):
                 self._merge()
-            self._looked.set()
-            self._looked = trio.Event()
             # Replicas started together must not ask a URL together for ever.
             with trio.move_on_after(followed.source.poll_seconds * random.uniform(0.9, 1.0)):
                 await kick.wait()

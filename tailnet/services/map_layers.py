@@ -1,6 +1,6 @@
 """DERP maps laid over each other (layer L3, pure).
 
-Layers are given from the bottom up: the embedded relay, what URLs say, what files say, what is set at run time.  Of a
+Layers are given from the bottom up: the embedded relay, what URLs say, what files say, what the settings say.  Of a
 region or a score the highest layer counts as a whole; null in a higher layer drops what is below.
 Next hop: services/derp_maps.py keeps the layers and publishes the result.
 """

@@ -82,10 +82,20 @@ async def test_banners_follow_the_settings(
             return [each.message for each in new]
 
         assert await shown() == ["one"]
-        settings.append(replace(config, announcement_banners=(Banner("two"), Banner("three"))))
+        settings.append(
+            replace(
+                config,
+                announcement_banners=(Banner("two"), Banner("three")),
+                region_scores=((999, 2.0),),
+                avoid_regions=(999,),
+            )
+        )
         server.reload()
         assert await shown() == ["two", "three"]
-        assert not caplog.records
+        derp_map = server.maps.current.map
+        assert derp_map.home_params is not None
+        assert (derp_map.home_params.region_score, derp_map.regions[999].avoid) == ({999: 2.0}, True)
+        assert not [record for record in caplog.records if "next start" in record.getMessage()]
         settings.append(ConfigError("tailnet.toml: is not TOML"))
         server.reload()
         assert await shown() == ["two", "three"]

@@ -26,6 +26,7 @@ from tailnet.types import PeerID
 from tests.support.maps import map_text
 from tests.support.seeds import NOW
 from tests.support.sites import Site, answer
+from tests.support.tailnet_driver import wait_for as wait_until
 
 EMBEDDED = embedded_region(CoordinatorConfig(access_url="http://127.0.0.1:3000"), [])
 # Files are looked at so often here that nobody waits for them.
@@ -152,8 +153,7 @@ async def test_the_last_good_map_stays(
             path.unlink()
         else:
             path.write_bytes(broken)
-        while status.ok:
-            await maps.wait_looked()
+        await wait_until(lambda: not status.ok)
         assert reason in status.reason
         assert maps.current is before
         assert "its last good map stays" in caplog.text
@@ -306,11 +306,9 @@ async def test_a_bad_map_of_a_url_is_not_called_good_by_a_304(site: Site) -> Non
             return answer(b"{broken", 'ETag: "x"')
 
         site.respond = broken
-        while status.ok:
-            await maps.wait_looked()
+        await wait_until(lambda: not status.ok)
         asked = len(site.heads)
-        while len(site.heads) < asked + 3:
-            await maps.wait_looked()
+        await wait_until(lambda: len(site.heads) >= asked + 3)
         assert not status.ok
         assert ids(maps) == [1, 999]
 
