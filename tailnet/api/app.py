@@ -1,7 +1,8 @@
 """The HTTP API as one ASGI app (layer L3): routes, and every error in the one form that SDKs read.
 
 `create_app(services)` is served by Hypercorn behind the front door (server/server.py).  One file per resource:
-agents.py, connection.py, derp_map.py, health.py, debug.py.  The RPC websockets never come here: see doors.py.
+agents.py, connection.py, derp_map.py, health.py, debug.py, operators.py.  The RPC websockets never come here: see
+doors.py.
 """
 
 import logging
@@ -13,7 +14,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
 from tailnet import refusals
-from tailnet.api import agents, connection, debug, derp_map, health
+from tailnet.api import agents, connection, debug, derp_map, health, operators
 from tailnet.api.answers import GoJsonResponse, Refusal, refusal_response
 from tailnet.api.guards import Services
 from tailnet.errors import StoreError
@@ -35,7 +36,7 @@ def create_app(services: Services) -> FastAPI:
     )
     app.state.services = services
     # An agent's own resource after those whose fixed name could be taken for its id.
-    for resource in (connection, agents, derp_map, health, debug):
+    for resource in (connection, agents, derp_map, health, debug, operators):
         app.include_router(resource.router, responses={"4XX": {"model": Refusal}, "5XX": {"model": Refusal}})
     app.add_exception_handler(Refused, _answer_refused)
     app.add_exception_handler(StoreError, _answer_store)

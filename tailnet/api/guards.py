@@ -4,13 +4,14 @@
 function that takes a `ReadableAgent` is only called for a user who may read that agent.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
+from derp.server.pages import Page, Question
 from tailnet.api.authorise import authorise_agent, check_operator
 from tailnet.auth.backends import Callers
 from tailnet.auth.policy import Right
@@ -33,6 +34,7 @@ class Services:
     inspection: Inspection
     access_url: str  # how clients reach us, also when the settings leave it open
     metrics: Callable[[], bytes]  # a page in Prometheus' text format
+    pages: Mapping[str, Page | Question] = field(default_factory=dict)  # below /debug/, by path
 
 
 def services_of(asked: HTTPConnection) -> Services:

@@ -16,12 +16,12 @@ from tailnet.refusals import Refused
 METRICS_CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 # For the schema, which would otherwise take refusals for plain text too.
-_REFUSED: Final[dict[str, Any]] = {
+REFUSED: Final[dict[str, Any]] = {
     "description": "Refused, and why",
     "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Refusal"}}},
 }
 
-router = APIRouter(tags=["health"], responses={"4XX": _REFUSED, "5XX": _REFUSED})
+router = APIRouter(tags=["health"], responses={"4XX": REFUSED, "5XX": REFUSED})
 
 
 @router.head("/healthz", include_in_schema=False)

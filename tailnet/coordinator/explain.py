@@ -10,6 +10,7 @@ from typing import Any
 
 from tailnet.coordinator.core import Coordinator, Departure
 from tailnet.coordinator.messages import Kind
+from tailnet.coordinator.nodes import KEY_PREFIX
 from tailnet.coordinator.tunnels import IN, OUT, TOLD, TUNNEL, Peer
 from tailnet.types import PeerID
 
@@ -48,6 +49,39 @@ def snapshot(coordinator: Coordinator[Any], now: float) -> Snapshot:
 def explain(coordinator: Coordinator[Any], a: PeerID, b: PeerID, now: float) -> list[str]:
     """Why A does, or does not, know B's node: one sentence per fact, the verdict last."""
     return list(_explain(coordinator, a, b, now))
+
+
+def explain_peer(coordinator: Coordinator[Any], peer_id: PeerID, now: float) -> list[str]:
+    """What is known of one peer: one sentence per fact."""
+    peer = coordinator.peers.get(peer_id)
+    lines = list(_presence(coordinator, peer_id, peer, now))
+    if peer is None or peer.connection is None:
+        return lines
+    seen = _view(peer, now)
+    lines.append(f"It has {len(seen.tunnels_to)} tunnels to others, {len(seen.tunnels_from)} have one to it.")
+    if seen.updated_seconds is None:
+        lines.append("It has sent no node yet, so nobody is told of it.")
+    else:
+        lines.append(
+            f"It sent its node {seen.updated_seconds:.0f} s ago, with relay region {seen.preferred_derp} as its home; "
+            f"{len(seen.told)} peers have been told."
+        )
+    return lines
+
+
+def node_key(coordinator: Coordinator[Any], peer_id: PeerID) -> bytes | None:
+    """The raw 32 bytes of the key in a peer's last node; None if it is not known or has sent none."""
+    peer = coordinator.peers.get(peer_id)
+    return peer.node.key[len(KEY_PREFIX) :] if peer is not None and peer.node is not None else None
+
+
+def peers_with_key(coordinator: Coordinator[Any], digits: str) -> list[PeerID]:
+    """Peers whose last node has a key that begins with these hex digits."""
+    return [
+        peer.id
+        for peer in coordinator.peers.values()
+        if peer.node is not None and peer.node.key[len(KEY_PREFIX) :].hex().startswith(digits)
+    ]
 
 
 def last_node(coordinator: Coordinator[Any], peer_id: PeerID) -> bytes | None:

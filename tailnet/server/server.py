@@ -5,23 +5,26 @@ One nursery; the reactor is one task in it.  The command line is cli/serve.py.
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 import trio
 
 from derp.close_reason import CloseReason
 from derp.keys import NodePrivate
-from derp.metrics import RelayStatistics
+from derp.metrics import CONTENT_TYPE, RelayStatistics
 from derp.protocol.websocket import CloseCode
 from derp.server.bootstrap import BootstrapDns
+from derp.server.debug import debug_pages
 from derp.server.door import FrontDoor, HttpSession, Route, every_path
 from derp.server.drain import drain_clients
 from derp.server.handover import Inherited
 from derp.server.life import DOOR_SECONDS, Server
-from derp.server.pages import Pages, PlainPages
+from derp.server.pages import Page, Pages, PlainPages, Question
 from derp.server.relay import Relay
 from derp.server.statistics import read_statistics
+from derp.server.varz import vars_page, varz_page
 from derp.transport.http import Request
 from derp.transport.links import Link
 from derp.transport.linkstream import LinkStream
@@ -47,6 +50,7 @@ from tailnet.services.resume_keys import ResumeKeys
 from tailnet.services.rights import Rights
 from tailnet.services.tailnet_rpc import Caller, TailnetService
 from tailnet.services.upkeep import prune_forever
+from tailnet.services.why import Why
 from tailnet.services.workspaces import WorkspaceUpdates
 from tailnet.store.rows import AgentIdentity, UserIdentity
 from tailnet.store.store import Store
@@ -231,6 +235,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             inspection=inspection,
             access_url=access_url,
             metrics=metrics_page(self.reading, self.relay_statistics),
+            pages=self._make_operators_pages(Why(inspection, self.relay)),
         )
         self._api = ApiServer(
             create_app(services),
@@ -238,6 +243,20 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             config.agent_ping_seconds,
             max_connections=config.max_api_connections,
         )
+
+    def _make_operators_pages(self, why: Why) -> Mapping[str, Page | Question]:
+        """What the API shows below /debug/ beside its own."""
+        text = "text/plain; charset=utf-8"
+        title = "why a peer or a packet does not arrive: ?from=ID&to=ID, or ?key=ID"
+        answers = {"/debug/why": Question(title, text, lambda asked: why.answer(asked).encode())}
+        if self.relay is None:
+            return answers
+        read, started_at = self.relay_statistics, time.time()
+        numbers = {
+            "/debug/vars": Page("derper's names, JSON", "application/json", vars_page(read, started_at)),
+            "/debug/varz": Page("derper's names, Prometheus", CONTENT_TYPE, varz_page(read, started_at)),
+        }
+        return debug_pages(self.relay, numbers, overview="/debug/derp") | answers
 
     def _make_service(self, nursery: trio.Nursery) -> TailnetService:
         self.agents = AgentService(self.store, self.maps, self.config, changed=self.workspaces.changed)

@@ -10,7 +10,15 @@ from typing import Any
 
 from derp.map import DERPRegion
 from tailnet.coordinator.core import Coordinator
-from tailnet.coordinator.explain import PeerView, explain, last_node, snapshot
+from tailnet.coordinator.explain import (
+    PeerView,
+    explain,
+    explain_peer,
+    last_node,
+    node_key,
+    peers_with_key,
+    snapshot,
+)
 from tailnet.services.derp_maps import DerpMaps, SourceStatus
 from tailnet.types import PeerID
 
@@ -81,6 +89,18 @@ class Inspection:
     def explain(self, a: PeerID, b: PeerID) -> list[str]:
         """Why A does, or does not, know B: sentences, the verdict last."""
         return explain(self._coordinator, a, b, self._clock())
+
+    def explain_peer(self, peer_id: PeerID) -> list[str]:
+        """What is known of one peer, in sentences."""
+        return explain_peer(self._coordinator, peer_id, self._clock())
+
+    def node_key(self, peer_id: PeerID) -> bytes | None:
+        """The raw key in the last node of a peer; None without one."""
+        return node_key(self._coordinator, peer_id)
+
+    def peers_with_key(self, digits: str) -> list[PeerID]:
+        """Peers whose key begins with these hex digits."""
+        return peers_with_key(self._coordinator, digits)
 
     def node(self, peer_id: PeerID) -> bytes | None:
         """The last Node message of a peer, serialized; None without one."""

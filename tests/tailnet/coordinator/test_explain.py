@@ -2,7 +2,7 @@
 
 import pytest
 
-from tailnet.coordinator.explain import explain, last_node, snapshot
+from tailnet.coordinator.explain import explain, explain_peer, last_node, node_key, peers_with_key, snapshot
 from tailnet.coordinator.messages import Request
 from tailnet.types import PeerID
 from tests.tailnet.coordinator.playbook import Playbook, make_node, peer_id
@@ -142,3 +142,29 @@ def test_the_last_node_is_that_which_peers_were_told() -> None:
     book.run("connect a A agent\na: node a1\na: node a2\nconnect c C client A\nc: add X")
     assert last_node(book.core, A) == make_node("a2").raw
     assert [last_node(book.core, each) for each in (C, X, D)] == [None] * 3
+
+
+def test_one_peer() -> None:
+    book = Playbook()
+    book.run("connect a A agent\na: node a1\nconnect c C client A\nc: add A\nconnect d D many")
+    assert explain_peer(book.core, A, 100) == [
+        f"{A} is connected as agent since 99 s.",
+        "It has 0 tunnels to others, 1 have one to it.",
+        "It sent its node 98 s ago, with relay region 1 as its home; 1 peers have been told.",
+    ]
+    assert explain_peer(book.core, D, 100)[1:] == [
+        "It has 0 tunnels to others, 0 have one to it.",
+        "It has sent no node yet, so nobody is told of it.",
+    ]
+    assert explain_peer(book.core, X, 100)[0] == f"{X} is not connected here."
+
+
+def test_keys_of_peers() -> None:
+    book = Playbook()
+    book.run("connect a A agent\na: node a1\nconnect c C client A")
+    key = node_key(book.core, A)
+    assert key is not None
+    assert key == make_node("a1").key[2:]
+    assert [node_key(book.core, each) for each in (C, X)] == [None, None]
+    assert peers_with_key(book.core, key.hex()) == peers_with_key(book.core, key.hex()[:8]) == [A]
+    assert peers_with_key(book.core, "f" * 64) == []

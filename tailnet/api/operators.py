@@ -1,0 +1,64 @@
+"""The operator's pages of the parts below the API (layer L3): /debug/ and what it links to.
+
+/debug/why, /debug/clients, /debug/check and the rest are what derp/server/debug.py makes of the embedded relay; they
+answer here to whoever may see /debug/tailnet: by address, or with an administrator's token.
+"""
+
+import html
+from collections.abc import Mapping
+from typing import Final
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
+
+from derp.server.pages import Page, Question
+from tailnet.api.guards import OperatorOnly, ServicesOf, query_of
+from tailnet.api.health import REFUSED
+from tailnet.refusals import Refused
+
+# As the relay sends them with its own pages: nothing on them runs, loads or is kept.
+_HEADERS: Final = {
+    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
+    "cache-control": "no-store",
+}
+# What other resources answer.
+_OTHERS: Final = {
+    "/debug/tailnet": "peers, tunnels and the DERP map",
+    "/metrics": "metrics",
+    "/api/v2/openapi.json": "the API",
+}
+
+router = APIRouter(
+    prefix="/debug", dependencies=[OperatorOnly], tags=["debug"], responses={"4XX": REFUSED, "5XX": REFUSED}
+)
+
+
+@router.get("", include_in_schema=False)
+async def without_slash() -> Response:
+    """Where people arrive who leave the last character out."""
+    return RedirectResponse("/debug/", 302)
+
+
+@router.get("/", response_class=HTMLResponse)
+async def index(services: ServicesOf) -> Response:
+    """All pages for operators."""
+    return HTMLResponse(_index(services.pages), headers=_HEADERS)
+
+
+@router.get("/{name}", response_class=PlainTextResponse)
+async def page(name: str, request: Request, services: ServicesOf) -> Response:
+    """One page of the relay, or why something does not arrive."""
+    found = services.pages.get(f"/debug/{name}")
+    if found is None:
+        raise Refused(404, "There is no such page.", "There are: " + ", ".join(sorted({*services.pages, *_OTHERS})))
+    if isinstance(found, Question):
+        return Response(found.answer(query_of(request)), media_type=found.content_type, headers=_HEADERS)
+    body = found.render()
+    return Response(body, 500 if found.is_fault(body) else 200, media_type=found.content_type, headers=_HEADERS)
+
+
+def _index(pages: Mapping[str, Page | Question]) -> str:
+    titles = _OTHERS | {path: each.title for path, each in pages.items()}
+    rows = (f'<li><a href="{path}">{path}</a> {html.escape(title)}</li>' for path, title in sorted(titles.items()))
+    return f"<!doctype html><meta charset=utf-8><title>tailnet</title><h1>For operators</h1><ul>{''.join(rows)}</ul>"

@@ -1,0 +1,72 @@
+"""Why something does not arrive (layer L3): peers by the coordinator's graph, packets by the relay's registry.
+
+Behind /debug/why of a coordinator.  A peer is named by its id, a client of the relay by its key, as on the relay's own
+page.  The key of a peer stands in the node that it sent, so that one question gets both answers.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from derp.keys import NodePublic
+from derp.server.debug import why
+from derp.server.explain import MIN_PREFIX_DIGITS
+from derp.server.relay import Relay
+from tailnet.services.inspection import Inspection
+from tailnet.types import PeerID
+
+
+class Why:
+    """Answers operators.  Without a relay it knows of peers alone."""
+
+    def __init__(self, inspection: Inspection, relay: Relay | None) -> None:
+        self._inspection = inspection
+        self._relay = relay
+
+    def answer(self, asked: Mapping[str, str]) -> str:
+        """A sentence a line.  `asked`: the query, `from` and `to`, or `key`."""
+        names = ("from", "to") if "from" in asked or "to" in asked else ("key",)
+        texts = [asked.get(name, "").strip().lower() for name in names]
+        if not all(texts):
+            return (
+                "ask for ?from=ID&to=ID or ?key=ID, where ID is a peer's id, or a key of the relay: "
+                f"nodekey:<64 hex digits>, or its first {MIN_PREFIX_DIGITS} or more digits\n"
+            )
+        peers = [_peer_id(text) for text in texts]
+        keys = [self._key(peer) if peer is not None else text for peer, text in zip(peers, texts, strict=True)]
+        lines = [*self._of_peers(texts, peers, keys), *self._of_relay(names, keys)]
+        return "\n".join(lines) + "\n"
+
+    def _of_peers(self, texts: Sequence[str], peers: Sequence[PeerID | None], keys: Sequence[str]) -> list[str]:
+        known = [peer for peer in peers if peer is not None]
+        lines = []
+        if len(known) == 2:
+            lines += self._inspection.explain(*known)
+        else:
+            for each in known:
+                lines += self._inspection.explain_peer(each)
+        for text, peer, key in zip(texts, peers, keys, strict=True):
+            if peer is not None and key:
+                lines.append(f"{peer} has the key {key}.")
+            digits = text.removeprefix("nodekey:")
+            if peer is None and len(digits) >= MIN_PREFIX_DIGITS:
+                owners = self._inspection.peers_with_key(digits)
+                lines += [f"{text} is the key of the peer {owner}." for owner in owners]
+        return lines
+
+    def _of_relay(self, names: Sequence[str], keys: Sequence[str]) -> list[str]:
+        if self._relay is None:
+            return ["This server has no relay, so it knows nothing of packets."]
+        if not all(keys):
+            return ["Of packets nothing can be said: whoever has sent no node has no key here."]
+        return ["On the relay of this server:", *why(self._relay, dict(zip(names, keys, strict=True))).splitlines()]
+
+    def _key(self, peer: PeerID) -> str:
+        """The key in a peer's last node, "" without one."""
+        raw = self._inspection.node_key(peer)
+        return str(NodePublic(raw)) if raw is not None else ""
+
+
+def _peer_id(text: str) -> PeerID | None:
+    try:
+        return PeerID.parse(text)
+    except ValueError:
+        return None

@@ -1,0 +1,63 @@
+"""Pages of the parts below the API: who may see them, what they are, and where they are found."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+
+from derp.server.pages import Page, Question
+from tailnet.store.store import Store
+from tests.support.api_world import LOCAL, STRANGER, World, make_world
+from tests.support.seeds import NOW, make_id, user_token
+
+
+def ask(asked: Mapping[str, str]) -> bytes:
+    return f"{sorted(asked.items())}".encode()
+
+
+PAGES = {
+    "/debug/why": Question("why <not>", "text/plain", ask),
+    "/debug/clients": Page("clients", "application/json", lambda: b"[]"),
+    "/debug/check": Page("check", "text/plain", lambda: b"fault", is_fault=lambda body: body == b"fault"),
+}
+
+
+@pytest.fixture
+def world(store: Store) -> World:
+    made = make_world(store)
+    return World(made.store, replace(made.services, pages=PAGES), made.coordinator, made.reasons)
+
+
+async def test_pages_and_questions_are_answered(world: World) -> None:
+    async with world.client(LOCAL) as client:
+        answer = await client.get("/debug/why?from=a&to=b%20c&from=late")
+        assert (answer.status_code, answer.text) == (200, "[('from', 'a'), ('to', 'b c')]")
+        clients = await client.get("/debug/clients")
+        assert (clients.json(), clients.headers["content-type"]) == ([], "application/json")
+        assert clients.headers["cache-control"] == "no-store"
+        assert (await client.get("/debug/check")).status_code == 500
+        missing = await client.get("/debug/pprof")
+        assert missing.status_code == 404
+        assert "/debug/check, /debug/clients, /debug/tailnet, /debug/why" in missing.json()["detail"]
+
+
+async def test_the_index_has_links_to_all_and_to_what_other_resources_answer(world: World) -> None:
+    async with world.client(LOCAL) as client:
+        index = (await client.get("/debug/")).text
+        for path in (*PAGES, "/debug/tailnet", "/metrics"):
+            assert f'href="{path}"' in index
+        assert "why &lt;not&gt;" in index
+        assert (await client.get("/debug")).headers["location"] == "/debug/"
+        assert "Tailnet" in (await client.get("/debug/tailnet")).text, "its own resource answers it"
+
+
+async def test_strangers_see_none_of_it_and_administrators_all(world: World) -> None:
+    paths = ("/debug", "/debug/", "/debug/why?key=x", "/debug/clients", "/debug/pprof")
+    async with world.client(STRANGER) as client:
+        assert {(await client.get(path)).status_code for path in paths} == {403}
+    async with world.client(LOCAL) as client:
+        proxied = {"X-Forwarded-For": ""}
+        assert {(await client.get(path, headers=proxied)).status_code for path in paths} == {403}, "who is behind it?"
+    world.store.callers.update_user(make_id("alice"), NOW, admin=True)
+    async with world.client(STRANGER, user_token("alice")) as client:
+        assert (await client.get("/debug/clients")).status_code == 200
