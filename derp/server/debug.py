@@ -51,11 +51,11 @@ def debug_pages(
 
 def why(relay: Relay, asked: Mapping[str, str]) -> str:
     """The answer to /debug/why, a sentence a line."""
-    router, past, now = relay.router, relay.plane.past, relay.host.tick()
+    router, departures, now = relay.router, relay.sessions.departures, relay.host.tick()
     names = ("from", "to") if "from" in asked or "to" in asked else ("key",)
     keys = []
     for name in names:
-        found = find_keys(asked.get(name, ""), router, past)
+        found = find_keys(asked.get(name, ""), router, departures)
         if len(found) != 1:
             trouble = f"means {len(found)} keys" if found else "is no key that this relay knows"
             return (
@@ -64,9 +64,9 @@ def why(relay: Relay, asked: Mapping[str, str]) -> str:
             )
         keys += found
     if len(keys) == 2:
-        lines = explain_pair(keys[0], keys[1], router, past, relay.mesh_states(), now)
+        lines = explain_pair(keys[0], keys[1], router, departures, relay.mesh_states(), now)
     else:
-        lines = explain_key(keys[0], router, past, relay.mesh_states(), now)
+        lines = explain_key(keys[0], router, departures, relay.mesh_states(), now)
     if relay.is_draining:
         lines.append("This relay is draining: its clients are being sent away.")
     return "\n".join(map(fit_to_show, lines)) + "\n"
@@ -121,8 +121,8 @@ def consistency(relay: Relay) -> str:
         if not member.connections and not member.forwarders:
             problems.append(f"{short_key(key)}: a key without a connection")
     problems += [f"{short_key(key)}: a route without a key" for key in router.routes if key not in router.members]
-    if relay.plane.admission.problem:
-        problems.append(f"admission: {relay.plane.admission.problem}")
+    if relay.sessions.admission.problem:
+        problems.append(f"admission: {relay.sessions.admission.problem}")
     if problems:
         return "derp.Server ConsistencyCheck failed:\n" + "\n".join(map(fit_to_show, problems[:100])) + "\n"
     return "derp.Server ConsistencyCheck okay\n"
@@ -138,7 +138,7 @@ def _overview(relay: Relay, pages: Mapping[str, Page | Question]) -> str:
         ("connections", str(len(router.clients))),
         ("keys with several connections", str(router.duplicate_keys)),
         ("home here", str(router.home_clients)),
-        ("not greeted yet", str(len(relay.plane.lobby.waiting))),
+        ("not greeted yet", str(len(relay.sessions.lobby.waiting))),
         ("slow readers now", str(len(relay.host.blocked))),
         ("packets received", f"{counters.packets_received:,}"),
         ("bytes received", f"{counters.bytes_received:,}"),
@@ -150,7 +150,7 @@ def _overview(relay: Relay, pages: Mapping[str, Page | Question]) -> str:
         if counters.packets_dropped[reason * 2 + kind]
     ]
     mesh = [(state.name, _mesh_line(state)) for state in relay.mesh_states()]
-    ended = [(reason.value, f"{count:,}") for reason, count in relay.plane.lobby.closed_count.items() if count]
+    ended = [(reason.value, f"{count:,}") for reason, count in relay.sessions.lobby.closed_count.items() if count]
     rows = client_rows(relay)
     body = [f"<h1>{html.escape(relay.config.hostname or 'DERP relay')}</h1>", _table(("", ""), totals)]
     if mesh:

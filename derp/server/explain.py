@@ -15,13 +15,13 @@ from derp.relay.mesh import MeshPeerState
 from derp.relay.router import Router
 
 # Some 3 MB: the last hour of a relay where three clients a second come and go.
-MAX_PAST: Final = 10_000
+MAX_DEPARTURES: Final = 10_000
 # So many hex digits tell one key from all others that a relay will ever see, and are what people copy from logs.
 MIN_PREFIX_DIGITS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
-class PastClient:
+class Departure:
     """The last that was seen of a key, at `at`: it was turned away, or it was a client and left."""
 
     at: float
@@ -29,27 +29,27 @@ class PastClient:
     why: str
 
 
-class Past:
-    """Keys that left or were refused, the most recent MAX_PAST of them."""
+class Departures:
+    """Keys that left or were refused, the most recent MAX_DEPARTURES of them."""
 
     def __init__(self) -> None:
-        self._by_key: OrderedDict[bytes, PastClient] = OrderedDict()
+        self._by_key: OrderedDict[bytes, Departure] = OrderedDict()
 
     def note(self, key: bytes, now: float, why: str, *, was_refused: bool = False) -> None:
         """Remember why `key` is not here, in place of what was known of it."""
         self._by_key.pop(key, None)
-        self._by_key[key] = PastClient(now, was_refused, why)
-        if len(self._by_key) > MAX_PAST:
+        self._by_key[key] = Departure(now, was_refused, why)
+        if len(self._by_key) > MAX_DEPARTURES:
             self._by_key.popitem(last=False)
 
-    def get(self, key: bytes) -> PastClient | None:
+    def get(self, key: bytes) -> Departure | None:
         return self._by_key.get(key)
 
     def keys(self) -> Iterable[bytes]:
         return self._by_key.keys()
 
 
-def find_keys(text: str, router: Router, past: Past) -> list[bytes]:
+def find_keys(text: str, router: Router, departures: Departures) -> list[bytes]:
     """Keys that `text` means: `nodekey:<64 hex>`, or the first eight or more digits of a key that is known here."""
     digits = text.strip().removeprefix("nodekey:").lower()
     if len(digits) == 2 * KEY_BYTES:
@@ -59,26 +59,30 @@ def find_keys(text: str, router: Router, past: Past) -> list[bytes]:
             return []
     if len(digits) < MIN_PREFIX_DIGITS:
         return []
-    known = set(router.members) | set(past.keys())
+    known = set(router.members) | set(departures.keys())
     return sorted(key for key in known if key.hex().startswith(digits))
 
 
-def explain_key(key: bytes, router: Router, past: Past, mesh: Iterable[MeshPeerState], now: float) -> list[str]:
+def explain_key(
+    key: bytes, router: Router, departures: Departures, mesh: Iterable[MeshPeerState], now: float
+) -> list[str]:
     """What is known of one key."""
-    return list(_key(key, router, past, tuple(mesh), now))
+    return list(_key(key, router, departures, tuple(mesh), now))
 
 
 def explain_pair(
-    source: bytes, target: bytes, router: Router, past: Past, mesh: Iterable[MeshPeerState], now: float
+    source: bytes, target: bytes, router: Router, departures: Departures, mesh: Iterable[MeshPeerState], now: float
 ) -> list[str]:
     """Why packets from `source` do, or do not, reach `target`; the verdict is the last sentence."""
     states = tuple(mesh)
-    lines = [*_key(source, router, past, states, now), *_key(target, router, past, states, now)]
+    lines = [*_key(source, router, departures, states, now), *_key(target, router, departures, states, now)]
     lines.append(f"So: {_verdict(source, target, router, states)}")
     return lines
 
 
-def _key(key: bytes, router: Router, past: Past, mesh: tuple[MeshPeerState, ...], now: float) -> Iterator[str]:
+def _key(
+    key: bytes, router: Router, departures: Departures, mesh: tuple[MeshPeerState, ...], now: float
+) -> Iterator[str]:
     name = short_key(key)
     if key == router.own_key:
         yield f"{name} is this relay itself."
@@ -93,7 +97,7 @@ def _key(key: bytes, router: Router, past: Past, mesh: tuple[MeshPeerState, ...]
     if member is not None:
         return
     yield f"{name} is not here, and no relay of the region has announced it."
-    last = past.get(key)
+    last = departures.get(key)
     if last is not None:
         verb = "was refused" if last.was_refused else "left"
         yield f"It {verb} {_ago(now - last.at)}: {last.why}."

@@ -24,7 +24,7 @@ from derp.protocol.upgrade import AnswerKind, derp_request_headers, judge_derp_a
 from derp.relay.counters import DropReason
 from derp.relay.deadlines import Deadlines
 from derp.relay.mesh import MeshPeerState, MeshRoute
-from derp.server.session import Plane, drain_queue
+from derp.server.session import Sessions, drain_queue
 from derp.text import error_text
 from derp.transport.alarm import Alarm
 from derp.transport.host import Wire
@@ -68,22 +68,24 @@ class OwnRelay(DerpError):
 class MeshSession:
     """One mesh connection on the reactor."""
 
-    __slots__ = ("_connection", "_name", "_plane", "ended_event", "heard_at", "reason", "route", "wire")
+    __slots__ = ("_connection", "_name", "_sessions", "ended_event", "heard_at", "reason", "route", "wire")
 
-    def __init__(self, plane: Plane, wire: Wire, connection: ClientConnection, route: MeshRoute, name: str) -> None:
-        self._plane = plane
+    def __init__(
+        self, sessions: Sessions, wire: Wire, connection: ClientConnection, route: MeshRoute, name: str
+    ) -> None:
+        self._sessions = sessions
         self._name = name
         self._connection = connection
         self.wire = wire
         self.route = route
         self.ended_event = trio.Event()
         self.reason = ""
-        self.heard_at = plane.host.now
+        self.heard_at = sessions.host.now
 
     def received(self, at: int, end: int) -> int:
-        self.heard_at = self._plane.host.now
+        self.heard_at = self._sessions.host.now
         was_accepted = self.route.is_accepted
-        for message in self._connection.receive_data(self._plane.host.view[at:end]):
+        for message in self._connection.receive_data(self._sessions.host.view[at:end]):
             self.route.handle_message(message)
         if self.route.too_many:
             raise RemoteProtocolError(
@@ -92,21 +94,21 @@ class MeshSession:
         if self.route.is_accepted and not was_accepted:
             _log.info("> mesh: %s %s", self._name, short_key(self.route.key))
         for frame in self._connection.data_to_send():  # answers to pings
-            self._plane.router.send(self.route, frame)
+            self._sessions.router.send(self.route, frame)
         return end
 
     def writable(self) -> None:
-        drain_queue(self.route, self._plane.host.now)
+        drain_queue(self.route, self._sessions.host.now)
 
     def ended(self, reason: CloseReason, text: str) -> None:
         self.reason = reason.told(text)
         if not self.route.is_accepted and reason in (CloseReason.CLOSED_BY_PEER, CloseReason.SOCKET_FAILED):
             # Every relay announces at least our own connection to us, unless it takes us for an ordinary client.
             self.reason = "it closed the connection when asked for its clients: does it have the same mesh key?"
-        self._plane.lobby.count_closed(reason)
-        self._plane.router.counters.write_timeouts += reason is CloseReason.WRITE_TIMEOUT
+        self._sessions.lobby.count_closed(reason)
+        self._sessions.router.counters.write_timeouts += reason is CloseReason.WRITE_TIMEOUT
         if self.route.pending:
-            self._plane.count_lost(b"".join(self.route.pending))
+            self._sessions.count_lost(b"".join(self.route.pending))
         if self.route.queue is not None:
             self.route.queue.discard(DropReason.WRITE_ERROR)
             self.route.queue = None
@@ -120,14 +122,14 @@ class Mesh:
 
     def __init__(
         self,
-        plane: Plane,
+        sessions: Sessions,
         private: NodePrivate,
         mesh_key: MeshKey,
         *,
         max_keys: int,
         context: ssl.SSLContext | None = None,
     ) -> None:
-        self._plane = plane
+        self._sessions = sessions
         self._private = private
         self._mesh_key = mesh_key
         self._max_keys = max_keys
@@ -136,7 +138,7 @@ class Mesh:
         self.states: dict[MeshPeer, MeshPeerState] = {}
         # when each would have been silent for too long, had nothing come since; looked at anew when that time comes
         self._silence = Deadlines[MeshSession]()
-        self._alarm = Alarm(plane.host, self._hang_up, self._silence)
+        self._alarm = Alarm(sessions.host, self._hang_up, self._silence)
 
     async def run(self, peers: tuple[MeshPeer, ...]) -> None:
         """Keep a connection to each of `peers` until cancelled.  One that turns out to be this relay is left out."""
@@ -153,7 +155,7 @@ class Mesh:
             if silent_at > now:
                 self._silence.set(session, silent_at)
             else:
-                self._plane.host.close(session.wire, CloseReason.SILENT)
+                self._sessions.host.close(session.wire, CloseReason.SILENT)
 
     async def _keep_connected(self, peer: MeshPeer) -> None:
         state = self.states[peer] = MeshPeerState(_label(peer))
@@ -178,7 +180,7 @@ class Mesh:
                 state.route = session.route
                 await session.ended_event.wait()
                 while session.route.forget_some(_FORGET_AT_ONCE):
-                    self._plane.host.flush()
+                    self._sessions.host.flush()
                     await trio.lowlevel.checkpoint()
                 del self.sessions[peer]
                 state.route = None
@@ -235,7 +237,7 @@ class Mesh:
                         connection.send_watch_conns()
                         await stream.send_all(b"".join(connection.data_to_send()))
                         return connection
-                if connection.server_key == self._plane.router.own_key:
+                if connection.server_key == self._sessions.router.own_key:
                     raise OwnRelay(_label(peer))
                 await stream.send_all(b"".join(connection.data_to_send()))
             received = await stream.receive_some()
@@ -243,16 +245,16 @@ class Mesh:
                 connection.receive_eof()
 
     def _adopt(self, peer: MeshPeer, wire: Wire, connection: ClientConnection, received: bytes) -> MeshSession:
-        plane = self._plane
+        sessions = self._sessions
         assert connection.server_key is not None
-        route = MeshRoute(plane.router, connection.server_key, wire, self._max_keys)
-        session = MeshSession(plane, wire, connection, route, _label(peer))
+        route = MeshRoute(sessions.router, connection.server_key, wire, self._max_keys)
+        session = MeshSession(sessions, wire, connection, route, _label(peer))
         wire.session = session
-        self._silence.set(session, plane.host.now + SILENT_SECONDS)
-        self._alarm.by(plane.host.now + SILENT_SECONDS)
-        wire.write_seconds = plane.mesh_write_seconds
-        plane.host.adopt(wire, received)
-        plane.host.flush()
+        self._silence.set(session, sessions.host.now + SILENT_SECONDS)
+        self._alarm.by(sessions.host.now + SILENT_SECONDS)
+        wire.write_seconds = sessions.mesh_write_seconds
+        sessions.host.adopt(wire, received)
+        sessions.host.flush()
         return session
 
 

@@ -30,7 +30,7 @@ from derp.server.bootstrap import BootstrapDns
 from derp.server.lobby import Lobby
 from derp.server.memory import memory_bytes
 from derp.server.mesh import Mesh
-from derp.server.session import Plane
+from derp.server.session import Sessions
 from derp.server.upgrade import DerpUpgrades
 from derp.transport.alarm import Alarm
 from derp.transport.host import Host, Wire
@@ -67,7 +67,7 @@ class Relay:
             queue_total=config.queue_total_bytes or memory_bytes() // 4,
         )
         self.verifier = _open_verifier(config)
-        self.plane = Plane(
+        self.sessions = Sessions(
             self.router,
             host,
             lobby,
@@ -76,20 +76,22 @@ class Relay:
             random_bytes=secrets.token_bytes,
             mesh_write_seconds=config.mesh_write_timeout_seconds,
         )
-        self.upgrades = DerpUpgrades(self.plane)
+        self.upgrades = DerpUpgrades(self.sessions)
         self.bootstrap = BootstrapDns(config.bootstrap_dns_names, config.unpublished_bootstrap_dns_names)
         self.mesh: Mesh | None = None
         if config.mesh_key is not None:
             # A peer may announce as many clients as it may have, twice that for a larger machine than ours.
             max_keys = 2 * config.max_connections
-            self.mesh = Mesh(self.plane, config.private_key, config.mesh_key, max_keys=max_keys, context=mesh_context)
+            self.mesh = Mesh(
+                self.sessions, config.private_key, config.mesh_key, max_keys=max_keys, context=mesh_context
+            )
         self.is_draining = False
         self.started_at = host.now
         self._wheel = KeepAliveWheel(config.keepalive_seconds, config.keepalive_jitter_seconds, host.now)
         self._rtt_round = Round(self.router.clients, _RTT_ROUND_SECONDS)
         self._alarm = Alarm(host, self._handle_timeout, self._wheel, self._rtt_round)
-        self.plane.on_register += [self._keep_alive, self._count_carrier]
-        self.plane.set_rates(config.rate, config.rate_by_key)
+        self.sessions.on_register += [self._keep_alive, self._count_carrier]
+        self.sessions.set_rates(config.rate, config.rate_by_key)
         # clients that were told that nothing more comes, and until when they may hang up themselves
         self._leaving = Deadlines[Wire]()
         self._leaving_alarm = Alarm(host, self._hang_up, self._leaving)
@@ -117,7 +119,7 @@ class Relay:
 
     def _handle_timeout(self, now: float) -> None:
         for client in self._wheel.handle_timeout(now):
-            self.plane.keep_alive(client)
+            self.sessions.keep_alive(client)
         for client in self._rtt_round.handle_timeout(now):
             self._count_rtt(client)
 

@@ -81,7 +81,7 @@ class RelayServer(Server[RelayConfig]):
 
     def apply(self, changed: Sequence[str]) -> None:
         rate = self.config.rate
-        self.relay.plane.set_rates(rate, self.config.rate_by_key)
+        self.relay.sessions.set_rates(rate, self.config.rate_by_key)
         if rate.client_bytes_per_second:
             _log.info("= rate limit: %d bytes/s, burst %d", rate.client_bytes_per_second, rate.client_burst_bytes)
         elif self.config.rate_config_file is not None:  # meant so, or a key that is misspelt

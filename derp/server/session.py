@@ -1,6 +1,6 @@
 """DERP on the reactor: the handshake, the frames of a registered client, and the flush to all of them.  Layer L3.
 
-Packets: reactor -> ClientSession.received -> relay/inbound.py -> the router's gather lists -> Plane.flush -> kernel.
+Packets: reactor -> ClientSession.received -> relay/inbound.py -> the router's gather lists -> Sessions.flush -> kernel.
 What the kernel does not take waits in the client's queue until ClientSession.writable.
 Made by server/upgrade.py.
 """
@@ -26,7 +26,7 @@ from derp.relay.limits import TokenBucket
 from derp.relay.queue import count_lost, frame_starts
 from derp.relay.router import Route, Router
 from derp.server.admission import Admission, Question, Verdict
-from derp.server.explain import Past
+from derp.server.explain import Departures
 from derp.server.lobby import Lobby
 from derp.transport.alarm import Alarm
 from derp.transport.host import Host, Wire, WireEnded
@@ -45,7 +45,7 @@ _SAMPLE_SECONDS: Final = 0.5
 _MAX_CONNECTIONS_PER_KEY: Final = 64
 
 
-class Plane:
+class Sessions:
     """Joins the router to the reactor.  One per relay; all its methods are called from the reactor's task."""
 
     def __init__(
@@ -68,7 +68,7 @@ class Plane:
         self.random_bytes = random_bytes
         self.greeting = server_key_frame(private.public().raw)
         self.server_info = server_info or ServerInfo()
-        self.past = Past()
+        self.departures = Departures()
         self.mesh_write_seconds = mesh_write_seconds
         self.rate = RateConfig()
         self.rate_by_key: Mapping[bytes, RateConfig] = {}
@@ -220,17 +220,17 @@ class Greeting:
     Whoever makes one sends its `hello` first.
     """
 
-    __slots__ = ("_handshake", "_is_ideal", "_plane", "_wire")
+    __slots__ = ("_handshake", "_is_ideal", "_sessions", "_wire")
 
-    def __init__(self, plane: Plane, wire: Wire, *, is_ideal: bool) -> None:
-        self._plane = plane
+    def __init__(self, sessions: Sessions, wire: Wire, *, is_ideal: bool) -> None:
+        self._sessions = sessions
         self._wire = wire
         self._is_ideal = is_ideal
         self._handshake = ServerHandshake(
-            plane.private,
-            random_bytes=plane.random_bytes,
-            mesh_key=plane.admission.mesh_key,
-            greeting=plane.greeting,
+            sessions.private,
+            random_bytes=sessions.random_bytes,
+            mesh_key=sessions.admission.mesh_key,
+            greeting=sessions.greeting,
         )
 
     def hello(self) -> bytes:
@@ -238,24 +238,24 @@ class Greeting:
         return b"".join(self._handshake.data_to_send())
 
     def received(self, at: int, end: int) -> int:
-        handshake, plane = self._handshake, self._plane
-        for identified in handshake.receive_data(plane.host.view[at:end]):
+        handshake, sessions = self._handshake, self._sessions
+        for identified in handshake.receive_data(sessions.host.view[at:end]):
             self._decide(identified)
             return end - len(handshake.trailing_data())
         return end
 
     def _decide(self, client: ClientIdentified) -> None:
-        plane, wire, key = self._plane, self._wire, client.key
+        sessions, wire, key = self._sessions, self._wire, client.key
         if client.is_mesh_peer:
-            if plane.admission.is_replayed(self._handshake.nonce):
+            if sessions.admission.is_replayed(self._handshake.nonce):
                 raise WireEnded(CloseReason.NOT_ADMITTED, f"{short_key(key)}: a mesh peer's login, replayed")
             self._admit(is_mesh_peer=True)
             return
-        verdict = plane.admission.decide(key, wire.address[0])
+        verdict = sessions.admission.decide(key, wire.address[0])
         if verdict is None:
             # Somebody else decides; until then the kernel keeps what the client sends.
-            plane.host.pause(wire)
-            verdict = plane.admission.ask(Question(key, wire.address[0], self._decided, self._is_waiting))
+            sessions.host.pause(wire)
+            verdict = sessions.admission.ask(Question(key, wire.address[0], self._decided, self._is_waiting))
         if verdict is None:
             return
         if verdict.allowed:
@@ -269,12 +269,12 @@ class Greeting:
         if wire.session is not self:
             return False  # its deadline passed
         if wire.peer_left():
-            self._plane.host.close(wire, CloseReason.CLOSED_BY_PEER)
+            self._sessions.host.close(wire, CloseReason.CLOSED_BY_PEER)
             return False
         return True
 
     def _decided(self, verdict: Verdict) -> None:
-        wire, host = self._wire, self._plane.host
+        wire, host = self._wire, self._sessions.host
         if wire.session is not self:
             return  # it left, or its deadline passed, before the answer came
         if not verdict.allowed:
@@ -290,18 +290,18 @@ class Greeting:
         host.flush()
 
     def _admit(self, *, is_mesh_peer: bool) -> None:
-        plane, wire, opened = self._plane, self._wire, self._handshake.client
+        sessions, wire, opened = self._sessions, self._wire, self._handshake.client
         assert opened is not None
-        router = plane.router
+        router = sessions.router
         member = router.members.get(opened.key)
         if member is not None and len(member.connections) >= _MAX_CONNECTIONS_PER_KEY:
             # at once, not with the flush: hundreds may come in one batch
-            plane.host.close(member.connections[0].wire, CloseReason.TOO_MANY)
+            sessions.host.close(member.connections[0].wire, CloseReason.TOO_MANY)
         client = Client(
             opened.key,
             router.next_number(),
             wire,
-            plane.host.now,
+            sessions.host.now,
             address=wire.address[0],
             port=wire.address[1],
             is_mesh_peer=is_mesh_peer,
@@ -310,18 +310,18 @@ class Greeting:
             can_ack_pings=opened.info.can_ack_pings,
             app_name=opened.info.app_name[:64],  # shown on the debug page; a stranger chose its length
         )
-        wire.session = ClientSession(plane, client)
+        wire.session = ClientSession(sessions, client)
         if is_mesh_peer:
-            wire.write_seconds = plane.mesh_write_seconds
-        plane.lobby.leave(wire)
+            wire.write_seconds = sessions.mesh_write_seconds
+        sessions.lobby.leave(wire)
         # ServerInfo is the first frame a client may see, so it leaves before anybody can reach the client.
-        self._handshake.accept(plane.server_info)
+        self._handshake.accept(sessions.server_info)
         wire.push(b"".join(self._handshake.data_to_send()))
         if wire.blocked:
             client.queue = router.new_queue(client)
-            plane.host.await_room(wire)
+            sessions.host.await_room(wire)
         router.register(client)
-        for notify in plane.on_register:
+        for notify in sessions.on_register:
             notify(client)
         if _log.isEnabledFor(logging.INFO):
             _log.info(
@@ -344,15 +344,15 @@ class Greeting:
         """Nothing waits here: the few bytes of a greeting are the wire's tail."""
 
     def ended(self, reason: CloseReason, text: str) -> None:
-        self._plane.lobby.leave(self._wire)
-        self._plane.lobby.count_closed(reason)
+        self._sessions.lobby.leave(self._wire)
+        self._sessions.lobby.count_closed(reason)
         # Who was turned away asks the operator why; the rest is scanners and probes.
         level = logging.INFO if reason is CloseReason.NOT_ADMITTED else logging.DEBUG
         opened = self._handshake.client
         if opened is not None:
             was_refused = reason is CloseReason.NOT_ADMITTED
             why = text if was_refused else f"{reason.value} before it was let in"
-            self._plane.past.note(opened.key, self._plane.host.now, why, was_refused=was_refused)
+            self._sessions.departures.note(opened.key, self._sessions.host.now, why, was_refused=was_refused)
         if _log.isEnabledFor(level):
             _log.log(
                 level,
@@ -378,40 +378,40 @@ def _refusal(key: bytes, verdict: Verdict) -> str:
 class ClientSession:
     """A registered client's frames."""
 
-    __slots__ = ("_plane", "bucket", "client")
+    __slots__ = ("_sessions", "bucket", "client")
 
-    def __init__(self, plane: Plane, client: Client) -> None:
-        self._plane = plane
+    def __init__(self, sessions: Sessions, client: Client) -> None:
+        self._sessions = sessions
         self.client = client
-        self.bucket = plane.bucket_for(client)
+        self.bucket = sessions.bucket_for(client)
 
     def received(self, at: int, end: int) -> int:
-        plane, client, bucket = self._plane, self.client, self.bucket
-        host = plane.host
+        sessions, client, bucket = self._sessions, self.client, self.bucket
+        host = sessions.host
         if bucket is None:
-            return handle_frames(host.arena, host.view, at, end, client, plane.router, host.now)
+            return handle_frames(host.arena, host.view, at, end, client, sessions.router, host.now)
         before = client.packets_in
-        rest = handle_frames(host.arena, host.view, at, end, client, plane.router, host.now)
+        rest = handle_frames(host.arena, host.view, at, end, client, sessions.router, host.now)
         # Genuine relays charge the length field of each frame, so heads are free.
         charged = max(rest - at - HEADER_BYTES * (client.packets_in - before), 0)
         wait = bucket.spend(host.now, charged)
         if wait > _SHORTEST_PAUSE_SECONDS:
-            plane.throttle(client, wait)
+            sessions.throttle(client, wait)
         return rest
 
     def writable(self) -> None:
-        drain_queue(self.client, self._plane.host.now)
+        drain_queue(self.client, self._sessions.host.now)
 
     def ended(self, reason: CloseReason, text: str) -> None:
-        plane, client = self._plane, self.client
-        plane.throttled.clear(client.wire)
-        plane.router.unregister(client)
-        plane.lobby.count_closed(reason)
-        plane.router.counters.write_timeouts += reason is CloseReason.WRITE_TIMEOUT
+        sessions, client = self._sessions, self.client
+        sessions.throttled.clear(client.wire)
+        sessions.router.unregister(client)
+        sessions.lobby.count_closed(reason)
+        sessions.router.counters.write_timeouts += reason is CloseReason.WRITE_TIMEOUT
         why = reason.told(text)
-        plane.past.note(client.key, plane.host.now, why)
+        sessions.departures.note(client.key, sessions.host.now, why)
         if client.pending:
-            count_lost(b"".join(client.pending), DropReason.GONE_DISCONNECTED, plane.router.counters)
+            count_lost(b"".join(client.pending), DropReason.GONE_DISCONNECTED, sessions.router.counters)
             client.pending = []
             client.pending_bytes = 0
         if _log.isEnabledFor(logging.INFO):
@@ -422,7 +422,7 @@ class ClientSession:
                 why,
                 client.packets_in,
                 client.packets_out,
-                plane.host.now - client.connected_at,
+                sessions.host.now - client.connected_at,
                 extra=fields(
                     event="disconnected",
                     client=client.number,
@@ -435,6 +435,6 @@ class ClientSession:
                     packets_out=client.packets_out,
                     bytes_in=client.bytes_in,
                     bytes_out=client.bytes_out,
-                    seconds=plane.host.now - client.connected_at,
+                    seconds=sessions.host.now - client.connected_at,
                 ),
             )

@@ -71,14 +71,14 @@ def _of_relay(relay: Relay) -> dict[str, Any]:
         "bytes_sent": bytes_sent,
         "accepts": relay.upgrades.accepts,
         "websocket_accepts": relay.upgrades.websocket_accepts,
-        "questions": relay.plane.admission.question_totals(),
+        "questions": relay.sessions.admission.question_totals(),
         "mesh": tuple(
             MeshReading(state.name, state.is_up, state.connects, len(state.route.keys) if state.route else 0)
             for state in relay.mesh_states()
             if not state.is_ourselves
         ),
-        "rate_bytes_per_second": relay.plane.rate.client_bytes_per_second,
-        "rate_burst_bytes": relay.plane.rate.client_burst_bytes,
+        "rate_bytes_per_second": relay.sessions.rate.client_bytes_per_second,
+        "rate_burst_bytes": relay.sessions.rate.client_burst_bytes,
         "bootstrap": relay.bootstrap.totals(),
         "bootstrap_domains": len(relay.bootstrap.queried),
     }

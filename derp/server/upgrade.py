@@ -8,7 +8,7 @@ from typing import Final
 from derp.protocol.upgrade import Refusal, UpgradeKind, judge_request
 from derp.protocol.websocket import WebSocketDecoder
 from derp.server.door import HttpSession, Route
-from derp.server.session import Greeting, Plane
+from derp.server.session import Greeting, Sessions
 from derp.transport.http import Request
 
 # The genuine relay refuses messages above 32 KiB; its fork for control planes takes any.  One packet and its frame
@@ -19,8 +19,8 @@ MAX_WEBSOCKET_MESSAGE_BYTES: Final = 128 * 1024
 class DerpUpgrades:
     """Makes DERP clients of connections.  One per relay, whatever doors lead to it."""
 
-    def __init__(self, plane: Plane) -> None:
-        self._plane = plane
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
         self.accepts = 0
         self.websocket_accepts = 0
 
@@ -30,13 +30,13 @@ class DerpUpgrades:
 
     def take(self, session: HttpSession, request: Request) -> None:
         """Upgrade the connection, or say why not."""
-        plane, wire = self._plane, session.wire
-        verdict = judge_request(request.method, request.http_version, request.headers, plane.router.own_key)
+        sessions, wire = self._sessions, session.wire
+        verdict = judge_request(request.method, request.http_version, request.headers, sessions.router.own_key)
         if isinstance(verdict, Refusal):
             session.refuse(verdict.status, verdict.headers, verdict.sentence)
             return
         self.accepts += 1
-        greeting = Greeting(plane, wire, is_ideal=not verdict.ideal_node)
+        greeting = Greeting(sessions, wire, is_ideal=not verdict.ideal_node)
         if verdict.kind is UpgradeKind.WEBSOCKET:
             self.websocket_accepts += 1
             session.upgrade(greeting, verdict.answer, WebSocketDecoder(True, MAX_WEBSOCKET_MESSAGE_BYTES))

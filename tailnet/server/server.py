@@ -332,7 +332,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         self.agents.banners = config.announcement_banners
         self.maps.steer(scores=dict(config.region_scores), avoid=config.avoid_regions)
         if self.relay is not None:
-            self.relay.plane.set_rates(self.config.relay.rate, self.config.relay.rate_by_key)
+            self.relay.sessions.set_rates(self.config.relay.rate, self.config.relay.rate_by_key)
 
     def look_at_files(self) -> None:
         self.maps.reload_nowait()

@@ -102,8 +102,8 @@ async def test_pages_and_log_of_a_relay(caplog: pytest.LogCaptureFixture) -> Non
         (client,) = server.relay.router.clients.values()
         client.app_name = HOSTILE
         stranger = NodePrivate.generate()
-        server.relay.plane.past.note(stranger.public().raw, 0.0, HOSTILE)
-        server.relay.plane.past.note(caller.key[::-1], 0.0, HOSTILE, was_refused=True)
+        server.relay.sessions.departures.note(stranger.public().raw, 0.0, HOSTILE)
+        server.relay.sessions.departures.note(caller.key[::-1], 0.0, HOSTILE, was_refused=True)
         hostile_query = last_get(b"/debug/why?key=%1b%5B2J%0A0%20all%20is%20well")
         paths = [*server.pages.pages, f"/debug/why?key=nodekey:{caller.key[::-1].hex()}"]
         pages = [await ask(server, last_get(path.encode())) for path in paths]

@@ -85,7 +85,7 @@ async def test_lists_in_a_relay() -> None:
             rest = (await ask(server, UPGRADE + client_info(private, server.relay.public_key.raw))).partition(
                 b"\r\n\r\n"
             )[2]
-            assert rest == server.relay.plane.greeting  # and no ServerInfo
+            assert rest == server.relay.sessions.greeting  # and no ServerInfo
             assert closed(server) == {"not_admitted": number}
         relay = await call(server, private=other, mesh_key=MESH)  # a relay of the region is no stranger
         await caller.aclose()

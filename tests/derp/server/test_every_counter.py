@@ -125,7 +125,7 @@ async def gauges(rows: Rows) -> None:
         await callers[0].ping()
         await callers[0].ping()
         # one key has a limit of its own, and everybody else another
-        server.relay.plane.set_rates(RateConfig(1 << 40, 1 << 40), {callers[0].key: RateConfig(1_000_000, 1)})
+        server.relay.sessions.set_rates(RateConfig(1 << 40, 1 << 40), {callers[0].key: RateConfig(1_000_000, 1)})
         await callers[0].send(callers[0].key, LOUD, LOUD, LOUD)
         await callers[0].ping()
         rows.look(server)
@@ -371,9 +371,9 @@ async def a_defect_and_the_end(rows: Rows) -> None:
     async with open_server() as server:
         rows.begin(server)
         one = await call(server)
-        server.relay.plane.on_register.append(broken)
+        server.relay.sessions.on_register.append(broken)
         await ask(server, UPGRADE + client_info(NodePrivate.generate(), server.relay.public_key.raw))
-        server.relay.plane.on_register.remove(broken)
+        server.relay.sessions.on_register.remove(broken)
         await one.ping()
     rows.look(server)  # the page of a relay that has stopped
     await one.aclose()

@@ -12,7 +12,7 @@ from derp.errors import ConnectError
 from derp.keys import NodePrivate, short_key
 from derp.protocol.messages import RecvPacket
 from derp.server.debug import why
-from derp.server.explain import MAX_PAST, Past, explain_key, find_keys
+from derp.server.explain import MAX_DEPARTURES, Departures, explain_key, find_keys
 from derp.server.server import RelayServer
 from tests.derp.server.mesh_world import Node, knows, open_nodes, until
 from tests.derp.server.world import PATIENCE_SECONDS, Caller, ask, call, open_server, relay_config
@@ -144,27 +144,27 @@ async def test_a_reader_that_takes_nothing() -> None:
 
 
 def test_the_past_is_bounded_and_knows_the_latest() -> None:
-    past = Past()
-    many = [number.to_bytes(32, "big") for number in range(MAX_PAST + 1)]
+    departures = Departures()
+    many = [number.to_bytes(32, "big") for number in range(MAX_DEPARTURES + 1)]
     for key in many:
-        past.note(key, 1.0, "left")
-    assert past.get(many[0]) is None
-    assert len(list(past.keys())) == MAX_PAST
-    past.note(many[1], 2.0, "not wanted", was_refused=True)
-    past.note(b"k" * 32, 3.0, "left")  # many[2] makes room, not the one that was noted again
-    assert past.get(many[2]) is None
-    seen = past.get(many[1])
+        departures.note(key, 1.0, "left")
+    assert departures.get(many[0]) is None
+    assert len(list(departures.keys())) == MAX_DEPARTURES
+    departures.note(many[1], 2.0, "not wanted", was_refused=True)
+    departures.note(b"k" * 32, 3.0, "left")  # many[2] makes room, not the one that was noted again
+    assert departures.get(many[2]) is None
+    seen = departures.get(many[1])
     assert seen is not None
     assert (seen.at, seen.was_refused) == (2.0, True)
 
 
 async def test_a_prefix_that_means_several_keys_is_asked_back() -> None:
     async with open_server(relay_config()) as server:
-        past = server.relay.plane.past
+        departures = server.relay.sessions.departures
         for last in (b"\x01", b"\x02"):
-            past.note(b"\xaa" * 31 + last, 0.0, "closed_by_peer")
-        assert len(find_keys("aa" * 8, server.relay.router, past)) == 2
+            departures.note(b"\xaa" * 31 + last, 0.0, "closed_by_peer")
+        assert len(find_keys("aa" * 8, server.relay.router, departures)) == 2
         (line,) = await answer(server, "key=" + "aa" * 8)
         assert "means 2 keys" in line
-        found = explain_key(b"\xaa" * 31 + b"\x01", server.relay.router, past, (), 7200.0)
+        found = explain_key(b"\xaa" * 31 + b"\x01", server.relay.router, departures, (), 7200.0)
         assert found[1] == "It left 2 h ago: closed_by_peer."

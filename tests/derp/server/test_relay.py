@@ -17,14 +17,14 @@ from derp.server.lobby import Lobby
 from derp.server.relay import Relay
 from derp.transport.links import Link
 from derp.transport.reactor import Reactor
-from tests.derp.server.rig import MESH_KEY, Peer, Rig
+from tests.derp.server.bare_relay import MESH_KEY, BareRelay, Peer
 from tests.derp.server.test_server import UPGRADE
 from tests.derp.server.world import PATIENCE_SECONDS, call, open_bystanders, open_server, relay_config
 from tests.support.wires import socket_pair
 
 
-class RelayRig(Rig):
-    """The rig with a whole relay on it, whose clocks the test moves."""
+class TimedRelay(BareRelay):
+    """The bare with a whole relay on it, whose clocks the test moves."""
 
     def __init__(self, **changes: object) -> None:
         super().__init__()
@@ -32,8 +32,8 @@ class RelayRig(Rig):
         self.lobby.configure(config)
         self.reactor.write_seconds = config.tcp_write_timeout_seconds
         self.relay = Relay(config, self.reactor, self.lobby)
-        self.reactor.flushers.remove(self.plane.flush)
-        self.plane, self.router = self.relay.plane, self.relay.router
+        self.reactor.flushers.remove(self.sessions.flush)
+        self.sessions, self.router = self.relay.sessions, self.relay.router
 
     def wait(self, seconds: float) -> None:
         """Move the clock, by a quarter of a second at a time."""
@@ -47,155 +47,155 @@ def keep_alives(peer: Peer) -> int:
 
 
 def test_keep_alives_come_in_their_period_whatever_else_is_sent() -> None:
-    rig = RelayRig(keepalive_seconds=60.0, keepalive_jitter_seconds=5.0)
-    one, other = rig.connect(), rig.connect()
-    rig.wait(59)
+    bare = TimedRelay(keepalive_seconds=60.0, keepalive_jitter_seconds=5.0)
+    one, other = bare.connect(), bare.connect()
+    bare.wait(59)
     one.send_packets(other, b"traffic changes nothing")
-    rig.serve()
+    bare.serve()
     assert [keep_alives(peer) for peer in (one, other)] == [0, 0]
-    rig.wait(7)
+    bare.wait(7)
     assert [keep_alives(peer) for peer in (one, other)] == [1, 1]
     for _ in range(10):  # no client waits longer than it can stand, and none is woken for nothing
-        rig.wait(66)
+        bare.wait(66)
         assert keep_alives(one) in (1, 2)
-    rig.end()
+    bare.end()
 
 
 def test_by_default_an_idle_connection_survives_a_proxy_that_waits_60_seconds() -> None:
-    rig = RelayRig(tcp_write_timeout_seconds=0.0)
-    clients = [rig.connect() for _ in range(20)]
+    bare = TimedRelay(tcp_write_timeout_seconds=0.0)
+    clients = [bare.connect() for _ in range(20)]
     for _ in range(5):
-        rig.wait(51)
+        bare.wait(51)
         assert all(keep_alives(client) >= 1 for client in clients)
-    rig.end()
+    bare.end()
 
 
 def test_a_client_that_left_gets_no_keep_alive_and_is_forgotten() -> None:
-    rig = RelayRig(keepalive_seconds=5.0, keepalive_jitter_seconds=0.0)
-    one = rig.connect()
+    bare = TimedRelay(keepalive_seconds=5.0, keepalive_jitter_seconds=0.0)
+    one = bare.connect()
     one.wire.close()
-    rig.serve()
-    rig.wait(20)
-    assert not rig.router.clients
-    rig.end()
+    bare.serve()
+    bare.wait(20)
+    assert not bare.router.clients
+    bare.end()
 
 
 def test_a_login_has_its_time_and_no_more() -> None:
-    rig = RelayRig(handshake_timeout_seconds=10.0)
-    silent = rig.open()
-    rig.wait(9.75)
-    late = rig.open()
-    assert len(rig.reactor.wires) == 2
-    rig.wait(0.5)
-    assert list(rig.reactor.wires) == [late.near]
-    assert rig.lobby.closed_count[CloseReason.HANDSHAKE_TIMEOUT] == 1
-    assert silent.near not in rig.lobby.waiting
-    rig.end()
+    bare = TimedRelay(handshake_timeout_seconds=10.0)
+    silent = bare.open()
+    bare.wait(9.75)
+    late = bare.open()
+    assert len(bare.reactor.wires) == 2
+    bare.wait(0.5)
+    assert list(bare.reactor.wires) == [late.near]
+    assert bare.lobby.closed_count[CloseReason.HANDSHAKE_TIMEOUT] == 1
+    assert silent.near not in bare.lobby.waiting
+    bare.end()
 
 
 @pytest.mark.parametrize(("mesh", "seconds"), [(False, 2.0), (True, 30.0)])
 def test_a_reader_that_takes_nothing_has_its_time_too(mesh: bool, seconds: float) -> None:
-    rig = RelayRig(tcp_write_timeout_seconds=2.0, mesh_write_timeout_seconds=30.0)
-    stuck = rig.connect(mesh_key=MESH_KEY if mesh else None, buffer_bytes=8192)
-    sender = rig.connect()
+    bare = TimedRelay(tcp_write_timeout_seconds=2.0, mesh_write_timeout_seconds=30.0)
+    stuck = bare.connect(mesh_key=MESH_KEY if mesh else None, buffer_bytes=8192)
+    sender = bare.connect()
     for _ in range(10):
         sender.send_packets(stuck, *[bytes(8000)] * 4)
-        rig.serve()
-    assert stuck.near in rig.reactor.blocked
-    rig.wait(seconds - 0.25)
-    assert rig.router.counters.write_timeouts == 0
-    rig.wait(0.75)
-    assert rig.router.counters.write_timeouts == 1
-    assert rig.lobby.closed_count[CloseReason.WRITE_TIMEOUT] == 1
-    rig.end()
+        bare.serve()
+    assert stuck.near in bare.reactor.blocked
+    bare.wait(seconds - 0.25)
+    assert bare.router.counters.write_timeouts == 0
+    bare.wait(0.75)
+    assert bare.router.counters.write_timeouts == 1
+    assert bare.lobby.closed_count[CloseReason.WRITE_TIMEOUT] == 1
+    bare.end()
 
 
 def test_a_write_timeout_of_zero_is_none() -> None:
-    rig = RelayRig(tcp_write_timeout_seconds=0.0)
-    stuck, sender = rig.connect(buffer_bytes=8192), rig.connect()
+    bare = TimedRelay(tcp_write_timeout_seconds=0.0)
+    stuck, sender = bare.connect(buffer_bytes=8192), bare.connect()
     for _ in range(10):
         sender.send_packets(stuck, *[bytes(8000)] * 4)
-        rig.serve()
-    rig.wait(100)
-    assert stuck.near in rig.reactor.blocked
-    rig.end()
+        bare.serve()
+    bare.wait(100)
+    assert stuck.near in bare.reactor.blocked
+    bare.end()
 
 
 def test_everybody_hears_of_a_restart_and_the_relay_is_not_well_from_then_on() -> None:
-    rig = RelayRig()
-    one, other = rig.connect(), rig.connect("tls")
-    assert not rig.relay.is_draining
-    rig.relay.announce_restart(1.5, 60.0)
+    bare = TimedRelay()
+    one, other = bare.connect(), bare.connect("tls")
+    assert not bare.relay.is_draining
+    bare.relay.announce_restart(1.5, 60.0)
     for peer in (one, other):
         assert peer.read() == [Restarting(1500, 60_000)]
-    assert rig.relay.is_draining
-    rig.end()
+    assert bare.relay.is_draining
+    bare.end()
 
 
 def test_who_is_sent_away_long_after_the_announcement_hears_it_again() -> None:
-    rig = RelayRig()
-    one, other = rig.connect(), rig.connect()
-    rig.relay.announce_restart(1.5, 60.0)
+    bare = TimedRelay()
+    one, other = bare.connect(), bare.connect()
+    bare.relay.announce_restart(1.5, 60.0)
     for peer in (one, other):
         peer.read()
-    rig.relay.close_clients(1)
+    bare.relay.close_clients(1)
     assert one.read() == []
-    rig.time += 3.0
-    rig.relay.close_clients(1)
+    bare.time += 3.0
+    bare.relay.close_clients(1)
     assert other.read() == [Restarting(1500, 60_000)]
-    rig.end()
+    bare.end()
 
 
 def test_a_relay_knows_whether_it_is_alone() -> None:
-    rig = RelayRig()
-    rig.connect()
-    assert not rig.relay.has_neighbours()
-    rig.connect(mesh_key=MESH_KEY)
-    assert rig.relay.has_neighbours()
-    rig.end()
+    bare = TimedRelay()
+    bare.connect()
+    assert not bare.relay.has_neighbours()
+    bare.connect(mesh_key=MESH_KEY)
+    assert bare.relay.has_neighbours()
+    bare.end()
 
 
 def test_a_client_that_does_not_hang_up_is_closed_after_a_moment() -> None:
-    rig = RelayRig()
-    one, other = rig.connect(), rig.connect()
-    assert rig.relay.close_clients(1) == 2  # the other, and one that was told
-    assert rig.lobby.closed_count[CloseReason.DRAINED] == 1
+    bare = TimedRelay()
+    one, other = bare.connect(), bare.connect()
+    assert bare.relay.close_clients(1) == 2  # the other, and one that was told
+    assert bare.lobby.closed_count[CloseReason.DRAINED] == 1
     one.send_packets(other, b"too late")
-    rig.serve()
+    bare.serve()
     assert other.read() == []
-    rig.time += 1.5
-    rig.serve()
-    assert one.near not in rig.reactor.wires
-    assert rig.relay.close_clients(1) == 1
+    bare.time += 1.5
+    bare.serve()
+    assert one.near not in bare.reactor.wires
+    assert bare.relay.close_clients(1) == 1
     other.read()
     other.wire.close()
-    rig.serve()
-    assert rig.relay.close_clients(1) == 0
-    rig.end()
+    bare.serve()
+    assert bare.relay.close_clients(1) == 0
+    bare.end()
 
 
 def test_health_is_told_and_taken_back() -> None:
-    rig = RelayRig()
-    one = rig.connect()
-    (client,) = rig.router.clients.values()
-    rig.relay.send_health(client, "two relays share your key")
-    rig.relay.send_health(client, "")
-    rig.reactor.flush()
+    bare = TimedRelay()
+    one = bare.connect()
+    (client,) = bare.router.clients.values()
+    bare.relay.send_health(client, "two relays share your key")
+    bare.relay.send_health(client, "")
+    bare.reactor.flush()
     assert one.read() == [Health("two relays share your key"), Health("")]
-    rig.end()
+    bare.end()
 
 
 def test_every_client_is_asked_for_its_round_trip_time_in_ten_seconds() -> None:
-    rig = RelayRig()
+    bare = TimedRelay()
     for _ in range(3):
-        rig.connect(tcp=True)
-    rig.connect()  # a socket that has none
-    before = sum(rig.router.counters.tcp_rtt)
-    rig.wait(10)
-    assert sum(rig.router.counters.tcp_rtt) - before >= 4
-    assert rig.router.counters.tcp_rtt[0] >= 3  # loopback is near
-    assert rig.router.counters.tcp_rtt[-1] >= 1
-    rig.end()
+        bare.connect(tcp=True)
+    bare.connect()  # a socket that has none
+    before = sum(bare.router.counters.tcp_rtt)
+    bare.wait(10)
+    assert sum(bare.router.counters.tcp_rtt) - before >= 4
+    assert bare.router.counters.tcp_rtt[0] >= 3  # loopback is near
+    assert bare.router.counters.tcp_rtt[-1] >= 1
+    bare.end()
 
 
 def test_an_embedder_needs_no_server() -> None:
@@ -240,8 +240,8 @@ async def test_mesh_peers_and_keys_with_their_own_limit_are_exempt() -> None:
     mesh_key = MeshKey(b"m" * 32)
     async with open_server(relay_config(rate=RateConfig(1, 1), mesh_key=mesh_key)) as server:
         peer, target = await call(server, mesh_key=mesh_key), await call(server)
-        server.relay.plane.rate_by_key = {target.key: RateConfig(10**9, 10**9)}
-        server.relay.plane.set_rates(RateConfig(1, 1), server.relay.plane.rate_by_key)
+        server.relay.sessions.rate_by_key = {target.key: RateConfig(10**9, 10**9)}
+        server.relay.sessions.set_rates(RateConfig(1, 1), server.relay.sessions.rate_by_key)
         for source, other in ((peer, target), (target, peer)):
             await source.send(other.key, *[bytes(10_000)] * 20)
             for _ in range(20):
@@ -267,7 +267,7 @@ async def test_limits_are_read_again_and_wake_those_who_wait(
 
     async with open_server(config, reread) as server:
         fast, target = await call(server), await call(server)
-        client = server.relay.plane.router.members[fast.key].connections[0]
+        client = server.relay.sessions.router.members[fast.key].connections[0]
         nursery.start_soon(fast.send, target.key, *[bytes(10_000)] * 100, b"last")  # at this rate it takes days
         with trio.fail_after(PATIENCE_SECONDS):
             while not server.relay.router.counters.rate_limited:
@@ -280,15 +280,15 @@ async def test_limits_are_read_again_and_wake_those_who_wait(
         file.write_text("{")
         server.reload()
         assert "the settings stay as they were" in caplog.text
-        assert server.relay.plane.rate == RateConfig(1, 1)
+        assert server.relay.sessions.rate == RateConfig(1, 1)
         write(PerClientRateLimitBytesPerSec=10**9, PerClientRateBurstBytes=10**9)
         server.reload()
-        assert server.relay.plane.rate == RateConfig(10**9, 10**9)
+        assert server.relay.sessions.rate == RateConfig(10**9, 10**9)
         while await target.receive_a(RecvPacket) != RecvPacket(fast.key, b"last"):
             pass
         write(PerClientRateLimitBytesPerSecond=5)  # which is not its name
         server.reload()
-        assert server.relay.plane.rate == RateConfig()
+        assert server.relay.sessions.rate == RateConfig()
         assert f"! no rate limit: {file} has no PerClientRateLimitBytesPerSec" in caplog.text
         await fast.aclose()
         await target.aclose()

@@ -165,7 +165,7 @@ async def test_a_wrong_handshake_is_closed_without_a_word(what: str) -> None:
         answer = await ask(server, UPGRADE + HANDSHAKES[what](key))
         head, _, rest = answer.partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 101 ")
-        assert rest == server.relay.plane.greeting  # ServerKey, and nothing else
+        assert rest == server.relay.sessions.greeting  # ServerKey, and nothing else
         assert closed(server) == {"protocol_error": 1}
         await bystanders.go_on(5)
 
@@ -193,7 +193,7 @@ async def test_fast_start_in_one_segment(tls: bool) -> None:
         packet = frame(0x04, bystanders.one.key + b"at once")
         await stream.send_all(fast + client_info(private, server.relay.public_key.raw) + packet)
         assert await bystanders.one.receive() == RecvPacket(private.public().raw, b"at once")
-        assert (await stream.receive_some())[:13] == server.relay.plane.greeting[:13]
+        assert (await stream.receive_some())[:13] == server.relay.sessions.greeting[:13]
         await trio.aclose_forcefully(stream)
         assert isinstance(await bystanders.one.receive(), PeerGone)
 

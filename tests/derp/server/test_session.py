@@ -39,91 +39,91 @@ from derp.protocol.messages import (
 from derp.protocol.websocket import Opcode
 from derp.relay.counters import DropReason
 from derp.server.admission import Verdict
-from tests.derp.server.rig import KINDS, MESH_KEY, Peer, Rig, SlowVerifier
+from tests.derp.server.bare_relay import KINDS, MESH_KEY, BareRelay, Peer, SlowVerifier
 from tests.support.wires import TlsWire, WebSocketWire, masked
 
 MAX_PER_KEY = 64
-Open = Callable[..., Rig]
+Open = Callable[..., BareRelay]
 
 
 @pytest.fixture
-def open_rig() -> Iterator[Open]:
-    rigs: list[Rig] = []
+def open_bare() -> Iterator[Open]:
+    opened: list[BareRelay] = []
 
-    def open_one(**settings: object) -> Rig:
-        rigs.append(Rig(**settings))  # type: ignore[arg-type]  # each test names its own
-        return rigs[-1]
+    def open_one(**settings: object) -> BareRelay:
+        opened.append(BareRelay(**settings))  # type: ignore[arg-type]  # each test names its own
+        return opened[-1]
 
     yield open_one
-    for rig in rigs:
-        rig.end()
+    for bare in opened:
+        bare.end()
 
 
 @pytest.fixture
-def rig(open_rig: Open) -> Rig:
-    return open_rig()
+def bare(open_bare: Open) -> BareRelay:
+    return open_bare()
 
 
 class Bystanders:
     """Two clients whose packets must go on, whatever happens to others."""
 
-    def __init__(self, rig: Rig) -> None:
-        self.rig = rig
-        self.a, self.b = rig.connect(), rig.connect("websocket")
+    def __init__(self, bare: BareRelay) -> None:
+        self.bare = bare
+        self.a, self.b = bare.connect(), bare.connect("websocket")
         self.count = 0
 
     def check(self) -> None:
         self.count += 1
         for sender, receiver in ((self.a, self.b), (self.b, self.a)):
             sender.send_packets(receiver, b"packet %d" % self.count)
-        self.rig.serve()
+        self.bare.serve()
         for receiver, sender in ((self.a, self.b), (self.b, self.a)):
             assert receiver.read() == [RecvPacket(sender.key, b"packet %d" % self.count)]
 
 
-def client_info(rig: Rig, private: NodePrivate, **said: object) -> bytes:
+def client_info(bare: BareRelay, private: NodePrivate, **said: object) -> bytes:
     info = ClientInfo(**said)  # type: ignore[arg-type]  # each test names its own
-    return seal_client_info(private, rig.private.public().raw, info, b"n" * 24)
+    return seal_client_info(private, bare.private.public().raw, info, b"n" * 24)
 
 
 # --- logging in
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_client_comes_in_and_packets_flow(rig: Rig, kind: str) -> None:
-    a, b = rig.connect(kind, is_ideal=False), rig.connect()
-    assert (a.core.server_key, len(rig.lobby.waiting)) == (rig.router.own_key, 0)
+def test_a_client_comes_in_and_packets_flow(bare: BareRelay, kind: str) -> None:
+    a, b = bare.connect(kind, is_ideal=False), bare.connect()
+    assert (a.core.server_key, len(bare.lobby.waiting)) == (bare.router.own_key, 0)
     assert (a.client.address, a.client.port, a.client.is_ideal) == ("127.0.0.1", 40_001, False)
     a.send_packets(b, b"hello", b"")
     b.send_packets(a, b"world")
-    rig.serve()
+    bare.serve()
     assert b.read() == [RecvPacket(a.key, b"hello"), RecvPacket(a.key, b"")]
     assert a.read() == [RecvPacket(b.key, b"world")]
     a.wire.close()
-    rig.serve()
+    bare.serve()
     assert b.read() == [PeerGone(a.key, 0)]
-    assert rig.closed() == {CloseReason.CLOSED_BY_PEER: 1}
+    assert bare.closed() == {CloseReason.CLOSED_BY_PEER: 1}
 
 
-def test_what_a_client_says_of_itself_is_kept(rig: Rig) -> None:
+def test_what_a_client_says_of_itself_is_kept(bare: BareRelay) -> None:
     private = NodePrivate(b"x" * 32)
-    peer = rig.open(private=private)
+    peer = bare.open(private=private)
     peer.read()
-    other = rig.open()
-    other.write(client_info(rig, private, is_prober=True, can_ack_pings=True, app_name="a" * 1000))
-    rig.serve()
-    (client,) = (client for client in rig.router.clients.values() if client.wire is other.near)
+    other = bare.open()
+    other.write(client_info(bare, private, is_prober=True, can_ack_pings=True, app_name="a" * 1000))
+    bare.serve()
+    (client,) = (client for client in bare.router.clients.values() if client.wire is other.near)
     assert (client.is_prober, client.can_ack_pings, client.app_name) == (True, True, "a" * 64)
 
 
-def test_a_login_in_single_bytes_with_packets_right_behind_it(rig: Rig) -> None:
-    bystanders = Bystanders(rig)
+def test_a_login_in_single_bytes_with_packets_right_behind_it(bare: BareRelay) -> None:
+    bystanders = Bystanders(bare)
     private = NodePrivate(b"x" * 32)
-    peer = rig.open(private=private)
-    stream = client_info(rig, private) + encode(SendPacket(bystanders.a.key, b"early")) + encode(Ping(b"12345678"))
+    peer = bare.open(private=private)
+    stream = client_info(bare, private) + encode(SendPacket(bystanders.a.key, b"early")) + encode(Ping(b"12345678"))
     for at in range(len(stream)):
         peer.write(stream[at : at + 1])
-        rig.serve()
+        bare.serve()
         if at == len(stream) // 2:
             bystanders.check()
     assert peer.read() == [ServerInfo(), Pong(b"12345678")]
@@ -134,23 +134,23 @@ def test_a_login_in_single_bytes_with_packets_right_behind_it(rig: Rig) -> None:
 @given(cuts=st.lists(st.integers(0, 600), max_size=5), count=st.integers(0, 5))
 def test_a_login_and_packets_cut_anywhere(cuts: list[int], count: int) -> None:
     # Fast start: everything in one segment, or in any others.
-    with Rig() as rig:
-        receiver = rig.connect()
+    with BareRelay() as bare:
+        receiver = bare.connect()
         private = NodePrivate(b"x" * 32)
-        peer = rig.open(private=private)
-        stream = client_info(rig, private)
+        peer = bare.open(private=private)
+        stream = client_info(bare, private)
         stream += b"".join(encode(SendPacket(receiver.key, bytes([number]))) for number in range(count))
         for first, last in pairwise([0, *sorted(cuts), len(stream)]):
             peer.write(stream[first:last])
-            rig.serve()
+            bare.serve()
         assert receiver.read_packets() == [bytes([number]) for number in range(count)]
         assert peer.read() == [ServerInfo()]
 
 
 def wrong_logins() -> dict[str, bytes]:
     private = NodePrivate(b"x" * 32)
-    with Rig() as rig:
-        flipped = bytearray(client_info(rig, private))
+    with BareRelay() as bare:
+        flipped = bytearray(client_info(bare, private))
     flipped[-1] ^= 1
     elsewhere = seal_client_info(private, NodePrivate(b"y" * 32).public().raw, ClientInfo(), b"n" * 24)
     return {
@@ -166,175 +166,177 @@ def wrong_logins() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", wrong_logins())
-def test_a_wrong_login_ends_the_connection(rig: Rig, name: str) -> None:
-    bystanders = Bystanders(rig)
-    peer = rig.open()
+def test_a_wrong_login_ends_the_connection(bare: BareRelay, name: str) -> None:
+    bystanders = Bystanders(bare)
+    peer = bare.open()
     peer.read()  # only now: what the core answers is not sent
     peer.wire.close()
-    peer = rig.open()
+    peer = bare.open()
     peer.write(wrong_logins()[name])
-    rig.serve()
+    bare.serve()
     assert peer.plain.read()[:5] == b"\x01\x00\x00\x00\x28", "the greeting"
     assert peer.ended
-    assert rig.closed()[CloseReason.PROTOCOL_ERROR] == 1
-    assert len(rig.router.clients) == 2
-    assert len(rig.lobby.waiting) == 0
+    assert bare.closed()[CloseReason.PROTOCOL_ERROR] == 1
+    assert len(bare.router.clients) == 2
+    assert len(bare.lobby.waiting) == 0
     bystanders.check()
 
 
-def test_a_login_that_is_announced_long_and_never_ends_waits_for_its_deadline(rig: Rig) -> None:
-    peer = rig.open()
+def test_a_login_that_is_announced_long_and_never_ends_waits_for_its_deadline(bare: BareRelay) -> None:
+    peer = bare.open()
     peer.write(HEADER.pack(FrameType.CLIENT_INFO, MAX_CLIENT_INFO_BYTES) + bytes(MAX_CLIENT_INFO_BYTES - 1))
-    rig.serve()
-    assert list(rig.lobby.waiting) == [peer.near]
-    assert rig.lobby.waiting.at(peer.near) == 1010.0
-    rig.time = 1009.9
-    rig.serve()
-    assert len(rig.reactor.wires) == 1
-    rig.time = 1010.0
-    rig.serve()
-    assert (len(rig.lobby.waiting), rig.closed()) == (0, {CloseReason.HANDSHAKE_TIMEOUT: 1})
+    bare.serve()
+    assert list(bare.lobby.waiting) == [peer.near]
+    assert bare.lobby.waiting.at(peer.near) == 1010.0
+    bare.time = 1009.9
+    bare.serve()
+    assert len(bare.reactor.wires) == 1
+    bare.time = 1010.0
+    bare.serve()
+    assert (len(bare.lobby.waiting), bare.closed()) == (0, {CloseReason.HANDSHAKE_TIMEOUT: 1})
 
 
 @pytest.mark.parametrize(("mesh_key", "is_mesh_peer"), [(MESH_KEY, True), (MeshKey(b"x" * 32), False), (None, False)])
-def test_only_the_right_mesh_key_makes_a_mesh_peer(rig: Rig, mesh_key: MeshKey | None, is_mesh_peer: bool) -> None:
-    assert rig.connect(mesh_key=mesh_key).client.is_mesh_peer is is_mesh_peer
+def test_only_the_right_mesh_key_makes_a_mesh_peer(
+    bare: BareRelay, mesh_key: MeshKey | None, is_mesh_peer: bool
+) -> None:
+    assert bare.connect(mesh_key=mesh_key).client.is_mesh_peer is is_mesh_peer
 
 
 # --- admission
 
 
-def test_a_denied_key_is_turned_away_without_a_word(open_rig: Open) -> None:
+def test_a_denied_key_is_turned_away_without_a_word(open_bare: Open) -> None:
     private = NodePrivate(b"x" * 32)
-    rig = open_rig(deny_keys=frozenset({private.public().raw}))
-    peer = rig.open(private=private)
+    bare = open_bare(deny_keys=frozenset({private.public().raw}))
+    peer = bare.open(private=private)
     peer.read()
-    rig.serve()
+    bare.serve()
     assert (peer.read(), peer.ended) == ([], True)
-    assert rig.closed() == {CloseReason.NOT_ADMITTED: 1}
+    assert bare.closed() == {CloseReason.NOT_ADMITTED: 1}
     # ... unless it proves to be a relay of ours.
-    assert rig.connect(private=private, mesh_key=MESH_KEY).client.is_mesh_peer
+    assert bare.connect(private=private, mesh_key=MESH_KEY).client.is_mesh_peer
 
 
 @pytest.mark.parametrize("verdict", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_client_waits_for_the_verdict(open_rig: Open, kind: str, verdict: bool) -> None:
+def test_a_client_waits_for_the_verdict(open_bare: Open, kind: str, verdict: bool) -> None:
     verifier = SlowVerifier()
-    rig = open_rig(verifier=verifier)
-    mesh = rig.connect(mesh_key=MESH_KEY)
+    bare = open_bare(verifier=verifier)
+    mesh = bare.connect(mesh_key=MESH_KEY)
     private = NodePrivate(b"x" * 32)
-    peer = rig.open(kind, private=private)
+    peer = bare.open(kind, private=private)
     early = encode(SendPacket(mesh.key, b"early")) + encode(SendPacket(mesh.key, b"in two parts"))
-    peer.write(client_info(rig, private) + early[:-5])
-    rig.serve()
+    peer.write(client_info(bare, private) + early[:-5])
+    bare.serve()
     peer.write(early[-5:] + encode(SendPacket(mesh.key, b"later")))
-    rig.serve()
+    bare.serve()
     ((key, address, answer),) = verifier.questions
     assert (key, address) == (private.public().raw, "127.0.0.1")
-    assert peer.near in rig.lobby.waiting, "or it would have no deadline"
-    assert (mesh.read(), len(rig.router.clients)) == ([], 1)
+    assert peer.near in bare.lobby.waiting, "or it would have no deadline"
+    assert (mesh.read(), len(bare.router.clients)) == ([], 1)
     answer(verdict)
-    rig.serve()
+    bare.serve()
     if verdict:
         assert mesh.read_packets() == [b"early", b"in two parts", b"later"]
         assert peer.read() == [ServerInfo()]
     else:
         assert (mesh.read(), peer.read(), peer.ended) == ([], [], True)
-        assert rig.closed() == {CloseReason.NOT_ADMITTED: 1}
-    assert len(rig.lobby.waiting) == 0
+        assert bare.closed() == {CloseReason.NOT_ADMITTED: 1}
+    assert len(bare.lobby.waiting) == 0
 
 
-def test_packets_let_in_by_a_verdict_do_not_wait_for_the_next_batch(open_rig: Open) -> None:
+def test_packets_let_in_by_a_verdict_do_not_wait_for_the_next_batch(open_bare: Open) -> None:
     verifier = SlowVerifier()
-    rig = open_rig(verifier=verifier)
-    mesh = rig.connect(mesh_key=MESH_KEY)
+    bare = open_bare(verifier=verifier)
+    mesh = bare.connect(mesh_key=MESH_KEY)
     private = NodePrivate(b"x" * 32)
-    peer = rig.open(private=private)
-    peer.write(client_info(rig, private) + encode(SendPacket(mesh.key, b"early")))
-    rig.serve()
+    peer = bare.open(private=private)
+    peer.write(client_info(bare, private) + encode(SendPacket(mesh.key, b"early")))
+    bare.serve()
     verifier.questions[0][2](True)
     assert mesh.read_packets() == [b"early"]
 
 
-def test_a_client_is_refused_at_once_where_too_many_wait(open_rig: Open) -> None:
+def test_a_client_is_refused_at_once_where_too_many_wait(open_bare: Open) -> None:
     verifier = SlowVerifier()
     verifier.at_once = Verdict(False, "too many wait", answered=False)
-    rig = open_rig(verifier=verifier)
+    bare = open_bare(verifier=verifier)
     private = NodePrivate(b"x" * 32)
-    peer = rig.open(private=private)
+    peer = bare.open(private=private)
     peer.read()
-    peer.write(client_info(rig, private))
-    rig.serve()
+    peer.write(client_info(bare, private))
+    bare.serve()
     assert (peer.read(), peer.ended) == ([], True)
-    assert rig.closed() == {CloseReason.NOT_ADMITTED: 1}
+    assert bare.closed() == {CloseReason.NOT_ADMITTED: 1}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tcp", [True, False])
-def test_who_leaves_while_it_waits_is_found_to_have_left(open_rig: Open, kind: str, tcp: bool) -> None:
+def test_who_leaves_while_it_waits_is_found_to_have_left(open_bare: Open, kind: str, tcp: bool) -> None:
     verifier = SlowVerifier()
-    rig = open_rig(verifier=verifier)
+    bare = open_bare(verifier=verifier)
     private = NodePrivate(b"x" * 32)
-    peer = rig.open(kind, private=private, tcp=tcp)
+    peer = bare.open(kind, private=private, tcp=tcp)
     peer.read()  # or the kernel would reset the connection, which anybody sees
-    peer.write(client_info(rig, private))
-    rig.serve()
+    peer.write(client_info(bare, private))
+    bare.serve()
     (question,) = verifier.asked
     assert question.is_waiting()
     if tcp:  # what it sent before is still there to be read
         peer.write(encode(SendPacket(b"k" * 32, b"early")))
     peer.plain.sock.shutdown(socket.SHUT_WR)
-    rig.serve()
-    assert peer.near in rig.reactor.wires, "nobody reads it"
+    bare.serve()
+    assert peer.near in bare.reactor.wires, "nobody reads it"
     assert not question.is_waiting()
-    assert rig.closed() == {CloseReason.CLOSED_BY_PEER: 1}
+    assert bare.closed() == {CloseReason.CLOSED_BY_PEER: 1}
     assert not question.is_waiting()
 
 
 @pytest.mark.parametrize("verdict", [True, False])
-def test_a_verdict_about_somebody_who_left(open_rig: Open, verdict: bool) -> None:
+def test_a_verdict_about_somebody_who_left(open_bare: Open, verdict: bool) -> None:
     verifier = SlowVerifier()
-    rig = open_rig(verifier=verifier)
+    bare = open_bare(verifier=verifier)
     private = NodePrivate(b"x" * 32)
     for number in range(3):
-        peer = rig.open(private=private, tcp=True)
-        peer.write(client_info(rig, private))
-        rig.serve()
+        peer = bare.open(private=private, tcp=True)
+        peer.write(client_info(bare, private))
+        bare.serve()
         if number == 0:  # by our deadline
-            rig.reactor.close(peer.near, CloseReason.HANDSHAKE_TIMEOUT)
+            bare.reactor.close(peer.near, CloseReason.HANDSHAKE_TIMEOUT)
         peer.plain.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         peer.wire.close()
         if number == 1:  # the reactor saw that it left
-            rig.serve()
+            bare.serve()
         verifier.questions.pop()[2](verdict)  # in the third case nobody noticed yet
-        rig.serve()
-    assert (rig.router.clients, rig.reactor.wires, len(rig.lobby.waiting)) == ({}, {}, 0)
-    assert sum(rig.closed().values()) == 3
+        bare.serve()
+    assert (bare.router.clients, bare.reactor.wires, len(bare.lobby.waiting)) == ({}, {}, 0)
+    assert sum(bare.closed().values()) == 3
 
 
 # --- many connections of one key
 
 
-def test_a_key_has_no_more_connections_than_are_allowed(rig: Rig) -> None:
+def test_a_key_has_no_more_connections_than_are_allowed(bare: BareRelay) -> None:
     private = NodePrivate(b"x" * 32)
-    peers = [rig.open(private=private) for _ in range(MAX_PER_KEY + 20)]
+    peers = [bare.open(private=private) for _ in range(MAX_PER_KEY + 20)]
     for peer in peers:
         peer.read()
-    rig.serve()  # all of them in one batch
-    member = rig.router.members[private.public().raw]
-    assert len(member.connections) == len(rig.router.clients) == MAX_PER_KEY
-    assert rig.closed() == {CloseReason.TOO_MANY: 20}
+    bare.serve()  # all of them in one batch
+    member = bare.router.members[private.public().raw]
+    assert len(member.connections) == len(bare.router.clients) == MAX_PER_KEY
+    assert bare.closed() == {CloseReason.TOO_MANY: 20}
     for peer in peers:
         peer.read()
     assert [peer.ended for peer in peers].count(True) == 20
 
 
-def test_the_connection_that_gives_way_is_the_one_silent_for_longest(rig: Rig) -> None:
+def test_the_connection_that_gives_way_is_the_one_silent_for_longest(bare: BareRelay) -> None:
     private = NodePrivate(b"x" * 32)
-    peers = [rig.connect(private=private) for _ in range(MAX_PER_KEY)]
+    peers = [bare.connect(private=private) for _ in range(MAX_PER_KEY)]
     peers[0].send(Ping(b"12345678"))
-    rig.serve()
-    rig.connect(private=private)
+    bare.serve()
+    bare.connect(private=private)
     for peer in peers:
         peer.read()
     assert [peer.ended for peer in peers[:3]] == [False, True, False]
@@ -343,59 +345,59 @@ def test_the_connection_that_gives_way_is_the_one_silent_for_longest(rig: Rig) -
 # --- frames of a client
 
 
-def test_any_frame_makes_a_connection_the_active_one(rig: Rig) -> None:
+def test_any_frame_makes_a_connection_the_active_one(bare: BareRelay) -> None:
     private = NodePrivate(b"x" * 32)
-    first, second = rig.connect(private=private), rig.connect(private=private)
-    sender = rig.connect()
+    first, second = bare.connect(private=private), bare.connect(private=private)
+    sender = bare.connect()
     for active, message in ((first, Ping(b"12345678")), (second, NotePreferred(True)), (first, NotePreferred(False))):
         active.send(message)
-        rig.serve()
+        bare.serve()
         active.read()
         sender.send_packets(active, b"for the active one")
-        rig.serve()
+        bare.serve()
         assert active.read_packets() == [b"for the active one"]
     assert second.read() == []
 
 
-def test_the_frames_of_a_client(rig: Rig) -> None:
-    peer = rig.connect()
+def test_the_frames_of_a_client(bare: BareRelay) -> None:
+    peer = bare.connect()
     ping = encode_frame(FrameType.PING, b"12345678 and more")
     peer.write(encode(NotePreferred(True)) + ping + encode(Pong(b"87654321")) + encode_frame(FrameType.PONG, b"x"))
-    rig.serve()
+    bare.serve()
     assert peer.read() == [Pong(b"12345678")]
-    counters = rig.router.counters
-    assert (rig.router.home_clients, counters.got_ping, counters.sent_pong) == (1, 1, 1)
+    counters = bare.router.counters
+    assert (bare.router.home_clients, counters.got_ping, counters.sent_pong) == (1, 1, 1)
     assert peer.client.is_preferred
     peer.send(NotePreferred(False))
-    rig.serve()
-    assert rig.router.home_clients == 0
+    bare.serve()
+    assert bare.router.home_clients == 0
 
 
-def test_the_frames_of_a_mesh_peer(rig: Rig) -> None:
-    mesh, a, b = rig.connect(mesh_key=MESH_KEY), rig.connect(), rig.connect("websocket")
+def test_the_frames_of_a_mesh_peer(bare: BareRelay) -> None:
+    mesh, a, b = bare.connect(mesh_key=MESH_KEY), bare.connect(), bare.connect("websocket")
     mesh.send(WatchConns())
-    rig.serve()
+    bare.serve()
     assert {message.key for message in mesh.read() if isinstance(message, PeerPresent)} == {mesh.key, a.key, b.key}
     mesh.send(ForwardPacket(b"f" * 32, a.key, b"one"), ForwardPacket(a.key, b.key, b"two"), Ping(b"12345678"))
     mesh.send(ForwardPacket(b"f" * 32, a.key, b"three"), SendPacket(b.key, b"four"))
-    rig.serve()
+    bare.serve()
     assert a.read() == [RecvPacket(b"f" * 32, b"one"), RecvPacket(b"f" * 32, b"three")]
     assert b.read() == [RecvPacket(a.key, b"two"), RecvPacket(mesh.key, b"four")]
     assert mesh.read() == [Pong(b"12345678")]
     mesh.send(ClosePeer(a.key))
-    rig.serve()
+    bare.serve()
     assert (a.read(), a.ended) == ([], True)
     assert b.read() == [PeerGone(a.key, 0)]
     assert mesh.read() == [PeerGone(a.key, 0)]
-    assert rig.closed() == {CloseReason.CLOSED_BY_MESH: 1}
+    assert bare.closed() == {CloseReason.CLOSED_BY_MESH: 1}
 
 
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_frames_of_all_kinds_cut_anywhere(data: st.DataObject) -> None:
     stream, packets, pings = b"", [], 0
-    with Rig() as rig:
-        peer, receiver = rig.connect(mesh_key=MESH_KEY), rig.connect()
+    with BareRelay() as bare:
+        peer, receiver = bare.connect(mesh_key=MESH_KEY), bare.connect()
         for number in range(data.draw(st.integers(1, 8))):
             body = bytes([number]) * data.draw(st.sampled_from((0, 1, 500, 65_536)))
             match data.draw(st.sampled_from(("packet", "forward", "ping", "prefer", "unknown"))):
@@ -416,16 +418,16 @@ def test_frames_of_all_kinds_cut_anywhere(data: st.DataObject) -> None:
         got: list[bytes] = []
         for first, last in pairwise([0, *sorted(cuts), len(stream)]):
             peer.write(stream[first:last])
-            for message in rig.serve_reading(receiver)[receiver]:
+            for message in bare.serve_reading(receiver)[receiver]:
                 assert isinstance(message, RecvPacket)
                 got.append(message.packet)
         assert got == packets
         assert len(peer.read()) == pings
-        assert rig.totals() == (len(packets), sum(map(len, packets)))
+        assert bare.totals() == (len(packets), sum(map(len, packets)))
 
 
-def test_a_stream_of_frames_in_single_bytes(rig: Rig) -> None:
-    peer, receiver = rig.connect(mesh_key=MESH_KEY), rig.connect()
+def test_a_stream_of_frames_in_single_bytes(bare: BareRelay) -> None:
+    peer, receiver = bare.connect(mesh_key=MESH_KEY), bare.connect()
     stream = b"".join(
         (
             encode(SendPacket(receiver.key, b"1")),
@@ -438,25 +440,25 @@ def test_a_stream_of_frames_in_single_bytes(rig: Rig) -> None:
     )
     for at in range(len(stream)):
         peer.write(stream[at : at + 1])
-        rig.serve()
+        bare.serve()
     assert receiver.read_packets() == [b"1", b"22", b"333"]
-    assert rig.router.counters.unknown_frames == 2
+    assert bare.router.counters.unknown_frames == 2
 
 
 @pytest.mark.parametrize("length", [0, 1000, 1001, 300_000, MAX_UNKNOWN_BYTES])
-def test_unknown_frames_are_skipped_however_they_arrive(rig: Rig, length: int) -> None:
-    peer, receiver = rig.connect(), rig.connect()
+def test_unknown_frames_are_skipped_however_they_arrive(bare: BareRelay, length: int) -> None:
+    peer, receiver = bare.connect(), bare.connect()
     frame = encode_frame(0x7F, bytes(length))
     after = encode(SendPacket(receiver.key, b"after"))
     peer.write(frame + after)  # goes in receives of some 200 KiB
-    rig.serve()
+    bare.serve()
     for at in (1, 5, 6, 700):
         peer.write(frame[:at])
-        rig.serve()
+        bare.serve()
         peer.write(frame[at:] + after)
-        rig.serve()
+        bare.serve()
     assert receiver.read_packets() == [b"after"] * 5
-    assert rig.router.counters.unknown_frames == 5
+    assert bare.router.counters.unknown_frames == 5
     assert peer.near.kept == b""
 
 
@@ -489,15 +491,15 @@ WRONG_OF_MESH = {
 
 @pytest.mark.parametrize("kind", ["plain", "websocket over tls"])
 @pytest.mark.parametrize("name", [*WRONG, *WRONG_OF_MESH])
-def test_a_wrong_frame_ends_its_sender_and_nobody_else(rig: Rig, name: str, kind: str) -> None:
-    bystanders = Bystanders(rig)
-    peer = rig.connect(kind, mesh_key=MESH_KEY if name in WRONG_OF_MESH else None)
+def test_a_wrong_frame_ends_its_sender_and_nobody_else(bare: BareRelay, name: str, kind: str) -> None:
+    bystanders = Bystanders(bare)
+    peer = bare.connect(kind, mesh_key=MESH_KEY if name in WRONG_OF_MESH else None)
     wrong = (WRONG | WRONG_OF_MESH)[name]
     before = encode(SendPacket(bystanders.a.key, b"in good faith"))
     after = encode(SendPacket(bystanders.a.key, b"too late"))
     peer.write(before + wrong + (after if "long" in name or "stranger" in name else b""))
     bystanders.b.send_packets(bystanders.a, b"meanwhile")
-    rig.serve()
+    bare.serve()
     got = bystanders.a.read()
     assert [message.packet for message in got if isinstance(message, RecvPacket) and message.src == peer.key] == [
         b"in good faith"
@@ -505,66 +507,66 @@ def test_a_wrong_frame_ends_its_sender_and_nobody_else(rig: Rig, name: str, kind
     assert PeerGone(peer.key, 0) in got
     assert RecvPacket(bystanders.b.key, b"meanwhile") in got
     assert (peer.read(), peer.ended) == ([], True)
-    assert rig.closed() == {CloseReason.PROTOCOL_ERROR: 1}
+    assert bare.closed() == {CloseReason.PROTOCOL_ERROR: 1}
     bystanders.check()
 
 
 @pytest.mark.parametrize("frame", [encode(NotePreferred(True)), encode(Ping(b"12345678")), HEADER.pack(0x7F, 0)])
-def test_a_flood_of_control_frames_ends_its_sender(rig: Rig, frame: bytes) -> None:
-    bystanders = Bystanders(rig)
-    peer = rig.connect()
+def test_a_flood_of_control_frames_ends_its_sender(bare: BareRelay, frame: bytes) -> None:
+    bystanders = Bystanders(bare)
+    peer = bare.connect()
     peer.write(frame * 2900)
-    rig.serve()
+    bare.serve()
     peer.read()
-    assert peer.near in rig.reactor.wires, "an eager client is none"
+    assert peer.near in bare.reactor.wires, "an eager client is none"
     near = peer.near.sock
     near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
     peer.plain.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
     peer.write(frame * 20_000)
-    rig.serve()
+    bare.serve()
     peer.read()
     assert peer.ended
-    assert rig.closed() == {CloseReason.FLOOD: 1}
+    assert bare.closed() == {CloseReason.FLOOD: 1}
     bystanders.check()
 
 
-def test_a_flood_of_packets_to_nobody_costs_only_packets(rig: Rig) -> None:
-    bystanders = Bystanders(rig)
-    peer = rig.connect()
+def test_a_flood_of_packets_to_nobody_costs_only_packets(bare: BareRelay) -> None:
+    bystanders = Bystanders(bare)
+    peer = bare.connect()
     disco = b"TS\xf0\x9f\x92\xac" + bytes(56)
     keys = [number.to_bytes(32, "big") for number in range(2000)]
     peer.send(*(SendPacket(key, disco) for key in keys))
-    rig.serve()
+    bare.serve()
     assert [type(message) for message in peer.read()] == [PeerGone] * 3
-    assert rig.router.counters.dropped(DropReason.UNKNOWN_DEST) == 2000
-    assert len(rig.router.members) == 3, "what a client sends to leaves nothing behind"
+    assert bare.router.counters.dropped(DropReason.UNKNOWN_DEST) == 2000
+    assert len(bare.router.members) == 3, "what a client sends to leaves nothing behind"
     bystanders.check()
 
 
-def test_last_packets_before_leaving_arrive(rig: Rig) -> None:
-    receiver = rig.connect()
+def test_last_packets_before_leaving_arrive(bare: BareRelay) -> None:
+    receiver = bare.connect()
     for kind in KINDS:
-        peer = rig.connect(kind)
+        peer = bare.connect(kind)
         peer.send_packets(receiver, b"last words")
         if "tls" in kind:
             peer.plain.write(tls_of(peer).say_goodbye())
         peer.wire.close()
-        rig.serve()
+        bare.serve()
         assert receiver.read() == [RecvPacket(peer.key, b"last words"), PeerGone(peer.key, 0)]
 
 
 @pytest.mark.parametrize("kind", ["tls", "websocket", "websocket over tls"])
-def test_who_says_goodbye_is_gone_though_its_socket_stays(rig: Rig, kind: str) -> None:
-    receiver, peer = rig.connect(), rig.connect(kind)
+def test_who_says_goodbye_is_gone_though_its_socket_stays(bare: BareRelay, kind: str) -> None:
+    receiver, peer = bare.connect(), bare.connect(kind)
     words = encode(SendPacket(receiver.key, b"last words"))
     if kind == "tls":
         peer.plain.write(tls_of(peer).encrypt(words) + tls_of(peer).say_goodbye())
     else:
         assert isinstance(peer.wire, WebSocketWire)
         peer.wire.write_raw(masked(words) + masked(b"", Opcode.CLOSE))
-    rig.serve()
+    bare.serve()
     assert receiver.read() == [RecvPacket(peer.key, b"last words"), PeerGone(peer.key, 0)]
-    assert rig.closed() == {CloseReason.CLOSED_BY_PEER: 1}
+    assert bare.closed() == {CloseReason.CLOSED_BY_PEER: 1}
 
 
 def tls_of(peer: Peer) -> TlsWire:
@@ -576,50 +578,50 @@ def tls_of(peer: Peer) -> TlsWire:
 # --- rate limits
 
 
-def test_a_client_that_sends_too_much_is_read_later_and_loses_nothing(rig: Rig) -> None:
-    sender, receiver = rig.connect(), rig.connect()
-    rig.plane.set_rates(RateConfig(client_bytes_per_second=100_000, client_burst_bytes=100_000), {})
+def test_a_client_that_sends_too_much_is_read_later_and_loses_nothing(bare: BareRelay) -> None:
+    sender, receiver = bare.connect(), bare.connect()
+    bare.sessions.set_rates(RateConfig(client_bytes_per_second=100_000, client_burst_bytes=100_000), {})
     packets = [bytes([number]) * 1000 for number in range(250)]
     sender.send_packets(receiver, *packets)
-    got = read_all(rig, receiver)
+    got = read_all(bare, receiver)
     assert got == packets[: len(got)]
-    until = rig.plane.throttled.at(sender.near)
-    assert until == pytest.approx(rig.time + (len(got) * 1032 - 100_000) / 100_000, abs=1e-6)
+    until = bare.sessions.throttled.at(sender.near)
+    assert until == pytest.approx(bare.time + (len(got) * 1032 - 100_000) / 100_000, abs=1e-6)
     assert until is not None
-    rig.time = until - 0.001
-    assert read_all(rig, receiver) == []
+    bare.time = until - 0.001
+    assert read_all(bare, receiver) == []
     pauses = 0
-    while pauses < 20 and (until := rig.plane.throttled.next_timeout()) is not None:
+    while pauses < 20 and (until := bare.sessions.throttled.next_timeout()) is not None:
         pauses += 1
-        rig.time = until
-        rig.reactor.serve_ready()
-        got += read_all(rig, receiver)
+        bare.time = until
+        bare.reactor.serve_ready()
+        got += read_all(bare, receiver)
     assert got == packets
-    assert rig.router.counters.rate_limited == pauses
-    assert rig.time == pytest.approx(1000.0 + (250 * 1032 - 100_000) / 100_000, abs=1e-6)
+    assert bare.router.counters.rate_limited == pauses
+    assert bare.time == pytest.approx(1000.0 + (250 * 1032 - 100_000) / 100_000, abs=1e-6)
 
 
-def read_all(rig: Rig, receiver: Peer) -> list[bytes]:
-    messages = rig.serve_reading(receiver)[receiver]
+def read_all(bare: BareRelay, receiver: Peer) -> list[bytes]:
+    messages = bare.serve_reading(receiver)[receiver]
     return [message.packet for message in messages if isinstance(message, RecvPacket)]
 
 
-def test_a_mesh_peer_is_exempt_and_single_keys_have_their_own_limit(rig: Rig) -> None:
-    mesh, other, receiver = rig.connect(mesh_key=MESH_KEY), rig.connect(), rig.connect()
+def test_a_mesh_peer_is_exempt_and_single_keys_have_their_own_limit(bare: BareRelay) -> None:
+    mesh, other, receiver = bare.connect(mesh_key=MESH_KEY), bare.connect(), bare.connect()
     slow, none = RateConfig(1000, 70_000), RateConfig()
-    rig.plane.set_rates(slow, {other.key: none})
+    bare.sessions.set_rates(slow, {other.key: none})
     for peer in (mesh, other):
         peer.send_packets(receiver, *[bytes(1000)] * 150)
-    assert len(read_all(rig, receiver)) == 300
-    assert len(rig.plane.throttled) == 0
+    assert len(read_all(bare, receiver)) == 300
+    assert len(bare.sessions.throttled) == 0
 
 
-def test_who_leaves_while_it_is_throttled_is_forgotten(rig: Rig) -> None:
-    sender, receiver = rig.connect(), rig.connect()
-    rig.plane.set_rates(RateConfig(client_bytes_per_second=1, client_burst_bytes=1), {})
+def test_who_leaves_while_it_is_throttled_is_forgotten(bare: BareRelay) -> None:
+    sender, receiver = bare.connect(), bare.connect()
+    bare.sessions.set_rates(RateConfig(client_bytes_per_second=1, client_burst_bytes=1), {})
     sender.send_packets(receiver, *[bytes(60_000)] * 2)
-    rig.serve()
-    assert list(rig.plane.throttled) == [sender.near]
+    bare.serve()
+    assert list(bare.sessions.throttled) == [sender.near]
     sender.wire.close()
-    rig.serve()
-    assert (len(rig.plane.throttled), len(rig.router.clients)) == (0, 1)
+    bare.serve()
+    assert (len(bare.sessions.throttled), len(bare.router.clients)) == (0, 1)

@@ -148,11 +148,11 @@ async def a_flood(server: RelayServer, one: Caller, other: Caller) -> None:
 
 
 async def a_limit_of_rates(server: RelayServer, one: Caller, other: Caller) -> None:
-    server.relay.plane.set_rates(RateConfig(10_000_000, 1), {})
+    server.relay.sessions.set_rates(RateConfig(10_000_000, 1), {})
     await one.send(other.key, *[bytes(60_000)] * 8)
     for _ in range(8):
         await other.receive()
-    server.relay.plane.set_rates(RateConfig(), {})
+    server.relay.sessions.set_rates(RateConfig(), {})
 
 
 async def a_drain(server: RelayServer, one: Caller, other: Caller) -> None:

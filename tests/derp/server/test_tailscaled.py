@@ -193,7 +193,7 @@ def knows(tailscaled: Tailscaled, *nodes: NodePrivate) -> None:
 async def is_refused(server: RelayServer, private: NodePrivate) -> bool:
     before = closed(server).get("not_admitted", 0)
     rest = (await ask(server, UPGRADE + client_info(private, server.relay.public_key.raw))).partition(b"\r\n\r\n")[2]
-    assert rest == server.relay.plane.greeting  # and no ServerInfo
+    assert rest == server.relay.sessions.greeting  # and no ServerInfo
     return closed(server).get("not_admitted", 0) == before + 1
 
 

@@ -457,7 +457,7 @@ async def test_yes_comes_in_no_is_closed_and_others_never_wait() -> None:
         plane.gate.set()
         assert await a.receive() == RecvPacket(guest.public().raw, b"behind the handshake")
         rest = (await ask(server, UPGRADE + client_info(stranger, key))).partition(b"\r\n\r\n")[2]
-        assert rest == server.relay.plane.greeting
+        assert rest == server.relay.sessions.greeting
         assert closed(server) == {"not_admitted": 1}
         asked = len(plane.requests)
         again = await call(server, private=guest)  # which is remembered

@@ -1,4 +1,4 @@
-"""Router, plane and reactor on real sockets in virtual time, without HTTP: links begin with the DERP handshake.
+"""Router, sessions and reactor on real sockets in virtual time, without HTTP: links begin with the DERP handshake.
 
 `serve` serves what is ready, synchronously; a peer that does not `read` is a slow reader.
 """
@@ -19,7 +19,7 @@ from derp.relay.clients import Client
 from derp.relay.router import Router
 from derp.server.admission import Admission, Question, Verdict
 from derp.server.lobby import Lobby
-from derp.server.session import Greeting, Plane
+from derp.server.session import Greeting, Sessions
 from derp.transport.links import RECEIVE_BYTES, Link, TlsLink
 from derp.transport.reactor import Reactor
 from tests.derp.server.world import relay_config
@@ -49,12 +49,18 @@ class SlowVerifier:
 
 
 class Peer:
-    """A client of the rig.  `core` is its connection, `near` the relay's link."""
+    """A client of the bare relay.  `core` is its connection, `near` the relay's link."""
 
     def __init__(
-        self, rig: "Rig", near: Link, wire: Wire, plain: PlainWire, private: NodePrivate, mesh_key: MeshKey | None
+        self,
+        bare: "BareRelay",
+        near: Link,
+        wire: Wire,
+        plain: PlainWire,
+        private: NodePrivate,
+        mesh_key: MeshKey | None,
     ) -> None:
-        self.rig = rig
+        self.bare = bare
         self.key = private.public().raw
         self.near = near
         self.wire = wire
@@ -64,10 +70,10 @@ class Peer:
     @property
     def client(self) -> Client:
         """What the relay has of it."""
-        return next(client for client in self.rig.router.clients.values() if client.wire is self.near)
+        return next(client for client in self.bare.router.clients.values() if client.wire is self.near)
 
     def write(self, data: bytes) -> None:
-        """Any bytes, as far as the kernel takes them now; `rig.serve` moves on."""
+        """Any bytes, as far as the kernel takes them now; `bare.serve` moves on."""
         self.wire.write(data)
 
     def send(self, *messages: PlainMessage) -> None:
@@ -94,7 +100,7 @@ class Peer:
         return self.wire.ended
 
 
-class Rig:
+class BareRelay:
     """One relay without a door.  Close it with `end`."""
 
     def __init__(
@@ -111,7 +117,7 @@ class Rig:
         self.router = Router(self.private.public().raw, queue_depth=queue_depth, queue_bytes=queue_bytes)
         config = relay_config(private_key=self.private, mesh_key=MESH_KEY, deny_keys=deny_keys)
         self.lobby = Lobby(self.reactor, config)
-        self.plane = Plane(
+        self.sessions = Sessions(
             self.router, self.reactor, self.lobby, self.private, Admission(config, verifier), random_bytes=os.urandom
         )
         self.peers: list[Peer] = []
@@ -145,7 +151,7 @@ class Rig:
             link.codec = WebSocketDecoder(True, 128 * 1024)
         link.appetite = RECEIVE_BYTES  # as of one that has sent for a while
         private = private or NodePrivate(number.to_bytes(32, "big"))
-        greeting = link.session = Greeting(self.plane, link, is_ideal=is_ideal)
+        greeting = link.session = Greeting(self.sessions, link, is_ideal=is_ideal)
         self.lobby.enter(link)
         link.push(greeting.hello())
         self.reactor.add(link)
@@ -207,7 +213,7 @@ class Rig:
         held = sum(queue.packets for queue in queues)
         return routed_totals(self.router, held, sum(queue.packet_bytes for queue in queues))
 
-    def __enter__(self) -> "Rig":
+    def __enter__(self) -> "BareRelay":
         return self
 
     def __exit__(self, *failure: object) -> None:
