@@ -328,6 +328,26 @@ def test_files_that_are_named_exist() -> None:
     assert names_of_no_file(here, 'class A:\n    """relay/door.py"""')
 
 
+def unread_constants(trees: Iterable[tuple[str, ast.Module]]) -> set[str]:
+    """Constants of modules that no module reads: a bound of that kind bounds nothing."""
+    given: dict[str, str] = {}
+    read: set[str] = set()
+    for name, tree in trees:
+        for statement in tree.body:
+            targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+            given |= {each.id: name for each in targets if isinstance(each, ast.Name) and each.id.isupper()}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Load):
+                read.add(node.id if isinstance(node, ast.Name) else node.attr)
+    return {f"{place} {constant}" for constant, place in given.items() if constant not in read}
+
+
+def test_constants_are_read() -> None:
+    assert unread_constants(modules()) == set()
+    tree = ast.parse("MAX_A: Final = 1\nMAX_B = 2\nprint(MAX_B)\nclass C:\n    MAX_C = 1")
+    assert unread_constants([("a.py", tree)]) == {"a.py MAX_A"}
+
+
 def test_unwanted_names() -> None:
     problems = [
         name for name, _ in modules() if set(Path(name).stem.split("_")) & UNWANTED_NAMES and "__init__" not in name

@@ -15,7 +15,6 @@ from derp.errors import LocalProtocolError, RemoteProtocolError
 
 Payload: TypeAlias = bytes | bytearray | memoryview
 
-DEFAULT_PORT: Final = 3478
 TRANSACTION_ID_BYTES: Final = 12
 
 _COOKIE: Final = b"\x21\x12\xa4\x42"

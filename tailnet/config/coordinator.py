@@ -5,12 +5,10 @@ Every default stands here once, or in derp/config/relay.py where it is whoever l
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Final
 
 from derp.config import RelayConfig, RelayRules, ServerConfig
 from derp.keys import NodePrivate
-
-DEFAULT_STUN_PORT: Final = 3478
+from derp.map import DEFAULT_STUN_PORT
 
 
 @dataclass(frozen=True, slots=True)

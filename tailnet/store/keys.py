@@ -20,8 +20,6 @@ from tailnet.store.schema import kept_maps, signing_keys
 
 _log = logging.getLogger("tailnet.store")
 
-RESUME_PURPOSE: Final = "tailnet_resume"
-
 # HS512 gains nothing from more than its block's 64 bytes of hash output.
 KEY_BYTES: Final = 64
 KEY_ID_BYTES: Final = 8

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from datetime import timedelta
 from itertools import count
 
-from tailnet.store.keys import KEY_BYTES, RESUME_PURPOSE, ROTATE_AFTER, VERIFY_AFTER_ROTATION
+from tailnet.store.keys import KEY_BYTES, ROTATE_AFTER, VERIFY_AFTER_ROTATION
 from tailnet.store.store import Store
 from tests.support.seeds import NOW
+
+PURPOSE = "one purpose"
 
 MOMENT = timedelta(microseconds=1)
 
@@ -20,10 +22,10 @@ def counting_bytes() -> Callable[[int], bytes]:
 
 def test_keys_survive_a_restart(store_url: str) -> None:
     store = Store.open(store_url)
-    [first] = store.keys.signing_keys(RESUME_PURPOSE, NOW, counting_bytes())
+    [first] = store.keys.signing_keys(PURPOSE, NOW, counting_bytes())
     store.close()
     again = Store.open(store_url)
-    assert again.keys.signing_keys(RESUME_PURPOSE, NOW + timedelta(days=1), counting_bytes()) == [first]
+    assert again.keys.signing_keys(PURPOSE, NOW + timedelta(days=1), counting_bytes()) == [first]
     again.close()
     assert len(first.secret) == KEY_BYTES
     assert first.secret.hex() not in repr(first)
@@ -31,7 +33,7 @@ def test_keys_survive_a_restart(store_url: str) -> None:
 
 def test_purposes_do_not_share_keys(store: Store) -> None:
     random_bytes = counting_bytes()
-    [resume] = store.keys.signing_keys(RESUME_PURPOSE, NOW, random_bytes)
+    [resume] = store.keys.signing_keys(PURPOSE, NOW, random_bytes)
     [other] = store.keys.signing_keys("other", NOW, random_bytes)
     assert resume.secret != other.secret
 
@@ -62,23 +64,23 @@ def test_processes_that_start_together_have_one_lasting_key(store: Store) -> Non
 
 def test_rotation(store: Store) -> None:
     random_bytes = counting_bytes()
-    [first] = store.keys.signing_keys(RESUME_PURPOSE, NOW, random_bytes)
+    [first] = store.keys.signing_keys(PURPOSE, NOW, random_bytes)
     rotated = NOW + ROTATE_AFTER
-    assert store.keys.signing_keys(RESUME_PURPOSE, rotated - MOMENT, random_bytes) == [first]
-    second, old = store.keys.signing_keys(RESUME_PURPOSE, rotated, random_bytes)
+    assert store.keys.signing_keys(PURPOSE, rotated - MOMENT, random_bytes) == [first]
+    second, old = store.keys.signing_keys(PURPOSE, rotated, random_bytes)
     assert old == first
     assert second not in (first,)
     # The old key verifies for as long as a token of its last moment may live, and a day more.
     late = rotated + VERIFY_AFTER_ROTATION
-    assert store.keys.signing_keys(RESUME_PURPOSE, late - MOMENT, random_bytes) == [second, first]
-    assert store.keys.signing_keys(RESUME_PURPOSE, late, random_bytes) == [second]
-    assert store.keys.signing_keys(RESUME_PURPOSE, late - MOMENT, random_bytes) == [second]
+    assert store.keys.signing_keys(PURPOSE, late - MOMENT, random_bytes) == [second, first]
+    assert store.keys.signing_keys(PURPOSE, late, random_bytes) == [second]
+    assert store.keys.signing_keys(PURPOSE, late - MOMENT, random_bytes) == [second]
 
 
 def test_a_server_that_slept_past_both_limits(store: Store) -> None:
     random_bytes = counting_bytes()
-    [first] = store.keys.signing_keys(RESUME_PURPOSE, NOW, random_bytes)
-    keys = store.keys.signing_keys(RESUME_PURPOSE, NOW + 10 * ROTATE_AFTER, random_bytes)
+    [first] = store.keys.signing_keys(PURPOSE, NOW, random_bytes)
+    keys = store.keys.signing_keys(PURPOSE, NOW + 10 * ROTATE_AFTER, random_bytes)
     # The sleeper's key signed until now, so it still verifies.
     assert keys[1:] == [first]
 
@@ -91,7 +93,7 @@ def test_processes_that_start_together_agree(store_url: str) -> None:
     def start(seed: int) -> None:
         store = Store.open(store_url)
         gate.wait()
-        keys = store.keys.signing_keys(RESUME_PURPOSE, NOW, lambda length: seed.to_bytes(length, "big"))
+        keys = store.keys.signing_keys(PURPOSE, NOW, lambda length: seed.to_bytes(length, "big"))
         found.append(keys[0].id)
         store.close()
 
