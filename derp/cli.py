@@ -1,4 +1,4 @@
-"""The `derp` command (layer L4): serve, ping, genkey; netcheck, probe and map have files of their own.
+"""The `derp` command (layer L4): serve, genkey; netcheck, ping, probe and map have files of their own.
 
 Results go to stdout, one JSON object a line with --json; the log and errors go to stderr.  Exit status: 0 good, 1 it
 failed, 2 it was asked wrongly.  The options of `serve` come from config/settings.py, where derper's names stand too.
@@ -8,12 +8,10 @@ Next hop: server/server.py, client/client.py.
 import json
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import click
 import trio
@@ -21,22 +19,20 @@ import trio
 from derp.cli_map import map_commands
 from derp.cli_netcheck import netcheck
 from derp.cli_output import Lines, open_console, print_json
+from derp.cli_ping import ping
 from derp.cli_probe import probe
-from derp.config import RelayConfig, load_config, load_private_key
+from derp.config import RelayConfig, load_config
 from derp.config.settings import REFUSED, SETTINGS
 from derp.errors import ConfigError, DerpError, KeyFormatError
-from derp.keys import NodePrivate, NodePublic
+from derp.keys import NodePrivate
 from derp.log import set_up_logging, tell_fatal
 from derp.map import is_address
 
 if TYPE_CHECKING:
-    from derp.client.client import DerpClient
-    from derp.client.dial import DialOptions
     from derp.server.server import RelayServer
 
 _log = logging.getLogger("derp.cli")
 
-PING_INTERVAL_SECONDS: Final = 1.0
 _SWITCHES: Final = frozenset(
     [flag for setting in SETTINGS if setting.is_switch for flag in setting.flags]
     + [refused.flag for refused in REFUSED if refused.is_switch]
@@ -198,115 +194,6 @@ def _say_what_to_try(console: "Lines", server: "RelayServer") -> None:
 
 
 @cli.command()
-@click.argument("key", required=False)
-@click.option("--via", metavar="URL", required=True, help="the relay: https://relay.example, or http://host:3340")
-@click.option("--count", default=4, show_default=True, type=click.IntRange(1), help="how many pings")
-@click.option("--timeout", default=2.0, show_default=True, type=click.FloatRange(0.05, 60), help="seconds for each")
-@click.option("--answer", is_flag=True, help="be the one who answers: for `derp ping` elsewhere")
-@click.option("--key-file", metavar="FILE", help="come as this key, for relays that admit not everybody")
-@click.option("--pin", metavar="PIN", default="", help="the certificate's sha256-raw:<hex>, as in a map's CertName")
-@click.option("--websocket", is_flag=True, help="go by websocket at once")
-@click.option("--json", "as_json", is_flag=True, help="one JSON object a line")
-def ping(key: str | None, via: str, count: int, timeout: float, answer: bool, as_json: bool, **how: Any) -> None:
-    """Ask a relay how far away it is, and whether KEY (nodekey:...) is there.
-
-    A peer that runs `derp ping --answer` sends pings back; other nodes stay silent, but are known to be there, since
-    the relay would deny an absent one.  Exit status 0: the relay answered, and KEY is there if one was given.
-    """
-    from derp.client.dial import DialOptions
-
-    destination = NodePublic.parse(key).raw if key is not None else None
-    private = load_private_key(Path(how["key_file"])) if how["key_file"] else NodePrivate.generate()
-    options = DialOptions(cert_name=how["pin"], force_websocket=how["websocket"])
-    say = print_json if as_json else _say_ping
-    if answer:
-        trio.run(_answer, via, private, options, say)
-        return
-    if not trio.run(_ping, destination, via, private, options, count, timeout, say):
-        sys.exit(1)
-
-
-async def _ping(
-    destination: bytes | None,
-    via: str,
-    private: NodePrivate,
-    options: "DialOptions",
-    count: int,
-    timeout: float,
-    say: Callable[[dict[str, Any]], None],
-) -> bool:
-    from derp.client.client import open_derp_client
-    from derp.client.ping import Presence, ping_peer
-
-    is_there = False
-    async with open_derp_client(via, private, options=options, app_name="derp ping") as client:
-        say(_relay_event(client, private))
-        for number in range(1, count + 1):
-            # A relay tells of absent keys once a second, so no faster; the first one goes out at once.
-            not_before = trio.current_time() + PING_INTERVAL_SECONDS
-            event: dict[str, Any] = {"event": "ping", "number": number, "relay_seconds": await client.ping(timeout)}
-            if destination is None:
-                is_there = True
-            else:
-                result = await ping_peer(client, destination, timeout)
-                is_there = is_there or result.presence is not Presence.ABSENT
-                event |= {"key": str(NodePublic(destination)), "presence": result.presence.value}
-                event |= {"seconds": result.seconds} if result.seconds is not None else {}
-            say(event)
-            if number < count:
-                await trio.sleep_until(not_before)
-    return is_there
-
-
-async def _answer(
-    via: str, private: NodePrivate, options: "DialOptions", say: Callable[[dict[str, Any]], None]
-) -> None:
-    from derp.client.client import open_derp_client
-    from derp.client.ping import answer_pings
-
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with open_derp_client(via, private, options=options, app_name="derp ping") as client:
-            say(_relay_event(client, private))
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(answer_pings, client)
-                await anext(signals)
-                nursery.cancel_scope.cancel()
-
-
-def _relay_event(client: "DerpClient", private: NodePrivate) -> dict[str, Any]:
-    event = {
-        "event": "relay",
-        "url": client.address.label(),
-        "relay_key": str(NodePublic(client.server_key)),
-        "our_key": str(private.public()),
-        "carrier": client.carrier.value,
-        "tls": client.tls_version or None,
-    }
-    return event | ({"health": client.health} if client.health else {})
-
-
-def _say_ping(event: dict[str, Any]) -> None:
-    console = open_console()
-    if event["event"] == "relay":
-        tls = f", {event['tls']}" if event["tls"] else ""
-        console.print(f"relay {event['url']} ({event['carrier']}{tls}) has {event['relay_key']}")
-        console.print(f"we are {event['our_key']}")
-        if "health" in event:
-            console.print(f"it says: {event['health']}", style="yellow")
-        return
-    relay = f"relay {event['relay_seconds'] * 1000:.2f} ms"
-    if "presence" not in event:
-        console.print(f"{event['number']}: {relay}", style="green")
-        return
-    text, style = {
-        "answered": (f"answered in {event.get('seconds', 0.0) * 1000:.2f} ms", "green"),
-        "silent": ("is there, and silent", "green"),
-        "absent": ("is not on this relay", "red"),
-    }[event["presence"]]
-    console.print(f"{event['number']}: {NodePublic.parse(event['key']).short()} {text}; {relay}", style=style)
-
-
-@cli.command()
 @click.option("--json", "as_json", is_flag=True, help="one JSON object")
 def genkey(as_json: bool) -> None:
     """Make a key pair; the private half is a secret.
@@ -321,7 +208,7 @@ def genkey(as_json: bool) -> None:
     click.echo(f"public key {private.public()}", err=True)
 
 
-for command in (netcheck, probe, map_commands):
+for command in (netcheck, ping, probe, map_commands):
     cli.add_command(command)
 
 

@@ -39,6 +39,7 @@ ORDER: tuple[tuple[str, int], ...] = (
     ("derp/cli_output", 4),
     ("derp/cli_map", 4),
     ("derp/cli_netcheck", 4),
+    ("derp/cli_ping", 4),
     ("derp/cli_probe", 4),
     ("derp/cli", 4),
     ("derp/__main__", 4),

@@ -3,13 +3,13 @@
 A relay confirms no packet, but it tells a sender whose packet looks like disco when the destination is not there.  So a
 ping is such a packet: a key that is absent gives PeerGone, a peer that runs `answer_pings` sends it back, and a genuine
 node stays silent (it drops disco of strangers), which then means: it is there.  Pong of the relay itself tells how far
-that is.  Called by cli.py.
+that is.  Called by cli_ping.py.
 """
 
 import enum
 import os
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 
@@ -58,9 +58,24 @@ async def ping_peer(client: DerpClient, key: bytes, timeout_seconds: float) -> P
     return PeerPing(Presence.SILENT)
 
 
-async def answer_pings(client: DerpClient) -> None:
+class Answering(Protocol):
+    """A DerpClient or a ReconnectingClient."""
+
+    async def send(self, dst: bytes, packet: bytes) -> None:
+        """Queue a packet."""
+
+    async def receive(self) -> object:
+        """The next message."""
+
+
+async def answer_pings(client: Answering) -> None:
     """Send every ping back to where it came from, until cancelled or the connection ends."""
     while True:
-        match await client.receive():
-            case RecvPacket(src, packet) if len(packet) == DISCO_MIN_BYTES and packet[: len(_REQUEST)] == _REQUEST:
-                await client.send(src, _ANSWER + packet[len(_REQUEST) :])
+        await answer_ping(client, await client.receive())
+
+
+async def answer_ping(client: Answering, message: object) -> None:
+    """Send a ping back to where it came from; every other message is left alone."""
+    match message:
+        case RecvPacket(src, packet) if len(packet) == DISCO_MIN_BYTES and packet[: len(_REQUEST)] == _REQUEST:
+            await client.send(src, _ANSWER + packet[len(_REQUEST) :])

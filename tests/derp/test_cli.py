@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import resource
 import signal
 import socket
@@ -256,93 +255,6 @@ async def test_by_name_what_to_try_works_as_it_is_printed(tmp_path: Path) -> Non
             context.wrap_socket(sock, server_hostname=name) as tls,
         ):
             assert tls.getpeercert()
-
-
-# ping.
-
-
-async def run_ping(*arguments: str) -> tuple[int, list[dict[str, Any]], str]:
-    """Exit status, JSON lines and stderr of one `derp ping --json`."""
-    done = await trio.run_process(
-        [sys.executable, "-m", "derp", "ping", "--json", *arguments],
-        capture_stdout=True,
-        capture_stderr=True,
-        check=False,
-        env=ENVIRONMENT,
-    )
-    return done.returncode, [json.loads(line) for line in done.stdout.splitlines()], done.stderr.decode()
-
-
-async def test_ping_finds_who_is_there_over_tls_with_a_pin(tmp_path: Path) -> None:
-    key = NodePrivate.generate()
-    (tmp_path / "key").write_text(json.dumps({"PrivateKey": key.text()}))
-    async with serving(*DEV, "--json", "--tls-self-signed", "--http-port=-1") as relay:
-        listening, _, derp_map, _ = await relay.events()
-        via = [f"--via=https://127.0.0.1:{listening['port']}"]
-        via.append(f"--pin={derp_map['map']['Regions']['900']['Nodes'][0]['CertName']}")
-        async with serving("ping", "--answer", f"--key-file={tmp_path / 'key'}", "--json", *via) as answering:
-            assert json.loads(await answering.line())["our_key"] == str(key.public())
-            status, (first, *pings), _ = await run_ping(str(key.public()), "--count=1", *via)
-            assert status == 0
-            assert first["carrier"] == "derp-fast-start"
-            assert [(event["presence"], event["number"]) for event in pings] == [("answered", 1)]
-            assert 0 < pings[0]["seconds"] < 2
-            answering.process.send_signal(signal.SIGINT)
-            assert await answering.process.wait() == 0
-        status, (_, gone), _ = await run_ping(str(key.public()), "--count=1", "--websocket", *via)
-        assert status == 1
-        assert gone["presence"] == "absent"
-        status, events, error = await run_ping(via[0])
-        assert (status, events) == (1, [])
-        assert "self-signed: pin it" in error
-
-
-async def test_ping_without_a_key_measures_the_relay() -> None:
-    async with serving(*DEV, "--json") as relay:
-        port = (await relay.events())[0]["port"]
-        status, (_, pong), _ = await run_ping(f"--via=http://127.0.0.1:{port}", "--count=1")
-        assert status == 0
-        assert set(pong) == {"event", "number", "relay_seconds"}
-
-
-async def test_ping_tells_people_in_words() -> None:
-    absent = "nodekey:" + "0a" * 32
-    async with serving(*DEV, "--json") as relay:
-        *_, last = events = await relay.events()
-        via = f"--via=http://127.0.0.1:{events[0]['port']}"
-        async with serving("ping", "--answer", via) as answering:
-            assert (await answering.line()).endswith(f"/derp (derp) has {last['public_key']}")
-            key = (await answering.line()).removeprefix("we are ")
-            async with serving("ping", key, via, "--count=1") as asking:
-                lines = [await asking.line() for _ in range(3)]
-                assert await asking.process.wait() == 0
-            assert re.fullmatch(r"1: \[\S{5}\] answered in [0-9.]+ ms; relay [0-9.]+ ms", lines[2])
-        async with serving("ping", absent, via, "--count=2") as asking:
-            lines = [await asking.line() for _ in range(4)]
-            assert await asking.process.wait() == 1
-        assert [line.partition(";")[0] for line in lines[2:]] == [
-            "1: [CgoKC] is not on this relay",
-            "2: [CgoKC] is not on this relay",
-        ]
-        async with serving("ping", via, "--count=1") as asking:
-            assert re.fullmatch(r"1: relay [0-9.]+ ms", [await asking.line() for _ in range(3)][2])
-
-
-@pytest.mark.parametrize(
-    ("arguments", "status", "says"),
-    [
-        (["nodekey:1", "--via=http://127.0.0.1:9"], 2, "derp: a node public key has 64 hex digits"),
-        (["--via=ftp://127.0.0.1"], 2, "derp: relay URL 'ftp://127.0.0.1': must look like https://"),
-        (["--via=http://127.0.0.1:9"], 1, "nothing listens on that port"),
-        (["--via=http://127.0.0.1:9", "--key-file=/nonexistent"], 2, "derp: /nonexistent: cannot read the private key"),
-        ([], 2, "Missing option '--via'"),
-    ],
-)
-def test_a_ping_that_cannot_be_is_one_sentence(arguments: list[str], status: int, says: str) -> None:
-    done = run("ping", *arguments)
-    assert (done.returncode, done.stdout) == (status, "")
-    assert says in done.stderr
-    assert "Traceback" not in done.stderr
 
 
 # genkey.
