@@ -49,6 +49,11 @@ def set_up_logging(form: str, level: str, stream: IO[str] | None = None) -> None
         sys.excepthook = _log_crash
 
 
+def set_level(level: str) -> None:
+    """Say more or less from now on: debug, info, warning or error."""
+    logging.getLogger().setLevel(_LEVELS[level])
+
+
 def fields(**values: object) -> Mapping[str, object]:
     """For `extra=` of a log call: what the line says, for machines.  JSON lines carry it beside the message.
 

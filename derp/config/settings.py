@@ -184,6 +184,7 @@ _BESIDE_DERP: Final = (
         "blank|URL",
         "what / shows: our page by default, an empty page, or a redirect",
         from_derper=True,
+        reloadable=True,
     ),
     Setting(
         "bootstrap_dns_names",
@@ -228,6 +229,7 @@ _DEADLINES: Final = (
         "close a client that takes nothing for so long, {default} by default; 0: never",
         "tcp_write_timeout_seconds",
         from_derper=True,
+        reloadable=True,
     ),
     Setting(
         "mesh_write_timeout",
@@ -235,6 +237,7 @@ _DEADLINES: Final = (
         "DURATION",
         "the same for a mesh peer, {default} by default",
         "mesh_write_timeout_seconds",
+        reloadable=True,
     ),
     Setting(
         "tcp_user_timeout",
@@ -259,6 +262,7 @@ _DEADLINES: Final = (
         "DURATION",
         "from accept to login, {default} by default",
         "handshake_timeout_seconds",
+        reloadable=True,
     ),
     # Above 110 s, jitter included, stock clients hang up: they wait 120 s.
     Setting(
@@ -274,6 +278,7 @@ _DEADLINES: Final = (
         "DURATION",
         "after SIGTERM, how long clients are sent away in order, {default} by default",
         "drain_seconds",
+        reloadable=True,
     ),
 )
 _LOAD: Final = (
@@ -283,6 +288,7 @@ _LOAD: Final = (
         "NUMBER",
         "new connections per second, {default} by default; inf: no limit",
         from_derper=True,
+        reloadable=True,
     ),
     Setting(
         "accept_connection_burst",
@@ -290,6 +296,7 @@ _LOAD: Final = (
         "NUMBER",
         "how many may come at once, {default} by default",
         from_derper=True,
+        reloadable=True,
     ),
     Setting(
         "max_connections",
@@ -297,6 +304,7 @@ _LOAD: Final = (
         "NUMBER",
         "connections at a time, {default} by default, never above the limit of open files",
         part_of="max_connections",
+        reloadable=True,
     ),
     Setting(
         "queue_depth",
@@ -373,14 +381,24 @@ _WHO_MAY_WHAT: Final = (
         "NODEKEY,...",
         "only these clients may come in; where several checks are set each has to allow, in this order: --deny-keys, "
         "--allow-keys, --verify-clients, --verify-client-url",
+        reloadable=True,
     ),
-    Setting("deny_keys", parse.node_keys, "NODEKEY,...", "these clients may not, whatever else is set"),
-    Setting("debug_allow", parse.many(parse.network), "NETWORK,...", "who may see /debug/, loopback by default"),
+    Setting(
+        "deny_keys", parse.node_keys, "NODEKEY,...", "these clients may not, whatever else is set", reloadable=True
+    ),
+    Setting(
+        "debug_allow",
+        parse.many(parse.network),
+        "NETWORK,...",
+        "who may see /debug/, loopback by default",
+        reloadable=True,
+    ),
     Setting(
         "trusted_proxies",
         parse.many(parse.network),
         "NETWORK,...",
         "whose X-Forwarded-For is believed, nobody's by default",
+        reloadable=True,
     ),
 )
 _LOG: Final = (
@@ -390,7 +408,9 @@ _LOG: Final = (
         "auto|text|json",
         "auto is text on a terminal, else JSON lines",
     ),
-    Setting("log_level", parse.OneOf("debug", "info", "warning", "error"), "LEVEL", "{default} by default"),
+    Setting(
+        "log_level", parse.OneOf("debug", "info", "warning", "error"), "LEVEL", "{default} by default", reloadable=True
+    ),
 )
 
 SETTINGS: Final = Table(

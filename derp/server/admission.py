@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from derp.config import RelayConfig
+from derp.config import RelayRules
 
 # Nonces of mesh peers' logins that are remembered.  Only who has the mesh key can add one, and a region of ten nodes
 # that all reconnect every minute takes two days to fill this megabyte.
@@ -80,13 +80,18 @@ class Verifier(Protocol):
 class Admission:
     """The rules of one relay.  `verifier` is None when nobody needs to be asked."""
 
-    def __init__(self, config: RelayConfig, verifier: Verifier | None = None) -> None:
+    def __init__(self, config: RelayRules, verifier: Verifier | None = None) -> None:
         self.mesh_key = config.mesh_key
         """Who proves to have it is a relay of our region, and always comes in."""
-        self._allow = config.allow_keys
-        self._deny = config.deny_keys
+        self._allow: frozenset[bytes] | None
+        self._deny: frozenset[bytes]
+        self.configure(config)
         self._verifier = verifier
         self._logins: dict[bytes, None] = {}
+
+    def configure(self, rules: RelayRules) -> None:
+        """Take both lists from settings; whoever is here already is not asked."""
+        self._allow, self._deny = rules.allow_keys, rules.deny_keys
 
     def is_replayed(self, nonce: bytes) -> bool:
         """Whether a mesh peer's ClientInfo with this nonce was seen before.
@@ -112,13 +117,20 @@ class Admission:
 
     def decide(self, key: bytes, address: str) -> Verdict | None:
         """The verdict; None: `ask` first."""
+        refused = self.refused_by_list(key)
+        if refused is not None:
+            return refused
+        if self._verifier is None:
+            return ADMITTED
+        return self._verifier.cached(key, address)
+
+    def refused_by_list(self, key: bytes) -> Verdict | None:
+        """The verdict of the lists, if that is a refusal."""
         if key in self._deny:
             return Verdict(False, "it is one of --deny-keys")
         if self._allow is not None and key not in self._allow:
             return Verdict(False, "it is none of --allow-keys")
-        if self._verifier is None:
-            return ADMITTED
-        return self._verifier.cached(key, address)
+        return None
 
     def ask(self, question: Question) -> Verdict | None:
         """Have others decide later; or the verdict at once, when too many questions wait."""

@@ -22,6 +22,7 @@ from derp.config import ServerConfig, compare
 from derp.config.setting import Table
 from derp.errors import ConfigError
 from derp.keys import NodePublic
+from derp.log import set_level
 from derp.server.door import FrontDoor
 from derp.server.encryption import open_keeper, open_tls
 from derp.server.handover import HandoverError, Inherited, hand_over
@@ -209,6 +210,7 @@ class Server(ABC, Generic[Config]):
         self.config = changes.config
         if changes.applied:
             _log.info("= changed: %s", ", ".join(changes.applied))
+            set_level(self.config.log_level)
             self.lobby.configure(self.config)
             self.apply(changes.applied)
         return changes.waiting

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from derp.close_reason import CloseReason
-from derp.config import RelayConfig
+from derp.config import RelayConfig, RelayRules
 from derp.protocol.frames import FrameType, encode_frame
 from derp.protocol.messages import Restarting, encode
 from derp.relay.clients import Client
@@ -107,6 +107,18 @@ class Relay:
             if self.mesh is not None:
                 nursery.start_soon(self.mesh.run, self.config.mesh_with)
             task_status.started()
+
+    def configure(self, rules: RelayRules) -> None:
+        """Take from settings that were read again what a running relay can: rates, lists of keys, write time-outs."""
+        sessions = self.sessions
+        sessions.set_rates(rules.rate, rules.rate_by_key)
+        sessions.mesh_write_seconds = rules.mesh_write_timeout_seconds
+        sessions.admission.configure(rules)
+        for client in tuple(self.router.clients.values()):
+            refused = None if client.is_mesh_peer else sessions.admission.refused_by_list(client.key)
+            if refused is not None:
+                self.host.close(client.wire, CloseReason.NOT_ADMITTED, refused.because)
+        self.host.flush()
 
     def _keep_alive(self, client: Client) -> None:
         # Spreads keep-alives over time; nobody gains from guessing it.

@@ -80,12 +80,16 @@ class RelayServer(Server[RelayConfig]):
         await nursery.start(self.relay.run)
 
     def apply(self, changed: Sequence[str]) -> None:
-        rate = self.config.rate
-        self.relay.sessions.set_rates(rate, self.config.rate_by_key)
+        config, rate = self.config, self.config.rate
+        self.reactor.write_seconds = config.tcp_write_timeout_seconds
+        self.pages.configure(home=config.home, debug_allow=config.debug_allow)
+        self.relay.configure(config)
+        if not {"--rate-config", "--rate-keys"} & set(changed):
+            return
         if rate.client_bytes_per_second:
             _log.info("= rate limit: %d bytes/s, burst %d", rate.client_bytes_per_second, rate.client_burst_bytes)
-        elif self.config.rate_config_file is not None:  # meant so, or a key that is misspelt
-            _log.warning("! no rate limit: %s has no %s", self.config.rate_config_file, RATE_FIELDS[0])
+        elif config.rate_config_file is not None:  # meant so, or a key that is misspelt
+            _log.warning("! no rate limit: %s has no %s", config.rate_config_file, RATE_FIELDS[0])
 
     def look_at_files(self) -> None:
         """There are none that settings do not name."""

@@ -6,6 +6,7 @@ doors.py.
 """
 
 import logging
+from dataclasses import replace
 
 from fastapi import FastAPI, WebSocket
 from fastapi.exceptions import RequestValidationError
@@ -17,6 +18,7 @@ from tailnet import refusals
 from tailnet.api import agents, connection, debug, derp_map, health, operators
 from tailnet.api.answers import GoJsonResponse, Refusal, refusal_response
 from tailnet.api.guards import Services
+from tailnet.config import CoordinatorConfig
 from tailnet.errors import StoreError
 from tailnet.refusals import Refused, Validation
 
@@ -50,6 +52,11 @@ def create_app(services: Services) -> FastAPI:
         raise refusals.route_not_found()
 
     return app
+
+
+def reconfigure(app: FastAPI, config: CoordinatorConfig) -> None:
+    """Have the app go by these settings from the next request on."""
+    app.state.services = replace(app.state.services, config=config)
 
 
 async def _answer_refused(asked: HTTPConnection, error: Exception) -> Response:

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 import trio
+from fastapi import FastAPI
 
 from derp.close_reason import CloseReason
 from derp.keys import NodePrivate
@@ -28,7 +29,7 @@ from derp.server.varz import vars_page, varz_page
 from derp.transport.http import Request
 from derp.transport.links import Link
 from derp.transport.linkstream import LinkStream
-from tailnet.api.app import create_app
+from tailnet.api.app import create_app, reconfigure
 from tailnet.api.doors import RpcDoors
 from tailnet.api.guards import Services
 from tailnet.auth.backends import StoreCallers
@@ -109,6 +110,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         self.entrance: Entrance
         self.rights: Rights
         self._nursery: trio.Nursery
+        self._app: FastAPI
         self._api: ApiServer
 
     def _make_pages(self) -> Pages:
@@ -237,8 +239,9 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             metrics=metrics_page(self.reading, self.relay_statistics),
             pages=self._make_operators_pages(Why(inspection, self.relay)),
         )
+        self._app = create_app(services)
         self._api = ApiServer(
-            create_app(services),
+            self._app,
             self._is_for_reactor,
             config.agent_ping_seconds,
             max_connections=config.max_api_connections,
@@ -331,8 +334,10 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         config = self.config
         self.agents.banners = config.announcement_banners
         self.maps.steer(scores=dict(config.region_scores), avoid=config.avoid_regions)
+        self.reactor.write_seconds = config.relay.tcp_write_timeout_seconds
+        reconfigure(self._app, config)
         if self.relay is not None:
-            self.relay.sessions.set_rates(self.config.relay.rate, self.config.relay.rate_by_key)
+            self.relay.configure(config.relay)
 
     def look_at_files(self) -> None:
         self.maps.reload_nowait()

@@ -155,7 +155,7 @@ async def test_reading_again_applies_what_can_be_applied_and_names_what_waits(ca
     server = Small()
     before, rates = server.config, {b"k" * 32: RateConfig(7, 8)}
     server.settings = replace(
-        before, listen=((HOST, 443),), home="blank", rate_by_key=rates, given={"rate_keys": "given"}
+        before, listen=((HOST, 443),), hostname="other.example", rate_by_key=rates, given={"rate_keys": "given"}
     )
     async with living(server) as say:
         await say.send(signal.SIGHUP)
@@ -166,14 +166,14 @@ async def test_reading_again_applies_what_can_be_applied_and_names_what_waits(ca
     assert server.config.rate_by_key == rates
     assert server.config.listen == before.listen, "what waits is not what is told of"
     assert "= changed: --rate-keys" in caplog.messages
-    assert "! changed, but only from the next start on: --listen, --home" in caplog.messages
+    assert "! changed, but only from the next start on: --listen, --hostname" in caplog.messages
 
 
 async def test_settings_with_a_mistake_stay_as_they_were_and_files_are_looked_at(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     server = Small()
-    server.settings = replace(server.config, home="blank")
+    server.settings = replace(server.config, hostname="other.example")
     server.mistake = "relay.toml: home: is not that"
     async with living(server):
         server.reload()

@@ -9,6 +9,7 @@ import trio
 
 from derp.client.client import DerpClient, open_derp_client
 from derp.config import RateConfig, RelayRules
+from derp.errors import ConnectionClosed
 from derp.keys import NodePrivate
 from derp.protocol.messages import RecvPacket
 from tailnet.server.server import CoordinatorServer
@@ -80,6 +81,21 @@ async def test_a_rate_limit_that_is_read_again_is_one_for_those_who_are_here(ser
         server._reread = lambda: settings
         server.reload()
         assert await receive(receiver, 20) == [bytes(10_000)] * 20
+
+
+async def test_settings_that_are_read_again_count_for_the_api_and_for_the_relay(serve: Serve) -> None:
+    server = await serve()
+    denied = NodePrivate.generate()
+    rules = RelayRules(deny_keys=frozenset({denied.public().raw}))
+    settings = replace(server.config, debug_allow=(), relay=rules, hostname_suffix="other")
+    server._reread = lambda: settings
+    async with open_derp_client(url_of(server), denied) as client:
+        assert (await get(server, "/metrics")).status == 200
+        server.reload()
+        with pytest.raises(ConnectionClosed):
+            await receive(client, 1)
+        assert (await get(server, "/metrics")).status == 403
+    assert server.config.hostname_suffix != "other", "which waits for a restart"
 
 
 async def test_why_answers_for_peers_and_for_clients_of_the_relay(server: CoordinatorServer) -> None:
