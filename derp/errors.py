@@ -10,6 +10,7 @@ DerpError
 |  |- ConnectionClosed         the peer ended a live connection
 |  `- TransportTimeout         a deadline passed
 |- ConfigError               names the place, the key and what to change
+|  `- ListenError              an address cannot be listened on, now and here
 |- KeyFormatError            a key in text form is not one
 `- MapFormatError            a DERP map is not one; names the place inside it
 """
@@ -53,6 +54,10 @@ class TransportTimeout(TransportError):
 
 class ConfigError(DerpError):
     """A setting is wrong.  The text names file, key and reason in one line."""
+
+
+class ListenError(ConfigError):
+    """An address cannot be listened on.  The setting may be right, and another program in the way."""
 
 
 class KeyFormatError(DerpError, ValueError):

@@ -5,7 +5,7 @@ DerpError                     derp/errors.py
 |  |- LocalProtocolError          we misused the core: nothing changed
 |  `- RemoteProtocolError         the peer misbehaved: the core is dead
 |     `- PeerSilent                 it did not answer a keep-alive, or never acknowledged a stream
-|- TransportError, ConfigError  as they are
+|- TransportError, ConfigError, ListenError  as they are
 `- TailnetError
    |- RpcError                  one RPC ended with a code and a sentence; the connection lives on
    |  `- Unimplemented            code 12: genuine peers carry on without that RPC
@@ -21,6 +21,7 @@ from typing import Final
 from derp.errors import (
     ConfigError,
     DerpError,
+    ListenError,
     LocalProtocolError,
     ProtocolError,
     RemoteProtocolError,
@@ -31,6 +32,7 @@ __all__ = [
     "CODE_UNIMPLEMENTED",
     "ConfigError",
     "DerpError",
+    "ListenError",
     "LocalProtocolError",
     "MalformedField",
     "PeerSilent",

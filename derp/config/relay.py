@@ -95,6 +95,7 @@ class ServerConfig:
     tls: TlsConfig | None = None  # None: every listener speaks plain HTTP
     http_port: int | None = None  # plain HTTP beside TLS: captive-portal probe, redirect, challenges; None: none
     dev: bool = False  # somebody tries it out on a machine of his own
+    stun_may_move: bool = False  # take a free port if STUN's is taken: for --dev, whose port no map names
     derp_enabled: bool = True  # False: /derp is 404, only STUN and /bootstrap-dns remain
 
     # Unacknowledged bytes for 15 s mean a dead path; the kernel's own 15 minutes would keep a ghost reachable.
@@ -192,7 +193,6 @@ class RelayConfig(RelayRules, ServerConfig):
     _: KW_ONLY
     stun_enabled: bool = True
     stun_port: int = 3478  # the port maps assume
-    stun_may_move: bool = False  # take a free port if that one is taken: for --dev, whose port no map names
     home: str = ""  # what / answers: "" our page, "blank" an empty page, else a URL to redirect to
 
     @property

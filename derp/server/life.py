@@ -147,7 +147,7 @@ class Server(ABC, Generic[Config]):
                 for host in dict.fromkeys(host for host, _ in config.listen):
                     self._listen("http", host, config.http_port, self.plain_door)
             for host, port in self.stun_places():
-                self.ports.open_stun(host, port, lambda: self.problem() is None)
+                self.ports.open_stun(host, port, lambda: self.problem() is None, may_move=self.config.stun_may_move)
         except BaseException:
             self.close()
             raise

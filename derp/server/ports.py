@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from derp.errors import ListenError
 from derp.server.door import FrontDoor
 from derp.server.handover import Handed, Inherited
 from derp.server.listener import Listener
@@ -71,9 +72,9 @@ class Ports:
         self.listeners.append(listener)
         self.listening.append(Listening(kind if tls is None else f"{kind}+tls", *listener.address))
 
-    def open_stun(self, host: str, port: int, is_well: Callable[[], bool]) -> None:
-        """Answer STUN on a UDP port, as long as the relay beside it is well."""
-        sock = self._inherited.take("udp", host, port) or open_udp(host, port)
+    def open_stun(self, host: str, port: int, is_well: Callable[[], bool], *, may_move: bool = False) -> None:
+        """Answer STUN on a UDP port, as long as the relay beside it is well.  `may_move`: on a free one if need be."""
+        sock = self._inherited.take("udp", host, port) or _open_stun(host, port, may_move=may_move)
         self._bound.append(Handed("udp", host, port, sock))
         responder = StunResponder(sock, is_well)
         self._reactor.watch(sock.fileno(), responder.serve_ready)
@@ -118,3 +119,14 @@ class Ports:
                 handed.sock.close()
         self.listeners.clear()
         self._bound.clear()
+
+
+def _open_stun(host: str, port: int, *, may_move: bool) -> socket.socket:
+    try:
+        return open_udp(host, port)
+    except ListenError as error:
+        if not may_move:
+            raise
+        sock = open_udp(host, 0)
+        _log.warning("! %s: STUN is on port %d instead", str(error).partition(";")[0], sock.getsockname()[1])
+        return sock

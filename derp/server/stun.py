@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from derp.protocol.stun import encode_response, parse_request
+from derp.transport.listen import DESTINATION_BYTES, sent_from, tell_destinations
 
 # A request has 40 bytes; anything longer than this is none of ours.
 _MAX_DATAGRAM_BYTES: Final = 1500
@@ -17,11 +18,15 @@ _MAX_DATAGRAMS: Final = 64
 
 
 class StunResponder:
-    """Answers binding requests on `sock`, a bound, non-blocking UDP socket it does not close."""
+    """Answers binding requests on `sock`, a bound, non-blocking UDP socket it does not close.
+
+    Each is answered from the address that was asked: a client behind a NAT would not see another one's answer.
+    """
 
     def __init__(self, sock: socket.socket, is_well: Callable[[], bool]) -> None:
         self._sock = sock
         self._is_well = is_well
+        self._ancillary_bytes = DESTINATION_BYTES if tell_destinations(sock) else 0
         self.success_count = {"ipv4": 0, "ipv6": 0}
         self.not_stun_count = 0
         self.read_error_count = 0
@@ -33,7 +38,7 @@ class StunResponder:
         sock = self._sock
         for _ in range(_MAX_DATAGRAMS):
             try:
-                datagram, source = sock.recvfrom(_MAX_DATAGRAM_BYTES)
+                datagram, ancillary, _, source = sock.recvmsg(_MAX_DATAGRAM_BYTES, self._ancillary_bytes)
             except BlockingIOError:
                 return
             except OSError:
@@ -48,7 +53,7 @@ class StunResponder:
                 continue
             family, address = _packed(source[0])
             try:
-                sock.sendto(encode_response(transaction, address, source[1]), source)
+                sock.sendmsg([encode_response(transaction, address, source[1])], sent_from(ancillary), 0, source)
             except OSError:
                 self.write_error_count += 1
             else:

@@ -73,11 +73,6 @@ class CoordinatorConfig(ServerConfig):
             return self.stun_listen
         return tuple(dict.fromkeys((host, DEFAULT_STUN_PORT) for host, _ in self.listen))
 
-    @property
-    def stun_may_move(self) -> bool:
-        """Whether a free port will do where that of STUN is taken: nobody else's map names a server of --dev."""
-        return self.dev and self.stun_listen is None
-
     def relay_config(self, private_key: NodePrivate) -> RelayConfig:
         """The settings of the embedded relay, which listens on our port and never on its own."""
         ours = {each.name: getattr(self, each.name) for each in fields(ServerConfig)}

@@ -46,7 +46,7 @@ def load_config(
     attributes["relay"] = _relay(given)
     if given.get("dev"):
         _check_dev(given)
-        attributes["store"] = ""
+        attributes |= {"store": "", "stun_may_move": "stun_listen" not in given}
     config = CoordinatorConfig(**attributes)
     if config.inactive_seconds <= config.agent_ping_seconds:
         given.fail("agent_inactive", f"must be longer than --agent-ping ({config.agent_ping_seconds:g}s)")

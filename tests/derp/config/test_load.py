@@ -260,6 +260,11 @@ def test_only_root_has_a_default_key_file(monkeypatch: pytest.MonkeyPatch) -> No
         load({"listen": ":1"})
 
 
+def test_stun_takes_another_port_only_for_a_try() -> None:
+    assert load(DEV).stun_may_move
+    assert not load(DEV | {"stun_port": "3478"}).stun_may_move
+
+
 def test_dev_makes_a_fresh_key_each_time() -> None:
     assert load(DEV).private_key != load(DEV).private_key
 

@@ -10,7 +10,7 @@ import pytest
 
 from derp.close_reason import CloseReason
 from derp.config.relay import TlsConfig
-from derp.errors import ConfigError
+from derp.errors import ConfigError, ListenError
 from derp.keys import NodePrivate
 from derp.server.door import FrontDoor
 from derp.server.lobby import Lobby
@@ -73,6 +73,25 @@ def test_a_port_that_is_taken_is_named(reactor: Reactor, door: FrontDoor) -> Non
         with pytest.raises(ConfigError, match=f"cannot listen on TCP {HOST}:{port}"):
             ports.open("derp", HOST, port, door, user_timeout_seconds=15.0, keepalive_seconds=600.0)
     assert ports.listening == []
+
+
+def test_stun_moves_to_a_free_port_only_where_no_map_names_it(
+    reactor: Reactor, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`derp serve --dev` beside a coordinator that has the port; whoever serves the network wants to hear of it."""
+    ports = make_ports(reactor)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind((HOST, 0))
+        port = taken.getsockname()[1]
+        with pytest.raises(ListenError, match=f"cannot listen on UDP {HOST}:{port}"):
+            ports.open_stun(HOST, port, lambda: True)
+        ports.open_stun(HOST, port, lambda: True, may_move=True)
+    (stun,) = ports.listening
+    assert stun.port not in (0, port)
+    assert f"cannot listen on UDP {HOST}:{port}: Address already in use: STUN is on port {stun.port}" in caplog.text
+    # What another process takes over is found by the port that the settings name.
+    assert [(one.kind, one.port) for one in ports.sockets()] == [("udp", port)]
+    ports.close()
 
 
 def test_certificates_are_looked_at_now_and_then_or_when_asked(

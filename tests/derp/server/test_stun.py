@@ -61,6 +61,20 @@ def test_a_request_is_answered(listen: str, caller: str, size: int, family: str)
         assert udp[1].success_count == {"ipv4": 0, "ipv6": 0} | {family: 1}
 
 
+@pytest.mark.parametrize("listen", ["", "0.0.0.0", "::"])
+@pytest.mark.parametrize("asked", ["127.0.0.1", "127.0.0.2"])
+def test_a_client_hears_the_address_that_it_asked(listen: str, asked: str) -> None:
+    """A NAT, a firewall and a connected socket let no answer of another address of ours pass."""
+    with responder(listen) as (sock, served), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.bind((HOST, 0))
+        client.connect((asked, sock.getsockname()[1]))
+        client.settimeout(10)
+        client.send(encode_request(TX))
+        served.serve_ready()
+        assert parse_response(client.recv(100))[0] == TX
+        assert served.success_count == {"ipv4": 1, "ipv6": 0}
+
+
 def fingerprinted(message: bytes) -> bytes:
     return message + struct.pack("!HHI", 0x8028, 4, zlib.crc32(message) ^ 0x5354554E)
 
@@ -114,12 +128,15 @@ class BadSocket:
     def __init__(self, *received: bytes) -> None:
         self.received = list(received)
 
-    def recvfrom(self, size: int) -> tuple[bytes, tuple[str, int]]:
+    def getsockname(self) -> tuple[str, int]:
+        return HOST, 3478
+
+    def recvmsg(self, size: int, ancillary: int) -> tuple[bytes, list[object], int, tuple[str, int]]:
         if not self.received:
             raise OSError(100, "Network is down")
-        return self.received.pop(0), (HOST, 9)
+        return self.received.pop(0), [], 0, (HOST, 9)
 
-    def sendto(self, data: bytes, address: tuple[str, int]) -> int:
+    def sendmsg(self, parts: object, ancillary: object, flags: int, address: tuple[str, int]) -> int:
         raise OSError(101, "Network is unreachable")
 
 

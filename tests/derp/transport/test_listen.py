@@ -1,11 +1,20 @@
 """Listening sockets: what accepted connections really have, and errors that name the address."""
 
 import socket
+from collections.abc import Callable
 
 import pytest
 
-from derp.errors import ConfigError
-from derp.transport.listen import NOTSENT_LOWAT_BYTES, TCP_NOTSENT_LOWAT, open_listener, open_udp
+from derp.errors import ConfigError, ListenError
+from derp.transport.listen import (
+    DESTINATION_BYTES,
+    NOTSENT_LOWAT_BYTES,
+    TCP_NOTSENT_LOWAT,
+    open_listener,
+    open_udp,
+    sent_from,
+    tell_destinations,
+)
 
 TCP = socket.IPPROTO_TCP
 
@@ -55,13 +64,57 @@ def test_no_host_is_both_families_and_a_host_is_one() -> None:
             pass
 
 
-def test_udp_of_both_families() -> None:
-    with open_udp("", 0) as udp:
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "::ffff:0.0.0.0"])
+def test_an_unspecified_address_is_both_families_too(host: str) -> None:
+    """As derper's flag means it: `-a [::]:443` and `-a 0.0.0.0:443` leave nobody out."""
+    with open_listener(host, 0) as listener:
+        for caller in ("127.0.0.1", "::1"):
+            client, server = accepted(listener, caller)
+            client.close()
+            server.close()
+
+
+@pytest.mark.parametrize("host", ["", "0.0.0.0", "::"])
+def test_udp_of_both_families(host: str) -> None:
+    with open_udp(host, 0) as udp:
         udp.setblocking(True)
-        for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+        for family, caller in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
             with socket.socket(family, socket.SOCK_DGRAM) as sender:
-                sender.sendto(b"hello", (host, udp.getsockname()[1]))
+                sender.sendto(b"hello", (caller, udp.getsockname()[1]))
                 assert udp.recv(10) == b"hello"
+
+
+def only_ipv4() -> socket.socket:
+    """What `open_udp` makes where the kernel has no IPv6."""
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind(("0.0.0.0", 0))
+    return sock
+
+
+@pytest.mark.parametrize("make", [lambda: open_udp("", 0), only_ipv4], ids=["both", "IPv4"])
+@pytest.mark.parametrize("asked", ["127.0.0.1", "127.0.0.2", "127.9.9.9"])
+def test_an_answer_leaves_by_the_address_that_was_asked(make: Callable[[], socket.socket], asked: str) -> None:
+    with make() as udp, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        assert tell_destinations(udp)
+        client.bind(("127.0.0.1", 0))
+        client.connect((asked, udp.getsockname()[1]))  # takes nothing from anybody else
+        client.settimeout(10)
+        client.send(b"who are you?")
+        udp.setblocking(True)
+        _, ancillary, _, source = udp.recvmsg(100, DESTINATION_BYTES)
+        udp.sendmsg([b"whom you asked"], sent_from(ancillary), 0, source)
+        assert client.recv(100) == b"whom you asked"
+
+
+def test_one_address_need_not_be_told() -> None:
+    with open_udp("127.0.0.1", 0) as udp:
+        assert not tell_destinations(udp)
+    assert sent_from([]) == []
+
+
+def test_nobody_answers_from_a_group() -> None:
+    group = socket.inet_pton(socket.AF_INET6, "ff02::1") + bytes(4)
+    assert sent_from([(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, group)]) == []
 
 
 @pytest.mark.parametrize(("host", "shown"), [("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")])
@@ -74,7 +127,7 @@ def test_a_port_in_use_is_named(host: str, shown: str) -> None:
         assert str(caught.value) == expected
     with open_udp(host, 0) as first:
         port = first.getsockname()[1]
-        with pytest.raises(ConfigError, match="cannot listen on UDP"):
+        with pytest.raises(ListenError, match="cannot listen on UDP"):
             open_udp(host, port)
 
 

@@ -62,15 +62,13 @@ def test_it_listens_on_our_port_and_never_on_its_own() -> None:
     assert (relay.private_key, relay.stun_hosts) == (PRIVATE, ())
     # What it has beside those two: nothing that could be forgotten.
     own = {each.name for each in fields(RelayConfig)} - {e.name for k in (ServerConfig, RelayRules) for e in fields(k)}
-    assert own == {"private_key", "stun_enabled", "stun_port", "stun_may_move", "home"}
+    assert own == {"private_key", "stun_enabled", "stun_port", "home"}
 
 
 def test_stun_is_beside_the_listeners_unless_told() -> None:
     listen = (("127.0.0.1", 1), ("127.0.0.1", 2), ("::1", 1))
     assert CoordinatorConfig(listen=listen).stun_addresses == (("127.0.0.1", 3478), ("::1", 3478))
     assert CoordinatorConfig(stun_listen=()).stun_addresses == ()
-    assert [CoordinatorConfig(dev=dev).stun_may_move for dev in (True, False)] == [True, False]
-    assert not CoordinatorConfig(dev=True, stun_listen=(("", 3478),)).stun_may_move
 
 
 def test_silence_of_agents() -> None:

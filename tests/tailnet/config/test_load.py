@@ -278,6 +278,12 @@ def test_stun_is_beside_the_listeners_unless_told() -> None:
     assert load({"stun_listen": "127.0.0.1:0"}).stun_addresses == (("127.0.0.1", 0),)
 
 
+def test_stun_takes_another_port_only_for_a_try() -> None:
+    assert load({"dev": "true"}).stun_may_move
+    assert not load().stun_may_move
+    assert not load({"dev": "true", "stun_listen": "127.0.0.1:3478"}).stun_may_move
+
+
 def test_a_store_for_this_run_only() -> None:
     assert load({"dev": "true"}).store == ""
     assert load().store == "sqlite:///tailnet.db"
