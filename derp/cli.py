@@ -1,31 +1,29 @@
 """The `derp` command (layer L4): serve, genkey; netcheck, ping, probe and map have files of their own.
 
-Results go to stdout, one JSON object a line with --json; the log and errors go to stderr.  Exit status: 0 good, 1 it
-failed, 2 it was asked wrongly.  The options of `serve` come from config/settings.py, where derper's names stand too.
-Next hop: server/server.py, client/client.py.
+Results go to stdout, one JSON object a line with --json; how a command ends is cli_run.py's.  The options of `serve`
+come from config/settings.py, where derper's names stand too.  Next hop: server/server.py, client/client.py.
 """
 
 import json
 import logging
 import os
-import sys
 from collections.abc import Callable, Iterable
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Final
 
 import click
 import trio
 
 from derp.cli_map import map_commands
 from derp.cli_netcheck import netcheck
-from derp.cli_output import Lines, open_console, print_json
+from derp.cli_output import Lines, open_console, print_json, program, say_what_to_try
 from derp.cli_ping import ping
 from derp.cli_probe import probe
+from derp.cli_run import FILE, completer, keep_stdout_from_others, run, statuses, version_option
 from derp.config import RelayConfig, load_config
 from derp.config.settings import REFUSED, SETTINGS
-from derp.errors import ConfigError, DerpError, KeyFormatError
+from derp.errors import ConfigError
 from derp.keys import NodePrivate
-from derp.log import set_up_logging, tell_fatal
+from derp.log import set_up_logging
 from derp.map import is_address
 
 if TYPE_CHECKING:
@@ -45,26 +43,12 @@ _VALUES: Final = frozenset(
 
 
 def main() -> None:
-    """The console script."""
-    try:
-        cli.main(prog_name="derp", standalone_mode=False)
-    except click.exceptions.Abort:
-        sys.exit(130)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except click.exceptions.Exit as leave:
-        sys.exit(leave.exit_code)
-    except DerpError as error:
-        _fail(error)
-    except BaseExceptionGroup as group:
-        _fail(_only_cause(group))
-    except BrokenPipeError as error:
-        _fail(error)
+    """The command line, to its end."""
+    run(cli, "derp")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(version("tailnet-derp"), "--version", "-version", message="%(version)s")
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=statuses())
+@version_option("--version", "-version")
 def cli() -> None:
     """A DERP relay, and the tools to see that it works."""
 
@@ -103,15 +87,18 @@ def _settings_as_options(command: Callable[..., None]) -> Callable[..., None]:
     for setting in reversed(SETTINGS.settings):
         names = [f"--{flag}" for flag in setting.flags]
         metavar = "[=false]" if setting.is_switch else setting.metavar
-        command = click.option(*names, setting.name, metavar=metavar, help=setting.help)(command)
+        option = click.option(
+            *names, setting.name, metavar=metavar, help=setting.help, shell_complete=completer(setting)
+        )
+        command = option(command)
     return command
 
 
 @cli.command(cls=_DerperCommand)
-@click.option("--config", metavar="FILE", help="settings as TOML; DERP_CONFIG names it too")
+@click.option("--config", type=FILE, metavar="FILE", help="settings as TOML; DERP_CONFIG names it too")
 @click.option("--json", "as_json", is_flag=True, help="say on stdout what is served as JSON lines")
 @_settings_as_options
-@click.version_option(version("tailnet-derp"), "--version", "-version", message="%(version)s")
+@version_option("--version", "-version")
 def serve(config: str | None, as_json: bool, **given: str | None) -> None:
     """Run a relay until SIGTERM or SIGINT, which drain it.
 
@@ -179,18 +166,23 @@ def _say_what_to_try(console: "Lines", server: "RelayServer") -> None:
     first = server.listening[0]
     host = {"0.0.0.0": "127.0.0.1", "::": "localhost"}.get(first.host, first.host)  # compared, not bound
     host = f"[{host}]" if ":" in host else host
-    trust, pin = "", ""
+    trust: list[str] = []
+    pin: list[str] = []
     if server.tls is not None and server.tls.is_self_signed:
-        trust, pin = " -k", f" --pin {server.tls.pin}"
+        trust, pin = ["-k"], ["--pin", server.tls.pin]
     if server.tls is not None and (name := server.tls.config.hostname) and not is_address(name):
         # The certificate is for the name, and others see none; but only from here are the pages open.
-        address = "[::1]" if first.host == "::" else host
-        trust, host = f"{trust} --resolve {name}:{first.port}:{address}", name
+        address = "127.0.0.1" if first.host == "::" else host
+        trust, host = [*trust, "--resolve", f"{name}:{first.port}:{address}"], name
     url = f"{'https' if first.kind == 'derp+tls' else 'http'}://{host}:{first.port}"
-    console.print("try:", style="bold")
-    console.print(f"  curl{trust} {url}/healthz      is it well?")
-    console.print(f"  curl{trust} {url}/metrics      what does it count?")
-    console.print(f"  derp ping --via {url}/derp{pin}     how far away is it?")
+    say_what_to_try(
+        console,
+        [
+            (["curl", *trust, f"{url}/healthz"], "is it well?"),
+            (["curl", *trust, f"{url}/metrics"], "what does it count?"),
+            ([*program("derp"), "ping", "--via", f"{url}/derp", *pin], "how far away is it?"),
+        ],
+    )
 
 
 @cli.command()
@@ -198,9 +190,12 @@ def _say_what_to_try(console: "Lines", server: "RelayServer") -> None:
 def genkey(as_json: bool) -> None:
     """Make a key pair; the private half is a secret.
 
-    The text on stdout is what `derp serve --key-file` reads, so `derp genkey > relay.key` after `umask 077` makes one.
+    The text on stdout is what `derp serve --key-file` reads, so `derp genkey > relay.key` makes one.  A file of ours is
+    closed to others on this machine before the key is in it.
     """
     private = NodePrivate.generate()
+    if not keep_stdout_from_others():
+        click.echo("derp: others on this machine can read the file with this secret: chmod 600 it", err=True)
     if as_json:
         print_json({"private_key": private.text(), "public_key": str(private.public())})
         return
@@ -210,25 +205,3 @@ def genkey(as_json: bool) -> None:
 
 for command in (netcheck, ping, probe, map_commands):
     cli.add_command(command)
-
-
-def _only_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error inside nested groups of one; the group itself if there are several."""
-    cause: BaseException = group
-    while isinstance(cause, BaseExceptionGroup) and len(cause.exceptions) == 1:
-        cause = cause.exceptions[0]
-    return cause
-
-
-def _fail(error: BaseException) -> NoReturn:
-    if isinstance(error, KeyboardInterrupt):
-        sys.exit(130)
-    if isinstance(error, BrokenPipeError):
-        # Whoever read our output has seen enough; what is still buffered must not be flushed into the void.
-        sys.stderr.close()
-        sys.exit(141)
-    if not isinstance(error, DerpError):
-        raise error
-    if not tell_fatal("derp", str(error)):
-        open_console(stderr=True).print(f"derp: {error}", style="red")
-    sys.exit(2 if isinstance(error, ConfigError | KeyFormatError) else 1)

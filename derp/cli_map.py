@@ -12,6 +12,7 @@ import click
 import trio
 
 from derp.cli_output import MAX_NAME, open_console, print_json
+from derp.cli_run import FILE
 from derp.text import printable
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def map_commands() -> None:
 
 
 @map_commands.command("lint")
-@click.argument("source", metavar="MAP")
+@click.argument("source", type=FILE, metavar="MAP")
 @click.option("--overlay", is_flag=True, help="it will be laid over another map: null drops a region of that one")
 @click.option("--strict", is_flag=True, help="warnings fail too")
 @click.option("--json", "as_json", is_flag=True, help="one JSON object per finding")
@@ -56,7 +57,7 @@ def lint_map(source: str, overlay: bool, strict: bool, as_json: bool) -> None:
 
 
 @map_commands.command("show")
-@click.argument("source", metavar="MAP")
+@click.argument("source", type=FILE, metavar="MAP")
 @click.option("--json", "as_json", is_flag=True, help="the map as plain JSON, as clients are given it")
 def show_map(source: str, as_json: bool) -> None:
     """What clients read in a map: regions, relays, ports, trust.  Exit status 2: it is no map that clients can read."""
@@ -76,7 +77,7 @@ def show_map(source: str, as_json: bool) -> None:
 @click.option("--name", default="", help="name of the region for people; default: the host")
 @click.option("--stun-port", default=0, type=click.IntRange(-1, 65_535), help="0 means 3478, -1 no STUN")
 @click.option("--pin", metavar="PIN", default="", help="the certificate's sha256-raw:<hex>, as the relay printed it")
-@click.option("--key-file", metavar="FILE", help="come as this key, for relays that admit not everybody")
+@click.option("--key-file", type=FILE, metavar="FILE", help="come as this key, for relays that admit not everybody")
 def map_snippet(url: str, region_id: int, code: str, name: str, stun_port: int, pin: str, key_file: str | None) -> None:
     """Make a map for the relay that runs at URL: the map on standard output, what to know on standard error.
 

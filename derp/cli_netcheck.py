@@ -11,6 +11,7 @@ import click
 import trio
 
 from derp.cli_output import MAX_NAME, milliseconds, open_console, print_json, print_mistakes
+from derp.cli_run import FILE
 from derp.text import printable
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("source", metavar="MAP")
+@click.argument("source", type=FILE, metavar="MAP")
 @click.option("--json", "as_json", is_flag=True, help="one JSON object per check, times in seconds")
 @click.option("--every", metavar="SECONDS", type=click.FloatRange(1, 86_400), help="check again and again")
 @click.option("--pin", metavar="PIN", default="", help="for a URL: the certificate's sha256-raw:<hex>, as in CertName")

@@ -1,6 +1,10 @@
 """How the commands of `derp` speak: plain lines for people, JSON lines for programs (layer L4)."""
 
 import json
+import shlex
+import shutil
+import sys
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -45,6 +49,24 @@ def print_mistakes(derp_map: "DERPMap") -> None:
 
     for mistake in errors(lint(derp_map.to_json())):
         open_console(stderr=True).print(f"mistake in the map: {mistake}", style="yellow")
+
+
+def program(name: str) -> list[str]:
+    """How to call one of our commands from a shell like the one that called us."""
+    return [name] if shutil.which(name) is not None else [sys.executable, "-m", name]
+
+
+def say_what_to_try(lines: Lines, commands: Iterable[tuple[Sequence[str], str]]) -> None:
+    """Command lines that a shell takes as they stand, and what each is good for."""
+    lines.print("try:", style="bold")
+    for words, meaning in commands:
+        lines.print(f"  {' '.join(map(_word, words))}  # {meaning}", with_secrets=True)
+
+
+def _word(word: str) -> str:
+    # NAME=value before a command is an assignment only as long as its name is not in quotes.
+    name, equals, value = word.partition("=")
+    return f"{name}={shlex.quote(value)}" if equals and name.isidentifier() else shlex.quote(word)
 
 
 def print_json(document: dict[str, Any]) -> None:

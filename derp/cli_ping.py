@@ -17,6 +17,7 @@ import click
 import trio
 
 from derp.cli_output import open_console, print_json
+from derp.cli_run import FILE
 from derp.config import load_private_key
 from derp.errors import ConnectError, TransportTimeout
 from derp.keys import NodePrivate, NodePublic
@@ -40,7 +41,7 @@ Say = Callable[[Event], None]
 @click.option("--count", default=4, show_default=True, type=click.IntRange(1), help="how many pings")
 @click.option("--timeout", default=2.0, show_default=True, type=click.FloatRange(0.05, 60), help="seconds for each")
 @click.option("--answer", is_flag=True, help="be the one who answers, until it is ended: for `derp ping` elsewhere")
-@click.option("--key-file", metavar="FILE", help="come as this key, for relays that admit not everybody")
+@click.option("--key-file", type=FILE, metavar="FILE", help="come as this key, for relays that admit not everybody")
 @click.option("--pin", metavar="PIN", default="", help="the certificate's sha256-raw:<hex>, as in a map's CertName")
 @click.option("--websocket", is_flag=True, help="go by websocket at once")
 @click.option("--json", "as_json", is_flag=True, help="one JSON object a line")

@@ -19,6 +19,7 @@ import click
 import trio
 
 from derp.cli_output import MAX_NAME, milliseconds, open_console, print_json, print_mistakes
+from derp.cli_run import FILE
 from derp.errors import ConfigError, TransportError
 from derp.text import error_text, printable
 
@@ -79,18 +80,24 @@ class _Source:
 
 
 @click.command()
-@click.argument("source", metavar="MAP|URL")
+@click.argument("source", type=FILE, metavar="MAP|URL")
 @click.option("--once", is_flag=True, help="one run, which is the default")
 @click.option("--every", metavar="SECONDS", type=click.FloatRange(1, 86_400), help="run again and again, until SIGTERM")
 @click.option("--region", "region_ids", metavar="ID", type=int, multiple=True, help="only this region; may be repeated")
 @click.option("--json", "as_json", is_flag=True, help="one JSON object per probe, and one for the run")
 @click.option("--quiet", is_flag=True, help="say only what is bad")
-@click.option("--prometheus", metavar="FILE", help="write metrics for Prometheus there after each run; - is stdout")
+@click.option(
+    "--prometheus", type=FILE, metavar="FILE", help="write metrics for Prometheus there after each run; - is stdout"
+)
 @click.option(
     "--listen", metavar="HOST:PORT", help="with --every: serve the last run as /metrics, such as 127.0.0.1:9101"
 )
-@click.option("--key-file", "key_files", metavar="FILE", multiple=True, help="a key that relays admit; twice for pairs")
-@click.option("--mesh-psk-file", metavar="FILE", help="the region's mesh key, which relays with admission let in")
+@click.option(
+    "--key-file", "key_files", type=FILE, metavar="FILE", multiple=True, help="a key that relays admit; twice for pairs"
+)
+@click.option(
+    "--mesh-psk-file", type=FILE, metavar="FILE", help="the region's mesh key, which relays with admission let in"
+)
 @click.option("--bandwidth-bytes", default=1_000_000, show_default=True, type=click.IntRange(0, 10**9), help="0: none")
 @click.option("--delay-packets", default=20, show_default=True, type=click.IntRange(0, 10_000), help="0: none")
 @click.option("--min-valid-days", default=7.0, show_default=True, type=click.FloatRange(0), help="for certificates")

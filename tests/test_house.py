@@ -37,6 +37,7 @@ ORDER: tuple[tuple[str, int], ...] = (
     ("derp/server", 3),
     ("derp/client", 3),
     ("derp/cli_output", 4),
+    ("derp/cli_run", 4),
     ("derp/cli_map", 4),
     ("derp/cli_netcheck", 4),
     ("derp/cli_ping", 4),

@@ -4,7 +4,6 @@ For the commands that take one argument and mean any of these.  Text: netcheck/m
 """
 
 import json
-import sys
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
@@ -21,6 +20,7 @@ from derp.transport.fetch import HttpCaller
 
 # The largest public map has 30 KB.
 MAX_MAP_BYTES: Final = 4 * 1024 * 1024
+_STDIN: Final = 0  # the descriptor
 FETCH_SECONDS: Final = 15.0
 # What a map made of a URL calls its region: the first of those kept free for relays of one's own.
 OWN_REGION: Final = 900
@@ -40,7 +40,7 @@ def source_name(source: str) -> str:
 async def read_map_source(source: str) -> bytes:
     """What stands at `source`, a path, `-`, or a URL, unread.  Raises ConfigError; TransportError for a URL."""
     if source == "-":
-        content: bytes = await trio.to_thread.run_sync(sys.stdin.buffer.read, MAX_MAP_BYTES + 1)
+        content = await _read(_STDIN)
     elif urlsplit(source).scheme in ("http", "https"):
         content = await _fetch(source)
     elif "://" in source.removeprefix("file://"):
@@ -110,15 +110,18 @@ async def _fetch(url: str) -> bytes:
     return fetched.body
 
 
-async def _read(path: Path) -> bytes:
+async def _read(path: Path | int) -> bytes:
     def read() -> bytes:
-        with path.open("rb") as file:
+        with open(path, "rb", closefd=path != _STDIN) as file:
             return file.read(MAX_MAP_BYTES + 1)
 
     try:
-        return await trio.to_thread.run_sync(read)
+        # A terminal or a pipe may say nothing for ever; Ctrl-C does not wait for that.  Not sys.stdin: who is left
+        # waiting in it holds a lock that the interpreter wants when it ends.
+        return await trio.to_thread.run_sync(read, abandon_on_cancel=True)
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error_text(error)}") from None
+        name = "standard input" if path == _STDIN else path
+        raise ConfigError(f"{name}: cannot be read: {error_text(error)}") from None
 
 
 def _version_of(host: str) -> int:

@@ -72,9 +72,7 @@ class Setting:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """All values there are, where they are few words; a shell completes them."""
-        if self.is_switch:
-            return ("true", "false")
+        """All values there are, where they are a few words; a shell completes them."""
         return self.parse.words if isinstance(self.parse, parse.OneOf) else ()
 
     def embedded(self, prefix: str, inside: str, **changes: Any) -> "Setting":

@@ -5,6 +5,7 @@ leaves connections alone.  Next hop: listener.py, stun.py, transport/tls.py.
 """
 
 import logging
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass

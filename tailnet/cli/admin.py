@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import click
 
+from derp.cli_run import FILE
 from derp.text import error_text, fit_to_show
 from tailnet.cli.output import console, say_json
 from tailnet.config import load_config
@@ -27,7 +28,7 @@ def admin() -> None:
 def _store_options(command: Callable[..., None]) -> Callable[..., None]:
     options = (
         click.option("--store", metavar="URL", help="the store; without it the settings' one, as for `tailnet serve`"),
-        click.option("--config", metavar="FILE", help="settings as TOML; TAILNET_CONFIG names it too"),
+        click.option("--config", type=FILE, metavar="FILE", help="settings as TOML; TAILNET_CONFIG names it too"),
         click.option("--json", "as_json", is_flag=True, help="say the outcome as one JSON object"),
     )
     for option in reversed(options):
@@ -36,7 +37,7 @@ def _store_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @admin.command("import")
-@click.argument("file")
+@click.argument("file", type=FILE)
 @_store_options
 def import_file(file: str, store: str | None, config: str | None, as_json: bool) -> None:
     """Import users and agents from FILE (JSON; - is stdin).

@@ -20,6 +20,8 @@ from uuid import uuid4
 import click
 import trio
 
+from derp.cli_output import say_what_to_try
+from derp.cli_run import FILE, completer
 from derp.errors import ConfigError
 from derp.log import set_up_logging
 from derp.text import without_secrets
@@ -53,13 +55,15 @@ def _settings_as_options(command: Callable[..., None]) -> Callable[..., None]:
             )
         else:
             flags = [f"--{flag}" for flag in setting.flags]
-            option = click.option(*flags, setting.name, metavar=setting.metavar, help=setting.help)
+            option = click.option(
+                *flags, setting.name, metavar=setting.metavar, help=setting.help, shell_complete=completer(setting)
+            )
         command = option(command)
     return command
 
 
 @click.command()
-@click.option("--config", metavar="FILE", help="settings as TOML; TAILNET_CONFIG names it too")
+@click.option("--config", type=FILE, metavar="FILE", help="settings as TOML; TAILNET_CONFIG names it too")
 @click.option("--json", "as_json", is_flag=True, help="say on stdout what is served as JSON lines")
 @_settings_as_options
 def serve(config: str | None, as_json: bool, **given: str | bool | None) -> None:
@@ -149,19 +153,21 @@ def _say_what_is_served(server: "CoordinatorServer", demo: Demo | None, as_json:
             out.print(f"listening on {'https' if kind.endswith('+tls') else 'http'}://{host}:{port}")
     out.print(f"store {without_secrets(server.config.store)}")
     kind, host, port = next(place for place in places if place[0] != "stun")
-    here = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)  # compared, not bound
-    _say_what_to_try(f"{'https' if kind.endswith('+tls') else 'http'}://{here}:{port}", demo)
+    here = {"0.0.0.0": "127.0.0.1", "[::]": "127.0.0.1"}.get(host, host)  # compared, not bound
+    url = f"{'https' if kind.endswith('+tls') else 'http'}://{here}:{port}"
+    say_what_to_try(out, what_to_try(url, demo, is_trusted=server.tls is None or not server.tls.is_self_signed))
 
 
-def _say_what_to_try(url: str, demo: Demo | None) -> None:
-    out = console()
-    out.print("try:", style="bold")
-    lines = [(f"curl {url}/readyz", "is it well?"), (f"curl '{url}/debug/tailnet?format=json'", "who is here?")]
+def what_to_try(url: str, demo: Demo | None, *, is_trusted: bool) -> list[tuple[list[str], str]]:
+    """Command lines, and what each is good for."""
+    curl = ["curl"] if is_trusted else ["curl", "-k"]
+    lines = [([*curl, f"{url}/readyz"], "is it well?"), ([*curl, f"{url}/debug/tailnet?format=json"], "who is here?")]
     if demo is not None:
-        api = f"{url}/api/v2/workspaceagents/{demo.agent_id}"
+        connection = f"{url}/api/v2/workspaceagents/{demo.agent_id}/connection"
+        token = f"Coder-Session-Token: {demo.user_token}"
+        environment = [f"CODER_AGENT_URL={url}", f"CODER_AGENT_TOKEN={demo.agent_token}"]
         lines += [
-            (f"curl -H 'Coder-Session-Token: {demo.user_token}' {api}/connection", "what a client asks first"),
-            (f"CODER_AGENT_URL={url} CODER_AGENT_TOKEN={demo.agent_token} coder agent", "the demo agent"),
+            ([*curl, "-H", token, connection], "what a client asks first"),
+            ([*environment, "coder", "agent"], "the demo agent"),
         ]
-    for line, meaning in lines:
-        out.print(f"  {line}    # {meaning}", with_secrets=True)
+    return lines

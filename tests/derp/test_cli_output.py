@@ -1,10 +1,12 @@
 """What people and programs read."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
-from derp.cli_output import milliseconds, open_console, print_json
+from derp.cli_output import milliseconds, open_console, print_json, program, say_what_to_try
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(None, "-"), (0.0, "0.0 ms"), (0.01234, "12.3 ms"), (2.5, "2500.0 ms")])
@@ -24,6 +26,21 @@ def test_a_line_is_one_line_without_secrets_whatever_is_in_it(capsys: pytest.Cap
     open_console().print("Coder-Session-Token: t\x07", with_secrets=True)
     expected = ["region \\x1b[2J\\n(x) at https://<secret>@h/ ü", "Coder-Session-Token: t\\x07"]
     assert capsys.readouterr().out.splitlines() == expected
+
+
+def test_what_to_try_is_a_shell_s_line_and_a_comment(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["A_B=it's; $x", "printf", "<%s>", "https://[::1]:1/?a=b&c", "A-B=c d", "--pin", "#", "*"]
+    say_what_to_try(open_console(), [(words, "what it does; (really) `no` $command")])
+    head, line = capsys.readouterr().out.splitlines()
+    assert head == "try:"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
+    assert done.stdout == "".join(f"<{word}>" for word in words[3:])
+    assert done.stderr == ""
+    # Whoever has not our folder in his PATH is told a way without it.
+    monkeypatch.setenv("PATH", "")
+    assert program("derp") == [sys.executable, "-m", "derp"]
 
 
 def test_lines_are_neither_wrapped_nor_marked_up(capsys: pytest.CaptureFixture[str]) -> None:

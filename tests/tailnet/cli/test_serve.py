@@ -1,6 +1,8 @@
 """`tailnet serve` as a process: what it prints works when it is tried, and a signal ends it in order."""
 
 import json
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -58,8 +60,8 @@ async def test_dev_prints_lines_that_work() -> None:
         folder = Path(lines[2].removeprefix("store sqlite:///")).parent
         assert folder.exists()
         [asked] = [line for line in lines if "Coder-Session-Token" in line]
-        token = asked.split("Coder-Session-Token: ")[1].split("'")[0]
-        address = asked.split("' ")[1].split()[0]
+        _, _, header, address = shlex.split(asked, comments=True)
+        token = header.removeprefix("Coder-Session-Token: ")
         async with httpx.AsyncClient() as client:
             assert (await client.get(f"{url}/readyz")).status_code == 200
             response = await client.get(address, headers={"Coder-Session-Token": token})
@@ -73,6 +75,24 @@ async def test_dev_prints_lines_that_work() -> None:
         # The store's one line, and not what the library that makes its tables says of itself.
         assert "tailnet.store" in log
         assert [logger for logger in log if not logger.startswith(("tailnet", "derp"))] == []
+
+
+@pytest.mark.parametrize("flags", [(), ("--tls-self-signed",), ("--listen", "[::]:0")])
+async def test_what_to_try_works_when_it_is_pasted(flags: tuple[str, ...]) -> None:
+    async with serving("--dev", *flags) as (_, lines):
+        commands = lines[lines.index("try:") + 1 :]
+        assert len(commands) == 4
+        for command in commands[:-1]:
+            assert re.fullmatch(r"  \S.*\S  # \S.*", command)
+            done = await trio.run_process(
+                ["bash", "-c", f"set -e; {command}"], capture_stdout=True, capture_stderr=True
+            )
+            assert done.stdout
+        # The genuine agent need not be here; what it is told is what it reads.
+        shown = commands[-1].replace("coder agent", f"{sys.executable} -c 'import os; print(os.environ)'")
+        done = await trio.run_process(["bash", "-c", shown], capture_stdout=True)
+        assert b"'CODER_AGENT_URL': 'http" in done.stdout
+        assert b"'CODER_AGENT_TOKEN': '" in done.stdout
 
 
 async def test_json_for_programs(store: Store, store_url: str) -> None:
@@ -111,7 +131,7 @@ async def test_a_map_that_is_wrong_is_one_line(tmp_path: Path) -> None:
     done = await trio.run_process(
         [*SERVE, "--dev", "--derp-map", str(path)], capture_stdout=True, capture_stderr=True, check=False
     )
-    assert done.returncode == 1
+    assert done.returncode == 2
     lines = [line for line in map(json.loads, done.stderr.decode().splitlines()) if line.get("event") == "fatal"]
     assert len(lines) == 1
     assert f"derp_map: {path}: has errors: Regions.1.RegionID: is 2" in lines[0]["message"]

@@ -1,0 +1,265 @@
+"""Every command of both programs, walked: a full disk, a reader that went away, a narrow encoding, and Ctrl-C.
+
+Each ends with a status and at most a sentence, never with a traceback.  A command that is not in CASES fails the first
+test: say there how to make it write something and, if it can wait, what makes it wait.
+"""
+
+import json
+import os
+import pty
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import pytest
+import trio
+
+from derp.cli import cli as derp
+from tailnet.cli.root import cli as tailnet
+from tailnet.store.store import Store
+from tests.support.command import ENVIRONMENT
+from tests.support.inprocess import HOST, map_of, node_of, open_relay_here, port_of
+from tests.support.seeds import fill, seed_document
+
+PATIENCE_SECONDS = 60.0  # a hang guard: a cold start on a busy machine takes seconds
+NARROW = {"PYTHONIOENCODING": "ascii", "LANG": "C", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+
+
+@dataclass(frozen=True)
+class World:
+    """What arguments are made of: a relay, files, and a port that takes connections and never answers."""
+
+    url: str
+    silent: str
+    map: str
+    seed: str
+    store: str
+
+
+@dataclass(frozen=True)
+class Case:
+    """`writes`: arguments with which a command has something to say.  `waits`: with which it waits: for a terminal, for
+    a server that is silent, or, once it has said `until`, for its end.  None: it never waits."""
+
+    writes: str
+    waits: str | None = None
+    until: bytes = b""
+
+    def words(self, line: str, world: World) -> list[str]:
+        return [word.format_map(vars(world)) for word in line.split()]
+
+
+CASES: dict[str, Case] = {
+    "derp serve": Case("--dev --listen=127.0.0.1:0 --stun-port=0", "--dev --listen=127.0.0.1:0 --stun-port=0", b"try:"),
+    "derp genkey": Case(""),
+    "derp ping": Case("--via={url} --count=1", "--via={silent}"),
+    "derp netcheck": Case("{map}", "-"),
+    "derp probe": Case("{map} --delay-packets=0 --bandwidth-bytes=0", "{silent}"),
+    "derp map lint": Case("{map} --strict", "-"),
+    "derp map show": Case("{map}", "-"),
+    "derp map snippet": Case("{url}", "{silent}"),
+    "tailnet serve": Case(
+        "--dev --listen=127.0.0.1:0 --stun-listen=off", "--dev --listen=127.0.0.1:0 --stun-listen=off", b"try:"
+    ),
+    "tailnet demo": Case("", "", b"relay"),
+    "tailnet admin import": Case("{seed} --store={store}", "- --store={store}"),
+    "tailnet admin user": Case("alice --store={store}"),
+}
+SERVERS = ("derp serve", "tailnet serve")
+
+
+def commands(command: click.Command, name: str) -> Iterator[str]:
+    if isinstance(command, click.Group):
+        for inner, one in command.commands.items():
+            yield from commands(one, f"{name} {inner}")
+    else:
+        yield name
+
+
+ALL = [*commands(derp, "derp"), *commands(tailnet, "tailnet")]
+
+
+def test_every_command_has_its_case() -> None:
+    assert set(CASES) == set(ALL)
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    async with open_relay_here(tls=False) as server:
+        text = json.dumps(map_of(node_of(server, 901)).to_json()).replace("Region 901", "Zürich 東京")
+        (tmp_path / "map.json").write_text(text, encoding="utf-8")
+        (tmp_path / "seed.json").write_text(json.dumps(seed_document()))
+        store = f"sqlite:///{tmp_path}/tailnet.db"
+        opened = Store.open(store)
+        fill(opened)
+        opened.close()
+        with socket.create_server((HOST, 0)) as silent:
+            yield World(
+                url=f"http://{HOST}:{port_of(server)}",
+                silent=f"http://{HOST}:{silent.getsockname()[1]}",
+                map=str(tmp_path / "map.json"),
+                seed=str(tmp_path / "seed.json"),
+                store=store,
+            )
+
+
+async def run(
+    *words: str, stdout: int | None = None, environ: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    with trio.fail_after(PATIENCE_SECONDS):
+        return await trio.run_process(
+            [sys.executable, "-m", *words],
+            **({"capture_stdout": True} if stdout is None else {"stdout": stdout}),
+            capture_stderr=True,
+            check=False,
+            env=ENVIRONMENT | (environ or {}),
+        )
+
+
+def words_of(name: str, line: str, world: World) -> list[str]:
+    return [*name.split(), *CASES[name].words(line, world)]
+
+
+@pytest.mark.parametrize("name", ALL)
+async def test_a_full_disk(name: str, world: World) -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    done = await run(*words_of(name, CASES[name].writes, world), stdout=full)
+    os.close(full)
+    assert done.returncode == 1
+    assert complaints(done) == ["cannot write the output: No space left on device"]
+
+
+def complaints(done: subprocess.CompletedProcess[bytes]) -> list[str]:
+    assert b"Traceback" not in done.stderr
+    assert b"Exception ignored" not in done.stderr
+    lines = [line for line in done.stderr.decode().splitlines() if "cannot write" in line]
+    # A server's last word goes into its log, which is JSON where nobody watches.
+    return [json.loads(line)["message"] if line.startswith("{") else line.partition(": ")[2] for line in lines]
+
+
+@pytest.mark.parametrize("name", ALL)
+async def test_a_reader_that_has_gone(name: str, world: World) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = await run(*words_of(name, CASES[name].writes, world), stdout=writer)
+    os.close(writer)
+    assert done.returncode == 141
+    assert complaints(done) == ["cannot write the output: Broken pipe"]
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name not in SERVERS])
+async def test_a_narrow_encoding(name: str, world: World) -> None:
+    words = words_of(name, CASES[name].writes, world)
+    wide = await run(*words, environ={"PYTHONIOENCODING": "utf-8"})
+    narrow = await run(*words, environ=NARROW)
+    assert narrow.returncode == wide.returncode
+    assert b"Traceback" not in narrow.stderr
+    assert narrow.stdout.count(b"\n") == wide.stdout.count(b"\n") > 0
+    if name == "derp map show":
+        assert "Zürich 東京".encode() in wide.stdout
+        assert rb"Z\xfcrich \u6771\u4eac" in narrow.stdout
+
+
+# Ctrl-C.
+
+
+@asynccontextmanager
+async def on_a_terminal(words: list[str]) -> AsyncIterator[tuple[trio.Process, int]]:
+    """A process whose terminal we are; Ctrl-C typed there is SIGINT, as for a person."""
+    ours, its = pty.openpty()
+    try:
+        process = await trio.lowlevel.open_process(
+            [sys.executable, "-c", "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+             "os.execv(sys.executable, [sys.executable, '-m', *sys.argv[1:]])", *words],
+            stdin=its, stdout=its, stderr=its, start_new_session=True, env=ENVIRONMENT,
+        )  # fmt: skip
+    finally:
+        os.close(its)
+    try:
+        yield process, ours
+    finally:
+        if process.poll() is None:
+            process.kill()
+        with trio.CancelScope(shield=True):
+            await process.wait()
+        os.close(ours)
+
+
+def is_reading_the_terminal(pid: int) -> bool:
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        try:
+            call, *arguments = (task / "syscall").read_text().split()
+        except (OSError, ValueError):
+            continue
+        if call in ("0", "63") and arguments[0] == "0x0":  # read(0, ...) of x86-64 and of arm64
+            return True
+    return False
+
+
+async def everything_said(terminal: int) -> bytes:
+    said = b""
+    while True:
+        try:
+            part = await trio.to_thread.run_sync(os.read, terminal, 4096)
+        except OSError:  # nobody has the other end any more
+            return said
+        if not part:
+            return said
+        said += part
+
+
+async def said_until(terminal: int, word: bytes) -> bytes:
+    said = b""
+    while word not in said:
+        said += await trio.to_thread.run_sync(os.read, terminal, 4096)
+    return said
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if CASES[name].waits is not None])
+async def test_ctrl_c_ends_it_at_once(name: str, world: World) -> None:
+    case = CASES[name]
+    assert case.waits is not None
+    with trio.fail_after(PATIENCE_SECONDS):
+        with socket.create_server((HOST, 0)) as silent:
+            silent.setblocking(False)
+            here = World(**{**vars(world), "silent": f"http://{HOST}:{silent.getsockname()[1]}"})
+            async with on_a_terminal(words_of(name, case.waits, here)) as (process, terminal):
+                said = b""
+                if case.until:
+                    said = await said_until(terminal, case.until)
+                if "-" in case.waits.split():
+                    while not is_reading_the_terminal(process.pid):  # noqa: ASYNC110  # the kernel tells nobody
+                        await trio.sleep(0.01)
+                if "{silent}" in case.waits:
+                    await trio.lowlevel.wait_readable(silent)  # it has dialled, and waits for what never comes
+                os.write(terminal, b"\x03")
+                status = await process.wait()
+                said += await everything_said(terminal)
+    # A server was asked to end in order, and has.
+    assert status == (0 if name in SERVERS else 130)
+    assert b"Traceback" not in said
+    assert b"Fatal Python error" not in said
+
+
+async def test_ctrl_c_while_modules_are_loaded() -> None:
+    for name in ("derp.__main__", "tailnet.cli"):
+        # The first import that a command makes is where somebody presses Ctrl-C.
+        script = (
+            "import builtins, sys\n"
+            "real = builtins.__import__\n"
+            "def imported(name, *rest):\n"
+            "    if name.endswith(('derp.cli', 'tailnet.cli.root')):\n"
+            "        raise KeyboardInterrupt\n"
+            "    return real(name, *rest)\n"
+            f"from {name} import main\n"
+            "builtins.__import__ = imported\n"
+            "main()\n"
+        )
+        done = await trio.run_process([sys.executable, "-c", script], capture_stderr=True, check=False, env=ENVIRONMENT)
+        assert (done.returncode, done.stderr) == (128 + signal.SIGINT, b"")
