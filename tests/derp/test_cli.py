@@ -146,7 +146,7 @@ def test_a_wrong_call_is_one_sentence_and_status_2(arguments: list[str], says: s
 def test_an_address_that_is_not_ours_is_status_1() -> None:
     done = run(*DEV, "--listen=192.0.2.1:1")
     assert (done.returncode, done.stdout) == (1, "")
-    assert "derp: cannot listen on TCP 192.0.2.1:1: " in done.stderr
+    assert "cannot listen on TCP 192.0.2.1:1: " in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -104,7 +104,7 @@ def test_a_store_that_is_none(seed_file: Path, tmp_path: Path, capsys: pytest.Ca
         (f"postgresql://u:hunter2@/d?host={tmp_path}", "postgresql+psycopg://<secret>@/d"),
         ("u:hunter2", "not a URL"),
     ):
-        said = failing(["admin", "import", str(seed_file), "--store", url], capsys)
+        said = failing(["admin", "import", str(seed_file), "--store", url], capsys, 1)
         assert words in said
         assert "hunter2" not in said
 
