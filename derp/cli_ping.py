@@ -106,23 +106,23 @@ async def _ping(
     relay, peer = Tally(), Tally()
     found: list[bool] = []
     with trio.open_signal_receiver(signal.SIGINT) as signals:
-        async with open_derp_client(via, private, options=options, app_name="derp ping") as client:
-            say(_relay_event(client, private))
-            try:
-                async with trio.open_nursery() as nursery:
+        async with trio.open_nursery() as nursery:
 
-                    async def interrupt() -> None:
-                        await anext(signals)
-                        raise KeyboardInterrupt
+            async def interrupt() -> None:
+                await anext(signals)
+                raise KeyboardInterrupt
 
-                    nursery.start_soon(interrupt)
+            nursery.start_soon(interrupt)  # before the relay is dialled: that may take long
+            async with open_derp_client(via, private, options=options, app_name="derp ping") as client:
+                say(_relay_event(client, private))
+                try:
                     await _ping_often(client, destination, count, timeout, say, relay, peer, found)
-                    nursery.cancel_scope.cancel()
-            finally:
-                # Also when it was interrupted, or the connection broke: what was measured stands.
-                say(relay.as_event("relay"))
-                if destination is not None:
-                    say(peer.as_event(str(NodePublic(destination))))
+                finally:
+                    # Also when it was interrupted, or the connection broke: what was measured stands.
+                    say(relay.as_event("relay"))
+                    if destination is not None:
+                        say(peer.as_event(str(NodePublic(destination))))
+            nursery.cancel_scope.cancel()
     return bool(relay.received_count) and (destination is None or any(found))
 
 
