@@ -1,7 +1,7 @@
 """Why a caller is turned away: statuses and sentences, all in one place (layer L0).
 
 SDKs act on the status and on the field names of validations, people on the sentences; both are those of the reference,
-where it has one.  Raised by auth/backends.py and the doors; api/answers.py makes the JSON body of it.
+where it has one.  Raised by auth/backends.py and RPC admission; api/answers.py makes the JSON body of it.
 """
 
 from dataclasses import dataclass

@@ -2,7 +2,7 @@
 
 `create_app(services)` is served by Hypercorn behind the front door (server/server.py).  One file per resource:
 agents.py, connection.py, derp_map.py, health.py, debug.py, operators.py.  The RPC websockets never come here: see
-doors.py.
+rpc_admission.py.
 """
 
 import logging

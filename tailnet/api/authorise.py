@@ -1,6 +1,6 @@
-"""Who asks, and for what: the checks that doors and resources share (layer L3).
+"""Who asks, and for what: the checks that RPC admission and resources share (layer L3).
 
-Everything is given as plain mappings, so that the doors, which have no app around them, use the same code.
+Everything is given as plain mappings, so that admission, which has no app around it, uses the same code.
 """
 
 from collections.abc import Mapping

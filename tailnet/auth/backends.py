@@ -2,7 +2,7 @@
 
 A storm of reconnects must not become a storm of queries: answers are kept in memory, and look-ups that arrive while a
 query runs go together into the next one.  The store counts every change of callers, and one read a second compares that
-count, so a revoked token works a second longer at the most.  Called by api/doors.py and the resources of api/.
+count, so a revoked token works a second longer at the most.  Called by api/rpc_admission.py and the resources of api/.
 """
 
 import hmac

@@ -1,6 +1,6 @@
 """Which RPCs exist: path -> classes, shape, and the API minor that brought them.  Layer L1.
 
-`/me/rpc` serves TAILNET and AGENT together; the client doors serve TAILNET alone.  rpc/connection.py takes one of
+`/me/rpc` serves TAILNET and AGENT together; the paths of clients serve TAILNET alone.  rpc/connection.py takes one of
 the tables as "what this door answers" and says code 12 to every other path, as genuine peers understand it.
 Next hop: services/tailnet_rpc.py finds the code behind a path.
 """

@@ -1,7 +1,7 @@
 """From an HTTP request to a channel: authenticates RPC sockets while the reactor keeps the connection.  Layer L3.
 
-server/server.py hands requests over; api/doors.py decides, which may have to ask the store; accepted connections become
-websockets on the reactor: transport/channel.py, or services/legacy.py for peers of version 1.
+A route of the front door (server/server.py).  api/rpc_admission.py decides, which may have to ask the store; accepted
+connections become websockets on the reactor: transport/channel.py, or services/legacy.py for peers of version 1.
 """
 
 import logging
@@ -17,7 +17,7 @@ from derp.server.door import HttpSession
 from derp.server.lobby import Lobby
 from derp.transport.host import Host, Wire, WireEnded
 from derp.transport.http import Request, ServerHttp
-from tailnet.api.doors import Accepted, Door, RefusedAtDoor, RpcDoors
+from tailnet.api.rpc_admission import Accepted, PeerKind, RefusedPeer, RpcAdmission
 from tailnet.coordinator.policy import AgentPolicy, ClientPolicy, ManyAgentsPolicy, Policy
 from tailnet.proto.services import TAILNET, TAILNET_AND_AGENT
 from tailnet.services.hub import Hub
@@ -32,7 +32,7 @@ _log = logging.getLogger("tailnet.server")
 MAX_DECIDING: Final = 10_000
 
 
-_LEAVING: Final = RefusedAtDoor(
+_LEAVING: Final = RefusedPeer(
     503,
     (("Content-Type", "application/json; charset=utf-8"), ("Retry-After", "1")),
     b'{"message":"This server is about to stop. Please try again."}\n',
@@ -45,14 +45,14 @@ class Entrance:
 
     def __init__(
         self,
-        doors: RpcDoors,
+        admission: RpcAdmission,
         channels: Channels,
         hub: Hub,
         presence: AgentPresence,
         nursery: trio.Nursery,
         lobby: Lobby,
     ) -> None:
-        self._doors = doors
+        self._admission = admission
         self._channels = channels
         self._hub = hub
         self._presence = presence
@@ -68,7 +68,7 @@ class Entrance:
 
     def wants(self, target: str) -> bool:
         """Whether a request for this target is for an RPC socket."""
-        return self._doors.wants(target)
+        return self._admission.wants(target)
 
     def close(self) -> None:
         """Let nobody in any more: the server is about to end."""
@@ -77,10 +77,10 @@ class Entrance:
     def enter(self, visit: HttpSession, request: Request) -> None:
         """Decide about a connection; until then the kernel keeps what it sends."""
         wire, http = visit.wire, visit.http
-        session = wire.session = _Entering(self._lobby, wire)
+        session = wire.session = _DecidingSession(self._lobby, wire)
         if self._is_closed:
             self._carry_out(wire, request, http, _LEAVING)
-        verdict = self._doors.judge_now(request.method, request.target, request.headers)
+        verdict = self._admission.judge_now(request.method, request.target, request.headers)
         if verdict is not None:
             self._carry_out(wire, request, http, verdict)
             if wire.kept:
@@ -95,12 +95,12 @@ class Entrance:
         self.host.pause(wire)
         self._nursery.start_soon(self._decide, session, request, http)
 
-    async def _decide(self, session: "_Entering", request: Request, http: ServerHttp) -> None:
+    async def _decide(self, session: "_DecidingSession", request: Request, http: ServerHttp) -> None:
         wire = session.wire
         assert session.scope is not None
         try:
             with session.scope:
-                verdict = await self._doors.judge(request.method, request.target, request.headers)
+                verdict = await self._admission.judge(request.method, request.target, request.headers)
         finally:
             self._deciding -= 1
         if wire.session is not session:
@@ -115,8 +115,8 @@ class Entrance:
             self.host.fail(wire, error)
         self.host.flush()
 
-    def _carry_out(self, wire: Wire, request: Request, http: ServerHttp, verdict: Accepted | RefusedAtDoor) -> None:
-        if isinstance(verdict, RefusedAtDoor):
+    def _carry_out(self, wire: Wire, request: Request, http: ServerHttp, verdict: Accepted | RefusedPeer) -> None:
+        if isinstance(verdict, RefusedPeer):
             self._refuse(wire, http, verdict.status, verdict.headers, verdict.body, verdict.why)
         else:
             self._accept(wire, request, http, verdict)
@@ -147,14 +147,14 @@ class Entrance:
         version = str(accepted.version) if accepted.version is not None else ""
         identity = accepted.user or accepted.agent
         caller = Caller(accepted.peer_id, _policy(accepted), _name(accepted), identity, accepted.credential, version)
-        if accepted.door in (Door.LEGACY_AGENT, Door.LEGACY_CLIENT):
+        if accepted.kind in (PeerKind.LEGACY_AGENT, PeerKind.LEGACY_CLIENT):
             agent_id = accepted.agent.id if accepted.agent is not None and accepted.user is not None else None
             legacy = wire.session = LegacyChannel(self._channels, self._hub, wire, caller, agent_id)
             if accepted.drives_status:
                 self._presence.came(legacy)
             legacy.start()
         else:
-            rpcs = TAILNET_AND_AGENT if accepted.door is Door.AGENT else TAILNET
+            rpcs = TAILNET_AND_AGENT if accepted.kind is PeerKind.AGENT else TAILNET
             channel = wire.session = Channel(self._channels, wire, rpcs, caller)
             if accepted.drives_status:
                 self._presence.came(channel)
@@ -169,7 +169,7 @@ class Entrance:
             self.host.await_room(wire)
 
 
-class _Entering:
+class _DecidingSession:
     """A connection whose caller is being looked up."""
 
     __slots__ = ("_lobby", "scope", "wire")
@@ -193,17 +193,17 @@ class _Entering:
 
 
 def _policy(accepted: Accepted) -> Policy:
-    if accepted.door in (Door.AGENT, Door.LEGACY_AGENT):
+    if accepted.kind in (PeerKind.AGENT, PeerKind.LEGACY_AGENT):
         assert accepted.agent is not None
         return AgentPolicy(accepted.agent.id)
-    if accepted.door is Door.CLIENT_OF_MANY:
+    if accepted.kind is PeerKind.CLIENT_OF_MANY:
         return ManyAgentsPolicy()
     assert accepted.agent is not None
     return ClientPolicy(accepted.agent.id)
 
 
 def _name(accepted: Accepted) -> str:
-    if accepted.door in (Door.AGENT, Door.LEGACY_AGENT):
+    if accepted.kind in (PeerKind.AGENT, PeerKind.LEGACY_AGENT):
         assert accepted.agent is not None
         return f"agent {accepted.agent.name} {accepted.peer_id}"
     assert accepted.user is not None

@@ -30,8 +30,8 @@ from derp.transport.http import Request
 from derp.transport.links import Link
 from derp.transport.linkstream import LinkStream
 from tailnet.api.app import create_app, reconfigure
-from tailnet.api.doors import RpcDoors
 from tailnet.api.guards import Services
+from tailnet.api.rpc_admission import RpcAdmission
 from tailnet.auth.backends import StoreCallers
 from tailnet.auth.policy import Right, workspace_rights
 from tailnet.config import SETTINGS, CoordinatorConfig
@@ -224,10 +224,10 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         self.channels = Channels(self.reactor, self.service.serve, self._channel_ended, limits)
         self.rights = Rights(self.callers, self.reactor, self.hub, self.channels.open)
         access_url = config.access_url or default_access_url(self.listening)
-        doors = RpcDoors(
+        admission = RpcAdmission(
             self.callers, lambda: self.keys.current, access_url=access_url, browser_only=config.browser_only
         )
-        self.entrance = Entrance(doors, self.channels, self.hub, self.presence, nursery, self.lobby)
+        self.entrance = Entrance(admission, self.channels, self.hub, self.presence, nursery, self.lobby)
         inspection = Inspection(self.coordinator, self.maps, lambda: self.reactor.now, self.not_ready)
         services = Services(
             config=config,

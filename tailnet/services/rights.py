@@ -1,6 +1,6 @@
 """Rights while they are used: whoever may be here no more is sent away, with sockets, tunnels and streams.  Layer L3.
 
-The doors ask once, when a peer comes in.  The store counts every change of callers (auth/backends.py reads the count
+Admission asks once, when a peer comes in.  The store counts every change of callers (auth/backends.py reads the count
 twice a second); when it moved, everybody who is inside is asked about again.  Ends: transport/channel.py; tunnels:
 coordinator/core.py.  A user's websockets of the API watch their own token (Callers.wait_withdrawn).
 """

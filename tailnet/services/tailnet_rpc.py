@@ -48,7 +48,7 @@ Stream = Callable[["Caller", Any, Callable[[bytes], bool]], Awaitable[None]]
 
 @dataclass(slots=True, eq=False)
 class Caller:
-    """Who is at the other end of a channel, as the doors found out."""
+    """Who is at the other end of a channel, as admission found out."""
 
     peer_id: PeerID
     policy: Policy

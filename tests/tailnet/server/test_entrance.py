@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from derp.protocol.websocket import Opcode, encode_masked
-from tailnet.api.doors import Accepted, RefusedAtDoor
+from tailnet.api.rpc_admission import Accepted, RefusedPeer
 from tailnet.proto.generated import agent_pb2 as agent
 from tailnet.server import entrance
 from tailnet.server.server import CoordinatorServer
@@ -30,15 +30,15 @@ PING, PONG = bytes.fromhex("000200010000000000000007"), bytes.fromhex("000200020
 
 
 class Gate:
-    """Holds decisions of the doors back until it is opened."""
+    """Holds decisions of the admission back until it is opened."""
 
     def __init__(self, server: CoordinatorServer, monkeypatch: pytest.MonkeyPatch) -> None:
         self.opened = trio.Event()
         self.waiting = 0
-        self.doors = server.entrance._doors
-        real = self.doors.judge
+        self.admission = server.entrance._admission
+        real = self.admission.judge
 
-        async def judge(method: str, target: str, headers: object) -> Accepted | RefusedAtDoor:
+        async def judge(method: str, target: str, headers: object) -> Accepted | RefusedPeer:
             self.waiting += 1
             try:
                 await self.opened.wait()
@@ -46,8 +46,8 @@ class Gate:
                 self.waiting -= 1
             return await real(method, target, headers)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(self.doors, "judge_now", lambda *arguments: None)
-        monkeypatch.setattr(self.doors, "judge", judge)
+        monkeypatch.setattr(self.admission, "judge_now", lambda *arguments: None)
+        monkeypatch.setattr(self.admission, "judge", judge)
 
 
 @pytest.mark.parametrize("is_known", [False, True], ids=["by a task", "at once"])

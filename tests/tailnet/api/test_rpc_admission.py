@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tailnet.api.doors import Accepted, Door, RefusedAtDoor, RpcDoors
+from tailnet.api.rpc_admission import Accepted, PeerKind, RefusedPeer, RpcAdmission
 from tailnet.coordinator.resume import ResumeKey, ResumeTokens, audience
 from tailnet.proto.version import Version
 from tailnet.refusals import NO_SUCH_AGENT, SIGNED_OUT
@@ -24,12 +24,14 @@ MANY = "/api/v2/tailnet"
 
 
 @pytest.fixture
-def doors(world: World) -> RpcDoors:
+def admission(world: World) -> RpcAdmission:
     return make(world)
 
 
-def make(world: World, *, browser_only: bool = False, tokens: Callable[[], ResumeTokens] = lambda: TOKENS) -> RpcDoors:
-    return RpcDoors(
+def make(
+    world: World, *, browser_only: bool = False, tokens: Callable[[], ResumeTokens] = lambda: TOKENS
+) -> RpcAdmission:
+    return RpcAdmission(
         world.services.callers,
         tokens,
         access_url=ACCESS_URL,
@@ -40,18 +42,18 @@ def make(world: World, *, browser_only: bool = False, tokens: Callable[[], Resum
     )
 
 
-async def accepted(doors: RpcDoors, target: str, token: str) -> Accepted:
-    verdict = await doors.judge("GET", target, UPGRADE | {"coder-session-token": token})
+async def accepted(admission: RpcAdmission, target: str, token: str) -> Accepted:
+    verdict = await admission.judge("GET", target, UPGRADE | {"coder-session-token": token})
     assert isinstance(verdict, Accepted), verdict
     return verdict
 
 
 async def refused(
-    doors: RpcDoors, target: str, token: str = "", *, method: str = "GET", headers: dict[str, str] | None = None
+    admission: RpcAdmission, target: str, token: str = "", *, method: str = "GET", headers: dict[str, str] | None = None
 ) -> tuple[int, dict[str, object]]:
     given = UPGRADE | (headers or {}) | ({"coder-session-token": token} if token else {})
-    verdict = await doors.judge(method, target, given)
-    assert isinstance(verdict, RefusedAtDoor), verdict
+    verdict = await admission.judge(method, target, given)
+    assert isinstance(verdict, RefusedPeer), verdict
     assert token not in verdict.why or not token
     body = json.loads(verdict.body)
     assert isinstance(body, dict)
@@ -78,8 +80,8 @@ async def refused(
         ("/derp", False),
     ],
 )
-def test_which_requests_are_ours(doors: RpcDoors, target: str, wanted: bool) -> None:
-    assert doors.wants(target) is wanted
+def test_which_requests_are_ours(admission: RpcAdmission, target: str, wanted: bool) -> None:
+    assert admission.wants(target) is wanted
 
 
 # Agents.
@@ -95,16 +97,16 @@ def test_which_requests_are_ours(doors: RpcDoors, target: str, wanted: bool) -> 
         ("?version=&role=probe", (2, 0), False),
     ],
 )
-async def test_an_agent(doors: RpcDoors, query: str, version: tuple[int, int], drives: bool) -> None:
-    verdict = await accepted(doors, f"{OWN}/rpc{query}", agent_token("main"))
-    assert (verdict.door, verdict.peer_id, verdict.version) == (Door.AGENT, peer_id("main"), version)
+async def test_an_agent(admission: RpcAdmission, query: str, version: tuple[int, int], drives: bool) -> None:
+    verdict = await accepted(admission, f"{OWN}/rpc{query}", agent_token("main"))
+    assert (verdict.kind, verdict.peer_id, verdict.version) == (PeerKind.AGENT, peer_id("main"), version)
     assert verdict.agent is not None
     assert (verdict.agent.workspace_name, verdict.user, verdict.drives_status) == ("dev", None, drives)
 
 
-async def test_an_old_agent(doors: RpcDoors) -> None:
-    verdict = await accepted(doors, f"{OWN}/coordinate", agent_token("main"))
-    assert (verdict.door, verdict.peer_id, verdict.version) == (Door.LEGACY_AGENT, peer_id("main"), None)
+async def test_an_old_agent(admission: RpcAdmission) -> None:
+    verdict = await accepted(admission, f"{OWN}/coordinate", agent_token("main"))
+    assert (verdict.kind, verdict.peer_id, verdict.version) == (PeerKind.LEGACY_AGENT, peer_id("main"), None)
     assert verdict.drives_status
 
 
@@ -118,17 +120,17 @@ async def test_an_old_agent(doors: RpcDoors) -> None:
     ],
 )
 @pytest.mark.parametrize("path", ["rpc", "coordinate"])
-async def test_agents_that_are_turned_away(doors: RpcDoors, path: str, token: str, message: str) -> None:
-    status, body = await refused(doors, f"{OWN}/{path}", token)
+async def test_agents_that_are_turned_away(admission: RpcAdmission, path: str, token: str, message: str) -> None:
+    status, body = await refused(admission, f"{OWN}/{path}", token)
     assert (status, body["message"]) == (401, message)
 
 
 # Clients.
 
 
-async def test_a_client_of_one_agent(doors: RpcDoors) -> None:
-    verdict = await accepted(doors, f"{MAIN}?version=2.0", user_token("alice"))
-    assert (verdict.door, verdict.peer_id, verdict.version) == (Door.CLIENT, FRESH, (2, 0))
+async def test_a_client_of_one_agent(admission: RpcAdmission) -> None:
+    verdict = await accepted(admission, f"{MAIN}?version=2.0", user_token("alice"))
+    assert (verdict.kind, verdict.peer_id, verdict.version) == (PeerKind.CLIENT, FRESH, (2, 0))
     assert verdict.agent is not None
     assert verdict.user is not None
     assert (verdict.agent.id, verdict.user.username) == (peer_id("main"), "alice")
@@ -137,23 +139,23 @@ async def test_a_client_of_one_agent(doors: RpcDoors) -> None:
 
 
 @pytest.mark.parametrize("query", ["", "?version=", "?resume_token=forged"])
-async def test_a_client_without_a_version_is_an_old_one(doors: RpcDoors, query: str) -> None:
-    verdict = await accepted(doors, MAIN + query, user_token("alice"))
-    assert (verdict.door, verdict.peer_id, verdict.version) == (Door.LEGACY_CLIENT, FRESH, None)
+async def test_a_client_without_a_version_is_an_old_one(admission: RpcAdmission, query: str) -> None:
+    verdict = await accepted(admission, MAIN + query, user_token("alice"))
+    assert (verdict.kind, verdict.peer_id, verdict.version) == (PeerKind.LEGACY_CLIENT, FRESH, None)
     assert verdict.agent is not None
 
 
-async def test_a_client_of_many_agents(doors: RpcDoors) -> None:
-    verdict = await accepted(doors, MANY, user_token("bob"))
-    assert (verdict.door, verdict.peer_id, verdict.version) == (Door.CLIENT_OF_MANY, FRESH, (2, 0))
+async def test_a_client_of_many_agents(admission: RpcAdmission) -> None:
+    verdict = await accepted(admission, MANY, user_token("bob"))
+    assert (verdict.kind, verdict.peer_id, verdict.version) == (PeerKind.CLIENT_OF_MANY, FRESH, (2, 0))
     assert verdict.agent is None
     assert verdict.user is not None
     assert verdict.user.username == "bob"
 
 
 @pytest.mark.parametrize("token", ["", "nonsense", user_token("carol"), agent_token("main")])
-async def test_unusable_keys_have_one_answer_on_agent_routes(doors: RpcDoors, token: str) -> None:
-    status, body = await refused(doors, MAIN, token)
+async def test_unusable_keys_have_one_answer_on_agent_routes(admission: RpcAdmission, token: str) -> None:
+    status, body = await refused(admission, MAIN, token)
     assert status == 401
     assert body == {"message": "API key or external proxy authentication required, but none provided"}
 
@@ -166,16 +168,16 @@ async def test_unusable_keys_have_one_answer_on_agent_routes(doors: RpcDoors, to
         (user_token("alice")[:-1] + "z", "API key secret is invalid."),
     ],
 )
-async def test_unusable_keys_have_their_reason_elsewhere(doors: RpcDoors, token: str, detail: str) -> None:
-    assert await refused(doors, MANY, token) == (401, {"message": SIGNED_OUT, "detail": detail})
+async def test_unusable_keys_have_their_reason_elsewhere(admission: RpcAdmission, token: str, detail: str) -> None:
+    assert await refused(admission, MANY, token) == (401, {"message": SIGNED_OUT, "detail": detail})
 
 
-async def test_agents_in_paths(doors: RpcDoors) -> None:
+async def test_agents_in_paths(admission: RpcAdmission) -> None:
     alice = user_token("alice")
-    status, body = await refused(doors, "/api/v2/workspaceagents/x/coordinate", alice)
+    status, body = await refused(admission, "/api/v2/workspaceagents/x/coordinate", alice)
     assert (status, body["message"]) == (400, 'Invalid UUID "x".')
-    missing = await refused(doors, f"/api/v2/workspaceagents/{peer_id('nobody')}/coordinate", alice)
-    foreign = await refused(doors, BOBS, alice)
+    missing = await refused(admission, f"/api/v2/workspaceagents/{peer_id('nobody')}/coordinate", alice)
+    foreign = await refused(admission, BOBS, alice)
     assert missing == foreign == (404, {"message": NO_SUCH_AGENT})
 
 
@@ -195,8 +197,10 @@ async def test_agents_in_paths(doors: RpcDoors) -> None:
     ("path", "token"),
     [(f"{OWN}/rpc", agent_token("main")), (MAIN, user_token("alice")), (MANY, user_token("alice"))],
 )
-async def test_versions_that_are_not_served(doors: RpcDoors, path: str, token: str, version: str, detail: str) -> None:
-    assert await refused(doors, f"{path}?version={version}", token) == (
+async def test_versions_that_are_not_served(
+    admission: RpcAdmission, path: str, token: str, version: str, detail: str
+) -> None:
+    assert await refused(admission, f"{path}?version={version}", token) == (
         400,
         {
             "message": "Unknown or unsupported API version",
@@ -208,40 +212,40 @@ async def test_versions_that_are_not_served(doors: RpcDoors, path: str, token: s
 # Resume tokens.
 
 
-DOORS = {f"{MAIN}?version=2.0": Door.CLIENT, f"{MANY}?version=2.3": Door.CLIENT_OF_MANY}
+DOORS = {f"{MAIN}?version=2.0": PeerKind.CLIENT, f"{MANY}?version=2.3": PeerKind.CLIENT_OF_MANY}
 
 
-def of_alice(door: Door) -> str:
-    return audience(door.value, make_id("alice"))
+def of_alice(kind: PeerKind) -> str:
+    return audience(kind.value, make_id("alice"))
 
 
 @pytest.mark.parametrize("path", DOORS)
-async def test_a_resume_token_names_the_peer(doors: RpcDoors, path: str) -> None:
+async def test_a_resume_token_names_the_peer(admission: RpcAdmission, path: str) -> None:
     old = peer_id("an earlier connection")
     token = TOKENS.issue(old, of_alice(DOORS[path]), NOW - 60).token
-    verdict = await accepted(doors, f"{path}&resume_token={token}", user_token("alice"))
+    verdict = await accepted(admission, f"{path}&resume_token={token}", user_token("alice"))
     assert (verdict.peer_id, verdict.resumed) == (old, True)
 
 
-async def test_an_empty_resume_token_is_none(doors: RpcDoors) -> None:
-    verdict = await accepted(doors, f"{MANY}?resume_token=", user_token("alice"))
+async def test_an_empty_resume_token_is_none(admission: RpcAdmission) -> None:
+    verdict = await accepted(admission, f"{MANY}?resume_token=", user_token("alice"))
     assert (verdict.peer_id, verdict.resumed) == (FRESH, False)
 
 
 @pytest.mark.parametrize("path", DOORS)
 @pytest.mark.parametrize("kind", ["forged", "expired", "of another key", "of another user", "of another door"])
-async def test_resume_tokens_that_are_refused(doors: RpcDoors, path: str, kind: str) -> None:
+async def test_resume_tokens_that_are_refused(admission: RpcAdmission, path: str, kind: str) -> None:
     issuer, at, whose = TOKENS, NOW, of_alice(DOORS[path])
     if kind == "of another user":
         whose = audience(DOORS[path].value, make_id("bob"))
     if kind == "of another door":
-        whose = of_alice(Door.CLIENT if DOORS[path] is Door.CLIENT_OF_MANY else Door.CLIENT_OF_MANY)
+        whose = of_alice(PeerKind.CLIENT if DOORS[path] is PeerKind.CLIENT_OF_MANY else PeerKind.CLIENT_OF_MANY)
     if kind == "expired":
         at = NOW - 25 * 3600
     if kind == "of another key":
         issuer = ResumeTokens(ResumeKey("k1", b"t" * 64))
     token = "forged" if kind == "forged" else issuer.issue(FRESH, whose, at).token
-    status, body = await refused(doors, f"{path}&resume_token={token}", user_token("alice"))
+    status, body = await refused(admission, f"{path}&resume_token={token}", user_token("alice"))
     assert (status, body["message"]) == (401, "Invalid resume token")
     assert body["detail"]
     assert body["validations"] == [{"field": "resume_token", "detail": "Invalid resume token"}]
@@ -249,35 +253,35 @@ async def test_resume_tokens_that_are_refused(doors: RpcDoors, path: str, kind: 
 
 async def test_keys_are_asked_for_anew(world: World) -> None:
     current = [TOKENS]
-    doors = make(world, tokens=lambda: current[0])
+    admission = make(world, tokens=lambda: current[0])
     later = ResumeTokens(ResumeKey("k2", b"u" * 64), [KEY])
     current[0] = later
     for issuer in (TOKENS, later):
-        target = f"{MANY}?resume_token={issuer.issue(peer_id('old'), of_alice(Door.CLIENT_OF_MANY), NOW).token}"
-        assert (await accepted(doors, target, user_token("alice"))).resumed
+        target = f"{MANY}?resume_token={issuer.issue(peer_id('old'), of_alice(PeerKind.CLIENT_OF_MANY), NOW).token}"
+        assert (await accepted(admission, target, user_token("alice"))).resumed
 
 
 # The order of the checks: each request is wrong in this and in every later respect.
 
 
 async def test_the_order_of_refusals_to_clients(world: World) -> None:
-    doors = make(world, browser_only=True)
+    admission = make(world, browser_only=True)
     alice, lost = user_token("alice"), {"upgrade": "", "origin": "https://evil.example.com"}
     wrong = "?version=9.9&resume_token=forged"
     bad_id = "/api/v2/workspaceagents/x/coordinate"
     steps = [
-        await refused(doors, bad_id + wrong, "", method="POST", headers=lost),
-        await refused(doors, bad_id + wrong, "", headers=lost),
-        await refused(doors, bad_id + wrong, alice, headers=lost),
-        await refused(doors, BOBS + wrong, alice, headers=lost),
-        await refused(doors, MAIN + wrong, alice, headers=lost),
+        await refused(admission, bad_id + wrong, "", method="POST", headers=lost),
+        await refused(admission, bad_id + wrong, "", headers=lost),
+        await refused(admission, bad_id + wrong, alice, headers=lost),
+        await refused(admission, BOBS + wrong, alice, headers=lost),
+        await refused(admission, MAIN + wrong, alice, headers=lost),
     ]
-    doors = make(world)
+    admission = make(world)
     steps += [
-        await refused(doors, MAIN + wrong, alice, headers=lost),
-        await refused(doors, f"{MAIN}?version=2.0&resume_token=forged", alice, headers=lost),
-        await refused(doors, f"{MAIN}?version=2.0", alice, headers=lost),
-        await refused(doors, f"{MAIN}?version=2.0", alice, headers={"upgrade": ""}),
+        await refused(admission, MAIN + wrong, alice, headers=lost),
+        await refused(admission, f"{MAIN}?version=2.0&resume_token=forged", alice, headers=lost),
+        await refused(admission, f"{MAIN}?version=2.0", alice, headers=lost),
+        await refused(admission, f"{MAIN}?version=2.0", alice, headers={"upgrade": ""}),
     ]
     assert [status for status, _ in steps] == [405, 401, 400, 404, 409, 400, 401, 403, 426]
 
@@ -289,51 +293,51 @@ async def test_browser_only_says_what_to_change(world: World) -> None:
     await accepted(make(world, browser_only=True), f"{OWN}/rpc", agent_token("main"))
 
 
-async def test_a_lost_upgrade_names_the_suspect(doors: RpcDoors) -> None:
-    status, body = await refused(doors, f"{OWN}/rpc", agent_token("main"), headers={"connection": "close"})
+async def test_a_lost_upgrade_names_the_suspect(admission: RpcAdmission) -> None:
+    status, body = await refused(admission, f"{OWN}/rpc", agent_token("main"), headers={"connection": "close"})
     assert status == 426
     assert "proxy" in str(body["detail"])
 
 
-async def test_another_method(doors: RpcDoors) -> None:
-    assert (await refused(doors, MANY, user_token("alice"), method="POST"))[0] == 405
+async def test_another_method(admission: RpcAdmission) -> None:
+    assert (await refused(admission, MANY, user_token("alice"), method="POST"))[0] == 405
 
 
-async def test_a_target_that_is_not_ours(doors: RpcDoors) -> None:
-    assert await refused(doors, "/elsewhere") == (404, {"message": "Route not found."})
+async def test_a_target_that_is_not_ours(admission: RpcAdmission) -> None:
+    assert await refused(admission, "/elsewhere") == (404, {"message": "Route not found."})
 
 
-async def test_tokens_in_the_query(doors: RpcDoors) -> None:
+async def test_tokens_in_the_query(admission: RpcAdmission) -> None:
     for name in ("coder_session_token", "access_token"):
-        verdict = await doors.judge("GET", f"{OWN}/rpc?{name}={agent_token('main')}", UPGRADE)
+        verdict = await admission.judge("GET", f"{OWN}/rpc?{name}={agent_token('main')}", UPGRADE)
         assert isinstance(verdict, Accepted)
 
 
-async def test_a_store_that_is_away_is_not_permanent(world: World, doors: RpcDoors) -> None:
+async def test_a_store_that_is_away_is_not_permanent(world: World, admission: RpcAdmission) -> None:
     with world.store.writing() as connection:
         connection.exec_driver_sql("ALTER TABLE counters RENAME TO lost")
-    status, _ = await refused(doors, f"{OWN}/rpc", agent_token("main"))
+    status, _ = await refused(admission, f"{OWN}/rpc", agent_token("main"))
     assert status == 503
 
 
 # Without a task.
 
 
-async def test_callers_in_memory_are_judged_at_once(doors: RpcDoors) -> None:
+async def test_callers_in_memory_are_judged_at_once(admission: RpcAdmission) -> None:
     asked = ("GET", f"{OWN}/rpc?version=2.4", UPGRADE | {"coder-session-token": agent_token("main")})
-    assert doors.judge_now(*asked) is None  # nobody is in memory yet
-    verdict = await doors.judge(*asked)
+    assert admission.judge_now(*asked) is None  # nobody is in memory yet
+    verdict = await admission.judge(*asked)
     assert isinstance(verdict, Accepted)
-    assert doors.judge_now(*asked) == verdict
-    refused_now = doors.judge_now("GET", f"{OWN}/rpc?version=9.9", asked[2])
-    assert isinstance(refused_now, RefusedAtDoor)
+    assert admission.judge_now(*asked) == verdict
+    refused_now = admission.judge_now("GET", f"{OWN}/rpc?version=9.9", asked[2])
+    assert isinstance(refused_now, RefusedPeer)
     assert refused_now.status == 400
     # An agent that came is known by its id too; another one, needed later in the order of checks, is still missing.
     alice = UPGRADE | {"coder-session-token": user_token("alice")}
-    await doors.judge("GET", MANY, alice)
-    assert isinstance(doors.judge_now("GET", f"{MAIN}?version=2.0", alice), Accepted)
+    await admission.judge("GET", MANY, alice)
+    assert isinstance(admission.judge_now("GET", f"{MAIN}?version=2.0", alice), Accepted)
     other = f"/api/v2/workspaceagents/{peer_id('gpu')}/coordinate?version=2.0"
-    assert doors.judge_now("GET", other, alice) is None
+    assert admission.judge_now("GET", other, alice) is None
     # And waiting works again afterwards.
-    assert isinstance(await doors.judge("GET", other, alice), Accepted)
-    assert isinstance(doors.judge_now("GET", other, alice), Accepted)
+    assert isinstance(await admission.judge("GET", other, alice), Accepted)
+    assert isinstance(admission.judge_now("GET", other, alice), Accepted)

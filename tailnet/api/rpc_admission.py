@@ -1,4 +1,4 @@
-"""The doors of the tailnet RPC: who may come in, and as whom (layer L3).
+"""Admission to the RPC sockets: who may come in, and as what kind of peer (layer L3).
 
 Agents dial /api/v2/workspaceagents/me/rpc, clients .../{id}/coordinate or /api/v2/tailnet; version 1 spoke JSON on
 me/coordinate and on coordinate without a version.  The front door asks `wants` for every request head and `judge` for
@@ -35,8 +35,8 @@ _PATHS: Final = re.compile(
 )
 
 
-class Door(Enum):
-    """Which way a peer came in."""
+class PeerKind(Enum):
+    """What a peer is, by the path it dialled."""
 
     AGENT = "agent"  # Agent and Tailnet services
     CLIENT = "client"  # Tailnet service; may tunnel to one agent
@@ -49,9 +49,9 @@ class Door(Enum):
 class Accepted:
     """Upgrade to a websocket and serve this peer."""
 
-    door: Door
+    kind: PeerKind
     peer_id: PeerID  # an agent's own id; of a client a fresh one, or that of its resume token
-    version: Version | None  # None on the legacy doors
+    version: Version | None  # None of version 1
     agent: AgentIdentity | None  # an agent itself, or the one agent that a client may reach
     user: UserIdentity | None  # of clients
     credential: Credential | None = None  # what it came in with, to be asked about again when callers changed
@@ -60,7 +60,7 @@ class Accepted:
 
 
 @dataclass(frozen=True, slots=True)
-class RefusedAtDoor:
+class RefusedPeer:
     """Answer with this and close."""
 
     status: int
@@ -69,7 +69,7 @@ class RefusedAtDoor:
     why: str  # for the log; holds no secret
 
 
-class RpcDoors:
+class RpcAdmission:
     """Decides on requests for the RPC sockets.
 
     `resume_tokens` is asked anew each time, since keys rotate.  `wall_seconds` is Unix time.
@@ -95,17 +95,17 @@ class RpcDoors:
         self._new_peer_id = new_peer_id
 
     def wants(self, target: str) -> bool:
-        """Whether a request for this target (path and query) is for these doors; cheap, for every request head."""
+        """Whether a request for this target (path and query) is for an RPC socket; cheap, for every request head."""
         return _PATHS.fullmatch(target.partition("?")[0]) is not None
 
-    def judge_now(self, method: str, target: str, headers: Mapping[str, str]) -> Accepted | RefusedAtDoor | None:
+    def judge_now(self, method: str, target: str, headers: Mapping[str, str]) -> Accepted | RefusedPeer | None:
         """`judge` without a task, if all it needs is in memory, else None.  Most of a storm of reconnects comes so."""
         judging = self.judge(method, target, headers)
         self._callers.no_wait = True
         try:
             judging.send(None)
         except StopIteration as done:
-            verdict: Accepted | RefusedAtDoor = done.value
+            verdict: Accepted | RefusedPeer = done.value
             return verdict
         except trio.WouldBlock:
             return None
@@ -114,7 +114,7 @@ class RpcDoors:
             judging.close()
         raise AssertionError("with no_wait nothing may wait")
 
-    async def judge(self, method: str, target: str, headers: Mapping[str, str]) -> Accepted | RefusedAtDoor:
+    async def judge(self, method: str, target: str, headers: Mapping[str, str]) -> Accepted | RefusedPeer:
         """Decide.  `headers` have lower-case names.  Never raises Refused."""
         path, _, raw_query = target.partition("?")
         match = _PATHS.fullmatch(path)
@@ -135,7 +135,7 @@ class RpcDoors:
             if not asks_for_websocket(headers):
                 raise refusals.upgrade_missing()
         except Refused as refused:
-            return RefusedAtDoor(
+            return RefusedPeer(
                 refused.status, tuple(refusal_headers(refused)), refusal_body(refused), f"{path[:120]}: {refused}"
             )
         is_agent = accepted.user is None
@@ -146,28 +146,28 @@ class RpcDoors:
     async def _judge_agent(self, token: str, query: Mapping[str, str], *, legacy: bool) -> Accepted:
         agent = await self._callers.agent(token)
         if legacy:
-            return Accepted(Door.LEGACY_AGENT, agent.id, None, agent, None, drives_status=True)
+            return Accepted(PeerKind.LEGACY_AGENT, agent.id, None, agent, None, drives_status=True)
         version = self._version(query)
         # Other roles are served and leave the agent's status alone: tools that look at an agent from the inside.
         drives = query.get("role", "") in ("", "agent")
-        return Accepted(Door.AGENT, agent.id, version, agent, None, drives_status=drives)
+        return Accepted(PeerKind.AGENT, agent.id, version, agent, None, drives_status=drives)
 
     async def _judge_client(self, token: str, agent_text: str, query: Mapping[str, str]) -> Accepted:
         user = await self._callers.user_of_agent_route(token)
         agent = await authorise_agent(self._callers, user, agent_text, Right.SSH)
         self._check_override()
         if not query.get("version"):
-            return Accepted(Door.LEGACY_CLIENT, self._new_peer_id(), None, agent, user)
+            return Accepted(PeerKind.LEGACY_CLIENT, self._new_peer_id(), None, agent, user)
         version = self._version(query)
-        peer_id, resumed = self._peer_id(query, Door.CLIENT, user)
-        return Accepted(Door.CLIENT, peer_id, version, agent, user, resumed=resumed)
+        peer_id, resumed = self._peer_id(query, PeerKind.CLIENT, user)
+        return Accepted(PeerKind.CLIENT, peer_id, version, agent, user, resumed=resumed)
 
     async def _judge_client_of_many(self, token: str, query: Mapping[str, str]) -> Accepted:
         user = await self._callers.user(token)
         self._check_override()
         version = self._version(query)
-        peer_id, resumed = self._peer_id(query, Door.CLIENT_OF_MANY, user)
-        return Accepted(Door.CLIENT_OF_MANY, peer_id, version, None, user, resumed=resumed)
+        peer_id, resumed = self._peer_id(query, PeerKind.CLIENT_OF_MANY, user)
+        return Accepted(PeerKind.CLIENT_OF_MANY, peer_id, version, None, user, resumed=resumed)
 
     def _check_override(self) -> None:
         if self._browser_only:
@@ -179,10 +179,10 @@ class RpcDoors:
         except VersionRefused as refused:
             raise refusals.version_unsupported(refused.detail) from None
 
-    def _peer_id(self, query: Mapping[str, str], door: Door, user: UserIdentity) -> tuple[PeerID, bool]:
+    def _peer_id(self, query: Mapping[str, str], kind: PeerKind, user: UserIdentity) -> tuple[PeerID, bool]:
         token = query.get("resume_token", "")
         try:
-            peer_id = self._resume_tokens().verify(token, audience(door.value, user.id), self._wall_seconds())
+            peer_id = self._resume_tokens().verify(token, audience(kind.value, user.id), self._wall_seconds())
         except ResumeTokenRefused as refused:
             raise refusals.resume_token_invalid(str(refused)) from None
         return (self._new_peer_id(), False) if peer_id is None else (peer_id, True)
