@@ -8,6 +8,7 @@ counted.  Secrets never get here; should one, derp/text.py masks it, and what a 
 
 import json
 import logging
+import math
 import os
 import select
 import sys
@@ -61,6 +62,28 @@ def fields(**values: object) -> Mapping[str, object]:
     `address`, `reason`, and counts and seconds under their units.
     """
     return {"fields": values}
+
+
+class Rarely:
+    """For lines that strangers can cause: one of each kind once in `seconds`, then with how many more there were."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._said: dict[str, tuple[float, int]] = {}  # when, and how many since; kinds are few, and of our making
+
+    def held_back(self, kind: str, now: float) -> int | None:
+        """None: hold this line back.  Else say it, and that so many of its kind were held back since the last."""
+        said_at, held = self._said.get(kind, (-math.inf, 0))
+        if now - said_at < self._seconds:
+            self._said[kind] = (said_at, held + 1)
+            return None
+        self._said[kind] = (now, 0)
+        return held
+
+
+def and_more(count: int) -> str:
+    """The end of such a line."""
+    return f" ({count:,} more since the last such line)" if count else ""
 
 
 def dropped_line_count() -> int:

@@ -154,6 +154,7 @@ def _counters(reading: RelayStatistics) -> Iterable[Metric]:
         ("derp_home_moves_out", "Clients that moved their home away.", counters.home_moves_out),
         ("derp_duplicate_connections", "Connections of a key that had one.", counters.dup_client_conns_total),
         ("derp_write_timeouts", "Clients closed because they took nothing.", counters.write_timeouts),
+        ("derp_wrong_mesh_keys", "Logins with a mesh key that is not ours.", counters.wrong_mesh_keys),
         ("derp_notices_dropped", "Control frames that a full queue refused.", counters.notices_dropped),
         ("derp_queue_seconds", "Time packets spent in queues, summed.", counters.queue_seconds),
         ("derp_queued_packets_sent", "Packets that went through a queue.", counters.queued_packets),

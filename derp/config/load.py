@@ -22,10 +22,18 @@ from derp.config.files import (
     parse_mesh_key,
     readable_by_others,
 )
-from derp.config.relay import DEV_PORT, RESERVED_FILES, RelayConfig, RelayRules
+from derp.config.relay import (
+    DEV_PORT,
+    LEAST_CONNECTIONS,
+    LEAST_RESERVED_FILES,
+    RESERVED_FILES,
+    RelayConfig,
+    RelayRules,
+)
 from derp.config.settings import SETTINGS
 from derp.config.sources import Given, read_sources
 from derp.config.tls import Addresses, read_tls
+from derp.errors import ConfigError
 from derp.keys import MeshKey, NodePrivate
 
 DEV_MESH_KEY_ENVIRONMENT: Final = "TAILSCALE_DERPER_MESH_KEY"
@@ -54,7 +62,7 @@ def load_config(
     listen = listen_addresses(given, (("", DEV_PORT),) if dev else RelayConfig.listen)
     tls = read_tls(given, listen, hostname=given.get("hostname", ""), default_http_port=_HTTP_PORT, as_derper=True)
     attributes = given.attributes() | relay_attributes(given)
-    attributes["max_connections"] = max_connections(given, open_files)
+    attributes |= connection_limit(given, open_files)
     attributes |= {"listen": listen, "tls": tls, "http_port": http_port(given, _HTTP_PORT, has_tls=tls is not None)}
     attributes["stun_may_move"] = dev and "stun_port" not in given
     if "mesh_psk_file" not in given:
@@ -88,19 +96,23 @@ def http_port(given: Given, default: int, *, has_tls: bool) -> int | None:
     return port if port >= 0 else None
 
 
-def max_connections(given: Given, open_files: int | None) -> int:
-    """How many connections there may be, with `open_files` descriptors; None: the hard limit.  Raises ConfigError."""
+def connection_limit(given: Given, open_files: int | None) -> dict[str, Any]:
+    """How many connections there may be, with `open_files` descriptors (None: the hard limit), and what to do if that
+    is less than the default.  Raises ConfigError where it is less than what was asked for, or next to nothing."""
     if open_files is None:
         open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     wanted: int = given.get("max_connections", RelayConfig.max_connections)
-    possible = max(1, open_files - RESERVED_FILES)
-    if open_files == resource.RLIM_INFINITY or wanted <= possible:
-        return wanted
+    if open_files == resource.RLIM_INFINITY:
+        return {"max_connections": wanted}
+    possible = open_files - min(RESERVED_FILES, max(LEAST_RESERVED_FILES, open_files // 4))
+    if wanted <= possible:
+        return {"max_connections": wanted}
     remedy = f"this process may open {open_files:,} files: raise its limit (LimitNOFILE= in systemd, ulimit -n)"
     if "max_connections" in given:
         given.fail("max_connections", f"{wanted:,} are not possible, {remedy}")
-    given.notices.append(f"at most {possible:,} connections instead of {wanted:,}: {remedy}")
-    return possible
+    if possible < LEAST_CONNECTIONS:
+        raise ConfigError(f"{remedy}; {LEAST_RESERVED_FILES + LEAST_CONNECTIONS} are the least that is of use")
+    return {"max_connections": possible, "connections_remedy": remedy}
 
 
 def relay_attributes(given: Given) -> dict[str, Any]:

@@ -24,7 +24,10 @@ DEV_PORT: Final = 3340  # where derper's -dev listens
 TAILSCALED_SOCKET: Final = "/var/run/tailscale/tailscaled.sock"  # where it listens on Linux
 LOOPBACK: Final = (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128"))
 # Descriptors that are not client connections: listeners, epoll sets, log, metrics scrapes, mesh, name look-ups.
+# Of few descriptors a quarter is kept for them, and never fewer than a server with a store uses.
 RESERVED_FILES: Final = 256
+LEAST_RESERVED_FILES: Final = 64
+LEAST_CONNECTIONS: Final = 32
 
 LETSENCRYPT_DIRECTORY: Final = "https://acme-v02.api.letsencrypt.org/directory"
 GOOGLE_DIRECTORY: Final = "https://dv.acme-v02.api.pki.goog/directory"
@@ -114,6 +117,7 @@ class ServerConfig:
     accept_connection_burst: int = 10_000
     # 100,000 idle TLS clients take about 2 GB: more than that is a decision, not a default.
     max_connections: int = 100_000
+    connections_remedy: str = ""  # what to do for more of them, where open files allow fewer; told when they run out
 
     # Nobody but this machine sees who is connected.
     debug_allow: tuple[Network, ...] = LOOPBACK

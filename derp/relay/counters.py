@@ -107,6 +107,7 @@ class Counters:
         "unknown_frames",
         "write_timeouts",
         "written_frames",
+        "wrong_mesh_keys",
     )
 
     def __init__(self) -> None:
@@ -158,6 +159,7 @@ class Counters:
     tcp_rtt: list[int]
     unknown_frames: int
     write_timeouts: int
+    wrong_mesh_keys: int
     # frames that one client got in one write, of a sample of flushes: all of them would cost the hot path 3 %
     written_frames: Histogram
 

@@ -60,7 +60,8 @@ def why(relay: Relay, asked: Mapping[str, str]) -> str:
             trouble = f"means {len(found)} keys" if found else "is no key that this relay knows"
             return (
                 f"{name}={asked.get(name, '')[:100]!r} {trouble}: ask for ?from=KEY&to=KEY or ?key=KEY, where KEY is "
-                f"nodekey:<64 hex digits>, or the first {MIN_PREFIX_DIGITS} or more digits of one that was here\n"
+                f"nodekey:<64 hex digits>, or of one that was here the first {MIN_PREFIX_DIGITS} or more digits or the "
+                "[short] form of log lines\n"
             )
         keys += found
     if len(keys) == 2:

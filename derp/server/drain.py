@@ -10,6 +10,7 @@ from typing import Final
 
 import trio
 
+from derp.log import fields
 from derp.server.relay import Relay
 
 _log = logging.getLogger("derp.server")
@@ -40,9 +41,11 @@ async def drain_clients(
     closing_seconds = max(drain_seconds * _CLOSING_SHARE, _STEP_SECONDS)
     usual = _CLOSES_PER_SECOND if relay.has_neighbours() else _CLOSES_PER_SECOND_ALONE
     per_step = max(total / closing_seconds, usual) * _STEP_SECONDS
-    _log.info("= draining %d clients, %.0f a second, within %.0f s", total, per_step / _STEP_SECONDS, drain_seconds)
+    told = fields(event="draining", clients_count=total, per_second=per_step / _STEP_SECONDS, seconds=drain_seconds)
+    text = "= draining %d clients, %.0f a second, within %.0f s"
+    _log.info(text, total, per_step / _STEP_SECONDS, drain_seconds, extra=told)
     with trio.move_on_after(drain_seconds):
         while relay.close_clients(int(per_step) + 1):  # noqa: ASYNC110  # the pause is the pace
             await trio.sleep(_STEP_SECONDS if relay.router.clients else _LAST_STEP_SECONDS)
     left = len(relay.router.clients)
-    _log.info("= drained; %d clients had to be cut off", left)
+    _log.info("= drained; %d clients had to be cut off", left, extra=fields(event="drained", clients_count=left))

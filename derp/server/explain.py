@@ -4,6 +4,7 @@ For the person on call.  Reads the registry and changes nothing; who left or was
 bounded size.  Shown by debug.py.
 """
 
+import re
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from derp.relay.router import Router
 MAX_DEPARTURES: Final = 10_000
 # So many hex digits tell one key from all others that a relay will ever see, and are what people copy from logs.
 MIN_PREFIX_DIGITS: Final = 8
+_SHORT_KEY: Final = re.compile(r"\[[A-Za-z0-9+/ ]{5}\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +52,13 @@ class Departures:
 
 
 def find_keys(text: str, router: Router, departures: Departures) -> list[bytes]:
-    """Keys that `text` means: `nodekey:<64 hex>`, or the first eight or more digits of a key that is known here."""
-    digits = text.strip().removeprefix("nodekey:").lower()
+    """Keys that `text` means: `nodekey:<64 hex>`, or of a key that is known here its first eight or more digits, or the
+    short form of log lines, `[` + five base64 digits + `]`."""
+    text = text.strip()
+    if _SHORT_KEY.fullmatch(text):
+        short = text.replace(" ", "+")  # which is how a query spells a blank
+        return sorted(key for key in _known(router, departures) if short_key(key) == short)
+    digits = text.removeprefix("nodekey:").lower()
     if len(digits) == 2 * KEY_BYTES:
         try:
             return [bytes.fromhex(digits)]
@@ -59,8 +66,11 @@ def find_keys(text: str, router: Router, departures: Departures) -> list[bytes]:
             return []
     if len(digits) < MIN_PREFIX_DIGITS:
         return []
-    known = set(router.members) | set(departures.keys())
-    return sorted(key for key in known if key.hex().startswith(digits))
+    return sorted(key for key in _known(router, departures) if key.hex().startswith(digits))
+
+
+def _known(router: Router, departures: Departures) -> set[bytes]:
+    return {router.own_key, *router.members, *departures.keys()}
 
 
 def explain_key(

@@ -5,13 +5,12 @@ whatever becomes of a connection (a relay's client, a peer of the tailnet, an AP
 """
 
 import logging
-import math
 from collections.abc import Callable, Mapping
 from typing import Final
 
 from derp.close_reason import CloseReason
 from derp.config import ServerConfig
-from derp.log import fields
+from derp.log import Rarely, and_more, fields
 from derp.relay.deadlines import Deadlines
 from derp.relay.limits import TokenBucket
 from derp.server.address import Caller, find_caller
@@ -36,7 +35,7 @@ class Lobby:
         self.closed_count: dict[CloseReason, int] = dict.fromkeys(CloseReason, 0)
         self.accepted_count = self.too_fast_count = self.too_many_count = 0
         self.tls_accepted_count = self.tls_rejected_count = 0
-        self._no_tls_told: dict[CloseReason, tuple[float, int]] = {}  # when, and what was counted then
+        self._rarely = Rarely(_TELL_SECONDS)
         self._count_elsewhere = count_elsewhere
         self._bucket: TokenBucket | None = None
         self._rate = (0.0, 0.0)
@@ -63,12 +62,22 @@ class Lobby:
     def _admits(self, now: float) -> bool:
         if self.connection_count >= self._config.max_connections:
             self.too_many_count += 1
+            remedy = self._config.connections_remedy or "raise --max-connections, if this machine has room for more"
+            self._tell_refused("too_many", f"{self.connection_count:,} are open, and no more are allowed; {remedy}")
             return False
         if self._bucket is not None and not self._bucket.take(now):
             self.too_fast_count += 1
+            limit = f"more than {self._config.accept_connection_limit:,.0f} came within a second"
+            self._tell_refused("too_fast", f"{limit}; --accept-connection-limit says how many may")
             return False
         self.accepted_count += 1
         return True
+
+    def _tell_refused(self, kind: str, why: str) -> None:
+        more = self._rarely.held_back(kind, self.host.now)
+        if more is not None:
+            told = fields(event="connections_refused", reason=kind, more_count=more)
+            _log.warning("! connections are refused: %s%s", why, and_more(more), extra=told)
 
     @property
     def connection_count(self) -> int:
@@ -103,13 +112,7 @@ class Lobby:
 
     def tell_no_tls(self, address: tuple[str, int], reason: CloseReason, text: str) -> None:
         """Log why somebody did not get through TLS: once a minute for each reason, with how many more there were."""
-        now = self.host.now
-        told_at, told_count = self._no_tls_told.get(reason, (-math.inf, 0))
-        if now - told_at < _TELL_SECONDS:
-            return
-        count = self.closed_count[reason]
-        more = count - told_count - 1 if told_count else 0
-        self._no_tls_told[reason] = (now, count)
-        since = f" ({more} more since the last such line)" if more > 0 else ""
-        told = fields(event="no_tls", address=address[0], reason=reason.value, more_count=more)
-        _log.info("x %s:%d at the door: %s%s", *address[:2], text, since, extra=told)
+        more = self._rarely.held_back(reason.value, self.host.now)
+        if more is not None:
+            told = fields(event="no_tls", address=address[0], reason=reason.value, more_count=more)
+            _log.info("x %s:%d at the door: %s%s", *address[:2], text, and_more(more), extra=told)

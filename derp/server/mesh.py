@@ -18,6 +18,7 @@ from derp.close_reason import CloseReason
 from derp.config.relay import MeshPeer
 from derp.errors import ConnectError, DerpError, RemoteProtocolError
 from derp.keys import MeshKey, NodePrivate, short_key
+from derp.log import fields
 from derp.protocol.connection import ClientConnection
 from derp.protocol.messages import ServerInfo
 from derp.protocol.upgrade import AnswerKind, derp_request_headers, judge_derp_answer
@@ -92,7 +93,8 @@ class MeshSession:
                 f"it announced more than {len(self.route.keys)} keys; if it has so many clients, raise max_connections"
             )
         if self.route.is_accepted and not was_accepted:
-            _log.info("> mesh: %s %s", self._name, short_key(self.route.key))
+            told = fields(event="mesh_connected", peer=self._name, key=self.route.key)
+            _log.info("> mesh: %s %s", self._name, short_key(self.route.key), extra=told)
         for frame in self._connection.data_to_send():  # answers to pings
             self._sessions.router.send(self.route, frame)
         return end
@@ -192,7 +194,8 @@ class Mesh:
                     lost_at = trio.current_time()
             state.trouble = trouble
             if trouble != complained:  # once per kind of trouble, not with every attempt
-                _log.warning("x mesh: %s: %s", name, trouble)
+                told = fields(event="mesh_trouble", peer=name, reason=trouble, failures_count=failures)
+                _log.warning("x mesh: %s: %s", name, trouble, extra=told)
                 complained = trouble
             await trio.sleep(retry_seconds(failures, trio.current_time() - lost_at) * (0.5 + random.random()))
             failures += 1

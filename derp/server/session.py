@@ -13,7 +13,7 @@ from typing import Final
 from derp.close_reason import CloseReason
 from derp.config import RateConfig
 from derp.keys import NodePrivate, short_key
-from derp.log import fields
+from derp.log import Rarely, and_more, fields
 from derp.protocol.connection import ClientIdentified, ServerHandshake
 from derp.protocol.frames import HEADER, HEADER_BYTES, FrameType
 from derp.protocol.handshake import server_key_frame
@@ -41,6 +41,8 @@ _TAKE_BYTES: Final = 32 * 1024
 _SHORTEST_PAUSE_SECONDS: Final = 0.001
 # Between two looks at how many frames clients get in one flush.
 _SAMPLE_SECONDS: Final = 0.5
+# Strangers may cause such lines: one a minute of each kind, with the number of the others.
+_TELL_SECONDS: Final = 60.0
 # Connections of one key: a laptop with a stale connection has two or three.  The registry looks at all of them.
 _MAX_CONNECTIONS_PER_KEY: Final = 64
 
@@ -69,6 +71,7 @@ class Sessions:
         self.greeting = server_key_frame(private.public().raw)
         self.server_info = server_info or ServerInfo()
         self.departures = Departures()
+        self._rarely = Rarely(_TELL_SECONDS)
         self.mesh_write_seconds = mesh_write_seconds
         self.rate = RateConfig()
         self.rate_by_key: Mapping[bytes, RateConfig] = {}
@@ -153,6 +156,16 @@ class Sessions:
         assert route.queue is not None
         if not route.queue.push_frames(frames, self.host.now):
             self.router.note_lost_notice(route)
+
+    def note_wrong_mesh_key(self, key: bytes, address: tuple[str, int]) -> None:
+        """Somebody takes himself for a relay of our region; he is treated as an ordinary client, as by derper."""
+        self.router.counters.wrong_mesh_keys += 1
+        more = self._rarely.held_back("wrong_mesh_key", self.host.now)
+        if more is not None:
+            told = fields(event="wrong_mesh_key", key=key, address=address[0], port=address[1], more_count=more)
+            what = "another mesh key than this relay" if self.admission.mesh_key else "a mesh key, and this relay none"
+            text = "! %s:%d %s has %s; relays of one region need the same --mesh-psk-file%s"
+            _log.warning(text, *address[:2], short_key(key), what, and_more(more), extra=told)
 
     def count_lost(self, frames: bytes) -> None:
         """Count packets that were handed to a socket that failed."""
@@ -251,6 +264,8 @@ class Greeting:
                 raise WireEnded(CloseReason.NOT_ADMITTED, f"{short_key(key)}: a mesh peer's login, replayed")
             self._admit(is_mesh_peer=True)
             return
+        if client.info.mesh_key is not None:
+            sessions.note_wrong_mesh_key(key, wire.address)
         verdict = sessions.admission.decide(key, wire.address[0])
         if verdict is None:
             # Somebody else decides; until then the kernel keeps what the client sends.

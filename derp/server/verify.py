@@ -18,6 +18,7 @@ import trio
 
 from derp.config import RelayConfig
 from derp.errors import TransportError
+from derp.log import fields
 from derp.relay.turns import Turns
 from derp.server.admission import ADMITTED, Finding, Question, Verdict
 from derp.server.tailscaled import TailscaledJudge
@@ -226,9 +227,12 @@ class Verifier:
             self._unsaid += 1
             return
         if self._unsaid:
-            _log.warning("! admission: %s (%d more times)", self._complained, self._unsaid)
-        _log.warning("! admission: %s", text)
+            self._say(f"{self._complained} ({self._unsaid} more times)", self._complained, self._unsaid)
+        self._say(text, text, 0)
         self._complained, self._complained_at, self._unsaid = text, self._clock(), 0
+
+    def _say(self, text: str, reason: str, more: int) -> None:
+        _log.warning("! admission: %s", text, extra=fields(event="admission_fault", reason=reason, more_count=more))
 
     async def _watch(self, number: int, judge: Judge) -> None:
         while (finding := await judge.look()) is not None:

@@ -9,10 +9,10 @@ from urllib.parse import urlsplit
 from derp.config import RelayRules, TlsConfig
 from derp.config.load import (
     check_mesh,
+    connection_limit,
     http_port,
     is_local,
     listen_addresses,
-    max_connections,
     relay_attributes,
     tell_about_rules,
 )
@@ -42,7 +42,7 @@ def load_config(
     attributes["listen"] = listen_addresses(given, CoordinatorConfig.listen)
     attributes["tls"] = _tls(given, attributes["listen"])
     attributes["http_port"] = http_port(given, _NO_HTTP, has_tls=attributes["tls"] is not None)
-    attributes["max_connections"] = max_connections(given, open_files)
+    attributes |= connection_limit(given, open_files)
     attributes["relay"] = _relay(given)
     if given.get("dev"):
         _check_dev(given)

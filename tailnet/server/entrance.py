@@ -11,6 +11,7 @@ import trio
 
 from derp.close_reason import CloseReason
 from derp.errors import ProtocolError
+from derp.log import fields
 from derp.protocol.upgrade import Refusal, judge_websocket_request
 from derp.protocol.websocket import WebSocketDecoder
 from derp.server.door import HttpSession
@@ -125,7 +126,7 @@ class Entrance:
         self, wire: Wire, http: ServerHttp, status: int, headers: tuple[tuple[str, str], ...], body: bytes, why: str
     ) -> None:
         self.refused_count += 1
-        _log.info("! refused %s: %s", wire.address[0], why)
+        _log.info("! refused %s: %s", wire.address[0], why, extra=fields(event="refused", **_address(wire), reason=why))
         self._answer(wire, http, status, headers, body)
         raise WireEnded(CloseReason.HTTP_DONE)
 
@@ -158,7 +159,8 @@ class Entrance:
             channel = wire.session = Channel(self._channels, wire, rpcs, caller)
             if accepted.drives_status:
                 self._presence.came(channel)
-        _log.info("> %s from %s", caller.name, wire.address[0])
+        told = fields(event="connected", caller=caller.name, **_address(wire))
+        _log.info("> %s from %s", caller.name, wire.address[0], extra=told)
         # What came behind the request is framed already; peers wait for the 101, so there is rarely any.
         rest = http.trailing_data()
         if rest:
@@ -208,3 +210,7 @@ def _name(accepted: Accepted) -> str:
         return f"agent {accepted.agent.name} {accepted.peer_id}"
     assert accepted.user is not None
     return f"client {accepted.peer_id} of {accepted.user.username}"
+
+
+def _address(wire: Wire) -> dict[str, object]:
+    return {"address": wire.address[0], "port": wire.address[1]}

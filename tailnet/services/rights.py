@@ -13,6 +13,7 @@ from typing import Any, Final
 import trio
 
 from derp.close_reason import CloseReason
+from derp.log import fields
 from derp.protocol.websocket import CloseCode
 from derp.transport.reactor import Reactor
 from tailnet.auth.backends import CHECK_SECONDS, EXPIRY_SECONDS, Credential, Standing, StoreCallers
@@ -102,7 +103,8 @@ class Rights:
 
     def _revoke(self, channel: Connected, why: str) -> None:
         self.revoked_connections += 1
-        _log.info("! %s is sent away: %s", channel.caller.name, why)
+        told = fields(event="revoked", caller=channel.caller.name, reason=why)
+        _log.info("! %s is sent away: %s", channel.caller.name, why, extra=told)
         connection = self._connection_of(channel)
         if connection is not None:
             now = self._reactor.now

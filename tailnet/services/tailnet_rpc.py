@@ -15,6 +15,7 @@ from typing import Any, Final
 import trio
 from google.protobuf.message import DecodeError, Message
 
+from derp.log import fields
 from derp.text import error_text
 from tailnet.auth.backends import Credential
 from tailnet.coordinator.core import Coordinator
@@ -118,7 +119,8 @@ class TailnetService:
 
     def ended(self, channel: Connected, reason: str) -> None:
         """The channel is gone; its calls have been told."""
-        _log.info("x %s: %s", channel.caller.name, reason)
+        told = fields(event="disconnected", caller=channel.caller.name, reason=reason)
+        _log.info("x %s: %s", channel.caller.name, reason, extra=told)
 
     def _open(self, channel: Channel, call_id: int, rpc: Rpc) -> None:
         if rpc.path == _COORDINATE:

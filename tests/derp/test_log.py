@@ -13,7 +13,7 @@ import pytest
 
 from derp import log
 from derp.keys import NodePrivate, NodePublic
-from derp.log import LineWriter, dropped_line_count, fields, flush_log, set_up_logging, tell_fatal
+from derp.log import LineWriter, Rarely, and_more, dropped_line_count, fields, flush_log, set_up_logging, tell_fatal
 from derp.text import fit_to_show
 
 PRIVATE = NodePrivate(b"\x11" * 32)
@@ -203,6 +203,14 @@ def test_fields_are_for_machines() -> None:
     set_up_logging("text", "info", stream)
     logging.getLogger("derp").info("for people", extra=fields(event="x"))
     assert one_line(stream).endswith(" for people")
+
+
+def test_a_line_that_strangers_cause_comes_once_in_a_while_with_the_number_of_the_others() -> None:
+    rarely = Rarely(60.0)
+    assert [rarely.held_back("a", now) for now in (0.0, 1.0, 59.0)] == [0, None, None]
+    assert rarely.held_back("b", 1.0) == 0
+    assert [rarely.held_back("a", now) for now in (60.0, 61.0, 200.0)] == [2, None, 1]
+    assert (and_more(0), and_more(1234)) == ("", " (1,234 more since the last such line)")
 
 
 # --- the last line

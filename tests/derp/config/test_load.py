@@ -226,9 +226,20 @@ def test_http_port_without_tls_is_said_to_be_useless() -> None:
 def test_connections_never_exceed_the_open_files() -> None:
     config = load_config(DEV, {}, open_files=4096)
     assert config.max_connections == 4096 - 256
-    assert "raise its limit" in config.notices[0]
-    assert load_config(DEV, {}, open_files=-1).max_connections == 100_000  # RLIM_INFINITY
-    assert load_config(DEV, {}, open_files=10).max_connections == 1
+    assert "may open 4,096 files: raise its limit" in config.connections_remedy
+    assert not any("raise its limit" in notice for notice in config.notices), "said when it matters"
+    for open_files in (-1, 1 << 20):  # RLIM_INFINITY
+        config = load_config(DEV, {}, open_files=open_files)
+        assert (config.max_connections, config.connections_remedy) == (100_000, "")
+
+
+def test_few_open_files_serve_more_than_one_client_or_are_refused() -> None:
+    assert load_config(DEV, {}, open_files=256).max_connections == 192
+    assert load_config(DEV, {}, open_files=96).max_connections == 32
+    with pytest.raises(ConfigError, match=r"may open 95 files: raise its limit .*; 96 are the least"):
+        load_config(DEV, {}, open_files=95)
+    with pytest.raises(ConfigError, match="300 are not possible, this process may open 256 files"):
+        load_config(DEV | {"max_connections": "300"}, {}, open_files=256)
 
 
 def test_a_file_that_limits_nobody_is_told(tmp_path: Path) -> None:

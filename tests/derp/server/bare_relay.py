@@ -110,12 +110,13 @@ class BareRelay:
         queue_bytes: int = 2 * 1024 * 1024,
         verifier: SlowVerifier | None = None,
         deny_keys: frozenset[bytes] = frozenset(),
+        mesh_key: MeshKey | None = MESH_KEY,
     ) -> None:
         self.time = 1000.0
         self.private = NodePrivate(b"R" * 32)
         self.reactor = Reactor(clock=lambda: self.time)
         self.router = Router(self.private.public().raw, queue_depth=queue_depth, queue_bytes=queue_bytes)
-        config = relay_config(private_key=self.private, mesh_key=MESH_KEY, deny_keys=deny_keys)
+        config = relay_config(private_key=self.private, mesh_key=mesh_key, deny_keys=deny_keys)
         self.lobby = Lobby(self.reactor, config)
         self.sessions = Sessions(
             self.router, self.reactor, self.lobby, self.private, Admission(config, verifier), random_bytes=os.urandom

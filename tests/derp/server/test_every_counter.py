@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from derp import log
 from derp.close_reason import CloseReason
 from derp.config import RateConfig, TlsConfig
-from derp.keys import NodePrivate
+from derp.keys import MeshKey, NodePrivate
 from derp.protocol.messages import ForwardPacket, NotePreferred, PeerGone, PeerPresent, WatchConns, encode
 from derp.protocol.stun import encode_request
 from derp.relay.clients import Client
@@ -116,6 +116,7 @@ async def gauges(rows: Rows) -> None:
         private = NodePrivate.generate()
         callers = [await call(server, private=private) for _ in range(2)]
         callers.append(await call(server, headers=(("Ideal-Node", "900b"),)))
+        callers.append(await call(server, mesh_key=MeshKey(b"x" * 32)))  # not ours
         watcher = await call(server, mesh_key=MESH)
         await watcher.write(encode(WatchConns()))
         await watcher.receive_a(PeerPresent)

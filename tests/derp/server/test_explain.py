@@ -1,8 +1,10 @@
 """Why a packet arrives or does not: each situation on real relays, asked as an operator asks."""
 
+import logging
 import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from urllib.parse import quote
 
 import pytest
 import trio
@@ -156,6 +158,26 @@ def test_the_past_is_bounded_and_knows_the_latest() -> None:
     seen = departures.get(many[1])
     assert seen is not None
     assert (seen.at, seen.was_refused) == (2.0, True)
+
+
+async def test_a_key_of_a_log_line_can_be_asked_for_as_it_stands(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "derp.server")
+    async with open_server(relay_config()) as server:
+        caller = await call(server)
+        (line,) = (record for record in caplog.records if record.getMessage().startswith("> client"))
+        short = line.getMessage().split()[3]
+        found = await answer(server, f"key={quote(short)}")
+        assert found[0].startswith(f"{short} is here since ")
+        field = line.__dict__["fields"]["key"]
+        assert await answer(server, f"key=nodekey:{field.hex()}") == found
+        await caller.aclose()
+    departures = Departures()
+    key = bytes.fromhex("fbefbe") + bytes(29)  # in base64 "++++", which a query may turn into blanks
+    departures.note(key, 0.0, "left")
+    assert short_key(key) == "[++++A]"
+    for text in ("[++++A]", "[    A]", " [++++A] "):
+        assert find_keys(text, server.relay.router, departures) == [key]
+    assert find_keys("[++++B]", server.relay.router, departures) == []
 
 
 async def test_a_prefix_that_means_several_keys_is_asked_back() -> None:

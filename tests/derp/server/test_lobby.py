@@ -117,6 +117,35 @@ def test_settings_that_are_read_again_count_for_those_who_come(made: list[World]
     assert here.admits(5) == [True] * 5
 
 
+def test_that_connections_are_refused_is_told_with_what_to_do(
+    made: list[World], caplog: pytest.LogCaptureFixture
+) -> None:
+    remedy = "this process may open 66 files: raise its limit"
+    here = world(made, max_connections=2, connections_remedy=remedy, handshake_timeout_seconds=600.0)
+    here.come()
+    assert (here.admits(1), caplog.messages) == ([True], []), "as long as there is room nobody need know"
+    here.come()
+    assert here.admits(3) == [False] * 3
+    (line,) = caplog.messages
+    assert line == f"! connections are refused: 2 are open, and no more are allowed; {remedy}"
+    here.wait(60.0)
+    assert here.admits(1) == [False]
+    assert caplog.messages[-1].endswith("raise its limit (2 more since the last such line)")
+    here.lobby.configure(relay_config(max_connections=2))
+    here.wait(60.0)
+    assert here.admits(1) == [False]
+    assert "raise --max-connections, if this machine has room for more" in caplog.messages[-1]
+
+
+def test_that_too_many_come_at_once_is_told(made: list[World], caplog: pytest.LogCaptureFixture) -> None:
+    here = world(made, accept_connection_limit=2.0, accept_connection_burst=1)
+    assert here.admits(2) == [True, False]
+    (line,) = caplog.messages
+    assert line == (
+        "! connections are refused: more than 2 came within a second; --accept-connection-limit says how many may"
+    )
+
+
 def test_why_tls_failed_is_told_once_a_minute_for_each_reason(
     made: list[World], caplog: pytest.LogCaptureFixture
 ) -> None:

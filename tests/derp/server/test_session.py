@@ -1,5 +1,6 @@
 """Logging in and a client's frames, on real sockets: whole, in pieces, wrong, hostile; bystanders' packets go on."""
 
+import re
 import socket
 import struct
 from collections.abc import Callable, Iterator
@@ -201,6 +202,26 @@ def test_only_the_right_mesh_key_makes_a_mesh_peer(
     bare: BareRelay, mesh_key: MeshKey | None, is_mesh_peer: bool
 ) -> None:
     assert bare.connect(mesh_key=mesh_key).client.is_mesh_peer is is_mesh_peer
+    assert bare.router.counters.wrong_mesh_keys == (mesh_key is not None and not is_mesh_peer)
+
+
+@pytest.mark.parametrize("ours", [MESH_KEY, None])
+def test_a_wrong_mesh_key_is_a_line_once_a_minute(
+    open_bare: Open, ours: MeshKey | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    bare = open_bare(mesh_key=ours)
+    for _ in range(3):
+        peer = bare.connect(mesh_key=MeshKey(b"x" * 32))
+    (line,) = (record for record in caplog.records if "mesh-psk-file" in record.getMessage())
+    has = "has another mesh key than this relay" if ours else "has a mesh key, and this relay none"
+    assert re.match(rf"! 127\.0\.0\.1:40001 \[\S{{5}}\] {has}; ", line.getMessage())
+    assert ("x" * 32).encode().hex() not in caplog.text
+    bare.time += 60.0
+    bare.serve()
+    peer = bare.connect(mesh_key=MeshKey(b"y" * 32))
+    assert caplog.messages[-1].endswith("(2 more since the last such line)")
+    assert caplog.records[-1].__dict__["fields"]["key"] == peer.key
+    assert bare.router.counters.wrong_mesh_keys == 4
 
 
 # --- admission

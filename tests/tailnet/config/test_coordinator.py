@@ -33,6 +33,7 @@ OTHERS: dict[str, Any] = {
     "rate": RateConfig(1, 2),
     "rate_by_key": {b"k" * 32: RateConfig(1, 2)},
     "rate_config_file": "r.json",
+    "connections_remedy": "raise it",
 }
 
 

@@ -397,4 +397,4 @@ def test_nothing_to_say() -> None:
 def test_connections_are_bounded_by_open_files() -> None:
     config = load_config({}, {}, open_files=1024)
     assert config.max_connections == 768
-    assert "raise its limit" in config.notices[0]
+    assert "raise its limit" in config.connections_remedy

@@ -27,7 +27,8 @@ def test_an_embedded_row_reads_as_the_relay_s_does() -> None:
 
 def test_every_attribute_is_a_setting() -> None:
     attributes = {row.path.partition(".")[0] for row in SETTINGS}
-    assert {each.name for each in fields(CoordinatorConfig)} - attributes == {"notices", "given", "stun_may_move"}
+    derived = {"notices", "given", "stun_may_move", "connections_remedy"}
+    assert {each.name for each in fields(CoordinatorConfig)} - attributes == derived
 
 
 def test_nothing_of_derper_s_and_no_flag_that_is_not_ours() -> None:
