@@ -5,7 +5,7 @@ Next hop: client/netcheck.py, client/mapsource.py.
 
 import sys
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 import trio
@@ -17,6 +17,9 @@ from derp.text import printable
 if TYPE_CHECKING:
     from derp.map import DERPMap
     from derp.netcheck.report import Report
+
+# As long as a client waits for TCP, TLS and an answer when it measures over HTTPS.
+_RELAY_SECONDS: Final = 5.0
 
 
 @click.command()
@@ -30,15 +33,16 @@ def netcheck(source: str, as_json: bool, every: float | None, pin: str, stun_por
 
     MAP is a file (JSON, with comments if you like, or TOML), - for standard input, the address of a map, or the URL of
     one relay.  STUN is tried first; if no answer comes, HTTPS.  With --every the choice of the home shows its
-    stickiness, as in a client that runs for long.  Exit status 0: there is a home; 1: there is none, or the
-    address of MAP does not answer; 2: MAP cannot be read, or has no regions.
+    stickiness, as in a client that runs for long.  Of a relay's URL the relay itself is asked too: STUN may be another
+    program's.  Exit status 0: there is a home, and the relay answers if its URL was given; 1: not so, or the address of
+    MAP does not answer; 2: MAP cannot be read, or has no regions.
     """
     if not trio.run(_netcheck, source, as_json, every, pin, stun_port):
         sys.exit(1)
 
 
 async def _netcheck(source: str, as_json: bool, every: float | None, pin: str, stun_port: int) -> bool:
-    from derp.client.mapsource import load_map, source_name
+    from derp.client.mapsource import is_relay_url, load_map, source_name
     from derp.client.netcheck import Netcheck, NetcheckOptions
     from derp.errors import ConfigError
     from derp.netcheck.report import verdicts
@@ -53,13 +57,32 @@ async def _netcheck(source: str, as_json: bool, every: float | None, pin: str, s
         started = trio.current_time()
         report = await checks.report(derp_map)
         said = verdicts(report, derp_map)
+        missing = await _missing_relay(derp_map, report) if is_relay_url(source) else ""
+        if missing:
+            said.append(missing)
         if as_json:
             print_json({"event": "netcheck", **as_document(report), "verdicts": said})
         else:
             _print_table(report, derp_map, said)
         if every is None:
-            return report.preferred in derp_map.regions
+            return report.preferred in derp_map.regions and not missing
         await trio.sleep_until(started + every)
+
+
+async def _missing_relay(derp_map: "DERPMap", report: "Report") -> str:
+    """That no relay answers behind the STUN that did, as a sentence; empty: one does, or nothing answered at all."""
+    from derp.client.dial import DialOptions
+    from derp.client.netcheck import measure_over_https
+    from derp.errors import ConnectError
+
+    (region,) = derp_map.regions.values()
+    if not report.udp or region.region_id not in report.region_seconds:
+        return ""  # HTTPS was tried, and the report says what came of it
+    try:
+        await measure_over_https(region, DialOptions(), _RELAY_SECONDS)
+    except ConnectError as error:
+        return f"STUN answers, but no relay: {error}; clients would make it their home and reach nobody there"
+    return ""
 
 
 def as_document(report: "Report") -> dict[str, Any]:

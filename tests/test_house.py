@@ -24,6 +24,7 @@ ORDER: tuple[tuple[str, int], ...] = (
     ("derp", 0),
     ("derp/text", 0),
     ("derp/close_reason", 0),
+    ("derp/json_numbers", 0),
     ("derp/errors", 0),
     ("derp/keys", 0),
     ("derp/map", 0),

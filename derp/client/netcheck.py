@@ -134,27 +134,12 @@ class Netcheck:
     # --- below: HTTPS ---
 
     async def _measure_https(self, region: DERPRegion, found: Measurements) -> None:
-        options = self._options.dial
-
-        async def reach(
-            address: RelayAddress, seconds: float, tcp_seconds: float | None
-        ) -> tuple[RelayAddress, trio.abc.Stream]:
-            with mapped_errors(f"{address.label()} within {seconds:.1f} s", connecting=True), trio.fail_after(seconds):
-                return address, await open_relay_tcp(address, options, tcp_seconds)
-
         # A node that hangs should still be named in the report, so stop just before that is cut off.
         left = (trio.current_effective_deadline() - trio.current_time()) * 0.95
-        deadline = trio.current_time() + left
-        addresses = region_addresses(region)
-        behind = ""
         try:
-            address, stream = await walk(addresses, reach, timeout_seconds=left, what=region_label(region))
-            if address is not addresses[-1]:
-                behind = "; clients go no further than the first node that accepts a connection"
-            with mapped_errors(f"{address.label()} within {left:.1f} s", connecting=True), trio.fail_at(deadline):
-                seconds, family = await latency_over_https(stream, address, options)
-        except (TransportError, RemoteProtocolError) as error:
-            found.add_failure(region.region_id, f"{error}{behind}")
+            seconds, family = await measure_over_https(region, self._options.dial, left)
+        except ConnectError as error:
+            found.add_failure(region.region_id, str(error))
         else:
             found.add_https(region.region_id, seconds, family)
 
@@ -197,6 +182,31 @@ class Netcheck:
         if is_captive_answer(answer.status, answered, challenge):
             found.captive_portal = True
             rest.cancel()
+
+
+async def measure_over_https(region: DERPRegion, options: DialOptions, seconds: float) -> tuple[float, int]:
+    """(seconds, address family) of one latency check at a region, as clients do it where no STUN answers.
+
+    Raises ConnectError within `seconds`: no relay of it answers.
+    """
+
+    async def reach(
+        address: RelayAddress, seconds: float, tcp_seconds: float | None
+    ) -> tuple[RelayAddress, trio.abc.Stream]:
+        with mapped_errors(f"{address.label()} within {seconds:.1f} s", connecting=True), trio.fail_after(seconds):
+            return address, await open_relay_tcp(address, options, tcp_seconds)
+
+    deadline = trio.current_time() + seconds
+    behind = ""
+    try:
+        addresses = region_addresses(region)
+        address, stream = await walk(addresses, reach, timeout_seconds=seconds, what=region_label(region))
+        if address is not addresses[-1]:
+            behind = "; clients go no further than the first node that accepts a connection"
+        with mapped_errors(f"{address.label()} within {seconds:.1f} s", connecting=True), trio.fail_at(deadline):
+            return await latency_over_https(stream, address, options)
+    except (TransportError, RemoteProtocolError) as error:
+        raise ConnectError(f"{error}{behind}") from error
 
 
 async def latency_over_https(stream: trio.abc.Stream, address: RelayAddress, options: DialOptions) -> tuple[float, int]:

@@ -14,6 +14,7 @@ from typing import Any, Final, NoReturn
 
 from derp.config.setting import Setting, Table
 from derp.errors import ConfigError
+from derp.json_numbers import huge_number_in
 from derp.text import error_text
 
 # Settings and keys are a few hundred bytes; a path that points to a device or a log must not fill our memory.
@@ -131,9 +132,12 @@ def read_file(path: Path, what: str) -> bytes:
 
 
 def _read_toml(path: Path, given: Given) -> None:
+    content = read_file(path, "settings")
     try:
-        document = tomllib.loads(read_file(path, "settings").decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        document = tomllib.loads(content.decode())
+    except (ValueError, RecursionError) as error:  # of TOML, of UTF-8, and Python's own about thousands of digits
+        if huge := huge_number_in(content.decode(errors="replace")):
+            raise ConfigError(f"{path}: {huge}: no setting takes one") from None
         raise ConfigError(f"{path}: is not TOML: {error_text(error)}") from None
     table = given.table
     for shown, key, value in _keys(document, table):

@@ -18,6 +18,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, Final
 
 from derp.errors import MapFormatError
+from derp.json_numbers import parse_int
 from derp.map import STUN_DISABLED, DERPNode, DERPRegion
 from derp.netcheck.maptext import read_map_text, what_instead
 from derp.text import error_text
@@ -170,7 +171,7 @@ class _Linter:
             return source
         try:
             text = source.decode() if isinstance(source, bytes) else source
-            document = json.loads(text, object_pairs_hook=_Pairs, parse_constant=_no_number)
+            document = json.loads(text, object_pairs_hook=_Pairs, parse_int=parse_int, parse_constant=_no_number)
         except UnicodeDecodeError as error:
             self.error("", f"byte {error.start} is not UTF-8 text")
         except json.JSONDecodeError as error:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from derp.errors import MapFormatError
+from derp.json_numbers import huge_number_in
 from derp.text import error_text
 
 # What matters of JSON here: strings (to be left alone), the two kinds of comment, a comma before a closing bracket.
@@ -63,7 +64,9 @@ def read_map_text(content: bytes) -> str | dict[str, Any]:
         raise MapFormatError(f"DERP map: {instead}")
     try:
         return tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, and Python's own about thousands of digits
+        if huge := huge_number_in(text):
+            raise MapFormatError(f"DERP map: {huge}: no field takes one") from None
         raise MapFormatError(
             f"DERP map: neither JSON, which begins with a brace, nor TOML: {error_text(error)}"
         ) from None

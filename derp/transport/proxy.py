@@ -155,7 +155,7 @@ def _entry_matches(entry: str, name: str, address: IPv4Address | IPv6Address | N
         return address is not None and address in network
     head, colon, tail = entry.rpartition(":")
     if colon and tail.isdecimal():
-        if int(tail) != port:
+        if tail.lstrip("0") != str(port):
             return False
         entry = head
     literal = _address(entry.strip("[]"))

@@ -5,6 +5,7 @@ Filled by seed.py, definitions.py and importing.py; ends as one SeedError.
 
 from typing import Final
 
+from derp.json_numbers import HugeNumber
 from tailnet.errors import SeedError
 
 # A generator that is wrong is wrong everywhere: twenty mistakes say as much as twenty thousand.
@@ -40,6 +41,8 @@ def kind(value: object) -> str:
     """What a JSON value is, in words."""
     if value is None:
         return "null"
+    if isinstance(value, HugeNumber):
+        return str(value)
     if isinstance(value, bool | int | float):
         return repr(value)[:40].lower()
     return "text" if isinstance(value, str) else "a list" if isinstance(value, list) else "an object"

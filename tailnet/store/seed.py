@@ -7,12 +7,15 @@ it. Called by cli/admin.py and `tailnet serve --dev`.  Next hop: importing.py wr
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any, Final
 from uuid import UUID
 
+from derp.json_numbers import parse_int
+from derp.text import fit_to_show
 from tailnet.errors import SeedError
 from tailnet.store.definitions import KINDS, NONE, SeedDefinitions, read_definitions
-from tailnet.store.problems import MAX_PROBLEMS, Problems, kind
+from tailnet.store.problems import Problems, kind
 from tailnet.tokens import MAX_TOKEN_CHARS, PresentedToken, agent_token_digest, parse_user_token
 from tailnet.types import PeerID
 
@@ -84,7 +87,7 @@ def _load(text: str | bytes, name: str) -> Mapping[str, Any]:
     if len(text) > MAX_SEED_BYTES:
         raise SeedError([f"{name}: has more than {MAX_SEED_BYTES // 2**20} MiB: is it the right file? If so, split it"])
     try:
-        document = json.loads(text, object_pairs_hook=_object)
+        document = json.loads(text, object_pairs_hook=_object, parse_int=parse_int)
     except _DuplicateKeyError as error:
         raise SeedError([f"{name}: an object has the key {error.args[0]!r:.80} twice: remove one"]) from None
     except json.JSONDecodeError as error:
@@ -130,10 +133,12 @@ class _Reader:
 
     def known(self, value: Mapping[str, Any], place: str, keys: Sequence[str]) -> None:
         for key in value:
-            # A warning, not an error: files made for a later version may say more than this one reads.
-            if key not in keys and len(self.warnings) < MAX_PROBLEMS:
-                here = f"{place}.{key}" if place else key
-                self.warnings.append(f"{self.name}: {here:.120}: unknown key, ignored: known are {', '.join(keys)}")
+            # An error, not a warning: a list under a misspelt key would be nobody, imported without a word.
+            if key not in keys:
+                near = get_close_matches(key[:100], keys, 1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                here = fit_to_show(f"{place}.{key}" if place else key)
+                self.problems.add(f"{here:.120}", f"unknown key: known are {', '.join(keys)}{hint}")
 
     def user(self, value: object, place: str) -> SeedUser | None:
         before = len(self.problems)

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -54,6 +55,26 @@ async def test_one_relay_by_its_url() -> None:
     assert unpinned.status == 1
     assert "! region 900 (custom) cannot be used" in unpinned.out
     assert "self-signed" in unpinned.out
+
+
+async def test_a_relay_that_is_not_there_although_some_program_answers_stun() -> None:
+    async with open_relay_here() as server:
+        stun = str(port_of(server, "stun"))
+        with socket.create_server((HOST, 0)) as unused:
+            nobody = f"http://{HOST}:{unused.getsockname()[1]}"
+        gone = await run_derp("netcheck", nobody, "--stun-port", stun)
+        in_json = await run_derp("netcheck", "--json", nobody, "--stun-port", stun)
+        # A pin of another certificate: somebody answers, and it is not the relay that was meant.
+        other = await run_derp(
+            "netcheck", f"https://{HOST}:{port_of(server)}", "--stun-port", stun, "--pin", f"sha256-raw:{'0' * 64}"
+        )
+    assert (gone.status, in_json.status, other.status) == (1, 1, 1)
+    assert "UDP             yes" in gone.out
+    assert "! STUN answers, but no relay: " in gone.out
+    assert "nothing listens on that port" in gone.out
+    [verdict] = json.loads(in_json.out)["verdicts"]
+    assert verdict.startswith("STUN answers, but no relay: ")
+    assert "is not the pinned one" in other.out
 
 
 async def test_mistakes_in_the_map_are_mentioned(tmp_path: Path) -> None:

@@ -73,6 +73,11 @@ def test_no_proxy(host: str, no_proxy: str, excepted: bool) -> None:
     assert is_excepted(host, 443, no_proxy) is excepted
 
 
+def test_a_port_of_thousands_of_digits_is_no_port() -> None:
+    assert not is_excepted("relay.example", 443, f"relay.example:{'1' * 5000}")
+    assert is_excepted("relay.example", 443, "relay.example:0443")
+
+
 def test_a_password_is_sent_but_never_shown() -> None:
     proxy = Proxy.parse("http://user%40corp:p%3Ass@proxy.example:8080")
     assert proxy.authorization == "Basic dXNlckBjb3JwOnA6c3M="

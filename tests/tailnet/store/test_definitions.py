@@ -130,9 +130,10 @@ def test_an_id_is_one_agents_only() -> None:
     ]
 
 
-def test_unknown_keys_are_told_and_ignored() -> None:
-    parsed = parse({"apps": [APP | {"health": "healthy", "healthcheck": {"path": "/"}}]})
-    assert [warning.split(": ")[1] for warning in parsed.warnings] == [
+def test_unknown_keys_are_mistakes() -> None:
+    with pytest.raises(SeedError) as caught:
+        parse({"apps": [APP | {"health": "healthy", "healthcheck": {"path": "/"}}]})
+    assert [line.split(": ")[1] for line in caught.value.problems] == [
         "agents[0].apps[0].health",
         "agents[0].apps[0].healthcheck.path",
     ]

@@ -126,13 +126,35 @@ def test_all_mistakes_at_once_up_to_twenty() -> None:
     assert lines[-1].endswith("these are the first 20")
 
 
-def test_unknown_keys_are_told_and_ignored() -> None:
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"groups": []}, "groups: unknown key: known are users, agents"),
+        ({"user": [], "users": []}, "user: unknown key: known are users, agents; did you mean users?"),
+        ({"Agents": []}, "Agents: unknown key: known are users, agents; did you mean agents?"),
+        ({"\x1b[2J": []}, "\\x1b[2J: unknown key"),
+    ],
+)
+def test_an_unknown_list_is_a_mistake(change: dict[str, object], says: str) -> None:
+    """Under a misspelt key stands somebody whom the import would leave out without a word."""
+    [line] = problems(json.dumps(seed_document() | change))
+    assert line.startswith(f"world.json: {says}")
+
+
+def test_unknown_keys_are_mistakes_with_their_places() -> None:
     document: Any = seed_document()
     document["agents"][1]["tokne"] = "x"
-    document["groups"] = []
-    parsed = parse_seed(json.dumps(document), "world.json")
-    assert len(parsed.agents) == 3
-    assert [warning.split(": ")[1] for warning in parsed.warnings] == ["groups", "agents[1].tokne"]
+    document["users"][0]["admin"] = True
+    assert [line.split(": ")[1] for line in problems(json.dumps(document))] == ["users[0].admin", "agents[1].tokne"]
+
+
+@pytest.mark.parametrize("sign", ["", "-"])
+@pytest.mark.parametrize("place", ["users[0].username", "agents[2].id", "users", "agents[0].apps"])
+def test_a_number_of_thousands_of_digits_is_a_mistake_with_its_place(place: str, sign: str) -> None:
+    text = with_change(place, "HERE").replace('"HERE"', sign + "1" * 5000)
+    [line] = problems(text)
+    assert line.startswith(f"world.json: {place}: wants ")
+    assert line.endswith("got a number of 5,000 digits")
 
 
 def test_short_tokens_are_told() -> None:
