@@ -74,6 +74,15 @@ def test_systemd_waits_for_the_drain(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", SERVERS, ids=lambda path: path.stem)
+def test_it_is_asked_when_it_serves_and_told_how_to_replace_it(path: Path) -> None:
+    """What servers say is in test_lives.py."""
+    text = path.read_text()
+    assert "\nType=notify\n" in text
+    assert f"#   systemctl kill --kill-whom=main -s USR2 {path.stem}\n" in text
+    assert "\nExecReload=/bin/kill -HUP $MAINPID\n" in text
+
+
+@pytest.mark.parametrize("path", SERVERS, ids=lambda path: path.stem)
 def test_it_may_open_a_file_for_each_connection(path: Path) -> None:
     found = re.search(r"(?m)^LimitNOFILE=(\d+)$", path.read_text())
     assert found is not None
