@@ -10,8 +10,8 @@ from typing import Final, Protocol
 
 from derp.config import RelayRules
 
-# Nonces of mesh peers' logins that are remembered.  Only who has the mesh key can add one, and a region of ten nodes
-# that all reconnect every minute takes two days to fill this megabyte.
+# So many nonces of mesh peers' logins we remember.  Only a relay with the mesh key can add one, and a region of ten
+# nodes that all reconnect every minute takes two days to fill this megabyte.
 _MAX_LOGINS: Final = 10_000
 
 
@@ -82,7 +82,7 @@ class Admission:
 
     def __init__(self, config: RelayRules, verifier: Verifier | None = None) -> None:
         self.mesh_key = config.mesh_key
-        """Who proves to have it is a relay of our region, and always comes in."""
+        """A client that proves to have it is a relay of our region, and always comes in."""
         self._allow: frozenset[bytes] | None
         self._deny: frozenset[bytes]
         self.configure(config)
@@ -90,7 +90,7 @@ class Admission:
         self._logins: dict[bytes, None] = {}
 
     def configure(self, rules: RelayRules) -> None:
-        """Take both lists from settings; whoever is here already is not asked."""
+        """Take both lists from settings.  They judge clients that come from now on."""
         self._allow, self._deny = rules.allow_keys, rules.deny_keys
 
     def is_replayed(self, nonce: bytes) -> bool:

@@ -51,7 +51,7 @@ def adopt_autocert(config: TlsConfig) -> list[str]:
 
 
 def _adopt(content: bytes, hostname: str, cert_file: Path, key_file: Path) -> str:
-    """Why not; empty when it was taken over."""
+    """Why we did not take it over; empty if we did."""
     blocks = [(match[1], match[0]) for match in _BLOCK.finditer(content)]
     kinds = [kind for kind, _ in blocks]
     if len(kinds) < 2 or not kinds[0].endswith(b"PRIVATE KEY") or set(kinds[1:]) != {b"CERTIFICATE"}:
@@ -68,14 +68,14 @@ def _adopt(content: bytes, hostname: str, cert_file: Path, key_file: Path) -> st
         return f"it is not for {hostname}"
     if leaf.not_valid_after_utc <= datetime.fromtimestamp(time.time(), UTC):
         return f"it expired on {leaf.not_valid_after_utc:%Y-%m-%d}"
-    # The key first: a certificate alone would be one whose key was lost.
+    # We write the key first: if we stopped in between, a certificate alone would be one whose key was lost.
     replace_file(key_file, key_pem(key))
     replace_file(cert_file, chain)
     return ""
 
 
 def _adopt_account(folder: Path) -> None:
-    """The account too: authorities that know their customers bind it once only."""
+    """Take the account over too: authorities that know their customers bind one only once."""
     if (folder / ACCOUNT_FILE).exists():
         return
     found = _read(folder / _ACCOUNT)

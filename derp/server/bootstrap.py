@@ -20,16 +20,16 @@ from derp.transport.dns import look_up_txt
 _log = logging.getLogger("derp.server")
 
 REFRESH_SECONDS: Final = 600.0
-# A DNS server that hangs may not hold the other names up for longer than a client would wait.
+# A DNS server that hangs may hold the other names up for no longer than a client would wait.
 _LOOKUP_SECONDS: Final = 10.0
-# Strangers choose what they ask for, so what is remembered of that for the counter has a bound (the genuine relay's),
-# and a length: no name is longer.
+# Strangers choose the names that they ask for.  The set of names that the counter remembers has the genuine relay's
+# bound, and each name the length that DNS allows.
 _MAX_QUERIED: Final = 500
 _MAX_NAME: Final = 253
 
 
 class BootstrapDns:
-    """Published names are answered to everybody, unpublished ones only to who asks for one by name.
+    """Everybody gets the published names; an unpublished one gets only a client that asks for it by name.
 
     `unpublished` has a name and, if its rollout is in steps, the name whose TXT record says how far it is.
     """
@@ -44,7 +44,7 @@ class BootstrapDns:
         self._rollout_names = dict(unpublished)
         self._look_up_txt = look_up_txt
         self._addresses: dict[str, list[str]] = {}
-        # of a hundred clients; without a TXT name all of them
+        # how many of a hundred clients get each name; without a TXT name all of them do
         self._percent = {name: 0 if txt else 100 for name, txt in unpublished}
         self.queried: set[str] = set()
         self.requests = 0
@@ -65,8 +65,8 @@ class BootstrapDns:
                 if is_in_rollout(address, self._percent[query]):
                     return {query: addresses}
                 self.unpublished_percent_misses += 1
-            # Counted as the genuine relay does, but for a published name without addresses, which it takes for an
-            # unpublished one: then nothing ever tells that a published name fails.
+            # We count as the genuine relay does, but for one thing: it takes a published name without addresses for an
+            # unpublished one, and then no counter ever tells that a published name fails.
             if query not in self._published_names:
                 self.unpublished_misses += 1
             elif addresses:
@@ -119,7 +119,7 @@ class BootstrapDns:
         try:
             records = await self._look_up_txt(txt)
         except DerpError as error:
-            # Nobody said that the rollout is over, so it stays where it is.
+            # A look-up that failed does not say that the rollout is over, so the percentage stays.
             _log.warning("bootstrap DNS: rollout of %s stays at %d %%: %s", name, self._percent[name], error)
             return
         percents = [int(record) for record in records if record.isdecimal() and record.isascii() and len(record) < 4]

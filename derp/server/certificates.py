@@ -33,15 +33,15 @@ from derp.transport.tls_alpn import make_proof
 
 _log = logging.getLogger("derp.server")
 
-# What authorities ask for: of 90 days the last 30 are there for failures, of six days the last two.
+# Authorities ask for this share: the last 30 of 90 days, or the last two of six, leave room for failures.
 _RENEWAL_PART: Final = 1 / 3
-# Relays that were set up together should not renew together.
+# Chance, so that relays which were set up together do not renew together.
 _JITTER_PART: Final = 1 / 50
 # Let's Encrypt allows five failed validations an hour: at 0, 5, 15 and 35 minutes, then one every hour or less often;
 # with two kinds of proof to try, at half that pace.
 _FIRST_RETRY_SECONDS: Final = 300.0
 _LAST_RETRY_SECONDS: Final = 6 * 3600.0
-# A clock that was set, or a machine that slept, is noticed within this.
+# We notice within this time that somebody set the clock, or that the machine slept.
 _LOOK_SECONDS: Final = 3600.0
 
 Obtain = Callable[[bytes], Awaitable[bytes]]
@@ -91,7 +91,7 @@ class CertificateKeeper:
                 with trio.move_on_after(min(wait, _LOOK_SECONDS)):
                     await self._retry.wait()
                     break
-                if not self.failures:  # somebody may have put another certificate there
+                if not self.failures:  # the operator may have put another certificate there
                     due = self._due()
             problem = await self._renew()
             if problem is None:
@@ -112,8 +112,8 @@ class CertificateKeeper:
     def _due(self) -> float:
         """When the certificate in the file has to be replaced, in POSIX seconds; 0 for at once."""
         leaf = self._leaf()
-        # A self-signed one may lie there from before, good for years and of no use to clients that do not pin it; and a
-        # chain may have been copied here without its key.
+        # A self-signed certificate may lie there from before: good for years, of no use to clients that do not pin it.
+        # And an operator may have copied a chain here without its key.
         if leaf is None or leaf.issuer == leaf.subject or not certificate_covers(leaf, self._config.hostname):
             return 0.0
         try:
@@ -175,7 +175,7 @@ class CertificateKeeper:
         shown: list[Proof] = []
         try:
             for proof in proofs:
-                shown.append(proof)  # first: a hook that failed half-way is asked to clean up
+                shown.append(proof)  # first: we ask also a hook that failed half-way to clean up
                 if proof.challenge == HTTP:
                     self.challenges[proof.name] = proof.value.encode()
                 elif proof.challenge == DNS:

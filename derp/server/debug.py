@@ -16,7 +16,7 @@ from derp.server.pages import Page, Question
 from derp.server.relay import Relay
 from derp.text import fit_to_show
 
-# More rows than anybody reads; the JSON twin is cut at the same place and says so.
+# More rows than anybody reads.  Both the page and its JSON twin end there.
 _MAX_ROWS: Final = 1000
 _TEXT: Final = "text/plain; charset=utf-8"
 _STYLE: Final = (

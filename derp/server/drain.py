@@ -1,8 +1,8 @@
 """Leaving without dropping packets.  Layer L3.
 
-Stock clients do not read the Restarting frame, but to have heard one just now keeps them from moving their home to
-another region while we are away.  When their connection closes they dial the next node of the region, so closes are
-paced there.  Probes go quiet first (server/pages.py, server/stun.py), which keeps new clients away.
+Stock clients do not act on the Restarting frame, but a client that has just heard a frame keeps its home here while we
+are away.  When we close its connection, the client dials the next node of the region; there we pace the closes, so
+that the next node is not flooded.  Probes get no answers first (pages.py, stun.py), so no new clients come.
 """
 
 import logging
@@ -16,13 +16,14 @@ from derp.server.relay import Relay
 _log = logging.getLogger("derp.server")
 
 _STEP_SECONDS: Final = 0.1
-# The last ones need no pace, only to hang up, and who is away waits for that as well.
+# At the end all clients were told and only have to hang up.  The next process waits for that, so we look often.
 _LAST_STEP_SECONDS: Final = 0.01
 # The last part of the deadline is for the kernel to send what it holds.
 _CLOSING_SHARE: Final = 0.9
 # A relay with few clients need not take its whole deadline: no more than these per second come back at once.
 _CLOSES_PER_SECOND: Final = 1000.0
-# Alone in its region, who is closed has nowhere to go until this relay is back: a pace would only make that longer.
+# Where this relay is the only one of its region, a client that we close can go nowhere until the relay is back; a slow
+# pace would only make it wait longer.
 _CLOSES_PER_SECOND_ALONE: Final = 10_000.0
 # Stock clients that act on the frame wait this long; a restart takes a second or two.
 _RECONNECT_IN_SECONDS: Final = 2.0

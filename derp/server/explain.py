@@ -1,7 +1,7 @@
 """Why a packet from A does, or does not, reach B: what this relay knows, as sentences.  Layer L3.
 
-For the person on call.  Reads the registry and changes nothing; who left or was refused is remembered in a table of
-bounded size.  Shown by debug.py.
+For the person on call.  It reads the registry and changes nothing; a table of bounded size remembers which keys left or
+were refused.  debug.py shows it.
 """
 
 import re
@@ -17,7 +17,7 @@ from derp.relay.router import Router
 
 # Some 3 MB: the last hour of a relay where three clients a second come and go.
 MAX_DEPARTURES: Final = 10_000
-# So many hex digits tell one key from all others that a relay will ever see, and are what people copy from logs.
+# So many hex digits tell one key from all others that a relay will ever see.
 MIN_PREFIX_DIGITS: Final = 8
 _SHORT_KEY: Final = re.compile(r"\[[A-Za-z0-9+/ ]{5}\]")
 

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Whole or not at all, and readable to nobody else.  Raises OSError."""
+    """Write a file whole or not at all, readable to its owner alone.  Raises OSError."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # mode 0600
     try:

@@ -14,8 +14,8 @@ from derp.transport.tls_alpn import tls_link
 
 _log = logging.getLogger("derp.server")
 
-# Accepts per wake-up: newcomers may not keep those inside from their packets.  Each is 0.1 ms with TLS; the handshakes
-# that follow have a bound of their own in transport/reactor.py.
+# Accepts per wake-up: newcomers may not keep clients that are inside from their packets.  An accept takes 0.1 ms with
+# TLS; the handshakes that follow have a bound of their own in transport/reactor.py.
 _MAX_ACCEPTS: Final = 16
 
 
@@ -49,7 +49,7 @@ class Listener:
                 return
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    # The connection stays in the backlog and the descriptor stays ready: wait for the next tick.
+                    # The connection stays in the backlog and the descriptor stays ready: the next `look` tries again.
                     _log.warning(
                         "cannot accept: %s; raise the limit of open files or lower max_connections", error_text(error)
                     )

@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 from typing import Final
 
-# Where the limit of the control group that a process is in stands, as it sees it itself: version 2, and version 1.
+# Files in which a process finds the limit of its own control group: version 2, and version 1.
 _LIMIT_FILES: Final = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-# Of a machine that does not say: as much as the smallest that one would run this on.
+# We take this where the system does not say: as much as the smallest machine that one would run a relay on.
 _UNKNOWN_BYTES: Final = 512 * 1024 * 1024
 
 

@@ -39,21 +39,22 @@ from derp.transport.tls_client import system_context
 _log = logging.getLogger("derp.mesh")
 
 # Genuine relays retry after 5 s.  A node that is being replaced is back in about a second, and until we are connected
-# again every packet between its clients and ours is lost: so the first attempts come soon, and only a relay that
-# stays away is asked as rarely as a genuine one would.  All are spread, so that a region does not dial in step.
+# again every packet between its clients and ours is lost.  So our first attempts come soon, and only a relay that
+# stays away is dialled as rarely as a genuine relay would dial it.  Chance spreads all attempts, so that the relays of
+# a region do not dial in step.
 _FIRST_RETRY_SECONDS: Final = 0.2
 _MAX_RETRY_SECONDS: Final = 5.0
-# A relay that was good a moment ago is most likely being restarted or replaced: (seconds since then, longest wait).  A
-# refused connection costs both sides nearly nothing, and each wait is packets lost.
+# An operator is most likely restarting or replacing a relay that was good a moment ago: (seconds since then, longest
+# wait).  A refused connection costs both sides nearly nothing, and packets are lost for as long as we wait.
 _RESTART: Final = ((5.0, 0.25), (30.0, 1.0))
-# Keys of a lost relay that are forgotten between two batches of packets: 2 us each, so some 4 ms.
+# So many keys of a lost relay we forget between two batches of packets: 2 us each, so some 4 ms.
 _FORGET_AT_ONCE: Final = 2000
-# A connection that lasted so long was a good one: its end is news, and the first attempt after it comes soon again.
+# A connection that lasted so long was a good one: the log tells of its end, and our first attempt after it comes soon.
 _SETTLED_SECONDS: Final = 10.0
 _CONNECT_SECONDS: Final = 10.0
 # A relay sends a keep-alive every 60 to 65 s; twice that without a frame and it is dead.
 SILENT_SECONDS: Final = 130.0
-# By what OpenSSL says: what an operator of a region can do about it.
+# What OpenSSL says, and what the operator of a region can do about it.
 _TLS_REMEDIES: Final = {
     "VERIFY_FAILED": "this machine has to trust its certificate: SSL_CERT_FILE names an authority of your own",
     "UNRECOGNIZED_NAME": "it has no certificate for that name: use the name that is its --hostname, or name/dialhost",
@@ -138,7 +139,7 @@ class Mesh:
         self._context = context
         self.sessions: dict[MeshPeer, MeshSession] = {}
         self.states: dict[MeshPeer, MeshPeerState] = {}
-        # when each would have been silent for too long, had nothing come since; looked at anew when that time comes
+        # when each session will have been silent for too long if nothing comes; `_hang_up` looks at `heard_at` then
         self._silence = Deadlines[MeshSession]()
         self._alarm = Alarm(sessions.host, self._hang_up, self._silence)
 

@@ -22,7 +22,7 @@ from derp.transport.tls import TlsServer
 
 _log = logging.getLogger("derp.server")
 
-# Looking at two files is cheap, but nobody replaces certificates every second.
+# A look at two files is cheap, but no operator replaces certificates every second.
 LOOK_SECONDS: Final = 5.0
 
 
@@ -74,7 +74,7 @@ class Ports:
         self.listening.append(Listening(kind if tls is None else f"{kind}+tls", *listener.address))
 
     def open_stun(self, host: str, port: int, is_well: Callable[[], bool], *, may_move: bool = False) -> None:
-        """Answer STUN on a UDP port, as long as the relay beside it is well.  `may_move`: on a free one if need be."""
+        """Answer STUN on a UDP port, as long as the server is well.  `may_move`: on a free one if need be."""
         sock = self._inherited.take("udp", host, port) or _open_stun(host, port, may_move=may_move)
         self._bound.append(Handed("udp", host, port, sock))
         responder = StunResponder(sock, is_well)
@@ -93,7 +93,7 @@ class Ports:
             listener.start()
 
     def look(self) -> None:
-        """Call it with every tick: accept again, and look at the certificate when it is time."""
+        """Accept again, and look at the certificate when it is time; the server calls it twice a second."""
         self.start()
         now = self._reactor.tick()
         if now >= self._look_at:

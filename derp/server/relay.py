@@ -42,10 +42,10 @@ _log = logging.getLogger("derp.server")
 
 # How often the kernel is asked about each client's round-trip time.
 _RTT_ROUND_SECONDS: Final = 10.0
-# Stock clients hang up as soon as they see the end of our side; one that does not may not hold a drain up.
+# A stock client hangs up as soon as it sees the end of our side.  One that does not hang up may not hold the drain up.
 _HANG_UP_SECONDS: Final = 1.0
-# A stock node whose relay is silent keeps it as its home if it heard a frame from it in the last 8 s, and notes one in
-# 5 s: who is closed later than this after the announcement hears it again.
+# A stock node keeps a silent relay as its home if it heard a frame from the relay in the last 8 s, and it notes one
+# frame in 5 s.  So a client that we close later than this after the announcement gets the announcement again.
 _ANNOUNCED_SECONDS: Final = 1.0
 
 
@@ -99,9 +99,11 @@ class Relay:
         self._announced_at = 0.0
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Everything of a relay that takes time, until cancelled.  Started when clients may come."""
+        """Do all that a relay has to wait for, until cancelled.  Started when clients may come."""
         async with trio.open_nursery() as nursery:
-            if self.verifier is not None:  # first, as a client in the backlog may be one to be asked about
+            if (
+                self.verifier is not None
+            ):  # first: admission may have to ask about a client that already waits in the backlog
                 await nursery.start(self.verifier.run)
             nursery.start_soon(self.bootstrap.refresh_forever)
             if self.mesh is not None:
@@ -160,7 +162,7 @@ class Relay:
         self.host.flush()
 
     def has_neighbours(self) -> bool:
-        """Whether another relay of the region is connected here, so that who is sent away has somewhere to go."""
+        """Whether another relay of the region is connected here, to which clients that we send away can go."""
         return any(client.is_mesh_peer for client in self.router.clients.values())
 
     def close_clients(self, count: int) -> int:
@@ -170,22 +172,22 @@ class Relay:
         """
         now = self.host.tick()
         clients = tuple(self.router.clients.values())
-        # Other relays last: what they forward is for clients that are still here.
+        # Other relays are closed last: they forward packets for clients that are still here.
         turn = [client for client in clients if not client.is_mesh_peer] or clients
         ready = list(islice((client for client in turn if client.member and client.queue is None), count))
         if self._announcement and now - self._announced_at > _ANNOUNCED_SECONDS:
             self._announce(ready)
         for client in ready:
             if client.member is None or client.queue is not None:
-                continue  # it broke meanwhile, or takes nothing any more
+                continue  # its connection broke meanwhile, or its kernel takes nothing any more
             wire = client.wire
             session, wire.session = wire.session, LeavingSession(wire, self._leaving)
             self._leaving.set(wire, now + _HANG_UP_SECONDS)
             self._leaving_alarm.by(now + _HANG_UP_SECONDS)
             assert session is not None
             session.ended(CloseReason.DRAINED, "")
-            self.host.flush()  # the notices of that, also to those whose turn is next
-            self.host.resume(wire)  # to see it hang up, if a rate limit made it wait
+            self.host.flush()  # others are told that this client has gone, also those that we close next
+            self.host.resume(wire)  # if a rate limit paused the client, we would not see it hang up
             if not wire.tail:
                 wire.end_output()
         return len(self.router.clients) + len(self._leaving)

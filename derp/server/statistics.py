@@ -50,7 +50,7 @@ def _of_relay(relay: Relay) -> dict[str, Any]:
     router = relay.router
     queues = [client.queue for client in router.clients.values() if client.queue is not None]
     held = sum(queue.packets for queue in queues)
-    # What waits for other relays was counted as forwarded, so it is no part of what clients still wait for.
+    # The router counted packets that wait for other relays as forwarded, so clients do not wait for them.
     held_for_mesh = sum(route.queue.packets for route in router.mesh_routes() if route.queue is not None)
     packets_sent, bytes_sent = routed_totals(router, held, sum(queue.packet_bytes for queue in queues))
     local = sum(1 for member in router.members.values() if member.connections)

@@ -11,9 +11,9 @@ from typing import Final
 from derp.protocol.stun import encode_response, parse_request
 from derp.transport.listen import DESTINATION_BYTES, sent_from, tell_destinations
 
-# A request has 40 bytes; anything longer than this is none of ours.
+# A request has 40 bytes; a longer datagram than this is none.
 _MAX_DATAGRAM_BYTES: Final = 1500
-# Per wake-up, so that a flood of datagrams cannot keep the relay from its packets.
+# Datagrams that we answer per wake-up, so that a flood of them cannot keep the relay from its packets.
 _MAX_DATAGRAMS: Final = 64
 
 

@@ -15,10 +15,10 @@ from derp.transport.fetch import Fetched, HttpCaller
 TIMEOUT_SECONDS: Final = 5.0
 # A node with many capabilities is some ten KiB; the daemon runs as root, so this only guards against a wrong socket.
 MAX_ANSWER_BYTES: Final = 1024 * 1024
-# The host is part of the protocol: every other one is refused, so that no web page can be led here.  A capability
-# version, which genuine callers add, we leave out: the answers do not depend on it, and we are no version of theirs.
+# The host is part of the protocol: tailscaled refuses every other one, so that no web page can be led here.  We leave
+# out the capability version that genuine callers add: the answers do not depend on it, and we are no version of theirs.
 _API: Final = "http://local-tailscaled.sock/localapi/v0"
-# tailscaled's states in which it knows nobody, or nobody new, and what brings it out of them.
+# States in which tailscaled knows nobody, or nobody new, and what the operator can do about each.
 _STUCK: Final = {
     "NoState": "has not started yet",
     "NeedsLogin": "is not logged in, so it knows nobody: run `tailscale up` on this machine",

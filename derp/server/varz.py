@@ -1,8 +1,8 @@
 """derper's own names for what is counted: /debug/vars (JSON) and /debug/varz (Prometheus).  Layer L3.
 
-Dashboards made for the genuine relay read these.  What this relay has no word for (Go's memory and goroutines) is
-absent rather than invented.  buffered_write_frames is a sample, one flush in half a second: its shape and mean are
-right, its count is not that of all writes.  Closed to strangers like every page of pages.py; our own names are in
+Dashboards made for the genuine relay read these.  We leave out what this relay does not have (Go's memory and
+goroutines) rather than invent it.  buffered_write_frames is a sample, one flush in half a second: its shape and mean
+are right, its count is not that of all writes.  pages.py closes both to strangers; our own names are in
 derp/metrics.py; tests/interop/test_derp_metrics.py compares both pages with a genuine relay's.
 """
 
@@ -174,8 +174,8 @@ def _dropped(values: list[int]) -> list[dict[str, Any]]:
         for reason in DropReason
         for kind in PacketKind
     ]
-    # Panels name this reason of the genuine relay, which may have several connections of a key and no active one.
-    # Here one of them always is, so it is a constant of the page and nothing that is counted.
+    # Panels name this reason.  In the genuine relay a key may have several connections and no active one; here one is
+    # always active, so the row is a constant of the page and nobody counts it.
     return rows + [{"reason": "dup_client", "kind": kind.name.lower(), "count": 0} for kind in PacketKind]
 
 

@@ -29,8 +29,8 @@ _log = logging.getLogger("derp.server")
 
 TIMEOUT_SECONDS: Final = 5.0
 MAX_ANSWER_BYTES: Final = 4096
-# A client that reconnects within this time is not asked about again.  A yes is believed for long enough to survive a
-# blip of its network, a no only so long that a client in a loop does not become a storm on those who are asked.
+# We do not ask again about a client that reconnects within this time.  We believe a yes for long enough that the client
+# survives a blip of its network, and a no only so long that a client in a loop is no storm for the judges.
 YES_SECONDS: Final = 30.0
 NO_SECONDS: Final = 5.0
 # About 200 bytes each.
@@ -42,16 +42,16 @@ MAX_ASKING_PER_ADDRESS: Final = 16
 # Questions that wait.  Within the 10 s of a handshake 64 at a time of 100 ms each are 6,400: those beyond this would
 # time out, so they are refused at once and may try elsewhere.
 MAX_WAITING: Final = 4096
-# How soon the log says that a judge is not fit to be asked, when no client comes to find out.
+# How soon we find out that a judge cannot answer, and say so in the log, while no client comes.
 LOOK_SECONDS: Final = 30.0
-# Who is asked may be down while thousands reconnect: the same complaint once in so long, then with their number.
+# A judge may be down while thousands reconnect: the log has the same complaint once in so long, with their number.
 COMPLAIN_SECONDS: Final = 10.0
 _WELL: Final = Finding(True, "")
 _OVERLOADED: Final = Verdict(False, "too many clients wait to be asked about", answered=False)
 
 
 class Judge(Protocol):
-    """Somebody who is asked.  `http` is opened before the first question and closed after the last."""
+    """Somebody whom we ask.  We open `http` before the first question and close it after the last."""
 
     http: HttpCaller
 
@@ -133,7 +133,7 @@ class Verifier:
             "refused": self.refused_count,
             "faulty": self.faulty_count,
             "unanswered": self.unreachable_count,
-            # and those that nobody was asked
+            # and the clients about which we asked nobody
             "overloaded": self.overloaded_count,
             "left": self.left_count,
         }
@@ -200,7 +200,7 @@ class Verifier:
                 final = verdict
                 break
         if final.answered:
-            # Only these are kept: otherwise the next client asks again, so a judge is heard as soon as it is back.
+            # We keep only answers.  After a failure the next client asks again, so that a judge that is back is heard.
             self.allowed_count += final.allowed
             self.faulty_count += final.faulty
             self.refused_count += not (final.allowed or final.faulty)
