@@ -11,7 +11,7 @@ from derp.config.relay import Network
 
 _FORWARDED_FOR: Final = "x-forwarded-for"
 # A proxy adds at least one of these, whatever their value is.
-_MARKS_OF_PROXIES: Final = (_FORWARDED_FOR, "forwarded", "via", "x-real-ip")
+_MARKS_OF_PROXIES: Final = frozenset({_FORWARDED_FOR, "forwarded", "via", "x-real-ip"})
 
 
 class Caller(NamedTuple):
@@ -28,7 +28,7 @@ def find_caller(peer: tuple[str, int], headers: Mapping[str, str], trusted: Iter
     Each trusted proxy added whom it saw to the right end of X-Forwarded-For.  So the last entry that is not a trusted
     proxy itself is the caller; what stands further left, anybody may have written.
     """
-    if not any(mark in headers for mark in _MARKS_OF_PROXIES):
+    if _MARKS_OF_PROXIES.isdisjoint(headers):
         return Caller(*peer)
     trusted = tuple(trusted)
     if is_in(peer[0], trusted):

@@ -142,12 +142,14 @@ class HttpSession:
         self.caller = front.lobby.find_caller(self._peer, request.headers)
         wire.address = self.caller[:2]
         path = request.target.partition("?")[0]
-        route = next(route for route in front.routes if route.wants(path))
         front.answering = wire
         try:
-            route.take(self, request)
+            for wants, take, _ in front.routes:
+                if wants(path):
+                    return take(self, request)
         finally:
             front.answering = None
+        raise AssertionError("the last route wants every path")
 
     def _wait_for_reader(self, end: int) -> int:
         """Who pipelines requests without reading the answers is not read either, until they have gone."""
