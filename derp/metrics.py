@@ -4,18 +4,22 @@
 that dashboards made for derper read show it under derper's (server/varz.py).
 """
 
+import math
+import ssl
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
+from derp import __version__
 from derp.relay.counters import Counters, DropReason, PacketKind
 from derp.relay.router import Router
-from derp.relay.rtt import RTT_BUCKETS
+from derp.relay.rtt import ERROR_BUCKET, RTT_LIMITS_SECONDS
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -93,6 +97,7 @@ class RelayCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         reading = self._read()
+        yield build_info("derp")
         yield from _gauges(reading)
         yield from _counters(reading)
         yield from _labelled(reading)
@@ -180,6 +185,27 @@ def _mesh(readings: Iterable[MeshReading]) -> Iterable[Metric]:
     yield from (up, keys, connects) if up.samples else ()
 
 
+def _rtt(counters: Counters) -> Metric:
+    buckets, so_far = [], 0
+    for limit, count in zip(RTT_LIMITS_SECONDS, counters.tcp_rtt, strict=False):  # behind them stand no times
+        so_far += count
+        buckets.append(("+Inf" if limit == math.inf else str(limit), so_far))
+    text = "Round-trip times of clients, sampled."
+    return HistogramMetricFamily("derp_tcp_rtt_seconds", text, buckets=buckets, sum_value=counters.tcp_rtt_seconds)
+
+
+def build_info(product: str) -> Metric:
+    """The constant 1 under what is running: `<product>_build_info{version, python, openssl}`."""
+    versions = {
+        "version": __version__,
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "openssl": ".".join(map(str, ssl.OPENSSL_VERSION_INFO[:3])),
+    }
+    family = GaugeMetricFamily(f"{product}_build_info", "What is running here.", labels=list(versions))
+    family.add_metric(list(versions.values()), 1)
+    return family
+
+
 def _labelled(reading: RelayStatistics) -> Iterable[Metric]:
     counters = reading.counters
     received = CounterMetricFamily("derp_packets_received", "Packets from clients.", labels=["kind"])
@@ -199,9 +225,10 @@ def _labelled(reading: RelayStatistics) -> Iterable[Metric]:
     gone.add_metric(["disconnected"], counters.peer_gone_disconnected_frames)
     gone.add_metric(["not_here"], counters.peer_gone_not_here_frames)
     yield gone
-    rtt = dict(zip(RTT_BUCKETS, counters.tcp_rtt, strict=True))
+    yield _rtt(counters)
+    errors = counters.tcp_rtt[ERROR_BUCKET]
+    yield CounterMetricFamily("derp_tcp_rtt_errors", "Clients of which the kernel told no round-trip time.", errors)
     families: tuple[tuple[str, str, str, Mapping[str, int]], ...] = (
-        ("derp_tcp_rtt", "Round-trip times of clients, sampled.", "le", rtt),
         ("derp_tls_requests", "HTTP requests by TLS version, upgrades included.", "version", reading.tls_requests),
         ("derp_bootstrap_dns", "Requests for /bootstrap-dns.", "outcome", reading.bootstrap),
         ("derp_rejects", "Connections closed at once by a limit.", "limit", reading.rejected),

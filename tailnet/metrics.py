@@ -11,7 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
-from derp.metrics import RelayCollector, RelayStatistics
+from derp.metrics import RelayCollector, RelayStatistics, build_info
 from tailnet.coordinator.core import Statistics
 
 
@@ -50,6 +50,7 @@ class CoordinatorCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         reading = self._read()
         core = reading.statistics
+        yield build_info("tailnet")
         gauges: tuple[tuple[str, str, float], ...] = (
             ("tailnet_peers", "Peers that coordinate.", core.connected_peers),
             ("tailnet_absent_peers", "Peers that are not here but at the end of a tunnel.", core.absent_peers),

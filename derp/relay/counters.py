@@ -104,6 +104,7 @@ class Counters:
         "rate_limited",
         "sent_pong",
         "tcp_rtt",
+        "tcp_rtt_seconds",
         "unknown_frames",
         "write_timeouts",
         "written_frames",
@@ -116,7 +117,7 @@ class Counters:
         # indexed [reason * 2 + kind]; all pairs exist from the start, so that a dashboard sees zeros
         self.packets_dropped = [0] * (2 * len(DropReason))
         self.bytes_dropped = [0] * (2 * len(DropReason))
-        self.queue_seconds = self.queue_average_ms = 0.0
+        self.queue_seconds = self.queue_average_ms = self.tcp_rtt_seconds = 0.0
         # by bucket of relay/rtt.py
         self.tcp_rtt = [0] * len(RTT_BUCKETS)
         self.written_frames = Histogram(*range(11), 15, 20, 25, 50, 100)
@@ -157,6 +158,8 @@ class Counters:
     rate_limited: int
     sent_pong: int
     tcp_rtt: list[int]
+    # the sum of all round-trip times in those buckets
+    tcp_rtt_seconds: float
     unknown_frames: int
     write_timeouts: int
     wrong_mesh_keys: int

@@ -8,6 +8,8 @@ RTT_BUCKETS: Final = (*(f"{limit}ms" for limit in _LIMITS_MS), "inf", "non-tcp",
 # Clients that came by websocket, once each: genuine relays cannot see their round-trip times.  Ours can, and count
 # these among the others as well.
 NON_TCP_BUCKET: Final = len(RTT_BUCKETS) - 2
+# Upper limits in seconds of the buckets before those two.
+RTT_LIMITS_SECONDS: Final = (*(limit / 1000 for limit in _LIMITS_MS), float("inf"))
 ERROR_BUCKET: Final = len(RTT_BUCKETS) - 1
 
 

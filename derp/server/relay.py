@@ -141,11 +141,14 @@ class Relay:
         """Ask the kernel about one client."""
         if client.member is None:
             return
-        counts = self.router.counters.tcp_rtt
+        counters = self.router.counters
         try:
-            counts[rtt_bucket(client.wire.rtt_microseconds())] += 1
+            microseconds = client.wire.rtt_microseconds()
         except OSError:
-            counts[ERROR_BUCKET] += 1
+            counters.tcp_rtt[ERROR_BUCKET] += 1
+        else:
+            counters.tcp_rtt[rtt_bucket(microseconds)] += 1
+            counters.tcp_rtt_seconds += microseconds / 1e6
 
     # --- leaving
 

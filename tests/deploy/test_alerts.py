@@ -7,6 +7,7 @@ import dataclasses
 import re
 import shutil
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from derp.client.probe import Outcome, ProbeKind, ProbeResult
 from derp.client.probe_metrics import RunTotals, exposition
+from derp.config.settings import SETTINGS
 from derp.metrics import MeshReading
+from derp.metrics import metrics_page as relay_page
 from derp.server.verify import Verifier
 from tailnet.coordinator.core import Statistics
 from tailnet.metrics import CoordinatorReading, metrics_page
@@ -43,12 +46,16 @@ def _nothing(kind: str) -> Any:
     return {"one": 0} if "Mapping" in kind else 0
 
 
-def exposed() -> dict[str, dict[str, set[str]]]:
-    """Metric -> label -> values, of all our pages; what Prometheus itself adds is added."""
+def coordinator_reading() -> CoordinatorReading:
     numbers: dict[str, Any] = {field.name: 0 for field in dataclasses.fields(Statistics)}
     numbers |= {"departures": {"lost": 0}, "refusals": {}}
     counts = {field.name: _nothing(str(field.type)) for field in dataclasses.fields(CoordinatorReading)}
-    coordinator = CoordinatorReading(**counts | {"statistics": Statistics(**numbers)})
+    return CoordinatorReading(**counts | {"statistics": Statistics(**numbers)})
+
+
+def exposed() -> dict[str, dict[str, set[str]]]:
+    """Metric -> label -> values, of all our pages; what Prometheus itself adds is added."""
+    coordinator = coordinator_reading()
     mesh = (MeshReading("relay2.example", True, 1, 2),)
     questions = dict.fromkeys(Verifier([]).totals(), 0)
     relay = dataclasses.replace(
@@ -105,13 +112,41 @@ def test_what_a_rule_names_is_exposed(rule: dict[str, Any]) -> None:
 def test_each_rule_tells_what_is_wrong_and_what_to_do(rule: dict[str, Any]) -> None:
     assert set(rule) - {"for"} == {"alert", "expr", "labels", "annotations"}
     assert rule["labels"]["severity"] in ("page", "ticket")
-    assert set(rule["annotations"]) == {"summary", "action"}
+    assert set(rule["annotations"]) == {"summary", "action", "runbook_url"}
     metrics = [name for name, _ in selectors(rule["expr"])]
     kept = set(re.findall(r"[a-z_]+", " ".join(re.findall(r"by \(([a-z, ]+)\)", rule["expr"]))))
     pages = exposed()
     for label in re.findall(r"\$labels\.([a-z_]+)", " ".join(rule["annotations"].values())):
         # sum by () keeps only what it names.
         assert label in (kept or {"instance", "job"} | set(pages[metrics[0]]))
+
+
+RUNBOOK = (DEPLOY.parent / "docs" / "alerts.md").read_text()
+
+
+def sections() -> dict[str, str]:
+    """What the document says under each heading of the third order."""
+    parts = re.split(r"^### (.+)$", RUNBOOK, flags=re.MULTILINE)[1:]
+    return {name: text.partition("\n## ")[0].strip() for name, text in zip(parts[::2], parts[1::2], strict=True)}
+
+
+@pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule["alert"])
+def test_each_rule_leads_to_its_section(rule: dict[str, Any]) -> None:
+    name, url = rule["alert"], rule["annotations"]["runbook_url"]
+    repository = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+    assert url == f"{repository}/blob/main/docs/alerts.md#{name.lower()}"
+    text = sections()[name]
+    assert text.startswith(f"{rule['labels']['severity']}. ")
+    assert len(text) > 80
+
+
+def test_the_runbook_is_about_rules_and_settings_that_exist() -> None:
+    assert list(sections()) == [rule["alert"] for rule in rules()]  # in their order, none besides
+    anchors = {name.lower() for name in sections()}
+    assert set(re.findall(r"\(#([a-z]+)\)", RUNBOOK)) <= anchors
+    flags = {flag for setting in SETTINGS for flag in setting.flags}
+    assert {"mesh-with", "queue-total"} <= set(re.findall(r"`--([a-z-]+)", RUNBOOK)) <= flags | {"region"}
+    assert set(re.findall(r"\b((?:derp|tailnet)_[a-z_]+)", RUNBOOK)) <= set(exposed())
 
 
 def test_the_names_of_rules_are_unique() -> None:
@@ -153,10 +188,45 @@ FIRED = {
 }
 
 
+NO_PROMTOOL = "no promtool here: Debian has it in the package prometheus"
+
+
+def full_pages() -> dict[str, bytes]:
+    """Each page that Prometheus reads, with every family that it can have."""
+    relay = dataclasses.replace(
+        reading(),
+        certificate_expires_at=1.0,
+        renewal_failures=0,
+        questions={"allowed": 1},
+        closed={"flood": 1},
+        mesh=(MeshReading("relay2.example", True, 1, 2),),
+    )
+    result = ProbeResult(ProbeKind.TLS, 901, "fra\x1b", '9"01a', Outcome.GOOD, values={"seconds": 1.0})
+    totals = RunTotals()
+    totals.note_run([result], 1.0)
+    return {
+        "relay": relay_page(lambda: relay)(),
+        "coordinator": metrics_page(coordinator_reading, lambda: relay)(),
+        "prober": exposition([result], 0.0, totals),
+    }
+
+
+@pytest.mark.parametrize("page", ["relay", "coordinator", "prober"])
+def test_promtool_finds_nothing_to_say_of_a_page(page: str) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip(NO_PROMTOOL)
+    text = full_pages()[page]
+    for given, is_well in ((text, True), (text + b"# TYPE a_total gauge\na_total 1\n", False)):
+        done = subprocess.run([promtool, "check", "metrics"], input=given, capture_output=True, check=False, timeout=60)
+        assert (done.returncode == 0 and not done.stderr) is is_well, done.stdout + done.stderr
+    assert b"_build_info{" in text or page == "prober"
+
+
 def test_promtool_finds_them_well_and_they_fire(tmp_path: Path) -> None:
     promtool = shutil.which("promtool")
     if promtool is None:
-        pytest.skip("no promtool here: Debian has it in the package prometheus, which is too large for CI")
+        pytest.skip(NO_PROMTOOL)
     # Counted with an expression: texts of annotations would have to be repeated otherwise.
     counted = [
         {"expr": f'count(ALERTS{{alertname="{name}",alertstate="firing"}})', "eval_time": "10m",

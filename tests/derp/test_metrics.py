@@ -42,7 +42,9 @@ def test_every_number_is_shown_once_under_its_name() -> None:
         "derp_packets_forwarded_in": counters.packets_forwarded_in,
         "derp_packets_forwarded_out": counters.packets_forwarded_out,
         "derp_peer_gone{disconnected}": counters.peer_gone_disconnected_frames,
-        "derp_peer_gone{not_here}": counters.peer_gone_not_here_frames, "derp_tcp_rtt{10ms}": 10,
+        "derp_peer_gone{not_here}": counters.peer_gone_not_here_frames, "derp_tcp_rtt_seconds_bucket{0.01}": 10,
+        "derp_tcp_rtt_seconds_bucket{0.02}": 21, "derp_tcp_rtt_seconds_bucket{+Inf}": 108,
+        "derp_tcp_rtt_seconds_count": 108, "derp_tcp_rtt_seconds_sum": 4.5, "derp_tcp_rtt_errors": 19,
         "derp_packets_dropped{other}{unknown_dest}": 100, "derp_packets_dropped{disco}{unknown_dest}": 101,
         "derp_bytes_dropped{other}{write_error}": 210,
     }  # fmt: skip
@@ -55,7 +57,7 @@ def test_the_page_is_prometheus_text_with_help_and_types() -> None:
     assert len(ours) > 30
     for family in ours:
         assert family.documentation.endswith("."), family.name
-        assert family.type in ("counter", "gauge")
+        assert family.type in ("counter", "gauge", "histogram")
     names = [family.name for family in ours]
     assert len(set(names)) == len(names)
     assert "process_resident_memory_bytes" in text

@@ -1,9 +1,12 @@
 """The page that Prometheus reads: each number of a reading under its own name, the relay's beside them."""
 
 import dataclasses
+import platform
+import ssl
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from derp import __version__
 from derp.close_reason import CloseReason
 from derp.config import RelayConfig
 from derp.keys import NodePrivate
@@ -63,6 +66,12 @@ def samples(text: str) -> dict[str, float]:
     }
 
 
+def build_row(product: str) -> str:
+    versions = (__version__, platform.python_version(), ".".join(map(str, ssl.OPENSSL_VERSION_INFO[:3])))
+    labels = dict(zip(("version", "python", "openssl"), versions, strict=True))
+    return f"{product}_build_info" + "".join(f"{{{labels[name]}}}" for name in sorted(labels))
+
+
 def page(reading: CoordinatorReading) -> str:
     reactor = Reactor()
     config = RelayConfig(private_key=NodePrivate.generate())
@@ -76,7 +85,10 @@ def page(reading: CoordinatorReading) -> str:
 
 
 def test_every_number_has_its_name() -> None:
-    assert samples(page(READING)) == {
+    found = samples(page(READING))
+    assert [name for name in found if name.startswith("tailnet_build_info")] == [build_row("tailnet")]
+    assert found == {
+        build_row("tailnet"): 1,
         "tailnet_peers": 1,
         "tailnet_absent_peers": 2,
         "tailnet_tunnels": 3,

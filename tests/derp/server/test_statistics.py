@@ -230,7 +230,7 @@ TABLE: dict[Action, Moves] = {
         "derp_bytes_dropped{other}{unknown_dest_on_fwd}": 3, "derp_closed{closed_by_mesh}": 1,
     },
     a_wrong_request: {"derp_requests_refused": 1, "derp_closed{protocol_error}": 1},
-    a_websocket: {"derp_websocket_accepts": 1, "derp_accepts": 1, "derp_tcp_rtt{non-tcp}": 1},
+    a_websocket: {"derp_websocket_accepts": 1, "derp_accepts": 1},
     stun: {
         "derp_stun_requests{success}": 2, "derp_stun_requests{not_stun}": 2, "derp_stun_address_family{ipv4}": 1,
         "derp_stun_address_family{ipv6}": 1,
@@ -244,7 +244,7 @@ TABLE: dict[Action, Moves] = {
     a_drain: {"derp_closed{drained}": 2},
     too_many_of_one_key: {"derp_closed{too_many}": 2},
     a_denied_key: {"derp_closed{not_admitted}": 1},
-    a_tick: {"derp_tcp_rtt{10ms}": 1},
+    a_tick: {"derp_tcp_rtt_seconds_bucket{0.01}": 1, "derp_tcp_rtt_seconds_count": 1},
     a_reset: {"derp_closed{socket_failed}": 1},
     a_late_login: {"derp_closed{handshake_timeout}": 1},
     a_page: {"derp_closed{http_done}": 1},
@@ -264,12 +264,12 @@ DERPER_NAMES = {
     "derp_stun_requests{success}": "stun_requests{success}",
     "derp_stun_address_family{ipv6}": "stun_addrfamily{ipv6}",
     "derp_bootstrap_dns{requests}": "bootstrap_dns_requests",
+    "derp_tcp_rtt_seconds_bucket{0.01}": "derp_tcp_rtt{10ms}",
 } | {
     name: name
     for name in (
         "derp_bytes_received", "derp_packets_sent", "derp_bytes_sent", "derp_accepts", "derp_unknown_frames",
         "derp_home_moves_in", "derp_home_moves_out", "derp_packets_forwarded_in", "derp_websocket_accepts",
-        "derp_tcp_rtt{10ms}",
     )
 }  # fmt: skip
 

@@ -55,6 +55,7 @@ def reading() -> RelayStatistics:
     counters.bytes_dropped = list(range(200, 214))
     counters.tcp_rtt = list(range(10, 20))
     counters.queue_seconds, counters.queued_packets = 3.0, 1500
+    counters.tcp_rtt_seconds = 4.5
     counters.queue_average_ms = 2.0
     counters.queue_average_at = 5000 + counters.packets_forwarded_in - counters.queue_entered
     for frames, times in ((1, 3), (12, 2), (500, 1)):
