@@ -4,6 +4,7 @@ DerpError                     derp/errors.py
 |- ProtocolError                only cores raise these; reused here, and named again below for importers
 |  |- LocalProtocolError          we misused the core: nothing changed
 |  `- RemoteProtocolError         the peer misbehaved: the core is dead
+|     |- Flood                      it sent more than any honest peer does
 |     `- PeerSilent                 it did not answer a keep-alive, or never acknowledged a stream
 |- TransportError, ConfigError, ListenError  as they are
 `- TailnetError
@@ -21,6 +22,7 @@ from typing import Final
 from derp.errors import (
     ConfigError,
     DerpError,
+    Flood,
     ListenError,
     LocalProtocolError,
     ProtocolError,
@@ -32,6 +34,7 @@ __all__ = [
     "CODE_UNIMPLEMENTED",
     "ConfigError",
     "DerpError",
+    "Flood",
     "ListenError",
     "LocalProtocolError",
     "MalformedField",

@@ -13,7 +13,7 @@ from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 from tailnet.errors import RemoteProtocolError, RpcError, Unimplemented
 from tailnet.rpc.drpc import SPLIT_BYTES, Buffer, CallEvent, ClientStream, ServerStream
-from tailnet.rpc.yamux import DEFAULT_LIMITS, GoAwayCode, SessionEvent, SessionLimits, YamuxSession
+from tailnet.rpc.yamux import BUDGET_SECONDS, DEFAULT_LIMITS, GoAwayCode, SessionEvent, SessionLimits, YamuxSession
 
 T = TypeVar("T")
 
@@ -43,6 +43,11 @@ IDLE_STREAM_SECONDS: Final = 75.0
 # Unfinished packets of all calls together.  One packet has at most 4 MiB; a peer that starts many and finishes none
 # is not sending messages.
 MAX_HELD_BYTES: Final = 16 << 20
+# Messages, and frames into which a message is cut for no reason, of one client.  A message costs some 50 us and more:
+# what comes at once is a turn of everybody's time, and the rest one core's tenth.  An agent that uploads its logs sends
+# some ten a second, a client that moves from network to network fewer.
+MAX_MESSAGES_AT_ONCE: Final = 1024
+MAX_MESSAGES: Final = 30_000  # in BUDGET_SECONDS
 # Answers quote the path they do not know, but not megabytes of it.
 _MAX_QUOTED: Final = 100
 _U32: Final = (1 << 32) - 1
@@ -128,13 +133,15 @@ class ServerConnection(_Connection, Generic[T]):
     calls.  Faults inside one stream end that stream alone.
     """
 
-    __slots__ = ("_calls", "_rpcs", "_unheard")
+    __slots__ = ("_calls", "_messages", "_refill_at", "_rpcs", "_unheard")
 
     def __init__(self, rpcs: Mapping[str, T], *, now: float, limits: SessionLimits = DEFAULT_LIMITS) -> None:
         super().__init__(server=True, now=now, limits=limits)
         self._rpcs = rpcs
         self._calls: dict[int, _ServedCall] = {}
         self._unheard: list[Event] = []  # of a receive that ended with a fault
+        self._messages = MAX_MESSAGES  # that may still come before `_refill_at`
+        self._refill_at = now + BUDGET_SECONDS
 
     def _stream(self, call_id: int) -> _ServedCall | None:
         call = self._calls.get(call_id & _U32)
@@ -144,6 +151,7 @@ class ServerConnection(_Connection, Generic[T]):
         """Take bytes off the transport, however cut; return what the client did."""
         events: list[Event] = []
         calls = self._calls
+        count = 0
         for kind, stream_id, value in self._session.receive_data(data):
             if kind is not _STREAM_DATA:
                 self._receive_session_event(kind, stream_id, value, events)
@@ -172,7 +180,19 @@ class ServerConnection(_Connection, Generic[T]):
                 self._send_last(call.call_id, [call.send_error(refusal)])
             if call.held_bytes:
                 self._check_held(events)
+            count += len(received) + call.small_frames
+            call.small_frames = 0
+            if count > MAX_MESSAGES_AT_ONCE:
+                self._end_flood(f"more than {MAX_MESSAGES_AT_ONCE} messages at once", events)
+        self._messages -= count
+        if self._messages < 0:
+            self._end_flood(f"more than {MAX_MESSAGES} messages in {BUDGET_SECONDS:g} s", events)
         return events
+
+    def _end_flood(self, reason: str, events: list[Event]) -> None:
+        # What came before may have ended calls; of the rest nobody needs to hear.
+        self._unheard = [event for event in events if event[0] is _ENDED]
+        self._session.fail_for_flood(reason)
 
     def receive_eof(self) -> list[Event]:
         """The transport ended, or the session did by a fault: so do the calls.  A second time there are none."""
@@ -190,6 +210,9 @@ class ServerConnection(_Connection, Generic[T]):
             return events
         for kind, stream_id, value in self._session.handle_timeout(now):
             self._receive_session_event(kind, stream_id, value, events)
+        if now >= self._refill_at:
+            self._messages = int(MAX_MESSAGES * max((now - self._refill_at) / BUDGET_SECONDS, 1.0))
+            self._refill_at = now + BUDGET_SECONDS
         overdue = []
         for stream_id, call in self._calls.items():
             if call.live:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn, TypeAlias
 
-from tailnet.errors import LocalProtocolError, PeerSilent, RemoteProtocolError
+from tailnet.errors import Flood, LocalProtocolError, PeerSilent, RemoteProtocolError
 from tailnet.rpc.stream_states import TRANSITIONS, StreamState, StreamStep
 
 # Version, type and flags are read as one number: a plain Data frame is 0, so the hot path tests one integer.
@@ -86,9 +86,13 @@ class SessionLimits:
     # The same in pieces, for acknowledgements and pongs to a peer that sends but does not read; above what
     # max_output_bytes holds in short updates.
     max_output_pieces: int = 1 << 17
-    # Pings, empty frames and streams that die before any data, per tick.  A genuine peer sends one ping in 30 s;
-    # these frames cost us an answer each and carry nothing.
+    # Frames that carry nothing, in 15 s: pings, go-aways, empty frames, windows that grow by next to nothing, what is
+    # for streams that are gone, and streams that die before any data.  A genuine peer sends one ping in 30 s.
     max_idle_frames: int = 1024
+    # Frames of fewer bytes than their own header, in 15 s.  A call has two of them; this many are 4,000 calls.
+    max_tiny_frames: int = 8192
+    # Streams that the peer opens, in 15 s.  Each is a call, and costs some 100 us; a busy agent makes a hundred.
+    max_opened: int = 4096
     # None: the driver keeps the connection alive by other means (websocket pings).
     ping_seconds: float | None = 15.0
     # Unanswered for this long, the peer is dead.  Two pings' worth, as the reference does.
@@ -102,6 +106,10 @@ class SessionLimits:
 
 
 DEFAULT_LIMITS: Final = SessionLimits()
+# Budgets are for this long, or for a tick that is longer.
+BUDGET_SECONDS: Final = 15.0
+# A genuine peer grows a window by at least half of it; others may be more eager, but not as eager as this.
+_LEAST_GROWTH_BYTES: Final = 4096
 
 
 class _Stream:
@@ -152,6 +160,7 @@ class YamuxSession:
         "_head",
         "_idle_frames",
         "_next_id",
+        "_opened",
         "_out",
         "_out_bytes",
         "_peer_streams",
@@ -162,6 +171,7 @@ class YamuxSession:
         "_stray_bytes",
         "_streams",
         "_tick_at",
+        "_tiny_frames",
         "_unacknowledged",
         "limits",
         "peer_refuses",
@@ -186,9 +196,8 @@ class YamuxSession:
         self._body_id = 0
         self._body_stream: _Stream | None = None  # None: nobody wants this body
         self._body_ends = False
-        # Budgets, refilled at each tick.
-        self._idle_frames = limits.max_idle_frames
         self._stray_bytes = WINDOW_BYTES
+        self._refill()
         # The table of deadlines.
         self._tick_at = now + self._tick_seconds()
         self._ping_deadline = math.inf
@@ -238,6 +247,8 @@ class YamuxSession:
                     stream.used = True
                     end = at + length
                     events.append((_DATA, stream_id, view[at:end]))
+                    if length < HEADER_BYTES:
+                        self._count_tiny()
                     at = end
                     if stream.auto_consume:
                         stream.consumed += length
@@ -274,12 +285,15 @@ class YamuxSession:
         if flags & FLAG_ACK and self._unacknowledged:
             self._unacknowledged.pop(stream_id, None)
         stream = self._streams.get(stream_id)
+        is_stray = stream is None and not flags & FLAG_SYN
         if flags & FLAG_RST and stream is not None:
             self._count_if_empty(stream_id, stream)
             self._forget(stream_id, stream)
             events.append((_RESET, stream_id, None))
             stream = None
         if kind == TYPE_WINDOW_UPDATE:
+            if is_stray or (length < _LEAST_GROWTH_BYTES and not flags):
+                self._spend()
             if stream is None:
                 return  # crossed our RST or FIN on the way
             if flags & FLAG_FIN:
@@ -293,6 +307,8 @@ class YamuxSession:
         if length > stream.receive_window:
             self.fail(f"{length} bytes on stream {stream_id} exceed its window of {stream.receive_window}")
         if length:
+            if length < HEADER_BYTES:
+                self._count_tiny()
             stream.receive_window -= length
             stream.used = True
             self._body_bytes, self._body_id, self._body_stream = length, stream_id, stream
@@ -336,6 +352,9 @@ class YamuxSession:
         # streams opened together arrive in any order.
         if stream_id in self._streams:
             self.fail(f"stream {stream_id} opened twice")
+        self._opened -= 1
+        if self._opened < 0:
+            self.fail_for_flood(f"more than {self.limits.max_opened} streams opened in {self._budget_seconds():g} s")
         if self._refusing or self._peer_streams >= self.limits.max_streams:
             self._spend()
             self._stray_bytes += WINDOW_BYTES
@@ -379,6 +398,7 @@ class YamuxSession:
             self._die()
             reason = {1: "protocol error", 2: "internal error"}.get(code, "unknown code")
             raise RemoteProtocolError(f"the peer ended the session: go away {code} ({reason})")
+        self._spend()
         self.peer_refuses = True
         events.append((_GO_AWAY, 0, GoAwayCode.NORMAL))
 
@@ -392,8 +412,24 @@ class YamuxSession:
     def _spend(self) -> None:
         self._idle_frames -= 1
         if self._idle_frames < 0:
-            limit, seconds = self.limits.max_idle_frames, self._tick_seconds()
-            self.fail(f"more than {limit} frames in {seconds:g} s that carry nothing")
+            limit, seconds = self.limits.max_idle_frames, self._budget_seconds()
+            self.fail_for_flood(f"more than {limit} frames in {seconds:g} s that carry nothing")
+
+    def _count_tiny(self) -> None:
+        self._tiny_frames -= 1
+        if self._tiny_frames < 0:
+            limit, seconds = self.limits.max_tiny_frames, self._budget_seconds()
+            self.fail_for_flood(f"more than {limit} frames in {seconds:g} s that carry next to nothing")
+
+    def _refill(self) -> None:
+        """The budgets of the next tick.  A session that is looked at once an hour has an hour's."""
+        ticks = self._budget_seconds() / BUDGET_SECONDS
+        self._idle_frames = int(self.limits.max_idle_frames * ticks)
+        self._tiny_frames = int(self.limits.max_tiny_frames * ticks)
+        self._opened = int(self.limits.max_opened * ticks)
+
+    def _budget_seconds(self) -> float:
+        return max(self._tick_seconds(), BUDGET_SECONDS)
 
     # -- sending ----------------------------------------------------------------------------------------------
 
@@ -574,7 +610,7 @@ class YamuxSession:
         if now < self._tick_at:
             return events
         self._tick_at = now + self._tick_seconds()
-        self._idle_frames = self.limits.max_idle_frames
+        self._refill()
         self._stray_bytes = max(self._stray_bytes, WINDOW_BYTES)
         self._check_acknowledgements(now)
         self._drop_half_closed(now, events)
@@ -614,9 +650,17 @@ class YamuxSession:
 
     def fail(self, reason: str) -> NoReturn:
         """End the session: the peer misbehaved, here or in a layer above.  Raises RemoteProtocolError."""
+        self._end_badly()
+        raise RemoteProtocolError(reason)
+
+    def fail_for_flood(self, reason: str) -> NoReturn:
+        """The same for a peer that sends more than any honest one.  Raises Flood."""
+        self._end_badly()
+        raise Flood(reason)
+
+    def _end_badly(self) -> None:
         self._die()
         self._out.append(HEADER.pack(TYPE_GO_AWAY, 0, GoAwayCode.PROTOCOL_ERROR))
-        raise RemoteProtocolError(reason)
 
     def _die(self) -> None:
         self._dead = True

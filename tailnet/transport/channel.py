@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 from derp.close_reason import CloseReason
 from derp.protocol.websocket import CloseCode, close_frame
 from derp.transport.host import Host, Wire, WireEnded
-from tailnet.errors import ProtocolError
+from tailnet.errors import Flood, ProtocolError
 from tailnet.rpc.connection import ConnectionEvent, ServerConnection
 from tailnet.rpc.yamux import SessionLimits
 
@@ -110,7 +110,9 @@ class Channel:
                 shared.serve(self, event, call_id, value)
         except ProtocolError as error:
             # The peer's log should have the reason too: a go-away, answers to what came before, a close frame.
-            self.close(CloseCode.PROTOCOL_ERROR, str(error), CloseReason.PROTOCOL_ERROR)
+            is_flood = isinstance(error, Flood)
+            code = CloseCode.POLICY_VIOLATION if is_flood else CloseCode.PROTOCOL_ERROR
+            self.close(code, str(error), CloseReason.FLOOD if is_flood else CloseReason.PROTOCOL_ERROR)
             raise
         if connection.has_output:
             self.touch()

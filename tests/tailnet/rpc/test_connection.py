@@ -4,12 +4,14 @@ from typing import Any
 
 import pytest
 
-from tailnet.errors import PeerSilent, RemoteProtocolError, RpcError, Unimplemented
+from tailnet.errors import Flood, PeerSilent, RemoteProtocolError, RpcError, Unimplemented
 from tailnet.proto.generated import tailnet_pb2 as tailnet
 from tailnet.proto.services import TAILNET, Rpc
 from tailnet.rpc.connection import (
     IDLE_STREAM_SECONDS,
     MAX_HELD_BYTES,
+    MAX_MESSAGES,
+    MAX_MESSAGES_AT_ONCE,
     ClientConnection,
     ConnectionEvent,
     ServerConnection,
@@ -411,6 +413,50 @@ class TestBadClients:
             connection, b"".join(calling(stream_id=n) + data(n, wire) for n, wire in zip((1, 3), wires, strict=True))
         )
         assert [value for kind, _, value in events if kind is ENDED] == ["error of the client: oops", "cancelled"]
+
+    def test_messages_without_end_are_a_flood(self) -> None:
+        connection = server()
+        feed(connection, calling())
+        empty = [packet(PacketKind.MESSAGE, b"", number) for number in range(2, MAX_MESSAGES_AT_ONCE + 3)]
+        assert len(connection.receive_data(data(1, b"".join(empty[:-1])))) == MAX_MESSAGES_AT_ONCE
+        with pytest.raises(Flood, match="messages at once"):
+            connection.receive_data(
+                data(1, b"".join(packet(PacketKind.MESSAGE, b"", number) for number in range(5000, 7000)))
+            )
+        assert connection.receive_eof() == [(ENDED, 1, "cancelled")]
+
+    def test_messages_that_keep_coming_are_a_flood_and_some_a_second_are_none(self) -> None:
+        connection = server(ping_seconds=None)
+        feed(connection, calling())
+        number = 1
+
+        def send(count: int) -> None:
+            nonlocal number
+            for _ in range(count):
+                number += 1
+                connection.receive_data(data(1, packet(PacketKind.MESSAGE, b"message", number)))
+
+        for now in range(15, 60, 15):
+            send(MAX_MESSAGES // 2)
+            connection.handle_timeout(float(now))
+        send(MAX_MESSAGES)
+        with pytest.raises(Flood, match="in 15 s"):
+            send(1)
+
+    def test_a_message_cut_into_single_bytes_is_a_flood(self) -> None:
+        connection = server()
+        feed(connection, calling())
+        pieces = b"".join(packet(PacketKind.MESSAGE, b"x", 2, flags=0) for _ in range(MAX_MESSAGES_AT_ONCE + 1))
+        with pytest.raises(Flood):
+            connection.receive_data(data(1, pieces))
+
+    def test_an_end_before_a_flood_is_heard(self) -> None:
+        connection = server()
+        feed(connection, calling() + calling(stream_id=3))
+        flood = b"".join(packet(PacketKind.MESSAGE, b"", number) for number in range(2, 2000))
+        with pytest.raises(Flood):
+            connection.receive_data(data(1, packet(PacketKind.CLOSE, b"", 2)) + data(3, flood))
+        assert [(kind, call_id) for kind, call_id, _ in connection.receive_eof()] == [(ENDED, 1), (ENDED, 3)]
 
     def test_a_silent_client_is_dead(self) -> None:
         connection = server()

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tailnet.errors import LocalProtocolError, PeerSilent, RemoteProtocolError
+from tailnet.errors import Flood, LocalProtocolError, PeerSilent, RemoteProtocolError
 from tailnet.rpc.yamux import (
     FLAG_ACK,
     FLAG_FIN,
@@ -243,6 +243,12 @@ class TestLimits:
         [
             frame(TYPE_PING | FLAG_ACK, 0, 1),  # answers nobody asked for
             data(1, b""),  # empty data
+            frame(TYPE_GO_AWAY, 0, 0),  # said once is enough
+            update(1, 1),  # a window that grows by next to nothing
+            update(1, 0),
+            update(99, 1 << 17),  # for nobody
+            update(99, 0, FLAG_FIN),
+            update(99, 0, FLAG_ACK),
             data(99, b""),  # empty data for nobody
             syn(3) + update(3, 0, FLAG_RST),  # streams that never carried anything
             syn(3) + update(3, 0, FLAG_FIN) + update(3, 0, FLAG_RST),
@@ -253,6 +259,31 @@ class TestLimits:
         session.receive_data(wire * 10)
         with pytest.raises(RemoteProtocolError, match="carry nothing"):
             session.receive_data(wire)
+
+    def test_frames_that_carry_next_to_nothing_are_counted(self) -> None:
+        session = opened(1, max_tiny_frames=10)
+        session.receive_data(data(1, bytes(HEADER_BYTES - 1)) * 10 + data(1, bytes(HEADER_BYTES)) * 1000)
+        with pytest.raises(Flood, match="more than 10 frames in 15 s that carry next to nothing"):
+            feed(session, data(1, b"x"), one_byte_each())
+
+    def test_streams_that_are_opened_are_counted(self) -> None:
+        session = server(max_opened=10)
+        for stream_id in range(1, 21, 2):
+            session.receive_data(syn(stream_id) + data(stream_id, b"a call") + update(stream_id, 0, FLAG_RST))
+        with pytest.raises(Flood, match="more than 10 streams opened in 15 s"):
+            session.receive_data(syn(21))
+
+    def test_a_window_that_grows_as_genuine_peers_have_it_grow_is_no_flood(self) -> None:
+        session = opened(1, max_idle_frames=10)
+        for _ in range(1000):
+            session.receive_data(update(1, 1 << 17))
+
+    def test_budgets_are_for_the_time_between_two_looks(self) -> None:
+        ping = frame(TYPE_PING | FLAG_SYN, 0, 1)
+        server(max_idle_frames=10, ping_seconds=60.0).receive_data(ping * 40)
+        with pytest.raises(Flood, match="in 60 s"):
+            server(max_idle_frames=10, ping_seconds=60.0).receive_data(ping * 41)
+        server(max_idle_frames=10, ping_seconds=1.0).receive_data(ping * 10)
 
     def test_each_tick_gives_the_budget_anew(self) -> None:
         session = server(max_idle_frames=10)
