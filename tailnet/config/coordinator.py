@@ -57,6 +57,10 @@ class CoordinatorConfig(ServerConfig):
     stats_interval_seconds: float = 300.0
     announcement_banners: tuple[Banner, ...] = ()  # read again on SIGHUP
 
+    # A genuine node is below 1 KiB, and has 25 bytes more for each address of a host with many bridges.  What one peer
+    # says, others hold: 4 MiB, before one counts as not reading.
+    max_node_bytes: int = 512 * 1024
+
     # Some 16 KiB each without TLS and 40 KiB with it, so 400 MiB at the most.  Pages, scripts and probes are few; who
     # stays (agents, clients, the relay's) takes 2 KiB and counts among `max_connections` alone.
     max_api_connections: int = 10_000

@@ -119,6 +119,12 @@ _OWN: Final = (
         "stats_interval_seconds",
     ),
     Setting(
+        "max_node_bytes",
+        parse.whole(4 * 1024, 3 * 1024 * 1024),
+        "BYTES",
+        "the longest node a peer may announce, {default} by default; for a longer one the last one stays",
+    ),
+    Setting(
         "max_api_connections",
         parse.whole(1, 1_000_000),
         "NUMBER",

@@ -140,30 +140,36 @@ class Coordinator(Generic[C]):
     def handle_request(self, connection: C, request: Request, now: float) -> list[Effect[C]]:
         """One CoordinateRequest.  It is judged whole before any part is applied.
 
-        Refused or malformed: SendError, then EndConnection, and others see LOST.  Two excesses are answered by
-        SendError alone, for ending the peer would cut sessions that work: a tunnel too many, and
-        ready_for_handshake to somebody who shares no tunnel.
+        Refused or malformed: SendError, then EndConnection, and others see LOST.  Three excesses are answered by
+        SendError alone, for ending the peer would cut sessions that work: a node too large (that of before stays), a
+        tunnel too many, and ready_for_handshake to somebody who shares no tunnel.
         """
         peer = self._connected.get(connection)
         if peer is None:
             return []
         counters = self._counters
         counters.requests += 1
-        complaint = self._complain(peer, request)
+        node = request.node
+        # First: what is too large is not worth another look.
+        excess = None if node is None else complain_about_size(node, self.limits)
+        complaint = self._complain(peer, request, node if excess is None else None)
         if complaint is not None:
             return self._refuse(peer, connection, complaint, now)
         effects: list[Effect[C]] = []
-        if request.node is not None:
+        if excess is not None:
+            counters.refusals[excess.reason] += 1
+            effects.append(SendError(connection, f"update error: {excess.text}; the last one stays"))
+        elif node is not None:
             counters.node_updates += 1
             peer.updated_at = now
             if peer.node is None:
-                self._tell_first_node(peer, request.node, effects)
-            elif peer.node.raw == request.node.raw:
+                self._tell_first_node(peer, node, effects)
+            elif peer.node.raw == node.raw:
                 counters.suppressed_updates += 1
             else:
                 # The hot path: whoever may be told has been told the node before, so there is nothing to compare
                 # or to note for each of them.
-                peer.node = request.node
+                peer.node = node
                 receivers = peer.audience
                 if receivers is None:
                     receivers = self._tunnels.audience(peer)
@@ -297,15 +303,12 @@ class Coordinator(Generic[C]):
 
     # Judging a request.
 
-    def _complain(self, peer: Peer[C], request: Request) -> Complaint | None:
-        policy, limits = peer.policy, self.limits
+    def _complain(self, peer: Peer[C], request: Request, node: Node | None) -> Complaint | None:
+        policy = peer.policy
         assert policy is not None  # connected peers have one
         complaint: Complaint | None = None
-        node = request.node
-        if node is not None:
-            complaint = complain_about_size(node, limits)
-            if complaint is None and (peer.node is None or not same_identity(node, peer.node)):
-                complaint = complain_about_keys(node) or policy.complain_about_addresses(node)
+        if node is not None and (peer.node is None or not same_identity(node, peer.node)):
+            complaint = complain_about_keys(node) or policy.complain_about_addresses(node)
         if complaint is None and request.add_tunnel is not None:
             complaint = _complain_about_id("add_tunnel", request.add_tunnel)
             if complaint is None and request.add_tunnel == peer.id:

@@ -57,7 +57,6 @@ def node_value(node: Any) -> Node:
         preferred_derp=node.preferred_derp,
         addresses=tuple(node.addresses),
         allowed_ips=tuple(node.allowed_ips),
-        endpoint_count=len(node.endpoints),
     )
 
 

@@ -342,6 +342,8 @@ class YamuxSession:
             self.fail(f"{length} bytes for stream {stream_id}, which is not open")
         if not length:
             self._spend()
+        elif length < HEADER_BYTES:
+            self._count_tiny()
         self._stray_bytes -= length
         self._body_bytes, self._body_stream = length, None
 

@@ -36,6 +36,7 @@ from tailnet.auth.backends import StoreCallers
 from tailnet.auth.policy import Right, workspace_rights
 from tailnet.config import SETTINGS, CoordinatorConfig
 from tailnet.coordinator.core import Coordinator
+from tailnet.coordinator.nodes import Limits
 from tailnet.metrics import CoordinatorReading, metrics_page
 from tailnet.rpc.yamux import SessionLimits
 from tailnet.server.embedded import default_access_url, embedded_region, map_sources, relay_key
@@ -97,7 +98,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         self.door = FrontDoor(self.lobby, self._routes(pages))
         self.plain_door = FrontDoor(self.lobby, [PlainPages(pages).route()])
         self.store = store
-        self.coordinator: Coordinator[Any] = Coordinator()
+        self.coordinator: Coordinator[Any] = Coordinator(Limits(node_bytes=config.max_node_bytes))
         self.hub = Hub(self.coordinator)
         self.callers = StoreCallers(store)
         self.keys = ResumeKeys(store)

@@ -17,10 +17,11 @@ from derp.text import error_text
 from derp.transport.host import Wire, WireEnded
 from tailnet.coordinator.core import OVERWRITTEN, REASON_CLOSE, REASON_OVERFLOW, REASON_REVOKED
 from tailnet.coordinator.messages import Kind, Request, Update
-from tailnet.errors import MalformedField, RemoteProtocolError
+from tailnet.errors import Flood, MalformedField, RemoteProtocolError
 from tailnet.proto import convert
 from tailnet.proto.coordination import node_value
 from tailnet.proto.generated import tailnet_pb2 as tailnet
+from tailnet.proto.json_objects import ObjectCutter
 from tailnet.services.hub import Hub
 from tailnet.services.tailnet_rpc import Caller
 from tailnet.transport.channel import Channels
@@ -28,11 +29,13 @@ from tailnet.types import PeerID
 
 # The reference's rhythm; it also keeps proxies from closing a websocket on which nothing changes for hours.
 PING_SECONDS: Final = 15.0
-# A Node in JSON is about twice as long as in protobuf, whose bound is 32 KiB.
-MAX_NODE_BYTES: Final = 64 * 1024
+# A Node in JSON is about twice as long as in protobuf; the core judges it by the latter.
+_JSON_FACTOR: Final = 4
+# A node costs some 100 us, and is told to others.  A peer that changes networks sends a few.
+MAX_NODES_AT_ONCE: Final = 64
+MAX_NODES: Final = 3000  # in PING_SECONDS
 # Arrays that wait for a peer that does not read; the reference's buffer of 512 updates, of 1 KiB each.
 MAX_WAITING_BYTES: Final = 512 * 1024
-_DECODER: Final = json.JSONDecoder()
 _TEXTS: Final = ("addresses", "allowed_ips", "endpoints")
 # Why the core ends a connection; everything else is a request that it refused.
 _ENDINGS: Final = {
@@ -51,14 +54,29 @@ class LegacyChannel:
     `start` it once it is the session of its wire.  `agent_id`: the one agent a client wants to reach; None for agents.
     """
 
-    __slots__ = ("_agent_id", "_channels", "_ending", "_hub", "_text", "_waiting", "caller", "next_timeout", "wire")
+    __slots__ = (
+        "_agent_id",
+        "_channels",
+        "_ending",
+        "_hub",
+        "_left",
+        "_max_waiting",
+        "_nodes",
+        "_waiting",
+        "caller",
+        "next_timeout",
+        "wire",
+    )
 
     def __init__(self, channels: Channels, hub: Hub, wire: Wire, caller: Caller, agent_id: PeerID | None) -> None:
         self._channels = channels
         self._hub = hub
         self.wire = wire
         self.caller = caller
-        self._text = ""
+        longest = _JSON_FACTOR * hub.coordinator.limits.node_bytes
+        self._nodes = ObjectCutter(longest, "a version 1 node")
+        self._max_waiting = max(MAX_WAITING_BYTES, longest)
+        self._left = MAX_NODES  # that may come before the next look
         self._waiting = b""
         self._ending = False
         self._agent_id = agent_id
@@ -76,43 +94,16 @@ class LegacyChannel:
     # --- towards the core
 
     def received(self, at: int, end: int) -> int:
-        host = self._channels.host
-        try:
-            self._text += bytes(host.view[at:end]).decode()
-        except UnicodeDecodeError:
-            # A character cut in two: take what is whole and leave the rest to the next bytes.
-            return self._received_cut(at, end)
-        self._parse()
-        return end
-
-    def _received_cut(self, at: int, end: int) -> int:
-        raw = bytes(self._channels.host.view[at:end])
-        for cut in range(1, 4):
-            try:
-                self._text += raw[:-cut].decode()
-            except UnicodeDecodeError:
-                continue
-            self._parse()
-            return end - cut
-        raise RemoteProtocolError("a version 1 peer sends JSON nodes in UTF-8")
-
-    def _parse(self) -> None:
-        while True:
-            self._text = self._text.lstrip()
-            if not self._text:
-                return
-            try:
-                value, stop = _DECODER.raw_decode(self._text)
-            except RecursionError:
-                raise RemoteProtocolError("a version 1 node is nested deeper than any node is") from None
-            except ValueError:
-                if len(self._text) > MAX_NODE_BYTES or self._text[0] != "{":
-                    raise RemoteProtocolError("a version 1 peer sends JSON nodes, one object after the other") from None
-                return  # more of it is to come
-            self._text = self._text[stop:]
-            now = self._channels.host.now
+        now = self._channels.host.now
+        for at_once, value in enumerate(self._nodes.receive_data(bytes(self._channels.host.view[at:end]))):
+            self._left -= 1
+            if at_once >= MAX_NODES_AT_ONCE or self._left < 0:
+                raise Flood(
+                    f"a version 1 peer sends more than {MAX_NODES_AT_ONCE} nodes at once, or {MAX_NODES} in 15 s"
+                )
             request = Request(node=node_value(node_from_json(value)))
             self._hub.carry_out(self._hub.coordinator.handle_request(self, request, now), now)
+        return end
 
     def ended(self, reason: CloseReason, text: str) -> None:
         now = self._channels.host.now
@@ -124,6 +115,7 @@ class LegacyChannel:
         """Ask for a sign of life.  Nobody waits for it: a peer that is gone does not even acknowledge the question,
         and the kernel ends such a socket after its own time-out."""
         self.next_timeout = now + PING_SECONDS
+        self._left = MAX_NODES
         wire = self.wire
         try:
             if not wire.tail:
@@ -144,7 +136,7 @@ class LegacyChannel:
         if not nodes:
             return True
         data = json.dumps(nodes, separators=(",", ":")).encode()
-        if len(self._waiting) + len(data) > MAX_WAITING_BYTES:
+        if len(self._waiting) + len(data) > self._max_waiting:
             return False
         self._waiting += data
         self._send()

@@ -39,6 +39,7 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "agent_ping": ("5s", 5.0),
     "agent_inactive": ("20s", 20.0),
     "max_api_connections": ("40", 40),
+    "max_node_bytes": ("8192", 8192),
     "stats_interval": ("1m", 60.0),
     "announcement_banners": ("Down on Sunday, 8 to 9.", (Banner("Down on Sunday, 8 to 9."),)),
     "hostname": ("relay.example.com", "relay.example.com"),

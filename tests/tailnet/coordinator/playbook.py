@@ -34,7 +34,6 @@ def make_node(name: str, addresses: Iterable[str] = (), **changes: Any) -> Node:
         "preferred_derp": 1,
         "addresses": claimed,
         "allowed_ips": claimed,
-        "endpoint_count": 2,
     }
     return Node(**(fields | changes))
 

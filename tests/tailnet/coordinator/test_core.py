@@ -6,7 +6,7 @@ import weakref
 import pytest
 
 from tailnet.coordinator.core import MAX_DEPARTURES, Coordinator, Statistics
-from tailnet.coordinator.messages import Deliver, Kind, Request
+from tailnet.coordinator.messages import Deliver, Kind, Request, SendError
 from tailnet.coordinator.nodes import Limits, Refusal
 from tailnet.coordinator.policy import AgentPolicy, ManyAgentsPolicy
 from tailnet.errors import LocalProtocolError
@@ -490,15 +490,39 @@ def test_a_list_of_ready_ids_is_bounded() -> None:
     assert Playbook(Limits(ready_for_handshake=2)).run(script) == script
 
 
-def test_an_oversized_node_ends_its_peer_even_when_its_keys_are_known() -> None:
+def test_an_oversized_node_is_refused_and_the_one_before_it_stays() -> None:
     script = clean("""
         connect a A agent
+        connect c C client A
+        c: add A
         a: node a1
+          c <- NODE A a1 "node update"
         a: node a2345
-          a <- error "malformed request: node has 5 bytes, limit 4"
-          a ends "malformed request: node has 5 bytes, limit 4"
+          a <- error "update error: node has 5 bytes, limit 4; the last one stays"
+        c: node c2345; remove A; ready A
+          c <- error "authorization: only agents send ready_for_handshake"
+          c ends "authorization: only agents send ready_for_handshake"
+        connect c2 C client A
+        c2: node c2345; add A
+          c2 <- error "update error: node has 5 bytes, limit 4; the last one stays"
+          c2 <- NODE A a1 "add tunnel"
+        a: node a2
+          c2 <- NODE A a2 "node update"
     """)
-    assert Playbook(Limits(node_bytes=4)).run(script) == script
+    book = Playbook(Limits(node_bytes=4))
+    assert book.run(script) == script
+    assert book.core.statistics().refusals[Refusal.NODE_SIZE] == 2
+
+
+def test_what_an_oversized_node_claims_is_not_looked_at() -> None:
+    """Two hundred thousand addresses would take a second."""
+    core: Coordinator[str] = Coordinator()
+    core.handle_connect(peer_id("A"), AgentPolicy(peer_id("A")), "a", 0)
+    node = make_node("n", ["nonsense"] * 200_000)
+    [effect] = core.handle_request("a", Request(node=node), 0)
+    assert isinstance(effect, SendError)
+    assert "node has 200000 addresses, limit 16" in effect.text
+    assert core.node_of(peer_id("A")) is None
 
 
 def test_a_changed_key_is_checked_again() -> None:

@@ -58,20 +58,19 @@ def test_good_keys_pass() -> None:
     ("change", "text"),
     [
         ({"raw": bytes(101)}, "node has 101 bytes, limit 100"),
-        ({"endpoint_count": 4}, "node has 4 endpoints, limit 3"),
         ({"addresses": ("::/128",) * 3}, "node has 3 addresses, limit 2"),
         ({"allowed_ips": ("::/128",) * 3}, "node has 3 allowed_ips, limit 2"),
     ],
 )
 def test_sizes_are_bounded(change: dict[str, Any], text: str) -> None:
-    limits = Limits(node_bytes=100, endpoints=3, addresses=2)
+    limits = Limits(node_bytes=100, addresses=2)
     complaint = complain_about_size(make_node("n", **change), limits)
     assert complaint == (Refusal.NODE_SIZE, text)
 
 
 def test_sizes_at_the_limit_pass() -> None:
-    limits = Limits(node_bytes=100, endpoints=3, addresses=2)
-    full = make_node("n", ["::/128"] * 2, raw=bytes(100), endpoint_count=3)
+    limits = Limits(node_bytes=100, addresses=2)
+    full = make_node("n", ["::/128"] * 2, raw=bytes(100))
     assert complain_about_size(full, limits) is None
 
 
@@ -128,7 +127,6 @@ def test_what_is_judged_is_the_identity_and_nothing_else(field: str) -> None:
         "preferred_derp": 2,
         "addresses": ("::2/128",),
         "allowed_ips": ("::2/128",),
-        "endpoint_count": 9,
     }
     known = make_node("n", ["::1/128"])
     judged = field in ("key", "disco", "addresses", "allowed_ips")

@@ -109,7 +109,7 @@ def test_unknown_fields_of_newer_peers_travel_on() -> None:
 
 
 def node_of(raw: bytes) -> Node:
-    return Node(raw, b"", "", 0, (), (), 0)
+    return Node(raw, b"", "", 0, (), ())
 
 
 MESSAGES = st.builds(

@@ -265,6 +265,10 @@ class TestLimits:
         session.receive_data(data(1, bytes(HEADER_BYTES - 1)) * 10 + data(1, bytes(HEADER_BYTES)) * 1000)
         with pytest.raises(Flood, match="more than 10 frames in 15 s that carry next to nothing"):
             feed(session, data(1, b"x"), one_byte_each())
+        session = opened(1, max_tiny_frames=10)
+        session.receive_data(data(99, b"x") * 10)  # for nobody
+        with pytest.raises(Flood):
+            session.receive_data(data(99, b"x"))
 
     def test_streams_that_are_opened_are_counted(self) -> None:
         session = server(max_opened=10)

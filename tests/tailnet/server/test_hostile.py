@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import trio
 from derp.protocol.websocket import CloseCode, Opcode
 from tailnet.proto.generated import agent_pb2 as agent
 from tailnet.proto.generated import tailnet_pb2 as tailnet
+from tailnet.rpc.varint import encode_varint
 from tailnet.rpc.yamux import WINDOW_BYTES
 from tailnet.server.server import CoordinatorServer
 from tailnet.services.tailnet_rpc import MAX_TASKS_PER_CHANNEL
@@ -95,10 +97,9 @@ async def test_bad_websocket_frames(server: CoordinatorServer, unharmed: Unharme
         (yamux(WINDOW_UPDATE, SYN, 2, 0), "a number that is ours"),
         (yamux(DATA, 0, 99, WINDOW_BYTES + 1), "which is not open"),
         (yamux(WINDOW_UPDATE, SYN, 1, 0) + yamux(WINDOW_UPDATE, 0, 1, 0xFFFFFFFF), "beyond 32 bits"),
-        (b"".join(yamux(PING, SYN, 0, n) for n in range(3000)), "carry nothing"),
         (yamux(GO_AWAY, 0, 0, 1), "go away 1"),
     ],
-    ids=["version", "type", "overrun", "parity", "strays", "window", "pings", "go away"],
+    ids=["version", "type", "overrun", "parity", "strays", "window", "go away"],
 )
 async def test_bad_yamux_frames(server: CoordinatorServer, unharmed: Unharmed, frames: bytes, said: str) -> None:
     async with open_websocket(server, AGENT_DOOR, agent_token("gpu")) as hostile:
@@ -109,6 +110,54 @@ async def test_bad_yamux_frames(server: CoordinatorServer, unharmed: Unharmed, f
         if "go away" not in said:
             assert last_go_away(received) == 1
     assert server.relay_statistics().closed["protocol_error"] == 1
+
+
+def drpc(kind: int, message: int, body: bytes = b"", *, done: bool = True) -> bytes:
+    return bytes([kind << 1 | done, 1]) + encode_varint(message) + encode_varint(len(body)) + body
+
+
+def coordinating(wire: bytes) -> bytes:
+    """A Coordinate call, and behind it these bytes, in frames that its window takes."""
+    wire = drpc(1, 1, (TAILNET + "Coordinate").encode()) + wire
+    pieces = [wire[at : at + 16_384] for at in range(0, len(wire), 16_384)]
+    return yamux(WINDOW_UPDATE, SYN, 1, 0) + b"".join(yamux(DATA, 0, 1, len(each), each) for each in pieces)
+
+
+def called_and_dropped(stream: int) -> bytes:
+    body = drpc(1, 1, b"/no/such/rpc")
+    opened = yamux(WINDOW_UPDATE, SYN, stream, 0) + yamux(DATA, 0, stream, len(body), body)
+    return opened + yamux(WINDOW_UPDATE, RST, stream, 0)
+
+
+FLOODS = {
+    "pings": (yamux(PING, SYN, 0, 7) * 3000, "carry nothing"),
+    "pongs": (yamux(PING, 2, 0, 7) * 3000, "carry nothing"),
+    "go-aways": (yamux(GO_AWAY, 0, 0, 0) * 3000, "carry nothing"),
+    "windows": (yamux(WINDOW_UPDATE, SYN, 1, 0) + yamux(WINDOW_UPDATE, 0, 1, 1) * 3000, "carry nothing"),
+    "windows for nobody": (yamux(WINDOW_UPDATE, 0, 9, 1 << 17) * 3000, "carry nothing"),
+    "empty frames": (yamux(WINDOW_UPDATE, SYN, 1, 0) + yamux(DATA, 0, 1, 0) * 3000, "carry nothing"),
+    "bytes": (yamux(WINDOW_UPDATE, SYN, 1, 0) + yamux(DATA, 0, 1, 1, b"\x03") * 10_000, "next to nothing"),
+    "calls": (b"".join(map(called_and_dropped, range(1, 10_001, 2))), "more than"),
+    "empty messages": (coordinating(b"".join(drpc(2, n) for n in range(2, 40_000))), "messages"),
+    "messages in bytes": (coordinating(b"".join(drpc(2, 2, b"x", done=False) for _ in range(40_000))), "messages"),
+}
+
+
+@pytest.mark.parametrize("what", FLOODS)
+async def test_floods_of_every_layer_are_ended_counted_and_logged(
+    server: CoordinatorServer, unharmed: Unharmed, what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    frames, said = FLOODS[what]
+    caplog.set_level("INFO")
+    async with open_websocket(server, AGENT_DOOR, agent_token("gpu")) as hostile:
+        with suppress(trio.BrokenResourceError):  # it is turned away in the middle
+            for at in range(0, len(frames), 60_000):
+                await hostile.write(frames[at : at + 60_000])
+        await hostile.read_to_end()
+        await wait_for(lambda: server.relay_statistics().closed["flood"])
+    assert server.relay_statistics().closed["flood"] == 1
+    [line] = [each for each in caplog.messages if each.startswith(f"x agent gpu {GPU}: ")]
+    assert said in line
 
 
 @pytest.mark.parametrize("body", [b"\xff" * 40, b"\x05\x01\x01\x00", b"\x03\x01\x01\xff\xff\xff\xff\x7f"])

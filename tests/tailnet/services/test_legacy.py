@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from tailnet.errors import RemoteProtocolError
 from tailnet.proto.generated import tailnet_pb2 as tailnet
 from tailnet.server.server import CoordinatorServer
 from tailnet.services import legacy
-from tailnet.services.legacy import MAX_NODE_BYTES, node_from_json, node_to_json
+from tailnet.services.legacy import MAX_NODES_AT_ONCE, node_from_json, node_to_json
 from tests.support.seeds import agent_token, make_id, peer_id, user_token
 from tests.support.tailnet_driver import (
     AGENT_DOOR,
@@ -218,5 +219,27 @@ def test_whatever_is_wrong_is_the_peers_fault(value: Any) -> None:
     assert node.key == b"np" + KEY.raw
 
 
-def test_a_node_has_a_bound() -> None:
-    assert len(json.dumps(node_json(endpoints=["192.0.2.1:41641"] * 256))) < MAX_NODE_BYTES
+async def test_a_host_with_many_bridges_is_taken(server: CoordinatorServer) -> None:
+    endpoints = [f"10.{number >> 8}.{number & 255}.1:41641" for number in range(4000)]
+    async with (
+        open_websocket(server, OLD_AGENT, agent_token("main")) as agent,
+        open_websocket(server, OLD_CLIENT, ALICE) as client,
+    ):
+        await agent.write(json.dumps(node_json(endpoints=endpoints)).encode())
+        [node] = await next_nodes(client)
+        assert node["endpoints"] == endpoints
+
+
+@pytest.mark.parametrize("way", ["at once", "without end"])
+async def test_nodes_without_end_are_a_flood(
+    server: CoordinatorServer, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if way == "without end":
+        monkeypatch.setattr(legacy, "MAX_NODES", 100)
+    async with open_websocket(server, OLD_AGENT, agent_token("main")) as agent:
+        node = json.dumps(node_json()).encode()
+        with suppress(trio.BrokenResourceError):  # it is turned away in the middle
+            for count in [50] * 4 if way == "without end" else [8 * MAX_NODES_AT_ONCE]:
+                await agent.write(node * count)
+        await agent.read_to_end()
+    await wait_for(lambda: server.relay_statistics().closed["flood"] == 1)
