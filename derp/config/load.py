@@ -120,7 +120,7 @@ def relay_attributes(given: Given) -> dict[str, Any]:
     attributes: dict[str, Any] = {}
     path: Path | None = given.get("rate_config")
     if path is not None:
-        attributes |= {"rate": load_rate_config(path), "rate_config_file": path}
+        attributes["rate"] = load_rate_config(path)
     if given.get("mesh_psk_file") is not None:  # an empty name is none, and then none is looked for
         attributes["mesh_key"] = _read_mesh_key(given.get("mesh_psk_file"), given)
     if given.get("socket") == "":  # the default, as in derper
@@ -138,8 +138,8 @@ def tell_about_rules(given: Given, rules: RelayRules) -> None:
     """What the operator should know of who may come in."""
     if rules.allow_keys is not None and not rules.allow_keys:
         given.notices.append(f"{given.place('allow_keys')}: is empty: nobody may use this relay")
-    if rules.rate_config_file is not None and not rules.rate.client_bytes_per_second:
-        given.notices.append(f"{rules.rate_config_file}: sets no limit, as it has no {RATE_FIELDS[0]}")
+    if given.get("rate_config") and not rules.rate.client_bytes_per_second:
+        given.notices.append(f"{given.get('rate_config')}: sets no limit, as it has no {RATE_FIELDS[0]}")
     if given.get("socket") and not rules.verify_clients:
         given.notices.append(f"{given.place('socket')}: has no effect without {given.flag('verify_clients')}")
     if rules.verify_client_url_fail_open and rules.verify_client_url:

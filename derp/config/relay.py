@@ -175,7 +175,6 @@ class RelayRules:
     deny_keys: frozenset[bytes] = frozenset()  # wins over every other rule but the mesh key
     rate: RateConfig = RateConfig()
     rate_by_key: Mapping[bytes, RateConfig] = field(default_factory=dict)  # other limits for some raw public keys
-    rate_config_file: Path | None = None  # read again on SIGHUP
 
     @property
     def admission_is_open(self) -> bool:

@@ -22,6 +22,7 @@ class Changes(Generic[C]):
     config: C  # the running one with what can be applied
     applied: tuple[str, ...]
     waiting: tuple[str, ...]
+    notices: tuple[str, ...]  # what the operator should know of `after` and has not been told of `before`
 
 
 def compare(table: Table, before: C, after: C) -> Changes[C]:
@@ -44,9 +45,14 @@ def compare(table: Table, before: C, after: C) -> Changes[C]:
     applied = [row for row in changed if row.reloadable]
     config = reduce(lambda config, row: _put(config, row.path, _value(row, after)), applied, before)
     return Changes(
-        config=replace(config, given={**before.given, **{row.name: after.given.get(row.name) for row in applied}}),
+        config=replace(
+            config,
+            given={**before.given, **{row.name: after.given.get(row.name) for row in applied}},
+            notices=after.notices,
+        ),
         applied=tuple(row.flag for row in table if row in applied),
         waiting=tuple(row.flag for row in table if row in changed and not row.reloadable),
+        notices=tuple(notice for notice in after.notices if notice not in before.notices),
     )
 
 

@@ -208,6 +208,8 @@ class Server(ABC, Generic[Config]):
             _log.error("! the settings stay as they were: %s", error)
             return ()
         self.config = changes.config
+        for notice in changes.notices:
+            _log.warning("! %s", notice)
         if changes.applied:
             _log.info("= changed: %s", ", ".join(changes.applied))
             set_level(self.config.log_level)

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 import trio
 
 from derp.config import RelayConfig
-from derp.config.files import RATE_FIELDS
 from derp.config.settings import SETTINGS
 from derp.metrics import CONTENT_TYPE, RelayStatistics, metrics_page
 from derp.server.debug import debug_pages
@@ -88,8 +87,6 @@ class RelayServer(Server[RelayConfig]):
             return
         if rate.client_bytes_per_second:
             _log.info("= rate limit: %d bytes/s, burst %d", rate.client_bytes_per_second, rate.client_burst_bytes)
-        elif config.rate_config_file is not None:  # meant so, or a key that is misspelt
-            _log.warning("! no rate limit: %s has no %s", config.rate_config_file, RATE_FIELDS[0])
 
     def look_at_files(self) -> None:
         """There are none that settings do not name."""

@@ -15,7 +15,8 @@ from tailnet.store.store import Store
 
 RELAY_PURPOSE: Final = "relay"
 _NO_STUN: Final = -1
-_UNSPECIFIED: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+# Every address is listened on, of both families; this machine may have no IPv6.
+_UNSPECIFIED: Final = {"0.0.0.0": "127.0.0.1", "::": "127.0.0.1"}
 
 
 def relay_key(store: Store) -> NodePrivate:
@@ -36,8 +37,11 @@ def default_access_url(listening: Sequence[Listening]) -> str:
     return ""
 
 
-def embedded_region(config: CoordinatorConfig, listening: Sequence[Listening]) -> DERPRegion:
-    """The region of our own relay.  Peers put the host and port of their own access URL in its place."""
+def embedded_region(config: CoordinatorConfig, listening: Sequence[Listening], pin: str = "") -> DERPRegion:
+    """The region of our own relay.  Peers put the host and port of their own access URL in its place.
+
+    `pin`: of a certificate that no authority vouches for.
+    """
     url = urlsplit(config.access_url or default_access_url(listening))
     is_https = url.scheme == "https"
     stun_ports = [each.port for each in listening if each.kind == "stun"]
@@ -46,6 +50,7 @@ def embedded_region(config: CoordinatorConfig, listening: Sequence[Listening]) -
         name=f"{region_id}b",
         region_id=region_id,
         host_name=url.hostname or "127.0.0.1",
+        cert_name=pin,
         derp_port=url.port or (443 if is_https else 80),
         stun_port=stun_ports[0] if stun_ports else _NO_STUN,
         force_http=not is_https,

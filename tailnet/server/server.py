@@ -191,7 +191,8 @@ class CoordinatorServer(Server[CoordinatorConfig]):
 
     async def start(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
-        region = embedded_region(self.config, self.listening) if self.config.derp_enabled else None
+        pin = self.tls.pin if self.tls is not None and self.tls.is_self_signed else ""
+        region = embedded_region(self.config, self.listening, pin) if self.config.derp_enabled else None
         self.maps = DerpMaps(
             map_sources(self.config),
             region,

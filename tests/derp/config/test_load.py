@@ -117,7 +117,6 @@ def test_every_setting_arrives(tmp_path: Path, toml: Callable[[str], str]) -> No
         debug_allow=(ip_network("10.0.0.0/8"),),
         trusted_proxies=(ip_network("10.1.0.0/16"),),
         rate=RateConfig(100, 65_568),  # never less than the largest packet
-        rate_config_file=rate,
         log_format="json",
         log_level="debug",
         notices=config.notices,
@@ -336,7 +335,7 @@ def test_an_empty_file_name_is_none(tmp_path: Path, flag: str) -> None:
     (tmp_path / "keys" / "derp-mesh.key").write_text("no key")
     plain = {"key_file": str(tmp_path / "k"), "listen": "127.0.0.1:1", "mesh_psk_file": ""}
     config = load(plain | {flag: ""}, {"HOME": str(tmp_path)})
-    assert (config.mesh_key, config.rate_config_file) == (None, None)
+    assert (config.mesh_key, config.rate) == (None, RateConfig())
 
 
 def test_an_empty_key_file_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,6 +57,16 @@ def test_what_stands_in_a_file_counts_as_the_setting(tmp_path: Path) -> None:
     assert changes.config.mesh_key == before.mesh_key
 
 
+def test_what_is_to_be_known_of_new_settings_is_told_once(tmp_path: Path) -> None:
+    path = tmp_path / "rate"
+    path.write_text('{"PerClientRateLimitBytesPerSec": 100}')
+    before = load({"rate_config": str(path)})
+    path.write_text('{"PerClientRateLimitBytesPerSecond": 100}')  # which is not its name
+    changes = compare(SETTINGS, before, load({"rate_config": str(path)}))
+    assert changes.notices == (f"{path}: sets no limit, as it has no PerClientRateLimitBytesPerSec",)
+    assert compare(SETTINGS, changes.config, load({"rate_config": str(path)})).notices == ()
+
+
 @pytest.mark.parametrize(
     ("before", "after", "named"),
     [

@@ -50,14 +50,7 @@ def test_every_attribute_is_a_setting() -> None:
     declared = {field.name for field in fields(RelayConfig)}
     assert attributes <= declared
     # What follows from others; jitter is of no use to be set.
-    derived = {
-        "notices",
-        "given",
-        "connections_remedy",
-        "stun_may_move",
-        "keepalive_jitter_seconds",
-        "rate_config_file",
-    }
+    derived = {"notices", "given", "connections_remedy", "stun_may_move", "keepalive_jitter_seconds"}
     assert declared - attributes == derived
 
 

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from derp.close_reason import CloseReason
-from derp.config import RateConfig, RelayConfig, load_rate_config
+from derp.config import RateConfig, RelayConfig, load_config
 from derp.keys import MeshKey
 from derp.protocol.messages import Health, KeepAlive, RecvPacket, Restarting
 from derp.server.door import FrontDoor
@@ -260,10 +260,11 @@ async def test_limits_are_read_again_and_wake_those_who_wait(
         file.write_text(json.dumps(values))
 
     given = {"rate_config": RateConfig(1, 1)}
-    config = relay_config(rate=RateConfig(1, 1), rate_config_file=file, given=given)
+    config = relay_config(rate=RateConfig(1, 1), given=given)
 
     def reread() -> RelayConfig:
-        return replace(config, rate=load_rate_config(file))
+        read = load_config({"dev": "true", "rate_config": str(file)}, {}, is_running=True)
+        return replace(config, rate=read.rate, notices=read.notices)
 
     async with open_server(config, reread) as server:
         fast, target = await call(server), await call(server)
@@ -289,6 +290,6 @@ async def test_limits_are_read_again_and_wake_those_who_wait(
         write(PerClientRateLimitBytesPerSecond=5)  # which is not its name
         server.reload()
         assert server.relay.sessions.rate == RateConfig()
-        assert f"! no rate limit: {file} has no PerClientRateLimitBytesPerSec" in caplog.text
+        assert f"! {file}: sets no limit, as it has no PerClientRateLimitBytesPerSec" in caplog.text
         await fast.aclose()
         await target.aclose()

@@ -32,7 +32,6 @@ OTHERS: dict[str, Any] = {
     "deny_keys": frozenset({b"k" * 32}),
     "rate": RateConfig(1, 2),
     "rate_by_key": {b"k" * 32: RateConfig(1, 2)},
-    "rate_config_file": "r.json",
     "connections_remedy": "raise it",
 }
 

@@ -37,6 +37,12 @@ def test_where_it_is(url: str, host: str, port: int, plain: bool) -> None:
     assert errors(lint(DERPMap({999: region}).to_json())) == []
 
 
+def test_a_certificate_of_our_own_is_pinned() -> None:
+    [node] = embedded_region(CoordinatorConfig(access_url="https://a.example.com"), [], "sha256-raw:" + "ab" * 32).nodes
+    assert node.cert_name == "sha256-raw:" + "ab" * 32
+    assert errors(lint(DERPMap({999: embedded_region(CoordinatorConfig(), [], node.cert_name)}).to_json())) == []
+
+
 def test_its_stun_and_that_of_others() -> None:
     config = CoordinatorConfig(
         access_url="https://a.example.com", derp_region_id=5, stun_servers=(("s.example.com", 19302),)
@@ -56,7 +62,7 @@ def test_its_stun_and_that_of_others() -> None:
     [
         ([Listening("stun", "127.0.0.1", 1), Listening("tailnet", "127.0.0.1", 2)], "http://127.0.0.1:2"),
         ([Listening("tailnet+tls", "0.0.0.0", 443)], "https://127.0.0.1:443"),
-        ([Listening("tailnet", "::", 80)], "http://[::1]:80"),
+        ([Listening("tailnet", "::", 80)], "http://127.0.0.1:80"),
         ([], ""),
     ],
 )
