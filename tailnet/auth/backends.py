@@ -42,7 +42,7 @@ EXPIRY_SECONDS: Final = 30.0
 MAX_PRELOADED: Final = 20_000
 # An entry has about half a kilobyte, so 32 MB at the most.  An agent that is both caller and target has two.
 MAX_FOUND: Final = 65_536
-# Strangers choose these keys, so few are kept, and they never push out found ones.
+# Strangers choose these keys: few are kept, and they never push out callers that were found.
 MAX_UNKNOWN: Final = 4_096
 
 
@@ -90,7 +90,7 @@ class StoreCallers:
         self.no_wait = False
         self._store = store
         self._clock = clock
-        self._kept = _Kept()
+        self._recent = _RecentAnswers()
         self._generation = -1
         self._checked_at = -float("inf")
         self._store_failed = False
@@ -143,9 +143,9 @@ class StoreCallers:
         identity = await self._look_up(agent_id)
         return identity if isinstance(identity, AgentIdentity) else None
 
-    def peek_agent(self, agent_id: PeerID) -> AgentIdentity | None:
-        """An agent that is in memory and believed, for code that cannot wait; None says only: ask `find_agent`."""
-        identity = self._kept.get(agent_id) if self._is_fresh() else None
+    def known_agent(self, agent_id: PeerID) -> AgentIdentity | None:
+        """An agent that is in memory and believed, for code that cannot wait.  None means: ask `find_agent`."""
+        identity = self._recent.get(agent_id) if self._is_fresh() else None
         return identity if isinstance(identity, AgentIdentity) else None
 
     @property
@@ -200,18 +200,18 @@ class StoreCallers:
 
     async def _look_up(self, key: CallerKey) -> Answer | None:
         self._was_asked = True
-        if self._is_fresh() and key in self._kept:
+        if self._is_fresh() and key in self._recent:
             if not self.no_wait:
                 await trio.lowlevel.checkpoint()
-            return self._kept.get(key)
+            return self._recent.get(key)
         if self.no_wait:
             raise trio.WouldBlock
         batch = await self._ask((key,))
         if batch.failed:
-            if key in self._kept and trio.current_time() - self._checked_at < STALE_SECONDS:
-                return self._kept.get(key)
+            if key in self._recent and trio.current_time() - self._checked_at < STALE_SECONDS:
+                return self._recent.get(key)
             raise refusals.store_unreachable()
-        # From the batch, not from what is kept: there a later entry may have pushed it out.
+        # From the batch, since a later answer may have pushed this one out of memory.
         return batch.answers.get(key)
 
     async def _ask(self, keys: Iterable[CallerKey]) -> "_Batch":
@@ -232,14 +232,14 @@ class StoreCallers:
         batch, self._gathering = self._gathering, _Batch()
         self._is_asking = True
         try:
-            # A caller that gives up must not take the answer of the others with it.
+            # The caller that works for its batch may give up; the others still want their answers.
             with trio.CancelScope(shield=True):
                 await self._answer(batch)
         finally:
             self._is_asking = False
             batch.done = True
             batch.waiting.unpark_all()
-            self._gathering.waiting.unpark()  # somebody who came meanwhile works next
+            self._gathering.waiting.unpark()  # one of those who came meanwhile works next
 
     async def _preload(self) -> None:
         asked_at = trio.current_time()
@@ -250,12 +250,12 @@ class StoreCallers:
         if self._generation == -1:
             self._note_generation(generation)
             self._checked_at = asked_at
-            self._kept.keep(found)
+            self._recent.keep(found)
 
     async def _answer(self, batch: "_Batch") -> None:
         batch.failed = True
         asked_at = trio.current_time()
-        missing = [key for key in batch.keys if key not in self._kept]
+        missing = [key for key in batch.keys if key not in self._recent]
         try:
             generation, found = await self._store.run(
                 self._store.callers.read_callers, self._generation, missing, list(batch.keys)
@@ -269,13 +269,13 @@ class StoreCallers:
             _log.warning("= callers: the store answers again")
         self._store_failed = batch.failed = False
         if generation != self._generation:
-            self._kept.clear()
+            self._recent.clear()
             self._note_generation(generation)
         self._checked_at = asked_at
-        batch.answers = {key: found[key] if key in found else self._kept.get(key) for key in batch.keys}
-        self._kept.keep(batch.answers)
-        # Whoever connects as an agent is soon asked for as one: by its clients, under its id.
-        self._kept.keep({agent.id: agent for agent in batch.answers.values() if isinstance(agent, AgentIdentity)})
+        batch.answers = {key: found[key] if key in found else self._recent.get(key) for key in batch.keys}
+        self._recent.keep(batch.answers)
+        # Clients of an agent that connects will soon ask for it by its id.
+        self._recent.keep({agent.id: agent for agent in batch.answers.values() if isinstance(agent, AgentIdentity)})
 
     def _note_generation(self, generation: int) -> None:
         self._generation = generation
@@ -296,8 +296,8 @@ class _Batch:
         self.waiting = trio.lowlevel.ParkingLot()
 
 
-class _Kept:
-    """Answers in memory, the least recently used pushed out first; those for unknown keys apart."""
+class _RecentAnswers:
+    """Answers in memory.  A new one pushes out the least recently used; those for unknown keys are kept apart."""
 
     def __init__(self) -> None:
         self._found: OrderedDict[CallerKey, Answer] = OrderedDict()

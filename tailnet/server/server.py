@@ -269,7 +269,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         def may_reach(caller: Caller, agent_id: bytes) -> bool | Awaitable[bool]:
             if len(agent_id) != PEER_ID_BYTES:
                 return False
-            known = self.callers.peek_agent(PeerID(agent_id))
+            known = self.callers.known_agent(PeerID(agent_id))
             if known is not None:
                 return has_ssh(caller, known)
             return self._look_up(caller, PeerID(agent_id))

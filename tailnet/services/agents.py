@@ -49,7 +49,7 @@ _ABSENT: Final = {
 
 @dataclass(frozen=True, slots=True)
 class HealthcheckView:
-    """How an agent looks after an app; an empty `url` means not at all."""
+    """How an agent checks that an app is well; with an empty `url` it does not."""
 
     url: str
     interval: int  # seconds
@@ -134,8 +134,8 @@ class AgentView:
 
     agent: AgentRow
     status: AgentStatus
-    disconnected_at: datetime | None  # also when it was only silence that said so
-    unhealthy: str  # why, in the words that pages show; empty for a healthy one
+    disconnected_at: datetime | None  # the last sign of life, where only silence says that it is gone
+    unhealthy: str  # why, in the words that pages show; empty when it is healthy
     apps: Sequence[AppView]
     scripts: Sequence[ScriptView]
     log_sources: Sequence[LogSource]
@@ -149,7 +149,7 @@ class AgentView:
 
 @dataclass(frozen=True, slots=True)
 class AgentHistory:
-    """An agent, and who was on it by its own account, the newest first."""
+    """An agent, and the sessions that it reported, the newest first."""
 
     view: AgentView
     connections: Sequence[ConnectionReport]
@@ -257,7 +257,7 @@ def _disconnected_at(row: AgentRow, status: AgentStatus) -> datetime | None:
     if status is AgentStatus.DISCONNECTED:
         assert row.last_connected_at is not None, "who was never connected is not disconnected"
         if row.disconnected_at is None or row.disconnected_at < row.last_connected_at:
-            # Silence said it, and the last sign of life is all that is known of when.
+            # Only its silence says so, and nothing is known of when but its last sign of life.
             return row.last_connected_at
     return row.disconnected_at
 

@@ -8,7 +8,7 @@ from tailnet.services.derp_maps import DerpMaps, PublishedMap
 
 @dataclass(frozen=True, slots=True)
 class ConnectionView:
-    """The same for every agent, today."""
+    """What a client is told.  Today it is the same for every agent."""
 
     derp_map: PublishedMap
     derp_force_websockets: bool  # relays are reached by websocket from the first try on
@@ -17,7 +17,7 @@ class ConnectionView:
 
 
 def describe_connection(config: CoordinatorConfig, derp_maps: DerpMaps) -> ConnectionView:
-    """As settings and the current map have it."""
+    """What the settings and the current map say."""
     return ConnectionView(
         derp_maps.current, config.derp_force_websockets, config.disable_direct_connections, config.hostname_suffix
     )

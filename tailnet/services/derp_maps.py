@@ -1,8 +1,8 @@
 """The DERP map that agents and clients get: loaded, judged, merged, published (layer L3).
 
-A source that fails, or whose map has errors, keeps its last good map, also over a restart; nobody loses a relay because
-a file was being edited or a URL was down.  Readers take `current` or follow `feed`: services/connection.py,
-api/derp_map.py, the StreamDERPMaps RPC.  From: services/map_sources.py and services/map_layers.py.
+When a source fails, or its map has errors, its last good map stays in use, also over a restart: nobody loses a relay
+because an operator was editing a file or a URL was down.  map_sources.py reads, map_layers.py merges.  Readers take
+`current` or follow `feed`: connection.py, api/derp_map.py, and agents and clients through the StreamDERPMaps RPC.
 """
 
 import logging
@@ -27,14 +27,14 @@ from tailnet.store.store import Store
 
 _log = logging.getLogger("tailnet.derpmaps")
 
-# How long the first start waits for a URL that has no kept map.  Later starts do not wait at all.
+# How long a start waits for a URL of which the store has no map.  With a map from before it does not wait at all.
 FIRST_LOAD_SECONDS: Final = 10.0
-# Sentences of one map that go to the log; the rest is on the debug page.
+# Sentences about one map that go to the log; the debug page has them all.
 MAX_LOGGED: Final = 10
 
 
 class MapKeeper(Protocol):
-    """Where last good maps survive a restart."""
+    """Where the last good map of each source survives a restart."""
 
     async def keep(self, source: str, text: str) -> None: ...
 
@@ -42,7 +42,7 @@ class MapKeeper(Protocol):
 
 
 class StoreMapKeeper:
-    """Keeps them in the store."""
+    """Keeps maps in the store."""
 
     def __init__(self, store: Store, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._store = store
@@ -75,12 +75,12 @@ class SourceStatus:
     name: str
     ok: bool = False
     reason: str = "not read yet"
-    good_since: datetime | None = None  # when the map that counts was read
+    good_since: datetime | None = None  # when the map that is in use was read
     failures: int = 0
 
 
 class DerpMaps:
-    """The map service.  `await nursery.start(maps.serve)` once; then `current` is always there."""
+    """The map service: `await nursery.start(maps.serve)` once.  `current` is there from the beginning."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class DerpMaps:
         keeper: MapKeeper | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        self._sources = [_Followed(source) for source in sources]
+        self._sources = [_FollowedSource(source) for source in sources]
         self._embedded = MapLayer("the embedded relay", {} if embedded is None else {embedded.region_id: embedded})
         self._settings = MapLayer("settings", scores=dict(scores or {}))
         self._avoid = frozenset(avoid)
@@ -129,7 +129,7 @@ class DerpMaps:
         self._kick = trio.Event()
 
     def steer(self, *, scores: Mapping[int, float] | None = None, avoid: Collection[int] | None = None) -> None:
-        """Set scores or regions to avoid while serving; what is None stays."""
+        """Set scores, or regions to avoid, while serving; None leaves what is."""
         if scores is not None:
             self._settings = MapLayer("settings", scores=dict(scores))
         if avoid is not None:
@@ -156,14 +156,14 @@ class DerpMaps:
                     nursery.start_soon(self._follow, followed)
                 task_status.started()
 
-    async def _load_first(self, followed: "_Followed") -> None:
+    async def _load_first(self, followed: "_FollowedSource") -> None:
         await self._recall(followed)
         if followed.layer is not None and not isinstance(followed.source, FileSource):
-            return  # a URL that is slow or down must not hold up a restart; _follow asks it at once
+            return  # a URL that is slow or down must not hold up a restart; `_follow` asks it at once
         with trio.move_on_after(FIRST_LOAD_SECONDS):
             await self._read(followed, force=True, patient=False)
 
-    async def _recall(self, followed: "_Followed") -> None:
+    async def _recall(self, followed: "_FollowedSource") -> None:
         if self._keeper is None:
             return
         try:
@@ -174,25 +174,25 @@ class DerpMaps:
         except (StoreError, MapRefused) as error:
             _log.warning("! DERP map of %s kept from before cannot be used: %s", followed.status.name, error)
 
-    async def _follow(self, followed: "_Followed") -> None:
+    async def _follow(self, followed: "_FollowedSource") -> None:
         force = followed.layer is None or not followed.status.ok
         while True:
-            # Taken before the read: a reload that comes while it runs is not lost.
+            # Taken before the read, so that a reload that comes while it runs is not lost.
             kick = self._kick
             if await self._read(followed, force=force):
                 self._merge()
-            # Replicas started together must not ask a URL together for ever.
+            # Servers that were started together must not ask a URL together for ever.
             with trio.move_on_after(followed.source.poll_seconds * random.uniform(0.9, 1.0)):
                 await kick.wait()
             force = kick.is_set()
 
-    async def _read(self, followed: "_Followed", *, force: bool, patient: bool = True) -> bool:
+    async def _read(self, followed: "_FollowedSource", *, force: bool, patient: bool = True) -> bool:
         """Read a source; True if its layer is a new one."""
         status = followed.status
         try:
             text = await followed.source.read(force=force or followed.suspect is not None)
             if text is None:
-                # What was said of this text still holds; only reading it may have failed in between.
+                # The text is the same, so what we said of it still holds; only a read may have failed in between.
                 if followed.text_is_good:
                     self._recovered(followed)
                 return False
@@ -203,7 +203,7 @@ class DerpMaps:
             self._failed(followed, str(error))
             return False
         except MapRefused as error:
-            # A file may be caught half-written: it is judged only if it is the same at the next look.
+            # We may have caught a file half-written: it is judged only if the next look finds the same text.
             if patient and isinstance(followed.source, FileSource) and text != followed.suspect and not force:
                 followed.suspect = text
                 return False
@@ -219,7 +219,7 @@ class DerpMaps:
         await self._keep(followed, text)
         return changed
 
-    async def _keep(self, followed: "_Followed", text: bytes) -> None:
+    async def _keep(self, followed: "_FollowedSource", text: bytes) -> None:
         if self._keeper is None or text == followed.kept:
             return
         try:
@@ -228,7 +228,7 @@ class DerpMaps:
         except StoreError as error:
             _log.warning("! DERP map of %s cannot be kept for the next start: %s", followed.status.name, error)
 
-    def _failed(self, followed: "_Followed", reason: str) -> None:
+    def _failed(self, followed: "_FollowedSource", reason: str) -> None:
         status = followed.status
         status.failures += 1
         if status.ok or status.reason != reason:
@@ -236,7 +236,7 @@ class DerpMaps:
             _log.error("! DERP map %s %s; %s", status.name, reason, left)
         status.ok, status.reason = False, reason
 
-    def _recovered(self, followed: "_Followed") -> None:
+    def _recovered(self, followed: "_FollowedSource") -> None:
         status = followed.status
         if not status.ok and status.failures:
             _log.warning("= DERP map %s is good again", status.name)
@@ -266,13 +266,13 @@ class DerpMaps:
         self.feed.publish(PublishedMap(version, merged, message, go_json(merged.to_json()), warnings))
 
 
-class _Followed:
-    """A source, its last good layer, and what is known of the text that was read last."""
+class _FollowedSource:
+    """A source, its last good layer, and what is known of the text that it gave last."""
 
     def __init__(self, source: MapSource) -> None:
         self.source = source
         self.layer: MapLayer | None = None
         self.text_is_good = False
-        self.suspect: bytes | None = None  # a text that looked wrong, once
+        self.suspect: bytes | None = None  # a text that was wrong at the last look
         self.kept: bytes | None = None
         self.status = SourceStatus(source.name)

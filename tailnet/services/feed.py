@@ -22,7 +22,7 @@ import trio
 
 T = TypeVar("T")
 
-# The reference's patience with a write that is stuck.  By then the kernel's buffers are full, and so is the reader's.
+# The reference's patience with a write that is stuck: the buffers of the kernels at both ends are full by then.
 PATIENCE_SECONDS: Final = 10.0
 
 
@@ -86,9 +86,9 @@ class Feed(Generic[T]):
         self._changed = trio.Event()
 
     def publish(self, value: T, event_id: int | None = None) -> int:
-        """Tell everybody, without waiting for anybody.  Returns the event's id: one more than the last unless given.
+        """Tell all followers, and wait for none.  Returns the event's id: one more than the last, unless it is given.
 
-        Ids that clients keep over a restart of ours are those of the store.
+        Clients keep ids over a restart of ours; a feed for such clients is given the ids that the store gave.
         """
         assert self.closed_because is None, "a closed feed has no more to tell"
         event_id = self.last_id + 1 if event_id is None else event_id
@@ -172,7 +172,7 @@ class Follower(Generic[T]):
 
     @contextmanager
     def sending(self) -> Iterator[None]:
-        """Around each send that waits for the reader.  Raises FollowerDropped when it takes too long."""
+        """Around each send that waits for its reader.  Raises FollowerDropped when the reader takes too long."""
         seconds = self._feed.patience_seconds
         with trio.move_on_after(seconds) as patience:
             yield

@@ -1,7 +1,7 @@
 """Carries the coordinator's effects out: every update is encoded once, however many peers receive it.  Layer L3.
 
-services/tailnet_rpc.py -> coordinator/core.py -> Hub.carry_out -> transport/channel.py.  A receiver that does not read
-is dropped here, so that nobody waits for it.
+tailnet_rpc.py -> coordinator/core.py -> Hub.carry_out -> transport/channel.py.  The hub drops a receiver that does not
+read, so that no other peer waits for it.
 """
 
 import logging
@@ -18,23 +18,23 @@ _log = logging.getLogger("tailnet.server")
 
 
 class Receiver(Protocol):
-    """A peer's Coordinate stream, or its older twin (services/legacy.py)."""
+    """A peer's Coordinate stream, or a websocket of version 1 (legacy.py)."""
 
     def send_updates(self, payload: bytes, updates: Sequence[Update]) -> bool:
         """Send one CoordinateResponse, encoded in `payload`; False when the peer's buffer is full."""
         ...
 
     def send_error(self, text: str) -> None:
-        """Tell the peer what it did wrong, if that is possible."""
+        """Tell the peer what it did wrong, if its protocol has a word for it."""
         ...
 
     def end(self, text: str) -> None:
-        """End the stream; the core has forgotten it."""
+        """End the stream; the core has forgotten the peer already."""
         ...
 
 
 class CoordinateCall:
-    """A Coordinate RPC in hand.  Hashes by identity: the core's name for the connection."""
+    """A Coordinate RPC in hand.  The core names the connection by this object, which is hashed by its identity."""
 
     __slots__ = ("_send", "call_id", "channel", "deciding", "waiting")
 
@@ -42,7 +42,7 @@ class CoordinateCall:
         self.channel = channel
         self.call_id = call_id
         self._send = channel.connection.send_message
-        # The request that waits for a decision, and those that came behind it; None: nothing is being decided.
+        # The request that waits for a decision, and those that came behind it; None while nothing is being decided.
         self.deciding: Request | None = None
         self.waiting: deque[bytes] | None = None
 
@@ -65,7 +65,7 @@ class CoordinateCall:
 
 
 class Hub:
-    """Joins one Coordinator to its channels.  Called from the reactor's thread only."""
+    """Joins one Coordinator to the channels of its peers.  Called from the reactor's thread only."""
 
     def __init__(self, coordinator: Coordinator[Any]) -> None:
         self.coordinator = coordinator
@@ -73,7 +73,7 @@ class Hub:
         self.delivered_count = 0
 
     def carry_out(self, effects: Sequence[Effect[Any]], now: float) -> None:
-        """Do what the core said, in order, and what follows from it."""
+        """Do what the core said, in its order, and whatever the core says about receivers that were full."""
         waiting = deque(effects)
         while waiting:
             effect = waiting.popleft()

@@ -1,7 +1,7 @@
 """The tailnet as the person on call sees it (layer L3): who is here, who left, what the DERP map is, and why not.
 
-Everything here is read from memory at one moment of the reactor's clock; sentences come from coordinator/explain.py.
-Asked by api/debug.py, and by agents.py for an agent's last node.
+All of it is read from memory, at one moment of the reactor's clock.  coordinator/explain.py makes the sentences.
+api/debug.py asks, and agents.py for an agent's last node.
 """
 
 from collections.abc import Callable, Sequence
@@ -55,7 +55,7 @@ class TailnetView:
 
 
 class Inspection:
-    """Looks at a running coordinator and changes nothing.  `clock` is the one that the coordinator is driven by."""
+    """Looks at a running coordinator and changes nothing.  `clock` is the clock that drives the coordinator."""
 
     def __init__(
         self,

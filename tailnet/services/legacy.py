@@ -1,7 +1,7 @@
 """Version 1 of the coordinate protocol: JSON nodes over a websocket, no RPC.  Layer L3.
 
-A peer sends Node objects one after the other; it gets arrays of Nodes.  There is no way to say that a peer left.
-Agents before 2.13 and clients before 2.0 speak it.  The same coordinator serves them, so old and new peers meet.
+A peer sends Node objects, one after the other, and gets arrays of Nodes; the version has no word for a peer that left.
+Agents before 2.13 and clients before 2.0 speak it.  The same coordinator serves them, so that old and new peers meet.
 """
 
 import json
@@ -34,7 +34,7 @@ _JSON_FACTOR: Final = 4
 # A node costs some 100 us, and is told to others.  A peer that changes networks sends a few.
 MAX_NODES_AT_ONCE: Final = 64
 MAX_NODES: Final = 3000  # in PING_SECONDS
-# Arrays that wait for a peer that does not read; the reference's buffer of 512 updates, of 1 KiB each.
+# Arrays that wait for a peer that does not read: the reference's buffer of 512 updates, at 1 KiB each.
 MAX_WAITING_BYTES: Final = 512 * 1024
 _TEXTS: Final = ("addresses", "allowed_ips", "endpoints")
 # Why the core ends a connection; everything else is a request that it refused.
@@ -44,12 +44,12 @@ _ENDINGS: Final = {
     REASON_REVOKED: (CloseCode.POLICY_VIOLATION, CloseReason.NOT_ADMITTED),
     OVERWRITTEN: (CloseCode.NORMAL, CloseReason.CLOSED_BY_PEER),
 }
-# Go's zero time, for moments that JSON cannot say.
+# Go's zero time, for moments that RFC 3339 cannot say.
 _NO_MOMENT: Final = "0001-01-01T00:00:00Z"
 
 
 class LegacyChannel:
-    """One websocket of a version 1 peer.  A reactor session, and the core's name for the connection.
+    """One websocket of a version 1 peer: a session of the reactor, by which the core names the connection.
 
     `start` it once it is the session of its wire.  `agent_id`: the one agent a client wants to reach; None for agents.
     """
@@ -158,7 +158,7 @@ class LegacyChannel:
         try:
             self.wire.send_raw(close_frame(code, text))
         except WireEnded as error:
-            # Whoever caused this end (a peer that took the id over) has no part in how this socket fails.
+            # A peer that took the id over may have caused this end; how this socket fails is no matter of its.
             host.fail(self.wire, error)
             return
         host.close(self.wire, reason, text)
@@ -205,7 +205,7 @@ def node_from_json(value: Any) -> tailnet.Node:
 
 
 def node_to_json(node: tailnet.Node) -> dict[str, Any]:
-    """A Node as version 1 reads it.  What JSON has no words for (a newer peer said it) is left out, never an error."""
+    """A Node as version 1 reads it.  What a newer peer says and JSON cannot carry is left out, never an error."""
     try:
         # in Go's way, with as many digits as there are
         as_of = node.as_of.ToJsonString()

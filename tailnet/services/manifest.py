@@ -1,8 +1,8 @@
 """A manifest: what an agent is told about itself when it starts, and what it says of a sub-agent.  Layer L3.
 
-Values of the store as the wire has them; asked by services/agent_rpc.py.  Numbers of the API's JSON and of the wire
-differ in their units: health checks are in seconds here and durations there, time-outs of scripts are nanoseconds, and
-the numbers of metadata are passed on as nanoseconds unscaled, since agents read them back so.
+Turns values of the store into messages, for agent_rpc.py.  The store has the numbers of the API's JSON, whose units are
+not those of the wire: intervals of health checks are seconds there and durations here, time-outs of scripts are
+nanoseconds there.  Numbers of metadata pass unscaled, as nanoseconds, since agents read them back so.
 """
 
 from collections.abc import Mapping
@@ -52,7 +52,7 @@ def manifest(
         metadata=[_description(each) for each in definitions.metadata],
     )
     made.derp_map.ParseFromString(derp_map)
-    # The client reads home_params without looking whether they are there.
+    # Agents read home_params without looking whether the map has any.
     made.derp_map.home_params.SetInParent()
     if identity.parent_id is not None:
         made.parent_id = bytes(identity.parent_id)

@@ -1,8 +1,8 @@
 """DERP maps laid over each other (layer L3, pure).
 
-Layers are given from the bottom up: the embedded relay, what URLs say, what files say, what the settings say.  Of a
-region or a score the highest layer counts as a whole; null in a higher layer drops what is below.
-Next hop: services/derp_maps.py keeps the layers and publishes the result.
+Layers come from the bottom up: the embedded relay, what URLs say, what files say, what the settings say.  Of a region
+or a score the highest layer that has it counts as a whole; null in a higher layer drops what lies below.
+Next hop: derp_maps.py keeps the layers and publishes the result.
 """
 
 import json
@@ -67,9 +67,9 @@ def merge_layers(layers: Sequence[MapLayer], *, avoid: Collection[int] = ()) -> 
                 scores[region_id] = score
     for region_id in avoid:
         if region_id in regions:
-            # Old clients read the first flag, new ones the second.
+            # Old clients read `avoid`, new ones `no_measure_no_home`.
             regions[region_id] = replace(regions[region_id], avoid=True, no_measure_no_home=True)
-    # A score of a region that is not there would only be carried around.
+    # Clients have no use for the score of a region that is not there.
     scores = {region_id: score for region_id, score in scores.items() if region_id in regions}
     return DERPMap(
         {region_id: regions[region_id] for region_id in sorted(regions)},

@@ -1,7 +1,7 @@
 """Where DERP maps come from: files that are watched, URLs that are polled (layer L3).
 
-A source only delivers text when there is something new; whether the text is a map, and what happens when it is not,
-is decided in services/derp_maps.py.
+A source delivers text, and only when there is something new.  derp_maps.py decides whether the text is a map, and what
+happens when it is not.
 """
 
 import os
@@ -17,7 +17,7 @@ from tailnet.transport.fetch import Fetcher
 
 # The public map of the field's largest fleet has 30 KB.
 MAX_MAP_BYTES: Final = 4 * 1024 * 1024
-# Changes have to reach clients within a second; a stat every quarter leaves the rest of it to them and costs nothing.
+# A change has to reach clients within a second; a stat every quarter of one costs nothing and leaves them the rest.
 FILE_POLL_SECONDS: Final = 0.25
 # The rhythm in which the reference looks at its own map.  An unchanged map costs its server one 304.
 URL_POLL_SECONDS: Final = 5.0
@@ -59,7 +59,7 @@ class FileSource:
         """Nothing to open."""
 
     async def read(self, *, force: bool = False) -> bytes | None:
-        # In a thread: maps may lie on a network disk, and those hang.
+        # In a thread, since a map may lie on a network disk, and network disks hang.
         try:
             return await trio.to_thread.run_sync(self._read, force)
         except OSError as error:
@@ -77,7 +77,7 @@ class FileSource:
             status = os.fstat(file.fileno())
         if len(text) > MAX_MAP_BYTES:
             raise OSError(None, f"it has more than {MAX_MAP_BYTES} bytes: is it the right file?")
-        # Of what was opened, not of what was there before: it may have been exchanged in between.
+        # The signature of the file that was read: another may have taken its place since the stat above.
         self._seen = (status.st_mtime_ns, status.st_size, status.st_ino)
         return text
 

@@ -1,4 +1,7 @@
-"""The keys of resume tokens, from the store, fresh enough.  Layer L3.  Tokens themselves: coordinator/resume.py."""
+"""The keys of resume tokens, read from the store and read again now and then.  Layer L3.
+
+What a token holds, and how keys sign and verify it, is coordinator/resume.py.
+"""
 
 import logging
 import secrets
@@ -19,20 +22,20 @@ REFRESH_SECONDS: Final = 600.0
 
 
 class ResumeKeys:
-    """`current` signs and verifies; call `refresh` once before it is used."""
+    """The keys of this server.  `current` signs and verifies; call `refresh` once before anybody uses it."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self.current: ResumeTokens
 
     async def refresh(self) -> None:
-        """Read the keys, which makes and rotates them as needed.  Raises StoreError."""
+        """Read the keys; the store makes and rotates them when it is time.  Raises StoreError."""
         keys = await self._store.run(self._store.keys.signing_keys, PURPOSE, datetime.now(UTC), secrets.token_bytes)
         newest, *older = (ResumeKey(key.id, key.secret) for key in keys)
         self.current = ResumeTokens(newest, older)
 
     async def refresh_forever(self) -> None:
-        """Keep the keys fresh until cancelled; a store that fails leaves those of before in use."""
+        """Read the keys again and again, until cancelled.  While the store fails, those of before stay in use."""
         while True:
             await trio.sleep(REFRESH_SECONDS)
             try:

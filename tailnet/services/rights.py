@@ -1,8 +1,9 @@
-"""Rights while they are used: whoever may be here no more is sent away, with sockets, tunnels and streams.  Layer L3.
+"""Rights while they are used: who lost one is sent away, with its sockets, tunnels and streams.  Layer L3.
 
-Admission asks once, when a peer comes in.  The store counts every change of callers (auth/backends.py reads the count
-twice a second); when it moved, everybody who is inside is asked about again.  Ends: transport/channel.py; tunnels:
-coordinator/core.py.  A user's websockets of the API watch their own token (Callers.wait_withdrawn).
+Admission asks the store once, when a peer comes in.  The store counts every change of callers, and auth/backends.py
+reads that count twice a second; whenever the count has moved, this service asks about every peer that is inside.  It
+ends connections through transport/channel.py and tunnels through coordinator/core.py.  A user's websockets of the API
+watch their own token (Callers.wait_withdrawn).
 """
 
 import logging
@@ -28,7 +29,7 @@ from tailnet.types import PeerID
 
 _log = logging.getLogger("tailnet.server")
 
-# Asked about in one look at the store: some milliseconds, in which nobody else is served.
+# Peers asked about in one look at the store: it takes some milliseconds, in which the reactor serves nobody.
 MAX_ASKED: Final = 500
 
 
@@ -52,12 +53,12 @@ class Rights:
                 generation = await self._callers.wait_changed(generation)
             await self.look()
             if generation != before:
-                # Who was let in meanwhile by what was known before is among those of a second look.
+                # Somebody may have been let in meanwhile by what was known before; a second look finds him.
                 await trio.sleep(CHECK_SECONDS)
                 await self.look()
 
     async def look(self) -> None:
-        """Ask about everybody, and carry out what follows.  A store that cannot be read takes no rights away."""
+        """Ask about every peer, and carry out what follows.  A store that cannot be read takes no rights away."""
         everybody = iter(tuple(self._open))
         while some := tuple(islice(everybody, MAX_ASKED)):
             try:

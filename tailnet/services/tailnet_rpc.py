@@ -1,8 +1,8 @@
-"""The Tailnet service, and the way every other RPC takes.  Layer L3.
+"""The Tailnet service, and the way that every RPC takes.  Layer L3.
 
-Coordinate and the resume token are answered in place, on the reactor's path; an RPC that must wait (store, maps,
-workspace updates) becomes a trio task that answers through the same channel.  From transport/channel.py; to
-coordinator/core.py and services/hub.py; agents' RPCs are in services/agent_rpc.py.
+transport/channel.py calls `serve` with each event.  Coordinate, resume tokens and telemetry are answered in place, on
+the reactor's path; an RPC that must wait (for the store, for a change of the map) becomes a trio task, which answers
+through the same channel.  Next hop: coordinator/core.py, and hub.py with what it says; agents' RPCs: agent_rpc.py.
 """
 
 import logging
@@ -35,7 +35,7 @@ from tailnet.types import PeerID
 
 _log = logging.getLogger("tailnet.server")
 
-# Answered by tasks at a time, per connection.  An agent starts with seven calls at once and keeps two or three open.
+# Calls of one connection that tasks answer at a time.  An agent starts with seven and keeps two or three open.
 MAX_TASKS_PER_CHANNEL: Final = 64
 
 _CALLED, _MESSAGE = ConnectionEvent.CALLED, ConnectionEvent.MESSAGE
@@ -43,13 +43,13 @@ _HALF_CLOSED, _ENDED = ConnectionEvent.HALF_CLOSED, ConnectionEvent.ENDED
 
 Authorise = Callable[["Caller", bytes], bool | Awaitable[bool]]
 Unary = Callable[["Caller", Any], Awaitable[Message]]
-# Runs until the client ends the call; sends by the given function, which returns False when the client does not read.
+# Runs until the client ends the call, and sends with the given function, which says False to one that does not read.
 Stream = Callable[["Caller", Any, Callable[[bytes], bool]], Awaitable[None]]
 
 
 @dataclass(slots=True, eq=False)
 class Caller:
-    """Who is at the other end of a channel, as admission found out."""
+    """Who is at the other end of a channel, as admission (api/rpc_admission.py) found out."""
 
     peer_id: PeerID
     policy: Policy
@@ -71,7 +71,7 @@ class _TaskCall:
 
 
 class TailnetService:
-    """Serves the events of all channels.  `unary` and `streams` map RPC paths to what answers them.
+    """Serves the events of all channels.  `unary` and `streams` give for an RPC's path what answers it.
 
     `authorise(caller, agent_id)` says whether a client of many agents may open a tunnel; it may have to wait.
     """
@@ -118,7 +118,7 @@ class TailnetService:
             self._end(channel, call_id, event)
 
     def ended(self, channel: Connected, reason: str) -> None:
-        """The channel is gone; its calls have been told."""
+        """The channel is gone, and its calls have heard of it."""
         told = fields(event="disconnected", caller=channel.caller.name, reason=reason)
         _log.info("x %s: %s", channel.caller.name, reason, extra=told)
 
@@ -166,7 +166,7 @@ class TailnetService:
             self.hub.carry_out(effects, now)
 
     def _decide_later(self, call: CoordinateCall, request: Request, verdict: Awaitable[bool]) -> None:
-        """Requests are applied in order: those received already wait in the call, later ones in the kernel."""
+        """Decide in a task.  Requests keep their order: those received wait in the call, later ones in the kernel."""
         channel = call.channel
         call.deciding, call.waiting = request, deque()
         channel.host.pause(channel.wire)
@@ -176,7 +176,7 @@ class TailnetService:
             try:
                 allowed = await verdict
             except Exception as error:
-                # No answer is not "no": who was told "no permission" would not ask again.
+                # No answer is not a "no": a client that was told "no permission" would not ask again.
                 _log.error("! %s: cannot decide about a tunnel: %s", channel.caller.name, error_text(error))
                 unknown = True
             if channel.is_open:
@@ -197,7 +197,7 @@ class TailnetService:
             request.allowed = (request.add_tunnel,) if allowed and request.add_tunnel is not None else ()
             self.hub.carry_out(self.coordinator.handle_request(call, request, now), now)
         for payload in waiting:
-            # A refused peer's later requests are not worth a question to the store each.
+            # The core has ended a peer that it refused; its later requests are not worth a question to the store each.
             if self.coordinator.policy_of(call) is None:
                 break
             self._receive_coordinate(call, payload)
@@ -225,13 +225,13 @@ class TailnetService:
 
     def _receive_request(self, channel: Channel, call_id: int, call: _TaskCall, payload: bytes) -> None:
         if call.scope is not None:
-            return  # one request is all a unary call or a server stream has; more are no harm
+            return  # a unary call and a server stream have one request; clients that send more do no harm
         rpc = call.rpc
         try:
             request = rpc.request.FromString(payload)
         except DecodeError:
             if rpc.path == _TELEMETRY:
-                # Drafts of this message are still in use; a client learns nothing from an error here.
+                # Clients in use send drafts of this message, and can do nothing about an error.
                 self.telemetry_unreadable += 1
                 self._reply(channel, call_id, tailnet.TelemetryResponse())
                 return
@@ -256,7 +256,7 @@ class TailnetService:
         caller: Caller = channel.caller
         user = caller.identity
         if not isinstance(user, UserIdentity):
-            # An agent's id is its own for good.  A token for it would be the right to be that agent at another door.
+            # An agent's id is its own for good.  With a token for it a client could come in as that agent.
             self._answer_error(channel, call_id, Unimplemented())
             return
         issued = self._resume_tokens().issue(caller.peer_id, audience(caller.policy.name, user.id), time.time())
@@ -314,13 +314,13 @@ class TailnetService:
         except RpcError as error:
             return error
         except Exception:
-            # The service boundary: one caller's trouble stays its own, and the operator gets the whole story.
+            # The service boundary: a defect costs one caller its call, and the operator gets the whole story.
             _log.exception("! %s: %s failed", channel.caller.name, call.rpc.path)
             return RpcError("internal error; the server's log says more")
 
 
 def _said_goodbye(call: CoordinateCall) -> bool:
-    """Whether a Disconnect waits in a call for a decision about a tunnel before it: who said so is not lost."""
+    """Whether a Disconnect waits behind a tunnel that is being decided: its sender said goodbye and is not lost."""
     if call.deciding is None:
         return False
     try:

@@ -1,4 +1,7 @@
-"""What the store needs from time to time while a server runs.  Layer L3.  What goes is decided in store/reports.py."""
+"""What the store needs from time to time while a server runs.  Layer L3.
+
+store/reports.py decides what is deleted.
+"""
 
 import logging
 from datetime import UTC, datetime
@@ -11,15 +14,15 @@ from tailnet.store.store import Store
 
 _log = logging.getLogger("tailnet.server")
 
-# Statistics are kept for a day; an hour more or less is nothing, and the work of an hour is done in a few pieces.
+# The store keeps statistics for a day: an hour more is no harm, and one hour's rows are deleted in a few pieces.
 PRUNE_SECONDS: Final = 3_600.0
 
 
 async def prune_forever(store: Store) -> None:
-    """Delete old statistics, now and every hour, until cancelled; a store that fails is asked again in an hour."""
+    """Delete old statistics, now and every hour, until cancelled.  A store that fails is asked again in an hour."""
     while True:
         try:
-            # One bounded piece after the other: whoever else wants to write comes in between.
+            # Piece by piece, each of them bounded, so that other writers come in between.
             while await store.run(store.reports.prune, datetime.now(UTC)):
                 pass
         except StoreError as error:

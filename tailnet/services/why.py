@@ -1,7 +1,7 @@
 """Why something does not arrive (layer L3): peers by the coordinator's graph, packets by the relay's registry.
 
-Behind /debug/why of a coordinator.  A peer is named by its id, a client of the relay by its key, as on the relay's own
-page.  The key of a peer stands in the node that it sent, so that one question gets both answers.
+Answers /debug/why of a coordinator.  Who asks names a peer by its id, and a client of the relay by its key, as on the
+relay's own page.  A peer's key stands in the node that it sent, so that one question gets both answers.
 """
 
 from collections.abc import Mapping, Sequence

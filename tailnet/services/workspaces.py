@@ -1,8 +1,8 @@
 """WorkspaceUpdates: an owner's workspaces and agents, whole at first, then what changed.  Layer L3.
 
-One feed per owner who is watched holds the newest state; each stream sends the difference to what it sent before.  The
-store is read when something of an owner changed here, and when its count of changes says that another process changed
-something.  Streams are tasks of services/tailnet_rpc.py; `run` is one task of the server.
+Each owner whom a client watches has one feed with the newest state; each stream sends what differs from what it sent
+before.  The service reads the store when this server changed something of an owner, and when the store's count of
+changes says that another process changed anything.  Streams are tasks of tailnet_rpc.py; `run` is one of the server.
 """
 
 import logging
@@ -23,7 +23,7 @@ from tailnet.store.store import Store
 
 _log = logging.getLogger("tailnet.server")
 
-# Changes made by another process (an import, a replica) are seen this much later, and a store that failed is asked
+# A change by another process (an import, a replica) is seen this much later at the most; a store that failed is asked
 # again after as long.
 LOOK_SECONDS: Final = 5.0
 
@@ -45,8 +45,10 @@ NOTHING: Final = OwnedState({}, {})
 
 @dataclass(slots=True)
 class _Watched:
-    """An owner whom at least one stream watches.  Whoever reads the store for it has its turn, or an older reading
-    could be published after a newer one."""
+    """An owner whom at least one stream watches.
+
+    Who reads the store for him takes his turn: otherwise an older reading could be published after a newer one.
+    """
 
     feed: Feed[OwnedState]
     streams: int = 0
@@ -78,7 +80,7 @@ class WorkspaceUpdates:
             self._wake = trio.Event()
             try:
                 if self._watched and trio.current_time() >= look_at:
-                    # One row for everybody, where each stream would otherwise read all of its owner's.
+                    # One number for all streams, where each of them would otherwise read all workspaces of its owner.
                     before, generation = generation, await self._store.run(self._store.callers.callers_generation)
                     if generation != before:
                         self._changed.update(self._watched)
@@ -135,13 +137,13 @@ class WorkspaceUpdates:
                 return
 
     async def _read(self, owner: UUID) -> None:
-        """Publish the state of an owner if it is another one.  Raises StoreError; the owner stays to be read then."""
+        """Read an owner's workspaces and publish them if they changed.  After StoreError they are still to be read."""
         watched = self._watched.get(owner)
         if watched is None:
             self._changed.discard(owner)
             return
         async with watched.turn:
-            # What changes while we read is read again.
+            # Before the read: what changes while it runs has to be read again.
             self._changed.discard(owner)
             try:
                 state = _state(await self._store.run(self._store.callers.list_workspaces, owner))

@@ -191,13 +191,13 @@ async def test_a_moved_agent_is_seen_by_id_too(store: Store, callers: StoreCalle
 
 
 async def test_peeking_never_waits_and_never_believes_the_old(callers: StoreCallers, autojump_clock: MockClock) -> None:
-    assert callers.peek_agent(peer_id("main")) is None
+    assert callers.known_agent(peer_id("main")) is None
     await callers.find_agent(peer_id("main"))
-    peeked = callers.peek_agent(peer_id("main"))
+    peeked = callers.known_agent(peer_id("main"))
     assert peeked is not None
     assert peeked.name == "main"
     await trio.sleep(CHECK_SECONDS)
-    assert callers.peek_agent(peer_id("main")) is None
+    assert callers.known_agent(peer_id("main")) is None
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -211,7 +211,7 @@ async def test_who_comes_after_a_restart_finds_the_answer_at_hand(
     callers: StoreCallers, queries: list[str], nursery: trio.Nursery
 ) -> None:
     nursery.start_soon(callers.run)
-    await until(lambda: callers.peek_agent(peer_id("main")) is not None)
+    await until(lambda: callers.known_agent(peer_id("main")) is not None)
     queries.clear()
     callers.no_wait = True
     assert (await callers.agent(agent_token("main"))).name == "main"
@@ -225,7 +225,7 @@ async def test_answers_stay_at_hand_for_as_long_as_somebody_asks(
     store: Store, callers: StoreCallers, queries: list[str], nursery: trio.Nursery, mock_clock: MockClock
 ) -> None:
     nursery.start_soon(callers.run)
-    await until(lambda: callers.peek_agent(peer_id("main")) is not None)
+    await until(lambda: callers.known_agent(peer_id("main")) is not None)
     callers.no_wait = True
     for _ in range(6):
         await callers.agent(agent_token("main"))
@@ -254,7 +254,7 @@ async def test_a_store_with_too_many_is_read_as_they_come(
     monkeypatch.setattr(backends, "MAX_PRELOADED", 1)
     nursery.start_soon(callers.run)
     await until(lambda: callers._generation != -1)
-    assert callers.peek_agent(peer_id("main")) is None
+    assert callers.known_agent(peer_id("main")) is None
     assert (await callers.agent(agent_token("main"))).name == "main"
 
 

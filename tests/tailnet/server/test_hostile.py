@@ -310,7 +310,7 @@ async def test_a_store_that_fails_keeps_live_peers_meeting(
         await agent_peer.call(AGENT + "BatchUpdateMetadata", metadata, agent.BatchUpdateMetadataResponse)
         await unharmed()
         # Somebody of whom nothing is known cannot be decided about; that is not "no permission".
-        server.callers._kept.clear()
+        server.callers._recent.clear()
         server.callers._checked_at = -1e9
         await call.tunnel(GPU)
         while True:

@@ -212,7 +212,7 @@ async def test_a_store_that_cannot_be_read_takes_no_rights_away(server: Coordina
     async with open_peer(server, MANY_DOOR, ALICE) as many:
         with server.store.writing() as connection:
             connection.exec_driver_sql("ALTER TABLE counters RENAME TO lost")
-        server.callers._kept.clear()
+        server.callers._recent.clear()
         server.callers._checked_at = -1e9
         await server.rights.look()
         await many.call(TAILNET + "PostTelemetry", tailnet.TelemetryRequest(), tailnet.TelemetryResponse)
