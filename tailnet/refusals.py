@@ -7,6 +7,7 @@ where it has one.  Raised by auth/backends.py and RPC admission; api/answers.py 
 from dataclasses import dataclass
 from typing import Final
 
+from derp.text import fit_to_show
 from tailnet.errors import TailnetError
 
 SIGNED_OUT: Final = "You are signed out or your session has expired. Please sign in again to continue."
@@ -138,9 +139,8 @@ def route_not_found() -> Refused:
     return Refused(404, "Route not found.")
 
 
-def stranger() -> Refused:
+def stranger(closed: str) -> Refused:
+    """`closed`: to whom and why, as derp/server/address.py says it."""
     return Refused(
-        403,
-        "Closed to strangers.",
-        "Ask from the server's own machine, from a network in trusted_networks, or with an administrator's token.",
+        403, "Closed to strangers.", fit_to_show(f"Closed to {closed}, or come with an administrator's token.")
     )

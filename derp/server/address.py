@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping
 from ipaddress import IPv6Address, ip_address
 from typing import Final, NamedTuple
 
-from derp.config.relay import Network
+from derp.config.relay import LOOPBACK, Network
+from derp.map import is_address
+from derp.text import printable
 
 _FORWARDED_FOR: Final = "x-forwarded-for"
 # A proxy adds at least one of these, whatever their value is.
@@ -39,6 +41,36 @@ def find_caller(peer: tuple[str, int], headers: Mapping[str, str], trusted: Iter
             if not is_in(address, trusted):
                 return Caller(address, 0)
     return Caller(*peer, is_hidden=True)
+
+
+def why_closed(caller: Caller, host: str, own_names: Iterable[str], allowed: Iterable[Network]) -> str:
+    """Why `caller` may not see the operator's pages, to be put behind "closed to"; empty: he may.
+
+    `host`: the request's Host.  Whoever asks from this machine may be a browser that a web page leads here: its owner
+    has DNS answer for a name of his with our address (DNS rebinding), and the page may then read what we answer.  So
+    from here pages are asked for by an address, as localhost, or by one of `own_names`, which no stranger's DNS gives.
+    """
+    if caller.is_hidden:
+        return (
+            f"whatever comes through {caller.address}: list that proxy in trusted_proxies, and have it say in "
+            "X-Forwarded-For who asks"
+        )
+    if not is_in(caller.address, allowed):
+        return f"{caller.address}: list your network in debug_allow to open it"
+    if is_in(caller.address, LOOPBACK) and not _is_named_safely(host, own_names):
+        return f"who asks for {printable(host)!r}: ask by an address, as localhost, or by this server's own name"
+    return ""
+
+
+def _is_named_safely(host: str, own_names: Iterable[str]) -> bool:
+    name = host.strip().lower()
+    if not name:
+        return True  # no browser leaves it out
+    name = name[1:].partition("]")[0] if name.startswith("[") else name.rpartition(":")[0] or name
+    name = name.removesuffix(".")
+    if name == "localhost" or name.endswith(".localhost") or is_address(name):
+        return True
+    return name in {own.lower().removesuffix(".") for own in own_names if own}
 
 
 def _address_of_hop(text: str) -> str:

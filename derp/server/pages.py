@@ -6,15 +6,15 @@ The last route of door.py.  What the operator's pages show is in debug.py and va
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import parse_qs
 
 from derp.config.relay import Network
-from derp.server.address import Caller, is_in
+from derp.server.address import Caller, why_closed
 from derp.server.door import HttpSession, Route, every_path
-from derp.text import fit_lines_to_show, fit_to_show
+from derp.text import fit_to_show
 from derp.transport.http import Request
 
 Headers = tuple[tuple[str, str], ...]
@@ -77,7 +77,8 @@ class Pages:
 
     `pages` maps paths to what only addresses in `debug_allow` may see; `problem` says why the server is not well, or
     None; `bootstrap_dns` maps a query and the address that asks to what /bootstrap-dns answers; `challenges` are what
-    an authority of certificates asks for by token, None where nobody may ask.
+    an authority of certificates asks for by token, None where nobody may ask.  `own_names`: by which this machine may
+    be asked for pages, besides addresses and localhost.
     """
 
     def __init__(
@@ -90,7 +91,9 @@ class Pages:
         pages: Mapping[str, Page | Question],
         bootstrap_dns: Callable[[str, str], Mapping[str, list[str]] | None],
         challenges: Mapping[str, bytes] | None = None,
+        own_names: Collection[str] = (),
     ) -> None:
+        self._own_names = own_names
         self._home = home
         self._derp_enabled = derp_enabled
         self._debug_allow = debug_allow
@@ -137,7 +140,7 @@ class Pages:
                 return Answer(503, (_TEXT,), f"{fit_to_show(problem)}\n".encode())
         page = self.pages.get(path)
         if page is not None or path.startswith("/debug"):
-            return self._answer_page(path, query, page, caller)
+            return self._answer_page(path, query, page, caller, request.headers.get("host", ""))
         return self._answer_home()
 
     def is_challenge(self, path: str) -> bool:
@@ -152,16 +155,10 @@ class Pages:
             return Answer(404, (_TEXT, _NO_CACHE), text)
         return Answer(200, (("Content-Type", "application/octet-stream"), _NO_CACHE), body)
 
-    def _answer_page(self, path: str, query: str, page: Page | Question | None, caller: Caller) -> Answer:
-        if caller.is_hidden:
-            text = (
-                f"{path} is closed to whatever comes through {caller.address}: list that proxy in trusted_proxies, and "
-                "have it say in X-Forwarded-For who asks\n"
-            )
-            return Answer(403, (_TEXT,), fit_lines_to_show(text).encode())
-        if not is_in(caller.address, self._debug_allow):
-            text = f"{path} is closed to {caller.address}: list your network in debug_allow to open it\n"
-            return Answer(403, (_TEXT,), fit_lines_to_show(text).encode())
+    def _answer_page(self, path: str, query: str, page: Page | Question | None, caller: Caller, host: str) -> Answer:
+        closed = why_closed(caller, host, self._own_names, self._debug_allow)
+        if closed:
+            return Answer(403, (_TEXT,), f"{fit_to_show(f'{path} is closed to {closed}')}\n".encode())
         if isinstance(page, Question):
             asked = {name: values[-1] for name, values in parse_qs(query).items()}
             return Answer(200, (("Content-Type", page.content_type), *_BROWSER), page.answer(asked))

@@ -3,12 +3,12 @@
 Everything is given as plain mappings, so that admission, which has no app around it, uses the same code.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final
 from urllib.parse import urlsplit
 
 from derp.config.relay import Network
-from derp.server.address import find_caller, is_in
+from derp.server.address import find_caller, why_closed
 from tailnet import refusals
 from tailnet.auth.backends import Callers
 from tailnet.auth.policy import NO_RIGHT, Right, workspace_rights
@@ -66,13 +66,15 @@ async def check_operator(
     query: Mapping[str, str],
     allowed: tuple[Network, ...],
     trusted_proxies: tuple[Network, ...],
+    own_names: Collection[str] = (),
 ) -> None:
     """Only operators see metrics and debug pages: by their address, or as administrators.  Raises Refused.
 
-    `address` is who connected.  A proxy hides who asks: behind one that is not trusted the address says nothing.
+    `address` is who connected.  By which names we may be asked, and what proxies hide: derp/server/address.py.
     """
     caller = find_caller((address, 0), headers, trusted_proxies)
-    if not caller.is_hidden and is_in(caller.address, allowed):
+    closed = why_closed(caller, headers.get("host", ""), own_names, allowed)
+    if not closed:
         return
     token = find_token(headers, query)
     if token:
@@ -82,4 +84,4 @@ async def check_operator(
         except Refused as refused:
             if refused.status != 401:
                 raise
-    raise refusals.stranger()
+    raise refusals.stranger(closed)

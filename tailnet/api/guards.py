@@ -7,6 +7,7 @@ function that takes a `ReadableAgent` is only called for a user who may read tha
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from fastapi import Depends
 from starlette.requests import HTTPConnection
@@ -76,6 +77,11 @@ async def _readable_agent(
     return await authorise_agent(services_of(asked).callers, user, workspaceagent, Right.READ)
 
 
+def own_names(config: CoordinatorConfig, access_url: str) -> tuple[str, ...]:
+    """The names that are ours: that of certificates, and that under which clients reach us."""
+    return (config.hostname, config.tls.hostname if config.tls is not None else "", urlsplit(access_url).hostname or "")
+
+
 async def _operator(asked: HTTPConnection) -> None:
     services = services_of(asked)
     await check_operator(
@@ -85,6 +91,7 @@ async def _operator(asked: HTTPConnection) -> None:
         query_of(asked),
         services.config.debug_allow,
         services.config.trusted_proxies,
+        own_names(services.config, services.access_url),
     )
 
 

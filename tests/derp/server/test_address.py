@@ -4,7 +4,7 @@ from ipaddress import ip_network
 
 import pytest
 
-from derp.server.address import Caller, find_caller, is_in
+from derp.server.address import Caller, find_caller, is_in, why_closed
 
 NETWORKS = [ip_network("127.0.0.0/8"), ip_network("10.1.0.0/16"), ip_network("fd00::/8"), ip_network("::1/128")]
 
@@ -80,3 +80,48 @@ def test_every_mark_of_a_proxy_counts_whatever_its_value(mark: str, value: str) 
     for peer in (PROXY, STRANGER):
         assert find_caller(peer, {mark: value}, TRUSTED).is_hidden
     assert not find_caller(PROXY, {"host": value}, TRUSTED).is_hidden
+
+
+# --- operator's pages
+
+HERE = Caller("127.0.0.1", 7)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "",  # HTTP/1.0, which no browser speaks
+        *("127.0.0.1", "127.0.0.1:3340", "[::1]", "[::1]:3340", "192.0.2.1:80"),
+        *("localhost", "LOCALHOST:3340", "localhost.", "relay.localhost:3340"),
+        *("relay.example", "Relay.Example.:443", "own.example"),
+    ],
+)
+def test_from_this_machine_pages_are_asked_for_by_names_that_are_ours(host: str) -> None:
+    assert why_closed(HERE, host, ("relay.example", "own.example.", ""), NETWORKS) == ""
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("evil.example", "evil.example:3340", "localhost.evil.example", "127.0.0.1.evil.example", "evil.example."),
+        *(
+            "relay.example.evil.example",
+            "notlocalhost",
+            "127.0.0.1:3340:evil",
+            "[evil.example]:80",
+            "0x7f000001",
+            ":80",
+        ),
+    ],
+)
+def test_a_web_page_that_leads_its_own_name_here_reads_nothing(host: str) -> None:
+    """DNS rebinding: the browser is on this machine, so its address is one that may see everything."""
+    assert "who asks for" in why_closed(HERE, host, ("relay.example", ""), NETWORKS)
+    assert "who asks for" in why_closed(Caller("::ffff:127.0.0.1", 7), host, ("relay.example",), NETWORKS)
+    # Prometheus asks over the network, by whatever name its operator gives the machine.
+    assert why_closed(Caller("10.1.2.3", 7), host, (), NETWORKS) == ""
+
+
+def test_strangers_and_the_hidden_hear_what_to_change() -> None:
+    assert "debug_allow" in why_closed(Caller("198.51.100.1", 7), "localhost", (), NETWORKS)
+    assert "trusted_proxies" in why_closed(Caller("127.0.0.1", 7, is_hidden=True), "localhost", (), NETWORKS)

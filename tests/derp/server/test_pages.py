@@ -34,6 +34,7 @@ class World:
                 "/metrics": Page("m", "x/y", lambda: b"1"),
             },
             bootstrap_dns=self._bootstrap,
+            own_names=("relay.example", ""),
         )
 
     def _bootstrap(self, query: str, address: str) -> dict[str, list[str]] | None:
@@ -138,6 +139,17 @@ def test_operators_pages_are_closed_to_strangers_and_behind_proxies(path: str) -
         assert refused.status == 403
         assert b"debug_allow" in refused.body  # says what to change
     assert world.ask(path, address=HERE, x_forwarded_for="127.0.0.1").status == 403
+
+
+def test_operators_pages_are_closed_to_names_that_are_not_ours() -> None:
+    world = World()
+    for path in ("/debug/", "/metrics", "/debug/nothing"):
+        for ask in (world.ask, world.ask_plain) if path.startswith("/debug") else (world.ask,):
+            assert ask(path, host="evil.example:3340").status == 403
+            assert ask(path, host="relay.example").status != 403
+            assert ask(path, host="localhost:3340").status != 403
+    assert b"'evil.example:3340'" in world.ask("/debug/", host="evil.example:3340").body
+    assert world.ask("/healthz", host="evil.example").status == 200  # which anybody may see
 
 
 def test_operators_pages() -> None:

@@ -107,6 +107,17 @@ async def test_operators_by_address(world: World, address: str, headers: dict[st
         assert caught.value.status == 403
 
 
+async def test_operators_by_a_name_that_is_not_ours(world: World) -> None:
+    async def check(host: str, address: str = "127.0.0.1") -> None:
+        await check_operator(world.services.callers, address, {"host": host}, {}, LOOPBACK, PROXY, ("coord.example",))
+
+    await check("coord.example:3000")
+    await check("localhost:3000")
+    with pytest.raises(Refused, match="Closed to strangers") as caught:
+        await check("evil.example:3000")
+    assert "'evil.example:3000'" in caught.value.detail
+
+
 async def test_operators_by_token(world: World) -> None:
     async def check(token: str) -> None:
         await check_operator(world.services.callers, "203.0.113.9", {"coder-session-token": token}, {}, LOOPBACK, ())
