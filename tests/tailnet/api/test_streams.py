@@ -38,7 +38,7 @@ class World:
             )
             self.done_count += 1
 
-        self.api = ApiServer(app, lambda target: False)
+        self.api = ApiServer(app, lambda target: False, max_connections=100)
 
     @asynccontextmanager
     async def connect(self, buffer_bytes: int = 1 << 20) -> AsyncIterator[WebSocketClient]:
