@@ -277,7 +277,7 @@ async def test_failures_leave_the_old_certificate_in_service(tmp_path: Path, tru
             async with relay_that_asks(authority, http_port, trust, flag, gone) as relay:
                 line = await failure(relay, old.certificate)
                 assert f"{HOST}:{nowhere} cannot be reached: " in line
-                assert "Connection refused" in line
+                assert "nothing listens on that port" in line
         hook = tmp_path / "hook"
         hook.write_text("#!/bin/sh\necho 'no such zone' >&2\nexit 4\n")
         hook.chmod(0o700)
@@ -285,7 +285,7 @@ async def test_failures_leave_the_old_certificate_in_service(tmp_path: Path, tru
         async with relay_that_asks(authority, http_port, trust, *dns) as relay:
             line = await failure(relay, old.certificate, minutes=5)
             assert f"the hook {hook} --verbose add ended with status 4: no such zone" in line
-            assert "remove ended with status 4: no such zone; the TXT record" in relay.output()
+            await relay.says("remove ended with status 4: no such zone; the TXT record")
     after = {path.name: path.read_bytes() for path in certs.iterdir()}
     assert after.pop("acme-account.key")
     assert after == before

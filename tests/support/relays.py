@@ -65,6 +65,13 @@ class Relay:
         """What the relay printed so far, both streams."""
         return (self.folder / "output").read_text(errors="replace")
 
+    async def says(self, text: str) -> None:
+        """Return once the relay printed `text`: its log is written a moment after what it tells of."""
+        with trio.move_on_after(START_SECONDS):
+            while text not in self.output():  # noqa: ASYNC110  # another process tells nobody
+                await trio.sleep(0.05)
+        assert text in self.output()
+
 
 @asynccontextmanager
 async def open_relay(
