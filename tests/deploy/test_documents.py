@@ -56,6 +56,17 @@ def test_files_that_are_named_exist(document: str) -> None:
     assert missing == []
 
 
+def test_steps_of_walks_are_there() -> None:
+    """Each line of a walk names a file and what in it does the step."""
+    steps = re.findall(r"^    ([\w/]+\.py)(?:, [\w/]+\.py)?\s{2,}(?:\w+\.)?(\w+)\s{2,}", CONTRIBUTING, re.MULTILINE)
+    assert len(steps) >= 30
+    for file, name in steps:
+        text = (ROOT / file).read_text()
+        assert re.search(rf"^\s*(?:async )?(?:def|class) {name}\b|^{name}\b", text, re.MULTILINE), (
+            f"{file} has no {name}"
+        )
+
+
 def test_commands_that_are_shown_are_understood() -> None:
     text = README.replace("\\\n", " ")
     commands = [line.partition("#")[0] for line in text.splitlines() if line.startswith("    derp ")]
