@@ -27,6 +27,7 @@ from derp.server.door import FrontDoor
 from derp.server.encryption import open_keeper, open_tls
 from derp.server.handover import HandoverError, Inherited, hand_over
 from derp.server.lobby import Lobby
+from derp.server.memory import give_back_forever
 from derp.server.ports import Ports
 from derp.transport.notify import notify_manager
 from derp.transport.reactor import Reactor
@@ -127,6 +128,10 @@ class Server(ABC, Generic[Config]):
         """Connections that left the reactor and are still ours."""
         return 0
 
+    def load(self) -> float:
+        """What memory grows with: connections, and what is held for them in units of one."""
+        return self.lobby.connection_count
+
     def cannot_hand_over(self) -> str | None:
         """Why no other process can go on where this one stops; None if one can."""
         return None
@@ -175,6 +180,7 @@ class Server(ABC, Generic[Config]):
                 nursery.start_soon(self.keeper.run)
             nursery.start_soon(self.reactor.run)
             nursery.start_soon(self._look_forever)
+            nursery.start_soon(give_back_forever, self.load)
             self.ports.start()
             self.inherited.finish()
             task_status.started(self)

@@ -104,6 +104,10 @@ class RelayServer(Server[RelayConfig]):
             while self.lobby.waiting or self.relay.close_clients(self.config.max_connections):  # noqa: ASYNC110
                 await trio.sleep(0.01)
 
+    def load(self) -> float:
+        # A connection is some 16 KiB, and so is what waits for a slow reader.
+        return super().load() + self.relay.router.pool.held_bytes / (16 * 1024)
+
     def describe(self) -> str:
         router = self.relay.router
         return (
