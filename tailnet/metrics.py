@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 
 from derp.metrics import RelayCollector, RelayStatistics, build_info
 from tailnet.coordinator.core import Statistics
+from tailnet.store.outbox import KindReading
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,10 @@ class CoordinatorReading:
     map_failures: Mapping[str, int]
     feed_followers: Mapping[str, int]  # by kind of feed, now
     feed_drops: Mapping[tuple[str, str], int]  # by kind of feed and reason
+    outbox: Mapping[str, KindReading]  # by kind of report
+    store_failures: Mapping[str, int]  # by trouble
+    store_changes: int  # that tasks waited for, or that were written behind
+    store_transactions: int  # in which they were committed
 
 
 class CoordinatorCollector(Collector):
@@ -117,6 +122,37 @@ class CoordinatorCollector(Collector):
         for labels, count in reading.feed_drops.items():
             drops.add_metric(labels, count)
         yield drops
+        yield from _store_metrics(reading)
+
+
+def _store_metrics(reading: CoordinatorReading) -> Iterable[Metric]:
+    waiting = GaugeMetricFamily("tailnet_outbox_reports", "Reports of agents that wait to be written.", labels=["kind"])
+    size = GaugeMetricFamily("tailnet_outbox_bytes", "Bytes of reports that wait to be written.", labels=["kind"])
+    oldest = GaugeMetricFamily("tailnet_outbox_oldest_seconds", "How long the oldest report waits.", labels=["kind"])
+    written = CounterMetricFamily("tailnet_outbox_written", "Reports that were written.", labels=["kind"])
+    merged = CounterMetricFamily("tailnet_outbox_merged", "Reports replaced by newer ones meanwhile.", labels=["kind"])
+    for kind, counts in reading.outbox.items():
+        waiting.add_metric([kind], counts.waiting)
+        size.add_metric([kind], counts.waiting_bytes)
+        oldest.add_metric([kind], counts.oldest_seconds)
+        written.add_metric([kind], counts.written)
+        merged.add_metric([kind], counts.merged)
+    yield from (waiting, size, oldest, written, merged)
+    lost = CounterMetricFamily("tailnet_outbox_lost", "Reports that were given up.", labels=["kind", "reason"])
+    for kind, counts in reading.outbox.items():
+        for loss, count in counts.lost.items():
+            lost.add_metric([kind, loss.value], count)
+    yield lost
+    failures = CounterMetricFamily("tailnet_store_failures", "What the store failed at.", labels=["trouble"])
+    for trouble, count in reading.store_failures.items():
+        failures.add_metric([trouble], count)
+    yield failures
+    yield CounterMetricFamily(
+        "tailnet_store_changes", "Changes that the store's writer carried out.", value=reading.store_changes
+    )
+    yield CounterMetricFamily(
+        "tailnet_store_transactions", "Transactions in which it committed them.", value=reading.store_transactions
+    )
 
 
 def metrics_page(

@@ -5,6 +5,7 @@ One nursery; the reactor is one task in it.  The command line is cli/serve.py.
 """
 
 import logging
+import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
@@ -37,6 +38,7 @@ from tailnet.auth.policy import Right, workspace_rights
 from tailnet.config import SETTINGS, CoordinatorConfig
 from tailnet.coordinator.core import Coordinator
 from tailnet.coordinator.nodes import Limits
+from tailnet.errors import StoreTrouble
 from tailnet.metrics import CoordinatorReading, metrics_page
 from tailnet.rpc.yamux import SessionLimits
 from tailnet.server.embedded import default_access_url, embedded_region, map_sources, relay_key
@@ -48,12 +50,14 @@ from tailnet.services.feed import DropReason
 from tailnet.services.hub import Hub
 from tailnet.services.inspection import Inspection
 from tailnet.services.presence import AgentPresence
+from tailnet.services.reports import AgentReports
 from tailnet.services.resume_keys import ResumeKeys
 from tailnet.services.rights import Rights
 from tailnet.services.tailnet_rpc import Caller, TailnetService
 from tailnet.services.upkeep import prune_forever
 from tailnet.services.why import Why
 from tailnet.services.workspaces import WorkspaceUpdates
+from tailnet.store.outbox import Outbox
 from tailnet.store.rows import AgentIdentity, UserIdentity
 from tailnet.store.store import Store
 from tailnet.transport.asgi import ApiEnd, ApiServer, prove_hypercorn
@@ -103,7 +107,11 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         self.callers = StoreCallers(store)
         self.keys = ResumeKeys(store)
         self.workspaces = WorkspaceUpdates(store)
-        self.presence = AgentPresence(store, config.agent_ping_seconds, self.workspaces.changed)
+        self.outbox = Outbox(store)
+        self.reports = AgentReports(
+            store, self.outbox, server_id=secrets.token_hex(8), inactive_seconds=config.inactive_seconds
+        )
+        self.presence = AgentPresence(self.reports, config.agent_ping_seconds, self.workspaces.changed)
         self.maps: DerpMaps
         self.agents: AgentService
         self.service: TailnetService
@@ -164,6 +172,10 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             revoked_tunnels=self.rights.revoked_tunnels,
             map_version=self.maps.current.version,
             map_failures={status.name: status.failures for status in self.maps.statuses},
+            outbox=self.outbox.readings(),
+            store_failures={trouble.value: self.store.database.failures[trouble] for trouble in StoreTrouble},
+            store_changes=self.store.database.writer.changes,
+            store_transactions=self.store.database.writer.transactions,
             feed_followers={name: counts.followers for name, counts in feeds.items()},
             feed_drops={
                 (name, reason.value): counts.dropped[reason] for name, counts in feeds.items() for reason in DropReason
@@ -209,6 +221,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         nursery.start_soon(self.callers.run)
         nursery.start_soon(self.keys.refresh_forever)
         nursery.start_soon(self.presence.run)
+        nursery.start_soon(self.outbox.run)
         nursery.start_soon(self.workspaces.run)
         nursery.start_soon(self.rights.run)
         nursery.start_soon(prune_forever, self.store)
@@ -217,7 +230,8 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         await prove_hypercorn()
         await super().run(task_status=task_status)
         # What agents' last words changed is written before the store is closed.
-        await self.presence.finish()
+        self.presence.finish()
+        await self.outbox.finish()
 
     def _build(self, nursery: trio.Nursery) -> None:
         config = self.config
@@ -234,7 +248,13 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         services = Services(
             config=config,
             callers=self.callers,
-            agents=Agents(self.store, inspection, lambda: self.maps.current.map, config.inactive_seconds),
+            agents=Agents(
+                self.store,
+                inspection,
+                lambda: self.maps.current.map,
+                config.inactive_seconds,
+                is_here=self.presence.is_here,
+            ),
             derp_maps=self.maps,
             inspection=inspection,
             access_url=access_url,
@@ -264,7 +284,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         return debug_pages(self.relay, numbers, overview="/debug/derp") | answers
 
     def _make_service(self, nursery: trio.Nursery) -> TailnetService:
-        self.agents = AgentService(self.store, self.maps, self.config, changed=self.workspaces.changed)
+        self.agents = AgentService(self.store, self.reports, self.maps, self.config, changed=self.workspaces.changed)
 
         def may_reach(caller: Caller, agent_id: bytes) -> bool | Awaitable[bool]:
             if len(agent_id) != PEER_ID_BYTES:

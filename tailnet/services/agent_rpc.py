@@ -1,14 +1,14 @@
 """The Agent service: what a workspace agent asks and reports over its RPC connection.  Layer L3.
 
 One method per RPC; any error here tears an agent's whole connection down and makes it start again, so only what is
-truly wrong is one.  Called as tasks by services/tailnet_rpc.py; state is the store's.
+truly wrong is one.  Called as tasks by services/tailnet_rpc.py; what is reported goes through reports.py, and what must
+not be lost (sub-agents) is in the store before the answer.
 """
 
 import logging
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 from uuid import UUID, uuid4
@@ -23,26 +23,26 @@ from tailnet.errors import MalformedField, RpcError, StoreError, Unimplemented
 from tailnet.proto import convert
 from tailnet.proto.generated import agent_pb2 as agent
 from tailnet.proto.services import AGENT
-from tailnet.services.batches import WriteBatch
 from tailnet.services.derp_maps import DerpMaps
+from tailnet.services.known_agents import KnownAgents
 from tailnet.services.manifest import app_of_sub_agent, manifest
+from tailnet.services.reports import AgentReports
 from tailnet.services.tailnet_rpc import Caller, Unary
 from tailnet.store.definitions import MAX_ITEMS, read_app
+from tailnet.store.reports import EXTERNAL_LOG_SOURCE
 from tailnet.store.rows import (
     AgentIdentity,
-    AgentRow,
     AppHealth,
     AppHealths,
     AppState,
     AppStatus,
+    AppStatusReport,
     ConnectionAction,
     ConnectionReport,
     ConnectionType,
-    Definitions,
     LifecycleChange,
     LifecycleState,
     LogBatch,
-    LogSource,
     MetadataValue,
     RunStage,
     RunStatus,
@@ -58,10 +58,6 @@ _log = logging.getLogger("tailnet.server")
 
 T = TypeVar("T")
 
-# Lines without a source of their own, as the reference shows them.
-EXTERNAL_LOG_SOURCE: Final = UUID("3b579bf4-1ed8-4b99-87a8-e9a1e3410410")
-_EXTERNAL_NAME: Final = "External"
-_EXTERNAL_ICON: Final = "/emojis/1f310.png"
 # Longest value and error of one metadata script that is kept: the reference's number.
 MAX_METADATA_BYTES: Final = 2048
 # A version is some ten characters, of a development build some fifty; a path on Linux ends at 4096.
@@ -77,8 +73,6 @@ _SEMVER: Final = re.compile(
 MAX_STATUS_BYTES: Final = 160
 MAX_URI_CHARS: Final = 4096
 MAX_REASON_CHARS: Final = 1024
-# Agents whose external source is known to exist; forgetting them costs one write each.
-MAX_KNOWN_SOURCES: Final = 100_000
 # Five minutes: a disk that is full, or a store that is being restored, until somebody has looked.
 STORE_RETRY_SECONDS: Final = 5.0
 STORE_TRIES: Final = 60
@@ -93,6 +87,7 @@ class AgentService:
     def __init__(
         self,
         store: Store,
+        reports: AgentReports,
         maps: DerpMaps,
         config: CoordinatorConfig,
         *,
@@ -100,23 +95,12 @@ class AgentService:
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._store = store
+        self._reports = reports
+        self._known = KnownAgents(store)
         self._maps = maps
         self._config = config
         self._changed = changed  # tells that something of an owner's workspaces changed
         self._clock = clock
-        self._lifecycles: WriteBatch[LifecycleChange] = WriteBatch(store, store.reports.update_lifecycles)
-        self._startups: WriteBatch[Startup] = WriteBatch(store, store.reports.update_startups)
-        self._stats: WriteBatch[StatsReport] = WriteBatch(store, lambda rows: store.reports.insert_stats(rows, clock()))
-        self._metadata: WriteBatch[list[MetadataValue]] = WriteBatch(
-            store, lambda lists: store.reports.put_metadata([value for values in lists for value in values])
-        )
-        self._logs: WriteBatch[LogBatch] = WriteBatch(
-            store, lambda batches: store.reports.insert_logs(batches, clock())
-        )
-        self._healths: WriteBatch[AppHealths] = WriteBatch(store, store.apps.update_app_healths)
-        self._runs: WriteBatch[tuple[PeerID, ScriptRun]] = WriteBatch(store, store.apps.add_script_runs)
-        self._connections: WriteBatch[ConnectionReport] = WriteBatch(store, store.reports.insert_connections)
-        self._external_sources: set[PeerID] = set()
         self.banners = config.announcement_banners  # the server gives others when settings are read again
         self.connection_reports = 0
         self.connection_reports_unreadable = 0
@@ -149,16 +133,10 @@ class AgentService:
 
     async def get_manifest(self, caller: Caller, request: Any) -> Message:
         identity = _identity(caller)
-        found = await _insist(lambda: self._store.run(self._rows, identity.id))
-        if found is None:
+        known = await _insist(lambda: self._known.read(identity.id))
+        if known is None:
             raise RpcError("this agent was deleted")
-        row, definitions = found
-        return manifest(identity, row, definitions, self._config, self._maps.current.message)
-
-    def _rows(self, agent_id: PeerID) -> tuple[AgentRow, Definitions] | None:
-        with self._store.reading():
-            row = self._store.callers.get_agent(agent_id)
-            return None if row is None else (row, self._store.apps.definitions(agent_id))
+        return manifest(identity, known.row, known.definitions, self._config, self._maps.current.message)
 
     async def get_service_banner(self, caller: Caller, request: Any) -> Message:
         # The one banner that agents before API 2.1 can show.
@@ -182,11 +160,8 @@ class AgentService:
         if request.HasField("stats"):
             stats = request.stats
             report = MessageToDict(stats, preserving_proto_field_name=True)
-            # The next report says more than this one: it is worth no error.
-            with suppress(RpcError):
-                await self._stats.add(
-                    StatsReport(caller.peer_id, stats.connection_count, stats.rx_bytes, stats.tx_bytes, report)
-                )
+            counts = stats.connection_count, stats.rx_bytes, stats.tx_bytes
+            self._reports.note_stats(StatsReport(caller.peer_id, *counts, report, self._clock()))
         response = agent.UpdateStatsResponse()
         response.report_interval.CopyFrom(convert.duration(self._config.stats_interval_seconds))
         return response
@@ -201,8 +176,7 @@ class AgentService:
             raise RpcError(f"lifecycle: changed_at: {error}") from error
         if moment == _NEVER:
             moment = self._clock()
-        change = LifecycleChange(caller.peer_id, LifecycleState(lifecycle.state), moment)
-        await _insist(lambda: self._lifecycles.add(change))
+        self._reports.note_lifecycle(LifecycleChange(caller.peer_id, LifecycleState(lifecycle.state), moment))
         self._changed(_identity(caller).owner_id)
         return agent.Lifecycle.FromString(lifecycle.SerializeToString())
 
@@ -221,7 +195,7 @@ class AgentService:
             names,
             caller.api_version,
         )
-        await _insist(lambda: self._startups.add(row))
+        self._reports.note_startup(row)
         return agent.Startup.FromString(startup.SerializeToString())
 
     async def batch_update_app_healths(self, caller: Caller, request: Any) -> Message:
@@ -231,7 +205,11 @@ class AgentService:
                 raise RpcError(f"app health: {update.id.hex()[:64]} with health {update.health} is no app's")
             healths[UUID(bytes=update.id)] = AppHealth(update.health)
         if healths:
-            problem = await _insist(lambda: self._healths.add(AppHealths(caller.peer_id, healths)))
+            known = self._known.peek(caller.peer_id)
+            wrong = healths.keys() - known.checked_apps() if known is not None else ()
+            problem = next((f"app {each} is none of this agent's that has a health check" for each in wrong), "")
+            if not wrong:
+                problem = self._reports.note_healths(AppHealths(caller.peer_id, healths))
             if problem:
                 # The agent's manifest is an older one: the error makes it come again, and get the one of today.
                 raise RpcError(f"app health: {problem}")
@@ -249,9 +227,7 @@ class AgentService:
             )
             for each in request.metadata
         ]
-        if values:
-            with suppress(RpcError):  # as for stats
-                await self._metadata.add(values)
+        self._reports.note_metadata(values)
         return agent.BatchUpdateMetadataResponse()
 
     async def batch_create_logs(self, caller: Caller, request: Any) -> Message:
@@ -260,22 +236,15 @@ class AgentService:
         source = UUID(bytes=request.log_source_id) if len(request.log_source_id) == 16 else UUID(int=0)
         if source.int == 0:
             source = EXTERNAL_LOG_SOURCE
-            if caller.peer_id not in self._external_sources:
-                row = LogSource(caller.peer_id, source, _EXTERNAL_NAME, _EXTERNAL_ICON, self._clock())
-                await _insist(lambda: self._store.run(self._store.reports.add_log_source, row))
-                if len(self._external_sources) >= MAX_KNOWN_SOURCES:
-                    self._external_sources.clear()
-                self._external_sources.add(caller.peer_id)
-        lines = [(int(line.level) or int(agent.Log.INFO), line.output) for line in request.logs]
-        exceeded = await _insist(lambda: self._logs.add(LogBatch(caller.peer_id, source, lines)))
+        lines = [(_level(line.level), line.output) for line in request.logs]
+        exceeded = self._reports.note_logs(LogBatch(caller.peer_id, source, lines, self._clock()))
         # No error: an error would end the agent's connection; this only ends its logs.
-        return agent.BatchCreateLogsResponse(log_limit_exceeded=bool(exceeded))
+        return agent.BatchCreateLogsResponse(log_limit_exceeded=exceeded)
 
     async def script_completed(self, caller: Caller, request: Any) -> Message:
         run = self._script_run(request.timing)
         if run is not None:
-            with suppress(RpcError):  # as for stats: what a script did is no reason to end an agent's connection
-                await self._runs.add((caller.peer_id, run))
+            self._reports.note_script_run(caller.peer_id, run)
         return agent.WorkspaceAgentScriptCompletedResponse()
 
     def _script_run(self, timing: Any) -> ScriptRun | None:
@@ -313,7 +282,7 @@ class AgentService:
             self.connection_reports_unreadable += 1
             return Empty()
         self.connection_reports += 1
-        await _insist(lambda: self._connections.add(report))
+        self._reports.note_session(report)
         return Empty()
 
     def _connection_report(self, agent_id: PeerID, said: Any) -> ConnectionReport | None:
@@ -348,17 +317,16 @@ class AgentService:
         architecture, system = request.architecture[:64], request.operating_system[:64]
         try:
             added = await self._store.run(
-                lambda: self._store.callers.add_sub_agent(
-                    caller.peer_id,
-                    sub_id,
-                    agent_token_digest(token),
-                    request.name[:128],
-                    self._clock(),
-                    directory=request.directory[:4096],
-                    architecture=architecture,
-                    operating_system=system,
-                    apps=apps,
-                )
+                self._store.callers.add_sub_agent,
+                caller.peer_id,
+                sub_id,
+                agent_token_digest(token),
+                request.name[:128],
+                self._clock(),
+                directory=request.directory[:4096],
+                architecture=architecture,
+                operating_system=system,
+                apps=apps,
             )
         except StoreError as error:
             raise RpcError(f"cannot add sub-agent {request.name[:128]!r}: {error}") from error
@@ -373,15 +341,17 @@ class AgentService:
     async def delete_sub_agent(self, caller: Caller, request: Any) -> Message:
         if len(request.id) != 16:
             raise RpcError("a sub-agent's id has 16 bytes")
-        mine = await self._store.run(self._store.callers.list_sub_agents, caller.peer_id)
-        if not any(row.id == request.id for row in mine):
+        try:
+            deleted = await self._store.run(self._store.callers.delete_sub_agent, caller.peer_id, PeerID(request.id))
+        except StoreError as error:
+            raise RpcError(f"cannot delete the sub-agent: {error}") from error
+        if not deleted:
             raise RpcError("no such sub-agent of this agent")
-        await self._store.run(self._store.callers.delete_agent, PeerID(request.id))
         self._changed(_identity(caller).owner_id)
         return agent.DeleteSubAgentResponse()
 
     async def list_sub_agents(self, caller: Caller, request: Any) -> Message:
-        rows = await self._store.run(self._store.callers.list_sub_agents, caller.peer_id)
+        rows = await _insist(lambda: self._store.run(self._store.callers.list_sub_agents, caller.peer_id))
         # Tokens are hashed in the store, so only the call that made a sub-agent can tell its token.
         return agent.ListSubAgentsResponse(agents=[agent.SubAgent(name=row.name, id=bytes(row.id)) for row in rows])
 
@@ -403,11 +373,17 @@ class AgentService:
             _printable(request.message, MAX_STATUS_BYTES),
             _printable(request.uri, MAX_URI_CHARS),
         )
+        report = AppStatusReport(caller.peer_id, request.slug, status)
+        known = self._known.peek(caller.peer_id)
+        if known is not None and request.slug in known.slugs():
+            self._reports.note_app_status(report)
+            return agent.UpdateAppStatusResponse()
+        # An app that its manifest does not name may be newer than that.
         try:
-            known = await self._store.run(self._store.apps.add_app_status, caller.peer_id, request.slug, status)
+            [taken] = await self._store.run(self._store.apps.add_app_statuses, [report])
         except StoreError as error:
             raise RpcError(f"cannot store the status of app {request.slug[:64]!r}: {error}") from error
-        if not known:
+        if not taken:
             raise RpcError(f'Failed to get workspace app. No app found with slug "{request.slug[:64]}"')
         return agent.UpdateAppStatusResponse()
 
@@ -419,13 +395,15 @@ class AgentService:
 async def _insist(work: Callable[[], Awaitable[T]]) -> T:
     """Try until the store does it.  An agent waits for an answer as long as it takes, but an error ends its connection
     and with it its part in the tailnet, and it cannot come back before the store does."""
-    for _ in range(STORE_TRIES - 1):
+    for left in range(STORE_TRIES - 1, -1, -1):
         try:
             return await work()
-        except (RpcError, StoreError) as error:
+        except StoreError as error:
+            if not left:
+                raise RpcError("the server's store failed; its log says more") from error
             _log.warning("! the store failed an agent, again in %.0f s: %s", STORE_RETRY_SECONDS, error)
-            await trio.sleep(STORE_RETRY_SECONDS)
-    return await work()
+        await trio.sleep(STORE_RETRY_SECONDS)
+    raise AssertionError("the last try answers or raises")
 
 
 def _apps_of_sub_agent(said: Sequence[Any], response: Any) -> dict[UUID, Mapping[str, Any]]:
@@ -455,4 +433,10 @@ def _identity(caller: Caller) -> AgentIdentity:
     return caller.identity
 
 
+def _level(said: int) -> int:
+    """A line's level as the wire numbers it; unspecified, and one that we do not know, is information."""
+    return said if said in _LEVELS else int(agent.Log.INFO)
+
+
+_LEVELS: Final = frozenset(agent.Log.Level.values()) - {agent.Log.LEVEL_UNSPECIFIED}
 _SUBSYSTEMS: Final = frozenset(agent.Startup.Subsystem.values()) - {agent.Startup.SUBSYSTEM_UNSPECIFIED}

@@ -166,7 +166,8 @@ class Nodes(Protocol):
 class Agents:
     """All agents of the store.  Every method raises StoreError; None is the answer for an agent that is not there.
 
-    `inactive_seconds`: how long after its last sign of life an agent still counts as connected.
+    `inactive_seconds`: how long after its last sign of life an agent still counts as connected.  `is_here`: whether one
+    has an open connection to this server, which counts whatever was written last.
     """
 
     def __init__(
@@ -176,8 +177,10 @@ class Agents:
         derp_map: Callable[[], DERPMap],
         inactive_seconds: float,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        is_here: Callable[[PeerID], bool] = lambda _: False,
     ) -> None:
         self._store = store
+        self._is_here = is_here
         self._nodes = nodes
         self._derp_map = derp_map
         self._inactive_seconds = inactive_seconds
@@ -187,19 +190,19 @@ class Agents:
         """Everything that is known of one agent."""
         # The coordinator belongs to trio's thread, the store's methods run in one of their own.
         latencies = measured_latencies(self._nodes.node(agent_id), self._derp_map())
-        return await self._store.run(self._read, agent_id, latencies)
+        return await self._store.run(self._read, agent_id, latencies, self._is_here(agent_id))
 
     async def describe_history(self, agent_id: PeerID) -> AgentHistory | None:
         """The same, with the sessions that it reported."""
         latencies = measured_latencies(self._nodes.node(agent_id), self._derp_map())
-        return await self._store.run(self._read_history, agent_id, latencies)
+        return await self._store.run(self._read_history, agent_id, latencies, self._is_here(agent_id))
 
-    def _read_history(self, agent_id: PeerID, latencies: Mapping[str, Latency]) -> AgentHistory | None:
+    def _read_history(self, agent_id: PeerID, latencies: Mapping[str, Latency], is_here: bool) -> AgentHistory | None:
         with self._store.reading():
-            view = self._read(agent_id, latencies)
+            view = self._read(agent_id, latencies, is_here)
             return None if view is None else AgentHistory(view, self._store.reports.list_connections(agent_id))
 
-    def _read(self, agent_id: PeerID, latencies: Mapping[str, Latency]) -> AgentView | None:
+    def _read(self, agent_id: PeerID, latencies: Mapping[str, Latency], is_here: bool) -> AgentView | None:
         store = self._store
         with store.reading():
             row = store.callers.get_agent(agent_id)
@@ -207,7 +210,7 @@ class Agents:
                 return None
             definitions = store.apps.definitions(agent_id)
             sources = store.reports.list_log_sources(agent_id)
-        status = row.status(self._clock(), self._inactive_seconds)
+        status = row.status(self._clock(), self._inactive_seconds, is_here)
         return AgentView(
             agent=row,
             status=status,

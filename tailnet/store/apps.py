@@ -19,6 +19,7 @@ from tailnet.store.rows import (
     AppHealths,
     AppState,
     AppStatus,
+    AppStatusReport,
     Definitions,
     RunStage,
     RunStatus,
@@ -93,24 +94,30 @@ class AppTables(Part):
         return problems
 
     @notes
-    def add_app_status(self, connection: sa.Connection, agent_id: PeerID, slug: str, status: AppStatus) -> bool:
-        """Add what an app says it does.  Returns whether the agent has an app of that slug."""
-        rows = connection.execute(_APPS, {"agent": agent_id}).all()
-        app_id = next((row.id for row in rows if row.definition["slug"] == slug), None)
-        if app_id is None:
-            return False
-        connection.execute(
-            agent_app_statuses.insert().values(
-                app_id=app_id,
-                status_id=status.id,
-                created_at=status.created_at,
-                state=int(status.state),
-                message=status.message,
-                uri=status.uri,
-            )
-        )
-        keep_last(connection, agent_app_statuses.c.app_id, app_id, MAX_STATUSES_PER_APP)
-        return True
+    def add_app_statuses(self, connection: sa.Connection, reports: Sequence[AppStatusReport]) -> list[bool]:
+        """Add what apps say they do.  For each: whether its agent has an app of that slug; others are dropped."""
+        by_slug: dict[tuple[PeerID, str], UUID] = {}
+        for piece in pieces({report.agent_id for report in reports}):
+            for row in connection.execute(sa.select(agent_apps).where(agent_apps.c.agent_id.in_(piece))):
+                by_slug[row.agent_id, row.definition["slug"]] = row.id
+        app_ids = [by_slug.get((report.agent_id, report.slug)) for report in reports]
+        rows = [
+            {
+                "app_id": app_id,
+                "status_id": report.status.id,
+                "created_at": report.status.created_at,
+                "state": int(report.status.state),
+                "message": report.status.message,
+                "uri": report.status.uri,
+            }
+            for report, app_id in zip(reports, app_ids, strict=True)
+            if app_id is not None
+        ]
+        if rows:
+            connection.execute(agent_app_statuses.insert(), rows)
+        for app_id in sorted({row["app_id"] for row in rows}, key=str):
+            keep_last(connection, agent_app_statuses.c.app_id, app_id, MAX_STATUSES_PER_APP)
+        return [app_id is not None for app_id in app_ids]
 
     @notes
     def add_script_runs(self, connection: sa.Connection, runs: Sequence[tuple[PeerID, ScriptRun]]) -> None:

@@ -179,6 +179,11 @@ class CallerTables(Part):
         return _change(connection, agents.delete().where(agents.c.id == agent_id))
 
     @writes
+    def delete_sub_agent(self, connection: sa.Connection, parent_id: PeerID, agent_id: PeerID) -> bool:
+        """Delete an agent if it is a sub-agent of that one.  Returns whether it was."""
+        return _change(connection, agents.delete().where(agents.c.id == agent_id, agents.c.parent_id == parent_id))
+
+    @writes
     def add_sub_agent(
         self,
         connection: sa.Connection,

@@ -1,4 +1,4 @@
-"""What agents report: connections, lifecycle, start-up, stats, metadata, logs, sessions (layer L2).
+"""What agents report: lifecycle, start-up, stats, metadata, logs, sessions (layer L2).
 
 Every method takes a batch and is one transaction: a server gathers the reports of many agents and writes them behind,
 because SQLite pays per transaction and hardly per row.  Reports of agents that no longer exist are dropped in silence:
@@ -55,6 +55,8 @@ PRUNE_ROWS: Final = 5_000
 
 # Where lines without a source belong; the same id everywhere in the field.
 EXTERNAL_LOG_SOURCE: Final = UUID("3b579bf4-1ed8-4b99-87a8-e9a1e3410410")
+EXTERNAL_NAME: Final = "External"
+EXTERNAL_ICON: Final = "/emojis/1f310.png"
 
 
 _at: Final = sa.bindparam("at", type_=UtcTime)
@@ -64,12 +66,6 @@ _agent: Final = sa.bindparam("agent", type_=PeerIdText)
 _ends_startup: Final = sa.or_(
     *(_state == state for state in (LifecycleState.START_TIMEOUT, LifecycleState.START_ERROR, LifecycleState.READY))
 )
-_CONNECTED: Final = (
-    agents.update()
-    .where(agents.c.id == _agent)
-    .values(first_connected_at=sa.func.coalesce(agents.c.first_connected_at, _at), last_connected_at=_at)
-)
-_DISCONNECTED: Final = agents.update().where(agents.c.id == _agent).values(disconnected_at=_at)
 # Any order of states is accepted.  STARTING begins anew; READY and its failures end the start-up, also one whose
 # beginning was never reported; the others leave both times alone.
 _LIFECYCLE: Final = (
@@ -105,15 +101,6 @@ class ReportTables(Part):
     """The part of the store that agents fill.  Every method raises StoreError."""
 
     @notes
-    def record_connected(self, connection: sa.Connection, agent_ids: Sequence[PeerID], now: datetime) -> None:
-        """These agents have just connected, or gave a sign of life: both set the same times."""
-        _execute_many(connection, _CONNECTED, [{"agent": agent_id, "at": now} for agent_id in agent_ids])
-
-    @notes
-    def record_disconnected(self, connection: sa.Connection, agent_ids: Sequence[PeerID], now: datetime) -> None:
-        _execute_many(connection, _DISCONNECTED, [{"agent": agent_id, "at": now} for agent_id in agent_ids])
-
-    @notes
     def update_lifecycles(self, connection: sa.Connection, changes: Sequence[LifecycleChange]) -> None:
         """Several changes of one agent are applied in the order given."""
         _execute_many(
@@ -140,12 +127,12 @@ class ReportTables(Part):
         )
 
     @notes
-    def insert_stats(self, connection: sa.Connection, reports: Sequence[StatsReport], now: datetime) -> None:
+    def insert_stats(self, connection: sa.Connection, reports: Sequence[StatsReport]) -> None:
         known = _known_agents(connection, [report.agent_id for report in reports])
         rows = [
             {
                 "agent_id": report.agent_id,
-                "created_at": now,
+                "created_at": report.at,
                 "connection_count": report.connection_count,
                 "rx_bytes": report.rx_bytes,
                 "tx_bytes": report.tx_bytes,
@@ -163,7 +150,7 @@ class ReportTables(Part):
         row = connection.execute(query.limit(1)).first()
         if row is None:
             return None
-        return StatsReport(row.agent_id, row.connection_count, row.rx_bytes, row.tx_bytes, row.report)
+        return StatsReport(row.agent_id, row.connection_count, row.rx_bytes, row.tx_bytes, row.report, row.created_at)
 
     @notes
     def put_metadata(self, connection: sa.Connection, values: Sequence[MetadataValue]) -> None:
@@ -215,33 +202,44 @@ class ReportTables(Part):
         return [LogSource(*row) for row in rows]
 
     @notes
-    def insert_logs(self, connection: sa.Connection, batches: Sequence[LogBatch], now: datetime) -> list[bool]:
+    def insert_logs(self, connection: sa.Connection, batches: Sequence[LogBatch]) -> list[bool]:
         """Store batches of lines.  For each: whether it was refused because the agent's limit would be passed.
 
-        Of a refused batch nothing is stored, and the agent is marked.  Lines get `now`, as an agent's clock may be
-        wrong.
+        Of a refused batch nothing is stored, and the agent is marked.  The source of lines that have none of their own
+        is made with the first of them.
         """
         overflows = []
+        self._add_external_sources(connection, batches)
         used = _log_bytes(connection, [batch.agent_id for batch in batches])
         rows: list[dict[str, object]] = []
         changed: dict[PeerID, bool] = {}
         for batch in batches:
-            size = sum(len(output.encode("utf-8", "replace")) for _, output in batch.lines)
             before = used.get(batch.agent_id)
-            overflow = before is not None and before + size > MAX_LOG_BYTES_PER_AGENT
+            overflow = before is not None and (batch.refused or before + batch.size > MAX_LOG_BYTES_PER_AGENT)
             overflows.append(overflow)
             if before is None:
                 continue
             changed[batch.agent_id] = changed.get(batch.agent_id, False) or overflow
             if not overflow:
-                used[batch.agent_id] = before + size
-                rows += _log_rows(batch, now)
+                used[batch.agent_id] = before + batch.size
+                rows += _log_rows(batch)
         if rows:
             connection.execute(agent_logs.insert(), rows)
         for agent_id, overflowed in sorted(changed.items()):
             change = agents.update().where(agents.c.id == agent_id).values(logs_bytes=used[agent_id])
             connection.execute(change.values(logs_overflowed=True) if overflowed else change)
         return overflows
+
+    def _add_external_sources(self, connection: sa.Connection, batches: Sequence[LogBatch]) -> None:
+        first = {batch.agent_id: batch.at for batch in batches if batch.source_id == EXTERNAL_LOG_SOURCE}
+        external = {"id": EXTERNAL_LOG_SOURCE, "display_name": EXTERNAL_NAME, "icon": EXTERNAL_ICON}
+        rows = [
+            {"agent_id": agent_id, "created_at": first[agent_id], **external}
+            for agent_id in sorted(_known_agents(connection, list(first)))
+        ]
+        if rows:
+            add = self.database.dialect.upsert(agent_log_sources, key=("agent_id", "id"), replaced=())
+            connection.execute(add, rows)
 
     @reads
     def list_logs(
@@ -325,13 +323,13 @@ def _log_bytes(connection: sa.Connection, agent_ids: Sequence[PeerID]) -> dict[P
     return used
 
 
-def _log_rows(batch: LogBatch, now: datetime) -> list[dict[str, object]]:
+def _log_rows(batch: LogBatch) -> list[dict[str, object]]:
     return [
         {
             "agent_id": batch.agent_id,
             "source_id": batch.source_id,
             "level": level,
-            "created_at": now,
+            "created_at": batch.at,
             "output": output,
         }
         for level, output in batch.lines

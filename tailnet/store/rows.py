@@ -106,6 +106,7 @@ class AgentRow:
     first_connected_at: datetime | None
     last_connected_at: datetime | None
     disconnected_at: datetime | None
+    seen_by: str | None  # the server that holds its connection
     lifecycle_state: LifecycleState
     started_at: datetime | None
     ready_at: datetime | None
@@ -116,16 +117,20 @@ class AgentRow:
     logs_bytes: int
     logs_overflowed: bool
 
-    def status(self, now: datetime, inactive_seconds: float) -> AgentStatus:
-        """`inactive_seconds`: how long after its last sign of life an agent still counts as connected."""
+    def status(self, now: datetime, inactive_seconds: float, is_here: bool = False) -> AgentStatus:
+        """`inactive_seconds`: how long after its last sign of life an agent still counts as connected.  `is_here`: the
+        server that asks holds its connection, whatever was written last."""
+        if is_here:
+            return AgentStatus.CONNECTED
         if self.first_connected_at is None or self.last_connected_at is None:
             waited = (now - self.created_at).total_seconds()
             late = 0 < self.connection_timeout_seconds < waited
             return AgentStatus.TIMEOUT if late else AgentStatus.CONNECTING
         if self.disconnected_at is not None and self.disconnected_at >= self.last_connected_at:
             return AgentStatus.DISCONNECTED
-        # A server that died wrote no disconnection: silence has to say it.
-        if (now - self.last_connected_at).total_seconds() > inactive_seconds:
+        # A server that died wrote no disconnection: silence has to say it.  So has a time to come, which a clock wrote
+        # that was ahead: who is really there gives a sign of life with the right time soon.
+        if abs((now - self.last_connected_at).total_seconds()) > inactive_seconds:
             return AgentStatus.DISCONNECTED
         return AgentStatus.CONNECTED
 
@@ -139,6 +144,39 @@ class WorkspaceRow:
     name: str
     status: WorkspaceStatus
     agents: Sequence[AgentRow]
+
+
+@dataclass(frozen=True, slots=True)
+class PresenceChange:
+    """What a server saw of an agent's connection, by the server's clock.  What is None did not happen."""
+
+    agent_id: PeerID
+    came_at: datetime | None = None
+    seen_at: datetime | None = None  # a sign of life
+    left_at: datetime | None = None
+
+    def then(self, later: "PresenceChange") -> "PresenceChange":
+        """Both as one.  Who came again has not left; who left and was here for a moment has been here."""
+        if later.came_at is not None:
+            return later
+        return PresenceChange(
+            self.agent_id,
+            self.came_at,
+            later.seen_at or self.seen_at,
+            later.left_at or self.left_at,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ServerRow:
+    """A server that shares the store.  `id` is another one at each start."""
+
+    id: str
+    host: str
+    pid: int
+    version: str
+    started_at: datetime
+    seen_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,13 +199,14 @@ class LifecycleChange:
 
 @dataclass(frozen=True, slots=True)
 class StatsReport:
-    """One report of an agent's connections; `report` is anything JSON can carry."""
+    """One report of an agent's connections; `report` is anything JSON can carry, `at` when we got it."""
 
     agent_id: PeerID
     connection_count: int
     rx_bytes: int
     tx_bytes: int
     report: Mapping[str, object]
+    at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,11 +231,18 @@ class LogSource:
 
 @dataclass(frozen=True, slots=True)
 class LogBatch:
-    """Lines of one source: (level number, output)."""
+    """Lines of one source: (level number, output).  `at` is when we got them: an agent's clock may be wrong."""
 
     agent_id: PeerID
     source_id: UUID
     lines: Sequence[tuple[int, str]]
+    at: datetime
+    refused: bool = False  # the agent was told already that these were too many
+
+    @property
+    def size(self) -> int:
+        """What they count against the limit of their agent: bytes."""
+        return sum(len(output.encode("utf-8", "replace")) for _, output in self.lines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +315,15 @@ class AppStatus:
     state: AppState
     message: str
     uri: str
+
+
+@dataclass(frozen=True, slots=True)
+class AppStatusReport:
+    """What an app of an agent says, by the slug that the agent knows it by."""
+
+    agent_id: PeerID
+    slug: str
+    status: AppStatus
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from tailnet.types import PeerID
 
 # The newest file in migrations/versions.  Kept as a constant so that an up-to-date store opens without importing
 # Alembic.
-HEAD_REVISION: Final = "0002"
+HEAD_REVISION: Final = "0003"
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
@@ -149,6 +149,7 @@ agents = sa.Table(
     sa.Column("first_connected_at", UtcTime),
     sa.Column("last_connected_at", UtcTime),
     sa.Column("disconnected_at", UtcTime),
+    sa.Column("seen_by", Text),  # the server that holds its connection; NULL when none does
     # what the agent tells us
     sa.Column("lifecycle_state", sa.SmallInteger, nullable=False, server_default="1"),
     sa.Column("started_at", UtcTime),
@@ -279,6 +280,19 @@ agent_connections = sa.Table(
     sa.Column("status_code", sa.Integer, nullable=False),
     sa.Column("reason", Text, nullable=False),
     sa.Column("app_name", Text, nullable=False),
+)
+
+# The servers that share this store.  Each says once in a while that it is there: a write that also tells it whether the
+# store takes writes.
+servers = sa.Table(
+    "servers",
+    metadata,
+    sa.Column("id", Text, primary_key=True),  # another one at each start
+    sa.Column("host", Text, nullable=False),
+    sa.Column("pid", sa.Integer, nullable=False),
+    sa.Column("version", Text, nullable=False),
+    sa.Column("started_at", UtcTime, nullable=False),
+    sa.Column("seen_at", UtcTime, nullable=False),
 )
 
 # Not encrypted: who can read this file can read every row in it, and the file is created readable by its owner only.

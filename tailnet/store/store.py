@@ -1,7 +1,8 @@
 """The store: all durable state, its parts behind one object (layer L2).
 
 `Store.open(url)`, then `await store.run(store.callers.get_agent, ...)` from trio, and `close()` when no thread uses it
-any more.  What each part does is in its own file: callers.py, apps.py, reports.py, keys.py; seed.py reads files that
+any more.  What each part does is in its own file: callers.py, apps.py, reports.py, presence.py,
+keys.py; seed.py reads files that
 importing.py writes.
 """
 
@@ -16,6 +17,7 @@ from tailnet.store.apps import AppTables
 from tailnet.store.callers import CallerTables
 from tailnet.store.database import Database
 from tailnet.store.keys import KeyTables
+from tailnet.store.presence import PresenceTables
 from tailnet.store.reports import ReportTables
 from tailnet.store.rows import AgentIdentity
 from tailnet.store.sqlite import BUSY_TIMEOUT_SECONDS
@@ -34,6 +36,7 @@ class Store:
         self.apps = AppTables(database)
         self.reports = ReportTables(database)
         self.keys = KeyTables(database)
+        self.presence = PresenceTables(database)
 
     @classmethod
     def open(cls, url: str, *, busy_timeout_seconds: float = BUSY_TIMEOUT_SECONDS) -> Self:

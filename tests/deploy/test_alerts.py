@@ -23,12 +23,15 @@ from derp.metrics import MeshReading
 from derp.metrics import metrics_page as relay_page
 from derp.server.verify import Verifier
 from tailnet.coordinator.core import Statistics
+from tailnet.errors import StoreTrouble
 from tailnet.metrics import CoordinatorReading, metrics_page
+from tailnet.store.outbox import KindReading
+from tailnet.store.outbox_queue import Loss
 from tests.derp.server.test_varz import reading
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 RULES = DEPLOY / "alerts.yml"
-WORDS = {"time", "rate", "increase", "changes", "sum", "by", "offset", "and", "or", "unless"}
+WORDS = {"time", "rate", "increase", "changes", "sum", "max", "by", "offset", "and", "or", "unless"}
 DURATION = re.compile(r"\d+[smhd]")
 
 
@@ -50,7 +53,12 @@ def coordinator_reading() -> CoordinatorReading:
     numbers: dict[str, Any] = {field.name: 0 for field in dataclasses.fields(Statistics)}
     numbers |= {"departures": {"lost": 0}, "refusals": {}}
     counts = {field.name: _nothing(str(field.type)) for field in dataclasses.fields(CoordinatorReading)}
-    return CoordinatorReading(**counts | {"statistics": Statistics(**numbers)})
+    counts |= {
+        "statistics": Statistics(**numbers),
+        "outbox": {"logs": KindReading(0, 0, 0.0, 0, 0, dict.fromkeys(Loss, 0))},
+        "store_failures": {trouble.value: 0 for trouble in StoreTrouble},
+    }
+    return CoordinatorReading(**counts)
 
 
 def exposed() -> dict[str, dict[str, set[str]]]:

@@ -2,11 +2,12 @@
 
 import json
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid5
 
 from tailnet.store.importing import SeedOutcome, import_seed
+from tailnet.store.rows import PresenceChange
 from tailnet.store.seed import parse_seed
 from tailnet.store.store import Store
 from tailnet.types import PeerID
@@ -67,6 +68,16 @@ def agent_token(name: str) -> str:
 def fill(store: Store, document: object | None = None) -> SeedOutcome:
     text = json.dumps(seed_document() if document is None else document)
     return import_seed(store, parse_seed(text), NOW)
+
+
+def came(store: Store, agent_id: PeerID, at: datetime, server: str = "") -> None:
+    """A server saw an agent connect."""
+    store.presence.record([PresenceChange(agent_id, came_at=at)], server, at, timedelta(seconds=30))
+
+
+def left(store: Store, agent_id: PeerID, at: datetime, server: str = "") -> None:
+    """And saw its connection end."""
+    store.presence.record([PresenceChange(agent_id, left_at=at)], server, at, timedelta(seconds=30))
 
 
 def definitions(of: str = "main") -> dict[str, list[dict[str, object]]]:

@@ -18,6 +18,8 @@ from derp.transport.reactor import Reactor
 from tailnet.coordinator.core import Statistics
 from tailnet.coordinator.nodes import Refusal
 from tailnet.metrics import CoordinatorCollector, CoordinatorReading, metrics_page
+from tailnet.store.outbox import KindReading
+from tailnet.store.outbox_queue import Loss
 
 CORE = Statistics(
     connected_peers=1,
@@ -52,6 +54,10 @@ READING = CoordinatorReading(
     boundary_logs=27,
     revoked_connections=28,
     revoked_tunnels=29,
+    outbox={"logs": KindReading(33, 34, 35, 36, 37, {Loss.AGENT: 38, Loss.TOTAL: 39})},
+    store_failures={"locked": 40},
+    store_changes=41,
+    store_transactions=42,
     feed_followers={"derp_map": 30},
     feed_drops={("derp_map", "slow"): 31, ("workspaces", "behind"): 32},
 )
@@ -122,6 +128,16 @@ def test_every_number_has_its_name() -> None:
         "tailnet_boundary_logs_total": 27,
         "tailnet_revoked_connections_total": 28,
         "tailnet_revoked_tunnels_total": 29,
+        "tailnet_outbox_reports{logs}": 33,
+        "tailnet_outbox_bytes{logs}": 34,
+        "tailnet_outbox_oldest_seconds{logs}": 35,
+        "tailnet_outbox_written_total{logs}": 36,
+        "tailnet_outbox_merged_total{logs}": 37,
+        "tailnet_outbox_lost_total{logs}{agent}": 38,
+        "tailnet_outbox_lost_total{logs}{total}": 39,
+        "tailnet_store_failures_total{locked}": 40,
+        "tailnet_store_changes_total": 41,
+        "tailnet_store_transactions_total": 42,
     }
 
 

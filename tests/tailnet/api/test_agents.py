@@ -18,6 +18,7 @@ from tailnet.store.rows import (
     AppHealths,
     AppState,
     AppStatus,
+    AppStatusReport,
     LifecycleChange,
     LifecycleState,
     LogSource,
@@ -28,7 +29,7 @@ from tailnet.store.rows import (
 )
 from tailnet.types import TAILSCALE_SERVICE_PREFIX
 from tests.support.api_world import World
-from tests.support.seeds import NOW, defined_document, fill, make_id, peer_id, user_token
+from tests.support.seeds import NOW, came, defined_document, fill, left, make_id, peer_id, user_token
 
 pytestmark = pytest.mark.stores
 
@@ -77,7 +78,7 @@ async def test_an_agent_that_was_never_here(world: World) -> None:
 async def test_what_an_agent_said_of_itself(world: World) -> None:
     store = world.store
     store.reports.update_startups([Startup(MAIN, "v2.20.0", "/home/me", ["ENVBOX", "EXECTRACE"], "2.4")])
-    store.reports.record_connected([MAIN], NOW)
+    came(store, MAIN, NOW)
     store.reports.update_lifecycles([LifecycleChange(MAIN, LifecycleState.READY, NOW)])
     store.reports.add_log_source(LogSource(MAIN, make_id("source"), "Start", "/icon.png", NOW))
     body = await shown(world)
@@ -111,7 +112,7 @@ async def test_what_it_should_run_and_what_became_of_it(world: World) -> None:
     store = world.store
     fill(store, defined_document())
     status = AppStatus(make_id("status"), NOW, AppState.COMPLETE, "built", "http://localhost/1")
-    assert store.apps.add_app_status(MAIN, "editor", status)
+    assert store.apps.add_app_statuses([AppStatusReport(MAIN, "editor", status)]) == [True]
     store.apps.update_app_healths([AppHealths(MAIN, {make_id("editor of main"): AppHealth.UNHEALTHY})])
     run = ScriptRun(make_id("start of main"), NOW, NOW, 7, RunStage.START, RunStatus.EXIT_FAILURE)
     store.apps.add_script_runs([(MAIN, run), (MAIN, replace(run, exit_code=9, status=RunStatus.TIMED_OUT))])
@@ -159,13 +160,13 @@ async def test_what_it_should_run_and_what_became_of_it(world: World) -> None:
 
 async def test_silence_is_shown_as_the_last_sign_of_life(world: World) -> None:
     before = NOW - timedelta(hours=1)
-    world.store.reports.record_disconnected([MAIN], before - timedelta(hours=1))
-    world.store.reports.record_connected([MAIN], before)
+    left(world.store, MAIN, before - timedelta(hours=1))
+    came(world.store, MAIN, before)
     body = await shown(world)
     assert body["status"] == "disconnected"
     assert body["disconnected_at"] == body["last_connected_at"] == "2026-01-02T02:04:05.678901Z"
     assert body["health"]["reason"] == "agent has lost connection"
-    world.store.reports.record_disconnected([MAIN], NOW)
+    left(world.store, MAIN, NOW)
     assert (await shown(world))["disconnected_at"] == EPOCH_TEXT
 
 
@@ -182,10 +183,10 @@ async def test_silence_is_shown_as_the_last_sign_of_life(world: World) -> None:
     ],
 )
 async def test_health(world: World, state: LifecycleState, connected: bool, reason: str) -> None:
-    world.store.reports.record_connected([MAIN], NOW)
+    came(world.store, MAIN, NOW)
     world.store.reports.update_lifecycles([LifecycleChange(MAIN, state, NOW)])
     if not connected:
-        world.store.reports.record_disconnected([MAIN], NOW)
+        left(world.store, MAIN, NOW)
     health = (await shown(world))["health"]
     assert health == ({"healthy": False, "reason": reason} if reason else {"healthy": True})
 

@@ -9,6 +9,7 @@ from tailnet.services.derp_maps import DerpMaps
 from tailnet.store.rows import (
     AppState,
     AppStatus,
+    AppStatusReport,
     ConnectionAction,
     ConnectionReport,
     ConnectionType,
@@ -19,7 +20,7 @@ from tailnet.store.rows import (
 )
 from tailnet.types import PeerID
 from tests.support.api_world import LOCAL, World
-from tests.support.seeds import NOW, defined_document, fill, make_id, peer_id
+from tests.support.seeds import NOW, came, defined_document, fill, make_id, peer_id
 
 MAIN, CLIENT = peer_id("main"), peer_id("a client")
 
@@ -51,13 +52,15 @@ async def test_who_is_here(world: World) -> None:
 async def test_what_an_agent_reported(world: World) -> None:
     store = world.store
     fill(store, defined_document())
-    store.reports.record_connected([MAIN], NOW)
+    came(store, MAIN, NOW)
     store.reports.update_startups([Startup(MAIN, "v2.20.0", "/home/me", ["ENVBOX"], "2.4")])
     session = ConnectionReport(
         MAIN, make_id("session"), ConnectionAction.CONNECT, ConnectionType.SSH, NOW, "192.0.2.7", 0, "<b>", "ssh"
     )
     store.reports.insert_connections([session])
-    store.apps.add_app_status(MAIN, "editor", AppStatus(make_id("status"), NOW, AppState.IDLE, "<i>resting", ""))
+    store.apps.add_app_statuses(
+        [AppStatusReport(MAIN, "editor", AppStatus(make_id("status"), NOW, AppState.IDLE, "<i>resting", ""))]
+    )
     run = ScriptRun(make_id("start of main"), NOW, NOW, 3, RunStage.START, RunStatus.EXIT_FAILURE)
     store.apps.add_script_runs([(MAIN, run)])
     async with world.client(LOCAL) as client:

@@ -17,6 +17,7 @@ from tailnet.store.rows import (
     AppHealths,
     AppState,
     AppStatus,
+    AppStatusReport,
     ConnectionAction,
     ConnectionReport,
     ConnectionType,
@@ -30,7 +31,7 @@ from tailnet.store.rows import (
 )
 from tailnet.types import TAILSCALE_SERVICE_PREFIX
 from tests.support.api_world import LOCAL, World
-from tests.support.seeds import NOW, defined_document, fill, make_id, peer_id, user_token
+from tests.support.seeds import NOW, came, defined_document, fill, make_id, peer_id, user_token
 
 MAIN, GPU, CLIENT = peer_id("main"), peer_id("gpu"), peer_id("a client")
 VECTORS = Path(__file__).parents[2] / "vectors" / "api"
@@ -41,7 +42,7 @@ def report_everything(world: World) -> None:
     store = world.store
     fill(store, defined_document())
     store.reports.update_startups([Startup(MAIN, "v2.20.0", "/home/<me>", ["ENVBOX", "EXECTRACE"], "2.4")])
-    store.reports.record_connected([MAIN], NOW - timedelta(seconds=3.5))
+    came(store, MAIN, NOW - timedelta(seconds=3.5))
     store.reports.update_lifecycles(
         [
             LifecycleChange(MAIN, LifecycleState.STARTING, NOW.replace(microsecond=0)),
@@ -49,10 +50,18 @@ def report_everything(world: World) -> None:
         ]
     )
     store.reports.add_log_source(LogSource(MAIN, make_id("source"), "Start & go", "/icon.png", NOW))
-    assert store.apps.add_app_status(
-        MAIN, "editor", AppStatus(make_id("status"), NOW, AppState.COMPLETE, "built \u2028", "http://localhost/1")
+    assert store.apps.add_app_statuses(
+        [
+            AppStatusReport(
+                MAIN,
+                "editor",
+                AppStatus(make_id("status"), NOW, AppState.COMPLETE, "built \u2028", "http://localhost/1"),
+            )
+        ]
     )
-    assert store.apps.add_app_status(MAIN, "editor", AppStatus(make_id("next"), NOW, AppState.WORKING, "é", ""))
+    assert store.apps.add_app_statuses(
+        [AppStatusReport(MAIN, "editor", AppStatus(make_id("next"), NOW, AppState.WORKING, "é", ""))]
+    ) == [True]
     store.apps.update_app_healths([AppHealths(MAIN, {make_id("editor of main"): AppHealth.UNHEALTHY})])
     run = ScriptRun(make_id("start of main"), NOW, NOW, 7, RunStage.START, RunStatus.EXIT_FAILURE)
     store.apps.add_script_runs([(MAIN, run), (MAIN, replace(run, exit_code=0, status=RunStatus.OK))])

@@ -144,6 +144,7 @@ async def test_an_agent_boots_with_all_its_calls_at_once(server: CoordinatorServ
         assert (manifest.agent_id, manifest.workspace_id) == (MAIN, make_id("dev").bytes)
         assert manifest.derp_map.HasField("home_params")
         assert answers["UpdateStats"].report_interval.seconds == 300
+        await server.outbox.flush()
         assert server.store.reports.list_logs(MAIN)[0].output == "hello"
     assert agent_row(server).lifecycle_state is LifecycleState.READY
 
@@ -153,6 +154,7 @@ async def test_the_version_that_was_dialled_is_shown(server: CoordinatorServer, 
     async with open_peer(server, AGENT_DOOR.partition("?")[0] + query, agent_token("main")) as peer:
         request = agent.UpdateStartupRequest(startup={"version": "v2.20.0", "subsystems": [2, 1]})
         assert await peer.call(AGENT + "UpdateStartup", request, agent.Startup) == request.startup
+        await server.outbox.flush()
         async with open_connection(server) as stream:
             head = f"GET /api/v2/workspaceagents/{MAIN} HTTP/1.1\r\nHost: x\r\nCoder-Session-Token: {ALICE}\r\n\r\n"
             await stream.send_all(head.encode())

@@ -10,21 +10,23 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from tailnet.config import Banner, CoordinatorConfig
 from tailnet.coordinator.policy import AgentPolicy
-from tailnet.errors import RpcError, StoreError, Unimplemented
+from tailnet.errors import RpcError, StoreError, StoreTrouble, Unimplemented
 from tailnet.proto.generated import agent_pb2 as agent
 from tailnet.proto.services import AGENT
 from tailnet.services import agent_rpc
 from tailnet.services.agent_rpc import (
-    EXTERNAL_LOG_SOURCE,
     MAX_METADATA_BYTES,
     MAX_REASON_CHARS,
     MAX_URI_CHARS,
     AgentService,
 )
 from tailnet.services.derp_maps import DerpMaps
+from tailnet.services.reports import AgentReports
 from tailnet.services.tailnet_rpc import Caller
-from tailnet.store.reports import MAX_LOG_BYTES_PER_AGENT
+from tailnet.store.outbox import Outbox
+from tailnet.store.reports import EXTERNAL_LOG_SOURCE, MAX_LOG_BYTES_PER_AGENT
 from tailnet.store.rows import (
+    AgentIdentity,
     AppHealth,
     AppState,
     ConnectionAction,
@@ -48,16 +50,27 @@ class World:
         self.store = store
         self.changed: list[UUID] = []
         config = CoordinatorConfig(**settings)
-        self.service = AgentService(store, DerpMaps(), config, changed=self.changed.append, clock=lambda: NOW)
+        self.outbox = Outbox(store)
+        reports = AgentReports(store, self.outbox, clock=lambda: NOW)
+        self.service = AgentService(store, reports, DerpMaps(), config, changed=self.changed.append, clock=lambda: NOW)
         self.unary = self.service.unary()
 
     def caller(self, agent_id: bytes = MAIN) -> Caller:
         [identity] = self.store.callers.agent_identities([type(MAIN)(agent_id)]).values()
         return Caller(identity.id, AgentPolicy(identity.id), identity.name, identity, api_version="2.7")
 
+    @property
+    def caller_away(self) -> Caller:
+        """The caller as the door knew it, without a look at the store."""
+        identity = AgentIdentity(MAIN, "main", None, make_id("dev"), "dev", make_id("alice"), "alice")
+        return Caller(MAIN, AgentPolicy(MAIN), "main", identity, api_version="2.7")
+
     async def call(self, name: str, request: Any, agent_id: bytes = MAIN) -> Any:
+        """The answer, once what it reports is in the store too."""
         with trio.fail_after(20):
-            return await self.unary[f"/coder.agent.v2.Agent/{name}"](self.caller(agent_id), request)
+            answer = await self.unary[f"/coder.agent.v2.Agent/{name}"](self.caller(agent_id), request)
+            await self.outbox.flush()
+            return answer
 
 
 @pytest.fixture
@@ -357,6 +370,8 @@ async def test_runs_of_scripts(defined: World) -> None:
 
 
 async def test_healths_of_apps(defined: World) -> None:
+    for agent_id in (MAIN, GPU):
+        await defined.call("GetManifest", agent.GetManifestRequest(), agent_id)  # as every agent does first
     editor, shell = make_id("editor of main").bytes, make_id("shell of main").bytes
     good = {"id": editor, "health": agent.HEALTHY}
     for bad in (
@@ -396,56 +411,110 @@ async def test_what_an_app_says_it_does(defined: World) -> None:
     assert newer.id != older.id
 
 
-async def test_a_store_that_fails_for_a_moment_costs_no_answer(
-    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+async def test_an_app_that_is_not_in_any_manifest_we_gave_is_told_later(defined: World) -> None:
+    """After a restart of the server the agent may report before it asks for its manifest: the store finds out."""
+    wrong = agent.BatchUpdateAppHealthRequest(updates=[{"id": make_id("shell of main").bytes, "health": agent.HEALTHY}])
+    await defined.call("BatchUpdateAppHealths", wrong)
+    good = agent.BatchUpdateAppHealthRequest(updates=[{"id": make_id("editor of main").bytes, "health": agent.HEALTHY}])
+    with pytest.raises(RpcError, match=r"app health: app .* is none of this agent's"):
+        await defined.call("BatchUpdateAppHealths", good)
+    await defined.call("BatchUpdateAppHealths", good)  # told once: by then the agent has come again
+
+
+async def test_a_store_that_is_away_costs_no_answer(
+    defined: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Whatever an agent reports is answered; its manifest is the one it was given before."""
     monkeypatch.setattr(agent_rpc, "STORE_RETRY_SECONDS", 0.01)
-    failures = dict.fromkeys(("get_agent", "update_lifecycles", "insert_logs", "insert_stats", "put_metadata"), 1)
+    before = await defined.call("GetManifest", agent.GetManifestRequest())
+    database = defined.store.database
 
-    def fail_once(part: Any, name: str) -> Any:
-        real = getattr(part, name)
+    def away() -> None:
+        raise StoreError("the disk is full", StoreTrouble.FULL)
 
-        def sometimes(*arguments: Any) -> Any:
-            if failures[name]:
-                failures[name] -= 1
-                raise StoreError("the disk is full")
-            return real(*arguments)
-
-        return sometimes
-
-    for name in failures:
-        part = world.store.callers if name == "get_agent" else world.store.reports
-        monkeypatch.setattr(part, name, fail_once(part, name))
-    service = World(world.store)  # its batches take the methods as they are now
-    assert (await service.call("GetManifest", agent.GetManifestRequest())).agent_id == MAIN
-    lifecycle = {"state": agent.Lifecycle.READY}
-    await service.call("UpdateLifecycle", agent.UpdateLifecycleRequest(lifecycle=lifecycle))
-    await service.call("BatchCreateLogs", agent.BatchCreateLogsRequest(logs=[{"output": "kept"}]))
-    # What the next report says better is let go.
-    await service.call("UpdateStats", agent.UpdateStatsRequest(stats={"rx_bytes": 1}))
-    metadata = agent.BatchUpdateMetadataRequest(metadata=[{"key": "a"}])
-    await service.call("BatchUpdateMetadata", metadata)
-    assert set(failures.values()) == {0}
-    row = world.store.callers.get_agent(MAIN)
+    monkeypatch.setattr(database.dialect, "look", away)
+    reports: list[tuple[str, Any]] = [
+        ("UpdateLifecycle", agent.UpdateLifecycleRequest(lifecycle={"state": agent.Lifecycle.READY})),
+        ("UpdateStartup", agent.UpdateStartupRequest(startup={"version": "v2.20.0"})),
+        ("BatchCreateLogs", agent.BatchCreateLogsRequest(logs=[{"output": "kept"}])),
+        ("UpdateStats", agent.UpdateStatsRequest(stats={"rx_bytes": 1})),
+        ("BatchUpdateMetadata", agent.BatchUpdateMetadataRequest(metadata=[{"key": "a"}])),
+        ("UpdateAppStatus", agent.UpdateAppStatusRequest(slug="editor", message="thinking")),
+        (
+            "ReportConnection",
+            agent.ReportConnectionRequest(connection={"id": bytes(16), "action": agent.Connection.CONNECT}),
+        ),
+        (
+            "ScriptCompleted",
+            agent.WorkspaceAgentScriptCompletedRequest(timing={"script_id": make_id("start of main").bytes}),
+        ),
+        (
+            "BatchUpdateAppHealths",
+            agent.BatchUpdateAppHealthRequest(
+                updates=[{"id": make_id("editor of main").bytes, "health": agent.UNHEALTHY}]
+            ),
+        ),
+    ]
+    with trio.fail_after(10):
+        for name, request in reports:
+            await defined.unary[f"/coder.agent.v2.Agent/{name}"](defined.caller_away, request)
+        again = await defined.unary["/coder.agent.v2.Agent/GetManifest"](
+            defined.caller_away, agent.GetManifestRequest()
+        )
+        assert again == before
+        with pytest.raises(StoreError):
+            await defined.outbox.flush()
+        monkeypatch.undo()
+        await defined.outbox.flush()
+    row = defined.store.callers.get_agent(MAIN)
     assert row is not None
-    assert row.lifecycle_state is LifecycleState.READY
-    assert [line.output for line in world.store.reports.list_logs(MAIN)] == ["kept"]
-    assert world.store.reports.latest_stats(MAIN) is None
-    assert "the disk is full" in caplog.text
+    assert (row.lifecycle_state, row.version) == (LifecycleState.READY, "v2.20.0")
+    assert [line.output for line in defined.store.reports.list_logs(MAIN)] == ["kept"]
+    assert defined.store.reports.latest_stats(MAIN) is not None
+    assert [each.key for each in defined.store.reports.list_metadata(MAIN)] == ["a"]
+    assert len(defined.store.reports.list_connections(MAIN)) == 1
+    definitions = defined.store.apps.definitions(MAIN)
+    assert (definitions.apps[0].health, len(definitions.apps[0].statuses)) == (AppHealth.UNHEALTHY, 1)
+    assert len(definitions.scripts[0].runs) == 1
+    assert caplog.text.count("the disk is full") == 1
 
 
-async def test_a_store_that_stays_broken_is_an_error_in_the_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_must_not_be_lost_is_in_the_store_before_the_answer(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = await world.unary["/coder.agent.v2.Agent/CreateSubAgent"](
+        world.caller(), agent.CreateSubAgentRequest(name="child")
+    )
+    child = type(MAIN)(made.agent.id)
+    assert world.store.callers.get_agent(child) is not None
+    caller = world.caller()
+
+    def away() -> None:
+        raise StoreError("the disk is full", StoreTrouble.FULL)
+
+    monkeypatch.setattr(world.store.database.dialect, "look", away)
+    for name, request in (
+        ("CreateSubAgent", agent.CreateSubAgentRequest(name="second")),
+        ("DeleteSubAgent", agent.DeleteSubAgentRequest(id=made.agent.id)),
+    ):
+        with pytest.raises(RpcError, match="the disk is full"):
+            await world.unary[f"/coder.agent.v2.Agent/{name}"](caller, request)
+    monkeypatch.undo()
+    assert [row.id for row in world.store.callers.list_sub_agents(MAIN)] == [child]
+
+
+async def test_a_manifest_that_nobody_knows_is_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agent_rpc, "STORE_RETRY_SECONDS", 0.0)
     monkeypatch.setattr(agent_rpc, "STORE_TRIES", 3)
+    caller = world.caller()
     tries = 0
 
-    def broken(*arguments: Any) -> Any:
+    def away() -> None:
         nonlocal tries
         tries += 1
         raise StoreError("gone")
 
-    monkeypatch.setattr(world.store.reports, "update_startups", broken)
-    service = World(world.store)
+    monkeypatch.setattr(world.store.database.dialect, "look", away)
     with pytest.raises(RpcError, match="store failed"):
-        await service.call("UpdateStartup", agent.UpdateStartupRequest(startup={"version": "v2.20.0"}))
+        await world.unary["/coder.agent.v2.Agent/GetManifest"](caller, agent.GetManifestRequest())
     assert tries == 3

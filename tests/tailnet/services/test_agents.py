@@ -22,7 +22,7 @@ from tailnet.store.rows import (
 )
 from tailnet.store.store import Store
 from tailnet.types import PeerID
-from tests.support.seeds import NOW, defined_document, fill, make_id, peer_id
+from tests.support.seeds import NOW, came, defined_document, fill, make_id, peer_id
 
 MAIN = peer_id("main")
 MAP = DERPMap({5: DERPRegion(5, "five", "Five")})
@@ -44,7 +44,7 @@ def agents(store: Store) -> Agents:
 
 
 async def test_all_of_an_agent(agents: Agents, store: Store) -> None:
-    store.reports.record_connected([MAIN], NOW)
+    came(store, MAIN, NOW)
     store.reports.add_log_source(LogSource(MAIN, make_id("source"), "Start", "/icon.png", NOW))
     run = ScriptRun(make_id("start of main"), NOW, NOW, 7, RunStage.START, RunStatus.EXIT_FAILURE)
     store.apps.add_script_runs([(MAIN, run)])
@@ -106,7 +106,7 @@ async def test_the_clock_decides(
     agents: Agents, store: Store, silent_seconds: float, status: AgentStatus, unhealthy: str
 ) -> None:
     seen = NOW - timedelta(seconds=silent_seconds)
-    store.reports.record_connected([MAIN], seen)
+    came(store, MAIN, seen)
     store.reports.update_lifecycles([LifecycleChange(MAIN, LifecycleState.START_ERROR, NOW)])
     view = await agents.describe(MAIN)
     assert view is not None

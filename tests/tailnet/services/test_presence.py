@@ -1,27 +1,27 @@
-"""Who is connected, written behind: batches, moments, reconnects, signs of life, and a store that fails."""
+"""Who is connected: by open channels here, and in the store through the outbox: moments, reconnects, signs of life."""
 
-import logging
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from uuid import UUID
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from derp.close_reason import CloseReason
 from derp.protocol.websocket import CloseCode
 from tailnet.coordinator.policy import AgentPolicy
-from tailnet.errors import StoreError
-from tailnet.services import presence
 from tailnet.services.presence import AgentPresence
+from tailnet.services.reports import AgentReports
 from tailnet.services.tailnet_rpc import Caller
-from tailnet.store.rows import AgentRow
+from tailnet.store.outbox import Outbox
+from tailnet.store.rows import AgentRow, AgentStatus
 from tailnet.store.store import Store
-from tests.support.seeds import fill, make_id, peer_id
-from tests.support.tailnet_driver import wait_for
+from tests.support.seeds import NOW, fill, make_id, peer_id
 
 pytestmark = pytest.mark.stores
+
+MAIN = peer_id("main")
 
 
 @dataclass(eq=False)
@@ -38,142 +38,150 @@ class Connection:
 
 @dataclass
 class World:
+    """One server."""
+
     store: Store
-    presence: AgentPresence
-    changed: list[UUID]
+    server_id: str = "one"
+    sign_of_life_seconds: float = 1000.0
+    now: datetime = NOW
+    changed: list[UUID] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.outbox = Outbox(self.store)
+        reports = AgentReports(self.store, self.outbox, server_id=self.server_id, clock=lambda: self.now)
+        self.presence = AgentPresence(reports, self.sign_of_life_seconds, self.changed.append, lambda: self.now)
 
     def connect(self, name: str = "main") -> Connection:
         [agent] = self.store.callers.agent_identities([peer_id(name)]).values()
-        return Connection(Caller(agent.id, AgentPolicy(agent.id), name, agent))
+        connection = Connection(Caller(agent.id, AgentPolicy(agent.id), name, agent))
+        self.presence.came(connection)
+        return connection
 
     def row(self, name: str = "main") -> AgentRow:
         row = self.store.callers.get_agent(peer_id(name))
         assert row is not None
         return row
 
-    async def written(self) -> None:
-        """Run until everything so far is in the store: bob's agent, which comes last, tells."""
-        before = self.row("web").last_connected_at
-        self.presence.came(self.connect("web"))
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.presence.run)
-            await wait_for(lambda: self.row("web").last_connected_at != before)
-            nursery.cancel_scope.cancel()
-        while make_id("bob") in self.changed:
-            self.changed.remove(make_id("bob"))
+    def later(self, seconds: float) -> datetime:
+        self.now += timedelta(seconds=seconds)
+        return self.now
 
 
 @pytest.fixture
-def world(store: Store, monkeypatch: pytest.MonkeyPatch) -> World:
-    monkeypatch.setattr(presence, "WRITE_SECONDS", 0.01)
+def world(store: Store) -> World:
     fill(store)
-    changed: list[UUID] = []
-    return World(store, AgentPresence(store, 1000.0, changed.append), changed)
+    return World(store)
 
 
 async def test_came_and_left(world: World) -> None:
     connection = world.connect()
-    world.presence.came(connection)
-    assert world.presence.connected_count == 1
-    await world.written()
-    first = world.row()
-    assert first.first_connected_at == first.last_connected_at is not None
-    assert first.disconnected_at is None
-    assert world.changed == [make_id("alice")]
+    assert (world.presence.connected_count, world.presence.is_here(MAIN)) == (1, True)
+    await world.outbox.flush()
+    row = world.row()
+    assert (row.first_connected_at, row.last_connected_at, row.disconnected_at) == (NOW, NOW, None)
+    left_at = world.later(5)
     world.presence.left(connection)
     world.presence.left(connection)  # a second word changes nothing
-    await world.written()
-    assert world.presence.connected_count == 1  # bob's
+    assert (world.presence.connected_count, world.presence.is_here(MAIN)) == (0, False)
+    await world.outbox.flush()
     row = world.row()
-    assert (row.first_connected_at, row.last_connected_at) == (first.first_connected_at, first.last_connected_at)
-    assert row.disconnected_at is not None
+    assert (row.first_connected_at, row.last_connected_at, row.disconnected_at) == (NOW, NOW, left_at)
     assert world.changed == [make_id("alice")] * 2
 
 
 async def test_here_for_less_than_a_write(world: World) -> None:
     connection = world.connect()
-    world.presence.came(connection)
+    left_at = world.later(0.1)
     world.presence.left(connection)
-    await world.written()
+    await world.outbox.flush()
     row = world.row()
-    assert row.last_connected_at is not None
-    assert row.disconnected_at is not None
-    assert row.disconnected_at > row.last_connected_at
+    assert (row.last_connected_at, row.disconnected_at) == (NOW, left_at)
 
 
 async def test_who_reconnects_has_not_left(world: World) -> None:
     older, newer = world.connect(), world.connect()
-    world.presence.came(older)
-    world.presence.came(newer)
     world.presence.left(older)
-    await world.written()
+    await world.outbox.flush()
     assert world.row().disconnected_at is None
     world.presence.left(newer)
-    world.presence.came(world.connect())
-    await world.written()
-    assert world.row().disconnected_at is None
+    came_at = world.later(1)
+    world.connect()
+    await world.outbox.flush()
+    assert (world.row().disconnected_at, world.row().last_connected_at) == (None, came_at)
 
 
 async def test_a_connection_that_drives_no_status_is_none_of_ours(world: World) -> None:
-    world.presence.left(world.connect())
-    await world.written()
+    [agent] = world.store.callers.agent_identities([MAIN]).values()
+    world.presence.left(Connection(Caller(agent.id, AgentPolicy(agent.id), "main", agent)))
+    await world.outbox.flush()
     assert world.row().disconnected_at is None
     assert world.changed == []
 
 
-async def test_signs_of_life(world: World, nursery: trio.Nursery) -> None:
-    lively = AgentPresence(world.store, 0.02, world.changed.append)
-    lively.came(world.connect())
-    nursery.start_soon(lively.run)
-    first = await wait_for(lambda: world.row().last_connected_at)
-    assert await wait_for(lambda: world.row().last_connected_at != first)
-    assert world.row().first_connected_at == first
+async def test_signs_of_life(store: Store, nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    fill(store)
+    world = World(store, sign_of_life_seconds=15.0)
+    for name in ("main", "gpu", "web"):
+        world.connect(name)
+    await world.outbox.flush()
+    seen_at = world.later(15)
+    nursery.start_soon(world.presence.run)
+    await trio.sleep(5.5)
+    # Of three agents each has a second of its own within the fifteen.
+    assert sum(reading.waiting for reading in world.outbox.readings().values()) == 3
+    await world.outbox.flush()
+    for name in ("main", "gpu", "web"):
+        assert (world.row(name).last_connected_at, world.row(name).first_connected_at) == (seen_at, NOW)
 
 
 async def test_our_end_is_theirs(world: World) -> None:
-    gone = world.connect("gpu")
-    world.presence.came(world.connect())
-    world.presence.came(gone)
-    world.presence.left(gone)
-    await world.presence.finish()
-    assert world.row().disconnected_at is not None
-    assert world.row("gpu").disconnected_at is not None
+    world.connect()
+    world.presence.left(world.connect("gpu"))
+    left_at = world.later(3)
+    world.presence.finish()
+    await world.outbox.finish()
+    assert world.row().disconnected_at == left_at
+    assert world.row("gpu").disconnected_at == NOW
 
 
-async def test_nothing_is_lost_when_the_server_ends_in_the_middle_of_a_write(world: World) -> None:
+async def test_a_late_word_of_one_server_does_not_undo_what_another_saw(world: World) -> None:
+    other = World(world.store, "two", now=world.later(10))
+    old = world.connect()
+    await world.outbox.flush()
+    world.later(1)
+    world.presence.left(old)  # written late
+    other.later(2)
+    new = other.connect()
+    await other.outbox.flush()
+    await world.outbox.flush()
+    row = world.row()
+    assert (row.seen_by, row.status(other.now, 30)) == ("two", AgentStatus.CONNECTED)
+    other.presence.left(new)
+    await other.outbox.flush()
+    assert world.row().status(other.now, 30) is AgentStatus.DISCONNECTED
+
+
+@pytest.mark.parametrize("ahead", [timedelta(hours=3), timedelta(days=400)])
+async def test_a_clock_that_was_ahead_keeps_nobody_connected(world: World, ahead: timedelta) -> None:
+    world.now = NOW + ahead
     here, gone = world.connect(), world.connect("gpu")
-    world.presence.came(here)
-    world.presence.came(gone)
-    await world.written()
+    await world.outbox.flush()
     world.presence.left(gone)
-    with trio.CancelScope() as scope:
-        real = world.store.reports.record_connected
-
-        def cancelled_meanwhile(*arguments: Any) -> None:
-            trio.from_thread.run_sync(scope.cancel)
-            real(*arguments)
-
-        world.store.reports.record_connected = cancelled_meanwhile  # type: ignore[method-assign]  # the moment matters
-        world.presence.came(world.connect("web"))
-        await world.presence.run()
-    assert world.row("gpu").disconnected_at is not None
-
-
-async def test_a_store_that_fails_hears_it_again(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    real: Callable[..., None] = world.store.reports.record_connected
-
-    def failing(*arguments: Any) -> None:
-        world.store.reports.record_connected = real  # type: ignore[method-assign]
-        raise StoreError("the disk is full")
-
-    here, gone = world.connect(), world.connect("gpu")
-    world.presence.came(here)
-    world.presence.came(gone)
-    world.presence.left(gone)
-    world.store.reports.record_connected = failing  # type: ignore[method-assign]  # a disk that is full once
-    with caplog.at_level(logging.ERROR):
-        await world.written()
-    assert "the disk is full" in caplog.text
-    assert world.row().last_connected_at is not None
-    assert world.row("gpu").first_connected_at is not None
-    assert world.row("gpu").disconnected_at is not None
+    world.connect("web")  # and then its server dies without a word
+    await world.outbox.flush()
+    world.now = NOW  # corrected
+    for name, status in (("gpu", AgentStatus.DISCONNECTED), ("web", AgentStatus.DISCONNECTED)):
+        assert world.row(name).status(world.now, 30) is status, name
+    # Who is here says so with the right time, and leaves with it.
+    assert world.row().status(world.now, 30, world.presence.is_here(MAIN)) is AgentStatus.CONNECTED
+    world.presence.left(here)
+    await world.outbox.flush()
+    row = world.row()
+    assert row.status(world.now, 30) is AgentStatus.DISCONNECTED
+    assert (row.last_connected_at, row.disconnected_at) == (NOW, NOW)
+    world.later(1)
+    world.connect("gpu")
+    await world.outbox.flush()
+    row = world.row("gpu")
+    assert row.status(world.now, 30) is AgentStatus.CONNECTED
+    assert (row.first_connected_at, row.last_connected_at, row.disconnected_at) == (world.now, world.now, None)

@@ -18,7 +18,9 @@ from tests.support.tailnet_driver import wait_for
 
 pytestmark = pytest.mark.stores
 
-REPORT = StatsReport(peer_id("main"), 1, 2, 3, {})
+
+def report(at: datetime) -> StatsReport:
+    return StatsReport(peer_id("main"), 1, 2, 3, {}, at)
 
 
 @pytest.fixture
@@ -36,14 +38,14 @@ async def test_now_and_every_hour(store: Store, clock: MockClock) -> None:
     fill(store)
     old = datetime.now(UTC) - STATS_KEPT - timedelta(minutes=1)
     # More than one piece, and one that is young enough to stay.
-    store.reports.insert_stats([REPORT] * (PRUNE_ROWS + 1), old)
-    store.reports.insert_stats([REPORT], datetime.now(UTC))
+    store.reports.insert_stats([report(old)] * (PRUNE_ROWS + 1))
+    store.reports.insert_stats([report(datetime.now(UTC))])
     async with trio.open_nursery() as nursery:
         nursery.start_soon(prune_forever, store)
         await wait_for(lambda: count(store) == 1)
         # The last piece is the one that finds nothing; then it waits.
         await trio.testing.wait_all_tasks_blocked(0.1)
-        store.reports.insert_stats([REPORT], old)
+        store.reports.insert_stats([report(old)])
         clock.jump(PRUNE_SECONDS / 2)
         await trio.testing.wait_all_tasks_blocked(0.1)
         assert count(store) == 2
@@ -57,7 +59,7 @@ async def test_a_store_that_fails_is_asked_again(
     store: Store, store_url: str, clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     fill(store)
-    store.reports.insert_stats([REPORT], datetime.now(UTC) - STATS_KEPT - timedelta(minutes=1))
+    store.reports.insert_stats([report(datetime.now(UTC) - STATS_KEPT - timedelta(minutes=1))])
     impatient = Store.open(store_url, busy_timeout_seconds=0.01)
     async with trio.open_nursery() as nursery:
         with store.writing():
@@ -72,7 +74,7 @@ async def test_a_store_that_fails_is_asked_again(
 
 async def test_a_server_does_it(serve: Callable[..., Awaitable[CoordinatorServer]], filled_url: str) -> None:
     store = Store.open(filled_url)
-    store.reports.insert_stats([REPORT], datetime.now(UTC) - STATS_KEPT - timedelta(minutes=1))
+    store.reports.insert_stats([report(datetime.now(UTC) - STATS_KEPT - timedelta(minutes=1))])
     store.close()
     server = await serve()
     await wait_for(lambda: count(server.store) == 0)

@@ -6,7 +6,16 @@ from uuid import UUID
 import pytest
 
 from tailnet.store import apps
-from tailnet.store.rows import AppHealth, AppHealths, AppState, AppStatus, RunStage, RunStatus, ScriptRun
+from tailnet.store.rows import (
+    AppHealth,
+    AppHealths,
+    AppState,
+    AppStatus,
+    AppStatusReport,
+    RunStage,
+    RunStatus,
+    ScriptRun,
+)
 from tailnet.store.store import Store
 from tests.support.seeds import NOW, defined_document, definitions, fill, make_id, peer_id
 
@@ -46,10 +55,10 @@ def test_statuses_are_added_and_the_last_are_kept(defined: Store, monkeypatch: p
     monkeypatch.setattr(apps, "MAX_STATUSES_PER_APP", 3)
     for number in range(5):
         status = AppStatus(UUID(int=number), NOW, AppState(number % 4), f"step {number}", "http://x")
-        assert defined.apps.add_app_status(MAIN, "shell", status)
+        assert defined.apps.add_app_statuses([AppStatusReport(MAIN, "shell", status)]) == [True]
     other = AppStatus(UUID(int=9), NOW, AppState.COMPLETE, "done", "")
-    assert defined.apps.add_app_status(MAIN, "editor", other)
-    assert not defined.apps.add_app_status(MAIN, "none", other)
+    assert defined.apps.add_app_statuses([AppStatusReport(MAIN, "editor", other)]) == [True]
+    assert defined.apps.add_app_statuses([AppStatusReport(MAIN, "none", other)]) == [False]
     editor, shell = defined.apps.definitions(MAIN).apps
     assert editor.statuses == [other]
     assert [(each.id.int, each.state, each.message) for each in shell.statuses] == [

@@ -13,7 +13,7 @@ from tailnet.store.rows import AgentIdentity, WorkspaceStatus
 from tailnet.store.store import Store
 from tailnet.tokens import agent_token_digest, parse_user_token
 from tailnet.types import PeerID
-from tests.support.seeds import NOW, agent_token, fill, make_id, peer_id, user_token
+from tests.support.seeds import NOW, agent_token, came, fill, make_id, peer_id, user_token
 
 
 @pytest.fixture
@@ -161,7 +161,7 @@ def test_what_changes_nothing_is_not_announced(filled: Store) -> None:
     before = filled.callers.callers_generation()
     assert not filled.callers.delete_agent(peer_id("nobody"))
     assert not filled.callers.update_user(make_id("nobody"), NOW, active=False)
-    filled.reports.record_connected([peer_id("main")], NOW)
+    came(filled, peer_id("main"), NOW)
     assert filled.callers.callers_generation() == before
 
 

@@ -13,7 +13,7 @@ from tailnet.store.schema import metadata
 from tailnet.store.seed import parse_seed
 from tailnet.store.store import Store
 from tailnet.tokens import parse_user_token
-from tests.support.seeds import NOW, AgentSpec, agent_token, fill, make_id, peer_id, seed_document, user_token
+from tests.support.seeds import NOW, AgentSpec, agent_token, came, fill, make_id, peer_id, seed_document, user_token
 
 NEVER_CHANGING = {"agent_stats", "agent_metadata", "agent_log_sources", "agent_logs", "signing_keys", "kept_maps"}
 
@@ -77,7 +77,7 @@ def test_a_token_whose_secret_changed_under_the_same_id(store: Store) -> None:
 def test_what_a_file_does_not_name_stays(store: Store) -> None:
     fill(store)
     store.callers.add_user_token(make_id("alice"), "abcdefghij", b"\0" * 32, NOW)
-    store.reports.record_connected([peer_id("main")], NOW)
+    came(store, peer_id("main"), NOW)
     more = seed_document((AgentSpec("new", "lab", "alice"),))
     assert fill(store, more) == SeedOutcome(Tally(0, 0, 1), Tally(1, 0, 0), Tally(1, 0, 0))
     assert store.callers.user_tokens(["abcdefghij"])

@@ -6,7 +6,16 @@ import pytest
 
 from tailnet.errors import SeedError
 from tailnet.store.importing import Tally
-from tailnet.store.rows import AppHealth, AppHealths, AppState, AppStatus, RunStage, RunStatus, ScriptRun
+from tailnet.store.rows import (
+    AppHealth,
+    AppHealths,
+    AppState,
+    AppStatus,
+    AppStatusReport,
+    RunStage,
+    RunStatus,
+    ScriptRun,
+)
 from tailnet.store.store import Store
 from tests.support.seeds import NOW, defined_document, definitions, fill, make_id, peer_id, seed_document
 from tests.tailnet.store.test_importing import dump
@@ -20,7 +29,9 @@ def filled(store: Store) -> Any:
     document = defined_document()
     assert fill(store, document).agents == Tally(3, 0, 0)
     assert store.apps.update_app_healths([AppHealths(MAIN, {EDITOR: AppHealth.HEALTHY})]) == [""]
-    assert store.apps.add_app_status(MAIN, "shell", AppStatus(make_id("status"), NOW, AppState.IDLE, "resting", ""))
+    assert store.apps.add_app_statuses(
+        [AppStatusReport(MAIN, "shell", AppStatus(make_id("status"), NOW, AppState.IDLE, "resting", ""))]
+    ) == [True]
     store.apps.add_script_runs([(MAIN, ScriptRun(START, NOW, NOW, 0, RunStage.START, RunStatus.OK))])
     return document
 

@@ -50,16 +50,6 @@ def get(store: Store, agent_id: bytes = MAIN) -> AgentRow:
     return agent
 
 
-def test_connections(filled: Store) -> None:
-    filled.reports.record_connected([MAIN, GPU, NOBODY], after(1))
-    filled.reports.record_connected([MAIN], after(2))
-    filled.reports.record_disconnected([MAIN], after(3))
-    filled.reports.record_connected([MAIN], after(4))
-    main, gpu = get(filled), get(filled, GPU)
-    assert (main.first_connected_at, main.last_connected_at, main.disconnected_at) == (after(1), after(4), after(3))
-    assert (gpu.first_connected_at, gpu.last_connected_at, gpu.disconnected_at) == (after(1), after(1), None)
-
-
 def session(
     number: int, agent_id: PeerID = MAIN, action: ConnectionAction = ConnectionAction.CONNECT
 ) -> ConnectionReport:
@@ -89,12 +79,11 @@ def test_the_last_sessions_of_each_agent_are_kept(filled: Store) -> None:
 
 
 def test_empty_batches_write_nothing(filled: Store) -> None:
-    filled.reports.record_connected([], NOW)
     filled.reports.update_lifecycles([])
-    filled.reports.insert_stats([], NOW)
+    filled.reports.insert_stats([])
     filled.reports.insert_connections([])
     filled.reports.put_metadata([])
-    assert filled.reports.insert_logs([], NOW) == []
+    assert filled.reports.insert_logs([]) == []
 
 
 @pytest.mark.parametrize(
@@ -134,20 +123,20 @@ def test_startup(filled: Store) -> None:
 
 
 def test_stats(filled: Store) -> None:
-    first = StatsReport(MAIN, 1, 2, 3, {"connections_by_proto": {"TCP": 1}})
-    last = StatsReport(MAIN, 4, 1 << 40, 6, {})
-    filled.reports.insert_stats([first, StatsReport(NOBODY, 0, 0, 0, {}), last], NOW)
+    first = StatsReport(MAIN, 1, 2, 3, {"connections_by_proto": {"TCP": 1}}, NOW)
+    last = StatsReport(MAIN, 4, 1 << 40, 6, {}, NOW)
+    filled.reports.insert_stats([first, StatsReport(NOBODY, 0, 0, 0, {}, NOW), last])
     assert filled.reports.latest_stats(MAIN) == last
     assert filled.reports.latest_stats(GPU) is None
 
 
 def test_old_stats_are_pruned_in_pieces(filled: Store) -> None:
-    filled.reports.insert_stats([StatsReport(MAIN, 0, 0, 0, {})] * (PRUNE_ROWS + 1), NOW)
-    filled.reports.insert_stats([StatsReport(MAIN, 7, 0, 0, {})], after(1))
+    filled.reports.insert_stats([StatsReport(MAIN, 0, 0, 0, {}, NOW)] * (PRUNE_ROWS + 1))
+    filled.reports.insert_stats([StatsReport(MAIN, 7, 0, 0, {}, after(1))])
     edge = NOW + STATS_KEPT
     assert filled.reports.prune(edge) == 0
     assert [filled.reports.prune(edge + timedelta(microseconds=1)) for _ in range(3)] == [PRUNE_ROWS, 1, 0]
-    assert filled.reports.latest_stats(MAIN) == StatsReport(MAIN, 7, 0, 0, {})
+    assert filled.reports.latest_stats(MAIN) == StatsReport(MAIN, 7, 0, 0, {}, after(1))
 
 
 def test_metadata_keeps_the_latest_value(filled: Store) -> None:
@@ -181,9 +170,9 @@ def test_log_sources_are_no_conflict(filled: Store) -> None:
 
 def test_logs_page_by_rising_ids(filled: Store) -> None:
     script = make_id("script")
-    filled.reports.insert_logs([LogBatch(MAIN, script, [(LEVEL_INFO, "one"), (5, "zwei ü")])], NOW)
+    filled.reports.insert_logs([LogBatch(MAIN, script, [(LEVEL_INFO, "one"), (5, "zwei ü")], NOW)])
     filled.reports.insert_logs(
-        [LogBatch(GPU, script, [(LEVEL_INFO, "other")]), LogBatch(MAIN, script, [(1, "three")])], NOW
+        [LogBatch(GPU, script, [(LEVEL_INFO, "other")], NOW), LogBatch(MAIN, script, [(1, "three")], NOW)]
     )
     lines = filled.reports.list_logs(MAIN)
     assert [(line.level, line.output, line.source_id, line.created_at) for line in lines] == [
@@ -196,21 +185,21 @@ def test_logs_page_by_rising_ids(filled: Store) -> None:
 
 
 def test_log_ids_are_never_used_twice(filled: Store) -> None:
-    filled.reports.insert_logs([LogBatch(GPU, EXTERNAL_LOG_SOURCE, [(LEVEL_INFO, "x")])], NOW)
+    filled.reports.insert_logs([LogBatch(GPU, EXTERNAL_LOG_SOURCE, [(LEVEL_INFO, "x")], NOW)])
     [line] = filled.reports.list_logs(GPU)
     filled.callers.delete_agent(GPU)
-    filled.reports.insert_logs([LogBatch(MAIN, EXTERNAL_LOG_SOURCE, [(LEVEL_INFO, "x")])], NOW)
+    filled.reports.insert_logs([LogBatch(MAIN, EXTERNAL_LOG_SOURCE, [(LEVEL_INFO, "x")], NOW)])
     assert filled.reports.list_logs(MAIN)[0].id > line.id
 
 
 def test_the_log_limit_refuses_whole_batches(filled: Store) -> None:
     def batch(size: int, agent_id: bytes = MAIN) -> LogBatch:
-        return LogBatch(agent_id, EXTERNAL_LOG_SOURCE, [(LEVEL_INFO, "x" * size)])  # type: ignore[arg-type]
+        return LogBatch(agent_id, EXTERNAL_LOG_SOURCE, [(LEVEL_INFO, "x" * size)], NOW)  # type: ignore[arg-type]
 
     half = MAX_LOG_BYTES_PER_AGENT // 2
     # The two halves fit to the byte; the third batch is over, of its two lines none is stored.
-    over = LogBatch(MAIN, EXTERNAL_LOG_SOURCE, [(LEVEL_INFO, ""), (LEVEL_INFO, "y")])
-    assert filled.reports.insert_logs([batch(half), batch(half), over, batch(1, GPU)], NOW) == [
+    over = LogBatch(MAIN, EXTERNAL_LOG_SOURCE, [(LEVEL_INFO, ""), (LEVEL_INFO, "y")], NOW)
+    assert filled.reports.insert_logs([batch(half), batch(half), over, batch(1, GPU)]) == [
         False,
         False,
         True,
@@ -221,10 +210,10 @@ def test_the_log_limit_refuses_whole_batches(filled: Store) -> None:
     assert (main.logs_bytes, main.logs_overflowed) == (MAX_LOG_BYTES_PER_AGENT, True)
     assert (gpu.logs_bytes, gpu.logs_overflowed) == (1, False)
     # The mark stays, also after a batch that fits because it is empty.
-    assert filled.reports.insert_logs([batch(0)], NOW) == [False]
+    assert filled.reports.insert_logs([batch(0)]) == [False]
     assert get(filled).logs_overflowed
 
 
 def test_logs_of_an_agent_that_is_gone(filled: Store) -> None:
-    assert filled.reports.insert_logs([LogBatch(NOBODY, EXTERNAL_LOG_SOURCE, [(LEVEL_INFO, "x")])], NOW) == [False]
+    assert filled.reports.insert_logs([LogBatch(NOBODY, EXTERNAL_LOG_SOURCE, [(LEVEL_INFO, "x")], NOW)]) == [False]
     assert filled.reports.list_logs(NOBODY) == []

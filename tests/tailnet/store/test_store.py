@@ -3,13 +3,13 @@
 from uuid import UUID
 
 from tailnet.store.store import Store
-from tests.support.seeds import NOW, agent_token, fill, make_id, peer_id
+from tests.support.seeds import NOW, agent_token, came, fill, make_id, peer_id
 
 
 async def test_everything_survives_a_restart(store_url: str) -> None:
     store = Store.open(store_url)
     await store.run(fill, store)
-    await store.run(store.reports.record_connected, [peer_id("main")], NOW)
+    await store.run(came, store, peer_id("main"), NOW)
     store.close()
     again = Store.open(store_url)
     agent = await again.run(again.callers.get_agent, peer_id("main"))

@@ -1,0 +1,123 @@
+"""Several servers write about the same agents, late and out of order; each row says who may say what."""
+
+from datetime import datetime, timedelta
+
+import pytest
+
+from tailnet.store.presence import CLOCKS_DIFFER, SERVERS_KEPT
+from tailnet.store.rows import AgentRow, AgentStatus, PresenceChange, ServerRow
+from tailnet.store.store import Store
+from tests.support.seeds import NOW, came, fill, left, peer_id
+
+MAIN, GPU, NOBODY = peer_id("main"), peer_id("gpu"), peer_id("nobody")
+INACTIVE = timedelta(seconds=30)
+
+
+def after(seconds: float) -> datetime:
+    return NOW + timedelta(seconds=seconds)
+
+
+@pytest.fixture
+def filled(store: Store) -> Store:
+    fill(store)
+    return store
+
+
+def row(store: Store) -> AgentRow:
+    found = store.callers.get_agent(MAIN)
+    assert found is not None
+    return found
+
+
+def seen(store: Store, at: datetime, server: str) -> None:
+    store.presence.record([PresenceChange(MAIN, seen_at=at)], server, at, INACTIVE)
+
+
+def test_times(filled: Store) -> None:
+    changes = [PresenceChange(each, came_at=after(1)) for each in (MAIN, GPU, NOBODY)]
+    filled.presence.record(changes, "one", after(1), INACTIVE)
+    seen(filled, after(2), "one")
+    left(filled, MAIN, after(3), "one")
+    came(filled, MAIN, after(4), "one")
+    found = row(filled)
+    # A disconnection that is over stays to be shown.
+    assert (found.first_connected_at, found.last_connected_at, found.disconnected_at) == (after(1), after(4), after(3))
+    assert found.status(after(5), 30) is AgentStatus.CONNECTED
+    filled.presence.record([], "one", after(5), INACTIVE)
+
+
+def test_only_who_holds_the_connection_may_say_that_it_ended(filled: Store) -> None:
+    came(filled, MAIN, after(1), "one")
+    came(filled, MAIN, after(2), "two")
+    left(filled, MAIN, after(3), "one")
+    assert (row(filled).disconnected_at, row(filled).seen_by) == (None, "two")
+    left(filled, MAIN, after(4), "two")
+    assert (row(filled).disconnected_at, row(filled).seen_by) == (after(4), None)
+
+
+def test_a_connection_that_is_told_late_is_not_the_newest(filled: Store) -> None:
+    came(filled, MAIN, after(9), "two")
+    came(filled, MAIN, after(5), "one")
+    assert (row(filled).last_connected_at, row(filled).seen_by) == (after(9), "two")
+
+
+def test_a_sign_of_life_takes_an_agent_from_nobody_who_is_alive(filled: Store) -> None:
+    came(filled, MAIN, after(1), "one")
+    came(filled, MAIN, after(2), "two")
+    seen(filled, after(3), "one")  # the rest of its old connection
+    assert (row(filled).last_connected_at, row(filled).seen_by) == (after(2), "two")
+    # The other server died without a word: whoever still holds a connection has the agent.
+    seen(filled, after(33), "one")
+    assert (row(filled).last_connected_at, row(filled).seen_by) == (after(33), "one")
+
+
+def test_a_sign_of_life_takes_an_agent_that_is_nobodys(filled: Store) -> None:
+    came(filled, MAIN, after(1), "one")
+    came(filled, MAIN, after(2), "two")
+    left(filled, MAIN, after(3), "two")
+    assert row(filled).status(after(3), 30) is AgentStatus.DISCONNECTED
+    seen(filled, after(4), "one")
+    assert row(filled).status(after(4), 30) is AgentStatus.CONNECTED
+
+
+def test_a_clock_that_is_ahead_wins_nothing(filled: Store) -> None:
+    came(filled, MAIN, after(10_000), "fast")
+    came(filled, MAIN, after(1), "right")
+    assert (row(filled).last_connected_at, row(filled).seen_by) == (after(1), "right")
+    # Within what clocks may differ, the later one counts.
+    came(filled, MAIN, after(1) + CLOCKS_DIFFER / 2, "fast")
+    came(filled, MAIN, after(2), "right")
+    assert row(filled).seen_by == "fast"
+
+
+@pytest.mark.parametrize(
+    ("older", "newer", "both"),
+    [
+        ({"came_at": 1}, {"left_at": 2}, {"came_at": 1, "left_at": 2}),
+        ({"came_at": 1, "left_at": 2}, {"came_at": 3}, {"came_at": 3}),
+        ({"seen_at": 1}, {"left_at": 2}, {"seen_at": 1, "left_at": 2}),
+        ({"came_at": 1}, {"seen_at": 2}, {"came_at": 1, "seen_at": 2}),
+        ({"seen_at": 1}, {"seen_at": 2}, {"seen_at": 2}),
+        ({"left_at": 1}, {"came_at": 2}, {"came_at": 2}),
+    ],
+)
+def test_two_changes_are_one(older: dict[str, int], newer: dict[str, int], both: dict[str, int]) -> None:
+    def change(moments: dict[str, int]) -> PresenceChange:
+        return PresenceChange(MAIN, **{name: after(seconds) for name, seconds in moments.items()})
+
+    assert change(older).then(change(newer)) == change(both)
+
+
+def test_servers_say_that_they_are_there(store: Store) -> None:
+    first = ServerRow("one", "host-a", 17, "1.0", NOW, NOW)
+    second = ServerRow("two", "host-b", 17, "1.0", after(1), after(1))
+    store.presence.beat(first)
+    store.presence.beat(second)
+    store.presence.beat(ServerRow("one", "host-a", 17, "1.0", NOW, after(10)))
+    assert store.presence.list_servers() == [ServerRow("one", "host-a", 17, "1.0", NOW, after(10)), second]
+    store.presence.end("two")
+    assert [each.id for each in store.presence.list_servers()] == ["one"]
+    # Who died without a word is forgotten after a day.
+    third = ServerRow("three", "host-c", 1, "1.0", NOW, after(11) + SERVERS_KEPT)
+    store.presence.beat(third)
+    assert store.presence.list_servers() == [third]
