@@ -70,4 +70,4 @@ def test_a_receiver_without_room_is_dropped_and_the_others_are_told() -> None:
 def judged(text: str) -> Node:
     """A node that the core lets pass."""
     raw = tailnet.Node(short_description=text).SerializeToString()
-    return Node(raw, b"np" + bytes(32), f"discokey:{'0' * 64}", 1, (), (), 0)
+    return Node(raw, b"np" + bytes(32), f"discokey:{'0' * 64}", 1, (), ())

@@ -60,7 +60,7 @@ def test_the_last_node(world: World) -> None:
     world.coordinator.handle_connect(MAIN, AgentPolicy(MAIN), connection, 1.0)
     assert world.inspection.node(MAIN) is None
     address = f"{MAIN.address(TAILSCALE_SERVICE_PREFIX)}/128"
-    node = Node(b"as it came", b"np" + bytes(32), "discokey:" + "ab" * 32, 1, (address,), (), 0)
+    node = Node(b"as it came", b"np" + bytes(32), "discokey:" + "ab" * 32, 1, (address,), ())
     world.coordinator.handle_request(connection, Request(node=node), 2.0)
     assert world.inspection.node(MAIN) == b"as it came"
     assert world.inspection.node(CLIENT) is None

@@ -36,7 +36,7 @@ class World:
         self.coordinator.handle_connect(CLIENT, ClientPolicy(MAIN), client, 20.0)
         self.coordinator.handle_request(client, Request(add_tunnel=bytes(MAIN)), 30.0)
         address = f"{MAIN.address(TAILSCALE_SERVICE_PREFIX)}/128"
-        node = Node(b"raw", b"np" + KEY.raw, "discokey:" + "ab" * 32, 999, (address,), (address,), 0)
+        node = Node(b"raw", b"np" + KEY.raw, "discokey:" + "ab" * 32, 999, (address,), (address,))
         self.coordinator.handle_request(agent, Request(node=node), 40.0)
         self.reactor = Reactor(clock=lambda: NOW)
         config = relay_config()
