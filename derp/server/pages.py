@@ -209,7 +209,6 @@ class PlainPages:
         if request.method not in ("GET", "HEAD"):
             return Answer(400, (_TEXT,), b"Use HTTPS\n")
         host = _PORT.sub("", request.headers.get("host", ""))
-        # A target in absolute form would otherwise redirect to wherever its sender likes.
         target = request.target if request.target.startswith("/") else "/"
         return Answer(302, (("Location", f"https://{host}{target}"),))
 

@@ -16,6 +16,7 @@ from typing import Final
 import h11
 
 from derp.errors import LocalProtocolError, RemoteProtocolError
+from derp.protocol.target import authority, origin_form
 from derp.text import error_text
 from derp.transport.stream import ByteStream
 
@@ -43,7 +44,10 @@ class HttpError(RemoteProtocolError):
 
 @dataclass(slots=True)
 class Request:
-    """One request.  Header names are in lower case, repeated ones joined with a comma; values are latin-1."""
+    """One request.  Header names are in lower case, repeated ones joined with a comma; values are latin-1.
+
+    `target` is `/path?query` in one spelling, however it came (protocol/target.py); so is the Host header then.
+    """
 
     method: str
     target: str
@@ -72,7 +76,8 @@ class ServerHttp:
     the connection must be closed.
 
     With `head_only` the request is returned as soon as its head is complete and `trailing_data` begins with its
-    body: for connections that are handed over whole to another server.
+    body: for connections that are handed over whole to another server.  Only of a request for an upgrade the body is
+    read first, which has to be empty: behind it another protocol begins.
     """
 
     __slots__ = (
@@ -80,6 +85,7 @@ class ServerHttp:
         "_bounds",
         "_dead",
         "_h11",
+        "_is_handed_out",
         "_max_body_bytes",
         "_max_head_bytes",
         "_plain",
@@ -97,6 +103,7 @@ class ServerHttp:
         self._bounds = _HeadBounds(max_head_bytes)
         self._max_body_bytes = max_body_bytes
         self._request: Request | None = None  # its head is complete, its body may not be
+        self._is_handed_out = False  # it was returned, and is to be answered
         self._body = bytearray()
         self._dead: HttpError | None = None
         self.head_only = head_only
@@ -111,8 +118,9 @@ class ServerHttp:
             if end:
                 self._plain = raw, end
                 self._request = _plain_request(raw, end)
+                self._is_handed_out = True
                 return self._request
-        if self._request is not None and (self.head_only or self._connection.their_state is not h11.SEND_BODY):
+        if self._is_handed_out:
             raise LocalProtocolError("answer the request and call next_cycle before more bytes are given")
         if not data:
             raise LocalProtocolError("no bytes: the end of the stream is for the caller to handle")
@@ -129,6 +137,7 @@ class ServerHttp:
             self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=self._max_head_bytes)
             if self._plain is not None:
                 (raw, _), self._plain, self._request = self._plain, None, None
+                self._is_handed_out = False
                 self._guard_head(raw)
                 self._h11.receive_data(raw)
                 self._advance()
@@ -182,6 +191,7 @@ class ServerHttp:
             raise LocalProtocolError("this connection must be closed after its last answer")
         self._connection.start_next_cycle()
         self._request = None
+        self._is_handed_out = False
         self._body.clear()
         self._bounds.restart()
         pipelined = self._connection.trailing_data[0]
@@ -223,15 +233,15 @@ class ServerHttp:
             if event is h11.NEED_DATA:
                 return None
             if type(event) is h11.Request:
-                request = Request(
-                    method=event.method.decode("ascii"),
-                    target=event.target.decode("latin-1"),
-                    headers=_fold(event.headers),
-                    body=b"",
-                    http_version=event.http_version.decode("ascii"),
+                request = _request(
+                    event.method.decode("ascii"),
+                    event.target.decode("latin-1"),
+                    _fold(event.headers),
+                    event.http_version.decode("ascii"),
                 )
                 self._request = request
-                if self.head_only:
+                if self.head_only and not self._is_upgrade_with_body(request):
+                    self._is_handed_out = True
                     return request
                 length = request.headers.get("content-length")
                 if length is not None and int(length) > self._max_body_bytes:
@@ -243,11 +253,18 @@ class ServerHttp:
             elif type(event) is h11.EndOfMessage:
                 assert self._request is not None
                 self._request.body = bytes(self._body)
+                self._is_handed_out = True
                 return self._request
             else:  # PAUSED: nothing more can come before next_cycle
                 return None
 
+    def _is_upgrade_with_body(self, request: Request) -> bool:
+        headers = request.headers
+        return "upgrade" in headers and ("content-length" in headers or "transfer-encoding" in headers)
+
     def _too_large(self) -> HttpError:
+        if self._request is not None and "upgrade" in self._request.headers and not self._max_body_bytes:
+            return HttpError(400, "a request for an upgrade has no body: its bytes would be those of what comes after")
         return HttpError(413, f"the request body is larger than the {self._max_body_bytes} bytes accepted here")
 
 
@@ -402,7 +419,16 @@ def _plain_request(raw: bytes, end: int) -> Request:
         name, _, value = line.partition(":")
         name, value = name.lower(), value.strip(" \t")
         folded[name] = f"{folded[name]}, {value}" if name in folded else value
-    return Request(method="GET", target=first[4:-9], headers=folded, body=b"", http_version="1.1")
+    return _request("GET", first[4:-9], folded, "1.1")
+
+
+def _request(method: str, target: str, headers: dict[str, str], http_version: str) -> Request:
+    if method != "CONNECT" and (not target.startswith("/") or "%" in target):
+        host = authority(target)
+        if host is not None:
+            headers["host"] = host
+        target = origin_form(target)
+    return Request(method, target, headers, b"", http_version)
 
 
 def _final(status: int, fields: list[tuple[str, str]]) -> h11.Response:

@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from derp.close_reason import CloseReason
 from derp.keys import NodePrivate
 from derp.metrics import CONTENT_TYPE, RelayStatistics
+from derp.protocol.target import origin_form
 from derp.protocol.websocket import CloseCode
 from derp.server.bootstrap import BootstrapDns
 from derp.server.debug import debug_pages
@@ -335,7 +336,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             self.reactor.flush()
 
     def _is_for_reactor(self, target: str) -> bool:
-        path = target.partition("?")[0]
+        path = origin_form(target).partition("?")[0]
         return any(route.wants(path) for route in self.door.routes[:-1])
 
     def _channel_ended(self, channel: Connected, reason: CloseReason, text: str) -> None:

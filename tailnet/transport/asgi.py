@@ -23,6 +23,7 @@ from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.utils import wrap_app
 
+from derp.protocol.target import authority, origin_form
 from derp.text import error_text
 from derp.transport.links import Link
 from derp.transport.linkstream import LinkStream
@@ -254,13 +255,18 @@ class _Requests(h11.Connection):
         self._body_bytes = 0
         self._count(int(length or 0))
         self._body_bytes = 0
+        kept = list(request.headers)
         if headers.get(b"upgrade", b"").lower() == b"h2c":
             # Who asks for it is served as HTTP/1.1, as RFC 9110 allows: HTTP/2 would go past every bound of this file.
-            kept = [(name, value) for name, value in request.headers if name != b"upgrade"]
-            return h11.Request(
-                method=request.method, target=request.target, headers=kept, http_version=request.http_version
-            )
-        return request
+            kept = [(name, value) for name, value in kept if name != b"upgrade"]
+        # Hypercorn takes a target apart as if it always were a path.
+        target = request.target.decode("latin-1")
+        host = authority(target)
+        if host is not None:
+            kept = [(name, value) for name, value in kept if name != b"host"] + [(b"host", host.encode("latin-1"))]
+        return h11.Request(
+            method=request.method, target=origin_form(target), headers=kept, http_version=request.http_version
+        )
 
     def _count(self, size: int) -> None:
         self._body_bytes += size

@@ -52,6 +52,72 @@ async def test_the_upgrade_is_answered_to_the_byte() -> None:
         )
 
 
+# One resource each, as proxies and careful clients write it.
+SPELLINGS = ["%s", "http://relay.example%s", "HTTP://relay.example:80%s", "encoded"]
+
+
+def spelt(path: str, spelling: str) -> bytes:
+    return (f"/%{ord(path[1]):02x}{path[2:]}" if spelling == "encoded" else spelling % path).encode()
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+async def test_every_spelling_of_our_paths_is_served(spelling: str) -> None:
+    async with open_server(relay_config(handshake_timeout_seconds=0.3)) as server:
+        upgraded = await ask(server, UPGRADE.replace(b"/derp ", spelt("/derp", spelling) + b" "))
+        assert upgraded.startswith(b"HTTP/1.1 101 ")
+        for path, begin in {
+            "/derp": b"426 ",
+            "/derp/probe": b"200 ",
+            "/derp/latency-check": b"200 ",
+            "/generate_204": b"204 ",
+            "/healthz": b"200 ",
+            "/robots.txt": b"200 ",
+        }.items():
+            answer = await ask(server, last_get(spelt(path, spelling)))
+            assert answer.startswith(b"HTTP/1.1 " + begin), (path, answer)
+            if path == "/healthz":
+                assert answer.endswith(b"ok\n")
+        page = await ask(server, last_get(spelt("/bootstrap-dns?q=x", spelling)))
+        assert b"application/json" in page
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+async def test_so_it_is_beside_tls(spelling: str) -> None:
+    async with open_server(relay_config(tls=SELF_SIGNED, http_port=0)) as server:
+        assert (await ask(server, last_get(spelt("/generate_204", spelling)), kind="http")).startswith(b"HTTP/1.1 204 ")
+        answer = await ask(server, last_get(spelt("/some/page?q=1", spelling)), kind="http")
+        host = b"relay.example" if "relay" in spelling else b"x"
+        assert b"Location: https://" + host + b"/some/page?q=1\r\n" in answer
+
+
+CHUNKED_EMPTY = (b"Transfer-Encoding: chunked", b"0\r\n\r\n")
+LENGTH_NOUGHT = (b"Content-Length: 0", b"")
+
+
+@pytest.mark.parametrize("header_and_body", [CHUNKED_EMPTY, LENGTH_NOUGHT])
+async def test_an_upgrade_with_an_empty_body_is_granted(header_and_body: tuple[bytes, bytes]) -> None:
+    header, body = header_and_body
+    request = UPGRADE.replace(b"\r\n\r\n", b"\r\n" + header + b"\r\n\r\n")
+    async with open_server() as server, open_bystanders(server) as bystanders:
+        private = NodePrivate.generate()
+        stream = await dial(server)
+        packet = HEADER.pack(0x04, 38) + bystanders.one.key + b"packet"
+        await stream.send_all(request + body + client_info(private, server.relay.public_key.raw) + packet)
+        assert await bystanders.one.receive() == RecvPacket(private.public().raw, b"packet")
+        await stream.aclose()
+        await bystanders.one.receive()  # PeerGone
+
+
+@pytest.mark.parametrize(
+    "body", [b"Content-Length: 5\r\n\r\nhello", b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n"]
+)
+async def test_an_upgrade_with_a_body_is_refused(body: bytes) -> None:
+    async with open_server() as server:
+        answer = await ask(server, UPGRADE.removesuffix(b"\r\n") + body)
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert b"an upgrade has no body" in answer
+
+
 async def test_without_an_upgrade_it_is_426_and_the_connection_goes_on() -> None:
     async with open_server() as server:
         answer = await ask(server, get(b"/derp") + last_get(b"/derp/probe"))

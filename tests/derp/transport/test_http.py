@@ -226,6 +226,56 @@ def test_head_only_answers_say_that_an_unread_body_ends_the_connection(raw: byte
     assert not server.keep_alive
 
 
+UPGRADE_WITH = b"GET /derp HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: DERP\r\n%s\r\n\r\n%s"
+
+
+@pytest.mark.parametrize("head_only", [False, True])
+@pytest.mark.parametrize("size", [1, 7, 1000])
+@pytest.mark.parametrize(
+    ("header", "body"), [(b"Content-Length: 0", b""), (b"Transfer-Encoding: chunked", b"0\r\n\r\n")]
+)
+def test_an_empty_body_of_an_upgrade_is_read_away(head_only: bool, size: int, header: bytes, body: bytes) -> None:
+    raw, http, got = UPGRADE_WITH % (header, body), ServerHttp(head_only=head_only), None
+    for at in range(0, len(raw), size):
+        assert got is None
+        got = http.receive_data(raw[at : at + size])
+    assert got is not None
+    assert (got.target, http.trailing_data()) == ("/derp", b"")
+    http = ServerHttp(head_only=head_only)
+    assert http.receive_data(raw + b"what follows") is not None
+    assert http.trailing_data() == b"what follows"
+
+
+@pytest.mark.parametrize("head_only", [False, True])
+@pytest.mark.parametrize("size", [1, 7, 1000])
+@pytest.mark.parametrize(
+    ("header", "body"),
+    [(b"Content-Length: 5", b"hello"), (b"Transfer-Encoding: chunked", b"1\r\nx\r\n0\r\n\r\n")],
+)
+def test_a_body_of_an_upgrade_is_refused(head_only: bool, size: int, header: bytes, body: bytes) -> None:
+    raw, http = UPGRADE_WITH % (header, body), ServerHttp(head_only=head_only)
+    with pytest.raises(HttpError, match="an upgrade has no body") as caught:  # noqa: PT012  # one of the pieces
+        for at in range(0, len(raw), size):
+            assert http.receive_data(raw[at : at + size]) is None
+    assert caught.value.status == 400
+    assert b"Connection: close" in http.send_response(400)
+
+
+@pytest.mark.parametrize("method", [b"GET", b"HEAD"], ids=["plain head", "h11"])
+def test_targets_have_one_spelling_however_their_head_is_read(method: bytes) -> None:
+    request = ServerHttp().receive_data(
+        method + b" http://relay.example:80/%64erp?x=%31 HTTP/1.1\r\nHost: proxy\r\n\r\n"
+    )
+    assert request is not None
+    assert (request.target, request.headers["host"]) == ("/derp?x=%31", "relay.example:80")
+
+
+def test_whom_to_connect_to_is_no_path() -> None:
+    request = ServerHttp().receive_data(b"CONNECT relay.example:443 HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert request is not None
+    assert (request.target, request.headers["host"]) == ("relay.example:443", "x")
+
+
 def test_expect_continue_is_answered_once() -> None:
     server = ServerHttp(max_body_bytes=5)
     assert server.continue_response() == b""
