@@ -5,7 +5,7 @@ it has set a deadline, or `look` when it does not know which.
 """
 
 from collections.abc import Callable
-from math import inf
+from math import ceil, inf
 from typing import Protocol
 
 from derp.transport.host import Host
@@ -24,9 +24,11 @@ class Alarm:
     It may ring too early, when a deadline was moved meanwhile: a core then finds that nothing is due.
     """
 
-    __slots__ = ("_cores", "_handle", "_host", "_timer", "_when")
+    __slots__ = ("_cores", "_grain", "_handle", "_host", "_timer", "_when")
 
-    def __init__(self, host: Host, handle: Callable[[float], None], *cores: Timed) -> None:
+    def __init__(self, host: Host, handle: Callable[[float], None], *cores: Timed, grain_seconds: float = 0.0) -> None:
+        """With a grain it rings so much too late at most, and wakes the process once for all deadlines in it."""
+        self._grain = grain_seconds
         self._host = host
         self._handle = handle
         self._cores = cores
@@ -36,6 +38,10 @@ class Alarm:
     def by(self, when: float) -> None:
         """Ring at this time at the latest.  A comparison, if it would ring by then anyway."""
         if when < self._when:
+            if self._grain:
+                when = ceil(when / self._grain) * self._grain
+                if when >= self._when:
+                    return
             if self._timer is not None:
                 self._timer.cancel()
             self._when = when

@@ -67,8 +67,6 @@ from tailnet.types import PEER_ID_BYTES, PeerID
 
 _log = logging.getLogger("tailnet.server")
 
-# How often channels are looked at: their deadlines are whole seconds.
-_TICK_SECONDS: Final = 0.5
 # When every connection of the API is busy.
 _BUSY: Final = b'{"message":"This server has too many connections of its API now. Please try again."}\n'
 _BUSY_HEADERS: Final = (("Content-Type", "application/json; charset=utf-8"), ("Retry-After", "1"))
@@ -218,7 +216,6 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         self._build(nursery)
         if self.relay is not None:
             await nursery.start(self.relay.run)
-        nursery.start_soon(self._tick_channels_forever)
         nursery.start_soon(self.callers.run)
         nursery.start_soon(self.keys.refresh_forever)
         nursery.start_soon(self.presence.run)
@@ -343,12 +340,6 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         self.service.ended(channel, text or reason.value)
         self.presence.left(channel)
         self.lobby.count_closed(reason)
-
-    async def _tick_channels_forever(self) -> None:
-        while True:
-            await trio.sleep(_TICK_SECONDS)
-            self.channels.tick(self.reactor.tick())
-            self.reactor.flush()
 
     def cannot_hand_over(self) -> str | None:
         return "the store of --dev is for this process alone" if self.config.dev else None

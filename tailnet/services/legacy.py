@@ -64,7 +64,6 @@ class LegacyChannel:
         "_nodes",
         "_waiting",
         "caller",
-        "next_timeout",
         "wire",
     )
 
@@ -80,12 +79,12 @@ class LegacyChannel:
         self._waiting = b""
         self._ending = False
         self._agent_id = agent_id
-        self.next_timeout = channels.host.now + PING_SECONDS
 
     def start(self) -> None:
         """Become a peer.  Not before the wire has this session: the core may end the connection at once."""
         now = self._channels.host.now
         self._channels.open.add(self)
+        self._channels.set_deadline(self, now + PING_SECONDS)
         core, hub = self._hub.coordinator, self._hub
         hub.carry_out(core.handle_connect(self.caller.peer_id, self.caller.policy, self, now), now)
         if self._agent_id is not None:
@@ -109,12 +108,13 @@ class LegacyChannel:
         now = self._channels.host.now
         self._hub.carry_out(self._hub.coordinator.handle_disconnect(self, False, now), now)
         self._channels.open.discard(self)
+        self._channels.set_deadline(self, None)
         self._channels.ended(self, reason, text)
 
     def handle_timeout(self, now: float) -> None:
         """Ask for a sign of life.  Nobody waits for it: a peer that is gone does not even acknowledge the question,
         and the kernel ends such a socket after its own time-out."""
-        self.next_timeout = now + PING_SECONDS
+        self._channels.set_deadline(self, now + PING_SECONDS)
         self._left = MAX_NODES
         wire = self.wire
         try:

@@ -5,12 +5,13 @@ reactor -> Channel.received -> rpc/connection.py (yamux, dRPC) -> services/tailn
 yamux session, which bounds it per stream.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
 from derp.close_reason import CloseReason
 from derp.protocol.websocket import CloseCode, close_frame
+from derp.relay.deadlines import Deadlines
+from derp.transport.alarm import Alarm
 from derp.transport.host import Host, Wire, WireEnded
 from tailnet.errors import Flood, ProtocolError
 from tailnet.rpc.connection import ConnectionEvent, ServerConnection
@@ -24,7 +25,6 @@ class Connected(Protocol):
     """A peer's connection of either kind: a Channel, or one of version 1 (services/legacy.py)."""
 
     caller: Any
-    next_timeout: float
 
     def handle_timeout(self, now: float) -> None: ...
 
@@ -35,6 +35,8 @@ Ended = Callable[[Connected, CloseReason, str], None]
 
 # Genuine peers send header and body of a yamux frame as messages of their own; dRPC packets have at most 4 MiB.
 MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
+# Deadlines of sessions are many seconds: 10,000 channels, each due every 15 s, need not wake the process for each.
+_GRAIN_SECONDS: Final = 0.25
 
 
 class Channels:
@@ -47,6 +49,9 @@ class Channels:
         self.limits = limits
         self.dirty: list[Channel] = []
         self.open: set[Connected] = set()
+        self.deadlines = Deadlines[Connected]()
+        """When each has to be looked at: a ping, the end of a silence."""
+        self._alarm = Alarm(host, self._handle_timeout, self.deadlines, grain_seconds=_GRAIN_SECONDS)
         host.flushers.append(self.flush)
 
     def flush(self) -> None:
@@ -57,9 +62,16 @@ class Channels:
                 channel.is_dirty = False
                 channel.send_output()
 
-    def tick(self, now: float) -> None:
-        """Keep sessions alive and end those that are dead.  Call it about once a second."""
-        for channel in [channel for channel in self.open if channel.next_timeout <= now]:
+    def set_deadline(self, channel: Connected, at: float | None) -> None:
+        """Call its `handle_timeout` then; None: not any more."""
+        if at is None:
+            self.deadlines.clear(channel)
+        else:
+            self.deadlines.set(channel, at)
+            self._alarm.by(at)
+
+    def _handle_timeout(self, now: float) -> None:
+        for channel in self.deadlines.handle_timeout(now):
             channel.handle_timeout(now)
 
 
@@ -69,7 +81,7 @@ class Channel:
     `caller` is whoever authenticated; the service reads it.  Sending goes through `connection`, then `touch`.
     """
 
-    __slots__ = ("_ending", "_shared", "caller", "calls", "connection", "is_dirty", "next_timeout", "wire")
+    __slots__ = ("_ending", "_shared", "caller", "calls", "connection", "is_dirty", "wire")
 
     def __init__(self, shared: Channels, wire: Wire, rpcs: Mapping[str, Any], caller: Any) -> None:
         self._shared = shared
@@ -79,10 +91,10 @@ class Channel:
         self.connection: ServerConnection[Any] = ServerConnection(rpcs, now=now, limits=shared.limits)
         self.calls: dict[int, Any] = {}  # the service's, by call id; it forgets what ended
         self.is_dirty = False
-        self.next_timeout = self.connection.next_timeout() or math.inf
         # when everything else has been sent: the close frame, then the end
         self._ending: tuple[bytes, CloseReason, str] | None = None
         shared.open.add(self)
+        shared.set_deadline(self, self.connection.next_timeout())
 
     @property
     def host(self) -> Host:
@@ -154,7 +166,7 @@ class Channel:
             self.close(CloseCode.GOING_AWAY, str(error), CloseReason.PROTOCOL_ERROR)
             self._shared.host.fail(self.wire, error)
             return
-        self.next_timeout = self.connection.next_timeout() or math.inf
+        self._shared.set_deadline(self, self.connection.next_timeout())
         if self.connection.has_output:
             self.touch()
 
@@ -169,7 +181,7 @@ class Channel:
     def _end_calls(self) -> None:
         """Whatever ends the session ends its calls: other peers hear of it now, however long the kernel takes to give
         this one's last words away."""
-        self.next_timeout = math.inf
+        self._shared.set_deadline(self, None)
         for event, call_id, value in self.connection.receive_eof():
             self._shared.serve(self, event, call_id, value)
 

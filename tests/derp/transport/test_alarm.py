@@ -66,6 +66,17 @@ def test_a_deadline_that_moved_later_costs_one_ring_that_finds_nothing() -> None
     assert owner.handled == [(2.0, []), (8.0, ["a"])]
 
 
+def test_a_grain_makes_one_ring_of_many() -> None:
+    owner = Owner()
+    alarm = Alarm(owner.host, owner.handle, owner.tables[0], grain_seconds=0.25)
+    for number in range(100):
+        owner.tables[0].set(str(number), 10.0 + number / 100)
+        alarm.by(10.0 + number / 100)
+    owner.run_until(20.0)
+    assert [now for now, _ in owner.handled] == [10.0, 10.25, 10.5, 10.75, 11.0]
+    assert sum(len(due) for _, due in owner.handled) == 100
+
+
 def test_an_owner_that_fails_is_asked_again() -> None:
     owner = Owner()
     owner.failures = 1

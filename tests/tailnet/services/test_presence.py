@@ -29,7 +29,6 @@ class Connection:
     """All that presence looks at."""
 
     caller: Caller
-    next_timeout: float = 0.0
 
     def handle_timeout(self, now: float) -> None: ...
 

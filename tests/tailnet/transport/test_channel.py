@@ -1,6 +1,5 @@
 """A channel on a reactor over a socket pair, in virtual time: calls, deadlines, full sockets and all its ends."""
 
-import math
 import os
 import socket
 from collections.abc import Iterator
@@ -93,9 +92,7 @@ class World:
 
     def at(self, now: float) -> None:
         self.now = now
-        self.reactor.tick()
-        self.channels.tick(now)
-        self.reactor.flush()
+        self.turn()
 
 
 @pytest.fixture
@@ -151,7 +148,7 @@ def test_pings_and_an_end_of_silence(world: World) -> None:
     assert world.client.connection.receive_data(world.client.read()) == []
     world.client.flush()  # the pong
     world.turn()
-    assert world.channel.next_timeout == 1030.0
+    assert world.channels.deadlines.at(world.channel) == 1030.0
     world.at(1030.0)
     assert world.client.read()
     world.at(1059.0)
@@ -223,7 +220,7 @@ def test_calls_are_over_while_the_kernel_still_has_last_words(world: World) -> N
     world.channel.close(CloseCode.GOING_AWAY, "server is restarting", CloseReason.DRAINED)
     assert world.events == [(ConnectionEvent.ENDED, call_id, "cancelled")]
     assert world.ended == []
-    assert world.channel.next_timeout == math.inf
+    assert world.channel not in world.channels.deadlines
     world.client.connection.send_message(call_id, b"to nobody")
     world.turn()
     assert len(world.events) == 1
