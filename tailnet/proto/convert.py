@@ -73,11 +73,6 @@ def duration_from_nanos(nanos: int) -> Duration:
     return Duration(seconds=sign * seconds, nanos=sign * rest)
 
 
-def duration_nanos(duration: Duration) -> int:
-    """A duration in nanoseconds.  Never fails; parts of different sign are added up as Go does."""
-    return duration.seconds * NANOS + duration.nanos
-
-
 def duration(seconds: float) -> Duration:
     """Seconds as a duration, to the nanosecond."""
     return duration_from_nanos(round(seconds * NANOS))

@@ -8,7 +8,7 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 import trio
 from fastapi import FastAPI
@@ -48,7 +48,7 @@ from tailnet.services.agent_rpc import AgentService
 from tailnet.services.agents import Agents
 from tailnet.services.derp_maps import DerpMaps, StoreMapKeeper
 from tailnet.services.feed import DropReason
-from tailnet.services.hub import Hub
+from tailnet.services.hub import Hub, Receiver
 from tailnet.services.inspection import Inspection
 from tailnet.services.presence import AgentPresence
 from tailnet.services.reports import AgentReports
@@ -101,7 +101,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         self.door = FrontDoor(self.lobby, self._routes(pages))
         self.plain_door = FrontDoor(self.lobby, [PlainPages(pages).route()])
         self.store = store
-        self.coordinator: Coordinator[Any] = Coordinator(Limits(node_bytes=config.max_node_bytes))
+        self.coordinator: Coordinator[Receiver] = Coordinator(Limits(node_bytes=config.max_node_bytes))
         self.hub = Hub(self.coordinator)
         self.callers = StoreCallers(store)
         self.keys = ResumeKeys(store)

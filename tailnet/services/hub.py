@@ -6,8 +6,8 @@ read, so that no other peer waits for it.
 
 import logging
 from collections import deque
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Hashable, Sequence
+from typing import Protocol
 
 from tailnet.coordinator.core import Coordinator
 from tailnet.coordinator.messages import Deliver, Effect, Request, SendError, Update
@@ -17,7 +17,7 @@ from tailnet.transport.channel import Channel
 _log = logging.getLogger("tailnet.server")
 
 
-class Receiver(Protocol):
+class Receiver(Hashable, Protocol):
     """A peer's Coordinate stream, or a websocket of version 1 (legacy.py)."""
 
     def send_updates(self, payload: bytes, updates: Sequence[Update]) -> bool:
@@ -67,12 +67,12 @@ class CoordinateCall:
 class Hub:
     """Joins one Coordinator to the channels of its peers.  Called from the reactor's thread only."""
 
-    def __init__(self, coordinator: Coordinator[Any]) -> None:
+    def __init__(self, coordinator: Coordinator[Receiver]) -> None:
         self.coordinator = coordinator
         self.overflow_count = 0
         self.delivered_count = 0
 
-    def carry_out(self, effects: Sequence[Effect[Any]], now: float) -> None:
+    def carry_out(self, effects: Sequence[Effect[Receiver]], now: float) -> None:
         """Do what the core said, in its order, and whatever the core says about receivers that were full."""
         waiting = deque(effects)
         while waiting:

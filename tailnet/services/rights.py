@@ -9,7 +9,7 @@ watch their own token (Callers.wait_withdrawn).
 import logging
 from collections.abc import Iterable, Sequence
 from itertools import islice
-from typing import Any, Final
+from typing import Final
 
 import trio
 
@@ -22,7 +22,7 @@ from tailnet.auth.policy import Right, workspace_rights
 from tailnet.coordinator.core import REASON_REVOKED
 from tailnet.coordinator.policy import ClientPolicy, ManyAgentsPolicy
 from tailnet.refusals import Refused
-from tailnet.services.hub import CoordinateCall, Hub
+from tailnet.services.hub import CoordinateCall, Hub, Receiver
 from tailnet.store.rows import AgentIdentity, UserIdentity
 from tailnet.transport.channel import Connected
 from tailnet.types import PeerID
@@ -94,11 +94,11 @@ class Rights:
         if isinstance(caller.policy, ClientPolicy) and not _may_reach(now, standing.agents.get(caller.policy.agent_id)):
             self._revoke(channel, "its agent is gone, or is somebody else's")
         elif isinstance(caller.policy, ManyAgentsPolicy):
+            connection = self._connection_of(channel)
             lost = [each for each in self._tunnels_of(channel) if not _may_reach(now, standing.agents.get(each))]
-            if lost:
+            if lost and connection is not None:
                 self.revoked_tunnels += len(lost)
                 _log.info("! %s: %d tunnels end, for what they lead to is gone or not its own", caller.name, len(lost))
-                connection = self._hub.coordinator.connection_of(caller.peer_id)
                 effects = self._hub.coordinator.handle_revoke_tunnels(connection, lost)
                 self._hub.carry_out(effects, self._reactor.now)
 
@@ -116,11 +116,12 @@ class Rights:
         connection = self._connection_of(channel)
         return [] if connection is None else self._hub.coordinator.tunnels_of(connection)
 
-    def _connection_of(self, channel: Connected) -> Any:
+    def _connection_of(self, channel: Connected) -> Receiver | None:
         """The channel as the core knows it; None when it does not coordinate, or another one has its id now."""
         connection = self._hub.coordinator.connection_of(channel.caller.peer_id)
-        is_its_own = connection is channel or (isinstance(connection, CoordinateCall) and connection.channel is channel)
-        return connection if is_its_own else None
+        # Of version 1 the channel itself is the connection, of others the Coordinate call of a channel.
+        holder: object = connection.channel if isinstance(connection, CoordinateCall) else connection
+        return connection if holder is channel else None
 
 
 def _may_reach(user: AgentIdentity | UserIdentity, agent: AgentIdentity | None) -> bool:

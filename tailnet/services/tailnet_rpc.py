@@ -28,8 +28,8 @@ from tailnet.proto.coordination import decode_request
 from tailnet.proto.generated import tailnet_pb2 as tailnet
 from tailnet.proto.services import Rpc
 from tailnet.rpc.connection import ConnectionEvent
-from tailnet.services.hub import CoordinateCall, Hub
-from tailnet.store.rows import UserIdentity
+from tailnet.services.hub import CoordinateCall, Hub, Receiver
+from tailnet.store.rows import AgentIdentity, UserIdentity
 from tailnet.transport.channel import Channel, Connected
 from tailnet.types import PeerID
 
@@ -54,8 +54,7 @@ class Caller:
     peer_id: PeerID
     policy: Policy
     name: str  # for the log and the debug page
-    # who it is to the store: an agent's or a user's row
-    identity: Any = None
+    identity: AgentIdentity | UserIdentity | None = None  # who it is to the store
     credential: Credential | None = None  # what it came in with: services/rights.py asks about it again
     api_version: str = ""  # what was dialled, as `major.minor`; empty for peers of version 1
 
@@ -78,7 +77,7 @@ class TailnetService:
 
     def __init__(
         self,
-        coordinator: Coordinator[Any],
+        coordinator: Coordinator[Receiver],
         hub: Hub,
         resume_tokens: Callable[[], ResumeTokens],
         *,
