@@ -34,8 +34,6 @@ from derp.transport.reactor import Reactor
 
 _log = logging.getLogger("derp.server")
 
-# How soon after descriptors had run out connections are accepted again.
-_LOOK_SECONDS: Final = 0.5
 # How long a process that was replaced waits for requests on connections that it had accepted: a round trip or a few.
 DOOR_SECONDS: Final = 2.0
 # A server with 100,000 clients holds a million objects that live for hours.  Python's collector starts every 700 new
@@ -179,18 +177,12 @@ class Server(ABC, Generic[Config]):
             if self.keeper is not None:
                 nursery.start_soon(self.keeper.run)
             nursery.start_soon(self.reactor.run)
-            nursery.start_soon(self._look_forever)
             nursery.start_soon(give_back_forever, self.load)
             self.ports.start()
             self.inherited.finish()
             task_status.started(self)
             await self.drained.wait()
             nursery.cancel_scope.cancel()
-
-    async def _look_forever(self) -> None:
-        while True:
-            await trio.sleep(_LOOK_SECONDS)
-            self.ports.look()
 
     def reload(self) -> None:
         """Read settings and files again now, apply what can be applied, and name what waits for a restart."""

@@ -1,7 +1,6 @@
 """Listening sockets: accepts in batches, within limits, and puts each connection behind a front door.  Layer L3."""
 
 import errno
-import logging
 import socket
 from typing import Final
 
@@ -12,11 +11,11 @@ from derp.transport.reactor import Reactor
 from derp.transport.tls import TlsServer
 from derp.transport.tls_alpn import tls_link
 
-_log = logging.getLogger("derp.server")
-
 # Accepts per wake-up: newcomers may not keep clients that are inside from their packets.  An accept takes 0.1 ms with
 # TLS; the handshakes that follow have a bound of their own in transport/reactor.py.
 _MAX_ACCEPTS: Final = 16
+# How soon after descriptors had run out connections are accepted again.
+_AGAIN_SECONDS: Final = 0.5
 
 
 class Listener:
@@ -49,12 +48,12 @@ class Listener:
                 return
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    # The connection stays in the backlog and the descriptor stays ready: the next `look` tries again.
-                    _log.warning(
-                        "cannot accept: %s; raise the limit of open files or lower max_connections", error_text(error)
-                    )
+                    # The connection stays in the backlog and the descriptor stays ready: look away for a moment.
+                    why = f"{error_text(error)}; raise the limit of open files or lower --max-connections"
+                    self._door.lobby.tell_refused("no_files", why)
                     reactor.unwatch(self._sock.fileno())
                     self._is_watched = False
+                    reactor.call_at(reactor.now + _AGAIN_SECONDS, self.start)
                     return
                 continue  # the peer gave up while it waited in the backlog
             if not self._door.lobby.admits(is_tls=self._tls is not None):

@@ -63,17 +63,18 @@ class Lobby:
         if self.connection_count >= self._config.max_connections:
             self.too_many_count += 1
             remedy = self._config.connections_remedy or "raise --max-connections, if this machine has room for more"
-            self._tell_refused("too_many", f"{self.connection_count:,} are open, and no more are allowed; {remedy}")
+            self.tell_refused("too_many", f"{self.connection_count:,} are open, and no more are allowed; {remedy}")
             return False
         if self._bucket is not None and not self._bucket.take(now):
             self.too_fast_count += 1
             limit = f"more than {self._config.accept_connection_limit:,.0f} came within a second"
-            self._tell_refused("too_fast", f"{limit}; --accept-connection-limit says how many may")
+            self.tell_refused("too_fast", f"{limit}; --accept-connection-limit says how many may")
             return False
         self.accepted_count += 1
         return True
 
-    def _tell_refused(self, kind: str, why: str) -> None:
+    def tell_refused(self, kind: str, why: str) -> None:
+        """Log that connections are not let in: once a minute of each kind, with what an operator can do."""
         more = self._rarely.held_back(kind, self.host.now)
         if more is not None:
             told = fields(event="connections_refused", reason=kind, more_count=more)

@@ -1,7 +1,7 @@
 """The ports of one server: TCP listeners with their certificate, and STUN beside them.  Layer L3.
 
-The relay and the coordinator each have one.  Open all, then `start`; `look` now and then; `close` ends listening and
-leaves connections alone.  Next hop: listener.py, stun.py, transport/tls.py.
+The relay and the coordinator each have one.  Open all, then `start`; `close` ends listening and leaves connections
+alone.  Next hop: listener.py, stun.py, transport/tls.py.
 """
 
 import logging
@@ -18,6 +18,7 @@ from derp.server.listener import Listener
 from derp.server.stun import StunResponder
 from derp.transport.listen import open_listener, open_udp
 from derp.transport.reactor import Reactor
+from derp.transport.timers import Timer
 from derp.transport.tls import TlsServer
 
 _log = logging.getLogger("derp.server")
@@ -46,7 +47,7 @@ class Ports:
         self._reactor = reactor
         self._inherited = inherited or Inherited()
         self._bound: list[Handed] = []
-        self._look_at = 0.0
+        self._look_timer: Timer | None = None
 
     def open(
         self,
@@ -88,17 +89,15 @@ class Ports:
         return list(self._bound)
 
     def start(self) -> None:
-        """Accept from now on; also after descriptors had run out."""
+        """Accept from now on, and look at the certificate now and then."""
         for listener in self.listeners:
             listener.start()
+        if self.tls is not None:
+            self._look_timer = self._reactor.call_at(self._reactor.tick() + LOOK_SECONDS, self._look)
 
-    def look(self) -> None:
-        """Accept again, and look at the certificate when it is time; the server calls it twice a second."""
-        self.start()
-        now = self._reactor.tick()
-        if now >= self._look_at:
-            self._look_at = now + LOOK_SECONDS
-            self.look_at_certificate()
+    def _look(self) -> None:
+        self._look_timer = self._reactor.call_at(self._reactor.now + LOOK_SECONDS, self._look)
+        self.look_at_certificate()
 
     def look_at_certificate(self) -> None:
         """Serve the certificate that is in the files now, if they changed."""
@@ -112,6 +111,8 @@ class Ports:
 
     def close(self) -> None:
         """Close the listening sockets; connections stay."""
+        if self._look_timer is not None:
+            self._look_timer.cancel()
         for listener in self.listeners:
             listener.close()
         for handed in self._bound:

@@ -57,7 +57,7 @@ async def test_without_descriptors_connections_wait_and_those_inside_go_on(caplo
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         client.sendall(b"GET /derp/probe HTTP/1.0\r\n\r\n")
         client.setblocking(False)
-        with trio.fail_after(PATIENCE_SECONDS):  # the next tick lets it in
+        with trio.fail_after(PATIENCE_SECONDS):  # it is let in soon
             await trio.lowlevel.wait_readable(client)
         assert client.recv(100).startswith(b"HTTP/1.1 200 ")
         client.close()

@@ -114,14 +114,15 @@ def test_certificates_are_looked_at_now_and_then_or_when_asked(
     assert [one.kind for one in ports.listening] == ["derp+tls", "http"]
     begin = reactor.now
     reactor._clock = lambda: begin
-    ports.look()
-    first = renew()
-    reactor._clock = lambda: begin + LOOK_SECONDS - 1
-    ports.look()
-    assert tls.leaf.serial_number != first
-    reactor._clock = lambda: begin + LOOK_SECONDS
-    ports.look()
-    assert tls.leaf.serial_number == first
+    ports.start()
+    for turn in (1, 2):
+        first = renew()
+        reactor._clock = lambda turn=turn: begin + turn * LOOK_SECONDS - 1
+        reactor.serve_ready()
+        assert tls.leaf.serial_number != first
+        reactor._clock = lambda turn=turn: begin + turn * LOOK_SECONDS
+        reactor.serve_ready()
+        assert tls.leaf.serial_number == first
     assert ports.certificate_expires_at() == tls.leaf.not_valid_after_utc.timestamp()
     # SIGHUP does not wait
     second = renew()
