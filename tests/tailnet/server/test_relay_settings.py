@@ -153,6 +153,21 @@ async def test_names_for_clients_without_dns(serve_with: ServeWith) -> None:
                 break
 
 
+async def test_a_certificate_of_our_own_making_is_pinned_in_the_map(serve: Serve) -> None:
+    server = await serve(tls=TlsConfig(self_signed=True, hostname="127.0.0.1"))
+    [node] = server.maps.current.map.regions[999].nodes
+    assert node.cert_name.startswith("sha256-raw:")
+    for pin, is_taken in ((node.cert_name, True), ("sha256-raw:" + "00" * 32, False)):
+        options = DialOptions(cert_name=pin)
+        try:
+            async with open_derp_client(url_of(server), NodePrivate.generate(), options=options) as client:
+                await client.ping()
+        except ConnectError:
+            assert not is_taken
+        else:
+            assert is_taken
+
+
 # Mesh.
 
 
