@@ -58,6 +58,7 @@ ORDER: tuple[tuple[str, int], ...] = (
     ("tailnet/transport", 2),
     ("tailnet/store", 2),
     ("tailnet/metrics", 2),
+    ("tailnet/identity", 2),
     ("tailnet/auth", 2),
     ("tailnet/client", 3),
     ("tailnet/services", 3),
