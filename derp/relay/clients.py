@@ -10,13 +10,13 @@ from typing import Any, Final
 from derp.protocol.frames import PeerPresentFlags
 from derp.relay.queue import PacketQueue
 
-# A client that sends disco packets to an absent peer is told so: three times at once, then once a second.
+# We tell a client that its disco packets go to an absent peer: three times at once, then once a second.
 NOT_HERE_BURST: Final = 3
 NOT_HERE_PER_SECOND: Final = 1.0
 
 
 class Client:
-    """One connection of one key, as the brain sees it.  The router fills `pending`; the driver sends it.
+    """One connection of one key, as the router sees it.  The router fills `pending`; server/session.py sends it.
 
     `wire` is the driver's, opaque here.  `queue` is None unless the socket is full.
     """
@@ -91,7 +91,7 @@ class Client:
         self.pending_bytes = 0
         self.queue: PacketQueue | None = None
         self.skip_bytes = 0  # of an unknown frame, still to be thrown away
-        # keys this connection got packets from, so that leaving can forget it there; made with the first packet
+        # Keys that this connection got packets from; each forgets it when it leaves.  Made with the first packet.
         self.heard_from: set[Member] | None = None
         self.packets_in = self.bytes_in = self.packets_out = self.bytes_out = 0
         self.not_here_tokens = float(NOT_HERE_BURST)
@@ -110,7 +110,7 @@ class Client:
         return flags or PeerPresentFlags.REGULAR
 
     def may_tell_not_here(self, now: float) -> bool:
-        """Take a token of the not-here notices; False when there is none."""
+        """Take a token of the not-here notices; False when none is left."""
         refill = (now - self.not_here_at) * NOT_HERE_PER_SECOND
         self.not_here_tokens = min(self.not_here_tokens + refill, float(NOT_HERE_BURST))
         self.not_here_at = now
@@ -127,11 +127,11 @@ class Member:
 
     def __init__(self, key: bytes) -> None:
         self.key = key
-        # links to relays that announced the key, the preferred one first; a tuple, as nearly all have none
+        # Links to the relays that announced the key, the preferred one first; a tuple, since nearly all keys have none.
         self.forwarders: tuple[Any, ...] = ()
-        # in the order of activity: the last one is active
+        # In the order of their activity: the last one is the active one.
         self.connections: list[Client] = []
-        # connections that were given a packet of this key, to be told when it leaves
+        # Connections that got a packet of this key: each of them is told when the key leaves.
         self.sent_to: set[Client] | None = None
 
     @property
@@ -139,7 +139,7 @@ class Member:
         return self.connections[-1] if self.connections else None
 
     def remember(self, destination: Client) -> None:
-        """Note that `destination` was given a packet of this key."""
+        """Note that `destination` got a packet of this key."""
         if self.sent_to is None:
             self.sent_to = set()
         self.sent_to.add(destination)

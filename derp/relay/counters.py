@@ -25,10 +25,10 @@ class DropReason(enum.IntEnum):
 
     UNKNOWN_DEST = 0  # the destination is neither here nor in the mesh
     UNKNOWN_DEST_ON_FWD = 1  # a mesh peer believed the destination to be here
-    GONE_DISCONNECTED = 2  # it left with packets still queued for it
-    QUEUE_HEAD = 3  # its queue was full: the oldest packet made room for a fresh one
-    QUEUE_TAIL = 4  # its queue was full of others: the fresh packet itself did not fit
-    WRITE_ERROR = 5  # its socket failed under the packet
+    GONE_DISCONNECTED = 2  # the destination left with packets still queued for it
+    QUEUE_HEAD = 3  # the destination's queue was full: its oldest packet made room for a fresh one
+    QUEUE_TAIL = 4  # the fresh packet alone is larger than its destination's queue may be
+    WRITE_ERROR = 5  # the destination's socket failed under the packet
     QUEUES_FULL = 6  # all queues together were full: a packet of the fattest made room
 
 
@@ -65,7 +65,7 @@ class Histogram:
         return [sum(self.seen[: bound + 1]) for bound in self.bounds]
 
 
-# What one packet weighs in the moving average of the time in queues: the genuine relay's.
+# What one packet weighs in the moving average of the time in queues; the genuine relay uses the same number.
 _AVERAGE_WEIGHT: Final = 0.1
 
 
@@ -136,7 +136,7 @@ class Counters:
     # of all drops, those on the way to another relay
     mesh_bytes_dropped: int
     mesh_packets_dropped: int
-    # announcements that one watcher got in one go, and how many goes that took: with us always one
+    # Announcements that one watcher got in one go, and how many goes that took: with us always one.
     mesh_update_batches: Histogram
     mesh_update_loops: Histogram
     multiforwarder_created: int
@@ -163,7 +163,7 @@ class Counters:
     unknown_frames: int
     write_timeouts: int
     wrong_mesh_keys: int
-    # frames that one client got in one write, of a sample of flushes: all of them would cost the hot path 3 %
+    # Frames that one client got in one write, of a sample of flushes: counting all flushes would cost the hot path 3 %.
     written_frames: Histogram
 
     def drop(self, reason: DropReason, kind: int, packets: int, packet_bytes: int) -> None:
@@ -184,8 +184,9 @@ class Counters:
         self.queue_average_at = self._unqueued()
 
     def average_queue_ms(self) -> float:
-        """The moving average over all packets that the genuine relay shows, where every packet has a queue: those
-        that found the kernel ready waited 0 ms, so the trace of a slow reader is gone after some fifty of them."""
+        """The moving average over all packets, as the genuine relay shows it.  There every packet goes through a queue;
+        here a packet that found the kernel ready counts as one that waited 0 ms, so some fifty of them wipe the trace
+        of a slow reader out."""
         since = max(self._unqueued() - self.queue_average_at, 0)
         return self.queue_average_ms * (1 - _AVERAGE_WEIGHT) ** since
 

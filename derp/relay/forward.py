@@ -34,7 +34,7 @@ def relay_packets(
     source_key = source.key
     reached = source.member.sent_to if source.member is not None else None
     packets = packet_bytes = discos_seen = 0
-    pending_to: Route | None = None  # frames from `start` on go there, not handed over yet
+    pending_to: Route | None = None  # where the frames from `start` on go; it has not got them yet
     start = at
     while end - at >= _HEAD:
         head = buffer[at : at + _HEAD]
@@ -44,7 +44,7 @@ def relay_packets(
         size = HEADER_BYTES + length
         stop = at + size
         if stop > end or not KEY_BYTES <= length <= MAX_SEND_BYTES:
-            break  # a wrong length is judged below, once the packets before it are on their way
+            break  # a wrong length is judged below, when the packets before it are on their way
         destination = routes.get(bytes(head[HEADER_BYTES:]))
         if destination is not pending_to:
             if pending_to is not None:

@@ -8,12 +8,13 @@ from derp.relay.clients import Client
 
 
 class KeepAliveWheel:
-    """`period_seconds` plus up to `jitter_seconds` between the keep-alives of one client."""
+    """Between two keep-alives of one client lie `period_seconds` and up to `jitter_seconds` more."""
 
     def __init__(self, period_seconds: float, jitter_seconds: float, now: float) -> None:
         self._period = period_seconds
         self._jitter = jitter_seconds
-        # (client, its period, when it is due); one slot more than the longest wait, so few are passed over
+        # (client, its period, when it is due).  There is one slot more than the longest wait, so that a turn of the
+        # wheel finds few that are not due yet.
         self._slots: list[list[tuple[Client, float, float]]] = [
             [] for _ in range(int(period_seconds + jitter_seconds) + 2)
         ]
@@ -25,7 +26,7 @@ class KeepAliveWheel:
         self._place(client, wait, now + wait)
 
     def _place(self, client: Client, wait: float, at: float) -> None:
-        # at least one second ahead: the slot of the present may have been served already
+        # At least one second ahead: the wheel may have served the slot of the present already.
         at = max(at, self._served + 1.0)
         self._slots[int(at) % len(self._slots)].append((client, wait, at))
 
@@ -35,11 +36,11 @@ class KeepAliveWheel:
             slot = self._slots[second % len(self._slots)]
             if any(at < second + 1 for _, _, at in slot):
                 return float(second)
-        # Who was added long after the last call may be due more than a turn after it.
+        # A client that came long after the last call may be due more than a turn after that call.
         return min((float(int(at)) for slot in self._slots for _, _, at in slot), default=None)
 
     def handle_timeout(self, now: float) -> list[Client]:
-        """Clients whose second has come, each once, to be sent a keep-alive.  Those that left are forgotten here."""
+        """Clients whose second has come, each once: send them a keep-alive.  Here the wheel forgets who left."""
         due: list[Client] = []
         second = int(now)
         # The clock may have jumped by more than a turn (a suspended machine): one turn finds everybody.
@@ -51,10 +52,10 @@ class KeepAliveWheel:
             for client, wait, at in slot:
                 if client.member is None:
                     continue
-                if at >= second + 1:  # it was placed there a moment ago, for the turn to come
+                if at >= second + 1:  # the wheel placed it there a moment ago, for the turn to come
                     self._slots[index].append((client, wait, at))
                     continue
                 due.append(client)
-                # By its own plan, however late this call is, unless that time has passed.
+                # The client keeps its plan, however late this call is, unless the next time of the plan has passed too.
                 self._place(client, wait, at + wait if at + wait > now else now + wait)
         return due

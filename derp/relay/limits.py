@@ -2,7 +2,7 @@
 
 
 class TokenBucket:
-    """`per_second` tokens flow in, at most `burst` are kept.  It starts full."""
+    """`per_second` tokens flow in, and the bucket keeps at most `burst` of them.  It starts full."""
 
     __slots__ = ("_at", "_burst", "_per_second", "_tokens")
 
@@ -13,7 +13,7 @@ class TokenBucket:
         self._at = now
 
     def take(self, now: float, tokens: float = 1.0) -> bool:
-        """Take `tokens` if they are there; False, and nothing taken, if not."""
+        """Take `tokens` if so many are there; if not, take nothing and return False."""
         self._refill(now)
         if self._tokens < tokens:
             return False
@@ -21,7 +21,7 @@ class TokenBucket:
         return True
 
     def spend(self, now: float, tokens: float) -> float:
-        """Take `tokens` even into debt; return for how many seconds nothing more should be taken."""
+        """Take `tokens`, into debt if need be; return for how many seconds the caller should take nothing more."""
         self._refill(now)
         self._tokens -= tokens
         if self._tokens >= 0:

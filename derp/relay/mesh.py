@@ -1,7 +1,7 @@
 """What one relay knows of another of its region: a route to all keys the other has.  Layer L1.
 
-The driver (server/mesh.py) dials, and tells what arrives; the router writes ForwardPackets into `pending`, which the
-flush sends like a client's.  When the connection breaks, all keys learnt over it are void at once.
+server/mesh.py dials the other relay and hands over what arrives; the router writes ForwardPackets into `pending`, and
+the flush sends them like a client's.  When the connection breaks, all keys that were learnt over it are void at once.
 """
 
 from dataclasses import dataclass
@@ -14,22 +14,22 @@ from derp.relay.router import Router
 
 @dataclass(slots=True)
 class MeshPeerState:
-    """What is known of one relay that we were told to mesh with.  The driver writes it; pages and metrics read."""
+    """What we know of one relay that we are to mesh with.  server/mesh.py writes it; pages and metrics read it."""
 
-    name: str  # as --mesh-with has it
-    past_connects: int = 0  # connections that stood and ended
-    trouble: str = ""  # why there is none, or why the last one ended
+    name: str  # as --mesh-with spells it
+    past_connects: int = 0  # connections that the other relay accepted, and that have ended
+    trouble: str = ""  # why there is no connection, or why the last one ended
     is_ourselves: bool = False
     route: "MeshRoute | None" = None  # while connected
 
     @property
     def is_up(self) -> bool:
-        """Connected, and taken for a mesh peer there."""
+        """Whether we are connected, and the other relay takes us for a mesh peer."""
         return self.route is not None and self.route.is_accepted
 
     @property
     def connects(self) -> int:
-        """Connections that stood, the one of now included."""
+        """Connections that the other relay accepted, the present one included."""
         return self.past_connects + self.is_up
 
 
@@ -73,11 +73,11 @@ class MeshRoute:
         self._router = router
 
     def handle_message(self, message: Message) -> None:
-        """A frame of the other relay: who came and who went; everything else is of no concern here."""
+        """A frame of the other relay says who came or who went there; all other frames are of no concern here."""
         match message:
             case PeerPresent(key):
                 self.is_accepted = True
-                # Our own connection there is announced too; a route to ourselves would be a loop.
+                # The other relay announces our own connection too; a route to ourselves would be a loop.
                 if key in (self._router.own_key, self.key) or key in self.keys:
                     return
                 if len(self.keys) >= self._max_keys:
@@ -87,19 +87,19 @@ class MeshRoute:
                 self._router.add_forwarder(key, self)
             case PeerGone(key):
                 self.keys.discard(key)
-                self._router.remove_forwarder(key, self)  # which counts it, if it was never announced
+                self._router.remove_forwarder(key, self)  # the router counts a key that was never announced
             case _:
                 pass
 
     def handle_break(self) -> None:
-        """The connection ended: nothing learnt over it holds any more."""
+        """The connection ended: nothing that was learnt over it holds any more."""
         self.pending = []
         self.pending_bytes = 0
         self.forget_some(len(self.keys))
 
     def forget_some(self, count: int) -> bool:
-        """A part of that, for a driver with other work to do in between: forget `count` keys; False when none is left.
-        Packets for those that are left still go to the broken wire, and are counted there as write errors."""
+        """Do a part of that, for a caller with other work to do in between: forget `count` keys; False when none is
+        left.  Packets for the keys that are left still go to the broken wire, which counts them as write errors."""
         for _ in range(min(count, len(self.keys))):
             self._router.remove_forwarder(self.keys.pop(), self)
         return bool(self.keys)

@@ -1,9 +1,9 @@
 """The bounded, fair queue of a destination whose socket is full.  Layer L1.
 
-Only a slow reader ever has one.  A flow is all packets of one source key.  Flows are served by start-time fair
-queueing: the flow that has had the fewest bytes goes next, so one bulk sender cannot starve the others.  A full
-queue drops the oldest packet of a flow that holds the most; what all queues may hold together is in relay/pool.py.
-Next hop: server/session.py takes from it.
+Only a slow reader ever has one.  A flow is all packets of one source key.  The queue serves flows by start-time fair
+queueing: the flow that has had the fewest bytes goes next, so one bulk sender cannot starve the others.  A full queue
+drops the oldest packet of a flow that holds the most; relay/pool.py bounds all queues together.  Next hop:
+server/session.py takes from it.
 """
 
 from collections import deque
@@ -17,20 +17,21 @@ from derp.relay.pool import FRAME_OVERHEAD_BYTES, QueuePool
 
 _RECV: Final = 0x05
 _FORWARD: Final = 0x0A
-# Disco packets open direct paths and are tiny: each of their bytes counts a quarter, so they overtake bulk data;
-# they stay a flow like the others, so a flood of them cannot starve data (a fixed priority could).
+# Disco packets open direct paths and are tiny: each of their bytes counts a quarter, so they overtake bulk data.  They
+# are a flow like the others, so a flood of them cannot starve data, which it could if they went first.
 _DISCO_WEIGHT: Final = 4
-# Disco apart: path discovery repeats itself, so a handful of the freshest is worth more than a backlog.
+# Disco has a bound of its own: path discovery repeats itself, so a handful of the freshest packets is worth more than a
+# backlog.
 DISCO_DEPTH: Final = 32
-# No real disco packet is longer (the longest are padded to probe a path's MTU); what only looks like one queues with
-# its sender's data, so all disco of a queue is 64 KiB and its bound in bytes needs no second one.
+# No real disco packet is longer (the longest are padded to probe a path's MTU).  What only looks like one queues with
+# its sender's data.  So all disco of a queue is 64 KiB at most, and needs no second bound in bytes.
 MAX_DISCO_FRAME_BYTES: Final = 2048
-# Notices (PeerGone, Pong, KeepAlive...) are not packets and may not be dropped head first.  A client gets at most
-# one per peer it heard from; 64 KiB are 1,700 of them behind a socket that takes nothing.
+# Notices (PeerGone, Pong, KeepAlive...) are no packets, and the queue never drops one for another.  A client gets at
+# most one for each peer that it heard from; 64 KiB are 1,700 of them behind a socket that takes nothing.
 MAX_NOTICE_BYTES: Final = 64 * 1024
-# A mesh peer is told of every client, at once when it asks: 56 bytes each, three times our default of 100,000.
+# We tell a mesh peer of every client at once when it asks: 56 bytes each, for three times our default of 100,000.
 MAX_MESH_NOTICE_BYTES: Final = 16 * 1024 * 1024
-# Flows without packets that are remembered for fairness, besides one for each packet.
+# Flows without packets that the queue remembers for fairness, besides one for each packet.
 _SPARE_FLOWS: Final = 64
 
 
@@ -126,8 +127,8 @@ class PacketQueue:
         max_notice_bytes: int = MAX_NOTICE_BYTES,
         shift: int = 0,
     ) -> None:
-        """`shift`: where the pool looks for the fattest, this queue counts as if it held so many bits less: it serves
-        many, and has a bound to match."""
+        """`shift`: where the pool looks for the fattest queue, this one counts as 2**shift times thinner: it serves
+        many clients, and its own bound is as much larger."""
         self._pool = pool
         self._pool_class = 0
         self._shift = shift
@@ -211,7 +212,7 @@ class PacketQueue:
         if flow is None:
             if len(self._flows) > 2 * self.packets + _SPARE_FLOWS:
                 self._forget_empty_flows()
-            # A flow that was silent starts at the present, neither punished nor owed for its past.
+            # A flow that was silent starts at the present: it is neither punished for its past nor owed for it.
             flow = self._flows[source] = _Flow(source, self._clock, is_disco)
             self._order += 1
             heappush(self._heap, (flow.turn, self._order, flow))
@@ -242,8 +243,8 @@ class PacketQueue:
                 self._size_classes |= 1 << size_class
 
     def _fattest(self, arriving: _Flow) -> _Flow:
-        """The flow of data to drop from: one that holds more than half of what any other holds; the arriving one if
-        it does, else the one that has for longest."""
+        """The flow of data to drop from: one that holds more than half of what any other holds.  That is the arriving
+        one, if it holds so much; else the one that has held so much for longest."""
         size_class = self._size_classes.bit_length() - 1
         if arriving.size_class == size_class:
             return arriving
@@ -289,7 +290,7 @@ class PacketQueue:
         heap = self._heap
         while size < max_bytes and heap:
             turn, _, flow = heap[0]
-            if not flow.frames:  # it had its turn without using it
+            if not flow.frames:  # the flow had its turn and had nothing to send
                 heappop(heap)
                 del self._flows[flow.source]
                 continue

@@ -1,8 +1,8 @@
 """The relay's brain: who is here, where packets for a key go, and who must be told what.  Layer L1.
 
-Effects are left where the driver finds them: gather lists in `Route.pending`, routes with work in `dirty`,
-connections to end in `closing`.  The driver (server/session.py) empties all three after each batch of sockets.
-The hot path is relay/forward.py; routes to other relays are added by relay/mesh.py.
+The router leaves its effects where server/session.py finds them: gather lists in `Route.pending`, routes with work in
+`dirty`, connections to end in `closing`.  The flush after each batch of sockets empties all three.  The hot path is
+relay/forward.py; relay/mesh.py adds routes to other relays.
 """
 
 import sys
@@ -17,7 +17,7 @@ from derp.relay.counters import Counters, DropReason, PacketKind
 from derp.relay.pool import QueuePool
 from derp.relay.queue import MAX_MESH_NOTICE_BYTES, MAX_NOTICE_BYTES, PacketQueue
 
-# A home that moves within its first seconds was only being probed (the genuine relay's rule).
+# A client that takes its home back within its first seconds only probed this relay; the genuine relay counts so too.
 _SETTLED_SECONDS: Final = 5.0
 
 # The link to another relay carries everybody's packets, and a genuine relay makes their senders wait there instead of
@@ -42,8 +42,7 @@ class Route(Protocol):
 
 
 class Router:
-    """All state of one relay.  One trio task calls it, synchronously; nothing in it blocks or raises for what
-    clients do, except RemoteProtocolError from relay/forward.py."""
+    """All state of one relay.  One thread calls it; nothing in it blocks, and nothing a client does makes it raise."""
 
     def __init__(self, own_key: bytes, *, queue_depth: int, queue_bytes: int, queue_total: int = sys.maxsize) -> None:
         """`queue_total`: bytes that all queues may hold together."""
@@ -58,7 +57,7 @@ class Router:
         self.duplicate_keys = 0
         self.home_clients = 0
         self.not_ideal_clients = 0
-        self.announcements = 0  # told to all watchers since the last flush
+        self.announcements = 0  # what all watchers were told since the last flush
         self.counts_flush = False  # whether the next flush has anything to count
         self.pool = QueuePool(queue_total)
         self._queue_depth = queue_depth
@@ -89,12 +88,12 @@ class Router:
             self._tell_watchers(self._presence(client))
 
     def unregister(self, client: Client) -> None:
-        """A registered connection ended.  Those who heard from its key are told, if it was the last one."""
+        """A registered connection ended.  If it was the last one of its key, we tell all who heard from that key."""
         member = client.member
         if member is None:
             return
         client.member = None
-        client.wire = None  # the keep-alive wheel has the client for another minute, not its socket and TLS state
+        client.wire = None  # the keep-alive wheel holds the client for another minute, but not its socket and TLS state
         del self.clients[client.number]
         if client in self.watchers:
             self.count_announcements()
@@ -182,7 +181,7 @@ class Router:
         if member is None:
             return
         if link not in member.forwarders:
-            # counted as the genuine relay does: where several claim a key, one that does not is no news
+            # The genuine relay counts so: where several relays claim a key, one that does not is no news.
             self.counters.packet_forwarder_delete_other_value += len(member.forwarders) < 2
             return
         if len(member.forwarders) == 2:
@@ -215,7 +214,7 @@ class Router:
         """Tell a mesh peer who is here, now and from now on.  Our own key watching itself is ignored."""
         if client.key == self.own_key or client in self.watchers:
             return
-        self.count_announcements()  # which it does not hear of apart: they are in its list
+        self.count_announcements()  # the new watcher does not hear of these one by one: its list has them
         self.watchers.add(client)
         client.is_watcher = True
         present = [self._presence(m.connections[-1]) for m in self.members.values() if m.connections]
@@ -260,7 +259,7 @@ class Router:
 
     def _presence(self, client: Client) -> bytes:
         if not client.presence:
-            # 4 us: a mesh peer that comes back to 100,000 clients would stop everybody's packets for half a second.
+            # Kept, as it costs 4 us: a mesh peer that comes back to 100,000 clients would stop everybody for 0.4 s.
             address = ip_address(client.address) if client.address else None
             client.presence = encode(PeerPresent(client.key, address, client.port, int(client.flags)))
         return client.presence
@@ -281,7 +280,7 @@ class Router:
 
     def note_lost_notice(self, route: Route) -> None:
         """A notice did not fit the queue of `route`.  A mesh peer that misses one announcement is wrong from then on;
-        reconnecting resynchronises it."""
+        when it reconnects it learns everything anew."""
         if isinstance(route, Client) and route.is_watcher:
             self.closing.append((route, CloseReason.TOO_SLOW))
 

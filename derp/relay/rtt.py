@@ -5,8 +5,8 @@ from typing import Final
 
 _LIMITS_MS: Final = (10, 20, 50, 100, 150, 250, 500)
 RTT_BUCKETS: Final = (*(f"{limit}ms" for limit in _LIMITS_MS), "inf", "non-tcp", "error")
-# Clients that came by websocket, once each: genuine relays cannot see their round-trip times.  Ours can, and count
-# these among the others as well.
+# A client that came by websocket counts here once.  Genuine relays cannot see its round-trip times; ours can, and count
+# them among the others as well.
 NON_TCP_BUCKET: Final = len(RTT_BUCKETS) - 2
 # Upper limits in seconds of the buckets before those two.
 RTT_LIMITS_SECONDS: Final = (*(limit / 1000 for limit in _LIMITS_MS), float("inf"))

@@ -1,8 +1,8 @@
-"""DERP on the reactor: the handshake, the frames of a registered client, and the flush to all of them.  Layer L3.
+"""DERP on a host: the handshake, the frames of a registered client, and the flush to all of them.  Layer L3.
 
-Packets: reactor -> ClientSession.received -> relay/inbound.py -> the router's gather lists -> Sessions.flush -> kernel.
-What the kernel does not take waits in the client's queue until ClientSession.writable.
-Made by server/upgrade.py.
+Packets: host -> ClientSession.received -> relay/inbound.py -> the router's gather lists -> Sessions.flush -> kernel.
+What the kernel does not take waits in the client's queue until ClientSession.writable.  server/upgrade.py makes a
+Greeting for each upgrade; the Greeting makes the ClientSession.
 """
 
 import logging
@@ -33,22 +33,23 @@ from derp.transport.host import Host, Wire, WireEnded
 
 _log = logging.getLogger("derp.server")
 
-# Taken from a queue at a time.  What is taken is committed to this order and out of reach of the drop policy, so no
-# more than the kernel itself holds behind a slow reader (TCP_NOTSENT_LOWAT).
+# What drain_queue takes from a queue at a time.  The queue cannot drop or reorder what was taken, so this is no more
+# than the kernel itself holds behind a slow reader (TCP_NOTSENT_LOWAT).
 _TAKE_BYTES: Final = 32 * 1024
-# A pause costs a timer and two system calls; a shorter one, or the rounding of an earlier one, stays a debt that the
-# next pause includes.
+# A pause costs the relay a timer and two system calls.  A shorter one, or what rounding left of an earlier one, stays a
+# debt of the client, and its next pause includes it.
 _SHORTEST_PAUSE_SECONDS: Final = 0.001
 # Between two looks at how many frames clients get in one flush.
 _SAMPLE_SECONDS: Final = 0.5
-# Strangers may cause such lines: one a minute of each kind, with the number of the others.
+# Strangers can cause such lines: the log gets one a minute of each kind, with the number of the others.
 _TELL_SECONDS: Final = 60.0
-# Connections of one key: a laptop with a stale connection has two or three.  The registry looks at all of them.
+# Connections of one key: a laptop with a stale connection has two or three.  The router walks over all of them when one
+# comes or goes.
 _MAX_CONNECTIONS_PER_KEY: Final = 64
 
 
 class Sessions:
-    """Joins the router to the reactor.  One per relay; all its methods are called from the reactor's task."""
+    """What all DERP sessions of one relay share.  It joins the router to the host, whose thread calls its methods."""
 
     def __init__(
         self,
@@ -76,7 +77,7 @@ class Sessions:
         self.rate = RateConfig()
         self.rate_by_key: Mapping[bytes, RateConfig] = {}
         self._is_sampling = self.router.counts_flush = True
-        # wires that sent more than they may, and when they are read again
+        # Wires of clients that sent more than their rate allows, and when the host reads each of them again.
         self.throttled = Deadlines[Wire]()
         self._throttle_alarm = Alarm(host, self._resume_throttled, self.throttled)
         self.on_register: list[Callable[[Client], None]] = []
@@ -93,7 +94,7 @@ class Sessions:
                 route.is_dirty = False
                 pieces, size = route.pending, route.pending_bytes
                 if not size:
-                    continue  # it ended meanwhile
+                    continue  # its session ended meanwhile, and took the pieces along
                 route.pending_bytes = 0
                 if route.queue is None:
                     wire: Wire = route.wire
@@ -143,7 +144,7 @@ class Sessions:
         if sent < len(frames):
             for start, end in frame_starts(view):
                 if end >= sent:
-                    # nothing of the frame may have gone when `sent` is its very start: then it queues like the rest
+                    # When `sent` is the very start of a frame, the kernel has nothing of it: it queues like the rest.
                     rest = start if start == sent else end
                     if start < sent < end:
                         wire.push(view[sent:end])
@@ -158,7 +159,7 @@ class Sessions:
             self.router.note_lost_notice(route)
 
     def note_wrong_mesh_key(self, key: bytes, address: tuple[str, int]) -> None:
-        """Somebody takes himself for a relay of our region; he is treated as an ordinary client, as by derper."""
+        """A client showed a mesh key that is not ours.  We treat it as an ordinary client, as derper does."""
         self.router.counters.wrong_mesh_keys += 1
         more = self._rarely.held_back("wrong_mesh_key", self.host.now)
         if more is not None:
@@ -182,7 +183,7 @@ class Sessions:
             session = client.wire.session
             if isinstance(session, ClientSession):
                 session.bucket = self.bucket_for(client)
-        # Those that wait do so by the old rates, at which it may be hours.
+        # Whoever is paused now was paused by the old rates, perhaps for hours.
         self._resume_throttled(math.inf)
         self.host.flush()
 
@@ -193,7 +194,7 @@ class Sessions:
         return TokenBucket(rate.client_bytes_per_second, rate.client_burst_bytes, self.host.now)
 
     def throttle(self, client: Client, seconds: float) -> None:
-        """Do not read a client for a while: its bytes wait in the kernels on the way, nothing is dropped."""
+        """Stop reading a client for a while.  Its bytes wait in the kernels on the way; the relay drops nothing."""
         self.router.counters.rate_limited += 1
         self.host.pause(client.wire)
         until = self.host.now + seconds
@@ -201,7 +202,7 @@ class Sessions:
         self._throttle_alarm.by(until)
 
     def _resume_throttled(self, now: float) -> None:
-        for wire in self.throttled.handle_timeout(now):  # one may be paused again at once
+        for wire in self.throttled.handle_timeout(now):  # whose session may pause it again at once
             self.host.resume(wire)
 
 
@@ -228,9 +229,9 @@ _KEEP_ALIVE: Final = HEADER.pack(FrameType.KEEP_ALIVE, 0)
 
 
 class Greeting:
-    """Between the upgrade and ServerInfo: drives the handshake's core and has it decided who comes in.
+    """Between the upgrade and ServerInfo: it drives the core of the handshake, and asks admission who comes in.
 
-    Whoever makes one sends its `hello` first.
+    Whoever makes a Greeting sends its `hello` first.
     """
 
     __slots__ = ("_handshake", "_is_ideal", "_sessions", "_wire")
@@ -268,7 +269,7 @@ class Greeting:
             sessions.note_wrong_mesh_key(key, wire.address)
         verdict = sessions.admission.decide(key, wire.address[0])
         if verdict is None:
-            # Somebody else decides; until then the kernel keeps what the client sends.
+            # Somebody else decides.  The host reads no more of this client until then; the kernel keeps what it sends.
             sessions.host.pause(wire)
             verdict = sessions.admission.ask(Question(key, wire.address[0], self._decided, self._is_waiting))
         if verdict is None:
@@ -279,7 +280,7 @@ class Greeting:
             raise WireEnded(CloseReason.NOT_ADMITTED, _refusal(key, verdict))
 
     def _is_waiting(self) -> bool:
-        """Whether the client is still there.  It is not read, so nobody else sees it leave."""
+        """Whether the client is still there.  The host does not read it, so nobody else sees it leave."""
         wire = self._wire
         if wire.session is not self:
             return False  # its deadline passed
@@ -298,7 +299,7 @@ class Greeting:
             return
         try:
             self._admit(is_mesh_peer=False)
-        except WireEnded as error:  # whoever answered has no part in it
+        except WireEnded as error:  # the client's connection failed, which is no matter of whoever answered
             host.fail(wire, error)
             return
         host.resume(wire)
@@ -310,7 +311,7 @@ class Greeting:
         router = sessions.router
         member = router.members.get(opened.key)
         if member is not None and len(member.connections) >= _MAX_CONNECTIONS_PER_KEY:
-            # at once, not with the flush: hundreds may come in one batch
+            # Closed at once and not with the flush: hundreds of connections may come in one batch.
             sessions.host.close(member.connections[0].wire, CloseReason.TOO_MANY)
         client = Client(
             opened.key,
@@ -329,7 +330,7 @@ class Greeting:
         if is_mesh_peer:
             wire.write_seconds = sessions.mesh_write_seconds
         sessions.lobby.leave(wire)
-        # ServerInfo is the first frame a client may see, so it leaves before anybody can reach the client.
+        # ServerInfo has to be the first frame that a client sees, so it leaves before anybody can reach the client.
         self._handshake.accept(sessions.server_info)
         wire.push(b"".join(self._handshake.data_to_send()))
         if wire.blocked:
@@ -361,7 +362,7 @@ class Greeting:
     def ended(self, reason: CloseReason, text: str) -> None:
         self._sessions.lobby.leave(self._wire)
         self._sessions.lobby.count_closed(reason)
-        # Who was turned away asks the operator why; the rest is scanners and probes.
+        # People whose clients were turned away ask the operator why; everybody else here is a scanner or a probe.
         level = logging.INFO if reason is CloseReason.NOT_ADMITTED else logging.DEBUG
         opened = self._handshake.client
         if opened is not None:

@@ -23,8 +23,8 @@ LEFT, NOT_HERE = PeerGoneReason.DISCONNECTED, PeerGoneReason.NOT_HERE
 
 def check(world: World) -> None:
     """The registry's own idea of being in order, as the operator's page shows it."""
-    plane = SimpleNamespace(admission=SimpleNamespace(problem=""))  # of which the page shows as well how it does
-    relay = cast(Any, SimpleNamespace(router=world.router, plane=plane))
+    sessions = SimpleNamespace(admission=SimpleNamespace(problem=""))  # of which the page shows as well how it does
+    relay = cast(Any, SimpleNamespace(router=world.router, sessions=sessions))
     assert consistency(relay) == "derp.Server ConsistencyCheck okay\n"
 
 
