@@ -5,6 +5,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -53,7 +54,11 @@ def print_mistakes(derp_map: "DERPMap") -> None:
 
 def program(name: str) -> list[str]:
     """How to call one of our commands from a shell like the one that called us."""
-    return [name] if shutil.which(name) is not None else [sys.executable, "-m", name]
+    if shutil.which(name) is not None:
+        return [name]
+    # A virtual environment that is not active: its commands lie beside its interpreter.
+    beside = Path(sys.executable).with_name(name)
+    return [str(beside)] if beside.exists() else [sys.executable, "-m", name]
 
 
 def say_what_to_try(lines: Lines, commands: Iterable[tuple[Sequence[str], str]]) -> None:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -28,9 +29,7 @@ def test_a_line_is_one_line_without_secrets_whatever_is_in_it(capsys: pytest.Cap
     assert capsys.readouterr().out.splitlines() == expected
 
 
-def test_what_to_try_is_a_shell_s_line_and_a_comment(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_to_try_is_a_shell_s_line_and_a_comment(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["A_B=it's; $x", "printf", "<%s>", "https://[::1]:1/?a=b&c", "A-B=c d", "--pin", "#", "*"]
     say_what_to_try(open_console(), [(words, "what it does; (really) `no` $command")])
     head, line = capsys.readouterr().out.splitlines()
@@ -38,9 +37,19 @@ def test_what_to_try_is_a_shell_s_line_and_a_comment(
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
     assert done.stdout == "".join(f"<{word}>" for word in words[3:])
     assert done.stderr == ""
-    # Whoever has not our folder in his PATH is told a way without it.
+
+
+def test_whoever_has_not_our_folder_in_his_path_is_told_a_way_without_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    python, script = tmp_path / "python", tmp_path / "derp"
+    monkeypatch.setattr(sys, "executable", str(python))
     monkeypatch.setenv("PATH", "")
-    assert program("derp") == [sys.executable, "-m", "derp"]
+    assert program("derp") == [str(python), "-m", "derp"]
+    script.touch(mode=0o755)
+    assert program("derp") == [str(script)]
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert program("derp") == ["derp"]
 
 
 def test_lines_are_neither_wrapped_nor_marked_up(capsys: pytest.CaptureFixture[str]) -> None:
