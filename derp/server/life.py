@@ -8,7 +8,6 @@ the sockets, handover.py for who takes them over, transport/notify.py for system
 import gc
 import logging
 import os
-import resource
 import signal
 import sys
 import time
@@ -30,6 +29,7 @@ from derp.server.lobby import Lobby
 from derp.server.memory import give_back_forever
 from derp.server.ports import Ports
 from derp.transport.notify import notify_manager
+from derp.transport.platform import raise_open_files
 from derp.transport.reactor import Reactor
 
 _log = logging.getLogger("derp.server")
@@ -261,8 +261,7 @@ Started = TypeVar("Started", bound=Server[Any])
 
 def prepare_process() -> None:
     """Take all open files that the administrator allows, not the 1,024 that shells start with; collect rarely."""
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    raise_open_files()
     gc.set_threshold(*_GC_THRESHOLDS)
 
 

@@ -22,6 +22,7 @@ from prometheus_client.exposition import generate_latest
 from derp.metrics import RelayStatistics
 from derp.relay.counters import DropReason, Histogram, PacketKind
 from derp.relay.rtt import RTT_BUCKETS
+from derp.transport.platform import boot_time, count_open_files
 
 _GAUGES: Final = "gauge_"
 _COUNTERS: Final = "counter_"
@@ -51,7 +52,7 @@ def debug_vars(reading: RelayStatistics, started_at: float) -> dict[str, Any]:
         "gauge_current_connections": reading.connections,
         "gauge_current_dup_client_conns": reading.duplicate_connections,
         "gauge_current_dup_client_keys": reading.duplicate_keys,
-        "gauge_current_file_descriptors": _open_files(),
+        "gauge_current_file_descriptors": count_open_files(),
         "gauge_current_home_connections": reading.home_connections,
         "gauge_current_notideal_connections": reading.not_ideal_connections,
         "gauge_memstats_sys0": usage.ru_maxrss * 1024,
@@ -86,7 +87,7 @@ def debug_vars(reading: RelayStatistics, started_at: float) -> dict[str, Any]:
         "derp_websocket_accepts": reading.websocket_accepts,
         "derper_tls_request_version": _tls(reading.tls_requests),
         "gauge_derper_tls_active_version": _tls(reading.tls_active),
-        "node_boot_time_seconds": _boot_time(),
+        "node_boot_time_seconds": boot_time(),
         "process_start_unix_time": int(started_at),
         "stun": {
             "counter_addrfamily": dict(reading.stun_family),
@@ -182,16 +183,6 @@ def _dropped(values: list[int]) -> list[dict[str, Any]]:
 def _tls(versions: Mapping[str, int]) -> dict[str, int]:
     # OpenSSL says TLSv1.3 where the genuine relay's label is 1.3
     return {version.removeprefix("TLSv"): count for version, count in versions.items()}
-
-
-def _open_files() -> int:
-    return len(os.listdir("/proc/self/fd"))
-
-
-@cache
-def _boot_time() -> int:
-    with open("/proc/stat") as stat:
-        return next((int(line.split()[1]) for line in stat if line.startswith("btime ")), 0)
 
 
 @cache

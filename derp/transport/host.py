@@ -1,7 +1,8 @@
 """The two seams between a protocol and whatever carries it: a Wire is one connection, a Host serves many.  Layer L2.
 
 Sessions (of derp/server/, the tailnet's channels) know these two and no socket.  The reactor (reactor.py) is a Host
-over TCP sockets (links.py).  What all hosts do alike is in hostcore.py.
+over TCP sockets (links.py).  What all hosts do alike is in hostcore.py, and what all wires
+that are streams of bytes in framing.py; tests/support/memory_host.py is both without a socket.
 """
 
 from collections.abc import Callable, Collection, Sequence

@@ -2,7 +2,8 @@
 
 Bytes that came are put into one arena that all wires share; the session parses them in place; after the batch every
 flusher sends what piled up for each destination.  Nothing here waits or knows a descriptor: reactor.py adds that for
-sockets.  A carrier that is told of bytes in other ways calls `deliver`, `serve_writable` and `flush`.
+sockets.  Another carrier calls `serve_readable` (or `deliver`, for bytes that it has unframed itself), `serve_writable`
+and, after a batch, `flush` and `run_timers`.
 """
 
 import logging
@@ -14,6 +15,7 @@ from derp.close_reason import CloseReason
 from derp.errors import Flood, ProtocolError
 from derp.relay.deadlines import Deadlines
 from derp.transport.alarm import Alarm
+from derp.transport.framing import RECEIVE_BYTES, RECORD_BYTES, StreamWire
 from derp.transport.host import Wire, WireEnded
 from derp.transport.timers import Timer, Timers
 
@@ -22,6 +24,8 @@ _log = logging.getLogger("derp.transport")
 # Receives of one batch lie side by side in the arena until the flush.  Four full receives: enough that a batch of
 # many small ones is flushed once, and small enough to stay in the second-level cache.
 ARENA_BYTES: Final = 1024 * 1024
+# A receive, the longest unfinished frame that may lie before it, and one TLS record that may go over.
+_ROOM_BYTES: Final = RECEIVE_BYTES + 96 * 1024
 # Each end by a flood is counted; the log has a line for those of this long.
 FLOOD_LOG_SECONDS: Final = 10.0
 
@@ -47,6 +51,8 @@ class HostCore:
         self._end = 0
         self._floods = 0  # since the last line about one
         self._flood_logged_at = -inf
+        self._scratch = memoryview(bytearray(RECEIVE_BYTES))
+        self._framed = memoryview(bytearray(RECEIVE_BYTES + RECORD_BYTES))
 
     # --- membership
 
@@ -150,6 +156,32 @@ class HostCore:
             wire.want(read=not wire.paused, write=wire.wants_out)
 
     # --- serving
+
+    def serve_readable(self, wire: StreamWire) -> None:
+        """Receive what a wire has, and give it to its session.  A flush has to follow."""
+        if ARENA_BYTES - self._end < _ROOM_BYTES:
+            self.flush()
+        at = self._end
+        kept = wire.kept
+        start = at
+        if kept:
+            self.arena[at : at + len(kept)] = kept
+            at += len(kept)
+        try:
+            end = wire.receive(self.view, at, self._scratch, self._framed)
+            if wire.tail:
+                self.await_room(wire)
+            if end == at:
+                return
+            wire.kept = b""
+            self._end = end
+            self._parse(wire, start, end)
+            if wire.ending is not None:
+                self.fail(wire, wire.ending)
+        except (WireEnded, ProtocolError) as error:
+            self.fail(wire, error)
+        except Exception:
+            self._fail_for_defect(wire)
 
     def deliver(self, wire: Wire, data: bytes) -> None:
         """Give a session bytes that came in another way than by a receive into the arena.  A flush has to follow."""

@@ -11,12 +11,11 @@ from typing import Final
 from derp.errors import ListenError
 from derp.map import is_unspecified
 from derp.text import error_text
+from derp.transport import platform
 
 # Two dozen full packets: enough to keep a link of 250 Mbit/s busy for the millisecond until we are woken; what
 # hides in the kernel behind a slow reader is out of reach of the queue's drop policy.
 NOTSENT_LOWAT_BYTES: Final = 32 * 1024
-# linux/tcp.h; the socket module names it only from Python 3.13 on
-TCP_NOTSENT_LOWAT: Final = 25
 # A fleet that comes back at once waits here, not in timeouts.  The kernel lowers it to net.core.somaxconn.
 _BACKLOG: Final = 4096
 # STUN datagrams have 40 bytes but cost the kernel 1 KiB each; a burst of a thousand survives a busy batch.
@@ -47,12 +46,9 @@ def open_listener(
         sock = _bind(host, port, socket.SOCK_STREAM)
         sock.listen(_BACKLOG)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, NOTSENT_LOWAT_BYTES)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(user_timeout_seconds * 1000))
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1 if keepalive_seconds else 0)
-    if keepalive_seconds:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, int(keepalive_seconds)))
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, int(keepalive_seconds)))
+    platform.limit_unsent(sock, NOTSENT_LOWAT_BYTES)
+    platform.limit_unacknowledged(sock, user_timeout_seconds)
+    platform.keep_alive(sock, keepalive_seconds)
     return sock
 
 
@@ -69,6 +65,8 @@ def tell_destinations(sock: socket.socket) -> bool:
     if not is_unspecified(sock.getsockname()[0]):
         return False
     if sock.family == socket.AF_INET6:
+        if not hasattr(socket, "IPV6_RECVPKTINFO"):  # macOS names it to few
+            return False
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
         return True
     if not sys.platform.startswith("linux"):

@@ -15,6 +15,7 @@ from typing import Final, TypeAlias, TypeVar
 import trio
 
 from derp.errors import ConnectError
+from derp.transport import platform
 from derp.transport.stream import mapped_errors, transport_error
 
 PREFER_IPV6_HEAD_START_SECONDS: Final = 0.2
@@ -25,7 +26,7 @@ NEXT_ADDRESS_SECONDS: Final = 0.25
 MAX_ADDRESSES: Final = 6
 # How long the kernel keeps a connection whose packets nobody acknowledges: the relay's own value.  Without it a
 # client that sends notices a dead path only when the 120 s without a frame are over.
-TCP_USER_TIMEOUT_MS: Final = 15_000
+USER_TIMEOUT_SECONDS: Final = 15.0
 
 _NO_ROUTE: Final = (errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 _FAMILY_NAMES: Final = {socket.AF_INET: "IPv4", socket.AF_INET6: "IPv6"}
@@ -164,8 +165,7 @@ def _dial_address(family: socket.AddressFamily, address: tuple[object, ...]) -> 
     async def attempt() -> trio.SocketStream:
         sock = trio.socket.socket(family, socket.SOCK_STREAM)
         try:
-            if hasattr(socket, "TCP_USER_TIMEOUT"):
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, TCP_USER_TIMEOUT_MS)
+            platform.limit_unacknowledged(sock, USER_TIMEOUT_SECONDS)
             with mapped_errors(str(address[0]), connecting=True):
                 await sock.connect(address)
             # SocketStream sets TCP_NODELAY, and TCP_NOTSENT_LOWAT of 16 KiB: what we queue, we can still drop.

@@ -10,7 +10,6 @@ import contextlib
 import ipaddress
 import os
 import ssl
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -29,6 +28,7 @@ from derp.keys import NodePublic
 from derp.map import DERPMap, DERPNode, DERPRegion, is_address
 from derp.protocol.frames import PROTOCOL_VERSION
 from derp.text import error_text
+from derp.transport.platform import named_file
 from derp.transport.tls_refusals import AskedTls
 
 META_NAME_PREFIX: Final = "derpkey"
@@ -353,8 +353,8 @@ def load_chain(context: ssl.SSLContext, chain: bytes, key: bytes, place: str, ke
     def encrypted() -> str:
         raise ConfigError(f"{key_place}: is protected by a passphrase: store the key without one")
 
-    # OpenSSL reads from names only.  An anonymous file in memory has one under /proc and never touches a disk.
-    with _memory_file(chain) as chain_path, _memory_file(key) as key_path:
+    # OpenSSL reads from names only.
+    with named_file(chain) as chain_path, named_file(key) as key_path:
         try:
             context.load_cert_chain(chain_path, key_path, encrypted)
         except ssl.SSLError as error:
@@ -363,17 +363,6 @@ def load_chain(context: ssl.SSLContext, chain: bytes, key: bytes, place: str, ke
             raise ConfigError(
                 f"{key_place}: is no PEM key that fits the certificate in {place}: {error_text(error)}"
             ) from None
-
-
-@contextlib.contextmanager
-def _memory_file(content: bytes) -> Iterator[str]:
-    handle = os.memfd_create("pem", os.MFD_CLOEXEC)
-    try:
-        with open(handle, "wb", closefd=False) as file:
-            file.write(content)
-        yield f"/proc/self/fd/{handle}"
-    finally:
-        os.close(handle)
 
 
 def _parse_leaf(chain: bytes, place: str) -> x509.Certificate:

@@ -16,7 +16,7 @@ import trio
 from derp.close_reason import CloseReason
 from derp.log import fields
 from derp.protocol.websocket import CloseCode
-from derp.transport.reactor import Reactor
+from derp.transport.host import Host
 from tailnet.auth.backends import CHECK_SECONDS, EXPIRY_SECONDS, Credential, Standing, StoreCallers
 from tailnet.auth.policy import Right, workspace_rights
 from tailnet.coordinator.core import REASON_REVOKED
@@ -36,9 +36,9 @@ MAX_ASKED: Final = 500
 class Rights:
     """One per server; `run` is one task.  `open_channels` gives all that are open now."""
 
-    def __init__(self, callers: StoreCallers, reactor: Reactor, hub: Hub, open_channels: Iterable[Connected]) -> None:
+    def __init__(self, callers: StoreCallers, host: Host, hub: Hub, open_channels: Iterable[Connected]) -> None:
         self._callers = callers
-        self._reactor = reactor
+        self._host = host
         self._hub = hub
         self._open = open_channels
         self.revoked_connections = 0
@@ -65,11 +65,11 @@ class Rights:
                 standing = await self._ask(some)
             except Refused:
                 return
-            self._reactor.tick()
+            self._host.tick()
             for channel in some:
                 if channel in self._open:
                     self._judge(channel, standing)
-            self._reactor.flush()
+            self._host.flush()
 
     async def _ask(self, channels: Sequence[Connected]) -> Standing:
         credentials: set[Credential] = set()
@@ -100,7 +100,7 @@ class Rights:
                 self.revoked_tunnels += len(lost)
                 _log.info("! %s: %d tunnels end, for what they lead to is gone or not its own", caller.name, len(lost))
                 effects = self._hub.coordinator.handle_revoke_tunnels(connection, lost)
-                self._hub.carry_out(effects, self._reactor.now)
+                self._hub.carry_out(effects, self._host.now)
 
     def _revoke(self, channel: Connected, why: str) -> None:
         self.revoked_connections += 1
@@ -108,7 +108,7 @@ class Rights:
         _log.info("! %s is sent away: %s", channel.caller.name, why, extra=told)
         connection = self._connection_of(channel)
         if connection is not None:
-            now = self._reactor.now
+            now = self._host.now
             self._hub.carry_out(self._hub.coordinator.handle_revoke(connection, now), now)
         channel.close(CloseCode.POLICY_VIOLATION, f"{REASON_REVOKED}: {why}", CloseReason.NOT_ADMITTED)
 

@@ -191,6 +191,8 @@ async def _observe(seen: list[str]) -> None:
     connection.answer_to = {_Phase.BODY: (far, b"2"), _Phase.IDLE: (far, b"GET /else HTTP/1.1\r\n")}
     with near, far:
         await connection
+        if not connection.was_idle:
+            seen.append("no keep-alive")
         seen += [connection.foreign.decode("latin-1"), far.recv(12).decode("latin-1")]
 
 
@@ -334,6 +336,11 @@ class _Connection(TCPServer):
         else:
             await super().protocol_send(event)
 
+    async def _idle_timeout(self) -> None:
+        # Who came with a request, or sends one now, is not idle: a server that stops would end the connection unheard.
+        if self._phase is _Phase.IDLE:
+            await super()._idle_timeout()
+
     async def _send(self, data: bytes) -> None:
         """Send an answer, or a piece of one, as long as somebody reads it."""
         # Hypercorn shields its sends, so that half a frame is never followed by a whole one: an app that gives a reader
@@ -409,6 +416,7 @@ class _Witness(_Connection):
     """The connection of the proof: tells the phases it goes through, and goes on when they are reached."""
 
     tell: Callable[[str], None]
+    was_idle = False
     answer_to: dict[_Phase, tuple[socket.socket, bytes]]
 
     def enter(self, phase: _Phase) -> None:
@@ -417,6 +425,10 @@ class _Witness(_Connection):
         if phase in self.answer_to:
             far, data = self.answer_to.pop(phase)
             far.send(data)
+
+    async def _idle_timeout(self) -> None:
+        self.was_idle = self.was_idle or self._phase is _Phase.IDLE
+        await super()._idle_timeout()
 
 
 async def _greet(scope: Any, receive: Any, send: Any) -> None:

@@ -87,7 +87,7 @@ def page(reading: CoordinatorReading) -> str:
     try:
         return metrics_page(lambda: reading, lambda: read_statistics(relay, lobby, Ports(reactor, None), []))().decode()
     finally:
-        reactor._epoll.close()
+        reactor._poller.close()
 
 
 def test_every_number_has_its_name() -> None:

@@ -20,7 +20,8 @@ from derp.relay.router import Router
 from derp.server.admission import Admission, Question, Verdict
 from derp.server.lobby import Lobby
 from derp.server.session import Greeting, Sessions
-from derp.transport.links import RECEIVE_BYTES, Link, TlsLink
+from derp.transport.framing import RECEIVE_BYTES
+from derp.transport.links import Link, TlsLink
 from derp.transport.reactor import Reactor
 from tests.derp.server.world import relay_config
 from tests.support.wires import PlainWire, TlsWire, WebSocketWire, Wire, socket_pair, tcp_pair, tls_contexts

@@ -266,7 +266,7 @@ async def test_a_port_that_cannot_be_bound_leaves_nothing_open() -> None:
         server.open()
     with pytest.raises(OSError), socket.create_connection((HOST, server.port), 1):
         pass
-    server.reactor._epoll.close()
+    server.reactor._poller.close()
 
 
 # --- systemd

@@ -54,7 +54,7 @@ def made() -> Iterator[list[World]]:
             world.reactor.close(link, CloseReason.STOPPED)
         for far in world.far_ends:
             far.close()
-        world.reactor._epoll.close()
+        world.reactor._poller.close()
 
 
 def world(made: list[World], **changes: Any) -> World:

@@ -29,7 +29,7 @@ def reactor() -> Iterator[Reactor]:
     yield made
     for link in tuple(made.wires):
         made.close(link, CloseReason.STOPPED)
-    made._epoll.close()
+    made._poller.close()
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ def test_it_wants_one_path_and_leaves_others_to_those_behind_it() -> None:
     relay = Relay(relay_config(), reactor, lobby)
     wants = relay.upgrades.route().wants
     assert [path for path in ("/derp", "/derp/", "/derp/probe", "/", "/api/derp") if wants(path)] == ["/derp"]
-    reactor._epoll.close()
+    reactor._poller.close()
 
 
 @pytest.mark.parametrize(
@@ -52,4 +52,4 @@ def test_an_upgrade_is_counted_and_so_is_a_refusal(
     far.close()
     reactor.serve_ready()
     assert len(lobby.waiting) == 0
-    reactor._epoll.close()
+    reactor._poller.close()

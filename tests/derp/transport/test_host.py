@@ -16,14 +16,18 @@ ROOT = Path(__file__).resolve().parents[3]
 SESSIONS = (
     "derp/server/session.py",
     "derp/server/door.py",
+    "derp/server/lobby.py",
+    "derp/server/upgrade.py",
+    "tailnet/services/legacy.py",
+    "tailnet/server/entrance.py",
+    "tailnet/services/tailnet_rpc.py",
     "derp/server/relay.py",
     "derp/server/drain.py",
-    "derp/server/statistics.py",
     "derp/server/explain.py",
     "derp/server/debug.py",
     "tailnet/transport/channel.py",
 )
-SOCKETS = ("derp.transport.reactor", "derp.transport.links", "derp.transport.linkstream", "socket", "select", "ssl")
+SOCKETS = ("derp.transport.reactor", "derp.transport.links", "derp.transport.linkstream", "socket", "select")
 
 
 def test_a_link_is_a_wire_and_the_reactor_a_host() -> None:

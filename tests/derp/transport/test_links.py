@@ -13,15 +13,9 @@ from hypothesis import strategies as st
 
 from derp.close_reason import CloseReason
 from derp.protocol.websocket import CloseCode, Opcode, WebSocketDecoder, WebSocketError, WebSocketFlood, parse_close
+from derp.transport.framing import FIRST_RECEIVE_BYTES, MAX_MESSAGE_BYTES, RECEIVE_BYTES
 from derp.transport.host import Piece, WireEnded
-from derp.transport.links import (
-    FIRST_RECEIVE_BYTES,
-    MAX_MESSAGE_BYTES,
-    MAX_TINY_RECORDS,
-    RECEIVE_BYTES,
-    Link,
-    TlsLink,
-)
+from derp.transport.links import MAX_TINY_RECORDS, Link, TlsLink
 from tests.support.certificates import client_context, issue
 from tests.support.wires import (
     HOSTNAME,

@@ -8,7 +8,8 @@ import pytest
 import trio
 import trio.testing
 
-from derp.transport.links import RECEIVE_BYTES, Link, TlsLink
+from derp.transport.framing import RECEIVE_BYTES
+from derp.transport.links import Link, TlsLink
 from derp.transport.linkstream import LinkStream
 from tests.support.certificates import client_context, issue, server_context
 

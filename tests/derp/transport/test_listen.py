@@ -9,7 +9,6 @@ from derp.errors import ConfigError, ListenError
 from derp.transport.listen import (
     DESTINATION_BYTES,
     NOTSENT_LOWAT_BYTES,
-    TCP_NOTSENT_LOWAT,
     open_listener,
     open_udp,
     sent_from,
@@ -30,7 +29,7 @@ def test_accepted_connections_have_every_option() -> None:
         client, server = accepted(listener)
         with client, server:
             assert server.getsockopt(TCP, socket.TCP_NODELAY) == 1
-            assert server.getsockopt(TCP, TCP_NOTSENT_LOWAT) == NOTSENT_LOWAT_BYTES == 32768
+            assert server.getsockopt(TCP, 25) == NOTSENT_LOWAT_BYTES == 32768
             assert server.getsockopt(TCP, socket.TCP_USER_TIMEOUT) == 15_000
             assert server.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
             assert server.getsockopt(TCP, socket.TCP_KEEPIDLE) == 600

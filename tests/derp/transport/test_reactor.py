@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from derp.close_reason import CloseReason
 from derp.errors import Flood, RemoteProtocolError
+from derp.transport.framing import RECEIVE_BYTES
 from derp.transport.host import WireEnded
-from derp.transport.hostcore import FLOOD_LOG_SECONDS
-from derp.transport.links import RECEIVE_BYTES, Link
-from derp.transport.reactor import ARENA_BYTES, Reactor
+from derp.transport.hostcore import ARENA_BYTES, FLOOD_LOG_SECONDS
+from derp.transport.links import Link
+from derp.transport.reactor import Reactor
 from tests.support.wires import PlainWire, socket_pair, tcp_pair
 
 PATIENCE_SECONDS = 20  # a hang guard

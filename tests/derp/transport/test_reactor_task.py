@@ -41,15 +41,15 @@ def waits_in_trios_place() -> bool:
     """Whether a reactor has put its own queue into trio's loop."""
     from trio._core._run import GLOBAL_RUN_CONTEXT
 
-    return type(GLOBAL_RUN_CONTEXT.runner.runq).__module__ == "derp.transport.reactor"
+    return type(GLOBAL_RUN_CONTEXT.runner.runq).__module__ == "derp.transport.trioloop"
 
 
 @asynccontextmanager
 async def running(reactor: Reactor) -> AsyncIterator[None]:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(reactor.run)
-        await trio.lowlevel.checkpoint()
-        await trio.lowlevel.checkpoint()
+        for _ in range(4):  # its start, and its look at trio
+            await trio.lowlevel.checkpoint()
         yield
         nursery.cancel_scope.cancel()
 

@@ -13,8 +13,9 @@ from cryptography import x509
 from derp.close_reason import CloseReason
 from derp.config.relay import TlsConfig
 from derp.keys import NodePrivate
+from derp.transport.framing import RECEIVE_BYTES
 from derp.transport.host import WireEnded
-from derp.transport.links import RECEIVE_BYTES, TlsLink
+from derp.transport.links import TlsLink
 from derp.transport.tls import TlsServer
 from derp.transport.tls_alpn import ACME_PROTOCOL, AlpnTlsLink, make_proof, tls_link
 from tests.support.certificates import issue

@@ -11,8 +11,9 @@ import pytest
 from derp.close_reason import CloseReason
 from derp.config import TlsConfig
 from derp.keys import NodePrivate
+from derp.transport.framing import RECEIVE_BYTES
 from derp.transport.host import WireEnded
-from derp.transport.links import RECEIVE_BYTES, TlsLink
+from derp.transport.links import TlsLink
 from derp.transport.tls import TlsServer
 from derp.transport.tls_refusals import AskedTls, handshake_failure
 from tests.support.certificates import client_context, issue

@@ -56,7 +56,7 @@ def world() -> Iterator[World]:
     yield made
     for wire in tuple(made.reactor.wires):
         made.reactor.close(wire, CloseReason.STOPPED)
-    made.reactor._epoll.close()
+    made.reactor._poller.close()
 
 
 def test_two_peers_are_explained_by_the_graph_and_then_by_the_relay(world: World) -> None:

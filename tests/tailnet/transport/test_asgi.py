@@ -429,3 +429,19 @@ async def test_stopping_ends_idle_connections_and_waits_for_the_others(world: Wo
         await world.api.wait_idle()
         assert await busy.receive_some() == b""
     await world.api.wait_idle()
+
+
+async def test_a_request_that_came_before_the_stop_is_answered(world: World) -> None:
+    async with world.connect(PAGE) as slow:
+        await body_of(slow)
+        await wait_for(lambda: world.api._idle_connections)
+        await slow.send_all(PAGE[:10])
+        await wait_for(lambda: not world.api._idle_connections)
+        await world.api.stop()
+        await slow.send_all(PAGE[10:])
+        assert await body_of(slow) == b"/page 0"
+    # and one that was accepted before, and comes here after
+    async with world.connect(PAGE) as stream:
+        assert await body_of(stream) == b"/page 0"
+        assert await stream.receive_some() == b""
+    await world.api.wait_idle()

@@ -102,7 +102,7 @@ def world() -> Iterator[World]:
     for link in tuple(world.reactor.wires):
         world.reactor.close(link, CloseReason.STOPPED)
     world.client.sock.close()
-    world.reactor._epoll.close()
+    world.reactor._poller.close()
 
 
 def test_calls_come_in_and_answers_leave_with_the_flush(world: World) -> None:
