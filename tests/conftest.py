@@ -1,8 +1,13 @@
 """For all tests: what this process hands down to the programs it starts, and what a busy machine may do."""
 
+import os
+import select
 import signal
 
 from hypothesis import HealthCheck, settings
+
+from derp.transport import poller
+from tests.support.kqueue import stand_in
 
 # A shell that runs the tests in the background has them ignore SIGINT, and what is ignored stays so in every program
 # they start; those that test interruption would then wait for ever.
@@ -12,3 +17,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # A machine that is busy with something else draws examples slowly; that says nothing about what is tested.
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy")
+
+# REACTOR_POLLER=kqueue tries that way on a system that has none: its words, served by epoll.
+if os.environ.get(poller.ENVIRONMENT) == "kqueue" and not hasattr(select, "kqueue"):
+    poller.select = stand_in()  # type: ignore[attr-defined]
