@@ -9,6 +9,10 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import NamedTuple
 
+import pytest
+
+from derp.transport import poller
+
 KQ_FILTER_READ, KQ_FILTER_WRITE = -1, -2
 KQ_EV_ADD, KQ_EV_DELETE = 1, 2
 _MASKS = {KQ_FILTER_READ: select.EPOLLIN, KQ_FILTER_WRITE: select.EPOLLOUT}
@@ -78,3 +82,11 @@ def stand_in() -> SimpleNamespace:
         KQ_EV_ADD=KQ_EV_ADD,
         KQ_EV_DELETE=KQ_EV_DELETE,
     )
+
+
+def wait_with(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Have reactors wait with this one for the rest of a test."""
+    is_here = hasattr(select, name)
+    assert is_here or name == "kqueue", f"this system has no {name}"
+    monkeypatch.setattr(poller, "select", select if is_here else stand_in())
+    monkeypatch.setenv(poller.ENVIRONMENT, name)
