@@ -51,6 +51,7 @@ class RelayStatistics:
     queued_bytes: int  # of memory that these and notices take
     queued_bytes_limit: int
     slow_readers: int
+    in_trios_place: bool  # whether the reactor waits there, as it should
     packets_sent: int
     bytes_sent: int
     accepted: int  # connections that the limits let in
@@ -127,6 +128,11 @@ def _gauges(reading: RelayStatistics) -> Iterable[Metric]:
         ("derp_queued_bytes", "Memory of everything that waits behind slow readers.", reading.queued_bytes),
         ("derp_queued_bytes_limit", "How much of that there may be.", reading.queued_bytes_limit),
         ("derp_slow_readers", "Connections whose socket is full.", reading.slow_readers),
+        (
+            "derp_reactor_in_trios_place",
+            "1 while the reactor waits in the place of trio's loop; 0 costs more CPU for each packet.",
+            reading.in_trios_place,
+        ),
     )
     for name, text, value in rows:
         yield GaugeMetricFamily(name, text, value=value)

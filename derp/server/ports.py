@@ -44,7 +44,7 @@ class Ports:
         self.listening: list[Listening] = []
         self.listeners: list[Listener] = []
         self.stun: list[StunResponder] = []
-        self._reactor = reactor
+        self.reactor = reactor
         self._inherited = inherited or Inherited()
         self._bound: list[Handed] = []
         self._look_timer: Timer | None = None
@@ -70,7 +70,7 @@ class Ports:
             inherited=self._inherited.take("tcp", host, port),
         )
         self._bound.append(Handed("tcp", host, port, sock))
-        listener = Listener(sock, self._reactor, door, tls)
+        listener = Listener(sock, self.reactor, door, tls)
         self.listeners.append(listener)
         self.listening.append(Listening(kind if tls is None else f"{kind}+tls", *listener.address))
 
@@ -79,7 +79,7 @@ class Ports:
         sock = self._inherited.take("udp", host, port) or _open_stun(host, port, may_move=may_move)
         self._bound.append(Handed("udp", host, port, sock))
         responder = StunResponder(sock, is_well)
-        self._reactor.watch(sock.fileno(), responder.serve_ready)
+        self.reactor.watch(sock.fileno(), responder.serve_ready)
         self.stun.append(responder)
         bound = sock.getsockname()
         self.listening.append(Listening("stun", str(bound[0]), int(bound[1])))
@@ -93,10 +93,10 @@ class Ports:
         for listener in self.listeners:
             listener.start()
         if self.tls is not None:
-            self._look_timer = self._reactor.call_at(self._reactor.tick() + LOOK_SECONDS, self._look)
+            self._look_timer = self.reactor.call_at(self.reactor.tick() + LOOK_SECONDS, self._look)
 
     def _look(self) -> None:
-        self._look_timer = self._reactor.call_at(self._reactor.now + LOOK_SECONDS, self._look)
+        self._look_timer = self.reactor.call_at(self.reactor.now + LOOK_SECONDS, self._look)
         self.look_at_certificate()
 
     def look_at_certificate(self) -> None:
@@ -117,7 +117,7 @@ class Ports:
             listener.close()
         for handed in self._bound:
             if handed.kind == "udp":
-                self._reactor.unwatch(handed.sock.fileno())
+                self.reactor.unwatch(handed.sock.fileno())
                 handed.sock.close()
         self.listeners.clear()
         self._bound.clear()

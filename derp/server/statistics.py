@@ -30,6 +30,7 @@ def read_statistics(
     return RelayStatistics(
         **(_of_relay(relay) if relay is not None else _NO_RELAY),
         slow_readers=len(lobby.host.blocked),
+        in_trios_place=ports.reactor.is_in_trios_place,
         accepted=lobby.accepted_count,
         tls_accepted=lobby.tls_accepted_count,
         tls_rejected=lobby.tls_rejected_count,

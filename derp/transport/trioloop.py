@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import trio
 
+from derp.text import error_text
 from derp.transport.poller import READ
 
 # Trio without any deadline says "forever", which no set can wait; waking once a minute costs nothing.
@@ -65,7 +66,7 @@ class TrioLoop:
                 raise NotPossible("another reactor waits in trio's place", is_expected=True)
             loop = cls(runner)
         except (ImportError, AttributeError, TypeError) as error:
-            raise NotPossible(str(error), is_expected=False) from error
+            raise NotPossible(error_text(error), is_expected=False) from error
         try:
             await loop._prove()
         except BaseException:

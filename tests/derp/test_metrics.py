@@ -22,6 +22,7 @@ def test_every_number_is_shown_once_under_its_name() -> None:
     expected = {
         "derp_clients": 1, "derp_clients_remote": 2, "derp_connections": 3, "derp_home_connections": 4,
         "derp_not_ideal_connections": 5, "derp_duplicate_keys": 6, "derp_watchers": 8, "derp_queued_packets": 9,
+        "derp_reactor_in_trios_place": 1,
         "derp_slow_readers": 10, "derp_packets_sent": 11, "derp_bytes_sent": 12, "derp_connections_accepted": 13,
         "derp_accepts": 34,
         "derp_rejects{rate}": 14, "derp_rejects{connections}": 15, "derp_websocket_accepts": 16,

@@ -53,6 +53,9 @@ class MemoryWire(StreamWire):
     def close(self) -> None:
         self.is_closed = self.output_ended = True
 
+    def peer_left(self) -> bool:
+        return self.far_is_gone
+
     def rtt_microseconds(self) -> int:
         raise OSError("memory has no round trips")
 

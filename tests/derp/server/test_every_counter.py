@@ -57,6 +57,7 @@ CONSTANT = {
     "derp_memstats_sys0": "the process's memory at its highest",
     "derp_certificate_expires_timestamp_seconds": "a date: test_certificates.py",
     "derp_queued_bytes_limit": "of the machine, or a setting",
+    "derp_reactor_in_trios_place": "of the loop: tests/derp/transport/test_trioloop.py",
     "derp_build_info": "of the program",
     "derp_tcp_rtt_errors": "the kernel tells of every TCP socket: test_relay.py has one that is none",
     "derp_packets_dropped{dup_client}": "a label that panels name: there is always an active connection here",

@@ -74,6 +74,7 @@ def reading() -> RelayStatistics:
         queued_bytes=41,
         queued_bytes_limit=42,
         slow_readers=10,
+        in_trios_place=True,
         packets_sent=11,
         bytes_sent=12,
         accepted=13,
