@@ -28,6 +28,17 @@ async def shown(server: Server, owner: User, agent: Agent) -> tuple[Any, Any]:
     return api.json(), page.json()
 
 
+async def written(server: Server, owner: User, agent: Agent) -> tuple[Any, Any]:
+    """The same as soon as the store has the last of the reports: agents are answered before it."""
+    with trio.fail_after(20):
+        while True:
+            api, page = await shown(server, owner, agent)
+            has_sessions = [each["reason"] for each in page["connections"]][:1] == ["bye"]
+            is_healthy = api["apps"][0]["health"] == "healthy"
+            if has_sessions and is_healthy and api["scripts"][0].get("status") and api.get("expanded_directory"):
+                return api, page
+
+
 async def test_apps_and_scripts_from_the_seed_to_the_agent_and_back(program: TailnetPeers, tmp_path: Path) -> None:
     seed = make_seed()
     alice, target = seed.users[0], seed.agents[1]
@@ -50,7 +61,7 @@ async def test_apps_and_scripts_from_the_seed_to_the_agent_and_back(program: Tai
         # The program runs the first script as agents do, and says so.
         assert "ScriptCompleted" in booted["answered"]
         await report(agent)
-        before = await shown(server, alice, target)
+        before = await written(server, alice, target)
         check(*before)
     with running_server("ours", tmp_path, seed) as server:  # seeded again: what was reported stays
         api, page = await shown(server, alice, target)
