@@ -1,7 +1,7 @@
 """From an HTTP request to a channel: authenticates RPC sockets while the reactor keeps the connection.  Layer L3.
 
-A route of the front door (server/server.py).  api/rpc_admission.py decides, which may have to ask the store; accepted
-connections become websockets on the reactor: transport/channel.py, or services/legacy.py for peers of version 1.
+A route of the front door (server/server.py).  api/rpc_admission.py decides, and may have to ask the store for it.  An
+accepted connection becomes a websocket on the reactor: transport/channel.py, or services/legacy.py for version 1.
 """
 
 import logging
@@ -29,7 +29,8 @@ from tailnet.transport.channel import MAX_MESSAGE_BYTES, Channel, Channels
 
 _log = logging.getLogger("tailnet.server")
 
-# Decisions in hand.  Each holds a socket and a task of some 10 KiB; more at once only makes each slower.
+# Connections that are being decided about.  Each holds a socket and a task of some 10 KiB; more at once would only make
+# each slower.
 MAX_DECIDING: Final = 10_000
 
 

@@ -1,8 +1,8 @@
 """The Agent service: what a workspace agent asks and reports over its RPC connection.  Layer L3.
 
-One method per RPC; any error here tears an agent's whole connection down and makes it start again, so only what is
-truly wrong is one.  Called as tasks by services/tailnet_rpc.py; what is reported goes through reports.py, and what must
-not be lost (sub-agents) is in the store before the answer.
+One method per RPC.  An agent answers any error by ending its whole connection and starting again, so only what is truly
+wrong is one.  tailnet_rpc.py calls each method as a task.  Reports go through reports.py; what must not be lost
+(sub-agents) is in the store before the answer.
 """
 
 import logging
@@ -58,7 +58,7 @@ _log = logging.getLogger("tailnet.server")
 
 T = TypeVar("T")
 
-# Longest value and error of one metadata script that is kept: the reference's number.
+# Of the value and of the error of a metadata script so much is kept: the reference's number.
 MAX_METADATA_BYTES: Final = 2048
 # A version is some ten characters, of a development build some fifty; a path on Linux ends at 4096.
 MAX_VERSION_CHARS: Final = 256
@@ -69,11 +69,11 @@ _PRE: Final = r"(0|[1-9][0-9]*|[0-9]*[A-Za-z-][0-9A-Za-z-]*)"
 _SEMVER: Final = re.compile(
     rf"v{_NUMBER}(\.{_NUMBER}(\.{_NUMBER}(-{_PRE}(\.{_PRE})*)?(\+[0-9A-Za-z-]+(\.[0-9A-Za-z-]+)*)?)?)?"
 )
-# The reference's number for what an app says it does; the others bound a row, not a meaning.
+# The reference's number for what an app says it does.  The others only bound what a row takes.
 MAX_STATUS_BYTES: Final = 160
 MAX_URI_CHARS: Final = 4096
 MAX_REASON_CHARS: Final = 1024
-# Five minutes: a disk that is full, or a store that is being restored, until somebody has looked.
+# Five minutes in all: until somebody has looked at a full disk, or a store is restored.
 STORE_RETRY_SECONDS: Final = 5.0
 STORE_TRIES: Final = 60
 # Go's zero time: the agent did not say when.
@@ -82,7 +82,7 @@ _UNKNOWN_LIFECYCLE: Final = frozenset({agent.Lifecycle.STATE_UNSPECIFIED})
 
 
 class AgentService:
-    """Answers agents.  `unary()` is the table that services/tailnet_rpc.py wants."""
+    """Answers agents.  `unary()` is the table that tailnet_rpc.py wants."""
 
     def __init__(
         self,
@@ -99,9 +99,9 @@ class AgentService:
         self._known = KnownAgents(store)
         self._maps = maps
         self._config = config
-        self._changed = changed  # tells that something of an owner's workspaces changed
+        self._changed = changed  # called when something of an owner's workspaces changed
         self._clock = clock
-        self.banners = config.announcement_banners  # the server gives others when settings are read again
+        self.banners = config.announcement_banners  # the server exchanges them when it reads its settings again
         self.connection_reports = 0
         self.connection_reports_unreadable = 0
         self.boundary_logs = 0
@@ -152,11 +152,11 @@ class AgentService:
         return agent.GetAnnouncementBannersResponse(announcement_banners=banners)
 
     def _shown(self) -> list[Banner]:
-        # One that is switched off stays at home: agents need not be trusted to keep quiet about it.
+        # A banner that is switched off is not sent: an agent might show it.
         return [each for each in self.banners if each.enabled]
 
     async def update_stats(self, caller: Caller, request: Any) -> Message:
-        # The first call carries nothing: the agent only asks for the interval, and takes whatever it is told.
+        # An agent's first call has no stats: it asks for the interval, and takes whatever it is told.
         if request.HasField("stats"):
             stats = request.stats
             report = MessageToDict(stats, preserving_proto_field_name=True)
@@ -186,7 +186,7 @@ class AgentService:
             raise RpcError(f"startup: version wants the form v1.2.3, got {startup.version[:MAX_VERSION_CHARS]!r}")
         if agent.Startup.SUBSYSTEM_UNSPECIFIED in startup.subsystems:
             raise RpcError("startup: a subsystem is unspecified: leave it out")
-        # Subsystems without a name here are those of newer agents, and no reason to turn one away.
+        # A subsystem without a name here is one of newer agents, and no reason to turn them away.
         names = sorted({agent.Startup.Subsystem.Name(each) for each in startup.subsystems if each in _SUBSYSTEMS})
         row = Startup(
             caller.peer_id,
@@ -205,13 +205,13 @@ class AgentService:
                 raise RpcError(f"app health: {update.id.hex()[:64]} with health {update.health} is no app's")
             healths[UUID(bytes=update.id)] = AppHealth(update.health)
         if healths:
-            known = self._known.peek(caller.peer_id)
+            known = self._known.last_known(caller.peer_id)
             wrong = healths.keys() - known.checked_apps() if known is not None else ()
             problem = next((f"app {each} is none of this agent's that has a health check" for each in wrong), "")
             if not wrong:
                 problem = self._reports.note_healths(AppHealths(caller.peer_id, healths))
             if problem:
-                # The agent's manifest is an older one: the error makes it come again, and get the one of today.
+                # The agent has an older manifest: the error makes it start again, and ask for the one of today.
                 raise RpcError(f"app health: {problem}")
         return agent.BatchUpdateAppHealthResponse()
 
@@ -238,7 +238,7 @@ class AgentService:
             source = EXTERNAL_LOG_SOURCE
         lines = [(_level(line.level), line.output) for line in request.logs]
         exceeded = self._reports.note_logs(LogBatch(caller.peer_id, source, lines, self._clock()))
-        # No error: an error would end the agent's connection; this only ends its logs.
+        # An error would end the agent's connection; this answer ends only its logs.
         return agent.BatchCreateLogsResponse(log_limit_exceeded=exceeded)
 
     async def script_completed(self, caller: Caller, request: Any) -> Message:
@@ -263,10 +263,10 @@ class AgentService:
     async def get_resources_monitoring_configuration(self, caller: Caller, request: Any) -> Message:
         """Nothing is monitored: thresholds and whom to tell are the control plane's, and no setting of ours says them.
 
-        Agents then push no usage.  The answer is one all the same: an error here would have them start over for ever.
+        Agents then push no usage.  It is an answer all the same: an error would have them start over for ever.
         """
         response = agent.GetResourcesMonitoringConfigurationResponse()
-        # Nothing is monitored (memory and volumes are absent), but an agent divides by these.
+        # Memory and volumes are absent, so nothing is monitored; but an agent divides by these two numbers.
         response.config.num_datapoints = 20
         response.config.collection_interval_seconds = 10
         return response
@@ -278,7 +278,7 @@ class AgentService:
     async def report_connection(self, caller: Caller, request: Any) -> Message:
         report = self._connection_report(caller.peer_id, request.connection)
         if report is None:
-            # Not worth an agent's connection: what it reports is over, and an error would have it come again.
+            # The session that it reports may be over; an error would cost the agent its connection.
             self.connection_reports_unreadable += 1
             return Empty()
         self.connection_reports += 1
@@ -292,7 +292,7 @@ class AgentService:
             at = convert.moment(said.timestamp) if said.HasField("timestamp") else self._clock()
         except MalformedField:
             return None
-        # Sorts that newer agents know come as none; they also say the name of the app.
+        # Newer agents know more sorts, which count as none here; they say the name of the app besides.
         known = said.type in ConnectionType._value2member_map_
         return ConnectionReport(
             agent_id,
@@ -310,7 +310,7 @@ class AgentService:
         if not request.name:
             raise RpcError("a sub-agent needs a name")
         token = uuid4()
-        # A sub-agent that was planned beforehand brings its id; any other gets one.
+        # The agent may have planned a sub-agent and chosen its id; any other gets one here.
         sub_id = PeerID(request.id) if len(request.id) == 16 else PeerID(secrets.token_bytes(16))
         response = agent.CreateSubAgentResponse()
         apps = _apps_of_sub_agent(request.apps, response)
@@ -374,7 +374,7 @@ class AgentService:
             _printable(request.uri, MAX_URI_CHARS),
         )
         report = AppStatusReport(caller.peer_id, request.slug, status)
-        known = self._known.peek(caller.peer_id)
+        known = self._known.last_known(caller.peer_id)
         if known is not None and request.slug in known.slugs():
             self._reports.note_app_status(report)
             return agent.UpdateAppStatusResponse()
@@ -393,8 +393,11 @@ class AgentService:
 
 
 async def _insist(work: Callable[[], Awaitable[T]]) -> T:
-    """Try until the store does it.  An agent waits for an answer as long as it takes, but an error ends its connection
-    and with it its part in the tailnet, and it cannot come back before the store does."""
+    """Try until the store does it.
+
+    An agent waits for an answer as long as it takes.  An error would end its connection, and with it its part in the
+    tailnet, and it could not come back before the store does.
+    """
     for left in range(STORE_TRIES - 1, -1, -1):
         try:
             return await work()
@@ -407,7 +410,7 @@ async def _insist(work: Callable[[], Awaitable[T]]) -> T:
 
 
 def _apps_of_sub_agent(said: Sequence[Any], response: Any) -> dict[UUID, Mapping[str, Any]]:
-    """Those that can be made, in their order; why the others cannot goes into the response."""
+    """The apps that can be made, in their order; the response says why the others cannot."""
     if len(said) > MAX_ITEMS:
         raise RpcError(f"a sub-agent may have {MAX_ITEMS} apps")
     made: list[tuple[int, Mapping[str, Any]]] = []

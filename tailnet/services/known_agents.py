@@ -1,8 +1,8 @@
 """What agents' manifests were made of, kept for when the store is away.  Layer L3.
 
-An agent that comes back asks for its manifest before anything else, so a store that does not answer would keep it from
-its peers, although nothing changed.  Here is also what an agent may name in its reports: the apps of the manifest that
-it was given.  services/agent_rpc.py reads through this.
+An agent that comes back asks for its manifest before anything else.  A store that does not answer would keep it from
+its peers, although nothing changed: then it gets the manifest of before.  Here is also what an agent may name in its
+reports, the apps of the manifest that it was given.  agent_rpc.py reads through this.
 """
 
 import json
@@ -74,7 +74,7 @@ class KnownAgents:
         row, definitions = found
         return self._keep(agent_id, KnownAgent(row, definitions, self._clock(), _size(definitions)))
 
-    def peek(self, agent_id: PeerID) -> KnownAgent | None:
+    def last_known(self, agent_id: PeerID) -> KnownAgent | None:
         """What the agent's last manifest was made of; None if it is not known any more."""
         return self._known.get(agent_id)
 

@@ -1,7 +1,7 @@
 """Which agents are connected: here, by their open channels, and in the store, for everybody else.  Layer L3.
 
-What counts here is who has an open channel, whatever the last write was.  The store is told through the outbox
-(services/reports.py), so it is never between an agent and its peers.  server/server.py tells who came and who left.
+Here an agent counts as connected while it has an open channel, whatever was written last.  reports.py tells the store,
+so that the store is never between an agent and its peers.  server/server.py says who came and who left.
 """
 
 from collections.abc import Callable
@@ -78,7 +78,7 @@ class AgentPresence:
                         self._reports.note_presence(PresenceChange(agent_id, seen_at=now))
 
     def finish(self) -> None:
-        """Agents that are cut off by our end are disconnected."""
+        """Our end cuts all agents off: tell the store that they are disconnected."""
         now = self._clock()
         for agent_id in self._channels:
             self._reports.note_presence(PresenceChange(agent_id, left_at=now))

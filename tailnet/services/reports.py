@@ -1,8 +1,8 @@
 """What agents report, on its way into the store: which kinds there are, and how much of each may wait.  Layer L3.
 
-Every method answers at once (store/outbox.py writes behind), so the store is never between an agent and its answer.
-What the store finds out later (an app that is not the agent's, a limit that is passed) is told with the agent's next
-report.  From services/agent_rpc.py and services/presence.py.
+Every method answers at once, since store/outbox.py writes behind: the store is never between an agent and its answer.
+What the store finds out later (an app that is not the agent's, a limit that is passed), the agent hears with its next
+report.  agent_rpc.py and presence.py report.
 """
 
 from collections import OrderedDict
@@ -215,8 +215,7 @@ class AgentReports:
     def note_logs(self, batch: LogBatch) -> bool:
         """Returns whether the agent's limit is passed, as far as is known: of such a batch nothing is kept.
 
-        Of an agent whose logs are from before this server's start it is known after the first batch that the store
-        refuses.
+        Where the logs are from before this server's start, it knows after the first batch that the store refuses.
         """
         used = self._log_bytes.get(batch.agent_id) or 0
         if used + batch.size > MAX_LOG_BYTES_PER_AGENT:
@@ -252,7 +251,7 @@ class AgentReports:
 
 
 class _Remembered(Generic[T]):
-    """Something about each of many agents; the one that was put longest ago is forgotten first."""
+    """Something about each of many agents.  What was put longest ago is forgotten first."""
 
     def __init__(self) -> None:
         self._values: OrderedDict[PeerID, T] = OrderedDict()

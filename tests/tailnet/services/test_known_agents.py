@@ -53,7 +53,7 @@ async def test_what_is_read_is_what_the_store_has_now(filled: Store, monkeypatch
     await known.read(MAIN)
     filled.callers.delete_agent(MAIN)
     assert await known.read(MAIN) is None
-    assert (known.peek(MAIN), known.size) == (None, 0)
+    assert (known.last_known(MAIN), known.size) == (None, 0)
     take_away(filled, monkeypatch)
     with pytest.raises(StoreError):  # a deleted agent does not come back with the store's absence
         await known.read(MAIN)
@@ -61,9 +61,9 @@ async def test_what_is_read_is_what_the_store_has_now(filled: Store, monkeypatch
 
 async def test_what_an_agent_may_name(filled: Store) -> None:
     known = KnownAgents(filled)
-    assert known.peek(MAIN) is None
+    assert known.last_known(MAIN) is None
     await known.read(MAIN)
-    main = known.peek(MAIN)
+    main = known.last_known(MAIN)
     assert main is not None
     assert main.checked_apps() == {make_id("editor of main")}
     assert main.slugs() == {"editor", "shell"}
@@ -76,8 +76,8 @@ async def test_so_many_bytes_are_kept(filled: Store) -> None:
     small = KnownAgents(filled, max_bytes=known.size - 1)
     for agent in (GPU, WEB, MAIN):
         await small.read(agent)
-    assert [small.peek(agent) is not None for agent in (GPU, WEB, MAIN)] == [False, True, True]
+    assert [small.last_known(agent) is not None for agent in (GPU, WEB, MAIN)] == [False, True, True]
     assert 0 < small.size < known.size
     for _ in range(3):
         await small.read(MAIN)  # the same again takes no more
-    assert small.peek(WEB) is not None
+    assert small.last_known(WEB) is not None
