@@ -67,8 +67,6 @@ def test_a_peer_that_falls_silent_is_ended() -> None:
     world = World()
     for _ in range(5):
         world.host.wait(10)
-        world.channels.tick(world.host.now)
-        world.host.serve()
     assert world.ended == [CloseReason.PROTOCOL_ERROR]
     assert world.channels.open == set()
 
