@@ -93,7 +93,7 @@ async def serving(*arguments: str, environ: dict[str, str] | None = None) -> Asy
 async def fetch(port: int, path: str) -> str:
     stream = await trio.open_tcp_stream("127.0.0.1", port)
     async with stream:
-        await stream.send_all(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        await stream.send_all(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
         received = b""
         async for part in stream:
             received += part

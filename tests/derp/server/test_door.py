@@ -30,7 +30,7 @@ from tests.derp.server.world import (
 )
 from tests.support.networks import networks
 
-GET = b"GET %s HTTP/1.1\r\nHost: x\r\n%s\r\n"
+GET = b"GET %s HTTP/1.1\r\nHost: localhost\r\n%s\r\n"
 
 
 def get(path: bytes, *headers: bytes) -> bytes:
@@ -312,7 +312,7 @@ async def test_the_plain_port_beside_tls() -> None:
         assert b"response abc" in probe
         elsewhere = await ask(server, last_get(b"/a?b=c"), "http")
         assert elsewhere.startswith(b"HTTP/1.1 302 ")
-        assert b"https://x/a?b=c\r\n" in elsewhere
+        assert b"https://localhost/a?b=c\r\n" in elsewhere
         assert (await ask(server, last_get(b"/").replace(b"GET", b"PUT"), "http")).endswith(b"Use HTTPS\n")
         # no DERP in the clear
         upgrade = await ask(server, UPGRADE.replace(b"Connection: Upgrade", b"Connection: Upgrade, close"), "http")

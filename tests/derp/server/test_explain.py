@@ -22,7 +22,7 @@ from tests.derp.server.world import PATIENCE_SECONDS, Caller, ask, call, open_se
 
 async def answer(server: RelayServer, query: str) -> list[str]:
     """The lines of /debug/why."""
-    request = f"GET /debug/why?{query} HTTP/1.1\r\nHost: relay\r\nConnection: close\r\n\r\n"
+    request = f"GET /debug/why?{query} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     head, _, body = (await ask(server, request.encode())).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 ")
     return body.decode().splitlines()

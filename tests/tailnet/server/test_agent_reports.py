@@ -25,7 +25,7 @@ ALICE = user_token("alice")
 async def get(server: CoordinatorServer, target: str, token: str = "") -> Any:
     """The body of an answer, as text or as what its JSON says."""
     async with open_connection(server) as stream:
-        lines = [f"GET {target} HTTP/1.1", "Host: x", "Connection: close"]
+        lines = [f"GET {target} HTTP/1.1", "Host: localhost", "Connection: close"]
         lines += [f"Coder-Session-Token: {token}"] if token else []
         await stream.send_all(("\r\n".join(lines) + "\r\n\r\n").encode())
         answer = await read_answer(stream)

@@ -35,7 +35,7 @@ def url_of(server: CoordinatorServer) -> str:
 
 async def get(server: CoordinatorServer, path: str) -> Answer:
     async with open_connection(server) as stream:
-        await stream.send_all(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        await stream.send_all(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         return await read_answer(stream)
 
 
@@ -155,5 +155,5 @@ async def test_a_coordinator_without_a_relay_has_its_door_all_the_same(serve: Se
 @pytest.mark.parametrize("proxied", ["X-Forwarded-For: ", "Via: 1.1 x", "Forwarded: ", "X-Real-IP: 127.0.0.1"])
 async def test_whoever_comes_through_a_proxy_is_not_local(server: CoordinatorServer, proxied: str) -> None:
     async with open_connection(server) as stream:
-        await stream.send_all(f"GET /debug/clients HTTP/1.1\r\nHost: x\r\n{proxied}\r\n\r\n".encode())
+        await stream.send_all(f"GET /debug/clients HTTP/1.1\r\nHost: localhost\r\n{proxied}\r\n\r\n".encode())
         assert (await read_answer(stream)).status == 403

@@ -615,7 +615,7 @@ async def test_a_silent_peer_is_ended_and_one_that_answers_is_not(serve: Serve) 
 async def test_metrics_move_with_what_happens(server: CoordinatorServer) -> None:
     async def scrape() -> dict[str, float]:
         async with open_connection(server) as stream:
-            await stream.send_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            await stream.send_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             text = (await read_answer(stream)).body.decode()
         lines = [line.rpartition(" ") for line in text.splitlines() if line.startswith("tailnet_")]
         return {name: float(value) for name, _, value in lines}
@@ -649,7 +649,7 @@ async def test_debug_tells_who_is_here(server: CoordinatorServer) -> None:
         _, _, client_id = await meet(server, agent_peer, client)
         async with open_connection(server) as stream:
             target = f"/debug/tailnet?format=json&a={MAIN}&b={type(MAIN)(client_id)}"
-            await stream.send_all(f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            await stream.send_all(f"GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
             page = (await read_answer(stream)).json()
         assert str(MAIN) in {each["peer_id"] for each in page["peers"]}
         assert "has been told" in page["explanation"][-2]
