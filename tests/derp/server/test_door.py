@@ -86,7 +86,7 @@ async def test_so_it_is_beside_tls(spelling: str) -> None:
     async with open_server(relay_config(tls=SELF_SIGNED, http_port=0)) as server:
         assert (await ask(server, last_get(spelt("/generate_204", spelling)), kind="http")).startswith(b"HTTP/1.1 204 ")
         answer = await ask(server, last_get(spelt("/some/page?q=1", spelling)), kind="http")
-        host = b"relay.example" if "relay" in spelling else b"x"
+        host = b"relay.example" if "relay" in spelling else b"localhost"
         assert b"Location: https://" + host + b"/some/page?q=1\r\n" in answer
 
 
