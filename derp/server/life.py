@@ -210,7 +210,8 @@ class Server(ABC, Generic[Config]):
             _log.warning("! %s", notice)
         if changes.applied:
             _log.info("= changed: %s", ", ".join(changes.applied))
-            set_level(self.config.log_level)
+            if "--log-level" in changes.applied:
+                set_level(self.config.log_level)
             self.lobby.configure(self.config)
             self.apply(changes.applied)
         return changes.waiting
