@@ -70,7 +70,7 @@ class Unit:
 
     async def answers(self) -> bool:
         async with await trio.open_tcp_stream(HOST, self.port) as stream:
-            await stream.send_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            await stream.send_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             received = b""
             while data := await stream.receive_some():
                 received += data

@@ -13,7 +13,7 @@ from tests.support.tailnet_driver import read_answer, wait_for
 from tests.support.tailnet_servers import Seed, running_server
 from tests.tailnet.conftest import Serve
 
-PAGE = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+PAGE = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 def test_what_connections_of_the_api_take(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ async def test_the_api_has_a_limit_of_its_own(serve: Serve) -> None:
         assert server._api.connection_count == 2
         assert server.reading().api_ended[ApiEnd.TOO_MANY.value] == 1
         # Others' connections are not the API's.
-        await third.send_all(b"GET /derp/probe HTTP/1.1\r\nHost: x\r\n\r\n")
+        await third.send_all(b"GET /derp/probe HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert (await read_answer(third)).status == 200
         await first.aclose()
         await wait_for(lambda: server._api.connection_count == 1)

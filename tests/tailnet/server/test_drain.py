@@ -105,7 +105,7 @@ async def test_nobody_is_let_in_any_more(serve: Serve) -> None:
         open_derp_client(relay_url, NodePrivate.generate()) as relay_client,
     ):
         for stream in (known, waiting):
-            await stream.send_all(b"GET /derp/latency-check HTTP/1.1\r\nHost: x\r\n\r\n")
+            await stream.send_all(b"GET /derp/latency-check HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert (await read_answer(stream)).status == 200
         # The drain waits for the relay's client, which has more to read than it reads.
         server.relay.close_clients = lambda count: 1  # type: ignore[method-assign]  # one that never gets done
@@ -154,7 +154,7 @@ async def test_a_request_in_hand_is_answered(server: CoordinatorServer, monkeypa
 
     monkeypatch.setattr(server.callers, "user_of_agent_route", slow)
     async with open_connection(server) as stream, trio.open_nursery() as nursery:
-        request = f"GET /api/v2/workspaceagents/{make_id('main')}/connection HTTP/1.1\r\nHost: x\r\n"
+        request = f"GET /api/v2/workspaceagents/{make_id('main')}/connection HTTP/1.1\r\nHost: localhost\r\n"
         await stream.send_all(f"{request}Coder-Session-Token: {ALICE}\r\n\r\n".encode())
         await asked.wait()
         nursery.start_soon(server.drain)

@@ -147,7 +147,7 @@ async def test_names_for_clients_without_dns(serve_with: ServeWith) -> None:
     with trio.fail_after(PATIENCE_SECONDS):
         while True:
             async with open_connection(server) as stream:
-                await stream.send_all(b"GET /bootstrap-dns HTTP/1.1\r\nHost: x\r\n\r\n")
+                await stream.send_all(b"GET /bootstrap-dns HTTP/1.1\r\nHost: localhost\r\n\r\n")
                 answer = await read_answer(stream)
             if re.search(rb'"localhost": \[\s+"', answer.body):
                 break

@@ -38,11 +38,11 @@ async def test_every_spelling_of_our_paths_is_served(server: CoordinatorServer, 
         "/nowhere": 404,
     }.items():
         async with open_connection(server) as stream:
-            head = f"GET {spelt(path)} HTTP/1.1\r\nHost: x\r\nCoder-Session-Token: {ALICE}\r\n\r\n"
+            head = f"GET {spelt(path)} HTTP/1.1\r\nHost: localhost\r\nCoder-Session-Token: {ALICE}\r\n\r\n"
             await stream.send_all(head.encode())
             assert (await read_answer(stream)).status == status, path
             # A second request on the connection, which may live elsewhere now.
-            await stream.send_all(f"GET {spelt('/derp/probe')} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            await stream.send_all(f"GET {spelt('/derp/probe')} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
             assert (await read_answer(stream)).status == 200
     async with open_peer(server, spelt(client_door(MAIN)), ALICE) as client:
         await client.call(TAILNET + "PostTelemetry", tailnet.TelemetryRequest(), tailnet.TelemetryResponse)
@@ -68,7 +68,7 @@ async def test_an_upgrade_has_no_body(server: CoordinatorServer, body: bytes, st
                 await websocket.write(b"\x00\x02\x00\x01" + bytes(4) + b"ping")  # yamux: answered as such
                 assert await websocket.read() == b"\x00\x02\x00\x02" + bytes(4) + b"ping"
     async with open_connection(server) as stream:
-        head = b"GET /derp HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: DERP\r\n"
+        head = b"GET /derp HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: DERP\r\n"
         await stream.send_all(head + body)
         answer = await read_answer(stream)
         assert answer.status == status

@@ -156,7 +156,7 @@ async def test_the_version_that_was_dialled_is_shown(server: CoordinatorServer, 
         assert await peer.call(AGENT + "UpdateStartup", request, agent.Startup) == request.startup
         await server.outbox.flush()
         async with open_connection(server) as stream:
-            head = f"GET /api/v2/workspaceagents/{MAIN} HTTP/1.1\r\nHost: x\r\nCoder-Session-Token: {ALICE}\r\n\r\n"
+            head = f"GET /api/v2/workspaceagents/{MAIN} HTTP/1.1\r\nHost: localhost\r\nCoder-Session-Token: {ALICE}\r\n\r\n"
             await stream.send_all(head.encode())
             body = (await read_answer(stream)).json()
     assert (body["api_version"], body["version"], body["subsystems"]) == (version, "v2.20.0", ["envbox", "envbuilder"])
@@ -489,16 +489,16 @@ async def test_packets_flow_through_the_relay_of_the_same_port(server: Coordinat
         with trio.fail_after(10):
             assert await second.receive() == RecvPacket(a.public().raw, b"through the relay")
     async with open_connection(server) as stream:
-        await stream.send_all(b"GET /derp/latency-check HTTP/1.1\r\nHost: x\r\n\r\n")
+        await stream.send_all(b"GET /derp/latency-check HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert (await read_answer(stream)).status == 200
 
 
 async def test_api_requests_share_a_connection_with_everything_else(server: CoordinatorServer) -> None:
     """As behind a proxy that keeps its connections: pages of the relay, of the API, then an RPC socket."""
     async with open_connection(server) as stream:
-        await stream.send_all(b"GET /derp/latency-check HTTP/1.1\r\nHost: x\r\n\r\n")
+        await stream.send_all(b"GET /derp/latency-check HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert (await read_answer(stream)).status == 200
-        two = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET /api/v2/nowhere HTTP/1.1\r\nHost: x\r\n\r\n"
+        two = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET /api/v2/nowhere HTTP/1.1\r\nHost: localhost\r\n\r\n"
         await stream.send_all(two)
         first = await read_answer(stream)
         assert (first.status, first.body) == (200, b"OK\n")
@@ -506,11 +506,11 @@ async def test_api_requests_share_a_connection_with_everything_else(server: Coor
         assert (second.status, second.json()) == (404, {"message": "Route not found."})
         await stream.send_all(b"GET /derp/latency")
         async with open_connection(server) as other:  # by its answer the server has read the half above
-            await other.send_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            await other.send_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
             await read_answer(other)
-        await stream.send_all(b"-check HTTP/1.1\r\nHost: x\r\n\r\n")
+        await stream.send_all(b"-check HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert (await read_answer(stream)).status == 200
-        await stream.send_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        await stream.send_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert (await read_answer(stream)).body == b"OK\n"
         await stream.send_all(upgrade_request(client_door(MAIN), ALICE))
         websocket = await upgraded(stream)
@@ -528,7 +528,7 @@ async def test_everything_under_tls(serve: Serve, tmp_path: Path) -> None:
     context = ssl.create_default_context(cadata=issued.pem.decode())
     assert server.listening[0].kind == "tailnet+tls"
     async with open_connection(server, context) as stream:
-        request = f"GET /api/v2/workspaceagents/{make_id('main')}/connection HTTP/1.1\r\nHost: x\r\n"
+        request = f"GET /api/v2/workspaceagents/{make_id('main')}/connection HTTP/1.1\r\nHost: localhost\r\n"
         await stream.send_all(f"{request}Coder-Session-Token: {ALICE}\r\n\r\n".encode())
         answer = await read_answer(stream)
         assert answer.status == 200
