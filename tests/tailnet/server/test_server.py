@@ -156,7 +156,7 @@ async def test_the_version_that_was_dialled_is_shown(server: CoordinatorServer, 
         assert await peer.call(AGENT + "UpdateStartup", request, agent.Startup) == request.startup
         await server.outbox.flush()
         async with open_connection(server) as stream:
-            head = f"GET /api/v2/workspaceagents/{MAIN} HTTP/1.1\r\nHost: localhost\r\nCoder-Session-Token: {ALICE}\r\n\r\n"
+            head = f"GET /api/v2/workspaceagents/{MAIN} HTTP/1.1\r\nHost: x\r\nCoder-Session-Token: {ALICE}\r\n\r\n"
             await stream.send_all(head.encode())
             body = (await read_answer(stream)).json()
     assert (body["api_version"], body["version"], body["subsystems"]) == (version, "v2.20.0", ["envbox", "envbuilder"])
