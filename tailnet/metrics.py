@@ -36,6 +36,13 @@ class CoordinatorReading:
     api_ended: Mapping[str, int]  # those that this server ended or turned away, by reason
     revoked_connections: int  # sent away since their token or their agent was withdrawn
     revoked_tunnels: int
+    callers: int  # agents and users that have sockets, or had some a minute ago
+    held_bytes: int  # for all sockets: unfinished messages, requests in hand, what is not read
+    held_bytes_limit: int
+    shed_sockets: int  # closed since they, or all, held too much
+    refused_sockets: int  # of callers that had as many as one may
+    reports_delayed: int
+    reports_refused: int
     map_version: int
     map_failures: Mapping[str, int]
     feed_followers: Mapping[str, int]  # by kind of feed, now
@@ -61,6 +68,9 @@ class CoordinatorCollector(Collector):
             ("tailnet_absent_peers", "Peers that are not here but at the end of a tunnel.", core.absent_peers),
             ("tailnet_tunnels", "Tunnels.", core.tunnels),
             ("tailnet_channels", "RPC connections.", reading.channels),
+            ("tailnet_callers", "Agents and users with RPC connections.", reading.callers),
+            ("tailnet_held_bytes", "Memory that RPC connections hold.", reading.held_bytes),
+            ("tailnet_held_bytes_max", "Memory that they may hold together.", reading.held_bytes_limit),
             ("tailnet_api_connections", "HTTP connections of the API.", reading.api_connections),
             ("tailnet_agents_connected", "Agents that are connected.", reading.agents_connected),
             ("tailnet_derp_map_version", "Changes of the DERP map since the start.", reading.map_version),
@@ -93,6 +103,10 @@ class CoordinatorCollector(Collector):
                 reading.revoked_connections,
             ),
             ("tailnet_revoked_tunnels", "Tunnels whose rights were withdrawn.", reading.revoked_tunnels),
+            ("tailnet_shed_sockets", "RPC connections closed for the memory they held.", reading.shed_sockets),
+            ("tailnet_refused_sockets", "RPC connections of callers that had too many.", reading.refused_sockets),
+            ("tailnet_reports_delayed", "Reports answered later, for an agent sent too many.", reading.reports_delayed),
+            ("tailnet_reports_refused", "Reports refused, for an agent sent far too many.", reading.reports_refused),
         )
         for name, text, value in counters:
             yield CounterMetricFamily(name, text, value=value)

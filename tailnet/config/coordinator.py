@@ -61,6 +61,15 @@ class CoordinatorConfig(ServerConfig):
     # says, others hold: 4 MiB, before one counts as not reading.
     max_node_bytes: int = 512 * 1024
 
+    # What one caller, an agent or a user, may have.  A proxy or a build server holds some hundred sockets; each takes
+    # 4 KiB when it is idle.  Of unfinished messages and of what is not read one socket may hold 24 MiB.
+    max_sockets_per_caller: int = 1_000
+    max_held_bytes_per_caller: int = 64 * 1024 * 1024
+    max_held_bytes: int = 0  # of all callers; 0: a quarter of this machine's memory
+    # An agent that starts sends up to 1 MiB of logs, later some KiB a minute.  Above it is answered later.
+    max_report_bytes: int = 4 * 1024 * 1024  # a minute
+    max_reports: int = 1_200  # a minute
+
     # Some 16 KiB each without TLS and 40 KiB with it, so 400 MiB at the most.  Pages, scripts and probes are few; who
     # stays (agents, clients, the relay's) takes 2 KiB and counts among `max_connections` alone.
     max_api_connections: int = 10_000

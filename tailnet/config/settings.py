@@ -125,6 +125,36 @@ _OWN: Final = (
         "the longest node a peer may announce, {default} by default; for a longer one the last one stays",
     ),
     Setting(
+        "max_sockets_per_caller",
+        parse.whole(1, 1_000_000),
+        "NUMBER",
+        "RPC sockets of one agent or user at a time, {default} by default; more get a 429",
+    ),
+    Setting(
+        "max_held_bytes_per_caller",
+        parse.whole(1024 * 1024, 1 << 40),
+        "BYTES",
+        "what the sockets of one may hold in memory, {default} by default; then the fattest is closed",
+    ),
+    Setting(
+        "max_held_bytes",
+        parse.whole(0, 1 << 40),
+        "BYTES",
+        "what all may hold together, by default a quarter of the machine's memory",
+    ),
+    Setting(
+        "max_report_bytes",
+        parse.whole(64 * 1024, 1 << 40),
+        "BYTES",
+        "what one agent may report a minute, {default} by default; above it is answered later",
+    ),
+    Setting(
+        "max_reports",
+        parse.whole(60, 1_000_000),
+        "NUMBER",
+        "reports of one agent a minute, {default} by default; above it is answered later",
+    ),
+    Setting(
         "max_api_connections",
         parse.whole(1, 1_000_000),
         "NUMBER",

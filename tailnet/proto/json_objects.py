@@ -25,13 +25,13 @@ class ObjectCutter:
     `max_bytes` is the longest object; the error names it as `what`.
     """
 
-    __slots__ = ("_depth", "_in_string", "_is_escaped", "_pieces", "_size", "_what", "max_bytes")
+    __slots__ = ("_depth", "_in_string", "_is_escaped", "_pieces", "_what", "held_bytes", "max_bytes")
 
     def __init__(self, max_bytes: int, what: str) -> None:
         self.max_bytes = max_bytes
         self._what = what
         self._pieces: list[bytes] = []  # of the unfinished object
-        self._size = 0  # of it
+        self.held_bytes = 0  # of it, so far
         self._depth = 0
         self._in_string = False
         self._is_escaped = False  # the next byte of a string means itself
@@ -49,8 +49,8 @@ class ObjectCutter:
                 if rest[:1] != b"{":
                     raise RemoteProtocolError(f"{self._what} is a JSON object, one after the other")
             end = self._scan(data, at)
-            self._size += end - at
-            if self._size > self.max_bytes:
+            self.held_bytes += end - at
+            if self.held_bytes > self.max_bytes:
                 raise RemoteProtocolError(f"{self._what} has more than {self.max_bytes} bytes")
             self._pieces.append(data[at:end])
             at = end
@@ -84,7 +84,7 @@ class ObjectCutter:
         return at
 
     def _finish(self) -> dict[str, Any]:
-        raw, self._pieces, self._size = b"".join(self._pieces), [], 0
+        raw, self._pieces, self.held_bytes = b"".join(self._pieces), [], 0
         try:
             value = json.loads(raw.decode())
         except (ValueError, RecursionError):  # UnicodeDecodeError and JSONDecodeError are ValueErrors

@@ -85,6 +85,11 @@ class _Connection:
         """Take no new calls; those in hand go on."""
         self._session.go_away(code)
 
+    @property
+    def waiting_bytes(self) -> int:
+        """What waits for the peer to read, of all calls."""
+        return self._session.waiting_bytes
+
     def unsent_bytes(self, call_id: int) -> int:
         """How much of this call waits for the peer to read."""
         return self._session.unsent_bytes(call_id & _U32)
@@ -133,13 +138,15 @@ class ServerConnection(_Connection, Generic[T]):
     calls.  Faults inside one stream end that stream alone.
     """
 
-    __slots__ = ("_calls", "_messages", "_refill_at", "_rpcs", "_unheard")
+    __slots__ = ("_calls", "_messages", "_refill_at", "_rpcs", "_unheard", "held_bytes")
 
     def __init__(self, rpcs: Mapping[str, T], *, now: float, limits: SessionLimits = DEFAULT_LIMITS) -> None:
         super().__init__(server=True, now=now, limits=limits)
         self._rpcs = rpcs
         self._calls: dict[int, _ServedCall] = {}
         self._unheard: list[Event] = []  # of a receive that ended with a fault
+        self.held_bytes = 0
+        """Unfinished messages of the client, as of the last receive."""
         self._messages = MAX_MESSAGES  # that may still come before `_refill_at`
         self._refill_at = now + BUDGET_SECONDS
 
@@ -178,7 +185,7 @@ class ServerConnection(_Connection, Generic[T]):
             if unknown and call.live:
                 refusal = Unimplemented(f"unknown rpc: {unknown[:_MAX_QUOTED]!r}")
                 self._send_last(call.call_id, [call.send_error(refusal)])
-            if call.held_bytes:
+            if call.held_bytes or self.held_bytes:
                 self._check_held(events)
             count += len(received) + call.small_frames
             call.small_frames = 0
@@ -198,6 +205,7 @@ class ServerConnection(_Connection, Generic[T]):
         """The transport ended, or the session did by a fault: so do the calls.  A second time there are none."""
         events, self._unheard = self._unheard, []
         self._session.receive_eof()
+        self.held_bytes = 0
         for stream_id in tuple(self._calls):
             self._receive_session_event(SessionEvent.RESET, stream_id, None, events)
         return events
@@ -263,6 +271,8 @@ class ServerConnection(_Connection, Generic[T]):
     def _drop(self, stream_id: int) -> None:
         self._session.reset_stream(stream_id)
         self._calls.pop(stream_id, None)
+        if self.held_bytes:
+            self._count_held()
 
     def _break(self, stream_id: int, call: _ServedCall, reason: str, events: list[Event]) -> None:
         # The call may have ended in the bytes before the fault, unheard; the service knows it as live.
@@ -279,6 +289,8 @@ class ServerConnection(_Connection, Generic[T]):
             events.append((_GO_AWAY, 0, value))
         else:
             call = self._calls.pop(stream_id, None)
+            if self.held_bytes:
+                self._count_held()
             if call is not None and call.rpc is not None:
                 # A client ends the byte stream of a live call when its user lost interest.
                 events.append((_ENDED, call.call_id, "cancelled"))
@@ -307,10 +319,13 @@ class ServerConnection(_Connection, Generic[T]):
         call.rpc = None
 
     def _check_held(self, events: list[Event]) -> None:
-        held = sum(call.held_bytes for call in self._calls.values())
-        if held > MAX_HELD_BYTES:
+        self._count_held()
+        if self.held_bytes > MAX_HELD_BYTES:
             self._unheard = events
-            self._session.fail(f"{held} bytes of unfinished messages, limit {MAX_HELD_BYTES}")
+            self._session.fail(f"{self.held_bytes} bytes of unfinished messages, limit {MAX_HELD_BYTES}")
+
+    def _count_held(self) -> None:
+        self.held_bytes = sum(call.held_bytes for call in self._calls.values())
 
 
 class ClientConnection(_Connection):

@@ -42,6 +42,9 @@ _LEAVING: Final = RefusedPeer(
 )
 
 
+_BUSY_CALLER: Final = (("Content-Type", "application/json; charset=utf-8"), ("Retry-After", "10"))
+
+
 class Entrance:
     """Lets peers in.  Called from the reactor; each decision is a task."""
 
@@ -142,22 +145,29 @@ class Entrance:
             body = f'{{"message":"{answer.sentence}"}}\n'.encode()
             self._refuse(wire, http, answer.status, answer.headers, body, answer.sentence)
             return
+        identity = accepted.user or accepted.agent
+        assert identity is not None
+        account = self._channels.accounts.open(identity.id)
+        if account is None:
+            limit = self._channels.accounts.limits.sockets
+            self._refuse(wire, http, 429, _BUSY_CALLER, _too_many_sockets(limit), f"{_name(accepted)}: {limit} sockets")
+            return
         # From here on the session's own pings tell who is alive, not the deadline of the door.
         self._lobby.leave(wire)
         wire.send_raw(answer)
         wire.codec = WebSocketDecoder(True, MAX_MESSAGE_BYTES)
         version = str(accepted.version) if accepted.version is not None else ""
-        identity = accepted.user or accepted.agent
-        caller = Caller(accepted.peer_id, _policy(accepted), _name(accepted), identity, accepted.credential, version)
+        name, policy = _name(accepted), _policy(accepted)
+        caller = Caller(accepted.peer_id, policy, name, identity, accepted.credential, account, version)
         if accepted.kind in (PeerKind.LEGACY_AGENT, PeerKind.LEGACY_CLIENT):
             agent_id = accepted.agent.id if accepted.agent is not None and accepted.user is not None else None
-            legacy = wire.session = LegacyChannel(self._channels, self._hub, wire, caller, agent_id)
+            legacy = wire.session = LegacyChannel(self._channels, self._hub, wire, caller, agent_id, account)
             if accepted.drives_status:
                 self._presence.came(legacy)
             legacy.start()
         else:
             rpcs = TAILNET_AND_AGENT if accepted.kind is PeerKind.AGENT else TAILNET
-            channel = wire.session = Channel(self._channels, wire, rpcs, caller)
+            channel = wire.session = Channel(self._channels, wire, rpcs, caller, account)
             if accepted.drives_status:
                 self._presence.came(channel)
         told = fields(event="connected", caller=caller.name, **_address(wire))
@@ -193,6 +203,10 @@ class _DecidingSession:
         self._lobby.count_closed(reason)
         if self.scope is not None:
             self.scope.cancel()
+
+
+def _too_many_sockets(limit: int) -> bytes:
+    return f'{{"message":"You have {limit} connections to this server. Close some, and try again."}}\n'.encode()
 
 
 def _policy(accepted: Accepted) -> Policy:

@@ -24,6 +24,7 @@ from derp.server.door import FrontDoor, HttpSession, Route, every_path
 from derp.server.drain import drain_clients
 from derp.server.handover import Inherited
 from derp.server.life import DOOR_SECONDS, Server
+from derp.server.memory import memory_bytes
 from derp.server.pages import Page, Pages, PlainPages, Question
 from derp.server.relay import Relay
 from derp.server.statistics import read_statistics
@@ -61,6 +62,7 @@ from tailnet.services.workspaces import WorkspaceUpdates
 from tailnet.store.outbox import Outbox
 from tailnet.store.rows import AgentIdentity, UserIdentity
 from tailnet.store.store import Store
+from tailnet.transport.accounts import AccountLimits, Accounts
 from tailnet.transport.asgi import ApiEnd, ApiServer, prove_hypercorn
 from tailnet.transport.channel import Channels, Connected
 from tailnet.types import PEER_ID_BYTES, PeerID
@@ -102,6 +104,15 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         self.plain_door = FrontDoor(self.lobby, [PlainPages(pages).route()])
         self.store = store
         self.coordinator: Coordinator[Receiver] = Coordinator(Limits(node_bytes=config.max_node_bytes))
+        self.accounts = Accounts(
+            AccountLimits(
+                sockets=config.max_sockets_per_caller,
+                held_bytes=config.max_held_bytes_per_caller,
+                total_held_bytes=config.max_held_bytes or memory_bytes() // 4,
+                report_bytes_per_minute=config.max_report_bytes,
+                reports_per_minute=config.max_reports,
+            )
+        )
         self.hub = Hub(self.coordinator)
         self.callers = StoreCallers(store)
         self.keys = ResumeKeys(store)
@@ -169,6 +180,13 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             api_ended={end.value: self._api.ended_count[end] for end in ApiEnd},
             revoked_connections=self.rights.revoked_connections,
             revoked_tunnels=self.rights.revoked_tunnels,
+            callers=len(self.accounts),
+            held_bytes=self.accounts.held_bytes,
+            held_bytes_limit=self.accounts.limits.total_held_bytes,
+            shed_sockets=self.channels.shed_count,
+            refused_sockets=self.accounts.refused_sockets,
+            reports_delayed=self.agents.reports_delayed,
+            reports_refused=self.agents.reports_refused,
             map_version=self.maps.current.version,
             map_failures={status.name: status.failures for status in self.maps.statuses},
             outbox=self.outbox.readings(),
@@ -235,7 +253,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         config = self.config
         self.service = self._make_service(nursery)
         limits = SessionLimits(ping_seconds=config.agent_ping_seconds, pong_seconds=config.inactive_seconds)
-        self.channels = Channels(self.reactor, self.service.serve, self._channel_ended, limits)
+        self.channels = Channels(self.reactor, self.service.serve, self._channel_ended, limits, self.accounts)
         self.rights = Rights(self.callers, self.reactor, self.hub, self.channels.open)
         access_url = config.access_url or default_access_url(self.listening)
         admission = RpcAdmission(
@@ -282,7 +300,14 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         return debug_pages(self.relay, numbers, overview="/debug/derp") | answers
 
     def _make_service(self, nursery: trio.Nursery) -> TailnetService:
-        self.agents = AgentService(self.store, self.reports, self.maps, self.config, changed=self.workspaces.changed)
+        self.agents = AgentService(
+            self.store,
+            self.reports,
+            self.maps,
+            self.config,
+            changed=self.workspaces.changed,
+            limits=self.accounts.limits,
+        )
 
         def may_reach(caller: Caller, agent_id: bytes) -> bool | Awaitable[bool]:
             if len(agent_id) != PEER_ID_BYTES:

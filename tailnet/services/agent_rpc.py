@@ -52,6 +52,7 @@ from tailnet.store.rows import (
 )
 from tailnet.store.store import Store
 from tailnet.tokens import agent_token_digest
+from tailnet.transport.accounts import DEFAULT_ACCOUNT_LIMITS, AccountLimits
 from tailnet.types import PeerID
 
 _log = logging.getLogger("tailnet.server")
@@ -81,6 +82,25 @@ _NEVER: Final = datetime(1, 1, 1, tzinfo=UTC)
 _UNKNOWN_LIFECYCLE: Final = frozenset({agent.Lifecycle.STATE_UNSPECIFIED})
 
 
+# RPCs of which every call is a row or more, and those that are counted or kept.
+_WRITTEN: Final = (
+    "UpdateStats",
+    "UpdateLifecycle",
+    "UpdateStartup",
+    "BatchUpdateAppHealths",
+    "BatchUpdateMetadata",
+    "BatchCreateLogs",
+    "ScriptCompleted",
+    "ReportConnection",
+    "CreateSubAgent",
+    "DeleteSubAgent",
+    "ReportBoundaryLogs",
+    "UpdateAppStatus",
+)
+# An agent that waits this long is in trouble of its own making, and what it sends fills memory meanwhile.
+MAX_REPORT_WAIT_SECONDS: Final = 60.0
+
+
 class AgentService:
     """Answers agents.  `unary()` is the table that tailnet_rpc.py wants."""
 
@@ -92,9 +112,11 @@ class AgentService:
         config: CoordinatorConfig,
         *,
         changed: Callable[[UUID], None],
+        limits: AccountLimits = DEFAULT_ACCOUNT_LIMITS,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._store = store
+        self._limits = limits
         self._reports = reports
         self._known = KnownAgents(store)
         self._maps = maps
@@ -102,6 +124,7 @@ class AgentService:
         self._changed = changed  # called when something of an owner's workspaces changed
         self._clock = clock
         self.banners = config.announcement_banners  # the server exchanges them when it reads its settings again
+        self.reports_delayed = self.reports_refused = 0
         self.connection_reports = 0
         self.connection_reports_unreadable = 0
         self.boundary_logs = 0
@@ -129,7 +152,26 @@ class AgentService:
             "UpdateAppStatus": self.update_app_status,
             "PushContextState": self.push_context_state,
         }
+        for name in _WRITTEN:
+            methods[name] = self._in_turn(methods[name])
         return {path: methods[path.rpartition("/")[2]] for path in AGENT}
+
+    def _in_turn(self, method: Unary) -> Unary:
+        """Reports end in the store, which all agents share.  One that reports more than its share is answered later,
+        which slows it down and costs it nothing else."""
+
+        async def answer(caller: Caller, request: Any) -> Message:
+            if caller.account is not None:
+                wait = caller.account.pay(request.ByteSize(), self._limits, trio.current_time())
+                if wait > MAX_REPORT_WAIT_SECONDS:
+                    self.reports_refused += 1
+                    raise RpcError("this agent reports much more than it may: see --max-report-bytes, --max-reports")
+                if wait:
+                    self.reports_delayed += 1
+                    await trio.sleep(wait)
+            return await method(caller, request)
+
+        return answer
 
     async def get_manifest(self, caller: Caller, request: Any) -> Message:
         identity = _identity(caller)

@@ -24,6 +24,7 @@ from tailnet.proto.generated import tailnet_pb2 as tailnet
 from tailnet.proto.json_objects import ObjectCutter
 from tailnet.services.hub import Hub
 from tailnet.services.tailnet_rpc import Caller
+from tailnet.transport.accounts import Account
 from tailnet.transport.channel import Channels
 from tailnet.types import PeerID
 
@@ -63,12 +64,24 @@ class LegacyChannel:
         "_max_waiting",
         "_nodes",
         "_waiting",
+        "account",
         "caller",
+        "charged_bytes",
         "wire",
     )
 
-    def __init__(self, channels: Channels, hub: Hub, wire: Wire, caller: Caller, agent_id: PeerID | None) -> None:
+    def __init__(
+        self,
+        channels: Channels,
+        hub: Hub,
+        wire: Wire,
+        caller: Caller,
+        agent_id: PeerID | None,
+        account: Account | None = None,
+    ) -> None:
         self._channels = channels
+        self.account = account
+        self.charged_bytes = 0
         self._hub = hub
         self.wire = wire
         self.caller = caller
@@ -102,14 +115,18 @@ class LegacyChannel:
                 )
             request = Request(node=node_value(node_from_json(value)))
             self._hub.carry_out(self._hub.coordinator.handle_request(self, request, now), now)
+        if self._nodes.held_bytes or self.charged_bytes:
+            self._charge()
         return end
+
+    def _charge(self) -> None:
+        if not self._ending:
+            self._channels.charge(self, self._nodes.held_bytes + len(self._waiting) + len(self.wire.tail))
 
     def ended(self, reason: CloseReason, text: str) -> None:
         now = self._channels.host.now
         self._hub.carry_out(self._hub.coordinator.handle_disconnect(self, False, now), now)
-        self._channels.open.discard(self)
-        self._channels.set_deadline(self, None)
-        self._channels.ended(self, reason, text)
+        self._channels.forget(self, reason, text)
 
     def handle_timeout(self, now: float) -> None:
         """Ask for a sign of life.  Nobody waits for it: a peer that is gone does not even acknowledge the question,
@@ -179,6 +196,8 @@ class LegacyChannel:
                 wire.push(data[sent:])
         if wire.blocked:
             self._channels.host.await_room(wire)
+        if wire.blocked or self.charged_bytes:
+            self._charge()
 
 
 def node_from_json(value: Any) -> tailnet.Node:

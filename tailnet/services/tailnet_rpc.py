@@ -30,6 +30,7 @@ from tailnet.proto.services import Rpc
 from tailnet.rpc.connection import ConnectionEvent
 from tailnet.services.hub import CoordinateCall, Hub, Receiver
 from tailnet.store.rows import AgentIdentity, UserIdentity
+from tailnet.transport.accounts import Account
 from tailnet.transport.channel import Channel, Connected
 from tailnet.types import PeerID
 
@@ -56,16 +57,18 @@ class Caller:
     name: str  # for the log and the debug page
     identity: AgentIdentity | UserIdentity | None = None  # who it is to the store
     credential: Credential | None = None  # what it came in with: services/rights.py asks about it again
+    account: Account | None = None  # what it has of this server
     api_version: str = ""  # what was dialled, as `major.minor`; empty for peers of version 1
 
 
 class _TaskCall:
     """A call that a task answers, or will when its request has come."""
 
-    __slots__ = ("rpc", "scope")
+    __slots__ = ("request_bytes", "rpc", "scope")
 
     def __init__(self, rpc: Rpc) -> None:
         self.rpc = rpc
+        self.request_bytes = 0
         self.scope: trio.CancelScope | None = None
 
 
@@ -142,6 +145,7 @@ class TailnetService:
     def _receive_coordinate(self, call: CoordinateCall, payload: bytes) -> None:
         if call.waiting is not None:
             call.waiting.append(payload)
+            call.channel.take_in_hand(len(payload))
             return
         try:
             request = decode_request(payload)
@@ -187,6 +191,7 @@ class TailnetService:
     def _decided(self, call: CoordinateCall, request: Request, allowed: bool | None) -> None:
         channel = call.channel
         waiting, call.waiting, call.deciding = call.waiting or (), None, None
+        channel.take_in_hand(-sum(map(len, waiting)))
         now = self._clock()
         if allowed is None:
             call.send_error("this server cannot decide about tunnels now: try again")
@@ -242,12 +247,12 @@ class TailnetService:
             assert isinstance(request, tailnet.TelemetryRequest)
             self.telemetry_events += len(request.events)
             self._reply(channel, call_id, tailnet.TelemetryResponse())
-        elif rpc.path in self._unary:
+        elif rpc.path in self._unary or rpc.path in self._streams:
             call.scope = trio.CancelScope()
-            self._nursery.start_soon(self._answer, channel, call_id, call, request)
-        elif rpc.path in self._streams:
-            call.scope = trio.CancelScope()
-            self._nursery.start_soon(self._answer_stream, channel, call_id, call, request)
+            call.request_bytes = len(payload)
+            channel.take_in_hand(len(payload))
+            answer = self._answer if rpc.path in self._unary else self._answer_stream
+            self._nursery.start_soon(self._answer_and_let_go, answer, channel, call_id, call, request)
         else:
             self._answer_error(channel, call_id, Unimplemented())
 
@@ -273,6 +278,19 @@ class TailnetService:
         channel.calls.pop(call_id, None)
         channel.connection.send_error(call_id, error)
         channel.touch()
+
+    async def _answer_and_let_go(
+        self,
+        answer: Callable[[Channel, int, _TaskCall, Message], Awaitable[None]],
+        channel: Channel,
+        call_id: int,
+        call: _TaskCall,
+        request: Message,
+    ) -> None:
+        try:
+            await answer(channel, call_id, call, request)
+        finally:
+            channel.take_in_hand(-call.request_bytes)
 
     async def _answer(self, channel: Channel, call_id: int, call: _TaskCall, request: Message) -> None:
         assert call.scope is not None

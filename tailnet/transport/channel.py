@@ -16,6 +16,7 @@ from derp.transport.host import Host, Wire, WireEnded
 from tailnet.errors import Flood, ProtocolError
 from tailnet.rpc.connection import ConnectionEvent, ServerConnection
 from tailnet.rpc.yamux import SessionLimits
+from tailnet.transport.accounts import DEFAULT_ACCOUNT_LIMITS, Account, Accounts
 
 # (channel, event, call id, value) for every event of a connection, in order.
 Serve = Callable[["Channel", ConnectionEvent, int, Any], None]
@@ -25,6 +26,9 @@ class Connected(Protocol):
     """A peer's connection of either kind: a Channel, or one of version 1 (services/legacy.py)."""
 
     caller: Any
+    account: Account | None
+    charged_bytes: int
+    """What the account was charged for it; Channels.charge keeps it."""
 
     def handle_timeout(self, now: float) -> None: ...
 
@@ -37,16 +41,23 @@ Ended = Callable[[Connected, CloseReason, str], None]
 MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
 # Deadlines of sessions are many seconds: 10,000 channels, each due every 15 s, need not wake the process for each.
 _GRAIN_SECONDS: Final = 0.25
+# Callers that left and whose reports of a minute ago still count are looked at this often.
+_FORGET_SECONDS: Final = 60.0
 
 
 class Channels:
     """What all channels of a server share: who serves them, and which of them have something to send."""
 
-    def __init__(self, host: Host, serve: Serve, ended: Ended, limits: SessionLimits) -> None:
+    def __init__(
+        self, host: Host, serve: Serve, ended: Ended, limits: SessionLimits, accounts: Accounts | None = None
+    ) -> None:
         self.host = host
         self.serve = serve
-        self.ended = ended
+        self._ended = ended
         self.limits = limits
+        self.accounts = accounts if accounts is not None else Accounts(DEFAULT_ACCOUNT_LIMITS)
+        self.shed_count = 0
+        self._will_forget = False
         self.dirty: list[Channel] = []
         self.open: set[Connected] = set()
         self.deadlines = Deadlines[Connected]()
@@ -56,11 +67,61 @@ class Channels:
 
     def flush(self) -> None:
         """Send what the channels have, each in one call to the kernel; end those that must end."""
-        while self.dirty:
+        while self.dirty or self.accounts.is_overdrawn:
             dirty, self.dirty = self.dirty, []
             for channel in dirty:
                 channel.is_dirty = False
                 channel.send_output()
+            if self.accounts.is_overdrawn:
+                self._shed()
+
+    def charge(self, channel: Connected, size: int) -> None:
+        """So many bytes are held for a channel now."""
+        account = channel.account
+        if account is not None and size != channel.charged_bytes:
+            self.accounts.hold(account, size - channel.charged_bytes)
+            channel.charged_bytes = size
+
+    def forget(self, channel: Connected, reason: CloseReason, text: str) -> None:
+        """A channel ended."""
+        self.open.discard(channel)
+        self.set_deadline(channel, None)
+        self.charge(channel, 0)
+        account, channel.account = channel.account, None
+        if account is not None:
+            self.accounts.close(account, self.host.now)
+            self._forget_later()
+        self._ended(channel, reason, text)
+
+    def _forget_later(self) -> None:
+        if self.accounts.has_idle and not self._will_forget:
+            self._will_forget = True
+            self.host.call_at(self.host.now + _FORGET_SECONDS, self._forget_idle)
+
+    def _forget_idle(self) -> None:
+        self._will_forget = False
+        self.accounts.forget_idle(self.host.now)
+        self._forget_later()
+
+    def _shed(self) -> None:
+        """Memory is worth more than the sockets of whoever fills it: the fattest go, until it is enough."""
+        accounts, limits = self.accounts, self.accounts.limits
+        for account in list(accounts.overdrawn):
+            mine = sorted((each for each in self.open if each.account is account), key=lambda each: each.charged_bytes)
+            while account.held_bytes > limits.held_bytes and mine:
+                self._shed_one(mine.pop(), f"its caller's sockets hold more than {limits.held_bytes:,} bytes together")
+            accounts.overdrawn.pop(account, None)
+        if accounts.held_bytes > limits.total_held_bytes:
+            everybody = sorted(self.open, key=lambda each: each.charged_bytes)
+            while accounts.held_bytes > limits.total_held_bytes and everybody:
+                text = f"all sockets hold more than {limits.total_held_bytes:,} bytes together, and this one most"
+                self._shed_one(everybody.pop(), text)
+
+    def _shed_one(self, channel: Connected, text: str) -> None:
+        self.shed_count += 1
+        channel.close(CloseCode.POLICY_VIOLATION, text, CloseReason.TOO_SLOW)
+        # Its last words may find no room for long; what it held goes now.
+        self.charge(channel, 0)
 
     def set_deadline(self, channel: Connected, at: float | None) -> None:
         """Call its `handle_timeout` then; None: not any more."""
@@ -81,10 +142,26 @@ class Channel:
     `caller` is whoever authenticated; the service reads it.  Sending goes through `connection`, then `touch`.
     """
 
-    __slots__ = ("_ending", "_shared", "caller", "calls", "connection", "is_dirty", "wire")
+    __slots__ = (
+        "_ending",
+        "_in_hand_bytes",
+        "_shared",
+        "account",
+        "caller",
+        "calls",
+        "charged_bytes",
+        "connection",
+        "is_dirty",
+        "wire",
+    )
 
-    def __init__(self, shared: Channels, wire: Wire, rpcs: Mapping[str, Any], caller: Any) -> None:
+    def __init__(
+        self, shared: Channels, wire: Wire, rpcs: Mapping[str, Any], caller: Any, account: Account | None = None
+    ) -> None:
         self._shared = shared
+        self.account = account
+        self.charged_bytes = 0
+        self._in_hand_bytes = 0
         self.wire = wire
         self.caller = caller
         now = shared.host.now
@@ -128,7 +205,21 @@ class Channel:
             raise
         if connection.has_output:
             self.touch()
+        if connection.held_bytes or self.charged_bytes:
+            self._charge()
         return end
+
+    def take_in_hand(self, size: int) -> None:
+        """The service keeps requests of so many bytes more, or less, until they are answered."""
+        self._in_hand_bytes += size
+        self._charge()
+
+    def _charge(self) -> None:
+        """Count what is in memory for this peer.  A payload that waits for many receivers is counted for each."""
+        if self._ending is None:
+            connection = self.connection
+            waiting = connection.held_bytes + connection.waiting_bytes
+            self._shared.charge(self, waiting + self._in_hand_bytes + len(self.wire.tail))
 
     def writable(self) -> None:
         self.send_output()
@@ -151,6 +242,8 @@ class Channel:
                 self._shared.host.await_room(wire)
             elif self._ending is not None:
                 self._send_ending(*self._ending)
+            if wire.blocked or self.connection.waiting_bytes or self.charged_bytes:
+                self._charge()
         except WireEnded as error:
             self._shared.host.fail(wire, error)
 
@@ -196,8 +289,7 @@ class Channel:
             self._shared.host.close(wire, reason, text)
 
     def ended(self, reason: CloseReason, text: str) -> None:
-        self._shared.open.discard(self)
         try:
             self._end_calls()
         finally:
-            self._shared.ended(self, reason, text)
+            self._shared.forget(self, reason, text)

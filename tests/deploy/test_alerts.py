@@ -22,6 +22,7 @@ from derp.config.settings import SETTINGS
 from derp.metrics import MeshReading
 from derp.metrics import metrics_page as relay_page
 from derp.server.verify import Verifier
+from tailnet.config.settings import SETTINGS as COORDINATOR_SETTINGS
 from tailnet.coordinator.core import Statistics
 from tailnet.errors import StoreTrouble
 from tailnet.metrics import CoordinatorReading, metrics_page
@@ -152,7 +153,7 @@ def test_the_runbook_is_about_rules_and_settings_that_exist() -> None:
     assert list(sections()) == [rule["alert"] for rule in rules()]  # in their order, none besides
     anchors = {name.lower() for name in sections()}
     assert set(re.findall(r"\(#([a-z]+)\)", RUNBOOK)) <= anchors
-    flags = {flag for setting in SETTINGS for flag in setting.flags}
+    flags = {flag for table in (SETTINGS, COORDINATOR_SETTINGS) for setting in table for flag in setting.flags}
     assert {"mesh-with", "queue-total"} <= set(re.findall(r"`--([a-z-]+)", RUNBOOK)) <= flags | {"region"}
     assert set(re.findall(r"\b((?:derp|tailnet)_[a-z_]+)", RUNBOOK)) <= set(exposed())
 

@@ -15,6 +15,7 @@ from derp.transport.links import Link
 from derp.transport.reactor import Reactor
 from tailnet.rpc.connection import ClientConnection, ConnectionEvent
 from tailnet.rpc.yamux import SessionLimits
+from tailnet.transport.accounts import DEFAULT_ACCOUNT_LIMITS, AccountLimits, Accounts
 from tailnet.transport.channel import Channel, Channels, Connected
 
 LIMITS = SessionLimits(ping_seconds=15.0, pong_seconds=30.0)
@@ -62,19 +63,21 @@ class Client:
 class World:
     """One channel; everything it reports is in `events` and `ended`."""
 
-    def __init__(self, limits: SessionLimits = LIMITS) -> None:
+    def __init__(self, limits: SessionLimits = LIMITS, allowed: AccountLimits = DEFAULT_ACCOUNT_LIMITS) -> None:
         self.now = 1000.0
+        self.accounts = Accounts(allowed)
         self.reactor = Reactor(clock=lambda: self.now)
         self.events: list[tuple[ConnectionEvent, int, Any]] = []
         self.ended: list[tuple[CloseReason, str]] = []
-        self.channels = Channels(self.reactor, self._serve, self._ended, limits)
+        self.channels = Channels(self.reactor, self._serve, self._ended, limits, self.accounts)
         ours, theirs = socket.socketpair()
         for each in (ours, theirs):
             each.setblocking(False)
         self.client = Client(theirs)
         link = Link(ours, ("192.0.2.1", 1))
         link.codec = WebSocketDecoder(True, 1 << 20)
-        self.channel = link.session = Channel(self.channels, link, RPCS, "the caller")
+        account = self.accounts.open("the caller")
+        self.channel = link.session = Channel(self.channels, link, RPCS, "the caller", account)
         self.reactor.add(link)
 
     def _serve(self, channel: Channel, event: ConnectionEvent, call_id: int, value: Any) -> None:
@@ -329,3 +332,75 @@ def test_output_is_bounded_when_nobody_reads_the_socket(world: World) -> None:
         world.channel.touch()
         world.reactor.flush()
     assert LIMITS.max_output_bytes < size < LIMITS.max_output_bytes + 4 * 1024 * 1024
+
+
+# --- what is in memory for one caller
+
+
+def test_what_a_peer_makes_us_hold_is_counted_and_given_back(world: World) -> None:
+    client, accounts = world.client, world.accounts
+    assert accounts.held_bytes == 0
+    call_id = client.connection.open_call("/x")
+    world.turn()
+    # The beginning of a message of 100 kB, of which 60 kB come.
+    begun = bytes([4, 1, 2, 0xA0, 0x8D, 6]) + bytes(60_000)
+    client.sock.sendall(encode_masked(Opcode.BINARY, yamux_data(call_id, begun), b"mask"))
+    world.turn()
+    assert accounts.held_bytes == len(begun)
+    world.channel.take_in_hand(1000)
+    assert accounts.held_bytes == len(begun) + 1000
+    client.connection.cancel(call_id)
+    world.turn()
+    assert accounts.held_bytes == 1000
+    world.channel.take_in_hand(-1000)
+    assert accounts.held_bytes == 0
+
+
+def test_what_is_not_read_is_counted(world: World) -> None:
+    call_id = world.client.connection.open_call("/x")
+    world.turn()
+    for _ in range(20):
+        world.channel.connection.send_message(call_id, bytes(60_000))
+    world.channel.touch()
+    world.reactor.flush()
+    held = world.accounts.held_bytes
+    assert 700_000 < held <= 20 * 60_100
+    while not world.client.is_at_end and world.accounts.held_bytes:
+        world.client.connection.receive_data(world.client.read())
+        world.turn()
+    assert world.accounts.held_bytes == 0
+
+
+@pytest.mark.parametrize("whose", ["its caller's", "all"])
+def test_who_makes_us_hold_too_much_is_closed(whose: str) -> None:
+    limit = {"held_bytes": 50_000} if whose != "all" else {"total_held_bytes": 50_000}
+    world = World(allowed=AccountLimits(**limit))
+    try:
+        call_id = world.client.connection.open_call("/x")
+        world.turn()
+        begun = bytes([4, 1, 2, 0xA0, 0x8D, 6]) + bytes(60_000)
+        world.client.sock.sendall(encode_masked(Opcode.BINARY, yamux_data(call_id, begun), b"mask"))
+        world.turn()
+        [(reason, text)] = world.ended
+        assert reason is CloseReason.TOO_SLOW
+        assert text.startswith(whose)
+        assert "50,000 bytes together" in text
+        world.client.read()
+        assert world.client.close is not None
+        assert (world.channels.shed_count, world.accounts.held_bytes, len(world.accounts)) == (1, 0, 0)
+    finally:
+        world.client.sock.close()
+        world.reactor._poller.close()
+
+
+def test_who_is_gone_holds_nothing(world: World) -> None:
+    world.channel.take_in_hand(1000)
+    world.client.sock.close()
+    world.turn()
+    assert (world.accounts.held_bytes, len(world.accounts)) == (0, 0)
+    world.channel.take_in_hand(-1000)  # the task ends a moment later
+    assert world.accounts.held_bytes == 0
+
+
+def yamux_data(stream_id: int, body: bytes) -> bytes:
+    return bytes(4) + stream_id.to_bytes(4, "big") + len(body).to_bytes(4, "big") + body

@@ -1,0 +1,129 @@
+"""What one caller has of this server: sockets, memory, reports a minute; and what all have together.  Layer L2.
+
+A token is an identity and no promise: whoever has one may open sockets without end, begin messages and never finish
+them, read nothing, report without pause.  Each of these has a bound for one socket elsewhere (rpc/), which a thousand
+sockets would multiply.  No I/O: `now` comes in.  Called by server/entrance.py, channel.py and services/agent_rpc.py.
+"""
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Final
+
+_MINUTE: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class AccountLimits:
+    """What one caller may have, and all together.  tailnet/config/coordinator.py argues the numbers."""
+
+    sockets: int = 1_000
+    held_bytes: int = 64 * 1024 * 1024
+    total_held_bytes: int = 512 * 1024 * 1024
+    report_bytes_per_minute: int = 4 * 1024 * 1024
+    reports_per_minute: int = 1_200
+
+
+DEFAULT_ACCOUNT_LIMITS: Final = AccountLimits()
+
+
+class Account:
+    """One caller: an agent, or a user with all tokens.  Hashes by identity."""
+
+    __slots__ = ("_bytes_due", "_paid_at", "_reports_due", "held_bytes", "key", "sockets")
+
+    def __init__(self, key: Hashable) -> None:
+        self.key = key
+        self.sockets = 0
+        self.held_bytes = 0
+        # What was reported and the time since has not worked off.
+        self._bytes_due = 0.0
+        self._reports_due = 0.0
+        self._paid_at = 0.0
+
+    def pay(self, size: int, limits: AccountLimits, now: float) -> float:
+        """Charge a report of `size` bytes; return how many seconds its answer has to wait.
+
+        A minute's worth is free at any time, so that an agent that starts is not slowed; what is more waits its turn.
+        """
+        self._settle(limits, now)
+        self._bytes_due += size
+        self._reports_due += 1
+        over = max(
+            (self._bytes_due - limits.report_bytes_per_minute) / limits.report_bytes_per_minute,
+            (self._reports_due - limits.reports_per_minute) / limits.reports_per_minute,
+        )
+        return max(over, 0.0) * _MINUTE
+
+    def owes(self, limits: AccountLimits, now: float) -> bool:
+        """Whether anything of what was reported still counts."""
+        self._settle(limits, now)
+        return self._bytes_due > 0 or self._reports_due > 0
+
+    def _settle(self, limits: AccountLimits, now: float) -> None:
+        minutes = (now - self._paid_at) / _MINUTE
+        self._bytes_due = max(self._bytes_due - minutes * limits.report_bytes_per_minute, 0.0)
+        self._reports_due = max(self._reports_due - minutes * limits.reports_per_minute, 0.0)
+        self._paid_at = now
+
+
+class Accounts:
+    """All callers that are here, or were a minute ago.  `open` and `close` for each socket; `hold` moves bytes."""
+
+    def __init__(self, limits: AccountLimits) -> None:
+        self.limits = limits
+        self.held_bytes = 0
+        self.refused_sockets = 0
+        self.overdrawn: dict[Account, None] = {}
+        """Who holds more than one may; whoever looks ends sockets of theirs, and takes them out."""
+        self._accounts: dict[Hashable, Account] = {}
+        self._idle: dict[Account, None] = {}  # without sockets, but what was reported still counts
+
+    def __len__(self) -> int:
+        return len(self._accounts)
+
+    @property
+    def has_idle(self) -> bool:
+        """Whether `forget_idle` will have something to forget."""
+        return bool(self._idle)
+
+    @property
+    def is_overdrawn(self) -> bool:
+        """Whether somebody, or all together, hold too much."""
+        return bool(self.overdrawn) or self.held_bytes > self.limits.total_held_bytes
+
+    def open(self, key: Hashable) -> Account | None:
+        """One more socket of this caller; None when it has as many as one may."""
+        account = self._accounts.get(key)
+        if account is None:
+            account = self._accounts[key] = Account(key)
+        if account.sockets >= self.limits.sockets:
+            self.refused_sockets += 1
+            return None
+        account.sockets += 1
+        self._idle.pop(account, None)
+        return account
+
+    def close(self, account: Account, now: float) -> None:
+        """One socket less.  Who has none is forgotten, unless what it reported still counts: `forget_idle`."""
+        account.sockets -= 1
+        if not account.sockets:
+            self._idle[account] = None
+            self._forget(account, now)
+
+    def hold(self, account: Account, change: int) -> None:
+        """A socket of this caller holds so many bytes more, or less."""
+        account.held_bytes += change
+        self.held_bytes += change
+        if account.held_bytes > self.limits.held_bytes:
+            self.overdrawn[account] = None
+        elif change < 0:
+            self.overdrawn.pop(account, None)
+
+    def forget_idle(self, now: float) -> None:
+        """Forget who left and owes nothing any more.  About once a minute."""
+        for account in tuple(self._idle):
+            self._forget(account, now)
+
+    def _forget(self, account: Account, now: float) -> None:
+        if not account.owes(self.limits, now):
+            del self._idle[account], self._accounts[account.key]
