@@ -15,7 +15,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
 from tailnet import refusals
-from tailnet.api import agents, connection, debug, derp_map, health, operators
+from tailnet.api import agent_manifest, agent_reports, agents, connection, debug, derp_map, health, operators
 from tailnet.api.answers import GoJsonResponse, Refusal, refusal_response
 from tailnet.api.guards import Services
 from tailnet.config import CoordinatorConfig
@@ -38,7 +38,7 @@ def create_app(services: Services) -> FastAPI:
     )
     app.state.services = services
     # An agent's own resource after those whose fixed name could be taken for its id.
-    for resource in (connection, agents, derp_map, health, debug, operators):
+    for resource in (connection, agent_reports, agent_manifest, agents, derp_map, health, debug, operators):
         app.include_router(resource.router, responses={"4XX": {"model": Refusal}, "5XX": {"model": Refusal}})
     app.add_exception_handler(Refused, _answer_refused)
     app.add_exception_handler(StoreError, _answer_store)

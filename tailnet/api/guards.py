@@ -17,6 +17,7 @@ from tailnet.api.authorise import authorise_agent, check_operator
 from tailnet.auth.backends import Callers
 from tailnet.auth.policy import Right
 from tailnet.config import CoordinatorConfig
+from tailnet.services.agent_requests import AgentRequests
 from tailnet.services.agents import Agents
 from tailnet.services.derp_maps import DerpMaps
 from tailnet.services.inspection import Inspection
@@ -31,6 +32,7 @@ class Services:
     config: CoordinatorConfig
     callers: Callers
     agents: Agents
+    requests: AgentRequests
     derp_maps: DerpMaps
     inspection: Inspection
     access_url: str  # how clients reach us, also when the settings leave it open
@@ -61,6 +63,10 @@ def query_of(asked: HTTPConnection) -> dict[str, str]:
 def token_of(asked: HTTPConnection) -> str:
     """The token of whoever asks, "" without one."""
     return find_token(headers_of(asked), query_of(asked))
+
+
+async def _agent(asked: HTTPConnection) -> AgentIdentity:
+    return await services_of(asked).callers.agent(token_of(asked))
 
 
 async def _user(asked: HTTPConnection) -> UserIdentity:
@@ -96,6 +102,7 @@ async def _operator(asked: HTTPConnection) -> None:
 
 
 ServicesOf = Annotated[Services, Depends(services_of)]
+CallingAgent = Annotated[AgentIdentity, Depends(_agent)]
 User = Annotated[UserIdentity, Depends(_user)]
 UserOfAgentRoute = Annotated[UserIdentity, Depends(_user_of_agent_route)]
 ReadableAgent = Annotated[AgentIdentity, Depends(_readable_agent)]

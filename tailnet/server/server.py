@@ -45,6 +45,7 @@ from tailnet.metrics import CoordinatorReading, metrics_page
 from tailnet.rpc.yamux import SessionLimits
 from tailnet.server.embedded import default_access_url, embedded_region, map_sources, relay_key
 from tailnet.server.entrance import Entrance
+from tailnet.services.agent_requests import AgentRequests
 from tailnet.services.agent_rpc import AgentService
 from tailnet.services.agents import Agents
 from tailnet.services.derp_maps import DerpMaps, StoreMapKeeper
@@ -271,6 +272,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
                 config.inactive_seconds,
                 is_here=self.presence.is_here,
             ),
+            requests=AgentRequests(self.store, self.reports, changed=self.workspaces.changed),
             derp_maps=self.maps,
             inspection=inspection,
             access_url=access_url,

@@ -13,9 +13,12 @@ from tailnet.auth.backends import StoreCallers
 from tailnet.config import CoordinatorConfig
 from tailnet.coordinator.core import Coordinator
 from tailnet.server.embedded import embedded_region
+from tailnet.services.agent_requests import AgentRequests
 from tailnet.services.agents import Agents
 from tailnet.services.derp_maps import DerpMaps
 from tailnet.services.inspection import Inspection
+from tailnet.services.reports import AgentReports
+from tailnet.store.outbox import Outbox
 from tailnet.store.store import Store
 from tests.support.seeds import NOW, fill
 
@@ -31,6 +34,7 @@ class World:
     store: Store
     services: Services
     coordinator: Coordinator[object]
+    outbox: Outbox
     reasons: list[str]  # why it is not ready
 
     @asynccontextmanager
@@ -49,13 +53,16 @@ def make_world(store: Store, config: CoordinatorConfig | None = None) -> World:
     settings = replace(config or CoordinatorConfig(), access_url=ACCESS_URL)
     maps = DerpMaps([], embedded_region(settings, [Listening("stun", "127.0.0.1", 3478)]))
     inspection = Inspection(coordinator, maps, lambda: SECONDS, lambda: reasons)
+    outbox = Outbox(store)
+    reports = AgentReports(store, outbox, clock=lambda: NOW)
     services = Services(
         config=settings,
         callers=StoreCallers(store, lambda: NOW),
         agents=Agents(store, inspection, lambda: maps.current.map, settings.inactive_seconds, lambda: NOW),
+        requests=AgentRequests(store, reports, clock=lambda: NOW),
         derp_maps=maps,
         inspection=inspection,
         access_url=ACCESS_URL,
         metrics=lambda: b"tailnet_up 1\n",
     )
-    return World(store, services, coordinator, reasons)
+    return World(store, services, coordinator, outbox, reasons)

@@ -75,6 +75,8 @@ async def test_every_answer_has_its_schema(world: World) -> None:
                     schema = content["schema"]
                     if media_type.startswith("text/"):
                         assert schema == {"type": "string"}, place
+                    elif schema.get("type") == "null":
+                        assert place.partition("/")[0] != "get ", place  # what was reported is answered by null
                     else:
                         name = schema["$ref"].removeprefix("#/components/schemas/")
                         assert described[name]["properties"], f"{place}: {status}"

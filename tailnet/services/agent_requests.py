@@ -1,0 +1,106 @@
+"""What agents report and ask over plain HTTP: older ones, and scripts of their workspaces.  Layer L3.
+
+The same reports as those of services/agent_rpc.py, without protobuf and without a connection that an error could end.
+Called by api/agent_reports.py and api/agent_manifest.py, which know the wire.  Raises StoreError.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from uuid import UUID, uuid4
+
+from derp.text import printable
+from tailnet.services.known_agents import KnownAgent, KnownAgents
+from tailnet.services.reports import AgentReports
+from tailnet.store.reports import EXTERNAL_LOG_SOURCE
+from tailnet.store.rows import (
+    AgentIdentity,
+    AppHealth,
+    AppHealths,
+    AppState,
+    AppStatus,
+    AppStatusReport,
+    LogBatch,
+    LogSource,
+    StatsReport,
+)
+from tailnet.store.store import Store
+from tailnet.types import PeerID
+
+
+@dataclass(frozen=True, slots=True)
+class Connections:
+    """What an agent counted since its last report; `report` is all it said, for whoever looks at it later."""
+
+    count: int
+    rx_bytes: int
+    tx_bytes: int
+    report: Mapping[str, object]
+
+
+class AgentRequests:
+    """Answers agents of one server."""
+
+    def __init__(
+        self,
+        store: Store,
+        reports: AgentReports,
+        *,
+        changed: Callable[[UUID], None] = lambda owner_id: None,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._store = store
+        self._reports = reports
+        self._known = KnownAgents(store)
+        self._changed = changed
+        self._clock = clock
+
+    async def read(self, agent_id: PeerID) -> KnownAgent | None:
+        """An agent with its apps, scripts and metadata; None if it was deleted."""
+        return await self._known.read(agent_id)
+
+    async def set_healths(self, caller: AgentIdentity, healths: Mapping[UUID, AppHealth]) -> str:
+        """Note how apps are.  Returns what is wrong, "" if nothing: then all were taken, else none was."""
+        known = await self._known.read(caller.id)
+        checked = known.checked_apps() if known is not None else set()
+        wrong = next((each for each in healths if each not in checked), None)
+        if wrong is not None:
+            return f"app {wrong} is none of this agent's that has a health check"
+        problem = self._reports.note_healths(AppHealths(caller.id, healths))
+        if not problem:
+            self._changed(caller.owner_id)
+        return problem
+
+    async def add_status(self, caller: AgentIdentity, slug: str, state: AppState, message: str, uri: str) -> bool:
+        """Add to what an app says it does; False if the agent has no app of that name."""
+        known = await self._known.read(caller.id)
+        if known is None or slug not in known.slugs():
+            return False
+        status = AppStatus(uuid4(), self._clock(), state, printable(message, len(message)), printable(uri, len(uri)))
+        self._reports.note_app_status(AppStatusReport(caller.id, slug, status))
+        self._changed(caller.owner_id)
+        return True
+
+    async def add_log_source(self, caller: AgentIdentity, source_id: UUID, name: str, icon: str) -> LogSource:
+        """A source of log lines; one that is there already stays as it is."""
+        source = LogSource(caller.id, source_id, name, icon, self._clock())
+        await self._store.run(self._store.reports.add_log_source, source)
+        return source
+
+    def note_logs(self, caller: AgentIdentity, source_id: UUID, lines: Sequence[tuple[int, str]]) -> bool:
+        """Note lines (level number, text).  Returns whether the agent's limit is passed: then none was taken."""
+        source = source_id if source_id.int else EXTERNAL_LOG_SOURCE
+        return self._reports.note_logs(LogBatch(caller.id, source, lines, self._clock()))
+
+    def note_connections(self, caller: AgentIdentity, connections: Connections) -> None:
+        """Note one report of its connections."""
+        self._reports.note_stats(
+            StatsReport(
+                caller.id,
+                connections.count,
+                connections.rx_bytes,
+                connections.tx_bytes,
+                connections.report,
+                self._clock(),
+            )
+        )
