@@ -49,6 +49,8 @@ class CoordinatorReading:
     feed_drops: Mapping[tuple[str, str], int]  # by kind of feed and reason
     outbox: Mapping[str, KindReading]  # by kind of report
     store_failures: Mapping[str, int]  # by trouble
+    store_troubles: Mapping[str, bool]  # by trouble: whether it has it now
+    store_servers: int  # that use the store now
     store_changes: int  # that tasks waited for, or that were written behind
     store_transactions: int  # in which they were committed
 
@@ -157,6 +159,13 @@ def _store_metrics(reading: CoordinatorReading) -> Iterable[Metric]:
         for loss, count in counts.lost.items():
             lost.add_metric([kind, loss.value], count)
     yield lost
+    troubles = GaugeMetricFamily(
+        "tailnet_store_trouble", "Whether the store cannot be used, and why.", labels=["trouble"]
+    )
+    for trouble, is_there in reading.store_troubles.items():
+        troubles.add_metric([trouble], is_there)
+    yield troubles
+    yield GaugeMetricFamily("tailnet_store_servers", "Servers that use this store.", value=reading.store_servers)
     failures = CounterMetricFamily("tailnet_store_failures", "What the store failed at.", labels=["trouble"])
     for trouble, count in reading.store_failures.items():
         failures.add_metric([trouble], count)

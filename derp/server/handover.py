@@ -67,6 +67,11 @@ class Inherited:
         os.set_inheritable(document["ready"], False)
         return cls(handed, document["ready"], from_systemd=from_systemd)
 
+    @property
+    def replaces_another(self) -> bool:
+        """Whether a process that handed its sockets over waits to hear that we serve."""
+        return self._ready_fd is not None
+
     def take(self, kind: str, host: str, port: int) -> socket.socket | None:
         """The socket that the settings name so, once; None if it has to be opened."""
         sock = self._handed.pop((kind, host, port), None)

@@ -198,9 +198,13 @@ class StoreCallers:
     def _is_fresh(self) -> bool:
         return trio.current_time() - self._checked_at < CHECK_SECONDS
 
+    def _is_recent(self) -> bool:
+        return trio.current_time() - self._checked_at < STALE_SECONDS
+
     async def _look_up(self, key: CallerKey) -> Answer | None:
         self._was_asked = True
-        if self._is_fresh() and key in self._recent:
+        # While the store is away nobody whom we know waits until it has failed once more: `run` asks it again.
+        if key in self._recent and (self._is_fresh() or (self._store_failed and self._is_recent())):
             if not self.no_wait:
                 await trio.lowlevel.checkpoint()
             return self._recent.get(key)
@@ -208,7 +212,7 @@ class StoreCallers:
             raise trio.WouldBlock
         batch = await self._ask((key,))
         if batch.failed:
-            if key in self._recent and trio.current_time() - self._checked_at < STALE_SECONDS:
+            if key in self._recent and self._is_recent():
                 return self._recent.get(key)
             raise refusals.store_unreachable()
         # From the batch, since a later answer may have pushed this one out of memory.

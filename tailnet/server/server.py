@@ -56,6 +56,7 @@ from tailnet.services.presence import AgentPresence
 from tailnet.services.reports import AgentReports
 from tailnet.services.resume_keys import ResumeKeys
 from tailnet.services.rights import Rights
+from tailnet.services.store_watch import StoreWatch
 from tailnet.services.tailnet_rpc import Caller, TailnetService
 from tailnet.services.upkeep import prune_forever
 from tailnet.services.why import Why
@@ -118,9 +119,10 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         self.callers = StoreCallers(store)
         self.keys = ResumeKeys(store)
         self.workspaces = WorkspaceUpdates(store)
+        self.store_watch = StoreWatch(store, server_id=secrets.token_hex(8))
         self.outbox = Outbox(store)
         self.reports = AgentReports(
-            store, self.outbox, server_id=secrets.token_hex(8), inactive_seconds=config.inactive_seconds
+            store, self.outbox, server_id=self.store_watch.id, inactive_seconds=config.inactive_seconds
         )
         self.presence = AgentPresence(self.reports, config.agent_ping_seconds, self.workspaces.changed)
         self.maps: DerpMaps
@@ -158,8 +160,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
 
     def not_ready(self) -> Sequence[str]:
         """Why requests should go to another server now."""
-        problem = self.problem()
-        return [problem] if problem is not None else []
+        return [problem for problem in (self.problem(), self.store_watch.problem()) if problem is not None]
 
     def reading(self) -> CoordinatorReading:
         """Everything that is counted, for metrics."""
@@ -192,6 +193,8 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             map_failures={status.name: status.failures for status in self.maps.statuses},
             outbox=self.outbox.readings(),
             store_failures={trouble.value: self.store.database.failures[trouble] for trouble in StoreTrouble},
+            store_troubles=self.store_watch.troubles(),
+            store_servers=self.store_watch.servers,
             store_changes=self.store.database.writer.changes,
             store_transactions=self.store.database.writer.transactions,
             feed_followers={name: counts.followers for name, counts in feeds.items()},
@@ -231,7 +234,8 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             keeper=StoreMapKeeper(self.store),
         )
         await nursery.start(self.maps.serve)
-        await self.keys.refresh()
+        await self.keys.start()
+        await self.store_watch.start(replaces_another=self.inherited.replaces_another)
         self._build(nursery)
         if self.relay is not None:
             await nursery.start(self.relay.run)
@@ -239,6 +243,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         nursery.start_soon(self.keys.refresh_forever)
         nursery.start_soon(self.presence.run)
         nursery.start_soon(self.outbox.run)
+        nursery.start_soon(self.store_watch.run)
         nursery.start_soon(self.workspaces.run)
         nursery.start_soon(self.rights.run)
         nursery.start_soon(prune_forever, self.store)
@@ -249,6 +254,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         # What agents' last words changed is written before the store is closed.
         self.presence.finish()
         await self.outbox.finish()
+        await self.store_watch.finish()
 
     def _build(self, nursery: trio.Nursery) -> None:
         config = self.config

@@ -169,7 +169,9 @@ class DerpMaps:
         try:
             kept = await self._keeper.kept(followed.status.name)
             if kept is not None:
-                followed.layer = read_layer(kept[0].encode(), followed.status.name)
+                text = kept[0].encode()
+                followed.layer = read_layer(text, followed.status.name)
+                followed.good = followed.kept = text
                 followed.status.good_since = kept[1]
         except (StoreError, MapRefused) as error:
             _log.warning("! DERP map of %s kept from before cannot be used: %s", followed.status.name, error)
@@ -181,6 +183,8 @@ class DerpMaps:
             kick = self._kick
             if await self._read(followed, force=force):
                 self._merge()
+            # Not before anybody is served: a store that takes no writes may need ten seconds to say so.
+            await self._keep(followed)
             # Servers that were started together must not ask a URL together for ever.
             with trio.move_on_after(followed.source.poll_seconds * random.uniform(0.9, 1.0)):
                 await kick.wait()
@@ -215,12 +219,12 @@ class DerpMaps:
         self._recovered(followed)
         status.good_since = self._clock()
         changed = followed.layer != layer
-        followed.layer = layer
-        await self._keep(followed, text)
+        followed.layer, followed.good = layer, text
         return changed
 
-    async def _keep(self, followed: "_FollowedSource", text: bytes) -> None:
-        if self._keeper is None or text == followed.kept:
+    async def _keep(self, followed: "_FollowedSource") -> None:
+        text = followed.good
+        if self._keeper is None or text is None or text == followed.kept:
             return
         try:
             await self._keeper.keep(followed.status.name, text.decode())
@@ -274,5 +278,6 @@ class _FollowedSource:
         self.layer: MapLayer | None = None
         self.text_is_good = False
         self.suspect: bytes | None = None  # a text that was wrong at the last look
-        self.kept: bytes | None = None
+        self.good: bytes | None = None  # the text of its layer
+        self.kept: bytes | None = None  # the text that the store has
         self.status = SourceStatus(source.name)

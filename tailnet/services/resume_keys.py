@@ -5,6 +5,7 @@ What a token holds, and how keys sign and verify it, is coordinator/resume.py.
 
 import logging
 import secrets
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final
 
@@ -12,6 +13,7 @@ import trio
 
 from tailnet.coordinator.resume import ResumeKey, ResumeTokens
 from tailnet.errors import StoreError
+from tailnet.store.rows import SigningKey
 from tailnet.store.store import Store
 
 _log = logging.getLogger("tailnet.server")
@@ -22,15 +24,29 @@ REFRESH_SECONDS: Final = 600.0
 
 
 class ResumeKeys:
-    """The keys of this server.  `current` signs and verifies; call `refresh` once before anybody uses it."""
+    """The keys of this server.  `current` signs and verifies; call `start` once before anybody uses it."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self.current: ResumeTokens
 
+    async def start(self) -> None:
+        """Read the keys, and make the first one.  Raises StoreError.
+
+        Nothing is rotated: a store that takes no writes would hold up the start for the ten seconds that it needs to
+        say so.
+        """
+        keys = await self._store.run(self._store.keys.stored_keys, PURPOSE)
+        if keys:
+            self._use(keys)
+        else:
+            await self.refresh()
+
     async def refresh(self) -> None:
         """Read the keys; the store makes and rotates them when it is time.  Raises StoreError."""
-        keys = await self._store.run(self._store.keys.signing_keys, PURPOSE, datetime.now(UTC), secrets.token_bytes)
+        self._use(await self._store.run(self._store.keys.signing_keys, PURPOSE, datetime.now(UTC), secrets.token_bytes))
+
+    def _use(self, keys: Sequence[SigningKey]) -> None:
         newest, *older = (ResumeKey(key.id, key.secret) for key in keys)
         self.current = ResumeTokens(newest, older)
 

@@ -32,6 +32,9 @@ T = TypeVar("T")
 # SQLite allows 32,766 parameters in a statement and PostgreSQL 65,535; lists of ids are cut into pieces well below.
 IDS_PER_STATEMENT: Final = 1_000
 
+# What a store has that nobody can use; the others are the fault of one statement.
+AWAY: Final = frozenset(StoreTrouble) - {StoreTrouble.UNFIT, StoreTrouble.CONFLICT}
+
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
 
 
@@ -42,9 +45,13 @@ class Database:
         self.dialect = dialect
         self.shown = dialect.shown
         self.failures: Counter[StoreTrouble] = Counter()
+        # Why the last transaction of each sort failed, if it did: it says how the store is.
+        self.read_trouble: StoreError | None = None
+        self.write_trouble: StoreError | None = None
         self._readers = dialect.readers()
         self._writers = dialect.writer()
-        self._turn = threading.Lock()
+        self._turn = threading.RLock()
+        self._is_abandoned = False
         self._here = threading.local()  # the snapshot that this thread reads from, while it does
         self._limiter = trio.CapacityLimiter(dialect.max_readers)
         self.writer = Writer(self.writing)
@@ -91,12 +98,18 @@ class Database:
             with self._explained():
                 yield outer
             return
-        with self._explained(), self._readers.connect() as connection, connection.begin():
-            self._here.snapshot = connection
-            try:
-                yield connection
-            finally:
-                self._here.snapshot = None
+        try:
+            with self._explained(), self._readers.connect() as connection, connection.begin():
+                self._here.snapshot = connection
+                try:
+                    yield connection
+                finally:
+                    self._here.snapshot = None
+            self.read_trouble = None
+        except StoreError as error:
+            if error.trouble in AWAY:
+                self.read_trouble = error
+            raise
 
     @contextmanager
     def writing(self, *, durable: bool = True) -> Iterator[sa.Connection]:
@@ -105,9 +118,15 @@ class Database:
         `durable`: what it commits is on the disk when it returns; without it a power cut may lose the last moments.
         Raises StoreError.
         """
-        with self._turn, self._explained(), self._writers.connect() as connection, connection.begin():
-            self.dialect.begin_write(connection, durable=durable)
-            yield connection
+        try:
+            with self._turn, self._explained(), self._writers.connect() as connection, connection.begin():
+                self.dialect.begin_write(connection, durable=durable)
+                yield connection
+            self.write_trouble = None
+        except StoreError as error:
+            if error.trouble in AWAY:
+                self.write_trouble = error
+            raise
 
     def check(self) -> None:
         """Read one row, for health checks.  Raises StoreError."""
@@ -121,11 +140,22 @@ class Database:
             yield
         except StoreError as error:
             self.failures[error.trouble] += 1
+            if error.trouble is StoreTrouble.REPLACED:
+                self._abandon()
             raise
         except self.dialect.driver_errors as error:
             explained = self.dialect.error(error)
             self.failures[explained.trouble] += 1
             raise explained from error
+
+    def _abandon(self) -> None:
+        # Whoever writes now finds out by itself, and has the turn then.
+        if not self._is_abandoned and self._turn.acquire(blocking=False):
+            try:
+                self._is_abandoned = True
+                self.dialect.abandon(self._writers)
+            finally:
+                self._turn.release()
 
     def _migrate(self) -> None:
         with self.reading() as connection:

@@ -45,6 +45,13 @@ class Dialect(ABC):
         Raises StoreError.
         """
 
+    def claim(self) -> bool:
+        """Have this store to this server alone, until `leave`, where it cannot be shared.  Returns whether it is."""
+        return True
+
+    def abandon(self, writers: sa.Engine) -> None:  # noqa: B027  # only files are replaced
+        """Once `look` found another store: see to it that neither harms the other."""
+
     def leave(self) -> None:  # noqa: B027  # most leave nothing behind
         """After the last connection was closed."""
 

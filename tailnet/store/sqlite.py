@@ -7,9 +7,11 @@ store; dialect.py says what each method is for.
 import os
 import sqlite3
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, ClassVar, Final
+from urllib.parse import quote
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
@@ -18,6 +20,15 @@ from sqlalchemy.exc import SQLAlchemyError
 from derp.text import error_text
 from tailnet.errors import StoreError, StoreTrouble
 from tailnet.store.dialect import Dialect
+from tailnet.store.sqlite_file import (
+    LOCK_SUFFIX,
+    FileIdentity,
+    has_log,
+    identify,
+    identify_companions,
+    lock_file,
+    remove_companions,
+)
 from tailnet.store.urls import store_path
 
 # How long a writer waits for another process.  An import of 10,000 agents holds the lock for about a second; ten
@@ -27,6 +38,11 @@ BUSY_TIMEOUT_SECONDS: Final = 10.0
 WAL_TIMEOUT_SECONDS: Final = 2.0
 # Its reads take tens of microseconds, under the interpreter lock: more of them would only queue elsewhere.
 MAX_READERS: Final = 4
+
+# Where SQLite cannot make its log: a read-only folder, a full disk.
+_NO_ROOM_FOR_A_LOG: Final = frozenset(
+    {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL}
+)
 
 # What SQLite says -> what it means.  The first that is found counts.
 _MEANINGS: Final = (
@@ -59,30 +75,108 @@ class SqliteDialect(Dialect):
         self.path = store_path(url)
         super().__init__(url, str(self.path))
         self._busy_timeout_seconds = busy_timeout_seconds
+        self._file: FileIdentity | None = None
+        self._companions: dict[Path, FileIdentity] = {}
+        self._frozen: set[sqlite3.Connection | None] = set()
+        self._claim: int | None = None  # the descriptor that holds the lock
 
     def prepare(self) -> None:
         _create_private(self.path)
+        self._file = identify(self.path)
+
+    def look(self) -> None:
+        # A file that was moved away is written as long as it is open, and a connection made later opens the one that
+        # took its place: two answers.  So there are none until the next start.
+        if self._file is not None and identify(self.path) != self._file:
+            raise StoreError(
+                f"store {self.path}: the file was replaced or removed while this program had it open: start it again "
+                "(and next time stop it first)",
+                StoreTrouble.REPLACED,
+            )
+
+    def claim(self) -> bool:
+        if self._claim is None:
+            try:
+                self._claim = lock_file(self.path.with_name(self.path.name + LOCK_SUFFIX))
+            except BlockingIOError:
+                return False
+            except OSError:
+                pass  # where nothing can be made, nothing can be told
+        return True
+
+    def abandon(self, writers: sa.Engine) -> None:
+        # The old file gets what is still in its log, wherever it was moved; the new one must not meet that log.
+        if writers.pool.checkedin() if isinstance(writers.pool, sa.QueuePool) else 0:
+            with suppress(sqlite3.Error, StoreError), closing(writers.raw_connection()) as connection:
+                connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        remove_companions(self._companions)
+
+    def leave(self) -> None:
+        if self._claim is not None:
+            os.close(self._claim)
+            self._claim = None
 
     def readers(self) -> sa.Engine:
-        engine = self._engine(MAX_READERS)
-        sa.event.listen(engine, "connect", _forbid_writing)
+        engine = self._engine(MAX_READERS, self._open_to_read)
         sa.event.listen(engine, "begin", _begin_reading)
+        sa.event.listen(engine, "checkin", self._forget_if_frozen)
         return engine
 
     def writer(self) -> sa.Engine:
         # The transaction begins in `begin_write`.
-        return self._engine(1)
+        return self._engine(1, self._open)
 
-    def _engine(self, connections: int) -> sa.Engine:
-        engine = sa.create_engine(
+    def _engine(self, connections: int, connect: Callable[[], sqlite3.Connection]) -> sa.Engine:
+        return sa.create_engine(
             sa.URL.create("sqlite", database=str(self.path)),
             poolclass=sa.QueuePool,
             pool_size=connections,
             max_overflow=0,
-            connect_args={"timeout": self._busy_timeout_seconds, "check_same_thread": False},
+            creator=connect,
         )
-        sa.event.listen(engine, "connect", _prepare)
-        return engine
+
+    def _open(self) -> sqlite3.Connection:
+        connection = self._connect(str(self.path))
+        try:
+            mode = _switch_to_wal(connection)
+            if mode != "wal":
+                raise StoreError(
+                    f"store {self.path}: SQLite cannot keep a write-ahead log here (mode {mode}): use a local disk"
+                )
+            connection.execute("PRAGMA foreign_keys = ON")
+            # Between the look before a transaction and this opening the file may have become another one.
+            self.look()
+        except BaseException:
+            connection.close()
+            raise
+        self._companions = identify_companions(self.path)
+        return connection
+
+    def _open_to_read(self) -> sqlite3.Connection:
+        try:
+            connection = self._open()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF not in _NO_ROOM_FOR_A_LOG or has_log(self.path):
+                raise
+            # The folder is read-only or the disk is full, so there can be no log, and so no readers: as long as nobody
+            # writes, the file can be read as it is.
+            connection = self._connect(f"file:{quote(str(self.path))}?immutable=1", uri=True)
+            self._frozen.add(connection)
+        # Whoever writes among the readers would meet the writer's lock, after ten seconds in a thread of theirs.
+        connection.execute("PRAGMA query_only = ON")
+        return connection
+
+    def _connect(self, name: str, *, uri: bool = False) -> sqlite3.Connection:
+        # sqlite3 would open transactions by its own rules; ours begin where we say.
+        return sqlite3.connect(
+            name, timeout=self._busy_timeout_seconds, isolation_level=None, check_same_thread=False, uri=uri
+        )
+
+    def _forget_if_frozen(self, connection: sqlite3.Connection | None, record: Any) -> None:
+        # Such a connection would never see what is written later, so it serves one transaction.
+        if connection in self._frozen:
+            self._frozen.discard(connection)
+            record.invalidate()
 
     def begin_write(self, connection: sa.Connection, *, durable: bool) -> None:
         # FULL has the commit wait for the disk, some milliseconds; with NORMAL a power cut may lose the last moments
@@ -128,35 +222,17 @@ def _create_private(path: Path) -> None:
         raise StoreError(f"store {path}: cannot create the file: {error_text(error)}") from None
 
 
-def _prepare(dbapi_connection: Any, _record: object) -> None:
-    # sqlite3 would open transactions by its own rules; ours begin where the dialect says.
-    dbapi_connection.isolation_level = None
-    cursor = dbapi_connection.cursor()
-    try:
-        mode = _switch_to_wal(cursor)
-        if mode != "wal":
-            raise StoreError(f"store: SQLite cannot keep a write-ahead log here (mode {mode}): use a local disk")
-        cursor.execute("PRAGMA foreign_keys = ON")
-    finally:
-        cursor.close()
-
-
-def _forbid_writing(dbapi_connection: Any, _record: object) -> None:
-    # Whoever writes among the readers would meet the writer's lock, after ten seconds in a thread of theirs.
-    dbapi_connection.execute("PRAGMA query_only = ON")
-
-
 def _begin_reading(connection: sa.Connection) -> None:
     connection.exec_driver_sql("BEGIN")
 
 
-def _switch_to_wal(cursor: sqlite3.Cursor) -> str:
+def _switch_to_wal(connection: sqlite3.Connection) -> str:
     # SQLite does not wait here as it does elsewhere: where several open a new file at once, all but one are told that
     # it is locked, however long their time-out is.  It is over in milliseconds.
     give_up_at = time.monotonic() + WAL_TIMEOUT_SECONDS
     while True:
         try:
-            return str(cursor.execute("PRAGMA journal_mode = WAL").fetchone()[0])
+            return str(connection.execute("PRAGMA journal_mode = WAL").fetchone()[0])
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > give_up_at:
                 raise

@@ -57,6 +57,7 @@ def coordinator_reading() -> CoordinatorReading:
     counts |= {
         "statistics": Statistics(**numbers),
         "outbox": {"logs": KindReading(0, 0, 0.0, 0, 0, dict.fromkeys(Loss, 0))},
+        "store_troubles": {trouble.value: False for trouble in StoreTrouble},
         "store_failures": {trouble.value: 0 for trouble in StoreTrouble},
     }
     return CoordinatorReading(**counts)

@@ -63,6 +63,8 @@ READING = CoordinatorReading(
     reports_refused=107,
     outbox={"logs": KindReading(33, 34, 35, 36, 37, {Loss.AGENT: 38, Loss.TOTAL: 39})},
     store_failures={"locked": 40},
+    store_troubles={"full": True, "slow": False},
+    store_servers=43,
     store_changes=41,
     store_transactions=42,
     feed_followers={"derp_map": 30},
@@ -150,6 +152,9 @@ def test_every_number_has_its_name() -> None:
         "tailnet_outbox_lost_total{logs}{agent}": 38,
         "tailnet_outbox_lost_total{logs}{total}": 39,
         "tailnet_store_failures_total{locked}": 40,
+        "tailnet_store_trouble{full}": 1,
+        "tailnet_store_trouble{slow}": 0,
+        "tailnet_store_servers": 43,
         "tailnet_store_changes_total": 41,
         "tailnet_store_transactions_total": 42,
     }

@@ -1,8 +1,10 @@
 """SQLite: the file and its rights, other processes' locks, and what each error of it means."""
 
 import os
+import shutil
 import sqlite3
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from tailnet.store.database import Database
 from tailnet.store.schema import counters
 from tailnet.store.sqlite import SqliteDialect
 from tailnet.store.urls import parse_store_url
+from tests.support.disks import full_disk, open_folder, read_only
 
 pytestmark = pytest.mark.stores("sqlite")
 
@@ -126,3 +129,111 @@ def test_what_errors_mean(error: Exception, trouble: StoreTrouble, words: str) -
     assert str(explained).startswith("store /srv/tailnet.db: ")
     # And as SQLAlchemy hands it on.
     assert dialect.error(sa.exc.OperationalError("SELECT", None, error)).trouble is trouble
+
+
+def names(database: Database) -> set[str]:
+    with database.reading() as connection:
+        return set(connection.execute(sa.select(counters.c.name)).scalars())
+
+
+def add(database: Database, name: str) -> None:
+    with database.writing() as connection:
+        connection.execute(counters.insert().values(name=name, value=1))
+
+
+def trouble_of(work: Callable[[], object]) -> StoreTrouble:
+    with pytest.raises(StoreError) as caught:
+        work()
+    return caught.value.trouble
+
+
+def test_a_file_that_was_replaced_never_gives_two_answers(store_url: str, tmp_path: Path) -> None:
+    path, aside, new = (tmp_path / name for name in ("tailnet.db", "aside.db", "new.db"))
+    database = Database.open(store_url)
+    add(database, "old")
+    other = Database.open(f"sqlite:///{new}")
+    add(other, "new")
+    other.close()
+    path.rename(aside)
+    assert trouble_of(database.check) is StoreTrouble.REPLACED  # it is away
+    new.rename(path)
+    for work in (database.check, lambda: names(database), lambda: add(database, "lost")):
+        assert trouble_of(work) is StoreTrouble.REPLACED
+    assert database.failures[StoreTrouble.REPLACED] == 4
+    database.close()
+    # The next start has the new file, untouched by the log of the old one; and the old one is complete.
+    database = Database.open(store_url)
+    assert names(database) == {"callers", "new"}
+    database.close()
+    database = Database.open(f"sqlite:///{aside}")
+    assert names(database) == {"callers", "old"}
+    database.close()
+
+
+def test_a_log_that_came_with_the_new_file_stays(store_url: str, tmp_path: Path) -> None:
+    """As where a whole folder is restored, a snapshot of one that was in use."""
+    source = tmp_path / "source"
+    source.mkdir()
+    running = Database.open(f"sqlite:///{source}/tailnet.db")
+    add(running, "in the log only")
+    database = Database.open(store_url)
+    add(database, "old")
+    for suffix in ("", "-wal"):
+        copy = tmp_path / f"copy{suffix}"
+        shutil.copy(source / f"tailnet.db{suffix}", copy)
+        copy.rename(tmp_path / f"tailnet.db{suffix}")
+    assert trouble_of(database.check) is StoreTrouble.REPLACED
+    database.close()
+    running.close()
+    (tmp_path / "tailnet.db-shm").unlink(missing_ok=True)
+    database = Database.open(store_url)
+    assert names(database) == {"callers", "in the log only"}
+    database.close()
+
+
+def test_one_server_has_a_file_to_itself(store_url: str) -> None:
+    first, second = Database.open(store_url), Database.open(store_url)
+    assert [first.dialect.claim(), first.dialect.claim(), second.dialect.claim()] == [True, True, False]
+    first.close()
+    assert second.dialect.claim()
+    second.close()
+
+
+def test_a_full_disk_reads_and_says_why_it_does_not_write(store_url: str) -> None:
+    database = Database.open(store_url)
+    add(database, "before")
+    with full_disk():
+        assert names(database) == {"callers", "before"}
+        assert trouble_of(lambda: add(database, "lost")) is StoreTrouble.FULL
+        assert database.write_trouble is not None
+        assert database.read_trouble is None
+    add(database, "after")
+    assert (names(database), database.write_trouble) == ({"callers", "before", "after"}, None)
+    database.close()
+
+
+def test_a_store_opens_on_a_full_disk(store_url: str) -> None:
+    Database.open(store_url).close()  # its log is gone with the last who had it open
+    with full_disk():
+        database = Database.open(store_url)
+        assert names(database) == {"callers"}
+        assert trouble_of(lambda: add(database, "lost")) is StoreTrouble.FULL
+    add(database, "after")
+    assert names(database) == {"callers", "after"}  # what was opened without a log is not kept
+    database.close()
+
+
+def test_a_read_only_folder() -> None:
+    with open_folder() as folder:
+        url = f"sqlite:///{folder}/tailnet.db"
+        database = Database.open(url)
+        add(database, "before")
+        database.close()
+        with read_only(folder):
+            database = Database.open(url)
+            assert names(database) == {"callers", "before"}
+            assert trouble_of(lambda: add(database, "lost")) is StoreTrouble.READ_ONLY
+            assert database.dialect.claim()  # nothing can be told there
+        add(database, "after")
+        assert names(database) == {"callers", "before", "after"}
+        database.close()
