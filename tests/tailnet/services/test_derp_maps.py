@@ -205,12 +205,32 @@ async def test_a_missing_file_at_the_first_start_is_refused(tmp_path: Path) -> N
         await DerpMaps([FileSource(tmp_path / "map.json")]).serve()
 
 
+async def kept(store: Store, source: str) -> None:
+    """Wait until the store has a map of that source: it is written once clients may come."""
+    await wait_until(lambda: store.keys.kept_map(source))
+
+
+async def test_what_the_store_has_is_not_written_again(tmp_path: Path, store: Store) -> None:
+    """A start must not need a store that takes writes."""
+    path = tmp_path / "map.json"
+    path.write_bytes(map_text(1))
+    keeper = StoreMapKeeper(store, lambda: NOW)
+    await keeper.keep(str(path), map_text(1).decode())
+    written = store.database.writer.changes
+    async with running(FileSource(path, QUICK), keeper=keeper) as maps:
+        assert ids(maps) == [1, 999]
+        path.write_bytes(map_text(2))
+        await wait_for(maps, [2, 999])
+        await wait_until(lambda: store.keys.kept_map(str(path)) == (map_text(2).decode(), NOW))
+    assert store.database.writer.changes == written + 1
+
+
 async def test_a_restart_remembers_a_file_that_broke(tmp_path: Path, store: Store) -> None:
     path = tmp_path / "map.json"
     path.write_bytes(map_text(1))
     keeper = StoreMapKeeper(store, lambda: NOW)
     async with running(FileSource(path), keeper=keeper):
-        pass
+        await kept(store, str(path))
     path.write_bytes(b"half a m")
     async with running(FileSource(path, QUICK), keeper=keeper) as maps:
         assert ids(maps) == [1, 999]
@@ -248,7 +268,7 @@ async def test_a_url_that_is_down_at_the_first_start(site: Site, caplog: pytest.
 async def test_a_url_that_is_down_at_a_restart(site: Site, store: Store) -> None:
     keeper = StoreMapKeeper(store, lambda: NOW)
     async with running(UrlSource(site.url, QUICK), keeper=keeper):
-        pass
+        await kept(store, site.url)
     site.respond = lambda head: b""
     async with running(UrlSource(site.url, QUICK), keeper=keeper) as maps:
         assert ids(maps) == [1, 999]
