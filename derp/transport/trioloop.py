@@ -28,6 +28,10 @@ class NotPossible(Exception):
         self.is_expected = is_expected
 
 
+# Each wake-up that is tried is a pass of trio's loop; more than this, and it is not chance that none shows.
+_WAKE_UPS: Final = 50
+
+
 class _RunQueue(deque[Any]):
     """Trio's queue of runnable tasks.  It also tells how many tasks the current pass has: trio copies and clears it
     when a pass begins, so that tasks later in the same pass are in no queue at all."""
@@ -82,11 +86,16 @@ class TrioLoop:
                 raise NotPossible("a pass of its loop does not take its tasks from `runq`", is_expected=False)
             if self._next_deadline() > scope.deadline:
                 raise NotPossible("`deadlines` does not know every deadline", is_expected=False)
-        trio.lowlevel.current_trio_token().run_sync_soon(_nothing)
         ready = select.poll()
         ready.register(self.descriptor, READ)
-        if not ready.poll(0):
-            raise NotPossible("its descriptor is not ready when somebody wakes it", is_expected=False)
+        # Trio's own task for wake-ups arms the descriptor when it waits.  A signal or a thread that ended in this very
+        # moment keeps that task busy for a pass or two, and then a wake-up shows nowhere.
+        for _ in range(_WAKE_UPS):
+            trio.lowlevel.current_trio_token().run_sync_soon(_nothing)
+            if ready.poll(0):
+                return
+            await trio.lowlevel.checkpoint()
+        raise NotPossible("its descriptor is not ready when somebody wakes it", is_expected=False)
 
     def leave(self) -> None:
         """Another reactor may wait in trio's place from now on."""

@@ -142,3 +142,23 @@ def test_a_reactor_serves_beside_another_trio_and_says_so(
     told = [record.message for record in caplog.records if record.name == "derp.transport"]
     assert len(told) == (0 if is_expected else 1)
     assert is_expected or f"trio {trio.__version__} is another than this relay knows (no `runq`)" in told[0]
+
+
+def test_somebody_else_s_wake_ups_are_no_other_trio() -> None:
+    """A signal or a thread that ends wakes trio in the very moment in which we try it out."""
+
+    async def main() -> None:
+        token = trio.lowlevel.current_trio_token()
+
+        async def wake_all_the_time() -> None:
+            while True:
+                token.run_sync_soon(lambda: None)
+                await trio.lowlevel.checkpoint()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wake_all_the_time)
+            for _ in range(100):
+                (await TrioLoop.enter()).leave()
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
