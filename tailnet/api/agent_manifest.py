@@ -6,15 +6,16 @@ Next hop: services/agent_requests.py.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Annotated, Any, Final
+from typing import Any, Final
 from uuid import UUID
 
 import trio
-from fastapi import APIRouter, Query
+from fastapi import APIRouter
+from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
 from tailnet.api.answers import Body, OmitNone
-from tailnet.api.guards import CallingAgent, Services, ServicesOf
+from tailnet.api.guards import CallingAgent, Services, ServicesOf, query_of
 from tailnet.refusals import Refused, agent_unknown
 from tailnet.services.known_agents import KnownAgent
 from tailnet.store.rows import AgentIdentity, App
@@ -23,6 +24,7 @@ router = APIRouter(prefix="/api/v2/workspaceagents/me", tags=["agents"])
 
 # The reference's rhythm: proxies that cut what is silent for half a minute leave the stream alone.
 PING_SECONDS: Final = 15.0
+_WAIT: Final = {"parameters": [{"name": "wait", "in": "query", "schema": {"type": "boolean"}}]}
 _SSE: Final = {"Cache-Control": "no-cache", "Connection": "keep-alive", "X-Accel-Buffering": "no"}
 
 
@@ -108,16 +110,14 @@ async def metadata(services: ServicesOf, caller: CallingAgent) -> OldManifest:
     )
 
 
-@router.get("/reinit", response_class=StreamingResponse)
-async def reinit(
-    services: ServicesOf, caller: CallingAgent, wait: Annotated[bool, Query()] = False
-) -> StreamingResponse:
+@router.get("/reinit", response_class=StreamingResponse, openapi_extra=_WAIT)
+async def reinit(asked: Request, caller: CallingAgent) -> StreamingResponse:
     """A stream that would say that the workspace was claimed.
 
     With `wait` an agent asks whether it is worth waiting: 409, no workspace of this server is claimed later.  Without,
     it gets pings until it hangs up.
     """
-    if wait:
+    if query_of(asked).get("wait") == "true":
         raise Refused(409, "Workspace is not a prebuilt workspace waiting to be claimed.")
     return StreamingResponse(_pings(), media_type="text/event-stream", headers=_SSE)
 

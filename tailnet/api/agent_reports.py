@@ -12,7 +12,7 @@ from uuid import UUID
 from fastapi import APIRouter, Depends
 from pydantic import AliasChoices, Field
 
-from tailnet.api.answers import Body, GoTime
+from tailnet.api.answers import Body, GoTime, Null
 from tailnet.api.bodies import Sent, body_of, takes
 from tailnet.api.guards import CallingAgent, ServicesOf
 from tailnet.proto.generated import agent_pb2 as agent
@@ -115,7 +115,7 @@ class StatsTaken(Body):
     report_interval: int
 
 
-@router.post("/app-health", openapi_extra=takes(Healths))
+@router.post("/app-health", response_model=Null, openapi_extra=takes(Healths))
 async def app_health(
     services: ServicesOf, caller: CallingAgent, sent: Annotated[Healths, Depends(body_of(Healths))]
 ) -> None:
@@ -132,7 +132,7 @@ async def app_health(
         raise Refused(404, _WRONG_HEALTH, problem)
 
 
-@router.patch("/app-status", openapi_extra=takes(Status))
+@router.patch("/app-status", response_model=Null, openapi_extra=takes(Status))
 async def app_status(
     services: ServicesOf, caller: CallingAgent, sent: Annotated[Status, Depends(body_of(Status))]
 ) -> None:
@@ -164,7 +164,7 @@ async def log_source(
     )
 
 
-@router.patch("/logs", openapi_extra=takes(Lines))
+@router.patch("/logs", response_model=Null, openapi_extra=takes(Lines))
 async def logs(services: ServicesOf, caller: CallingAgent, sent: Annotated[Lines, Depends(body_of(Lines))]) -> None:
     """Add log lines; over the limit of all lines of an agent none of the batch is taken."""
     if not sent.logs:

@@ -12,7 +12,7 @@ from enum import Enum
 from typing import Annotated, Any, Final, TypeVar
 
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, PlainSerializer, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, PlainSerializer, RootModel, WithJsonSchema
 from pydantic_core import CoreSchema, core_schema
 from starlette.responses import Response
 
@@ -67,6 +67,10 @@ class _ByName:
 # `Annotated[LifecycleState, LOWER]` is written as "start_error", with NAME as "START_ERROR".
 LOWER: Final = _ByName(str.lower)
 NAME: Final = _ByName(str)
+
+
+class Null(RootModel[None]):
+    """The four bytes `null`: what was reported is taken."""
 
 
 class GoJsonResponse(JSONResponse):
