@@ -7,11 +7,12 @@ import errno
 import select
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import NamedTuple
-
-import pytest
+from typing import TYPE_CHECKING, NamedTuple
 
 from derp.transport import poller
+
+if TYPE_CHECKING:
+    import pytest
 
 KQ_FILTER_READ, KQ_FILTER_WRITE = -1, -2
 KQ_EV_ADD, KQ_EV_DELETE = 1, 2
@@ -84,7 +85,7 @@ def stand_in() -> SimpleNamespace:
     )
 
 
-def wait_with(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def wait_with(monkeypatch: "pytest.MonkeyPatch", name: str) -> None:
     """Have reactors wait with this one for the rest of a test."""
     is_here = hasattr(select, name)
     assert is_here or name == "kqueue", f"this system has no {name}"
