@@ -40,7 +40,7 @@ interop: $(READY)
 	@$(PYTEST) tests/interop
 poll: $(READY)
 	$(call step,'poll: servers where epoll is missing')
-	@DERP_POLLER=poll $(PYTEST) tests/derp/server tests/tailnet/server
+	@REACTOR_POLLER=poll $(PYTEST) tests/derp/server tests/tailnet/server
 lowest: $(READY)
 	$(call step,'lowest: the cores on the oldest libraries that pyproject.toml allows')
 	@.venv/bin/uv venv --quiet --clear --python $(PYTHON) .venv/lowest
