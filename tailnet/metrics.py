@@ -34,6 +34,7 @@ class CoordinatorReading:
     refused_at_door: int
     api_connections: int  # HTTP connections of the API, now
     api_ended: Mapping[str, int]  # those that this server ended or turned away, by reason
+    api_rate_limited: int  # requests of users over their limit
     revoked_connections: int  # sent away since their token or their agent was withdrawn
     revoked_tunnels: int
     callers: int  # agents and users that have sockets, or had some a minute ago
@@ -99,6 +100,7 @@ class CoordinatorCollector(Collector):
             ("tailnet_boundary_logs", "Lines that agents' boundaries logged.", reading.boundary_logs),
             ("tailnet_refused_calls", "Calls refused because a connection had too many.", reading.refused_calls),
             ("tailnet_refused_at_door", "RPC connections turned away.", reading.refused_at_door),
+            ("tailnet_api_rate_limited", "Requests of users over their limit.", reading.api_rate_limited),
             (
                 "tailnet_revoked_connections",
                 "RPC connections whose rights were withdrawn.",

@@ -24,14 +24,26 @@ class Validation:
 
 
 class Refused(TailnetError):
-    """The caller gets `status` and a body of message, detail and validations.  Holds no secret, so it may be logged."""
+    """The caller gets `status` and a body of message, detail and validations.  Holds no secret, so it may be logged.
 
-    def __init__(self, status: int, message: str, detail: str = "", validations: tuple[Validation, ...] = ()) -> None:
+    `retry_after_seconds`: when to come back, whole seconds; 0: unsaid.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        detail: str = "",
+        validations: tuple[Validation, ...] = (),
+        *,
+        retry_after_seconds: int = 0,
+    ) -> None:
         super().__init__(f"{status} {message}" + (f" ({detail})" if detail else ""))
         self.status = status
         self.message = message
         self.detail = detail
         self.validations = validations
+        self.retry_after_seconds = retry_after_seconds
 
 
 def agent_token_missing() -> Refused:
@@ -114,6 +126,15 @@ def resume_token_invalid(detail: str) -> Refused:
 def store_unreachable() -> Refused:
     # The reference answers 500 here, which its SDKs take as final; a store that is away for a moment is not.
     return Refused(503, "The server cannot read its store. Please try again.", "Its log says what failed.")
+
+
+def too_many_requests(limit: int, wait_seconds: int) -> Refused:
+    return Refused(
+        429,
+        f"You've been rate limited for sending more than {limit} requests in a minute.",
+        f"Please try again in {wait_seconds} s.",
+        retry_after_seconds=wait_seconds,
+    )
 
 
 def method_not_allowed() -> Refused:

@@ -105,15 +105,15 @@ def refusal_body(refused: Refused) -> bytes:
 
 
 def refusal_headers(refused: Refused) -> list[tuple[str, str]]:
-    """What goes with it: 401 names how to authenticate, 426 what to upgrade to, 503 when to come back."""
+    """What goes with it: 401 names how to authenticate, 426 what to upgrade to, 429 and 503 when to come back."""
     headers = [("content-type", CONTENT_TYPE)]
     match refused.status:
         case 401:
             headers.append(("www-authenticate", "Bearer"))
         case 426:
             headers += [("upgrade", "websocket"), ("connection", "Upgrade")]
-        case 503:
-            headers.append(("retry-after", "1"))
+        case 429 | 503:
+            headers.append(("retry-after", str(refused.retry_after_seconds or 1)))
     return headers
 
 

@@ -13,11 +13,13 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
+from starlette.types import ASGIApp
 
 from tailnet import refusals
 from tailnet.api import agent_manifest, agent_reports, agents, connection, debug, derp_map, health, operators
 from tailnet.api.answers import GoJsonResponse, Refusal, refusal_response
 from tailnet.api.guards import Services
+from tailnet.api.middleware import Middleware, exchange_of
 from tailnet.config import CoordinatorConfig
 from tailnet.errors import StoreError
 from tailnet.refusals import Refused, Validation
@@ -28,7 +30,7 @@ _log = logging.getLogger("tailnet.api")
 def create_app(services: Services) -> FastAPI:
     """The app over these services."""
     # The interactive pages load scripts from strangers' servers; the schema itself is free to read.
-    app = FastAPI(
+    app = _Api(
         title="tailnet",
         openapi_url="/api/v2/openapi.json",
         docs_url=None,
@@ -54,6 +56,13 @@ def create_app(services: Services) -> FastAPI:
     return app
 
 
+class _Api(FastAPI):
+    """Starlette puts its handler of defects around every middleware that it is told of: ours has to go around that."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        return Middleware(super().build_middleware_stack())
+
+
 def reconfigure(app: FastAPI, config: CoordinatorConfig) -> None:
     """Have the app go by these settings from the next request on."""
     app.state.services = replace(app.state.services, config=config)
@@ -65,7 +74,7 @@ async def _answer_refused(asked: HTTPConnection, error: Exception) -> Response:
 
 
 async def _answer_store(asked: HTTPConnection, error: Exception) -> Response:
-    _log.error("! %s: %s", asked.url.path, error)
+    _log.error("! %s: %s (request %s)", asked.url.path, error, exchange_of(asked.scope).request_id)
     return await _answer(asked, refusals.store_unreachable())
 
 
@@ -91,7 +100,7 @@ async def _answer_invalid(asked: HTTPConnection, error: Exception) -> Response:
 
 async def _answer_broken(asked: HTTPConnection, error: Exception) -> Response:
     # The boundary of the service: one request's trouble stays its own, and the operator gets the whole story.
-    _log.error("! %s failed", asked.url.path, exc_info=error)
+    _log.error("! %s failed (request %s)", asked.url.path, exchange_of(asked.scope).request_id, exc_info=error)
     return await _answer(asked, Refused(500, "An internal server error occurred.", "The server's log says more."))
 
 

@@ -9,11 +9,15 @@ from dataclasses import dataclass, field
 from typing import Annotated
 from urllib.parse import urlsplit
 
+import trio
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
 from derp.server.pages import Page, Question
+from tailnet import refusals
 from tailnet.api.authorise import authorise_agent, check_operator
+from tailnet.api.limits import CallerLimits
+from tailnet.api.middleware import exchange_of
 from tailnet.auth.backends import Callers
 from tailnet.auth.policy import Right
 from tailnet.config import CoordinatorConfig
@@ -38,6 +42,7 @@ class Services:
     access_url: str  # how clients reach us, also when the settings leave it open
     metrics: Callable[[], bytes]  # a page in Prometheus' text format
     pages: Mapping[str, Page | Question] = field(default_factory=dict)  # below /debug/, by path
+    limits: CallerLimits = field(default_factory=CallerLimits)
 
 
 def services_of(asked: HTTPConnection) -> Services:
@@ -66,15 +71,32 @@ def token_of(asked: HTTPConnection) -> str:
 
 
 async def _agent(asked: HTTPConnection) -> AgentIdentity:
-    return await services_of(asked).callers.agent(token_of(asked))
+    agent = await services_of(asked).callers.agent(token_of(asked))
+    exchange = exchange_of(asked.scope)
+    exchange.caller_kind, exchange.caller_id = "agent", str(agent.id)
+    return agent
 
 
 async def _user(asked: HTTPConnection) -> UserIdentity:
-    return await services_of(asked).callers.user(token_of(asked))
+    user = await services_of(asked).callers.user(token_of(asked))
+    return _admit(asked, user)
 
 
 async def _user_of_agent_route(asked: HTTPConnection) -> UserIdentity:
-    return await services_of(asked).callers.user_of_agent_route(token_of(asked))
+    user = await services_of(asked).callers.user_of_agent_route(token_of(asked))
+    return _admit(asked, user)
+
+
+def _admit(asked: HTTPConnection, user: UserIdentity) -> UserIdentity:
+    """Note for the log that it is this user, who gets an answer unless he is over his limit."""
+    exchange = exchange_of(asked.scope)
+    exchange.caller_kind, exchange.caller_id = "user", str(user.id)
+    services = services_of(asked)
+    limit = services.config.api_rate_limit
+    wait_seconds = services.limits.take(exchange.caller_id, limit, trio.current_time())
+    if wait_seconds:
+        raise refusals.too_many_requests(limit, wait_seconds)
+    return user
 
 
 async def _readable_agent(

@@ -161,6 +161,13 @@ _OWN: Final = (
         "HTTP connections of the API at a time, {default} by default; more get a 503",
     ),
     Setting(
+        "api_rate_limit",
+        parse.whole(0, 1_000_000),
+        "NUMBER",
+        "requests a minute of each user, {default} by default, 0: any number; more get a 429; read again on SIGHUP",
+        reloadable=True,
+    ),
+    Setting(
         "announcement_banners",
         kinds.banners,
         "MESSAGE|JSON",

@@ -34,6 +34,7 @@ from derp.transport.links import Link
 from derp.transport.linkstream import LinkStream
 from tailnet.api.app import create_app, reconfigure
 from tailnet.api.guards import Services
+from tailnet.api.limits import CallerLimits
 from tailnet.api.rpc_admission import RpcAdmission
 from tailnet.auth.backends import StoreCallers
 from tailnet.auth.policy import Right, workspace_rights
@@ -117,6 +118,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         )
         self.hub = Hub(self.coordinator)
         self.callers = StoreCallers(store)
+        self.limits = CallerLimits()
         self.keys = ResumeKeys(store)
         self.workspaces = WorkspaceUpdates(store)
         self.store_watch = StoreWatch(store, server_id=secrets.token_hex(8))
@@ -179,6 +181,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             refused_calls=self.service.refused_calls,
             refused_at_door=self.entrance.refused_count,
             api_connections=self._api.connection_count,
+            api_rate_limited=self.limits.refused_count,
             api_ended={end.value: self._api.ended_count[end] for end in ApiEnd},
             revoked_connections=self.rights.revoked_connections,
             revoked_tunnels=self.rights.revoked_tunnels,
@@ -284,6 +287,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             access_url=access_url,
             metrics=metrics_page(self.reading, self.relay_statistics),
             pages=self._make_operators_pages(Why(inspection, self.relay)),
+            limits=self.limits,
         )
         self._app = create_app(services)
         self._api = ApiServer(

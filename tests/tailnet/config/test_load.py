@@ -39,6 +39,7 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "agent_ping": ("5s", 5.0),
     "agent_inactive": ("20s", 20.0),
     "max_api_connections": ("40", 40),
+    "api_rate_limit": ("60", 60),
     "max_node_bytes": ("8192", 8192),
     "max_sockets_per_caller": ("50", 50),
     "max_held_bytes_per_caller": ("1048576", 1048576),
