@@ -16,7 +16,7 @@ from tailnet.api.app import create_app
 from tailnet.api.middleware import COMPRESSED_FROM_BYTES, Middleware
 from tailnet.store.store import Store
 from tests.support.api_world import ACCESS_URL, LOCAL, World
-from tests.support.seeds import make_id, peer_id, user_token
+from tests.support.seeds import agent_token, make_id, peer_id, user_token
 
 ME = "/api/v2/workspaceagents/connection"
 ALICE, BOB = user_token("alice"), user_token("bob")
