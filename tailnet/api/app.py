@@ -1,8 +1,7 @@
 """The HTTP API as one ASGI app (layer L3): routes, and every error in the one form that SDKs read.
 
-`create_app(services)` is served by Hypercorn behind the front door (server/server.py).  One file per resource:
-agents.py, connection.py, derp_map.py, health.py, debug.py, operators.py.  The RPC websockets never come here: see
-rpc_admission.py.
+`create_app(services)` is served by Hypercorn behind the front door (server/server.py).  One file per
+resource, from agents.py to operators.py.  The RPC websockets never come here: see rpc_admission.py.
 """
 
 import logging
@@ -16,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from tailnet import refusals
-from tailnet.api import agent_manifest, agent_reports, agents, connection, debug, derp_map, health, operators
+from tailnet.api import agent_manifest, agent_reports, agents, connection, debug, derp_map, health, logs, operators
 from tailnet.api.answers import GoJsonResponse, Refusal, refusal_response
 from tailnet.api.guards import Services
 from tailnet.api.middleware import Middleware, exchange_of
@@ -40,7 +39,7 @@ def create_app(services: Services) -> FastAPI:
     )
     app.state.services = services
     # An agent's own resource after those whose fixed name could be taken for its id.
-    for resource in (connection, agent_reports, agent_manifest, agents, derp_map, health, debug, operators):
+    for resource in (connection, agent_reports, agent_manifest, agents, logs, derp_map, health, debug, operators):
         app.include_router(resource.router, responses={"4XX": {"model": Refusal}, "5XX": {"model": Refusal}})
     app.add_exception_handler(Refused, _answer_refused)
     app.add_exception_handler(StoreError, _answer_store)

@@ -25,6 +25,7 @@ from tailnet.services.agent_requests import AgentRequests
 from tailnet.services.agents import Agents
 from tailnet.services.derp_maps import DerpMaps
 from tailnet.services.inspection import Inspection
+from tailnet.services.logs import Logs
 from tailnet.store.rows import AgentIdentity, UserIdentity
 from tailnet.tokens import find_token, query_values
 
@@ -37,6 +38,7 @@ class Services:
     callers: Callers
     agents: Agents
     requests: AgentRequests
+    logs: Logs
     derp_maps: DerpMaps
     inspection: Inspection
     access_url: str  # how clients reach us, also when the settings leave it open

@@ -17,6 +17,7 @@ from typing import Final, Protocol
 import trio
 
 from tailnet import refusals
+from tailnet.auth.policy import Right, workspace_rights
 from tailnet.errors import StoreError
 from tailnet.refusals import Refused
 from tailnet.store.rows import AgentIdentity, CallerKey, UserIdentity, UserToken
@@ -72,6 +73,10 @@ class Callers(Protocol):
 
     async def wait_withdrawn(self, token: str) -> None:
         """Return once a user's session token is good no more."""
+        ...
+
+    async def wait_unreadable(self, token: str, agent_id: PeerID) -> bool:
+        """Return once the user with this session token may not read that agent any more: whether the agent is gone."""
         ...
 
 
@@ -173,6 +178,24 @@ class StoreCallers:
             except Refused as refused:
                 if refused.status < 500:
                     return
+            with trio.move_on_after(EXPIRY_SECONDS):
+                generation = await self.wait_changed(generation)
+
+    async def wait_unreadable(self, token: str, agent_id: PeerID) -> bool:
+        """Return once the user with this session token may not read that agent any more: whether the agent is gone."""
+        generation = self._generation
+        while True:
+            try:
+                user = await self.user(token)
+                agent = await self.find_agent(agent_id)
+            except Refused as refused:
+                if refused.status < 500:
+                    return False
+            else:
+                if agent is None:
+                    return True
+                if Right.READ not in workspace_rights(user.id, agent.owner_id):
+                    return False
             with trio.move_on_after(EXPIRY_SECONDS):
                 generation = await self.wait_changed(generation)
 

@@ -53,6 +53,7 @@ from tailnet.services.derp_maps import DerpMaps, StoreMapKeeper
 from tailnet.services.feed import DropReason
 from tailnet.services.hub import Hub, Receiver
 from tailnet.services.inspection import Inspection
+from tailnet.services.logs import Logs
 from tailnet.services.presence import AgentPresence
 from tailnet.services.reports import AgentReports
 from tailnet.services.resume_keys import ResumeKeys
@@ -123,8 +124,13 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         self.workspaces = WorkspaceUpdates(store)
         self.store_watch = StoreWatch(store, server_id=secrets.token_hex(8))
         self.outbox = Outbox(store)
+        self.logs = Logs(store)
         self.reports = AgentReports(
-            store, self.outbox, server_id=self.store_watch.id, inactive_seconds=config.inactive_seconds
+            store,
+            self.outbox,
+            server_id=self.store_watch.id,
+            inactive_seconds=config.inactive_seconds,
+            logs_written=self.logs.written,
         )
         self.presence = AgentPresence(self.reports, config.agent_ping_seconds, self.workspaces.changed)
         self.maps: DerpMaps
@@ -166,7 +172,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
 
     def reading(self) -> CoordinatorReading:
         """Everything that is counted, for metrics."""
-        feeds = {"derp_map": self.maps.feed.counts, "workspaces": self.workspaces.counts}
+        feeds = {"derp_map": self.maps.feed.counts, "workspaces": self.workspaces.counts, "logs": self.logs.counts}
         return CoordinatorReading(
             statistics=self.coordinator.statistics(),
             channels=len(self.channels.open),
@@ -248,6 +254,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         nursery.start_soon(self.outbox.run)
         nursery.start_soon(self.store_watch.run)
         nursery.start_soon(self.workspaces.run)
+        nursery.start_soon(self.logs.run)
         nursery.start_soon(self.rights.run)
         nursery.start_soon(prune_forever, self.store)
 
@@ -282,6 +289,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
                 is_here=self.presence.is_here,
             ),
             requests=AgentRequests(self.store, self.reports, changed=self.workspaces.changed),
+            logs=self.logs,
             derp_maps=self.maps,
             inspection=inspection,
             access_url=access_url,
@@ -398,6 +406,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
     async def send_away(self) -> None:
         """Tell peers LOST and never DISCONNECTED, end the API's idle connections, and drain the relay."""
         self.maps.feed.close("canceled")
+        self.logs.close("the server leaves")
         if not self.is_replaced:
             self.entrance.close()
         now = self.reactor.tick()

@@ -13,7 +13,7 @@ Next hop: api/streams.py (websockets); RPC streams in derp_maps.py and workspace
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, Generic, TypeVar
@@ -56,6 +56,27 @@ class FeedCounts:
     followers: int = 0  # now
     dropped: Counter[DropReason] = field(default_factory=Counter)
 
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        """Around what one follower does: counts it, and what it is dropped for."""
+        self.followers += 1
+        try:
+            yield
+        except FollowerDropped as dropped:
+            self.dropped[dropped.reason] += 1
+            raise
+        finally:
+            self.followers -= 1
+
+
+@contextmanager
+def patiently(seconds: float = PATIENCE_SECONDS) -> Iterator[None]:
+    """Around each send that waits for its reader.  Raises FollowerDropped when the reader takes too long."""
+    with trio.move_on_after(seconds) as patience:
+        yield
+    if patience.cancelled_caught:
+        raise FollowerDropped(DropReason.SLOW, f"nothing of the last message was taken for {seconds:.0f} s")
+
 
 def newest_only(_value: object) -> None:
     """The `key` of a feed of which only the newest value is of use."""
@@ -64,7 +85,8 @@ def newest_only(_value: object) -> None:
 class Feed(Generic[T]):
     """Published to by one service, followed by any number of tasks; used from trio's thread only.
 
-    `kept`: events that stay for those who are behind.  With a `key` it bounds the keys.
+    `kept`: events that stay for those who are behind.  With a `key` it bounds the keys.  `start`: the id of an event
+    before the first, where others gave ids before this feed began.
     """
 
     def __init__(
@@ -74,15 +96,16 @@ class Feed(Generic[T]):
         key: Callable[[T], Hashable] | None = None,
         counts: FeedCounts | None = None,
         patience_seconds: float = PATIENCE_SECONDS,
+        start: int = 0,
     ) -> None:
         self.counts = counts if counts is not None else FeedCounts()
-        self.last_id = 0  # of the newest event; 0 before the first
+        self.last_id = start  # of the newest event
         self.patience_seconds = patience_seconds
         self.closed_because: str | None = None
         self._kept = kept
         self._key = key
         self._events: OrderedDict[Hashable, Event[T]] = OrderedDict()  # by key, in the order of their ids
-        self._lost_id = 0  # of the newest event that is no longer kept and that no other of its key replaced
+        self._lost_id = start  # of the newest event that is no longer kept and that no other of its key replaced
         self._changed = trio.Event()
 
     def publish(self, value: T, event_id: int | None = None) -> int:
@@ -119,14 +142,8 @@ class Feed(Generic[T]):
 
         Inside, FollowerDropped says that it is over.  `after` may lie ahead of what was published.
         """
-        self.counts.followers += 1
-        try:
+        with self.counts.following():
             yield Follower(self, self._lost_id if after is None else after)
-        except FollowerDropped as dropped:
-            self.counts.dropped[dropped.reason] += 1
-            raise
-        finally:
-            self.counts.followers -= 1
 
     def since(self, event_id: int) -> list[Event[T]]:
         """What came after an event, the oldest first.  Raises FollowerDropped when some of it is no longer kept."""
@@ -170,14 +187,14 @@ class Follower(Generic[T]):
         self.position = events[-1].id
         return events
 
-    @contextmanager
-    def sending(self) -> Iterator[None]:
+    @property
+    def ended_because(self) -> str:
+        """Why no more comes; "" while more may."""
+        return self._feed.closed_because or ""
+
+    def sending(self) -> AbstractContextManager[None]:
         """Around each send that waits for its reader.  Raises FollowerDropped when the reader takes too long."""
-        seconds = self._feed.patience_seconds
-        with trio.move_on_after(seconds) as patience:
-            yield
-        if patience.cancelled_caught:
-            raise self.too_slow(f"nothing of the last message was taken for {seconds:.0f} s")
+        return patiently(self._feed.patience_seconds)
 
     def too_slow(self, text: str) -> FollowerDropped:
         """What to raise for a reader whose buffer is full, where a send does not wait."""

@@ -6,7 +6,7 @@ report.  agent_rpc.py and presence.py report.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Generic, TypeVar
@@ -45,7 +45,10 @@ _OVER: Final = MAX_LOG_BYTES_PER_AGENT + 1
 
 
 class AgentReports:
-    """The kinds of reports of one server.  `server_id` says which server it is that saw an agent."""
+    """The kinds of reports of one server.  `server_id` says which server it is that saw an agent.
+
+    `logs_written`, `metadata_written`: told of whose lines and values are in the store now, for those who follow them.
+    """
 
     def __init__(
         self,
@@ -55,8 +58,12 @@ class AgentReports:
         server_id: str = "",
         inactive_seconds: float = 30.0,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        logs_written: Callable[[Collection[PeerID]], None] = lambda agent_ids: None,
+        metadata_written: Callable[[Collection[PeerID]], None] = lambda agent_ids: None,
     ) -> None:
         self.outbox = outbox
+        self._logs_written = logs_written
+        self._metadata_written = metadata_written
         self._log_bytes = _Remembered[int]()  # of an agent, as far as it is known here
         self._unfit_healths = _Remembered[str]()  # why, until its agent is told
         inactive = timedelta(seconds=inactive_seconds)
@@ -99,6 +106,7 @@ class AgentReports:
                 max_items=MAX_METADATA_KEYS_PER_AGENT,
                 max_bytes=1024 * KIB,
                 key_of=lambda value: value.key,
+                written=lambda values, _: self._metadata_written({value.agent_id for value in values}),
             )
         )
         self._healths = self._add(
@@ -243,6 +251,7 @@ class AgentReports:
         for batch, overflow in zip(batches, overflows, strict=True):
             if overflow:
                 self._log_bytes.put(batch.agent_id, _OVER)
+        self._logs_written({batch.agent_id for batch in batches})
 
     def _note_healths(self, batches: Sequence[AppHealths], problems: Sequence[str]) -> None:
         for batch, problem in zip(batches, problems, strict=True):

@@ -7,6 +7,7 @@ as we know them.
 """
 
 import logging
+import re
 import socket
 from collections import Counter
 from collections.abc import Callable
@@ -69,6 +70,8 @@ _TIMEOUTS: Final = {
     _Phase.BODY: (BODY_SECONDS, ApiEnd.BODY_TOO_SLOW),
 }
 _CONTINUE: Final = b"HTTP/1.1 100 "
+# A parameter of the query that counts by its presence.
+_NO_COMPRESSION: Final = re.compile(rb"[?&]no_compression(=|&|$)")
 _TOO_SLOW_BODY: Final = b'{"message":"the request took too long to come"}\n'
 _TOO_SLOW: Final = (
     b"HTTP/1.1 408 Request Timeout\r\nContent-Type: application/json; charset=utf-8\r\nConnection: close\r\n"
@@ -261,6 +264,9 @@ class _Requests(h11.Connection):
         if headers.get(b"upgrade", b"").lower() == b"h2c":
             # Who asks for it is served as HTTP/1.1, as RFC 9110 allows: HTTP/2 would go past every bound of this file.
             kept = [(name, value) for name, value in kept if name != b"upgrade"]
+        if _NO_COMPRESSION.search(request.target):
+            # Hypercorn compresses each websocket whose client can; who asks not to is not asked again.
+            kept = [(name, value) for name, value in kept if name != b"sec-websocket-extensions"]
         # Hypercorn takes a target apart as if it always were a path.
         target = request.target.decode("latin-1")
         host = authority(target)

@@ -17,6 +17,7 @@ from tailnet.services.agent_requests import AgentRequests
 from tailnet.services.agents import Agents
 from tailnet.services.derp_maps import DerpMaps
 from tailnet.services.inspection import Inspection
+from tailnet.services.logs import Logs
 from tailnet.services.reports import AgentReports
 from tailnet.store.outbox import Outbox
 from tailnet.store.store import Store
@@ -60,6 +61,7 @@ def make_world(store: Store, config: CoordinatorConfig | None = None) -> World:
         callers=StoreCallers(store, lambda: NOW),
         agents=Agents(store, inspection, lambda: maps.current.map, settings.inactive_seconds, lambda: NOW),
         requests=AgentRequests(store, reports, clock=lambda: NOW),
+        logs=Logs(store),
         derp_maps=maps,
         inspection=inspection,
         access_url=ACCESS_URL,

@@ -76,7 +76,7 @@ async def test_every_answer_has_its_schema(world: World) -> None:
                     if media_type.startswith("text/"):
                         assert schema == {"type": "string"}, place
                     else:
-                        name = schema["$ref"].removeprefix("#/components/schemas/")
+                        name = schema.get("items", schema)["$ref"].removeprefix("#/components/schemas/")
                         assert name == "Null" or described[name]["properties"], f"{place}: {status}"
             assert operation["responses"]["4XX"]["content"], place
     agent = described["WorkspaceAgent"]["properties"]

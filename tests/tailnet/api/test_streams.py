@@ -33,12 +33,14 @@ class World:
 
         @app.websocket("/feed")
         async def follow(websocket: WebSocket) -> None:
-            await send_feed(
-                websocket, self.feed, lambda events: b"|".join(event.value for event in events), self.withdrawn.wait
-            )
+            await send_feed(websocket, self.feed, lambda events: b"|".join(event.value for event in events), self._end)
             self.done_count += 1
 
         self.api = ApiServer(app, lambda target: False, max_connections=100)
+
+    async def _end(self) -> tuple[int, str]:
+        await self.withdrawn.wait()
+        return CloseCode.POLICY_VIOLATION, "authorization withdrawn"
 
     @asynccontextmanager
     async def connect(self, buffer_bytes: int = 1 << 20) -> AsyncIterator[WebSocketClient]:
