@@ -2,42 +2,56 @@
 strangers, and so does the coordinator's API.
 """
 
-import html
 import json
-from collections.abc import Mapping
+import ssl
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from typing import Any, Final
 
+from derp import __version__
 from derp.keys import short_key
 from derp.relay.clients import Client
 from derp.relay.counters import DropReason, PacketKind
 from derp.relay.mesh import MeshPeerState
+from derp.server import markup
+from derp.server.clients_page import CLIENTS_PATH, ClientsPage, search_form, span
+from derp.server.clients_query import ClientsQuery
 from derp.server.explain import MIN_PREFIX_DIGITS, explain_key, explain_pair, find_keys
-from derp.server.pages import Page, Question
+from derp.server.markup import HTML_TYPE, Column, Html
+from derp.server.pages import Page, Query, Question, Reply
 from derp.server.relay import Relay
 from derp.text import fit_to_show
 
-# More rows than anybody reads.  Both the page and its JSON twin end there.
+WHY_PATH: Final = "/debug/why"
+# More rows than anybody reads; the JSON twin is cut at the same place.
 _MAX_ROWS: Final = 1000
+# Of clients on the overview; the rest is one click away.
+_BUSIEST: Final = 20
 _TEXT: Final = "text/plain; charset=utf-8"
-_STYLE: Final = (
-    "body{font:14px sans-serif;margin:2em}table{border-collapse:collapse;margin:1em 0}"
-    "td,th{padding:.2em .8em;text-align:right;border-bottom:1px solid #ddd}"
-    "td:first-child,th:first-child{text-align:left}"
-)
+_BUSIEST_FIRST: Final = ClientsQuery(is_all=True, sort="rx", is_descending=True, limit=_BUSIEST)
+
+Places = Sequence[tuple[str, str]]
+"""(path, name) of the pages that stand above each page."""
 
 
 def debug_pages(
-    relay: Relay, others: Mapping[str, Page | Question], *, overview: str = "/debug/"
+    relay: Relay, others: Mapping[str, Page | Question], *, overview: str = "/debug/", around: Places = ()
 ) -> dict[str, Page | Question]:
-    """The pages of one relay by path, with `others` beside them.  The page at `overview` has links to all."""
+    """The pages of one relay by path, with `others` beside them.  The page at `overview` has links to all.
+
+    `around`: pages of whoever has the relay inside, which stand before ours above each page.
+    """
+    brand = relay.config.hostname or "DERP relay"
+    named = {path: path.rpartition("/")[2] for path in others}
+    places = (*around, (overview, "relay"), (CLIENTS_PATH, "clients"), (WHY_PATH + "?format=html", "why"))
+    places += (("/debug/check", "check"), *sorted(named.items()))
+    clients = ClientsPage(relay, brand=brand, places=places)
     pages: dict[str, Page | Question] = {
         **others,
-        "/debug/why": Question(
-            "why a packet does not arrive: ?from=KEY&to=KEY, or ?key=KEY",
-            _TEXT,
-            lambda asked: why(relay, asked).encode(),
-        ),
-        "/debug/clients": Page("clients as JSON", "application/json", lambda: clients_page(relay)),
+        WHY_PATH: why_question(lambda asked: why(relay, asked), brand=brand, places=places),
+        CLIENTS_PATH: Question("clients: filtered, sorted, page by page, as JSON too", clients.reply),
+        "/debug/clients": Page("the busiest clients as JSON", "application/json", lambda: clients_page(relay)),
         "/debug/check": Page(
             "consistency check",
             _TEXT,
@@ -45,8 +59,44 @@ def debug_pages(
             is_fault=lambda body: not body.endswith(b" okay\n"),
         ),
     }
-    pages[overview] = Page("what is going on", "text/html; charset=utf-8", lambda: _overview(relay, pages).encode())
+
+    def show() -> bytes:
+        body = _overview(relay, clients)
+        return markup.document(f"DERP: {brand}", body, brand=brand, places=places, here=overview)
+
+    pages[overview] = Page("what is going on", HTML_TYPE, show)
     return pages
+
+
+def why_question(answer: Callable[[Mapping[str, str]], str], *, brand: str, places: Places) -> Question:
+    """/debug/why as text, and as a page with its form for who asks with `format=html`, as the form does.
+
+    `answer`: a sentence a line, for the query's `from` and `to`, or `key`.
+    """
+
+    def reply(asked: Query) -> Reply:
+        given = {name: values[-1] for name, values in asked.items() if values[-1]}
+        if given.get("format") != "html":
+            return Reply(200, _TEXT, answer(given).encode())
+        body = [Html("<h1>Why does it not arrive?</h1>"), why_form(given)]
+        if given.keys() & {"from", "to", "key"}:
+            sentences = answer({name: text for name, text in given.items() if name != "format"}).splitlines()
+            body.append(Html("".join(f"<p>{markup.text(sentence)}</p>" for sentence in sentences)))
+        page = markup.document("why", body, brand=brand, places=places, here=WHY_PATH + "?format=html")
+        return Reply(200, HTML_TYPE, page)
+
+    return Question("why something does not arrive: ?from=KEY&to=KEY, or ?key=KEY", reply)
+
+
+def why_form(given: Mapping[str, str]) -> Html:
+    """Two forms: from whom to whom, and one alone."""
+    pair = (
+        markup.field("from", "from", given.get("from", ""), hint="nodekey:..., or its first 8 digits"),
+        markup.field("to", "to", given.get("to", ""), hint="nodekey:..."),
+    )
+    one = (markup.field("key", "or what is known of one", given.get("key", ""), hint="nodekey:..., [short], digits"),)
+    asked = {"format": "html"}
+    return Html(markup.form(WHY_PATH, pair, "Why?", asked) + markup.form(WHY_PATH, one, "Look", asked))
 
 
 def why(relay: Relay, asked: Mapping[str, str]) -> str:
@@ -129,53 +179,73 @@ def consistency(relay: Relay) -> str:
     return "derp.Server ConsistencyCheck okay\n"
 
 
-def _overview(relay: Relay, pages: Mapping[str, Page | Question]) -> str:
+def _overview(relay: Relay, clients: ClientsPage) -> list[Html]:
     router, counters = relay.router, relay.router.counters
-    minutes = (relay.host.now - relay.started_at) / 60
-    totals = [
-        ("key", f"nodekey:{router.own_key.hex()}"),
-        ("state", "draining: this relay is about to stop" if relay.is_draining else "well"),
-        ("up", f"{minutes:.0f} min"),
-        ("connections", str(len(router.clients))),
-        ("keys with several connections", str(router.duplicate_keys)),
-        ("home here", str(router.home_clients)),
-        ("not greeted yet", str(len(relay.sessions.lobby.waiting))),
-        ("slow readers now", str(len(relay.host.blocked))),
-        ("packets received", f"{counters.packets_received:,}"),
-        ("bytes received", f"{counters.bytes_received:,}"),
-    ]
     drops = [
-        (f"{reason.name.lower()}, {kind.name.lower()}", f"{counters.packets_dropped[reason * 2 + kind]:,}")
+        (reason.name.lower(), kind.name.lower(), f"{counters.packets_dropped[reason * 2 + kind]:,}")
         for reason in DropReason
         for kind in PacketKind
         if counters.packets_dropped[reason * 2 + kind]
     ]
-    mesh = [(state.name, _mesh_line(state)) for state in relay.mesh_states()]
     ended = [(reason.value, f"{count:,}") for reason, count in relay.sessions.lobby.closed_count.items() if count]
-    rows = client_rows(relay)
-    body = [f"<h1>{html.escape(relay.config.hostname or 'DERP relay')}</h1>", _table(("", ""), totals)]
+    mesh = [(state.name, _mesh_line(state)) for state in relay.mesh_states()]
+    busiest = clients.select(_BUSIEST_FIRST).clients
+    count = f"{min(len(router.clients), _BUSIEST)} of {len(router.clients):,}"
+    everybody = markup.link(f"{CLIENTS_PATH}?all=1&sort=-rx", "all of them")
+    body = [Html(f"<h1>{markup.text(relay.config.hostname or 'DERP relay')}</h1>"), _state(relay), _numbers(relay)]
     if mesh:
-        body += ["<h2>Relays of the region</h2>", _table(("relay", "state"), mesh)]
-    body += ["<h2>Packets dropped, by reason</h2>", _table(("reason, kind", "packets"), drops or [("none", "")])]
-    body += ["<h2>Connections ended, by reason</h2>", _table(("reason", "connections"), ended or [("none", "")])]
-    body += [f"<h2>Clients, the busiest {min(len(rows), _MAX_ROWS)} of {len(router.clients)}</h2>"]
-    columns = tuple(rows[0]) if rows else ()
-    body += [_table(columns, [tuple(str(row[column]) for column in columns) for row in rows])]
-    links = (f'<a href="{path}">{html.escape(page.title)}</a>' for path, page in sorted(pages.items()))
-    body += ["<p>" + " ".join(links) + "</p>"]
-    return f'<!doctype html><meta charset="utf-8"><title>DERP</title><style>{_STYLE}</style>' + "".join(body)
+        columns = (Column("relay"), Column("state"))
+        body += [Html("<h2>Relays of the region</h2>"), markup.table(columns, mesh, empty="")]
+    return [
+        *body,
+        Html("<h2>Why does it not arrive?</h2>"),
+        why_form({}),
+        Html(f"<h2>Clients</h2><p>The busiest {markup.text(count)}: {everybody}</p>"),
+        search_form(),
+        clients.table(busiest, _BUSIEST_FIRST),
+        Html("<h2>Packets dropped</h2>"),
+        markup.table((Column("reason"), Column("kind"), Column("packets", is_number=True)), drops, empty="None."),
+        Html("<h2>Connections ended</h2>"),
+        markup.table((Column("reason"), Column("connections", is_number=True)), ended, empty="None."),
+    ]
 
 
-def _mesh_line(state: MeshPeerState) -> str:
+def _state(relay: Relay) -> Html:
+    """Is it well, in a sentence."""
+    if relay.is_draining:
+        return Html(f"<p>{markup.state(False, 'draining: this relay is about to stop')}</p>")
+    trouble = relay.sessions.admission.problem
+    if trouble:
+        return Html(f"<p>{markup.state(False, f'admission: {trouble}')}</p>")
+    down = [state.name for state in relay.mesh_states() if not state.is_up and not state.is_ourselves]
+    if down:
+        return Html(f"<p>{markup.state(False, 'not connected to ' + ', '.join(down))}</p>")
+    return Html(f"<p>{markup.state(True, 'well')}</p>")
+
+
+def _numbers(relay: Relay) -> Html:
+    router, counters = relay.router, relay.router.counters
+    python = ".".join(map(str, sys.version_info[:3]))
+    openssl = ".".join(map(str, ssl.OPENSSL_VERSION_INFO[:3]))
+    return markup.facts(
+        (
+            ("key", markup.code(f"nodekey:{router.own_key.hex()}")),
+            ("version", f"{__version__}, Python {python}, OpenSSL {openssl}, trio {version('trio')}"),
+            ("up", span(relay.host.now - relay.started_at)),
+            ("connections", f"{len(router.clients):,}"),
+            ("keys with several", f"{router.duplicate_keys:,}"),
+            ("home here", f"{router.home_clients:,}"),
+            ("not greeted yet", f"{len(relay.sessions.lobby.waiting):,}"),
+            ("slow readers now", f"{len(relay.host.blocked):,}"),
+            ("packets received", f"{counters.packets_received:,}"),
+            ("bytes received", f"{counters.bytes_received:,}"),
+        )
+    )
+
+
+def _mesh_line(state: MeshPeerState) -> Html:
     if state.is_ourselves:
-        return "this relay itself"
+        return markup.text("this relay itself")
     if state.is_up and state.route is not None:
-        return f"connected for the {state.connects}. time, {len(state.route.keys)} keys"
-    return f"NOT CONNECTED: {state.trouble or 'being dialled'}"
-
-
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]] | list[tuple[str, str]]) -> str:
-    cells = "".join(f"<th>{html.escape(text)}</th>" for text in head)
-    cleaned = ([html.escape(fit_to_show(cell)) for cell in row] for row in rows)
-    lines = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in cleaned)
-    return f"<table><tr>{cells}</tr>{lines}</table>"
+        return markup.state(True, f"connected for the {state.connects}. time, {len(state.route.keys)} keys")
+    return markup.state(False, f"NOT CONNECTED: {state.trouble or 'being dialled'}")

@@ -6,7 +6,7 @@ The last route of door.py.  What the operator's pages show is in debug.py and va
 
 import json
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import parse_qs
@@ -25,18 +25,20 @@ _BROWSER: Final[Headers] = (
     ("Strict-Transport-Security", "max-age=63072000; includeSubDomains"),
     (
         "Content-Security-Policy",
-        "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'self'",
+        "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'; base-uri 'self'",
     ),
     ("X-Frame-Options", "DENY"),
     ("X-Content-Type-Options", "nosniff"),
 )
 _NO_CACHE: Final = ("Cache-Control", "no-cache, no-store, must-revalidate, no-transform, max-age=0")
 _ACME_CHALLENGE: Final = "/.well-known/acme-challenge/"
+_MAX_QUERY_FIELDS: Final = 100
 # What the genuine relay echoes; anything else could be used to make us say things.
 _CHALLENGE: Final = re.compile(r"[A-Za-z0-9.\-_:]{1,64}\Z")
 # at the end of a Host header; an IPv6 address without a port ends in a bracket
 _PORT: Final = re.compile(r":[0-9]*\Z")
-_HOME: Final = b"""<!doctype html><html lang="en"><meta charset="utf-8"><title>DERP relay</title>
+_HOME: Final = b"""<!doctype html><html lang="en"><meta charset="utf-8">
+<meta name="viewport" content="width=device-width,initial-scale=1"><title>DERP relay</title>
 <body style="font-family:sans-serif;max-width:40em;margin:4em auto">
 <h1>DERP</h1>
 <p>This is a relay. It passes encrypted packets between machines that cannot reach each other directly, and cannot
@@ -63,13 +65,33 @@ class Page:
     is_fault: Callable[[bytes], bool] = lambda body: False  # then the status is 500, for those who read no text
 
 
+Query = Mapping[str, Sequence[str]]
+"""A query by name; a name may stand in it several times, or without a value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a Question is answered."""
+
+    status: int
+    content_type: str
+    body: bytes
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A page that answers what the query asks, by name and value.  Only the operator may ask."""
+    """A page that answers what the query asks.  Only the operator may ask."""
 
     title: str
-    content_type: str
-    answer: Callable[[Mapping[str, str]], bytes]
+    reply: Callable[[Query], Reply]
+
+
+def read_query(query: str) -> Query | None:
+    """The query of a URL; None: it has more parts than anybody asks for."""
+    try:
+        return parse_qs(query, keep_blank_values=True, max_num_fields=_MAX_QUERY_FIELDS)
+    except ValueError:
+        return None
 
 
 class Pages:
@@ -160,8 +182,9 @@ class Pages:
         if closed:
             return Answer(403, (_TEXT,), f"{fit_to_show(f'{path} is closed to {closed}')}\n".encode())
         if isinstance(page, Question):
-            asked = {name: values[-1] for name, values in parse_qs(query).items()}
-            return Answer(200, (("Content-Type", page.content_type), *_BROWSER), page.answer(asked))
+            asked = read_query(query)
+            reply = page.reply(asked) if asked is not None else Reply(400, _TEXT[1], b"the query has too many parts\n")
+            return Answer(reply.status, (("Content-Type", reply.content_type), *_BROWSER), reply.body)
         if page is not None:
             body = page.render()
             status = 500 if page.is_fault(body) else 200

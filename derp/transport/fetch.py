@@ -1,5 +1,6 @@
 """Small HTTP calls to other services: admission checks, maps.  Layer L2; derp's only file on httpx."""
 
+import logging
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -8,7 +9,7 @@ import httpx
 import trio
 
 from derp.errors import ConnectError, TransportTimeout
-from derp.text import MAX_SHOWN_CHARS, error_text, fit_to_show
+from derp.text import MAX_SHOWN_CHARS, error_text, fit_to_show, without_secrets
 from derp.transport.stream import reason_of
 from derp.transport.tls_client import system_context
 
@@ -32,6 +33,15 @@ class Fetched:
             return ""
         where = fit_to_show(self.location)[:MAX_SHOWN_CHARS] if self.location else "somewhere that it does not say"
         return f"a redirect ({self.status}) to {where}"
+
+
+def _mask_url(record: logging.LogRecord) -> bool:
+    """httpx says each request's URL at INFO, with the password and the token in it, in every program that logs that."""
+    record.msg, record.args = without_secrets(record.getMessage()), ()
+    return True
+
+
+logging.getLogger("httpx").addFilter(_mask_url)
 
 
 class HttpCaller:

@@ -15,7 +15,18 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from tailnet import refusals
-from tailnet.api import agent_manifest, agent_reports, agents, connection, debug, derp_map, health, logs, operators
+from tailnet.api import (
+    agent_manifest,
+    agent_reports,
+    agents,
+    connection,
+    debug,
+    derp_map,
+    health,
+    home,
+    logs,
+    operators,
+)
 from tailnet.api.answers import GoJsonResponse, Refusal, refusal_response
 from tailnet.api.guards import Services
 from tailnet.api.middleware import Middleware, exchange_of
@@ -39,7 +50,8 @@ def create_app(services: Services) -> FastAPI:
     )
     app.state.services = services
     # An agent's own resource after those whose fixed name could be taken for its id.
-    for resource in (connection, agent_reports, agent_manifest, agents, logs, derp_map, health, debug, operators):
+    routers = (home, connection, agent_reports, agent_manifest, agents, logs, derp_map, health, debug, operators)
+    for resource in routers:
         app.include_router(resource.router, responses={"4XX": {"model": Refusal}, "5XX": {"model": Refusal}})
     app.add_exception_handler(Refused, _answer_refused)
     app.add_exception_handler(StoreError, _answer_store)

@@ -18,7 +18,8 @@ from starlette.responses import HTMLResponse, Response
 from derp.text import error_text
 from tailnet.api.answers import NAME, Body, GoJsonResponse, OmitNone
 from tailnet.api.guards import OperatorOnly, ServicesOf, query_of
-from tailnet.api.pages import agent_html, tailnet_html
+from tailnet.api.pages import PEER_SORTS, agent_html, tailnet_html
+from tailnet.coordinator.explain import PeerView
 from tailnet.refusals import Refused
 from tailnet.services.agents import AgentHistory
 from tailnet.services.inspection import TailnetView
@@ -110,6 +111,7 @@ class TailnetPage(Body):
 
     peers_count: int
     connected_count: int
+    found_count: OmitNone[int] = None  # of all peers those that `find` takes
     peers: Sequence[PeerRow]
     departures: Sequence[DepartureRow]
     derp_map: MapSection
@@ -187,15 +189,26 @@ def _described(model: type[Body]) -> dict[int | str, dict[str, Any]]:
 
 @router.get("/tailnet", responses=_described(TailnetPage))
 async def tailnet(request: Request, services: ServicesOf) -> Response:
-    """Who is connected, tunnels, last updates, and why not."""
+    """Who is connected, tunnels, last updates, and why not.
+
+    `find`: only peers with this in their id or policy; `sort`: by that column, with a leading - downwards.
+    """
     query = query_of(request)
+    find, sort = query.get("find", "").strip().lower(), query.get("sort", "")
+    if sort.removeprefix("-") not in ("", *PEER_SORTS):
+        raise Refused(
+            400, "There is no such order.", f"sort: want one of {', '.join(PEER_SORTS)}, or - and one of them"
+        )
     explanation: list[str] | None = None
     if "a" in query or "b" in query:
         explanation = services.inspection.explain(_peer_id(query, "a"), _peer_id(query, "b"))
-    body = _tailnet_page(services.inspection.describe(), explanation).model_dump(mode="json")
+    view = services.inspection.describe()
+    peers = _arranged(view.peers, find, sort)
+    body = _tailnet_page(view, peers, len(peers) if find else None, explanation).model_dump(mode="json")
     if query.get("format") == "json":
         return GoJsonResponse(body, headers=_HEADERS)
-    return HTMLResponse(tailnet_html(body, query.get("a", ""), query.get("b", "")), headers=_HEADERS)
+    page = tailnet_html(body, query.get("a", ""), query.get("b", ""), find=find, sort=sort)
+    return HTMLResponse(page, headers=_HEADERS)
 
 
 @router.get("/agent", responses=_described(AgentPage))
@@ -220,12 +233,30 @@ def _peer_id(query: dict[str, str], name: str) -> PeerID:
         raise Refused(400, message, f"{name}: {error_text(error)}") from None
 
 
-def _tailnet_page(view: TailnetView, explanation: Sequence[str] | None) -> TailnetPage:
+def _arranged(peers: Sequence[PeerView], find: str, sort: str) -> Sequence[PeerView]:
+    """The peers that were asked for, in that order; what is not known comes last."""
+    found = [peer for peer in peers if not find or find in str(peer.peer_id) or find in peer.policy]
+    if not sort:
+        return found
+
+    def value(peer: PeerView) -> Any:
+        shown = getattr(peer, sort.removeprefix("-"))
+        return len(shown) if isinstance(shown, tuple) else str(shown) if isinstance(shown, PeerID) else shown
+
+    known = [peer for peer in found if value(peer) is not None]
+    known.sort(key=value, reverse=sort.startswith("-"))
+    return [*known, *(peer for peer in found if value(peer) is None)]
+
+
+def _tailnet_page(
+    view: TailnetView, peers: Sequence[PeerView], found_count: int | None, explanation: Sequence[str] | None
+) -> TailnetPage:
     derp_map = view.derp_map
     return TailnetPage(
         peers_count=len(view.peers),
         connected_count=sum(peer.connected for peer in view.peers),
-        peers=[PeerRow.model_validate(each) for each in view.peers[:MAX_ROWS]],
+        found_count=found_count,
+        peers=[PeerRow.model_validate(each) for each in peers[:MAX_ROWS]],
         departures=[DepartureRow.model_validate(each) for each in view.departures[:MAX_ROWS]],
         derp_map=MapSection(
             version=derp_map.version,

@@ -4,22 +4,26 @@
 answer here to whoever may see /debug/tailnet: by address, or with an administrator's token.
 """
 
-import html
-from collections.abc import Mapping
+import platform
+import ssl
+from importlib.metadata import version
 from typing import Final
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 
-from derp.server.pages import Page, Question
-from tailnet.api.guards import OperatorOnly, ServicesOf, query_of
+from derp.server.pages import Question, read_query
+from tailnet.api.guards import OperatorOnly, ServicesOf
 from tailnet.api.health import REFUSED
+from tailnet.api.pages import index_html
 from tailnet.refusals import Refused
 
 # As the relay sends them with its own pages: nothing on them runs, loads or is kept.
 _HEADERS: Final = {
-    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
+    "content-security-policy": (
+        "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'"
+    ),
     "cache-control": "no-store",
 }
 # What other resources answer.
@@ -42,23 +46,23 @@ async def without_slash() -> Response:
 
 @router.get("/", response_class=HTMLResponse)
 async def index(services: ServicesOf) -> Response:
-    """All pages for operators."""
-    return HTMLResponse(_index(services.pages), headers=_HEADERS)
+    """All pages for operators, what runs here, and whether it is well."""
+    titles = _OTHERS | {path: each.title for path, each in services.pages.items()}
+    versions = (("Python", platform.python_version()), ("OpenSSL", ssl.OPENSSL_VERSION), ("trio", version("trio")))
+    return HTMLResponse(index_html(titles, versions, services.inspection.not_ready()), headers=_HEADERS)
 
 
-@router.get("/{name}", response_class=PlainTextResponse)
+@router.get("/{name:path}", response_class=PlainTextResponse)
 async def page(name: str, request: Request, services: ServicesOf) -> Response:
     """One page of the relay, or why something does not arrive."""
     found = services.pages.get(f"/debug/{name}")
     if found is None:
         raise Refused(404, "There is no such page.", "There are: " + ", ".join(sorted({*services.pages, *_OTHERS})))
     if isinstance(found, Question):
-        return Response(found.answer(query_of(request)), media_type=found.content_type, headers=_HEADERS)
+        asked = read_query(request.scope.get("query_string", b"").decode("latin-1"))
+        if asked is None:
+            raise Refused(400, "The query has too many parts.")
+        reply = found.reply(asked)
+        return Response(reply.body, reply.status, media_type=reply.content_type, headers=_HEADERS)
     body = found.render()
     return Response(body, 500 if found.is_fault(body) else 200, media_type=found.content_type, headers=_HEADERS)
-
-
-def _index(pages: Mapping[str, Page | Question]) -> str:
-    titles = _OTHERS | {path: each.title for path, each in pages.items()}
-    rows = (f'<li><a href="{path}">{path}</a> {html.escape(title)}</li>' for path, title in sorted(titles.items()))
-    return f"<!doctype html><meta charset=utf-8><title>tailnet</title><h1>For operators</h1><ul>{''.join(rows)}</ul>"

@@ -1,90 +1,148 @@
-"""HTML of the pages for the person on call (layer L3): tables of what api/debug.py gives as JSON.
+"""HTML of the coordinator's pages (layer L3): the front page, and tables of what api/debug.py gives as JSON.
 
-Every text goes through `_text`: peers choose their own names.
+The look, and that names which peers gave themselves cannot bite, is derp/server/markup.py.
 """
 
-import html
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from derp.text import fit_to_show
+from derp.server import markup
+from derp.server.markup import Column, Html
+from tailnet import __version__
 
 # Ids named in one cell.
 MAX_IDS: Final = 20
-
-_STYLE: Final = (
-    "body{font:14px sans-serif;margin:2em}table{border-collapse:collapse;margin:1em 0}"
-    "td,th{padding:.2em .8em;text-align:left;border-bottom:1px solid #ddd;vertical-align:top}"
-    "input{width:24em}.bad{color:#b00}"
+# What stands above all pages for operators.
+OPERATORS_PLACES: Final = (("/debug/", "all pages"), ("/debug/tailnet", "tailnet"))
+_BRAND: Final = "tailnet"
+# What is text for programs, and a page for people.
+_AS_PAGES: Final = {"/debug/why": "/debug/why?format=html"}
+_NUMBERS: Final = frozenset(
+    {"connected_seconds", "updated_seconds", "left_seconds", "preferred_derp", "node_bytes"}
+) | {*("overtaken_count", "failures", "id", "exit_code", "status_code")}
+# Columns of peers that can be sorted; the rest are lists of ids.
+PEER_SORTS: Final = (
+    *("peer_id", "connected", "policy", "connected_seconds", "updated_seconds", "preferred_derp", "node_bytes"),
+    *("overtaken_count", "tunnels_to", "tunnels_from", "told"),
 )
 
 
-def tailnet_html(page: Mapping[str, Any], a: str, b: str) -> str:
-    """Everybody, with a form for the question why A does not know B.  `page`: a TailnetPage as JSON."""
-    body = ["<h1>Tailnet</h1>"]
-    if page["not_ready"]:
-        body.append(f"<p class=bad>Not ready: {_text('; '.join(page['not_ready']))}</p>")
-    body.append(
-        "<form><p>Why does A not know B? "
-        f'<input name=a placeholder="A: a peer id" value="{_text(a)}"> '
-        f'<input name=b placeholder="B: a peer id" value="{_text(b)}"> '
-        "<button>Explain</button></p></form>"
-        '<form action=agent><p>What did an agent report? <input name=id placeholder="an agent\'s id"> '
-        "<button>Show</button></p></form>"
+def front_html(reasons: Sequence[str]) -> bytes:
+    """`/` for whoever comes by: what this is, is it well, where to look.  It says no more than /readyz does."""
+    well = markup.state(not reasons, "well" if not reasons else f"not ready: {'; '.join(reasons)}")
+    looks = (
+        ("/healthz", "does it answer?"),
+        ("/readyz", "should requests come here?"),
+        ("/api/v2/openapi.json", "the API, for programs"),
+        ("/debug/", "for operators: who is here, why something does not arrive, versions"),
+        ("/metrics", "for operators: numbers for Prometheus"),
     )
+    body = (
+        Html("<h1>A tailnet's coordinator</h1>"),
+        Html(f"<p>It is {well}.</p>"),
+        Html(
+            "<p>Agents and clients meet here: they learn each other's keys and addresses, and then talk to each other "
+            "directly, or through relays that cannot read what they say.</p>"
+        ),
+        Html("<h2>Where to look</h2>"),
+        markup.facts([(path, markup.link(path, what)) for path, what in looks]),
+    )
+    return markup.document("tailnet", body, brand=_BRAND)
+
+
+def index_html(titles: Mapping[str, str], versions: Sequence[tuple[str, object]], well: Sequence[str]) -> bytes:
+    """/debug/: is it well, what runs here, all pages.  `titles`: by path; `well`: why it is not."""
+    body = (
+        Html("<h1>For operators</h1>"),
+        Html(f"<p>{markup.state(not well, 'not ready: ' + '; '.join(well) if well else 'well')}</p>"),
+        markup.facts([("version", __version__), *versions]),
+        Html("<h2>Pages</h2>"),
+        markup.facts([(path, markup.link(_AS_PAGES.get(path, path), title)) for path, title in sorted(titles.items())]),
+    )
+    return markup.document("tailnet: for operators", body, brand=_BRAND, places=OPERATORS_PLACES, here="/debug/")
+
+
+def tailnet_html(page: Mapping[str, Any], a: str, b: str, *, find: str = "", sort: str = "") -> bytes:
+    """Everybody, with a form for the question why A does not know B.  `page`: a TailnetPage as JSON; `find` and `sort`
+    as they were asked for."""
+    body = [Html("<h1>Tailnet</h1>")]
+    if page["not_ready"]:
+        body.append(Html(f"<p>{markup.state(False, 'Not ready: ' + '; '.join(page['not_ready']))}</p>"))
+    ids = (markup.field("a", "A", a, hint="a peer id"), markup.field("b", "B", b, hint="a peer id"))
+    agent = (markup.field("id", "an agent", hint="its id"),)
+    body += [Html("<h2>Why does A not know B?</h2>"), markup.form("tailnet", ids, "Explain")]
     if "explanation" in page:
-        body.append("<ul>" + "".join(f"<li>{_text(each)}</li>" for each in page["explanation"]) + "</ul>")
+        lines = "".join(f"<li>{markup.text(each)}</li>" for each in page["explanation"])
+        body.append(Html(f"<ul>{lines}</ul>"))
+    body += [Html("<h2>What did an agent report?</h2>"), markup.form("agent", agent, "Show")]
     derp_map = page["derp_map"]
-    body.append(f"<h2>DERP map, version {derp_map['version']}</h2>")
-    body += [f"<p class=bad>{_text(each)}</p>" for each in derp_map["warnings"]]
+    body.append(Html(f"<h2>DERP map, version {markup.text(derp_map['version'])}</h2>"))
+    body += [Html(f"<p>{markup.state(False, each)}</p>") for each in derp_map["warnings"]]
     body.append(_table(derp_map["regions"], "There are no regions."))
     body.append(_table(derp_map["sources"], "It has no sources beside the embedded relay."))
-    body.append(f"<h2>{page['connected_count']} connected of {page['peers_count']} known</h2>")
-    body.append(_table(page["peers"], "Nobody is here."))
-    body.append("<h2>Last who left</h2>")
-    body.append(_table(page["departures"], "Nobody has left."))
-    body.append('<p><a href="?format=json">as JSON</a></p>')
-    return _document("Tailnet", body)
+    count = f"{page['connected_count']} connected of {page['peers_count']} known"
+    searched = (
+        markup.field("find", "part of an id, or a kind (agent, client)", find),
+        markup.choice("sort", "sorted by", _sort_names(), sort or "peer_id"),
+    )
+    body += [Html(f"<h2>{markup.text(count)}</h2>"), markup.form("tailnet", searched, "Find")]
+    if find:
+        body.append(Html(f"<p>With {markup.text(find)}: {markup.text(page['found_count'])}.</p>"))
+    body.append(_table(page["peers"], "Nobody is here." if not find else "Nobody.", find=find, sort=sort))
+    body += [Html("<h2>Last who left</h2>"), _table(page["departures"], "Nobody has left.")]
+    body.append(Html(f"<p>{markup.link(markup.query('', find=find, sort=sort, format='json'), 'as JSON')}</p>"))
+    return markup.document("Tailnet", body, brand=_BRAND, places=OPERATORS_PLACES, here="/debug/tailnet")
 
 
-def agent_html(page: Mapping[str, Any]) -> str:
+def agent_html(page: Mapping[str, Any]) -> bytes:
     """One agent.  `page`: an AgentPage as JSON."""
     shown = page["agent"]
-    body = [
-        f"<h1>Agent {_text(shown['name'])}</h1>",
-        _table([{"what": name.replace("_", " "), "value": value} for name, value in shown.items()], ""),
-        "<h2>Who was on it, by its own account</h2>",
+    body = (
+        Html(f"<h1>Agent {markup.text(shown['name'])}</h1>"),
+        markup.facts([(name.replace("_", " "), _cell(value)) for name, value in shown.items()]),
+        Html("<h2>Who was on it, by its own account</h2>"),
         _table(page["connections"], "It reported no session."),
-        "<h2>Apps</h2>",
+        Html("<h2>Apps</h2>"),
         _table(page["apps"], "It has none."),
-        "<h2>What its scripts did</h2>",
+        Html("<h2>What its scripts did</h2>"),
         _table(page["script_runs"], "None has run."),
-        f'<p><a href="?id={shown["id"]}&amp;format=json">as JSON</a>, <a href="tailnet">everybody</a></p>',
+        Html(f"<p>{markup.link(markup.query('', id=shown['id'], format='json'), 'as JSON')}</p>"),
+    )
+    return markup.document(f"Agent {shown['name']}", body, brand=_BRAND, places=OPERATORS_PLACES)
+
+
+def _sort_names() -> dict[str, str]:
+    names = {name: name.replace("_", " ") for name in PEER_SORTS}
+    return names | {f"-{name}": f"{shown}, most first" for name, shown in names.items() if name in _NUMBERS}
+
+
+def _table(rows: Sequence[Mapping[str, Any]], nothing: str, *, find: str = "", sort: str | None = None) -> Html:
+    """With `sort` the names of columns are links that sort."""
+    names = list(rows[0]) if rows else []
+    columns = [
+        Column(
+            name.replace("_", " "), name in _NUMBERS, *(_sorted_by(name, find, sort) if sort is not None else ("", ""))
+        )
+        for name in names
     ]
-    return _document(f"Agent {shown['name']}", body)
+    return markup.table(columns, [[_cell(value) for value in row.values()] for row in rows], empty=nothing)
 
 
-def _text(text: str) -> str:
-    return html.escape(fit_to_show(text))
+def _sorted_by(name: str, find: str, sort: str) -> tuple[str, str]:
+    if name not in PEER_SORTS:
+        return "", ""
+    is_sorted, is_down = sort.removeprefix("-") == name, sort.startswith("-")
+    order = (name if is_down else f"-{name}") if is_sorted else f"-{name}" if name in _NUMBERS else name
+    mark = ("\N{BLACK DOWN-POINTING TRIANGLE}" if is_down else "\N{BLACK UP-POINTING TRIANGLE}") if is_sorted else ""
+    return markup.query("tailnet", find=find, sort=order), mark
 
 
-def _document(title: str, body: Sequence[str]) -> str:
-    head = f'<!doctype html><meta charset="utf-8"><title>{_text(title)}</title><style>{_STYLE}</style>'
-    return head + "".join(body)
-
-
-def _table(rows: Sequence[Mapping[str, Any]], nothing: str) -> str:
-    if not rows:
-        return f"<p>{nothing}</p>"
-    head = "".join(f"<th>{_text(name.replace('_', ' '))}</th>" for name in rows[0])
-    lines = ("".join(f"<td>{_cell(value)}</td>" for value in row.values()) for row in rows)
-    return f"<table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
-
-
-def _cell(value: Any) -> str:
+def _cell(value: Any) -> Html:
     if value is None:
-        return "-"
+        return Html("-")
     if isinstance(value, list):
         more = f"<br>and {len(value) - MAX_IDS} more" if len(value) > MAX_IDS else ""
-        return "<br>".join(_text(str(each)) for each in value[:MAX_IDS]) + more
-    return _text(str(value))
+        return Html("<br>".join(markup.text(each) for each in value[:MAX_IDS]) + more)
+    if isinstance(value, bool):
+        return Html("yes" if value else "no")
+    return markup.text(value)

@@ -19,7 +19,7 @@ from derp.metrics import CONTENT_TYPE, RelayStatistics
 from derp.protocol.target import origin_form
 from derp.protocol.websocket import CloseCode
 from derp.server.bootstrap import BootstrapDns
-from derp.server.debug import debug_pages
+from derp.server.debug import WHY_PATH, debug_pages, why_question
 from derp.server.door import FrontDoor, HttpSession, Route, every_path
 from derp.server.drain import drain_clients
 from derp.server.handover import Inherited
@@ -35,6 +35,7 @@ from derp.transport.linkstream import LinkStream
 from tailnet.api.app import create_app, reconfigure
 from tailnet.api.guards import Services
 from tailnet.api.limits import CallerLimits
+from tailnet.api.pages import OPERATORS_PLACES
 from tailnet.api.rpc_admission import RpcAdmission
 from tailnet.auth.backends import StoreCallers
 from tailnet.auth.policy import Right, workspace_rights
@@ -307,9 +308,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
 
     def _make_operators_pages(self, why: Why) -> Mapping[str, Page | Question]:
         """What the API shows below /debug/ beside its own."""
-        text = "text/plain; charset=utf-8"
-        title = "why a peer or a packet does not arrive: ?from=ID&to=ID, or ?key=ID"
-        answers = {"/debug/why": Question(title, text, lambda asked: why.answer(asked).encode())}
+        answers = {WHY_PATH: why_question(why.answer, brand="tailnet", places=OPERATORS_PLACES)}
         if self.relay is None:
             return answers
         read, started_at = self.relay_statistics, time.time()
@@ -317,7 +316,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             "/debug/vars": Page("derper's names, JSON", "application/json", vars_page(read, started_at)),
             "/debug/varz": Page("derper's names, Prometheus", CONTENT_TYPE, varz_page(read, started_at)),
         }
-        return debug_pages(self.relay, numbers, overview="/debug/derp") | answers
+        return debug_pages(self.relay, numbers, overview="/debug/derp", around=OPERATORS_PLACES) | answers
 
     def _make_service(self, nursery: trio.Nursery) -> TailnetService:
         self.agents = AgentService(

@@ -1,10 +1,12 @@
 """The operator's pages of a running relay: who is connected, what was dropped, whether the books agree."""
 
+import html
 import json
 
 import pytest
 import trio
 
+from derp import __version__
 from derp.keys import MeshKey
 from derp.protocol.messages import NotePreferred, RecvPacket, encode
 from derp.relay.clients import Member
@@ -39,8 +41,9 @@ async def test_the_pages_show_who_is_connected_and_what_happened() -> None:
         page = (await body_of(server, b"/debug/")).decode()
         assert "&lt;relay&gt;" in page
         assert "<relay>" not in page
-        for text in (f"nodekey:{other.key.hex()}", "unknown_dest, other", "state</td><td>well", 'href="/metrics"'):
+        for text in (f"nodekey:{other.key.hex()}", "unknown_dest</td>", ">well</span>", 'href="/metrics"', __version__):
             assert text in page
+        assert '<form action="/debug/why">' in page
         assert await body_of(server, b"/debug/check") == b"derp.Server ConsistencyCheck okay\n"
         await one.aclose()
         await other.aclose()
@@ -66,9 +69,30 @@ async def test_a_slow_reader_shows_its_queue_and_its_delay() -> None:
         assert row["queued_bytes"] > row["queued_packets"] * 60_000
         assert row["queue_dropped"] > 0
         assert row["queue_delay_ms"] >= 2000
-        assert b"queue_head, other" in await body_of(server, b"/debug/")
+        assert b"queue_head</td>" in await body_of(server, b"/debug/")
         await slow.aclose()
         await sender.aclose()
+
+
+async def test_why_is_text_for_programs_and_a_page_with_its_form_for_people() -> None:
+    async with open_server() as server:
+        one, other = await call(server), await call(server)
+        await one.send(other.key, b"x")
+        await other.receive()
+        asked = f"/debug/why?from=nodekey:{one.key.hex()}&to=nodekey:{other.key.hex()}".encode()
+        text = (await body_of(server, asked)).decode()
+        page = (await body_of(server, asked + b"&format=html")).decode()
+        assert "packets of the first have reached the second" in text
+        for sentence in text.splitlines():
+            assert f"<p>{html.escape(sentence)}</p>" in page
+        assert f'value="nodekey:{one.key.hex()}"' in page  # to ask again, or the other way round
+        empty = (await body_of(server, b"/debug/why?format=html")).decode()
+        assert empty.count("<form") == 2
+        assert "ask for" not in empty
+        hostile = (await body_of(server, b'/debug/why?key="><script>&format=html')).decode()
+        assert "<script>" not in hostile
+        await one.aclose()
+        await other.aclose()
 
 
 async def test_rows_are_bounded_and_the_page_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +100,8 @@ async def test_rows_are_bounded_and_the_page_says_so(monkeypatch: pytest.MonkeyP
         callers: list[Caller] = [await call(server) for _ in range(3)]
         monkeypatch.setattr("derp.server.debug._MAX_ROWS", 2)
         assert len(client_rows(server.relay)) == 2
-        assert b"the busiest 2 of 3" in await body_of(server, b"/debug/")
+        monkeypatch.setattr("derp.server.debug._BUSIEST", 2)
+        assert b"The busiest 2 of 3" in await body_of(server, b"/debug/")
         for caller in callers:
             await caller.aclose()
 
@@ -106,7 +131,8 @@ async def test_books_that_do_not_agree_are_told() -> None:
 async def test_pages_of_an_empty_relay_and_of_one_that_drains() -> None:
     async with open_server() as server:
         page = await body_of(server, b"/debug/")
-        assert b"none" in page
+        assert page.count(b"None.") == 2
+        assert b"Nobody." in page
         assert await body_of(server, b"/debug/clients") == b"[]"
         caller = await call(server)
         await caller.write(frame(0x77))

@@ -1,5 +1,6 @@
 """HTTP calls to a real server on loopback."""
 
+import logging
 import socket
 from contextlib import suppress
 from functools import partial
@@ -106,6 +107,16 @@ SILENT = [
     httpx.DecodingError(""),
     httpx.InvalidURL(""),
 ]
+
+
+async def test_nor_does_the_library_tell_it(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    async with open_control_plane(lambda request: YES) as site, HttpCaller(timeout_seconds=5.0) as caller:
+        await caller.post(site.url.replace("://", "://u:s3cret@") + "?token=s3cret", b"", 4096)
+    told = [record.getMessage() for record in caplog.records if record.name == "httpx"]
+    assert told
+    assert "s3cret" not in "".join(told)
+    assert "<secret>@127.0.0.1" in told[0]
 
 
 def test_where_a_redirect_leads_is_told_without_secrets() -> None:

@@ -119,6 +119,33 @@ async def test_an_empty_server(world: World) -> None:
     assert "Nobody has left." in page
 
 
+async def test_peers_are_found_and_sorted(world: World) -> None:
+    connect(world, MAIN, True, 10.0)
+    for number, now in ((1, 30.0), (2, 20.0)):
+        connection = connect(world, peer_id(f"client {number}"), False, now)
+        world.coordinator.handle_request(connection, Request(add_tunnel=bytes(MAIN)), 40.0)
+
+    async with world.client(LOCAL) as client:
+
+        async def ids(query: str) -> list[str]:
+            return [
+                each["peer_id"] for each in (await client.get(f"/debug/tailnet?format=json&{query}")).json()["peers"]
+            ]
+
+        one, two = str(peer_id("client 1")), str(peer_id("client 2"))
+        assert await ids("sort=connected_seconds") == [one, two, str(MAIN)]
+        assert await ids("sort=-connected_seconds") == [str(MAIN), two, one]
+        assert (await ids("sort=-tunnels_from"))[0] == str(MAIN)
+        assert await ids("sort=peer_id") == sorted([one, two, str(MAIN)])
+        assert set(await ids("find=CLIENT")) == {one, two}
+        assert await ids(f"find={one[:13]}") == [one]
+        assert len(await ids("sort=preferred_derp")) == 3  # which nobody has told
+        page = (await client.get("/debug/tailnet?find=client&sort=-connected_seconds")).text
+        assert "With client: 2." in page
+        assert "find=client&amp;sort=connected_seconds" in page
+        assert (await client.get("/debug/tailnet?sort=size")).status_code == 400
+
+
 async def test_why_not(world: World) -> None:
     connect(world, MAIN, True, 10.0)
     async with world.client(LOCAL) as client:

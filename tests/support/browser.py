@@ -1,0 +1,125 @@
+"""Debian's chromium, driven by selenium, without a screen: what people see of our pages.
+
+Its profile is a new folder, and it asks nobody on the network but the page's own server.
+"""
+
+import base64
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PATIENCE_SECONDS = 20.0  # a hang guard, never part of what is asserted
+LAPTOP = (1366, 768)
+PHONE = (390, 844)
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+
+
+def require_browser() -> tuple[str, str]:
+    """Paths of chromium and its driver.  Skips where they are missing; in CI that is a failure."""
+    chromium, chromedriver = shutil.which("chromium"), shutil.which("chromedriver")
+    try:
+        import selenium  # noqa: F401  # only whether it is there
+    except ImportError:
+        chromium = None
+    if chromium is None or chromedriver is None:
+        reason = "no browser here: apt-get install chromium chromium-driver, and make install"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return chromium, chromedriver
+
+
+class Window:
+    """A window of chromium.  Its calls block: a test makes them in a thread while the server runs in trio."""
+
+    def __init__(self, driver: Any, width: int) -> None:
+        self.driver = driver
+        self.width = width
+
+    def go(self, url: str) -> None:
+        self.driver.get(url)
+
+    def text(self) -> str:
+        """What stands on the page, without markup."""
+        return str(self.driver.find_element("tag name", "body").text)
+
+    def texts(self, selector: str) -> list[str]:
+        """What each element shows that the selector means."""
+        return [element.text for element in self.driver.find_elements("css selector", selector)]
+
+    def click(self, words: str) -> None:
+        """On the link that begins with these words."""
+        self._press(self.driver.find_element("partial link text", words))
+
+    def fill(self, form: str, **values: str) -> None:
+        """Write into the fields of the form that the selector means, and send it."""
+        element = self.driver.find_element("css selector", form)
+        for name, value in values.items():
+            for field in element.find_elements("css selector", f'[name="{name}"]'):
+                if field.tag_name == "select":
+                    field.find_element("css selector", f'option[value="{value}"]').click()
+                else:
+                    field.clear()
+                    field.send_keys(value)
+        self._press(element.find_element("css selector", "button"))
+
+    def _press(self, element: Any) -> None:
+        """Press what leads to another page, and wait for that."""
+        from selenium.webdriver.support.expected_conditions import staleness_of
+        from selenium.webdriver.support.wait import WebDriverWait
+
+        before = self.driver.find_element("css selector", "html")
+        element.click()
+        WebDriverWait(self.driver, PATIENCE_SECONDS).until(staleness_of(before))
+
+    def overflow(self) -> int:
+        """By how many pixels the page is wider than its window: a reader would have to push it about."""
+        # A phone shows what is too wide by making its window larger, so that says nothing.
+        return int(self.driver.execute_script("return document.documentElement.scrollWidth")) - self.width
+
+    def complaints(self) -> list[str]:
+        """What the browser refused or missed: scripts, styles, pictures that the policy forbids."""
+        return [entry["message"] for entry in self.driver.get_log("browser")]
+
+    def shoot(self, name: str) -> None:
+        """A picture of the whole page, into the folder that SHOTS names, if it does."""
+        folder = os.environ.get("SHOTS")
+        if folder:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            height = self.driver.execute_script("return document.documentElement.scrollHeight")
+            clip = {"x": 0, "y": 0, "width": self.width, "height": min(height, 4000), "scale": 1}
+            shot = self.driver.execute_cdp_cmd("Page.captureScreenshot", {"clip": clip, "captureBeyondViewport": True})
+            (Path(folder) / f"{name}.png").write_bytes(base64.b64decode(shot["data"]))
+
+
+@contextmanager
+def open_window(size: tuple[int, int] = LAPTOP, *, flags: Sequence[str] = ()) -> Iterator[Window]:
+    """A window of this size, in the pixels of a style sheet; more flags for chromium."""
+    chromium, chromedriver = require_browser()
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    with tempfile.TemporaryDirectory(prefix="chromium-") as profile:
+        options = webdriver.ChromeOptions()
+        options.binary_location = chromium
+        for flag in (*FLAGS, *flags, f"--user-data-dir={profile}"):
+            options.add_argument(flag)
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+        driver = webdriver.Chrome(options, Service(chromedriver))
+        try:
+            # A window may not be as narrow as a phone; the screen that is emulated may.
+            width, height = size
+            metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+            driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+            yield Window(driver, width)
+        finally:
+            driver.quit()
