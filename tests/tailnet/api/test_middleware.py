@@ -82,7 +82,7 @@ async def test_a_page_keeps_its_own_policy(world: World) -> None:
     async with world.client(LOCAL) as client:
         response = await client.get("/debug/")
     assert response.headers.get_list("content-security-policy") == [
-        "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
+        "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'"
     ]
 
 

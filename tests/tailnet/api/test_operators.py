@@ -26,7 +26,7 @@ PAGES = {
 @pytest.fixture
 def world(store: Store) -> World:
     made = make_world(store)
-    return World(made.store, replace(made.services, pages=PAGES), made.coordinator, made.reasons)
+    return replace(made, services=replace(made.services, pages=PAGES))
 
 
 async def test_pages_and_questions_are_answered(world: World) -> None:

@@ -130,7 +130,15 @@ async def test_pages_of_the_relay_are_found_below_the_coordinator_s(server: Coor
         assert str(private.public()).encode() in (await get(server, "/debug/derp")).body
         assert json.loads((await get(server, "/debug/vars")).body)["derp"]["gauge_current_connections"] == 1
         index = (await get(server, "/debug/")).body.decode()
-        for path in ("/debug/why", "/debug/clients", "/debug/check", "/debug/derp", "/debug/varz", "/debug/tailnet"):
+        for path in (
+            "/debug/why?format=html",
+            "/debug/clients/",
+            "/debug/clients",
+            "/debug/check",
+            "/debug/derp",
+            "/debug/varz",
+            "/debug/tailnet",
+        ):
             assert f'href="{path}"' in index
         assert b"tailnet_peers" in (await get(server, "/metrics")).body, "the coordinator's own, as before"
 
