@@ -119,10 +119,10 @@ def store(store_url: str) -> Iterator[Store]:
 async def serve(filled_url: str, nursery: trio.Nursery) -> Serve:
     """`await serve(**settings)` starts a server; the test's end cancels it."""
 
-    async def start(**settings: Any) -> CoordinatorServer:
+    async def start(reread: Callable[[], CoordinatorConfig] | None = None, **settings: Any) -> CoordinatorServer:
         defaults: dict[str, Any] = {"listen": (("127.0.0.1", 0),), "stun_listen": (), "store": filled_url}
         config = CoordinatorConfig(**{**defaults, "drain_seconds": 2.0, **settings})
-        server: CoordinatorServer = await nursery.start(serve_coordinator, config)
+        server: CoordinatorServer = await nursery.start(serve_coordinator, config, reread)
         return server
 
     return start

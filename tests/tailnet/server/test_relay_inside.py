@@ -12,6 +12,7 @@ from derp.config import RateConfig, RelayRules
 from derp.errors import ConnectionClosed
 from derp.keys import NodePrivate
 from derp.protocol.messages import RecvPacket
+from tailnet.config import CoordinatorConfig
 from tailnet.server.server import CoordinatorServer
 from tests.support.seeds import agent_token, make_id, peer_id, user_token
 from tests.support.tailnet_driver import (
@@ -69,7 +70,8 @@ async def test_a_rate_limit_pauses_a_client_and_resumes_it(serve: Serve) -> None
 
 
 async def test_a_rate_limit_that_is_read_again_is_one_for_those_who_are_here(serve: Serve) -> None:
-    server = await serve(relay=RelayRules(rate=RateConfig(1, 1)))
+    written: list[CoordinatorConfig] = []
+    server = await serve(lambda: written[-1], relay=RelayRules(rate=RateConfig(1, 1)))
     assert server.relay is not None
     slow, target = NodePrivate.generate(), NodePrivate.generate()
     async with open_derp_client(url_of(server), slow) as sender, open_derp_client(url_of(server), target) as receiver:
@@ -77,18 +79,17 @@ async def test_a_rate_limit_that_is_read_again_is_one_for_those_who_are_here(ser
             await sender.send(target.public().raw, bytes(10_000))
         relay = server.relay
         await wait_for(lambda: relay.router.counters.rate_limited)  # for days, at this rate
-        settings = replace(server.config, relay=RelayRules(), given={"relay_rate_config": "none"})
-        server._reread = lambda: settings
+        written.append(replace(server.config, relay=RelayRules(), given={"relay_rate_config": "none"}))
         server.reload()
         assert await receive(receiver, 20) == [bytes(10_000)] * 20
 
 
 async def test_settings_that_are_read_again_count_for_the_api_and_for_the_relay(serve: Serve) -> None:
-    server = await serve()
+    written: list[CoordinatorConfig] = []
+    server = await serve(lambda: written[-1])
     denied = NodePrivate.generate()
     rules = RelayRules(deny_keys=frozenset({denied.public().raw}))
-    settings = replace(server.config, debug_allow=(), relay=rules, hostname_suffix="other")
-    server._reread = lambda: settings
+    written.append(replace(server.config, debug_allow=(), relay=rules, hostname_suffix="other"))
     async with open_derp_client(url_of(server), denied) as client:
         assert (await get(server, "/metrics")).status == 200
         server.reload()
