@@ -52,6 +52,7 @@ class CoordinatorReading:
     store_failures: Mapping[str, int]  # by trouble
     store_troubles: Mapping[str, bool]  # by trouble: whether it has it now
     store_servers: int  # that use the store now
+    store_removed: Mapping[str, int]  # rows, by what they were
     store_changes: int  # that tasks waited for, or that were written behind
     store_transactions: int  # in which they were committed
 
@@ -168,6 +169,10 @@ def _store_metrics(reading: CoordinatorReading) -> Iterable[Metric]:
         troubles.add_metric([trouble], is_there)
     yield troubles
     yield GaugeMetricFamily("tailnet_store_servers", "Servers that use this store.", value=reading.store_servers)
+    removed = CounterMetricFamily("tailnet_store_removed", "Rows removed since nobody keeps them.", labels=["what"])
+    for what, count in reading.store_removed.items():
+        removed.add_metric([what], count)
+    yield removed
     failures = CounterMetricFamily("tailnet_store_failures", "What the store failed at.", labels=["trouble"])
     for trouble, count in reading.store_failures.items():
         failures.add_metric([trouble], count)

@@ -57,6 +57,15 @@ class CoordinatorConfig(ServerConfig):
     stats_interval_seconds: float = 300.0
     announcement_banners: tuple[Banner, ...] = ()  # read again on SIGHUP
 
+    # What is kept of what agents report.  Statistics serve the pages that show the last hours: 10,000 agents at one in
+    # five minutes are 2.9 million rows a day.  Logs are those of start-ups, which somebody asks for within days.
+    keep_stats_seconds: float = 86_400.0
+    keep_logs_seconds: float = 14 * 86_400.0
+    keep_sessions_seconds: float = 90 * 86_400.0
+    max_stored_log_bytes: int = 4 * 1024**3  # of all agents; each has a megabyte
+    # What waits while the store is away: minutes of 5,000 agents' reports.
+    max_waiting_report_bytes: int = 64 * 1024 * 1024
+
     # A genuine node is below 1 KiB, and has 25 bytes more for each address of a host with many bridges.  What one peer
     # says, others hold: 4 MiB, before one counts as not reading.
     max_node_bytes: int = 512 * 1024

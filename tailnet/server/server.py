@@ -8,6 +8,7 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import timedelta
 from typing import Final
 
 import trio
@@ -61,10 +62,11 @@ from tailnet.services.resume_keys import ResumeKeys
 from tailnet.services.rights import Rights
 from tailnet.services.store_watch import StoreWatch
 from tailnet.services.tailnet_rpc import Caller, TailnetService
-from tailnet.services.upkeep import prune_forever
+from tailnet.services.upkeep import Upkeep
 from tailnet.services.why import Why
 from tailnet.services.workspaces import WorkspaceUpdates
 from tailnet.store.outbox import Outbox
+from tailnet.store.retention import Retention
 from tailnet.store.rows import AgentIdentity, UserIdentity
 from tailnet.store.store import Store
 from tailnet.transport.accounts import AccountLimits, Accounts
@@ -124,7 +126,8 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         self.keys = ResumeKeys(store)
         self.workspaces = WorkspaceUpdates(store)
         self.store_watch = StoreWatch(store, server_id=secrets.token_hex(8))
-        self.outbox = Outbox(store)
+        self.outbox = Outbox(store, max_bytes=config.max_waiting_report_bytes)
+        self.upkeep = Upkeep(store, retention(config))
         self.logs = Logs(store)
         self.reports = AgentReports(
             store,
@@ -205,6 +208,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             store_failures={trouble.value: self.store.database.failures[trouble] for trouble in StoreTrouble},
             store_troubles=self.store_watch.troubles(),
             store_servers=self.store_watch.servers,
+            store_removed={name: self.upkeep.removed[name] for name in ("stats", "logs", "sessions", "tokens")},
             store_changes=self.store.database.writer.changes,
             store_transactions=self.store.database.writer.transactions,
             feed_followers={name: counts.followers for name, counts in feeds.items()},
@@ -257,7 +261,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         nursery.start_soon(self.workspaces.run)
         nursery.start_soon(self.logs.run)
         nursery.start_soon(self.rights.run)
-        nursery.start_soon(prune_forever, self.store)
+        nursery.start_soon(self.upkeep.run)
 
     async def run(self, *, task_status: trio.TaskStatus["CoordinatorServer"] = trio.TASK_STATUS_IGNORED) -> None:
         await prove_hypercorn()
@@ -391,6 +395,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
     def apply(self, changed: Sequence[str]) -> None:
         config = self.config
         self.agents.banners = config.announcement_banners
+        self.upkeep.limits = retention(config)
         self.maps.steer(scores=dict(config.region_scores), avoid=config.avoid_regions)
         self.reactor.write_seconds = config.relay.tcp_write_timeout_seconds
         reconfigure(self._app, config)
@@ -440,6 +445,16 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         for channel in tuple(self.channels.open):
             channel.close(CloseCode.GOING_AWAY, "server is restarting", CloseReason.DRAINED)
         self.reactor.flush()
+
+
+def retention(config: CoordinatorConfig) -> Retention:
+    """What is kept of what agents report, as the settings say."""
+    return Retention(
+        stats=timedelta(seconds=config.keep_stats_seconds),
+        logs=timedelta(seconds=config.keep_logs_seconds),
+        sessions=timedelta(seconds=config.keep_sessions_seconds),
+        max_log_bytes=config.max_stored_log_bytes,
+    )
 
 
 def has_ssh(caller: Caller, agent: AgentIdentity) -> bool:

@@ -75,6 +75,10 @@ class Dialect(ABC):
     def upsert(self, table: sa.Table, key: Collection[str], replaced: Collection[str]) -> sa.Insert:
         """An insert that replaces these columns where the key exists, or leaves the row as it is if there are none."""
 
+    @abstractmethod
+    def byte_length(self, column: sa.ColumnElement[str]) -> sa.ColumnElement[int]:
+        """How many bytes a text takes."""
+
     # --- what it says
 
     @abstractmethod

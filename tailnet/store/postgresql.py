@@ -145,6 +145,9 @@ class PostgresqlDialect(Dialect):
             return new.on_conflict_do_nothing(index_elements=list(key))
         return new.on_conflict_do_update(index_elements=list(key), set_={name: new.excluded[name] for name in replaced})
 
+    def byte_length(self, column: sa.ColumnElement[str]) -> sa.ColumnElement[int]:
+        return sa.func.octet_length(column, type_=sa.Integer)
+
     def table_names(self, connection: sa.Connection) -> Collection[str]:
         query = "SELECT tablename FROM pg_catalog.pg_tables WHERE schemaname = current_schema()"
         return connection.exec_driver_sql(query).scalars().all()

@@ -7,7 +7,6 @@ an agent may be deleted while its last report is on its way.
 
 from collections.abc import Sequence
 from dataclasses import fields
-from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
@@ -46,12 +45,8 @@ MAX_LOG_BYTES_PER_AGENT: Final = 1024 * 1024
 # Keys come from templates, which have a handful; the bound keeps a confused agent from filling the table.
 MAX_METADATA_KEYS_PER_AGENT: Final = 256
 
-# Stats serve the pages that show the last hours.  10,000 agents at one report in 5 minutes are 2.9 million rows a day.
-STATS_KEPT: Final = timedelta(hours=24)
 # Some days of one person's sessions.  10,000 agents that are never left alone have half a million rows, some 80 MB.
 MAX_CONNECTION_REPORTS_PER_AGENT: Final = 50
-# Rows deleted in one transaction: some tens of milliseconds, so that other writers never wait long.
-PRUNE_ROWS: Final = 5_000
 
 # Where lines without a source belong; the same id everywhere in the field.
 EXTERNAL_LOG_SOURCE: Final = UUID("3b579bf4-1ed8-4b99-87a8-e9a1e3410410")
@@ -277,15 +272,6 @@ class ReportTables(Part):
             ConnectionReport(agent, which, ConnectionAction(action), ConnectionType(type_), *rest)
             for agent, which, action, type_, *rest in rows
         ]
-
-    @notes
-    def prune(self, connection: sa.Connection, now: datetime) -> int:
-        """Delete stats that nobody shows any more, one bounded piece.
-
-        Returns the number of rows: call again if > 0.
-        """
-        old = sa.select(agent_stats.c.id).where(agent_stats.c.created_at < now - STATS_KEPT).limit(PRUNE_ROWS)
-        return connection.execute(agent_stats.delete().where(agent_stats.c.id.in_(old.scalar_subquery()))).rowcount
 
 
 def _execute_many(connection: sa.Connection, statement: sa.UpdateBase, parameters: Sequence[dict[str, object]]) -> None:

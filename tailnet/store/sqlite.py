@@ -195,6 +195,9 @@ class SqliteDialect(Dialect):
             return new.on_conflict_do_nothing(index_elements=list(key))
         return new.on_conflict_do_update(index_elements=list(key), set_={name: new.excluded[name] for name in replaced})
 
+    def byte_length(self, column: sa.ColumnElement[str]) -> sa.ColumnElement[int]:
+        return sa.func.length(sa.cast(column, sa.LargeBinary), type_=sa.Integer)
+
     def table_names(self, connection: sa.Connection) -> Collection[str]:
         return connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'table'").scalars().all()
 

@@ -2,7 +2,7 @@
 
 `Store.open(url)`, then `await store.run(store.callers.get_agent, ...)` from trio, and `close()` when no thread uses it
 any more.  What each part does is in its own file: callers.py, apps.py, reports.py, presence.py,
-keys.py; seed.py reads files that
+retention.py, keys.py; seed.py reads files that
 importing.py writes.
 """
 
@@ -19,6 +19,7 @@ from tailnet.store.database import Database
 from tailnet.store.keys import KeyTables
 from tailnet.store.presence import PresenceTables
 from tailnet.store.reports import ReportTables
+from tailnet.store.retention import RetentionTables
 from tailnet.store.rows import AgentIdentity
 from tailnet.store.sqlite import BUSY_TIMEOUT_SECONDS
 from tailnet.tokens import agent_token_digest
@@ -37,6 +38,7 @@ class Store:
         self.reports = ReportTables(database)
         self.keys = KeyTables(database)
         self.presence = PresenceTables(database)
+        self.retention = RetentionTables(database)
 
     @classmethod
     def open(cls, url: str, *, busy_timeout_seconds: float = BUSY_TIMEOUT_SECONDS) -> Self:

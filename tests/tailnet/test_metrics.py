@@ -66,6 +66,7 @@ READING = CoordinatorReading(
     store_failures={"locked": 40},
     store_troubles={"full": True, "slow": False},
     store_servers=43,
+    store_removed={"logs": 44},
     store_changes=41,
     store_transactions=42,
     feed_followers={"derp_map": 30},
@@ -157,6 +158,7 @@ def test_every_number_has_its_name() -> None:
         "tailnet_store_trouble{full}": 1,
         "tailnet_store_trouble{slow}": 0,
         "tailnet_store_servers": 43,
+        "tailnet_store_removed_total{logs}": 44,
         "tailnet_store_changes_total": 41,
         "tailnet_store_transactions_total": 42,
     }

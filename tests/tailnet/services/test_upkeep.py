@@ -1,32 +1,29 @@
-"""Old statistics go while a server runs, all of them at once and then hour by hour; a store that fails ends nothing."""
+"""What is kept no longer goes while a server runs, at once and then hour by hour; a store that fails ends nothing."""
 
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
+from tailnet.errors import StoreError, StoreTrouble
 from tailnet.server.server import CoordinatorServer
-from tailnet.services.upkeep import PRUNE_SECONDS, prune_forever
-from tailnet.store.reports import PRUNE_ROWS, STATS_KEPT
+from tailnet.services.upkeep import PRUNE_SECONDS, Upkeep
+from tailnet.store.retention import STEP_ROWS, Retention
 from tailnet.store.rows import StatsReport
 from tailnet.store.schema import agent_stats
 from tailnet.store.store import Store
-from tests.support.seeds import fill, peer_id
+from tests.support.seeds import NOW, fill, peer_id
 from tests.support.tailnet_driver import wait_for
 
 pytestmark = pytest.mark.stores
 
+OLD = NOW - timedelta(hours=25)
+
 
 def report(at: datetime) -> StatsReport:
     return StatsReport(peer_id("main"), 1, 2, 3, {}, at)
-
-
-@pytest.fixture
-def clock() -> MockClock:
-    """Runs as clocks do, for the store works in threads, and jumps when told to."""
-    return MockClock(rate=1.0)
 
 
 def count(store: Store) -> int:
@@ -34,47 +31,61 @@ def count(store: Store) -> int:
         return len(connection.execute(agent_stats.select()).all())
 
 
-async def test_now_and_every_hour(store: Store, clock: MockClock) -> None:
+@pytest.fixture
+def upkeep(store: Store) -> Upkeep:
     fill(store)
-    old = datetime.now(UTC) - STATS_KEPT - timedelta(minutes=1)
-    # More than one piece, and one that is young enough to stay.
-    store.reports.insert_stats([report(old)] * (PRUNE_ROWS + 1))
-    store.reports.insert_stats([report(datetime.now(UTC))])
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(prune_forever, store)
-        await wait_for(lambda: count(store) == 1)
-        # The last piece is the one that finds nothing; then it waits.
-        await trio.testing.wait_all_tasks_blocked(0.1)
-        store.reports.insert_stats([report(old)])
-        clock.jump(PRUNE_SECONDS / 2)
-        await trio.testing.wait_all_tasks_blocked(0.1)
-        assert count(store) == 2
-        clock.jump(PRUNE_SECONDS / 2)
-        await wait_for(lambda: count(store) == 1)
-        nursery.cancel_scope.cancel()
+    return Upkeep(store, Retention(), clock=lambda: NOW)
 
 
-@pytest.mark.stores("sqlite")  # whose write lock is the whole file's
-async def test_a_store_that_fails_is_asked_again(
-    store: Store, store_url: str, clock: MockClock, caplog: pytest.LogCaptureFixture
+@pytest.fixture
+def clock() -> MockClock:
+    """Stands still and jumps when told to: the store works in threads."""
+    return MockClock()
+
+
+async def test_all_that_is_due_goes_step_by_step(store: Store, upkeep: Upkeep, autojump_clock: MockClock) -> None:
+    store.reports.insert_stats([report(OLD)] * (STEP_ROWS + 1))
+    store.reports.insert_stats([report(NOW)])
+    await upkeep.remove_due()
+    assert count(store) == 1
+    assert upkeep.removed == {"stats": STEP_ROWS + 1}
+    assert trio.current_time() > 0, "others write between two steps"
+
+
+async def test_now_and_every_hour_and_again_after_a_failure(
+    store: Store,
+    upkeep: Upkeep,
+    clock: MockClock,
+    nursery: trio.Nursery,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    fill(store)
-    store.reports.insert_stats([report(datetime.now(UTC) - STATS_KEPT - timedelta(minutes=1))])
-    impatient = Store.open(store_url, busy_timeout_seconds=0.01)
-    async with trio.open_nursery() as nursery:
-        with store.writing():
-            nursery.start_soon(prune_forever, impatient)
-            await wait_for(lambda: "old statistics are not deleted" in caplog.text)
-            assert "locked" in caplog.text
-        clock.jump(PRUNE_SECONDS)
-        await wait_for(lambda: count(store) == 0)
-        nursery.cancel_scope.cancel()
-    impatient.close()
+    async def until(what: Callable[[], object], step: float = 1.0) -> None:
+        for _ in range(3_000):
+            await wait_all_tasks_blocked(0.01)
+            if what():
+                return
+            clock.jump(step)
+        raise AssertionError("it did not happen")
+
+    def away() -> None:
+        raise StoreError("gone", StoreTrouble.UNREACHABLE)
+
+    store.reports.insert_stats([report(OLD)])
+    nursery.start_soon(upkeep.run)
+    await until(lambda: count(store) == 0)
+    store.reports.insert_stats([report(OLD)])
+    await until(lambda: count(store) == 0, PRUNE_SECONDS)
+    store.reports.insert_stats([report(OLD)])
+    monkeypatch.setattr(store.database.dialect, "look", away)
+    await until(lambda: "is not removed: gone" in caplog.text, PRUNE_SECONDS)
+    monkeypatch.undo()
+    await until(lambda: count(store) == 0, PRUNE_SECONDS)
 
 
 async def test_a_server_does_it(serve: Callable[..., Awaitable[CoordinatorServer]], filled_url: str) -> None:
     store = Store.open(filled_url)
-    store.reports.insert_stats([report(datetime.now(UTC) - STATS_KEPT - timedelta(minutes=1))])
+    store.reports.insert_stats([report(datetime.now(UTC) - timedelta(hours=3))])
     store.close()
-    server = await serve()
+    server = await serve(keep_stats_seconds=7_200.0)
     await wait_for(lambda: count(server.store) == 0)

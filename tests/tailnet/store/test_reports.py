@@ -10,8 +10,6 @@ from tailnet.store.reports import (
     MAX_CONNECTION_REPORTS_PER_AGENT,
     MAX_LOG_BYTES_PER_AGENT,
     MAX_METADATA_KEYS_PER_AGENT,
-    PRUNE_ROWS,
-    STATS_KEPT,
 )
 from tailnet.store.rows import (
     AgentRow,
@@ -128,15 +126,6 @@ def test_stats(filled: Store) -> None:
     filled.reports.insert_stats([first, StatsReport(NOBODY, 0, 0, 0, {}, NOW), last])
     assert filled.reports.latest_stats(MAIN) == last
     assert filled.reports.latest_stats(GPU) is None
-
-
-def test_old_stats_are_pruned_in_pieces(filled: Store) -> None:
-    filled.reports.insert_stats([StatsReport(MAIN, 0, 0, 0, {}, NOW)] * (PRUNE_ROWS + 1))
-    filled.reports.insert_stats([StatsReport(MAIN, 7, 0, 0, {}, after(1))])
-    edge = NOW + STATS_KEPT
-    assert filled.reports.prune(edge) == 0
-    assert [filled.reports.prune(edge + timedelta(microseconds=1)) for _ in range(3)] == [PRUNE_ROWS, 1, 0]
-    assert filled.reports.latest_stats(MAIN) == StatsReport(MAIN, 7, 0, 0, {}, after(1))
 
 
 def test_metadata_keeps_the_latest_value(filled: Store) -> None:
