@@ -25,6 +25,7 @@ from tailnet.api import (
     health,
     home,
     logs,
+    metadata,
     operators,
 )
 from tailnet.api.answers import GoJsonResponse, Refusal, refusal_response
@@ -50,8 +51,8 @@ def create_app(services: Services) -> FastAPI:
     )
     app.state.services = services
     # An agent's own resource after those whose fixed name could be taken for its id.
-    routers = (home, connection, agent_reports, agent_manifest, agents, logs, derp_map, health, debug, operators)
-    for resource in routers:
+    of_agents = connection, agent_reports, agent_manifest, agents, logs, metadata
+    for resource in (home, *of_agents, derp_map, health, debug, operators):
         app.include_router(resource.router, responses={"4XX": {"model": Refusal}, "5XX": {"model": Refusal}})
     app.add_exception_handler(Refused, _answer_refused)
     app.add_exception_handler(StoreError, _answer_store)

@@ -21,6 +21,7 @@ from tailnet.api.middleware import exchange_of
 from tailnet.auth.backends import Callers
 from tailnet.auth.policy import Right
 from tailnet.config import CoordinatorConfig
+from tailnet.services.agent_metadata import AgentMetadata
 from tailnet.services.agent_requests import AgentRequests
 from tailnet.services.agents import Agents
 from tailnet.services.derp_maps import DerpMaps
@@ -39,6 +40,7 @@ class Services:
     agents: Agents
     requests: AgentRequests
     logs: Logs
+    metadata: AgentMetadata
     derp_maps: DerpMaps
     inspection: Inspection
     access_url: str  # how clients reach us, also when the settings leave it open

@@ -1,8 +1,9 @@
 """A stream over a websocket (layer L3): from what is followed to Hypercorn, one message for what came at once.
 
 It ends with 1001 when the server closes what is followed, with 1008 when the caller's right is withdrawn, with 1000
-when its agent is gone, with 1011 for a client that does not read.  Nothing is expected from the client, and whatever
-it sends is dropped.  Hypercorn pings.  What is followed: services/feed.py, services/logs.py.
+when its agent is gone, with 1011 for a client that does not read.  Nothing is expected from the client: whatever it
+sends is dropped, or ends a one-way stream with 1002.  Hypercorn pings.  What is followed:
+services/feed.py, services/logs.py.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -24,11 +25,13 @@ B = TypeVar("B")
 
 NORMAL: Final = 1000
 GOING_AWAY: Final = 1001
+PROTOCOL_ERROR: Final = 1002
 POLICY_VIOLATION: Final = 1008
 INTERNAL_ERROR: Final = 1011
 # A close frame has 125 bytes, two of which are the code.
 MAX_REASON_BYTES: Final = 123
 WITHDRAWN: Final = "authorization withdrawn"
+ONE_WAY: Final = "Clients cannot send messages for one-way WebSockets"
 
 # The code and the text of a goodbye.
 End = tuple[int, str]
@@ -78,11 +81,14 @@ async def send_stream(
     follow: Callable[[], AbstractContextManager[Follows[B]]],
     encode: Callable[[B], bytes | str],
     wait_end: Callable[[], Awaitable[End]],
+    *,
+    last_message: Callable[[str], str] | None = None,
+    is_one_way: bool = False,
 ) -> None:
     """Accept, and send what comes, until one of the ends that the module's head names.
 
     Each message is `encode(batch)` of all that came since the one before it.  `wait_end` returns when the caller may
-    not follow any longer.
+    not follow any longer.  `last_message(reason)` goes before the goodbye, where the form has one.
     """
     await websocket.accept()
 
@@ -108,16 +114,23 @@ async def send_stream(
                 code, reason = await wait()
                 if not is_closing:  # there is one goodbye
                     is_closing = True
+                    if last_message is not None and code != INTERNAL_ERROR:
+                        await websocket.send_text(last_message(reason))
                     await websocket.close(code, reason[:MAX_REASON_BYTES])
                     nursery.cancel_scope.cancel()
 
             nursery.start_soon(close_after, send)
             nursery.start_soon(close_after, wait_end)
             while (await websocket.receive())["type"] != "websocket.disconnect":
-                pass
+                if is_one_way:
+                    nursery.start_soon(close_after, _refuse_message)
             nursery.cancel_scope.cancel()
     except* WebSocketDisconnect:
         pass  # it left while a message was on its way
+
+
+async def _refuse_message() -> End:
+    return PROTOCOL_ERROR, ONE_WAY
 
 
 async def _send(websocket: WebSocket, message: bytes | str) -> None:

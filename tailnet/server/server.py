@@ -48,6 +48,7 @@ from tailnet.metrics import CoordinatorReading, metrics_page
 from tailnet.rpc.yamux import SessionLimits
 from tailnet.server.embedded import default_access_url, embedded_region, map_sources, relay_key
 from tailnet.server.entrance import Entrance
+from tailnet.services.agent_metadata import AgentMetadata
 from tailnet.services.agent_requests import AgentRequests
 from tailnet.services.agent_rpc import AgentService
 from tailnet.services.agents import Agents
@@ -129,12 +130,14 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         self.outbox = Outbox(store, max_bytes=config.max_waiting_report_bytes)
         self.upkeep = Upkeep(store, retention(config))
         self.logs = Logs(store)
+        self.metadata = AgentMetadata(store)
         self.reports = AgentReports(
             store,
             self.outbox,
             server_id=self.store_watch.id,
             inactive_seconds=config.inactive_seconds,
             logs_written=self.logs.written,
+            metadata_written=self.metadata.written,
         )
         self.presence = AgentPresence(self.reports, config.agent_ping_seconds, self.workspaces.changed)
         self.maps: DerpMaps
@@ -176,7 +179,12 @@ class CoordinatorServer(Server[CoordinatorConfig]):
 
     def reading(self) -> CoordinatorReading:
         """Everything that is counted, for metrics."""
-        feeds = {"derp_map": self.maps.feed.counts, "workspaces": self.workspaces.counts, "logs": self.logs.counts}
+        feeds = {
+            "derp_map": self.maps.feed.counts,
+            "workspaces": self.workspaces.counts,
+            "logs": self.logs.counts,
+            "metadata": self.metadata.counts,
+        }
         return CoordinatorReading(
             statistics=self.coordinator.statistics(),
             channels=len(self.channels.open),
@@ -260,6 +268,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         nursery.start_soon(self.store_watch.run)
         nursery.start_soon(self.workspaces.run)
         nursery.start_soon(self.logs.run)
+        nursery.start_soon(self.metadata.run)
         nursery.start_soon(self.rights.run)
         nursery.start_soon(self.upkeep.run)
 
@@ -295,6 +304,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             ),
             requests=AgentRequests(self.store, self.reports, changed=self.workspaces.changed),
             logs=self.logs,
+            metadata=self.metadata,
             derp_maps=self.maps,
             inspection=inspection,
             access_url=access_url,
@@ -411,6 +421,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         """Tell peers LOST and never DISCONNECTED, end the API's idle connections, and drain the relay."""
         self.maps.feed.close("canceled")
         self.logs.close("the server leaves")
+        self.metadata.close("the server leaves")
         if not self.is_replaced:
             self.entrance.close()
         now = self.reactor.tick()

@@ -1,6 +1,6 @@
 """What is followed of single agents: a feed of each, filled only while somebody follows it (layer L3).
 
-Any number of followers of one agent cost one task and one read of the store.  logs.py says what
+Any number of followers of one agent cost one task and one read of the store.  logs.py and agent_metadata.py say what
 is read; whoever writes says `changed`.  Other servers write into the same store and say nothing here, so each task
 also looks by itself once in a while.
 """

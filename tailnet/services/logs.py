@@ -130,8 +130,8 @@ class LogFollower:
     async def __anext__(self) -> Sequence[LogLine]:
         """What came since the last time.  Raises StoreError while it is behind."""
         if self._first is not None:
-            first, self._first = self._first, None
             await trio.lowlevel.checkpoint()
+            first, self._first = self._first, None
             return self._take(first)
         while True:
             if not self._is_at_end:

@@ -4,8 +4,8 @@ A seed defines them (definitions.py, importing.py); manifests carry them; agents
 Reports come in batches and each batch is one transaction, as in reports.py.
 """
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -69,6 +69,11 @@ class AppTables(Part):
             [Script(row.id, row.definition, runs.get(row.id, ())) for row in scripts],
             metadata,
         )
+
+    @reads
+    def list_metadata_descriptions(self, connection: sa.Connection, agent_id: PeerID) -> Sequence[Mapping[str, Any]]:
+        """What an agent's metadata scripts are, in the order of the seed; their values are in reports.py."""
+        return connection.execute(_METADATA, {"agent": agent_id}).scalars().all()
 
     @notes
     def update_app_healths(self, connection: sa.Connection, batches: Sequence[AppHealths]) -> list[str]:

@@ -13,6 +13,7 @@ from tailnet.auth.backends import StoreCallers
 from tailnet.config import CoordinatorConfig
 from tailnet.coordinator.core import Coordinator
 from tailnet.server.embedded import embedded_region
+from tailnet.services.agent_metadata import AgentMetadata
 from tailnet.services.agent_requests import AgentRequests
 from tailnet.services.agents import Agents
 from tailnet.services.derp_maps import DerpMaps
@@ -62,6 +63,7 @@ def make_world(store: Store, config: CoordinatorConfig | None = None) -> World:
         agents=Agents(store, inspection, lambda: maps.current.map, settings.inactive_seconds, lambda: NOW),
         requests=AgentRequests(store, reports, clock=lambda: NOW),
         logs=Logs(store),
+        metadata=AgentMetadata(store, clock=lambda: NOW),
         derp_maps=maps,
         inspection=inspection,
         access_url=ACCESS_URL,

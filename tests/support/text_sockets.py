@@ -33,6 +33,7 @@ class TextSocket:
         with pytest.raises(ConnectionClosed) as closed:
             await self.connection.get_message()
         reason = closed.value.reason
+        assert reason is not None
         return reason.code, reason.reason or ""
 
 
