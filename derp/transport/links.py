@@ -257,5 +257,6 @@ class TlsLink(Link):
 
 def _tls_text(error: ssl.SSLError) -> str:
     # Of a certificate we refused, why: expired, another name, an unknown authority each want another remedy.
-    detail = f": {error.verify_message}" if isinstance(error, ssl.SSLCertVerificationError) else ""
-    return f"TLS: {error.reason or error.strerror}{detail}"
+    # Those that Python makes itself have neither.
+    reason, detail = getattr(error, "reason", None), getattr(error, "verify_message", "")
+    return f"TLS: {reason or error_text(error)}{f': {detail}' if detail else ''}"

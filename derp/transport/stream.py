@@ -164,6 +164,6 @@ def _os_sentence(error: OSError) -> str:
         reason = getattr(error, "reason", None) or ""  # those that Python makes itself have none
         return _BY_SSL_REASON.get(reason, f"TLS failed: {reason or error_text(error)}")
     if isinstance(error, socket.gaierror):
-        return f"the name does not resolve ({error.strerror}): check its spelling and this machine's DNS"
+        return f"the name does not resolve ({error_text(error)}): check its spelling and this machine's DNS"
     sentence = _BY_ERRNO.get(error.errno or 0)
     return sentence or error_text(error)

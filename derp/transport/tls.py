@@ -358,7 +358,7 @@ def load_chain(context: ssl.SSLContext, chain: bytes, key: bytes, place: str, ke
         try:
             context.load_cert_chain(chain_path, key_path, encrypted)
         except ssl.SSLError as error:
-            if error.reason == "KEY_VALUES_MISMATCH":
+            if getattr(error, "reason", "") == "KEY_VALUES_MISMATCH":  # those that Python makes itself have none
                 raise ConfigError(f"{key_place}: is not the key of the certificate in {place}") from None
             raise ConfigError(
                 f"{key_place}: is no PEM key that fits the certificate in {place}: {error_text(error)}"

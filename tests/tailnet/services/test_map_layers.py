@@ -118,3 +118,17 @@ def test_what_is_wrong_only_with_the_whole() -> None:
     layers = [layer({"Regions": {"1": one}}), layer({"Regions": {"2": two}})]
     [sentence] = merge_findings(layers, merge_layers(layers))
     assert sentence.startswith("Regions.2.Nodes[0].Name: is that of Regions.1.Nodes[0] too")
+
+
+def test_what_genuine_clients_take_stops_no_coordinator() -> None:
+    """A node without HostName that has an address, and a byte-order mark: warnings, and the map is used."""
+    node = {"Name": "900a", "RegionID": 900, "HostName": "", "IPv4": "192.0.2.1", "InsecureForTests": True}
+    region = {"RegionID": 900, "RegionCode": "a", "RegionName": "b", "Nodes": [node]}
+    text = b"\xef\xbb\xbf" + json.dumps({"Regions": {"900": region}}).encode()
+    layer = read_layer(text, "map.json")
+    read = layer.regions[900]
+    assert read is not None
+    assert (read.nodes[0].host_name, read.nodes[0].ipv4) == ("", "192.0.2.1")
+    told = [warning.reason for warning in layer.warnings]
+    assert any("byte-order mark" in reason for reason in told)
+    assert any("clients dial the address alone" in reason for reason in told)
