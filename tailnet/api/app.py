@@ -6,6 +6,7 @@ resource, from agents.py to operators.py.  The RPC websockets never come here: s
 
 import logging
 from dataclasses import replace
+from typing import Any
 
 from fastapi import FastAPI, WebSocket
 from fastapi.exceptions import RequestValidationError
@@ -22,6 +23,7 @@ from tailnet.api import (
     connection,
     debug,
     derp_map,
+    docs,
     health,
     home,
     logs,
@@ -31,6 +33,7 @@ from tailnet.api import (
 from tailnet.api.answers import GoJsonResponse, Refusal, refusal_response
 from tailnet.api.guards import Services
 from tailnet.api.middleware import Middleware, exchange_of
+from tailnet.api.openapi import describe
 from tailnet.config import CoordinatorConfig
 from tailnet.errors import StoreError
 from tailnet.refusals import Refused, Validation
@@ -52,7 +55,7 @@ def create_app(services: Services) -> FastAPI:
     app.state.services = services
     # An agent's own resource after those whose fixed name could be taken for its id.
     of_agents = connection, agent_reports, agent_manifest, agents, logs, metadata
-    for resource in (home, *of_agents, derp_map, health, debug, operators):
+    for resource in (home, *of_agents, derp_map, health, debug, operators, docs):
         app.include_router(resource.router, responses={"4XX": {"model": Refusal}, "5XX": {"model": Refusal}})
     app.add_exception_handler(Refused, _answer_refused)
     app.add_exception_handler(StoreError, _answer_store)
@@ -69,10 +72,19 @@ def create_app(services: Services) -> FastAPI:
 
 
 class _Api(FastAPI):
-    """Starlette puts its handler of defects around every middleware that it is told of: ours has to go around that."""
+    """FastAPI with our middleware around it, and with a whole description.
+
+    Starlette puts its handler of defects around every middleware that it is told of: ours has to go around that.
+    """
 
     def build_middleware_stack(self) -> ASGIApp:
         return Middleware(super().build_middleware_stack())
+
+    def openapi(self) -> dict[str, Any]:
+        """The API's description, made when somebody asks first."""
+        if self.openapi_schema is None:
+            self.openapi_schema = describe(self, super().openapi())
+        return self.openapi_schema
 
 
 def reconfigure(app: FastAPI, config: CoordinatorConfig) -> None:

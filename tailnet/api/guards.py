@@ -6,11 +6,11 @@ function that takes a `ReadableAgent` is only called for a user who may read tha
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
 
 import trio
-from fastapi import Depends
+from fastapi import Depends, Path
 from starlette.requests import HTTPConnection
 
 from derp.server.pages import Page, Question
@@ -47,6 +47,9 @@ class Services:
     metrics: Callable[[], bytes]  # a page in Prometheus' text format
     pages: Mapping[str, Page | Question] = field(default_factory=dict)  # below /debug/, by path
     limits: CallerLimits = field(default_factory=CallerLimits)
+
+
+AgentIdInPath = Annotated[str, Path(description="Workspace agent ID", json_schema_extra={"format": "uuid"})]
 
 
 def services_of(asked: HTTPConnection) -> Services:
@@ -104,7 +107,7 @@ def _admit(asked: HTTPConnection, user: UserIdentity) -> UserIdentity:
 
 
 async def _readable_agent(
-    asked: HTTPConnection, workspaceagent: str, user: Annotated[UserIdentity, Depends(_user_of_agent_route)]
+    asked: HTTPConnection, workspaceagent: AgentIdInPath, user: Annotated[UserIdentity, Depends(_user_of_agent_route)]
 ) -> AgentIdentity:
     return await authorise_agent(services_of(asked).callers, user, workspaceagent, Right.READ)
 
@@ -127,6 +130,13 @@ async def _operator(asked: HTTPConnection) -> None:
     )
 
 
+# Who may call what takes one of these, or a guard that takes one.
+GUARDS: Final[Mapping[Callable[..., Any] | None, str]] = {
+    _agent: "agent",
+    _user: "user",
+    _user_of_agent_route: "user",
+    _operator: "operator",
+}
 ServicesOf = Annotated[Services, Depends(services_of)]
 CallingAgent = Annotated[AgentIdentity, Depends(_agent)]
 User = Annotated[UserIdentity, Depends(_user)]

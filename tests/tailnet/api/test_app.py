@@ -11,7 +11,7 @@ from tests.support.seeds import user_token
 
 
 @pytest.mark.parametrize(
-    "path", ["/nowhere", "/api/v2/nonsense", "/docs", "/redoc", "/api/v2/workspaceagents/connection/"]
+    "path", ["/nowhere", "/api/v2/nonsense", "/docs/", "/redoc", "/api/v2/workspaceagents/connection/"]
 )
 async def test_unknown_routes(world: World, path: str) -> None:
     async with world.client(token=user_token("alice")) as client:

@@ -1,0 +1,261 @@
+"""The API's description: what is kept is what the code gives, no route lacks a guard, and the five published documents
+of the Agents API hold for ours, but for what is argued here."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.routing import APIRoute, APIWebSocketRoute
+from starlette.routing import Route
+
+from tailnet.api.openapi import SECURITY_SCHEMES, caller_of, routes_of
+from tests.support.openapi_document import KEPT, as_kept, document, make_app
+
+DESCRIBED = document()
+PUBLISHED = json.loads((Path(__file__).parents[2] / "vectors" / "api_documents.json").read_text())
+
+# Routes that anybody may call: why.
+OPEN = {
+    "/healthz": "load balancers have no token; it says that the process answers",
+    "/readyz": "the same; its reasons name no peer",
+    "/": "it says what this is, and whether it is well",
+    "/docs": "what can be asked is no secret",
+    "/api/v2/openapi.json": "the same, for programs",
+    "/{path:path}": "unknown websockets, which get a 404",
+    "/api/v2/buildinfo": "SDKs ask for the version before they have a token",
+    "/api/v2/workspaceagents/aws-instance-identity": "the body proves who calls",
+    "/api/v2/workspaceagents/azure-instance-identity": "the body proves who calls",
+    "/api/v2/workspaceagents/google-instance-identity": "the body proves who calls",
+}
+
+# Operations of the documents that may be missing: why.
+LATER = {
+    f"GET /workspaceagents/{{workspaceagent}}/{name}": "needs a channel from the server into the agent"
+    for name in ("listening-ports", "pty", "containers", "containers/watch")
+} | {
+    "POST /workspaceagents/{workspaceagent}/containers/devcontainers/{devcontainer}/recreate": "the same",
+    "POST /workspaceagents/aws-instance-identity": "its route is not here yet",
+    "POST /workspaceagents/azure-instance-identity": "its route is not here yet",
+    "POST /workspaceagents/google-instance-identity": "its route is not here yet",
+    "GET /workspaceagents/me/external-auth": "its route is not here yet",
+    "GET /workspaceagents/me/gitauth": "its route is not here yet",
+    "GET /workspaceagents/me/gitsshkey": "its route is not here yet",
+    "GET /debug/{user}/debug-link": "its route is not here yet",
+    "GET /workspaceagents/{workspaceagent}/watch-metadata": "its route is not here yet",
+    "GET /workspaceagents/{workspaceagent}/watch-metadata-ws": "its route is not here yet",
+}
+
+# What a document says and the reference does not do, or what only other documents say: why.
+OTHERWISE = {
+    "POST /workspaceagents/me/log-source status 200": "the reference answers 201, and SDKs demand it",
+    "POST /workspaceagents/me/report-stats body conns_by_proto": "the older name, which is read too",
+    "POST /workspaceagents/me/report-stats body num_comms": "the older name, which is read too",
+    "PATCH /workspaceagents/me/app-status body icon": "the reference reads it over",
+    "PATCH /workspaceagents/me/app-status body needs_user_attention": "the reference reads it over",
+    "PATCH /workspaceagents/me/app-status answer": "the reference answers null",
+    "PATCH /workspaceagents/me/logs answer": "the reference answers null",
+    "GET /workspaceagents/me/reinit answer": "a stream of events, whose data OpenAPI 3.1 cannot describe",
+    "GET /workspaceagents/{workspaceagent} answer parent_id.": "the reference sends a UUID or null",
+    "GET /workspaceagents/{workspaceagent} answer login_before_ready": "only the oldest documents have it",
+    "GET /workspaceagents/{workspaceagent} answer startup_script": "only the oldest documents have it",
+    "GET /workspaceagents/{workspaceagent} answer startup_script_timeout_seconds": "only the oldest documents have it",
+}
+# The same, of fields that come with routes that are not here yet.
+LATER_FIELDS = {
+    "GET /workspaceagents/{workspaceagent} answer instance_id": "comes with instance identity",
+}
+# What an object without a schema has at any place: an app's definition, a map as others wrote it.
+ANYTHING: dict[str, Any] = {}
+
+
+def test_what_is_kept_is_what_the_code_gives() -> None:
+    assert KEPT.read_text() == as_kept(DESCRIBED), "the API changed: run `make openapi`"
+
+
+def test_no_route_lacks_a_guard() -> None:
+    unguarded = set()
+    for route in routes_of(make_app()):
+        guarded = isinstance(route, APIRoute | APIWebSocketRoute) and caller_of(route.dependant) is not None
+        if not guarded:
+            assert isinstance(route, Route | APIRoute | APIWebSocketRoute), route
+            unguarded.add(route.path)
+    assert unguarded <= set(OPEN), "a route that anybody may call: add its guard, or its reason to OPEN"
+    assert "/healthz" in unguarded, "the walk saw the routes"
+
+
+def test_a_route_without_a_guard_is_seen() -> None:
+    app = make_app()
+    app.add_api_route("/leak", lambda: None)
+    assert [route.path for route in routes_of(app) if isinstance(route, APIRoute) and route.path == "/leak"]
+    assert caller_of(next(route.dependant for route in routes_of(app) if getattr(route, "path", "") == "/leak")) is None  # type: ignore[attr-defined]  # asked by its path
+
+
+@pytest.mark.parametrize("path", sorted(DESCRIBED["paths"]))
+def test_every_operation_is_described(path: str) -> None:
+    for method, operation in DESCRIBED["paths"][path].items():
+        place = f"{method} {path}"
+        assert operation["summary"], place
+        good = [status for status in operation["responses"] if status[0] in "12"]
+        assert good, place
+        assert operation["responses"]["4XX"]["content"]["application/json"]["schema"]["$ref"].endswith("/Refusal")
+        assert all(name in SECURITY_SCHEMES for way in operation["security"] for name in way), place
+        assert bool(operation["security"]) == ("x-caller" in operation), place
+        if operation["security"]:
+            assert "401" in operation["responses"], place
+        wanted = {part[1:-1] for part in path.split("/") if part.startswith("{")}
+        named = {each["name"] for each in operation.get("parameters", ()) if each["in"] == "path"}
+        assert wanted == named, place
+
+
+def test_operations_have_names_of_their_own() -> None:
+    names = [operation["operationId"] for methods in DESCRIBED["paths"].values() for operation in methods.values()]
+    assert len(names) == len(set(names))
+
+
+def test_every_reference_leads_somewhere() -> None:
+    for name in references(DESCRIBED):
+        assert resolve({"$ref": name}), name
+
+
+# --- beside the published documents
+
+
+def operations() -> Iterator[Any]:
+    for name, published in PUBLISHED.items():
+        for operation, said in published.items():
+            yield pytest.param(operation, said, id=f"{name}-{operation.replace('/', '_')}")
+
+
+@pytest.mark.parametrize(("operation", "said"), list(operations()))
+def test_published(operation: str, said: dict[str, Any]) -> None:
+    method, _, path = operation.partition(" ")
+    ours = DESCRIBED["paths"].get(f"/api/v2{path}", {}).get(method.lower())
+    if ours is None:
+        assert operation in LATER
+        return
+    differences = [each for each in differences_of(operation, said, ours) if not is_argued(each)]
+    assert differences == []
+
+
+def test_an_argued_difference_is_one() -> None:
+    """What we would have argued away for nothing is no argument."""
+    found = set()
+    for published in PUBLISHED.values():
+        for operation, said in published.items():
+            method, _, path = operation.partition(" ")
+            ours = DESCRIBED["paths"].get(f"/api/v2{path}", {}).get(method.lower())
+            if ours is not None:
+                found |= set(differences_of(operation, said, ours))
+    assert [each for each in OTHERWISE if not any(difference.startswith(each) for difference in found)] == []
+
+
+def test_a_difference_is_seen() -> None:
+    operation = "GET /workspaceagents/{workspaceagent}"
+    ours = DESCRIBED["paths"]["/api/v2/workspaceagents/{workspaceagent}"]["get"]
+    said = {
+        "parameters": ["query nonsense"],
+        "statuses": ["299"],
+        "answer": ["apps[].nonsense", "latency.*.nonsense", "id"],
+        "values": ["status=nonsense", "status=connecting"],
+    }
+    assert list(differences_of(operation, said, ours)) == [
+        f"{operation} parameter query nonsense",
+        f"{operation} status 299",
+        f"{operation} answer apps[].nonsense",
+        f"{operation} answer latency.*.nonsense",
+        f"{operation} value status=nonsense",
+    ]
+
+
+def is_argued(difference: str) -> bool:
+    return any(difference.startswith(each) for each in OTHERWISE | LATER_FIELDS)
+
+
+def differences_of(operation: str, said: dict[str, Any], ours: dict[str, Any]) -> Iterator[str]:
+    named = {f"{each['in']} {each['name']}" for each in ours.get("parameters", ())}
+    yield from (f"{operation} parameter {each}" for each in said.get("parameters", ()) if each not in named)
+    yield from (f"{operation} status {each}" for each in said.get("statuses", ()) if each not in ours["responses"])
+    bodies = list(json_schemas(ours.get("requestBody", {})))
+    for place in said.get("body", ()):
+        if not any(find(schema, place) for schema in bodies):
+            yield f"{operation} body {place}"
+    answers = [
+        schema
+        for status, answer in ours["responses"].items()
+        if status.startswith("2")
+        for schema in json_schemas(answer)
+    ]
+    for place in said.get("answer", ()):
+        if not any(find(schema, place) for schema in answers):
+            yield f"{operation} answer {place}"
+    for each in said.get("values", ()):
+        place, _, value = each.partition("=")
+        for schema in answers:
+            enums = [found["enum"] for found in find(schema, place) if "enum" in found]
+            if enums and not any(value in enum for enum in enums):
+                yield f"{operation} value {each}"
+
+
+def json_schemas(answer: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for kind, content in answer.get("content", {}).items():
+        if kind == "application/json":
+            yield content["schema"]
+
+
+def find(schema: dict[str, Any], place: str) -> list[dict[str, Any]]:
+    """The schemas that stand at a place, `apps[].health`, `latency.*.preferred`; none: there is no such place.
+
+    Names are compared without regard to case: the documents are of a generator that wrote `regionID` for a field that
+    the reference sends as `RegionID`.
+    """
+    steps = [step for part in place.replace("[]", ".[]").split(".") if (step := part)]
+    found = list(variants(schema))
+    for step in steps:
+        found = [inner for each in found for inner in inside(each, step)]
+    return found
+
+
+def inside(schema: dict[str, Any], step: str) -> Iterator[dict[str, Any]]:
+    if schema is ANYTHING:
+        yield schema
+    elif step == "[]":
+        if "items" in schema:
+            yield from variants(schema["items"])
+    else:
+        for name, inner in schema.get("properties", {}).items():
+            if name.lower() == step.lower():
+                yield from variants(inner)
+        more = schema.get("additionalProperties")
+        if isinstance(more, dict):
+            yield from variants(more)
+        elif more is True:
+            yield ANYTHING
+
+
+def variants(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    if "$ref" in schema:
+        yield from variants(resolve(schema))
+        return
+    yield schema
+    for word in ("anyOf", "oneOf", "allOf"):
+        for each in schema.get(word, ()):
+            yield from variants(each)
+
+
+def resolve(schema: dict[str, Any]) -> dict[str, Any]:
+    found = DESCRIBED["components"]["schemas"][schema["$ref"].removeprefix("#/components/schemas/")]
+    assert isinstance(found, dict)
+    return found
+
+
+def references(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        if isinstance(value.get("$ref"), str):
+            yield value["$ref"]
+        for each in value.values():
+            yield from references(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from references(each)
