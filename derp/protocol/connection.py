@@ -64,7 +64,7 @@ _CLIENT_INPUTS: Final[dict[int, ClientInput]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ClientIdentified:
     """A client proved to the relay that it holds `key`.  Answer with `accept` or `close` before receiving more.
 

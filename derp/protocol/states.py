@@ -34,7 +34,13 @@ class ClientInput(enum.Enum):
     END = enum.auto()  # of the stream
 
 
-class ServerState(enum.Enum):
+class _ByIdentity(enum.Enum):
+    """A key of a table that each login asks six times: Enum's own hash is 0.25 us of Python."""
+
+    __hash__ = object.__hash__
+
+
+class ServerState(_ByIdentity):
     """Where a relay stands with one client that logs in."""
 
     EXPECT_CLIENT_INFO = enum.auto()
@@ -43,7 +49,7 @@ class ServerState(enum.Enum):
     CLOSED = enum.auto()
 
 
-class ServerInput(enum.Enum):
+class ServerInput(_ByIdentity):
     """What can happen to a relay's side of a handshake."""
 
     CLIENT_INFO = enum.auto()

@@ -20,10 +20,11 @@ class KeepAliveWheel:
         ]
         self._served = int(now)
 
-    def add(self, client: Client, now: float, fraction: float) -> None:
-        """Start serving a client; `fraction`, 0 to 1, places it within the jitter."""
+    def add(self, client: Client, now: float, fraction: float) -> float:
+        """Start serving a client; return when it is due.  `fraction`, 0 to 1, places it within the jitter."""
         wait = self._period + fraction * self._jitter
         self._place(client, wait, now + wait)
+        return now + wait
 
     def _place(self, client: Client, wait: float, at: float) -> None:
         # At least one second ahead: the wheel may have served the slot of the present already.

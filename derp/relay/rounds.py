@@ -24,10 +24,12 @@ class Round(Generic[Member]):
         self._wait_seconds = round_seconds
         self._next: float | None = None
 
-    def begin(self, now: float) -> None:
-        """A member came: the first one begins a round."""
-        if self._next is None:
-            self._next = now + self._round_seconds / _PARTS
+    def begin(self, now: float) -> float | None:
+        """A member came.  The first one begins a round; return when its first turn is then."""
+        if self._next is not None:
+            return None
+        self._next = now + self._round_seconds / _PARTS
+        return self._next
 
     def next_timeout(self) -> float | None:
         """When to call `handle_timeout`."""
