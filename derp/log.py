@@ -230,7 +230,7 @@ class _TextLine(logging.Formatter):
     """`12:34:56.789 W derp.server text`: time of day, level's first letter, who, what."""
 
     def format(self, record: logging.LogRecord) -> str:
-        moment = time.strftime("%H:%M:%S", time.localtime(record.created))
+        moment = _second(_local_second, int(record.created))
         # On one line, so that nobody's name or path can pose as a line of ours.
         message = fit_to_show(record.getMessage().rstrip())
         line = f"{moment}.{int(record.msecs):03d} {record.levelname[0]} {record.name} {message}"
@@ -244,7 +244,7 @@ class _JsonLine(logging.Formatter):
     exception if there is one."""
 
     def format(self, record: logging.LogRecord) -> str:
-        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        moment = _second(_utc_second, int(record.created))
         entry: dict[str, object] = {
             "time": f"{moment}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
@@ -256,7 +256,31 @@ class _JsonLine(logging.Formatter):
             entry[name] = _shown(value)
         if record.exc_info:
             entry["exception"] = fit_lines_to_show(self.formatException(record.exc_info))
-        return json.dumps(entry, ensure_ascii=False)
+        return _encode(entry)
+
+
+# Two lines for each client: the encoder is made once, and a second is spelled once.
+_encode: Final = json.JSONEncoder(ensure_ascii=False).encode
+_local_second: Final[dict[int, str]] = {}
+_utc_second: Final[dict[int, str]] = {}
+
+
+def _second(spelled: dict[int, str], second: int) -> str:
+    text = spelled.get(second)
+    if text is None:
+        spelled.clear()
+        if spelled is _utc_second:
+            text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        else:
+            text = time.strftime("%H:%M:%S", time.localtime(second))
+        spelled[second] = text
+    return text
+
+
+# What needs no look for secrets: words and addresses, which are shorter than any key.
+_HARMLESS_CHARS: Final = 46
+_PUNCTUATION: Final = str.maketrans("", "", "._")
+_ADDRESS: Final = frozenset("0123456789abcdef.:")
 
 
 def _shown(value: object) -> object:
@@ -265,7 +289,14 @@ def _shown(value: object) -> object:
         return f"nodekey:{value.hex()}"
     if value is None or isinstance(value, bool | int):
         return value
-    return round(value, 3) if isinstance(value, float) else fit_to_show(str(value))
+    if isinstance(value, float):
+        return round(value, 3)
+    text = str(value)
+    if len(text) < _HARMLESS_CHARS and text.isascii():
+        bare = text.translate(_PUNCTUATION)
+        if not bare or bare.isalnum() or _ADDRESS.issuperset(text):
+            return text
+    return fit_to_show(text)
 
 
 def _log_crash(kind: type[BaseException], error: BaseException, trace: Any) -> None:

@@ -124,7 +124,7 @@ class Relay:
 
     def _keep_alive(self, client: Client) -> None:
         # Spreads keep-alives over time; nobody gains from guessing it.
-        # The wheel says the second in which it is due, and the alarm is told: to look at all slots costs each login 8 us.
+        # The alarm is told the second in which the wheel is due: to look at all its slots would cost each login 8 us.
         self._alarm.by(float(int(self._wheel.add(client, self.host.now, random.random()))))
         first_turn = self._rtt_round.begin(self.host.now)
         if first_turn is not None:
