@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import os
+import re
 import select
 import sys
 import threading
@@ -277,10 +278,8 @@ def _second(spelled: dict[int, str], second: int) -> str:
     return text
 
 
-# What needs no look for secrets: words and addresses, which are shorter than any key.
-_HARMLESS_CHARS: Final = 46
-_PUNCTUATION: Final = str.maketrans("", "", "._")
-_ADDRESS: Final = frozenset("0123456789abcdef.:")
+# What needs no look for secrets: words without a digit, and addresses, which are shorter than any key.
+_HARMLESS: Final = re.compile(r"[A-Za-z_.]{0,45}|[0-9a-f.:]{1,45}")
 
 
 def _shown(value: object) -> object:
@@ -292,11 +291,7 @@ def _shown(value: object) -> object:
     if isinstance(value, float):
         return round(value, 3)
     text = str(value)
-    if len(text) < _HARMLESS_CHARS and text.isascii():
-        bare = text.translate(_PUNCTUATION)
-        if not bare or bare.isalnum() or _ADDRESS.issuperset(text):
-            return text
-    return fit_to_show(text)
+    return text if _HARMLESS.fullmatch(text) else fit_to_show(text)
 
 
 def _log_crash(kind: type[BaseException], error: BaseException, trace: Any) -> None:

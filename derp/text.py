@@ -19,6 +19,7 @@ _MAX_CAUSES: Final = 10
 # A private key in its text form; and 64 bare hex digits, which is what a mesh key looks like.  Public keys and
 # certificate pins have a prefix with a colon, so they stay readable.
 _KEY: Final = re.compile(r"(?<=privkey:)[0-9a-fA-F]{8,}|(?<![0-9a-zA-Z:])[0-9a-fA-F]{64}(?![0-9a-zA-Z])")
+_SHORTEST_KEY_CHARS: Final = 64  # without a prefix
 # Every repetition below has a bound, since strangers choose the text: a search is linear in its length.
 # What stands before the last @ of a URL's authority.
 _USER: Final = re.compile(r"(?<=://)[^\s/?#\"'<>]{1,1024}@")
@@ -60,9 +61,10 @@ def without_secrets(text: str) -> str:
     if "=" in text:
         text = _PARAMETER.sub(_parameter, text)
     low = text.lower()
-    if any(word in low for word in ("authorization", "bearer", "token", "cookie")):
+    if "authorization" in low or "bearer" in low or "token" in low or "cookie" in low:
         text = _HEADER.sub(_header, text)
-    return _KEY.sub(MASK, text)
+    # Two log lines of each client come by here: what is shorter than any key is not searched for one.
+    return _KEY.sub(MASK, text) if len(text) >= _SHORTEST_KEY_CHARS or "privkey:" in text else text
 
 
 def printable(text: str, limit: int = MAX_SHOWN_CHARS) -> str:
@@ -83,6 +85,8 @@ def fit_to_show(text: str) -> str:
 
 def fit_lines_to_show(text: str) -> str:
     """The same for text that we have divided into lines: a traceback, a page."""
+    if "\n" not in text:
+        return fit_to_show(text)
     return "\n".join(fit_to_show(line) for line in text.split("\n"))
 
 

@@ -6,32 +6,27 @@ Whoever sets one asks `next_timeout` and calls `handle_timeout` then: server/rel
 
 from collections.abc import Iterator
 from heapq import heapify, heappop, heappush, heapreplace
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 Subject = TypeVar("Subject")
 
-# Entries of subjects that need no deadline any more stay in the heap until their time comes.  When they are this many,
-# and more than the others, they are swept out: a connection that comes and goes at once would fill the memory else.
+# Places of subjects that need no deadline any more stay in the heap until their time comes.  When they are this many,
+# and more than the others, they are swept out: connections that come and go at once would fill the memory else.
 _SWEEP_COUNT: Final = 64
 
-
-class _Entry(Generic[Subject]):
-    """One place in the heap.  `at` may be later than that place: a deadline that moves later leaves its entry there."""
-
-    __slots__ = ("at", "subject")
-
-    def __init__(self, subject: Subject, at: float) -> None:
-        self.subject: Subject | None = subject
-        self.at = at
+# [when it is due, the subject]: a list and no object, as each login makes one.  Its place in the heap may be earlier,
+# since a deadline that moves later leaves it there; a subject that was cleared is None.
+_Entry = list[Any]
 
 
 class Deadlines(Generic[Subject]):
     """At most one deadline for each subject."""
 
     def __init__(self) -> None:
-        self._entries: dict[Subject, _Entry[Subject]] = {}
-        self._heap: list[tuple[float, int, _Entry[Subject]]] = []
+        self._entries: dict[Subject, _Entry] = {}
+        self._heap: list[tuple[float, int, _Entry]] = []
         self._number = 0  # equal times: in the order of setting
+        self._sweep_at = _SWEEP_COUNT
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -46,36 +41,37 @@ class Deadlines(Generic[Subject]):
     def at(self, subject: Subject) -> float | None:
         """When a subject is due."""
         entry = self._entries.get(subject)
-        return entry.at if entry is not None else None
+        return entry[0] if entry is not None else None
 
     def set(self, subject: Subject, at: float) -> None:
         """Make a subject due at `at`, instead of when it was.  To move a deadline later is one store."""
         entry = self._entries.get(subject)
         if entry is not None:
-            if at >= entry.at:
-                entry.at = at
+            if at >= entry[0]:
+                entry[0] = at
                 return
-            entry.subject = None  # its place in the heap would come too late
-        entry = self._entries[subject] = _Entry(subject, at)
+            entry[1] = None  # its place in the heap would come too late
+        entry = self._entries[subject] = [at, subject]
         self._number += 1
         heappush(self._heap, (at, self._number, entry))
-        self._sweep()
+        if len(self._heap) > self._sweep_at:
+            self._sweep()
 
     def clear(self, subject: Subject) -> None:
         """A subject needs no deadline any more; it need not have one.  Nothing here refers to it afterwards."""
         entry = self._entries.pop(subject, None)
         if entry is not None:
-            entry.subject = None
+            entry[1] = None
 
     def next_timeout(self) -> float | None:
         """When to call `handle_timeout`; None while nobody has a deadline."""
         heap = self._heap
         while heap:
-            place, number, entry = heap[0]
-            if entry.subject is None:
+            place, number, (at, subject) = heap[0]
+            if subject is None:
                 heappop(heap)
-            elif entry.at > place:
-                heapreplace(heap, (entry.at, number, entry))
+            elif at > place:
+                heapreplace(heap, (at, number, heap[0][2]))
             else:
                 return place
         return None
@@ -84,13 +80,13 @@ class Deadlines(Generic[Subject]):
         """Everybody who is due by `now`, in the order of their times.  They have no deadline any more."""
         due: list[Subject] = []
         while (at := self.next_timeout()) is not None and at <= now:
-            subject = heappop(self._heap)[2].subject
-            assert subject is not None
+            subject = heappop(self._heap)[2][1]
             del self._entries[subject]
             due.append(subject)
         return due
 
     def _sweep(self) -> None:
-        if len(self._heap) > 2 * len(self._entries) + _SWEEP_COUNT:
-            self._heap = [place for place in self._heap if place[2].subject is not None]
+        if len(self._heap) > 2 * len(self._entries):
+            self._heap = [place for place in self._heap if place[2][1] is not None]
             heapify(self._heap)
+        self._sweep_at = 2 * len(self._heap) + _SWEEP_COUNT
