@@ -1,7 +1,6 @@
 """`tailnet admin`: changes of the store from outside of a server, which sees them within a second (layer L4)."""
 
 import sys
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -10,8 +9,9 @@ import click
 
 from derp.cli_run import FILE
 from derp.text import error_text, fit_to_show
+from tailnet.cli.admin_store import store_group
 from tailnet.cli.output import console, say_json
-from tailnet.config import load_config
+from tailnet.cli.store_options import store_options, store_url
 from tailnet.errors import SeedError
 from tailnet.store.importing import SeedOutcome, Tally, import_seed
 from tailnet.store.seed import MAX_SEED_BYTES, parse_seed
@@ -25,20 +25,12 @@ def admin() -> None:
     """Change what is in the store."""
 
 
-def _store_options(command: Callable[..., None]) -> Callable[..., None]:
-    options = (
-        click.option("--store", metavar="URL", help="the store; without it the settings' one, as for `tailnet serve`"),
-        click.option("--config", type=FILE, metavar="FILE", help="settings as TOML; TAILNET_CONFIG names it too"),
-        click.option("--json", "as_json", is_flag=True, help="say the outcome as one JSON object"),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
+admin.add_command(store_group)
 
 
 @admin.command("import")
 @click.argument("file", type=FILE)
-@_store_options
+@store_options
 def import_file(file: str, store: str | None, config: str | None, as_json: bool) -> None:
     """Import users and agents from FILE (JSON; - is stdin).
 
@@ -64,7 +56,7 @@ def import_file(file: str, store: str | None, config: str | None, as_json: bool)
 @click.argument("username")
 @click.option("--admin/--no-admin", "is_admin", default=None, help="may see metrics and debug pages from anywhere")
 @click.option("--active/--inactive", default=None, help="an inactive user is signed out everywhere")
-@_store_options
+@store_options
 def user(
     username: str,
     is_admin: bool | None,
@@ -92,7 +84,7 @@ def user(
 
 
 def _open(store: str | None, config: str | None) -> Store:
-    return Store.open(store or load_config(config_file=config).store)
+    return Store.open(store_url(store, config))
 
 
 def _read(file: str) -> bytes:

@@ -57,13 +57,17 @@ class Database:
         self.writer = Writer(self.writing)
 
     @classmethod
-    def open(cls, url: str, *, busy_timeout_seconds: float = BUSY_TIMEOUT_SECONDS) -> Self:
-        """Open, create or migrate the store at `url`.  Raises StoreError, StoreVersionError."""
+    def open(cls, url: str, *, busy_timeout_seconds: float = BUSY_TIMEOUT_SECONDS, migrate: bool = True) -> Self:
+        """Open, create or migrate the store at `url`; without `migrate` it has to be there, and stays as it is.
+
+        Raises StoreError, StoreVersionError.
+        """
         dialect = make_dialect(url, busy_timeout_seconds=busy_timeout_seconds)
-        dialect.prepare()
+        dialect.prepare(create=migrate)
         database = cls(dialect)
         try:
-            database._migrate()
+            if migrate:
+                database._migrate()
         except BaseException:
             database.close()
             raise
@@ -133,6 +137,18 @@ class Database:
         with self.reading() as connection:
             connection.exec_driver_sql("SELECT value FROM counters LIMIT 1").first()
 
+    def schema_revision(self, connection: sa.Connection) -> str | None:
+        """The schema that the store has; None if it has none of ours."""
+        if "alembic_version" not in self.dialect.table_names(connection):
+            return None
+        row = connection.exec_driver_sql("SELECT version_num FROM alembic_version").first()
+        return None if row is None else str(row[0])
+
+    def vacuum(self) -> None:
+        """Give room that deleted rows left back to the disk; writers wait meanwhile.  Raises StoreError."""
+        with self._turn, self._explained():
+            self.dialect.vacuum(self._writers)
+
     @contextmanager
     def _explained(self) -> Iterator[None]:
         try:
@@ -159,14 +175,14 @@ class Database:
 
     def _migrate(self) -> None:
         with self.reading() as connection:
-            if self._revision(connection) == HEAD_REVISION:
+            if self.schema_revision(connection) == HEAD_REVISION:
                 return
         # Again under the write lock: of several processes that start together, one migrates and the others find it
         # done.
         with self.writing() as connection:
             self.dialect.begin_long(connection)
             self.dialect.lock(connection, "migration")
-            revision = self._revision(connection)
+            revision = self.schema_revision(connection)
             if revision == HEAD_REVISION:
                 return
             if revision is None and self.dialect.table_names(connection):
@@ -174,12 +190,6 @@ class Database:
                     f"store {self.shown}: this {self.dialect.name} database belongs to another program: name a new one"
                 )
             self._upgrade(connection, revision)
-
-    def _revision(self, connection: sa.Connection) -> str | None:
-        if "alembic_version" not in self.dialect.table_names(connection):
-            return None
-        row = connection.exec_driver_sql("SELECT version_num FROM alembic_version").first()
-        return None if row is None else str(row[0])
 
     def _upgrade(self, connection: sa.Connection, revision: str | None) -> None:
         # Its own account is that of its plug-ins, which begins with its import; ours is one line.
@@ -198,8 +208,9 @@ class Database:
                 f"store {self.shown}: its schema {revision} is newer than this program's {HEAD_REVISION}: "
                 "start the newer program, or name another store"
             )
+        kept = "" if revision is None else f"; as it was: {self.dialect.keep_copy(connection, revision)}"
         command.upgrade(config, "head")
-        _log.info("= store %s: schema %s, was %s", self.shown, HEAD_REVISION, revision or "empty")
+        _log.info("= store %s: schema %s, was %s%s", self.shown, HEAD_REVISION, revision or "empty", kept)
 
 
 def make_dialect(url: str, *, busy_timeout_seconds: float = BUSY_TIMEOUT_SECONDS) -> Dialect:

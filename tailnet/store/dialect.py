@@ -28,8 +28,8 @@ class Dialect(ABC):
     # --- connecting
 
     @abstractmethod
-    def prepare(self) -> None:
-        """Make what has to be there before the first connection.  Raises StoreError."""
+    def prepare(self, *, create: bool) -> None:
+        """Make what has to be there before the first connection, or insist that it is there.  Raises StoreError."""
 
     @abstractmethod
     def readers(self) -> sa.Engine:
@@ -78,6 +78,35 @@ class Dialect(ABC):
     @abstractmethod
     def byte_length(self, column: sa.ColumnElement[str]) -> sa.ColumnElement[int]:
         """How many bytes a text takes."""
+
+    # --- its keep
+
+    @abstractmethod
+    def keep_copy(self, connection: sa.Connection, revision: str) -> str:
+        """Before a migration, inside its transaction: keep what is there.  Returns where, for the log.
+
+        Raises StoreError when it cannot: then nothing is migrated.
+        """
+
+    @abstractmethod
+    def vacuum(self, writers: sa.Engine) -> None:
+        """Give room that deleted rows left back to the disk."""
+
+    @abstractmethod
+    def go_on_numbering(self, connection: sa.Connection, table: sa.Table) -> None:
+        """After rows were inserted with their numbers: the next ones are higher."""
+
+    @abstractmethod
+    def find_damage(self, connection: sa.Connection) -> Collection[str]:
+        """What is wrong with the files below the tables, a sentence each."""
+
+    @abstractmethod
+    def size_bytes(self, connection: sa.Connection) -> int:
+        """How much of a disk it takes."""
+
+    @abstractmethod
+    def version(self, connection: sa.Connection) -> str:
+        """Of the database's program."""
 
     # --- what it says
 

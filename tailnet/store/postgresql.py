@@ -32,6 +32,9 @@ _KEEPALIVES: Final = {
     "tcp_user_timeout": 15_000,
 }
 
+# Before a migration these are left where they are.
+_NOT_COPIED: Final = frozenset({"agent_logs", "agent_stats"})
+
 _LOCKED: Final = (
     StoreTrouble.LOCKED,
     "somebody else held a lock for too long: look for an open transaction in pg_stat_activity",
@@ -90,7 +93,7 @@ class PostgresqlDialect(Dialect):
         self.driver_errors = (SQLAlchemyError, psycopg.Error)
         self._snapshot = psycopg.IsolationLevel.REPEATABLE_READ
 
-    def prepare(self) -> None:
+    def prepare(self, *, create: bool) -> None:
         """Nothing to do: somebody made the database."""
 
     def readers(self) -> sa.Engine:
@@ -151,6 +154,42 @@ class PostgresqlDialect(Dialect):
     def table_names(self, connection: sa.Connection) -> Collection[str]:
         query = "SELECT tablename FROM pg_catalog.pg_tables WHERE schemaname = current_schema()"
         return connection.exec_driver_sql(query).scalars().all()
+
+    def keep_copy(self, connection: sa.Connection, revision: str) -> str:
+        # A schema beside ours, with all but what agents reported by the million.
+        name = f"tailnet_{revision}"
+        found = sa.text("SELECT count(*) FROM pg_catalog.pg_namespace WHERE nspname LIKE :name || '%'")
+        taken = connection.execute(found, {"name": name}).scalar_one()
+        schema = f"{name}_{taken + 1}" if taken else name
+        connection.exec_driver_sql(f'CREATE SCHEMA "{schema}"')
+        for table in sorted(set(self.table_names(connection)) - _NOT_COPIED):
+            connection.exec_driver_sql(f'CREATE TABLE "{schema}"."{table}" AS TABLE "{table}"')
+        return f"schema {schema} (without {' and '.join(sorted(_NOT_COPIED))})"
+
+    def vacuum(self, writers: sa.Engine) -> None:
+        with writers.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.exec_driver_sql("SET statement_timeout = 0")
+            connection.exec_driver_sql("VACUUM (ANALYZE)")
+            connection.invalidate()  # with its settings
+
+    def go_on_numbering(self, connection: sa.Connection, table: sa.Table) -> None:
+        highest = sa.select(sa.func.coalesce(sa.func.max(table.c.id), 0) + 1).scalar_subquery()
+        sequence = sa.func.pg_get_serial_sequence(table.name, "id")
+        connection.execute(sa.select(sa.func.setval(sequence, highest, False)))
+
+    def find_damage(self, connection: sa.Connection) -> Collection[str]:
+        query = (
+            "SELECT i.indexrelid::regclass::text FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c "
+            "ON c.oid = i.indexrelid WHERE NOT i.indisvalid AND c.relnamespace = current_schema()::regnamespace"
+        )
+        broken = connection.exec_driver_sql(query).scalars()
+        return [f"index {name} is not valid: REINDEX INDEX {name}" for name in broken]
+
+    def size_bytes(self, connection: sa.Connection) -> int:
+        return int(connection.exec_driver_sql("SELECT pg_database_size(current_database())").scalar_one())
+
+    def version(self, connection: sa.Connection) -> str:
+        return str(connection.exec_driver_sql("SHOW server_version").scalar_one())
 
     def explain(self, error: Exception) -> tuple[StoreTrouble, str]:
         cause = getattr(error, "orig", None) or error

@@ -7,8 +7,9 @@ store; dialect.py says what each method is for.
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar, Final
 from urllib.parse import quote
@@ -17,12 +18,12 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import SQLAlchemyError
 
-from derp.text import error_text
 from tailnet.errors import StoreError, StoreTrouble
 from tailnet.store.dialect import Dialect
 from tailnet.store.sqlite_file import (
     LOCK_SUFFIX,
     FileIdentity,
+    create_private,
     has_log,
     identify,
     identify_companions,
@@ -80,8 +81,11 @@ class SqliteDialect(Dialect):
         self._frozen: set[sqlite3.Connection | None] = set()
         self._claim: int | None = None  # the descriptor that holds the lock
 
-    def prepare(self) -> None:
-        _create_private(self.path)
+    def prepare(self, *, create: bool) -> None:
+        if create:
+            create_private(self.path)
+        elif not self.path.exists():
+            raise StoreError(f"store {self.path}: there is no such file", StoreTrouble.UNREACHABLE)
         self._file = identify(self.path)
 
     def look(self) -> None:
@@ -201,6 +205,55 @@ class SqliteDialect(Dialect):
     def table_names(self, connection: sa.Connection) -> Collection[str]:
         return connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'table'").scalars().all()
 
+    def copy_to(self, path: Path) -> None:
+        """Copy the store as it is at this moment into an empty file, and read that once.  Raises StoreError."""
+        # By a connection of its own: a copy takes seconds, in one read transaction that keeps nobody from writing.
+        try:
+            with closing(self._connect(str(self.path))) as source, closing(sqlite3.connect(path)) as target:
+                source.backup(target)
+                # One file, with no log beside it.
+                target.execute("PRAGMA journal_mode = DELETE")
+                found = target.execute("PRAGMA quick_check").fetchone()[0]
+        except sqlite3.Error as error:
+            trouble, advice = self.explain(error)
+            raise StoreError(f"{path}: the copy of {self.path} failed: {advice}", trouble) from error
+        if found != "ok":
+            raise StoreError(f"{path}: the copy of {self.path} is damaged: {found}", StoreTrouble.DAMAGED)
+
+    def keep_copy(self, connection: sa.Connection, revision: str) -> str:
+        path = next(path for path in _copies(self.path, revision) if not path.exists())
+        create_private(path)
+        try:
+            self.copy_to(path)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        return str(path)
+
+    def vacuum(self, writers: sa.Engine) -> None:
+        with closing(writers.raw_connection()) as connection:
+            cursor = connection.cursor()
+            cursor.execute("VACUUM")
+            cursor.execute("PRAGMA optimize")
+            cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+
+    def go_on_numbering(self, connection: sa.Connection, table: sa.Table) -> None:
+        """Nothing to do: SQLite counts on from the highest number that a row had."""
+
+    def find_damage(self, connection: sa.Connection) -> Collection[str]:
+        found = connection.exec_driver_sql("PRAGMA integrity_check(20)").scalars().all()
+        problems = [f"damaged: {line}" for line in found if line != "ok"]
+        astray = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
+        return problems + [f"row {row[1]} of {row[0]} belongs to a row of {row[2]} that is not there" for row in astray]
+
+    def size_bytes(self, connection: sa.Connection) -> int:
+        # With its log, which grows to some megabytes and is folded into the file now and then.
+        companions = (self.path.with_name(self.path.name + suffix) for suffix in ("", "-wal"))
+        return sum(each.stat().st_size for each in companions if each.exists())
+
+    def version(self, connection: sa.Connection) -> str:
+        return sqlite3.sqlite_version
+
     def explain(self, error: Exception) -> tuple[StoreTrouble, str]:
         cause = getattr(error, "orig", None) or error
         said = str(cause)
@@ -212,17 +265,10 @@ class SqliteDialect(Dialect):
         return StoreTrouble.UNFIT if unfit else StoreTrouble.OTHER, said
 
 
-def _create_private(path: Path) -> None:
-    # SQLite would create the file with the umask's rights.  It holds signing keys, so only its owner may read it; the
-    # log and index files beside it inherit the mode.
-    try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-    except FileExistsError:
-        return
-    except FileNotFoundError:
-        raise StoreError(f"store {path}: the folder {path.parent} does not exist: create it") from None
-    except OSError as error:
-        raise StoreError(f"store {path}: cannot create the file: {error_text(error)}") from None
+def _copies(path: Path, revision: str) -> Iterator[Path]:
+    yield path.with_name(f"{path.name}.schema-{revision}")
+    for number in count(2):
+        yield path.with_name(f"{path.name}.schema-{revision}.{number}")
 
 
 def _begin_reading(connection: sa.Connection) -> None:

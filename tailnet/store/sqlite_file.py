@@ -10,6 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from derp.text import error_text
+from tailnet.errors import StoreError
+
 # Beside the store, empty: the server that uses it holds a lock on it.  Not on the store itself: to close any descriptor
 # of that file would drop the locks that SQLite holds on it.
 LOCK_SUFFIX: Final = "-server"
@@ -17,6 +20,19 @@ LOCK_SUFFIX: Final = "-server"
 _COMPANIONS: Final = ("-wal", "-shm")
 
 FileIdentity = tuple[int, int]  # device and inode
+
+
+def create_private(path: Path) -> None:
+    """Make a file for its owner alone, unless there is one.  Raises StoreError."""
+    # SQLite would create it with the umask's rights.  It holds signing keys; the log and its index inherit the mode.
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:
+        return
+    except FileNotFoundError:
+        raise StoreError(f"store {path}: the folder {path.parent} does not exist: create it") from None
+    except OSError as error:
+        raise StoreError(f"store {path}: cannot create the file: {error_text(error)}") from None
 
 
 def identify(path: Path) -> FileIdentity | None:

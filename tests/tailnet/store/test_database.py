@@ -1,14 +1,20 @@
 """Opening, migrating, transactions: what every kind of store does alike, and the sentences for the operator."""
 
+import logging
 import threading
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 import trio
+from alembic import command
+from alembic.config import Config
 
+import tailnet.store.migrations
 from tailnet.errors import StoreError, StoreTrouble, StoreVersionError
 from tailnet.store.database import Database
 from tailnet.store.schema import HEAD_REVISION, counters
+from tests.support.disks import full_disk
 
 
 def revision(database: Database) -> str:
@@ -150,3 +156,74 @@ async def test_work_with_arguments_and_errors_of_its_own(store_url: str) -> None
     with pytest.raises(ZeroDivisionError):
         await database.run(divmod, 7, 0)
     database.close()
+
+
+def test_a_vacuum_gives_room_back_and_keeps_the_rest(store_url: str) -> None:
+    database = Database.open(store_url)
+    with database.writing() as connection:
+        many = [{"name": f"{number:0>1000}", "value": 0} for number in range(3_000)]
+        connection.execute(counters.insert(), many)
+    with database.writing() as connection:
+        connection.execute(counters.delete().where(counters.c.name != "callers"))
+    database.vacuum()
+    with database.reading() as connection:
+        assert names(connection) == ["callers"]
+        if database.dialect.name == "SQLite":
+            assert database.dialect.size_bytes(connection) < 1_000_000
+    add(database, "after")
+    database.close()
+
+
+def test_an_older_schema_is_migrated_with_a_copy_of_what_was_there(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = sa.create_engine(store_url)
+    config = Config()
+    config.set_main_option("script_location", str(Path(tailnet.store.migrations.__file__).parent))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0002")
+        connection.execute(counters.insert().values(name="from before", value=7))
+    engine.dispose()
+    with caplog.at_level(logging.INFO):
+        database = Database.open(store_url)
+    assert revision(database) == HEAD_REVISION
+    [line] = [record.getMessage() for record in caplog.records if "as it was" in record.getMessage()]
+    assert f"schema {HEAD_REVISION}, was 0002" in line
+    if database.dialect.name == "SQLite":
+        copy = f"{database.shown}.schema-0002"
+        assert copy in line
+        assert Path(copy).stat().st_mode & 0o777 == 0o600
+        kept = Database.open(f"sqlite:///{copy}", migrate=False)
+        assert revision(kept) == "0002"
+        with kept.reading() as connection:
+            assert "from before" in names(connection)
+        kept.close()
+    else:
+        assert "schema tailnet_0002" in line
+        with database.reading() as connection:
+            rows = connection.exec_driver_sql('SELECT name FROM "tailnet_0002".counters').scalars().all()
+        assert "from before" in rows
+    database.close()
+
+
+@pytest.mark.stores("sqlite")
+def test_without_room_for_the_copy_nothing_is_migrated(store_url: str, tmp_path: Path) -> None:
+    engine = sa.create_engine(store_url)
+    config = Config()
+    config.set_main_option("script_location", str(Path(tailnet.store.migrations.__file__).parent))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0002")
+    engine.dispose()
+    copies = [tmp_path / "tailnet.db.schema-0002", tmp_path / "tailnet.db.schema-0002.2"]
+    copies[0].write_text("of an earlier try")
+    with full_disk(), pytest.raises(StoreError):
+        Database.open(store_url)
+    assert [copy.exists() for copy in copies] == [True, False]
+    database = Database.open(store_url, migrate=False)
+    assert revision(database) == "0002"
+    database.close()
+    Database.open(store_url).close()
+    assert copies[0].read_text() == "of an earlier try"
+    assert copies[1].stat().st_size > 10_000
