@@ -152,10 +152,11 @@ async def workspace_agent(services: ServicesOf, agent: ReadableAgent) -> Workspa
     view = await services.agents.describe(agent.id)
     if view is None:
         raise refusals.agent_not_found()
-    return _body(view)
+    return agent_body(view)
 
 
-def _body(view: AgentView) -> WorkspaceAgent:
+def agent_body(view: AgentView) -> WorkspaceAgent:
+    """An agent as the API shows it."""
     row = view.agent
     return WorkspaceAgent(
         id=row.id.uuid,

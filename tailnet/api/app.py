@@ -20,6 +20,7 @@ from tailnet.api import (
     agent_manifest,
     agent_reports,
     agents,
+    buildinfo,
     connection,
     debug,
     derp_map,
@@ -29,6 +30,8 @@ from tailnet.api import (
     logs,
     metadata,
     operators,
+    users,
+    workspaces,
 )
 from tailnet.api.answers import GoJsonResponse, Refusal, refusal_response
 from tailnet.api.guards import Services
@@ -55,7 +58,8 @@ def create_app(services: Services) -> FastAPI:
     app.state.services = services
     # An agent's own resource after those whose fixed name could be taken for its id.
     of_agents = connection, agent_reports, agent_manifest, agents, logs, metadata
-    for resource in (home, *of_agents, derp_map, health, debug, operators, docs):
+    of_users = buildinfo, users, workspaces
+    for resource in (home, *of_agents, *of_users, derp_map, health, debug, operators, docs):
         app.include_router(resource.router, responses={"4XX": {"model": Refusal}, "5XX": {"model": Refusal}})
     app.add_exception_handler(Refused, _answer_refused)
     app.add_exception_handler(StoreError, _answer_store)

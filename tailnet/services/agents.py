@@ -28,6 +28,8 @@ from tailnet.store.rows import (
     RunStatus,
     Script,
     ScriptRun,
+    UserTimes,
+    WorkspaceRow,
 )
 from tailnet.store.store import Store
 from tailnet.types import PeerID
@@ -155,6 +157,14 @@ class AgentHistory:
     connections: Sequence[ConnectionReport]
 
 
+@dataclass(frozen=True, slots=True)
+class WorkspaceView:
+    """A workspace with its agents, in the order of their names."""
+
+    row: WorkspaceRow
+    agents: Sequence[AgentView]
+
+
 class Nodes(Protocol):
     """Where an agent's last node is: services/inspection.py."""
 
@@ -196,6 +206,33 @@ class Agents:
         """The same, with the sessions that it reported."""
         latencies = measured_latencies(self._nodes.node(agent_id), self._derp_map())
         return await self._store.run(self._read_history, agent_id, latencies, self._is_here(agent_id))
+
+    async def user_times(self, user_id: UUID) -> UserTimes | None:
+        """When a user was made, and changed last."""
+        return await self._store.run(self._store.callers.user_times, user_id)
+
+    async def list_workspaces(self, owner_id: UUID) -> Sequence[WorkspaceRow]:
+        """All workspaces of an owner, by name."""
+        return await self._store.run(self._store.callers.list_workspaces, owner_id)
+
+    async def describe_workspaces(self, rows: Sequence[WorkspaceRow]) -> Sequence[WorkspaceView]:
+        """Everything that is known of these, in one look at the store.  Agents that are gone meanwhile are left out."""
+        derp_map = self._derp_map()
+        live = {
+            agent.id: (measured_latencies(self._nodes.node(agent.id), derp_map), self._is_here(agent.id))
+            for row in rows
+            for agent in row.agents
+        }
+        return await self._store.run(self._read_workspaces, rows, live)
+
+    def _read_workspaces(
+        self, rows: Sequence[WorkspaceRow], live: Mapping[PeerID, tuple[Mapping[str, Latency], bool]]
+    ) -> Sequence[WorkspaceView]:
+        with self._store.reading():
+            found = {agent_id: self._read(agent_id, *of_agent) for agent_id, of_agent in live.items()}
+        return [
+            WorkspaceView(row, [view for each in row.agents if (view := found[each.id]) is not None]) for row in rows
+        ]
 
     def _read_history(self, agent_id: PeerID, latencies: Mapping[str, Latency], is_here: bool) -> AgentHistory | None:
         with self._store.reading():

@@ -21,6 +21,7 @@ from tailnet.store.rows import (
     CallerKey,
     LifecycleState,
     UserIdentity,
+    UserTimes,
     UserToken,
     WorkspaceRow,
     WorkspaceStatus,
@@ -128,6 +129,12 @@ class CallerTables(Part):
         return _user(connection, users.c.id == user_id)
 
     @reads
+    def user_times(self, connection: sa.Connection, user_id: UUID) -> UserTimes | None:
+        query = sa.select(users.c.created_at, users.c.updated_at).where(users.c.id == user_id)
+        row = connection.execute(query).first()
+        return None if row is None else UserTimes(*row)
+
+    @reads
     def find_user(self, connection: sa.Connection, username: str) -> UserIdentity | None:
         return _user(connection, users.c.username == username)
 
@@ -150,14 +157,17 @@ class CallerTables(Part):
             query.where(workspaces.c.owner_id == owner_id).order_by(agents.c.name, agents.c.id)
         ):
             of_workspace.setdefault(row.workspace_id, []).append(_agent(row))
+        table = workspaces.c
         rows = connection.execute(
-            sa.select(workspaces.c.id, workspaces.c.owner_id, workspaces.c.name, workspaces.c.status)
-            .where(workspaces.c.owner_id == owner_id)
-            .order_by(workspaces.c.name, workspaces.c.id)
+            sa.select(table.id, table.owner_id, table.name, table.status, table.created_at, table.updated_at)
+            .where(table.owner_id == owner_id)
+            .order_by(table.name, table.id)
         )
         return [
-            WorkspaceRow(row.id, row.owner_id, row.name, WorkspaceStatus(row.status), of_workspace.get(row.id, ()))
-            for row in rows
+            WorkspaceRow(
+                ident, owner, name, WorkspaceStatus(status), of_workspace.get(ident, ()), created_at, updated_at
+            )
+            for ident, owner, name, status, created_at, updated_at in rows
         ]
 
     @writes

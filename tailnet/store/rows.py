@@ -78,6 +78,14 @@ class UserIdentity:
 
 
 @dataclass(frozen=True, slots=True)
+class UserTimes:
+    """When a user was made, and changed last."""
+
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class UserToken:
     """A stored session token: its secret only as a digest."""
 
@@ -144,6 +152,8 @@ class WorkspaceRow:
     name: str
     status: WorkspaceStatus
     agents: Sequence[AgentRow]
+    created_at: datetime
+    updated_at: datetime
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,8 +43,6 @@ LATER = {
     "GET /workspaceagents/me/gitauth": "its route is not here yet",
     "GET /workspaceagents/me/gitsshkey": "its route is not here yet",
     "GET /debug/{user}/debug-link": "its route is not here yet",
-    "GET /workspaceagents/{workspaceagent}/watch-metadata": "its route is not here yet",
-    "GET /workspaceagents/{workspaceagent}/watch-metadata-ws": "its route is not here yet",
 }
 
 # What a document says and the reference does not do, or what only other documents say: why.
