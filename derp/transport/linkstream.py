@@ -85,23 +85,19 @@ class LinkStream(trio.abc.Stream):
             raise trio.BusyResourceError("another task is receiving from this stream")
         self._is_receiving = True
         try:
-            return await self._receive(max_bytes)
-        finally:
-            self._is_receiving = False
-
-    async def _receive(self, max_bytes: int | None) -> bytes:
-        await trio.lowlevel.checkpoint()  # also when bytes lie here: a reader of many may not keep others waiting
-        self._check_open()
-        while not self._received:
-            try:
+            await trio.lowlevel.checkpoint()  # also when bytes lie here: a reader of many may not keep others waiting
+            self._check_open()
+            while not self._received:
                 if self._link.ending is None:
                     await trio.lowlevel.wait_readable(self._link.fd)
                 self._receive_now()
-            except WireEnded as error:
-                self._check_open()
-                if error.reason is CloseReason.CLOSED_BY_PEER:
-                    return b""
-                raise trio.BrokenResourceError(str(error)) from error
+        except WireEnded as error:
+            self._check_open()
+            if error.reason is CloseReason.CLOSED_BY_PEER:
+                return b""
+            raise trio.BrokenResourceError(str(error)) from error
+        finally:
+            self._is_receiving = False
         data = bytes(self._received[:max_bytes])
         # An empty rest would still hold what it is a slice of.
         self._received = self._received[len(data) :] or _NOTHING
