@@ -174,3 +174,17 @@ async def test_so_many_agents_are_remembered(world: World, monkeypatch: pytest.M
         remembered.put(peer_id(agent), number)
     assert [remembered.get(peer_id(agent)) for agent in ("a", "b", "c")] == [None, 1, 2]
     assert (remembered.pop(peer_id("b")), remembered.pop(peer_id("b"))) == (1, None)
+
+
+async def test_followers_are_told_when_the_store_has_it(store: Store) -> None:
+    fill(store, defined_document())
+    told: list[object] = []
+    outbox = Outbox(store)
+    reports = AgentReports(store, outbox, logs_written=told.append, metadata_written=told.append)
+    reports.note_logs(LogBatch(MAIN, EXTERNAL_LOG_SOURCE, [(3, "a")], NOW))
+    assert told == [], "nobody could read it yet"
+    await outbox.flush()
+    assert told == [{MAIN}]
+    reports.note_metadata([MetadataValue(GPU, "cpu", "1", "", NOW), MetadataValue(GPU, "disk", "2", "", NOW)])
+    await outbox.flush()
+    assert told == [{MAIN}, {GPU}]
