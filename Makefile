@@ -44,7 +44,7 @@ poll: $(READY)
 lowest: $(READY)
 	$(call step,'lowest: the cores on the oldest libraries that pyproject.toml allows')
 	@.venv/bin/uv venv --quiet --clear --python $(PYTHON) .venv/lowest
-	@.venv/bin/uv pip compile --quiet --resolution lowest-direct pyproject.toml -o .venv/lowest.txt
+	@.venv/bin/uv pip compile --quiet --resolution lowest-direct --extra postgresql pyproject.toml -o .venv/lowest.txt
 	@.venv/bin/uv pip install --quiet --python .venv/lowest/bin/python -r .venv/lowest.txt pytest pytest-trio hypothesis
 	@.venv/lowest/bin/python -m pytest -q -p no:cacheprovider $(CORES)
 bench: $(READY)

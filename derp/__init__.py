@@ -6,7 +6,7 @@ first asked for: a relay that starts reads only what it serves with, and clients
 """
 
 from importlib import import_module
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
 # The name here -> the file it lives in and its name there.
@@ -30,7 +30,10 @@ _PLACES: Final = {
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return version("tailnet-derp")
+        try:
+            return version("tailnet-derp")
+        except PackageNotFoundError:
+            return "0+unknown"  # a source tree that was never installed
     if name not in _PLACES:
         raise AttributeError(f"module 'derp' has no attribute {name!r}")
     module, attribute = _PLACES[name]

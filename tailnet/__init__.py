@@ -5,7 +5,7 @@ The names are loaded when they are first asked for.  Types: __init__.pyi.
 """
 
 from importlib import import_module
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
 # The name here -> the file it lives in and its name there.
@@ -26,7 +26,10 @@ _PLACES: Final = {
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return version("tailnet-derp")
+        try:
+            return version("tailnet-derp")
+        except PackageNotFoundError:
+            return "0+unknown"  # a source tree that was never installed
     if name not in _PLACES:
         raise AttributeError(f"module 'tailnet' has no attribute {name!r}")
     module, attribute = _PLACES[name]
