@@ -9,7 +9,6 @@ Sessions are in derp/server/ and tailnet/; sockets in links.py; what other hosts
 import logging
 import time
 from collections.abc import Callable
-from math import inf
 from typing import Final
 
 import trio
@@ -90,7 +89,7 @@ class Reactor(HostCore):
 
     def call_at(self, when: float, call: Callable[[], None]) -> Timer:
         """Call once when `now` has reached `when`, a millisecond late at most while nothing else is to do."""
-        if when < self.timers.next_at():
+        if when < self.timers.next_at:
             self._sooner.set()
         return super().call_at(when, call)
 
@@ -144,7 +143,7 @@ class Reactor(HostCore):
         """Timers of somebody whose waiting trio does."""
         while True:
             self._sooner = trio.Event()
-            with trio.move_on_after(self.timers.next_at() - self._clock()):
+            with trio.move_on_after(self.timers.next_at - self._clock()):
                 await self._sooner.wait()
             self.tick()
             self.run_timers()
@@ -168,9 +167,9 @@ class Reactor(HostCore):
                 if wait <= 0:
                     self.serve_ready()
                     break
-                call_at = self.timers.next_at()
-                if call_at < inf:
-                    wait = min(wait, max(call_at - self._clock(), 0.0))
+                # By the time of the last batch, which is moments ago: the clock is read only where it may matter.
+                if self.timers.next_at - self.now < wait:
+                    wait = min(wait, max(self.timers.next_at - self._clock(), 0.0))
                 if not self.serve_ready(wait) or self._is_trio_ready:
                     break
 
@@ -179,7 +178,7 @@ class Reactor(HostCore):
         up to `wait_seconds`."""
         events = self._wait(wait_seconds, _MAX_EVENTS)
         self.now = self._clock()
-        if self.timers.next_at() <= self.now:
+        if self.timers.next_at <= self.now:
             self.run_timers()
         if not events:
             return 0

@@ -1,6 +1,6 @@
 """Calls at a time, for whoever drives timed cores: a heap that knows its next moment.  Layer L2; has no clock itself.
 
-A host asks `next_at` before it waits and calls `run_due` after.
+A host looks at `next_at` before it waits and calls `run_due` after.
 """
 
 import heapq
@@ -41,6 +41,10 @@ class Timers:
         self._heap: list[tuple[float, int, Timer]] = []
         self._number = 0  # equal times: in the order of asking
         self._cancelled_count = 0
+        self.next_at = inf
+        """When `run_due` has something to do, at the earliest; inf when nothing waits.
+
+        Each packet that comes alone asks twice, so it is no method."""
 
     def __len__(self) -> int:
         return len(self._heap) - self._cancelled_count
@@ -50,11 +54,9 @@ class Timers:
         timer = Timer(self, when, call)
         self._number += 1
         heapq.heappush(self._heap, (when, self._number, timer))
+        if when < self.next_at:
+            self.next_at = when
         return timer
-
-    def next_at(self) -> float:
-        """When `run_due` has something to do, at the earliest; inf when nothing waits."""
-        return self._heap[0][0] if self._heap else inf
 
     def run_due(self, now: float) -> bool:
         """Call what is due, each once; return whether there was anything.
@@ -64,15 +66,18 @@ class Timers:
         """
         heap = self._heap
         was_called = False
-        for _ in range(len(heap)):
-            if not heap or heap[0][0] > now:
-                break
-            call = heapq.heappop(heap)[2]._take()
-            if call is None:
-                self._cancelled_count -= 1
-            else:
-                was_called = True
-                call()
+        try:
+            for _ in range(len(heap)):
+                if not heap or heap[0][0] > now:
+                    break
+                call = heapq.heappop(heap)[2]._take()
+                if call is None:
+                    self._cancelled_count -= 1
+                else:
+                    was_called = True
+                    call()
+        finally:
+            self.next_at = heap[0][0] if heap else inf
         return was_called
 
     def note_cancelled(self) -> None:
@@ -82,3 +87,4 @@ class Timers:
             self._heap[:] = [entry for entry in self._heap if entry[2]._call is not None]
             heapq.heapify(self._heap)
             self._cancelled_count = 0
+            self.next_at = self._heap[0][0] if self._heap else inf

@@ -30,7 +30,7 @@ class Owner:
 
     def run_until(self, time: float) -> None:
         """As the reactor does: wait for the next timer, and serve."""
-        while (at := self.host.timers.next_at()) <= time:
+        while (at := self.host.timers.next_at) <= time:
             self.time = at
             self.host.serve_ready()
         self.time = time

@@ -12,14 +12,14 @@ def test_calls_come_in_the_order_of_their_times_and_then_of_asking() -> None:
     timers.call_at(3.0, lambda: called.append("three"))
     timers.call_at(1.0, lambda: called.append("one"))
     timers.call_at(1.0, lambda: called.append("one again"))
-    assert timers.next_at() == 1.0
+    assert timers.next_at == 1.0
     assert not timers.run_due(0.9)
     assert timers.run_due(1.0)
     assert called == ["one", "one again"]
-    assert timers.next_at() == 3.0
+    assert timers.next_at == 3.0
     assert timers.run_due(100.0)
     assert called[2:] == ["three"]
-    assert timers.next_at() == math.inf
+    assert timers.next_at == math.inf
     assert not timers.run_due(1000.0)
 
 
@@ -59,7 +59,7 @@ def test_a_call_that_asks_again_at_once_does_not_hold_everybody_up() -> None:
     timers.call_at(0.0, again)
     assert timers.run_due(0.0)
     assert count[0] == 2
-    assert timers.next_at() == 0.0
+    assert timers.next_at == 0.0
 
 
 def test_what_a_call_raises_leaves_the_others_due() -> None:
