@@ -205,7 +205,7 @@ def build_info(product: str) -> Metric:
     versions = {
         "version": __version__,
         "python": ".".join(map(str, sys.version_info[:3])),
-        "openssl": ".".join(map(str, ssl.OPENSSL_VERSION_INFO[:3])),
+        "openssl": ssl.OPENSSL_VERSION.split()[1],
     }
     family = GaugeMetricFamily(f"{product}_build_info", "What is running here.", labels=list(versions))
     family.add_metric(list(versions.values()), 1)

@@ -226,11 +226,10 @@ def _state(relay: Relay) -> Html:
 def _numbers(relay: Relay) -> Html:
     router, counters = relay.router, relay.router.counters
     python = ".".join(map(str, sys.version_info[:3]))
-    openssl = ".".join(map(str, ssl.OPENSSL_VERSION_INFO[:3]))
     return markup.facts(
         (
             ("key", markup.code(f"nodekey:{router.own_key.hex()}")),
-            ("version", f"{__version__}, Python {python}, OpenSSL {openssl}, trio {version('trio')}"),
+            ("version", f"{__version__}, Python {python}, {ssl.OPENSSL_VERSION}, trio {version('trio')}"),
             ("up", span(relay.host.now - relay.started_at)),
             ("connections", f"{len(router.clients):,}"),
             ("keys with several", f"{router.duplicate_keys:,}"),

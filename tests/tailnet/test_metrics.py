@@ -84,7 +84,7 @@ def samples(text: str) -> dict[str, float]:
 
 
 def build_row(product: str) -> str:
-    versions = (__version__, platform.python_version(), ".".join(map(str, ssl.OPENSSL_VERSION_INFO[:3])))
+    versions = (__version__, platform.python_version(), ssl.OPENSSL_VERSION.split()[1])
     labels = dict(zip(("version", "python", "openssl"), versions, strict=True))
     return f"{product}_build_info" + "".join(f"{{{labels[name]}}}" for name in sorted(labels))
 
