@@ -24,6 +24,8 @@ PATIENCE_SECONDS = 10.0  # a hang guard
 @pytest.fixture(autouse=True)
 def _as_before() -> Iterator[None]:
     root, hook, crash = logging.getLogger(), sys.unraisablehook, sys.excepthook
+    facts = ("logThreads", "logProcesses", "logMultiprocessing", "_srcfile")
+    found = {name: getattr(logging, name) for name in facts}
     handlers, level = root.handlers[:], root.level
     root.handlers = []  # else force=True would close those of the test runner
     try:
@@ -32,6 +34,8 @@ def _as_before() -> Iterator[None]:
         logging.captureWarnings(False)
         root.handlers, sys.unraisablehook, sys.excepthook = handlers, hook, crash
         root.setLevel(level)
+        for name, value in found.items():
+            setattr(logging, name, value)
         logging.getLogger("httpx").setLevel(logging.NOTSET)
 
 
@@ -154,7 +158,7 @@ def test_a_line_that_does_not_fit_its_arguments_is_told() -> None:
     logging.getLogger("derp").error("%d", "no number")
     text = written(stream)
     assert "a log line cannot be shown" in text
-    assert "test_log.py" in text
+    assert "'%d' with 1 arguments" in text
     assert "TypeError" in text
 
 
