@@ -56,43 +56,44 @@ _U32: Final = (1 << 32) - 1
 class _Connection:
     """What both sides share: the session below, time, and sending in a call."""
 
-    __slots__ = ("_session",)
+    __slots__ = ("session",)
 
     def __init__(self, *, server: bool, now: float, limits: SessionLimits) -> None:
-        self._session = YamuxSession(server=server, now=now, limits=limits)
+        self.session = YamuxSession(server=server, now=now, limits=limits)
+        """The streams below: for whoever counts what waits; all else goes through this class."""
 
     def _stream(self, call_id: int) -> ServerStream | ClientStream | None:
         raise NotImplementedError
 
     def data_to_send(self) -> list[Buffer]:
         """The pieces for the transport, in order; taking them is final."""
-        return self._session.data_to_send()
+        return self.session.data_to_send()
 
     @property
     def has_output(self) -> bool:
         """Whether data_to_send would give anything."""
-        return self._session.has_output
+        return self.session.has_output
 
     def next_timeout(self) -> float | None:
         """When to call handle_timeout; None once the connection is dead."""
-        return self._session.next_timeout()
+        return self.session.next_timeout()
 
     def ping(self, opaque: int) -> None:
         """Ask for a PONG, beyond the pings that keep the session alive."""
-        self._session.ping(opaque)
+        self.session.ping(opaque)
 
     def go_away(self, code: GoAwayCode = GoAwayCode.NORMAL) -> None:
         """Take no new calls; those in hand go on."""
-        self._session.go_away(code)
+        self.session.go_away(code)
 
     @property
     def waiting_bytes(self) -> int:
         """What waits for the peer to read, of all calls."""
-        return self._session.waiting_bytes
+        return self.session.waiting_bytes
 
     def unsent_bytes(self, call_id: int) -> int:
         """How much of this call waits for the peer to read."""
-        return self._session.unsent_bytes(call_id & _U32)
+        return self.session.unsent_bytes_of(call_id & _U32)
 
     def send_message(self, call_id: int, payload: bytes) -> bool:
         """Send one encoded message; `payload` is kept by reference, so many calls may share it.
@@ -104,13 +105,13 @@ class _Connection:
         if call is None or not call.may_send:
             return True
         if len(payload) <= SPLIT_BYTES:
-            return self._session.send_data(call_id & _U32, (call.message_head(len(payload)), payload))
-        return self._session.send_data(call_id & _U32, call.send_message(payload))
+            return self.session.send_data(call_id & _U32, (call.message_head(len(payload)), payload))
+        return self.session.send_data(call_id & _U32, call.send_message(payload))
 
     def _send_last(self, call_id: int, pieces: list[Buffer]) -> None:
         # Behind a full queue the last word would never be read: drop the stream instead.
         stream_id = call_id & _U32
-        if not self._session.send_data(stream_id, pieces):
+        if not self.session.send_data(stream_id, pieces):
             self._drop(stream_id)
 
     def _drop(self, stream_id: int) -> None:
@@ -159,7 +160,7 @@ class ServerConnection(_Connection, Generic[T]):
         events: list[Event] = []
         calls = self._calls
         count = 0
-        for kind, stream_id, value in self._session.receive_data(data):
+        for kind, stream_id, value in self.session.receive_data(data):
             if kind is not _STREAM_DATA:
                 self._receive_session_event(kind, stream_id, value, events)
                 continue
@@ -199,12 +200,12 @@ class ServerConnection(_Connection, Generic[T]):
     def _end_flood(self, reason: str, events: list[Event]) -> None:
         # What came before may have ended calls; of the rest nobody needs to hear.
         self._unheard = [event for event in events if event[0] is _ENDED]
-        self._session.fail_for_flood(reason)
+        self.session.fail_for_flood(reason)
 
     def receive_eof(self) -> list[Event]:
         """The transport ended, or the session did by a fault: so do the calls.  A second time there are none."""
         events, self._unheard = self._unheard, []
-        self._session.receive_eof()
+        self.session.receive_eof()
         self.held_bytes = 0
         for stream_id in tuple(self._calls):
             self._receive_session_event(SessionEvent.RESET, stream_id, None, events)
@@ -213,10 +214,10 @@ class ServerConnection(_Connection, Generic[T]):
     def handle_timeout(self, now: float) -> list[Event]:
         """Keep the session alive and drop streams without a call.  Raises PeerSilent when the client is dead."""
         events: list[Event] = []
-        at = self._session.next_timeout()
+        at = self.session.next_timeout()
         if at is not None and now < at:
             return events
-        for kind, stream_id, value in self._session.handle_timeout(now):
+        for kind, stream_id, value in self.session.handle_timeout(now):
             self._receive_session_event(kind, stream_id, value, events)
         if now >= self._refill_at:
             self._messages = int(MAX_MESSAGES * max((now - self._refill_at) / BUDGET_SECONDS, 1.0))
@@ -269,7 +270,7 @@ class ServerConnection(_Connection, Generic[T]):
         return call.send_close() if call.may_receive else call.send_close_send()
 
     def _drop(self, stream_id: int) -> None:
-        self._session.reset_stream(stream_id)
+        self.session.reset_stream(stream_id)
         self._calls.pop(stream_id, None)
         if self.held_bytes:
             self._count_held()
@@ -296,10 +297,10 @@ class ServerConnection(_Connection, Generic[T]):
                 events.append((_ENDED, call.call_id, "cancelled"))
             if kind is SessionEvent.ENDED:
                 # Answers that still wait have no reader any more.
-                if self._session.unsent_bytes(stream_id):
-                    self._session.reset_stream(stream_id)
+                if self.session.unsent_bytes_of(stream_id):
+                    self.session.reset_stream(stream_id)
                 else:
-                    self._session.close_stream(stream_id)
+                    self.session.close_stream(stream_id)
 
     def _receive_invoke(self, call: _ServedCall, path: str, events: list[Event]) -> str:
         """A call begins; returns its path if this door does not answer it."""
@@ -322,7 +323,7 @@ class ServerConnection(_Connection, Generic[T]):
         self._count_held()
         if self.held_bytes > MAX_HELD_BYTES:
             self._unheard = events
-            self._session.fail(f"{self.held_bytes} bytes of unfinished messages, limit {MAX_HELD_BYTES}")
+            self.session.fail(f"{self.held_bytes} bytes of unfinished messages, limit {MAX_HELD_BYTES}")
 
     def _count_held(self) -> None:
         self.held_bytes = sum(call.held_bytes for call in self._calls.values())
@@ -347,17 +348,17 @@ class ClientConnection(_Connection):
 
     def call(self, path: str, payload: bytes, metadata: dict[str, str] | None = None) -> int:
         """Call an RPC that takes one request (unary or server stream); returns the call's id."""
-        call, call_id = ClientStream(), self._session.open_stream()
+        call, call_id = ClientStream(), self.session.open_stream()
         self._calls[call_id] = call
         pieces = [call.invoke(path, metadata), *call.send_message(payload), call.send_close_send()]
-        self._session.send_data(call_id, pieces)
+        self.session.send_data(call_id, pieces)
         return call_id
 
     def open_call(self, path: str, metadata: dict[str, str] | None = None) -> int:
         """Call an RPC that takes any number of requests: go on with `send_message`."""
-        call, call_id = ClientStream(), self._session.open_stream()
+        call, call_id = ClientStream(), self.session.open_stream()
         self._calls[call_id] = call
-        self._session.send_data(call_id, [call.invoke(path, metadata)])
+        self.session.send_data(call_id, [call.invoke(path, metadata)])
         return call_id
 
     def close_send(self, call_id: int) -> None:
@@ -385,7 +386,7 @@ class ClientConnection(_Connection):
     def receive_data(self, data: Buffer) -> list[Event]:
         """Take bytes off the transport, however cut; return what the server did."""
         events: list[Event] = []
-        for kind, stream_id, value in self._session.receive_data(data):
+        for kind, stream_id, value in self.session.receive_data(data):
             if kind is not _STREAM_DATA:
                 self._receive_session_event(kind, stream_id, value, events)
                 continue
@@ -408,7 +409,7 @@ class ClientConnection(_Connection):
     def receive_eof(self) -> list[Event]:
         """The transport ended, or the session did by a fault: so do the calls.  A second time there are none."""
         events: list[Event] = []
-        self._session.receive_eof()
+        self.session.receive_eof()
         for stream_id in tuple(self._calls):
             self._receive_session_event(SessionEvent.RESET, stream_id, None, events)
         return events
@@ -416,21 +417,21 @@ class ClientConnection(_Connection):
     def handle_timeout(self, now: float) -> list[Event]:
         """Keep the session alive.  Raises PeerSilent when the server is dead."""
         events: list[Event] = []
-        for kind, stream_id, value in self._session.handle_timeout(now):
+        for kind, stream_id, value in self.session.handle_timeout(now):
             self._receive_session_event(kind, stream_id, value, events)
         return events
 
     def _finish(self, call_id: int) -> None:
         if self._calls.pop(call_id, None) is not None:
-            self._session.close_stream(call_id)
+            self.session.close_stream(call_id)
 
     def _drop(self, stream_id: int) -> None:
-        self._session.reset_stream(stream_id)
+        self.session.reset_stream(stream_id)
         self._calls.pop(stream_id, None)
 
     def _receive_session_event(self, kind: SessionEvent, stream_id: int, value: Any, events: list[Event]) -> None:
         if kind is SessionEvent.OPENED:
-            self._session.reset_stream(stream_id)  # a server has nothing to call here
+            self.session.reset_stream(stream_id)  # a server has nothing to call here
         elif kind is SessionEvent.PONG:
             events.append((_PONG, 0, value))
         elif kind is SessionEvent.GO_AWAY:

@@ -173,9 +173,9 @@ class YamuxSession:
         "_tick_at",
         "_tiny_frames",
         "_unacknowledged",
-        "_unsent_bytes",
         "limits",
         "peer_refuses",
+        "unsent_bytes",
     )
 
     def __init__(self, *, server: bool, now: float, limits: SessionLimits = DEFAULT_LIMITS) -> None:
@@ -191,7 +191,8 @@ class YamuxSession:
         self._gone: tuple[int, ...] = ()  # the streams that the session's own end took along
         self._out: list[Buffer] = []
         self._out_bytes = 0  # of data
-        self._unsent_bytes = 0  # of all streams
+        self.unsent_bytes = 0
+        """Data of all streams that waits for the peer's windows."""
         # The frame being received: an unfinished header, or what is missing of a body.
         self._head = b""
         self._body_bytes = 0
@@ -499,16 +500,16 @@ class YamuxSession:
             stream.unsent = deque()
         stream.unsent.extend(piece for piece in pieces if len(piece))
         stream.unsent_bytes += size
-        self._unsent_bytes += size
+        self.unsent_bytes += size
         self._flush(stream_id, stream)
         return True
 
     @property
     def waiting_bytes(self) -> int:
         """Data of all streams that waits for the peer's windows, or for the transport."""
-        return self._out_bytes + self._unsent_bytes
+        return self._out_bytes + self.unsent_bytes
 
-    def unsent_bytes(self, stream_id: int) -> int:
+    def unsent_bytes_of(self, stream_id: int) -> int:
         """How much waits for the peer to read; 0 for streams that are gone."""
         stream = self._streams.get(stream_id)
         return 0 if stream is None else stream.unsent_bytes
@@ -572,7 +573,7 @@ class YamuxSession:
         self._out.append(HEADER.pack(TYPE_DATA, stream_id, size))
         stream.send_window -= size
         stream.unsent_bytes -= size
-        self._unsent_bytes -= size
+        self.unsent_bytes -= size
         self._out_bytes += size
         while size:
             piece = stream.unsent.popleft()
@@ -597,7 +598,7 @@ class YamuxSession:
     def _forget(self, stream_id: int, stream: _Stream) -> None:
         stream.state = _CLOSED
         stream.unsent = None
-        self._unsent_bytes -= stream.unsent_bytes
+        self.unsent_bytes -= stream.unsent_bytes
         stream.unsent_bytes = 0
         del self._streams[stream_id]
         if stream_id % 2 == self._server:
@@ -681,7 +682,7 @@ class YamuxSession:
             stream.state = _CLOSED
             stream.unsent = None
         self._streams.clear()
-        self._unsent_bytes = 0
+        self.unsent_bytes = 0
         self._unacknowledged = None
         self._peer_streams = 0
         self._ping_deadline = self._tick_at = math.inf

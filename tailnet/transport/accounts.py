@@ -75,6 +75,8 @@ class Accounts:
         self.refused_sockets = 0
         self.overdrawn: dict[Account, None] = {}
         """Who holds more than one may; whoever looks ends sockets of theirs, and takes them out."""
+        self.is_overdrawn = False
+        """Somebody held too much, or all together do: look, and set it back.  Plain, for it is asked in every batch."""
         self._accounts: dict[Hashable, Account] = {}
         self._idle: dict[Account, None] = {}  # without sockets, but what was reported still counts
 
@@ -85,11 +87,6 @@ class Accounts:
     def has_idle(self) -> bool:
         """Whether `forget_idle` will have something to forget."""
         return bool(self._idle)
-
-    @property
-    def is_overdrawn(self) -> bool:
-        """Whether somebody, or all together, hold too much."""
-        return bool(self.overdrawn) or self.held_bytes > self.limits.total_held_bytes
 
     def open(self, key: Hashable) -> Account | None:
         """One more socket of this caller; None when it has as many as one may."""
@@ -114,10 +111,12 @@ class Accounts:
         """A socket of this caller holds so many bytes more, or less."""
         account.held_bytes += change
         self.held_bytes += change
-        if account.held_bytes > self.limits.held_bytes:
-            self.overdrawn[account] = None
-        elif change < 0:
-            self.overdrawn.pop(account, None)
+        if change > 0:
+            if account.held_bytes > self.limits.held_bytes:
+                self.overdrawn[account] = None
+                self.is_overdrawn = True
+            elif self.held_bytes > self.limits.total_held_bytes:
+                self.is_overdrawn = True
 
     def forget_idle(self, now: float) -> None:
         """Forget who left and owes nothing any more.  About once a minute."""

@@ -106,11 +106,12 @@ class Channels:
     def _shed(self) -> None:
         """Memory is worth more than the sockets of whoever fills it: the fattest go, until it is enough."""
         accounts, limits = self.accounts, self.accounts.limits
-        for account in list(accounts.overdrawn):
+        accounts.is_overdrawn = False
+        overdrawn, accounts.overdrawn = accounts.overdrawn, {}
+        for account in overdrawn:
             mine = sorted((each for each in self.open if each.account is account), key=lambda each: each.charged_bytes)
             while account.held_bytes > limits.held_bytes and mine:
                 self._shed_one(mine.pop(), f"its caller's sockets hold more than {limits.held_bytes:,} bytes together")
-            accounts.overdrawn.pop(account, None)
         if accounts.held_bytes > limits.total_held_bytes:
             everybody = sorted(self.open, key=lambda each: each.charged_bytes)
             while accounts.held_bytes > limits.total_held_bytes and everybody:
@@ -242,7 +243,7 @@ class Channel:
                 self._shared.host.await_room(wire)
             elif self._ending is not None:
                 self._send_ending(*self._ending)
-            if wire.blocked or self.connection.waiting_bytes or self.charged_bytes:
+            if wire.blocked or self.connection.session.unsent_bytes or self.charged_bytes:
                 self._charge()
         except WireEnded as error:
             self._shared.host.fail(wire, error)

@@ -418,13 +418,13 @@ class TestSendWindow:
         first = frames(sent(session))
         assert [length for _, _, length, _ in first] == [WINDOW_BYTES]
         waiting = 4 + len(payload) - WINDOW_BYTES
-        assert session.unsent_bytes(1) == waiting
+        assert session.unsent_bytes_of(1) == waiting
         session.receive_data(update(1, 100))
         session.receive_data(update(1, WINDOW_BYTES))
         rest = frames(sent(session))
         assert [length for _, _, length, _ in rest] == [100, waiting - 100]
         assert b"".join(body for *_, body in first + rest) == b"head" + payload
-        assert session.unsent_bytes(1) == 0
+        assert session.unsent_bytes_of(1) == 0
 
     def test_later_bytes_queue_behind_earlier_ones(self) -> None:
         session = opened(1)
@@ -441,7 +441,7 @@ class TestSendWindow:
         assert session.send_data(1, [bytes(600)])
         assert not session.send_data(1, [bytes(401)])
         assert session.send_data(1, [bytes(400)])
-        assert session.unsent_bytes(1) == 1000
+        assert session.unsent_bytes_of(1) == 1000
 
     def test_one_large_message_is_no_offence(self) -> None:
         session = opened(1, max_unsent_bytes=1000)
@@ -490,7 +490,7 @@ class TestSendWindow:
         session.send_data(1, [bytes(WINDOW_BYTES + 1)])
         session.data_to_send()
         session.reset_stream(1)
-        assert session.unsent_bytes(1) == 0
+        assert session.unsent_bytes_of(1) == 0
         session.receive_data(update(1, 100))
         assert sent(session) == update(1, 0, FLAG_RST)
 

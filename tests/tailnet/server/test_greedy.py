@@ -89,7 +89,7 @@ async def test_memory_of_one_callers_sockets_is_bounded(serve: Serve) -> None:
         peers = [await stack.enter_async_context(open_peer(server, MANY_DOOR, ALICE)) for _ in range(8)]
         for number, peer in enumerate(peers):
             call = await peer.open(TAILNET + "Coordinate")
-            peer.connection._session.send_data(call.id, [begun[: -1000 * number or None]])
+            peer.connection.session.send_data(call.id, [begun[: -1000 * number or None]])
             await peer.flush()
         # The fattest three went, one for each that came when there was no room.
         for peer in peers[:3]:
@@ -116,7 +116,7 @@ async def test_memory_of_all_is_bounded_and_the_fattest_pays(serve: Serve) -> No
             call = await peer.open(TAILNET + "StreamDERPMaps")
             head = bytes([4, 1, 2, 0x80, 0x80, 0x40])
             for piece in (head + bytes(size // 2), bytes(size // 2)):
-                peer.connection._session.send_data(call.id, [piece])
+                peer.connection.session.send_data(call.id, [piece])
                 await peer.flush()
         assert await fat.wait_closed() == CloseCode.POLICY_VIOLATION
         assert "and this one most" in fat.websocket.close_text

@@ -146,7 +146,7 @@ async def test_a_map_stream_that_nobody_reads_is_ended(server: CoordinatorServer
         await call.receive(tailnet.DERPMap)
         # Its window is used up, as of a client that does not read; the next map finds no place.
         [channel] = server.channels.open
-        session = channel.connection._session  # type: ignore[attr-defined]
+        session = channel.connection.session  # type: ignore[attr-defined]
         assert session.send_data(call.id, [bytes(300 * 1024)])
         while session.send_data(call.id, [bytes(1024 * 1024)]):
             pass
