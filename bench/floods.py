@@ -1,4 +1,4 @@
-"""Hostile strangers at the door of a relay, ours and the genuine one in turn: what do those pay who are inside?
+"""Hostile peers at the doors of a relay, ours and the genuine one in turn, and of a coordinator: what do others pay?
 
     python bench/floods.py                          every flood, some four minutes
     python bench/floods.py --only pings --seconds 5
@@ -13,10 +13,13 @@ import os
 import selectors
 import socket
 import ssl
+import struct
 import subprocess
 import sys
+import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -28,12 +31,13 @@ if not __package__:  # started as a file: the project's root is not on the path 
 from bench.cases import Carrier
 from bench.compare import machine
 from bench.generator import RunFailed, generate
-from bench.servers import serve
+from bench.servers import Server, serve
 from derp.protocol.frames import HEADER, MAX_CLIENT_INFO_BYTES, FrameType
 from tests.support.relay_command import HOST
+from tests.support.tailnet_servers import Seed, running_server
 
 OUT = Path(__file__).resolve().parent / "out"
-SERVERS = ("ours", "derper")
+SERVERS = ("ours", "derper", "coordinator")
 STRANGERS = 20
 # One write of a stranger; the kernels on the way hold several.
 CHUNK_BYTES = 256 * 1024
@@ -59,8 +63,37 @@ class Flood:
     first: bytes = b""  # before the units
     carrier: Carrier = "plain"
     record_bytes: int = 0  # of each TLS record; 0: as it comes
+    servers: tuple[str, ...] = ("ours", "derper")  # those that have this door
 
 
+# The doors of a coordinator want a token: its bearer is no stranger, but may be hostile all the same.
+_SEED = Seed()
+_AGENT = _SEED.add_agent(_SEED.add_user("load"))
+_RPC = (
+    "GET /api/v2/workspaceagents/me/%s HTTP/1.1\r\nHost: tailnet\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+    f"Coder-Session-Token: {_AGENT.token}\r\n\r\n"
+)
+_COORDINATOR = ("coordinator",)
+
+
+def _rpc(door: str) -> bytes:
+    return (_RPC % door).encode()
+
+
+def _message(payload: bytes) -> bytes:
+    """One message of a websocket, of up to 64 KiB, under the mask of nothing."""
+    size = len(payload)
+    head = bytes([0x82, 0x80 | size]) if size < 126 else b"\x82\xfe" + size.to_bytes(2, "big")
+    return head + bytes(4) + payload
+
+
+def _yamux(kind: int, flags: int, stream: int, length: int, body: bytes = b"") -> bytes:
+    return struct.pack(">BBHII", 0, kind, flags, stream, length) + body
+
+
+_INVOKE = b"\x03\x01\x01\x24/coder.tailnet.v2.Tailnet/Coordinate"
+_OPEN = _message(_yamux(1, 1, 1, 0) + _yamux(0, 0, 1, len(_INVOKE), _INVOKE))
 # A login that is announced and comes in tiny pieces: nothing is wrong with it before its last byte.
 _LOGIN = HEADER.pack(FrameType.CLIENT_INFO, MAX_CLIENT_INFO_BYTES)
 FLOODS = (
@@ -71,6 +104,37 @@ FLOODS = (
     Flood("bytes", "messages of one byte", _WEBSOCKET, b"\x82\x81\x00\x00\x00\x00\x02"),
     Flood("requests", "pipelined requests", b"", b"GET /generate_204 HTTP/1.1\r\nHost: relay\r\n\r\n"),
     Flood("records", "TLS records of one byte", _DERP, b"\x00", _LOGIN, carrier="tls", record_bytes=1),
+    Flood("door", "empty pings at its relay", _WEBSOCKET, b"\x89" + _MASKED_EMPTY, servers=_COORDINATOR),
+    Flood(
+        "yamux",
+        "yamux pings",
+        _rpc("rpc?version=2.4"),
+        _message(_yamux(2, 1, 0, 7) * 1000),
+        servers=_COORDINATOR,
+    ),
+    Flood(
+        "windows",
+        "yamux windows of nobody",
+        _rpc("rpc?version=2.4"),
+        _message(_yamux(1, 0, 9, 1 << 17) * 1000),
+        servers=_COORDINATOR,
+    ),
+    Flood(
+        "drpc",
+        "one-byte dRPC frames",
+        _rpc("rpc?version=2.4"),
+        _message(_yamux(0, 0, 1, 5000, b"\x04\x01\x02\x01x" * 1000)),
+        _OPEN,
+        servers=_COORDINATOR,
+    ),
+    Flood(
+        "json",
+        "version 1 in single bytes",
+        _rpc("coordinate"),
+        _message(b"}"),
+        _message(b'{"a":"'),
+        servers=_COORDINATOR,
+    ),
 )
 
 
@@ -177,10 +241,24 @@ def attack(flood: Flood, port: int) -> None:
                 key.data.serve(mask)
 
 
+@contextmanager
+def started(name: str, carrier: Carrier) -> Iterator[Server]:
+    """A relay, or a coordinator with its own."""
+    if name != "coordinator":
+        with serve(name, carrier) as server:
+            yield server
+        return
+    with tempfile.TemporaryDirectory(prefix="bench-coordinator-") as scratch:
+        folder = Path(scratch)
+        with running_server("ours", folder, _SEED) as coordinator:
+            port = int(coordinator.url.rpartition(":")[2])
+            yield Server(name, carrier, port, coordinator.pid, folder / "server.log")
+
+
 def run(name: str, flood: Flood | None, seconds: float) -> Row:
     """One relay, freshly started, under one flood; None: under no flood at all."""
     carrier: Carrier = flood.carrier if flood is not None else "plain"
-    with serve(name, carrier) as server:
+    with started(name, carrier) as server:
         url = server.url(websocket=False)
         generate(url, server.pid, [*INNOCENTS, "-measure", "1s"])  # the first traffic of a process is dearer
         memory, lines = resident_bytes(server.pid), count_lines(server.output)
@@ -231,7 +309,7 @@ def count_lines(path: Path) -> int:
 def line(row: Row, title: str) -> str:
     numbers = [f"{value:.2f}" if value is not None else "none" for value in (row.p50_ms, row.p99_ms)]
     return (
-        f"{title:<26}{row.server:>8}{numbers[0]:>10}{numbers[1]:>10}{row.grew_mib:>10.1f}{row.log_lines:>10}"
+        f"{title:<26}{row.server:>12}{numbers[0]:>10}{numbers[1]:>10}{row.grew_mib:>10.1f}{row.log_lines:>10}"
         f"{row.dials:>10}"
     )
 
@@ -247,10 +325,12 @@ def main(only: tuple[str, ...], servers: tuple[str, ...], seconds: float, attack
         attack(next(each for each in FLOODS if each.name == attacking), port)
         return
     floods: list[Flood | None] = [None, *(each for each in FLOODS if not only or each.name in only)]
-    click.echo(f"{'':<26}{'':>8}{'p50 ms':>10}{'p99 ms':>10}{'grew MiB':>10}{'log lines':>10}{'dials':>10}")
+    click.echo(f"{'':<26}{'':>12}{'p50 ms':>10}{'p99 ms':>10}{'grew MiB':>10}{'log lines':>10}{'dials':>10}")
     rows: list[Row] = []
     for flood in floods:
-        for name in servers or SERVERS:
+        for name in SERVERS if flood is None else flood.servers:
+            if servers and name not in servers:
+                continue
             row = run(name, flood, seconds)
             rows.append(row)
             click.echo(line(row, flood.title if flood is not None else "nobody"))

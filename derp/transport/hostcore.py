@@ -8,11 +8,11 @@ and, after a batch, `flush` and `run_timers`.
 
 import logging
 from collections.abc import Callable
-from math import inf
 from typing import Final
 
 from derp.close_reason import CloseReason
 from derp.errors import Flood, ProtocolError
+from derp.log import Rarely, and_more
 from derp.relay.deadlines import Deadlines
 from derp.transport.alarm import Alarm
 from derp.transport.framing import RECEIVE_BYTES, RECORD_BYTES, StreamWire
@@ -49,8 +49,7 @@ class HostCore:
         self._writes = Deadlines[Wire]()
         self._write_alarm = Alarm(self, self._end_stuck, self._writes)
         self._end = 0
-        self._floods = 0  # since the last line about one
-        self._flood_logged_at = -inf
+        self._floods = Rarely(FLOOD_LOG_SECONDS)
         self._scratch = memoryview(bytearray(RECEIVE_BYTES))
         self._framed = memoryview(bytearray(RECEIVE_BYTES + RECORD_BYTES))
 
@@ -94,11 +93,9 @@ class HostCore:
 
     def _log_flood(self, wire: Wire, text: str) -> None:
         """Whoever floods dials again at once: a line for each end would be the next flood."""
-        self._floods += 1
-        if self.now - self._flood_logged_at >= FLOOD_LOG_SECONDS:
-            others = f" ({self._floods} since the last such line)" if self._floods > 1 else ""
-            _log.warning("! %s:%d floods and is closed: %s%s", *wire.address[:2], text, others)
-            self._floods, self._flood_logged_at = 0, self.now
+        more = self._floods.held_back("flood", self.now)
+        if more is not None:
+            _log.warning("! %s:%d floods and is closed: %s%s", *wire.address[:2], text, and_more(more))
 
     def _forget(self, wire: Wire) -> None:
         del self.wires[wire]

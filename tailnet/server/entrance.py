@@ -5,13 +5,13 @@ accepted connection becomes a websocket on the reactor: transport/channel.py, or
 """
 
 import logging
-from typing import Final
+from typing import Final, NoReturn
 
 import trio
 
 from derp.close_reason import CloseReason
 from derp.errors import ProtocolError
-from derp.log import fields
+from derp.log import Rarely, and_more, fields
 from derp.protocol.upgrade import Refusal, judge_websocket_request
 from derp.protocol.websocket import WebSocketDecoder
 from derp.server.door import HttpSession
@@ -42,7 +42,9 @@ _LEAVING: Final = RefusedPeer(
 )
 
 
-_BUSY_CALLER: Final = (("Content-Type", "application/json; charset=utf-8"), ("Retry-After", "10"))
+_LATER: Final = (("Content-Type", "application/json; charset=utf-8"), ("Retry-After", "10"))
+_TOO_MUCH: Final = b'{"message":"You have too many connections to this server. Close some, and try again later."}\n'
+_TELL_SECONDS: Final = 10.0
 
 
 class Entrance:
@@ -66,6 +68,7 @@ class Entrance:
         self._deciding = 0
         self._is_closed = False
         self.refused_count = 0
+        self._rarely = Rarely(_TELL_SECONDS)
 
     @property
     def host(self) -> Host:
@@ -134,6 +137,17 @@ class Entrance:
         self._answer(wire, http, status, headers, body)
         raise WireEnded(CloseReason.HTTP_DONE)
 
+    def _turn_away(self, wire: Wire, http: ServerHttp, name: str) -> NoReturn:
+        """A caller that has too much of us already; it may try without end, so it gets a line now and then."""
+        self.refused_count += 1
+        more = self._rarely.held_back("caller", self.host.now)
+        if more is not None:
+            limit = self._channels.accounts.limits.sockets
+            why = f"it has {limit:,} sockets, or flooded a moment ago"
+            _log.info("! refused %s: %s: %s%s", wire.address[0], name, why, and_more(more))
+        self._answer(wire, http, 429, _LATER, _TOO_MUCH)
+        raise WireEnded(CloseReason.HTTP_DONE)
+
     def _answer(
         self, wire: Wire, http: ServerHttp, status: int, headers: tuple[tuple[str, str], ...], body: bytes
     ) -> None:
@@ -147,11 +161,9 @@ class Entrance:
             return
         identity = accepted.user or accepted.agent
         assert identity is not None
-        account = self._channels.accounts.open(identity.id)
+        account = self._channels.accounts.open(identity.id, self.host.now)
         if account is None:
-            limit = self._channels.accounts.limits.sockets
-            self._refuse(wire, http, 429, _BUSY_CALLER, _too_many_sockets(limit), f"{_name(accepted)}: {limit} sockets")
-            return
+            self._turn_away(wire, http, _name(accepted))
         # From here on the session's own pings tell who is alive, not the deadline of the door.
         self._lobby.leave(wire)
         wire.send_raw(answer)
@@ -203,10 +215,6 @@ class _DecidingSession:
         self._lobby.count_closed(reason)
         if self.scope is not None:
             self.scope.cancel()
-
-
-def _too_many_sockets(limit: int) -> bytes:
-    return f'{{"message":"You have {limit} connections to this server. Close some, and try again."}}\n'.encode()
 
 
 def _policy(accepted: Accepted) -> Policy:

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from typing import Final
 
 _MINUTE: Final = 60.0
+# Whoever floods is turned away for so long: a login costs more than the flood it begins.  No honest program floods, and
+# one that shares its token with one that does waits a moment.
+FLOOD_PENALTY_SECONDS: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +32,13 @@ DEFAULT_ACCOUNT_LIMITS: Final = AccountLimits()
 class Account:
     """One caller: an agent, or a user with all tokens.  Hashes by identity."""
 
-    __slots__ = ("_bytes_due", "_paid_at", "_reports_due", "held_bytes", "key", "sockets")
+    __slots__ = ("_bytes_due", "_paid_at", "_reports_due", "held_bytes", "key", "shut_until", "sockets")
 
     def __init__(self, key: Hashable) -> None:
         self.key = key
         self.sockets = 0
         self.held_bytes = 0
+        self.shut_until = 0.0  # nobody comes in before
         # What was reported and the time since has not worked off.
         self._bytes_due = 0.0
         self._reports_due = 0.0
@@ -55,9 +59,9 @@ class Account:
         return max(over, 0.0) * _MINUTE
 
     def owes(self, limits: AccountLimits, now: float) -> bool:
-        """Whether anything of what was reported still counts."""
+        """Whether anything of what was done still counts."""
         self._settle(limits, now)
-        return self._bytes_due > 0 or self._reports_due > 0
+        return self._bytes_due > 0 or self._reports_due > 0 or self.shut_until > now
 
     def _settle(self, limits: AccountLimits, now: float) -> None:
         minutes = (now - self._paid_at) / _MINUTE
@@ -88,12 +92,12 @@ class Accounts:
         """Whether `forget_idle` will have something to forget."""
         return bool(self._idle)
 
-    def open(self, key: Hashable) -> Account | None:
-        """One more socket of this caller; None when it has as many as one may."""
+    def open(self, key: Hashable, now: float) -> Account | None:
+        """One more socket of this caller; None when it has as many as one may, or flooded a moment ago."""
         account = self._accounts.get(key)
         if account is None:
             account = self._accounts[key] = Account(key)
-        if account.sockets >= self.limits.sockets:
+        if account.sockets >= self.limits.sockets or account.shut_until > now:
             self.refused_sockets += 1
             return None
         account.sockets += 1
@@ -117,6 +121,10 @@ class Accounts:
                 self.is_overdrawn = True
             elif self.held_bytes > self.limits.total_held_bytes:
                 self.is_overdrawn = True
+
+    def shut(self, account: Account, now: float) -> None:
+        """It flooded: nobody of this name comes in for a while.  Its other sockets stay."""
+        account.shut_until = now + FLOOD_PENALTY_SECONDS
 
     def forget_idle(self, now: float) -> None:
         """Forget who left and owes nothing any more.  About once a minute."""

@@ -89,6 +89,8 @@ class Channels:
         self.charge(channel, 0)
         account, channel.account = channel.account, None
         if account is not None:
+            if reason is CloseReason.FLOOD:
+                self.accounts.shut(account, self.host.now)
             self.accounts.close(account, self.host.now)
             self._forget_later()
         self._ended(channel, reason, text)

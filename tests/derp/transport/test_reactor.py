@@ -265,7 +265,7 @@ def test_floods_are_counted_apart_and_logged_now_and_then(served: Served, caplog
         assert recorder.ends == [(CloseReason.FLOOD, "more than anybody sends")]
     assert [record.getMessage() for record in caplog.records] == [
         "! 127.0.0.1:1 floods and is closed: more than anybody sends",
-        "! 127.0.0.1:1 floods and is closed: more than anybody sends (3 since the last such line)",
+        "! 127.0.0.1:1 floods and is closed: more than anybody sends (2 more since the last such line)",
     ]
 
 

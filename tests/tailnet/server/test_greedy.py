@@ -46,7 +46,7 @@ async def test_sockets_of_one_caller_are_bounded(serve: Serve) -> None:
                         pass
                 assert caught.value.answer.status == 429
                 assert caught.value.answer.headers["retry-after"] == "10"
-                assert "3 connections" in caught.value.answer.json()["message"]
+                assert "too many connections" in caught.value.answer.json()["message"]
         assert server.reading().refused_sockets == 3
         async with open_peer(server, MANY_DOOR, BOB) as other:
             await lives(other)
@@ -55,6 +55,25 @@ async def test_sockets_of_one_caller_are_bounded(serve: Serve) -> None:
             await lives(again)
         await lives(one)
     await wait_for(lambda: server.reading().callers == 0)
+
+
+async def test_who_flooded_is_turned_away_for_a_moment(
+    server: CoordinatorServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    async with open_peer(server, AGENT_DOOR, agent_token("gpu")) as elder, open_peer(server, MANY_DOOR, BOB) as other:
+        async with open_websocket(server, AGENT_DOOR, agent_token("gpu")) as hostile:
+            await hostile.write((b"\x00\x02\x00\x01" + bytes(8)) * 3000)
+            await hostile.read_to_end()
+        for _ in range(5):
+            with pytest.raises(RefusedUpgrade) as caught:
+                async with open_websocket(server, AGENT_DOOR, agent_token("gpu")):
+                    pass
+            assert caught.value.answer.status == 429
+        await lives(other)
+        await lives(elder)
+    assert len([line for line in caplog.messages if line.startswith("! refused")]) == 1
+    assert server.reading().refused_sockets == 5
 
 
 def stats(size: int) -> agent.UpdateStatsRequest:

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailnet.transport.accounts import Account, AccountLimits, Accounts
+from tailnet.transport.accounts import FLOOD_PENALTY_SECONDS, Account, AccountLimits, Accounts
 
 LIMITS = AccountLimits(
     sockets=3, held_bytes=100, total_held_bytes=250, report_bytes_per_minute=6000, reports_per_minute=60
@@ -11,7 +11,7 @@ LIMITS = AccountLimits(
 
 
 def opened(accounts: Accounts, key: str) -> Account:
-    account = accounts.open(key)
+    account = accounts.open(key, 0.0)
     assert account is not None
     return account
 
@@ -20,11 +20,11 @@ def test_sockets_of_one_are_bounded_and_of_another_not_touched() -> None:
     accounts = Accounts(LIMITS)
     mine = opened(accounts, "a")
     assert opened(accounts, "a") is mine is opened(accounts, "a")
-    assert accounts.open("a") is None
+    assert accounts.open("a", 0.0) is None
     assert accounts.refused_sockets == 1
     assert opened(accounts, "b") is not mine
     accounts.close(mine, 0.0)
-    assert accounts.open("a") is mine
+    assert accounts.open("a", 0.0) is mine
 
 
 def test_who_leaves_is_forgotten() -> None:
@@ -32,6 +32,25 @@ def test_who_leaves_is_forgotten() -> None:
     for key in "abc":
         accounts.close(opened(accounts, key), 0.0)
     assert len(accounts) == 0
+
+
+def test_who_flooded_waits_a_moment_and_its_other_sockets_stay() -> None:
+    accounts = Accounts(LIMITS)
+    account = opened(accounts, "a")
+    assert opened(accounts, "a") is account
+    accounts.shut(account, 100.0)
+    accounts.close(account, 100.0)
+    assert accounts.open("a", 100.0 + FLOOD_PENALTY_SECONDS - 0.1) is None
+    assert accounts.open("b", 100.0) is not None
+    assert account.sockets == 1
+    assert accounts.open("a", 100.0 + FLOOD_PENALTY_SECONDS) is account
+    accounts.shut(account, 200.0)
+    for _ in range(2):
+        accounts.close(account, 200.0)
+    assert accounts.has_idle
+    accounts.forget_idle(200.0 + FLOOD_PENALTY_SECONDS)
+    assert not accounts.has_idle
+    assert len(accounts) == 1  # b
 
 
 def test_what_was_reported_is_remembered_until_it_counts_no_more() -> None:

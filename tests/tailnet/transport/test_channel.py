@@ -76,7 +76,7 @@ class World:
         self.client = Client(theirs)
         link = Link(ours, ("192.0.2.1", 1))
         link.codec = WebSocketDecoder(True, 1 << 20)
-        account = self.accounts.open("the caller")
+        account = self.accounts.open("the caller", self.now)
         self.channel = link.session = Channel(self.channels, link, RPCS, "the caller", account)
         self.reactor.add(link)
 
