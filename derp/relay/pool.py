@@ -10,6 +10,10 @@ from typing import Final, Protocol
 FRAME_OVERHEAD_BYTES: Final = 160
 
 
+# What a connection takes, with TLS and a session: a measure for what is worth a word.
+_CONNECTION_BYTES: Final = 16 * 1024
+
+
 class Pooled(Protocol):
     """A queue, as the pool sees it."""
 
@@ -22,17 +26,24 @@ class QueuePool:
     """The total.  Packets make room for packets and for notices; notices, which nobody may drop, make room for
     nothing, so their queue refuses one that does not fit."""
 
-    __slots__ = ("_by_size", "_classes", "_size_classes", "held_bytes", "max_bytes")
+    __slots__ = ("_by_size", "_classes", "_size_classes", "held_bytes", "max_bytes", "most_bytes")
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.held_bytes = 0
         """Bytes of everything that waits, with what Python adds to them."""
+        self.most_bytes = 0
         # Queues by the bit length of what they hold, and the set of those lengths as bits: the fattest is found without
         # looking at all of them.
         self._by_size: dict[int, dict[Pooled, None]] = {}
         self._classes: dict[Pooled, int] = {}
         self._size_classes = 0
+
+    def read_load(self) -> tuple[float, float]:
+        """What is held, in connections of some 16 KiB: now, and the most since the last call."""
+        held, most = self.held_bytes, self.most_bytes
+        self.most_bytes = held
+        return held / _CONNECTION_BYTES, most / _CONNECTION_BYTES
 
     def move(self, queue: Pooled, size_class: int) -> None:
         """A queue has become larger or smaller: `size_class` is the bit length of the packets it holds, measured by

@@ -204,8 +204,11 @@ class PacketQueue:
         self._resize(flow, size)
         pool = self._pool
         pool.held_bytes += size + FRAME_OVERHEAD_BYTES
-        if pool.held_bytes > pool.max_bytes:
-            pool.has_room(0)
+        if pool.held_bytes > pool.most_bytes:
+            pool.most_bytes = pool.held_bytes
+            if pool.held_bytes > pool.max_bytes:
+                pool.has_room(0)
+                pool.most_bytes = pool.held_bytes
 
     def _flow(self, source: bytes, *, is_disco: bool) -> _Flow:
         flow = self._flows.get(source)

@@ -26,7 +26,7 @@ from derp.server.door import FrontDoor
 from derp.server.encryption import open_keeper, open_tls
 from derp.server.handover import HandoverError, Inherited, hand_over
 from derp.server.lobby import Lobby
-from derp.server.memory import give_back_forever
+from derp.server.memory import Load, give_back_forever
 from derp.server.ports import Ports
 from derp.transport.notify import notify_manager
 from derp.transport.platform import raise_open_files
@@ -126,9 +126,11 @@ class Server(ABC, Generic[Config]):
         """Connections that left the reactor and are still ours."""
         return 0
 
-    def load(self) -> float:
-        """What memory grows with: connections, and what is held for them in units of one."""
-        return self.lobby.connection_count
+    def read_load(self) -> Load:
+        """What memory grows with, connections and what is held for them: now, and the most since the last call."""
+        now, most = self.lobby.connection_count, self.lobby.most_connections
+        self.lobby.most_connections = now
+        return now, most
 
     def cannot_hand_over(self) -> str | None:
         """Why no other process can go on where this one stops; None if one can."""
@@ -177,7 +179,7 @@ class Server(ABC, Generic[Config]):
             if self.keeper is not None:
                 nursery.start_soon(self.keeper.run)
             nursery.start_soon(self.reactor.run)
-            nursery.start_soon(give_back_forever, self.load)
+            nursery.start_soon(give_back_forever, self.read_load)
             self.ports.start()
             self.inherited.finish()
             task_status.started(self)

@@ -33,6 +33,8 @@ class Lobby:
         """Connections that have to say what they want, and to prove who they are, and until when."""
         self._alarm = Alarm(host, self._end_overdue, self.waiting)
         self.closed_count: dict[CloseReason, int] = dict.fromkeys(CloseReason, 0)
+        self.most_connections = 0
+        """The most at a time since somebody set this anew."""
         self.accepted_count = self.too_fast_count = self.too_many_count = 0
         self.tls_accepted_count = self.tls_rejected_count = 0
         self._rarely = Rarely(_TELL_SECONDS)
@@ -60,10 +62,13 @@ class Lobby:
         return admitted
 
     def _admits(self, now: float) -> bool:
-        if self.connection_count >= self._config.max_connections:
+        count = self.connection_count
+        if count >= self.most_connections:
+            self.most_connections = count + 1
+        if count >= self._config.max_connections:
             self.too_many_count += 1
             remedy = self._config.connections_remedy or "raise --max-connections, if this machine has room for more"
-            self.tell_refused("too_many", f"{self.connection_count:,} are open, and no more are allowed; {remedy}")
+            self.tell_refused("too_many", f"{count:,} are open, and no more are allowed; {remedy}")
             return False
         if self._bucket is not None and not self._bucket.take(now):
             self.too_fast_count += 1

@@ -42,6 +42,15 @@ _WORTH_BYTES: Final = 16 * 1024 * 1024
 _STATM: Final = Path("/proc/self/statm")
 
 
+Load = tuple[float, float]
+"""Now, and the most since the last call; anything that grows with what is served, in connections."""
+
+
+def sum_loads(*loads: Load) -> Load:
+    """Of several at once."""
+    return sum(now for now, _ in loads), sum(most for _, most in loads)
+
+
 class MemoryKeeper:
     """Says when it is worth to let go: when less than half of the load is left that there was since the last time, and
     the process still holds more than it did then."""
@@ -50,9 +59,9 @@ class MemoryKeeper:
         self._held_bytes = resident_bytes
         self._peak_load = 0.0
 
-    def is_due(self, load: float, resident_bytes: int) -> bool:
-        """`load`: anything that grows with what is served."""
-        self._peak_load = max(self._peak_load, load)
+    def is_due(self, load: float, peak: float, resident_bytes: int) -> bool:
+        """`peak`: the highest load since the last call."""
+        self._peak_load = max(self._peak_load, peak)
         return load * 2 < self._peak_load and resident_bytes >= self._held_bytes + _WORTH_BYTES
 
     def note_done(self, load: float, resident_bytes: int) -> None:
@@ -77,8 +86,9 @@ def find_trim() -> Callable[[], object] | None:
     return lambda: trim(0)
 
 
-async def give_back_forever(load: Callable[[], float]) -> None:
-    """Give memory back after each burst, until cancelled; `load` as for MemoryKeeper."""
+async def give_back_forever(read_load: Callable[[], Load]) -> None:
+    """Give memory back after each burst, until cancelled.  `read_load`: the load now, and the highest since the last
+    call."""
     trim, resident = find_trim(), resident_bytes()
     if trim is None or resident is None:
         return
@@ -86,6 +96,7 @@ async def give_back_forever(load: Callable[[], float]) -> None:
     while True:
         await trio.sleep(_LOOK_SECONDS)
         resident = resident_bytes() or 0
-        if keeper.is_due(load(), resident):
+        load, peak = read_load()
+        if keeper.is_due(load, peak, resident):
             await trio.to_thread.run_sync(trim)  # without the interpreter's lock
-            keeper.note_done(load(), resident_bytes() or 0)
+            keeper.note_done(read_load()[0], resident_bytes() or 0)

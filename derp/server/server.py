@@ -19,6 +19,7 @@ from derp.server.door import FrontDoor
 from derp.server.drain import drain_clients
 from derp.server.handover import Inherited
 from derp.server.life import DOOR_SECONDS, Server
+from derp.server.memory import Load, sum_loads
 from derp.server.pages import Page, Pages, PlainPages
 from derp.server.relay import Relay
 from derp.server.statistics import read_statistics
@@ -104,9 +105,8 @@ class RelayServer(Server[RelayConfig]):
             while self.lobby.waiting or self.relay.close_clients(self.config.max_connections):  # noqa: ASYNC110
                 await trio.sleep(0.01)
 
-    def load(self) -> float:
-        # A connection is some 16 KiB, and so is what waits for a slow reader.
-        return super().load() + self.relay.router.pool.held_bytes / (16 * 1024)
+    def read_load(self) -> Load:
+        return sum_loads(super().read_load(), self.relay.router.pool.read_load())
 
     def describe(self) -> str:
         router = self.relay.router

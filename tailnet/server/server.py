@@ -25,7 +25,7 @@ from derp.server.door import FrontDoor, HttpSession, Route, every_path
 from derp.server.drain import drain_clients
 from derp.server.handover import Inherited
 from derp.server.life import DOOR_SECONDS, Server
-from derp.server.memory import memory_bytes
+from derp.server.memory import Load, memory_bytes, sum_loads
 from derp.server.pages import Page, Pages, PlainPages, Question
 from derp.server.relay import Relay
 from derp.server.statistics import read_statistics
@@ -228,6 +228,10 @@ class CoordinatorServer(Server[CoordinatorConfig]):
     def relay_statistics(self) -> RelayStatistics:
         """What is counted of listeners and of the embedded relay."""
         return read_statistics(self.relay, self.lobby, self.ports, [self.door, self.plain_door], self.keeper)
+
+    def read_load(self) -> Load:
+        loads = (self.relay.router.pool.read_load(),) if self.relay is not None else ()
+        return sum_loads(super().read_load(), *loads)
 
     def describe(self) -> str:
         return (

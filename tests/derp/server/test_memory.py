@@ -11,6 +11,7 @@ import trio
 from trio.testing import MockClock
 
 from derp.server.memory import MemoryKeeper, find_trim, give_back_forever, memory_bytes, resident_bytes
+from tests.derp.server.world import call, open_server, relay_config
 
 MACHINE = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
@@ -50,15 +51,14 @@ MIB = 1 << 20
 
 def test_it_is_worth_it_after_a_burst_and_once() -> None:
     keeper = MemoryKeeper(50 * MIB)
-    assert not keeper.is_due(0, 50 * MIB)
-    assert not keeper.is_due(4000, 130 * MIB), "what is in use cannot be given back"
-    assert not keeper.is_due(2500, 130 * MIB), "nor is it worth a pause while most of it is"
-    assert keeper.is_due(1000, 130 * MIB)
+    assert not keeper.is_due(0, 0, 50 * MIB)
+    assert not keeper.is_due(4000, 4000, 130 * MIB), "what is in use cannot be given back"
+    assert not keeper.is_due(2500, 4000, 130 * MIB), "nor is it worth a pause while most of it is"
+    assert keeper.is_due(1000, 2500, 130 * MIB)
     keeper.note_done(1000, 70 * MIB)
-    assert not keeper.is_due(1000, 70 * MIB)
-    assert not keeper.is_due(10, 85 * MIB), "little would come of it"
-    assert not keeper.is_due(3000, 120 * MIB)
-    assert keeper.is_due(10, 120 * MIB)
+    assert not keeper.is_due(1000, 1000, 70 * MIB)
+    assert not keeper.is_due(10, 1000, 85 * MIB), "little would come of it"
+    assert keeper.is_due(10, 3000, 120 * MIB), "it came and went between two looks"
 
 
 async def test_it_looks_now_and_then(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +76,7 @@ async def test_it_looks_now_and_then(autojump_clock: MockClock, monkeypatch: pyt
     monkeypatch.setattr("derp.server.memory.resident_bytes", lambda: held[0])
     async with trio.open_nursery() as nursery:
         load = 0.0
-        nursery.start_soon(give_back_forever, lambda: load)
+        nursery.start_soon(give_back_forever, lambda: (load, load))
         await trio.sleep(61)
         load, held[0] = 4000.0, 130 * MIB
         await trio.sleep(60)
@@ -89,7 +89,27 @@ async def test_it_looks_now_and_then(autojump_clock: MockClock, monkeypatch: pyt
 
 async def test_where_nothing_can_be_given_back_nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("derp.server.memory.find_trim", lambda: None)
-    await give_back_forever(lambda: 0.0)
+    await give_back_forever(lambda: (0.0, 0.0))
+
+
+async def test_a_server_knows_its_load_and_what_it_was_at_most() -> None:
+    async with open_server(relay_config(tcp_write_timeout_seconds=0)) as server:
+        callers = [await call(server) for _ in range(3)]
+        assert server.read_load() == (3.0, 3.0)
+        one, slow, other = callers
+        pool = server.relay.router.pool
+        while pool.held_bytes < 1 << 20:
+            await one.send(slow.key, *[bytes(60_000)] * 8)
+            await one.ping()
+        now, most = server.read_load()
+        assert now == most >= 3 + 64
+        await slow.aclose()
+        await other.aclose()
+        while len(server.reactor.wires) > 1:
+            await one.ping()
+        assert server.read_load() == (1.0, most)
+        assert server.read_load() == (1.0, 1.0)
+        await one.aclose()
 
 
 BURST = """
