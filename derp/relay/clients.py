@@ -28,6 +28,8 @@ class Client:
         "bytes_out",
         "can_ack_pings",
         "connected_at",
+        "controls",
+        "controls_since",
         "heard_from",
         "is_dirty",
         "is_duplicate",
@@ -73,7 +75,8 @@ class Client:
         self.key = key
         self.number = number
         self.wire = wire
-        self.connected_at = now
+        self.connected_at = self.controls_since = now
+        self.controls = 0  # control frames since then: relay/inbound.py
         self.address = address
         self.port = port
         self.is_mesh_peer = is_mesh_peer

@@ -13,8 +13,9 @@ from derp.relay.clients import Client
 from derp.relay.forward import relay_forwarded, relay_packets
 from derp.relay.router import Router
 
-# Control frames in one receive of 256 KiB.  An honest client sends a handful; each costs us some 3 us, so this keeps
-# a flood below 10 ms of everybody's time, and then its sender is closed.
+# Control frames of one client in a second.  An honest one sends a handful; each costs us some 3 us, so this keeps a
+# flood below 10 ms of everybody's time, and then its sender is closed.  Not per receive: a client whose bytes are dear
+# is read in small pieces, and a slow machine makes them smaller.
 MAX_CONTROL_FRAMES: Final = 3000
 # The longest control frame a client may send is a ping; anything longer is unknown or wrong.
 _MAX_KNOWN_CONTROL_BYTES: Final = 1000
@@ -39,7 +40,6 @@ def handle_frames(
         skipped = min(client.skip_bytes, end - at)
         client.skip_bytes -= skipped
         at += skipped
-    controls = 0
     while True:
         at = relay_packets(buffer, view, at, end, client, router, now)
         if end - at < HEADER_BYTES:
@@ -57,8 +57,10 @@ def handle_frames(
             continue
         if length > MAX_UNKNOWN_BYTES:
             raise RemoteProtocolError(f"frame 0x{frame_type:02x} of {length} bytes, limit {MAX_UNKNOWN_BYTES}")
-        controls += 1
-        if controls > MAX_CONTROL_FRAMES:
+        if now - client.controls_since >= 1.0:
+            client.controls_since, client.controls = now, 0
+        client.controls += 1
+        if client.controls > MAX_CONTROL_FRAMES:
             raise Flood(f"more than {MAX_CONTROL_FRAMES} control frames at once")
         stop = at + HEADER_BYTES + length
         if length > _MAX_KNOWN_CONTROL_BYTES:
