@@ -7,6 +7,7 @@ test: say there how to make it write something and, if it can wait, what makes i
 import json
 import os
 import pty
+import shutil
 import signal
 import socket
 import subprocess
@@ -40,6 +41,9 @@ class World:
     map: str
     seed: str
     store: str
+    backup: str  # no file yet
+    saved: str  # a backup
+    fresh: str  # no store yet
 
 
 @dataclass(frozen=True)
@@ -70,8 +74,13 @@ CASES: dict[str, Case] = {
     "tailnet demo": Case("", "", b"relay"),
     "tailnet admin import": Case("{seed} --store={store}", "- --store={store}"),
     "tailnet admin user": Case("alice --store={store}"),
+    "tailnet admin store check": Case("--store={store}"),
+    "tailnet admin store vacuum": Case("--store={store}"),
+    "tailnet admin store backup": Case("{backup} --store={store}"),
+    "tailnet admin store restore": Case("{saved} --store={fresh}"),
 }
 SERVERS = ("derp serve", "tailnet serve")
+ONCE = ("tailnet admin store backup", "tailnet admin store restore")  # what they make is there the second time
 
 
 def commands(command: click.Command, name: str) -> Iterator[str]:
@@ -99,6 +108,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         opened = Store.open(store)
         fill(opened)
         opened.close()
+        shutil.copy(tmp_path / "tailnet.db", tmp_path / "saved.db")
         with socket.create_server((HOST, 0)) as silent:
             yield World(
                 url=f"http://{HOST}:{port_of(server)}",
@@ -106,6 +116,9 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
                 map=str(tmp_path / "map.json"),
                 seed=str(tmp_path / "seed.json"),
                 store=store,
+                backup=str(tmp_path / "backup.db"),
+                saved=str(tmp_path / "saved.db"),
+                fresh=f"sqlite:///{tmp_path}/fresh.db",
             )
 
 
@@ -153,7 +166,7 @@ async def test_a_reader_that_has_gone(name: str, world: World) -> None:
     assert complaints(done) == ["cannot write the output: Broken pipe"]
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if name not in SERVERS])
+@pytest.mark.parametrize("name", [name for name in ALL if name not in (*SERVERS, *ONCE)])
 async def test_a_narrow_encoding(name: str, world: World) -> None:
     words = words_of(name, CASES[name].writes, world)
     wide = await run(*words, environ={"PYTHONIOENCODING": "utf-8"})
