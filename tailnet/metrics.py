@@ -49,6 +49,7 @@ class CoordinatorReading:
     feed_followers: Mapping[str, int]  # by kind of feed, now
     feed_drops: Mapping[tuple[str, str], int]  # by kind of feed and reason
     outbox: Mapping[str, KindReading]  # by kind of report
+    outbox_max_bytes: int  # what all kinds may have together
     store_failures: Mapping[str, int]  # by trouble
     store_troubles: Mapping[str, bool]  # by trouble: whether it has it now
     store_servers: int  # that use the store now
@@ -157,6 +158,9 @@ def _store_metrics(reading: CoordinatorReading) -> Iterable[Metric]:
         written.add_metric([kind], counts.written)
         merged.add_metric([kind], counts.merged)
     yield from (waiting, size, oldest, written, merged)
+    yield GaugeMetricFamily(
+        "tailnet_outbox_max_bytes", "Bytes that may wait, of all kinds.", value=reading.outbox_max_bytes
+    )
     lost = CounterMetricFamily("tailnet_outbox_lost", "Reports that were given up.", labels=["kind", "reason"])
     for kind, counts in reading.outbox.items():
         for loss, count in counts.lost.items():

@@ -213,6 +213,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             map_version=self.maps.current.version,
             map_failures={status.name: status.failures for status in self.maps.statuses},
             outbox=self.outbox.readings(),
+            outbox_max_bytes=self.outbox.max_bytes,
             store_failures={trouble.value: self.store.database.failures[trouble] for trouble in StoreTrouble},
             store_troubles=self.store_watch.troubles(),
             store_servers=self.store_watch.servers,

@@ -55,7 +55,7 @@ class Outbox:
 
     def __init__(self, store: Store, *, max_bytes: int = MAX_BYTES, clock: Callable[[], float] = trio.current_time):
         self._store = store
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._clock = clock
         self._queues: dict[str, Queue[Any]] = {}
         self._written: dict[str, int] = {}
@@ -73,7 +73,7 @@ class Outbox:
     def put(self, kind: Kind[Item], item: Item) -> None:
         """A report, to be written within about a second.  Where there is no room, the oldest goes."""
         self._queues[kind.name].put(item, self._clock())
-        while self.waiting_bytes > self._max_bytes:
+        while self.waiting_bytes > self.max_bytes:
             # The fattest pays: a flood of one kind does not cost another its last word.
             max(self._queues.values(), key=lambda queue: queue.size).lose_oldest()
 

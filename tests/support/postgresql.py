@@ -34,6 +34,7 @@ class Cluster:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._address = folder  # where its socket is
         self._programs = find_programs()
         self._process: subprocess.Popen[bytes] | None = None
         self._numbers = itertools.count()
@@ -53,7 +54,15 @@ class Cluster:
     def start(self, *settings: str) -> None:
         """Start it, and return when it takes connections."""
         options = [part for each in (*_FAST, *settings) for part in ("-c", each)]
-        command = [str(self._programs / "postgres"), "-D", str(self.folder / "data"), "-k", str(self.folder), "-h", ""]
+        command = [
+            str(self._programs / "postgres"),
+            "-D",
+            str(self.folder / "data"),
+            "-k",
+            str(self._address),
+            "-h",
+            "",
+        ]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [*command, *options], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", **_as_owner()
@@ -68,6 +77,20 @@ class Cluster:
                     raise RuntimeError((self.folder / "log").read_text()) from None
             time.sleep(0.02)
 
+    def copy(self, folder: Path) -> "Cluster":
+        """A copy of the files as they are while it is stopped: what a standby has that got no further."""
+        made = Cluster(folder)
+        shutil.copytree(self.folder / "data", folder / "data", copy_function=shutil.copy2)
+        (folder / "data" / "postmaster.pid").unlink(missing_ok=True)
+        if os.geteuid() == 0:
+            for path in (folder, *folder.rglob("*")):
+                shutil.chown(path, "postgres", "postgres")
+        return made
+
+    def take_over(self, other: "Cluster") -> None:
+        """Answer where another one did, which is stopped."""
+        self._address = other._address
+
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
         """End it: SIGINT ends sessions first (fast), SIGQUIT is a crash."""
         if self._process is not None:
@@ -76,12 +99,12 @@ class Cluster:
             self._process = None
 
     def url(self, database: str, *, user: str = USER, password: str = PASSWORD) -> str:
-        return f"postgresql+psycopg://{user}:{password}@/{database}?host={self.folder}"
+        return f"postgresql+psycopg://{user}:{password}@/{database}?host={self._address}"
 
     def connect(self, database: str = "postgres") -> "psycopg.Connection[Any]":
         """A connection of the administrator's, outside of transactions."""
         return psycopg.connect(
-            host=str(self.folder), user=USER, password=PASSWORD, dbname=database, autocommit=True, connect_timeout=10
+            host=str(self._address), user=USER, password=PASSWORD, dbname=database, autocommit=True, connect_timeout=10
         )
 
     def make_database(self, template: str = "template1") -> str:

@@ -186,3 +186,13 @@ async def test_settings_are_read_again(tmp_path: Path) -> None:
                     said += await process.stderr.receive_some()
         process.send_signal(signal.SIGTERM)
         assert await process.wait() == 0
+
+
+async def test_a_store_that_lets_us_not_in_ends_the_start_and_shows_no_password(tmp_path: Path) -> None:
+    for url in (f"postgresql://alice:hunter2@/tailnet?host={tmp_path}", "alice:hunter2@db", "postgresql://a:hunter2@h"):
+        done = await trio.run_process([*SERVE, "--store", url], capture_stdout=True, capture_stderr=True, check=False)
+        said = (done.stdout + done.stderr).decode()
+        assert done.returncode != 0
+        assert "store" in said
+        assert "Traceback" not in said
+        assert "hunter2" not in said

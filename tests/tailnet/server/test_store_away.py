@@ -153,6 +153,21 @@ async def test_a_full_disk(impatient: None, server: CoordinatorServer) -> None:
     await live_through(server, full_disk(), "the disk refuses", "full")
 
 
+async def test_a_file_that_is_damaged(impatient: None, server: CoordinatorServer, tmp_path: Path) -> None:
+    @contextmanager
+    def damaged() -> Iterator[None]:
+        path = tmp_path / "tailnet.db"
+        other = sqlite3.connect(path)
+        other.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        with path.open("r+b") as file:
+            file.seek(0)
+            file.write(b"nothing that SQLite knows" * 10_000)
+        yield
+        other.close()
+
+    await live_through(server, damaged(), "restore it from a copy", "damaged", comes_back=False)
+
+
 async def test_a_file_that_was_replaced(impatient: None, server: CoordinatorServer, tmp_path: Path) -> None:
     @contextmanager
     def replaced() -> Iterator[None]:
