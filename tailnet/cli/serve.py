@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import secrets
+import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -30,6 +31,7 @@ from tailnet.config import SETTINGS, CoordinatorConfig, load_config
 from tailnet.store.importing import import_seed
 from tailnet.store.seed import parse_seed
 from tailnet.store.store import Store
+from tailnet.store.writer import SWITCH_SECONDS
 
 if TYPE_CHECKING:
     from tailnet.server.server import CoordinatorServer
@@ -92,6 +94,7 @@ def serve(config: str | None, as_json: bool, **given: str | bool | None) -> None
     from tailnet.server.server import serve_coordinator
 
     prepare_process()
+    sys.setswitchinterval(SWITCH_SECONDS)
     for notice in settings.notices:
         _log.warning("! %s", notice)
     with ExitStack() as stack:

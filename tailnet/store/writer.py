@@ -23,6 +23,10 @@ T = TypeVar("T")
 MAX_GROUP: Final = 256
 # Changes that may wait: beyond it the store is too slow for what comes, and to be told so is the truth.
 MAX_WAITING: Final = 20_000
+# How long Python lets one thread run while others want to: 5 ms unless somebody says.  A read takes some eight turns,
+# one after each call of the database, and so waits 40 ms beside a writer that makes up a batch; with this it waits 4.
+# `tailnet serve` sets it, since it counts for the whole process.
+SWITCH_SECONDS: Final = 0.0005
 # Of a group that met another server's: the second one nearly always passes.
 MAX_TRIES: Final = 3
 

@@ -15,8 +15,10 @@ import httpx
 import pytest
 import trio
 
+from tailnet.cli.root import run
 from tailnet.cli.serve import make_demo
 from tailnet.store.store import Store
+from tailnet.store.writer import SWITCH_SECONDS
 from tests.support.seeds import fill, user_token
 
 SERVE = [sys.executable, "-m", "tailnet", "serve", "--listen", "127.0.0.1:0", "--stun-listen", "127.0.0.1:0"]
@@ -196,3 +198,15 @@ async def test_a_store_that_lets_us_not_in_ends_the_start_and_shows_no_password(
         assert "store" in said
         assert "Traceback" not in said
         assert "hunter2" not in said
+
+
+def test_threads_of_the_store_take_short_turns(monkeypatch: pytest.MonkeyPatch, store_url: str) -> None:
+    """A read takes several turns, each of which may have to wait for the writer's thread to end its own."""
+    seen: list[float] = []
+    before = sys.getswitchinterval()
+    monkeypatch.setattr(trio, "run", lambda *_: seen.append(sys.getswitchinterval()))
+    try:
+        run(["serve", "--listen", "127.0.0.1:0", "--store", store_url])
+    finally:
+        sys.setswitchinterval(before)
+    assert seen == [pytest.approx(SWITCH_SECONDS)]
