@@ -108,11 +108,14 @@ class Outbox:
             await self.write_round()
 
     async def flush(self) -> None:
-        """Write all that waits now.  Raises StoreError when the store does not take it."""
-        while any(queue.count for queue in self._queues.values()):
+        """Write all that waits now, and what is on its way.  Raises StoreError when the store does not take it."""
+        while True:
+            # Also when nothing waits: what `run` has in its hands waits nowhere, and is written when the turn is ours.
             await self.write_round()
             if self.trouble is not None:
                 raise self.trouble
+            if not any(queue.count for queue in self._queues.values()):
+                return
 
     async def finish(self) -> None:
         """Write what is left, within a deadline; what the store does not take by then is lost, and told."""

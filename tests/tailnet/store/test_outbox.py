@@ -1,6 +1,7 @@
 """Reports are written behind: together, in small batches, again when the store was away; a bad row sinks no other."""
 
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -258,6 +259,33 @@ async def test_the_end_says_what_is_lost(
     world.put("a", "b")
     await world.outbox.finish()
     assert "are lost, for the store did not take them: 2 of counts" in caplog.text
+
+
+async def test_a_flush_waits_for_what_is_on_its_way(world: World, nursery: trio.Nursery) -> None:
+    part, begun, go_on = Counters(world.store.database), trio.Event(), threading.Event()
+
+    def add(counts: Sequence[Count]) -> list[str]:
+        trio.from_thread.run_sync(begun.set)
+        assert go_on.wait(60)
+        return part.add(counts)
+
+    kind = world._kind("slow", add)
+    world.outbox.put(kind, Count(peer_id("main"), "a"))
+    nursery.start_soon(world.outbox.write_round)
+    await begun.wait()
+    assert world.outbox.waiting_bytes == 0
+    flushed = trio.Event()
+
+    async def flush() -> None:
+        await world.outbox.flush()
+        flushed.set()
+
+    nursery.start_soon(flush)
+    await wait_all_tasks_blocked(0.05)
+    assert not flushed.is_set()
+    go_on.set()
+    await flushed.wait()
+    assert world.names() == {"a"}
 
 
 async def test_who_ends_in_the_middle_of_a_write_loses_nothing(world: World) -> None:
