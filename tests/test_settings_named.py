@@ -64,6 +64,8 @@ NAMES = {*SETTINGS.by_key, *COORDINATOR_SETTINGS.by_key, *NOT_OURS}
 
 
 def wrong_names(name: str, tree: ast.Module) -> list[str]:
+    if name == "derp/server/markup.py":  # variables of its style sheet look like flags
+        return []
     return [
         f"{name}:{line}: there is no {word}"
         for line, text in sentences(tree)
