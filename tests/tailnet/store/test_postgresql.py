@@ -2,17 +2,22 @@
 
 import threading
 from collections.abc import Iterator
+from datetime import timedelta
 
 import psycopg
 import pytest
 import sqlalchemy as sa
 
 from tailnet.errors import StoreError, StoreTrouble
+from tailnet.store import reports
 from tailnet.store.database import Database
 from tailnet.store.postgresql import MAX_READERS, PostgresqlDialect
-from tailnet.store.schema import counters
+from tailnet.store.reports import EXTERNAL_LOG_SOURCE
+from tailnet.store.rows import LifecycleChange, LifecycleState, LogBatch, MetadataValue, PresenceChange
+from tailnet.store.schema import agent_stats, counters
 from tailnet.store.store import Store
 from tailnet.store.urls import parse_store_url
+from tailnet.types import PeerID
 from tests.support.postgresql import PASSWORD, Cluster
 from tests.support.seeds import NOW, fill, make_id, peer_id
 
@@ -221,15 +226,53 @@ def test_who_decides_first_decides_for_both(both: tuple[Store, Store]) -> None:
     assert keys[0] == keys[1]
 
 
-def test_an_agent_that_is_being_reported_on_is_not_deleted_half_way(both: tuple[Store, Store]) -> None:
+def test_an_agent_that_is_being_reported_on_is_not_deleted_half_way(
+    cluster: Cluster, both: tuple[Store, Store]
+) -> None:
     """Between the look whether an agent exists and the row that names it, another server must not delete it."""
     one, other = both
+    report = {"agent_id": peer_id("main"), "created_at": NOW, "connection_count": 1, "rx_bytes": 2, "tx_bytes": 3}
     with one.writing() as connection:
-        known = sa.text("SELECT id FROM agents WHERE id = :id FOR KEY SHARE")
-        connection.execute(known, {"id": str(peer_id("main"))})
+        assert reports._known_agents(connection, [peer_id("main")]) == {peer_id("main")}
         deleted = threading.Thread(target=other.callers.delete_agent, args=(peer_id("main"),))
         deleted.start()
-        one_sees = connection.execute(known, {"id": str(peer_id("main"))}).all()
-        assert len(one_sees) == 1
+        wait_blocked(cluster, deleted)
+        connection.execute(agent_stats.insert().values(report={}, **report))
     deleted.join()
     assert one.callers.get_agent(peer_id("main")) is None
+    assert one.reports.latest_stats(peer_id("main")) is None
+
+
+def wait_blocked(cluster: Cluster, thread: threading.Thread) -> None:
+    """Until somebody waits for a lock, or the thread did not have to."""
+    query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    with cluster.connect() as admin:
+        while thread.is_alive() and admin.execute(query).fetchone() == (0,):
+            pass
+
+
+def test_servers_that_write_the_same_agents_never_wait_in_a_circle(both: tuple[Store, Store]) -> None:
+    """Each in its own order, as they come: the store has them in one."""
+    ids = [peer_id(name) for name in ("main", "gpu", "web")]
+    failures: list[Exception] = []
+    gate = threading.Barrier(2)
+
+    def write(store: Store, order: list[PeerID]) -> None:
+        gate.wait(30)
+        for round_ in range(40):
+            try:
+                at = NOW + timedelta(seconds=round_)
+                store.reports.put_metadata([MetadataValue(each, "key", str(round_), "", at) for each in order])
+                store.reports.update_lifecycles([LifecycleChange(each, LifecycleState.READY, at) for each in order])
+                store.presence.record([PresenceChange(each, came_at=at) for each in order], "x", at, timedelta(30))
+                store.reports.insert_logs([LogBatch(each, EXTERNAL_LOG_SOURCE, [(3, "x")], at) for each in order])
+            except StoreError as error:
+                failures.append(error)
+
+    threads = [threading.Thread(target=write, args=pair) for pair in zip(both, (ids, ids[::-1]), strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert len(both[0].reports.list_logs(ids[0])) == 80
