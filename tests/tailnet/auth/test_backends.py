@@ -13,6 +13,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from tailnet import refusals
 from tailnet.auth import backends
 from tailnet.auth.backends import CHECK_SECONDS, STALE_SECONDS, StoreCallers
+from tailnet.errors import StoreError, StoreTrouble
 from tailnet.refusals import Refused
 from tailnet.store.sqlite import MAX_READERS
 from tailnet.store.store import Store
@@ -312,6 +313,28 @@ async def test_a_store_that_fails(
         connection.exec_driver_sql("ALTER TABLE lost RENAME TO counters")
     assert (await callers.agent(agent_token("gpu"))).name == "gpu"
     assert "the store answers again" in caplog.text
+
+
+async def test_who_is_known_does_not_wait_for_a_store_that_is_away(
+    store: Store, callers: StoreCallers, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may need ten seconds to say that it does not answer, each time."""
+    await callers.agent(agent_token("main"))
+    asked = 0
+
+    def away() -> None:
+        nonlocal asked
+        asked += 1
+        raise StoreError("gone", StoreTrouble.UNREACHABLE)
+
+    monkeypatch.setattr(store.database.dialect, "look", away)
+    for seconds in range(5):
+        await trio.sleep(2 * CHECK_SECONDS)
+        assert (await callers.agent(agent_token("main"))).name == "main"
+        assert asked == 1, seconds  # `run` asks again, and nobody waits for that
+        callers.no_wait = True
+        assert (await callers.agent(agent_token("main"))).name == "main"
+        callers.no_wait = False
 
 
 def test_get_agent_by_token_and_the_cache_agree(store: Store) -> None:

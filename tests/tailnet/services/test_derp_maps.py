@@ -219,6 +219,9 @@ async def test_what_the_store_has_is_not_written_again(tmp_path: Path, store: St
     written = store.database.writer.changes
     async with running(FileSource(path, QUICK), keeper=keeper) as maps:
         assert ids(maps) == [1, 999]
+        with trio.move_on_after(10 * QUICK):
+            await trio.sleep_forever()
+        assert store.database.writer.changes == written
         path.write_bytes(map_text(2))
         await wait_for(maps, [2, 999])
         await wait_until(lambda: store.keys.kept_map(str(path)) == (map_text(2).decode(), NOW))

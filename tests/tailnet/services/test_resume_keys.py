@@ -1,15 +1,19 @@
 """Keys of resume tokens: the same for every process of a store, and those of before when it fails."""
 
 import logging
+import secrets
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
 
-from tailnet.coordinator.resume import ResumeTokenRefused
+from tailnet.coordinator.resume import ResumeKey, ResumeTokenRefused, ResumeTokens
 from tailnet.errors import StoreError
-from tailnet.services.resume_keys import REFRESH_SECONDS, ResumeKeys
+from tailnet.services.resume_keys import PURPOSE, REFRESH_SECONDS, ResumeKeys
+from tailnet.store.keys import ROTATE_AFTER
+from tailnet.store.schema import signing_keys
 from tailnet.store.store import Store
 from tests.support.seeds import peer_id
 
@@ -66,3 +70,20 @@ async def test_keys_stay_when_the_store_fails_and_are_read_again_later(
         await keys.refresh_forever()
     assert keys.current is not before
     assert keys.current.verify(before.issue(MAIN, ALICE, 5.0).token, ALICE, 6.0) == MAIN
+
+
+async def test_a_start_rotates_nothing(store: Store) -> None:
+    """A store that takes no writes would hold it up for as long as it needs to say so."""
+    long_ago = datetime.now(UTC) - ROTATE_AFTER - timedelta(days=1)
+    [old] = await store.run(store.keys.signing_keys, PURPOSE, long_ago, secrets.token_bytes)
+    keys = ResumeKeys(store)
+    await keys.start()
+    assert store.keys.stored_keys(PURPOSE) == [old]
+    assert keys.current.verify(ResumeTokens(ResumeKey(old.id, old.secret)).issue(MAIN, ALICE, 5.0).token, ALICE, 6.0)
+    await keys.refresh()
+    assert len(store.keys.stored_keys(PURPOSE)) == 2
+    # Where there is none, the first one is made.
+    with store.writing() as connection:
+        connection.execute(signing_keys.delete())
+    await keys.start()
+    assert len(store.keys.stored_keys(PURPOSE)) == 1

@@ -170,6 +170,29 @@ def test_a_file_that_was_replaced_never_gives_two_answers(store_url: str, tmp_pa
     database.close()
 
 
+def test_the_log_of_the_old_file_never_meets_the_new_one(tmp_path: Path) -> None:
+    """Somebody reads the old one, so its log cannot be folded into it; SQLite would take it for the new file's."""
+    path, aside, new = (tmp_path / name for name in ("tailnet.db", "aside.db", "new.db"))
+    database = Database.open(f"sqlite:///{path}", busy_timeout_seconds=0.05)
+    reader = sqlite3.connect(path, isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT * FROM counters").fetchall()
+    for number in range(500):
+        add(database, f"old {number}")
+    other = Database.open(f"sqlite:///{new}")
+    add(other, "new")
+    other.close()
+    path.rename(aside)
+    new.rename(path)
+    assert trouble_of(database.check) is StoreTrouble.REPLACED
+    assert not (tmp_path / "tailnet.db-wal").exists()
+    database.close()
+    database = Database.open(f"sqlite:///{path}")
+    assert names(database) == {"callers", "new"}
+    database.close()
+    reader.close()
+
+
 def test_a_log_that_came_with_the_new_file_stays(store_url: str, tmp_path: Path) -> None:
     """As where a whole folder is restored, a snapshot of one that was in use."""
     source = tmp_path / "source"
