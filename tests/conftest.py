@@ -4,6 +4,7 @@ import os
 import select
 import signal
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 from derp.transport import poller
@@ -21,3 +22,7 @@ settings.load_profile("busy")
 # REACTOR_POLLER=kqueue tries that way on a system that has none: its words, served by epoll.
 if os.environ.get(poller.ENVIRONMENT) == "kqueue" and not hasattr(select, "kqueue"):
     poller.select = stand_in()  # type: ignore[attr-defined]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--every-store", action="store_true", help="all that uses a store runs on SQLite and PostgreSQL")

@@ -21,13 +21,16 @@ BOTH: Final = ("sqlite", "postgresql")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """What depends on the store runs on both kinds: all of tests/tailnet/store, and what `pytest.mark.stores` marks."""
+    """What depends on the store runs on both kinds: all of tests/tailnet/store, and what `pytest.mark.stores` marks.
+
+    With --every-store all that uses one does.
+    """
+    if "store_kind" not in metafunc.fixturenames:
+        return
     marker = metafunc.definition.get_closest_marker("stores")
-    kinds = marker.args or BOTH if marker is not None else BOTH
-    if "store_kind" in metafunc.fixturenames and (
-        marker is not None or metafunc.definition.path.parent.name == "store"
-    ):
-        metafunc.parametrize("store_kind", kinds, indirect=True)
+    is_on_both = metafunc.definition.path.parent.name == "store" or metafunc.config.getoption("--every-store")
+    if marker is not None or is_on_both:
+        metafunc.parametrize("store_kind", (marker.args if marker is not None else ()) or BOTH, indirect=True)
 
 
 @pytest.fixture

@@ -54,6 +54,7 @@ def test_import_from_stdin(store_url: str, capsys: pytest.CaptureFixture[str], m
     assert "agents: 3 added" in capsys.readouterr().out
 
 
+@pytest.mark.stores("sqlite")  # whose files are looked for
 def test_the_store_of_the_settings(
     seed_file: Path, store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

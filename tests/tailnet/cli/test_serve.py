@@ -97,6 +97,7 @@ async def test_what_to_try_works_when_it_is_pasted(flags: tuple[str, ...]) -> No
         assert b"'CODER_AGENT_TOKEN': '" in done.stdout
 
 
+@pytest.mark.stores("sqlite")  # whose URL has nothing to hide
 async def test_json_for_programs(store: Store, store_url: str) -> None:
     fill(store)
     async with serving("--json", "--store", store_url) as (process, lines):

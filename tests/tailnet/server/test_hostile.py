@@ -290,6 +290,7 @@ async def test_a_time_that_version_1_cannot_say_harms_nobody(server: Coordinator
         assert b'"derp_latency":{"2-v4":0.5}' in received
 
 
+@pytest.mark.stores("sqlite")  # whose file is written over
 async def test_a_store_that_fails_keeps_live_peers_meeting(
     server: CoordinatorServer, unharmed: Unharmed, filled_url: str
 ) -> None:

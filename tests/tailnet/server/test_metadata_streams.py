@@ -99,7 +99,7 @@ async def test_a_value_reaches_whoever_watches(defined: CoordinatorServer) -> No
         await report(peer, "42 %")
         while cpu["result"]["value"] != "42 %":
             kind, [cpu, disk] = await events.read()
-        assert (kind, cpu["result"]["age"], disk["result"]["value"]) == ("data", 0, "")
+        assert (kind, cpu["result"]["age"] <= 1, disk["result"]["value"]) == ("data", True, "")  # written behind
         while (await socket.read())["data"][0]["result"]["value"] != "42 %":
             pass
         reading = defined.reading()

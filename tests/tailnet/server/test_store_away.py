@@ -151,10 +151,12 @@ async def until_readiness_is(server: CoordinatorServer, status: int) -> tuple[in
             await trio.sleep(0.02)
 
 
+@pytest.mark.stores("sqlite")
 async def test_a_full_disk(impatient: None, server: CoordinatorServer) -> None:
     await live_through(server, full_disk(), "the disk refuses", "full")
 
 
+@pytest.mark.stores("sqlite")
 async def test_a_file_that_is_damaged(impatient: None, server: CoordinatorServer, tmp_path: Path) -> None:
     @contextmanager
     def damaged() -> Iterator[None]:
@@ -170,6 +172,7 @@ async def test_a_file_that_is_damaged(impatient: None, server: CoordinatorServer
     await live_through(server, damaged(), "restore it from a copy", "damaged", comes_back=False)
 
 
+@pytest.mark.stores("sqlite")
 async def test_a_file_that_was_replaced(impatient: None, server: CoordinatorServer, tmp_path: Path) -> None:
     @contextmanager
     def replaced() -> Iterator[None]:
