@@ -14,7 +14,7 @@ from tailnet.store import writer as module
 from tailnet.store.database import Database
 from tailnet.store.schema import counters
 from tailnet.store.store import Store
-from tailnet.store.writer import MAX_GROUP
+from tailnet.store.writer import MAX_GROUP, MAX_TRIES
 
 
 class Gate:
@@ -122,6 +122,27 @@ async def test_a_store_that_is_away_is_told_to_all_at_once(
     assert len(tries) == 1
     monkeypatch.undo()
     assert await database.writer.run(insert("a")) == "a"
+
+
+async def test_what_met_another_server_s_write_is_done_again(database: Database) -> None:
+    """As after a deadlock, which PostgreSQL ends by failing one of the two."""
+    tries = 0
+
+    def work(connection: sa.Connection) -> str:
+        nonlocal tries
+        tries += 1
+        if tries < MAX_TRIES:
+            raise StoreError("deadlock detected", StoreTrouble.CONFLICT)
+        return str(insert("a")(connection))
+
+    assert await database.writer.run(work) == "a"
+    assert (tries, names(database)) == (MAX_TRIES, {"a"})
+
+    def never(_: sa.Connection) -> None:
+        raise StoreError("deadlock detected", StoreTrouble.CONFLICT)
+
+    with pytest.raises(StoreError, match="deadlock"):
+        await database.writer.run(never)
 
 
 async def test_who_gives_up_before_its_turn_takes_its_change_back(database: Database, gate: Gate) -> None:
