@@ -54,15 +54,10 @@ class Cluster:
     def start(self, *settings: str) -> None:
         """Start it, and return when it takes connections."""
         options = [part for each in (*_FAST, *settings) for part in ("-c", each)]
-        command = [
-            str(self._programs / "postgres"),
-            "-D",
-            str(self.folder / "data"),
-            "-k",
-            str(self._address),
-            "-h",
-            "",
-        ]
+        # Whoever kills the tests ends it too.
+        dies_with_us = ["setpriv", "--pdeathsig", "QUIT"] if shutil.which("setpriv") else []
+        where = ["-D", str(self.folder / "data"), "-k", str(self._address), "-h", ""]
+        command = [*dies_with_us, str(self._programs / "postgres"), *where]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [*command, *options], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", **_as_owner()
