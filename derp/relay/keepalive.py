@@ -51,10 +51,10 @@ class KeepAliveWheel:
             index = number % len(self._slots)
             slot, self._slots[index] = self._slots[index], []
             for client, wait, at in slot:
-                if client.member is None:
-                    continue
-                if at >= second + 1:  # the wheel placed it there a moment ago, for the turn to come
+                if at >= second + 1:  # for the turn to come, also if the client has left: its time says when to look
                     self._slots[index].append((client, wait, at))
+                    continue
+                if client.member is None:
                     continue
                 due.append(client)
                 # The client keeps its plan, however late this call is, unless the next time of the plan has passed too.
