@@ -118,6 +118,7 @@ class WorkspaceAgent(Body):
     lifecycle_state: Annotated[LifecycleState, LOWER]
     name: str
     resource_id: UUID = _NO_ID
+    instance_id: OmitEmpty[str]
     architecture: str
     operating_system: str
     environment_variables: Mapping[str, str] | None
@@ -165,6 +166,7 @@ def agent_body(view: AgentView) -> WorkspaceAgent:
         updated_at=row.updated_at,
         lifecycle_state=row.lifecycle_state,
         name=row.name,
+        instance_id=row.instance_id,
         architecture=row.architecture,
         operating_system=row.operating_system,
         environment_variables=row.environment or None,

@@ -27,6 +27,7 @@ from tailnet.api import (
     docs,
     health,
     home,
+    instance_identity,
     logs,
     metadata,
     operators,
@@ -57,7 +58,7 @@ def create_app(services: Services) -> FastAPI:
     )
     app.state.services = services
     # An agent's own resource after those whose fixed name could be taken for its id.
-    of_agents = connection, agent_reports, agent_manifest, agents, logs, metadata
+    of_agents = instance_identity, connection, agent_reports, agent_manifest, agents, logs, metadata
     of_users = buildinfo, users, workspaces
     for resource in (home, *of_agents, *of_users, derp_map, health, debug, operators, docs):
         app.include_router(resource.router, responses={"4XX": {"model": Refusal}, "5XX": {"model": Refusal}})

@@ -26,11 +26,11 @@ class Sent(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 
 
-def body_of(model: type[M]) -> Callable[[Request], Awaitable[M]]:
+def body_of(model: type[M], max_bytes: int = MAX_BODY_BYTES) -> Callable[[Request], Awaitable[M]]:
     """What to give to Depends: reads the body as `model`."""
 
     async def read(request: Request) -> M:
-        value = await read_json(request)
+        value = await read_json(request, max_bytes)
         try:
             return model.model_validate(value)
         except ValidationError as error:
@@ -71,7 +71,8 @@ def _validations(error: ValidationError) -> tuple[Validation, ...]:
     found = []
     for each in error.errors():
         place = ".".join(str(part) for part in each["loc"]) or "body"
-        if each["type"] == "missing":
+        # What Go calls required is neither absent nor empty.
+        if each["type"] == "missing" or (each["type"] == "string_too_short" and not each["input"]):
             found.append(Validation(place, 'Validation failed for tag "required" with value: ""'))
         else:
             found.append(Validation(place, str(each["msg"])))

@@ -16,7 +16,7 @@ from starlette.requests import HTTPConnection
 from derp.server.pages import Page, Question
 from tailnet import refusals
 from tailnet.api.authorise import authorise_agent, check_operator
-from tailnet.api.limits import CallerLimits
+from tailnet.api.limits import CallerLimits, StrangerLimits
 from tailnet.api.middleware import exchange_of
 from tailnet.auth.backends import Callers
 from tailnet.auth.policy import Right
@@ -26,9 +26,16 @@ from tailnet.services.agent_requests import AgentRequests
 from tailnet.services.agents import Agents
 from tailnet.services.derp_maps import DerpMaps
 from tailnet.services.inspection import Inspection
+from tailnet.services.instance_identity import InstanceIdentity
 from tailnet.services.logs import Logs
 from tailnet.store.rows import AgentIdentity, UserIdentity
 from tailnet.tokens import find_token, query_values
+
+# Proofs of instances in a minute.  An agent shows one at its start, and again some seconds after a failure.  Sixty are
+# that many machines behind one address that start at once; the others are told when to come again.  A proof takes two
+# milliseconds at the most, so all of them 8 % of one core, however many addresses a flood has.
+IDENTITIES_PER_ADDRESS: Final = 60
+IDENTITIES_OF_ALL: Final = 2_400
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +48,16 @@ class Services:
     requests: AgentRequests
     logs: Logs
     metadata: AgentMetadata
+    identity: InstanceIdentity
     derp_maps: DerpMaps
     inspection: Inspection
     access_url: str  # how clients reach us, also when the settings leave it open
     metrics: Callable[[], bytes]  # a page in Prometheus' text format
     pages: Mapping[str, Page | Question] = field(default_factory=dict)  # below /debug/, by path
     limits: CallerLimits = field(default_factory=CallerLimits)
+    identity_limits: StrangerLimits = field(
+        default_factory=lambda: StrangerLimits(IDENTITIES_PER_ADDRESS, IDENTITIES_OF_ALL)
+    )
 
 
 AgentIdInPath = Annotated[str, Path(description="Workspace agent ID", json_schema_extra={"format": "uuid"})]

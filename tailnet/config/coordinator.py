@@ -56,6 +56,7 @@ class CoordinatorConfig(ServerConfig):
     agent_inactive_seconds: float = 0.0  # 0: twice the ping
     stats_interval_seconds: float = 300.0
     announcement_banners: tuple[Banner, ...] = ()  # read again on SIGHUP
+    identity_anchors: Path | None = None  # whom proofs of cloud instances are believed; None: nobody
 
     # What is kept of what agents report.  Statistics serve the pages that show the last hours: 10,000 agents at one in
     # five minutes are 2.9 million rows a day.  Logs are those of start-ups, which somebody asks for within days.

@@ -119,6 +119,13 @@ _OWN: Final = (
         "stats_interval_seconds",
     ),
     Setting(
+        "identity_anchors",
+        parse.path,
+        "DIR",
+        "the clouds' certificates and keys, by which agents prove their instance; nobody by default; files are read "
+        "again on SIGHUP",
+    ),
+    Setting(
         "max_node_bytes",
         parse.whole(4 * 1024, 3 * 1024 * 1024),
         "BYTES",

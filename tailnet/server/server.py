@@ -56,6 +56,7 @@ from tailnet.services.derp_maps import DerpMaps, StoreMapKeeper
 from tailnet.services.feed import DropReason
 from tailnet.services.hub import Hub, Receiver
 from tailnet.services.inspection import Inspection
+from tailnet.services.instance_identity import InstanceIdentity
 from tailnet.services.logs import Logs
 from tailnet.services.presence import AgentPresence
 from tailnet.services.reports import AgentReports
@@ -131,6 +132,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         self.upkeep = Upkeep(store, retention(config))
         self.logs = Logs(store)
         self.metadata = AgentMetadata(store)
+        self.identity = InstanceIdentity(store, config.identity_anchors)
         self.reports = AgentReports(
             store,
             self.outbox,
@@ -310,6 +312,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             requests=AgentRequests(self.store, self.reports, changed=self.workspaces.changed),
             logs=self.logs,
             metadata=self.metadata,
+            identity=self.identity,
             derp_maps=self.maps,
             inspection=inspection,
             access_url=access_url,
@@ -419,6 +422,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
 
     def look_at_files(self) -> None:
         self.maps.reload_nowait()
+        self.identity.reload()
 
     # --- leaving
 

@@ -27,7 +27,7 @@ from tailnet.store.rows import (
     WorkspaceStatus,
     first_health,
 )
-from tailnet.store.schema import agent_apps, agents, counters, user_tokens, users, workspaces
+from tailnet.store.schema import agent_apps, agent_tokens, agents, counters, user_tokens, users, workspaces
 from tailnet.types import PeerID
 
 T = TypeVar("T")
@@ -45,6 +45,10 @@ _IDENTITIES: Final = (
     )
     .join(workspaces, agents.c.workspace_id == workspaces.c.id)
     .join(users, workspaces.c.owner_id == users.c.id)
+)
+# The same by the digests of issued tokens (issued.py).
+_ISSUED: Final = _IDENTITIES.with_only_columns(agent_tokens.c.digest, *list(_IDENTITIES.selected_columns)[1:]).join(
+    agent_tokens, agent_tokens.c.agent_id == agents.c.id
 )
 _TOKENS: Final = sa.select(
     user_tokens.c.id,
@@ -92,15 +96,16 @@ class CallerTables(Part):
     def read_all_callers(
         self, connection: sa.Connection, most: int
     ) -> tuple[int, dict[CallerKey, AgentIdentity | UserToken]]:
-        """Everybody, for a cache: the generation, and agents by digest and by id, tokens by id.  Nobody if agents and
-        tokens together are more than `most`."""
+        """Everybody, for a cache: the generation, and agents by the digests of all their tokens and by id, tokens by
+        id.  Nobody if all of these together are more than `most`."""
         generation = int(connection.execute(_GENERATION).scalar_one())
         found: dict[CallerKey, AgentIdentity | UserToken] = {}
         agent_rows = connection.execute(_IDENTITIES.limit(most + 1)).all()
+        issued_rows = connection.execute(_ISSUED.limit(most + 1)).all()
         token_rows = connection.execute(_TOKENS.limit(most + 1)).all()
-        if len(agent_rows) + len(token_rows) > most:
+        if len(agent_rows) + len(issued_rows) + len(token_rows) > most:
             return generation, found
-        for digest, *identity in agent_rows:
+        for digest, *identity in (*agent_rows, *issued_rows):
             agent = AgentIdentity(*identity)
             found[digest] = found[agent.id] = agent
         for token_id, secret_digest, expires_at, *user in token_rows:
@@ -333,11 +338,15 @@ def _sort(keys: Iterable[CallerKey]) -> tuple[list[bytes], list[PeerID], list[st
 
 
 def _agents_by_digest(connection: sa.Connection, digests: Collection[bytes]) -> dict[bytes, AgentIdentity]:
-    return {
-        row[0]: AgentIdentity(*row[1:])
-        for piece in pieces(digests)
-        for row in connection.execute(_IDENTITIES.where(agents.c.token_digest.in_(piece)))
-    }
+    found: dict[bytes, AgentIdentity] = {}
+    for piece in pieces(digests):
+        for row in connection.execute(_IDENTITIES.where(agents.c.token_digest.in_(piece))):
+            found[row[0]] = AgentIdentity(*row[1:])
+    # Most agents come with their own token, so a storm of them needs no second query.
+    for piece in pieces(digest for digest in digests if digest not in found):
+        for row in connection.execute(_ISSUED.where(agent_tokens.c.digest.in_(piece))):
+            found[row[0]] = AgentIdentity(*row[1:])
+    return found
 
 
 def _agents_by_id(connection: sa.Connection, ids: Collection[PeerID]) -> dict[PeerID, AgentIdentity]:

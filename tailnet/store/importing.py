@@ -15,11 +15,13 @@ import sqlalchemy as sa
 
 from tailnet.store.callers import pieces, raise_generation
 from tailnet.store.importing_definitions import put_definitions
+from tailnet.store.issued import revoke_issued
 from tailnet.store.problems import Problems
 from tailnet.store.rows import WorkspaceStatus
 from tailnet.store.schema import agent_apps, agent_scripts, agents, user_tokens, users, workspaces
 from tailnet.store.seed import Seed, SeedUser
 from tailnet.store.store import Store
+from tailnet.types import PeerID
 
 K = TypeVar("K")
 
@@ -133,9 +135,25 @@ class _Writer:
             agent.id: {"workspace_id": agent.workspace_id, "name": agent.name, "token_digest": agent.token_digest}
             for agent in self._seed.agents
         }
+        tokens = self._values(agents.c.id, wanted, agents.c.token_digest)
         new, changed = self._put(agents, wanted, {})
+        # A token that is exchanged is one that somebody else may have, with what was issued beside it.
+        revoke_issued(
+            self._connection,
+            [key for key in changed if tokens[key] != wanted[key]["token_digest"]],
+        )
+        changed |= self._put_instances() - new
         changed |= put_definitions(self._connection, self._seed.agents) - new
         return Tally(len(new), len(changed), len(wanted) - len(new) - len(changed))
+
+    def _put_instances(self) -> set[PeerID]:
+        """Which agents run on another machine than before.  What was issued for that one ends."""
+        wanted = {agent.id: agent.instance_id for agent in self._seed.agents if agent.instance_id is not None}
+        before = self._values(agents.c.id, wanted, agents.c.instance_id)
+        moved = {key: {"instance_id": value} for key, value in wanted.items() if before[key] != value}
+        self._update(agents, moved)
+        revoke_issued(self._connection, moved)
+        return set(moved)
 
     def _put(
         self, table: sa.Table, wanted: Mapping[K, Mapping[str, object]], defaults: Mapping[str, object]

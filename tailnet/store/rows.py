@@ -70,6 +70,15 @@ class AgentIdentity:
 
 
 @dataclass(frozen=True, slots=True)
+class InstanceAgent:
+    """An agent that runs on a cloud's instance."""
+
+    id: PeerID
+    name: str
+    workspace_id: UUID
+
+
+@dataclass(frozen=True, slots=True)
 class UserIdentity:
     id: UUID
     username: str
@@ -111,6 +120,7 @@ class AgentRow:
     architecture: str
     operating_system: str
     environment: Mapping[str, str]
+    instance_id: str  # the cloud's, "" without one
     first_connected_at: datetime | None
     last_connected_at: datetime | None
     disconnected_at: datetime | None

@@ -16,7 +16,7 @@ from tailnet.types import PeerID
 
 # The newest file in migrations/versions.  Kept as a constant so that an up-to-date store opens without importing
 # Alembic.
-HEAD_REVISION: Final = "0003"
+HEAD_REVISION: Final = "0004"
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
@@ -145,6 +145,8 @@ agents = sa.Table(
     sa.Column("architecture", Text, nullable=False, server_default=""),
     sa.Column("operating_system", Text, nullable=False, server_default=""),
     sa.Column("environment", sa.JSON, nullable=False, server_default="{}"),
+    # the cloud's id of the machine that it runs on; "" where its token is all that it proves itself with
+    sa.Column("instance_id", Text, nullable=False, server_default="", index=True),
     # what the connection tells us
     sa.Column("first_connected_at", UtcTime),
     sa.Column("last_connected_at", UtcTime),
@@ -160,6 +162,16 @@ agents = sa.Table(
     sa.Column("subsystems", sa.JSON, nullable=False, server_default="[]"),
     sa.Column("logs_bytes", sa.Integer, nullable=False, server_default="0"),
     sa.Column("logs_overflowed", sa.Boolean, nullable=False, server_default=sa.false()),
+)
+
+# Further tokens of agents, given to who proved to be on an agent's machine (issued.py).  An agent's own token is in its
+# row: it is known by its digest alone, so that it cannot be given out again.
+agent_tokens = sa.Table(
+    "agent_tokens",
+    metadata,
+    sa.Column("digest", sa.LargeBinary(32), primary_key=True),
+    sa.Column("agent_id", PeerIdText, sa.ForeignKey("agents.id", ondelete="CASCADE"), nullable=False, index=True),
+    sa.Column("created_at", UtcTime, nullable=False),
 )
 
 agent_stats = sa.Table(

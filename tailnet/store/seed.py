@@ -26,7 +26,7 @@ MAX_NAME_CHARS: Final = 256
 SHORT_TOKEN_CHARS: Final = 20
 
 _USER_KEYS: Final = ("id", "username", "token")
-_AGENT_KEYS: Final = ("id", "token", "name", "workspace_id", "workspace_name", "owner_id", *KINDS)
+_AGENT_KEYS: Final = ("id", "token", "name", "workspace_id", "workspace_name", "owner_id", "instance_id", *KINDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,7 @@ class SeedAgent:
     owner_id: UUID
     place: str
     definitions: SeedDefinitions = NONE
+    instance_id: str | None = None  # None: what the store has stays
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,12 +169,21 @@ class _Reader:
         workspace_id = self._uuid(value, "workspace_id", place)
         workspace_name = self._text(value, "workspace_name", place, MAX_NAME_CHARS)
         owner_id = self._uuid(value, "owner_id", place)
+        instance_id = self._instance_id(value, place)
         definitions = read_definitions(value, place, self.problems, self.known)
         if len(self.problems) > before:
             return None
         digest = agent_token_digest(token)
         return SeedAgent(
-            PeerID(agent_id.bytes), digest, name, workspace_id, workspace_name, owner_id, place, definitions
+            PeerID(agent_id.bytes),
+            digest,
+            name,
+            workspace_id,
+            workspace_name,
+            owner_id,
+            place,
+            definitions,
+            instance_id,
         )
 
     def unique(self, items: Sequence[Any], key: Callable[[Any], object], what: str) -> None:
@@ -194,6 +204,11 @@ class _Reader:
                         f"is {getattr(agent, what)}, but {other.place} of the same workspace says "
                         f"{getattr(other, what)}: make them equal",
                     )
+
+    def _instance_id(self, value: Mapping[str, Any], place: str) -> str | None:
+        """The cloud's id of its machine, "" to have none any more; None where the seed does not say."""
+        given = value.get("instance_id")
+        return given if given in (None, "") else self._text(value, "instance_id", place, MAX_NAME_CHARS)
 
     def _is_object(self, value: object, place: str, keys: Sequence[str]) -> bool:
         if not isinstance(value, dict):

@@ -18,6 +18,7 @@ from tailnet.services.agent_requests import AgentRequests
 from tailnet.services.agents import Agents
 from tailnet.services.derp_maps import DerpMaps
 from tailnet.services.inspection import Inspection
+from tailnet.services.instance_identity import InstanceIdentity
 from tailnet.services.logs import Logs
 from tailnet.services.reports import AgentReports
 from tailnet.store.outbox import Outbox
@@ -64,6 +65,7 @@ def make_world(store: Store, config: CoordinatorConfig | None = None) -> World:
         requests=AgentRequests(store, reports, clock=lambda: NOW),
         logs=Logs(store),
         metadata=AgentMetadata(store, clock=lambda: NOW),
+        identity=InstanceIdentity(store, clock=lambda: NOW),
         derp_maps=maps,
         inspection=inspection,
         access_url=ACCESS_URL,

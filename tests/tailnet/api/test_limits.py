@@ -3,7 +3,7 @@
 import pytest
 
 from tailnet.api import limits
-from tailnet.api.limits import CallerLimits
+from tailnet.api.limits import CallerLimits, StrangerLimits
 
 
 def test_a_minute_begins_with_the_first_request() -> None:
@@ -50,3 +50,20 @@ def test_the_table_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(taken) <= 4
     assert taken.take("user 49", 1, 1.0) > 0, "the youngest is remembered"
     assert taken.take("user 0", 1, 1.0) == 0, "the oldest may begin anew"
+
+
+def test_strangers_are_counted_by_network_and_together() -> None:
+    taken = StrangerLimits(2, 5)
+    assert [taken.take("2001:db8::1", 0.0) for _ in range(3)] == [(0, 0), (0, 0), (2, 60)]
+    assert taken.take("2001:db8::ffff:1", 0.0) == (2, 60), "its neighbour of the same 64 bits"
+    assert taken.take("2001:db8:0:1::1", 0.0) == (0, 0)
+    assert [taken.take("::ffff:192.0.2.1", 1.0), taken.take("::ffff:192.0.2.2", 1.0)] == [(0, 0), (0, 0)]
+    assert taken.take("no address", 10.0) == (5, 50)
+    assert taken.refused_count == 3
+    assert taken.take("192.0.2.9", 60.0) == (0, 0)
+
+
+def test_whoever_is_over_its_own_limit_takes_nothing_from_others() -> None:
+    taken = StrangerLimits(1, 3)
+    assert sum(taken.take("192.0.2.1", 0.0) == (0, 0) for _ in range(10)) == 1
+    assert [taken.take(f"192.0.2.{number}", 0.0)[1] for number in (2, 3, 4)] == [0, 0, 60]

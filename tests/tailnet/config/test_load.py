@@ -53,6 +53,7 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "max_stored_log_bytes": ("1048576", 1_048_576),
     "max_waiting_report_bytes": ("2097152", 2_097_152),
     "announcement_banners": ("Down on Sunday, 8 to 9.", (Banner("Down on Sunday, 8 to 9."),)),
+    "identity_anchors": ("/etc/anchors", Path("/etc/anchors")),
     "hostname": ("relay.example.com", "relay.example.com"),
     "tcp_user_timeout": ("20s", 20.0),
     "tcp_keepalive_time": ("5m", 300.0),

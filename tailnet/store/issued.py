@@ -1,0 +1,99 @@
+"""Tokens beside an agent's own: for who proved to be on the cloud instance that an agent runs on (layer L2).
+
+An issued token is as good as the agent's own, and lives no longer: it goes with the agent, when the agent's own token
+or its instance changes (importing.py), when somebody revokes it, and when newer ones push it out.  callers.py looks
+both kinds up.  Next hop: services/instance_identity.py.
+"""
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Final
+
+import sqlalchemy as sa
+
+from tailnet.store.callers import pieces, raise_generation
+from tailnet.store.part import Part, reads, writes
+from tailnet.store.rows import InstanceAgent
+from tailnet.store.schema import agent_tokens, agents
+from tailnet.types import PeerID
+
+# An agent asks for one at each start and keeps it in memory.  A machine that starts over and over needs the last one
+# alone; eight are for the few processes of one that live side by side.
+MAX_ISSUED_TOKENS: Final = 8
+# Of one instance; templates have a handful of agents on a machine, and of replaced ones the oldest are of no use.
+MAX_INSTANCE_AGENTS: Final = 64
+
+
+class IssuedTokenTables(Part):
+    """The part of the store that knows instances and issued tokens.  Every method raises StoreError."""
+
+    @reads
+    def agents_of_instance(self, connection: sa.Connection, instance_id: str) -> list[InstanceAgent]:
+        """The agents that run on an instance, the newest first.  Sub-agents have tokens from their parents."""
+        if not instance_id:
+            return []
+        query = (
+            sa.select(agents.c.id, agents.c.name, agents.c.workspace_id)
+            .where(agents.c.instance_id == instance_id, agents.c.parent_id.is_(None))
+            .order_by(agents.c.created_at.desc(), agents.c.name, agents.c.id)
+            .limit(MAX_INSTANCE_AGENTS)
+        )
+        return [InstanceAgent(*row) for row in connection.execute(query)]
+
+    @writes
+    def set_instance(self, connection: sa.Connection, agent_id: PeerID, instance_id: str, now: datetime) -> bool:
+        """Say on which instance an agent runs, "" for none.  What was issued for another one is revoked.
+
+        Returns whether there is such an agent.
+        """
+        row = connection.execute(sa.select(agents.c.instance_id).where(agents.c.id == agent_id)).first()
+        if row is None:
+            return False
+        if row[0] != instance_id:
+            change = agents.update().where(agents.c.id == agent_id)
+            connection.execute(change.values(instance_id=instance_id, updated_at=now))
+            revoke_issued(connection, [agent_id])
+        return True
+
+    @writes
+    def issue_agent_token(self, connection: sa.Connection, agent_id: PeerID, digest: bytes, now: datetime) -> bool:
+        """Keep the digest of a further token of an agent, and as many before it as MAX_ISSUED_TOKENS allows.
+
+        Returns False if there is no such agent.
+        """
+        # Locked, so that two at a time do not each leave the other one out of the count.
+        row = connection.execute(sa.select(agents.c.id).where(agents.c.id == agent_id).with_for_update()).first()
+        if row is None:
+            return False
+        table = agent_tokens.c
+        newest = sa.select(table.digest).where(table.agent_id == agent_id)
+        newest = newest.order_by(table.created_at.desc(), table.digest)
+        kept = connection.execute(newest).scalars().all()
+        pushed_out = kept[MAX_ISSUED_TOKENS - 1 :]
+        if pushed_out:
+            connection.execute(agent_tokens.delete().where(table.digest.in_(pushed_out)))
+            raise_generation(connection)
+        # No cache knows this digest: nobody had it until now.  So none need forget.
+        connection.execute(agent_tokens.insert().values(digest=digest, agent_id=agent_id, created_at=now))
+        return True
+
+    @reads
+    def count_issued(self, connection: sa.Connection, agent_id: PeerID) -> int:
+        """How many issued tokens of an agent are good."""
+        count = sa.select(sa.func.count()).select_from(agent_tokens).where(agent_tokens.c.agent_id == agent_id)
+        return int(connection.execute(count).scalar_one())
+
+    @writes
+    def revoke_agent_tokens(self, connection: sa.Connection, agent_id: PeerID) -> int:
+        """End all issued tokens of an agent; its own stays.  Returns how many there were."""
+        return revoke_issued(connection, [agent_id])
+
+
+def revoke_issued(connection: sa.Connection, agent_ids: Iterable[PeerID]) -> int:
+    """End all issued tokens of these agents, inside a write transaction.  Returns how many there were."""
+    revoked = 0
+    for piece in pieces(agent_ids):
+        revoked += connection.execute(agent_tokens.delete().where(agent_tokens.c.agent_id.in_(piece))).rowcount
+    if revoked:
+        raise_generation(connection)
+    return revoked
