@@ -119,13 +119,6 @@ _OWN: Final = (
         "stats_interval_seconds",
     ),
     Setting(
-        "identity_anchors",
-        parse.path,
-        "DIR",
-        "the clouds' certificates and keys, by which agents prove their instance; nobody by default; files are read "
-        "again on SIGHUP",
-    ),
-    Setting(
         "max_node_bytes",
         parse.whole(4 * 1024, 3 * 1024 * 1024),
         "BYTES",
@@ -217,6 +210,13 @@ _OWN: Final = (
         "MESSAGE|JSON",
         "what agents show at log-in, nothing by default; read again on SIGHUP",
         reloadable=True,
+    ),
+    Setting(
+        "identity_anchors",
+        parse.path,
+        "DIR",
+        "the clouds' certificates and keys, by which agents prove their instance; nobody by default; files are read "
+        "again on SIGHUP",
     ),
     Setting(
         "http_port",
