@@ -36,9 +36,10 @@ def import_file(file: str, store: str | None, config: str | None, as_json: bool)
 
     The file is {"users": [{id, username, token}], "agents": [{id, token, name, workspace_id, workspace_name,
     owner_id}]}, with ids and plain tokens chosen by whoever wrote it; the store keeps digests of the tokens.  An owner
-    has every right on its workspaces.  An agent may also have an instance_id, the cloud's, and lists of apps, scripts and
-    metadata, in the spelling of the API, which its manifest then carries; such a list is the whole list of that agent.  All of it is stored or, if
-    anything is wrong, nothing; what is there already stays, so importing a file twice changes nothing.
+    has every right on its workspaces.  An agent may also have an instance_id, the cloud's, and lists of apps, scripts
+    and metadata, in the spelling of the API, which its manifest then carries; such a list is the whole list of that
+    agent.  All of it is stored or, if anything is wrong, nothing; what is there already stays, so importing a file
+    twice changes nothing.
     """
     name = "stdin" if file == _STDIN else file
     seed = parse_seed(_read(file), name)

@@ -26,7 +26,7 @@ CLOUDS = {"aws": "AWS", "azure": "Azure", "google": "GCP"}
 
 
 class Clouds:
-    """All three, and what they prove of the instances of cloud_world.py."""
+    """All three, and what they prove of the instances of tests/support/cloud_world.py."""
 
     def __init__(self, folder: Path) -> None:
         self.aws, self.azure, self.google = Aws(), Azure(), Google()
