@@ -11,9 +11,9 @@ from derp.config.relay import Network
 from derp.server.address import find_caller, why_closed
 from tailnet import refusals
 from tailnet.auth.backends import Callers
-from tailnet.auth.policy import NO_RIGHT, Right, workspace_rights
+from tailnet.auth.policy import NO_RIGHT
 from tailnet.refusals import Refused
-from tailnet.store.rows import AgentIdentity, UserIdentity
+from tailnet.store.rows import AgentIdentity, Right, UserIdentity
 from tailnet.tokens import find_token
 from tailnet.types import PeerID
 
@@ -33,7 +33,7 @@ async def authorise_agent(callers: Callers, user: UserIdentity, text: str, right
         reason = "invalid UUID format" if len(text) == _UUID_CHARS else f"invalid UUID length: {len(text)}"
         raise refusals.agent_id_malformed(text[:_MAX_SHOWN_CHARS], reason) from None
     agent = await callers.find_agent(agent_id)
-    rights = workspace_rights(user.id, agent.owner_id) if agent is not None else NO_RIGHT
+    rights = callers.rights(user, agent) if agent is not None else NO_RIGHT
     if agent is None or Right.READ not in rights:
         raise refusals.agent_not_found()
     if right not in rights:

@@ -19,7 +19,6 @@ from tailnet.api.authorise import authorise_agent, check_operator
 from tailnet.api.limits import CallerLimits, StrangerLimits
 from tailnet.api.middleware import exchange_of
 from tailnet.auth.backends import Callers
-from tailnet.auth.policy import Right
 from tailnet.config import CoordinatorConfig
 from tailnet.services.agent_metadata import AgentMetadata
 from tailnet.services.agent_requests import AgentRequests
@@ -28,7 +27,7 @@ from tailnet.services.derp_maps import DerpMaps
 from tailnet.services.inspection import Inspection
 from tailnet.services.instance_identity import InstanceIdentity
 from tailnet.services.logs import Logs
-from tailnet.store.rows import AgentIdentity, UserIdentity
+from tailnet.store.rows import AgentIdentity, Right, UserIdentity
 from tailnet.tokens import find_token, query_values
 
 # Proofs of instances in a minute.  An agent shows one at its start, and again some seconds after a failure.  Sixty are

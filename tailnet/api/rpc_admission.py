@@ -20,11 +20,10 @@ from tailnet import refusals
 from tailnet.api.answers import refusal_body, refusal_headers
 from tailnet.api.authorise import authorise_agent, check_origin
 from tailnet.auth.backends import Callers, Credential
-from tailnet.auth.policy import Right
 from tailnet.coordinator.resume import ResumeTokenRefused, ResumeTokens, audience
 from tailnet.proto.version import CURRENT, Version, VersionRefused, check_version
 from tailnet.refusals import Refused
-from tailnet.store.rows import AgentIdentity, UserIdentity
+from tailnet.store.rows import AgentIdentity, Right, UserIdentity
 from tailnet.tokens import agent_token_digest, find_token, parse_agent_token, parse_user_token, query_values
 from tailnet.types import PeerID
 

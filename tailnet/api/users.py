@@ -4,8 +4,8 @@ Others are nobody's business: they are answered like users that do not exist.  W
 (email, organizations) has its empty value.  Next hop: services/agents.py.
 """
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Final, Literal
 from uuid import UUID
 
 from fastapi import APIRouter
@@ -13,6 +13,7 @@ from fastapi import APIRouter
 from tailnet import refusals
 from tailnet.api.answers import Body, GoTime
 from tailnet.api.guards import ServicesOf, User
+from tailnet.store.rows import Role as UserRole
 from tailnet.store.rows import UserIdentity
 
 router = APIRouter(prefix="/api/v2", tags=["users"])
@@ -42,6 +43,14 @@ class UserBody(Body):
     theme_preference: str = ""
 
 
+# In the names of the reference, whose site owner is an administrator; everybody is a member, which it does not say.
+_ROLES: Final[Mapping[UserRole, Sequence[Role]]] = {
+    UserRole.USER: (),
+    UserRole.AUDITOR: (Role(name="auditor", display_name="Auditor"),),
+    UserRole.ADMIN: (Role(name="owner", display_name="Owner"),),
+}
+
+
 @router.get("/users/{user}")
 async def user_by_name(services: ServicesOf, caller: User, user: str) -> UserBody:
     """The caller, as `me`, by name or by id."""
@@ -56,7 +65,7 @@ async def user_by_name(services: ServicesOf, caller: User, user: str) -> UserBod
         created_at=times.created_at,
         updated_at=times.updated_at,
         status="active" if caller.active else "suspended",
-        roles=[Role(name="owner", display_name="Owner")] if caller.admin else [],
+        roles=_ROLES[caller.role],
     )
 
 

@@ -17,10 +17,10 @@ from typing import Final, Protocol
 import trio
 
 from tailnet import refusals
-from tailnet.auth.policy import Right, workspace_rights
+from tailnet.auth.policy import workspace_rights
 from tailnet.errors import StoreError
 from tailnet.refusals import Refused
-from tailnet.store.rows import AgentIdentity, CallerKey, UserIdentity, UserToken
+from tailnet.store.rows import AgentIdentity, CallerKey, Right, UserIdentity, UserToken
 from tailnet.store.store import Store
 from tailnet.tokens import PresentedToken, agent_token_digest, parse_agent_token, parse_user_token
 from tailnet.types import PeerID
@@ -71,6 +71,10 @@ class Callers(Protocol):
         """An agent by its id, None if there is none."""
         ...
 
+    def rights(self, user: UserIdentity, agent: AgentIdentity) -> frozenset[Right]:
+        """What a user may do with an agent's workspace: see auth/policy.py."""
+        ...
+
     async def wait_withdrawn(self, token: str) -> None:
         """Return once a user's session token is good no more."""
         ...
@@ -91,8 +95,11 @@ class Standing:
 class StoreCallers:
     """Callers from a Store.  One per process; used from trio only."""
 
-    def __init__(self, store: Store, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+    def __init__(
+        self, store: Store, clock: Callable[[], datetime] = lambda: datetime.now(UTC), *, admins_enter: bool = True
+    ) -> None:
         self.no_wait = False
+        self._admins_enter = admins_enter
         self._store = store
         self._clock = clock
         self._recent = _RecentAnswers()
@@ -148,6 +155,9 @@ class StoreCallers:
         identity = await self._look_up(agent_id)
         return identity if isinstance(identity, AgentIdentity) else None
 
+    def rights(self, user: UserIdentity, agent: AgentIdentity) -> frozenset[Right]:
+        return workspace_rights(user, agent, admins_enter=self._admins_enter)
+
     def known_agent(self, agent_id: PeerID) -> AgentIdentity | None:
         """An agent that is in memory and believed, for code that cannot wait.  None means: ask `find_agent`."""
         identity = self._recent.get(agent_id) if self._is_fresh() else None
@@ -194,7 +204,7 @@ class StoreCallers:
             else:
                 if agent is None:
                     return True
-                if Right.READ not in workspace_rights(user.id, agent.owner_id):
+                if Right.READ not in self.rights(user, agent):
                     return False
             with trio.move_on_after(EXPIRY_SECONDS):
                 generation = await self.wait_changed(generation)

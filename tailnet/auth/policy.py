@@ -1,23 +1,30 @@
-"""Rights on a workspace, derived from who asks and who owns it (layer L2).
+"""Rights on a workspace, from who asks and whose it is (layer L2).
 
 One function decides; callers ask for the right they need and never compare ids themselves.  What a *connection* may
 do with its tunnels is coordinator/policy.py.
 """
 
-from enum import Enum
 from typing import Final
-from uuid import UUID
 
-
-class Right(Enum):
-    READ = "read"  # see the agent, its map and its logs
-    SSH = "ssh"  # open a tunnel to it
-
+from tailnet.store.rows import AgentIdentity, Right, Role, UserIdentity
 
 EVERY_RIGHT: Final = frozenset(Right)
 NO_RIGHT: Final[frozenset[Right]] = frozenset()
+# What can be done with a workspace without entering it.
+FROM_OUTSIDE: Final = frozenset({Right.READ, Right.UPDATE})
+_READ_ONLY: Final = frozenset({Right.READ})
 
 
-def workspace_rights(user_id: UUID, owner_id: UUID) -> frozenset[Right]:
-    """An owner has every right, anybody else none: also administrators, who watch the server and not the workspaces."""
-    return EVERY_RIGHT if user_id == owner_id else NO_RIGHT
+def workspace_rights(user: UserIdentity, agent: AgentIdentity, *, admins_enter: bool = True) -> frozenset[Right]:
+    """What a user may do with an agent's workspace: all on his own, else what he was granted and what his role gives.
+
+    An auditor reads every workspace and enters none.  An administrator has every right, as the site owner of the
+    reference: whoever administers this server could grant himself any of them.  `admins_enter`: False leaves him
+    reading and updating, as the reference's --disable-owner-workspace-access does.
+    """
+    if user.id == agent.owner_id:
+        return EVERY_RIGHT
+    granted = user.grants.get(agent.workspace_id, NO_RIGHT)
+    if user.role is Role.ADMIN:
+        return EVERY_RIGHT if admins_enter else granted | FROM_OUTSIDE
+    return granted | _READ_ONLY if user.role is Role.AUDITOR else granted

@@ -45,6 +45,9 @@ class CoordinatorConfig(ServerConfig):
     region_scores: tuple[tuple[int, float], ...] = ()
     avoid_regions: tuple[int, ...] = ()
 
+    # Who may enter workspaces.  The reference's default: whoever administers the server could grant himself the right.
+    admin_workspace_access: bool = True
+
     # What clients are told to do.
     browser_only: bool = False  # turn away every client that is no browser
     disable_direct_connections: bool = False

@@ -93,6 +93,12 @@ _OWN: Final = (
         "regions that nobody should choose as home; read again on SIGHUP",
         reloadable=True,
     ),
+    Setting(
+        "admin_workspace_access",
+        parse.boolean,
+        "",
+        "administrators may enter every workspace, {default} by default; off: only read and update it",
+    ),
     Setting("browser_only", parse.boolean, "", "turn away every client that is no browser"),
     Setting("disable_direct_connections", parse.boolean, "", "tell peers to use relays only"),
     Setting("derp_force_websockets", parse.boolean, "", "tell peers to reach relays by websocket only"),

@@ -39,7 +39,6 @@ from tailnet.api.limits import CallerLimits
 from tailnet.api.pages import OPERATORS_PLACES
 from tailnet.api.rpc_admission import RpcAdmission
 from tailnet.auth.backends import StoreCallers
-from tailnet.auth.policy import Right, workspace_rights
 from tailnet.config import SETTINGS, CoordinatorConfig
 from tailnet.coordinator.core import Coordinator
 from tailnet.coordinator.nodes import Limits
@@ -69,7 +68,7 @@ from tailnet.services.why import Why
 from tailnet.services.workspaces import WorkspaceUpdates
 from tailnet.store.outbox import Outbox
 from tailnet.store.retention import Retention
-from tailnet.store.rows import AgentIdentity, UserIdentity
+from tailnet.store.rows import AgentIdentity, Right, UserIdentity
 from tailnet.store.store import Store
 from tailnet.transport.accounts import AccountLimits, Accounts
 from tailnet.transport.asgi import ApiEnd, ApiServer, prove_hypercorn
@@ -123,7 +122,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             )
         )
         self.hub = Hub(self.coordinator)
-        self.callers = StoreCallers(store)
+        self.callers = StoreCallers(store, admins_enter=config.admin_workspace_access)
         self.limits = CallerLimits()
         self.keys = ResumeKeys(store)
         self.workspaces = WorkspaceUpdates(store)
@@ -355,7 +354,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
                 return False
             known = self.callers.known_agent(PeerID(agent_id))
             if known is not None:
-                return has_ssh(caller, known)
+                return self._has_ssh(caller, known)
             return self._look_up(caller, PeerID(agent_id))
 
         return TailnetService(
@@ -372,7 +371,12 @@ class CoordinatorServer(Server[CoordinatorConfig]):
 
     async def _look_up(self, caller: Caller, agent_id: PeerID) -> bool:
         found = await self.callers.find_agent(agent_id)
-        return found is not None and has_ssh(caller, found)
+        return found is not None and self._has_ssh(caller, found)
+
+    def _has_ssh(self, caller: Caller, agent: AgentIdentity) -> bool:
+        """Whether the user behind a client may open tunnels to an agent."""
+        user = caller.identity
+        return isinstance(user, UserIdentity) and Right.SSH in self.callers.rights(user, agent)
 
     # --- serving
 
@@ -475,12 +479,6 @@ def retention(config: CoordinatorConfig) -> Retention:
         sessions=timedelta(seconds=config.keep_sessions_seconds),
         max_log_bytes=config.max_stored_log_bytes,
     )
-
-
-def has_ssh(caller: Caller, agent: AgentIdentity) -> bool:
-    """Whether the user behind a client may open tunnels to an agent."""
-    user = caller.identity
-    return isinstance(user, UserIdentity) and Right.SSH in workspace_rights(user.id, agent.owner_id)
 
 
 async def serve_coordinator(

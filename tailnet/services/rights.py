@@ -18,12 +18,11 @@ from derp.log import fields
 from derp.protocol.websocket import CloseCode
 from derp.transport.host import Host
 from tailnet.auth.backends import CHECK_SECONDS, EXPIRY_SECONDS, Credential, Standing, StoreCallers
-from tailnet.auth.policy import Right, workspace_rights
 from tailnet.coordinator.core import REASON_REVOKED
 from tailnet.coordinator.policy import ClientPolicy, ManyAgentsPolicy
 from tailnet.refusals import Refused
 from tailnet.services.hub import CoordinateCall, Hub, Receiver
-from tailnet.store.rows import AgentIdentity, UserIdentity
+from tailnet.store.rows import AgentIdentity, Right, UserIdentity
 from tailnet.transport.channel import Connected
 from tailnet.types import PeerID
 
@@ -91,11 +90,12 @@ class Rights:
             self._revoke(channel, "its token is good no more")
             return
         caller.identity = now  # names, and whose it is, may be others now
-        if isinstance(caller.policy, ClientPolicy) and not _may_reach(now, standing.agents.get(caller.policy.agent_id)):
-            self._revoke(channel, "its agent is gone, or is somebody else's")
-        elif isinstance(caller.policy, ManyAgentsPolicy):
+        policy = caller.policy
+        if isinstance(policy, ClientPolicy) and not self._may_reach(now, standing.agents.get(policy.agent_id)):
+            self._revoke(channel, "its agent is gone, or may not be reached by it any more")
+        elif isinstance(policy, ManyAgentsPolicy):
             connection = self._connection_of(channel)
-            lost = [each for each in self._tunnels_of(channel) if not _may_reach(now, standing.agents.get(each))]
+            lost = [each for each in self._tunnels_of(channel) if not self._may_reach(now, standing.agents.get(each))]
             if lost and connection is not None:
                 self.revoked_tunnels += len(lost)
                 _log.info("! %s: %d tunnels end, for what they lead to is gone or not its own", caller.name, len(lost))
@@ -123,8 +123,5 @@ class Rights:
         holder: object = connection.channel if isinstance(connection, CoordinateCall) else connection
         return connection if holder is channel else None
 
-
-def _may_reach(user: AgentIdentity | UserIdentity, agent: AgentIdentity | None) -> bool:
-    return (
-        isinstance(user, UserIdentity) and agent is not None and Right.SSH in workspace_rights(user.id, agent.owner_id)
-    )
+    def _may_reach(self, user: AgentIdentity | UserIdentity, agent: AgentIdentity | None) -> bool:
+        return isinstance(user, UserIdentity) and agent is not None and Right.SSH in self._callers.rights(user, agent)

@@ -16,10 +16,14 @@ import sqlalchemy as sa
 from tailnet.store.database import IDS_PER_STATEMENT
 from tailnet.store.part import Part, reads, writes
 from tailnet.store.rows import (
+    NO_GRANTS,
     AgentIdentity,
     AgentRow,
     CallerKey,
+    Grants,
     LifecycleState,
+    Right,
+    Role,
     UserIdentity,
     UserTimes,
     UserToken,
@@ -27,7 +31,16 @@ from tailnet.store.rows import (
     WorkspaceStatus,
     first_health,
 )
-from tailnet.store.schema import agent_apps, agent_tokens, agents, counters, user_tokens, users, workspaces
+from tailnet.store.schema import (
+    agent_apps,
+    agent_tokens,
+    agents,
+    counters,
+    user_tokens,
+    users,
+    workspace_grants,
+    workspaces,
+)
 from tailnet.types import PeerID
 
 T = TypeVar("T")
@@ -57,8 +70,9 @@ _TOKENS: Final = sa.select(
     users.c.id,
     users.c.username,
     users.c.active,
-    users.c.admin,
+    users.c.role,
 ).join(users, user_tokens.c.user_id == users.c.id)
+_GRANTS: Final = sa.select(workspace_grants.c.user_id, workspace_grants.c.workspace_id, workspace_grants.c.rights)
 # The names of AgentRow are those of the columns, in the same order; only the digest of the token is left out.
 _AGENT_ROWS: Final = sa.select(*[column for column in agents.columns if column.name != "token_digest"])
 # Two histories meet by chance once in a thousand million times, and the counter lasts for 2**33 changes.
@@ -97,19 +111,20 @@ class CallerTables(Part):
         self, connection: sa.Connection, most: int
     ) -> tuple[int, dict[CallerKey, AgentIdentity | UserToken]]:
         """Everybody, for a cache: the generation, and agents by the digests of all their tokens and by id, tokens by
-        id.  Nobody if all of these together are more than `most`."""
+        id.  Nobody if all of these and the grants together are more than `most`."""
         generation = int(connection.execute(_GENERATION).scalar_one())
         found: dict[CallerKey, AgentIdentity | UserToken] = {}
         agent_rows = connection.execute(_IDENTITIES.limit(most + 1)).all()
         issued_rows = connection.execute(_ISSUED.limit(most + 1)).all()
         token_rows = connection.execute(_TOKENS.limit(most + 1)).all()
-        if len(agent_rows) + len(issued_rows) + len(token_rows) > most:
+        grant_rows = connection.execute(_GRANTS.limit(most + 1)).all()
+        if len(agent_rows) + len(issued_rows) + len(token_rows) + len(grant_rows) > most:
             return generation, found
+        grants = _by_user(grant_rows)
         for digest, *identity in (*agent_rows, *issued_rows):
             agent = AgentIdentity(*identity)
             found[digest] = found[agent.id] = agent
-        for token_id, secret_digest, expires_at, *user in token_rows:
-            found[token_id] = UserToken(token_id, secret_digest, expires_at, UserIdentity(*user))
+        found.update({row[0]: _token(row, grants) for row in token_rows})
         return generation, found
 
     @reads
@@ -259,14 +274,14 @@ class CallerTables(Part):
         now: datetime,
         *,
         active: bool | None = None,
-        admin: bool | None = None,
+        role: Role | None = None,
     ) -> bool:
         """Change what is given.  A user who is not active is signed out everywhere.  Returns whether it exists."""
         values: dict[str, object] = {"updated_at": now}
         if active is not None:
             values["active"] = active
-        if admin is not None:
-            values["admin"] = admin
+        if role is not None:
+            values["role"] = role
         return _change(connection, users.update().where(users.c.id == user_id).values(values))
 
     @writes
@@ -301,9 +316,26 @@ def _change(connection: sa.Connection, statement: sa.Update | sa.Delete) -> bool
 
 
 def _user(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> UserIdentity | None:
-    query = sa.select(users.c.id, users.c.username, users.c.active, users.c.admin).where(condition)
+    query = sa.select(users.c.id, users.c.username, users.c.active, users.c.role).where(condition)
     row = connection.execute(query).first()
-    return None if row is None else UserIdentity(*row)
+    if row is None:
+        return None
+    return UserIdentity(*row, _grants_of(connection, [row[0]]).get(row[0], NO_GRANTS))
+
+
+def _grants_of(connection: sa.Connection, user_ids: Collection[UUID]) -> dict[UUID, Grants]:
+    """What users have on workspaces of others; who has nothing is absent."""
+    rows: list[sa.Row[Any]] = []
+    for piece in pieces(user_ids):
+        rows += connection.execute(_GRANTS.where(workspace_grants.c.user_id.in_(piece)))
+    return _by_user(rows)
+
+
+def _by_user(rows: Iterable[Any]) -> dict[UUID, Grants]:
+    found: dict[UUID, dict[UUID, frozenset[Right]]] = {}
+    for user_id, workspace_id, rights in rows:
+        found.setdefault(user_id, {})[workspace_id] = rights
+    return {user_id: MappingProxyType(grants) for user_id, grants in found.items()}
 
 
 def raise_generation(connection: sa.Connection) -> None:
@@ -358,11 +390,17 @@ def _agents_by_id(connection: sa.Connection, ids: Collection[PeerID]) -> dict[Pe
 
 
 def _tokens_by_id(connection: sa.Connection, token_ids: Collection[str]) -> dict[str, UserToken]:
-    return {
-        row[0]: UserToken(row[0], row[1], row[2], UserIdentity(*row[3:]))
-        for piece in pieces(token_ids)
-        for row in connection.execute(_TOKENS.where(user_tokens.c.id.in_(piece)))
-    }
+    rows: list[Any] = []
+    for piece in pieces(token_ids):
+        rows += connection.execute(_TOKENS.where(user_tokens.c.id.in_(piece)))
+    grants = _grants_of(connection, {row[3] for row in rows})
+    return {row[0]: _token(row, grants) for row in rows}
+
+
+def _token(row: Any, grants: Mapping[UUID, Grants]) -> UserToken:
+    token_id, secret_digest, expires_at, user_id, username, active, role = row
+    user = UserIdentity(user_id, username, active, role, grants.get(user_id, NO_GRANTS))
+    return UserToken(token_id, secret_digest, expires_at, user)
 
 
 def _agent(row: sa.Row[Any]) -> AgentRow:

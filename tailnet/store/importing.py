@@ -13,12 +13,22 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
+from tailnet.errors import SeedError
 from tailnet.store.callers import pieces, raise_generation
+from tailnet.store.grants import MAX_GRANTS_PER_USER
 from tailnet.store.importing_definitions import put_definitions
 from tailnet.store.issued import revoke_issued
 from tailnet.store.problems import Problems
-from tailnet.store.rows import WorkspaceStatus
-from tailnet.store.schema import agent_apps, agent_scripts, agents, user_tokens, users, workspaces
+from tailnet.store.rows import Right, Role, WorkspaceStatus
+from tailnet.store.schema import (
+    agent_apps,
+    agent_scripts,
+    agents,
+    user_tokens,
+    users,
+    workspace_grants,
+    workspaces,
+)
 from tailnet.store.seed import Seed, SeedUser
 from tailnet.store.store import Store
 from tailnet.types import PeerID
@@ -36,6 +46,9 @@ class Tally:
     unchanged: int
 
 
+NOTHING: Final = Tally(0, 0, 0)
+
+
 @dataclass(frozen=True, slots=True)
 class SeedOutcome:
     """What an import did."""
@@ -43,10 +56,11 @@ class SeedOutcome:
     users: Tally
     workspaces: Tally
     agents: Tally
+    grants: Tally = NOTHING
 
     @property
     def changed_anything(self) -> bool:
-        return any(tally.added or tally.changed for tally in (self.users, self.workspaces, self.agents))
+        return any(tally.added or tally.changed for tally in (self.users, self.workspaces, self.agents, self.grants))
 
 
 def import_seed(store: Store, seed: Seed, now: datetime, name: str = "seed") -> SeedOutcome:
@@ -56,7 +70,7 @@ def import_seed(store: Store, seed: Seed, now: datetime, name: str = "seed") -> 
         store.database.dialect.lock(connection, "import")
         writer = _Writer(connection, seed, now)
         writer.check(Problems(name))
-        outcome = SeedOutcome(writer.put_users(), writer.put_workspaces(), writer.put_agents())
+        outcome = SeedOutcome(writer.put_users(), writer.put_workspaces(), writer.put_agents(), writer.put_grants())
         if outcome.changed_anything:
             raise_generation(connection)
     return outcome
@@ -91,6 +105,7 @@ class _Writer:
                 problems.add(
                     f"{agent.place}.owner_id", f"{agent.owner_id} is no user, neither in this file nor in the store"
                 )
+        self._check_grants(problems, known)
         for sort, table in _ID_TABLES.items():
             items = [(agent.id, item) for agent in seed.agents for item in getattr(agent.definitions, sort) or ()]
             holders_of = self._values(table.c.id, (item.key for _, item in items), table.c.agent_id)
@@ -98,6 +113,22 @@ class _Writer:
                 if holders_of.get(item.key, agent_id) != agent_id:
                     problems.add(f"{item.place}.id", f"belongs to agent {holders_of[item.key]} in the store")
         problems.raise_if_any()
+
+    def _check_grants(self, problems: Problems, known: set[Any]) -> None:
+        grants = self._seed.grants
+        known = known | self._values(users.c.id, {grant.user_id for grant in grants}, users.c.id).keys()
+        places = {agent.workspace_id for agent in self._seed.agents}
+        places |= self._values(workspaces.c.id, {grant.workspace_id for grant in grants}, workspaces.c.id).keys()
+        for grant in grants:
+            if grant.user_id not in known:
+                problems.add(
+                    f"{grant.place}.user_id", f"{grant.user_id} is no user, neither in this file nor in the store"
+                )
+            if grant.workspace_id not in places:
+                problems.add(
+                    f"{grant.place}.workspace_id",
+                    f"{grant.workspace_id} is no workspace, neither of an agent in this file nor in the store",
+                )
 
     def put_users(self) -> Tally:
         seed_users = self._seed.users
@@ -113,12 +144,15 @@ class _Writer:
                 self._update(
                     users, {user.id: {"username": f"{user.id} {step}" if step else user.username} for user in renamed}
                 )
-        self._insert(users, {user.id: {"username": user.username} for user in new}, {})
+        self._insert(users, {user.id: {"username": user.username, "role": user.role or Role.USER} for user in new}, {})
+        roles = self._values(users.c.id, names, users.c.role)
+        promoted = [user for user in seed_users if user.role not in (None, roles.get(user.id, user.role))]
+        self._update(users, {user.id: {"role": user.role} for user in promoted})
         for piece in pieces(user.id for user in reissued if user.id in tokens):
             self._connection.execute(user_tokens.delete().where(user_tokens.c.user_id.in_(piece), user_tokens.c.seeded))
         if reissued:
             self._connection.execute(user_tokens.insert(), [self._token_row(user) for user in reissued])
-        changed = {user.id for user in renamed} | {user.id for user in reissued if user.id in names}
+        changed = {user.id for user in (*renamed, *promoted)} | {user.id for user in reissued if user.id in names}
         return Tally(len(new), len(changed), len(seed_users) - len(new) - len(changed))
 
     def put_workspaces(self) -> Tally:
@@ -154,6 +188,48 @@ class _Writer:
         self._update(agents, moved)
         revoke_issued(self._connection, moved)
         return set(moved)
+
+    def put_grants(self) -> Tally:
+        wanted = {(grant.workspace_id, grant.user_id): grant.rights for grant in self._seed.grants}
+        table = workspace_grants.c
+        existing: dict[tuple[UUID, UUID], frozenset[Right]] = {}
+        query = sa.select(table.workspace_id, table.user_id, table.rights)
+        for piece in pieces({user_id for _, user_id in wanted}):
+            for row in self._connection.execute(query.where(table.user_id.in_(piece))):
+                existing[row[0], row[1]] = row[2]
+        new = {key: rights for key, rights in wanted.items() if rights and key not in existing}
+        changed = {key: rights for key, rights in wanted.items() if key in existing and existing[key] != rights}
+        key_is = sa.and_(table.workspace_id == sa.bindparam("workspace"), table.user_id == sa.bindparam("holder"))
+        of = {key: {"workspace": key[0], "holder": key[1]} for key in changed}
+        if gone := [of[key] for key, rights in changed.items() if not rights]:
+            self._connection.execute(workspace_grants.delete().where(key_is), gone)
+        if kept := [of[key] | {"given": rights} for key, rights in changed.items() if rights]:
+            given = sa.bindparam("given", type_=table.rights.type)
+            self._connection.execute(
+                workspace_grants.update().where(key_is).values(rights=given, updated_at=self._now), kept
+            )
+        if new:
+            times = {"created_at": self._now, "updated_at": self._now}
+            rows = [
+                {"workspace_id": key[0], "user_id": key[1], "rights": rights} | times for key, rights in new.items()
+            ]
+            self._connection.execute(workspace_grants.insert(), rows)
+        self._insist_on_few({user_id for _, user_id in new})
+        return Tally(len(new), len(changed), len(wanted) - len(new) - len(changed))
+
+    def _insist_on_few(self, user_ids: set[UUID]) -> None:
+        """Raises SeedError for a user with more grants than one may have."""
+        table = workspace_grants.c
+        count = sa.func.count()
+        query = sa.select(table.user_id, count).group_by(table.user_id).having(count > MAX_GRANTS_PER_USER)
+        for piece in pieces(user_ids):
+            for user_id, has in self._connection.execute(query.where(table.user_id.in_(piece))):
+                raise SeedError(
+                    [
+                        f"user {user_id} would have {has:,} grants, at most {MAX_GRANTS_PER_USER:,} are possible: "
+                        "give a role instead"
+                    ]
+                )
 
     def _put(
         self, table: sa.Table, wanted: Mapping[K, Mapping[str, object]], defaults: Mapping[str, object]

@@ -3,11 +3,12 @@
 Times are aware UTC datetimes, agent ids PeerID, every other id uuid.UUID.  Numbers of enums are those of the wire.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum, IntEnum
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 from uuid import UUID
 
 from tailnet.types import PeerID
@@ -15,6 +16,33 @@ from tailnet.types import PeerID
 # The three ways to find a caller: the SHA-256 digest of an agent's token, an agent's id, the id of a user's token.
 # They cannot be mistaken for each other (32 bytes, a PeerID of 16, text), so one dictionary can hold them all.
 CallerKey = bytes | str
+
+
+class Role(Enum):
+    """What a user is to the whole server, beside what he owns and was granted: auth/policy.py says what follows."""
+
+    USER = "user"
+    AUDITOR = "auditor"
+    ADMIN = "admin"
+
+
+class Right(Enum):
+    """What can be done with a workspace, in the words of the API."""
+
+    READ = "read"  # see its agents, their maps, logs and metadata
+    SSH = "ssh"  # open tunnels to them
+    APPLICATION_CONNECT = "application-connect"  # open their apps and terminals in a browser
+    UPDATE = "update"  # change it: delete and recreate containers
+
+
+Grants = Mapping[UUID, frozenset[Right]]  # by workspace
+NO_GRANTS: Final[Grants] = MappingProxyType({})
+
+
+def as_granted(rights: Iterable[Right]) -> frozenset[Right]:
+    """Rights as they are kept: whoever has any of them may read too, for what he cannot find he could not use."""
+    given = frozenset(rights)
+    return given | {Right.READ} if given else given
 
 
 class WorkspaceStatus(IntEnum):
@@ -80,10 +108,30 @@ class InstanceAgent:
 
 @dataclass(frozen=True, slots=True)
 class UserIdentity:
+    """The same of a user: a right on a workspace follows from this and an AgentIdentity, without any question."""
+
     id: UUID
     username: str
     active: bool
-    admin: bool
+    role: Role = Role.USER
+    grants: Grants = field(default_factory=lambda: NO_GRANTS, hash=False)  # on workspaces of others
+
+    @property
+    def admin(self) -> bool:
+        return self.role is Role.ADMIN
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Rights on one workspace for a user who does not own it."""
+
+    workspace_id: UUID
+    workspace_name: str
+    user_id: UUID
+    username: str
+    rights: frozenset[Right]
+    created_at: datetime
+    updated_at: datetime
 
 
 @dataclass(frozen=True, slots=True)

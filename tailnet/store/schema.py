@@ -12,11 +12,12 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
+from tailnet.store.rows import Right, Role
 from tailnet.types import PeerID
 
 # The newest file in migrations/versions.  Kept as a constant so that an up-to-date store opens without importing
 # Alembic.
-HEAD_REVISION: Final = "0004"
+HEAD_REVISION: Final = "0005"
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
@@ -74,6 +75,32 @@ class Text(sa.types.TypeDecorator[str]):
         return value.replace("\0", "\N{REPLACEMENT CHARACTER}") if value is not None and "\0" in value else value
 
 
+class RoleText(sa.types.TypeDecorator[Role]):
+    """A role as its word."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Role | None, dialect: sa.Dialect) -> str | None:
+        return None if value is None else value.value
+
+    def process_result_value(self, value: Any, dialect: sa.Dialect) -> Role | None:
+        return None if value is None else Role(value)
+
+
+class RightsText(sa.types.TypeDecorator[frozenset[Right]]):
+    """Rights as their words with blanks between them, in the order of their definition."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: frozenset[Right] | None, dialect: sa.Dialect) -> str | None:
+        return None if value is None else " ".join(right.value for right in Right if right in value)
+
+    def process_result_value(self, value: Any, dialect: sa.Dialect) -> frozenset[Right] | None:
+        return None if value is None else frozenset(map(Right, value.split()))
+
+
 # SQLite numbers rows by this very type; elsewhere 32 bits are two years of 10,000 agents' statistics.
 _ROW_NUMBER: Final = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 
@@ -100,7 +127,7 @@ users = sa.Table(
     sa.Column("id", UuidText, primary_key=True),
     sa.Column("username", Text, nullable=False, unique=True),
     sa.Column("active", sa.Boolean, nullable=False, server_default=sa.true()),
-    sa.Column("admin", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("role", RoleText, nullable=False, server_default=Role.USER.value),
     sa.Column("created_at", UtcTime, nullable=False),
     sa.Column("updated_at", UtcTime, nullable=False),
 )
@@ -124,6 +151,17 @@ workspaces = sa.Table(
     sa.Column("owner_id", UuidText, sa.ForeignKey("users.id", ondelete="CASCADE"), nullable=False, index=True),
     sa.Column("name", Text, nullable=False),
     sa.Column("status", sa.SmallInteger, nullable=False),
+    sa.Column("created_at", UtcTime, nullable=False),
+    sa.Column("updated_at", UtcTime, nullable=False),
+)
+
+# Rights on a workspace for others than its owner.
+workspace_grants = sa.Table(
+    "workspace_grants",
+    metadata,
+    sa.Column("workspace_id", UuidText, sa.ForeignKey("workspaces.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("user_id", UuidText, sa.ForeignKey("users.id", ondelete="CASCADE"), primary_key=True, index=True),
+    sa.Column("rights", RightsText, nullable=False),
     sa.Column("created_at", UtcTime, nullable=False),
     sa.Column("updated_at", UtcTime, nullable=False),
 )

@@ -1,4 +1,4 @@
-"""Seeds: users and agents from a JSON file, with ids and plain tokens given by it (layer L2).
+"""Seeds: users, agents and grants from a JSON file, with ids and plain tokens given by it (layer L2).
 
 `parse_seed` checks the text by itself and finds every mistake with its place.  A workspace is what its agents say of
 it. Called by cli/admin.py and `tailnet serve --dev`.  Next hop: importing.py writes a seed into the store.
@@ -8,7 +8,8 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Any, Final
+from enum import Enum
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
 from derp.json_numbers import parse_int
@@ -16,8 +17,11 @@ from derp.text import fit_to_show
 from tailnet.errors import SeedError
 from tailnet.store.definitions import KINDS, NONE, SeedDefinitions, read_definitions
 from tailnet.store.problems import Problems, kind
+from tailnet.store.rows import Right, Role, as_granted
 from tailnet.tokens import MAX_TOKEN_CHARS, PresentedToken, agent_token_digest, parse_user_token
 from tailnet.types import PeerID
+
+E = TypeVar("E", bound=Enum)
 
 # 10,000 agents are 3 MB.  The bound keeps a wrong path (a disk image, a log) from filling the memory.
 MAX_SEED_BYTES: Final = 256 * 1024 * 1024
@@ -25,7 +29,9 @@ MAX_NAME_CHARS: Final = 256
 # 20 random letters and digits are 119 bits.  Shorter tokens work, but whoever reads the store could guess them.
 SHORT_TOKEN_CHARS: Final = 20
 
-_USER_KEYS: Final = ("id", "username", "token")
+_KEYS: Final = ("users", "agents", "grants")
+_USER_KEYS: Final = ("id", "username", "token", "role")
+_GRANT_KEYS: Final = ("workspace_id", "user_id", "rights")
 _AGENT_KEYS: Final = ("id", "token", "name", "workspace_id", "workspace_name", "owner_id", "instance_id", *KINDS)
 
 
@@ -35,6 +41,7 @@ class SeedUser:
     username: str
     token: PresentedToken
     place: str
+    role: Role | None = None  # None: as it is, and of a new one that of everybody
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +58,22 @@ class SeedAgent:
 
 
 @dataclass(frozen=True, slots=True)
+class SeedGrant:
+    """All rights of one user on one workspace of somebody else; none: they are taken away."""
+
+    workspace_id: UUID
+    user_id: UUID
+    rights: frozenset[Right]
+    place: str
+
+
+@dataclass(frozen=True, slots=True)
 class Seed:
     """A file without mistakes of its own.  `warnings` are sentences for the operator."""
 
     users: Sequence[SeedUser]
     agents: Sequence[SeedAgent]
+    grants: Sequence[SeedGrant] = ()
     warnings: Sequence[str] = ()
 
 
@@ -63,14 +81,16 @@ def parse_seed(text: str | bytes, name: str = "seed") -> Seed:
     """Read a seed; `name` is how problems call the file.  Raises SeedError with every mistake, up to twenty."""
     document = _load(text, name)
     reader = _Reader(name)
-    reader.known(document, "", ("users", "agents"))
+    reader.known(document, "", _KEYS)
     seed_users = [user for user in map(reader.user, *reader.items(document, "users")) if user is not None]
     seed_agents = [agent for agent in map(reader.agent, *reader.items(document, "agents")) if agent is not None]
+    grants = [grant for grant in map(reader.grant, *reader.items(document, "grants")) if grant is not None]
     reader.unique(seed_users, lambda user: user.id, "id")
     reader.unique(seed_users, lambda user: user.username, "username")
     reader.unique(seed_users, lambda user: user.token.id, "token")
     reader.unique(seed_agents, lambda agent: agent.id, "id")
     reader.unique(seed_agents, lambda agent: agent.token_digest, "token")
+    reader.unique(grants, lambda grant: (grant.workspace_id, grant.user_id), "user_id")
     for sort in ("apps", "scripts"):
         items = [item for agent in seed_agents for item in getattr(agent.definitions, sort) or ()]
         reader.unique(items, lambda item: item.key, "id")
@@ -81,7 +101,7 @@ def parse_seed(text: str | bytes, name: str = "seed") -> Seed:
             f"{name}: {reader.short_tokens} user tokens are shorter than {SHORT_TOKEN_CHARS} characters: "
             "whoever reads the store could guess them"
         )
-    return Seed(seed_users, seed_agents, reader.warnings)
+    return Seed(seed_users, seed_agents, grants, reader.warnings)
 
 
 def _load(text: str | bytes, name: str) -> Mapping[str, Any]:
@@ -154,10 +174,11 @@ class _Reader:
             self.problems.add(
                 f"{place}.token", "wants visible ASCII characters without blanks, quotes, commas, semicolons"
             )
+        role = self._word(value["role"], f"{place}.role", Role) if "role" in value else None
         if len(self.problems) > before:
             return None
         self.short_tokens += len(token) < SHORT_TOKEN_CHARS
-        return SeedUser(user_id, username, parse_user_token(token), place)
+        return SeedUser(user_id, username, parse_user_token(token), place, role)
 
     def agent(self, value: object, place: str) -> SeedAgent | None:
         before = len(self.problems)
@@ -185,6 +206,22 @@ class _Reader:
             definitions,
             instance_id,
         )
+
+    def grant(self, value: object, place: str) -> SeedGrant | None:
+        before = len(self.problems)
+        if not self._is_object(value, place, _GRANT_KEYS):
+            return None
+        assert isinstance(value, dict)
+        workspace_id, user_id = self._uuid(value, "workspace_id", place), self._uuid(value, "user_id", place)
+        words = value.get("rights")
+        if not isinstance(words, list):
+            wrong = "is missing" if "rights" not in value else f"wants a list of rights, got {kind(words)}"
+            self.problems.add(f"{place}.rights", wrong)
+            return None
+        rights = [self._word(word, f"{place}.rights[{index}]", Right) for index, word in enumerate(words)]
+        if len(self.problems) > before:
+            return None
+        return SeedGrant(workspace_id, user_id, as_granted(right for right in rights if right is not None), place)
 
     def unique(self, items: Sequence[Any], key: Callable[[Any], object], what: str) -> None:
         first: dict[object, str] = {}
@@ -216,6 +253,15 @@ class _Reader:
             return False
         self.known(value, place, keys)
         return True
+
+    def _word(self, value: object, place: str, words: type[E]) -> E | None:
+        """One of the words of an enum."""
+        known = [str(each.value) for each in words]
+        if value in known:
+            return words(value)
+        shown = f"{value!r:.80}" if isinstance(value, str) else kind(value)
+        self.problems.add(place, f"wants one of {', '.join(known)}, got {shown}")
+        return None
 
     def _text(self, value: Mapping[str, Any], key: str, place: str, limit: int) -> str:
         here, text = f"{place}.{key}", value.get(key)

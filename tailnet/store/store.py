@@ -1,7 +1,7 @@
 """The store: all durable state, its parts behind one object (layer L2).
 
 `Store.open(url)`, then `await store.run(store.callers.get_agent, ...)` from trio, and `close()` when no thread uses it
-any more.  What each part does is in its own file: callers.py, issued.py, apps.py, reports.py, presence.py,
+any more.  What each part does is in its own file: callers.py, issued.py, grants.py, apps.py, reports.py, presence.py,
 retention.py, keys.py; seed.py reads files that importing.py writes.
 """
 
@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from tailnet.store.apps import AppTables
 from tailnet.store.callers import CallerTables
 from tailnet.store.database import Database
+from tailnet.store.grants import GrantTables
 from tailnet.store.issued import IssuedTokenTables
 from tailnet.store.keys import KeyTables
 from tailnet.store.presence import PresenceTables
@@ -35,6 +36,7 @@ class Store:
         self.database = database
         self.callers = CallerTables(database)
         self.issued = IssuedTokenTables(database)
+        self.grants = GrantTables(database)
         self.apps = AppTables(database)
         self.reports = ReportTables(database)
         self.keys = KeyTables(database)

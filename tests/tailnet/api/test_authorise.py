@@ -3,12 +3,15 @@
 from ipaddress import ip_network
 
 import pytest
+import trio
+from trio.testing import MockClock
 
 from derp.config.relay import LOOPBACK
 from tailnet import refusals
 from tailnet.api.authorise import authorise_agent, check_operator, check_origin
-from tailnet.auth.policy import Right
+from tailnet.auth.backends import CHECK_SECONDS
 from tailnet.refusals import Refused
+from tailnet.store.rows import Right, Role
 from tests.support.api_world import World
 from tests.support.seeds import NOW, make_id, peer_id, user_token
 
@@ -40,6 +43,21 @@ async def test_agents_that_are_not_there_for_the_caller(world: World, text: str,
         await authorise_agent(world.services.callers, alice, text, Right.READ)
     assert (caught.value.status, caught.value.message) == (status, message)
     assert bool(caught.value.detail) == (status == 400)
+
+
+async def test_what_others_were_granted(world: World, autojump_clock: MockClock) -> None:
+    async def may(right: Right) -> int:
+        bob = await world.services.callers.user(user_token("bob"))
+        try:
+            await authorise_agent(world.services.callers, bob, str(peer_id("main")), right)
+        except Refused as refused:
+            return refused.status if refused.message == refusals.NO_SUCH_RESOURCE else -refused.status
+        return 200
+
+    assert [await may(right) for right in Right] == [-404] * 4  # as if there were no such agent
+    world.store.grants.put(make_id("dev"), make_id("bob"), [Right.UPDATE], NOW)
+    await trio.sleep(CHECK_SECONDS)
+    assert [await may(right) for right in Right] == [200, 404, 404, 200]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +140,7 @@ async def test_operators_by_token(world: World) -> None:
     async def check(token: str) -> None:
         await check_operator(world.services.callers, "203.0.113.9", {"coder-session-token": token}, {}, LOOPBACK, ())
 
-    world.store.callers.update_user(make_id("alice"), NOW, admin=True)
+    world.store.callers.update_user(make_id("alice"), NOW, role=Role.ADMIN)
     await check(user_token("alice"))
     for token in (user_token("bob"), "nonsense", user_token("alice")[:-1] + "z"):
         with pytest.raises(Refused) as caught:

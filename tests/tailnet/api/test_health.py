@@ -2,6 +2,7 @@
 
 import pytest
 
+from tailnet.store.rows import Role
 from tests.support.api_world import LOCAL, STRANGER, World
 from tests.support.seeds import NOW, make_id, user_token
 
@@ -35,7 +36,7 @@ async def test_closed_to_strangers(world: World, path: str) -> None:
         assert (await client.get(path, headers={"X-Forwarded-For": "127.0.0.1"})).status_code == 403
     async with world.client(STRANGER, user_token("alice")) as client:
         assert (await client.get(path)).status_code == 403
-    world.store.callers.update_user(make_id("bob"), NOW, admin=True)
+    world.store.callers.update_user(make_id("bob"), NOW, role=Role.ADMIN)
     async with world.client(STRANGER, user_token("bob")) as client:
         # Seen at the latest when the callers in memory are compared again; this one was not in memory.
         assert (await client.get(path)).status_code == 200

@@ -6,6 +6,7 @@ import pytest
 
 from derp.server.pages import Page, Query, Question, Reply
 from tailnet import __version__
+from tailnet.store.rows import Role
 from tailnet.store.store import Store
 from tests.support.api_world import LOCAL, STRANGER, World, make_world
 from tests.support.seeds import NOW, make_id, user_token
@@ -62,6 +63,6 @@ async def test_strangers_see_none_of_it_and_administrators_all(world: World) -> 
     async with world.client(LOCAL) as client:
         proxied = {"X-Forwarded-For": ""}
         assert {(await client.get(path, headers=proxied)).status_code for path in paths} == {403}, "who is behind it?"
-    world.store.callers.update_user(make_id("alice"), NOW, admin=True)
+    world.store.callers.update_user(make_id("alice"), NOW, role=Role.ADMIN)
     async with world.client(STRANGER, user_token("alice")) as client:
         assert (await client.get("/debug/clients")).status_code == 200

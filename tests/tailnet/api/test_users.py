@@ -3,6 +3,7 @@
 import pytest
 
 from tailnet.refusals import NO_SUCH_RESOURCE
+from tailnet.store.rows import Role
 from tests.support.api_world import World
 from tests.support.seeds import NOW, make_id, user_token
 
@@ -30,7 +31,7 @@ async def test_the_caller(world: World, name: str) -> None:
 
 
 async def test_administrators_have_a_role(world: World) -> None:
-    world.store.callers.update_user(make_id("alice"), NOW, admin=True)
+    world.store.callers.update_user(make_id("alice"), NOW, role=Role.ADMIN)
     async with world.client(token=user_token("alice")) as client:
         roles = (await client.get("/api/v2/users/me")).json()["roles"]
     assert roles == [{"name": "owner", "display_name": "Owner"}]

@@ -123,12 +123,18 @@ def test_warnings_go_to_stderr(seed_file: Path, store_url: str, capsys: pytest.C
 def test_show_and_change_a_user(store: Store, store_url: str, capsys: pytest.CaptureFixture[str]) -> None:
     fill(store)
     run(["admin", "user", "alice", "--store", store_url])
-    assert "username alice, active true, admin false" in capsys.readouterr().out
+    assert "username alice, active true, role user, admin false" in capsys.readouterr().out
     run(["admin", "user", "alice", "--admin", "--inactive", "--json", "--store", store_url])
     shown = json.loads(capsys.readouterr().out)
     assert (shown["username"], shown["active"], shown["admin"]) == ("alice", False, True)
     run(["admin", "user", "alice", "--active", "--json", "--store", store_url])
     assert json.loads(capsys.readouterr().out)["admin"] is True
+    run(["admin", "user", "alice", "--role", "auditor", "--json", "--store", store_url])
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["role"], shown["admin"]) == ("auditor", False)
+    said = failing(["admin", "user", "alice", "--role", "user", "--admin", "--store", store_url], capsys, 2)
+    assert "--role and --admin say the same" in said
+    run(["admin", "user", "alice", "--role", "admin", "--store", store_url])
     found = store.callers.user_tokens([user_token("alice")[:10]])
     assert found[user_token("alice")[:10]].user.admin
 

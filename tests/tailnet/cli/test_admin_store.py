@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tailnet.cli.root import run
+from tailnet.store.rows import Role
 from tailnet.store.schema import HEAD_REVISION
 from tailnet.store.store import Store
 from tests.support.postgresql import PASSWORD
@@ -98,10 +99,10 @@ def test_a_store_in_use_can_be_looked_after(
 ) -> None:
     """A server reads in a long transaction and writes in between."""
     with filled.reading():
-        filled.callers.update_user(filled.callers.find_user("alice").id, NOW, admin=True)  # type: ignore[union-attr]
+        filled.callers.update_user(filled.callers.find_user("alice").id, NOW, role=Role.ADMIN)  # type: ignore[union-attr]
         run(["admin", "store", "check", "--store", store_url])
         run(["admin", "store", "backup", str(tmp_path / "backup.db"), "--store", store_url])
     capsys.readouterr()
     with sqlite3.connect(tmp_path / "backup.db") as copy:
-        assert copy.execute("SELECT username FROM users WHERE admin").fetchall() == [("alice",)]
+        assert copy.execute("SELECT username FROM users WHERE role = 'admin'").fetchall() == [("alice",)]
     copy.close()

@@ -38,6 +38,7 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "hostname_suffix": ("example.com", "example.com"),
     "agent_ping": ("5s", 5.0),
     "agent_inactive": ("20s", 20.0),
+    "admin_workspace_access": ("false", False),
     "max_api_connections": ("40", 40),
     "api_rate_limit": ("60", 60),
     "max_node_bytes": ("8192", 8192),

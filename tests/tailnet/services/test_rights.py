@@ -12,6 +12,7 @@ from tailnet.proto.generated import agent_pb2 as agent
 from tailnet.proto.generated import tailnet_pb2 as tailnet
 from tailnet.server.server import CoordinatorServer
 from tailnet.services import rights
+from tailnet.store.rows import Right, Role
 from tailnet.store.store import Store
 from tailnet.tokens import parse_user_token
 from tests.support.seeds import NOW, agent_token, fill, make_id, peer_id, seed_document, user_token
@@ -27,6 +28,7 @@ from tests.support.tailnet_driver import (
     open_websocket,
     wait_for,
 )
+from tests.support.text_sockets import open_text_socket
 
 MAIN, GPU = peer_id("main"), peer_id("gpu")
 ALICE = user_token("alice")
@@ -68,6 +70,14 @@ OF_MAIN: dict[str, Changed] = {
 
 async def change(server: CoordinatorServer, how: Changed) -> None:
     await server.store.run(how, server.store)
+
+
+async def change_and_see(server: CoordinatorServer, how: Changed) -> None:
+    """Until the server has noticed."""
+    await server.callers.user(ALICE)  # so that it has looked before
+    generation = server.callers.generation
+    await change(server, how)
+    await server.callers.wait_changed(generation)
 
 
 async def meet(mine: Coordination, agent_peer: Peer, theirs: Coordination, client: Peer) -> bytes:
@@ -186,6 +196,45 @@ async def test_an_agent_that_is_somebody_elses_now(server: CoordinatorServer) ->
         assert not many.closed.is_set()
         manifest = await agent_peer.call(AGENT + "GetManifest", agent.GetManifestRequest(), agent.Manifest)
         assert manifest.owner_username == "bob"  # its connection goes on, and knows whose it is
+
+
+@pytest.mark.parametrize("door", [client_door(MAIN), MANY_DOOR], ids=["of one", "of many"])
+async def test_a_grant_that_is_taken_away(server: CoordinatorServer, door: str) -> None:
+    def grant(*rights: Right) -> Changed:
+        return lambda store: store.grants.put(make_id("dev"), make_id("bob"), rights, NOW)
+
+    await change_and_see(server, grant(Right.SSH, Right.UPDATE))
+    async with (
+        open_peer(server, AGENT_DOOR, agent_token("main")) as agent_peer,
+        open_peer(server, door, user_token("bob")) as client,
+        open_text_socket(server, f"/api/v2/workspaceagents/{MAIN}/logs?follow", user_token("bob")) as logs,
+    ):
+        mine, theirs = await agent_peer.coordinate(), await client.coordinate()
+        ident = await meet(mine, agent_peer, theirs, client)
+        await change(server, grant(Right.UPDATE))
+        update = await mine.next()
+        assert (update.id, update.kind, update.reason) == (ident, DISCONNECTED, REVOKED)
+        if door == MANY_DOOR:  # its other tunnels would stay
+            update = await theirs.next()
+            assert (update.id, update.kind, update.reason) == (MAIN, DISCONNECTED, REVOKED)
+        else:
+            assert await client.wait_closed() == CloseCode.POLICY_VIOLATION
+        assert await logs.read() == []
+        await change(server, grant())  # he could still look
+        assert await logs.end() == (CloseCode.POLICY_VIOLATION, REVOKED)
+
+
+async def test_an_auditor_looks_and_does_not_enter(server: CoordinatorServer) -> None:
+    logs = f"/api/v2/workspaceagents/{MAIN}/logs?follow"
+    await change_and_see(server, lambda store: store.callers.update_user(make_id("bob"), NOW, role=Role.AUDITOR))
+    async with open_text_socket(server, logs, user_token("bob")) as followed:
+        assert await followed.read() == []
+        async with open_peer(server, MANY_DOOR, user_token("bob")) as client:
+            theirs = await client.coordinate()
+            await theirs.tunnel(MAIN)
+            assert "permission" in await theirs.error_text()
+        await change(server, lambda store: store.callers.update_user(make_id("bob"), NOW, role=Role.USER))
+        assert await followed.end() == (CloseCode.POLICY_VIOLATION, REVOKED)
 
 
 async def test_whoever_lost_nothing_notices_nothing(server: CoordinatorServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,7 +55,7 @@ def test_nothing_new_is_an_empty_message(state: OwnedState) -> None:
 
 
 def caller(user_id: uuid.UUID) -> Caller:
-    user = UserIdentity(user_id, "alice", active=True, admin=False)
+    user = UserIdentity(user_id, "alice", active=True)
     return Caller(PeerID(bytes(16)), ManyAgentsPolicy(), "alice", user)
 
 

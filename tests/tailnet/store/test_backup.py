@@ -26,6 +26,7 @@ from tailnet.store.rows import (
     ConnectionType,
     LogBatch,
     MetadataValue,
+    Right,
     RunStage,
     RunStatus,
     ScriptRun,
@@ -48,6 +49,8 @@ def fill_every_table(store: Store) -> None:
         store.callers.add_sub_agent(MAIN, peer_id(name), make_id(name).bytes * 2, name, NOW)
     store.callers.add_sub_agent(peer_id("a child"), peer_id("grandchild"), make_id("g").bytes * 2, "grandchild", NOW)
     store.callers.add_user_token(make_id("alice"), "abcdefghij", bytes(range(32)), NOW, NOW + timedelta(days=1))
+    store.issued.issue_agent_token(MAIN, make_id("issued").bytes * 2, NOW)
+    store.grants.put(make_id("dev"), make_id("bob"), [Right.SSH], NOW)
     came(store, MAIN, NOW, "one")
     store.reports.insert_stats([StatsReport(MAIN, 1, 2, 1 << 40, {"a": [1.5, None, "ü"]}, NOW)])
     store.reports.put_metadata([MetadataValue(MAIN, "cpu", "3 %", "", NOW)])

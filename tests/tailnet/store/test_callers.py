@@ -9,7 +9,7 @@ import pytest
 from tailnet.errors import StoreError, StoreTrouble
 from tailnet.store.callers import pieces
 from tailnet.store.database import IDS_PER_STATEMENT
-from tailnet.store.rows import AgentIdentity, WorkspaceStatus
+from tailnet.store.rows import AgentIdentity, Role, WorkspaceStatus
 from tailnet.store.store import Store
 from tailnet.tokens import agent_token_digest, parse_user_token
 from tailnet.types import PeerID
@@ -132,7 +132,7 @@ def test_session_tokens_come_and_go(filled: Store) -> None:
 def test_every_change_of_callers_is_announced(filled: Store) -> None:
     changes = [
         lambda: filled.callers.update_user(make_id("alice"), NOW, active=False),
-        lambda: filled.callers.update_user(make_id("alice"), NOW, admin=True),
+        lambda: filled.callers.update_user(make_id("alice"), NOW, role=Role.ADMIN),
         lambda: filled.callers.add_user_token(make_id("alice"), "abcdefghij", b"\1" * 32, NOW),
         lambda: filled.callers.delete_user_token("abcdefghij"),
         lambda: filled.callers.set_workspace_status(make_id("dev"), WorkspaceStatus.STOPPED, NOW),
@@ -152,7 +152,7 @@ def test_two_histories_never_come_to_the_same_number(filled: Store, tmp_path: Pa
     other = Store.open(f"sqlite:///{tmp_path / 'other.db'}")
     fill(other)
     for store in (filled, other):
-        store.callers.update_user(make_id("alice"), NOW, admin=True)
+        store.callers.update_user(make_id("alice"), NOW, role=Role.ADMIN)
     assert filled.callers.callers_generation() != other.callers.callers_generation()
     other.close()
 
@@ -166,7 +166,7 @@ def test_what_changes_nothing_is_not_announced(filled: Store) -> None:
 
 
 def test_update_user_changes_only_what_is_given(filled: Store) -> None:
-    filled.callers.update_user(make_id("alice"), NOW, admin=True)
+    filled.callers.update_user(make_id("alice"), NOW, role=Role.ADMIN)
     filled.callers.update_user(make_id("alice"), NOW, active=False)
     user = filled.callers.get_user(make_id("alice"))
     assert user is not None

@@ -8,7 +8,9 @@ import pytest
 import sqlalchemy as sa
 
 from tailnet.errors import SeedError
+from tailnet.store import importing
 from tailnet.store.importing import SeedOutcome, Tally, import_seed
+from tailnet.store.rows import Right, Role
 from tailnet.store.schema import metadata
 from tailnet.store.seed import parse_seed
 from tailnet.store.store import Store
@@ -63,6 +65,52 @@ def test_what_a_second_file_changes(store: Store) -> None:
     assert (found.id, found.workspace_name) == (peer_id("main"), "renamed")
     old, new = parse_user_token(user_token("bob")).id, parse_user_token(user_token("robert")).id
     assert store.callers.user_tokens([old, new]).keys() == {new}
+
+
+def test_roles_and_grants_come_with_a_seed(store: Store) -> None:
+    document: Any = seed_document()
+    document["users"][0]["role"] = "auditor"
+    grant = {"workspace_id": str(make_id("dev")), "user_id": str(make_id("bob")), "rights": ["ssh"]}
+    document["grants"] = [grant]
+    outcome = fill(store, document)
+    assert (outcome.users, outcome.grants) == (Tally(2, 0, 0), Tally(1, 0, 0))
+    assert store.callers.get_user(make_id("alice")).role is Role.AUDITOR  # type: ignore[union-attr]
+    assert store.callers.get_user(make_id("bob")).grants == {  # type: ignore[union-attr]
+        make_id("dev"): {Right.READ, Right.SSH}
+    }
+    generation = store.callers.callers_generation()
+    assert not fill(store, document).changed_anything
+    assert not fill(store, seed_document()).changed_anything  # what a file does not name stays
+    assert store.callers.callers_generation() == generation
+    document["users"][0]["role"], grant["rights"] = "user", ["read"]
+    outcome = fill(store, document)
+    assert (outcome.users, outcome.grants) == (Tally(0, 1, 1), Tally(0, 1, 0))
+    assert store.callers.get_user(make_id("alice")).role is Role.USER  # type: ignore[union-attr]
+    assert [each.rights for each in store.grants.list_all()] == [{Right.READ}]
+    grant["rights"] = []
+    assert fill(store, document).grants == Tally(0, 1, 0)
+    assert store.grants.list_all() == []
+    assert fill(store, document).grants == Tally(0, 0, 1)
+    assert store.callers.callers_generation() > generation
+
+
+@pytest.mark.parametrize(("key", "what"), [("user_id", "user"), ("workspace_id", "workspace")])
+def test_grants_to_nobody_and_on_nothing(store: Store, key: str, what: str) -> None:
+    fill(store)
+    before = dump(store)
+    grant = {"workspace_id": str(make_id("dev")), "user_id": str(make_id("bob")), "rights": ["ssh"]}
+    [line] = refused(store, {"grants": [grant | {key: str(make_id("x"))}]})
+    assert line.startswith(f"seed: grants[0].{key}: {make_id('x')} is no {what}, neither")
+    assert dump(store) == before
+
+
+def test_grants_have_a_bound(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(store)
+    monkeypatch.setattr(importing, "MAX_GRANTS_PER_USER", 0)
+    grant = {"workspace_id": str(make_id("dev")), "user_id": str(make_id("bob")), "rights": ["ssh"]}
+    [line] = refused(store, {"grants": [grant]})
+    assert "would have 1 grants, at most 0" in line
+    assert store.grants.list_all() == []
 
 
 def test_a_token_whose_secret_changed_under_the_same_id(store: Store) -> None:

@@ -13,7 +13,7 @@ from tailnet.store import reports
 from tailnet.store.database import Database
 from tailnet.store.postgresql import MAX_READERS, PostgresqlDialect
 from tailnet.store.reports import EXTERNAL_LOG_SOURCE
-from tailnet.store.rows import LifecycleChange, LifecycleState, LogBatch, MetadataValue, PresenceChange
+from tailnet.store.rows import LifecycleChange, LifecycleState, LogBatch, MetadataValue, PresenceChange, Role
 from tailnet.store.schema import agent_stats, counters
 from tailnet.store.store import Store
 from tailnet.store.urls import parse_store_url
@@ -202,7 +202,7 @@ def both(store: Store, store_url: str) -> Iterator[tuple[Store, Store]]:
 def test_servers_share_callers(both: tuple[Store, Store]) -> None:
     one, other = both
     before = other.callers.callers_generation()
-    assert one.callers.update_user(make_id("alice"), NOW, admin=True)
+    assert one.callers.update_user(make_id("alice"), NOW, role=Role.ADMIN)
     assert other.callers.callers_generation() > before
     user = other.callers.find_user("alice")
     assert user is not None

@@ -12,6 +12,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 import tailnet.store.migrations
+from tailnet.store.rows import Role
 from tailnet.store.schema import HEAD_REVISION, UtcTime, kept_maps, metadata
 from tailnet.store.store import Store
 from tests.support.seeds import NOW, defined_document, fill, make_id, peer_id
@@ -69,6 +70,8 @@ def test_a_store_of_the_first_schema_keeps_what_it_has(store_url: str) -> None:
         command.upgrade(config, "0001")
         times = {"created_at": NOW, "updated_at": NOW}
         connection.execute(metadata.tables["users"].insert().values(id=make_id("alice"), username="alice", **times))
+        connection.execute(metadata.tables["users"].insert().values(id=make_id("root"), username="root", **times))
+        connection.execute(sa.text("UPDATE users SET admin = true WHERE username = 'root'"))
         workspace = {"id": make_id("dev"), "owner_id": make_id("alice"), "name": "dev", "status": 3}
         connection.execute(metadata.tables["workspaces"].insert().values(**workspace, **times))
         agent = {"id": peer_id("old"), "workspace_id": make_id("dev"), "name": "old", "token_digest": bytes(32)}
@@ -80,6 +83,8 @@ def test_a_store_of_the_first_schema_keeps_what_it_has(store_url: str) -> None:
     row = store.callers.get_agent(peer_id("old"))
     assert row is not None
     assert row.name == "old"
+    roles = {name: store.callers.find_user(name).role for name in ("alice", "root")}  # type: ignore[union-attr]
+    assert roles == {"alice": Role.USER, "root": Role.ADMIN}
     assert fill(store, defined_document()).agents.added == 3
     assert len(store.apps.definitions(peer_id("main")).apps) == 2
     store.close()

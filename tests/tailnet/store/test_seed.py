@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from tailnet.errors import SeedError
 from tailnet.store import seed
 from tailnet.store.problems import MAX_PROBLEMS
+from tailnet.store.rows import Right, Role
 from tailnet.store.seed import parse_seed
 from tests.support.seeds import AgentSpec, make_id, peer_id, seed_document, user_token
 
+GRANT = {"workspace_id": str(make_id("dev")), "user_id": str(make_id("bob")), "rights": ["ssh"]}
 SECRET = "00000000-dead-beef-dead-000000000000"
 
 
@@ -47,6 +49,17 @@ def test_a_good_seed() -> None:
     assert parsed.warnings == []
 
 
+def test_roles_and_grants() -> None:
+    document: Any = seed_document()
+    document["users"][0]["role"] = "auditor"
+    document["grants"] = [GRANT]
+    parsed = parse_seed(json.dumps(document))
+    assert [user.role for user in parsed.users] == [Role.AUDITOR, None]
+    [grant] = parsed.grants
+    assert (grant.workspace_id, grant.user_id) == (make_id("dev"), make_id("bob"))
+    assert grant.rights == {Right.SSH, Right.READ}  # who may enter may look
+
+
 def test_both_lists_may_be_absent() -> None:
     parsed = parse_seed("{}")
     assert (list(parsed.users), list(parsed.agents)) == ([], [])
@@ -76,6 +89,14 @@ def test_both_lists_may_be_absent() -> None:
         ("users[1].token", "with blank in it", "users[1].token: wants visible ASCII"),
         ("users[1].token", "semi;colon", "users[1].token: wants visible ASCII"),
         ("users[1].token", {}, "users[1].token: wants text, got an object"),
+        ("users[1].role", "root", "users[1].role: wants one of user, auditor, admin, got 'root'"),
+        ("users[1].role", 1, "users[1].role: wants one of user, auditor, admin, got 1"),
+        ("grants", [7], "grants[0]: wants an object with workspace_id, user_id, rights, got 7"),
+        ("grants", [GRANT | {"rights": "read"}], "grants[0].rights: wants a list of rights, got text"),
+        ("grants", [GRANT | {"rights": ["ssh", "root"]}], "grants[0].rights[1]: wants one of read, ssh, application-"),
+        ("grants", [GRANT | {"user_id": "bob"}], "grants[0].user_id: wants a UUID"),
+        ("grants", [GRANT | {"right": []}], "grants[0].right: unknown key: known are workspace_id, user_id, rights;"),
+        ("grants", [GRANT, GRANT], "grants[1].user_id: clashes with grants[0].user_id"),
         ("users", {}, "users: wants a list, got an object"),
         ("agents", "many", "agents: wants a list, got text"),
     ],
@@ -101,7 +122,7 @@ def test_no_line_repeats_a_token(path: str, value: str) -> None:
         (b"\xff\xfe\x00", "not "),
         ("[]", "wants an object"),
         ("null", "wants an object"),
-        ('{"users": [1]}', "users[0]: wants an object with id, username, token, got 1"),
+        ('{"users": [1]}', "users[0]: wants an object with id, username, token, role, got 1"),
         ('{"users": [], "users": []}', "an object has the key 'users' twice"),
         ("[" * 100_000, "nested too deeply"),
     ],
@@ -129,9 +150,9 @@ def test_all_mistakes_at_once_up_to_twenty() -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"groups": []}, "groups: unknown key: known are users, agents"),
-        ({"user": [], "users": []}, "user: unknown key: known are users, agents; did you mean users?"),
-        ({"Agents": []}, "Agents: unknown key: known are users, agents; did you mean agents?"),
+        ({"groups": []}, "groups: unknown key: known are users, agents, grants"),
+        ({"user": [], "users": []}, "user: unknown key: known are users, agents, grants; did you mean users?"),
+        ({"Agents": []}, "Agents: unknown key: known are users, agents, grants; did you mean agents?"),
         ({"\x1b[2J": []}, "\\x1b[2J: unknown key"),
     ],
 )
