@@ -137,6 +137,15 @@ def too_many_requests(limit: int, wait_seconds: int) -> Refused:
     )
 
 
+def too_many_reports(wait_seconds: int) -> Refused:
+    return Refused(
+        429,
+        "This agent reports more than it may.",
+        f"Nothing of this report was taken. Please try again in {wait_seconds} s.",
+        retry_after_seconds=wait_seconds,
+    )
+
+
 def method_not_allowed() -> Refused:
     return Refused(405, "Method not allowed.")
 

@@ -4,23 +4,27 @@ Newer agents say the same over their RPC connection.  Both spellings of older an
 refusals are the reference's, `null` included.  Next hop: services/agent_requests.py.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeVar
 from uuid import UUID
 
 from fastapi import APIRouter, Depends
 from pydantic import AliasChoices, Field
+from starlette.requests import Request
 
 from tailnet.api.answers import Body, GoTime, Null
-from tailnet.api.bodies import Sent, body_of, takes
-from tailnet.api.guards import CallingAgent, ServicesOf
+from tailnet.api.bodies import Sent, parse_body, read_body, takes
+from tailnet.api.guards import ReportingAgent, ServicesOf
 from tailnet.proto.generated import agent_pb2 as agent
-from tailnet.refusals import Refused, Validation
+from tailnet.refusals import Refused, Validation, too_many_reports
 from tailnet.services.agent_requests import Connections
 from tailnet.store.rows import AppHealth, AppState
 
 router = APIRouter(prefix="/api/v2/workspaceagents/me", tags=["agents"])
+
+M = TypeVar("M", bound=Sent)
 
 # The reference's number for what an app says it does, in bytes; the other bounds a row.
 MAX_STATUS_BYTES: Final = 160
@@ -36,6 +40,19 @@ _LEVELS: Final = {
     **{name.lower(): number for name, number in agent.Log.Level.items() if number != agent.Log.LEVEL_UNSPECIFIED},
 }
 _WRONG_HEALTH: Final = "Error setting workspace app health"
+
+
+def report_of(model: type[M]) -> Callable[..., Awaitable[M]]:
+    """What to give to Depends: reads the body as `model`, and charges the agent's account for it, whatever it is."""
+
+    async def read(request: Request, services: ServicesOf, caller: ReportingAgent) -> M:
+        content = await read_body(request)
+        wait_seconds = await services.requests.pay(caller, len(content))
+        if wait_seconds:
+            raise too_many_reports(math.ceil(wait_seconds))
+        return parse_body(model, content)
+
+    return read
 
 
 class Healths(Sent):
@@ -117,7 +134,7 @@ class StatsTaken(Body):
 
 @router.post("/app-health", response_model=Null, openapi_extra=takes(Healths))
 async def app_health(
-    services: ServicesOf, caller: CallingAgent, sent: Annotated[Healths, Depends(body_of(Healths))]
+    services: ServicesOf, caller: ReportingAgent, sent: Annotated[Healths, Depends(report_of(Healths))]
 ) -> None:
     """Say how apps are.  All are checked before any is taken."""
     if not sent.healths:
@@ -134,7 +151,7 @@ async def app_health(
 
 @router.patch("/app-status", response_model=Null, openapi_extra=takes(Status))
 async def app_status(
-    services: ServicesOf, caller: CallingAgent, sent: Annotated[Status, Depends(body_of(Status))]
+    services: ServicesOf, caller: ReportingAgent, sent: Annotated[Status, Depends(report_of(Status))]
 ) -> None:
     """Say what an app does: working, idle, complete or failure."""
     if len(sent.message.encode("utf-8", "replace")) > MAX_STATUS_BYTES:
@@ -151,7 +168,7 @@ async def app_status(
 
 @router.post("/log-source", status_code=201, openapi_extra=takes(NewLogSource))
 async def log_source(
-    services: ServicesOf, caller: CallingAgent, sent: Annotated[NewLogSource, Depends(body_of(NewLogSource))]
+    services: ServicesOf, caller: ReportingAgent, sent: Annotated[NewLogSource, Depends(report_of(NewLogSource))]
 ) -> LogSourceAdded:
     """Announce a source of log lines; doing so twice is no conflict, agents do at each start."""
     source = await services.requests.add_log_source(caller, sent.id, sent.display_name, sent.icon)
@@ -165,7 +182,7 @@ async def log_source(
 
 
 @router.patch("/logs", response_model=Null, openapi_extra=takes(Lines))
-async def logs(services: ServicesOf, caller: CallingAgent, sent: Annotated[Lines, Depends(body_of(Lines))]) -> None:
+async def logs(services: ServicesOf, caller: ReportingAgent, sent: Annotated[Lines, Depends(report_of(Lines))]) -> None:
     """Add log lines; over the limit of all lines of an agent none of the batch is taken."""
     if not sent.logs:
         raise Refused(400, "No logs provided.")
@@ -179,7 +196,7 @@ async def logs(services: ServicesOf, caller: CallingAgent, sent: Annotated[Lines
 
 @router.post("/report-stats", openapi_extra=takes(Stats))
 async def report_stats(
-    services: ServicesOf, caller: CallingAgent, sent: Annotated[Stats, Depends(body_of(Stats))]
+    services: ServicesOf, caller: ReportingAgent, sent: Annotated[Stats, Depends(report_of(Stats))]
 ) -> StatsTaken:
     """Report connections, or ask only how often to."""
     if not sent.only_asks():

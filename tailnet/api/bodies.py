@@ -30,17 +30,26 @@ def body_of(model: type[M], max_bytes: int = MAX_BODY_BYTES) -> Callable[[Reques
     """What to give to Depends: reads the body as `model`."""
 
     async def read(request: Request) -> M:
-        value = await read_json(request, max_bytes)
-        try:
-            return model.model_validate(value)
-        except ValidationError as error:
-            raise Refused(400, "Validation failed.", validations=_validations(error)) from None
+        return parse_body(model, await read_body(request, max_bytes))
 
     return read
 
 
-async def read_json(request: Request, max_bytes: int = MAX_BODY_BYTES) -> Any:
-    """The body's one JSON value.  Raises Refused."""
+def parse_body(model: type[M], content: bytes) -> M:
+    """One JSON value as `model`.  Raises Refused."""
+    try:
+        value = json.loads(content.decode("utf-8"), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        # RecursionError: nested deeper than anything that is meant.
+        raise Refused(400, "Request body must be valid JSON.") from None
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise Refused(400, "Validation failed.", validations=_validations(error)) from None
+
+
+async def read_body(request: Request, max_bytes: int = MAX_BODY_BYTES) -> bytes:
+    """The body, whatever it is.  Raises Refused for one that is too long."""
     content, size = bytearray(), 0
     async for chunk in request.stream():
         size += len(chunk)
@@ -49,11 +58,7 @@ async def read_json(request: Request, max_bytes: int = MAX_BODY_BYTES) -> Any:
             content += chunk
     if size > max_bytes:
         raise Refused(413, "Request body is too large.", f"It may have {max_bytes} bytes.")
-    try:
-        return json.loads(content.decode("utf-8"), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError):
-        # RecursionError: nested deeper than anything that is meant.
-        raise Refused(400, "Request body must be valid JSON.") from None
+    return bytes(content)
 
 
 def takes(model: type[BaseModel]) -> dict[str, Any]:

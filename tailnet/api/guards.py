@@ -94,6 +94,11 @@ async def _agent(asked: HTTPConnection) -> AgentIdentity:
     return agent
 
 
+async def _counted_agent(asked: HTTPConnection, agent: Annotated[AgentIdentity, Depends(_agent)]) -> AgentIdentity:
+    _count(asked)
+    return agent
+
+
 async def _user(asked: HTTPConnection) -> UserIdentity:
     user = await services_of(asked).callers.user(token_of(asked))
     return _admit(asked, user)
@@ -108,12 +113,17 @@ def _admit(asked: HTTPConnection, user: UserIdentity) -> UserIdentity:
     """Note for the log that it is this user, who gets an answer unless he is over his limit."""
     exchange = exchange_of(asked.scope)
     exchange.caller_kind, exchange.caller_id = "user", str(user.id)
-    services = services_of(asked)
+    _count(asked)
+    return user
+
+
+def _count(asked: HTTPConnection) -> None:
+    """One more request of whoever the exchange names.  Raises Refused for one that is over the limit."""
+    services, caller = services_of(asked), exchange_of(asked.scope).caller_id
     limit = services.config.api_rate_limit
-    wait_seconds = services.limits.take(exchange.caller_id, limit, trio.current_time())
+    wait_seconds = services.limits.take(caller, limit, trio.current_time())
     if wait_seconds:
         raise refusals.too_many_requests(limit, wait_seconds)
-    return user
 
 
 async def _readable_agent(
@@ -148,7 +158,9 @@ GUARDS: Final[Mapping[Callable[..., Any] | None, str]] = {
     _operator: "operator",
 }
 ServicesOf = Annotated[Services, Depends(services_of)]
-CallingAgent = Annotated[AgentIdentity, Depends(_agent)]
+CallingAgent = Annotated[AgentIdentity, Depends(_counted_agent)]
+# Whose reports count for its account instead: agent_reports.py.
+ReportingAgent = Annotated[AgentIdentity, Depends(_agent)]
 User = Annotated[UserIdentity, Depends(_user)]
 UserOfAgentRoute = Annotated[UserIdentity, Depends(_user_of_agent_route)]
 ReadableAgent = Annotated[AgentIdentity, Depends(_readable_agent)]

@@ -140,6 +140,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             logs_written=self.logs.written,
             metadata_written=self.metadata.written,
         )
+        self.requests = AgentRequests(store, self.reports, changed=self.workspaces.changed, accounts=self.accounts)
         self.presence = AgentPresence(self.reports, config.agent_ping_seconds, self.workspaces.changed)
         self.maps: DerpMaps
         self.agents: AgentService
@@ -209,8 +210,8 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             held_bytes_limit=self.accounts.limits.total_held_bytes,
             shed_sockets=self.channels.shed_count,
             refused_sockets=self.accounts.refused_sockets,
-            reports_delayed=self.agents.reports_delayed,
-            reports_refused=self.agents.reports_refused,
+            reports_delayed=self.agents.reports_delayed + self.requests.delayed,
+            reports_refused=self.agents.reports_refused + self.requests.refused,
             map_version=self.maps.current.version,
             map_failures={status.name: status.failures for status in self.maps.statuses},
             outbox=self.outbox.readings(),
@@ -308,7 +309,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
                 config.inactive_seconds,
                 is_here=self.presence.is_here,
             ),
-            requests=AgentRequests(self.store, self.reports, changed=self.workspaces.changed),
+            requests=self.requests,
             logs=self.logs,
             metadata=self.metadata,
             identity=self.identity,

@@ -7,7 +7,10 @@ Called by api/agent_reports.py and api/agent_manifest.py, which know the wire.  
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Final
 from uuid import UUID, uuid4
+
+import trio
 
 from derp.text import printable
 from tailnet.services.known_agents import KnownAgent, KnownAgents
@@ -25,7 +28,11 @@ from tailnet.store.rows import (
     StatsReport,
 )
 from tailnet.store.store import Store
+from tailnet.transport.accounts import DEFAULT_ACCOUNT_LIMITS, Accounts
 from tailnet.types import PeerID
+
+# Longer than this no program waits for an answer that it thinks lost: it is told to come again.
+MAX_WAIT_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +54,31 @@ class AgentRequests:
         reports: AgentReports,
         *,
         changed: Callable[[UUID], None] = lambda owner_id: None,
+        accounts: Accounts | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._store = store
         self._reports = reports
         self._known = KnownAgents(store)
         self._changed = changed
+        self._accounts = accounts if accounts is not None else Accounts(DEFAULT_ACCOUNT_LIMITS)
         self._clock = clock
+        self.delayed = self.refused = 0  # reports of agents that sent more than they may
+
+    async def pay(self, caller: AgentIdentity, size: int) -> float:
+        """Charge a report of `size` bytes to the account that the agent's RPC reports are charged to.
+
+        One that is over its share is answered later, after the wait in here.  Returns 0.0, or after how many seconds a
+        report that is not taken may come again.
+        """
+        wait = self._accounts.pay(caller.id, size, trio.current_time(), MAX_WAIT_SECONDS)
+        if wait > MAX_WAIT_SECONDS:
+            self.refused += 1
+            return wait - MAX_WAIT_SECONDS
+        if wait:
+            self.delayed += 1
+            await trio.sleep(wait)
+        return 0.0
 
     async def read(self, agent_id: PeerID) -> KnownAgent | None:
         """An agent with its apps, scripts and metadata; None if it was deleted."""

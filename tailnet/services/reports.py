@@ -82,7 +82,7 @@ class AgentReports:
             )
         )
         self._add_what_describes(store)
-        self._add_what_happened(store)
+        self._add_what_happened(store, clock)
 
     def _add_what_describes(self, store: Store) -> None:
         """Kinds of which the latest counts."""
@@ -123,7 +123,7 @@ class AgentReports:
             )
         )
 
-    def _add_what_happened(self, store: Store) -> None:
+    def _add_what_happened(self, store: Store, clock: Callable[[], datetime]) -> None:
         """Kinds of which each counts; an agent that reports too much loses its oldest."""
         # A start-up is some ten changes; of an agent that crashes for an hour the last ones tell.
         self._lifecycles = self._add(
@@ -187,6 +187,7 @@ class AgentReports:
                 size_of=lambda report: SMALL + len(report.reason) + len(report.app_name),
                 max_items=MAX_CONNECTION_REPORTS_PER_AGENT,
                 max_bytes=128 * KIB,
+                arguments=lambda: (clock(),),
             )
         )
 

@@ -8,6 +8,7 @@ from typing import Final
 import sqlalchemy as sa
 
 from tailnet.store.database import Database
+from tailnet.store.reports import line_size
 from tailnet.store.rows import ServerRow
 from tailnet.store.schema import HEAD_REVISION, agent_logs, agents, servers
 
@@ -64,7 +65,7 @@ def _count(connection: sa.Connection, name: str) -> int:
 
 def _wrong_sums(database: Database, connection: sa.Connection) -> list[str]:
     """The bytes of logs are counted at each agent, for its limit: they must be those of its lines."""
-    size = sa.func.coalesce(sa.func.sum(database.dialect.byte_length(agent_logs.c.output)), 0)
+    size = sa.func.coalesce(sa.func.sum(sa.case((agent_logs.c.id.is_(None), 0), else_=line_size(database.dialect))), 0)
     query = (
         sa.select(agents.c.id, agents.c.logs_bytes, size)
         .outerjoin(agent_logs, agent_logs.c.agent_id == agents.c.id)

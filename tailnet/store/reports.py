@@ -7,12 +7,14 @@ an agent may be deleted while its last report is on its way.
 
 from collections.abc import Sequence
 from dataclasses import fields
+from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
 import sqlalchemy as sa
 
 from tailnet.store.callers import pieces
+from tailnet.store.dialect import Dialect
 from tailnet.store.part import Part, notes, reads
 from tailnet.store.rows import (
     ConnectionAction,
@@ -247,12 +249,12 @@ class ReportTables(Part):
         return [LogLine(*row) for row in connection.execute(query)]
 
     @notes
-    def insert_connections(self, connection: sa.Connection, reports: Sequence[ConnectionReport]) -> None:
+    def insert_connections(self, connection: sa.Connection, reports: Sequence[ConnectionReport], now: datetime) -> None:
         """Keep reports of sessions, of each agent the last ones."""
         known = _known_agents(connection, [report.agent_id for report in reports])
         rows = [
             {field.name: getattr(report, field.name) for field in fields(report)}
-            | {"action": int(report.action), "type": int(report.type)}
+            | {"action": int(report.action), "type": int(report.type), "stored_at": now}
             for report in reports
             if report.agent_id in known
         ]
@@ -279,6 +281,11 @@ def _execute_many(connection: sa.Connection, statement: sa.UpdateBase, parameter
     # each other in a circle.
     if parameters:
         connection.execute(statement, sorted(parameters, key=lambda each: str(each["agent"])))
+
+
+def line_size(dialect: Dialect) -> sa.ColumnElement[int]:
+    """What a line counts against the limit of its agent, as LogBatch.size has it."""
+    return sa.case((agent_logs.c.output == "", 1), else_=dialect.byte_length(agent_logs.c.output))
 
 
 def keep_last(connection: sa.Connection, column: sa.Column[Any], value: object, count: int) -> None:

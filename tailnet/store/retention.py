@@ -14,7 +14,8 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from tailnet.store.part import Part, notes, reads
-from tailnet.store.schema import agent_connections, agent_logs, agent_stats, agents, user_tokens
+from tailnet.store.reports import line_size
+from tailnet.store.schema import agent_connections, agent_logs, agent_stats, agents, events, user_tokens
 
 # Rows of one step: some five milliseconds of the writer's time, with their three indexes.
 STEP_ROWS: Final = 1_000
@@ -29,8 +30,10 @@ class Retention:
     stats: timedelta = timedelta(hours=24)
     logs: timedelta = timedelta(days=14)
     sessions: timedelta = timedelta(days=90)
+    events: timedelta = timedelta(days=3)
     max_stats: int = 5_000_000  # rows
     max_log_bytes: int = 4 * 1024**3
+    max_events: int = 500_000  # rows, some 250 MB: two hours of 10,000 agents that all reconnect each minute
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,7 @@ class RetentionTables(Part):
             Step("stats", partial(self.due_stats, now - limits.stats, limits.max_stats), self.remove_stats),
             Step("logs", partial(self.due_logs, now - limits.logs, limits.max_log_bytes), self.remove_logs),
             Step("sessions", partial(self.due_sessions, now - limits.sessions), self.remove_sessions),
+            Step("events", partial(self.due_events, now - limits.events, limits.max_events), self.remove_events),
             Step("tokens", partial(self.due_tokens, now - TOKENS_KEPT), self.remove_tokens),
         ]
 
@@ -76,7 +80,7 @@ class RetentionTables(Part):
         """Numbers of the oldest lines that are too old, or that make all logs too large."""
         table = agent_logs
         total = connection.execute(sa.select(sa.func.sum(agents.c.logs_bytes))).scalar_one() or 0
-        size = self.database.dialect.byte_length(table.c.output)
+        size = line_size(self.database.dialect)
         oldest = sa.select(table.c.id, table.c.created_at, size).order_by(table.c.id).limit(STEP_ROWS)
         due: list[int] = []
         for number, created_at, length in connection.execute(oldest):
@@ -89,7 +93,7 @@ class RetentionTables(Part):
     def remove_logs(self, connection: sa.Connection, numbers: Sequence[int]) -> int:
         """Returns how many lines there were.  Their agents may log as much again."""
         table = agent_logs
-        size = self.database.dialect.byte_length(table.c.output)
+        size = line_size(self.database.dialect)
         freed = connection.execute(
             sa.select(table.c.agent_id, sa.func.sum(size)).where(table.c.id.in_(numbers)).group_by(table.c.agent_id)
         ).all()
@@ -103,15 +107,32 @@ class RetentionTables(Part):
 
     @reads
     def due_sessions(self, connection: sa.Connection, before: datetime) -> list[int]:
-        """Numbers of reports of sessions that are too old, by the agents' clocks."""
+        """Numbers of reports of sessions that are too old, by the clock of the server that stored them."""
         table = agent_connections
-        query = sa.select(table.c.id).where(table.c.at < before).order_by(table.c.id).limit(STEP_ROWS)
+        query = sa.select(table.c.id).where(table.c.stored_at < before).order_by(table.c.id).limit(STEP_ROWS)
         return list(connection.execute(query).scalars())
 
     @notes
     def remove_sessions(self, connection: sa.Connection, numbers: Sequence[int]) -> int:
         """Returns how many there were."""
         return connection.execute(agent_connections.delete().where(agent_connections.c.id.in_(numbers))).rowcount
+
+    @reads
+    def due_events(self, connection: sa.Connection, before: datetime, most: int) -> list[int]:
+        """Numbers of the oldest events that are too old, or too many; the newest stays, as readers count from it."""
+        table = events
+        newest = connection.execute(sa.select(sa.func.max(table.c.id))).scalar_one()
+        oldest = sa.select(table.c.id, table.c.at).order_by(table.c.id).limit(STEP_ROWS)
+        return [
+            number
+            for number, at in connection.execute(oldest)
+            if number < newest and (at < before or number <= newest - most)
+        ]
+
+    @notes
+    def remove_events(self, connection: sa.Connection, numbers: Sequence[int]) -> int:
+        """Returns how many there were."""
+        return connection.execute(events.delete().where(events.c.id.in_(numbers))).rowcount
 
     @reads
     def due_tokens(self, connection: sa.Connection, before: datetime) -> list[str]:

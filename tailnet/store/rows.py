@@ -6,7 +6,7 @@ Times are aware UTC datetimes, agent ids PeerID, every other id uuid.UUID.  Numb
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from enum import Enum, IntEnum
+from enum import Enum, IntEnum, StrEnum
 from types import MappingProxyType
 from typing import Any, Final
 from uuid import UUID
@@ -309,8 +309,8 @@ class LogBatch:
 
     @property
     def size(self) -> int:
-        """What they count against the limit of their agent: bytes."""
-        return sum(len(output.encode("utf-8", "replace")) for _, output in self.lines)
+        """What they count against their agent's limit: bytes, and one for a line of none, which is a row too."""
+        return sum(len(output.encode("utf-8", "replace")) or 1 for _, output in self.lines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -465,6 +465,47 @@ class ConnectionReport:
     status_code: int
     reason: str
     app_name: str
+
+
+class EventType(StrEnum):
+    """What happens to an agent, as the control plane is told."""
+
+    CONNECTED = "agent.connected"
+    DISCONNECTED = "agent.disconnected"
+    READY = "agent.ready"
+    START_FAILED = "agent.start_failed"
+    STATS = "agent.stats"
+    APP_HEALTH = "agent.app_health"
+
+
+@dataclass(frozen=True, slots=True)
+class Happening:
+    """Something that happened to an agent; `details` is what JSON can carry, by the clock of the server."""
+
+    agent_id: PeerID
+    type: EventType
+    at: datetime
+    details: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEvent:
+    """The same in the store.  `number` rises from event to event; `id` is the one name of it everywhere."""
+
+    number: int
+    id: UUID
+    type: str
+    at: datetime
+    data: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class EventPage:
+    """Some events, and the numbers of the oldest and of the newest that are kept; 0 if none is."""
+
+    events: Sequence[StoredEvent]
+    oldest: int
+    newest: int
 
 
 @dataclass(frozen=True, slots=True)

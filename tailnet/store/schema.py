@@ -17,7 +17,7 @@ from tailnet.types import PeerID
 
 # The newest file in migrations/versions.  Kept as a constant so that an up-to-date store opens without importing
 # Alembic.
-HEAD_REVISION: Final = "0005"
+HEAD_REVISION: Final = "0006"
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
@@ -330,6 +330,31 @@ agent_connections = sa.Table(
     sa.Column("status_code", sa.Integer, nullable=False),
     sa.Column("reason", Text, nullable=False),
     sa.Column("app_name", Text, nullable=False),
+    # by the clock of the server; `at` is the agent's, which may be wrong by years
+    sa.Column("stored_at", UtcTime, nullable=False, server_default="0"),
+)
+
+# What happened to agents, for the control plane.  No foreign key: that an agent went away outlives the agent.
+# AUTOINCREMENT: readers page by id.
+events = sa.Table(
+    "events",
+    metadata,
+    sa.Column("id", _ROW_NUMBER, primary_key=True, autoincrement=True),
+    sa.Column("event_id", UuidText, nullable=False),
+    sa.Column("type", Text, nullable=False),
+    sa.Column("at", UtcTime, nullable=False),
+    sa.Column("data", sa.JSON, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+# Who reads events for all servers together, and which server does it now.
+event_readers = sa.Table(
+    "event_readers",
+    metadata,
+    sa.Column("name", Text, primary_key=True),
+    sa.Column("position", sa.BigInteger, nullable=False),
+    sa.Column("held_by", Text, nullable=False),
+    sa.Column("held_until", UtcTime, nullable=False),
 )
 
 # The servers that share this store.  Each says once in a while that it is there: a write that also tells it whether the

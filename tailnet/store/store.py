@@ -2,7 +2,7 @@
 
 `Store.open(url)`, then `await store.run(store.callers.get_agent, ...)` from trio, and `close()` when no thread uses it
 any more.  What each part does is in its own file: callers.py, issued.py, grants.py, apps.py, reports.py, presence.py,
-retention.py, keys.py; seed.py reads files that importing.py writes.
+events.py, retention.py, keys.py; seed.py reads files that importing.py writes.
 """
 
 from collections.abc import Callable
@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from tailnet.store.apps import AppTables
 from tailnet.store.callers import CallerTables
 from tailnet.store.database import Database
+from tailnet.store.events import EventTables
 from tailnet.store.grants import GrantTables
 from tailnet.store.issued import IssuedTokenTables
 from tailnet.store.keys import KeyTables
@@ -41,6 +42,7 @@ class Store:
         self.reports = ReportTables(database)
         self.keys = KeyTables(database)
         self.presence = PresenceTables(database)
+        self.events = EventTables(database)
         self.retention = RetentionTables(database)
 
     @classmethod

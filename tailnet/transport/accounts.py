@@ -2,14 +2,18 @@
 
 A token is an identity and no promise: whoever has one may open sockets without end, begin messages and never finish
 them, read nothing, report without pause.  Each of these has a bound for one socket elsewhere (rpc/), which a thousand
-sockets would multiply.  No I/O: `now` comes in.  Called by server/entrance.py, channel.py and services/agent_rpc.py.
+sockets would multiply.  No I/O: `now` comes in.  Called by server/entrance.py, channel.py,
+services/agent_rpc.py and agent_requests.py.
 """
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 _MINUTE: Final = 60.0
+# Looked at with each report that comes by no socket: more than come new, so that what is remembered stays small.
+_FORGOTTEN_AT_ONCE: Final = 2
 # Whoever floods is turned away for so long: a login costs more than the flood it begins.  No honest program floods, and
 # one that shares its token with one that does waits a moment.
 FLOOD_PENALTY_SECONDS: Final = 10.0
@@ -57,6 +61,11 @@ class Account:
             (self._reports_due - limits.reports_per_minute) / limits.reports_per_minute,
         )
         return max(over, 0.0) * _MINUTE
+
+    def take_back(self, size: int) -> None:
+        """A report that was charged is not taken after all."""
+        self._bytes_due = max(self._bytes_due - size, 0.0)
+        self._reports_due = max(self._reports_due - 1, 0.0)
 
     def owes(self, limits: AccountLimits, now: float) -> bool:
         """Whether anything of what was done still counts."""
@@ -110,6 +119,25 @@ class Accounts:
         if not account.sockets:
             self._idle[account] = None
             self._forget(account, now)
+
+    def pay(self, key: Hashable, size: int, now: float, most_seconds: float) -> float:
+        """Charge a report that comes by no socket; return how many seconds its answer has to wait.
+
+        If that is more than `most_seconds`, the report is to be refused, and costs nothing.
+        """
+        account = self._accounts.get(key)
+        if account is None:
+            account = self._accounts[key] = Account(key)
+        if not account.sockets:
+            self._idle.setdefault(account)
+        wait = account.pay(size, self.limits, now)
+        if wait > most_seconds:
+            account.take_back(size)
+        for idle in tuple(islice(self._idle, _FORGOTTEN_AT_ONCE)):
+            del self._idle[idle]
+            self._idle[idle] = None  # the next report looks at others
+            self._forget(idle, now)
+        return wait
 
     def hold(self, account: Account, change: int) -> None:
         """A socket of this caller holds so many bytes more, or less."""

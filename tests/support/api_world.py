@@ -38,6 +38,7 @@ class World:
     services: Services
     coordinator: Coordinator[object]
     outbox: Outbox
+    reports: AgentReports
     reasons: list[str]  # why it is not ready
 
     @asynccontextmanager
@@ -71,4 +72,4 @@ def make_world(store: Store, config: CoordinatorConfig | None = None) -> World:
         access_url=ACCESS_URL,
         metrics=lambda: b"tailnet_up 1\n",
     )
-    return World(store, services, coordinator, outbox, reasons)
+    return World(store, services, coordinator, outbox, reports, reasons)

@@ -1,13 +1,18 @@
 """What agents report over HTTP, read back from the store: both generations of bodies, and every refusal."""
 
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
+import trio
+from trio.testing import MockClock
 
+from tailnet.services.agent_requests import AgentRequests
 from tailnet.store.reports import EXTERNAL_LOG_SOURCE, MAX_LOG_BYTES_PER_AGENT
 from tailnet.store.rows import AppHealth, AppState
 from tailnet.store.store import Store
+from tailnet.transport.accounts import AccountLimits, Accounts
 from tests.support.api_world import World, make_world
 from tests.support.seeds import NOW, agent_token, defined_document, fill, make_id, peer_id, user_token
 
@@ -198,3 +203,49 @@ async def test_only_agents_may(world: World, method: str, path: str) -> None:
         answer = await send(world, method, path, {}, token)
         assert answer.status_code == 401
         assert token not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", "app-health", {"healths": {EDITOR: "healthy"}}),
+        ("PATCH", "app-status", {"app_slug": "editor", "state": "idle"}),
+        ("POST", "log-source", {"id": str(make_id("a source")), "display_name": "Start"}),
+        ("PATCH", "logs", {"logs": [{"output": "a"}]}),
+        ("POST", "report-stats", {"connections_by_proto": {}, "rx_bytes": 1}),
+        ("PATCH", "logs", {"logs": "no lines"}),
+    ],
+)
+async def test_reports_count_for_the_account(
+    world: World, method: str, path: str, body: Any, autojump_clock: MockClock
+) -> None:
+    limits = AccountLimits(reports_per_minute=60)
+    requests = AgentRequests(world.store, world.reports, accounts=Accounts(limits), clock=lambda: NOW)
+    world = World(
+        world.store, replace(world.services, requests=requests), world.coordinator, world.outbox, world.reports, []
+    )
+    for _ in range(60):
+        assert (await send(world, method, path, body)).status_code != 429
+    began = trio.current_time()
+    assert (await send(world, method, path, body)).status_code != 429
+    assert (round(trio.current_time() - began), requests.delayed) == (1, 1), "answered later, and taken"
+    many: list[httpx.Response] = []
+    async with trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(_collect, many, world, method, path, body)
+    refused = [answer for answer in many if answer.status_code == 429]
+    assert len(refused) == requests.refused > 10
+    assert int(refused[0].headers["retry-after"]) >= 1
+    assert refused[0].json()["message"] == "This agent reports more than it may."
+    answer = await send(world, method, path, body, agent_token("gpu"))
+    assert answer.status_code != 429, "another agent is not held back"
+
+
+async def _collect(found: list[httpx.Response], world: World, method: str, path: str, body: Any) -> None:
+    found.append(await send(world, method, path, body))
+
+
+async def test_empty_lines_cost_something(world: World) -> None:
+    batch = {"logs": [{"output": ""}] * 20_000}
+    statuses = [(await send(world, "PATCH", "logs", batch)).status_code for _ in range(53)]
+    assert statuses == [200] * (MAX_LOG_BYTES_PER_AGENT // 20_000) + [413]

@@ -57,7 +57,7 @@ async def test_what_an_agent_reported(world: World) -> None:
     session = ConnectionReport(
         MAIN, make_id("session"), ConnectionAction.CONNECT, ConnectionType.SSH, NOW, "192.0.2.7", 0, "<b>", "ssh"
     )
-    store.reports.insert_connections([session])
+    store.reports.insert_connections([session], NOW)
     store.apps.add_app_statuses(
         [AppStatusReport(MAIN, "editor", AppStatus(make_id("status"), NOW, AppState.IDLE, "<i>resting", ""))]
     )

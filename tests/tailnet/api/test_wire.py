@@ -67,7 +67,7 @@ def report_everything(world: World) -> None:
     store.apps.add_script_runs([(MAIN, run), (MAIN, replace(run, exit_code=0, status=RunStatus.OK))])
     connect, ssh = ConnectionAction.CONNECT, ConnectionType.SSH
     store.reports.insert_connections(
-        [ConnectionReport(MAIN, make_id("session"), connect, ssh, NOW, "::1", 0, "<b>", "ssh")]
+        [ConnectionReport(MAIN, make_id("session"), connect, ssh, NOW, "::1", 0, "<b>", "ssh")], NOW
     )
     core = world.coordinator
     agent, client = object(), object()

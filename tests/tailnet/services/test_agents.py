@@ -69,7 +69,7 @@ async def test_who_was_on_it(agents: Agents, store: Store) -> None:
     session = ConnectionReport(
         MAIN, make_id("session"), ConnectionAction.CONNECT, ConnectionType.SSH, NOW, "::1", 0, "", "ssh"
     )
-    store.reports.insert_connections([session])
+    store.reports.insert_connections([session], NOW)
     history = await agents.describe_history(MAIN)
     assert history is not None
     assert list(history.connections) == [session]

@@ -24,6 +24,8 @@ from tailnet.store.rows import (
     ConnectionAction,
     ConnectionReport,
     ConnectionType,
+    EventType,
+    Happening,
     LogBatch,
     MetadataValue,
     Right,
@@ -58,7 +60,7 @@ def fill_every_table(store: Store) -> None:
     store.retention.remove_logs([1, 2])
     kind = ConnectionType.SSH
     session = ConnectionReport(MAIN, make_id("s"), ConnectionAction.CONNECT, kind, NOW, "192.0.2.1", 0, "", "")
-    store.reports.insert_connections([session])
+    store.reports.insert_connections([session], NOW)
     status = AppStatus(make_id("status"), NOW, AppState.IDLE, "resting", "")
     store.apps.add_app_statuses([AppStatusReport(MAIN, "editor", status)])
     store.apps.add_script_runs(
@@ -66,6 +68,8 @@ def fill_every_table(store: Store) -> None:
     )
     store.keys.signing_keys("resume", NOW, lambda count: b"k" * count)
     store.keys.keep_map("map.json", "{}", NOW)
+    store.events.add([Happening(MAIN, EventType.STATS, NOW, {"rx_bytes": 7})])
+    store.events.hold_reader("webhook", "one", NOW, NOW)
     store.presence.beat(ServerRow("one", "host", 1, "1", NOW, NOW))
 
 

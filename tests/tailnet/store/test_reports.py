@@ -57,17 +57,17 @@ def session(
 
 def test_sessions_that_agents_report(filled: Store) -> None:
     ended = session(1, action=ConnectionAction.DISCONNECT)
-    filled.reports.insert_connections([session(1), session(2, GPU), session(3, NOBODY), ended])
+    filled.reports.insert_connections([session(1), session(2, GPU), session(3, NOBODY), ended], NOW)
     assert filled.reports.list_connections(MAIN) == [ended, session(1)]
     assert filled.reports.list_connections(GPU) == [session(2, GPU)]
     assert filled.reports.list_connections(NOBODY) == []
 
 
 def test_the_last_sessions_of_each_agent_are_kept(filled: Store) -> None:
-    filled.reports.insert_connections([session(0, GPU)])
+    filled.reports.insert_connections([session(0, GPU)], NOW)
     for first in (0, MAX_CONNECTION_REPORTS_PER_AGENT):
         filled.reports.insert_connections(
-            [session(first + more) for more in range(MAX_CONNECTION_REPORTS_PER_AGENT - 1)]
+            [session(first + more) for more in range(MAX_CONNECTION_REPORTS_PER_AGENT - 1)], NOW
         )
     kept = [each.connection_id.int for each in filled.reports.list_connections(MAIN)]
     last = 2 * MAX_CONNECTION_REPORTS_PER_AGENT - 2
@@ -79,7 +79,7 @@ def test_the_last_sessions_of_each_agent_are_kept(filled: Store) -> None:
 def test_empty_batches_write_nothing(filled: Store) -> None:
     filled.reports.update_lifecycles([])
     filled.reports.insert_stats([])
-    filled.reports.insert_connections([])
+    filled.reports.insert_connections([], NOW)
     filled.reports.put_metadata([])
     assert filled.reports.insert_logs([]) == []
 
@@ -199,7 +199,7 @@ def test_the_log_limit_refuses_whole_batches(filled: Store) -> None:
     assert (main.logs_bytes, main.logs_overflowed) == (MAX_LOG_BYTES_PER_AGENT, True)
     assert (gpu.logs_bytes, gpu.logs_overflowed) == (1, False)
     # The mark stays, also after a batch that fits because it is empty.
-    assert filled.reports.insert_logs([batch(0)]) == [False]
+    assert filled.reports.insert_logs([LogBatch(MAIN, EXTERNAL_LOG_SOURCE, [], NOW)]) == [False]
     assert get(filled).logs_overflowed
 
 

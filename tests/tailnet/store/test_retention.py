@@ -8,14 +8,24 @@ import pytest
 from tailnet.store import retention as module
 from tailnet.store.reports import EXTERNAL_LOG_SOURCE
 from tailnet.store.retention import STEP_ROWS, TOKENS_KEPT, Retention
-from tailnet.store.rows import ConnectionAction, ConnectionReport, ConnectionType, LogBatch, StatsReport
+from tailnet.store.rows import (
+    ConnectionAction,
+    ConnectionReport,
+    ConnectionType,
+    EventType,
+    Happening,
+    LogBatch,
+    StatsReport,
+)
 from tailnet.store.store import Store
 from tailnet.types import PeerID
 from tests.support.seeds import NOW, fill, make_id, peer_id
 
 MAIN, GPU = peer_id("main"), peer_id("gpu")
 HOUR = timedelta(hours=1)
-KEPT = Retention(stats=24 * HOUR, logs=48 * HOUR, sessions=72 * HOUR, max_stats=1_000_000, max_log_bytes=1 << 30)
+KEPT = Retention(
+    stats=24 * HOUR, logs=48 * HOUR, sessions=72 * HOUR, events=72 * HOUR, max_stats=1_000_000, max_log_bytes=1 << 30
+)
 
 
 @pytest.fixture
@@ -107,9 +117,31 @@ def test_old_sessions(filled: Store) -> None:
         kind = ConnectionType.SSH
         return ConnectionReport(MAIN, UUID(int=number), ConnectionAction.CONNECT, kind, at, "", 0, "", "")
 
-    filled.reports.insert_connections([session(1, NOW - 73 * HOUR), session(2, NOW - 71 * HOUR)])
+    # What counts is when it was stored: an agent's clock may be years off, either way.
+    filled.reports.insert_connections([session(1, NOW + 999 * HOUR)], NOW - 73 * HOUR)
+    filled.reports.insert_connections([session(2, NOW - 999 * HOUR)], NOW - 71 * HOUR)
     assert remove(filled) == {"sessions": [1]}
     assert [each.connection_id.int for each in filled.reports.list_connections(MAIN)] == [2]
+
+
+def test_old_events_and_too_many_go_and_the_newest_stays(filled: Store) -> None:
+    def happened(count: int, at: datetime) -> None:
+        filled.events.add([Happening(MAIN, EventType.CONNECTED, at) for _ in range(count)])
+
+    happened(3, NOW - 73 * HOUR)
+    happened(4, NOW)
+    assert remove(filled) == {"events": [3]}
+    assert remove(filled, Retention(max_events=2)) == {"events": [2]}
+    assert remove(filled, now=NOW + 999 * HOUR)["events"] == [1]
+    assert [event.number for event in filled.events.page(0).events] == [7]
+
+
+def test_empty_lines_count_when_they_go_too(filled: Store) -> None:
+    add_logs(filled, MAIN, NOW - 49 * HOUR, "", "", "a")
+    add_logs(filled, MAIN, NOW, "", "b")
+    assert log_bytes(filled, MAIN) == 5
+    assert remove(filled) == {"logs": [3]}
+    assert log_bytes(filled, MAIN) == 2
 
 
 def test_tokens_that_expired_long_ago(filled: Store) -> None:

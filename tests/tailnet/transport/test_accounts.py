@@ -106,3 +106,25 @@ def test_nobody_reports_more_than_its_rate_for_long(reports: list[tuple[int, flo
         now += account.pay(size, LIMITS, now)
         paid += size
         assert paid <= LIMITS.report_bytes_per_minute * ((now - 1000.0) / 60.0 + 1) + 1e-6
+
+
+def test_reports_without_a_socket_count_as_those_with_one() -> None:
+    accounts = Accounts(LIMITS)
+    account = opened(accounts, "a")
+    assert account.pay(6000, LIMITS, 0.0) == 0.0
+    assert accounts.pay("a", 100, 0.0, 5.0) == 1.0
+    assert accounts.pay("a", 600, 0.0, 5.0) == 7.0, "refused, so it costs nothing"
+    assert account.pay(0, LIMITS, 0.0) == 1.0
+    assert accounts.pay("b", 100, 0.0, 5.0) == 0.0
+
+
+def test_who_reports_without_sockets_is_forgotten_by_those_who_come_later() -> None:
+    accounts = Accounts(LIMITS)
+    for number in range(1_000):
+        assert accounts.pay(number, 100, float(number), 5.0) == 0.0
+    # 100 bytes are worked off in a second, and each report looks at two others.
+    assert len(accounts) < 10
+    assert accounts.pay("a", 6000, 2000.0, 5.0) == 0.0
+    for number in range(10):
+        accounts.pay(number, 10, 2030.0, 5.0)
+    assert accounts.pay("a", 3100, 2030.0, 5.0) == 1.0, "what still counts is remembered"
