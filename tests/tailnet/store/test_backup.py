@@ -69,6 +69,7 @@ def fill_every_table(store: Store) -> None:
     store.keys.signing_keys("resume", NOW, lambda count: b"k" * count)
     store.keys.keep_map("map.json", "{}", NOW)
     store.events.add([Happening(MAIN, EventType.STATS, NOW, {"rx_bytes": 7})])
+    store.issued.issue_agent_token(MAIN, bytes(range(32)), NOW)
     store.events.hold_reader("webhook", "one", NOW, NOW)
     store.presence.beat(ServerRow("one", "host", 1, "1", NOW, NOW))
 
