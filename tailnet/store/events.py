@@ -1,8 +1,7 @@
 """What happened to agents, for whoever runs the control plane: kept for a while, read by number (layer L2).
 
 Numbers rise in the order in which events became visible, so whoever remembers one has seen all up to it.  A reader
-that servers have together, as the webhook is, has its position here, and one server at a time holds it.  Written by
-services/events.py through the outbox; read by api/events.py and services/webhook.py.
+that servers have together, as the webhook is, has its position here, and one server at a time holds it.
 """
 
 from collections.abc import Mapping, Sequence
