@@ -3,7 +3,7 @@
 A token is an identity and no promise: whoever has one may open sockets without end, begin messages and never finish
 them, read nothing, report without pause.  Each of these has a bound for one socket elsewhere (rpc/), which a thousand
 sockets would multiply.  No I/O: `now` comes in.  Called by server/entrance.py, channel.py,
-services/agent_rpc.py and agent_requests.py.
+services/agent_rpc.py and services/agent_requests.py.
 """
 
 from collections.abc import Hashable
