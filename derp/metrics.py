@@ -35,6 +35,16 @@ class MeshReading:
 
 
 @dataclass(frozen=True, slots=True)
+class SelfCheckReading:
+    """What a server sees of itself: signs that keep its probes from being answered (True), and its own packets."""
+
+    signs: Mapping[str, bool]
+    packets: int
+    failures: int
+    round_trip_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class RelayStatistics:
     """One reading of a relay.  Counts since the start, unless said otherwise."""
 
@@ -74,6 +84,7 @@ class RelayStatistics:
     bootstrap: Mapping[str, int] = field(default_factory=dict)
     bootstrap_domains: int = 0  # different names that were asked for
     tls_requests: Mapping[str, int] = field(default_factory=dict)
+    self_check: "SelfCheckReading | None" = None  # None: the server does not look at itself
     tls_active: Mapping[str, int] = field(default_factory=dict)  # now, DERP connections and requests
 
 
@@ -103,6 +114,8 @@ class RelayCollector(Collector):
         yield from _counters(reading)
         yield from _labelled(reading)
         yield from _mesh(reading.mesh)
+        if reading.self_check is not None:
+            yield from _self_check(reading.self_check)
 
 
 def metrics_page(read: Callable[[], RelayStatistics]) -> Callable[[], bytes]:
@@ -189,6 +202,18 @@ def _mesh(readings: Iterable[MeshReading]) -> Iterable[Metric]:
         keys.add_metric([reading.name], reading.keys)
         connects.add_metric([reading.name], reading.connects)
     yield from (up, keys, connects) if up.samples else ()
+
+
+def _self_check(reading: SelfCheckReading) -> Iterable[Metric]:
+    text = "1: probes get no answer, because this speaks against the server."
+    problems = GaugeMetricFamily("derp_self_check_problem", text, labels=["sign"])
+    for sign, counts in reading.signs.items():
+        problems.add_metric([sign], float(counts))
+    yield problems
+    yield CounterMetricFamily("derp_self_check_packets", "Own packets that came back.", reading.packets)
+    yield CounterMetricFamily("derp_self_check_failures", "Attempts in which one did not.", reading.failures)
+    text = "How long the last of them took."
+    yield GaugeMetricFamily("derp_self_check_round_trip_seconds", text, reading.round_trip_seconds)
 
 
 def _rtt(counters: Counters) -> Metric:

@@ -280,6 +280,13 @@ _DEADLINES: Final = (
         "drain_seconds",
         reloadable=True,
     ),
+    Setting(
+        "self_check",
+        _boolean,
+        "",
+        "send a packet through our own port each second, and leave probes (STUN, latency check) unanswered while it "
+        "does not come back or the relay is unwell otherwise; {default} by default",
+    ),
 )
 _LOAD: Final = (
     Setting(

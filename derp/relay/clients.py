@@ -35,6 +35,7 @@ class Client:
         "is_duplicate",
         "is_ideal",
         "is_mesh_peer",
+        "is_own",
         "is_preferred",
         "is_prober",
         "is_watcher",
@@ -71,6 +72,7 @@ class Client:
         is_ideal: bool = True,
         can_ack_pings: bool = False,
         app_name: str = "",
+        is_own: bool = False,
     ) -> None:
         self.key = key
         self.number = number
@@ -84,6 +86,7 @@ class Client:
         self.is_ideal = is_ideal
         self.can_ack_pings = can_ack_pings
         self.app_name = app_name
+        self.is_own = is_own  # the server's, which checks itself: no watcher hears of it
         self.is_preferred = False
         self.is_watcher = False
         self.is_duplicate = False

@@ -84,7 +84,7 @@ class Router:
         self.clients[client.number] = client
         self.routes[client.key] = client
         self.not_ideal_clients += not client.is_ideal
-        if self.watchers:
+        if self.watchers and not client.is_own:
             self._tell_watchers(self._presence(client))
 
     def unregister(self, client: Client) -> None:
@@ -112,7 +112,7 @@ class Router:
         if was_several:
             self._mark_duplicates(member)
         self._reroute(member)
-        if not member.connections and self.watchers:
+        if not member.connections and self.watchers and not client.is_own:
             self.counters.peer_gone_disconnected_frames += len(self.watchers)
             self._tell_watchers(_peer_gone(client.key, PeerGoneReason.DISCONNECTED))
 
@@ -217,7 +217,8 @@ class Router:
         self.count_announcements()  # the new watcher does not hear of these one by one: its list has them
         self.watchers.add(client)
         client.is_watcher = True
-        present = [self._presence(m.connections[-1]) for m in self.members.values() if m.connections]
+        here = (member.connections[-1] for member in self.members.values() if member.connections)
+        present = [self._presence(each) for each in here if not each.is_own]
         self._count_announced(len(present), 1)
         self.send(client, b"".join(present))
 

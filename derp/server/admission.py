@@ -64,6 +64,9 @@ class Verifier(Protocol):
         """Why nobody can get an answer now, if that is so."""
         ...
 
+    async def look_again(self, key: bytes) -> None:
+        """Ask those who did not answer about a key that nobody has, to learn whether they do."""
+
     def totals(self) -> Mapping[str, int]:
         """Questions so far by how they were answered; a verdict that was remembered is no question."""
         ...
@@ -92,6 +95,7 @@ class Admission:
     def configure(self, rules: RelayRules) -> None:
         """Take both lists from settings.  They judge clients that come from now on."""
         self._allow, self._deny = rules.allow_keys, rules.deny_keys
+        self._fails_open = rules.verify_client_url_fail_open
 
     def is_replayed(self, nonce: bytes) -> bool:
         """Whether a mesh peer's ClientInfo with this nonce was seen before.
@@ -110,6 +114,16 @@ class Admission:
     def problem(self) -> str:
         """Why clients cannot get an answer now, for /debug/check; empty if they can, or need none."""
         return self._verifier.problem if self._verifier is not None else ""
+
+    @property
+    def is_closed_by_problem(self) -> bool:
+        """Whether clients are turned away while those who are asked do not answer."""
+        return not self._fails_open
+
+    async def look_again(self, key: bytes) -> None:
+        """Learn whether those answer again who did not; `key` is nobody's."""
+        if self._verifier is not None:
+            await self._verifier.look_again(key)
 
     def question_totals(self) -> Mapping[str, int]:
         """Questions by answer, for metrics; none where nobody is asked."""

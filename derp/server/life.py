@@ -28,6 +28,8 @@ from derp.server.handover import HandoverError, Inherited, hand_over
 from derp.server.lobby import Lobby
 from derp.server.memory import Load, give_back_forever
 from derp.server.ports import Ports
+from derp.server.selfcheck import SelfCheck
+from derp.server.session import Sessions
 from derp.transport.notify import notify_manager
 from derp.transport.platform import raise_open_files
 from derp.transport.reactor import Reactor
@@ -88,11 +90,13 @@ class Server(ABC, Generic[Config]):
         self.ports = Ports(self.reactor, self.tls, self.inherited)
         self.listening = self.ports.listening
         self.keeper = open_keeper(self.tls, self.ports.look_at_certificate)
+        self.self_check: SelfCheck | None = None
         self.is_draining = False
         self.is_replaced = False
         """Another process serves in our place: who asks how we are asks about that one."""
         self.successor: trio.Process | None = None
         self.drained = trio.Event()
+        self._checking = trio.CancelScope()
         self._reread = reread
         self._handing_over: trio.CancelScope | None = None
 
@@ -122,6 +126,10 @@ class Server(ABC, Generic[Config]):
     def stun_places(self) -> Sequence[tuple[str, int]]:
         """Hosts and ports where STUN is answered."""
 
+    def own_sessions(self) -> Sessions | None:
+        """Those of the relay that clients reach through this server's ports; None without one."""
+        return None
+
     def count_elsewhere(self) -> int:
         """Connections that left the reactor and are still ours."""
         return 0
@@ -140,7 +148,9 @@ class Server(ABC, Generic[Config]):
 
     def problem(self) -> str | None:
         """Why this server should get no new clients; None when it is well."""
-        return f"draining: this {self.name} is about to stop" if self.is_draining and not self.is_replaced else None
+        if self.is_draining:
+            return None if self.is_replaced else f"draining: this {self.name} is about to stop"
+        return self.self_check.problem() if self.self_check is not None else None
 
     def open(self) -> None:
         """Bind every socket.  Raises ConfigError; nothing stays open then."""
@@ -181,10 +191,17 @@ class Server(ABC, Generic[Config]):
             nursery.start_soon(self.reactor.run)
             nursery.start_soon(give_back_forever, self.read_load)
             self.ports.start()
+            if self.config.self_check:
+                nursery.start_soon(self._check_itself)
             self.inherited.finish()
             task_status.started(self)
             await self.drained.wait()
             nursery.cancel_scope.cancel()
+
+    async def _check_itself(self) -> None:
+        self.self_check = SelfCheck(self.ports, self.kind, self.own_sessions(), hostname=self.config.hostname)
+        with self._checking:
+            await self.self_check.run()
 
     def reload(self) -> None:
         """Read settings and files again now, apply what can be applied, and name what waits for a restart."""
@@ -252,6 +269,7 @@ class Server(ABC, Generic[Config]):
 
     async def _leave(self) -> None:
         self.is_draining = True
+        self._checking.cancel()
         self.close()
         await self.send_away()
         self.drained.set()

@@ -2,11 +2,13 @@
 
 import errno
 import socket
+from collections.abc import Collection
 from typing import Final
 
 from derp.server.door import FrontDoor
 from derp.text import error_text
 from derp.transport.links import Link
+from derp.transport.platform import accept_queue
 from derp.transport.reactor import Reactor
 from derp.transport.tls import TlsServer
 from derp.transport.tls_alpn import tls_link
@@ -21,17 +23,30 @@ _AGAIN_SECONDS: Final = 0.5
 class Listener:
     """One listening socket; without `tls` it is plain."""
 
-    def __init__(self, sock: socket.socket, reactor: Reactor, door: FrontDoor, tls: TlsServer | None) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        reactor: Reactor,
+        door: FrontDoor,
+        tls: TlsServer | None,
+        own_places: Collection[tuple[str, int]] = (),
+    ) -> None:
+        """`own_places`: addresses whose connections no limit counts."""
         self._sock = sock
         self._door = door
         self._tls = tls
         self._reactor = reactor
+        self._own_places = own_places
         self._is_watched = False
 
     @property
     def address(self) -> tuple[str, int]:
         host, port = self._sock.getsockname()[:2]
         return str(host), int(port)
+
+    def read_backlog(self) -> tuple[int, int]:
+        """Connections that wait to be accepted, and how many may; 0 and 0 where the system does not tell."""
+        return accept_queue(self._sock)
 
     def start(self) -> None:
         """Accept from now on; also after descriptors had run out."""
@@ -56,12 +71,12 @@ class Listener:
                     reactor.call_at(reactor.now + _AGAIN_SECONDS, self.start)
                     return
                 continue  # the peer gave up while it waited in the backlog
-            if not self._door.lobby.admits(is_tls=self._tls is not None):
+            host: str = address[0]
+            caller = (host.removeprefix("::ffff:") if "." in host else host, int(address[1]))
+            if caller not in self._own_places and not self._door.lobby.admits(is_tls=self._tls is not None):
                 sock.close()
                 continue
             sock.setblocking(False)
-            host: str = address[0]
-            caller = (host.removeprefix("::ffff:") if "." in host else host, int(address[1]))
             link = Link(sock, caller) if self._tls is None else tls_link(self._tls, sock, caller)
             self._door.open(link)
             reactor.add(link)

@@ -44,6 +44,8 @@ class Ports:
         self.listening: list[Listening] = []
         self.listeners: list[Listener] = []
         self.stun: list[StunResponder] = []
+        self.own_places: set[tuple[str, int]] = set()
+        """Where connections of this server to itself come from: no limit counts them (selfcheck.py)."""
         self.reactor = reactor
         self._inherited = inherited or Inherited()
         self._bound: list[Handed] = []
@@ -70,7 +72,7 @@ class Ports:
             inherited=self._inherited.take("tcp", host, port),
         )
         self._bound.append(Handed("tcp", host, port, sock))
-        listener = Listener(sock, self.reactor, door, tls)
+        listener = Listener(sock, self.reactor, door, tls, self.own_places)
         self.listeners.append(listener)
         self.listening.append(Listening(kind if tls is None else f"{kind}+tls", *listener.address))
 

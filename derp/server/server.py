@@ -22,6 +22,7 @@ from derp.server.life import DOOR_SECONDS, Server
 from derp.server.memory import Load, sum_loads
 from derp.server.pages import Page, Pages, PlainPages
 from derp.server.relay import Relay
+from derp.server.session import Sessions
 from derp.server.statistics import read_statistics
 from derp.server.varz import vars_page, varz_page
 
@@ -72,7 +73,8 @@ class RelayServer(Server[RelayConfig]):
 
     def statistics(self) -> RelayStatistics:
         """One reading of everything that is counted."""
-        return read_statistics(self.relay, self.lobby, self.ports, [self.door, self.plain_door], self.keeper)
+        doors = [self.door, self.plain_door]
+        return read_statistics(self.relay, self.lobby, self.ports, doors, self.keeper, self.self_check)
 
     def stun_places(self) -> Sequence[tuple[str, int]]:
         return [(host, self.config.stun_port) for host in self.config.stun_hosts]
@@ -89,6 +91,9 @@ class RelayServer(Server[RelayConfig]):
             return
         if rate.client_bytes_per_second:
             _log.info("= rate limit: %d bytes/s, burst %d", rate.client_bytes_per_second, rate.client_burst_bytes)
+
+    def own_sessions(self) -> Sessions | None:
+        return self.relay.sessions if self.config.derp_enabled else None
 
     def look_at_files(self) -> None:
         """There are none that settings do not name."""

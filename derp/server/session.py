@@ -71,6 +71,8 @@ class Sessions:
         self.random_bytes = random_bytes
         self.greeting = server_key_frame(private.public().raw)
         self.server_info = server_info or ServerInfo()
+        self.own_key = b""
+        """The key of the client with which the server checks itself: it always comes in, and nobody hears of it."""
         self.departures = Departures()
         self._rarely = Rarely(_TELL_SECONDS)
         self.mesh_write_seconds = mesh_write_seconds
@@ -189,7 +191,7 @@ class Sessions:
 
     def bucket_for(self, client: Client) -> TokenBucket | None:
         rate = self.rate_by_key.get(client.key, self.rate)
-        if client.is_mesh_peer or not rate.client_bytes_per_second:
+        if client.is_mesh_peer or client.is_own or not rate.client_bytes_per_second:
             return None
         return TokenBucket(rate.client_bytes_per_second, rate.client_burst_bytes, self.host.now)
 
@@ -260,6 +262,9 @@ class Greeting:
 
     def _decide(self, client: ClientIdentified) -> None:
         sessions, wire, key = self._sessions, self._wire, client.key
+        if key == sessions.own_key:
+            self._admit(is_mesh_peer=False)
+            return
         if client.is_mesh_peer:
             if sessions.admission.is_replayed(self._handshake.nonce):
                 raise WireEnded(CloseReason.NOT_ADMITTED, f"{short_key(key)}: a mesh peer's login, replayed")
@@ -325,6 +330,7 @@ class Greeting:
             is_ideal=self._is_ideal,
             can_ack_pings=opened.info.can_ack_pings,
             app_name=opened.info.app_name[:64],  # shown on the debug page; a stranger chose its length
+            is_own=opened.key == sessions.own_key,
         )
         wire.session = ClientSession(sessions, client)
         if is_mesh_peer:
@@ -339,7 +345,7 @@ class Greeting:
         router.register(client)
         for notify in sessions.on_register:
             notify(client)
-        if _log.isEnabledFor(logging.INFO):
+        if _log.isEnabledFor(logging.INFO) and not client.is_own:
             _log.info(
                 "> client %d %s from %s:%d",
                 client.number,
@@ -425,12 +431,13 @@ class ClientSession:
         sessions.lobby.count_closed(reason)
         sessions.router.counters.write_timeouts += reason is CloseReason.WRITE_TIMEOUT
         why = reason.told(text)
-        sessions.departures.note(client.key, sessions.host.now, why)
+        if not client.is_own:
+            sessions.departures.note(client.key, sessions.host.now, why)
         if client.pending:
             count_lost(b"".join(client.pending), DropReason.GONE_DISCONNECTED, sessions.router.counters)
             client.pending = []
             client.pending_bytes = 0
-        if _log.isEnabledFor(logging.INFO):
+        if _log.isEnabledFor(logging.INFO) and not client.is_own:
             _log.info(
                 "x client %d %s: %s; %d packets in, %d out, %.0f s",
                 client.number,

@@ -11,6 +11,7 @@ from derp.server.door import FrontDoor
 from derp.server.lobby import Lobby
 from derp.server.ports import Ports
 from derp.server.relay import Relay
+from derp.server.selfcheck import SelfCheck
 from derp.server.session import Greeting
 from derp.server.stun import stun_totals
 
@@ -24,6 +25,7 @@ def read_statistics(
     ports: Ports,
     doors: Iterable[FrontDoor],
     keeper: "CertificateKeeper | None" = None,
+    self_check: SelfCheck | None = None,
 ) -> RelayStatistics:
     """Walks over all clients: made for a scrape, not for a hot path.  Without a relay its rows are zero."""
     doors = tuple(doors)
@@ -43,6 +45,7 @@ def read_statistics(
         certificate_expires_at=ports.certificate_expires_at(),
         renewal_failures=keeper.failures if keeper is not None else None,
         tls_requests=sum((door.tls_requests for door in doors), Counter[str]()),
+        self_check=self_check.read() if self_check is not None else None,
         tls_active=_active_tls(relay, lobby, doors),
     )
 
@@ -55,11 +58,12 @@ def _of_relay(relay: Relay) -> dict[str, Any]:
     held_for_mesh = sum(route.queue.packets for route in router.mesh_routes() if route.queue is not None)
     packets_sent, bytes_sent = routed_totals(router, held, sum(queue.packet_bytes for queue in queues))
     local = sum(1 for member in router.members.values() if member.connections)
+    own = sum(client.is_own for client in router.clients.values())
     return {
         "counters": router.counters,
-        "clients_local": local,
+        "clients_local": local - own,
         "clients_remote": len(router.members) - local,
-        "connections": len(router.clients),
+        "connections": len(router.clients) - own,
         "home_connections": router.home_clients,
         "not_ideal_connections": router.not_ideal_clients,
         "duplicate_keys": router.duplicate_keys,

@@ -115,6 +115,16 @@ class Verifier:
         """Which judge is not fit to answer, as far as the last look or question showed; empty: all are."""
         return "; ".join(finding.text for finding in self._found.values() if not finding.well)
 
+    async def look_again(self, key: bytes) -> None:
+        """Ask the judges that were not fit to answer about `key`, which is nobody's: any answer shows that they are."""
+        for number, finding in tuple(self._found.items()):
+            if finding.well or finding.lasting:
+                continue
+            verdict = await self._judges[number].judge(key, "127.0.0.1")
+            if verdict.answered and not verdict.faulty:
+                self._found.pop(number, None)
+                self._say("it answers again", "", 0)
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Answer questions until cancelled; started when it can be asked."""
         async with AsyncExitStack() as stack:

@@ -21,6 +21,8 @@ _NOTSENT_LOWAT: Final = {"linux": 25, "darwin": 0x201}
 # Where the smoothed round-trip time lies in Linux's struct tcp_info, in microseconds.
 _TCP_INFO_BYTES: Final = 72
 _TCP_INFO_RTT: Final = slice(68, 72)
+# Of a listening socket two other fields say how full its queue is, and how long it may be (tcp_get_info of the kernel).
+_TCP_INFO_BACKLOG: Final = (slice(24, 28), slice(28, 32))
 # Of Linux' TCP: the peer's FIN has come, or the connection is gone (TCP_CLOSE, TCP_CLOSE_WAIT).
 _ENDED_STATES: Final = frozenset({7, 8})
 # What macOS allows a process when the hard limit says "infinity" (OPEN_MAX of its limits.h).
@@ -67,6 +69,19 @@ def rtt_microseconds(sock: socket.socket) -> int:
         raise OSError(errno.ENOPROTOOPT, "this system does not tell round-trip times")
     info = sock.getsockopt(socket.IPPROTO_TCP, option, _TCP_INFO_BYTES)
     return int.from_bytes(info[_TCP_INFO_RTT], sys.byteorder)
+
+
+def accept_queue(sock: socket.socket) -> tuple[int, int]:
+    """Of a listening socket: connections that wait to be accepted, and how many may.  0 and 0 where nobody tells."""
+    option = getattr(socket, "TCP_INFO", None)
+    if option is None or sys.platform != "linux":
+        return 0, 0
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, option, _TCP_INFO_BYTES)
+    except OSError:  # closed meanwhile
+        return 0, 0
+    waiting, room = (int.from_bytes(info[place], sys.byteorder) for place in _TCP_INFO_BACKLOG)
+    return waiting, room
 
 
 def peer_left(sock: socket.socket) -> bool:

@@ -28,6 +28,7 @@ from derp.server.life import DOOR_SECONDS, Server
 from derp.server.memory import Load, memory_bytes, sum_loads
 from derp.server.pages import Page, Pages, PlainPages, Question
 from derp.server.relay import Relay
+from derp.server.session import Sessions
 from derp.server.statistics import read_statistics
 from derp.server.varz import vars_page, varz_page
 from derp.transport.http import Request
@@ -152,6 +153,9 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         self._app: FastAPI
         self._api: ApiServer
 
+    def own_sessions(self) -> Sessions | None:
+        return self.relay.sessions if self.relay is not None else None
+
     def _make_pages(self) -> Pages:
         """What is answered in place, with a relay or without one."""
         return Pages(
@@ -230,7 +234,8 @@ class CoordinatorServer(Server[CoordinatorConfig]):
 
     def relay_statistics(self) -> RelayStatistics:
         """What is counted of listeners and of the embedded relay."""
-        return read_statistics(self.relay, self.lobby, self.ports, [self.door, self.plain_door], self.keeper)
+        doors = [self.door, self.plain_door]
+        return read_statistics(self.relay, self.lobby, self.ports, doors, self.keeper, self.self_check)
 
     def read_load(self) -> Load:
         loads = (self.relay.router.pool.read_load(),) if self.relay is not None else ()

@@ -19,8 +19,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from derp.client.probe import Outcome, ProbeKind, ProbeResult
 from derp.client.probe_metrics import RunTotals, exposition
 from derp.config.settings import SETTINGS
-from derp.metrics import MeshReading
+from derp.metrics import MeshReading, SelfCheckReading
 from derp.metrics import metrics_page as relay_page
+from derp.relay.wellness import Sign
 from derp.server.verify import Verifier
 from tailnet.config.settings import SETTINGS as COORDINATOR_SETTINGS
 from tailnet.coordinator.core import Statistics
@@ -68,8 +69,14 @@ def exposed() -> dict[str, dict[str, set[str]]]:
     coordinator = coordinator_reading()
     mesh = (MeshReading("relay2.example", True, 1, 2),)
     questions = dict.fromkeys(Verifier([]).totals(), 0)
+    self_check = SelfCheckReading({sign.value: False for sign in Sign}, 1, 0, 0.001)
     relay = dataclasses.replace(
-        reading(), certificate_expires_at=1.0, renewal_failures=0, mesh=mesh, questions=questions
+        reading(),
+        certificate_expires_at=1.0,
+        renewal_failures=0,
+        mesh=mesh,
+        questions=questions,
+        self_check=self_check,
     )
     every_value = {"seconds", "expires_at", "median_seconds", "worst_seconds", "bytes_per_second", "lost_packets"}
     results = [

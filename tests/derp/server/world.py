@@ -36,6 +36,7 @@ def relay_config(**changes: Any) -> RelayConfig:
         "private_key": NodePrivate.generate(),
         "listen": ((HOST, 0),),
         "stun_enabled": False,
+        "self_check": False,  # its client would be counted with those of the test
     }
     return RelayConfig(**(settings | changes))
 
