@@ -12,6 +12,7 @@ DerpError                     derp/errors.py
    |  `- Unimplemented            code 12: genuine peers carry on without that RPC
    |- StoreError                durable state could not be read or written
    |  `- StoreVersionError        its schema is newer than this program
+   |- SecretsError              what is encrypted in the store cannot be read or written: a key is missing
    `- SeedError                 a file to import is wrong: every mistake with its place
 """
 
@@ -42,6 +43,7 @@ __all__ = [
     "ProtocolError",
     "RemoteProtocolError",
     "RpcError",
+    "SecretsError",
     "SeedError",
     "StoreError",
     "StoreTrouble",
@@ -116,6 +118,10 @@ class StoreError(TailnetError):
 
 class StoreVersionError(StoreError):
     """The database was written by a newer version of this program."""
+
+
+class SecretsError(TailnetError):
+    """Something cannot be encrypted or decrypted.  The text says which key is missing, and nothing of what it is."""
 
 
 class SeedError(TailnetError):

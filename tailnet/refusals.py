@@ -128,6 +128,11 @@ def store_unreachable() -> Refused:
     return Refused(503, "The server cannot read its store. Please try again.", "Its log says what failed.")
 
 
+def no_secrets_kept(reason: str) -> Refused:
+    # 501 and not 503: coming again changes nothing until the operator has.
+    return Refused(501, "This server cannot keep or read that secret.", reason)
+
+
 def too_many_requests(limit: int, wait_seconds: int) -> Refused:
     return Refused(
         429,

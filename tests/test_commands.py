@@ -23,6 +23,7 @@ import trio
 
 from derp.cli import cli as derp
 from tailnet.cli.root import cli as tailnet
+from tailnet.config.key_file import add_key
 from tailnet.store.store import Store
 from tests.support.command import ENVIRONMENT
 from tests.support.inprocess import HOST, map_of, node_of, open_relay_here, port_of
@@ -44,6 +45,7 @@ class World:
     backup: str  # no file yet
     saved: str  # a backup
     fresh: str  # no store yet
+    keys: str  # that encrypt secrets
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,9 @@ CASES: dict[str, Case] = {
     "tailnet admin store vacuum": Case("--store={store}"),
     "tailnet admin store backup": Case("{backup} --store={store}"),
     "tailnet admin store restore": Case("{saved} --store={fresh}"),
+    "tailnet admin secrets new-key": Case("{keys}"),
+    "tailnet admin secrets reseal": Case("--secrets-key-file={keys} --store={store}"),
+    "tailnet admin secrets ssh-key": Case("alice --rotate --secrets-key-file={keys} --store={store}"),
 }
 SERVERS = ("derp serve", "tailnet serve")
 ONCE = ("tailnet admin store backup", "tailnet admin store restore")  # what they make is there the second time
@@ -109,6 +114,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         fill(opened)
         opened.close()
         shutil.copy(tmp_path / "tailnet.db", tmp_path / "saved.db")
+        add_key(tmp_path / "secrets.keys")
         with socket.create_server((HOST, 0)) as silent:
             yield World(
                 url=f"http://{HOST}:{port_of(server)}",
@@ -119,6 +125,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
                 backup=str(tmp_path / "backup.db"),
                 saved=str(tmp_path / "saved.db"),
                 fresh=f"sqlite:///{tmp_path}/fresh.db",
+                keys=str(tmp_path / "secrets.keys"),
             )
 
 

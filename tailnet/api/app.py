@@ -25,6 +25,7 @@ from tailnet.api import (
     debug,
     derp_map,
     docs,
+    git_keys,
     health,
     home,
     instance_identity,
@@ -39,7 +40,7 @@ from tailnet.api.guards import Services
 from tailnet.api.middleware import Middleware, exchange_of
 from tailnet.api.openapi import describe
 from tailnet.config import CoordinatorConfig
-from tailnet.errors import StoreError
+from tailnet.errors import SecretsError, StoreError
 from tailnet.refusals import Refused, Validation
 
 _log = logging.getLogger("tailnet.api")
@@ -58,12 +59,13 @@ def create_app(services: Services) -> FastAPI:
     )
     app.state.services = services
     # An agent's own resource after those whose fixed name could be taken for its id.
-    of_agents = instance_identity, connection, agent_reports, agent_manifest, agents, logs, metadata
+    of_agents = instance_identity, connection, agent_reports, agent_manifest, git_keys, agents, logs, metadata
     of_users = buildinfo, users, workspaces
     for resource in (home, *of_agents, *of_users, derp_map, health, debug, operators, docs):
         app.include_router(resource.router, responses={"4XX": {"model": Refusal}, "5XX": {"model": Refusal}})
     app.add_exception_handler(Refused, _answer_refused)
     app.add_exception_handler(StoreError, _answer_store)
+    app.add_exception_handler(SecretsError, _answer_secrets)
     app.add_exception_handler(HTTPException, _answer_http)
     app.add_exception_handler(RequestValidationError, _answer_invalid)
     app.add_exception_handler(Exception, _answer_broken)
@@ -105,6 +107,11 @@ async def _answer_refused(asked: HTTPConnection, error: Exception) -> Response:
 async def _answer_store(asked: HTTPConnection, error: Exception) -> Response:
     _log.error("! %s: %s (request %s)", asked.url.path, error, exchange_of(asked.scope).request_id)
     return await _answer(asked, refusals.store_unreachable())
+
+
+async def _answer_secrets(asked: HTTPConnection, error: Exception) -> Response:
+    _log.error("! %s: %s (request %s)", asked.url.path, error, exchange_of(asked.scope).request_id)
+    return await _answer(asked, refusals.no_secrets_kept(str(error)))
 
 
 async def _answer_http(asked: HTTPConnection, error: Exception) -> Response:

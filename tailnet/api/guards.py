@@ -24,6 +24,7 @@ from tailnet.services.agent_metadata import AgentMetadata
 from tailnet.services.agent_requests import AgentRequests
 from tailnet.services.agents import Agents
 from tailnet.services.derp_maps import DerpMaps
+from tailnet.services.git_keys import GitKeys
 from tailnet.services.inspection import Inspection
 from tailnet.services.instance_identity import InstanceIdentity
 from tailnet.services.logs import Logs
@@ -48,6 +49,7 @@ class Services:
     logs: Logs
     metadata: AgentMetadata
     identity: InstanceIdentity
+    git_keys: GitKeys
     derp_maps: DerpMaps
     inspection: Inspection
     access_url: str  # how clients reach us, also when the settings leave it open

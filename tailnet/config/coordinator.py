@@ -59,6 +59,8 @@ class CoordinatorConfig(ServerConfig):
     agent_inactive_seconds: float = 0.0  # 0: twice the ping
     stats_interval_seconds: float = 300.0
     announcement_banners: tuple[Banner, ...] = ()  # read again on SIGHUP
+    # What encrypts tokens and private keys of users in the store, 32 bytes each: the first one; all of them decrypt.
+    secrets_keys: tuple[bytes, ...] = field(default=(), repr=False)
     identity_anchors: Path | None = None  # whom proofs of cloud instances are believed; None: nobody
 
     # What is kept of what agents report.  Statistics serve the pages that show the last hours: 10,000 agents at one in

@@ -7,6 +7,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from derp.config import RelayRules, TlsConfig
+from derp.config.files import readable_by_others
 from derp.config.load import (
     check_mesh,
     connection_limit,
@@ -19,6 +20,7 @@ from derp.config.load import (
 from derp.config.sources import Given, read_sources
 from derp.config.tls import read_tls
 from tailnet.config.coordinator import CoordinatorConfig
+from tailnet.config.key_file import read_key_file
 from tailnet.config.settings import RELAY_PREFIX, SETTINGS
 
 _NO_HTTP: Final = -1
@@ -44,6 +46,7 @@ def load_config(
     attributes["http_port"] = http_port(given, _NO_HTTP, has_tls=attributes["tls"] is not None)
     attributes |= connection_limit(given, open_files)
     attributes["relay"] = _relay(given)
+    attributes["secrets_keys"] = _secrets_keys(given)
     if given.get("dev"):
         _check_dev(given)
         attributes |= {"store": "", "stun_may_move": "stun_listen" not in given}
@@ -70,6 +73,16 @@ def _relay(given: Given) -> RelayRules:
     check_mesh(ours, rules.mesh_key)
     tell_about_rules(ours, rules)
     return rules
+
+
+def _secrets_keys(given: Given) -> tuple[bytes, ...]:
+    if "secrets_key_file" not in given:
+        return ()
+    path = given.get("secrets_key_file")
+    notice = readable_by_others(path)
+    if notice is not None:
+        given.notices.append(notice)
+    return read_key_file(path)
 
 
 def _check_dev(given: Given) -> None:

@@ -225,6 +225,15 @@ _OWN: Final = (
         "again on SIGHUP",
     ),
     Setting(
+        "secrets_key_file",
+        parse.path,
+        "FILE",
+        "keys that encrypt users' tokens and private keys in the store, the first one; without it none is kept; read "
+        "again on SIGHUP",
+        part_of="secrets_keys",
+        reloadable=True,
+    ),
+    Setting(
         "http_port",
         parse.whole(-1, 65535),
         "PORT",

@@ -54,6 +54,7 @@ from tailnet.services.agent_rpc import AgentService
 from tailnet.services.agents import Agents
 from tailnet.services.derp_maps import DerpMaps, StoreMapKeeper
 from tailnet.services.feed import DropReason
+from tailnet.services.git_keys import GitKeys
 from tailnet.services.hub import Hub, Receiver
 from tailnet.services.inspection import Inspection
 from tailnet.services.instance_identity import InstanceIdentity
@@ -70,6 +71,7 @@ from tailnet.services.workspaces import WorkspaceUpdates
 from tailnet.store.outbox import Outbox
 from tailnet.store.retention import Retention
 from tailnet.store.rows import AgentIdentity, Right, UserIdentity
+from tailnet.store.sealing import Sealer
 from tailnet.store.store import Store
 from tailnet.transport.accounts import AccountLimits, Accounts
 from tailnet.transport.asgi import ApiEnd, ApiServer, prove_hypercorn
@@ -133,6 +135,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         self.logs = Logs(store)
         self.metadata = AgentMetadata(store)
         self.identity = InstanceIdentity(store, config.identity_anchors)
+        self.sealer = Sealer(config.secrets_keys)
         self.reports = AgentReports(
             store,
             self.outbox,
@@ -318,6 +321,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             logs=self.logs,
             metadata=self.metadata,
             identity=self.identity,
+            git_keys=GitKeys(self.store, self.sealer),
             derp_maps=self.maps,
             inspection=inspection,
             access_url=access_url,
@@ -424,6 +428,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         config = self.config
         self.agents.banners = config.announcement_banners
         self.upkeep.limits = retention(config)
+        self.sealer.take(config.secrets_keys)
         self.maps.steer(scores=dict(config.region_scores), avoid=config.avoid_regions)
         self.reactor.write_seconds = config.relay.tcp_write_timeout_seconds
         reconfigure(self._app, config)

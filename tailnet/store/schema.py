@@ -17,7 +17,7 @@ from tailnet.types import PeerID
 
 # The newest file in migrations/versions.  Kept as a constant so that an up-to-date store opens without importing
 # Alembic.
-HEAD_REVISION: Final = "0006"
+HEAD_REVISION: Final = "0007"
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
@@ -378,6 +378,29 @@ signing_keys = sa.Table(
     sa.Column("purpose", Text, nullable=False, index=True),
     sa.Column("secret", sa.LargeBinary, nullable=False),
     sa.Column("created_at", UtcTime, nullable=False),
+)
+
+# What users let their workspaces come in with elsewhere.  `sealed` is encrypted (sealing.py); its keys are not here.
+external_auth_links = sa.Table(
+    "external_auth_links",
+    metadata,
+    sa.Column("user_id", UuidText, sa.ForeignKey("users.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("provider_id", Text, primary_key=True),
+    sa.Column("sealed", sa.LargeBinary),  # NULL when the provider takes the tokens no more
+    sa.Column("expires_at", UtcTime),
+    sa.Column("failure", Text, nullable=False),
+    sa.Column("created_at", UtcTime, nullable=False),
+    sa.Column("updated_at", UtcTime, nullable=False),
+)
+
+git_keys = sa.Table(
+    "git_keys",
+    metadata,
+    sa.Column("user_id", UuidText, sa.ForeignKey("users.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("public_key", Text, nullable=False),
+    sa.Column("sealed", sa.LargeBinary, nullable=False),
+    sa.Column("created_at", UtcTime, nullable=False),
+    sa.Column("updated_at", UtcTime, nullable=False),
 )
 
 # The last good map of each source, so that a restart while the source is away does not lose regions.

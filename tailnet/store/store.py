@@ -1,8 +1,8 @@
 """The store: all durable state, its parts behind one object (layer L2).
 
 `Store.open(url)`, then `await store.run(store.callers.get_agent, ...)` from trio, and `close()` when no thread uses it
-any more.  What each part does is in its own file: callers.py, issued.py, grants.py, apps.py, reports.py, presence.py,
-events.py, retention.py, keys.py; seed.py reads files that importing.py writes.
+any more.  What each part does is in its own file: callers.py, issued.py, grants.py, credentials.py, apps.py,
+reports.py, presence.py, events.py, retention.py, keys.py; seed.py reads files that importing.py writes.
 """
 
 from collections.abc import Callable
@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from tailnet.store.apps import AppTables
 from tailnet.store.callers import CallerTables
+from tailnet.store.credentials import CredentialTables
 from tailnet.store.database import Database
 from tailnet.store.events import EventTables
 from tailnet.store.grants import GrantTables
@@ -38,6 +39,7 @@ class Store:
         self.callers = CallerTables(database)
         self.issued = IssuedTokenTables(database)
         self.grants = GrantTables(database)
+        self.credentials = CredentialTables(database)
         self.apps = AppTables(database)
         self.reports = ReportTables(database)
         self.keys = KeyTables(database)

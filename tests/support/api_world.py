@@ -17,16 +17,19 @@ from tailnet.services.agent_metadata import AgentMetadata
 from tailnet.services.agent_requests import AgentRequests
 from tailnet.services.agents import Agents
 from tailnet.services.derp_maps import DerpMaps
+from tailnet.services.git_keys import GitKeys
 from tailnet.services.inspection import Inspection
 from tailnet.services.instance_identity import InstanceIdentity
 from tailnet.services.logs import Logs
 from tailnet.services.reports import AgentReports
 from tailnet.store.outbox import Outbox
+from tailnet.store.sealing import Sealer
 from tailnet.store.store import Store
 from tests.support.seeds import NOW, fill
 
 # The reactor's clock.
 SECONDS = 100.0
+SECRETS_KEY = bytes(range(32))
 ACCESS_URL = "http://tailnet.example.com"
 STRANGER = ("203.0.113.9", 4711)
 LOCAL = ("127.0.0.1", 4711)
@@ -67,6 +70,7 @@ def make_world(store: Store, config: CoordinatorConfig | None = None) -> World:
         logs=Logs(store),
         metadata=AgentMetadata(store, clock=lambda: NOW),
         identity=InstanceIdentity(store, clock=lambda: NOW),
+        git_keys=GitKeys(store, Sealer([SECRETS_KEY]), lambda: NOW),
         derp_maps=maps,
         inspection=inspection,
         access_url=ACCESS_URL,

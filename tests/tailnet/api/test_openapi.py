@@ -38,7 +38,6 @@ LATER = {
     "POST /workspaceagents/{workspaceagent}/containers/devcontainers/{devcontainer}/recreate": "the same",
     "GET /workspaceagents/me/external-auth": "its route is not here yet",
     "GET /workspaceagents/me/gitauth": "its route is not here yet",
-    "GET /workspaceagents/me/gitsshkey": "its route is not here yet",
     "GET /debug/{user}/debug-link": "its route is not here yet",
 }
 

@@ -11,6 +11,7 @@ import pytest
 from derp.config.relay import MeshPeer, RateConfig, TlsConfig
 from derp.keys import MeshKey
 from tailnet.config import SETTINGS, Banner, CoordinatorConfig, compare, load_config
+from tailnet.config.key_file import add_key
 from tailnet.config.parse import MAX_BANNER_CHARS, MAX_BANNERS
 from tailnet.errors import ConfigError
 
@@ -413,3 +414,22 @@ def test_connections_are_bounded_by_open_files() -> None:
     config = load_config({}, {}, open_files=1024)
     assert config.max_connections == 768
     assert "raise its limit" in config.connections_remedy
+
+
+def test_keys_of_secrets_come_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "secrets.keys"
+    add_key(path)
+    config = load({"secrets_key_file": str(path)})
+    assert len(config.secrets_keys) == 1
+    assert load().secrets_keys == ()
+    assert config.secrets_keys[0].hex() not in repr(config)
+    assert repr(config.secrets_keys[0]) not in repr(config)
+    add_key(path)
+    later = load({"secrets_key_file": str(path)})
+    assert later.secrets_keys[1:] == config.secrets_keys
+    changes = compare(SETTINGS, config, later)
+    assert changes.applied == ("--secrets-key-file",)
+    assert changes.config.secrets_keys == later.secrets_keys
+    path.chmod(0o644)
+    assert any("chmod 600" in notice for notice in load({"secrets_key_file": str(path)}).notices)
+    assert "cannot read the secrets keys" in refused({"secrets_key_file": str(tmp_path / "absent")})
