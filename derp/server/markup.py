@@ -1,17 +1,20 @@
-"""The look of the operator's pages, here and on a coordinator: one style, tables that fit a phone, forms.  Layer L3.
+"""The look of pages, here and on a coordinator: one style, tables that fit a phone, forms.  Layer L3.
 
-Nothing on a page runs or loads anything: sorting and filtering are links and forms, answered anew.  On a narrow screen
-each row of a table becomes a card, with its column's name before each value.  Whatever is no `Html` is text of others:
-it is escaped, without secrets and control characters.
+Nothing on an operator's page runs or loads anything: sorting and filtering are links and forms, answered anew.  On a
+narrow screen each row of a table becomes a card, with its column's name before each value.  Whatever is no `Html` is
+text of others: it is escaped, without secrets and control characters.
 """
 
+import base64
+import hashlib
 import html
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Final
 from urllib.parse import urlencode
 
-from derp.text import fit_to_show
+from derp.text import fit_lines_to_show, fit_to_show
 
 # Fewer columns fit a phone as they are.
 _WIDE_COLUMNS: Final = 4
@@ -35,10 +38,15 @@ th{white-space:nowrap;background:var(--soft)}
 .wide{overflow-x:auto}.wide table{width:100%}
 form{display:flex;flex-wrap:wrap;gap:.5em;align-items:end;margin:.7em 0;padding:.8em}
 form{background:var(--soft);border-radius:6px}
+header form{background:none;margin:0 0 0 auto;padding:0}
+header button{padding:.1em .7em}
 label{display:flex;flex-direction:column;font-size:.85em;gap:.15em;flex:1 1 14em}
 label.s{flex:0 1 11em}
 input,select,button{font:inherit;padding:.4em .5em;width:100%;border:1px solid var(--line);border-radius:4px}
 button{width:auto;padding:.4em 1.1em;cursor:pointer}
+.log{border:1px solid var(--line);border-radius:6px;max-height:60vh;overflow:auto;padding:.4em .7em}
+.log p{font:.87em/1.5 ui-monospace,monospace;margin:0;max-width:none}
+.log p,.v{white-space:pre-wrap;overflow-wrap:anywhere}
 @media(max-width:52em){
 body{padding:0 .8em 3em}
 .cards thead{display:none}.cards table,.cards tbody,.cards tr,.cards td{display:block}
@@ -49,6 +57,8 @@ body{padding:0 .8em 3em}
 .cards td.e{display:none}
 label,label.s{flex:1 1 100%}}
 """
+# What a Content-Security-Policy says to allow this style and no other.
+STYLE_SOURCE: Final = f"'sha256-{base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()}'"
 
 
 class Html(str):
@@ -70,6 +80,20 @@ class Column:
 def text(value: object) -> Html:
     """Any value, fit to stand between tags and in quotes."""
     return value if isinstance(value, Html) else Html(html.escape(fit_to_show(str(value))))
+
+
+def lines(value: object) -> Html:
+    """The same for a text of several lines, which stay lines."""
+    shown = html.escape(fit_lines_to_show(str(value)))
+    return Html(f'<span class="v">{shown}</span>') if "\n" in shown else Html(shown)
+
+
+def moment(at: datetime | None) -> Html:
+    """A moment in UTC, to the second; a dash for None.  A script may say in its place how long ago that was."""
+    if at is None:
+        return Html("-")
+    shown = f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
+    return Html(f'<time datetime="{shown.replace(" ", "T")}Z">{shown} UTC</time>')
 
 
 def link(target: str, shown: object, *, title: str = "") -> Html:
@@ -128,6 +152,14 @@ def field(name: str, label: str, value: str = "", *, hint: str = "", is_small: b
     )
 
 
+def secret_field(name: str, label: str) -> Html:
+    """A line to write a secret in, which browsers hide and may keep; the name beside it is for them."""
+    return Html(
+        f'<input name=username autocomplete=username value="{text(label)}" hidden>'
+        f'<label>{text(label)}<input type=password name="{text(name)}" autocomplete=current-password required></label>'
+    )
+
+
 def choice(name: str, label: str, options: Mapping[str, str], chosen: str) -> Html:
     """One of a few: what is sent -> what is shown."""
     lines = "".join(
@@ -137,12 +169,21 @@ def choice(name: str, label: str, options: Mapping[str, str], chosen: str) -> Ht
     return Html(f'<label class=s>{text(label)}<select name="{text(name)}">{lines}</select></label>')
 
 
-def form(action: str, fields: Iterable[Html], button: str, hidden: Mapping[str, str] | None = None) -> Html:
-    """A form that asks by GET, so that what it asks is a link."""
+def form(
+    action: str,
+    fields: Iterable[Html],
+    button: str,
+    hidden: Mapping[str, str] | None = None,
+    *,
+    changes: bool = False,
+) -> Html:
+    """A form that asks by GET, so that what it asks is a link; one that `changes` something sends by POST."""
+    method = " method=post" if changes else ""
     kept = "".join(
         f'<input type=hidden name="{text(name)}" value="{text(value)}">' for name, value in (hidden or {}).items()
     )
-    return Html(f'<form action="{html.escape(action)}">{"".join(fields)}{kept}<button>{text(button)}</button></form>')
+    asked = f"{''.join(fields)}{kept}<button>{text(button)}</button>"
+    return Html(f'<form action="{html.escape(action)}"{method}>{asked}</form>')
 
 
 def query(target: str, **values: object) -> str:
@@ -152,9 +193,16 @@ def query(target: str, **values: object) -> str:
 
 
 def document(
-    title: str, body: Iterable[Html], *, brand: str, places: Sequence[tuple[str, str]] = (), here: str = ""
+    title: str,
+    body: Iterable[Html],
+    *,
+    brand: str,
+    places: Sequence[tuple[str, str]] = (),
+    here: str = "",
+    corner: Html | None = None,
 ) -> bytes:
-    """A whole page.  `places`: (path, name) of the pages above all; `here`: the path of this one."""
+    """A whole page.  `places`: (path, name) of the pages above all; `here`: the path of this one; `corner`: what stands
+    beside them."""
     current = ' aria-current="page"'
     around = "".join(
         f'<a href="{html.escape(path)}"{current if path == here else ""}>{text(name)}</a>' for path, name in places
@@ -164,5 +212,6 @@ def document(
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>{text(title)}</title><style>{_STYLE}</style></head>"
     )
+    top = f"<header><strong>{text(brand)}</strong>{around}{corner or ''}</header>"
     content = "\n".join(body)
-    return f"{head}<body><header><strong>{text(brand)}</strong>{around}</header>\n{content}\n</body></html>\n".encode()
+    return f"{head}<body>{top}\n{content}\n</body></html>\n".encode()

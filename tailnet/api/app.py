@@ -18,6 +18,7 @@ from starlette.types import ASGIApp
 from tailnet import refusals
 from tailnet.api import (
     agent_manifest,
+    agent_page,
     agent_reports,
     agents,
     buildinfo,
@@ -29,9 +30,11 @@ from tailnet.api import (
     health,
     home,
     instance_identity,
+    live_script,
     logs,
     metadata,
     operators,
+    sign_in,
     users,
     workspaces,
 )
@@ -61,7 +64,8 @@ def create_app(services: Services) -> FastAPI:
     # An agent's own resource after those whose fixed name could be taken for its id.
     of_agents = instance_identity, connection, agent_reports, agent_manifest, git_keys, agents, logs, metadata
     of_users = buildinfo, users, workspaces
-    for resource in (home, *of_agents, *of_users, derp_map, health, debug, operators, docs):
+    for_people = home, sign_in, agent_page, live_script
+    for resource in (*for_people, *of_agents, *of_users, derp_map, health, debug, operators, docs):
         app.include_router(resource.router, responses={"4XX": {"model": Refusal}, "5XX": {"model": Refusal}})
     app.add_exception_handler(Refused, _answer_refused)
     app.add_exception_handler(StoreError, _answer_store)

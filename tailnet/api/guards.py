@@ -28,6 +28,7 @@ from tailnet.services.git_keys import GitKeys
 from tailnet.services.inspection import Inspection
 from tailnet.services.instance_identity import InstanceIdentity
 from tailnet.services.logs import Logs
+from tailnet.services.overviews import Overviews
 from tailnet.store.rows import AgentIdentity, Right, UserIdentity
 from tailnet.tokens import find_token, query_values
 
@@ -36,6 +37,9 @@ from tailnet.tokens import find_token, query_values
 # milliseconds at the most, so all of them 8 % of one core, however many addresses a flood has.
 IDENTITIES_PER_ADDRESS: Final = 60
 IDENTITIES_OF_ALL: Final = 2_400
+# Tries to sign in with a browser, in a minute.  No token can be guessed; each try costs a look at the store.
+SIGN_INS_PER_ADDRESS: Final = 30
+SIGN_INS_OF_ALL: Final = 2_400
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,7 @@ class Services:
     git_keys: GitKeys
     derp_maps: DerpMaps
     inspection: Inspection
+    overviews: Overviews
     access_url: str  # how clients reach us, also when the settings leave it open
     metrics: Callable[[], bytes]  # a page in Prometheus' text format
     pages: Mapping[str, Page | Question] = field(default_factory=dict)  # below /debug/, by path
@@ -59,6 +64,7 @@ class Services:
     identity_limits: StrangerLimits = field(
         default_factory=lambda: StrangerLimits(IDENTITIES_PER_ADDRESS, IDENTITIES_OF_ALL)
     )
+    sign_ins: StrangerLimits = field(default_factory=lambda: StrangerLimits(SIGN_INS_PER_ADDRESS, SIGN_INS_OF_ALL))
 
 
 AgentIdInPath = Annotated[str, Path(description="Workspace agent ID", json_schema_extra={"format": "uuid"})]
@@ -111,6 +117,17 @@ async def _user_of_agent_route(asked: HTTPConnection) -> UserIdentity:
     return _admit(asked, user)
 
 
+async def user_of_page(asked: HTTPConnection) -> UserIdentity:
+    """The user at a browser.  A token in the address would stay in its history, so it is not looked at there."""
+    user = await services_of(asked).callers.user(page_token_of(asked))
+    return _admit(asked, user)
+
+
+def page_token_of(asked: HTTPConnection) -> str:
+    """The token of a request for a page, "" without one."""
+    return find_token(headers_of(asked), {})
+
+
 def _admit(asked: HTTPConnection, user: UserIdentity) -> UserIdentity:
     """Note for the log that it is this user, who gets an answer unless he is over his limit."""
     exchange = exchange_of(asked.scope)
@@ -130,6 +147,12 @@ def _count(asked: HTTPConnection) -> None:
 
 async def _readable_agent(
     asked: HTTPConnection, workspaceagent: AgentIdInPath, user: Annotated[UserIdentity, Depends(_user_of_agent_route)]
+) -> AgentIdentity:
+    return await authorise_agent(services_of(asked).callers, user, workspaceagent, Right.READ)
+
+
+async def _agent_of_page(
+    asked: HTTPConnection, workspaceagent: AgentIdInPath, user: Annotated[UserIdentity, Depends(user_of_page)]
 ) -> AgentIdentity:
     return await authorise_agent(services_of(asked).callers, user, workspaceagent, Right.READ)
 
@@ -157,6 +180,7 @@ GUARDS: Final[Mapping[Callable[..., Any] | None, str]] = {
     _agent: "agent",
     _user: "user",
     _user_of_agent_route: "user",
+    user_of_page: "user",
     _operator: "operator",
 }
 ServicesOf = Annotated[Services, Depends(services_of)]
@@ -166,4 +190,6 @@ ReportingAgent = Annotated[AgentIdentity, Depends(_agent)]
 User = Annotated[UserIdentity, Depends(_user)]
 UserOfAgentRoute = Annotated[UserIdentity, Depends(_user_of_agent_route)]
 ReadableAgent = Annotated[AgentIdentity, Depends(_readable_agent)]
+UserOfPage = Annotated[UserIdentity, Depends(user_of_page)]
+AgentOfPage = Annotated[AgentIdentity, Depends(_agent_of_page)]
 OperatorOnly = Depends(_operator)

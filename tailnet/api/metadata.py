@@ -17,7 +17,7 @@ from tailnet import refusals
 from tailnet.api.answers import Body
 from tailnet.api.authorise import check_origin
 from tailnet.api.guards import ReadableAgent, ServicesOf, headers_of, token_of
-from tailnet.api.sse import MEDIA_TYPE, EventStream, Told, last_event_id
+from tailnet.api.sse import MEDIA_TYPE, EventStream, Source, Told, last_event_id
 from tailnet.api.streams import send_stream, wait_unreadable
 from tailnet.go_json import go_json, go_time
 from tailnet.services.agent_metadata import STORE_FAILED, MetadataView, Snapshot
@@ -70,8 +70,7 @@ async def watch_metadata(request: Request, services: ServicesOf, agent: Readable
     token, after = token_of(request), last_event_id(request)
     return EventStream(
         request,
-        lambda: services.metadata.follow(agent.id, after),
-        _told,
+        [Source(lambda: services.metadata.follow(agent.id, after), _told)],
         lambda: wait_unreadable(services.callers, token, agent.id),
         _goodbye,
     )

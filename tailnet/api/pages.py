@@ -1,4 +1,4 @@
-"""HTML of the coordinator's pages (layer L3): the front page, and tables of what api/debug.py gives as JSON.
+"""HTML of the operators' pages (layer L3): tables of what api/debug.py gives as JSON.
 
 The look, and that names which peers gave themselves cannot bite, is derp/server/markup.py.
 """
@@ -25,29 +25,6 @@ PEER_SORTS: Final = (
     *("peer_id", "connected", "policy", "connected_seconds", "updated_seconds", "preferred_derp", "node_bytes"),
     *("overtaken_count", "tunnels_to", "tunnels_from", "told"),
 )
-
-
-def front_html(reasons: Sequence[str]) -> bytes:
-    """`/` for whoever comes by: what this is, is it well, where to look.  It says no more than /readyz does."""
-    well = markup.state(not reasons, "well" if not reasons else f"not ready: {'; '.join(reasons)}")
-    looks = (
-        ("/healthz", "does it answer?"),
-        ("/readyz", "should requests come here?"),
-        ("/api/v2/openapi.json", "the API, for programs"),
-        ("/debug/", "for operators: who is here, why something does not arrive, versions"),
-        ("/metrics", "for operators: numbers for Prometheus"),
-    )
-    body = (
-        Html("<h1>A tailnet's coordinator</h1>"),
-        Html(f"<p>It is {well}.</p>"),
-        Html(
-            "<p>Agents and clients meet here: they learn each other's keys and addresses, and then talk to each other "
-            "directly, or through relays that cannot read what they say.</p>"
-        ),
-        Html("<h2>Where to look</h2>"),
-        markup.facts([(path, markup.link(path, what)) for path, what in looks]),
-    )
-    return markup.document("tailnet", body, brand=_BRAND)
 
 
 def index_html(titles: Mapping[str, str], versions: Sequence[tuple[str, object]], well: Sequence[str]) -> bytes:

@@ -8,7 +8,9 @@ A client that does not read is dropped: its connection ends without a word.  Wha
 
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Final, Generic, TypeVar
+from dataclasses import dataclass
+from math import inf
+from typing import Any, Final, Generic, TypeVar
 
 import trio
 from starlette.requests import HTTPConnection
@@ -31,8 +33,8 @@ PING: Final = b"event: ping\n\n"
 # Numbers of eight bytes, as ids of feeds are.
 _MAX_ID_CHARS: Final = 18
 
-# The id of an event and its JSON.
-Told = tuple[int, bytes]
+# The id of an event and its JSON.  Events without an id leave a browser where it was.
+Told = tuple[int | None, bytes]
 
 
 def last_event_id(asked: HTTPConnection) -> int:
@@ -53,26 +55,32 @@ def error_event(message: str, detail: str) -> bytes:
     return b"event: error\ndata: %s\n\n" % body.rstrip(b"\n")
 
 
-class EventStream(Response, Generic[B]):
-    """An answer that tells what `follow()` gives, until that ends, `wait_end` returns or the caller leaves.
+@dataclass(frozen=True, slots=True)
+class Source(Generic[B]):
+    """What is followed, and what is told of all that came since the last time."""
 
-    `encode(batch)`: what is told of all that came since the last time.  `goodbye(reason)`: message and detail of the
-    last event.
+    follow: Callable[[], AbstractContextManager[Follows[B]]]
+    encode: Callable[[B], Sequence[Told]]
+
+
+class EventStream(Response):
+    """An answer that tells what its sources give, until one ends, `wait_end` returns or the caller leaves.
+
+    `goodbye(reason)`: message and detail of the last event.
     """
 
     def __init__(
         self,
         asked: HTTPConnection,
-        follow: Callable[[], AbstractContextManager[Follows[B]]],
-        encode: Callable[[B], Sequence[Told]],
+        sources: Sequence[Source[Any]],
         wait_end: Callable[[], Awaitable[End]],
         goodbye: Callable[[str], tuple[str, str]] = lambda reason: ("The stream ended.", reason),
     ) -> None:
         super().__init__(None, 200, HEADERS, MEDIA_TYPE)
         del self.headers["content-length"]
         self._has_ids = MEDIA_TYPE in asked.headers.get("accept", "")
-        self._follow = follow
-        self._encode = encode
+        self._sources = sources
+        self._turn = trio.Lock()  # events of several sources are sent one after the other
         self._wait_end = wait_end
         self._goodbye = goodbye
 
@@ -91,27 +99,33 @@ class EventStream(Response, Generic[B]):
                     pass
                 nursery.cancel_scope.cancel()
 
+            async def tell(source: Source[Any]) -> None:
+                nonlocal reason
+                reason = await self._tell(source, send, PING_SECONDS if source is self._sources[0] else inf)
+                nursery.cancel_scope.cancel()
+
             nursery.start_soon(watch_right)
             nursery.start_soon(watch_caller)
-            reason = await self._tell(send)
-            nursery.cancel_scope.cancel()
+            for source in self._sources:
+                nursery.start_soon(tell, source)
         if reason is not None:
             await send(_piece(error_event(*self._goodbye(reason)), more=False))
 
-    async def _tell(self, send: Send) -> str | None:
+    async def _tell(self, source: Source[Any], send: Send, ping_seconds: float) -> str | None:
         """Tell what comes.  Returns why it ended; None when its reader takes nothing."""
         try:
-            with self._follow() as follower:
-                ping_at = trio.current_time() + PING_SECONDS
+            with source.follow() as follower:
+                ping_at = trio.current_time() + ping_seconds
                 while True:
                     text = PING
                     with trio.move_on_at(ping_at):
                         batch = await anext(follower)
-                        text = b"".join(self._event(told) for told in self._encode(batch))
+                        text = b"".join(self._event(told) for told in source.encode(batch))
                     if text is PING:
-                        ping_at += PING_SECONDS
+                        ping_at += ping_seconds
                     with follower.sending():
-                        await send(_piece(text))
+                        async with self._turn:
+                            await send(_piece(text))
         except StopAsyncIteration:
             return follower.ended_because
         except StoreError:

@@ -158,6 +158,8 @@ def _say_what_is_served(server: "CoordinatorServer", demo: Demo | None, as_json:
     kind, host, port = next(place for place in places if place[0] != "stun")
     here = {"0.0.0.0": "127.0.0.1", "[::]": "127.0.0.1"}.get(host, host)  # compared, not bound
     url = f"{'https' if kind.endswith('+tls') else 'http'}://{here}:{port}"
+    if demo is not None:
+        out.print(f"pages for people: {url}/ with the session token {demo.user_token}")
     say_what_to_try(out, what_to_try(url, demo, is_trusted=server.tls is None or not server.tls.is_self_signed))
 
 

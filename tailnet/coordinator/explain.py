@@ -69,6 +69,12 @@ def explain_peer(coordinator: Coordinator[Any], peer_id: PeerID, now: float) -> 
     return lines
 
 
+def view_of(coordinator: Coordinator[Any], peer_id: PeerID, now: float) -> PeerView | None:
+    """One line of the page; None for a peer that the core does not hold."""
+    peer = coordinator.peers.get(peer_id)
+    return None if peer is None else _view(peer, now)
+
+
 def node_key(coordinator: Coordinator[Any], peer_id: PeerID) -> bytes | None:
     """The raw 32 bytes of the key in a peer's last node; None if it is not known or has sent none."""
     peer = coordinator.peers.get(peer_id)

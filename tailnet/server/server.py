@@ -59,6 +59,7 @@ from tailnet.services.hub import Hub, Receiver
 from tailnet.services.inspection import Inspection
 from tailnet.services.instance_identity import InstanceIdentity
 from tailnet.services.logs import Logs
+from tailnet.services.overviews import Overviews
 from tailnet.services.presence import AgentPresence
 from tailnet.services.reports import AgentReports
 from tailnet.services.resume_keys import ResumeKeys
@@ -152,6 +153,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         self.channels: Channels
         self.entrance: Entrance
         self.rights: Rights
+        self.overviews: Overviews
         self._nursery: trio.Nursery
         self._app: FastAPI
         self._api: ApiServer
@@ -193,6 +195,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             "workspaces": self.workspaces.counts,
             "logs": self.logs.counts,
             "metadata": self.metadata.counts,
+            "pages": self.overviews.counts,
         }
         return CoordinatorReading(
             statistics=self.coordinator.statistics(),
@@ -284,6 +287,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         nursery.start_soon(self.workspaces.run)
         nursery.start_soon(self.logs.run)
         nursery.start_soon(self.metadata.run)
+        nursery.start_soon(self.overviews.run)
         nursery.start_soon(self.rights.run)
         nursery.start_soon(self.upkeep.run)
 
@@ -307,16 +311,19 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         )
         self.entrance = Entrance(admission, self.channels, self.hub, self.presence, nursery, self.lobby)
         inspection = Inspection(self.coordinator, self.maps, lambda: self.reactor.now, self.not_ready)
+        why = Why(inspection, self.relay)
+        agents = Agents(
+            self.store,
+            inspection,
+            lambda: self.maps.current.map,
+            config.inactive_seconds,
+            is_here=self.presence.is_here,
+        )
+        self.overviews = Overviews(agents, inspection, why)
         services = Services(
             config=config,
             callers=self.callers,
-            agents=Agents(
-                self.store,
-                inspection,
-                lambda: self.maps.current.map,
-                config.inactive_seconds,
-                is_here=self.presence.is_here,
-            ),
+            agents=agents,
             requests=self.requests,
             logs=self.logs,
             metadata=self.metadata,
@@ -324,9 +331,10 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             git_keys=GitKeys(self.store, self.sealer),
             derp_maps=self.maps,
             inspection=inspection,
+            overviews=self.overviews,
             access_url=access_url,
             metrics=metrics_page(self.reading, self.relay_statistics),
-            pages=self._make_operators_pages(Why(inspection, self.relay)),
+            pages=self._make_operators_pages(why),
             limits=self.limits,
         )
         self._app = create_app(services)
@@ -446,6 +454,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         self.maps.feed.close("canceled")
         self.logs.close("the server leaves")
         self.metadata.close("the server leaves")
+        self.overviews.close("the server leaves")
         if not self.is_replaced:
             self.entrance.close()
         now = self.reactor.tick()

@@ -165,6 +165,26 @@ class WorkspaceView:
     agents: Sequence[AgentView]
 
 
+@dataclass(frozen=True, slots=True)
+class AgentLine:
+    """One agent among all of its owner's: what is known without asking for its definitions."""
+
+    workspace_name: str
+    agent: AgentRow
+    status: AgentStatus
+    unhealthy: str  # why; empty when it is healthy
+    home: str  # the name of its relay region; empty while it has none
+    home_seconds: float | None  # how far that is
+
+
+@dataclass(frozen=True, slots=True)
+class AgentLines:
+    """Some of an owner's agents, by workspace and name, and how many there are."""
+
+    lines: Sequence[AgentLine]
+    count: int
+
+
 class Nodes(Protocol):
     """Where an agent's last node is: services/inspection.py."""
 
@@ -207,6 +227,18 @@ class Agents:
         latencies = measured_latencies(self._nodes.node(agent_id), self._derp_map())
         return await self._store.run(self._read_history, agent_id, latencies, self._is_here(agent_id))
 
+    async def list_agents(self, owner_id: UUID, first: int, most: int) -> AgentLines:
+        """An owner's agents from the one numbered `first` on, at most so many."""
+        named = [
+            (workspace.name, row) for workspace in await self.list_workspaces(owner_id) for row in workspace.agents
+        ]
+        derp_map = self._derp_map()
+        return AgentLines([self._line(derp_map, *each) for each in named[first : first + most]], len(named))
+
+    async def has_users(self) -> bool:
+        """Whether anybody is in the store."""
+        return await self._store.run(self._store.callers.has_users)
+
     async def user_times(self, user_id: UUID) -> UserTimes | None:
         """When a user was made, and changed last."""
         return await self._store.run(self._store.callers.user_times, user_id)
@@ -224,6 +256,13 @@ class Agents:
             for agent in row.agents
         }
         return await self._store.run(self._read_workspaces, rows, live)
+
+    def _line(self, derp_map: DERPMap, workspace_name: str, row: AgentRow) -> AgentLine:
+        status = row.status(self._clock(), self._inactive_seconds, self._is_here(row.id))
+        homes = measured_latencies(self._nodes.node(row.id), derp_map).items()
+        home, latency = next(((name, each) for name, each in homes if each.preferred), ("", None))
+        seconds = latency.seconds if latency is not None else None
+        return AgentLine(workspace_name, row, status, _unhealthy(row, status), home, seconds)
 
     def _read_workspaces(
         self, rows: Sequence[WorkspaceRow], live: Mapping[PeerID, tuple[Mapping[str, Latency], bool]]

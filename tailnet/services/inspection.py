@@ -18,6 +18,7 @@ from tailnet.coordinator.explain import (
     node_key,
     peers_with_key,
     snapshot,
+    view_of,
 )
 from tailnet.services.derp_maps import DerpMaps, SourceStatus
 from tailnet.types import PeerID
@@ -93,6 +94,10 @@ class Inspection:
     def explain_peer(self, peer_id: PeerID) -> list[str]:
         """What is known of one peer, in sentences."""
         return explain_peer(self._coordinator, peer_id, self._clock())
+
+    def peer(self, peer_id: PeerID) -> PeerView | None:
+        """One peer at this moment; None for one that is neither here nor at the end of a tunnel."""
+        return view_of(self._coordinator, peer_id, self._clock())
 
     def node_key(self, peer_id: PeerID) -> bytes | None:
         """The raw key in the last node of a peer; None without one."""

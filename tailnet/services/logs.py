@@ -57,6 +57,10 @@ class Logs:
         """A page of lines with ids above `after`, the oldest first; a short one is the last.  Raises StoreError."""
         return await self._store.run(self._store.reports.list_logs, agent_id, after, self._page_lines)
 
+    async def read_last(self, agent_id: PeerID, count: int) -> Sequence[LogLine]:
+        """The last lines, at most `count`, the oldest first.  Raises StoreError."""
+        return await self._store.run(self._store.reports.list_last_logs, agent_id, count)
+
     def is_last(self, lines: Sequence[LogLine]) -> bool:
         """Whether a page was the last."""
         return len(lines) < self._page_lines

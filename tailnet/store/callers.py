@@ -155,6 +155,11 @@ class CallerTables(Part):
         return None if row is None else UserTimes(*row)
 
     @reads
+    def has_users(self, connection: sa.Connection) -> bool:
+        """Whether there is anybody."""
+        return connection.execute(sa.select(users.c.id).limit(1)).first() is not None
+
+    @reads
     def find_user(self, connection: sa.Connection, username: str) -> UserIdentity | None:
         return _user(connection, users.c.username == username)
 

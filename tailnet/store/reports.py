@@ -248,6 +248,14 @@ class ReportTables(Part):
         query = query.where(table.c.agent_id == agent_id, table.c.id > after).order_by(table.c.id).limit(limit)
         return [LogLine(*row) for row in connection.execute(query)]
 
+    @reads
+    def list_last_logs(self, connection: sa.Connection, agent_id: PeerID, count: int) -> list[LogLine]:
+        """The last lines, at most `count`, oldest first."""
+        table = agent_logs
+        query = sa.select(table.c.id, table.c.source_id, table.c.level, table.c.created_at, table.c.output)
+        query = query.where(table.c.agent_id == agent_id).order_by(table.c.id.desc()).limit(count)
+        return [LogLine(*row) for row in connection.execute(query)][::-1]
+
     @notes
     def insert_connections(self, connection: sa.Connection, reports: Sequence[ConnectionReport], now: datetime) -> None:
         """Keep reports of sessions, of each agent the last ones."""

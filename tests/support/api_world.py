@@ -21,7 +21,9 @@ from tailnet.services.git_keys import GitKeys
 from tailnet.services.inspection import Inspection
 from tailnet.services.instance_identity import InstanceIdentity
 from tailnet.services.logs import Logs
+from tailnet.services.overviews import Overviews
 from tailnet.services.reports import AgentReports
+from tailnet.services.why import Why
 from tailnet.store.outbox import Outbox
 from tailnet.store.sealing import Sealer
 from tailnet.store.store import Store
@@ -62,10 +64,11 @@ def make_world(store: Store, config: CoordinatorConfig | None = None) -> World:
     inspection = Inspection(coordinator, maps, lambda: SECONDS, lambda: reasons)
     outbox = Outbox(store)
     reports = AgentReports(store, outbox, clock=lambda: NOW)
+    agents = Agents(store, inspection, lambda: maps.current.map, settings.inactive_seconds, lambda: NOW)
     services = Services(
         config=settings,
         callers=StoreCallers(store, lambda: NOW),
-        agents=Agents(store, inspection, lambda: maps.current.map, settings.inactive_seconds, lambda: NOW),
+        agents=agents,
         requests=AgentRequests(store, reports, clock=lambda: NOW),
         logs=Logs(store),
         metadata=AgentMetadata(store, clock=lambda: NOW),
@@ -73,6 +76,7 @@ def make_world(store: Store, config: CoordinatorConfig | None = None) -> World:
         git_keys=GitKeys(store, Sealer([SECRETS_KEY]), lambda: NOW),
         derp_maps=maps,
         inspection=inspection,
+        overviews=Overviews(agents, inspection, Why(inspection, None)),
         access_url=ACCESS_URL,
         metrics=lambda: b"tailnet_up 1\n",
     )

@@ -60,6 +60,10 @@ class Window:
         """On the link that begins with these words."""
         self._press(self.driver.find_element("partial link text", words))
 
+    def press(self, selector: str) -> None:
+        """What the selector means, and leads to another page."""
+        self._press(self.driver.find_element("css selector", selector))
+
     def fill(self, form: str, **values: str) -> None:
         """Write into the fields of the form that the selector means, and send it."""
         element = self.driver.find_element("css selector", form)

@@ -1,6 +1,9 @@
 """The look of pages: whatever is no markup of ours is text, and tables say of each value what it is."""
 
+import base64
+import hashlib
 import re
+from datetime import datetime, timedelta, timezone
 
 import pytest
 
@@ -72,3 +75,25 @@ def test_the_page_that_is_here_is_no_link_to_elsewhere() -> None:
     assert '<a href="/b" aria-current="page">two</a>' in page
     assert '<a href="/a">one</a>' in page
     assert 'name="viewport"' in page
+
+
+def test_lines_stay_lines_and_nothing_else_does() -> None:
+    assert markup.lines("a") == "a"
+    assert markup.lines("a\n<b>\x1b") == '<span class="v">a\n&lt;b&gt;\\x1b</span>'
+
+
+def test_a_moment_is_in_utc() -> None:
+    at = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone(timedelta(hours=1)))
+    assert markup.moment(at) == '<time datetime="2026-01-02T02:04:05Z">2026-01-02 02:04:05 UTC</time>'
+    assert markup.moment(None) == "-"
+
+
+def test_the_policy_allows_the_style_that_stands_there() -> None:
+    style = markup.document("t", [], brand="b").partition(b"<style>")[2].partition(b"</style>")[0]
+    assert f"'sha256-{base64.b64encode(hashlib.sha256(style).digest()).decode()}'" == markup.STYLE_SOURCE
+
+
+def test_a_form_that_changes_something_is_sent_by_post() -> None:
+    assert "method=post" in markup.form("/x", [markup.secret_field("token", "t")], "b", changes=True)
+    assert "method" not in markup.form("/x", [], "b")
+    assert "type=password" in markup.secret_field("token", "t")

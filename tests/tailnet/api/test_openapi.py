@@ -20,7 +20,10 @@ PUBLISHED = json.loads((Path(__file__).parents[2] / "vectors" / "api_documents.j
 OPEN = {
     "/healthz": "load balancers have no token; it says that the process answers",
     "/readyz": "the same; its reasons name no peer",
-    "/": "it says what this is, and whether it is well",
+    "/": "it says what this is, and whether it is well; agents only to whoever is signed in",
+    "/login": "there one proves who one is",
+    "/logout": "who has no session may end none",
+    "/live.js": "the script of pages has no secret",
     "/docs": "what can be asked is no secret",
     "/api/v2/openapi.json": "the same, for programs",
     "/{path:path}": "unknown websockets, which get a 404",

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.types import Message
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from tailnet.api.sse import EventStream, Told, error_event, last_event_id
+from tailnet.api.sse import EventStream, Source, Told, error_event, last_event_id
 from tailnet.services.feed import DropReason, Event, Feed, newest_only
 
 PING = b"event: ping\n\n"
@@ -34,7 +34,7 @@ class World:
         self.withdrawn = trio.Event()
         self.left = trio.Event()
         self.is_deaf = False
-        self.stream = EventStream(asked, self.feed.follow, told, self._end)
+        self.stream = EventStream(asked, [Source(self.feed.follow, told)], self._end)
 
     async def _end(self) -> tuple[int, str]:
         await self.withdrawn.wait()

@@ -171,3 +171,9 @@ def test_update_user_changes_only_what_is_given(filled: Store) -> None:
     user = filled.callers.get_user(make_id("alice"))
     assert user is not None
     assert (user.active, user.admin) == (False, True)
+
+
+def test_whether_there_is_anybody(store: Store) -> None:
+    assert not store.callers.has_users()
+    fill(store)
+    assert store.callers.has_users()

@@ -206,3 +206,12 @@ def test_the_log_limit_refuses_whole_batches(filled: Store) -> None:
 def test_logs_of_an_agent_that_is_gone(filled: Store) -> None:
     assert filled.reports.insert_logs([LogBatch(NOBODY, EXTERNAL_LOG_SOURCE, [(LEVEL_INFO, "x")], NOW)]) == [False]
     assert filled.reports.list_logs(NOBODY) == []
+
+
+def test_the_last_lines_are_the_oldest_first(store: Store) -> None:
+    fill(store)
+    source = make_id("source")
+    store.reports.insert_logs([LogBatch(MAIN, source, [(3, text) for text in "abcd"], NOW)])
+    store.reports.insert_logs([LogBatch(peer_id("web"), source, [(3, "other")], NOW)])
+    assert [line.output for line in store.reports.list_last_logs(MAIN, 3)] == ["b", "c", "d"]
+    assert [line.output for line in store.reports.list_last_logs(MAIN, 9)] == ["a", "b", "c", "d"]
