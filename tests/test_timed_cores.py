@@ -22,6 +22,8 @@ from tailnet.errors import PeerSilent
 from tailnet.rpc.connection import ClientConnection, ServerConnection
 from tailnet.rpc.yamux import YamuxSession
 from tests.derp.relay.world import World
+from tests.tailnet.wireguard.world import Node, packet
+from tests.tailnet.wireguard.world import World as WireGuardWorld
 from tests.test_house import imports, modules
 
 START = 1000.0
@@ -167,10 +169,41 @@ def walk_client() -> Walked:
     return Walked(client, act, lambda: [bytes(piece) for piece in client.data_to_send()])
 
 
+def walk_device() -> Walked:
+    world = WireGuardWorld("AB", lambda *_: [])
+    a, b = world.nodes
+
+    def carry(sender: Node, receiver: Node, now: float) -> None:
+        world.now = now
+        for outgoing in sender.device.datagrams_to_send():
+            receiver.device.open([outgoing.datagram], sender.source, now)
+
+    def act(number: int, now: float) -> None:
+        for sender, receiver in ((a, b), (b, a)):
+            match number % 4:
+                case 0:  # a handshake, as far as messages are there
+                    sender.device.begin_session(sender.peer(receiver), now)
+                    carry(sender, receiver, now)
+                case 1:  # a packet that arrives
+                    packets = [packet(sender.number, receiver.number)]
+                    receiver.device.open(sender.device.seal(sender.peer(receiver), packets, now), sender.source, now)
+                case 2 if sender is a:  # one that does not
+                    a.device.seal(a.peer(b), [packet(0, 1)], now)
+                case _:
+                    carry(sender, receiver, now)
+
+    # What is sent is not the same a minute later: that it is, and to whom.
+    def output() -> list[object]:
+        return [outgoing.peer is not None for outgoing in a.device.datagrams_to_send()]
+
+    return Walked(a.device, act, output)
+
+
 CORES: dict[str, list[Callable[[], Walked]]] = {
     "derp/relay/deadlines.py:Deadlines": [walk_deadlines],
     "derp/relay/keepalive.py:KeepAliveWheel": [walk_keep_alives],
     "derp/relay/rounds.py:Round": [walk_round],
+    "tailnet/wireguard/device.py:Device": [walk_device],
     "tailnet/rpc/yamux.py:YamuxSession": [lambda: walk_session(server=True), lambda: walk_session(server=False)],
     "tailnet/rpc/connection.py:_Connection": [walk_server, walk_client],
     "tailnet/rpc/connection.py:ServerConnection": [walk_server],
