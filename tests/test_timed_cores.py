@@ -196,7 +196,7 @@ def walk_device() -> Walked:
     def output() -> list[object]:
         return [outgoing.peer is not None for outgoing in a.device.datagrams_to_send()]
 
-    return Walked(a.device, act, output)
+    return Walked(a.device, act, output, name=type)
 
 
 CORES: dict[str, list[Callable[[], Walked]]] = {

@@ -130,7 +130,7 @@ class Device:
         self._staged_bytes = 0
         self._wakes = Deadlines[Peer]()
         self._outgoing: list[Outgoing] = []
-        self._events: list[Event] = []
+        self._events: list[SessionBegun] = []
 
     @property
     def public(self) -> bytes:
@@ -266,8 +266,8 @@ class Device:
 
     # --- time ---
 
-    def take_events(self) -> list[Event]:
-        """What happened since the last call."""
+    def take_events(self) -> list[SessionBegun]:
+        """The sessions that began since the last call, in `open`."""
         events, self._events = self._events, []
         return events
 
@@ -276,15 +276,16 @@ class Device:
         return self._wakes.next_timeout()
 
     def handle_timeout(self, now: float) -> list[Event]:
-        """Do what is due by `now`; then look at `datagrams_to_send`."""
+        """Do what is due by `now`, and tell what is over; then look at `datagrams_to_send`."""
+        over: list[Event] = []
         for peer in self._wakes.handle_timeout(now):
             peer.wake_at = inf
             while (due := peer.timers.pop_due(now)) is not None:
-                self._handle_due(peer, due, now)
+                self._handle_due(peer, due, now, over)
             self._schedule(peer)
-        return self.take_events()
+        return over
 
-    def _handle_due(self, peer: Peer, due: Due, now: float) -> None:
+    def _handle_due(self, peer: Peer, due: Due, now: float, over: list[Event]) -> None:
         match due:
             case Due.RETRY if peer.timers.retries > MAX_RETRIES:
                 self._drop_initiation(peer)
@@ -292,7 +293,7 @@ class Device:
                 self._staged_bytes -= peer.staged_bytes
                 peer.take_staged()
                 peer.timers.gave_up(now)
-                self._events.append(GaveUp(peer))
+                over.append(GaveUp(peer))
             case Due.RETRY:
                 peer.timers.retries += 1
                 self._initiate(peer, now, is_retry=True)
@@ -305,7 +306,7 @@ class Device:
                 peer.timers.keep_alive(now, peer.timers.persistent_seconds)
             case Due.FORGET:
                 self._forget(peer)
-                self._events.append(KeysForgotten(peer))
+                over.append(KeysForgotten(peer))
 
     def _schedule(self, peer: Peer) -> None:
         # Only ever earlier: a timer that was stopped or moved on costs one idle look, not a heap operation per batch.
