@@ -42,7 +42,6 @@ from tailnet.wireguard.timers import (
     MAX_RETRIES,
     REJECT_AFTER_SECONDS,
     REKEY_AFTER_MESSAGES,
-    REKEY_AFTER_SECONDS,
     REKEY_BEFORE_REJECT_SECONDS,
     Due,
 )
@@ -61,6 +60,9 @@ MIN_INITIATION_GAP_SECONDS: Final = 0.02
 
 _JITTER_MILLISECONDS: Final = 334
 _NANOSECONDS: Final = 1_000_000_000
+
+# Two initiators of one pair of nodes ask for new keys up to 5 s apart: more than any round trip.
+_SPREAD: Final = 15
 
 
 class Outgoing(NamedTuple):
@@ -327,7 +329,7 @@ class Device:
 
     def _keep_fresh(self, peer: Peer, pair: Pair, now: float) -> None:
         """Something was sealed: new keys are asked for in time, by the initiator alone."""
-        if pair.sent > REKEY_AFTER_MESSAGES or (pair.is_initiator and now - pair.born > REKEY_AFTER_SECONDS):
+        if pair.sent > REKEY_AFTER_MESSAGES or (pair.is_initiator and now - pair.born > pair.rekey_seconds):
             self._initiate(peer, now)
         self._schedule(peer)
 
@@ -393,6 +395,9 @@ class Device:
         self.counters.responses_received += 1
         self._drop_initiation(peer)
         pair = self._make_pair(peer, keys, receiver, sender, now, is_initiator=True)
+        if peer.next is not None:
+            # Both began at once, and would do so again each time the keys get old: one will be first then.
+            pair.rekey_seconds += self._jitter() * _SPREAD
         self._end(peer.take_response(pair))
         peer.timers.packet_received(now)
         peer.timers.session_begun(now)
@@ -524,10 +529,9 @@ class Device:
         self._pairs[local] = pair
         return pair
 
-    def _end(self, pairs: Iterable[Pair | None]) -> None:
+    def _end(self, pairs: Iterable[Pair]) -> None:
         for pair in pairs:
-            if pair is not None:
-                del self._pairs[pair.local_index]
+            del self._pairs[pair.local_index]
 
     def _forget(self, peer: Peer) -> None:
         """Keys, the handshake and what waits for one."""

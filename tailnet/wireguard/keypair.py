@@ -15,6 +15,7 @@ from tailnet.errors import LocalProtocolError
 from tailnet.wireguard.counters import Drop
 from tailnet.wireguard.messages import HEAD_BYTES, OVERHEAD_BYTES, TRANSPORT, TRANSPORT_HEAD, Payload, padding_bytes
 from tailnet.wireguard.noise import TransportKeys
+from tailnet.wireguard.timers import REKEY_AFTER_SECONDS
 
 Owner = TypeVar("Owner")
 
@@ -46,6 +47,7 @@ class KeyPair(Generic[Owner]):
         "is_initiator",
         "local_index",
         "owner",
+        "rekey_seconds",
         "remote_index",
         "sent",
     )
@@ -58,6 +60,8 @@ class KeyPair(Generic[Owner]):
         self.remote_index = remote
         self.born = now
         self.is_initiator = is_initiator
+        self.rekey_seconds = REKEY_AFTER_SECONDS
+        """At which age we, as its initiator, ask for the next one."""
         self.sent = 0
         """The counter of the next packet."""
         self.data = 0

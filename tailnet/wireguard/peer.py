@@ -1,8 +1,8 @@
 """What a device knows of one peer: its keys' slots, its handshake, what waits for it (layer L1; white paper 5.1 and 6).
 
-A record and the rules of the slots: current sends; next is what we answered and the peer has not used yet; previous
-still receives.  The initiator's and the responder's handshake are kept apart, so that two nodes that begin at once
-both succeed, where the genuine implementation waits 5 s.  `device.py` owns it; others read.
+A record and the rules of the slots: current sends; next is what we answered and the peer has not used yet; old ones
+still receive.  The initiator's and the responder's handshake are kept apart, so that two nodes that begin at once both
+succeed, where the genuine implementation waits 5 s.  `device.py` owns it; others read.
 """
 
 from collections import deque
@@ -20,6 +20,10 @@ from tailnet.wireguard.timers import Timers
 # Packets that wait for a session, as many as the genuine implementation keeps batches; the oldest goes first.
 MAX_STAGED: Final = 128
 
+# The paper keeps one.  Two nodes that begin at once have two sessions, one for each direction, and may do so twice:
+# with fewer than three a packet in flight would be lost each time.
+MAX_OLD: Final = 3
+
 
 class Peer:
     """Made by `Device.configure`, and the same object until `Device.remove`."""
@@ -33,7 +37,7 @@ class Peer:
         "last_initiation_at",
         "last_stamp",
         "next",
-        "previous",
+        "old",
         "remote",
         "sent_stamp",
         "staged",
@@ -48,7 +52,8 @@ class Peer:
         """Its addresses in the tunnel, 16 bytes each: what it may send from, and what is sent to it."""
         self.current: Pair | None = None
         self.next: Pair | None = None
-        self.previous: Pair | None = None
+        self.old: tuple[Pair, ...] = ()
+        """Those that sent before; packets that are late still come in with them, while they are young enough."""
         self.initiation: SentInitiation | None = None
         """Ours, while no response came."""
         self.staged: deque[bytes] = deque()
@@ -72,34 +77,33 @@ class Peer:
         """Its public key, 32 bytes: who it is, here and on relays."""
         return self.remote.public
 
-    def take_response(self, pair: "Pair") -> list["Pair | None"]:
+    def take_response(self, pair: "Pair") -> list["Pair"]:
         """We are the initiator of new keys, and use them at once.  Returns the pairs that are over."""
-        over = [self.previous]
-        if self.next is not None:
-            over.append(self.current)
-            self.previous, self.next = self.next, None
-        else:
-            self.previous = self.current
-        self.current = pair
-        return over
+        answered, self.next = self.next, None
+        current, self.current = self.current, pair
+        return self._retire(current, answered)  # the latter if both began at once: the peer sends with it
 
-    def take_initiation(self, pair: "Pair") -> list["Pair | None"]:
+    def take_initiation(self, pair: "Pair") -> list["Pair"]:
         """We are the responder of new keys, and may not use them before the peer does."""
-        over = [self.next, self.previous]
-        self.next, self.previous = pair, None
-        return over
+        unused, self.next = self.next, pair
+        return [unused] if unused is not None else []
 
-    def take_first_packet(self) -> list["Pair | None"]:
+    def take_first_packet(self) -> list["Pair"]:
         """The peer uses the keys that we answered with."""
-        over = [self.previous]
-        self.previous, self.current, self.next = self.current, self.next, None
+        current, self.current, self.next = self.current, self.next, None
+        return self._retire(current)
+
+    def drop_pairs(self) -> list["Pair"]:
+        """Forget all keys."""
+        over = [*self.old, *(each for each in (self.current, self.next) if each is not None)]
+        self.current = self.next = None
+        self.old = ()
         return over
 
-    def drop_pairs(self) -> list["Pair | None"]:
-        """Forget all keys."""
-        over = [self.previous, self.current, self.next]
-        self.previous = self.current = self.next = None
-        return over
+    def _retire(self, *pairs: "Pair | None") -> list["Pair"]:
+        kept = (*self.old, *(each for each in pairs if each is not None))
+        self.old = kept[-MAX_OLD:]
+        return list(kept[:-MAX_OLD])
 
     def stage(self, packets: Iterable[Payload]) -> int:
         """Keep copies of packets until there is a session.  Returns how many older ones had to go."""

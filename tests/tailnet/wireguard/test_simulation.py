@@ -65,6 +65,7 @@ def used_keys(world: World) -> dict[tuple[str, str], list[tuple[float, int]]]:
     delay=st.floats(0, 0.5),
 )
 @example(seed=1, loss=0.0, reorder=0.0, duplicate=1.0, delay=0.01)
+@example(seed=2, loss=0.0, reorder=0.0, duplicate=0.0, delay=0.5)
 @example(seed=2, loss=0.9, reorder=0.0, duplicate=0.0, delay=0.01)
 def test_bad_links_that_become_well(seed: int, loss: float, reorder: float, duplicate: float, delay: float) -> None:
     world, says = World("AB", bad_link(seed, loss, reorder, duplicate, delay)), Random(seed)
