@@ -15,6 +15,7 @@ import select
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import IO, Any, Final
 
@@ -29,6 +30,9 @@ MAX_HELD_BYTES: Final = 4 * 1024 * 1024
 _GATHER_SECONDS: Final = 0.01
 # At the end of the process, for what still waits.  A reader that is alive needs a moment; one that is not gets no more.
 _LAST_SECONDS: Final = 1.0
+# The last lines, kept in memory for whoever cannot ask journald: an hour of a quiet server, a minute of a storm.
+MAX_RECENT_LINES: Final = 2_000
+MAX_RECENT_CHARS: Final = 512 * 1024
 # Fields that every line has; a line's own may not hide them.
 _OWN_FIELDS: Final = frozenset({"time", "level", "logger", "message", "exception"})
 
@@ -94,6 +98,13 @@ def and_more(count: int) -> str:
 def dropped_line_count() -> int:
     """Log lines of this process that nobody read in time."""
     return sum(handler.writer.dropped_count for handler in logging.getLogger().handlers if isinstance(handler, _Lines))
+
+
+def recent_lines() -> list[str]:
+    """The last lines of this process as they were written, the oldest first: without secrets, like all of them."""
+    return [
+        line for handler in logging.getLogger().handlers if isinstance(handler, _Lines) for line in handler.recent()
+    ]
 
 
 def flush_log(seconds: float = _LAST_SECONDS) -> bool:
@@ -185,6 +196,14 @@ class _Lines(logging.Handler):
         super().__init__()
         self.setFormatter(formatter)
         self.writer = LineWriter(_writer_to(stream), self._lost_line)
+        self._recent: deque[str] = deque()
+        self._recent_chars = 0
+
+    def recent(self) -> list[str]:
+        """The last lines."""
+        assert self.lock is not None
+        with self.lock:
+            return list(self._recent)
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -194,7 +213,15 @@ class _Lines(logging.Handler):
             text = "a log line cannot be shown: %r with %d arguments"
             what = str(record.msg), len(record.args or ())
             line = self.format(_record(logging.ERROR, text, *what, exc_info=sys.exc_info()))
+        self._remember(line)
         self.writer.add(f"{line}\n".encode("utf-8", "backslashreplace"))
+
+    def _remember(self, line: str) -> None:
+        # Whoever calls holds the handler's lock.
+        self._recent.append(line)
+        self._recent_chars += len(line)
+        while len(self._recent) > MAX_RECENT_LINES or self._recent_chars > MAX_RECENT_CHARS:
+            self._recent_chars -= len(self._recent.popleft())
 
     def flush(self) -> None:
         """Called at the end of the process, by the library."""

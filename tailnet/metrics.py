@@ -48,6 +48,8 @@ class CoordinatorReading:
     map_failures: Mapping[str, int]
     feed_followers: Mapping[str, int]  # by kind of feed, now
     feed_drops: Mapping[tuple[str, str], int]  # by kind of feed and reason
+    health: Mapping[str, int]  # by code: 0 well, 1 a warning, 2 an error; empty before the first run
+    health_measured_at: float  # POSIX seconds; 0 before the first run
     outbox: Mapping[str, KindReading]  # by kind of report
     outbox_max_bytes: int  # what all kinds may have together
     store_failures: Mapping[str, int]  # by trouble
@@ -142,7 +144,20 @@ class CoordinatorCollector(Collector):
         for labels, count in reading.feed_drops.items():
             drops.add_metric(labels, count)
         yield drops
+        yield from _health_metrics(reading)
         yield from _store_metrics(reading)
+
+
+def _health_metrics(reading: CoordinatorReading) -> Iterable[Metric]:
+    codes = GaugeMetricFamily(
+        "tailnet_health", "What /health found at its last run: 0 well, 1 a warning, 2 an error.", labels=["code"]
+    )
+    for code, severity in reading.health.items():
+        codes.add_metric([code], severity)
+    yield codes
+    yield GaugeMetricFamily(
+        "tailnet_health_measured_timestamp_seconds", "When that was.", value=reading.health_measured_at
+    )
 
 
 def _store_metrics(reading: CoordinatorReading) -> Iterable[Metric]:

@@ -14,6 +14,7 @@ from typing import Final
 from urllib.parse import parse_qsl
 from uuid import UUID
 
+from derp.text import MASK
 from tailnet import refusals
 
 COOKIE: Final = "coder_session_token"
@@ -35,6 +36,11 @@ class PresentedToken:
     id: str
     secret_digest: bytes = field(repr=False)
     opaque: bool
+
+
+def without_user_tokens(text: str) -> str:
+    """The text with every user's token in it masked: for paths, where one stands by mistake."""
+    return _USER_TOKEN.sub(MASK, text) if "-" in text else text
 
 
 def query_values(query: str) -> dict[str, str]:

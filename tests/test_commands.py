@@ -46,6 +46,7 @@ class World:
     saved: str  # a backup
     fresh: str  # no store yet
     keys: str  # that encrypt secrets
+    bundle: str  # no file yet
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ CASES: dict[str, Case] = {
     ),
     "tailnet demo": Case("", "", b"relay"),
     "tailnet admin import": Case("{seed} --store={store}", "- --store={store}"),
+    "tailnet admin bundle": Case("{bundle} --url={url} --no-store"),
+    "tailnet health": Case("{url}", "{silent}"),
     "tailnet admin user": Case("alice --store={store}"),
     "tailnet admin store check": Case("--store={store}"),
     "tailnet admin store vacuum": Case("--store={store}"),
@@ -85,7 +88,8 @@ CASES: dict[str, Case] = {
     "tailnet admin secrets ssh-key": Case("alice --rotate --secrets-key-file={keys} --store={store}"),
 }
 SERVERS = ("derp serve", "tailnet serve")
-ONCE = ("tailnet admin store backup", "tailnet admin store restore")  # what they make is there the second time
+# What they make is there the second time.
+ONCE = ("tailnet admin bundle", "tailnet admin store backup", "tailnet admin store restore")
 
 
 def commands(command: click.Command, name: str) -> Iterator[str]:
@@ -126,6 +130,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
                 saved=str(tmp_path / "saved.db"),
                 fresh=f"sqlite:///{tmp_path}/fresh.db",
                 keys=str(tmp_path / "secrets.keys"),
+                bundle=str(tmp_path / "bundle.zip"),
             )
 
 

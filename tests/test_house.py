@@ -57,6 +57,7 @@ ORDER: tuple[tuple[str, int], ...] = (
     ("tailnet/proto", 1),
     ("tailnet/wireguard", 1),
     ("tailnet/paths", 1),
+    ("tailnet/health", 1),
     ("tailnet/config", 2),
     ("tailnet/transport", 2),
     ("tailnet/store", 2),

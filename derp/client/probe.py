@@ -122,7 +122,7 @@ async def _probe_region(region: DERPRegion, options: ProbeOptions) -> list[Probe
             async with limiter:
                 if not node.stun_only and not node.force_http:
                     into.append(await _probe_tls(region, node, options))
-                into += await _probe_stun(stun, region, node)
+                into += await probe_stun(stun, region, node)
 
         for node, into in zip(region.nodes, alone, strict=True):
             nursery.start_soon(probe, node, into)
@@ -175,7 +175,8 @@ async def _probe_tls(region: DERPRegion, node: DERPNode, options: ProbeOptions) 
     return replace(draft, values=values)
 
 
-async def _probe_stun(stun: StunClient, region: DERPRegion, node: DERPNode) -> list[ProbeResult]:
+async def probe_stun(stun: StunClient, region: DERPRegion, node: DERPNode) -> list[ProbeResult]:
+    """Ask one node by each family that the map gives it; empty where it has no STUN.  Never raises for what it does."""
     targets = [target for target in (stun_target(node, family) for family in (4, 6)) if target is not None]
     addresses: dict[StunTarget, tuple[Any, ...]] = {}
     failures: dict[StunTarget, ConnectError] = {}

@@ -35,6 +35,7 @@ from tailnet.api import (
     metadata,
     operators,
     sign_in,
+    support,
     users,
     workspaces,
 )
@@ -45,6 +46,7 @@ from tailnet.api.openapi import describe
 from tailnet.config import CoordinatorConfig
 from tailnet.errors import SecretsError, StoreError
 from tailnet.refusals import Refused, Validation
+from tailnet.tokens import without_user_tokens
 
 _log = logging.getLogger("tailnet.api")
 
@@ -65,7 +67,7 @@ def create_app(services: Services) -> FastAPI:
     of_agents = instance_identity, connection, agent_reports, agent_manifest, git_keys, agents, logs, metadata
     of_users = buildinfo, users, workspaces
     for_people = home, sign_in, agent_page, live_script
-    for resource in (*for_people, *of_agents, *of_users, derp_map, health, debug, operators, docs):
+    for resource in (*for_people, *of_agents, *of_users, derp_map, health, debug, support, operators, docs):
         app.include_router(resource.router, responses={"4XX": {"model": Refusal}, "5XX": {"model": Refusal}})
     app.add_exception_handler(Refused, _answer_refused)
     app.add_exception_handler(StoreError, _answer_store)
@@ -109,7 +111,7 @@ async def _answer_refused(asked: HTTPConnection, error: Exception) -> Response:
 
 
 async def _answer_store(asked: HTTPConnection, error: Exception) -> Response:
-    _log.error("! %s: %s (request %s)", asked.url.path, error, exchange_of(asked.scope).request_id)
+    _log.error("! %s: %s (request %s)", without_user_tokens(asked.url.path), error, exchange_of(asked.scope).request_id)
     return await _answer(asked, refusals.store_unreachable())
 
 
@@ -140,7 +142,8 @@ async def _answer_invalid(asked: HTTPConnection, error: Exception) -> Response:
 
 async def _answer_broken(asked: HTTPConnection, error: Exception) -> Response:
     # The boundary of the service: one request's trouble stays its own, and the operator gets the whole story.
-    _log.error("! %s failed (request %s)", asked.url.path, exchange_of(asked.scope).request_id, exc_info=error)
+    path = without_user_tokens(asked.url.path)
+    _log.error("! %s failed (request %s)", path, exchange_of(asked.scope).request_id, exc_info=error)
     return await _answer(asked, Refused(500, "An internal server error occurred.", "The server's log says more."))
 
 

@@ -88,7 +88,7 @@ async def connection_of_agent(services: ServicesOf, agent: ReadableAgent) -> Age
 def _body(services: Services) -> AgentConnectionInfo:
     view = describe_connection(services.config, services.derp_maps)
     return AgentConnectionInfo(
-        derp_map=_derp_map(view.derp_map),
+        derp_map=derp_map_body(view.derp_map),
         derp_force_websockets=view.derp_force_websockets,
         disable_direct_connections=view.disable_direct_connections,
         hostname_suffix=view.hostname_suffix,
@@ -97,5 +97,6 @@ def _body(services: Services) -> AgentConnectionInfo:
 
 # The map of a large fleet takes a millisecond, every client asks when it starts, and it changes once a day.
 @lru_cache(maxsize=2)
-def _derp_map(published: PublishedMap) -> DerpMap:
+def derp_map_body(published: PublishedMap) -> DerpMap:
+    """A map as answers have it."""
     return DerpMap.model_validate(published.map.to_json())

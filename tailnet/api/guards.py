@@ -20,11 +20,13 @@ from tailnet.api.limits import CallerLimits, StrangerLimits
 from tailnet.api.middleware import exchange_of
 from tailnet.auth.backends import Callers
 from tailnet.config import CoordinatorConfig
+from tailnet.refusals import Refused
 from tailnet.services.agent_metadata import AgentMetadata
 from tailnet.services.agent_requests import AgentRequests
 from tailnet.services.agents import Agents
 from tailnet.services.derp_maps import DerpMaps
 from tailnet.services.git_keys import GitKeys
+from tailnet.services.health import Health
 from tailnet.services.inspection import Inspection
 from tailnet.services.instance_identity import InstanceIdentity
 from tailnet.services.logs import Logs
@@ -57,6 +59,7 @@ class Services:
     derp_maps: DerpMaps
     inspection: Inspection
     overviews: Overviews
+    health: Health
     access_url: str  # how clients reach us, also when the settings leave it open
     metrics: Callable[[], bytes]  # a page in Prometheus' text format
     pages: Mapping[str, Page | Question] = field(default_factory=dict)  # below /debug/, by path
@@ -173,6 +176,18 @@ async def _operator(asked: HTTPConnection) -> None:
         services.config.trusted_proxies,
         own_names(services.config, services.access_url),
     )
+
+
+async def is_operator(asked: HTTPConnection) -> bool:
+    """Whether an operator asks, where strangers get less.  A token that is none of an operator's is refused all the
+    same: who sends one wants to know.  Raises Refused."""
+    try:
+        await _operator(asked)
+    except Refused:
+        if token_of(asked):
+            raise
+        return False
+    return True
 
 
 # Who may call what takes one of these, or a guard that takes one.

@@ -17,6 +17,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from derp.log import fields
+from tailnet.tokens import without_user_tokens
 
 _log = logging.getLogger("tailnet.api.access")
 
@@ -120,6 +121,8 @@ def _tell(scope: Scope, exchange: Exchange, seconds: float) -> None:
     if not _log.isEnabledFor(level):
         return
     method = scope.get("method", "GET")
+    # Somebody who puts his token there by mistake finds no such path; the log must not have it.
+    path = without_user_tokens(path)
     path = path if len(path) <= _MAX_PATH_CHARS else path[:_MAX_PATH_CHARS] + "..."
     caller = f"{exchange.caller_kind} {exchange.caller_id}" if exchange.caller_kind else "nobody known"
     # A caller that left before its answer began has no status: 499, as proxies write it.

@@ -29,7 +29,11 @@ _HEADERS: Final = {
 # What other resources answer.
 _OTHERS: Final = {
     "/debug/tailnet": "peers, tunnels and the DERP map",
+    "/health?format=text": "what is wrong, and what to do",
     "/metrics": "metrics",
+    "/debug/log": "the log's last lines",
+    "/debug/settings": "the settings in effect, without secrets",
+    "/debug/derp-map": "the DERP map that peers get, JSON",
     "/api/v2/openapi.json": "the API",
 }
 

@@ -30,6 +30,7 @@ _LEVELS: Final = ("", "trace", "debug", "", "warn", "error")
 _LOOKS: Final = (
     ("/healthz", "does it answer?"),
     ("/readyz", "should requests come here?"),
+    ("/health", "is something wrong? for operators: what, and what to do"),
     ("/docs", "the API, for people"),
     ("/api/v2/openapi.json", "the API, for programs"),
     ("/debug/", "for operators: who is here, why something does not arrive, versions"),

@@ -11,6 +11,7 @@ from derp.cli_run import FILE
 from derp.text import error_text, fit_to_show
 from tailnet.cli.admin_secrets import secrets_group
 from tailnet.cli.admin_store import store_group
+from tailnet.cli.bundle import bundle
 from tailnet.cli.output import console, say_json
 from tailnet.cli.store_options import store_options, store_url
 from tailnet.errors import SeedError
@@ -29,6 +30,7 @@ def admin() -> None:
 
 admin.add_command(store_group)
 admin.add_command(secrets_group)
+admin.add_command(bundle)
 
 
 @admin.command("import")

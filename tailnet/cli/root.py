@@ -10,6 +10,7 @@ from derp.cli_run import run as run_command
 from derp.cli_run import statuses, version_option
 from tailnet.cli.admin import admin
 from tailnet.cli.demo import demo
+from tailnet.cli.health import health
 from tailnet.cli.serve import serve
 from tailnet.errors import SeedError
 
@@ -23,6 +24,7 @@ def cli() -> None:
 cli.add_command(serve)
 cli.add_command(admin)
 cli.add_command(demo)
+cli.add_command(health)
 
 
 def run(args: list[str] | None = None) -> None:

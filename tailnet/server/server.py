@@ -16,6 +16,7 @@ from fastapi import FastAPI
 
 from derp.close_reason import CloseReason
 from derp.keys import NodePrivate
+from derp.map import DERPRegion
 from derp.metrics import CONTENT_TYPE, RelayStatistics
 from derp.protocol.target import origin_form
 from derp.protocol.websocket import CloseCode
@@ -55,6 +56,8 @@ from tailnet.services.agents import Agents
 from tailnet.services.derp_maps import DerpMaps, StoreMapKeeper
 from tailnet.services.feed import DropReason
 from tailnet.services.git_keys import GitKeys
+from tailnet.services.health import Health
+from tailnet.services.health_probes import Probes
 from tailnet.services.hub import Hub, Receiver
 from tailnet.services.inspection import Inspection
 from tailnet.services.instance_identity import InstanceIdentity
@@ -147,6 +150,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         )
         self.requests = AgentRequests(store, self.reports, changed=self.workspaces.changed, accounts=self.accounts)
         self.presence = AgentPresence(self.reports, config.agent_ping_seconds, self.workspaces.changed)
+        self.region: DERPRegion | None = None
         self.maps: DerpMaps
         self.agents: AgentService
         self.service: TailnetService
@@ -154,6 +158,8 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         self.entrance: Entrance
         self.rights: Rights
         self.overviews: Overviews
+        self.probes: Probes
+        self.health: Health
         self._nursery: trio.Nursery
         self._app: FastAPI
         self._api: ApiServer
@@ -197,6 +203,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             "metadata": self.metadata.counts,
             "pages": self.overviews.counts,
         }
+        last = self.health.last
         return CoordinatorReading(
             statistics=self.coordinator.statistics(),
             channels=len(self.channels.open),
@@ -224,6 +231,8 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             reports_refused=self.agents.reports_refused + self.requests.refused,
             map_version=self.maps.current.version,
             map_failures={status.name: status.failures for status in self.maps.statuses},
+            health={code.value: severity for code, severity in (last.by_code() if last else {}).items()},
+            health_measured_at=last.measured_at.timestamp() if last else 0.0,
             outbox=self.outbox.readings(),
             outbox_max_bytes=self.outbox.max_bytes,
             store_failures={trouble.value: self.store.database.failures[trouble] for trouble in StoreTrouble},
@@ -265,10 +274,10 @@ class CoordinatorServer(Server[CoordinatorConfig]):
     async def start(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
         pin = self.tls.pin if self.tls is not None and self.tls.is_self_signed else ""
-        region = embedded_region(self.config, self.listening, pin) if self.config.derp_enabled else None
+        self.region = embedded_region(self.config, self.listening, pin) if self.config.derp_enabled else None
         self.maps = DerpMaps(
             map_sources(self.config),
-            region,
+            self.region,
             scores=dict(self.config.region_scores),
             avoid=self.config.avoid_regions,
             keeper=StoreMapKeeper(self.store),
@@ -290,6 +299,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         nursery.start_soon(self.overviews.run)
         nursery.start_soon(self.rights.run)
         nursery.start_soon(self.upkeep.run)
+        nursery.start_soon(self.health.run)
 
     async def run(self, *, task_status: trio.TaskStatus["CoordinatorServer"] = trio.TASK_STATUS_IGNORED) -> None:
         await prove_hypercorn()
@@ -310,6 +320,8 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             self.callers, lambda: self.keys.current, access_url=access_url, browser_only=config.browser_only
         )
         self.entrance = Entrance(admission, self.channels, self.hub, self.presence, nursery, self.lobby)
+        self.probes = self._make_probes(access_url)
+        self.health = Health(self.probes.table())
         inspection = Inspection(self.coordinator, self.maps, lambda: self.reactor.now, self.not_ready)
         why = Why(inspection, self.relay)
         agents = Agents(
@@ -332,6 +344,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             derp_maps=self.maps,
             inspection=inspection,
             overviews=self.overviews,
+            health=self.health,
             access_url=access_url,
             metrics=metrics_page(self.reading, self.relay_statistics),
             pages=self._make_operators_pages(why),
@@ -343,6 +356,23 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             self._is_for_reactor,
             config.agent_ping_seconds,
             max_connections=config.max_api_connections,
+        )
+
+    def _make_probes(self, access_url: str) -> Probes:
+        """What of this server its health report looks at."""
+        return Probes(
+            store=self.store,
+            watch=self.store_watch,
+            outbox=self.outbox,
+            maps=self.maps,
+            keys=self.keys,
+            presence=self.presence,
+            access_url=access_url,
+            is_address_meant=bool(self.config.access_url) or self.config.dev,
+            region=self.region,
+            relay=self.relay,
+            tls=self.tls,
+            keeper=self.keeper,
         )
 
     def _make_operators_pages(self, why: Why) -> Mapping[str, Page | Question]:

@@ -113,6 +113,18 @@ class DerpMaps:
     def statuses(self) -> list[SourceStatus]:
         return [followed.status for followed in self._sources]
 
+    def findings(self) -> list[str]:
+        """What is probably not meant: in the text of each source that is in use, then in the whole."""
+        whole = self.current.warnings
+        texts = [
+            f"{layer.name}: {finding}"
+            for layer in (followed.layer for followed in self._sources)
+            if layer is not None
+            for finding in layer.warnings
+            if str(finding) not in whole
+        ]
+        return [*texts, *whole]
+
     async def stream(self, caller: Caller, request: Any, send: Callable[[bytes], bool]) -> None:
         """Serve one StreamDERPMaps call until its client ends it: the current map at once, then each newer one."""
         try:

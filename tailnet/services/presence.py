@@ -11,6 +11,7 @@ from uuid import UUID
 
 import trio
 
+from tailnet.health.flaps import Flaps
 from tailnet.services.reports import AgentReports
 from tailnet.store.rows import AgentIdentity, PresenceChange
 from tailnet.transport.channel import Connected
@@ -35,13 +36,16 @@ class AgentPresence:
         self._changed = changed
         self._clock = clock
         self._channels: dict[PeerID, set[Connected]] = {}
+        self.flaps: Flaps[PeerID] = Flaps()
 
     def came(self, channel: Connected) -> None:
         """An agent's connection that drives its status opened."""
         agent = channel.caller.identity
         assert isinstance(agent, AgentIdentity)
         self._channels.setdefault(agent.id, set()).add(channel)
-        self._reports.note_presence(PresenceChange(agent.id, came_at=self._clock()))
+        now = self._clock()
+        self.flaps.note(agent.id, now.timestamp())
+        self._reports.note_presence(PresenceChange(agent.id, came_at=now))
         self._changed(agent.owner_id)
 
     def left(self, channel: Connected) -> None:

@@ -29,6 +29,8 @@ class ResumeKeys:
     def __init__(self, store: Store) -> None:
         self._store = store
         self.current: ResumeTokens
+        self.newest_at: datetime  # when the key that signs was made
+        self.read_at: datetime  # when the store was last asked
 
     async def start(self) -> None:
         """Read the keys, and make the first one.  Raises StoreError.
@@ -49,6 +51,7 @@ class ResumeKeys:
     def _use(self, keys: Sequence[SigningKey]) -> None:
         newest, *older = (ResumeKey(key.id, key.secret) for key in keys)
         self.current = ResumeTokens(newest, older)
+        self.newest_at, self.read_at = keys[0].created_at, datetime.now(UTC)
 
     async def refresh_forever(self) -> None:
         """Read the keys again and again, until cancelled.  While the store fails, those of before stay in use."""

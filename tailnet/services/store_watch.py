@@ -39,6 +39,7 @@ class StoreWatch:
         self._is_told = False  # that the store has a problem
         self._others: list[ServerRow] = []
         self._has_claim = False
+        self.write_seconds: float | None = None  # how long the last sign of life took to be written
 
     def trouble(self) -> StoreError | None:
         """Why the store cannot be used; None if it can, as far as is known."""
@@ -59,6 +60,11 @@ class StoreWatch:
     def servers(self) -> int:
         """Servers that use this store now, this one among them."""
         return 1 + len(self._others)
+
+    @property
+    def has_island(self) -> bool:
+        """Whether another server uses a store that only one should."""
+        return not self._has_claim and bool(self._others)
 
     async def start(self, *, replaces_another: bool = False) -> None:
         """Warn of another server that this one should not have beside it.  Writes nothing, so it takes no time.
@@ -90,8 +96,10 @@ class StoreWatch:
         """Say it once, and look who else does."""
         presence, now = self._store.presence, self._clock()
         row = ServerRow(self.id, socket.gethostname(), os.getpid(), version("tailnet-derp"), self._started_at, now)
+        began = trio.current_time()
         try:
             await self._store.run(presence.beat, row)
+            self.write_seconds = trio.current_time() - began
             servers = await self._store.run(presence.list_servers)
         except StoreError as error:
             if not self._is_told:

@@ -7,6 +7,8 @@ database.py asks, and so do the tables that insert or update.
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection
+from datetime import datetime
+from pathlib import Path
 from typing import ClassVar
 
 import sqlalchemy as sa
@@ -107,6 +109,14 @@ class Dialect(ABC):
     @abstractmethod
     def version(self, connection: sa.Connection) -> str:
         """Of the database's program."""
+
+    def clock(self, connection: sa.Connection) -> datetime | None:  # most machines have one clock
+        """The time of day by its own clock; None where that is ours."""
+        return None
+
+    def disk(self) -> Path | None:  # a server's disk is another machine's
+        """A path on the disk that it fills, if that is one of this machine."""
+        return None
 
     # --- what it says
 

@@ -8,6 +8,7 @@ dialect.py says what each method is for.
 import hashlib
 import re
 from collections.abc import Collection
+from datetime import datetime
 from typing import Any, ClassVar, Final
 
 import sqlalchemy as sa
@@ -187,6 +188,10 @@ class PostgresqlDialect(Dialect):
 
     def size_bytes(self, connection: sa.Connection) -> int:
         return int(connection.exec_driver_sql("SELECT pg_database_size(current_database())").scalar_one())
+
+    def clock(self, connection: sa.Connection) -> datetime | None:
+        moment: datetime = connection.exec_driver_sql("SELECT clock_timestamp()").scalar_one()
+        return moment
 
     def version(self, connection: sa.Connection) -> str:
         return str(connection.exec_driver_sql("SHOW server_version").scalar_one())

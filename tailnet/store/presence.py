@@ -102,6 +102,12 @@ class PresenceTables(Part):
         connection.execute(servers.delete().where(servers.c.id == server_id))
 
     @reads
+    def read_clocks(self, connection: sa.Connection) -> tuple[datetime | None, datetime | None]:
+        """The database's own time of day, None where it has none, and the newest sign of life of any agent."""
+        newest = connection.execute(sa.select(sa.func.max(agents.c.last_connected_at))).scalar_one()
+        return self.database.dialect.clock(connection), newest
+
+    @reads
     def list_servers(self, connection: sa.Connection) -> list[ServerRow]:
         """All that are there, or ended without a word within a day; the oldest first."""
         return [ServerRow(*row) for row in connection.execute(sa.select(servers).order_by(servers.c.started_at))]

@@ -251,6 +251,9 @@ class SqliteDialect(Dialect):
         companions = (self.path.with_name(self.path.name + suffix) for suffix in ("", "-wal"))
         return sum(each.stat().st_size for each in companions if each.exists())
 
+    def disk(self) -> Path | None:
+        return self.path.parent
+
     def version(self, connection: sa.Connection) -> str:
         return sqlite3.sqlite_version
 

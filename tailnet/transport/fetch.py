@@ -1,15 +1,16 @@
-"""Small documents over HTTP, fetched again only when they changed (layer L2; the only file of tailnet with httpx).
+"""HTTP from our side (layer L2; the only file of tailnet with httpx): documents that are followed, and questions.
 
 One Fetcher per source keeps its connection and what the server said about the last version.  Spec: RFC 9110 section 13.
-Next hop: services/map_sources.py.
+Callers: services/map_sources.py; an Asker asks a running server for the command line (cli/operator_door.py).
 """
 
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 
 import httpx
 
-from derp.text import printable
+from derp.text import fit_to_show, printable
 from derp.transport.fetch import url_for_tls
 from derp.transport.stream import reason_of
 from derp.transport.tls_client import system_context
@@ -61,7 +62,9 @@ class Fetcher:
                     return None
                 if response.status_code != 200:
                     raise TransportError(f"answers {response.status_code} {printable(response.reason_phrase)}".strip())
-                body = await self._read_body(response)
+                body = await _read_up_to(response, self._max_bytes)
+                if len(body) > self._max_bytes:
+                    raise TransportError(f"has more than {self._max_bytes} bytes: is it the right URL?")
         except httpx.TimeoutException:
             raise TransportError(f"does not answer within {self._timeout_seconds:g} s") from None
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
@@ -72,19 +75,64 @@ class Fetcher:
                 self._validators[condition] = response.headers[name]
         return body
 
-    async def _read_body(self, response: httpx.Response) -> bytes:
-        body = bytearray()
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a server answered; `body` is cut at the limit that was asked for."""
+
+    status: int
+    body: bytes
+
+
+class Asker:
+    """Asks one server for its pages.  Use as an async context manager.
+
+    `verified`: whether its certificate has to be good; without it nobody knows who answers, so no token is sent.
+    """
+
+    def __init__(self, url: str, *, token: str, verified: bool, timeout_seconds: float) -> None:
+        assert verified or not token
+        self._url = url.rstrip("/")
+        self._timeout_seconds = timeout_seconds
+        self._client = httpx.AsyncClient(
+            timeout=timeout_seconds,
+            headers={"user-agent": "tailnet"} | ({"coder-session-token": token} if token else {}),
+            limits=httpx.Limits(max_connections=1),
+            verify=system_context() if verified else False,
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._client.aclose()
+
+    async def ask(self, path: str, max_bytes: int) -> Answer:
+        """GET a page.  Raises TransportError with a reason that names the server and not the token."""
+        shown = fit_to_show(self._url)
         try:
-            async for chunk in response.aiter_bytes():
-                body += chunk
-                if len(body) > self._max_bytes:
-                    # The loop is not left here: httpx would leave its generators to the garbage collector, and trio
-                    # complains of that.  With the connection closed the next step ends them all.
-                    await response.aclose()
-                    body = body[: self._max_bytes + 1]
-        except httpx.TransportError:
-            if len(body) <= self._max_bytes:
-                raise
-        if len(body) > self._max_bytes:
-            raise TransportError(f"has more than {self._max_bytes} bytes: is it the right URL?")
-        return bytes(body)
+            async with self._client.stream("GET", url_for_tls(self._url + path)) as response:
+                return Answer(response.status_code, (await _read_up_to(response, max_bytes))[:max_bytes])
+        except httpx.TimeoutException:
+            raise TransportError(f"{shown} does not answer within {self._timeout_seconds:g} s") from None
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+            raise TransportError(f"{shown} cannot be asked: {reason_of(error)}") from None
+
+
+async def _read_up_to(response: httpx.Response, max_bytes: int) -> bytes:
+    """The body; of a longer one a byte more than that, so that it is seen to be longer."""
+    body = bytearray()
+    try:
+        async for chunk in response.aiter_bytes():
+            body += chunk
+            if len(body) > max_bytes:
+                # The loop is not left here: httpx would leave its generators to the garbage collector, and trio
+                # complains of that.  With the connection closed the next step ends them all.
+                await response.aclose()
+                body = body[: max_bytes + 1]
+    except httpx.TransportError:
+        if len(body) <= max_bytes:
+            raise
+    return bytes(body)

@@ -13,7 +13,17 @@ import pytest
 
 from derp import log
 from derp.keys import NodePrivate, NodePublic
-from derp.log import LineWriter, Rarely, and_more, dropped_line_count, fields, flush_log, set_up_logging, tell_fatal
+from derp.log import (
+    LineWriter,
+    Rarely,
+    and_more,
+    dropped_line_count,
+    fields,
+    flush_log,
+    recent_lines,
+    set_up_logging,
+    tell_fatal,
+)
 from derp.text import fit_to_show
 
 PRIVATE = NodePrivate(b"\x11" * 32)
@@ -312,3 +322,23 @@ def test_many_threads_lose_nothing() -> None:
     for name in range(8):
         mine = [int(line.split()[1]) for line in lines if line.startswith(b"%d " % name)]
         assert mine == list(range(500)), "in the order in which they were said"
+
+
+# --- the last lines
+
+
+def test_the_last_lines_are_kept_without_secrets_and_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_up_logging("json", "info", io.StringIO())
+    logger = logging.getLogger("derp")
+    logger.info("Authorization: Bearer abcdefgh1234")
+    logger.debug("nobody asked for this one")
+    [line] = recent_lines()
+    assert json.loads(line)["message"] == "Authorization: Bearer <secret>"
+    monkeypatch.setattr(log, "MAX_RECENT_LINES", 3)
+    for number in range(10):
+        logger.info("%d", number)
+    assert [json.loads(line)["message"] for line in recent_lines()] == ["7", "8", "9"]
+    monkeypatch.setattr(log, "MAX_RECENT_CHARS", 2 * len(recent_lines()[0]))
+    logger.info("last")
+    assert len(recent_lines()) <= 2
+    assert json.loads(recent_lines()[-1])["message"] == "last"

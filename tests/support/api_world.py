@@ -18,6 +18,7 @@ from tailnet.services.agent_requests import AgentRequests
 from tailnet.services.agents import Agents
 from tailnet.services.derp_maps import DerpMaps
 from tailnet.services.git_keys import GitKeys
+from tailnet.services.health import Health
 from tailnet.services.inspection import Inspection
 from tailnet.services.instance_identity import InstanceIdentity
 from tailnet.services.logs import Logs
@@ -77,6 +78,7 @@ def make_world(store: Store, config: CoordinatorConfig | None = None) -> World:
         derp_maps=maps,
         inspection=inspection,
         overviews=Overviews(agents, inspection, Why(inspection, None)),
+        health=Health({}, lambda: NOW),
         access_url=ACCESS_URL,
         metrics=lambda: b"tailnet_up 1\n",
     )

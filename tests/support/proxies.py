@@ -70,6 +70,40 @@ async def open_page(answer: Callable[[Request], bytes], *, tls: ssl.SSLContext |
         yield page
 
 
+@dataclass
+class Front(StandIn):
+    """A reverse proxy in front of a server; `pass_on` says what becomes of the head of each connection's first request:
+    what goes on, or an answer (it begins with HTTP/)."""
+
+    target: int = 0
+    pass_on: Callable[[bytes], bytes] = field(default=lambda head: head)
+
+
+@asynccontextmanager
+async def open_front() -> AsyncIterator[Front]:
+    """It listens before its target is known, so that a server can be told its address."""
+    front = Front()
+
+    async def serve(stream: trio.abc.Stream) -> None:
+        received = b""
+        while b"\r\n\r\n" not in received:
+            data = await stream.receive_some()
+            if not data:
+                return
+            received += data
+        head, _, rest = received.partition(b"\r\n\r\n")
+        head = front.pass_on(head)
+        if head.startswith(b"HTTP/"):
+            await stream.send_all(head + b"\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            return
+        onward = await trio.open_tcp_stream("127.0.0.1", front.target)
+        await onward.send_all(head + b"\r\n\r\n" + rest)
+        await _splice(stream, onward)
+
+    async with _serving(front, serve, None):
+        yield front
+
+
 @asynccontextmanager
 async def _serving(
     stand_in: StandIn, serve: Callable[[trio.abc.Stream], Awaitable[None]], tls: ssl.SSLContext | None

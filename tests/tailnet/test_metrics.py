@@ -62,6 +62,8 @@ READING = CoordinatorReading(
     refused_sockets=105,
     reports_delayed=106,
     reports_refused=107,
+    health={"disk-full": 2, "log-lost": 0},
+    health_measured_at=46.5,
     outbox={"logs": KindReading(33, 34, 35, 36, 37, {Loss.AGENT: 38, Loss.TOTAL: 39})},
     outbox_max_bytes=45,
     store_failures={"locked": 40},
@@ -107,6 +109,9 @@ def test_every_number_has_its_name() -> None:
     assert [name for name in found if name.startswith("tailnet_build_info")] == [build_row("tailnet")]
     assert found == {
         build_row("tailnet"): 1,
+        "tailnet_health{disk-full}": 2,
+        "tailnet_health{log-lost}": 0,
+        "tailnet_health_measured_timestamp_seconds": 46.5,
         "tailnet_peers": 1,
         "tailnet_absent_peers": 2,
         "tailnet_tunnels": 3,

@@ -18,6 +18,7 @@ from tailnet.tokens import (
     parse_agent_token,
     parse_user_token,
     query_values,
+    without_user_tokens,
 )
 
 UUID_TEXT = "0d5d2bc7-06e5-4a9b-9b0e-0a6ac2a4c4c1"
@@ -154,3 +155,10 @@ def test_any_header_is_read(headers: dict[str, str]) -> None:
 @given(st.uuids())
 def test_digests_differ(token: UUID) -> None:
     assert agent_token_digest(token) != agent_token_digest(UUID(int=token.int ^ 1))
+
+
+def test_a_users_token_in_a_path_is_masked() -> None:
+    token = "aB3defghij-0123456789ABCDEFGHIJkl"
+    assert without_user_tokens(f"/nowhere/{token}/x") == "/nowhere/<secret>/x"
+    for harmless in ("/api/v2/workspaceagents/7a1fffd4-2b1c-4d5e-8f90-0123456789ab/logs", "/debug/derp-map", ""):
+        assert without_user_tokens(harmless) == harmless

@@ -90,3 +90,13 @@ async def test_lists_in_a_relay() -> None:
         relay = await call(server, private=other, mesh_key=MESH)  # a relay of the region is no stranger
         await caller.aclose()
         await relay.aclose()
+
+
+def test_a_key_that_is_expected_comes_in_while_it_is() -> None:
+    admission = Admission(config(allow_keys=frozenset({GOOD}), deny_keys=frozenset({BAD})))
+    with admission.expecting(OTHER), admission.expecting(BAD):
+        assert admission.decide(OTHER, "") == admission.decide(BAD, "") == Verdict(True)
+    for key in (OTHER, BAD):
+        verdict = admission.decide(key, "")
+        assert verdict is not None
+        assert not verdict.allowed

@@ -24,6 +24,7 @@ OPEN = {
     "/login": "there one proves who one is",
     "/logout": "who has no session may end none",
     "/live.js": "the script of pages has no secret",
+    "/health": "strangers get the state alone, and cause no measurement",
     "/docs": "what can be asked is no secret",
     "/api/v2/openapi.json": "the same, for programs",
     "/{path:path}": "unknown websockets, which get a 404",

@@ -42,7 +42,10 @@ async def test_pages_and_questions_are_answered(world: World) -> None:
         assert (await client.get("/debug/check")).status_code == 500
         missing = await client.get("/debug/pprof")
         assert missing.status_code == 404
-        assert "/debug/check, /debug/clients, /debug/clients/, /debug/tailnet, /debug/why" in missing.json()["detail"]
+        assert missing.json()["detail"] == (
+            "There are: /api/v2/openapi.json, /debug/check, /debug/clients, /debug/clients/, /debug/derp-map, "
+            "/debug/log, /debug/settings, /debug/tailnet, /debug/why, /health?format=text, /metrics"
+        )
 
 
 async def test_the_index_has_links_to_all_and_to_what_other_resources_answer(world: World) -> None:

@@ -1,0 +1,77 @@
+"""How commands ask a running server as its operator (layer L4): over loopback, or with an administrator's token."""
+
+from collections.abc import Callable
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+import click
+
+from derp.cli_run import FILE
+from derp.text import error_text, fit_to_show
+from tailnet.config import CoordinatorConfig
+from tailnet.errors import ConfigError
+from tailnet.transport.fetch import Asker
+
+# A run of all health checks takes ten seconds at the most.
+ASK_SECONDS: Final = 20.0
+_MAX_TOKEN_BYTES: Final = 4_096
+_UNSPECIFIED: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+
+
+def token_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds --token-file as `token_file`."""
+    return click.option(
+        "--token-file",
+        type=FILE,
+        metavar="FILE",
+        help="an administrator's token, for a server that does not see us come over loopback",
+    )(command)
+
+
+def read_token(token_file: str | None) -> str:
+    """The token in a file, "" without one.  Raises ConfigError."""
+    if token_file is None:
+        return ""
+    try:
+        with Path(token_file).open("rb") as file:
+            return file.read(_MAX_TOKEN_BYTES).decode("ascii").strip()
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(f"--token-file {token_file}: cannot be read: {error_text(error)}") from None
+
+
+def open_door(url: str, token: str) -> Asker:
+    """Who asks the server at `url`.  Raises ConfigError for what is no such URL, or would show the token to others."""
+    shown = fit_to_show(url)
+    try:
+        parts = urlsplit(url)
+        has_port = parts.port != 0
+    except ValueError:
+        has_port = False
+        parts = urlsplit("")
+    if parts.scheme not in ("http", "https") or not parts.hostname or not has_port or parts.query:
+        raise ConfigError(f"{shown}: must look like http://127.0.0.1:3000")
+    is_local = _is_local(parts.hostname)
+    if token and parts.scheme == "http" and not is_local:
+        raise ConfigError(f"{shown}: the token would travel in the clear: use https, or run this on that machine")
+    # Our own machine answers by an address that is in no certificate, and needs no token.
+    verified = parts.scheme == "http" or not is_local or bool(token)
+    return Asker(url, token=token, verified=verified, timeout_seconds=ASK_SECONDS)
+
+
+def own_url(config: CoordinatorConfig) -> str:
+    """Where the server of these settings is reached from its own machine."""
+    host, port = config.listen[0]
+    host = _UNSPECIFIED.get(host, host)
+    scheme = "http" if config.tls is None else "https"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _is_local(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
