@@ -47,6 +47,7 @@ DERPPEER_WEBSOCKET = GoProgram("derppeer-websocket", INTEROP, "./cmd/derppeer", 
 # Pinned by the `tool` lines of the module's go.mod, and therefore by its go.sum.
 DERPER = GoProgram("derper", INTEROP, "tailscale.com/cmd/derper")
 NETCHECKPEER = GoProgram("netcheckpeer", INTEROP, "./cmd/netcheckpeer")
+WGPEER = GoProgram("wgpeer", INTEROP, "./cmd/wgpeer")
 AUTOCERT_CACHE = GoProgram("autocertcache", INTEROP, "./cmd/autocertcache")
 DERPPROBE = GoProgram("derpprobe", INTEROP, "tailscale.com/cmd/derpprobe")
 PEBBLE = GoProgram("pebble", ACME, "github.com/letsencrypt/pebble/v2/cmd/pebble")
@@ -62,7 +63,7 @@ TAILNET_RPC_SERVER = GoProgram("tailnet-rpcserver", TAILNET, "./cmd/rpcserver")
 COORDINATOR_LOAD = GoProgram("coordinatorload", ROOT / "bench" / "coordinator_load", ".")
 
 ALL = (
-    *(DERPPEER, DERPPEER_WEBSOCKET, NETCHECKPEER, DERPER, DERPPROBE, LOAD),
+    *(DERPPEER, DERPPEER_WEBSOCKET, NETCHECKPEER, DERPER, DERPPROBE, LOAD, WGPEER),
     *(PEBBLE, CHALLTESTSRV, AUTOCERT_CACHE),
     *(TAILSCALED, TAILSCALED_CONTROL),
     *(TAILNET_PEER, TAILNET_COORDINATOR, TAILNET_RPC_SERVER, COORDINATOR_LOAD),
