@@ -54,6 +54,7 @@ ORDER: tuple[tuple[str, int], ...] = (
     ("tailnet/sodium", 0),
     ("tailnet/rpc", 1),
     ("tailnet/coordinator", 1),
+    ("tailnet/netstack", 1),
     ("tailnet/proto", 1),
     ("tailnet/wireguard", 1),
     ("tailnet/paths", 1),

@@ -19,9 +19,14 @@ from derp.relay.deadlines import Deadlines
 from derp.relay.keepalive import KeepAliveWheel
 from derp.relay.rounds import Round
 from tailnet.errors import PeerSilent
+from tailnet.netstack.connection import Connection
+from tailnet.netstack.limits import Limits
+from tailnet.netstack.stack import Happened, Stack
+from tailnet.netstack.states import State
 from tailnet.rpc.connection import ClientConnection, ServerConnection
 from tailnet.rpc.yamux import YamuxSession
 from tests.derp.relay.world import World
+from tests.support.netsim import ADDRESSES
 from tests.tailnet.wireguard.world import Node, packet
 from tests.tailnet.wireguard.world import World as WireGuardWorld
 from tests.test_house import imports, modules
@@ -199,11 +204,48 @@ def walk_device() -> Walked:
     return Walked(a.device, act, output, name=type)
 
 
+def walk_netstack() -> Walked:
+    """A stack whose peer is another one; the peer is asked only when a step says so."""
+    limits = Limits(connect_seconds=8.0, give_up_seconds=20.0, time_wait_seconds=5.0, keep_alive_idle=30.0)
+    stack, peer = (Stack([address], bytes, START, limits) for address in ADDRESSES)
+    listener = peer.listen(80)
+    dialled: list[Connection] = []
+
+    def act(number: int, now: float) -> None:
+        match number % 8:
+            case 0 if len(dialled) < 3:
+                stack.now = now
+                dialled.append(stack.connect(ADDRESSES[1], 80))
+            case 1 | 2 | 3:  # what was said arrives there, and the answers here
+                peer.receive_packets(stack.packets_to_send(now), now)
+                stack.receive_packets(peer.packets_to_send(now), now)
+            case 4:  # what was said is lost
+                stack.packets_to_send(now)
+            case 5:
+                for connection in dialled:
+                    if connection.state is State.ESTABLISHED and not connection.sender.fin_queued:
+                        connection.send(bytes(number))
+            case 6 if dialled:
+                dialled[number // 8 % len(dialled)].close()
+            case _:
+                other = listener.accept()
+                if other is not None:
+                    other.send(bytes(number))
+
+    def name(event: object) -> object:
+        assert isinstance(event, Happened)
+        assert isinstance(event.subject, Connection)
+        return event.subject.local_port, event.what
+
+    return Walked(stack, act, name=name)
+
+
 CORES: dict[str, list[Callable[[], Walked]]] = {
     "derp/relay/deadlines.py:Deadlines": [walk_deadlines],
     "derp/relay/keepalive.py:KeepAliveWheel": [walk_keep_alives],
     "derp/relay/rounds.py:Round": [walk_round],
     "tailnet/wireguard/device.py:Device": [walk_device],
+    "tailnet/netstack/stack.py:Stack": [walk_netstack],
     "tailnet/rpc/yamux.py:YamuxSession": [lambda: walk_session(server=True), lambda: walk_session(server=False)],
     "tailnet/rpc/connection.py:_Connection": [walk_server, walk_client],
     "tailnet/rpc/connection.py:ServerConnection": [walk_server],

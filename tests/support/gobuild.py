@@ -21,7 +21,6 @@ INTEROP = ROOT / "tests" / "interop" / "go"
 TAILNET = ROOT / "tests" / "interop" / "go_tailnet"
 ACME = ROOT / "tests" / "interop" / "go_acme"
 TAILSCALE = ROOT / "tests" / "interop" / "go_tailscaled"
-CLIENT = ROOT / "tests" / "interop" / "go_client"
 
 
 class GoMissing(Exception):
@@ -61,16 +60,13 @@ LOAD = GoProgram("derpload", ROOT / "bench" / "load", ".")
 TAILNET_PEER = GoProgram("tailnet-peer", TAILNET, "./cmd/peer")
 TAILNET_COORDINATOR = GoProgram("tailnet-coordinator", TAILNET, "./cmd/coordinator")
 TAILNET_RPC_SERVER = GoProgram("tailnet-rpcserver", TAILNET, "./cmd/rpcserver")
-OAPI_CODEGEN = GoProgram("oapi-codegen", CLIENT, "github.com/oapi-codegen/oapi-codegen/v2/cmd/oapi-codegen")
-# Its folder `api` is what the generator makes: tests/interop/test_generated_clients.py.
-API_CLIENT = GoProgram("apiclient", CLIENT, ".")
 COORDINATOR_LOAD = GoProgram("coordinatorload", ROOT / "bench" / "coordinator_load", ".")
 
 ALL = (
     *(DERPPEER, DERPPEER_WEBSOCKET, NETCHECKPEER, DERPER, DERPPROBE, LOAD, WGPEER),
     *(PEBBLE, CHALLTESTSRV, AUTOCERT_CACHE),
     *(TAILSCALED, TAILSCALED_CONTROL),
-    *(TAILNET_PEER, TAILNET_COORDINATOR, TAILNET_RPC_SERVER, COORDINATOR_LOAD, OAPI_CODEGEN),
+    *(TAILNET_PEER, TAILNET_COORDINATOR, TAILNET_RPC_SERVER, COORDINATOR_LOAD),
 )
 
 

@@ -1,0 +1,27 @@
+"""How many packets a stranger's packets may cause: a token bucket for each peer.  Layer L1.  Called by stack.py."""
+
+from tailnet.netstack.limits import Limits
+
+
+class Replies:
+    """Echo replies, ICMP errors, and resets that belong to no connection (RFC 4443 section 2.4 f)."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._buckets: dict[bytes, tuple[float, float]] = {}
+        """Tokens and their time, the longest unused first."""
+
+    def __len__(self) -> int:
+        return len(self._buckets)
+
+    def may_reply(self, address: bytes, now: float) -> bool:
+        """Whether one more goes to this peer."""
+        limits, buckets = self._limits, self._buckets
+        burst = float(limits.replies_burst)
+        tokens, at = buckets.pop(address, (burst, now))
+        tokens = min(tokens + max(now - at, 0.0) * limits.replies_per_second, burst)
+        allowed = tokens >= 1
+        buckets[address] = (tokens - 1 if allowed else tokens, now)
+        if len(buckets) > limits.max_reply_buckets:
+            del buckets[next(iter(buckets))]
+        return allowed
