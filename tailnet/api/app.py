@@ -107,28 +107,28 @@ def reconfigure(app: FastAPI, config: CoordinatorConfig) -> None:
 
 async def _answer_refused(asked: HTTPConnection, error: Exception) -> Response:
     assert isinstance(error, Refused)
-    return await _answer(asked, error)
+    return refusal_response(error)
 
 
 async def _answer_store(asked: HTTPConnection, error: Exception) -> Response:
     _log.error("! %s: %s (request %s)", without_user_tokens(asked.url.path), error, exchange_of(asked.scope).request_id)
-    return await _answer(asked, refusals.store_unreachable())
+    return refusal_response(refusals.store_unreachable())
 
 
 async def _answer_secrets(asked: HTTPConnection, error: Exception) -> Response:
     _log.error("! %s: %s (request %s)", asked.url.path, error, exchange_of(asked.scope).request_id)
-    return await _answer(asked, refusals.no_secrets_kept(str(error)))
+    return refusal_response(refusals.no_secrets_kept(str(error)))
 
 
 async def _answer_http(asked: HTTPConnection, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     match error.status_code:
         case 404:
-            return await _answer(asked, refusals.route_not_found())
+            return refusal_response(refusals.route_not_found())
         case 405:
-            return await _answer(asked, refusals.method_not_allowed())
+            return refusal_response(refusals.method_not_allowed())
         case status:
-            return await _answer(asked, Refused(status, str(error.detail)))
+            return refusal_response(Refused(status, str(error.detail)))
 
 
 async def _answer_invalid(asked: HTTPConnection, error: Exception) -> Response:
@@ -137,18 +137,11 @@ async def _answer_invalid(asked: HTTPConnection, error: Exception) -> Response:
         Validation(".".join(str(part) for part in each["loc"][1:]) or "body", str(each["msg"]))
         for each in error.errors()
     )
-    return await _answer(asked, Refused(400, "Validation failed.", validations=validations))
+    return refusal_response(Refused(400, "Validation failed.", validations=validations))
 
 
 async def _answer_broken(asked: HTTPConnection, error: Exception) -> Response:
     # The boundary of the service: one request's trouble stays its own, and the operator gets the whole story.
     path = without_user_tokens(asked.url.path)
     _log.error("! %s failed (request %s)", path, exchange_of(asked.scope).request_id, exc_info=error)
-    return await _answer(asked, Refused(500, "An internal server error occurred.", "The server's log says more."))
-
-
-async def _answer(asked: HTTPConnection, refused: Refused) -> Response:
-    response = refusal_response(refused)
-    if isinstance(asked, WebSocket):
-        await asked.send_denial_response(response)
-    return response
+    return refusal_response(Refused(500, "An internal server error occurred.", "The server's log says more."))
