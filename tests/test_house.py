@@ -52,6 +52,7 @@ ORDER: tuple[tuple[str, int], ...] = (
     ("tailnet/refusals", 0),
     ("tailnet/tokens", 0),
     ("tailnet/sodium", 0),
+    ("tailnet/signatures", 0),
     ("tailnet/rpc", 1),
     ("tailnet/coordinator", 1),
     ("tailnet/netstack", 1),

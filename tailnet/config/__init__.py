@@ -3,8 +3,8 @@ the way to the value.  The engine is derp/config/setting.py, derp/config/sources
 """
 
 from derp.config.reload import Changes, compare
-from tailnet.config.coordinator import Banner, CoordinatorConfig
+from tailnet.config.coordinator import Banner, CoordinatorConfig, WebhookTarget
 from tailnet.config.load import load_config
 from tailnet.config.settings import SETTINGS
 
-__all__ = ["SETTINGS", "Banner", "Changes", "CoordinatorConfig", "compare", "load_config"]
+__all__ = ["SETTINGS", "Banner", "Changes", "CoordinatorConfig", "WebhookTarget", "compare", "load_config"]

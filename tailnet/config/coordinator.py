@@ -20,6 +20,14 @@ class Banner:
     enabled: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class WebhookTarget:
+    """Who is told what happens to agents, and what such a message is signed with: several while they are exchanged."""
+
+    url: str
+    secrets: tuple[bytes, ...] = field(repr=False)
+
+
 @dataclass(frozen=True, kw_only=True)
 class CoordinatorConfig(ServerConfig):
     """All settings of one coordinator.  `load_config` guarantees the bounds; whoever builds one by hand keeps them."""
@@ -69,6 +77,13 @@ class CoordinatorConfig(ServerConfig):
     keep_logs_seconds: float = 14 * 86_400.0
     keep_sessions_seconds: float = 90 * 86_400.0
     max_stored_log_bytes: int = 4 * 1024**3  # of all agents; each has a megabyte
+
+    # What happens to agents: kept only if somebody asks for it, here or by the webhook.  A receiver may be away for a
+    # weekend; 500,000 events at the most, of 10,000 agents that report statistics alone those of four hours.
+    events: bool = False
+    keep_events_seconds: float = 3 * 86_400.0
+    webhook: WebhookTarget | None = None
+
     # What waits while the store is away: minutes of 5,000 agents' reports.
     max_waiting_report_bytes: int = 64 * 1024 * 1024
 
@@ -91,6 +106,11 @@ class CoordinatorConfig(ServerConfig):
 
     # The reference's.  A dashboard asks some 60 times a minute; a loop that forgot to wait has to wait then.
     api_rate_limit: int = 512  # requests a minute of each user; 0: any number
+
+    @property
+    def keeps_events(self) -> bool:
+        """Whether somebody wants to know what happens to agents."""
+        return self.events or self.webhook is not None
 
     @property
     def inactive_seconds(self) -> float:

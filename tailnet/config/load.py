@@ -17,11 +17,13 @@ from derp.config.load import (
     relay_attributes,
     tell_about_rules,
 )
-from derp.config.sources import Given, read_sources
+from derp.config.sources import Given, read_file, read_sources
 from derp.config.tls import read_tls
-from tailnet.config.coordinator import CoordinatorConfig
+from tailnet.config.coordinator import CoordinatorConfig, WebhookTarget
 from tailnet.config.key_file import read_key_file
 from tailnet.config.settings import RELAY_PREFIX, SETTINGS
+from tailnet.errors import ConfigError
+from tailnet.signatures import parse_secrets
 
 _NO_HTTP: Final = -1
 
@@ -47,6 +49,7 @@ def load_config(
     attributes |= connection_limit(given, open_files)
     attributes["relay"] = _relay(given)
     attributes["secrets_keys"] = _secrets_keys(given)
+    attributes["webhook"] = _webhook(given)
     if given.get("dev"):
         _check_dev(given)
         attributes |= {"store": "", "stun_may_move": "stun_listen" not in given}
@@ -65,6 +68,24 @@ def _tls(given: Given, listen: tuple[tuple[str, int], ...]) -> TlsConfig | None:
     tls = read_tls(given, listen, hostname=hostname, default_http_port=_NO_HTTP, as_derper=False)
     # Health checks of the API come by address, and say no name.
     return replace(tls, require_sni=False) if tls is not None else None
+
+
+def _webhook(given: Given) -> WebhookTarget | None:
+    url, path = given.get("webhook_url"), given.get("webhook_secret_file")
+    if not url and not path:
+        return None
+    if not url:
+        given.fail("webhook_secret_file", "signs for nobody: set --webhook-url too")
+    if not path:
+        given.fail("webhook_url", "a receiver knows us by a signature: set --webhook-secret-file too")
+    try:
+        secrets = parse_secrets(read_file(path, "webhook's secrets").decode("utf-8", "replace"))
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    parts = urlsplit(url)
+    if parts.scheme == "http" and not is_local(parts.hostname or ""):
+        given.notices.append("what the webhook tells travels in the clear: use https in --webhook-url")
+    return WebhookTarget(url, secrets)
 
 
 def _relay(given: Given) -> RelayRules:

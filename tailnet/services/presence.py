@@ -4,7 +4,7 @@ Here an agent counts as connected while it has an open channel, whatever was wri
 so that the store is never between an agent and its peers.  server/server.py says who came and who left.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Final
 from uuid import UUID
@@ -13,7 +13,7 @@ import trio
 
 from tailnet.health.flaps import Flaps
 from tailnet.services.reports import AgentReports
-from tailnet.store.rows import AgentIdentity, PresenceChange
+from tailnet.store.rows import AgentIdentity, EventType, PresenceChange
 from tailnet.transport.channel import Connected
 from tailnet.types import PeerID
 
@@ -22,18 +22,21 @@ STEP_SECONDS: Final = 1.0
 
 
 class AgentPresence:
-    """`came` and `left` from the reactor; `run` as one task.  `changed(owner_id)` tells watchers of workspaces."""
+    """`came` and `left` from the reactor; `run` as one task.  `changed(owner_id)` tells watchers of workspaces,
+    `happened(agent_id, ...)` the control plane."""
 
     def __init__(
         self,
         reports: AgentReports,
         sign_of_life_seconds: float,
         changed: Callable[[UUID], None],
+        happened: Callable[[PeerID, EventType, Mapping[str, object]], None] = lambda agent_id, kind, details: None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._reports = reports
         self._sign_of_life_seconds = sign_of_life_seconds
         self._changed = changed
+        self._happened = happened
         self._clock = clock
         self._channels: dict[PeerID, set[Connected]] = {}
         self.flaps: Flaps[PeerID] = Flaps()
@@ -42,7 +45,10 @@ class AgentPresence:
         """An agent's connection that drives its status opened."""
         agent = channel.caller.identity
         assert isinstance(agent, AgentIdentity)
-        self._channels.setdefault(agent.id, set()).add(channel)
+        mine = self._channels.setdefault(agent.id, set())
+        if not mine:
+            self._happened(agent.id, EventType.CONNECTED, {})
+        mine.add(channel)
         now = self._clock()
         self.flaps.note(agent.id, now.timestamp())
         self._reports.note_presence(PresenceChange(agent.id, came_at=now))
@@ -58,6 +64,7 @@ class AgentPresence:
         if not mine:
             del self._channels[agent_id]
             self._reports.note_presence(PresenceChange(agent_id, left_at=self._clock()))
+            self._happened(agent_id, EventType.DISCONNECTED, {"reason": "its connection ended"})
             self._changed(channel.caller.identity.owner_id)
 
     def is_here(self, agent_id: PeerID) -> bool:
@@ -86,4 +93,5 @@ class AgentPresence:
         now = self._clock()
         for agent_id in self._channels:
             self._reports.note_presence(PresenceChange(agent_id, left_at=now))
+            self._happened(agent_id, EventType.DISCONNECTED, {"reason": "its server ended"})
         self._channels.clear()

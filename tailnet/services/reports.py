@@ -6,7 +6,7 @@ report.  agent_rpc.py and presence.py report.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Generic, TypeVar
@@ -22,7 +22,10 @@ from tailnet.store.rows import (
     AppHealths,
     AppStatusReport,
     ConnectionReport,
+    EventType,
+    HealthsTaken,
     LifecycleChange,
+    LifecycleState,
     LogBatch,
     MetadataValue,
     PresenceChange,
@@ -44,10 +47,19 @@ MAX_REMEMBERED: Final = 50_000
 _OVER: Final = MAX_LOG_BYTES_PER_AGENT + 1
 
 
+# States of an agent that the control plane is told of.
+_TOLD: Final[Mapping[LifecycleState, tuple[EventType, Mapping[str, object]]]] = {
+    LifecycleState.READY: (EventType.READY, {}),
+    LifecycleState.START_ERROR: (EventType.START_FAILED, {"reason": "a script failed"}),
+    LifecycleState.START_TIMEOUT: (EventType.START_FAILED, {"reason": "scripts take too long"}),
+}
+
+
 class AgentReports:
     """The kinds of reports of one server.  `server_id` says which server it is that saw an agent.
 
     `logs_written`, `metadata_written`: told of whose lines and values are in the store now, for those who follow them.
+    `happened`: told of what the control plane may want to know.
     """
 
     def __init__(
@@ -60,8 +72,10 @@ class AgentReports:
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         logs_written: Callable[[Collection[PeerID]], None] = lambda agent_ids: None,
         metadata_written: Callable[[Collection[PeerID]], None] = lambda agent_ids: None,
+        happened: Callable[[PeerID, EventType, Mapping[str, object]], None] = lambda agent_id, kind, details: None,
     ) -> None:
         self.outbox = outbox
+        self._happened = happened
         self._logs_written = logs_written
         self._metadata_written = metadata_written
         self._log_bytes = _Remembered[int]()  # of an agent, as far as it is known here
@@ -208,9 +222,14 @@ class AgentReports:
 
     def note_lifecycle(self, change: LifecycleChange) -> None:
         self.outbox.put(self._lifecycles, change)
+        if change.state in _TOLD:
+            kind, details = _TOLD[change.state]
+            self._happened(change.agent_id, kind, details)
 
     def note_stats(self, report: StatsReport) -> None:
         self.outbox.put(self._stats, report)
+        counts = {name: getattr(report, name) for name in ("connection_count", "rx_bytes", "tx_bytes")}
+        self._happened(report.agent_id, EventType.STATS, counts)
 
     def note_metadata(self, values: Sequence[MetadataValue]) -> None:
         for value in values:
@@ -254,10 +273,18 @@ class AgentReports:
                 self._log_bytes.put(batch.agent_id, _OVER)
         self._logs_written({batch.agent_id for batch in batches})
 
-    def _note_healths(self, batches: Sequence[AppHealths], problems: Sequence[str]) -> None:
-        for batch, problem in zip(batches, problems, strict=True):
+    def _note_healths(self, batches: Sequence[AppHealths], taken: HealthsTaken) -> None:
+        for batch, problem in zip(batches, taken.problems, strict=True):
             if problem:
                 self._unfit_healths.put(batch.agent_id, problem)
+        for change in taken.changed:
+            details = {
+                "app_id": str(change.app_id),
+                "app_slug": change.slug,
+                "health": change.health.name.lower(),
+                "health_before": change.before.name.lower(),
+            }
+            self._happened(change.agent_id, EventType.APP_HEALTH, details)
 
 
 class _Remembered(Generic[T]):

@@ -21,6 +21,8 @@ from tailnet.store.rows import (
     AppStatus,
     AppStatusReport,
     Definitions,
+    HealthChange,
+    HealthsTaken,
     RunStage,
     RunStatus,
     Script,
@@ -76,14 +78,16 @@ class AppTables(Part):
         return connection.execute(_METADATA, {"agent": agent_id}).scalars().all()
 
     @notes
-    def update_app_healths(self, connection: sa.Connection, batches: Sequence[AppHealths]) -> list[str]:
-        """For each batch why it was refused, or nothing.  Of a refused batch nothing is stored."""
+    def update_app_healths(self, connection: sa.Connection, batches: Sequence[AppHealths]) -> HealthsTaken:
+        """For each batch why it was refused, or nothing, and what changed.  Of a refused batch nothing is stored."""
         problems: list[str] = []
         changes: dict[UUID, AppHealth] = {}
         owners: dict[UUID, tuple[PeerID, bool]] = {}
+        before: dict[UUID, tuple[AppHealth, str]] = {}
         for piece in pieces({app_id for batch in batches for app_id in batch.healths}):
             for row in connection.execute(sa.select(agent_apps).where(agent_apps.c.id.in_(piece))):
                 owners[row.id] = row.agent_id, App(row.id, row.definition, AppHealth.DISABLED).is_checked
+                before[row.id] = AppHealth(row.health), str(row.definition["slug"])
         for batch in batches:
             wrong = [each for each in batch.healths if owners.get(each) != (batch.agent_id, True)]
             problems.append(f"app {wrong[0]} is none of this agent's that has a health check" if wrong else "")
@@ -96,7 +100,12 @@ class AppTables(Part):
                 .values(health=sa.bindparam("new_health")),
                 [{"app": app_id, "new_health": int(health)} for app_id, health in changes.items()],
             )
-        return problems
+        changed = [
+            HealthChange(owners[app_id][0], app_id, before[app_id][1], before[app_id][0], health)
+            for app_id, health in changes.items()
+            if health is not before[app_id][0]
+        ]
+        return HealthsTaken(problems, changed)
 
     @notes
     def add_app_statuses(self, connection: sa.Connection, reports: Sequence[AppStatusReport]) -> list[bool]:

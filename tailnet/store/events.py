@@ -5,7 +5,7 @@ that servers have together, as the webhook is, has its position here, and one se
 """
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import uuid4
 
@@ -17,6 +17,7 @@ from tailnet.store.rows import EventPage, Happening, StoredEvent
 from tailnet.store.schema import agents, event_readers, events, users, workspaces
 from tailnet.types import PeerID
 
+_LONG_AGO: Final = datetime(1970, 1, 1, tzinfo=UTC)
 # In one answer and one delivery's batch: some 100 KB.
 PAGE_EVENTS: Final = 200
 
@@ -28,8 +29,8 @@ class EventTables(Part):
     nothing that the other one may want.
     """
 
-    def add(self, happenings: Sequence[Happening]) -> None:
-        """Number them, with the names that their agents have now."""
+    def add(self, happenings: Sequence[Happening]) -> int:
+        """Number them, with the names that their agents have now.  Returns the highest number."""
         with self.database.writing(durable=False) as connection:
             # A number that becomes visible after a higher one would be passed over.
             self.database.dialect.lock(connection, "events")
@@ -44,6 +45,7 @@ class EventTables(Part):
                 for each in happenings
             ]
             connection.execute(events.insert(), rows)
+            return int(connection.execute(sa.select(sa.func.max(events.c.id))).scalar_one())
 
     @reads
     def page(self, connection: sa.Connection, after: int, limit: int = PAGE_EVENTS) -> EventPage:
@@ -75,6 +77,12 @@ class EventTables(Part):
         with self.database.writing(durable=False) as connection:
             change = event_readers.update().where(*mine).values(position=position, held_until=until)
             return bool(connection.execute(change).rowcount)
+
+    def release_reader(self, name: str, holder: str) -> None:
+        """Let another server have the reader now."""
+        with self.database.writing(durable=False) as connection:
+            change = event_readers.update().where(event_readers.c.name == name, event_readers.c.held_by == holder)
+            connection.execute(change.values(held_until=_LONG_AGO))
 
 
 def _names(connection: sa.Connection, agent_ids: set[PeerID]) -> dict[PeerID, Mapping[str, Any]]:

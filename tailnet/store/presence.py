@@ -11,9 +11,11 @@ from typing import Final
 
 import sqlalchemy as sa
 
+from tailnet.store.callers import pieces
 from tailnet.store.part import Part, notes, reads
 from tailnet.store.rows import PresenceChange, ServerRow
 from tailnet.store.schema import PeerIdText, Text, UtcTime, agents, servers
+from tailnet.types import PeerID
 
 # Clocks of servers that agree about nothing else agree within this.  A time further ahead is a clock's fault.
 CLOCKS_DIFFER: Final = timedelta(seconds=60)
@@ -87,6 +89,23 @@ class PresenceTables(Part):
             rows = [{"agent": agent_id, "at": at, **common} for agent_id, at in moments if at is not None]
             if rows:
                 connection.execute(statement, rows)
+
+    @notes
+    def release_forsaken(self, connection: sa.Connection, silent_since: datetime) -> list[PeerID]:
+        """Take agents from servers that said nothing since then, and did not say that they end.  Returns which."""
+        alive = sa.select(servers.c.id).where(servers.c.seen_at >= silent_since)
+        forsaken = agents.c.seen_by.not_in(alive), agents.c.last_connected_at < silent_since
+        found = connection.execute(
+            sa.select(agents.c.id).where(*forsaken).order_by(agents.c.id).with_for_update(key_share=True)
+        )
+        agent_ids = list(found.scalars())
+        for piece in pieces(agent_ids):
+            connection.execute(
+                agents.update()
+                .where(agents.c.id.in_(piece))
+                .values(seen_by=sa.null(), disconnected_at=agents.c.last_connected_at)
+            )
+        return agent_ids
 
     @notes
     def beat(self, connection: sa.Connection, server: ServerRow) -> None:

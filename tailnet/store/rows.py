@@ -467,6 +467,25 @@ class ConnectionReport:
     app_name: str
 
 
+@dataclass(frozen=True, slots=True)
+class HealthChange:
+    """An app whose health is another one than before."""
+
+    agent_id: PeerID
+    app_id: UUID
+    slug: str
+    before: AppHealth
+    health: AppHealth
+
+
+@dataclass(frozen=True, slots=True)
+class HealthsTaken:
+    """What became of batches of healths: for each why it was refused, or "", and what they changed."""
+
+    problems: Sequence[str]
+    changed: Sequence[HealthChange]
+
+
 class EventType(StrEnum):
     """What happens to an agent, as the control plane is told."""
 

@@ -1,14 +1,17 @@
-"""HTTP from our side (layer L2; the only file of tailnet with httpx): documents that are followed, and questions.
+"""HTTP from our side (layer L2; the only file of tailnet with httpx): documents that are followed, questions, news.
 
-One Fetcher per source keeps its connection and what the server said about the last version.  Spec: RFC 9110 section 13.
-Callers: services/map_sources.py; an Asker asks a running server for the command line (cli/operator_door.py).
+A Fetcher keeps its connection and what the server said about the last version (RFC 9110 section 13).  A Poster tells
+somebody something and hears whether it was taken; an Asker asks a running server for the command line.
+Callers: services/map_sources.py, services/webhook.py, cli/operator_door.py.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 
 import httpx
+import trio
 
 from derp.text import fit_to_show, printable
 from derp.transport.fetch import url_for_tls
@@ -18,6 +21,8 @@ from tailnet.errors import TransportError
 
 # Redirects of a URL that moved; more than three are a loop.
 MAX_REDIRECTS: Final = 3
+# An answer's body is read so far, so that its connection can be used again; a longer one ends the connection.
+MAX_ANSWER_BYTES: Final = 16 * 1024
 
 
 class Fetcher:
@@ -136,3 +141,76 @@ async def _read_up_to(response: httpx.Response, max_bytes: int) -> bytes:
         if len(body) <= max_bytes:
             raise
     return bytes(body)
+
+
+@dataclass(frozen=True, slots=True)
+class Posted:
+    """What a receiver answered."""
+
+    status: int
+    retry_after_seconds: float | None  # as it asks for
+
+
+class Poster:
+    """Posts to one receiver after the other, over a few connections that it keeps.  Use as an async context manager.
+
+    Redirects are not followed: what was meant for one receiver is nobody else's.
+    """
+
+    def __init__(self, *, timeout_seconds: float, max_connections: int) -> None:
+        self._timeout_seconds = timeout_seconds
+        self._max_connections = max_connections
+        self._client: httpx.AsyncClient | None = None
+
+    async def __aenter__(self) -> Self:
+        self._client = httpx.AsyncClient(
+            timeout=self._timeout_seconds,
+            follow_redirects=False,
+            headers={"user-agent": "tailnet", "accept": "*/*"},
+            limits=httpx.Limits(max_connections=self._max_connections, keepalive_expiry=30.0),
+            verify=system_context(),
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._client is not None:
+            await self._client.aclose()
+            self._client = None
+
+    async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> Posted:
+        """Raises TransportError with a reason for the operator when no answer comes in time; it does not hold the URL."""
+        assert self._client is not None, "use as an async context manager"
+        try:
+            # httpx bounds each step; a receiver that sends a byte now and then would keep us for ever.
+            with trio.fail_after(self._timeout_seconds):
+                request = self._client.build_request("POST", url_for_tls(url), content=body, headers=headers)
+                response = await self._client.send(request, stream=True)
+                try:
+                    await _read_away(response)
+                finally:
+                    await response.aclose()
+        except (httpx.TimeoutException, trio.TooSlowError):
+            raise TransportError(f"does not answer within {self._timeout_seconds:g} s") from None
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+            raise TransportError(f"cannot be reached: {reason_of(error)}") from None
+        return Posted(response.status_code, _seconds(response.headers.get("retry-after", "")))
+
+
+async def _read_away(response: httpx.Response) -> None:
+    size = 0
+    try:
+        async for chunk in response.aiter_raw():
+            size += len(chunk)
+            if size > MAX_ANSWER_BYTES:
+                await response.aclose()  # its next step ends the loop, as in Fetcher
+    except httpx.StreamError:
+        if size <= MAX_ANSWER_BYTES:
+            raise
+    except httpx.TransportError:
+        pass  # the head said what counts
+
+
+def _seconds(text: str) -> float | None:
+    return float(text) if text.isascii() and text.isdecimal() and len(text) < 10 else None

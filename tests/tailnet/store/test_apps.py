@@ -43,11 +43,16 @@ def test_healths(defined: Store) -> None:
         AppHealths(MAIN, {EDITOR: AppHealth.HEALTHY, UUID(int=7): AppHealth.HEALTHY}),
         AppHealths(GPU, {EDITOR: AppHealth.HEALTHY}),
     ]
-    said = defined.apps.update_app_healths(wrong)
+    said = defined.apps.update_app_healths(wrong).problems
     assert [str(each) in text for each, text in zip((SHELL, UUID(int=7), EDITOR), said, strict=True)] == [True] * 3
     assert health_of(defined) == before
     # One that is refused does not sink the others.
-    assert [bool(text) for text in defined.apps.update_app_healths([*wrong, good])] == [True, True, True, False]
+    assert [bool(text) for text in defined.apps.update_app_healths([*wrong, good]).problems] == [
+        True,
+        True,
+        True,
+        False,
+    ]
     assert health_of(defined) == [AppHealth.UNHEALTHY, *before[1:]]
 
 
@@ -88,4 +93,4 @@ def test_an_agent_without_any(store: Store) -> None:
     fill(store)
     found = store.apps.definitions(MAIN)
     assert (found.apps, found.scripts, found.metadata) == ([], [], [])
-    assert store.apps.update_app_healths([]) == []
+    assert store.apps.update_app_healths([]) == HealthsTaken([], [])

@@ -28,7 +28,7 @@ def filled(store: Store) -> Any:
     """Everything defined, and something reported of it; gives the document."""
     document = defined_document()
     assert fill(store, document).agents == Tally(3, 0, 0)
-    assert store.apps.update_app_healths([AppHealths(MAIN, {EDITOR: AppHealth.HEALTHY})]) == [""]
+    assert store.apps.update_app_healths([AppHealths(MAIN, {EDITOR: AppHealth.HEALTHY})]).problems == [""]
     assert store.apps.add_app_statuses(
         [AppStatusReport(MAIN, "shell", AppStatus(make_id("status"), NOW, AppState.IDLE, "resting", ""))]
     ) == [True]
