@@ -56,6 +56,11 @@ class CoordinatorReading:
     store_troubles: Mapping[str, bool]  # by trouble: whether it has it now
     store_servers: int  # that use the store now
     store_removed: Mapping[str, int]  # rows, by what they were
+    webhook_tries: Mapping[str, int]  # by outcome
+    webhook_given_up: Mapping[str, int]  # events that were never taken, by reason
+    webhook_waiting: int  # events, now
+    webhook_oldest_seconds: float  # how long the oldest waits, now
+    webhook_gone: bool  # the receiver answered 410, now
     store_changes: int  # that tasks waited for, or that were written behind
     store_transactions: int  # in which they were committed
 
@@ -145,7 +150,23 @@ class CoordinatorCollector(Collector):
             drops.add_metric(labels, count)
         yield drops
         yield from _health_metrics(reading)
+        yield from _webhook_metrics(reading)
         yield from _store_metrics(reading)
+
+
+def _webhook_metrics(reading: CoordinatorReading) -> Iterable[Metric]:
+    tries = CounterMetricFamily("tailnet_webhook_tries", "Events that were posted, by outcome.", labels=["outcome"])
+    for outcome, count in reading.webhook_tries.items():
+        tries.add_metric([outcome], count)
+    given_up = CounterMetricFamily("tailnet_webhook_given_up", "Events that were never taken.", labels=["reason"])
+    for reason, count in reading.webhook_given_up.items():
+        given_up.add_metric([reason], count)
+    yield from (tries, given_up)
+    yield GaugeMetricFamily("tailnet_webhook_events", "Events that wait for the receiver.", reading.webhook_waiting)
+    yield GaugeMetricFamily(
+        "tailnet_webhook_oldest_seconds", "How long the oldest event waits.", reading.webhook_oldest_seconds
+    )
+    yield GaugeMetricFamily("tailnet_webhook_gone", "Whether the receiver wants no more (410).", reading.webhook_gone)
 
 
 def _health_metrics(reading: CoordinatorReading) -> Iterable[Metric]:

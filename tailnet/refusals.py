@@ -174,6 +174,10 @@ def route_not_found() -> Refused:
     return Refused(404, "Route not found.")
 
 
+def administrators_only() -> Refused:
+    return Refused(403, "Forbidden.", "Only administrators may ask for this: `tailnet admin user` makes one.")
+
+
 def stranger(closed: str) -> Refused:
     """`closed`: to whom and why, as derp/server/address.py says it."""
     return Refused(

@@ -26,6 +26,7 @@ from tailnet.api import (
     debug,
     derp_map,
     docs,
+    events,
     git_keys,
     health,
     home,
@@ -67,7 +68,7 @@ def create_app(services: Services) -> FastAPI:
     of_agents = instance_identity, connection, agent_reports, agent_manifest, git_keys, agents, logs, metadata
     of_users = buildinfo, users, workspaces
     for_people = home, sign_in, agent_page, live_script
-    for resource in (*for_people, *of_agents, *of_users, derp_map, health, debug, support, operators, docs):
+    for resource in (*for_people, *of_agents, *of_users, derp_map, events, health, debug, support, operators, docs):
         app.include_router(resource.router, responses={"4XX": {"model": Refusal}, "5XX": {"model": Refusal}})
     app.add_exception_handler(Refused, _answer_refused)
     app.add_exception_handler(StoreError, _answer_store)

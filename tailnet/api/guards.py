@@ -25,6 +25,7 @@ from tailnet.services.agent_metadata import AgentMetadata
 from tailnet.services.agent_requests import AgentRequests
 from tailnet.services.agents import Agents
 from tailnet.services.derp_maps import DerpMaps
+from tailnet.services.events import Events
 from tailnet.services.git_keys import GitKeys
 from tailnet.services.health import Health
 from tailnet.services.inspection import Inspection
@@ -54,6 +55,7 @@ class Services:
     requests: AgentRequests
     logs: Logs
     metadata: AgentMetadata
+    events: Events
     identity: InstanceIdentity
     git_keys: GitKeys
     derp_maps: DerpMaps
@@ -160,6 +162,12 @@ async def _agent_of_page(
     return await authorise_agent(services_of(asked).callers, user, workspaceagent, Right.READ)
 
 
+async def _administrator(user: Annotated[UserIdentity, Depends(_user)]) -> UserIdentity:
+    if not user.admin:
+        raise refusals.administrators_only()
+    return user
+
+
 def own_names(config: CoordinatorConfig, access_url: str) -> tuple[str, ...]:
     """The names that are ours: that of certificates, and that under which clients reach us."""
     return (config.hostname, config.tls.hostname if config.tls is not None else "", urlsplit(access_url).hostname or "")
@@ -203,6 +211,7 @@ CallingAgent = Annotated[AgentIdentity, Depends(_counted_agent)]
 # Whose reports count for its account instead: agent_reports.py.
 ReportingAgent = Annotated[AgentIdentity, Depends(_agent)]
 User = Annotated[UserIdentity, Depends(_user)]
+Administrator = Annotated[UserIdentity, Depends(_administrator)]
 UserOfAgentRoute = Annotated[UserIdentity, Depends(_user_of_agent_route)]
 ReadableAgent = Annotated[AgentIdentity, Depends(_readable_agent)]
 UserOfPage = Annotated[UserIdentity, Depends(user_of_page)]

@@ -19,6 +19,7 @@ from derp.config.load import (
 )
 from derp.config.sources import Given, read_file, read_sources
 from derp.config.tls import read_tls
+from derp.text import error_text
 from tailnet.config.coordinator import CoordinatorConfig, WebhookTarget
 from tailnet.config.key_file import read_key_file
 from tailnet.config.settings import RELAY_PREFIX, SETTINGS
@@ -78,10 +79,13 @@ def _webhook(given: Given) -> WebhookTarget | None:
         given.fail("webhook_secret_file", "signs for nobody: set --webhook-url too")
     if not path:
         given.fail("webhook_url", "a receiver knows us by a signature: set --webhook-secret-file too")
+    notice = readable_by_others(path)
+    if notice is not None:
+        given.notices.append(notice)
     try:
         secrets = parse_secrets(read_file(path, "webhook's secrets").decode("utf-8", "replace"))
     except ValueError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        raise ConfigError(f"{path}: {error_text(error)}") from None
     parts = urlsplit(url)
     if parts.scheme == "http" and not is_local(parts.hostname or ""):
         given.notices.append("what the webhook tells travels in the clear: use https in --webhook-url")

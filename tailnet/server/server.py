@@ -54,6 +54,7 @@ from tailnet.services.agent_requests import AgentRequests
 from tailnet.services.agent_rpc import AgentService
 from tailnet.services.agents import Agents
 from tailnet.services.derp_maps import DerpMaps, StoreMapKeeper
+from tailnet.services.events import Events
 from tailnet.services.feed import DropReason
 from tailnet.services.git_keys import GitKeys
 from tailnet.services.health import Health
@@ -70,6 +71,7 @@ from tailnet.services.rights import Rights
 from tailnet.services.store_watch import StoreWatch
 from tailnet.services.tailnet_rpc import Caller, TailnetService
 from tailnet.services.upkeep import Upkeep
+from tailnet.services.webhook import GivenUp, Outcome, Webhook
 from tailnet.services.why import Why
 from tailnet.services.workspaces import WorkspaceUpdates
 from tailnet.store.outbox import Outbox
@@ -140,6 +142,8 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         self.metadata = AgentMetadata(store)
         self.identity = InstanceIdentity(store, config.identity_anchors)
         self.sealer = Sealer(config.secrets_keys)
+        self.events = Events(store, self.outbox, is_on=config.keeps_events)
+        self.webhook = Webhook(store, self.events, config.webhook, self.store_watch.id)
         self.reports = AgentReports(
             store,
             self.outbox,
@@ -147,9 +151,12 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             inactive_seconds=config.inactive_seconds,
             logs_written=self.logs.written,
             metadata_written=self.metadata.written,
+            happened=self.events.note,
         )
         self.requests = AgentRequests(store, self.reports, changed=self.workspaces.changed, accounts=self.accounts)
-        self.presence = AgentPresence(self.reports, config.agent_ping_seconds, self.workspaces.changed)
+        self.presence = AgentPresence(
+            self.reports, config.agent_ping_seconds, self.workspaces.changed, self.events.note
+        )
         self.region: DERPRegion | None = None
         self.maps: DerpMaps
         self.agents: AgentService
@@ -238,7 +245,14 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             store_failures={trouble.value: self.store.database.failures[trouble] for trouble in StoreTrouble},
             store_troubles=self.store_watch.troubles(),
             store_servers=self.store_watch.servers,
-            store_removed={name: self.upkeep.removed[name] for name in ("stats", "logs", "sessions", "tokens")},
+            store_removed={
+                name: self.upkeep.removed[name] for name in ("stats", "logs", "sessions", "events", "tokens")
+            },
+            webhook_tries={outcome.value: self.webhook.outcomes[outcome] for outcome in Outcome},
+            webhook_given_up={reason.value: self.webhook.given_up[reason] for reason in GivenUp},
+            webhook_waiting=self.webhook.waiting_count,
+            webhook_oldest_seconds=self.webhook.oldest_seconds,
+            webhook_gone=self.webhook.is_gone,
             store_changes=self.store.database.writer.changes,
             store_transactions=self.store.database.writer.transactions,
             feed_followers={name: counts.followers for name, counts in feeds.items()},
@@ -300,6 +314,8 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         nursery.start_soon(self.rights.run)
         nursery.start_soon(self.upkeep.run)
         nursery.start_soon(self.health.run)
+        nursery.start_soon(self.events.run)
+        nursery.start_soon(self.webhook.run)
 
     async def run(self, *, task_status: trio.TaskStatus["CoordinatorServer"] = trio.TASK_STATUS_IGNORED) -> None:
         await prove_hypercorn()
@@ -307,6 +323,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         # What agents' last words changed is written before the store is closed.
         self.presence.finish()
         await self.outbox.finish()
+        await self.webhook.finish()
         await self.store_watch.finish()
 
     def _build(self, nursery: trio.Nursery) -> None:
@@ -339,6 +356,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             requests=self.requests,
             logs=self.logs,
             metadata=self.metadata,
+            events=self.events,
             identity=self.identity,
             git_keys=GitKeys(self.store, self.sealer),
             derp_maps=self.maps,
@@ -464,6 +482,8 @@ class CoordinatorServer(Server[CoordinatorConfig]):
 
     def apply(self, changed: Sequence[str]) -> None:
         config = self.config
+        self.events.is_on = config.keeps_events
+        self.webhook.retarget(config.webhook)
         self.agents.banners = config.announcement_banners
         self.upkeep.limits = retention(config)
         self.sealer.take(config.secrets_keys)
@@ -527,6 +547,7 @@ def retention(config: CoordinatorConfig) -> Retention:
         stats=timedelta(seconds=config.keep_stats_seconds),
         logs=timedelta(seconds=config.keep_logs_seconds),
         sessions=timedelta(seconds=config.keep_sessions_seconds),
+        events=timedelta(seconds=config.keep_events_seconds),
         max_log_bytes=config.max_stored_log_bytes,
     )
 

@@ -23,6 +23,7 @@ from tailnet.types import PeerID
 
 _log = logging.getLogger("tailnet.server")
 
+MOST_EVENTS: Final = PAGE_EVENTS  # of one page
 # How soon events are seen that another server wrote.
 FOREIGN_SECONDS: Final = 2.0
 # Servers say each ten seconds that they are there (store_watch.py); a store that was away takes them a while to tell.

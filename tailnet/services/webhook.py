@@ -105,6 +105,7 @@ class Webhook:
         self._jitter = jitter
         self._answer_seconds = answer_seconds
         self._poster: Poster
+        self._pausing = trio.CancelScope()
         self._done: set[int] = set()  # events behind the position that are done with
         self._troubles: dict[int, _Trouble] = {}
         self._failures = 0  # in a row
@@ -118,6 +119,7 @@ class Webhook:
     def retarget(self, target: WebhookTarget | None) -> None:
         """The settings were read again: who answered 410 is asked once more."""
         self.target, self.is_gone, self._rest_until, self._failures = target, False, 0.0, 0
+        self._pausing.cancel()  # a new reader begins with what comes next, so it begins now
 
     async def run(self) -> None:
         """Deliver, until cancelled."""
@@ -128,10 +130,12 @@ class Webhook:
                 except StoreError as error:
                     _log.warning("! events wait: %s", error)
                     pause = LOOK_SECONDS
-                await self._events.wait_more(pause)
+                with self._pausing:
+                    await self._events.wait_more(pause)
+                self._pausing = trio.CancelScope()
 
     async def take_turn(self) -> float:
-        """Look for events and try to deliver them.  Returns how long to wait for more, in seconds.  Raises StoreError."""
+        """Look for events and try to deliver them.  Returns for how many seconds to wait.  Raises StoreError."""
         target, now = self.target, trio.current_time()
         if target is None or self.is_gone:
             return LOOK_SECONDS

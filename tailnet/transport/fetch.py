@@ -180,7 +180,7 @@ class Poster:
             self._client = None
 
     async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> Posted:
-        """Raises TransportError with a reason for the operator when no answer comes in time; it does not hold the URL."""
+        """Raises TransportError with a reason when no answer comes in time; the URL is not in it."""
         assert self._client is not None, "use as an async context manager"
         try:
             # httpx bounds each step; a receiver that sends a byte now and then would keep us for ever.

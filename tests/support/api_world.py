@@ -17,6 +17,7 @@ from tailnet.services.agent_metadata import AgentMetadata
 from tailnet.services.agent_requests import AgentRequests
 from tailnet.services.agents import Agents
 from tailnet.services.derp_maps import DerpMaps
+from tailnet.services.events import Events
 from tailnet.services.git_keys import GitKeys
 from tailnet.services.health import Health
 from tailnet.services.inspection import Inspection
@@ -73,6 +74,7 @@ def make_world(store: Store, config: CoordinatorConfig | None = None) -> World:
         requests=AgentRequests(store, reports, clock=lambda: NOW),
         logs=Logs(store),
         metadata=AgentMetadata(store, clock=lambda: NOW),
+        events=Events(store, outbox, is_on=settings.keeps_events, clock=lambda: NOW),
         identity=InstanceIdentity(store, clock=lambda: NOW),
         git_keys=GitKeys(store, Sealer([SECRETS_KEY]), lambda: NOW),
         derp_maps=maps,

@@ -1,5 +1,6 @@
 """Settings from every source, each mistake as one line that names place, key and remedy."""
 
+import base64
 import json
 from dataclasses import replace
 from operator import attrgetter
@@ -10,7 +11,7 @@ import pytest
 
 from derp.config.relay import MeshPeer, RateConfig, TlsConfig
 from derp.keys import MeshKey
-from tailnet.config import SETTINGS, Banner, CoordinatorConfig, compare, load_config
+from tailnet.config import SETTINGS, Banner, CoordinatorConfig, WebhookTarget, compare, load_config
 from tailnet.config.key_file import add_key
 from tailnet.config.parse import MAX_BANNER_CHARS, MAX_BANNERS
 from tailnet.errors import ConfigError
@@ -53,6 +54,8 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "keep_stats": ("48h", 172_800.0),
     "keep_logs": ("24h", 86_400.0),
     "keep_sessions": ("72h", 259_200.0),
+    "events": ("true", True),
+    "keep_events": ("24h", 86_400.0),
     "max_stored_log_bytes": ("1048576", 1_048_576),
     "max_waiting_report_bytes": ("2097152", 2_097_152),
     "announcement_banners": ("Down on Sunday, 8 to 9.", (Banner("Down on Sunday, 8 to 9."),)),
@@ -433,3 +436,36 @@ def test_keys_of_secrets_come_from_a_file(tmp_path: Path) -> None:
     path.chmod(0o644)
     assert any("chmod 600" in notice for notice in load({"secrets_key_file": str(path)}).notices)
     assert "cannot read the secrets keys" in refused({"secrets_key_file": str(tmp_path / "absent")})
+
+
+def test_a_webhook_is_a_url_and_secrets(tmp_path: Path) -> None:
+    path = tmp_path / "webhook.secrets"
+    secret, older = ("whsec_" + base64.b64encode(bytes([number]) * 32).decode() for number in (1, 2))
+    path.write_text(f"{secret}\n")
+    path.chmod(0o600)
+    given = {"webhook_url": "https://hooks.example.com/in", "webhook_secret_file": str(path)}
+    config = load(given)
+    assert config.webhook == WebhookTarget("https://hooks.example.com/in", (bytes([1]) * 32,))
+    assert config.keeps_events
+    assert not load().keeps_events
+    assert repr(bytes([1]) * 32) not in repr(config)
+    path.write_text(f"{secret}\n{older}\n")
+    changes = compare(SETTINGS, config, load(given))
+    assert (set(changes.applied), changes.waiting) == (
+        {"--webhook-url"},
+        (),
+    ) or "--webhook-secret-file" in changes.applied
+    assert changes.config.webhook is not None
+    assert len(changes.config.webhook.secrets) == 2
+    path.chmod(0o644)
+    assert any("chmod 600" in notice for notice in load(given).notices)
+    assert any(
+        "in the clear" in notice for notice in load({**given, "webhook_url": "http://hooks.example.com"}).notices
+    )
+    assert not any("in the clear" in notice for notice in load({**given, "webhook_url": "http://127.0.0.1:1"}).notices)
+    path.write_text("whsec_x\n")
+    text = refused(given)
+    assert str(path) in text
+    assert "whsec_x" not in text
+    assert "--webhook-secret-file too" in refused({"webhook_url": "https://hooks.example.com"})
+    assert "--webhook-url too" in refused({"webhook_secret_file": str(path)})

@@ -12,6 +12,7 @@ from tailnet.store.rows import (
     AppState,
     AppStatus,
     AppStatusReport,
+    HealthsTaken,
     RunStage,
     RunStatus,
     ScriptRun,

@@ -6,10 +6,13 @@ from functools import partial
 import httpx
 import pytest
 import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tailnet.errors import TransportError
-from tailnet.transport.fetch import Fetcher
+from tailnet.transport.fetch import MAX_ANSWER_BYTES, Fetcher, Posted, Poster
 from tests.support.certificates import issue, server_context
+from tests.support.receivers import Receiver
+from tests.support.receivers import answer as reply
 from tests.support.sites import Site, answer
 
 
@@ -122,3 +125,69 @@ async def test_an_error_without_a_word_still_has_a_reason(error: Exception) -> N
         fetcher._client = httpx.AsyncClient(transport=httpx.MockTransport(fail))
         with pytest.raises(TransportError, match=f"{type(error).__name__}, for which no reason is given$"):
             await fetcher.fetch()
+
+
+@pytest.fixture
+async def receiver(nursery: trio.Nursery) -> Receiver:
+    made = Receiver()
+    await nursery.start(made.serve)
+    return made
+
+
+async def test_a_post_and_what_it_was_answered(receiver: Receiver) -> None:
+    receiver.respond = lambda message: reply(503, "Retry-After: 7", body=b"later")
+    async with Poster(timeout_seconds=5, max_connections=1) as poster:
+        for _ in range(3):
+            assert await poster.post(receiver.url, b"{}", {"x-a": "b"}) == Posted(503, 7.0)
+        receiver.respond = lambda message: reply(
+            302, "Location: /elsewhere", "Retry-After: Thu, 01 Jan 2026 00:00:00 GMT"
+        )
+        assert await poster.post(receiver.url, b"{}", {}) == Posted(302, None)
+    assert [(message.path, message.body) for message in receiver.messages] == [("/hook", b"{}")] * 4
+    assert receiver.messages[0].headers["x-a"] == "b"
+    assert receiver.connections == 1
+
+
+async def test_an_answer_without_end_is_not_read(receiver: Receiver) -> None:
+    receiver.respond = lambda message: reply(200, body=bytes(10 * MAX_ANSWER_BYTES))
+    async with Poster(timeout_seconds=5, max_connections=1) as poster:
+        for _ in range(2):
+            assert (await poster.post(receiver.url, b"{}", {})).status == 200
+    assert receiver.connections == 2, "the connection is not used again"
+
+
+async def test_a_receiver_that_sends_a_byte_now_and_then(nursery: trio.Nursery, mock_clock: MockClock) -> None:
+    """Each byte is in time for httpx; all together are not for us."""
+    begun = trio.Event()
+
+    async def drip(stream: trio.SocketStream) -> None:
+        async with stream:
+            await stream.receive_some()
+            await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+            begun.set()
+            with suppress(trio.BrokenResourceError):
+                while True:
+                    await stream.send_all(b"x")
+                    await trio.sleep(1)
+
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    nursery.start_soon(trio.serve_listeners, drip, listeners)
+    url = f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}/"
+
+    async def pass_time() -> None:
+        await begun.wait()
+        for _ in range(12):
+            mock_clock.jump(1)
+            await wait_all_tasks_blocked()
+
+    nursery.start_soon(pass_time)
+    async with Poster(timeout_seconds=10, max_connections=1) as poster:
+        with pytest.raises(TransportError, match="does not answer within 10 s"):
+            await poster.post(url, b"{}", {})
+
+
+async def test_nobody_takes_a_post() -> None:
+    async with Poster(timeout_seconds=5, max_connections=1) as poster:
+        with pytest.raises(TransportError, match="cannot be reached") as refused:
+            await poster.post("http://127.0.0.1:9/secret-path", b"{}", {})
+    assert "secret-path" not in str(refused.value)
