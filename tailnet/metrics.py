@@ -139,16 +139,7 @@ class CoordinatorCollector(Collector):
             for label_value, count in values.items():
                 family.add_metric([label_value], count)
             yield family
-        followers = GaugeMetricFamily("tailnet_feed_followers", "Streams that follow a feed.", labels=["feed"])
-        for feed, count in reading.feed_followers.items():
-            followers.add_metric([feed], count)
-        yield followers
-        drops = CounterMetricFamily(
-            "tailnet_feed_drops", "Followers of a feed dropped because they did not keep up.", labels=["feed", "reason"]
-        )
-        for labels, count in reading.feed_drops.items():
-            drops.add_metric(labels, count)
-        yield drops
+        yield from _feed_metrics(reading)
         yield from _health_metrics(reading)
         yield from _webhook_metrics(reading)
         yield from _store_metrics(reading)
@@ -167,6 +158,19 @@ def _webhook_metrics(reading: CoordinatorReading) -> Iterable[Metric]:
         "tailnet_webhook_oldest_seconds", "How long the oldest event waits.", reading.webhook_oldest_seconds
     )
     yield GaugeMetricFamily("tailnet_webhook_gone", "Whether the receiver wants no more (410).", reading.webhook_gone)
+
+
+def _feed_metrics(reading: CoordinatorReading) -> Iterable[Metric]:
+    followers = GaugeMetricFamily("tailnet_feed_followers", "Streams that follow a feed.", labels=["feed"])
+    for feed, count in reading.feed_followers.items():
+        followers.add_metric([feed], count)
+    yield followers
+    drops = CounterMetricFamily(
+        "tailnet_feed_drops", "Followers of a feed dropped because they did not keep up.", labels=["feed", "reason"]
+    )
+    for labels, count in reading.feed_drops.items():
+        drops.add_metric(labels, count)
+    yield drops
 
 
 def _health_metrics(reading: CoordinatorReading) -> Iterable[Metric]:
