@@ -183,3 +183,8 @@ def stranger(closed: str) -> Refused:
     return Refused(
         403, "Closed to strangers.", fit_to_show(f"Closed to {closed}, or come with an administrator's token.")
     )
+
+
+def shown_reason(text: str) -> str:
+    """What somebody else gave as a reason, made fit to be a detail."""
+    return fit_to_show(text)[:200]

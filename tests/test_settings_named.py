@@ -15,12 +15,18 @@ from tests.test_house import modules
 
 # What looks like a setting in a message and is something else: of whom.
 NOT_OURS = {
+    "access_token": "a word of OAuth",
     "background_color": "a key of a banner",
+    "client_id": "a key of a provider",
+    "client_secret": "a key of a provider",
+    "client_secret_file": "a key of a provider",
     "changed_at": "a field of a report",
     "coder_session_token": "a cookie",
     "preferred_derp": "a field of a node",
     "ready_for_handshake": "a message of the protocol",
+    "refresh_token": "a word of OAuth",
     "self_signed": "an attribute that embedders set",
+    "token_url": "a key of a provider",
     "workspace_owner_id": "a field of a request",
     "proxy_pass": "nginx",
     "proxy_ssl_name": "nginx",

@@ -77,7 +77,7 @@ async def manifest(services: ServicesOf, caller: CallingAgent) -> Manifest:
         owner_name=caller.owner_name,
         workspace_id=caller.workspace_id,
         workspace_name=caller.workspace_name,
-        git_auth_configs=0,
+        git_auth_configs=len(services.external_auth.providers),
         vscode_port_proxy_uri="",
         apps=[_app(each) for each in known.definitions.apps],
         derpmap=services.derp_maps.current.map.to_json(),
@@ -100,7 +100,7 @@ async def metadata(services: ServicesOf, caller: CallingAgent) -> OldManifest:
     return OldManifest(
         apps=[_app(each) for each in known.definitions.apps],
         derpmap=services.derp_maps.current.map.to_json(),
-        git_auth_configs=0,
+        git_auth_configs=len(services.external_auth.providers),
         environment_variables=dict(known.row.environment) or None,
         startup_script=starting[0]["script"] if starting else "",
         startup_script_timeout=starting[0]["timeout"] if starting else 0,

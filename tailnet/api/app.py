@@ -27,6 +27,8 @@ from tailnet.api import (
     derp_map,
     docs,
     events,
+    external_auth,
+    external_auth_agents,
     git_keys,
     health,
     home,
@@ -65,8 +67,9 @@ def create_app(services: Services) -> FastAPI:
     )
     app.state.services = services
     # An agent's own resource after those whose fixed name could be taken for its id.
-    of_agents = instance_identity, connection, agent_reports, agent_manifest, git_keys, agents, logs, metadata
-    of_users = buildinfo, users, workspaces
+    of_me = agent_reports, agent_manifest, git_keys, external_auth_agents
+    of_agents = instance_identity, connection, *of_me, agents, logs, metadata
+    of_users = buildinfo, users, workspaces, external_auth
     for_people = home, sign_in, agent_page, live_script
     for resource in (*for_people, *of_agents, *of_users, derp_map, events, health, debug, support, operators, docs):
         app.include_router(resource.router, responses={"4XX": {"model": Refusal}, "5XX": {"model": Refusal}})

@@ -26,6 +26,7 @@ from tailnet.services.agent_requests import AgentRequests
 from tailnet.services.agents import Agents
 from tailnet.services.derp_maps import DerpMaps
 from tailnet.services.events import Events
+from tailnet.services.external_auth import ExternalAuth
 from tailnet.services.git_keys import GitKeys
 from tailnet.services.health import Health
 from tailnet.services.inspection import Inspection
@@ -58,6 +59,7 @@ class Services:
     events: Events
     identity: InstanceIdentity
     git_keys: GitKeys
+    external_auth: ExternalAuth
     derp_maps: DerpMaps
     inspection: Inspection
     overviews: Overviews
@@ -70,6 +72,7 @@ class Services:
         default_factory=lambda: StrangerLimits(IDENTITIES_PER_ADDRESS, IDENTITIES_OF_ALL)
     )
     sign_ins: StrangerLimits = field(default_factory=lambda: StrangerLimits(SIGN_INS_PER_ADDRESS, SIGN_INS_OF_ALL))
+    external_auth_limits: CallerLimits = field(default_factory=CallerLimits)
 
 
 AgentIdInPath = Annotated[str, Path(description="Workspace agent ID", json_schema_extra={"format": "uuid"})]

@@ -9,6 +9,7 @@ from pathlib import Path
 from derp.config import RelayConfig, RelayRules, ServerConfig
 from derp.keys import NodePrivate
 from derp.map import DEFAULT_STUN_PORT
+from tailnet.config.external_auth import Provider
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,7 @@ class CoordinatorConfig(ServerConfig):
     agent_inactive_seconds: float = 0.0  # 0: twice the ping
     stats_interval_seconds: float = 300.0
     announcement_banners: tuple[Banner, ...] = ()  # read again on SIGHUP
+    external_auth: tuple[Provider, ...] = ()  # where users link their accounts; read again on SIGHUP
     # What encrypts tokens and private keys of users in the store, 32 bytes each: the first one; all of them decrypt.
     secrets_keys: tuple[bytes, ...] = field(default=(), repr=False)
     identity_anchors: Path | None = None  # whom proofs of cloud instances are believed; None: nobody

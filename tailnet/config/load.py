@@ -21,6 +21,7 @@ from derp.config.sources import Given, read_file, read_sources
 from derp.config.tls import read_tls
 from derp.text import error_text
 from tailnet.config.coordinator import CoordinatorConfig, WebhookTarget
+from tailnet.config.external_auth import Provider, with_secrets
 from tailnet.config.key_file import read_key_file
 from tailnet.config.settings import RELAY_PREFIX, SETTINGS
 from tailnet.errors import ConfigError
@@ -51,6 +52,7 @@ def load_config(
     attributes["relay"] = _relay(given)
     attributes["secrets_keys"] = _secrets_keys(given)
     attributes["webhook"] = _webhook(given)
+    attributes["external_auth"] = _external_auth(given)
     if given.get("dev"):
         _check_dev(given)
         attributes |= {"store": "", "stun_may_move": "stun_listen" not in given}
@@ -108,6 +110,23 @@ def _secrets_keys(given: Given) -> tuple[bytes, ...]:
     if notice is not None:
         given.notices.append(notice)
     return read_key_file(path)
+
+
+def _external_auth(given: Given) -> tuple[Provider, ...]:
+    found = with_secrets(given.get("external_auth", ()))
+    if found and "secrets_key_file" not in given:
+        given.fail(
+            "external_auth",
+            "users' tokens are kept encrypted only: set --secrets-key-file, `tailnet admin secrets new-key` makes one",
+        )
+    for each in found:
+        if each.client_secret_file is not None:
+            notice = readable_by_others(each.client_secret_file)
+            given.notices += [notice] if notice is not None else []
+        parts = [urlsplit(url) for url in (each.auth_url, each.token_url, each.validate_url) if url]
+        if any(part.scheme == "http" and not is_local(part.hostname or "") for part in parts):
+            given.notices.append(f"external auth provider {each.id}: tokens travel in the clear: use https addresses")
+    return found
 
 
 def _check_dev(given: Given) -> None:

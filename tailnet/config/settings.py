@@ -16,6 +16,7 @@ from derp.config.settings import DAY_SECONDS
 from derp.config.settings import SETTINGS as RELAY_SETTINGS
 from tailnet.config import parse as kinds
 from tailnet.config.coordinator import CoordinatorConfig
+from tailnet.config.external_auth import providers
 
 RELAY_PREFIX: Final = "relay_"
 # Rows of the relay that are none here: why.
@@ -256,6 +257,15 @@ _OWN: Final = (
         "DIR",
         "the clouds' certificates and keys, by which agents prove their instance; nobody by default; files are read "
         "again on SIGHUP",
+    ),
+    Setting(
+        "external_auth",
+        providers,
+        "JSON",
+        "where users link their accounts, as tables [[external_auth]], nowhere by default; wants --secrets-key-file; "
+        "read again on SIGHUP",
+        part_of="external_auth",
+        reloadable=True,
     ),
     Setting(
         "secrets_key_file",

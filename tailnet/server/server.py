@@ -55,6 +55,7 @@ from tailnet.services.agent_rpc import AgentService
 from tailnet.services.agents import Agents
 from tailnet.services.derp_maps import DerpMaps, StoreMapKeeper
 from tailnet.services.events import Events
+from tailnet.services.external_auth import ExternalAuth
 from tailnet.services.feed import DropReason
 from tailnet.services.git_keys import GitKeys
 from tailnet.services.health import Health
@@ -161,6 +162,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         self.maps: DerpMaps
         self.agents: AgentService
         self.service: TailnetService
+        self.external_auth: ExternalAuth
         self.channels: Channels
         self.entrance: Entrance
         self.rights: Rights
@@ -316,6 +318,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         nursery.start_soon(self.health.run)
         nursery.start_soon(self.events.run)
         nursery.start_soon(self.webhook.run)
+        nursery.start_soon(self.external_auth.watch.run)
 
     async def run(self, *, task_status: trio.TaskStatus["CoordinatorServer"] = trio.TASK_STATUS_IGNORED) -> None:
         await prove_hypercorn()
@@ -339,6 +342,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         self.entrance = Entrance(admission, self.channels, self.hub, self.presence, nursery, self.lobby)
         self.probes = self._make_probes(access_url)
         self.health = Health(self.probes.table())
+        self.external_auth = ExternalAuth(self.store, self.sealer, access_url, config.external_auth)
         inspection = Inspection(self.coordinator, self.maps, lambda: self.reactor.now, self.not_ready)
         why = Why(inspection, self.relay)
         agents = Agents(
@@ -359,6 +363,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             events=self.events,
             identity=self.identity,
             git_keys=GitKeys(self.store, self.sealer),
+            external_auth=self.external_auth,
             derp_maps=self.maps,
             inspection=inspection,
             overviews=self.overviews,
@@ -484,9 +489,10 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         config = self.config
         self.events.is_on = config.keeps_events
         self.webhook.retarget(config.webhook)
-        self.agents.banners = config.announcement_banners
+        self.agents.reconfigure(config)
         self.upkeep.limits = retention(config)
         self.sealer.take(config.secrets_keys)
+        self.external_auth.providers = config.external_auth
         self.maps.steer(scores=dict(config.region_scores), avoid=config.avoid_regions)
         self.reactor.write_seconds = config.relay.tcp_write_timeout_seconds
         reconfigure(self._app, config)

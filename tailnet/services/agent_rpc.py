@@ -123,11 +123,14 @@ class AgentService:
         self._config = config
         self._changed = changed  # called when something of an owner's workspaces changed
         self._clock = clock
-        self.banners = config.announcement_banners  # the server exchanges them when it reads its settings again
         self.reports_delayed = self.reports_refused = 0
         self.connection_reports = 0
         self.connection_reports_unreadable = 0
         self.boundary_logs = 0
+
+    def reconfigure(self, config: CoordinatorConfig) -> None:
+        """Go by these settings from the next call on."""
+        self._config = config
 
     def unary(self) -> Mapping[str, Unary]:
         """RPC path to method, for every RPC of the Agent service that this server has."""
@@ -195,7 +198,7 @@ class AgentService:
 
     def _shown(self) -> list[Banner]:
         # A banner that is switched off is not sent: an agent might show it.
-        return [each for each in self.banners if each.enabled]
+        return [each for each in self._config.announcement_banners if each.enabled]
 
     async def update_stats(self, caller: Caller, request: Any) -> Message:
         # An agent's first call has no stats: it asks for the interval, and takes whatever it is told.

@@ -28,6 +28,7 @@ from tailnet.store.rows import (
     RunStatus,
     Script,
     ScriptRun,
+    UserIdentity,
     UserTimes,
     WorkspaceRow,
 )
@@ -242,6 +243,20 @@ class Agents:
     async def user_times(self, user_id: UUID) -> UserTimes | None:
         """When a user was made, and changed last."""
         return await self._store.run(self._store.callers.user_times, user_id)
+
+    async def find_user(self, name_or_id: str) -> UserIdentity | None:
+        """A user by his name, else by his id."""
+        return await self._store.run(self._find_user, name_or_id)
+
+    def _find_user(self, name_or_id: str) -> UserIdentity | None:
+        with self._store.reading():
+            found = self._store.callers.find_user(name_or_id)
+            if found is not None:
+                return found
+            try:
+                return self._store.callers.get_user(UUID(name_or_id))
+            except ValueError:
+                return None
 
     async def list_workspaces(self, owner_id: UUID) -> Sequence[WorkspaceRow]:
         """All workspaces of an owner, by name."""

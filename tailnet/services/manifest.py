@@ -42,6 +42,7 @@ def manifest(
         owner_username=identity.owner_name,
         workspace_id=identity.workspace_id.bytes,
         workspace_name=identity.workspace_name,
+        git_auth_configs=len(config.external_auth),
         directory=row.directory,
         motd_path=row.motd_path,
         environment_variables=dict(row.environment),

@@ -1,12 +1,15 @@
 """HTTP from our side (layer L2; the only file of tailnet with httpx): documents that are followed, questions, news.
 
 A Fetcher keeps its connection and what the server said about the last version (RFC 9110 section 13).  A Poster tells
-somebody something and hears whether it was taken; an Asker asks a running server for the command line.
-Callers: services/map_sources.py, services/webhook.py, cli/operator_door.py.
+somebody something and hears whether it was taken; an Asker asks a running server for the command line; `ask` is one
+question with a secret in it.
+Callers: services/map_sources.py, services/webhook.py, cli/operator_door.py, services/external_auth.py.
 """
 
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from types import TracebackType
 from typing import Final, Self
 
@@ -214,3 +217,54 @@ async def _read_away(response: httpx.Response) -> None:
 
 def _seconds(text: str) -> float | None:
     return float(text) if text.isascii() and text.isdecimal() and len(text) < 10 else None
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What came back: any status, a body within its bound, headers by lower-case name."""
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str]
+
+
+async def ask(
+    url: str,
+    *,
+    form: Mapping[str, str] | None = None,
+    headers: Mapping[str, str],
+    timeout_seconds: float,
+    max_bytes: int,
+) -> Answered:
+    """POST a form, or GET without one, and read the answer.  `timeout_seconds` is for all of it.
+
+    A redirect is an answer like any other: what was sent is for nobody else.  Raises TransportError with a reason for
+    the operator; neither URL nor what was sent is in it.
+    """
+    late = TransportError(f"does not answer within {timeout_seconds:g} s")
+    try:
+        # Also who sends a byte now and then has to be done by then: httpx asks for one byte within its time-out.
+        with trio.fail_after(timeout_seconds):
+            async with (
+                httpx.AsyncClient(
+                    timeout=timeout_seconds,
+                    follow_redirects=False,
+                    headers={"user-agent": "tailnet", "accept": "application/json"},
+                    verify=_context(),
+                ) as client,
+                client.stream("GET" if form is None else "POST", url_for_tls(url), data=form, headers=headers) as got,
+            ):
+                body = await _read_up_to(got, max_bytes)
+                if len(body) > max_bytes:
+                    raise TransportError(f"has more than {max_bytes} bytes: is it the right URL?")
+                return Answered(got.status_code, body, dict(got.headers))
+    except (httpx.TimeoutException, trio.TooSlowError):
+        raise late from None
+    except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+        raise TransportError(f"cannot be asked: {reason_of(error)}") from None
+
+
+@cache
+def _context() -> ssl.SSLContext:
+    # Reading the system's roots takes some 50 ms, in which the loop does nothing else: once, and not for each question.
+    return system_context()

@@ -18,6 +18,7 @@ from tailnet.services.agent_requests import AgentRequests
 from tailnet.services.agents import Agents
 from tailnet.services.derp_maps import DerpMaps
 from tailnet.services.events import Events
+from tailnet.services.external_auth import ExternalAuth
 from tailnet.services.git_keys import GitKeys
 from tailnet.services.health import Health
 from tailnet.services.inspection import Inspection
@@ -65,6 +66,7 @@ def make_world(store: Store, config: CoordinatorConfig | None = None) -> World:
     maps = DerpMaps([], embedded_region(settings, [Listening("stun", "127.0.0.1", 3478)]))
     inspection = Inspection(coordinator, maps, lambda: SECONDS, lambda: reasons)
     outbox = Outbox(store)
+    sealer = Sealer([SECRETS_KEY])
     reports = AgentReports(store, outbox, clock=lambda: NOW)
     agents = Agents(store, inspection, lambda: maps.current.map, settings.inactive_seconds, lambda: NOW)
     services = Services(
@@ -76,7 +78,8 @@ def make_world(store: Store, config: CoordinatorConfig | None = None) -> World:
         metadata=AgentMetadata(store, clock=lambda: NOW),
         events=Events(store, outbox, is_on=settings.keeps_events, clock=lambda: NOW),
         identity=InstanceIdentity(store, clock=lambda: NOW),
-        git_keys=GitKeys(store, Sealer([SECRETS_KEY]), lambda: NOW),
+        git_keys=GitKeys(store, sealer, lambda: NOW),
+        external_auth=ExternalAuth(store, sealer, ACCESS_URL, settings.external_auth, clock=lambda: NOW),
         derp_maps=maps,
         inspection=inspection,
         overviews=Overviews(agents, inspection, Why(inspection, None)),

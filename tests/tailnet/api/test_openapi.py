@@ -40,9 +40,6 @@ LATER = {
     for name in ("listening-ports", "pty", "containers", "containers/watch")
 } | {
     "POST /workspaceagents/{workspaceagent}/containers/devcontainers/{devcontainer}/recreate": "the same",
-    "GET /workspaceagents/me/external-auth": "its route is not here yet",
-    "GET /workspaceagents/me/gitauth": "its route is not here yet",
-    "GET /debug/{user}/debug-link": "its route is not here yet",
 }
 
 # What a document says and the reference does not do, or what only other documents say: why.

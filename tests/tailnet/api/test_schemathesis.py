@@ -31,6 +31,8 @@ WANTED = CHECKS.get_by_names(
 REFUSING = {
     "/debug/{name}": "no page has such a name",
     "/debug/agent": "no agent has such an id",
+    "/api/v2/workspaceagents/me/external-auth": "it wants one parameter of two, and one that names a provider",
+    "/api/v2/workspaceagents/me/gitauth": "the same",
     "/api/v2/workspaceagents/{workspaceagent}/watch-metadata-ws": "without an upgrade it is 426",
 }
 # What stands in paths and exists.

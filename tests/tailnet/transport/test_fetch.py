@@ -9,7 +9,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tailnet.errors import TransportError
-from tailnet.transport.fetch import MAX_ANSWER_BYTES, Fetcher, Posted, Poster
+from tailnet.transport.fetch import MAX_ANSWER_BYTES, Fetcher, Posted, Poster, ask
 from tests.support.certificates import issue, server_context
 from tests.support.receivers import Receiver
 from tests.support.receivers import answer as reply
@@ -191,3 +191,41 @@ async def test_nobody_takes_a_post() -> None:
         with pytest.raises(TransportError, match="cannot be reached") as refused:
             await poster.post("http://127.0.0.1:9/secret-path", b"{}", {})
     assert "secret-path" not in str(refused.value)
+
+
+# --- questions with a secret in them
+
+ASKED = {"headers": {"authorization": "Bearer s3cret"}, "timeout_seconds": 5.0, "max_bytes": 100}
+
+
+async def test_a_question_gets_whatever_was_answered(site: Site) -> None:
+    for status in (200, 302, 401, 500):
+        site.respond = lambda head: answer(b"{}", "X-Kind: a", "Location: /x", status=f"{status} So")  # noqa: B023
+        got = await ask(site.url, **ASKED)  # type: ignore[arg-type]
+        assert (got.status, got.body, got.headers["x-kind"]) == (status, b"{}", "a")
+    assert len(site.heads) == 4, "no redirect was followed"
+    assert all("bearer s3cret" in head.lower() and head.startswith("GET ") for head in site.heads)
+
+
+@pytest.mark.parametrize("response", [b"", b"nonsense\r\n\r\n", answer(b"x" * 101)])
+async def test_a_question_that_fails_is_one_sentence(site: Site, response: bytes) -> None:
+    site.respond = lambda head: response
+    with pytest.raises(TransportError) as caught:
+        await ask(site.url, **ASKED)  # type: ignore[arg-type]
+    assert "s3cret" not in str(caught.value)
+    assert site.url not in str(caught.value)
+
+
+async def test_who_answers_a_byte_now_and_then_has_a_deadline(nursery: trio.Nursery) -> None:
+    async def drip(stream: trio.SocketStream) -> None:
+        with suppress(trio.BrokenResourceError):
+            await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 90\r\n\r\n")
+            while True:
+                await stream.send_all(b"x")
+                await trio.sleep(0.02)
+
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    nursery.start_soon(trio.serve_listeners, drip, listeners)
+    url = f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}/"
+    with trio.fail_after(20), pytest.raises(TransportError, match=r"does not answer within 0\.2 s"):
+        await ask(url, **{**ASKED, "timeout_seconds": 0.2})  # type: ignore[arg-type]
