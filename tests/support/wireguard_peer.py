@@ -43,6 +43,7 @@ class Tunnel:
         self._put, self.came = trio.open_memory_channel[bytes](math.inf)
         self._peer_put, self.peer_came = trio.open_memory_channel[bytes](math.inf)
         self._changed = trio.Event()
+        self._loaded = trio.Event()
 
     async def send(self, *bodies: bytes) -> None:
         packets = [ipv6(HERE, THERE, body) for body in bodies]
@@ -66,6 +67,12 @@ class Tunnel:
 
     async def peer_send(self, body: bytes) -> None:
         await self.tell(f"send {ipv6(THERE, HERE, body).hex()}")
+
+    async def load_peer(self, seconds: int) -> None:
+        """Put the genuine device under load."""
+        await self.tell(f"load {seconds}")
+        with trio.fail_after(PATIENCE_SECONDS):
+            await self._loaded.wait()
 
     async def tell(self, line: str) -> None:
         assert self.program is not None
@@ -109,6 +116,8 @@ class Tunnel:
             for line in lines:
                 if line.startswith(b"packet "):
                     self._peer_put.send_nowait(bytes.fromhex(line[7:].decode()))
+                elif line == b"loaded":
+                    self._loaded.set()
                 else:
                     self.port = int(line)
                     task_status.started()

@@ -1,7 +1,8 @@
 // Command wgpeer is a genuine WireGuard device on UDP, whose packets go through stdin and stdout.
 //
 // It prints its UDP port on the first line.  A line "send HEX" on stdin is a packet for the tunnel, "load SECONDS" puts
-// the device under load for so long, as a flood of handshakes would; "packet HEX" on stdout is what came out of it.
+// the device under load for so long, as a flood of handshakes would, and is answered by "loaded"; "packet HEX" on stdout
+// is what came out of the tunnel.
 package main
 
 import (
@@ -72,6 +73,7 @@ func main() {
 				log.Fatal(err)
 			}
 			loadUntil(wireguard).Store(time.Now().Add(time.Duration(seconds) * time.Second).UnixNano())
+			fmt.Println("loaded")
 		default:
 			log.Fatalf("no such op: %q", op)
 		}
