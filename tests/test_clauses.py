@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 # A page, the room whose files its rows name, and the folder of its tests.
-PAGES = {"tcp.md": "tailnet/netstack", "wireguard.md": "tailnet/wireguard"}
+PAGES = {"tcp.md": "tailnet/netstack", "wireguard.md": "tailnet/wireguard", "disco.md": "tailnet/paths"}
 POINTER = re.compile(r"(\w+\.(?:py|json))|`([\w./]+)`")
 
 

@@ -27,6 +27,7 @@ from tailnet.rpc.connection import ClientConnection, ServerConnection
 from tailnet.rpc.yamux import YamuxSession
 from tests.derp.relay.world import World
 from tests.support.netsim import ADDRESSES
+from tests.tailnet.paths.world import World as PathWorld
 from tests.tailnet.wireguard.world import Node, packet
 from tests.tailnet.wireguard.world import World as WireGuardWorld
 from tests.test_house import imports, modules
@@ -240,12 +241,44 @@ def walk_netstack() -> Walked:
     return Walked(stack, act, name=name)
 
 
+def walk_paths() -> Walked:
+    world = PathWorld("easy", "open")
+    a, b = world.nodes
+    core = a.paths
+
+    def act(number: int, now: float) -> None:
+        world.now = now
+        match number % 5:
+            case 0:
+                core.route(a.peer(b), now)
+            case 1:
+                core.ping(a.peer(b), now)
+            case 2:  # what was said arrives, and the answers
+                a.flush()
+                b.receive_all(now)
+                a.receive_all(now)
+            case 3:
+                b.paths.route(b.peer(a), now)
+                b.flush()
+                a.receive_all(now)
+            case _:
+                core.set_local_endpoints(a.endpoints()[number % 2 :], now)
+        core.take_events()
+
+    # To which endpoint a ping goes may have been forgotten a minute later: that the peer is pinged is not.
+    def output() -> list[object]:
+        return [outgoing.endpoint is not None for outgoing in core.datagrams_to_send()]
+
+    return Walked(core, act, output, name=type)
+
+
 CORES: dict[str, list[Callable[[], Walked]]] = {
     "derp/relay/deadlines.py:Deadlines": [walk_deadlines],
     "derp/relay/keepalive.py:KeepAliveWheel": [walk_keep_alives],
     "derp/relay/rounds.py:Round": [walk_round],
     "tailnet/wireguard/device.py:Device": [walk_device],
     "tailnet/netstack/stack.py:Stack": [walk_netstack],
+    "tailnet/paths/core.py:Paths": [walk_paths],
     "tailnet/rpc/yamux.py:YamuxSession": [lambda: walk_session(server=True), lambda: walk_session(server=False)],
     "tailnet/rpc/connection.py:_Connection": [walk_server, walk_client],
     "tailnet/rpc/connection.py:ServerConnection": [walk_server],
