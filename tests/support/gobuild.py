@@ -20,6 +20,8 @@ BIN = ROOT / "build" / "bin"
 INTEROP = ROOT / "tests" / "interop" / "go"
 TAILNET = ROOT / "tests" / "interop" / "go_tailnet"
 ACME = ROOT / "tests" / "interop" / "go_acme"
+# A module of its own: a change of it rebuilds no other.
+NETSTACK = ROOT / "tests" / "interop" / "go_netstack"
 TAILSCALE = ROOT / "tests" / "interop" / "go_tailscaled"
 
 
@@ -56,6 +58,7 @@ CHALLTESTSRV = GoProgram("pebble-challtestsrv", ACME, "github.com/letsencrypt/pe
 _OMITTED = tuple(f"ts_omit_{name}" for name in (TAILSCALE / "omitted").read_text().split())
 TAILSCALED = GoProgram("tailscaled", TAILSCALE, "tailscale.com/cmd/tailscaled", _OMITTED)
 TAILSCALED_CONTROL = GoProgram("tailscaled-control", TAILSCALE, "./cmd/control")
+NETSTACK_PEER = GoProgram("netstack-peer", NETSTACK, "./cmd/peer")
 LOAD = GoProgram("derpload", ROOT / "bench" / "load", ".")
 TAILNET_PEER = GoProgram("tailnet-peer", TAILNET, "./cmd/peer")
 TAILNET_COORDINATOR = GoProgram("tailnet-coordinator", TAILNET, "./cmd/coordinator")
@@ -63,6 +66,7 @@ TAILNET_RPC_SERVER = GoProgram("tailnet-rpcserver", TAILNET, "./cmd/rpcserver")
 COORDINATOR_LOAD = GoProgram("coordinatorload", ROOT / "bench" / "coordinator_load", ".")
 
 ALL = (
+    NETSTACK_PEER,
     *(DERPPEER, DERPPEER_WEBSOCKET, NETCHECKPEER, DERPER, DERPPROBE, LOAD, WGPEER),
     *(PEBBLE, CHALLTESTSRV, AUTOCERT_CACHE),
     *(TAILSCALED, TAILSCALED_CONTROL),
