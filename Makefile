@@ -57,7 +57,7 @@ lock: $(READY)
 	$(LOCK) --extra build --extra postgresql --constraint requirements.lock -o deploy/requirements.lock pyproject.toml
 proto:  # the classes of tailnet/proto/*.proto; OUT is for the test that compares
 	$(PYTHON) -m grpc_tools.protoc -I tailnet/proto/generated=tailnet/proto --python_out=$(or $(OUT),.) --pyi_out=$(or $(OUT),.) tailnet/proto/tailnet.proto tailnet/proto/agent.proto
-openapi: $(READY)  # docs/openapi.json anew, after a change of the API
+openapi: $(READY)  # docs/openapi.json and docs/openapi-admin.json anew, after a change of the API
 	@$(PYTHON) -m tests.support.openapi_document
 derp-vectors:  # DERP's golden vectors anew from the genuine packages; boxes and masks differ from run to run
 	cd tests/interop/go && go run ./cmd/derpvectors > derp.json.new && mv derp.json.new ../../vectors/derp.json

@@ -13,7 +13,8 @@ DerpError                     derp/errors.py
    |- StoreError                durable state could not be read or written
    |  `- StoreVersionError        its schema is newer than this program
    |- SecretsError              what is encrypted in the store cannot be read or written: a key is missing
-   `- SeedError                 a file to import is wrong: every mistake with its place
+   |- SeedError                 a file to import is wrong: every mistake with its place
+   `- AdministrationError       an administrator asked for what cannot be: nothing was changed
 """
 
 from collections.abc import Sequence
@@ -33,8 +34,10 @@ from derp.errors import (
 
 __all__ = [
     "CODE_UNIMPLEMENTED",
+    "AdministrationError",
     "ConfigError",
     "DerpError",
+    "Fault",
     "Flood",
     "ListenError",
     "LocalProtocolError",
@@ -132,4 +135,28 @@ class SeedError(TailnetError):
 
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
+
+
+class Fault(Enum):
+    """Why an administrator's change was refused.  The values are codes that programs act on."""
+
+    INVALID = "invalid"  # a field, a filter or a cursor makes no sense
+    NOT_FOUND = "not_found"
+    CONFLICT = "conflict"  # a name, a token or an id belongs to something else
+    STALE = "precondition_failed"  # it is not what the caller thinks it is
+    TOO_LARGE = "too_large"
+    KEY_REUSED = "idempotency_key_reused"  # for another request
+
+
+class AdministrationError(TailnetError):
+    """A change that an administrator asked for was refused, and nothing of it was done.
+
+    `problems`: fields with what is wrong with each.  Holds no secret.
+    """
+
+    def __init__(self, fault: Fault, detail: str, problems: Sequence[tuple[str, str]] = ()) -> None:
+        super().__init__("\n".join([detail, *(f"{field}: {reason}" for field, reason in problems)]))
+        self.fault = fault
+        self.detail = detail
         self.problems = tuple(problems)

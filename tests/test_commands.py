@@ -15,6 +15,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import click
@@ -24,10 +25,11 @@ import trio
 from derp.cli import cli as derp
 from tailnet.cli.root import cli as tailnet
 from tailnet.config.key_file import add_key
+from tailnet.store.rows import Right
 from tailnet.store.store import Store
 from tests.support.command import ENVIRONMENT
 from tests.support.inprocess import HOST, map_of, node_of, open_relay_here, port_of
-from tests.support.seeds import fill, seed_document
+from tests.support.seeds import NOW, defined_document, fill, make_id, seed_document
 
 PATIENCE_SECONDS = 60.0  # a hang guard: a cold start on a busy machine takes seconds
 NARROW = {"PYTHONIOENCODING": "ascii", "LANG": "C", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
@@ -47,6 +49,9 @@ class World:
     fresh: str  # no store yet
     keys: str  # that encrypt secrets
     bundle: str  # no file yet
+    app: str  # the id of an app in it
+    script: str
+    key: str  # of a key that only verifies
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ class Case:
     until: bytes = b""
 
     def words(self, line: str, world: World) -> list[str]:
-        return [word.format_map(vars(world)) for word in line.split()]
+        return [word.format_map(vars(world)).replace("resume@token", "resume token") for word in line.split()]
 
 
 CASES: dict[str, Case] = {
@@ -78,7 +83,50 @@ CASES: dict[str, Case] = {
     "tailnet admin import": Case("{seed} --store={store}", "- --store={store}"),
     "tailnet admin bundle": Case("{bundle} --url={url} --no-store"),
     "tailnet health": Case("{url}", "{silent}"),
-    "tailnet admin user": Case("alice --store={store}"),
+    "tailnet admin export": Case("--store={store}"),
+    "tailnet admin audit": Case("--store={store}"),
+    "tailnet admin user create": Case("--username=carol --store={store}"),
+    "tailnet admin user list": Case("--store={store}"),
+    "tailnet admin user show": Case("alice --store={store}"),
+    "tailnet admin user update": Case("alice --role=auditor --store={store}"),
+    "tailnet admin user delete": Case("alice --yes --store={store}", "alice --store={store}", b"y/N"),
+    "tailnet admin token create": Case("--user=alice --store={store}"),
+    "tailnet admin token list": Case("--store={store}"),
+    "tailnet admin token show": Case("alicexxxxx --store={store}"),
+    "tailnet admin token update": Case("alicexxxxx --purpose=ci --store={store}"),
+    "tailnet admin token delete": Case("alicexxxxx --yes --store={store}", "alicexxxxx --store={store}", b"y/N"),
+    "tailnet admin token rotate": Case("alicexxxxx --grace=1h --store={store}"),
+    "tailnet admin token revoke": Case("--user=alice --yes --store={store}", "alicexxxxx --store={store}", b"y/N"),
+    "tailnet admin workspace create": Case("--owner=alice --name=lab --store={store}"),
+    "tailnet admin workspace list": Case("--store={store}"),
+    "tailnet admin workspace show": Case("alice/dev --store={store}"),
+    "tailnet admin workspace update": Case("dev --status=stopped --store={store}"),
+    "tailnet admin workspace delete": Case("dev --yes --store={store}", "dev --store={store}", b"y/N"),
+    "tailnet admin workspace grant": Case("dev bob ssh --store={store}"),
+    "tailnet admin workspace grants": Case("dev --store={store}"),
+    "tailnet admin workspace revoke-grant": Case(
+        "shop alice --yes --store={store}", "shop alice --store={store}", b"y/N"
+    ),
+    "tailnet admin agent create": Case("--workspace=dev --name=new --store={store}"),
+    "tailnet admin agent list": Case("--store={store}"),
+    "tailnet admin agent show": Case("main --store={store}"),
+    "tailnet admin agent update": Case("main --directory=/x --store={store}"),
+    "tailnet admin agent delete": Case("main --yes --store={store}", "main --store={store}", b"y/N"),
+    "tailnet admin agent rotate": Case("main --store={store}"),
+    "tailnet admin agent revoke": Case("main --yes --store={store}", "main --store={store}", b"y/N"),
+    "tailnet admin app create": Case("--agent=main --slug=new --store={store}"),
+    "tailnet admin app list": Case("--store={store}"),
+    "tailnet admin app show": Case("{app} --store={store}"),
+    "tailnet admin app update": Case("{app} --display-name=x --store={store}"),
+    "tailnet admin app delete": Case("{app} --yes --store={store}", "{app} --store={store}", b"y/N"),
+    "tailnet admin script create": Case("--agent=main --store={store}"),
+    "tailnet admin script list": Case("--store={store}"),
+    "tailnet admin script show": Case("{script} --store={store}"),
+    "tailnet admin script update": Case("{script} --cron=x --store={store}"),
+    "tailnet admin script delete": Case("{script} --yes --store={store}", "{script} --store={store}", b"y/N"),
+    "tailnet admin key list": Case("--store={store}"),
+    "tailnet admin key rotate": Case("resume@token --store={store}"),
+    "tailnet admin key revoke": Case("{key} --yes --store={store}", "{key} --store={store}", b"y/N"),
     "tailnet admin store check": Case("--store={store}"),
     "tailnet admin store vacuum": Case("--store={store}"),
     "tailnet admin store backup": Case("{backup} --store={store}"),
@@ -87,9 +135,29 @@ CASES: dict[str, Case] = {
     "tailnet admin secrets reseal": Case("--secrets-key-file={keys} --store={store}"),
     "tailnet admin secrets ssh-key": Case("alice --rotate --secrets-key-file={keys} --store={store}"),
 }
+
+
+def fill_for_commands(store: Store) -> str:
+    """A small world with something to show and to delete of each kind; the id of a key that only verifies."""
+    fill(store, defined_document())
+    store.grants.put(make_id("shop"), make_id("alice"), frozenset({Right.SSH}), NOW)
+    key = store.keys.signing_keys("resume token", NOW, os.urandom)[0]
+    store.keys.signing_keys("resume token", NOW + timedelta(days=31), os.urandom)
+    return key.id
+
+
 SERVERS = ("derp serve", "tailnet serve")
 # What they make is there the second time.
-ONCE = ("tailnet admin bundle", "tailnet admin store backup", "tailnet admin store restore")
+# What they make is there the second time, or what they delete is not.
+ONCE = (
+    "tailnet admin bundle",
+    "tailnet admin store backup",
+    "tailnet admin store restore",
+    "tailnet admin user create",
+    "tailnet admin app create",
+    "tailnet admin token rotate",
+    *(name for name in CASES if name.split()[-1] in ("delete", "revoke", "revoke-grant")),
+)
 
 
 def commands(command: click.Command, name: str) -> Iterator[str]:
@@ -115,7 +183,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         (tmp_path / "seed.json").write_text(json.dumps(seed_document()))
         store = f"sqlite:///{tmp_path}/tailnet.db"
         opened = Store.open(store)
-        fill(opened)
+        key = fill_for_commands(opened)
         opened.close()
         shutil.copy(tmp_path / "tailnet.db", tmp_path / "saved.db")
         add_key(tmp_path / "secrets.keys")
@@ -131,6 +199,9 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
                 fresh=f"sqlite:///{tmp_path}/fresh.db",
                 keys=str(tmp_path / "secrets.keys"),
                 bundle=str(tmp_path / "bundle.zip"),
+                app=str(make_id("editor of main")),
+                script=str(make_id("start of main")),
+                key=key,
             )
 
 

@@ -171,7 +171,7 @@ def _notices(config: RelayConfig) -> list[str]:
 
 
 def _read_mesh_key(path: Path, given: Given) -> MeshKey:
-    _tell_if_readable(path, given)
+    tell_if_readable(path, given)
     return load_mesh_key(path)
 
 
@@ -201,10 +201,11 @@ def _private_key(given: Given, dev: bool, *, may_make: bool) -> NodePrivate:
     if not path.exists() and may_make:
         make_key_file(path)
         given.notices.append(f"made a new private key in {path}")
-    _tell_if_readable(path, given)
+    tell_if_readable(path, given)
     return load_private_key(path)
 
 
-def _tell_if_readable(path: Path, given: Given) -> None:
+def tell_if_readable(path: Path, given: Given) -> None:
+    """A notice if others of this machine can read a secret."""
     if (sentence := readable_by_others(path)) is not None:
         given.notices.append(sentence)

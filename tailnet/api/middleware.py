@@ -9,7 +9,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -50,7 +50,7 @@ class Exchange:
     """One request and its answer: what the log says of them."""
 
     request_id: str
-    caller_kind: str = ""  # "user" or "agent" once a guard knows
+    caller_kind: str = ""  # "user", "agent" or "administrator" once a guard knows
     caller_id: str = ""
     status: int = 0  # 101: a websocket was accepted
 
@@ -65,8 +65,10 @@ def exchange_of(scope: Mapping[str, object]) -> Exchange:
 class Middleware:
     """The outermost ASGI app; what the exception handlers answer goes through it too."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, uncompressed: Collection[str] = ()) -> None:
+        """`uncompressed`: paths whose answers go out as they are."""
         self._app = app
+        self._uncompressed = uncompressed
         self._compressing = GZipMiddleware(app, COMPRESSED_FROM_BYTES, _COMPRESSION_LEVEL)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -76,7 +78,8 @@ class Middleware:
         headers = dict(scope["headers"])
         exchange = Exchange(_request_id(headers))
         scope[_KEY] = exchange
-        app = self._compressing if _reads_gzip(headers) else self._app
+        may_compress = _reads_gzip(headers) and scope["path"] not in self._uncompressed
+        app = self._compressing if may_compress else self._app
         began = time.perf_counter()
 
         async def send_with_headers(message: Message) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from derp.config import RelayConfig, RelayRules, ServerConfig
 from derp.keys import NodePrivate
 from derp.map import DEFAULT_STUN_PORT
+from tailnet.config.admin_tokens import AdminToken
 from tailnet.config.external_auth import Provider
 
 
@@ -108,6 +109,14 @@ class CoordinatorConfig(ServerConfig):
 
     # The reference's.  A dashboard asks some 60 times a minute; a loop that forgot to wait has to wait then.
     api_rate_limit: int = 512  # requests a minute of each user; 0: any number
+
+    # Administration over HTTP.  Without a token it is not there; with `admin_listen` it is there and nowhere else.
+    admin_tokens: tuple[AdminToken, ...] = ()
+    admin_listen: tuple[tuple[str, int], ...] = ()
+    # A control plane that changes one thing after the other makes some 100 requests a second; many go by bulk.
+    admin_rate_limit: int = 6_000  # requests a minute of each token; 0: any number
+    # Some 300 bytes a change: 100,000 changes a month are 300 MB a year.
+    keep_audit_seconds: float = 366 * 86_400.0
 
     @property
     def keeps_events(self) -> bool:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from derp.config import RelayRules, TlsConfig
@@ -16,10 +16,12 @@ from derp.config.load import (
     listen_addresses,
     relay_attributes,
     tell_about_rules,
+    tell_if_readable,
 )
 from derp.config.sources import Given, read_file, read_sources
 from derp.config.tls import read_tls
 from derp.text import error_text
+from tailnet.config.admin_tokens import load_admin_tokens
 from tailnet.config.coordinator import CoordinatorConfig, WebhookTarget
 from tailnet.config.external_auth import Provider, with_secrets
 from tailnet.config.key_file import read_key_file
@@ -53,6 +55,7 @@ def load_config(
     attributes["secrets_keys"] = _secrets_keys(given)
     attributes["webhook"] = _webhook(given)
     attributes["external_auth"] = _external_auth(given)
+    attributes |= _administration(given)
     if given.get("dev"):
         _check_dev(given)
         attributes |= {"store": "", "stun_may_move": "stun_listen" not in given}
@@ -127,6 +130,18 @@ def _external_auth(given: Given) -> tuple[Provider, ...]:
         if any(part.scheme == "http" and not is_local(part.hostname or "") for part in parts):
             given.notices.append(f"external auth provider {each.id}: tokens travel in the clear: use https addresses")
     return found
+
+
+def _administration(given: Given) -> dict[str, Any]:
+    path = given.get("admin_token_file")
+    if path is None:
+        if "admin_listen" in given:
+            given.fail(
+                "admin_listen", f"serves administrators, and nobody is one: set {given.flag('admin_token_file')}"
+            )
+        return {}
+    tell_if_readable(path, given)
+    return {"admin_tokens": load_admin_tokens(path)}
 
 
 def _check_dev(given: Given) -> None:

@@ -35,11 +35,14 @@ from derp.server.varz import vars_page, varz_page
 from derp.transport.http import Request
 from derp.transport.links import Link
 from derp.transport.linkstream import LinkStream
+from tailnet.api.administration.app import BULK_PATH, WithAdministration, create_administration
+from tailnet.api.administration.guards import AdministrationServices
 from tailnet.api.app import create_app, reconfigure
 from tailnet.api.guards import Services
 from tailnet.api.limits import CallerLimits
 from tailnet.api.pages import OPERATORS_PLACES
 from tailnet.api.rpc_admission import RpcAdmission
+from tailnet.auth.administrators import Administrators
 from tailnet.auth.backends import StoreCallers
 from tailnet.config import SETTINGS, CoordinatorConfig
 from tailnet.coordinator.core import Coordinator
@@ -49,6 +52,7 @@ from tailnet.metrics import CoordinatorReading, metrics_page
 from tailnet.rpc.yamux import SessionLimits
 from tailnet.server.embedded import default_access_url, embedded_region, map_sources, relay_key
 from tailnet.server.entrance import Entrance
+from tailnet.services.administration.service import Administration
 from tailnet.services.agent_metadata import AgentMetadata
 from tailnet.services.agent_requests import AgentRequests
 from tailnet.services.agent_rpc import AgentService
@@ -76,7 +80,7 @@ from tailnet.services.webhook import GivenUp, Outcome, Webhook
 from tailnet.services.why import Why
 from tailnet.services.workspaces import WorkspaceUpdates
 from tailnet.store.outbox import Outbox
-from tailnet.store.retention import Retention
+from tailnet.store.retention import REMOVED, Retention
 from tailnet.store.rows import AgentIdentity, Right, UserIdentity
 from tailnet.store.sealing import Sealer
 from tailnet.store.store import Store
@@ -120,6 +124,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         pages = self._make_pages()
         self.door = FrontDoor(self.lobby, self._routes(pages))
         self.plain_door = FrontDoor(self.lobby, [PlainPages(pages).route()])
+        self.admin_door = FrontDoor(self.lobby, [Route(every_path, self._take_to_administration, takes_bytes=True)])
         self.store = store
         self.coordinator: Coordinator[Receiver] = Coordinator(Limits(node_bytes=config.max_node_bytes))
         self.accounts = Accounts(
@@ -134,7 +139,11 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         self.hub = Hub(self.coordinator)
         self.callers = StoreCallers(store, admins_enter=config.admin_workspace_access)
         self.limits = CallerLimits()
-        self.keys = ResumeKeys(store)
+        self.administration = AdministrationServices(
+            Administration(store), Administrators(config.admin_tokens), config.admin_rate_limit
+        )
+        self._admin_app = create_administration(self.administration)
+        self.keys = ResumeKeys(store, self.callers)
         self.workspaces = WorkspaceUpdates(store)
         self.store_watch = StoreWatch(store, server_id=secrets.token_hex(8))
         self.outbox = Outbox(store, max_bytes=config.max_waiting_report_bytes)
@@ -247,14 +256,12 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             store_failures={trouble.value: self.store.database.failures[trouble] for trouble in StoreTrouble},
             store_troubles=self.store_watch.troubles(),
             store_servers=self.store_watch.servers,
-            store_removed={
-                name: self.upkeep.removed[name] for name in ("stats", "logs", "sessions", "events", "tokens")
-            },
             webhook_tries={outcome.value: self.webhook.outcomes[outcome] for outcome in Outcome},
             webhook_given_up={reason.value: self.webhook.given_up[reason] for reason in GivenUp},
             webhook_waiting=self.webhook.waiting_count,
             webhook_oldest_seconds=self.webhook.oldest_seconds,
             webhook_gone=self.webhook.is_gone,
+            store_removed={name: self.upkeep.removed[name] for name in REMOVED},
             store_changes=self.store.database.writer.changes,
             store_transactions=self.store.database.writer.transactions,
             feed_followers={name: counts.followers for name, counts in feeds.items()},
@@ -265,7 +272,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
 
     def relay_statistics(self) -> RelayStatistics:
         """What is counted of listeners and of the embedded relay."""
-        doors = [self.door, self.plain_door]
+        doors = [self.door, self.plain_door, self.admin_door]
         return read_statistics(self.relay, self.lobby, self.ports, doors, self.keeper, self.self_check)
 
     def read_load(self) -> Load:
@@ -286,6 +293,15 @@ class CoordinatorServer(Server[CoordinatorConfig]):
 
     def count_elsewhere(self) -> int:
         return self._api.connection_count
+
+    def open(self) -> None:
+        super().open()
+        try:
+            for host, port in self.config.admin_listen:
+                self._listen("admin", host, port, self.admin_door)
+        except BaseException:
+            self.close()
+            raise
 
     async def start(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
@@ -319,6 +335,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         nursery.start_soon(self.events.run)
         nursery.start_soon(self.webhook.run)
         nursery.start_soon(self.external_auth.watch.run)
+        nursery.start_soon(self.upkeep.end_grace_forever)
 
     async def run(self, *, task_status: trio.TaskStatus["CoordinatorServer"] = trio.TASK_STATUS_IGNORED) -> None:
         await prove_hypercorn()
@@ -374,11 +391,14 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             limits=self.limits,
         )
         self._app = create_app(services)
+        # With a listener of its own administration is nowhere else.
+        is_beside = not config.admin_listen
         self._api = ApiServer(
-            self._app,
+            WithAdministration(self._app, self._admin_app, self.administration) if is_beside else self._app,
             self._is_for_reactor,
             config.agent_ping_seconds,
             max_connections=config.max_api_connections,
+            is_stream=lambda target: target.partition("?")[0] == BULK_PATH,
         )
 
     def _make_probes(self, access_url: str) -> Probes:
@@ -452,6 +472,12 @@ class CoordinatorServer(Server[CoordinatorConfig]):
     # --- serving
 
     def _take_to_api(self, visit: HttpSession, request: Request) -> None:
+        self._take_out(visit, None)
+
+    def _take_to_administration(self, visit: HttpSession, request: Request) -> None:
+        self._take_out(visit, self._admin_app)
+
+    def _take_out(self, visit: HttpSession, app: FastAPI | None) -> None:
         """The API's server waits for sockets of its own: the connection leaves the reactor, socket and all."""
         wire = visit.wire
         if not isinstance(wire, Link):
@@ -463,10 +489,10 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         self.lobby.leave(wire)
         wire.session = None
         self.reactor.release(wire)
-        self._nursery.start_soon(self._serve_api, wire, visit.received_bytes)
+        self._nursery.start_soon(self._serve_api, wire, visit.received_bytes, app)
 
-    async def _serve_api(self, link: Link, received: bytes) -> None:
-        received = await self._api.serve(LinkStream(link, received))
+    async def _serve_api(self, link: Link, received: bytes, app: FastAPI | None) -> None:
+        received = await self._api.serve(LinkStream(link, received), app)
         if received:
             self.reactor.tick()
             self.door.open(link)
@@ -496,6 +522,8 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         self.maps.steer(scores=dict(config.region_scores), avoid=config.avoid_regions)
         self.reactor.write_seconds = config.relay.tcp_write_timeout_seconds
         reconfigure(self._app, config)
+        self.administration.administrators.tokens = config.admin_tokens
+        self.administration.rate_limit = config.admin_rate_limit
         if self.relay is not None:
             self.relay.configure(config.relay)
 
@@ -554,6 +582,7 @@ def retention(config: CoordinatorConfig) -> Retention:
         logs=timedelta(seconds=config.keep_logs_seconds),
         sessions=timedelta(seconds=config.keep_sessions_seconds),
         events=timedelta(seconds=config.keep_events_seconds),
+        audit=timedelta(seconds=config.keep_audit_seconds),
         max_log_bytes=config.max_stored_log_bytes,
     )
 

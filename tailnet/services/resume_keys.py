@@ -11,6 +11,7 @@ from typing import Final
 
 import trio
 
+from tailnet.auth.backends import StoreCallers
 from tailnet.coordinator.resume import ResumeKey, ResumeTokens
 from tailnet.errors import StoreError
 from tailnet.store.rows import SigningKey
@@ -26,8 +27,10 @@ REFRESH_SECONDS: Final = 600.0
 class ResumeKeys:
     """The keys of this server.  `current` signs and verifies; call `start` once before anybody uses it."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, callers: StoreCallers | None = None) -> None:
+        """`callers` tell when an administrator changed something, keys among it."""
         self._store = store
+        self._callers = callers
         self.current: ResumeTokens
         self.newest_at: datetime  # when the key that signs was made
         self.read_at: datetime  # when the store was last asked
@@ -55,8 +58,13 @@ class ResumeKeys:
 
     async def refresh_forever(self) -> None:
         """Read the keys again and again, until cancelled.  While the store fails, those of before stay in use."""
+        generation = self._callers.generation if self._callers is not None else 0
         while True:
-            await trio.sleep(REFRESH_SECONDS)
+            with trio.move_on_after(REFRESH_SECONDS):
+                if self._callers is None:
+                    await trio.sleep_forever()
+                else:
+                    generation = await self._callers.wait_changed(generation)
             try:
                 await self.refresh()
             except StoreError as error:

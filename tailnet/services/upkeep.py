@@ -21,6 +21,8 @@ _log = logging.getLogger("tailnet.server")
 PRUNE_SECONDS: Final = 3_600.0
 # Between two steps of some milliseconds, so that others write in between: 20,000 rows a second at the most.
 PAUSE_SECONDS: Final = 0.05
+# How much longer than its time of grace a replaced token is good at the most; a look at an empty table is microseconds.
+GRACE_SECONDS: Final = 15.0
 
 
 class Upkeep:
@@ -42,6 +44,17 @@ class Upkeep:
             except StoreError as error:
                 _log.error("! what is kept no longer is not removed: %s", error)
             await trio.sleep(PRUNE_SECONDS)
+
+    async def end_grace_forever(self) -> None:
+        """End replaced tokens of agents when their time of grace is over, until cancelled."""
+        while True:
+            try:
+                issued = self._store.issued
+                if await self._store.run(issued.find_expired, self._clock()):
+                    await self._store.run(issued.remove_expired, self._clock())
+            except StoreError as error:
+                _log.error("! replaced tokens of agents are good for longer than they should: %s", error)
+            await trio.sleep(GRACE_SECONDS)
 
     async def remove_due(self) -> None:
         """All of it, step by step.  Raises StoreError."""

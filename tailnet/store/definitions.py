@@ -56,7 +56,7 @@ def read_definitions(
         return NONE
     reader = _Definitions(problems, known)
     lists = {sort: reader.items(agent[sort], f"{place}.{sort}", sort) for sort in KINDS if sort in agent}
-    size = sum(len(json.dumps(item.definition)) for items in lists.values() for item in items)
+    size = sum(definition_bytes(item.definition) for items in lists.values() for item in items)
     if size > MAX_DEFINITION_BYTES:
         problems.add(place, f"has {size:,} bytes of apps, scripts and metadata, at most {MAX_DEFINITION_BYTES:,} fit")
     return SeedDefinitions(**lists)
@@ -64,8 +64,18 @@ def read_definitions(
 
 def read_app(value: Mapping[str, Any]) -> Mapping[str, Any] | tuple[str, str]:
     """One app by itself, without its id, made complete; or the key that is wrong and why."""
+    return read_one("apps", value)
+
+
+def definition_bytes(definition: Mapping[str, Any]) -> int:
+    """What a definition takes of MAX_DEFINITION_BYTES."""
+    return len(json.dumps(definition))
+
+
+def read_one(sort: str, value: Mapping[str, Any]) -> Mapping[str, Any] | tuple[str, str]:
+    """One app or one script by itself, as `read_app`; `sort`: `apps` or `scripts`."""
     problems = Problems("")
-    item = _Definitions(problems, lambda *_: None)._item({"id": str(_ANY_ID), **value}, "", "apps")
+    item = _Definitions(problems, lambda *_: None)._item({"id": str(_ANY_ID), **value}, "", sort)
     for place, reason in problems.found:
         return place.removeprefix("."), reason
     assert item is not None

@@ -14,6 +14,8 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from tailnet.errors import SeedError
+from tailnet.store.administration.audit import Account
+from tailnet.store.administration.values import Actor
 from tailnet.store.callers import pieces, raise_generation
 from tailnet.store.grants import MAX_GRANTS_PER_USER
 from tailnet.store.importing_definitions import put_definitions
@@ -63,8 +65,11 @@ class SeedOutcome:
         return any(tally.added or tally.changed for tally in (self.users, self.workspaces, self.agents, self.grants))
 
 
-def import_seed(store: Store, seed: Seed, now: datetime, name: str = "seed") -> SeedOutcome:
-    """Write what differs.  Blocks.  Raises SeedError, with nothing written, and StoreError."""
+def import_seed(store: Store, seed: Seed, now: datetime, name: str = "seed", actor: Actor | None = None) -> SeedOutcome:
+    """Write what differs; the account of changes has a line of it if `actor` is somebody.
+
+    Blocks.  Raises SeedError, with nothing written, and StoreError.
+    """
     # On the disk when it returns: whoever imports may delete the file next.
     with store.writing() as connection:
         store.database.dialect.lock(connection, "import")
@@ -73,7 +78,17 @@ def import_seed(store: Store, seed: Seed, now: datetime, name: str = "seed") -> 
         outcome = SeedOutcome(writer.put_users(), writer.put_workspaces(), writer.put_agents(), writer.put_grants())
         if outcome.changed_anything:
             raise_generation(connection)
+            if actor is not None:
+                account = Account(actor, now)
+                account.note("import", "seed", name, None, _counted(outcome))
+                account.write(connection)
     return outcome
+
+
+def _counted(outcome: SeedOutcome) -> dict[str, Any]:
+    tallies = {"users": outcome.users, "workspaces": outcome.workspaces, "agents": outcome.agents}
+    tallies["grants"] = outcome.grants
+    return {name: {"created": tally.added, "changed": tally.changed} for name, tally in tallies.items()}
 
 
 class _Writer:

@@ -1,20 +1,19 @@
 """The apps, scripts and metadata descriptions of a seed, written where they differ (layer L2).
 
-Part of importing.py, inside its transaction.  A list that a seed gives is the whole list of that agent: what it leaves
-out is deleted with what agents reported of it; what stays keeps its reports.
+Part of importing.py and of administration/changes.py, inside their transactions.  A list that is given is the whole
+list of that agent: what it leaves out is deleted with what agents reported of it; what stays keeps its reports.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from uuid import UUID
 
 import sqlalchemy as sa
 
 from tailnet.store.callers import pieces
-from tailnet.store.definitions import SeedItem
+from tailnet.store.definitions import SeedDefinitions, SeedItem
 from tailnet.store.rows import first_health
 from tailnet.store.schema import agent_apps, agent_metadata_descriptions, agent_scripts
-from tailnet.store.seed import SeedAgent
 from tailnet.types import PeerID
 
 # Sort -> its table, and the column that tells an agent's definitions apart.
@@ -27,7 +26,17 @@ _TABLES: Final[Mapping[str, tuple[sa.Table, str]]] = {
 Stored = dict[UUID | str, tuple[int, Any, int]]  # position, definition, health by key
 
 
-def put_definitions(connection: sa.Connection, agents: Sequence[SeedAgent]) -> set[PeerID]:
+class Defined(Protocol):
+    """An agent with what it should run and show."""
+
+    @property
+    def id(self) -> PeerID: ...
+
+    @property
+    def definitions(self) -> SeedDefinitions: ...
+
+
+def put_definitions(connection: sa.Connection, agents: Sequence[Defined]) -> set[PeerID]:
     """Write what differs.  Returns the agents of which something did."""
     changed: set[PeerID] = set()
     for sort, (table, key) in _TABLES.items():

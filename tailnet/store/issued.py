@@ -77,6 +77,20 @@ class IssuedTokenTables(Part):
         connection.execute(agent_tokens.insert().values(digest=digest, agent_id=agent_id, created_at=now))
         return True
 
+    @writes
+    def remove_expired(self, connection: sa.Connection, now: datetime) -> int:
+        """End the tokens whose time of grace is over.  Returns how many there were."""
+        removed = connection.execute(agent_tokens.delete().where(agent_tokens.c.expires_at <= now)).rowcount
+        if removed:
+            raise_generation(connection)
+        return removed
+
+    @reads
+    def find_expired(self, connection: sa.Connection, now: datetime) -> bool:
+        """Whether there is one whose time of grace is over."""
+        found = sa.select(agent_tokens.c.digest).where(agent_tokens.c.expires_at <= now).limit(1)
+        return connection.execute(found).first() is not None
+
     @reads
     def count_issued(self, connection: sa.Connection, agent_id: PeerID) -> int:
         """How many issued tokens of an agent are good."""
@@ -87,6 +101,15 @@ class IssuedTokenTables(Part):
     def revoke_agent_tokens(self, connection: sa.Connection, agent_id: PeerID) -> int:
         """End all issued tokens of an agent; its own stays.  Returns how many there were."""
         return revoke_issued(connection, [agent_id])
+
+
+def keep_for_grace(
+    connection: sa.Connection, agent_id: PeerID, digest: bytes, now: datetime, expires_at: datetime
+) -> None:
+    """Have a token that was an agent's own be good until then, inside a write transaction."""
+    connection.execute(
+        agent_tokens.insert().values(digest=digest, agent_id=agent_id, created_at=now, expires_at=expires_at)
+    )
 
 
 def revoke_issued(connection: sa.Connection, agent_ids: Iterable[PeerID]) -> int:

@@ -55,6 +55,11 @@ class KeyTables(Part):
         """The keys as they are, newest first."""
         return _keys(connection, purpose)
 
+    @reads
+    def all_keys(self, connection: sa.Connection) -> dict[str, list[SigningKey]]:
+        """All keys by purpose, the newest first."""
+        return find_keys(connection)
+
     @writes
     def rotate(
         self, connection: sa.Connection, purpose: str, now: datetime, random_bytes: Callable[[int], bytes]
@@ -103,6 +108,22 @@ class KeyTables(Part):
             sa.select(kept_maps.c.body, kept_maps.c.fetched_at).where(kept_maps.c.source == source)
         ).first()
         return None if row is None else (row[0], row[1])
+
+
+def add_key(connection: sa.Connection, purpose: str, now: datetime, random_bytes: Callable[[int], bytes]) -> SigningKey:
+    """A new key of a purpose, which signs from now on.  Inside a write transaction."""
+    return _new_key(connection, purpose, now, random_bytes, KEY_BYTES)
+
+
+def drop_key(connection: sa.Connection, key_id: str) -> None:
+    """Delete a key.  Inside a write transaction."""
+    connection.execute(signing_keys.delete().where(signing_keys.c.id == key_id))
+
+
+def find_keys(connection: sa.Connection) -> dict[str, list[SigningKey]]:
+    """All keys by purpose, the newest first."""
+    purposes = connection.execute(sa.select(signing_keys.c.purpose).distinct().order_by(signing_keys.c.purpose))
+    return {purpose: _keys(connection, purpose) for purpose in purposes.scalars().all()}
 
 
 def _new_key(

@@ -13,6 +13,8 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
+from tailnet.store.administration.audit import AuditTables
+from tailnet.store.database import Database
 from tailnet.store.part import Part, notes, reads
 from tailnet.store.reports import line_size
 from tailnet.store.schema import agent_connections, agent_logs, agent_stats, agents, events, user_tokens
@@ -23,6 +25,10 @@ STEP_ROWS: Final = 1_000
 TOKENS_KEPT: Final = timedelta(days=30)
 
 
+# What is removed, by the names of its steps.
+REMOVED: Final = ("stats", "logs", "sessions", "events", "tokens", "audit")
+
+
 @dataclass(frozen=True, slots=True)
 class Retention:
     """How much is kept.  The defaults are argued in config/coordinator.py."""
@@ -31,6 +37,7 @@ class Retention:
     logs: timedelta = timedelta(days=14)
     sessions: timedelta = timedelta(days=90)
     events: timedelta = timedelta(days=3)
+    audit: timedelta = timedelta(days=366)
     max_stats: int = 5_000_000  # rows
     max_log_bytes: int = 4 * 1024**3
     max_events: int = 500_000  # rows, some 250 MB: two hours of 10,000 agents that all reconnect each minute
@@ -48,6 +55,10 @@ class Step:
 class RetentionTables(Part):
     """Finds what is due and removes it.  Every method raises StoreError."""
 
+    def __init__(self, database: Database) -> None:
+        super().__init__(database)
+        self._audit = AuditTables(database)
+
     def steps(self, limits: Retention, now: datetime) -> list[Step]:
         """What there is to remove.  Each step is to be taken until it finds nothing."""
         return [
@@ -55,6 +66,7 @@ class RetentionTables(Part):
             Step("logs", partial(self.due_logs, now - limits.logs, limits.max_log_bytes), self.remove_logs),
             Step("sessions", partial(self.due_sessions, now - limits.sessions), self.remove_sessions),
             Step("events", partial(self.due_events, now - limits.events, limits.max_events), self.remove_events),
+            Step("audit", partial(self._audit.due, now - limits.audit), self._audit.remove),
             Step("tokens", partial(self.due_tokens, now - TOKENS_KEPT), self.remove_tokens),
         ]
 

@@ -17,7 +17,7 @@ from tailnet.types import PeerID
 
 # The newest file in migrations/versions.  Kept as a constant so that an up-to-date store opens without importing
 # Alembic.
-HEAD_REVISION: Final = "0007"
+HEAD_REVISION: Final = "0008"
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
@@ -140,6 +140,7 @@ user_tokens = sa.Table(
     sa.Column("user_id", UuidText, sa.ForeignKey("users.id", ondelete="CASCADE"), nullable=False, index=True),
     sa.Column("secret_digest", sa.LargeBinary(32), nullable=False),
     sa.Column("seeded", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("purpose", Text, nullable=False, server_default=""),
     sa.Column("created_at", UtcTime, nullable=False),
     sa.Column("expires_at", UtcTime),
 )
@@ -210,6 +211,7 @@ agent_tokens = sa.Table(
     sa.Column("digest", sa.LargeBinary(32), primary_key=True),
     sa.Column("agent_id", PeerIdText, sa.ForeignKey("agents.id", ondelete="CASCADE"), nullable=False, index=True),
     sa.Column("created_at", UtcTime, nullable=False),
+    sa.Column("expires_at", UtcTime),  # of one that was the agent's own and is good for a while yet; NULL: never
 )
 
 agent_stats = sa.Table(
@@ -401,6 +403,35 @@ git_keys = sa.Table(
     sa.Column("sealed", sa.LargeBinary, nullable=False),
     sa.Column("created_at", UtcTime, nullable=False),
     sa.Column("updated_at", UtcTime, nullable=False),
+)
+
+# Who changed what through administration/: rows are added, never changed, and removed when they are old alone; the
+# migration has triggers for that.  `actor`: the name of a token of administrators, or of a user of this machine.
+audit_log = sa.Table(
+    "audit_log",
+    metadata,
+    sa.Column("id", _ROW_NUMBER, primary_key=True, autoincrement=True),
+    sa.Column("at", UtcTime, nullable=False, index=True),
+    sa.Column("actor_kind", Text, nullable=False),
+    sa.Column("actor", Text, nullable=False),
+    sa.Column("action", Text, nullable=False),
+    sa.Column("kind", Text, nullable=False),
+    sa.Column("target", Text, nullable=False, index=True),
+    sa.Column("before", sa.JSON(none_as_null=True)),
+    sa.Column("after", sa.JSON(none_as_null=True)),
+    sa.Column("request_id", Text, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+# What requests with an Idempotency-Key were answered.  An answer may hold a new token, so it is sealed with what its
+# caller alone knows.
+kept_answers = sa.Table(
+    "kept_answers",
+    metadata,
+    sa.Column("key_digest", sa.LargeBinary(32), primary_key=True),
+    sa.Column("request_digest", sa.LargeBinary(32), nullable=False),
+    sa.Column("sealed", sa.LargeBinary, nullable=False),
+    sa.Column("created_at", UtcTime, nullable=False, index=True),
 )
 
 # The last good map of each source, so that a restart while the source is away does not lose regions.

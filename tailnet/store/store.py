@@ -2,7 +2,8 @@
 
 `Store.open(url)`, then `await store.run(store.callers.get_agent, ...)` from trio, and `close()` when no thread uses it
 any more.  What each part does is in its own file: callers.py, issued.py, grants.py, credentials.py, apps.py,
-reports.py, presence.py, events.py, retention.py, keys.py; seed.py reads files that importing.py writes.
+reports.py, presence.py, events.py, retention.py, keys.py, and for administrators in administration/; seed.py reads
+files that importing.py writes.
 """
 
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
+from tailnet.store.administration.audit import AuditTables
+from tailnet.store.administration.reading import ReadingTables
 from tailnet.store.apps import AppTables
 from tailnet.store.callers import CallerTables
 from tailnet.store.credentials import CredentialTables
@@ -46,6 +49,8 @@ class Store:
         self.presence = PresenceTables(database)
         self.events = EventTables(database)
         self.retention = RetentionTables(database)
+        self.administration = ReadingTables(database)
+        self.audit = AuditTables(database)
 
     @classmethod
     def open(cls, url: str, *, busy_timeout_seconds: float = BUSY_TIMEOUT_SECONDS) -> Self:

@@ -34,10 +34,12 @@ _log = logging.getLogger("tailnet.api")
 
 # The largest body is an identity document or a batch of logs: 1 MiB of lines in JSON.
 MAX_BODY_BYTES: Final = 4 * 1024 * 1024
+# A body that is carried out while it comes, and never held: 50,000 agents with their apps and scripts.
+MAX_STREAM_BYTES: Final = 256 * 1024 * 1024
 KEEP_ALIVE_SECONDS: Final = 30.0
 # A head is one packet or two; the front door gives the first one of a connection as long.
 HEAD_SECONDS: Final = 10.0
-# The largest body that there is, 1 MiB, over 140 kbit/s.
+# The largest body that there is, 1 MiB, over 140 kbit/s; of a stream one piece, or what its sender reads in between.
 BODY_SECONDS: Final = 60.0
 # One piece of an answer, 64 KiB, for a reader of 17 kbit/s.  An answer as a whole has no deadline: some are streams.
 WRITE_SECONDS: Final = 30.0
@@ -84,7 +86,8 @@ _LINGER_BYTES: Final = 2 * MAX_BODY_BYTES
 
 
 class ApiServer:
-    """Serves an ASGI app on streams.  `is_foreign(target)`: requests that are not the app's.
+    """Serves an ASGI app on streams.  `is_foreign(target)`: requests that are not the app's; `is_stream(target)`: those
+    whose body is carried out while it comes.
 
     Proxies keep connections and send whatever comes next on them: an RPC websocket after a page.
     """
@@ -96,7 +99,9 @@ class ApiServer:
         ping_seconds: float | None = None,
         *,
         max_connections: int,
+        is_stream: Callable[[str], bool] = lambda target: False,
     ) -> None:
+        self._is_stream = is_stream
         self._config = _config(ping_seconds)
         self._app = wrap_app(app, MAX_BODY_BYTES, "asgi")
         self._context = WorkerContext(None)
@@ -125,13 +130,16 @@ class ApiServer:
             )
         return False
 
-    async def serve(self, stream: LinkStream) -> bytes:
-        """Serve one connection until it ends; closes the stream.
+    async def serve(self, stream: LinkStream, app: Any = None) -> bytes:
+        """Serve one connection until it ends; closes the stream.  `app`: another one than the server's, to which every
+        request of the connection belongs.
 
         Or until a request comes that is not the app's: then its first bytes are returned, and the link is the
         caller's again.
         """
-        connection = _Connection(self._app, self._config, self._context, stream, self._is_foreign)
+        wrapped = self._app if app is None else wrap_app(app, MAX_BODY_BYTES, "asgi")
+        is_foreign = self._is_foreign if app is None else _is_never
+        connection = _Connection(wrapped, self._config, self._context, stream, is_foreign, self._is_stream)
         connection.idle_connections = self._idle_connections
         self.connection_count += 1
         try:
@@ -190,7 +198,7 @@ async def _observe(seen: list[str]) -> None:
     near.setblocking(False)
     stream = LinkStream(Link(near, ("", 0)), b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n1")
     app = wrap_app(_greet, MAX_BODY_BYTES, "asgi")
-    connection = _Witness(app, _config(None), WorkerContext(None), stream, lambda target: target == "/else")
+    connection = _Witness(app, _config(None), WorkerContext(None), stream, lambda target: target == "/else", _is_never)
     connection.tell = seen.append
     connection.answer_to = {_Phase.BODY: (far, b"2"), _Phase.IDLE: (far, b"GET /else HTTP/1.1\r\n")}
     with near, far:
@@ -198,6 +206,10 @@ async def _observe(seen: list[str]) -> None:
         if not connection.was_idle:
             seen.append("no keep-alive")
         seen += [connection.foreign.decode("latin-1"), far.recv(12).decode("latin-1")]
+
+
+def _is_never(target: str) -> bool:
+    return False
 
 
 def _config(ping_seconds: float | None) -> Config:
@@ -236,10 +248,18 @@ class _Ending(WorkerContext):
 class _Requests(h11.Connection):
     """h11's server side, as Hypercorn drives it.  It tells where in a request the caller is, and bounds bodies."""
 
-    def __init__(self, max_head_bytes: int, enter: Callable[[_Phase], None], refuse: Callable[[ApiEnd], None]) -> None:
+    def __init__(
+        self,
+        max_head_bytes: int,
+        enter: Callable[[_Phase], None],
+        refuse: Callable[[ApiEnd], None],
+        is_stream: Callable[[str], bool],
+    ) -> None:
         super().__init__(h11.SERVER, max_incomplete_event_size=max_head_bytes)
         self._enter = enter
         self._refuse = refuse
+        self._is_stream = is_stream
+        self._streams = False  # the body that comes now is one
         self._body_bytes = 0
 
     def next_event(self) -> Any:
@@ -248,6 +268,8 @@ class _Requests(h11.Connection):
             return self._begin(event)
         if isinstance(event, h11.Data):
             self._count(len(event.data))
+            if self._streams:
+                self._enter(_Phase.BODY)  # its deadline is that of the next piece
         elif isinstance(event, h11.EndOfMessage):
             self._enter(_Phase.ANSWER)
         return event
@@ -260,6 +282,7 @@ class _Requests(h11.Connection):
         has_body = length is not None or b"transfer-encoding" in headers
         # A websocket's bytes, which follow a request without a body, are nobody's body.
         self._enter(_Phase.BODY if has_body else _Phase.ANSWER)
+        self._streams = has_body and self._is_stream(origin_form(request.target.decode("latin-1")))
         self._body_bytes = 0
         self._count(int(length or 0))
         self._body_bytes = 0
@@ -281,9 +304,10 @@ class _Requests(h11.Connection):
 
     def _count(self, size: int) -> None:
         self._body_bytes += size
-        if self._body_bytes > MAX_BODY_BYTES:
+        most = MAX_STREAM_BYTES if self._streams else MAX_BODY_BYTES
+        if self._body_bytes > most:
             self._refuse(ApiEnd.BODY_TOO_LARGE)
-            raise h11.RemoteProtocolError(f"a body has at most {MAX_BODY_BYTES} bytes", error_status_hint=413)
+            raise h11.RemoteProtocolError(f"a body has at most {most} bytes", error_status_hint=413)
 
 
 class _Connection(TCPServer):
@@ -293,7 +317,13 @@ class _Connection(TCPServer):
     """
 
     def __init__(
-        self, app: Any, config: Config, context: WorkerContext, stream: LinkStream, is_foreign: Callable[[str], bool]
+        self,
+        app: Any,
+        config: Config,
+        context: WorkerContext,
+        stream: LinkStream,
+        is_foreign: Callable[[str], bool],
+        is_stream: Callable[[str], bool],
     ) -> None:
         self._ending = _Ending(context)
         super().__init__(app, config, self._ending, {}, stream)  # type: ignore[arg-type]  # any stream with a socket will do
@@ -307,7 +337,7 @@ class _Connection(TCPServer):
         self._is_between = False  # requests, so that what comes next is the head of one
         self._is_answering = False  # so that nothing else may be said
         self._turned: trio.Event | None = None  # somebody waits for an answer to be done
-        self._requests = _Requests(config.h11_max_incomplete_size, self.enter, self._note_end)
+        self._requests = _Requests(config.h11_max_incomplete_size, self.enter, self._note_end, is_stream)
 
     def enter(self, phase: _Phase) -> None:
         """The caller is there now."""

@@ -14,6 +14,7 @@ EXAMPLES = {
     "region_scores", "avoid_regions", "stun_listen", "agent_inactive",
     "announcement_banners", "identity_anchors", "external_auth", "secrets_key_file", "events", "webhook_url",
     "webhook_secret_file",
+    "admin_token_file", "admin_listen",
     "hostname", "cert_mode", "cert_dir", "tls_self_signed", "acme_dns_hook",
     "acme_directory_url", "acme_eab_key", "relay_rate_config", "relay_rate_keys", "relay_verify_client_url",
     "relay_allow_keys", "relay_mesh_psk_file", "relay_mesh_with",

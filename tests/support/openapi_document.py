@@ -1,8 +1,8 @@
-"""The API's description as it is kept in the repository: docs/openapi.json.
+"""The descriptions of both APIs as they are kept in the repository: docs/openapi.json, docs/openapi-admin.json.
 
     python -m tests.support.openapi_document
 
-writes it anew (`make openapi`).
+writes them anew (`make openapi`).
 """
 
 import json
@@ -11,10 +11,13 @@ from typing import Any, Final, cast
 
 from fastapi import FastAPI
 
+from tailnet.api.administration.app import create_administration
+from tailnet.api.administration.guards import AdministrationServices
 from tailnet.api.app import create_app
 from tailnet.api.guards import Services
 
 KEPT: Final = Path(__file__).parents[2] / "docs" / "openapi.json"
+KEPT_ADMINISTRATION: Final = KEPT.with_name("openapi-admin.json")
 
 
 def make_app() -> FastAPI:
@@ -26,9 +29,19 @@ def document() -> dict[str, Any]:
     return make_app().openapi()
 
 
+def make_administration_app() -> FastAPI:
+    """The same for administrators."""
+    return create_administration(cast(AdministrationServices, None))
+
+
+def administration_document() -> dict[str, Any]:
+    return make_administration_app().openapi()
+
+
 def as_kept(described: dict[str, Any]) -> str:
     return json.dumps(described, indent=1, ensure_ascii=False) + "\n"
 
 
 if __name__ == "__main__":
     KEPT.write_text(as_kept(document()))
+    KEPT_ADMINISTRATION.write_text(as_kept(administration_document()))

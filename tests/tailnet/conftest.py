@@ -28,7 +28,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "store_kind" not in metafunc.fixturenames:
         return
     marker = metafunc.definition.get_closest_marker("stores")
-    is_on_both = metafunc.definition.path.parent.name == "store" or metafunc.config.getoption("--every-store")
+    is_on_both = Path(__file__).parent / "store" in metafunc.definition.path.parents or metafunc.config.getoption(
+        "--every-store"
+    )
     if marker is not None or is_on_both:
         metafunc.parametrize("store_kind", (marker.args if marker is not None else ()) or BOTH, indirect=True)
 

@@ -44,6 +44,9 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "admin_workspace_access": ("false", False),
     "max_api_connections": ("40", 40),
     "api_rate_limit": ("60", 60),
+    "admin_rate_limit": ("60", 60),
+    "admin_listen": ("127.0.0.1:3001", None),
+    "keep_audit": ("720h", 2_592_000.0),
     "max_node_bytes": ("8192", 8192),
     "max_sockets_per_caller": ("50", 50),
     "max_held_bytes_per_caller": ("1048576", 1048576),
@@ -92,7 +95,7 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
 # What several of them build together, or a file holds: tested below.
 BUILT = {row.name for row in SETTINGS if row.part_of} - {"max_connections"}
 # What makes an example possible.
-BESIDE = {"relay_mesh_with": "relay_mesh_psk_file"}
+BESIDE = {"relay_mesh_with": "relay_mesh_psk_file", "admin_listen": "admin_token_file"}
 
 
 def load(
@@ -118,10 +121,10 @@ def test_every_setting_has_an_example() -> None:
 def test_flag_environment_and_file_mean_the_same(name: str, tmp_path: Path) -> None:
     text, value = EXAMPLES[name]
     setting = SETTINGS.by_name[name]
-    mesh = tmp_path / "mesh.key"
-    mesh.write_text("ab" * 32)
-    mesh.chmod(0o600)
-    beside = {BESIDE[name]: str(mesh)} if name in BESIDE else {}
+    secret = tmp_path / "secret"
+    secret.write_text(("plane:" if name == "admin_listen" else "") + "ab" * 32)
+    secret.chmod(0o600)
+    beside = {BESIDE[name]: str(secret)} if name in BESIDE else {}
     read = attrgetter(setting.path)
     from_flag = read(load({name: text} | beside))
     assert read(load(beside, {setting.environment: text})) == from_flag

@@ -1,0 +1,79 @@
+"""Who may call the administration API, and what its functions take (layer L3).
+
+Every route but the description and the meanings of problems takes an `Administrator`.
+"""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Final
+
+import trio
+from fastapi import Depends
+from starlette.requests import HTTPConnection
+
+from tailnet.api.limits import CallerLimits
+from tailnet.api.middleware import exchange_of
+from tailnet.auth.administrators import Administrators
+from tailnet.services.administration.service import Actor, Administration
+
+# Wrong tokens from one address in a minute; a scanner that tries more waits.  Who has a token is not held back by it.
+MAX_WRONG_TOKENS: Final = 60
+# Streams of changes at a time: each holds some megabytes, and all write one after the other anyway.
+MAX_STREAMS: Final = 4
+
+
+@dataclass(slots=True)
+class AdministrationServices:
+    """One per server.  `rate_limit`: requests a minute of each token, 0: any number."""
+
+    administration: Administration
+    administrators: Administrators
+    rate_limit: int = 0
+    limits: CallerLimits = field(default_factory=CallerLimits)
+    strangers: CallerLimits = field(default_factory=CallerLimits)
+    streams: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(MAX_STREAMS))
+
+
+@dataclass(frozen=True, slots=True)
+class AdminCaller:
+    """Who is calling."""
+
+    actor: Actor
+    token: bytes = field(repr=False)
+
+
+class NotAdmitted(Exception):
+    """No token of an administrator, or too many requests.  Answered by app.py."""
+
+    def __init__(self, code: str, retry_after_seconds: int = 0) -> None:
+        super().__init__(code)
+        self.code = code
+        self.retry_after_seconds = retry_after_seconds
+
+
+def services_of(asked: HTTPConnection) -> AdministrationServices:
+    """The services of the app that was asked."""
+    services = asked.app.state.services
+    assert isinstance(services, AdministrationServices)
+    return services
+
+
+async def _administrator(asked: HTTPConnection) -> AdminCaller:
+    services = services_of(asked)
+    scheme, _, token = asked.headers.get("authorization", "").strip().partition(" ")
+    token = token.strip()
+    name = services.administrators.find(token) if scheme.lower() == "bearer" else None
+    if name is None:
+        address = asked.client.host if asked.client is not None else ""
+        wait = services.strangers.take(address, MAX_WRONG_TOKENS, trio.current_time())
+        raise NotAdmitted("too_many_requests" if wait else "unauthenticated", wait)
+    exchange = exchange_of(asked.scope)
+    exchange.caller_kind, exchange.caller_id = "administrator", name
+    wait = services.limits.take(name, services.rate_limit, trio.current_time())
+    if wait:
+        raise NotAdmitted("too_many_requests", wait)
+    return AdminCaller(Actor("token", name, exchange.request_id), token.encode())
+
+
+Administrator = Annotated[AdminCaller, Depends(_administrator)]
+ServicesOf = Annotated[AdministrationServices, Depends(services_of)]
+GUARD: Final = _administrator
