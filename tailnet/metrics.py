@@ -35,6 +35,9 @@ class CoordinatorReading:
     api_connections: int  # HTTP connections of the API, now
     api_ended: Mapping[str, int]  # those that this server ended or turned away, by reason
     api_rate_limited: int  # requests of users over their limit
+    identity_proofs: Mapping[str, int]  # of cloud instances, by outcome
+    external_auth: Mapping[str, int]  # what happened to links, by outcome
+    external_auth_waiting: int  # requests of agents that wait for a link, now
     revoked_connections: int  # sent away since their token or their agent was withdrawn
     revoked_tunnels: int
     callers: int  # agents and users that have sockets, or had some a minute ago
@@ -133,12 +136,19 @@ class CoordinatorCollector(Collector):
                 reading.api_ended,
             ),
             ("tailnet_derp_map_failures", "Reads of a DERP map that failed.", "source", reading.map_failures),
+            ("tailnet_identity_proofs", "Proofs of cloud instances.", "outcome", reading.identity_proofs),
+            ("tailnet_external_auth", "Links to providers, and what became of them.", "outcome", reading.external_auth),
         )
         for name, text, label, values in families:
             family = CounterMetricFamily(name, text, labels=[label])
             for label_value, count in values.items():
                 family.add_metric([label_value], count)
             yield family
+        yield GaugeMetricFamily(
+            "tailnet_external_auth_waiting",
+            "Requests of agents that wait until an account is linked.",
+            value=reading.external_auth_waiting,
+        )
         yield from _feed_metrics(reading)
         yield from _health_metrics(reading)
         yield from _webhook_metrics(reading)

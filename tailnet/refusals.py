@@ -87,6 +87,10 @@ def user_not_active() -> Refused:
     return Refused(401, "User is not active. Contact your administrator.")
 
 
+def owner_not_active() -> Refused:
+    return Refused(403, "The owner of this workspace is not active.", "Its administrator can tell why.")
+
+
 def key_or_proxy_missing() -> Refused:
     """On routes that a workspace proxy may call as well, every unusable key gets this one answer."""
     return Refused(401, "API key or external proxy authentication required, but none provided")

@@ -15,9 +15,9 @@ from starlette.requests import Request
 
 from derp.text import fit_to_show
 from tailnet.api.answers import Body, GoTime
-from tailnet.api.guards import CallingAgent, Services, ServicesOf, query_of, token_of
+from tailnet.api.guards import AgentOfActiveOwner, Services, ServicesOf, query_of, token_of
 from tailnet.config.external_auth import Provider
-from tailnet.refusals import Refused, too_many_requests
+from tailnet.refusals import Refused, owner_not_active, too_many_requests
 from tailnet.services.external_auth import MAX_MATCHED_CHARS, Linked, ProviderTrouble, described
 from tailnet.store.rows import AgentIdentity
 
@@ -62,7 +62,7 @@ class GitAuthResponse(Body):
     password: str
 
 
-async def _within_limits(services: ServicesOf, caller: CallingAgent) -> AgentIdentity:
+async def _within_limits(services: ServicesOf, caller: AgentOfActiveOwner) -> AgentIdentity:
     wait_seconds = services.external_auth_limits.take(str(caller.id), REQUESTS_PER_MINUTE, trio.current_time())
     if wait_seconds:
         raise too_many_requests(REQUESTS_PER_MINUTE, wait_seconds)
@@ -125,6 +125,8 @@ async def _answer(
             linked = await external.wait_token(caller.owner_id, provider)
             # Ten minutes are long: whoever was let in then may be somebody else's now.
             await services.callers.agent(token_of(asked))
+            if not await services.agents.is_active(caller.owner_id):
+                raise owner_not_active()
             if linked is None:
                 raise Refused(
                     503, f"Nobody linked {provider.name} within that time.", "Ask again.", retry_after_seconds=1

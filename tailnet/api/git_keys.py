@@ -6,7 +6,7 @@ Next hop: services/git_keys.py.
 from fastapi import APIRouter
 
 from tailnet.api.answers import Body
-from tailnet.api.guards import CallingAgent, ServicesOf
+from tailnet.api.guards import AgentOfActiveOwner, ServicesOf
 
 router = APIRouter(prefix="/api/v2/workspaceagents/me", tags=["agents"])
 
@@ -19,7 +19,7 @@ class GitSSHKey(Body):
 
 
 @router.get("/gitsshkey")
-async def git_ssh_key(services: ServicesOf, caller: CallingAgent) -> GitSSHKey:
+async def git_ssh_key(services: ServicesOf, caller: AgentOfActiveOwner) -> GitSSHKey:
     """Get workspace agent Git SSH key: that of its owner, made when it is asked for first."""
     key = await services.git_keys.read(caller.owner_id)
     return GitSSHKey(public_key=key.public_key, private_key=key.private_key)

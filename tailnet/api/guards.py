@@ -37,10 +37,11 @@ from tailnet.store.rows import AgentIdentity, Right, UserIdentity
 from tailnet.tokens import find_token, query_values
 
 # Proofs of instances in a minute.  An agent shows one at its start, and again some seconds after a failure.  Sixty are
-# that many machines behind one address that start at once; the others are told when to come again.  A proof takes two
-# milliseconds at the most, so all of them 8 % of one core, however many addresses a flood has.
+# that many machines behind one address that start at once; the others are told when to come again.  A genuine proof
+# takes half a millisecond (30 certificates of AWS), the worst that was made up 12: so a flood takes a quarter of one
+# core, however many addresses it has.
 IDENTITIES_PER_ADDRESS: Final = 60
-IDENTITIES_OF_ALL: Final = 2_400
+IDENTITIES_OF_ALL: Final = 1_200
 # Tries to sign in with a browser, in a minute.  No token can be guessed; each try costs a look at the store.
 SIGN_INS_PER_ADDRESS: Final = 30
 SIGN_INS_OF_ALL: Final = 2_400
@@ -112,6 +113,15 @@ async def _agent(asked: HTTPConnection) -> AgentIdentity:
 
 async def _counted_agent(asked: HTTPConnection, agent: Annotated[AgentIdentity, Depends(_agent)]) -> AgentIdentity:
     _count(asked)
+    return agent
+
+
+async def _agent_of_active_owner(
+    services: Annotated[Services, Depends(services_of)], agent: Annotated[AgentIdentity, Depends(_agent)]
+) -> AgentIdentity:
+    """An inactive user is signed out everywhere: what is his alone is not for his agents either."""
+    if not await services.agents.is_active(agent.owner_id):
+        raise refusals.owner_not_active()
     return agent
 
 
@@ -213,6 +223,7 @@ ServicesOf = Annotated[Services, Depends(services_of)]
 CallingAgent = Annotated[AgentIdentity, Depends(_counted_agent)]
 # Whose reports count for its account instead: agent_reports.py.
 ReportingAgent = Annotated[AgentIdentity, Depends(_agent)]
+AgentOfActiveOwner = Annotated[AgentIdentity, Depends(_agent_of_active_owner)]
 User = Annotated[UserIdentity, Depends(_user)]
 Administrator = Annotated[UserIdentity, Depends(_administrator)]
 UserOfAgentRoute = Annotated[UserIdentity, Depends(_user_of_agent_route)]

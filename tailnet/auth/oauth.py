@@ -29,10 +29,10 @@ _ENDED: Final = frozenset({"invalid_grant", "bad_refresh_token"})
 class OAuthRefused(Exception):
     """The provider said no.  `code` is its word for it; `is_final`: what was shown is of no use any more."""
 
-    def __init__(self, code: str, description: str = "") -> None:
+    def __init__(self, code: str, description: str = "", *, is_final: bool | None = None) -> None:
         super().__init__(f"{printable(code, 60)}: {printable(description)}" if description else printable(code, 60))
         self.code = code
-        self.is_final = code in _ENDED
+        self.is_final = code in _ENDED if is_final is None else is_final
 
 
 class OAuthNonsense(Exception):

@@ -38,8 +38,8 @@ from derp.transport.linkstream import LinkStream
 from tailnet.api.administration.app import BULK_PATH, WithAdministration, create_administration
 from tailnet.api.administration.guards import AdministrationServices
 from tailnet.api.app import create_app, reconfigure
-from tailnet.api.guards import Services
-from tailnet.api.limits import CallerLimits
+from tailnet.api.guards import IDENTITIES_OF_ALL, IDENTITIES_PER_ADDRESS, Services
+from tailnet.api.limits import CallerLimits, StrangerLimits
 from tailnet.api.pages import OPERATORS_PLACES
 from tailnet.api.rpc_admission import RpcAdmission
 from tailnet.auth.administrators import Administrators
@@ -59,7 +59,7 @@ from tailnet.services.agent_rpc import AgentService
 from tailnet.services.agents import Agents
 from tailnet.services.derp_maps import DerpMaps, StoreMapKeeper
 from tailnet.services.events import Events
-from tailnet.services.external_auth import ExternalAuth
+from tailnet.services.external_auth import OUTCOMES, ExternalAuth
 from tailnet.services.feed import DropReason
 from tailnet.services.git_keys import GitKeys
 from tailnet.services.health import Health
@@ -139,6 +139,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         self.hub = Hub(self.coordinator)
         self.callers = StoreCallers(store, admins_enter=config.admin_workspace_access)
         self.limits = CallerLimits()
+        self.identity_limits = StrangerLimits(IDENTITIES_PER_ADDRESS, IDENTITIES_OF_ALL)
         self.administration = AdministrationServices(
             Administration(store), Administrators(config.admin_tokens), config.admin_rate_limit
         )
@@ -237,6 +238,12 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             refused_at_door=self.entrance.refused_count,
             api_connections=self._api.connection_count,
             api_rate_limited=self.limits.refused_count,
+            identity_proofs={
+                **{outcome: self.identity.outcomes[outcome] for outcome in ("issued", "refused", "unknown")},
+                "rate_limited": self.identity_limits.refused_count,
+            },
+            external_auth={outcome: self.external_auth.outcomes[outcome] for outcome in OUTCOMES},
+            external_auth_waiting=len(self.external_auth.watch),
             api_ended={end.value: self._api.ended_count[end] for end in ApiEnd},
             revoked_connections=self.rights.revoked_connections,
             revoked_tunnels=self.rights.revoked_tunnels,
@@ -389,6 +396,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             metrics=metrics_page(self.reading, self.relay_statistics),
             pages=self._make_operators_pages(why),
             limits=self.limits,
+            identity_limits=self.identity_limits,
         )
         self._app = create_app(services)
         # With a listener of its own administration is nowhere else.

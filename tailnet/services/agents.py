@@ -244,6 +244,11 @@ class Agents:
         """When a user was made, and changed last."""
         return await self._store.run(self._store.callers.user_times, user_id)
 
+    async def is_active(self, user_id: UUID) -> bool:
+        """Whether there is such a user, and nobody signed him out everywhere."""
+        user = await self._store.run(self._store.callers.get_user, user_id)
+        return user is not None and user.active
+
     async def find_user(self, name_or_id: str) -> UserIdentity | None:
         """A user by his name, else by his id."""
         return await self._store.run(self._find_user, name_or_id)

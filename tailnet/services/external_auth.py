@@ -13,6 +13,7 @@ import os
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from binascii import Error
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -51,10 +52,16 @@ ASK_SECONDS: Final = 10.0
 BEGUN_FOR: Final = timedelta(minutes=15)
 # A token that expires on its way to the git server is of no use.
 _LEEWAY: Final = timedelta(seconds=10)
+# A server has a link for itself while it refreshes it; one that died then has it no longer than this.
+CLAIMED_FOR: Final = timedelta(seconds=ASK_SECONDS + 5)
+_AGAIN_SECONDS: Final = 0.25
+_CLAIM_TRIES: Final = round((ASK_SECONDS + 10) / _AGAIN_SECONDS)
 # Agents ask again when they got nothing; a connection that is silent for longer is cut by proxies anyway.
 LISTEN_SECONDS: Final = 600.0
 # An address of a repository.  The regular expressions are the operator's, the text is not: it is short.
 MAX_MATCHED_CHARS: Final = 1024
+# What is counted.
+OUTCOMES: Final = ("linked", "unlinked", "refreshed", "ended", "trouble")
 _COOKIE_PLACE: Final = "begun link"
 
 
@@ -119,6 +126,7 @@ class ExternalAuth:
         """`access_url`: where browsers come back to.  `providers` may be exchanged later."""
         self.providers = tuple(providers)
         self.watch = LinkWatch(store)
+        self.outcomes: Counter[str] = Counter()  # OUTCOMES
         self._store = store
         self._sealer = sealer
         self._access_url = access_url.rstrip("/")
@@ -164,12 +172,14 @@ class ExternalAuth:
         keep = self._store.credentials.put_link
         await self._store.run(keep, user_id, provider.id, sealed, tokens.expires_at, self._clock())
         self.watch.changed(user_id, provider.id)
+        self.outcomes["linked"] += 1
         _log.info("+ user %s links %s", user_id, provider.id)
 
     async def unlink(self, user_id: UUID, provider_id: str) -> bool:
         """Forget a link.  Returns whether there was one.  The provider's own list of grants is the user's affair."""
         was_there = await self._store.run(self._store.credentials.delete_link, user_id, provider_id)
         if was_there:
+            self.outcomes["unlinked"] += 1
             _log.info("- user %s unlinks %s", user_id, provider_id)
         return was_there
 
@@ -224,34 +234,47 @@ class ExternalAuth:
         turn = self._turns.setdefault(key, trio.Lock())
         try:
             async with turn:
-                row = await self._store.run(self._store.credentials.link, *key)
-                if row is None or row.sealed is None or not self._has_expired(row):
-                    return row  # somebody else was faster
-                # Whoever asked may hang up; a refresh token that was used up is lost unless its successor is kept.
-                with trio.CancelScope(shield=True):
-                    current = await self._exchange_refresh(row, provider)
-            return current
+                for _ in range(_CLAIM_TRIES):
+                    row = await self._store.run(self._store.credentials.link, *key)
+                    if row is None or row.sealed is None or not self._has_expired(row):
+                        return row  # somebody else was faster
+                    # Whoever asked may hang up; a refresh token that was used up is lost unless its successor is kept.
+                    with trio.CancelScope(shield=True):
+                        if await self._claim(row):
+                            return await self._exchange_refresh(row, provider)
+                    await trio.sleep(_AGAIN_SECONDS)  # another server has it, for CLAIMED_FOR at the most
+                raise self._trouble(provider, "is asked by another server of ours: is the clock of one of them wrong?")
         finally:
             if not turn.locked():
                 self._turns.pop(key, None)
 
+    async def _claim(self, row: LinkRow) -> bool:
+        now = self._clock()
+        return await self._store.run(self._store.credentials.claim_link, row, now + CLAIMED_FOR, now)
+
     async def _exchange_refresh(self, row: LinkRow, provider: Provider) -> LinkRow | None:
-        before = self._open(row)
-        if not before.refresh_token:
-            return None
         change, now = self._store.credentials.change_link, self._clock()
         try:
+            before = self._open(row)
+            if not before.refresh_token:
+                raise OAuthRefused("expired", "and there is no refresh token", is_final=True)
             form = refresh_form(provider, before.refresh_token)
             fresh = await self._exchange(provider, form, before.refresh_token)
+        except (ProviderTrouble, SecretsError):
+            await self._store.run(self._store.credentials.release_link, row)
+            raise
         except OAuthRefused as refused:
             if not refused.is_final:
-                raise ProviderTrouble(provider, f"refuses a refresh: {refused}") from None
+                await self._store.run(self._store.credentials.release_link, row)
+                raise self._trouble(provider, f"refuses a refresh: {refused}") from None
             if await self._store.run(change, row, None, None, str(refused), now):
+                self.outcomes["ended"] += 1
                 _log.info("- the link of user %s to %s has ended: %s", row.user_id, provider.id, refused)
         else:
             sealed = self._sealer.seal(fresh.to_json(), link_place(row.user_id, provider.id))
             await self._store.run(change, row, sealed, fresh.expires_at, "", now)
-        # Where another server was faster, what it wrote counts.
+            self.outcomes["refreshed"] += 1
+        # Where the user linked it anew meanwhile, that counts.
         return await self._store.run(self._store.credentials.link, row.user_id, row.provider_id)
 
     # --- questions to the provider
@@ -288,6 +311,7 @@ class ExternalAuth:
 
     def _trouble(self, provider: Provider, reason: str) -> ProviderTrouble:
         trouble = ProviderTrouble(provider, reason)
+        self.outcomes["trouble"] += 1
         self._tell(provider, str(trouble))
         return trouble
 

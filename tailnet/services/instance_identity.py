@@ -7,6 +7,7 @@ first one opened.  Called by api/instance_identity.py.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
@@ -16,6 +17,7 @@ from uuid import UUID, uuid4
 
 import trio
 
+from derp.log import Rarely, and_more
 from tailnet.errors import ConfigError
 from tailnet.identity.anchors import Anchors, load_anchors
 from tailnet.identity.aws import verify_aws
@@ -36,7 +38,9 @@ class NoSuchInstance(IdentityRefused):
     """The proof holds, but no agent runs on that instance, or none that is called so."""
 
     def __init__(self, instance_id: str, name: str = "") -> None:
-        super().__init__(f"instance {instance_id!r}, agent {name!r}")
+        super().__init__(
+            f"nobody knows instance {instance_id!r:.80}" + (f" with an agent {name!r:.80}" if name else "")
+        )
         self.instance_id = instance_id
         self.name = name
 
@@ -45,7 +49,7 @@ class SeveralAgents(IdentityRefused):
     """The proof holds, but several agents run on that instance: the one that asks has to say its name."""
 
     def __init__(self, instance_id: str, names: list[str]) -> None:
-        super().__init__(f"instance {instance_id!r} has {len(names)} agents")
+        super().__init__(f"instance {instance_id!r:.80} has {len(names)} agents, and none was named")
         self.instance_id = instance_id
         self.names = names
 
@@ -63,12 +67,14 @@ class InstanceIdentity:
     ) -> None:
         """`folder`: whom proofs are believed, as identity/anchors.py has it; None: nobody.  Raises ConfigError."""
         self.anchors = load_anchors(folder) if folder is not None else Anchors()
+        self.outcomes: Counter[str] = Counter()  # proofs, by issued, refused and unknown
         self._folder = folder
+        self._rarely = Rarely(60.0)
         self._store = store
         self._clock = clock
         self._new_token = new_token
-        # The heaviest proof takes two milliseconds.  One at a time, beside the loop: a flood of them, which the API's
-        # limits let through at some rate, takes turns with everything else instead of standing before it.
+        # One at a time, beside the loop: a flood, of which the API's limits let some through (api/guards.py says what a
+        # proof costs), takes turns with everything else instead of standing before it.
         self._turn = trio.CapacityLimiter(1)
 
     def reload(self) -> None:
@@ -93,6 +99,20 @@ class InstanceIdentity:
         return await self._exchange(partial(verify_google, token), name)
 
     async def _exchange(self, verify: Callable[[Anchors, float], Instance], name: str) -> UUID:
+        try:
+            token = await self._issue(verify, name)
+        except IdentityRefused as refused:
+            is_unknown = isinstance(refused, NoSuchInstance | SeveralAgents)
+            self.outcomes["unknown" if is_unknown else "refused"] += 1
+            # Whoever has no proof, or one of a machine of his own, can cause this line.
+            more = self._rarely.held_back(type(refused).__name__, trio.current_time())
+            if more is not None:
+                _log.info("- an instance's proof opens nothing: %s%s", refused, and_more(more))
+            raise
+        self.outcomes["issued"] += 1
+        return token
+
+    async def _issue(self, verify: Callable[[Anchors, float], Instance], name: str) -> UUID:
         now = self._clock()
         instance = await trio.to_thread.run_sync(verify, self.anchors, now.timestamp(), limiter=self._turn)
         found = await self._store.run(self._store.issued.agents_of_instance, instance.instance_id)

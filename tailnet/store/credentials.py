@@ -1,7 +1,7 @@
 """What workspaces come in with elsewhere: users' links to providers, and their SSH keys, encrypted (layer L2).
 
-Here lie sealed bytes (sealing.py) and what may be shown of them.  A link changes only if it is still the one that was
-read: a provider gives each refresh token once, and two servers must not both use it up.
+Here lie sealed bytes (sealing.py) and what may be shown of them.  A provider takes each refresh token once, and some
+end the whole link when one is shown twice: so a server claims a link before it refreshes it.
 Next hop: services/git_keys.py; cli/admin_secrets.py seals anew.
 """
 
@@ -36,6 +36,7 @@ class LinkRow:
     failure: str  # why it is of no use any more, in the words of whom we asked
     created_at: datetime
     updated_at: datetime
+    refreshing_until: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +108,10 @@ class CredentialTables(Part):
         put = self.database.dialect.upsert(
             external_auth_links,
             key=("user_id", "provider_id"),
-            replaced=("sealed", "expires_at", "failure", "updated_at"),
+            replaced=("sealed", "expires_at", "failure", "updated_at", "refreshing_until"),
         )
-        values = {"sealed": sealed, "expires_at": expires_at, "failure": "", "created_at": now, "updated_at": now}
+        times = {"expires_at": expires_at, "created_at": now, "updated_at": now, "refreshing_until": None}
+        values = {"sealed": sealed, "failure": "", **times}
         connection.execute(put, {"user_id": user_id, "provider_id": provider_id, **values})
 
     @writes
@@ -126,8 +128,25 @@ class CredentialTables(Part):
         change = external_auth_links.update().where(
             _is_link(before.user_id, before.provider_id), external_auth_links.c.sealed == before.sealed
         )
-        values = change.values(sealed=sealed, expires_at=expires_at, failure=failure, updated_at=now)
+        values = change.values(
+            sealed=sealed, expires_at=expires_at, failure=failure, updated_at=now, refreshing_until=None
+        )
         return connection.execute(values).rowcount > 0
+
+    @writes
+    def claim_link(self, connection: sa.Connection, row: LinkRow, until: datetime, now: datetime) -> bool:
+        """Have a link, as it was read, for oneself until then.  Returns False while another server has it."""
+        table = external_auth_links
+        is_free = sa.or_(table.c.refreshing_until.is_(None), table.c.refreshing_until <= now)
+        mine = table.update().where(_is_link(row.user_id, row.provider_id), table.c.sealed == row.sealed, is_free)
+        return connection.execute(mine.values(refreshing_until=until)).rowcount > 0
+
+    @writes
+    def release_link(self, connection: sa.Connection, row: LinkRow) -> None:
+        """Give back what was claimed, as it was."""
+        table = external_auth_links
+        mine = table.update().where(_is_link(row.user_id, row.provider_id), table.c.sealed == row.sealed)
+        connection.execute(mine.values(refreshing_until=None))
 
     @writes
     def delete_link(self, connection: sa.Connection, user_id: UUID, provider_id: str) -> bool:

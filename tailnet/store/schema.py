@@ -17,7 +17,7 @@ from tailnet.types import PeerID
 
 # The newest file in migrations/versions.  Kept as a constant so that an up-to-date store opens without importing
 # Alembic.
-HEAD_REVISION: Final = "0008"
+HEAD_REVISION: Final = "0009"
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
@@ -393,6 +393,7 @@ external_auth_links = sa.Table(
     sa.Column("failure", Text, nullable=False),
     sa.Column("created_at", UtcTime, nullable=False),
     sa.Column("updated_at", UtcTime, nullable=False),
+    sa.Column("refreshing_until", UtcTime),  # by one server, which has it for so long
 )
 
 git_keys = sa.Table(

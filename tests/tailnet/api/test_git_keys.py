@@ -8,7 +8,7 @@ import pytest
 from tailnet.services.git_keys import GitKeys
 from tailnet.store.sealing import Sealer
 from tests.support.api_world import World
-from tests.support.seeds import agent_token, make_id, user_token
+from tests.support.seeds import NOW, agent_token, make_id, user_token
 
 PATH = "/api/v2/workspaceagents/me/gitsshkey"
 VECTORS = Path(__file__).parents[2] / "vectors" / "api"
@@ -44,3 +44,20 @@ async def test_a_server_without_keys_says_so(world: World, caplog: pytest.LogCap
         "detail": "this server keeps no secrets of others: it has no --secrets-key-file",
     }
     assert "--secrets-key-file" in caplog.text
+
+
+async def test_not_for_agents_of_an_inactive_owner(world: World) -> None:
+    world.store.callers.update_user(make_id("alice"), NOW, active=False)
+    async with world.client(token=agent_token("main")) as client:
+        for path in (
+            PATH,
+            PATH.replace("gitsshkey", "external-auth?id=git"),
+            PATH.replace("gitsshkey", "gitauth?url=x"),
+        ):
+            refused = await client.get(path)
+            assert (refused.status_code, refused.json()["message"]) == (
+                403,
+                "The owner of this workspace is not active.",
+            )
+    async with world.client(token=agent_token("web")) as client:
+        assert (await client.get(PATH)).status_code == 200

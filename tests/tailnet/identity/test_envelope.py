@@ -50,6 +50,12 @@ def test_two_signers_and_none() -> None:
     assert "no PKCS #7" in refused(b"")
 
 
+def test_a_crowd_of_certificates() -> None:
+    """All of which name each other as issuers, and whose chain nobody should have to look for."""
+    crowd = tuple(certify("intermediate", AZURE.root, is_authority=True) for _ in range(4)) * 4
+    assert "more than 16" in refused(AZURE.envelope(CONTENT, extra=(*crowd, AZURE.intermediate)))
+
+
 def test_changed_content() -> None:
     assert "other content" in refused(ENVELOPE.replace(b"vm-1", b"vm-2"))
 

@@ -7,7 +7,8 @@ import pytest
 import trio
 
 from tailnet.errors import SecretsError
-from tailnet.services.external_auth import ExternalAuth, Linked, ProviderTrouble
+from tailnet.services.external_auth import CLAIMED_FOR, ExternalAuth, Linked, ProviderTrouble
+from tailnet.store.credentials import LinkRow
 from tailnet.store.sealing import Sealer
 from tailnet.store.store import Store
 from tests.support.api_world import ACCESS_URL, make_world
@@ -51,6 +52,9 @@ async def test_a_token_is_refreshed_when_it_expires(linking: Linking) -> None:
     linking.later(3600)
     assert await token(linking) is not None, "with the refresh token of the refresh"
     assert refreshes(linking) == 2
+    assert linking.external.outcomes == {"linked": 1, "refreshed": 2}
+    assert await linking.external.unlink(ALICE, "git")
+    assert linking.external.outcomes["unlinked"] == 1
 
 
 async def test_a_token_that_never_expires(linking: Linking) -> None:
@@ -78,7 +82,7 @@ async def test_all_who_ask_at_once_refresh_once(linking: Linking) -> None:
 
 
 async def test_servers_that_refresh_at_once(linking: Linking) -> None:
-    """The provider takes a refresh token once: the slower server is refused, and has the faster one's token."""
+    """A provider ends a link whose refresh token is shown twice: the second server waits for the first one's token."""
     other = linking.another_server()
     linking.later(3600)
     linking.provider.hold = trio.Event()
@@ -87,18 +91,45 @@ async def test_servers_that_refresh_at_once(linking: Linking) -> None:
     async def ask(external: ExternalAuth) -> None:
         found.append(await token(linking, external))
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(ask, linking.external)
-        nursery.start_soon(ask, other)
-        with trio.fail_after(20):
-            while refreshes(linking) < 2:
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask, linking.external)
+            while not refreshes(linking):
                 await trio.lowlevel.checkpoint()
-        linking.provider.hold.set()
-    assert all(each is not None for each in found)
+            nursery.start_soon(ask, other)
+            while not other._turns:
+                await trio.lowlevel.checkpoint()
+            assert not await other._claim(await row_of(linking)), "the first one has it"
+            linking.provider.hold.set()
+    assert refreshes(linking) == 1
     assert len({each.tokens.access_token for each in found if each is not None}) == 1
-    row = linking.world.store.credentials.link(ALICE, "git")
+    assert len(found) == 2
+
+
+async def row_of(linking: Linking) -> LinkRow:
+    row = await linking.world.store.run(linking.world.store.credentials.link, ALICE, "git")
     assert row is not None
-    assert row.failure == ""
+    return row
+
+
+async def test_a_server_that_died_has_a_link_no_longer_than_that(linking: Linking) -> None:
+    linking.later(3600)
+    assert await linking.external._claim(await row_of(linking))
+    linking.later(CLAIMED_FOR.total_seconds())
+    assert await token(linking, linking.another_server()) is not None
+    assert (await row_of(linking)).refreshing_until is None
+
+
+async def test_a_clock_that_is_wrong_is_no_reason_to_wait_for_ever(
+    linking: Linking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tailnet.services.external_auth._AGAIN_SECONDS", 0.001)
+    linking.later(3600)
+    row, far = await row_of(linking), linking.now + timedelta(days=1)
+    assert await linking.world.store.run(linking.world.store.credentials.claim_link, row, far, linking.now)
+    with trio.fail_after(20), pytest.raises(ProviderTrouble, match="clock"):
+        await token(linking)
+    assert refreshes(linking) == 0
 
 
 async def test_who_asked_may_hang_up(linking: Linking) -> None:
@@ -123,6 +154,7 @@ async def test_a_refresh_that_is_refused_ends_the_link(linking: Linking) -> None
     row = linking.world.store.credentials.link(ALICE, "git")
     assert row is not None
     assert (row.sealed, row.failure) == (None, "invalid_grant: it is invalid_grant")
+    assert linking.external.outcomes["ended"] == 1
     assert await token(linking) is None
     assert refreshes(linking) == 1, "nobody asks again"
     assert (await linking.link("alice")).status_code == 200
@@ -147,6 +179,8 @@ async def test_a_refresh_that_fails_for_now_keeps_the_link(linking: Linking, res
     linking.provider.misbehave = lambda path: response if path == "/token" else None
     with pytest.raises(ProviderTrouble):
         await token(linking)
+    assert linking.external.outcomes["trouble"] == 1
+    assert (await row_of(linking)).refreshing_until is None, "it may be tried again at once"
     linking.provider.misbehave = lambda path: None
     assert await token(linking) is not None
 
@@ -161,6 +195,7 @@ async def test_no_refresh_token_no_refresh(linking: Linking) -> None:
     linking.later(60)
     assert await token(linking) is None
     assert refreshes(linking) == 0
+    assert (await row_of(linking)).failure == "expired: and there is no refresh token"
 
 
 async def test_a_token_that_was_taken_back(linking: Linking) -> None:

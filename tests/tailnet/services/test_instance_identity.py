@@ -56,14 +56,21 @@ async def test_a_token(store: Store, folder: Path, aws: Aws) -> None:
     identity = InstanceIdentity(store, folder, lambda: NOW, lambda: TOKEN)
     document = aws.document()
     assert await identity.aws(document, aws.sign(document), "") == TOKEN
+    with pytest.raises(NoSuchInstance):
+        await identity.aws(document, aws.sign(document), "another")
+    assert identity.outcomes == {"issued": 1, "unknown": 1}
     assert agent_token_digest(TOKEN) in store.callers.agents_by_token_digests([agent_token_digest(TOKEN)])
 
 
-async def test_a_clock_that_is_behind(store: Store, folder: Path, aws: Aws) -> None:
+async def test_a_clock_that_is_behind(store: Store, folder: Path, aws: Aws, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     identity = InstanceIdentity(store, folder, lambda: NOW - timedelta(days=9))
     document = aws.document()
-    with pytest.raises(IdentityRefused, match="clock"):
-        await identity.aws(document, aws.sign(document), "")
+    for _ in range(3):
+        with pytest.raises(IdentityRefused, match="clock"):
+            await identity.aws(document, aws.sign(document), "")
+    assert caplog.text.count("an instance's proof opens nothing: the document is from the future") == 1
+    assert identity.outcomes == {"refused": 3}
 
 
 def test_anchors_are_read_again(store: Store, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

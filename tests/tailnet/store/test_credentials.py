@@ -41,6 +41,23 @@ def test_a_link_is_made_changed_and_removed(filled: Store) -> None:
     assert not links.delete_link(ALICE, "git")
 
 
+def test_one_server_at_a_time_has_a_link(filled: Store) -> None:
+    links = filled.credentials
+    links.put_link(ALICE, "git", b"1", None, NOW)
+    row = links.link(ALICE, "git")
+    assert row is not None
+    assert links.claim_link(row, LATER, NOW)
+    assert not links.claim_link(row, LATER, NOW)
+    assert links.claim_link(row, LATER + timedelta(hours=1), LATER), "who died has it no more"
+    links.release_link(row)
+    assert links.claim_link(row, LATER, NOW)
+    assert links.change_link(row, b"2", None, "", NOW)
+    assert not links.claim_link(row, LATER, NOW), "it is another one now"
+    changed = links.link(ALICE, "git")
+    assert changed is not None
+    assert changed.refreshing_until is None
+
+
 def test_links_are_each_user_s_own(filled: Store) -> None:
     links = filled.credentials
     for user, provider in ((ALICE, "z"), (ALICE, "a"), (BOB, "a")):
