@@ -5,27 +5,26 @@ agent that its workspace was claimed: those of this server belong to somebody fr
 Next hop: services/agent_requests.py.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from uuid import UUID
 
-import trio
 from fastapi import APIRouter
 from starlette.requests import Request
-from starlette.responses import StreamingResponse
+from starlette.responses import Response, StreamingResponse
 
 from tailnet.api.answers import Body, OmitNone
-from tailnet.api.guards import CallingAgent, Services, ServicesOf, query_of
+from tailnet.api.guards import CallingAgent, Services, ServicesOf, query_of, token_of
+from tailnet.api.sse import EventStream, Source, Told, last_event_id
+from tailnet.api.streams import agent_permit
 from tailnet.refusals import Refused, agent_unknown
+from tailnet.services.feed import Event
 from tailnet.services.known_agents import KnownAgent
 from tailnet.store.rows import AgentIdentity, App
 
 router = APIRouter(prefix="/api/v2/workspaceagents/me", tags=["agents"])
 
-# The reference's rhythm: proxies that cut what is silent for half a minute leave the stream alone.
-PING_SECONDS: Final = 15.0
 _WAIT: Final = {"parameters": [{"name": "wait", "in": "query", "schema": {"type": "boolean"}}]}
-_SSE: Final = {"Cache-Control": "no-cache", "Connection": "keep-alive", "X-Accel-Buffering": "no"}
 
 
 class Manifest(Body):
@@ -111,7 +110,7 @@ async def metadata(services: ServicesOf, caller: CallingAgent) -> OldManifest:
 
 
 @router.get("/reinit", response_class=StreamingResponse, openapi_extra=_WAIT)
-async def reinit(asked: Request, caller: CallingAgent) -> StreamingResponse:
+async def reinit(asked: Request, services: ServicesOf, caller: CallingAgent) -> Response:
     """A stream that would say that the workspace was claimed.
 
     With `wait` an agent asks whether it is worth waiting: 409, no workspace of this server is claimed later.  Without,
@@ -119,13 +118,16 @@ async def reinit(asked: Request, caller: CallingAgent) -> StreamingResponse:
     """
     if query_of(asked).get("wait") == "true":
         raise Refused(409, "Workspace is not a prebuilt workspace waiting to be claimed.")
-    return StreamingResponse(_pings(), media_type="text/event-stream", headers=_SSE)
+    token = token_of(asked)
+    return EventStream(
+        asked,
+        [Source(lambda: services.requests.claims.follow(last_event_id(asked)), _told)],
+        agent_permit(services.callers, token),
+    )
 
 
-async def _pings() -> AsyncIterator[bytes]:
-    while True:
-        yield b"event: ping\n\n"
-        await trio.sleep(PING_SECONDS)
+def _told(events: Sequence[Event[bytes]]) -> Sequence[Told]:
+    return [(event.id, event.value) for event in events]
 
 
 async def _known(services: Services, caller: AgentIdentity) -> KnownAgent:

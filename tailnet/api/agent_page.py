@@ -19,7 +19,7 @@ from tailnet.api.page_events import appended, replaced
 from tailnet.api.people_html import agent_html, agent_parts, log_lines, metadata_parts
 from tailnet.api.sign_in import PageRoute, page
 from tailnet.api.sse import EventStream, Source, Told, last_event_id
-from tailnet.api.streams import wait_unreadable
+from tailnet.api.streams import reader_permit
 from tailnet.services.agent_metadata import Snapshot
 from tailnet.services.feed import Event
 from tailnet.services.overviews import AgentOverview
@@ -69,7 +69,7 @@ async def live(request: Request, services: ServicesOf, agent: AgentOfPage) -> Re
             Source(lambda: services.metadata.follow(agent.id), _metadata),
             Source(lambda: services.logs.follow(agent.id, after, first), _logs),
         ],
-        lambda: wait_unreadable(services.callers, token, agent.id),
+        reader_permit(services.callers, token, agent.id),
     )
 
 

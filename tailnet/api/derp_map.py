@@ -9,7 +9,7 @@ from fastapi import APIRouter, WebSocket
 from tailnet import refusals
 from tailnet.api.authorise import check_origin
 from tailnet.api.guards import ServicesOf, User, headers_of, token_of
-from tailnet.api.streams import send_feed, wait_withdrawn
+from tailnet.api.streams import send_feed, user_permit
 
 router = APIRouter(prefix="/api/v2", tags=["tailnet"])
 
@@ -29,5 +29,5 @@ async def derp_map(websocket: WebSocket, services: ServicesOf, user: User) -> No
         services.derp_maps.feed,
         # A client that reads slowly skips versions: only the newest map is of use.
         lambda events: events[-1].value.json,
-        lambda: wait_withdrawn(services.callers, token),
+        user_permit(services.callers, token),
     )

@@ -18,7 +18,7 @@ from tailnet.api.page_events import replaced
 from tailnet.api.people_html import agents_html, agents_parts, front_html
 from tailnet.api.sign_in import PageRoute, page
 from tailnet.api.sse import EventStream, Source, Told
-from tailnet.api.streams import wait_withdrawn
+from tailnet.api.streams import user_permit
 from tailnet.services.agents import AgentLines
 from tailnet.services.feed import Event
 
@@ -49,7 +49,7 @@ async def live(request: Request, services: ServicesOf, user: UserOfPage) -> Resp
     return EventStream(
         request,
         [Source(lambda: services.overviews.follow_user(user.id), _told)],
-        lambda: wait_withdrawn(services.callers, token),
+        user_permit(services.callers, token),
     )
 
 

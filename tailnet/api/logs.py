@@ -18,7 +18,7 @@ from tailnet import refusals
 from tailnet.api.answers import CONTENT_TYPE, Body, GoTime
 from tailnet.api.authorise import check_origin
 from tailnet.api.guards import ReadableAgent, Services, ServicesOf, headers_of, query_of, token_of
-from tailnet.api.streams import send_stream, wait_unreadable
+from tailnet.api.streams import reader_permit, send_stream
 from tailnet.go_json import go_json
 from tailnet.refusals import Refused, Validation
 from tailnet.store.rows import AgentIdentity, LogLine
@@ -132,7 +132,7 @@ async def follow_logs(websocket: WebSocket, services: ServicesOf, agent: Readabl
         websocket,
         lambda: services.logs.follow(agent.id, asked.after, first),
         _message,
-        lambda: wait_unreadable(services.callers, token, agent.id),
+        reader_permit(services.callers, token, agent.id),
     )
 
 

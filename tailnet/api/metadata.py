@@ -18,7 +18,7 @@ from tailnet.api.answers import Body
 from tailnet.api.authorise import check_origin
 from tailnet.api.guards import ReadableAgent, ServicesOf, headers_of, token_of
 from tailnet.api.sse import MEDIA_TYPE, EventStream, Source, Told, last_event_id
-from tailnet.api.streams import send_stream, wait_unreadable
+from tailnet.api.streams import reader_permit, send_stream
 from tailnet.go_json import go_json, go_time
 from tailnet.services.agent_metadata import STORE_FAILED, MetadataView, Snapshot
 from tailnet.services.feed import Event
@@ -71,7 +71,7 @@ async def watch_metadata(request: Request, services: ServicesOf, agent: Readable
     return EventStream(
         request,
         [Source(lambda: services.metadata.follow(agent.id, after), _told)],
-        lambda: wait_unreadable(services.callers, token, agent.id),
+        reader_permit(services.callers, token, agent.id),
         _goodbye,
     )
 
@@ -90,7 +90,7 @@ async def watch_metadata_ws(websocket: WebSocket, services: ServicesOf, agent: R
         websocket,
         lambda: services.metadata.follow(agent.id),
         _message,
-        lambda: wait_unreadable(services.callers, token, agent.id),
+        reader_permit(services.callers, token, agent.id),
         last_message=_last_message,
         is_one_way=True,
     )

@@ -9,7 +9,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,6 +20,7 @@ from derp.log import fields
 from tailnet.tokens import without_user_tokens
 
 _log = logging.getLogger("tailnet.api.access")
+_streams = logging.getLogger("tailnet.api")
 
 REQUEST_ID: Final = "x-request-id"
 # One's own id goes into our log and back, so it is short and has no character that means anything anywhere.
@@ -42,7 +43,13 @@ _DEFAULTS: Final = (
     (b"cache-control", b"no-store"),
 )
 _STARTS: Final = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
-_KEY: Final = "tailnet.exchange"
+KEY: Final = "tailnet.exchange"
+# What the log and Hypercorn look at when an answer is over.
+_KEPT: Final = frozenset({KEY, "type", "method", "path", "http_version"})
+
+
+# What is told of an answer that goes on for hours.
+Rest = Callable[[Receive, Send], Awaitable[None]]
 
 
 @dataclass(slots=True)
@@ -53,13 +60,20 @@ class Exchange:
     caller_kind: str = ""  # "user", "agent" or "administrator" once a guard knows
     caller_id: str = ""
     status: int = 0  # 101: a websocket was accepted
+    rest: Rest | None = None  # see `defer`
 
 
 def exchange_of(scope: Mapping[str, object]) -> Exchange:
     """That of an app inside `Middleware`."""
-    exchange = scope[_KEY]
+    exchange = scope[KEY]
     assert isinstance(exchange, Exchange)
     return exchange
+
+
+def defer(scope: Scope, rest: Rest) -> None:
+    """Give an answer that goes on for hours only when the app has returned: what it needed to find out who may ask for
+    what (frames, stacks, the request taken apart) is 12 KiB, which each follower of a stream would hold."""
+    exchange_of(scope).rest = rest
 
 
 class Middleware:
@@ -77,7 +91,7 @@ class Middleware:
             return
         headers = dict(scope["headers"])
         exchange = Exchange(_request_id(headers))
-        scope[_KEY] = exchange
+        scope[KEY] = exchange
         may_compress = _reads_gzip(headers) and scope["path"] not in self._uncompressed
         app = self._compressing if may_compress else self._app
         began = time.perf_counter()
@@ -87,11 +101,30 @@ class Middleware:
                 exchange.status = message.get("status", 101)
                 message["headers"] = _complete(message, exchange.request_id)
             await send(message)
+            if exchange.rest is not None:
+                message["headers"] = ()  # Hypercorn keeps the message
 
         try:
             await app(scope, receive, send_with_headers)
+            if exchange.rest is not None:
+                _forget_routing(scope)
+                await _give_rest(exchange.rest, scope, receive, send_with_headers)
         finally:
             _tell(scope, exchange, time.perf_counter() - began)
+
+
+async def _give_rest(rest: Rest, scope: Scope, receive: Receive, send: Send) -> None:
+    try:
+        await rest(receive, send)
+    except Exception:
+        # A defect of one stream, groups of them included; that it ends without its last event tells its reader.
+        _streams.exception("! %s failed (request %s)", scope["path"], exchange_of(scope).request_id)
+
+
+def _forget_routing(scope: Scope) -> None:
+    kept = {key: scope[key] for key in _KEPT}
+    scope.clear()  # else it keeps the room of all that was in it
+    scope.update(kept)
 
 
 def _request_id(headers: Mapping[bytes, bytes]) -> str:

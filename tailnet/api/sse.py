@@ -6,10 +6,9 @@ number they send back as Last-Event-ID.  The last event says why the stream ends
 A client that does not read is dropped: its connection ends without a word.  What is followed: services/feed.py.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from math import inf
 from typing import Any, Final, Generic, TypeVar
 
 import trio
@@ -18,10 +17,12 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from tailnet.api.answers import Refusal
-from tailnet.api.streams import End, Follows
+from tailnet.api.middleware import defer
+from tailnet.api.streams import STORE_AWAY, Follows, Permit, tell_dropped
 from tailnet.errors import StoreError
 from tailnet.go_json import go_json
 from tailnet.services.feed import FollowerDropped
+from tailnet.transport.asgi import LEAVERS
 
 B = TypeVar("B")
 
@@ -64,16 +65,17 @@ class Source(Generic[B]):
 
 
 class EventStream(Response):
-    """An answer that tells what its sources give, until one ends, `wait_end` returns or the caller leaves.
+    """An answer that tells what its sources give, until one ends, `permit` does or the caller leaves.
 
-    `goodbye(reason)`: message and detail of the last event.
+    The first source is told by the task that answers, which also pings and looks after the permit: each task more is
+    some 4 KiB for each follower.  `goodbye(reason)`: message and detail of the last event.
     """
 
     def __init__(
         self,
         asked: HTTPConnection,
         sources: Sequence[Source[Any]],
-        wait_end: Callable[[], Awaitable[End]],
+        permit: Permit,
         goodbye: Callable[[str], tuple[str, str]] = lambda reason: ("The stream ended.", reason),
     ) -> None:
         super().__init__(None, 200, HEADERS, MEDIA_TYPE)
@@ -81,61 +83,107 @@ class EventStream(Response):
         self._has_ids = MEDIA_TYPE in asked.headers.get("accept", "")
         self._sources = sources
         self._turn = trio.Lock()  # events of several sources are sent one after the other
-        self._wait_end = wait_end
+        self._permit = permit
         self._goodbye = goodbye
+        self._waiting: trio.CancelScope | None = None  # of the task that answers, while it waits
+        self._has_left = False
+        self._must_ask = False  # whether the permit is still good
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Begin once the app has answered, so that nothing of its routing stays in memory for as long as this does."""
+        leavers = scope.get("extensions", {}).get(LEAVERS)
+        if leavers is not None:
+            leavers.append(self._note_left)
+        defer(scope, lambda _, send: self._run(scope, send))
+
+    async def _run(self, scope: Scope, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        reason: str | None = None  # None: nobody is there to be told
-        async with trio.open_nursery() as nursery:
-
-            async def watch_right() -> None:
-                nonlocal reason
-                _, reason = await self._wait_end()
-                nursery.cancel_scope.cancel()
-
-            async def watch_caller() -> None:
-                while (await receive())["type"] != "http.disconnect":
-                    pass
-                nursery.cancel_scope.cancel()
-
-            async def tell(source: Source[Any]) -> None:
-                nonlocal reason
-                reason = await self._tell(source, send, PING_SECONDS if source is self._sources[0] else inf)
-                nursery.cancel_scope.cancel()
-
-            nursery.start_soon(watch_right)
-            nursery.start_soon(watch_caller)
-            for source in self._sources:
-                nursery.start_soon(tell, source)
+        self.raw_headers = []
+        first, *others = self._sources
+        with self._permit.callers.telling(self._note_change):
+            if not others:
+                reason = await self._tell_first(scope, first, send)
+            else:
+                reason = await self._tell_all(scope, send)
         if reason is not None:
             await send(_piece(error_event(*self._goodbye(reason)), more=False))
 
-    async def _tell(self, source: Source[Any], send: Send, ping_seconds: float) -> str | None:
-        """Tell what comes.  Returns why it ended; None when its reader takes nothing."""
+    async def _tell_all(self, scope: Scope, send: Send) -> str | None:
+        reason: str | None = None
+        async with trio.open_nursery() as nursery:
+
+            async def tell(source: Source[Any]) -> None:
+                nonlocal reason
+                reason = await self._tell(scope, source, send)
+                nursery.cancel_scope.cancel()
+
+            for source in self._sources[1:]:
+                nursery.start_soon(tell, source)
+            reason = await self._tell_first(scope, self._sources[0], send)
+            nursery.cancel_scope.cancel()
+        return reason
+
+    async def _tell_first(self, scope: Scope, source: Source[Any], send: Send) -> str | None:
+        """Tell what comes, and ping.  Returns why it ended; None when nobody is there to be told."""
+        ping_at = trio.current_time() + PING_SECONDS
         try:
             with source.follow() as follower:
-                ping_at = trio.current_time() + ping_seconds
-                while True:
-                    text = PING
-                    with trio.move_on_at(ping_at):
-                        batch = await anext(follower)
-                        text = b"".join(self._event(told) for told in source.encode(batch))
-                    if text is PING:
-                        ping_at += ping_seconds
-                    with follower.sending():
-                        async with self._turn:
-                            await send(_piece(text))
+                while not self._has_left:
+                    if self._must_ask:
+                        self._must_ask = False
+                        end = await self._permit.ask()
+                        if end is not None:
+                            return end[1]
+                    text = b""
+                    with trio.CancelScope(deadline=ping_at) as self._waiting:
+                        text = self._encode(source, await anext(follower))
+                    self._waiting = None
+                    if not text and trio.current_time() >= ping_at:
+                        text = PING
+                        ping_at += PING_SECONDS
+                        self._must_ask = True  # a token may have expired
+                    if text:
+                        await self._send(follower, text, send)
         except StopAsyncIteration:
             return follower.ended_because
         except StoreError:
-            return "the server cannot read its store; try again"
-        except FollowerDropped:
-            return None
+            return STORE_AWAY
+        except FollowerDropped as dropped:
+            tell_dropped(scope, dropped)
+        return None
 
-    def _event(self, told: Told) -> bytes:
-        event_id, json = told
-        return data_event(json, event_id if self._has_ids else None)
+    async def _tell(self, scope: Scope, source: Source[Any], send: Send) -> str | None:
+        """Tell what comes of one more source."""
+        try:
+            with source.follow() as follower:
+                async for batch in follower:
+                    await self._send(follower, self._encode(source, batch), send)
+        except StoreError:
+            return STORE_AWAY
+        except FollowerDropped as dropped:
+            tell_dropped(scope, dropped)
+            return None
+        return follower.ended_because
+
+    async def _send(self, follower: Follows[Any], text: bytes, send: Send) -> None:
+        with follower.sending():
+            async with self._turn:
+                await send(_piece(text))
+
+    def _note_left(self) -> None:
+        self._has_left = True
+        self._wake()
+
+    def _note_change(self) -> None:
+        self._must_ask = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+
+    def _encode(self, source: Source[B], batch: B) -> bytes:
+        return b"".join(data_event(json, number if self._has_ids else None) for number, json in source.encode(batch))
 
 
 def _piece(body: bytes, *, more: bool = True) -> Message:

@@ -6,18 +6,28 @@ sends is dropped, or ends a one-way stream with 1002.  Hypercorn pings.  What is
 services/feed.py, services/logs.py.
 """
 
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
 from typing import Final, Protocol, TypeVar
 
 import trio
 from fastapi import WebSocket
+from starlette.types import Scope
 from starlette.websockets import WebSocketDisconnect
 
-from tailnet.auth.backends import Callers
+from derp.log import fields
+from tailnet.api.middleware import exchange_of
+from tailnet.auth.backends import EXPIRY_SECONDS, Callers
 from tailnet.errors import StoreError
+from tailnet.refusals import Refused
 from tailnet.services.feed import Event, Feed, FollowerDropped
+from tailnet.store.rows import Right
 from tailnet.types import PeerID
+
+_log = logging.getLogger("tailnet.api")
 
 T = TypeVar("T")
 B_co = TypeVar("B_co", covariant=True)
@@ -30,6 +40,7 @@ POLICY_VIOLATION: Final = 1008
 INTERNAL_ERROR: Final = 1011
 # A close frame has 125 bytes, two of which are the code.
 MAX_REASON_BYTES: Final = 123
+STORE_AWAY: Final = "the server cannot read its store; try again"
 WITHDRAWN: Final = "authorization withdrawn"
 ONE_WAY: Final = "Clients cannot send messages for one-way WebSockets"
 
@@ -54,41 +65,90 @@ class Follows(Protocol[B_co]):
         ...
 
 
-async def wait_withdrawn(callers: Callers, token: str) -> End:
-    """Until a user's session token is good no more."""
-    await callers.wait_withdrawn(token)
-    return POLICY_VIOLATION, WITHDRAWN
+@dataclass(frozen=True, slots=True)
+class Permit:
+    """What a caller follows by.  `ask` says how it ended, None while it is good; it may have ended when callers changed
+    or a token expired."""
+
+    callers: Callers
+    ask: Callable[[], Awaitable[End | None]]
+
+    async def wait_ended(self) -> End:
+        """Until the caller may not follow any longer."""
+        generation = self.callers.generation
+        while (end := await self.ask()) is None:
+            with trio.move_on_after(EXPIRY_SECONDS):
+                generation = await self.callers.wait_changed(generation)
+        return end
 
 
-async def wait_unreadable(callers: Callers, token: str, agent_id: PeerID) -> End:
-    """Until a user may not read an agent any more."""
-    is_gone = await callers.wait_unreadable(token, agent_id)
-    return (NORMAL, "the agent is gone") if is_gone else (POLICY_VIOLATION, WITHDRAWN)
+def user_permit(callers: Callers, token: str) -> Permit:
+    """As long as a user's session token is good."""
+    return Permit(callers, partial(_ask_token, callers.user, token))
+
+
+def agent_permit(callers: Callers, token: str) -> Permit:
+    """As long as an agent's token is good."""
+    return Permit(callers, partial(_ask_token, callers.agent, token))
+
+
+def reader_permit(callers: Callers, token: str, agent_id: PeerID) -> Permit:
+    """As long as a user may read an agent."""
+    return Permit(callers, partial(_ask_reader, callers, token, agent_id))
+
+
+async def _ask_token(look_up: Callable[[str], Awaitable[object]], token: str) -> End | None:
+    try:
+        await look_up(token)
+    except Refused as refused:
+        return (POLICY_VIOLATION, WITHDRAWN) if refused.status < 500 else None
+    return None
+
+
+async def _ask_reader(callers: Callers, token: str, agent_id: PeerID) -> End | None:
+    try:
+        user = await callers.user(token)
+        agent = await callers.find_agent(agent_id)
+    except Refused as refused:
+        return (POLICY_VIOLATION, WITHDRAWN) if refused.status < 500 else None
+    if agent is None:
+        return NORMAL, "the agent is gone"
+    return None if Right.READ in callers.rights(user, agent) else (POLICY_VIOLATION, WITHDRAWN)
+
+
+def tell_dropped(scope: Scope, dropped: FollowerDropped) -> None:
+    """One line of log that says who is told no more, and why; the counter is the feed's."""
+    exchange = exchange_of(scope)
+    who = f"{exchange.caller_kind or 'nobody'} {exchange.caller_id}".strip()
+    more = fields(event="follower_dropped", caller=exchange.caller_id, path=scope["path"], reason=dropped.reason.value)
+    _log.info(
+        "! %s is told no more at %s: %s, request %s", who, scope["path"], dropped, exchange.request_id, extra=more
+    )
 
 
 async def send_feed(
     websocket: WebSocket,
     feed: Feed[T],
     encode: Callable[[Sequence[Event[T]]], bytes],
-    wait_end: Callable[[], Awaitable[End]],
+    permit: Permit,
 ) -> None:
     """Send what is published: see `send_stream`."""
-    await send_stream(websocket, feed.follow, encode, wait_end)
+    await send_stream(websocket, feed.follow, encode, permit)
 
 
 async def send_stream(
     websocket: WebSocket,
     follow: Callable[[], AbstractContextManager[Follows[B]]],
     encode: Callable[[B], bytes | str],
-    wait_end: Callable[[], Awaitable[End]],
+    permit: Permit,
     *,
     last_message: Callable[[str], str] | None = None,
     is_one_way: bool = False,
 ) -> None:
     """Accept, and send what comes, until one of the ends that the module's head names.
 
-    Each message is `encode(batch)` of all that came since the one before it.  `wait_end` returns when the caller may
-    not follow any longer.  `last_message(reason)` goes before the goodbye, where the form has one.
+    Each message is `encode(batch)` of all that came since the one before it.  It ends when `permit` does.
+    `last_message(reason)` goes before the goodbye, where the form has one.
     """
     await websocket.accept()
 
@@ -100,9 +160,10 @@ async def send_stream(
                     with follower.sending():
                         await _send(websocket, message)
         except FollowerDropped as dropped:
+            tell_dropped(websocket.scope, dropped)
             return INTERNAL_ERROR, str(dropped)
         except StoreError:
-            return INTERNAL_ERROR, "the server cannot read its store; try again"
+            return INTERNAL_ERROR, STORE_AWAY
         return GOING_AWAY, follower.ended_because
 
     is_closing = False
@@ -120,7 +181,7 @@ async def send_stream(
                     nursery.cancel_scope.cancel()
 
             nursery.start_soon(close_after, send)
-            nursery.start_soon(close_after, wait_end)
+            nursery.start_soon(close_after, permit.wait_ended)
             while (await websocket.receive())["type"] != "websocket.disconnect":
                 if is_one_way:
                     nursery.start_soon(close_after, _refuse_message)

@@ -8,8 +8,8 @@ count, so a revoked token works a second longer at the most.  Called by api/rpc_
 import hmac
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, Protocol
@@ -75,12 +75,17 @@ class Callers(Protocol):
         """What a user may do with an agent's workspace: see auth/policy.py."""
         ...
 
-    async def wait_withdrawn(self, token: str) -> None:
-        """Return once a user's session token is good no more."""
+    @property
+    def generation(self) -> int:
+        """The count of changes of callers, as of the last look at it."""
         ...
 
-    async def wait_unreadable(self, token: str, agent_id: PeerID) -> bool:
-        """Return once the user with this session token may not read that agent any more: whether the agent is gone."""
+    async def wait_changed(self, known: int) -> int:
+        """Wait until callers changed since `known`, a generation; return the present one."""
+        ...
+
+    def telling(self, changed: Callable[[], None]) -> AbstractContextManager[None]:
+        """Inside, `changed` is called whenever they did: for whoever has no task to wait with."""
         ...
 
 
@@ -111,6 +116,7 @@ class StoreCallers:
         self._gathering = _Batch()
         self._changed = trio.Event()
         self._watchers = 0
+        self._told: dict[Callable[[], None], None] = {}  # when callers changed
 
     async def run(self) -> None:
         """Have answers at hand before anybody waits for them, until cancelled: all callers at the start, and whether
@@ -179,35 +185,16 @@ class StoreCallers:
             self._watchers -= 1
         return self._generation
 
-    async def wait_withdrawn(self, token: str) -> None:
-        """Return once a user's session token is good no more."""
-        generation = self._generation
-        while True:
-            try:
-                await self.user(token)
-            except Refused as refused:
-                if refused.status < 500:
-                    return
-            with trio.move_on_after(EXPIRY_SECONDS):
-                generation = await self.wait_changed(generation)
-
-    async def wait_unreadable(self, token: str, agent_id: PeerID) -> bool:
-        """Return once the user with this session token may not read that agent any more: whether the agent is gone."""
-        generation = self._generation
-        while True:
-            try:
-                user = await self.user(token)
-                agent = await self.find_agent(agent_id)
-            except Refused as refused:
-                if refused.status < 500:
-                    return False
-            else:
-                if agent is None:
-                    return True
-                if Right.READ not in self.rights(user, agent):
-                    return False
-            with trio.move_on_after(EXPIRY_SECONDS):
-                generation = await self.wait_changed(generation)
+    @contextmanager
+    def telling(self, changed: Callable[[], None]) -> Iterator[None]:
+        """Inside, `changed` is called whenever callers did, within half a second while `run` runs."""
+        self._watchers += 1
+        self._told[changed] = None
+        try:
+            yield
+        finally:
+            del self._told[changed]
+            self._watchers -= 1
 
     async def standing(self, credentials: Collection[Credential], agent_ids: Collection[PeerID]) -> Standing:
         """Who all these are now, in one look at the store.  Raises Refused when it cannot be read."""
@@ -318,6 +305,8 @@ class StoreCallers:
         self._generation = generation
         self._changed.set()
         self._changed = trio.Event()
+        for tell in tuple(self._told):
+            tell()
 
 
 class _Batch:

@@ -221,6 +221,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             "logs": self.logs.counts,
             "metadata": self.metadata.counts,
             "pages": self.overviews.counts,
+            "claims": self.requests.claims.counts,
         }
         last = self.health.last
         return CoordinatorReading(
@@ -546,6 +547,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         self.maps.feed.close("canceled")
         self.logs.close("the server leaves")
         self.metadata.close("the server leaves")
+        self.requests.claims.close("the server leaves")
         self.overviews.close("the server leaves")
         if not self.is_replaced:
             self.entrance.close()

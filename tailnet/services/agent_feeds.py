@@ -55,7 +55,7 @@ class AgentFeeds(Generic[T]):
         self._fill = fill
         self._topics: dict[PeerID, AgentTopic[T]] = {}  # as many as connections of the API at the most
         self._nursery: trio.Nursery | None = None
-        self._closed_because: str | None = None
+        self.closed_because: str | None = None
 
     async def run(self) -> None:
         """Fill what is followed, until cancelled."""
@@ -65,7 +65,7 @@ class AgentFeeds(Generic[T]):
 
     def close(self, because: str) -> None:
         """No more will come; whoever follows is told."""
-        self._closed_because = because
+        self.closed_because = because
         for topic in self._topics.values():
             topic.feed.close(because)
 
@@ -94,8 +94,8 @@ class AgentFeeds(Generic[T]):
 
     def _open(self, agent_id: PeerID, start: int) -> AgentTopic[T]:
         topic = AgentTopic(agent_id, self._make(start))
-        if self._closed_because is not None:
-            topic.feed.close(self._closed_because)
+        if self.closed_because is not None:
+            topic.feed.close(self.closed_because)
             return topic
         assert self._nursery is not None, "who follows agents runs beside `run`"
         self._topics[agent_id] = topic

@@ -13,6 +13,7 @@ from uuid import UUID, uuid4
 import trio
 
 from derp.text import printable
+from tailnet.services.feed import Feed
 from tailnet.services.known_agents import KnownAgent, KnownAgents
 from tailnet.services.reports import AgentReports
 from tailnet.store.reports import EXTERNAL_LOG_SOURCE
@@ -63,6 +64,9 @@ class AgentRequests:
         self._changed = changed
         self._accounts = accounts if accounts is not None else Accounts(DEFAULT_ACCOUNT_LIMITS)
         self._clock = clock
+        # What agents that wait for their workspace to be claimed are told.  Those of this server belong to somebody
+        # from the start, so nothing comes but the end.
+        self.claims = Feed[bytes]()
         self.delayed = self.refused = 0  # reports of agents that sent more than they may
 
     async def pay(self, caller: AgentIdentity, size: int) -> float:

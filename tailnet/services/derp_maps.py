@@ -133,6 +133,7 @@ class DerpMaps:
                     if not send(events[-1].value.message):
                         raise follower.too_slow("this client does not read its DERP maps")
         except FollowerDropped as dropped:
+            _log.info("! %s is told of no more DERP maps: %s", caller.name, dropped)
             raise RpcError(str(dropped)) from None
 
     def reload_nowait(self) -> None:

@@ -5,7 +5,7 @@
         async for lines in follower: ...                  # that page first, also an empty one
 Lines have the ids that the store gave, which rise over all agents.  A follower reads the store until it is at the end,
 and from there the feed that all followers of the agent share; falls it behind what that keeps, it reads the store
-again.  So it gets every line once and in order, whoever wrote it.
+again.  So it gets every line once and in order, whoever wrote it, also after the store was away for a while.
 """
 
 from collections.abc import AsyncIterator, Collection, Iterator, Sequence
@@ -25,6 +25,8 @@ from tailnet.types import PeerID
 PAGE_LINES: Final = 1_000
 # What stays for those who are behind, instead of a read each: lines of an agent have 1 MiB in all.
 KEPT_LINES: Final = 2_000
+# A follower that is behind tries so often, while the store is away.
+AWAY_SECONDS: Final = 2.0
 # How soon lines are seen that another server wrote: one read of an index for each agent that is followed.
 FOREIGN_SECONDS: Final = 2.0
 
@@ -122,7 +124,7 @@ class LogFollower:
     @property
     def ended_because(self) -> str:
         """Why no more comes; "" while more may."""
-        return (self._feed.closed_because or "") if self._feed is not None else ""
+        return self._feeds.closed_because or (self._feed.closed_because if self._feed is not None else "") or ""
 
     def sending(self) -> AbstractContextManager[None]:
         """Around each send.  Raises FollowerDropped when the reader takes too long."""
@@ -132,14 +134,21 @@ class LogFollower:
         return self
 
     async def __anext__(self) -> Sequence[LogLine]:
-        """What came since the last time.  Raises StoreError while it is behind."""
+        """What came since the last time."""
         if self._first is not None:
             await trio.lowlevel.checkpoint()
             first, self._first = self._first, None
             return self._take(first)
         while True:
             if not self._is_at_end:
-                lines = self._take(await self._logs.read(self._agent_id, self._position))
+                try:
+                    lines = self._take(await self._logs.read(self._agent_id, self._position))
+                except StoreError:
+                    # The log says so elsewhere.  Nothing is lost: lines wait in the store, or on their way to it.
+                    if self._feeds.closed_because is not None:
+                        raise StopAsyncIteration from None
+                    await trio.sleep(AWAY_SECONDS)
+                    continue
                 if lines:
                     return lines
             if self._feed is None:

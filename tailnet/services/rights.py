@@ -3,7 +3,7 @@
 Admission asks the store once, when a peer comes in.  The store counts every change of callers, and auth/backends.py
 reads that count twice a second; whenever the count has moved, this service asks about every peer that is inside.  It
 ends connections through transport/channel.py and tunnels through coordinator/core.py.  A user's websockets of the API
-watch their own token (Callers.wait_withdrawn).
+watch their own token (api/streams.py).
 """
 
 import logging

@@ -108,6 +108,7 @@ class WorkspaceUpdates:
                             raise follower.too_slow("this client does not read its workspace updates")
                         told, is_first = state, False
             except FollowerDropped as dropped:
+                _log.info("! %s is told of no more workspaces: %s", caller.name, dropped)
                 raise RpcError(str(dropped)) from None
 
     @contextmanager

@@ -46,6 +46,9 @@ WRITE_SECONDS: Final = 30.0
 PIECE_BYTES: Final = 64 * 1024
 # A request line is looked at when it is whole; ours fit, and Hypercorn refuses longer ones itself.
 MAX_REQUEST_LINE_BYTES: Final = 8 * 1024
+# The name of an extension of a request's scope: a list of functions to call when its caller leaves, for whoever has no
+# task to wait for `http.disconnect` with.
+LEAVERS: Final = "tailnet.leavers"
 _PROOF_SECONDS: Final = 10.0
 
 
@@ -326,7 +329,9 @@ class _Connection(TCPServer):
         is_stream: Callable[[str], bool],
     ) -> None:
         self._ending = _Ending(context)
-        super().__init__(app, config, self._ending, {}, stream)  # type: ignore[arg-type]  # any stream with a socket will do
+        self._whole_app = app
+        self._leavers: list[Callable[[], None]] = []
+        super().__init__(self._begin, config, self._ending, {}, stream)  # type: ignore[arg-type]  # any stream with a socket will do
         self.foreign = b""
         self.scope = trio.CancelScope()
         self.ended: ApiEnd | None = None
@@ -338,6 +343,11 @@ class _Connection(TCPServer):
         self._is_answering = False  # so that nothing else may be said
         self._turned: trio.Event | None = None  # somebody waits for an answer to be done
         self._requests = _Requests(config.h11_max_incomplete_size, self.enter, self._note_end, is_stream)
+
+    def _begin(self, scope: Any, *more: Any) -> Any:
+        """Call the app; no coroutine of its own, which each stream would keep."""
+        self._leavers = scope["extensions"][LEAVERS] = []
+        return self._whole_app(scope, *more)
 
     def enter(self, phase: _Phase) -> None:
         """The caller is there now."""
@@ -358,7 +368,7 @@ class _Connection(TCPServer):
     def forget(self) -> None:
         """It is over.  Hypercorn's parts point at each other; cut here, they need not wait for the cycle collector,
         which comes once in a thousand connections."""
-        for part in ("protocol", "_requests", "_task_group"):
+        for part in ("app", "protocol", "_requests", "_leavers", "_task_group"):
             vars(self).pop(part, None)
 
     def _note_end(self, reason: ApiEnd) -> None:
@@ -425,6 +435,8 @@ class _Connection(TCPServer):
         except (trio.ClosedResourceError, trio.BrokenResourceError):
             pass
         self._ending.over.set()
+        for tell in self._leavers:
+            tell()
         # Hypercorn would keep the socket of a caller that left until its keep-alive time is over.
         await self.idle_task.stop()
         await self.protocol.handle(Closed())

@@ -57,6 +57,29 @@ def idle_bytes(url: str, pid: int, count: int) -> float:
         return (resident_bytes(pid) - before) / count
 
 
+def follow(sock: socket.socket, path: str, token: str) -> None:
+    """Ask for a stream of events, and read its head and its first event; the stream goes on."""
+    head = (f"GET {path} HTTP/1.1", "Host: tailnet.test", "Accept: text/event-stream", f"Coder-Session-Token: {token}")
+    sock.sendall("\r\n".join((*head, "", "")).encode())
+    received = b""
+    while b"event: data" not in received:
+        chunk = sock.recv(65536)
+        assert chunk, f"the server hung up after {received!r}"
+        received += chunk
+    assert received.startswith(b"HTTP/1.1 200"), received
+
+
+def follower_bytes(url: str, pid: int, path: str, token: str, count: int) -> float:
+    """What the server grows by per follower of a stream of events."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(50):  # what the first ones of a process need
+            follow(stack.enter_context(connect(url)), path, token)
+        before = resident_bytes(pid)
+        for _ in range(count):
+            follow(stack.enter_context(connect(url)), path, token)
+        return (resident_bytes(pid) - before) / count
+
+
 def growth_bytes(url: str, pid: int, count: int) -> int:
     """What the server grows by while `count` connections come, ask and go, one after the other."""
     before = resident_bytes(pid)

@@ -1,9 +1,7 @@
 """Manifests as JSON, the newest and the oldest, and the stream that waits for a claim."""
 
 import pytest
-import trio
 
-from tailnet.api import agent_manifest
 from tailnet.store.store import Store
 from tests.support.api_world import World, make_world
 from tests.support.seeds import agent_token, defined_document, fill, make_id
@@ -61,11 +59,3 @@ async def test_no_workspace_is_claimed_later(world: World) -> None:
         answer = await client.get(f"{ME}/reinit", params={"wait": "true"})
     assert answer.status_code == 409
     assert answer.json()["message"] == "Workspace is not a prebuilt workspace waiting to be claimed."
-
-
-async def test_who_does_not_ask_gets_pings(autojump_clock: trio.testing.MockClock) -> None:
-    pings = agent_manifest._pings()
-    began = trio.current_time()
-    assert [await anext(pings) for _ in range(3)] == [b"event: ping\n\n"] * 3
-    assert trio.current_time() - began == 2 * agent_manifest.PING_SECONDS
-    await pings.aclose()  # type: ignore[attr-defined]

@@ -1,6 +1,6 @@
 """Server-sent events, byte by byte: data, pings, ids, and why it ends.  In virtual time, without sockets."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import trio
@@ -8,8 +8,11 @@ from starlette.requests import Request
 from starlette.types import Message
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from tailnet.api.middleware import KEY, Exchange
 from tailnet.api.sse import EventStream, Source, Told, error_event, last_event_id
 from tailnet.services.feed import DropReason, Event, Feed, newest_only
+from tailnet.transport.asgi import LEAVERS
+from tests.support.standing import Standing
 
 PING = b"event: ping\n\n"
 
@@ -26,26 +29,29 @@ def told(events: Sequence[Event[bytes]]) -> Sequence[Told]:
 class World:
     """A caller of one stream."""
 
-    def __init__(self, asked: Request, feed: Feed[bytes] | None = None) -> None:
+    def __init__(self, asked: Request, feed: Feed[bytes] | None = None, *more: Feed[bytes]) -> None:
         self.feed = feed or Feed[bytes](key=newest_only)
         self.start: Message = {}
         self.received: list[bytes] = []
         self.is_complete = False
-        self.withdrawn = trio.Event()
-        self.left = trio.Event()
+        self.is_over = False
+        self.standing = Standing()
+        self.leavers: list[Callable[[], None]] = []
         self.is_deaf = False
-        self.stream = EventStream(asked, [Source(self.feed.follow, told)], self._end)
-
-    async def _end(self) -> tuple[int, str]:
-        await self.withdrawn.wait()
-        return 1008, "authorization withdrawn"
+        sources = [Source(each.follow, told) for each in (self.feed, *more)]
+        self.stream = EventStream(asked, sources, self.standing.permit)
 
     async def run(self) -> None:
-        await self.stream({"type": "http"}, self._receive, self._send)
+        exchange = Exchange("an id", "user", "alice")
+        scope = {"type": "http", "path": "/x", KEY: exchange, "extensions": {LEAVERS: self.leavers}}
+        await self.stream(scope, self._receive, self._send)
+        assert not self.start, "it begins when the app has returned"
+        assert exchange.rest is not None
+        await exchange.rest(self._receive, self._send)
+        self.is_over = True
 
     async def _receive(self) -> Message:
-        await self.left.wait()
-        return {"type": "http.disconnect"}
+        raise AssertionError("a task that waits for this is 4 KiB for each follower")
 
     async def _send(self, message: Message) -> None:
         if self.is_deaf:
@@ -112,7 +118,7 @@ async def test_why_it_ends(nursery: trio.Nursery) -> None:
         nursery.start_soon(world.run)
     await wait_all_tasks_blocked()
     closed.feed.close("the server leaves")
-    withdrawn.withdrawn.set()
+    withdrawn.standing.withdraw()
     await wait_all_tasks_blocked()
     for world, why in ((closed, "the server leaves"), (withdrawn, "authorization withdrawn")):
         assert world.received[1:] == [error_event("The stream ended.", why)]
@@ -126,12 +132,55 @@ async def test_a_caller_that_leaves_is_forgotten(nursery: trio.Nursery) -> None:
     world.feed.publish(b"1")
     nursery.start_soon(world.run)
     await wait_all_tasks_blocked()
-    world.left.set()
+    for tell in world.leavers:
+        tell()
     await wait_all_tasks_blocked()
     assert (len(world.received), world.is_complete, world.feed.counts.followers) == (1, False, 0)
+    assert (world.is_over, world.standing.told) == (True, [])
 
 
-async def test_one_that_reads_nothing_is_dropped_alone(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+async def test_a_right_that_changed_and_is_still_there(nursery: trio.Nursery) -> None:
+    world = World(request())
+    nursery.start_soon(world.run)
+    await wait_all_tasks_blocked()
+    for _ in range(3):
+        world.standing.change()
+        await wait_all_tasks_blocked()
+    world.feed.publish(b"1")
+    await wait_all_tasks_blocked()
+    assert world.received == [b"event: data\ndata: 1\n\n"]
+
+
+async def test_a_token_that_expires_ends_it_with_the_next_ping(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    world = World(request())
+    nursery.start_soon(world.run)
+    await trio.sleep(10)
+    world.standing.end = 1008, "authorization withdrawn"
+    await trio.sleep(10)
+    assert world.received == [PING, error_event("The stream ended.", "authorization withdrawn")]
+
+
+async def test_several_sources_in_one_stream(nursery: trio.Nursery) -> None:
+    second = Feed[bytes](kept=9)
+    world = World(request(), None, second)
+    nursery.start_soon(world.run)
+    world.feed.publish(b"1")
+    await wait_all_tasks_blocked()
+    second.publish(b"2")
+    await wait_all_tasks_blocked()
+    second.close("that one ended")
+    await wait_all_tasks_blocked()
+    ends = error_event("The stream ended.", "that one ended")
+    assert world.received == [b"event: data\ndata: 1\n\n", b"event: data\ndata: 2\n\n", ends]
+    assert (world.is_over, world.feed.counts.followers) == (True, 0)
+
+
+async def test_one_that_reads_nothing_is_dropped_alone_and_by_name(
+    nursery: trio.Nursery, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "tailnet.api")
     feed = Feed[bytes](key=newest_only)
     deaf, other = World(request(), feed), World(request(), feed)
     nursery.start_soon(deaf.run)
@@ -143,3 +192,5 @@ async def test_one_that_reads_nothing_is_dropped_alone(nursery: trio.Nursery, au
     assert (feed.counts.dropped, feed.counts.followers) == ({DropReason.SLOW: 1}, 1)
     assert other.received == [b"event: data\ndata: 1\n\n"]
     assert not deaf.received
+    [line] = caplog.messages
+    assert line.startswith("! user alice is told no more at /x: nothing of the last message was taken for 10 s")

@@ -1,7 +1,7 @@
 """A feed over a websocket: messages as they are published, and a client that reads nothing is ended alone."""
 
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
@@ -11,9 +11,11 @@ from fastapi import FastAPI, WebSocket
 from derp.protocol.websocket import CloseCode
 from derp.transport.links import Link
 from derp.transport.linkstream import LinkStream
+from tailnet.api.middleware import Middleware
 from tailnet.api.streams import send_feed
-from tailnet.services.feed import DropReason, Feed, newest_only
+from tailnet.services.feed import DropReason, Event, Feed, newest_only
 from tailnet.transport.asgi import ApiServer
+from tests.support.standing import Standing
 from tests.support.tailnet_driver import PATIENCE_SECONDS, upgrade_request, upgraded, wait_for
 from tests.support.tailnet_driver import WebSocket as WebSocketClient
 
@@ -21,26 +23,26 @@ from tests.support.tailnet_driver import WebSocket as WebSocketClient
 LARGE = b"x" * (8 * 1024 * 1024)
 
 
+def encode(events: Sequence[Event[bytes]]) -> bytes:
+    return b"|".join(event.value for event in events)
+
+
 class World:
     """The feed behind the API's own server."""
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self.feed = Feed[bytes](key=newest_only, patience_seconds=1.0)
-        self.withdrawn = trio.Event()
+        self.standing = Standing()
         self.done_count = 0  # streams that ended and raised nothing
         self._nursery = nursery
         app = FastAPI()
 
         @app.websocket("/feed")
         async def follow(websocket: WebSocket) -> None:
-            await send_feed(websocket, self.feed, lambda events: b"|".join(event.value for event in events), self._end)
+            await send_feed(websocket, self.feed, encode, self.standing.permit)
             self.done_count += 1
 
-        self.api = ApiServer(app, lambda target: False, max_connections=100)
-
-    async def _end(self) -> tuple[int, str]:
-        await self.withdrawn.wait()
-        return CloseCode.POLICY_VIOLATION, "authorization withdrawn"
+        self.api = ApiServer(Middleware(app), lambda target: False, max_connections=100)
 
     @asynccontextmanager
     async def connect(self, buffer_bytes: int = 1 << 20) -> AsyncIterator[WebSocketClient]:
@@ -76,7 +78,7 @@ async def test_who_may_not_follow_any_longer_is_told(world: World) -> None:
     world.feed.publish(b"a")
     async with world.connect() as client:
         await client.read()
-        world.withdrawn.set()
+        world.standing.withdraw()
         assert await client.read() == b""
         assert (client.close_code, client.close_text) == (CloseCode.POLICY_VIOLATION, "authorization withdrawn")
     assert not world.feed.counts.dropped
@@ -86,7 +88,7 @@ async def test_two_ends_at_once_are_one_goodbye(world: World) -> None:
     world.feed.publish(b"a")
     async with world.connect() as client:
         await client.read()
-        world.withdrawn.set()
+        world.standing.withdraw()
         world.feed.close("the server leaves")
         assert await client.read() == b""
     await wait_for(lambda: not world.api.connection_count)

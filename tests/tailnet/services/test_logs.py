@@ -6,8 +6,9 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from tailnet.errors import StoreError
 from tailnet.services.feed import DropReason, FollowerDropped
-from tailnet.services.logs import FOREIGN_SECONDS, LogFollower, Logs
+from tailnet.services.logs import AWAY_SECONDS, FOREIGN_SECONDS, LogFollower, Logs
 from tailnet.services.reports import AgentReports
 from tailnet.store.outbox import Outbox
 from tailnet.store.reports import EXTERNAL_LOG_SOURCE
@@ -170,6 +171,58 @@ async def test_a_server_that_leaves_ends_them(world: World) -> None:
     await world.write(1)
     with world.logs.follow(MAIN, 0, await world.logs.read(MAIN)) as follower:
         assert await take(follower, 1) == [0]
+        world.logs.close("the server leaves")
+        with pytest.raises(StopAsyncIteration):
+            await anext(follower)
+        assert follower.ended_because == "the server leaves"
+
+
+def rename(store: Store, table: str, name: str) -> None:
+    with store.writing() as connection:
+        connection.exec_driver_sql(f"ALTER TABLE {table} RENAME TO {name}")
+
+
+async def test_while_the_store_is_away_and_when_it_is_back(
+    world: World, nursery: trio.Nursery, mock_clock: MockClock
+) -> None:
+    await world.write(2 * PAGE)
+    behind: list[int] = []
+    at_end: list[int] = []
+
+    async def follow(found: list[int], first: Sequence[LogLine], after: int) -> None:
+        with world.logs.follow(MAIN, after, first) as follower:
+            async for lines in follower:
+                found += numbers(lines)
+
+    page = await world.logs.read(MAIN)
+    last = (await world.logs.read(MAIN, page[-1].id))[-1].id
+    nursery.start_soon(follow, at_end, [], last)
+    rename(world.store, "agent_logs", "away")
+    nursery.start_soon(follow, behind, page, 0)
+    world.put(3)
+    with pytest.raises(StoreError):
+        await world.outbox.flush()
+    for _ in range(3):
+        mock_clock.jump(AWAY_SECONDS)
+        await wait_all_tasks_blocked()
+    assert (behind, at_end) == ([0, 1, 2, 3, 4], [])
+    rename(world.store, "away", "agent_logs")
+    await world.outbox.flush()
+    await world.write(2)
+    with trio.fail_after(10_000):
+        while len(behind) < 2 * PAGE + 5 or len(at_end) < 5:
+            mock_clock.jump(AWAY_SECONDS)
+            await wait_all_tasks_blocked(0.001)
+    assert behind == list(range(2 * PAGE + 5))
+    assert at_end == [10, 11, 12, 13, 14]
+
+
+async def test_a_server_that_leaves_while_the_store_is_away(world: World, mock_clock: MockClock) -> None:
+    await world.write(PAGE + 1)
+    page = await world.logs.read(MAIN)
+    rename(world.store, "agent_logs", "away")
+    with world.logs.follow(MAIN, 0, page) as follower:
+        assert await take(follower, PAGE) == list(range(PAGE))
         world.logs.close("the server leaves")
         with pytest.raises(StopAsyncIteration):
             await anext(follower)
