@@ -11,7 +11,7 @@ from tailnet.auth.backends import Callers
 
 
 class Standing:
-    """What a stream asks of auth/backends.py."""
+    """What a stream asks of tailnet/auth/backends.py."""
 
     def __init__(self) -> None:
         self.end: End | None = None
