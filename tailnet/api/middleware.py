@@ -90,7 +90,7 @@ class Middleware:
             await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])
-        exchange = Exchange(_request_id(headers))
+        exchange = Exchange(request_id(headers.get(REQUEST_ID.encode(), b"").decode("latin-1")))
         scope[KEY] = exchange
         may_compress = _reads_gzip(headers) and scope["path"] not in self._uncompressed
         app = self._compressing if may_compress else self._app
@@ -127,9 +127,8 @@ def _forget_routing(scope: Scope) -> None:
     scope.update(kept)
 
 
-def _request_id(headers: Mapping[bytes, bytes]) -> str:
+def request_id(given: str) -> str:
     """The caller's own, if it is sane, so that one id goes through all logs; else a new one."""
-    given = headers.get(REQUEST_ID.encode(), b"").decode("latin-1")
     return given if _SANE_ID.fullmatch(given) else str(uuid.uuid4())
 
 

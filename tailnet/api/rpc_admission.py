@@ -19,6 +19,7 @@ import trio
 from tailnet import refusals
 from tailnet.api.answers import refusal_body, refusal_headers
 from tailnet.api.authorise import authorise_agent, check_origin
+from tailnet.api.middleware import REQUEST_ID, request_id
 from tailnet.auth.backends import Callers, Credential
 from tailnet.coordinator.resume import ResumeTokenRefused, ResumeTokens, audience
 from tailnet.proto.version import CURRENT, Version, VersionRefused, check_version
@@ -134,8 +135,10 @@ class RpcAdmission:
             if not asks_for_websocket(headers):
                 raise refusals.upgrade_missing()
         except Refused as refused:
+            ident = request_id(headers.get(REQUEST_ID, ""))
+            told = (*refusal_headers(refused), (REQUEST_ID, ident))
             return RefusedPeer(
-                refused.status, tuple(refusal_headers(refused)), refusal_body(refused), f"{path[:120]}: {refused}"
+                refused.status, told, refusal_body(refused), f"{path[:120]}: {refused} (request {ident})"
             )
         is_agent = accepted.user is None
         return replace(
