@@ -11,13 +11,14 @@ from uuid import UUID
 
 from fastapi import APIRouter, Path
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.responses import RedirectResponse, Response
 
 from derp.server import markup
 from derp.server.markup import Html
 from tailnet import refusals
 from tailnet.api.answers import Body, GoTime, OmitNone
-from tailnet.api.guards import Services, ServicesOf, User, query_of
+from tailnet.api.guards import Services, ServicesOf, User, UserOfPage, query_of
+from tailnet.api.sign_in import BrowserRoute, page
 from tailnet.api.users import is_caller
 from tailnet.config.external_auth import Provider
 from tailnet.refusals import Refused
@@ -25,6 +26,8 @@ from tailnet.services.external_auth import BEGUN_FOR, LinkRefused, ProviderTroub
 from tailnet.store.rows import Role, UserIdentity
 
 router = APIRouter(tags=["external auth"])
+# For browsers, whose refusals are pages, too: whoever is not signed in may do so.
+pages = APIRouter(route_class=BrowserRoute)
 
 COOKIE: Final = "tailnet_external_auth"
 # A code of a provider has below a hundred characters.
@@ -71,9 +74,8 @@ class DebugLink(Body):
     links: Sequence[LinkBody]
 
 
-# Pages for browsers, which no program asks for.
-@router.get("/external-auth/{provider}", include_in_schema=False)
-async def begin(services: ServicesOf, user: User, provider: ProviderId) -> Response:
+@pages.get("/external-auth/{provider}", include_in_schema=False)
+async def begin(services: ServicesOf, user: UserOfPage, provider: ProviderId) -> Response:
     """Link an account: sends the browser to the provider."""
     found = _provider(services, provider)
     begun = services.external_auth.begin(user.id, found)
@@ -82,8 +84,8 @@ async def begin(services: ServicesOf, user: User, provider: ProviderId) -> Respo
     return response
 
 
-@router.get("/external-auth/{provider}/callback", include_in_schema=False)
-async def callback(asked: Request, services: ServicesOf, user: User, provider: ProviderId) -> Response:
+@pages.get("/external-auth/{provider}/callback", include_in_schema=False)
+async def callback(asked: Request, services: ServicesOf, user: UserOfPage, provider: ProviderId) -> Response:
     """Where the provider sends the browser back to."""
     found, query = _provider(services, provider), query_of(asked)
     if query.get("error"):
@@ -102,7 +104,7 @@ async def callback(asked: Request, services: ServicesOf, user: User, provider: P
         Html(f"<h1>{markup.text(found.name)} is linked</h1>"),
         Html("<p>Your workspaces come in there now. You may close this page.</p>"),
     )
-    response = HTMLResponse(markup.document(f"{found.name} is linked", body, brand="tailnet"))
+    response = page(markup.document(f"{found.name} is linked", body, brand="tailnet"))
     _set_cookie(services, response, found, "", 0)
     return response
 
@@ -181,3 +183,6 @@ def _set_cookie(services: Services, response: Response, provider: Provider, valu
         httponly=True,
         samesite="lax",
     )
+
+
+router.include_router(pages)

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute, APIWebSocketRoute
 from starlette.responses import StreamingResponse
@@ -78,11 +78,14 @@ def describe(app: FastAPI, document: Json) -> Json:
     return document
 
 
-def routes_of(app: FastAPI) -> Iterator[BaseRoute]:
+def routes_of(app: FastAPI | APIRouter) -> Iterator[BaseRoute]:
     """Every route, those of included routers too."""
     for route in app.routes:
         included = getattr(route, "original_router", None)  # newer versions of FastAPI keep them apart
-        yield from included.routes if included is not None else (route,)
+        if included is None:
+            yield route
+        else:
+            yield from routes_of(included)
 
 
 def caller_of(dependant: Dependant) -> str | None:

@@ -7,7 +7,7 @@ Whoever is not signed in gets the form in place of a page, with the status that 
 
 import re
 from collections.abc import Callable, Coroutine
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 from urllib.parse import parse_qs
 
 import trio
@@ -32,7 +32,7 @@ _MAX_FORM_BYTES: Final = 4 * MAX_TOKEN_CHARS
 # What a cookie carries as it is, and what its readers take for a part of it.
 _FIT_FOR_COOKIES: Final = re.compile(r"[!#-+\--:<-\[\]-~]+")
 # Pages that one may be sent to after signing in: ours, and no address of others.
-_PAGES: Final = re.compile(r"/agents/[0-9A-Fa-f-]{36}")
+_PAGES: Final = re.compile(r"/agents/[0-9A-Fa-f-]{36}|/external-auth/[0-9A-Za-z_-]{1,64}")
 # Our script and our style, and nothing that somebody managed to get into a page.
 _HEADERS: Final = {
     "content-security-policy": (
@@ -53,10 +53,14 @@ def page(html: bytes, status: int = 200) -> HTMLResponse:
 class PageRoute(APIRoute):
     """A route whose refusals are pages, too."""
 
+    is_for_all: ClassVar[bool] = True  # false: only to whoever asks for pages; programs get the API's body
+
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         answer = super().get_route_handler()
 
         async def answer_page(request: Request) -> Response:
+            if not (self.is_for_all or "text/html" in request.headers.get("accept", "")):
+                return await answer(request)
             try:
                 return await answer(request)
             except Refused as refused:
@@ -65,6 +69,12 @@ class PageRoute(APIRoute):
                 return await refused_page(request, refusals.store_unreachable())
 
         return answer_page
+
+
+class BrowserRoute(PageRoute):
+    """The same of a route that programs ask, too."""
+
+    is_for_all = False
 
 
 async def refused_page(request: Request, refused: Refused, after: str = "") -> Response:

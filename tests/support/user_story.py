@@ -23,6 +23,14 @@ API = "/api/v2/workspaceagents"
 EDITOR = make_id("editor of main")
 # More than one page of the store and of one message.
 LINES = [f"line {number}" for number in range(1_200)]
+# What is asked for, and what the answer is where it is no 200: nobody set a provider up.
+QUERIES = {f"{API}/me/external-auth": "?match=github.com", f"{API}/me/gitauth": "?url=github.com"}
+WANTED = {
+    f"{API}/me/external-auth": 404,
+    f"{API}/me/gitauth": 404,
+}
+# What only administrators may ask.
+OF_ADMINISTRATORS = "/api/v2/admin/"
 # Agents may be told all of it, and are told nothing while they wait.
 ENDLESS = {f"{API}/me/reinit"}
 SOCKETS_ONLY = {"/api/v2/derp-map", f"{API}/{{workspaceagent}}/watch-metadata-ws"}
@@ -182,11 +190,11 @@ async def read_every_get(reader: Reader) -> None:
     for path, methods in document()["paths"].items():
         operation = methods.get("get", {})
         caller = operation.get("x-caller")
-        if caller not in ("user", "agent") or path in ENDLESS:
+        if caller not in ("user", "agent") or path in ENDLESS or path.startswith(OF_ADMINISTRATORS):
             continue
         asked += 1
         target = path.replace("{workspaceagent}", str(reader.agent.id)).replace("{user}", "me")
-        target = target.replace("{workspacename}", reader.agent.workspace_name)
+        target = target.replace("{workspacename}", reader.agent.workspace_name).replace("{provider}", "github")
         assert "{" not in target, "the story does not know what stands there"
         token = reader.agent.token if caller == "agent" else ""
         is_socket = set(operation["responses"]) & {"101", "200"} == {"101"} or path in SOCKETS_ONLY
@@ -215,8 +223,3 @@ async def read_every_get(reader: Reader) -> None:
     assert "999" in generic["derp_map"]["Regions"]
     assert (await reader.get("/api/v2/buildinfo")).json()["agent_api_version"]
     assert (await reader.get("/api/v2/users/me")).json()["username"] == reader.user.username
-
-
-# What a route has to be asked for, and what it answers where that is no 200: why.
-QUERIES: dict[str, str] = {}
-WANTED: dict[str, int] = {}

@@ -146,3 +146,17 @@ async def test_over_the_limit_of_requests_is_a_page(world: World) -> None:
     for path in ("/", PAGE):
         answer = await get(world, path)
         assert (answer.status_code, "rate limited" in answer.text) == (429, True)
+
+
+@pytest.mark.parametrize(("accept", "kind"), [("text/html,*/*", "text/html"), ("*/*", "application/json")])
+async def test_what_browsers_and_programs_ask_is_refused_to_each_in_its_way(
+    world: World, accept: str, kind: str
+) -> None:
+    async with world.client(STRANGER) as client:
+        answer = await client.get("/external-auth/github", headers={"accept": accept})
+    assert answer.status_code == 401
+    assert answer.headers["content-type"].startswith(kind)
+    if kind == "text/html":
+        assert 'value="/external-auth/github"' in answer.text, "one comes back after signing in"
+        answer = await post(world, token=ALICE, after="/external-auth/github")
+        assert answer.headers["location"] == "/external-auth/github"
