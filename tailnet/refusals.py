@@ -179,7 +179,11 @@ def route_not_found() -> Refused:
 
 
 def administrators_only() -> Refused:
-    return Refused(403, "Forbidden.", "Only administrators may ask for this: `tailnet admin user` makes one.")
+    return Refused(
+        403,
+        "Forbidden.",
+        "Only administrators may ask for this: `tailnet admin user update NAME --role admin` makes one.",
+    )
 
 
 def stranger(closed: str) -> Refused:

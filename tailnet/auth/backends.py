@@ -110,6 +110,7 @@ class StoreCallers:
         self._recent = _RecentAnswers()
         self._generation = -1
         self._checked_at = -float("inf")
+        self._changed_at = -float("inf")  # by this server
         self._store_failed = False
         self._is_asking = False
         self._was_asked = False  # by somebody, since the last look at the store
@@ -169,6 +170,10 @@ class StoreCallers:
         identity = self._recent.get(agent_id) if self._is_fresh() else None
         return identity if isinstance(identity, AgentIdentity) else None
 
+    def note_change(self) -> None:
+        """This server changed callers itself: whoever asks from now on hears of it, and not within a second."""
+        self._changed_at = trio.current_time()
+
     @property
     def generation(self) -> int:
         """The store's count of changes of callers, as of the last look at it."""
@@ -216,7 +221,7 @@ class StoreCallers:
         return Standing(callers, {key: agent for key, agent in found if isinstance(agent, AgentIdentity)})
 
     def _is_fresh(self) -> bool:
-        return trio.current_time() - self._checked_at < CHECK_SECONDS
+        return self._checked_at > self._changed_at and trio.current_time() - self._checked_at < CHECK_SECONDS
 
     def _is_recent(self) -> bool:
         return trio.current_time() - self._checked_at < STALE_SECONDS

@@ -141,7 +141,9 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         self.limits = CallerLimits()
         self.identity_limits = StrangerLimits(IDENTITIES_PER_ADDRESS, IDENTITIES_OF_ALL)
         self.administration = AdministrationServices(
-            Administration(store), Administrators(config.admin_tokens), config.admin_rate_limit
+            Administration(store, changed=self.callers.note_change),
+            Administrators(config.admin_tokens),
+            config.admin_rate_limit,
         )
         self._admin_app = create_administration(self.administration)
         self.keys = ResumeKeys(store, self.callers)

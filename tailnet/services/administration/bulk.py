@@ -94,7 +94,9 @@ class BulkChange:
         if not wanted:
             return []
         lines = [each.line for each in wanted if each.line is not None]
-        return await self._administration.store.database.writer.run(self._work(lines))
+        outcomes = await self._administration.store.database.writer.run(self._work(lines))
+        self._administration.changed()
+        return outcomes
 
     def _work(self, lines: Sequence[Line]) -> Callable[[sa.Connection], list[Outcome]]:
         administration = self._administration

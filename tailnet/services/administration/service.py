@@ -39,9 +39,16 @@ class Page:
 class Administration:
     """One per store.  What changes raises AdministrationError, with nothing done, and StoreError."""
 
-    def __init__(self, store: Store, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+    def __init__(
+        self,
+        store: Store,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`changed` is called when a change over HTTP is done: of a server, whose caches shall not lag behind."""
         self.store = store
         self.clock = clock
+        self.changed = changed
 
     def do(self, actor: Actor, operation: Operation) -> Answer:
         """Carry out an operation here and now.  Blocks."""
@@ -50,7 +57,9 @@ class Administration:
 
     async def run(self, actor: Actor, operation: Operation, key: IdempotencyKey | None = None) -> Answer:
         """The same from a task, in the store's writer.  With a key that was seen before, the answer of then."""
-        return await self.store.database.writer.run(self.work(actor, operation, key))
+        answer = await self.store.database.writer.run(self.work(actor, operation, key))
+        self.changed()
+        return answer
 
     def work(
         self, actor: Actor, operation: Operation, key: IdempotencyKey | None = None
