@@ -48,13 +48,17 @@ class Upkeep:
     async def end_grace_forever(self) -> None:
         """End replaced tokens of agents when their time of grace is over, until cancelled."""
         while True:
-            try:
-                issued = self._store.issued
-                if await self._store.run(issued.find_expired, self._clock()):
-                    await self._store.run(issued.remove_expired, self._clock())
-            except StoreError as error:
-                _log.error("! replaced tokens of agents are good for longer than they should: %s", error)
+            await self.end_grace()
             await trio.sleep(GRACE_SECONDS)
+
+    async def end_grace(self) -> None:
+        """End those whose time is over now."""
+        issued = self._store.issued
+        try:
+            if await self._store.run(issued.find_expired, self._clock()):
+                await self._store.run(issued.remove_expired, self._clock())
+        except StoreError as error:
+            _log.error("! replaced tokens of agents are good for longer than they should: %s", error)
 
     async def remove_due(self) -> None:
         """All of it, step by step.  Raises StoreError."""

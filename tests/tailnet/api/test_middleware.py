@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 import trio
+from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 from trio.testing import MockClock
 
@@ -264,3 +265,17 @@ async def test_who_asks_too_often_waits_alone(store: Store, world: World, autoju
     assert world.services.limits.refused_count == 2
     await trio.sleep(int(refused.headers["retry-after"]))
     assert (await get(ALICE)).status_code == 200
+
+
+async def test_some_answers_go_out_as_they_are() -> None:
+    """Results of a stream would wait in a compressor for those behind them."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await PlainTextResponse("x" * 5_000)(scope, receive, send)
+
+    transport = httpx.ASGITransport(Middleware(app, uncompressed={"/stream"}))
+    async with httpx.AsyncClient(
+        transport=transport, base_url="http://x", headers={"Accept-Encoding": "gzip"}
+    ) as client:
+        assert "content-encoding" not in (await client.get("/stream")).headers
+        assert (await client.get("/other")).headers["content-encoding"] == "gzip"

@@ -9,13 +9,16 @@ import pytest
 import trio
 import trio.testing
 
+from tailnet.auth.backends import StoreCallers
 from tailnet.coordinator.resume import ResumeKey, ResumeTokenRefused, ResumeTokens
 from tailnet.errors import StoreError
 from tailnet.services.resume_keys import PURPOSE, REFRESH_SECONDS, ResumeKeys
-from tailnet.store.keys import ROTATE_AFTER
+from tailnet.store.callers import raise_generation
+from tailnet.store.keys import ROTATE_AFTER, add_key
 from tailnet.store.schema import signing_keys
 from tailnet.store.store import Store
 from tests.support.seeds import peer_id
+from tests.support.tailnet_driver import wait_for
 
 pytestmark = pytest.mark.stores
 
@@ -87,3 +90,17 @@ async def test_a_start_rotates_nothing(store: Store) -> None:
         connection.execute(signing_keys.delete())
     await keys.start()
     assert len(store.keys.stored_keys(PURPOSE)) == 1
+
+
+async def test_what_an_administrator_changes_is_followed_at_once(store: Store, nursery: trio.Nursery) -> None:
+    callers = StoreCallers(store)
+    keys = ResumeKeys(store, callers)
+    await keys.start()
+    nursery.start_soon(callers.run)
+    nursery.start_soon(keys.refresh_forever)
+    before = keys.current
+    with store.writing() as connection:
+        add_key(connection, PURPOSE, datetime.now(UTC), secrets.token_bytes)
+        raise_generation(connection)
+    await wait_for(lambda: keys.current is not before)
+    assert keys.current.verify(before.issue(MAIN, ALICE, 5.0).token, ALICE, 6.0) == MAIN

@@ -10,6 +10,9 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from tailnet.errors import StoreError, StoreTrouble
 from tailnet.server.server import CoordinatorServer
 from tailnet.services.upkeep import PRUNE_SECONDS, Upkeep
+from tailnet.store.administration.audit import Account
+from tailnet.store.administration.values import Actor
+from tailnet.store.issued import keep_for_grace
 from tailnet.store.retention import STEP_ROWS, Retention
 from tailnet.store.rows import StatsReport
 from tailnet.store.schema import agent_stats
@@ -89,3 +92,41 @@ async def test_a_server_does_it(serve: Callable[..., Awaitable[CoordinatorServer
     store.close()
     server = await serve(keep_stats_seconds=7_200.0)
     await wait_for(lambda: count(server.store) == 0)
+
+
+async def test_the_grace_of_replaced_tokens_ends(
+    store: Store, upkeep: Upkeep, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    main = peer_id("main")
+    with store.writing() as connection:
+        keep_for_grace(connection, main, bytes(32), OLD, NOW + timedelta(seconds=1))
+        keep_for_grace(connection, main, bytes([1]) * 32, OLD, NOW)
+    before = store.callers.callers_generation()
+    await upkeep.end_grace()
+    assert store.issued.count_issued(main) == 1
+    assert store.callers.callers_generation() > before
+    upkeep._clock = lambda: NOW + timedelta(seconds=1)
+    with monkeypatch.context() as away:
+        away.setattr(store.database.dialect, "look", _fail)
+        await upkeep.end_grace()
+    assert "good for longer than they should" in caplog.text
+    await upkeep.end_grace()
+    assert store.issued.count_issued(main) == 0
+
+
+def _fail() -> None:
+    raise StoreError("gone", StoreTrouble.UNREACHABLE)
+
+
+async def test_the_account_is_kept_for_its_time(store: Store, upkeep: Upkeep, autojump_clock: MockClock) -> None:
+    now = datetime.now(UTC)
+    with store.writing() as connection:
+        for days in (100, 10):
+            account = Account(Actor("local", "x"), now - timedelta(days=days))
+            account.note("create", "user", days)
+            account.write(connection)
+    upkeep._clock = lambda: now
+    upkeep.limits = Retention(audit=timedelta(days=50))
+    await upkeep.remove_due()
+    assert [each.target for each in store.audit.page({}, None, 9)] == ["10"]
+    assert upkeep.removed["audit"] == 1

@@ -20,6 +20,7 @@ from derp.transport.links import Link
 from derp.transport.linkstream import LinkStream
 from derp.transport.listen import open_listener
 from tailnet.errors import ConfigError
+from tailnet.transport import asgi
 from tailnet.transport.asgi import (
     BODY_SECONDS,
     HEAD_SECONDS,
@@ -79,7 +80,12 @@ class App:
 class World:
     def __init__(self, nursery: trio.Nursery) -> None:
         self.app = App()
-        self.api = ApiServer(self.app, lambda target: target.startswith("/foreign"), max_connections=100)
+        self.api = ApiServer(
+            self.app,
+            lambda target: target.startswith("/foreign"),
+            max_connections=100,
+            is_stream=lambda target: target.startswith("/stream"),
+        )
         self.nursery = nursery
         self.returned: list[bytes] = []
         self.links: list[Link] = []
@@ -297,6 +303,49 @@ async def test_a_body_that_does_not_come_ends_the_connection(
         assert BODY_SECONDS <= trio.current_time() - began < BODY_SECONDS + 1
     await wait_for(lambda: not late_world.api.connection_count)
     assert late_world.api.ended_count == {ApiEnd.BODY_TOO_SLOW: 1}
+
+
+async def test_a_stream_has_a_deadline_for_each_piece(
+    late_world: World, autojump_clock: trio.testing.MockClock
+) -> None:
+    head = b"POST /stream?x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    async with late_world.connect(head) as stream:
+        for _ in range(5):
+            await stream.send_all(b"5\r\nhello\r\n")
+            await trio.sleep(BODY_SECONDS - 1)
+        await stream.send_all(b"0\r\n\r\n")
+        assert await body_of(stream) == b"/stream 25"
+        # What comes behind it on the connection is judged as ever.
+        await stream.send_all(b"POST /page HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (MAX_BODY_BYTES + 1))
+        assert (await read_answer(stream)).status == 413
+    async with late_world.connect(head) as stream:
+        await stream.send_all(b"5\r\nhello\r\n")
+        began = trio.current_time()
+        assert (await read_answer(stream)).status == 408
+        assert trio.current_time() - began >= BODY_SECONDS - 1
+
+
+async def test_a_stream_has_a_bound_of_its_own(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asgi, "MAX_BODY_BYTES", 100)
+    monkeypatch.setattr(asgi, "MAX_STREAM_BYTES", 1_000)
+    for size, status in ((1_000, 200), (1_001, 413)):
+        head = b"POST /stream HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size
+        async with world.connect(head + bytes(size)) as stream:
+            assert (await read_answer(stream)).status == status
+
+
+async def test_a_connection_of_another_app(world: World) -> None:
+    other = App()
+    with open_listener("127.0.0.1", 0) as listener:
+        stream = await trio.open_tcp_stream(*listener.getsockname())
+        sock, address = listener.accept()
+    sock.setblocking(False)
+    world.nursery.start_soon(world.api.serve, LinkStream(Link(sock, address), PAGE), other)
+    async with stream:
+        assert await body_of(stream) == b"/page 0"
+        await stream.send_all(FOREIGN.replace(b"Upgrade: websocket\r\nConnection: Upgrade\r\n", b""))
+        assert await body_of(stream) == b"/foreign 0", "nothing on it is anybody else's"
+    assert (other.paths, world.app.paths) == (["/page", "/foreign"], [])
 
 
 async def test_a_body_that_nobody_reads_ends_the_connection(
