@@ -156,6 +156,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         self.identity = InstanceIdentity(store, config.identity_anchors)
         self.sealer = Sealer(config.secrets_keys)
         self.events = Events(store, self.outbox, is_on=config.keeps_events)
+        self.administration.events = self.events
         self.webhook = Webhook(store, self.events, config.webhook, self.store_watch.id)
         self.reports = AgentReports(
             store,

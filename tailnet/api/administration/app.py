@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tailnet.api.administration import records, resources, transfer
+from tailnet.api.administration import events, records, resources, transfer
 from tailnet.api.administration.description import describe
 from tailnet.api.administration.guards import AdministrationServices, NotAdmitted
 from tailnet.api.administration.problems import PREFIX, problem, problem_of, problem_response
@@ -39,7 +39,7 @@ def create_administration(services: AdministrationServices) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.services = services
-    for router in (*resources.ROUTERS, resources.tokens, records.router, transfer.router):
+    for router in (*resources.ROUTERS, resources.tokens, records.router, events.router, transfer.router):
         app.include_router(router, prefix=PREFIX)
     app.add_exception_handler(AdministrationError, _answer_refused)
     app.add_exception_handler(NotAdmitted, _answer_not_admitted)

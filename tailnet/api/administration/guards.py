@@ -14,6 +14,7 @@ from tailnet.api.limits import CallerLimits
 from tailnet.api.middleware import exchange_of
 from tailnet.auth.administrators import Administrators
 from tailnet.services.administration.service import Actor, Administration
+from tailnet.services.events import Events
 
 # Wrong tokens from one address in a minute; a scanner that tries more waits.  Who has a token is not held back by it.
 MAX_WRONG_TOKENS: Final = 60
@@ -28,6 +29,7 @@ class AdministrationServices:
     administration: Administration
     administrators: Administrators
     rate_limit: int = 0
+    events: Events | None = None
     limits: CallerLimits = field(default_factory=CallerLimits)
     strangers: CallerLimits = field(default_factory=CallerLimits)
     streams: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(MAX_STREAMS))
