@@ -95,7 +95,12 @@ class _Api(FastAPI):
     """
 
     def build_middleware_stack(self) -> ASGIApp:
-        return Middleware(super().build_middleware_stack())
+        services: Services = self.state.services
+        return Middleware(
+            super().build_middleware_stack(),
+            origins=lambda: self.state.services.config.cors_origins,
+            tracing=services.tracing,
+        )
 
     def openapi(self) -> dict[str, Any]:
         """The API's description, made when somebody asks first."""

@@ -41,13 +41,13 @@ async def authorise_agent(callers: Callers, user: UserIdentity, text: str, right
     return agent
 
 
-def check_origin(headers: Mapping[str, str], access_url: str) -> None:
-    """Only our own pages may open websockets with a browser's cookies.  Raises Refused.
+def check_origin(headers: Mapping[str, str], access_url: str, others: Collection[str] = ()) -> None:
+    """Only our own pages may open websockets with a browser's cookies, and those of `others`, origins.  Raises Refused.
 
     Programs send no Origin.  Behind a proxy that rewrites Host, the access URL is what browsers see.
     """
     origin = headers.get("origin", "")
-    if not origin:
+    if not origin or origin in others:
         return
     host = headers.get("host", "")
     try:

@@ -22,7 +22,7 @@ async def derp_map_without_upgrade(user: User) -> None:
 
 @router.websocket("/derp-map")
 async def derp_map(websocket: WebSocket, services: ServicesOf, user: User) -> None:
-    check_origin(headers_of(websocket), services.access_url)
+    check_origin(headers_of(websocket), services.access_url, services.config.cors_origins)
     token = token_of(websocket)
     await send_feed(
         websocket,

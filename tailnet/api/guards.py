@@ -35,6 +35,7 @@ from tailnet.services.logs import Logs
 from tailnet.services.overviews import Overviews
 from tailnet.store.rows import AgentIdentity, Right, UserIdentity
 from tailnet.tokens import find_token, query_values
+from tailnet.transport.tracing import Tracing
 
 # Proofs of instances in a minute.  An agent shows one at its start, and again some seconds after a failure.  Sixty are
 # that many machines behind one address that start at once; the others are told when to come again.  A genuine proof
@@ -68,6 +69,7 @@ class Services:
     access_url: str  # how clients reach us, also when the settings leave it open
     metrics: Callable[[], bytes]  # a page in Prometheus' text format
     pages: Mapping[str, Page | Question] = field(default_factory=dict)  # below /debug/, by path
+    tracing: Tracing | None = None
     limits: CallerLimits = field(default_factory=CallerLimits)
     identity_limits: StrangerLimits = field(
         default_factory=lambda: StrangerLimits(IDENTITIES_PER_ADDRESS, IDENTITIES_OF_ALL)

@@ -119,7 +119,7 @@ async def startup_logs(
 @router.websocket("/{workspaceagent}/logs")
 @router.websocket("/{workspaceagent}/startup-logs")
 async def follow_logs(websocket: WebSocket, services: ServicesOf, agent: ReadableAgent) -> None:
-    check_origin(headers_of(websocket), services.access_url)
+    check_origin(headers_of(websocket), services.access_url, services.config.cors_origins)
     asked = _Asked(websocket)
     if not asked.follow:
         # What is no stream is answered like any other request, as the upgrade was asked for only.

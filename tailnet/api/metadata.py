@@ -84,7 +84,7 @@ async def watch_metadata_without_upgrade(agent: ReadableAgent) -> Response:
 
 @router.websocket("/{workspaceagent}/watch-metadata-ws")
 async def watch_metadata_ws(websocket: WebSocket, services: ServicesOf, agent: ReadableAgent) -> None:
-    check_origin(headers_of(websocket), services.access_url)
+    check_origin(headers_of(websocket), services.access_url, services.config.cors_origins)
     token = token_of(websocket)
     await send_stream(
         websocket,

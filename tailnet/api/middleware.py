@@ -2,7 +2,7 @@
 
 An answer gets `X-Request-Id` and the headers that tell browsers what not to do with it; large ones are compressed for
 who reads gzip.  The log gets one line per request.  Guards (guards.py) write who called into the `Exchange`.
-CORS is off: no answer names another origin, so browsers show none to other sites' scripts.
+Which websites may use it: cors.py.  With OpenTelemetry each is a span (transport/tracing.py).
 """
 
 import logging
@@ -17,7 +17,9 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from derp.log import fields
+from tailnet.api.cors import preflight, shared_headers
 from tailnet.tokens import without_user_tokens
+from tailnet.transport.tracing import Tracing
 
 _log = logging.getLogger("tailnet.api.access")
 _streams = logging.getLogger("tailnet.api")
@@ -79,9 +81,18 @@ def defer(scope: Scope, rest: Rest) -> None:
 class Middleware:
     """The outermost ASGI app; what the exception handlers answer goes through it too."""
 
-    def __init__(self, app: ASGIApp, uncompressed: Collection[str] = ()) -> None:
-        """`uncompressed`: paths whose answers go out as they are."""
+    def __init__(
+        self,
+        app: ASGIApp,
+        uncompressed: Collection[str] = (),
+        *,
+        origins: Callable[[], Collection[str]] = tuple,
+        tracing: Tracing | None = None,
+    ) -> None:
+        """`uncompressed`: paths whose answers go out as they are.  `origins`: websites that may use it, as of now."""
         self._app = app
+        self._origins = origins
+        self._tracing = tracing
         self._uncompressed = uncompressed
         self._compressing = GZipMiddleware(app, COMPRESSED_FROM_BYTES, _COMPRESSION_LEVEL)
 
@@ -95,22 +106,52 @@ class Middleware:
         may_compress = _reads_gzip(headers) and scope["path"] not in self._uncompressed
         app = self._compressing if may_compress else self._app
         began = time.perf_counter()
+        origins = self._origins()
+        shared = shared_headers(origins, scope["path"], headers) if origins else ()
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] in _STARTS:
                 exchange.status = message.get("status", 101)
-                message["headers"] = _complete(message, exchange.request_id)
+                message["headers"] = [*_complete(message, exchange.request_id), *shared]
             await send(message)
             if exchange.rest is not None:
                 message["headers"] = ()  # Hypercorn keeps the message
 
         try:
-            await app(scope, receive, send_with_headers)
+            allowed = preflight(origins, scope.get("method", ""), scope["path"], headers) if origins else None
+            if allowed is not None:
+                await send_with_headers(
+                    {"type": "http.response.start", "status": 204, "headers": allowed[len(shared) :]}
+                )
+                await send_with_headers({"type": "http.response.body", "body": b""})
+            elif self._tracing is not None:
+                await _traced(self._tracing, app, scope, receive, send_with_headers)
+            else:
+                await app(scope, receive, send_with_headers)
             if exchange.rest is not None:
                 _forget_routing(scope)
                 await _give_rest(exchange.rest, scope, receive, send_with_headers)
         finally:
             _tell(scope, exchange, time.perf_counter() - began)
+
+
+async def _traced(tracing: Tracing, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer inside a span.  That of a stream ends when it begins to be told."""
+    exchange, method = exchange_of(scope), scope.get("method", "GET")
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+    about = {"http.request.method": method, "url.path": scope["path"], "tailnet.request_id": exchange.request_id}
+    with tracing.serving(method, headers, about) as span:
+        await app(scope, receive, send)
+        route = getattr(scope.get("route"), "path", "")
+        if route:
+            span.rename(f"{method} {route}")
+            span.note(http__route=route)
+        if exchange.status:
+            span.note(http__response__status_code=exchange.status)
+        if exchange.caller_kind:
+            span.note(tailnet__caller_kind=exchange.caller_kind, tailnet__caller=exchange.caller_id)
+        if exchange.status >= 500:
+            span.fail(f"answered {exchange.status}")
 
 
 async def _give_rest(rest: Rest, scope: Scope, receive: Receive, send: Send) -> None:

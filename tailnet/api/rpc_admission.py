@@ -8,7 +8,7 @@ reference's: an SDK must meet the refusal that it knows how to act on.
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final
@@ -82,6 +82,7 @@ class RpcAdmission:
         *,
         access_url: str = "",
         browser_only: bool = False,
+        origins: Callable[[], Collection[str]] = tuple,
         current: Version = CURRENT,
         wall_seconds: Callable[[], float] = time.time,
         new_peer_id: Callable[[], PeerID] = lambda: PeerID(uuid4().bytes),
@@ -90,6 +91,7 @@ class RpcAdmission:
         self._resume_tokens = resume_tokens
         self._access_url = access_url
         self._browser_only = browser_only
+        self._origins = origins
         self._current = current
         self._wall_seconds = wall_seconds
         self._new_peer_id = new_peer_id
@@ -131,7 +133,7 @@ class RpcAdmission:
                 accepted = await self._judge_client(token, match["agent"], query)
             else:
                 accepted = await self._judge_client_of_many(token, query)
-            check_origin(headers, self._access_url)
+            check_origin(headers, self._access_url, self._origins())
             if not asks_for_websocket(headers):
                 raise refusals.upgrade_missing()
         except Refused as refused:

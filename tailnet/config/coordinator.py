@@ -107,6 +107,9 @@ class CoordinatorConfig(ServerConfig):
     # stays (agents, clients, the relay's) takes 2 KiB and counts among `max_connections` alone.
     max_api_connections: int = 10_000
 
+    # Websites whose scripts may use the API with their visitors' rights; read again on SIGHUP.
+    cors_origins: tuple[str, ...] = ()
+
     # The reference's.  A dashboard asks some 60 times a minute; a loop that forgot to wait has to wait then.
     api_rate_limit: int = 512  # requests a minute of each user; 0: any number
 

@@ -14,6 +14,9 @@ MAX_REGION_ID: Final = (1 << 31) - 1
 MAX_BANNER_CHARS: Final = 2_000
 MAX_BANNERS: Final = 10
 _BANNER_KEYS: Final = dict.fromkeys(("message", "background_color", "enabled")).keys()
+_ORIGIN: Final = re.compile(r"(?P<scheme>https?)://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:(?P<port>[1-9][0-9]{0,4}))?")
+_PORTS: Final = {"http": 80, "https": 443}
+MAX_PORT: Final = 65_535
 _COLOR: Final = re.compile(r"#[0-9A-Fa-f]{6}")
 
 
@@ -49,6 +52,19 @@ def text(limit: int) -> Callable[[object], str]:
         return given
 
     return parse_text
+
+
+def origin(value: object) -> str:
+    """An origin as browsers spell it: scheme, host, and the port where it is not the scheme's own."""
+    text = parse.string(value)
+    found = _ORIGIN.fullmatch(text.lower())
+    port = int(found["port"] or 0) if found is not None else 0
+    if found is None or port > MAX_PORT or port == _PORTS[found["scheme"]]:
+        raise ValueError(
+            f"wants origins such as https://dash.example.com, without a path, a port that needs no saying or a "
+            f"wildcard, which would give every website its visitors' rights; got {text!r:.80}"
+        )
+    return text.lower()
 
 
 def banners(value: object) -> tuple[Banner, ...]:

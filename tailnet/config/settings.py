@@ -168,6 +168,14 @@ _OWN: Final = (
         "HTTP connections of the API at a time, {default} by default; more get a 503",
     ),
     Setting(
+        "cors_origins",
+        parse.many(kinds.origin),
+        "ORIGIN,...",
+        "websites whose scripts may use the API, none by default, as https://dash.example.com; read again on SIGHUP",
+        reloadable=True,
+        elsewhere=("cors", "cors_allowed_origins", "allowed_origins"),
+    ),
+    Setting(
         "api_rate_limit",
         parse.whole(0, 1_000_000),
         "NUMBER",

@@ -5,6 +5,7 @@ One nursery; the reactor is one task in it.  The command line is cli/serve.py.
 """
 
 import logging
+import os
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -87,6 +88,7 @@ from tailnet.store.store import Store
 from tailnet.transport.accounts import AccountLimits, Accounts
 from tailnet.transport.asgi import ApiEnd, ApiServer, prove_hypercorn
 from tailnet.transport.channel import Channels, Connected
+from tailnet.transport.tracing import Tracing, open_tracing
 from tailnet.types import PEER_ID_BYTES, PeerID
 
 _log = logging.getLogger("tailnet.server")
@@ -117,6 +119,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         *,
         reread: Reread | None = None,
         inherited: Inherited | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         super().__init__(config, private.public(), reread=reread, inherited=inherited)
         self.reactor.write_seconds = config.relay.tcp_write_timeout_seconds
@@ -126,6 +129,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         self.plain_door = FrontDoor(self.lobby, [PlainPages(pages).route()])
         self.admin_door = FrontDoor(self.lobby, [Route(every_path, self._take_to_administration, takes_bytes=True)])
         self.store = store
+        self.tracing = tracing
         self.coordinator: Coordinator[Receiver] = Coordinator(Limits(node_bytes=config.max_node_bytes))
         self.accounts = Accounts(
             AccountLimits(
@@ -156,8 +160,8 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         self.identity = InstanceIdentity(store, config.identity_anchors)
         self.sealer = Sealer(config.secrets_keys)
         self.events = Events(store, self.outbox, is_on=config.keeps_events)
-        self.administration.events = self.events
-        self.webhook = Webhook(store, self.events, config.webhook, self.store_watch.id)
+        self.administration.events, self.administration.tracing = self.events, tracing
+        self.webhook = Webhook(store, self.events, config.webhook, self.store_watch.id, tracing=tracing)
         self.reports = AgentReports(
             store,
             self.outbox,
@@ -356,6 +360,8 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         await self.outbox.finish()
         await self.webhook.finish()
         await self.store_watch.finish()
+        if self.tracing is not None:
+            await self.tracing.close()
 
     def _build(self, nursery: trio.Nursery) -> None:
         config = self.config
@@ -365,7 +371,11 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         self.rights = Rights(self.callers, self.reactor, self.hub, self.channels.open)
         access_url = config.access_url or default_access_url(self.listening)
         admission = RpcAdmission(
-            self.callers, lambda: self.keys.current, access_url=access_url, browser_only=config.browser_only
+            self.callers,
+            lambda: self.keys.current,
+            access_url=access_url,
+            browser_only=config.browser_only,
+            origins=lambda: self.config.cors_origins,
         )
         self.entrance = Entrance(admission, self.channels, self.hub, self.presence, nursery, self.lobby)
         self.probes = self._make_probes(access_url)
@@ -389,6 +399,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             logs=self.logs,
             metadata=self.metadata,
             events=self.events,
+            tracing=self.tracing,
             identity=self.identity,
             git_keys=GitKeys(self.store, self.sealer),
             external_auth=self.external_auth,
@@ -612,10 +623,11 @@ async def serve_coordinator(
     `reread` gives the settings as their sources say them now, for `reload`; it may raise ConfigError.
     Raises ConfigError and StoreError before it has started.
     """
+    tracing = open_tracing(os.environ)
     store = await trio.to_thread.run_sync(Store.open, config.store)
     try:
         private = await store.run(relay_key, store)
-        server = CoordinatorServer(config, store, private, reread=reread, inherited=inherited)
+        server = CoordinatorServer(config, store, private, reread=reread, inherited=inherited, tracing=tracing)
         server.open()
         try:
             await server.run(task_status=task_status)

@@ -27,6 +27,7 @@ from tailnet.signatures import sign
 from tailnet.store.rows import EventPage, StoredEvent
 from tailnet.store.store import Store
 from tailnet.transport.fetch import Posted, Poster
+from tailnet.transport.tracing import Tracing
 
 _log = logging.getLogger("tailnet.webhook")
 
@@ -78,7 +79,6 @@ class Webhook:
     """One per server; of several servers on one store one delivers at a time.  `run` is one task.
 
     `target` may be exchanged at any time, and `is_gone` taken back: server/server.py does when it reads its settings.
-    `trace(event)` gives more headers for a try.
     """
 
     def __init__(
@@ -91,6 +91,7 @@ class Webhook:
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         jitter: Callable[[], float] = random.random,
         answer_seconds: float = ANSWER_SECONDS,
+        tracing: Tracing | None = None,
     ) -> None:
         self.target = target
         self.is_gone = False
@@ -104,6 +105,7 @@ class Webhook:
         self._clock = clock
         self._jitter = jitter
         self._answer_seconds = answer_seconds
+        self._tracing = tracing
         self._poster: Poster
         self._pausing = trio.CancelScope()
         self._done: set[int] = set()  # events behind the position that are done with
@@ -253,19 +255,32 @@ class Webhook:
 
     async def _try(self, target: WebhookTarget, event: StoredEvent) -> bool:
         """Returns whether the event is done with."""
-        problem, posted = "", None
-        try:
-            posted = await self._poster.post(target.url, *self._message(target, event))
-        except TransportError as error:
-            problem, outcome = str(error), Outcome.UNREACHABLE
+        if self._tracing is None:
+            outcome, problem, posted = await self._post(target, event, {})
         else:
-            outcome = _judge(posted)
-            problem = _problem(posted) if outcome is not Outcome.TAKEN else ""
+            about = {"http.request.method": "POST", "tailnet.event.id": str(event.id), "tailnet.event.type": event.type}
+            with self._tracing.asking("webhook", target.url, about) as span:
+                outcome, problem, posted = await self._post(target, event, span.headers)
+                if posted is not None:
+                    span.note(http__response__status_code=posted.status)
+                if problem:
+                    span.fail(problem)
         self.outcomes[outcome] += 1
         if outcome is Outcome.TAKEN:
             self._note_taken(target, event)
             return True
         return self._note_failed(target, event, outcome, problem, posted)
+
+    async def _post(
+        self, target: WebhookTarget, event: StoredEvent, more: Mapping[str, str]
+    ) -> tuple[Outcome, str, Posted | None]:
+        body, headers = self._message(target, event)
+        try:
+            posted = await self._poster.post(target.url, body, {**headers, **more})
+        except TransportError as error:
+            return Outcome.UNREACHABLE, str(error), None
+        outcome = _judge(posted)
+        return outcome, _problem(posted) if outcome is not Outcome.TAKEN else "", posted
 
     def _message(self, target: WebhookTarget, event: StoredEvent) -> tuple[bytes, Mapping[str, str]]:
         body = go_json({"type": event.type, "timestamp": go_time(event.at), "data": event.data}).rstrip(b"\n")

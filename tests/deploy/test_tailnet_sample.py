@@ -12,7 +12,8 @@ SAMPLE = Path(__file__).resolve().parents[2] / "deploy" / "tailnet.toml"
 EXAMPLES = {
     "store", "access_url", "tls_cert", "tls_key", "trusted_proxies", "stun_servers", "derp_map", "derp_map_url",
     "region_scores", "avoid_regions", "stun_listen", "agent_inactive",
-    "announcement_banners", "identity_anchors", "external_auth", "secrets_key_file", "events", "webhook_url",
+    "announcement_banners", "identity_anchors", "external_auth", "secrets_key_file",
+    "events", "cors_origins", "webhook_url",
     "webhook_secret_file",
     "admin_token_file", "admin_listen",
     "hostname", "cert_mode", "cert_dir", "tls_self_signed", "acme_dns_hook",

@@ -52,7 +52,10 @@ def create_administration(services: AdministrationServices) -> FastAPI:
 class _Api(FastAPI):
     def build_middleware_stack(self) -> ASGIApp:
         # Results of a stream would wait in a compressor for those behind them.
-        return Middleware(super().build_middleware_stack(), uncompressed=frozenset({BULK_PATH}))
+        services: AdministrationServices = self.state.services
+        return Middleware(
+            super().build_middleware_stack(), uncompressed=frozenset({BULK_PATH}), tracing=services.tracing
+        )
 
     def openapi(self) -> dict[str, Any]:
         """The API's description, made when somebody asks first."""

@@ -15,6 +15,7 @@ from tailnet.api.middleware import exchange_of
 from tailnet.auth.administrators import Administrators
 from tailnet.services.administration.service import Actor, Administration
 from tailnet.services.events import Events
+from tailnet.transport.tracing import Tracing
 
 # Wrong tokens from one address in a minute; a scanner that tries more waits.  Who has a token is not held back by it.
 MAX_WRONG_TOKENS: Final = 60
@@ -30,6 +31,7 @@ class AdministrationServices:
     administrators: Administrators
     rate_limit: int = 0
     events: Events | None = None
+    tracing: Tracing | None = None
     limits: CallerLimits = field(default_factory=CallerLimits)
     strangers: CallerLimits = field(default_factory=CallerLimits)
     streams: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(MAX_STREAMS))

@@ -44,6 +44,7 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "admin_workspace_access": ("false", False),
     "max_api_connections": ("40", 40),
     "api_rate_limit": ("60", 60),
+    "cors_origins": ("https://a.example.com,http://[::1]:8000", ("https://a.example.com", "http://[::1]:8000")),
     "admin_rate_limit": ("60", 60),
     "admin_listen": ("127.0.0.1:3001", None),
     "keep_audit": ("720h", 2_592_000.0),

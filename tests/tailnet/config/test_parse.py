@@ -22,3 +22,26 @@ def test_taken() -> None:
 def test_text_is_short_and_printable(value: object) -> None:
     with pytest.raises(ValueError, match="wants"):
         parse.text(3)(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "origin"),
+    [
+        ("https://Dash.Example.com", "https://dash.example.com"),
+        ("http://localhost:8080", "http://localhost:8080"),
+        ("https://[2001:db8::1]:8443", "https://[2001:db8::1]:8443"),
+    ],
+)
+def test_an_origin(text: str, origin: str) -> None:
+    assert parse.origin(text) == origin
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["*", "null", "https://*.example.com", "https://a.example.com/", "https://a.example.com:443", "http://a:80",
+     "a.example.com", "ftp://a.example.com", "https://a.example.com:0", "https://a.example.com:65536", "https://a b",
+     "https://u@a.example.com", ""],
+)  # fmt: skip
+def test_what_is_no_origin(text: str) -> None:
+    with pytest.raises(ValueError, match="wants origins such as"):
+        parse.origin(text)
