@@ -406,7 +406,9 @@ class Paths:
         candidate: Candidate | None = None
         if isinstance(source, RelaySource):
             peer.heard_region = source.region
-        elif self._is_direct and make_endpoint(*source) == source:
+        elif make_endpoint(*source) != source:
+            return self._drop(Drop.UNUSABLE_SOURCE)
+        elif self._is_direct:
             candidate = peer.add(source)
         if candidate is not None:
             if candidate.last_txid == txid:

@@ -10,6 +10,7 @@ class Drop(Enum):
     FORGED = "forged"  # the box does not open
     MALFORMED = "malformed"  # it opens, and holds nothing that we know
     WRONG_NODE = "wrong_node"  # sender's disco key and node key are not of one peer
+    UNUSABLE_SOURCE = "unusable_source"  # a ping from where nothing can be sent: port 0, link-local, inside a tailnet
     DUPLICATE = "duplicate"  # a ping that came from there before
     UNEXPECTED_PONG = "unexpected_pong"  # to no ping of ours within 5 s
     WRONG_WAY = "wrong_way"  # call-me-maybe that did not come by a relay

@@ -1,6 +1,6 @@
 """Which handshake messages are worth their computations: budgets and cookies (layer L1; white paper 5.3).
 
-An honest node's handshakes are few; a stranger who knows our public key can send any number that cost us 70 to 250 us
+An honest node's handshakes are few; a stranger who knows our public key can send any number that cost us 40 to 150 us
 each.  Up to FREE_PER_SECOND nobody is asked for anything.  Beyond, for a second, a message needs a right mac2, each
 source has its own budget, and all together have one: a flood costs at most 10 % of a core, and known peers get through.
 """
@@ -23,7 +23,7 @@ PROVEN_PER_SECOND: Final = 200.0
 # How long we are under load after the free budget was used up, as the genuine implementation.
 LOAD_SECONDS: Final = 1.0
 
-# A cookie reply costs us 4 us.  So many that a flood of invented addresses leaves some for honest nodes; and few for
+# A cookie reply costs us 8 us.  So many that a flood of invented addresses leaves some for honest nodes; and few for
 # one address, so that a flood from there leaves all.
 COOKIE_REPLIES_PER_SECOND: Final = 5000.0
 SOURCE_REPLIES_PER_SECOND: Final = 5

@@ -267,6 +267,14 @@ def test_strangers_are_not_answered() -> None:
     assert pair.dropped() == {Drop.UNKNOWN_SENDER: 1, Drop.FORGED: 1, Drop.MALFORMED: 1}
 
 
+def test_a_ping_from_where_nothing_can_be_sent_is_not_answered() -> None:
+    pair = Pair()
+    for source in (Endpoint("203.0.113.1", 0), Endpoint("fe80::1%eth0", 5), Endpoint("fd7a:115c:a1e0::1", 5)):
+        pair.say(encode_ping(b"a" * 12, THEIRS), source, 1.0)
+    assert pair.heard() == []
+    assert pair.dropped() == {Drop.UNUSABLE_SOURCE: 3}
+
+
 def test_node_and_disco_key_belong_together() -> None:
     pair = Pair()
     pair.paths.configure(b"x" * 32, public_of(b"4" * 32), [], 1, 0.0)

@@ -92,6 +92,13 @@ class Node:
             self.seen.add((sender, number))
             self.inbox.append((self.world.now - START, number, isinstance(source, Endpoint)))
 
+    def next_timeout(self) -> float | None:
+        return self.paths.next_timeout()
+
+    def handle_timeout(self) -> None:
+        self.events += self.paths.handle_timeout(self.world.now)
+        self.flush()
+
     def receive_all(self, now: float) -> None:
         """Everything that is on its way to this node, at once."""
         for datagram, source in self.world.take_for(self):
@@ -116,10 +123,10 @@ class Node:
 class World:
     """All nodes know each other, and are connected to their home relay."""
 
-    def __init__(self, *kinds: str, lan: bool = False) -> None:
+    def __init__(self, *kinds: str, lan: bool = False, make: "type[Node]" = Node) -> None:
         self.now = START
         self.lan = lan
-        self.nodes = [Node(self, number, kind) for number, kind in enumerate(kinds, 1)]
+        self.nodes = [make(self, number, kind) for number, kind in enumerate(kinds, 1)]
         self.cut: set[tuple[int, int]] = set()
         """Pairs between which no UDP passes."""
         self.regions = {1, 2}
@@ -173,7 +180,7 @@ class World:
     def run(self, until: float) -> None:
         end = START + until
         while True:
-            times = [at for node in self.nodes if (at := node.paths.next_timeout()) is not None]
+            times = [at for node in self.nodes if (at := node.next_timeout()) is not None]
             if self._coming:
                 times.append(self._coming[0][0])
             if not times or min(times) > end:
@@ -183,8 +190,7 @@ class World:
                 _, _, node, datagram, source = heapq.heappop(self._coming)
                 node.receive(datagram, source)
             for node in self.nodes:
-                node.events += node.paths.handle_timeout(self.now)
-                node.flush()
+                node.handle_timeout()
         self.now = max(self.now, end)
 
     def talk(self, start: float, end: float, every: float = 0.1) -> Iterator[float]:
