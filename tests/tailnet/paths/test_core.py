@@ -175,7 +175,36 @@ def test_a_better_path_is_taken_and_a_worse_one_is_not() -> None:
     assert pair.peer.best == ELSEWHERE, "the old one was not trusted any more"
 
 
+def test_a_path_whose_ping_timed_out_is_left_for_good() -> None:
+    """Else copies would go there as long as packets go at all."""
+    pair = found()
+    pair.paths.route(pair.peer, 2.0)
+    for now in (3.0, 6.0):
+        pair.paths.handle_timeout(now)
+    assert pair.paths.route(pair.peer, 7.9) == Route(THERE, 1)
+    pair.paths.handle_timeout(8.0)
+    assert pair.paths.route(pair.peer, 8.0) == Route(None, 1)
+
+
+def test_an_endpoint_is_pinged_once_in_five_seconds() -> None:
+    pair = Pair(THERE)
+    pair.paths.route(pair.peer, 0.0)
+    pair.say(encode_ping(b"a" * 12, THEIRS), ELSEWHERE, 4.0)
+    assert set(pair.pinged()) == {THERE, ELSEWHERE}
+    pair.paths.route(pair.peer, 5.0)
+    assert set(pair.pinged()) == {THERE}
+
+
 # --- pings of the peer ---
+
+
+def test_a_ping_by_the_path_in_use_is_not_pinged_back() -> None:
+    pair = found()
+    pair.paths.route(pair.peer, 2.0)
+    pair.paths.handle_timeout(3.0)
+    pair.answer(THERE, 3.01)
+    pair.say(encode_ping(b"a" * 12, THEIRS), THERE, 5.5)
+    assert [type(message) for _, message in pair.heard()] == [Pong], "heartbeats do that"
 
 
 def test_a_ping_is_answered_the_way_it_came() -> None:
@@ -314,6 +343,18 @@ def test_pongs_that_prove_nothing() -> None:
     pair.say(encode_pong(txid, HERE), RELAYED, 10.1)
     pair.say(encode_pong(txid, HERE), THERE, 10.1)
     assert pair.peer.best is None, "by the relay it says nothing of THERE, and there is no second"
+
+
+def test_a_pong_of_another_peer_is_none_of_this_one() -> None:
+    pair = Pair(THERE)
+    pair.paths.configure(b"x" * 32, public_of(b"4" * 32), [], 1, 0.0)
+    pair.paths.route(pair.peer, 0.0)
+    txid = pair.pinged()[THERE]
+    pair.paths.receive(pair.sealed(encode_pong(txid, HERE), b"4" * 32), THERE, 0.1)
+    assert pair.peer.best is None
+    assert pair.dropped() == {Drop.UNEXPECTED_PONG: 1}
+    pair.say(encode_pong(txid, HERE), THERE, 0.1)
+    assert pair.peer.best == THERE
 
 
 def test_a_pong_from_another_address_proves_where_the_ping_went() -> None:

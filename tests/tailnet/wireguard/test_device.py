@@ -326,6 +326,18 @@ def test_a_persistent_keepalive_keeps_a_session_without_data() -> None:
     assert len(world.trace) - count <= 3
 
 
+def test_an_initiator_that_hears_only_keepalives_asks_in_time() -> None:
+    """It sends nothing itself, which would have it ask at 120 s; the old keys would end at 180 s."""
+    world, a, b = pair()
+    b.device.configure(a.device.public, [address(0)], START, persistent_keepalive_seconds=20.0)
+    a.device.begin_session(a.peer(b), START)
+    a.flush()
+    world.run(179)
+    initiations = [(at, who) for at, who, what in world.trace if what == "initiation"]
+    assert [who for _, who in initiations] == ["A", "A"]
+    assert 165 < initiations[1][0] < 180
+
+
 def test_several_devices_share_a_socket() -> None:
     world = World("ABC")
     a, b, c = world.nodes
