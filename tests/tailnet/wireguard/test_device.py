@@ -329,7 +329,7 @@ def test_a_persistent_keepalive_keeps_a_session_without_data() -> None:
 def test_an_initiator_that_hears_only_keepalives_asks_in_time() -> None:
     """It sends nothing itself, which would have it ask at 120 s; the old keys would end at 180 s."""
     world, a, b = pair()
-    b.device.configure(a.device.public, [address(0)], START, persistent_keepalive_seconds=20.0)
+    b.device.configure(a.device.public, [address(0)], START, persistent_keepalive_seconds=17.0)
     a.device.begin_session(a.peer(b), START)
     a.flush()
     world.run(179)
