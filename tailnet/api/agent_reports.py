@@ -16,11 +16,11 @@ from starlette.requests import Request
 
 from tailnet.api.answers import Body, GoTime, Null
 from tailnet.api.bodies import Sent, parse_body, read_body, takes
-from tailnet.api.guards import ReportingAgent, ServicesOf
+from tailnet.api.guards import ReportingAgent, Services, ServicesOf
 from tailnet.proto.generated import agent_pb2 as agent
 from tailnet.refusals import Refused, Validation, too_many_reports
 from tailnet.services.agent_requests import Connections
-from tailnet.store.rows import AppHealth, AppState
+from tailnet.store.rows import AgentIdentity, AppHealth, AppState
 
 router = APIRouter(prefix="/api/v2/workspaceagents/me", tags=["agents"])
 
@@ -199,8 +199,13 @@ async def report_stats(
     services: ServicesOf, caller: ReportingAgent, sent: Annotated[Stats, Depends(report_of(Stats))]
 ) -> StatsTaken:
     """Report connections, or ask only how often to."""
+    note_stats(services, caller, sent)
+    return StatsTaken(report_interval=round(services.config.stats_interval_seconds * 1_000_000_000))
+
+
+def note_stats(services: Services, caller: AgentIdentity, sent: Stats) -> None:
+    """Take a report, if it is one."""
     if not sent.only_asks():
         services.requests.note_connections(
             caller, Connections(sent.connection_count, sent.rx_bytes, sent.tx_bytes, sent.model_dump())
         )
-    return StatsTaken(report_interval=round(services.config.stats_interval_seconds * 1_000_000_000))

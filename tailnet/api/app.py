@@ -38,6 +38,7 @@ from tailnet.api import (
     metadata,
     operators,
     sign_in,
+    stats_socket,
     support,
     users,
     workspaces,
@@ -67,7 +68,7 @@ def create_app(services: Services) -> FastAPI:
     )
     app.state.services = services
     # An agent's own resource after those whose fixed name could be taken for its id.
-    of_me = agent_reports, agent_manifest, git_keys, external_auth_agents
+    of_me = agent_reports, stats_socket, agent_manifest, git_keys, external_auth_agents
     of_agents = instance_identity, connection, *of_me, agents, logs, metadata
     of_users = buildinfo, users, workspaces, external_auth
     for_people = home, sign_in, agent_page, live_script
