@@ -46,7 +46,7 @@ from tailnet.api import (
 from tailnet.api.answers import GoJsonResponse, Refusal, refusal_response
 from tailnet.api.guards import Services
 from tailnet.api.middleware import Middleware, exchange_of
-from tailnet.api.openapi import describe
+from tailnet.api.openapi import describe, operation_name
 from tailnet.config import CoordinatorConfig
 from tailnet.errors import SecretsError, StoreError
 from tailnet.refusals import Refused, Validation
@@ -65,6 +65,7 @@ def create_app(services: Services) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
         default_response_class=GoJsonResponse,
+        generate_unique_id_function=operation_name,
     )
     app.state.services = services
     # An agent's own resource after those whose fixed name could be taken for its id.

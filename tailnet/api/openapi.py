@@ -78,6 +78,12 @@ def describe(app: FastAPI, document: Json) -> Json:
     return document
 
 
+def operation_name(route: APIRoute) -> str:
+    """What generated clients call an operation: its file and its function, without saying the same twice."""
+    room = route.endpoint.__module__.rpartition(".")[2]
+    return room if route.name == room else f"{room}_{route.name}"
+
+
 def routes_of(app: FastAPI | APIRouter) -> Iterator[BaseRoute]:
     """Every route, those of included routers too."""
     for route in app.routes:

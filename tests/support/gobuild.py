@@ -23,6 +23,7 @@ ACME = ROOT / "tests" / "interop" / "go_acme"
 # A module of its own: a change of it rebuilds no other.
 NETSTACK = ROOT / "tests" / "interop" / "go_netstack"
 TAILSCALE = ROOT / "tests" / "interop" / "go_tailscaled"
+CLIENT = ROOT / "tests" / "interop" / "go_client"
 
 
 class GoMissing(Exception):
@@ -63,6 +64,9 @@ LOAD = GoProgram("derpload", ROOT / "bench" / "load", ".")
 TAILNET_PEER = GoProgram("tailnet-peer", TAILNET, "./cmd/peer")
 TAILNET_COORDINATOR = GoProgram("tailnet-coordinator", TAILNET, "./cmd/coordinator")
 TAILNET_RPC_SERVER = GoProgram("tailnet-rpcserver", TAILNET, "./cmd/rpcserver")
+OAPI_CODEGEN = GoProgram("oapi-codegen", CLIENT, "github.com/oapi-codegen/oapi-codegen/v2/cmd/oapi-codegen")
+# Its folder `api` is what the generator makes: tests/interop/test_generated_clients.py.
+API_CLIENT = GoProgram("apiclient", CLIENT, ".")
 COORDINATOR_LOAD = GoProgram("coordinatorload", ROOT / "bench" / "coordinator_load", ".")
 
 ALL = (
@@ -70,7 +74,7 @@ ALL = (
     *(DERPPEER, DERPPEER_WEBSOCKET, NETCHECKPEER, DERPER, DERPPROBE, LOAD, WGPEER),
     *(PEBBLE, CHALLTESTSRV, AUTOCERT_CACHE),
     *(TAILSCALED, TAILSCALED_CONTROL),
-    *(TAILNET_PEER, TAILNET_COORDINATOR, TAILNET_RPC_SERVER, COORDINATOR_LOAD),
+    *(TAILNET_PEER, TAILNET_COORDINATOR, TAILNET_RPC_SERVER, COORDINATOR_LOAD, OAPI_CODEGEN),
 )
 
 
