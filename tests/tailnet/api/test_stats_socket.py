@@ -81,4 +81,4 @@ async def test_a_server_that_leaves_says_so(server: CoordinatorServer) -> None:
 async def test_only_agents(server: CoordinatorServer, token: str) -> None:
     with pytest.raises(RefusedUpgrade) as refused:
         await dial(server, TARGET, token)
-    assert refused.value.status == 401
+    assert refused.value.answer.status == 401
