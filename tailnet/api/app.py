@@ -33,6 +33,7 @@ from tailnet.api import (
     health,
     home,
     instance_identity,
+    link_page,
     live_script,
     logs,
     metadata,
@@ -72,7 +73,7 @@ def create_app(services: Services) -> FastAPI:
     of_me = agent_reports, stats_socket, agent_manifest, git_keys, external_auth_agents
     of_agents = instance_identity, connection, *of_me, agents, logs, metadata
     of_users = buildinfo, users, workspaces, external_auth
-    for_people = home, sign_in, agent_page, live_script
+    for_people = home, sign_in, agent_page, link_page, live_script
     for resource in (*for_people, *of_agents, *of_users, derp_map, events, health, debug, support, operators, docs):
         app.include_router(resource.router, responses={"4XX": {"model": Refusal}, "5XX": {"model": Refusal}})
     app.add_exception_handler(Refused, _answer_refused)

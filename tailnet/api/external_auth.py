@@ -1,37 +1,22 @@
-"""Accounts at other providers, for their users (layer L3): /external-auth/{id} in a browser, /api/v2/external-auth.
+"""Accounts at other providers, for their users (layer L3): GET and DELETE /api/v2/external-auth.
 
-A browser goes to the provider and comes back to `callback`; what it carries meanwhile is an encrypted cookie for this
-address alone.  `debug-link` is what an administrator asks when somebody's git asks for a password again and again.
-Next hop: services/external_auth.py.
+They are linked in a browser (link_page.py).  `debug-link` is what an administrator asks when somebody's git asks for a
+password again and again.  Next hop: services/external_auth.py.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Final
+from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Path
-from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
 
-from derp.server import markup
-from derp.server.markup import Html
 from tailnet import refusals
 from tailnet.api.answers import Body, GoTime, OmitNone
-from tailnet.api.guards import Services, ServicesOf, User, UserOfPage, query_of
-from tailnet.api.sign_in import BrowserRoute, page
+from tailnet.api.guards import Services, ServicesOf, User
 from tailnet.api.users import is_caller
-from tailnet.config.external_auth import Provider
-from tailnet.refusals import Refused
-from tailnet.services.external_auth import BEGUN_FOR, LinkRefused, ProviderTrouble
 from tailnet.store.rows import Role, UserIdentity
 
 router = APIRouter(tags=["external auth"])
-# For browsers, whose refusals are pages, too: whoever is not signed in may do so.
-pages = APIRouter(route_class=BrowserRoute)
-
-COOKIE: Final = "tailnet_external_auth"
-# A code of a provider has below a hundred characters.
-_MAX_CODE_CHARS: Final = 4096
 
 ProviderId = Annotated[str, Path(description="Provider ID")]
 UserInPath = Annotated[str, Path(description="User ID, name, or me")]
@@ -72,41 +57,6 @@ class DebugLink(Body):
     username: str
     login_type: str
     links: Sequence[LinkBody]
-
-
-@pages.get("/external-auth/{provider}", include_in_schema=False)
-async def begin(services: ServicesOf, user: UserOfPage, provider: ProviderId) -> Response:
-    """Link an account: sends the browser to the provider."""
-    found = _provider(services, provider)
-    begun = services.external_auth.begin(user.id, found)
-    response = RedirectResponse(begun.url, 302)
-    _set_cookie(services, response, found, begun.cookie, round(BEGUN_FOR.total_seconds()))
-    return response
-
-
-@pages.get("/external-auth/{provider}/callback", include_in_schema=False)
-async def callback(asked: Request, services: ServicesOf, user: UserOfPage, provider: ProviderId) -> Response:
-    """Where the provider sends the browser back to."""
-    found, query = _provider(services, provider), query_of(asked)
-    if query.get("error"):
-        text = refusals.shown_reason(f"{query['error']}: {query.get('error_description', '')}".removesuffix(": "))
-        raise Refused(400, f"{found.name} did not link the account.", text)
-    code, state = query.get("code", ""), query.get("state", "")
-    if not code or not state or len(code) > _MAX_CODE_CHARS:
-        raise Refused(400, f"{found.name} sent no code and state: begin again.")
-    try:
-        await services.external_auth.finish(user.id, found, asked.cookies.get(COOKIE, ""), state, code)
-    except LinkRefused as refused:
-        raise Refused(400, f"{found.name} is not linked.", str(refused)) from None
-    except ProviderTrouble as trouble:
-        raise Refused(502, f'External auth provider "{found.id}" cannot be asked.', trouble.reason) from None
-    body = (
-        Html(f"<h1>{markup.text(found.name)} is linked</h1>"),
-        Html("<p>Your workspaces come in there now. You may close this page.</p>"),
-    )
-    response = page(markup.document(f"{found.name} is linked", body, brand="tailnet"))
-    _set_cookie(services, response, found, "", 0)
-    return response
 
 
 @router.get("/api/v2/external-auth")
@@ -163,26 +113,3 @@ async def _links(services: Services, user_id: UUID) -> list[LinkBody]:
         )
         for row in await services.external_auth.links(user_id)
     ]
-
-
-def _provider(services: Services, provider_id: str) -> Provider:
-    found = services.external_auth.find(provider_id)
-    if found is None:
-        raise refusals.resource_not_found()
-    return found
-
-
-def _set_cookie(services: Services, response: Response, provider: Provider, value: str, seconds: int) -> None:
-    # Lax: it comes along when the provider sends the browser back, and with nothing that another site asks for.
-    response.set_cookie(
-        COOKIE,
-        value,
-        max_age=seconds,
-        path=f"/external-auth/{provider.id}",
-        secure=services.access_url.startswith("https://"),
-        httponly=True,
-        samesite="lax",
-    )
-
-
-router.include_router(pages)

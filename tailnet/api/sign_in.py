@@ -23,7 +23,7 @@ from tailnet.api.answers import refusal_headers
 from tailnet.api.authorise import check_origin
 from tailnet.api.guards import Services, ServicesOf, headers_of, page_token_of, services_of
 from tailnet.api.people_html import LOGIN, LOGOUT, front_html, problem_html
-from tailnet.errors import StoreError
+from tailnet.errors import SecretsError, StoreError
 from tailnet.refusals import Refused
 from tailnet.tokens import COOKIE, MAX_TOKEN_CHARS
 
@@ -67,6 +67,8 @@ class PageRoute(APIRoute):
                 return await refused_page(request, refused)
             except StoreError:
                 return await refused_page(request, refusals.store_unreachable())
+            except SecretsError as error:
+                return await refused_page(request, refusals.no_secrets_kept(str(error)))
 
         return answer_page
 

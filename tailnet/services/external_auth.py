@@ -3,7 +3,7 @@
 A user's browser goes to the provider and comes back with a code (`begin`, `finish`); agents ask for the token
 (`token`, `wait_token`), which is refreshed and validated then.  Tokens lie in the store encrypted (store/sealing.py,
 store/credentials.py); what a browser carries meanwhile is encrypted too, so no server remembers who is on his way.
-Messages: auth/oauth.py.  Called by api/external_auth.py and api/external_auth_agents.py.
+Messages: auth/oauth.py.  Called by api/link_page.py, api/external_auth.py and api/external_auth_agents.py.
 """
 
 import hmac

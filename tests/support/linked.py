@@ -40,6 +40,7 @@ class Linking:
         """Keeps cookies, and follows nothing by itself."""
         async with self.world.client() as client:
             client.cookies.set("coder_session_token", user_token(username))
+            client.headers["accept"] = "text/html,application/xhtml+xml,*/*;q=0.8"
             yield client
 
     async def begin(self, browser: httpx.AsyncClient) -> dict[str, str]:

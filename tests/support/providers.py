@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import parse_qs, parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qs, parse_qsl, unquote, urlencode, urlsplit
 
 import trio
 
@@ -76,6 +76,10 @@ class TestProvider:
         changed = self.misbehave(path)
         if changed is not None:
             return changed
+        if path.startswith("/authorize?"):  # a browser, whose user signs in and says yes
+            query = self.sign_in(self.url + path)
+            back = f"{parse_qs(urlsplit(path).query)['redirect_uri'][0]}?{urlencode(query)}"
+            return answer(b"", f"Location: {back}", status="302 Found")
         if path == "/user":
             token = headers.get("authorization", "").removeprefix("Bearer ")
             return answer(b"{}", JSON, status="200 OK" if token in self.good_tokens else "401 Unauthorized")
@@ -111,7 +115,10 @@ class TestProvider:
             async with stream:
                 received = b""
                 while b"\r\n\r\n" not in received:
-                    received += await stream.receive_some() or b"\r\n\r\n"
+                    chunk = await stream.receive_some()
+                    if not chunk:
+                        return  # browsers connect in advance
+                    received += chunk
                 head, _, body = received.partition(b"\r\n\r\n")
                 first, *lines = head.decode().split("\r\n")
                 headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
