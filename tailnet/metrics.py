@@ -7,13 +7,28 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from derp.metrics import RelayCollector, RelayStatistics, build_info
 from tailnet.coordinator.core import Statistics
 from tailnet.store.outbox import KindReading
+
+
+@dataclass(frozen=True, slots=True)
+class CallersReading:
+    """What is counted of those who say who is calling; empty or None of those whom the settings do not name."""
+
+    call_out: Mapping[str, int]  # questions to --auth-url, by their end
+    call_out_seconds: float  # of all that were asked
+    call_out_count: int
+    call_out_asking: int  # now
+    cached: Mapping[str, int]  # answers in memory, by who gave them
+    signed_refused: int | None
+    jwks_age_seconds: float | None
+    jwks_keys: int
+    jwks_failures: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +81,7 @@ class CoordinatorReading:
     webhook_gone: bool  # the receiver answered 410, now
     store_changes: int  # that tasks waited for, or that were written behind
     store_transactions: int  # in which they were committed
+    identities: CallersReading
 
 
 class CoordinatorCollector(Collector):
@@ -153,6 +169,7 @@ class CoordinatorCollector(Collector):
         yield from _health_metrics(reading)
         yield from _webhook_metrics(reading)
         yield from _store_metrics(reading)
+        yield from _callers_metrics(reading.identities)
 
 
 def _webhook_metrics(reading: CoordinatorReading) -> Iterable[Metric]:
@@ -237,6 +254,37 @@ def _store_metrics(reading: CoordinatorReading) -> Iterable[Metric]:
     yield CounterMetricFamily(
         "tailnet_store_transactions", "Transactions in which it committed them.", value=reading.store_transactions
     )
+
+
+def _callers_metrics(reading: CallersReading) -> Iterable[Metric]:
+    cached = GaugeMetricFamily("tailnet_auth_cached", "Answers to who is calling in memory.", labels=["source"])
+    for source, count in reading.cached.items():
+        cached.add_metric([source], count)
+    yield cached
+    if reading.call_out:
+        questions = CounterMetricFamily("tailnet_auth_questions", "Questions to the control plane.", labels=["end"])
+        for end, count in reading.call_out.items():
+            questions.add_metric([end], count)
+        yield questions
+        seconds = SummaryMetricFamily(
+            "tailnet_auth_question_seconds",
+            "How long they took.",
+            count_value=reading.call_out_count,
+            sum_value=reading.call_out_seconds,
+        )
+        yield seconds
+        yield GaugeMetricFamily(
+            "tailnet_auth_questions_waiting", "Questions without an answer yet.", value=reading.call_out_asking
+        )
+    if reading.jwks_age_seconds is not None and reading.signed_refused is not None:
+        yield GaugeMetricFamily(
+            "tailnet_auth_jwks_age_seconds", "Since the signing keys were read.", value=reading.jwks_age_seconds
+        )
+        yield GaugeMetricFamily("tailnet_auth_jwks_keys", "Keys of signed tokens.", value=reading.jwks_keys)
+        yield CounterMetricFamily("tailnet_auth_jwks_failures", "Failed reads of them.", value=reading.jwks_failures)
+        yield CounterMetricFamily(
+            "tailnet_auth_signed_refused", "Signed tokens that are good for nothing.", value=reading.signed_refused
+        )
 
 
 def metrics_page(

@@ -1,7 +1,7 @@
 """Why a caller is turned away: statuses and sentences, all in one place (layer L0).
 
 SDKs act on the status and on the field names of validations, people on the sentences; both are those of the reference,
-where it has one.  Raised by auth/backends.py and RPC admission; api/answers.py makes the JSON body of it.
+where it has one.  Raised by auth/ and RPC admission; api/answers.py makes the JSON body of it.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,8 @@ class Validation:
 class Refused(TailnetError):
     """The caller gets `status` and a body of message, detail and validations.  Holds no secret, so it may be logged.
 
-    `retry_after_seconds`: when to come back, whole seconds; 0: unsaid.
+    `retry_after_seconds`: when to come back, whole seconds; 0: unsaid.  `is_unknown`: whoever refuses has never heard
+    of this token, so others may know it.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Refused(TailnetError):
         validations: tuple[Validation, ...] = (),
         *,
         retry_after_seconds: int = 0,
+        is_unknown: bool = False,
     ) -> None:
         super().__init__(f"{status} {message}" + (f" ({detail})" if detail else ""))
         self.status = status
@@ -44,6 +46,7 @@ class Refused(TailnetError):
         self.detail = detail
         self.validations = validations
         self.retry_after_seconds = retry_after_seconds
+        self.is_unknown = is_unknown
 
 
 def agent_token_missing() -> Refused:
@@ -51,7 +54,9 @@ def agent_token_missing() -> Refused:
 
 
 def agent_token_malformed(length: int) -> Refused:
-    return Refused(401, "Workspace agent token invalid.", f"An agent token must be a valid UUIDv4. (len {length})")
+    return Refused(
+        401, "Workspace agent token invalid.", f"An agent token must be a valid UUIDv4. (len {length})", is_unknown=True
+    )
 
 
 def agent_unknown() -> Refused:
@@ -60,6 +65,7 @@ def agent_unknown() -> Refused:
         "Workspace agent not authorized.",
         "The agent cannot authenticate until the workspace provision job has been completed. "
         "If the job is no longer running, this agent is invalid.",
+        is_unknown=True,
     )
 
 
@@ -68,11 +74,13 @@ def user_token_missing() -> Refused:
 
 
 def user_token_malformed() -> Refused:
-    return Refused(401, SIGNED_OUT, "Invalid API key format: wanted 10 characters, a hyphen and 22 characters.")
+    return Refused(
+        401, SIGNED_OUT, "Invalid API key format: wanted 10 characters, a hyphen and 22 characters.", is_unknown=True
+    )
 
 
 def user_token_unknown() -> Refused:
-    return Refused(401, SIGNED_OUT, "API key is invalid.")
+    return Refused(401, SIGNED_OUT, "API key is invalid.", is_unknown=True)
 
 
 def user_secret_wrong() -> Refused:
@@ -135,6 +143,34 @@ def store_unreachable() -> Refused:
 def no_secrets_kept(reason: str) -> Refused:
     # 501 and not 503: coming again changes nothing until the operator has.
     return Refused(501, "This server cannot keep or read that secret.", reason)
+
+
+def control_plane_unreachable() -> Refused:
+    # Not 401, which SDKs take as final.
+    return Refused(
+        503,
+        "The server cannot ask its control plane who you are. Please try again.",
+        "Its log says what failed.",
+        retry_after_seconds=1,
+    )
+
+
+def signing_keys_missing() -> Refused:
+    return Refused(
+        503,
+        "The server has no key for this token now. Please try again.",
+        "Its signing keys could not be read, or were read a moment ago.",
+        retry_after_seconds=5,
+    )
+
+
+def agent_token_refused(why: str) -> Refused:
+    """`why` a signed token is good for nothing, for its holder."""
+    return Refused(401, "Workspace agent not authorized.", why)
+
+
+def user_token_refused(why: str) -> Refused:
+    return Refused(401, SIGNED_OUT, why)
 
 
 def too_many_requests(limit: int, wait_seconds: int) -> Refused:

@@ -2,7 +2,7 @@
 
 An agent's token is a UUID.  A user's is `<10>-<22>` characters, of which the first part is an id and no secret; seeds
 may bring others, which get a derived id.  The store holds SHA-256 digests: the secrets are random and longer than 120
-bits, so a slow password hash would protect nothing and cost every reconnect its time.  Next hop: auth/backends.py finds
+bits, so a slow password hash would protect nothing and cost every reconnect its time.  Next hop: auth/chain.py finds
 who it is.
 """
 
@@ -24,6 +24,8 @@ HEADER: Final = "coder-session-token"
 MAX_QUERY_FIELDS: Final = 200
 # Longer ones are refused unread.  Genuine tokens have 33 and 36 characters.
 MAX_TOKEN_CHARS: Final = 1024
+# Signed ones carry their claims: with 50 grants some 6 KB.
+MAX_SIGNED_CHARS: Final = 16 * 1024
 
 _USER_TOKEN: Final = re.compile(r"([0-9A-Za-z]{10})-([0-9A-Za-z]{22})")
 _OPAQUE_PREFIX: Final = "opaque:"
@@ -75,6 +77,11 @@ def find_token(headers: Mapping[str, str], query: Mapping[str, str]) -> str:
         or _bearer(headers.get("authorization", ""))
         or query.get("access_token", "")
     )
+
+
+def looks_signed(token: str) -> bool:
+    """Whether it is a JSON Web Token in the compact form, whose header begins with `{"`; nothing is verified."""
+    return token.startswith("eyJ") and token.count(".") == 2
 
 
 def parse_agent_token(token: str) -> UUID:

@@ -1,6 +1,7 @@
 """Small HTTP calls to other services: admission checks, maps.  Layer L2; derp's only file on httpx."""
 
 import logging
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -71,19 +72,24 @@ class HttpCaller:
     async def __aexit__(self, *error: object) -> None:
         await self._client.aclose()
 
-    async def post(self, url: str, body: bytes, max_bytes: int) -> Fetched:
-        """POST `body` without a content type, as genuine relays do.  Raises ConnectError, TransportTimeout."""
-        return await self._call("POST", url, body, max_bytes)
+    async def post(self, url: str, body: bytes, max_bytes: int, headers: Mapping[str, str] | None = None) -> Fetched:
+        """POST `body`, without a content type unless `headers` have one, as genuine relays do.
+
+        Raises ConnectError, TransportTimeout.
+        """
+        return await self._call("POST", url, body, max_bytes, headers)
 
     async def get(self, url: str, max_bytes: int) -> Fetched:
         """GET.  Raises ConnectError, TransportTimeout."""
         return await self._call("GET", url, None, max_bytes)
 
-    async def _call(self, method: str, url: str, body: bytes | None, max_bytes: int) -> Fetched:
+    async def _call(
+        self, method: str, url: str, body: bytes | None, max_bytes: int, headers: Mapping[str, str] | None = None
+    ) -> Fetched:
         name = self._socket or fit_to_show(url)
         try:
             with trio.fail_after(self._timeout_seconds):
-                async with self._client.stream(method, url_for_tls(url), content=body) as response:
+                async with self._client.stream(method, url_for_tls(url), content=body, headers=headers) as response:
                     where = response.headers.get("location", "")
                     with suppress(httpx.InvalidURL):
                         where = str(response.url.join(where)) if where else ""

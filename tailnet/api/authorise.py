@@ -10,8 +10,7 @@ from urllib.parse import urlsplit
 from derp.config.relay import Network
 from derp.server.address import find_caller, why_closed
 from tailnet import refusals
-from tailnet.auth.backends import Callers
-from tailnet.auth.policy import NO_RIGHT
+from tailnet.auth.callers import Callers
 from tailnet.refusals import Refused
 from tailnet.store.rows import AgentIdentity, Right, UserIdentity
 from tailnet.tokens import find_token
@@ -32,13 +31,12 @@ async def authorise_agent(callers: Callers, user: UserIdentity, text: str, right
     except ValueError:
         reason = "invalid UUID format" if len(text) == _UUID_CHARS else f"invalid UUID length: {len(text)}"
         raise refusals.agent_id_malformed(text[:_MAX_SHOWN_CHARS], reason) from None
-    agent = await callers.find_agent(agent_id)
-    rights = callers.rights(user, agent) if agent is not None else NO_RIGHT
-    if agent is None or Right.READ not in rights:
+    reach = await callers.reach(user, agent_id)
+    if reach is None or Right.READ not in reach.rights:
         raise refusals.agent_not_found()
-    if right not in rights:
+    if right not in reach.rights:
         raise refusals.resource_not_found()
-    return agent
+    return reach.agent
 
 
 def check_origin(headers: Mapping[str, str], access_url: str, others: Collection[str] = ()) -> None:

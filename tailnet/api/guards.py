@@ -18,7 +18,7 @@ from tailnet import refusals
 from tailnet.api.authorise import authorise_agent, check_operator
 from tailnet.api.limits import CallerLimits, StrangerLimits
 from tailnet.api.middleware import exchange_of
-from tailnet.auth.backends import Callers
+from tailnet.auth.callers import Callers, user_of_agent_route
 from tailnet.config import CoordinatorConfig
 from tailnet.refusals import Refused
 from tailnet.services.agent_metadata import AgentMetadata
@@ -133,7 +133,7 @@ async def _user(asked: HTTPConnection) -> UserIdentity:
 
 
 async def _user_of_agent_route(asked: HTTPConnection) -> UserIdentity:
-    user = await services_of(asked).callers.user_of_agent_route(token_of(asked))
+    user = await user_of_agent_route(services_of(asked).callers, token_of(asked))
     return _admit(asked, user)
 
 

@@ -20,12 +20,12 @@ from tailnet import refusals
 from tailnet.api.answers import refusal_body, refusal_headers
 from tailnet.api.authorise import authorise_agent, check_origin
 from tailnet.api.middleware import REQUEST_ID, request_id
-from tailnet.auth.backends import Callers, Credential
+from tailnet.auth.callers import Callers, Credential, user_of_agent_route
 from tailnet.coordinator.resume import ResumeTokenRefused, ResumeTokens, audience
 from tailnet.proto.version import CURRENT, Version, VersionRefused, check_version
 from tailnet.refusals import Refused
 from tailnet.store.rows import AgentIdentity, Right, UserIdentity
-from tailnet.tokens import agent_token_digest, find_token, parse_agent_token, parse_user_token, query_values
+from tailnet.tokens import find_token, query_values
 from tailnet.types import PeerID
 
 _PATHS: Final = re.compile(
@@ -142,10 +142,7 @@ class RpcAdmission:
             return RefusedPeer(
                 refused.status, told, refusal_body(refused), f"{path[:120]}: {refused} (request {ident})"
             )
-        is_agent = accepted.user is None
-        return replace(
-            accepted, credential=agent_token_digest(parse_agent_token(token)) if is_agent else parse_user_token(token)
-        )
+        return replace(accepted, credential=self._callers.credential(token, is_agent=accepted.user is None))
 
     async def _judge_agent(self, token: str, query: Mapping[str, str], *, legacy: bool) -> Accepted:
         agent = await self._callers.agent(token)
@@ -157,7 +154,7 @@ class RpcAdmission:
         return Accepted(PeerKind.AGENT, agent.id, version, agent, None, drives_status=drives)
 
     async def _judge_client(self, token: str, agent_text: str, query: Mapping[str, str]) -> Accepted:
-        user = await self._callers.user_of_agent_route(token)
+        user = await user_of_agent_route(self._callers, token)
         agent = await authorise_agent(self._callers, user, agent_text, Right.SSH)
         self._check_override()
         if not query.get("version"):

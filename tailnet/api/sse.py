@@ -100,7 +100,7 @@ class EventStream(Response):
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         self.raw_headers = []
         first, *others = self._sources
-        with self._permit.callers.telling(self._note_change):
+        with self._permit.callers.changes.telling(self._note_change):
             if not others:
                 reason = await self._tell_first(scope, first, send)
             else:
@@ -126,6 +126,7 @@ class EventStream(Response):
     async def _tell_first(self, scope: Scope, source: Source[Any], send: Send) -> str | None:
         """Tell what comes, and ping.  Returns why it ended; None when nobody is there to be told."""
         ping_at = trio.current_time() + PING_SECONDS
+        ask_at = trio.current_time() + self._permit.look_seconds
         try:
             with source.follow() as follower:
                 while not self._has_left:
@@ -135,9 +136,12 @@ class EventStream(Response):
                         if end is not None:
                             return end[1]
                     text = b""
-                    with trio.CancelScope(deadline=ping_at) as self._waiting:
+                    with trio.CancelScope(deadline=min(ping_at, ask_at)) as self._waiting:
                         text = self._encode(source, await anext(follower))
                     self._waiting = None
+                    if trio.current_time() >= ask_at:
+                        ask_at = trio.current_time() + self._permit.look_seconds
+                        self._must_ask = True
                     if not text and trio.current_time() >= ping_at:
                         text = PING
                         ping_at += PING_SECONDS

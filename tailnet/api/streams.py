@@ -10,7 +10,6 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 from typing import Final, Protocol, TypeVar
 
 import trio
@@ -20,11 +19,9 @@ from starlette.websockets import WebSocketDisconnect
 
 from derp.log import fields
 from tailnet.api.middleware import exchange_of
-from tailnet.auth.backends import EXPIRY_SECONDS, Callers
+from tailnet.auth.callers import EXPIRY_SECONDS, TICK_SECONDS, Callers, Lost, OutsideToken, find_lost
 from tailnet.errors import StoreError
-from tailnet.refusals import Refused
 from tailnet.services.feed import Event, Feed, FollowerDropped
-from tailnet.store.rows import Right
 from tailnet.types import PeerID
 
 _log = logging.getLogger("tailnet.api")
@@ -67,53 +64,50 @@ class Follows(Protocol[B_co]):
 
 @dataclass(frozen=True, slots=True)
 class Permit:
-    """What a caller follows by.  `ask` says how it ended, None while it is good; it may have ended when callers changed
-    or a token expired."""
+    """What a caller follows by.  `ask` says how it ended, None while it is good.
+
+    It may have ended when callers changed, and by itself: so it is asked each `look_seconds` too.
+    """
 
     callers: Callers
     ask: Callable[[], Awaitable[End | None]]
+    look_seconds: float = EXPIRY_SECONDS
 
     async def wait_ended(self) -> End:
         """Until the caller may not follow any longer."""
-        generation = self.callers.generation
+        seen = self.callers.changes.count
         while (end := await self.ask()) is None:
-            with trio.move_on_after(EXPIRY_SECONDS):
-                generation = await self.callers.wait_changed(generation)
+            with trio.move_on_after(self.look_seconds):
+                seen = await self.callers.changes.wait(seen)
         return end
 
 
 def user_permit(callers: Callers, token: str) -> Permit:
     """As long as a user's session token is good."""
-    return Permit(callers, partial(_ask_token, callers.user, token))
+    return _permit(callers, token, is_agent=False)
 
 
 def agent_permit(callers: Callers, token: str) -> Permit:
     """As long as an agent's token is good."""
-    return Permit(callers, partial(_ask_token, callers.agent, token))
+    return _permit(callers, token, is_agent=True)
 
 
 def reader_permit(callers: Callers, token: str, agent_id: PeerID) -> Permit:
     """As long as a user may read an agent."""
-    return Permit(callers, partial(_ask_reader, callers, token, agent_id))
+    return _permit(callers, token, agent_id, is_agent=False)
 
 
-async def _ask_token(look_up: Callable[[str], Awaitable[object]], token: str) -> End | None:
-    try:
-        await look_up(token)
-    except Refused as refused:
-        return (POLICY_VIOLATION, WITHDRAWN) if refused.status < 500 else None
-    return None
+def _permit(callers: Callers, token: str, agent_id: PeerID | None = None, *, is_agent: bool) -> Permit:
+    credential = callers.credential(token, is_agent=is_agent)
 
+    async def ask() -> End | None:
+        lost = await find_lost(callers, credential, agent_id)
+        if lost is None:
+            return None
+        return (NORMAL, "the agent is gone") if lost is Lost.AGENT else (POLICY_VIOLATION, WITHDRAWN)
 
-async def _ask_reader(callers: Callers, token: str, agent_id: PeerID) -> End | None:
-    try:
-        user = await callers.user(token)
-        agent = await callers.find_agent(agent_id)
-    except Refused as refused:
-        return (POLICY_VIOLATION, WITHDRAWN) if refused.status < 500 else None
-    if agent is None:
-        return NORMAL, "the agent is gone"
-    return None if Right.READ in callers.rights(user, agent) else (POLICY_VIOLATION, WITHDRAWN)
+    # Of the store's answers a change tells; those of others end by themselves, and are in memory until they do.
+    return Permit(callers, ask, TICK_SECONDS if isinstance(credential, OutsideToken) else EXPIRY_SECONDS)
 
 
 def tell_dropped(scope: Scope, dropped: FollowerDropped) -> None:

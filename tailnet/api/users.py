@@ -5,6 +5,7 @@ Others are nobody's business: they are answered like users that do not exist.  W
 """
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Final, Literal
 from uuid import UUID
 
@@ -14,7 +15,7 @@ from tailnet import refusals
 from tailnet.api.answers import Body, GoTime
 from tailnet.api.guards import ServicesOf, User
 from tailnet.store.rows import Role as UserRole
-from tailnet.store.rows import UserIdentity
+from tailnet.store.rows import UserIdentity, UserTimes
 
 router = APIRouter(prefix="/api/v2", tags=["users"])
 
@@ -43,6 +44,9 @@ class UserBody(Body):
     theme_preference: str = ""
 
 
+# Of users whom others vouch for, and who have no row here.
+_NO_TIME: Final = datetime(1, 1, 1, tzinfo=UTC)
+_UNKNOWN: Final = UserTimes(created_at=_NO_TIME, updated_at=_NO_TIME)
 # In the names of the reference, whose site owner is an administrator; everybody is a member, which it does not say.
 _ROLES: Final[Mapping[UserRole, Sequence[Role]]] = {
     UserRole.USER: (),
@@ -56,9 +60,7 @@ async def user_by_name(services: ServicesOf, caller: User, user: str) -> UserBod
     """The caller, as `me`, by name or by id."""
     if not is_caller(caller, user):
         raise refusals.resource_not_found()
-    times = await services.agents.user_times(caller.id)
-    if times is None:
-        raise refusals.resource_not_found()
+    times = await services.agents.user_times(caller.id) or _UNKNOWN
     return UserBody(
         id=caller.id,
         username=caller.username,

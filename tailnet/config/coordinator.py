@@ -55,6 +55,17 @@ class CoordinatorConfig(ServerConfig):
     region_scores: tuple[tuple[int, float], ...] = ()
     avoid_regions: tuple[int, ...] = ()
 
+    # Who says who is calling, beside the store.
+    auth_url: str = ""
+    auth_secret: bytes = field(default=b"", repr=False)
+    # A control plane that is down must not be a way in; who was here a minute ago is the one exception one may want.
+    auth_fail_open: bool = False
+    auth_jwks: str = ""  # a file, or a URL
+    auth_issuer: str = ""
+    auth_audience: str = ""
+    # Clocks that are kept by NTP agree within a second; virtual machines that slept need half a minute to be put right.
+    auth_leeway_seconds: float = 30.0
+
     # Who may enter workspaces.  The reference's default: whoever administers the server could grant himself the right.
     admin_workspace_access: bool = True
 

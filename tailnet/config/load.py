@@ -30,6 +30,8 @@ from tailnet.errors import ConfigError
 from tailnet.signatures import parse_secrets
 
 _NO_HTTP: Final = -1
+# 128 bits in hex digits.
+MIN_SECRET_BYTES: Final = 32
 
 
 def load_config(
@@ -56,6 +58,8 @@ def load_config(
     attributes["webhook"] = _webhook(given)
     attributes["external_auth"] = _external_auth(given)
     attributes |= _administration(given)
+    attributes["auth_secret"] = _auth_secret(given)
+    _check_signed(given)
     if given.get("dev"):
         _check_dev(given)
         attributes |= {"store": "", "stun_may_move": "stun_listen" not in given}
@@ -142,6 +146,44 @@ def _administration(given: Given) -> dict[str, Any]:
         return {}
     tell_if_readable(path, given)
     return {"admin_tokens": load_admin_tokens(path)}
+
+
+def _auth_secret(given: Given) -> bytes:
+    """What questions to --auth-url are signed with."""
+    path = given.get("auth_secret_file")
+    if (path is None) != ("auth_url" not in given):
+        missing = "auth_secret_file" if path is None else "auth_url"
+        given.fail(missing, "is missing: --auth-url and --auth-secret-file belong together")
+    if path is None:
+        if given.get("auth_fail_open"):
+            given.fail("auth_fail_open", "is about --auth-url, which is not set")
+        return b""
+    secret = read_file(path, "secret of the control plane").strip()
+    if len(secret) < MIN_SECRET_BYTES:
+        given.fail(
+            "auth_secret_file",
+            f"{path}: a secret shorter than {MIN_SECRET_BYTES} bytes can be guessed: `openssl rand -hex 32` makes one",
+        )
+    if (sentence := readable_by_others(path)) is not None:
+        given.notices.append(sentence)
+    url = urlsplit(given.get("auth_url", ""))
+    if url.scheme == "http" and not is_local(url.hostname or ""):
+        given.notices.append("--auth-url is http: tokens travel in the clear, and anybody between may answer yes")
+    return secret
+
+
+def _check_signed(given: Given) -> None:
+    if "auth_jwks" in given:
+        for name in ("auth_issuer", "auth_audience"):
+            if not given.get(name):
+                given.fail(name, "is missing: without it tokens for others would be good here; --auth-jwks needs it")
+    else:
+        for name in ("auth_issuer", "auth_audience"):
+            if name in given:
+                given.fail(name, "is about signed tokens: set --auth-jwks too")
+    source = given.get("auth_jwks", "")
+    if source.startswith("http://") and not is_local(urlsplit(source).hostname or ""):
+        given.notices.append("--auth-jwks is http: anybody between may add keys of his own")
 
 
 def _check_dev(given: Given) -> None:

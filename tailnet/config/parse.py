@@ -96,6 +96,14 @@ def _banner(value: object) -> Banner:
     return Banner(message, color, parse.boolean(value.get("enabled", True)))
 
 
+def file_or_url(value: object) -> str:
+    """A file's name, or a URL of HTTP."""
+    given = parse.string(value)
+    if given.startswith(("http://", "https://")):
+        return parse.url("http", "https")(given)
+    return str(parse.path(given))
+
+
 def suffix(value: object) -> str:
     """A domain, or nothing."""
     return "" if value == "" else parse.host_name(value)

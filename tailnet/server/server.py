@@ -44,7 +44,6 @@ from tailnet.api.limits import CallerLimits, StrangerLimits
 from tailnet.api.pages import OPERATORS_PLACES
 from tailnet.api.rpc_admission import RpcAdmission
 from tailnet.auth.administrators import Administrators
-from tailnet.auth.backends import StoreCallers
 from tailnet.config import SETTINGS, CoordinatorConfig
 from tailnet.coordinator.core import Coordinator
 from tailnet.coordinator.nodes import Limits
@@ -53,6 +52,7 @@ from tailnet.metrics import CoordinatorReading, metrics_page
 from tailnet.rpc.yamux import SessionLimits
 from tailnet.server.embedded import default_access_url, embedded_region, map_sources, relay_key
 from tailnet.server.entrance import Entrance
+from tailnet.server.identities import make_callers, read_callers
 from tailnet.services.administration.service import Administration
 from tailnet.services.agent_metadata import AgentMetadata
 from tailnet.services.agent_requests import AgentRequests
@@ -82,7 +82,7 @@ from tailnet.services.why import Why
 from tailnet.services.workspaces import WorkspaceUpdates
 from tailnet.store.outbox import Outbox
 from tailnet.store.retention import REMOVED, Retention
-from tailnet.store.rows import AgentIdentity, Right, UserIdentity
+from tailnet.store.rows import Right, UserIdentity
 from tailnet.store.sealing import Sealer
 from tailnet.store.store import Store
 from tailnet.transport.accounts import AccountLimits, Accounts
@@ -100,6 +100,8 @@ STREAM_DERP_MAPS: Final = "/coder.tailnet.v2.Tailnet/StreamDERPMaps"
 WORKSPACE_UPDATES: Final = "/coder.tailnet.v2.Tailnet/WorkspaceUpdates"
 # What is answered in place, with a relay or without one; everything else that is no RPC is the API's.
 _IN_PLACE: Final = ("/derp", "/derp/probe", "/derp/latency-check", "/generate_204", "/bootstrap-dns")
+
+_TO_ENTER: Final = frozenset({Right.SSH})
 
 Reread = Callable[[], CoordinatorConfig]
 
@@ -141,7 +143,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             )
         )
         self.hub = Hub(self.coordinator)
-        self.callers = StoreCallers(store, admins_enter=config.admin_workspace_access)
+        self.callers = make_callers(store, config)
         self.limits = CallerLimits()
         self.identity_limits = StrangerLimits(IDENTITIES_PER_ADDRESS, IDENTITIES_OF_ALL)
         self.administration = AdministrationServices(
@@ -279,6 +281,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             store_removed={name: self.upkeep.removed[name] for name in REMOVED},
             store_changes=self.store.database.writer.changes,
             store_transactions=self.store.database.writer.transactions,
+            identities=read_callers(self.callers),
             feed_followers={name: counts.followers for name, counts in feeds.items()},
             feed_drops={
                 (name, reason.value): counts.dropped[reason] for name, counts in feeds.items() for reason in DropReason
@@ -466,10 +469,10 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         def may_reach(caller: Caller, agent_id: bytes) -> bool | Awaitable[bool]:
             if len(agent_id) != PEER_ID_BYTES:
                 return False
-            known = self.callers.known_agent(PeerID(agent_id))
-            if known is not None:
-                return self._has_ssh(caller, known)
-            return self._look_up(caller, PeerID(agent_id))
+            try:
+                return self.callers.reach_now(_user(caller), PeerID(agent_id)) >= _TO_ENTER
+            except trio.WouldBlock:
+                return self._look_up(caller, PeerID(agent_id))
 
         return TailnetService(
             self.coordinator,
@@ -484,13 +487,8 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         )
 
     async def _look_up(self, caller: Caller, agent_id: PeerID) -> bool:
-        found = await self.callers.find_agent(agent_id)
-        return found is not None and self._has_ssh(caller, found)
-
-    def _has_ssh(self, caller: Caller, agent: AgentIdentity) -> bool:
-        """Whether the user behind a client may open tunnels to an agent."""
-        user = caller.identity
-        return isinstance(user, UserIdentity) and Right.SSH in self.callers.rights(user, agent)
+        reach = await self.callers.reach(_user(caller), agent_id)
+        return reach is not None and reach.rights >= _TO_ENTER
 
     # --- serving
 
@@ -597,6 +595,11 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         for channel in tuple(self.channels.open):
             channel.close(CloseCode.GOING_AWAY, "server is restarting", CloseReason.DRAINED)
         self.reactor.flush()
+
+
+def _user(caller: Caller) -> UserIdentity:
+    assert isinstance(caller.identity, UserIdentity), "only clients of many agents are asked about"
+    return caller.identity
 
 
 def retention(config: CoordinatorConfig) -> Retention:

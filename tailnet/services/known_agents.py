@@ -14,7 +14,7 @@ from uuid import UUID
 
 import trio
 
-from tailnet.auth.backends import STALE_SECONDS
+from tailnet.auth.callers import STALE_SECONDS
 from tailnet.errors import StoreError
 from tailnet.store.rows import AgentRow, Definitions
 from tailnet.store.store import Store

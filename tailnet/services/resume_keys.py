@@ -11,7 +11,7 @@ from typing import Final
 
 import trio
 
-from tailnet.auth.backends import StoreCallers
+from tailnet.auth.callers import Callers
 from tailnet.coordinator.resume import ResumeKey, ResumeTokens
 from tailnet.errors import StoreError
 from tailnet.store.rows import SigningKey
@@ -27,7 +27,7 @@ REFRESH_SECONDS: Final = 600.0
 class ResumeKeys:
     """The keys of this server.  `current` signs and verifies; call `start` once before anybody uses it."""
 
-    def __init__(self, store: Store, callers: StoreCallers | None = None) -> None:
+    def __init__(self, store: Store, callers: Callers | None = None) -> None:
         """`callers` tell when an administrator changed something, keys among it."""
         self._store = store
         self._callers = callers
@@ -58,13 +58,13 @@ class ResumeKeys:
 
     async def refresh_forever(self) -> None:
         """Read the keys again and again, until cancelled.  While the store fails, those of before stay in use."""
-        generation = self._callers.generation if self._callers is not None else 0
+        generation = self._callers.changes.count if self._callers is not None else 0
         while True:
             with trio.move_on_after(REFRESH_SECONDS):
                 if self._callers is None:
                     await trio.sleep_forever()
                 else:
-                    generation = await self._callers.wait_changed(generation)
+                    generation = await self._callers.changes.wait(generation)
             try:
                 await self.refresh()
             except StoreError as error:

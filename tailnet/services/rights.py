@@ -1,13 +1,14 @@
 """Rights while they are used: who lost one is sent away, with its sockets, tunnels and streams.  Layer L3.
 
-Admission asks the store once, when a peer comes in.  The store counts every change of callers, and auth/backends.py
-reads that count twice a second; whenever the count has moved, this service asks about every peer that is inside.  It
+Admission asks once, when a peer comes in.  Whoever says who is calling (auth/callers.py) notes every change, and says
+until when an answer holds that ends by itself: a token that expires, a word of the control plane.  This service asks
+about every peer that is inside whenever something changed, and about those whose answer has ended twice a second.  It
 ends connections through transport/channel.py and tunnels through coordinator/core.py.  A user's websockets of the API
 watch their own token (api/streams.py).
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import islice
 from typing import Final
 
@@ -17,12 +18,20 @@ from derp.close_reason import CloseReason
 from derp.log import fields
 from derp.protocol.websocket import CloseCode
 from derp.transport.host import Host
-from tailnet.auth.backends import CHECK_SECONDS, EXPIRY_SECONDS, Credential, Standing, StoreCallers
+from tailnet.auth.callers import (
+    CHECK_SECONDS,
+    EXPIRY_SECONDS,
+    TICK_SECONDS,
+    Callers,
+    Credential,
+    OutsideToken,
+    Standing,
+)
 from tailnet.coordinator.core import REASON_REVOKED
 from tailnet.coordinator.policy import ClientPolicy, ManyAgentsPolicy
 from tailnet.refusals import Refused
 from tailnet.services.hub import CoordinateCall, Hub, Receiver
-from tailnet.store.rows import AgentIdentity, Right, UserIdentity
+from tailnet.store.rows import Right
 from tailnet.transport.channel import Connected
 from tailnet.types import PeerID
 
@@ -35,7 +44,7 @@ MAX_ASKED: Final = 500
 class Rights:
     """One per server; `run` is one task.  `open_channels` gives all that are open now."""
 
-    def __init__(self, callers: StoreCallers, host: Host, hub: Hub, open_channels: Iterable[Connected]) -> None:
+    def __init__(self, callers: Callers, host: Host, hub: Hub, open_channels: Iterable[Connected]) -> None:
         self._callers = callers
         self._host = host
         self._hub = hub
@@ -45,20 +54,32 @@ class Rights:
 
     async def run(self) -> None:
         """Send away whoever lost a right, within a second, until cancelled."""
-        generation = self._callers.generation
-        while True:
-            before = generation
-            with trio.move_on_after(EXPIRY_SECONDS):
-                generation = await self._callers.wait_changed(generation)
-            await self.look()
-            if generation != before:
-                # Somebody may have been let in meanwhile by what was known before; a second look finds him.
-                await trio.sleep(CHECK_SECONDS)
-                await self.look()
+        async with trio.open_nursery() as nursery:
+            # Those about whom somebody outside is asked do not hold the others up.
+            nursery.start_soon(self._follow, lambda channel: not _is_from_outside(channel))
+            nursery.start_soon(self._follow, _is_from_outside)
 
-    async def look(self) -> None:
-        """Ask about every peer, and carry out what follows.  A store that cannot be read takes no rights away."""
-        everybody = iter(tuple(self._open))
+    async def _follow(self, concerns: Callable[[Connected], bool]) -> None:
+        seen = self._callers.changes.count
+        look_at = trio.current_time() + EXPIRY_SECONDS
+        while True:
+            before = seen
+            with trio.move_on_after(TICK_SECONDS):
+                seen = await self._callers.changes.wait(seen)
+            now = trio.current_time()
+            if seen != before:
+                # Somebody may have been let in meanwhile by what was known before; a second look finds him.
+                look_at = now + CHECK_SECONDS
+                await self.look(concerns)
+            elif now >= look_at:
+                look_at = now + EXPIRY_SECONDS
+                await self.look(concerns)
+            else:
+                await self.look(lambda channel: channel.caller.ask_again_at <= now and concerns(channel))  # noqa: B023  # called in place
+
+    async def look(self, concerns: Callable[[Connected], bool] = lambda channel: True) -> None:
+        """Ask about peers, and carry out what follows.  Who cannot be asked takes no rights away."""
+        everybody = iter([channel for channel in self._open if concerns(channel)])
         while some := tuple(islice(everybody, MAX_ASKED)):
             try:
                 standing = await self._ask(some)
@@ -71,36 +92,40 @@ class Rights:
             self._host.flush()
 
     async def _ask(self, channels: Sequence[Connected]) -> Standing:
-        credentials: set[Credential] = set()
-        agent_ids: set[PeerID] = set()
+        asked: dict[Credential, Collection[PeerID]] = {}
         for channel in channels:
             caller = channel.caller
             if caller.credential is not None:
-                credentials.add(caller.credential)
-            if isinstance(caller.policy, ClientPolicy):
-                agent_ids.add(caller.policy.agent_id)
-            elif isinstance(caller.policy, ManyAgentsPolicy):
-                agent_ids.update(self._tunnels_of(channel))
-        return await self._callers.standing(credentials, agent_ids)
+                asked[caller.credential] = {*asked.get(caller.credential, ()), *self._reached_by(channel)}
+        return await self._callers.standing(asked)
+
+    def _reached_by(self, channel: Connected) -> Collection[PeerID]:
+        """The agents that it needs a right on, as long as it is inside."""
+        policy = channel.caller.policy
+        if isinstance(policy, ClientPolicy):
+            return (policy.agent_id,)
+        return self._tunnels_of(channel) if isinstance(policy, ManyAgentsPolicy) else ()
 
     def _judge(self, channel: Connected, standing: Standing) -> None:
         caller = channel.caller
-        now = standing.callers.get(caller.credential)
+        credential = caller.credential
+        caller.ask_again_at = standing.until.get(credential, float("inf"))
+        if credential in standing.unanswered:
+            return
+        now = standing.callers.get(credential)
         if now is None or now.id != caller.identity.id:
             self._revoke(channel, "its token is good no more")
             return
         caller.identity = now  # names, and whose it is, may be others now
-        policy = caller.policy
-        if isinstance(policy, ClientPolicy) and not self._may_reach(now, standing.agents.get(policy.agent_id)):
+        lost = [each for each in self._reached_by(channel) if Right.SSH not in standing.rights(credential, each)]
+        connection = self._connection_of(channel)
+        if lost and isinstance(caller.policy, ClientPolicy):
             self._revoke(channel, "its agent is gone, or may not be reached by it any more")
-        elif isinstance(policy, ManyAgentsPolicy):
-            connection = self._connection_of(channel)
-            lost = [each for each in self._tunnels_of(channel) if not self._may_reach(now, standing.agents.get(each))]
-            if lost and connection is not None:
-                self.revoked_tunnels += len(lost)
-                _log.info("! %s: %d tunnels end, for what they lead to is gone or not its own", caller.name, len(lost))
-                effects = self._hub.coordinator.handle_revoke_tunnels(connection, lost)
-                self._hub.carry_out(effects, self._host.now)
+        elif lost and connection is not None:
+            self.revoked_tunnels += len(lost)
+            _log.info("! %s: %d tunnels end, for what they lead to is gone or not its own", caller.name, len(lost))
+            effects = self._hub.coordinator.handle_revoke_tunnels(connection, lost)
+            self._hub.carry_out(effects, self._host.now)
 
     def _revoke(self, channel: Connected, why: str) -> None:
         self.revoked_connections += 1
@@ -123,5 +148,6 @@ class Rights:
         holder: object = connection.channel if isinstance(connection, CoordinateCall) else connection
         return connection if holder is channel else None
 
-    def _may_reach(self, user: AgentIdentity | UserIdentity, agent: AgentIdentity | None) -> bool:
-        return isinstance(user, UserIdentity) and agent is not None and Right.SSH in self._callers.rights(user, agent)
+
+def _is_from_outside(channel: Connected) -> bool:
+    return isinstance(channel.caller.credential, OutsideToken)

@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError, Message
 
 from derp.log import fields
 from derp.text import error_text
-from tailnet.auth.backends import Credential
+from tailnet.auth.callers import Credential
 from tailnet.coordinator.core import Coordinator
 from tailnet.coordinator.messages import Request
 from tailnet.coordinator.policy import Policy
@@ -59,6 +59,8 @@ class Caller:
     credential: Credential | None = None  # what it came in with: services/rights.py asks about it again
     account: Account | None = None  # what it has of this server
     api_version: str = ""  # what was dialled, as `major.minor`; empty for peers of version 1
+    # When services/rights.py asks about it at the latest, in seconds of trio's clock; soon when it has come in.
+    ask_again_at: float = 0.0
 
 
 class _TaskCall:

@@ -1,7 +1,7 @@
 """Who may call and what exists: users, tokens, workspaces, agents (layer L2).
 
-Look-ups take lists, because a storm of reconnects arrives as one (auth/backends.py gathers it).  Every change of who
-may do what raises the `callers` counter in the same transaction, so that caches anywhere know when to forget.
+Look-ups take lists, because a storm of reconnects arrives as one (auth/store_callers.py gathers it).  Every change of
+who may do what raises the `callers` counter in the same transaction, so that caches anywhere know when to forget.
 """
 
 import secrets

@@ -86,7 +86,7 @@ class AgentStatus(Enum):
 
 @dataclass(frozen=True, slots=True)
 class AgentIdentity:
-    """Everything that a right or a manifest's head depends on: small, and kept in memory by auth/backends.py."""
+    """Everything that a right or a manifest's head depends on: small, and kept in memory by auth/."""
 
     id: PeerID
     name: str

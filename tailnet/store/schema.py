@@ -113,7 +113,7 @@ metadata = sa.MetaData(
     }
 )
 
-# One row per number that has to survive; `callers` rises with every change of who may do what (see auth/backends.py).
+# One row per number that has to survive; `callers` rises with every change of who may do what (auth/store_callers.py).
 counters = sa.Table(
     "counters",
     metadata,

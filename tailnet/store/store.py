@@ -1,9 +1,9 @@
 """The store: all durable state, its parts behind one object (layer L2).
 
 `Store.open(url)`, then `await store.run(store.callers.get_agent, ...)` from trio, and `close()` when no thread uses it
-any more.  What each part does is in its own file: callers.py, issued.py, grants.py, credentials.py, apps.py,
-reports.py, presence.py, events.py, retention.py, keys.py, and for administrators in administration/; seed.py reads
-files that importing.py writes.
+any more.  What each part does is in its own file: callers.py, issued.py, grants.py, outside.py, credentials.py,
+apps.py, reports.py, presence.py, events.py, retention.py, keys.py, and for administrators in administration/; seed.py
+reads files that importing.py writes.
 """
 
 from collections.abc import Callable
@@ -23,6 +23,7 @@ from tailnet.store.events import EventTables
 from tailnet.store.grants import GrantTables
 from tailnet.store.issued import IssuedTokenTables
 from tailnet.store.keys import KeyTables
+from tailnet.store.outside import OutsideTables
 from tailnet.store.presence import PresenceTables
 from tailnet.store.reports import ReportTables
 from tailnet.store.retention import RetentionTables
@@ -43,6 +44,7 @@ class Store:
         self.issued = IssuedTokenTables(database)
         self.grants = GrantTables(database)
         self.credentials = CredentialTables(database)
+        self.outside = OutsideTables(database)
         self.apps = AppTables(database)
         self.reports = ReportTables(database)
         self.keys = KeyTables(database)
@@ -79,6 +81,6 @@ class Store:
         return self.database.writing()
 
     def get_agent_by_token(self, token: UUID) -> AgentIdentity | None:
-        """One agent by its token, past every cache.  Servers ask auth/backends.py instead."""
+        """One agent by its token, past every cache.  Servers ask auth/chain.py instead."""
         digest = agent_token_digest(token)
         return self.callers.agents_by_token_digests([digest]).get(digest)

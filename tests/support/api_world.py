@@ -9,7 +9,7 @@ import httpx
 from derp.server.ports import Listening
 from tailnet.api.app import create_app
 from tailnet.api.guards import Services
-from tailnet.auth.backends import StoreCallers
+from tailnet.auth.store_callers import StoreCallers
 from tailnet.config import CoordinatorConfig
 from tailnet.coordinator.core import Coordinator
 from tailnet.server.embedded import embedded_region

@@ -17,7 +17,7 @@ from derp.server.statistics import read_statistics
 from derp.transport.reactor import Reactor
 from tailnet.coordinator.core import Statistics
 from tailnet.coordinator.nodes import Refusal
-from tailnet.metrics import CoordinatorCollector, CoordinatorReading, metrics_page
+from tailnet.metrics import CallersReading, CoordinatorCollector, CoordinatorReading, metrics_page
 from tailnet.store.outbox import KindReading
 from tailnet.store.outbox_queue import Loss
 
@@ -80,6 +80,17 @@ READING = CoordinatorReading(
     webhook_gone=True,
     store_changes=41,
     store_transactions=42,
+    identities=CallersReading(
+        call_out={"yes": 50, "no": 51},
+        call_out_seconds=52.5,
+        call_out_count=53,
+        call_out_asking=54,
+        cached={"store": 55, "call_out": 56, "signed": 57},
+        signed_refused=58,
+        jwks_age_seconds=59.5,
+        jwks_keys=60,
+        jwks_failures=61,
+    ),
     feed_followers={"derp_map": 30},
     feed_drops={("derp_map", "slow"): 31, ("workspaces", "behind"): 32},
 )
@@ -185,7 +196,25 @@ def test_every_number_has_its_name() -> None:
         "tailnet_webhook_gone": 1,
         "tailnet_store_changes_total": 41,
         "tailnet_store_transactions_total": 42,
+        "tailnet_auth_questions_total{yes}": 50,
+        "tailnet_auth_questions_total{no}": 51,
+        "tailnet_auth_question_seconds_sum": 52.5,
+        "tailnet_auth_question_seconds_count": 53,
+        "tailnet_auth_questions_waiting": 54,
+        "tailnet_auth_cached{store}": 55,
+        "tailnet_auth_cached{call_out}": 56,
+        "tailnet_auth_cached{signed}": 57,
+        "tailnet_auth_signed_refused_total": 58,
+        "tailnet_auth_jwks_age_seconds": 59.5,
+        "tailnet_auth_jwks_keys": 60,
+        "tailnet_auth_jwks_failures_total": 61,
     }
+
+
+def test_who_is_not_asked_is_not_shown() -> None:
+    nobody = CallersReading({}, 0.0, 0, 0, {"store": 1}, None, None, 0, 0)
+    found = samples(page(dataclasses.replace(READING, identities=nobody)))
+    assert [name for name in found if name.startswith("tailnet_auth")] == ["tailnet_auth_cached{store}"]
 
 
 def test_the_reading_is_taken_when_somebody_asks() -> None:

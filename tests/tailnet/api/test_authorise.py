@@ -9,7 +9,7 @@ from trio.testing import MockClock
 from derp.config.relay import LOOPBACK
 from tailnet import refusals
 from tailnet.api.authorise import authorise_agent, check_operator, check_origin
-from tailnet.auth.backends import CHECK_SECONDS
+from tailnet.auth.callers import CHECK_SECONDS
 from tailnet.refusals import Refused
 from tailnet.store.rows import Right, Role
 from tests.support.api_world import World

@@ -205,8 +205,8 @@ async def test_an_agent_that_is_deleted_while_it_listens_gets_nothing(linking: L
             listeners.start_soon(listen)
             await _wait(lambda: len(linking.external.watch) == 1)
             linking.world.store.callers.delete_agent(peer_id("main"))
-            before = linking.world.services.callers.generation  # type: ignore[attr-defined]
-            await linking.world.services.callers.wait_changed(before)  # type: ignore[attr-defined]
+            before = linking.world.services.callers.changes.count
+            await linking.world.services.callers.changes.wait(before)
             await linking.link("alice")
     assert found[0].status_code == 401
 

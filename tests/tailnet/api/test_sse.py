@@ -136,7 +136,7 @@ async def test_a_caller_that_leaves_is_forgotten(nursery: trio.Nursery) -> None:
         tell()
     await wait_all_tasks_blocked()
     assert (len(world.received), world.is_complete, world.feed.counts.followers) == (1, False, 0)
-    assert (world.is_over, world.standing.told) == (True, [])
+    assert (world.is_over, world.standing.changes.watchers) == (True, 0)
 
 
 async def test_a_right_that_changed_and_is_still_there(nursery: trio.Nursery) -> None:

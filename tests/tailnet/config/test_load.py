@@ -41,6 +41,12 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "hostname_suffix": ("example.com", "example.com"),
     "agent_ping": ("5s", 5.0),
     "agent_inactive": ("20s", 20.0),
+    "auth_url": ("https://control.example/who", "https://control.example/who"),
+    "auth_fail_open": ("true", True),
+    "auth_jwks": ("/etc/tailnet/jwks.json", "/etc/tailnet/jwks.json"),
+    "auth_issuer": ("https://control.example", "https://control.example"),
+    "auth_audience": ("tailnet", "tailnet"),
+    "auth_leeway": ("5s", 5.0),
     "admin_workspace_access": ("false", False),
     "max_api_connections": ("40", 40),
     "api_rate_limit": ("60", 60),
@@ -95,8 +101,15 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
 }
 # What several of them build together, or a file holds: tested below.
 BUILT = {row.name for row in SETTINGS if row.part_of} - {"max_connections"}
-# What makes an example possible.
-BESIDE = {"relay_mesh_with": "relay_mesh_psk_file", "admin_listen": "admin_token_file"}
+# What makes an example possible; where nothing stands, a file with a secret.
+SIGNED = {"auth_jwks": "/etc/tailnet/jwks.json", "auth_issuer": "i", "auth_audience": "a"}
+BESIDE = {
+    "relay_mesh_with": {"relay_mesh_psk_file": ""},
+    "admin_listen": {"admin_token_file": ""},
+    "auth_url": {"auth_secret_file": ""},
+    "auth_fail_open": {"auth_url": "https://control.example/", "auth_secret_file": ""},
+    **{name: {other: text for other, text in SIGNED.items() if other != name} for name in SIGNED},
+}
 
 
 def load(
@@ -125,7 +138,7 @@ def test_flag_environment_and_file_mean_the_same(name: str, tmp_path: Path) -> N
     secret = tmp_path / "secret"
     secret.write_text(("plane:" if name == "admin_listen" else "") + "ab" * 32)
     secret.chmod(0o600)
-    beside = {BESIDE[name]: str(secret)} if name in BESIDE else {}
+    beside = {other: text_of_other or str(secret) for other, text_of_other in BESIDE.get(name, {}).items()}
     read = attrgetter(setting.path)
     from_flag = read(load({name: text} | beside))
     assert read(load(beside, {setting.environment: text})) == from_flag
@@ -136,6 +149,45 @@ def test_flag_environment_and_file_mean_the_same(name: str, tmp_path: Path) -> N
     assert from_flag != read(load())
     if value is not None:
         assert from_flag == value
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"auth_url": "https://control.example/"}, "--auth-secret-file: is missing: --auth-url and --auth-secret-file"),
+        ({"auth_secret_file": "SECRET"}, "--auth-url: is missing: --auth-url and --auth-secret-file belong together"),
+        ({"auth_url": "ftp://x/", "auth_secret_file": "SECRET"}, "--auth-url: wants a URL that starts with http:// or"),
+        ({"auth_url": "https://x/", "auth_secret_file": "/nowhere"}, "/nowhere: cannot read the secret of the control"),
+        ({"auth_url": "https://x/", "auth_secret_file": "SHORT"}, "a secret shorter than 32 bytes can be guessed"),
+        ({"auth_fail_open": "true"}, "--auth-fail-open: is about --auth-url, which is not set"),
+        ({"auth_jwks": "/x"}, "--auth-issuer: is missing: without it tokens for others would be good here"),
+        ({"auth_jwks": "/x", "auth_issuer": "i"}, "--auth-audience: is missing: without it tokens for others"),
+        ({"auth_audience": "a"}, "--auth-audience: is about signed tokens: set --auth-jwks too"),
+        ({"auth_jwks": "https://"}, "--auth-jwks: wants a URL that starts with http:// or https://"),
+        ({"auth_leeway": "1h"}, "--auth-leeway: "),
+    ],
+)
+def test_who_is_calling_is_said_in_full(flags: dict[str, str], says: str, tmp_path: Path) -> None:
+    texts = {"SECRET": "s3cretHunter2" * 3, "SHORT": "s3cretHunter2"}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    said = refused({name: str(tmp_path / text) if text in texts else text for name, text in flags.items()})
+    assert says in said
+    assert "Hunter2" not in said
+
+
+def test_the_secret_of_the_control_plane(tmp_path: Path) -> None:
+    path = tmp_path / "secret"
+    path.write_text("s3cretHunter2" * 3 + "\n")
+    path.chmod(0o644)
+    config = load({"auth_url": "http://control.example/", "auth_secret_file": str(path)})
+    assert config.auth_secret == b"s3cretHunter2" * 3
+    assert "Hunter2" not in repr(config)
+    assert any("others on this machine can read this secret" in notice for notice in config.notices)
+    assert any("--auth-url is http" in notice for notice in config.notices)
+    path.chmod(0o600)
+    config = load({"auth_url": "http://127.0.0.1:80/", "auth_secret_file": str(path)})
+    assert not config.notices
 
 
 def test_the_relay_s_own_file_can_be_pasted_under_its_table(tmp_path: Path) -> None:

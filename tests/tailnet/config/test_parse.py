@@ -14,6 +14,8 @@ def test_taken() -> None:
     assert parse.text(3)("abc") == "abc"
     assert parse.suffix("") == ""
     assert parse.suffix("a.example") == "a.example"
+    assert parse.file_or_url("https://control.example/keys") == "https://control.example/keys"
+    assert parse.file_or_url("/etc/keys.json") == "/etc/keys.json"
     assert parse.banners("") == ()
     assert parse.banners("one") == (Banner("one"),)
 

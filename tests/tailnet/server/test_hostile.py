@@ -311,8 +311,8 @@ async def test_a_store_that_fails_keeps_live_peers_meeting(
         await agent_peer.call(AGENT + "BatchUpdateMetadata", metadata, agent.BatchUpdateMetadataResponse)
         await unharmed()
         # Somebody of whom nothing is known cannot be decided about; that is not "no permission".
-        server.callers._recent.clear()
-        server.callers._checked_at = -1e9
+        server.callers.store._recent.clear()
+        server.callers.store._checked_at = -1e9
         await call.tunnel(GPU)
         while True:
             response = await call.response()

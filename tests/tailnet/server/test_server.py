@@ -308,7 +308,7 @@ async def test_a_client_of_many_is_judged_by_the_store_in_the_order_it_asked(ser
         await settle(gpu)
         call = await client.coordinate()
         # Nothing of it is in memory any more, so each tunnel has to wait; all in one write.
-        server.callers._recent.clear()
+        server.callers.store._recent.clear()
         requests = [{"add_tunnel": {"id": each}} for each in (MAIN, GPU)]
         requests += [{"remove_tunnel": {"id": MAIN}}, {"add_tunnel": {"id": MAIN}}]
         for each in requests:
@@ -316,7 +316,7 @@ async def test_a_client_of_many_is_judged_by_the_store_in_the_order_it_asked(ser
         await client.flush()
         seen = [(update.id, update.kind) for update in [await call.next() for _ in requests]]
         assert seen == [(MAIN, Kind.NODE), (GPU, Kind.NODE), (MAIN, Kind.DISCONNECTED), (MAIN, Kind.NODE)]
-        server.callers._recent.clear()
+        server.callers.store._recent.clear()
         await call.tunnel(WEB)
         expected = "authorization: workspace agent not found or you do not have permission"
         assert await call.error_text() == expected
@@ -326,7 +326,7 @@ async def test_a_client_of_many_is_judged_by_the_store_in_the_order_it_asked(ser
 async def test_an_agent_in_memory_is_no_more_anybodys_than_one_in_the_store(server: CoordinatorServer) -> None:
     async with open_peer(server, AGENT_DOOR, agent_token("web")), open_peer(server, MANY_DOOR, ALICE) as client:
         call = await client.coordinate()
-        assert server.callers.known_agent(WEB) is not None
+        assert server.callers.store.known_agent(WEB) is not None
         await call.tunnel(WEB)
         assert "you do not have permission" in await call.error_text()
 

@@ -11,7 +11,7 @@ import pytest
 import trio
 from google.protobuf.message import Message
 
-from tailnet.auth import backends
+from tailnet.auth import store_callers as backends
 from tailnet.proto.generated import agent_pb2 as agent
 from tailnet.server.server import CoordinatorServer
 from tailnet.services import store_watch

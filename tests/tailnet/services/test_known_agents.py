@@ -2,7 +2,7 @@
 
 import pytest
 
-from tailnet.auth.backends import STALE_SECONDS
+from tailnet.auth.callers import STALE_SECONDS
 from tailnet.errors import StoreError, StoreTrouble
 from tailnet.services.known_agents import KnownAgents
 from tailnet.store.store import Store

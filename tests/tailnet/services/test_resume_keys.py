@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from tailnet.auth.backends import StoreCallers
+from tailnet.auth.store_callers import StoreCallers
 from tailnet.coordinator.resume import ResumeKey, ResumeTokenRefused, ResumeTokens
 from tailnet.errors import StoreError
 from tailnet.services.resume_keys import PURPOSE, REFRESH_SECONDS, ResumeKeys

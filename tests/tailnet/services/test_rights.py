@@ -75,9 +75,9 @@ async def change(server: CoordinatorServer, how: Changed) -> None:
 async def change_and_see(server: CoordinatorServer, how: Changed) -> None:
     """Until the server has noticed."""
     await server.callers.user(ALICE)  # so that it has looked before
-    generation = server.callers.generation
+    generation = server.callers.changes.count
     await change(server, how)
-    await server.callers.wait_changed(generation)
+    await server.callers.changes.wait(generation)
 
 
 async def meet(mine: Coordination, agent_peer: Peer, theirs: Coordination, client: Peer) -> bytes:
@@ -261,8 +261,8 @@ async def test_a_store_that_cannot_be_read_takes_no_rights_away(server: Coordina
     async with open_peer(server, MANY_DOOR, ALICE) as many:
         with server.store.writing() as connection:
             connection.exec_driver_sql("ALTER TABLE counters RENAME TO lost")
-        server.callers._recent.clear()
-        server.callers._checked_at = -1e9
+        server.callers.store._recent.clear()
+        server.callers.store._checked_at = -1e9
         await server.rights.look()
         await many.call(TAILNET + "PostTelemetry", tailnet.TelemetryRequest(), tailnet.TelemetryResponse)
         with server.store.writing() as connection:
@@ -270,12 +270,12 @@ async def test_a_store_that_cannot_be_read_takes_no_rights_away(server: Coordina
 
 
 async def test_an_expired_token_is_seen_without_any_change(server: CoordinatorServer) -> None:
-    generation = server.callers.generation
+    generation = server.callers.changes.count
     await change(server, lambda store: expire(store, in_days=1000))
-    await server.callers.wait_changed(generation)
+    await server.callers.changes.wait(generation)
     async with open_peer(server, MANY_DOOR, ALICE) as many:
         await server.rights.look()
         assert not many.closed.is_set()
-        server.callers._clock = lambda: NOW + timedelta(days=1001)
+        server.callers.store._clock = lambda: NOW + timedelta(days=1001)
         await server.rights.look()
         assert await many.wait_closed() == CloseCode.POLICY_VIOLATION

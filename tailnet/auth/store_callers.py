@@ -2,25 +2,34 @@
 
 A storm of reconnects must not become a storm of queries: answers are kept in memory, and look-ups that arrive while a
 query runs go together into the next one.  The store counts every change of callers, and one read a second compares that
-count, so a revoked token works a second longer at the most.  Called by api/rpc_admission.py and the resources of api/.
+count, so a revoked token works a second longer at the most.  The contract is callers.py.
 """
 
 import hmac
 import logging
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Final, Protocol
+from typing import Final
 
 import trio
 
 from tailnet import refusals
+from tailnet.auth.callers import (
+    CHECK_SECONDS,
+    STALE_SECONDS,
+    Changes,
+    Credential,
+    Identity,
+    OutsideToken,
+    Reach,
+    Standing,
+)
 from tailnet.auth.policy import workspace_rights
+from tailnet.auth.recent import RecentAnswers
 from tailnet.errors import StoreError
 from tailnet.refusals import Refused
-from tailnet.store.rows import AgentIdentity, CallerKey, Right, UserIdentity, UserToken
+from tailnet.store.rows import AgentIdentity, CallerKey, UserIdentity, UserToken
 from tailnet.store.store import Store
 from tailnet.tokens import PresentedToken, agent_token_digest, parse_agent_token, parse_user_token
 from tailnet.types import PeerID
@@ -28,86 +37,29 @@ from tailnet.types import PeerID
 _log = logging.getLogger("tailnet.auth")
 
 Answer = AgentIdentity | UserToken
-# What somebody came in with: an agent's token as the digest that the store holds, or a user's as it was presented.
-Credential = bytes | PresentedToken
 
-# How long an answer is believed without asking the store whether anything changed.
-CHECK_SECONDS: Final = 1.0
-# How long answers are believed while the store cannot be read at all.  A disk that hiccups, or is being restored, must
-# not turn away agents that were here a minute ago; after ten minutes nobody knows any more who was revoked.
-STALE_SECONDS: Final = 600.0
-# A token that expires changes nothing in the store.  Whoever is inside with it is looked at this often.
-EXPIRY_SECONDS: Final = 30.0
 # Agents and tokens read at the start, so that those who come back after a restart need no query.  More would hold the
 # first ones up, and come in batches instead.
 MAX_PRELOADED: Final = 20_000
-# An entry has about half a kilobyte, so 32 MB at the most.  An agent that is both caller and target has two.
-MAX_FOUND: Final = 65_536
-# Strangers choose these keys: few are kept, and they never push out callers that were found.
-MAX_UNKNOWN: Final = 4_096
-
-
-class Callers(Protocol):
-    """Who is calling.  Every method raises Refused with the answer for the caller.
-
-    While `no_wait` is set, a method that would have to wait raises trio.WouldBlock instead: for code outside of tasks.
-    """
-
-    no_wait: bool
-
-    async def agent(self, token: str) -> AgentIdentity:
-        """The agent whose token this is."""
-        ...
-
-    async def user(self, token: str) -> UserIdentity:
-        """The user whose session token this is."""
-        ...
-
-    async def user_of_agent_route(self, token: str) -> UserIdentity:
-        """The same with the one answer that routes give which a workspace proxy may call too."""
-        ...
-
-    async def find_agent(self, agent_id: PeerID) -> AgentIdentity | None:
-        """An agent by its id, None if there is none."""
-        ...
-
-    def rights(self, user: UserIdentity, agent: AgentIdentity) -> frozenset[Right]:
-        """What a user may do with an agent's workspace: see auth/policy.py."""
-        ...
-
-    @property
-    def generation(self) -> int:
-        """The count of changes of callers, as of the last look at it."""
-        ...
-
-    async def wait_changed(self, known: int) -> int:
-        """Wait until callers changed since `known`, a generation; return the present one."""
-        ...
-
-    def telling(self, changed: Callable[[], None]) -> AbstractContextManager[None]:
-        """Inside, `changed` is called whenever they did: for whoever has no task to wait with."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """Who some callers are now.  Absent is whoever may not come in any more, and an agent that does not exist."""
-
-    callers: Mapping[Credential, AgentIdentity | UserIdentity]
-    agents: Mapping[PeerID, AgentIdentity]
 
 
 class StoreCallers:
     """Callers from a Store.  One per process; used from trio only."""
 
     def __init__(
-        self, store: Store, clock: Callable[[], datetime] = lambda: datetime.now(UTC), *, admins_enter: bool = True
+        self,
+        store: Store,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        *,
+        admins_enter: bool = True,
+        changes: Changes | None = None,
     ) -> None:
         self.no_wait = False
+        self.changes = Changes() if changes is None else changes
         self._admins_enter = admins_enter
         self._store = store
         self._clock = clock
-        self._recent = _RecentAnswers()
+        self._recent: RecentAnswers[CallerKey, Answer] = RecentAnswers()
         self._generation = -1
         self._checked_at = -float("inf")
         self._changed_at = -float("inf")  # by this server
@@ -115,9 +67,6 @@ class StoreCallers:
         self._is_asking = False
         self._was_asked = False  # by somebody, since the last look at the store
         self._gathering = _Batch()
-        self._changed = trio.Event()
-        self._watchers = 0
-        self._told: dict[Callable[[], None], None] = {}  # when callers changed
 
     async def run(self) -> None:
         """Have answers at hand before anybody waits for them, until cancelled: all callers at the start, and whether
@@ -125,7 +74,7 @@ class StoreCallers:
         await self._preload()
         while True:
             await trio.sleep(CHECK_SECONDS / 2)
-            if (self._was_asked or self._watchers) and not self._is_asking:
+            if (self._was_asked or self.changes.watchers) and not self._is_asking:
                 self._was_asked = False
                 await self._work()
 
@@ -150,20 +99,9 @@ class StoreCallers:
             raise refusals.user_not_active()
         return stored.user
 
-    async def user_of_agent_route(self, token: str) -> UserIdentity:
-        try:
-            return await self.user(token)
-        except Refused as refused:
-            if refused.status == 401:
-                raise refusals.key_or_proxy_missing() from None
-            raise
-
     async def find_agent(self, agent_id: PeerID) -> AgentIdentity | None:
         identity = await self._look_up(agent_id)
         return identity if isinstance(identity, AgentIdentity) else None
-
-    def rights(self, user: UserIdentity, agent: AgentIdentity) -> frozenset[Right]:
-        return workspace_rights(user, agent, admins_enter=self._admins_enter)
 
     def known_agent(self, agent_id: PeerID) -> AgentIdentity | None:
         """An agent that is in memory and believed, for code that cannot wait.  None means: ask `find_agent`."""
@@ -174,51 +112,49 @@ class StoreCallers:
         """This server changed callers itself: whoever asks from now on hears of it, and not within a second."""
         self._changed_at = trio.current_time()
 
+    async def reach(self, user: UserIdentity, agent_id: PeerID) -> Reach | None:
+        agent = await self.find_agent(agent_id)
+        return None if agent is None else self._reach(user, agent)
+
+    def _reach(self, user: UserIdentity, agent: AgentIdentity) -> Reach:
+        return Reach(agent, workspace_rights(user, agent, admins_enter=self._admins_enter))
+
+    def credential(self, token: str, *, is_agent: bool) -> Credential:
+        return agent_token_digest(parse_agent_token(token)) if is_agent else parse_user_token(token)
+
     @property
-    def generation(self) -> int:
-        """The store's count of changes of callers, as of the last look at it."""
-        return self._generation
+    def cached_count(self) -> int:
+        """Answers in memory."""
+        return len(self._recent)
 
-    async def wait_changed(self, known: int) -> int:
-        """Wait until callers changed since `known`, a generation; return the present one.  Seen within half a second
-        while `run` runs."""
-        self._watchers += 1
-        try:
-            while self._generation == known:
-                await self._changed.wait()
-        finally:
-            self._watchers -= 1
-        return self._generation
+    def knows(self, credential: Credential) -> bool:
+        """Whether somebody who came in with this is in memory."""
+        key = _key(credential)
+        return key is not None and self._recent.get(key) is not None
 
-    @contextmanager
-    def telling(self, changed: Callable[[], None]) -> Iterator[None]:
-        """Inside, `changed` is called whenever callers did, within half a second while `run` runs."""
-        self._watchers += 1
-        self._told[changed] = None
-        try:
-            yield
-        finally:
-            del self._told[changed]
-            self._watchers -= 1
-
-    async def standing(self, credentials: Collection[Credential], agent_ids: Collection[PeerID]) -> Standing:
-        """Who all these are now, in one look at the store.  Raises Refused when it cannot be read."""
-        keys: set[CallerKey] = set(agent_ids)
-        keys.update(each.id if isinstance(each, PresentedToken) else each for each in credentials)
-        batch = await self._ask(keys)
+    async def standing(self, asked: Mapping[Credential, Collection[PeerID]]) -> Standing:
+        agent_ids = {agent_id for reached in asked.values() for agent_id in reached}
+        keys: set[CallerKey] = {key for key in map(_key, asked) if key is not None}
+        batch = await self._ask(keys | agent_ids)
         if batch.failed:
             raise refusals.store_unreachable()
-        callers: dict[Credential, AgentIdentity | UserIdentity] = {}
-        for credential in credentials:
+        agents = {key: found for key in agent_ids if isinstance(found := batch.answers.get(key), AgentIdentity)}
+        callers: dict[Credential, Identity] = {}
+        reached: dict[Credential, Mapping[PeerID, Reach]] = {}
+        until: dict[Credential, float] = {}
+        for credential, ids in asked.items():
+            key = _key(credential)
+            answer = None if key is None else batch.answers.get(key)
             if isinstance(credential, PresentedToken):
                 with suppress(Refused):
-                    callers[credential] = self._judge(credential, batch.answers.get(credential.id))
-            else:
-                agent = batch.answers.get(credential)
-                if isinstance(agent, AgentIdentity):
-                    callers[credential] = agent
-        found = ((agent_id, batch.answers.get(agent_id)) for agent_id in agent_ids)
-        return Standing(callers, {key: agent for key, agent in found if isinstance(agent, AgentIdentity)})
+                    user = callers[credential] = self._judge(credential, answer)
+                    reached[credential] = {each: self._reach(user, agents[each]) for each in ids if each in agents}
+                    if isinstance(answer, UserToken) and answer.expires_at is not None:
+                        left = (answer.expires_at - self._clock()).total_seconds()
+                        until[credential] = trio.current_time() + left
+            elif isinstance(answer, AgentIdentity):
+                callers[credential] = answer
+        return Standing(callers, reached, until=until)
 
     def _is_fresh(self) -> bool:
         return self._checked_at > self._changed_at and trio.current_time() - self._checked_at < CHECK_SECONDS
@@ -308,10 +244,14 @@ class StoreCallers:
 
     def _note_generation(self, generation: int) -> None:
         self._generation = generation
-        self._changed.set()
-        self._changed = trio.Event()
-        for tell in tuple(self._told):
-            tell()
+        self.changes.note()
+
+
+def _key(credential: Credential) -> CallerKey | None:
+    """Under which the store finds it; nowhere what is not the store's."""
+    if isinstance(credential, OutsideToken):
+        return None
+    return credential.id if isinstance(credential, PresentedToken) else credential
 
 
 class _Batch:
@@ -325,35 +265,3 @@ class _Batch:
         self.done = False
         self.failed = False
         self.waiting = trio.lowlevel.ParkingLot()
-
-
-class _RecentAnswers:
-    """Answers in memory.  A new one pushes out the least recently used; those for unknown keys are kept apart."""
-
-    def __init__(self) -> None:
-        self._found: OrderedDict[CallerKey, Answer] = OrderedDict()
-        self._unknown: OrderedDict[CallerKey, None] = OrderedDict()
-
-    def __contains__(self, key: CallerKey) -> bool:
-        return key in self._found or key in self._unknown
-
-    def get(self, key: CallerKey) -> Answer | None:
-        answer = self._found.get(key)
-        if answer is not None:
-            self._found.move_to_end(key)
-        return answer
-
-    def keep(self, answers: Mapping[CallerKey, Answer | None]) -> None:
-        for key, answer in answers.items():
-            if answer is None:
-                self._unknown[key] = None
-            else:
-                self._found[key] = answer
-        while len(self._found) > MAX_FOUND:
-            self._found.popitem(last=False)
-        while len(self._unknown) > MAX_UNKNOWN:
-            self._unknown.popitem(last=False)
-
-    def clear(self) -> None:
-        self._found.clear()
-        self._unknown.clear()

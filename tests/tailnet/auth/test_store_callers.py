@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from functools import partial
 from uuid import UUID
 
 import pytest
@@ -11,8 +12,10 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tailnet import refusals
-from tailnet.auth import backends
-from tailnet.auth.backends import CHECK_SECONDS, STALE_SECONDS, StoreCallers
+from tailnet.auth import store_callers
+from tailnet.auth.callers import CHECK_SECONDS, STALE_SECONDS, user_of_agent_route
+from tailnet.auth.recent import RecentAnswers
+from tailnet.auth.store_callers import StoreCallers
 from tailnet.errors import StoreError, StoreTrouble
 from tailnet.refusals import Refused
 from tailnet.store.sqlite import MAX_READERS
@@ -103,8 +106,8 @@ async def test_users_that_are_refused(
 
 async def test_agent_routes_give_one_answer_for_every_unusable_key(callers: StoreCallers) -> None:
     for token in ("", "hunter2", user_token("alice")[:-1] + "z"):
-        assert same(await refusal(callers.user_of_agent_route, token), refusals.key_or_proxy_missing())
-    assert (await callers.user_of_agent_route(user_token("alice"))).username == "alice"
+        assert same(await refusal(partial(user_of_agent_route, callers), token), refusals.key_or_proxy_missing())
+    assert (await user_of_agent_route(callers, user_token("alice"))).username == "alice"
 
 
 async def test_tokens_of_one_kind_are_none_of_the_other(callers: StoreCallers) -> None:
@@ -141,11 +144,8 @@ async def test_strangers_do_not_reach_the_store_twice(callers: StoreCallers, que
     assert queries == []
 
 
-async def test_strangers_do_not_push_out_callers(
-    callers: StoreCallers, queries: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(backends, "MAX_UNKNOWN", 2)
-    monkeypatch.setattr(backends, "MAX_FOUND", 2)
+async def test_strangers_do_not_push_out_callers(callers: StoreCallers, queries: list[str]) -> None:
+    callers._recent = RecentAnswers(max_found=2, max_unknown=2)
     await callers.agent(agent_token("main"))
     for number in range(10):
         await refusal(callers.agent, str(make_id(f"stranger {number}")))
@@ -154,10 +154,8 @@ async def test_strangers_do_not_push_out_callers(
     assert queries == []
 
 
-async def test_a_full_cache_still_answers_the_whole_batch(
-    callers: StoreCallers, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(backends, "MAX_FOUND", 1)
+async def test_a_full_cache_still_answers_the_whole_batch(callers: StoreCallers) -> None:
+    callers._recent = RecentAnswers(max_found=1)
     found: list[str] = []
 
     async def ask(name: str) -> None:
@@ -252,7 +250,7 @@ async def test_answers_stay_at_hand_for_as_long_as_somebody_asks(
 async def test_a_store_with_too_many_is_read_as_they_come(
     callers: StoreCallers, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backends, "MAX_PRELOADED", 1)
+    monkeypatch.setattr(store_callers, "MAX_PRELOADED", 1)
     nursery.start_soon(callers.run)
     await until(lambda: callers._generation != -1)
     assert callers.known_agent(peer_id("main")) is None

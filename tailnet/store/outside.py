@@ -1,0 +1,82 @@
+"""Rows of agents that the store does not know and the control plane does (layer L2).
+
+What an agent reports belongs to a row of its own, and that to a workspace and an owner: they are written when it comes
+in for the first time, and again when the control plane calls something differently.  No token of theirs is in the
+store, so only who vouched for them once can let them in again.  Called by auth/chain.py.
+"""
+
+import hashlib
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from tailnet.store.callers import raise_generation
+from tailnet.store.part import Part, writes
+from tailnet.store.rows import AgentIdentity, WorkspaceStatus
+from tailnet.store.schema import agents, users, workspaces
+
+
+class OutsideTables(Part):
+    """The part of the store that takes in agents of others.  Raises StoreError."""
+
+    @writes
+    def put_agent(self, connection: sa.Connection, agent: AgentIdentity, now: datetime) -> bool:
+        """Have rows for an agent, its workspace and its owner.  Returns whether anything had to be written."""
+        self.database.dialect.lock(connection, "outside")
+        changed = self._put(connection, users, agent.owner_id, {"username": agent.owner_name}, {}, now)
+        changed |= self._put(
+            connection,
+            workspaces,
+            agent.workspace_id,
+            {"owner_id": agent.owner_id, "name": agent.workspace_name},
+            {"status": int(WorkspaceStatus.RUNNING)},
+            now,
+        )
+        parent = agent.parent_id
+        if parent is not None and _row(connection, agents, parent, ["id"]) is None:
+            parent = None
+        values = {"workspace_id": agent.workspace_id, "name": agent.name, "parent_id": parent}
+        changed |= self._put(connection, agents, agent.id, values, {"token_digest": _no_token(agent)}, now)
+        if changed:
+            raise_generation(connection)
+        return changed
+
+    def _put(
+        self,
+        connection: sa.Connection,
+        table: sa.Table,
+        ident: object,
+        values: dict[str, Any],
+        of_new: dict[str, Any],
+        now: datetime,
+    ) -> bool:
+        before = _row(connection, table, ident, list(values))
+        if before == values:
+            return False
+        if table is users:
+            values = {"username": _free_name(connection, values["username"], ident)}
+            if before == values:
+                return False
+        if before is None:
+            connection.execute(table.insert().values(id=ident, created_at=now, updated_at=now, **values, **of_new))
+        else:
+            connection.execute(table.update().where(table.c.id == ident).values(updated_at=now, **values))
+        return True
+
+
+def _row(connection: sa.Connection, table: sa.Table, ident: object, names: list[str]) -> dict[str, Any] | None:
+    row = connection.execute(sa.select(*[table.c[name] for name in names]).where(table.c.id == ident)).first()
+    return None if row is None else dict(row._mapping)
+
+
+def _free_name(connection: sa.Connection, name: str, ident: object) -> str:
+    """A user's name is nobody else's: who comes later has a piece of the id behind it, and the next word puts it right
+    when the other one has left it."""
+    holder = connection.execute(sa.select(users.c.id).where(users.c.username == name)).scalar_one_or_none()
+    return name if holder in (None, ident) else f"{name}-{str(ident)[:8]}"
+
+
+def _no_token(agent: AgentIdentity) -> bytes:
+    """A digest that is no token's: tokens are UUIDs, and this is of another text."""
+    return hashlib.sha256(f"no token of agent {agent.id}".encode()).digest()
