@@ -75,15 +75,22 @@ class Rights:
                 look_at = now + EXPIRY_SECONDS
                 await self.look(concerns)
             else:
-                await self.look(lambda channel: channel.caller.ask_again_at <= now and concerns(channel))  # noqa: B023  # called in place
+                await self.look(lambda channel: channel.caller.ask_again_at <= now and concerns(channel), seen)  # noqa: B023  # called in place
 
-    async def look(self, concerns: Callable[[Connected], bool] = lambda channel: True) -> None:
-        """Ask about peers, and carry out what follows.  Who cannot be asked takes no rights away."""
+    async def look(
+        self, concerns: Callable[[Connected], bool] = lambda channel: True, unless_after: int | None = None
+    ) -> None:
+        """Ask about peers, and carry out what follows.  Who cannot be asked takes no rights away.
+
+        `unless_after`: a count of changes; if there were some since, everybody is about to be asked about together.
+        """
         everybody = iter([channel for channel in self._open if concerns(channel)])
         while some := tuple(islice(everybody, MAX_ASKED)):
             try:
                 standing = await self._ask(some)
             except Refused:
+                return
+            if unless_after is not None and self._callers.changes.count != unless_after:
                 return
             self._host.tick()
             for channel in some:

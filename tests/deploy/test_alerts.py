@@ -23,10 +23,11 @@ from derp.metrics import MeshReading, SelfCheckReading
 from derp.metrics import metrics_page as relay_page
 from derp.relay.wellness import Sign
 from derp.server.verify import Verifier
+from tailnet.auth.call_out import CallOutEnd
 from tailnet.config.settings import SETTINGS as COORDINATOR_SETTINGS
 from tailnet.coordinator.core import Statistics
 from tailnet.errors import StoreTrouble
-from tailnet.metrics import CoordinatorReading, metrics_page
+from tailnet.metrics import CallersReading, CoordinatorReading, metrics_page
 from tailnet.store.outbox import KindReading
 from tailnet.store.outbox_queue import Loss
 from tests.derp.server.test_varz import reading
@@ -58,6 +59,7 @@ def coordinator_reading() -> CoordinatorReading:
     counts |= {
         "statistics": Statistics(**numbers),
         "outbox": {"logs": KindReading(0, 0, 0.0, 0, 0, dict.fromkeys(Loss, 0))},
+        "identities": CallersReading(dict.fromkeys((end.value for end in CallOutEnd), 0), 0.0, 0, 0, {}, 0, 0.0, 0, 0),
         "store_troubles": {trouble.value: False for trouble in StoreTrouble},
         "store_failures": {trouble.value: 0 for trouble in StoreTrouble},
     }

@@ -96,6 +96,22 @@ READING = CoordinatorReading(
 )
 
 
+CALLERS = {
+    "tailnet_auth_questions_total{yes}": 50,
+    "tailnet_auth_questions_total{no}": 51,
+    "tailnet_auth_question_seconds_sum": 52.5,
+    "tailnet_auth_question_seconds_count": 53,
+    "tailnet_auth_questions_waiting": 54,
+    "tailnet_auth_cached{store}": 55,
+    "tailnet_auth_cached{call_out}": 56,
+    "tailnet_auth_cached{signed}": 57,
+    "tailnet_auth_signed_refused_total": 58,
+    "tailnet_auth_jwks_age_seconds": 59.5,
+    "tailnet_auth_jwks_keys": 60,
+    "tailnet_auth_jwks_failures_total": 61,
+}
+
+
 def samples(text: str) -> dict[str, float]:
     return {
         sample.name + "".join(f"{{{value}}}" for value in sample.labels.values()): sample.value
@@ -196,18 +212,7 @@ def test_every_number_has_its_name() -> None:
         "tailnet_webhook_gone": 1,
         "tailnet_store_changes_total": 41,
         "tailnet_store_transactions_total": 42,
-        "tailnet_auth_questions_total{yes}": 50,
-        "tailnet_auth_questions_total{no}": 51,
-        "tailnet_auth_question_seconds_sum": 52.5,
-        "tailnet_auth_question_seconds_count": 53,
-        "tailnet_auth_questions_waiting": 54,
-        "tailnet_auth_cached{store}": 55,
-        "tailnet_auth_cached{call_out}": 56,
-        "tailnet_auth_cached{signed}": 57,
-        "tailnet_auth_signed_refused_total": 58,
-        "tailnet_auth_jwks_age_seconds": 59.5,
-        "tailnet_auth_jwks_keys": 60,
-        "tailnet_auth_jwks_failures_total": 61,
+        **CALLERS,
     }
 
 
