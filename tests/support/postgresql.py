@@ -86,6 +86,12 @@ class Cluster:
         """Answer where another one did, which is stopped."""
         self._address = other._address
 
+    @property
+    def pid(self) -> int:
+        """The first process, whose children serve; only while it runs."""
+        assert self._process is not None
+        return self._process.pid
+
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
         """End it: SIGINT ends sessions first (fast), SIGQUIT is a crash."""
         if self._process is not None:

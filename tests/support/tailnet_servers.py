@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -133,9 +133,18 @@ class Server:
 
 @contextmanager
 def running_server(
-    kind: ServerKind, folder: Path, seed: Seed, *, environment: dict[str, str] | None = None
+    kind: ServerKind,
+    folder: Path,
+    seed: Seed,
+    *,
+    environment: dict[str, str] | None = None,
+    store: str = "",
+    program: Sequence[str] = TAILNET_COMMAND,
 ) -> Iterator[Server]:
-    """Start, seed, give, stop.  Raises ServerFailed; GoMissing and BuildFailed for the baseline."""
+    """Start, seed, give, stop.  Raises ServerFailed; GoMissing and BuildFailed for the baseline.
+
+    `store`: the URL of an empty one; "" is a file in the folder.  `program`: what runs ours, if not the command.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     seed_file, derp_map = folder / "seed.json", folder / "derp-map.json"
     derp_map.write_text('{"Regions":{}}')
@@ -144,8 +153,8 @@ def running_server(
         seed_file.write_text(seed.text())
         command = [str(build(TAILNET_COORDINATOR)), "-seed", str(seed_file), "-derp-map", str(derp_map)]
     else:
-        where = ["--listen", "127.0.0.1:0", "--stun-listen", "127.0.0.1:0", "--store", import_seed(folder, seed)]
-        command = [*TAILNET_COMMAND, "serve", *where, "--derp-map", str(derp_map)]
+        where = ["--listen", "127.0.0.1:0", "--stun-listen", "127.0.0.1:0", "--store", import_seed(folder, seed, store)]
+        command = [*program, "serve", *where, "--derp-map", str(derp_map)]
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(
             command, cwd=ROOT, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log
@@ -163,11 +172,14 @@ def running_server(
             process.stdout.close()
 
 
-def import_seed(folder: Path, seed: Seed) -> str:
-    """Put a seed into the store of our server in this folder, which may be running; gives the store's URL."""
+def import_seed(folder: Path, seed: Seed, store: str = "") -> str:
+    """Put a seed into the store of our server in this folder, which may be running; gives the store's URL.
+
+    `store`: the URL of another one.
+    """
     seed_file = folder / "seed.json"
     seed_file.write_text(seed.text())
-    store = f"sqlite:///{folder / 'store.db'}"
+    store = store or f"sqlite:///{folder / 'store.db'}"
     done = subprocess.run(
         [*TAILNET_COMMAND, "admin", "import", str(seed_file), "--store", store],
         cwd=ROOT,
