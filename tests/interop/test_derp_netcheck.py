@@ -140,6 +140,29 @@ async def test_the_home_is_kept_while_its_relay_is_heard(kind: RelayKind) -> Non
     assert [set(report.region_seconds) for report in reports] == [{901, 902}, {901}, {901}]
 
 
+@pytest.mark.parametrize("self_check", [True, False])
+async def test_a_stock_client_leaves_a_relay_whose_tcp_is_dead(self_check: bool) -> None:
+    """Three netchecks of one client: all well, the home's TCP dead while its UDP answers, all well again."""
+    async with (
+        open_relay_here(stun_port=0) as other,
+        open_relay_here(stun_port=0) as well,
+        open_relay_here(stun_port=0, self_check=self_check) as dead,
+    ):
+        listener = dead.ports.listeners[0]
+        dead.reactor.unwatch(listener._sock.fileno())  # it accepts nobody any more
+        with trio.fail_after(60):
+            while self_check and dead.problem() is None:  # noqa: ASYNC110
+                await trio.sleep(0.1)
+        maps = [
+            DERPMap({901: region(901, node_of(other, 901)), 902: region(902, node_of(home, 902))})
+            for home in (well, dead, well)
+        ]
+        maps = [replace(each, home_params=DERPHomeParams({902: WINNER})) for each in maps]
+        reports = await compare(*maps)
+    assert [report.preferred for report in reports][:2] == [902, 901 if self_check else 902]
+    assert [902 in report.region_seconds for report in reports] == [True, not self_check, True]
+
+
 @asynccontextmanager
 async def portal_at(host: str) -> AsyncIterator[None]:
     """A captive portal: whatever is asked of port 80, it answers with its login page."""
