@@ -84,6 +84,7 @@ class RelayStatistics:
     bootstrap: Mapping[str, int] = field(default_factory=dict)
     bootstrap_domains: int = 0  # different names that were asked for
     tls_requests: Mapping[str, int] = field(default_factory=dict)
+    health_texts: Mapping[str, int] = field(default_factory=dict)  # to clients, by what was the matter
     self_check: "SelfCheckReading | None" = None  # None: the server does not look at itself
     tls_active: Mapping[str, int] = field(default_factory=dict)  # now, DERP connections and requests
 
@@ -264,6 +265,7 @@ def _labelled(reading: RelayStatistics) -> Iterable[Metric]:
         ("derp_bootstrap_dns", "Requests for /bootstrap-dns.", "outcome", reading.bootstrap),
         ("derp_rejects", "Connections closed at once by a limit.", "limit", reading.rejected),
         ("derp_admission_questions", "Questions whether a client may come in.", "answer", reading.questions),
+        ("derp_health_texts", "Sentences shown to users of clients.", "cause", reading.health_texts),
         ("derp_closed", "Connections that ended.", "reason", reading.closed),
         ("derp_stun_requests", "STUN datagrams.", "disposition", reading.stun),
         ("derp_stun_address_family", "STUN requests answered.", "family", reading.stun_family),

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from derp.relay.advice import Advice, Cause
 from derp.relay.clients import Client
 from derp.relay.deadlines import Deadlines
 from derp.relay.keepalive import KeepAliveWheel
@@ -100,6 +101,25 @@ def walk_keep_alives() -> Walked:
             wheel.add(world.connect(str(number % 10)), now, number % 11 / 11)
 
     return Walked(wheel, act, name=lambda client: cast(Client, client).number, is_table=True)
+
+
+def walk_advice() -> Walked:
+    advice = Advice[int]()
+    causes = list(Cause)
+
+    def act(number: int, now: float) -> None:
+        whom, cause, what = number % 3, causes[number // 3 % len(causes)], number // 15 % 5
+        if what == 0:
+            advice.end(whom, cause, now)
+        elif what == 1:
+            advice.forget(whom)
+        elif what == 2:
+            advice.note(whom, cause, f"text {number % 2}", now, seconds=1000.0)
+        else:
+            advice.begin(whom, cause, f"text {number % 2}", now, after_seconds=3.0 * (what == 3))
+
+    # Who is told late is told in one text what is the matter by then.
+    return Walked(advice, act, name=lambda one: cast(tuple[int, object, object], one)[0])
 
 
 def walk_round() -> Walked:
@@ -275,6 +295,7 @@ def walk_paths() -> Walked:
 CORES: dict[str, list[Callable[[], Walked]]] = {
     "derp/relay/deadlines.py:Deadlines": [walk_deadlines],
     "derp/relay/keepalive.py:KeepAliveWheel": [walk_keep_alives],
+    "derp/relay/advice.py:Advice": [walk_advice],
     "derp/relay/rounds.py:Round": [walk_round],
     "tailnet/wireguard/device.py:Device": [walk_device],
     "tailnet/netstack/stack.py:Stack": [walk_netstack],

@@ -4,10 +4,10 @@
 class TokenBucket:
     """`per_second` tokens flow in, and the bucket keeps at most `burst` of them.  It starts full."""
 
-    __slots__ = ("_at", "_burst", "_per_second", "_tokens")
+    __slots__ = ("_at", "_burst", "_tokens", "per_second")
 
     def __init__(self, per_second: float, burst: float, now: float) -> None:
-        self._per_second = per_second
+        self.per_second = per_second
         self._burst = burst
         self._tokens = burst
         self._at = now
@@ -26,8 +26,8 @@ class TokenBucket:
         self._tokens -= tokens
         if self._tokens >= 0:
             return 0.0
-        return -self._tokens / self._per_second
+        return -self._tokens / self.per_second
 
     def _refill(self, now: float) -> None:
-        self._tokens = min(self._tokens + (now - self._at) * self._per_second, self._burst)
+        self._tokens = min(self._tokens + (now - self._at) * self.per_second, self._burst)
         self._at = now

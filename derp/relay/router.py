@@ -20,6 +20,8 @@ from derp.relay.queue import MAX_MESH_NOTICE_BYTES, MAX_NOTICE_BYTES, PacketQueu
 # A client that takes its home back within its first seconds only probed this relay; the genuine relay counts so too.
 _SETTLED_SECONDS: Final = 5.0
 
+_NONE_LOST: Final = (b"", 0)
+
 # The link to another relay carries everybody's packets, and a genuine relay makes their senders wait there instead of
 # dropping any.  As much as eight (2**3) clients may hold, 16 MiB by default, is 13 ms at 10 Gbit/s; such links are few.
 _MESH_QUEUE_SHIFT: Final = 3
@@ -57,6 +59,9 @@ class Router:
         self.duplicate_keys = 0
         self.home_clients = 0
         self.not_ideal_clients = 0
+        # Clients that sent packets, disco apart, to a key that is nowhere: the last such key, and how many since
+        # somebody took this table (server/relay.py, every second).
+        self.lost_by: dict[Client, tuple[bytes, int]] = {}
         self.announcements = 0  # what all watchers were told since the last flush
         self.counts_flush = False  # whether the next flush has anything to count
         self.pool = QueuePool(queue_total)
@@ -296,6 +301,7 @@ class Router:
             self.counters.drop(reason, PacketKind.DISCO, discos, discos * packet_bytes)
             self._tell_not_here(source, key, now)
         if packets > discos:
+            self.lost_by[source] = (key, self.lost_by.get(source, _NONE_LOST)[1] + packets - discos)
             self.counters.drop(reason, PacketKind.OTHER, packets - discos, (packets - discos) * packet_bytes)
 
     def drop_forwarded(self, mesh: Client, key: bytes, packet_bytes: int, is_disco: bool, now: float) -> None:

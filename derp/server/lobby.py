@@ -92,9 +92,10 @@ class Lobby:
 
     # --- who waits
 
-    def enter(self, wire: Wire) -> None:
-        """A connection has from now on the time that settings give to say what it wants; also after an answer."""
-        until = self.host.now + self._config.handshake_timeout_seconds
+    def enter(self, wire: Wire, seconds: float | None = None) -> None:
+        """A connection has from now on so much time until it is closed: by default what settings give it to say what
+        it wants, also after an answer."""
+        until = self.host.now + (self._config.handshake_timeout_seconds if seconds is None else seconds)
         self.waiting.set(wire, until)
         self._alarm.by(until)
 

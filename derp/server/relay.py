@@ -16,7 +16,6 @@ import trio
 
 from derp.close_reason import CloseReason
 from derp.config import RelayConfig, RelayRules
-from derp.protocol.frames import FrameType, encode_frame
 from derp.protocol.messages import Restarting, encode
 from derp.relay.clients import Client
 from derp.relay.deadlines import Deadlines
@@ -26,11 +25,12 @@ from derp.relay.rounds import Round
 from derp.relay.router import Router
 from derp.relay.rtt import ERROR_BUCKET, NON_TCP_BUCKET, rtt_bucket
 from derp.server.admission import Admission
+from derp.server.advisor import LOOK_SECONDS, health_frame
 from derp.server.bootstrap import BootstrapDns
 from derp.server.lobby import Lobby
 from derp.server.memory import memory_bytes
 from derp.server.mesh import Mesh
-from derp.server.session import Sessions
+from derp.server.session import ClientSession, Sessions
 from derp.server.upgrade import DerpUpgrades
 from derp.transport.alarm import Alarm
 from derp.transport.host import Host, Wire
@@ -47,6 +47,8 @@ _HANG_UP_SECONDS: Final = 1.0
 # A stock node keeps a silent relay as its home if it heard a frame from the relay in the last 8 s, and it notes one
 # frame in 5 s.  So a client that we close later than this after the announcement gets the announcement again.
 _ANNOUNCED_SECONDS: Final = 1.0
+# A relay that is restarted is back in about a second: only what lasts is worth a word to everybody.
+_AWAY_SECONDS: Final = 3.0
 
 
 class Relay:
@@ -95,6 +97,7 @@ class Relay:
         # clients that were told that nothing more comes, and until when they may hang up themselves
         self._leaving = Deadlines[Wire]()
         self._leaving_alarm = Alarm(host, self._hang_up, self._leaving)
+        self._away_since: dict[str, float] = {}
         self._announcement = b""
         self._announced_at = 0.0
 
@@ -108,6 +111,7 @@ class Relay:
             nursery.start_soon(self.bootstrap.refresh_forever)
             if self.mesh is not None:
                 nursery.start_soon(self.mesh.run, self.config.mesh_with)
+            self.host.call_at(self.host.tick() + LOOK_SECONDS, self._look)
             task_status.started()
 
     def configure(self, rules: RelayRules) -> None:
@@ -158,6 +162,7 @@ class Relay:
         """Tell every client that this relay goes down and when to come back."""
         self.is_draining = True
         frame = encode(Restarting(int(reconnect_in_seconds * 1000), int(try_for_seconds * 1000)))
+        frame += health_frame("this relay is about to stop or to be restarted: this machine connects anew by itself")
         self._announcement, self._announced_at = frame, self.host.tick()
         self._announce(self.router.clients.values())
 
@@ -205,11 +210,31 @@ class Relay:
         """What is known of each relay that we are to mesh with."""
         return tuple(self.mesh.states.values()) if self.mesh is not None else ()
 
-    # --- telling
+    # --- what clients are told
 
-    def send_health(self, client: Client, text: str) -> None:
-        """Show `text` to the user of a client; empty takes it back."""
-        self.router.send(client, encode_frame(FrameType.HEALTH, text.encode()))
+    def _look(self) -> None:
+        """Look for what is the matter with clients, every second."""
+        host, router, advisor = self.host, self.router, self.sessions.advisor
+        host.call_at(host.now + LOOK_SECONDS, self._look)
+        for wire in host.blocked:
+            if isinstance(wire.session, ClientSession) and (queue := wire.session.client.queue) is not None:
+                advisor.note_slow(wire.session.client, queue.oldest_seconds(host.now))
+        lost, router.lost_by = router.lost_by, {}
+        advisor.note_lost(lost.items())
+        advisor.tell_all(self._mesh_trouble(host.now))
+
+    def _mesh_trouble(self, now: float) -> str:
+        """The relays that have been away for a while, in a sentence for users."""
+        for state in self.mesh_states():
+            if state.is_up or state.is_ourselves:
+                self._away_since.pop(state.name, None)
+            else:
+                self._away_since.setdefault(state.name, now)
+        away = [name for name, since in self._away_since.items() if now - since >= _AWAY_SECONDS]
+        if not away:
+            return ""
+        names = ", ".join(away[:3]) + (f" and {len(away) - 3} more" if len(away) > 3 else "")
+        return f"this relay is cut off from {names} of its region: machines that are connected there are out of reach"
 
 
 def _open_verifier(config: RelayConfig) -> "Verifier | None":

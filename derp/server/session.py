@@ -8,6 +8,7 @@ Greeting for each upgrade; the Greeting makes the ClientSession.
 import logging
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Final
 
 from derp.close_reason import CloseReason
@@ -26,6 +27,7 @@ from derp.relay.limits import TokenBucket
 from derp.relay.queue import count_lost, frame_starts
 from derp.relay.router import Route, Router
 from derp.server.admission import Admission, Question, Verdict
+from derp.server.advisor import REFUSED_TEXT, Advisor, health_frame
 from derp.server.explain import Departures
 from derp.server.lobby import Lobby
 from derp.transport.alarm import Alarm
@@ -39,6 +41,8 @@ _TAKE_BYTES: Final = 32 * 1024
 # A pause costs the relay a timer and two system calls.  A shorter one, or what rounding left of an earlier one, stays a
 # debt of the client, and its next pause includes it.
 _SHORTEST_PAUSE_SECONDS: Final = 0.001
+# How long a refused client may wait before it is closed: as long as genuine clients wait at most before they try anew.
+_REFUSED_SECONDS: Final = 5.0
 # Between two looks at how many frames clients get in one flush.
 _SAMPLE_SECONDS: Final = 0.5
 # Strangers can cause such lines: the log gets one a minute of each kind, with the number of the others.
@@ -74,6 +78,7 @@ class Sessions:
         self.own_key = b""
         """The key of the client with which the server checks itself: it always comes in, and nobody hears of it."""
         self.departures = Departures()
+        self.advisor = Advisor(router, host)
         self._rarely = Rarely(_TELL_SECONDS)
         self.mesh_write_seconds = mesh_write_seconds
         self.rate = RateConfig()
@@ -195,9 +200,10 @@ class Sessions:
             return None
         return TokenBucket(rate.client_bytes_per_second, rate.client_burst_bytes, self.host.now)
 
-    def throttle(self, client: Client, seconds: float) -> None:
+    def throttle(self, client: Client, seconds: float, bytes_per_second: float) -> None:
         """Stop reading a client for a while.  Its bytes wait in the kernels on the way; the relay drops nothing."""
         self.router.counters.rate_limited += 1
+        self.advisor.note_throttled(client, seconds, bytes_per_second)
         self.host.pause(client.wire)
         until = self.host.now + seconds
         self.throttled.set(client.wire, until)
@@ -236,12 +242,13 @@ class Greeting:
     Whoever makes a Greeting sends its `hello` first.
     """
 
-    __slots__ = ("_handshake", "_is_ideal", "_sessions", "_wire")
+    __slots__ = ("_handshake", "_is_ideal", "_refusal", "_sessions", "_wire")
 
     def __init__(self, sessions: Sessions, wire: Wire, *, is_ideal: bool) -> None:
         self._sessions = sessions
         self._wire = wire
         self._is_ideal = is_ideal
+        self._refusal: str | None = None  # why it is not let in, once that was decided
         self._handshake = ServerHandshake(
             sessions.private,
             random_bytes=sessions.random_bytes,
@@ -255,9 +262,11 @@ class Greeting:
 
     def received(self, at: int, end: int) -> int:
         handshake, sessions = self._handshake, self._sessions
+        if self._refusal is not None:
+            return end
         for identified in handshake.receive_data(sessions.host.view[at:end]):
             self._decide(identified)
-            return end - len(handshake.trailing_data())
+            return end if self._refusal is not None else end - len(handshake.trailing_data())
         return end
 
     def _decide(self, client: ClientIdentified) -> None:
@@ -282,7 +291,19 @@ class Greeting:
         if verdict.allowed:
             self._admit(is_mesh_peer=False)
         else:
-            raise WireEnded(CloseReason.NOT_ADMITTED, _refusal(key, verdict))
+            self._refuse(verdict)
+
+    def _refuse(self, verdict: Verdict) -> None:
+        """Say so, and let the client wait.  A genuine client shows the text to its user, and takes any frame for a sign
+        that all is well: closed at once it would come back a hundred times a second."""
+        sessions, wire, client = self._sessions, self._wire, self._handshake.client
+        assert client is not None
+        self._refusal = _refusal(client.key, verdict)
+        self._tell_end(CloseReason.NOT_ADMITTED, self._refusal)
+        sessions.lobby.enter(wire, _REFUSED_SECONDS)
+        sessions.host.resume(wire)  # or nobody would see it leave
+        with suppress(WireEnded):  # it has left, which its next event shows
+            wire.push(health_frame(REFUSED_TEXT))
 
     def _is_waiting(self) -> bool:
         """Whether the client is still there.  The host does not read it, so nobody else sees it leave."""
@@ -299,8 +320,8 @@ class Greeting:
         if wire.session is not self:
             return  # it left, or its deadline passed, before the answer came
         if not verdict.allowed:
-            assert self._handshake.client is not None
-            host.close(wire, CloseReason.NOT_ADMITTED, _refusal(self._handshake.client.key, verdict))
+            self._refuse(verdict)
+            host.flush()
             return
         try:
             self._admit(is_mesh_peer=False)
@@ -343,6 +364,7 @@ class Greeting:
             client.queue = router.new_queue(client)
             sessions.host.await_room(wire)
         router.register(client)
+        sessions.advisor.note_arrival(client)
         for notify in sessions.on_register:
             notify(client)
         if _log.isEnabledFor(logging.INFO) and not client.is_own:
@@ -367,7 +389,11 @@ class Greeting:
 
     def ended(self, reason: CloseReason, text: str) -> None:
         self._sessions.lobby.leave(self._wire)
-        self._sessions.lobby.count_closed(reason)
+        self._sessions.lobby.count_closed(reason if self._refusal is None else CloseReason.NOT_ADMITTED)
+        if self._refusal is None:
+            self._tell_end(reason, text)
+
+    def _tell_end(self, reason: CloseReason, text: str) -> None:
         # People whose clients were turned away ask the operator why; everybody else here is a scanner or a probe.
         level = logging.INFO if reason is CloseReason.NOT_ADMITTED else logging.DEBUG
         opened = self._handshake.client
@@ -418,7 +444,7 @@ class ClientSession:
         charged = max(rest - at - HEADER_BYTES * (client.packets_in - before), 0)
         wait = bucket.spend(host.now, charged)
         if wait > _SHORTEST_PAUSE_SECONDS:
-            sessions.throttle(client, wait)
+            sessions.throttle(client, wait, bucket.per_second)
         return rest
 
     def writable(self) -> None:
@@ -427,7 +453,9 @@ class ClientSession:
     def ended(self, reason: CloseReason, text: str) -> None:
         sessions, client = self._sessions, self.client
         sessions.throttled.clear(client.wire)
+        member = client.member
         sessions.router.unregister(client)
+        sessions.advisor.note_departure(client, member)
         sessions.lobby.count_closed(reason)
         sessions.router.counters.write_timeouts += reason is CloseReason.WRITE_TIMEOUT
         why = reason.told(text)

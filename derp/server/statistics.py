@@ -82,6 +82,7 @@ def _of_relay(relay: Relay) -> dict[str, Any]:
             for state in relay.mesh_states()
             if not state.is_ourselves
         ),
+        "health_texts": relay.sessions.advisor.totals(),
         "rate_bytes_per_second": relay.sessions.rate.client_bytes_per_second,
         "rate_burst_bytes": relay.sessions.rate.client_burst_bytes,
         "bootstrap": relay.bootstrap.totals(),

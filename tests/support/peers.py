@@ -157,6 +157,8 @@ class Peers:
         send, receive = trio.open_memory_channel[Event](math.inf)
         self._events[name] = send
         hello = await self.ask("connect", name, **arguments)
+        if hello["first"]["event"] == "health" and not reconnect:  # our relay says why it lets nobody in
+            raise PeerError(hello["first"]["problem"])
         return Peer(name, bytes.fromhex(hello["key"]), hello, self, receive)
 
     async def ask(self, op: str, peer: str, **arguments: object) -> Event:

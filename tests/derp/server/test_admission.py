@@ -5,10 +5,13 @@ import pytest
 from derp.config import RelayConfig
 from derp.keys import MeshKey, NodePrivate
 from derp.server.admission import Admission, Question, Verdict
+from derp.server.advisor import REFUSED_TEXT, health_frame
 from tests.derp.server.test_server import UPGRADE, client_info
 from tests.derp.server.world import ask, call, closed, open_server, relay_config
 
 GOOD, BAD, OTHER = b"g" * 32, b"b" * 32, b"o" * 32
+pytestmark = pytest.mark.usefixtures("refused_briefly")
+
 MESH = MeshKey(b"m" * 32)
 
 
@@ -85,7 +88,7 @@ async def test_lists_in_a_relay() -> None:
             rest = (await ask(server, UPGRADE + client_info(private, server.relay.public_key.raw))).partition(
                 b"\r\n\r\n"
             )[2]
-            assert rest == server.relay.sessions.greeting  # and no ServerInfo
+            assert rest == server.relay.sessions.greeting + health_frame(REFUSED_TEXT)  # and no ServerInfo
             assert closed(server) == {"not_admitted": number}
         relay = await call(server, private=other, mesh_key=MESH)  # a relay of the region is no stranger
         await caller.aclose()

@@ -11,6 +11,7 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable
 
+import pytest
 import trio
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -23,6 +24,7 @@ from derp.protocol.stun import encode_request
 from derp.relay.clients import Client
 from derp.relay.counters import DropReason, PacketKind
 from derp.relay.turns import Turns
+from derp.server.advisor import health_frame
 from derp.server.server import RelayServer
 from tests.derp.server.control_plane import NO, YES, open_control_plane
 from tests.derp.server.mesh_world import Node, open_impostor, open_nodes, until
@@ -56,6 +58,7 @@ CONSTANT = {
     "uptime_sec": "the time, in whole seconds: test_varz.py",
     "derp_memstats_sys0": "the process's memory at its highest",
     "derp_certificate_expires_timestamp_seconds": "a date: test_certificates.py",
+    "derp_health_texts": "by what is the matter: test_advisor.py",
     "derp_queued_bytes_limit": "of the machine, or a setting",
     "derp_reactor_in_trios_place": "of the loop: tests/derp/transport/test_trioloop.py",
     "derp_build_info": "of the program",
@@ -195,8 +198,8 @@ async def slow_readers(rows: Rows) -> None:
                 await one.send(slow.key, *[packet] * 20)
                 await one.ping()
         rows.look(server)
-        server.relay.send_health(server.relay.router.clients[2], "x" * 40_000)
-        server.relay.send_health(server.relay.router.clients[2], "x" * 40_000)  # which does not fit any more
+        for _ in range(2):  # the second does not fit any more
+            server.relay.router.send(server.relay.router.clients[2], health_frame("x" * 40_000))
         await slow.aclose()
         await until(one, lambda: slow.key not in server.relay.router.routes)
         rows.look(server)
@@ -255,7 +258,7 @@ async def a_slow_watcher(rows: Rows) -> None:
         await until(one, lambda: count_watchers(server) == 1)
         client = next(iter(server.relay.router.watchers))
         while count_of(server, CloseReason.TOO_SLOW) == 0:
-            server.relay.send_health(client, "x" * 1_000_000)
+            server.relay.router.send(client, health_frame("x" * 1_000_000))
             await one.ping()
         rows.look(server)
         await one.aclose()
@@ -401,6 +404,7 @@ EVERYTHING: tuple[Callable[[Rows], Awaitable[None]], ...] = (
 )
 
 
+@pytest.mark.usefixtures("refused_briefly")
 async def test_every_row_of_both_pages_is_moved_by_something() -> None:
     rows = Rows()
     for scenario in EVERYTHING:

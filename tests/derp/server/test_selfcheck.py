@@ -116,7 +116,7 @@ async def test_its_own_client_is_nobody_s_business(caplog: pytest.LogCaptureFixt
 
 async def test_an_allow_list_holds_for_all_others() -> None:
     async with checked(allow_keys=frozenset()) as (server, check):
-        with pytest.raises(ConnectError, match="closed the connection"):
+        with pytest.raises(ConnectError, match="does not admit this machine"):
             await call(server)
         assert check.failure_count == 0
 
@@ -205,7 +205,7 @@ async def test_nobody_can_be_admitted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("derp.server.selfcheck._ADMISSION_SECONDS", 0.2)
     async with open_control_plane(lambda request: None) as plane, checked(verify_client_url=plane.url) as (server, _):
         assert plane.requests == [], "its own client is not asked about"
-        with pytest.raises(ConnectError, match="closed the connection"):
+        with pytest.raises(ConnectError, match="does not admit this machine"):
             await call(server)
         await until_problem(server, "nobody can be admitted")
         assert not stun_answers(server)

@@ -26,6 +26,7 @@ from derp.protocol.messages import (
     ClientInfo,
     ClosePeer,
     ForwardPacket,
+    Health,
     NotePreferred,
     PeerGone,
     PeerPresent,
@@ -40,6 +41,7 @@ from derp.protocol.messages import (
 from derp.protocol.websocket import Opcode
 from derp.relay.counters import DropReason
 from derp.server.admission import Verdict
+from derp.server.advisor import REFUSED_TEXT
 from tests.derp.server.bare_relay import KINDS, MESH_KEY, BareRelay, Peer, SlowVerifier
 from tests.support.wires import TlsWire, WebSocketWire, masked
 
@@ -227,14 +229,26 @@ def test_a_wrong_mesh_key_is_a_line_once_a_minute(
 # --- admission
 
 
-def test_a_denied_key_is_turned_away_without_a_word(open_bare: Open) -> None:
+def wait_for_the_end(bare: BareRelay, peer: Peer) -> None:
+    """A client that was refused is closed after five seconds, whatever it says meanwhile."""
+    bare.time += 4.9
+    peer.write(b"whatever it says")
+    bare.serve()
+    assert (peer.read(), peer.ended) == ([], False)
+    bare.time += 0.2
+    bare.serve()
+    assert (peer.read(), peer.ended) == ([], True)
+    assert bare.closed() == {CloseReason.NOT_ADMITTED: 1}
+
+
+def test_a_denied_key_is_told_and_turned_away(open_bare: Open) -> None:
     private = NodePrivate(b"x" * 32)
     bare = open_bare(deny_keys=frozenset({private.public().raw}))
     peer = bare.open(private=private)
     peer.read()
     bare.serve()
-    assert (peer.read(), peer.ended) == ([], True)
-    assert bare.closed() == {CloseReason.NOT_ADMITTED: 1}
+    assert (peer.read(), peer.ended) == ([Health(REFUSED_TEXT)], False)
+    wait_for_the_end(bare, peer)
     # ... unless it proves to be a relay of ours.
     assert bare.connect(private=private, mesh_key=MESH_KEY).client.is_mesh_peer
 
@@ -262,8 +276,8 @@ def test_a_client_waits_for_the_verdict(open_bare: Open, kind: str, verdict: boo
         assert mesh.read_packets() == [b"early", b"in two parts", b"later"]
         assert peer.read() == [ServerInfo()]
     else:
-        assert (mesh.read(), peer.read(), peer.ended) == ([], [], True)
-        assert bare.closed() == {CloseReason.NOT_ADMITTED: 1}
+        assert (mesh.read(), peer.read(), peer.ended) == ([], [Health(REFUSED_TEXT)], False)
+        wait_for_the_end(bare, peer)
     assert len(bare.lobby.waiting) == 0
 
 
@@ -288,8 +302,8 @@ def test_a_client_is_refused_at_once_where_too_many_wait(open_bare: Open) -> Non
     peer.read()
     peer.write(client_info(bare, private))
     bare.serve()
-    assert (peer.read(), peer.ended) == ([], True)
-    assert bare.closed() == {CloseReason.NOT_ADMITTED: 1}
+    assert (peer.read(), peer.ended) == ([Health(REFUSED_TEXT)], False)
+    wait_for_the_end(bare, peer)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -12,6 +12,7 @@ import trio.testing
 
 from derp.keys import MeshKey, NodePrivate
 from derp.server.admission import Verdict
+from derp.server.advisor import REFUSED_TEXT, health_frame
 from derp.server.server import RelayServer
 from derp.server.tailscaled import MAX_ANSWER_BYTES, TailscaledJudge
 from tests.derp.server.control_plane import NO, YES, Answer, open_control_plane
@@ -19,6 +20,8 @@ from tests.derp.server.tailscaled import HOST_NAME, OWN_KEY, Tailscaled, open_ta
 from tests.derp.server.test_door import last_get
 from tests.derp.server.test_server import UPGRADE, client_info
 from tests.derp.server.world import ask, call, closed, open_server, relay_config
+
+pytestmark = pytest.mark.usefixtures("refused_briefly")
 
 KEY = bytes(range(32))
 NODE = b'{"Node":{"Key":"nodekey:00"}}'
@@ -193,7 +196,7 @@ def knows(tailscaled: Tailscaled, *nodes: NodePrivate) -> None:
 async def is_refused(server: RelayServer, private: NodePrivate) -> bool:
     before = closed(server).get("not_admitted", 0)
     rest = (await ask(server, UPGRADE + client_info(private, server.relay.public_key.raw))).partition(b"\r\n\r\n")[2]
-    assert rest == server.relay.sessions.greeting  # and no ServerInfo
+    assert rest == server.relay.sessions.greeting + health_frame(REFUSED_TEXT)  # and no ServerInfo
     return closed(server).get("not_admitted", 0) == before + 1
 
 

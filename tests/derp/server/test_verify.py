@@ -13,6 +13,7 @@ from derp.errors import ConnectError
 from derp.keys import MeshKey, NodePrivate
 from derp.protocol.messages import RecvPacket
 from derp.server.admission import Finding, Question, Verdict
+from derp.server.advisor import REFUSED_TEXT, health_frame
 from derp.server.server import RelayServer
 from derp.server.verify import (
     COMPLAIN_SECONDS,
@@ -44,6 +45,8 @@ from tests.derp.server.world import (
     port_of,
     relay_config,
 )
+
+pytestmark = pytest.mark.usefixtures("refused_briefly")
 
 KEY = bytes(range(32))
 
@@ -457,7 +460,7 @@ async def test_yes_comes_in_no_is_closed_and_others_never_wait() -> None:
         plane.gate.set()
         assert await a.receive() == RecvPacket(guest.public().raw, b"behind the handshake")
         rest = (await ask(server, UPGRADE + client_info(stranger, key))).partition(b"\r\n\r\n")[2]
-        assert rest == server.relay.sessions.greeting
+        assert rest == server.relay.sessions.greeting + health_frame(REFUSED_TEXT)
         assert closed(server) == {"not_admitted": 1}
         asked = len(plane.requests)
         again = await call(server, private=guest)  # which is remembered
