@@ -94,10 +94,11 @@ class Peer:
         await self._ask("close")
 
     async def receive(self, *kinds: str) -> Event:
-        """The next message, or the next of these kinds; keep-alives are passed over unless asked for."""
+        """The next message, or the next of these kinds; keep-alives, and what our relay tells users, are passed over
+        unless asked for."""
         with trio.fail_after(PATIENCE_SECONDS):
             async for event in self._events:
-                if event["event"] in kinds or (not kinds and event["event"] != "keep_alive"):
+                if event["event"] in kinds or (not kinds and event["event"] not in ("keep_alive", "health")):
                     return event
         raise PeerError(f"{self.name}: the client program ended")
 
