@@ -191,7 +191,8 @@ class Cubic:
             count = min(self.ssthresh - pipe, limit)
         if not self._recovery_sent:
             count = max(count, self._mss)  # the first retransmission goes out at once
-        self.cwnd = pipe + max(count, 0)
+        # One segment is always allowed: with nothing under way nobody would ask for the next.
+        self.cwnd = max(pipe + max(count, 0), self._mss)
 
     def on_recovery_sent(self, size: int) -> None:
         self._recovery_sent += size
