@@ -155,6 +155,14 @@ def control_plane_unreachable() -> Refused:
     )
 
 
+def not_signed() -> Refused:
+    return Refused(
+        401,
+        "Only the control plane may say so.",
+        "X-Tailnet-Signature is missing, is made with another secret, or is of another time: see docs/auth.md.",
+    )
+
+
 def signing_keys_missing() -> Refused:
     return Refused(
         503,

@@ -21,6 +21,7 @@ from tailnet.api import (
     agent_page,
     agent_reports,
     agents,
+    auth_changed,
     buildinfo,
     connection,
     debug,
@@ -72,7 +73,7 @@ def create_app(services: Services) -> FastAPI:
     # An agent's own resource after those whose fixed name could be taken for its id.
     of_me = agent_reports, stats_socket, agent_manifest, git_keys, external_auth_agents
     of_agents = instance_identity, connection, *of_me, agents, logs, metadata
-    of_users = buildinfo, users, workspaces, external_auth
+    of_users = buildinfo, users, workspaces, external_auth, auth_changed
     for_people = home, sign_in, agent_page, link_page, live_script
     for resource in (*for_people, *of_agents, *of_users, derp_map, events, health, debug, support, operators, docs):
         app.include_router(resource.router, responses={"4XX": {"model": Refusal}, "5XX": {"model": Refusal}})

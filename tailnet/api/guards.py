@@ -70,6 +70,7 @@ class Services:
     metrics: Callable[[], bytes]  # a page in Prometheus' text format
     pages: Mapping[str, Page | Question] = field(default_factory=dict)  # below /debug/, by path
     tracing: Tracing | None = None
+    forget_answers: Callable[[], None] | None = None  # of the control plane, where it is asked
     limits: CallerLimits = field(default_factory=CallerLimits)
     identity_limits: StrangerLimits = field(
         default_factory=lambda: StrangerLimits(IDENTITIES_PER_ADDRESS, IDENTITIES_OF_ALL)

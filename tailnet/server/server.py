@@ -413,6 +413,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             access_url=access_url,
             metrics=metrics_page(self.reading, self.relay_statistics),
             pages=self._make_operators_pages(why),
+            forget_answers=self.callers.call_out.forget if self.callers.call_out is not None else None,
             limits=self.limits,
             identity_limits=self.identity_limits,
         )

@@ -29,6 +29,7 @@ OPEN = {
     "/api/v2/openapi.json": "the same, for programs",
     "/{path:path}": "unknown websockets, which get a 404",
     "/api/v2/buildinfo": "SDKs ask for the version before they have a token",
+    "/api/v2/auth/changed": "its signature proves who calls",
     "/api/v2/workspaceagents/aws-instance-identity": "the body proves who calls",
     "/api/v2/workspaceagents/azure-instance-identity": "the body proves who calls",
     "/api/v2/workspaceagents/google-instance-identity": "the body proves who calls",

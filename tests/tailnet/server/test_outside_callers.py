@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from derp.protocol.websocket import CloseCode
+from tailnet.auth.call_out_wire import SIGNATURE_HEADER, TIMESTAMP_HEADER, signature
 from tailnet.proto.generated import agent_pb2 as agent_messages
 from tailnet.proto.generated import tailnet_pb2 as tailnet
 from tailnet.server.server import CoordinatorServer
@@ -133,6 +134,24 @@ async def test_a_user_who_is_nobody_any_more(server: CoordinatorServer, plane: C
         assert not of_the_store.closed.is_set()
         assert not agent_peer.closed.is_set()
         assert server.reading().revoked_connections == 1
+
+
+async def test_at_once_when_the_control_plane_says_so(server: CoordinatorServer, plane: ControlPlane) -> None:
+    plane.more = {"max_age": 3_600}
+    host, port = next((each.host, each.port) for each in server.listening if each.kind != "stun")
+    async with open_peer(server, AGENT_DOOR, "new's") as agent_peer, open_peer(server, MANY_DOOR, "dora's") as client:
+        mine, theirs = await agent_peer.coordinate(), await client.coordinate()
+        await meet(mine, agent_peer, theirs, client)
+        del plane.users["dora's"]
+        timestamp = str(int(time.time()))
+        headers = {TIMESTAMP_HEADER: timestamp, SIGNATURE_HEADER: signature(SECRET, timestamp, b"{}")}
+        async with httpx.AsyncClient(base_url=f"http://{host}:{port}") as caller:
+            assert (await caller.post("/api/v2/auth/changed", content=b"{}")).status_code == 401
+            assert not client.closed.is_set()
+            answer = await caller.post("/api/v2/auth/changed", content=b"{}", headers=headers)
+            assert answer.status_code == 204
+        assert await client.wait_closed() == CloseCode.POLICY_VIOLATION
+        assert not agent_peer.closed.is_set()
 
 
 async def test_an_agent_that_is_replaced(server: CoordinatorServer, plane: ControlPlane) -> None:
