@@ -34,19 +34,20 @@ def secrets_group() -> None:
 
 @secrets_group.command("new-key")
 @click.argument("file", type=FILE)
+@click.option("--last", is_flag=True, help="at the end, where it only decrypts, until every server has it")
 @click.option("--json", "as_json", is_flag=True, help="say the outcome as one JSON object")
-def new_key(file: str, as_json: bool) -> None:
+def new_key(file: str, last: bool, as_json: bool) -> None:
     """Put a new key on top of FILE, which is made if it is missing.
 
     The key on top encrypts, all of them decrypt.  Servers take it on SIGHUP; when all have, `reseal` encrypts with it
     what is there already, and the old lines may go.  Keep a copy of FILE apart from copies of the store: without it
     what is encrypted is lost.
     """
-    count = add_key(Path(file))
+    count = add_key(Path(file), last=last)
     if as_json:
         say_json({"file": file, "keys": count})
     else:
-        console().print(f"{file}: {count} key{'s' if count > 1 else ''}, the first one is new")
+        console().print(f"{file}: {count} key{'s' if count > 1 else ''}, the {'last' if last else 'first'} one is new")
 
 
 @secrets_group.command()

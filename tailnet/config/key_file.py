@@ -44,17 +44,21 @@ def read_key_file(path: Path) -> tuple[bytes, ...]:
     return tuple(keys)
 
 
-def add_key(path: Path) -> int:
-    """Put a new key on top of the file, which is made if it is missing.  Returns how many it has.  Raises ConfigError.
+def add_key(path: Path, *, last: bool = False) -> int:
+    """Put a new key on top of the file, or at its end, where it only decrypts; the file is made if it is missing.
+
+    Returns how many it has.  Raises ConfigError.
 
     Whole or not at all, and never readable to others.
     """
-    before = b"\n".join(b64encode(key) for key in read_key_file(path)) + b"\n" if path.exists() else b""
+    before = list(read_key_file(path)) if path.exists() else []
+    fresh = os.urandom(KEY_BYTES)
+    keys = [*before, fresh] if last else [fresh, *before]
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(b64encode(os.urandom(KEY_BYTES)) + b"\n" + before)
+                file.write(b"".join(b64encode(key) + b"\n" for key in keys))
                 file.flush()
                 os.fsync(file.fileno())
             Path(temporary).replace(path)

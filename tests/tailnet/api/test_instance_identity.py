@@ -18,7 +18,7 @@ from tailnet.store.store import Store
 from tests.support.api_world import LOCAL, STRANGER, World
 from tests.support.cloud_world import INSTANCES, make_cloud_world
 from tests.support.clouds import NOW, Aws, Azure, Google, certify, write_anchors
-from tests.support.seeds import AgentSpec, fill, make_id, peer_id, seed_document
+from tests.support.seeds import AgentSpec, fill, make_id, peer_id, seed_document, user_token
 
 PREFIX = "/api/v2/workspaceagents/"
 VECTORS = Path(__file__).parents[2] / "vectors" / "api"
@@ -80,6 +80,15 @@ async def test_a_proof_opens_a_session(world: World, clouds: Clouds, cloud: str,
     world.services = replace(world.services, callers=type(world.services.callers)(world.store))
     async with world.client(token=token) as client:
         assert (await client.get(f"{PREFIX}me/manifest")).status_code == 401
+
+
+async def test_its_owner_sees_the_instance(world: World) -> None:
+    async with world.client(token=user_token("alice")) as client:
+        seen = (await client.get(f"{PREFIX}{make_id('main')}")).json()
+        world.store.issued.set_instance(peer_id("main"), "", NOW)
+        without = (await client.get(f"{PREFIX}{make_id('main')}")).json()
+    assert seen["instance_id"] == "i-0123"
+    assert "instance_id" not in without
 
 
 async def test_a_proof_may_be_shown_again_and_its_tokens_are_bounded(world: World, clouds: Clouds) -> None:

@@ -55,6 +55,9 @@ def test_a_key_is_added_on_top(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert add_key(path) == 2
     assert read_key_file(path)[1:] == first
+    two = read_key_file(path)
+    assert add_key(path, last=True) == 3
+    assert read_key_file(path)[:2] == two
     assert list(tmp_path.iterdir()) == [path]
 
 

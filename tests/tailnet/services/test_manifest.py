@@ -3,6 +3,7 @@
 import pytest
 
 from tailnet.config import CoordinatorConfig
+from tailnet.config.external_auth import providers
 from tailnet.proto.generated import agent_pb2 as agent
 from tailnet.proto.generated import tailnet_pb2 as tailnet
 from tailnet.services.manifest import manifest
@@ -22,6 +23,18 @@ def made(store: Store, agent_id: bytes = MAIN, derp_map: bytes = b"") -> agent.M
     assert row is not None
     [identity] = store.callers.agent_identities([row.id]).values()
     return manifest(identity, row, store.apps.definitions(row.id), CoordinatorConfig(), derp_map)
+
+
+def test_it_says_how_many_providers_there_are(store: Store) -> None:
+    """Agents offer git their help where there is one."""
+    fill(store)
+    row = store.callers.get_agent(MAIN)
+    assert row is not None
+    [identity] = store.callers.agent_identities([MAIN]).values()
+    table = {"type": "github", "client_id": "x", "client_secret": "y"}
+    config = CoordinatorConfig(external_auth=providers([table, table | {"id": "other"}]))
+    assert manifest(identity, row, store.apps.definitions(MAIN), config, b"").git_auth_configs == 2
+    assert made(store).git_auth_configs == 0
 
 
 def test_apps(store: Store) -> None:
