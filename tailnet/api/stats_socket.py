@@ -14,6 +14,7 @@ from fastapi import APIRouter, WebSocket
 from starlette.types import Message
 from starlette.websockets import WebSocketDisconnect
 
+from tailnet import refusals
 from tailnet.api.agent_reports import Stats, note_stats
 from tailnet.api.authorise import check_origin
 from tailnet.api.bodies import MAX_BODY_BYTES, parse_body
@@ -34,6 +35,12 @@ router = APIRouter(prefix="/api/v2/workspaceagents/me", tags=["agents"])
 ASK: Final = "{}\n"
 # An agent has its numbers at hand.
 ANSWER_SECONDS: Final = 30.0
+
+
+@router.get("/report-stats", include_in_schema=False)
+async def without_upgrade(caller: CallingAgent) -> None:
+    """A request that lost its upgrade on the way is told so."""
+    raise refusals.upgrade_missing()
 
 
 @router.websocket("/report-stats")

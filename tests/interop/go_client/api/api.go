@@ -129,6 +129,27 @@ func (e AppStatusBodyState) Valid() bool {
 	}
 }
 
+// Defines values for CheckRowSeverity.
+const (
+	CheckRowSeverityError   CheckRowSeverity = "error"
+	CheckRowSeverityOk      CheckRowSeverity = "ok"
+	CheckRowSeverityWarning CheckRowSeverity = "warning"
+)
+
+// Valid indicates whether the value is a known member of the CheckRowSeverity enum.
+func (e CheckRowSeverity) Valid() bool {
+	switch e {
+	case CheckRowSeverityError:
+		return true
+	case CheckRowSeverityOk:
+		return true
+	case CheckRowSeverityWarning:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for ConnectionRowAction.
 const (
 	CONNECT    ConnectionRowAction = "CONNECT"
@@ -168,6 +189,51 @@ func (e ConnectionRowType) Valid() bool {
 	case UNSPECIFIED:
 		return true
 	case VSCODE:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for FindingRowSeverity.
+const (
+	FindingRowSeverityError   FindingRowSeverity = "error"
+	FindingRowSeverityOk      FindingRowSeverity = "ok"
+	FindingRowSeverityWarning FindingRowSeverity = "warning"
+)
+
+// Valid indicates whether the value is a known member of the FindingRowSeverity enum.
+func (e FindingRowSeverity) Valid() bool {
+	switch e {
+	case FindingRowSeverityError:
+		return true
+	case FindingRowSeverityOk:
+		return true
+	case FindingRowSeverityWarning:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for HealthPageState.
+const (
+	HealthPageStateError   HealthPageState = "error"
+	HealthPageStateOk      HealthPageState = "ok"
+	HealthPageStateUnknown HealthPageState = "unknown"
+	HealthPageStateWarning HealthPageState = "warning"
+)
+
+// Valid indicates whether the value is a known member of the HealthPageState enum.
+func (e HealthPageState) Valid() bool {
+	switch e {
+	case HealthPageStateError:
+		return true
+	case HealthPageStateOk:
+		return true
+	case HealthPageStateUnknown:
+		return true
+	case HealthPageStateWarning:
 		return true
 	default:
 		return false
@@ -485,22 +551,22 @@ func (e WorkspaceResourceWorkspaceTransition) Valid() bool {
 
 // Defines values for WorkspaceScriptStatus.
 const (
-	ExitFailure   WorkspaceScriptStatus = "exit_failure"
-	Ok            WorkspaceScriptStatus = "ok"
-	PipesLeftOpen WorkspaceScriptStatus = "pipes_left_open"
-	TimedOut      WorkspaceScriptStatus = "timed_out"
+	WorkspaceScriptStatusExitFailure   WorkspaceScriptStatus = "exit_failure"
+	WorkspaceScriptStatusOk            WorkspaceScriptStatus = "ok"
+	WorkspaceScriptStatusPipesLeftOpen WorkspaceScriptStatus = "pipes_left_open"
+	WorkspaceScriptStatusTimedOut      WorkspaceScriptStatus = "timed_out"
 )
 
 // Valid indicates whether the value is a known member of the WorkspaceScriptStatus enum.
 func (e WorkspaceScriptStatus) Valid() bool {
 	switch e {
-	case ExitFailure:
+	case WorkspaceScriptStatusExitFailure:
 		return true
-	case Ok:
+	case WorkspaceScriptStatusOk:
 		return true
-	case PipesLeftOpen:
+	case WorkspaceScriptStatusPipesLeftOpen:
 		return true
-	case TimedOut:
+	case WorkspaceScriptStatusTimedOut:
 		return true
 	default:
 		return false
@@ -515,6 +581,14 @@ type AgentConnectionInfo struct {
 	DerpMap                  DerpMap `json:"derp_map"`
 	DisableDirectConnections bool    `json:"disable_direct_connections"`
 	HostnameSuffix           *string `json:"hostname_suffix,omitempty"`
+}
+
+// AgentEvent Something that happened to an agent.  `data` names it, its workspace and its owner as they were called then.
+type AgentEvent struct {
+	Data      map[string]interface{} `json:"data"`
+	Id        openapi_types.UUID     `json:"id"`
+	Timestamp time.Time              `json:"timestamp"`
+	Type      string                 `json:"type"`
 }
 
 // AgentMetadataItem A script and its last result.
@@ -605,6 +679,18 @@ type BuildInfo struct {
 	WorkspaceProxy        *bool   `json:"workspace_proxy,omitempty"`
 }
 
+// CheckRow What was looked at.  `measured`: numbers as they were, by name; `skipped`: why it cannot be measured here.
+type CheckRow struct {
+	Check    string                  `json:"check"`
+	Measured *map[string]interface{} `json:"measured,omitempty"`
+	Seconds  float32                 `json:"seconds"`
+	Severity CheckRowSeverity        `json:"severity"`
+	Skipped  *string                 `json:"skipped,omitempty"`
+}
+
+// CheckRowSeverity defines model for CheckRow.Severity.
+type CheckRowSeverity string
+
 // ConnectionRow A session that the agent says somebody opened or closed.
 type ConnectionRow struct {
 	Action       ConnectionRowAction `json:"action"`
@@ -622,6 +708,14 @@ type ConnectionRowAction string
 
 // ConnectionRowType defines model for ConnectionRow.Type.
 type ConnectionRowType string
+
+// DebugLink What a user comes in with, here and elsewhere.
+type DebugLink struct {
+	Links     []LinkBody         `json:"links"`
+	LoginType string             `json:"login_type"`
+	UserId    openapi_types.UUID `json:"user_id"`
+	Username  string             `json:"username"`
+}
 
 // DepartureRow A peer that left.
 type DepartureRow struct {
@@ -674,6 +768,43 @@ type DerpRegion struct {
 	RegionName      string     `json:"RegionName"`
 }
 
+// EventsAnswer The oldest events behind `after`.  `missed`: some of them were kept no longer.
+type EventsAnswer struct {
+	Events []AgentEvent `json:"events"`
+	Missed bool         `json:"missed"`
+	Next   int          `json:"next"`
+}
+
+// ExternalAuthResponse A token and how git presents it; or, where `url` is not empty, where the owner links the account.
+type ExternalAuthResponse struct {
+	AccessToken string                  `json:"access_token"`
+	ExpiresAt   *time.Time              `json:"expires_at,omitempty"`
+	Password    string                  `json:"password"`
+	TokenExtra  *map[string]interface{} `json:"token_extra"`
+	Type        string                  `json:"type"`
+	Url         string                  `json:"url"`
+	Username    string                  `json:"username"`
+}
+
+// FindingRow One thing that is wrong.  Programs go by the code, people by the sentences.
+type FindingRow struct {
+	Advice   string             `json:"advice"`
+	Check    *string            `json:"check,omitempty"`
+	Code     string             `json:"code"`
+	Severity FindingRowSeverity `json:"severity"`
+	What     string             `json:"what"`
+}
+
+// FindingRowSeverity defines model for FindingRow.Severity.
+type FindingRowSeverity string
+
+// GitAuthResponse The same for the oldest agents.
+type GitAuthResponse struct {
+	Password string `json:"password"`
+	Url      string `json:"url"`
+	Username string `json:"username"`
+}
+
 // GitSSHKey A pair of keys in OpenSSH's forms.
 type GitSSHKey struct {
 	PrivateKey string `json:"private_key"`
@@ -685,6 +816,19 @@ type Health struct {
 	Healthy bool    `json:"healthy"`
 	Reason  *string `json:"reason,omitempty"`
 }
+
+// HealthPage What is wrong, the worst first, and every check.  Strangers get the state alone.
+type HealthPage struct {
+	Checks     *[]CheckRow     `json:"checks,omitempty"`
+	Findings   *[]FindingRow   `json:"findings,omitempty"`
+	MeasuredAt *time.Time      `json:"measured_at,omitempty"`
+	Seconds    *float32        `json:"seconds,omitempty"`
+	State      HealthPageState `json:"state"`
+	Version    *string         `json:"version,omitempty"`
+}
+
+// HealthPageState defines model for HealthPage.State.
+type HealthPageState string
 
 // Healthcheck How an agent looks after an app.
 type Healthcheck struct {
@@ -703,6 +847,22 @@ type InvalidField struct {
 type Latency struct {
 	LatencyMs float32 `json:"latency_ms"`
 	Preferred bool    `json:"preferred"`
+}
+
+// LinkBody An account that is linked.  Nothing of its tokens is shown, to nobody.
+type LinkBody struct {
+	Authenticated bool       `json:"authenticated"`
+	CreatedAt     time.Time  `json:"created_at"`
+	Expires       *time.Time `json:"expires,omitempty"`
+	Failure       string     `json:"failure"`
+	ProviderId    string     `json:"provider_id"`
+	UpdatedAt     time.Time  `json:"updated_at"`
+}
+
+// Links What there is, and what of it the caller linked.
+type Links struct {
+	Links     []LinkBody     `json:"links"`
+	Providers []ProviderBody `json:"providers"`
 }
 
 // LogItem One line.  `id` rises over all agents.
@@ -813,6 +973,15 @@ type PeerRow struct {
 	UpdatedSeconds   *float32             `json:"updated_seconds"`
 }
 
+// ProviderBody A provider that accounts can be linked at.  `url` is where.
+type ProviderBody struct {
+	DisplayIcon string `json:"display_icon"`
+	DisplayName string `json:"display_name"`
+	Id          string `json:"id"`
+	Type        string `json:"type"`
+	Url         string `json:"url"`
+}
+
 // ProvisionerJob The job that built it, which was not ours.
 type ProvisionerJob struct {
 	CompletedAt time.Time             `json:"completed_at"`
@@ -874,6 +1043,11 @@ type ServerSentEventType string
 // SessionToken What the agent comes in with from now on.
 type SessionToken struct {
 	SessionToken openapi_types.UUID `json:"session_token"`
+}
+
+// SettingsPage Settings by name.
+type SettingsPage struct {
+	Settings map[string]interface{} `json:"settings"`
 }
 
 // SourceRow Where a part of the DERP map comes from.
@@ -1108,6 +1282,18 @@ type Workspaces struct {
 	Workspaces []Workspace `json:"workspaces"`
 }
 
+// EventsParams defines parameters for Events.
+type EventsParams struct {
+	// After The `next` of the answer before; 0, or now for what comes next.
+	After *string `form:"after,omitempty" json:"after,omitempty"`
+
+	// Limit At most so many.
+	Limit *int `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Wait Seconds to wait for one.
+	Wait *int `form:"wait,omitempty" json:"wait,omitempty"`
+}
+
 // WebsocketTailnetParams defines parameters for WebsocketTailnet.
 type WebsocketTailnetParams struct {
 	// Version the version of the API that the caller speaks, such as 2.4
@@ -1148,6 +1334,41 @@ type AgentReportsAppStatusJSONBody struct {
 	Message *string `json:"message,omitempty"`
 	State   *string `json:"state,omitempty"`
 	Uri     *string `json:"uri,omitempty"`
+}
+
+// ExternalAuthAgentsExternalAuthParams defines parameters for ExternalAuthAgentsExternalAuth.
+type ExternalAuthAgentsExternalAuthParams struct {
+	// Match the address of a repository: the last provider whose expression is found in it
+	Match *string `form:"match,omitempty" json:"match,omitempty"`
+
+	// Id the id of a provider, in the place of an address
+	Id *string `form:"id,omitempty" json:"id,omitempty"`
+
+	// Listen wait until the owner has linked the account; whatever its value
+	Listen *bool `form:"listen,omitempty" json:"listen,omitempty"`
+
+	// Url what older agents call match
+	Url *string `form:"url,omitempty" json:"url,omitempty"`
+}
+
+// ExternalAuthAgentsGitAuthParams defines parameters for ExternalAuthAgentsGitAuth.
+type ExternalAuthAgentsGitAuthParams struct {
+	// Match the address of a repository: the last provider whose expression is found in it
+	Match *string `form:"match,omitempty" json:"match,omitempty"`
+
+	// Id the id of a provider, in the place of an address
+	Id *string `form:"id,omitempty" json:"id,omitempty"`
+
+	// Listen wait until the owner has linked the account; whatever its value
+	Listen *bool `form:"listen,omitempty" json:"listen,omitempty"`
+
+	// Url what older agents call match
+	Url *string `form:"url,omitempty" json:"url,omitempty"`
+}
+
+// ExternalAuthAgentsGitAuth200JSONResponseBody defines parameters for ExternalAuthAgentsGitAuth.
+type ExternalAuthAgentsGitAuth200JSONResponseBody struct {
+	union json.RawMessage
 }
 
 // AgentReportsLogSourceJSONBody defines parameters for AgentReportsLogSource.
@@ -1275,6 +1496,68 @@ type AgentReportsLogsJSONRequestBody AgentReportsLogsJSONBody
 // AgentReportsReportStatsJSONRequestBody defines body for AgentReportsReportStats for application/json ContentType.
 type AgentReportsReportStatsJSONRequestBody AgentReportsReportStatsJSONBody
 
+// AsExternalAuthResponse returns the union data inside the ExternalAuthAgentsGitAuth200JSONResponseBody as a ExternalAuthResponse
+func (t ExternalAuthAgentsGitAuth200JSONResponseBody) AsExternalAuthResponse() (ExternalAuthResponse, error) {
+	var body ExternalAuthResponse
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromExternalAuthResponse overwrites any union data inside the ExternalAuthAgentsGitAuth200JSONResponseBody as the provided ExternalAuthResponse
+func (t *ExternalAuthAgentsGitAuth200JSONResponseBody) FromExternalAuthResponse(v ExternalAuthResponse) error {
+	b, err := json.Marshal(v)
+	t.union = b
+	return err
+}
+
+// MergeExternalAuthResponse performs a merge with any union data inside the ExternalAuthAgentsGitAuth200JSONResponseBody, using the provided ExternalAuthResponse
+func (t *ExternalAuthAgentsGitAuth200JSONResponseBody) MergeExternalAuthResponse(v ExternalAuthResponse) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsGitAuthResponse returns the union data inside the ExternalAuthAgentsGitAuth200JSONResponseBody as a GitAuthResponse
+func (t ExternalAuthAgentsGitAuth200JSONResponseBody) AsGitAuthResponse() (GitAuthResponse, error) {
+	var body GitAuthResponse
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromGitAuthResponse overwrites any union data inside the ExternalAuthAgentsGitAuth200JSONResponseBody as the provided GitAuthResponse
+func (t *ExternalAuthAgentsGitAuth200JSONResponseBody) FromGitAuthResponse(v GitAuthResponse) error {
+	b, err := json.Marshal(v)
+	t.union = b
+	return err
+}
+
+// MergeGitAuthResponse performs a merge with any union data inside the ExternalAuthAgentsGitAuth200JSONResponseBody, using the provided GitAuthResponse
+func (t *ExternalAuthAgentsGitAuth200JSONResponseBody) MergeGitAuthResponse(v GitAuthResponse) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+func (t ExternalAuthAgentsGitAuth200JSONResponseBody) MarshalJSON() ([]byte, error) {
+	b, err := t.union.MarshalJSON()
+	return b, err
+}
+
+func (t *ExternalAuthAgentsGitAuth200JSONResponseBody) UnmarshalJSON(b []byte) error {
+	err := t.union.UnmarshalJSON(b)
+	return err
+}
+
 // RequestEditorFn is the function signature for the RequestEditor callback function
 type RequestEditorFn func(ctx context.Context, req *http.Request) error
 
@@ -1356,6 +1639,13 @@ type ClientInterface interface {
 	// Corresponds with GET / (the `Home` operationId).
 	Home(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// Events Events
+	//
+	// What happened to agents: connected, disconnected, ready, start_failed, stats, app_health.
+	//
+	// Corresponds with GET /api/v2/admin/events (the `Events` operationId).
+	Events(ctx context.Context, params *EventsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// Buildinfo Buildinfo
 	//
 	// Which server this is; for everybody.
@@ -1363,10 +1653,33 @@ type ClientInterface interface {
 	// Corresponds with GET /api/v2/buildinfo (the `Buildinfo` operationId).
 	Buildinfo(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// ExternalAuthDebugLink Debug Link
+	//
+	// Debug OIDC context for a user: which accounts he linked, since when, and why one is of no use any more.
+	//
+	// Administrators may ask for everybody, others for themselves alone.
+	//
+	// Corresponds with GET /api/v2/debug/{user}/debug-link (the `ExternalAuthDebugLink` operationId).
+	ExternalAuthDebugLink(ctx context.Context, user string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// WebsocketDerpMap Derp map
 	//
 	// Corresponds with GET /api/v2/derp-map (the `WebsocketDerpMap` operationId).
 	WebsocketDerpMap(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ExternalAuthLinks Links
+	//
+	// Providers, and what the caller linked.
+	//
+	// Corresponds with GET /api/v2/external-auth (the `ExternalAuthLinks` operationId).
+	ExternalAuthLinks(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ExternalAuthUnlink Unlink
+	//
+	// Forget an account that the caller linked; also of a provider that is configured no more.
+	//
+	// Corresponds with DELETE /api/v2/external-auth/{provider} (the `ExternalAuthUnlink` operationId).
+	ExternalAuthUnlink(ctx context.Context, provider string, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// WebsocketTailnet User-scoped tailnet RPC connection
 	//
@@ -1489,6 +1802,20 @@ type ClientInterface interface {
 	// Corresponds with GET /api/v2/workspaceagents/me/coordinate (the `WebsocketMeCoordinate` operationId).
 	WebsocketMeCoordinate(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// ExternalAuthAgentsExternalAuth External Auth
+	//
+	// Get workspace agent external auth.
+	//
+	// Corresponds with GET /api/v2/workspaceagents/me/external-auth (the `ExternalAuthAgentsExternalAuth` operationId).
+	ExternalAuthAgentsExternalAuth(ctx context.Context, params *ExternalAuthAgentsExternalAuthParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ExternalAuthAgentsGitAuth Git Auth
+	//
+	// Removed: Get workspace agent git auth.
+	//
+	// Corresponds with GET /api/v2/workspaceagents/me/gitauth (the `ExternalAuthAgentsGitAuth` operationId).
+	ExternalAuthAgentsGitAuth(ctx context.Context, params *ExternalAuthAgentsGitAuthParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// GitKeysGitSshKey Git Ssh Key
 	//
 	// Get workspace agent Git SSH key: that of its owner, made when it is asked for first.
@@ -1555,6 +1882,11 @@ type ClientInterface interface {
 	//
 	// Corresponds with GET /api/v2/workspaceagents/me/reinit (the `AgentManifestReinit` operationId).
 	AgentManifestReinit(ctx context.Context, params *AgentManifestReinitParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// WebsocketReportStatsBySocket Report stats by socket
+	//
+	// Corresponds with GET /api/v2/workspaceagents/me/report-stats (the `WebsocketReportStatsBySocket` operationId).
+	WebsocketReportStatsBySocket(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// AgentReportsReportStatsWithBody Report Stats
 	//
@@ -1649,6 +1981,27 @@ type ClientInterface interface {
 	// Corresponds with GET /debug/agent (the `DebugAgent` operationId).
 	DebugAgent(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// SupportDerpMap Derp Map
+	//
+	// The DERP map that agents and clients get.
+	//
+	// Corresponds with GET /debug/derp-map (the `SupportDerpMap` operationId).
+	SupportDerpMap(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SupportLog Log
+	//
+	// The last lines of this server's log, the oldest first.
+	//
+	// Corresponds with GET /debug/log (the `SupportLog` operationId).
+	SupportLog(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SupportSettings Settings
+	//
+	// Every setting as it is in effect; what is secret is masked.
+	//
+	// Corresponds with GET /debug/settings (the `SupportSettings` operationId).
+	SupportSettings(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// DebugTailnet Tailnet
 	//
 	// Who is connected, tunnels, last updates, and why not.
@@ -1664,6 +2017,15 @@ type ClientInterface interface {
 	//
 	// Corresponds with GET /debug/{name} (the `OperatorsPage` operationId).
 	OperatorsPage(ctx context.Context, name string, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// Health Health
+	//
+	// What is wrong and what to do: for operators all of it, for others the state alone; `format=text` for people.
+	//
+	// 503 when something is an error.
+	//
+	// Corresponds with GET /health (the `Health` operationId).
+	Health(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// HealthHealthz Healthz
 	//
@@ -1704,6 +2066,23 @@ func (c *Client) Home(ctx context.Context, reqEditors ...RequestEditorFn) (*http
 	return c.Client.Do(req)
 }
 
+// Events Events
+//
+// What happened to agents: connected, disconnected, ready, start_failed, stats, app_health.
+//
+// Corresponds with GET /api/v2/admin/events (the `Events` operationId).
+func (c *Client) Events(ctx context.Context, params *EventsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewEventsRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // Buildinfo Buildinfo
 //
 // Which server this is; for everybody.
@@ -1721,11 +2100,64 @@ func (c *Client) Buildinfo(ctx context.Context, reqEditors ...RequestEditorFn) (
 	return c.Client.Do(req)
 }
 
+// ExternalAuthDebugLink Debug Link
+//
+// Debug OIDC context for a user: which accounts he linked, since when, and why one is of no use any more.
+//
+// Administrators may ask for everybody, others for themselves alone.
+//
+// Corresponds with GET /api/v2/debug/{user}/debug-link (the `ExternalAuthDebugLink` operationId).
+func (c *Client) ExternalAuthDebugLink(ctx context.Context, user string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewExternalAuthDebugLinkRequest(c.Server, user)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // WebsocketDerpMap Derp map
 //
 // Corresponds with GET /api/v2/derp-map (the `WebsocketDerpMap` operationId).
 func (c *Client) WebsocketDerpMap(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewWebsocketDerpMapRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ExternalAuthLinks Links
+//
+// Providers, and what the caller linked.
+//
+// Corresponds with GET /api/v2/external-auth (the `ExternalAuthLinks` operationId).
+func (c *Client) ExternalAuthLinks(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewExternalAuthLinksRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ExternalAuthUnlink Unlink
+//
+// Forget an account that the caller linked; also of a provider that is configured no more.
+//
+// Corresponds with DELETE /api/v2/external-auth/{provider} (the `ExternalAuthUnlink` operationId).
+func (c *Client) ExternalAuthUnlink(ctx context.Context, provider string, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewExternalAuthUnlinkRequest(c.Server, provider)
 	if err != nil {
 		return nil, err
 	}
@@ -2007,6 +2439,40 @@ func (c *Client) WebsocketMeCoordinate(ctx context.Context, reqEditors ...Reques
 	return c.Client.Do(req)
 }
 
+// ExternalAuthAgentsExternalAuth External Auth
+//
+// Get workspace agent external auth.
+//
+// Corresponds with GET /api/v2/workspaceagents/me/external-auth (the `ExternalAuthAgentsExternalAuth` operationId).
+func (c *Client) ExternalAuthAgentsExternalAuth(ctx context.Context, params *ExternalAuthAgentsExternalAuthParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewExternalAuthAgentsExternalAuthRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ExternalAuthAgentsGitAuth Git Auth
+//
+// Removed: Get workspace agent git auth.
+//
+// Corresponds with GET /api/v2/workspaceagents/me/gitauth (the `ExternalAuthAgentsGitAuth` operationId).
+func (c *Client) ExternalAuthAgentsGitAuth(ctx context.Context, params *ExternalAuthAgentsGitAuthParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewExternalAuthAgentsGitAuthRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // GitKeysGitSshKey Git Ssh Key
 //
 // Get workspace agent Git SSH key: that of its owner, made when it is asked for first.
@@ -2144,6 +2610,21 @@ func (c *Client) AgentManifestMetadata(ctx context.Context, reqEditors ...Reques
 // Corresponds with GET /api/v2/workspaceagents/me/reinit (the `AgentManifestReinit` operationId).
 func (c *Client) AgentManifestReinit(ctx context.Context, params *AgentManifestReinitParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewAgentManifestReinitRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// WebsocketReportStatsBySocket Report stats by socket
+//
+// Corresponds with GET /api/v2/workspaceagents/me/report-stats (the `WebsocketReportStatsBySocket` operationId).
+func (c *Client) WebsocketReportStatsBySocket(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewWebsocketReportStatsBySocketRequest(c.Server)
 	if err != nil {
 		return nil, err
 	}
@@ -2376,6 +2857,57 @@ func (c *Client) DebugAgent(ctx context.Context, reqEditors ...RequestEditorFn) 
 	return c.Client.Do(req)
 }
 
+// SupportDerpMap Derp Map
+//
+// The DERP map that agents and clients get.
+//
+// Corresponds with GET /debug/derp-map (the `SupportDerpMap` operationId).
+func (c *Client) SupportDerpMap(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSupportDerpMapRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SupportLog Log
+//
+// The last lines of this server's log, the oldest first.
+//
+// Corresponds with GET /debug/log (the `SupportLog` operationId).
+func (c *Client) SupportLog(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSupportLogRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SupportSettings Settings
+//
+// Every setting as it is in effect; what is secret is masked.
+//
+// Corresponds with GET /debug/settings (the `SupportSettings` operationId).
+func (c *Client) SupportSettings(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSupportSettingsRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // DebugTailnet Tailnet
 //
 // Who is connected, tunnels, last updates, and why not.
@@ -2402,6 +2934,25 @@ func (c *Client) DebugTailnet(ctx context.Context, reqEditors ...RequestEditorFn
 // Corresponds with GET /debug/{name} (the `OperatorsPage` operationId).
 func (c *Client) OperatorsPage(ctx context.Context, name string, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewOperatorsPageRequest(c.Server, name)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// Health Health
+//
+// What is wrong and what to do: for operators all of it, for others the state alone; `format=text` for people.
+//
+// 503 when something is an error.
+//
+// Corresponds with GET /health (the `Health` operationId).
+func (c *Client) Health(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewHealthRequest(c.Server)
 	if err != nil {
 		return nil, err
 	}
@@ -2490,6 +3041,84 @@ func NewHomeRequest(server string) (*http.Request, error) {
 	return req, nil
 }
 
+// NewEventsRequest constructs an http.Request for the Events method
+func NewEventsRequest(server string, params *EventsParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v2/admin/events")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.After != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "after", *params.After, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Wait != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "wait", *params.Wait, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewBuildinfoRequest constructs an http.Request for the Buildinfo method
 func NewBuildinfoRequest(server string) (*http.Request, error) {
 	var err error
@@ -2500,6 +3129,40 @@ func NewBuildinfoRequest(server string) (*http.Request, error) {
 	}
 
 	operationPath := fmt.Sprintf("/api/v2/buildinfo")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewExternalAuthDebugLinkRequest constructs an http.Request for the ExternalAuthDebugLink method
+func NewExternalAuthDebugLinkRequest(server string, user string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "user", user, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v2/debug/%s/debug-link", pathParam0)
 	if operationPath[0] == '/' {
 		operationPath = "." + operationPath
 	}
@@ -2537,6 +3200,67 @@ func NewWebsocketDerpMapRequest(server string) (*http.Request, error) {
 	}
 
 	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewExternalAuthLinksRequest constructs an http.Request for the ExternalAuthLinks method
+func NewExternalAuthLinksRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v2/external-auth")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewExternalAuthUnlinkRequest constructs an http.Request for the ExternalAuthUnlink method
+func NewExternalAuthUnlinkRequest(server string, provider string) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "provider", provider, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v2/external-auth/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
 	if err != nil {
 		return nil, err
 	}
@@ -2939,6 +3663,186 @@ func NewWebsocketMeCoordinateRequest(server string) (*http.Request, error) {
 	return req, nil
 }
 
+// NewExternalAuthAgentsExternalAuthRequest constructs an http.Request for the ExternalAuthAgentsExternalAuth method
+func NewExternalAuthAgentsExternalAuthRequest(server string, params *ExternalAuthAgentsExternalAuthParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v2/workspaceagents/me/external-auth")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Match != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "match", *params.Match, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Id != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "id", *params.Id, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Listen != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "listen", *params.Listen, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "boolean", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Url != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "url", *params.Url, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewExternalAuthAgentsGitAuthRequest constructs an http.Request for the ExternalAuthAgentsGitAuth method
+func NewExternalAuthAgentsGitAuthRequest(server string, params *ExternalAuthAgentsGitAuthParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v2/workspaceagents/me/gitauth")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Match != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "match", *params.Match, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Id != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "id", *params.Id, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Listen != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "listen", *params.Listen, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "boolean", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Url != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "url", *params.Url, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewGitKeysGitSshKeyRequest constructs an http.Request for the GitKeysGitSshKey method
 func NewGitKeysGitSshKeyRequest(server string) (*http.Request, error) {
 	var err error
@@ -3144,6 +4048,33 @@ func NewAgentManifestReinitRequest(server string, params *AgentManifestReinitPar
 			rawQueryFragments = append(rawQueryFragments, encoded)
 		}
 		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewWebsocketReportStatsBySocketRequest constructs an http.Request for the WebsocketReportStatsBySocket method
+func NewWebsocketReportStatsBySocketRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/api/v2/workspaceagents/me/report-stats")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
 	}
 
 	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
@@ -3807,6 +4738,87 @@ func NewDebugAgentRequest(server string) (*http.Request, error) {
 	return req, nil
 }
 
+// NewSupportDerpMapRequest constructs an http.Request for the SupportDerpMap method
+func NewSupportDerpMapRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/debug/derp-map")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewSupportLogRequest constructs an http.Request for the SupportLog method
+func NewSupportLogRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/debug/log")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewSupportSettingsRequest constructs an http.Request for the SupportSettings method
+func NewSupportSettingsRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/debug/settings")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewDebugTailnetRequest constructs an http.Request for the DebugTailnet method
 func NewDebugTailnetRequest(server string) (*http.Request, error) {
 	var err error
@@ -3851,6 +4863,33 @@ func NewOperatorsPageRequest(server string, name string) (*http.Request, error) 
 	}
 
 	operationPath := fmt.Sprintf("/debug/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewHealthRequest constructs an http.Request for the Health method
+func NewHealthRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/health")
 	if operationPath[0] == '/' {
 		operationPath = "." + operationPath
 	}
@@ -4002,6 +5041,15 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET / (the `Home` operationId).
 	HomeWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*HomeResponse, error)
 
+	// EventsWithResponse Events
+	//
+	// What happened to agents: connected, disconnected, ready, start_failed, stats, app_health.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /api/v2/admin/events (the `Events` operationId).
+	EventsWithResponse(ctx context.Context, params *EventsParams, reqEditors ...RequestEditorFn) (*EventsResponse, error)
+
 	// BuildinfoWithResponse Buildinfo
 	//
 	// Which server this is; for everybody.
@@ -4011,12 +5059,41 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /api/v2/buildinfo (the `Buildinfo` operationId).
 	BuildinfoWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*BuildinfoResponse, error)
 
+	// ExternalAuthDebugLinkWithResponse Debug Link
+	//
+	// Debug OIDC context for a user: which accounts he linked, since when, and why one is of no use any more.
+	//
+	// Administrators may ask for everybody, others for themselves alone.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /api/v2/debug/{user}/debug-link (the `ExternalAuthDebugLink` operationId).
+	ExternalAuthDebugLinkWithResponse(ctx context.Context, user string, reqEditors ...RequestEditorFn) (*ExternalAuthDebugLinkResponse, error)
+
 	// WebsocketDerpMapWithResponse Derp map
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /api/v2/derp-map (the `WebsocketDerpMap` operationId).
 	WebsocketDerpMapWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*WebsocketDerpMapResponse, error)
+
+	// ExternalAuthLinksWithResponse Links
+	//
+	// Providers, and what the caller linked.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /api/v2/external-auth (the `ExternalAuthLinks` operationId).
+	ExternalAuthLinksWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ExternalAuthLinksResponse, error)
+
+	// ExternalAuthUnlinkWithResponse Unlink
+	//
+	// Forget an account that the caller linked; also of a provider that is configured no more.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /api/v2/external-auth/{provider} (the `ExternalAuthUnlink` operationId).
+	ExternalAuthUnlinkWithResponse(ctx context.Context, provider string, reqEditors ...RequestEditorFn) (*ExternalAuthUnlinkResponse, error)
 
 	// WebsocketTailnetWithResponse User-scoped tailnet RPC connection
 	//
@@ -4149,6 +5226,24 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /api/v2/workspaceagents/me/coordinate (the `WebsocketMeCoordinate` operationId).
 	WebsocketMeCoordinateWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*WebsocketMeCoordinateResponse, error)
 
+	// ExternalAuthAgentsExternalAuthWithResponse External Auth
+	//
+	// Get workspace agent external auth.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /api/v2/workspaceagents/me/external-auth (the `ExternalAuthAgentsExternalAuth` operationId).
+	ExternalAuthAgentsExternalAuthWithResponse(ctx context.Context, params *ExternalAuthAgentsExternalAuthParams, reqEditors ...RequestEditorFn) (*ExternalAuthAgentsExternalAuthResponse, error)
+
+	// ExternalAuthAgentsGitAuthWithResponse Git Auth
+	//
+	// Removed: Get workspace agent git auth.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /api/v2/workspaceagents/me/gitauth (the `ExternalAuthAgentsGitAuth` operationId).
+	ExternalAuthAgentsGitAuthWithResponse(ctx context.Context, params *ExternalAuthAgentsGitAuthParams, reqEditors ...RequestEditorFn) (*ExternalAuthAgentsGitAuthResponse, error)
+
 	// GitKeysGitSshKeyWithResponse Git Ssh Key
 	//
 	// Get workspace agent Git SSH key: that of its owner, made when it is asked for first.
@@ -4223,6 +5318,13 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /api/v2/workspaceagents/me/reinit (the `AgentManifestReinit` operationId).
 	AgentManifestReinitWithResponse(ctx context.Context, params *AgentManifestReinitParams, reqEditors ...RequestEditorFn) (*AgentManifestReinitResponse, error)
+
+	// WebsocketReportStatsBySocketWithResponse Report stats by socket
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /api/v2/workspaceagents/me/report-stats (the `WebsocketReportStatsBySocket` operationId).
+	WebsocketReportStatsBySocketWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*WebsocketReportStatsBySocketResponse, error)
 
 	// AgentReportsReportStatsWithBodyWithResponse Report Stats
 	//
@@ -4339,6 +5441,33 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /debug/agent (the `DebugAgent` operationId).
 	DebugAgentWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*DebugAgentResponse, error)
 
+	// SupportDerpMapWithResponse Derp Map
+	//
+	// The DERP map that agents and clients get.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /debug/derp-map (the `SupportDerpMap` operationId).
+	SupportDerpMapWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*SupportDerpMapResponse, error)
+
+	// SupportLogWithResponse Log
+	//
+	// The last lines of this server's log, the oldest first.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /debug/log (the `SupportLog` operationId).
+	SupportLogWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*SupportLogResponse, error)
+
+	// SupportSettingsWithResponse Settings
+	//
+	// Every setting as it is in effect; what is secret is masked.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /debug/settings (the `SupportSettings` operationId).
+	SupportSettingsWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*SupportSettingsResponse, error)
+
 	// DebugTailnetWithResponse Tailnet
 	//
 	// Who is connected, tunnels, last updates, and why not.
@@ -4358,6 +5487,17 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /debug/{name} (the `OperatorsPage` operationId).
 	OperatorsPageWithResponse(ctx context.Context, name string, reqEditors ...RequestEditorFn) (*OperatorsPageResponse, error)
+
+	// HealthWithResponse Health
+	//
+	// What is wrong and what to do: for operators all of it, for others the state alone; `format=text` for people.
+	//
+	// 503 when something is an error.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /health (the `Health` operationId).
+	HealthWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*HealthResponse, error)
 
 	// HealthHealthzWithResponse Healthz
 	//
@@ -4435,6 +5575,82 @@ func (r HomeResponse) ContentType() string {
 	return ""
 }
 
+// EventsResponse429Headers the declared response headers of an HTTP 429 response for Events
+type EventsResponse429Headers struct {
+	RetryAfter *int
+}
+
+type EventsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *EventsAnswer
+	// JSON401 the response for an HTTP 401 `application/json` response
+	JSON401 *Refusal
+	// JSON429 the response for an HTTP 429 `application/json` response
+	JSON429 *Refusal
+	// JSON4XX the response for an HTTP 4XX `application/json` response
+	JSON4XX *Refusal
+	// JSON5XX the response for an HTTP 5XX `application/json` response
+	JSON5XX *Refusal
+	// Headers429 the parsed response headers for an HTTP 429 response
+	Headers429 *EventsResponse429Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r EventsResponse) GetJSON200() *EventsAnswer {
+	return r.JSON200
+}
+
+// GetJSON401 returns the response for an HTTP 401 `application/json` response
+func (r EventsResponse) GetJSON401() *Refusal {
+	return r.JSON401
+}
+
+// GetJSON429 returns the response for an HTTP 429 `application/json` response
+func (r EventsResponse) GetJSON429() *Refusal {
+	return r.JSON429
+}
+
+// GetJSON4XX returns the response for an HTTP 4XX `application/json` response
+func (r EventsResponse) GetJSON4XX() *Refusal {
+	return r.JSON4XX
+}
+
+// GetJSON5XX returns the response for an HTTP 5XX `application/json` response
+func (r EventsResponse) GetJSON5XX() *Refusal {
+	return r.JSON5XX
+}
+
+// GetBody returns the raw response body bytes
+func (r EventsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r EventsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r EventsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r EventsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type BuildinfoResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -4484,6 +5700,82 @@ func (r BuildinfoResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r BuildinfoResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// ExternalAuthDebugLinkResponse429Headers the declared response headers of an HTTP 429 response for ExternalAuthDebugLink
+type ExternalAuthDebugLinkResponse429Headers struct {
+	RetryAfter *int
+}
+
+type ExternalAuthDebugLinkResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *DebugLink
+	// JSON401 the response for an HTTP 401 `application/json` response
+	JSON401 *Refusal
+	// JSON429 the response for an HTTP 429 `application/json` response
+	JSON429 *Refusal
+	// JSON4XX the response for an HTTP 4XX `application/json` response
+	JSON4XX *Refusal
+	// JSON5XX the response for an HTTP 5XX `application/json` response
+	JSON5XX *Refusal
+	// Headers429 the parsed response headers for an HTTP 429 response
+	Headers429 *ExternalAuthDebugLinkResponse429Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ExternalAuthDebugLinkResponse) GetJSON200() *DebugLink {
+	return r.JSON200
+}
+
+// GetJSON401 returns the response for an HTTP 401 `application/json` response
+func (r ExternalAuthDebugLinkResponse) GetJSON401() *Refusal {
+	return r.JSON401
+}
+
+// GetJSON429 returns the response for an HTTP 429 `application/json` response
+func (r ExternalAuthDebugLinkResponse) GetJSON429() *Refusal {
+	return r.JSON429
+}
+
+// GetJSON4XX returns the response for an HTTP 4XX `application/json` response
+func (r ExternalAuthDebugLinkResponse) GetJSON4XX() *Refusal {
+	return r.JSON4XX
+}
+
+// GetJSON5XX returns the response for an HTTP 5XX `application/json` response
+func (r ExternalAuthDebugLinkResponse) GetJSON5XX() *Refusal {
+	return r.JSON5XX
+}
+
+// GetBody returns the raw response body bytes
+func (r ExternalAuthDebugLinkResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ExternalAuthDebugLinkResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ExternalAuthDebugLinkResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ExternalAuthDebugLinkResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -4560,6 +5852,151 @@ func (r WebsocketDerpMapResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r WebsocketDerpMapResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// ExternalAuthLinksResponse429Headers the declared response headers of an HTTP 429 response for ExternalAuthLinks
+type ExternalAuthLinksResponse429Headers struct {
+	RetryAfter *int
+}
+
+type ExternalAuthLinksResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Links
+	// JSON401 the response for an HTTP 401 `application/json` response
+	JSON401 *Refusal
+	// JSON429 the response for an HTTP 429 `application/json` response
+	JSON429 *Refusal
+	// JSON4XX the response for an HTTP 4XX `application/json` response
+	JSON4XX *Refusal
+	// JSON5XX the response for an HTTP 5XX `application/json` response
+	JSON5XX *Refusal
+	// Headers429 the parsed response headers for an HTTP 429 response
+	Headers429 *ExternalAuthLinksResponse429Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ExternalAuthLinksResponse) GetJSON200() *Links {
+	return r.JSON200
+}
+
+// GetJSON401 returns the response for an HTTP 401 `application/json` response
+func (r ExternalAuthLinksResponse) GetJSON401() *Refusal {
+	return r.JSON401
+}
+
+// GetJSON429 returns the response for an HTTP 429 `application/json` response
+func (r ExternalAuthLinksResponse) GetJSON429() *Refusal {
+	return r.JSON429
+}
+
+// GetJSON4XX returns the response for an HTTP 4XX `application/json` response
+func (r ExternalAuthLinksResponse) GetJSON4XX() *Refusal {
+	return r.JSON4XX
+}
+
+// GetJSON5XX returns the response for an HTTP 5XX `application/json` response
+func (r ExternalAuthLinksResponse) GetJSON5XX() *Refusal {
+	return r.JSON5XX
+}
+
+// GetBody returns the raw response body bytes
+func (r ExternalAuthLinksResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ExternalAuthLinksResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ExternalAuthLinksResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ExternalAuthLinksResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// ExternalAuthUnlinkResponse429Headers the declared response headers of an HTTP 429 response for ExternalAuthUnlink
+type ExternalAuthUnlinkResponse429Headers struct {
+	RetryAfter *int
+}
+
+type ExternalAuthUnlinkResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON401 the response for an HTTP 401 `application/json` response
+	JSON401 *Refusal
+	// JSON429 the response for an HTTP 429 `application/json` response
+	JSON429 *Refusal
+	// JSON4XX the response for an HTTP 4XX `application/json` response
+	JSON4XX *Refusal
+	// JSON5XX the response for an HTTP 5XX `application/json` response
+	JSON5XX *Refusal
+	// Headers429 the parsed response headers for an HTTP 429 response
+	Headers429 *ExternalAuthUnlinkResponse429Headers
+}
+
+// GetJSON401 returns the response for an HTTP 401 `application/json` response
+func (r ExternalAuthUnlinkResponse) GetJSON401() *Refusal {
+	return r.JSON401
+}
+
+// GetJSON429 returns the response for an HTTP 429 `application/json` response
+func (r ExternalAuthUnlinkResponse) GetJSON429() *Refusal {
+	return r.JSON429
+}
+
+// GetJSON4XX returns the response for an HTTP 4XX `application/json` response
+func (r ExternalAuthUnlinkResponse) GetJSON4XX() *Refusal {
+	return r.JSON4XX
+}
+
+// GetJSON5XX returns the response for an HTTP 5XX `application/json` response
+func (r ExternalAuthUnlinkResponse) GetJSON5XX() *Refusal {
+	return r.JSON5XX
+}
+
+// GetBody returns the raw response body bytes
+func (r ExternalAuthUnlinkResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ExternalAuthUnlinkResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ExternalAuthUnlinkResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ExternalAuthUnlinkResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -5207,6 +6644,130 @@ func (r WebsocketMeCoordinateResponse) ContentType() string {
 	return ""
 }
 
+type ExternalAuthAgentsExternalAuthResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *ExternalAuthResponse
+	// JSON401 the response for an HTTP 401 `application/json` response
+	JSON401 *Refusal
+	// JSON4XX the response for an HTTP 4XX `application/json` response
+	JSON4XX *Refusal
+	// JSON5XX the response for an HTTP 5XX `application/json` response
+	JSON5XX *Refusal
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ExternalAuthAgentsExternalAuthResponse) GetJSON200() *ExternalAuthResponse {
+	return r.JSON200
+}
+
+// GetJSON401 returns the response for an HTTP 401 `application/json` response
+func (r ExternalAuthAgentsExternalAuthResponse) GetJSON401() *Refusal {
+	return r.JSON401
+}
+
+// GetJSON4XX returns the response for an HTTP 4XX `application/json` response
+func (r ExternalAuthAgentsExternalAuthResponse) GetJSON4XX() *Refusal {
+	return r.JSON4XX
+}
+
+// GetJSON5XX returns the response for an HTTP 5XX `application/json` response
+func (r ExternalAuthAgentsExternalAuthResponse) GetJSON5XX() *Refusal {
+	return r.JSON5XX
+}
+
+// GetBody returns the raw response body bytes
+func (r ExternalAuthAgentsExternalAuthResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ExternalAuthAgentsExternalAuthResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ExternalAuthAgentsExternalAuthResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ExternalAuthAgentsExternalAuthResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ExternalAuthAgentsGitAuthResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *ExternalAuthAgentsGitAuth200JSONResponseBody
+	// JSON401 the response for an HTTP 401 `application/json` response
+	JSON401 *Refusal
+	// JSON4XX the response for an HTTP 4XX `application/json` response
+	JSON4XX *Refusal
+	// JSON5XX the response for an HTTP 5XX `application/json` response
+	JSON5XX *Refusal
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ExternalAuthAgentsGitAuthResponse) GetJSON200() *ExternalAuthAgentsGitAuth200JSONResponseBody {
+	return r.JSON200
+}
+
+// GetJSON401 returns the response for an HTTP 401 `application/json` response
+func (r ExternalAuthAgentsGitAuthResponse) GetJSON401() *Refusal {
+	return r.JSON401
+}
+
+// GetJSON4XX returns the response for an HTTP 4XX `application/json` response
+func (r ExternalAuthAgentsGitAuthResponse) GetJSON4XX() *Refusal {
+	return r.JSON4XX
+}
+
+// GetJSON5XX returns the response for an HTTP 5XX `application/json` response
+func (r ExternalAuthAgentsGitAuthResponse) GetJSON5XX() *Refusal {
+	return r.JSON5XX
+}
+
+// GetBody returns the raw response body bytes
+func (r ExternalAuthAgentsGitAuthResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ExternalAuthAgentsGitAuthResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ExternalAuthAgentsGitAuthResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ExternalAuthAgentsGitAuthResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type GitKeysGitSshKeyResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -5566,6 +7127,68 @@ func (r AgentManifestReinitResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r AgentManifestReinitResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type WebsocketReportStatsBySocketResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON401 the response for an HTTP 401 `application/json` response
+	JSON401 *Refusal
+	// JSON426 the response for an HTTP 426 `application/json` response
+	JSON426 *Refusal
+	// JSON4XX the response for an HTTP 4XX `application/json` response
+	JSON4XX *Refusal
+	// JSON5XX the response for an HTTP 5XX `application/json` response
+	JSON5XX *Refusal
+}
+
+// GetJSON401 returns the response for an HTTP 401 `application/json` response
+func (r WebsocketReportStatsBySocketResponse) GetJSON401() *Refusal {
+	return r.JSON401
+}
+
+// GetJSON426 returns the response for an HTTP 426 `application/json` response
+func (r WebsocketReportStatsBySocketResponse) GetJSON426() *Refusal {
+	return r.JSON426
+}
+
+// GetJSON4XX returns the response for an HTTP 4XX `application/json` response
+func (r WebsocketReportStatsBySocketResponse) GetJSON4XX() *Refusal {
+	return r.JSON4XX
+}
+
+// GetJSON5XX returns the response for an HTTP 5XX `application/json` response
+func (r WebsocketReportStatsBySocketResponse) GetJSON5XX() *Refusal {
+	return r.JSON5XX
+}
+
+// GetBody returns the raw response body bytes
+func (r WebsocketReportStatsBySocketResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r WebsocketReportStatsBySocketResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r WebsocketReportStatsBySocketResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r WebsocketReportStatsBySocketResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -6400,6 +8023,185 @@ func (r DebugAgentResponse) ContentType() string {
 	return ""
 }
 
+type SupportDerpMapResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *DerpMap
+	// JSON401 the response for an HTTP 401 `application/json` response
+	JSON401 *Refusal
+	// JSON4XX the response for an HTTP 4XX `application/json` response
+	JSON4XX *Refusal
+	// JSON5XX the response for an HTTP 5XX `application/json` response
+	JSON5XX *Refusal
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r SupportDerpMapResponse) GetJSON200() *DerpMap {
+	return r.JSON200
+}
+
+// GetJSON401 returns the response for an HTTP 401 `application/json` response
+func (r SupportDerpMapResponse) GetJSON401() *Refusal {
+	return r.JSON401
+}
+
+// GetJSON4XX returns the response for an HTTP 4XX `application/json` response
+func (r SupportDerpMapResponse) GetJSON4XX() *Refusal {
+	return r.JSON4XX
+}
+
+// GetJSON5XX returns the response for an HTTP 5XX `application/json` response
+func (r SupportDerpMapResponse) GetJSON5XX() *Refusal {
+	return r.JSON5XX
+}
+
+// GetBody returns the raw response body bytes
+func (r SupportDerpMapResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SupportDerpMapResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SupportDerpMapResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SupportDerpMapResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SupportLogResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON401 the response for an HTTP 401 `application/json` response
+	JSON401 *Refusal
+	// JSON4XX the response for an HTTP 4XX `application/json` response
+	JSON4XX *Refusal
+	// JSON5XX the response for an HTTP 5XX `application/json` response
+	JSON5XX *Refusal
+}
+
+// GetJSON401 returns the response for an HTTP 401 `application/json` response
+func (r SupportLogResponse) GetJSON401() *Refusal {
+	return r.JSON401
+}
+
+// GetJSON4XX returns the response for an HTTP 4XX `application/json` response
+func (r SupportLogResponse) GetJSON4XX() *Refusal {
+	return r.JSON4XX
+}
+
+// GetJSON5XX returns the response for an HTTP 5XX `application/json` response
+func (r SupportLogResponse) GetJSON5XX() *Refusal {
+	return r.JSON5XX
+}
+
+// GetBody returns the raw response body bytes
+func (r SupportLogResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SupportLogResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SupportLogResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SupportLogResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SupportSettingsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *SettingsPage
+	// JSON401 the response for an HTTP 401 `application/json` response
+	JSON401 *Refusal
+	// JSON4XX the response for an HTTP 4XX `application/json` response
+	JSON4XX *Refusal
+	// JSON5XX the response for an HTTP 5XX `application/json` response
+	JSON5XX *Refusal
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r SupportSettingsResponse) GetJSON200() *SettingsPage {
+	return r.JSON200
+}
+
+// GetJSON401 returns the response for an HTTP 401 `application/json` response
+func (r SupportSettingsResponse) GetJSON401() *Refusal {
+	return r.JSON401
+}
+
+// GetJSON4XX returns the response for an HTTP 4XX `application/json` response
+func (r SupportSettingsResponse) GetJSON4XX() *Refusal {
+	return r.JSON4XX
+}
+
+// GetJSON5XX returns the response for an HTTP 5XX `application/json` response
+func (r SupportSettingsResponse) GetJSON5XX() *Refusal {
+	return r.JSON5XX
+}
+
+// GetBody returns the raw response body bytes
+func (r SupportSettingsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SupportSettingsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SupportSettingsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SupportSettingsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type DebugTailnetResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -6511,6 +8313,68 @@ func (r OperatorsPageResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r OperatorsPageResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type HealthResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *HealthPage
+	// JSON4XX the response for an HTTP 4XX `application/json` response
+	JSON4XX *Refusal
+	// JSON503 the response for an HTTP 503 `application/json` response
+	JSON503 *HealthPage
+	// JSON5XX the response for an HTTP 5XX `application/json` response
+	JSON5XX *Refusal
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r HealthResponse) GetJSON200() *HealthPage {
+	return r.JSON200
+}
+
+// GetJSON4XX returns the response for an HTTP 4XX `application/json` response
+func (r HealthResponse) GetJSON4XX() *Refusal {
+	return r.JSON4XX
+}
+
+// GetJSON503 returns the response for an HTTP 503 `application/json` response
+func (r HealthResponse) GetJSON503() *HealthPage {
+	return r.JSON503
+}
+
+// GetJSON5XX returns the response for an HTTP 5XX `application/json` response
+func (r HealthResponse) GetJSON5XX() *Refusal {
+	return r.JSON5XX
+}
+
+// GetBody returns the raw response body bytes
+func (r HealthResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r HealthResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r HealthResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r HealthResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -6683,6 +8547,21 @@ func (c *ClientWithResponses) HomeWithResponse(ctx context.Context, reqEditors .
 	return ParseHomeResponse(rsp)
 }
 
+// EventsWithResponse Events
+//
+// What happened to agents: connected, disconnected, ready, start_failed, stats, app_health.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /api/v2/admin/events (the `Events` operationId).
+func (c *ClientWithResponses) EventsWithResponse(ctx context.Context, params *EventsParams, reqEditors ...RequestEditorFn) (*EventsResponse, error) {
+	rsp, err := c.Events(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseEventsResponse(rsp)
+}
+
 // BuildinfoWithResponse Buildinfo
 //
 // Which server this is; for everybody.
@@ -6698,6 +8577,23 @@ func (c *ClientWithResponses) BuildinfoWithResponse(ctx context.Context, reqEdit
 	return ParseBuildinfoResponse(rsp)
 }
 
+// ExternalAuthDebugLinkWithResponse Debug Link
+//
+// Debug OIDC context for a user: which accounts he linked, since when, and why one is of no use any more.
+//
+// Administrators may ask for everybody, others for themselves alone.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /api/v2/debug/{user}/debug-link (the `ExternalAuthDebugLink` operationId).
+func (c *ClientWithResponses) ExternalAuthDebugLinkWithResponse(ctx context.Context, user string, reqEditors ...RequestEditorFn) (*ExternalAuthDebugLinkResponse, error) {
+	rsp, err := c.ExternalAuthDebugLink(ctx, user, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseExternalAuthDebugLinkResponse(rsp)
+}
+
 // WebsocketDerpMapWithResponse Derp map
 //
 // Returns a wrapper object for the known response body format(s).
@@ -6709,6 +8605,36 @@ func (c *ClientWithResponses) WebsocketDerpMapWithResponse(ctx context.Context, 
 		return nil, err
 	}
 	return ParseWebsocketDerpMapResponse(rsp)
+}
+
+// ExternalAuthLinksWithResponse Links
+//
+// Providers, and what the caller linked.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /api/v2/external-auth (the `ExternalAuthLinks` operationId).
+func (c *ClientWithResponses) ExternalAuthLinksWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ExternalAuthLinksResponse, error) {
+	rsp, err := c.ExternalAuthLinks(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseExternalAuthLinksResponse(rsp)
+}
+
+// ExternalAuthUnlinkWithResponse Unlink
+//
+// Forget an account that the caller linked; also of a provider that is configured no more.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /api/v2/external-auth/{provider} (the `ExternalAuthUnlink` operationId).
+func (c *ClientWithResponses) ExternalAuthUnlinkWithResponse(ctx context.Context, provider string, reqEditors ...RequestEditorFn) (*ExternalAuthUnlinkResponse, error) {
+	rsp, err := c.ExternalAuthUnlink(ctx, provider, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseExternalAuthUnlinkResponse(rsp)
 }
 
 // WebsocketTailnetWithResponse User-scoped tailnet RPC connection
@@ -6932,6 +8858,36 @@ func (c *ClientWithResponses) WebsocketMeCoordinateWithResponse(ctx context.Cont
 	return ParseWebsocketMeCoordinateResponse(rsp)
 }
 
+// ExternalAuthAgentsExternalAuthWithResponse External Auth
+//
+// Get workspace agent external auth.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /api/v2/workspaceagents/me/external-auth (the `ExternalAuthAgentsExternalAuth` operationId).
+func (c *ClientWithResponses) ExternalAuthAgentsExternalAuthWithResponse(ctx context.Context, params *ExternalAuthAgentsExternalAuthParams, reqEditors ...RequestEditorFn) (*ExternalAuthAgentsExternalAuthResponse, error) {
+	rsp, err := c.ExternalAuthAgentsExternalAuth(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseExternalAuthAgentsExternalAuthResponse(rsp)
+}
+
+// ExternalAuthAgentsGitAuthWithResponse Git Auth
+//
+// Removed: Get workspace agent git auth.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /api/v2/workspaceagents/me/gitauth (the `ExternalAuthAgentsGitAuth` operationId).
+func (c *ClientWithResponses) ExternalAuthAgentsGitAuthWithResponse(ctx context.Context, params *ExternalAuthAgentsGitAuthParams, reqEditors ...RequestEditorFn) (*ExternalAuthAgentsGitAuthResponse, error) {
+	rsp, err := c.ExternalAuthAgentsGitAuth(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseExternalAuthAgentsGitAuthResponse(rsp)
+}
+
 // GitKeysGitSshKeyWithResponse Git Ssh Key
 //
 // Get workspace agent Git SSH key: that of its owner, made when it is asked for first.
@@ -7053,6 +9009,19 @@ func (c *ClientWithResponses) AgentManifestReinitWithResponse(ctx context.Contex
 		return nil, err
 	}
 	return ParseAgentManifestReinitResponse(rsp)
+}
+
+// WebsocketReportStatsBySocketWithResponse Report stats by socket
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /api/v2/workspaceagents/me/report-stats (the `WebsocketReportStatsBySocket` operationId).
+func (c *ClientWithResponses) WebsocketReportStatsBySocketWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*WebsocketReportStatsBySocketResponse, error) {
+	rsp, err := c.WebsocketReportStatsBySocket(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseWebsocketReportStatsBySocketResponse(rsp)
 }
 
 // AgentReportsReportStatsWithBodyWithResponse Report Stats
@@ -7248,6 +9217,51 @@ func (c *ClientWithResponses) DebugAgentWithResponse(ctx context.Context, reqEdi
 	return ParseDebugAgentResponse(rsp)
 }
 
+// SupportDerpMapWithResponse Derp Map
+//
+// The DERP map that agents and clients get.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /debug/derp-map (the `SupportDerpMap` operationId).
+func (c *ClientWithResponses) SupportDerpMapWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*SupportDerpMapResponse, error) {
+	rsp, err := c.SupportDerpMap(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSupportDerpMapResponse(rsp)
+}
+
+// SupportLogWithResponse Log
+//
+// The last lines of this server's log, the oldest first.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /debug/log (the `SupportLog` operationId).
+func (c *ClientWithResponses) SupportLogWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*SupportLogResponse, error) {
+	rsp, err := c.SupportLog(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSupportLogResponse(rsp)
+}
+
+// SupportSettingsWithResponse Settings
+//
+// Every setting as it is in effect; what is secret is masked.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /debug/settings (the `SupportSettings` operationId).
+func (c *ClientWithResponses) SupportSettingsWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*SupportSettingsResponse, error) {
+	rsp, err := c.SupportSettings(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSupportSettingsResponse(rsp)
+}
+
 // DebugTailnetWithResponse Tailnet
 //
 // Who is connected, tunnels, last updates, and why not.
@@ -7278,6 +9292,23 @@ func (c *ClientWithResponses) OperatorsPageWithResponse(ctx context.Context, nam
 		return nil, err
 	}
 	return ParseOperatorsPageResponse(rsp)
+}
+
+// HealthWithResponse Health
+//
+// What is wrong and what to do: for operators all of it, for others the state alone; `format=text` for people.
+//
+// 503 when something is an error.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /health (the `Health` operationId).
+func (c *ClientWithResponses) HealthWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*HealthResponse, error) {
+	rsp, err := c.Health(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseHealthResponse(rsp)
 }
 
 // HealthHealthzWithResponse Healthz
@@ -7358,6 +9389,73 @@ func ParseHomeResponse(rsp *http.Response) (*HomeResponse, error) {
 	return response, nil
 }
 
+// ParseEventsResponse parses an HTTP response from a EventsWithResponse call
+func ParseEventsResponse(rsp *http.Response) (*EventsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &EventsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest EventsAnswer
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Refusal
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 429:
+		var dest Refusal
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON429 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 4:
+		var dest Refusal
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON4XX = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 5:
+		var dest Refusal
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON5XX = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 429:
+		var headers EventsResponse429Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers429 = &headers
+	}
+
+	return response, nil
+}
+
 // ParseBuildinfoResponse parses an HTTP response from a BuildinfoWithResponse call
 func ParseBuildinfoResponse(rsp *http.Response) (*BuildinfoResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -7393,6 +9491,73 @@ func ParseBuildinfoResponse(rsp *http.Response) (*BuildinfoResponse, error) {
 		}
 		response.JSON5XX = &dest
 
+	}
+
+	return response, nil
+}
+
+// ParseExternalAuthDebugLinkResponse parses an HTTP response from a ExternalAuthDebugLinkWithResponse call
+func ParseExternalAuthDebugLinkResponse(rsp *http.Response) (*ExternalAuthDebugLinkResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ExternalAuthDebugLinkResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest DebugLink
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Refusal
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 429:
+		var dest Refusal
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON429 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 4:
+		var dest Refusal
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON4XX = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 5:
+		var dest Refusal
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON5XX = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 429:
+		var headers ExternalAuthDebugLinkResponse429Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers429 = &headers
 	}
 
 	return response, nil
@@ -7455,6 +9620,136 @@ func ParseWebsocketDerpMapResponse(rsp *http.Response) (*WebsocketDerpMapRespons
 	switch {
 	case rsp.StatusCode == 429:
 		var headers WebsocketDerpMapResponse429Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers429 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseExternalAuthLinksResponse parses an HTTP response from a ExternalAuthLinksWithResponse call
+func ParseExternalAuthLinksResponse(rsp *http.Response) (*ExternalAuthLinksResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ExternalAuthLinksResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Links
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Refusal
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 429:
+		var dest Refusal
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON429 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 4:
+		var dest Refusal
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON4XX = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 5:
+		var dest Refusal
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON5XX = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 429:
+		var headers ExternalAuthLinksResponse429Headers
+		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
+			var value int
+			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.RetryAfter = &value
+		}
+		response.Headers429 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseExternalAuthUnlinkResponse parses an HTTP response from a ExternalAuthUnlinkWithResponse call
+func ParseExternalAuthUnlinkResponse(rsp *http.Response) (*ExternalAuthUnlinkResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ExternalAuthUnlinkResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Refusal
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 429:
+		var dest Refusal
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON429 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 4:
+		var dest Refusal
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON4XX = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 5:
+		var dest Refusal
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON5XX = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 429:
+		var headers ExternalAuthUnlinkResponse429Headers
 		if values := rsp.Header.Values("Retry-After"); len(values) > 0 {
 			var value int
 			if err := runtime.BindStyledParameterWithOptions("simple", "Retry-After", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: ""}); err != nil {
@@ -7983,6 +10278,100 @@ func ParseWebsocketMeCoordinateResponse(rsp *http.Response) (*WebsocketMeCoordin
 	return response, nil
 }
 
+// ParseExternalAuthAgentsExternalAuthResponse parses an HTTP response from a ExternalAuthAgentsExternalAuthWithResponse call
+func ParseExternalAuthAgentsExternalAuthResponse(rsp *http.Response) (*ExternalAuthAgentsExternalAuthResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ExternalAuthAgentsExternalAuthResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest ExternalAuthResponse
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Refusal
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 4:
+		var dest Refusal
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON4XX = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 5:
+		var dest Refusal
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON5XX = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseExternalAuthAgentsGitAuthResponse parses an HTTP response from a ExternalAuthAgentsGitAuthWithResponse call
+func ParseExternalAuthAgentsGitAuthResponse(rsp *http.Response) (*ExternalAuthAgentsGitAuthResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ExternalAuthAgentsGitAuthResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest ExternalAuthAgentsGitAuth200JSONResponseBody
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Refusal
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 4:
+		var dest Refusal
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON4XX = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 5:
+		var dest Refusal
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON5XX = &dest
+
+	}
+
+	return response, nil
+}
+
 // ParseGitKeysGitSshKeyResponse parses an HTTP response from a GitKeysGitSshKeyWithResponse call
 func ParseGitKeysGitSshKeyResponse(rsp *http.Response) (*GitKeysGitSshKeyResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -8238,6 +10627,56 @@ func ParseAgentManifestReinitResponse(rsp *http.Response) (*AgentManifestReinitR
 			return nil, err
 		}
 		response.JSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 4:
+		var dest Refusal
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON4XX = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 5:
+		var dest Refusal
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON5XX = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseWebsocketReportStatsBySocketResponse parses an HTTP response from a WebsocketReportStatsBySocketWithResponse call
+func ParseWebsocketReportStatsBySocketResponse(rsp *http.Response) (*WebsocketReportStatsBySocketResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &WebsocketReportStatsBySocketResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 101:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Refusal
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 426:
+		var dest Refusal
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON426 = &dest
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 4:
 		var dest Refusal
@@ -8969,6 +11408,140 @@ func ParseDebugAgentResponse(rsp *http.Response) (*DebugAgentResponse, error) {
 	return response, nil
 }
 
+// ParseSupportDerpMapResponse parses an HTTP response from a SupportDerpMapWithResponse call
+func ParseSupportDerpMapResponse(rsp *http.Response) (*SupportDerpMapResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SupportDerpMapResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest DerpMap
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Refusal
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 4:
+		var dest Refusal
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON4XX = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 5:
+		var dest Refusal
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON5XX = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSupportLogResponse parses an HTTP response from a SupportLogWithResponse call
+func ParseSupportLogResponse(rsp *http.Response) (*SupportLogResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SupportLogResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Refusal
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 4:
+		var dest Refusal
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON4XX = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 5:
+		var dest Refusal
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON5XX = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSupportSettingsResponse parses an HTTP response from a SupportSettingsWithResponse call
+func ParseSupportSettingsResponse(rsp *http.Response) (*SupportSettingsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SupportSettingsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest SettingsPage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 401:
+		var dest Refusal
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON401 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 4:
+		var dest Refusal
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON4XX = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 5:
+		var dest Refusal
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON5XX = &dest
+
+	}
+
+	return response, nil
+}
+
 // ParseDebugTailnetResponse parses an HTTP response from a DebugTailnetWithResponse call
 func ParseDebugTailnetResponse(rsp *http.Response) (*DebugTailnetResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -9046,6 +11619,53 @@ func ParseOperatorsPageResponse(rsp *http.Response) (*OperatorsPageResponse, err
 			return nil, err
 		}
 		response.JSON4XX = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 5:
+		var dest Refusal
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON5XX = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseHealthResponse parses an HTTP response from a HealthWithResponse call
+func ParseHealthResponse(rsp *http.Response) (*HealthResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &HealthResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest HealthPage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 4:
+		var dest Refusal
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON4XX = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 503:
+		var dest HealthPage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON503 = &dest
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 5:
 		var dest Refusal
