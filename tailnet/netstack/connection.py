@@ -5,14 +5,14 @@ states states.py; stack.py owns connections, hands them segments and collects th
 once; what they cause to be sent goes out with the stack's next `packets_to_send`.
 """
 
-from typing import Final, Protocol
+from typing import Final
 
 from tailnet.errors import LocalProtocolError
-from tailnet.netstack.events import End, What
+from tailnet.netstack.events import End, Owner, What
 from tailnet.netstack.handshake import Handshake
 from tailnet.netstack.ip import HEADER_BYTES, Packet
 from tailnet.netstack.keepalive import GIVE_UP, PROBE, Challenges, KeepAlive
-from tailnet.netstack.limits import Counters, Drop, Limits
+from tailnet.netstack.limits import Drop
 from tailnet.netstack.receiving import WINDOW_SCALE, Receiver
 from tailnet.netstack.segment import (
     ACK,
@@ -48,34 +48,11 @@ _RESET: Final = int(What.RESET)
 _CLOSED: Final = int(What.CLOSED)
 
 
-class Owner(Protocol):
-    """What a connection knows of its stack."""
-
-    limits: Limits
-    counters: Counters
-    now: float
-    ready: "dict[Connection, None]"
-    """Whose packets are to be collected."""
-
-    def happened(self, connection: "Connection", what: int) -> None: ...
-
-    def established(self, connection: "Connection") -> None: ...
-
-    def forget(self, connection: "Connection") -> None:
-        """It is CLOSED."""
-
-    def rest(self, connection: "Connection") -> None:
-        """It is in TIME-WAIT."""
-
-    def grant_memory(self, size: int) -> bool: ...
-
-    def return_memory(self, size: int) -> None: ...
-
-
 class Connection:
     """`send`, `receive`, `send_eof`, `close`, `abort`; the stack tells of the rest.  Made by the stack alone."""
 
     __slots__ = (
+        "_accounted",
         "_challenges",
         "_close_at",
         "_fin_at",
@@ -102,7 +79,7 @@ class Connection:
         "state",
     )
 
-    def __init__(self, owner: Owner, flow: bytes, iss: int) -> None:
+    def __init__(self, owner: "Owner[Connection]", flow: bytes, iss: int) -> None:
         """`flow`: addresses and ports as they stand in a packet from the peer (segment.py: FLOW)."""
         self._owner = owner
         self.flow = flow
@@ -125,6 +102,7 @@ class Connection:
         self.receiver: Receiver | None = None
         self.heard_at = owner.now
         self._reset_seq: tuple[int, int, int] | None = None
+        self._accounted = 0
         self._user_closed = False
         self._fin_at: int | None = None
         self._close_at: float | None = None
@@ -153,9 +131,21 @@ class Connection:
         """
         if not self._may_send():
             raise LocalProtocolError(f"a connection in {self.state.value} sends nothing more")
-        size = self.sender.queue(data)
-        self._owner.ready[self] = None
+        owner, sender = self._owner, self.sender
+        owner.ready[self] = None
+        if owner.queued_bytes > owner.limits.total_send_bytes and sender.held_bytes >= owner.limits.min_send_bytes:
+            sender.block()
+            return 0
+        size = sender.queue(data)
+        self.account()
         return size
+
+    def account(self) -> None:
+        """Tell the node how much of what was sent is still held."""
+        held = self.sender.held_bytes if self.state is not State.CLOSED else 0
+        if held != self._accounted:
+            self._owner.queued_bytes += held - self._accounted
+            self._accounted = held
 
     def receive(self, limit: int) -> bytes:
         """Up to `limit` bytes; b"" when there are none, of which `eof` says whether there ever will be."""
@@ -220,6 +210,7 @@ class Connection:
         if self.state is State.CLOSED:
             return  # the peer gave up meanwhile, which its event tells
         self._enter(Input.ACCEPT)
+        self._close_at = None
         self.start()
 
     def refuse(self) -> None:
@@ -262,6 +253,7 @@ class Connection:
         self._release()
         if not told:
             self._tell(_CLOSED if end is End.CLOSED else _CLOSED | _RESET)
+        self.account()
         self._owner.ready[self] = None
         self._owner.forget(self)
 
@@ -285,6 +277,8 @@ class Connection:
             return False
         self._enter(Input.SYN)
         self._take_syn(seq, parsed)
+        self._close_at = self._owner.now + self._owner.limits.connect_seconds
+        self._owner.ready[self] = None
         return True
 
     def _take_syn(self, seq: int, options: SynOptions) -> None:
@@ -447,7 +441,7 @@ class Connection:
         if length > 1 and number + length <= nxt:
             # One acknowledgement for a batch of duplicates: that is bounded by what they cost the peer.
             self._owner.counters.duplicate_bytes += length
-            receiver.duplicate = (number, number + length)
+            receiver.note_duplicate(number, number + length)
             receiver.ack_now = True
             self._owner.ready[self] = None
         else:
@@ -507,7 +501,7 @@ class Connection:
             self._reset()
             return
         if number < reassembly.nxt and len(data):
-            receiver.duplicate = (number, min(end, reassembly.nxt))
+            receiver.note_duplicate(number, min(end, reassembly.nxt))
             owner.counters.duplicate_bytes += min(end, reassembly.nxt) - number
         if len(data) and not receiver.receive(number, data, now, push=push):
             owner.counters.drops[Drop.TOO_MANY_PIECES] += 1
@@ -669,6 +663,9 @@ class Connection:
         owner.ready[self] = None
         if self._close_at is not None and self._close_at <= now:
             self._close_at = None
+            if self.state is State.LISTEN:
+                self.refuse()  # the peer has given up as well
+                return
             self._finish(End.CLOSED if self.state is State.TIME_WAIT else End.TIMED_OUT, Input.TIME_OUT)
         if not self._handshake.on_deadline(now):
             owner.counters.timed_out += 1

@@ -212,6 +212,7 @@ class Cubic:
         if self._undo is not None:
             cwnd, ssthresh, self._w_max = self._undo
             self.cwnd = max(self.cwnd, cwnd)
-            self.ssthresh = max(self.ssthresh, ssthresh)
+            # Slow start that was not over goes on to where it was, and not beyond: HyStart++ is gone.
+            self.ssthresh = max(self.ssthresh, min(ssthresh, cwnd))
             self._undo = None
             self._epoch = 0.0

@@ -1,6 +1,11 @@
-"""What a connection tells its user: what happened, and how it ended.  Layer L1.  Told by stack.py."""
+"""What a connection tells its user, and whom it tells: the stack that owns it.  Layer L1.  Next hop: stack.py."""
 
 from enum import Enum, IntFlag
+from typing import Protocol, TypeVar
+
+from tailnet.netstack.limits import Counters, Limits
+
+Member = TypeVar("Member")
 
 
 class What(IntFlag):
@@ -28,3 +33,28 @@ class End(Enum):
     TIMED_OUT = "the peer did not answer"
     UNREACHABLE = "the peer cannot be reached"
     ABORTED = "this side aborted it"
+
+
+class Owner(Protocol[Member]):
+    """What a connection knows of its stack."""
+
+    limits: Limits
+    counters: Counters
+    now: float
+    queued_bytes: int
+    ready: dict[Member, None]
+    """Whose packets are to be collected."""
+
+    def happened(self, connection: Member, what: int) -> None: ...
+
+    def established(self, connection: Member) -> None: ...
+
+    def forget(self, connection: Member) -> None:
+        """It is CLOSED."""
+
+    def rest(self, connection: Member) -> None:
+        """It is in TIME-WAIT."""
+
+    def grant_memory(self, size: int) -> bool: ...
+
+    def return_memory(self, size: int) -> None: ...

@@ -53,8 +53,10 @@ class Limits:
     """What genuine peers offer after the handshake: 100 Mbit/s over 40 ms."""
     max_receive_bytes: int = 4 * 1024 * 1024
     """1.3 Gbit/s over 25 ms.  Window scale 7 covers it."""
-    min_send_bytes: int = 256 * 1024
+    min_send_bytes: int = 64 * 1024
     max_send_bytes: int = 4 * 1024 * 1024
+    total_send_bytes: int = 256 * 1024 * 1024
+    """Of all connections; beyond it each may hold `min_send_bytes`: readers that stand still hold what was sent."""
     total_receive_bytes: int = 256 * 1024 * 1024
     """Windows of all connections beyond `min_receive_bytes` each: a window that was offered can be filled."""
     max_pieces: int = 4096

@@ -91,6 +91,11 @@ class Receiver:
         self.ack_now = False
         self.ack_at = None
 
+    def note_duplicate(self, start: int, end: int) -> None:
+        """Bytes came a second time; those that follow each other in a batch are told as one block."""
+        before = self.duplicate
+        self.duplicate = (before[0], end) if before is not None and before[1] == start else (start, end)
+
     def receive(self, start: int, data: Packet, now: float, *, push: bool) -> bool:
         """A segment's bytes inside the window.  False where its pieces are too many."""
         reassembly = self.reassembly

@@ -25,6 +25,7 @@ _REORDERING_ROUNDS: Final = 16
 # Acknowledged segments stay in front of the list until they are this many: to cut them off moves the others.
 _COMPACT_AT: Final = 128
 _UNKNOWN: Final = float("inf")
+_BELIEVED_BYTES: Final = 1 << 20  # of duplicates in one report, beyond what is under way
 _PROBED: Final = 64  # segments at the tail among which a probe looks for one that has not arrived
 _START: Final = attrgetter("start")
 _END: Final = attrgetter("end")
@@ -65,9 +66,11 @@ class Scoreboard:
         "_sacked_ends",
         "_sacked_starts",
         "_segments",
+        "_widened_at",
         "advanced",
         "bad_blocks",
         "delivered",
+        "duplicate_bytes",
         "duplicate_reports",
         "min_rtt",
         "newest",
@@ -93,6 +96,7 @@ class Scoreboard:
         self._rack_end = 0
         self._rack_rtt = 0.0
         self._multiplier = 1
+        self._widened_at = una
         self._reordering_rounds = 0
         self.reordering_seen = False
         self.sacked_count = 0
@@ -102,6 +106,7 @@ class Scoreboard:
         self.newest: float | None = None
         self.advanced = False
         self.duplicate_reports = 0
+        self.duplicate_bytes = 0
         self.bad_blocks = 0
 
     # --- what is sent ---
@@ -229,6 +234,7 @@ class Scoreboard:
             end = unwrap(last, start)
             if place == 0 and end > start and (end <= ack or self._is_inside(start, end, blocks, ack)):
                 self.duplicate_reports += 1  # RFC 2883
+                self.duplicate_bytes += min(end - start, self.nxt - ack + _BELIEVED_BYTES)
                 continue
             if end == self.nxt - 1 and segments and segments[-1].fin and segments[-1].payload:
                 end += 1  # a receiver that has the last bytes has the FIN that came with them
@@ -357,7 +363,10 @@ class Scoreboard:
         self.lose_all()
 
     def widen_reordering(self) -> None:
-        """A retransmission was for nothing: be more patient for a while."""
+        """A retransmission was for nothing: be more patient for a while.  One step in a round trip."""
+        if self.una < self._widened_at:
+            return
+        self._widened_at = self.nxt
         self._multiplier = min(self._multiplier + 1, _REORDERING_ROUNDS)
         self._reordering_rounds = _REORDERING_ROUNDS
         self.reordering_seen = True

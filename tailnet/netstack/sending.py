@@ -49,6 +49,7 @@ class Sender:
         "_recovery_point",
         "_reorder_at",
         "_rto_at",
+        "_undo_left",
         "_unsent",
         "_wl1",
         "_wl2",
@@ -88,6 +89,7 @@ class Sender:
         self._recovery_point = iss
         self._duplicates = 0
         self._dsacks = 0
+        self._undo_left = 0
         self.cwnd_limited = False
         self.progress_at = self.heard_at = self.last_sent_at = 0.0
         self._rto_at: float | None = None
@@ -145,6 +147,15 @@ class Sender:
             unsent.append(bytes(data[:size]))
         return size
 
+    @property
+    def held_bytes(self) -> int:
+        """What the user has sent and the peer has not acknowledged."""
+        return self.unsent_bytes + self.board.flight
+
+    def block(self) -> None:
+        """The node has no room for more: `unblocked` tells when to try again."""
+        self._blocked_at = True
+
     def unblocked(self) -> bool:
         """Once after `queue` took less than it was given, and a quarter of the buffer is free again."""
         if self._blocked_at and 4 * self.room >= self._limits.min_send_bytes:
@@ -187,6 +198,7 @@ class Sender:
                 break
             board.resend(lost, now)
             self._counters.retransmissions += 1
+            self._undo_left += 1
             if self.mode is Mode.RECOVERY:
                 cubic.on_recovery_sent(size)
             taken.append(lost)
@@ -320,8 +332,8 @@ class Sender:
         if self._probe_end:
             self._judge_probe(ack, repeated=not advanced and not blocks and not size)
         if board.duplicate_reports > self._dsacks:
-            self._dsacks = board.duplicate_reports
-            board.widen_reordering()
+            reports, board.duplicate_bytes = board.duplicate_bytes // self.mss, 0
+            self._on_duplicate_reports(max(board.duplicate_reports - self._dsacks, reports))
         if board.is_empty:
             self._rto_at = self._probe_at = self._reorder_at = None
         elif advanced or board.delivered:
@@ -340,11 +352,24 @@ class Sender:
             self.mode = Mode.RECOVERY
             self._recovery_point = board.nxt
             self._probe_at = None
+            self._undo_left = 0
             cubic.enter_recovery(board.flight)
         if self.mode is Mode.RECOVERY:
             cubic.on_recovery_ack(board.delivered, board.pipe, advanced=board.advanced and lost is None)
         elif board.delivered and (self.cwnd_limited or (cubic.in_slow_start and cubic.cwnd < 2 * board.flight)):
             cubic.on_ack(board.delivered, now, self.rtt.srtt, board.una, board.nxt, board.newest)
+
+    def _on_duplicate_reports(self, count: int) -> None:
+        """Retransmissions were for nothing; when all of a reduction's were, so was the reduction (RFC 3708)."""
+        self._dsacks = self.board.duplicate_reports
+        self.board.widen_reordering()
+        if self._undo_left:
+            self._undo_left = max(self._undo_left - count, 0)
+            if not self._undo_left:
+                self.cubic.undo()
+                self._counters.spurious_recoveries += 1
+                if self.mode is Mode.RECOVERY:
+                    self.mode = Mode.OPEN
 
     def _count_duplicates(self, is_duplicate: bool) -> None:
         """RFC 6582, for a peer that refused SACK."""
@@ -419,6 +444,8 @@ class Sender:
         if due - self.progress_at >= self._limits.give_up_seconds:
             return False
         self._counters.rtos += 1
+        if self.mode is not Mode.LOSS:
+            self._undo_left = 0
         self.board.lose_all()
         self.cubic.on_time_out(first=self.mode is not Mode.LOSS)
         self.rtt.back_off()

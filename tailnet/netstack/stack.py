@@ -129,6 +129,8 @@ class Stack:
         self._deadlines: Deadlines[Connection | Path] = Deadlines()
         self._replies = Replies(self.limits)
         self._memory_left = self.limits.total_receive_bytes
+        self.queued_bytes = 0
+        """What all connections hold of what their users have sent."""
         self._happened: dict[Connection, None] = {}
         self._events: list[Event] = []
         self._out: list[bytes] = []
@@ -207,7 +209,7 @@ class Stack:
             self._paths[address].burst_segments = segments
 
     def forget_peer(self, address: bytes) -> None:
-        """A peer is gone: its connections end at once, without a word to it."""
+        """A peer is gone: its connections end at once, by resets."""
         self._bursts.pop(address, None)
         for connection in [each for each in self._connections.values() if each.remote_address == address]:
             connection.abort()
@@ -510,6 +512,7 @@ class Stack:
             sending.clear()
         for connection in ready:
             connection.send_ack(out, now)
+            connection.account()
             self._set_deadline(connection)
         self.counters.packets_sent += len(out)
         self._out = []

@@ -67,7 +67,8 @@ class Driver:
     ) -> None:
         chance = random.Random(seed)
         self.descriptor = descriptor
-        self.stack = Stack([address], chance.randbytes, time.monotonic(), limits)
+        # Ports by the seed would be those of the run before, which the peer still has in TIME-WAIT.
+        self.stack = Stack([address], os.urandom, time.monotonic(), limits)
         self.out, self.back = Impaired(out or Way(), chance), Impaired(back or Way(), chance)
         self.users: list[Callable[[Event], None]] = []
         self.watched: dict[int, Callable[[], None]] = {}

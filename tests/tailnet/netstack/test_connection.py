@@ -363,6 +363,17 @@ def test_old_data_is_acknowledged_again_and_reported(size: int) -> None:
     assert connection.receive(100) == b"hello"
 
 
+def test_duplicates_of_a_batch_are_told_as_one_block() -> None:
+    peer, _ = dialled()
+    for at in (1, 1221, 2441):
+        peer.send(at, 1, 0, bytes(1220))
+    peer.sent()
+    for at in (1, 1221, 2441):
+        peer.send(at, 1, 0, bytes(1220))
+    assert len(peer.sent()) == 1
+    assert [(a - ISN & 0xFFFFFFFF, b - ISN & 0xFFFFFFFF) for a, b in parse_sack(peer.options)] == [(1, 3661)]
+
+
 def test_what_goes_beyond_the_window_is_cut() -> None:
     limits = Limits(min_receive_bytes=3000, first_receive_bytes=3000)
     peer, connection = dialled(limits)

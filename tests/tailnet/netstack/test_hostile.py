@@ -288,3 +288,37 @@ def test_a_late_event_of_a_connection_that_nobody_accepted_names_it_only_once() 
     assert isinstance(connection, Connection)
     assert connection.end is End.RESET
     assert struct.unpack_from("!H", answer, 40)[0] == 22
+
+
+def test_readers_that_stand_still_hold_a_bounded_part_of_the_node() -> None:
+    limits = Limits(total_send_bytes=1_000_000)
+    simulation = Simulation(1, limits=limits)
+    pairs = [simulation.pair(port) for port in range(100, 140)]
+    for _ in range(50):
+        for source, _ in pairs:
+            while source.send(bytes(50_000)):
+                pass
+        simulation.run(0.05)
+    stack = simulation.stacks[0]
+    held = [source.sender.held_bytes for source, _ in pairs]
+    assert stack.queued_bytes == sum(held)
+    assert min(held) >= 1000, "nobody is left without"
+    assert sum(held) <= limits.total_send_bytes + len(pairs) * limits.min_send_bytes + limits.max_send_bytes
+    for source, _ in pairs:
+        source.abort()
+    assert stack.queued_bytes == 0
+
+
+def test_a_held_syn_that_nobody_decides_on_is_refused() -> None:
+    stack = make()
+    listener = stack.listen(None, hold=True)
+    stack.receive_packets([syn(5)], NOW)
+    at = stack.next_timeout()
+    if at is None:
+        stack.packets_to_send(NOW)
+        at = stack.next_timeout()
+    assert at == NOW + stack.limits.connect_seconds
+    stack.handle_timeout(at)
+    (packet,) = stack.packets_to_send(at)
+    assert packet[53] == RST | ACK
+    assert (stack.connection_count, listener.pending) == (0, 0)

@@ -213,3 +213,23 @@ def test_small_buffers_work_too() -> None:
     limits = Limits(min_receive_bytes=2000, first_receive_bytes=2000, max_receive_bytes=2000, min_send_bytes=500)
     simulation = Simulation(3, Link(0.01, loss=0.01), Link(0.01, loss=0.01), limits)
     transfer(simulation, 50_000)
+
+
+def test_a_pause_of_the_way_is_no_congestion() -> None:
+    """Everything is late at once, and the time-out passes: the duplicates tell that nothing had been lost."""
+    simulation = Simulation(1, Link(0.01, rate=12.5e6), Link(0.01))
+    source, target = simulation.pair()
+    stream = Stream(simulation, source, target, simulation.random.randbytes(9_000_000))
+    simulation.run(0.2)
+    before = source.sender.cubic.cwnd
+    for link in simulation.links:
+        link.delay = 0.15
+    simulation.run(0.02)
+    for link in simulation.links:
+        link.delay = 0.01
+    simulation.run(60, lambda: stream.is_done)
+    counters = simulation.stacks[0].counters
+    assert bytes(stream.got) == stream.data
+    assert counters.spurious_recoveries >= 1
+    assert source.sender.cubic.ssthresh >= before
+    assert simulation.links[0].lost == 0
