@@ -9,6 +9,7 @@ inside stays for these ten minutes, and with `fail_open` until there is a "no".
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
@@ -46,15 +47,20 @@ _log = logging.getLogger("tailnet.auth")
 DEADLINE_SECONDS: Final = 5.0
 # On their way at a time: 32 at 10 ms each are 3,200 a second, more than any control plane wants from one server.
 MAX_ASKING: Final = 32
-# These, and those that wait for their turn.  More would wait longer than the deadline.
-MAX_WAITING: Final = 4_096
+# Of these, about tokens that nobody has vouched for within memory, and how many of those may wait for their turn: more
+# would wait longer than the deadline.  Strangers who make tokens up never stand before those who are known.
+MAX_ASKING_NEW: Final = 16
+MAX_WAITING_NEW: Final = 2_048
+# All of them; those known are as many as their sockets.
+MAX_WAITING: Final = 65_536
 # An identity has below 2 KiB.
 MAX_ANSWER_BYTES: Final = 64 * 1024
-# After a question that nobody answered the next ones fail at once for so long, and those inside are asked about again
-# after as long: 4,000 dials to a control plane that hangs would otherwise be a queue of minutes.
+# After a question to which there was no answer at all the next ones fail at once for so long, and those inside are
+# asked about again after as long: 4,000 dials to a control plane that hangs would otherwise be a queue of minutes.
 REST_SECONDS: Final = 1.0
 RETRY_SECONDS: Final = 5.0
 _COMPLAIN_SECONDS: Final = 10.0
+_FREE: Final = nullcontext()
 
 # A token's kind and SHA-256, or a user and an agent; never a token.
 Key = tuple[str, bytes] | tuple[UUID, PeerID]
@@ -68,6 +74,11 @@ class CallOutEnd(Enum):
     UNREACHABLE = "unreachable"  # no connection, no answer in time, or a status of 429 or 500 and above
     NONSENSE = "nonsense"  # a redirect, another status, a web page, a field that is wrong
     OVERLOADED = "overloaded"  # not asked: too many wait, or the last one was not answered a moment ago
+
+
+class _Unwell(Exception):
+    """It says itself that it cannot answer now: whoever asks next is not kept from trying, or a stranger whose token it
+    stumbles over would shut everybody out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +126,8 @@ class CallOut:
         self._strangers: RecentAnswers[Key, _Entry] = RecentAnswers(max_found=4_096)
         self._asking: dict[Key, _Asked] = {}
         self._turns = trio.CapacityLimiter(MAX_ASKING)
+        self._turns_of_new = trio.CapacityLimiter(MAX_ASKING_NEW)
+        self._new_count = 0
         self._failed_at = -float("inf")
         self._rarely = Rarely(_COMPLAIN_SECONDS)
         self._nursery: trio.Nursery | None = None
@@ -236,17 +249,22 @@ class CallOut:
         asked = self._asking.get(key)
         if asked is None:
             is_resting = trio.current_time() - self._failed_at < REST_SECONDS
-            if is_resting or len(self._asking) >= MAX_WAITING:
+            is_new = self._is_new(key)
+            if is_resting or len(self._asking) >= MAX_WAITING or (is_new and self._new_count >= MAX_WAITING_NEW):
                 self.ended[CallOutEnd.OVERLOADED] += 1
                 raise refusals.control_plane_unreachable()
             asked = self._asking[key] = _Asked()
-            await self._start(key, question(), asked)
+            await self._start(key, question(), asked, is_new=is_new)
         await asked.done.wait()
         if asked.entry is None:
             raise refusals.control_plane_unreachable()
         return asked.entry
 
-    async def _start(self, key: Key, question: Question, asked: _Asked) -> None:
+    def _is_new(self, key: Key) -> bool:
+        """Whether it is about a token that may be made up; a user whose rights are asked for is known."""
+        return isinstance(key[0], str) and self._recent.get(key) is None
+
+    async def _start(self, key: Key, question: Question, asked: _Asked, *, is_new: bool) -> None:
         # In a task of our own: who asked first may give up, the others still want their answer.
         try:
             await self._started.wait()
@@ -255,24 +273,31 @@ class CallOut:
             asked.done.set()
             raise
         assert self._nursery is not None
-        self._nursery.start_soon(self._ask, key, question, asked)
+        self._nursery.start_soon(self._ask, key, question, asked, is_new)
 
-    async def _ask(self, key: Key, question: Question, asked: _Asked) -> None:
+    async def _ask(self, key: Key, question: Question, asked: _Asked, is_new: bool) -> None:
         started_at = trio.current_time()
+        self._new_count += is_new
         end, why = CallOutEnd.UNREACHABLE, f"{self._name} did not answer within {DEADLINE_SECONDS:g} s"
         try:
-            with trio.move_on_after(DEADLINE_SECONDS):
-                async with self._turns:
+            with trio.move_on_after(DEADLINE_SECONDS) as deadline:
+                async with self._turns_of_new if is_new else _FREE, self._turns:
                     answer = await self._post(question)
                 end, why = CallOutEnd.NO if answer.found is None else CallOutEnd.YES, ""
                 asked.entry = _Entry(answer, started_at, trio.current_time() + answer.seconds)
                 self._keep(key, asked.entry)
+            if deadline.cancelled_caught:
+                self._failed_at = trio.current_time()
         except TransportError as error:
+            why = error_text(error)
+            self._failed_at = trio.current_time()
+        except _Unwell as error:
             why = error_text(error)
         except Nonsense as error:
             end, why = CallOutEnd.NONSENSE, f"{self._name}: {error}"
         finally:
             del self._asking[key]
+            self._new_count -= is_new
             asked.done.set()
             self.ended[end] += 1
             self.asked_count += 1
@@ -291,7 +316,7 @@ class CallOut:
             self._failed_at = -float("inf")
 
     async def _post(self, question: Question) -> CallOutAnswer:
-        """Raises TransportError when nobody answered, Nonsense when the answer is none."""
+        """Raises TransportError when nobody answered, _Unwell when it cannot now, Nonsense when the answer is none."""
         body = question_body(question)
         timestamp = str(int(self._wall_seconds()))
         headers = {
@@ -304,7 +329,7 @@ class CallOut:
             where = fit_to_show(fetched.redirect)
             raise Nonsense(f"it redirects to {where}, which is not followed: set --auth-url to where it leads")
         if fetched.status == 429 or fetched.status >= 500:
-            raise TransportError(f"{self._name} answered {fetched.status}")
+            raise _Unwell(f"{self._name} answered {fetched.status}")
         if fetched.status != 200:
             hint = ": is the secret of --auth-secret-file the one that it has?" if fetched.status in (401, 403) else ""
             raise Nonsense(f"it answered {fetched.status} and not 200{hint}")
@@ -313,10 +338,7 @@ class CallOut:
         return read_answer(fetched.body, question)
 
     def _complain(self, end: CallOutEnd, why: str) -> None:
-        now = trio.current_time()
-        if end is CallOutEnd.UNREACHABLE:
-            self._failed_at = now
-        more = self._rarely.held_back(end.value, now)
+        more = self._rarely.held_back(end.value, trio.current_time())
         if more is not None:
             _log.error("! control plane (--auth-url): %s; nobody is let in by it%s", fit_to_show(why), and_more(more))
 

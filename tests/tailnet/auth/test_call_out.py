@@ -9,7 +9,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from tailnet.auth import call_out
-from tailnet.auth.call_out import MAX_ASKING, CallOut, CallOutEnd
+from tailnet.auth.call_out import MAX_ASKING, MAX_ASKING_NEW, CallOut, CallOutEnd
 from tailnet.auth.callers import OutsideToken
 from tailnet.refusals import Refused
 from tailnet.store.rows import Right
@@ -138,26 +138,44 @@ async def test_who_asked_first_and_gives_up_does_not_take_the_others_along(plane
     assert answers == [200]
 
 
-async def test_few_at_a_time(plane: ControlPlane, asks: CallOut) -> None:
+async def test_few_at_a_time_and_strangers_never_stand_before_those_who_are_known(
+    plane: ControlPlane, asks: CallOut, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = [f"known {number}" for number in range(MAX_ASKING + 4)]
+    for text in known:
+        plane.users[text] = user(text)
+        assert await status(asks, token(text)) == 200
+    forget_time(asks, monkeypatch)
     plane.gate = trio.Event()
-    for number in range(4 * MAX_ASKING):
-        plane.users[f"{number}"] = user(f"{number}")
+    before = len(plane.questions)
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
             for number in range(4 * MAX_ASKING):
-                nursery.start_soon(status, asks, token(f"{number}"))
-            await until(lambda: len(plane.questions) == MAX_ASKING)
+                nursery.start_soon(status, asks, token(f"stranger {number}"))
+            await until(lambda: len(plane.questions) == before + MAX_ASKING_NEW)
             await wait_all_tasks_blocked(0.05)
-            assert asks.asking_count == 4 * MAX_ASKING
+            assert len(plane.questions) == before + MAX_ASKING_NEW
+            for text in known:
+                nursery.start_soon(status, asks, token(text))
+            await until(lambda: len(plane.questions) == before + MAX_ASKING)
+            await wait_all_tasks_blocked(0.05)
+            assert {each["token"] for each in plane.questions[before + MAX_ASKING_NEW :]} <= set(known)
             plane.gate.set()
-    assert end(asks) == {CallOutEnd.YES: 4 * MAX_ASKING}
     assert plane.at_once == MAX_ASKING
+    assert end(asks) == {CallOutEnd.YES: 2 * len(known), CallOutEnd.NO: 4 * MAX_ASKING}
+
+
+async def test_a_stranger_whose_token_it_stumbles_over_shuts_nobody_out(plane: ControlPlane, asks: CallOut) -> None:
+    plane.respond = lambda question: http("500 Internal Server Error", b"")
+    assert await status(asks, token("\0" * 100)) == 503
+    plane.respond = None
+    assert await status(asks) == 200
 
 
 async def test_too_many_are_turned_away_at_once(
     plane: ControlPlane, asks: CallOut, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(call_out, "MAX_WAITING", 2)
+    monkeypatch.setattr(call_out, "MAX_WAITING_NEW", 2)
     plane.gate = trio.Event()
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
