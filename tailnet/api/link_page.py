@@ -57,7 +57,7 @@ async def callback(asked: Request, services: ServicesOf, user: UserOfPage, provi
     if not code or not state or len(code) > _MAX_CODE_CHARS:
         raise Refused(400, f"{found.name} sent no code and state: begin again.")
     try:
-        await services.external_auth.finish(user.id, found, asked.cookies.get(COOKIE, ""), state, code)
+        await services.external_auth.finish(user, found, asked.cookies.get(COOKIE, ""), state, code)
     except LinkRefused as refused:
         raise Refused(400, f"{found.name} is not linked.", str(refused)) from None
     except ProviderTrouble as trouble:

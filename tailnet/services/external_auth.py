@@ -38,6 +38,7 @@ from tailnet.config.external_auth import Provider
 from tailnet.errors import SecretsError, TailnetError, TransportError
 from tailnet.services.link_watch import LinkWatch
 from tailnet.store.credentials import LinkRow, link_place
+from tailnet.store.rows import UserIdentity
 from tailnet.store.sealing import Sealer
 from tailnet.store.store import Store
 from tailnet.transport.fetch import Answered, ask
@@ -159,8 +160,9 @@ class ExternalAuth:
         cookie = urlsafe_b64encode(self._sealer.seal(carried, _COOKIE_PLACE)).decode()
         return Begun(authorization_url(provider, self._redirect_uri(provider), state, verifier), cookie)
 
-    async def finish(self, user_id: UUID, provider: Provider, cookie: str, state: str, code: str) -> None:
+    async def finish(self, user: UserIdentity, provider: Provider, cookie: str, state: str, code: str) -> None:
         """A browser came back.  Raises LinkRefused and ProviderTrouble; then what was linked before stays."""
+        user_id = user.id
         verifier = self._check(user_id, provider, cookie, state)
         try:
             tokens = await self._exchange(provider, code_form(provider, self._redirect_uri(provider), code, verifier))
@@ -169,6 +171,8 @@ class ExternalAuth:
         if not await self._is_good(provider, tokens.access_token):
             raise LinkRefused(f"{provider.name} does not take the token that it just gave: begin again")
         sealed = self._sealer.seal(tokens.to_json(), link_place(user_id, provider.id))
+        # Whom the control plane vouches for may link his account before his first agent comes.
+        await self._store.run(self._store.outside.put_user, user, self._clock())
         keep = self._store.credentials.put_link
         await self._store.run(keep, user_id, provider.id, sealed, tokens.expires_at, self._clock())
         self.watch.changed(user_id, provider.id)

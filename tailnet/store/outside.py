@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from tailnet.store.callers import raise_generation
 from tailnet.store.part import Part, writes
-from tailnet.store.rows import AgentIdentity, WorkspaceStatus
+from tailnet.store.rows import AgentIdentity, UserIdentity, WorkspaceStatus
 from tailnet.store.schema import agents, users, workspaces
 
 
@@ -41,6 +41,19 @@ class OutsideTables(Part):
         if changed:
             raise_generation(connection)
         return changed
+
+    @writes
+    def put_user(self, connection: sa.Connection, user: UserIdentity, now: datetime) -> bool:
+        """Have a row for a user, for what belongs to him alone; one that is there stays as it is.
+
+        Returns whether it had to be written.
+        """
+        self.database.dialect.lock(connection, "outside")
+        if _row(connection, users, user.id, ["id"]) is not None:
+            return False
+        self._put(connection, users, user.id, {"username": user.username}, {}, now)
+        raise_generation(connection)
+        return True
 
     def _put(
         self,

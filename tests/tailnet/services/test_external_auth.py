@@ -9,6 +9,7 @@ import trio
 from tailnet.errors import SecretsError
 from tailnet.services.external_auth import CLAIMED_FOR, ExternalAuth, Linked, ProviderTrouble
 from tailnet.store.credentials import LinkRow
+from tailnet.store.rows import UserIdentity
 from tailnet.store.sealing import Sealer
 from tailnet.store.store import Store
 from tests.support.api_world import ACCESS_URL, make_world
@@ -227,6 +228,17 @@ async def test_a_provider_that_is_slow(linking: Linking, monkeypatch: pytest.Mon
 
 async def test_other_users_have_none(linking: Linking) -> None:
     assert await linking.external.token(BOB, linking.external.providers[0]) is None
+
+
+@pytest.mark.stores
+async def test_a_user_of_the_control_plane_before_his_first_agent(linking: Linking) -> None:
+    external = linking.external
+    carol = UserIdentity(make_id("carol"), "carol", active=True)
+    begun = external.begin(carol.id, external.providers[0])
+    query = linking.provider.sign_in(begun.url)
+    await external.finish(carol, external.providers[0], begun.cookie, query["state"], query["code"])
+    assert await external.token(carol.id, external.providers[0]) is not None
+    assert linking.world.store.callers.find_user("carol") == carol
 
 
 async def test_keys_that_are_missing_are_said(linking: Linking) -> None:

@@ -82,3 +82,16 @@ def test_no_token_lets_it_in(store: Store) -> None:
     store.outside.put_agent(NEW, NOW)
     for guess in (NEW.id.uuid if hasattr(NEW.id, "uuid") else UUID(str(NEW.id)), UUID(int=1)):
         assert agent_token_digest(guess) not in store.callers.agents_by_token_digests([agent_token_digest(guess)])
+
+
+def test_a_user_before_his_first_agent(store: Store) -> None:
+    fill(store)
+    carol = UserIdentity(make_id("carol"), "carol", active=True)
+    assert store.outside.put_user(carol, NOW)
+    assert not store.outside.put_user(replace(carol, username="other"), NOW), "what is there stays"
+    assert store.callers.get_user(carol.id) == carol
+    namesake = UserIdentity(make_id("namesake"), "alice", active=True)
+    assert store.outside.put_user(namesake, NOW)
+    found = store.callers.get_user(namesake.id)
+    assert found is not None
+    assert found.username == f"alice-{str(namesake.id)[:8]}"
