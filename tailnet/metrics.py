@@ -50,6 +50,7 @@ class CoordinatorReading:
     api_connections: int  # HTTP connections of the API, now
     api_ended: Mapping[str, int]  # those that this server ended or turned away, by reason
     api_rate_limited: int  # requests of users over their limit
+    admin_refused: Mapping[str, int]  # requests to administration that were turned away at its door, by reason
     identity_proofs: Mapping[str, int]  # of cloud instances, by outcome
     external_auth: Mapping[str, int]  # what happened to links, by outcome
     external_auth_waiting: int  # requests of agents that wait for a link, now
@@ -150,6 +151,12 @@ class CoordinatorCollector(Collector):
                 "HTTP connections that the server ended or turned away.",
                 "reason",
                 reading.api_ended,
+            ),
+            (
+                "tailnet_admin_refused",
+                "Requests to administration that were turned away at its door.",
+                "reason",
+                reading.admin_refused,
             ),
             ("tailnet_derp_map_failures", "Reads of a DERP map that failed.", "source", reading.map_failures),
             ("tailnet_identity_proofs", "Proofs of cloud instances.", "outcome", reading.identity_proofs),

@@ -37,7 +37,7 @@ from derp.transport.http import Request
 from derp.transport.links import Link
 from derp.transport.linkstream import LinkStream
 from tailnet.api.administration.app import BULK_PATH, WithAdministration, create_administration
-from tailnet.api.administration.guards import AdministrationServices
+from tailnet.api.administration.guards import AdministrationServices, Turned
 from tailnet.api.app import create_app, reconfigure
 from tailnet.api.guards import IDENTITIES_OF_ALL, IDENTITIES_PER_ADDRESS, Services
 from tailnet.api.limits import CallerLimits, StrangerLimits
@@ -248,6 +248,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             refused_at_door=self.entrance.refused_count,
             api_connections=self._api.connection_count,
             api_rate_limited=self.limits.refused_count,
+            admin_refused={each.value: self.administration.refused[each] for each in Turned},
             identity_proofs={
                 **{outcome: self.identity.outcomes[outcome] for outcome in ("issued", "refused", "unknown")},
                 "rate_limited": self.identity_limits.refused_count,

@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from tailnet.api.administration.guards import Administrator, NotAdmitted, ServicesOf
+from tailnet.api.administration.guards import Administrator, NotAdmitted, ServicesOf, Turned
 from tailnet.api.administration.problems import problem_of
 from tailnet.errors import AdministrationError, Fault
 from tailnet.services.administration.bulk import BulkChange, LineResult, told
@@ -57,6 +57,7 @@ async def bulk(request: Request, services: ServicesOf, caller: Administrator) ->
     try:
         services.streams.acquire_on_behalf_of_nowait(request)
     except trio.WouldBlock:
+        services.refused[Turned.STREAMS] += 1
         raise NotAdmitted("too_many_requests", 1) from None
     return _BulkResponse(BulkChange(services.administration, caller.actor), services.streams, request)
 

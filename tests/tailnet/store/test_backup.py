@@ -14,6 +14,9 @@ from alembic.config import Config
 
 import tailnet.store.migrations
 from tailnet.errors import StoreError, StoreTrouble
+from tailnet.store.administration.answers import KeptAnswer, keep_answer
+from tailnet.store.administration.audit import Account
+from tailnet.store.administration.values import Actor
 from tailnet.store.backup import back_up, restore
 from tailnet.store.database import Database
 from tailnet.store.reports import EXTERNAL_LOG_SOURCE
@@ -72,6 +75,12 @@ def fill_every_table(store: Store) -> None:
     store.issued.issue_agent_token(MAIN, bytes(range(32)), NOW)
     store.events.hold_reader("webhook", "one", NOW, NOW)
     store.presence.beat(ServerRow("one", "host", 1, "1", NOW, NOW))
+    with store.writing() as connection:
+        account = Account(Actor("local", "somebody"), NOW)
+        account.note("update", "user", make_id("alice"), {"active": True}, {"active": False})
+        account.note("revoke", "key", "x")
+        account.write(connection)
+        keep_answer(connection, bytes(32), KeptAnswer(bytes(32), b"sealed"), NOW)
 
 
 def content(url: str) -> dict[str, list[Any]]:

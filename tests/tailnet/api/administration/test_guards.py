@@ -2,10 +2,11 @@
 
 import httpx
 import pytest
+import trio
 from fastapi.routing import APIRoute
 
 from tailnet.api.administration.description import is_guarded, routes_of
-from tailnet.api.administration.guards import MAX_STREAMS, MAX_WRONG_TOKENS
+from tailnet.api.administration.guards import MAX_ALL_WRONG_TOKENS, MAX_STREAMS, MAX_WRONG_TOKENS, Turned
 from tailnet.store.store import Store
 from tests.support.administration import OTHER_TOKEN, TOKEN, AdminWorld, make_admin_world
 from tests.support.openapi_document import make_administration_app
@@ -47,7 +48,9 @@ async def test_who_has_no_token(world: AdminWorld, headers: dict[str, str]) -> N
             assert TOKEN not in response.text
 
 
-async def test_guessing_has_a_bound_and_holds_nobody_else_back(world: AdminWorld) -> None:
+async def test_guessing_has_a_bound_and_holds_nobody_else_back(
+    world: AdminWorld, caplog: pytest.LogCaptureFixture
+) -> None:
     async with world.client(token="x" * 40, address="198.51.100.7") as client:
         statuses = [(await client.get("users")).status_code for _ in range(MAX_WRONG_TOKENS + 1)]
         assert statuses == [401] * MAX_WRONG_TOKENS + [429]
@@ -55,6 +58,18 @@ async def test_guessing_has_a_bound_and_holds_nobody_else_back(world: AdminWorld
         assert response.status_code == 200, "who has a token is not held back by a neighbour"
     async with world.client(token="x" * 40, address="198.51.100.8") as client:
         assert (await client.get("users")).status_code == 401
+    assert world.services.refused[Turned.WRONG_TOKEN] == MAX_WRONG_TOKENS + 2
+    told = [each.getMessage() for each in caplog.records if "admin-token-file" in each.getMessage()]
+    assert told == ["! 198.51.100.7 asked for administration without a token that --admin-token-file has"]
+
+
+async def test_many_addresses_guess_no_more_together(world: AdminWorld) -> None:
+    for number in range(MAX_ALL_WRONG_TOKENS):
+        assert world.services.strangers.take(f"198.51.{number // 250}.{number % 250}", trio.current_time()) == (0, 0)
+    async with world.client(token="x" * 40, address="203.0.113.77") as client:
+        assert (await client.get("users")).status_code == 429
+        response = await client.get("users", headers={"Authorization": f"Bearer {TOKEN}"})
+        assert response.status_code == 200
 
 
 async def test_a_token_has_a_rate(store: Store) -> None:
@@ -65,6 +80,7 @@ async def test_a_token_has_a_rate(store: Store) -> None:
         assert [each.status_code for each in responses] == [200, 200, 200, 429]
         assert int(responses[-1].headers["retry-after"]) in range(1, 61)
         assert (await other.get("users")).status_code == 200
+        assert world.services.refused[Turned.RATE] == 1
         world.services.rate_limit = 0
         assert (await client.get("users")).status_code == 200
 
@@ -74,6 +90,7 @@ async def test_streams_have_a_bound(world: AdminWorld) -> None:
         for each in range(MAX_STREAMS):
             world.services.streams.acquire_on_behalf_of_nowait(each)
         assert (await client.post("bulk", content=b"")).status_code == 429
+        assert world.services.refused[Turned.STREAMS] == 1
         world.services.streams.release_on_behalf_of(0)
         for _ in range(3):
             assert (await client.post("bulk", content=b"")).status_code == 200
