@@ -143,30 +143,7 @@ class CoordinatorCollector(Collector):
         )
         for name, text, value in counters:
             yield CounterMetricFamily(name, text, value=value)
-        families: tuple[tuple[str, str, str, Mapping[str, int]], ...] = (
-            ("tailnet_departures", "Peers that left.", "reason", core.departures),
-            ("tailnet_refusals", "Requests refused.", "reason", {r.name.lower(): n for r, n in core.refusals.items()}),
-            (
-                "tailnet_api_connections_ended",
-                "HTTP connections that the server ended or turned away.",
-                "reason",
-                reading.api_ended,
-            ),
-            (
-                "tailnet_admin_refused",
-                "Requests to administration that were turned away at its door.",
-                "reason",
-                reading.admin_refused,
-            ),
-            ("tailnet_derp_map_failures", "Reads of a DERP map that failed.", "source", reading.map_failures),
-            ("tailnet_identity_proofs", "Proofs of cloud instances.", "outcome", reading.identity_proofs),
-            ("tailnet_external_auth", "Links to providers, and what became of them.", "outcome", reading.external_auth),
-        )
-        for name, text, label, values in families:
-            family = CounterMetricFamily(name, text, labels=[label])
-            for label_value, count in values.items():
-                family.add_metric([label_value], count)
-            yield family
+        yield from _labelled_metrics(reading)
         yield GaugeMetricFamily(
             "tailnet_external_auth_waiting",
             "Requests of agents that wait until an account is linked.",
@@ -177,6 +154,38 @@ class CoordinatorCollector(Collector):
         yield from _webhook_metrics(reading)
         yield from _store_metrics(reading)
         yield from _callers_metrics(reading.identities)
+
+
+def _labelled_metrics(reading: CoordinatorReading) -> Iterable[Metric]:
+    families: tuple[tuple[str, str, str, Mapping[str, int]], ...] = (
+        ("tailnet_departures", "Peers that left.", "reason", reading.statistics.departures),
+        (
+            "tailnet_refusals",
+            "Requests refused.",
+            "reason",
+            {r.name.lower(): n for r, n in reading.statistics.refusals.items()},
+        ),
+        (
+            "tailnet_api_connections_ended",
+            "HTTP connections that the server ended or turned away.",
+            "reason",
+            reading.api_ended,
+        ),
+        (
+            "tailnet_admin_refused",
+            "Requests to administration that were turned away at its door.",
+            "reason",
+            reading.admin_refused,
+        ),
+        ("tailnet_derp_map_failures", "Reads of a DERP map that failed.", "source", reading.map_failures),
+        ("tailnet_identity_proofs", "Proofs of cloud instances.", "outcome", reading.identity_proofs),
+        ("tailnet_external_auth", "Links to providers, and what became of them.", "outcome", reading.external_auth),
+    )
+    for name, text, label, values in families:
+        family = CounterMetricFamily(name, text, labels=[label])
+        for label_value, count in values.items():
+            family.add_metric([label_value], count)
+        yield family
 
 
 def _webhook_metrics(reading: CoordinatorReading) -> Iterable[Metric]:

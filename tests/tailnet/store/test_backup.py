@@ -38,7 +38,7 @@ from tailnet.store.rows import (
     ServerRow,
     StatsReport,
 )
-from tailnet.store.schema import HEAD_REVISION, counters, metadata, servers
+from tailnet.store.schema import HEAD_REVISION, counters, external_auth_links, git_keys, metadata, servers
 from tailnet.store.store import Store
 from tests.support.disks import full_disk
 from tests.support.postgresql import Cluster
@@ -81,6 +81,10 @@ def fill_every_table(store: Store) -> None:
         account.note("revoke", "key", "x")
         account.write(connection)
         keep_answer(connection, bytes(32), KeptAnswer(bytes(32), b"sealed"), NOW)
+        of_alice = {"user_id": make_id("alice"), "sealed": b"sealed", "created_at": NOW, "updated_at": NOW}
+        connection.execute(git_keys.insert().values(public_key="ssh-ed25519 x", **of_alice))
+        link = {"provider_id": "github", "failure": "", "expires_at": NOW, **of_alice}
+        connection.execute(external_auth_links.insert().values(link))
 
 
 def content(url: str) -> dict[str, list[Any]]:
