@@ -48,7 +48,7 @@ class World:
     def __post_init__(self) -> None:
         self.outbox = Outbox(self.store)
         reports = AgentReports(self.store, self.outbox, server_id=self.server_id, clock=lambda: self.now)
-        self.presence = AgentPresence(reports, self.sign_of_life_seconds, self.changed.append, lambda: self.now)
+        self.presence = AgentPresence(reports, self.sign_of_life_seconds, self.changed.append, clock=lambda: self.now)
 
     def connect(self, name: str = "main") -> Connection:
         [agent] = self.store.callers.agent_identities([peer_id(name)]).values()
