@@ -98,31 +98,41 @@ def handshakes() -> None:
     print(f"a datagram of nobody: {microseconds(lambda: b.open([bytes(148)], b'', 0.0)):.2f} us")
 
 
-def memory() -> None:
-    resident = _resident()
-    tracemalloc.start()
+def make_nodes() -> tuple[list[Device], list[Paths]]:
+    """Each knows PEERS others on either side, as six endpoints."""
     devices = [make() for _ in range(NODES)]
     paths = [Paths(each.public, secrets.token_bytes(32), random=secrets.token_bytes, now=0.0) for each in devices]
     for number, device in enumerate(devices):
-        for step in range(1, PEERS + 1):
-            other = devices[(number + step) % NODES]
-            device.configure(other.public, [secrets.token_bytes(16)], 0.0)
-            other.configure(device.public, [secrets.token_bytes(16)], 0.0)
+        for step in (*range(1, PEERS + 1), *range(NODES - PEERS, NODES)):
+            other = (number + step) % NODES
+            device.configure(devices[other].public, [secrets.token_bytes(16)], 0.0)
             endpoints = [Endpoint("203.0.113.1", port) for port in range(1, 7)]
-            paths[number].configure(other.public, paths[(number + step) % NODES].disco_key, endpoints, 1, 0.0)
-    before = tracemalloc.get_traced_memory()[0]
+            paths[number].configure(devices[other].public, paths[other].disco_key, endpoints, 1, 0.0)
+    return devices, paths
+
+
+def connect(devices: list[Device]) -> None:
     for number, device in enumerate(devices):
         for step in range(1, PEERS + 1):
             other = devices[(number + step) % NODES]
             to_other = device.find(other.public)
             assert to_other is not None
             handshake(device, to_other, other, 0.0)
-            carry(other, device)
-    after = tracemalloc.get_traced_memory()[0]
-    resident = _resident() - resident
+
+
+def memory() -> None:
+    before = _resident()
+    nodes = make_nodes()
+    connect(nodes[0])
+    resident = _resident() - before
+    tracemalloc.start()
+    more = make_nodes()
+    idle = tracemalloc.get_traced_memory()[0]
+    connect(more[0])
+    busy = tracemalloc.get_traced_memory()[0]
     print(
-        f"a node with {2 * PEERS} peers: {before / NODES / 1024:.1f} KiB of Python, with sessions "
-        f"{after / NODES / 1024:.1f}; resident with what libraries keep {resident / NODES / 1024:.0f}"
+        f"{2 * PEERS} peers: {idle / NODES / 1024:.0f} KiB of Python a node, with sessions {busy / NODES / 1024:.0f}; "
+        f"resident, with what libraries keep, {resident / NODES / 1024:.0f}"
     )
 
 

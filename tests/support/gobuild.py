@@ -60,6 +60,7 @@ _OMITTED = tuple(f"ts_omit_{name}" for name in (TAILSCALE / "omitted").read_text
 TAILSCALED = GoProgram("tailscaled", TAILSCALE, "tailscale.com/cmd/tailscaled", _OMITTED)
 TAILSCALED_CONTROL = GoProgram("tailscaled-control", TAILSCALE, "./cmd/control")
 NETSTACK_PEER = GoProgram("netstack-peer", NETSTACK, "./cmd/peer")
+MAGICPEER = GoProgram("magicpeer", TAILSCALE, "./cmd/magicpeer", _OMITTED)
 LOAD = GoProgram("derpload", ROOT / "bench" / "load", ".")
 TAILNET_PEER = GoProgram("tailnet-peer", TAILNET, "./cmd/peer")
 TAILNET_COORDINATOR = GoProgram("tailnet-coordinator", TAILNET, "./cmd/coordinator")
@@ -73,7 +74,7 @@ ALL = (
     NETSTACK_PEER,
     *(DERPPEER, DERPPEER_WEBSOCKET, NETCHECKPEER, DERPER, DERPPROBE, LOAD, WGPEER),
     *(PEBBLE, CHALLTESTSRV, AUTOCERT_CACHE),
-    *(TAILSCALED, TAILSCALED_CONTROL),
+    *(TAILSCALED, TAILSCALED_CONTROL, MAGICPEER),
     *(TAILNET_PEER, TAILNET_COORDINATOR, TAILNET_RPC_SERVER, COORDINATOR_LOAD, OAPI_CODEGEN),
 )
 
