@@ -6,7 +6,7 @@ database.py asks, and so do the tables that insert or update.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import ClassVar
@@ -21,6 +21,7 @@ class Dialect(ABC):
 
     name: ClassVar[str]  # as an operator calls it
     driver_errors: tuple[type[Exception], ...]  # what `explain` is asked about
+    placeholder: ClassVar[str]  # of a parameter, in plain SQL
     max_readers: int  # connections, and threads, that read at once
 
     def __init__(self, url: sa.URL, shown: str) -> None:
@@ -76,6 +77,17 @@ class Dialect(ABC):
     @abstractmethod
     def upsert(self, table: sa.Table, key: Collection[str], replaced: Collection[str]) -> sa.Insert:
         """An insert that replaces these columns where the key exists, or leaves the row as it is if there are none."""
+
+    def insert_rows(
+        self, connection: sa.Connection, table: sa.Table, columns: Sequence[str], rows: Sequence[tuple[object, ...]]
+    ) -> None:
+        """Insert many rows whose values are as the database has them, in the order of `columns`.
+
+        SQLAlchemy takes 6 us for the parameters of one row, in which no other thread of this process gets on: of 10,000
+        lines of logs a second that is a pause for everybody else.
+        """
+        names, marks = ", ".join(columns), ", ".join([self.placeholder] * len(columns))
+        connection.exec_driver_sql(f"INSERT INTO {table.name} ({names}) VALUES ({marks})", list(rows))  # ours
 
     @abstractmethod
     def byte_length(self, column: sa.ColumnElement[str]) -> sa.ColumnElement[int]:

@@ -81,6 +81,7 @@ class PostgresqlDialect(Dialect):
     """One PostgreSQL database."""
 
     name: ClassVar[str] = "PostgreSQL"
+    placeholder: ClassVar[str] = "%s"
     max_readers = MAX_READERS
 
     def __init__(self, url: sa.URL) -> None:

@@ -38,6 +38,8 @@ from tailnet.store.schema import (
     agent_metadata,
     agent_stats,
     agents,
+    as_microseconds,
+    storable,
 )
 from tailnet.types import PeerID
 
@@ -49,6 +51,10 @@ MAX_METADATA_KEYS_PER_AGENT: Final = 256
 
 # Some days of one person's sessions.  10,000 agents that are never left alone have half a million rows, some 80 MB.
 MAX_CONNECTION_REPORTS_PER_AGENT: Final = 50
+
+# Lines of one statement: some milliseconds.
+ROWS_AT_ONCE: Final = 1_000
+_LOG_COLUMNS: Final = ("agent_id", "source_id", "created_at", "level", "output")
 
 # Where lines without a source belong; the same id everywhere in the field.
 EXTERNAL_LOG_SOURCE: Final = UUID("3b579bf4-1ed8-4b99-87a8-e9a1e3410410")
@@ -208,7 +214,7 @@ class ReportTables(Part):
         overflows = []
         self._add_external_sources(connection, batches)
         used = _log_bytes(connection, [batch.agent_id for batch in batches])
-        rows: list[dict[str, object]] = []
+        rows: list[tuple[object, ...]] = []
         changed: dict[PeerID, bool] = {}
         for batch in batches:
             before = used.get(batch.agent_id)
@@ -220,8 +226,9 @@ class ReportTables(Part):
             if not overflow:
                 used[batch.agent_id] = before + batch.size
                 rows += _log_rows(batch)
-        if rows:
-            connection.execute(agent_logs.insert(), rows)
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            piece = rows[start : start + ROWS_AT_ONCE]
+            self.database.dialect.insert_rows(connection, agent_logs, _LOG_COLUMNS, piece)
         for agent_id, overflowed in sorted(changed.items()):
             change = agents.update().where(agents.c.id == agent_id).values(logs_bytes=used[agent_id])
             connection.execute(change.values(logs_overflowed=True) if overflowed else change)
@@ -324,14 +331,7 @@ def _log_bytes(connection: sa.Connection, agent_ids: Sequence[PeerID]) -> dict[P
     return used
 
 
-def _log_rows(batch: LogBatch) -> list[dict[str, object]]:
-    return [
-        {
-            "agent_id": batch.agent_id,
-            "source_id": batch.source_id,
-            "level": level,
-            "created_at": batch.at,
-            "output": output,
-        }
-        for level, output in batch.lines
-    ]
+def _log_rows(batch: LogBatch) -> list[tuple[object, ...]]:
+    """Rows as the database has them: what all lines share is converted once."""
+    agent_id, source_id, at = str(batch.agent_id), str(batch.source_id), as_microseconds(batch.at)
+    return [(agent_id, source_id, at, level, storable(output)) for level, output in batch.lines]

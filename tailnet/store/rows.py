@@ -306,11 +306,12 @@ class LogBatch:
     lines: Sequence[tuple[int, str]]
     at: datetime
     refused: bool = False  # the agent was told already that these were too many
+    # What they count against their agent's limit: bytes, and one for a line of none, which is a row too.
+    size: int = field(init=False, compare=False)
 
-    @property
-    def size(self) -> int:
-        """What they count against their agent's limit: bytes, and one for a line of none, which is a row too."""
-        return sum(len(output.encode("utf-8", "replace")) or 1 for _, output in self.lines)
+    def __post_init__(self) -> None:
+        sizes = (len(text) if text.isascii() else len(text.encode("utf-8", "replace")) for _, text in self.lines)
+        object.__setattr__(self, "size", sum(size or 1 for size in sizes))
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,11 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 
 
+def as_microseconds(moment: datetime) -> int:
+    """Since 1970 UTC."""
+    return (moment - _EPOCH) // _MICROSECOND
+
+
 class UtcTime(sa.types.TypeDecorator[datetime]):
     """An instant as microseconds since 1970 UTC.
 
@@ -33,7 +38,7 @@ class UtcTime(sa.types.TypeDecorator[datetime]):
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> int | None:
-        return None if value is None else (value - _EPOCH) // _MICROSECOND
+        return None if value is None else as_microseconds(value)
 
     def process_result_value(self, value: Any, dialect: sa.Dialect) -> datetime | None:
         return None if value is None else _EPOCH + timedelta(microseconds=value)
@@ -65,6 +70,11 @@ class PeerIdText(sa.types.TypeDecorator[PeerID]):
         return None if value is None else PeerID.parse(value)
 
 
+def storable(text: str) -> str:
+    """Text as every kind of store takes it."""
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}") if "\0" in text else text
+
+
 class Text(sa.types.TypeDecorator[str]):
     """Text as agents and people write it.  PostgreSQL takes no NUL, and a row that one store takes, each must take."""
 
@@ -72,7 +82,7 @@ class Text(sa.types.TypeDecorator[str]):
     cache_ok = True
 
     def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> str | None:
-        return value.replace("\0", "\N{REPLACEMENT CHARACTER}") if value is not None and "\0" in value else value
+        return storable(value) if value is not None else None
 
 
 class RoleText(sa.types.TypeDecorator[Role]):

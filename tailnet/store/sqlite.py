@@ -69,6 +69,7 @@ class SqliteDialect(Dialect):
     """One SQLite file."""
 
     name: ClassVar[str] = "SQLite"
+    placeholder: ClassVar[str] = "?"
     driver_errors: tuple[type[Exception], ...] = (SQLAlchemyError, sqlite3.Error)
     max_readers = MAX_READERS
 
