@@ -41,7 +41,7 @@ class AsyncioStore(Store):
 
 
 class KnownCallers:
-    """As auth/backends.py answers once it knows them."""
+    """As tailnet/auth/backends.py answers once it knows them."""
 
     def __init__(self, user: UserIdentity, agents: dict[PeerID, AgentIdentity]) -> None:
         self._user = user
