@@ -19,10 +19,9 @@ import uvicorn
 if not __package__:  # started as a file: the project's root is not on the path then
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tailnet.auth.backends import Callers
-
 from tailnet.api import guards
 from tailnet.api.app import create_app
+from tailnet.auth.callers import Callers
 from tailnet.auth.policy import workspace_rights
 from tailnet.config import CoordinatorConfig
 from tailnet.store.rows import AgentIdentity, UserIdentity
@@ -41,7 +40,7 @@ class AsyncioStore(Store):
 
 
 class KnownCallers:
-    """As tailnet/auth/backends.py answers once it knows them."""
+    """As auth/store_callers.py answers once it knows them."""
 
     def __init__(self, user: UserIdentity, agents: dict[PeerID, AgentIdentity]) -> None:
         self._user = user
