@@ -40,7 +40,7 @@ class AsyncioStore(Store):
 
 
 class KnownCallers:
-    """As auth/store_callers.py answers once it knows them."""
+    """As tailnet/auth/store_callers.py answers once it knows them."""
 
     def __init__(self, user: UserIdentity, agents: dict[PeerID, AgentIdentity]) -> None:
         self._user = user
