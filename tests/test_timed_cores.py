@@ -305,8 +305,9 @@ CORES: dict[str, list[Callable[[], Walked]]] = {
     "tailnet/rpc/connection.py:ServerConnection": [walk_server],
     "tailnet/rpc/connection.py:ClientConnection": [walk_client],
 }
-# They know a host and hand the time on; what they hand on to is walked above.
+# They hand the time on; what they hand on to is walked above.
 DRIVERS = {
+    "tailnet/node/core.py:NodeCore",
     "tailnet/transport/channel.py:Channel",
     "tailnet/services/legacy.py:LegacyChannel",
 }

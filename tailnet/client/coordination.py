@@ -61,6 +61,10 @@ class Coordination:
         """Ask for a peer: it hears of us, we hear of it, from now on."""
         await self._call.send(tailnet.CoordinateRequest(add_tunnel={"id": peer_id}))
 
+    async def ready(self, peer_id: PeerID) -> None:
+        """Tell a peer that we know it now: an initiation that came earlier would have been dropped without a word."""
+        await self._call.send(tailnet.CoordinateRequest(ready_for_handshake=[{"id": peer_id}]))
+
     async def leave(self) -> None:
         """Go for good: peers hear DISCONNECTED and forget us at once."""
         await self._call.send(tailnet.CoordinateRequest(disconnect={}))

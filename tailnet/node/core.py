@@ -1,0 +1,173 @@
+"""One node without its sockets: datagrams in, streams between, datagrams out.  No I/O, a timed core.
+
+    receive -> disco to paths/, the rest to wireguard/ -> packets to netstack/
+    datagrams_to_send <- paths' messages, then what netstack/ has to send, sealed per peer, by the way paths/ names
+Driven by engine.py in batches.  Whom to know is told by `configure`, from what a coordinator says.
+"""
+
+import struct
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from itertools import groupby
+from typing import Final, NamedTuple, TypeAlias
+
+from derp.keys import NodePrivate
+from tailnet.netstack.stack import Event as StackEvent
+from tailnet.netstack.stack import Stack
+from tailnet.paths.core import Paths, Ponged, RelaySource
+from tailnet.paths.disco import is_disco
+from tailnet.paths.endpoint import Endpoint
+from tailnet.wireguard.device import Device
+
+Source: TypeAlias = Endpoint | RelaySource
+Event: TypeAlias = StackEvent | Ponged
+
+_KEY_BYTES: Final = 32
+_DESTINATION_ADDRESS: Final = slice(24, 40)
+_REGION: Final = struct.Struct(">H")
+
+
+class Drop(IntEnum):
+    """Why a packet went nowhere."""
+
+    NO_PEER = 0  # nobody has the address it is for
+    NO_WAY = 1  # its peer has neither an endpoint nor a relay
+
+
+class Datagram(NamedTuple):
+    """To be sent: by UDP to `endpoint`, or, if that is None, to `node_key` by the relay of `region`."""
+
+    endpoint: Endpoint | None
+    region: int | None
+    node_key: bytes
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PeerNode:
+    """What a coordinator says of a peer."""
+
+    node_key: bytes
+    addresses: tuple[bytes, ...]
+    disco_key: bytes | None = None
+    endpoints: tuple[Endpoint, ...] = ()
+    home_region: int | None = None
+
+
+class NodeCore:
+    """One node.  Call `receive`, `handle_timeout` at `next_timeout`, or anything of `stack`; then `datagrams_to_send`.
+
+    `stack` is its TCP, UDP and pings.  What peers send raises nothing and is counted.
+    """
+
+    def __init__(
+        self,
+        private: NodePrivate,
+        disco_private: bytes,
+        addresses: Iterable[bytes],
+        *,
+        random: Callable[[int], bytes],
+        now: float,
+        unix_seconds: float,
+        is_direct: bool = True,
+    ) -> None:
+        self.drops: dict[Drop, int] = dict.fromkeys(Drop, 0)
+        self.device = Device(private, random=random, now=now, unix_seconds=unix_seconds)
+        self.paths = Paths(self.device.public, disco_private, random=random, now=now, is_direct=is_direct)
+        self.stack = Stack(addresses, random, now)
+
+    # --- whom it knows ---
+
+    def configure(self, peer: PeerNode, now: float) -> None:
+        """Make a peer known, or take what is said of it now: sessions and streams go on.  LocalProtocolError: there are
+        too many peers, or its key is ours."""
+        self.device.configure(peer.node_key, peer.addresses, now)
+        self.paths.configure(peer.node_key, peer.disco_key, peer.endpoints, peer.home_region, now)
+
+    def remove(self, node_key: bytes) -> None:
+        """Forget a peer, its session and its streams; it need not be known."""
+        peer = self.device.find(node_key)
+        for address in peer.addresses if peer is not None else ():
+            self.stack.forget_peer(address)
+        self.device.remove(node_key)
+        self.paths.remove(node_key)
+
+    # --- datagrams ---
+
+    def receive(self, datagrams: Sequence[bytes | memoryview], source: Source, now: float) -> list[Event]:
+        """Datagrams that came one after the other from one source."""
+        events: list[Event] = []
+        if isinstance(source, RelaySource) and (known := self.paths.find(source.node_key)) is not None:
+            self.paths.heard(known, source.region)
+        for is_message, some in groupby(datagrams, is_disco):
+            if is_message:
+                for datagram in some:
+                    self.paths.receive(datagram, source, now)
+                continue
+            # The device has dropped packets from addresses that their peer does not have.
+            for _, packets in self.device.open(list(some), _name(source), now):
+                events += self.stack.receive_packets(packets, now)
+        events += [event for event in self.paths.take_events() if isinstance(event, Ponged)]
+        self.device.take_events()
+        return events
+
+    def datagrams_to_send(self, now: float) -> list[Datagram]:
+        """What is to be sent, in its order; handed out once."""
+        out: list[Datagram] = []
+        by_destination: dict[bytes, list[bytes]] = {}
+        for packet in self.stack.packets_to_send(now):
+            by_destination.setdefault(packet[_DESTINATION_ADDRESS], []).append(packet)
+        for address, packets in by_destination.items():
+            peer = self.device.owner_of(address)
+            if peer is None:
+                self.drops[Drop.NO_PEER] += len(packets)
+                continue
+            self._send(out, peer.public, self.device.seal(peer, packets, now), now)
+        for to_peer, source, datagram in self.device.datagrams_to_send():
+            if to_peer is not None:
+                self._send(out, to_peer.public, [datagram], now)
+            elif source is not None:
+                out.append(_answer(source, datagram))
+        # Disco first: a relay hands a peer's messages on in their order, and paths have to be known before packets.
+        return [Datagram(*each) for each in self.paths.datagrams_to_send()] + out
+
+    def _send(self, out: list[Datagram], node_key: bytes, datagrams: list[bytes], now: float) -> None:
+        peer = self.paths.find(node_key)
+        if peer is None or not datagrams:
+            return
+        endpoint, region = self.paths.route(peer, now)
+        if endpoint is None and region is None:
+            self.drops[Drop.NO_WAY] += len(datagrams)
+        if endpoint is not None:
+            out += [Datagram(endpoint, None, node_key, datagram) for datagram in datagrams]
+        if region is not None:
+            out += [Datagram(None, region, node_key, datagram) for datagram in datagrams]
+
+    # --- time ---
+
+    def next_timeout(self) -> float | None:
+        """When to call `handle_timeout`; None: not before something else happens."""
+        moments = (self.device.next_timeout(), self.paths.next_timeout(), self.stack.next_timeout())
+        return min((at for at in moments if at is not None), default=None)
+
+    def handle_timeout(self, now: float) -> list[Event]:
+        """Do what is due by `now`; then look at `datagrams_to_send`."""
+        self.device.handle_timeout(now)
+        ponged: list[Event] = [event for event in self.paths.handle_timeout(now) if isinstance(event, Ponged)]
+        return ponged + list(self.stack.handle_timeout(now))
+
+
+def _name(source: Source) -> bytes:
+    """A source as cookies are bound to it, and from which an answer finds back."""
+    if isinstance(source, RelaySource):
+        return _REGION.pack(source.region) + source.node_key
+    return f"{source.host} {source.port}".encode()
+
+
+def _answer(source: bytes, datagram: bytes) -> Datagram:
+    """A datagram back to where another came from, whoever that was."""
+    if len(source) == _REGION.size + _KEY_BYTES:
+        return Datagram(None, _REGION.unpack_from(source)[0], source[_REGION.size :], datagram)
+    host, _, port = source.decode().partition(" ")
+    return Datagram(Endpoint(host, int(port)), None, b"", datagram)

@@ -1,0 +1,286 @@
+"""Runs a NodeCore: relays, UDP sockets and one timer around it, and streams for its users.  Layer L3.
+
+    relay or socket -> core.receive -> events to streams -> pump -> core.datagrams_to_send -> relay or socket
+Input comes in batches, and each ends with one `pump`, which is synchronous; whatever a stream does pumps too.  The home
+relay is kept; another region's is dialled when a peer is reached there.  Next hop: core.py, streams.py.
+"""
+
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Final
+
+import trio
+
+from derp.client.client import open_background
+from derp.client.dial import DialOptions
+from derp.client.reconnect import Connected, Disconnected, ReconnectingClient, open_reconnecting_client
+from derp.errors import DerpError
+from derp.keys import NodePrivate
+from derp.map import DERPRegion
+from derp.protocol.messages import PeerGone, RecvPacket
+from tailnet.errors import LocalProtocolError
+from tailnet.netstack.connection import Connection
+from tailnet.netstack.stack import Happened, Listener, PongReceived
+from tailnet.node.core import Datagram, Event, NodeCore, Source
+from tailnet.node.streams import TunnelListener, TunnelStream
+from tailnet.paths.core import Ponged, RelaySource
+from tailnet.paths.endpoint import Endpoint
+from tailnet.transport.udp import UdpSockets
+
+DIAL_SECONDS: Final = 30.0
+# Datagrams for a region whose relay is being dialled: a handshake and what follows it in the first second.
+MAX_WAITING: Final = 64
+_TOKEN_BYTES: Final = 8
+
+
+class Engine:
+    """Made by `open_engine`.  Addresses are 16 bytes."""
+
+    def __init__(
+        self,
+        core: NodeCore,
+        private: NodePrivate,
+        regions: Mapping[int, DERPRegion],
+        nursery: trio.Nursery,
+        options: DialOptions | None = None,
+    ) -> None:
+        self.core = core
+        self.regions = dict(regions)
+        """Those that can be dialled; replaced when the map changes."""
+        self.lost_datagrams = 0
+        """What a full queue or a socket did not take."""
+        self._private = private
+        self._options = options
+        self._nursery = nursery
+        self._links: dict[int, ReconnectingClient] = {}
+        self._dialling: dict[int, list[Datagram]] = {}
+        self.sockets = UdpSockets()
+        self._streams: dict[Connection, TunnelStream] = {}
+        self._listeners: dict[Listener, TunnelListener] = {}
+        self._pings: dict[bytes, trio.Event] = {}
+        self._disco_pings: dict[bytes, tuple[trio.Event, list[Ponged]]] = {}
+        self._linked = trio.lowlevel.ParkingLot()
+        self._wake = trio.Event()
+        self._wakes_at: float | None = None
+
+    # --- users ---
+
+    async def dial(self, address: bytes, port: int, *, timeout_seconds: float = DIAL_SECONDS) -> TunnelStream:
+        """A TCP connection to a peer's port.  Raises OSError: refused, unreachable; trio.TooSlowError."""
+        stream = self._adopt(self.core.stack.connect(address, port))
+        self.pump()
+        try:
+            with trio.fail_after(timeout_seconds):
+                await stream.wait_connected()
+        except BaseException:
+            stream.abort()
+            self.pump()
+            raise
+        return stream
+
+    def listen(self, port: int | None, backlog: int = 128) -> TunnelListener:
+        """Take connections to a port, or with None to every port that nobody listens on."""
+        listener = self.core.stack.listen(port, backlog)
+        tunnel = self._listeners[listener] = TunnelListener(listener, self._adopt)
+        return tunnel
+
+    async def ping(self, address: bytes, *, timeout_seconds: float = 5.0) -> float:
+        """A TSMP round trip through the tunnel, in seconds.  Raises trio.TooSlowError."""
+        token = os.urandom(_TOKEN_BYTES)
+        answered = self._pings[token] = trio.Event()
+        began = trio.current_time()
+        try:
+            self.core.stack.send_ping(address, token)
+            self.pump()
+            with trio.fail_after(timeout_seconds):
+                await answered.wait()
+        finally:
+            del self._pings[token]
+        return trio.current_time() - began
+
+    async def disco_ping(self, node_key: bytes, *, timeout_seconds: float = 5.0) -> Ponged:
+        """Ask a peer by every way for a sign of life; the first answer says which way it came.  trio.TooSlowError."""
+        peer = self.core.paths.find(node_key)
+        if peer is None:
+            raise LocalProtocolError("that peer is not known")
+        answered, answers = self._disco_pings[node_key] = trio.Event(), []
+        try:
+            self.core.paths.ping(peer, trio.current_time())
+            self.pump()
+            with trio.fail_after(timeout_seconds):
+                await answered.wait()
+        finally:
+            del self._disco_pings[node_key]
+        return answers[0]
+
+    async def wait_home(self, region: int) -> None:
+        """Until the relay of a region has us.  Raises trio.TooSlowError."""
+        with trio.fail_after(DIAL_SECONDS):
+            while region not in self._links:
+                await self._linked.park()
+            await self._links[region].wait_connected()
+
+    def _adopt(self, connection: Connection) -> TunnelStream:
+        stream = self._streams[connection] = TunnelStream(connection, self.pump)
+        return stream
+
+    # --- out ---
+
+    def pump(self) -> None:
+        """Tell streams what happened, and send what is to be sent."""
+        now = trio.current_time()
+        for datagram in self.core.datagrams_to_send(now):
+            self._send(datagram)
+        self._dispatch(self.core.stack.events())
+        at = self.core.next_timeout()
+        if at is not None and (self._wakes_at is None or at < self._wakes_at):
+            self._wake.set()
+
+    def _send(self, datagram: Datagram) -> None:
+        if datagram.endpoint is not None:
+            self._send_udp(datagram.endpoint, datagram)
+            return
+        assert datagram.region is not None
+        link = self._links.get(datagram.region)
+        if link is None:
+            self._send_later(datagram.region, datagram)
+            return
+        try:
+            link.send_nowait(datagram.node_key, datagram.data)
+        except (trio.WouldBlock, DerpError):  # WireGuard and TCP see to it
+            self.lost_datagrams += 1
+
+    def _send_later(self, region: int, datagram: Datagram) -> None:
+        waiting = self._dialling.get(region)
+        if waiting is None:
+            if region not in self.regions:
+                self.lost_datagrams += 1
+                return
+            waiting = self._dialling[region] = []
+            self._nursery.start_soon(self._serve_region, region)
+        if len(waiting) < MAX_WAITING:
+            waiting.append(datagram)
+        else:
+            self.lost_datagrams += 1
+
+    def _send_udp(self, endpoint: Endpoint, datagram: Datagram) -> None:
+        try:
+            self.lost_datagrams += not self.sockets.send(endpoint, datagram.data)
+        except OSError:
+            self.lost_datagrams += 1
+            peer = self.core.paths.find(datagram.node_key)
+            if peer is not None:
+                self.core.paths.send_failed(peer, endpoint, trio.current_time())
+
+    # --- in ---
+
+    def receive(self, datagrams: list[bytes], source: Source) -> None:
+        """Datagrams of one source; call `pump` after the batch."""
+        self._dispatch(self.core.receive(datagrams, source, trio.current_time()))
+
+    def _dispatch(self, events: Iterable[Event]) -> None:
+        for event in events:
+            if isinstance(event, Happened):
+                if isinstance(event.subject, Connection):
+                    self._tell(event.subject)
+                elif isinstance(event.subject, Listener) and event.subject in self._listeners:
+                    self._listeners[event.subject].happened()
+            elif isinstance(event, PongReceived):
+                if event.token in self._pings:
+                    self._pings[event.token].set()
+            elif not isinstance(event, Ponged):
+                continue  # answers to what nobody here asks
+            elif event.peer.node_key in self._disco_pings:
+                answered, answers = self._disco_pings[event.peer.node_key]
+                answers.append(event)
+                answered.set()
+
+    def _tell(self, connection: Connection) -> None:
+        stream = self._streams.get(connection)
+        if stream is not None:
+            stream.happened()
+            if stream.is_over:
+                del self._streams[connection]
+
+    async def _serve_region(self, region: int) -> None:
+        """Hold the connection to a region's relay; what waited for it leaves first."""
+        target: Callable[[], DERPRegion] = lambda: self.regions[region]  # noqa: E731  # the map may change
+        async with open_reconnecting_client(target, self._private, options=self._options) as client:
+            self._links[region] = client
+            self._linked.unpark_all()
+            for datagram in self._dialling.pop(region, ()):
+                self._send(datagram)
+            try:
+                while True:
+                    self._hear(region, await client.receive_batch())
+            finally:
+                del self._links[region]
+                self.core.paths.region_down(region)
+
+    def _hear(self, region: int, batch: Sequence[object]) -> None:
+        by_source: dict[bytes, list[bytes]] = {}
+        for heard in batch:
+            if isinstance(heard, RecvPacket):
+                by_source.setdefault(heard.src, []).append(heard.packet)
+            elif isinstance(heard, Connected):
+                self.core.paths.region_up(region)
+            elif isinstance(heard, Disconnected):
+                self.core.paths.region_down(region)
+            elif isinstance(heard, PeerGone) and (peer := self.core.paths.find(heard.key)) is not None:
+                self.core.paths.peer_gone(peer, region)
+        for node_key, datagrams in by_source.items():
+            self.receive(datagrams, RelaySource(region, node_key))
+        self.pump()
+
+    # --- its tasks ---
+
+    async def run(self, home: int | None) -> None:
+        """Serve until cancelled, at home in a region, or in none."""
+        for sock in self.sockets.all:
+            self._nursery.start_soon(self.sockets.serve, sock, self.receive, self.pump)
+        if home is not None:
+            self._dialling[home] = []
+            self._nursery.start_soon(self._serve_region, home)
+        while True:
+            at = self._wakes_at = self.core.next_timeout()
+            with trio.move_on_at(at if at is not None else float("inf")):
+                await self._wake.wait()
+            self._wake = trio.Event()
+            now = trio.current_time()
+            if at is not None and now >= at:
+                self._dispatch(self.core.handle_timeout(now))
+            self.pump()
+
+
+@asynccontextmanager
+async def open_engine(
+    private: NodePrivate,
+    addresses: Iterable[bytes],
+    regions: Mapping[int, DERPRegion],
+    home: int | None,
+    *,
+    disco_private: bytes | None = None,
+    is_direct: bool = True,
+    options: DialOptions | None = None,
+) -> AsyncIterator[tuple[Engine, list[Endpoint]]]:
+    """A running node, at home in a region, and the endpoints of its UDP sockets (none if not `is_direct`)."""
+    core = NodeCore(
+        private,
+        disco_private or os.urandom(32),
+        addresses,
+        random=os.urandom,
+        now=trio.current_time(),
+        unix_seconds=time.time(),
+        is_direct=is_direct,
+    )
+    async with open_background() as nursery:
+        engine = Engine(core, private, regions, nursery, options)
+        try:
+            endpoints = engine.sockets.open() if is_direct else []
+            core.paths.set_local_endpoints(endpoints, trio.current_time())
+            nursery.start_soon(engine.run, home)
+            yield engine, endpoints
+        finally:
+            engine.sockets.close()

@@ -1,0 +1,58 @@
+"""The engine at relays: what waits for one, another region's, and what is lost."""
+
+from collections.abc import Mapping
+
+import pytest
+import trio
+
+from derp.keys import NodePrivate
+from derp.map import DERPRegion
+from tailnet.errors import LocalProtocolError
+from tailnet.node.core import Datagram, PeerNode
+from tailnet.node.engine import MAX_WAITING, open_engine
+from tests.support.inprocess import map_of, node_of, open_relay_here
+
+ADDRESSES = [bytes.fromhex("fd7a115ca1e0") + bytes(9) + bytes((number,)) for number in (1, 2)]
+HERE, THERE = 901, 902
+
+
+async def test_a_peer_at_another_region_is_reached_there() -> None:
+    """Its relay is dialled for the first packet, which waits meanwhile."""
+    one_key, other_key = NodePrivate.generate(), NodePrivate.generate()
+    with trio.fail_after(60):
+        async with (
+            open_relay_here(tls=False, stun_enabled=False) as here,
+            open_relay_here(tls=False, stun_enabled=False) as there,
+        ):
+            regions: Mapping[int, DERPRegion] = map_of(node_of(here, HERE), node_of(there, THERE)).regions
+            async with (
+                open_engine(one_key, [ADDRESSES[0]], regions, HERE, is_direct=False) as (one, _),
+                open_engine(other_key, [ADDRESSES[1]], regions, THERE, is_direct=False) as (other, _),
+            ):
+                await one.wait_home(HERE)
+                await other.wait_home(THERE)
+                now = trio.current_time()
+                other.core.configure(PeerNode(one_key.public().raw, (ADDRESSES[0],), None, (), HERE), now)
+                one.core.configure(PeerNode(other_key.public().raw, (ADDRESSES[1],), None, (), THERE), now)
+                assert await one.ping(ADDRESSES[1], timeout_seconds=30) > 0
+                assert one.lost_datagrams == 0
+                # The answer came where the first packet was heard: the other node has not dialled ours.
+                assert len(here.relay.router.members) == 1
+                assert len(there.relay.router.members) == 2
+
+
+async def test_what_waits_for_a_relay_is_bounded_and_a_region_that_nobody_knows_takes_nothing() -> None:
+    key = NodePrivate.generate()
+    with trio.fail_after(60):
+        async with open_engine(NodePrivate.generate(), [ADDRESSES[0]], {}, None, is_direct=False) as (engine, _):
+            engine.core.configure(PeerNode(key.public().raw, (ADDRESSES[1],), None, (), HERE), trio.current_time())
+            with pytest.raises(trio.TooSlowError):
+                await engine.ping(ADDRESSES[1], timeout_seconds=0.1)
+            assert engine.lost_datagrams == 1, "the map has no such region"
+            engine._dialling[HERE] = []
+            for _ in range(MAX_WAITING + 5):
+                engine._send_later(HERE, Datagram(None, HERE, key.public().raw, b"data"))
+            assert len(engine._dialling[HERE]) == MAX_WAITING
+            assert engine.lost_datagrams == 6
+            with pytest.raises(LocalProtocolError):
+                await engine.disco_ping(b"x" * 32)

@@ -1,0 +1,142 @@
+"""Two nodes of ours meet through a real coordinator and talk through its embedded relay, or directly."""
+
+import hashlib
+import os
+from typing import Any
+
+import pytest
+import trio
+
+from derp.errors import ConfigError, ConnectError
+from derp.keys import NodePrivate
+from derp.map import DERPNode, DERPRegion
+from tailnet.node.membership import Client, choose_home, open_agent, open_client, peer_node
+from tailnet.proto import convert
+from tailnet.proto.generated import tailnet_pb2 as tailnet
+from tailnet.server.server import CoordinatorServer
+from tests.support.seeds import agent_token, peer_id, user_token
+from tests.tailnet.client.test_rpc import url_of
+
+MAIN = peer_id("main")
+PATIENCE_SECONDS = 60
+ECHO_PORT = 7
+DIRECT = pytest.mark.parametrize("is_direct", [False, True], ids=["relay", "direct"])
+
+
+async def echo(stream: trio.abc.HalfCloseableStream) -> None:
+    async with stream:
+        async for part in stream:
+            await stream.send_all(part)
+        await stream.send_eof()
+
+
+async def exchange(client: Client, data: bytes) -> bytes:
+    """What an echo gives back."""
+    received = bytearray()
+    async with await client.dial(ECHO_PORT) as stream, trio.open_nursery() as nursery:
+
+        async def send() -> None:
+            await stream.send_all(data)
+            await stream.send_eof()
+
+        nursery.start_soon(send)
+        async for part in stream:
+            received += part
+    return bytes(received)
+
+
+@DIRECT
+async def test_a_client_reaches_an_agent_s_port(server: CoordinatorServer, is_direct: bool) -> None:
+    data, url = os.urandom(300_000), url_of(server)
+    with trio.fail_after(PATIENCE_SECONDS):
+        async with (
+            open_agent(url, agent_token("main"), MAIN, is_direct=is_direct) as agent,
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(trio.serve_listeners, echo, [agent.engine.listen(ECHO_PORT)])
+            async with open_client(url, user_token("alice"), MAIN, is_direct=is_direct) as client:
+                assert 0 < await client.ping() < PATIENCE_SECONDS
+                if not is_direct:
+                    assert (await client.engine.disco_ping(client.node_key)).region == 999
+                received = await exchange(client, data)
+                assert hashlib.sha256(received).digest() == hashlib.sha256(data).digest()
+                peer = client.engine.core.paths.find(client.node_key)
+                assert peer is not None
+                assert (peer.best is not None) == is_direct
+                with pytest.raises(ConnectionRefusedError):
+                    await client.dial(ECHO_PORT + 1)
+            nursery.cancel_scope.cancel()
+
+
+async def test_an_agent_that_is_not_there(server: CoordinatorServer) -> None:
+    with trio.fail_after(PATIENCE_SECONDS), pytest.raises(trio.TooSlowError):
+        async with open_client(url_of(server), user_token("alice"), MAIN, timeout_seconds=0.5):
+            pass
+
+
+async def test_who_may_not_reach_it_is_told(server: CoordinatorServer) -> None:
+    with trio.fail_after(PATIENCE_SECONDS), pytest.raises(ConnectError):
+        async with open_client(url_of(server), user_token("bob"), MAIN):
+            pass
+
+
+def a_node(**changes: Any) -> tailnet.Node:
+    private = NodePrivate.generate()
+    return tailnet.Node(
+        **{
+            "key": convert.node_key_bytes(private.public()),
+            "disco": "discokey:" + "ab" * 32,
+            "preferred_derp": 7,
+            "addresses": ["fd7a:115c:a1e0::1/128"],
+            "endpoints": ["192.0.2.1:5"],
+            **changes,
+        }
+    )
+
+
+@pytest.mark.parametrize("changes", [{"preferred_derp": 0}, {"key": b""}, {"key": b"np" + b"x" * 31}])
+def test_nodes_of_no_use_are_ignored(changes: dict[str, Any]) -> None:
+    assert peer_node(a_node(**changes)) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "attribute", "expected"),
+    [
+        ({}, "disco_key", b"\xab" * 32),
+        ({"disco": "discokey:zz" + "ab" * 31}, "disco_key", None),
+        ({"disco": ""}, "disco_key", None),
+        ({"endpoints": ["192.0.2.1:5", "nonsense", "127.3.3.40:1", "[2001:db8::1]:6"]}, "endpoints", 2),
+        ({"addresses": ["fd7a:115c:a1e0::/48", "::/0", "10.0.0.1/32", "x", "fd7a:115c:a1e0::2"]}, "addresses", 1),
+    ],
+)
+def test_what_is_taken_of_a_node(changes: dict[str, Any], attribute: str, expected: object) -> None:
+    node = peer_node(a_node(**changes))
+    assert node is not None
+    taken = getattr(node, attribute)
+    assert (len(taken) if isinstance(expected, int) else taken) == expected
+
+
+@pytest.mark.parametrize(
+    ("regions", "home", "chosen"),
+    [
+        ({1: (False, False), 2: (True, False)}, None, 2),
+        ({1: (False, True), 2: (False, False), 3: (False, False)}, None, 2),
+        ({1: (False, False), 2: (True, False)}, 1, 1),
+        ({1: (False, True)}, None, None),
+        ({1: (False, False)}, 9, None),
+    ],
+)
+def test_a_home(regions: dict[int, tuple[bool, bool]], home: int | None, chosen: int | None) -> None:
+    made = {
+        number: DERPRegion(
+            number,
+            embedded_relay=embedded,
+            nodes=(DERPNode(f"{number}a", number, "relay.example", stun_only=stun_only),),
+        )
+        for number, (embedded, stun_only) in regions.items()
+    }
+    if chosen is None:
+        with pytest.raises(ConfigError, match="relay"):
+            choose_home(made, home)
+    else:
+        assert choose_home(made, home) == chosen
