@@ -290,7 +290,10 @@ class Scoreboard:
             return 0.0
         if self.min_rtt == _UNKNOWN:
             return _MIN_REORDERING
-        return max(min(self._multiplier * self.min_rtt / 4, srtt), _MIN_REORDERING)
+        # The smallest round trip says nothing of a way that shuffles more than it delays: once duplicates have told of
+        # needless retransmissions the mean one is the measure, up to the same bound.
+        base = self.min_rtt if self._multiplier == 1 else srtt
+        return max(min(self._multiplier * base / 4, srtt), _MIN_REORDERING)
 
     def detect_losses(self, now: float, window: float) -> float | None:
         """RACK_detect_loss: mark what was sent well before something that arrived.  When to look again, or None."""

@@ -215,6 +215,11 @@ class Stack:
             connection.abort()
 
     @property
+    def has_output(self) -> bool:
+        """Whether `packets_to_send` may have something: a user's call does not move `next_timeout`."""
+        return bool(self.ready or self._out or self._sending)
+
+    @property
     def connection_count(self) -> int:
         return len(self._connections)
 

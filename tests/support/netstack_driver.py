@@ -137,7 +137,8 @@ class Driver:
     def run(self, seconds: float, until: Callable[[], bool]) -> None:
         """Until something is so.  TimeoutError after so many seconds."""
         end = time.monotonic() + seconds
-        self._send(time.monotonic(), time.thread_time())  # what was asked for outside of an event
+        if self.stack.has_output:  # what was asked for outside of an event
+            self._send(time.monotonic(), time.thread_time())
         while not until():
             if time.monotonic() > end:
                 raise TimeoutError(f"not within {seconds} s: {dict(self.stack.counters.drops)}")

@@ -128,6 +128,25 @@ def test_a_lost_retransmission_is_found() -> None:
     assert states(sent) == "L" + 10 * "D"
 
 
+def test_nobody_knows_which_transmission_was_acknowledged() -> None:
+    """Karn: no round trip of it; and an answer sooner than any before is the first transmission's (RFC 8985 6.2)."""
+    sent = board(3)
+    sent.min_rtt = 0.05
+    sent.lose_all()
+    lost = sent.first_lost()
+    assert lost is not None
+    sent.resend(lost, 0.2)
+    sent.on_ack(BASE + SIZE, (), 0.21)
+    assert (sent.sample, sent.newest, sent.min_rtt) == (None, None, 0.05)
+    assert sent._rack_sent_at < 0
+    lost = sent.first_lost()
+    assert lost is not None
+    sent.resend(lost, 0.3)
+    sent.on_ack(BASE + 2 * SIZE, (), 0.36)
+    assert sent.sample is None
+    assert sent._rack_sent_at == 0.3
+
+
 def test_reordering_makes_patient() -> None:
     sent = board(6)
     sent.on_ack(BASE, wire((4, 5)), 0.100)
@@ -138,7 +157,9 @@ def test_reordering_makes_patient() -> None:
     assert sent.reordering_window(1.0, in_recovery=True) > 0
     before = sent.reordering_window(1.0, in_recovery=True)
     sent.widen_reordering()
-    assert sent.reordering_window(1.0, in_recovery=True) == 2 * before
+    assert sent.reordering_window(1.0, in_recovery=True) == 0.5, "now of the mean round trip"
+    sent.widen_reordering()
+    assert sent.reordering_window(1.0, in_recovery=True) == 0.5, "one step in a round trip"
     for _ in range(16):
         sent.end_recovery()
     assert sent.reordering_window(1.0, in_recovery=True) == before

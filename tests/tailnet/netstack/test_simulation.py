@@ -52,7 +52,8 @@ def test_streams_are_equal_over_any_link(forward: Link, backward: Link, seed: in
     assert stream.longest_stall < 40
     sent = simulation.stacks[0].counters
     needed = size / 1220 + 1
-    assert sent.retransmissions <= 6 + 0.6 * needed + 2 * (forward.lost + backward.lost + forward.overflowed)
+    # As many again at the worst: where a way shuffles by ten round trips, until duplicates have told of it.
+    assert sent.retransmissions <= 6 + needed + 2 * (forward.lost + backward.lost + forward.overflowed)
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -88,6 +89,14 @@ def test_reordering_is_no_loss(seed: int) -> None:
     counters = simulation.stacks[0].counters
     assert counters.retransmissions <= 0.02 * counters.segments_sent
     assert counters.rtos == 0
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_way_that_shuffles_more_than_it_delays(seed: int) -> None:
+    """Round trips of 0 to 20 ms by chance, 1,640 segments.  A patience of the smallest one sent 5,000 and more twice."""
+    simulation = Simulation(seed, Link(0.0, jitter=0.02, rate=1e7, queue=512), Link(0.0, rate=1e7))
+    transfer(simulation, 2_000_000)
+    assert simulation.stacks[0].counters.retransmissions < 1100
 
 
 def test_a_full_queue_does_not_stall() -> None:

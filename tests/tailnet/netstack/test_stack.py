@@ -295,6 +295,17 @@ def test_dials_that_make_no_sense(address: bytes, port: int) -> None:
         make().connect(address, port)
 
 
+def test_it_tells_that_users_left_something_to_send() -> None:
+    stack = make()
+    assert not stack.has_output
+    stack.connect(B, 80)
+    assert stack.has_output
+    stack.packets_to_send(NOW)
+    assert not stack.has_output
+    stack.send_ping(B, b"12345678")
+    assert stack.has_output
+
+
 def test_what_a_listener_refuses() -> None:
     stack = make()
     stack.listen(22)
