@@ -197,8 +197,9 @@ def test_segments_behind_extension_headers_arrive() -> None:
     assert connection.receive(10) == b"data"
 
 
-def test_padding_behind_a_packet_is_no_data() -> None:
-    simulation = Simulation()
+@pytest.mark.parametrize("verify", [True, False])
+def test_padding_behind_a_packet_is_no_data(verify: bool) -> None:
+    simulation = Simulation(limits=Limits(verify_checksums=verify))
     simulation.tap = lambda side, packet: packet + bytes(-len(packet) % 16)
     source, target = simulation.pair()
     stream = Stream(simulation, source, target, b"x" * 3333)
