@@ -145,14 +145,14 @@ async def test_draining_twice_is_draining_once(server: CoordinatorServer) -> Non
 
 async def test_a_request_in_hand_is_answered(server: CoordinatorServer, monkeypatch: pytest.MonkeyPatch) -> None:
     asked, go_on = trio.Event(), trio.Event()
-    real = server.callers.user_of_agent_route
+    real = server.callers.user
 
     async def slow(token: str) -> UserIdentity:
         asked.set()
         await go_on.wait()
         return await real(token)
 
-    monkeypatch.setattr(server.callers, "user_of_agent_route", slow)
+    monkeypatch.setattr(server.callers, "user", slow)
     async with open_connection(server) as stream, trio.open_nursery() as nursery:
         request = f"GET /api/v2/workspaceagents/{make_id('main')}/connection HTTP/1.1\r\nHost: localhost\r\n"
         await stream.send_all(f"{request}Coder-Session-Token: {ALICE}\r\n\r\n".encode())
