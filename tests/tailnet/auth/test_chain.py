@@ -120,6 +120,9 @@ async def test_rights_across(chain: CallerChain, plane: ControlPlane, store: Sto
     assert await rights(carol, MAIN) == set()  # the control plane has never heard of it
     assert await rights(alice, MAIN) == set(Right)
     assert await rights(alice, NEW) == set()
+    # The control plane's word counts for its users, also where the store has rows of the agent.
+    plane.users["dora's"], plane.rights["dora", "new"] = user("dora"), ["update"]
+    assert await rights(await chain.user("dora's"), NEW) == {Right.READ, Right.UPDATE}
     # What the store says of an agent of others, for users of its own and for signed ones.
     store.grants.put(make_id("lab"), make_id("alice"), [Right.SSH], NOW)
     signed = await chain.user(bobs(rights={str(make_id("lab")): ["read"]}))
