@@ -127,6 +127,7 @@ CASES: dict[str, Case] = {
     "tailnet admin script update": Case("{script} --cron=x --store={store}"),
     "tailnet admin script delete": Case("{script} --yes --store={store}", "{script} --store={store}", ASKS),
     "tailnet admin key list": Case("--store={store}"),
+    "tailnet admin key show": Case("{key} --store={store}"),
     "tailnet admin key rotate": Case("resume@token --store={store}"),
     "tailnet admin key revoke": Case("{key} --yes --store={store}", "{key} --store={store}", ASKS),
     "tailnet admin store check": Case("--store={store}"),

@@ -30,6 +30,18 @@ def list_keys(store: str | None, config: str | None, as_json: bool) -> None:
         print_table(console(), ("purpose", "id", "state", "created_at"), found)
 
 
+@key_group.command("show")
+@click.argument("key_id", metavar="ID")
+@store_options
+def show_key(key_id: str, store: str | None, config: str | None, as_json: bool) -> None:
+    """Show a key: what it is for, whether it signs or only verifies, and since when."""
+    with administration(store, config) as work:
+        found = next((each for each in work.list_keys() if each["id"] == key_id), None)
+        if found is None:
+            raise click.ClickException(f"there is no key {key_id[:80]!r} in {work.store.shown}")
+    say(found, as_json)
+
+
 @key_group.command("rotate")
 @click.argument("purpose")
 @store_options

@@ -21,6 +21,8 @@ def test_keys(admin: Admin, store: Store) -> None:
     made = admin.json("key", "rotate", "resume token")
     assert [each["state"] for each in admin.lines("key", "list")] == ["signs", "verifies"]
     assert old.secret.hex()[:16] not in admin.say("key", "list")
+    assert admin.json("key", "show", made["id"]) == made
+    assert "there is no key 'x'" in admin.fail("key", "show", "x")
     assert "rotate first" in admin.fail("key", "revoke", made["id"], "--yes")
     assert admin.json("key", "revoke", old.id, "--yes") == {"revoked": old.id}
     assert "are not replaced" in admin.fail("key", "rotate", "relay")
