@@ -37,6 +37,7 @@ from bench.coordinator import process_cpu, run_generator
 from bench.generator import RunFailed
 from bench.store import measure_reads, quantile
 from tailnet.store.store import Store
+from tailnet.store.writer import SWITCH_SECONDS
 from tests.support.gobuild import COORDINATOR_LOAD, build
 from tests.support.postgresql import Cluster, PostgresqlMissing, running_cluster
 from tests.support.seeds import AgentSpec, fill, seed_document
@@ -342,6 +343,7 @@ def say_carried(found: Carried) -> None:
 
 def reads(report: Report, scale: Scale) -> None:
     """A read beside eight writers: bench/store.py has it, and its baseline."""
+    sys.setswitchinterval(SWITCH_SECONDS)  # as `tailnet serve` does; nothing else here has threads
     with tempfile.TemporaryDirectory(prefix="bench-agents-") as folder:
         store = Store.open(f"sqlite:///{folder}/store.db")
         try:
