@@ -235,6 +235,15 @@ async def test_signed_end_to_end_and_no_longer_than_it_says(signed: Signed) -> N
         assert not of_the_store.closed.is_set()
 
 
+async def test_the_keys_are_counted(signed: Signed) -> None:
+    host, port = next((each.host, each.port) for each in signed.server.listening if each.kind != "stun")
+    async with httpx.AsyncClient(base_url=f"http://{host}:{port}", headers={"Host": "localhost"}) as client:
+        lines = (await client.get("/metrics")).text.splitlines()
+    [age] = [line.split()[1] for line in lines if line.startswith("tailnet_auth_jwks_age_seconds ")]
+    assert 0 <= float(age) < 60
+    assert "tailnet_auth_jwks_keys 3.0" in lines
+
+
 async def test_a_key_that_is_withdrawn_sends_its_holders_away(signed: Signed) -> None:
     server = signed.server
     async with (
