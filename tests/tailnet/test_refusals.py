@@ -9,8 +9,8 @@ from tailnet.refusals import Refused
 
 MAKERS = [
     make
-    for name, make in inspect.getmembers(refusals, inspect.isfunction)
-    if make.__module__ == refusals.__name__ and name != "dataclass"
+    for _, make in inspect.getmembers(refusals, inspect.isfunction)
+    if make.__module__ == refusals.__name__ and make.__annotations__.get("return") in (Refused, "Refused")
 ]
 # What genuine SDKs take as final at their first dial.
 PERMANENT = {400, 404, 409, 500}

@@ -9,7 +9,7 @@ import trio
 from derp.client.client import open_derp_client
 from derp.errors import DerpError
 from derp.keys import NodePrivate
-from derp.protocol.messages import Restarting
+from derp.protocol.messages import Health, Restarting
 from tailnet.proto.generated import tailnet_pb2 as tailnet
 from tailnet.server.server import CoordinatorServer
 from tailnet.store.rows import AgentRow, UserIdentity
@@ -90,6 +90,7 @@ async def test_the_relay_drains_with_it(server: CoordinatorServer) -> None:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(server.drain)
                 assert isinstance(await client.receive(), Restarting)
+                assert isinstance(await client.receive(), Health)
                 with pytest.raises(DerpError):
                     await client.receive()
 
