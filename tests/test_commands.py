@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -24,12 +24,15 @@ import trio
 
 from derp.cli import cli as derp
 from tailnet.cli.root import cli as tailnet
+from tailnet.config import CoordinatorConfig
 from tailnet.config.key_file import add_key
+from tailnet.node.membership import open_agent
+from tailnet.server.server import CoordinatorServer, serve_coordinator
 from tailnet.store.rows import Right
 from tailnet.store.store import Store
 from tests.support.command import ENVIRONMENT
 from tests.support.inprocess import HOST, map_of, node_of, open_relay_here, port_of
-from tests.support.seeds import NOW, defined_document, fill, make_id, seed_document
+from tests.support.seeds import NOW, agent_token, defined_document, fill, make_id, peer_id, seed_document, user_token
 
 PATIENCE_SECONDS = 60.0  # a hang guard: a cold start on a busy machine takes seconds
 NARROW = {"PYTHONIOENCODING": "ascii", "LANG": "C", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
@@ -52,6 +55,9 @@ class World:
     app: str  # the id of an app in it
     script: str
     key: str  # of a key that only verifies
+    coordinator: str  # its URL, with an agent that has come in; only for the commands in REACHES
+    token: str  # of a user who may reach the agent
+    config: str  # the folder of users' settings
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,10 @@ CASES: dict[str, Case] = {
     "tailnet admin import": Case("{seed} --store={store}", "- --store={store}"),
     "tailnet admin bundle": Case("{bundle} --url={url} --no-store"),
     "tailnet health": Case("{url}", "{silent}"),
+    "tailnet login": Case("{coordinator} --token={token}", "{silent} --token=x"),
+    "tailnet logout": Case(""),
+    "tailnet agents": Case("--url={coordinator} --token={token}", "--url={silent} --token=x"),
+    "tailnet ping": Case("--url={coordinator} --token={token} -c 1 main", "--url={silent} --token=x main"),
     "tailnet admin export": Case("--store={store}"),
     "tailnet admin audit": Case("--store={store}"),
     "tailnet admin user create": Case("--username=carol --store={store}"),
@@ -155,6 +165,8 @@ TWINS = {
     for kind in ("token", "workspace", "agent", "app", "script")
     for verb in ("create", "list", "show", "update", "delete")
 }
+# They talk to a coordinator.
+REACHES = ("tailnet login", "tailnet agents", "tailnet ping")
 SERVERS = ("derp serve", "tailnet serve")
 # What they make is there the second time.
 # What they make is there the second time, or what they delete is not.
@@ -186,9 +198,25 @@ def test_every_command_has_its_case() -> None:
     assert set(EVERY) >= TWINS
 
 
+@asynccontextmanager
+async def open_reachable(folder: Path) -> AsyncIterator[str]:
+    """The URL of a coordinator with a store of its own and the agent `main`."""
+    store = f"sqlite:///{folder}/reachable.db"
+    shutil.copy(folder / "tailnet.db", folder / "reachable.db")
+    config = CoordinatorConfig(listen=((HOST, 0),), stun_listen=(), store=store, drain_seconds=2.0)
+    async with trio.open_nursery() as nursery:
+        server: CoordinatorServer = await nursery.start(serve_coordinator, config, None)
+        url = f"http://{HOST}:{server.listening[0].port}"
+        async with open_agent(url, agent_token("main"), peer_id("main")):
+            yield url
+        nursery.cancel_scope.cancel()
+
+
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    async with open_relay_here(tls=False) as server:
+async def world(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[World]:
+    callspec = getattr(request.node, "callspec", None)
+    reaches = callspec is not None and callspec.params.get("name") in REACHES
+    async with open_relay_here(tls=False) as server, AsyncExitStack() as stack:
         text = json.dumps(map_of(node_of(server, 901)).to_json()).replace("Region 901", "Zürich 東京")
         (tmp_path / "map.json").write_text(text, encoding="utf-8")
         (tmp_path / "seed.json").write_text(json.dumps(seed_document()))
@@ -198,6 +226,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         opened.close()
         shutil.copy(tmp_path / "tailnet.db", tmp_path / "saved.db")
         add_key(tmp_path / "secrets.keys")
+        coordinator = await stack.enter_async_context(open_reachable(tmp_path)) if reaches else ""
         with socket.create_server((HOST, 0)) as silent:
             yield World(
                 url=f"http://{HOST}:{port_of(server)}",
@@ -213,6 +242,9 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
                 app=str(make_id("editor of main")),
                 script=str(make_id("start of main")),
                 key=key,
+                coordinator=coordinator,
+                token=user_token("alice"),
+                config=str(tmp_path / "config"),
             )
 
 
@@ -233,10 +265,15 @@ def words_of(name: str, line: str, world: World) -> list[str]:
     return [*name.split(), *CASES[name].words(line, world)]
 
 
+def settings_of(world: World) -> dict[str, str]:
+    """Whoever runs these tests keeps his own login."""
+    return {"XDG_CONFIG_HOME": world.config}
+
+
 @pytest.mark.parametrize("name", ALL)
 async def test_a_full_disk(name: str, world: World) -> None:
     full = os.open("/dev/full", os.O_WRONLY)
-    done = await run(*words_of(name, CASES[name].writes, world), stdout=full)
+    done = await run(*words_of(name, CASES[name].writes, world), stdout=full, environ=settings_of(world))
     os.close(full)
     assert done.returncode == 1
     assert complaints(done) == ["cannot write the output: No space left on device"]
@@ -254,7 +291,7 @@ def complaints(done: subprocess.CompletedProcess[bytes]) -> list[str]:
 async def test_a_reader_that_has_gone(name: str, world: World) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    done = await run(*words_of(name, CASES[name].writes, world), stdout=writer)
+    done = await run(*words_of(name, CASES[name].writes, world), stdout=writer, environ=settings_of(world))
     os.close(writer)
     assert done.returncode == 141
     assert complaints(done) == ["cannot write the output: Broken pipe"]
@@ -263,8 +300,8 @@ async def test_a_reader_that_has_gone(name: str, world: World) -> None:
 @pytest.mark.parametrize("name", [name for name in ALL if name not in (*SERVERS, *ONCE)])
 async def test_a_narrow_encoding(name: str, world: World) -> None:
     words = words_of(name, CASES[name].writes, world)
-    wide = await run(*words, environ={"PYTHONIOENCODING": "utf-8"})
-    narrow = await run(*words, environ=NARROW)
+    wide = await run(*words, environ=settings_of(world) | {"PYTHONIOENCODING": "utf-8"})
+    narrow = await run(*words, environ=settings_of(world) | NARROW)
     assert narrow.returncode == wide.returncode
     assert b"Traceback" not in narrow.stderr
     assert narrow.stdout.count(b"\n") == wide.stdout.count(b"\n") > 0

@@ -1,7 +1,7 @@
 """The group of commands (layer L4).
 
 Results go to stdout, one JSON object a line with --json; the log and errors go to stderr.  How a command ends is
-derp/cli_run.py's.  Next hop: serve.py, admin.py.
+derp/cli_run.py's.  Next hop: serve.py, admin.py, ping.py.
 """
 
 import click
@@ -9,8 +9,11 @@ import click
 from derp.cli_run import run as run_command
 from derp.cli_run import statuses, version_option
 from tailnet.cli.admin import admin
+from tailnet.cli.agents import agents
 from tailnet.cli.demo import demo
 from tailnet.cli.health import health
+from tailnet.cli.login import login, logout
+from tailnet.cli.ping import ping
 from tailnet.cli.serve import serve
 from tailnet.errors import SeedError
 
@@ -18,13 +21,17 @@ from tailnet.errors import SeedError
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=statuses())
 @version_option("--version")
 def cli() -> None:
-    """A tailnet's coordinator with its embedded DERP relay."""
+    """A tailnet's coordinator with its embedded DERP relay, and what its users reach agents with."""
 
 
 cli.add_command(serve)
 cli.add_command(admin)
 cli.add_command(demo)
 cli.add_command(health)
+cli.add_command(login)
+cli.add_command(logout)
+cli.add_command(agents)
+cli.add_command(ping)
 
 
 def run(args: list[str] | None = None) -> None:

@@ -51,6 +51,8 @@ class Engine:
         """Those that can be dialled; replaced when the map changes."""
         self.lost_datagrams = 0
         """What a full queue or a socket did not take."""
+        self.local_endpoints: tuple[Endpoint, ...] = ()
+        """Of its UDP sockets; none without direct connections."""
         self._private = private
         self._options = options
         self._nursery = nursery
@@ -279,6 +281,7 @@ async def open_engine(
         engine = Engine(core, private, regions, nursery, options)
         try:
             endpoints = engine.sockets.open() if is_direct else []
+            engine.local_endpoints = tuple(endpoints)
             core.paths.set_local_endpoints(endpoints, trio.current_time())
             nursery.start_soon(engine.run, home)
             yield engine, endpoints

@@ -1,0 +1,33 @@
+"""How commands reach an agent."""
+
+import pytest
+import trio
+
+from tailnet.cli.agents import find_agent
+from tailnet.cli.login import Login
+from tailnet.cli.reach import open_reached, run_interruptible
+from tailnet.errors import TransportError
+from tailnet.node.membership import open_agent
+from tailnet.server.server import CoordinatorServer
+from tests.support.seeds import agent_token, peer_id, user_token
+from tests.tailnet.client.test_rpc import url_of
+
+
+async def test_the_patience_is_that_of_the_way_there(server: CoordinatorServer) -> None:
+    login = Login(url_of(server), user_token("alice"))
+    agent = await find_agent(login, "dev.main")
+    with trio.fail_after(60):
+        with pytest.raises(TransportError, match=r"dev\.main cannot be reached"):
+            async with open_reached(login, agent, relay_only=True, wait_seconds=0.3):
+                pass
+        async with open_agent(login.url, agent_token("main"), peer_id("main")):
+            with pytest.raises(trio.TooSlowError):
+                async with open_reached(login, agent, relay_only=True, wait_seconds=30):
+                    raise trio.TooSlowError
+
+
+def test_what_comes_of_it() -> None:
+    async def work() -> int:
+        return 7
+
+    assert run_interruptible(work) == 7
