@@ -258,7 +258,8 @@ def walk_netstack() -> Walked:
         assert isinstance(event.subject, Connection)
         return event.subject.local_port, event.what
 
-    return Walked(stack, act, name=name)
+    # What users did has its own events, which the step that did it takes.
+    return Walked(stack, act, lambda: [name(event) for event in stack.events()], name=name)
 
 
 def walk_paths() -> Walked:
