@@ -8,7 +8,7 @@ relay is kept; another region's is dialled when a peer is reached there.  Next h
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from typing import Final
 
 import trio
@@ -45,6 +45,7 @@ class Engine:
         regions: Mapping[int, DERPRegion],
         nursery: trio.Nursery,
         options: DialOptions | None = None,
+        sockets: UdpSockets | None = None,
     ) -> None:
         self.core = core
         self.regions = dict(regions)
@@ -58,7 +59,7 @@ class Engine:
         self._nursery = nursery
         self._links: dict[int, ReconnectingClient] = {}
         self._dialling: dict[int, list[Datagram]] = {}
-        self.sockets = UdpSockets()
+        self.sockets = sockets or UdpSockets()
         self._streams: dict[Connection, TunnelStream] = {}
         self._listeners: dict[Listener, TunnelListener] = {}
         self._pings: dict[bytes, trio.Event] = {}
@@ -277,13 +278,12 @@ async def open_engine(
         unix_seconds=time.time(),
         is_direct=is_direct,
     )
-    async with open_background() as nursery:
-        engine = Engine(core, private, regions, nursery, options)
-        try:
-            endpoints = engine.sockets.open() if is_direct else []
+    # Closed when the tasks that wait for them have ended: a wait for a closed socket is an error of theirs.
+    with closing(UdpSockets()) as sockets:
+        async with open_background() as nursery:
+            engine = Engine(core, private, regions, nursery, options, sockets)
+            endpoints = sockets.open() if is_direct else []
             engine.local_endpoints = tuple(endpoints)
             core.paths.set_local_endpoints(endpoints, trio.current_time())
             nursery.start_soon(engine.run, home)
             yield engine, endpoints
-        finally:
-            engine.sockets.close()

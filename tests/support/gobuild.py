@@ -61,6 +61,8 @@ TAILSCALED = GoProgram("tailscaled", TAILSCALE, "tailscale.com/cmd/tailscaled", 
 TAILSCALED_CONTROL = GoProgram("tailscaled-control", TAILSCALE, "./cmd/control")
 NETSTACK_PEER = GoProgram("netstack-peer", NETSTACK, "./cmd/peer")
 MAGICPEER = GoProgram("magicpeer", TAILSCALE, "./cmd/magicpeer", _OMITTED)
+# With what gathers packets, as genuine nodes have it: it is measured too.
+WHOLENODE = GoProgram("wholenode", TAILSCALE, "./cmd/wholenode", tuple(tag for tag in _OMITTED if tag != "ts_omit_gro"))
 LOAD = GoProgram("derpload", ROOT / "bench" / "load", ".")
 TAILNET_PEER = GoProgram("tailnet-peer", TAILNET, "./cmd/peer")
 TAILNET_COORDINATOR = GoProgram("tailnet-coordinator", TAILNET, "./cmd/coordinator")
@@ -74,7 +76,7 @@ ALL = (
     NETSTACK_PEER,
     *(DERPPEER, DERPPEER_WEBSOCKET, NETCHECKPEER, DERPER, DERPPROBE, LOAD, WGPEER),
     *(PEBBLE, CHALLTESTSRV, AUTOCERT_CACHE),
-    *(TAILSCALED, TAILSCALED_CONTROL, MAGICPEER),
+    *(TAILSCALED, TAILSCALED_CONTROL, MAGICPEER, WHOLENODE),
     *(TAILNET_PEER, TAILNET_COORDINATOR, TAILNET_RPC_SERVER, COORDINATOR_LOAD, OAPI_CODEGEN),
 )
 

@@ -1,9 +1,11 @@
 """The engine at relays: what waits for one, another region's, and what is lost."""
 
+import socket
 from collections.abc import Mapping
 
 import pytest
 import trio
+import trio.testing
 
 from derp.keys import NodePrivate
 from derp.map import DERPRegion
@@ -56,3 +58,14 @@ async def test_what_waits_for_a_relay_is_bounded_and_a_region_that_nobody_knows_
             assert engine.lost_datagrams == 6
             with pytest.raises(LocalProtocolError):
                 await engine.disco_ping(b"x" * 32)
+
+
+async def test_it_may_end_while_datagrams_come() -> None:
+    """Its sockets outlive the tasks that wait for them.  Which task is first is chance: hence the rounds."""
+    with trio.fail_after(60), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        for _ in range(30):
+            async with open_engine(NodePrivate.generate(), [ADDRESSES[0]], {}, None) as (engine, endpoints):
+                await trio.testing.wait_all_tasks_blocked()
+                sender.sendto(b"anything", next(each for each in endpoints if each.host == "127.0.0.1"))
+                await trio.lowlevel.checkpoint()
+            assert all(each.fileno() == -1 for each in engine.sockets.all)
