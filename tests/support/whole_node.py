@@ -80,8 +80,8 @@ class WholeNode:
     async def endpoints(self) -> str:
         """Where it may be reached, separated by spaces; it knows some seconds after it began."""
         with trio.fail_after(PATIENCE_SECONDS):
-            while not (text := str((await self.ask("endpoints")).get("text", ""))):
-                await trio.sleep(0.05)  # another process tells nobody
+            while not (text := str((await self.ask("endpoints")).get("text", ""))):  # noqa: ASYNC110  # another process
+                await trio.sleep(0.05)
         return text
 
     async def reach(self, is_direct: bool | None = None) -> str:
