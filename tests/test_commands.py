@@ -97,6 +97,11 @@ CASES: dict[str, Case] = {
     "tailnet ping": Case("--url={coordinator} --token={token} -c 1 main", "--url={silent} --token=x main"),
     "tailnet admin export": Case("--store={store}"),
     "tailnet admin audit": Case("--store={store}"),
+    "tailnet port-forward": Case(
+        "--url={coordinator} --token={token} --tcp=0:9 main",
+        "--url={coordinator} --token={token} --tcp=0:9 main",
+        b"leads to",
+    ),
     "tailnet admin user create": Case("--username=carol --store={store}"),
     "tailnet admin user list": Case("--store={store}"),
     "tailnet admin user show": Case("alice --store={store}"),
@@ -166,7 +171,7 @@ TWINS = {
     for verb in ("create", "list", "show", "update", "delete")
 }
 # They talk to a coordinator.
-REACHES = ("tailnet login", "tailnet agents", "tailnet ping")
+REACHES = ("tailnet login", "tailnet agents", "tailnet ping", "tailnet port-forward")
 SERVERS = ("derp serve", "tailnet serve")
 # What they make is there the second time.
 # What they make is there the second time, or what they delete is not.
@@ -297,7 +302,7 @@ async def test_a_reader_that_has_gone(name: str, world: World) -> None:
     assert complaints(done) == ["cannot write the output: Broken pipe"]
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if name not in (*SERVERS, *ONCE)])
+@pytest.mark.parametrize("name", [name for name in ALL if name not in (*SERVERS, *ONCE, "tailnet port-forward")])
 async def test_a_narrow_encoding(name: str, world: World) -> None:
     words = words_of(name, CASES[name].writes, world)
     wide = await run(*words, environ=settings_of(world) | {"PYTHONIOENCODING": "utf-8"})

@@ -3,8 +3,8 @@
 Next hop: login.py, agents.py, tailnet/node/membership.py.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import click
@@ -48,20 +48,29 @@ async def open_reached(
     # Imported here: the other commands need none of it.
     from tailnet.node.membership import open_client
 
-    is_there = False
+    async with AsyncExitStack() as stack:
+        with came_in_time(agent, wait_seconds):
+            client = await stack.enter_async_context(
+                open_client(login.url, login.token, agent.id, is_direct=not relay_only, timeout_seconds=wait_seconds)
+            )
+        yield client
+
+
+@contextmanager
+def came_in_time(agent: KnownAgent, wait_seconds: float) -> Iterator[None]:
+    """What to reach an agent in: says that it did not come."""
+    late = TransportError(
+        f"{agent.label} cannot be reached: nothing was heard of it in {wait_seconds:g} s, and the coordinator "
+        f"lists it as {agent.status or 'unknown'}"
+    )
     try:
-        async with open_client(
-            login.url, login.token, agent.id, is_direct=not relay_only, timeout_seconds=wait_seconds
-        ) as client:
-            is_there = True
-            yield client
+        yield
     except trio.TooSlowError:
-        if is_there:
-            raise  # it is of whoever uses the client
-        raise TransportError(
-            f"{agent.label} cannot be reached: nothing was heard of it in {wait_seconds:g} s, and the coordinator "
-            f"lists it as {agent.status or 'unknown'}"
-        ) from None
+        raise late from None
+    except BaseExceptionGroup as group:
+        if group.subgroup(trio.TooSlowError) is None:
+            raise
+        raise late from None
 
 
 def run_interruptible(work: Callable[[], Awaitable[T]]) -> T:

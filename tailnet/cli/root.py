@@ -14,6 +14,7 @@ from tailnet.cli.demo import demo
 from tailnet.cli.health import health
 from tailnet.cli.login import login, logout
 from tailnet.cli.ping import ping
+from tailnet.cli.port_forward import port_forward
 from tailnet.cli.serve import serve
 from tailnet.errors import SeedError
 
@@ -32,6 +33,7 @@ cli.add_command(login)
 cli.add_command(logout)
 cli.add_command(agents)
 cli.add_command(ping)
+cli.add_command(port_forward)
 
 
 def run(args: list[str] | None = None) -> None:

@@ -125,6 +125,11 @@ class Engine:
                 await self._linked.park()
             await self._links[region].wait_connected()
 
+    def close(self) -> None:
+        """End what users wait for: streams are reset, and who uses one is told."""
+        for stream in list(self._streams.values()):
+            stream.abort()
+
     def _adopt(self, connection: Connection) -> TunnelStream:
         stream = self._streams[connection] = TunnelStream(connection, self.pump)
         return stream
@@ -286,4 +291,7 @@ async def open_engine(
             engine.local_endpoints = tuple(endpoints)
             core.paths.set_local_endpoints(endpoints, trio.current_time())
             nursery.start_soon(engine.run, home)
-            yield engine, endpoints
+            try:
+                yield engine, endpoints
+            finally:
+                engine.close()

@@ -24,7 +24,7 @@ from derp.keys import NodePrivate
 from derp.map import DERPRegion
 from tailnet.client.coordination import AGENT_DOOR, Coordination, client_door, open_coordination
 from tailnet.client.rpc import RpcClient, open_rpc_client
-from tailnet.errors import TailnetError
+from tailnet.errors import RpcError, TailnetError
 from tailnet.node.core import PeerNode
 from tailnet.node.engine import DIAL_SECONDS, Engine, open_engine
 from tailnet.node.streams import TunnelStream
@@ -69,7 +69,7 @@ class Member:
             try:
                 update = await self._coordination.receive()
             except trio.EndOfChannel:
-                return
+                raise RpcError("the coordinator ended the call that peers are told by") from None
             await self._take(update)
             self._changed.unpark_all()
 
@@ -101,6 +101,10 @@ class Member:
     async def add_tunnel(self, peer_id: PeerID) -> None:
         """Ask for a peer."""
         await self._coordination.add_tunnel(peer_id)
+
+    def key_of(self, peer_id: PeerID) -> bytes | None:
+        """The node key of a peer, while it is known."""
+        return self._keys.get(peer_id)
 
     async def wait_peer(self, peer_id: PeerID) -> bytes:
         """The node key of a peer, once it is known and knows us."""

@@ -133,6 +133,7 @@ class TunnelStream(trio.abc.HalfCloseableStream):
         self._closed = True
         self._connection.abort()
         self._changed.unpark_all()
+        self._pump()
 
     def _check_open(self) -> None:
         if self._closed:

@@ -1,0 +1,186 @@
+"""`tailnet port-forward`: local ports that lead to ports of an agent (layer L4).
+
+Next hop: reach.py, tailnet/node/tunnel.py.
+"""
+
+import logging
+import socket
+import struct
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from errno import EACCES, EADDRINUSE
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import click
+import trio
+
+from derp.log import set_up_logging
+from derp.text import error_text, fit_to_show
+from tailnet.cli.agents import KnownAgent, find_agent
+from tailnet.cli.login import Login, read_login
+from tailnet.cli.output import console, say_json
+from tailnet.cli.reach import came_in_time, reach_options, run_interruptible
+from tailnet.errors import ConfigError, DerpError, ListenError
+
+if TYPE_CHECKING:
+    from tailnet.node.tunnel import Tunnel
+
+log = logging.getLogger(__name__)
+
+_LOOPBACK: Final = "127.0.0.1"
+_MAX_PORT: Final = 0xFFFF
+# Connections at once, of all ports: below what a process may have open, and more than a browser makes to ten sites.
+MAX_CONNECTIONS: Final = 512
+_LINGER_NOT: Final = struct.pack("ii", 1, 0)
+
+Listening: TypeAlias = "tuple[Forward, Sequence[trio.SocketListener]]"
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """A local address, port 0 for a free one, and the agent's port that it leads to."""
+
+    host: str
+    port: int
+    remote_port: int
+
+
+def parse_forward(text: str) -> Forward:
+    """Read `[[HOST:]PORT:]REMOTE`, an IPv6 HOST in brackets.  Raises ConfigError."""
+    rest, _, remote = text.rpartition(":")
+    host, _, local = rest.rpartition(":")
+    remote_port, local_port = _port(remote), _port(local or remote)
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        remote_port = None
+    if not remote_port or local_port is None or (host and not local):
+        shown = fit_to_show(text)
+        raise ConfigError(f"--tcp {shown}: must look like 8080, 18080:8080 or 0.0.0.0:18080:8080 (here:agent's)")
+    return Forward(host or _LOOPBACK, local_port, remote_port)
+
+
+def _port(text: str) -> int | None:
+    if not (text.isascii() and text.isdecimal() and len(text) < 6):
+        return None
+    return int(text) if int(text) <= _MAX_PORT else None
+
+
+@click.command("port-forward")
+@click.argument("agent")
+@reach_options
+@click.option("--tcp", "tcp", multiple=True, required=True, metavar="[[HOST:]LOCAL:]REMOTE",
+              help="a local port, 0 for a free one, and the agent's; may be given several times")  # fmt: skip
+@click.option("-v", "--verbose", is_flag=True, help="a line for each connection")
+@click.option("--json", "as_json", is_flag=True, help="one JSON object a line")
+def port_forward(
+    agent: str, tcp: tuple[str, ...], relay_only: bool, wait: float, verbose: bool, as_json: bool, **how: Any
+) -> None:
+    """Take connections here and lead them to ports of AGENT (an id, a name, or workspace.agent), until Ctrl-C.
+
+    A HOST other than 127.0.0.1 lets other machines in.  When the agent goes away and comes back, so does the way to it.
+    """
+    login, forwards = read_login(**how), [parse_forward(text) for text in tcp]
+    set_up_logging("json" if as_json else "text", "debug" if verbose else "warning")
+    for noisy in ("httpx", "httpcore"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+    async def work() -> None:
+        async with open_listeners(forwards) as listening:
+            known = await find_agent(login, agent)
+            await serve_forwards(login, known, listening, relay_only, wait, as_json)
+
+    run_interruptible(work)
+
+
+async def serve_forwards(
+    login: Login, agent: KnownAgent, listening: Sequence[Listening], relay_only: bool, wait: float, as_json: bool
+) -> None:
+    """Until cancelled.  Raises as the tunnel does when the agent cannot be reached at first."""
+    from tailnet.node.tunnel import open_tunnel
+
+    gate = trio.CapacityLimiter(MAX_CONNECTIONS)
+    async with AsyncExitStack() as stack:
+        with came_in_time(agent, wait):
+            tunnel = await stack.enter_async_context(
+                open_tunnel(login.url, login.token, agent.id, is_direct=not relay_only, timeout_seconds=wait)
+            )
+        async with trio.open_nursery() as nursery:
+            for forward, listeners in listening:
+                nursery.start_soon(
+                    partial(trio.serve_listeners, partial(_forward, tunnel, forward, gate), list(listeners))
+                )
+                for listener in listeners:
+                    _say(listener.socket.getsockname(), forward, agent, as_json)
+
+
+def _say(address: Sequence[Any], forward: Forward, agent: KnownAgent, as_json: bool) -> None:
+    host, port = address[:2]
+    if as_json:
+        event = {"event": "forwarding", "host": host, "port": port, "agent": agent.label}
+        say_json(event | {"remote_port": forward.remote_port})
+    else:
+        local = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        console().print(f"{local} leads to port {forward.remote_port} of {agent.label}")
+
+
+@asynccontextmanager
+async def open_listeners(forwards: Sequence[Forward]) -> AsyncIterator[list[Listening]]:
+    """All local ports, or none.  Raises ListenError."""
+    async with AsyncExitStack() as stack:
+        listening: list[Listening] = []
+        for forward in forwards:
+            listeners = await _bind(forward)
+            for listener in listeners:
+                await stack.enter_async_context(listener)
+            listening.append((forward, listeners))
+        yield listening
+
+
+async def _bind(forward: Forward) -> list[trio.SocketListener]:
+    try:
+        return list(await trio.open_tcp_listeners(forward.port, host=forward.host))
+    except OSError as error:
+        place = f"--tcp: port {forward.port} of {forward.host}"
+        if error.errno == EADDRINUSE:
+            reason = "is taken by another program"
+        elif error.errno == EACCES:
+            reason = "is for root"
+        else:
+            raise ListenError(f"{place} cannot be opened: {error_text(error)}") from None
+        raise ListenError(f"{place} {reason}: choose another local one, as in --tcp 0:{forward.remote_port}") from None
+
+
+async def _forward(tunnel: "Tunnel", forward: Forward, gate: trio.CapacityLimiter, local: trio.SocketStream) -> None:
+    from tailnet.node.tunnel import join_streams
+
+    async with local:
+        try:
+            gate.acquire_nowait()
+        except trio.WouldBlock:
+            log.warning("a connection was refused: %d are open already", MAX_CONNECTIONS)
+            _reset(local)
+            return
+        try:
+            remote = await tunnel.dial(forward.remote_port)
+            log.debug("port %d: a connection", forward.remote_port)
+            sent, received = await join_streams(local, remote)
+            log.debug("port %d: a connection ended, %d bytes out, %d in", forward.remote_port, sent, received)
+        except (OSError, DerpError) as error:
+            log.warning("port %d of the agent: %s", forward.remote_port, error_text(error))
+            _reset(local)
+        except trio.TooSlowError:
+            log.warning("port %d of the agent: no answer in time", forward.remote_port)
+            _reset(local)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            log.debug("port %d: a connection broke: %s", forward.remote_port, error_text(error))
+            _reset(local)
+        finally:
+            gate.release()
+
+
+def _reset(local: trio.SocketStream) -> None:
+    """Have the close that follows say that the connection broke: what came may not be all."""
+    local.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)

@@ -1,0 +1,165 @@
+"""A way to an agent that is made anew whenever it is lost.  Layer L3.
+
+    async with open_tunnel(url, token, agent_id) as tunnel:
+        stream = await tunnel.dial(22)
+The coordinator may go and come back, and so may the agent, with another key each time; streams that were open then end,
+and new ones go the new way.  `join_streams` couples one with a local connection.  Next hop: membership.py.
+"""
+
+import logging
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import trio
+
+from derp.client.client import open_background
+from derp.client.dial import DialOptions
+from derp.client.reconnect import STABLE_SECONDS, BackOff
+from derp.text import error_text
+from tailnet.errors import DerpError
+from tailnet.node.engine import DIAL_SECONDS
+from tailnet.node.membership import Client, open_client
+from tailnet.node.streams import TunnelStream
+from tailnet.types import PeerID
+
+log = logging.getLogger(__name__)
+
+_RANDOM_BYTES: Final = 4
+
+
+class Tunnel:
+    """Made by `open_tunnel`."""
+
+    def __init__(
+        self, url: str, token: str, agent_id: PeerID, *, is_direct: bool, options: DialOptions | None, back_off: BackOff
+    ) -> None:
+        self._url = url
+        self._token = token
+        self._agent_id = agent_id
+        self._is_direct = is_direct
+        self._options = options
+        self._back_off = back_off
+        self._client: Client | None = None
+        self._dials: set[trio.CancelScope] = set()
+        self._changed = trio.lowlevel.ParkingLot()
+
+    async def dial(self, port: int, *, timeout_seconds: float = DIAL_SECONDS) -> TunnelStream:
+        """A TCP connection to a port of the agent, once there is a way to it.  Raises OSError, trio.TooSlowError."""
+        with trio.fail_after(timeout_seconds):
+            while True:
+                while (client := self._client) is None:
+                    await self._changed.park()
+                with trio.CancelScope() as scope:
+                    self._dials.add(scope)
+                    node_key = b""
+                    try:
+                        node_key = await client.member.wait_peer(self._agent_id)
+                        return await client.dial(port, timeout_seconds=timeout_seconds)
+                    except ConnectionRefusedError:
+                        raise
+                    except ConnectionError:
+                        if client.member.key_of(self._agent_id) == node_key:
+                            raise
+                        # Another agent has come, or the one that was dialled has gone: its streams are over.
+                    finally:
+                        self._dials.discard(scope)
+                # The way was lost meanwhile: the next one.
+
+    async def run(self, timeout_seconds: float, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep the way open until cancelled.  What goes wrong the first time is raised, as by `open_client`."""
+        failures, is_first = 0, True
+        while True:
+            began = trio.current_time()
+            reason = ""
+            try:
+                async with open_client(
+                    self._url,
+                    self._token,
+                    self._agent_id,
+                    is_direct=self._is_direct,
+                    options=self._options,
+                    timeout_seconds=timeout_seconds,
+                ) as client:
+                    if is_first:
+                        is_first = False
+                        task_status.started()
+                    else:
+                        log.info("the tunnel is there again")
+                    await self._offer(client)
+            except* (DerpError, OSError, trio.TooSlowError) as group:
+                if is_first:
+                    raise
+                reason = _first_reason(group)
+            failures = 1 if trio.current_time() - began >= STABLE_SECONDS else failures + 1
+            fraction = int.from_bytes(os.urandom(_RANDOM_BYTES), "big") / 256**_RANDOM_BYTES
+            delay = self._back_off.delay(failures, fraction)
+            log.warning("the tunnel is lost (%s); the next try is in %.1f s", reason, delay)
+            await trio.sleep(delay)
+
+    async def _offer(self, client: Client) -> None:
+        """Have this client dial until it is lost."""
+        self._client = client
+        self._changed.unpark_all()
+        try:
+            await trio.sleep_forever()
+        finally:
+            self._client = None
+            for scope in self._dials:
+                scope.cancel()
+
+
+def _first_reason(group: BaseExceptionGroup[BaseException]) -> str:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return "nothing was heard of the agent" if isinstance(error, trio.TooSlowError) else error_text(error)
+
+
+@asynccontextmanager
+async def open_tunnel(
+    url: str,
+    token: str,
+    agent_id: PeerID,
+    *,
+    is_direct: bool = True,
+    options: DialOptions | None = None,
+    back_off: BackOff | None = None,
+    timeout_seconds: float = DIAL_SECONDS,
+) -> AsyncIterator[Tunnel]:
+    """A tunnel to an agent that has been reached once.  Raises as `open_client` does, TooSlowError too, in a group."""
+    tunnel = Tunnel(url, token, agent_id, is_direct=is_direct, options=options, back_off=back_off or BackOff())
+    async with open_background() as nursery:
+        await nursery.start(tunnel.run, timeout_seconds)
+        yield tunnel
+
+
+async def join_streams(local: trio.abc.HalfCloseableStream, remote: TunnelStream) -> tuple[int, int]:
+    """Carry bytes both ways until both ends said their last; how many went to the agent, and came from it.
+
+    Raises trio.BrokenResourceError or ClosedResourceError when one of them breaks; then the agent's side is reset, and
+    the caller closes the other.
+    """
+    counts = [0, 0]
+
+    async def carry(source: trio.abc.ReceiveStream, sink: trio.abc.HalfCloseableStream, at: int) -> None:
+        while part := await source.receive_some():
+            await sink.send_all(part)
+            counts[at] += len(part)
+        await sink.send_eof()
+
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(carry, local, remote, 0)
+            await carry(remote, local, 1)
+    except BaseException as error:
+        remote.abort()
+        found = error
+        while isinstance(found, BaseExceptionGroup):
+            found = found.exceptions[0]
+        if isinstance(found, trio.BrokenResourceError | trio.ClosedResourceError):
+            raise found from None
+        raise
+    await remote.aclose()
+    return counts[0], counts[1]

@@ -1,0 +1,147 @@
+"""A tunnel comes back, whoever went away: the coordinator or the agent."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+import trio
+
+from derp.client.reconnect import BackOff
+from derp.errors import ConnectError
+from tailnet.node.membership import open_agent
+from tailnet.node.tunnel import Tunnel, join_streams, open_tunnel
+from tailnet.server.server import CoordinatorServer
+from tests.support.seeds import agent_token, peer_id, user_token
+from tests.tailnet.client.test_rpc import url_of
+
+MAIN = peer_id("main")
+ECHO_PORT = 7
+PATIENCE_SECONDS = 60
+AT_ONCE = BackOff(first_seconds=0.05, limit_seconds=0.05)
+
+
+class Passage:
+    """A way to a server that can be cut; new connections go through again."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._scopes: set[trio.CancelScope] = set()
+        self.passed_count = 0
+
+    def cut(self) -> None:
+        for scope in self._scopes:
+            scope.cancel()
+
+    async def serve(self, stream: trio.SocketStream) -> None:
+        self.passed_count += 1
+        with trio.CancelScope() as scope:
+            self._scopes.add(scope)
+            async with (
+                stream,
+                await trio.open_tcp_stream("127.0.0.1", self._port) as onward,
+                trio.open_nursery() as nursery,
+            ):
+                nursery.start_soon(self._carry, stream, onward)
+                nursery.start_soon(self._carry, onward, stream)
+        self._scopes.discard(scope)
+
+    async def _carry(self, source: trio.SocketStream, sink: trio.SocketStream) -> None:
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            async for part in source:
+                await sink.send_all(part)
+            await sink.send_eof()
+
+
+async def echo(stream: trio.abc.HalfCloseableStream) -> None:
+    with suppress(trio.BrokenResourceError):
+        async with stream:
+            async for part in stream:
+                await stream.send_all(part)
+            await stream.send_eof()
+
+
+@asynccontextmanager
+async def an_agent(url: str) -> AsyncIterator[None]:
+    async with open_agent(url, agent_token("main"), MAIN) as agent, trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, echo, [agent.engine.listen(ECHO_PORT)])
+        yield
+        nursery.cancel_scope.cancel()
+
+
+async def ask(tunnel: Tunnel) -> bytes:
+    async with await tunnel.dial(ECHO_PORT) as stream:
+        await stream.send_all(b"?")
+        return await stream.receive_some()
+
+
+async def test_the_coordinator_is_lost(server: CoordinatorServer) -> None:
+    passage = Passage(server.listening[0].port)
+    with trio.fail_after(PATIENCE_SECONDS):
+        async with an_agent(url_of(server)), trio.open_nursery() as nursery:
+            listeners = await nursery.start(trio.serve_tcp, passage.serve, 0)
+            url = f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
+            async with open_tunnel(url, user_token("alice"), MAIN, back_off=AT_ONCE) as tunnel:
+                stream = await tunnel.dial(ECHO_PORT)
+                before = passage.passed_count
+                passage.cut()
+                with pytest.raises((trio.BrokenResourceError, trio.ClosedResourceError)):
+                    await stream.receive_some()  # who waits on a stream of the old way is told
+                assert await ask(tunnel) == b"?"
+                assert passage.passed_count > before
+            nursery.cancel_scope.cancel()
+
+
+async def keep_agent(url: str, *, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
+    with trio.CancelScope() as scope:
+        async with an_agent(url):
+            task_status.started(scope)
+            await trio.sleep_forever()
+
+
+async def test_the_agent_is_another_one(server: CoordinatorServer) -> None:
+    url = url_of(server)
+    with trio.fail_after(PATIENCE_SECONDS):
+        async with trio.open_nursery() as nursery:
+            first: trio.CancelScope = await nursery.start(keep_agent, url)
+            async with open_tunnel(url, user_token("alice"), MAIN) as tunnel:
+                assert await ask(tunnel) == b"?"
+                first.cancel()
+                await nursery.start(keep_agent, url)
+                assert await ask(tunnel) == b"?"
+            nursery.cancel_scope.cancel()
+
+
+async def test_who_may_not_reach_it_is_told_at_once(server: CoordinatorServer) -> None:
+    with trio.fail_after(PATIENCE_SECONDS), pytest.RaisesGroup(ConnectError, flatten_subgroups=True):
+        async with open_tunnel(url_of(server), user_token("bob"), MAIN):
+            pass
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+async def test_two_streams_are_one(server: CoordinatorServer, breaks: bool) -> None:
+    near, far = trio.testing.memory_stream_pair()
+    with trio.fail_after(PATIENCE_SECONDS):
+        async with (
+            an_agent(url_of(server)),
+            open_tunnel(url_of(server), user_token("alice"), MAIN) as tunnel,
+            trio.open_nursery() as nursery,
+        ):
+            remote = await tunnel.dial(ECHO_PORT)
+            counts: list[tuple[int, int]] = []
+
+            async def join() -> None:
+                if breaks:
+                    with pytest.raises(trio.ClosedResourceError):
+                        await join_streams(far, remote)
+                else:
+                    counts.append(await join_streams(far, remote))
+
+            nursery.start_soon(join)
+            await near.send_all(b"hello")
+            assert await near.receive_some() == b"hello"
+            if breaks:
+                await remote.aclose()
+            else:
+                await near.send_eof()
+                assert await near.receive_some() == b""
+        assert counts == ([] if breaks else [(5, 5)])
