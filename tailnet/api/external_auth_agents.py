@@ -18,7 +18,7 @@ from tailnet.api.answers import Body, GoTime
 from tailnet.api.guards import AgentOfActiveOwner, Services, ServicesOf, query_of, token_of
 from tailnet.config.external_auth import Provider
 from tailnet.refusals import Refused, owner_not_active, too_many_requests
-from tailnet.services.external_auth import MAX_MATCHED_CHARS, Linked, ProviderTrouble, described
+from tailnet.services.external_auth import MAX_ADDRESS_CHARS, Linked, ProviderTrouble, described
 from tailnet.store.rows import AgentIdentity
 
 router = APIRouter(prefix="/api/v2/workspaceagents/me", tags=["agents"])
@@ -156,8 +156,8 @@ def _linked(linked: Linked) -> ExternalAuthResponse:
 
 
 def _short(address: str) -> str:
-    if len(address) > MAX_MATCHED_CHARS:
-        raise Refused(400, f"An address has {MAX_MATCHED_CHARS} characters at the most.")
+    if len(address) > MAX_ADDRESS_CHARS:
+        raise Refused(400, f"An address has {MAX_ADDRESS_CHARS} characters at the most.")
     return address
 
 

@@ -27,6 +27,7 @@ from tailnet.auth.call_out_wire import (
     TIMESTAMP_HEADER,
     AgentQuestion,
     CallOutAnswer,
+    ProvidersQuestion,
     Question,
     RightsQuestion,
     UserQuestion,
@@ -37,6 +38,7 @@ from tailnet.auth.call_out_wire import (
 from tailnet.auth.callers import STALE_SECONDS, Changes, Credential, Identity, OutsideToken, Reach, Standing
 from tailnet.auth.claims import Nonsense
 from tailnet.auth.recent import RecentAnswers
+from tailnet.config.external_auth import Provider
 from tailnet.refusals import Refused
 from tailnet.store.rows import AgentIdentity, UserIdentity
 from tailnet.types import PeerID
@@ -62,8 +64,9 @@ RETRY_SECONDS: Final = 5.0
 _COMPLAIN_SECONDS: Final = 10.0
 _FREE: Final = nullcontext()
 
-# A token's kind and SHA-256, or a user and an agent; never a token.
+# A token's kind and SHA-256, or a user and an agent; never a token.  Of the providers there is one.
 Key = tuple[str, bytes] | tuple[UUID, PeerID]
+_PROVIDERS: Final[Key] = ("external_auth", b"")
 
 
 class CallOutEnd(Enum):
@@ -168,6 +171,13 @@ class CallOut:
         found = entry.answer.found
         return found if isinstance(found, Reach) else None
 
+    async def providers(self) -> tuple[tuple[Provider, ...], float]:
+        """At whom users may link their accounts, and until when (trio's clock) that holds.  Raises Refused when nobody
+        can say."""
+        entry = await self._find_now(_PROVIDERS, ProvidersQuestion)
+        found = entry.answer.found
+        return found if isinstance(found, tuple) else (), entry.until
+
     def forget(self) -> None:
         """Ask about everybody anew: the control plane says that something changed."""
         self._recent.clear()
@@ -262,7 +272,7 @@ class CallOut:
 
     def _is_new(self, key: Key) -> bool:
         """Whether it is about a token that may be made up; a user whose rights are asked for is known."""
-        return isinstance(key[0], str) and self._recent.get(key) is None
+        return isinstance(key[0], str) and key != _PROVIDERS and self._recent.get(key) is None
 
     async def _start(self, key: Key, question: Question, asked: _Asked, *, is_new: bool) -> None:
         # In a task of our own: who asked first may give up, the others still want their answer.
@@ -303,7 +313,7 @@ class CallOut:
             self.asked_count += 1
             self.asked_seconds += trio.current_time() - started_at
         if why:
-            self._complain(end, why)
+            self._complain(end, why, question)
 
     def _keep(self, key: Key, entry: _Entry) -> None:
         if entry.answer.found is None:
@@ -337,10 +347,12 @@ class CallOut:
             raise Nonsense(f"the answer has more than {MAX_ANSWER_BYTES} bytes")
         return read_answer(fetched.body, question)
 
-    def _complain(self, end: CallOutEnd, why: str) -> None:
+    def _complain(self, end: CallOutEnd, why: str, question: Question) -> None:
+        is_providers = isinstance(question, ProvidersQuestion)
+        so = "external auth providers stay as they were" if is_providers else "nobody is let in by it"
         more = self._rarely.held_back(end.value, trio.current_time())
         if more is not None:
-            _log.error("! control plane (--auth-url): %s; nobody is let in by it%s", fit_to_show(why), and_more(more))
+            _log.error("! control plane (--auth-url): %s; %s%s", fit_to_show(why), so, and_more(more))
 
 
 def _question(token: OutsideToken) -> Question:

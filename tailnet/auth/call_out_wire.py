@@ -13,8 +13,10 @@ from typing import Any, Final
 from uuid import UUID
 
 from derp.json_numbers import parse_int
+from derp.text import error_text
 from tailnet.auth.callers import ControlPlaneUser, Identity, Reach
 from tailnet.auth.claims import Nonsense, read_agent, read_object, read_rights, read_user
+from tailnet.config.external_auth import Provider, fetched_providers
 from tailnet.types import PeerID
 
 VERSION: Final = 1
@@ -63,14 +65,23 @@ class RightsQuestion:
         return {"question": "rights", "user_id": str(self.user_id), "agent_id": str(self.agent_id)}
 
 
-Question = AgentQuestion | UserQuestion | RightsQuestion
+@dataclass(frozen=True, slots=True)
+class ProvidersQuestion:
+    """At whom may users link their accounts?"""
+
+    def body(self) -> dict[str, str]:
+        return {"question": "external_auth"}
+
+
+Question = AgentQuestion | UserQuestion | RightsQuestion | ProvidersQuestion
+Found = Identity | Reach | tuple[Provider, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class CallOutAnswer:
     """`found` is None for a "no".  `seconds`: how long it may be believed."""
 
-    found: Identity | Reach | None
+    found: Found | None
     seconds: float
 
 
@@ -110,7 +121,12 @@ def read_answer(body: bytes, question: Question) -> CallOutAnswer:
     return CallOutAnswer(_found(answer, question), _seconds(answer, DEFAULT_SECONDS, MAX_SECONDS))
 
 
-def _found(answer: Mapping[str, Any], question: Question) -> Identity | Reach | None:
+def _found(answer: Mapping[str, Any], question: Question) -> Found | None:
+    if isinstance(question, ProvidersQuestion):
+        try:
+            return fetched_providers(answer.get("external_auth"))
+        except ValueError as error:
+            raise Nonsense(f"external_auth: {error_text(error)}") from None
     if isinstance(question, UserQuestion):
         user = read_user(answer.get("user"))
         return ControlPlaneUser(user.id, user.username, user.active, user.role) if user.active else None

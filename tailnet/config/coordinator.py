@@ -81,6 +81,8 @@ class CoordinatorConfig(ServerConfig):
     stats_interval_seconds: float = 300.0
     announcement_banners: tuple[Banner, ...] = ()  # read again on SIGHUP
     external_auth: tuple[Provider, ...] = ()  # where users link their accounts; read again on SIGHUP
+    # An older control plane does not know the question, and would be complained about.
+    external_auth_call_out: bool = False
     # What encrypts tokens and private keys of users in the store, 32 bytes each: the first one; all of them decrypt.
     secrets_keys: tuple[bytes, ...] = field(default=(), repr=False)
     identity_anchors: Path | None = None  # whom proofs of cloud instances are believed; None: nobody

@@ -11,11 +11,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from derp.config import parse
+from derp.config.load import is_local
 from derp.config.sources import read_file
 from derp.errors import ConfigError
 from derp.text import error_text, printable
+from tailnet.config.matching import bounded_regex
 
 # Each is a link on a page, and a regular expression that is tried for each question.
 MAX_PROVIDERS: Final = 64
@@ -101,6 +104,21 @@ def providers(value: object) -> tuple[Provider, ...]:
     return found
 
 
+def fetched_providers(value: object) -> tuple[Provider, ...]:
+    """The same from the control plane, whose word reads no files here and sends no secret in the clear."""
+    if not isinstance(value, list):
+        raise ValueError("wants a list of providers")
+    found = providers(value)
+    for number, each in enumerate(found):
+        if each.client_secret_file is not None:
+            raise ValueError(f"[{number}].client_secret_file: is for tables of this server: give client_secret")
+        for url in filter(None, (each.auth_url, each.token_url, each.validate_url)):
+            parts = urlsplit(url)
+            if parts.scheme != "https" and not is_local(parts.hostname or ""):
+                raise ValueError(f"[{number}]: wants https addresses: tokens would travel in the clear")
+    return found
+
+
 def with_secrets(found: tuple[Provider, ...]) -> tuple[Provider, ...]:
     """The same with what stands in their files.  Raises ConfigError."""
     return tuple(_with_secret(each) for each in found)
@@ -155,10 +173,7 @@ def _identifier(value: object, place: str) -> str:
 
 
 def _regex(value: object, place: str) -> re.Pattern[str]:
-    try:
-        return re.compile(_text(value, place))
-    except (re.error, RecursionError, OverflowError) as error:
-        raise ValueError(f"{place}: is no regular expression: {error_text(error)}") from None
+    return bounded_regex(_text(value, place))
 
 
 def _words(value: object, place: str) -> tuple[str, ...]:

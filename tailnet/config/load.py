@@ -126,6 +126,10 @@ def _external_auth(given: Given) -> tuple[Provider, ...]:
             "external_auth",
             "users' tokens are kept encrypted only: set --secrets-key-file, `tailnet admin secrets new-key` makes one",
         )
+    if given.get("external_auth_call_out"):
+        for missing in ("auth_url", "secrets_key_file"):
+            if missing not in given:
+                given.fail("external_auth_call_out", f"wants {given.flag(missing)}")
     for each in found:
         if each.client_secret_file is not None:
             notice = readable_by_others(each.client_secret_file)

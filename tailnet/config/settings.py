@@ -340,6 +340,12 @@ _OWN: Final = (
         reloadable=True,
     ),
     Setting(
+        "external_auth_call_out",
+        parse.boolean,
+        "",
+        "ask --auth-url too where users link their accounts; wants --secrets-key-file",
+    ),
+    Setting(
         "secrets_key_file",
         parse.path,
         "FILE",

@@ -62,6 +62,7 @@ from tailnet.services.derp_maps import DerpMaps, StoreMapKeeper
 from tailnet.services.events import Events
 from tailnet.services.external_auth import OUTCOMES, ExternalAuth
 from tailnet.services.feed import DropReason
+from tailnet.services.fetched_providers import FetchedProviders
 from tailnet.services.git_keys import GitKeys
 from tailnet.services.health import Health
 from tailnet.services.health_probes import Probes
@@ -354,6 +355,8 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         nursery.start_soon(self.events.run)
         nursery.start_soon(self.webhook.run)
         nursery.start_soon(self.external_auth.watch.run)
+        if self.config.external_auth_call_out and self.callers.call_out is not None:
+            nursery.start_soon(FetchedProviders(self.external_auth, self.callers.call_out).run)
         nursery.start_soon(self.upkeep.end_grace_forever)
 
     async def run(self, *, task_status: trio.TaskStatus["CoordinatorServer"] = trio.TASK_STATUS_IGNORED) -> None:
@@ -541,7 +544,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         self.agents.reconfigure(config)
         self.upkeep.limits = retention(config)
         self.sealer.take(config.secrets_keys)
-        self.external_auth.providers = config.external_auth
+        self.external_auth.configure(config.external_auth)
         self.maps.steer(scores=dict(config.region_scores), avoid=config.avoid_regions)
         self.reactor.write_seconds = config.relay.tcp_write_timeout_seconds
         reconfigure(self._app, config)

@@ -35,6 +35,7 @@ from tailnet.auth.oauth import (
     token_headers,
 )
 from tailnet.config.external_auth import Provider
+from tailnet.config.matching import MAX_MATCHED_CHARS
 from tailnet.errors import SecretsError, TailnetError, TransportError
 from tailnet.services.link_watch import LinkWatch
 from tailnet.store.credentials import LinkRow, link_place
@@ -59,8 +60,8 @@ _AGAIN_SECONDS: Final = 0.25
 _CLAIM_TRIES: Final = round((ASK_SECONDS + 10) / _AGAIN_SECONDS)
 # Agents ask again when they got nothing; a connection that is silent for longer is cut by proxies anyway.
 LISTEN_SECONDS: Final = 600.0
-# An address of a repository.  The regular expressions are the operator's, the text is not: it is short.
-MAX_MATCHED_CHARS: Final = 1024
+# An address of a repository; the beginning of it decides whose it is.
+MAX_ADDRESS_CHARS: Final = 1024
 # What is counted.
 OUTCOMES: Final = ("linked", "unlinked", "refreshed", "ended", "trouble")
 _COOKIE_PLACE: Final = "begun link"
@@ -124,8 +125,10 @@ class ExternalAuth:
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         send: Asks = ask,
     ) -> None:
-        """`access_url`: where browsers come back to.  `providers` may be exchanged later."""
-        self.providers = tuple(providers)
+        """`access_url`: where browsers come back to.  `providers`: as in `configure`."""
+        self._configured = tuple(providers)
+        self._fetched: tuple[Provider, ...] = ()
+        self._providers = self._configured
         self.watch = LinkWatch(store)
         self.outcomes: Counter[str] = Counter()  # OUTCOMES
         self._store = store
@@ -136,6 +139,25 @@ class ExternalAuth:
         # One refresh of a link at a time: a provider takes each refresh token once.
         self._turns: dict[tuple[UUID, str], trio.Lock] = {}
         self._rarely = Rarely(60.0)
+
+    @property
+    def providers(self) -> tuple[Provider, ...]:
+        """All of them; of several that match an address the last one counts."""
+        return self._providers
+
+    def configure(self, providers: Sequence[Provider]) -> None:
+        """Take those of the settings, which go before others of their ids."""
+        self._configured = tuple(providers)
+        self._join()
+
+    def take_fetched(self, providers: Sequence[Provider]) -> None:
+        """Take those that the control plane has besides."""
+        self._fetched = tuple(providers)
+        self._join()
+
+    def _join(self) -> None:
+        taken = {each.id for each in self._configured}
+        self._providers = (*(each for each in self._fetched if each.id not in taken), *self._configured)
 
     def find(self, provider_id: str) -> Provider | None:
         """The provider of that id."""

@@ -43,6 +43,7 @@ class ControlPlane:
         self.users: dict[str, dict[str, object]] = {}  # by token
         self.agents: dict[str, dict[str, object]] = {}
         self.rights: dict[tuple[str, str], list[str]] = {}  # by names of user and agent
+        self.external_auth: list[dict[str, object]] | None = None
         self.more: dict[str, object] = {}  # in every answer
         self.questions: list[dict[str, str]] = []
         self.heads: list[str] = []
@@ -117,6 +118,8 @@ class ControlPlane:
         if question["question"] == "user":
             found = self.users.get(question["token"])
             return {"known": False} if found is None else {"known": True, "user": found}
+        if question["question"] == "external_auth":
+            return {"known": self.external_auth is not None, "external_auth": self.external_auth}
         for each in self.agents.values():
             if each["id"] == question["agent_id"]:
                 return {"known": True, "agent": each, "rights": self._rights(question["user_id"], each)}

@@ -32,7 +32,7 @@ async def test_unlinking(linking: Linking) -> None:
         assert (await bob.delete("/api/v2/external-auth/git")).status_code == 404, "not his own"
         assert (await bob.get("/api/v2/external-auth")).json()["links"] == []
     assert is_linked(linking)
-    linking.external.providers = ()
+    linking.external.configure(())
     async with linking.world.client(token=user_token("alice")) as alice:
         gone = await alice.delete("/api/v2/external-auth/git")
         assert (gone.status_code, gone.content) == (204, b"")

@@ -63,7 +63,7 @@ async def test_linked(linking: Linking) -> None:
     ],
 )
 async def test_how_git_presents_it(linking: Linking, kind: str, username: str, password: str) -> None:
-    linking.external.providers = linking.provider.config(type=kind, extra_token_keys=["team"])
+    linking.external.configure(linking.provider.config(type=kind, extra_token_keys=["team"]))
     linking.provider.life_seconds = None
     await linking.link("alice")
     [token] = linking.provider.good_tokens
@@ -103,14 +103,14 @@ async def test_what_is_asked_wrong(linking: Linking, query: dict[str, str], stat
 
 
 async def test_no_provider_at_all(linking: Linking) -> None:
-    linking.external.providers = ()
+    linking.external.configure(())
     refused = await ask(linking, match=REPOSITORY)
     assert (refused.status_code, refused.json()["detail"]) == (404, "External auth provider not found.")
 
 
 async def test_the_last_one_that_matches_counts(linking: Linking) -> None:
     others = linking.provider.config(id="first", regex="git"), linking.provider.config(id="last", regex="team")
-    linking.external.providers = (*others[0], *linking.external.providers, *others[1])
+    linking.external.configure((*others[0], *linking.external.providers, *others[1]))
     assert (await ask(linking, match=REPOSITORY)).json()["url"] == f"{ACCESS_URL}/external-auth/last"
     assert (await ask(linking, match="https://git.example.com/x")).json()["url"] == f"{ACCESS_URL}/external-auth/git"
     assert (await ask(linking, match="git@else")).json()["url"] == f"{ACCESS_URL}/external-auth/first"

@@ -12,6 +12,7 @@ from tailnet.auth.call_out_wire import (
     SIGNATURE_HEADER,
     TIMESTAMP_HEADER,
     AgentQuestion,
+    ProvidersQuestion,
     Question,
     RightsQuestion,
     UserQuestion,
@@ -37,6 +38,7 @@ def body(**said: object) -> bytes:
 def test_questions() -> None:
     assert question_body(AGENT) == b'{"version":1,"question":"agent","token":"t"}'
     assert question_body(USER) == b'{"version":1,"question":"user","token":"t"}'
+    assert question_body(ProvidersQuestion()) == b'{"version":1,"question":"external_auth"}'
     assert json.loads(question_body(RIGHTS)) == {
         "version": 1,
         "question": "rights",

@@ -43,6 +43,7 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "agent_inactive": ("20s", 20.0),
     "auth_url": ("https://control.example/who", "https://control.example/who"),
     "auth_fail_open": ("true", True),
+    "external_auth_call_out": ("true", True),
     "auth_jwks": ("/etc/tailnet/jwks.json", "/etc/tailnet/jwks.json"),
     "auth_issuer": ("https://control.example", "https://control.example"),
     "auth_audience": ("tailnet", "tailnet"),
@@ -108,6 +109,7 @@ BESIDE = {
     "admin_listen": {"admin_token_file": ""},
     "auth_url": {"auth_secret_file": ""},
     "auth_fail_open": {"auth_url": "https://control.example/", "auth_secret_file": ""},
+    "external_auth_call_out": {"auth_url": "https://control.example/", "auth_secret_file": "", "secrets_key_file": ""},
     **{name: {other: text for other, text in SIGNED.items() if other != name} for name in SIGNED},
 }
 
@@ -136,7 +138,8 @@ def test_flag_environment_and_file_mean_the_same(name: str, tmp_path: Path) -> N
     text, value = EXAMPLES[name]
     setting = SETTINGS.by_name[name]
     secret = tmp_path / "secret"
-    secret.write_text(("plane:" if name == "admin_listen" else "") + "ab" * 32)
+    texts = {"admin_listen": "plane:" + "ab" * 32, "external_auth_call_out": "ab" * 21 + "Q="}
+    secret.write_text(texts.get(name, "ab" * 32))
     secret.chmod(0o600)
     beside = {other: text_of_other or str(secret) for other, text_of_other in BESIDE.get(name, {}).items()}
     read = attrgetter(setting.path)
@@ -160,6 +163,7 @@ def test_flag_environment_and_file_mean_the_same(name: str, tmp_path: Path) -> N
         ({"auth_url": "https://x/", "auth_secret_file": "/nowhere"}, "/nowhere: cannot read the secret of the control"),
         ({"auth_url": "https://x/", "auth_secret_file": "SHORT"}, "a secret shorter than 32 bytes can be guessed"),
         ({"auth_fail_open": "true"}, "--auth-fail-open: is about --auth-url, which is not set"),
+        ({"external_auth_call_out": "true"}, "--external-auth-call-out: wants --auth-url"),
         ({"auth_jwks": "/x"}, "--auth-issuer: is missing: without it tokens for others would be good here"),
         ({"auth_jwks": "/x", "auth_issuer": "i"}, "--auth-audience: is missing: without it tokens for others"),
         ({"auth_audience": "a"}, "--auth-audience: is about signed tokens: set --auth-jwks too"),

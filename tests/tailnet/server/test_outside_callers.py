@@ -96,6 +96,22 @@ async def test_the_api_for_users_of_the_control_plane(server: CoordinatorServer)
         assert "carol's" not in metrics
 
 
+async def test_accounts_are_linked_where_the_control_plane_says(serve: Serve, plane: ControlPlane) -> None:
+    forge = {"id": "forge", "type": "gitea", "client_id": "us", "client_secret": "s", "regex": "^https://forge"}
+    urls = {"auth_url": "https://forge.example/a", "token_url": "https://forge.example/t"}
+    plane.external_auth = [forge | urls]
+    server = await serve(auth_url=plane.url, auth_secret=SECRET, external_auth_call_out=True, secrets_keys=(bytes(32),))
+    await wait_for(lambda: server.external_auth.find("forge") is not None)
+    host, port = next((each.host, each.port) for each in server.listening if each.kind != "stun")
+    async with httpx.AsyncClient(base_url=f"http://{host}:{port}/api/v2") as client:
+        own = {"Coder-Session-Token": "new's"}
+        answer = await client.get("/workspaceagents/me/external-auth?match=https://forge.example/x", headers=own)
+        assert answer.status_code == 200
+        assert answer.json()["url"].endswith("/external-auth/forge")
+        listed = (await client.get("/external-auth", headers={"Coder-Session-Token": "carol's"})).json()
+        assert [each["id"] for each in listed["providers"]] == ["forge"]
+
+
 @pytest.mark.parametrize("door", [client_door(NEW), MANY_DOOR], ids=["of one", "of many"])
 async def test_a_right_that_is_taken_away_ends_what_it_gave(
     server: CoordinatorServer, plane: ControlPlane, door: str

@@ -420,7 +420,8 @@ async def test_many_readers_all_see_the_newest(tmp_path: Path) -> None:
     assert seen == [2] * 100
 
 
-async def test_a_stream_gets_each_map_until_its_client_does_not_read() -> None:
+async def test_a_stream_gets_each_map_until_its_client_does_not_read(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "tailnet")
     maps = DerpMaps([], EMBEDDED)
     caller = Caller(PeerID(bytes(16)), ManyAgentsPolicy(), "alice")
     sent: list[bytes] = []
@@ -442,3 +443,5 @@ async def test_a_stream_gets_each_map_until_its_client_does_not_read() -> None:
         maps.steer(scores={999: 2.0})
     assert sent[1:] == [maps.current.message]
     assert maps.feed.counts.dropped == {DropReason.SLOW: 1}
+    dropped = [each.getMessage() for each in caplog.records if "no more DERP maps" in each.getMessage()]
+    assert dropped == ["! alice is told of no more DERP maps: this client does not read its DERP maps"]

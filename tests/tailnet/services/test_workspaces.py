@@ -95,11 +95,17 @@ async def test_the_first_message_comes_even_when_there_is_nothing(open_updates: 
         nursery.cancel_scope.cancel()
 
 
-async def test_a_client_that_does_not_read_ends_its_stream(open_updates: Callable[[], WorkspaceUpdates]) -> None:
+async def test_a_client_that_does_not_read_ends_its_stream(
+    open_updates: Callable[[], WorkspaceUpdates], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "tailnet")
     updates, user = open_updates(), uuid.uuid4()
     request = tailnet.WorkspaceUpdatesRequest(workspace_owner_id=user.bytes)
     with pytest.raises(RpcError, match="does not read"):
         await updates.stream(caller(user), request, lambda payload: False)
+    name = caller(user).name
+    assert name
+    assert f"! {name} is told of no more workspaces: this client does not read" in caplog.text
 
 
 class Watcher:
