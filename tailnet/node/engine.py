@@ -9,6 +9,8 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
+from itertools import groupby
+from operator import itemgetter
 from typing import Final
 
 import trio
@@ -33,6 +35,7 @@ DIAL_SECONDS: Final = 30.0
 # Datagrams for a region whose relay is being dialled: a handshake and what follows it in the first second.
 MAX_WAITING: Final = 64
 _TOKEN_BYTES: Final = 8
+_WAY: Final = itemgetter(0, 1, 2)  # of a Datagram: endpoint, region and key
 
 
 class Engine:
@@ -139,26 +142,29 @@ class Engine:
     def pump(self) -> None:
         """Tell streams what happened, and send what is to be sent."""
         now = trio.current_time()
-        for datagram in self.core.datagrams_to_send(now):
-            self._send(datagram)
+        for _, datagrams in groupby(self.core.datagrams_to_send(now), _WAY):
+            self._send(list(datagrams))
         self._dispatch(self.core.stack.events())
         at = self.core.next_timeout()
         if at is not None and (self._wakes_at is None or at < self._wakes_at):
             self._wake.set()
 
-    def _send(self, datagram: Datagram) -> None:
-        if datagram.endpoint is not None:
-            self._send_udp(datagram.endpoint, datagram)
+    def _send(self, datagrams: list[Datagram]) -> None:
+        """Those of one way, in their order."""
+        endpoint, region, node_key, _ = datagrams[0]
+        if endpoint is not None:
+            self._send_udp(endpoint, node_key, [datagram.data for datagram in datagrams])
             return
-        assert datagram.region is not None
-        link = self._links.get(datagram.region)
-        if link is None:
-            self._send_later(datagram.region, datagram)
-            return
-        try:
-            link.send_nowait(datagram.node_key, datagram.data)
-        except (trio.WouldBlock, DerpError):  # WireGuard and TCP see to it
-            self.lost_datagrams += 1
+        assert region is not None
+        link = self._links.get(region)
+        for datagram in datagrams:
+            if link is None:
+                self._send_later(region, datagram)
+                continue
+            try:
+                link.send_nowait(node_key, datagram.data)
+            except (trio.WouldBlock, DerpError):  # WireGuard and TCP see to it
+                self.lost_datagrams += 1
 
     def _send_later(self, region: int, datagram: Datagram) -> None:
         waiting = self._dialling.get(region)
@@ -173,12 +179,12 @@ class Engine:
         else:
             self.lost_datagrams += 1
 
-    def _send_udp(self, endpoint: Endpoint, datagram: Datagram) -> None:
+    def _send_udp(self, endpoint: Endpoint, node_key: bytes, datagrams: list[bytes]) -> None:
         try:
-            self.lost_datagrams += not self.sockets.send(endpoint, datagram.data)
+            self.lost_datagrams += len(datagrams) - self.sockets.send(endpoint, datagrams)
         except OSError:
-            self.lost_datagrams += 1
-            peer = self.core.paths.find(datagram.node_key)
+            self.lost_datagrams += len(datagrams)
+            peer = self.core.paths.find(node_key)
             if peer is not None:
                 self.core.paths.send_failed(peer, endpoint, trio.current_time())
 
@@ -219,7 +225,7 @@ class Engine:
             self._links[region] = client
             self._linked.unpark_all()
             for datagram in self._dialling.pop(region, ()):
-                self._send(datagram)
+                self._send([datagram])
             try:
                 while True:
                     self._hear(region, await client.receive_batch())

@@ -7,7 +7,7 @@ relay together with an engine of ours whose UDP path can be cut.  Used by bench/
 import json
 import os
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
@@ -144,11 +144,11 @@ class CutSockets(UdpSockets):
         self.sent_count = self.received_count = 0
         """Datagrams that passed."""
 
-    def send(self, endpoint: Endpoint, datagram: bytes) -> bool:
+    def send(self, endpoint: Endpoint, datagrams: Sequence[bytes]) -> int:
         if self.is_cut:
-            return True
-        self.sent_count += 1
-        return super().send(endpoint, datagram)
+            return len(datagrams)
+        self.sent_count += len(datagrams)
+        return super().send(endpoint, datagrams)
 
     async def serve(
         self, sock: Any, receive: Callable[[list[bytes], Endpoint], None], pump: Callable[[], None]
