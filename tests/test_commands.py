@@ -102,6 +102,7 @@ CASES: dict[str, Case] = {
         "--url={coordinator} --token={token} --tcp=0:9 main",
         b"leads to",
     ),
+    "tailnet ssh": Case("--help"),  # it becomes OpenSSH's ssh, and Ctrl-C is that one's
     "tailnet admin user create": Case("--username=carol --store={store}"),
     "tailnet admin user list": Case("--store={store}"),
     "tailnet admin user show": Case("alice --store={store}"),

@@ -16,6 +16,7 @@ from tailnet.cli.login import login, logout
 from tailnet.cli.ping import ping
 from tailnet.cli.port_forward import port_forward
 from tailnet.cli.serve import serve
+from tailnet.cli.ssh import ssh
 from tailnet.errors import SeedError
 
 
@@ -34,6 +35,7 @@ cli.add_command(logout)
 cli.add_command(agents)
 cli.add_command(ping)
 cli.add_command(port_forward)
+cli.add_command(ssh)
 
 
 def run(args: list[str] | None = None) -> None:

@@ -1,0 +1,132 @@
+"""`tailnet ssh`: OpenSSH's client through the tailnet, and what it calls as its ProxyCommand (layer L4).
+
+An agent serves SSH on port 1 of its address.  It asks for no key, since the tunnel has proved who is calling; its host
+key proves nothing more and is new with each start, so it is not kept.  Next hop: reach.py, tailnet/node/tunnel.py.
+"""
+
+import os
+import shlex
+import shutil
+import stat
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+import trio
+
+from derp.cli_output import program
+from derp.text import error_text
+from tailnet.cli.agents import KnownAgent, find_agent
+from tailnet.cli.login import Login, read_login
+from tailnet.cli.reach import open_reached, reach_options, run_interruptible
+from tailnet.errors import ConfigError, TransportError
+
+if TYPE_CHECKING:
+    from tailnet.node.streams import TunnelStream
+
+SSH_PORT: Final = 1
+_RECEIVE_BYTES: Final = 64 * 1024
+# What follows AGENT is the remote command's, also when it looks like an option.
+_CONTEXT: Final = {"ignore_unknown_options": True, "allow_interspersed_args": False}
+
+
+@click.command(context_settings=_CONTEXT)
+@reach_options
+@click.option("--stdio", is_flag=True, help="carry standard input and output: as ProxyCommand of ssh")
+@click.option("--port", default=SSH_PORT, show_default=True, type=click.IntRange(1, 65535), help="of the agent's SSH")
+@click.argument("agent")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+def ssh(
+    agent: str, command: tuple[str, ...], stdio: bool, port: int, relay_only: bool, wait: float, **how: Any
+) -> None:
+    """Open a shell on AGENT (an id, a name, or workspace.agent), or run COMMAND there, with OpenSSH's ssh.
+
+    Options stand before AGENT. The exit status is ssh's: that of COMMAND, or 255.
+    """
+    login = read_login(**how)
+    if stdio:
+        if command:
+            raise ConfigError("--stdio carries bytes and runs no command: leave one of them out")
+        check_stdio()
+
+        async def work() -> None:
+            await _carry(login, await find_agent(login, agent), port, relay_only, wait)
+
+        run_interruptible(work)
+        return
+    path = shutil.which("ssh")
+    if path is None:
+        raise ConfigError("there is no `ssh` on this machine: install OpenSSH's client")
+    options = ["--wait", f"{wait:g}", "--port", str(port)]
+    options += ["--relay-only"] * relay_only + ["--insecure-http"] * login.url.startswith("http:")
+    words = ssh_words(agent, command, options)
+    sys.stdout.flush()
+    os.execve(path, words, ssh_environment(login, os.environ))
+
+
+def ssh_words(agent: str, command: Sequence[str], options: Sequence[str]) -> list[str]:
+    """The command line of ssh that comes to an agent through us."""
+    # ssh replaces %h and the like in it.
+    proxy = shlex.join([*program("tailnet"), "ssh", "--stdio", *options, "--", agent]).replace("%", "%%")
+    settings = {
+        "ProxyCommand": proxy,
+        "StrictHostKeyChecking": "no",
+        "UserKnownHostsFile": "/dev/null",
+        "LogLevel": "ERROR",
+    }
+    words = [each for name, value in settings.items() for each in ("-o", f"{name}={value}")]
+    # The name is for the user's own ssh_config and for messages alone.
+    host = "".join(letter if (letter.isalnum() and letter.isascii()) or letter in ".-" else "-" for letter in agent)
+    return ["ssh", *words, "--", f"tailnet.{host}", *command]
+
+
+def ssh_environment(login: Login, environ: Mapping[str, str]) -> dict[str, str]:
+    """As `tailnet ssh --stdio` finds the same coordinator; a command line would show the token to everybody here."""
+    return {**environ, "CODER_URL": login.url, "CODER_SESSION_TOKEN": login.token}
+
+
+def check_stdio() -> None:
+    """Raises ConfigError for what cannot be waited for, or would be the wrong thing to write to."""
+    if os.isatty(1):
+        raise ConfigError("--stdio is for ssh, as its ProxyCommand; for a shell leave it out")
+    for descriptor in (0, 1):
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ConfigError("--stdio wants pipes or sockets as standard input and output, no files")
+
+
+async def _carry(login: Login, agent: KnownAgent, port: int, relay_only: bool, wait: float) -> None:
+    try:
+        async with open_reached(login, agent, relay_only=relay_only, wait_seconds=wait) as client:
+            try:
+                remote = await client.dial(port, timeout_seconds=wait)
+            except ConnectionRefusedError:
+                raise TransportError(f"{agent.label} serves nothing on port {port}") from None
+            except trio.TooSlowError:
+                raise TransportError(f"{agent.label} does not answer on port {port} within {wait:g} s") from None
+            await carry_stdio(remote)
+    except OSError as error:
+        raise TransportError(f"{agent.label}, port {port}: {error_text(error)}") from None
+
+
+async def carry_stdio(remote: "TunnelStream") -> None:
+    """Standard input to the agent, and what it says to standard output, until it has said its last.
+
+    Raises TransportError when the connection breaks.
+    """
+    async with trio.lowlevel.FdStream(os.dup(0)) as source, trio.lowlevel.FdStream(os.dup(1)) as sink:
+
+        async def send() -> None:
+            while part := await source.receive_some(_RECEIVE_BYTES):
+                await remote.send_all(part)
+            await remote.send_eof()
+
+        try:
+            async with remote, trio.open_nursery() as nursery:
+                nursery.start_soon(send)
+                while part := await remote.receive_some():
+                    await sink.send_all(part)
+                nursery.cancel_scope.cancel()
+        except* (trio.BrokenResourceError, trio.ClosedResourceError) as group:
+            remote.abort()
+            raise TransportError(f"the connection broke: {error_text(group.exceptions[0])}") from None
