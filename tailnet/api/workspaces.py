@@ -1,8 +1,8 @@
 """A user's workspaces with their agents (layer L3): GET /api/v2/workspaces, and one by its owner's and its own name.
 
-Nobody sees those of others.  A workspace here has one build, which somebody else made, and one resource, which holds
-its agents; what a control plane knows and we do not (templates, organizations, schedules) has its empty value.  Next
-hop: services/agents.py.
+Of others' he sees those that were shared with him: he has a grant to read them.  A workspace here has one build, which
+somebody else made, and one resource, which holds its agents; what a control plane knows and we do not (templates,
+organizations, schedules) has its empty value.  Next hop: services/agents.py.
 """
 
 from collections.abc import Sequence
@@ -17,6 +17,7 @@ from tailnet.api.agents import WorkspaceAgent, agent_body
 from tailnet.api.answers import LOWER, Body, GoTime
 from tailnet.api.guards import ServicesOf, User, query_of
 from tailnet.api.users import is_caller
+from tailnet.auth.policy import shared_with
 from tailnet.refusals import Refused, Validation
 from tailnet.services.agents import WorkspaceView
 from tailnet.store.rows import UserIdentity, WorkspaceRow, WorkspaceStatus
@@ -124,24 +125,24 @@ _Offset = Annotated[str | None, Query(description="Leave out so many.", json_sch
 async def workspaces(
     request: Request, services: ServicesOf, caller: User, q: _Search = "", limit: _Limit = None, offset: _Offset = None
 ) -> Workspaces:
-    """The caller's workspaces, by name."""
+    """The caller's workspaces, and those that others share with him, by name."""
     query = query_of(request)
     wanted = _search(q)
     first, most = _count("offset", query.get("offset", "")), _count("limit", query.get("limit", ""))
-    rows = [row for row in await services.agents.list_workspaces(caller.id) if _is_wanted(caller, row, wanted)]
+    seen = await services.agents.list_workspaces(caller.id, shared_with(caller))
+    rows = [row for row in seen if _is_wanted(caller, row, wanted)]
     page = rows[first : first + min(most or MAX_WORKSPACES, MAX_WORKSPACES)]
     views = await services.agents.describe_workspaces(page)
-    return Workspaces(workspaces=[_body(caller, view) for view in views], count=len(rows))
+    return Workspaces(workspaces=[_body(view) for view in views], count=len(rows))
 
 
 @router.get("/users/{user}/workspace/{workspacename}")
 async def workspace_by_name(services: ServicesOf, caller: User, user: str, workspacename: str) -> Workspace:
-    """One workspace of the caller's."""
-    if is_caller(caller, user):
-        rows = await services.agents.list_workspaces(caller.id)
-        named = [row for row in rows if row.name.lower() == workspacename.lower()]
-        for view in await services.agents.describe_workspaces(named[:1]):
-            return _body(caller, view)
+    """One workspace of the caller's, or one that its owner shares with him."""
+    rows = await services.agents.list_workspaces(caller.id, shared_with(caller))
+    named = [row for row in rows if _is_owner(caller, row, user) and row.name.lower() == workspacename.lower()]
+    for view in await services.agents.describe_workspaces(named[:1]):
+        return _body(view)
     raise refusals.resource_not_found()
 
 
@@ -167,23 +168,29 @@ def _search(text: str) -> dict[str, str]:
 
 def _is_wanted(caller: UserIdentity, row: WorkspaceRow, wanted: dict[str, str]) -> bool:
     return (
-        ("owner" not in wanted or is_caller(caller, wanted["owner"]))
+        ("owner" not in wanted or _is_owner(caller, row, wanted["owner"]))
         # A part of the name is enough, as elsewhere.
         and wanted.get("name", "") in row.name.lower()
         and wanted.get("status", row.status.name.lower()) == row.status.name.lower()
     )
 
 
-def _body(owner: UserIdentity, view: WorkspaceView) -> Workspace:
+def _is_owner(caller: UserIdentity, row: WorkspaceRow, named: str) -> bool:
+    if row.owner_id == caller.id:
+        return is_caller(caller, named)
+    return named.lower() in (row.owner_name.lower(), str(row.owner_id))
+
+
+def _body(view: WorkspaceView) -> Workspace:
     row = view.row
     times: dict[str, Any] = {"created_at": row.created_at, "updated_at": row.updated_at}
     build = WorkspaceBuild(
         workspace_id=row.id,
         workspace_name=row.name,
-        workspace_owner_id=owner.id,
-        workspace_owner_name=owner.username,
-        initiator_id=owner.id,
-        initiator_name=owner.username,
+        workspace_owner_id=row.owner_id,
+        workspace_owner_name=row.owner_name,
+        initiator_id=row.owner_id,
+        initiator_name=row.owner_name,
         job=ProvisionerJob(created_at=row.created_at, completed_at=row.created_at),
         resources=[WorkspaceResource(created_at=row.created_at, agents=[agent_body(each) for each in view.agents])],
         status=row.status,
@@ -193,8 +200,8 @@ def _body(owner: UserIdentity, view: WorkspaceView) -> Workspace:
     seen = [each.agent.last_connected_at for each in view.agents if each.agent.last_connected_at is not None]
     return Workspace(
         id=row.id,
-        owner_id=owner.id,
-        owner_name=owner.username,
+        owner_id=row.owner_id,
+        owner_name=row.owner_name,
         latest_build=build,
         name=row.name,
         last_used_at=max(seen, default=row.created_at),

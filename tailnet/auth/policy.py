@@ -4,7 +4,9 @@ One function decides; callers ask for the right they need and never compare ids 
 do with its tunnels is coordinator/policy.py.
 """
 
+from collections.abc import Collection
 from typing import Final
+from uuid import UUID
 
 from tailnet.store.rows import AgentIdentity, Right, Role, UserIdentity
 
@@ -28,3 +30,8 @@ def workspace_rights(user: UserIdentity, agent: AgentIdentity, *, admins_enter: 
     if user.role is Role.ADMIN:
         return EVERY_RIGHT if admins_enter else granted | FROM_OUTSIDE
     return granted | _READ_ONLY if user.role is Role.AUDITOR else granted
+
+
+def shared_with(user: UserIdentity) -> Collection[UUID]:
+    """The workspaces of others that a user was granted to read.  What he reads by his role alone is not listed."""
+    return frozenset(workspace_id for workspace_id, rights in user.grants.items() if Right.READ in rights)

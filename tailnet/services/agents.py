@@ -6,7 +6,7 @@ only put a view into the shape of their answer.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
@@ -263,9 +263,9 @@ class Agents:
             except ValueError:
                 return None
 
-    async def list_workspaces(self, owner_id: UUID) -> Sequence[WorkspaceRow]:
-        """All workspaces of an owner, by name."""
-        return await self._store.run(self._store.callers.list_workspaces, owner_id)
+    async def list_workspaces(self, owner_id: UUID, shared: Collection[UUID] = ()) -> Sequence[WorkspaceRow]:
+        """All workspaces of an owner, and these of others, by name."""
+        return await self._store.run(self._store.callers.list_workspaces, owner_id, shared)
 
     async def describe_workspaces(self, rows: Sequence[WorkspaceRow]) -> Sequence[WorkspaceView]:
         """Everything that is known of these, in one look at the store.  Agents that are gone meanwhile are left out."""

@@ -1,4 +1,6 @@
-"""WorkspaceUpdates: an owner's workspaces and agents, whole at first, then what changed.  Layer L3.
+"""WorkspaceUpdates: a user's workspaces and agents, whole at first, then what changed.  Layer L3.
+
+His are those that he owns, and those that others share with him: he has a grant to read them.
 
 Each owner whom a client watches has one feed with the newest state; each stream sends what differs from what it sent
 before.  The service reads the store when this server changed something of an owner, and when the store's count of
@@ -6,7 +8,7 @@ changes says that another process changed anything.  Streams are tasks of tailne
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -14,6 +16,7 @@ from uuid import UUID
 
 import trio
 
+from tailnet.auth.policy import shared_with
 from tailnet.errors import RpcError, StoreError
 from tailnet.proto.generated import tailnet_pb2 as tailnet
 from tailnet.services.feed import Feed, FeedCounts, FollowerDropped, newest_only
@@ -34,10 +37,19 @@ Agents = dict[bytes, tuple[str, bytes]]
 
 @dataclass(frozen=True, slots=True)
 class OwnedState:
-    """All workspaces of an owner, and their agents."""
+    """All workspaces of an owner, and their agents; with them those that others share with him."""
 
     workspaces: Workspaces
     agents: Agents
+    shared: frozenset[bytes] = frozenset()  # the ids of those of others
+
+    def without(self, hidden: Collection[bytes]) -> "OwnedState":
+        """The same without these workspaces and their agents."""
+        if not hidden:
+            return self
+        workspaces = {ident: each for ident, each in self.workspaces.items() if ident not in hidden}
+        agents = {ident: each for ident, each in self.agents.items() if each[1] not in hidden}
+        return OwnedState(workspaces, agents, self.shared.difference(hidden))
 
 
 NOTHING: Final = OwnedState({}, {})
@@ -51,7 +63,9 @@ class _Watched:
     """
 
     feed: Feed[OwnedState]
-    streams: int = 0
+    callers: list[Caller] = field(default_factory=list)  # one for each stream
+    # What each of them may see of others' was this when the store was read: a signed token may grant less than another.
+    shared: frozenset[frozenset[UUID]] = frozenset()
     turn: trio.Lock = field(default_factory=trio.Lock)
 
 
@@ -73,7 +87,8 @@ class WorkspaceUpdates:
 
     async def run(self) -> None:
         """Read again what changed, until cancelled."""
-        generation, look_at = None, trio.current_time()
+        generation: int | None = None
+        look_at = trio.current_time()
         while True:
             with trio.move_on_at(look_at):
                 await self._wake.wait()
@@ -82,8 +97,10 @@ class WorkspaceUpdates:
                 if self._watched and trio.current_time() >= look_at:
                     # One number for all streams, where each of them would otherwise read all workspaces of its owner.
                     before, generation = generation, await self._store.run(self._store.callers.callers_generation)
-                    if generation != before:
-                        self._changed.update(self._watched)
+                    for owner, watched in self._watched.items():
+                        # services/rights.py gives callers what they were granted meanwhile.
+                        if generation != before or _shared_with_each(watched) != watched.shared:
+                            self._changed.add(owner)
                 while self._changed:
                     await self._read(next(iter(self._changed)))
             except StoreError as error:
@@ -95,13 +112,15 @@ class WorkspaceUpdates:
     async def stream(self, caller: Caller, request: Any, send: Callable[[bytes], bool]) -> None:
         """Serve one call until its client ends it."""
         owner = _owner(caller, request)
-        with self._watching(owner) as feed:
+        with self._watching(owner, caller) as feed:
             await self._read_at_last(owner, caller)
             told, is_first = NOTHING, True
             try:
                 with feed.follow() as follower:
                     async for events in follower:
-                        state = events[-1].value
+                        newest = events[-1].value
+                        visible = {each.bytes for each in _shared_with(caller)}
+                        state = newest.without(newest.shared - visible)
                         payload = difference(told, state).SerializeToString()
                         # The first message is the whole state, even an empty one: the client waits for it.
                         if (is_first or payload) and not send(payload):
@@ -112,16 +131,16 @@ class WorkspaceUpdates:
                 raise RpcError(str(dropped)) from None
 
     @contextmanager
-    def _watching(self, owner: UUID) -> Iterator[Feed[OwnedState]]:
+    def _watching(self, owner: UUID, caller: Caller) -> Iterator[Feed[OwnedState]]:
         watched = self._watched.get(owner)
         if watched is None:
             watched = self._watched[owner] = _Watched(Feed(key=newest_only, counts=self.counts))
-        watched.streams += 1
+        watched.callers.append(caller)
         try:
             yield watched.feed
         finally:
-            watched.streams -= 1
-            if not watched.streams:
+            watched.callers.remove(caller)
+            if not watched.callers:
                 del self._watched[owner]
                 self._changed.discard(owner)
 
@@ -146,14 +165,17 @@ class WorkspaceUpdates:
         async with watched.turn:
             # Before the read: what changes while it runs has to be read again.
             self._changed.discard(owner)
+            shared = _shared_with_each(watched)
+            wanted = frozenset[UUID]().union(*shared)
             try:
-                state = _state(await self._store.run(self._store.callers.list_workspaces, owner))
+                state = _state(owner, await self._store.run(self._store.callers.list_workspaces, owner, wanted))
             except StoreError:
                 self.changed(owner)
                 raise
             newest = watched.feed.newest
-            if newest is None or newest.value != state:
+            if newest is None or newest.value != state or watched.shared != shared:
                 watched.feed.publish(state)
+            watched.shared = shared
 
 
 def _owner(caller: Caller, request: Any) -> UUID:
@@ -167,10 +189,19 @@ def _owner(caller: Caller, request: Any) -> UUID:
     return owner
 
 
-def _state(rows: list[WorkspaceRow]) -> OwnedState:
+def _shared_with(caller: Caller) -> frozenset[UUID]:
+    return frozenset(shared_with(caller.identity)) if isinstance(caller.identity, UserIdentity) else frozenset()
+
+
+def _shared_with_each(watched: _Watched) -> frozenset[frozenset[UUID]]:
+    return frozenset(map(_shared_with, watched.callers))
+
+
+def _state(owner: UUID, rows: list[WorkspaceRow]) -> OwnedState:
     return OwnedState(
         {row.id.bytes: (row.name, int(row.status)) for row in rows},
         {bytes(agent.id): (agent.name, row.id.bytes) for row in rows for agent in row.agents},
+        frozenset(row.id.bytes for row in rows if row.owner_id != owner),
     )
 
 

@@ -75,6 +75,15 @@ _TOKENS: Final = sa.select(
 _GRANTS: Final = sa.select(workspace_grants.c.user_id, workspace_grants.c.workspace_id, workspace_grants.c.rights)
 # The names of AgentRow are those of the columns, in the same order; only the digest of the token is left out.
 _AGENT_ROWS: Final = sa.select(*[column for column in agents.columns if column.name != "token_digest"])
+_WORKSPACES: Final = sa.select(
+    workspaces.c.id,
+    workspaces.c.owner_id,
+    users.c.username,
+    workspaces.c.name,
+    workspaces.c.status,
+    workspaces.c.created_at,
+    workspaces.c.updated_at,
+).join(users, workspaces.c.owner_id == users.c.id)
 # Two histories meet by chance once in a thousand million times, and the counter lasts for 2**33 changes.
 MAX_STEP: Final = 1 << 30
 NO_APPS: Final[Mapping[UUID, Mapping[str, Any]]] = MappingProxyType({})
@@ -174,26 +183,15 @@ class CallerTables(Part):
         return [_agent(row) for row in connection.execute(query)]
 
     @reads
-    def list_workspaces(self, connection: sa.Connection, owner_id: UUID) -> list[WorkspaceRow]:
-        """All workspaces of an owner with their agents, by name: one snapshot."""
-        of_workspace: dict[UUID, list[AgentRow]] = {}
-        query = _AGENT_ROWS.join(workspaces, agents.c.workspace_id == workspaces.c.id)
-        for row in connection.execute(
-            query.where(workspaces.c.owner_id == owner_id).order_by(agents.c.name, agents.c.id)
-        ):
-            of_workspace.setdefault(row.workspace_id, []).append(_agent(row))
+    def list_workspaces(
+        self, connection: sa.Connection, owner_id: UUID, shared: Collection[UUID] = ()
+    ) -> list[WorkspaceRow]:
+        """All workspaces of an owner, and these of others, with their agents, by name: one snapshot."""
         table = workspaces.c
-        rows = connection.execute(
-            sa.select(table.id, table.owner_id, table.name, table.status, table.created_at, table.updated_at)
-            .where(table.owner_id == owner_id)
-            .order_by(table.name, table.id)
-        )
-        return [
-            WorkspaceRow(
-                ident, owner, name, WorkspaceStatus(status), of_workspace.get(ident, ()), created_at, updated_at
-            )
-            for ident, owner, name, status, created_at, updated_at in rows
-        ]
+        found = _workspaces_where(connection, table.owner_id == owner_id)
+        for piece in pieces(shared):
+            found += _workspaces_where(connection, table.id.in_(piece) & (table.owner_id != owner_id))
+        return sorted(found, key=lambda row: (row.name, row.id))
 
     @writes
     def set_workspace_status(
@@ -311,6 +309,17 @@ class CallerTables(Part):
     def delete_user_token(self, connection: sa.Connection, token_id: str) -> bool:
         """Returns whether it existed."""
         return _change(connection, user_tokens.delete().where(user_tokens.c.id == token_id))
+
+
+def _workspaces_where(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> list[WorkspaceRow]:
+    of_workspace: dict[UUID, list[AgentRow]] = {}
+    query = _AGENT_ROWS.join(workspaces, agents.c.workspace_id == workspaces.c.id)
+    for row in connection.execute(query.where(condition).order_by(agents.c.name, agents.c.id)):
+        of_workspace.setdefault(row.workspace_id, []).append(_agent(row))
+    return [
+        WorkspaceRow(ident, owner_id, owner, name, WorkspaceStatus(status), of_workspace.get(ident, ()), *times)
+        for ident, owner_id, owner, name, status, *times in connection.execute(_WORKSPACES.where(condition))
+    ]
 
 
 def _change(connection: sa.Connection, statement: sa.Update | sa.Delete) -> bool:

@@ -207,6 +207,7 @@ class WorkspaceRow:
 
     id: UUID
     owner_id: UUID
+    owner_name: str
     name: str
     status: WorkspaceStatus
     agents: Sequence[AgentRow]

@@ -1,4 +1,4 @@
-"""A user's workspaces: what a body holds, what is found, and that nobody sees another's."""
+"""A user's workspaces: what a body holds, what is found, and that nobody sees another's without a grant."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import pytest
 
 from tailnet.api import workspaces as module
 from tailnet.refusals import NO_SUCH_RESOURCE
-from tailnet.store.rows import WorkspaceStatus
+from tailnet.store.rows import Right, WorkspaceStatus
 from tests.support.api_world import World
 from tests.support.seeds import NOW, AgentSpec, came, fill, make_id, peer_id, seed_document, user_token
 
@@ -66,6 +66,23 @@ async def test_what_is_found(filled: World) -> None:
     assert await found(filled, "limit=1&offset=1") == (["docs"], 3)
     assert await found(filled, "offset=5") == ([], 3)
     assert await found(filled, "", "bob") == (["shop"], 1)
+
+
+async def test_what_is_shared_is_seen_as_its_owners(filled: World) -> None:
+    whole = (await get(filled, "users/me/workspace/shop", "bob")).json()
+    filled.store.grants.put(make_id("shop"), make_id("alice"), [Right.READ], NOW)
+    assert await found(filled, "") == ([*NAMES, "shop"], 4)
+    assert await found(filled, "q=owner:me") == (list(NAMES), 3)
+    assert await found(filled, "q=owner:bob") == (["shop"], 1)
+    assert await found(filled, f"q=owner:{make_id('bob')}") == (["shop"], 1)
+    for named in ("users/bob/workspace/shop", f"users/{make_id('bob')}/workspace/Shop"):
+        assert (await get(filled, named)).json() == whole
+    assert whole["owner_name"] == whole["latest_build"]["workspace_owner_name"] == "bob"
+    assert (await get(filled, "users/me/workspace/shop")).status_code == 404
+    filled.store.grants.revoke(make_id("shop"), make_id("alice"))
+    filled.services.callers._checked_at = -1e9  # type: ignore[attr-defined]  # as after half a second
+    assert await found(filled, "q=owner:bob") == ([], 0)
+    assert (await get(filled, "users/bob/workspace/shop")).status_code == 404
 
 
 async def test_a_page_has_a_bound(filled: World, monkeypatch: pytest.MonkeyPatch) -> None:

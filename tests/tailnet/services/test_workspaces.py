@@ -1,7 +1,8 @@
 """services/workspaces.py: the difference of two states, and streams over a real store."""
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from tailnet.proto.generated import tailnet_pb2 as tailnet
 from tailnet.services import workspaces as workspaces_module
 from tailnet.services.tailnet_rpc import Caller
 from tailnet.services.workspaces import OwnedState, WorkspaceUpdates, difference
-from tailnet.store.rows import UserIdentity, WorkspaceRow, WorkspaceStatus
+from tailnet.store.rows import Right, UserIdentity, WorkspaceRow, WorkspaceStatus
 from tailnet.store.store import Store
 from tailnet.types import PeerID
 from tests.support.seeds import NOW, fill, make_id, peer_id
@@ -114,11 +115,12 @@ class Watcher:
     def __init__(self, updates: WorkspaceUpdates, owner: uuid.UUID) -> None:
         self._updates = updates
         self._owner = owner
+        self.caller = caller(owner)
         self.received: list[tailnet.WorkspaceUpdate] = []
 
     async def run(self) -> None:
         request = tailnet.WorkspaceUpdatesRequest(workspace_owner_id=self._owner.bytes)
-        await self._updates.stream(caller(self._owner), request, self._take)
+        await self._updates.stream(self.caller, request, self._take)
 
     def _take(self, payload: bytes) -> bool:
         self.received.append(tailnet.WorkspaceUpdate.FromString(payload))
@@ -138,12 +140,12 @@ class CountedReads:
         self.count = self.failures = 0
         monkeypatch.setattr(store.callers, "list_workspaces", self._read)
 
-    def _read(self, owner: uuid.UUID) -> list[WorkspaceRow]:
+    def _read(self, owner: uuid.UUID, shared: Collection[uuid.UUID]) -> list[WorkspaceRow]:
         self.count += 1
         if self.fails:
             self.failures += 1
             raise StoreError("the disk is full")
-        return self._real(owner)
+        return self._real(owner, shared)
 
 
 async def test_changes_told_and_untold_and_a_store_that_fails_for_a_while(
@@ -227,3 +229,32 @@ async def test_nothing_is_kept_of_owners_whom_nobody_watches(store: Store) -> No
         updates.changed(make_id("alice"))
         nursery.cancel_scope.cancel()
     assert (updates.counts.followers, updates._watched, updates._changed) == (0, {}, set())
+
+
+async def test_what_is_shared_comes_and_goes_for_whoever_it_is_shared_with(
+    store: Store, monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery
+) -> None:
+    monkeypatch.setattr(workspaces_module, "LOOK_SECONDS", 0.02)
+    fill(store)
+    updates, alice, shop = WorkspaceUpdates(store), make_id("alice"), make_id("shop")
+    grants = {shop: frozenset({Right.READ})}
+    watcher, other = Watcher(updates, alice), Watcher(updates, alice)
+    assert isinstance(watcher.caller.identity, UserIdentity)
+    without, watcher.caller.identity = watcher.caller.identity, replace(watcher.caller.identity, grants=grants)
+    nursery.start_soon(updates.run)
+    nursery.start_soon(watcher.run)
+    nursery.start_soon(other.run)
+    first = await watcher.next()
+    assert {each.name for each in first.upserted_workspaces} == {"dev", "shop"}
+    assert {each.name for each in first.upserted_agents} == {"main", "gpu", "web"}
+    assert {each.name for each in (await other.next()).upserted_workspaces} == {"dev"}
+    store.callers.set_workspace_status(shop, WorkspaceStatus.STOPPED, NOW)
+    assert [each.status for each in (await watcher.next()).upserted_workspaces] == [WorkspaceStatus.STOPPED]
+    # services/rights.py puts what somebody may do now into his caller.
+    watcher.caller.identity = without
+    gone = await watcher.next()
+    assert [each.id for each in gone.deleted_workspaces] == [shop.bytes]
+    assert [each.id for each in gone.deleted_agents] == [peer_id("web")]
+    other.caller.identity = replace(without, grants=grants)
+    assert [each.name for each in (await other.next()).upserted_agents] == ["web"]
+    assert (watcher.received, other.received) == ([], [])
