@@ -91,7 +91,7 @@ async def run_ours(case: Case, size: int, port: int, certificate: Path) -> None:
         if os.environ.get("DATAPLANE_PROFILE"):
             import cProfile
 
-            profile = cProfile.Profile()
+            profile = cProfile.Profile(time.thread_time)
             profile.enable()
             await transfer(size)
             profile.disable()

@@ -26,6 +26,8 @@ Event: TypeAlias = StackEvent | Ponged
 _KEY_BYTES: Final = 32
 _DESTINATION_ADDRESS: Final = slice(24, 40)
 _REGION: Final = struct.Struct(">H")
+# At once to a peer that is reached directly: two calls with as many datagrams as fit (49 of 1,312 bytes).
+DIRECT_SEGMENTS: Final = 98
 
 
 class Drop(IntEnum):
@@ -76,6 +78,7 @@ class NodeCore:
         self.device = Device(private, random=random, now=now, unix_seconds=unix_seconds)
         self.paths = Paths(self.device.public, disco_private, random=random, now=now, is_direct=is_direct)
         self.stack = Stack(addresses, random, now)
+        self._direct: dict[bytes, bool] = {}
 
     # --- whom it knows ---
 
@@ -84,6 +87,8 @@ class NodeCore:
         too many peers, or its key is ours."""
         self.device.configure(peer.node_key, peer.addresses, now)
         self.paths.configure(peer.node_key, peer.disco_key, peer.endpoints, peer.home_region, now)
+        if self._direct.pop(peer.node_key, False):  # its addresses may be others
+            self._set_burst(peer.node_key, True)
 
     def remove(self, node_key: bytes) -> None:
         """Forget a peer, its session and its streams; it need not be known."""
@@ -92,6 +97,7 @@ class NodeCore:
             self.stack.forget_peer(address)
         self.device.remove(node_key)
         self.paths.remove(node_key)
+        self._direct.pop(node_key, None)
 
     # --- datagrams ---
 
@@ -137,12 +143,23 @@ class NodeCore:
         if peer is None or not datagrams:
             return
         endpoint, region = self.paths.route(peer, now)
+        self._set_burst(node_key, region is None)
         if endpoint is None and region is None:
             self.drops[Drop.NO_WAY] += len(datagrams)
         if endpoint is not None:
             out += [Datagram(endpoint, None, node_key, datagram) for datagram in datagrams]
         if region is not None:
             out += [Datagram(None, region, node_key, datagram) for datagram in datagrams]
+
+    def _set_burst(self, node_key: bytes, is_direct: bool) -> None:
+        """A relay's queue is short; a direct way has none of a fixed length, and batches are what makes it cheap."""
+        if self._direct.get(node_key, False) == is_direct:
+            return
+        self._direct[node_key] = is_direct
+        known = self.device.find(node_key)
+        segments = DIRECT_SEGMENTS if is_direct else self.stack.limits.burst_segments
+        for address in known.addresses if known is not None else ():
+            self.stack.set_burst(address, segments)
 
     # --- time ---
 

@@ -8,7 +8,8 @@ from derp.keys import NodePrivate
 from tailnet.netstack.connection import Connection
 from tailnet.netstack.events import What
 from tailnet.netstack.stack import Happened, PongReceived
-from tailnet.node.core import Datagram, Drop, Event, NodeCore, PeerNode
+from tailnet.netstack.states import State
+from tailnet.node.core import DIRECT_SEGMENTS, Datagram, Drop, Event, NodeCore, PeerNode
 from tailnet.paths.core import Ponged, RelaySource
 from tailnet.paths.endpoint import Endpoint
 from tailnet.wireguard.counters import Drop as DeviceDrop
@@ -57,6 +58,8 @@ class Link:
         self.a = Node(0, self.now, is_direct=is_direct)
         self.b = Node(1, self.now, is_direct=is_direct, addresses=addresses)
         self.by: set[str] = set()
+        self.largest = 0
+        """Datagrams that one node sent at once."""
         for one, other in ((self.a, self.b), (self.b, self.a)):
             one.core.configure(other.known(with_endpoint=is_direct), self.now)
 
@@ -64,7 +67,9 @@ class Link:
         """Everything that is to be sent now; False when there was nothing."""
         found = False
         for one, other in ((self.a, self.b), (self.b, self.a)):
-            for datagram in one.core.datagrams_to_send(self.now):
+            datagrams = one.core.datagrams_to_send(self.now)
+            self.largest = max(self.largest, len(datagrams))
+            for datagram in datagrams:
                 found = True
                 self._hand_over(one, other, datagram)
         self.now += 0.001
@@ -118,6 +123,29 @@ def test_a_disco_ping_is_answered_by_the_way_it_took() -> None:
     link.until(lambda: any(isinstance(event, Ponged) for event in link.a.events))
     (ponged,) = [event for event in link.a.events if isinstance(event, Ponged)]
     assert (ponged.endpoint, ponged.region) == (None, REGION)
+
+
+@pytest.mark.parametrize("is_direct", [False, True])
+def test_a_relay_is_sent_less_at_once_than_a_direct_way(is_direct: bool) -> None:
+    """Half of what a relay holds for a receiver; directly as many as make calls cheap."""
+    link = Link(is_direct=is_direct)
+    link.b.core.stack.listen(80)
+    connection = link.a.core.stack.connect(link.b.addresses[0], 80)
+    peer = link.a.core.paths.find(link.b.key)
+    assert peer is not None
+    link.until(lambda: connection.state is State.ESTABLISHED and (peer.best is not None) is is_direct)
+    link.largest = 0
+    left = [1_000_000]
+
+    def move() -> bool:
+        left[0] -= connection.send(bytes(left[0])) if left[0] else 0
+        return left[0] == 0
+
+    link.until(move)
+    if is_direct:
+        assert 49 < link.largest <= DIRECT_SEGMENTS + 8  # and what paths say meanwhile
+    else:
+        assert link.largest <= link.a.core.stack.limits.burst_segments + 8
 
 
 def test_a_stream_and_its_end() -> None:
