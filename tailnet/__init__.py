@@ -1,6 +1,6 @@
 """The tailnet coordinator, its DERP-map service and its HTTP API.  May import `derp`, never the reverse.
 
-    from tailnet import serve, CoordinatorConfig, connect_rpc, open_coordination
+    from tailnet import serve, CoordinatorConfig, connect, connect_rpc, open_coordination
 The names are loaded when they are first asked for.  Types: __init__.pyi.
 """
 
@@ -18,6 +18,7 @@ _PLACES: Final = {
     "RpcClient": ("tailnet.client.rpc", "RpcClient"),
     "RpcError": ("tailnet.errors", "RpcError"),
     "TailnetError": ("tailnet.errors", "TailnetError"),
+    "connect": ("tailnet.node.tunnel", "connect"),
     "connect_rpc": ("tailnet.client.rpc", "open_rpc_client"),
     "open_coordination": ("tailnet.client.coordination", "open_coordination"),
     "serve": ("tailnet.server.server", "serve_coordinator"),

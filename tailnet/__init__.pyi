@@ -3,6 +3,7 @@ from tailnet.client.rpc import RpcClient
 from tailnet.client.rpc import open_rpc_client as connect_rpc
 from tailnet.config import CoordinatorConfig
 from tailnet.errors import ConfigError, RpcError, TailnetError
+from tailnet.node.tunnel import connect
 from tailnet.server.server import CoordinatorServer
 from tailnet.server.server import serve_coordinator as serve
 from tailnet.types import PeerID
@@ -16,6 +17,7 @@ __all__ = [
     "RpcClient",
     "RpcError",
     "TailnetError",
+    "connect",
     "connect_rpc",
     "open_coordination",
     "serve",

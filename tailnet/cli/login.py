@@ -11,11 +11,9 @@ import stat
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
-from http import HTTPStatus
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from urllib.parse import urlsplit
 
 import click
@@ -23,42 +21,12 @@ import trio
 
 from derp.text import error_text, fit_to_show
 from tailnet.cli.output import console, say_json
-from tailnet.errors import ConfigError, TransportError
-from tailnet.transport.fetch import Asker
+from tailnet.client.agents import Login
+from tailnet.errors import ConfigError
 
-ASK_SECONDS: Final = 20.0
-# A page of a hundred workspaces, of which each agent with its definitions is some ten kilobytes.
-MAX_ANSWER_BYTES: Final = 32 * 1024 * 1024
 _MAX_FILE_BYTES: Final = 16 * 1024
 _MAX_TOKEN_CHARACTERS: Final = 4_096
 _ME: Final = "/api/v2/users/me"
-
-
-@dataclass(frozen=True, slots=True)
-class Login:
-    """Where, and as whom."""
-
-    url: str
-    token: str = field(repr=False)
-
-    async def ask(self, path: str) -> Any:
-        """The JSON that the coordinator answers with.  Raises TransportError: not reached, or refused; ConfigError:
-        there is no such thing."""
-        async with Asker(self.url, token=self.token, verified=True, timeout_seconds=ASK_SECONDS) as asker:
-            answer = await asker.ask(path, MAX_ANSWER_BYTES)
-        shown = fit_to_show(self.url)
-        if answer.status == HTTPStatus.UNAUTHORIZED:
-            raise TransportError(f"{shown} does not take the token: `tailnet login {shown}` stores a new one")
-        try:
-            page = json.loads(answer.body)
-            said = page.get("message", "") if isinstance(page, dict) else ""
-        except (ValueError, RecursionError):
-            raise TransportError(f"{shown} answers {answer.status} and no JSON: is it a coordinator?") from None
-        if answer.status in (HTTPStatus.NOT_FOUND, HTTPStatus.BAD_REQUEST):
-            raise ConfigError(f"{shown} knows no {path}: {fit_to_show(str(said))}")
-        if answer.status != HTTPStatus.OK:
-            raise TransportError(f"{shown} answers {answer.status}: {fit_to_show(str(said))}")
-        return page
 
 
 def login_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 import trio
 
-from tailnet.cli.agents import KnownAgent, find_agent
-from tailnet.cli.login import Login, read_login
+from tailnet.cli.login import read_login
 from tailnet.cli.output import console, say_json
 from tailnet.cli.reach import open_reached, reach_options, run_interruptible
+from tailnet.client.agents import KnownAgent, Login, find_agent
 
 if TYPE_CHECKING:
     from tailnet.node.membership import Client

@@ -18,10 +18,10 @@ import trio
 
 from derp.log import set_up_logging
 from derp.text import error_text, fit_to_show
-from tailnet.cli.agents import KnownAgent, find_agent
-from tailnet.cli.login import Login, read_login
+from tailnet.cli.login import read_login
 from tailnet.cli.output import console, say_json
 from tailnet.cli.reach import came_in_time, reach_options, run_interruptible
+from tailnet.client.agents import KnownAgent, Login, find_agent
 from tailnet.errors import ConfigError, DerpError, ListenError
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import click
 import trio
 
-from tailnet.cli.agents import KnownAgent
-from tailnet.cli.login import Login, login_options
+from tailnet.cli.login import login_options
+from tailnet.client.agents import KnownAgent, Login
 from tailnet.errors import TransportError
 
 if TYPE_CHECKING:
@@ -59,18 +59,13 @@ async def open_reached(
 @contextmanager
 def came_in_time(agent: KnownAgent, wait_seconds: float) -> Iterator[None]:
     """What to reach an agent in: says that it did not come."""
-    late = TransportError(
-        f"{agent.label} cannot be reached: nothing was heard of it in {wait_seconds:g} s, and the coordinator "
-        f"lists it as {agent.status or 'unknown'}"
-    )
     try:
         yield
     except trio.TooSlowError:
-        raise late from None
-    except BaseExceptionGroup as group:
-        if group.subgroup(trio.TooSlowError) is None:
-            raise
-        raise late from None
+        raise TransportError(
+            f"{agent.label} cannot be reached: nothing was heard of it in {wait_seconds:g} s, and the coordinator "
+            f"lists it as {agent.status or 'unknown'}"
+        ) from None
 
 
 def run_interruptible(work: Callable[[], Awaitable[T]]) -> T:

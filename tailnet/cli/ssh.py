@@ -17,9 +17,9 @@ import trio
 
 from derp.cli_output import program
 from derp.text import error_text
-from tailnet.cli.agents import KnownAgent, find_agent
-from tailnet.cli.login import Login, read_login
+from tailnet.cli.login import read_login
 from tailnet.cli.reach import open_reached, reach_options, run_interruptible
+from tailnet.client.agents import KnownAgent, Login, find_agent
 from tailnet.errors import ConfigError, TransportError
 
 if TYPE_CHECKING:

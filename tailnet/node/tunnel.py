@@ -1,6 +1,6 @@
 """A way to an agent that is made anew whenever it is lost.  Layer L3.
 
-    async with open_tunnel(url, token, agent_id) as tunnel:
+    async with connect(url, token, "dev.main") as tunnel:
         stream = await tunnel.dial(22)
 The coordinator may go and come back, and so may the agent, with another key each time; streams that were open then end,
 and new ones go the new way.  `join_streams` couples one with a local connection.  Next hop: membership.py.
@@ -18,6 +18,7 @@ from derp.client.client import open_background
 from derp.client.dial import DialOptions
 from derp.client.reconnect import STABLE_SECONDS, BackOff
 from derp.text import error_text
+from tailnet.client.agents import Login, find_agent
 from tailnet.errors import DerpError
 from tailnet.node.engine import DIAL_SECONDS
 from tailnet.node.membership import Client, open_client
@@ -27,6 +28,8 @@ from tailnet.types import PeerID
 log = logging.getLogger(__name__)
 
 _RANDOM_BYTES: Final = 4
+# What a way is lost by; anything else is a fault of ours.
+_LOST: Final = (DerpError, OSError, trio.TooSlowError)
 
 
 class Tunnel:
@@ -88,7 +91,7 @@ class Tunnel:
                     else:
                         log.info("the tunnel is there again")
                     await self._offer(client)
-            except* (DerpError, OSError, trio.TooSlowError) as group:
+            except* _LOST as group:
                 if is_first:
                     raise
                 reason = _first_reason(group)
@@ -110,10 +113,15 @@ class Tunnel:
                 scope.cancel()
 
 
-def _first_reason(group: BaseExceptionGroup[BaseException]) -> str:
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
+    return error
+
+
+def _first_reason(group: BaseExceptionGroup[BaseException]) -> str:
+    error = _first(group)
     return "nothing was heard of the agent" if isinstance(error, trio.TooSlowError) else error_text(error)
 
 
@@ -128,10 +136,28 @@ async def open_tunnel(
     back_off: BackOff | None = None,
     timeout_seconds: float = DIAL_SECONDS,
 ) -> AsyncIterator[Tunnel]:
-    """A tunnel to an agent that has been reached once.  Raises as `open_client` does, TooSlowError too, in a group."""
+    """A tunnel to an agent that has been reached once.  Raises as `open_client` does."""
     tunnel = Tunnel(url, token, agent_id, is_direct=is_direct, options=options, back_off=back_off or BackOff())
     async with open_background() as nursery:
-        await nursery.start(tunnel.run, timeout_seconds)
+        try:
+            await nursery.start(tunnel.run, timeout_seconds)
+        except BaseExceptionGroup as group:
+            if group.split(_LOST)[1] is not None:
+                raise
+            raise _first(group) from None
+        yield tunnel
+
+
+@asynccontextmanager
+async def connect(
+    url: str, token: str, agent: str, *, is_direct: bool = True, timeout_seconds: float = DIAL_SECONDS
+) -> AsyncIterator[Tunnel]:
+    """A tunnel to the agent that a user calls so: by its id, its name, or as `workspace.agent`.
+
+    Raises ConfigError when no agent or several are called so, and as `open_client` does.
+    """
+    known = await find_agent(Login(url.rstrip("/"), token), agent)
+    async with open_tunnel(url, token, known.id, is_direct=is_direct, timeout_seconds=timeout_seconds) as tunnel:
         yield tunnel
 
 

@@ -8,8 +8,9 @@ import trio
 from click.testing import CliRunner, Result
 
 from derp.errors import DerpError
-from tailnet.cli.login import Login, checked_url, read_login, read_stored, store, stored_path
+from tailnet.cli.login import checked_url, read_login, read_stored, store, stored_path
 from tailnet.cli.root import cli
+from tailnet.client.agents import Login
 from tailnet.errors import ConfigError
 from tailnet.server.server import CoordinatorServer
 from tests.support.proxies import open_page

@@ -11,10 +11,9 @@ import trio
 from click.testing import CliRunner
 
 from tailnet.cli import port_forward as commands
-from tailnet.cli.agents import find_agent
-from tailnet.cli.login import Login
 from tailnet.cli.port_forward import Forward, open_listeners, parse_forward, serve_forwards
 from tailnet.cli.root import cli
+from tailnet.client.agents import Login, find_agent
 from tailnet.errors import ConfigError, ListenError, TransportError
 from tailnet.node.membership import open_agent
 from tailnet.server.server import CoordinatorServer

@@ -3,9 +3,8 @@
 import pytest
 import trio
 
-from tailnet.cli.agents import find_agent
-from tailnet.cli.login import Login
 from tailnet.cli.reach import open_reached, run_interruptible
+from tailnet.client.agents import Login, find_agent
 from tailnet.errors import TransportError
 from tailnet.node.membership import open_agent
 from tailnet.server.server import CoordinatorServer

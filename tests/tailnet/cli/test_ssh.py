@@ -11,9 +11,9 @@ import pytest
 import trio
 from click.testing import CliRunner
 
-from tailnet.cli.login import Login
 from tailnet.cli.root import cli
 from tailnet.cli.ssh import SSH_PORT, ssh_environment, ssh_words
+from tailnet.client.agents import Login
 from tailnet.errors import ConfigError
 from tailnet.node.membership import open_agent
 from tailnet.server.server import CoordinatorServer
