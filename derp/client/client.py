@@ -7,7 +7,7 @@ reconnect.py makes new ones.  Next hop: dial.py, region.py.
 
 import os
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -251,8 +251,12 @@ class DerpClient:
 
     def send_nowait(self, dst: bytes, packet: bytes | bytearray | memoryview) -> None:
         """The same without waiting.  trio.WouldBlock: the queue is full, nothing was queued."""
+        self.send_batch_nowait(dst, (packet,))
+
+    def send_batch_nowait(self, dst: bytes, packets: Sequence[bytes | bytearray | memoryview]) -> None:
+        """Several at once, all or none: a full queue takes none, and one that has room takes one batch beyond it."""
         self._check_room()
-        self._core.send_packet(dst, packet)
+        self._core.send_packets(dst, packets)
         self._collect()
 
     async def forward(self, src: bytes, dst: bytes, packet: bytes) -> None:

@@ -8,7 +8,7 @@ goes, since a fresh packet is worth more, and every packet that is lost is count
 import logging
 import random
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -231,6 +231,16 @@ class ReconnectingClient:
     def send_nowait(self, dst: bytes, packet: bytes | bytearray | memoryview) -> None:
         """Queue a packet, connected or not.  When there is no room the oldest waiting packet is dropped and counted."""
         self._enqueue(None, dst, packet)
+
+    def send_batch_nowait(self, dst: bytes, packets: Sequence[bytes]) -> None:
+        """Several at once: a tenth of what a stream through a tunnel costs was a call for each."""
+        client = self._client
+        if client is not None and not self._waiting:
+            with suppress(trio.WouldBlock, TransportError, RemoteProtocolError):
+                client.send_batch_nowait(dst, packets)
+                return
+        for packet in packets:
+            self._enqueue(None, dst, packet)
 
     async def send(self, dst: bytes, packet: bytes | bytearray | memoryview) -> None:
         """Queue a packet; wait for room instead of dropping another one, as long as it takes to reconnect."""

@@ -5,7 +5,7 @@ place.  States: protocol/states.py.  Deadlines, keep-alives and rate limits are 
 silently.  Next hop: client/client.py and server/session.py.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, NoReturn, TypeAlias
 
@@ -150,13 +150,18 @@ class ClientConnection:
 
     def send_packet(self, dst: bytes, packet: Payload) -> None:
         """At most 65,536 bytes for the client whose key is `dst`."""
+        self.send_packets(dst, (packet,))
+
+    def send_packets(self, dst: bytes, packets: Sequence[Payload]) -> None:
+        """All of them for `dst`, or none: LocalProtocolError."""
         self._check_send()
-        if len(dst) != KEY_BYTES or len(packet) > MAX_PACKET_BYTES:
+        longest = max(map(len, packets), default=0)
+        if len(dst) != KEY_BYTES or longest > MAX_PACKET_BYTES:
             raise LocalProtocolError(
-                f"a packet of {len(packet)} bytes (limit {MAX_PACKET_BYTES}) to a key of {len(dst)}, want {KEY_BYTES}"
+                f"a packet of {longest} bytes (limit {MAX_PACKET_BYTES}) to a key of {len(dst)}, want {KEY_BYTES}"
             )
-        header = HEADER.pack(FrameType.SEND_PACKET, KEY_BYTES + len(packet))
-        self._to_send.append(b"".join((header, dst, packet)))
+        pack, kind = HEADER.pack, FrameType.SEND_PACKET
+        self._to_send += [b"".join((pack(kind, KEY_BYTES + len(packet)), dst, packet)) for packet in packets]
 
     def send_ping(self, payload: bytes) -> None:
         """8 bytes, which come back in a Pong; a relay answers one ping at a time and may skip others."""

@@ -157,14 +157,14 @@ class Engine:
             return
         assert region is not None
         link = self._links.get(region)
-        for datagram in datagrams:
-            if link is None:
+        if link is None:
+            for datagram in datagrams:
                 self._send_later(region, datagram)
-                continue
-            try:
-                link.send_nowait(node_key, datagram.data)
-            except (trio.WouldBlock, DerpError):  # WireGuard and TCP see to it
-                self.lost_datagrams += 1
+            return
+        try:
+            link.send_batch_nowait(node_key, [datagram.data for datagram in datagrams])
+        except (trio.WouldBlock, DerpError):  # WireGuard and TCP see to it
+            self.lost_datagrams += len(datagrams)
 
     def _send_later(self, region: int, datagram: Datagram) -> None:
         waiting = self._dialling.get(region)

@@ -282,6 +282,20 @@ def fill(client: DerpClient, size: int) -> int:
     raise AssertionError("no bound")
 
 
+async def test_a_batch_is_queued_whole_or_not_at_all() -> None:
+    twin = TwinRelay()
+    async with connected(twin) as alice:
+        alice.send_batch_nowait(A, [b"1", b"2", b"3"])
+        with pytest.raises(LocalProtocolError, match="65537 bytes"):
+            alice.send_batch_nowait(A, [b"fine", bytes(65537)])
+        alice.send_batch_nowait(A, [bytes(60_000)] * 3)  # one batch beyond the bound
+        with pytest.raises(trio.WouldBlock):
+            alice.send_batch_nowait(A, [b"4", b"5"])
+        with trio.fail_after(5):
+            packets = [await alice.receive() for _ in range(6)]
+        assert packets == [RecvPacket(A, data) for data in (b"1", b"2", b"3", *[bytes(60_000)] * 3)]
+
+
 async def test_the_queue_is_bounded_and_a_failure_counts_what_was_in_it(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

@@ -254,6 +254,27 @@ async def test_packets_wait_for_the_first_connection() -> None:
             assert await client.receive() == RecvPacket(A, b"birds")
 
 
+async def test_a_batch_comes_in_its_order_connected_or_not() -> None:
+    async with open_twin(TwinRelay()) as twin, staying(twin) as client:
+        client.send_batch_nowait(A, [b"1", b"2"])
+        with trio.fail_after(5):
+            assert isinstance(await client.receive(), Connected)
+            client.send_batch_nowait(A, [b"3", b"4"])
+            assert [(await hear(client)).packet for _ in range(4)] == [b"1", b"2", b"3", b"4"]
+        assert client.statistics().packets_sent == 4
+        with pytest.raises(LocalProtocolError):
+            client.send_batch_nowait(A, [b"fine", bytes(65537)])
+
+
+async def test_of_a_batch_without_room_the_oldest_go_and_are_counted(autojump_clock: trio.testing.MockClock) -> None:
+    async with unreachable() as (client, twin):
+        client.send_batch_nowait(A, [number.to_bytes(2, "big") for number in range(MAX_WAITING_PACKETS + 3)])
+        assert client.statistics().packets_dropped == 3
+        async with open_twin(twin):
+            await hear(client)
+            assert (await hear(client)).packet == (3).to_bytes(2, "big")
+
+
 @asynccontextmanager
 async def unreachable(**arguments: Any) -> AsyncIterator[tuple[ReconnectingClient, TwinRelay]]:
     """A client that waits for a relay which is not there, and the relay, for `open_twin`."""
