@@ -1,6 +1,6 @@
 """What one stream through a tunnel carries and costs, by a relay and directly, beside two genuine nodes.
 
-    python bench/dataplane.py            # five rounds, some three minutes
+    python bench/dataplane.py            # five rounds, some two minutes
     python bench/dataplane.py --quick --only "relay download"
 
 Whoever dials is measured, and the other end is a genuine node in every row: ours is an Engine in a process of its own,
@@ -88,16 +88,7 @@ async def run_ours(case: Case, size: int, port: int, certificate: Path) -> None:
 
         await transfer(MEGABYTE)
         began, used = time.monotonic(), time.process_time()
-        if os.environ.get("DATAPLANE_PROFILE"):
-            import cProfile
-
-            profile = cProfile.Profile(time.thread_time)
-            profile.enable()
-            await transfer(size)
-            profile.disable()
-            profile.dump_stats(os.environ["DATAPLANE_PROFILE"])
-        else:
-            await transfer(size)
+        await transfer(size)
         print(json.dumps([size, time.monotonic() - began, time.process_time() - used]))
 
 
