@@ -27,12 +27,14 @@ from tailnet.cli.root import cli as tailnet
 from tailnet.config import CoordinatorConfig
 from tailnet.config.key_file import add_key
 from tailnet.node.membership import open_agent
+from tailnet.node.speedtest import SPEEDTEST_PORT
 from tailnet.server.server import CoordinatorServer, serve_coordinator
 from tailnet.store.rows import Right
 from tailnet.store.store import Store
 from tests.support.command import ENVIRONMENT
 from tests.support.inprocess import HOST, map_of, node_of, open_relay_here, port_of
 from tests.support.seeds import NOW, agent_token, defined_document, fill, make_id, peer_id, seed_document, user_token
+from tests.support.speedtests import serve_speedtest
 
 PATIENCE_SECONDS = 60.0  # a hang guard: a cold start on a busy machine takes seconds
 NARROW = {"PYTHONIOENCODING": "ascii", "LANG": "C", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
@@ -103,6 +105,7 @@ CASES: dict[str, Case] = {
         b"leads to",
     ),
     "tailnet ssh": Case("--help"),  # it becomes OpenSSH's ssh, and Ctrl-C is that one's
+    "tailnet speedtest": Case("--url={coordinator} --token={token} --time=0.2 main", "--url={silent} --token=x main"),
     "tailnet admin user create": Case("--username=carol --store={store}"),
     "tailnet admin user list": Case("--store={store}"),
     "tailnet admin user show": Case("alice --store={store}"),
@@ -172,7 +175,7 @@ TWINS = {
     for verb in ("create", "list", "show", "update", "delete")
 }
 # They talk to a coordinator.
-REACHES = ("tailnet login", "tailnet agents", "tailnet ping", "tailnet port-forward")
+REACHES = ("tailnet login", "tailnet agents", "tailnet ping", "tailnet port-forward", "tailnet speedtest")
 SERVERS = ("derp serve", "tailnet serve")
 # What they make is there the second time.
 # What they make is there the second time, or what they delete is not.
@@ -213,7 +216,8 @@ async def open_reachable(folder: Path) -> AsyncIterator[str]:
     async with trio.open_nursery() as nursery:
         server: CoordinatorServer = await nursery.start(serve_coordinator, config, None)
         url = f"http://{HOST}:{server.listening[0].port}"
-        async with open_agent(url, agent_token("main"), peer_id("main")):
+        async with open_agent(url, agent_token("main"), peer_id("main")) as agent:
+            nursery.start_soon(trio.serve_listeners, serve_speedtest, [agent.engine.listen(SPEEDTEST_PORT)])
             yield url
         nursery.cancel_scope.cancel()
 

@@ -16,6 +16,7 @@ from tailnet.cli.login import login, logout
 from tailnet.cli.ping import ping
 from tailnet.cli.port_forward import port_forward
 from tailnet.cli.serve import serve
+from tailnet.cli.speedtest import speedtest
 from tailnet.cli.ssh import ssh
 from tailnet.errors import SeedError
 
@@ -36,6 +37,7 @@ cli.add_command(agents)
 cli.add_command(ping)
 cli.add_command(port_forward)
 cli.add_command(ssh)
+cli.add_command(speedtest)
 
 
 def run(args: list[str] | None = None) -> None:
