@@ -16,6 +16,8 @@ from tailnet.netstack.stack import Listener
 from tailnet.netstack.states import State
 
 _RECEIVE_BYTES: Final = 64 * 1024
+# Copied for the stack at once: of a long buffer it takes a part, and the rest would be copied again for each part.
+_SEND_BYTES: Final = 64 * 1024
 
 
 class TunnelStream(trio.abc.HalfCloseableStream):
@@ -88,10 +90,13 @@ class TunnelStream(trio.abc.HalfCloseableStream):
                     self._check_open()
                     if self._sent_eof:
                         raise trio.ClosedResourceError("its end was sent")
-                    at += self._send(view[at:])
+                    piece = view[at : at + _SEND_BYTES]
+                    taken = self._send(piece)
+                    at += taken
                     if at == len(view):
                         return
-                    await self._changed.park()
+                    if taken < len(piece):
+                        await self._changed.park()
         finally:
             self._is_sending = False
 

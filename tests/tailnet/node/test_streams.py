@@ -2,12 +2,15 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import cast
 
 import pytest
 import trio
+import trio.testing
 from trio.testing import check_half_closeable_stream
 
 from derp.keys import NodePrivate
+from tailnet.netstack.connection import Connection
 from tailnet.node.core import PeerNode
 from tailnet.node.engine import Engine, open_engine
 from tailnet.node.streams import TunnelStream
@@ -81,3 +84,32 @@ async def test_ends_are_told() -> None:
                 await listener.accept()
             with pytest.raises(ConnectionRefusedError):
                 await one.dial(ADDRESSES[1], PORT)
+
+
+class NarrowConnection:
+    """A fake that takes 1,000 bytes and is full; `given` is how many bytes it was handed each time."""
+
+    end = None
+
+    def __init__(self) -> None:
+        self.given: list[int] = []
+        self.taken = bytearray()
+
+    def send(self, data: bytes) -> int:
+        self.given.append(len(data))
+        self.taken += data[:1000]
+        return min(len(data), 1000)
+
+
+async def test_of_a_long_buffer_no_more_is_copied_than_may_be_taken() -> None:
+    """Copying all that is left for each part would cost the square of its length."""
+    connection, data = NarrowConnection(), bytes(range(256)) * 2000
+    stream = TunnelStream(cast("Connection", connection), lambda: None)
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stream.send_all, data)
+            while len(connection.taken) < len(data):
+                await trio.testing.wait_all_tasks_blocked()
+                stream.happened()
+    assert bytes(connection.taken) == data
+    assert max(connection.given) <= 64 * 1024
