@@ -4,7 +4,7 @@
 
 FOLDER has the documents, in the three forms in which they are found: Markdown, the Markdown of a client generator,
 and a web page as text.  Of each operation the table keeps parameters, properties (as paths: `apps[].health`,
-`latency.*.preferred`), statuses and values of enums.
+`latency.*.preferred`) with their types in JSON, statuses and values of enums.
 """
 
 import json
@@ -21,10 +21,10 @@ _ANY_VALUE: Final = re.compile(r"string|[0-9a-f]{8}-[0-9a-f-]{27}|\d{4}-\d\d-\d\
 Operations = dict[str, dict[str, Any]]
 
 
-def flatten(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
-    """Each property of an example, with its value if that is one of an enum."""
+def flatten(value: Any, place: str = "") -> Iterator[tuple[str, str, str]]:
+    """Each property of an example, with its value if that is one of an enum, and its type."""
     if value in ([], {}):
-        yield place, ""
+        yield place, "", "object" if value == {} else "array"
     elif isinstance(value, list):
         for each in value[:1]:
             yield from flatten(each, f"{place}[]")
@@ -36,7 +36,14 @@ def flatten(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
             yield from flatten(each, f"{place}.{inner}" if place else inner)
     else:
         is_enum = isinstance(value, str) and not _ANY_VALUE.fullmatch(value)
-        yield place, value if is_enum else ""
+        yield place, value if is_enum else "", type_of(value)
+
+
+def type_of(value: Any) -> str:
+    """What JSON Schema calls it."""
+    if isinstance(value, bool):
+        return "boolean"
+    return "integer" if isinstance(value, int) else "number" if isinstance(value, float) else "string"
 
 
 def markdown(text: str) -> Operations:
@@ -98,8 +105,13 @@ def _operation(parameters: list[str], bodies: dict[str, Any], statuses: list[str
     for kind, example in bodies.items():
         name = "body" if kind == "Body parameter" else "answer"
         flat = list(flatten(example))
-        operation[name] = [place for place, _ in flat]
-        values = [*values, *(f"{place}={value}" for place, value in flat if value and name == "answer")]
+        operation[name] = [place for place, _, _ in flat]
+        operation[f"{name} types"] = [f"{place}={kind}" for place, _, kind in flat]
+        found = [f"{place}={value}" for place, value, _ in flat if value]
+        if name == "answer":
+            values = [*values, *found]
+        else:
+            operation["body values"] = found
         if name == "answer":
             statuses = [*statuses, kind.split()[0]]
     operation["statuses"] = sorted(set(statuses))

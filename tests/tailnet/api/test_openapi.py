@@ -170,6 +170,26 @@ def test_a_difference_is_seen() -> None:
     ]
 
 
+def test_a_difference_of_types_is_seen() -> None:
+    operation = "GET /workspaceagents/{workspaceagent}"
+    ours = DESCRIBED["paths"]["/api/v2/workspaceagents/{workspaceagent}"]["get"]
+    said = {"answer types": ["logs_overflowed=string", "id=string", "latency.*.latency_ms=integer", "apps[].id=array"]}
+    assert list(differences_of(operation, said, ours)) == [
+        f"{operation} answer type logs_overflowed=string: boolean",
+        f"{operation} answer type apps[].id=array: string",
+    ]
+    operation = "PATCH /workspaceagents/me/logs"
+    ours = DESCRIBED["paths"]["/api/v2/workspaceagents/me/logs"]["patch"]
+    said = {
+        "body types": ["logs[].output=integer", "logs[].created_at=string"],
+        "body values": ["logs[].level=nonsense", "logs[].level=trace"],
+    }
+    differences = list(differences_of(operation, said, ours))
+    assert differences[0] == f"{operation} body value logs[].level=nonsense"
+    assert differences[1].startswith(f"{operation} body type logs[].output=integer: ")
+    assert len(differences) == 2
+
+
 def is_argued(difference: str) -> bool:
     return any(difference.startswith(each) for each in OTHERWISE)
 
@@ -191,12 +211,30 @@ def differences_of(operation: str, said: dict[str, Any], ours: dict[str, Any]) -
     for place in said.get("answer", ()):
         if not any(find(schema, place) for schema in answers):
             yield f"{operation} answer {place}"
-    for each in said.get("values", ()):
-        place, _, value = each.partition("=")
-        for schema in answers:
-            enums = [found["enum"] for found in find(schema, place) if "enum" in found]
-            if enums and not any(value in enum for enum in enums):
-                yield f"{operation} value {each}"
+    for schemas, name in ((answers, "value"), (bodies, "body value")):
+        for each in said.get("values" if schemas is answers else "body values", ()):
+            place, _, value = each.partition("=")
+            for schema in schemas:
+                enums = [found["enum"] for found in find(schema, place) if "enum" in found]
+                if enums and not any(value in enum for enum in enums):
+                    yield f"{operation} {name} {each}"
+    for schemas, name in ((answers, "answer"), (bodies, "body")):
+        for each in said.get(f"{name} types", ()):
+            place, _, kind = each.rpartition("=")
+            ours_there = {type_there for schema in schemas for type_there in types_at(schema, place)}
+            if ours_there and kind not in ours_there:
+                yield f"{operation} {name} type {each}: {', '.join(sorted(ours_there))}"
+
+
+def types_at(schema: dict[str, Any], place: str) -> Iterator[str]:
+    """What may stand at a place; all of it where its schema says nothing."""
+    for found in find(schema, place):
+        if found is ANYTHING or not found.keys() & {"type", "enum", "const", "anyOf", "oneOf", "allOf"}:
+            yield from ("string", "integer", "number", "boolean", "array", "object")
+        elif "type" in found:
+            yield from [found["type"]] if isinstance(found["type"], str) else found["type"]
+            if found["type"] == "number":
+                yield "integer"
 
 
 def json_schemas(answer: dict[str, Any]) -> Iterator[dict[str, Any]]:
