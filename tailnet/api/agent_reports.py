@@ -5,7 +5,7 @@ refusals are the reference's, `null` included.  Next hop: services/agent_request
 """
 
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Final, TypeVar
 from uuid import UUID
@@ -42,6 +42,16 @@ _LEVELS: Final = {
 _WRONG_HEALTH: Final = "Error setting workspace app health"
 
 
+def _one_of(values: Iterable[str]) -> Callable[[dict[str, Any]], None]:
+    """What the description says of a text that is looked at later, where refusals are the reference's."""
+
+    def tell(schema: dict[str, Any]) -> None:
+        schema.pop("default", None)
+        schema["enum"] = [value for value in values if value]
+
+    return tell
+
+
 def report_of(model: type[M]) -> Callable[..., Awaitable[M]]:
     """What to give to Depends: reads the body as `model`, and charges the agent's account for it, whatever it is."""
 
@@ -58,14 +68,16 @@ def report_of(model: type[M]) -> Callable[..., Awaitable[M]]:
 class Healths(Sent):
     """How apps are, by their id: initializing, healthy or unhealthy."""
 
-    healths: dict[UUID, str] = Field(default={}, validation_alias=AliasChoices("healths", "Healths"))
+    healths: dict[UUID, Annotated[str, Field(json_schema_extra=_one_of(_REPORTED))]] = Field(
+        default={}, validation_alias=AliasChoices("healths", "Healths")
+    )
 
 
 class Status(Sent):
     """What an app says it does.  `icon` and `needs_user_attention` are of older agents and are not kept."""
 
     app_slug: str
-    state: str = ""
+    state: str = Field(default="", json_schema_extra=_one_of(_STATES))
     message: str = ""
     uri: str = ""
 
@@ -93,7 +105,7 @@ class Line(Sent):
 
     created_at: datetime | None = None
     output: str = ""
-    level: str = ""
+    level: str = Field(default="", json_schema_extra=_one_of(_LEVELS))
 
 
 class Lines(Sent):

@@ -106,7 +106,7 @@ func tell(url, token string, agentID uuid.UUID, agentToken, appID string) error 
 }
 
 func report(ctx context.Context, agent *api.ClientWithResponses, appID string) error {
-	healths := map[string]string{appID: "healthy"}
+	healths := map[string]api.AgentReportsAppHealthJSONBodyHealths{appID: "healthy"}
 	health, err := agent.AgentReportsAppHealthWithResponse(ctx, api.AgentReportsAppHealthJSONRequestBody{Healths: &healths})
 	if err != nil {
 		return err
@@ -123,13 +123,13 @@ func report(ctx context.Context, agent *api.ClientWithResponses, appID string) e
 	if added.JSON201 == nil || added.JSON201.Id != source {
 		return fmt.Errorf("log-source: %s", added.Body)
 	}
-	output, level := "told by Go", "warn"
+	output, level := "told by Go", api.AgentReportsLogsJSONBodyLogsLevel("warn")
 	var lines api.AgentReportsLogsJSONRequestBody
 	lines.LogSourceId = &source
 	lines.Logs = &[]struct {
-		CreatedAt *time.Time `json:"created_at,omitempty"`
-		Level     *string    `json:"level,omitempty"`
-		Output    *string    `json:"output,omitempty"`
+		CreatedAt *time.Time                             `json:"created_at,omitempty"`
+		Level     *api.AgentReportsLogsJSONBodyLogsLevel `json:"level,omitempty"`
+		Output    *string                                `json:"output,omitempty"`
 	}{{Output: &output, Level: &level}}
 	taken, err := agent.AgentReportsLogsWithResponse(ctx, lines)
 	if err != nil {

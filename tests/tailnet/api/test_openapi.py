@@ -46,6 +46,7 @@ LATER = {
 # What a document says and the reference does not do, or what only other documents say: why.
 OTHERWISE = {
     "POST /workspaceagents/me/log-source status 200": "the reference answers 201, and SDKs demand it",
+    "POST /workspaceagents/me/app-health body value healths.*=disabled": "the reference refuses it",
     "POST /workspaceagents/me/report-stats body conns_by_proto": "the older name, which is read too",
     "POST /workspaceagents/me/report-stats body num_comms": "the older name, which is read too",
     "PATCH /workspaceagents/me/app-status body icon": "the reference reads it over",
