@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from tailnet.node.streams import TunnelStream
 
 SSH_PORT: Final = 1
+# How agents are called in an ssh_config, of which config_ssh.py writes its part.
+HOST_PREFIX: Final = "tailnet."
 _RECEIVE_BYTES: Final = 64 * 1024
 # What follows AGENT is the remote command's, also when it looks like an option.
 _CONTEXT: Final = {"ignore_unknown_options": True, "allow_interspersed_args": False}
@@ -34,11 +36,19 @@ _CONTEXT: Final = {"ignore_unknown_options": True, "allow_interspersed_args": Fa
 @click.command(context_settings=_CONTEXT)
 @reach_options
 @click.option("--stdio", is_flag=True, help="carry standard input and output: as ProxyCommand of ssh")
+@click.option("--host-prefix", default="", metavar="TEXT", help="take this off AGENT: with --stdio, for `config-ssh`")
 @click.option("--port", default=SSH_PORT, show_default=True, type=click.IntRange(1, 65535), help="of the agent's SSH")
 @click.argument("agent")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def ssh(
-    agent: str, command: tuple[str, ...], stdio: bool, port: int, relay_only: bool, wait: float, **how: Any
+    agent: str,
+    command: tuple[str, ...],
+    stdio: bool,
+    host_prefix: str,
+    port: int,
+    relay_only: bool,
+    wait: float,
+    **how: Any,
 ) -> None:
     """Open a shell on AGENT (an id, a name, or workspace.agent), or run COMMAND there, with OpenSSH's ssh.
 
@@ -49,6 +59,7 @@ def ssh(
         if command:
             raise ConfigError("--stdio carries bytes and runs no command: leave one of them out")
         check_stdio()
+        agent = agent.removeprefix(host_prefix)
 
         async def work() -> None:
             await _carry(login, await find_agent(login, agent), port, relay_only, wait)
@@ -78,7 +89,7 @@ def ssh_words(agent: str, command: Sequence[str], options: Sequence[str]) -> lis
     words = [each for name, value in settings.items() for each in ("-o", f"{name}={value}")]
     # The name is for the user's own ssh_config and for messages alone.
     host = "".join(letter if (letter.isalnum() and letter.isascii()) or letter in ".-" else "-" for letter in agent)
-    return ["ssh", *words, "--", f"tailnet.{host}", *command]
+    return ["ssh", *words, "--", f"{HOST_PREFIX}{host}", *command]
 
 
 def ssh_environment(login: Login, environ: Mapping[str, str]) -> dict[str, str]:

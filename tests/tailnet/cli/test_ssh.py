@@ -66,7 +66,7 @@ async def stdio(environ: dict[str, str], stdin: bytes, *words: str) -> subproces
 
 async def test_bytes_both_ways(environ: dict[str, str]) -> None:
     data = os.urandom(300_000)
-    done = await stdio(environ, data, "main")
+    done = await stdio(environ, data, "--host-prefix=tailnet.", "tailnet.dev.main")
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout == data[::-1]
 
