@@ -1,5 +1,6 @@
 """The Agent service over a real store: what each call answers, what it leaves behind, and what a bad one is told."""
 
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -23,7 +24,7 @@ from tailnet.services.agent_rpc import (
 from tailnet.services.derp_maps import DerpMaps
 from tailnet.services.reports import AgentReports
 from tailnet.services.tailnet_rpc import Caller
-from tailnet.store.outbox import Outbox
+from tailnet.store.outbox import Loss, Outbox
 from tailnet.store.reports import EXTERNAL_LOG_SOURCE, MAX_LOG_BYTES_PER_AGENT
 from tailnet.store.rows import (
     AgentIdentity,
@@ -38,6 +39,7 @@ from tailnet.store.rows import (
     ScriptRun,
 )
 from tailnet.store.store import Store
+from tests.support.bad_requests import requests_of
 from tests.support.seeds import NOW, defined_document, fill, make_id, peer_id
 
 pytestmark = pytest.mark.stores
@@ -110,6 +112,28 @@ async def test_a_deleted_agent_is_told_so(world: World) -> None:
     for name, request in requests.items():
         with pytest.raises(RpcError, match="deleted"):
             await world.unary[f"/coder.agent.v2.Agent/{name}"](caller, request)
+
+
+@pytest.mark.parametrize("path", AGENT)
+async def test_what_a_deleted_agent_still_says_takes_nothing_of_others_along(world: World, path: str) -> None:
+    """An agent of an older build says its last, while its row is gone and its connection is not yet."""
+    deleted, outcomes = world.caller(), 0
+    world.store.callers.delete_agent(MAIN)
+    for _, request in requests_of(AGENT[path].request):
+        with suppress(RpcError):  # which it is told instead
+            await world.unary[path](deleted, request)
+        outcomes += 1
+    assert outcomes > len(AGENT[path].request.DESCRIPTOR.fields)
+    await world.call("BatchUpdateMetadata", metadata_of("a", "b"), GPU)
+    assert [each.value for each in world.store.reports.list_metadata(GPU)] == ["b"]
+    assert world.store.callers.get_agent(MAIN) is None
+    assert world.store.callers.list_sub_agents(MAIN) == []
+    counts = world.outbox.readings().values()
+    assert not any(each.waiting or each.lost[Loss.UNFIT] for each in counts)
+
+
+def metadata_of(key: str, value: str) -> agent.BatchUpdateMetadataRequest:
+    return agent.BatchUpdateMetadataRequest(metadata=[{"key": key, "result": {"value": value}}])
 
 
 async def test_banners_that_are_switched_on(store: Store) -> None:
