@@ -80,6 +80,7 @@ async def test_a_file_is_read_again_when_it_is_another_one(
     with pytest.raises(trio.WouldBlock):  # it is not there, and nobody knows what will be in it
         await keys.look_for("ec")
     assert "signing keys (--auth-jwks)" in caplog.text
+    assert "no signed token is taken" in caplog.text
     path.write_bytes(key_set(public("ec"), public("x", EC, use="enc")))
     with trio.fail_after(20):
         seen = await changes.wait(0)
