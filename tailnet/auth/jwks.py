@@ -199,7 +199,7 @@ class SigningKeys:
         except (TransportError, KeySetRefused, OSError) as error:
             self.failures += 1
             if not self._is_failing:
-                left = "those of before stay" if self._set.keys else "there are none of before: no signed token is taken"
+                left = "those of before stay" if self._set.keys else "until then no signed token is taken"
                 _log.error("! signing keys (--auth-jwks) %s: %s; %s", self._name, error_text(error), left)
             self._is_failing = True
             return
