@@ -123,7 +123,7 @@ async def test_seeded_tokens_of_any_form(store: Store, callers: StoreCallers) ->
 
 
 async def test_a_storm_of_reconnects_is_a_few_queries(store: Store, callers: StoreCallers, queries: list[str]) -> None:
-    names = [f"agent{number}" for number in range(500)]
+    names = [f"agent{number}" for number in range(1_000)]
     fill(store, seed_document(tuple(AgentSpec(name, name, "alice") for name in names)))
     queries.clear()
     async with trio.open_nursery() as nursery:
