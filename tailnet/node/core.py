@@ -13,6 +13,7 @@ from itertools import groupby
 from typing import Final, NamedTuple, TypeAlias
 
 from derp.keys import NodePrivate
+from tailnet.netstack.limits import Limits
 from tailnet.netstack.stack import Event as StackEvent
 from tailnet.netstack.stack import Stack
 from tailnet.paths.core import Paths, Ponged, RelaySource
@@ -77,7 +78,8 @@ class NodeCore:
         self.drops: dict[Drop, int] = dict.fromkeys(Drop, 0)
         self.device = Device(private, random=random, now=now, unix_seconds=unix_seconds)
         self.paths = Paths(self.device.public, disco_private, random=random, now=now, is_direct=is_direct)
-        self.stack = Stack(addresses, random, now)
+        # WireGuard has authenticated every byte, which a checksum of 16 bits does not improve: 1.7 us a segment.
+        self.stack = Stack(addresses, random, now, Limits(verify_checksums=False))
         self._direct: dict[bytes, bool] = {}
 
     # --- whom it knows ---

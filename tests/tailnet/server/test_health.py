@@ -51,6 +51,12 @@ async def severities(server: CoordinatorServer) -> dict[Code, Severity]:
 
 
 @pytest.fixture(autouse=True)
+def _busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ping may take half a second where other tests run; the test of slow pings moves this bound itself."""
+    monkeypatch.setattr(judge, "SLOW_RELAY_SECONDS", 60.0)
+
+
+@pytest.fixture(autouse=True)
 def _own_log(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands that other tests ran in this process may have left a log that nobody reads."""
     root = logging.getLogger()
