@@ -14,7 +14,7 @@ from tests.support.seeds import make_id, peer_id
 DEEP = 4  # no request has more levels
 
 # What stands in each scalar field.
-Scalars = Callable[[FieldDescriptor], Any]
+Scalars = Callable[[Any], Any]  # a FieldDescriptor, of either implementation
 
 
 def fill_in(message: Message, scalar: Scalars, count: int = 1, depth: int = 0) -> Message:
@@ -59,6 +59,7 @@ def with_text(text: str, raw: bytes, whole: int, real: float) -> Scalars:
 
 MOST, LEAST = 2**63 - 1, -(2**63)
 NASTY = "'; drop table agents; --\x00\x1b[2J\r\n\u202e\U0010ffff<script>{{7*7}}%s%n../../etc/passwd"
+RIGHT = with_text("v1.2.3", make_id("editor of main").bytes, 1, 0.5)
 FILLED: Mapping[str, tuple[Scalars, int]] = {
     "oversized": (with_text("x" * 100_000, b"x" * 100_000, 1, 0.5), 3),
     "very many": (with_text("a", bytes(16), 1, 0.5), 5_000),
@@ -92,9 +93,33 @@ def half_filled(rpc: type[Message]) -> Iterator[Message]:
             yield alone
 
 
+def leaves(message: Any, depth: int = 0) -> set[str]:
+    """All scalar fields of a message and of those in it."""
+    found: set[str] = set()
+    for each in message.fields:
+        if each.message_type is None:
+            found.add(each.full_name)
+        elif depth < DEEP:
+            found |= leaves(each.message_type, depth + 1)
+    return found
+
+
+def wrong_in_one_field(rpc: type[Message]) -> Iterator[Message]:
+    """Right but for one field: where several are wrong, the first that is looked at hides the others."""
+    for name in sorted(leaves(rpc.DESCRIPTOR)):
+        for wrong in ("oversized", "hostile", "greatest", "least"):
+            yield fill_in(rpc(), only_in(name, FILLED[wrong][0]))
+
+
+def only_in(name: str, wrong: Scalars) -> Scalars:
+    return lambda each: wrong(each) if each.full_name == name else RIGHT(each)
+
+
 def requests_of(rpc: type[Message]) -> Iterator[tuple[str, Message]]:
     yield "empty", rpc()
     for message in half_filled(rpc):
         yield "missing", message
+    for message in wrong_in_one_field(rpc):
+        yield "wrong in one field", message
     for name, (scalar, count) in FILLED.items():
         yield name, fill_in(rpc(), scalar, count)
