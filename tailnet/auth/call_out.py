@@ -131,6 +131,7 @@ class CallOut:
         self._turns = trio.CapacityLimiter(MAX_ASKING)
         self._turns_of_new = trio.CapacityLimiter(MAX_ASKING_NEW)
         self._new_count = 0
+        self._epoch = 0  # how often something changed: an answer from before a change holds for nobody who asks later
         self._failed_at = -float("inf")
         self._rarely = Rarely(_COMPLAIN_SECONDS)
         self._nursery: trio.Nursery | None = None
@@ -180,6 +181,7 @@ class CallOut:
 
     def forget(self) -> None:
         """Ask about everybody anew: the control plane says that something changed."""
+        self._epoch += 1
         self._recent.clear()
         self._strangers.clear()
         self.changes.note()
@@ -286,7 +288,7 @@ class CallOut:
         self._nursery.start_soon(self._ask, key, question, asked, is_new)
 
     async def _ask(self, key: Key, question: Question, asked: _Asked, is_new: bool) -> None:
-        started_at = trio.current_time()
+        started_at, epoch = trio.current_time(), self._epoch
         self._new_count += is_new
         end, why = CallOutEnd.UNREACHABLE, f"{self._name} did not answer within {DEADLINE_SECONDS:g} s"
         try:
@@ -294,8 +296,11 @@ class CallOut:
                 async with self._turns_of_new if is_new else _FREE, self._turns:
                     answer = await self._post(question)
                 end, why = CallOutEnd.NO if answer.found is None else CallOutEnd.YES, ""
-                asked.entry = _Entry(answer, started_at, trio.current_time() + answer.seconds)
-                self._keep(key, asked.entry)
+                is_old = epoch != self._epoch
+                until = trio.current_time() + (0.0 if is_old else answer.seconds)
+                asked.entry = _Entry(answer, started_at, until)
+                if not is_old:
+                    self._keep(key, asked.entry)
             if deadline.cancelled_caught:
                 self._failed_at = trio.current_time()
         except TransportError as error:

@@ -330,6 +330,19 @@ async def test_forgetting_is_asking_anew(plane: ControlPlane, asks: CallOut) -> 
     assert await status(asks) == 401
 
 
+async def test_an_answer_from_before_a_change_is_not_kept(plane: ControlPlane, asks: CallOut) -> None:
+    """It was on its way when the control plane said that something changed: nobody who asks later gets it."""
+    plane.gate = trio.Event()
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(asks.user, token())
+            await until(lambda: bool(plane.questions))
+            asks.forget()
+            plane.gate.set()
+        plane.users.clear()
+        assert await status(asks) == 401
+
+
 async def test_a_wrong_secret_is_told(
     plane: ControlPlane, nursery: trio.Nursery, caplog: pytest.LogCaptureFixture
 ) -> None:
