@@ -52,8 +52,8 @@ MAX_METADATA_KEYS_PER_AGENT: Final = 256
 # Some days of one person's sessions.  10,000 agents that are never left alone have half a million rows, some 80 MB.
 MAX_CONNECTION_REPORTS_PER_AGENT: Final = 50
 
-# Lines of one statement: some milliseconds.
-ROWS_AT_ONCE: Final = 1_000
+# Lines of one statement: to make its text takes 0.3 ms, in which no other thread gets on.
+ROWS_AT_ONCE: Final = 250
 _LOG_COLUMNS: Final = ("agent_id", "source_id", "created_at", "level", "output")
 
 # Where lines without a source belong; the same id everywhere in the field.

@@ -260,3 +260,16 @@ def test_a_read_only_folder() -> None:
         add(database, "after")
         assert names(database) == {"callers", "before", "after"}
         database.close()
+
+
+def test_many_rows_are_inserted_in_their_order_and_as_they_are(tmp_path: Path) -> None:
+    database = Database.open(f"sqlite:///{tmp_path}/a.db")
+    odd = ["", "'", '"', "\\", "\\u0000", "\x1b[31m\x01\x7f", "\n\r\t", "\N{SNOWMAN}\N{OLD PERSIAN SIGN A}"]
+    texts = [*odd, "[1]", "null", "1"]
+    rows = [(f"{number:04d} {texts[number % len(texts)]}", (1 << 62) - number) for number in range(1_000)]
+    with database.writing() as connection:
+        database.dialect.insert_rows(connection, counters, ("name", "value"), rows)
+    with database.reading() as connection:
+        stored = connection.execute(sa.select(counters.c.name, counters.c.value).order_by(sa.text("rowid"))).all()
+    assert [tuple(row) for row in stored if row[0][:4].isdigit()] == rows
+    database.close()
