@@ -166,9 +166,11 @@ class StoreCallers:
         self._was_asked = True
         # While the store is away nobody whom we know waits until it has failed once more: `run` asks it again.
         if key in self._recent and (self._is_fresh() or (self._store_failed and self._is_recent())):
+            # Taken before the checkpoint: a change of anybody that is seen meanwhile empties the memory.
+            answer = self._recent.get(key)
             if not self.no_wait:
                 await trio.lowlevel.checkpoint()
-            return self._recent.get(key)
+            return answer
         if self.no_wait:
             raise trio.WouldBlock
         batch = await self._ask((key,))

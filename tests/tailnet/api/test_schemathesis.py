@@ -33,6 +33,7 @@ REFUSING = {
     "/debug/agent": "no agent has such an id",
     "/api/v2/workspaceagents/me/external-auth": "it wants one parameter of two, and one that names a provider",
     "/api/v2/workspaceagents/me/gitauth": "the same",
+    "/api/v2/admin/events": "it is for administrators, and whoever asks here is none",
     "/api/v2/workspaceagents/{workspaceagent}/watch-metadata-ws": "without an upgrade it is 426",
 }
 # What stands in paths and exists.

@@ -18,6 +18,7 @@ from tailnet.auth.recent import RecentAnswers
 from tailnet.auth.store_callers import StoreCallers
 from tailnet.errors import StoreError, StoreTrouble
 from tailnet.refusals import Refused
+from tailnet.store.rows import UserIdentity
 from tailnet.store.sqlite import MAX_READERS
 from tailnet.store.store import Store
 from tailnet.tokens import parse_user_token
@@ -176,6 +177,25 @@ async def test_changes_are_seen_within_a_second(store: Store, callers: StoreCall
     await trio.sleep(CHECK_SECONDS)
     assert same(await refusal(callers.user, user_token("alice")), refusals.user_not_active())
     assert (await callers.agent(agent_token("late"))).id == peer_id("late")
+
+
+async def test_a_change_of_others_turns_nobody_away_for_a_moment(store: Store, callers: StoreCallers) -> None:
+    """Whoever is answered from memory while a change is seen, which empties the memory, is answered all the same."""
+    await callers.user(user_token("alice"))
+    users: list[UserIdentity] = []
+
+    async def ask() -> None:
+        users.append(await callers.user(user_token("alice")))
+
+    async def see_a_change() -> None:
+        callers._recent.clear()
+
+    for _ in range(20):
+        async with trio.open_nursery() as nursery:
+            for task in (ask, see_a_change, ask, see_a_change):
+                nursery.start_soon(task)
+        await callers.user(user_token("alice"))
+    assert len(users) == 40
 
 
 async def test_a_moved_agent_is_seen_by_id_too(store: Store, callers: StoreCallers, autojump_clock: MockClock) -> None:

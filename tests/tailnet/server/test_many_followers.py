@@ -9,7 +9,7 @@ from pathlib import Path
 import trio
 
 from tailnet.proto.generated import agent_pb2 as agent
-from tests.support.api_load import follower_bytes, warm_up
+from tests.support.api_load import UNMEASURED, follower_bytes, warm_up
 from tests.support.seeds import agent_token, defined_document, fill, make_id, peer_id, user_token
 from tests.support.tailnet_driver import AGENT, AGENT_DOOR, Peer, open_peer, wait_for
 from tests.support.tailnet_servers import Seed, running_server
@@ -79,6 +79,7 @@ def test_what_a_follower_takes(tmp_path: Path) -> None:
     seed = Seed()
     user = seed.add_user("alice")
     target = f"/api/v2/workspaceagents/{seed.add_agent(user).id}/watch-metadata"
-    with running_server("ours", tmp_path, seed, environment={"TAILNET_API_RATE_LIMIT": "0"}) as server:
+    environment = {"TAILNET_API_RATE_LIMIT": "0", **UNMEASURED}
+    with running_server("ours", tmp_path, seed, environment=environment) as server:
         warm_up(server.url)
         assert follower_bytes(server.url, server.pid, target, user.token, 500) < FOLLOWER_BYTES
