@@ -37,6 +37,7 @@ NOT_OURS = {
     "default_transaction_read_only": "a setting of PostgreSQL",
     "receive_data": "one of our functions, in an error for programmers",
     "next_cycle": "one of our functions, in an error for programmers",
+    "ssh_config": "a file of OpenSSH",
     "max_age": "a field of the control plane's answers",
     "max_bytes": "an argument, in an error for programmers",
     "no_wait": "a parameter of the API",

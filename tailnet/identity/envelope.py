@@ -107,7 +107,7 @@ def open_signed_data(der: bytes) -> Signed:
     """Decode and check the signature.  Raises IdentityRefused."""
     try:
         envelope = asn1.decode_der(_ContentInfo, der)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, x509.InvalidVersion):  # the last is of a certificate in it
         _refuse("it is no PKCS #7 signed data")
     data = envelope.signed_data
     if envelope.oid != _SIGNED_DATA or data.content.oid != _DATA or data.content.octets is None:

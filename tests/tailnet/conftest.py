@@ -1,5 +1,6 @@
 """A real store in a real file, and a whole coordinator in the test's own process, for every test that wants one."""
 
+import logging
 import shutil
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, Final
 import pytest
 import trio
 
+from derp import log
 from tailnet.config import CoordinatorConfig
 from tailnet.server.server import CoordinatorServer, serve_coordinator
 from tailnet.store.store import Store
@@ -33,6 +35,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     )
     if marker is not None or is_on_both:
         metafunc.parametrize("store_kind", (marker.args if marker is not None else ()) or BOTH, indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def _own_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands that other tests ran in this process may have left a log that nobody reads."""
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [each for each in root.handlers if not isinstance(each, log._Lines)])
 
 
 @pytest.fixture

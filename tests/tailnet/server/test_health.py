@@ -56,13 +56,6 @@ def _busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(judge, "SLOW_RELAY_SECONDS", 60.0)
 
 
-@pytest.fixture(autouse=True)
-def _own_log(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands that other tests ran in this process may have left a log that nobody reads."""
-    root = logging.getLogger()
-    monkeypatch.setattr(root, "handlers", [each for each in root.handlers if not isinstance(each, log._Lines)])
-
-
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """What takes seconds takes a moment."""
