@@ -169,7 +169,8 @@ async def shake_hands(dialled: Dialled, identity: Identity) -> Reached:
                     await _raise_refusal(dialled, data)
                 if data:
                     events += core.receive_data(data)
-                    _look_for_refusal(core, events)
+                    if core.refusal and core.server_info is None:
+                        raise ConnectError(f"the relay says: {fit_to_show(core.refusal)}")
                 else:
                     core.receive_eof()
                 data, unsent = b"", core.data_to_send()
@@ -524,13 +525,6 @@ async def _attempt(
     with mapped_errors(f"DERP handshake with {address.label()}", connecting=True):
         with trio.fail_at(deadline):
             return await shake_hands(dialled, identity)
-
-
-def _look_for_refusal(core: ClientConnection, events: list[ClientEvent]) -> None:
-    """A relay of ours says that it refuses a client, and ends the connection after a while: nobody has to wait."""
-    said = [event.text for event in events if isinstance(event, Health) and event.text]
-    if said and core.state is not ClientState.OPEN:
-        raise ConnectError(f"the relay says: {fit_to_show(said[-1])}")
 
 
 async def _raise_refusal(dialled: Dialled, data: bytes | bytearray) -> None:

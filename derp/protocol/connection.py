@@ -34,6 +34,7 @@ from derp.protocol.messages import (
     ClientInfo,
     ClosePeer,
     ForwardPacket,
+    Health,
     Message,
     NotePreferred,
     Payload,
@@ -101,6 +102,9 @@ class ClientConnection:
         self.server_key = server_key
         self.server_info: ServerInfo | None = None
         """What the relay said last; its token bucket is for the driver to obey."""
+        self.refusal = ""
+        """What the relay said in place of ServerInfo.  Ours tells a client so that it is not let in, and ends the
+        connection after a while: the driver need not wait for that."""
         self.skipped_frames = 0
         """Frames of unknown type, or too short for their type."""
         self._private = private
@@ -204,6 +208,8 @@ class ClientConnection:
             event = self.server_info = open_server_info(self._private, self.server_key, payload)
         else:
             event = parse_from_server(frame_type, payload)
+            if isinstance(event, Health):
+                self.refusal = event.text
         self.state = following
         return event
 

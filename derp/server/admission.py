@@ -68,6 +68,11 @@ class Verifier(Protocol):
     async def look_again(self, key: bytes) -> None:
         """Ask those who did not answer about a key that nobody has, to learn whether they do."""
 
+    @property
+    def closed_by(self) -> str:
+        """The same, of those whose silence means no."""
+        ...
+
     def totals(self) -> Mapping[str, int]:
         """Questions so far by how they were answered; a verdict that was remembered is no question."""
         ...
@@ -97,7 +102,6 @@ class Admission:
     def configure(self, rules: RelayRules) -> None:
         """Take both lists from settings.  They judge clients that come from now on."""
         self._allow, self._deny = rules.allow_keys, rules.deny_keys
-        self._fails_open = rules.verify_client_url_fail_open
 
     def is_replayed(self, nonce: bytes) -> bool:
         """Whether a mesh peer's ClientInfo with this nonce was seen before.
@@ -130,9 +134,9 @@ class Admission:
         return self._verifier.problem if self._verifier is not None else ""
 
     @property
-    def is_closed_by_problem(self) -> bool:
-        """Whether clients are turned away while those who are asked do not answer."""
-        return not self._fails_open
+    def closed_by(self) -> str:
+        """The same of those alone without whose answer clients are turned away."""
+        return self._verifier.closed_by if self._verifier is not None else ""
 
     async def look_again(self, key: bytes) -> None:
         """Learn whether those answer again who did not; `key` is nobody's."""
@@ -145,17 +149,17 @@ class Admission:
 
     def decide(self, key: bytes, address: str) -> Verdict | None:
         """The verdict; None: `ask` first."""
-        if key in self._expected:
-            return ADMITTED
         refused = self.refused_by_list(key)
         if refused is not None:
             return refused
-        if self._verifier is None:
+        if self._verifier is None or key in self._expected:
             return ADMITTED
         return self._verifier.cached(key, address)
 
     def refused_by_list(self, key: bytes) -> Verdict | None:
         """The verdict of the lists, if that is a refusal."""
+        if key in self._expected:
+            return None
         if key in self._deny:
             return Verdict(False, "it is one of --deny-keys")
         if self._allow is not None and key not in self._allow:

@@ -20,16 +20,14 @@ from derp.errors import ConnectError, DerpError, RemoteProtocolError
 from derp.keys import MeshKey, NodePrivate, short_key
 from derp.log import fields
 from derp.protocol.connection import ClientConnection
-from derp.protocol.messages import ServerInfo
-from derp.protocol.upgrade import AnswerKind, derp_request_headers, judge_derp_answer
 from derp.relay.counters import DropReason
 from derp.relay.deadlines import Deadlines
 from derp.relay.mesh import MeshPeerState, MeshRoute
+from derp.server.login import OwnRelay, log_in
 from derp.server.session import Sessions, drain_queue
 from derp.text import error_text
 from derp.transport.alarm import Alarm
 from derp.transport.host import Wire
-from derp.transport.http import ClientHttp
 from derp.transport.links import TlsLink
 from derp.transport.linkstream import LinkStream
 from derp.transport.stream import reason_of
@@ -61,10 +59,6 @@ _TLS_REMEDIES: Final = {
     "INTERNAL_ERROR": "it has no certificate for that name: use the name that is its --hostname, or name/dialhost",
     "WRONG_VERSION_NUMBER": "it does not speak TLS there, and relays mesh over TLS only: is the port right?",
 }
-
-
-class OwnRelay(DerpError):
-    """The relay that answered is this one."""
 
 
 class MeshSession:
@@ -223,30 +217,12 @@ class Mesh:
         return self._context
 
     async def _handshake(self, stream: LinkStream, peer: MeshPeer) -> ClientConnection:
-        http = ClientHttp(head_only=True)
         host = TcpTarget(peer.host, peer.port).label().removesuffix(":443")
-        await stream.send_all(http.send_request("GET", "/derp", list(derp_request_headers(host))))
-        answer = None
-        while answer is None:
-            answer = http.receive_data(await stream.receive_some())
-        judged = judge_derp_answer(answer.status, answer.headers)
-        if judged.kind is not AnswerKind.UPGRADED:
-            raise RemoteProtocolError(judged.reason)
         connection = ClientConnection(self._private, random_bytes=secrets.token_bytes, mesh_key=self._mesh_key)
-        received = http.trailing_data()
-        while True:
-            if received:
-                for message in connection.receive_data(received):
-                    if isinstance(message, ServerInfo):
-                        connection.send_watch_conns()
-                        await stream.send_all(b"".join(connection.data_to_send()))
-                        return connection
-                if connection.server_key == self._sessions.router.own_key:
-                    raise OwnRelay(_label(peer))
-                await stream.send_all(b"".join(connection.data_to_send()))
-            received = await stream.receive_some()
-            if not received:
-                connection.receive_eof()
+        await log_in(stream, host, connection, own_key=self._sessions.router.own_key)
+        connection.send_watch_conns()
+        await stream.send_all(b"".join(connection.data_to_send()))
+        return connection
 
     def _adopt(self, peer: MeshPeer, wire: Wire, connection: ClientConnection, received: bytes) -> MeshSession:
         sessions = self._sessions

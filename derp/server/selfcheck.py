@@ -11,8 +11,9 @@ import secrets
 import socket
 import ssl
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from functools import cache
 from typing import Final
 
 import trio
@@ -22,12 +23,11 @@ from derp.keys import NodePrivate
 from derp.log import fields
 from derp.metrics import SelfCheckReading
 from derp.protocol.connection import ClientConnection
-from derp.protocol.messages import RecvPacket, ServerInfo
-from derp.protocol.upgrade import AnswerKind, derp_request_headers, judge_derp_answer
+from derp.protocol.messages import RecvPacket
 from derp.relay.wellness import Sign, Wellness
+from derp.server.login import log_in
 from derp.server.ports import Listening, Ports
 from derp.server.session import Sessions
-from derp.transport.http import ClientHttp
 from derp.transport.links import Link, TlsLink
 from derp.transport.linkstream import LinkStream
 from derp.transport.stream import reason_of
@@ -60,8 +60,6 @@ class SelfCheck:
         sessions: Sessions | None,
         *,
         hostname: str = "",
-        clock: Callable[[], float] = trio.current_time,
-        unix_time: Callable[[], float] = time.time,
     ) -> None:
         self.wellness: Wellness | None = None
         self.round_trip_seconds = 0.0
@@ -72,8 +70,6 @@ class SelfCheck:
         self._kind = kind
         self._sessions = sessions
         self._hostname = hostname or "localhost"
-        self._clock = clock
-        self._unix_time = unix_time
         self._private = NodePrivate.generate()
         self._told: str | None = None
         if sessions is not None:
@@ -81,23 +77,23 @@ class SelfCheck:
 
     def problem(self) -> str | None:
         """Why no new client should come here; None if nothing speaks against it, or nobody looks."""
-        return self.wellness.problem(self._clock()) if self.wellness is not None else None
+        return self.wellness.problem(trio.current_time()) if self.wellness is not None else None
 
     def read(self) -> SelfCheckReading | None:
         """For metrics; None while nobody looks."""
         if self.wellness is None:
             return None
-        signs = self.wellness.counting(self._clock())
+        signs = self.wellness.counting(trio.current_time())
         return SelfCheckReading(signs, self.packets_returned, self.failure_count, self.round_trip_seconds)
 
     async def run(self) -> None:
         """Look until cancelled."""
-        self.wellness = Wellness(self._clock())
+        self.wellness = Wellness(trio.current_time())
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._look_forever, self.wellness)
                 if self._sessions is not None:
-                    nursery.start_soon(self._use_forever, self.wellness)
+                    nursery.start_soon(self._use_forever, self._sessions, self.wellness)
                     nursery.start_soon(self._ask_forever, self._sessions, self.wellness)
         finally:
             self.wellness = None
@@ -106,9 +102,9 @@ class SelfCheck:
 
     async def _look_forever(self, wellness: Wellness) -> None:
         while True:
-            due = self._clock() + _LOOK_SECONDS
+            due = trio.current_time() + _LOOK_SECONDS
             await trio.sleep_until(due)
-            now = self._clock()
+            now = trio.current_time()
             late = now - due
             wellness.note(Sign.LOOP, f"the event loop was {late:.1f} s late" if late > _LATE_SECONDS else "", now)
             wellness.note(Sign.BACKLOG, self._full_backlog(), now)
@@ -124,7 +120,7 @@ class SelfCheck:
 
     def _expired(self) -> str:
         expires_at = self._ports.certificate_expires_at()
-        if expires_at is None or expires_at > self._unix_time():
+        if expires_at is None or expires_at > time.time():
             return ""
         return f"the certificate expired at {time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime(expires_at))} UTC"
 
@@ -144,15 +140,15 @@ class SelfCheck:
         while True:
             await trio.sleep(_LOOK_SECONDS)
             admission = sessions.admission
-            trouble = admission.problem if admission.is_closed_by_problem else ""
-            wellness.note(Sign.ADMISSION, f"nobody can be admitted: {trouble}" if trouble else "", self._clock())
+            trouble = admission.closed_by
+            wellness.note(Sign.ADMISSION, f"nobody can be admitted: {trouble}" if trouble else "", trio.current_time())
             if trouble:
                 await admission.look_again(self._private.public().raw)
                 await trio.sleep(_ADMISSION_SECONDS)
 
     # --- a packet to ourselves
 
-    async def _use_forever(self, wellness: Wellness) -> None:
+    async def _use_forever(self, sessions: Sessions, wellness: Wellness) -> None:
         number = 0
         while True:
             await trio.sleep(_LOOK_SECONDS)
@@ -162,68 +158,46 @@ class SelfCheck:
             place = places[number % len(places)]
             number += 1
             try:
-                await self._use(place, wellness)
+                with sessions.admission.expecting(self._private.public().raw):
+                    await self._use(place, wellness)
             except (DerpError, OSError, trio.BrokenResourceError, trio.TooSlowError) as error:
                 why = "no answer" if isinstance(error, trio.TooSlowError) else reason_of(error)
                 self.failure_count += 1
                 text = f"no packet comes back through our own port {place.port}: {why}"
-                wellness.note(Sign.PATH, text, self._clock())
+                wellness.note(Sign.PATH, text, trio.current_time())
 
     async def _use(self, place: Listening, wellness: Wellness) -> None:
-        with trio.fail_after(_CONNECT_SECONDS):
-            stream, own_place = await self._dial(place)
-        try:
-            with trio.fail_after(_CONNECT_SECONDS):
-                connection = await self._log_in(stream)
+        async with self._logged_in(place) as (stream, connection):
             for _ in range(_PACKETS_PER_CONNECTION):
-                began = self._clock()
+                began = trio.current_time()
                 with trio.fail_after(_RETURN_SECONDS):
                     await self._send_and_receive(stream, connection)
-                now = self._clock()
+                now = trio.current_time()
                 self.round_trip_seconds = now - began
                 self.packets_returned += 1
                 wellness.note(Sign.PATH, "", now)
                 await trio.sleep(_LOOK_SECONDS)
-        finally:
-            self._ports.own_places.discard(own_place)
-            await trio.aclose_forcefully(stream)
 
-    async def _dial(self, place: Listening) -> tuple[LinkStream, tuple[str, int]]:
-        """A stream to one of our ports, with TLS if it has that.  Which certificate it shows is looked at elsewhere."""
-        sock = await _connect(place, self._ports.own_places)
-        own_place = sock.getsockname()[:2]
-        if not place.kind.endswith("+tls"):
-            return LinkStream(Link(sock, (place.host, place.port)), b""), own_place
-        stream = LinkStream(TlsLink(sock, (place.host, place.port), _any_certificate(), self._hostname), b"")
-        try:
-            await stream.start_tls()
-        except BaseException:
-            self._ports.own_places.discard(own_place)
-            await trio.aclose_forcefully(stream)
-            raise
-        return stream, own_place
-
-    async def _log_in(self, stream: LinkStream) -> ClientConnection:
-        http = ClientHttp(head_only=True)
-        await stream.send_all(http.send_request("GET", "/derp", list(derp_request_headers(self._hostname))))
-        answer = None
-        while answer is None:
-            answer = http.receive_data(await stream.receive_some())
-        judged = judge_derp_answer(answer.status, answer.headers)
-        if judged.kind is not AnswerKind.UPGRADED:
-            raise RemoteProtocolError(judged.reason)
+    @asynccontextmanager
+    async def _logged_in(self, place: Listening) -> AsyncIterator[tuple[LinkStream, ClientConnection]]:
+        """A client of ours at one of our ports, with TLS if it has that.  Its certificate is looked at elsewhere."""
+        with trio.fail_after(_CONNECT_SECONDS):
+            sock = await _connect(place, self._ports.own_places)
+        own_place, address = sock.getsockname()[:2], (place.host, place.port)
+        is_tls = place.kind.endswith("+tls")
+        stream = LinkStream(TlsLink(sock, address, _context(), self._hostname) if is_tls else Link(sock, address), b"")
         connection = ClientConnection(
             self._private, random_bytes=secrets.token_bytes, is_prober=True, app_name="self-check"
         )
-        received = http.trailing_data()
-        while True:
-            messages = connection.receive_data(received) if received else []
-            if any(isinstance(message, ServerInfo) for message in messages):
-                return connection
-            await stream.send_all(b"".join(connection.data_to_send()))
-            received = await stream.receive_some()
-            if not received:
-                connection.receive_eof()
+        try:
+            with trio.fail_after(_CONNECT_SECONDS):
+                if is_tls:
+                    await stream.start_tls()
+                await log_in(stream, self._hostname, connection)
+            yield stream, connection
+        finally:
+            self._ports.own_places.discard(own_place)
+            await trio.aclose_forcefully(stream)
 
     async def _send_and_receive(self, stream: LinkStream, connection: ClientConnection) -> None:
         payload = secrets.token_bytes(_PAYLOAD_BYTES)
@@ -263,7 +237,8 @@ async def _connect(place: Listening, own_places: set[tuple[str, int]]) -> socket
     raise AssertionError("there is always one host")
 
 
-def _any_certificate() -> ssl.SSLContext:
+@cache
+def _context() -> ssl.SSLContext:
     """We know whom we dial: ourselves, on this machine."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False

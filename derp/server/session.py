@@ -76,7 +76,7 @@ class Sessions:
         self.greeting = server_key_frame(private.public().raw)
         self.server_info = server_info or ServerInfo()
         self.own_key = b""
-        """The key of the client with which the server checks itself: it always comes in, and nobody hears of it."""
+        """The key of the client with which the server checks itself (selfcheck.py): nobody hears of it."""
         self.departures = Departures()
         self.advisor = Advisor(router, host)
         self._rarely = Rarely(_TELL_SECONDS)
@@ -271,9 +271,6 @@ class Greeting:
 
     def _decide(self, client: ClientIdentified) -> None:
         sessions, wire, key = self._sessions, self._wire, client.key
-        if key == sessions.own_key:
-            self._admit(is_mesh_peer=False)
-            return
         if client.is_mesh_peer:
             if sessions.admission.is_replayed(self._handshake.nonce):
                 raise WireEnded(CloseReason.NOT_ADMITTED, f"{short_key(key)}: a mesh peer's login, replayed")

@@ -30,6 +30,8 @@ _STUCK: Final = {
 class TailscaledJudge:
     """One tailscaled, by the path of its socket.  It never lets anybody in while it does not answer, as genuine."""
 
+    fails_open = False
+
     def __init__(self, socket: str) -> None:
         self.http = HttpCaller(timeout_seconds=TIMEOUT_SECONDS, socket=socket)
         self._socket = socket

@@ -54,6 +54,8 @@ class Judge(Protocol):
     """Somebody whom we ask.  We open `http` before the first question and close it after the last."""
 
     http: HttpCaller
+    fails_open: bool
+    """Whether clients come in while there is no answer."""
 
     async def judge(self, key: bytes, address: str) -> Verdict:
         """One question; raises nothing, but may take as long as `http` lets it."""
@@ -69,14 +71,14 @@ class UrlJudge:
         self.http = http or HttpCaller(timeout_seconds=TIMEOUT_SECONDS)
         self._url = url
         self._name = fit_to_show(url)
-        self._fail_open = fail_open
+        self.fails_open = fail_open
 
     async def judge(self, key: bytes, address: str) -> Verdict:
         body = json.dumps({"NodePublic": f"nodekey:{key.hex()}", "Source": address}, separators=(",", ":")).encode()
         try:
             fetched = await self.http.post(self._url, body, MAX_ANSWER_BYTES)
         except TransportError as error:
-            return Verdict(self._fail_open, str(error), faulty=True, answered=False)
+            return Verdict(self.fails_open, str(error), faulty=True, answered=False)
         if fetched.status != 200:
             said = f"{self._name} answered {fetched.redirect or fetched.status}"
             if fetched.redirect:
@@ -114,6 +116,15 @@ class Verifier:
     def problem(self) -> str:
         """Which judge is not fit to answer, as far as the last look or question showed; empty: all are."""
         return "; ".join(finding.text for finding in self._found.values() if not finding.well)
+
+    @property
+    def closed_by(self) -> str:
+        """The same of those whose silence means no."""
+        return "; ".join(
+            finding.text
+            for number, finding in self._found.items()
+            if not finding.well and not self._judges[number].fails_open
+        )
 
     async def look_again(self, key: bytes) -> None:
         """Ask the judges that were not fit to answer about `key`, which is nobody's: any answer shows that they are."""

@@ -320,6 +320,14 @@ def test_a_client_without_the_key_does_not_try() -> None:
 # --- bad peers, and the end ---
 
 
+def test_what_a_relay_says_in_place_of_server_info_is_kept() -> None:
+    link = Link()
+    assert link.client.refusal == ""
+    link.client.receive_data(server_key_frame(PUBLIC["server"]))
+    link.client.receive_data(encode(Health("not you")))
+    assert (link.client.refusal, link.client.server_info) == ("not you", None)
+
+
 def test_a_relay_that_closes_during_the_handshake_is_explained() -> None:
     for greeted in (b"", server_key_frame(PUBLIC["server"])):
         client = ClientConnection(PRIVATE["a"], random_bytes=numbers().randbytes)
