@@ -62,23 +62,24 @@ def keep_alive(sock: HasOptions, seconds: float) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, int(seconds)))
 
 
-def rtt_microseconds(sock: socket.socket) -> int:
-    """The kernel's smoothed round-trip time.  OSError where it does not tell."""
+def _tcp_info(sock: socket.socket, size: int) -> bytes:
+    """The beginning of the kernel's struct tcp_info.  OSError where nobody tells."""
     option = getattr(socket, "TCP_INFO", None)
     if option is None or sys.platform != "linux":
-        raise OSError(errno.ENOPROTOOPT, "this system does not tell round-trip times")
-    info = sock.getsockopt(socket.IPPROTO_TCP, option, _TCP_INFO_BYTES)
-    return int.from_bytes(info[_TCP_INFO_RTT], sys.byteorder)
+        raise OSError(errno.ENOPROTOOPT, "this system does not tell of TCP connections")
+    return sock.getsockopt(socket.IPPROTO_TCP, option, size)
+
+
+def rtt_microseconds(sock: socket.socket) -> int:
+    """The kernel's smoothed round-trip time.  OSError where it does not tell."""
+    return int.from_bytes(_tcp_info(sock, _TCP_INFO_BYTES)[_TCP_INFO_RTT], sys.byteorder)
 
 
 def accept_queue(sock: socket.socket) -> tuple[int, int]:
     """Of a listening socket: connections that wait to be accepted, and how many may.  0 and 0 where nobody tells."""
-    option = getattr(socket, "TCP_INFO", None)
-    if option is None or sys.platform != "linux":
-        return 0, 0
     try:
-        info = sock.getsockopt(socket.IPPROTO_TCP, option, _TCP_INFO_BYTES)
-    except OSError:  # closed meanwhile
+        info = _tcp_info(sock, _TCP_INFO_BYTES)
+    except OSError:  # or it was closed meanwhile
         return 0, 0
     waiting, room = (int.from_bytes(info[place], sys.byteorder) for place in _TCP_INFO_BACKLOG)
     return waiting, room
@@ -87,10 +88,8 @@ def accept_queue(sock: socket.socket) -> tuple[int, int]:
 def peer_left(sock: socket.socket) -> bool:
     """Whether the peer has ended its side, though bytes that it sent before may still wait.  Elsewhere than on Linux
     this is seen only when none do."""
-    option = getattr(socket, "TCP_INFO", None)
-    if option is not None and sys.platform == "linux":
-        with contextlib.suppress(OSError):  # no TCP
-            return sock.getsockopt(socket.IPPROTO_TCP, option, 1)[0] in _ENDED_STATES
+    with contextlib.suppress(OSError):  # no TCP, or nobody tells
+        return _tcp_info(sock, 1)[0] in _ENDED_STATES
     try:
         return not sock.recv(1, socket.MSG_PEEK)
     except BlockingIOError:
