@@ -6,6 +6,7 @@ writes them anew (`make openapi`).
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -36,6 +37,18 @@ def make_administration_app() -> FastAPI:
 
 def administration_document() -> dict[str, Any]:
     return make_administration_app().openapi()
+
+
+def references(value: Any) -> Iterator[str]:
+    """Every `$ref` of a description, or of a part of it."""
+    if isinstance(value, dict):
+        if isinstance(value.get("$ref"), str):
+            yield value["$ref"]
+        for each in value.values():
+            yield from references(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from references(each)
 
 
 def as_kept(described: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from fastapi.routing import APIRoute, APIWebSocketRoute
 from starlette.routing import Route
 
 from tailnet.api.openapi import SECURITY_SCHEMES, caller_of, routes_of
-from tests.support.openapi_document import KEPT, as_kept, document, make_app
+from tests.support.openapi_document import KEPT, as_kept, document, make_app, references
 
 DESCRIBED = document()
 PUBLISHED = json.loads((Path(__file__).parents[2] / "vectors" / "api_documents.json").read_text())
@@ -288,14 +288,3 @@ def resolve(schema: dict[str, Any]) -> dict[str, Any]:
     found = DESCRIBED["components"]["schemas"][schema["$ref"].removeprefix("#/components/schemas/")]
     assert isinstance(found, dict)
     return found
-
-
-def references(value: Any) -> Iterator[str]:
-    if isinstance(value, dict):
-        if isinstance(value.get("$ref"), str):
-            yield value["$ref"]
-        for each in value.values():
-            yield from references(each)
-    elif isinstance(value, list):
-        for each in value:
-            yield from references(each)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.openapi_document import KEPT_ADMINISTRATION, administration_document, as_kept
+from tests.support.openapi_document import KEPT_ADMINISTRATION, administration_document, as_kept, references
 
 DESCRIBED = administration_document()
 SCHEMAS = DESCRIBED["components"]["schemas"]
@@ -47,17 +47,6 @@ def test_every_operation_is_described(path: str) -> None:
 def test_operations_have_names_of_their_own() -> None:
     names = [operation["operationId"] for _, _, operation in operations()]
     assert len(names) == len(set(names)) > 40
-
-
-def references(value: Any) -> Iterator[str]:
-    if isinstance(value, dict):
-        if isinstance(value.get("$ref"), str):
-            yield value["$ref"]
-        for each in value.values():
-            yield from references(each)
-    elif isinstance(value, list):
-        for each in value:
-            yield from references(each)
 
 
 def test_every_reference_leads_somewhere() -> None:
