@@ -4,17 +4,16 @@ FastAPI describes paths and answers; bodies are read by ourselves, so their sche
 and how a refusal looks.
 """
 
-from collections.abc import Iterator
 from typing import Any, Final
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
-from starlette.routing import BaseRoute
 
 from tailnet.api.administration.guards import GUARD
 from tailnet.api.administration.problems import CONTENT_TYPE, Problem
+from tailnet.api.openapi import routes_of
 from tailnet.services.administration.lines import LINE_MODELS
 from tailnet.services.administration.models import KeyRotation, Rotation
 from tailnet.services.administration.resources import RESOURCES
@@ -62,13 +61,6 @@ def describe(app: FastAPI, document: Json) -> Json:
     document["paths"] = dict(sorted(document["paths"].items()))
     components["schemas"] = dict(sorted(components["schemas"].items()))
     return document
-
-
-def routes_of(app: FastAPI) -> Iterator[BaseRoute]:
-    """Every route, those of included routers too; their paths are without the prefix then."""
-    for route in app.routes:
-        included = getattr(route, "original_router", None)  # newer versions of FastAPI keep them apart
-        yield from included.routes if included is not None else (route,)
 
 
 def is_guarded(route: APIRoute) -> bool:

@@ -5,8 +5,9 @@ import pytest
 import trio
 from fastapi.routing import APIRoute
 
-from tailnet.api.administration.description import is_guarded, routes_of
+from tailnet.api.administration.description import is_guarded
 from tailnet.api.administration.guards import MAX_ALL_WRONG_TOKENS, MAX_STREAMS, MAX_WRONG_TOKENS, Turned
+from tailnet.api.openapi import routes_of
 from tailnet.store.store import Store
 from tests.support.administration import OTHER_TOKEN, TOKEN, AdminWorld, make_admin_world
 from tests.support.openapi_document import make_administration_app
