@@ -50,15 +50,21 @@ def parse_body(model: type[M], content: bytes) -> M:
 
 async def read_body(request: Request, max_bytes: int = MAX_BODY_BYTES) -> bytes:
     """The body, whatever it is.  Raises Refused for one that is too long."""
+    content = await read_bounded(request, max_bytes)
+    if content is None:
+        raise Refused(413, "Request body is too large.", f"It may have {max_bytes} bytes.")
+    return content
+
+
+async def read_bounded(request: Request, max_bytes: int) -> bytes | None:
+    """The body; None: it is too long."""
     content, size = bytearray(), 0
     async for chunk in request.stream():
         size += len(chunk)
         # What is too long is read to its end (transport/asgi.py bounds that), so that its sender reads why.
         if size <= max_bytes:
             content += chunk
-    if size > max_bytes:
-        raise Refused(413, "Request body is too large.", f"It may have {max_bytes} bytes.")
-    return bytes(content)
+    return bytes(content) if size <= max_bytes else None
 
 
 def takes(model: type[BaseModel]) -> dict[str, Any]:

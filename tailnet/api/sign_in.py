@@ -21,6 +21,7 @@ from derp.server.markup import STYLE_SOURCE
 from tailnet import refusals
 from tailnet.api.answers import refusal_headers
 from tailnet.api.authorise import check_origin
+from tailnet.api.bodies import read_bounded
 from tailnet.api.guards import Services, ServicesOf, headers_of, page_token_of, services_of
 from tailnet.api.people_html import LOGIN, LOGOUT, front_html, problem_html
 from tailnet.errors import SecretsError, StoreError
@@ -152,12 +153,8 @@ def _check_own_page(request: Request, services: Services) -> None:
 
 
 async def _read_form(request: Request) -> dict[str, str]:
-    content, size = bytearray(), 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size <= _MAX_FORM_BYTES:
-            content += chunk
-    if size > _MAX_FORM_BYTES:
+    content = await read_bounded(request, _MAX_FORM_BYTES)
+    if content is None:
         raise Refused(413, "The form is too large.", f"It may have {_MAX_FORM_BYTES} bytes.")
     try:
         fields = parse_qs(content.decode("utf-8", "replace"), max_num_fields=16)

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from tailnet.api.administration.guards import AdminCaller, AdministrationServices
+from tailnet.api.bodies import read_bounded
 from tailnet.errors import AdministrationError, Fault
 from tailnet.services.administration.cursors import make_cursor, read_cursor
 from tailnet.services.administration.idempotency import Answer, IdempotencyKey
@@ -24,15 +25,10 @@ _OF_PAGES: Final = ("cursor", "limit")
 
 async def read_body(request: Request) -> bytes:
     """The body as it came.  Raises AdministrationError when it is too large."""
-    content, size = bytearray(), 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        # What is too long is read to its end (transport/asgi.py bounds that), so that its sender reads why.
-        if size <= MAX_BODY_BYTES:
-            content += chunk
-    if size > MAX_BODY_BYTES:
+    content = await read_bounded(request, MAX_BODY_BYTES)
+    if content is None:
         raise AdministrationError(Fault.TOO_LARGE, f"a body has at most {MAX_BODY_BYTES:,} bytes")
-    return bytes(content)
+    return content
 
 
 def match_of(request: Request) -> Match:
