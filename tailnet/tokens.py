@@ -74,7 +74,7 @@ def find_token(headers: Mapping[str, str], query: Mapping[str, str]) -> str:
         _cookie(headers.get("cookie", ""))
         or query.get(COOKIE, "")
         or headers.get(HEADER, "").strip()
-        or _bearer(headers.get("authorization", ""))
+        or bearer(headers.get("authorization", ""))
         or query.get("access_token", "")
     )
 
@@ -92,6 +92,11 @@ def parse_agent_token(token: str) -> UUID:
         return UUID(token[:MAX_TOKEN_CHARS])
     except ValueError:
         raise refusals.agent_token_malformed(len(token)) from None
+
+
+def can_be_sent(token: str) -> bool:
+    """Whether requests can carry it: visible ASCII characters, and none of those that end a header or a cookie."""
+    return token.isascii() and token.isprintable() and not set(token) & set(' ";,\\')
 
 
 def agent_token_digest(token: UUID) -> bytes:
@@ -126,6 +131,7 @@ def _cookie(header: str) -> str:
     return ""
 
 
-def _bearer(header: str) -> str:
+def bearer(header: str) -> str:
+    """The token of an Authorization header, "" if it has another scheme."""
     scheme, _, value = header.strip().partition(" ")
     return value.strip() if scheme.lower() == "bearer" else ""

@@ -14,6 +14,7 @@ from typing import Final
 from derp.config.sources import read_file
 from derp.errors import ConfigError
 from derp.text import error_text
+from tailnet.tokens import can_be_sent
 
 # 32 random letters and digits are 190 bits.  A shorter one was typed by somebody.
 MIN_TOKEN_CHARS: Final = 32
@@ -41,7 +42,7 @@ def parse_admin_tokens(text: str) -> tuple[AdminToken, ...]:
         name, colon, token = (part.strip() for part in line.partition(":"))
         if not colon or not _NAME.fullmatch(name):
             raise ValueError(f"line {number}: wants NAME:TOKEN, with a name of letters, digits and ._@-")
-        if not MIN_TOKEN_CHARS <= len(token) <= MAX_TOKEN_CHARS or not token.isascii() or set(token) & set(' ",;\\'):
+        if not MIN_TOKEN_CHARS <= len(token) <= MAX_TOKEN_CHARS or not can_be_sent(token):
             raise ValueError(
                 f"line {number}: wants a token of {MIN_TOKEN_CHARS} visible ASCII characters or more, as "
                 "`openssl rand -hex 32` makes one"

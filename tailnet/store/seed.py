@@ -18,7 +18,7 @@ from tailnet.errors import SeedError
 from tailnet.store.definitions import KINDS, NONE, SeedDefinitions, read_definitions
 from tailnet.store.problems import Problems, kind
 from tailnet.store.rows import Right, Role, as_granted
-from tailnet.tokens import MAX_TOKEN_CHARS, PresentedToken, agent_token_digest, parse_user_token
+from tailnet.tokens import MAX_TOKEN_CHARS, PresentedToken, agent_token_digest, can_be_sent, parse_user_token
 from tailnet.types import PeerID
 
 E = TypeVar("E", bound=Enum)
@@ -170,7 +170,7 @@ class _Reader:
         username = self._text(value, "username", place, MAX_NAME_CHARS)
         token = self._text(value, "token", place, MAX_TOKEN_CHARS)
         # Headers and cookies carry nothing else, so such a token could never be presented.
-        if token and not (token.isascii() and token.isprintable() and not set(token) & set(' ";,\\')):
+        if token and not can_be_sent(token):
             self.problems.add(
                 f"{place}.token", "wants visible ASCII characters without blanks, quotes, commas, semicolons"
             )

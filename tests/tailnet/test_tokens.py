@@ -14,6 +14,8 @@ from tailnet.refusals import Refused
 from tailnet.tokens import (
     MAX_TOKEN_CHARS,
     agent_token_digest,
+    bearer,
+    can_be_sent,
     find_token,
     parse_agent_token,
     parse_user_token,
@@ -116,6 +118,16 @@ def test_agent_tokens_that_are_none(token: str, message: str, detail: str) -> No
     with pytest.raises(Refused) as caught:
         parse_agent_token(token)
     assert (caught.value.status, caught.value.message, caught.value.detail) == (401, message, detail)
+
+
+@pytest.mark.parametrize("sign", [*' ";,\\\t\0\x7f', "ü", "\u2028"])
+def test_what_no_request_carries(sign: str) -> None:
+    assert can_be_sent("abcdefghij-!#~=")
+    assert not can_be_sent(f"abc{sign}def")
+
+
+def test_other_schemes_bear_nothing() -> None:
+    assert [bearer(each) for each in ("", "Basic YTpi", "Bearer", "bearer  x ", " BEARER x")] == ["", "", "", "x", "x"]
 
 
 def test_a_user_token_is_id_and_secret() -> None:

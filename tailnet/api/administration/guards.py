@@ -19,6 +19,7 @@ from tailnet.api.middleware import exchange_of
 from tailnet.auth.administrators import Administrators
 from tailnet.services.administration.service import Actor, Administration
 from tailnet.services.events import Events
+from tailnet.tokens import bearer
 from tailnet.transport.tracing import Tracing
 
 _log = logging.getLogger("tailnet.api")
@@ -82,9 +83,8 @@ def services_of(asked: HTTPConnection) -> AdministrationServices:
 
 async def _administrator(asked: HTTPConnection) -> AdminCaller:
     services = services_of(asked)
-    scheme, _, token = asked.headers.get("authorization", "").strip().partition(" ")
-    token = token.strip()
-    name = services.administrators.find(token) if scheme.lower() == "bearer" else None
+    token = bearer(asked.headers.get("authorization", ""))
+    name = services.administrators.find(token)
     if name is None:
         address = asked.client.host if asked.client is not None else ""
         wait = services.strangers.take(address, trio.current_time())[1]

@@ -26,7 +26,7 @@ from tailnet.store.definitions import NONE as NO_DEFINITIONS
 from tailnet.store.definitions import SeedDefinitions, read_definitions
 from tailnet.store.problems import Problems
 from tailnet.store.rows import Right, Role, as_granted
-from tailnet.tokens import agent_token_digest, parse_user_token
+from tailnet.tokens import agent_token_digest, can_be_sent, parse_user_token
 from tailnet.types import PeerID
 
 _LETTERS: Final = string.ascii_letters + string.digits
@@ -179,7 +179,7 @@ def _secret(kind: Kind, ident: Any, given: dict[str, Any]) -> tuple[bytes | None
         return None, new_token(kind, ident) if not str(ident).startswith(_OPAQUE) else None
     if kind is kinds.AGENT:
         return agent_token_digest(token), None
-    if not (token.isascii() and token.isprintable() and not set(token) & set(' ";,\\')):
+    if not can_be_sent(token):
         raise AdministrationError(
             Fault.INVALID, "no request could carry this token",
             [("token", "wants visible ASCII characters without blanks, quotes, commas, semicolons")],

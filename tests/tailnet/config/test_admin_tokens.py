@@ -31,6 +31,7 @@ def test_lines() -> None:
         (f"plane:{GOOD[:31]}", "line 1: wants a token of 32"),
         (f"plane:{GOOD} {GOOD}", "line 1: wants a token of 32"),
         (f"plane:{GOOD}é", "line 1: wants a token of 32"),
+        (f"plane:{GOOD}\t{GOOD}", "line 1: wants a token of 32"),
         (f"plane:{'a' * 1025}", "line 1: wants a token of 32"),
         (f"plane:{GOOD}\nplane:{OTHER}", "has a name twice"),
         (f"plane:{GOOD}\nother:{GOOD}", "has a token twice"),
