@@ -12,7 +12,8 @@ import sys
 import time
 from typing import Any
 
-from tests.fuzz.derp_targets import TARGETS, Target, mutate
+from tests.fuzz.derp_targets import TARGETS
+from tests.fuzz.laws import Target, mutate
 
 
 def run_atheris(target: Target, seconds: float) -> bool:

@@ -4,10 +4,9 @@ A target takes bytes and returns; every other exception is a find.  Where bytes 
 result does not depend on how the stream was cut, and that what was read can be written and read again.
 """
 
-import random
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
-from typing import Final, TypeAlias
+from typing import Final
 
 from derp.errors import RemoteProtocolError
 from derp.protocol.connection import ClientConnection, ServerHandshake
@@ -50,9 +49,8 @@ from derp.protocol.websocket import (
     encode_masked,
 )
 from tests.derp.relay.world import World, key
+from tests.fuzz.laws import Target
 from tests.vectors.derp import MESH_KEY, PRIVATE, PUBLIC, VECTORS, wire
-
-Target: TypeAlias = Callable[[bytes], None]
 
 NONCE: Final = bytes(24)
 
@@ -274,35 +272,3 @@ TARGETS: Final[dict[str, tuple[Target, list[bytes]]]] = {
     "stun": (fuzz_stun, [*_frames("stun_requests"), *_frames("stun_responses"), encode_request(bytes(12))]),
 }
 """Name: the target, and inputs worth changing."""
-
-_INTERESTING: Final = (
-    b"\x00",
-    b"\xff",
-    b"\x7f",
-    b"\x80",
-    b"\x00\x00\x00\x20",
-    b"\x00\x10\x00\x01",
-    b"\xff\xff\xff\xff",
-)
-
-
-def mutate(numbers: random.Random, seeds: list[bytes]) -> bytes:
-    """A seed with a few changes; the same numbers give the same bytes."""
-    data = bytearray(numbers.choice(seeds))
-    for _ in range(numbers.choice((0, 1, 1, 2, 3, 8))):
-        at = numbers.randrange(len(data) + 1)
-        match numbers.randrange(6):
-            case 0:
-                data[at:at] = numbers.choice(_INTERESTING)
-            case 1:
-                del data[at : at + numbers.choice((1, 1, 2, 5, 40))]
-            case 2 if at < len(data):
-                data[at] ^= 1 << numbers.randrange(8)
-            case 3:
-                value = numbers.choice(_INTERESTING)
-                data[at : at + len(value)] = value
-            case 4:
-                data += numbers.choice(seeds)
-            case _:
-                data[at:at] = numbers.randbytes(numbers.choice((1, 2, 4, 30)))
-    return bytes(data)

@@ -14,7 +14,7 @@ from tailnet.netstack.scoreboard import DELIVERED, UNDER_WAY
 from tailnet.netstack.segment import ACK, FIN, PSH, RST, SYN, SegmentWriter, SynOptions, encode_sack, encode_syn_options
 from tailnet.netstack.stack import Stack
 from tailnet.netstack.states import SYNCHRONIZED, State
-from tests.fuzz.derp_targets import Target
+from tests.fuzz.laws import Target
 from tests.support.netsim import ADDRESSES
 
 A, B = ADDRESSES

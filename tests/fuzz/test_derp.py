@@ -1,16 +1,14 @@
 """A short run of every DERP target, the same on every machine; longer ones: python -m tests.fuzz.derp."""
 
-import random
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from derp.protocol import frames, messages, stun, websocket
 from derp.relay import inbound
 from tests.derp.relay import world
-from tests.fuzz.derp_targets import TARGETS, mutate
+from tests.fuzz import laws
+from tests.fuzz.derp_targets import TARGETS
 
 # What makes the whole file take about three seconds.
 EXAMPLES = 150
@@ -19,43 +17,24 @@ MUTATIONS = 400
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_the_seeds_obey_the_law(name: str) -> None:
-    target, seeds = TARGETS[name]
-    for seed in seeds:
-        target(seed)
+    laws.try_seeds(*TARGETS[name])
 
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_changed_seeds_obey_the_law(name: str) -> None:
-    target, seeds = TARGETS[name]
-    numbers = random.Random(name)
-    for _ in range(MUTATIONS):
-        target(mutate(numbers, seeds))
+    laws.try_changed_seeds(*TARGETS[name], MUTATIONS, name)
 
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_any_bytes_obey_the_law(name: str) -> None:
-    target, seeds = TARGETS[name]
-
-    @settings(derandomize=True, max_examples=EXAMPLES, database=None, suppress_health_check=[HealthCheck.too_slow])
-    @given(st.one_of(st.binary(max_size=200), st.sampled_from(seeds).flatmap(lambda s: st.binary().map(s.__add__))))
-    def run(data: bytes) -> None:
-        target(data)
-
-    run()
+    laws.try_any_bytes(*TARGETS[name], EXAMPLES)
 
 
 # --- the targets can find something ---
 
 
 def finds(name: str) -> bool:
-    target, seeds = TARGETS[name]
-    numbers = random.Random(1)
-    for _ in range(3000):
-        try:
-            target(mutate(numbers, seeds))
-        except Exception:
-            return True
-    return False
+    return laws.finds(*TARGETS[name], 3000)
 
 
 def test_a_forgotten_length_check_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
