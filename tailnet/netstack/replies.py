@@ -1,5 +1,6 @@
 """How many packets a stranger's packets may cause: a token bucket for each peer.  Layer L1.  Called by stack.py."""
 
+from derp.relay.limits import TokenBucket
 from tailnet.netstack.limits import Limits
 
 
@@ -8,8 +9,8 @@ class Replies:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._buckets: dict[bytes, tuple[float, float]] = {}
-        """Tokens and their time, the longest unused first."""
+        self._buckets: dict[bytes, TokenBucket] = {}
+        """The longest unused first."""
 
     def __len__(self) -> int:
         return len(self._buckets)
@@ -17,11 +18,10 @@ class Replies:
     def may_reply(self, address: bytes, now: float) -> bool:
         """Whether one more goes to this peer."""
         limits, buckets = self._limits, self._buckets
-        burst = float(limits.replies_burst)
-        tokens, at = buckets.pop(address, (burst, now))
-        tokens = min(tokens + max(now - at, 0.0) * limits.replies_per_second, burst)
-        allowed = tokens >= 1
-        buckets[address] = (tokens - 1 if allowed else tokens, now)
+        bucket = buckets.pop(address, None)
+        if bucket is None:
+            bucket = TokenBucket(limits.replies_per_second, limits.replies_burst, now)
+        buckets[address] = bucket
         if len(buckets) > limits.max_reply_buckets:
             del buckets[next(iter(buckets))]
-        return allowed
+        return bucket.take(now)

@@ -338,6 +338,13 @@ class Stack:
     def _drop(self, reason: Drop) -> None:
         self.counters.drops[reason] += 1
 
+    def _may_reply(self, address: bytes) -> bool:
+        """Whether one more reply goes to a peer; what goes unanswered is counted, whatever it was."""
+        if self._replies.may_reply(address, self.now):
+            return True
+        self._drop(Drop.RATE_LIMITED)
+        return False
+
     def _receive_other(self, packet: Packet) -> None:
         """Everything but a sound segment of a connection."""
         parsed = parse_packet(packet)
@@ -391,13 +398,11 @@ class Stack:
             self._drop(Drop.NO_LISTENER)
         else:
             self._drop(Drop.NO_CONNECTION)
-        if self._replies.may_reply(source, self.now):
+        if self._may_reply(source):
             reset = build_reset(packet, offset, end)
             if reset is not None:
                 self.counters.resets_sent += 1
                 self._out.append(reset)
-        else:
-            self._drop(Drop.RATE_LIMITED)
 
     def _receive_syn(self, listener: Listener, flow: bytes, seq: int, options: Packet) -> None:
         limits, path = self.limits, self._paths.get(flow[:16])
@@ -447,7 +452,7 @@ class Stack:
                 self._drop(Drop.UDP_QUEUE_FULL)
             return
         self._drop(Drop.NO_LISTENER)
-        if icmp.may_be_answered(packet) and self._replies.may_reply(source, self.now):
+        if icmp.may_be_answered(packet) and self._may_reply(source):
             kind, code = icmp.DESTINATION_UNREACHABLE, icmp.PORT_UNREACHABLE
             self._out.append(icmp.build_error(destination, source, kind, code, packet[:end]))
 
@@ -456,10 +461,8 @@ class Stack:
         if isinstance(parsed, Drop):
             self._drop(parsed)
         elif isinstance(parsed, tsmp.Ping):
-            if self._replies.may_reply(source, self.now):
+            if self._may_reply(source):
                 self._out.append(build_packet(destination, source, TSMP, tsmp.build_pong(parsed.token)))
-            else:
-                self._drop(Drop.RATE_LIMITED)
         elif isinstance(parsed, tsmp.Pong):
             self._events.append(PongReceived(source, parsed.token))
         elif isinstance(parsed, tsmp.DiscoKey):
@@ -477,11 +480,9 @@ class Stack:
         elif isinstance(parsed, icmp.Echo):
             if parsed.is_reply:
                 self._events.append(EchoReceived(source, parsed))
-            elif self._replies.may_reply(source, self.now):
+            elif self._may_reply(source):
                 answer = icmp.Echo(True, parsed.identifier, parsed.sequence, parsed.payload)
                 self._out.append(icmp.build_echo(destination, source, answer))
-            else:
-                self._drop(Drop.RATE_LIMITED)
         elif parsed.source != destination or parsed.protocol != TCP:
             self._drop(Drop.SIDEWAYS_ERROR)
         else:
