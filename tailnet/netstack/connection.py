@@ -270,16 +270,12 @@ class Connection:
 
     # --- the handshake ---
 
-    def receive_first_syn(self, seq: int, options: Packet) -> bool:
-        """The stack's: a SYN for a listener.  False where its options are malformed."""
-        parsed = parse_syn_options(options)
-        if parsed is None:
-            return False
+    def receive_first_syn(self, seq: int, options: SynOptions) -> None:
+        """The stack's: a SYN for a listener."""
         self._enter(Input.SYN)
-        self._take_syn(seq, parsed)
+        self._take_syn(seq, options)
         self._close_at = self._owner.now + self._owner.limits.connect_seconds
         self._owner.ready[self] = None
-        return True
 
     def _take_syn(self, seq: int, options: SynOptions) -> None:
         owner, handshake = self._owner, self._handshake
@@ -556,13 +552,6 @@ class Connection:
                 self._owner.ready[self] = None
         else:
             self._owner.counters.drops[Drop.SIDEWAYS_ERROR] += 1
-
-    def withdraw(self) -> None:
-        """The stack's: forget a connection in LISTEN without an answer."""
-        if self.state is State.CLOSED:
-            self._owner.forget(self)
-        else:
-            self._finish(End.ABORTED, Input.ABORT)
 
     def end_rest(self) -> None:
         """The stack's: TIME-WAIT is over."""

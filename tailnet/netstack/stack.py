@@ -32,7 +32,16 @@ from tailnet.netstack.ip import (
 from tailnet.netstack.limits import Counters, Drop, Limits
 from tailnet.netstack.pacing import Path
 from tailnet.netstack.replies import Replies
-from tailnet.netstack.segment import ACK, FLOW, RECEIVED, RST, SYN, TCP_HEADER_BYTES, build_reset
+from tailnet.netstack.segment import (
+    ACK,
+    FLOW,
+    RECEIVED,
+    RST,
+    SYN,
+    TCP_HEADER_BYTES,
+    build_reset,
+    parse_syn_options,
+)
 from tailnet.netstack.states import State
 
 FIRST_EPHEMERAL: Final = 49152
@@ -417,14 +426,16 @@ class Stack:
         ):
             self._drop(Drop.TOO_MANY_CONNECTIONS)
             return
+        parsed = parse_syn_options(options)
+        if parsed is None:
+            self._drop(Drop.MALFORMED_TCP)
+            return
         connection = self._add(flow)
         self._half_open[connection] = listener
         self._paths[flow[:16]].half_open += 1
         listener.pending += 1
-        if not connection.receive_first_syn(seq, options):
-            self._drop(Drop.MALFORMED_TCP)
-            connection.withdraw()
-        elif listener.hold:
+        connection.receive_first_syn(seq, parsed)
+        if listener.hold:
             self._events.append(Happened(connection, What.INCOMING))
         else:
             connection.accept()

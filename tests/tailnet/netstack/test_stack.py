@@ -165,6 +165,17 @@ def test_what_is_dropped_is_counted(packet: bytes, reason: Drop) -> None:
     assert drops(again) == {reason: 1}
 
 
+@pytest.mark.parametrize("hold", [False, True])
+def test_a_syn_with_malformed_options_is_nobodys_connection(hold: bool) -> None:
+    stack = make()
+    listener = stack.listen(22, hold=hold)
+    packet = SegmentWriter(B, A, 5000, 22).build(100, 0, SYN, 1000, options=b"\2\x08\0\0")
+    assert stack.receive_packets([packet], NOW) == []
+    assert drops(stack) == {Drop.MALFORMED_TCP: 1}
+    assert (stack.connection_count, listener.pending) == (0, 0)
+    assert stack.packets_to_send(NOW) == []
+
+
 def test_a_wrong_checksum_is_not_taken_unless_it_is_not_looked_at() -> None:
     for verify in (True, False):
         stack = make(Limits(verify_checksums=verify))
