@@ -356,17 +356,15 @@ class Connection:
                 window <<= self._out_scale
                 if (ack - una) & _MASK or window != sender.window or not size:
                     number = unwrap(ack, una)
-                    if not una <= number <= sender.board.nxt:
-                        self._receive_bad_ack(number, now)
-                        if number < una - sender.max_window or number > sender.board.nxt:
-                            return
-                    else:
+                    if una <= number <= sender.board.nxt:
                         sender.on_ack(number, nxt, window, (), size, now)
                         if sender.unblocked():
                             self._tell(_WRITABLE)
+                    elif not self._tolerates_ack(number, now):
+                        return
                 if size:
-                    if not receiver.receive(nxt, packet[_DATA_AT:end], now, push=bool(flags & PSH)):
-                        self._owner.counters.drops[Drop.TOO_MANY_PIECES] += 1
+                    # In order, so it is never one piece too many.
+                    receiver.receive(nxt, packet[_DATA_AT:end], now, push=bool(flags & PSH))
                     self._received(now)
                 self._owner.ready[self] = None
                 return
@@ -460,8 +458,7 @@ class Connection:
         board = sender.board
         number = unwrap(ack, board.una)
         if number > board.nxt or number < board.una:
-            self._receive_bad_ack(number, now)
-            return board.una - sender.max_window <= number <= board.nxt
+            return self._tolerates_ack(number, now)
         blocks = parse_sack(options) if sender.sack and options else ()
         bad = board.bad_blocks
         sender.on_ack(number, seq, window, blocks, size, now)
@@ -476,11 +473,13 @@ class Connection:
             self._enter(Input.FIN_ACKED)
         return True
 
-    def _receive_bad_ack(self, number: int, now: float) -> None:
+    def _tolerates_ack(self, number: int, now: float) -> bool:
         """RFC 5961 section 5: what acknowledges what was never sent, or long ago, is answered and otherwise ignored."""
         board = self.sender.board
-        if number > board.nxt or number < board.una - self.sender.max_window:
-            self._challenge(Drop.BAD_ACK, now)
+        if board.una - self.sender.max_window <= number <= board.nxt:
+            return True
+        self._challenge(Drop.BAD_ACK, now)
+        return False
 
     def _receive_payload(self, data: Packet, number: int, fin: bool, push: bool, now: float) -> None:
         owner, receiver = self._owner, self.receiver

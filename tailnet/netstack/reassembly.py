@@ -9,11 +9,11 @@ from collections import deque
 from typing import Final
 
 from tailnet.netstack.ip import Packet
+from tailnet.netstack.segment import MAX_SACK_BLOCKS
 
 # Chunks smaller than this are put together: a segment of one byte would cost 34 of overhead.
 _SMALL_BYTES: Final = 256
 _GATHERED_BYTES: Final = 8192
-_MAX_BLOCKS: Final = 4
 
 
 class Piece:
@@ -141,7 +141,7 @@ class Reassembly:
         if piece in recent:
             recent.remove(piece)
         recent.insert(0, piece)
-        del recent[_MAX_BLOCKS:]
+        del recent[MAX_SACK_BLOCKS:]
 
     def _take_pieces(self) -> None:
         """The gap is filled: what lies behind it is in order now."""
@@ -180,11 +180,3 @@ class Reassembly:
             left -= len(chunk)
         self.waiting -= limit
         return b"".join(taken)
-
-    def clear(self) -> None:
-        """Nobody reads it any more."""
-        self._chunks.clear()
-        self._pieces.clear()
-        self._starts.clear()
-        self._recent.clear()
-        self.waiting = 0

@@ -12,10 +12,9 @@ _GRANULARITY: Final = 0.001
 class RttEstimator:
     """Times in seconds.  `srtt` is 0 until the first sample."""
 
-    __slots__ = ("_base", "_first", "_max", "_min", "backoff", "rto", "srtt", "variance")
+    __slots__ = ("_base", "_max", "_min", "backoff", "rto", "srtt", "variance")
 
     def __init__(self, first_rto: float, min_rto: float, max_rto: float) -> None:
-        self._first = first_rto
         self._min = min_rto
         self._max = max_rto
         self.srtt = 0.0

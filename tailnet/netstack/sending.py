@@ -34,12 +34,11 @@ class Sender:
     """`queue` what the user writes, `take` what may go, `on_ack` what came; `on_timeout` at `timeout_at`."""
 
     __slots__ = (
-        "_blocked_at",
+        "_blocked",
         "_counters",
         "_dsacks",
         "_duplicates",
         "_limits",
-        "_max_window",
         "_persist_at",
         "_persists",
         "_probe_at",
@@ -61,6 +60,7 @@ class Sender:
         "force",
         "heard_at",
         "last_sent_at",
+        "max_window",
         "mode",
         "mss",
         "probe_window",
@@ -80,7 +80,7 @@ class Sender:
         self.rtt = RttEstimator(limits.first_rto, limits.min_rto, limits.max_rto)
         self.sack = False
         self.window = 0
-        self._max_window = 0
+        self.max_window = 0
         self._wl1 = self._wl2 = 0
         self._unsent: deque[bytes | bytearray | memoryview] = deque()
         self.unsent_bytes = 0
@@ -104,7 +104,7 @@ class Sender:
         """A window probe is to be sent: connection.py does, as it is no segment of ours."""
         self.force = False
         """The window is smaller than a segment, and has been for a while: fill it."""
-        self._blocked_at = False
+        self._blocked = False
 
     def begin(self, iss: int, mss: int, *, sack: bool, window: int, seq: int, now: float) -> None:
         """The handshake is over: our SYN was acknowledged, and the peer's said what it can take."""
@@ -113,7 +113,7 @@ class Sender:
         self.sack = sack
         self.board = Scoreboard(iss + 1)
         self._recovery_point = iss + 1
-        self.window = self._max_window = window
+        self.window = self.max_window = window
         self._wl1, self._wl2 = seq, iss + 1
         self.progress_at = self.heard_at = self.last_sent_at = now
 
@@ -130,7 +130,7 @@ class Sender:
         """How many of the bytes were accepted."""
         size = min(len(data), self.room)
         if size < len(data):
-            self._blocked_at = True
+            self._blocked = True
         if not size:
             return 0
         self.unsent_bytes += size
@@ -154,12 +154,12 @@ class Sender:
 
     def block(self) -> None:
         """The node has no room for more: `unblocked` tells when to try again."""
-        self._blocked_at = True
+        self._blocked = True
 
     def unblocked(self) -> bool:
         """Once after `queue` took less than it was given, and a quarter of the buffer is free again."""
-        if self._blocked_at and 4 * self.room >= self._limits.min_send_bytes:
-            self._blocked_at = False
+        if self._blocked and 4 * self.room >= self._limits.min_send_bytes:
+            self._blocked = False
             return True
         return False
 
@@ -233,7 +233,7 @@ class Sender:
                 room = edge - board.nxt
                 self.cwnd_limited = False
                 # Half of the largest window is the receiver's own step (RFC 9293 section 3.8.6.2.1).
-                if room <= 0 or not (self.force or 2 * room >= self._max_window) or board.pipe + room > cwnd:
+                if room <= 0 or not (self.force or 2 * room >= self.max_window) or board.pipe + room > cwnd:
                     if board.is_empty and self._persist_at is None:
                         self._persist_at = now + self.rtt.rto
                     break
@@ -298,12 +298,8 @@ class Sender:
         if self._wl1 < seq or (self._wl1 == seq and self._wl2 <= ack):
             self._wl1, self._wl2 = seq, ack
             self.window = window
-            if window > self._max_window:
-                self._max_window = window
-
-    @property
-    def max_window(self) -> int:
-        return self._max_window
+            if window > self.max_window:
+                self.max_window = window
 
     def on_ack(self, ack: int, seq: int, window: int, blocks: Sequence[tuple[int, int]], size: int, now: float) -> None:
         """An acceptable acknowledgement, and the window and the `size` of the payload beside it."""

@@ -76,11 +76,3 @@ def test_tiny_segments_are_put_together() -> None:
         put(reassembly, 0, 1)
         assert len(reassembly._chunks) < 20
         assert reassembly.read(5000) == STREAM[:2000]
-
-
-def test_clearing() -> None:
-    reassembly = Reassembly(BASE, 10)
-    put(reassembly, 0, 10)
-    put(reassembly, 20, 30)
-    reassembly.clear()
-    assert (reassembly.read(100), reassembly.waiting, reassembly.has_gap, reassembly.blocks()) == (b"", 0, False, [])
