@@ -113,7 +113,10 @@ class Listener:
 
 
 class Stack:
-    """The TCP, UDP, ICMPv6 and TSMP of a node's addresses.  Addresses are 16 bytes, times seconds of one clock."""
+    """The TCP, UDP, ICMPv6 and TSMP of a node's addresses.  Addresses are 16 bytes, times seconds of one clock.
+
+    What is sent comes from the first address, or `local_address`: LocalProtocolError where that is none of ours.
+    """
 
     def __init__(
         self, addresses: Iterable[bytes], random_bytes: Callable[[int], bytes], now: float, limits: Limits | None = None
@@ -122,7 +125,7 @@ class Stack:
         self.counters = Counters()
         self.now = now
         self.ready: dict[Connection, None] = {}
-        self.addresses = frozenset(addresses)
+        self._addresses = dict.fromkeys(addresses)
         self._random = random_bytes
         self._isn_key = random_bytes(_KEY_BYTES)
         self._port_offset = int.from_bytes(random_bytes(2), "big")
@@ -148,9 +151,7 @@ class Stack:
 
     def connect(self, address: bytes, port: int, local_address: bytes | None = None) -> Connection:
         """Dial.  CONNECTED follows, or RESET with `end`.  LocalProtocolError when no port or no room is left."""
-        source = local_address if local_address is not None else next(iter(self.addresses), b"")
-        if source not in self.addresses:
-            raise LocalProtocolError("the local address is none of this node's")
+        source = self._source(local_address)
         if len(address) != 16 or not may_be_source(address) or not 0 < port <= 0xFFFF:
             raise LocalProtocolError("a dial needs a unicast IPv6 address of 16 bytes and a port")
         path = self._paths.get(address)
@@ -187,7 +188,7 @@ class Stack:
 
     def open_udp(self, port: int = 0, local_address: bytes | None = None) -> udp.UdpPort:
         """Bind a port; 0 takes a free one."""
-        source = local_address if local_address is not None else next(iter(self.addresses), b"")
+        source = self._source(local_address)
         if not port:
             start = int.from_bytes(self._random(2), "big")
             free = (FIRST_EPHEMERAL + (start + each) % _EPHEMERAL_COUNT for each in range(_EPHEMERAL_COUNT))
@@ -203,12 +204,12 @@ class Stack:
 
     def send_ping(self, address: bytes, token: bytes, local_address: bytes | None = None) -> None:
         """A TSMP ping with 8 bytes that come back in PongReceived."""
-        source = local_address if local_address is not None else next(iter(self.addresses))
+        source = self._source(local_address)
         self._out.append(build_packet(source, address, TSMP, tsmp.build_ping(token)))
 
     def send_echo(self, address: bytes, echo: icmp.Echo, local_address: bytes | None = None) -> None:
         """An ICMPv6 echo request, answered by EchoReceived."""
-        source = local_address if local_address is not None else next(iter(self.addresses))
+        source = self._source(local_address)
         self._out.append(icmp.build_echo(source, address, echo))
 
     def set_burst(self, address: bytes, segments: int) -> None:
@@ -231,6 +232,13 @@ class Stack:
     @property
     def connection_count(self) -> int:
         return len(self._connections)
+
+    def _source(self, wanted: bytes | None) -> bytes:
+        """The address that something is sent from: the first, if none is wanted."""
+        source = wanted if wanted is not None else next(iter(self._addresses), None)
+        if source is None or source not in self._addresses:
+            raise LocalProtocolError("the local address is none of this node's")
+        return source
 
     def _send(self, packet: bytes) -> None:
         self._out.append(packet)
@@ -362,7 +370,7 @@ class Stack:
             return
         protocol, offset, end = parsed
         source, destination = bytes(packet[8:24]), bytes(packet[24:HEADER_BYTES])
-        if destination not in self.addresses:
+        if destination not in self._addresses:
             self._drop(Drop.NOT_FOR_US)
         elif not may_be_source(source):
             self._drop(Drop.BAD_SOURCE)

@@ -1,6 +1,7 @@
 """The stack around connections: demultiplexing, ports, ICMPv6, TSMP, UDP, bounds."""
 
 import struct
+from collections.abc import Callable
 
 import pytest
 
@@ -325,3 +326,25 @@ def test_what_a_listener_refuses() -> None:
         stack.listen(22)
     with pytest.raises(LocalProtocolError, match="local address"):
         stack.connect(B, 22, B)
+
+
+USES: list[Callable[[Stack, bytes | None], object]] = [
+    lambda stack, source: stack.connect(B, 22, source),
+    lambda stack, source: stack.send_ping(B, b"12345678", source),
+    lambda stack, source: stack.send_echo(B, icmp.Echo(False, 1, 1, b""), source),
+    lambda stack, source: stack.open_udp(53, source).send(B, 53, b"x"),
+]
+
+
+@pytest.mark.parametrize("use", USES, ids=["connect", "ping", "echo", "udp"])
+def test_the_source_is_the_first_address_or_the_one_that_was_named(
+    use: Callable[[Stack, bytes | None], object],
+) -> None:
+    addresses = [b"\xfd" + bytes((number,)) * 15 for number in range(1, 9)]
+    for wanted, source in ((None, addresses[0]), (addresses[5], addresses[5])):
+        stack = Stack(addresses, bytes, NOW)
+        use(stack, wanted)
+        assert [packet[8:24] for packet in stack.packets_to_send(NOW)] == [source]
+    for stack, foreign in ((make(), B), (Stack([], bytes, NOW), None)):
+        with pytest.raises(LocalProtocolError, match="none of this node's"):
+            use(stack, foreign)
