@@ -10,6 +10,7 @@ import trio
 
 from tailnet.auth.call_out_wire import is_signed
 from tests.support.seeds import make_id
+from tests.support.sites import answer, read_message
 
 SECRET = b"0123456789abcdef0123456789abcdef"
 
@@ -33,7 +34,7 @@ def agent(name: str, workspace: str = "dev", owner: str = "alice", **more: objec
 
 
 def http(status: str, body: bytes, *headers: str) -> bytes:
-    return "\r\n".join([f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers]).encode() + b"\r\n\r\n" + body
+    return answer(body, *headers, status=status)
 
 
 class ControlPlane:
@@ -78,19 +79,10 @@ class ControlPlane:
         received = b""
         with suppress(trio.BrokenResourceError):
             async with stream:
-                while True:
-                    while b"\r\n\r\n" not in received:
-                        if not (chunk := await stream.receive_some()):
-                            return
-                        received += chunk
-                    head, _, received = received.partition(b"\r\n\r\n")
-                    lines = head.decode().split("\r\n")
-                    headers = {line.partition(":")[0].lower(): line.partition(":")[2].strip() for line in lines[1:]}
-                    while len(received) < int(headers.get("content-length", "0")):
-                        received += await stream.receive_some()
-                    body, received = received, b""
-                    self.heads.append(head.decode())
-                    await stream.send_all(await self._answer(headers, body))
+                while (found := await read_message(stream, received)) is not None:
+                    message, received = found
+                    self.heads.append(message.head)
+                    await stream.send_all(await self._answer(message.headers, message.body))
                     if self.respond is not None:
                         return
 

@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, parse_qsl, unquote, urlencode, urlsplit
 import trio
 
 from tailnet.config.external_auth import Provider, providers
-from tests.support.sites import answer
+from tests.support.sites import answer, read_message
 
 CLIENT_ID, CLIENT_SECRET = "the client", "s3cret & of / the=client"
 JSON = "Content-Type: application/json"
@@ -113,18 +113,11 @@ class TestProvider:
     async def _connection(self, stream: trio.SocketStream) -> None:
         with suppress(trio.BrokenResourceError):
             async with stream:
-                received = b""
-                while b"\r\n\r\n" not in received:
-                    chunk = await stream.receive_some()
-                    if not chunk:
-                        return  # browsers connect in advance
-                    received += chunk
-                head, _, body = received.partition(b"\r\n\r\n")
-                first, *lines = head.decode().split("\r\n")
-                headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
-                while len(body) < int(headers.get("content-length", "0")):
-                    body += await stream.receive_some()
-                path, form = first.split(" ")[1], dict(parse_qsl(body.decode()))
+                found = await read_message(stream, b"")
+                if found is None:
+                    return  # browsers connect in advance
+                message = found[0]
+                path, form, headers = message.path, dict(parse_qsl(message.body.decode())), message.headers
                 self.asked.append((path, form, headers))
                 if self.hold is not None:
                     await self.hold.wait()

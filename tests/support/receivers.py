@@ -6,19 +6,12 @@ from dataclasses import dataclass, field
 
 import trio
 
-
-@dataclass(frozen=True)
-class Message:
-    """What was posted: headers by lower-case name."""
-
-    path: str
-    headers: dict[str, str]
-    body: bytes
+from tests.support import sites
+from tests.support.sites import Message, read_message
 
 
 def answer(status: int, *headers: str, body: bytes = b"") -> bytes:
-    lines = [f"HTTP/1.1 {status} X", f"Content-Length: {len(body)}", *headers]
-    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+    return sites.answer(body, *headers, status=f"{status} X")
 
 
 @dataclass
@@ -47,28 +40,14 @@ class Receiver:
         with suppress(trio.BrokenResourceError):
             async with stream:
                 received = b""
-                while chunk := await stream.receive_some():
-                    received += chunk
-                    while (found := _take(received)) is not None:
-                        message, received = found
-                        self.messages.append(message)
-                        self.arrived.set()
-                        self.arrived = trio.Event()
-                        response = self.respond(message)
-                        if response is None:
-                            await trio.sleep_forever()
-                        if not response:
-                            return
-                        await stream.send_all(response)
-
-
-def _take(received: bytes) -> tuple[Message, bytes] | None:
-    head, found, rest = received.partition(b"\r\n\r\n")
-    if not found:
-        return None
-    first, *lines = head.decode("latin-1").split("\r\n")
-    headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
-    length = int(headers.get("content-length", "0"))
-    if len(rest) < length:
-        return None
-    return Message(first.split(" ")[1], headers, rest[:length]), rest[length:]
+                while (found := await read_message(stream, received)) is not None:
+                    message, received = found
+                    self.messages.append(message)
+                    self.arrived.set()
+                    self.arrived = trio.Event()
+                    response = self.respond(message)
+                    if response is None:
+                        await trio.sleep_forever()
+                    if not response:
+                        return
+                    await stream.send_all(response)

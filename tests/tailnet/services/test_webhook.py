@@ -25,8 +25,9 @@ from tailnet.store.rows import EventType
 from tailnet.store.store import Store
 from tailnet.transport.fetch import Poster
 from tailnet.types import PeerID
-from tests.support.receivers import Message, Receiver, answer
+from tests.support.receivers import Receiver, answer
 from tests.support.seeds import NOW, fill, peer_id
+from tests.support.sites import Message
 
 pytestmark = pytest.mark.stores
 
