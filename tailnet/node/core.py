@@ -12,19 +12,18 @@ from enum import IntEnum
 from itertools import groupby
 from typing import Final, NamedTuple, TypeAlias
 
-from derp.keys import NodePrivate
+from derp.keys import KEY_BYTES, NodePrivate
+from tailnet.errors import LocalProtocolError
 from tailnet.netstack.limits import Limits
 from tailnet.netstack.stack import Event as StackEvent
 from tailnet.netstack.stack import Stack
-from tailnet.paths.core import Paths, Ponged, RelaySource
+from tailnet.paths.core import Paths, Ponged, RelaySource, Source
 from tailnet.paths.disco import is_disco
 from tailnet.paths.endpoint import Endpoint
 from tailnet.wireguard.device import Device
 
-Source: TypeAlias = Endpoint | RelaySource
 Event: TypeAlias = StackEvent | Ponged
 
-_KEY_BYTES: Final = 32
 _DESTINATION_ADDRESS: Final = slice(24, 40)
 _REGION: Final = struct.Struct(">H")
 # At once to a peer that is reached directly: two calls with as many datagrams as fit (49 of 1,312 bytes).
@@ -86,9 +85,13 @@ class NodeCore:
 
     def configure(self, peer: PeerNode, now: float) -> None:
         """Make a peer known, or take what is said of it now: sessions and streams go on.  LocalProtocolError: there are
-        too many peers, or its key is ours."""
-        self.device.configure(peer.node_key, peer.addresses, now)
+        too many peers, or one of its keys is ours or of no use; then nothing has changed."""
         self.paths.configure(peer.node_key, peer.disco_key, peer.endpoints, peer.home_region, now)
+        try:
+            self.device.configure(peer.node_key, peer.addresses, now)
+        except LocalProtocolError:  # only of a peer that is new
+            self.paths.remove(peer.node_key)
+            raise
         if self._direct.pop(peer.node_key, False):  # its addresses may be others
             self._set_burst(peer.node_key, True)
 
@@ -186,7 +189,7 @@ def _name(source: Source) -> bytes:
 
 def _answer(source: bytes, datagram: bytes) -> Datagram:
     """A datagram back to where another came from, whoever that was."""
-    if len(source) == _REGION.size + _KEY_BYTES:
+    if len(source) == _REGION.size + KEY_BYTES:
         return Datagram(None, _REGION.unpack_from(source)[0], source[_REGION.size :], datagram)
     host, _, port = source.decode().partition(" ")
     return Datagram(Endpoint(host, int(port)), None, b"", datagram)

@@ -24,7 +24,7 @@ from derp.keys import NodePrivate
 from derp.map import DERPRegion
 from tailnet.client.coordination import AGENT_DOOR, Coordination, client_door, open_coordination
 from tailnet.client.rpc import RpcClient, open_rpc_client
-from tailnet.errors import RpcError, TailnetError
+from tailnet.errors import LocalProtocolError, RpcError, TailnetError
 from tailnet.node.core import PeerNode
 from tailnet.node.engine import DIAL_SECONDS, Engine, open_engine
 from tailnet.node.streams import TunnelStream
@@ -80,11 +80,15 @@ class Member:
             if node is None:
                 self.refused_updates += 1
                 return
+            try:
+                self.engine.core.configure(node, trio.current_time())
+            except LocalProtocolError:  # a key that nobody can use, or our own
+                self.refused_updates += 1
+                return
             before = self._keys.get(peer_id)
             if before is not None and before != node.node_key:
                 self.engine.core.remove(before)
             self._keys[peer_id] = node.node_key
-            self.engine.core.configure(node, trio.current_time())
             self.engine.pump()
             if self._answers_ready:
                 await self._coordination.ready(peer_id)

@@ -162,17 +162,19 @@ class Paths:
     ) -> PathPeer:
         """Make a peer known, or take what coordination says of it now.  Another disco key: all its ways are forgotten.
 
-        LocalProtocolError: there are MAX_PEERS.
+        LocalProtocolError: there are MAX_PEERS, or the disco key is of no use.
         """
         peer = self._peers.get(node_key)
+        if peer is None and len(self._peers) >= MAX_PEERS:
+            raise LocalProtocolError(f"{MAX_PEERS} peers are configured, and no more are taken")
+        shared = self._agree(disco_key) if disco_key is not None else None
         if peer is None:
-            if len(self._peers) >= MAX_PEERS:
-                raise LocalProtocolError(f"{MAX_PEERS} peers are configured, and no more are taken")
             peer = self._peers[node_key] = PathPeer(node_key, now)
         if peer.disco_key != disco_key:
             self._forget_disco(peer)
             peer.reset()
-            peer.disco_key = self._learn_disco(peer, disco_key)
+            if disco_key is not None and shared is not None:
+                self._learn_disco(peer, disco_key, shared)
         peer.home_region = home_region or None
         if self._is_direct:
             peer.tell(endpoints, now)
@@ -184,7 +186,6 @@ class Paths:
         if peer is not None:
             self._forget_disco(peer)
             self._heartbeats.clear(peer)
-            self._sent = {txid: sent for txid, sent in self._sent.items() if sent.peer is not peer}
 
     def set_local_endpoints(self, endpoints: Iterable[Endpoint], now: float) -> None:
         """Where this node may be reached: its interfaces' addresses, and what STUN saw."""
@@ -467,16 +468,18 @@ class Paths:
 
     # --- keys ---
 
-    def _learn_disco(self, peer: PathPeer, disco_key: bytes | None) -> bytes | None:
-        if disco_key is None:
-            return None
-        if disco_key not in self._shared:
-            shared = agree(self._disco_private, disco_key) if len(disco_key) == len(self.disco_key) else None
-            if shared is None:
-                raise LocalProtocolError(f"disco key {short_key(disco_key)} is not a usable curve25519 public key")
-            self._shared[disco_key] = shared
+    def _agree(self, disco_key: bytes) -> bytes:
+        shared = self._shared.get(disco_key)
+        if shared is None and len(disco_key) == len(self.disco_key):
+            shared = agree(self._disco_private, disco_key)
+        if shared is None:
+            raise LocalProtocolError(f"disco key {short_key(disco_key)} is not a usable curve25519 public key")
+        return shared
+
+    def _learn_disco(self, peer: PathPeer, disco_key: bytes, shared: bytes) -> None:
+        peer.disco_key = disco_key
+        self._shared[disco_key] = shared
         self._by_disco.setdefault(disco_key, []).append(peer)
-        return disco_key
 
     def _forget_disco(self, peer: PathPeer) -> None:
         key, peer.disco_key = peer.disco_key, None

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
+from derp.errors import LocalProtocolError
 from derp.keys import NodePrivate
 from tailnet.netstack.connection import Connection
 from tailnet.netstack.events import What
@@ -194,6 +195,27 @@ def test_a_peer_may_not_speak_for_an_address_that_is_not_its_own() -> None:
     link.until(lambda: link.a.core.device.counters.drops[DeviceDrop.FOREIGN_SOURCE] > 0)
     link.b.core.stack.send_ping(link.a.addresses[0], b"12345678", local_address=link.b.addresses[0])
     link.until(lambda: PongReceived(link.a.addresses[0], b"12345678") in link.b.events)
+
+
+UNUSABLE = bytes(32)  # a point of small order
+
+
+@pytest.mark.parametrize(("node_key", "disco_key"), [(UNUSABLE, None), (b"n" * 32, UNUSABLE)])
+def test_of_a_peer_with_an_unusable_key_nothing_is_kept(node_key: bytes, disco_key: bytes | None) -> None:
+    core = Link().a.core
+    with pytest.raises(LocalProtocolError, match="not a usable"):
+        core.configure(PeerNode(node_key, (ADDRESSES[2],), disco_key, (), REGION), 1000.0)
+    assert (core.device.find(node_key), core.paths.find(node_key), core.device.owner_of(ADDRESSES[2])) == (None,) * 3
+
+
+def test_a_known_peer_stays_what_it_was_when_it_names_an_unusable_key() -> None:
+    link = Link()
+    core = link.a.core
+    with pytest.raises(LocalProtocolError, match="not a usable"):
+        core.configure(PeerNode(link.b.key, (ADDRESSES[2],), UNUSABLE, (), REGION + 1), link.now)
+    assert core.device.owner_of(ADDRESSES[2]) is None
+    link.a.core.stack.send_ping(link.b.addresses[0], b"12345678")
+    link.until(lambda: PongReceived(link.b.addresses[0], b"12345678") in link.a.events)
 
 
 def test_a_peer_without_a_way() -> None:

@@ -10,6 +10,8 @@ import trio
 from derp.errors import ConfigError, ConnectError
 from derp.keys import NodePrivate
 from derp.map import DERPNode, DERPRegion
+from tailnet.client.coordination import client_door, make_node, open_coordination, own_id
+from tailnet.client.rpc import open_rpc_client
 from tailnet.node.membership import Client, choose_home, open_agent, open_client, peer_node
 from tailnet.proto import convert
 from tailnet.proto.generated import tailnet_pb2 as tailnet
@@ -66,6 +68,27 @@ async def test_a_client_reaches_an_agent_s_port(server: CoordinatorServer, is_di
                 with pytest.raises(ConnectionRefusedError):
                     await client.dial(ECHO_PORT + 1)
             nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("is_disco", [False, True], ids=["node key", "disco key"])
+async def test_a_client_with_a_key_of_no_use_ends_no_agent(server: CoordinatorServer, is_disco: bool) -> None:
+    url = url_of(server)
+    with trio.fail_after(PATIENCE_SECONDS):
+        async with (
+            open_agent(url, agent_token("main"), MAIN, is_direct=False) as agent,
+            open_rpc_client(url, client_door(MAIN), user_token("alice")) as rpc,
+        ):
+            node = make_node(NodePrivate.generate(), await own_id(rpc), 999)
+            if is_disco:
+                node.disco = "discokey:" + "00" * 32
+            else:
+                node.key = b"np" + bytes(32)
+            coordination = await open_coordination(rpc)
+            await coordination.add_tunnel(MAIN)
+            await coordination.announce(node)
+            async with open_client(url, user_token("alice"), MAIN, is_direct=False) as client:
+                assert await client.ping() > 0
+            assert agent.refused_updates == 1
 
 
 async def test_an_agent_that_is_not_there(server: CoordinatorServer) -> None:
