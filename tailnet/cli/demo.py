@@ -24,14 +24,21 @@ from derp.keys import NodePrivate, NodePublic
 from derp.map import DERPMap, DERPNode, DERPRegion
 from derp.protocol.messages import RecvPacket
 from tailnet.cli.output import console, say_json
-from tailnet.client.coordination import AGENT_DOOR, Coordination, client_door, make_node, open_coordination, own_id
-from tailnet.client.rpc import RpcClient, open_rpc_client
+from tailnet.client.coordination import (
+    AGENT_DOOR,
+    Coordination,
+    client_door,
+    make_node,
+    open_coordination,
+    own_id,
+    read_regions,
+)
+from tailnet.client.rpc import open_rpc_client
 from tailnet.errors import TailnetError
 from tailnet.proto import convert
 from tailnet.proto.generated import tailnet_pb2 as tailnet
 from tailnet.types import PeerID
 
-STREAM_DERP_MAPS: Final = "/coder.tailnet.v2.Tailnet/StreamDERPMaps"
 PACKETS: Final = 100
 # What WireGuard sends most: a full packet of its default MTU.
 PACKET_BYTES: Final = 1280
@@ -167,7 +174,7 @@ async def _join(
     # What is dialled has deadlines of its own; one around them would have to end before their connections do.
     rpc = await stack.enter_async_context(open_rpc_client(url, door, token))
     peer_id = peer_id or await own_id(rpc)
-    regions = await _regions(rpc)
+    regions = await read_regions(rpc, timeout_seconds=STEP_SECONDS)
     private = NodePrivate.generate()
     relays = {
         number: await stack.enter_async_context(open_derp_client(region, private)) for number, region in regions.items()
@@ -177,12 +184,6 @@ async def _join(
     coordination = await open_coordination(rpc)
     await coordination.announce(make_node(private, peer_id, home))
     return Node(name, private, peer_id, home, coordination, relays)
-
-
-async def _regions(rpc: RpcClient) -> Mapping[int, DERPRegion]:
-    call = await rpc.open(STREAM_DERP_MAPS, tailnet.StreamDERPMapsRequest(), tailnet.DERPMap)
-    with trio.fail_after(STEP_SECONDS):
-        return convert.derp_map(await call.receive()).regions
 
 
 async def _meet(node: Node, other: Node) -> tuple[NodePublic, int]:

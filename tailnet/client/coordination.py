@@ -9,9 +9,14 @@ What nodes mean: the schema in tailnet/proto/tailnet.proto.  Next hop: tailnet/s
 """
 
 from collections import deque
+from collections.abc import Iterable
+from ipaddress import IPv6Address
 from typing import Final
 
-from derp.keys import NodePrivate
+import trio
+
+from derp.keys import NodePrivate, NodePublic
+from derp.map import DERPRegion
 from tailnet.client.rpc import RpcCall, RpcClient
 from tailnet.errors import RpcError
 from tailnet.proto import convert
@@ -19,8 +24,11 @@ from tailnet.proto.generated import tailnet_pb2 as tailnet
 from tailnet.types import TAILSCALE_SERVICE_PREFIX, PeerID
 
 COORDINATE: Final = "/coder.tailnet.v2.Tailnet/Coordinate"
+STREAM_DERP_MAPS: Final = "/coder.tailnet.v2.Tailnet/StreamDERPMaps"
 REFRESH_RESUME_TOKEN: Final = "/coder.tailnet.v2.Tailnet/RefreshResumeToken"  # noqa: S105  # the name of an RPC
 AGENT_DOOR: Final = "/api/v2/workspaceagents/me/rpc?version=2.4"
+MAP_SECONDS: Final = 15.0
+DISCO_PREFIX: Final = "discokey:"
 
 PeerUpdate = tailnet.CoordinateResponse.PeerUpdate
 
@@ -30,20 +38,40 @@ def client_door(agent_id: PeerID) -> str:
     return f"/api/v2/workspaceagents/{agent_id}/coordinate?version=2.3"
 
 
-def make_node(private: NodePrivate, peer_id: PeerID, home_region: int, node_id: int = 1) -> tailnet.Node:
+def make_node(private: NodePrivate, peer_id: PeerID, home_region: int) -> tailnet.Node:
     """A node that is reached through a relay alone: its key, its address and its home region.
 
     It names no disco key of use and no endpoints, so that peers do not try a direct way.
     """
-    address = f"{peer_id.address(TAILSCALE_SERVICE_PREFIX)}/128"
+    public = private.public()
+    return describe_node(public, public.raw, [peer_id.address(TAILSCALE_SERVICE_PREFIX)], home_region)
+
+
+def describe_node(
+    public: NodePublic,
+    disco_key: bytes,
+    addresses: Iterable[IPv6Address],
+    home_region: int,
+    endpoints: Iterable[object] = (),
+) -> tailnet.Node:
+    """What a node says of itself; `endpoints` in the text that sockets' addresses have, `1.2.3.4:5` or `[::1]:5`."""
+    prefixes = [f"{address}/128" for address in addresses]
     return tailnet.Node(
-        id=node_id,
-        key=convert.node_key_bytes(private.public()),
-        disco=f"discokey:{private.public().raw.hex()}",
+        id=int.from_bytes(public.raw[:7], "big"),
+        key=convert.node_key_bytes(public),
+        disco=f"{DISCO_PREFIX}{disco_key.hex()}",
         preferred_derp=home_region,
-        addresses=[address],
-        allowed_ips=[address],
+        addresses=prefixes,
+        allowed_ips=prefixes,
+        endpoints=map(str, endpoints),
     )
+
+
+async def read_regions(rpc: RpcClient, *, timeout_seconds: float = MAP_SECONDS) -> dict[int, DERPRegion]:
+    """The regions of the coordinator's map, as it is now.  Raises RpcError, trio.TooSlowError."""
+    call = await rpc.open(STREAM_DERP_MAPS, tailnet.StreamDERPMapsRequest(), tailnet.DERPMap)
+    with trio.fail_after(timeout_seconds):
+        return dict(convert.derp_map(await call.receive()).regions)
 
 
 class Coordination:

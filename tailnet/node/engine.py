@@ -25,9 +25,9 @@ from derp.protocol.messages import PeerGone, RecvPacket
 from tailnet.errors import LocalProtocolError
 from tailnet.netstack.connection import Connection
 from tailnet.netstack.stack import Happened, Listener, PongReceived
-from tailnet.node.core import Datagram, Event, NodeCore, Source
+from tailnet.node.core import Datagram, Event, NodeCore
 from tailnet.node.streams import TunnelListener, TunnelStream
-from tailnet.paths.core import Ponged, RelaySource
+from tailnet.paths.core import Ponged, RelaySource, Source
 from tailnet.paths.endpoint import Endpoint
 from tailnet.transport.udp import UdpSockets
 
@@ -278,8 +278,8 @@ async def open_engine(
     disco_private: bytes | None = None,
     is_direct: bool = True,
     options: DialOptions | None = None,
-) -> AsyncIterator[tuple[Engine, list[Endpoint]]]:
-    """A running node, at home in a region, and the endpoints of its UDP sockets (none if not `is_direct`)."""
+) -> AsyncIterator[Engine]:
+    """A running node, at home in a region."""
     core = NodeCore(
         private,
         disco_private or os.urandom(32),
@@ -293,11 +293,11 @@ async def open_engine(
     with closing(UdpSockets()) as sockets:
         async with open_background() as nursery:
             engine = Engine(core, private, regions, nursery, options, sockets)
-            endpoints = sockets.open() if is_direct else []
-            engine.local_endpoints = tuple(endpoints)
-            core.paths.set_local_endpoints(endpoints, trio.current_time())
+            if is_direct:
+                engine.local_endpoints = tuple(sockets.open())
+                core.paths.set_local_endpoints(engine.local_endpoints, trio.current_time())
             nursery.start_soon(engine.run, home)
             try:
-                yield engine, endpoints
+                yield engine
             finally:
                 engine.close()

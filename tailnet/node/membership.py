@@ -20,27 +20,29 @@ import trio
 from derp.client.client import open_background
 from derp.client.dial import DialOptions
 from derp.errors import ConfigError
-from derp.keys import NodePrivate
+from derp.keys import KEY_BYTES, NodePrivate
 from derp.map import DERPRegion
-from tailnet.client.coordination import AGENT_DOOR, Coordination, client_door, open_coordination
-from tailnet.client.rpc import RpcClient, open_rpc_client
+from tailnet.client.coordination import (
+    AGENT_DOOR,
+    DISCO_PREFIX,
+    Coordination,
+    client_door,
+    describe_node,
+    open_coordination,
+    read_regions,
+)
+from tailnet.client.rpc import open_rpc_client
 from tailnet.errors import LocalProtocolError, RpcError, TailnetError
 from tailnet.node.core import PeerNode
 from tailnet.node.engine import DIAL_SECONDS, Engine, open_engine
 from tailnet.node.streams import TunnelStream
-from tailnet.paths.endpoint import Endpoint, parse_endpoint
+from tailnet.paths.endpoint import parse_endpoint
 from tailnet.proto import convert
 from tailnet.proto.generated import tailnet_pb2 as tailnet
-from tailnet.sodium import public_of
 from tailnet.types import CODER_SERVICE_PREFIX, PEER_ID_BYTES, TAILSCALE_SERVICE_PREFIX, PeerID
 
-STREAM_DERP_MAPS: Final = "/coder.tailnet.v2.Tailnet/StreamDERPMaps"
 # How long a client waits for the agent's word that it knows us; an older agent never gives it.
 READY_SECONDS: Final = 5.0
-_MAP_SECONDS: Final = 15.0
-_KEY_BYTES: Final = 32
-_PREFIX_LENGTH: Final = "/128"
-_DISCO: Final = "discokey:"
 
 PeerUpdate: TypeAlias = tailnet.CoordinateResponse.PeerUpdate
 
@@ -147,8 +149,8 @@ def peer_node(node: tailnet.Node) -> PeerNode | None:
         return None
     if not node.preferred_derp:
         return None
-    disco = node.disco.removeprefix(_DISCO)
-    disco_key = bytes.fromhex(disco) if len(disco) == 2 * _KEY_BYTES and _is_hex(disco) else None
+    disco = node.disco.removeprefix(DISCO_PREFIX)
+    disco_key = bytes.fromhex(disco) if len(disco) == 2 * KEY_BYTES and _is_hex(disco) else None
     endpoints = tuple(each for text in node.endpoints if (each := parse_endpoint(text)) is not None)
     return PeerNode(key, tuple(_addresses(node)), disco_key, endpoints, node.preferred_derp)
 
@@ -168,29 +170,6 @@ def _addresses(node: tailnet.Node) -> list[bytes]:
 
 def _is_hex(text: str) -> bool:
     return all(letter in "0123456789abcdefABCDEF" for letter in text)
-
-
-def own_node(
-    private: NodePrivate, disco_private: bytes, addresses: list[bytes], home: int, endpoints: list[Endpoint]
-) -> tailnet.Node:
-    """What we say of ourselves."""
-    prefixes = [f"{IPv6Address(address)}{_PREFIX_LENGTH}" for address in addresses]
-    return tailnet.Node(
-        id=int.from_bytes(private.public().raw[:7], "big"),
-        key=convert.node_key_bytes(private.public()),
-        disco=_DISCO + public_of(disco_private).hex(),
-        preferred_derp=home,
-        addresses=prefixes,
-        allowed_ips=prefixes,
-        endpoints=[str(endpoint) for endpoint in endpoints],
-    )
-
-
-async def read_regions(rpc: RpcClient) -> dict[int, DERPRegion]:
-    """The regions of the coordinator's map, as it is now."""
-    call = await rpc.open(STREAM_DERP_MAPS, tailnet.StreamDERPMapsRequest(), tailnet.DERPMap)
-    with trio.fail_after(_MAP_SECONDS):
-        return dict(convert.derp_map(await call.receive()).regions)
 
 
 def choose_home(regions: dict[int, DERPRegion], home: int | None) -> int:
@@ -218,7 +197,7 @@ async def _open_member(
     options: DialOptions | None,
     answers_ready: bool,
 ) -> AsyncIterator[Member]:
-    private, disco_private = NodePrivate.generate(), os.urandom(_KEY_BYTES)
+    private = NodePrivate.generate()
     async with open_rpc_client(url, door, token, options=options) as rpc:
         regions = await read_regions(rpc)
         chosen = choose_home(regions, home)
@@ -227,16 +206,23 @@ async def _open_member(
             addresses,
             regions,
             chosen,
-            disco_private=disco_private,
             is_direct=is_direct,
             options=options,
-        ) as (engine, endpoints):
+        ) as engine:
             coordination = await open_coordination(rpc)
             member = Member(engine, coordination, answers_ready=answers_ready)
             async with open_background() as nursery:
                 nursery.start_soon(member.run)
                 await engine.wait_home(chosen)
-                await coordination.announce(own_node(private, disco_private, addresses, chosen, endpoints))
+                await coordination.announce(
+                    describe_node(
+                        private.public(),
+                        engine.core.paths.disco_key,
+                        map(IPv6Address, addresses),
+                        chosen,
+                        engine.local_endpoints,
+                    )
+                )
                 yield member
 
 

@@ -206,7 +206,7 @@ async def open_pair(binary: Path, port: int, certificate: Path, *, is_direct: bo
                 disco_private=disco,
                 is_direct=is_direct,
                 options=options,
-            ) as (engine, _),
+            ) as engine,
         ):
             assert isinstance(engine.sockets, CutSockets)
             await engine.wait_home(REGION)

@@ -28,8 +28,8 @@ async def test_a_peer_at_another_region_is_reached_there() -> None:
         ):
             regions: Mapping[int, DERPRegion] = map_of(node_of(here, HERE), node_of(there, THERE)).regions
             async with (
-                open_engine(one_key, [ADDRESSES[0]], regions, HERE, is_direct=False) as (one, _),
-                open_engine(other_key, [ADDRESSES[1]], regions, THERE, is_direct=False) as (other, _),
+                open_engine(one_key, [ADDRESSES[0]], regions, HERE, is_direct=False) as one,
+                open_engine(other_key, [ADDRESSES[1]], regions, THERE, is_direct=False) as other,
             ):
                 await one.wait_home(HERE)
                 await other.wait_home(THERE)
@@ -46,7 +46,7 @@ async def test_a_peer_at_another_region_is_reached_there() -> None:
 async def test_what_waits_for_a_relay_is_bounded_and_a_region_that_nobody_knows_takes_nothing() -> None:
     key = NodePrivate.generate()
     with trio.fail_after(60):
-        async with open_engine(NodePrivate.generate(), [ADDRESSES[0]], {}, None, is_direct=False) as (engine, _):
+        async with open_engine(NodePrivate.generate(), [ADDRESSES[0]], {}, None, is_direct=False) as engine:
             engine.core.configure(PeerNode(key.public().raw, (ADDRESSES[1],), None, (), HERE), trio.current_time())
             with pytest.raises(trio.TooSlowError):
                 await engine.ping(ADDRESSES[1], timeout_seconds=0.1)
@@ -64,8 +64,8 @@ async def test_it_may_end_while_datagrams_come() -> None:
     """Its sockets outlive the tasks that wait for them.  Which task is first is chance: hence the rounds."""
     with trio.fail_after(60), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         for _ in range(30):
-            async with open_engine(NodePrivate.generate(), [ADDRESSES[0]], {}, None) as (engine, endpoints):
+            async with open_engine(NodePrivate.generate(), [ADDRESSES[0]], {}, None) as engine:
                 await trio.testing.wait_all_tasks_blocked()
-                sender.sendto(b"anything", next(each for each in endpoints if each.host == "127.0.0.1"))
+                sender.sendto(b"anything", next(each for each in engine.local_endpoints if each.host == "127.0.0.1"))
                 await trio.lowlevel.checkpoint()
             assert all(each.fileno() == -1 for each in engine.sockets.all)

@@ -24,11 +24,12 @@ async def two_engines() -> AsyncIterator[tuple[Engine, Engine]]:
     """Two nodes that know each other's endpoints, and need no relay."""
     keys = [NodePrivate.generate() for _ in range(2)]
     async with (
-        open_engine(keys[0], [ADDRESSES[0]], {}, None) as (one, at_one),
-        open_engine(keys[1], [ADDRESSES[1]], {}, None) as (other, at_other),
+        open_engine(keys[0], [ADDRESSES[0]], {}, None) as one,
+        open_engine(keys[1], [ADDRESSES[1]], {}, None) as other,
     ):
-        for engine, peer, endpoints, at in ((one, other, at_other, 1), (other, one, at_one, 0)):
-            known = PeerNode(keys[at].public().raw, (ADDRESSES[at],), peer.core.paths.disco_key, tuple(endpoints))
+        for engine, peer, at in ((one, other, 1), (other, one, 0)):
+            disco_key, endpoints = peer.core.paths.disco_key, peer.local_endpoints
+            known = PeerNode(keys[at].public().raw, (ADDRESSES[at],), disco_key, endpoints)
             engine.core.configure(known, trio.current_time())
         await one.disco_ping(keys[1].public().raw)
         yield one, other
