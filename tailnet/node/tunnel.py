@@ -7,7 +7,7 @@ and new ones go the new way.  `join_streams` couples one with a local connection
 """
 
 import logging
-import os
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
@@ -27,7 +27,6 @@ from tailnet.types import PeerID
 
 log = logging.getLogger(__name__)
 
-_RANDOM_BYTES: Final = 4
 # What a way is lost by; anything else is a fault of ours.
 _LOST: Final = (DerpError, OSError, trio.TooSlowError)
 
@@ -96,8 +95,7 @@ class Tunnel:
                     raise
                 reason = _first_reason(group)
             failures = 1 if trio.current_time() - began >= STABLE_SECONDS else failures + 1
-            fraction = int.from_bytes(os.urandom(_RANDOM_BYTES), "big") / 256**_RANDOM_BYTES
-            delay = self._back_off.delay(failures, fraction)
+            delay = self._back_off.delay(failures, random.random())
             log.warning("the tunnel is lost (%s); the next try is in %.1f s", reason, delay)
             await trio.sleep(delay)
 
@@ -113,8 +111,7 @@ class Tunnel:
                 scope.cancel()
 
 
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    error: BaseException = group
+def _first(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
@@ -181,9 +178,7 @@ async def join_streams(local: trio.abc.HalfCloseableStream, remote: TunnelStream
             await carry(remote, local, 1)
     except BaseException as error:
         remote.abort()
-        found = error
-        while isinstance(found, BaseExceptionGroup):
-            found = found.exceptions[0]
+        found = _first(error)
         if isinstance(found, trio.BrokenResourceError | trio.ClosedResourceError):
             raise found from None
         raise

@@ -7,6 +7,8 @@ from other nodes and from datagrams, so each is judged before anything is sent t
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import Final, NamedTuple
 
+from tailnet.types import CODER_SERVICE_PREFIX, PREFIX_BYTES, TAILSCALE_SERVICE_PREFIX
+
 _ADDRESS_BYTES: Final = 16
 WIRE_BYTES: Final = _ADDRESS_BYTES + 2
 """An endpoint inside a message: 16 bytes, IPv4 as ::ffff:a.b.c.d, and the port, big endian."""
@@ -15,13 +17,17 @@ WIRE_BYTES: Final = _ADDRESS_BYTES + 2
 _RELAY: Final = "127.3.3.40"
 
 # Addresses inside tailnets: to send there would send packets of the tunnel through the tunnel.
-_TUNNELS: Final = (IPv6Network("fd7a:115c:a1e0::/48"), IPv6Network("fd60:627a:a42b::/48"))
+_TUNNELS: Final = tuple(
+    IPv6Network((prefix + bytes(_ADDRESS_BYTES - PREFIX_BYTES), 8 * PREFIX_BYTES))
+    for prefix in (TAILSCALE_SERVICE_PREFIX, CODER_SERVICE_PREFIX)
+)
 
 _PERCENT: Final = 100
 _LOOPBACK_POINTS: Final = 50
 _LINK_LOCAL_POINTS: Final = 30
 _PRIVATE_POINTS: Final = 20
 _IPV6_POINTS: Final = 10
+_PRIVATE: Final = IPv6Network("fc00::/7")
 
 
 class Endpoint(NamedTuple):
@@ -99,9 +105,6 @@ def _points(endpoint: Endpoint) -> int:
     if address.is_link_local:
         return points + _LINK_LOCAL_POINTS
     return points + (_PRIVATE_POINTS if is_private(address) else 0)
-
-
-_PRIVATE: Final = IPv6Network("fc00::/7")
 
 
 def is_private(address: IPv4Address | IPv6Address) -> bool:

@@ -290,10 +290,7 @@ class Device:
     def _handle_due(self, peer: Peer, due: Due, now: float, over: list[Event]) -> None:
         match due:
             case Due.RETRY if peer.timers.retries > MAX_RETRIES:
-                self._drop_initiation(peer)
-                self._drop(Drop.STAGED, len(peer.staged))
-                self._staged_bytes -= peer.staged_bytes
-                peer.take_staged()
+                self._abandon(peer)
                 peer.timers.gave_up(now)
                 over.append(GaveUp(peer))
             case Due.RETRY:
@@ -343,9 +340,12 @@ class Device:
             dropped += 1
         self._drop(Drop.STAGED, dropped)
 
-    def _send_staged(self, peer: Peer, now: float, *, or_keepalive: bool = False) -> None:
+    def _take_staged(self, peer: Peer) -> list[bytes]:
         self._staged_bytes -= peer.staged_bytes
-        packets = peer.take_staged()
+        return peer.take_staged()
+
+    def _send_staged(self, peer: Peer, now: float, *, or_keepalive: bool = False) -> None:
+        packets = self._take_staged(peer)
         if packets:
             self._outgoing += (Outgoing(peer, None, datagram) for datagram in self.seal(peer, packets, now))
         elif or_keepalive:
@@ -536,11 +536,13 @@ class Device:
     def _forget(self, peer: Peer) -> None:
         """Keys, the handshake and what waits for one."""
         self._end(peer.drop_pairs())
-        self._drop_initiation(peer)
-        self._drop(Drop.STAGED, len(peer.staged))
-        self._staged_bytes -= peer.staged_bytes
-        peer.take_staged()
+        self._abandon(peer)
         peer.timers.stop()
+
+    def _abandon(self, peer: Peer) -> None:
+        """The handshake that we began, and what waits for it."""
+        self._drop_initiation(peer)
+        self._drop(Drop.STAGED, len(self._take_staged(peer)))
 
     def _make_remote(self, public: bytes, preshared: bytes) -> Remote:
         if public == self.public:
