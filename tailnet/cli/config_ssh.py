@@ -3,19 +3,16 @@
 It owns the lines between its two marks in the user's ssh_config, and no other.  Next hop: ssh.py.
 """
 
-import os
-import shlex
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 import click
 
-from derp.cli_output import program
 from derp.cli_run import FILE
 from derp.text import error_text
+from tailnet.cli.login import replace_file
 from tailnet.cli.output import console
-from tailnet.cli.ssh import HOST_PREFIX
+from tailnet.cli.ssh import HOST_PREFIX, SETTINGS, proxy_command
 from tailnet.errors import ConfigError
 
 BEGIN: Final = "# >>> tailnet config-ssh: written by a program; change nothing up to the other mark"
@@ -44,7 +41,7 @@ def config_ssh(file: str | None, dry_run: bool, remove: bool) -> None:
             raise ConfigError(f"{path}: is longer than any ssh_config")
         after = replaced(before, [] if remove else section())
         if after != before:
-            _write(path, after)
+            replace_file(path, after, path.stat().st_mode & 0o777 if path.exists() else 0o600)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be changed: {error_text(error)}") from None
     except ValueError as error:
@@ -57,17 +54,8 @@ def config_ssh(file: str | None, dry_run: bool, remove: bool) -> None:
 
 def section() -> list[str]:
     """The lines for ssh_config."""
-    words = [*program("tailnet"), "ssh", "--stdio", "--host-prefix", HOST_PREFIX, "--"]
-    command = shlex.join(words).replace("%", "%%")  # to ssh a % is the beginning of a name of its own
-    return [
-        BEGIN,
-        f"Host {HOST_PREFIX}*",
-        f"    ProxyCommand {command} %n",
-        "    StrictHostKeyChecking no",
-        "    UserKnownHostsFile /dev/null",
-        "    LogLevel ERROR",
-        END,
-    ]
+    settings = {"ProxyCommand": f"{proxy_command('--host-prefix', HOST_PREFIX, '--')} %n", **SETTINGS}
+    return [BEGIN, f"Host {HOST_PREFIX}*", *(f"    {name} {value}" for name, value in settings.items()), END]
 
 
 def replaced(text: str, lines: list[str]) -> str:
@@ -84,18 +72,3 @@ def replaced(text: str, lines: list[str]) -> str:
     else:
         return text
     return "".join(f"{line}\n" for line in found)
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    mode = path.stat().st_mode & 0o777 if path.exists() else 0o600
-    new = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-        with open(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
-            file.write(text)
-        new.replace(path)
-    except OSError:
-        with suppress(OSError):
-            new.unlink()
-        raise

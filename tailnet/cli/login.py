@@ -11,7 +11,6 @@ import stat
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -19,6 +18,7 @@ from urllib.parse import urlsplit
 import click
 import trio
 
+from derp.config.load import is_local
 from derp.text import error_text, fit_to_show
 from tailnet.cli.output import console, say_json
 from tailnet.client.agents import Login
@@ -72,7 +72,7 @@ def checked_url(url: str, insecure_http: bool) -> str:
         raise ConfigError(f"{shown}: must look like https://tailnet.example.org") from None
     if not is_sound or parts.query or parts.fragment or parts.username is not None:
         raise ConfigError(f"{shown}: must look like https://tailnet.example.org")
-    if parts.scheme == "http" and not insecure_http and not _is_local(str(parts.hostname)):
+    if parts.scheme == "http" and not insecure_http and not is_local(str(parts.hostname)):
         raise ConfigError(f"{shown}: the token would travel in the clear: use https, or say --insecure-http")
     return url.rstrip("/")
 
@@ -83,15 +83,6 @@ def checked_token(token: str) -> str:
     if not token or len(token) > _MAX_TOKEN_CHARACTERS or not (token.isascii() and token.isprintable()):
         raise ConfigError("the token is empty, or is none: it is one line of letters and digits")
     return token
-
-
-def _is_local(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 # --- what is stored ---
@@ -125,17 +116,26 @@ def read_stored() -> Login | None:
 def store(login: Login) -> Path:
     """Keep a login for later commands.  Raises ConfigError."""
     path = stored_path()
+    try:
+        replace_file(path, json.dumps({"url": login.url, "token": login.token}), 0o600)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error_text(error)}") from None
+    return path
+
+
+def replace_file(path: Path, text: str, mode: int) -> None:
+    """Write a file of the user's whole or not at all; its folder is made if it is missing.  Raises OSError."""
     new = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-            json.dump({"url": login.url, "token": login.token}, file)
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with open(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(text)
         new.replace(path)
-    except OSError as error:
+    except OSError:
         with suppress(OSError):
             new.unlink()
-        raise ConfigError(f"{path}: cannot be written: {error_text(error)}") from None
-    return path
+        raise
 
 
 # --- the commands ---

@@ -1,7 +1,6 @@
 """How commands ask a running server as its operator (layer L4): over loopback, or with an administrator's token."""
 
 from collections.abc import Callable
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -9,6 +8,7 @@ from urllib.parse import urlsplit
 import click
 
 from derp.cli_run import FILE
+from derp.config.load import is_local
 from derp.text import error_text, fit_to_show
 from tailnet.config import CoordinatorConfig
 from tailnet.errors import ConfigError
@@ -52,11 +52,11 @@ def open_door(url: str, token: str) -> Asker:
         parts = urlsplit("")
     if parts.scheme not in ("http", "https") or not parts.hostname or not has_port or parts.query:
         raise ConfigError(f"{shown}: must look like http://127.0.0.1:3000")
-    is_local = _is_local(parts.hostname)
-    if token and parts.scheme == "http" and not is_local:
+    is_here = is_local(parts.hostname)
+    if token and parts.scheme == "http" and not is_here:
         raise ConfigError(f"{shown}: the token would travel in the clear: use https, or run this on that machine")
     # Our own machine answers by an address that is in no certificate, and needs no token.
-    verified = parts.scheme == "http" or not is_local or bool(token)
+    verified = parts.scheme == "http" or not is_here or bool(token)
     return Asker(url, token=token, verified=verified, timeout_seconds=ASK_SECONDS)
 
 
@@ -66,12 +66,3 @@ def own_url(config: CoordinatorConfig) -> str:
     host = _UNSPECIFIED.get(host, host)
     scheme = "http" if config.tls is None else "https"
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
-
-
-def _is_local(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False

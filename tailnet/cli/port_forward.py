@@ -20,7 +20,7 @@ from derp.log import set_up_logging
 from derp.text import error_text, fit_to_show
 from tailnet.cli.login import read_login
 from tailnet.cli.output import console, say_json
-from tailnet.cli.reach import came_in_time, reach_options, run_interruptible
+from tailnet.cli.reach import in_time, reach_options, run_interruptible
 from tailnet.client.agents import KnownAgent, Login, find_agent
 from tailnet.errors import ConfigError, DerpError, ListenError
 
@@ -102,18 +102,12 @@ async def serve_forwards(
     from tailnet.node.tunnel import open_tunnel
 
     gate = trio.CapacityLimiter(MAX_CONNECTIONS)
-    async with AsyncExitStack() as stack:
-        with came_in_time(agent, wait):
-            tunnel = await stack.enter_async_context(
-                open_tunnel(login.url, login.token, agent.id, is_direct=not relay_only, timeout_seconds=wait)
-            )
-        async with trio.open_nursery() as nursery:
-            for forward, listeners in listening:
-                nursery.start_soon(
-                    partial(trio.serve_listeners, partial(_forward, tunnel, forward, gate), list(listeners))
-                )
-                for listener in listeners:
-                    _say(listener.socket.getsockname(), forward, agent, as_json)
+    opening = open_tunnel(login.url, login.token, agent.id, is_direct=not relay_only, timeout_seconds=wait)
+    async with in_time(opening, agent, wait) as tunnel, trio.open_nursery() as nursery:
+        for forward, listeners in listening:
+            nursery.start_soon(partial(trio.serve_listeners, partial(_forward, tunnel, forward, gate), list(listeners)))
+            for listener in listeners:
+                _say(listener.socket.getsockname(), forward, agent, as_json)
 
 
 def _say(address: Sequence[Any], forward: Forward, agent: KnownAgent, as_json: bool) -> None:

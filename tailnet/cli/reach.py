@@ -3,19 +3,21 @@
 Next hop: login.py, agents.py, tailnet/node/membership.py.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import click
 import trio
 
+from derp.text import error_text
 from tailnet.cli.login import login_options
 from tailnet.client.agents import KnownAgent, Login
 from tailnet.errors import TransportError
 
 if TYPE_CHECKING:
     from tailnet.node.membership import Client
+    from tailnet.node.streams import TunnelStream
 
 T = TypeVar("T")
 
@@ -39,33 +41,44 @@ def reach_options(command: Callable[..., None]) -> Callable[..., None]:
     return login_options(command)
 
 
-@asynccontextmanager
-async def open_reached(
+def open_reached(
     login: Login, agent: KnownAgent, *, relay_only: bool, wait_seconds: float
-) -> AsyncIterator["Client"]:
+) -> AbstractAsyncContextManager["Client"]:
     """A node of ours that reaches the agent.  Raises TransportError when it does not come in time, and as `open_client`
     does."""
     # Imported here: the other commands need none of it.
     from tailnet.node.membership import open_client
 
+    client = open_client(login.url, login.token, agent.id, is_direct=not relay_only, timeout_seconds=wait_seconds)
+    return in_time(client, agent, wait_seconds)
+
+
+@asynccontextmanager
+async def in_time(opening: AbstractAsyncContextManager[T], agent: KnownAgent, wait_seconds: float) -> AsyncIterator[T]:
+    """Open what reaches the agent, and say that it did not come; what is late inside is the block's own matter."""
     async with AsyncExitStack() as stack:
-        with came_in_time(agent, wait_seconds):
-            client = await stack.enter_async_context(
-                open_client(login.url, login.token, agent.id, is_direct=not relay_only, timeout_seconds=wait_seconds)
-            )
-        yield client
+        try:
+            opened = await stack.enter_async_context(opening)
+        except trio.TooSlowError:
+            raise TransportError(
+                f"{agent.label} cannot be reached: nothing was heard of it in {wait_seconds:g} s, and the coordinator "
+                f"lists it as {agent.status or 'unknown'}"
+            ) from None
+        yield opened
 
 
-@contextmanager
-def came_in_time(agent: KnownAgent, wait_seconds: float) -> Iterator[None]:
-    """What to reach an agent in: says that it did not come."""
+async def dial_port(
+    client: "Client", agent: KnownAgent, port: int, wait_seconds: float, *, refusal: str = "serves nothing"
+) -> "TunnelStream":
+    """A connection to a port of the agent.  Raises TransportError: it refuses, does not answer or has gone."""
     try:
-        yield
+        return await client.dial(port, timeout_seconds=wait_seconds)
+    except ConnectionRefusedError:
+        raise TransportError(f"{agent.label} {refusal} on port {port}") from None
+    except OSError as error:
+        raise TransportError(f"{agent.label}, port {port}: {error_text(error)}") from None
     except trio.TooSlowError:
-        raise TransportError(
-            f"{agent.label} cannot be reached: nothing was heard of it in {wait_seconds:g} s, and the coordinator "
-            f"lists it as {agent.status or 'unknown'}"
-        ) from None
+        raise TransportError(f"{agent.label} does not answer on port {port} within {wait_seconds:g} s") from None
 
 
 def run_interruptible(work: Callable[[], Awaitable[T]]) -> T:

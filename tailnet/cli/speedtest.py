@@ -8,14 +8,11 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 import click
-import trio
 
-from derp.text import error_text
 from tailnet.cli.login import read_login
 from tailnet.cli.output import console, say_json
-from tailnet.cli.reach import open_reached, reach_options, run_interruptible
+from tailnet.cli.reach import dial_port, open_reached, reach_options, run_interruptible
 from tailnet.client.agents import KnownAgent, Login, find_agent
-from tailnet.errors import TransportError
 
 if TYPE_CHECKING:
     from tailnet.node.membership import Client
@@ -48,14 +45,7 @@ async def _measure(
     from tailnet.node.speedtest import SPEEDTEST_PORT, measure
 
     async with open_reached(login, agent, relay_only=relay_only, wait_seconds=wait) as client:
-        try:
-            stream = await client.dial(SPEEDTEST_PORT, timeout_seconds=wait)
-        except ConnectionRefusedError:
-            raise TransportError(f"{agent.label} serves no speed test on port {SPEEDTEST_PORT}") from None
-        except OSError as error:
-            raise TransportError(f"{agent.label}, port {SPEEDTEST_PORT}: {error_text(error)}") from None
-        except trio.TooSlowError:
-            raise TransportError(f"{agent.label} does not answer on port {SPEEDTEST_PORT} in {wait:g} s") from None
+        stream = await dial_port(client, agent, SPEEDTEST_PORT, wait, refusal="serves no speed test")
         last = None
         async with stream, aclosing(measure(stream, seconds, is_upload=reverse)) as measured:
             async for one in measured:

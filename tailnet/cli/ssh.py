@@ -18,7 +18,7 @@ import trio
 from derp.cli_output import program
 from derp.text import error_text
 from tailnet.cli.login import read_login
-from tailnet.cli.reach import open_reached, reach_options, run_interruptible
+from tailnet.cli.reach import dial_port, open_reached, reach_options, run_interruptible
 from tailnet.client.agents import KnownAgent, Login, find_agent
 from tailnet.errors import ConfigError, TransportError
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 SSH_PORT: Final = 1
 # How agents are called in an ssh_config, of which config_ssh.py writes its part.
 HOST_PREFIX: Final = "tailnet."
+SETTINGS: Final = {"StrictHostKeyChecking": "no", "UserKnownHostsFile": "/dev/null", "LogLevel": "ERROR"}
 _RECEIVE_BYTES: Final = 64 * 1024
 # What follows AGENT is the remote command's, also when it looks like an option.
 _CONTEXT: Final = {"ignore_unknown_options": True, "allow_interspersed_args": False}
@@ -78,18 +79,16 @@ def ssh(
 
 def ssh_words(agent: str, command: Sequence[str], options: Sequence[str]) -> list[str]:
     """The command line of ssh that comes to an agent through us."""
-    # ssh replaces %h and the like in it.
-    proxy = shlex.join([*program("tailnet"), "ssh", "--stdio", *options, "--", agent]).replace("%", "%%")
-    settings = {
-        "ProxyCommand": proxy,
-        "StrictHostKeyChecking": "no",
-        "UserKnownHostsFile": "/dev/null",
-        "LogLevel": "ERROR",
-    }
+    settings = {"ProxyCommand": proxy_command(*options, "--", agent), **SETTINGS}
     words = [each for name, value in settings.items() for each in ("-o", f"{name}={value}")]
     # The name is for the user's own ssh_config and for messages alone.
     host = "".join(letter if (letter.isalnum() and letter.isascii()) or letter in ".-" else "-" for letter in agent)
     return ["ssh", *words, "--", f"{HOST_PREFIX}{host}", *command]
+
+
+def proxy_command(*words: str) -> str:
+    """What ssh runs to come to an agent, for its settings: there a % is the beginning of a name."""
+    return shlex.join([*program("tailnet"), "ssh", "--stdio", *words]).replace("%", "%%")
 
 
 def ssh_environment(login: Login, environ: Mapping[str, str]) -> dict[str, str]:
@@ -107,17 +106,8 @@ def check_stdio() -> None:
 
 
 async def _carry(login: Login, agent: KnownAgent, port: int, relay_only: bool, wait: float) -> None:
-    try:
-        async with open_reached(login, agent, relay_only=relay_only, wait_seconds=wait) as client:
-            try:
-                remote = await client.dial(port, timeout_seconds=wait)
-            except ConnectionRefusedError:
-                raise TransportError(f"{agent.label} serves nothing on port {port}") from None
-            except trio.TooSlowError:
-                raise TransportError(f"{agent.label} does not answer on port {port} within {wait:g} s") from None
-            await carry_stdio(remote)
-    except OSError as error:
-        raise TransportError(f"{agent.label}, port {port}: {error_text(error)}") from None
+    async with open_reached(login, agent, relay_only=relay_only, wait_seconds=wait) as client:
+        await carry_stdio(await dial_port(client, agent, port, wait))
 
 
 async def carry_stdio(remote: "TunnelStream") -> None:
