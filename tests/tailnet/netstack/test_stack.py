@@ -97,6 +97,25 @@ def test_udp_to_nobody_is_unreachable() -> None:
     assert (parsed.kind, parsed.code, parsed.source_port, parsed.destination_port) == (1, 4, 1234, 53)
 
 
+@pytest.mark.parametrize(
+    ("packet", "answers"),
+    [
+        (udp.build(B, A, 1, 2, b""), [icmp.DESTINATION_UNREACHABLE]),
+        (icmp.build_echo(B, A, icmp.Echo(False, 1, 1, b"")), [icmp.ECHO_REPLY]),
+        (icmp.build_error(B, A, 1, 4, udp.build(A, B, 1, 2, b"")), []),
+        (icmp.build_error(B, A, 100, 0, udp.build(A, B, 1, 2, b"")), []),
+        (udp.build(B, b"\xff\x02" + bytes(14), 1, 2, b""), []),
+        (udp.build(b"\xff\x02" + bytes(14), A, 1, 2, b""), []),
+        (b"nonsense" * 8, []),
+    ],
+)
+def test_errors_are_never_answered_with_errors(packet: bytes, answers: list[int]) -> None:
+    """And nothing that has to do with multicast (RFC 4443 section 2.4 e)."""
+    stack = make()
+    stack.receive_packets([packet], NOW)
+    assert [answer[40] for answer in stack.packets_to_send(NOW)] == answers
+
+
 @pytest.mark.parametrize(("code", "end"), [(4, End.REFUSED), (0, End.UNREACHABLE)])
 def test_an_unreachable_ends_a_dial_and_nothing_else(code: int, end: End) -> None:
     stack = make()
