@@ -5,7 +5,6 @@ what the congestion windows allow in a second.  The queue is shared by all conne
 turns.  Dials are bounded for the same reason.  Called by stack.py.
 """
 
-from collections import deque
 from typing import Final
 
 from tailnet.netstack.connection import Connection
@@ -22,13 +21,13 @@ class Path:
 
     __slots__ = (
         "_at",
+        "_dialling",
+        "_dials",
         "_limits",
         "_tokens",
         "address",
         "burst_segments",
         "connections",
-        "dialling",
-        "dials",
         "half_open",
         "waiting",
     )
@@ -43,8 +42,9 @@ class Path:
         """Who has something to send, in the order of their turns."""
         self.connections = 0
         self.half_open = 0
-        self.dialling: set[Connection] = set()
-        self.dials: deque[Connection] = deque()
+        self._dialling: set[Connection] = set()
+        self._dials: dict[Connection, None] = {}
+        """Whose SYN waits for an answer to another's, the oldest first."""
 
     def _rate(self) -> float:
         """Segments a second that the connections which wait may send; infinite until a round trip is known."""
@@ -83,17 +83,19 @@ class Path:
 
     def begin_dial(self, connection: Connection) -> None:
         """Send its SYN now, or when one of those that are under way has been answered."""
-        if len(self.dialling) < self._limits.dials_in_flight:
-            self.dialling.add(connection)
+        if len(self._dialling) < self._limits.dials_in_flight:
+            self._dialling.add(connection)
             connection.start()
         else:
-            self.dials.append(connection)
+            self._dials[connection] = None
 
     def end_dial(self, connection: Connection) -> None:
         """It was answered, or given up."""
-        if connection in self.dialling:
-            self.dialling.discard(connection)
-            if self.dials:
-                self.begin_dial(self.dials.popleft())
-        elif connection in self.dials:
-            self.dials.remove(connection)
+        if connection in self._dialling:
+            self._dialling.remove(connection)
+            if self._dials:
+                following = next(iter(self._dials))
+                del self._dials[following]
+                self.begin_dial(following)
+        else:
+            self._dials.pop(connection, None)
