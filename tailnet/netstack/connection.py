@@ -18,10 +18,10 @@ from tailnet.netstack.segment import (
     ACK,
     FIN,
     MAX_SACK_BLOCKS,
+    PAYLOAD_AT,
     PSH,
     RST,
     SYN,
-    TCP_HEADER_BYTES,
     SegmentWriter,
     SynOptions,
     encode_sack,
@@ -32,7 +32,6 @@ from tailnet.netstack.segment import (
 from tailnet.netstack.sending import Sender
 from tailnet.netstack.states import MAY_RECEIVE, MAY_SEND, SYNCHRONIZED, TABLE, Fault, Input, State
 
-_DATA_AT: Final = HEADER_BYTES + TCP_HEADER_BYTES
 _MIN_MTU: Final = 1280
 _MASK: Final = 0xFFFFFFFF
 # A header of five words and an ACK, whatever PSH says: the segments of a stream that runs.
@@ -98,7 +97,7 @@ class Connection:
         limits = owner.limits
         self._handshake = Handshake(iss, limits)
         self._out_scale = 0
-        self.sender = Sender(iss, limits.mtu - _DATA_AT, limits, owner.counters)
+        self.sender = Sender(iss, self._handshake.mss, limits, owner.counters)
         self.receiver: Receiver | None = None
         self.heard_at = owner.now
         self._reset_seq: tuple[int, int, int] | None = None
@@ -292,7 +291,7 @@ class Connection:
         if peer.window_scale is not None:
             receiver.scale = WINDOW_SCALE
         mss = min(peer.mss, handshake.mss)
-        sender.begin(handshake.iss, mss, sack=peer.sack_permitted, window=window, seq=seq, now=owner.now)
+        sender.begin(mss, sack=peer.sack_permitted, window=window, seq=seq, now=owner.now)
         rtt = handshake.end(owner.now)
         if rtt is not None:
             sender.rtt.add(rtt)
@@ -348,7 +347,7 @@ class Connection:
             assert receiver is not None
             reassembly, sender = receiver.reassembly, self.sender
             nxt = reassembly.nxt
-            size = end - _DATA_AT
+            size = end - PAYLOAD_AT
             if not (seq - nxt) & _MASK and nxt + size <= receiver.edge:
                 # The segment that was expected.
                 self.heard_at = now
@@ -364,7 +363,7 @@ class Connection:
                         return
                 if size:
                     # In order, so it is never one piece too many.
-                    receiver.receive(nxt, packet[_DATA_AT:end], now, push=bool(flags & PSH))
+                    receiver.receive(nxt, packet[PAYLOAD_AT:end], now, push=bool(flags & PSH))
                     self._received(now)
                 self._owner.ready[self] = None
                 return
@@ -376,7 +375,7 @@ class Connection:
         """RFC 9293 section 3.10.7.4 in its order."""
         owner, receiver = self._owner, self.receiver
         data_at = HEADER_BYTES + (flags >> 12) * 4
-        options = packet[_DATA_AT:data_at]
+        options = packet[PAYLOAD_AT:data_at]
         if self.state is State.SYN_SENT:
             self._receive_in_syn_sent(seq, ack, flags, window, options)
             return
@@ -544,7 +543,7 @@ class Connection:
     def receive_too_big(self, sequence: int, mtu: int) -> None:
         """The stack's: a packet was longer than some link takes (RFC 8201); below 1,280 it is not believed."""
         board = self.sender.board
-        mss = max(mtu, _MIN_MTU) - _DATA_AT
+        mss = max(mtu, _MIN_MTU) - PAYLOAD_AT
         if self.state in SYNCHRONIZED and board.una <= unwrap(sequence, board.una) <= board.nxt:
             if mss < self.sender.mss:
                 self.sender.recut(mss)

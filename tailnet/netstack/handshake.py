@@ -1,10 +1,9 @@
 """The SYN of a connection: its numbers, its options, and when it is sent again (RFC 9293 section 3.10, RFC 6298).
 Layer L1.  Called by connection.py."""
 
-from tailnet.netstack.ip import HEADER_BYTES
 from tailnet.netstack.limits import Limits
 from tailnet.netstack.receiving import WINDOW_SCALE
-from tailnet.netstack.segment import ACK, SYN, TCP_HEADER_BYTES, SynOptions, encode_syn_options
+from tailnet.netstack.segment import ACK, PAYLOAD_AT, SYN, SynOptions, encode_syn_options
 
 
 class Handshake:
@@ -27,7 +26,7 @@ class Handshake:
     @property
     def mss(self) -> int:
         """The longest payload of a segment without options that our packets have room for."""
-        return self._limits.mtu - HEADER_BYTES - TCP_HEADER_BYTES
+        return self._limits.mtu - PAYLOAD_AT
 
     def begin(self) -> None:
         self.due = True

@@ -19,6 +19,8 @@ PSH: Final = 0x08
 ACK: Final = 0x10
 
 TCP_HEADER_BYTES: Final = 20
+PAYLOAD_AT: Final = HEADER_BYTES + TCP_HEADER_BYTES
+"""Of a segment without options: the bytes of both headers."""
 DEFAULT_MSS: Final = 1220
 """RFC 9293 section 3.7.1, of a SYN without the option over IPv6."""
 MIN_MSS: Final = 216

@@ -75,7 +75,7 @@ class Sender:
         self._limits = limits
         self._counters = counters
         self.mss = mss
-        self.board = Scoreboard(iss)
+        self.board = Scoreboard(iss + 1)
         self.cubic = Cubic(mss)
         self.rtt = RttEstimator(limits.first_rto, limits.min_rto, limits.max_rto)
         self.sack = False
@@ -86,7 +86,7 @@ class Sender:
         self.unsent_bytes = 0
         self.fin_queued = self.fin_sent = False
         self.mode = Mode.OPEN
-        self._recovery_point = iss
+        self._recovery_point = iss + 1
         self._duplicates = 0
         self._dsacks = 0
         self._undo_left = 0
@@ -106,15 +106,13 @@ class Sender:
         """The window is smaller than a segment, and has been for a while: fill it."""
         self._blocked = False
 
-    def begin(self, iss: int, mss: int, *, sack: bool, window: int, seq: int, now: float) -> None:
+    def begin(self, mss: int, *, sack: bool, window: int, seq: int, now: float) -> None:
         """The handshake is over: our SYN was acknowledged, and the peer's said what it can take."""
         self.mss = mss
         self.cubic = Cubic(mss)
         self.sack = sack
-        self.board = Scoreboard(iss + 1)
-        self._recovery_point = iss + 1
         self.window = self.max_window = window
-        self._wl1, self._wl2 = seq, iss + 1
+        self._wl1, self._wl2 = seq, self.board.una
         self.progress_at = self.heard_at = self.last_sent_at = now
 
     # --- the user ---

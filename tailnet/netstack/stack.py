@@ -35,6 +35,7 @@ from tailnet.netstack.replies import Replies
 from tailnet.netstack.segment import (
     ACK,
     FLOW,
+    PAYLOAD_AT,
     RECEIVED,
     RST,
     SYN,
@@ -47,7 +48,6 @@ from tailnet.netstack.states import State
 FIRST_EPHEMERAL: Final = 49152
 _EPHEMERAL_COUNT: Final = 65536 - FIRST_EPHEMERAL
 _ISN_TICK_SECONDS: Final = 4e-6
-_HEAD_BYTES: Final = HEADER_BYTES + TCP_HEADER_BYTES
 _SYN_MASK: Final = SYN | ACK | RST
 _KEY_BYTES: Final = 16
 
@@ -321,7 +321,7 @@ class Stack:
         count = segments = 0
         for packet in packets:
             count += 1
-            if len(packet) >= _HEAD_BYTES:
+            if len(packet) >= PAYLOAD_AT:
                 version, length, protocol, seq, ack, flags, window = unpack(packet)
                 end = HEADER_BYTES + length
                 if protocol == TCP and (connection := connections.get(bytes(packet[FLOW]))) is not None:

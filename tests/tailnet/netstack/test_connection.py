@@ -314,6 +314,16 @@ def test_a_reset_needs_the_exact_number(at: int, dies: bool) -> None:
         assert peer.stack.counters.drops[Drop.CHALLENGED_RST] == 1
 
 
+def test_a_challenge_before_the_handshake_ends_has_the_number_behind_our_syn() -> None:
+    peer = Peer()
+    peer.stack.listen(22)
+    peer.ports = (5000, 22)
+    peer.send(0, None, SYN, options=OPTIONS)
+    peer.sent()
+    peer.send(5, None, RST)
+    assert peer.sent() == [(1, 1, ACK, b"")]
+
+
 def test_a_syn_in_a_connection_is_challenged() -> None:
     peer, connection = dialled()
     peer.send(5, None, SYN, options=OPTIONS)

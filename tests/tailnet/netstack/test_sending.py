@@ -11,7 +11,7 @@ ISS = 500
 
 def sender(window: int = 100_000, *, sack: bool = True, rtt: float = 0.1) -> Sender:
     made = Sender(ISS, MSS, Limits(min_send_bytes=50_000, max_send_bytes=200_000), Counters())
-    made.begin(ISS, MSS, sack=sack, window=window, seq=0, now=0.0)
+    made.begin(MSS, sack=sack, window=window, seq=0, now=0.0)
     if rtt:
         made.rtt.add(rtt)
         made.board.min_rtt = rtt
