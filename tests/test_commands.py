@@ -31,6 +31,7 @@ from tailnet.node.speedtest import SPEEDTEST_PORT
 from tailnet.server.server import CoordinatorServer, serve_coordinator
 from tailnet.store.rows import Right
 from tailnet.store.store import Store
+from tests.support.administration import grant
 from tests.support.command import ENVIRONMENT
 from tests.support.inprocess import HOST, map_of, node_of, open_relay_here, port_of
 from tests.support.seeds import NOW, agent_token, defined_document, fill, make_id, peer_id, seed_document, user_token
@@ -163,7 +164,7 @@ CASES: dict[str, Case] = {
 def fill_for_commands(store: Store) -> str:
     """A small world with something to show and to delete of each kind; the id of a key that only verifies."""
     fill(store, defined_document())
-    store.grants.put(make_id("shop"), make_id("alice"), frozenset({Right.SSH}), NOW)
+    grant(store, "shop", "alice", Right.SSH)
     key = store.keys.signing_keys("resume token", NOW, os.urandom)[0]
     store.keys.signing_keys("resume token", NOW + timedelta(days=31), os.urandom)
     return key.id

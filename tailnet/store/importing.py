@@ -17,11 +17,10 @@ from tailnet.errors import SeedError
 from tailnet.store.administration.audit import Account
 from tailnet.store.administration.values import Actor
 from tailnet.store.callers import pieces, raise_generation
-from tailnet.store.grants import MAX_GRANTS_PER_USER
 from tailnet.store.importing_definitions import put_definitions
 from tailnet.store.issued import revoke_issued
 from tailnet.store.problems import Problems
-from tailnet.store.rows import Right, Role, WorkspaceStatus
+from tailnet.store.rows import MAX_GRANTS_PER_USER, Right, Role, WorkspaceStatus
 from tailnet.store.schema import (
     agent_apps,
     agent_scripts,

@@ -37,6 +37,8 @@ class Right(Enum):
 
 Grants = Mapping[UUID, frozenset[Right]]  # by workspace
 NO_GRANTS: Final[Grants] = MappingProxyType({})
+# All of a user's come into memory with him, 100 bytes each.  Who needs more has a role.
+MAX_GRANTS_PER_USER: Final = 4_096
 
 
 def as_granted(rights: Iterable[Right]) -> frozenset[Right]:
@@ -119,19 +121,6 @@ class UserIdentity:
     @property
     def admin(self) -> bool:
         return self.role is Role.ADMIN
-
-
-@dataclass(frozen=True, slots=True)
-class Grant:
-    """Rights on one workspace for a user who does not own it."""
-
-    workspace_id: UUID
-    workspace_name: str
-    user_id: UUID
-    username: str
-    rights: frozenset[Right]
-    created_at: datetime
-    updated_at: datetime
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """The store: all durable state, its parts behind one object (layer L2).
 
 `Store.open(url)`, then `await store.run(store.callers.get_agent, ...)` from trio, and `close()` when no thread uses it
-any more.  What each part does is in its own file: callers.py, issued.py, grants.py, outside.py, credentials.py,
+any more.  What each part does is in its own file: callers.py, issued.py, outside.py, credentials.py,
 apps.py, reports.py, presence.py, events.py, retention.py, keys.py, and for administrators in administration/; seed.py
 reads files that importing.py writes.
 """
@@ -20,7 +20,6 @@ from tailnet.store.callers import CallerTables
 from tailnet.store.credentials import CredentialTables
 from tailnet.store.database import Database
 from tailnet.store.events import EventTables
-from tailnet.store.grants import GrantTables
 from tailnet.store.issued import IssuedTokenTables
 from tailnet.store.keys import KeyTables
 from tailnet.store.outside import OutsideTables
@@ -42,7 +41,6 @@ class Store:
         self.database = database
         self.callers = CallerTables(database)
         self.issued = IssuedTokenTables(database)
-        self.grants = GrantTables(database)
         self.credentials = CredentialTables(database)
         self.outside = OutsideTables(database)
         self.apps = AppTables(database)

@@ -16,6 +16,7 @@ from tailnet.services.administration import operations
 from tailnet.services.administration.idempotency import Answer
 from tailnet.services.administration.resources import RESOURCES
 from tailnet.services.administration.service import Actor, Administration
+from tailnet.store.rows import Right
 from tailnet.store.store import Store
 from tests.support.seeds import make_id
 
@@ -40,6 +41,16 @@ def patch(work: Administration, kind: str, ident: object, **fields: Any) -> Answ
     resource = RESOURCES[kind]
     body = resource.read(json.dumps(fields), partial=True)
     return work.do(ACTOR, operations.patch(resource, resource.parse_id(str(ident)), body))
+
+
+def grant(store: Store, workspace: str, user: str, *rights: Right) -> None:
+    """An administrator gives somebody exactly these rights on a workspace of seeds.py; without any he takes all."""
+    work, ids = Administration(store), (make_id(workspace), make_id(user))
+    if rights:
+        fields = {"workspace_id": str(ids[0]), "user_id": str(ids[1]), "rights": [each.value for each in rights]}
+        put(work, "grant", f"{ids[0]}:{ids[1]}", **fields)
+    else:
+        work.do(ACTOR, operations.delete(RESOURCES["grant"], ids))
 
 
 def agent_line(name: str, /, **fields: Any) -> bytes:

@@ -19,10 +19,9 @@ from tailnet.store.administration.values import ANY, Actor, Match, Outcome, Resu
 from tailnet.store.callers import pieces, raise_generation
 from tailnet.store.database import Database
 from tailnet.store.definitions import MAX_DEFINITION_BYTES, MAX_ITEMS, definition_bytes, read_one
-from tailnet.store.grants import MAX_GRANTS_PER_USER
 from tailnet.store.importing_definitions import put_definitions
 from tailnet.store.issued import revoke_issued
-from tailnet.store.rows import first_health
+from tailnet.store.rows import MAX_GRANTS_PER_USER, first_health
 from tailnet.store.schema import (
     agent_apps,
     agent_scripts,

@@ -12,6 +12,7 @@ from tailnet.api.authorise import authorise_agent, check_operator, check_origin
 from tailnet.auth.callers import CHECK_SECONDS
 from tailnet.refusals import Refused
 from tailnet.store.rows import Right, Role
+from tests.support.administration import grant
 from tests.support.api_world import World
 from tests.support.seeds import NOW, make_id, peer_id, user_token
 
@@ -55,7 +56,7 @@ async def test_what_others_were_granted(world: World, autojump_clock: MockClock)
         return 200
 
     assert [await may(right) for right in Right] == [-404] * 4  # as if there were no such agent
-    world.store.grants.put(make_id("dev"), make_id("bob"), [Right.UPDATE], NOW)
+    grant(world.store, "dev", "bob", Right.UPDATE)
     await trio.sleep(CHECK_SECONDS)
     assert [await may(right) for right in Right] == [200, 404, 404, 200]
 

@@ -8,6 +8,7 @@ import pytest
 from tailnet.api import workspaces as module
 from tailnet.refusals import NO_SUCH_RESOURCE
 from tailnet.store.rows import Right, WorkspaceStatus
+from tests.support.administration import grant
 from tests.support.api_world import World
 from tests.support.seeds import NOW, AgentSpec, came, fill, make_id, peer_id, seed_document, user_token
 
@@ -70,7 +71,7 @@ async def test_what_is_found(filled: World) -> None:
 
 async def test_what_is_shared_is_seen_as_its_owners(filled: World) -> None:
     whole = (await get(filled, "users/me/workspace/shop", "bob")).json()
-    filled.store.grants.put(make_id("shop"), make_id("alice"), [Right.READ], NOW)
+    grant(filled.store, "shop", "alice", Right.READ)
     assert await found(filled, "") == ([*NAMES, "shop"], 4)
     assert await found(filled, "q=owner:me") == (list(NAMES), 3)
     assert await found(filled, "q=owner:bob") == (["shop"], 1)
@@ -79,7 +80,7 @@ async def test_what_is_shared_is_seen_as_its_owners(filled: World) -> None:
         assert (await get(filled, named)).json() == whole
     assert whole["owner_name"] == whole["latest_build"]["workspace_owner_name"] == "bob"
     assert (await get(filled, "users/me/workspace/shop")).status_code == 404
-    filled.store.grants.revoke(make_id("shop"), make_id("alice"))
+    grant(filled.store, "shop", "alice")
     filled.services.callers._checked_at = -1e9  # type: ignore[attr-defined]  # as after half a second
     assert await found(filled, "q=owner:bob") == ([], 0)
     assert (await get(filled, "users/bob/workspace/shop")).status_code == 404

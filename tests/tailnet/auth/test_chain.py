@@ -14,8 +14,9 @@ from tailnet.auth.signed import SignedTokens, TokenRules
 from tailnet.refusals import Refused
 from tailnet.store.rows import Right, Role
 from tailnet.store.store import Store
+from tests.support.administration import grant
 from tests.support.control_plane import SECRET, ControlPlane, agent, http, user
-from tests.support.seeds import NOW, agent_token, fill, make_id, peer_id, user_token
+from tests.support.seeds import agent_token, fill, make_id, peer_id, user_token
 from tests.support.signed_tokens import AUDIENCE, ISSUER, key_set, sign, standard, unsigned
 
 MAIN, NEW = peer_id("main"), peer_id("new")
@@ -124,7 +125,7 @@ async def test_rights_across(chain: CallerChain, plane: ControlPlane, store: Sto
     plane.users["dora's"], plane.rights["dora", "new"] = user("dora"), ["update"]
     assert await rights(await chain.user("dora's"), NEW) == {Right.READ, Right.UPDATE}
     # What the store says of an agent of others, for users of its own and for signed ones.
-    store.grants.put(make_id("lab"), make_id("alice"), [Right.SSH], NOW)
+    grant(store, "lab", "alice", Right.SSH)
     signed = await chain.user(bobs(rights={str(make_id("lab")): ["read"]}))
     assert await rights(signed, NEW) == {Right.READ}
     assert await rights(await chain.user(bobs(role=Role.ADMIN.value)), NEW) == set(Right)

@@ -21,6 +21,7 @@ from tailnet.refusals import Refused
 from tailnet.store.rows import Right, Role
 from tailnet.store.store import Store
 from tailnet.tokens import parse_user_token
+from tests.support.administration import grant
 from tests.support.control_plane import SECRET, ControlPlane, agent, user
 from tests.support.seeds import NOW, agent_token, fill, make_id, peer_id, user_token
 from tests.support.signed_tokens import AUDIENCE, ISSUER, key_set, public, sign, standard
@@ -54,7 +55,7 @@ class StoreSide:
         return user_token(name) if name in ("alice", "bob", "root") else agent_token(name)
 
     async def grant(self, name: str, *rights: Right) -> None:
-        await self.store.run(self.store.grants.put, make_id("dev"), make_id(name), rights, NOW)
+        await trio.to_thread.run_sync(grant, self.store, "dev", name, *rights)
 
     async def withdraw(self, name: str) -> None:
         if name in ("alice", "bob", "root"):

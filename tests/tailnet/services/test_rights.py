@@ -15,6 +15,7 @@ from tailnet.services import rights
 from tailnet.store.rows import Right, Role
 from tailnet.store.store import Store
 from tailnet.tokens import parse_user_token
+from tests.support.administration import grant
 from tests.support.seeds import NOW, agent_token, fill, make_id, peer_id, seed_document, user_token
 from tests.support.tailnet_driver import (
     AGENT,
@@ -200,10 +201,10 @@ async def test_an_agent_that_is_somebody_elses_now(server: CoordinatorServer) ->
 
 @pytest.mark.parametrize("door", [client_door(MAIN), MANY_DOOR], ids=["of one", "of many"])
 async def test_a_grant_that_is_taken_away(server: CoordinatorServer, door: str) -> None:
-    def grant(*rights: Right) -> Changed:
-        return lambda store: store.grants.put(make_id("dev"), make_id("bob"), rights, NOW)
+    def to_bob(*rights: Right) -> Changed:
+        return lambda store: grant(store, "dev", "bob", *rights)
 
-    await change_and_see(server, grant(Right.SSH, Right.UPDATE))
+    await change_and_see(server, to_bob(Right.SSH, Right.UPDATE))
     async with (
         open_peer(server, AGENT_DOOR, agent_token("main")) as agent_peer,
         open_peer(server, door, user_token("bob")) as client,
@@ -211,7 +212,7 @@ async def test_a_grant_that_is_taken_away(server: CoordinatorServer, door: str) 
     ):
         mine, theirs = await agent_peer.coordinate(), await client.coordinate()
         ident = await meet(mine, agent_peer, theirs, client)
-        await change(server, grant(Right.UPDATE))
+        await change(server, to_bob(Right.UPDATE))
         update = await mine.next()
         assert (update.id, update.kind, update.reason) == (ident, DISCONNECTED, REVOKED)
         if door == MANY_DOOR:  # its other tunnels would stay
@@ -220,7 +221,7 @@ async def test_a_grant_that_is_taken_away(server: CoordinatorServer, door: str) 
         else:
             assert await client.wait_closed() == CloseCode.POLICY_VIOLATION
         assert await logs.read() == []
-        await change(server, grant())  # he could still look
+        await change(server, to_bob())  # he could still look
         assert await logs.end() == (CloseCode.POLICY_VIOLATION, REVOKED)
 
 

@@ -40,6 +40,7 @@ from tailnet.store.rows import (
 )
 from tailnet.store.schema import HEAD_REVISION, counters, external_auth_links, git_keys, metadata, servers
 from tailnet.store.store import Store
+from tests.support.administration import grant
 from tests.support.disks import full_disk
 from tests.support.postgresql import Cluster
 from tests.support.seeds import NOW, came, defined_document, fill, make_id, peer_id
@@ -55,7 +56,7 @@ def fill_every_table(store: Store) -> None:
     store.callers.add_sub_agent(peer_id("a child"), peer_id("grandchild"), make_id("g").bytes * 2, "grandchild", NOW)
     store.callers.add_user_token(make_id("alice"), "abcdefghij", bytes(range(32)), NOW, NOW + timedelta(days=1))
     store.issued.issue_agent_token(MAIN, make_id("issued").bytes * 2, NOW)
-    store.grants.put(make_id("dev"), make_id("bob"), [Right.SSH], NOW)
+    grant(store, "dev", "bob", Right.SSH)
     came(store, MAIN, NOW, "one")
     store.reports.insert_stats([StatsReport(MAIN, 1, 2, 1 << 40, {"a": [1.5, None, "ü"]}, NOW)])
     store.reports.put_metadata([MetadataValue(MAIN, "cpu", "3 %", "", NOW)])

@@ -9,10 +9,11 @@ import pytest
 from tailnet.errors import StoreError, StoreTrouble
 from tailnet.store.callers import pieces
 from tailnet.store.database import IDS_PER_STATEMENT
-from tailnet.store.rows import AgentIdentity, Role, WorkspaceStatus
+from tailnet.store.rows import NO_GRANTS, AgentIdentity, Grants, Right, Role, WorkspaceStatus
 from tailnet.store.store import Store
 from tailnet.tokens import agent_token_digest, parse_user_token
 from tailnet.types import PeerID
+from tests.support.administration import grant
 from tests.support.seeds import NOW, agent_token, came, fill, make_id, peer_id, user_token
 
 
@@ -171,6 +172,35 @@ def test_update_user_changes_only_what_is_given(filled: Store) -> None:
     user = filled.callers.get_user(make_id("alice"))
     assert user is not None
     assert (user.active, user.admin) == (False, True)
+
+
+def grants_of_bob(store: Store) -> Grants:
+    """The same by each way there is to read a user."""
+    ident = parse_user_token(user_token("bob")).id
+    found = [
+        store.callers.user_tokens([ident])[ident].user.grants,
+        store.callers.read_all_callers(100)[1][ident].user.grants,  # type: ignore[union-attr]  # a token's
+        store.callers.get_user(make_id("bob")).grants,  # type: ignore[union-attr]  # it is there
+    ]
+    assert found[0] == found[1] == found[2]
+    return found[0]
+
+
+def test_a_grant_is_a_part_of_who_a_user_is(filled: Store) -> None:
+    dev = make_id("dev")
+    assert grants_of_bob(filled) == NO_GRANTS
+    seen = [filled.callers.callers_generation()]
+    for rights in ([Right.SSH], [Right.UPDATE], []):
+        grant(filled, "dev", "bob", *rights)
+        seen.append(filled.callers.callers_generation())
+        assert grants_of_bob(filled) == ({dev: {Right.READ, *rights}} if rights else NO_GRANTS)
+    assert seen == sorted(set(seen))
+
+
+def test_grants_go_with_the_workspace(filled: Store) -> None:
+    grant(filled, "dev", "bob", Right.READ)
+    filled.callers.delete_workspace(make_id("dev"))
+    assert grants_of_bob(filled) == NO_GRANTS
 
 
 def test_whether_there_is_anybody(store: Store) -> None:
