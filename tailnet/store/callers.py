@@ -323,7 +323,12 @@ def _workspaces_where(connection: sa.Connection, condition: sa.ColumnElement[boo
 
 
 def _change(connection: sa.Connection, statement: sa.Update | sa.Delete) -> bool:
-    changed = connection.execute(statement).rowcount > 0
+    return change_callers(connection, statement) > 0
+
+
+def change_callers(connection: sa.Connection, *statements: sa.Update | sa.Delete) -> int:
+    """How many rows these change, inside a write transaction; every cache hears of it if there are any."""
+    changed = sum(connection.execute(each).rowcount for each in statements)
     if changed:
         raise_generation(connection)
     return changed

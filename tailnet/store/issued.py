@@ -11,7 +11,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from tailnet.store.callers import pieces, raise_generation
+from tailnet.store.callers import change_callers, pieces
 from tailnet.store.part import Part, reads, writes
 from tailnet.store.rows import InstanceAgent
 from tailnet.store.schema import agent_tokens, agents
@@ -41,21 +41,6 @@ class IssuedTokenTables(Part):
         return [InstanceAgent(*row) for row in connection.execute(query)]
 
     @writes
-    def set_instance(self, connection: sa.Connection, agent_id: PeerID, instance_id: str, now: datetime) -> bool:
-        """Say on which instance an agent runs, "" for none.  What was issued for another one is revoked.
-
-        Returns whether there is such an agent.
-        """
-        row = connection.execute(sa.select(agents.c.instance_id).where(agents.c.id == agent_id)).first()
-        if row is None:
-            return False
-        if row[0] != instance_id:
-            change = agents.update().where(agents.c.id == agent_id)
-            connection.execute(change.values(instance_id=instance_id, updated_at=now))
-            revoke_issued(connection, [agent_id])
-        return True
-
-    @writes
     def issue_agent_token(self, connection: sa.Connection, agent_id: PeerID, digest: bytes, now: datetime) -> bool:
         """Keep the digest of a further token of an agent, and as many before it as MAX_ISSUED_TOKENS allows.
 
@@ -71,8 +56,7 @@ class IssuedTokenTables(Part):
         kept = connection.execute(newest).scalars().all()
         pushed_out = kept[MAX_ISSUED_TOKENS - 1 :]
         if pushed_out:
-            connection.execute(agent_tokens.delete().where(table.digest.in_(pushed_out)))
-            raise_generation(connection)
+            change_callers(connection, agent_tokens.delete().where(table.digest.in_(pushed_out)))
         # No cache knows this digest: nobody had it until now.  So none need forget.
         connection.execute(agent_tokens.insert().values(digest=digest, agent_id=agent_id, created_at=now))
         return True
@@ -80,10 +64,7 @@ class IssuedTokenTables(Part):
     @writes
     def remove_expired(self, connection: sa.Connection, now: datetime) -> int:
         """End the tokens whose time of grace is over.  Returns how many there were."""
-        removed = connection.execute(agent_tokens.delete().where(agent_tokens.c.expires_at <= now)).rowcount
-        if removed:
-            raise_generation(connection)
-        return removed
+        return change_callers(connection, agent_tokens.delete().where(agent_tokens.c.expires_at <= now))
 
     @reads
     def find_expired(self, connection: sa.Connection, now: datetime) -> bool:
@@ -97,11 +78,6 @@ class IssuedTokenTables(Part):
         count = sa.select(sa.func.count()).select_from(agent_tokens).where(agent_tokens.c.agent_id == agent_id)
         return int(connection.execute(count).scalar_one())
 
-    @writes
-    def revoke_agent_tokens(self, connection: sa.Connection, agent_id: PeerID) -> int:
-        """End all issued tokens of an agent; its own stays.  Returns how many there were."""
-        return revoke_issued(connection, [agent_id])
-
 
 def keep_for_grace(
     connection: sa.Connection, agent_id: PeerID, digest: bytes, now: datetime, expires_at: datetime
@@ -114,9 +90,5 @@ def keep_for_grace(
 
 def revoke_issued(connection: sa.Connection, agent_ids: Iterable[PeerID]) -> int:
     """End all issued tokens of these agents, inside a write transaction.  Returns how many there were."""
-    revoked = 0
-    for piece in pieces(agent_ids):
-        revoked += connection.execute(agent_tokens.delete().where(agent_tokens.c.agent_id.in_(piece))).rowcount
-    if revoked:
-        raise_generation(connection)
-    return revoked
+    ended = [agent_tokens.delete().where(agent_tokens.c.agent_id.in_(piece)) for piece in pieces(agent_ids)]
+    return change_callers(connection, *ended)

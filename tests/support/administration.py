@@ -18,7 +18,7 @@ from tailnet.services.administration.resources import RESOURCES
 from tailnet.services.administration.service import Actor, Administration
 from tailnet.store.rows import Right
 from tailnet.store.store import Store
-from tests.support.seeds import make_id
+from tests.support.seeds import make_id, peer_id
 
 TOKEN = "control-plane-token-of-forty-characters-"
 OTHER_TOKEN = "another-token-of-more-than-thirty-two-chars"
@@ -51,6 +51,18 @@ def grant(store: Store, workspace: str, user: str, *rights: Right) -> None:
         put(work, "grant", f"{ids[0]}:{ids[1]}", **fields)
     else:
         work.do(ACTOR, operations.delete(RESOURCES["grant"], ids))
+
+
+def set_instance(store: Store, agent: str, instance_id: str) -> None:
+    """An administrator says on which cloud instance an agent runs, "" for none."""
+    patch(Administration(store), "agent", make_id(agent), instance_id=instance_id)
+
+
+def revoke_issued(store: Store, agent: str) -> int:
+    """An administrator ends an agent's issued tokens.  Returns how many there were."""
+    body = Administration(store).do(ACTOR, operations.revoke_issued_tokens(peer_id(agent))).body
+    assert isinstance(body, dict)
+    return int(body["revoked"])
 
 
 def agent_line(name: str, /, **fields: Any) -> bytes:

@@ -15,6 +15,7 @@ from tailnet.api.instance_identity import MAX_BODY_BYTES
 from tailnet.api.limits import StrangerLimits
 from tailnet.store.issued import MAX_ISSUED_TOKENS
 from tailnet.store.store import Store
+from tests.support.administration import revoke_issued, set_instance
 from tests.support.api_world import LOCAL, STRANGER, World
 from tests.support.cloud_world import INSTANCES, make_cloud_world
 from tests.support.clouds import NOW, Aws, Azure, Google, certify, write_anchors
@@ -76,7 +77,7 @@ async def test_a_proof_opens_a_session(world: World, clouds: Clouds, cloud: str,
     assert answer.content == (VECTORS / "session_token.json").read_bytes().replace(b"TOKEN", token.encode())
     async with world.client(token=token) as client:
         assert (await client.get(f"{PREFIX}me/manifest")).json()["agent_id"] == str(make_id(name))
-    world.store.issued.revoke_agent_tokens(peer_id(name))
+    revoke_issued(world.store, name)
     world.services = replace(world.services, callers=type(world.services.callers)(world.store))
     async with world.client(token=token) as client:
         assert (await client.get(f"{PREFIX}me/manifest")).status_code == 401
@@ -85,7 +86,7 @@ async def test_a_proof_opens_a_session(world: World, clouds: Clouds, cloud: str,
 async def test_its_owner_sees_the_instance(world: World) -> None:
     async with world.client(token=user_token("alice")) as client:
         seen = (await client.get(f"{PREFIX}{make_id('main')}")).json()
-        world.store.issued.set_instance(peer_id("main"), "", NOW)
+        set_instance(world.store, "main", "")
         without = (await client.get(f"{PREFIX}{make_id('main')}")).json()
     assert seen["instance_id"] == "i-0123"
     assert "instance_id" not in without
@@ -184,7 +185,7 @@ async def test_an_instance_that_nobody_knows(world: World, clouds: Clouds) -> No
 
 
 async def test_several_agents_of_a_machine_say_their_names(world: World, clouds: Clouds) -> None:
-    world.store.issued.set_instance(peer_id("gpu"), "i-0123", NOW)
+    set_instance(world.store, "gpu", "i-0123")
     answer = await show(world, "aws", clouds.proof("aws"))
     text = 'Multiple agents found with instance ID "i-0123". Set CODER_AGENT_NAME to one of: gpu, main'
     assert (answer.status_code, answer.json()) == (409, {"message": text})

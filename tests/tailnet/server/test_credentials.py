@@ -11,9 +11,10 @@ import trio
 from tailnet.config import CoordinatorConfig
 from tailnet.config.key_file import add_key, read_key_file
 from tailnet.server.server import CoordinatorServer
+from tests.support.administration import revoke_issued, set_instance
 from tests.support.clouds import Aws, Azure, Google, write_anchors
 from tests.support.providers import open_provider
-from tests.support.seeds import NOW, agent_token, peer_id, user_token
+from tests.support.seeds import agent_token, user_token
 from tests.support.tailnet_driver import AGENT_DOOR, RefusedUpgrade, open_peer
 
 Serve = Callable[..., Awaitable[CoordinatorServer]]
@@ -35,13 +36,13 @@ async def test_an_instance_comes_in_and_is_sent_away(serve: Serve, tmp_path: Pat
     aws = Aws()
     folder = write_anchors(tmp_path / "anchors", aws, Azure(), Google())
     server = await serve(identity_anchors=folder)
-    server.store.issued.set_instance(peer_id("main"), "i-0123", NOW)
+    set_instance(server.store, "main", "i-0123")
     async with httpx.AsyncClient(base_url=url(server)) as client:
         token = (await client.post(IDENTITY, json=proof(aws))).json()["session_token"]
         assert (await client.post(IDENTITY, json={**proof(aws), "document": "{}"})).status_code == 401
     with trio.fail_after(20):
         async with open_peer(server, AGENT_DOOR, token) as agent:
-            await trio.to_thread.run_sync(server.store.issued.revoke_agent_tokens, peer_id("main"))
+            await trio.to_thread.run_sync(revoke_issued, server.store, "main")
             assert await agent.wait_closed() == POLICY_VIOLATION
         with pytest.raises(RefusedUpgrade, match="401"):
             async with open_peer(server, AGENT_DOOR, token):
@@ -58,7 +59,7 @@ async def test_settings_are_read_again(serve: Serve, tmp_path: Path) -> None:
     settings = {"identity_anchors": anchors}
     latest: list[CoordinatorConfig] = []
     server = await serve(lambda: latest[-1], **settings)
-    server.store.issued.set_instance(peer_id("main"), "i-0123", NOW)
+    set_instance(server.store, "main", "i-0123")
     async with open_provider() as provider, httpx.AsyncClient(base_url=url(server)) as client:
         own = {"Coder-Session-Token": agent_token("main")}
         assert (await client.post(IDENTITY, json=proof(aws))).status_code == 401

@@ -13,6 +13,7 @@ from tailnet.services.instance_identity import InstanceIdentity, NoSuchInstance,
 from tailnet.store.rows import InstanceAgent
 from tailnet.store.store import Store
 from tailnet.tokens import agent_token_digest
+from tests.support.administration import set_instance
 from tests.support.clouds import NOW, Aws, Azure, Google, write_anchors
 from tests.support.seeds import fill, make_id, peer_id
 
@@ -52,7 +53,7 @@ def test_nobody_is_meant() -> None:
 
 async def test_a_token(store: Store, folder: Path, aws: Aws) -> None:
     fill(store)
-    store.issued.set_instance(peer_id("main"), "i-0123", NOW)
+    set_instance(store, "main", "i-0123")
     identity = InstanceIdentity(store, folder, lambda: NOW, lambda: TOKEN)
     document = aws.document()
     assert await identity.aws(document, aws.sign(document), "") == TOKEN

@@ -12,6 +12,7 @@ from tailnet.store.issued import MAX_INSTANCE_AGENTS, MAX_ISSUED_TOKENS
 from tailnet.store.seed import parse_seed
 from tailnet.store.store import Store
 from tailnet.tokens import agent_token_digest
+from tests.support.administration import revoke_issued, set_instance
 from tests.support.seeds import NOW, AgentSpec, fill, make_id, peer_id, seed_document
 
 MAIN = peer_id("main")
@@ -20,7 +21,7 @@ MAIN = peer_id("main")
 @pytest.fixture
 def filled(store: Store) -> Store:
     fill(store)
-    assert store.issued.set_instance(MAIN, "i-1", NOW)
+    set_instance(store, "main", "i-1")
     return store
 
 
@@ -47,7 +48,6 @@ def test_agents_of_an_instance(filled: Store) -> None:
     row = filled.callers.get_agent(MAIN)
     assert row is not None
     assert row.instance_id == "i-1"
-    assert not filled.issued.set_instance(peer_id("nobody"), "i-1", NOW)
 
 
 def test_the_newest_stands_first_and_sub_agents_have_their_own(filled: Store) -> None:
@@ -57,7 +57,7 @@ def test_the_newest_stands_first_and_sub_agents_have_their_own(filled: Store) ->
     import_seed(filled, parse_seed(json.dumps({"users": [], "agents": newer["agents"]})), later)
     child = peer_id("child")
     assert filled.callers.add_sub_agent(MAIN, child, agent_token_digest(uuid4()), "child", later)
-    assert filled.issued.set_instance(child, "i-1", later)
+    set_instance(filled, "child", "i-1")
     assert [each.name for each in filled.issued.agents_of_instance("i-1")] == ["zz", "main"]
 
 
@@ -101,14 +101,14 @@ def test_ends(filled: Store, end: str) -> None:
         case "workspace":
             filled.callers.delete_workspace(make_id("dev"))
         case "revoked":
-            assert filled.issued.revoke_agent_tokens(MAIN) == 1
-            assert filled.issued.revoke_agent_tokens(MAIN) == 0
+            assert revoke_issued(filled, "main") == 1
+            assert revoke_issued(filled, "main") == 0
         case "new token":
             fill(filled, document(token=str(uuid4())))
         case "another instance":
             fill(filled, document(instance_id="i-2"))
         case "no instance":
-            assert filled.issued.set_instance(MAIN, "", NOW)
+            set_instance(filled, "main", "")
     assert not is_good(filled, token)
     assert is_good(filled, other)
     assert filled.callers.callers_generation() > before, "caches hear of it"
@@ -118,7 +118,7 @@ def test_ends(filled: Store, end: str) -> None:
 def test_what_does_not_touch_it_ends_nothing(filled: Store, said: dict[str, str]) -> None:
     token = issue(filled)
     fill(filled, document(**said))
-    assert filled.issued.set_instance(MAIN, "i-1", NOW)
+    set_instance(filled, "main", "i-1")
     assert is_good(filled, token)
     row = filled.callers.get_agent(MAIN)
     assert row is not None
