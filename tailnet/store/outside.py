@@ -24,8 +24,8 @@ class OutsideTables(Part):
     def put_agent(self, connection: sa.Connection, agent: AgentIdentity, now: datetime) -> bool:
         """Have rows for an agent, its workspace and its owner.  Returns whether anything had to be written."""
         self.database.dialect.lock(connection, "outside")
-        changed = self._put(connection, users, agent.owner_id, {"username": agent.owner_name}, {}, now)
-        changed |= self._put(
+        changed = _put_user(connection, agent.owner_id, agent.owner_name, now)
+        changed |= _put(
             connection,
             workspaces,
             agent.workspace_id,
@@ -37,7 +37,7 @@ class OutsideTables(Part):
         if parent is not None and _row(connection, agents, parent, ["id"]) is None:
             parent = None
         values = {"workspace_id": agent.workspace_id, "name": agent.name, "parent_id": parent}
-        changed |= self._put(connection, agents, agent.id, values, {"token_digest": _no_token(agent)}, now)
+        changed |= _put(connection, agents, agent.id, values, {"token_digest": _no_token(agent)}, now)
         if changed:
             raise_generation(connection)
         return changed
@@ -51,43 +51,42 @@ class OutsideTables(Part):
         self.database.dialect.lock(connection, "outside")
         if _row(connection, users, user.id, ["id"]) is not None:
             return False
-        self._put(connection, users, user.id, {"username": user.username}, {}, now)
+        _put_user(connection, user.id, user.username, now)
         raise_generation(connection)
         return True
 
-    def _put(
-        self,
-        connection: sa.Connection,
-        table: sa.Table,
-        ident: object,
-        values: dict[str, Any],
-        of_new: dict[str, Any],
-        now: datetime,
-    ) -> bool:
-        before = _row(connection, table, ident, list(values))
-        if before == values:
-            return False
-        if table is users:
-            values = {"username": _free_name(connection, values["username"], ident)}
-            if before == values:
-                return False
-        if before is None:
-            connection.execute(table.insert().values(id=ident, created_at=now, updated_at=now, **values, **of_new))
-        else:
-            connection.execute(table.update().where(table.c.id == ident).values(updated_at=now, **values))
-        return True
+
+def _put_user(connection: sa.Connection, ident: object, name: str, now: datetime) -> bool:
+    """A user's name is nobody else's: who comes later has a piece of the id behind it, and the next word puts it right
+    when the other one has left it."""
+    holder = connection.execute(sa.select(users.c.id).where(users.c.username == name)).scalar_one_or_none()
+    if holder == ident:
+        return False
+    free = name if holder is None else f"{name}-{str(ident)[:8]}"
+    return _put(connection, users, ident, {"username": free}, {}, now)
+
+
+def _put(
+    connection: sa.Connection,
+    table: sa.Table,
+    ident: object,
+    values: dict[str, Any],
+    of_new: dict[str, Any],
+    now: datetime,
+) -> bool:
+    before = _row(connection, table, ident, list(values))
+    if before == values:
+        return False
+    if before is None:
+        connection.execute(table.insert().values(id=ident, created_at=now, updated_at=now, **values, **of_new))
+    else:
+        connection.execute(table.update().where(table.c.id == ident).values(updated_at=now, **values))
+    return True
 
 
 def _row(connection: sa.Connection, table: sa.Table, ident: object, names: list[str]) -> dict[str, Any] | None:
     row = connection.execute(sa.select(*[table.c[name] for name in names]).where(table.c.id == ident)).first()
     return None if row is None else dict(row._mapping)
-
-
-def _free_name(connection: sa.Connection, name: str, ident: object) -> str:
-    """A user's name is nobody else's: who comes later has a piece of the id behind it, and the next word puts it right
-    when the other one has left it."""
-    holder = connection.execute(sa.select(users.c.id).where(users.c.username == name)).scalar_one_or_none()
-    return name if holder in (None, ident) else f"{name}-{str(ident)[:8]}"
 
 
 def _no_token(agent: AgentIdentity) -> bytes:
