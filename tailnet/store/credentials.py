@@ -125,9 +125,7 @@ class CredentialTables(Part):
         now: datetime,
     ) -> bool:
         """Change a link if it is still what was read.  Returns whether it was."""
-        change = external_auth_links.update().where(
-            _is_link(before.user_id, before.provider_id), external_auth_links.c.sealed == before.sealed
-        )
+        change = external_auth_links.update().where(_is_still(before))
         values = change.values(
             sealed=sealed, expires_at=expires_at, failure=failure, updated_at=now, refreshing_until=None
         )
@@ -138,14 +136,13 @@ class CredentialTables(Part):
         """Have a link, as it was read, for oneself until then.  Returns False while another server has it."""
         table = external_auth_links
         is_free = sa.or_(table.c.refreshing_until.is_(None), table.c.refreshing_until <= now)
-        mine = table.update().where(_is_link(row.user_id, row.provider_id), table.c.sealed == row.sealed, is_free)
+        mine = table.update().where(_is_still(row), is_free)
         return connection.execute(mine.values(refreshing_until=until)).rowcount > 0
 
     @writes
     def release_link(self, connection: sa.Connection, row: LinkRow) -> None:
         """Give back what was claimed, as it was."""
-        table = external_auth_links
-        mine = table.update().where(_is_link(row.user_id, row.provider_id), table.c.sealed == row.sealed)
+        mine = external_auth_links.update().where(_is_still(row))
         connection.execute(mine.values(refreshing_until=None))
 
     @writes
@@ -219,6 +216,11 @@ class CredentialTables(Part):
 def _is_link(user_id: UUID, provider_id: str) -> sa.ColumnElement[bool]:
     table = external_auth_links.c
     return sa.and_(table.user_id == user_id, table.provider_id == provider_id)
+
+
+def _is_still(row: LinkRow) -> sa.ColumnElement[bool]:
+    """Nobody changed its tokens since it was read."""
+    return sa.and_(_is_link(row.user_id, row.provider_id), external_auth_links.c.sealed == row.sealed)
 
 
 def _git_key(connection: sa.Connection, user_id: UUID) -> GitKeyRow | None:
