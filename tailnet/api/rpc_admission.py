@@ -20,7 +20,7 @@ from tailnet import refusals
 from tailnet.api.answers import refusal_body, refusal_headers
 from tailnet.api.authorise import authorise_agent, check_origin
 from tailnet.api.middleware import REQUEST_ID, request_id
-from tailnet.auth.callers import Callers, Credential, user_of_agent_route
+from tailnet.auth.callers import Callers, Credential, at_once, user_of_agent_route
 from tailnet.coordinator.resume import ResumeTokenRefused, ResumeTokens, audience
 from tailnet.proto.version import CURRENT, Version, VersionRefused, check_version
 from tailnet.refusals import Refused
@@ -102,19 +102,10 @@ class RpcAdmission:
 
     def judge_now(self, method: str, target: str, headers: Mapping[str, str]) -> Accepted | RefusedPeer | None:
         """`judge` without a task, if all it needs is in memory, else None.  Most of a storm of reconnects comes so."""
-        judging = self.judge(method, target, headers)
-        self._callers.no_wait = True
         try:
-            judging.send(None)
-        except StopIteration as done:
-            verdict: Accepted | RefusedPeer = done.value
-            return verdict
+            return at_once(self._callers, self.judge(method, target, headers))
         except trio.WouldBlock:
             return None
-        finally:
-            self._callers.no_wait = False
-            judging.close()
-        raise AssertionError("with no_wait nothing may wait")
 
     async def judge(self, method: str, target: str, headers: Mapping[str, str]) -> Accepted | RefusedPeer:
         """Decide.  `headers` have lower-case names.  Never raises Refused."""

@@ -6,11 +6,11 @@ api/rpc_admission.py and the guards of the API, and for as long as somebody is i
 and by the API's streams (`find_lost`).
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import trio
 
@@ -20,6 +20,8 @@ from tailnet.refusals import Refused
 from tailnet.store.rows import AgentIdentity, Right, UserIdentity
 from tailnet.tokens import PresentedToken
 from tailnet.types import PeerID
+
+T = TypeVar("T")
 
 # How long an answer is believed without asking the store whether anything changed.
 CHECK_SECONDS: Final = 1.0
@@ -159,6 +161,20 @@ class Callers(Protocol):
         """What some credentials are good for now, each with the agents that its user reaches.  Raises Refused when
         nobody can say anything."""
         ...
+
+
+def at_once(callers: Callers, question: Coroutine[Any, Any, T]) -> T:
+    """The answer to a question of theirs, outside of tasks.  Raises trio.WouldBlock if it is not in memory."""
+    callers.no_wait = True
+    try:
+        question.send(None)
+    except StopIteration as done:
+        answer: T = done.value
+        return answer
+    finally:
+        callers.no_wait = False
+        question.close()
+    raise AssertionError("with no_wait nothing may wait")
 
 
 async def user_of_agent_route(callers: Callers, token: str) -> UserIdentity:

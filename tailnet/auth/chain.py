@@ -7,15 +7,14 @@ the first who knows a token is final.  An agent that others know gets a row in t
 """
 
 import hashlib
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
-from typing import Any, TypeVar
 
 import trio
 
 from tailnet import refusals
 from tailnet.auth.call_out import RETRY_SECONDS, CallOut
-from tailnet.auth.callers import Changes, ControlPlaneUser, Credential, Identity, OutsideToken, Reach, Standing
+from tailnet.auth.callers import Changes, ControlPlaneUser, Credential, Identity, OutsideToken, Reach, Standing, at_once
 from tailnet.auth.policy import NO_RIGHT
 from tailnet.auth.recent import RecentAnswers
 from tailnet.auth.signed import SignedTokens
@@ -26,8 +25,6 @@ from tailnet.store.rows import AgentIdentity, Right, UserIdentity
 from tailnet.store.store import Store
 from tailnet.tokens import MAX_SIGNED_CHARS, looks_signed
 from tailnet.types import PeerID
-
-T = TypeVar("T")
 
 
 class CallerChain:
@@ -190,20 +187,6 @@ class CallerChain:
             raise refusals.store_unreachable() from None
         self._written.keep({agent.id: agent})
         return agent
-
-
-def at_once(callers: CallerChain, question: Coroutine[Any, Any, T]) -> T:
-    """The answer to a question, outside of tasks.  Raises trio.WouldBlock if it is not in memory."""
-    callers.no_wait = True
-    try:
-        question.send(None)
-    except StopIteration as done:
-        answer: T = done.value
-        return answer
-    finally:
-        callers.no_wait = False
-        question.close()
-    raise AssertionError("with no_wait nothing may wait")
 
 
 def _outside(token: str, *, is_agent: bool) -> OutsideToken:

@@ -103,11 +103,6 @@ class StoreCallers:
         identity = await self._look_up(agent_id)
         return identity if isinstance(identity, AgentIdentity) else None
 
-    def known_agent(self, agent_id: PeerID) -> AgentIdentity | None:
-        """An agent that is in memory and believed, for code that cannot wait.  None means: ask `find_agent`."""
-        identity = self._recent.get(agent_id) if self._is_fresh() else None
-        return identity if isinstance(identity, AgentIdentity) else None
-
     def note_change(self) -> None:
         """This server changed callers itself: whoever asks from now on hears of it, and not within a second."""
         self._changed_at = trio.current_time()

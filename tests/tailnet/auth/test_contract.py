@@ -12,8 +12,8 @@ import trio.lowlevel
 
 from tailnet.api.streams import NORMAL, POLICY_VIOLATION, WITHDRAWN, End, Permit, reader_permit, user_permit
 from tailnet.auth.call_out import CallOut
-from tailnet.auth.callers import Changes
-from tailnet.auth.chain import CallerChain, at_once
+from tailnet.auth.callers import Changes, at_once
+from tailnet.auth.chain import CallerChain
 from tailnet.auth.jwks import SigningKeys
 from tailnet.auth.policy import EVERY_RIGHT
 from tailnet.auth.signed import SignedTokens, TokenRules

@@ -13,7 +13,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tailnet import refusals
 from tailnet.auth import store_callers
-from tailnet.auth.callers import CHECK_SECONDS, STALE_SECONDS, user_of_agent_route
+from tailnet.auth.callers import CHECK_SECONDS, STALE_SECONDS, at_once, user_of_agent_route
 from tailnet.auth.recent import RecentAnswers
 from tailnet.auth.store_callers import StoreCallers
 from tailnet.errors import StoreError, StoreTrouble
@@ -210,13 +210,15 @@ async def test_a_moved_agent_is_seen_by_id_too(store: Store, callers: StoreCalle
 
 
 async def test_peeking_never_waits_and_never_believes_the_old(callers: StoreCallers, autojump_clock: MockClock) -> None:
-    assert callers.known_agent(peer_id("main")) is None
+    with pytest.raises(trio.WouldBlock):
+        at_once(callers, callers.find_agent(peer_id("main")))
     await callers.find_agent(peer_id("main"))
-    peeked = callers.known_agent(peer_id("main"))
+    peeked = at_once(callers, callers.find_agent(peer_id("main")))
     assert peeked is not None
     assert peeked.name == "main"
     await trio.sleep(CHECK_SECONDS)
-    assert callers.known_agent(peer_id("main")) is None
+    with pytest.raises(trio.WouldBlock):
+        at_once(callers, callers.find_agent(peer_id("main")))
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -230,7 +232,7 @@ async def test_who_comes_after_a_restart_finds_the_answer_at_hand(
     callers: StoreCallers, queries: list[str], nursery: trio.Nursery
 ) -> None:
     nursery.start_soon(callers.run)
-    await until(lambda: callers.known_agent(peer_id("main")) is not None)
+    await until(lambda: callers.cached_count > 0)
     queries.clear()
     callers.no_wait = True
     assert (await callers.agent(agent_token("main"))).name == "main"
@@ -244,7 +246,7 @@ async def test_answers_stay_at_hand_for_as_long_as_somebody_asks(
     store: Store, callers: StoreCallers, queries: list[str], nursery: trio.Nursery, mock_clock: MockClock
 ) -> None:
     nursery.start_soon(callers.run)
-    await until(lambda: callers.known_agent(peer_id("main")) is not None)
+    await until(lambda: callers.cached_count > 0)
     callers.no_wait = True
     for _ in range(6):
         await callers.agent(agent_token("main"))
@@ -273,7 +275,7 @@ async def test_a_store_with_too_many_is_read_as_they_come(
     monkeypatch.setattr(store_callers, "MAX_PRELOADED", 1)
     nursery.start_soon(callers.run)
     await until(lambda: callers._generation != -1)
-    assert callers.known_agent(peer_id("main")) is None
+    assert callers.cached_count == 0
     assert (await callers.agent(agent_token("main"))).name == "main"
 
 

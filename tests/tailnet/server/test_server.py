@@ -16,6 +16,7 @@ from derp.client.client import DialOptions, open_derp_client
 from derp.config import TlsConfig
 from derp.keys import NodePrivate
 from derp.protocol.messages import RecvPacket
+from tailnet.auth.callers import at_once
 from tailnet.errors import CODE_UNIMPLEMENTED, RpcError
 from tailnet.proto.generated import agent_pb2 as agent
 from tailnet.proto.generated import tailnet_pb2 as tailnet
@@ -326,7 +327,7 @@ async def test_a_client_of_many_is_judged_by_the_store_in_the_order_it_asked(ser
 async def test_an_agent_in_memory_is_no_more_anybodys_than_one_in_the_store(server: CoordinatorServer) -> None:
     async with open_peer(server, AGENT_DOOR, agent_token("web")), open_peer(server, MANY_DOOR, ALICE) as client:
         call = await client.coordinate()
-        assert server.callers.store.known_agent(WEB) is not None
+        assert at_once(server.callers, server.callers.store.find_agent(WEB)) is not None
         await call.tunnel(WEB)
         assert "you do not have permission" in await call.error_text()
 
