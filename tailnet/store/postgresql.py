@@ -7,7 +7,7 @@ dialect.py says what each method is for.
 
 import hashlib
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any, ClassVar, Final
 
@@ -81,7 +81,6 @@ class PostgresqlDialect(Dialect):
     """One PostgreSQL database."""
 
     name: ClassVar[str] = "PostgreSQL"
-    placeholder: ClassVar[str] = "%s"
     max_readers = MAX_READERS
 
     def __init__(self, url: sa.URL) -> None:
@@ -149,6 +148,12 @@ class PostgresqlDialect(Dialect):
         if not replaced:
             return new.on_conflict_do_nothing(index_elements=list(key))
         return new.on_conflict_do_update(index_elements=list(key), set_={name: new.excluded[name] for name in replaced})
+
+    def insert_rows(
+        self, connection: sa.Connection, table: sa.Table, columns: Sequence[str], rows: Sequence[tuple[object, ...]]
+    ) -> None:
+        names, marks = ", ".join(columns), ", ".join(["%s"] * len(columns))
+        connection.exec_driver_sql(f"INSERT INTO {table.name} ({names}) VALUES ({marks})", list(rows))  # ours
 
     def byte_length(self, column: sa.ColumnElement[str]) -> sa.ColumnElement[int]:
         return sa.func.octet_length(column, type_=sa.Integer)

@@ -70,7 +70,6 @@ class SqliteDialect(Dialect):
     """One SQLite file."""
 
     name: ClassVar[str] = "SQLite"
-    placeholder: ClassVar[str] = "?"
     driver_errors: tuple[type[Exception], ...] = (SQLAlchemyError, sqlite3.Error)
     max_readers = MAX_READERS
 
@@ -82,17 +81,6 @@ class SqliteDialect(Dialect):
         self._companions: dict[Path, FileIdentity] = {}
         self._frozen: set[sqlite3.Connection | None] = set()
         self._claim: int | None = None  # the descriptor that holds the lock
-
-    def insert_rows(
-        self, connection: sa.Connection, table: sa.Table, columns: Sequence[str], rows: Sequence[tuple[object, ...]]
-    ) -> None:
-        # One statement whose rows come out of one text, all inside SQLite and without Python's lock.  `executemany`
-        # takes the lock back for each row, and whoever sends to 200 peers meanwhile waits for it after each send.
-        values = ", ".join(f"json_extract(value, '$[{number}]')" for number in range(len(columns)))
-        text = json.dumps(rows, ensure_ascii=False, separators=(",", ":"))
-        names = ", ".join(columns)
-        statement = f"INSERT INTO {table.name} ({names}) SELECT {values} FROM json_each(?) ORDER BY key"  # ours
-        connection.exec_driver_sql(statement, (text,))
 
     def prepare(self, *, create: bool) -> None:
         if create:
@@ -211,6 +199,17 @@ class SqliteDialect(Dialect):
         if not replaced:
             return new.on_conflict_do_nothing(index_elements=list(key))
         return new.on_conflict_do_update(index_elements=list(key), set_={name: new.excluded[name] for name in replaced})
+
+    def insert_rows(
+        self, connection: sa.Connection, table: sa.Table, columns: Sequence[str], rows: Sequence[tuple[object, ...]]
+    ) -> None:
+        # One statement whose rows come out of one text, all inside SQLite and without Python's lock.  `executemany`
+        # takes the lock back for each row, and whoever sends to 200 peers meanwhile waits for it after each send.
+        values = ", ".join(f"json_extract(value, '$[{number}]')" for number in range(len(columns)))
+        text = json.dumps(rows, ensure_ascii=False, separators=(",", ":"))
+        names = ", ".join(columns)
+        statement = f"INSERT INTO {table.name} ({names}) SELECT {values} FROM json_each(?) ORDER BY key"  # ours
+        connection.exec_driver_sql(statement, (text,))
 
     def byte_length(self, column: sa.ColumnElement[str]) -> sa.ColumnElement[int]:
         return sa.func.length(sa.cast(column, sa.LargeBinary), type_=sa.Integer)
