@@ -4,7 +4,6 @@ A cursor belongs to one list with its filters, and to the token of whoever asks:
 """
 
 import base64
-import binascii
 import hashlib
 import hmac
 from collections.abc import Mapping
@@ -32,7 +31,7 @@ def read_cursor(secret: bytes, place: str, filters: Mapping[str, Any], cursor: s
         if not hmac.compare_digest(signature, _signature(secret, place, filters, raw)):
             raise ValueError("another list's")
         return raw.decode()
-    except (ValueError, binascii.Error):
+    except ValueError:
         raise AdministrationError(
             Fault.INVALID,
             "this cursor is none of this list with these filters",

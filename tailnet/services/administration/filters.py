@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import UUID
 
+from derp.text import error_text
 from tailnet.errors import AdministrationError, Fault
 from tailnet.services.administration.models import STATUS_NUMBERS
 from tailnet.services.administration.resources import Resource
@@ -42,48 +43,35 @@ def _parse(given: Mapping[str, str], parsers: Mapping[str, Callable[[str], Any]]
             continue
         try:
             found[name] = parsers[name](text)
-        except _WrongFilter as wrong:
-            problems.append((name, wrong.sentence))
+        except ValueError as error:
+            problems.append((name, error_text(error)))
     if problems:
         raise AdministrationError(Fault.INVALID, "some filters make no sense", problems)
     return found
 
 
-class _WrongFilter(Exception):
-    def __init__(self, sentence: str) -> None:
-        super().__init__(sentence)
-        self.sentence = sentence
-
-
 def _text(text: str) -> str:
     if len(text) > _MAX_TEXT_CHARS or not text.isprintable():
-        raise _WrongFilter(f"wants at most {_MAX_TEXT_CHARS} printable characters")
+        raise ValueError(f"wants at most {_MAX_TEXT_CHARS} printable characters")
     return text
-
-
-def _time(text: str) -> datetime:
-    try:
-        return parse_time(text)
-    except ValueError:
-        raise _WrongFilter("wants a time such as 2026-01-31T08:00:00Z, or a day") from None
 
 
 def _flag(text: str) -> bool:
     if text not in ("true", "false"):
-        raise _WrongFilter("wants true or false")
+        raise ValueError("wants true or false")
     return text == "true"
 
 
 def _role(text: str) -> Role:
     words = [each.value for each in Role]
     if text not in words:
-        raise _WrongFilter(f"wants one of {', '.join(words)}")
+        raise ValueError(f"wants one of {', '.join(words)}")
     return Role(text)
 
 
 def _status(text: str) -> int:
     if text not in STATUS_NUMBERS:
-        raise _WrongFilter(f"wants one of {', '.join(STATUS_NUMBERS)}")
+        raise ValueError(f"wants one of {', '.join(STATUS_NUMBERS)}")
     return STATUS_NUMBERS[text]
 
 
@@ -95,7 +83,7 @@ def _peer(text: str) -> PeerID:
     try:
         return PeerID.parse(text.lower())
     except ValueError:
-        raise _WrongFilter("wants a UUID") from None
+        raise ValueError("wants a UUID") from None
 
 
 def _parser(name: str) -> Callable[[str], Any]:
@@ -111,13 +99,13 @@ _PARSERS: Final[Mapping[str, Callable[[str], Any]]] = {
     "active": _flag,
     "role": _role,
     "status": _status,
-    "expires_before": _time,
+    "expires_before": parse_time,
 }
 _AUDIT: Final[Mapping[str, Callable[[str], Any]]] = {
     "kind": _text,
     "target": _text,
     "actor": _text,
     "action": _text,
-    "since": _time,
-    "until": _time,
+    "since": parse_time,
+    "until": parse_time,
 }

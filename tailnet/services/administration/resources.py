@@ -58,7 +58,7 @@ class Resource:
     shown: type[Shown]
     label: str  # the field by which people know one; "" if none
     columns: tuple[str, ...]  # of tables for people
-    to_values: Callable[[dict[str, Any], bool], dict[str, Any]]
+    to_values: Callable[[dict[str, Any]], dict[str, Any]]
     to_shown: Callable[[Mapping[str, Any]], dict[str, Any]]
 
     @property
@@ -103,7 +103,7 @@ class Resource:
         """What the store is to have, and the token that a new one gets if the caller brought none."""
         given = body.model_dump(exclude_unset=partial, exclude=_OF_LINES)
         secret, made = _secret(self.kind, ident, given)
-        values = self.to_values({name: value for name, value in given.items() if name not in _NOT_COLUMNS}, partial)
+        values = self.to_values({name: value for name, value in given.items() if name not in _NOT_COLUMNS})
         _insist_on_id(self.kind, ident, values)
         if secret is not None:
             values[self.kind.digest] = secret
@@ -242,15 +242,15 @@ def _insist_on_id(kind: Kind, ident: Any, values: Mapping[str, Any]) -> None:
             raise AdministrationError(Fault.INVALID, f"this {kind.name} has another id", wrong)
 
 
-def _user_values(given: dict[str, Any], partial: bool) -> dict[str, Any]:
+def _user_values(given: dict[str, Any]) -> dict[str, Any]:
     return given | ({"role": Role(given["role"])} if "role" in given else {})
 
 
 def _user_shown(row: Mapping[str, Any]) -> dict[str, Any]:
-    return _columns_shown(kinds.USER)(row) | {"role": row["role"].value}
+    return _columns_shown(kinds.USER, row) | {"role": row["role"].value}
 
 
-def _grant_values(given: dict[str, Any], partial: bool) -> dict[str, Any]:
+def _grant_values(given: dict[str, Any]) -> dict[str, Any]:
     return given | ({"rights": as_granted(map(Right, given["rights"]))} if "rights" in given else {})
 
 
@@ -261,20 +261,20 @@ def _grant_shown(row: Mapping[str, Any]) -> dict[str, Any]:
     return ids | {"rights": [right.value for right in Right if right in row["rights"]]} | times
 
 
-def _same(given: dict[str, Any], partial: bool) -> dict[str, Any]:
+def _same(given: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _workspace_values(given: dict[str, Any], partial: bool) -> dict[str, Any]:
+def _workspace_values(given: dict[str, Any]) -> dict[str, Any]:
     return given | ({"status": models.STATUS_NUMBERS[given["status"]]} if "status" in given else {})
 
 
-def _agent_values(given: dict[str, Any], partial: bool) -> dict[str, Any]:
+def _agent_values(given: dict[str, Any]) -> dict[str, Any]:
     parent = given.get("parent_id")
     return given | ({"parent_id": _peer(parent)} if "parent_id" in given else {})
 
 
-def _definition_values(given: dict[str, Any], partial: bool) -> dict[str, Any]:
+def _definition_values(given: dict[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     if "agent_id" in given:
         values["agent_id"] = _peer(given.pop("agent_id"))
@@ -284,7 +284,7 @@ def _definition_values(given: dict[str, Any], partial: bool) -> dict[str, Any]:
     if given.get("log_source_id", "") is None:
         del given["log_source_id"]
     definition = {name: str(value) if isinstance(value, UUID) else value for name, value in given.items()}
-    if definition or not partial:
+    if definition:
         values["definition"] = definition
     return values
 
@@ -293,21 +293,21 @@ def _peer(ident: UUID | None) -> PeerID | None:
     return None if ident is None else PeerID(ident.bytes)
 
 
-def _columns_shown(kind: Kind) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+def _columns_shown(kind: Kind, row: Mapping[str, Any]) -> dict[str, Any]:
     names = ("id", *kind.columns, *kind.reported)
+    return {name: value.uuid if isinstance(value := row[name], PeerID) else value for name in names}
 
-    def show(row: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: value.uuid if isinstance(value := row[name], PeerID) else value for name in names}
 
-    return show
+def _token_shown(row: Mapping[str, Any]) -> dict[str, Any]:
+    return _columns_shown(kinds.TOKEN, row)
 
 
 def _workspace_shown(row: Mapping[str, Any]) -> dict[str, Any]:
-    return _columns_shown(kinds.WORKSPACE)(row) | {"status": models.STATUS_WORDS[row["status"]]}
+    return _columns_shown(kinds.WORKSPACE, row) | {"status": models.STATUS_WORDS[row["status"]]}
 
 
 def _agent_shown(row: Mapping[str, Any]) -> dict[str, Any]:
-    return _columns_shown(kinds.AGENT)(row) | {"lifecycle_state": models.LIFECYCLE_WORDS[row["lifecycle_state"]]}
+    return _columns_shown(kinds.AGENT, row) | {"lifecycle_state": models.LIFECYCLE_WORDS[row["lifecycle_state"]]}
 
 
 def _app_shown(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -325,7 +325,7 @@ _ALL: Final = (
     ),
     Resource(
         kinds.TOKEN, "tokens", models.TokenGiven, models.TokenChange, models.TokenShown, "purpose",
-        ("id", "user_id", "purpose", "expires_at", "created_at"), _same, _columns_shown(kinds.TOKEN),
+        ("id", "user_id", "purpose", "expires_at", "created_at"), _same, _token_shown,
     ),
     Resource(
         kinds.WORKSPACE, "workspaces", models.WorkspaceGiven, models.WorkspaceChange, models.WorkspaceShown, "name",
