@@ -96,10 +96,7 @@ def _read(file: str) -> bytes:
 
 
 def _tallies(outcome: SeedOutcome) -> dict[str, Tally]:
-    tallies: dict[str, Tally] = {"users": outcome.users, "workspaces": outcome.workspaces, "agents": outcome.agents}
-    if outcome.grants != NOTHING:
-        tallies["grants"] = outcome.grants
-    return tallies
+    return {name: tally for name, tally in outcome.tallies.items() if name != "grants" or tally != NOTHING}
 
 
 def _say(tallies: dict[str, Tally], as_json: bool) -> None:

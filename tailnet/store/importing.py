@@ -17,13 +17,11 @@ from tailnet.errors import SeedError
 from tailnet.store.administration.audit import Account
 from tailnet.store.administration.values import Actor
 from tailnet.store.callers import pieces, raise_generation
-from tailnet.store.importing_definitions import put_definitions
+from tailnet.store.importing_definitions import ID_TABLES, put_definitions
 from tailnet.store.issued import revoke_issued
 from tailnet.store.problems import Problems
 from tailnet.store.rows import MAX_GRANTS_PER_USER, Right, Role, WorkspaceStatus
 from tailnet.store.schema import (
-    agent_apps,
-    agent_scripts,
     agents,
     user_tokens,
     users,
@@ -35,9 +33,6 @@ from tailnet.store.store import Store
 from tailnet.types import PeerID
 
 K = TypeVar("K")
-
-# Sorts of definitions whose ids are one agent's only.
-_ID_TABLES: Final = {"apps": agent_apps, "scripts": agent_scripts}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +55,13 @@ class SeedOutcome:
     grants: Tally = NOTHING
 
     @property
+    def tallies(self) -> dict[str, Tally]:
+        """Each with its name."""
+        return {"users": self.users, "workspaces": self.workspaces, "agents": self.agents, "grants": self.grants}
+
+    @property
     def changed_anything(self) -> bool:
-        return any(tally.added or tally.changed for tally in (self.users, self.workspaces, self.agents, self.grants))
+        return any(tally.added or tally.changed for tally in self.tallies.values())
 
 
 def import_seed(store: Store, seed: Seed, now: datetime, name: str = "seed", actor: Actor | None = None) -> SeedOutcome:
@@ -79,15 +79,12 @@ def import_seed(store: Store, seed: Seed, now: datetime, name: str = "seed", act
             raise_generation(connection)
             if actor is not None:
                 account = Account(actor, now)
-                account.note("import", "seed", name, None, _counted(outcome))
+                counts = {
+                    sort: {"created": tally.added, "changed": tally.changed} for sort, tally in outcome.tallies.items()
+                }
+                account.note("import", "seed", name, None, counts)
                 account.write(connection)
     return outcome
-
-
-def _counted(outcome: SeedOutcome) -> dict[str, Any]:
-    tallies = {"users": outcome.users, "workspaces": outcome.workspaces, "agents": outcome.agents}
-    tallies["grants"] = outcome.grants
-    return {name: {"created": tally.added, "changed": tally.changed} for name, tally in tallies.items()}
 
 
 class _Writer:
@@ -120,7 +117,7 @@ class _Writer:
                     f"{agent.place}.owner_id", f"{agent.owner_id} is no user, neither in this file nor in the store"
                 )
         self._check_grants(problems, known)
-        for sort, table in _ID_TABLES.items():
+        for sort, table in ID_TABLES.items():
             items = [(agent.id, item) for agent in seed.agents for item in getattr(agent.definitions, sort) or ()]
             holders_of = self._values(table.c.id, (item.key for _, item in items), table.c.agent_id)
             for agent_id, item in items:

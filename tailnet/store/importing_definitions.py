@@ -17,11 +17,13 @@ from tailnet.store.schema import agent_apps, agent_metadata_descriptions, agent_
 from tailnet.types import PeerID
 
 # Sort -> its table, and the column that tells an agent's definitions apart.
-_TABLES: Final[Mapping[str, tuple[sa.Table, str]]] = {
+DEFINITION_TABLES: Final[Mapping[str, tuple[sa.Table, str]]] = {
     "apps": (agent_apps, "id"),
     "scripts": (agent_scripts, "id"),
     "metadata": (agent_metadata_descriptions, "key"),
 }
+# Sorts whose ids are one agent's only.
+ID_TABLES: Final = {sort: table for sort, (table, key) in DEFINITION_TABLES.items() if key == "id"}
 
 Stored = dict[UUID | str, tuple[int, Any, int]]  # position, definition, health by key
 
@@ -39,7 +41,7 @@ class Defined(Protocol):
 def put_definitions(connection: sa.Connection, agents: Sequence[Defined]) -> set[PeerID]:
     """Write what differs.  Returns the agents of which something did."""
     changed: set[PeerID] = set()
-    for sort, (table, key) in _TABLES.items():
+    for sort, (table, key) in DEFINITION_TABLES.items():
         lists = {
             agent.id: getattr(agent.definitions, sort)
             for agent in agents

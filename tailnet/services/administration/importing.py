@@ -36,13 +36,13 @@ def import_lines(administration: Administration, actor: Actor, text: bytes, name
         changes = Changes(administration.store.database, connection, actor, administration.clock())
         administration.store.database.dialect.begin_long(connection)
         for start in range(0, len(read), LINES_AT_ONCE):
-            some = [each for each in read[start : start + LINES_AT_ONCE] if each.line is not None]
-            outcomes = put_lines(changes, [each.line for each in some if each.line is not None])
-            for each, outcome in zip(some, outcomes, strict=True):
+            some = [(each.number, each.line) for each in read[start : start + LINES_AT_ONCE] if each.line is not None]
+            outcomes = put_lines(changes, [line for _, line in some])
+            for (number, line), outcome in zip(some, outcomes, strict=True):
                 if outcome.error is not None:
-                    problems.append(_told(name, each.number, outcome.error))
-                elif each.line is not None:
-                    counts.setdefault(each.line.resource.name, Counter())[outcome.result.value] += 1
+                    problems.append(_told(name, number, outcome.error))
+                else:
+                    counts.setdefault(line.resource.name, Counter())[outcome.result.value] += 1
             _raise_if_any(problems)
         changes.finish()
     return counts

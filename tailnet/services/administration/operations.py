@@ -10,8 +10,8 @@ from tailnet.errors import AdministrationError, Fault
 from tailnet.services.administration.idempotency import Answer
 from tailnet.services.administration.models import Given, KeyShown
 from tailnet.services.administration.resources import RESOURCES, Resource, Secret, new_token
-from tailnet.store.administration.changes import Changes, not_found
-from tailnet.store.administration.kinds import AGENT, TOKEN
+from tailnet.store.administration.changes import Changes
+from tailnet.store.administration.kinds import AGENT, TOKEN, USER
 from tailnet.store.administration.values import ANY, Match, Result, Wanted, etag_of
 from tailnet.store.issued import keep_for_grace, revoke_issued
 from tailnet.store.keys import add_key, drop_key, find_keys
@@ -57,8 +57,7 @@ def revoke_tokens(user_id: Any) -> Operation:
     """Delete every session token of a user: he is signed out everywhere."""
 
     def operation(changes: Changes) -> Answer:
-        if changes.row(RESOURCES["user"].kind, user_id) is None:
-            raise not_found(RESOURCES["user"].kind, user_id)
+        changes.existing(USER, user_id)
         table = TOKEN.table
         ids = changes.connection.execute(table.select().where(table.c.user_id == user_id)).scalars().all()
         for ident in ids:
@@ -72,8 +71,7 @@ def revoke_issued_tokens(agent_id: Any) -> Operation:
     """End what was issued beside an agent's own token, which stays."""
 
     def operation(changes: Changes) -> Answer:
-        if changes.row(AGENT, agent_id) is None:
-            raise not_found(AGENT, agent_id)
+        changes.existing(AGENT, agent_id)
         count = revoke_issued(changes.connection, [agent_id])
         changes.account.note("revoke", "agent", agent_id, None, {"issued_tokens": count})
         return Answer(_OK, {"revoked": count})
@@ -88,10 +86,7 @@ def rotate_token(token_id: str, grace: timedelta = NO_GRACE, match: Match = ANY)
     made = new_token(TOKEN, new_id)
 
     def operation(changes: Changes) -> Answer:
-        old = changes.row(TOKEN, token_id)
-        match.check(TOKEN, etag_of(TOKEN, old) if old is not None else None)
-        if old is None:
-            raise not_found(TOKEN, token_id)
+        old = changes.existing(TOKEN, token_id, match)
         expires_at = old["expires_at"]
         values = {
             "user_id": old["user_id"],
@@ -148,19 +143,17 @@ def revoke_key(key_id: str) -> Operation:
     """Delete a key that only verifies: what it signed is worth nothing from now on."""
 
     def operation(changes: Changes) -> Answer:
-        for purpose, keys in find_keys(changes.connection).items():
-            for place, key in enumerate(keys):
-                if key.id == key_id:
-                    _insist_on_rotated(purpose)
-                    if place == 0:
-                        raise AdministrationError(
-                            Fault.CONFLICT, "this key signs now: rotate first, and then revoke this one"
-                        )
-                    drop_key(changes.connection, key_id)
-                    changes.account.note("revoke", "key", key_id, {"purpose": purpose})
-                    changes.touch()
-                    return Answer(_NO_CONTENT)
-        raise AdministrationError(Fault.NOT_FOUND, f"there is no key {key_id[:80]}")
+        found = find_keys(changes.connection)
+        purpose = next((each for each, keys in found.items() if key_id in {key.id for key in keys}), None)
+        if purpose is None:
+            raise AdministrationError(Fault.NOT_FOUND, f"there is no key {key_id[:80]}")
+        _insist_on_rotated(purpose)
+        if found[purpose][0].id == key_id:
+            raise AdministrationError(Fault.CONFLICT, "this key signs now: rotate first, and then revoke this one")
+        drop_key(changes.connection, key_id)
+        changes.account.note("revoke", "key", key_id, {"purpose": purpose})
+        changes.touch()
+        return Answer(_NO_CONTENT)
 
     return operation
 

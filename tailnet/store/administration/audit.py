@@ -144,8 +144,6 @@ def shown(kind: Kind, row: Mapping[str, Any], before: Mapping[str, Any] = NONE) 
             found[name] = WorkspaceStatus(value).name.lower()
         elif name == "environment":
             found[name] = sorted(value)
-        elif isinstance(value, Mapping):
-            found[name] = {inner: _plain(inner, each) for inner, each in value.items()}
         else:
             found[name] = _plain(name, value)
     return found

@@ -15,11 +15,12 @@ import sqlalchemy as sa
 from tailnet.errors import AdministrationError, Fault
 from tailnet.store.administration.audit import Account, shown, shown_id
 from tailnet.store.administration.kinds import AGENT, APP, GRANT, SCRIPT, Kind
+from tailnet.store.administration.reading import read_row
 from tailnet.store.administration.values import ANY, Actor, Match, Outcome, Result, Wanted, etag_of
 from tailnet.store.callers import pieces, raise_generation
 from tailnet.store.database import Database
 from tailnet.store.definitions import MAX_DEFINITION_BYTES, MAX_ITEMS, definition_bytes, read_one
-from tailnet.store.importing_definitions import put_definitions
+from tailnet.store.importing_definitions import ID_TABLES, put_definitions
 from tailnet.store.issued import revoke_issued
 from tailnet.store.rows import MAX_GRANTS_PER_USER, first_health
 from tailnet.store.schema import (
@@ -34,7 +35,6 @@ from tailnet.store.schema import (
 
 # The lock of everybody who changes callers by hand: seeds take the same.
 LOCK: Final = "import"
-_SORTS: Final[Mapping[str, sa.Table]] = {"apps": agent_apps, "scripts": agent_scripts}
 # What goes with a deleted one, for the account and for whoever is asked whether he means it.
 _DEPENDENTS: Final[Mapping[str, Mapping[str, sa.Column[Any]]]] = {
     "user": {"tokens": user_tokens.c.user_id, "workspaces": workspaces.c.owner_id},
@@ -80,10 +80,7 @@ class Changes:
 
     def delete(self, kind: Kind, ident: Any, match: Match = ANY, action: str = "delete") -> None:
         """Delete one, with all that belongs to it."""
-        row = self.row(kind, ident)
-        match.check(kind, etag_of(kind, row) if row is not None else None)
-        if row is None:
-            raise not_found(kind, ident)
+        row = self.existing(kind, ident, match)
         before = shown(kind, {name: row[name] for name in kind.columns}) | count_dependents(
             self.connection, kind, ident
         )
@@ -93,10 +90,17 @@ class Changes:
         if kind.of_callers:
             self.touch()
 
-    def row(self, kind: Kind, ident: Any) -> dict[str, Any] | None:
+    def row(self, kind: Kind, ident: Any) -> Mapping[str, Any] | None:
         """One, with its digest, for whoever decides by it."""
-        found = self.connection.execute(sa.select(kind.table).where(kind.is_one(ident))).first()
-        return None if found is None else dict(found._mapping)
+        return read_row(self.connection, kind, ident)
+
+    def existing(self, kind: Kind, ident: Any, match: Match = ANY) -> Mapping[str, Any]:
+        """The same of one that has to be there, and to be what the caller thinks of it."""
+        row = self.row(kind, ident)
+        match.check(kind, etag_of(kind, row) if row is not None else None)
+        if row is None:
+            raise not_found(kind, ident)
+        return row
 
     def touch(self) -> None:
         """Callers are others now: caches forget at the commit, and whoever lost a right is sent away."""
@@ -182,7 +186,7 @@ class _Batch:
     def _items(self, wanted: Sequence[Wanted]) -> dict[tuple[str, Any], Any]:
         """Whose the apps and scripts are that definitions name."""
         found: dict[tuple[str, Any], Any] = {}
-        for sort, table in _SORTS.items():
+        for sort, table in ID_TABLES.items():
             ids = {item.key for each in wanted for item in getattr(each.definitions, sort) or ()}
             for piece in pieces(ids):
                 query = sa.select(table.c.id, table.c.agent_id).where(table.c.id.in_(piece))
@@ -206,7 +210,7 @@ class _Batch:
             raise not_found(kind, wanted.id)
         values = dict(wanted.values)
         if before is None:
-            values = {**kind.at_first, **wanted.if_new, **values}
+            values = {**wanted.if_new, **values}
         if kind in (APP, SCRIPT):
             self._complete_definition(wanted, values, before)
         self._check(wanted, values, before)
@@ -232,7 +236,7 @@ class _Batch:
                 raise AdministrationError(
                     Fault.CONFLICT, "something else has it", [(called, f"is that of {kind.name} {holder}")]
                 )
-        if kind.name == "agent":
+        if kind is AGENT:
             self._check_agent(wanted, values, before)
         if kind is GRANT and before is None:
             self._check_grants_of(wanted.id[1])
@@ -268,7 +272,7 @@ class _Batch:
             raise AdministrationError(
                 Fault.CONFLICT, "an agent moves to another workspace without its sub-agents: delete those first"
             )
-        for sort in _SORTS:
+        for sort in ID_TABLES:
             seen: set[object] = set()
             for item in getattr(wanted.definitions, sort) or ():
                 holder = self._item_holders.get((sort, item.key), wanted.id)
@@ -351,7 +355,7 @@ class _Batch:
         for name, table in kind.references.items():
             if table is kind.table:
                 self._known[name][wanted.id] = after.get("workspace_id")
-        for sort in _SORTS:
+        for sort in ID_TABLES:
             for item in getattr(wanted.definitions, sort) or ():
                 self._item_holders[sort, item.key] = wanted.id
 
@@ -411,7 +415,7 @@ def _merged(before: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, An
 
 
 def _lists(wanted: Wanted) -> list[str]:
-    return [sort for sort in (*_SORTS, "metadata") if getattr(wanted.definitions, sort) is not None]
+    return [sort for sort in (*ID_TABLES, "metadata") if getattr(wanted.definitions, sort) is not None]
 
 
 def _singular(table: sa.Table) -> str:

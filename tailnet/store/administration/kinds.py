@@ -32,7 +32,6 @@ class Kind:
     unique: tuple[str, ...] = ()
     digest: str = ""  # the column of its token's digest
     fixed: frozenset[str] = frozenset()  # what stays as it was made
-    at_first: Mapping[str, Any] = field(default_factory=dict)  # of a new one
     of_callers: bool = True  # whether a change of it is one of who may do what
     key: tuple[str, ...] = ("id",)  # the columns of its id; of several its id is a tuple
 

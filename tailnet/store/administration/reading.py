@@ -11,14 +11,10 @@ import sqlalchemy as sa
 
 from tailnet.store.administration.kinds import AGENT, GRANT, TOKEN, USER, WORKSPACE, Kind
 from tailnet.store.callers import pieces
+from tailnet.store.importing_definitions import DEFINITION_TABLES
 from tailnet.store.part import Part, reads
-from tailnet.store.schema import agent_apps, agent_metadata_descriptions, agent_scripts, agents
+from tailnet.store.schema import agents
 
-_DEFINITIONS: Final[Mapping[str, tuple[sa.Table, str]]] = {
-    "apps": (agent_apps, "id"),
-    "scripts": (agent_scripts, "id"),
-    "metadata": (agent_metadata_descriptions, "key"),
-}
 # Rows that an export holds in memory at a time.
 _ROWS_AT_ONCE: Final = 500
 
@@ -87,7 +83,7 @@ def _all_agents(connection: sa.Connection) -> Iterator[Exported]:
 
 def _definitions(connection: sa.Connection, ids: Sequence[Any]) -> dict[Any, dict[str, list[Mapping[str, Any]]]]:
     found: dict[Any, dict[str, list[Mapping[str, Any]]]] = {}
-    for sort, (table, key) in _DEFINITIONS.items():
+    for sort, (table, key) in DEFINITION_TABLES.items():
         query = sa.select(table.c.agent_id, table.c[key], table.c.definition)
         for agent_id, name, definition in connection.execute(
             query.where(table.c.agent_id.in_(ids)).order_by(table.c.agent_id, table.c.position, table.c[key])
