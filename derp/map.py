@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple, NoReturn, Self
 
 from derp.errors import MapFormatError
 from derp.json_numbers import HugeNumber, parse_int
+from derp.text import without_halves
 
 DEFAULT_STUN_PORT: Final = 3478  # what stun_port 0 means
 DEFAULT_DERP_PORT: Final = 443  # what derp_port 0 means
@@ -176,10 +177,7 @@ def _kind(value: object) -> str:
 def _string(value: object, place: str) -> str:
     if not isinstance(value, str):
         _fail(place, f"wants a string, got {_kind(value)}")
-    if value.isascii():
-        return value
-    # Half a surrogate pair is legal in JSON and in Python, but no UTF-8 can carry it on; Go reads U+FFFD.
-    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return without_halves(value)
 
 
 def _bool(value: object, place: str) -> bool:

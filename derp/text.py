@@ -90,6 +90,14 @@ def fit_lines_to_show(text: str) -> str:
     return "\n".join(fit_to_show(line) for line in text.split("\n"))
 
 
+def without_halves(text: str) -> str:
+    """Text without halves of surrogate pairs, which JSON can spell and Python can hold, but no UTF-8 can carry on.
+
+    For each of them U+FFFD, as Go reads it.
+    """
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def error_text(error: BaseException) -> str:
     """Why, in one line that is never empty: the words of the exception, or of the one behind it, or its kind.
 

@@ -28,6 +28,7 @@ from derp.protocol.frames import (
     encode_frame,
 )
 from derp.protocol.messages import ClientInfo, Payload, ServerInfo, ServerKey, encode
+from derp.text import without_halves
 
 _INT64: Final = range(-(1 << 63), 1 << 63)
 _NO_MESH_KEY: Final = MeshKey(bytes(KEY_BYTES))
@@ -242,5 +243,4 @@ def _bool(value: object, name: str) -> bool:
 def _str(value: object, name: str) -> str:
     if not isinstance(value, str):
         raise RemoteProtocolError(f"{name} must be a string")
-    # A lone surrogate escape decodes in Python, and would raise in whoever prints it; Go says U+FFFD.
-    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return without_halves(value)

@@ -12,6 +12,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
+from derp.text import without_halves
 from tailnet.store.rows import Right, Role
 from tailnet.types import PeerID
 
@@ -72,11 +73,14 @@ class PeerIdText(sa.types.TypeDecorator[PeerID]):
 
 def storable(text: str) -> str:
     """Text as every kind of store takes it."""
-    return text.replace("\0", "\N{REPLACEMENT CHARACTER}") if "\0" in text else text
+    return without_halves(text).replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 class Text(sa.types.TypeDecorator[str]):
-    """Text as agents and people write it.  PostgreSQL takes no NUL, and a row that one store takes, each must take."""
+    """Text as agents and people write it.  PostgreSQL takes no NUL, and a row that one store takes, each must take.
+
+    Halves of surrogate pairs, which come in JSON, no store takes: a line of a log would be lost for one.
+    """
 
     impl = sa.Text
     cache_ok = True

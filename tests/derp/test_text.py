@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from derp.keys import NodePrivate
-from derp.text import MASK, error_text, fit_lines_to_show, fit_to_show, printable, without_secrets
+from derp.text import MASK, error_text, fit_lines_to_show, fit_to_show, printable, without_halves, without_secrets
 
 PRIVATE = NodePrivate(b"\x11" * 32)
 RANDOM = "f3Kq9ZpL2mXw8RtY5vBn7cJd"
@@ -145,6 +145,17 @@ def chain(*errors: BaseException) -> BaseException:
 )
 def test_a_reason_is_never_empty(error: BaseException, said: str) -> None:
     assert error_text(error) == said
+
+
+@given(st.text(st.characters(exclude_categories=())))
+def test_what_has_no_halves_can_be_encoded(text: str) -> None:
+    whole = without_halves(text)
+    assert len(whole.encode()) >= len(text)
+    assert whole == text or any("\ud800" <= each <= "\udfff" for each in text)
+
+
+def test_a_half_is_what_go_reads_it_as() -> None:
+    assert without_halves("a\ud800b\udfffc\N{GRINNING FACE}") == "a\ufffdb\ufffdc\N{GRINNING FACE}"
 
 
 def test_a_circle_of_causes_ends() -> None:

@@ -173,6 +173,13 @@ def test_logs_page_by_rising_ids(filled: Store) -> None:
     assert get(filled).logs_bytes == len("onezwei üthree") + 1
 
 
+def test_a_line_that_no_store_could_hold_as_it_is(filled: Store) -> None:
+    lines = [(LEVEL_INFO, "half \ud800"), (LEVEL_INFO, "nought \0"), (LEVEL_INFO, "whole")]
+    filled.reports.insert_logs([LogBatch(MAIN, EXTERNAL_LOG_SOURCE, lines, NOW)])
+    kept = [line.output for line in filled.reports.list_logs(MAIN)]
+    assert kept == ["half \N{REPLACEMENT CHARACTER}", "nought \N{REPLACEMENT CHARACTER}", "whole"]
+
+
 def test_log_ids_are_never_used_twice(filled: Store) -> None:
     filled.reports.insert_logs([LogBatch(GPU, EXTERNAL_LOG_SOURCE, [(LEVEL_INFO, "x")], NOW)])
     [line] = filled.reports.list_logs(GPU)
