@@ -16,7 +16,6 @@ from tailnet.services.administration.idempotency import Answer, IdempotencyKey
 from tailnet.services.administration.operations import Operation, key_shown
 from tailnet.services.administration.resources import Resource
 from tailnet.store.administration.answers import find_answer, keep_answer
-from tailnet.store.administration.audit import AuditRow
 from tailnet.store.administration.changes import Changes, count_dependents, not_found
 from tailnet.store.administration.values import ANY, Actor, Match, etag_of
 from tailnet.store.store import Store
@@ -111,10 +110,5 @@ class Administration:
     def audit(self, filters: Mapping[str, Any], before: int | None = None, limit: int = DEFAULT_PAGE) -> Page:
         """The account, the newest first; `before`: rows with lower numbers alone.  Blocks."""
         rows = self.store.audit.page(filters, before, limit + 1)
-        shown = [_audit_shown(row) for row in rows[:limit]]
-        return Page(shown, str(rows[limit - 1].id) if len(rows) > limit else "")
-
-
-def _audit_shown(row: AuditRow) -> dict[str, Any]:
-    values = {name: getattr(row, name) for name in AuditRow.__dataclass_fields__}
-    return models.AuditShown.model_validate(values).model_dump(mode="json")
+        shown = [models.AuditShown.model_validate(row).model_dump(mode="json") for row in rows[:limit]]
+        return Page(shown, str(shown[-1]["id"]) if len(rows) > limit else "")

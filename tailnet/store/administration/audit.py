@@ -5,7 +5,6 @@ tokens that they were replaced, of environment variables the names, of scripts a
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 from typing import Any, Final
@@ -28,22 +27,6 @@ _PROGRAMS: Final = frozenset({"script", "command"})
 _ABSENT: Final = object()
 
 
-@dataclass(frozen=True, slots=True)
-class AuditRow:
-    """One change.  `before` and `after`: what differs, None where there was or is nothing."""
-
-    id: int
-    at: datetime
-    actor_kind: str
-    actor: str
-    action: str
-    kind: str
-    target: str
-    before: Mapping[str, Any] | None
-    after: Mapping[str, Any] | None
-    request_id: str
-
-
 FILTERS: Final = {
     "kind": lambda value: audit_log.c.kind == value,
     "target": lambda value: audit_log.c.target == value,
@@ -60,14 +43,17 @@ class AuditTables(Part):
     @reads
     def page(
         self, connection: sa.Connection, filters: Mapping[str, Any], before: int | None, limit: int
-    ) -> list[AuditRow]:
-        """The newest rows first; `before`: those with lower numbers alone."""
+    ) -> list[Mapping[str, Any]]:
+        """The newest rows first; `before`: those with lower numbers alone.
+
+        `before` and `after` of a row: what differs, None where there was or is nothing.
+        """
         query = sa.select(audit_log).order_by(audit_log.c.id.desc()).limit(limit)
         for name, value in filters.items():
             query = query.where(FILTERS[name](value))
         if before is not None:
             query = query.where(audit_log.c.id < before)
-        return [AuditRow(**row._mapping) for row in connection.execute(query)]
+        return [dict(row._mapping) for row in connection.execute(query)]
 
     @reads
     def due(self, connection: sa.Connection, before: datetime) -> list[int]:

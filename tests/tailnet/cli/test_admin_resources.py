@@ -60,7 +60,7 @@ def test_a_user_s_life(admin: Admin, store: Store) -> None:
     assert [each["username"] for each in admin.lines("user", "list", "--role", "auditor")] == ["caroline"]
     assert admin.json("user", "delete", "caroline", "--yes") == {"deleted": made["id"]}
     assert "there is no user 'caroline'" in admin.fail("user", "show", "caroline")
-    assert [each.action for each in store.audit.page({"kind": "user"}, None, 9)] == [
+    assert [each["action"] for each in store.audit.page({"kind": "user"}, None, 9)] == [
         "delete",
         "update",
         "update",

@@ -128,5 +128,5 @@ async def test_the_account_is_kept_for_its_time(store: Store, upkeep: Upkeep, au
     upkeep._clock = lambda: now
     upkeep.limits = Retention(audit=timedelta(days=50))
     await upkeep.remove_due()
-    assert [each.target for each in store.audit.page({}, None, 9)] == ["10"]
+    assert [each["target"] for each in store.audit.page({}, None, 9)] == ["10"]
     assert upkeep.removed["audit"] == 1

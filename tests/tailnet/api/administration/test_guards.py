@@ -102,5 +102,5 @@ async def test_the_account_has_the_token_s_name_and_the_request(world: AdminWorl
         response = await client.post("users", json={"username": "carol"}, headers={"X-Request-Id": "our-own-id"})
         assert response.headers["x-request-id"] == "our-own-id"
     row = world.store.audit.page({}, None, 1)[0]
-    assert (row.actor_kind, row.actor, row.request_id) == ("token", "other", "our-own-id")
+    assert (row["actor_kind"], row["actor"], row["request_id"]) == ("token", "other", "our-own-id")
     assert isinstance(response, httpx.Response)

@@ -58,7 +58,7 @@ async def test_its_life(world: AdminWorld, kind: str) -> None:
         created = await client.post(plural, json=body)
         assert created.status_code == 201
         assert (await client.get(f"{plural}/{created.json()['id']}")).status_code == 200
-    actions = [each.action for each in world.store.audit.page({"kind": kind}, None, 10)]
+    actions = [each["action"] for each in world.store.audit.page({"kind": kind}, None, 10)]
     assert actions == ["create", "delete", "update", "update", "create"]
 
 

@@ -83,7 +83,7 @@ def test_all_tokens_of_a_user_are_revoked(work: Administration) -> None:
     assert answer.body == {"revoked": 2}
     assert work.store.callers.user_tokens(["aaaaaaaaaa", user_token("alice")[:10]]) == {}
     assert len(work.store.callers.user_tokens([user_token("bob")[:10]])) == 1
-    assert [each.action for each in work.store.audit.page({"kind": "token"}, None, 2)] == ["revoke", "revoke"]
+    assert [each["action"] for each in work.store.audit.page({"kind": "token"}, None, 2)] == ["revoke", "revoke"]
 
 
 def test_issued_tokens_are_revoked(work: Administration) -> None:

@@ -181,7 +181,7 @@ def test_lists_of_an_agent_are_whole_lists(work: Administration) -> None:
     found = work.store.apps.definitions(peer_id("main"))
     assert (len(found.apps), len(found.scripts), len(found.metadata)) == (1, 2, 0)
     row = work.store.audit.page({"kind": "agent"}, None, 1)[0]
-    assert row.after == {"apps": "replaced", "metadata": "replaced"}
+    assert row["after"] == {"apps": "replaced", "metadata": "replaced"}
     assert told(several(work, "agent", {"id": MAIN, **body, "apps": of_main["apps"][:1]})) == ["unchanged"]
     outcomes = several(
         work,
@@ -243,7 +243,7 @@ def test_deleting_takes_all_that_belongs_to_it(work: Administration) -> None:
     work.do(ACTOR, operations.delete(RESOURCES["user"], ALICE))
     assert work.store.callers.get_agent(peer_id("main")) is None
     row = work.store.audit.page({}, None, 1)[0]
-    assert (row.action, row.before) == (
+    assert (row["action"], row["before"]) == (
         "delete",
         {"username": "alice", "active": True, "role": "user", "tokens": 1, "workspaces": 1},
     )
