@@ -52,6 +52,11 @@ class Provider:
         """What people call it."""
         return self.display_name or self.id
 
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Where tokens go."""
+        return tuple(filter(None, (self.auth_url, self.token_url, self.validate_url)))
+
 
 # Public addresses of those whom everybody uses; a table may say others, for installations of one's own.
 KNOWN: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
@@ -112,11 +117,15 @@ def fetched_providers(value: object) -> tuple[Provider, ...]:
     for number, each in enumerate(found):
         if each.client_secret_file is not None:
             raise ValueError(f"[{number}].client_secret_file: is for tables of this server: give client_secret")
-        for url in filter(None, (each.auth_url, each.token_url, each.validate_url)):
-            parts = urlsplit(url)
-            if parts.scheme != "https" and not is_local(parts.hostname or ""):
-                raise ValueError(f"[{number}]: wants https addresses: tokens would travel in the clear")
+        if any(is_in_the_clear(url) for url in each.urls):
+            raise ValueError(f"[{number}]: wants https addresses: tokens would travel in the clear")
     return found
+
+
+def is_in_the_clear(url: str) -> bool:
+    """Whether others read along, and may answer: without TLS, and not on this machine."""
+    parts = urlsplit(url)
+    return parts.scheme == "http" and not is_local(parts.hostname or "")
 
 
 def with_secrets(found: tuple[Provider, ...]) -> tuple[Provider, ...]:
@@ -136,21 +145,15 @@ def _with_secret(provider: Provider) -> Provider:
 def _provider(value: object, place: str) -> Provider:
     if not isinstance(value, dict):
         raise ValueError(f"{place}: wants a table with id, type, client_id, client_secret_file")
-    kind = _text(value.get("type", ""), f"{place}.type")
-    known = KNOWN.get(kind, {})
+    kind = value.get("type", "")
+    known = KNOWN.get(kind, {}) if isinstance(kind, str) else {}
     is_elsewhere = any(name in value for name in _OF_HOST[:2])
     given = {name: each for name, each in known.items() if not (is_elsewhere and name in _OF_HOST)} | value
     given.setdefault("id", kind)
     unknown = sorted(str(name) for name in given.keys() - _KINDS.keys())
     if unknown:
         raise ValueError(f"{place}: {printable(unknown[0], 40)!r}: unknown key: known are {', '.join(_KINDS)}")
-    found: dict[str, Any] = {}
-    for name, each in given.items():
-        try:
-            found[name] = _KINDS[name](each, f"{place}.{name}")
-        except ValueError as error:
-            text = error_text(error)
-            raise ValueError(text if text.startswith(place) else f"{place}.{name}: {text}") from None
+    found = {name: _read(name, each, place) for name, each in given.items()}
     for name in ("id", "type", "client_id", "auth_url", "token_url"):
         if not found.get(name):
             raise ValueError(f"{place}.{name}: is missing")
@@ -159,44 +162,47 @@ def _provider(value: object, place: str) -> Provider:
     return Provider(**found)
 
 
-def _text(value: object, place: str) -> str:
+def _read(name: str, value: object, place: str) -> Any:
+    try:
+        return _KINDS[name](value)
+    except ValueError as error:
+        raise ValueError(f"{place}.{name}: {error_text(error)}") from None
+
+
+def _text(value: object) -> str:
     # Not repeated in the error: it may be the secret.
     if not isinstance(value, str) or len(value) > _MAX_CHARS or not value.isprintable():
-        raise ValueError(f"{place}: wants a line of text")
+        raise ValueError("wants a line of text")
     return value
 
 
-def _identifier(value: object, place: str) -> str:
-    if not _ID.fullmatch(_text(value, place)):
-        raise ValueError(f"{place}: wants lower-case letters, digits and dashes: it stands in addresses")
+def _identifier(value: object) -> str:
+    if not _ID.fullmatch(_text(value)):
+        raise ValueError("wants lower-case letters, digits and dashes: it stands in addresses")
     return str(value)
 
 
-def _regex(value: object, place: str) -> re.Pattern[str]:
-    return bounded_regex(_text(value, place))
-
-
-def _words(value: object, place: str) -> tuple[str, ...]:
-    words = [_text(each, place) for each in value] if isinstance(value, list) else []
+def _words(value: object) -> tuple[str, ...]:
+    words = [_text(each) for each in value] if isinstance(value, list) else []
     if not isinstance(value, list) or len(words) > MAX_SCOPES or any(not each or " " in each for each in words):
-        raise ValueError(f"{place}: wants a list of at most {MAX_SCOPES} words")
+        raise ValueError(f"wants a list of at most {MAX_SCOPES} words")
     return tuple(words)
 
 
 # Key of a table -> how it is read.
-_KINDS: Final[Mapping[str, Callable[[object, str], Any]]] = {
+_KINDS: Final[Mapping[str, Callable[[object], Any]]] = {
     "id": _identifier,
     "type": _identifier,
     "client_id": _text,
     "client_secret": _text,
-    "client_secret_file": lambda value, place: Path(_text(value, place)),
-    "auth_url": lambda value, place: _URL(value),
-    "token_url": lambda value, place: _URL(value),
-    "validate_url": lambda value, place: _URL(value) if value else "",
-    "regex": _regex,
+    "client_secret_file": lambda value: Path(_text(value)),
+    "auth_url": _URL,
+    "token_url": _URL,
+    "validate_url": lambda value: _URL(value) if value else "",
+    "regex": lambda value: bounded_regex(_text(value)),
     "scopes": _words,
     "display_name": _text,
     "display_icon": _text,
-    "basic_auth": lambda value, place: parse.boolean(value),
+    "basic_auth": parse.boolean,
     "extra_token_keys": _words,
 }

@@ -7,7 +7,6 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from derp.config import RelayRules, TlsConfig
-from derp.config.files import readable_by_others
 from derp.config.load import (
     check_mesh,
     connection_limit,
@@ -23,7 +22,7 @@ from derp.config.tls import read_tls
 from derp.text import error_text
 from tailnet.config.admin_tokens import load_admin_tokens
 from tailnet.config.coordinator import CoordinatorConfig, WebhookTarget
-from tailnet.config.external_auth import Provider, with_secrets
+from tailnet.config.external_auth import Provider, is_in_the_clear, with_secrets
 from tailnet.config.key_file import read_key_file
 from tailnet.config.settings import RELAY_PREFIX, SETTINGS
 from tailnet.errors import ConfigError
@@ -88,15 +87,12 @@ def _webhook(given: Given) -> WebhookTarget | None:
         given.fail("webhook_secret_file", "signs for nobody: set --webhook-url too")
     if not path:
         given.fail("webhook_url", "a receiver knows us by a signature: set --webhook-secret-file too")
-    notice = readable_by_others(path)
-    if notice is not None:
-        given.notices.append(notice)
+    tell_if_readable(path, given)
     try:
         secrets = parse_secrets(read_file(path, "webhook's secrets").decode("utf-8", "replace"))
     except ValueError as error:
         raise ConfigError(f"{path}: {error_text(error)}") from None
-    parts = urlsplit(url)
-    if parts.scheme == "http" and not is_local(parts.hostname or ""):
+    if is_in_the_clear(url):
         given.notices.append("what the webhook tells travels in the clear: use https in --webhook-url")
     return WebhookTarget(url, secrets)
 
@@ -113,9 +109,7 @@ def _secrets_keys(given: Given) -> tuple[bytes, ...]:
     if "secrets_key_file" not in given:
         return ()
     path = given.get("secrets_key_file")
-    notice = readable_by_others(path)
-    if notice is not None:
-        given.notices.append(notice)
+    tell_if_readable(path, given)
     return read_key_file(path)
 
 
@@ -132,10 +126,8 @@ def _external_auth(given: Given) -> tuple[Provider, ...]:
                 given.fail("external_auth_call_out", f"wants {given.flag(missing)}")
     for each in found:
         if each.client_secret_file is not None:
-            notice = readable_by_others(each.client_secret_file)
-            given.notices += [notice] if notice is not None else []
-        parts = [urlsplit(url) for url in (each.auth_url, each.token_url, each.validate_url) if url]
-        if any(part.scheme == "http" and not is_local(part.hostname or "") for part in parts):
+            tell_if_readable(each.client_secret_file, given)
+        if any(is_in_the_clear(url) for url in each.urls):
             given.notices.append(f"external auth provider {each.id}: tokens travel in the clear: use https addresses")
     return found
 
@@ -168,10 +160,8 @@ def _auth_secret(given: Given) -> bytes:
             "auth_secret_file",
             f"{path}: a secret shorter than {MIN_SECRET_BYTES} bytes can be guessed: `openssl rand -hex 32` makes one",
         )
-    if (sentence := readable_by_others(path)) is not None:
-        given.notices.append(sentence)
-    url = urlsplit(given.get("auth_url", ""))
-    if url.scheme == "http" and not is_local(url.hostname or ""):
+    tell_if_readable(path, given)
+    if is_in_the_clear(given.get("auth_url", "")):
         given.notices.append("--auth-url is http: tokens travel in the clear, and anybody between may answer yes")
     return secret
 
@@ -186,7 +176,7 @@ def _check_signed(given: Given) -> None:
             if name in given:
                 given.fail(name, "is about signed tokens: set --auth-jwks too")
     source = given.get("auth_jwks", "")
-    if source.startswith("http://") and not is_local(urlsplit(source).hostname or ""):
+    if source.startswith("http://") and is_in_the_clear(source):  # it may be a file
         given.notices.append("--auth-jwks is http: anybody between may add keys of his own")
 
 
