@@ -155,6 +155,10 @@ def control_plane_unreachable() -> Refused:
     )
 
 
+def provider_trouble(provider_id: str, reason: str) -> Refused:
+    return Refused(502, f'External auth provider "{provider_id}" cannot be asked.', reason)
+
+
 def not_signed() -> Refused:
     return Refused(
         401,

@@ -6,6 +6,7 @@ Errors hold nothing of a secret.  The private key's file is made when it is miss
 import json
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -75,6 +76,24 @@ def make_key_file(path: Path) -> None:
             os.unlink(temporary)
     except OSError as error:
         raise ConfigError(f"{path}: cannot make the private key's file: {error_text(error)}") from None
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, in the place of one that is there, readable to its owner alone.
+
+    Raises OSError.
+    """
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # mode 0600
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
 
 
 def readable_by_others(path: Path) -> str | None:

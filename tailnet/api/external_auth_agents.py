@@ -17,7 +17,7 @@ from derp.text import fit_to_show
 from tailnet.api.answers import Body, GoTime
 from tailnet.api.guards import AgentOfActiveOwner, Services, ServicesOf, query_of, token_of
 from tailnet.config.external_auth import Provider
-from tailnet.refusals import Refused, owner_not_active, too_many_requests
+from tailnet.refusals import Refused, owner_not_active, provider_trouble, too_many_requests
 from tailnet.services.external_auth import MAX_ADDRESS_CHARS, Linked, ProviderTrouble, described
 from tailnet.store.rows import AgentIdentity
 
@@ -134,7 +134,7 @@ async def _answer(
     except trio.WouldBlock:
         raise Refused(429, "Too many wait for this link.", retry_after_seconds=10) from None
     except ProviderTrouble as trouble:
-        raise Refused(502, f'External auth provider "{provider.id}" cannot be asked.', trouble.reason) from None
+        raise provider_trouble(provider.id, trouble.reason) from None
     if linked is None:
         url = external.link_url(provider)
         return ExternalAuthResponse(access_token="", token_extra=None, url=url, type="", username="", password="")

@@ -13,6 +13,7 @@ import trio
 from fastapi import Depends, Path
 from starlette.requests import HTTPConnection
 
+from derp.server.address import find_caller
 from derp.server.pages import Page, Question
 from tailnet import refusals
 from tailnet.api.authorise import authorise_agent, check_operator
@@ -162,6 +163,15 @@ def _count(asked: HTTPConnection) -> None:
     services, caller = services_of(asked), exchange_of(asked.scope).caller_id
     limit = services.config.api_rate_limit
     wait_seconds = services.limits.take(caller, limit, trio.current_time())
+    if wait_seconds:
+        raise refusals.too_many_requests(limit, wait_seconds)
+
+
+def take_try(asked: HTTPConnection, limits: StrangerLimits) -> None:
+    """One more try of the address that asks, and of all together.  Raises Refused for one that is over a limit."""
+    peer = (asked.client.host if asked.client is not None else "", 0)
+    caller = find_caller(peer, headers_of(asked), services_of(asked).config.trusted_proxies)
+    limit, wait_seconds = limits.take(caller.address, trio.current_time())
     if wait_seconds:
         raise refusals.too_many_requests(limit, wait_seconds)
 

@@ -9,17 +9,15 @@ from collections.abc import Awaitable
 from typing import Annotated, Any, Final
 from uuid import UUID
 
-import trio
 from fastapi import APIRouter, Depends
 from pydantic import Field, field_validator
 from starlette.requests import Request
 
-from derp.server.address import find_caller
 from tailnet.api.answers import Body
 from tailnet.api.bodies import Sent, body_of, takes
-from tailnet.api.guards import ServicesOf, headers_of
+from tailnet.api.guards import ServicesOf, take_try
 from tailnet.identity.instance import ClaimsUnreadable, IdentityRefused
-from tailnet.refusals import Refused, too_many_requests
+from tailnet.refusals import Refused
 from tailnet.services.instance_identity import NoSuchInstance, SeveralAgents
 
 router = APIRouter(prefix="/api/v2/workspaceagents", tags=["agents"])
@@ -76,11 +74,7 @@ def _body(model: type[_Proof]) -> Any:
 
 async def _within_limits(asked: Request, services: ServicesOf) -> None:
     """Takes one try of the caller's address, and one of all."""
-    peer = (asked.client.host if asked.client is not None else "", 0)
-    caller = find_caller(peer, headers_of(asked), services.config.trusted_proxies)
-    limit, wait_seconds = services.identity_limits.take(caller.address, trio.current_time())
-    if wait_seconds:
-        raise too_many_requests(limit, wait_seconds)
+    take_try(asked, services.identity_limits)
 
 
 _LIMITED: Final = [Depends(_within_limits)]

@@ -61,7 +61,7 @@ async def callback(asked: Request, services: ServicesOf, user: UserOfPage, provi
     except LinkRefused as refused:
         raise Refused(400, f"{found.name} is not linked.", str(refused)) from None
     except ProviderTrouble as trouble:
-        raise Refused(502, f'External auth provider "{found.id}" cannot be asked.', trouble.reason) from None
+        raise refusals.provider_trouble(found.id, trouble.reason) from None
     body = (
         Html(f"<h1>{markup.text(found.name)} is linked</h1>"),
         Html("<p>Your workspaces come in there now. You may close this page.</p>"),

@@ -10,19 +10,17 @@ from collections.abc import Callable, Coroutine
 from typing import Any, ClassVar, Final
 from urllib.parse import parse_qs
 
-import trio
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from derp.server.address import find_caller
 from derp.server.markup import STYLE_SOURCE
 from tailnet import refusals
 from tailnet.api.answers import refusal_headers
 from tailnet.api.authorise import check_origin
 from tailnet.api.bodies import read_bounded
-from tailnet.api.guards import Services, ServicesOf, headers_of, page_token_of, services_of
+from tailnet.api.guards import Services, ServicesOf, headers_of, page_token_of, services_of, take_try
 from tailnet.api.people_html import LOGIN, LOGOUT, front_html, problem_html
 from tailnet.errors import SecretsError, StoreError
 from tailnet.refusals import Refused
@@ -103,11 +101,7 @@ router = APIRouter(route_class=PageRoute)
 async def login(request: Request, services: ServicesOf) -> Response:
     """Take a session token, if it is good."""
     _check_own_page(request, services)
-    peer = (request.client.host, request.client.port) if request.client is not None else ("", 0)
-    caller = find_caller(peer, headers_of(request), services.config.trusted_proxies)
-    limit, wait_seconds = services.sign_ins.take(caller.address, trio.current_time())
-    if wait_seconds:
-        raise refusals.too_many_requests(limit, wait_seconds)
+    take_try(request, services.sign_ins)
     form = await _read_form(request)
     token, after = form.get("token", "").strip(), _page_path(form.get("after", ""))
     try:

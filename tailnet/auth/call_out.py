@@ -156,13 +156,13 @@ class CallOut:
 
     async def agent(self, token: OutsideToken) -> AgentIdentity | None:
         """The agent whose token this is, None if there is none.  Raises Refused when nobody can say."""
-        entry = await self._find(("agent", token.digest), lambda: AgentQuestion(token.token))
+        entry = await self._find(_key(token), lambda: _question(token))
         found = entry.answer.found
         return found if isinstance(found, AgentIdentity) else None
 
     async def user(self, token: OutsideToken) -> UserIdentity | None:
         """The same of a user."""
-        entry = await self._find(("user", token.digest), lambda: UserQuestion(token.token))
+        entry = await self._find(_key(token), lambda: _question(token))
         found = entry.answer.found
         return found if isinstance(found, UserIdentity) else None
 
@@ -194,8 +194,7 @@ class CallOut:
         until: dict[Credential, float] = {}
 
         async def look(token: OutsideToken, agent_ids: Collection[PeerID]) -> None:
-            kind = "agent" if token.is_agent else "user"
-            entries = [await self._try_to_find((kind, token.digest), lambda: _question(token))]
+            entries = [await self._try_to_find(_key(token), lambda: _question(token))]
             who = entries[0].answer.found if entries[0] is not None else None
             reaches: dict[PeerID, Reach] = {}
             if isinstance(who, UserIdentity):
@@ -220,7 +219,7 @@ class CallOut:
         return Standing(callers, reached, unanswered, until)
 
     def _has_all(self, token: OutsideToken, agent_ids: Collection[PeerID]) -> bool:
-        entry = self._fresh(("agent" if token.is_agent else "user", token.digest))
+        entry = self._fresh(_key(token))
         if entry is None:
             return False
         who = entry.answer.found
@@ -358,6 +357,10 @@ class CallOut:
         more = self._rarely.held_back(end.value, trio.current_time())
         if more is not None:
             _log.error("! control plane (--auth-url): %s; %s%s", fit_to_show(why), so, and_more(more))
+
+
+def _key(token: OutsideToken) -> Key:
+    return "agent" if token.is_agent else "user", token.digest
 
 
 def _question(token: OutsideToken) -> Question:

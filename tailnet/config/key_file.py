@@ -5,12 +5,12 @@ to exchange keys put a new line on top, `tailnet admin secrets reseal`, take the
 """
 
 import os
-import tempfile
 from base64 import b64decode, b64encode
 from binascii import Error
 from pathlib import Path
 from typing import Final
 
+from derp.config.files import write_whole
 from derp.config.sources import read_file
 from derp.errors import ConfigError
 from derp.text import error_text
@@ -55,16 +55,7 @@ def add_key(path: Path, *, last: bool = False) -> int:
     fresh = os.urandom(KEY_BYTES)
     keys = [*before, fresh] if last else [fresh, *before]
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(b"".join(b64encode(key) + b"\n" for key in keys))
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).replace(path)
-        except OSError:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_whole(path, b"".join(b64encode(key) + b"\n" for key in keys))
     except OSError as error:
         raise ConfigError(f"{path}: cannot make the file of secrets keys: {error_text(error)}") from None
     return len(read_key_file(path))

@@ -10,7 +10,6 @@ import hmac
 import json
 import logging
 import os
-import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from binascii import Error
 from collections import Counter
@@ -374,7 +373,7 @@ class ExternalAuth:
 
 def described(providers: Sequence[Provider]) -> list[str]:
     """The expressions by which providers are chosen, for who was given none."""
-    return [each.regex.pattern for each in providers if isinstance(each.regex, re.Pattern)]
+    return [each.regex.pattern for each in providers if each.regex is not None]
 
 
 def _random_text() -> str:

@@ -7,7 +7,7 @@ Callers: services/map_sources.py, services/webhook.py, cli/operator_door.py, ser
 """
 
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import TracebackType
@@ -28,41 +28,55 @@ MAX_REDIRECTS: Final = 3
 MAX_ANSWER_BYTES: Final = 16 * 1024
 
 
-class Fetcher:
-    """Fetches one URL.  Use as an async context manager."""
+class _Opened:
+    """Has a client between enter and exit, and may be entered again."""
 
-    def __init__(self, url: str, *, timeout_seconds: float, max_bytes: int) -> None:
-        self._url = url
-        self._timeout_seconds = timeout_seconds
-        self._max_bytes = max_bytes
-        self._validators: dict[str, str] = {}
-        self._client: httpx.AsyncClient | None = None
+    def __init__(self, open_client: Callable[[], httpx.AsyncClient]) -> None:
+        self._open_client = open_client
+        self._opened: httpx.AsyncClient | None = None
+
+    @property
+    def _client(self) -> httpx.AsyncClient:
+        assert self._opened is not None, "use as an async context manager"
+        return self._opened
 
     async def __aenter__(self) -> Self:
-        # Proxy variables of the environment apply, as for every other program of the operator.
-        self._client = httpx.AsyncClient(
-            timeout=self._timeout_seconds,
-            follow_redirects=True,
-            max_redirects=MAX_REDIRECTS,
-            headers={"user-agent": "tailnet", "accept": "application/json"},
-            limits=httpx.Limits(max_connections=1),
-            verify=system_context(),
-        )
+        self._opened = self._open_client()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._client is not None:
-            await self._client.aclose()
-            self._client = None
+        if self._opened is not None:
+            await self._opened.aclose()
+            self._opened = None
+
+
+class Fetcher(_Opened):
+    """Fetches one URL.  Use as an async context manager."""
+
+    def __init__(self, url: str, *, timeout_seconds: float, max_bytes: int) -> None:
+        # Proxy variables of the environment apply, as for every other program of the operator.
+        super().__init__(
+            lambda: httpx.AsyncClient(
+                timeout=timeout_seconds,
+                follow_redirects=True,
+                max_redirects=MAX_REDIRECTS,
+                headers={"user-agent": "tailnet", "accept": "application/json"},
+                limits=httpx.Limits(max_connections=1),
+                verify=system_context(),
+            )
+        )
+        self._url = url
+        self._timeout_seconds = timeout_seconds
+        self._max_bytes = max_bytes
+        self._validators: dict[str, str] = {}
 
     async def fetch(self, *, force: bool = False) -> bytes | None:
         """The document, or None if it is the one fetched last.  `force` fetches it in any case.
 
         Raises TransportError with a reason for the operator; the URL is not in it.
         """
-        assert self._client is not None, "use as an async context manager"
         headers = {} if force else self._validators
         try:
             async with self._client.stream("GET", url_for_tls(self._url), headers=headers) as response:
@@ -92,7 +106,7 @@ class Answer:
     body: bytes
 
 
-class Asker:
+class Asker(_Opened):
     """Asks one server for its pages.  Use as an async context manager.
 
     `verified`: whether its certificate has to be good; without it nobody knows who answers, so no token is sent.
@@ -100,22 +114,16 @@ class Asker:
 
     def __init__(self, url: str, *, token: str, verified: bool, timeout_seconds: float) -> None:
         assert verified or not token
+        super().__init__(
+            lambda: httpx.AsyncClient(
+                timeout=timeout_seconds,
+                headers={"user-agent": "tailnet"} | ({"coder-session-token": token} if token else {}),
+                limits=httpx.Limits(max_connections=1),
+                verify=system_context() if verified else False,
+            )
+        )
         self._url = url.rstrip("/")
         self._timeout_seconds = timeout_seconds
-        self._client = httpx.AsyncClient(
-            timeout=timeout_seconds,
-            headers={"user-agent": "tailnet"} | ({"coder-session-token": token} if token else {}),
-            limits=httpx.Limits(max_connections=1),
-            verify=system_context() if verified else False,
-        )
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._client.aclose()
 
     async def ask(self, path: str, max_bytes: int) -> Answer:
         """GET a page.  Raises TransportError with a reason that names the server and not the token."""
@@ -154,37 +162,26 @@ class Posted:
     retry_after_seconds: float | None  # as it asks for
 
 
-class Poster:
+class Poster(_Opened):
     """Posts to one receiver after the other, over a few connections that it keeps.  Use as an async context manager.
 
     Redirects are not followed: what was meant for one receiver is nobody else's.
     """
 
     def __init__(self, *, timeout_seconds: float, max_connections: int) -> None:
-        self._timeout_seconds = timeout_seconds
-        self._max_connections = max_connections
-        self._client: httpx.AsyncClient | None = None
-
-    async def __aenter__(self) -> Self:
-        self._client = httpx.AsyncClient(
-            timeout=self._timeout_seconds,
-            follow_redirects=False,
-            headers={"user-agent": "tailnet", "accept": "*/*"},
-            limits=httpx.Limits(max_connections=self._max_connections, keepalive_expiry=30.0),
-            verify=system_context(),
+        super().__init__(
+            lambda: httpx.AsyncClient(
+                timeout=timeout_seconds,
+                follow_redirects=False,
+                headers={"user-agent": "tailnet", "accept": "*/*"},
+                limits=httpx.Limits(max_connections=max_connections, keepalive_expiry=30.0),
+                verify=system_context(),
+            )
         )
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._client is not None:
-            await self._client.aclose()
-            self._client = None
+        self._timeout_seconds = timeout_seconds
 
     async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> Posted:
         """Raises TransportError with a reason when no answer comes in time; the URL is not in it."""
-        assert self._client is not None, "use as an async context manager"
         try:
             # httpx bounds each step; a receiver that sends a byte now and then would keep us for ever.
             with trio.fail_after(self._timeout_seconds):
@@ -241,7 +238,6 @@ async def ask(
     A redirect is an answer like any other: what was sent is for nobody else.  Raises TransportError with a reason for
     the operator; neither URL nor what was sent is in it.
     """
-    late = TransportError(f"does not answer within {timeout_seconds:g} s")
     try:
         # Also who sends a byte now and then has to be done by then: httpx asks for one byte within its time-out.
         with trio.fail_after(timeout_seconds):
@@ -259,7 +255,7 @@ async def ask(
                     raise TransportError(f"has more than {max_bytes} bytes: is it the right URL?")
                 return Answered(got.status_code, body, dict(got.headers))
     except (httpx.TimeoutException, trio.TooSlowError):
-        raise late from None
+        raise TransportError(f"does not answer within {timeout_seconds:g} s") from None
     except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
         raise TransportError(f"cannot be asked: {reason_of(error)}") from None
 
