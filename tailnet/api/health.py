@@ -17,7 +17,7 @@ from derp.text import fit_to_show
 from tailnet import __version__
 from tailnet.api.answers import Body, GoJsonResponse, GoTime, OmitNone, refusal_response
 from tailnet.api.guards import OperatorOnly, ServicesOf, is_operator, query_of
-from tailnet.health.codes import RULES, Severity
+from tailnet.health.codes import RULES, SeverityName
 from tailnet.health.readings import Failed, Skipped
 from tailnet.health.text import health_lines
 from tailnet.refusals import Refused
@@ -31,7 +31,6 @@ REFUSED: Final[dict[str, Any]] = {
     "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Refusal"}}},
 }
 
-SeverityName = Literal["ok", "warning", "error"]
 StateName = Literal["ok", "warning", "error", "unknown"]
 # For monitors that look at the status alone; a warning is nothing to be woken for.
 _STATUS: Final = {"error": 503}
@@ -99,7 +98,7 @@ async def health(request: Request, services: ServicesOf) -> Response:
         body = health_page(await services.health.report())
     else:
         last = services.health.last
-        body = HealthPage(state="unknown" if last is None else _word(last.severity))
+        body = HealthPage(state="unknown" if last is None else last.severity.word)
     content = body.model_dump(mode="json")
     status = _STATUS.get(content["state"], 200)
     headers = {"cache-control": "no-store"}
@@ -113,7 +112,7 @@ def health_page(report: HealthReport) -> HealthPage:
     findings = [
         FindingRow(
             code=each.code.value,
-            severity=_word(each.severity),
+            severity=each.severity.word,
             check=rule.check.value if (rule := RULES[each.code]).check is not None else None,
             what=fit_to_show(each.what),
             advice=each.advice,
@@ -121,7 +120,7 @@ def health_page(report: HealthReport) -> HealthPage:
         for each in report.findings
     ]
     return HealthPage(
-        state=_word(report.severity),
+        state=report.severity.word,
         version=__version__,
         measured_at=report.measured_at,
         seconds=round(report.seconds, 3),
@@ -135,16 +134,11 @@ def _check_row(result: CheckResult) -> CheckRow:
     is_measured = not isinstance(reading, Skipped | Failed)
     return CheckRow(
         check=result.check.value,
-        severity=_word(result.severity),
+        severity=result.severity.word,
         seconds=round(result.seconds, 3),
         skipped=fit_to_show(reading.reason) if isinstance(reading, Skipped) else None,
         measured=dataclasses.asdict(reading) if is_measured else None,
     )
-
-
-def _word(severity: Severity) -> SeverityName:
-    word: SeverityName = "error" if severity is Severity.ERROR else "warning" if severity else "ok"
-    return word
 
 
 @router.get("/metrics", dependencies=[OperatorOnly], response_class=PlainTextResponse)

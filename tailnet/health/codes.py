@@ -7,7 +7,9 @@ docs/health.md lists the table, which its test compares.  Found by judge.py, tol
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
+
+SeverityName = Literal["ok", "warning", "error"]
 
 
 class Severity(enum.IntEnum):
@@ -18,8 +20,8 @@ class Severity(enum.IntEnum):
     ERROR = 2  # somebody cannot work now
 
     @property
-    def word(self) -> str:
-        return self.name.lower()
+    def word(self) -> SeverityName:
+        return "error" if self is Severity.ERROR else "warning" if self else "ok"
 
 
 class Check(enum.Enum):

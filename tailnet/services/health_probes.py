@@ -8,7 +8,8 @@ firewall in front does to peers, it does to these.  Next hop: derp/client, store
 import shutil
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Final, Protocol, TypeVar
@@ -17,7 +18,7 @@ from urllib.parse import urlsplit
 import trio
 from cryptography import x509
 
-from derp.client.client import open_derp_client
+from derp.client.client import DerpClient, open_derp_client
 from derp.client.dial import DialOptions, RelayAddress, open_relay_stream
 from derp.client.probe import Outcome, probe_stun
 from derp.client.region import region_addresses
@@ -25,7 +26,7 @@ from derp.client.stun import open_stun
 from derp.errors import DerpError
 from derp.keys import NodePrivate
 from derp.log import dropped_line_count
-from derp.map import DERPRegion
+from derp.map import DEFAULT_STUN_PORT, DERPRegion
 from derp.server.relay import Relay
 from derp.transport.http import ClientHttp, exchange
 from derp.transport.stream import mapped_errors
@@ -148,25 +149,15 @@ class Probes:
         """A client of our relay, as peers are: by its address in the map."""
         if self.relay is None or self.region is None:
             return Skipped(Check.RELAY, _NO_RELAY)
-        relay, region = self.relay, self.region
-        reading = RelayReading(region_addresses(region)[0].label())
-        key = NodePrivate.generate()
+        reading = RelayReading(region_addresses(self.region)[0].label())
         try:
-            with relay.sessions.admission.expecting(key.public().raw):
-                async with open_derp_client(
-                    region,
-                    key,
-                    is_prober=True,
-                    app_name="tailnet health",
-                    options=self.dial,
-                    timeout_seconds=DIAL_SECONDS,
-                ) as client:
-                    reading = replace(
-                        reading,
-                        is_ours=client.server_key == relay.public_key.raw,
-                        websocket_reason=client.websocket_reason,
-                    )
-                    return replace(reading, seconds=await client.ping())
+            async with _client(self.relay, self.region, self.dial) as client:
+                reading = replace(
+                    reading,
+                    is_ours=client.server_key == self.relay.public_key.raw,
+                    websocket_reason=client.websocket_reason,
+                )
+                return replace(reading, seconds=await client.ping())
         except DerpError as error:
             return replace(reading, problem=str(error))
 
@@ -175,19 +166,9 @@ class Probes:
         if self.relay is None or self.region is None:
             return Skipped(Check.WEBSOCKET, f"{_NO_RELAY}, and nothing else takes a websocket without a token")
         reading = WebSocketReading(region_addresses(self.region)[0].label())
-        key = NodePrivate.generate()
-        dial = replace(self.dial, force_websocket=True)
         try:
-            with self.relay.sessions.admission.expecting(key.public().raw):
-                async with open_derp_client(
-                    self.region,
-                    key,
-                    is_prober=True,
-                    app_name="tailnet health",
-                    options=dial,
-                    timeout_seconds=DIAL_SECONDS,
-                ) as client:
-                    return replace(reading, seconds=await client.ping())
+            async with _client(self.relay, self.region, replace(self.dial, force_websocket=True)) as client:
+                return replace(reading, seconds=await client.ping())
         except DerpError as error:
             return replace(reading, problem=str(error))
 
@@ -204,7 +185,7 @@ class Probes:
                 for result in await probe_stun(stun, region, node):
                     if result.outcome is not Outcome.SKIPPED:
                         seconds = result.values.get("seconds")
-                        port = node.stun_port or 3478
+                        port = node.stun_port or DEFAULT_STUN_PORT
                         answers.append(StunAnswer(node.host_name, port, result.family, result.reason, seconds))
 
             async with trio.open_nursery() as nursery:
@@ -291,16 +272,17 @@ class Probes:
     async def read_map(self) -> Reading:
         """The DERP map that is in use, and its sources."""
         published = self.maps.current
+        is_usable = has_relay(published.map)
         return MapReading(
             version=published.version,
             regions=len(published.map.regions),
-            has_relay=has_relay(published.map),
+            has_relay=is_usable,
             sources=[
                 SourceReading(each.name, "" if each.ok else each.reason, each.good_since is not None)
                 for each in self.maps.statuses
             ],
             # That there is no relay at all has a code of its own.
-            lint=self.maps.findings() if has_relay(published.map) else (),
+            lint=self.maps.findings() if is_usable else (),
         )
 
     async def agents(self) -> Reading:
@@ -338,6 +320,17 @@ class Probes:
     async def _in_thread(self, work: Callable[[], T]) -> T:
         # Not Database.run: a database that hangs would hold the whole report up, and not only its own check.
         return await trio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._limiter)
+
+
+@asynccontextmanager
+async def _client(relay: Relay, region: DERPRegion, dial: DialOptions) -> AsyncIterator[DerpClient]:
+    """A client of our relay for a moment, whom its admission lets in, whoever else has to ask."""
+    key = NodePrivate.generate()
+    with relay.sessions.admission.expecting(key.public().raw):
+        async with open_derp_client(
+            region, key, is_prober=True, app_name="tailnet health", options=dial, timeout_seconds=DIAL_SECONDS
+        ) as client:
+            yield client
 
 
 def _certificate(place: str, leaf: x509.Certificate) -> Certificate:
