@@ -5,7 +5,6 @@ Used by `derp map snippet`.  Next hop: dial.py, stun.py, mapsource.py.
 """
 
 from dataclasses import dataclass, replace
-from ipaddress import ip_address
 from typing import Final
 
 import trio
@@ -15,6 +14,7 @@ from derp.client.dial import DialOptions, RelayAddress, dial_relay, open_relay_s
 from derp.client.mapsource import map_of_relay
 from derp.client.region import region_addresses
 from derp.client.stun import open_stun
+from derp.config.load import is_local
 from derp.errors import ConnectError, RemoteProtocolError, TransportError
 from derp.keys import NodePrivate, NodePublic
 from derp.map import STUN_DISABLED, DERPMap, DERPNode, DERPRegion
@@ -48,7 +48,7 @@ async def make_snippet(
     (region,) = base.regions.values()
     (node,) = region.nodes
     notes: list[str] = []
-    if _is_here(node.host_name):
+    if is_local(node.host_name):
         notes.append(f"{node.host_name} leads to the relay from this machine only: give the URL that others will use")
     if node.force_http:
         notes.append(
@@ -140,10 +140,3 @@ async def _log_in(region: DERPRegion, private_key: NodePrivate | None, options: 
         who = "the key of --key-file" if private_key else "a key that nobody knows"
         hint = "" if private_key else "; to come as a client that it admits, name one with --key-file"
         notes.append(f"it is a relay, but {who} was turned away: {error}{hint}")
-
-
-def _is_here(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -148,7 +148,7 @@ def tell_about_rules(given: Given, rules: RelayRules) -> None:
 
 
 def is_local(host: str) -> bool:
-    """Whether only this machine reaches an address that is listened on."""
+    """Whether a host is this machine itself, by its address or by name."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
