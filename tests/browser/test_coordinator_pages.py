@@ -1,16 +1,14 @@
 """The coordinator's pages in a real browser: the front page, those for operators, and their forms."""
 
-import json
-import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import pytest
-import trio
 
-from tests.support.browser import LAPTOP, PHONE, Window, open_window, require_browser
+from tests.support.browser import LAPTOP, PHONE, Window, look, require_browser
+from tests.support.command import serving
 
 COMMAND = [sys.executable, "-m", "tailnet", "serve", "--dev", "--json"]
 
@@ -27,32 +25,10 @@ class Running:
 async def coordinator() -> AsyncIterator[Running]:
     require_browser()
     where = ["--listen", "127.0.0.1:0", "--stun-listen", "127.0.0.1:0"]
-    process = await trio.lowlevel.open_process([*COMMAND, *where], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    assert process.stdout is not None
-    try:
-        said = b""
-        with trio.fail_after(60):
-            while b'"serving"' not in said:
-                chunk = await process.stdout.receive_some()
-                assert chunk, said
-                said += chunk
-        events = [json.loads(line) for line in said.splitlines() if line.startswith(b"{")]
+    async with serving(*COMMAND, *where) as events:
         port = next(each["port"] for each in events if each["event"] == "listening" and each["kind"] != "stun")
         agent_id = next(each["agent_id"] for each in events if each["event"] == "demo")
         yield Running(f"http://127.0.0.1:{port}", agent_id)
-    finally:
-        process.kill()
-        with trio.CancelScope(shield=True):
-            await process.wait()
-            await process.stdout.aclose()
-
-
-async def look(use: Callable[[Window], None], size: tuple[int, int] = LAPTOP) -> None:
-    def sit() -> None:
-        with open_window(size) as window:
-            use(window)
-
-    await trio.to_thread.run_sync(sit)
 
 
 @pytest.mark.parametrize(("name", "size"), [("laptop", LAPTOP), ("phone", PHONE)])

@@ -1,9 +1,7 @@
 """Linking an account in a real browser: from the address that git shows, over signing in and the provider, and back."""
 
-import json
-import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -12,7 +10,8 @@ import trio
 
 from tailnet.config.key_file import add_key
 from tailnet.store.store import Store
-from tests.support.browser import LAPTOP, PHONE, Window, open_window, require_browser
+from tests.support.browser import LAPTOP, PHONE, Window, look, require_browser
+from tests.support.command import serving
 from tests.support.providers import CLIENT_ID, CLIENT_SECRET, TestProvider, open_provider
 from tests.support.seeds import fill, make_id, user_token
 
@@ -46,30 +45,8 @@ async def coordinator(folder: Path, provider: TestProvider) -> AsyncIterator[str
     store.close()
     await trio.Path(folder / "tailnet.toml").write_text(settings(folder, provider))
     command = [sys.executable, "-m", "tailnet", "serve", "--json", "--config", str(folder / "tailnet.toml")]
-    process = await trio.lowlevel.open_process(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    assert process.stdout is not None
-    try:
-        said = b""
-        with trio.fail_after(60):
-            while b'"serving"' not in said:
-                chunk = await process.stdout.receive_some()
-                assert chunk, said
-                said += chunk
-        events = [json.loads(line) for line in said.splitlines() if line.startswith(b"{")]
+    async with serving(*command) as events:
         yield f"http://127.0.0.1:{next(each['port'] for each in events if each['event'] == 'listening')}"
-    finally:
-        process.kill()
-        with trio.CancelScope(shield=True):
-            await process.wait()
-            await process.stdout.aclose()
-
-
-async def look(use: Callable[[Window], None], size: tuple[int, int], *flags: str) -> None:
-    def sit() -> None:
-        with open_window(size, flags=flags) as window:
-            use(window)
-
-    await trio.to_thread.run_sync(sit)
 
 
 @pytest.mark.parametrize(("name", "size"), [("laptop", LAPTOP), ("phone", PHONE)])

@@ -14,7 +14,7 @@ from tailnet.client.coordination import client_door, make_node, open_coordinatio
 from tailnet.client.rpc import open_rpc_client
 from tailnet.proto.generated import agent_pb2 as proto
 from tailnet.types import PeerID
-from tests.support.browser import LAPTOP, PATIENCE_SECONDS, PHONE, Window, open_window, require_browser
+from tests.support.browser import LAPTOP, PATIENCE_SECONDS, PHONE, Window, look, require_browser
 from tests.support.reporting_agent import ReportingAgent, open_reporting_agent
 from tests.support.seeds import definitions, make_id
 from tests.support.tailnet_servers import Agent, Seed, Server, User, running_server
@@ -53,14 +53,6 @@ async def agent_of(place: Place) -> AsyncIterator[ReportingAgent]:
         await agent.start()
         await agent.meet(999, {"999-v4": 0.013})
         yield agent
-
-
-async def look(use: Callable[[Window], None], size: tuple[int, int] = LAPTOP, *flags: str) -> None:
-    def sit() -> None:
-        with open_window(size, flags=flags) as window:
-            use(window)
-
-    await trio.to_thread.run_sync(sit)
 
 
 def sign_in(window: Window, place: Place, path: str = "/") -> None:

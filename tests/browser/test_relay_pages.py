@@ -1,19 +1,16 @@
 """The relay's pages in a real browser: they fit a laptop and a phone, sort, filter, lead on, and load nothing."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TypeVar
 
 import pytest
-import trio
 
 from derp.protocol.messages import NotePreferred, encode
 from tests.derp.server.world import Caller, call, open_server, port_of, relay_config
-from tests.support.browser import LAPTOP, PHONE, Window, open_window, require_browser
+from tests.support.browser import LAPTOP, PHONE, Window, look, require_browser
 
 COUNT = 30
-Seen = TypeVar("Seen")
 
 
 @dataclass(frozen=True)
@@ -44,16 +41,6 @@ async def busy_relay() -> AsyncIterator[Busy]:
         yield Busy(f"http://127.0.0.1:{port_of(server)}", callers)
         for caller in callers:
             await caller.aclose()
-
-
-async def look(use: Callable[[Window], Seen], size: tuple[int, int] = LAPTOP) -> Seen:
-    """What somebody finds who sits before a window of this size, while the relay goes on."""
-
-    def sit() -> Seen:
-        with open_window(size) as window:
-            return use(window)
-
-    return await trio.to_thread.run_sync(sit)
 
 
 def column(window: Window, name: str) -> list[str]:
@@ -170,14 +157,13 @@ async def test_a_page_of_somebody_else_reads_nothing_here() -> None:
     async with busy_relay() as relay:
         port = relay.url.rpartition(":")[2]
 
-        def sit() -> tuple[str, str]:
-            with open_window(flags=["--host-resolver-rules=MAP evil.example 127.0.0.1"]) as window:
-                window.go(f"http://evil.example:{port}/debug/")
-                closed = window.text()
-                window.go(f"http://relay.localhost:{port}/debug/")
-                return closed, window.text()
+        def use(window: Window) -> tuple[str, str]:
+            window.go(f"http://evil.example:{port}/debug/")
+            closed = window.text()
+            window.go(f"http://relay.localhost:{port}/debug/")
+            return closed, window.text()
 
-        closed, opened = await trio.to_thread.run_sync(sit)
+        closed, opened = await look(use, LAPTOP, "--host-resolver-rules=MAP evil.example 127.0.0.1")
         assert closed.startswith("/debug/ is closed to who asks for 'evil.example")
         assert "relay.example" not in closed
         assert "relay.example" in opened

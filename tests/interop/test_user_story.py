@@ -1,6 +1,5 @@
 """A user's story with an agent on the genuine layers; tests/tailnet/server/test_user_story.py tells it with ours."""
 
-from base64 import b64encode
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -10,10 +9,8 @@ from uuid import UUID
 import pytest
 import trio
 
-from tests.support.seeds import definitions
 from tests.support.tailnet_peers import AGENT, TailnetPeer, TailnetPeers, wire
-from tests.support.tailnet_servers import Seed, running_server
-from tests.support.user_story import LEFT_STREAMS, Agents, tell_story
+from tests.support.user_story import LEFT_STREAMS, Agents, open_scene, tell_story
 
 pytestmark = pytest.mark.interop
 
@@ -45,14 +42,7 @@ def _now() -> str:
 
 @pytest.mark.filterwarnings(LEFT_STREAMS)
 async def test_an_agent_on_the_genuine_layers(program: TailnetPeers, tmp_path: Path) -> None:
-    seed = Seed()
-    alice = seed.add_user("alice")
-    agent = seed.add_agent(alice)
-    seed.definitions[agent.id] = definitions()
-    key = tmp_path / "secrets.key"
-    key.write_text(b64encode(bytes(32)).decode())
-    environment = {"TAILNET_SECRETS_KEY_FILE": str(key)}
-    with running_server("ours", tmp_path / "server", seed, environment=environment) as server:
+    with open_scene(tmp_path) as (server, alice, agent):
 
         @asynccontextmanager
         async def connect() -> AsyncIterator[Agents]:

@@ -7,12 +7,15 @@ import base64
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
+import trio
+
+Seen = TypeVar("Seen")
 
 PATIENCE_SECONDS = 20.0  # a hang guard, never part of what is asserted
 LAPTOP = (1366, 768)
@@ -127,3 +130,13 @@ def open_window(size: tuple[int, int] = LAPTOP, *, flags: Sequence[str] = ()) ->
             yield Window(driver, width)
         finally:
             driver.quit()
+
+
+async def look(use: Callable[[Window], Seen], size: tuple[int, int] = LAPTOP, *flags: str) -> Seen:
+    """What somebody finds who sits before a window of this size, while the server goes on."""
+
+    def sit() -> Seen:
+        with open_window(size, flags=flags) as window:
+            return use(window)
+
+    return await trio.to_thread.run_sync(sit)

@@ -1,8 +1,13 @@
-"""Runs `derp` as a process beside relays of this process, with none of the caller's own settings."""
+"""Runs `derp` as a process beside relays of this process, with none of the caller's own settings; and servers."""
 
+import json
 import os
+import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import trio
 
@@ -35,3 +40,23 @@ async def run_derp(*arguments: str, stdin: bytes = b"") -> Ran:
             env=ENVIRONMENT,
         )
     return Ran(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+@asynccontextmanager
+async def serving(*command: str) -> AsyncIterator[list[dict[str, Any]]]:
+    """A server as a process of its own until the block ends: what `command`, with --json, said until it served."""
+    process = await trio.lowlevel.open_process(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert process.stdout is not None
+    try:
+        said = b""
+        with trio.fail_after(PATIENCE_SECONDS):
+            while b'"serving"' not in said:
+                chunk = await process.stdout.receive_some()
+                assert chunk, said
+                said += chunk
+        yield [json.loads(line) for line in said.splitlines() if line.startswith(b"{")]
+    finally:
+        process.kill()
+        with trio.CancelScope(shield=True):
+            await process.wait()
+            await process.stdout.aclose()

@@ -3,8 +3,10 @@ reads it back through every GET of the API, follows its logs and watches its met
 says: ours or one on the genuine layers."""
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from base64 import b64encode
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -13,8 +15,8 @@ import trio
 from trio_websocket import open_websocket_url
 
 from tests.support.openapi_document import document
-from tests.support.seeds import make_id
-from tests.support.tailnet_servers import Agent, User
+from tests.support.seeds import definitions, make_id
+from tests.support.tailnet_servers import Agent, Seed, Server, User, running_server
 
 SECONDS = 30.0  # a hang guard
 # httpx leaves generators of its own behind when a stream is left, for which trio has a warning.
@@ -99,10 +101,24 @@ class Reader:
         return open_websocket_url(self.url.replace("http", "ws", 1) + path, extra_headers=headers)
 
 
+@contextmanager
+def open_scene(folder: Path) -> Iterator[tuple[Server, User, Agent]]:
+    """A server with a user and the agent that he owns."""
+    seed = Seed()
+    alice = seed.add_user("alice")
+    agent = seed.add_agent(alice)
+    seed.definitions[agent.id] = definitions()
+    key = folder / "secrets.key"
+    key.write_text(b64encode(bytes(32)).decode())
+    environment = {"TAILNET_SECRETS_KEY_FILE": str(key)}
+    with running_server("ours", folder / "server", seed, environment=environment) as server:
+        yield server, alice, agent
+
+
 async def tell_story(
     url: str, user: User, agent: Agent, connect: Callable[[], AbstractAsyncContextManager[Agents]]
 ) -> None:
-    """The whole of it.  The agent has what `definitions()` of seeds.py gives."""
+    """The whole of it, in a scene of `open_scene`."""
     reader = Reader(url, user, agent)
     before = (await reader.get(reader.path)).json()
     assert (before["status"], before["lifecycle_state"], before["version"]) == ("connecting", "created", "")

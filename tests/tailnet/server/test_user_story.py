@@ -1,6 +1,5 @@
 """A user's story with an agent of ours, from the seed to the last GET; tests/interop tells it with genuine ones."""
 
-from base64 import b64encode
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,9 +11,7 @@ import trio
 from tailnet.proto.generated import agent_pb2 as proto
 from tailnet.types import PeerID
 from tests.support.reporting_agent import ReportingAgent, open_reporting_agent
-from tests.support.seeds import definitions
-from tests.support.tailnet_servers import Seed, running_server
-from tests.support.user_story import LEFT_STREAMS, Agents, tell_story
+from tests.support.user_story import LEFT_STREAMS, Agents, open_scene, tell_story
 
 STORY_SECONDS = 120.0  # a hang guard
 
@@ -26,14 +23,7 @@ class Ours(ReportingAgent):
 
 @pytest.mark.filterwarnings(LEFT_STREAMS)
 async def test_an_agent_of_ours(tmp_path: Path) -> None:
-    seed = Seed()
-    alice = seed.add_user("alice")
-    agent = seed.add_agent(alice)
-    seed.definitions[agent.id] = definitions()
-    key = tmp_path / "secrets.key"
-    key.write_text(b64encode(bytes(32)).decode())
-    environment = {"TAILNET_SECRETS_KEY_FILE": str(key)}
-    with running_server("ours", tmp_path / "server", seed, environment=environment) as server:
+    with open_scene(tmp_path) as (server, alice, agent):
 
         @asynccontextmanager
         async def connect() -> AsyncIterator[Agents]:
