@@ -81,12 +81,14 @@ class Window:
 
     def _press(self, element: Any) -> None:
         """Press what leads to another page, and wait for that."""
-        from selenium.webdriver.support.expected_conditions import staleness_of
+        from selenium.common.exceptions import WebDriverException
         from selenium.webdriver.support.wait import WebDriverWait
 
-        before = self.driver.find_element("css selector", "html")
+        self.driver.execute_script("window.isLeft = true")
         element.click()
-        WebDriverWait(self.driver, PATIENCE_SECONDS).until(staleness_of(before))
+        # Between two pages there is no document, and to ask for one is an error.
+        wait = WebDriverWait(self.driver, PATIENCE_SECONDS, ignored_exceptions=[WebDriverException])
+        wait.until(lambda driver: driver.execute_script("return !window.isLeft && document.readyState === 'complete'"))
 
     def overflow(self) -> int:
         """By how many pixels the page is wider than its window: a reader would have to push it about."""
