@@ -5,6 +5,7 @@ Read when somebody scrapes; nothing is kept here.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
@@ -14,6 +15,8 @@ from prometheus_client.registry import Collector
 from derp.metrics import RelayCollector, RelayStatistics, build_info
 from tailnet.coordinator.core import Statistics
 from tailnet.store.outbox import KindReading
+
+Family = TypeVar("Family", CounterMetricFamily, GaugeMetricFamily)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,19 +185,18 @@ def _labelled_metrics(reading: CoordinatorReading) -> Iterable[Metric]:
         ("tailnet_external_auth", "Links to providers, and what became of them.", "outcome", reading.external_auth),
     )
     for name, text, label, values in families:
-        family = CounterMetricFamily(name, text, labels=[label])
-        for label_value, count in values.items():
-            family.add_metric([label_value], count)
-        yield family
+        yield _each(CounterMetricFamily(name, text, labels=[label]), values)
 
 
 def _webhook_metrics(reading: CoordinatorReading) -> Iterable[Metric]:
-    tries = CounterMetricFamily("tailnet_webhook_tries", "Events that were posted, by outcome.", labels=["outcome"])
-    for outcome, count in reading.webhook_tries.items():
-        tries.add_metric([outcome], count)
-    given_up = CounterMetricFamily("tailnet_webhook_given_up", "Events that were never taken.", labels=["reason"])
-    for reason, count in reading.webhook_given_up.items():
-        given_up.add_metric([reason], count)
+    tries = _each(
+        CounterMetricFamily("tailnet_webhook_tries", "Events that were posted, by outcome.", labels=["outcome"]),
+        reading.webhook_tries,
+    )
+    given_up = _each(
+        CounterMetricFamily("tailnet_webhook_given_up", "Events that were never taken.", labels=["reason"]),
+        reading.webhook_given_up,
+    )
     yield from (tries, given_up)
     yield GaugeMetricFamily("tailnet_webhook_events", "Events that wait for the receiver.", reading.webhook_waiting)
     yield GaugeMetricFamily(
@@ -204,10 +206,10 @@ def _webhook_metrics(reading: CoordinatorReading) -> Iterable[Metric]:
 
 
 def _feed_metrics(reading: CoordinatorReading) -> Iterable[Metric]:
-    followers = GaugeMetricFamily("tailnet_feed_followers", "Streams that follow a feed.", labels=["feed"])
-    for feed, count in reading.feed_followers.items():
-        followers.add_metric([feed], count)
-    yield followers
+    yield _each(
+        GaugeMetricFamily("tailnet_feed_followers", "Streams that follow a feed.", labels=["feed"]),
+        reading.feed_followers,
+    )
     drops = CounterMetricFamily(
         "tailnet_feed_drops", "Followers of a feed dropped because they did not keep up.", labels=["feed", "reason"]
     )
@@ -217,12 +219,12 @@ def _feed_metrics(reading: CoordinatorReading) -> Iterable[Metric]:
 
 
 def _health_metrics(reading: CoordinatorReading) -> Iterable[Metric]:
-    codes = GaugeMetricFamily(
-        "tailnet_health", "What /health found at its last run: 0 well, 1 a warning, 2 an error.", labels=["code"]
+    yield _each(
+        GaugeMetricFamily(
+            "tailnet_health", "What /health found at its last run: 0 well, 1 a warning, 2 an error.", labels=["code"]
+        ),
+        reading.health,
     )
-    for code, severity in reading.health.items():
-        codes.add_metric([code], severity)
-    yield codes
     yield GaugeMetricFamily(
         "tailnet_health_measured_timestamp_seconds", "When that was.", value=reading.health_measured_at
     )
@@ -249,21 +251,19 @@ def _store_metrics(reading: CoordinatorReading) -> Iterable[Metric]:
         for loss, count in counts.lost.items():
             lost.add_metric([kind, loss.value], count)
     yield lost
-    troubles = GaugeMetricFamily(
-        "tailnet_store_trouble", "Whether the store cannot be used, and why.", labels=["trouble"]
+    yield _each(
+        GaugeMetricFamily("tailnet_store_trouble", "Whether the store cannot be used, and why.", labels=["trouble"]),
+        reading.store_troubles,
     )
-    for trouble, is_there in reading.store_troubles.items():
-        troubles.add_metric([trouble], is_there)
-    yield troubles
     yield GaugeMetricFamily("tailnet_store_servers", "Servers that use this store.", value=reading.store_servers)
-    removed = CounterMetricFamily("tailnet_store_removed", "Rows removed since nobody keeps them.", labels=["what"])
-    for what, count in reading.store_removed.items():
-        removed.add_metric([what], count)
-    yield removed
-    failures = CounterMetricFamily("tailnet_store_failures", "What the store failed at.", labels=["trouble"])
-    for trouble, count in reading.store_failures.items():
-        failures.add_metric([trouble], count)
-    yield failures
+    yield _each(
+        CounterMetricFamily("tailnet_store_removed", "Rows removed since nobody keeps them.", labels=["what"]),
+        reading.store_removed,
+    )
+    yield _each(
+        CounterMetricFamily("tailnet_store_failures", "What the store failed at.", labels=["trouble"]),
+        reading.store_failures,
+    )
     yield CounterMetricFamily(
         "tailnet_store_changes", "Changes that the store's writer carried out.", value=reading.store_changes
     )
@@ -273,22 +273,19 @@ def _store_metrics(reading: CoordinatorReading) -> Iterable[Metric]:
 
 
 def _callers_metrics(reading: CallersReading) -> Iterable[Metric]:
-    cached = GaugeMetricFamily("tailnet_auth_cached", "Answers to who is calling in memory.", labels=["source"])
-    for source, count in reading.cached.items():
-        cached.add_metric([source], count)
-    yield cached
+    yield _each(
+        GaugeMetricFamily("tailnet_auth_cached", "Answers to who is calling in memory.", labels=["source"]),
+        reading.cached,
+    )
     if reading.call_out:
         questions = CounterMetricFamily("tailnet_auth_questions", "Questions to the control plane.", labels=["end"])
-        for end, count in reading.call_out.items():
-            questions.add_metric([end], count)
-        yield questions
-        seconds = SummaryMetricFamily(
+        yield _each(questions, reading.call_out)
+        yield SummaryMetricFamily(
             "tailnet_auth_question_seconds",
             "How long they took.",
             count_value=reading.call_out_count,
             sum_value=reading.call_out_seconds,
         )
-        yield seconds
         yield GaugeMetricFamily(
             "tailnet_auth_questions_waiting", "Questions without an answer yet.", value=reading.call_out_asking
         )
@@ -301,6 +298,13 @@ def _callers_metrics(reading: CallersReading) -> Iterable[Metric]:
         yield CounterMetricFamily(
             "tailnet_auth_signed_refused", "Signed tokens that are good for nothing.", value=reading.signed_refused
         )
+
+
+def _each(family: Family, values: Mapping[str, float]) -> Family:
+    """A family with a value for each label."""
+    for label, value in values.items():
+        family.add_metric([label], value)
+    return family
 
 
 def metrics_page(

@@ -103,9 +103,7 @@ class Accounts:
 
     def open(self, key: Hashable, now: float) -> Account | None:
         """One more socket of this caller; None when it has as many as one may, or flooded a moment ago."""
-        account = self._accounts.get(key)
-        if account is None:
-            account = self._accounts[key] = Account(key)
+        account = self._account(key)
         if account.sockets >= self.limits.sockets or account.shut_until > now:
             self.refused_sockets += 1
             return None
@@ -125,9 +123,7 @@ class Accounts:
 
         If that is more than `most_seconds`, the report is to be refused, and costs nothing.
         """
-        account = self._accounts.get(key)
-        if account is None:
-            account = self._accounts[key] = Account(key)
+        account = self._account(key)
         if not account.sockets:
             self._idle.setdefault(account)
         wait = account.pay(size, self.limits, now)
@@ -158,6 +154,12 @@ class Accounts:
         """Forget who left and owes nothing any more.  About once a minute."""
         for account in tuple(self._idle):
             self._forget(account, now)
+
+    def _account(self, key: Hashable) -> Account:
+        account = self._accounts.get(key)
+        if account is None:
+            account = self._accounts[key] = Account(key)
+        return account
 
     def _forget(self, account: Account, now: float) -> None:
         if not account.owes(self.limits, now):
