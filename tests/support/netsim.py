@@ -62,7 +62,6 @@ class Simulation:
         self.users: list[Callable[[int, Event], None]] = []
         self.tap: Callable[[int, bytes], bytes | None] | None = None
         """Sees each packet that a side sends, and may change it or take it away."""
-        self.steps = 0
 
     # --- the links ---
 
@@ -136,7 +135,6 @@ class Simulation:
         at = self._next()
         if at is None:
             return False
-        self.steps += 1
         self.now = max(self.now, at)
         while self._departures and self._departures[0][0] <= self.now:
             left_at, _, side, packet = heappop(self._departures)
@@ -173,13 +171,13 @@ class Simulation:
 
     # --- users ---
 
-    def connect(self, port: int = 80, *, side: int = 0) -> tuple[Connection, Listener]:
-        listener = self.stacks[1 - side].listen(port)
-        return self.stacks[side].connect(ADDRESSES[1 - side], port), listener
-
     def pair(self, port: int = 80) -> tuple[Connection, Connection]:
-        """A connection from side 0, and side 1's end of it."""
-        connection, listener = self.connect(port)
+        """A connection from side 0 to a new listener of side 1, and the other end of it."""
+        return self.dial(self.stacks[1].listen(port), port)
+
+    def dial(self, listener: Listener, port: int = 80) -> tuple[Connection, Connection]:
+        """The same, to a listener that is there."""
+        connection = self.stacks[0].connect(ADDRESSES[1], port)
         found: list[Connection] = []
 
         def accepted() -> bool:
@@ -203,14 +201,13 @@ class Stream:
         self.got = bytearray()
         self.progress_at = simulation.now
         self.longest_stall = 0.0
-        self.finish = True
         self.paused = False
         simulation.users.append(self.on_event)
         self.pump()
 
     @property
     def is_done(self) -> bool:
-        return len(self.got) == len(self.data) and (self.target.eof or not self.finish)
+        return len(self.got) == len(self.data) and self.target.eof
 
     def on_event(self, side: int, event: Event) -> None:
         if not isinstance(event, Happened):
@@ -233,5 +230,4 @@ class Stream:
             if not size:
                 return
             self.sent += size
-        if self.finish:
-            self.source.send_eof()
+        self.source.send_eof()

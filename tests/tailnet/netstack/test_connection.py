@@ -9,7 +9,7 @@ from tailnet.netstack.connection import Connection
 from tailnet.netstack.events import End, What
 from tailnet.netstack.limits import Drop, Limits
 from tailnet.netstack.segment import ACK, FIN, PSH, RST, SYN, SegmentWriter, SynOptions, encode_syn_options, parse_sack
-from tailnet.netstack.stack import Event, Happened, Stack
+from tailnet.netstack.stack import Event, Happened, Listener, Stack
 from tailnet.netstack.states import State
 from tests.support.netsim import ADDRESSES
 
@@ -73,8 +73,31 @@ class Peer:
         self.events.clear()
         return told
 
+    def blocks(self) -> list[tuple[int, int]]:
+        """SACK blocks of the last segment, relative."""
+        return [(start - ISN & 0xFFFFFFFF, end - ISN & 0xFFFFFFFF) for start, end in parse_sack(self.options)]
+
 
 OPTIONS = encode_syn_options(SynOptions(1220, 7, True))
+
+
+def called(*, hold: bool = False) -> tuple[Peer, Listener]:
+    """The peer's SYN has come to a listener."""
+    peer = Peer()
+    listener = peer.stack.listen(None if hold else 22, hold=hold)
+    peer.ports = (5000, 22)
+    peer.send(0, None, SYN, options=OPTIONS)
+    return peer, listener
+
+
+def held() -> tuple[Peer, Connection]:
+    """A SYN of which the user has been told."""
+    peer, _ = called(hold=True)
+    (event,) = peer.events
+    assert isinstance(event, Happened)
+    assert event.what == What.INCOMING
+    assert isinstance(event.subject, Connection)
+    return peer, event.subject
 
 
 def dialled(limits: Limits | None = None) -> tuple[Peer, Connection]:
@@ -100,10 +123,7 @@ def test_a_dial() -> None:
 
 
 def test_an_accept_with_the_first_data_on_the_last_acknowledgement() -> None:
-    peer = Peer()
-    listener = peer.stack.listen(22)
-    peer.ports = (5000, 22)
-    peer.send(0, None, SYN, options=OPTIONS)
+    peer, listener = called()
     assert peer.sent() == [(0, 1, SYN | ACK, b"")]
     assert listener.accept() is None
     peer.send(1, 1, PSH, b"early")
@@ -114,15 +134,7 @@ def test_an_accept_with_the_first_data_on_the_last_acknowledgement() -> None:
 
 
 def test_a_held_syn_waits_for_the_user() -> None:
-    peer = Peer()
-    peer.stack.listen(None, hold=True)
-    peer.ports = (5000, 22)
-    peer.send(0, None, SYN, options=OPTIONS)
-    (event,) = peer.events
-    assert isinstance(event, Happened)
-    assert event.what == What.INCOMING
-    connection = event.subject
-    assert isinstance(connection, Connection)
+    peer, connection = held()
     assert connection.local_port == 22
     assert peer.sent() == []
     peer.send(0, None, SYN, options=OPTIONS)
@@ -135,14 +147,8 @@ def test_a_held_syn_waits_for_the_user() -> None:
 
 
 def test_a_held_syn_is_refused() -> None:
-    peer = Peer()
-    peer.stack.listen(None, hold=True)
-    peer.ports = (5000, 22)
-    peer.send(0, None, SYN, options=OPTIONS)
-    (event,) = peer.events
-    assert isinstance(event, Happened)
-    assert isinstance(event.subject, Connection)
-    event.subject.refuse()
+    peer, connection = held()
+    connection.refuse()
     assert peer.sent() == [(0, 1, RST | ACK, b"")]
     assert peer.stack.connection_count == 0
 
@@ -188,10 +194,7 @@ def test_both_dial_at_once() -> None:
 
 
 def test_a_lost_answer_is_sent_again() -> None:
-    peer = Peer()
-    peer.stack.listen(22)
-    peer.ports = (5000, 22)
-    peer.send(0, None, SYN, options=OPTIONS)
+    peer, _ = called()
     peer.sent()
     peer.send(0, None, SYN, options=OPTIONS)
     assert [each[2] for each in peer.sent()] == [SYN | ACK]
@@ -295,7 +298,7 @@ def test_a_fin_before_its_data_waits() -> None:
     peer.send(4, 1, FIN, b"def")
     assert not connection.eof
     peer.sent()
-    assert [(a - ISN & 0xFFFFFFFF, b - ISN & 0xFFFFFFFF) for a, b in parse_sack(peer.options)] == [(4, 8)]
+    assert peer.blocks() == [(4, 8)]
     peer.send(1, 1, 0, b"abc")
     assert connection.eof
     assert connection.receive(100) == b"abcdef"
@@ -315,10 +318,7 @@ def test_a_reset_needs_the_exact_number(at: int, dies: bool) -> None:
 
 
 def test_a_challenge_before_the_handshake_ends_has_the_number_behind_our_syn() -> None:
-    peer = Peer()
-    peer.stack.listen(22)
-    peer.ports = (5000, 22)
-    peer.send(0, None, SYN, options=OPTIONS)
+    peer, _ = called()
     peer.sent()
     peer.send(5, None, RST)
     assert peer.sent() == [(1, 1, ACK, b"")]
@@ -369,7 +369,7 @@ def test_old_data_is_acknowledged_again_and_reported(size: int) -> None:
     peer.send(1, 1, PSH, b"HELLO"[:size])
     assert [each[:3] for each in peer.sent()] == [(1, 6, ACK)]
     if size > 1:
-        assert [(a - ISN & 0xFFFFFFFF, b - ISN & 0xFFFFFFFF) for a, b in parse_sack(peer.options)] == [(1, 1 + size)]
+        assert peer.blocks() == [(1, 1 + size)]
     assert connection.receive(100) == b"hello"
 
 
@@ -381,7 +381,7 @@ def test_duplicates_of_a_batch_are_told_as_one_block() -> None:
     for at in (1, 1221, 2441):
         peer.send(at, 1, 0, bytes(1220))
     assert len(peer.sent()) == 1
-    assert [(a - ISN & 0xFFFFFFFF, b - ISN & 0xFFFFFFFF) for a, b in parse_sack(peer.options)] == [(1, 3661)]
+    assert peer.blocks() == [(1, 3661)]
 
 
 def test_what_goes_beyond_the_window_is_cut() -> None:
@@ -400,7 +400,7 @@ def test_gaps_are_told_at_once() -> None:
     peer.send(1221, 1, 0, bytes(1220))
     (told,) = peer.sent()
     assert told == (1, 1, ACK, b"")
-    assert [(a - ISN & 0xFFFFFFFF, b - ISN & 0xFFFFFFFF) for a, b in parse_sack(peer.options)] == [(1221, 2441)]
+    assert peer.blocks() == [(1221, 2441)]
 
 
 def test_an_idle_peer_is_asked_and_then_given_up() -> None:
@@ -420,10 +420,7 @@ def test_a_keep_alive_is_answered() -> None:
 
 def test_a_reset_in_time_wait_is_ignored_and_a_new_syn_begins_anew() -> None:
     """RFC 1337; RFC 9293 section 3.10.7.4."""
-    peer = Peer()
-    listener = peer.stack.listen(22)
-    peer.ports = (5000, 22)
-    peer.send(0, None, SYN, options=OPTIONS)
+    peer, listener = called()
     peer.sent()
     peer.send(1, 1, 0)
     first = listener.accept()

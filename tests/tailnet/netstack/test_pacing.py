@@ -1,6 +1,5 @@
 """Bursts, turns and dials of one peer, on real connections of a stack."""
 
-from tailnet.netstack.connection import Connection
 from tailnet.netstack.limits import Limits
 from tailnet.netstack.stack import Stack
 from tests.support.netsim import ADDRESSES, Link, Simulation, Stream
@@ -50,20 +49,8 @@ def test_a_direct_way_takes_more() -> None:
 def test_connections_take_turns() -> None:
     simulation = Simulation(forward=Link(0.005), backward=Link(0.005))
     listener = simulation.stacks[1].listen(80)
-    streams = []
-    for _ in range(4):
-        source = simulation.stacks[0].connect(B, 80)
-        target: list[Connection] = []
-
-        def accepted(target: list[Connection] = target) -> bool:
-            other = listener.accept()
-            if other is not None:
-                target.append(other)
-            return bool(target)
-
-        simulation.run(5, accepted)
-        streams.append((source, target[0]))
-    running = [Stream(simulation, source, target, bytes(1_000_000)) for source, target in streams]
+    pairs = [simulation.dial(listener) for _ in range(4)]
+    running = [Stream(simulation, source, target, bytes(1_000_000)) for source, target in pairs]
     simulation.run(60, lambda: any(stream.is_done for stream in running))
     assert min(len(stream.got) for stream in running) > 500_000
 

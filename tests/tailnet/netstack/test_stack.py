@@ -7,7 +7,6 @@ import pytest
 
 from tailnet.errors import LocalProtocolError
 from tailnet.netstack import icmp, ip, tsmp, udp
-from tailnet.netstack.connection import Connection
 from tailnet.netstack.events import End, What
 from tailnet.netstack.limits import Drop, Limits
 from tailnet.netstack.segment import ACK, RST, SYN, SegmentWriter, SynOptions, encode_syn_options
@@ -265,17 +264,10 @@ def test_time_wait_is_bounded() -> None:
     simulation = Simulation(limits=Limits(max_time_wait=5))
     listener = simulation.stacks[1].listen(80)
     for _ in range(12):
-        source = simulation.stacks[0].connect(B, 80)
-        found: list[Connection] = []
-
-        def accepted(found: list[Connection] = found) -> bool:
-            found += filter(None, [listener.accept()])
-            return bool(found)
-
-        simulation.run(5, accepted)
+        source, target = simulation.dial(listener)
         source.close()
         simulation.run(0.1)
-        found[0].close()
+        target.close()
         simulation.run(0.1)
     assert simulation.stacks[0].connection_count == 5
     assert simulation.stacks[1].connection_count == 0
