@@ -171,6 +171,7 @@ def test_a_dial_without_an_answer() -> None:
     peer.sent()
     assert len(peer.wait(70)) == 5
     assert connection.end is End.TIMED_OUT
+    assert peer.stack.counters.timed_out == 1
 
 
 def test_a_wrong_syn_ack_is_reset() -> None:
@@ -352,6 +353,7 @@ def test_challenges_are_bounded() -> None:
     peer.now += 5
     peer.send(5, None, RST)
     assert len(peer.sent()) == 1
+    assert peer.stack.counters.challenges == 11
 
 
 def test_a_segment_without_an_acknowledgement_is_ignored() -> None:
@@ -410,6 +412,8 @@ def test_an_idle_peer_is_asked_and_then_given_up() -> None:
     assert peer.wait(90) == []
     assert [each[2] for each in peer.wait(100)] == [ACK, ACK, ACK, RST | ACK]
     assert connection.end is End.TIMED_OUT
+    counters = peer.stack.counters
+    assert (counters.keep_alives, counters.timed_out, counters.resets_sent) == (6, 1, 1)
 
 
 def test_a_keep_alive_is_answered() -> None:

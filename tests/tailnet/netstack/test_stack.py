@@ -87,6 +87,15 @@ def test_udp_both_ways() -> None:
         other.open_udp(53)
 
 
+def test_datagrams_of_which_too_many_wait_are_counted() -> None:
+    stack = make(Limits(udp_queue_datagrams=3))
+    port = stack.open_udp(53)
+    assert len(stack.receive_packets([udp.build(B, A, 1, 53, b"question")] * 5, NOW)) == 3
+    assert drops(stack) == {Drop.UDP_QUEUE_FULL: 2}
+    assert stack.packets_to_send(NOW) == []
+    assert port.receive() == (B, 1, b"question")
+
+
 def test_udp_to_nobody_is_unreachable() -> None:
     stack = make()
     stack.receive_packets([udp.build(B, A, 1234, 53, b"question")], NOW)
@@ -193,6 +202,22 @@ def test_a_syn_with_malformed_options_is_nobodys_connection(hold: bool) -> None:
     assert drops(stack) == {Drop.MALFORMED_TCP: 1}
     assert (stack.connection_count, listener.pending) == (0, 0)
     assert stack.packets_to_send(NOW) == []
+
+
+def test_what_passes_is_counted() -> None:
+    simulation = Simulation()
+    source, target = simulation.pair()
+    stream = Stream(simulation, source, target, bytes(12_200))
+    simulation.run(1, lambda: stream.is_done)
+    target.abort()
+    simulation.run(1)
+    ours, theirs = (stack.counters for stack in simulation.stacks)
+    there, back = (link.sent for link in simulation.links)
+    assert (ours.packets_sent, theirs.packets_received, theirs.segments_received) == (there, there, there - 1), "a SYN"
+    assert (theirs.packets_sent, ours.packets_received, ours.segments_received) == (back, back, back)
+    assert (ours.segments_sent, theirs.segments_sent) == (10, 0)
+    assert (ours.connected, theirs.accepted) == (1, 1)
+    assert (ours.resets_received, theirs.resets_sent) == (1, 1)
 
 
 def test_a_wrong_checksum_is_not_taken_unless_it_is_not_looked_at() -> None:
