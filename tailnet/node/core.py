@@ -37,13 +37,13 @@ class Drop(IntEnum):
     NO_WAY = 1  # its peer has neither an endpoint nor a relay
 
 
-class Datagram(NamedTuple):
-    """To be sent: by UDP to `endpoint`, or, if that is None, to `node_key` by the relay of `region`."""
+class Batch(NamedTuple):
+    """To be sent, in this order: by UDP to `endpoint`, or, if that is None, to `node_key` by the relay of `region`."""
 
     endpoint: Endpoint | None
     region: int | None
     node_key: bytes
-    data: bytes
+    datagrams: list[bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +123,9 @@ class NodeCore:
         self.device.take_events()
         return events
 
-    def datagrams_to_send(self, now: float) -> list[Datagram]:
+    def datagrams_to_send(self, now: float) -> list[Batch]:
         """What is to be sent, in its order; handed out once."""
-        out: list[Datagram] = []
+        out: list[Batch] = []
         by_destination: dict[bytes, list[bytes]] = {}
         for packet in self.stack.packets_to_send(now):
             by_destination.setdefault(packet[_DESTINATION_ADDRESS], []).append(packet)
@@ -139,11 +139,14 @@ class NodeCore:
             if to_peer is not None:
                 self._send(out, to_peer.public, [datagram], now)
             elif source is not None:
-                out.append(_answer(source, datagram))
+                _add(out, *_origin(source), [datagram])
         # Disco first: a relay hands a peer's messages on in their order, and paths have to be known before packets.
-        return [Datagram(*each) for each in self.paths.datagrams_to_send()] + out
+        said: list[Batch] = []
+        for endpoint, region, node_key, datagram in self.paths.datagrams_to_send():
+            _add(said, endpoint, region, node_key, [datagram])
+        return said + out
 
-    def _send(self, out: list[Datagram], node_key: bytes, datagrams: list[bytes], now: float) -> None:
+    def _send(self, out: list[Batch], node_key: bytes, datagrams: list[bytes], now: float) -> None:
         peer = self.paths.find(node_key)
         if peer is None or not datagrams:
             return
@@ -152,9 +155,9 @@ class NodeCore:
         if endpoint is None and region is None:
             self.drops[Drop.NO_WAY] += len(datagrams)
         if endpoint is not None:
-            out += [Datagram(endpoint, None, node_key, datagram) for datagram in datagrams]
+            _add(out, endpoint, None, node_key, datagrams)
         if region is not None:
-            out += [Datagram(None, region, node_key, datagram) for datagram in datagrams]
+            _add(out, None, region, node_key, datagrams)
 
     def _set_burst(self, node_key: bytes, is_direct: bool) -> None:
         """A relay's queue is short; a direct way has none of a fixed length, and batches are what makes it cheap."""
@@ -187,9 +190,19 @@ def _name(source: Source) -> bytes:
     return f"{source.host} {source.port}".encode()
 
 
-def _answer(source: bytes, datagram: bytes) -> Datagram:
-    """A datagram back to where another came from, whoever that was."""
+def _origin(source: bytes) -> tuple[Endpoint | None, int | None, bytes]:
+    """The way back to where a datagram came from, whoever sent it."""
     if len(source) == _REGION.size + KEY_BYTES:
-        return Datagram(None, _REGION.unpack_from(source)[0], source[_REGION.size :], datagram)
+        return None, _REGION.unpack_from(source)[0], source[_REGION.size :]
     host, _, port = source.decode().partition(" ")
-    return Datagram(Endpoint(host, int(port)), None, b"", datagram)
+    return Endpoint(host, int(port)), None, b""
+
+
+def _add(
+    out: list[Batch], endpoint: Endpoint | None, region: int | None, node_key: bytes, datagrams: Iterable[bytes]
+) -> None:
+    """What goes the way of the last batch goes with it."""
+    if out and out[-1][:-1] == (endpoint, region, node_key):
+        out[-1].datagrams.extend(datagrams)
+    else:
+        out.append(Batch(endpoint, region, node_key, [*datagrams]))

@@ -9,8 +9,6 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
-from itertools import groupby
-from operator import itemgetter
 from typing import Final
 
 import trio
@@ -25,7 +23,7 @@ from derp.protocol.messages import PeerGone, RecvPacket
 from tailnet.errors import LocalProtocolError
 from tailnet.netstack.connection import Connection
 from tailnet.netstack.stack import Happened, Listener, PongReceived
-from tailnet.node.core import Datagram, Event, NodeCore
+from tailnet.node.core import Batch, Event, NodeCore
 from tailnet.node.streams import TunnelListener, TunnelStream
 from tailnet.paths.core import Ponged, RelaySource, Source
 from tailnet.paths.endpoint import Endpoint
@@ -35,7 +33,6 @@ DIAL_SECONDS: Final = 30.0
 # Datagrams for a region whose relay is being dialled: a handshake and what follows it in the first second.
 MAX_WAITING: Final = 64
 _TOKEN_BYTES: Final = 8
-_WAY: Final = itemgetter(0, 1, 2)  # of a Datagram: endpoint, region and key
 
 
 class Engine:
@@ -61,7 +58,7 @@ class Engine:
         self._options = options
         self._nursery = nursery
         self._links: dict[int, ReconnectingClient] = {}
-        self._dialling: dict[int, list[Datagram]] = {}
+        self._dialling: dict[int, list[tuple[bytes, bytes]]] = {}  # by region, what waits: whom it is for, a datagram
         self.sockets = sockets or UdpSockets()
         self._streams: dict[Connection, TunnelStream] = {}
         self._listeners: dict[Listener, TunnelListener] = {}
@@ -142,42 +139,39 @@ class Engine:
     def pump(self) -> None:
         """Tell streams what happened, and send what is to be sent."""
         now = trio.current_time()
-        for _, datagrams in groupby(self.core.datagrams_to_send(now), _WAY):
-            self._send(list(datagrams))
+        for batch in self.core.datagrams_to_send(now):
+            self._send(batch)
         self._dispatch(self.core.stack.events())
         at = self.core.next_timeout()
         if at is not None and (self._wakes_at is None or at < self._wakes_at):
             self._wake.set()
 
-    def _send(self, datagrams: list[Datagram]) -> None:
-        """Those of one way, in their order."""
-        endpoint, region, node_key, _ = datagrams[0]
+    def _send(self, batch: Batch) -> None:
+        endpoint, region, node_key, datagrams = batch
         if endpoint is not None:
-            self._send_udp(endpoint, node_key, [datagram.data for datagram in datagrams])
+            self._send_udp(endpoint, node_key, datagrams)
             return
         assert region is not None
         link = self._links.get(region)
         if link is None:
-            for datagram in datagrams:
-                self._send_later(region, datagram)
+            self._send_later(region, node_key, datagrams)
             return
         try:
-            link.send_batch_nowait(node_key, [datagram.data for datagram in datagrams])
+            link.send_batch_nowait(node_key, datagrams)
         except (trio.WouldBlock, DerpError):  # WireGuard and TCP see to it
             self.lost_datagrams += len(datagrams)
 
-    def _send_later(self, region: int, datagram: Datagram) -> None:
+    def _send_later(self, region: int, node_key: bytes, datagrams: list[bytes]) -> None:
         waiting = self._dialling.get(region)
         if waiting is None:
             if region not in self.regions:
-                self.lost_datagrams += 1
+                self.lost_datagrams += len(datagrams)
                 return
             waiting = self._dialling[region] = []
             self._nursery.start_soon(self._serve_region, region)
-        if len(waiting) < MAX_WAITING:
-            waiting.append(datagram)
-        else:
-            self.lost_datagrams += 1
+        kept = datagrams[: MAX_WAITING - len(waiting)]
+        waiting += [(node_key, datagram) for datagram in kept]
+        self.lost_datagrams += len(datagrams) - len(kept)
 
     def _send_udp(self, endpoint: Endpoint, node_key: bytes, datagrams: list[bytes]) -> None:
         try:
@@ -224,8 +218,8 @@ class Engine:
         async with open_reconnecting_client(target, self._private, options=self._options) as client:
             self._links[region] = client
             self._linked.unpark_all()
-            for datagram in self._dialling.pop(region, ()):
-                self._send([datagram])
+            for node_key, datagram in self._dialling.pop(region, ()):
+                self._send(Batch(None, region, node_key, [datagram]))
             try:
                 while True:
                     self._hear(region, await client.receive_batch())

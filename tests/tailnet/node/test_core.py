@@ -10,7 +10,7 @@ from tailnet.netstack.connection import Connection
 from tailnet.netstack.events import What
 from tailnet.netstack.stack import Happened, PongReceived
 from tailnet.netstack.states import State
-from tailnet.node.core import DIRECT_SEGMENTS, Datagram, Drop, Event, NodeCore, PeerNode
+from tailnet.node.core import DIRECT_SEGMENTS, Batch, Drop, Event, NodeCore, PeerNode
 from tailnet.paths.core import Ponged, RelaySource
 from tailnet.paths.endpoint import Endpoint
 from tailnet.wireguard.counters import Drop as DeviceDrop
@@ -68,19 +68,20 @@ class Link:
         """Everything that is to be sent now; False when there was nothing."""
         found = False
         for one, other in ((self.a, self.b), (self.b, self.a)):
-            datagrams = one.core.datagrams_to_send(self.now)
-            self.largest = max(self.largest, len(datagrams))
-            for datagram in datagrams:
+            batches = one.core.datagrams_to_send(self.now)
+            self.largest = max(self.largest, sum(len(batch.datagrams) for batch in batches))
+            for batch in batches:
                 found = True
-                self._hand_over(one, other, datagram)
+                self._hand_over(one, other, batch)
         self.now += 0.001
         return found
 
-    def _hand_over(self, one: Node, other: Node, datagram: Datagram) -> None:
-        assert datagram.node_key in (other.key, b"")
-        self.by.add("relay" if datagram.endpoint is None else "udp")
-        source = RelaySource(REGION, one.key) if datagram.endpoint is None else one.endpoint
-        other.events += other.core.receive([datagram.data], source, self.now)
+    def _hand_over(self, one: Node, other: Node, batch: Batch) -> None:
+        assert batch.node_key in (other.key, b"")
+        self.by.add("relay" if batch.endpoint is None else "udp")
+        source = RelaySource(REGION, one.key) if batch.endpoint is None else one.endpoint
+        for datagram in batch.datagrams:
+            other.events += other.core.receive([datagram], source, self.now)
 
     def until(self, condition: Callable[[], bool], seconds: float = 30.0) -> None:
         """Carry, and let time pass to the next deadline, until it holds."""
@@ -244,13 +245,13 @@ def test_a_stranger_s_handshake_is_answered_where_it_came_from_and_nowhere_else(
         )
         stranger.configure(PeerNode(link.a.key, (ADDRESSES[0],), None, (), REGION), link.now)
         stranger.stack.send_ping(ADDRESSES[0], b"12345678")
-        floods += [each.data for each in stranger.datagrams_to_send(link.now)]
+        floods += [each for batch in stranger.datagrams_to_send(link.now) for each in batch.datagrams]
     assert len(floods) == 400
     link.a.core.receive(floods, source, link.now)
     answers = link.a.core.datagrams_to_send(link.now)
     assert answers, "it is under load"
     for answer in answers:
-        assert answer.data[0] == COOKIE_REPLY
+        assert {datagram[0] for datagram in answer.datagrams} == {COOKIE_REPLY}
         if isinstance(source, RelaySource):
             assert (answer.endpoint, answer.region, answer.node_key) == (None, source.region, source.node_key)
         else:

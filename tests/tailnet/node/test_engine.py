@@ -10,7 +10,7 @@ import trio.testing
 from derp.keys import NodePrivate
 from derp.map import DERPRegion
 from tailnet.errors import LocalProtocolError
-from tailnet.node.core import Datagram, PeerNode
+from tailnet.node.core import PeerNode
 from tailnet.node.engine import MAX_WAITING, open_engine
 from tests.support.inprocess import map_of, node_of, open_relay_here
 
@@ -52,8 +52,8 @@ async def test_what_waits_for_a_relay_is_bounded_and_a_region_that_nobody_knows_
                 await engine.ping(ADDRESSES[1], timeout_seconds=0.1)
             assert engine.lost_datagrams == 1, "the map has no such region"
             engine._dialling[HERE] = []
-            for _ in range(MAX_WAITING + 5):
-                engine._send_later(HERE, Datagram(None, HERE, key.public().raw, b"data"))
+            for size in (1, MAX_WAITING - 2, 6):
+                engine._send_later(HERE, key.public().raw, [b"data"] * size)
             assert len(engine._dialling[HERE]) == MAX_WAITING
             assert engine.lost_datagrams == 6
             with pytest.raises(LocalProtocolError):
