@@ -68,6 +68,7 @@ ORDER: tuple[tuple[str, int], ...] = (
     ("tailnet/auth", 2),
     ("tailnet/client", 3),
     ("tailnet/node", 3),
+    ("tailnet/agent", 3),
     ("tailnet/services", 3),
     ("tailnet/api", 3),
     ("tailnet/server", 3),

@@ -1,0 +1,80 @@
+"""What an agent's users do: sessions by kind, and bytes that connections carried.  Layer L3.
+
+Services open a session with `Counters.session`; ports.py counts connections; all of it is reported.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+from ipaddress import IPv6Address
+from typing import Final, TypeAlias
+from uuid import uuid4
+
+from tailnet.node.streams import TunnelStream
+
+# What an SSH session that was broken off is reported with; a shell says 128 and the signal of a process that died.
+FAILED_STATUS: Final = 255
+
+
+class Kind(Enum):
+    """Of a session; the values are the names under which sessions are counted."""
+
+    SSH = "ssh"
+    VSCODE = "vscode"
+    JETBRAINS = "jetbrains"
+    RECONNECTING_PTY = "reconnecting_pty"
+
+
+@dataclass(slots=True, eq=False)
+class Session:
+    """One that is open.  Its service says with which status it ended, and why."""
+
+    kind: Kind
+    address: str
+    """The user's, inside the tailnet."""
+    id: bytes = field(default_factory=lambda: uuid4().bytes)
+    status_code: int = 0
+    reason: str = ""
+
+
+Report: TypeAlias = Callable[[Session, bool], None]
+"""A session began (True) or ended."""
+
+
+class Counters:
+    """Plain integers, raised where it happens."""
+
+    def __init__(self, report: Report = lambda session, is_open: None) -> None:
+        self.sessions: Counter[Kind] = Counter()
+        """Open now."""
+        self.connections: Counter[str] = Counter()
+        """Open now, by the name of their service."""
+        self.served: Counter[str] = Counter()
+        """All there ever were."""
+        self.refused: Counter[str] = Counter()
+        """Connections that found no room."""
+        self.failed: Counter[str] = Counter()
+        """Connections whose service ended by an error of its own."""
+        self._report = report
+
+    @contextmanager
+    def session(self, kind: Kind, stream: TunnelStream) -> Iterator[Session]:
+        """Around a session, which is reported when it begins and when it ends."""
+        session = Session(kind, user_address(stream))
+        self.sessions[kind] += 1
+        self._report(session, True)
+        try:
+            yield session
+        except BaseException:
+            session.status_code = session.status_code or FAILED_STATUS
+            raise
+        finally:
+            self.sessions[kind] -= 1
+            self._report(session, False)
+
+
+def user_address(stream: TunnelStream) -> str:
+    """The address of whoever is at the other end, for people and reports."""
+    return str(IPv6Address(stream.remote_address[0]))

@@ -1,0 +1,55 @@
+"""Connections to the ports of an agent: each in a task of its own, bounded, and with an end that is counted."""
+
+import pytest
+import trio
+import trio.testing
+
+from tailnet.agent.context import Context
+from tailnet.agent.ports import Service, serve_ports
+from tailnet.node.streams import TunnelStream
+from tests.support.agents import AGENT, two_engines
+
+PORT = 77
+
+
+async def test_each_connection_has_its_task_and_its_end() -> None:
+    seen: list[Context] = []
+    waiting = trio.Event()
+
+    async def serve(stream: TunnelStream, context: Context) -> None:
+        seen.append(context)
+        word = await stream.receive_some()
+        if word == b"fail":
+            raise ValueError("as asked")
+        if word == b"wait":
+            waiting.set()
+            await stream.receive_some()
+        await stream.send_all(word)
+
+    with trio.fail_after(60):
+        async with two_engines() as (agent, user), trio.open_nursery() as nursery:
+            context = Context(nursery, "https://tailnet.example.org", "token")
+            nursery.start_soon(serve_ports, agent, context, {PORT: Service("parrot", serve, max_connections=2)})
+            await trio.testing.wait_all_tasks_blocked()
+            failing, working = await user.dial(AGENT, PORT), await user.dial(AGENT, PORT)
+            third = await user.dial(AGENT, PORT)
+            with pytest.raises(trio.BrokenResourceError):
+                await third.receive_some()
+            assert context.counters.refused["parrot"] == 1
+            await failing.send_all(b"fail")
+            with pytest.raises(trio.BrokenResourceError):
+                await failing.receive_some()
+            assert context.counters.failed["parrot"] == 1
+            await working.send_all(b"word")
+            assert await working.receive_some() == b"word"
+            assert await working.receive_some() == b""
+            again = await user.dial(AGENT, PORT)
+            await again.send_all(b"wait")
+            await waiting.wait()
+            again.abort()
+            while context.counters.connections["parrot"]:  # nobody tells
+                await trio.lowlevel.checkpoint()
+            assert context.counters.served["parrot"] == 3
+            assert context.counters.failed["parrot"] == 1, "who goes away is no fault"
+            assert seen == [context] * 3
+            nursery.cancel_scope.cancel()
