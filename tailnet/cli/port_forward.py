@@ -4,8 +4,6 @@ Next hop: reach.py, tailnet/node/tunnel.py.
 """
 
 import logging
-import socket
-import struct
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -33,7 +31,6 @@ _LOOPBACK: Final = "127.0.0.1"
 _MAX_PORT: Final = 0xFFFF
 # Connections at once, of all ports: below what a process may have open, and more than a browser makes to ten sites.
 MAX_CONNECTIONS: Final = 512
-_LINGER_NOT: Final = struct.pack("ii", 1, 0)
 
 Listening: TypeAlias = "tuple[Forward, Sequence[trio.SocketListener]]"
 
@@ -148,14 +145,14 @@ async def _bind(forward: Forward) -> list[trio.SocketListener]:
 
 
 async def _forward(tunnel: "Tunnel", forward: Forward, gate: trio.CapacityLimiter, local: trio.SocketStream) -> None:
-    from tailnet.node.tunnel import join_streams
+    from tailnet.node.tunnel import join_streams, reset_on_close
 
     async with local:
         try:
             gate.acquire_nowait()
         except trio.WouldBlock:
             log.warning("a connection was refused: %d are open already", MAX_CONNECTIONS)
-            _reset(local)
+            reset_on_close(local)
             return
         try:
             remote = await tunnel.dial(forward.remote_port)
@@ -164,17 +161,12 @@ async def _forward(tunnel: "Tunnel", forward: Forward, gate: trio.CapacityLimite
             log.debug("port %d: a connection ended, %d bytes out, %d in", forward.remote_port, sent, received)
         except (OSError, DerpError) as error:
             log.warning("port %d of the agent: %s", forward.remote_port, error_text(error))
-            _reset(local)
+            reset_on_close(local)
         except trio.TooSlowError:
             log.warning("port %d of the agent: no answer in time", forward.remote_port)
-            _reset(local)
+            reset_on_close(local)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             log.debug("port %d: a connection broke: %s", forward.remote_port, error_text(error))
-            _reset(local)
+            reset_on_close(local)
         finally:
             gate.release()
-
-
-def _reset(local: trio.SocketStream) -> None:
-    """Have the close that follows say that the connection broke: what came may not be all."""
-    local.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)

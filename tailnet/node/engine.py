@@ -22,6 +22,7 @@ from derp.map import DERPRegion
 from derp.protocol.messages import PeerGone, RecvPacket
 from tailnet.errors import LocalProtocolError
 from tailnet.netstack.connection import Connection
+from tailnet.netstack.events import What
 from tailnet.netstack.stack import Happened, Listener, PongReceived
 from tailnet.node.core import Batch, Event, NodeCore
 from tailnet.node.streams import TunnelListener, TunnelStream
@@ -83,9 +84,12 @@ class Engine:
             raise
         return stream
 
-    def listen(self, port: int | None, backlog: int = 128) -> TunnelListener:
-        """Take connections to a port, or with None to every port that nobody listens on."""
-        listener = self.core.stack.listen(port, backlog)
+    def listen(self, port: int | None, backlog: int = 128, *, hold: bool = False) -> TunnelListener:
+        """Take connections to a port, or with None to every port that nobody listens on.
+
+        With `hold` their first packets wait: whoever takes such a connection calls its `answer`, or `abort` to refuse.
+        """
+        listener = self.core.stack.listen(port, backlog, hold=hold)
         tunnel = self._listeners[listener] = TunnelListener(listener, self._adopt)
         return tunnel
 
@@ -192,6 +196,8 @@ class Engine:
         for event in events:
             if isinstance(event, Happened):
                 if isinstance(event.subject, Connection):
+                    if event.what & What.INCOMING:
+                        self._offer(event.subject)
                     self._tell(event.subject)
                 elif isinstance(event.subject, Listener) and event.subject in self._listeners:
                     self._listeners[event.subject].happened()
@@ -204,6 +210,13 @@ class Engine:
                 answered, answers = self._disco_pings[event.peer.node_key]
                 answers.append(event)
                 answered.set()
+
+    def _offer(self, connection: Connection) -> None:
+        """A connection that its listener holds: the one of its port, or of all ports."""
+        held = {listener.port: tunnel for listener, tunnel in self._listeners.items() if listener.hold}
+        tunnel = held.get(connection.local_port) or held.get(None)
+        if tunnel is not None:
+            tunnel.offer(self._adopt(connection))
 
     def _tell(self, connection: Connection) -> None:
         stream = self._streams.get(connection)

@@ -3,6 +3,7 @@
 engine.py tells a stream what happened to its connection; whatever a stream does is sent with the engine's next pump.
 """
 
+from collections import deque
 from collections.abc import Callable
 from operator import index
 from typing import Final
@@ -47,6 +48,12 @@ class TunnelStream(trio.abc.HalfCloseableStream):
     def happened(self) -> None:
         """Whoever waits looks again."""
         self._changed.unpark_all()
+
+    async def answer(self) -> None:
+        """Take a connection that was held, until the peer knows.  Raises OSError: it has given up meanwhile."""
+        self._connection.accept()
+        self._pump()
+        await self.wait_connected()
 
     async def wait_connected(self) -> None:
         """Until the handshake is done.  Raises OSError: the peer refused, or did not answer."""
@@ -160,10 +167,16 @@ class TunnelListener(trio.abc.Listener[TunnelStream]):
         self._listener = listener
         self._adopt = adopt
         self._closed = False
+        self._held: deque[TunnelStream] = deque()
         self._changed = trio.lowlevel.ParkingLot()
 
     def happened(self) -> None:
         """A connection is there to be accepted."""
+        self._changed.unpark_all()
+
+    def offer(self, held: TunnelStream) -> None:
+        """A connection is there to be answered or aborted.  The backlog of the port is the bound of their number."""
+        self._held.append(held)
         self._changed.unpark_all()
 
     async def accept(self) -> TunnelStream:
@@ -174,6 +187,9 @@ class TunnelListener(trio.abc.Listener[TunnelStream]):
             connection = self._listener.accept()
             if connection is not None:
                 return self._adopt(connection)
+            while self._held:
+                if not (held := self._held.popleft()).is_over:
+                    return held
             await self._changed.park()
 
     async def aclose(self) -> None:

@@ -8,6 +8,8 @@ and new ones go the new way.  `join_streams` couples one with a local connection
 
 import logging
 import random
+import socket
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
@@ -29,6 +31,7 @@ log = logging.getLogger(__name__)
 
 # What a way is lost by; anything else is a fault of ours.
 _LOST: Final = (DerpError, OSError, trio.TooSlowError)
+_LINGER_NOT: Final = struct.pack("ii", 1, 0)
 
 
 class Tunnel:
@@ -184,3 +187,8 @@ async def join_streams(local: trio.abc.HalfCloseableStream, remote: TunnelStream
         raise
     await remote.aclose()
     return counts[0], counts[1]
+
+
+def reset_on_close(local: trio.SocketStream) -> None:
+    """Have the close that follows say that the connection broke: what came may not be all."""
+    local.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
