@@ -134,7 +134,7 @@ class Stack:
         """Whoever dialled and is not established yet."""
         self._resting: dict[Connection, None] = {}
         self._listeners: dict[int | None, Listener] = {}
-        self._udp_ports: dict[int, udp.UdpPort] = {}
+        self._udp_ports: dict[int | None, udp.UdpPort] = {}
         self._paths: dict[bytes, Path] = {}
         self._bursts: dict[bytes, int] = {}
         self._sending: dict[Path, None] = {}
@@ -186,14 +186,14 @@ class Stack:
         for connection in [each for each, its in self._half_open.items() if its is listener]:
             connection.abort()
 
-    def open_udp(self, port: int = 0, local_address: bytes | None = None) -> udp.UdpPort:
-        """Bind a port; 0 takes a free one."""
+    def open_udp(self, port: int | None = 0, local_address: bytes | None = None) -> udp.UdpPort:
+        """Bind a port; 0 takes a free one, and None every port that nobody has bound."""
         source = self._source(local_address)
-        if not port:
+        if port == 0:
             start = int.from_bytes(self._random(2), "big")
             free = (FIRST_EPHEMERAL + (start + each) % _EPHEMERAL_COUNT for each in range(_EPHEMERAL_COUNT))
             port = next((each for each in free if each not in self._udp_ports), 0)
-        if not 0 < port <= 0xFFFF or port in self._udp_ports:
+        if port in self._udp_ports or not (port is None or 0 < port <= 0xFFFF):
             raise LocalProtocolError(f"UDP port {port} is in use or none")
         bound = self._udp_ports[port] = udp.UdpPort(source, port, self.limits, self._send)
         return bound
@@ -463,9 +463,9 @@ class Stack:
             self._drop(parsed)
             return
         source_port, port, payload = parsed
-        bound = self._udp_ports.get(port)
+        bound = self._udp_ports.get(port) or self._udp_ports.get(None)
         if bound is not None:
-            if bound.add(source, source_port, payload):
+            if bound.add(udp.Datagram(source, source_port, destination, port, payload)):
                 self._events.append(Happened(bound, What.READABLE))
             else:
                 self._drop(Drop.UDP_QUEUE_FULL)

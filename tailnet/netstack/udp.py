@@ -6,7 +6,7 @@ Header: source port u16, destination port u16, length u16, checksum u16, which i
 import struct
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 from tailnet.errors import LocalProtocolError
 from tailnet.netstack.ip import HEADER_BYTES, UDP, Packet, build_checked
@@ -31,41 +31,64 @@ def parse(datagram: Packet) -> tuple[int, int, bytes] | Drop:
     return source_port, destination_port, bytes(datagram[HEADER.size : length])
 
 
+class Datagram(NamedTuple):
+    """What came: from whom, to which of our addresses and ports, and the payload."""
+
+    source: bytes
+    source_port: int
+    destination: bytes
+    port: int
+    payload: bytes
+
+
 class UdpPort:
-    """A bound port: `receive` what came, `send` to anybody.  The stack makes it and tells when it is readable."""
+    """A bound port, or every port that nobody has bound: `receive` what came, `send` to anybody.
+
+    The stack makes it and tells when it is readable.
+    """
 
     __slots__ = ("_bytes", "_queue", "_send", "address", "limits", "port")
 
-    def __init__(self, address: bytes, port: int, limits: Limits, send: Callable[[bytes], None]) -> None:
+    def __init__(self, address: bytes, port: int | None, limits: Limits, send: Callable[[bytes], None]) -> None:
         self.address = address
         self.port = port
         self.limits = limits
         self._send = send
-        self._queue: deque[tuple[bytes, int, bytes]] = deque()
+        self._queue: deque[Datagram] = deque()
         self._bytes = 0
 
-    def add(self, source: bytes, source_port: int, payload: bytes) -> bool:
+    def add(self, datagram: Datagram) -> bool:
         """The stack's: False where the reader is too slow, and the datagram is lost as on any network."""
-        limits = self.limits
-        if len(self._queue) >= limits.udp_queue_datagrams or self._bytes + len(payload) > limits.udp_queue_bytes:
+        limits, size = self.limits, len(datagram.payload)
+        if len(self._queue) >= limits.udp_queue_datagrams or self._bytes + size > limits.udp_queue_bytes:
             return False
-        self._queue.append((source, source_port, payload))
-        self._bytes += len(payload)
+        self._queue.append(datagram)
+        self._bytes += size
         return True
 
-    def receive(self) -> tuple[bytes, int, bytes] | None:
-        """Address, port and payload of the oldest datagram; None when there is none."""
+    def receive(self) -> Datagram | None:
+        """The oldest datagram; None when there is none."""
         if not self._queue:
             return None
         datagram = self._queue.popleft()
-        self._bytes -= len(datagram[2])
+        self._bytes -= len(datagram.payload)
         return datagram
 
-    def send(self, destination: bytes, port: int, payload: bytes) -> None:
-        """One datagram.  LocalProtocolError when it is longer than a packet: there are no fragments inside a tunnel."""
+    def send(
+        self,
+        destination: bytes,
+        port: int,
+        payload: bytes,
+        *,
+        local_address: bytes | None = None,
+        local_port: int | None = None,
+    ) -> None:
+        """One datagram, from the bound address and port if no others are said: an answer comes from where its question
+        went.  LocalProtocolError when it is longer than a packet: there are no fragments inside a tunnel."""
         longest = self.limits.mtu - HEADER_BYTES - HEADER.size
         if len(payload) > longest:
             raise LocalProtocolError(f"a datagram of {len(payload)} bytes does not fit: at most {longest}")
-        if not 0 < port <= 0xFFFF:
-            raise LocalProtocolError(f"{port} is no UDP port")
-        self._send(build(self.address, destination, self.port, port, payload))
+        source_port = local_port or self.port
+        if source_port is None or not 0 < port <= 0xFFFF:
+            raise LocalProtocolError(f"from {source_port} to {port}: these are no UDP ports")
+        self._send(build(local_address or self.address, destination, source_port, port, payload))

@@ -1,8 +1,8 @@
-"""Runs a NodeCore: relays, UDP sockets and one timer around it, and streams for its users.  Layer L3.
+"""Runs a NodeCore: relays, UDP sockets and one timer around it, streams and UDP ports for its users.  Layer L3.
 
     relay or socket -> core.receive -> events to streams -> pump -> core.datagrams_to_send -> relay or socket
 Input comes in batches, and each ends with one `pump`, which is synchronous; whatever a stream does pumps too.  The home
-relay is kept; another region's is dialled when a peer is reached there.  Next hop: core.py, streams.py.
+relay is kept; another region's is dialled when a peer is reached there.  Next hop: core.py, streams.py, udp.py.
 """
 
 import os
@@ -24,8 +24,10 @@ from tailnet.errors import LocalProtocolError
 from tailnet.netstack.connection import Connection
 from tailnet.netstack.events import What
 from tailnet.netstack.stack import Happened, Listener, PongReceived
+from tailnet.netstack.udp import UdpPort
 from tailnet.node.core import Batch, Event, NodeCore
 from tailnet.node.streams import TunnelListener, TunnelStream
+from tailnet.node.udp import ConnectedUdp, TunnelUdp
 from tailnet.paths.core import Ponged, RelaySource, Source
 from tailnet.paths.endpoint import Endpoint
 from tailnet.transport.udp import UdpSockets
@@ -63,6 +65,7 @@ class Engine:
         self.sockets = sockets or UdpSockets()
         self._streams: dict[Connection, TunnelStream] = {}
         self._listeners: dict[Listener, TunnelListener] = {}
+        self._udp_ports: dict[UdpPort, TunnelUdp] = {}
         self._pings: dict[bytes, trio.Event] = {}
         self._disco_pings: dict[bytes, tuple[trio.Event, list[Ponged]]] = {}
         self._linked = trio.lowlevel.ParkingLot()
@@ -92,6 +95,17 @@ class Engine:
         listener = self.core.stack.listen(port, backlog, hold=hold)
         tunnel = self._listeners[listener] = TunnelListener(listener, self._adopt)
         return tunnel
+
+    def open_udp(self, port: int | None = 0, local_address: bytes | None = None) -> TunnelUdp:
+        """A UDP port of ours, 0 for a free one; None takes every port that nobody has bound.  Raises LocalProtocolError
+        where it is bound already."""
+        bound = self.core.stack.open_udp(port, local_address)
+        tunnel = self._udp_ports[bound] = TunnelUdp(bound, self.pump, self._release_udp)
+        return tunnel
+
+    def dial_udp(self, address: bytes, port: int) -> ConnectedUdp:
+        """A UDP port of ours that talks to one of a peer's."""
+        return ConnectedUdp(self.open_udp(), address, port)
 
     async def ping(self, address: bytes, *, timeout_seconds: float = 5.0) -> float:
         """A TSMP round trip through the tunnel, in seconds.  Raises trio.TooSlowError."""
@@ -133,6 +147,12 @@ class Engine:
         """End what users wait for: streams are reset, and who uses one is told."""
         for stream in list(self._streams.values()):
             stream.abort()
+        for port in list(self._udp_ports.values()):
+            port.close()
+
+    def _release_udp(self, port: UdpPort) -> None:
+        del self._udp_ports[port]
+        self.core.stack.close_udp(port)
 
     def _adopt(self, connection: Connection) -> TunnelStream:
         stream = self._streams[connection] = TunnelStream(connection, self.pump)
@@ -201,6 +221,8 @@ class Engine:
                     self._tell(event.subject)
                 elif isinstance(event.subject, Listener) and event.subject in self._listeners:
                     self._listeners[event.subject].happened()
+                elif isinstance(event.subject, UdpPort) and event.subject in self._udp_ports:
+                    self._udp_ports[event.subject].happened()
             elif isinstance(event, PongReceived):
                 if event.token in self._pings:
                     self._pings[event.token].set()

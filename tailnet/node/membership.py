@@ -36,6 +36,7 @@ from tailnet.errors import LocalProtocolError, RpcError, TailnetError
 from tailnet.node.core import PeerNode
 from tailnet.node.engine import DIAL_SECONDS, Engine, open_engine
 from tailnet.node.streams import TunnelStream
+from tailnet.node.udp import ConnectedUdp
 from tailnet.paths.endpoint import parse_endpoint
 from tailnet.proto import convert
 from tailnet.proto.generated import tailnet_pb2 as tailnet
@@ -135,6 +136,10 @@ class Client:
     async def dial(self, port: int, *, timeout_seconds: float = DIAL_SECONDS) -> TunnelStream:
         """A TCP connection to a port of the agent.  Raises OSError, trio.TooSlowError."""
         return await self.engine.dial(self._address, port, timeout_seconds=timeout_seconds)
+
+    def dial_udp(self, port: int) -> ConnectedUdp:
+        """A UDP port of ours that talks to one of the agent's."""
+        return self.engine.dial_udp(self._address, port)
 
     async def ping(self, *, timeout_seconds: float = 5.0) -> float:
         """A round trip through the tunnel, in seconds.  Raises trio.TooSlowError."""

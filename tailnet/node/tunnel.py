@@ -25,6 +25,7 @@ from tailnet.errors import DerpError
 from tailnet.node.engine import DIAL_SECONDS
 from tailnet.node.membership import Client, open_client
 from tailnet.node.streams import TunnelStream
+from tailnet.node.udp import ConnectedUdp
 from tailnet.types import PeerID
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,23 @@ class Tunnel:
                     finally:
                         self._dials.discard(scope)
                 # The way was lost meanwhile: the next one.
+
+    async def dial_udp(self, port: int, *, timeout_seconds: float = DIAL_SECONDS) -> ConnectedUdp:
+        """A UDP port of ours that talks to one of the agent's, once there is a way to it.  Raises trio.TooSlowError.
+
+        It ends with that way, and whoever receives gets trio.ClosedResourceError.
+        """
+        with trio.fail_after(timeout_seconds):
+            while True:
+                while (client := self._client) is None:
+                    await self._changed.park()
+                with trio.CancelScope() as scope:
+                    self._dials.add(scope)
+                    try:
+                        await client.member.wait_peer(self._agent_id)
+                        return client.dial_udp(port)
+                    finally:
+                        self._dials.discard(scope)
 
     async def run(self, timeout_seconds: float, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the way open until cancelled.  What goes wrong the first time is raised, as by `open_client`."""

@@ -4,18 +4,19 @@ import logging
 import os
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import pytest
 import trio
 from click.testing import CliRunner
 
 from tailnet.cli import port_forward as commands
-from tailnet.cli.port_forward import Forward, open_listeners, parse_forward, serve_forwards
+from tailnet.cli.port_forward import Forward, Local, open_listeners, parse_forward, serve_forwards
 from tailnet.cli.root import cli
 from tailnet.client.agents import Login, find_agent
 from tailnet.errors import ConfigError, ListenError, TransportError
 from tailnet.node.membership import open_agent
+from tailnet.node.udp import TunnelUdp
 from tailnet.server.server import CoordinatorServer
 from tests.support.seeds import agent_token, peer_id, user_token
 from tests.tailnet.client.test_rpc import url_of
@@ -31,11 +32,23 @@ async def answer(stream: trio.abc.HalfCloseableStream) -> None:
 
 @asynccontextmanager
 async def an_agent(url: str) -> AsyncIterator[None]:
-    """`main`, with an echo."""
+    """`main`, with an echo of TCP, and one of UDP that says each datagram backwards."""
+
+    async def answer_udp(port: TunnelUdp) -> None:
+        while True:
+            heard = await port.receive()
+            port.send(heard.source, heard.source_port, heard.payload[::-1])
+
     async with open_agent(url, agent_token("main"), peer_id("main")) as agent, trio.open_nursery() as nursery:
         nursery.start_soon(trio.serve_listeners, answer, [agent.engine.listen(ECHO_PORT)])
+        nursery.start_soon(answer_udp, agent.engine.open_udp(ECHO_PORT))
         yield
         nursery.cancel_scope.cancel()
+
+
+def port_of(local: Local) -> int:
+    port: int = (local.socket if isinstance(local, trio.SocketListener) else local).getsockname()[1]
+    return port
 
 
 @asynccontextmanager
@@ -45,7 +58,7 @@ async def forwarding(url: str, *forwards: Forward) -> AsyncIterator[list[int]]:
     known = await find_agent(login, "main")
     async with open_listeners(forwards) as listening, trio.open_nursery() as nursery:
         nursery.start_soon(serve_forwards, login, known, listening, False, 30.0, True)
-        yield [listener.socket.getsockname()[1] for _, listeners in listening for listener in listeners]
+        yield [port_of(local) for _, opened in listening for local in opened]
         nursery.cancel_scope.cancel()
 
 
@@ -79,6 +92,55 @@ async def test_connections_through_two_ports(server: CoordinatorServer) -> None:
     assert all(results[number] == data[number:] for number in range(6))
 
 
+async def ask(port: int, *questions: bytes) -> list[bytes]:
+    """What a program of its own is told.  It asks until the answer comes: datagrams get lost, as while the agent is
+    away."""
+    answers = []
+    with trio.socket.socket(type=socket.SOCK_DGRAM) as sock:
+        await sock.connect(("127.0.0.1", port))
+        for question in questions:
+            answer = b""
+            while not answer:
+                await sock.send(question)
+                with trio.move_on_after(0.5):
+                    answer = await sock.recv(2000)
+            answers.append(answer)
+    return answers
+
+
+async def test_datagrams_of_two_programs(server: CoordinatorServer, caplog: pytest.LogCaptureFixture) -> None:
+    longest = os.urandom(1232)
+    with trio.fail_after(PATIENCE_SECONDS):
+        async with (
+            an_agent(url_of(server)),
+            forwarding(url_of(server), Forward("127.0.0.1", 0, ECHO_PORT, "udp")) as (port,),
+        ):
+            answers = {}
+
+            async def one(number: int) -> None:
+                answers[number] = await ask(port, b"%d!" % number, longest[number:])
+
+            async with trio.open_nursery() as nursery:
+                for number in range(2):
+                    nursery.start_soon(one, number)
+            with trio.socket.socket(type=socket.SOCK_DGRAM) as sock:
+                await sock.sendto(longest + b"x", ("127.0.0.1", port))
+            assert await ask(port, b"after it") == [b"ti retfa"]
+    assert answers == {number: [b"!%d" % number, longest[number:][::-1]] for number in range(2)}
+    assert "a datagram of 1233 bytes does not fit: at most 1232" in caplog.text
+
+
+async def test_datagrams_when_the_agent_goes_and_comes_back(server: CoordinatorServer) -> None:
+    url = url_of(server)
+    with trio.fail_after(PATIENCE_SECONDS):
+        async with AsyncExitStack() as stack:
+            async with an_agent(url):
+                ports = await stack.enter_async_context(forwarding(url, Forward("localhost", 0, ECHO_PORT, "udp")))
+                assert await ask(ports[-1], b"before") == [b"erofeb"]
+            async with an_agent(url):  # with another key
+                assert await ask(ports[-1], b"after") == [b"retfa"]
+
+
 async def test_a_port_that_nobody_serves_there(server: CoordinatorServer, caplog: pytest.LogCaptureFixture) -> None:
     with trio.fail_after(PATIENCE_SECONDS):
         async with (
@@ -95,7 +157,7 @@ async def test_the_agent_goes_and_comes_back(server: CoordinatorServer) -> None:
     url = url_of(server)
     with trio.fail_after(PATIENCE_SECONDS):
         async with open_listeners([Forward("127.0.0.1", 0, ECHO_PORT)]) as listening, trio.open_nursery() as nursery:
-            port = listening[0][1][0].socket.getsockname()[1]
+            port = port_of(listening[0][1][0])
             login = Login(url, user_token("alice"))
             async with an_agent(url):
                 known = await find_agent(login, "main")
@@ -154,6 +216,20 @@ def test_ports(text: str, forward: Forward) -> None:
 def test_ports_that_are_none(text: str) -> None:
     with pytest.raises(ConfigError, match="must look like"):
         parse_forward(text)
+
+
+async def test_a_udp_port_that_is_taken() -> None:
+    with socket.socket(type=socket.SOCK_DGRAM) as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        with pytest.raises(ListenError, match=f"--udp: port {port} of 127.0.0.1 is taken .* as in --udp 0:5"):
+            async with open_listeners([Forward("127.0.0.1", 0, 5, "udp"), Forward("127.0.0.1", port, 5, "udp")]):
+                pass
+
+
+def test_nothing_to_forward() -> None:
+    said = CliRunner().invoke(cli, ["port-forward", "--url=http://127.0.0.1:9", "--token=x", "main"])
+    assert "say --tcp or --udp" in str(said.exception)
 
 
 async def test_a_port_that_is_taken() -> None:

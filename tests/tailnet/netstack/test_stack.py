@@ -78,13 +78,35 @@ def test_udp_both_ways() -> None:
     client.send(B, 53, b"question")
     (event,) = other.receive_packets(one.packets_to_send(NOW), NOW)
     assert event == Happened(server, What.READABLE)
-    assert server.receive() == (A, client.port, b"question")
+    assert client.port is not None
+    assert server.receive() == (A, client.port, B, 53, b"question")
     server.send(A, client.port, b"answer")
     one.receive_packets(other.packets_to_send(NOW), NOW)
-    assert client.receive() == (B, 53, b"answer")
+    assert client.receive() == (B, 53, A, client.port, b"answer")
     one.close_udp(client)
     with pytest.raises(LocalProtocolError):
         other.open_udp(53)
+
+
+def test_udp_to_ports_that_nobody_has_bound() -> None:
+    stack = make()
+    bound, rest = stack.open_udp(53), stack.open_udp(None)
+    packets = [udp.build(B, A, 1000, port, b"question") for port in (53, 54, 65535)]
+    assert [each.subject for each in stack.receive_packets(packets, NOW) if isinstance(each, Happened)] == [
+        bound,
+        rest,
+        rest,
+    ]
+    assert [rest.receive(), rest.receive(), rest.receive()] == [
+        (B, 1000, A, 54, b"question"),
+        (B, 1000, A, 65535, b"question"),
+        None,
+    ]
+    with pytest.raises(LocalProtocolError):
+        stack.open_udp(None)
+    stack.close_udp(rest)
+    stack.receive_packets(packets, NOW)
+    assert len(stack.packets_to_send(NOW)) == 2, "unreachable, as before"
 
 
 def test_datagrams_of_which_too_many_wait_are_counted() -> None:
@@ -93,7 +115,7 @@ def test_datagrams_of_which_too_many_wait_are_counted() -> None:
     assert len(stack.receive_packets([udp.build(B, A, 1, 53, b"question")] * 5, NOW)) == 3
     assert drops(stack) == {Drop.UDP_QUEUE_FULL: 2}
     assert stack.packets_to_send(NOW) == []
-    assert port.receive() == (B, 1, b"question")
+    assert port.receive() == (B, 1, A, 53, b"question")
 
 
 def test_udp_to_nobody_is_unreachable() -> None:

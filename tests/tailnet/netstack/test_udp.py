@@ -10,6 +10,7 @@ from tailnet.netstack.limits import Drop, Limits
 from tests.support.netsim import ADDRESSES
 
 A, B = ADDRESSES
+OTHER = bytes.fromhex("fd60627aa42b0000000000000000000a")
 PORTS = st.integers(1, 65535)
 
 
@@ -43,14 +44,15 @@ def test_what_is_dropped(bad: bytes) -> None:
 
 def test_the_queue_is_bounded() -> None:
     port = udp.UdpPort(A, 53, Limits(udp_queue_bytes=100, udp_queue_datagrams=3), lambda packet: None)
-    assert port.add(B, 1, bytes(60))
-    assert not port.add(B, 1, bytes(41)), "bytes"
-    assert port.add(B, 1, b"x")
-    assert port.add(B, 2, b"y")
-    assert not port.add(B, 3, b""), "datagrams"
-    assert port.receive() == (B, 1, bytes(60))
-    assert port.receive() == (B, 1, b"x")
-    assert port.add(B, 1, bytes(99))
+    first, second, third = (udp.Datagram(B, 1, A, 53, payload) for payload in (bytes(60), b"x", b"y"))
+    assert port.add(first)
+    assert not port.add(first._replace(payload=bytes(41))), "bytes"
+    assert port.add(second)
+    assert port.add(third)
+    assert not port.add(first._replace(payload=b"")), "datagrams"
+    assert port.receive() == first
+    assert port.receive() == second
+    assert port.add(first._replace(payload=bytes(99)))
 
 
 def test_what_is_sent() -> None:
@@ -63,3 +65,13 @@ def test_what_is_sent() -> None:
     for size, to in ((1233, 1234), (1, 0), (1, 65536)):
         with pytest.raises(LocalProtocolError):
             port.send(B, to, bytes(size))
+
+
+def test_an_answer_comes_from_where_its_question_went() -> None:
+    sent: list[bytes] = []
+    port = udp.UdpPort(A, None, Limits(), sent.append)
+    with pytest.raises(LocalProtocolError, match="from None"):
+        port.send(B, 1234, b"answer")
+    port.send(B, 1234, b"answer", local_address=OTHER, local_port=5353)
+    assert sent[0][8:24] == OTHER
+    assert udp.parse(sent[0][40:]) == (5353, 1234, b"answer")
