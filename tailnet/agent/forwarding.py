@@ -2,7 +2,7 @@
 
     SYN held -> allowed? room? -> dial 127.0.0.1 -> SYN-ACK, or a reset -> bytes both ways
 Whoever dials learns at once that nothing listens there: the local dial comes before the answer to the SYN.
-Next hop: tailnet/node/tunnel.py.
+Next hop: tailnet/node/tunnel.py, udp_forwarding.py.
 """
 
 import logging
@@ -16,6 +16,7 @@ from derp.log import Rarely, and_more
 from derp.text import error_text, fit_to_show
 from tailnet.agent.context import Context
 from tailnet.agent.counters import user_address
+from tailnet.agent.udp_forwarding import forward_udp
 from tailnet.errors import ConfigError
 from tailnet.node.engine import Engine
 from tailnet.node.streams import TunnelStream
@@ -68,6 +69,7 @@ async def forward_ports(
     """Serve until cancelled."""
     counters = context.counters
     async with engine.listen(None, hold=True) as listener, trio.open_nursery() as nursery:
+        nursery.start_soon(forward_udp, engine, allowed.__contains__)
         while True:
             stream = await listener.accept()
             if stream.local_port not in allowed:

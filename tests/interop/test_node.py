@@ -1,6 +1,7 @@
 """Our engine against a whole genuine node: magicsock, wireguard-go and gVisor's stack by wgengine, at our relay."""
 
 import os
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from hashlib import sha256
@@ -8,6 +9,7 @@ from hashlib import sha256
 import pytest
 import trio
 
+from tailnet.agent.udp_forwarding import forward_udp
 from tailnet.node.streams import TunnelListener, TunnelStream
 from tests.support.gobuild import WHOLENODE
 from tests.support.peers import require
@@ -121,6 +123,27 @@ async def test_a_port_where_nobody_listens_is_refused_on_either_side() -> None:
         with pytest.raises(ConnectionRefusedError):
             await pair.dial(NOBODYS)
         await pair.peer.ask("refused", NOBODYS)
+
+
+async def test_datagrams_either_way() -> None:
+    """To programs of the machine that the other runs on: the genuine node forwards what it does not serve, as ours."""
+
+    async def say_back(sock: trio.socket.SocketType) -> None:
+        while True:
+            await sock.sendto(*await sock.recvfrom(2000))
+
+    async with joined(is_direct=False) as pair, trio.open_nursery() as nursery:
+        with trio.socket.socket(type=socket.SOCK_DGRAM) as program:
+            await program.bind(("127.0.0.1", 0))
+            port = program.getsockname()[1]
+            nursery.start_soon(say_back, program)
+            nursery.start_soon(forward_udp, pair.engine, lambda asked: asked == port)
+            for size in (1, 1232):
+                await pair.peer.ask("udp", port, size)
+                data, ours = os.urandom(size), pair.engine.dial_udp(THERE, port)
+                await ours.send(data)
+                assert await ours.receive() == data
+            nursery.cancel_scope.cancel()
 
 
 async def test_pings_are_answered_on_either_side() -> None:

@@ -4,7 +4,7 @@ import logging
 import os
 import socket
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 import trio
@@ -130,17 +130,6 @@ async def test_datagrams_of_two_programs(server: CoordinatorServer, caplog: pyte
     assert "a datagram of 1233 bytes does not fit: at most 1232" in caplog.text
 
 
-async def test_datagrams_when_the_agent_goes_and_comes_back(server: CoordinatorServer) -> None:
-    url = url_of(server)
-    with trio.fail_after(PATIENCE_SECONDS):
-        async with AsyncExitStack() as stack:
-            async with an_agent(url):
-                ports = await stack.enter_async_context(forwarding(url, Forward("localhost", 0, ECHO_PORT, "udp")))
-                assert await ask(ports[-1], b"before") == [b"erofeb"]
-            async with an_agent(url):  # with another key
-                assert await ask(ports[-1], b"after") == [b"retfa"]
-
-
 async def test_a_port_that_nobody_serves_there(server: CoordinatorServer, caplog: pytest.LogCaptureFixture) -> None:
     with trio.fail_after(PATIENCE_SECONDS):
         async with (
@@ -155,16 +144,19 @@ async def test_a_port_that_nobody_serves_there(server: CoordinatorServer, caplog
 
 async def test_the_agent_goes_and_comes_back(server: CoordinatorServer) -> None:
     url = url_of(server)
+    forwards = [Forward("127.0.0.1", 0, ECHO_PORT), Forward("127.0.0.1", 0, ECHO_PORT, "udp")]
     with trio.fail_after(PATIENCE_SECONDS):
-        async with open_listeners([Forward("127.0.0.1", 0, ECHO_PORT)]) as listening, trio.open_nursery() as nursery:
-            port = port_of(listening[0][1][0])
+        async with open_listeners(forwards) as listening, trio.open_nursery() as nursery:
+            port, udp_port = (port_of(opened[0]) for _, opened in listening)
             login = Login(url, user_token("alice"))
             async with an_agent(url):
                 known = await find_agent(login, "main")
                 nursery.start_soon(serve_forwards, login, known, listening, False, 30.0, True)
                 assert await exchange(port, b"before") == b"before"
+                assert await ask(udp_port, b"before") == [b"erofeb"]
             async with an_agent(url):  # with another key
                 assert await exchange(port, b"after") == b"after"
+                assert await ask(udp_port, b"after") == [b"retfa"]
             nursery.cancel_scope.cancel()
 
 

@@ -3,7 +3,7 @@
 //
 // Ports of its stack: 7 echoes to the end of the stream; 9 reads to the end and answers with the SHA-256 of what came, in
 // hex; 10 answers with the count; 19 reads a line with a number and answers with so many random bytes and their SHA-256 in
-// hex; 20 answers with so many bytes alone.  Any other port refuses.
+// hex; 20 answers with so many bytes alone.  Any other port refuses.  UDP goes to 127.0.0.1 of this machine, as in agents.
 //
 // stdin has one line per order, and each is answered with a line of JSON on stdout:
 //
@@ -13,12 +13,14 @@
 //	get PORT BYTES             dials the peer, sends the number, reads what 19 or 20 answers
 //	echo PORT BYTES            dials the peer, sends and reads at once, compares
 //	refused PORT               dials a port where nobody listens
+//	udp PORT BYTES             sends the peer a datagram until the same comes back
 //	ping KIND                  disco or TSMP
 //	usage                      seconds of CPU that it used
 package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/hex"
 	"encoding/json"
@@ -100,6 +102,28 @@ func (n *node) dial(port uint16) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	return n.stack.DialContextTCP(ctx, netip.AddrPortFrom(n.other.Addresses[0].Addr(), port))
+}
+
+// exchange sends a datagram as often as it takes: one may be lost.
+func (n *node) exchange(port uint16, size int) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	conn, err := n.stack.DialContextUDP(ctx, netip.AddrPortFrom(n.other.Addresses[0].Addr(), port))
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	sent, got := random(size), make([]byte, 2*size+1)
+	for ctx.Err() == nil {
+		if _, err := conn.Write(sent); err != nil {
+			return err
+		}
+		conn.SetReadDeadline(time.Now().Add(time.Second))
+		if length, err := conn.Read(got); err == nil && bytes.Equal(got[:length], sent) {
+			return nil
+		}
+	}
+	return ctx.Err()
 }
 
 func newNode(logf logger.Logf, private, peer, here, there string, relay tailcfg.DERPNode) *node {
@@ -199,7 +223,13 @@ func (n *node) obey(words []string) result {
 	if len(words) > 2 {
 		size, _ = strconv.Atoi(words[2])
 	}
-	if err := run(n.dial, words[0], uint16(port), size); err != nil {
+	var err error
+	if words[0] == "udp" {
+		err = n.exchange(uint16(port), size)
+	} else {
+		err = run(n.dial, words[0], uint16(port), size)
+	}
+	if err != nil {
 		return result{Error: err.Error()}
 	}
 	return result{OK: true}
