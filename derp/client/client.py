@@ -28,12 +28,14 @@ from derp.protocol.messages import (
     PeerPresent,
     Pong,
     RecvPacket,
+    RecvPackets,
     Restarting,
     ServerInfo,
 )
 from derp.protocol.states import ClientState
 from derp.text import fit_to_show
-from derp.transport.stream import mapped_errors
+from derp.transport.linkstream import LinkStream, take_over
+from derp.transport.stream import mapped_errors, transport_error
 
 # The genuine client's numbers: DNS to ServerInfo, silence that means death, and a pong.
 CONNECT_SECONDS: Final = 10.0
@@ -50,7 +52,7 @@ MAX_INBOX_MESSAGES: Final = 1024
 FLUSH_SECONDS: Final = 2.0
 
 Target: TypeAlias = str | DERPRegion
-Received: TypeAlias = RecvPacket | PeerGone | PeerPresent | Pong | Health | Restarting | ServerInfo
+Received: TypeAlias = RecvPacket | RecvPackets | PeerGone | PeerPresent | Pong | Health | Restarting | ServerInfo
 """What `receive` gives.  Keep-alives, and pings (answered already), are not passed on."""
 
 
@@ -202,13 +204,14 @@ class DerpClient:
         """The relay's last word about this connection; empty: all is well."""
         self.restarting: Restarting | None = None
         """Set when the relay announced that it goes down."""
-        self._stream = dialled.stream
+        self._stream = take_over(dialled.stream)
         self._core = core
         self._failure: DerpError | None = None
         # Sending: whole frames, the packets among them, their bytes.
         self._outbox: deque[bytes] = deque()
         self._outbox_bytes = 0
         self._in_flight: list[bytes] = []
+        self._broken: TransportError | None = None
         self._work = trio.Event()
         self._room = trio.lowlevel.ParkingLot()
         self._idle = trio.lowlevel.ParkingLot()
@@ -251,14 +254,18 @@ class DerpClient:
         self.send_nowait(dst, packet)
 
     def send_nowait(self, dst: bytes, packet: bytes | bytearray | memoryview) -> None:
-        """The same without waiting.  trio.WouldBlock: the queue is full, nothing was queued."""
-        self.send_batch_nowait(dst, (packet,))
+        """The same without waiting: packets of one turn share a write.  trio.WouldBlock: the queue is full, nothing was
+        queued."""
+        self._check_room()
+        self._core.send_packet(dst, packet)
+        self._collect()
 
     def send_batch_nowait(self, dst: bytes, packets: Sequence[bytes | bytearray | memoryview]) -> None:
-        """Several at once, all or none: a full queue takes none, and one that has room takes one batch beyond it."""
+        """Several at once, all or none: a full queue takes none, and one that has room takes one batch beyond it.  With
+        nothing before it a batch is a write of its own, and leaves at once."""
         self._check_room()
         self._core.send_packets(dst, packets)
-        self._collect()
+        self._collect(at_once=True)
 
     async def forward(self, src: bytes, dst: bytes, packet: bytes) -> None:
         """Mesh only: a packet of our client `src` for the relay's own client `dst`; waits like `send`."""
@@ -358,9 +365,12 @@ class DerpClient:
         if self._outbox_bytes >= MAX_QUEUE_BYTES:
             raise trio.WouldBlock
 
-    def _collect(self) -> None:
+    def _collect(self, *, at_once: bool = False) -> None:
         """Take over what the core wants to send."""
-        for frame in self._core.data_to_send():
+        frames = self._core.data_to_send()
+        if at_once and frames and self._send_now(frames):
+            return
+        for frame in frames:
             if frame[0] == FrameType.PONG and self._outbox_bytes >= MAX_QUEUE_BYTES:
                 continue  # a relay that pings without reading gets no say over our memory
             self._outbox.append(frame)
@@ -368,21 +378,46 @@ class DerpClient:
         if self._outbox:
             self._work.set()
 
+    def _send_now(self, frames: list[bytes]) -> bool:
+        """Send them at once if nothing is before them: a task that writes costs more than what it does for a batch.
+        What the kernel does not take then waits in the stream for that task."""
+        stream = self._stream
+        if not isinstance(stream, LinkStream) or self._outbox or self._in_flight or self._bucket()[0] > 0:
+            return False
+        self._in_flight = frames
+        try:
+            is_sent = stream.send_now(b"".join(frames))
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            self._broken = transport_error(error, f"send to {self.address.label()}")
+            is_sent = False
+        if is_sent:
+            self._count_sent()
+        else:
+            self._work.set()
+        return True
+
+    def _count_sent(self) -> None:
+        self._packets_sent += _count_packets(self._in_flight)
+        self._bytes_sent += sum(map(len, self._in_flight))
+        self._in_flight.clear()
+
     async def _write(self) -> None:
         """The one task that writes; ends with the connection, and raises nothing."""
         try:
             while True:
-                if not self._outbox:
+                if not self._outbox and not self._in_flight:
                     self._work = trio.Event()
                     self._idle.unpark_all()
                     await self._work.wait()
-                size = self._take_batch()
-                await self._pace(size)
+                if self._broken is not None:
+                    raise self._broken
+                data = b""
+                if not self._in_flight:  # else the stream has what is left of it
+                    await self._pace(self._take_batch())
+                    data = b"".join(self._in_flight)
                 with mapped_errors(f"send to {self.address.label()}"):
-                    await self._stream.send_all(b"".join(self._in_flight))
-                self._packets_sent += _count_packets(self._in_flight)
-                self._bytes_sent += size
-                self._in_flight.clear()
+                    await self._stream.send_all(data)
+                self._count_sent()
                 self._room.unpark_all()
         except TransportError as error:
             await self._fail(error)
@@ -420,10 +455,16 @@ class DerpClient:
 
     async def _fill_inbox(self) -> None:
         while not self._inbox:
-            async with self._reading:
+            try:
+                self._reading.acquire_nowait()  # without the task switch that `acquire` has
+            except trio.WouldBlock:
+                await self._reading.acquire()
+            try:
                 if not self._inbox:
                     self._check_alive()
                     await self._read()
+            finally:
+                self._reading.release()
 
     async def _read_on_behalf(self) -> None:
         """For `ping`: read while nobody else does."""
@@ -461,7 +502,9 @@ class DerpClient:
 
     def _accept(self, events: list[ClientEvent]) -> None:
         for event in events:
-            if isinstance(event, RecvPacket):
+            if isinstance(event, RecvPackets):
+                self._packets_received += len(event.packets)
+            elif isinstance(event, RecvPacket):
                 self._packets_received += 1
             elif isinstance(event, Pong):
                 waiting = self._pings.get(event.payload)

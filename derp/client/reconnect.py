@@ -146,17 +146,21 @@ async def open_reconnecting_client(
     back_off: BackOff | None = None,
     random_fraction: Callable[[], float] = random.random,
     connect_seconds: float = CONNECT_SECONDS,
+    hear: Callable[[Sequence[Heard]], None] | None = None,
 ) -> AsyncIterator["ReconnectingClient"]:
     """Keep a connection to a relay or region for as long as the block runs.  Begins at once; see `wait_connected`.
 
     `target` may be a function, asked before each attempt: a DERP map changes.  No failure to connect ends it; a target
-    that can never work (ConfigError) is raised here if it is known beforehand.
+    that can never work (ConfigError) is raised here if it is known beforehand.  `hear`, if given, is called with all
+    that comes, which then has RecvPackets for RecvPacket; it must not raise, and `receive` gives nothing.
     """
     options = options or DialOptions()
     if isinstance(target, str):
         RelayAddress.from_url(target, options)
     identity = Identity(private_key, mesh_key, is_prober, app_name)
-    client = ReconnectingClient(target, identity, options, back_off or BackOff(), random_fraction, connect_seconds)
+    client = ReconnectingClient(
+        target, identity, options, back_off or BackOff(), random_fraction, connect_seconds, hear
+    )
     async with open_background() as nursery:
         nursery.start_soon(client._run)
         yield client
@@ -175,6 +179,7 @@ class ReconnectingClient:
         back_off: BackOff,
         random_fraction: Callable[[], float],
         connect_seconds: float,
+        hear: Callable[[Sequence[Heard]], None] | None,
     ) -> None:
         self._target = target
         self._identity = identity
@@ -182,6 +187,7 @@ class ReconnectingClient:
         self._back_off = back_off
         self._random_fraction = random_fraction
         self._connect_seconds = connect_seconds
+        self._hear_now = hear
         self._client: DerpClient | None = None
         self._status = Status(Phase.CONNECTING)
         self._status_news = trio.lowlevel.ParkingLot()
@@ -325,6 +331,7 @@ class ReconnectingClient:
 
     async def _serve(self, reached: Reached) -> tuple[str, float]:
         """One connection to its end: (why it ended, seconds the relay asked us to stay away)."""
+        reached.core.gathers_packets = self._hear_now is not None
         async with open_client_over(reached) as client:
             self._begin(client)
             reason = "this client was closed"
@@ -447,14 +454,20 @@ class ReconnectingClient:
     # --- below: messages in ---
 
     async def _deliver(self, batch: list[Received]) -> None:
-        while len(self._inbox) >= MAX_INBOX_MESSAGES:
-            await self._inbox_room.park()
-        self._inbox += batch
-        self._inbox_news.unpark_all()
+        if self._hear_now is not None:
+            self._hear_now(batch)
+        else:
+            while len(self._inbox) >= MAX_INBOX_MESSAGES:
+                await self._inbox_room.park()
+            self._inbox += batch
+            self._inbox_news.unpark_all()
         if any(isinstance(message, Health) for message in batch):
             self._status_news.unpark_all()
 
     def _hear(self, news: Connected | Disconnected) -> None:
+        if self._hear_now is not None:
+            self._hear_now([news])
+            return
         if isinstance(news, Disconnected) and self._inbox and isinstance(self._inbox[-1], Connected):
             # It began and ended without a message, and nobody saw it: no news.  This bounds the inbox of a user who
             # does not receive.

@@ -97,12 +97,15 @@ class FrameReader:
 
     def receive_data(self, data: bytes | bytearray | memoryview) -> list[tuple[int, memoryview]]:
         """Take bytes off the stream; return the frames they complete, payloads as read-only views."""
-        self._buffer += data
-        if len(self._buffer) < self._needed:
-            return []
-        # Views must not pin a bytearray we still grow, so freeze it: one copy per wake-up, never one per
-        # frame, and linear however the peer cuts its bytes.
-        frozen = bytes(self._buffer)
+        # Views must not pin a bytearray that grows, so it is frozen: one copy per wake-up, never one per frame, linear
+        # however the peer cuts its bytes, and none where nothing was kept.
+        if self._buffer or not isinstance(data, bytes) or len(data) < self._needed:
+            self._buffer += data
+            if len(self._buffer) < self._needed:
+                return []
+            frozen = bytes(self._buffer)
+        else:
+            frozen = data
         view, frames, start = memoryview(frozen), [], 0
         self._needed = HEADER_BYTES
         while len(frozen) - start >= HEADER_BYTES:

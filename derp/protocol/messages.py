@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
-from typing import Final, TypeAlias, assert_never
+from typing import Final, NamedTuple, TypeAlias, assert_never
 
 from derp.errors import LocalProtocolError, RemoteProtocolError
 from derp.keys import MeshKey
@@ -81,6 +81,14 @@ class RecvPacket:
 
     src: bytes
     packet: bytes
+
+
+class RecvPackets(NamedTuple):
+    """s>c: packets that one sender's frames brought one after the other, as views of what was received.  In place of
+    RecvPacket, for whoever asked for it (ClientConnection.gathers_packets)."""
+
+    src: bytes
+    packets: list[memoryview]
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +198,7 @@ PlainMessage: TypeAlias = (
 )
 # What the parsers return; a frame that is not skipped can be encoded again.
 ParsedMessage: TypeAlias = PlainMessage | UnknownFrame
-Message: TypeAlias = ParsedMessage | ClientInfo | ServerInfo
+Message: TypeAlias = ParsedMessage | RecvPackets | ClientInfo | ServerInfo
 
 
 def encode(message: PlainMessage) -> bytes:

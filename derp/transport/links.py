@@ -56,7 +56,7 @@ class Link(StreamWire):
         except BlockingIOError:
             return at
         except OSError as error:
-            raise WireEnded(CloseReason.SOCKET_FAILED, f"receive failed: {error_text(error)}") from None
+            raise WireEnded(CloseReason.SOCKET_FAILED, f"receive failed: {error_text(error)}") from error
         if not count:
             raise WireEnded(CloseReason.CLOSED_BY_PEER)
         if count == self.appetite and count < RECEIVE_BYTES:
@@ -69,7 +69,7 @@ class Link(StreamWire):
         except BlockingIOError:
             sent = 0
         except OSError as error:
-            raise WireEnded(CloseReason.SOCKET_FAILED, f"send failed: {error_text(error)}") from None
+            raise WireEnded(CloseReason.SOCKET_FAILED, f"send failed: {error_text(error)}") from error
         if sent < size:
             if len(pieces) > _IOV_MAX and sent == sum(map(len, pieces[:_IOV_MAX])):
                 return sent + self._carry(pieces[_IOV_MAX:], size - sent)
@@ -105,6 +105,31 @@ class TlsLink(Link):
         )
         self.is_open = False
 
+    @classmethod
+    def taken_over(
+        cls,
+        sock: socket.socket,
+        address: tuple[str, int],
+        tls: ssl.SSLObject,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+    ) -> "TlsLink":
+        """From whoever has shaken hands; `take_decrypted` is to be called next."""
+        link = cls.__new__(cls)
+        Link.__init__(link, sock, address)
+        link._tls, link._incoming, link._outgoing = tls, incoming, outgoing
+        link.is_open = True
+        return link
+
+    def take_decrypted(self) -> bytes:
+        """What had come before the link was taken over."""
+        room = bytearray(RECEIVE_BYTES + RECORD_BYTES)
+        try:
+            return bytes(room[: self._decrypt(memoryview(room), 0)])
+        except WireEnded as error:
+            self.ending = error
+            return b""
+
     def start(self) -> None:
         """Send the client's first bytes; `receive` does the rest of the handshake."""
         try:
@@ -112,7 +137,7 @@ class TlsLink(Link):
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLError as error:
-            raise WireEnded(CloseReason.TLS_FAILED, _tls_text(error)) from None
+            raise WireEnded(CloseReason.TLS_FAILED, _tls_text(error)) from error
 
     def version(self) -> str | None:
         return self._tls.version()
@@ -126,7 +151,7 @@ class TlsLink(Link):
         try:
             self._tls.write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
         except ssl.SSLError as error:
-            raise WireEnded(CloseReason.TLS_FAILED, _tls_text(error)) from None
+            raise WireEnded(CloseReason.TLS_FAILED, _tls_text(error)) from error
         encrypted = self._outgoing.read()
         if self.tail:
             self.tail += encrypted
@@ -136,7 +161,7 @@ class TlsLink(Link):
         except BlockingIOError:
             sent = 0
         except OSError as error:
-            raise WireEnded(CloseReason.SOCKET_FAILED, f"send failed: {error_text(error)}") from None
+            raise WireEnded(CloseReason.SOCKET_FAILED, f"send failed: {error_text(error)}") from error
         if sent < len(encrypted):
             self.blocked = True
             self.tail = encrypted[sent:]
@@ -151,7 +176,7 @@ class TlsLink(Link):
         except BlockingIOError:
             return at
         except OSError as error:
-            raise WireEnded(CloseReason.SOCKET_FAILED, f"receive failed: {error_text(error)}") from None
+            raise WireEnded(CloseReason.SOCKET_FAILED, f"receive failed: {error_text(error)}") from error
         if not count:
             raise WireEnded(CloseReason.CLOSED_BY_PEER)
         if count == self.appetite and count < RECEIVE_BYTES:
@@ -248,7 +273,7 @@ class TlsLink(Link):
         try:
             self._tls.write(data)
         except ssl.SSLError as error:
-            raise WireEnded(CloseReason.TLS_FAILED, _tls_text(error)) from None
+            raise WireEnded(CloseReason.TLS_FAILED, _tls_text(error)) from error
 
     def send_raw(self, data: Piece) -> None:
         self._encrypt(data)

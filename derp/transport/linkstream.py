@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from operator import index
-from typing import Final
+from typing import Any, Final
 
 import trio
 
@@ -34,6 +34,32 @@ class _Buffers(threading.local):
 
 _BUFFERS: Final = _Buffers()
 _NOTHING: Final = memoryview(b"")
+
+
+def take_over(stream: trio.abc.Stream) -> trio.abc.Stream:
+    """A connected client's socket or TLS on one, from trio's stream; any other stream is given back as it is.
+
+    A batch of packets costs half of what trio's streams need for it: TLS is read in one piece instead of a record at a
+    time, a receive has one task switch instead of two, and `send_now` has none.
+    """
+    below = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
+    if not isinstance(below, trio.SocketStream) or not hasattr(socket.socket, "sendmsg"):
+        return stream
+    address = below.socket.getpeername()
+    if below is stream:
+        return LinkStream(Link(_detach(below), address), b"")
+    # trio keeps them to itself, and has no other way to go on with a connection.
+    parts: Any = [getattr(stream, name, None) for name in ("_ssl_object", "_incoming", "_outgoing")]
+    if None in parts:
+        return stream
+    link = TlsLink.taken_over(_detach(below), address, *parts)
+    return LinkStream(link, link.take_decrypted())
+
+
+def _detach(stream: trio.SocketStream) -> socket.socket:
+    sock = socket.socket(fileno=stream.socket.detach())
+    sock.setblocking(False)
+    return sock
 
 
 class LinkStream(trio.abc.Stream):
@@ -85,8 +111,9 @@ class LinkStream(trio.abc.Stream):
             raise trio.BusyResourceError("another task is receiving from this stream")
         self._is_receiving = True
         try:
-            await trio.lowlevel.checkpoint()  # also when bytes lie here: a reader of many may not keep others waiting
-            self._check_open()
+            if self._received or self._link.ending is not None:  # a reader of many may not keep others waiting
+                await trio.lowlevel.checkpoint()
+                self._check_open()
             while not self._received:
                 if self._link.ending is None:
                     await trio.lowlevel.wait_readable(self._link.fd)
@@ -115,6 +142,14 @@ class LinkStream(trio.abc.Stream):
                 self._check_open()
                 self._link.send_raw(view[start : start + _PIECE_BYTES])
                 await self._wait_sent()
+            await self._wait_sent()
+
+    def send_now(self, data: bytes) -> bool:
+        """Send without a task switch.  False: the kernel did not take all, and the next `send_all`, if only of nothing,
+        waits until it has.  Raises as `send_all` does."""
+        with self._sending():
+            self._link.send_raw(data)
+            return not self._link.tail
 
     def send_nowait(self, data: bytes) -> None:
         """Last words, as far as the kernel takes them: nothing while a task is sending, and no error."""

@@ -23,6 +23,7 @@ from derp.errors import (
     TransportTimeout,
 )
 from derp.text import error_text
+from derp.transport.host import WireEnded
 
 
 class ByteStream(Protocol):
@@ -100,8 +101,8 @@ def transport_error(error: Exception, doing: str, *, connecting: bool = False) -
     broken = ConnectError if connecting else ConnectionClosed
     if isinstance(error, TransportError):
         return error
-    if isinstance(error, trio.BrokenResourceError) and isinstance(error.__cause__, Exception):
-        # trio's wrapper; the reason is inside.
+    if isinstance(error, trio.BrokenResourceError | WireEnded) and isinstance(error.__cause__, Exception):
+        # A wrapper; the reason is inside.
         return transport_error(error.__cause__, doing, connecting=connecting)
     if isinstance(error, trio.TooSlowError | TimeoutError) and not getattr(error, "errno", None):
         return TransportTimeout(f"{doing}: no answer in time")
@@ -109,7 +110,7 @@ def transport_error(error: Exception, doing: str, *, connecting: bool = False) -
         return ConnectionClosed(f"{doing}: we have closed this connection")
     if isinstance(error, trio.BrokenResourceError):
         return broken(f"{doing}: the connection broke")
-    if isinstance(error, RemoteProtocolError):
+    if isinstance(error, RemoteProtocolError | WireEnded):
         return broken(f"{doing}: {error}")
     if isinstance(error, OSError):
         return broken(f"{doing}: {_os_sentence(error)}")

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
+from functools import partial
 from typing import Final
 
 import trio
@@ -19,7 +20,7 @@ from derp.client.reconnect import Connected, Disconnected, ReconnectingClient, o
 from derp.errors import DerpError
 from derp.keys import NodePrivate
 from derp.map import DERPRegion
-from derp.protocol.messages import PeerGone, RecvPacket
+from derp.protocol.messages import PeerGone, RecvPackets
 from tailnet.errors import LocalProtocolError
 from tailnet.netstack.connection import Connection
 from tailnet.netstack.events import What
@@ -208,7 +209,7 @@ class Engine:
 
     # --- in ---
 
-    def receive(self, datagrams: list[bytes], source: Source) -> None:
+    def receive(self, datagrams: Sequence[bytes | memoryview], source: Source) -> None:
         """Datagrams of one source; call `pump` after the batch."""
         self._dispatch(self.core.receive(datagrams, source, trio.current_time()))
 
@@ -250,31 +251,28 @@ class Engine:
     async def _serve_region(self, region: int) -> None:
         """Hold the connection to a region's relay; what waited for it leaves first."""
         target: Callable[[], DERPRegion] = lambda: self.regions[region]  # noqa: E731  # the map may change
-        async with open_reconnecting_client(target, self._private, options=self._options) as client:
+        hear = partial(self._hear, region)
+        async with open_reconnecting_client(target, self._private, options=self._options, hear=hear) as client:
             self._links[region] = client
             self._linked.unpark_all()
             for node_key, datagram in self._dialling.pop(region, ()):
                 self._send(Batch(None, region, node_key, [datagram]))
             try:
-                while True:
-                    self._hear(region, await client.receive_batch())
+                await trio.sleep_forever()
             finally:
                 del self._links[region]
                 self.core.paths.region_down(region)
 
     def _hear(self, region: int, batch: Sequence[object]) -> None:
-        by_source: dict[bytes, list[bytes]] = {}
         for heard in batch:
-            if isinstance(heard, RecvPacket):
-                by_source.setdefault(heard.src, []).append(heard.packet)
+            if isinstance(heard, RecvPackets):
+                self.receive(heard.packets, RelaySource(region, heard.src))
             elif isinstance(heard, Connected):
                 self.core.paths.region_up(region)
             elif isinstance(heard, Disconnected):
                 self.core.paths.region_down(region)
             elif isinstance(heard, PeerGone) and (peer := self.core.paths.find(heard.key)) is not None:
                 self.core.paths.peer_gone(peer, region)
-        for node_key, datagrams in by_source.items():
-            self.receive(datagrams, RelaySource(region, node_key))
         self.pump()
 
     # --- its tasks ---

@@ -9,7 +9,14 @@ import trio
 import trio.testing
 
 from derp.client import client as client_module
-from derp.client.client import DerpClient, Identity, open_background, open_client_over, shake_hands
+from derp.client.client import (
+    DerpClient,
+    Identity,
+    open_background,
+    open_client_over,
+    open_derp_client,
+    shake_hands,
+)
 from derp.client.dial import Carrier, Dialled, RelayAddress
 from derp.errors import ConnectError, ConnectionClosed, LocalProtocolError, RemoteProtocolError, TransportTimeout
 from derp.keys import MeshKey, NodePrivate
@@ -32,6 +39,7 @@ from derp.protocol.messages import (
     WatchConns,
     encode,
 )
+from tests.support.inprocess import map_of, node_of, open_relay_here
 from tests.support.twin import TwinRelay
 
 ADDRESS = RelayAddress("relay.example", 443)
@@ -597,3 +605,21 @@ async def test_sends_reach_the_twin_in_order() -> None:
             await alice.send(B, number.to_bytes(2, "big"))
         sent = await twin.wait(SendPacket, 100)
         assert [event.packet for _, event in sent] == [number.to_bytes(2, "big") for number in range(100)]
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_a_batch_on_a_socket_leaves_at_once_and_what_the_kernel_does_not_take_follows(tls: bool) -> None:
+    packets = [bytes((number,)) * 1300 for number in range(90)]
+    with trio.fail_after(60):
+        async with open_relay_here(tls=tls, stun_enabled=False) as relay:
+            region = map_of(node_of(relay, 901)).regions[901]
+            async with open_derp_client(region, BOB) as bob, open_derp_client(region, ALICE) as alice:
+                alice.send_batch_nowait(BOB.public().raw, packets[:2])
+                assert (alice.statistics().packets_sent, alice._outbox_bytes) == (2, 0), "no task had its turn"
+                for _ in range(3):
+                    alice.send_batch_nowait(BOB.public().raw, packets)
+                assert alice.statistics().packets_sent < 2 + 3 * len(packets), "more than the kernel takes"
+                await alice.flush()
+                assert alice.statistics().packets_sent == 2 + 3 * len(packets)
+                came = [await bob.receive() for _ in range(2 + 3 * len(packets))]
+                assert [each.packet for each in came] == packets[:2] + 3 * packets

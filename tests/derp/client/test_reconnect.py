@@ -1,7 +1,7 @@
 """The client that stays: the back-off as values, and reconnects in virtual time against a twin on loopback."""
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from itertools import pairwise
 from typing import Any
@@ -33,6 +33,7 @@ from derp.protocol.messages import (
     NotePreferred,
     PeerPresent,
     RecvPacket,
+    RecvPackets,
     Restarting,
     SendPacket,
     WatchConns,
@@ -95,6 +96,28 @@ async def test_it_comes_back_and_says_so(autojump_clock: trio.testing.MockClock)
         assert trio.current_time() - start == pytest.approx(0.5)
         assert client.status.phase is Phase.CONNECTED
         assert client.statistics().packets_received == 1
+
+
+async def test_whoever_listens_hears_all_at_once_and_packets_in_runs(autojump_clock: trio.testing.MockClock) -> None:
+    heard: list[object] = []
+    news = trio.Event()
+
+    def listen(batch: Sequence[object]) -> None:
+        heard.extend(batch)
+        news.set()
+
+    async with open_twin(TwinRelay()) as twin, staying(twin, hear=listen) as client:
+        await client.wait_connected()
+        assert isinstance(heard.pop(), Connected)
+        news = trio.Event()
+        await twin.sessions[A].send(RecvPacket(B, b"x"))
+        await news.wait()
+        assert heard == [RecvPackets(B, [memoryview(b"x")])]
+        await twin.drop(A)
+        while client.status.phase is Phase.CONNECTED:
+            await client.wait_status_change(client.status)
+        await client.wait_connected()
+        assert [type(each) for each in heard[1:]] == [Disconnected, Connected]
 
 
 async def test_back_off_grows_while_it_fails_and_starts_anew_after_a_good_connection(

@@ -23,6 +23,7 @@ from derp.protocol.messages import (
     PlainMessage,
     Pong,
     RecvPacket,
+    RecvPackets,
     Restarting,
     SendPacket,
     ServerInfo,
@@ -249,6 +250,18 @@ def test_everything_each_side_can_say_arrives(seed: int) -> None:
     ]
     assert [event for event in client_events if event != Pong(b"abcdefgh")] == said
     assert client_events.count(Pong(b"abcdefgh")) == 1
+
+
+def test_whoever_gathers_gets_runs_of_packets_in_their_order_among_the_others() -> None:
+    link = Link()
+    link.take()
+    link.client.gathers_packets = True
+    a, b = PUBLIC["a"], PUBLIC["b"]
+    for message in (RecvPacket(a, b"1"), RecvPacket(a, b""), RecvPacket(b, b"2"), PeerGone(a, 1), RecvPacket(b, b"3")):
+        link.server.send(message)
+    events, _ = link.take()
+    assert events == [(a, [b"1", b""]), (b, [b"2"]), PeerGone(a, 1), (b, [b"3"])]
+    assert [type(event) for event in events] == [RecvPackets, RecvPackets, PeerGone, RecvPackets]
 
 
 @given(st.lists(values.server_messages, max_size=10), st.integers(0, 100))

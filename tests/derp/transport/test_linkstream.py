@@ -10,7 +10,8 @@ import trio.testing
 
 from derp.transport.framing import RECEIVE_BYTES
 from derp.transport.links import Link, TlsLink
-from derp.transport.linkstream import LinkStream
+from derp.transport.linkstream import LinkStream, take_over
+from derp.transport.websocket import WebSocketStream
 from tests.support.certificates import client_context, issue, server_context
 
 AUTHORITY = issue("authority", is_authority=True)
@@ -60,6 +61,26 @@ async def tls_pair() -> Pair:
     return client, server
 
 
+async def taken_plain_pair() -> Pair:
+    """The client's side was trio's before."""
+    one, other = socket_pair()
+    client = take_over(trio.SocketStream(trio.socket.from_stdlib_socket(one)))
+    assert isinstance(client, LinkStream)
+    return client, LinkStream(Link(other, ADDRESS), b"")
+
+
+async def taken_tls_pair() -> Pair:
+    one, other = socket_pair()
+    tcp = trio.SocketStream(trio.socket.from_stdlib_socket(one))
+    tls = trio.SSLStream(tcp, CLIENT_CONTEXT, server_hostname="relay.test", https_compatible=True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(tls.do_handshake)
+        server = await serve_tls(TlsLink(other, ADDRESS, SERVER_CONTEXT))
+    client = take_over(tls)
+    assert isinstance(client, LinkStream)
+    return client, server
+
+
 def clogged(make: Callable[[], Awaitable[Pair]]) -> Callable[[], Awaitable[Pair]]:
     """The same, with more on the way in both directions than the kernels hold."""
 
@@ -73,7 +94,7 @@ def clogged(make: Callable[[], Awaitable[Pair]]) -> Callable[[], Awaitable[Pair]
     return make_clogged
 
 
-MAKERS = pytest.mark.parametrize("make", [plain_pair, tls_pair])
+MAKERS = pytest.mark.parametrize("make", [plain_pair, tls_pair, taken_plain_pair, taken_tls_pair])
 
 
 @MAKERS
@@ -91,6 +112,50 @@ async def test_much_data_arrives_whole(make: Callable[[], Awaitable[Pair]]) -> N
         while len(received) < len(data):
             received += await other.receive_some(100_000)
         assert received == data
+
+
+@MAKERS
+async def test_what_is_sent_now_and_does_not_fit_leaves_with_the_next_send(
+    make: Callable[[], Awaitable[Pair]],
+) -> None:
+    one, other = await make()
+    pieces = [b"small", bytes(range(256)) * 4000, b"last"]
+    async with one, other, trio.open_nursery() as nursery:
+        assert one.send_now(pieces[0])
+        assert not one.send_now(pieces[1])
+        assert not one.send_now(pieces[2])
+        nursery.start_soon(one.send_all, b"")
+        received = bytearray()
+        while len(received) < sum(map(len, pieces)):
+            received += await other.receive_some()
+        assert received == b"".join(pieces)
+        await trio.testing.wait_all_tasks_blocked()
+        assert one.send_now(b"room again")
+
+
+async def test_what_trio_has_read_of_the_connection_is_taken_over_too() -> None:
+    """A second record came along with the one that somebody read before; then the peer left."""
+    one, other = socket_pair()
+    tcp = trio.SocketStream(trio.socket.from_stdlib_socket(one))
+    tls = trio.SSLStream(tcp, CLIENT_CONTEXT, server_hostname="relay.test", https_compatible=True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(tls.do_handshake)
+        server = await serve_tls(TlsLink(other, ADDRESS, SERVER_CONTEXT))
+    server._link._encrypt(b"first")
+    server._link._encrypt(b"second")
+    server._link._send_encrypted()
+    await server.aclose()
+    assert await tls.receive_some() == b"first"
+    async with take_over(tls) as taken:
+        assert await taken.receive_some() == b"second"
+        assert await taken.receive_some() == b""
+
+
+async def test_a_stream_without_a_socket_of_ours_is_not_taken_over() -> None:
+    near, _ = trio.testing.memory_stream_pair()
+    assert take_over(near) is near
+    websocket = WebSocketStream(near)
+    assert take_over(websocket) is websocket
 
 
 @MAKERS
