@@ -117,6 +117,19 @@ def resource_not_found() -> Refused:
     return Refused(404, NO_SUCH_RESOURCE)
 
 
+def forbidden() -> Refused:
+    """Of somebody who may see it, and no more."""
+    return Refused(403, "Forbidden.")
+
+
+def agent_not_connected(status: str) -> Refused:
+    return Refused(400, f'Agent state is "{status}", it must be in the "connected" state.')
+
+
+def too_many_into_agents(reason: str) -> Refused:
+    return Refused(503, "Too many connections into agents are open.", reason, retry_after_seconds=10)
+
+
 def browser_only() -> Refused:
     # 409 is permanent to SDKs: they say so at once instead of dialling again.
     return Refused(

@@ -3,7 +3,7 @@
 Everything is given as plain mappings, so that admission, which has no app around it, uses the same code.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -20,11 +20,17 @@ _UUID_CHARS: Final = 36
 _MAX_SHOWN_CHARS: Final = 80
 
 
-async def authorise_agent(callers: Callers, user: UserIdentity, text: str, right: Right) -> AgentIdentity:
-    """The agent whose id stands in a path, if the user may do that with it.
+async def authorise_agent(
+    callers: Callers,
+    user: UserIdentity,
+    text: str,
+    *rights: Right,
+    missing: Callable[[], Refused] = refusals.resource_not_found,
+) -> AgentIdentity:
+    """The agent whose id stands in a path, if the user has one of these rights on it.
 
     Raises Refused: 400 for what is no id; 404 for an agent that does not exist or that is not the user's, which nobody
-    can tell apart.
+    can tell apart; `missing` where he may read it and no more.
     """
     try:
         agent_id = PeerID.parse(text.lower())
@@ -34,8 +40,8 @@ async def authorise_agent(callers: Callers, user: UserIdentity, text: str, right
     reach = await callers.reach(user, agent_id)
     if reach is None or Right.READ not in reach.rights:
         raise refusals.agent_not_found()
-    if right not in reach.rights:
-        raise refusals.resource_not_found()
+    if reach.rights.isdisjoint(rights):
+        raise missing()
     return reach.agent
 
 

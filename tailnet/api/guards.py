@@ -22,6 +22,7 @@ from tailnet.api.middleware import exchange_of
 from tailnet.auth.callers import Callers, user_of_agent_route
 from tailnet.config import CoordinatorConfig
 from tailnet.refusals import Refused
+from tailnet.services.agent_http import AgentHttp
 from tailnet.services.agent_metadata import AgentMetadata
 from tailnet.services.agent_requests import AgentRequests
 from tailnet.services.agents import Agents
@@ -61,6 +62,7 @@ class Services:
     metadata: AgentMetadata
     events: Events
     identity: InstanceIdentity
+    agent_http: AgentHttp
     git_keys: GitKeys
     external_auth: ExternalAuth
     derp_maps: DerpMaps
@@ -182,6 +184,13 @@ async def _readable_agent(
     return await authorise_agent(services_of(asked).callers, user, workspaceagent, Right.READ)
 
 
+async def _changeable_agent(
+    asked: HTTPConnection, workspaceagent: AgentIdInPath, user: Annotated[UserIdentity, Depends(_user_of_agent_route)]
+) -> AgentIdentity:
+    callers = services_of(asked).callers
+    return await authorise_agent(callers, user, workspaceagent, Right.UPDATE, missing=refusals.forbidden)
+
+
 async def _agent_of_page(
     asked: HTTPConnection, workspaceagent: AgentIdInPath, user: Annotated[UserIdentity, Depends(user_of_page)]
 ) -> AgentIdentity:
@@ -241,6 +250,7 @@ User = Annotated[UserIdentity, Depends(_user)]
 Administrator = Annotated[UserIdentity, Depends(_administrator)]
 UserOfAgentRoute = Annotated[UserIdentity, Depends(_user_of_agent_route)]
 ReadableAgent = Annotated[AgentIdentity, Depends(_readable_agent)]
+ChangeableAgent = Annotated[AgentIdentity, Depends(_changeable_agent)]
 UserOfPage = Annotated[UserIdentity, Depends(user_of_page)]
 AgentOfPage = Annotated[AgentIdentity, Depends(_agent_of_page)]
 OperatorOnly = Depends(_operator)

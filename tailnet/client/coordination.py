@@ -11,13 +11,13 @@ What nodes mean: the schema in tailnet/proto/tailnet.proto.  Next hop: tailnet/s
 from collections import deque
 from collections.abc import Iterable
 from ipaddress import IPv6Address
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 
 from derp.keys import NodePrivate, NodePublic
 from derp.map import DERPRegion
-from tailnet.client.rpc import RpcCall, RpcClient
+from tailnet.client.rpc import RpcClient
 from tailnet.errors import RpcError
 from tailnet.proto import convert
 from tailnet.proto.generated import tailnet_pb2 as tailnet
@@ -74,10 +74,21 @@ async def read_regions(rpc: RpcClient, *, timeout_seconds: float = MAP_SECONDS) 
         return dict(convert.derp_map(await call.receive()).regions)
 
 
+class Call(Protocol):
+    """A Coordinate call in hand: an `RpcCall`, or one inside the server (services/own_node.py)."""
+
+    async def send(self, request: tailnet.CoordinateRequest) -> None:
+        """One more request.  Raises DerpError when nobody takes it any more."""
+
+    async def receive(self) -> tailnet.CoordinateResponse:
+        """The next answer.  Raises trio.EndOfChannel after an orderly end, RpcError after any other."""
+        ...
+
+
 class Coordination:
     """One Coordinate call.  `receive` gives updates one by one; it raises RpcError when the coordinator refuses."""
 
-    def __init__(self, call: RpcCall[tailnet.CoordinateResponse]) -> None:
+    def __init__(self, call: Call) -> None:
         self._call = call
         self._updates: deque[PeerUpdate] = deque()
 
@@ -88,6 +99,10 @@ class Coordination:
     async def add_tunnel(self, peer_id: PeerID) -> None:
         """Ask for a peer: it hears of us, we hear of it, from now on."""
         await self._call.send(tailnet.CoordinateRequest(add_tunnel={"id": peer_id}))
+
+    async def remove_tunnel(self, peer_id: PeerID) -> None:
+        """Have done with a peer: each of us forgets the other."""
+        await self._call.send(tailnet.CoordinateRequest(remove_tunnel={"id": peer_id}))
 
     async def ready(self, peer_id: PeerID) -> None:
         """Tell a peer that we know it now: an initiation that came earlier would have been dropped without a word."""

@@ -99,6 +99,16 @@ class ManyAgentsPolicy(_ClientPolicy):
         return None if dst in allowed else Complaint(Refusal.TUNNEL, NO_PERMISSION)
 
 
+class ServerPolicy(_ClientPolicy):
+    """The server's own node (services/own_node.py): whoever it reaches into agents for was asked about before."""
+
+    __slots__ = ()
+    name = "server"
+
+    def complain_about_tunnel(self, dst: bytes, allowed: Container[bytes]) -> Complaint | None:
+        return None
+
+
 def _complain(field: str, prefixes: Sequence[str], own: tuple[IPv6Address, ...] | None) -> Complaint | None:
     for text in prefixes:
         address = parse_single_address(text)

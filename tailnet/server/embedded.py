@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
 from urllib.parse import urlsplit
@@ -66,6 +67,26 @@ def embedded_region(config: CoordinatorConfig, listening: Sequence[Listening], p
         embedded_relay=True,
         nodes=(*stun_only, node),
     )
+
+
+def region_from_inside(region: DERPRegion, listening: Sequence[Listening]) -> DERPRegion:
+    """The same region as the server's own node reaches it: by a socket of ours, whatever stands before the access URL.
+
+    Its certificate is not looked at: we know whom we dial.
+    """
+    for each in listening:
+        if each.kind.startswith("tailnet"):
+            node = DERPNode(
+                name=f"{region.region_id}inside",
+                region_id=region.region_id,
+                host_name=_UNSPECIFIED.get(each.host, each.host),
+                derp_port=each.port,
+                stun_port=_NO_STUN,
+                force_http=not each.kind.endswith("+tls"),
+                insecure_for_tests=True,
+            )
+            return replace(region, nodes=(node,))
+    return region
 
 
 def map_sources(config: CoordinatorConfig) -> list[MapSource]:

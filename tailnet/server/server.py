@@ -50,10 +50,17 @@ from tailnet.coordinator.nodes import Limits
 from tailnet.errors import StoreTrouble
 from tailnet.metrics import CoordinatorReading, metrics_page
 from tailnet.rpc.yamux import SessionLimits
-from tailnet.server.embedded import default_access_url, embedded_region, map_sources, relay_key
+from tailnet.server.embedded import (
+    default_access_url,
+    embedded_region,
+    map_sources,
+    region_from_inside,
+    relay_key,
+)
 from tailnet.server.entrance import Entrance
 from tailnet.server.identities import make_callers, read_callers
 from tailnet.services.administration.service import Administration
+from tailnet.services.agent_http import AgentHttp
 from tailnet.services.agent_metadata import AgentMetadata
 from tailnet.services.agent_requests import AgentRequests
 from tailnet.services.agent_rpc import AgentService
@@ -71,6 +78,7 @@ from tailnet.services.inspection import Inspection
 from tailnet.services.instance_identity import InstanceIdentity
 from tailnet.services.logs import Logs
 from tailnet.services.overviews import Overviews
+from tailnet.services.own_node import OwnNode
 from tailnet.services.presence import AgentPresence
 from tailnet.services.reports import AgentReports
 from tailnet.services.resume_keys import ResumeKeys
@@ -180,6 +188,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         )
         self.region: DERPRegion | None = None
         self.maps: DerpMaps
+        self.own_node: OwnNode
         self.agents: AgentService
         self.service: TailnetService
         self.external_auth: ExternalAuth
@@ -335,6 +344,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             keeper=StoreMapKeeper(self.store),
         )
         await nursery.start(self.maps.serve)
+        self.own_node = self._make_own_node()
         await self.keys.start()
         await self.store_watch.start(replaces_another=self.inherited.replaces_another)
         self._build(nursery)
@@ -350,6 +360,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         nursery.start_soon(self.metadata.run)
         nursery.start_soon(self.overviews.run)
         nursery.start_soon(self.rights.run)
+        nursery.start_soon(self.own_node.run)
         nursery.start_soon(self.upkeep.run)
         nursery.start_soon(self.health.run)
         nursery.start_soon(self.events.run)
@@ -408,6 +419,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             events=self.events,
             tracing=self.tracing,
             identity=self.identity,
+            agent_http=AgentHttp(self.own_node),
             git_keys=GitKeys(self.store, self.sealer),
             external_auth=self.external_auth,
             derp_maps=self.maps,
@@ -431,6 +443,13 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             max_connections=config.max_api_connections,
             is_stream=lambda target: target.partition("?")[0] == BULK_PATH,
         )
+
+    def _make_own_node(self) -> OwnNode:
+        region, relay = self.region, self.relay
+        if region is None or relay is None:
+            return OwnNode(self.hub, self.reactor, self.maps)
+        inside = region_from_inside(region, self.listening)
+        return OwnNode(self.hub, self.reactor, self.maps, inside, expected=relay.sessions.admission.expecting)
 
     def _make_probes(self, access_url: str) -> Probes:
         """What of this server its health report looks at."""
@@ -566,6 +585,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         self.metadata.close("the server leaves")
         self.requests.claims.close("the server leaves")
         self.overviews.close("the server leaves")
+        self.own_node.close()
         if not self.is_replaced:
             self.entrance.close()
         now = self.reactor.tick()

@@ -228,6 +228,13 @@ class Agents:
         latencies = measured_latencies(self._nodes.node(agent_id), self._derp_map())
         return await self._store.run(self._read_history, agent_id, latencies, self._is_here(agent_id))
 
+    async def status(self, agent_id: PeerID) -> AgentStatus | None:
+        """Whether an agent is connected."""
+        row = await self._store.run(self._store.callers.get_agent, agent_id)
+        if row is None:
+            return None
+        return row.status(self._clock(), self._inactive_seconds, self._is_here(agent_id))
+
     async def list_agents(self, owner_id: UUID, first: int, most: int) -> AgentLines:
         """An owner's agents from the one numbered `first` on, at most so many."""
         named = [

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from typing import cast
 
 import httpx
 
@@ -13,6 +14,7 @@ from tailnet.auth.store_callers import StoreCallers
 from tailnet.config import CoordinatorConfig
 from tailnet.coordinator.core import Coordinator
 from tailnet.server.embedded import embedded_region
+from tailnet.services.agent_http import AgentHttp
 from tailnet.services.agent_metadata import AgentMetadata
 from tailnet.services.agent_requests import AgentRequests
 from tailnet.services.agents import Agents
@@ -21,15 +23,18 @@ from tailnet.services.events import Events
 from tailnet.services.external_auth import ExternalAuth
 from tailnet.services.git_keys import GitKeys
 from tailnet.services.health import Health
+from tailnet.services.hub import Hub, Receiver
 from tailnet.services.inspection import Inspection
 from tailnet.services.instance_identity import InstanceIdentity
 from tailnet.services.logs import Logs
 from tailnet.services.overviews import Overviews
+from tailnet.services.own_node import OwnNode
 from tailnet.services.reports import AgentReports
 from tailnet.services.why import Why
 from tailnet.store.outbox import Outbox
 from tailnet.store.sealing import Sealer
 from tailnet.store.store import Store
+from tests.support.memory_host import MemoryHost
 from tests.support.seeds import NOW, fill
 
 # The reactor's clock.
@@ -78,6 +83,7 @@ def make_world(store: Store, config: CoordinatorConfig | None = None) -> World:
         metadata=AgentMetadata(store, clock=lambda: NOW),
         events=Events(store, outbox, is_on=settings.keeps_events, clock=lambda: NOW),
         identity=InstanceIdentity(store, clock=lambda: NOW),
+        agent_http=AgentHttp(OwnNode(Hub(cast(Coordinator[Receiver], coordinator)), MemoryHost(), maps)),
         git_keys=GitKeys(store, sealer, lambda: NOW),
         external_auth=ExternalAuth(store, sealer, ACCESS_URL, settings.external_auth, clock=lambda: NOW),
         derp_maps=maps,

@@ -1,0 +1,144 @@
+"""The server's own node against agents of ours, through a real coordinator and its relay."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+
+import pytest
+import trio
+
+from tailnet.node.streams import TunnelStream
+from tailnet.server.server import CoordinatorServer
+from tailnet.services import own_node as own_node_module
+from tailnet.services.own_node import OwnNode, TooMany, Unreachable
+from tests.support.fake_agent import PTY_PORT, FakeAgent, open_fake_agent
+from tests.support.seeds import peer_id
+from tests.tailnet.client.test_rpc import url_of
+from tests.tailnet.conftest import Serve
+
+MAIN, GPU, WEB = peer_id("main"), peer_id("gpu"), peer_id("web")
+PATIENCE_SECONDS = 60
+
+
+async def echo(stream: TunnelStream) -> None:
+    async for part in stream:
+        await stream.send_all(part)
+
+
+async def say(node: OwnNode, name: str, text: bytes = b"hello") -> bytes:
+    """What an agent that echoes gives back."""
+    async with node.dial(peer_id(name), PTY_PORT, "alice") as stream:
+        await stream.send_all(text)
+        return bytes(await stream.receive_some())
+
+
+@pytest.fixture
+async def patient() -> AsyncIterator[None]:
+    with trio.fail_after(PATIENCE_SECONDS):
+        yield
+
+
+async def test_it_begins_with_the_first_dial_and_keeps_its_tunnel(server: CoordinatorServer, patient: None) -> None:
+    node = server.own_node
+    assert server.coordinator.statistics().connected_peers == 0
+    async with open_fake_agent(url_of(server)) as agent:
+        agent.serve_pty = echo
+        assert await say(node, "main") == b"hello"
+        peers = server.coordinator.statistics()
+        assert (peers.connected_peers, peers.tunnels, node.tunnel_count, node.stream_count) == (2, 1, 1, 0)
+        assert await say(node, "main", b"again") == b"again"
+        assert server.coordinator.statistics().connects == peers.connects, "it is the same peer"
+        assert (agent.connections[PTY_PORT], node.dials, node.failed_dials) == (2, 2, 0)
+
+
+async def test_an_idle_tunnel_goes_and_comes_back(
+    server: CoordinatorServer, patient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own_node_module, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(own_node_module, "IDLE_SECONDS", 0.0)
+    async with open_fake_agent(url_of(server)) as agent:
+        agent.serve_pty = echo
+        async with server.own_node.dial(MAIN, PTY_PORT, "alice") as stream:
+            for _ in range(20):
+                await stream.send_all(b"in use")
+                assert await stream.receive_some() == b"in use"
+        while server.own_node.tunnel_count:
+            await trio.lowlevel.checkpoint()
+        assert server.coordinator.statistics().tunnels == 0
+        assert await say(server.own_node, "main") == b"hello"
+
+
+async def test_the_one_used_last_makes_room(serve: Serve, patient: None) -> None:
+    server = await serve()
+    server.own_node._max_tunnels = 2
+    async with AsyncExitStack() as stack:
+        for name in ("main", "gpu", "web"):
+            agent = await stack.enter_async_context(open_fake_agent(url_of(server), name))
+            agent.serve_pty = echo
+        for name in ("main", "gpu", "main", "web"):
+            assert await say(server.own_node, name) == b"hello"
+        session = server.own_node._session
+        assert session is not None
+        assert list(session.tunnels) == [MAIN, WEB]
+        async with server.own_node.dial(MAIN, PTY_PORT, "a"), server.own_node.dial(WEB, PTY_PORT, "b"):
+            with pytest.raises(TooMany, match="each is in use"):
+                await say(server.own_node, "gpu")
+        assert await say(server.own_node, "gpu") == b"hello"
+
+
+async def test_one_user_has_so_many_and_another_has_his(
+    server: CoordinatorServer, patient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own_node_module, "MAX_STREAMS_PER_USER", 2)
+    async with open_fake_agent(url_of(server)) as agent, AsyncExitStack() as stack:
+        agent.serve_pty = echo
+        for _ in range(2):
+            await stack.enter_async_context(server.own_node.dial(MAIN, PTY_PORT, "bob"))
+        with pytest.raises(TooMany):
+            await stack.enter_async_context(server.own_node.dial(MAIN, PTY_PORT, "bob"))
+        assert await say(server.own_node, "main") == b"hello"
+        assert server.own_node.refused_dials == 1
+
+
+async def test_an_agent_that_goes_takes_its_tunnel_with_it(
+    server: CoordinatorServer, patient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own_node_module, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(own_node_module, "LOST_SECONDS", 0.1)
+    async with trio.open_nursery() as nursery:
+        agent, scope = await nursery.start(play_agent, url_of(server))
+        async with server.own_node.dial(MAIN, PTY_PORT, "alice") as stream:
+            agent.member.engine._send = lambda batch: None  # no reset, no goodbye: its machine is off
+            scope.cancel()
+            with pytest.raises(trio.ClosedResourceError):
+                await stream.receive_some()
+        while server.own_node.tunnel_count:
+            await trio.lowlevel.checkpoint()
+    assert server.coordinator.statistics().tunnels == 0
+
+
+async def play_agent(
+    url: str, *, task_status: trio.TaskStatus[tuple[FakeAgent, trio.CancelScope]] = trio.TASK_STATUS_IGNORED
+) -> None:
+    with trio.CancelScope() as scope:
+        async with open_fake_agent(url) as agent:
+            agent.serve_pty = echo
+            task_status.started((agent, scope))
+            await trio.sleep_forever()
+
+
+async def test_who_is_not_there(server: CoordinatorServer, patient: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own_node_module, "DIAL_SECONDS", 0.5)
+    with pytest.raises(Unreachable, match="was not reached"):
+        await say(server.own_node, "main")
+    async with open_fake_agent(url_of(server)):
+        with pytest.raises(Unreachable, match="refused"):
+            async with server.own_node.dial(MAIN, 7, "alice"):
+                pass
+
+
+async def test_a_map_without_a_relay_is_said_at_once(serve: Serve, patient: None) -> None:
+    server = await serve(derp_enabled=False)
+    for _ in range(2):
+        with pytest.raises(Unreachable, match="has no relay"):
+            await say(server.own_node, "main")
+    assert server.own_node.stream_count == 0
