@@ -106,6 +106,7 @@ CASES: dict[str, Case] = {
         b"leads to",
     ),
     "tailnet ssh": Case("--help"),  # it becomes OpenSSH's ssh, and Ctrl-C is that one's
+    "tailnet cp": Case("--help"),  # it becomes OpenSSH's scp
     "tailnet config-ssh": Case("--dry-run"),
     "tailnet speedtest": Case("--url={coordinator} --token={token} --time=0.2 main", "--url={silent} --token=x main"),
     "tailnet admin user create": Case("--username=carol --store={store}"),

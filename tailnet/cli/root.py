@@ -11,6 +11,7 @@ from derp.cli_run import statuses, version_option
 from tailnet.cli.admin import admin
 from tailnet.cli.agents import agents
 from tailnet.cli.config_ssh import config_ssh
+from tailnet.cli.cp import cp
 from tailnet.cli.demo import demo
 from tailnet.cli.health import health
 from tailnet.cli.login import login, logout
@@ -38,6 +39,7 @@ cli.add_command(agents)
 cli.add_command(ping)
 cli.add_command(port_forward)
 cli.add_command(ssh)
+cli.add_command(cp)
 cli.add_command(config_ssh)
 cli.add_command(speedtest)
 

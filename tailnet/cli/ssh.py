@@ -9,7 +9,7 @@ import shlex
 import shutil
 import stat
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -34,11 +34,19 @@ _RECEIVE_BYTES: Final = 64 * 1024
 _CONTEXT: Final = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 
 
+def port_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds --port."""
+    option = click.option(
+        "--port", default=SSH_PORT, show_default=True, type=click.IntRange(1, 65535), help="of the agent's SSH"
+    )
+    return option(command)
+
+
 @click.command(context_settings=_CONTEXT)
 @reach_options
+@port_option
 @click.option("--stdio", is_flag=True, help="carry standard input and output: as ProxyCommand of ssh")
 @click.option("--host-prefix", default="", metavar="TEXT", help="take this off AGENT: with --stdio, for `config-ssh`")
-@click.option("--port", default=SSH_PORT, show_default=True, type=click.IntRange(1, 65535), help="of the agent's SSH")
 @click.argument("agent")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def ssh(
@@ -67,23 +75,34 @@ def ssh(
 
         run_interruptible(work)
         return
-    path = shutil.which("ssh")
+    options = ssh_options(agent, proxy_options(login, port, relay_only, wait))
+    become("ssh", [*options, "--", host_alias(agent), *command], login)
+
+
+def become(name: str, words: Sequence[str], login: Login) -> None:
+    """Go on as one of OpenSSH's programs, whose ProxyCommand finds the same coordinator.  Raises ConfigError."""
+    path = shutil.which(name)
     if path is None:
-        raise ConfigError("there is no `ssh` on this machine: install OpenSSH's client")
-    options = ["--wait", f"{wait:g}", "--port", str(port)]
-    options += ["--relay-only"] * relay_only + ["--insecure-http"] * login.url.startswith("http:")
-    words = ssh_words(agent, command, options)
+        raise ConfigError(f"there is no `{name}` on this machine: install OpenSSH's client")
     sys.stdout.flush()
-    os.execve(path, words, ssh_environment(login, os.environ))
+    os.execve(path, [name, *words], ssh_environment(login, os.environ))
 
 
-def ssh_words(agent: str, command: Sequence[str], options: Sequence[str]) -> list[str]:
-    """The command line of ssh that comes to an agent through us."""
+def proxy_options(login: Login, port: int, relay_only: bool, wait: float) -> list[str]:
+    """What `tailnet ssh --stdio` is told of how to reach the agent."""
+    options = ["--wait", f"{wait:g}", "--port", str(port)]
+    return options + ["--relay-only"] * relay_only + ["--insecure-http"] * login.url.startswith("http:")
+
+
+def ssh_options(agent: str, options: Sequence[str]) -> list[str]:
+    """Those of ssh and scp that lead to an agent through us."""
     settings = {"ProxyCommand": proxy_command(*options, "--", agent), **SETTINGS}
-    words = [each for name, value in settings.items() for each in ("-o", f"{name}={value}")]
-    # The name is for the user's own ssh_config and for messages alone.
-    host = "".join(letter if (letter.isalnum() and letter.isascii()) or letter in ".-" else "-" for letter in agent)
-    return ["ssh", *words, "--", f"{HOST_PREFIX}{host}", *command]
+    return [each for name, value in settings.items() for each in ("-o", f"{name}={value}")]
+
+
+def host_alias(agent: str) -> str:
+    """What ssh calls an agent: for the user's own ssh_config, and in messages."""
+    return HOST_PREFIX + "".join(each if (each.isalnum() and each.isascii()) or each in ".-" else "-" for each in agent)
 
 
 def proxy_command(*words: str) -> str:

@@ -12,7 +12,7 @@ import trio
 from click.testing import CliRunner
 
 from tailnet.cli.root import cli
-from tailnet.cli.ssh import SSH_PORT, ssh_environment, ssh_words
+from tailnet.cli.ssh import SSH_PORT, host_alias, ssh_environment, ssh_options
 from tailnet.client.agents import Login
 from tailnet.errors import ConfigError
 from tailnet.node.membership import open_agent
@@ -123,11 +123,11 @@ async def test_a_command_through_ssh(environ: dict[str, str], tmp_path: Path, st
 
 
 def test_its_command_line() -> None:
-    words = ssh_words("alice/dev.main 50%", ["uname", "-a"], ["--wait", "5"])
-    assert words[:2] == ["ssh", "-o"]
-    assert words[-4:] == ["--", "tailnet.alice-dev.main-50-", "uname", "-a"]
-    proxy = words[2].removeprefix("ProxyCommand=")
+    words = ssh_options("alice/dev.main 50%", ["--wait", "5"])
+    assert words[0] == "-o"
+    proxy = words[1].removeprefix("ProxyCommand=")
     assert shlex.split(proxy)[-5:] == ["--stdio", "--wait", "5", "--", "alice/dev.main 50%%"]
+    assert host_alias("alice/dev.main 50%") == "tailnet.alice-dev.main-50-"
 
 
 def test_the_token_is_on_no_command_line() -> None:
