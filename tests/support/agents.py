@@ -2,10 +2,15 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import trio
+import trio.testing
 
 from derp.keys import NodePrivate
+from tailnet.agent.context import Context
+from tailnet.agent.ports import Service, serve_ports
 from tailnet.netstack.stack import Stack
 from tailnet.node.core import PeerNode
 from tailnet.node.engine import Engine, open_engine
@@ -31,5 +36,32 @@ async def two_engines() -> AsyncIterator[tuple[Engine, Engine]]:
         for engine, peer, at in ((agent, user, 1), (user, agent, 0)):
             known = PeerNode(keys[at].public().raw, (addresses[at],), peer.core.paths.disco_key, peer.local_endpoints)
             engine.core.configure(known, trio.current_time())
+        # Both have a way then: an answer that finds none is lost, and a handshake tries again after five seconds.
         await user.disco_ping(keys[0].public().raw)
+        await agent.disco_ping(keys[1].public().raw)
         yield agent, user
+
+
+@dataclass
+class Served:
+    """One service of an agent, and a user's node that reaches it."""
+
+    context: Context
+    agent: Engine
+    user: Engine
+    port: int
+
+    async def dial(self) -> TunnelStream:
+        return await self.user.dial(AGENT, self.port)
+
+
+@asynccontextmanager
+async def served(port: int, service: Service, **how: Any) -> AsyncIterator[Served]:
+    """A service on its port, for a minute; `how` is what the context is given."""
+    with trio.fail_after(60):
+        async with two_engines() as (agent, user), trio.open_nursery() as nursery:
+            context = Context(nursery, "https://tailnet.example.org", "token", **how)
+            nursery.start_soon(serve_ports, agent, context, {port: service})
+            await trio.testing.wait_all_tasks_blocked()
+            yield Served(context, agent, user, port)
+            nursery.cancel_scope.cancel()

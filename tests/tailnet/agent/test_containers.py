@@ -1,0 +1,82 @@
+"""Containers as engines tell of them: an engine that is a script, and what is wrong with engines."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from tailnet.agent import containers
+from tailnet.agent.containers import ContainerError, list_containers, run_command
+
+INSPECTED: dict[str, Any] = {
+    "Created": "2026-01-02T03:04:05.6Z",
+    "Id": "abc",
+    "Name": "/web",
+    "State": {"Status": "running", "Running": True},
+    "Config": {"Image": "nginx:1", "Labels": {"devcontainer.local_folder": "/src"}},
+    "NetworkSettings": {"Ports": {"80/tcp": [{"HostIp": "0.0.0.0", "HostPort": "8080"}], "53/udp": None}},
+    "Mounts": [{"Source": "/data", "Destination": "/var/data"}],
+}
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A command line that answers with files: `ps` and `inspect`."""
+    program = tmp_path / "docker"
+    program.write_text(f'#!/bin/sh\ncat {tmp_path}/"$1"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    (tmp_path / "ps").write_text("abc\n")
+    (tmp_path / "inspect").write_text(json.dumps([INSPECTED]))
+    return tmp_path
+
+
+async def test_the_list(engine: Path) -> None:
+    assert await list_containers() == [
+        {
+            "created_at": "2026-01-02T03:04:05.6Z",
+            "id": "abc",
+            "name": "web",
+            "image": "nginx:1",
+            "labels": {"devcontainer.local_folder": "/src"},
+            "running": True,
+            "ports": [
+                {"port": 53, "network": "udp"},
+                {"port": 80, "network": "tcp", "host_ip": "0.0.0.0", "host_port": 8080},
+            ],
+            "status": "running",
+            "volumes": {"/data": "/var/data"},
+        }
+    ]
+    (engine / "ps").write_text("")
+    assert await list_containers() == []
+
+
+@pytest.mark.parametrize("answer", ["", "{", "[{}]", "[5]", "{}x", "[" * 100_000, '[{"State": []}]'])
+async def test_an_answer_that_is_none(engine: Path, answer: str) -> None:
+    (engine / "inspect").write_text(answer)
+    with pytest.raises(ContainerError, match="cannot be read"):
+        await list_containers()
+
+
+async def test_an_engine_that_fails_or_is_not_there(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (engine / "ps").unlink()
+    with pytest.raises(ContainerError, match=r"^docker: cat: .*No such file"):
+        await list_containers()
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(ContainerError, match="no container engine"):
+        await list_containers()
+    with pytest.raises(ContainerError, match="docker cannot be started"):
+        await run_command(["/nowhere/docker"])
+
+
+async def test_one_that_is_silent_or_says_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    with trio.fail_after(20):
+        with pytest.raises(ContainerError, match=r"sleep did not answer within 0.05 s"):
+            await run_command(["/bin/sleep", "1000"], 0.05)
+        monkeypatch.setattr(containers, "MAX_ANSWER_BYTES", 1000)
+        with pytest.raises(ContainerError, match="more than 1000 bytes"):
+            await run_command(["/bin/cat", "/dev/zero"])
