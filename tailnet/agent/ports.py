@@ -1,13 +1,13 @@
 """Which service has which port of an agent, and the tasks of its connections.  Layer L3.
 
     accept -> room for one more? -> serve(stream, context) in a task of its own -> its end, logged and counted
-A row of `SERVICES` is all that a service needs.  Next hop: context.py.
+A row of `own_services` is all that a service needs.  Next hop: context.py.
 """
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 import trio
 
@@ -15,6 +15,8 @@ from derp.log import Rarely, and_more, fields
 from derp.text import error_text
 from tailnet.agent.context import Context
 from tailnet.agent.counters import user_address
+from tailnet.agent.pty import ReconnectingPty
+from tailnet.agent.speedtest import SpeedtestServer
 from tailnet.node.engine import Engine
 from tailnet.node.streams import TunnelListener, TunnelStream
 
@@ -34,11 +36,15 @@ class Service:
     """At once.  An editor opens some ten to one agent."""
 
 
-SERVICES: Final[Mapping[int, Service]] = {}
-"""By port."""
+def own_services() -> dict[int, Service]:
+    """By port.  Of one agent: terminals and tests outlive their connections, and are nobody else's."""
+    return {
+        2: Service("pty", ReconnectingPty().serve),
+        3: Service("speedtest", SpeedtestServer().serve),
+    }
 
 
-async def serve_ports(engine: Engine, context: Context, services: Mapping[int, Service] = SERVICES) -> None:
+async def serve_ports(engine: Engine, context: Context, services: Mapping[int, Service]) -> None:
     """Serve until cancelled."""
     async with trio.open_nursery() as nursery:
         for port, service in services.items():

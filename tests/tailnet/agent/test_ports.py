@@ -5,7 +5,7 @@ import trio
 import trio.testing
 
 from tailnet.agent.context import Context
-from tailnet.agent.ports import Service, serve_ports
+from tailnet.agent.ports import Service, own_services, serve_ports
 from tailnet.node.streams import TunnelStream
 from tests.support.agents import AGENT, two_engines
 
@@ -53,3 +53,9 @@ async def test_each_connection_has_its_task_and_its_end() -> None:
             assert context.counters.failed["parrot"] == 1, "who goes away is no fault"
             assert seen == [context] * 3
             nursery.cancel_scope.cancel()
+
+
+def test_the_table() -> None:
+    """Port and service, as clients know them; each agent has its own."""
+    assert {port: service.name for port, service in own_services().items()} == {2: "pty", 3: "speedtest"}
+    assert own_services()[2].serve != own_services()[2].serve
