@@ -1,7 +1,7 @@
 """The containers beside an agent, as docker or podman tell of them.  Layer L3.
 
 Their command lines are asked, not their sockets: they know where the engine is, and who may ask.  What they answer is
-put into the reference's words for the API.  Next hop: http_containers.py, pty.py.
+put into the reference's words for the API.
 """
 
 import json
