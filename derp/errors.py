@@ -12,6 +12,7 @@ DerpError
 |- ConfigError               names the place, the key and what to change
 |  `- ListenError              an address cannot be listened on, now and here
 |- KeyFormatError            a key in text form is not one
+|- SignedFormatError         a document or a ticket is not what somebody trusted signed
 `- MapFormatError            a DERP map is not one; names the place inside it
 """
 
@@ -62,6 +63,10 @@ class ListenError(ConfigError):
 
 class KeyFormatError(DerpError, ValueError):
     """Text that should be a key is not one.  The text never repeats a private key."""
+
+
+class SignedFormatError(DerpError, ValueError):
+    """What should be a signed document is not to be believed.  The text goes on after the document's name: "is ..."."""
 
 
 class MapFormatError(DerpError, ValueError):

@@ -6,6 +6,7 @@ a page shows it: `without_secrets` masks passwords, tokens and private keys, `pr
 """
 
 import re
+from datetime import UTC, datetime
 from typing import Final
 
 MASK: Final = "<secret>"
@@ -13,6 +14,7 @@ MASK: Final = "<secret>"
 MAX_SHOWN_CHARS: Final = 200
 # An exception's text may hold a whole document that could not be read.
 _MAX_REASON_CHARS: Final = 500
+_LAST_SECOND: Final = 253_402_300_799.0  # of the year 9999
 # Errors that wrap each other; a deeper chain is a circle.
 _MAX_CAUSES: Final = 10
 
@@ -88,6 +90,11 @@ def fit_lines_to_show(text: str) -> str:
     if "\n" not in text:
         return fit_to_show(text)
     return "\n".join(fit_to_show(line) for line in text.split("\n"))
+
+
+def utc(seconds: float) -> str:
+    """A Unix time for people, as `2026-11-29 23:59:00 UTC`; one after the year 9999 is shown as its end."""
+    return f"{datetime.fromtimestamp(min(seconds, _LAST_SECOND), UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def without_halves(text: str) -> str:

@@ -29,6 +29,7 @@ ORDER: tuple[tuple[str, int], ...] = (
     ("derp/keys", 0),
     ("derp/map", 0),
     ("derp/protocol", 1),
+    ("derp/admission", 1),
     ("derp/relay", 1),
     ("derp/netcheck", 1),
     ("derp/config", 2),

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from derp.admission.signed import PRIVATE_PREFIX, Issuer
 from derp.config.relay import RateConfig
 from derp.config.sources import read_file
 from derp.errors import ConfigError, KeyFormatError
@@ -41,6 +42,32 @@ def parse_mesh_key(text: str, place: str) -> MeshKey:
         return MeshKey.parse(text)
     except KeyFormatError as error:
         raise ConfigError(f"{place}: {error}") from None
+
+
+def load_issuers(path: Path) -> tuple[Issuer, ...]:
+    """Read public keys of issuers, one a line; `#` begins a comment.  Raises ConfigError."""
+    issuers = []
+    for number, line in enumerate(read_file(path, "issuers' keys").decode("utf-8", "replace").splitlines(), 1):
+        text = line.partition("#")[0].strip()
+        if not text:
+            continue
+        if text.startswith(PRIVATE_PREFIX):
+            raise ConfigError(f"{path}: line {number}: is an issuer's private key, which no relay should have")
+        try:
+            issuers.append(Issuer.parse(text))
+        except KeyFormatError as error:
+            raise ConfigError(f"{path}: line {number}: {error}") from None
+    if not issuers:
+        raise ConfigError(f"{path}: has no issuer's key: nobody could come in")
+    return tuple(dict.fromkeys(issuers))
+
+
+def load_token(path: Path) -> str:
+    """Read a bearer token.  Raises ConfigError, whose text holds nothing of it."""
+    text = read_file(path, "token").decode("utf-8", "replace").strip()
+    if not text or not text.isascii() or not text.isprintable() or " " in text:
+        raise ConfigError(f"{path}: wants one token, of visible ASCII characters")
+    return text
 
 
 def load_rate_config(path: Path) -> RateConfig:

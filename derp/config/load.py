@@ -15,9 +15,11 @@ from typing import Any, Final
 
 from derp.config.files import (
     RATE_FIELDS,
+    load_issuers,
     load_mesh_key,
     load_private_key,
     load_rate_config,
+    load_token,
     make_key_file,
     parse_mesh_key,
     readable_by_others,
@@ -35,10 +37,12 @@ from derp.config.sources import Given, read_sources
 from derp.config.tls import Addresses, read_tls
 from derp.errors import ConfigError
 from derp.keys import MeshKey, NodePrivate
+from derp.text import fit_to_show
 
 DEV_MESH_KEY_ENVIRONMENT: Final = "TAILSCALE_DERPER_MESH_KEY"
 ROOT_KEY_FILE: Final = Path("/var/lib/derper/derper.key")
 _HTTP_PORT: Final = 80
+_NO_KEY: Final = NodePrivate(bytes(32))  # until the file is read or made
 
 
 def load_config(
@@ -68,8 +72,9 @@ def load_config(
     if "mesh_psk_file" not in given:
         attributes["mesh_key"] = _default_mesh_key(given, dev)
     check_mesh(given, attributes.get("mesh_key"))
+    config = RelayConfig(_NO_KEY, **attributes)
     # Last: it may write a file, which should not happen when anything else is wrong.
-    config = RelayConfig(_private_key(given, dev, may_make=not is_running), **attributes)
+    config = replace(config, private_key=_private_key(given, config, may_make=not is_running))
     tell_about_rules(given, config)
     given.notices += _notices(config)
     return replace(config, notices=tuple(given.notices), given=given.values())
@@ -123,6 +128,15 @@ def relay_attributes(given: Given) -> dict[str, Any]:
         attributes["rate"] = load_rate_config(path)
     if given.get("mesh_psk_file") is not None:  # an empty name is none, and then none is looked for
         attributes["mesh_key"] = _read_mesh_key(given.get("mesh_psk_file"), given)
+    path = given.get("admission_keys")
+    if path is not None:
+        attributes["issuers"] = load_issuers(path)
+    elif given.get("key_set"):
+        given.fail("key_set", f"is believed only if it is signed: set {given.flag('admission_keys')}")
+    path = given.get("key_set_token_file")
+    if path is not None:
+        tell_if_readable(path, given)
+        attributes["key_set_token"] = load_token(path)
     if given.get("socket") == "":  # the default, as in derper
         attributes["tailscaled_socket"] = RelayRules.tailscaled_socket
     return attributes
@@ -142,9 +156,23 @@ def tell_about_rules(given: Given, rules: RelayRules) -> None:
         given.notices.append(f"{given.get('rate_config')}: sets no limit, as it has no {RATE_FIELDS[0]}")
     if given.get("socket") and not rules.verify_clients:
         given.notices.append(f"{given.place('socket')}: has no effect without {given.flag('verify_clients')}")
+    _tell_about_key_set(given, rules)
     if rules.verify_client_url_fail_open and rules.verify_client_url:
         anyone = "anyone" if not rules.verify_clients and rules.allow_keys is None else "whom the other checks allow"
         given.notices.append(f"while the admission URL does not answer, {anyone} may use this relay")
+
+
+def _tell_about_key_set(given: Given, rules: RelayRules) -> None:
+    is_url = "://" in rules.key_set
+    if rules.key_set_file is not None and not is_url:
+        given.notices.append(f"{given.place('key_set_file')}: has no effect without a URL as {given.flag('key_set')}")
+    if is_url and rules.key_set_file is None:
+        given.notices.append(
+            f"a relay that starts while {fit_to_show(rules.key_set)} does not answer knows no keys: set "
+            f"{given.flag('key_set_file')}"
+        )
+    if rules.key_set_token and rules.key_set.startswith("http://"):
+        given.notices.append(f"the token for {fit_to_show(rules.key_set)} travels in the clear: use https")
 
 
 def is_local(host: str) -> bool:
@@ -160,10 +188,11 @@ def is_local(host: str) -> bool:
 
 def _notices(config: RelayConfig) -> list[str]:
     notices = []
-    if config.admission_is_open and config.derp_enabled and not all(is_local(host) for host, _ in config.listen):
+    is_public = not all(is_local(host) for host, _ in config.listen)
+    if config.admission_is_open and config.derp_enabled and is_public and not config.open:
         notices.append(
-            "this relay is open: anyone who finds it may use it; set --verify-clients, --verify-client-url or "
-            "--allow-keys"
+            "this relay is open: anyone who finds it may use it; set --verify-clients, --verify-client-url, "
+            "--allow-keys or --key-set, or --open if that is meant"
         )
     if math.isinf(config.accept_connection_limit):
         notices.append("accepts are not limited: a mass reconnect can starve the clients inside")
@@ -190,15 +219,37 @@ def _default_mesh_key(given: Given, dev: bool) -> MeshKey | None:
     return _read_mesh_key(found, given)
 
 
-def _private_key(given: Given, dev: bool, *, may_make: bool) -> NodePrivate:
+def _refuse_strangers(given: Given, config: RelayConfig) -> None:
+    """A relay with a key of its own age has no clients yet, so nothing is lost when it does not start."""
+    places = [host or "every address" for host, _ in config.listen if not host or _is_for_strangers(host)]
+    if config.admission_is_open and config.derp_enabled and not config.open and places:
+        given.fail(
+            "listen",
+            f"{places[0]} is where strangers find a relay, and this new one would carry their traffic: set "
+            "--verify-clients, --verify-client-url, --allow-keys or --key-set with --admission-keys; or a private "
+            "address; or --open if that is meant",
+        )
+
+
+def _is_for_strangers(host: str) -> bool:
+    """Whether a host may be reached from anywhere.  A name may be anything but this machine's own."""
+    try:
+        return ipaddress.ip_address(host).is_global
+    except ValueError:
+        return not is_local(host)
+
+
+def _private_key(given: Given, config: RelayConfig, *, may_make: bool) -> NodePrivate:
     path: Path | None = given.get("key_file")
     if path is None:
-        if dev:
+        if config.dev:
+            # Somebody tries it out, with a key that is gone when he is done; the notice tells him who may come in.
             return NodePrivate.generate()
         if os.geteuid() != 0:
             given.fail("key_file", "is not set: name a file, which is made if it is missing, or use --dev")
         path = ROOT_KEY_FILE
     if not path.exists() and may_make:
+        _refuse_strangers(given, config)
         make_key_file(path)
         given.notices.append(f"made a new private key in {path}")
     tell_if_readable(path, given)

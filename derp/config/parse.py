@@ -248,6 +248,12 @@ def url(*schemes: str) -> Parser[str]:
     return parse
 
 
+def url_or_path(value: object) -> str:
+    """A URL of http or https, or a file name."""
+    text = string(value)
+    return url("http", "https")(value) if "://" in text else str(path(value))
+
+
 def optional(parse_one: Parser[str]) -> Parser[str]:
     """Empty text, or what the inner parser takes."""
     return lambda value: "" if value == "" else parse_one(value)

@@ -12,6 +12,7 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any, Final
 
+from derp.admission.signed import Issuer
 from derp.keys import MeshKey, NodePrivate
 from derp.protocol.frames import MAX_SEND_BYTES
 
@@ -177,13 +178,19 @@ class RelayRules:
     verify_client_url_fail_open: bool = False
     allow_keys: frozenset[bytes] | None = None  # raw public keys; None: no allow list
     deny_keys: frozenset[bytes] = frozenset()  # wins over every other rule but the mesh key
+    issuers: tuple[Issuer, ...] = ()  # whose tickets and key sets are believed
+    key_set: str = ""  # a URL or a file: who may come in, signed by one of them
+    key_set_file: Path | None = None  # where the last good one of a URL is kept
+    key_set_token: str = field(default="", repr=False)
+    # A relay that strangers find the day it is made has carried their traffic before its operator looks at it.
+    open: bool = False
     rate: RateConfig = RateConfig()
     rate_by_key: Mapping[bytes, RateConfig] = field(default_factory=dict)  # other limits for some raw public keys
 
     @property
     def admission_is_open(self) -> bool:
         """Whether any stranger may use this relay."""
-        return not self.asks_others and self.allow_keys is None
+        return not (self.asks_others or self.issuers) and self.allow_keys is None
 
     @property
     def asks_others(self) -> bool:

@@ -387,11 +387,40 @@ _WHO_MAY_WHAT: Final = (
         parse.node_keys,
         "NODEKEY,...",
         "only these clients may come in; where several checks are set each has to allow, in this order: --deny-keys, "
-        "--allow-keys, --verify-clients, --verify-client-url",
+        "--allow-keys, --verify-clients, --verify-client-url; the last two are not asked about keys in --key-set",
         reloadable=True,
     ),
     Setting(
         "deny_keys", parse.node_keys, "NODEKEY,...", "these clients may not, whatever else is set", reloadable=True
+    ),
+    Setting(
+        "admission_keys",
+        parse.optional_path,
+        "FILE",
+        "public keys of issuers, one a line: clients come in by tickets and key sets that these have signed",
+        part_of="issuers",
+    ),
+    Setting(
+        "key_set",
+        parse.optional(parse.url_or_path),
+        "URL|FILE",
+        "who may come in, signed by one of --admission-keys: followed, and good until its own end; about keys that are "
+        "not in it others are asked, if that is set, or they are refused",
+    ),
+    Setting("key_set_file", parse.optional_path, "FILE", "where the last good key set of a URL is kept"),
+    Setting(
+        "key_set_token_file",
+        parse.optional_path,
+        "FILE",
+        "what the URL of the key set wants as a bearer token",
+        part_of="key_set_token",
+    ),
+    Setting(
+        "open",
+        _boolean,
+        "",
+        "let strangers use this relay; without it a relay with a new key and without admission starts only on private "
+        "addresses",
     ),
     Setting(
         "debug_allow",

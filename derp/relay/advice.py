@@ -21,6 +21,7 @@ class Cause(Enum):
     DUPLICATE_KEY = "duplicate_key"
     MESH_BROKEN = "mesh_broken"
     QUEUE_DELAY = "queue_delay"
+    ADMISSION_ENDING = "admission_ending"
     RATE_LIMITED = "rate_limited"
     NOT_HERE = "not_here"
 

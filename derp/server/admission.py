@@ -1,15 +1,21 @@
-"""Who may become a client.  Layer L3: lists answer at once; tailscaled and a control plane that are asked, later.
+"""Who may become a client.  Layer L3: lists and key sets answer at once; tailscaled and a control plane, later.
 
-Order: a mesh key of ours always comes in; a denied key never; then the allow list, a local tailscaled and the control
-plane, as far as they are set: each of them has to allow.  Called by server/session.py for each handshake.
+Order: a mesh key of ours always comes in; a denied or revoked key never; a good ticket does.  Then the allow list has
+to allow; then whoever is in the key set comes in, and a local tailscaled and the control plane are asked about all
+others, as far as they are set.  Called by server/session.py for each handshake; docs/admission.md is the operator's
+view.
 """
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from derp.admission.terms import Terms
+from derp.admission.ticket import find_ticket, open_ticket
 from derp.config import RelayRules
+from derp.errors import SignedFormatError
 
 # So many nonces of mesh peers' logins we remember.  Only a relay with the mesh key can add one, and a region of ten
 # nodes that all reconnect every minute takes two days to fill this megabyte.
@@ -21,13 +27,14 @@ class Verdict:
     """Whether a client comes in; `because` is for the log and never for the client.
 
     `faulty`: those who were asked are at fault, which the operator should hear.  Without `answered` nobody knows
-    better than before, so it is not remembered.
+    better than before, so it is not remembered.  `terms`: until when it may stay, and for how much; None: as it likes.
     """
 
     allowed: bool
     because: str = ""
     faulty: bool = False
     answered: bool = True
+    terms: Terms | None = None
 
 
 ADMITTED: Final = Verdict(True)
@@ -86,16 +93,49 @@ class Verifier(Protocol):
         ...
 
 
-class Admission:
-    """The rules of one relay.  `verifier` is None when nobody needs to be asked."""
+class KnownKeys(Protocol):
+    """Keys that may come in unasked; server/keysets.py has those that an issuer signed."""
 
-    def __init__(self, config: RelayRules, verifier: Verifier | None = None) -> None:
+    @property
+    def problem(self) -> str:
+        """What the operator should look at."""
+        ...
+
+    @property
+    def closed_by(self) -> str:
+        """Why no key gets in by these now; empty: some do."""
+        ...
+
+    def has(self, key: bytes) -> bool:
+        """Whether a key may come in now."""
+        ...
+
+    def is_revoked(self, key: bytes) -> bool:
+        """Whether a key may not, whoever else allows it."""
+        ...
+
+
+class Admission:
+    """The rules of one relay.  `verifier` is None when nobody needs to be asked, `known` when there is no key set."""
+
+    def __init__(
+        self,
+        config: RelayRules,
+        verifier: Verifier | None = None,
+        *,
+        known: KnownKeys | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`clock`: the wall's, by which tickets end."""
         self.mesh_key = config.mesh_key
         """A client that proves to have it is a relay of our region, and always comes in."""
         self._allow: frozenset[bytes] | None
         self._deny: frozenset[bytes]
         self.configure(config)
+        self._issuers = config.issuers
         self._verifier = verifier
+        self._known = known
+        self._clock = clock
         self._logins: dict[bytes, None] = {}
         self._expected: set[bytes] = set()
 
@@ -130,13 +170,19 @@ class Admission:
 
     @property
     def problem(self) -> str:
-        """Why clients cannot get an answer now, for /debug/check; empty if they can, or need none."""
-        return self._verifier.problem if self._verifier is not None else ""
+        """Why clients cannot get an answer now, or soon, for /debug/check; empty if they can, or need none."""
+        asked = self._verifier.problem if self._verifier is not None else ""
+        return "; ".join(filter(None, (self._known.problem if self._known is not None else "", asked)))
 
     @property
     def closed_by(self) -> str:
-        """The same of those alone without whose answer clients are turned away."""
-        return self._verifier.closed_by if self._verifier is not None else ""
+        """Why nobody can be admitted now.  Whoever is in a key set needs no answer of others, and they ask no key
+        set."""
+        asked = self._verifier.closed_by if self._verifier is not None else ""
+        if self._known is None:
+            return asked
+        known = self._known.closed_by
+        return "; ".join((known, asked)) if known and asked else known if self._verifier is None else ""
 
     async def look_again(self, key: bytes) -> None:
         """Learn whether those answer again who did not; `key` is nobody's."""
@@ -147,23 +193,57 @@ class Admission:
         """Questions by answer, for metrics; none where nobody is asked."""
         return self._verifier.totals() if self._verifier is not None else {}
 
-    def decide(self, key: bytes, address: str) -> Verdict | None:
-        """The verdict; None: `ask` first."""
+    def decide(self, key: bytes, address: str, shown: str = "") -> Verdict | None:
+        """The verdict; None: `ask` first.  `shown`: the host name by which the client asked for this relay, or its
+        ticket."""
+        if key in self._expected:
+            return ADMITTED
+        refused = self.refused_always(key)
+        if refused is not None:
+            return refused
+        by_ticket = self._by_ticket(key, shown)
+        if by_ticket is not None and by_ticket.allowed:
+            return by_ticket
         refused = self.refused_by_list(key)
         if refused is not None:
             return refused
-        if self._verifier is None or key in self._expected:
+        if self._known is not None and self._known.has(key):
             return ADMITTED
-        return self._verifier.cached(key, address)
+        if self._verifier is not None:
+            return self._verifier.cached(key, address)
+        if by_ticket is not None:
+            return by_ticket
+        if self._known is not None:
+            return Verdict(False, self._known.closed_by or "it is not in the key set")
+        return Verdict(False, "it shows no ticket") if self._issuers else ADMITTED
+
+    def _by_ticket(self, key: bytes, shown: str) -> Verdict | None:
+        """The verdict of the ticket in `shown`; None: there is none, or tickets mean nothing here."""
+        text = find_ticket(shown) if self._issuers else ""
+        if not text:
+            return None
+        try:
+            ticket = open_ticket(text, key, self._issuers, self._clock())
+        except SignedFormatError as error:
+            return Verdict(False, f"its ticket {error}")
+        return Verdict(True, terms=Terms("the ticket of this machine", ticket.ends_at))
 
     def refused_by_list(self, key: bytes) -> Verdict | None:
-        """The verdict of the lists, if that is a refusal."""
+        """The verdict of the lists and of what was revoked, if that is a refusal."""
         if key in self._expected:
             return None
-        if key in self._deny:
-            return Verdict(False, "it is one of --deny-keys")
+        if (refused := self.refused_always(key)) is not None:
+            return refused
         if self._allow is not None and key not in self._allow:
             return Verdict(False, "it is none of --allow-keys")
+        return None
+
+    def refused_always(self, key: bytes) -> Verdict | None:
+        """The refusal that holds whatever a client shows: it is denied, or was revoked."""
+        if key in self._deny:
+            return Verdict(False, "it is one of --deny-keys")
+        if self._known is not None and self._known.is_revoked(key):
+            return Verdict(False, "it was revoked")
         return None
 
     def ask(self, question: Question) -> Verdict | None:

@@ -34,6 +34,7 @@ _STEP_SECONDS: Final = 0.01
 _WELL: Final = "well"
 # What a refused client may know.  Why exactly stands in the log: lists and answers of the control plane are not for it.
 REFUSED_TEXT: Final = "this relay does not admit this machine's key; ask whoever runs it"
+WITHDRAWN_TEXT: Final = "this relay admits this machine's key no longer; ask whoever runs it"
 
 
 class Advisor:
@@ -88,6 +89,17 @@ class Advisor:
         """A client is not read for some seconds, because it sent more than it may."""
         text = f"this relay lets this machine send {bytes_per_second:,.0f} bytes a second; it sends more, which waits"
         self._note(client, Cause.RATE_LIMITED, text, seconds + _HOLD_SECONDS)
+
+    def note_ending(self, client: Client, text: str) -> None:
+        """What lets a client in ends soon."""
+        if client.member is not None and _listens(client):
+            self._advice.begin(client, Cause.ADMISSION_ENDING, text, self._host.now)
+            self._alarm.by(self._host.now)
+
+    def end_ending(self, client: Client) -> None:
+        """It may stay after all."""
+        self._advice.end(client, Cause.ADMISSION_ENDING, self._host.now)
+        self._alarm.look()
 
     def note_slow(self, client: Client, seconds: float) -> None:
         """Packets wait for a client."""

@@ -8,7 +8,7 @@ import logging
 import random
 import secrets
 import ssl
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
@@ -18,14 +18,13 @@ from derp.close_reason import CloseReason
 from derp.config import RelayConfig, RelayRules
 from derp.protocol.messages import Restarting, encode
 from derp.relay.clients import Client
-from derp.relay.deadlines import Deadlines
 from derp.relay.keepalive import KeepAliveWheel
 from derp.relay.mesh import MeshPeerState
 from derp.relay.rounds import Round
 from derp.relay.router import Router
 from derp.relay.rtt import ERROR_BUCKET, NON_TCP_BUCKET, rtt_bucket
 from derp.server.admission import Admission
-from derp.server.advisor import LOOK_SECONDS, health_frame
+from derp.server.advisor import LOOK_SECONDS, WITHDRAWN_TEXT, health_frame
 from derp.server.bootstrap import BootstrapDns
 from derp.server.lobby import Lobby
 from derp.server.memory import memory_bytes
@@ -33,17 +32,16 @@ from derp.server.mesh import Mesh
 from derp.server.session import ClientSession, Sessions
 from derp.server.upgrade import DerpUpgrades
 from derp.transport.alarm import Alarm
-from derp.transport.host import Host, Wire
+from derp.transport.host import Host
 
 if TYPE_CHECKING:
+    from derp.server.keysets import KeySetFollower
     from derp.server.verify import Verifier
 
 _log = logging.getLogger("derp.server")
 
 # How often the kernel is asked about each client's round-trip time.
 _RTT_ROUND_SECONDS: Final = 10.0
-# A stock client hangs up as soon as it sees the end of our side.  One that does not hang up may not hold the drain up.
-_HANG_UP_SECONDS: Final = 1.0
 # A stock node keeps a silent relay as its home if it heard a frame from the relay in the last 8 s, and it notes one
 # frame in 5 s.  So a client that we close later than this after the announcement gets the announcement again.
 _ANNOUNCED_SECONDS: Final = 1.0
@@ -69,12 +67,13 @@ class Relay:
             queue_total=config.queue_total_bytes or memory_bytes() // 4,
         )
         self.verifier = _open_verifier(config)
+        self.key_sets = _open_key_sets(config)
         self.sessions = Sessions(
             self.router,
             host,
             lobby,
             config.private_key,
-            Admission(config, self.verifier),
+            Admission(config, self.verifier, known=self.key_sets),
             random_bytes=secrets.token_bytes,
             mesh_write_seconds=config.mesh_write_timeout_seconds,
         )
@@ -92,11 +91,10 @@ class Relay:
         self._wheel = KeepAliveWheel(config.keepalive_seconds, config.keepalive_jitter_seconds, host.now)
         self._rtt_round = Round(self.router.clients, _RTT_ROUND_SECONDS)
         self._alarm = Alarm(host, self._handle_timeout, self._wheel, self._rtt_round)
+        if self.key_sets is not None:
+            self.key_sets.on_change.append(self.recheck)
         self.sessions.on_register += [self._keep_alive, self._count_carrier]
         self.sessions.set_rates(config.rate, config.rate_by_key)
-        # clients that were told that nothing more comes, and until when they may hang up themselves
-        self._leaving = Deadlines[Wire]()
-        self._leaving_alarm = Alarm(host, self._hang_up, self._leaving)
         self._away_since: dict[str, float] = {}
         self._announcement = b""
         self._announced_at = 0.0
@@ -104,9 +102,10 @@ class Relay:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Do all that a relay has to wait for, until cancelled.  Started when clients may come."""
         async with trio.open_nursery() as nursery:
-            if (
-                self.verifier is not None
-            ):  # first: admission may have to ask about a client that already waits in the backlog
+            # First: admission may have to know about a client that already waits in the backlog.
+            if self.key_sets is not None:
+                await nursery.start(self.key_sets.run)
+            if self.verifier is not None:
                 await nursery.start(self.verifier.run)
             nursery.start_soon(self.bootstrap.refresh_forever)
             if self.mesh is not None:
@@ -120,11 +119,31 @@ class Relay:
         sessions.set_rates(rules.rate, rules.rate_by_key)
         sessions.mesh_write_seconds = rules.mesh_write_timeout_seconds
         sessions.admission.configure(rules)
-        for client in tuple(self.router.clients.values()):
-            refused = None if client.is_mesh_peer else sessions.admission.refused_by_list(client.key)
-            if refused is not None:
-                self.host.close(client.wire, CloseReason.NOT_ADMITTED, refused.because)
+        self.recheck()
+
+    def recheck(self, keys: Collection[bytes] | None = None) -> None:
+        """Send away who may not stay any more, at once: of these keys, or of all.  A client that somebody else would
+        have to be asked about stays."""
+        sessions = self.sessions
+        self.host.tick()
+        for client in tuple(self._connected(keys)):
+            if client.is_mesh_peer or client.is_own or client.member is None:
+                continue
+            if sessions.guests.terms_of(client) is not None:
+                verdict = sessions.admission.refused_always(client.key)
+            elif keys is None:
+                verdict = sessions.admission.refused_by_list(client.key)
+            else:
+                verdict = sessions.admission.decide(client.key, client.address)
+            if verdict is not None and not verdict.allowed:
+                sessions.guests.send_away(client, verdict.because, WITHDRAWN_TEXT)
         self.host.flush()
+
+    def _connected(self, keys: Collection[bytes] | None) -> Iterable[Client]:
+        if keys is None:
+            return self.router.clients.values()
+        members = (self.router.members.get(key) for key in keys)
+        return (client for member in members if member is not None for client in tuple(member.connections))
 
     def _keep_alive(self, client: Client) -> None:
         # Spreads keep-alives over time; nobody gains from guessing it.
@@ -190,21 +209,9 @@ class Relay:
         for client in ready:
             if client.member is None or client.queue is not None:
                 continue  # its connection broke meanwhile, or its kernel takes nothing any more
-            wire = client.wire
-            session, wire.session = wire.session, LeavingSession(wire, self._leaving)
-            self._leaving.set(wire, now + _HANG_UP_SECONDS)
-            self._leaving_alarm.by(now + _HANG_UP_SECONDS)
-            assert session is not None
-            session.ended(CloseReason.DRAINED, "")
+            self.sessions.leaving.send_away(client.wire, CloseReason.DRAINED)
             self.host.flush()  # others are told that this client has gone, also those that we close next
-            self.host.resume(wire)  # if a rate limit paused the client, we would not see it hang up
-            if not wire.tail:
-                wire.end_output()
-        return len(self.router.clients) + len(self._leaving)
-
-    def _hang_up(self, now: float) -> None:
-        for wire in self._leaving.handle_timeout(now):
-            self.host.close(wire, CloseReason.DRAINED)
+        return len(self.router.clients) + len(self.sessions.leaving)
 
     def mesh_states(self) -> tuple[MeshPeerState, ...]:
         """What is known of each relay that we are to mesh with."""
@@ -219,6 +226,7 @@ class Relay:
         for wire in host.blocked:
             if isinstance(wire.session, ClientSession) and (queue := wire.session.client.queue) is not None:
                 advisor.note_slow(wire.session.client, queue.oldest_seconds(host.now))
+        self.sessions.guests.look()
         lost, router.lost_by = router.lost_by, {}
         advisor.note_lost(lost.items())
         advisor.tell_all(self._mesh_trouble(host.now))
@@ -246,20 +254,9 @@ def _open_verifier(config: RelayConfig) -> "Verifier | None":
     return open_verifier(config)
 
 
-class LeavingSession:
-    """A client this relay said goodbye to: nobody reaches it any more, and what it still writes is thrown away."""
+def _open_key_sets(config: RelayConfig) -> "KeySetFollower | None":
+    if not config.key_set:
+        return None
+    from derp.server.keysets import KeySetFollower  # as above
 
-    __slots__ = ("_leaving", "_wire")
-
-    def __init__(self, wire: Wire, leaving: Deadlines[Wire]) -> None:
-        self._wire = wire
-        self._leaving = leaving
-
-    def received(self, at: int, end: int) -> int:
-        return end
-
-    def writable(self) -> None:
-        self._wire.end_output()
-
-    def ended(self, reason: CloseReason, text: str) -> None:
-        self._leaving.clear(self._wire)
+    return KeySetFollower(config)

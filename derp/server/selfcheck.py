@@ -28,6 +28,7 @@ from derp.relay.wellness import Sign, Wellness
 from derp.server.login import log_in
 from derp.server.ports import Listening, Ports
 from derp.server.session import Sessions
+from derp.text import utc
 from derp.transport.links import Link, TlsLink
 from derp.transport.linkstream import LinkStream
 from derp.transport.stream import reason_of
@@ -122,7 +123,7 @@ class SelfCheck:
         expires_at = self._ports.certificate_expires_at()
         if expires_at is None or expires_at > time.time():
             return ""
-        return f"the certificate expired at {time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime(expires_at))} UTC"
+        return f"the certificate expired at {utc(expires_at)}"
 
     def _tell(self, problem: str | None) -> None:
         if (problem is None) == (self._told is None):

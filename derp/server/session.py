@@ -26,9 +26,11 @@ from derp.relay.inbound import handle_frames
 from derp.relay.limits import TokenBucket
 from derp.relay.queue import count_lost, frame_starts
 from derp.relay.router import Route, Router
-from derp.server.admission import Admission, Question, Verdict
+from derp.server.admission import ADMITTED, Admission, Question, Verdict
 from derp.server.advisor import REFUSED_TEXT, Advisor, health_frame
 from derp.server.explain import Departures
+from derp.server.guests import Guests
+from derp.server.leaving import Leaving
 from derp.server.lobby import Lobby
 from derp.transport.alarm import Alarm
 from derp.transport.host import Host, Wire, WireEnded
@@ -79,6 +81,8 @@ class Sessions:
         """The key of the client with which the server checks itself (selfcheck.py): nobody hears of it."""
         self.departures = Departures()
         self.advisor = Advisor(router, host)
+        self.leaving = Leaving(host)
+        self.guests = Guests(host, self.advisor, self.leaving)
         self._rarely = Rarely(_TELL_SECONDS)
         self.mesh_write_seconds = mesh_write_seconds
         self.rate = RateConfig()
@@ -242,10 +246,12 @@ class Greeting:
     Whoever makes a Greeting sends its `hello` first.
     """
 
-    __slots__ = ("_handshake", "_is_ideal", "_refusal", "_sessions", "_wire")
+    __slots__ = ("_handshake", "_is_ideal", "_refusal", "_sessions", "_shown", "_wire")
 
-    def __init__(self, sessions: Sessions, wire: Wire, *, is_ideal: bool) -> None:
+    def __init__(self, sessions: Sessions, wire: Wire, *, is_ideal: bool, shown: str = "") -> None:
+        """`shown`: what the client showed for its admission: its ticket, or the name by which it asked for us."""
         self._sessions = sessions
+        self._shown = shown
         self._wire = wire
         self._is_ideal = is_ideal
         self._refusal: str | None = None  # why it is not let in, once that was decided
@@ -274,11 +280,11 @@ class Greeting:
         if client.is_mesh_peer:
             if sessions.admission.is_replayed(self._handshake.nonce):
                 raise WireEnded(CloseReason.NOT_ADMITTED, f"{short_key(key)}: a mesh peer's login, replayed")
-            self._admit(is_mesh_peer=True)
+            self._admit(ADMITTED, is_mesh_peer=True)
             return
         if client.info.mesh_key is not None:
             sessions.note_wrong_mesh_key(key, wire.address)
-        verdict = sessions.admission.decide(key, wire.address[0])
+        verdict = sessions.admission.decide(key, wire.address[0], self._shown)
         if verdict is None:
             # Somebody else decides.  The host reads no more of this client until then; the kernel keeps what it sends.
             sessions.host.pause(wire)
@@ -286,7 +292,7 @@ class Greeting:
         if verdict is None:
             return
         if verdict.allowed:
-            self._admit(is_mesh_peer=False)
+            self._admit(verdict)
         else:
             self._refuse(verdict)
 
@@ -321,14 +327,14 @@ class Greeting:
             host.flush()
             return
         try:
-            self._admit(is_mesh_peer=False)
+            self._admit(verdict)
         except WireEnded as error:  # the client's connection failed, which is no matter of whoever answered
             host.fail(wire, error)
             return
         host.resume(wire)
         host.flush()
 
-    def _admit(self, *, is_mesh_peer: bool) -> None:
+    def _admit(self, verdict: Verdict, *, is_mesh_peer: bool = False) -> None:
         sessions, wire, opened = self._sessions, self._wire, self._handshake.client
         assert opened is not None
         router = sessions.router
@@ -350,7 +356,9 @@ class Greeting:
             app_name=opened.info.app_name[:64],  # shown on the debug page; a stranger chose its length
             is_own=opened.key == sessions.own_key,
         )
-        wire.session = ClientSession(sessions, client)
+        terms = verdict.terms
+        is_counted = terms is not None and terms.account is not None
+        wire.session = (CountedSession if is_counted else ClientSession)(sessions, client)
         if is_mesh_peer:
             wire.write_seconds = sessions.mesh_write_seconds
         sessions.lobby.leave(wire)
@@ -362,6 +370,8 @@ class Greeting:
             sessions.host.await_room(wire)
         router.register(client)
         sessions.advisor.note_arrival(client)
+        if terms is not None:
+            sessions.guests.arrive(client, terms)
         for notify in sessions.on_register:
             notify(client)
         if _log.isEnabledFor(logging.INFO) and not client.is_own:
@@ -452,6 +462,7 @@ class ClientSession:
         sessions.throttled.clear(client.wire)
         member = client.member
         sessions.router.unregister(client)
+        sessions.guests.depart(client)
         sessions.advisor.note_departure(client, member)
         sessions.lobby.count_closed(reason)
         sessions.router.counters.write_timeouts += reason is CloseReason.WRITE_TIMEOUT
@@ -486,3 +497,15 @@ class ClientSession:
                     seconds=sessions.host.now - client.connected_at,
                 ),
             )
+
+
+class CountedSession(ClientSession):
+    """One whose bytes are counted, because it may have only so many."""
+
+    __slots__ = ()
+
+    def received(self, at: int, end: int) -> int:
+        rest = super().received(at, end)
+        if rest > at:
+            self._sessions.guests.charge_sent(self.client, rest - at)
+        return rest

@@ -5,6 +5,7 @@ What an upgrade is, is decided in protocol/upgrade.py; next hop: session.py.
 
 from typing import Final
 
+from derp.admission.ticket import HEADER as TICKET_HEADER
 from derp.protocol.upgrade import Refusal, UpgradeKind, judge_request
 from derp.protocol.websocket import WebSocketDecoder
 from derp.server.door import HttpSession, Route
@@ -14,6 +15,9 @@ from derp.transport.http import Request
 # The genuine relay refuses messages above 32 KiB; its fork for control planes takes any.  One packet and its frame
 # head must fit one message of a client that never splits.
 MAX_WEBSOCKET_MESSAGE_BYTES: Final = 128 * 1024
+
+# A host name has 253 characters at the most, and its port.
+_MAX_SHOWN_CHARS: Final = 260
 
 
 class DerpUpgrades:
@@ -36,7 +40,8 @@ class DerpUpgrades:
             session.refuse(verdict.status, verdict.headers, verdict.sentence)
             return
         self.accepts += 1
-        greeting = Greeting(sessions, wire, is_ideal=not verdict.ideal_node)
+        shown = request.headers.get(TICKET_HEADER, "") or request.headers.get("host", "")
+        greeting = Greeting(sessions, wire, is_ideal=not verdict.ideal_node, shown=shown[:_MAX_SHOWN_CHARS])
         if verdict.kind is UpgradeKind.WEBSOCKET:
             self.websocket_accepts += 1
             session.upgrade(greeting, verdict.answer, WebSocketDecoder(True, MAX_WEBSOCKET_MESSAGE_BYTES))

@@ -21,11 +21,13 @@ _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """An answer; `body` is cut at the limit that was asked for.  `location`: where a redirect leads."""
+    """An answer; `body` is cut at the limit that was asked for.  `location`: where a redirect leads.  `etag`: what to
+    ask with next time, to hear 304 while nothing has changed."""
 
     status: int
     body: bytes
     location: str = ""
+    etag: str = ""
 
     @property
     def redirect(self) -> str:
@@ -79,9 +81,9 @@ class HttpCaller:
         """
         return await self._call("POST", url, body, max_bytes, headers)
 
-    async def get(self, url: str, max_bytes: int) -> Fetched:
+    async def get(self, url: str, max_bytes: int, headers: Mapping[str, str] | None = None) -> Fetched:
         """GET.  Raises ConnectError, TransportTimeout."""
-        return await self._call("GET", url, None, max_bytes)
+        return await self._call("GET", url, None, max_bytes, headers)
 
     async def _call(
         self, method: str, url: str, body: bytes | None, max_bytes: int, headers: Mapping[str, str] | None = None
@@ -93,7 +95,8 @@ class HttpCaller:
                     where = response.headers.get("location", "")
                     with suppress(httpx.InvalidURL):
                         where = str(response.url.join(where)) if where else ""
-                    return Fetched(response.status_code, await _read_body(response, max_bytes), where)
+                    answer = await _read_body(response, max_bytes)
+                    return Fetched(response.status_code, answer, where, response.headers.get("etag", ""))
         except (trio.TooSlowError, httpx.TimeoutException) as error:
             raise TransportTimeout(f"{name} did not answer within {self._timeout_seconds:g} s") from error
         except httpx.InvalidURL as error:

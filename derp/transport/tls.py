@@ -314,14 +314,17 @@ def certificate_covers(leaf: x509.Certificate, hostname: str) -> bool:
 
 
 class _SniRule:
-    """Refuses handshakes for another name, as derper does: who scans addresses sees no certificate."""
+    """Refuses handshakes for another name, as derper does: who scans addresses sees no certificate.
+
+    Names below ours are taken: clients that show a ticket have it there (admission/ticket.py).
+    """
 
     def __init__(self, hostname: str) -> None:
         self._wanted = hostname.lower().removesuffix(".")
 
     def __call__(self, tls: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> int | None:
         # Python clients, among others, send the final dot of a name that was written with one.
-        if name is not None and name.lower().removesuffix(".") == self._wanted:
+        if name is not None and f".{name.lower().removesuffix('.')}".endswith(f".{self._wanted}"):
             return None
         if isinstance(tls, AskedTls):
             tls.refuse_name(name, self._wanted)

@@ -14,7 +14,8 @@ SAMPLE = Path(__file__).resolve().parents[2] / "deploy" / "relay.toml"
 EXAMPLES = {
     "hostname", "cert_mode", "cert_dir", "tls_cert", "tls_key", "tls_self_signed", "http_port",
     "acme_dns_hook", "acme_directory_url", "acme_eab_key",
-    "verify_client_url", "allow_keys", "mesh_psk_file", "mesh_with", "rate_config", "rate_keys",
+    "verify_client_url", "allow_keys", "admission_keys", "key_set", "key_set_file", "key_set_token_file",
+    "mesh_psk_file", "mesh_with", "rate_config", "rate_keys",
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import stat
 from collections.abc import Callable
 from ipaddress import ip_network
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from derp.admission.signed import Issuer
+from derp.config.files import make_key_file
 from derp.config.load import load_config
 from derp.config.relay import MeshPeer, RateConfig, RelayConfig, TlsConfig
 from derp.errors import ConfigError
@@ -255,7 +258,7 @@ def test_a_file_that_limits_nobody_is_told(tmp_path: Path) -> None:
 
 def test_a_missing_key_file_is_made_and_read_again(tmp_path: Path) -> None:
     path = tmp_path / "new" / "derper.key"
-    flags = {"listen": ":1", "key_file": str(path)}
+    flags = {"listen": ":1", "key_file": str(path), "open": "true"}
     first = load(flags)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert json.loads(path.read_text()) == {"PrivateKey": first.private_key.text()}
@@ -322,7 +325,7 @@ def test_the_mesh_key_is_found_where_derper_looks(tmp_path: Path) -> None:
     path = tmp_path / "keys" / "derp-mesh.key"
     path.write_text(MESH_KEY)
     os.chmod(path, 0o600)
-    key = {"key_file": str(tmp_path / "k"), "listen": ":1"}
+    key = {"key_file": str(tmp_path / "k"), "listen": ":1", "open": "true"}
     assert load(key, {"HOME": str(tmp_path)}).mesh_key == MeshKey.parse(MESH_KEY)
     assert load(DEV, {"HOME": str(tmp_path)}).mesh_key is None
     assert load(DEV, {"TAILSCALE_DERPER_MESH_KEY": MESH_KEY}).mesh_key == MeshKey.parse(MESH_KEY)
@@ -373,6 +376,7 @@ def test_an_empty_allow_list_is_told() -> None:
     ],
 )
 def test_an_open_relay_on_a_public_address_says_so(tmp_path: Path, flags: dict[str, str], told: bool) -> None:
+    make_key_file(tmp_path / "k")
     config = load(flags | {"key_file": str(tmp_path / "k")})
     assert any("this relay is open" in notice for notice in config.notices) is told
 
@@ -419,3 +423,102 @@ def test_malformed_limits_of_single_keys(value: str) -> None:
     key = str(NodePrivate.generate().public())
     with pytest.raises(ConfigError, match=r"rate.keys"):
         load({"dev": "true", "rate_keys": value.format(key=key)}, {}, None)
+
+
+# Strangers.
+
+STRANGERS = "--open if that is meant"
+
+
+@pytest.mark.parametrize(
+    ("listen", "beside", "starts"),
+    [
+        (":1", {}, False),
+        ("[::]:1", {}, False),
+        ("8.8.8.8:1", {}, False),
+        ("10.0.0.1:1,8.8.8.8:1", {}, False),
+        ("[2a00::1]:1", {}, False),
+        ("relay.example.org:1", {}, False),
+        ("127.0.0.1:1", {}, True),
+        ("localhost:1", {}, True),
+        ("192.168.1.2:1,[fd00::1]:1,100.64.0.1:1", {}, True),
+        (":1", {"open": "true"}, True),
+        (":1", {"verify_clients": "true"}, True),
+        (":1", {"verify_client_url": "https://a.example/"}, True),
+        (":1", {"allow_keys": KEY}, True),
+        (":1", {"deny_keys": KEY}, False),
+        (":1", {"derp": "false"}, True),
+    ],
+)
+def test_a_new_relay_does_not_start_where_strangers_find_it(
+    tmp_path: Path, listen: str, beside: dict[str, str], starts: bool
+) -> None:
+    path = tmp_path / "derper.key"
+    flags = {"listen": listen, "key_file": str(path), **beside}
+    if starts:
+        load(flags)
+        return
+    with pytest.raises(ConfigError, match=STRANGERS):
+        load(flags)
+    assert not path.exists(), "nothing is left that would let it start the next time"
+    make_key_file(path)
+    assert any("this relay is open" in notice for notice in load(flags).notices), "derper would start, and so do we"
+
+
+def test_open_is_no_news_to_whoever_said_it(tmp_path: Path) -> None:
+    flags = {"listen": ":1", "open": "true", "key_file": str(tmp_path / "key")}
+    assert not any("this relay is open" in each for each in load(flags).notices)
+    assert any("this relay is open" in each for each in load({"dev": "true"}).notices)
+
+
+# Issuers.
+
+
+def issuers_file(tmp_path: Path, text: str) -> dict[str, str]:
+    path = tmp_path / "issuers"
+    path.write_text(text)
+    return LOCAL | {"admission_keys": str(path)}
+
+
+def test_issuers_are_read_with_comments_and_once(tmp_path: Path) -> None:
+    line = "issuerkey:" + "ab" * 32
+    config = load(issuers_file(tmp_path, f"# of the coordinator\n\n{line}  # old\n{line}\n"))
+    assert config.issuers == (Issuer(b"\xab" * 32),)
+    assert not config.admission_is_open
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "has no issuer's key"),
+        ("# nobody\n", "has no issuer's key"),
+        ("issuerkey:" + "ab" * 32 + "\nnodekey:" + "ab" * 32, "line 2: an issuer's public key is 'issuerkey:'"),
+        ("issuerkey:" + "zz" * 32, "line 1: an issuer's public key has only hex digits"),
+        ("issuerprivkey:" + "ab" * 32, "line 1: is an issuer's private key, which no relay should have"),
+    ],
+)
+def test_what_is_no_issuer_is_refused_with_its_line(tmp_path: Path, text: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(reason)) as caught:
+        load(issuers_file(tmp_path, text))
+    assert "ab" * 32 not in str(caught.value)
+
+
+def test_a_key_set_wants_an_issuer_and_a_place(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is believed only if it is signed: set --admission-keys"):
+        load(LOCAL | {"key_set": "https://a.example/keys"})
+    flags = issuers_file(tmp_path, "issuerkey:" + "ab" * 32)
+    token = tmp_path / "token"
+    token.write_text("s3cret\n")
+    token.chmod(0o600)
+    url = flags | {"key_set": "http://a.example/keys", "key_set_token_file": str(token)}
+    config = load(url)
+    assert (config.key_set, config.key_set_token) == ("http://a.example/keys", "s3cret")
+    assert "s3cret" not in repr(config)
+    told = " ".join(config.notices)
+    assert "knows no keys: set --key-set-file" in told
+    assert "travels in the clear" in told
+    file = flags | {"key_set": str(tmp_path / "keys"), "key_set_file": str(tmp_path / "kept")}
+    assert any("has no effect without a URL" in notice for notice in load(file).notices)
+    token.write_text("two words")
+    with pytest.raises(ConfigError, match="wants one token"):
+        load(url)

@@ -13,7 +13,7 @@ DEV = {"dev": "true"}
 
 
 def load(flags: dict[str, str], environ: dict[str, str] | None = None) -> RelayConfig:
-    return load_config(flags, environ or {}, open_files=1 << 20)
+    return load_config({"open": "true", **flags}, environ or {}, open_files=1 << 20)
 
 
 def test_tls_is_where_derper_has_it() -> None:

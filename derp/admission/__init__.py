@@ -1,0 +1,1 @@
+"""Who may come in, as far as it can be known without asking anybody: signed documents, and what follows from them."""
