@@ -74,6 +74,7 @@ class RelayStatistics:
     websocket_accepts: int = 0
     stun: Mapping[str, int] = field(default_factory=dict)
     stun_family: Mapping[str, int] = field(default_factory=dict)
+    stun_no_local_address: int = 0
     certificate_expires_at: float | None = None  # Unix time
     mesh: tuple[MeshReading, ...] = ()
     questions: Mapping[str, int] = field(default_factory=dict)  # to tailscaled and the admission URL, by answer
@@ -188,6 +189,7 @@ def _counters(reading: RelayStatistics) -> Iterable[Metric]:
         ("derp_accepts", "Connections that became DERP.", reading.accepts),
         ("derp_requests_refused", "HTTP requests answered with an error.", reading.requests_refused),
         ("derp_websocket_accepts", "Clients that came by websocket.", reading.websocket_accepts),
+        ("derp_stun_no_local_address", "STUN requests that hide where they came to.", reading.stun_no_local_address),
         ("derp_log_lines_dropped", "Log lines that nobody read in time.", reading.log_lines_dropped),
     )
     for name, text, value in rows:

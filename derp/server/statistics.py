@@ -41,6 +41,7 @@ def read_statistics(
         requests_refused=sum(door.requests_refused for door in doors),
         stun=stun_totals(ports.stun),
         stun_family={family: sum(each.success_count[family] for each in ports.stun) for family in ("ipv4", "ipv6")},
+        stun_no_local_address=sum(each.no_local_address_count for each in ports.stun),
         log_lines_dropped=dropped_line_count(),
         certificate_expires_at=ports.certificate_expires_at(),
         renewal_failures=keeper.failures if keeper is not None else None,

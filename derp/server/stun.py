@@ -32,6 +32,8 @@ class StunResponder:
         self.read_error_count = 0
         self.write_error_count = 0
         self.silent_count = 0
+        self.no_local_address_count = 0
+        """Requests of which the kernel did not say to which address they came; they are answered from any."""
 
     def serve_ready(self) -> None:
         """Answer what has arrived."""
@@ -52,8 +54,11 @@ class StunResponder:
                 self.silent_count += 1
                 continue
             family, address = _packed(source[0])
+            asked = sent_from(ancillary)
+            if self._ancillary_bytes and not asked:
+                self.no_local_address_count += 1
             try:
-                sock.sendmsg([encode_response(transaction, address, source[1])], sent_from(ancillary), 0, source)
+                sock.sendmsg([encode_response(transaction, address, source[1])], asked, 0, source)
             except OSError:
                 self.write_error_count += 1
             else:

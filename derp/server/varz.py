@@ -91,6 +91,7 @@ def debug_vars(reading: RelayStatistics, started_at: float) -> dict[str, Any]:
         "process_start_unix_time": int(started_at),
         "stun": {
             "counter_addrfamily": dict(reading.stun_family),
+            "counter_no_local_addr": reading.stun_no_local_address,
             "counter_requests": {name: reading.stun.get(name, 0) for name in _STUN_DISPOSITIONS},
         },
         "tls_listener": {
@@ -147,6 +148,7 @@ def _varz(page: dict[str, Any]) -> Iterator[str]:
         yield f"# TYPE {name} {kind}"
         yield from (f'{name}{{{label}="{key}"}} {count}' for key, count in values.items())
     plain = {name.removeprefix(_COUNTERS): count for name, count in page.items() if name.startswith(_COUNTERS)}
+    plain["stun_no_local_addr"] = page["stun"]["counter_no_local_addr"]
     plain |= {f"tls_listener_{name.removeprefix(_COUNTERS)}": count for name, count in page["tls_listener"].items()}
     plain["derp_websocket_accepts"] = page["derp_websocket_accepts"]
     for name, count in plain.items():

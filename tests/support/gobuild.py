@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = ROOT / "build" / "bin"
@@ -36,20 +37,33 @@ class BuildFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class GoProgram:
-    """One binary: its name in build/bin, the folder of its go.mod, what `go build` is given, and build tags."""
+    """One binary: its name in build/bin, the folder of its module, what `go build` is given, build tags, and the file
+    that pins what it is built from."""
 
     name: str
     module: Path
     package: str
     tags: tuple[str, ...] = ()
+    pins: str = "go.mod"
 
 
-DERPPEER = GoProgram("derppeer", INTEROP, "./cmd/derppeer")
+# The genuine relay and its client are here in two releases, from the same sources of ours; benches take the newest.
+# The newest needs a newer Go, which the toolchain fetches as a module.
+RELEASES: Final = {"v1.104.7": "newest.mod", "v1.102.5": "go.mod"}
+RELEASE: Final = os.environ.get("GENUINE_DERP") or next(iter(RELEASES))
+
+
+def _of_release(name: str, package: str, *tags: str) -> GoProgram:
+    pins = RELEASES[RELEASE]
+    return GoProgram(f"{name}-{RELEASE}", INTEROP, package, (pins.removesuffix(".mod"), *tags), pins)
+
+
+DERPPEER = _of_release("derppeer", "./cmd/derppeer")
 # The genuine client speaks websocket only with this tag and TS_DEBUG_DERP_WS_CLIENT=1 in its environment.
-DERPPEER_WEBSOCKET = GoProgram("derppeer-websocket", INTEROP, "./cmd/derppeer", ("ts_debug_websockets",))
+DERPPEER_WEBSOCKET = _of_release("derppeer-websocket", "./cmd/derppeer", "ts_debug_websockets")
 # Pinned by the `tool` lines of the module's go.mod, and therefore by its go.sum.
-DERPER = GoProgram("derper", INTEROP, "tailscale.com/cmd/derper")
-NETCHECKPEER = GoProgram("netcheckpeer", INTEROP, "./cmd/netcheckpeer")
+DERPER = _of_release("derper", "tailscale.com/cmd/derper")
+NETCHECKPEER = _of_release("netcheckpeer", "./cmd/netcheckpeer")
 WGPEER = GoProgram("wgpeer", INTEROP, "./cmd/wgpeer")
 AUTOCERT_CACHE = GoProgram("autocertcache", INTEROP, "./cmd/autocertcache")
 DERPPROBE = GoProgram("derpprobe", INTEROP, "tailscale.com/cmd/derpprobe")
@@ -95,13 +109,13 @@ def build(program: GoProgram) -> Path:
         print(f"building {program.name} with go (once; the first time takes a minute)", file=sys.stderr, flush=True)
         # Built beside the target and renamed: a running test keeps the file it has open.
         fresh = BIN / f"{program.name}.new"
-        command = [go, "build", "-trimpath", "-buildvcs=false", "-o", str(fresh)]
+        command = [go, "build", "-trimpath", "-buildvcs=false", f"-modfile={program.pins}", "-o", str(fresh)]
         if program.tags:
             command.append(f"-tags={','.join(program.tags)}")
         done = subprocess.run(
             [*command, program.package],
             cwd=program.module,
-            env=os.environ | {"GOFLAGS": "-mod=readonly"},  # go.sum is the pin: a build never rewrites it
+            env=os.environ | {"GOFLAGS": "-mod=readonly", **_toolchain(program)},  # a build never rewrites the pins
             capture_output=True,
             text=True,
             check=False,
@@ -115,7 +129,8 @@ def build(program: GoProgram) -> Path:
 
 def _fingerprint(program: GoProgram) -> str:
     digest = hashlib.sha256(repr((program.package, program.tags)).encode())
-    files = [program.module / "go.mod", program.module / "go.sum"]
+    pins = program.module / program.pins
+    files = [pins, pins.with_suffix(".sum")]
     if program.package.startswith("."):  # a foreign package is told by go.sum alone
         files += sorted(program.module.rglob("*.go"))
     for path in files:
@@ -124,8 +139,13 @@ def _fingerprint(program: GoProgram) -> str:
     return digest.hexdigest()
 
 
+def _toolchain(program: GoProgram) -> dict[str, str]:
+    # The toolchain looks for the version that it needs in go.mod alone.
+    return {} if program.pins == "go.mod" else {"GOTOOLCHAIN": f"go{_go_version(program)}"}
+
+
 def _go_version(program: GoProgram) -> str:
-    lines = (program.module / "go.mod").read_text().splitlines()
+    lines = (program.module / program.pins).read_text().splitlines()
     return next(line.split()[1] for line in lines if line.startswith("go "))
 
 

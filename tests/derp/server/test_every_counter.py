@@ -303,10 +303,14 @@ async def other_relays(rows: Rows) -> None:
 
 
 async def stun_in_trouble(rows: Rows) -> None:
-    async with open_server(relay_config(stun_enabled=True, stun_port=0)) as server:
+    async with open_server(relay_config(stun_enabled=True, stun_port=0, listen=(("::", 0),))) as server:
         rows.begin(server)
         one = await call(server)
         responder = server.ports.stun[0]
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            responder._sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 0)
+            client.sendto(encode_request(bytes(12)), (HOST, port_of(server, "stun")))
+            await until(one, lambda: responder.no_local_address_count > 0)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
             # who asks and is gone when the answer comes: with this option the kernel tells the socket that sent it
             responder._sock.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)

@@ -75,6 +75,13 @@ def test_a_client_hears_the_address_that_it_asked(listen: str, asked: str) -> No
         assert served.success_count == {"ipv4": 1, "ipv6": 0}
 
 
+def test_a_request_without_the_address_that_was_asked_is_answered_and_counted() -> None:
+    with responder("::") as udp:
+        udp[0].setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 0)
+        assert exchange(udp, encode_request(TX)) is not None
+        assert (udp[1].no_local_address_count, stun_totals([udp[1]])["success"]) == (1, 1)
+
+
 def fingerprinted(message: bytes) -> bytes:
     return message + struct.pack("!HHI", 0x8028, 4, zlib.crc32(message) ^ 0x5354554E)
 

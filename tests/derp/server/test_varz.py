@@ -82,6 +82,7 @@ def reading() -> RelayStatistics:
         websocket_accepts=16,
         stun={"success": 17, "not_stun": 18, "read_error": 19, "write_error": 20, "silent": 21},
         stun_family={"ipv4": 22, "ipv6": 23},
+        stun_no_local_address=43,
         bootstrap={
             "requests": 24,
             "published_hits": 25,
@@ -130,7 +131,8 @@ def test_values_are_each_where_they_belong() -> None:
         "derp_accepts": 34, "tls_listener_accepted_connections": 35, "tls_listener_rejected_connections": 36,
         "derp_websocket_accepts": 16, "stun_requests{success}": 17, "stun_requests{not_stun}": 18,
         "stun_requests{read_error}": 19, "stun_requests{write_error}": 20, "stun_addrfamily{ipv4}": 22,
-        "stun_addrfamily{ipv6}": 23, "bootstrap_dns_requests": 24, "bootstrap_dns_published_hits": 25,
+        "stun_addrfamily{ipv6}": 23, "stun_no_local_addr": 43, "bootstrap_dns_requests": 24,
+        "bootstrap_dns_published_hits": 25,
         "bootstrap_dns_published_misses": 26, "bootstrap_dns_unpublished_hits": 27,
         "bootstrap_dns_unpublished_misses": 28, "bootstrap_dns_unpublished_percent_misses": 38,
         "bootstrap_dns_queried_domains": 37, "derper_tls_request_version{1.3}": 29,
@@ -177,6 +179,7 @@ def test_the_json_page_has_the_genuine_shape() -> None:
     assert set(JSON_NAMES.split()) <= set(page["derp"])
     assert page["stun"] == {
         "counter_addrfamily": {"ipv4": 22, "ipv6": 23},
+        "counter_no_local_addr": 43,
         "counter_requests": {"success": 17, "not_stun": 18, "read_error": 19, "write_error": 20},
     }
     assert page["tls_listener"] == {"counter_accepted_connections": 35, "counter_rejected_connections": 36}

@@ -209,7 +209,7 @@ func (c *peer) forward(r request) error {
 	if err != nil {
 		return err
 	}
-	return c.client.ForwardPacket(src, dst, r.Data)
+	return c.client.ForwardPacket(src, dst, lent(r.Data))
 }
 
 func (c *peer) closePeer(r request) error {

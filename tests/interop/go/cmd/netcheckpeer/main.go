@@ -71,7 +71,7 @@ func main() {
 		said = history(asked)
 	case "portal":
 		detector := captivedetection.NewDetector(log.Printf)
-		said = detector.Detect(context.Background(), netmon.NewStatic(), asked.Map, asked.Home)
+		said = detector.Detect(context.Background(), netmon.NewStatic(), asked.Map, regionID(asked.Home))
 	default:
 		log.Fatalf("no such question: %s", os.Args[1])
 	}
@@ -92,8 +92,8 @@ func reports(asked question) []answer {
 	for _, step := range asked.Steps {
 		began := time.Now()
 		found, err := client.GetReport(ctx, step.Map, &netcheck.GetReportOpts{
-			GetLastDERPActivity: func(region int) time.Time {
-				ago, ok := step.Heard[strconv.Itoa(region)]
+			GetLastDERPActivity: func(region regionID) time.Time {
+				ago, ok := step.Heard[strconv.Itoa(int(region))]
 				if !ok {
 					return time.Time{}
 				}
@@ -117,7 +117,7 @@ func inOurWords(found *netcheck.Report) answer {
 		IPv6CanSend: found.IPv6CanSend,
 		OSHasIPv6:   found.OSHasIPv6,
 		ICMPv4:      found.ICMPv4,
-		Preferred:   found.PreferredDERP,
+		Preferred:   int(found.PreferredDERP),
 		Region:      seconds(found.RegionLatency),
 		RegionIPv4:  seconds(found.RegionV4Latency),
 		RegionIPv6:  seconds(found.RegionV6Latency),
@@ -141,24 +141,24 @@ func history(asked question) []int {
 	start := time.Unix(1_000_000, 0)
 	homes := []int{}
 	for _, one := range asked.Reports {
-		made := &netcheck.Report{RegionLatency: map[int]time.Duration{}}
+		made := &netcheck.Report{RegionLatency: map[regionID]time.Duration{}}
 		for id, latency := range one.Seconds {
 			region, err := strconv.Atoi(id)
 			if err != nil {
 				log.Fatal(err)
 			}
-			made.RegionLatency[region] = time.Duration(latency * float64(time.Second))
+			made.RegionLatency[regionID(region)] = time.Duration(latency * float64(time.Second))
 		}
 		client.AddReportHistoryForTest(asked.Map, made, start.Add(time.Duration(one.At*float64(time.Second))))
-		homes = append(homes, made.PreferredDERP)
+		homes = append(homes, int(made.PreferredDERP))
 	}
 	return homes
 }
 
-func seconds(of map[int]time.Duration) map[int]float64 {
+func seconds(of map[regionID]time.Duration) map[int]float64 {
 	out := make(map[int]float64, len(of))
 	for region, latency := range of {
-		out[region] = latency.Seconds()
+		out[int(region)] = latency.Seconds()
 	}
 	return out
 }

@@ -1,0 +1,5 @@
+//go:build !newest
+
+package main
+
+func lent(packet []byte) []byte { return packet }

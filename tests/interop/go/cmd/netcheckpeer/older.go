@@ -1,0 +1,5 @@
+//go:build !newest
+
+package main
+
+type regionID = int
