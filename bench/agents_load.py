@@ -33,11 +33,11 @@ from tailnet.client.coordination import make_node, open_coordination
 from tailnet.client.rpc import RpcClient, open_rpc_client
 from tailnet.proto.generated import agent_pb2 as agent
 from tailnet.proto.generated import tailnet_pb2 as tailnet
+from tailnet.proto.services import STREAM_DERP_MAPS
 from tailnet.types import PeerID
 
 AGENT = "/coder.agent.v2.Agent/"
 DOOR = "/api/v2/workspaceagents/me/rpc?version=2.4"
-STREAM_DERP_MAPS = "/coder.tailnet.v2.Tailnet/StreamDERPMaps"
 # What the field's templates have: load, memory and disk each ten seconds, in one report.
 METADATA_KEYS = ("cpu", "memory", "disk")
 METADATA_SECONDS = 10.0

@@ -7,6 +7,7 @@ DerpError
 |     `- Flood                    it sent more at once than any honest peer does
 |- TransportError            sockets, TLS, proxies, websockets; see transport/stream.py
 |  |- ConnectError             could not reach the peer, or it refused us
+|  |  `- UpgradeRefused           with an HTTP status
 |  |- ConnectionClosed         the peer ended a live connection
 |  `- TransportTimeout         a deadline passed
 |- ConfigError               names the place, the key and what to change
@@ -43,6 +44,15 @@ class TransportError(DerpError):
 
 class ConnectError(TransportError):
     """The peer could not be reached, or it turned us away before the protocol began."""
+
+
+class UpgradeRefused(ConnectError):
+    """The server answered our upgrade with `status`; `retry_after_seconds`: when to come again, if it says so."""
+
+    def __init__(self, text: str, status: int, retry_after_seconds: float = 0.0) -> None:
+        super().__init__(text)
+        self.status = status
+        self.retry_after_seconds = retry_after_seconds
 
 
 class ConnectionClosed(TransportError):

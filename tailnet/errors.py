@@ -9,7 +9,8 @@ DerpError                     derp/errors.py
 |- TransportError, ConfigError, ListenError  as they are
 `- TailnetError
    |- RpcError                  one RPC ended with a code and a sentence; the connection lives on
-   |  `- Unimplemented            code 12: genuine peers carry on without that RPC
+   |  |- Unimplemented            code 12: genuine peers carry on without that RPC
+   |  `- NotAuthorised            the coordinator does not let this peer do what it asks for
    |- StoreError                durable state could not be read or written
    |  `- StoreVersionError        its schema is newer than this program
    |- SecretsError              what is encrypted in the store cannot be read or written: a key is missing
@@ -42,6 +43,7 @@ __all__ = [
     "ListenError",
     "LocalProtocolError",
     "MalformedField",
+    "NotAuthorised",
     "PeerSilent",
     "ProtocolError",
     "RemoteProtocolError",
@@ -81,6 +83,10 @@ class RpcError(TailnetError):
 
     def __str__(self) -> str:
         return f"{self.text} (code {self.code})" if self.code else self.text
+
+
+class NotAuthorised(RpcError):
+    """A coordinator ended a peer that asked for what it may not have; to ask again changes nothing."""
 
 
 class Unimplemented(RpcError):

@@ -14,18 +14,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from derp.keys import NodePrivate
 from derp.relay.advice import Advice, Cause
 from derp.relay.clients import Client
 from derp.relay.deadlines import Deadlines
 from derp.relay.keepalive import KeepAliveWheel
 from derp.relay.rounds import Round
+from tailnet.client.coordination import make_node
 from tailnet.errors import PeerSilent
 from tailnet.netstack.connection import Connection
 from tailnet.netstack.limits import Limits
 from tailnet.netstack.stack import Happened, Stack
 from tailnet.netstack.states import State
+from tailnet.node.core import NodeCore
+from tailnet.node.roster import Roster
+from tailnet.proto.generated import tailnet_pb2 as tailnet
 from tailnet.rpc.connection import ClientConnection, ServerConnection
 from tailnet.rpc.yamux import YamuxSession
+from tailnet.types import PeerID
 from tests.derp.relay.world import World
 from tests.support.netsim import ADDRESSES
 from tests.tailnet.paths.world import World as PathWorld
@@ -293,6 +299,30 @@ def walk_paths() -> Walked:
     return Walked(core, act, output, name=type)
 
 
+def walk_roster() -> Walked:
+    core = NodeCore(
+        NodePrivate(b"\1" * 32), b"\2" * 32, [], random=lambda count: bytes(count), now=START, unix_seconds=START
+    )
+    roster = Roster(core)
+    updates = tailnet.CoordinateResponse.PeerUpdate
+
+    def act(number: int, now: float) -> None:
+        peer, what = number % 3, number // 3 % 4
+        private = NodePrivate(bytes((3 + peer,)) * 32)
+        match what:
+            case 0:
+                node = make_node(private, PeerID(bytes((peer,)) * 16), 7)
+                roster.update(updates(id=bytes((peer,)) * 16, kind=updates.NODE, node=node), now)
+            case 1:
+                roster.update(updates(id=bytes((peer,)) * 16, kind=updates.LOST), now)
+            case 2 if (known := core.device.find(private.public().raw)) is not None:
+                known.last_handshake_at = now
+            case _:
+                roster.lose_all(now)
+
+    return Walked(roster, act)
+
+
 CORES: dict[str, list[Callable[[], Walked]]] = {
     "derp/relay/deadlines.py:Deadlines": [walk_deadlines],
     "derp/relay/keepalive.py:KeepAliveWheel": [walk_keep_alives],
@@ -301,6 +331,7 @@ CORES: dict[str, list[Callable[[], Walked]]] = {
     "tailnet/wireguard/device.py:Device": [walk_device],
     "tailnet/netstack/stack.py:Stack": [walk_netstack],
     "tailnet/paths/core.py:Paths": [walk_paths],
+    "tailnet/node/roster.py:Roster": [walk_roster],
     "tailnet/rpc/yamux.py:YamuxSession": [lambda: walk_session(server=True), lambda: walk_session(server=False)],
     "tailnet/rpc/connection.py:_Connection": [walk_server, walk_client],
     "tailnet/rpc/connection.py:ServerConnection": [walk_server],

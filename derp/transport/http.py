@@ -422,6 +422,12 @@ def _plain_request(raw: bytes, end: int) -> Request:
     return _request("GET", first[4:-9], folded, "1.1")
 
 
+def retry_after_of(headers: Mapping[str, str]) -> float | None:
+    """The seconds of Retry-After (RFC 9110 section 10.2.3); None without, and for a date."""
+    text = headers.get("retry-after", "")
+    return float(text) if text.isascii() and text.isdecimal() and len(text) < 10 else None
+
+
 def _request(method: str, target: str, headers: dict[str, str], http_version: str) -> Request:
     if method != "CONNECT" and (not target.startswith("/") or "%" in target):
         host = authority(target)

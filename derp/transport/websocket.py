@@ -10,11 +10,12 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from http import HTTPStatus
 from typing import Final
 
 import trio
 
-from derp.errors import ConnectError
+from derp.errors import ConnectError, UpgradeRefused
 from derp.protocol.upgrade import (
     SUBPROTOCOL,
     WEBSOCKET_KEY_BYTES,
@@ -34,7 +35,7 @@ from derp.protocol.websocket import (
     encode_header,
     encode_masked,
 )
-from derp.transport.http import ClientHttp, exchange
+from derp.transport.http import ClientHttp, exchange, retry_after_of
 from derp.transport.stream import mapped_errors
 
 # Nothing is put together here, so a long message costs no memory: relays send one message per flush, of any size.
@@ -56,7 +57,7 @@ async def open_websocket(
     extra_headers: Sequence[tuple[str, str]] = (),
     random_bytes: Callable[[int], bytes] = os.urandom,
 ) -> "WebSocketStream":
-    """Ask for a websocket over `stream` (TCP or TLS).  ConnectError: refused; the stream is then useless.
+    """Ask for a websocket over `stream` (TCP or TLS).  UpgradeRefused, ConnectError: the stream is then useless.
 
     `host` is the Host header, `target` the path.  `subprotocol`: DERP's own; None for a websocket that has none.
     """
@@ -69,7 +70,10 @@ async def open_websocket(
         response = await exchange(stream, http, request)
     answer = judge_websocket_answer(response.status, response.headers, nonce, subprotocol=subprotocol)
     if answer.kind is not AnswerKind.UPGRADED:
-        raise ConnectError(f"websocket to {label}: {answer.reason}")
+        text = f"websocket to {label}: {answer.reason}"
+        if response.status == HTTPStatus.SWITCHING_PROTOCOLS:
+            raise ConnectError(text)
+        raise UpgradeRefused(text, response.status, retry_after_of(response.headers) or 0.0)
     return WebSocketStream(stream, received=http.trailing_data(), random_bytes=random_bytes)
 
 

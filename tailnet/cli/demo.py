@@ -31,7 +31,7 @@ from tailnet.client.coordination import (
     make_node,
     open_coordination,
     own_id,
-    read_regions,
+    read_map,
 )
 from tailnet.client.rpc import open_rpc_client
 from tailnet.errors import TailnetError
@@ -174,7 +174,7 @@ async def _join(
     # What is dialled has deadlines of its own; one around them would have to end before their connections do.
     rpc = await stack.enter_async_context(open_rpc_client(url, door, token))
     peer_id = peer_id or await own_id(rpc)
-    regions = await read_regions(rpc, timeout_seconds=STEP_SECONDS)
+    regions = (await read_map(rpc, timeout_seconds=STEP_SECONDS)).regions
     private = NodePrivate.generate()
     relays = {
         number: await stack.enter_async_context(open_derp_client(region, private)) for number, region in regions.items()

@@ -110,7 +110,7 @@ async def _ping_once(client: "Client", number: int, timeout: float, pings: _Ping
     if answer.endpoint is not None:
         say(event | {"seconds": answer.seconds, "direct": True, "endpoint": str(answer.endpoint)})
         return
-    region = client.engine.regions.get(answer.region or 0)
+    region = client.engine.relays.regions.get(answer.region or 0)
     name = region.region_name or region.region_code if region is not None else ""
     say(event | {"seconds": answer.seconds, "direct": False, "region": answer.region, "region_name": name})
 

@@ -1,6 +1,6 @@
 """`tailnet port-forward`: local ports, of TCP and UDP, that lead to ports of an agent (layer L4).
 
-Next hop: reach.py, tailnet/node/tunnel.py, tailnet/node/flows.py.
+Next hop: reach.py, tailnet/node/membership.py, tailnet/node/flows.py.
 """
 
 import logging
@@ -24,7 +24,7 @@ from tailnet.client.agents import KnownAgent, Login, find_agent
 from tailnet.errors import ConfigError, DerpError, ListenError
 
 if TYPE_CHECKING:
-    from tailnet.node.tunnel import Tunnel
+    from tailnet.node.membership import Client
 
 log = logging.getLogger(__name__)
 
@@ -115,18 +115,18 @@ async def serve_forwards(
     login: Login, agent: KnownAgent, listening: Sequence[Listening], relay_only: bool, wait: float, as_json: bool
 ) -> None:
     """Until cancelled.  Raises as the tunnel does when the agent cannot be reached at first."""
-    from tailnet.node.tunnel import open_tunnel
+    from tailnet.node.membership import open_client
 
     gate = trio.CapacityLimiter(MAX_CONNECTIONS)
-    opening = open_tunnel(login.url, login.token, agent.id, is_direct=not relay_only, timeout_seconds=wait)
-    async with in_time(opening, agent, wait) as tunnel, trio.open_nursery() as nursery:
+    opening = open_client(login.url, login.token, agent.id, is_direct=not relay_only, timeout_seconds=wait)
+    async with in_time(opening, agent, wait) as client, trio.open_nursery() as nursery:
         for forward, sockets in listening:
             for local in sockets:
                 if isinstance(local, trio.SocketListener):
-                    nursery.start_soon(trio.serve_listeners, partial(_forward, tunnel, forward, gate), [local])
+                    nursery.start_soon(trio.serve_listeners, partial(_forward, client, forward, gate), [local])
                     _say(local.socket.getsockname(), forward, agent, as_json)
                 else:
-                    nursery.start_soon(_forward_udp, tunnel, forward, local)
+                    nursery.start_soon(_forward_udp, client, forward, local)
                     _say(local.getsockname(), forward, agent, as_json)
 
 
@@ -192,7 +192,7 @@ async def _bind_udp(forward: Forward) -> "list[trio.socket.SocketType]":
     return bound
 
 
-async def _forward(tunnel: "Tunnel", forward: Forward, gate: trio.CapacityLimiter, local: trio.SocketStream) -> None:
+async def _forward(client: "Client", forward: Forward, gate: trio.CapacityLimiter, local: trio.SocketStream) -> None:
     from tailnet.node.tunnel import join_streams, reset_on_close
 
     async with local:
@@ -203,7 +203,7 @@ async def _forward(tunnel: "Tunnel", forward: Forward, gate: trio.CapacityLimite
             reset_on_close(local)
             return
         try:
-            remote = await tunnel.dial(forward.remote_port)
+            remote = await client.dial(forward.remote_port)
             log.debug("port %d: a connection", forward.remote_port)
             sent, received = await join_streams(local, remote)
             log.debug("port %d: a connection ended, %d bytes out, %d in", forward.remote_port, sent, received)
@@ -220,14 +220,14 @@ async def _forward(tunnel: "Tunnel", forward: Forward, gate: trio.CapacityLimite
             gate.release()
 
 
-async def _forward_udp(tunnel: "Tunnel", forward: Forward, local: "trio.socket.SocketType") -> None:
+async def _forward_udp(client: "Client", forward: Forward, local: "trio.socket.SocketType") -> None:
     """Each local program has a flow of its own, and gets the answers to what it said."""
     from tailnet.node.flows import MAX_FLOWS, Flows, idle_seconds
     from tailnet.node.udp import ConnectedUdp
 
     async def open_far(program: Program) -> ConnectedUdp:
         log.debug("UDP port %d: a flow of %s:%d", forward.remote_port, *program[:2])
-        return await tunnel.dial_udp(forward.remote_port)
+        return await client.dial_udp(forward.remote_port)
 
     async def back(program: Program, payload: bytes) -> None:
         await local.sendto(payload, program)

@@ -16,19 +16,19 @@ from typing import Final, Protocol
 import trio
 
 from derp.keys import NodePrivate, NodePublic
-from derp.map import DERPRegion
-from tailnet.client.rpc import RpcClient
-from tailnet.errors import RpcError
+from derp.map import DERPMap
+from tailnet.client.rpc import RpcCall, RpcClient
+from tailnet.coordinator.nodes import DISCO_PREFIX
+from tailnet.errors import NotAuthorised, RpcError
 from tailnet.proto import convert
 from tailnet.proto.generated import tailnet_pb2 as tailnet
+from tailnet.proto.services import COORDINATE, REFRESH_RESUME_TOKEN, STREAM_DERP_MAPS
 from tailnet.types import TAILSCALE_SERVICE_PREFIX, PeerID
 
-COORDINATE: Final = "/coder.tailnet.v2.Tailnet/Coordinate"
-STREAM_DERP_MAPS: Final = "/coder.tailnet.v2.Tailnet/StreamDERPMaps"
-REFRESH_RESUME_TOKEN: Final = "/coder.tailnet.v2.Tailnet/RefreshResumeToken"  # noqa: S105  # the name of an RPC
 AGENT_DOOR: Final = "/api/v2/workspaceagents/me/rpc?version=2.4"
 MAP_SECONDS: Final = 15.0
-DISCO_PREFIX: Final = "discokey:"
+# What a coordinator's refusal says, in whatever words around it, if this peer may not do what it asks for.
+_AUTHORISATION: Final = "authorization"
 
 PeerUpdate = tailnet.CoordinateResponse.PeerUpdate
 
@@ -67,11 +67,29 @@ def describe_node(
     )
 
 
-async def read_regions(rpc: RpcClient, *, timeout_seconds: float = MAP_SECONDS) -> dict[int, DERPRegion]:
-    """The regions of the coordinator's map, as it is now.  Raises RpcError, trio.TooSlowError."""
-    call = await rpc.open(STREAM_DERP_MAPS, tailnet.StreamDERPMapsRequest(), tailnet.DERPMap)
+async def read_map(rpc: RpcClient, *, timeout_seconds: float = MAP_SECONDS) -> DERPMap:
+    """The coordinator's map, as it is now.  Raises RpcError, trio.TooSlowError."""
     with trio.fail_after(timeout_seconds):
-        return dict(convert.derp_map(await call.receive()).regions)
+        return await (await open_maps(rpc)).receive()
+
+
+class Maps:
+    """One StreamDERPMaps call: the map as it is, then each that takes its place."""
+
+    def __init__(self, call: RpcCall[tailnet.DERPMap]) -> None:
+        self._call = call
+
+    async def receive(self) -> DERPMap:
+        """The next map.  Raises RpcError."""
+        try:
+            return convert.derp_map(await self._call.receive())
+        except trio.EndOfChannel:
+            raise RpcError("the coordinator ended the call that maps are told by") from None
+
+
+async def open_maps(rpc: RpcClient) -> Maps:
+    """Begin to follow the coordinator's map."""
+    return Maps(await rpc.open(STREAM_DERP_MAPS, tailnet.StreamDERPMapsRequest(), tailnet.DERPMap))
 
 
 class Call(Protocol):
@@ -113,11 +131,14 @@ class Coordination:
         await self._call.send(tailnet.CoordinateRequest(disconnect={}))
 
     async def receive(self) -> PeerUpdate:
-        """The next thing that happened to a peer.  Raises RpcError, and trio.EndOfChannel after an orderly end."""
+        """The next thing that happened to a peer.  Raises RpcError, NotAuthorised if it is for good."""
         while not self._updates:
-            response = await self._call.receive()
+            try:
+                response = await self._call.receive()
+            except trio.EndOfChannel:
+                raise RpcError("the coordinator ended the call that peers are told by") from None
             if response.error:
-                raise RpcError(response.error)
+                raise (NotAuthorised if _AUTHORISATION in response.error else RpcError)(response.error)
             self._updates.extend(response.peer_updates)
         return self._updates.popleft()
 
@@ -129,7 +150,14 @@ async def open_coordination(rpc: RpcClient) -> Coordination:
 
 async def own_id(rpc: RpcClient) -> PeerID:
     """Which id the coordinator gave this client.  Raises RpcError: agents are told none (code 12)."""
-    answer = await rpc.call(
-        REFRESH_RESUME_TOKEN, tailnet.RefreshResumeTokenRequest(), tailnet.RefreshResumeTokenResponse
-    )
-    return PeerID(answer.peer_id)
+    return PeerID((await _refresh(rpc)).peer_id)
+
+
+async def read_resume_token(rpc: RpcClient) -> tuple[str, float]:
+    """A token to come back with as the same peer, and seconds after which to ask for another one.  Raises RpcError."""
+    answer = await _refresh(rpc)
+    return answer.token, answer.refresh_in.ToTimedelta().total_seconds()
+
+
+async def _refresh(rpc: RpcClient) -> tailnet.RefreshResumeTokenResponse:
+    return await rpc.call(REFRESH_RESUME_TOKEN, tailnet.RefreshResumeTokenRequest(), tailnet.RefreshResumeTokenResponse)

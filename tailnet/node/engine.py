@@ -1,23 +1,21 @@
 """Runs a NodeCore: relays, UDP sockets and one timer around it, streams and UDP ports for its users.  Layer L3.
 
     relay or socket -> core.receive -> events to streams -> pump -> core.datagrams_to_send -> relay or socket
-Input comes in batches, and each ends with one `pump`, which is synchronous; whatever a stream does pumps too.  The home
-relay is kept; another region's is dialled when a peer is reached there.  Next hop: core.py, streams.py, udp.py.
+Input comes in batches, and each ends with one `pump`, which is synchronous; whatever a stream does pumps too.
+Next hop: core.py, streams.py, udp.py, relays.py.
 """
 
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
-from functools import partial
 from typing import Final
 
 import trio
 
 from derp.client.client import open_background
 from derp.client.dial import DialOptions
-from derp.client.reconnect import Connected, Disconnected, ReconnectingClient, open_reconnecting_client
-from derp.errors import DerpError
+from derp.client.reconnect import Connected, Disconnected, Heard
 from derp.keys import NodePrivate
 from derp.map import DERPRegion
 from derp.protocol.messages import PeerGone, RecvPackets
@@ -27,6 +25,7 @@ from tailnet.netstack.events import What
 from tailnet.netstack.stack import Happened, Listener, PongReceived
 from tailnet.netstack.udp import UdpPort
 from tailnet.node.core import Batch, Event, NodeCore
+from tailnet.node.relays import Relays
 from tailnet.node.streams import TunnelListener, TunnelStream
 from tailnet.node.udp import ConnectedUdp, TunnelUdp
 from tailnet.paths.core import Ponged, RelaySource, Source
@@ -34,8 +33,6 @@ from tailnet.paths.endpoint import Endpoint
 from tailnet.transport.udp import UdpSockets
 
 DIAL_SECONDS: Final = 30.0
-# Datagrams for a region whose relay is being dialled: a handshake and what follows it in the first second.
-MAX_WAITING: Final = 64
 _TOKEN_BYTES: Final = 8
 
 
@@ -52,24 +49,18 @@ class Engine:
         sockets: UdpSockets | None = None,
     ) -> None:
         self.core = core
-        self.regions = dict(regions)
-        """Those that can be dialled; replaced when the map changes."""
+        self.relays = Relays(private, regions, nursery, options, self._hear)
         self.lost_datagrams = 0
         """What a full queue or a socket did not take."""
         self.local_endpoints: tuple[Endpoint, ...] = ()
         """Of its UDP sockets; none without direct connections."""
-        self._private = private
-        self._options = options
         self._nursery = nursery
-        self._links: dict[int, ReconnectingClient] = {}
-        self._dialling: dict[int, list[tuple[bytes, bytes]]] = {}  # by region, what waits: whom it is for, a datagram
         self.sockets = sockets or UdpSockets()
         self._streams: dict[Connection, TunnelStream] = {}
         self._listeners: dict[Listener, TunnelListener] = {}
         self._udp_ports: dict[UdpPort, TunnelUdp] = {}
         self._pings: dict[bytes, trio.Event] = {}
         self._disco_pings: dict[bytes, tuple[trio.Event, list[Ponged]]] = {}
-        self._linked = trio.lowlevel.ParkingLot()
         self._wake = trio.Event()
         self._wakes_at: float | None = None
 
@@ -137,13 +128,6 @@ class Engine:
             del self._disco_pings[node_key]
         return answers[0]
 
-    async def wait_home(self, region: int) -> None:
-        """Until the relay of a region has us.  Raises trio.TooSlowError."""
-        with trio.fail_after(DIAL_SECONDS):
-            while region not in self._links:
-                await self._linked.park()
-            await self._links[region].wait_connected()
-
     def close(self) -> None:
         """End what users wait for: streams are reset, and who uses one is told."""
         for stream in list(self._streams.values()):
@@ -177,26 +161,7 @@ class Engine:
             self._send_udp(endpoint, node_key, datagrams)
             return
         assert region is not None
-        link = self._links.get(region)
-        if link is None:
-            self._send_later(region, node_key, datagrams)
-            return
-        try:
-            link.send_batch_nowait(node_key, datagrams)
-        except (trio.WouldBlock, DerpError):  # WireGuard and TCP see to it
-            self.lost_datagrams += len(datagrams)
-
-    def _send_later(self, region: int, node_key: bytes, datagrams: list[bytes]) -> None:
-        waiting = self._dialling.get(region)
-        if waiting is None:
-            if region not in self.regions:
-                self.lost_datagrams += len(datagrams)
-                return
-            waiting = self._dialling[region] = []
-            self._nursery.start_soon(self._serve_region, region)
-        kept = datagrams[: MAX_WAITING - len(waiting)]
-        waiting += [(node_key, datagram) for datagram in kept]
-        self.lost_datagrams += len(datagrams) - len(kept)
+        self.lost_datagrams += self.relays.send(region, node_key, datagrams)
 
     def _send_udp(self, endpoint: Endpoint, node_key: bytes, datagrams: list[bytes]) -> None:
         try:
@@ -248,22 +213,7 @@ class Engine:
             if stream.is_over:
                 del self._streams[connection]
 
-    async def _serve_region(self, region: int) -> None:
-        """Hold the connection to a region's relay; what waited for it leaves first."""
-        target: Callable[[], DERPRegion] = lambda: self.regions[region]  # noqa: E731  # the map may change
-        hear = partial(self._hear, region)
-        async with open_reconnecting_client(target, self._private, options=self._options, hear=hear) as client:
-            self._links[region] = client
-            self._linked.unpark_all()
-            for node_key, datagram in self._dialling.pop(region, ()):
-                self._send(Batch(None, region, node_key, [datagram]))
-            try:
-                await trio.sleep_forever()
-            finally:
-                del self._links[region]
-                self.core.paths.region_down(region)
-
-    def _hear(self, region: int, batch: Sequence[object]) -> None:
+    def _hear(self, region: int, batch: Sequence[Heard]) -> None:
         for heard in batch:
             if isinstance(heard, RecvPackets):
                 self.receive(heard.packets, RelaySource(region, heard.src))
@@ -277,13 +227,10 @@ class Engine:
 
     # --- its tasks ---
 
-    async def run(self, home: int | None) -> None:
-        """Serve until cancelled, at home in a region, or in none."""
+    async def run(self) -> None:
+        """Serve until cancelled."""
         for sock in self.sockets.all:
             self._nursery.start_soon(self.sockets.serve, sock, self.receive, self.pump)
-        if home is not None:
-            self._dialling[home] = []
-            self._nursery.start_soon(self._serve_region, home)
         while True:
             at = self._wakes_at = self.core.next_timeout()
             with trio.move_on_at(at if at is not None else float("inf")):
@@ -306,7 +253,7 @@ async def open_engine(
     is_direct: bool = True,
     options: DialOptions | None = None,
 ) -> AsyncIterator[Engine]:
-    """A running node, at home in a region."""
+    """A running node, at home in a region; with None at first in none."""
     core = NodeCore(
         private,
         disco_private or os.urandom(32),
@@ -323,7 +270,8 @@ async def open_engine(
             if is_direct:
                 engine.local_endpoints = tuple(sockets.open())
                 core.paths.set_local_endpoints(engine.local_endpoints, trio.current_time())
-            nursery.start_soon(engine.run, home)
+            engine.relays.set_home(home)
+            nursery.start_soon(engine.run)
             try:
                 yield engine
             finally:

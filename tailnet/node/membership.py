@@ -3,49 +3,53 @@ Layer L3.
 
     async with open_client(url, token, agent_id) as client:
         stream = await client.dial(22)
-    async with open_agent(url, token) as agent:
+    async with open_agent(url, token, agent_id) as agent:
         listener = agent.engine.listen(22)
 A client reaches one agent.  It waits as genuine clients do: for the agent's node, then for its word that it knows us,
-and without that word after five seconds.  Next hop: engine.py, tailnet/client.
+and without that word after five seconds.  The node, its sessions and its streams outlive the connection to the
+coordinator, which client/link.py makes anew.  Rules: docs/node.md.  Next hop: roster.py, engine.py, tailnet/client.
 """
 
+import logging
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from ipaddress import IPv6Address
-from typing import Final, TypeAlias
+from math import inf
+from typing import Final
 
 import trio
 
 from derp.client.client import open_background
 from derp.client.dial import DialOptions
-from derp.errors import ConfigError
-from derp.keys import KEY_BYTES, NodePrivate
-from derp.map import DERPRegion
+from derp.client.reconnect import BackOff
+from derp.errors import DerpError
+from derp.keys import NodePrivate
+from derp.map import DERPMap, DERPRegion
+from derp.transport.stream import mapped_errors
 from tailnet.client.coordination import (
     AGENT_DOOR,
-    DISCO_PREFIX,
+    MAP_SECONDS,
     Coordination,
     client_door,
     describe_node,
     open_coordination,
-    read_regions,
+    open_maps,
 )
-from tailnet.client.rpc import open_rpc_client
-from tailnet.errors import LocalProtocolError, RpcError, TailnetError
-from tailnet.node.core import PeerNode
+from tailnet.client.link import BACK_OFF, Link, Serve, first_error
+from tailnet.client.rpc import RpcClient
+from tailnet.errors import ConfigError
 from tailnet.node.engine import DIAL_SECONDS, Engine, open_engine
+from tailnet.node.roster import Roster
 from tailnet.node.streams import TunnelStream
 from tailnet.node.udp import ConnectedUdp
-from tailnet.paths.endpoint import parse_endpoint
-from tailnet.proto import convert
 from tailnet.proto.generated import tailnet_pb2 as tailnet
 from tailnet.types import CODER_SERVICE_PREFIX, PEER_ID_BYTES, TAILSCALE_SERVICE_PREFIX, PeerID
 
+_log = logging.getLogger("tailnet.client")
+
 # How long a client waits for the agent's word that it knows us; an older agent never gives it.
 READY_SECONDS: Final = 5.0
-
-PeerUpdate: TypeAlias = tailnet.CoordinateResponse.PeerUpdate
 
 
 def addresses_of(peer_id: PeerID) -> list[bytes]:
@@ -53,74 +57,163 @@ def addresses_of(peer_id: PeerID) -> list[bytes]:
     return [peer_id.address(prefix).packed for prefix in (TAILSCALE_SERVICE_PREFIX, CODER_SERVICE_PREFIX)]
 
 
-class Member:
-    """A node, its coordination, and whom the coordinator told it of.  Made by `open_client` and `open_agent`."""
+class Peers:
+    """Whom a coordinator told a node of.  `hear` each coordination, one after the other; `run` is a task beside it."""
 
-    def __init__(self, engine: Engine, coordination: Coordination, *, answers_ready: bool) -> None:
-        self.engine = engine
-        self._coordination = coordination
+    def __init__(self, engine: Engine, *, answers_ready: bool = False) -> None:
+        self.roster = Roster(engine.core)
+        self._engine = engine
         self._answers_ready = answers_ready
-        self._keys: dict[PeerID, bytes] = {}
-        self._ready: set[PeerID] = set()
         self._changed = trio.lowlevel.ParkingLot()
-        self.refused_updates = 0
-        """Nodes that make no sense; genuine nodes ignore them too."""
 
-    async def run(self) -> None:
-        """Take what the coordinator says, until it refuses or is lost: raises RpcError."""
-        while True:
-            try:
-                update = await self._coordination.receive()
-            except trio.EndOfChannel:
-                raise RpcError("the coordinator ended the call that peers are told by") from None
-            await self._take(update)
+    async def hear(self, coordination: Coordination) -> None:
+        """Take what the coordinator says, until it refuses or is lost: raises RpcError.  Then all are lost."""
+        try:
+            while True:
+                update = await coordination.receive()
+                is_known = self.roster.update(update, trio.current_time())
+                self._changed.unpark_all()
+                self._engine.pump()
+                if is_known and self._answers_ready:
+                    await coordination.ready(PeerID(update.id))
+        finally:
+            self.roster.lose_all(trio.current_time())
             self._changed.unpark_all()
 
-    async def _take(self, update: PeerUpdate) -> None:
-        peer_id = PeerID(update.id)
-        if update.kind == PeerUpdate.NODE:
-            node = peer_node(update.node)
-            if node is None:
-                self.refused_updates += 1
-                return
-            try:
-                self.engine.core.configure(node, trio.current_time())
-            except LocalProtocolError:  # a key that nobody can use, or our own
-                self.refused_updates += 1
-                return
-            before = self._keys.get(peer_id)
-            if before is not None and before != node.node_key:
-                self.engine.core.remove(before)
-            self._keys[peer_id] = node.node_key
-            self.engine.pump()
-            if self._answers_ready:
-                await self._coordination.ready(peer_id)
-        elif update.kind == PeerUpdate.READY_FOR_HANDSHAKE:
-            self._ready.add(peer_id)
-        elif update.kind == PeerUpdate.DISCONNECTED:
-            # LOST is no end: the peer may be reached still, and comes back with the same key.
-            key = self._keys.pop(peer_id, None)
-            self._ready.discard(peer_id)
-            if key is not None:
-                self.engine.core.remove(key)
-                self.engine.pump()
+    async def run(self) -> None:
+        """Have peers that were lost, and are silent, go."""
+        while True:
+            with trio.move_on_at(self.roster.next_timeout() or inf) as wait:
+                await self._changed.park()
+            if wait.cancelled_caught and self.roster.handle_timeout(trio.current_time()):
+                self._changed.unpark_all()
+                self._engine.pump()
 
-    async def add_tunnel(self, peer_id: PeerID) -> None:
-        """Ask for a peer."""
-        await self._coordination.add_tunnel(peer_id)
-
-    def key_of(self, peer_id: PeerID) -> bytes | None:
-        """The node key of a peer, while it is known."""
-        return self._keys.get(peer_id)
-
-    async def wait_peer(self, peer_id: PeerID) -> bytes:
+    async def wait(self, peer_id: PeerID) -> bytes:
         """The node key of a peer, once it is known and knows us."""
-        while peer_id not in self._keys:
+        while self.roster.key_of(peer_id) is None:
             await self._changed.park()
         with trio.move_on_after(READY_SECONDS):
-            while peer_id not in self._ready:
+            while not self.roster.is_ready(peer_id):
                 await self._changed.park()
-        return self._keys[peer_id]
+        while (key := self.roster.key_of(peer_id)) is None:
+            await self._changed.park()
+        return key
+
+
+class Member:
+    """A node, and what a coordinator told it of.  Made by `open_client` and `open_agent`; streams are `engine`'s."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        private: NodePrivate,
+        addresses: list[bytes],
+        link: Link,
+        *,
+        home: int | None,
+        answers_ready: bool,
+        serve: Serve | None,
+    ) -> None:
+        self.engine = engine
+        self.link = link
+        self.peers = Peers(engine, answers_ready=answers_ready)
+        self._private = private
+        self._addresses = addresses
+        self._wanted_home = home
+        self._serve_more = serve
+        self._tunnels: set[PeerID] = set()
+        self._coordination: Coordination | None = None
+        self._has_map = trio.Event()
+        self._is_announced = trio.Event()
+        self._self_changed = trio.lowlevel.ParkingLot()
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Belong to the tailnet until the coordinator refuses: raises what it said, and what goes wrong at first."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.peers.run)
+            nursery.start_soon(self._tell_started, task_status)
+            await self.link.run(self._serve)
+
+    async def add_tunnel(self, peer_id: PeerID) -> None:
+        """Ask for a peer, now and whenever the coordinator has to be asked again."""
+        self._tunnels.add(peer_id)
+        if self._coordination is not None and self._is_announced.is_set():
+            await self._coordination.add_tunnel(peer_id)
+
+    # --- one connection to the coordinator ---
+
+    async def _serve(self, rpc: RpcClient) -> None:
+        coordination = await open_coordination(rpc)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._follow_maps, rpc)
+                nursery.start_soon(self.link.keep_resume_token, rpc)
+                nursery.start_soon(self._announce, coordination)
+                if self._serve_more is not None:
+                    nursery.start_soon(self._serve_more, rpc)
+                await self.peers.hear(coordination)
+        finally:
+            self._coordination = None
+
+    async def _announce(self, coordination: Coordination) -> None:
+        """Say where we are and whom we want, and the former again whenever it changes."""
+        await self._has_map.wait()
+        if not self._is_announced.is_set():
+            # The first time others come as soon as they hear of us, and a relay hands on nothing to whom it has not.
+            assert self.engine.relays.home is not None
+            await self.engine.relays.wait_connected(self.engine.relays.home)
+        said: tailnet.Node | None = None
+        while True:
+            node = self._describe()
+            if node == said:
+                await self._self_changed.park()
+                continue
+            await coordination.announce(node)
+            if said is None:
+                self._coordination = coordination
+                for peer_id in self._tunnels:
+                    await coordination.add_tunnel(peer_id)
+                self.link.proven()
+                self._is_announced.set()
+            said = node
+
+    def _describe(self) -> tailnet.Node:
+        assert self.engine.relays.home is not None
+        return describe_node(
+            self._private.public(),
+            self.engine.core.paths.disco_key,
+            map(IPv6Address, self._addresses),
+            self.engine.relays.home,
+            self.engine.local_endpoints,
+        )
+
+    async def _follow_maps(self, rpc: RpcClient) -> None:
+        maps = await open_maps(rpc)
+        with mapped_errors(f"the coordinator's map within {MAP_SECONDS:g} s"), trio.fail_after(MAP_SECONDS):
+            self._take_map(await maps.receive())
+        while True:
+            self._take_map(await maps.receive())
+
+    def _take_map(self, derp_map: DERPMap) -> None:
+        relays = self.engine.relays
+        relays.set_map(derp_map.regions)
+        if relays.home not in usable_regions(derp_map.regions):
+            try:
+                relays.set_home(choose_home(derp_map.regions, self._wanted_home))
+            except ConfigError as error:
+                if not self._has_map.is_set():
+                    raise
+                # It is a slip of the map's, maybe of minutes; who has a session goes on.
+                _log.warning("the coordinator's new map is of no use: %s", error)
+        self._has_map.set()
+        self._self_changed.unpark_all()
+
+    # --- below ---
+
+    async def _tell_started(self, task_status: trio.TaskStatus[None]) -> None:
+        await self._is_announced.wait()
+        task_status.started()
 
 
 class Client:
@@ -130,15 +223,33 @@ class Client:
         self.member = member
         self.engine = member.engine
         self.agent_id = agent_id
-        self.node_key = node_key
+        self._node_key = node_key
         self._address = agent_id.address(TAILSCALE_SERVICE_PREFIX).packed
 
-    async def dial(self, port: int, *, timeout_seconds: float = DIAL_SECONDS) -> TunnelStream:
-        """A TCP connection to a port of the agent.  Raises OSError, trio.TooSlowError."""
-        return await self.engine.dial(self._address, port, timeout_seconds=timeout_seconds)
+    @property
+    def node_key(self) -> bytes:
+        """The agent's, as it was last heard of."""
+        self._node_key = self.member.peers.roster.key_of(self.agent_id) or self._node_key
+        return self._node_key
 
-    def dial_udp(self, port: int) -> ConnectedUdp:
-        """A UDP port of ours that talks to one of the agent's."""
+    async def dial(self, port: int, *, timeout_seconds: float = DIAL_SECONDS) -> TunnelStream:
+        """A TCP connection to a port of the agent, once it is there.  Raises OSError, trio.TooSlowError."""
+        with trio.fail_after(timeout_seconds):
+            while True:
+                node_key = await self.member.peers.wait(self.agent_id)
+                try:
+                    return await self.engine.dial(self._address, port, timeout_seconds=timeout_seconds)
+                except ConnectionRefusedError:
+                    raise
+                except ConnectionError:
+                    if self.member.peers.roster.key_of(self.agent_id) == node_key:
+                        raise
+                    # Another agent has come, or the one that was dialled has gone: the next one.
+
+    async def dial_udp(self, port: int, *, timeout_seconds: float = DIAL_SECONDS) -> ConnectedUdp:
+        """A UDP port of ours that talks to one of the agent's, once it is there.  Raises trio.TooSlowError."""
+        with trio.fail_after(timeout_seconds):
+            await self.member.peers.wait(self.agent_id)
         return self.engine.dial_udp(self._address, port)
 
     async def ping(self, *, timeout_seconds: float = 5.0) -> float:
@@ -146,40 +257,14 @@ class Client:
         return await self.engine.ping(self._address, timeout_seconds=timeout_seconds)
 
 
-def peer_node(node: tailnet.Node) -> PeerNode | None:
-    """A node as a coordinator hands it on; None if it has no home or no sound key, as genuine nodes judge."""
-    try:
-        key = convert.node_key(node.key).raw
-    except TailnetError:
-        return None
-    if not node.preferred_derp:
-        return None
-    disco = node.disco.removeprefix(DISCO_PREFIX)
-    disco_key = bytes.fromhex(disco) if len(disco) == 2 * KEY_BYTES and _is_hex(disco) else None
-    endpoints = tuple(each for text in node.endpoints if (each := parse_endpoint(text)) is not None)
-    return PeerNode(key, tuple(_addresses(node)), disco_key, endpoints, node.preferred_derp)
+def usable_regions(regions: Mapping[int, DERPRegion]) -> list[int]:
+    """Those with a relay."""
+    return [number for number, region in regions.items() if any(not node.stun_only for node in region.nodes)]
 
 
-def _addresses(node: tailnet.Node) -> list[bytes]:
-    found = []
-    for text in node.addresses:
-        host, _, bits = text.partition("/")
-        try:
-            address = IPv6Address(host).packed
-        except ValueError:
-            continue
-        if bits in ("", "128"):  # others are subnets, which nobody here may claim
-            found.append(address)
-    return found
-
-
-def _is_hex(text: str) -> bool:
-    return all(letter in "0123456789abcdefABCDEF" for letter in text)
-
-
-def choose_home(regions: dict[int, DERPRegion], home: int | None) -> int:
+def choose_home(regions: Mapping[int, DERPRegion], home: int | None) -> int:
     """A region to be at home in: the one asked for, else the coordinator's own, else the first.  Raises ConfigError."""
-    usable = [number for number, region in regions.items() if any(not node.stun_only for node in region.nodes)]
+    usable = usable_regions(regions)
     if home is not None:
         if home not in usable:
             raise ConfigError(f"the map has no relay in region {home}; it has {sorted(usable)}")
@@ -190,44 +275,35 @@ def choose_home(regions: dict[int, DERPRegion], home: int | None) -> int:
     return min(embedded or usable)
 
 
+@contextmanager
+def _bare_refusals() -> Iterator[None]:
+    """What the coordinator said last comes out as it is, without the nursery's wrapping."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        refusals, others = group.split((DerpError, trio.TooSlowError))
+        if refusals is None or others is not None:
+            raise
+        raise first_error(refusals) from None
+
+
 @asynccontextmanager
 async def _open_member(
-    url: str,
-    door: str,
-    token: str,
+    link: Link,
     addresses: list[bytes],
     *,
     home: int | None,
     is_direct: bool,
     options: DialOptions | None,
     answers_ready: bool,
+    serve: Serve | None = None,
 ) -> AsyncIterator[Member]:
     private = NodePrivate.generate()
-    async with open_rpc_client(url, door, token, options=options) as rpc:
-        regions = await read_regions(rpc)
-        chosen = choose_home(regions, home)
-        async with open_engine(
-            private,
-            addresses,
-            regions,
-            chosen,
-            is_direct=is_direct,
-            options=options,
-        ) as engine:
-            coordination = await open_coordination(rpc)
-            member = Member(engine, coordination, answers_ready=answers_ready)
+    with _bare_refusals():
+        async with open_engine(private, addresses, {}, None, is_direct=is_direct, options=options) as engine:
+            member = Member(engine, private, addresses, link, home=home, answers_ready=answers_ready, serve=serve)
             async with open_background() as nursery:
-                nursery.start_soon(member.run)
-                await engine.wait_home(chosen)
-                await coordination.announce(
-                    describe_node(
-                        private.public(),
-                        engine.core.paths.disco_key,
-                        map(IPv6Address, addresses),
-                        chosen,
-                        engine.local_endpoints,
-                    )
-                )
+                await nursery.start(member.run)
                 yield member
 
 
@@ -240,27 +316,23 @@ async def open_client(
     home: int | None = None,
     is_direct: bool = True,
     options: DialOptions | None = None,
+    back_off: BackOff = BACK_OFF,
     timeout_seconds: float = DIAL_SECONDS,
 ) -> AsyncIterator[Client]:
     """Join the tailnet of the coordinator at `url` with a user's token and reach one agent.
 
-    Raises ConnectError, RpcError or ConfigError; trio.TooSlowError when the agent is not there in time.
+    Raises ConnectError, RpcError or ConfigError, in the block too when the coordinator refuses later;
+    trio.TooSlowError when the agent is not there in time.
     """
     # As genuine clients do: an address of its own for each connection.
     address = PeerID(os.urandom(PEER_ID_BYTES)).address(TAILSCALE_SERVICE_PREFIX).packed
+    link = Link(url, client_door(agent_id), token, options=options, back_off=back_off)
     async with _open_member(
-        url,
-        client_door(agent_id),
-        token,
-        [address],
-        home=home,
-        is_direct=is_direct,
-        options=options,
-        answers_ready=False,
+        link, [address], home=home, is_direct=is_direct, options=options, answers_ready=False
     ) as member:
         await member.add_tunnel(agent_id)
         with trio.fail_after(timeout_seconds):
-            node_key = await member.wait_peer(agent_id)
+            node_key = await member.peers.wait(agent_id)
         yield Client(member, agent_id, node_key)
 
 
@@ -273,16 +345,22 @@ async def open_agent(
     home: int | None = None,
     is_direct: bool = True,
     options: DialOptions | None = None,
+    back_off: BackOff = BACK_OFF,
+    serve: Serve | None = None,
 ) -> AsyncIterator[Member]:
-    """Join as an agent, with its token; its clients reach it under the addresses of its id."""
+    """Join as an agent, with its token; its clients reach it under the addresses of its id.
+
+    `serve(rpc)` runs with each connection to the coordinator, beside the node's own calls; a DerpError ends that
+    connection, and the next one is made.  Raises as `open_client` does.
+    """
+    link = Link(url, AGENT_DOOR, token, options=options, back_off=back_off)
     async with _open_member(
-        url,
-        AGENT_DOOR,
-        token,
+        link,
         addresses_of(agent_id),
         home=home,
         is_direct=is_direct,
         options=options,
         answers_ready=True,
+        serve=serve,
     ) as member:
         yield member

@@ -42,6 +42,13 @@ def _table(service: str, *rows: tuple[str, type[Message], type[Message], RpcKind
     return {rpc.path: rpc for rpc in rpcs}
 
 
+# The paths of RPCs whose code is no entry of a table of its own.
+COORDINATE: Final = "/coder.tailnet.v2.Tailnet/Coordinate"
+STREAM_DERP_MAPS: Final = "/coder.tailnet.v2.Tailnet/StreamDERPMaps"
+REFRESH_RESUME_TOKEN: Final = "/coder.tailnet.v2.Tailnet/RefreshResumeToken"  # noqa: S105  # the name of an RPC
+POST_TELEMETRY: Final = "/coder.tailnet.v2.Tailnet/PostTelemetry"
+WORKSPACE_UPDATES: Final = "/coder.tailnet.v2.Tailnet/WorkspaceUpdates"
+
 _UNARY, _STREAM, _BIDI = RpcKind.UNARY, RpcKind.SERVER_STREAM, RpcKind.BIDI
 
 TAILNET: Final = _table(

@@ -49,6 +49,7 @@ from tailnet.coordinator.core import Coordinator
 from tailnet.coordinator.nodes import Limits
 from tailnet.errors import StoreTrouble
 from tailnet.metrics import CoordinatorReading, metrics_page
+from tailnet.proto.services import STREAM_DERP_MAPS, WORKSPACE_UPDATES
 from tailnet.rpc.yamux import SessionLimits
 from tailnet.server.embedded import (
     default_access_url,
@@ -105,8 +106,6 @@ _log = logging.getLogger("tailnet.server")
 # When every connection of the API is busy.
 _BUSY: Final = b'{"message":"This server has too many connections of its API now. Please try again."}\n'
 _BUSY_HEADERS: Final = (("Content-Type", "application/json; charset=utf-8"), ("Retry-After", "1"))
-STREAM_DERP_MAPS: Final = "/coder.tailnet.v2.Tailnet/StreamDERPMaps"
-WORKSPACE_UPDATES: Final = "/coder.tailnet.v2.Tailnet/WorkspaceUpdates"
 # What is answered in place, with a relay or without one; everything else that is no RPC is the API's.
 _IN_PLACE: Final = ("/derp", "/derp/probe", "/derp/latency-check", "/generate_204", "/bootstrap-dns")
 

@@ -28,7 +28,7 @@ from tailnet.coordinator.messages import Update
 from tailnet.coordinator.policy import ServerPolicy
 from tailnet.errors import DerpError, TailnetError
 from tailnet.node.engine import Engine, open_engine
-from tailnet.node.membership import Member, choose_home
+from tailnet.node.membership import Peers, choose_home
 from tailnet.node.streams import TunnelStream
 from tailnet.proto.coordination import decode_request, encode_error
 from tailnet.proto.generated import tailnet_pb2 as tailnet
@@ -139,17 +139,17 @@ class _Session:
 
     def __init__(self, engine: Engine, call: HubCall, coordination: Coordination, limit: int) -> None:
         self.engine = engine
-        self.member = Member(engine, coordination, answers_ready=False)
+        self.peers = Peers(engine)
         self.tunnels: OrderedDict[PeerID, _Tunnel] = OrderedDict()  # the one used last at the end
         self._call = call
-        self._coordination = coordination
+        self.coordination = coordination
         self._limit = limit
 
     async def dial(self, agent_id: PeerID, port: int) -> TunnelStream:
         """A connection to a port of an agent whose tunnel is in use."""
-        await self._coordination.add_tunnel(agent_id)  # which does nothing where there is one
+        await self.coordination.add_tunnel(agent_id)  # which does nothing where there is one
         await self._call.wait_read()
-        await self.member.wait_peer(agent_id)
+        await self.peers.wait(agent_id)
         address = agent_id.address(TAILSCALE_SERVICE_PREFIX).packed
         return await self.engine.dial(address, port, timeout_seconds=DIAL_SECONDS)
 
@@ -194,7 +194,7 @@ class _Session:
 
     async def _drop(self, agent_id: PeerID) -> None:
         del self.tunnels[agent_id]
-        await self._coordination.remove_tunnel(agent_id)
+        await self.coordination.remove_tunnel(agent_id)
 
 
 class OwnNode:
@@ -345,7 +345,7 @@ class OwnNode:
                     await coordination.announce(
                         describe_node(private.public(), engine.core.paths.disco_key, [address], home)
                     )
-                    await engine.wait_home(home)
+                    await engine.relays.wait_connected(home)
                     yield _Session(engine, call, coordination, self._max_tunnels)
                 finally:
                     call.leave()
@@ -353,18 +353,19 @@ class OwnNode:
     async def _serve(self, session: _Session) -> None:
         async with open_background() as nursery:
             nursery.start_soon(self._follow_map, session.engine)
+            nursery.start_soon(session.peers.run)
             nursery.start_soon(session.sweep, lambda peer_id: self._hub.coordinator.node_of(peer_id) is not None)
             self._session, self.trouble = session, ""
             self._changed.unpark_all()
             try:
-                await session.member.run()
+                await session.peers.hear(session.coordination)
             finally:
                 self._session = None
 
     async def _follow_map(self, engine: Engine) -> None:
         with self._maps.feed.follow() as follower:
             async for events in follower:
-                engine.regions = self._regions(events[-1].value.map.regions) or engine.regions
+                engine.relays.set_map(self._regions(events[-1].value.map.regions) or engine.relays.regions)
 
     def _regions(self, regions: Mapping[int, DERPRegion]) -> dict[int, DERPRegion]:
         own = self._own_region

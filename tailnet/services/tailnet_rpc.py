@@ -26,7 +26,7 @@ from tailnet.errors import RpcError, Unimplemented
 from tailnet.proto import convert
 from tailnet.proto.coordination import decode_request
 from tailnet.proto.generated import tailnet_pb2 as tailnet
-from tailnet.proto.services import Rpc
+from tailnet.proto.services import COORDINATE, POST_TELEMETRY, REFRESH_RESUME_TOKEN, Rpc
 from tailnet.rpc.connection import ConnectionEvent
 from tailnet.services.hub import CoordinateCall, Hub, Receiver
 from tailnet.store.rows import AgentIdentity, UserIdentity
@@ -127,7 +127,7 @@ class TailnetService:
         _log.info("x %s: %s", channel.caller.name, reason, extra=told)
 
     def _open(self, channel: Channel, call_id: int, rpc: Rpc) -> None:
-        if rpc.path == _COORDINATE:
+        if rpc.path == COORDINATE:
             for other in channel.calls.values():
                 if type(other) is CoordinateCall:
                     channel.connection.send_error(call_id, RpcError("this connection coordinates already"))
@@ -236,16 +236,16 @@ class TailnetService:
         try:
             request = rpc.request.FromString(payload)
         except DecodeError:
-            if rpc.path == _TELEMETRY:
+            if rpc.path == POST_TELEMETRY:
                 # Clients in use send drafts of this message, and can do nothing about an error.
                 self.telemetry_unreadable += 1
                 self._reply(channel, call_id, tailnet.TelemetryResponse())
                 return
             self._answer_error(channel, call_id, RpcError(f"not a {rpc.request.DESCRIPTOR.name}"))
             return
-        if rpc.path == _REFRESH:
+        if rpc.path == REFRESH_RESUME_TOKEN:
             self._refresh_token(channel, call_id)
-        elif rpc.path == _TELEMETRY:
+        elif rpc.path == POST_TELEMETRY:
             assert isinstance(request, tailnet.TelemetryRequest)
             self.telemetry_events += len(request.events)
             self._reply(channel, call_id, tailnet.TelemetryResponse())
@@ -346,8 +346,3 @@ def _said_goodbye(call: CoordinateCall) -> bool:
         return call.deciding.disconnect or any(decode_request(each).disconnect for each in call.waiting or ())
     except DecodeError:
         return False
-
-
-_COORDINATE: Final = "/coder.tailnet.v2.Tailnet/Coordinate"
-_REFRESH: Final = "/coder.tailnet.v2.Tailnet/RefreshResumeToken"
-_TELEMETRY: Final = "/coder.tailnet.v2.Tailnet/PostTelemetry"

@@ -18,6 +18,7 @@ import trio
 
 from derp.text import fit_to_show, printable
 from derp.transport.fetch import url_for_tls
+from derp.transport.http import retry_after_of
 from derp.transport.stream import reason_of
 from derp.transport.tls_client import system_context
 from tailnet.errors import TransportError
@@ -195,7 +196,7 @@ class Poster(_Opened):
             raise TransportError(f"does not answer within {self._timeout_seconds:g} s") from None
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
             raise TransportError(f"cannot be reached: {reason_of(error)}") from None
-        return Posted(response.status_code, _seconds(response.headers.get("retry-after", "")))
+        return Posted(response.status_code, retry_after_of(response.headers))
 
 
 async def _read_away(response: httpx.Response) -> None:
@@ -210,10 +211,6 @@ async def _read_away(response: httpx.Response) -> None:
             raise
     except httpx.TransportError:
         pass  # the head said what counts
-
-
-def _seconds(text: str) -> float | None:
-    return float(text) if text.isascii() and text.isdecimal() and len(text) < 10 else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -209,7 +209,7 @@ async def open_pair(binary: Path, port: int, certificate: Path, *, is_direct: bo
             ) as engine,
         ):
             assert isinstance(engine.sockets, CutSockets)
-            await engine.wait_home(REGION)
+            await engine.relays.wait_connected(REGION)
             known = PeerNode(node.public, (THERE,), node.disco, (), REGION)
             engine.core.configure(known, trio.current_time())
             await node.meet(public_of(disco))

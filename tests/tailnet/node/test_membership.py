@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-from typing import Any
 
 import pytest
 import trio
@@ -12,9 +11,7 @@ from derp.keys import NodePrivate
 from derp.map import DERPNode, DERPRegion
 from tailnet.client.coordination import client_door, make_node, open_coordination, own_id
 from tailnet.client.rpc import open_rpc_client
-from tailnet.node.membership import Client, choose_home, open_agent, open_client, peer_node
-from tailnet.proto import convert
-from tailnet.proto.generated import tailnet_pb2 as tailnet
+from tailnet.node.membership import Client, choose_home, open_agent, open_client
 from tailnet.server.server import CoordinatorServer
 from tests.support.seeds import agent_token, peer_id, user_token
 from tests.tailnet.client.test_rpc import url_of
@@ -88,7 +85,7 @@ async def test_a_client_with_a_key_of_no_use_ends_no_agent(server: CoordinatorSe
             await coordination.announce(node)
             async with open_client(url, user_token("alice"), MAIN, is_direct=False) as client:
                 assert await client.ping() > 0
-            assert agent.refused_updates == 1
+            assert agent.peers.roster.refused_count == 1
 
 
 async def test_an_agent_that_is_not_there(server: CoordinatorServer) -> None:
@@ -101,42 +98,6 @@ async def test_who_may_not_reach_it_is_told(server: CoordinatorServer) -> None:
     with trio.fail_after(PATIENCE_SECONDS), pytest.raises(ConnectError):
         async with open_client(url_of(server), user_token("bob"), MAIN):
             pass
-
-
-def a_node(**changes: Any) -> tailnet.Node:
-    private = NodePrivate.generate()
-    return tailnet.Node(
-        **{
-            "key": convert.node_key_bytes(private.public()),
-            "disco": "discokey:" + "ab" * 32,
-            "preferred_derp": 7,
-            "addresses": ["fd7a:115c:a1e0::1/128"],
-            "endpoints": ["192.0.2.1:5"],
-            **changes,
-        }
-    )
-
-
-@pytest.mark.parametrize("changes", [{"preferred_derp": 0}, {"key": b""}, {"key": b"np" + b"x" * 31}])
-def test_nodes_of_no_use_are_ignored(changes: dict[str, Any]) -> None:
-    assert peer_node(a_node(**changes)) is None
-
-
-@pytest.mark.parametrize(
-    ("changes", "attribute", "expected"),
-    [
-        ({}, "disco_key", b"\xab" * 32),
-        ({"disco": "discokey:zz" + "ab" * 31}, "disco_key", None),
-        ({"disco": ""}, "disco_key", None),
-        ({"endpoints": ["192.0.2.1:5", "nonsense", "127.3.3.40:1", "[2001:db8::1]:6"]}, "endpoints", 2),
-        ({"addresses": ["fd7a:115c:a1e0::/48", "::/0", "10.0.0.1/32", "x", "fd7a:115c:a1e0::2"]}, "addresses", 1),
-    ],
-)
-def test_what_is_taken_of_a_node(changes: dict[str, Any], attribute: str, expected: object) -> None:
-    node = peer_node(a_node(**changes))
-    assert node is not None
-    taken = getattr(node, attribute)
-    assert (len(taken) if isinstance(expected, int) else taken) == expected
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,259 @@
+"""A node lives on: its streams, its peers and its place outlast the coordinator, the relay, and both."""
+
+import json
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from derp.client.reconnect import BackOff
+from derp.config import RelayConfig
+from derp.errors import UpgradeRefused
+from derp.keys import NodePrivate
+from derp.map import DERPMap
+from derp.server.server import serve_relay
+from tailnet.config import CoordinatorConfig
+from tailnet.node.membership import Client, Member, open_agent, open_client
+from tailnet.node.streams import TunnelStream
+from tailnet.server.server import serve_coordinator
+from tests.support.inprocess import map_of, node_of
+from tests.support.seeds import agent_token, peer_id, user_token
+from tests.support.tailnet_driver import wait_for
+
+MAIN = peer_id("main")
+ECHO_PORT = 7
+PATIENCE_SECONDS = 120
+REGION = 901
+AT_ONCE = BackOff(first_seconds=0.05, limit_seconds=0.05)
+DIRECT = pytest.mark.parametrize("is_direct", [False, True], ids=["relay", "direct"])
+Start = Callable[[int], Callable[..., Awaitable[Any]]]
+
+
+class Place:
+    """A server that can be ended and comes back at its port."""
+
+    def __init__(self, nursery: trio.Nursery, serve: Callable[..., Awaitable[Any]], make: Callable[[int], Any]) -> None:
+        self._nursery = nursery
+        self._serve = serve
+        self._make = make
+        self._end: Callable[[], None] = lambda: None
+        self._ended = trio.Event()
+        self.port = 0
+        self.server: Any = None
+
+    async def start(self) -> None:
+        self.server = await self._nursery.start(self._run, self._make(self.port))
+        self.port = self.server.listening[0].port
+
+    async def stop(self) -> None:
+        self._end()
+        await self._ended.wait()
+
+    async def _run(self, config: Any, *, task_status: trio.TaskStatus[Any]) -> None:
+        self._ended = trio.Event()
+        with trio.CancelScope() as scope:
+            self._end = scope.cancel
+            async with trio.open_nursery() as inner:
+                server = await inner.start(self._serve, config)
+                task_status.started(server)
+        self._ended.set()
+
+
+class World:
+    """A coordinator without a relay, a relay of its own, and their map."""
+
+    def __init__(self, nursery: trio.Nursery, store: str, map_path: Path) -> None:
+        key = NodePrivate.generate()
+        self.store = store
+        self.map_path = map_path
+        self.relay = Place(
+            nursery,
+            serve_relay,
+            lambda port: RelayConfig(
+                private_key=key, listen=(("127.0.0.1", port),), stun_enabled=False, drain_seconds=0.0, self_check=False
+            ),
+        )
+        self.coordinator = Place(
+            nursery,
+            serve_coordinator,
+            lambda port: CoordinatorConfig(
+                listen=(("127.0.0.1", port),),
+                stun_listen=(),
+                store=self.store,
+                derp_enabled=False,
+                derp_map=(map_path,),
+                derp_map_poll_seconds=0.1,
+                drain_seconds=0.0,
+                self_check=False,
+            ),
+        )
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.coordinator.port}"
+
+    def write_map(self, derp_map: DERPMap) -> None:
+        self.map_path.write_text(json.dumps(derp_map.to_json()))
+
+    def is_whole(self) -> bool:
+        """Whether the coordinator knows both, and the tunnel between them."""
+        now = self.coordinator.server.service.coordinator.statistics()
+        return (now.connected_peers, now.tunnels) == (2, 1)
+
+    async def restart(self, names: str) -> None:
+        places: list[Place] = [getattr(self, name) for name in names.split()]
+        for place in places:
+            await place.stop()
+        for place in places:
+            await place.start()
+
+
+@asynccontextmanager
+async def open_world(store: str, folder: Path) -> AsyncIterator[World]:
+    async with trio.open_nursery() as nursery:
+        world = World(nursery, store, folder / "map.json")
+        await world.relay.start()
+        world.write_map(map_of(node_of(world.relay.server, REGION)))
+        await world.coordinator.start()
+        yield world
+        nursery.cancel_scope.cancel()
+
+
+async def echo(stream: trio.abc.HalfCloseableStream) -> None:
+    with suppress(trio.BrokenResourceError):
+        async with stream:
+            async for part in stream:
+                await stream.send_all(part)
+            await stream.send_eof()
+
+
+@asynccontextmanager
+async def both(world: World, is_direct: bool) -> AsyncIterator[tuple[Member, Client]]:
+    """An agent that echoes, and a client of it."""
+    how: dict[str, Any] = {"is_direct": is_direct, "back_off": AT_ONCE}
+    async with (
+        open_agent(world.url, agent_token("main"), MAIN, **how) as agent,
+        trio.open_nursery() as nursery,
+        open_client(world.url, user_token("alice"), MAIN, **how) as client,
+    ):
+        nursery.start_soon(trio.serve_listeners, echo, [agent.engine.listen(ECHO_PORT)])
+        yield agent, client
+        nursery.cancel_scope.cancel()
+
+
+class Talk:
+    """Blocks that go round on one stream, each as it was sent."""
+
+    def __init__(self, stream: TunnelStream) -> None:
+        self._stream = stream
+        self._number = 0
+        self._more = trio.lowlevel.ParkingLot()
+
+    async def run(self) -> None:
+        while True:
+            block = self._number.to_bytes(4, "big") * 2048
+            await self._stream.send_all(block)
+            back = b""
+            while len(back) < len(block):
+                part = await self._stream.receive_some(len(block) - len(back))
+                assert part, "the stream ended"
+                back += part
+            assert back == block
+            self._number += 1
+            self._more.unpark_all()
+
+    async def wait_more(self, count: int = 3) -> None:
+        until = self._number + count
+        while self._number < until:
+            await self._more.park()
+
+
+@asynccontextmanager
+async def talk_to(client: Client) -> AsyncIterator[Talk]:
+    """On a stream that works."""
+    async with await client.dial(ECHO_PORT) as stream, trio.open_nursery() as nursery:
+        talk = Talk(stream)
+        nursery.start_soon(talk.run)
+        await talk.wait_more()
+        yield talk
+        nursery.cancel_scope.cancel()
+
+
+@DIRECT
+@pytest.mark.parametrize("lost", ["coordinator", "relay", "coordinator relay"])
+async def test_a_stream_goes_on(filled_url: str, tmp_path: Path, is_direct: bool, lost: str) -> None:
+    with trio.fail_after(PATIENCE_SECONDS):
+        async with open_world(filled_url, tmp_path) as world, both(world, is_direct) as (agent, client):
+            key = client.node_key
+            async with talk_to(client) as talk:
+                await world.restart(lost)
+                await talk.wait_more()
+                if "coordinator" in lost:
+                    await wait_for(lambda: agent.link.connection_count > 1 < client.member.link.connection_count)
+                    await wait_for(world.is_whole)
+                await talk.wait_more()
+                assert client.node_key == key
+                # What comes later finds its way too.
+                async with await client.dial(ECHO_PORT) as other:
+                    await other.send_all(b"!")
+                    assert await other.receive_some() == b"!"
+
+
+async def test_a_stream_goes_on_while_there_is_no_coordinator(filled_url: str, tmp_path: Path) -> None:
+    with trio.fail_after(PATIENCE_SECONDS):
+        async with (
+            open_world(filled_url, tmp_path) as world,
+            both(world, False) as (_, client),
+            talk_to(client) as talk,
+        ):
+            await world.coordinator.stop()
+            await talk.wait_more(20)
+
+
+async def test_the_client_is_the_same_peer_again(filled_url: str, tmp_path: Path) -> None:
+    with trio.fail_after(PATIENCE_SECONDS):
+        async with open_world(filled_url, tmp_path) as world, both(world, False) as (agent, client):
+            await wait_for(lambda: bool(client.member.link._resume_token))
+            before = set(agent.peers.roster._keys)
+            await world.restart("coordinator")
+            await wait_for(world.is_whole)
+            await wait_for(lambda: agent.peers.roster.next_timeout() is None)
+            assert set(agent.peers.roster._keys) == before
+            assert await client.ping() > 0
+
+
+async def test_who_is_refused_later_is_told_and_tries_no_more(
+    filled_url: str, migrated_file: Path, tmp_path: Path
+) -> None:
+    """The coordinator comes back with a store in which nobody is."""
+    empty = shutil.copy(migrated_file, tmp_path / "nobody.db")
+
+    async def belong(world: World) -> None:
+        async with open_agent(world.url, agent_token("main"), MAIN, back_off=AT_ONCE):
+            world.store = f"sqlite:///{empty}"
+            await world.restart("coordinator")
+            await trio.sleep_forever()
+
+    with trio.fail_after(PATIENCE_SECONDS):
+        async with open_world(filled_url, tmp_path) as world:
+            with pytest.raises(UpgradeRefused) as caught:
+                await belong(world)
+            assert caught.value.status == 401
+
+
+async def test_another_map_is_taken_and_a_home_that_is_gone_is_left(filled_url: str, tmp_path: Path) -> None:
+    with trio.fail_after(PATIENCE_SECONDS):
+        async with (
+            open_world(filled_url, tmp_path) as world,
+            both(world, False) as (agent, client),
+            talk_to(client) as talk,
+        ):
+            # The same relay under another number, so that only the map tells where to be.
+            world.write_map(map_of(node_of(world.relay.server, REGION + 1)))
+            await wait_for(lambda: agent.engine.relays.home == client.engine.relays.home == REGION + 1)
+            await talk.wait_more()
+            assert set(client.engine.relays.regions) == {REGION + 1}
