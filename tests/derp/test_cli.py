@@ -79,7 +79,7 @@ async def serving(*arguments: str, environ: dict[str, str] | None = None) -> Asy
         preexec_fn=_few_files,
     )
     try:
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             yield Served(process)
     finally:
         with trio.CancelScope(shield=True):
@@ -229,7 +229,7 @@ async def test_people_are_told_what_to_try_and_see_colour_on_a_terminal_only() -
         os.close(writer)
         try:
             shown = b""
-            with trio.fail_after(30):
+            with trio.fail_after(60):
                 while b"derp ping" not in shown:
                     await trio.lowlevel.wait_readable(terminal)
                     shown += terminal.read(4096)

@@ -28,7 +28,7 @@ from derp.text import fit_to_show
 
 PRIVATE = NodePrivate(b"\x11" * 32)
 PUBLIC = NodePublic(b"\x22" * 32)
-PATIENCE_SECONDS = 10.0  # a hang guard
+PATIENCE_SECONDS = 60.0  # a hang guard
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,7 @@ from derp.protocol.messages import RecvPacket, ServerInfo
 from tests.derp.server.world import Caller
 from tests.support.command import ENVIRONMENT
 
-PATIENCE_SECONDS = 30.0  # a hang guard
+PATIENCE_SECONDS = 60.0  # a hang guard
 PIPE_BYTES = 4096  # the smallest that Linux has
 CLIENTS = 60  # two lines of some 200 bytes each: five times what the pipe takes
 

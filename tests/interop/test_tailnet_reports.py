@@ -33,7 +33,7 @@ async def shown(server: Server, owner: User, agent: Agent) -> tuple[Any, Any]:
 
 async def written(server: Server, owner: User, agent: Agent) -> tuple[Any, Any]:
     """The same as soon as the store has the last of the reports: agents are answered before it."""
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         while True:
             api, page = await shown(server, owner, agent)
             has_sessions = [each["reason"] for each in page["connections"]][:1] == ["bye"]
@@ -132,7 +132,7 @@ async def test_agents_are_shown_the_banners_of_today(program: TailnetPeers, tmp_
         assert await agent.call(AGENT + "GetServiceBanner") == first
         write({"message": "Up again"})
         server.reload()
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             while await asked(agent) == [first]:
                 pass
         assert await asked(agent) == [{"enabled": True, "message": "Up again"}]

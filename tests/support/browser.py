@@ -17,7 +17,7 @@ import trio
 
 Seen = TypeVar("Seen")
 
-PATIENCE_SECONDS = 20.0  # a hang guard, never part of what is asserted
+PATIENCE_SECONDS = 60.0  # a hang guard, never part of what is asserted
 LAPTOP = (1366, 768)
 PHONE = (390, 844)
 FLAGS = (

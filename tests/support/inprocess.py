@@ -12,7 +12,7 @@ from derp.map import DERPMap, DERPNode, DERPRegion
 from derp.server.server import RelayServer, serve_relay
 
 HOST = "127.0.0.1"
-PATIENCE_SECONDS = 20.0  # a hang guard, never part of what is asserted
+PATIENCE_SECONDS = 60.0  # a hang guard, never part of what is asserted
 
 
 @asynccontextmanager

@@ -32,7 +32,7 @@ from derp.transport.http import Request, ServerHttp
 from derp.transport.websocket import WebSocketStream
 from tests.support.derp_server import ServerConnection, ServerEvent
 
-PATIENCE_SECONDS = 10.0
+PATIENCE_SECONDS = 60.0
 
 
 @dataclass(eq=False)

@@ -18,7 +18,7 @@ ABSENT = NodePrivate(b"\x09" * 32).public().raw
 @asynccontextmanager
 async def relay() -> AsyncIterator[str]:
     config = RelayConfig(NodePrivate.generate(), listen=(("127.0.0.1", 0),), stun_enabled=False)
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             server: RelayServer = await nursery.start(serve_relay, config)
             yield f"http://127.0.0.1:{server.listening[0].port}"

@@ -13,7 +13,7 @@ from derp.errors import ConfigError
 from derp.metrics import CONTENT_TYPE
 
 HOST = "127.0.0.1"
-PATIENCE_SECONDS = 20.0  # a hang guard, never part of what is asserted
+PATIENCE_SECONDS = 60.0  # a hang guard, never part of what is asserted
 
 
 @asynccontextmanager

@@ -10,7 +10,7 @@ import trio
 
 from derp.transport.hook import HookError, run_hook
 
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 60.0
 SHELL = ("/bin/sh", "-c")
 
 

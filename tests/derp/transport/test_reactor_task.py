@@ -15,7 +15,7 @@ from derp.transport.reactor import Reactor
 from tests.support.kqueue import wait_with
 from tests.support.wires import socket_pair
 
-PATIENCE_SECONDS = 20  # a hang guard
+PATIENCE_SECONDS = 60  # a hang guard
 SMALL = 4096
 
 

@@ -105,7 +105,7 @@ async def test_openssl_sees_leaf_and_meta_certificate_and_no_ticket(version: str
             await tls.send_all(b"bye")
             await tls.aclose()
 
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             listeners = await nursery.start(trio.serve_tcp, serve, 0)
             port = listeners[0].socket.getsockname()[1]

@@ -19,7 +19,7 @@ ENVIRONMENT = {"PATH": os.environ["PATH"], "TERM": "xterm-256color"}
 
 @asynccontextmanager
 async def running(script: str, height: int = 0, width: int = 0) -> AsyncIterator[Terminal]:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         terminal = await open_terminal(["/bin/sh", "-c", script], ENVIRONMENT, "/", height, width)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(terminal.run)

@@ -28,7 +28,7 @@ async def url(world: World, nursery: trio.Nursery) -> AsyncIterator[str]:
         await serve(create_app(world.services), config, shutdown_trigger=shutdown.wait, task_status=task_status)  # type: ignore[arg-type]  # Starlette's and Hypercorn's ASGI types differ in name only
 
     binds: list[str] = await nursery.start(run)
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         yield binds[0].replace("http", "ws") + "/api/v2/derp-map"
     shutdown.set()
 

@@ -166,7 +166,7 @@ async def test_it_listens_until_the_account_is_linked(linking: Linking, nursery:
     async def listen() -> None:
         found.append(await ask(linking, id="git", listen=value))
 
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with trio.open_nursery() as listeners:
             listeners.start_soon(listen)
             await _wait(lambda: len(linking.external.watch) == 1)
@@ -200,7 +200,7 @@ async def test_an_agent_that_is_deleted_while_it_listens_gets_nothing(linking: L
     async def listen() -> None:
         found.append(await ask(linking, id="git", listen=""))
 
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with trio.open_nursery() as listeners:
             listeners.start_soon(listen)
             await _wait(lambda: len(linking.external.watch) == 1)

@@ -66,7 +66,7 @@ def forget_time(asks: CallOut, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         while not condition():  # noqa: ASYNC110  # a server and a clock tell nobody
             await trio.sleep(0.01)
 
@@ -107,7 +107,7 @@ async def test_a_stampede_is_one_question(plane: ControlPlane, asks: CallOut) ->
     async def ask() -> None:
         answers.append(await status(asks))
 
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             for _ in range(1_000):
                 nursery.start_soon(ask)
@@ -127,7 +127,7 @@ async def test_who_asked_first_and_gives_up_does_not_take_the_others_along(plane
         with scope:
             answers.append(await status(asks))
 
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ask, first)
             await wait_all_tasks_blocked()
@@ -148,7 +148,7 @@ async def test_few_at_a_time_and_strangers_never_stand_before_those_who_are_know
     forget_time(asks, monkeypatch)
     plane.gate = trio.Event()
     before = len(plane.questions)
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             for number in range(4 * MAX_ASKING):
                 nursery.start_soon(status, asks, token(f"stranger {number}"))
@@ -177,7 +177,7 @@ async def test_too_many_are_turned_away_at_once(
 ) -> None:
     monkeypatch.setattr(call_out, "MAX_WAITING_NEW", 2)
     plane.gate = trio.Event()
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             for number in range(2):
                 nursery.start_soon(status, asks, token(f"{number}"))
@@ -218,7 +218,7 @@ async def test_whatever_is_no_answer_lets_nobody_in(
 ) -> None:
     """Nobody new; those known are the next test's."""
     plane.respond = lambda question: response
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         assert await status(open_asks) == 503  # not 401, which SDKs take as final
     assert end(open_asks) == {CallOutEnd(how): 1}
     [line] = [record.getMessage() for record in caplog.records if "control plane (--auth-url)" in record.getMessage()]
@@ -236,7 +236,7 @@ async def test_it_does_not_answer_in_time(
 ) -> None:
     monkeypatch.setattr(call_out, "DEADLINE_SECONDS", 0.2)
     plane.gate = trio.Event()
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         assert await status(asks) == 503
         # The next one does not wait for the same again.
         assert await status(asks, token("another")) == 503
@@ -333,7 +333,7 @@ async def test_forgetting_is_asking_anew(plane: ControlPlane, asks: CallOut) -> 
 async def test_an_answer_from_before_a_change_is_not_kept(plane: ControlPlane, asks: CallOut) -> None:
     """It was on its way when the control plane said that something changed: nobody who asks later gets it."""
     plane.gate = trio.Event()
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(asks.user, token())
             await until(lambda: bool(plane.questions))

@@ -163,7 +163,7 @@ async def test_rows_that_somebody_deleted_are_made_again(chain: CallerChain, sto
     await chain.agent("new's")
     seen = chain.changes.count
     await store.run(store.callers.delete_agent, NEW)
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         while chain.changes.count == seen or not store.callers.agent_identities([NEW]):
             await chain.agent("new's")
             await chain.user(user_token("alice"))  # so that the store is looked at

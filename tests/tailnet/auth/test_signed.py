@@ -212,7 +212,7 @@ class World:
 async def world(tmp_path: Path, nursery: trio.Nursery) -> World:
     made = World(tmp_path / "jwks.json")
     nursery.start_soon(made.signed.keys.run)
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         await made.signed.keys.changes.wait(0)
     return made
 
@@ -244,7 +244,7 @@ async def test_a_key_that_leaves_takes_its_tokens_along(world: World) -> None:
     world.path.with_suffix(".new").write_bytes(key_set(public("rsa")))
     seen = world.signed.keys.changes.count
     world.path.with_suffix(".new").rename(world.path)
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         await world.signed.keys.changes.wait(seen)
     assert await world.find(token) == "401 The token is signed with a key that is not in this server's set."
     assert isinstance(await world.find(sign(user_claims(), "rsa")), UserIdentity)

@@ -184,7 +184,7 @@ async def test_settings_are_read_again(tmp_path: Path) -> None:
         ):
             await trio.Path(path).write_text(text)
             process.send_signal(signal.SIGHUP)
-            with trio.fail_after(30):
+            with trio.fail_after(60):
                 while wanted not in said:
                     said += await process.stderr.receive_some()
         process.send_signal(signal.SIGTERM)

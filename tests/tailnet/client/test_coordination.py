@@ -29,7 +29,7 @@ def test_a_node_has_the_address_of_its_id() -> None:
 @pytest.mark.parametrize("orderly", [True, False])
 async def test_an_agent_and_a_client_meet_and_part(server: CoordinatorServer, orderly: bool) -> None:
     url = url_of(server)
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with open_rpc_client(url, AGENT_DOOR, agent_token("main")) as agent:
             at_agent = await open_coordination(agent)
             agents_node = make_node(NodePrivate.generate(), MAIN, 999)
@@ -53,7 +53,7 @@ async def test_an_agent_and_a_client_meet_and_part(server: CoordinatorServer, or
 
 
 async def test_what_the_coordinator_refuses(server: CoordinatorServer) -> None:
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with open_rpc_client(url_of(server), client_door(MAIN), user_token("alice")) as client:
             coordination = await open_coordination(client)
             await coordination.add_tunnel(peer_id("web"))

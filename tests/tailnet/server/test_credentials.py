@@ -40,7 +40,7 @@ async def test_an_instance_comes_in_and_is_sent_away(serve: Serve, tmp_path: Pat
     async with httpx.AsyncClient(base_url=url(server)) as client:
         token = (await client.post(IDENTITY, json=proof(aws))).json()["session_token"]
         assert (await client.post(IDENTITY, json={**proof(aws), "document": "{}"})).status_code == 401
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with open_peer(server, AGENT_DOOR, token) as agent:
             await trio.to_thread.run_sync(revoke_issued, server.store, "main")
             assert await agent.wait_closed() == POLICY_VIOLATION
@@ -99,7 +99,7 @@ async def test_an_account_is_linked_while_git_waits(serve: Serve, tmp_path: Path
             async with httpx.AsyncClient(base_url=url(server), timeout=30) as client:
                 found.append(await client.get(f"{ME}external-auth?match=&id=git&listen=true", headers=own))
 
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(listen)
                 while not server.reading().external_auth_waiting:

@@ -91,7 +91,7 @@ async def test_clients_see_the_same_relay_after_a_restart(serve: Serve) -> None:
     for _ in range(2):
         server = await serve()
         place = server.listening[0]
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             async with open_derp_client(f"http://{place.host}:{place.port}/derp", NodePrivate.generate()) as client:
                 keys.append(client.server_key)
             await server.drain()

@@ -62,7 +62,7 @@ async def status(server: CoordinatorServer, target: str, token: str = "") -> int
 
 
 async def until_status(server: CoordinatorServer, target: str, token: str, wanted: int) -> None:
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         while True:
             if await status(server, target, token) == wanted:
                 return
@@ -110,7 +110,7 @@ async def test_a_copy_that_lacks_the_last_changes(
         assert await theirs.next_node() == (MAIN, sent)
         # What the copy says counts, for everybody: the deleted agent is there again, the new one never was.
         await until_status(server, page, ALICE, 200)
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             while True:
                 try:
                     async with open_peer(server, AGENT_DOOR, str(token)):

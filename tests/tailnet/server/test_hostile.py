@@ -254,7 +254,7 @@ async def test_a_socket_that_nobody_reads_is_dropped(server: CoordinatorServer, 
 
 async def talk_until_overflow(server: CoordinatorServer, talker: Peer, call: Coordination) -> None:
     homes = 0
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         while not server.reading().overflows:
             homes += 1
             names = {f"{homes}-{n}": 0.1 for n in range(900)}

@@ -98,7 +98,7 @@ async def test_compression(server: CoordinatorServer, query: str, compressed: bo
     async with stream:
         await stream.send_all(("\r\n".join(head) + "\r\n\r\n").encode())
         answer = b""
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             while b"\r\n\r\n" not in answer:
                 answer += await stream.receive_some()
     assert answer.startswith(b"HTTP/1.1 101")

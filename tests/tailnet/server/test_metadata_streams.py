@@ -18,6 +18,7 @@ from tests.support.text_sockets import open_text_socket
 MAIN = peer_id("main")
 TARGET = f"/api/v2/workspaceagents/{MAIN}/watch-metadata"
 ALICE = user_token("alice")
+PING_EVENT = b"event: ping"
 
 
 class Events:
@@ -36,9 +37,11 @@ class Events:
 
     async def read(self) -> tuple[str, Any]:
         """The next event that is no ping: its type and its data.  EOFError at the end."""
-        while b"\n\n" not in self._text:
-            await self._read_chunk()
-        event, _, self._text = self._text.partition(b"\n\n")
+        event = PING_EVENT
+        while event == PING_EVENT:
+            while b"\n\n" not in self._text:
+                await self._read_chunk()
+            event, _, self._text = self._text.partition(b"\n\n")
         kind, data, *_ = event.decode().split("\n")
         assert kind.startswith("event: ")
         assert data.startswith("data: ")

@@ -23,7 +23,7 @@ from tests.support.tailnet_driver import open_connection, read_answer, wait_for
 
 Serve = Callable[..., Awaitable[CoordinatorServer]]
 ServeWith = Callable[..., Awaitable[CoordinatorServer]]
-PATIENCE_SECONDS = 30.0  # a hang guard, never part of what is asserted
+PATIENCE_SECONDS = 60.0  # a hang guard, never part of what is asserted
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ async def test_a_coordinator_is_replaced_under_its_peers(
 
 async def wait_connected(store: Store, names: list[str]) -> None:
     """What the old process wrote last may not stand: everybody is here."""
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         while await trio.to_thread.run_sync(lambda: statuses(store, names)) != {AgentStatus.CONNECTED}:  # noqa: ASYNC110
             await trio.sleep(0.1)
 

@@ -30,7 +30,7 @@ async def get(server: CoordinatorServer) -> Any:
 
 
 async def until(server: CoordinatorServer, is_so: Callable[[Any], bool]) -> Any:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         while True:
             said = await get(server)
             if is_so(said):
@@ -89,13 +89,13 @@ async def test_resume_tokens_and_the_relay_s_key_are_shared(both: tuple[Coordina
 
 async def test_each_knows_of_the_other(both: tuple[CoordinatorServer, CoordinatorServer]) -> None:
     one, other = both
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         while True:
             if one.store_watch.servers == other.store_watch.servers == 2:
                 break
             await trio.sleep(0.05)
     await one.drain()
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         while True:
             if other.store_watch.servers == 1:
                 break

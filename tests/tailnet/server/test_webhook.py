@@ -42,7 +42,7 @@ async def test_what_an_agent_does_is_told_and_kept(serve: Serve, nursery: trio.N
     await server.store.run(fill, server.store, defined_document())
     async with open_peer(server, AGENT_DOOR, agent_token("main")) as peer:
         await report(peer)
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         await receiver.wait_messages(6)
     expected = {"connected", "disconnected", "start_failed", "ready", "stats", "app_health"}
     assert set(told(receiver)) == {f"agent.{name}" for name in expected}
@@ -71,14 +71,14 @@ async def test_what_waits_survives_a_restart(filled_url: str, serve: Serve, nurs
     settings: dict[str, Any] = {"webhook": WebhookTarget(receiver.url, SECRETS)}
     server = await serve(**settings)
     async with open_peer(server, AGENT_DOOR, agent_token("main")):
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             await receiver.wait_messages(1)
     await server.drain()
     first = receiver.messages[0].headers["webhook-id"]
     receiver.messages.clear()
     receiver.respond = lambda message: answer(200)
     await serve(**settings)
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         await receiver.wait_messages(2)
     assert receiver.messages[0].headers["webhook-id"] == first
     assert told(receiver) == ["agent.connected", "agent.disconnected"]
@@ -102,6 +102,6 @@ async def test_settings_that_are_read_again(serve: Serve, nursery: trio.Nursery)
     server.reload()
     assert server.events.is_on
     async with open_peer(server, AGENT_DOOR, agent_token("main")):
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             await receiver.wait_messages(1)
     assert told(receiver)[0] == "agent.connected"

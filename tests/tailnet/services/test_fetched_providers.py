@@ -37,7 +37,7 @@ class Site:
         return [f"{each.id} {each.client_id}" for each in self.external.providers]
 
     async def until(self, is_so: Callable[[], bool]) -> None:
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while not is_so():
                 await trio.lowlevel.checkpoint()
 

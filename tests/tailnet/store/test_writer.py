@@ -76,7 +76,7 @@ async def start(database: Database, nursery: trio.Nursery, work: Any, answers: l
 
 async def test_who_waits_together_is_committed_together(database: Database, gate: Gate) -> None:
     answers: list[Any] = []
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             for number in range(MAX_GROUP + 3):
                 await start(database, nursery, insert(str(number)), answers)
@@ -89,7 +89,7 @@ async def test_who_waits_together_is_committed_together(database: Database, gate
 
 async def test_the_one_that_is_wrong_is_told_and_no_other(database: Database, gate: Gate) -> None:
     answers: list[Any] = []
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             for name in ("a", "callers", "b"):
                 await start(database, nursery, insert(name), answers)
@@ -111,7 +111,7 @@ async def test_a_store_that_is_away_is_told_to_all_at_once(
         tries.append(None)
         raise StoreError("locked", StoreTrouble.LOCKED)
 
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             for name in ("a", "b", "c"):
                 await start(database, nursery, insert(name), answers)
@@ -147,7 +147,7 @@ async def test_what_met_another_server_s_write_is_done_again(database: Database)
 
 async def test_who_gives_up_before_its_turn_takes_its_change_back(database: Database, gate: Gate) -> None:
     answers: list[Any] = []
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             async with trio.open_nursery() as impatient:
                 await start(database, impatient, insert("gone"), answers)
@@ -166,7 +166,7 @@ async def test_who_gives_up_afterwards_waits_for_the_end(database: Database) -> 
         assert finish.wait(60)
         insert("done")(connection)
 
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(database.writer.run, work)
             await trio.to_thread.run_sync(begun.wait)
@@ -178,7 +178,7 @@ async def test_who_gives_up_afterwards_waits_for_the_end(database: Database) -> 
 async def test_too_many_that_wait_are_told(database: Database, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_WAITING", 2)
     answers: list[Any] = []
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             for name in ("a", "b", "c"):
                 await start(database, nursery, insert(name), answers)
@@ -189,7 +189,7 @@ async def test_too_many_that_wait_are_told(database: Database, gate: Gate, monke
 
 async def test_closing_carries_out_what_waits(database: Database, gate: Gate) -> None:
     answers: list[Any] = []
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             await start(database, nursery, insert("last"), answers)
             nursery.start_soon(trio.to_thread.run_sync, database.writer.close)

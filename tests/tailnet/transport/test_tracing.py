@@ -90,10 +90,10 @@ async def test_spans_of_requests_and_of_the_webhook(
         await stream.send_all("\r\n".join(head).encode())
         assert (await read_answer(stream)).status == 200
     async with open_peer(server, AGENT_DOOR, agent_token("main")):
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             await hook.wait_messages(1)
     await server.drain()
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         while not {"GET /api/v2/users/{user}", "webhook"} <= spans(collector).keys():
             await collector.wait_messages(len(collector.messages) + 1)
     request, post = spans(collector)["GET /api/v2/users/{user}"], spans(collector)["webhook"]
