@@ -82,7 +82,19 @@ PLACES = {room: place for place, (room, _) in enumerate(ORDER)}
 CIRCLES_LEFT: frozenset[frozenset[str]] = frozenset()
 IMPURE = {"trio", "socket", "ssl", "time", "random", "secrets", "os", "logging", "threading", "prometheus_client"}
 # Each third-party transport library stands behind one file per package, so that it can be exchanged there.
-ONE_FILE = ("trio_websocket", "wsproto", "aioquic", "h11", "hypercorn", "acme", "httpx", "nacl", "opentelemetry")
+ONE_FILE = (
+    "trio_websocket",
+    "wsproto",
+    "aioquic",
+    "h11",
+    "hypercorn",
+    "acme",
+    "httpx",
+    "nacl",
+    "opentelemetry",
+    "asyncssh",
+    "trio_asyncio",
+)
 ONE_FILE_EXCEPT = {"nacl": {"derp/keys.py", "derp/protocol/handshake.py"}}
 MAX_FILE_LINES = 700
 MAX_FUNCTION_LINES = 80
