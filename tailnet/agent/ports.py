@@ -39,9 +39,21 @@ class Service:
 def own_services() -> dict[int, Service]:
     """By port.  Of one agent: terminals and tests outlive their connections, and are nobody else's."""
     return {
+        **_ssh_services(),
         2: Service("pty", ReconnectingPty().serve),
         3: Service("speedtest", SpeedtestServer().serve),
     }
+
+
+def _ssh_services() -> dict[int, Service]:
+    try:
+        from tailnet.agent.ssh import serve
+    except ModuleNotFoundError as missing:
+        text = "ports 1 and 22 do not answer: `%s` is missing for SSH: install tailnet-derp[agent]"
+        _log.warning(text, missing.name)
+        return {}
+    service = Service("ssh", serve)
+    return {1: service, 22: service}
 
 
 async def serve_ports(engine: Engine, context: Context, services: Mapping[int, Service]) -> None:

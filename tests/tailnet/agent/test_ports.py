@@ -1,5 +1,7 @@
 """Connections to the ports of an agent: each in a task of its own, bounded, and with an end that is counted."""
 
+import sys
+
 import pytest
 import trio
 import trio.testing
@@ -57,5 +59,18 @@ async def test_each_connection_has_its_task_and_its_end() -> None:
 
 def test_the_table() -> None:
     """Port and service, as clients know them; each agent has its own."""
-    assert {port: service.name for port, service in own_services().items()} == {2: "pty", 3: "speedtest"}
+    assert {port: service.name for port, service in own_services().items()} == {
+        1: "ssh",
+        2: "pty",
+        3: "speedtest",
+        22: "ssh",
+    }
     assert own_services()[2].serve != own_services()[2].serve
+
+
+def test_without_the_library_of_ssh(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setitem(sys.modules, "asyncssh", None)
+    for name in ("ssh", "ssh_connection"):
+        monkeypatch.delitem(sys.modules, f"tailnet.agent.{name}", raising=False)
+    assert sorted(own_services()) == [2, 3]
+    assert "`asyncssh` is missing for SSH: install tailnet-derp[agent]" in caplog.text
