@@ -20,6 +20,7 @@ from tailnet.api.authorise import authorise_agent, check_operator
 from tailnet.api.limits import CallerLimits, StrangerLimits
 from tailnet.api.middleware import exchange_of
 from tailnet.auth.callers import Callers, user_of_agent_route
+from tailnet.auth.policy import TO_TERMINALS
 from tailnet.config import CoordinatorConfig
 from tailnet.refusals import Refused
 from tailnet.services.agent_http import AgentHttp
@@ -35,6 +36,7 @@ from tailnet.services.inspection import Inspection
 from tailnet.services.instance_identity import InstanceIdentity
 from tailnet.services.logs import Logs
 from tailnet.services.overviews import Overviews
+from tailnet.services.own_node import OwnNode
 from tailnet.store.rows import AgentIdentity, Right, UserIdentity
 from tailnet.tokens import find_token, query_values
 from tailnet.transport.tracing import Tracing
@@ -68,6 +70,7 @@ class Services:
     derp_maps: DerpMaps
     inspection: Inspection
     overviews: Overviews
+    own_node: OwnNode
     health: Health
     access_url: str  # how clients reach us, also when the settings leave it open
     metrics: Callable[[], bytes]  # a page in Prometheus' text format
@@ -191,6 +194,12 @@ async def _changeable_agent(
     return await authorise_agent(callers, user, workspaceagent, Right.UPDATE, missing=refusals.forbidden)
 
 
+async def _terminal_agent(
+    asked: HTTPConnection, workspaceagent: AgentIdInPath, user: Annotated[UserIdentity, Depends(_user)]
+) -> AgentIdentity:
+    return await authorise_agent(services_of(asked).callers, user, workspaceagent, *TO_TERMINALS)
+
+
 async def _agent_of_page(
     asked: HTTPConnection, workspaceagent: AgentIdInPath, user: Annotated[UserIdentity, Depends(user_of_page)]
 ) -> AgentIdentity:
@@ -250,6 +259,7 @@ User = Annotated[UserIdentity, Depends(_user)]
 Administrator = Annotated[UserIdentity, Depends(_administrator)]
 UserOfAgentRoute = Annotated[UserIdentity, Depends(_user_of_agent_route)]
 ReadableAgent = Annotated[AgentIdentity, Depends(_readable_agent)]
+TerminalAgent = Annotated[AgentIdentity, Depends(_terminal_agent)]
 ChangeableAgent = Annotated[AgentIdentity, Depends(_changeable_agent)]
 UserOfPage = Annotated[UserIdentity, Depends(user_of_page)]
 AgentOfPage = Annotated[AgentIdentity, Depends(_agent_of_page)]

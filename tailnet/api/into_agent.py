@@ -1,6 +1,6 @@
 """What requests that reach into an agent have in common (layer L3): is it connected, and what is said when it fails.
 
-Asked by containers.py and listening_ports.py; next hops: services/agents.py, services/agent_http.py.
+Asked by containers.py, listening_ports.py and pty.py; next hops: services/agents.py, services/agent_http.py.
 """
 
 from typing import Final, TypeVar

@@ -67,7 +67,8 @@ def describe(app: FastAPI, document: Json) -> Json:
             if not operation:
                 summary = (route.endpoint.__doc__ or route.name.replace("_", " ").capitalize()).strip().split("\n")[0]
                 caller = caller_of(route.dependant)
-                operation.update(_socket(route.path, summary, caller, (), route.name))
+                queries = [(each.alias, each.field_info.description or "") for each in route.dependant.query_params]
+                operation.update(_socket(route.path, summary, caller, queries, route.name))
             operation["responses"]["101"] = _SWITCHED
     for path, summary, caller, parameters in _RPC_SOCKETS:
         name = path.replace("/api/v2/", "").replace("workspaceagents/", "")

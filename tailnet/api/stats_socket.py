@@ -5,14 +5,12 @@ Each interval the server sends `{}`; the agent answers with the JSON of a report
 with 1011; the other ends are those of api/streams.py.  Next hop: services/agent_requests.py.
 """
 
-from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final
 
 import trio
 from fastapi import APIRouter, WebSocket
 from starlette.types import Message
-from starlette.websockets import WebSocketDisconnect
 
 from tailnet import refusals
 from tailnet.api.agent_reports import Stats, note_stats
@@ -22,10 +20,10 @@ from tailnet.api.guards import CallingAgent, Services, ServicesOf, headers_of, t
 from tailnet.api.streams import (
     GOING_AWAY,
     INTERNAL_ERROR,
-    MAX_REASON_BYTES,
     POLICY_VIOLATION,
     End,
     agent_permit,
+    serve_until,
 )
 from tailnet.refusals import Refused
 from tailnet.store.rows import AgentIdentity
@@ -48,20 +46,12 @@ async def report_stats_by_socket(websocket: WebSocket, services: ServicesOf, cal
     check_origin(headers_of(websocket), services.access_url)
     permit = agent_permit(services.callers, token_of(websocket))
     await websocket.accept()
-    try:
-        async with trio.open_nursery() as nursery:
-
-            async def close_after(wait: Callable[[], Awaitable[End | None]]) -> None:
-                end = await wait()
-                if end is not None:
-                    await websocket.close(end[0], end[1].encode()[:MAX_REASON_BYTES].decode("utf-8", "ignore"))
-                nursery.cancel_scope.cancel()
-
-            nursery.start_soon(close_after, permit.wait_ended)
-            nursery.start_soon(close_after, partial(_wait_leaving, services))
-            nursery.start_soon(close_after, partial(_ask_for_reports, websocket, services, caller))
-    except* WebSocketDisconnect:
-        pass  # it left while it was asked
+    await serve_until(
+        websocket,
+        permit.wait_ended,
+        partial(_wait_leaving, services),
+        partial(_ask_for_reports, websocket, services, caller),
+    )
 
 
 async def _wait_leaving(services: Services) -> End:

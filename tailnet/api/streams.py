@@ -7,7 +7,7 @@ services/feed.py, services/logs.py.
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar
@@ -20,8 +20,10 @@ from starlette.websockets import WebSocketDisconnect
 from derp.log import fields
 from tailnet.api.middleware import exchange_of
 from tailnet.auth.callers import EXPIRY_SECONDS, TICK_SECONDS, Callers, Lost, OutsideToken, find_lost
+from tailnet.auth.policy import TO_READ, TO_TERMINALS
 from tailnet.errors import StoreError
 from tailnet.services.feed import Event, Feed, FollowerDropped
+from tailnet.store.rows import Right
 from tailnet.types import PeerID
 
 _log = logging.getLogger("tailnet.api")
@@ -33,6 +35,7 @@ B = TypeVar("B")
 NORMAL: Final = 1000
 GOING_AWAY: Final = 1001
 PROTOCOL_ERROR: Final = 1002
+UNSUPPORTED: Final = 1003
 POLICY_VIOLATION: Final = 1008
 INTERNAL_ERROR: Final = 1011
 # A close frame has 125 bytes, two of which are the code.
@@ -97,11 +100,23 @@ def reader_permit(callers: Callers, token: str, agent_id: PeerID) -> Permit:
     return _permit(callers, token, agent_id, is_agent=False)
 
 
-def _permit(callers: Callers, token: str, agent_id: PeerID | None = None, *, is_agent: bool) -> Permit:
+def terminal_permit(callers: Callers, token: str, agent_id: PeerID) -> Permit:
+    """As long as a user may have terminals on an agent."""
+    return _permit(callers, token, agent_id, TO_TERMINALS, is_agent=False)
+
+
+def _permit(
+    callers: Callers,
+    token: str,
+    agent_id: PeerID | None = None,
+    rights: Collection[Right] = TO_READ,
+    *,
+    is_agent: bool,
+) -> Permit:
     credential = callers.credential(token, is_agent=is_agent)
 
     async def ask() -> End | None:
-        lost = await find_lost(callers, credential, agent_id)
+        lost = await find_lost(callers, credential, agent_id, rights)
         if lost is None:
             return None
         return (NORMAL, "the agent is gone") if lost is Lost.AGENT else (POLICY_VIOLATION, WITHDRAWN)
@@ -171,7 +186,7 @@ async def send_stream(
                     is_closing = True
                     if last_message is not None and code != INTERNAL_ERROR:
                         await websocket.send_text(last_message(reason))
-                    await websocket.close(code, reason[:MAX_REASON_BYTES])
+                    await websocket.close(code, fit_reason(reason))
                     nursery.cancel_scope.cancel()
 
             nursery.start_soon(close_after, send)
@@ -182,6 +197,31 @@ async def send_stream(
             nursery.cancel_scope.cancel()
     except* WebSocketDisconnect:
         pass  # it left while a message was on its way
+
+
+async def serve_until(websocket: WebSocket, *waits: Callable[[], Awaitable[End | None]]) -> None:
+    """Have all of these run on an accepted websocket until the first is done; then say the goodbye that it gives, None
+    when the other side left.  The others are cancelled."""
+    goodbyes: list[End | None] = []
+    try:
+        async with trio.open_nursery() as nursery:
+
+            async def end_after(wait: Callable[[], Awaitable[End | None]]) -> None:
+                goodbyes.append(await wait())
+                nursery.cancel_scope.cancel()
+
+            for wait in waits:
+                nursery.start_soon(end_after, wait)
+        if goodbyes[0] is not None:
+            code, reason = goodbyes[0]
+            await websocket.close(code, fit_reason(reason))
+    except* WebSocketDisconnect:
+        pass  # it left while a message was on its way
+
+
+def fit_reason(text: str) -> str:
+    """As much of a reason as a close frame holds."""
+    return text.encode()[:MAX_REASON_BYTES].decode("utf-8", "ignore")
 
 
 async def _refuse_message() -> End:

@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol, TypeVar
 import trio
 
 from tailnet import refusals
-from tailnet.auth.policy import NO_RIGHT
+from tailnet.auth.policy import NO_RIGHT, TO_READ
 from tailnet.refusals import Refused
 from tailnet.store.rows import AgentIdentity, Right, UserIdentity
 from tailnet.tokens import PresentedToken
@@ -195,9 +195,14 @@ class Lost(Enum):
     AGENT = "agent"  # the one that he follows is gone
 
 
-async def find_lost(callers: Callers, credential: Credential, agent_id: PeerID | None = None) -> Lost | None:
-    """What whoever came in with this has lost; with `agent_id`, whether he may still read that agent.  None: nothing,
-    or nobody can say."""
+async def find_lost(
+    callers: Callers,
+    credential: Credential,
+    agent_id: PeerID | None = None,
+    rights: Collection[Right] = TO_READ,
+) -> Lost | None:
+    """What whoever came in with this has lost; with `agent_id`, whether he still has one of these rights on that agent.
+    None: nothing, or nobody can say."""
     try:
         standing = await callers.standing({credential: () if agent_id is None else (agent_id,)})
     except Refused:
@@ -206,6 +211,6 @@ async def find_lost(callers: Callers, credential: Credential, agent_id: PeerID |
         return None
     if credential not in standing.callers:
         return Lost.CREDENTIAL
-    if agent_id is None or Right.READ in standing.rights(credential, agent_id):
+    if agent_id is None or not standing.rights(credential, agent_id).isdisjoint(rights):
         return None
     return Lost.RIGHT if agent_id in standing.reached.get(credential, {}) else Lost.AGENT

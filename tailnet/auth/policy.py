@@ -14,7 +14,9 @@ EVERY_RIGHT: Final = frozenset(Right)
 NO_RIGHT: Final[frozenset[Right]] = frozenset()
 # What can be done with a workspace without entering it.
 FROM_OUTSIDE: Final = frozenset({Right.READ, Right.UPDATE})
-_READ_ONLY: Final = frozenset({Right.READ})
+# Either gives a terminal: who may log in by SSH gets nothing new by it.
+TO_TERMINALS: Final = frozenset({Right.APPLICATION_CONNECT, Right.SSH})
+TO_READ: Final = frozenset({Right.READ})
 
 
 def workspace_rights(user: UserIdentity, agent: AgentIdentity, *, admins_enter: bool = True) -> frozenset[Right]:
@@ -29,7 +31,7 @@ def workspace_rights(user: UserIdentity, agent: AgentIdentity, *, admins_enter: 
     granted = user.grants.get(agent.workspace_id, NO_RIGHT)
     if user.role is Role.ADMIN:
         return EVERY_RIGHT if admins_enter else granted | FROM_OUTSIDE
-    return granted | _READ_ONLY if user.role is Role.AUDITOR else granted
+    return granted | TO_READ if user.role is Role.AUDITOR else granted
 
 
 def shared_with(user: UserIdentity) -> Collection[UUID]:

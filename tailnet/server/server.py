@@ -424,6 +424,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             derp_maps=self.maps,
             inspection=inspection,
             overviews=self.overviews,
+            own_node=self.own_node,
             health=self.health,
             access_url=access_url,
             metrics=metrics_page(self.reading, self.relay_statistics),

@@ -4,7 +4,7 @@
 One per process.  The first dial begins it: a peer of the coordinator without a connection (`HubCall`), at home at the
 embedded relay.  Tunnels are shared by all requests and kept for a while.  It gives relays alone a try: the embedded one
 is in this process, so a direct way would spare nothing, and open UDP ports that no operator knows of.  Next hops:
-node/engine.py, hub.py; asked by agent_http.py.
+node/engine.py, hub.py; asked by agent_http.py and api/pty.py.
 """
 
 import logging

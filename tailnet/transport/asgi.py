@@ -10,7 +10,7 @@ import logging
 import re
 import socket
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from enum import Enum
 from importlib.metadata import version
 from math import inf
@@ -75,8 +75,8 @@ _TIMEOUTS: Final = {
     _Phase.BODY: (BODY_SECONDS, ApiEnd.BODY_TOO_SLOW),
 }
 _CONTINUE: Final = b"HTTP/1.1 100 "
-# A parameter of the query that counts by its presence.
-_NO_COMPRESSION: Final = re.compile(rb"[?&]no_compression(=|&|$)")
+# A parameter of the query that counts by its presence; and terminals, whose bytes come a few at a time.
+_NO_COMPRESSION: Final = re.compile(rb"[?&]no_compression(=|&|$)|^[^?]*/pty(\?|$)")
 _TOO_SLOW_BODY: Final = b'{"message":"the request took too long to come"}\n'
 _TOO_SLOW: Final = (
     b"HTTP/1.1 408 Request Timeout\r\nContent-Type: application/json; charset=utf-8\r\nConnection: close\r\n"
@@ -347,7 +347,27 @@ class _Connection(TCPServer):
     def _begin(self, scope: Any, *more: Any) -> Any:
         """Call the app; no coroutine of its own, which each stream would keep."""
         self._leavers = scope["extensions"][LEAVERS] = []
-        return self._whole_app(scope, *more)
+        return self._whole_app(scope, *more) if scope["type"] == "http" else self._serve_socket(scope, *more)
+
+    async def _serve_socket(self, scope: Any, receive: Callable[[], Awaitable[Any]], *more: Any) -> None:
+        try:
+            await self._whole_app(scope, receive, *more)
+        finally:
+            self._task_group.spawn(self._read_away, receive)
+
+    async def _read_away(self, receive: Callable[[], Awaitable[Any]]) -> None:
+        """Take what still comes on a websocket that the app has ended: Hypercorn's own last word waits for room behind
+        it, and the connection would stay for as long as its caller goes on sending."""
+        async with trio.open_nursery() as nursery:
+
+            async def read() -> None:
+                while (await receive())["type"] != "websocket.disconnect":
+                    pass
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(read)
+            await self._ending.over.wait()
+            nursery.cancel_scope.cancel()
 
     def enter(self, phase: _Phase) -> None:
         """The caller is there now."""

@@ -73,6 +73,7 @@ def make_world(store: Store, config: CoordinatorConfig | None = None) -> World:
     outbox = Outbox(store)
     sealer = Sealer([SECRETS_KEY])
     reports = AgentReports(store, outbox, clock=lambda: NOW)
+    own_node = OwnNode(Hub(cast(Coordinator[Receiver], coordinator)), MemoryHost(), maps)
     agents = Agents(store, inspection, lambda: maps.current.map, settings.inactive_seconds, lambda: NOW)
     services = Services(
         config=settings,
@@ -83,12 +84,13 @@ def make_world(store: Store, config: CoordinatorConfig | None = None) -> World:
         metadata=AgentMetadata(store, clock=lambda: NOW),
         events=Events(store, outbox, is_on=settings.keeps_events, clock=lambda: NOW),
         identity=InstanceIdentity(store, clock=lambda: NOW),
-        agent_http=AgentHttp(OwnNode(Hub(cast(Coordinator[Receiver], coordinator)), MemoryHost(), maps)),
+        agent_http=AgentHttp(own_node),
         git_keys=GitKeys(store, sealer, lambda: NOW),
         external_auth=ExternalAuth(store, sealer, ACCESS_URL, settings.external_auth, clock=lambda: NOW),
         derp_maps=maps,
         inspection=inspection,
         overviews=Overviews(agents, inspection, Why(inspection, None)),
+        own_node=own_node,
         health=Health({}, lambda: NOW),
         access_url=ACCESS_URL,
         metrics=lambda: b"tailnet_up 1\n",
