@@ -118,6 +118,11 @@ class Connection:
     def readable_bytes(self) -> int:
         return self.receiver.reassembly.waiting if self.receiver is not None else 0
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether the stack has something of it to send, or to look at."""
+        return self in self._owner.ready
+
     def _may_send(self) -> bool:
         return not self.sender.fin_queued and (
             self.state in MAY_SEND or self.state in (State.SYN_SENT, State.SYN_RECEIVED)

@@ -70,15 +70,18 @@ class TunnelStream(trio.abc.HalfCloseableStream):
         if self._is_receiving:
             raise trio.BusyResourceError("another task is receiving from this stream")
         self._is_receiving = True
+        connection = self._connection
         try:
-            await trio.lowlevel.checkpoint()
+            if connection.readable_bytes or connection.eof or connection.end is not None or self._closed:
+                await trio.lowlevel.checkpoint()  # else `park` is one: a task switch for each batch, not two
             while True:
                 self._check_open()
-                data = self._connection.receive(max_bytes or _RECEIVE_BYTES)
+                data = connection.receive(max_bytes or _RECEIVE_BYTES)
                 if data:
-                    self._pump()  # the peer may send more now
+                    if connection.is_ready:
+                        self._pump()  # the peer may send more now
                     return data
-                if self._connection.end in (None, End.CLOSED) and self._connection.eof:
+                if connection.end in (None, End.CLOSED) and connection.eof:
                     return b""
                 self._check_connected()
                 await self._changed.park()
