@@ -33,7 +33,7 @@ from derp.client.dial import Carrier, DialOptions, RelayAddress
 from derp.errors import ConnectionClosed, DerpError, LocalProtocolError, RemoteProtocolError, TransportError
 from derp.keys import MeshKey, NodePrivate
 from derp.protocol.frames import KEY_BYTES, MAX_PACKET_BYTES
-from derp.protocol.messages import Health
+from derp.protocol.messages import Health, ServerInfo
 
 _log = logging.getLogger("derp.client")
 
@@ -98,6 +98,7 @@ class Connected:
     address: RelayAddress
     carrier: Carrier
     websocket_reason: str
+    server_info: ServerInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,7 +360,16 @@ class ReconnectingClient:
             client.note_preferred(self._preferred)
         if self._is_watching:
             client.watch_conns()
-        self._hear(Connected(generation, client.server_key, client.address, client.carrier, client.websocket_reason))
+        self._hear(
+            Connected(
+                generation,
+                client.server_key,
+                client.address,
+                client.carrier,
+                client.websocket_reason,
+                client.server_info,
+            )
+        )
         self._set_status(Phase.CONNECTED, "", 0)
         why = f" because {client.websocket_reason}" if client.websocket_reason else ""
         _log.info("connected to %s by %s%s", client.address.label(), client.carrier.value, why)

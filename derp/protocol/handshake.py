@@ -157,7 +157,7 @@ def parse_client_info_json(text: bytes) -> ClientInfo:
 
 def parse_server_info_json(text: bytes) -> ServerInfo:
     """Read the JSON of a ServerInfo: what is absent is zero."""
-    version = per_second = burst = 0
+    version = per_second = burst = queue_depth = 0
     for name, value in _members(text, "ServerInfo"):
         if value is None:
             continue
@@ -167,7 +167,9 @@ def parse_server_info_json(text: bytes) -> ServerInfo:
             per_second = _int(value, "TokenBucketBytesPerSecond")
         elif name == "tokenbucketbytesburst":
             burst = _int(value, "TokenBucketBytesBurst")
-    return ServerInfo(version, per_second, burst)
+        elif name == "queuedepth":
+            queue_depth = _int(value, "QueueDepth")
+    return ServerInfo(version, per_second, burst, queue_depth)
 
 
 def _client_info_json(info: ClientInfo) -> bytes:
@@ -189,6 +191,7 @@ def _server_info_json(info: ServerInfo) -> bytes:
         "version": info.version,
         "TokenBucketBytesPerSecond": info.token_bucket_bytes_per_second,
         "TokenBucketBytesBurst": info.token_bucket_bytes_burst,
+        "QueueDepth": info.queue_depth,
     }
     return _dump({name: value for name, value in members.items() if value})
 

@@ -60,11 +60,16 @@ class ClientInfo:
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """s>c: the end of the handshake, boxed.  A token bucket of 0 bytes per second is none."""
+    """s>c: the end of the handshake, boxed.  A token bucket of 0 bytes per second is none.
+
+    queue_depth: packets that the relay keeps for a client which reads slowly.  Ours says so, in a member that others
+    pass over; 0: not said, and 32 in a genuine relay.
+    """
 
     version: int = PROTOCOL_VERSION
     token_bucket_bytes_per_second: int = 0
     token_bucket_bytes_burst: int = 0
+    queue_depth: int = 0
 
 
 @dataclass(frozen=True, slots=True)

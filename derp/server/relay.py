@@ -16,7 +16,7 @@ import trio
 
 from derp.close_reason import CloseReason
 from derp.config import RelayConfig, RelayRules
-from derp.protocol.messages import Restarting, encode
+from derp.protocol.messages import Restarting, ServerInfo, encode
 from derp.relay.clients import Client
 from derp.relay.keepalive import KeepAliveWheel
 from derp.relay.mesh import MeshPeerState
@@ -76,6 +76,7 @@ class Relay:
             Admission(config, self.verifier, known=self.key_sets),
             random_bytes=secrets.token_bytes,
             mesh_write_seconds=config.mesh_write_timeout_seconds,
+            server_info=ServerInfo(queue_depth=config.queue_depth),
         )
         self.upgrades = DerpUpgrades(self.sessions)
         self.bootstrap = BootstrapDns(config.bootstrap_dns_names, config.unpublished_bootstrap_dns_names)

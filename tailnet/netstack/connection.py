@@ -369,7 +369,8 @@ class Connection:
                 if size:
                     # In order, so it is never one piece too many.
                     receiver.receive(nxt, packet[PAYLOAD_AT:end], now, push=bool(flags & PSH))
-                    self._received(now)
+                    if self._fin_at is not None or not self.pending & _READABLE:
+                        self._received(now)
                 self._owner.ready[self] = None
                 return
         self._receive_slowly(packet, seq, ack, flags, window, end, now)
@@ -590,7 +591,7 @@ class Connection:
             self.sender.probe_window = self._keep_alive_due = False
             window = receiver.window()
             out.append(self._writer.build(self.sender.board.una - 1, receiver.reassembly.nxt, ACK, window))
-        if receiver.ack_now and (receiver.reassembly.has_gap or receiver.duplicate is not None):
+        if receiver.ack_now and (receiver.reassembly.pieces or receiver.duplicate is not None):
             self.send_ack(out, now)
 
     def send_data(self, out: list[bytes], budget: int, now: float) -> int:
@@ -619,7 +620,7 @@ class Connection:
             return
         options = b""
         if self.sender.sack:
-            blocks = receiver.reassembly.blocks() if receiver.reassembly.has_gap else []
+            blocks = receiver.reassembly.blocks() if receiver.reassembly.pieces else []
             if self._fin_at is not None:  # the FIN is here as well
                 blocks = [(start, end + (end == self._fin_at)) for start, end in blocks]
             if receiver.duplicate is not None:

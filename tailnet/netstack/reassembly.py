@@ -44,20 +44,17 @@ def _gather(chunks: deque[bytes | bytearray] | list[bytes | bytearray], chunk: b
 class Reassembly:
     """`nxt` is the next number that is missing; `waiting` is what the reader may take."""
 
-    __slots__ = ("_chunks", "_max_pieces", "_pieces", "_recent", "_starts", "nxt", "waiting")
+    __slots__ = ("_chunks", "_max_pieces", "_recent", "_starts", "nxt", "pieces", "waiting")
 
     def __init__(self, nxt: int, max_pieces: int) -> None:
         self.nxt = nxt
         self.waiting = 0
         self._chunks: deque[bytes | bytearray] = deque()
-        self._pieces: list[Piece] = []
+        self.pieces: list[Piece] = []
+        """What came ahead of a gap; empty where there is none."""
         self._starts: list[int] = []
         self._recent: list[Piece] = []  # newest first
         self._max_pieces = max_pieces
-
-    @property
-    def has_gap(self) -> bool:
-        return bool(self._pieces)
 
     def append(self, data: Packet) -> None:
         """The bytes at `nxt`, and there is no gap."""
@@ -78,7 +75,7 @@ class Reassembly:
         if start >= end:
             return True
         if start == self.nxt:
-            first = self._pieces[0].start if self._pieces else end
+            first = self.pieces[0].start if self.pieces else end
             self.append(data[: first - start] if first < end else data)
             if first < end:
                 self._take_pieces()
@@ -91,7 +88,7 @@ class Reassembly:
 
     def _add_ahead(self, start: int, end: int, data: Packet) -> bool:
         """Fill every gap between the pieces that [start, end) covers."""
-        pieces, starts = self._pieces, self._starts
+        pieces, starts = self.pieces, self._starts
         at, origin = start, start
         while at < end:
             place = bisect_right(starts, at)
@@ -129,7 +126,7 @@ class Reassembly:
         return True
 
     def _remove(self, place: int) -> None:
-        piece = self._pieces.pop(place)
+        piece = self.pieces.pop(place)
         del self._starts[place]
         if piece in self._recent:
             self._recent.remove(piece)
@@ -145,8 +142,8 @@ class Reassembly:
 
     def _take_pieces(self) -> None:
         """The gap is filled: what lies behind it is in order now."""
-        while self._pieces and self._pieces[0].start == self.nxt:
-            piece = self._pieces[0]
+        while self.pieces and self.pieces[0].start == self.nxt:
+            piece = self.pieces[0]
             self._remove(0)
             self._chunks += piece.chunks
             self.waiting += piece.end - piece.start

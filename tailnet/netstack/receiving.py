@@ -99,7 +99,7 @@ class Receiver:
     def receive(self, start: int, data: Packet, now: float, *, push: bool) -> bool:
         """A segment's bytes inside the window.  False where its pieces are too many."""
         reassembly = self.reassembly
-        if start == reassembly.nxt and not reassembly.has_gap:
+        if start == reassembly.nxt and not reassembly.pieces:
             reassembly.append(data)
             if push or reassembly.nxt - self._told >= 2 * self._mss:
                 self.ack_now = True

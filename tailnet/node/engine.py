@@ -218,7 +218,7 @@ class Engine:
             if isinstance(heard, RecvPackets):
                 self.receive(heard.packets, RelaySource(region, heard.src))
             elif isinstance(heard, Connected):
-                self.core.paths.region_up(region)
+                self.core.relay_up(region, heard.server_info.queue_depth)
             elif isinstance(heard, Disconnected):
                 self.core.paths.region_down(region)
             elif isinstance(heard, PeerGone) and (peer := self.core.paths.find(heard.key)) is not None:

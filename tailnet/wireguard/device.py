@@ -235,12 +235,12 @@ class Device:
             self._keep_fresh(peer, pair, now)
         return sealed
 
-    def open(self, datagrams: Sequence[Payload], source: bytes, now: float) -> list[tuple[Peer, list[memoryview]]]:
+    def open(self, datagrams: Sequence[Payload], source: bytes, now: float) -> list[tuple[Peer, list[bytes]]]:
         """The packets in datagrams that came one after the other from one source, by peer.
 
         `source` is any stable form of the path (address and port; region and key): cookies are bound to it.
         """
-        received: list[tuple[Peer, list[memoryview]]] = []
+        received: list[tuple[Peer, list[bytes]]] = []
         at = 0
         while at < len(datagrams):
             datagram = datagrams[at]
@@ -485,7 +485,7 @@ class Device:
         pair: Pair,
         datagrams: Sequence[Payload],
         at: int,
-        received: list[tuple[Peer, list[memoryview]]],
+        received: list[tuple[Peer, list[bytes]]],
         now: float,
     ) -> int:
         peer, data = pair.owner, pair.data

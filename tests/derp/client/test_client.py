@@ -614,6 +614,7 @@ async def test_a_batch_on_a_socket_leaves_at_once_and_what_the_kernel_does_not_t
         async with open_relay_here(tls=tls, stun_enabled=False) as relay:
             region = map_of(node_of(relay, 901)).regions[901]
             async with open_derp_client(region, BOB) as bob, open_derp_client(region, ALICE) as alice:
+                assert alice.server_info.queue_depth == relay.config.queue_depth > 0
                 alice.send_batch_nowait(BOB.public().raw, packets[:2])
                 assert (alice.statistics().packets_sent, alice._outbox_bytes) == (2, 0), "no task had its turn"
                 for _ in range(3):

@@ -269,6 +269,12 @@ def test_server_info_json_is_read_as_go_reads_it(verdict: dict[str, object]) -> 
     assert parse_server_info_json(text) == expected
 
 
+def test_the_depth_of_a_relays_queue_is_read() -> None:
+    assert parse_server_info_json(b'{"version":2,"QueueDepth":512}') == ServerInfo(queue_depth=512)
+    with pytest.raises(RemoteProtocolError, match="QueueDepth"):
+        parse_server_info_json(b'{"QueueDepth":"512"}')
+
+
 @pytest.mark.parametrize(
     "text",
     [b"[" * 200_000, b'{"x":' * 50_000, b'{"x":' + b"9" * 5000 + b"}", '{"version":2}'.encode("utf-16")],

@@ -58,7 +58,7 @@ server_messages: st.SearchStrategy[PlainMessage] = st.one_of(
 mesh_keys = keys.filter(any).map(MeshKey)
 int64 = st.integers(-(1 << 63), (1 << 63) - 1)
 client_infos = st.builds(ClientInfo, st.one_of(st.none(), mesh_keys), int64, st.booleans(), st.booleans(), texts)
-server_infos = st.builds(ServerInfo, int64, int64, int64)
+server_infos = st.builds(ServerInfo, int64, int64, int64, int64)
 
 
 def from_description(described: dict[str, Any]) -> Message:

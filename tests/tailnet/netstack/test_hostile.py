@@ -139,7 +139,7 @@ def test_pieces_of_one_byte_are_bounded(step: int) -> None:
     assert peer.stack.counters.drops[Drop.TOO_MANY_PIECES] > 0
     receiver = connection.receiver
     assert receiver is not None
-    assert len(receiver.reassembly._pieces) == peer.stack.limits.max_pieces
+    assert len(receiver.reassembly.pieces) == peer.stack.limits.max_pieces
     peer.send(1, 1, 0, bytes(1000))
     assert connection.readable_bytes >= 1000, "what is in order is taken all the same"
 

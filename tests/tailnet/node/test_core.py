@@ -10,7 +10,7 @@ from tailnet.netstack.connection import Connection
 from tailnet.netstack.events import What
 from tailnet.netstack.stack import Happened, PongReceived
 from tailnet.netstack.states import State
-from tailnet.node.core import DIRECT_SEGMENTS, Batch, Drop, Event, NodeCore, PeerNode
+from tailnet.node.core import MAX_BURST_SEGMENTS, Batch, Drop, Event, NodeCore, PeerNode
 from tailnet.paths.core import Ponged, RelaySource
 from tailnet.paths.endpoint import Endpoint
 from tailnet.wireguard.counters import Drop as DeviceDrop
@@ -127,10 +127,15 @@ def test_a_disco_ping_is_answered_by_the_way_it_took() -> None:
     assert (ponged.endpoint, ponged.region) == (None, REGION)
 
 
-@pytest.mark.parametrize("is_direct", [False, True])
-def test_a_relay_is_sent_less_at_once_than_a_direct_way(is_direct: bool) -> None:
-    """Half of what a relay holds for a receiver; directly as many as make calls cheap."""
+@pytest.mark.parametrize(
+    ("is_direct", "queue_depth", "most"),
+    [(True, 0, MAX_BURST_SEGMENTS), (False, 0, 16), (False, -1, 16), (False, 64, 32), (False, 1 << 40, 98)],
+)
+def test_a_relay_is_sent_at_once_half_of_its_queue_and_a_direct_way_as_many_as_make_calls_cheap(
+    is_direct: bool, queue_depth: int, most: int
+) -> None:
     link = Link(is_direct=is_direct)
+    link.a.core.relay_up(REGION, queue_depth)
     link.b.core.stack.listen(80)
     connection = link.a.core.stack.connect(link.b.addresses[0], 80)
     peer = link.a.core.paths.find(link.b.key)
@@ -144,10 +149,7 @@ def test_a_relay_is_sent_less_at_once_than_a_direct_way(is_direct: bool) -> None
         return left[0] == 0
 
     link.until(move)
-    if is_direct:
-        assert 49 < link.largest <= DIRECT_SEGMENTS + 8  # and what paths say meanwhile
-    else:
-        assert link.largest <= link.a.core.stack.limits.burst_segments + 8
+    assert most / 2 < link.largest <= most + 8  # and what paths say meanwhile
 
 
 def test_a_stream_and_its_end() -> None:

@@ -34,7 +34,7 @@ class Receiver:
 
     def __init__(self, keys: KeyPair[str]) -> None:
         self.keys = keys
-        self.opened: list[memoryview] = []
+        self.opened: list[bytes] = []
         self.drops = dict.fromkeys(Drop, 0)
 
     def open(self, *datagrams: bytes | bytearray | memoryview, at: int = 0) -> tuple[int, int]:
@@ -64,7 +64,7 @@ def test_the_genuine_packets_byte_for_byte(vector: dict[str, Any]) -> None:
     for sent in vector["packets"][2:]:
         wire, inside = bytes.fromhex(sent["bytes"]), next(plain)
         receiver = pairs["responder" if sent["from"] == "initiator" else "initiator"]
-        opened: list[memoryview] = []
+        opened: list[bytes] = []
         source = inside[8:24]
         assert receiver.open([wire], 0, {source: receiver.owner}, opened, drops) == (1, 1)
         assert [bytes(each) for each in opened] == ([inside] if inside else [])
