@@ -9,7 +9,8 @@ Used by cli_netcheck.py and by node libraries that look for a home.
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Any, Final
@@ -63,10 +64,19 @@ class NetcheckOptions:
 
 
 class Netcheck:
-    """Netchecks one after the other, with the memory that keeps the home from flapping."""
+    """Netchecks one after the other, with the memory that keeps the home from flapping.
 
-    def __init__(self, options: NetcheckOptions | None = None) -> None:
+    `open_stun`: what STUN goes by, for nodes that want to know how others see the sockets that they have.
+    """
+
+    def __init__(
+        self,
+        options: NetcheckOptions | None = None,
+        *,
+        open_stun: Callable[[], AbstractAsyncContextManager[StunClient]] = open_stun,
+    ) -> None:
         self._options = options or NetcheckOptions()
+        self._open_stun = open_stun
         self._history = History()
 
     async def report(self, derp_map: DERPMap, *, last_heard: LastHeard = lambda _: None) -> Report:
@@ -80,7 +90,7 @@ class Netcheck:
         found = Measurements(incremental=not is_full)
         plan = plan_stun(derp_map, last=None if is_full else self._history.last, home=home)
         with trio.move_on_after(REPORT_SECONDS):
-            async with open_stun() as stun, trio.open_nursery() as nursery:
+            async with self._open_stun() as stun, trio.open_nursery() as nursery:
                 is_reachable = trio.Event()
                 if is_full:
                     checks = portal_checks(derp_map, home)

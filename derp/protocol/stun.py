@@ -36,6 +36,11 @@ _FINGERPRINT_BYTES: Final = 8  # the whole attribute
 _IP_BYTES: Final = {1: 4, 2: 16}
 
 
+def is_stun(datagram: Payload) -> bool:
+    """Whether a datagram is STUN and no other protocol of the same socket (RFC 8489 section 5)."""
+    return len(datagram) >= _HEAD.size and datagram[0] < 0x40 and bytes(datagram[4:8]) == _COOKIE
+
+
 # --- the relay's side ---
 
 

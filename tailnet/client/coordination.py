@@ -9,7 +9,7 @@ What nodes mean: the schema in tailnet/proto/tailnet.proto.  Next hop: tailnet/s
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from ipaddress import IPv6Address
 from typing import Final, Protocol
 
@@ -53,8 +53,10 @@ def describe_node(
     addresses: Iterable[IPv6Address],
     home_region: int,
     endpoints: Iterable[object] = (),
+    latencies: Mapping[str, float] | None = None,
 ) -> tailnet.Node:
-    """What a node says of itself; `endpoints` in the text that sockets' addresses have, `1.2.3.4:5` or `[::1]:5`."""
+    """What a node says of itself; `endpoints` in the text that sockets' addresses have, `1.2.3.4:5` or `[::1]:5`,
+    `latencies` of relays in seconds, by `<region>-v4` and `<region>-v6`."""
     prefixes = [f"{address}/128" for address in addresses]
     return tailnet.Node(
         id=int.from_bytes(public.raw[:7], "big"),
@@ -64,6 +66,7 @@ def describe_node(
         addresses=prefixes,
         allowed_ips=prefixes,
         endpoints=map(str, endpoints),
+        derp_latency=latencies,
     )
 
 

@@ -9,16 +9,18 @@ import os
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
-from typing import Final
+from typing import Any, Final
 
 import trio
 
 from derp.client.client import open_background
 from derp.client.dial import DialOptions
 from derp.client.reconnect import Connected, Disconnected, Heard
+from derp.client.stun import StunClient
 from derp.keys import NodePrivate
 from derp.map import DERPRegion
 from derp.protocol.messages import PeerGone, RecvPackets
+from derp.protocol.stun import is_stun
 from tailnet.errors import LocalProtocolError
 from tailnet.netstack.connection import Connection
 from tailnet.netstack.events import What
@@ -56,6 +58,8 @@ class Engine:
         """Of its UDP sockets; none without direct connections."""
         self._nursery = nursery
         self.sockets = sockets or UdpSockets()
+        self.stun = StunClient(self._send_stun)
+        """Asks how others see our UDP sockets."""
         self._streams: dict[Connection, TunnelStream] = {}
         self._listeners: dict[Listener, TunnelListener] = {}
         self._udp_ports: dict[UdpPort, TunnelUdp] = {}
@@ -172,7 +176,18 @@ class Engine:
             if peer is not None:
                 self.core.paths.send_failed(peer, endpoint, trio.current_time())
 
+    def _send_stun(self, family: int, datagram: bytes, address: tuple[Any, ...]) -> None:
+        self.sockets.send(Endpoint(*address[:2]), [datagram])
+
     # --- in ---
+
+    def _receive_udp(self, datagrams: list[bytes], source: Endpoint) -> None:
+        # Who answers STUN is no peer, so the first datagram tells what all of a source are.
+        if is_stun(datagrams[0]):
+            for datagram in datagrams:
+                self.stun.receive(datagram)
+        else:
+            self.receive(datagrams, source)
 
     def receive(self, datagrams: Sequence[bytes | memoryview], source: Source) -> None:
         """Datagrams of one source; call `pump` after the batch."""
@@ -230,7 +245,7 @@ class Engine:
     async def run(self) -> None:
         """Serve until cancelled."""
         for sock in self.sockets.all:
-            self._nursery.start_soon(self.sockets.serve, sock, self.receive, self.pump)
+            self._nursery.start_soon(self.sockets.serve, sock, self._receive_udp, self.pump)
         while True:
             at = self._wakes_at = self.core.next_timeout()
             with trio.move_on_at(at if at is not None else float("inf")):

@@ -12,7 +12,7 @@ coordinator, which client/link.py makes anew.  Rules: docs/node.md.  Next hop: r
 
 import logging
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from ipaddress import IPv6Address
 from math import inf
@@ -25,7 +25,7 @@ from derp.client.dial import DialOptions
 from derp.client.reconnect import BackOff
 from derp.errors import DerpError
 from derp.keys import NodePrivate
-from derp.map import DERPMap, DERPRegion
+from derp.map import DERPMap
 from derp.transport.stream import mapped_errors
 from tailnet.client.coordination import (
     AGENT_DOOR,
@@ -38,8 +38,8 @@ from tailnet.client.coordination import (
 )
 from tailnet.client.link import BACK_OFF, Link, Serve, first_error
 from tailnet.client.rpc import RpcClient
-from tailnet.errors import ConfigError
 from tailnet.node.engine import DIAL_SECONDS, Engine, open_engine
+from tailnet.node.place import Place
 from tailnet.node.roster import Roster
 from tailnet.node.streams import TunnelStream
 from tailnet.node.udp import ConnectedUdp
@@ -112,15 +112,16 @@ class Member:
         link: Link,
         *,
         home: int | None,
+        options: DialOptions | None,
         answers_ready: bool,
         serve: Serve | None,
     ) -> None:
         self.engine = engine
         self.link = link
         self.peers = Peers(engine, answers_ready=answers_ready)
+        self.place = Place(engine, home, options, changed=self._tell_others)
         self._private = private
         self._addresses = addresses
-        self._wanted_home = home
         self._serve_more = serve
         self._tunnels: set[PeerID] = set()
         self._coordination: Coordination | None = None
@@ -132,6 +133,7 @@ class Member:
         """Belong to the tailnet until the coordinator refuses: raises what it said, and what goes wrong at first."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.peers.run)
+            nursery.start_soon(self.place.run)
             nursery.start_soon(self._tell_started, task_status)
             await self.link.run(self._serve)
 
@@ -159,10 +161,10 @@ class Member:
     async def _announce(self, coordination: Coordination) -> None:
         """Say where we are and whom we want, and the former again whenever it changes."""
         await self._has_map.wait()
+        await self.place.wait_home()
         if not self._is_announced.is_set():
             # The first time others come as soon as they hear of us, and a relay hands on nothing to whom it has not.
-            assert self.engine.relays.home is not None
-            await self.engine.relays.wait_connected(self.engine.relays.home)
+            await self.engine.relays.wait_home()
         said: tailnet.Node | None = None
         while True:
             node = self._describe()
@@ -179,13 +181,14 @@ class Member:
             said = node
 
     def _describe(self) -> tailnet.Node:
-        assert self.engine.relays.home is not None
+        place = self.place.describe()
         return describe_node(
             self._private.public(),
             self.engine.core.paths.disco_key,
             map(IPv6Address, self._addresses),
-            self.engine.relays.home,
-            self.engine.local_endpoints,
+            place.home,
+            place.endpoints,
+            place.latencies,
         )
 
     async def _follow_maps(self, rpc: RpcClient) -> None:
@@ -196,20 +199,13 @@ class Member:
             self._take_map(await maps.receive())
 
     def _take_map(self, derp_map: DERPMap) -> None:
-        relays = self.engine.relays
-        relays.set_map(derp_map.regions)
-        if relays.home not in usable_regions(derp_map.regions):
-            try:
-                relays.set_home(choose_home(derp_map.regions, self._wanted_home))
-            except ConfigError as error:
-                if not self._has_map.is_set():
-                    raise
-                # It is a slip of the map's, maybe of minutes; who has a session goes on.
-                _log.warning("the coordinator's new map is of no use: %s", error)
+        self.place.take_map(derp_map)
         self._has_map.set()
-        self._self_changed.unpark_all()
 
     # --- below ---
+
+    def _tell_others(self) -> None:
+        self._self_changed.unpark_all()
 
     async def _tell_started(self, task_status: trio.TaskStatus[None]) -> None:
         await self._is_announced.wait()
@@ -257,24 +253,6 @@ class Client:
         return await self.engine.ping(self._address, timeout_seconds=timeout_seconds)
 
 
-def usable_regions(regions: Mapping[int, DERPRegion]) -> list[int]:
-    """Those with a relay."""
-    return [number for number, region in regions.items() if any(not node.stun_only for node in region.nodes)]
-
-
-def choose_home(regions: Mapping[int, DERPRegion], home: int | None) -> int:
-    """A region to be at home in: the one asked for, else the coordinator's own, else the first.  Raises ConfigError."""
-    usable = usable_regions(regions)
-    if home is not None:
-        if home not in usable:
-            raise ConfigError(f"the map has no relay in region {home}; it has {sorted(usable)}")
-        return home
-    embedded = [number for number in usable if regions[number].embedded_relay]
-    if not usable:
-        raise ConfigError("the coordinator's map has no relay: nobody could reach this node")
-    return min(embedded or usable)
-
-
 @contextmanager
 def _bare_refusals() -> Iterator[None]:
     """What the coordinator said last comes out as it is, without the nursery's wrapping."""
@@ -301,7 +279,16 @@ async def _open_member(
     private = NodePrivate.generate()
     with _bare_refusals():
         async with open_engine(private, addresses, {}, None, is_direct=is_direct, options=options) as engine:
-            member = Member(engine, private, addresses, link, home=home, answers_ready=answers_ready, serve=serve)
+            member = Member(
+                engine,
+                private,
+                addresses,
+                link,
+                home=home,
+                options=options,
+                answers_ready=answers_ready,
+                serve=serve,
+            )
             async with open_background() as nursery:
                 await nursery.start(member.run)
                 yield member

@@ -74,11 +74,23 @@ class Relays:
     def set_home(self, region: int | None) -> None:
         """Keep a connection to this region's relay, whose others are idle ones from now on."""
         self.home = region
-        if region is not None and region not in self._links and region in self.regions:
-            self._begin(region)
+        if region is not None:
+            self.open(region)
+        self._changed.unpark_all()
         for number, link in self._links.items():
             if link.client is not None:
                 link.client.note_preferred(number == region)
+
+    def open(self, region: int) -> None:
+        """Dial a region's relay, if it is not, without moving there."""
+        if region not in self._links and region in self.regions:
+            self._begin(region)
+
+    def redial(self) -> None:
+        """End all connections, since our addresses are others; the home's is made anew."""
+        for region, link in list(self._links.items()):
+            self._end(region, link)
+        self.set_home(self.home)
 
     def send(self, region: int, node_key: bytes, datagrams: Sequence[bytes]) -> int:
         """Have the region's relay hand datagrams on; how many were lost here."""
@@ -112,18 +124,30 @@ class Relays:
         """Until the relay of a region has us.  Raises trio.TooSlowError."""
         with trio.fail_after(CONNECT_SECONDS):
             while (link := self._links.get(region)) is None or link.down_since is not None:
-                await self._changed.park()
+                await self.wait_change()
+
+    async def wait_home(self) -> None:
+        """Until the relay of the home, whichever that is by then, has us.  Raises trio.TooSlowError."""
+        with trio.fail_after(CONNECT_SECONDS):
+            while self.home is None or self.home not in self._links or self._links[self.home].down_since is not None:
+                await self.wait_change()
+
+    async def wait_change(self) -> None:
+        """Until a connection begins or ends, or another region is home."""
+        await self._changed.park()
 
     # --- below ---
 
     def _begin(self, region: int) -> _Link:
         link = self._links[region] = _Link(trio.current_time())
         self._nursery.start_soon(self._serve, region, link)
+        self._changed.unpark_all()
         return link
 
     def _end(self, region: int, link: _Link) -> None:
         del self._links[region]
         link.scope.cancel()
+        self._changed.unpark_all()
         self._hear(region, [Disconnected(0, "the connection is no longer wanted")])
 
     async def _serve(self, region: int, link: _Link) -> None:
@@ -149,6 +173,7 @@ class Relays:
                 self._changed.unpark_all()
             elif isinstance(heard, Disconnected):
                 link.down_since = link.heard_at
+                self._changed.unpark_all()
         self._hear(region, batch)
 
     async def _wait_idle(self, region: int, link: _Link) -> None:

@@ -337,6 +337,10 @@ class Paths:
         peer.beat_at = now + HEARTBEAT_SECONDS
         self._heartbeats.set(peer, peer.beat_at)
 
+    def is_active(self, now: float) -> bool:
+        """Whether something was sent to any peer of late."""
+        return any(self._is_active(peer, now) for peer in self._peers.values())
+
     def _is_active(self, peer: PathPeer, now: float) -> bool:
         return now - peer.routed_at <= IDLE_SECONDS and peer.disco_key is not None
 

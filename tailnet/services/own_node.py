@@ -28,7 +28,8 @@ from tailnet.coordinator.messages import Update
 from tailnet.coordinator.policy import ServerPolicy
 from tailnet.errors import DerpError, TailnetError
 from tailnet.node.engine import Engine, open_engine
-from tailnet.node.membership import Peers, choose_home
+from tailnet.node.membership import Peers
+from tailnet.node.place import choose_home
 from tailnet.node.streams import TunnelStream
 from tailnet.proto.coordination import decode_request, encode_error
 from tailnet.proto.generated import tailnet_pb2 as tailnet

@@ -11,12 +11,12 @@ import struct
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from ipaddress import ip_address
 from typing import Final
 
 import trio
 
 from tailnet.paths.endpoint import Endpoint, make_endpoint
+from tailnet.transport.interfaces import own_hosts
 
 # Larger ones are nobody's: a tunnel's have 1,312 bytes at most.
 _DATAGRAM_BYTES: Final = 2048
@@ -35,11 +35,9 @@ _MAX_GATHERED_BYTES: Final = 65535 - 20 - 8
 _BATCH: Final = 64
 # The default of 208 KiB holds a hundred packets, since the kernel counts each double; a stream has more on its way.
 _BUFFER_BYTES: Final = 4 * 1024 * 1024
-# Of each family: where to bind, and an address of the world (of documentation) that is never sent anything.
-_FAMILIES: Final = (
-    (socket.AF_INET, "0.0.0.0", "192.0.2.1"),  # a node is reached wherever its machine is
-    (socket.AF_INET6, "::", "2001:db8::1"),
-)
+_LOOPBACK: Final = "127.0.0.1"
+# A node is reached wherever its machine is.
+_FAMILIES: Final = ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::"))
 
 
 class UdpSockets:
@@ -49,9 +47,8 @@ class UdpSockets:
         self._sockets: dict[int, socket.socket] = {}
 
     def open(self) -> list[Endpoint]:
-        """Bind a port of each family that the system has; return where this machine may be reached on them."""
-        found: list[Endpoint] = []
-        for family, bind, probe in _FAMILIES:
+        """Bind a port of each family that the system has; the `endpoints`."""
+        for family, bind in _FAMILIES:
             try:
                 sock = socket.socket(family, socket.SOCK_DGRAM)
             except OSError:
@@ -70,8 +67,16 @@ class UdpSockets:
                 sock.close()
                 continue
             self._sockets[family] = sock
-            port = sock.getsockname()[1]
-            found += [each for host in _own_hosts(family, probe) if (each := make_endpoint(host, port)) is not None]
+        return self.endpoints()
+
+    def endpoints(self) -> list[Endpoint]:
+        """Where this machine may be reached now; on loopback too, for peers on the same machine."""
+        ports = {family: sock.getsockname()[1] for family, sock in self._sockets.items()}
+        found = []
+        for host in (_LOOPBACK, *own_hosts()) if ports else ():
+            port = ports.get(socket.AF_INET6 if ":" in host else socket.AF_INET, 0)
+            if (endpoint := make_endpoint(host, port)) is not None:
+                found.append(endpoint)
         return found
 
     @property
@@ -166,14 +171,3 @@ def _split(data: bytes, ancillary: list[tuple[int, int, bytes]]) -> list[bytes]:
         return [data]
     pieces = [data[at : at + size] for at in range(0, len(data), size)]
     return pieces if size <= _DATAGRAM_BYTES else [piece for piece in pieces if len(piece) <= _DATAGRAM_BYTES]
-
-
-def _own_hosts(family: int, probe: str) -> list[str]:
-    """The address from which this machine would reach the world, and loopback for peers on the same machine."""
-    hosts = ["127.0.0.1"] if family == socket.AF_INET else []
-    with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as sock:
-        sock.connect((probe, 9))  # sends nothing
-        host = str(sock.getsockname()[0])
-        if not ip_address(host).is_link_local and host not in hosts:
-            hosts.append(host)
-    return hosts

@@ -2,12 +2,11 @@
 
 import errno
 import socket
-from typing import cast
 
 import pytest
 import trio
 
-from derp.client.stun import StunClient, open_stun
+from derp.client.stun import MAX_WAITING, StunClient, open_stun
 from derp.errors import ConnectError
 from derp.netcheck.plan import StunTarget
 from derp.protocol.stun import encode_response, parse_request
@@ -87,25 +86,28 @@ async def test_a_wrong_name_is_told(target: StunTarget, words: str) -> None:
             await stun.ask(target)
 
 
-class FirewalledSocket:
-    """A socket whose datagrams a rule of the local firewall drops, as Linux tells it; or one that fails otherwise."""
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EAGAIN])
+async def test_what_does_not_leave_this_machine_counts_as_sent_and_lost(number: int) -> None:
+    """A rule of the local firewall, and a full buffer; anything else is told."""
 
-    def __init__(self, number: int) -> None:
-        self._number = number
+    def transmit(family: int, datagram: bytes, address: object) -> None:
+        raise OSError(number if family == 4 else errno.EACCES, "not now")
 
-    async def sendto(self, _datagram: bytes, _address: object) -> int:
-        raise PermissionError(self._number, "not permitted")
-
-    def close(self) -> None:
-        pass
-
-
-async def test_what_the_local_firewall_drops_counts_as_sent_and_lost() -> None:
-    client = StunClient()
-    client.close()
-    client._sockets[4] = cast("trio.socket.SocketType", FirewalledSocket(errno.EPERM))
+    client = StunClient(transmit)
     with await client.send(4, (HOST, 1)) as answers, pytest.raises(trio.WouldBlock):
         answers.receive_nowait()
-    client._sockets[4] = cast("trio.socket.SocketType", FirewalledSocket(errno.EACCES))
     with pytest.raises(ConnectError):
-        await client.send(4, (HOST, 1))
+        await client.send(6, (HOST, 1))
+
+
+async def test_requests_that_nobody_answers_are_bounded() -> None:
+    sent: list[bytes] = []
+    client = StunClient(lambda family, datagram, address: sent.append(datagram))
+    channels = [await client.send(4, (HOST, 1)) for _ in range(MAX_WAITING + 1)]
+    for datagram in sent[:2]:
+        transaction_id = parse_request(datagram)
+        assert transaction_id is not None
+        client.receive(encode_response(transaction_id, bytes((192, 0, 2, 9)), 99))
+    with pytest.raises(trio.WouldBlock):
+        channels[0].receive_nowait()
+    assert channels[1].receive_nowait().port == 99

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from derp.errors import LocalProtocolError, RemoteProtocolError
-from derp.protocol.stun import encode_request, encode_response, parse_request, parse_response
+from derp.protocol.stun import encode_request, encode_response, is_stun, parse_request, parse_response
 from tests.vectors.derp import VECTORS
 
 TRANSACTION = bytes(range(1, 13))
@@ -136,3 +136,12 @@ def test_any_datagram_is_a_request_or_nothing(tail: bytes, with_head: bool) -> N
     datagram = encode_request(TRANSACTION)[:20] + tail if with_head else tail
     if parse_request(datagram) is not None:
         assert b"tailnode" in datagram
+
+
+def test_it_is_told_from_what_else_comes_by_the_same_socket() -> None:
+    request = encode_request(bytes(12))
+    assert is_stun(request)
+    assert is_stun(encode_response(bytes(12), bytes(4), 1))
+    assert not is_stun(request[:19])
+    assert not is_stun(b"\x54" + request[1:]), "disco"
+    assert not is_stun(request[:4] + b"\0" + request[5:]), "WireGuard"

@@ -2,8 +2,9 @@
 
 import json
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,15 @@ from derp.client.reconnect import BackOff
 from derp.config import RelayConfig
 from derp.errors import UpgradeRefused
 from derp.keys import NodePrivate
-from derp.map import DERPMap
+from derp.map import DERPHomeParams, DERPMap
 from derp.server.server import serve_relay
 from tailnet.config import CoordinatorConfig
+from tailnet.node import place
 from tailnet.node.membership import Client, Member, open_agent, open_client
 from tailnet.node.streams import TunnelStream
 from tailnet.server.server import serve_coordinator
-from tests.support.inprocess import map_of, node_of
+from tests.support.inprocess import map_of, node_of, open_regions, port_of
+from tests.support.restartable import Restartable
 from tests.support.seeds import agent_token, peer_id, user_token
 from tests.support.tailnet_driver import wait_for
 
@@ -30,37 +33,6 @@ PATIENCE_SECONDS = 120
 REGION = 901
 AT_ONCE = BackOff(first_seconds=0.05, limit_seconds=0.05)
 DIRECT = pytest.mark.parametrize("is_direct", [False, True], ids=["relay", "direct"])
-Start = Callable[[int], Callable[..., Awaitable[Any]]]
-
-
-class Place:
-    """A server that can be ended and comes back at its port."""
-
-    def __init__(self, nursery: trio.Nursery, serve: Callable[..., Awaitable[Any]], make: Callable[[int], Any]) -> None:
-        self._nursery = nursery
-        self._serve = serve
-        self._make = make
-        self._end: Callable[[], None] = lambda: None
-        self._ended = trio.Event()
-        self.port = 0
-        self.server: Any = None
-
-    async def start(self) -> None:
-        self.server = await self._nursery.start(self._run, self._make(self.port))
-        self.port = self.server.listening[0].port
-
-    async def stop(self) -> None:
-        self._end()
-        await self._ended.wait()
-
-    async def _run(self, config: Any, *, task_status: trio.TaskStatus[Any]) -> None:
-        self._ended = trio.Event()
-        with trio.CancelScope() as scope:
-            self._end = scope.cancel
-            async with trio.open_nursery() as inner:
-                server = await inner.start(self._serve, config)
-                task_status.started(server)
-        self._ended.set()
 
 
 class World:
@@ -70,14 +42,14 @@ class World:
         key = NodePrivate.generate()
         self.store = store
         self.map_path = map_path
-        self.relay = Place(
+        self.relay = Restartable(
             nursery,
             serve_relay,
             lambda port: RelayConfig(
                 private_key=key, listen=(("127.0.0.1", port),), stun_enabled=False, drain_seconds=0.0, self_check=False
             ),
         )
-        self.coordinator = Place(
+        self.coordinator = Restartable(
             nursery,
             serve_coordinator,
             lambda port: CoordinatorConfig(
@@ -105,11 +77,11 @@ class World:
         return (now.connected_peers, now.tunnels) == (2, 1)
 
     async def restart(self, names: str) -> None:
-        places: list[Place] = [getattr(self, name) for name in names.split()]
-        for place in places:
-            await place.stop()
-        for place in places:
-            await place.start()
+        servers: list[Restartable] = [getattr(self, name) for name in names.split()]
+        for server in servers:
+            await server.stop()
+        for server in servers:
+            await server.start()
 
 
 @asynccontextmanager
@@ -257,3 +229,24 @@ async def test_another_map_is_taken_and_a_home_that_is_gone_is_left(filled_url: 
             await wait_for(lambda: agent.engine.relays.home == client.engine.relays.home == REGION + 1)
             await talk.wait_more()
             assert set(client.engine.relays.regions) == {REGION + 1}
+
+
+async def test_another_home_is_told_and_streams_go_on_there(
+    filled_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The relay of both nodes' home dies and does not come back."""
+    monkeypatch.setattr(place, "DEAD_SECONDS", 0.3)
+    with trio.fail_after(PATIENCE_SECONDS):
+        async with open_regions(REGION + 1, tls=False) as ((other,), _), open_world(filled_url, tmp_path) as world:
+            # The dead one is the nearest, as far as STUN tells.
+            nodes = [node_of(world.relay.server, REGION, stun_port=port_of(other, "stun")), node_of(other, REGION + 1)]
+            world.write_map(replace(map_of(*nodes), home_params=DERPHomeParams({REGION + 1: 1e6})))
+            await world.restart("coordinator")
+            async with both(world, False) as (agent, client), talk_to(client) as talk:
+                await wait_for(lambda: agent.engine.relays.home == client.engine.relays.home == REGION)
+                await world.relay.stop()
+                await wait_for(lambda: agent.engine.relays.home == client.engine.relays.home == REGION + 1)
+                await talk.wait_more()
+                peer = client.engine.core.paths.find(client.node_key)
+                assert peer is not None
+                assert peer.home_region == REGION + 1

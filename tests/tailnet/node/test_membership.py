@@ -6,15 +6,18 @@ import os
 import pytest
 import trio
 
-from derp.errors import ConfigError, ConnectError
+from derp.errors import ConnectError
 from derp.keys import NodePrivate
-from derp.map import DERPNode, DERPRegion
 from tailnet.client.coordination import client_door, make_node, open_coordination, own_id
 from tailnet.client.rpc import open_rpc_client
-from tailnet.node.membership import Client, choose_home, open_agent, open_client
+from tailnet.coordinator.explain import last_node
+from tailnet.node.membership import Client, open_agent, open_client
 from tailnet.server.server import CoordinatorServer
+from tailnet.services.agents import Latency, measured_latencies
 from tests.support.seeds import agent_token, peer_id, user_token
+from tests.support.tailnet_driver import wait_for
 from tests.tailnet.client.test_rpc import url_of
+from tests.tailnet.conftest import Serve
 
 MAIN = peer_id("main")
 PATIENCE_SECONDS = 60
@@ -100,27 +103,14 @@ async def test_who_may_not_reach_it_is_told(server: CoordinatorServer) -> None:
             pass
 
 
-@pytest.mark.parametrize(
-    ("regions", "home", "chosen"),
-    [
-        ({1: (False, False), 2: (True, False)}, None, 2),
-        ({1: (False, True), 2: (False, False), 3: (False, False)}, None, 2),
-        ({1: (False, False), 2: (True, False)}, 1, 1),
-        ({1: (False, True)}, None, None),
-        ({1: (False, False)}, 9, None),
-    ],
-)
-def test_a_home(regions: dict[int, tuple[bool, bool]], home: int | None, chosen: int | None) -> None:
-    made = {
-        number: DERPRegion(
-            number,
-            embedded_relay=embedded,
-            nodes=(DERPNode(f"{number}a", number, "relay.example", stun_only=stun_only),),
-        )
-        for number, (embedded, stun_only) in regions.items()
-    }
-    if chosen is None:
-        with pytest.raises(ConfigError, match="relay"):
-            choose_home(made, home)
-    else:
-        assert choose_home(made, home) == chosen
+async def test_the_coordinator_s_views_have_how_far_an_agent_s_relays_are(serve: Serve) -> None:
+    server = await serve(stun_listen=(("127.0.0.1", 0),))
+    with trio.fail_after(PATIENCE_SECONDS):
+        async with open_agent(url_of(server), agent_token("main"), MAIN):
+
+            def latencies() -> dict[str, Latency]:
+                return measured_latencies(last_node(server.coordinator, MAIN), server.maps.current.map)
+
+            (latency,) = (await wait_for(latencies)).values()
+            assert latency.preferred
+            assert 0 < latency.seconds < PATIENCE_SECONDS
