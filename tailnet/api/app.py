@@ -25,6 +25,7 @@ from tailnet.api import (
     buildinfo,
     connection,
     containers,
+    containers_watch,
     debug,
     derp_map,
     docs,
@@ -75,7 +76,18 @@ def create_app(services: Services) -> FastAPI:
     app.state.services = services
     # An agent's own resource after those whose fixed name could be taken for its id.
     of_me = agent_reports, stats_socket, agent_manifest, git_keys, external_auth_agents
-    of_agents = instance_identity, connection, *of_me, agents, logs, metadata, listening_ports, containers, pty
+    of_agents = (
+        instance_identity,
+        connection,
+        *of_me,
+        agents,
+        logs,
+        metadata,
+        listening_ports,
+        containers,
+        containers_watch,
+        pty,
+    )
     of_users = buildinfo, users, workspaces, external_auth, auth_changed
     for_people = home, sign_in, agent_page, link_page, live_script
     for resource in (*for_people, *of_agents, *of_users, derp_map, events, health, debug, support, operators, docs):

@@ -56,17 +56,18 @@ async def ask_agent(
     user_id = exchange_of(asked.scope).caller_id
     try:
         return await services_of(asked).agent_http.ask(agent.id, user_id, path, answer, method)
-    except AgentRefused as error:
-        raise (error.refused if passes_errors else Refused(500, failed, str(error))) from None
-    except AgentFailed as error:
-        status = 408 if error.is_late and passes_errors else 500
-        raise Refused(status, failed, shown_reason(str(error))) from None
-    except (Unreachable, TooMany) as error:
-        raise not_dialled(error) from None
+    except (AgentRefused, AgentFailed, Unreachable, TooMany) as error:
+        raise refused_of(error, failed, passes_errors=passes_errors) from None
 
 
-def not_dialled(error: Unreachable | TooMany) -> Refused:
-    """Why no connection to an agent was made."""
+def refused_of(
+    error: AgentRefused | AgentFailed | Unreachable | TooMany, failed: str, *, passes_errors: bool = True
+) -> Refused:
+    """Why an agent gave nothing, as an answer of ours."""
+    if isinstance(error, AgentRefused):
+        return error.refused if passes_errors else Refused(500, failed, str(error))
+    if isinstance(error, AgentFailed):
+        return Refused(408 if error.is_late and passes_errors else 500, failed, shown_reason(str(error)))
     if isinstance(error, TooMany):
         return refusals.too_many_into_agents(str(error))
     return Refused(500, DIALLING, shown_reason(str(error)))

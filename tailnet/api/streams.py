@@ -153,11 +153,13 @@ async def send_stream(
     *,
     last_message: Callable[[str], str] | None = None,
     is_one_way: bool = False,
+    end_code: Callable[[], int] = lambda: GOING_AWAY,
 ) -> None:
     """Accept, and send what comes, until one of the ends that the module's head names.
 
     Each message is `encode(batch)` of all that came since the one before it.  It ends when `permit` does.
-    `last_message(reason)` goes before the goodbye, where the form has one.
+    `last_message(reason)` goes before the goodbye, where the form has one.  `end_code()`: of the goodbye when nothing
+    more comes.
     """
     await websocket.accept()
 
@@ -173,7 +175,7 @@ async def send_stream(
             return INTERNAL_ERROR, str(dropped)
         except StoreError:
             return INTERNAL_ERROR, STORE_AWAY
-        return GOING_AWAY, follower.ended_because
+        return end_code(), follower.ended_because
 
     is_closing = False
     try:

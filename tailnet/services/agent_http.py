@@ -6,20 +6,24 @@ api/listening_ports.py; next hop: own_node.py.
 """
 
 import json
-from collections.abc import Mapping
-from typing import Any, Final, TypeVar
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Final, TypeAlias, TypeVar
 
 import trio
 from pydantic import BaseModel, ValidationError
 
-from derp.errors import DerpError
+from derp.client.client import open_background
+from derp.errors import DerpError, TransportError
 from derp.transport.http import ClientHttp, exchange
 from derp.transport.stream import reason_of
 from tailnet.errors import TailnetError
 from tailnet.refusals import Refused, Validation, shown_reason
 from tailnet.services.own_node import DIAL_SECONDS, OwnNode
+from tailnet.transport.messages import RefusedUpgrade, serve_messages
 from tailnet.types import PeerID
 
+Messages: TypeAlias = trio.MemoryReceiveChannel[str | bytes]
 M = TypeVar("M", bound=BaseModel)
 
 HTTP_PORT: Final = 4
@@ -69,6 +73,24 @@ class AgentHttp:
                     raise AgentRefused(read_refusal(response.status, response.headers, response.body))
                 return parse_answer(response.body, answer)
         raise AgentFailed(f"the agent did not answer within {DIAL_SECONDS:g} s", is_late=True)
+
+    @asynccontextmanager
+    async def follow(self, agent_id: PeerID, user_id: str, path: str) -> AsyncIterator[Messages]:
+        """What an agent says there on a websocket, message by message, until it ends; none waits here."""
+        deadline = trio.current_time() + DIAL_SECONDS
+        async with self._node.dial(agent_id, HTTP_PORT, user_id) as stream, open_background() as nursery:
+            messages: Messages | None = None
+            with trio.move_on_at(deadline):
+                try:
+                    messages = await nursery.start(serve_messages, stream, host_of(agent_id), path, MAX_ANSWER_BYTES)
+                except RefusedUpgrade as error:
+                    raise AgentRefused(read_refusal(error.status, error.headers, error.body)) from None
+                except TransportError as error:
+                    raise AgentFailed(str(error)) from None
+            if messages is None:
+                raise AgentFailed(f"the agent did not answer within {DIAL_SECONDS:g} s", is_late=True)
+            async with messages:
+                yield messages
 
 
 def host_of(agent_id: PeerID) -> str:

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 import trio
+from trio_websocket import WebSocketConnection, wrap_server_stream
 
 from derp.transport.http import HttpError, Request, ServerHttp
 from tailnet.node.membership import Member, open_agent
@@ -20,6 +21,7 @@ from tests.support.seeds import agent_token, peer_id
 PTY_PORT, HTTP_PORT = 2, 4
 
 Serve = Callable[[TunnelStream], Awaitable[None]]
+Watch = Callable[[WebSocketConnection], Awaitable[None]]
 
 
 @dataclass
@@ -43,6 +45,7 @@ class FakeAgent:
         self.asked: list[str] = []
         self.connections: Counter[int] = Counter()
         self.is_silent = False  # takes connections to port 4 and says nothing
+        self.watch: Watch | None = None  # what is said on the websocket of containers
         self.serve_raw: Serve | None = None
         self.serve_pty: Serve | None = None
 
@@ -53,6 +56,13 @@ class FakeAgent:
                 await trio.sleep_forever()
             if self.serve_raw is not None:
                 await self.serve_raw(stream)
+                return
+            if self.watch is not None:
+                async with trio.open_nursery() as nursery:
+                    request_for_socket = await wrap_server_stream(nursery, stream)
+                    self.asked.append(f"GET {request_for_socket.path}")
+                    async with await request_for_socket.accept() as socket:
+                        await self.watch(socket)
                 return
             http, request = await read_request(stream)
             if request is None:

@@ -3,10 +3,12 @@
 import httpx
 import pytest
 
-from tailnet.api.into_agent import not_dialled
+from tailnet.api.into_agent import refused_of
 from tailnet.node.membership import open_agent
+from tailnet.refusals import Refused
 from tailnet.server.server import CoordinatorServer
 from tailnet.services import own_node as own_node_module
+from tailnet.services.agent_http import AgentFailed, AgentRefused
 from tailnet.services.own_node import TooMany, Unreachable
 from tests.support.seeds import agent_token, peer_id, user_token
 from tests.tailnet.client.test_rpc import url_of
@@ -35,6 +37,15 @@ async def test_too_many_at_once(server: CoordinatorServer, monkeypatch: pytest.M
         assert (status, message) == (503, "Too many connections into agents are open.")
 
 
-def test_why_no_connection_was_made() -> None:
-    assert (not_dialled(Unreachable("x")).status, not_dialled(Unreachable("x")).detail) == (500, "x")
-    assert (not_dialled(TooMany("y")).retry_after_seconds, not_dialled(TooMany("y")).detail) == (10, "y")
+def test_why_an_agent_gave_nothing() -> None:
+    def answer(error: AgentRefused | AgentFailed | Unreachable | TooMany, **how: bool) -> tuple[int, str, str]:
+        refused = refused_of(error, "Failed.", **how)
+        return refused.status, refused.message, refused.detail
+
+    own = Refused(418, "Teapot.", "d")
+    assert answer(AgentRefused(own)) == (418, "Teapot.", "d")
+    assert answer(AgentRefused(own), passes_errors=False) == (500, "Failed.", "418 Teapot. (d)")
+    assert answer(AgentFailed("x", is_late=True)) == (408, "Failed.", "x")
+    assert answer(AgentFailed("x", is_late=True), passes_errors=False) == (500, "Failed.", "x")
+    assert answer(Unreachable("x"))[0] == 500
+    assert answer(TooMany("y")) == (503, "Too many connections into agents are open.", "y")

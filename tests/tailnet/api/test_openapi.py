@@ -36,10 +36,7 @@ OPEN = {
 }
 
 # Operations of the documents that may be missing: why.
-LATER = {
-    f"GET /workspaceagents/{{workspaceagent}}/{name}": "needs a channel from the server into the agent"
-    for name in ("containers/watch",)
-}
+LATER: dict[str, str] = {}
 
 # What a document says and the reference does not do, or what only other documents say: why.
 OTHERWISE = {
