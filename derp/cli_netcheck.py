@@ -43,13 +43,22 @@ def netcheck(source: str, as_json: bool, every: float | None, pin: str, stun_por
 
 async def _netcheck(source: str, as_json: bool, every: float | None, pin: str, stun_port: int) -> bool:
     from derp.client.mapsource import is_relay_url, load_map, source_name
+
+    derp_map = await load_map(source, pin=pin, stun_port=stun_port)
+    return await show_netchecks(derp_map, source_name(source), as_json, every, asks_relay=is_relay_url(source))
+
+
+async def show_netchecks(
+    derp_map: "DERPMap", name: str, as_json: bool, every: float | None, *, asks_relay: bool = False
+) -> bool:
+    """Measure once and say whether there is a home, or again and again.  `asks_relay`: of a map with one region,
+    whether a relay is behind its STUN.  Raises ConfigError: there is nothing to measure."""
     from derp.client.netcheck import Netcheck, NetcheckOptions
     from derp.errors import ConfigError
     from derp.netcheck.report import verdicts
 
-    derp_map = await load_map(source, pin=pin, stun_port=stun_port)
     if not derp_map.regions:
-        raise ConfigError(f"{source_name(source)}: the map has no regions, so there is nothing to measure")
+        raise ConfigError(f"{name}: the map has no regions, so there is nothing to measure")
     print_mistakes(derp_map)
     # All regions, however far: whoever runs this wants the table, not only a home.
     checks = Netcheck(NetcheckOptions(enough_regions=None))
@@ -57,7 +66,7 @@ async def _netcheck(source: str, as_json: bool, every: float | None, pin: str, s
         started = trio.current_time()
         report = await checks.report(derp_map)
         said = verdicts(report, derp_map)
-        missing = await _missing_relay(derp_map, report) if is_relay_url(source) else ""
+        missing = await _missing_relay(derp_map, report) if asks_relay else ""
         if missing:
             said.append(missing)
         if as_json:

@@ -98,6 +98,7 @@ CASES: dict[str, Case] = {
     "tailnet logout": Case(""),
     "tailnet agents": Case("--url={coordinator} --token={token}", "--url={silent} --token=x"),
     "tailnet ping": Case("--url={coordinator} --token={token} -c 1 main", "--url={silent} --token=x main"),
+    "tailnet netcheck": Case("--url={coordinator} --token={token}", "--url={silent} --token=x"),
     "tailnet admin export": Case("--store={store}"),
     "tailnet admin audit": Case("--store={store}"),
     "tailnet port-forward": Case(
@@ -178,7 +179,7 @@ TWINS = {
     for verb in ("create", "list", "show", "update", "delete")
 }
 # They talk to a coordinator.
-REACHES = ("tailnet login", "tailnet agents", "tailnet ping", "tailnet port-forward", "tailnet speedtest")
+REACHES = tuple(f"tailnet {name}" for name in ("login", "agents", "ping", "netcheck", "port-forward", "speedtest"))
 SERVERS = ("derp serve", "tailnet serve")
 # What they make is there the second time.
 # What they make is there the second time, or what they delete is not.

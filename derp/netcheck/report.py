@@ -229,7 +229,7 @@ def verdicts(report: Report, derp_map: DERPMap) -> list[str]:
     if not report.region_seconds:
         said.append("no region answered: without a home this client can be reached only directly")
     if report.mapping_varies:
-        said.append("this network gives us another address for each destination: direct paths will be rare")
+        said.append("this network gives us another address for each destination (hard NAT): direct paths will be rare")
     for region_id in sorted(report.region_seconds.keys() - derp_map.regions.keys()):
         chosen = ", and choose it as home, where nobody finds them" if region_id == report.preferred else ""
         said.append(

@@ -174,7 +174,7 @@ async def _join(
     # What is dialled has deadlines of its own; one around them would have to end before their connections do.
     rpc = await stack.enter_async_context(open_rpc_client(url, door, token))
     peer_id = peer_id or await own_id(rpc)
-    regions = (await read_map(rpc, timeout_seconds=STEP_SECONDS)).regions
+    regions = (await read_map(rpc, url, timeout_seconds=STEP_SECONDS)).regions
     private = NodePrivate.generate()
     relays = {
         number: await stack.enter_async_context(open_derp_client(region, private)) for number, region in regions.items()

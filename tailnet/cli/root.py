@@ -15,6 +15,7 @@ from tailnet.cli.cp import cp
 from tailnet.cli.demo import demo
 from tailnet.cli.health import health
 from tailnet.cli.login import login, logout
+from tailnet.cli.netcheck import netcheck
 from tailnet.cli.ping import ping
 from tailnet.cli.port_forward import port_forward
 from tailnet.cli.serve import serve
@@ -37,6 +38,7 @@ cli.add_command(login)
 cli.add_command(logout)
 cli.add_command(agents)
 cli.add_command(ping)
+cli.add_command(netcheck)
 cli.add_command(port_forward)
 cli.add_command(ssh)
 cli.add_command(cp)

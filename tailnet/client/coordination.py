@@ -10,13 +10,15 @@ What nodes mean: the schema in tailnet/proto/tailnet.proto.  Next hop: tailnet/s
 
 from collections import deque
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from ipaddress import IPv6Address
 from typing import Final, Protocol
+from urllib.parse import urlsplit
 
 import trio
 
 from derp.keys import NodePrivate, NodePublic
-from derp.map import DERPMap
+from derp.map import DERPMap, DERPNode
 from tailnet.client.rpc import RpcCall, RpcClient
 from tailnet.coordinator.nodes import DISCO_PREFIX
 from tailnet.errors import NotAuthorised, RpcError
@@ -26,6 +28,8 @@ from tailnet.proto.services import COORDINATE, REFRESH_RESUME_TOKEN, STREAM_DERP
 from tailnet.types import TAILSCALE_SERVICE_PREFIX, PeerID
 
 AGENT_DOOR: Final = "/api/v2/workspaceagents/me/rpc?version=2.4"
+# A user's, who may reach any agent that is his to reach.
+TAILNET_DOOR: Final = "/api/v2/tailnet?version=2.3"
 MAP_SECONDS: Final = 15.0
 # What a coordinator's refusal says, in whatever words around it, if this peer may not do what it asks for.
 _AUTHORISATION: Final = "authorization"
@@ -70,29 +74,50 @@ def describe_node(
     )
 
 
-async def read_map(rpc: RpcClient, *, timeout_seconds: float = MAP_SECONDS) -> DERPMap:
+async def read_map(rpc: RpcClient, url: str, *, timeout_seconds: float = MAP_SECONDS) -> DERPMap:
     """The coordinator's map, as it is now.  Raises RpcError, trio.TooSlowError."""
     with trio.fail_after(timeout_seconds):
-        return await (await open_maps(rpc)).receive()
+        return await (await open_maps(rpc, url)).receive()
 
 
 class Maps:
     """One StreamDERPMaps call: the map as it is, then each that takes its place."""
 
-    def __init__(self, call: RpcCall[tailnet.DERPMap]) -> None:
+    def __init__(self, call: RpcCall[tailnet.DERPMap], url: str) -> None:
         self._call = call
+        self._url = url
 
     async def receive(self) -> DERPMap:
         """The next map.  Raises RpcError."""
         try:
-            return convert.derp_map(await self._call.receive())
+            return as_reached(convert.derp_map(await self._call.receive()), self._url)
         except trio.EndOfChannel:
             raise RpcError("the coordinator ended the call that maps are told by") from None
 
 
-async def open_maps(rpc: RpcClient) -> Maps:
-    """Begin to follow the coordinator's map."""
-    return Maps(await rpc.open(STREAM_DERP_MAPS, tailnet.StreamDERPMapsRequest(), tailnet.DERPMap))
+async def open_maps(rpc: RpcClient, url: str) -> Maps:
+    """Begin to follow the map of the coordinator at `url`."""
+    return Maps(await rpc.open(STREAM_DERP_MAPS, tailnet.StreamDERPMapsRequest(), tailnet.DERPMap), url)
+
+
+def as_reached(derp_map: DERPMap, url: str) -> DERPMap:
+    """The map with the embedded relay where we reach its coordinator, as genuine peers take it: whoever comes by
+    another name, or through a forwarded port, finds it there too."""
+    parts = urlsplit(url)
+    host, is_plain = parts.hostname or "", parts.scheme == "http"
+    port = parts.port or (80 if is_plain else 443)
+    regions = dict(derp_map.regions)
+    for number, region in regions.items():
+        if region.embedded_relay:
+            nodes = [node if node.stun_only else _at(node, host, port, is_plain) for node in region.nodes]
+            regions[number] = replace(region, nodes=tuple(nodes))
+    return replace(derp_map, regions=regions)
+
+
+def _at(node: DERPNode, host: str, port: int, is_plain: bool) -> DERPNode:
+    if host != node.host_name:  # its addresses, and its certificate, are another's
+        node = replace(node, host_name=host, cert_name="", ipv4="", ipv6="")
+    return replace(node, derp_port=port, force_http=is_plain)
 
 
 class Call(Protocol):

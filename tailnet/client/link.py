@@ -50,7 +50,7 @@ class Link:
         back_off: BackOff = BACK_OFF,
         fraction: Callable[[], float] = random.random,
     ) -> None:
-        self._url = url
+        self.url = url
         self._door = door
         self._token = token
         self._options = options
@@ -100,7 +100,7 @@ class Link:
         door = self._door + (f"&resume_token={quote(self._resume_token, safe='')}" if self._resume_token else "")
         ended: DerpError = RpcError("the connection was not served any longer")
         try:
-            async with open_rpc_client(self._url, door, self._token, options=self._options) as rpc:
+            async with open_rpc_client(self.url, door, self._token, options=self._options) as rpc:
                 self.connection_count += 1
                 if self.connection_count > 1:
                     _log.info("the coordinator is there again")

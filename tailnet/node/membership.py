@@ -192,7 +192,7 @@ class Member:
         )
 
     async def _follow_maps(self, rpc: RpcClient) -> None:
-        maps = await open_maps(rpc)
+        maps = await open_maps(rpc, self.link.url)
         with mapped_errors(f"the coordinator's map within {MAP_SECONDS:g} s"), trio.fail_after(MAP_SECONDS):
             self._take_map(await maps.receive())
         while True:

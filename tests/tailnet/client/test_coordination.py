@@ -4,7 +4,16 @@ import pytest
 import trio
 
 from derp.keys import NodePrivate
-from tailnet.client.coordination import AGENT_DOOR, PeerUpdate, client_door, make_node, open_coordination, own_id
+from derp.map import DERPMap, DERPNode, DERPRegion
+from tailnet.client.coordination import (
+    AGENT_DOOR,
+    PeerUpdate,
+    as_reached,
+    client_door,
+    make_node,
+    open_coordination,
+    own_id,
+)
 from tailnet.client.rpc import open_rpc_client
 from tailnet.errors import RpcError
 from tailnet.proto import convert
@@ -59,3 +68,22 @@ async def test_what_the_coordinator_refuses(server: CoordinatorServer) -> None:
             await coordination.add_tunnel(peer_id("web"))
             with pytest.raises(RpcError):
                 await coordination.receive()
+
+
+@pytest.mark.parametrize(
+    ("url", "node"),
+    [
+        ("http://relay.example:3000", ("relay.example", 3000, True, "192.0.2.1", "pin")),
+        ("https://relay.example", ("relay.example", 443, False, "192.0.2.1", "pin")),
+        ("http://127.0.0.1:9", ("127.0.0.1", 9, True, "", "")),
+        ("https://[::1]:9/", ("::1", 9, False, "", "")),
+    ],
+)
+def test_the_embedded_relay_is_where_its_coordinator_is(url: str, node: tuple[str, int, bool, str, str]) -> None:
+    given = DERPNode("1a", 1, "relay.example", ipv4="192.0.2.1", cert_name="pin", derp_port=7, force_http=True)
+    stun = DERPNode("1b", 1, "stun.example", stun_only=True)
+    regions = {1: DERPRegion(1, embedded_relay=True, nodes=(given, stun)), 2: DERPRegion(2, nodes=(given,))}
+    taken = as_reached(DERPMap(regions), url).regions
+    relay, other = taken[1].nodes
+    assert (relay.host_name, relay.derp_port, relay.force_http, relay.ipv4, relay.cert_name) == node
+    assert (other, taken[2]) == (stun, regions[2])
