@@ -48,7 +48,7 @@ MAX_VARIABLES_BYTES: Final = 64 * 1024
 HANDSHAKE_SECONDS: Final = 30
 # After five minutes without an answer a client is gone: as long as a detached terminal is kept.
 KEEPALIVE_SECONDS: Final = 30
-_KEEPALIVES: Final = 10
+KEEPALIVES: Final = 10
 # What the last words of a connection may take.
 _GOODBYE_SECONDS: Final = 5
 _OPEN_SECONDS: Final = 30
@@ -372,10 +372,14 @@ class _UnixWire(_Bounded, asyncssh.SSHUNIXChannel[bytes]):
 class _Protocol(asyncssh.SSHServerConnection):
     """AsyncSSH's connection with channels of ours, and not more of them than there may be."""
 
-    def add_channel(self, chan: Any) -> int:
+    def check_room(self, kind: type[SSHChannel[bytes]] = SSHChannel) -> None:
+        """Raises ChannelOpenError if there may be no more channels of a kind."""
         sessions = sum(isinstance(each, _SessionWire) for each in self._channels.values())
-        if len(self._channels) >= MAX_CHANNELS or (isinstance(chan, _SessionWire) and sessions >= MAX_SESSIONS):
+        if len(self._channels) >= MAX_CHANNELS or (kind is _SessionWire and sessions >= MAX_SESSIONS):
             raise asyncssh.ChannelOpenError(OPEN_RESOURCE_SHORTAGE, "too many channels are open")
+
+    def add_channel(self, chan: Any) -> int:
+        self.check_room(type(chan))
         return super().add_channel(chan)
 
     def create_server_channel(self, *how: Any) -> _SessionWire:
@@ -425,6 +429,7 @@ class Connection(asyncssh.SSHServer):
         self._protocol: _Protocol
         self._transport = _Transport(self.changed)
         self._listeners = 0
+        self._is_over = False
 
     def is_full(self) -> bool:
         """Whether channels have to wait."""
@@ -476,6 +481,7 @@ class Connection(asyncssh.SSHServer):
         return False  # the tunnel has proved who is calling
 
     def connection_lost(self, error: Exception | None) -> None:
+        self._is_over = True
         if error is not None and not isinstance(error, asyncssh.ConnectionLost):
             self.reason = printable(error_text(error))
 
@@ -483,9 +489,11 @@ class Connection(asyncssh.SSHServer):
         return SessionChannel(self)
 
     def connection_requested(self, host: str, port: int, from_host: str, from_port: int) -> Any:
+        self._protocol.check_room()  # before there is a coroutine, which the library would not await
         return self._dial((host, port))
 
     def unix_connection_requested(self, path: str) -> Any:
+        self._protocol.check_room()
         return self._dial(path)
 
     def server_requested(self, host: str, port: int) -> Any:
@@ -499,6 +507,9 @@ class Connection(asyncssh.SSHServer):
             local = await trio_asyncio.trio_as_aio(self._service.dial)(address)
         except OSError as error:
             raise asyncssh.ChannelOpenError(OPEN_CONNECT_FAILED, printable(error_text(error))) from None
+        if self._is_over:
+            await trio_asyncio.trio_as_aio(local.aclose)()
+            raise asyncssh.ChannelOpenError(OPEN_CONNECT_FAILED, "the client is gone")
         return _Forwarded(self, local)
 
     def start_joining(self, channel: Channel, local: trio.SocketStream) -> None:
@@ -586,7 +597,7 @@ async def serve_connection(
         server_version="tailnet",
         login_timeout=HANDSHAKE_SECONDS,
         keepalive_interval=KEEPALIVE_SECONDS,
-        keepalive_count_max=_KEEPALIVES,
+        keepalive_count_max=KEEPALIVES,
         agent_forwarding=is_agent_forwarded,
         config=None,
         gss_host=None,

@@ -77,16 +77,16 @@ class Client:
         assert self.process.stdin is not None
         await self.process.stdin.send_all(text)
 
-    async def lines(self, count: int) -> list[str]:
-        """The next ones that it writes."""
+    async def line(self) -> str:
+        """The next one that it writes."""
         assert self.process.stdout is not None
         with trio.fail_after(PATIENCE_SECONDS):
-            while self._text.count(b"\n") < count:
+            while b"\n" not in self._text:
                 part = await self.process.stdout.receive_some()
                 assert part, self._text
                 self._text += part
-        *found, self._text = self._text.split(b"\n", count)
-        return [line.decode().rstrip("\r") for line in found]
+        line, _, self._text = self._text.partition(b"\n")
+        return line.decode().strip("\r")
 
     async def wait(self) -> int:
         """Its status."""
@@ -114,6 +114,11 @@ class SshServer:
         """Run ssh: options, then the command."""
         *options, command = words
         return await run([*self.words("ssh", *options, **settings), "user@127.0.0.1", command], stdin)
+
+    async def copy(self, source: str, target: str, *options: str) -> None:
+        """By scp, of which each end may be of the server's."""
+        done = await run([*self.words("scp"), *options, source, target])
+        assert (done.status, done.stderr) == (0, b"")
 
     @asynccontextmanager
     async def client(self, *words: str) -> AsyncIterator[Client]:

@@ -1,6 +1,7 @@
 """OpenSSH's own clients against an agent's SSH server."""
 
 import os
+import shlex
 from collections.abc import AsyncIterator
 from hashlib import sha256
 from pathlib import Path
@@ -41,12 +42,15 @@ async def test_a_login_shell(server: SshServer) -> None:
 
 
 async def test_a_shell_on_a_terminal(server: SshServer) -> None:
-    done = await server.ssh(
-        *("-tt", "--", ""), stdin=b"tty; echo TERM is $TERM; ps -o tty= -p $$; exit 5\n", SetEnv="TERM=vt220"
-    )
-    assert b"/dev/pts/" in done.stdout
-    assert b"TERM is " in done.stdout
-    assert done.status == 5
+    server.context.shell = "/bin/sh"  # which edits no lines
+    async with server.client("-tt", "--", "") as client:
+        await client.type(b"stty -echo; PS1=; echo ready\n")
+        while await client.line() != "# ready":
+            pass
+        await client.type(b"tty; test -t 1 -a -t 2 && echo terminal; exit 5\n")
+        assert (await client.line()).startswith("/dev/pts/")
+        assert await client.line() == "terminal"
+        assert await client.wait() == 5
 
 
 async def test_the_environment(server: SshServer) -> None:
@@ -108,10 +112,9 @@ async def test_files_are_carried(server: SshServer, tmp_path: Path) -> None:
     source, there, back = tmp_path / "source", tmp_path / "there", tmp_path / "back"
     source.write_bytes(os.urandom(5_000_000))
     for legacy in ([], ["-O"]):
-        words = [*server.words("scp"), *legacy]
-        assert (await run([*words, str(source), f"user@127.0.0.1:{there}"])).stderr == b""
-        assert (await run([*words, f"user@127.0.0.1:{there}", str(back)])).status == 0
-        assert sha256(back.read_bytes()).digest() == sha256(source.read_bytes()).digest()
+        await server.copy(str(source), f"user@127.0.0.1:{there}", *legacy)
+        await server.copy(f"user@127.0.0.1:{there}", str(back), *legacy)
+        assert back.read_bytes() == source.read_bytes()
         there.unlink()
         back.unlink()
 
@@ -124,3 +127,31 @@ async def test_file_transfer_can_be_forbidden(server: SshServer, words: list[str
     assert done.status != 0
     assert (await server.ssh("/usr/bin/rsync --server")).status == 65
     assert (await server.ssh("echo rsync")).status == 0
+
+
+async def test_a_large_file_keeps_its_hash(server: SshServer) -> None:
+    """Both ways at once, while the other end takes its time."""
+    source, copy = server.home / "source", server.home / "copy"
+    block = os.urandom(1 << 20)
+    source.write_bytes(b"".join(block[at:] + block[:at] for at in range(200)))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.copy, str(source), f"user@127.0.0.1:{copy}")
+        done = await server.ssh(f"sha256sum < {source}; cat {source} | sha256sum")
+    digest = sha256(source.read_bytes()).hexdigest()
+    assert done.stdout.decode().split()[::2] == [digest, digest]
+    assert sha256(copy.read_bytes()).hexdigest() == digest
+    words = [*server.words("ssh"), "user@127.0.0.1", f"cat {source}"]
+    done = await run(["sh", "-c", f"{shlex.join(words)} | (sleep 0.2; sha256sum)"])
+    assert done.stdout.decode().split()[0] == digest
+
+
+async def test_an_ssh_agent_is_forwarded_only_where_that_is_allowed(server: SshServer) -> None:
+    words = ["ssh-agent", *server.words("ssh", "-A", IdentityAgent="SSH_AUTH_SOCK"), "user@127.0.0.1"]
+    done = await run([*words, "echo ${SSH_AUTH_SOCK:-none}"])
+    assert done.stdout == b"none\n"
+    server.context.allow_agent_forwarding = True
+    done = await run([*words, "ssh-add -l; test -S $SSH_AUTH_SOCK && echo $SSH_AUTH_SOCK"])
+    said, path = done.stdout.decode().splitlines()
+    assert said == "The agent has no identities."
+    await server.wait_ended(2)
+    assert not await trio.Path(path).exists()

@@ -5,11 +5,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import asyncssh
 import pytest
 import trio
+import trio.testing
 
 from tailnet.agent.ssh_forward import dial, listen
 from tests.support.ssh import PATIENCE_SECONDS, SshServer, open_ssh_server, run
+from tests.support.ssh_hostile import hostile_client
 
 
 @pytest.fixture
@@ -207,3 +210,24 @@ async def test_all_addresses() -> None:
                 pass
             for each in listeners:
                 await each.aclose()
+
+
+async def test_what_a_client_sent_before_it_went(server: SshServer) -> None:
+    """Is taken by whoever it was for, also when that reads later; most of it waits in the library then."""
+    text, took = os.urandom(500_000), b""
+    listener = (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0]
+    async with listener:
+        async with hostile_client(server.port) as client:
+            listener.socket.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_RCVBUF, 4096)
+            port = listener.socket.getsockname()[1]
+            connection = client.connection
+            channel, _ = await client.call(connection.create_connection, asyncssh.SSHTCPSession, "127.0.0.1", port)
+            stream = await listener.accept()
+            channel.write(text)
+            channel.write_eof()
+            await trio.testing.wait_all_tasks_blocked(0.1)
+        await trio.testing.wait_all_tasks_blocked(0.1)
+        async with stream:
+            while part := await stream.receive_some():
+                took += part
+    assert took == text

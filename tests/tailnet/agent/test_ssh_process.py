@@ -35,7 +35,7 @@ async def wait_dead(pid: int) -> None:
 async def test_a_client_that_vanishes_takes_its_program_along(server: SshServer, terminal: list[str]) -> None:
     """And what that has started; `sleep` in the background is of the same group or a job of the shell's."""
     async with server.client(*terminal, "sleep 1000 & echo $$ $!; wait") as client:
-        leader, job = map(int, (await client.lines(1))[0].split())
+        leader, job = map(int, (await client.line()).split())
         client.process.kill()
         await server.wait_ended(1)
     await wait_dead(leader)
@@ -46,7 +46,7 @@ async def test_a_client_that_vanishes_takes_its_program_along(server: SshServer,
 async def test_a_program_that_does_not_hear_a_hangup(server: SshServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ssh_process, "GRACE_SECONDS", 0.2)
     async with server.client("trap '' HUP; echo $$; while :; do sleep 0.01; done") as client:
-        leader = int((await client.lines(1))[0])
+        leader = int(await client.line())
         client.process.kill()
         await server.wait_ended(1)
     assert not is_alive(leader)
@@ -55,7 +55,7 @@ async def test_a_program_that_does_not_hear_a_hangup(server: SshServer, monkeypa
 async def test_a_program_is_told_before_it_is_ended(server: SshServer) -> None:
     said = server.home / "said"
     async with server.client(f"trap 'echo hup > {said}; exit' HUP; echo $$; while :; do sleep 0.01; done") as client:
-        await client.lines(1)
+        await client.line()
         client.process.kill()
         await server.wait_ended(1)
     assert said.read_text() == "hup\n"
@@ -64,7 +64,7 @@ async def test_a_program_is_told_before_it_is_ended(server: SshServer) -> None:
 async def test_what_has_left_the_session_stays(server: SshServer) -> None:
     left = "setsid sh -c 'echo $$; exec sleep 1000 > /dev/null 2>&1' < /dev/null &"
     async with server.client(f"{left} exec sleep 1000") as client:
-        stays = int((await client.lines(1))[0])
+        stays = int(await client.line())
         client.process.kill()
         await server.wait_ended(1)
     assert is_alive(stays)
@@ -85,6 +85,6 @@ async def test_a_program_that_wants_no_input(server: SshServer) -> None:
 
 async def test_the_agent_stops(tmp_path: Path) -> None:
     async with open_ssh_server(tmp_path) as server, server.client("echo $$; exec sleep 1000") as client:
-        leader = int((await client.lines(1))[0])
+        leader = int(await client.line())
         server.context.nursery.cancel_scope.cancel()
     assert not is_alive(leader)

@@ -3,13 +3,15 @@
 import os
 import termios
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import pytest
+import trio
 
 from tailnet.agent.ssh_connection import Size
-from tailnet.agent.ssh_terminal import open_terminal, set_size
-from tests.support.ssh import SshServer, open_ssh_server
+from tailnet.agent.ssh_terminal import on_terminal, open_terminal, set_size
+from tests.support.ssh import PATIENCE_SECONDS, SshServer, open_ssh_server
 
 
 @pytest.fixture
@@ -55,9 +57,9 @@ async def test_a_terminal_is_the_controlling_one(server: SshServer) -> None:
 async def test_interrupts_by_the_terminal(server: SshServer) -> None:
     command = "trap 'echo interrupted; exit 4' INT; echo ready; while :; do sleep 0.01; done"
     async with server.client("-tt", command) as client:
-        await client.lines(1)
+        await client.line()
         await client.type(b"\x03")
-        assert (await client.lines(1))[0].endswith("interrupted")
+        assert (await client.line()).endswith("interrupted")
         assert await client.wait() == 4
 
 
@@ -65,3 +67,24 @@ async def test_the_last_words_of_a_terminal(server: SshServer) -> None:
     """All of them, and without waiting for what stays in the background and holds the terminal."""
     done = await server.ssh("-tt", "trap '' HUP; sleep 1000 & seq 1 100000")
     assert done.stdout.split()[-1] == b"100000"
+
+
+async def test_a_new_size(server: SshServer) -> None:
+    """Told by a client that stands on a terminal itself: its size, and what kind it is."""
+    ours, theirs = open_terminal(Size(80, 24), {})
+    command = "trap 'stty size' WINCH; echo $TERM; stty size; while :; do sleep 0.01; done"
+    words = [*server.words("ssh"), "-tt", "user@127.0.0.1", command]
+    async with trio.open_nursery() as nursery, trio.lowlevel.FdStream(ours) as terminal:
+        # The terminal is the client's own, so that the kernel tells it.
+        start = partial(trio.run_process, stdin=theirs, stdout=theirs, check=False, start_new_session=True)
+        await nursery.start(partial(start, env={**os.environ, "TERM": "vt220"}), on_terminal(theirs, words))
+        os.close(theirs)
+        text = b""
+        with trio.fail_after(PATIENCE_SECONDS):
+            while b"24 80" not in text:
+                text += await terminal.receive_some()
+            assert b"vt220" in text
+            set_size(terminal.fileno(), Size(101, 37))
+            while b"37 101" not in text:
+                text += await terminal.receive_some()
+        nursery.cancel_scope.cancel()
