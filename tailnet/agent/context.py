@@ -32,19 +32,35 @@ class Context:
     """For what outlives a connection: a terminal, a process in the background."""
     url: str
     token: str = field(repr=False)
-    directory: str = field(default_factory=lambda: home_directory())
-    """Where sessions begin: the manifest's, else the home directory."""
-    variables: Mapping[str, str] = field(default_factory=dict)
+    wanted_directory: str = ""
+    """The manifest's, expanded; it may come into being only by a script."""
+    variables: Mapping[str, str] = field(default_factory=dict, repr=False)
     """The manifest's; `$NAME` in them is replaced by what the agent itself has there."""
     shell: str = field(default_factory=lambda: login_shell())
     counters: Counters = field(default_factory=Counters)
     allow_agent_forwarding: bool = False
     is_file_transfer_allowed: bool = True
+    motd_path: str = ""
+    """A file to show at the beginning of a shell; "" for none."""
+    banners: tuple[str, ...] = ()
+    """What the deployment announces, to be shown there too."""
+    scripts_directory: str | None = None
+    """For what scripts leave; gone when the agent ends."""
+
+    @property
+    def directory(self) -> str:
+        """Where sessions begin: the manifest's if it is there, else the home directory."""
+        return self.wanted_directory if os.path.isdir(self.wanted_directory) else home_directory()
+
+    @property
+    def bin_directory(self) -> str:
+        """Of programs that scripts install for sessions; the last of PATH.  "" for none."""
+        return os.path.join(self.scripts_directory, "bin") if self.scripts_directory else ""
 
     def environment(self) -> dict[str, str]:
         """Of every session and script."""
         own = {name: value for name, value in os.environ.items() if not _NOT_INHERITED.fullmatch(name)}
-        return {
+        made = {
             **own,
             "USER": user_name(),
             "HOME": home_directory(),
@@ -54,6 +70,18 @@ class Context:
             "CODER_AGENT_URL": self.url,
             "CODER_AGENT_TOKEN": self.token,
         }
+        made["PATH"] = ":".join(filter(None, (made.get("PATH", os.defpath), self.bin_directory)))
+        return made
+
+    def expand(self, path: str) -> str:
+        """A path of the manifest: `~`, names of variables, and what is relative to the home directory."""
+        if not path:
+            return ""
+        home = home_directory()
+        path = _expanded(path, {**os.environ, "HOME": home})
+        if path == "~" or path.startswith("~/"):
+            path = home + path[1:]
+        return os.path.normpath(os.path.join(home, path))
 
 
 def user_name() -> str:

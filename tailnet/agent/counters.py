@@ -50,14 +50,39 @@ class Counters:
         self.sessions: Counter[Kind] = Counter()
         """Open now."""
         self.connections: Counter[str] = Counter()
-        """Open now, by the name of their service."""
+        """Open now, by the name of their service; `connection` counts them."""
         self.served: Counter[str] = Counter()
         """All there ever were."""
         self.refused: Counter[str] = Counter()
         """Connections that found no room."""
         self.failed: Counter[str] = Counter()
         """Connections whose service ended by an error of its own."""
+        self._streams: dict[TunnelStream, str] = {}
+        self._ended_bytes = (0, 0)
         self._report = report
+
+    @contextmanager
+    def connection(self, name: str, stream: TunnelStream) -> Iterator[None]:
+        """Around a connection of a service of that name."""
+        self.connections[name] += 1
+        self._streams[stream] = name
+        try:
+            yield
+        finally:
+            self.connections[name] -= 1
+            del self._streams[stream]
+            received, sent = self._ended_bytes
+            self._ended_bytes = received + stream.received_bytes, sent + stream.sent_bytes
+
+    def carried(self) -> tuple[int, int]:
+        """Bytes that came from users and went to them, by all connections that there ever were."""
+        received, sent = self._ended_bytes
+        received += sum(stream.received_bytes for stream in self._streams)
+        return received, sent + sum(stream.sent_bytes for stream in self._streams)
+
+    def peers(self) -> set[bytes]:
+        """The addresses of those who have a connection."""
+        return {stream.remote_address[0] for stream in self._streams}
 
     @contextmanager
     def session(self, kind: Kind, stream: TunnelStream) -> Iterator[Session]:

@@ -77,8 +77,7 @@ async def forward_ports(
             elif counters.connections[FORWARDED] >= max_connections:
                 reason = f"{max_connections} connections are open"
             else:
-                counters.connections[FORWARDED] += 1
-                nursery.start_soon(_forward, stream, context)
+                await nursery.start(_forward, stream, context)
                 continue
             counters.refused[FORWARDED] += 1
             stream.abort()
@@ -88,27 +87,27 @@ async def forward_ports(
                 _log.warning(text, stream.local_port, user_address(stream), reason, and_more(held))
 
 
-async def _forward(stream: TunnelStream, context: Context) -> None:
+async def _forward(stream: TunnelStream, context: Context, task_status: trio.TaskStatus[None]) -> None:
     port, user, counters = stream.local_port, user_address(stream), context.counters
-    try:
-        local = await _dial(port)
-        async with local:
-            try:
-                await stream.answer()
-                counters.served[FORWARDED] += 1
-                went, came = await join_streams(local, stream)
-            except BaseException:
-                reset_on_close(local)
-                raise
-        _log.debug("port %d: a connection of %s ended, %d bytes in, %d out", port, user, came, went)
-    except (OSError, trio.TooSlowError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
-        stream.abort()
-        _log.debug("port %d: a connection of %s: %s", port, user, error_text(error))
-    except BaseException:
-        stream.abort()
-        raise
-    finally:
-        counters.connections[FORWARDED] -= 1
+    with counters.connection(FORWARDED, stream):
+        task_status.started()
+        try:
+            local = await _dial(port)
+            async with local:
+                try:
+                    await stream.answer()
+                    counters.served[FORWARDED] += 1
+                    went, came = await join_streams(local, stream)
+                except BaseException:
+                    reset_on_close(local)
+                    raise
+            _log.debug("port %d: a connection of %s ended, %d bytes in, %d out", port, user, came, went)
+        except (OSError, trio.TooSlowError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            stream.abort()
+            _log.debug("port %d: a connection of %s: %s", port, user, error_text(error))
+        except BaseException:
+            stream.abort()
+            raise
 
 
 async def _dial(port: int) -> trio.SocketStream:

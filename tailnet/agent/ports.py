@@ -76,35 +76,35 @@ async def _serve_port(listener: TunnelListener, service: Service, context: Conte
                     text = "%s: a connection was refused: %d are open%s"
                     _log.warning(text, service.name, service.max_connections, and_more(held))
                 continue
-            counters.connections[service.name] += 1
-            counters.served[service.name] += 1
-            nursery.start_soon(_serve_connection, stream, service, context)
+            await nursery.start(_serve_connection, stream, service, context)
 
 
-async def _serve_connection(stream: TunnelStream, service: Service, context: Context) -> None:
+async def _serve_connection(
+    stream: TunnelStream, service: Service, context: Context, task_status: trio.TaskStatus[None]
+) -> None:
     address, began = user_address(stream), trio.current_time()
+    context.counters.served[service.name] += 1
     reason = ""
-    try:
-        async with stream:
-            try:
+    with context.counters.connection(service.name, stream):
+        task_status.started()
+        try:
+            async with stream:
                 await service.serve(stream, context)
-            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-                reason = error_text(error)
-                stream.abort()
-            except Exception as error:
-                # One connection's service is broken; the agent and the other connections are not.
-                context.counters.failed[service.name] += 1
-                reason = error_text(error)
-                _log.exception("%s: a connection of %s failed", service.name, address)
-                stream.abort()
-    finally:
-        context.counters.connections[service.name] -= 1
-        seconds = trio.current_time() - began
-        _log.info(
-            "%s: a connection of %s ended after %.1f s%s",
-            service.name,
-            address,
-            seconds,
-            f": {reason}" if reason else "",
-            extra=fields(event="connection", service=service.name, address=address, seconds=seconds, reason=reason),
-        )
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            reason = error_text(error)
+            stream.abort()
+        except Exception as error:
+            # One connection's service is broken; the agent and the other connections are not.
+            context.counters.failed[service.name] += 1
+            reason = error_text(error)
+            _log.exception("%s: a connection of %s failed", service.name, address)
+            stream.abort()
+    seconds = trio.current_time() - began
+    _log.info(
+        "%s: a connection of %s ended after %.1f s%s",
+        service.name,
+        address,
+        seconds,
+        f": {reason}" if reason else "",
+        extra=fields(event="connection", service=service.name, address=address, seconds=seconds, reason=reason),
+    )

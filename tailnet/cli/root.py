@@ -9,6 +9,7 @@ import click
 from derp.cli_run import run as run_command
 from derp.cli_run import statuses, version_option
 from tailnet.cli.admin import admin
+from tailnet.cli.agent import agent
 from tailnet.cli.agents import agents
 from tailnet.cli.config_ssh import config_ssh
 from tailnet.cli.cp import cp
@@ -36,6 +37,7 @@ cli.add_command(demo)
 cli.add_command(health)
 cli.add_command(login)
 cli.add_command(logout)
+cli.add_command(agent)
 cli.add_command(agents)
 cli.add_command(ping)
 cli.add_command(netcheck)

@@ -49,13 +49,17 @@ class Link:
         options: DialOptions | None = None,
         back_off: BackOff = BACK_OFF,
         fraction: Callable[[], float] = random.random,
+        insists: bool = False,
     ) -> None:
+        """`insists`: a refusal after the first success ends nothing, since what is in front of a coordinator may say so
+        while that starts again; only a version that it does not serve does."""
         self.url = url
         self._door = door
         self._token = token
         self._options = options
         self._back_off = back_off
         self._fraction = fraction
+        self._insists = insists
         self._resume_token = ""
         self._is_proven = False
         self.connection_count = 0
@@ -73,7 +77,7 @@ class Link:
             if isinstance(error, UpgradeRefused) and error.status == HTTPStatus.UNAUTHORIZED and self._resume_token:
                 self._resume_token = ""  # maybe only that was refused
                 continue
-            if not self._is_proven or is_refusal(error):
+            if not self._is_proven or (is_refusal(error) and not (self._insists and may_pass(error))):
                 raise error
             failures = 1 if trio.current_time() - began >= STABLE_SECONDS else failures + 1
             delay = self._back_off.delay(failures, self._fraction())
@@ -128,3 +132,8 @@ def is_refusal(error: BaseException) -> bool:
     if isinstance(error, UpgradeRefused):
         return 400 <= error.status <= 499 and error.status not in _PASSING
     return isinstance(error, NotAuthorised)
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether a refusal is none of what was asked for, which alone would be refused for ever."""
+    return not (isinstance(error, UpgradeRefused) and error.status == HTTPStatus.BAD_REQUEST)

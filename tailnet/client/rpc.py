@@ -84,6 +84,11 @@ class RpcClient:
         self._writing = trio.Lock()
         self._lost: TransportError | None = None
 
+    @property
+    def is_lost(self) -> bool:
+        """The connection has ended, and with it every call in hand."""
+        return self._lost is not None
+
     async def call(self, path: str, request: Message, answer: type[M], timeout_seconds: float = CALL_SECONDS) -> M:
         """One unary RPC.  Raises RpcError; TransportError when the connection is lost."""
         call = await self.open(path, request, answer)

@@ -143,6 +143,11 @@ class Member:
         if self._coordination is not None and self._is_announced.is_set():
             await self._coordination.add_tunnel(peer_id)
 
+    async def leave(self) -> None:
+        """Tell peers that this is the end.  Raises RpcError, TransportError."""
+        if self._coordination is not None:
+            await self._coordination.leave()
+
     # --- one connection to the coordinator ---
 
     async def _serve(self, rpc: RpcClient) -> None:
@@ -334,13 +339,15 @@ async def open_agent(
     options: DialOptions | None = None,
     back_off: BackOff = BACK_OFF,
     serve: Serve | None = None,
+    door: str = AGENT_DOOR,
+    insists: bool = False,
 ) -> AsyncIterator[Member]:
     """Join as an agent, with its token; its clients reach it under the addresses of its id.
 
     `serve(rpc)` runs with each connection to the coordinator, beside the node's own calls; a DerpError ends that
-    connection, and the next one is made.  Raises as `open_client` does.
+    connection, and the next one is made.  Raises as `open_client` does; `insists` is Link's.
     """
-    link = Link(url, AGENT_DOOR, token, options=options, back_off=back_off)
+    link = Link(url, door, token, options=options, back_off=back_off, insists=insists)
     async with _open_member(
         link,
         addresses_of(agent_id),

@@ -27,6 +27,8 @@ class TunnelStream(trio.abc.HalfCloseableStream):
     def __init__(self, connection: Connection, pump: Callable[[], None]) -> None:
         self._connection = connection
         self._pump = pump
+        self.received_bytes = self.sent_bytes = 0
+        """What its user has taken, and what the stack has taken from its user."""
         self._closed = self._sent_eof = False
         self._is_sending = self._is_receiving = False
         self._changed = trio.lowlevel.ParkingLot()
@@ -78,6 +80,7 @@ class TunnelStream(trio.abc.HalfCloseableStream):
                 self._check_open()
                 data = connection.receive(max_bytes or _RECEIVE_BYTES)
                 if data:
+                    self.received_bytes += len(data)
                     if connection.is_ready:
                         self._pump()  # the peer may send more now
                     return data
@@ -116,6 +119,7 @@ class TunnelStream(trio.abc.HalfCloseableStream):
             taken = self._connection.send(bytes(view)) if view else 0
         except LocalProtocolError as error:
             raise trio.BrokenResourceError(self._end()) from error
+        self.sent_bytes += taken
         self._pump()
         return taken
 

@@ -1,21 +1,27 @@
-"""What tests of an agent's services stand on: two nodes that know each other, and a stream that leads nowhere."""
+"""What tests of an agent stand on: two nodes that know each other, a stream that leads nowhere, a coordinator's ear."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, cast
 
 import trio
 import trio.testing
+from google.protobuf.message import Message
 
 from derp.keys import NodePrivate
 from tailnet.agent.context import Context
+from tailnet.agent.control import Control
 from tailnet.agent.ports import Service, serve_ports
+from tailnet.client.rpc import RpcClient
 from tailnet.netstack.stack import Stack
 from tailnet.node.core import PeerNode
 from tailnet.node.engine import Engine, open_engine
 from tailnet.node.streams import TunnelStream
+from tailnet.proto.version import CURRENT
 
+URL, TOKEN = "https://tailnet.example.org", "secret-token"
 AGENT, USER = (bytes.fromhex("fd7a115ca1e0") + bytes(9) + bytes((number,)) for number in (1, 2))
 
 
@@ -64,4 +70,50 @@ async def served(port: int, service: Service, **how: Any) -> AsyncIterator[Serve
             nursery.start_soon(serve_ports, agent, context, {port: service})
             await trio.testing.wait_all_tasks_blocked()
             yield Served(context, agent, user, port)
+            nursery.cancel_scope.cancel()
+
+
+class FakeRpc:
+    """A connection to a coordinator that keeps what an agent says, and answers as it was told: else with nothing."""
+
+    def __init__(self, **answers: Message | Exception) -> None:
+        self.answers = answers
+        self.calls: list[tuple[str, Any]] = []
+        self.is_lost = False
+        self._changed = trio.lowlevel.ParkingLot()
+
+    async def call(self, path: str, request: Message, answer: type[Message]) -> Message:
+        name = path.rpartition("/")[2]
+        self.calls.append((name, request))
+        self._changed.unpark_all()
+        await trio.lowlevel.checkpoint()
+        found = self.answers.get(name, answer())
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def said(self, name: str) -> list[Any]:
+        """The requests of one call."""
+        return [request for called, request in self.calls if called == name]
+
+    async def wait_said(self, name: str, count: int = 1) -> list[Any]:
+        """Until there are so many."""
+        while len(self.said(name)) < count:
+            await self._changed.park()
+        return self.said(name)
+
+    def control(self, minor: int = CURRENT.minor) -> Control:
+        """Attached to this connection."""
+        control = Control()
+        control.minor = minor
+        control.attach(cast(RpcClient, self))
+        return control
+
+
+@asynccontextmanager
+async def open_context(**settings: Any) -> AsyncIterator[Context]:
+    """What services share, with a directory for scripts; what it has in the background ends with it."""
+    with TemporaryDirectory() as directory:
+        async with trio.open_nursery() as nursery:
+            yield Context(nursery, URL, TOKEN, scripts_directory=directory, **settings)
             nursery.cancel_scope.cancel()

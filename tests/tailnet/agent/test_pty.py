@@ -25,7 +25,9 @@ async def terminals(
     *, idle_seconds: float = 60.0, shell: str = "/bin/sh", directory: str = "/"
 ) -> AsyncIterator[Served]:
     service = Service("pty", ReconnectingPty(idle_seconds=idle_seconds).serve)
-    async with served(PTY_PORT, service, shell=shell, directory=directory, variables={"WHO": "the manifest"}) as agent:
+    async with served(
+        PTY_PORT, service, shell=shell, wanted_directory=directory, variables={"WHO": "the manifest"}
+    ) as agent:
         yield agent
 
 
