@@ -20,6 +20,7 @@ from tailnet.api.people_html import agent_html, agent_parts, log_lines, metadata
 from tailnet.api.sign_in import PageRoute, page
 from tailnet.api.sse import EventStream, Source, Told, last_event_id
 from tailnet.api.streams import reader_permit
+from tailnet.auth.policy import TO_TERMINALS
 from tailnet.services.agent_metadata import Snapshot
 from tailnet.services.feed import Event
 from tailnet.services.overviews import AgentOverview
@@ -50,8 +51,13 @@ async def agent_page(request: Request, services: ServicesOf, user: UserOfPage, a
             sentences = services.overviews.why_not(PeerID.parse(peer.lower()), agent.id)
         except ValueError:
             sentences = ["That is no id of a peer: 36 characters such as 01234567-89ab-4cde-8f01-23456789abcd."]
+    reach = await services.callers.reach(user, agent.id)
+    has_terminal = reach is not None and not reach.rights.isdisjoint(TO_TERMINALS)
     asked, now = (peer, sentences), datetime.now(UTC)
-    return page(agent_html(user.username, agent.workspace_name, shown, metadata.items, logs, now, asked))
+    html = agent_html(
+        user.username, agent.workspace_name, shown, metadata.items, logs, now, asked, has_terminal=has_terminal
+    )
+    return page(html)
 
 
 @router.get("/{workspaceagent}/live", include_in_schema=False)

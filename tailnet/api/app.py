@@ -38,14 +38,15 @@ from tailnet.api import (
     instance_identity,
     link_page,
     listening_ports,
-    live_script,
     logs,
     metadata,
     operators,
+    page_files,
     pty,
     sign_in,
     stats_socket,
     support,
+    terminal_page,
     users,
     workspaces,
 )
@@ -89,7 +90,7 @@ def create_app(services: Services) -> FastAPI:
         pty,
     )
     of_users = buildinfo, users, workspaces, external_auth, auth_changed
-    for_people = home, sign_in, agent_page, link_page, live_script
+    for_people = home, sign_in, agent_page, terminal_page, link_page, page_files
     for resource in (*for_people, *of_agents, *of_users, derp_map, events, health, debug, support, operators, docs):
         app.include_router(resource.router, responses={"4XX": {"model": Refusal}, "5XX": {"model": Refusal}})
     app.add_exception_handler(Refused, _answer_refused)

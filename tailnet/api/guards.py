@@ -206,6 +206,12 @@ async def _agent_of_page(
     return await authorise_agent(services_of(asked).callers, user, workspaceagent, Right.READ)
 
 
+async def _terminal_of_page(
+    asked: HTTPConnection, workspaceagent: AgentIdInPath, user: Annotated[UserIdentity, Depends(user_of_page)]
+) -> AgentIdentity:
+    return await authorise_agent(services_of(asked).callers, user, workspaceagent, *TO_TERMINALS)
+
+
 async def _administrator(user: Annotated[UserIdentity, Depends(_user)]) -> UserIdentity:
     if not user.admin:
         raise refusals.administrators_only()
@@ -263,4 +269,5 @@ TerminalAgent = Annotated[AgentIdentity, Depends(_terminal_agent)]
 ChangeableAgent = Annotated[AgentIdentity, Depends(_changeable_agent)]
 UserOfPage = Annotated[UserIdentity, Depends(user_of_page)]
 AgentOfPage = Annotated[AgentIdentity, Depends(_agent_of_page)]
+TerminalOfPage = Annotated[AgentIdentity, Depends(_terminal_of_page)]
 OperatorOnly = Depends(_operator)

@@ -12,7 +12,7 @@ from typing import Final
 
 from derp.server import markup
 from derp.server.markup import Column, Html
-from tailnet.api.live_script import SCRIPT_PATH
+from tailnet.api.page_files import address
 from tailnet.services.agent_metadata import MetadataView
 from tailnet.services.agents import AgentLine, AgentLines, AgentView, AppView
 from tailnet.services.overviews import AgentOverview, Reach
@@ -21,7 +21,8 @@ from tailnet.store.rows import AgentStatus, AppHealth, ConnectionReport, Lifecyc
 # Where people sign in and out.
 LOGIN: Final = "/login"
 LOGOUT: Final = "/logout"
-_BRAND: Final = "tailnet"
+BRAND: Final = "tailnet"
+PLACES: Final = (("/", "all agents"), ("/docs", "API"))
 # A line of a log that is longer is cut; the text of all logs has it whole.
 MAX_LINE_CHARS: Final = 4096
 # What a terminal obeys and shows nothing of: colours, titles, cursors.
@@ -75,7 +76,7 @@ def front_html(reasons: Sequence[str], *, is_empty: bool = False, refused: str =
         Html("<h2>Where to look</h2>"),
         markup.facts([(path, markup.link(path, what)) for path, what in _LOOKS]),
     ]
-    return markup.document("tailnet", body, brand=_BRAND)
+    return markup.document("tailnet", body, brand=BRAND)
 
 
 def problem_html(message: str, detail: str) -> bytes:
@@ -85,7 +86,7 @@ def problem_html(message: str, detail: str) -> bytes:
         Html(f"<p>{markup.text(detail)}</p>" if detail else ""),
         Html(f"<p>{markup.link('/', 'All agents')}</p>"),
     )
-    return markup.document("tailnet", body, brand=_BRAND, places=(("/", "all agents"),))
+    return markup.document("tailnet", body, brand=BRAND, places=(("/", "all agents"),))
 
 
 def agents_html(username: str, lines: AgentLines, first: int, now: datetime) -> bytes:
@@ -123,8 +124,11 @@ def agent_html(
     logs: Sequence[LogLine],
     now: datetime,
     asked: tuple[str, Sequence[str]],
+    *,
+    has_terminal: bool,
 ) -> bytes:
-    """One agent.  `asked`: a peer's id, and why it does not know this agent; empty without."""
+    """One agent.  `asked`: a peer's id, and why it does not know this agent; empty without.  `has_terminal`: whether
+    the user may open one."""
     agent = shown.history.view.agent
     ident = str(agent.id)
     parts = {**agent_parts(shown), **metadata_parts(metadata)}
@@ -133,6 +137,7 @@ def agent_html(
     question = (markup.field("peer", "Why does a peer not know this agent?", peer, hint="the id of a peer"),)
     body = [
         Html(f"<h1>{markup.text(agent.name)} <span class=dim>in {markup.text(workspace_name)}</span></h1>"),
+        Html(f"<p>{markup.link(f'/agents/{ident}/terminal', 'Open a terminal')}</p>" if has_terminal else ""),
         _live(f"/agents/{ident}/live", logs[-1].id if logs else 0, now),
         *_places({"state": parts["state"]}),
         Html("<h2>Apps</h2>"),
@@ -198,9 +203,8 @@ def _plain(text: str) -> str:
 
 def _document(title: str, body: Sequence[Html], username: str, here: str = "") -> bytes:
     corner = markup.form(LOGOUT, (), f"Sign out {username}", changes=True)
-    script = Html(f'<script src="{SCRIPT_PATH}" defer></script>')
-    places = (("/", "all agents"), ("/docs", "API"))
-    return markup.document(title, [*body, script], brand=_BRAND, places=places, here=here, corner=corner)
+    script = Html(f'<script src="{address("/live.js")}" defer></script>')
+    return markup.document(title, [*body, script], brand=BRAND, places=PLACES, here=here, corner=corner)
 
 
 def _live(source: str, after: int, now: datetime) -> Html:

@@ -31,22 +31,27 @@ _MAX_FORM_BYTES: Final = 4 * MAX_TOKEN_CHARS
 # What a cookie carries as it is, and what its readers take for a part of it.
 _FIT_FOR_COOKIES: Final = re.compile(r"[!#-+\--:<-\[\]-~]+")
 # Pages that one may be sent to after signing in: ours, and no address of others.
-_PAGES: Final = re.compile(r"/agents/[0-9A-Fa-f-]{36}|/external-auth/[0-9A-Za-z_-]{1,64}")
-# Our script and our style, and nothing that somebody managed to get into a page.
+_PAGES: Final = re.compile(r"/agents/[0-9A-Fa-f-]{36}(?:/terminal)?|/external-auth/[0-9A-Za-z_-]{1,64}")
+# Our scripts and our style, and nothing that somebody managed to get into a page.
+_POLICY: Final = (
+    "default-src 'none'; style-src {}; script-src 'self'; connect-src 'self'; form-action 'self'; base-uri 'none'; "
+    "frame-ancestors 'none'"
+)
 _HEADERS: Final = {
-    "content-security-policy": (
-        f"default-src 'none'; style-src {STYLE_SOURCE}; script-src 'self'; connect-src 'self'; form-action 'self'; "
-        "base-uri 'none'; frame-ancestors 'none'"
-    ),
+    "content-security-policy": _POLICY.format(STYLE_SOURCE),
     "cache-control": "no-store",
     # With no-referrer browsers would hide the Origin of our own forms, too.
     "referrer-policy": "same-origin",
 }
 
 
-def page(html: bytes, status: int = 200) -> HTMLResponse:
-    """A page for people."""
-    return HTMLResponse(html, status, _HEADERS)
+def page(html: bytes, status: int = 200, *, style_nonce: str = "") -> HTMLResponse:
+    """A page for people.  With a `style_nonce` its scripts may make styles, which have to carry it."""
+    headers = _HEADERS
+    if style_nonce:
+        sources = f"'self' {STYLE_SOURCE} 'nonce-{style_nonce}'"
+        headers = {**_HEADERS, "content-security-policy": _POLICY.format(sources)}
+    return HTMLResponse(html, status, headers)
 
 
 class PageRoute(APIRoute):

@@ -44,9 +44,16 @@ def require_browser() -> tuple[str, str]:
 class Window:
     """A window of chromium.  Its calls block: a test makes them in a thread while the server runs in trio."""
 
-    def __init__(self, driver: Any, width: int) -> None:
+    def __init__(self, driver: Any) -> None:
         self.driver = driver
-        self.width = width
+        self.width = 0
+
+    def resize(self, size: tuple[int, int]) -> None:
+        """Make it so large, in the pixels of a style sheet."""
+        # A window may not be as narrow as a phone; the screen that is emulated may.
+        self.width, height = size
+        metrics = {"width": self.width, "height": height, "deviceScaleFactor": 1, "mobile": self.width < 600}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
 
     def go(self, url: str) -> None:
         self.driver.get(url)
@@ -125,11 +132,9 @@ def open_window(size: tuple[int, int] = LAPTOP, *, flags: Sequence[str] = ()) ->
         options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
         driver = webdriver.Chrome(options, Service(chromedriver))
         try:
-            # A window may not be as narrow as a phone; the screen that is emulated may.
-            width, height = size
-            metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
-            driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-            yield Window(driver, width)
+            window = Window(driver)
+            window.resize(size)
+            yield window
         finally:
             driver.quit()
 

@@ -16,6 +16,7 @@ from trio_websocket import WebSocketConnection, wrap_server_stream
 from derp.transport.http import HttpError, Request, ServerHttp
 from tailnet.node.membership import Member, open_agent
 from tailnet.node.streams import TunnelStream
+from tailnet.types import PeerID
 from tests.support.seeds import agent_token, peer_id
 
 PTY_PORT, HTTP_PORT = 2, 4
@@ -94,10 +95,12 @@ async def read_request(stream: TunnelStream) -> tuple[ServerHttp, Request | None
 
 
 @asynccontextmanager
-async def open_fake_agent(url: str, name: str = "main") -> AsyncIterator[FakeAgent]:
-    """Enter as the agent of that name in tests/support/seeds.py."""
+async def open_fake_agent(
+    url: str, name: str = "main", *, token: str = "", agent_id: PeerID | None = None
+) -> AsyncIterator[FakeAgent]:
+    """Enter as the agent of that name in tests/support/seeds.py, or with that token as the agent of that id."""
     async with (
-        open_agent(url, agent_token(name), peer_id(name), is_direct=False) as member,
+        open_agent(url, token or agent_token(name), agent_id or peer_id(name), is_direct=False) as member,
         trio.open_nursery() as nursery,
     ):
         agent = FakeAgent(member)

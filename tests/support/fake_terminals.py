@@ -1,7 +1,7 @@
-"""Port 2 of an agent that a test plays: terminals that outlive their connections, and a shell of four words.
+"""Port 2 of an agent that a test plays: terminals that outlive their connections, and a shell of five words.
 
-Keys are shown as they come; a line that is typed is obeyed: `size` tells rows and columns, `flood` prints without end,
-`break` resets the connection, `exit` ends the terminal.
+Keys are shown as they come; a line that is typed is obeyed: `size` tells rows and columns, `color` shows one, `flood`
+prints without end, `break` resets the connection, `exit` ends the terminal.
 """
 
 import json
@@ -32,6 +32,7 @@ class Terminals:
     def __init__(self) -> None:
         self.by_id: dict[str, Terminal] = {}
         self.requests: list[dict[str, Any]] = []
+        self.broken_count = 0
 
     async def serve(self, stream: TunnelStream) -> None:
         """One connection."""
@@ -87,8 +88,11 @@ class Terminals:
                 await stream.send_all(b"x" * 1024)
                 terminal.flooded_bytes += 1024
         elif line == "break":
+            self.broken_count += 1
             stream.abort()
             return False
+        elif line == "color":
+            await self._print(terminal, b"\x1b[38;2;250;1;2mtrue red\x1b[0m\r\n")
         elif line == "exit":
             return False
         await self._print(terminal, b"$ ")

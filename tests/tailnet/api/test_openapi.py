@@ -23,7 +23,10 @@ OPEN = {
     "/": "it says what this is, and whether it is well; agents only to whoever is signed in",
     "/login": "there one proves who one is",
     "/logout": "who has no session may end none",
-    "/live.js": "the script of pages has no secret",
+    **dict.fromkeys(
+        ("/live.js", "/terminal.js", "/terminal.css", "/xterm.js", "/xterm-addon-fit.js", "/xterm.css"),
+        "scripts and styles of pages have no secret",
+    ),
     "/health": "strangers get the state alone, and cause no measurement",
     "/docs": "what can be asked is no secret",
     "/api/v2/openapi.json": "the same, for programs",
