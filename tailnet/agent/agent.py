@@ -99,7 +99,7 @@ class Agent:
             is_file_transfer_allowed=settings.is_file_transfer_allowed,
             scripts_directory=scripts_directory,
         )
-        self.scripts = Scripts(self.context, self.control, self.logs)
+        self.scripts = Scripts(self.context, self.reports, self.logs)
         self.manifest: Manifest | None = None
         self.member: Member | None = None
         """Its place in the tailnet, while it has one."""
@@ -222,7 +222,9 @@ class Agent:
         context.variables = {**names, **manifest.variables, **place_secrets(manifest.secrets, context)}
 
     async def _tell_startup(self) -> None:
-        startup = agent.Startup(version=f"v{version('tailnet-derp')}", expanded_directory=self.context.directory)
+        # Also where a script has to make it first: editors open it later.
+        directory = self.context.wanted_directory or self.context.directory
+        startup = agent.Startup(version=f"v{version('tailnet-derp')}", expanded_directory=directory)
         await self.control.report("UpdateStartup", agent.UpdateStartupRequest(startup=startup), agent.Startup)
 
     async def _read_banners(self) -> None:

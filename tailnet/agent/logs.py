@@ -1,8 +1,9 @@
 """Lines of logs on their way to the coordinator: gathered, bounded, sent until it wants no more.  Layer L3.
 
     put(source, level, line) -> a queue -> BatchCreateLogs, batch by batch
-What a script prints waits where the queue is full, and so does the script; a coordinator keeps 1 MiB of an agent's
-lines and says when it has them: then lines are dropped here.  Callers: scripts.py.  Next hop: control.py.
+A coordinator keeps 1 MiB of an agent's lines and says when it has them.  More than that never waits here, and what is
+too much is dropped: a script does not stand still because a coordinator is away.  Callers: scripts.py.  Next hop:
+control.py.
 """
 
 import logging
@@ -42,15 +43,11 @@ class Logs:
         self._queued_bytes = 0
         self._changed = trio.lowlevel.ParkingLot()
 
-    async def put(self, source_id: bytes, level: int, line: bytes) -> None:
-        """One line, as soon as there is room for it."""
-        while True:
-            if self.is_full:
-                self.dropped_lines += 1
-                return
-            if self._queued_bytes < MAX_QUEUED_BYTES:
-                break
-            await self._changed.park()
+    def put(self, source_id: bytes, level: int, line: bytes) -> None:
+        """One line, if there is room for it."""
+        if self.is_full or self._queued_bytes >= MAX_QUEUED_BYTES:
+            self.dropped_lines += 1
+            return
         # A zero byte ends a text in databases; other bytes that are no UTF-8 are shown as such.
         text = line.decode("utf-8", "replace").replace("\0", "�")
         log = agent.Log(created_at=convert.timestamp(datetime.now(UTC)), output=text)

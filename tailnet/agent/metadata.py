@@ -65,7 +65,7 @@ class Metadata:
     async def _collect(self, script: MetadataScript) -> Result:
         printed = {False: bytearray(), True: bytearray()}
 
-        async def take(piece: bytes, is_error: bool) -> None:
+        def take(piece: bytes, is_error: bool) -> None:
             kept = printed[is_error]
             kept += piece[: MAX_VALUE_BYTES - len(kept)]
 

@@ -9,7 +9,7 @@ import shlex
 import signal
 import subprocess
 import tempfile
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ import trio
 from derp.text import error_text
 from tailnet.agent.context import Context
 
-Take: TypeAlias = Callable[[bytes, bool], Awaitable[None]]
+Take: TypeAlias = Callable[[bytes, bool], None]
 """A piece of output; True: of the standard error."""
 
 # From SIGTERM to SIGKILL.
@@ -107,7 +107,7 @@ async def _attend(process: trio.Process, take: Take, timeout_seconds: float) -> 
         nonlocal read
         assert pipe is not None
         while piece := await pipe.receive_some(_READ_BYTES):
-            await take(bytes(piece), is_error)
+            take(bytes(piece), is_error)
             read += len(piece)
             if read > FAST_BYTES:
                 await trio.sleep(_SLOW_SECONDS)

@@ -1,6 +1,6 @@
-"""What an agent says of itself in order: its lifecycle, and its users' sessions.  Layer L3.
+"""What an agent says of itself in order: its lifecycle, ends of scripts, and its users' sessions.  Layer L3.
 
-Both wait in a queue while there is no connection, with the moment when they happened.  Next hop: control.py.
+All wait in a queue while there is no connection, with the moment when they happened.  Next hop: control.py.
 """
 
 from collections import deque
@@ -16,7 +16,7 @@ from tailnet.agent.counters import Kind, Session
 from tailnet.proto import convert
 from tailnet.proto.generated import agent_pb2 as agent
 
-# Sessions of an hour without a coordinator; of more the oldest are lost.
+# Sessions of an hour without a coordinator.  Of more the oldest are lost, and of a schedule's runs; never a state.
 MAX_WAITING: Final = 1_024
 _TYPES: Final = {
     Kind.SSH: agent.Connection.SSH,
@@ -42,6 +42,11 @@ class Reports:
         self.state = state
         lifecycle = agent.Lifecycle(state=state, changed_at=convert.timestamp(datetime.now(UTC)))
         self._put("UpdateLifecycle", agent.UpdateLifecycleRequest(lifecycle=lifecycle), agent.Lifecycle)
+
+    def script(self, timing: agent.Timing) -> None:
+        """A script has ended."""
+        request = agent.WorkspaceAgentScriptCompletedRequest(timing=timing)
+        self._put("ScriptCompleted", request, agent.WorkspaceAgentScriptCompletedResponse)
 
     def session(self, session: Session, is_open: bool) -> None:
         """A session began or ended: Counters call this."""
@@ -77,7 +82,9 @@ class Reports:
 
     def _put(self, name: str, request: Message, answer: type[Message]) -> None:
         if len(self._queue) >= MAX_WAITING:
-            self._queue.popleft()
-            self.lost_count += 1
+            oldest = next((each for each in self._queue if each[0] != "UpdateLifecycle"), None)
+            if oldest is not None:
+                self._queue.remove(oldest)
+                self.lost_count += 1
         self._queue.append((name, request, answer))
         self._changed.unpark_all()

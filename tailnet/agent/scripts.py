@@ -1,7 +1,7 @@
 """The scripts of an agent: at its start, at its stop, and by the clock.  Layer L3.
 
-    run_script -> lines to logs.py and to the script's file -> ScriptCompleted
-What a run came to decides how the agent's lifecycle goes on.  Next hop: processes.py, logs.py, control.py.
+    run_script -> lines to logs.py and to the script's file -> reports.py
+What a run came to decides how the agent's lifecycle goes on.  Next hop: processes.py, logs.py, reports.py.
 """
 
 import logging
@@ -17,10 +17,10 @@ from cronsim import CronSim, CronSimError
 
 from derp.text import error_text, fit_to_show
 from tailnet.agent.context import Context
-from tailnet.agent.control import Control
 from tailnet.agent.logs import Lines, Logs
 from tailnet.agent.manifest import Script
 from tailnet.agent.processes import NOT_STARTED, Ended, run_script
+from tailnet.agent.reports import Reports
 from tailnet.proto import convert
 from tailnet.proto.generated import agent_pb2 as agent
 
@@ -47,9 +47,9 @@ class Outcome(Enum):
 class Scripts:
     """Made once per agent."""
 
-    def __init__(self, context: Context, control: Control, logs: Logs) -> None:
+    def __init__(self, context: Context, reports: Reports, logs: Logs) -> None:
         self._context = context
-        self._control = control
+        self._reports = reports
         self._logs = logs
 
     async def run_all(self, scripts: Iterable[Script], stage: Stage) -> Outcome:
@@ -78,16 +78,14 @@ class Scripts:
                 timeout_seconds=script.timeout_seconds,
                 environment=self._environment(script),
             )
-            await output.end(ended, script.timeout_seconds)
+            output.end(ended, script.timeout_seconds)
         seconds = trio.current_time() - began
         text = "script %s (%s) ended with %d after %.1f s%s"
         how = ", timed out" if ended.is_timed_out else f": {ended.problem}" if ended.problem else ""
         level = logging.INFO if ended.is_good else logging.WARNING
         _log.log(level, text, script.name, stage.name.lower(), ended.exit_code, seconds, how)
         if script.id:
-            await self._control.report(
-                "ScriptCompleted", _completed(script, stage, ended, now), agent.WorkspaceAgentScriptCompletedResponse
-            )
+            self._reports.script(_timing(script, stage, ended, now))
         return ended
 
     async def run_by_clock(self, scripts: Iterable[Script]) -> None:
@@ -150,17 +148,17 @@ class _Output:
         if self._file is not None:
             self._file.close()
 
-    async def take(self, piece: bytes, is_error: bool) -> None:
+    def take(self, piece: bytes, is_error: bool) -> None:
         self._write(piece)
         level = agent.Log.ERROR if is_error else agent.Log.INFO
         for line in self._lines[is_error].cut(piece):
-            await self._logs.put(self._source_id, level, line)
+            self._logs.put(self._source_id, level, line)
 
-    async def end(self, ended: Ended, timeout_seconds: float) -> None:
+    def end(self, ended: Ended, timeout_seconds: float) -> None:
         """The last lines, and one of ours where the output cannot say it."""
         for is_error, level in ((False, agent.Log.INFO), (True, agent.Log.ERROR)):
             for line in self._lines[is_error].end():
-                await self._logs.put(self._source_id, level, line)
+                self._logs.put(self._source_id, level, line)
         said = ended.problem
         if ended.is_timed_out:
             said = f"the script was ended after {timeout_seconds:g} s, its time"
@@ -169,7 +167,7 @@ class _Output:
         if ended.pipes_left_open:
             said = f"{said}; " * bool(said) + "what it left in the background is not heard any more"
         if said:
-            await self._logs.put(self._source_id, agent.Log.WARN, said.encode())
+            self._logs.put(self._source_id, agent.Log.WARN, said.encode())
 
     def _write(self, piece: bytes) -> None:
         if self._file is None:
@@ -187,9 +185,7 @@ def seconds_until_next(schedule: str, now: datetime) -> float | None:
     return None if following is None else max(0.0, (following - now).total_seconds())
 
 
-def _completed(
-    script: Script, stage: Stage, ended: Ended, began: datetime
-) -> agent.WorkspaceAgentScriptCompletedRequest:
+def _timing(script: Script, stage: Stage, ended: Ended, began: datetime) -> agent.Timing:
     status = agent.Timing.OK
     if ended.is_timed_out:
         status = agent.Timing.TIMED_OUT
@@ -197,13 +193,11 @@ def _completed(
         status = agent.Timing.EXIT_FAILURE
     elif ended.pipes_left_open:
         status = agent.Timing.PIPES_LEFT_OPEN
-    return agent.WorkspaceAgentScriptCompletedRequest(
-        timing=agent.Timing(
-            script_id=script.id,
-            start=convert.timestamp(began),
-            end=convert.timestamp(datetime.now(UTC)),
-            exit_code=ended.exit_code,
-            stage=stage.value,
-            status=status,
-        )
+    return agent.Timing(
+        script_id=script.id,
+        start=convert.timestamp(began),
+        end=convert.timestamp(datetime.now(UTC)),
+        exit_code=ended.exit_code,
+        stage=stage.value,
+        status=status,
     )

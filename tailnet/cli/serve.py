@@ -173,6 +173,6 @@ def what_to_try(url: str, demo: Demo | None, *, is_trusted: bool) -> list[tuple[
         environment = [f"CODER_AGENT_URL={url}", f"CODER_AGENT_TOKEN={demo.agent_token}"]
         lines += [
             ([*curl, "-H", token, connection], "what a client asks first"),
-            ([*environment, "coder", "agent"], "the demo agent"),
+            ([*environment, "tailnet", "agent"], "the demo agent"),
         ]
     return lines

@@ -12,11 +12,14 @@ from click.testing import CliRunner
 from derp.cli import cli as derp
 from derp.config.relay import RelayConfig
 from derp.keys import NodePrivate
+from tailnet.agent.agent import LAST_SECONDS, STOP_SECONDS
+from tailnet.agent.processes import GRACE_SECONDS
 from tailnet.cli.root import cli as tailnet
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 SERVERS = [DEPLOY / "derp.service", DEPLOY / "tailnet.service"]
-UNITS = [*SERVERS, DEPLOY / "derp-probe.service"]
+AGENT = DEPLOY / "tailnet-agent.service"
+UNITS = [*SERVERS, AGENT, DEPLOY / "derp-probe.service"]
 PROGRAMS = {"derp": derp, "tailnet": tailnet}
 # In tenths; 9.6 is what a service without any sandbox gets.
 MAX_EXPOSURE = 20
@@ -87,3 +90,19 @@ def test_it_may_open_a_file_for_each_connection(path: Path) -> None:
     found = re.search(r"(?m)^LimitNOFILE=(\d+)$", path.read_text())
     assert found is not None
     assert int(found[1]) > RelayConfig(NodePrivate.generate()).max_connections
+
+
+def test_an_agent_has_the_time_that_its_last_scripts_have() -> None:
+    text = AGENT.read_text()
+    found = re.search(r"(?m)^TimeoutStopSec=(\d+)s$", text)
+    assert found is not None
+    assert int(found[1]) > STOP_SECONDS + LAST_SECONDS + GRACE_SECONDS
+    # Else its scripts and sessions would be told before it, and their ends be nobody's report.
+    assert "\nKillMode=mixed\n" in text
+    assert "\nTimeoutStartSec=infinity\n" in text, "a coordinator that is not there yet is no failure"
+
+
+def test_no_list_of_processes_shows_an_agent_s_token() -> None:
+    (command,) = re.findall(r"(?m)^ExecStart=(.+)$", AGENT.read_text())
+    assert "--token-file ${CREDENTIALS_DIRECTORY}/token" in command
+    assert "--token " not in command

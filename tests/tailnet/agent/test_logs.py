@@ -26,7 +26,7 @@ async def test_lines_go_in_batches_of_one_source(autojump_clock: trio.testing.Mo
             (OTHER, INFO, b"c"),
             (ONE, INFO, b"d"),
         ]:
-            await logs.put(source, level, line)
+            logs.put(source, level, line)
         await logs.wait_sent()
         nursery.cancel_scope.cancel()
     sent = [
@@ -35,28 +35,20 @@ async def test_lines_go_in_batches_of_one_source(autojump_clock: trio.testing.Mo
     assert sent == [(ONE, [(INFO, "a"), (ERROR, "b\ufffd\ufffd")]), (OTHER, [(INFO, "c")]), (ONE, [(INFO, "d")])]
 
 
-async def test_what_prints_more_waits_until_there_is_room(autojump_clock: trio.testing.MockClock) -> None:
+async def test_so_much_waits_for_a_coordinator(autojump_clock: trio.testing.MockClock) -> None:
     control, rpc = Control(), FakeRpc()
-    logs, line, put = Logs(control), b"x" * MAX_LINE_BYTES, 0
-
-    async def print_all() -> None:
-        nonlocal put
-        for _ in range(2 * MAX_QUEUED_BYTES // MAX_LINE_BYTES):
-            await logs.put(ONE, INFO, line)
-            put += 1
-
+    logs, line, fitting = Logs(control), b"x" * MAX_LINE_BYTES, MAX_QUEUED_BYTES // MAX_LINE_BYTES
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(print_all)
         nursery.start_soon(logs.run)
-        await trio.testing.wait_all_tasks_blocked(0.01)
-        assert put * MAX_LINE_BYTES <= MAX_QUEUED_BYTES
+        for _ in range(2 * fitting):
+            logs.put(ONE, INFO, line)
+        assert logs.dropped_lines == fitting
         control.attach(rpc)  # type: ignore[arg-type]
-        while put * MAX_LINE_BYTES < 2 * MAX_QUEUED_BYTES:
-            await rpc.wait_said("BatchCreateLogs", len(rpc.calls) + 1)
         await logs.wait_sent()
         nursery.cancel_scope.cancel()
-    assert sum(len(each.logs) for each in rpc.said("BatchCreateLogs")) == put
-    assert max(each.ByteSize() for each in rpc.said("BatchCreateLogs")) < MAX_BATCH_BYTES + MAX_LINE_BYTES
+    batches = rpc.said("BatchCreateLogs")
+    assert sum(len(each.logs) for each in batches) == fitting
+    assert max(each.ByteSize() for each in batches) < MAX_BATCH_BYTES + MAX_LINE_BYTES
 
 
 async def test_a_coordinator_that_keeps_no_more_is_sent_no_more(autojump_clock: trio.testing.MockClock) -> None:
@@ -64,11 +56,11 @@ async def test_a_coordinator_that_keeps_no_more_is_sent_no_more(autojump_clock: 
     logs = Logs(rpc.control())
     async with trio.open_nursery() as nursery:
         nursery.start_soon(logs.run)
-        await logs.put(ONE, INFO, b"a")
+        logs.put(ONE, INFO, b"a")
         await rpc.wait_said("BatchCreateLogs")
         await logs.wait_sent()
         assert logs.is_full
-        await logs.put(ONE, INFO, b"b")
+        logs.put(ONE, INFO, b"b")
         await logs.wait_sent()
         assert logs.dropped_lines == 1
         nursery.cancel_scope.cancel()
@@ -80,7 +72,7 @@ async def test_a_batch_that_is_refused_is_lost_and_counted(autojump_clock: trio.
     logs = Logs(rpc.control())
     async with trio.open_nursery() as nursery:
         nursery.start_soon(logs.run)
-        await logs.put(ONE, INFO, b"a")
+        logs.put(ONE, INFO, b"a")
         await logs.wait_sent()
         nursery.cancel_scope.cancel()
     assert logs.dropped_lines == 1

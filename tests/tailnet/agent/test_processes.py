@@ -25,7 +25,7 @@ class Output:
         self.printed = {False: b"", True: b""}
         self.count = 0
 
-    async def take(self, piece: bytes, is_error: bool) -> None:
+    def take(self, piece: bytes, is_error: bool) -> None:
         self.count += len(piece)
         self.printed[is_error] = (self.printed[is_error] + piece)[:100_000]
 
@@ -113,8 +113,8 @@ async def test_who_is_cancelled_leaves_nothing_behind(context: Context, monkeypa
     with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
 
-            async def take(piece: bytes, is_error: bool) -> None:
-                await output.take(piece, is_error)
+            def take(piece: bytes, is_error: bool) -> None:
+                output.take(piece, is_error)
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(lambda: run_script(HANGS, take, context, timeout_seconds=0))

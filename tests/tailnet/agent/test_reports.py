@@ -3,10 +3,9 @@
 import trio
 import trio.testing
 
-from tailnet.agent import reports as reports_module
 from tailnet.agent.control import Control
-from tailnet.agent.counters import Counters, Kind
-from tailnet.agent.reports import Reports
+from tailnet.agent.counters import Counters, Kind, Session
+from tailnet.agent.reports import MAX_WAITING, Reports
 from tailnet.errors import RpcError
 from tailnet.proto.generated import agent_pb2 as agent
 from tests.support.agents import FakeRpc, a_stream
@@ -37,13 +36,17 @@ async def test_what_happened_without_a_connection_is_told_later(autojump_clock: 
 
 
 async def test_a_refusal_holds_nothing_up_and_so_many_wait(autojump_clock: trio.testing.MockClock) -> None:
-    rpc = FakeRpc(UpdateLifecycle=RpcError("no"))
+    """A state is never pushed out by sessions."""
+    rpc = FakeRpc(ReportConnection=RpcError("no"))
     reports = Reports(rpc.control())
-    for _ in range(reports_module.MAX_WAITING + 3):
-        reports.lifecycle(agent.Lifecycle.READY)
-    assert reports.lost_count == 3
+    reports.lifecycle(agent.Lifecycle.READY)
+    for number in range(MAX_WAITING + 3):
+        reports.session(Session(Kind.SSH, "", reason=str(number)), False)
+    assert reports.lost_count == 4
     async with trio.open_nursery() as nursery:
         nursery.start_soon(reports.run)
         await reports.wait_sent()
         nursery.cancel_scope.cancel()
-    assert len(rpc.calls) == reports_module.MAX_WAITING
+    assert len(rpc.calls) == MAX_WAITING
+    assert rpc.calls[0][0] == "UpdateLifecycle"
+    assert rpc.said("ReportConnection")[0].connection.reason == "4"

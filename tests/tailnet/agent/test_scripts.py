@@ -14,6 +14,7 @@ from tailnet.agent import processes, scripts
 from tailnet.agent.context import Context
 from tailnet.agent.logs import Logs
 from tailnet.agent.manifest import Script
+from tailnet.agent.reports import Reports
 from tailnet.agent.scripts import Outcome, Scripts, Stage, seconds_until_next
 from tailnet.proto.generated import agent_pb2 as agent
 from tests.support.agents import FakeRpc, open_context
@@ -33,8 +34,8 @@ class World:
     logs: Logs
     scripts: Scripts
 
-    def timing(self) -> agent.Timing:
-        (request,) = self.rpc.said("ScriptCompleted")
+    async def timing(self) -> agent.Timing:
+        (request,) = await self.rpc.wait_said("ScriptCompleted")
         found: agent.Timing = request.timing
         return found
 
@@ -47,11 +48,12 @@ class World:
 async def world(tmp_path: Path) -> AsyncIterator[World]:
     rpc = FakeRpc()
     control = rpc.control()
-    logs = Logs(control)
+    logs, reports = Logs(control), Reports(control)
     with trio.fail_after(60):
         async with open_context(wanted_directory=str(tmp_path)) as context:
             context.nursery.start_soon(logs.run)
-            yield World(context, rpc, logs, Scripts(context, control, logs))
+            context.nursery.start_soon(reports.run)
+            yield World(context, rpc, logs, Scripts(context, reports, logs))
 
 
 async def test_a_run_is_written_down_and_reported(world: World, tmp_path: Path) -> None:
@@ -64,7 +66,7 @@ async def test_a_run_is_written_down_and_reported(world: World, tmp_path: Path) 
     assert sorted(path.read_text()) == sorted("one\ntwo\nthree")
     assert path.stat().st_mode & 0o077 == 0
     assert {each.log_source_id for each in world.rpc.said("BatchCreateLogs")} == {SOURCE}
-    timing = world.timing()
+    timing = await world.timing()
     assert (timing.script_id, timing.stage, timing.status, timing.exit_code) == (
         SCRIPT_ID,
         agent.Timing.START,
@@ -88,8 +90,8 @@ async def test_ends_that_are_not_good(
 ) -> None:
     monkeypatch.setattr(processes, "PIPE_SECONDS", 0.2)
     await world.scripts.run(a_script(text, timeout_seconds=timeout_seconds), Stage.STOP)
-    assert world.timing().status == status
-    assert world.timing().stage == agent.Timing.STOP
+    timing = await world.timing()
+    assert (timing.stage, timing.status) == (agent.Timing.STOP, status)
     level, line = (await world.lines())[-1]
     assert level == agent.Log.WARN
     assert said in line
@@ -100,7 +102,7 @@ async def test_all_at_once_and_the_worst_counts(world: World, tmp_path: Path) ->
     meet = "touch {}; while [ ! -e {} ]; do sleep 0.01; done"
     both = [a_script(meet.format("a", "b")), a_script(meet.format("b", "a"), id=b"")]
     assert await world.scripts.run_all(both, Stage.START) is Outcome.GOOD
-    assert len(world.rpc.said("ScriptCompleted")) == 1, "an old server gave the other no id"
+    assert await world.timing(), "an old server gave the other no id"
     some = [a_script("true"), a_script("false"), a_script("sleep 1000", timeout_seconds=0.3)]
     assert await world.scripts.run_all(some[:2], Stage.START) is Outcome.FAILED
     assert await world.scripts.run_all(some, Stage.START) is Outcome.TIMED_OUT

@@ -90,8 +90,8 @@ async def test_what_to_try_works_when_it_is_pasted(flags: tuple[str, ...]) -> No
                 ["bash", "-c", f"set -e; {command}"], capture_stdout=True, capture_stderr=True
             )
             assert done.stdout
-        # The genuine agent need not be here; what it is told is what it reads.
-        shown = commands[-1].replace("coder agent", f"{sys.executable} -c 'import os; print(os.environ)'")
+        # Either agent takes these: tests/tailnet/cli/test_agent.py has ours.
+        shown = commands[-1].replace("tailnet agent", f"{sys.executable} -c 'import os; print(os.environ)'")
         done = await trio.run_process(["bash", "-c", shown], capture_stdout=True)
         assert b"'CODER_AGENT_URL': 'http" in done.stdout
         assert b"'CODER_AGENT_TOKEN': '" in done.stdout

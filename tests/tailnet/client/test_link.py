@@ -64,6 +64,22 @@ async def test_it_comes_back_until_it_is_refused(server: CoordinatorServer, stat
         assert (link.connection_count, caught.value.status) == (3, status)
 
 
+async def test_who_insists_is_turned_away_by_the_version_alone(server: CoordinatorServer) -> None:
+    """A proxy whose coordinator starts again says 404; a version that the new coordinator does not serve is 400."""
+    async with front_of(server) as front:
+        link = Link(front.url, client_door(MAIN), user_token("alice"), back_off=AT_ONCE, insists=True)
+        said = [400, 401, 404]
+
+        async def serve(rpc: RpcClient) -> None:
+            link.proven()
+            front.pass_on = lambda head: b"HTTP/1.1 %d No" % said.pop()
+            raise RpcError("lost")
+
+        with trio.fail_after(PATIENCE_SECONDS), pytest.raises(UpgradeRefused) as caught:
+            await link.run(serve)
+        assert (caught.value.status, said) == (400, [])
+
+
 @pytest.mark.parametrize(("status", "header"), [(503, b"7"), (429, b"7"), (503, b"7000")])
 async def test_a_coordinator_says_when_to_come(
     server: CoordinatorServer, caplog: pytest.LogCaptureFixture, status: int, header: bytes
