@@ -7,7 +7,7 @@ LOCK := .venv/bin/uv pip compile --quiet --generate-hashes --no-emit-index-url -
 PYTEST := $(PYTHON) -m coverage run -m pytest -q
 CORES := tests/derp/protocol tests/derp/relay tests/derp/netcheck tests/tailnet/rpc tests/tailnet/coordinator
 step = @printf '== %s\n' $(1)
-.PHONY: serve demo test install style types tests unit api interop older poll lowest bench fmt lock proto openapi derp-vectors clean
+.PHONY: serve demo test install style types tests unit api stores interop older poll lowest bench fmt lock proto openapi derp-vectors clean
 
 serve: $(READY)
 	$(SERVE)
@@ -30,7 +30,7 @@ types: $(READY)
 	$(PYTHON) -m mypy
 tests: $(READY)  # parts side by side, each prints when it is done; the floor is two points under what is covered
 	@$(PYTHON) -m coverage erase
-	$(MAKE) --no-print-directory --keep-going --jobs=3 --output-sync=line interop unit api older lowest poll
+	$(MAKE) --no-print-directory --keep-going --jobs=3 --output-sync=line interop unit api stores older lowest poll
 	@$(PYTHON) -m coverage combine --quiet && $(PYTHON) -m coverage report --skip-covered --skip-empty --fail-under=90
 unit: $(READY)
 	$(call step,'unit: everything but the genuine peers and the api part')
@@ -41,6 +41,9 @@ api: $(READY)
 interop: $(READY)
 	$(call step,'interop: genuine peers; the first run builds the Go programs')
 	@$(PYTEST) tests/interop
+stores: $(READY)
+	$(call step,'stores: what runs on SQLite elsewhere, on PostgreSQL')
+	@$(PYTEST) --every-store -k postgresql -m 'not stores' tests/tailnet/auth tests/tailnet/server tests/tailnet/services
 older: $(READY)
 	$(call step,'older: the DERP peers of the release before the newest')
 	@GENUINE_DERP=v1.102.5 $(PYTEST) $(foreach part,server client mesh metrics reconnect,tests/interop/test_derp_$(part).py)

@@ -96,6 +96,7 @@ async def test_a_control_plane_that_is_down_is_in_nobody_elses_way(chain: Caller
 
 async def test_a_store_that_is_away_is_in_nobody_elses_way(chain: CallerChain, store: Store) -> None:
     await chain.agent("new's")
+    assert await status(chain, user_token("alice")) == 200  # what was read ahead of questions is in memory by now
     with store.writing() as connection:
         connection.exec_driver_sql("ALTER TABLE counters RENAME TO lost")
     chain.store._recent.clear()

@@ -344,6 +344,7 @@ async def test_resume_keys_that_were_not_read(server: CoordinatorServer) -> None
     assert await severities(server) == {Code.RESUME_KEYS_UNREAD: WARNING}
 
 
+@pytest.mark.stores("sqlite")  # the disk of another server is not ours to look at
 @pytest.mark.parametrize(("free", "severity"), [(1 << 29, WARNING), (1 << 20, ERROR)])
 async def test_a_disk_that_is_nearly_full(
     server: CoordinatorServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, free: int, severity: Severity
