@@ -180,6 +180,22 @@ def not_signed() -> Refused:
     )
 
 
+def no_relays_expected() -> Refused:
+    return Refused(404, "No relay may have the key set of this server.", "Its operator has to set --relays-token-file.")
+
+
+def relay_token_wrong() -> Refused:
+    return Refused(
+        401,
+        "Relays only.",
+        "The bearer token is missing or is another one than that of the server's --relays-token-file.",
+    )
+
+
+def admission_key_malformed(detail: str) -> Refused:
+    return Refused(400, "Validation failed.", validations=(Validation("NodePublic", detail),))
+
+
 def signing_keys_missing() -> Refused:
     return Refused(
         503,

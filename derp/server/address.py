@@ -4,7 +4,7 @@ The one rule for relay and coordinator, whose front doors and operator's pages a
 """
 
 from collections.abc import Iterable, Mapping
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv6Address, IPv6Network, ip_address
 from typing import Final, NamedTuple
 
 from derp.config.relay import LOOPBACK, Network
@@ -98,3 +98,12 @@ def is_in(address: str, networks: Iterable[Network]) -> bool:
     if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped is not None:
         parsed = parsed.ipv4_mapped
     return any(parsed in network for network in networks if network.version == parsed.version)
+
+
+def address_group(address: str) -> str:
+    """What counts as one caller: an IPv4 address, or the /64 that one customer of an IPv6 provider has."""
+    try:
+        parsed = ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    return str(IPv6Network((parsed, 64), strict=False)) if isinstance(parsed, IPv6Address) else str(parsed)

@@ -7,15 +7,19 @@ view.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+import trio
+
 from derp.admission.terms import Terms
 from derp.admission.ticket import find_ticket, open_ticket
+from derp.admission.trials import Trials
 from derp.config import RelayRules
 from derp.errors import SignedFormatError
+from derp.server.address import address_group
 
 # So many nonces of mesh peers' logins we remember.  Only a relay with the mesh key can add one, and a region of ten
 # nodes that all reconnect every minute takes two days to fill this megabyte.
@@ -116,17 +120,19 @@ class KnownKeys(Protocol):
 
 
 class Admission:
-    """The rules of one relay.  `verifier` is None when nobody needs to be asked, `known` when there is no key set."""
+    """The rules of one relay.  `verifier` is None when nobody needs to be asked."""
 
     def __init__(
         self,
         config: RelayRules,
         verifier: Verifier | None = None,
         *,
-        known: KnownKeys | None = None,
+        known: Sequence[KnownKeys] = (),
+        trials: Trials | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`clock`: the wall's, by which tickets end."""
+        """`known`: keys that come in unasked; `trials`: where others may for a minute.  `clock`: the wall's, by which
+        tickets and trials end."""
         self.mesh_key = config.mesh_key
         """A client that proves to have it is a relay of our region, and always comes in."""
         self._allow: frozenset[bytes] | None
@@ -134,7 +140,8 @@ class Admission:
         self.configure(config)
         self._issuers = config.issuers
         self._verifier = verifier
-        self._known = known
+        self._known = tuple(known)
+        self._trials = trials
         self._clock = clock
         self._logins: dict[bytes, None] = {}
         self._expected: set[bytes] = set()
@@ -171,18 +178,15 @@ class Admission:
     @property
     def problem(self) -> str:
         """Why clients cannot get an answer now, or soon, for /debug/check; empty if they can, or need none."""
-        asked = self._verifier.problem if self._verifier is not None else ""
-        return "; ".join(filter(None, (self._known.problem if self._known is not None else "", asked)))
+        problems = [one.problem for one in (*self._known, self._verifier) if one is not None]
+        return "; ".join(filter(None, problems))
 
     @property
     def closed_by(self) -> str:
         """Why nobody can be admitted now.  Whoever is in a key set needs no answer of others, and they ask no key
         set."""
-        asked = self._verifier.closed_by if self._verifier is not None else ""
-        if self._known is None:
-            return asked
-        known = self._known.closed_by
-        return "; ".join((known, asked)) if known and asked else known if self._verifier is None else ""
+        ways = [one.closed_by for one in (*self._known, self._verifier) if one is not None]
+        return "; ".join(ways) if all(ways) and self._trials is None else ""
 
     async def look_again(self, key: bytes) -> None:
         """Learn whether those answer again who did not; `key` is nobody's."""
@@ -207,15 +211,31 @@ class Admission:
         refused = self.refused_by_list(key)
         if refused is not None:
             return refused
-        if self._known is not None and self._known.has(key):
+        if any(known.has(key) for known in self._known):
             return ADMITTED
         if self._verifier is not None:
             return self._verifier.cached(key, address)
         if by_ticket is not None:
             return by_ticket
-        if self._known is not None:
-            return Verdict(False, self._known.closed_by or "it is not in the key set")
+        return self._of_unknown(key, address)
+
+    def _of_unknown(self, key: bytes, address: str) -> Verdict:
+        """The verdict where nobody is to be asked."""
+        if self._trials is not None:
+            if self._allow is not None:
+                return ADMITTED  # the operator named it
+            offered = self._trials.offer(key, address_group(address), trio.current_time(), self._clock())
+            return Verdict(False, offered) if isinstance(offered, str) else Verdict(True, terms=offered)
+        if self._known:
+            return Verdict(
+                False, "; ".join(filter(None, (known.closed_by for known in self._known))) or "it is unknown"
+            )
         return Verdict(False, "it shows no ticket") if self._issuers else ADMITTED
+
+    def settle(self, key: bytes) -> None:
+        """A key became known: if it was on trial, it is no longer."""
+        if self._trials is not None:
+            self._trials.settle(key)
 
     def _by_ticket(self, key: bytes, shown: str) -> Verdict | None:
         """The verdict of the ticket in `shown`; None: there is none, or tickets mean nothing here."""
@@ -242,7 +262,7 @@ class Admission:
         """The refusal that holds whatever a client shows: it is denied, or was revoked."""
         if key in self._deny:
             return Verdict(False, "it is one of --deny-keys")
-        if self._known is not None and self._known.is_revoked(key):
+        if any(known.is_revoked(key) for known in self._known):
             return Verdict(False, "it was revoked")
         return None
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from derp.admission.trials import Trials
 from derp.close_reason import CloseReason
 from derp.config import RelayConfig, RelayRules
 from derp.protocol.messages import Restarting, ServerInfo, encode
@@ -23,7 +24,7 @@ from derp.relay.mesh import MeshPeerState
 from derp.relay.rounds import Round
 from derp.relay.router import Router
 from derp.relay.rtt import ERROR_BUCKET, NON_TCP_BUCKET, rtt_bucket
-from derp.server.admission import Admission
+from derp.server.admission import Admission, KnownKeys
 from derp.server.advisor import LOOK_SECONDS, WITHDRAWN_TEXT, health_frame
 from derp.server.bootstrap import BootstrapDns
 from derp.server.lobby import Lobby
@@ -54,9 +55,16 @@ class Relay:
     `run` was cancelled, forget it."""
 
     def __init__(
-        self, config: RelayConfig, host: Host, lobby: Lobby, *, mesh_context: ssl.SSLContext | None = None
+        self,
+        config: RelayConfig,
+        host: Host,
+        lobby: Lobby,
+        *,
+        mesh_context: ssl.SSLContext | None = None,
+        registry: KnownKeys | None = None,
     ) -> None:
-        """`mesh_context`: how other relays are trusted; None: as this machine trusts everybody."""
+        """`mesh_context`: how other relays are trusted; None: as this machine trusts everybody.  `registry`: the keys
+        that whoever embeds this relay has heard of; others then have a minute to be announced, unless `open`."""
         self.config = config
         self.host = host
         self.public_key = config.private_key.public()
@@ -68,12 +76,14 @@ class Relay:
         )
         self.verifier = _open_verifier(config)
         self.key_sets = _open_key_sets(config)
+        has_registry = registry is not None and not config.open
+        known = [one for one in (registry if has_registry else None, self.key_sets) if one is not None]
         self.sessions = Sessions(
             self.router,
             host,
             lobby,
             config.private_key,
-            Admission(config, self.verifier, known=self.key_sets),
+            Admission(config, self.verifier, known=known, trials=Trials() if has_registry else None),
             random_bytes=secrets.token_bytes,
             mesh_write_seconds=config.mesh_write_timeout_seconds,
             server_info=ServerInfo(queue_depth=config.queue_depth),
@@ -139,6 +149,15 @@ class Relay:
             if verdict is not None and not verdict.allowed:
                 sessions.guests.send_away(client, verdict.because, WITHDRAWN_TEXT)
         self.host.flush()
+
+    def welcome(self, key: bytes) -> None:
+        """A key has become known: its connections may stay."""
+        sessions = self.sessions
+        sessions.admission.settle(key)
+        for client in self._connected((key,)):
+            terms = sessions.guests.terms_of(client)
+            if terms is not None and terms.is_trial:
+                sessions.guests.depart(client)
 
     def _connected(self, keys: Collection[bytes] | None) -> Iterable[Client]:
         if keys is None:

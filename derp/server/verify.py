@@ -11,7 +11,6 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from ipaddress import IPv6Address, IPv6Network, ip_address
 from typing import Any, Final, Protocol
 
 import trio
@@ -20,6 +19,7 @@ from derp.config import RelayConfig
 from derp.errors import TransportError
 from derp.log import fields
 from derp.relay.turns import Turns
+from derp.server.address import address_group
 from derp.server.admission import ADMITTED, Finding, Question, Verdict
 from derp.server.tailscaled import TailscaledJudge
 from derp.text import fit_to_show
@@ -266,15 +266,6 @@ class Verifier:
                 )
             self._found[number] = finding
             await trio.sleep(LOOK_SECONDS)
-
-
-def address_group(address: str) -> str:
-    """What counts as one caller: an IPv4 address, or the /64 that one customer of an IPv6 provider has."""
-    try:
-        parsed = ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    return str(IPv6Network((parsed, 64), strict=False)) if isinstance(parsed, IPv6Address) else str(parsed)
 
 
 def open_verifier(config: RelayConfig) -> Verifier | None:

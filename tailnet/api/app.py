@@ -43,6 +43,7 @@ from tailnet.api import (
     operators,
     page_files,
     pty,
+    relay_keys,
     sign_in,
     stats_socket,
     support,
@@ -91,7 +92,8 @@ def create_app(services: Services) -> FastAPI:
     )
     of_users = buildinfo, users, workspaces, external_auth, auth_changed
     for_people = home, sign_in, agent_page, terminal_page, link_page, page_files
-    for resource in (*for_people, *of_agents, *of_users, derp_map, events, health, debug, support, operators, docs):
+    of_operators = events, health, debug, support, operators, docs
+    for resource in (*for_people, *of_agents, *of_users, derp_map, relay_keys, *of_operators):
         app.include_router(resource.router, responses={"4XX": {"model": Refusal}, "5XX": {"model": Refusal}})
     app.add_exception_handler(Refused, _answer_refused)
     app.add_exception_handler(StoreError, _answer_store)

@@ -37,6 +37,7 @@ from tailnet.services.instance_identity import InstanceIdentity
 from tailnet.services.logs import Logs
 from tailnet.services.overviews import Overviews
 from tailnet.services.own_node import OwnNode
+from tailnet.services.relay_keys import RelayKeys
 from tailnet.store.rows import AgentIdentity, Right, UserIdentity
 from tailnet.tokens import find_token, query_values
 from tailnet.transport.tracing import Tracing
@@ -68,6 +69,7 @@ class Services:
     git_keys: GitKeys
     external_auth: ExternalAuth
     derp_maps: DerpMaps
+    relay_keys: RelayKeys
     inspection: Inspection
     overviews: Overviews
     own_node: OwnNode

@@ -55,6 +55,10 @@ class CoordinatorConfig(ServerConfig):
     region_scores: tuple[tuple[int, float], ...] = ()
     avoid_regions: tuple[int, ...] = ()
 
+    # Relays elsewhere, which follow our key set.  A day outlives most outages, and ends a weekend's.
+    relays_token: str = field(default="", repr=False)  # "": nobody may have the key set
+    key_set_life_seconds: float = 86_400.0
+
     # Who says who is calling, beside the store.
     auth_url: str = ""
     auth_secret: bytes = field(default=b"", repr=False)

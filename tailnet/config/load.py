@@ -7,6 +7,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from derp.config import RelayRules, TlsConfig
+from derp.config.files import load_token
 from derp.config.load import (
     check_mesh,
     connection_limit,
@@ -58,6 +59,9 @@ def load_config(
     attributes["external_auth"] = _external_auth(given)
     attributes |= _administration(given)
     attributes["auth_secret"] = _auth_secret(given)
+    if given.get("relays_token_file") is not None:
+        tell_if_readable(given.get("relays_token_file"), given)
+        attributes["relays_token"] = load_token(given.get("relays_token_file"))
     _check_signed(given)
     if given.get("dev"):
         _check_dev(given)

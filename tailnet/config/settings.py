@@ -95,6 +95,22 @@ _OWN: Final = (
         reloadable=True,
     ),
     Setting(
+        "relays_token_file",
+        parse.optional_path,
+        "FILE",
+        "the bearer token with which relays elsewhere get /api/v2/relays/key-set, the signed set of keys to let in",
+        part_of="relays_token",
+        reloadable=True,
+    ),
+    Setting(
+        "key_set_life",
+        parse.duration(600, 30 * DAY_SECONDS),
+        "DURATION",
+        "how long relays elsewhere go by a key set without us, {default} by default",
+        "key_set_life_seconds",
+        reloadable=True,
+    ),
+    Setting(
         "auth_url",
         _ACCESS_URL,
         "URL",

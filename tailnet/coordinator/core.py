@@ -256,6 +256,15 @@ class Coordinator(Generic[C]):
         peer = self._tunnels.peers.get(peer_id)
         return None if peer is None else peer.node
 
+    def node_is(self, connection: C, node: Node) -> bool:
+        """Whether this very node is what the peer behind a connection said last, and was taken."""
+        peer = self._connected.get(connection)
+        return peer is not None and peer.node is node
+
+    def nodes(self) -> list[Node]:
+        """Those of all connected peers."""
+        return [peer.node for peer in self._connected.values() if peer.node is not None]
+
     def connection_of(self, peer_id: bytes) -> C | None:
         """The connection that holds this id now."""
         peer = self._tunnels.peers.get(peer_id)

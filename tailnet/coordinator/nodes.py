@@ -68,6 +68,11 @@ class Node:
     addresses: tuple[str, ...]
     allowed_ips: tuple[str, ...]
 
+    @property
+    def public_key(self) -> bytes:
+        """The 32 bytes by which relays know it."""
+        return self.key[len(KEY_PREFIX) :]
+
 
 def complain_about_size(node: Node, limits: Limits) -> Complaint | None:
     """Judge what may grow without bound."""

@@ -81,6 +81,7 @@ from tailnet.services.logs import Logs
 from tailnet.services.overviews import Overviews
 from tailnet.services.own_node import OwnNode
 from tailnet.services.presence import AgentPresence
+from tailnet.services.relay_keys import RelayKeys
 from tailnet.services.reports import AgentReports
 from tailnet.services.resume_keys import ResumeKeys
 from tailnet.services.rights import Rights
@@ -133,14 +134,19 @@ class CoordinatorServer(Server[CoordinatorConfig]):
     ) -> None:
         super().__init__(config, private.public(), reread=reread, inherited=inherited)
         self.reactor.write_seconds = config.relay.tcp_write_timeout_seconds
-        self.relay = Relay(config.relay_config(private), self.reactor, self.lobby) if config.derp_enabled else None
+        self.coordinator: Coordinator[Receiver] = Coordinator(Limits(node_bytes=config.max_node_bytes))
+        self.relay_keys = RelayKeys(
+            store,
+            life_seconds=config.key_set_life_seconds,
+            in_use=lambda: (node.public_key for node in self.coordinator.nodes()),
+        )
+        self.relay = self._make_relay(private) if config.derp_enabled else None
         pages = self._make_pages()
         self.door = FrontDoor(self.lobby, self._routes(pages))
         self.plain_door = FrontDoor(self.lobby, [PlainPages(pages).route()])
         self.admin_door = FrontDoor(self.lobby, [Route(every_path, self._take_to_administration, takes_bytes=True)])
         self.store = store
         self.tracing = tracing
-        self.coordinator: Coordinator[Receiver] = Coordinator(Limits(node_bytes=config.max_node_bytes))
         self.accounts = Accounts(
             AccountLimits(
                 sockets=config.max_sockets_per_caller,
@@ -150,7 +156,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
                 reports_per_minute=config.max_reports,
             )
         )
-        self.hub = Hub(self.coordinator)
+        self.hub = Hub(self.coordinator, self.relay_keys.note)
         self.callers = make_callers(store, config)
         self.limits = CallerLimits()
         self.identity_limits = StrangerLimits(IDENTITIES_PER_ADDRESS, IDENTITIES_OF_ALL)
@@ -200,6 +206,14 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         self._nursery: trio.Nursery
         self._app: FastAPI
         self._api: ApiServer
+
+    def _make_relay(self, private: NodePrivate) -> Relay:
+        """The embedded relay, which goes by the keys that peers announce."""
+        keys = self.relay_keys
+        relay = Relay(self.config.relay_config(private), self.reactor, self.lobby, registry=keys)
+        keys.on_known.append(relay.welcome)
+        keys.on_revoked.append(relay.recheck)
+        return relay
 
     def own_sessions(self) -> Sessions | None:
         return self.relay.sessions if self.relay is not None else None
@@ -345,12 +359,14 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         await nursery.start(self.maps.serve)
         self.own_node = self._make_own_node()
         await self.keys.start()
+        await self.relay_keys.start()
         await self.store_watch.start(replaces_another=self.inherited.replaces_another)
         self._build(nursery)
         if self.relay is not None:
             await nursery.start(self.relay.run)
         nursery.start_soon(self.callers.run)
         nursery.start_soon(self.keys.refresh_forever)
+        nursery.start_soon(self.relay_keys.run)
         nursery.start_soon(self.presence.run)
         nursery.start_soon(self.outbox.run)
         nursery.start_soon(self.store_watch.run)
@@ -385,7 +401,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         self.service = self._make_service(nursery)
         limits = SessionLimits(ping_seconds=config.agent_ping_seconds, pong_seconds=config.inactive_seconds)
         self.channels = Channels(self.reactor, self.service.serve, self._channel_ended, limits, self.accounts)
-        self.rights = Rights(self.callers, self.reactor, self.hub, self.channels.open)
+        self.rights = Rights(self.callers, self.reactor, self.hub, self.channels.open, self.relay_keys.revoke)
         access_url = config.access_url or default_access_url(self.listening)
         admission = RpcAdmission(
             self.callers,
@@ -422,6 +438,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             git_keys=GitKeys(self.store, self.sealer),
             external_auth=self.external_auth,
             derp_maps=self.maps,
+            relay_keys=self.relay_keys,
             inspection=inspection,
             overviews=self.overviews,
             own_node=self.own_node,
@@ -562,6 +579,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         self.webhook.retarget(config.webhook)
         self.agents.reconfigure(config)
         self.upkeep.limits = retention(config)
+        self.relay_keys.life_seconds = config.key_set_life_seconds
         self.sealer.take(config.secrets_keys)
         self.external_auth.configure(config.external_auth)
         self.maps.steer(scores=dict(config.region_scores), avoid=config.avoid_regions)

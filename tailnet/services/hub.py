@@ -6,7 +6,7 @@ read, so that no other peer waits for it.
 
 import logging
 from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Protocol
 
 from tailnet.coordinator.core import Coordinator
@@ -67,10 +67,23 @@ class CoordinateCall:
 class Hub:
     """Joins one Coordinator to the channels of its peers.  Called from the reactor's thread only."""
 
-    def __init__(self, coordinator: Coordinator[Receiver]) -> None:
+    def __init__(
+        self, coordinator: Coordinator[Receiver], announced: Callable[[bytes], None] = lambda key: None
+    ) -> None:
+        """`announced` is told the raw key of each node that the core takes."""
         self.coordinator = coordinator
+        self._announced = announced
         self.overflow_count = 0
         self.delivered_count = 0
+
+    def handle_request(self, connection: Receiver, request: Request, now: float) -> None:
+        """Give the core a peer's request, and do what it says."""
+        effects = self.coordinator.handle_request(connection, request, now)
+        node = request.node
+        if node is not None and self.coordinator.node_is(connection, node):
+            self._announced(node.public_key)
+        if effects:
+            self.carry_out(effects, now)
 
     def carry_out(self, effects: Sequence[Effect[Receiver]], now: float) -> None:
         """Do what the core said, in its order, and whatever the core says about receivers that were full."""

@@ -98,10 +98,10 @@ class LegacyChannel:
         now = self._channels.host.now
         self._channels.open.add(self)
         self._channels.set_deadline(self, now + PING_SECONDS)
-        core, hub = self._hub.coordinator, self._hub
-        hub.carry_out(core.handle_connect(self.caller.peer_id, self.caller.policy, self, now), now)
+        hub = self._hub
+        hub.carry_out(hub.coordinator.handle_connect(self.caller.peer_id, self.caller.policy, self, now), now)
         if self._agent_id is not None:
-            hub.carry_out(core.handle_request(self, Request(add_tunnel=self._agent_id), now), now)
+            hub.handle_request(self, Request(add_tunnel=self._agent_id), now)
 
     # --- towards the core
 
@@ -114,7 +114,7 @@ class LegacyChannel:
                     f"a version 1 peer sends more than {MAX_NODES_AT_ONCE} nodes at once, or {MAX_NODES} in 15 s"
                 )
             request = Request(node=node_value(node_from_json(value)))
-            self._hub.carry_out(self._hub.coordinator.handle_request(self, request, now), now)
+            self._hub.handle_request(self, request, now)
         if self._nodes.held_bytes or self.charged_bytes:
             self._charge()
         return end

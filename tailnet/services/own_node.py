@@ -93,7 +93,7 @@ class HubCall:
     async def send(self, request: tailnet.CoordinateRequest) -> None:
         now = self._host.tick()
         decoded = decode_request(request.SerializeToString())
-        self._hub.carry_out(self._hub.coordinator.handle_request(self, decoded, now), now)
+        self._hub.handle_request(self, decoded, now)
         self._host.flush()
         await trio.lowlevel.checkpoint()
 

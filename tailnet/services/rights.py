@@ -44,7 +44,16 @@ MAX_ASKED: Final = 500
 class Rights:
     """One per server; `run` is one task.  `open_channels` gives all that are open now."""
 
-    def __init__(self, callers: Callers, host: Host, hub: Hub, open_channels: Iterable[Connected]) -> None:
+    def __init__(
+        self,
+        callers: Callers,
+        host: Host,
+        hub: Hub,
+        open_channels: Iterable[Connected],
+        revoke_keys: Callable[[Collection[bytes]], None] = lambda keys: None,
+    ) -> None:
+        """`revoke_keys`: relays should not let these in any more, raw public keys."""
+        self._revoke_keys = revoke_keys
         self._callers = callers
         self._host = host
         self._hub = hub
@@ -141,6 +150,9 @@ class Rights:
         connection = self._connection_of(channel)
         if connection is not None:
             now = self._host.now
+            node = self._hub.coordinator.node_of(channel.caller.peer_id)
+            if node is not None:
+                self._revoke_keys((node.public_key,))
             self._hub.carry_out(self._hub.coordinator.handle_revoke(connection, now), now)
         channel.close(CloseCode.POLICY_VIOLATION, f"{REASON_REVOKED}: {why}", CloseReason.NOT_ADMITTED)
 

@@ -165,10 +165,7 @@ class TailnetService:
                 return
             if verdict:
                 request.allowed = (target,)
-        now = self._clock()
-        effects = self.coordinator.handle_request(call, request, now)
-        if effects:
-            self.hub.carry_out(effects, now)
+        self.hub.handle_request(call, request, self._clock())
 
     def _decide_later(self, call: CoordinateCall, request: Request, verdict: Awaitable[bool]) -> None:
         """Decide in a task.  Requests keep their order: those received wait in the call, later ones in the kernel."""
@@ -201,7 +198,7 @@ class TailnetService:
             call.end("undecided")
         else:
             request.allowed = (request.add_tunnel,) if allowed and request.add_tunnel is not None else ()
-            self.hub.carry_out(self.coordinator.handle_request(call, request, now), now)
+            self.hub.handle_request(call, request, now)
         for payload in waiting:
             # The core has ended a peer that it refused; its later requests are not worth a question to the store each.
             if self.coordinator.policy_of(call) is None:

@@ -519,6 +519,16 @@ class EventPage:
 
 
 @dataclass(frozen=True, slots=True)
+class RelayKeyChanges:
+    """Keys for relays that are different since a version, raw.  `is_whole`: these are all, others are gone."""
+
+    version: int
+    is_whole: bool
+    known: frozenset[bytes]
+    revoked: frozenset[bytes]
+
+
+@dataclass(frozen=True, slots=True)
 class SigningKey:
     """A key that outlives restarts.  `id` travels in the open, `secret` never leaves this process."""
 

@@ -18,7 +18,7 @@ from tailnet.types import PeerID
 
 # The newest file in migrations/versions.  Kept as a constant so that an up-to-date store opens without importing
 # Alembic.
-HEAD_REVISION: Final = "0009"
+HEAD_REVISION: Final = "0010"
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
@@ -456,4 +456,24 @@ kept_maps = sa.Table(
     sa.Column("source", Text, primary_key=True),
     sa.Column("body", Text, nullable=False),
     sa.Column("fetched_at", UtcTime, nullable=False),
+)
+
+# Of nodes, for relays elsewhere: who may come in, and who may no more.  `changed_at`: the version of the set that the
+# row came with.
+relay_keys = sa.Table(
+    "relay_keys",
+    metadata,
+    sa.Column("key", sa.LargeBinary(32), primary_key=True),
+    sa.Column("is_revoked", sa.Boolean, nullable=False),
+    sa.Column("heard_at", UtcTime, nullable=False, index=True),
+    sa.Column("changed_at", sa.BigInteger, nullable=False, index=True),
+)
+
+# One row.  `removed_at`: the version at which keys were removed last, which no row can say.
+relay_key_state = sa.Table(
+    "relay_key_state",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("version", sa.BigInteger, nullable=False),
+    sa.Column("removed_at", sa.BigInteger, nullable=False),
 )

@@ -7,6 +7,7 @@ from typing import cast
 
 import httpx
 
+from derp.admission.signed import IssuerPrivate
 from derp.server.ports import Listening
 from tailnet.api.app import create_app
 from tailnet.api.guards import Services
@@ -29,6 +30,7 @@ from tailnet.services.instance_identity import InstanceIdentity
 from tailnet.services.logs import Logs
 from tailnet.services.overviews import Overviews
 from tailnet.services.own_node import OwnNode
+from tailnet.services.relay_keys import RelayKeys
 from tailnet.services.reports import AgentReports
 from tailnet.services.why import Why
 from tailnet.store.outbox import Outbox
@@ -75,6 +77,8 @@ def make_world(store: Store, config: CoordinatorConfig | None = None) -> World:
     reports = AgentReports(store, outbox, clock=lambda: NOW)
     own_node = OwnNode(Hub(cast(Coordinator[Receiver], coordinator)), MemoryHost(), maps)
     agents = Agents(store, inspection, lambda: maps.current.map, settings.inactive_seconds, lambda: NOW)
+    relay_keys = RelayKeys(store, life_seconds=settings.key_set_life_seconds, clock=lambda: NOW)
+    relay_keys.sign_with(IssuerPrivate(b"i" * 32))
     services = Services(
         config=settings,
         callers=StoreCallers(store, lambda: NOW),
@@ -88,6 +92,7 @@ def make_world(store: Store, config: CoordinatorConfig | None = None) -> World:
         git_keys=GitKeys(store, sealer, lambda: NOW),
         external_auth=ExternalAuth(store, sealer, ACCESS_URL, settings.external_auth, clock=lambda: NOW),
         derp_maps=maps,
+        relay_keys=relay_keys,
         inspection=inspection,
         overviews=Overviews(agents, inspection, Why(inspection, None)),
         own_node=own_node,

@@ -12,6 +12,7 @@ import trio.testing
 from derp.errors import ConnectError
 from derp.keys import MeshKey, NodePrivate
 from derp.protocol.messages import RecvPacket
+from derp.server.address import address_group
 from derp.server.admission import Finding, Question, Verdict
 from derp.server.advisor import REFUSED_TEXT, health_frame
 from derp.server.server import RelayServer
@@ -25,7 +26,6 @@ from derp.server.verify import (
     YES_SECONDS,
     UrlJudge,
     Verifier,
-    address_group,
     open_verifier,
     read_answer,
 )

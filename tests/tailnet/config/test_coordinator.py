@@ -1,10 +1,12 @@
 """The value itself: what follows from the settings, and that the embedded relay has them all."""
 
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from derp.admission.signed import Issuer
 from derp.config.relay import LOOPBACK, MeshPeer, RateConfig, RelayConfig, RelayRules, ServerConfig, TlsConfig
 from derp.keys import MeshKey, NodePrivate
 from tailnet.config.coordinator import CoordinatorConfig
@@ -33,6 +35,10 @@ OTHERS: dict[str, Any] = {
     "rate": RateConfig(1, 2),
     "rate_by_key": {b"k" * 32: RateConfig(1, 2)},
     "connections_remedy": "raise it",
+    "issuers": (Issuer(b"i" * 32),),
+    "key_set": "/keys",
+    "key_set_file": Path("/kept"),
+    "key_set_token": "s3cret",
 }
 
 

@@ -99,6 +99,10 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "relay_verify_client_url_fail_open": ("true", True),
     "relay_allow_keys": (KEY, frozenset({b"\x07" * 32})),
     "relay_deny_keys": (KEY, frozenset({b"\x07" * 32})),
+    "relay_key_set": ("https://a.example/key-set", "https://a.example/key-set"),
+    "relay_key_set_file": ("/var/lib/key-set", Path("/var/lib/key-set")),
+    "relay_open": ("true", True),
+    "key_set_life": ("12h", 43_200.0),
 }
 # What several of them build together, or a file holds: tested below.
 BUILT = {row.name for row in SETTINGS if row.part_of} - {"max_connections"}
@@ -107,6 +111,7 @@ SIGNED = {"auth_jwks": "/etc/tailnet/jwks.json", "auth_issuer": "i", "auth_audie
 BESIDE = {
     "relay_mesh_with": {"relay_mesh_psk_file": ""},
     "admin_listen": {"admin_token_file": ""},
+    "relay_key_set": {"relay_admission_keys": ""},
     "auth_url": {"auth_secret_file": ""},
     "auth_fail_open": {"auth_url": "https://control.example/", "auth_secret_file": ""},
     "external_auth_call_out": {"auth_url": "https://control.example/", "auth_secret_file": "", "secrets_key_file": ""},
@@ -138,7 +143,11 @@ def test_flag_environment_and_file_mean_the_same(name: str, tmp_path: Path) -> N
     text, value = EXAMPLES[name]
     setting = SETTINGS.by_name[name]
     secret = tmp_path / "secret"
-    texts = {"admin_listen": "plane:" + "ab" * 32, "external_auth_call_out": "ab" * 21 + "Q="}
+    texts = {
+        "admin_listen": "plane:" + "ab" * 32,
+        "relay_key_set": "issuerkey:" + "ab" * 32,
+        "external_auth_call_out": "ab" * 21 + "Q=",
+    }
     secret.write_text(texts.get(name, "ab" * 32))
     secret.chmod(0o600)
     beside = {other: text_of_other or str(secret) for other, text_of_other in BESIDE.get(name, {}).items()}

@@ -62,7 +62,7 @@ async def next_packet(client: DerpClient) -> RecvPacket:
 
 async def test_rates_of_single_keys(serve_with: ServeWith) -> None:
     slow, target = NodePrivate.generate(), NodePrivate.generate()
-    server = await serve_with({"rate_keys": f"{slow.public()}=300000/70000"})
+    server = await serve_with({"rate_keys": f"{slow.public()}=300000/70000", "open": "true"})
     assert server.relay is not None
     async with open_derp_client(url_of(server), slow) as sender, open_derp_client(url_of(server), target) as receiver:
         for private, client, other in ((target, receiver, slow), (slow, sender, target)):
@@ -123,7 +123,7 @@ async def test_keep_alives_come_as_often_as_is_set(serve_with: ServeWith) -> Non
 
 
 async def test_a_queue_is_as_deep_as_is_set(serve_with: ServeWith) -> None:
-    server = await serve_with({"queue_depth": "7", "queue_bytes": "131072", "queue_total": "300000"})
+    server = await serve_with({"queue_depth": "7", "queue_bytes": "131072", "queue_total": "300000", "open": "true"})
     assert server.relay is not None
     slow = NodePrivate.generate()
     async with (

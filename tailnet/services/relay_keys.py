@@ -1,0 +1,210 @@
+"""The keys of nodes that peers have announced: who may use a relay, here and elsewhere.  Layer L3.
+
+The hub says of each node (`note`), rights.py of each peer that lost its place (`revoke`); the embedded relay asks
+`has`, and is told at once.  Others get the same as a signed key set (api/relay_keys.py), which follows the store:
+servers on one store sign the same set under the same version.  A key is forgotten when no peer had it for some days.
+"""
+
+import logging
+import secrets
+from collections.abc import Callable, Collection, Iterable
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import trio
+
+from derp.admission.keyset import KeySet, sign_key_set
+from derp.admission.signed import KEY_BYTES, Issuer, IssuerPrivate
+from tailnet.errors import StoreError
+from tailnet.store.store import Store
+
+_log = logging.getLogger("tailnet.server")
+
+PURPOSE: Final = "relay key sets"
+# Changes that come together are written together; a revocation has a second, and this is what the store adds to it.
+_GATHER_SECONDS: Final = 0.05
+# What other servers on the store have heard is known here within this time.
+REFRESH_SECONDS: Final = 1.0
+_RETRY_SECONDS: Final = 1.0
+# Peers announce their keys whenever they connect, so a key need not be kept for longer than relays may be without us: a
+# weekend, and its set lives for a day.
+KEEP: Final = timedelta(days=3)
+UPKEEP_SECONDS: Final = 3600.0
+# Sets are good for a day, and signed anew when an hour of it has gone: whoever loses us has 23 hours at least.
+RENEW_PART: Final = 24
+# As many as one set may have: 9 MB.
+MAX_KEYS: Final = 100_000
+
+
+class RelayKeys:
+    """One per server.  `start` it, then `run` it as one task."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        life_seconds: float,
+        in_use: Callable[[], Iterable[bytes]] = tuple,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """`in_use`: the keys of peers that are connected now."""
+        self.life_seconds = life_seconds
+        self._store = store
+        self._in_use = in_use
+        self._clock = clock
+        self._private: IssuerPrivate
+        self._known: set[bytes] = set()
+        self._revoked: set[bytes] = set()
+        self._heard: set[bytes] = set()  # and not written yet, like the next
+        self._withdrawn: set[bytes] = set()
+        self._stored = KeySet(0, 0.0, 0.0, frozenset())  # what the store has, which is what is published
+        self._document, self._signed_at = b"", 0.0
+        self._wake = trio.Event()
+        self._changed = trio.Event()
+        self._trouble: StoreError | None = None
+        self.on_known: list[Callable[[bytes], None]] = []
+        """Called for a key that nobody knew, from the reactor's thread."""
+        self.on_revoked: list[Callable[[Collection[bytes]], None]] = []
+        """Called with keys that may come in no more."""
+
+    # --- for the embedded relay
+
+    problem: Final = ""  # it asks nobody
+    closed_by: Final = ""
+
+    def has(self, key: bytes) -> bool:
+        """Whether a peer has announced this key, and was not sent away since."""
+        return key in self._known
+
+    def is_revoked(self, key: bytes) -> bool:
+        return key in self._revoked
+
+    # --- what happens
+
+    def note(self, key: bytes) -> None:
+        """A peer announced a node with this raw key: it is good from now on, also if it was revoked before."""
+        if key in self._known or len(key) != KEY_BYTES:
+            return
+        self._known.add(key)
+        self._revoked.discard(key)
+        self._withdrawn.discard(key)
+        self._heard.add(key)
+        self._wake.set()
+        for known in self.on_known:
+            known(key)
+
+    def revoke(self, keys: Collection[bytes]) -> None:
+        """These have no business here any more."""
+        self._known.difference_update(keys)
+        self._revoked.update(keys)
+        self._heard.difference_update(keys)
+        self._withdrawn.update(keys)
+        self._wake.set()
+        for revoked in self.on_revoked:
+            revoked(keys)
+
+    # --- for relays elsewhere
+
+    @property
+    def issuer(self) -> Issuer:
+        """Whose signature relays have to believe."""
+        return self._private.public()
+
+    @property
+    def version(self) -> int:
+        return self._stored.version
+
+    async def document(self) -> tuple[str, bytes]:
+        """The signed set of now, and what tells it from others (an ETag without quotes)."""
+        stored, now = self._stored, self._clock().timestamp()
+        if not self._document or now - self._signed_at >= self.life_seconds / RENEW_PART:
+            of_now = KeySet(stored.version, now, now + self.life_seconds, stored.keys, stored.revoked)
+            # 100,000 keys are 0.1 s of work.
+            document = await trio.to_thread.run_sync(sign_key_set, self._private, of_now)
+            if self._stored is not stored:
+                return await self.document()
+            self._document, self._signed_at = document, now
+        return f"{stored.version}-{int(self._signed_at)}", self._document
+
+    async def wait_changed(self) -> None:
+        """Until another set is published."""
+        await self._changed.wait()
+
+    # --- its life
+
+    async def start(self) -> None:
+        """Read the keys and the secret that signs, which is made the first time.  Raises StoreError."""
+        keys = self._store.keys
+        secret = await self._store.run(keys.lasting_key, PURPOSE, self._clock(), secrets.token_bytes, KEY_BYTES)
+        self.sign_with(IssuerPrivate(secret))
+        await self._refresh()
+
+    def sign_with(self, private: IssuerPrivate) -> None:
+        """Sign with this key from now on."""
+        self._private = private
+
+    async def run(self) -> None:
+        """Write what was heard, hear what others wrote, and forget what is old, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._follow_store)
+            nursery.start_soon(self._forget_forever)
+
+    async def _follow_store(self) -> None:
+        while True:
+            with trio.move_on_after(REFRESH_SECONDS):
+                await self._wake.wait()
+                await trio.sleep(_GATHER_SECONDS)
+            try:
+                await self._write()
+                await self._refresh()
+                self._trouble = None
+            except StoreError as error:
+                if self._trouble is None:
+                    _log.error("! keys for relays are not stored, this server's relay goes by what it heard: %s", error)
+                self._trouble = error
+                await trio.sleep(_RETRY_SECONDS)
+
+    async def _write(self) -> None:
+        heard, withdrawn, self._wake = frozenset(self._heard), frozenset(self._withdrawn), trio.Event()
+        if heard or withdrawn:
+            await self._store.run(self._store.relay_keys.put, heard, withdrawn, self._clock())
+            self._heard -= heard
+            self._withdrawn -= withdrawn
+
+    async def _refresh(self) -> None:
+        before = self._stored
+        changes = await self._store.run(self._store.relay_keys.changes, before.version)
+        if changes.version == before.version:
+            return
+        known, revoked = changes.known, changes.revoked
+        if not changes.is_whole:
+            known, revoked = known | (before.keys - revoked), revoked | (before.revoked - known)
+        self._stored = KeySet(changes.version, 0.0, 0.0, known, revoked)
+        self._document = b""
+        self._changed.set()
+        self._changed = trio.Event()
+        self._hear(known, revoked)
+
+    def _hear(self, known: frozenset[bytes], revoked: frozenset[bytes]) -> None:
+        """What other servers know; what was heard here meanwhile is newer."""
+        fresh = known - self._known - self._withdrawn
+        withdrawn = (revoked & self._known) - self._heard
+        self._known = (set(known) | self._heard) - self._withdrawn
+        self._revoked = (set(revoked) | self._withdrawn) - self._heard
+        for key in fresh:
+            for heard in self.on_known:
+                heard(key)
+        if withdrawn:
+            for told in self.on_revoked:
+                told(withdrawn)
+
+    async def _forget_forever(self) -> None:
+        while True:
+            now = self._clock()
+            tables = self._store.relay_keys
+            try:
+                await self._store.run(tables.touch, frozenset(self._in_use()) & self._stored.keys, now)
+                await self._store.run(tables.remove, now - KEEP, MAX_KEYS, now)
+            except StoreError as error:
+                _log.error("! old keys for relays are not removed: %s", error)
+            await trio.sleep(UPKEEP_SECONDS)

@@ -1,0 +1,126 @@
+"""Who may use a relay, as the coordinator knows it: at once here, and signed for relays elsewhere."""
+
+from collections.abc import Collection
+from datetime import timedelta
+
+import pytest
+import trio
+import trio.testing
+
+from derp.admission.keyset import KeySet, open_key_set
+from tailnet.errors import StoreError
+from tailnet.services.relay_keys import KEEP, RelayKeys
+from tailnet.store.store import Store
+from tests.support.seeds import NOW
+
+A, B, C = (letter * 32 for letter in (b"a", b"b", b"c"))
+LIFE = 3600.0
+
+
+async def opened(keys: RelayKeys) -> KeySet:
+    return open_key_set((await keys.document())[1], [keys.issuer])
+
+
+async def published(keys: RelayKeys, version: int) -> KeySet:
+    with trio.fail_after(20):
+        while keys.version == version:
+            await keys.wait_changed()
+    return await opened(keys)
+
+
+async def test_a_key_is_good_at_once_and_published_soon_and_so_is_its_end(store: Store, nursery: trio.Nursery) -> None:
+    keys, known, revoked = RelayKeys(store, life_seconds=LIFE), list[bytes](), list[Collection[bytes]]()
+    keys.on_known.append(known.append)
+    keys.on_revoked.append(revoked.append)
+    await keys.start()
+    nursery.start_soon(keys.run)
+    assert await opened(keys) is not None
+    keys.note(A)
+    keys.note(A)
+    keys.note(b"short")
+    assert (keys.has(A), keys.has(B), known) == (True, False, [A])
+    first = await published(keys, 0)
+    assert (first.keys, first.ends_at - first.issued_at) == ({A}, LIFE)
+    keys.revoke([A])
+    assert (keys.has(A), keys.is_revoked(A), revoked) == (False, True, [[A]])
+    second = await published(keys, first.version)
+    assert (second.keys, second.revoked) == (frozenset(), {A})
+    keys.note(A)  # it is back, with another token
+    assert (keys.has(A), keys.is_revoked(A)) == (True, False)
+    third = await published(keys, second.version)
+    assert (third.keys, third.revoked) == ({A}, frozenset())
+    nursery.cancel_scope.cancel()
+
+
+async def test_two_servers_on_one_store_publish_the_same(store: Store, nursery: trio.Nursery) -> None:
+    one, other = RelayKeys(store, life_seconds=LIFE), RelayKeys(store, life_seconds=LIFE)
+    heard = list[bytes]()
+    other.on_known.append(heard.append)
+    withdrawn = list[Collection[bytes]]()
+    other.on_revoked.append(withdrawn.append)
+    for keys in (one, other):
+        await keys.start()
+        nursery.start_soon(keys.run)
+    assert one.issuer == other.issuer
+    one.note(A)
+    await published(one, 0)
+    await published(other, 0)
+    assert (other.has(A), heard) == (True, [A])
+    assert (await opened(one)).version == (await opened(other)).version
+    before = other.version
+    one.revoke([A])
+    await published(other, before)
+    assert (other.has(A), other.is_revoked(A), withdrawn) == (False, True, [frozenset({A})])
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_restart_knows_what_was_heard_and_forgets_what_nobody_had_for_days(
+    store: Store, nursery: trio.Nursery
+) -> None:
+    store.relay_keys.put({A, B}, {C}, NOW)
+    keys = RelayKeys(store, life_seconds=LIFE, in_use=lambda: (B,), clock=lambda: NOW + KEEP + timedelta(hours=1))
+    await keys.start()
+    assert (keys.has(A), keys.has(B), keys.is_revoked(C)) == (True, True, True)
+    version = keys.version
+    nursery.start_soon(keys.run)
+    after = await published(keys, version)
+    assert (after.keys, after.revoked) == ({B}, frozenset()), "B is in use"
+    assert not keys.has(A)
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_set_is_signed_anew_before_it_gets_old(store: Store) -> None:
+    now = [NOW]
+    keys = RelayKeys(store, life_seconds=24 * 3600.0, clock=lambda: now[0])
+    await keys.start()
+    first = await keys.document()
+    now[0] += timedelta(minutes=59)
+    assert await keys.document() == first
+    now[0] += timedelta(minutes=1)
+    etag, document = await keys.document()
+    assert etag != first[0]
+    assert open_key_set(document, [keys.issuer]).ends_at == int((NOW + timedelta(hours=25)).timestamp())
+
+
+async def test_while_the_store_is_away_the_relay_here_goes_on(
+    store: Store, nursery: trio.Nursery, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = RelayKeys(store, life_seconds=LIFE)
+    await keys.start()
+    put, fails = store.relay_keys.put, [True]
+
+    def failing(*args: object) -> None:
+        if fails:
+            raise StoreError("store x: is away")
+        put(*args)  # type: ignore[arg-type]  # as they came
+
+    monkeypatch.setattr(store.relay_keys, "put", failing)
+    nursery.start_soon(keys.run)
+    keys.note(A)
+    with trio.fail_after(20):
+        while "is away" not in caplog.text:  # noqa: ASYNC110  # the log tells nobody
+            await trio.sleep(0.01)
+    assert (keys.has(A), keys.version) == (True, 0)
+    fails.clear()
+    assert (await published(keys, 0)).keys == {A}
+    nursery.cancel_scope.cancel()
