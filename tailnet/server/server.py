@@ -135,11 +135,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         super().__init__(config, private.public(), reread=reread, inherited=inherited)
         self.reactor.write_seconds = config.relay.tcp_write_timeout_seconds
         self.coordinator: Coordinator[Receiver] = Coordinator(Limits(node_bytes=config.max_node_bytes))
-        self.relay_keys = RelayKeys(
-            store,
-            life_seconds=config.key_set_life_seconds,
-            in_use=lambda: (node.public_key for node in self.coordinator.nodes()),
-        )
+        self.relay_keys = RelayKeys(store, life_seconds=config.key_set_life_seconds, in_use=self._announced_keys)
         self.relay = self._make_relay(private) if config.derp_enabled else None
         pages = self._make_pages()
         self.door = FrontDoor(self.lobby, self._routes(pages))
@@ -206,6 +202,9 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         self._nursery: trio.Nursery
         self._app: FastAPI
         self._api: ApiServer
+
+    def _announced_keys(self) -> list[bytes]:
+        return [node.public_key for node in self.coordinator.nodes()]
 
     def _make_relay(self, private: NodePrivate) -> Relay:
         """The embedded relay, which goes by the keys that peers announce."""
