@@ -66,6 +66,9 @@ class CoordinatorReading:
     refused_sockets: int  # of callers that had as many as one may
     reports_delayed: int
     reports_refused: int
+    into_agents: Mapping[str, int]  # dials by the server's own node, by outcome
+    into_agents_streams: int  # now
+    into_agents_tunnels: int  # now
     map_version: int
     map_failures: Mapping[str, int]
     feed_followers: Mapping[str, int]  # by kind of feed, now
@@ -107,6 +110,8 @@ class CoordinatorCollector(Collector):
             ("tailnet_held_bytes", "Memory that RPC connections hold.", reading.held_bytes),
             ("tailnet_held_bytes_max", "Memory that they may hold together.", reading.held_bytes_limit),
             ("tailnet_api_connections", "HTTP connections of the API.", reading.api_connections),
+            ("tailnet_into_agents_streams", "Requests and terminals inside agents.", reading.into_agents_streams),
+            ("tailnet_into_agents_tunnels", "Agents that the server's own node reaches.", reading.into_agents_tunnels),
             ("tailnet_agents_connected", "Agents that are connected.", reading.agents_connected),
             ("tailnet_derp_map_version", "Changes of the DERP map since the start.", reading.map_version),
         )
@@ -182,6 +187,7 @@ def _labelled_metrics(reading: CoordinatorReading) -> Iterable[Metric]:
         ),
         ("tailnet_derp_map_failures", "Reads of a DERP map that failed.", "source", reading.map_failures),
         ("tailnet_identity_proofs", "Proofs of cloud instances.", "outcome", reading.identity_proofs),
+        ("tailnet_into_agents", "Tries to reach into an agent, by outcome.", "outcome", reading.into_agents),
         ("tailnet_external_auth", "Links to providers, and what became of them.", "outcome", reading.external_auth),
     )
     for name, text, label, values in families:

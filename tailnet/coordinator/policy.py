@@ -103,7 +103,7 @@ class ServerPolicy(_ClientPolicy):
     """The server's own node (services/own_node.py): whoever it reaches into agents for was asked about before."""
 
     __slots__ = ()
-    name = "server"
+    name = "this server's own node"
 
     def complain_about_tunnel(self, dst: bytes, allowed: Container[bytes]) -> Complaint | None:
         return None

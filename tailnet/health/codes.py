@@ -37,6 +37,7 @@ class Check(enum.Enum):
     MAP = "map"
     CERTIFICATE = "certificate"
     AGENTS = "agents"
+    OWN_NODE = "own-node"
     RESUME_KEYS = "resume-keys"
     DISK = "disk"
     LOG = "log"
@@ -66,6 +67,7 @@ class Code(enum.Enum):
     CERTIFICATE_EXPIRES = "certificate-expires"
     CERTIFICATE_RENEWAL = "certificate-renewal"
     AGENTS_FLAP = "agents-flap"
+    OWN_NODE_LOST = "own-node-lost"
     RESUME_KEYS_OLD = "resume-keys-old"
     RESUME_KEYS_UNREAD = "resume-keys-unread"
     DISK_FULL = "disk-full"
@@ -224,6 +226,14 @@ RULES: Final[Mapping[Code, Rule]] = {
         "an agent has connected at least five times within the last five to ten minutes",
         "Ask /debug/agent?id=ID and the log why its connections end: two processes with one token take turns, and a "
         "proxy's idle time-out below --agent-ping cuts each.",
+    ),
+    Code.OWN_NODE_LOST: Rule(
+        Check.OWN_NODE,
+        _ERROR,
+        "the server's own node, by which terminals, ports and containers of agents are reached, could not begin, or "
+        "was lost, when it was wanted last",
+        "The DERP map needs a relay that this server can reach: the embedded one, or one of --derp-map whose address "
+        "its network lets it connect to.",
     ),
     Code.RESUME_KEYS_OLD: Rule(
         Check.RESUME_KEYS,

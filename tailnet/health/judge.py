@@ -19,6 +19,7 @@ from tailnet.health.readings import (
     LogReading,
     MapReading,
     OutboxReading,
+    OwnNodeReading,
     Reading,
     RelayReading,
     ResumeKeysReading,
@@ -103,6 +104,9 @@ def _judge(reading: Reading) -> Iterator[Finding]:
                 shown = ", ".join(f"{agent_id} {count} times" for agent_id, count in reading.flapping[:MAX_NAMED])
                 more = f" and {len(reading.flapping) - MAX_NAMED} more" if len(reading.flapping) > MAX_NAMED else ""
                 yield Finding(Code.AGENTS_FLAP, Severity.WARNING, f"agents came again and again: {shown}{more}")
+        case OwnNodeReading():
+            if reading.problem:
+                yield Finding(Code.OWN_NODE_LOST, Severity.ERROR, f"agents cannot be reached into: {reading.problem}")
         case ResumeKeysReading():
             yield from _resume_keys(reading)
         case DiskReading():

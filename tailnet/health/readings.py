@@ -146,6 +146,14 @@ class AgentsReading:
 
 
 @dataclass(frozen=True, slots=True)
+class OwnNodeReading:
+    """The node by which the server reaches into agents.  problem: why it is not there although it was wanted."""
+
+    check: ClassVar[Check] = Check.OWN_NODE
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ResumeKeysReading:
     """Of the keys in use here.  overdue_seconds: since the newest should have been replaced; negative before."""
 
@@ -199,6 +207,7 @@ Measured = (
     | MapReading
     | CertificateReading
     | AgentsReading
+    | OwnNodeReading
     | ResumeKeysReading
     | DiskReading
     | LogReading

@@ -79,7 +79,7 @@ from tailnet.services.inspection import Inspection
 from tailnet.services.instance_identity import InstanceIdentity
 from tailnet.services.logs import Logs
 from tailnet.services.overviews import Overviews
-from tailnet.services.own_node import OwnNode
+from tailnet.services.own_node import Dial, OwnNode
 from tailnet.services.presence import AgentPresence
 from tailnet.services.relay_keys import RelayKeys
 from tailnet.services.reports import AgentReports
@@ -287,6 +287,9 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             refused_sockets=self.accounts.refused_sockets,
             reports_delayed=self.agents.reports_delayed + self.requests.delayed,
             reports_refused=self.agents.reports_refused + self.requests.refused,
+            into_agents={each.value: self.own_node.dials[each] for each in Dial},
+            into_agents_streams=self.own_node.stream_count,
+            into_agents_tunnels=self.own_node.tunnel_count,
             map_version=self.maps.current.version,
             map_failures={status.name: status.failures for status in self.maps.statuses},
             health={code.value: severity for code, severity in (last.by_code() if last else {}).items()},
@@ -476,6 +479,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             maps=self.maps,
             keys=self.keys,
             presence=self.presence,
+            own_node=self.own_node,
             access_url=access_url,
             is_address_meant=bool(self.config.access_url) or self.config.dev,
             region=self.region,

@@ -44,6 +44,7 @@ from tailnet.health.readings import (
     LogReading,
     MapReading,
     OutboxReading,
+    OwnNodeReading,
     Reading,
     RelayReading,
     ResumeKeysReading,
@@ -56,6 +57,7 @@ from tailnet.health.readings import (
 )
 from tailnet.services.derp_maps import DerpMaps
 from tailnet.services.map_layers import has_relay
+from tailnet.services.own_node import OwnNode
 from tailnet.services.presence import AgentPresence
 from tailnet.services.resume_keys import ResumeKeys
 from tailnet.services.store_watch import StoreWatch
@@ -93,6 +95,7 @@ class Probes:
     maps: DerpMaps
     keys: ResumeKeys
     presence: AgentPresence
+    own_node: OwnNode
     access_url: str
     is_address_meant: bool  # the settings name it, or it is meant to be this machine's own
     region: DERPRegion | None = None
@@ -120,6 +123,7 @@ class Probes:
             Check.MAP: self.read_map,
             Check.CERTIFICATE: self.certificates,
             Check.AGENTS: self.agents,
+            Check.OWN_NODE: self.look_at_node,
             Check.RESUME_KEYS: self.resume_keys,
             Check.DISK: self.disk,
             Check.LOG: self.log,
@@ -289,6 +293,10 @@ class Probes:
         """Who comes again and again."""
         flapping = self.presence.flaps.flapping(self.clock().timestamp())
         return AgentsReading(self.presence.connected_count, [(str(agent_id), count) for agent_id, count in flapping])
+
+    async def look_at_node(self) -> Reading:
+        """Whether the server's own node is there, if anybody wanted it."""
+        return OwnNodeReading(self.own_node.trouble)
 
     async def resume_keys(self) -> Reading:
         """Whether the keys of resume tokens are replaced in time, and read."""

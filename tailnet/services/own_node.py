@@ -11,8 +11,9 @@ import logging
 import os
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Final
 
 import trio
@@ -59,6 +60,14 @@ _LOST: Final = (DerpError, OSError, trio.TooSlowError)
 
 class Unreachable(TailnetError):
     """There is no way to the agent now; the text says why."""
+
+
+class Dial(Enum):
+    """What became of a try to reach into an agent: also the label set of the metric."""
+
+    REACHED = "reached"
+    FAILED = "failed"
+    REFUSED = "refused"  # too many are open
 
 
 class TooMany(TailnetError):
@@ -133,6 +142,19 @@ class _Tunnel:
     streams: set[TunnelStream] = field(default_factory=set)
     idle_since: float = 0.0
     lost_since: float | None = None
+
+    @asynccontextmanager
+    async def holding(self, stream: TunnelStream) -> AsyncIterator[TunnelStream]:
+        """A stream of this tunnel, which ends with the block: at once when that fails."""
+        self.streams.add(stream)
+        try:
+            yield stream
+        except BaseException:
+            stream.abort()
+            raise
+        finally:
+            self.streams.discard(stream)
+            await trio.aclose_forcefully(stream)
 
 
 class _Session:
@@ -215,9 +237,7 @@ class OwnNode:
         expected: Callable[[bytes], AbstractContextManager[None]] = lambda key: nullcontext(),
         max_tunnels: int = MAX_TUNNELS,
     ) -> None:
-        self.dials = 0
-        self.failed_dials = 0
-        self.refused_dials = 0
+        self.dials: Counter[Dial] = Counter()
         self.trouble = ""
         """Why it could not begin, or ended, the last time; empty while it runs."""
         self.closed = trio.Event()
@@ -254,36 +274,31 @@ class OwnNode:
 
         Raises Unreachable, within DIAL_SECONDS; TooMany.
         """
-        with self._counting(user_id):
-            deadline = trio.current_time() + DIAL_SECONDS
-            session = await self._running(deadline)
-            async with session.using(agent_id) as tunnel:
-                stream = await self._connect(session, agent_id, port, deadline)
-                tunnel.streams.add(stream)
-                try:
-                    yield stream
-                except BaseException:
-                    stream.abort()
-                    raise
-                finally:
-                    tunnel.streams.discard(stream)
-                    await trio.aclose_forcefully(stream)
+        async with AsyncExitStack() as stack:
+            try:
+                stream = await self._dial(stack, agent_id, port, user_id)
+            except (TooMany, Unreachable) as error:
+                self.dials[Dial.REFUSED if isinstance(error, TooMany) else Dial.FAILED] += 1
+                raise
+            self.dials[Dial.REACHED] += 1
+            yield stream
 
-    async def _connect(self, session: _Session, agent_id: PeerID, port: int, deadline: float) -> TunnelStream:
-        self.dials += 1
+    async def _dial(self, stack: AsyncExitStack, agent_id: PeerID, port: int, user_id: str) -> TunnelStream:
+        deadline = trio.current_time() + DIAL_SECONDS
+        stack.enter_context(self._counting(user_id))
+        session = await self._running(deadline)
+        tunnel = await stack.enter_async_context(session.using(agent_id))
         with trio.move_on_at(deadline):
             try:
-                return await session.dial(agent_id, port)
+                stream = await session.dial(agent_id, port)
             except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
-                self.failed_dials += 1
                 raise Unreachable(error_text(error)) from None
-        self.failed_dials += 1
+            return await stack.enter_async_context(tunnel.holding(stream))
         raise Unreachable(f"the agent was not reached within {DIAL_SECONDS:g} s")
 
     @contextmanager
     def _counting(self, user_id: str) -> Iterator[None]:
         if self._users[user_id] >= MAX_STREAMS_PER_USER or self._users.total() >= MAX_STREAMS:
-            self.refused_dials += 1
             raise TooMany(f"more than {MAX_STREAMS_PER_USER} connections of yours into agents are open")
         self._users[user_id] += 1
         try:

@@ -25,6 +25,7 @@ from tailnet.health.flaps import FLAPPING
 from tailnet.server.server import CoordinatorServer
 from tailnet.services import health_probes, store_watch
 from tailnet.services.health import Health, HealthReport
+from tailnet.services.own_node import Unreachable
 from tailnet.store import outbox
 from tailnet.store.keys import ROTATE_AFTER
 from tailnet.store.store import Store
@@ -328,6 +329,16 @@ async def test_an_agent_that_comes_again_and_again(server: CoordinatorServer) ->
     faults = await found(server)
     assert faults.keys() == {Code.AGENTS_FLAP}
     assert str(MAIN) in faults[Code.AGENTS_FLAP][1]
+
+
+async def test_a_server_that_cannot_reach_into_agents(serve: Serve) -> None:
+    server = await serve(derp_enabled=False)
+    with trio.fail_after(60), pytest.raises(Unreachable):
+        async with server.own_node.dial(MAIN, 4, "alice"):
+            pass
+    faults = await found(server)
+    assert faults.keys() == {Code.MAP_EMPTY, Code.OWN_NODE_LOST}
+    assert faults[Code.OWN_NODE_LOST] == (ERROR, f"agents cannot be reached into: {server.own_node.trouble}")
 
 
 @pytest.mark.stores

@@ -6,10 +6,11 @@ from contextlib import AsyncExitStack
 import pytest
 import trio
 
+from tailnet.health.readings import OwnNodeReading
 from tailnet.node.streams import TunnelStream
 from tailnet.server.server import CoordinatorServer
 from tailnet.services import own_node as own_node_module
-from tailnet.services.own_node import OwnNode, TooMany, Unreachable
+from tailnet.services.own_node import Dial, OwnNode, TooMany, Unreachable
 from tests.support.fake_agent import PTY_PORT, FakeAgent, open_fake_agent
 from tests.support.seeds import peer_id
 from tests.tailnet.client.test_rpc import url_of
@@ -47,7 +48,7 @@ async def test_it_begins_with_the_first_dial_and_keeps_its_tunnel(server: Coordi
         assert (peers.connected_peers, peers.tunnels, node.tunnel_count, node.stream_count) == (2, 1, 1, 0)
         assert await say(node, "main", b"again") == b"again"
         assert server.coordinator.statistics().connects == peers.connects, "it is the same peer"
-        assert (agent.connections[PTY_PORT], node.dials, node.failed_dials) == (2, 2, 0)
+        assert (agent.connections[PTY_PORT], node.dials) == (2, {Dial.REACHED: 2})
 
 
 async def test_an_idle_tunnel_goes_and_comes_back(
@@ -96,7 +97,7 @@ async def test_one_user_has_so_many_and_another_has_his(
         with pytest.raises(TooMany):
             await stack.enter_async_context(server.own_node.dial(MAIN, PTY_PORT, "bob"))
         assert await say(server.own_node, "main") == b"hello"
-        assert server.own_node.refused_dials == 1
+        assert server.own_node.dials == {Dial.REACHED: 3, Dial.REFUSED: 1}
 
 
 async def test_an_agent_that_goes_takes_its_tunnel_with_it(
@@ -141,4 +142,5 @@ async def test_a_map_without_a_relay_is_said_at_once(serve: Serve, patient: None
     for _ in range(2):
         with pytest.raises(Unreachable, match="has no relay"):
             await say(server.own_node, "main")
-    assert server.own_node.stream_count == 0
+    assert (server.own_node.stream_count, server.own_node.dials) == (0, {Dial.FAILED: 2})
+    assert (await server.probes.look_at_node()) == OwnNodeReading(server.own_node.trouble)
