@@ -31,23 +31,15 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"syscall"
 	"time"
 
 	"go4.org/mem"
-	"tailscale.com/ipn/ipnstate"
-	"tailscale.com/net/dns"
 	"tailscale.com/tailcfg"
-	"tailscale.com/tsd"
 	"tailscale.com/types/key"
 	"tailscale.com/types/logger"
-	"tailscale.com/types/netmap"
-	"tailscale.com/wgengine"
-	"tailscale.com/wgengine/filter"
-	"tailscale.com/wgengine/netstack"
-	"tailscale.com/wgengine/router"
-	"tailscale.com/wgengine/wgcfg"
+
+	"interop-tailscaled/node"
 )
 
 const region = 900
@@ -60,55 +52,26 @@ func raw(text string) []byte {
 	return bytes
 }
 
-// node is the engine and the one peer that it knows.
-type node struct {
-	system      *tsd.System
-	engine      wgengine.Engine
-	stack       *netstack.Impl
-	self, other *tailcfg.Node
-	private     key.NodePrivate
-	endpoints   atomic.Pointer[string]
-}
-
-func lookUp(n *node) {
-	peer, address := n.other.Key, n.other.Addresses[0]
-	n.engine.SetPeerByIPPacketFunc(func(to netip.Addr) (key.NodePublic, bool) { return peer, address.Contains(to) })
-	n.engine.SetPeerConfigFunc(func(whose key.NodePublic) ([]netip.Prefix, bool) {
-		return []netip.Prefix{address}, whose == peer
-	})
-	n.engine.SetPeerForIPFunc(func(of netip.Addr) (wgengine.PeerForIP, bool) {
-		switch {
-		case address.Contains(of):
-			return wgengine.PeerForIP{Node: n.other.View(), Route: address}, true
-		case n.self.Addresses[0].Contains(of):
-			return wgengine.PeerForIP{Node: n.self.View(), IsSelf: true, Route: n.self.Addresses[0]}, true
-		}
-		return wgengine.PeerForIP{}, false
-	})
+// whole is the node and the orders that it obeys.
+type whole struct {
+	*node.Node
+	peer node.Peer
 }
 
 // meet tells the node of its peer.
-func (n *node) meet(disco string, endpoints []string) {
-	n.other.DiscoKey = key.DiscoPublicFromRaw32(mem.B(raw(disco)))
+func (w *whole) meet(disco string, endpoints []string) {
+	w.peer.Disco = key.DiscoPublicFromRaw32(mem.B(raw(disco)))
 	for _, text := range endpoints {
-		n.other.Endpoints = append(n.other.Endpoints, netip.MustParseAddrPort(text))
+		w.peer.Endpoints = append(w.peer.Endpoints, netip.MustParseAddrPort(text))
 	}
-	n.engine.SetSelfNode(n.self.View())
-	n.system.MagicSock.Get().SetNetworkMap(n.self.View(), []tailcfg.NodeView{n.other.View()})
-	n.stack.UpdateNetstackIPs(&netmap.NetworkMap{SelfNode: n.self.View()})
-}
-
-func (n *node) dial(port uint16) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-	defer cancel()
-	return n.stack.DialContextTCP(ctx, netip.AddrPortFrom(n.other.Addresses[0].Addr(), port))
+	w.Meet(w.peer)
 }
 
 // exchange sends a datagram as often as it takes: one may be lost.
-func (n *node) exchange(port uint16, size int) error {
+func (w *whole) exchange(port uint16, size int) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	conn, err := n.stack.DialContextUDP(ctx, netip.AddrPortFrom(n.other.Addresses[0].Addr(), port))
+	conn, err := w.DialUDP(ctx, port)
 	if err != nil {
 		return err
 	}
@@ -126,58 +89,6 @@ func (n *node) exchange(port uint16, size int) error {
 	return ctx.Err()
 }
 
-func newNode(logf logger.Logf, private, peer, here, there string, relay tailcfg.DERPNode) *node {
-	n := &node{system: tsd.NewSystem(), private: key.NodePrivateFromRaw32(mem.B(raw(private)))}
-	own, address := []netip.Prefix{netip.PrefixFrom(netip.MustParseAddr(here), 128)}, []netip.Prefix{netip.PrefixFrom(netip.MustParseAddr(there), 128)}
-	hostinfo := (&tailcfg.Hostinfo{}).View()
-	n.self = &tailcfg.Node{ID: 1, Key: n.private.Public(), HomeDERP: region, Addresses: own, AllowedIPs: own, Hostinfo: hostinfo}
-	n.other = &tailcfg.Node{
-		ID: 2, Key: key.NodePublicFromRaw32(mem.B(raw(peer))), HomeDERP: region, Addresses: address, AllowedIPs: address,
-		Hostinfo: hostinfo,
-	}
-	var err error
-	n.engine, err = wgengine.NewUserspaceEngine(logf, wgengine.Config{
-		EventBus: n.system.Bus.Get(), SetSubsystem: n.system.Set, HealthTracker: n.system.HealthTracker.Get(),
-		Metrics: n.system.UserMetricsRegistry(),
-	})
-	if err != nil {
-		log.Fatal(err)
-	}
-	n.endpoints.Store(new(string))
-	n.engine.SetStatusCallback(func(status *wgengine.Status, err error) {
-		if err == nil {
-			var texts []string
-			for _, endpoint := range status.LocalAddrs {
-				texts = append(texts, endpoint.Addr.String())
-			}
-			text := strings.Join(texts, " ")
-			n.endpoints.Store(&text)
-		}
-	})
-	n.engine.SetFilter(filter.NewAllowAllForTest(logger.Discard))
-	n.stack, err = netstack.Create(logf, n.system.Tun.Get(), n.engine, n.system.MagicSock.Get(), n.system.Dialer.Get(),
-		n.system.DNSManager.Get(), n.system.ProxyMapper())
-	if err != nil {
-		log.Fatal(err)
-	}
-	n.stack.ProcessLocalIPs = true
-	n.stack.GetTCPHandlerForFlow = func(_, to netip.AddrPort) (func(net.Conn), bool) { return services[to.Port()], true }
-	if err := n.stack.Start(nil); err != nil {
-		log.Fatal(err)
-	}
-	n.system.Tun.Get().Start()
-	lookUp(n)
-	n.engine.SetSelfNode(n.self.View())
-	n.system.MagicSock.Get().SetDERPMap(&tailcfg.DERPMap{Regions: map[int]*tailcfg.DERPRegion{region: {
-		RegionID: region, RegionCode: "test", Nodes: []*tailcfg.DERPNode{&relay},
-	}}})
-	err = n.engine.Reconfig(&wgcfg.Config{PrivateKey: n.private, Addresses: own}, &router.Config{LocalAddrs: own}, &dns.Config{})
-	if err != nil {
-		log.Fatal(err)
-	}
-	return n
-}
-
 type result struct {
 	OK      bool    `json:"ok"`
 	Error   string  `json:"error,omitempty"`
@@ -191,30 +102,23 @@ func usage() string {
 	return strconv.FormatFloat(time.Duration(used.Utime.Nano()+used.Stime.Nano()).Seconds(), 'f', 6, 64)
 }
 
-func (n *node) ping(kind string) result {
-	answers := make(chan *ipnstate.PingResult, 1)
-	n.engine.Ping(n.other.Addresses[0].Addr(), tailcfg.PingType(kind), 0, func(answer *ipnstate.PingResult) { answers <- answer })
-	select {
-	case answer := <-answers:
-		way := answer.Endpoint
-		if way == "" {
-			way = "derp-" + strconv.Itoa(answer.DERPRegionID)
-		}
-		return result{OK: answer.Err == "", Error: answer.Err, Text: way}
-	case <-time.After(2 * time.Second):
-		return result{Error: "no pong"}
+func (w *whole) ping(kind string) result {
+	way, err := w.Ping(tailcfg.PingType(kind), 2*time.Second)
+	if err != nil {
+		return result{Error: err.Error()}
 	}
+	return result{OK: true, Text: way}
 }
 
-func (n *node) obey(words []string) result {
+func (w *whole) obey(words []string) result {
 	switch words[0] {
 	case "peer":
-		n.meet(words[1], words[2:])
+		w.meet(words[1], words[2:])
 		return result{OK: true}
 	case "endpoints":
-		return result{OK: true, Text: *n.endpoints.Load()}
+		return result{OK: true, Text: strings.Join(w.Endpoints(), " ")}
 	case "ping":
-		return n.ping(words[1])
+		return w.ping(words[1])
 	case "usage":
 		return result{OK: true, Text: usage()}
 	}
@@ -225,9 +129,9 @@ func (n *node) obey(words []string) result {
 	}
 	var err error
 	if words[0] == "udp" {
-		err = n.exchange(uint16(port), size)
+		err = w.exchange(uint16(port), size)
 	} else {
-		err = run(n.dial, words[0], uint16(port), size)
+		err = run(w.Dial, words[0], uint16(port), size)
 	}
 	if err != nil {
 		return result{Error: err.Error()}
@@ -247,17 +151,27 @@ func main() {
 	if os.Getenv("WHOLENODE_LOG") != "" {
 		logf = log.Printf
 	}
-	n := newNode(logf, *private, *peer, *here, *there, tailcfg.DERPNode{
+	relay := &tailcfg.DERPNode{
 		Name: "900a", RegionID: region, HostName: *host, IPv4: *host, IPv6: "none", DERPPort: *port, STUNPort: -1,
 		InsecureForTests: true,
-	})
+	}
+	relays := &tailcfg.DERPMap{Regions: map[int]*tailcfg.DERPRegion{region: {
+		RegionID: region, RegionCode: "test", Nodes: []*tailcfg.DERPNode{relay},
+	}}}
+	started, err := node.New(logf, key.NodePrivateFromRaw32(mem.B(raw(*private))), netip.MustParseAddr(*here), region, relays,
+		func(port uint16) func(net.Conn) { return services[port] })
+	if err != nil {
+		log.Fatal(err)
+	}
+	w := &whole{started, node.Peer{
+		Key: key.NodePublicFromRaw32(mem.B(raw(*peer))), Address: netip.MustParseAddr(*there), Home: region,
+	}}
 	output := json.NewEncoder(os.Stdout)
-	disco := n.system.MagicSock.Get().DiscoPublicKey().AppendTo(nil)
-	output.Encode(result{OK: true, Text: hex.EncodeToString(disco)})
+	output.Encode(result{OK: true, Text: hex.EncodeToString(w.Disco().AppendTo(nil))})
 	lines := bufio.NewScanner(os.Stdin)
 	for lines.Scan() {
 		began := time.Now()
-		said := n.obey(strings.Fields(lines.Text()))
+		said := w.obey(strings.Fields(lines.Text()))
 		said.Seconds = time.Since(began).Seconds()
 		output.Encode(said)
 	}
