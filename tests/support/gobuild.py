@@ -25,6 +25,8 @@ ACME = ROOT / "tests" / "interop" / "go_acme"
 NETSTACK = ROOT / "tests" / "interop" / "go_netstack"
 TAILSCALE = ROOT / "tests" / "interop" / "go_tailscaled"
 CLIENT = ROOT / "tests" / "interop" / "go_client"
+# Its go.mod takes packages of both modules above.
+AGENT = ROOT / "tests" / "interop" / "go_agent"
 
 
 class GoMissing(Exception):
@@ -37,14 +39,15 @@ class BuildFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class GoProgram:
-    """One binary: its name in build/bin, the folder of its module, what `go build` is given, build tags, and the file
-    that pins what it is built from."""
+    """One binary: its name in build/bin, the folder of its module, what `go build` is given, build tags, the file
+    that pins what it is built from, and modules of ours beside it whose packages it takes."""
 
     name: str
     module: Path
     package: str
     tags: tuple[str, ...] = ()
     pins: str = "go.mod"
+    beside: tuple[Path, ...] = ()
 
 
 # The genuine relay and its client are here in two releases, from the same sources of ours; benches take the newest.
@@ -76,7 +79,9 @@ TAILSCALED_CONTROL = GoProgram("tailscaled-control", TAILSCALE, "./cmd/control")
 NETSTACK_PEER = GoProgram("netstack-peer", NETSTACK, "./cmd/peer")
 MAGICPEER = GoProgram("magicpeer", TAILSCALE, "./cmd/magicpeer", _OMITTED)
 # With what gathers packets, as genuine nodes have it: it is measured too.
-WHOLENODE = GoProgram("wholenode", TAILSCALE, "./cmd/wholenode", tuple(tag for tag in _OMITTED if tag != "ts_omit_gro"))
+_NODE = tuple(tag for tag in _OMITTED if tag != "ts_omit_gro")
+WHOLENODE = GoProgram("wholenode", TAILSCALE, "./cmd/wholenode", _NODE)
+AGENTCLIENT = GoProgram("agentclient", AGENT, "./cmd/agentclient", _NODE, beside=(TAILSCALE, TAILNET))
 LOAD = GoProgram("derpload", ROOT / "bench" / "load", ".")
 TAILNET_PEER = GoProgram("tailnet-peer", TAILNET, "./cmd/peer")
 TAILNET_COORDINATOR = GoProgram("tailnet-coordinator", TAILNET, "./cmd/coordinator")
@@ -90,7 +95,7 @@ ALL = (
     NETSTACK_PEER,
     *(DERPPEER, DERPPEER_WEBSOCKET, NETCHECKPEER, DERPER, DERPPROBE, LOAD, WGPEER),
     *(PEBBLE, CHALLTESTSRV, AUTOCERT_CACHE),
-    *(TAILSCALED, TAILSCALED_CONTROL, MAGICPEER, WHOLENODE),
+    *(TAILSCALED, TAILSCALED_CONTROL, MAGICPEER, WHOLENODE, AGENTCLIENT),
     *(TAILNET_PEER, TAILNET_COORDINATOR, TAILNET_RPC_SERVER, COORDINATOR_LOAD, OAPI_CODEGEN),
 )
 
@@ -132,9 +137,9 @@ def _fingerprint(program: GoProgram) -> str:
     pins = program.module / program.pins
     files = [pins, pins.with_suffix(".sum")]
     if program.package.startswith("."):  # a foreign package is told by go.sum alone
-        files += sorted(program.module.rglob("*.go"))
+        files += sorted(path for module in (program.module, *program.beside) for path in module.rglob("*.go"))
     for path in files:
-        digest.update(f"\0{path.relative_to(program.module)}\0".encode())
+        digest.update(f"\0{os.path.relpath(path, program.module)}\0".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
