@@ -14,6 +14,7 @@ from typing import Final
 import trio
 
 from tailnet.agent.counters import Counters
+from tailnet.node.engine import Engine
 
 # What systemd tells the agent itself, and nobody whom the agent starts.
 _NOT_INHERITED: Final = re.compile(
@@ -38,6 +39,8 @@ class Context:
     """The manifest's; `$NAME` in them is replaced by what the agent itself has there."""
     shell: str = field(default_factory=lambda: login_shell())
     counters: Counters = field(default_factory=Counters)
+    engine: Engine | None = None
+    """The node that serves, once it does; what is asked about the network looks there."""
     allow_agent_forwarding: bool = False
     is_file_transfer_allowed: bool = True
     motd_path: str = ""

@@ -6,7 +6,7 @@ work, and goes on when the request is answered.  Next hop: containers.py.
 
 import logging
 import shutil
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, Final
@@ -64,8 +64,8 @@ class Devcontainers:
         devcontainers = sorted(found.values(), key=lambda each: (each["name"], each["id"]))
         return {"devcontainers": devcontainers, "containers": containers}
 
-    async def watch(self) -> AsyncIterator[dict[str, Any]]:
-        """What there is, and again whenever that changes."""
+    async def watch(self) -> AsyncGenerator[dict[str, Any], None]:
+        """What there is, and again whenever that changes.  Raises Refused when the engine is gone."""
         before = None
         while True:
             now = await self.describe()
@@ -88,7 +88,9 @@ class Devcontainers:
         if command is None:
             raise Refused(500, "Unable to recreate devcontainer", _NO_CLI)
         if sum(not build.error for build in self._builds.values()) >= MAX_BUILDS:
-            raise Refused(409, "Unable to recreate devcontainer", f"{MAX_BUILDS} are being built: wait for one of them.")
+            raise Refused(
+                409, "Unable to recreate devcontainer", f"{MAX_BUILDS} are being built: wait for one of them."
+            )
         build = self._builds[devcontainer_id] = _Build()
         argv = [command, "up", "--remove-existing-container", "--workspace-folder", one["workspace_folder"]]
         if config_path := one.get("config_path"):

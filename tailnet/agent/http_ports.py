@@ -7,6 +7,7 @@ Ports under 9 are the agent's own in the tunnel, and what the agent itself liste
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -70,16 +71,21 @@ def _listening(proc: Path) -> dict[str, int]:
 
 def _owners(proc: Path, wanted: set[str]) -> Iterator[tuple[str, int]]:
     """Who has these sockets open, as far as we may see."""
-    pids = [int(entry.name) for entry in os.scandir(proc) if entry.name.isdecimal()]
+    pids = [int(name) for name in os.listdir(proc) if name.isdecimal()]
     for pid in sorted(pids)[:MAX_PROCESSES]:
-        try:
-            links = [os.readlink(entry.path) for entry in os.scandir(proc / str(pid) / "fd")]
-        except OSError:  # somebody else's, or it has ended
-            continue
-        for link in links:
-            inode = link.removeprefix("socket:[").removesuffix("]")
-            if inode in wanted:
-                yield inode, pid
+        folder = proc / str(pid) / "fd"
+        with suppress(OSError):  # somebody else's, or it has ended
+            for name in os.listdir(folder):
+                inode = _link(folder / name).removeprefix("socket:[").removesuffix("]")
+                if inode in wanted:
+                    yield inode, pid
+
+
+def _link(path: Path) -> str:
+    try:
+        return os.readlink(path)
+    except OSError:  # closed meanwhile
+        return ""
 
 
 def _name(proc: Path, pid: int) -> str:

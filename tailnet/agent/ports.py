@@ -15,6 +15,7 @@ from derp.log import Rarely, and_more, fields
 from derp.text import error_text
 from tailnet.agent.context import Context
 from tailnet.agent.counters import user_address
+from tailnet.agent.http import AgentHttp
 from tailnet.agent.pty import ReconnectingPty
 from tailnet.agent.speedtest import SpeedtestServer
 from tailnet.node.engine import Engine
@@ -42,6 +43,7 @@ def own_services() -> dict[int, Service]:
         **_ssh_services(),
         2: Service("pty", ReconnectingPty().serve),
         3: Service("speedtest", SpeedtestServer().serve),
+        4: Service("http", AgentHttp().serve),
     }
 
 
@@ -58,6 +60,7 @@ def _ssh_services() -> dict[int, Service]:
 
 async def serve_ports(engine: Engine, context: Context, services: Mapping[int, Service]) -> None:
     """Serve until cancelled."""
+    context.engine = engine
     async with trio.open_nursery() as nursery:
         for port, service in services.items():
             nursery.start_soon(_serve_port, engine.listen(port), service, context)

@@ -1,14 +1,22 @@
-"""A websocket that somebody else serves, over a stream that is open already: what comes, message by message.  Layer L2.
+"""A websocket over a stream that is open already: messages of somebody else's server, or to a client.  Layer L2.
 
 The only file that imports trio-websocket, which keeps the boundaries of messages and puts their pieces together.  Two
 habits of it are mended here: before the upgrade it waits for ever for a server that hung up, and takes a refusal's body
-without a bound.  Used by services/agent_http.py.
+without a bound.  Used by services/agent_http.py and agent/http.py.
 """
 
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
 from typing import Final
 
 import trio
-from trio_websocket import ConnectionRejected, wrap_client_stream
+from trio_websocket import (
+    ConnectionClosed,
+    ConnectionRejected,
+    HandshakeError,
+    wrap_client_stream,
+    wrap_server_stream,
+)
 
 from derp.errors import TransportError
 from derp.text import error_text
@@ -17,6 +25,9 @@ from derp.text import error_text
 MAX_ANSWER_BYTES: Final = 64 * 1024
 # Messages that nobody took yet; then the other side waits.
 _WAITING: Final = 1
+# Of a client that is only told: it has nothing to say.
+MAX_HEARD_BYTES: Final = 4096
+SEND_SECONDS: Final = 30.0
 
 
 class RefusedUpgrade(TransportError):
@@ -96,6 +107,70 @@ class _Opening(trio.abc.Stream):
         if not data or self._left < 0:
             raise _NotOpened("the connection ended" if not data else "the answer is longer than one may be")
         return data
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+async def accept_messages(stream: trio.abc.Stream, head: bytes, messages: AsyncGenerator[str, None]) -> None:
+    """Serve a websocket whose request, `head`, was read from the stream already: send messages until one side ends.
+
+    What the client says is passed over.  Raises what `messages` raises, and TransportError: the request asks for no
+    websocket, or the client takes no message within SEND_SECONDS.
+    """
+    failure: TransportError | None = None
+    try:
+        async with aclosing(messages), trio.open_nursery() as nursery:
+            with trio.fail_after(SEND_SECONDS):
+                asked = await wrap_server_stream(
+                    nursery,
+                    _Replayed(stream, head),
+                    max_message_size=MAX_HEARD_BYTES,
+                )
+                socket = await asked.accept()
+
+            async def listen() -> None:
+                with suppress(ConnectionClosed):
+                    while True:
+                        await socket.get_message()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(listen)
+            async for message in messages:
+                with trio.fail_after(SEND_SECONDS):
+                    await socket.send_message(message)
+            with trio.move_on_after(SEND_SECONDS):
+                await socket.aclose()
+            nursery.cancel_scope.cancel()
+    except* (ConnectionClosed, trio.BrokenResourceError, trio.ClosedResourceError):
+        pass  # the client has left
+    except* trio.TooSlowError:
+        failure = TransportError(f"the client took nothing for {SEND_SECONDS:g} s")
+    except* HandshakeError as group:
+        failure = TransportError(error_text(group))
+    if failure is not None:
+        raise failure
+
+
+class _Replayed(trio.abc.Stream):
+    """A stream from which some was read already."""
+
+    def __init__(self, stream: trio.abc.Stream, read: bytes) -> None:
+        self._stream = stream
+        self._read = read
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        if self._read:
+            await trio.lowlevel.checkpoint()
+            read, self._read = self._read, b""
+            return read
+        return await self._stream.receive_some(max_bytes)
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         await self._stream.send_all(data)

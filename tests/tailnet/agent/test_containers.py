@@ -1,37 +1,12 @@
 """Containers as engines tell of them: an engine that is a script, and what is wrong with engines."""
 
-import json
-import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
 
 from tailnet.agent import containers
 from tailnet.agent.containers import ContainerError, list_containers, run_command
-
-INSPECTED: dict[str, Any] = {
-    "Created": "2026-01-02T03:04:05.6Z",
-    "Id": "abc",
-    "Name": "/web",
-    "State": {"Status": "running", "Running": True},
-    "Config": {"Image": "nginx:1", "Labels": {"devcontainer.local_folder": "/src"}},
-    "NetworkSettings": {"Ports": {"80/tcp": [{"HostIp": "0.0.0.0", "HostPort": "8080"}], "53/udp": None}},
-    "Mounts": [{"Source": "/data", "Destination": "/var/data"}],
-}
-
-
-@pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A command line that answers with files: `ps` and `inspect`."""
-    program = tmp_path / "docker"
-    program.write_text(f'#!/bin/sh\ncat {tmp_path}/"$1"\n')
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    (tmp_path / "ps").write_text("abc\n")
-    (tmp_path / "inspect").write_text(json.dumps([INSPECTED]))
-    return tmp_path
 
 
 async def test_the_list(engine: Path) -> None:

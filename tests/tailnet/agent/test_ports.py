@@ -63,6 +63,7 @@ def test_the_table() -> None:
         1: "ssh",
         2: "pty",
         3: "speedtest",
+        4: "http",
         22: "ssh",
     }
     assert own_services()[2].serve != own_services()[2].serve
