@@ -90,18 +90,18 @@ async def _serve_connection(
     reason = ""
     with context.counters.connection(service.name, stream):
         task_status.started()
-        try:
-            async with stream:
+        async with stream:  # closed when all is well: an error resets it before
+            try:
                 await service.serve(stream, context)
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            reason = error_text(error)
-            stream.abort()
-        except Exception as error:
-            # One connection's service is broken; the agent and the other connections are not.
-            context.counters.failed[service.name] += 1
-            reason = error_text(error)
-            _log.exception("%s: a connection of %s failed", service.name, address)
-            stream.abort()
+            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                reason = error_text(error)
+                stream.abort()
+            except Exception as error:
+                # One connection's service is broken; the agent and the other connections are not.
+                context.counters.failed[service.name] += 1
+                reason = error_text(error)
+                _log.exception("%s: a connection of %s failed", service.name, address)
+                stream.abort()
     seconds = trio.current_time() - began
     _log.info(
         "%s: a connection of %s ended after %.1f s%s",

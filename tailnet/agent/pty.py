@@ -5,7 +5,6 @@ terminal ends with its process, and five minutes after the last one left.  Next 
 """
 
 import logging
-import os
 from collections.abc import Sequence
 from typing import Final
 from uuid import UUID
@@ -14,7 +13,7 @@ import trio
 
 from derp.text import error_text
 from tailnet.agent.containers import ContainerError, shell_in
-from tailnet.agent.context import Context, home_directory
+from tailnet.agent.context import Context
 from tailnet.agent.counters import Kind
 from tailnet.agent.pty_frames import Attach, PtyFrames, Request
 from tailnet.agent.pty_terminal import Reader, Terminal, open_terminal
@@ -90,11 +89,9 @@ class ReconnectingPty:
     async def _keep(self, wish: Attach, context: Context, task_status: trio.TaskStatus[Terminal]) -> None:
         """A terminal's whole life; it is started when the terminal is there."""
         argv = _command(wish, context)
-        is_there = os.path.isdir(context.directory)  # noqa: ASYNC240  # one stat
-        directory = context.directory if is_there else home_directory()
         environment = {**context.environment(), "TERM": "xterm-256color"}
         try:
-            terminal = await open_terminal(argv, environment, directory, wish.height, wish.width)
+            terminal = await open_terminal(argv, environment, context.directory, wish.height, wish.width)
         except OSError as error:
             raise TerminalError(f"the agent cannot start {argv[0]}: {error_text(error)}") from None
         self._terminals[wish.terminal_id] = terminal

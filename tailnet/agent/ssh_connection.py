@@ -372,6 +372,11 @@ class _UnixWire(_Bounded, asyncssh.SSHUNIXChannel[bytes]):
 class _Protocol(asyncssh.SSHServerConnection):
     """AsyncSSH's connection with channels of ours, and not more of them than there may be."""
 
+    def __init__(self, loop: Any, options: Any) -> None:
+        super().__init__(loop, options)
+        # It asks `begin_auth` when a name is not the last one, which is "" at first: the name that SDKs' clients give.
+        self._username = "\0"
+
     def check_room(self, kind: type[SSHChannel[bytes]] = SSHChannel) -> None:
         """Raises ChannelOpenError if there may be no more channels of a kind."""
         sessions = sum(isinstance(each, _SessionWire) for each in self._channels.values())

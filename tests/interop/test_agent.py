@@ -1,20 +1,17 @@
 """A genuine client tries a whole agent of ours, by the relay alone and directly: all that an agent serves."""
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 import trio
 
-from tailnet.agent.context import Context
-from tailnet.agent.forwarding import forward_ports, parse_ports
-from tailnet.agent.ports import own_services, serve_ports
-from tailnet.node.membership import open_agent
-from tailnet.types import PeerID
 from tests.support.agent_client import AgentClient, AgentClientError, open_agent_client
-from tests.support.tailnet_servers import Seed, running_server
+from tests.support.tailnet_servers import TAILNET_COMMAND, Seed, running_server
 
 pytestmark = pytest.mark.interop
 
@@ -25,19 +22,16 @@ BLOCK_BYTES = 2 * MIB
 
 @asynccontextmanager
 async def an_agent(folder: Path, *, is_direct: bool) -> AsyncIterator[AgentClient]:
-    """Our coordinator, an agent of ours there, and a genuine client that has reached it."""
+    """Our coordinator, `tailnet agent` at home in a folder, and a genuine client that has reached it."""
     seed = Seed()
     alice = seed.add_user("alice")
     agent = seed.add_agent(alice)
     with running_server("ours", folder / "server", seed) as server:
+        command = [*TAILNET_COMMAND, "agent", "--url", server.url, *([] if is_direct else ["--relay-only"])]
+        environment = os.environ | {"HOME": str(folder), "CODER_AGENT_TOKEN": agent.token}
         with trio.fail_after(STORY_SECONDS):
-            async with (
-                open_agent(server.url, agent.token, PeerID(agent.id.bytes), is_direct=is_direct) as member,
-                trio.open_nursery() as nursery,
-            ):
-                context = Context(nursery, server.url, agent.token, directory=str(folder), shell="/bin/sh")
-                nursery.start_soon(serve_ports, member.engine, context, own_services())
-                nursery.start_soon(forward_ports, member.engine, context, parse_ports("all"))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(partial(trio.run_process, command, env=environment))
                 async with open_agent_client(server.url, alice.token, agent.id) as client:
                     await client.wait_way(is_direct)
                     yield client
@@ -54,6 +48,7 @@ async def test_all_that_an_agent_serves(client: AgentClient, tmp_path: Path) -> 
     await client.ask("ping", kind="TSMP")
     await terminals(client, tmp_path)
     await speed(client)
+    await http(client)
     await forwarded_ports(client)
     await ssh(client, tmp_path)
 
@@ -95,6 +90,26 @@ async def speed(client: AgentClient) -> None:
         measured = await client.ask("speedtest", seconds=1, upload=upload)
         assert measured["size"] >= BLOCK_BYTES
         assert measured["size"] % BLOCK_BYTES == 0
+
+
+async def http(client: AgentClient) -> None:
+    """Every route, as far as a machine without containers goes."""
+    assert await client.get("/") == (200, {"message": "Hello from the agent!"})
+    status, ports = await client.get("/api/v0/listening-ports")
+    assert status == 200
+    assert {"process_name", "network", "port"} == set(ports["ports"][0])
+    for path, method in (("", "GET"), ("/devcontainers/x/recreate", "POST")):
+        status, said = await client.get(f"/api/v0/containers{path}", method)
+        assert (status, said["message"]) == (403, "Dev Container feature not enabled.")
+    refused = await client.ask("watch", path="/api/v0/containers/watch", count=1)
+    assert refused["status"] == 403
+    status, report = await client.get("/api/v0/netcheck")
+    assert (status, report["net_info"]["PreferredDERP"]) == (200, 999)
+    for path, shown in (("/debug/magicsock", "peer "), ("/debug/prometheus", "agent_connections_served_total")):
+        page = await client.ask("http", method="GET", path=path)
+        assert page["status"] == 200
+        assert shown in page["text"]
+    assert (await client.get("/nothing"))[0] == 404
 
 
 async def forwarded_ports(client: AgentClient) -> None:

@@ -153,7 +153,7 @@ async def open_ssh_server(home: Path, **how: Any) -> AsyncIterator[SshServer]:
         pytest.skip("there is no `ssh`: install openssh-client")
     with mock.patch.dict(os.environ, HOME=str(home)):
         async with trio.open_nursery() as nursery:
-            how = {"directory": str(home), "shell": "/bin/bash", **how}
+            how = {"wanted_directory": str(home), "shell": "/bin/bash", **how}
             context = Context(nursery, "https://tailnet.example.org", "a-token", **how)
             listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
             server = SshServer(listeners[0].socket.getsockname()[1], context, home)

@@ -112,11 +112,11 @@ class Session(asyncssh.SSHClientSession[bytes]):
 
 
 @asynccontextmanager
-async def hostile_client(port: int) -> AsyncIterator[HostileClient]:
+async def hostile_client(port: int, username: str = "user") -> AsyncIterator[HostileClient]:
     stream = await trio.open_tcp_stream("127.0.0.1", port)
     async with trio_asyncio.open_loop() as loop, stream, trio.open_nursery() as nursery:
         options = asyncssh.SSHClientConnectionOptions(
-            config=None, known_hosts=None, client_keys=None, agent_path=None, username="user", gss_host=None
+            config=None, known_hosts=None, client_keys=None, agent_path=None, username=username, gss_host=None
         )
         transport = _Transport(stream)
         waiter = options.waiter = loop.create_future()

@@ -93,7 +93,7 @@ async def test_a_session_that_cannot_begin(server: SshServer) -> None:
 
 
 async def test_a_directory_that_is_not_there(server: SshServer) -> None:
-    server.context.directory = "/not/there"
+    server.context.wanted_directory = "/not/there"
     done = await server.ssh("pwd")
     assert done.status == 0
 

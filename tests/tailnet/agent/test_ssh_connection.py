@@ -292,3 +292,10 @@ async def test_an_environment_is_bounded(server: SshServer) -> None:
             )
             await session.is_over.wait()
             assert int(session.text) == most
+
+
+@pytest.mark.parametrize("username", ["", "user", "\u00fcser"])
+async def test_whoever_a_client_says_that_it_is(server: SshServer, username: str) -> None:
+    """SDKs say nothing at all: the tunnel has proved who is calling."""
+    async with hostile_client(server.port, username):
+        pass
