@@ -19,8 +19,10 @@ _PLACES: Final = {
     "RpcError": ("tailnet.errors", "RpcError"),
     "TailnetError": ("tailnet.errors", "TailnetError"),
     "connect": ("tailnet.node.tunnel", "connect"),
+    "connect_asyncio": ("tailnet.node.aio", "connect_asyncio"),
     "connect_rpc": ("tailnet.client.rpc", "open_rpc_client"),
     "open_coordination": ("tailnet.client.coordination", "open_coordination"),
+    "open_workspaces": ("tailnet.client.workspaces", "open_workspaces"),
     "serve": ("tailnet.server.server", "serve_coordinator"),
 }
 

@@ -51,6 +51,11 @@ def make_node(private: NodePrivate, peer_id: PeerID, home_region: int) -> tailne
     return describe_node(public, public.raw, [peer_id.address(TAILSCALE_SERVICE_PREFIX)], home_region)
 
 
+def node_id(node_key: bytes) -> int:
+    """The number by which a node with this key goes in what it says of itself; peers go by the key."""
+    return int.from_bytes(node_key[:7], "big")
+
+
 def describe_node(
     public: NodePublic,
     disco_key: bytes,
@@ -63,7 +68,7 @@ def describe_node(
     `latencies` of relays in seconds, by `<region>-v4` and `<region>-v6`."""
     prefixes = [f"{address}/128" for address in addresses]
     return tailnet.Node(
-        id=int.from_bytes(public.raw[:7], "big"),
+        id=node_id(public.raw),
         key=convert.node_key_bytes(public),
         disco=f"{DISCO_PREFIX}{disco_key.hex()}",
         preferred_derp=home_region,

@@ -8,7 +8,8 @@ and are as long as the coordinator asks for.  Caller: tailnet/node/membership.py
 
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Final, TypeVar
 from urllib.parse import quote
@@ -137,3 +138,15 @@ def is_refusal(error: BaseException) -> bool:
 def may_pass(error: BaseException) -> bool:
     """Whether a refusal is none of what was asked for, which alone would be refused for ever."""
     return not (isinstance(error, UpgradeRefused) and error.status == HTTPStatus.BAD_REQUEST)
+
+
+@contextmanager
+def bare_refusals() -> Iterator[None]:
+    """What the coordinator said last comes out as it is, without the nursery's wrapping."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        refusals, others = group.split((DerpError, trio.TooSlowError))
+        if refusals is None or others is not None:
+            raise
+        raise first_error(refusals) from None

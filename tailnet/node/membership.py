@@ -12,8 +12,8 @@ coordinator, which client/link.py makes anew.  Rules: docs/node.md.  Next hop: r
 
 import logging
 import os
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from ipaddress import IPv6Address
 from math import inf
 from typing import Final
@@ -23,7 +23,6 @@ import trio
 from derp.client.client import open_background
 from derp.client.dial import DialOptions
 from derp.client.reconnect import BackOff
-from derp.errors import DerpError
 from derp.keys import NodePrivate
 from derp.map import DERPMap
 from derp.transport.stream import mapped_errors
@@ -36,8 +35,9 @@ from tailnet.client.coordination import (
     open_coordination,
     open_maps,
 )
-from tailnet.client.link import BACK_OFF, Link, Serve, first_error
+from tailnet.client.link import BACK_OFF, Link, Serve, bare_refusals
 from tailnet.client.rpc import RpcClient
+from tailnet.client.telemetry import Telemetry
 from tailnet.node.engine import DIAL_SECONDS, Engine, open_engine
 from tailnet.node.place import Place
 from tailnet.node.roster import Roster
@@ -50,6 +50,8 @@ _log = logging.getLogger("tailnet.client")
 
 # How long a client waits for the agent's word that it knows us; an older agent never gives it.
 READY_SECONDS: Final = 5.0
+# What is left of it when a client ends is handed on for so long.
+TELEMETRY_SECONDS: Final = 1.0
 
 
 def addresses_of(peer_id: PeerID) -> list[bytes]:
@@ -115,8 +117,10 @@ class Member:
         options: DialOptions | None,
         answers_ready: bool,
         serve: Serve | None,
+        telemetry: str,
     ) -> None:
         self.engine = engine
+        self.telemetry = Telemetry(telemetry, private.public().raw)
         self.link = link
         self.peers = Peers(engine, answers_ready=answers_ready)
         self.place = Place(engine, home, options, changed=self._tell_others)
@@ -157,6 +161,7 @@ class Member:
                 nursery.start_soon(self._follow_maps, rpc)
                 nursery.start_soon(self.link.keep_resume_token, rpc)
                 nursery.start_soon(self._announce, coordination)
+                nursery.start_soon(self.telemetry.post, rpc)
                 if self._serve_more is not None:
                     nursery.start_soon(self._serve_more, rpc)
                 await self.peers.hear(coordination)
@@ -253,21 +258,24 @@ class Client:
             await self.member.peers.wait(self.agent_id)
         return self.engine.dial_udp(self._address, port)
 
+    async def tell_how_it_went(self) -> None:
+        """Note for the coordinator when the agent answered, and when directly."""
+        telemetry, is_connected = self.member.telemetry, False
+        while True:
+            with trio.move_on_after(READY_SECONDS):
+                answer = await self.engine.disco_ping(self.node_key)
+                if not is_connected:
+                    is_connected = True
+                    home = self.engine.relays.home or 0
+                    telemetry.connected(self.node_key, home, answer.seconds if answer.endpoint is None else None)
+                if answer.endpoint is not None:
+                    telemetry.direct(*answer.endpoint, answer.seconds)
+                    return
+            await trio.sleep(READY_SECONDS)
+
     async def ping(self, *, timeout_seconds: float = 5.0) -> float:
         """A round trip through the tunnel, in seconds.  Raises trio.TooSlowError."""
         return await self.engine.ping(self._address, timeout_seconds=timeout_seconds)
-
-
-@contextmanager
-def _bare_refusals() -> Iterator[None]:
-    """What the coordinator said last comes out as it is, without the nursery's wrapping."""
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        refusals, others = group.split((DerpError, trio.TooSlowError))
-        if refusals is None or others is not None:
-            raise
-        raise first_error(refusals) from None
 
 
 @asynccontextmanager
@@ -280,9 +288,10 @@ async def _open_member(
     options: DialOptions | None,
     answers_ready: bool,
     serve: Serve | None = None,
+    telemetry: str = "",
 ) -> AsyncIterator[Member]:
     private = NodePrivate.generate()
-    with _bare_refusals():
+    with bare_refusals():
         async with open_engine(private, addresses, {}, None, is_direct=is_direct, options=options) as engine:
             member = Member(
                 engine,
@@ -293,6 +302,7 @@ async def _open_member(
                 options=options,
                 answers_ready=answers_ready,
                 serve=serve,
+                telemetry=telemetry,
             )
             async with open_background() as nursery:
                 await nursery.start(member.run)
@@ -310,8 +320,11 @@ async def open_client(
     options: DialOptions | None = None,
     back_off: BackOff = BACK_OFF,
     timeout_seconds: float = DIAL_SECONDS,
+    telemetry: str = "",
 ) -> AsyncIterator[Client]:
     """Join the tailnet of the coordinator at `url` with a user's token and reach one agent.
+
+    `telemetry`: the name under which the coordinator is told how connecting went (client/telemetry.py); "": it is not.
 
     Raises ConnectError, RpcError or ConfigError, in the block too when the coordinator refuses later;
     trio.TooSlowError when the agent is not there in time.
@@ -320,12 +333,25 @@ async def open_client(
     address = PeerID(os.urandom(PEER_ID_BYTES)).address(TAILSCALE_SERVICE_PREFIX).packed
     link = Link(url, client_door(agent_id), token, options=options, back_off=back_off)
     async with _open_member(
-        link, [address], home=home, is_direct=is_direct, options=options, answers_ready=False
+        link,
+        [address],
+        home=home,
+        is_direct=is_direct,
+        options=options,
+        answers_ready=False,
+        telemetry=telemetry,
     ) as member:
         await member.add_tunnel(agent_id)
         with trio.fail_after(timeout_seconds):
             node_key = await member.peers.wait(agent_id)
-        yield Client(member, agent_id, node_key)
+        client = Client(member, agent_id, node_key)
+        async with open_background() as nursery:
+            if member.telemetry.is_on:
+                nursery.start_soon(client.tell_how_it_went)
+            yield client
+        member.telemetry.disconnected()
+        with trio.move_on_after(TELEMETRY_SECONDS):
+            await member.telemetry.wait_posted()
 
 
 @asynccontextmanager

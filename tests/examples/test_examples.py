@@ -71,7 +71,8 @@ def test_a_meeting() -> None:
     assert [line.rpartition(" ")[0] for line in printed.splitlines()] == ["the client heard of", "the agent heard of"]
 
 
-async def test_an_agent_s_page() -> None:
+@pytest.mark.parametrize("program", ["reach_agent.py", "reach_agent_asyncio.py"])
+async def test_an_agent_s_page(program: str) -> None:
     async def answer(stream: trio.abc.HalfCloseableStream) -> None:
         async with stream:
             assert await stream.receive_some() == b"GET / HTTP/1.0\r\n\r\n"
@@ -82,6 +83,6 @@ async def test_an_agent_s_page() -> None:
         async with open_agent(url, login["agent_token"], agent_id) as agent, trio.open_nursery() as nursery:
             nursery.start_soon(trio.serve_listeners, answer, [agent.engine.listen(8080)])
             words = url, login["user_token"], login["agent_id"], "8080"
-            printed = await trio.to_thread.run_sync(lambda: run_example("reach_agent.py", *words))
+            printed = await trio.to_thread.run_sync(lambda: run_example(program, *words))
             nursery.cancel_scope.cancel()
     assert printed.splitlines()[-1] == "it is me"
