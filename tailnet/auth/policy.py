@@ -34,6 +34,11 @@ def workspace_rights(user: UserIdentity, agent: AgentIdentity, *, admins_enter: 
     return granted | TO_READ if user.role is Role.AUDITOR else granted
 
 
+def reads_every_workspace(user: UserIdentity) -> bool:
+    """Whether a user's role alone lets him read the workspaces of everybody."""
+    return user.role in (Role.AUDITOR, Role.ADMIN)
+
+
 def shared_with(user: UserIdentity) -> Collection[UUID]:
-    """The workspaces of others that a user was granted to read.  What he reads by his role alone is not listed."""
+    """The workspaces of others that a user was granted to read; not what he reads by his role alone."""
     return frozenset(workspace_id for workspace_id, rights in user.grants.items() if Right.READ in rights)

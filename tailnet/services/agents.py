@@ -270,8 +270,8 @@ class Agents:
             except ValueError:
                 return None
 
-    async def list_workspaces(self, owner_id: UUID, shared: Collection[UUID] = ()) -> Sequence[WorkspaceRow]:
-        """All workspaces of an owner, and these of others, by name."""
+    async def list_workspaces(self, owner_id: UUID | None, shared: Collection[UUID] = ()) -> Sequence[WorkspaceRow]:
+        """All workspaces of an owner (None: of everybody), and these of others, by name."""
         return await self._store.run(self._store.callers.list_workspaces, owner_id, shared)
 
     async def describe_workspaces(self, rows: Sequence[WorkspaceRow]) -> Sequence[WorkspaceView]:

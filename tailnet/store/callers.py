@@ -184,11 +184,12 @@ class CallerTables(Part):
 
     @reads
     def list_workspaces(
-        self, connection: sa.Connection, owner_id: UUID, shared: Collection[UUID] = ()
+        self, connection: sa.Connection, owner_id: UUID | None, shared: Collection[UUID] = ()
     ) -> list[WorkspaceRow]:
-        """All workspaces of an owner, and these of others, with their agents, by name: one snapshot."""
+        """All workspaces of an owner (None: of everybody), and these of others, with their agents, by name: one
+        snapshot."""
         table = workspaces.c
-        found = _workspaces_where(connection, table.owner_id == owner_id)
+        found = _workspaces_where(connection, sa.true() if owner_id is None else table.owner_id == owner_id)
         for piece in pieces(shared):
             found += _workspaces_where(connection, table.id.in_(piece) & (table.owner_id != owner_id))
         return sorted(found, key=lambda row: (row.name, row.id))

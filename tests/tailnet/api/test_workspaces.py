@@ -7,7 +7,7 @@ import pytest
 
 from tailnet.api import workspaces as module
 from tailnet.refusals import NO_SUCH_RESOURCE
-from tailnet.store.rows import Right, WorkspaceStatus
+from tailnet.store.rows import Right, Role, WorkspaceStatus
 from tests.support.administration import grant
 from tests.support.api_world import World
 from tests.support.seeds import NOW, AgentSpec, came, fill, make_id, peer_id, seed_document, user_token
@@ -84,6 +84,18 @@ async def test_what_is_shared_is_seen_as_its_owners(filled: World) -> None:
     filled.services.callers._checked_at = -1e9  # type: ignore[attr-defined]  # as after half a second
     assert await found(filled, "q=owner:bob") == ([], 0)
     assert (await get(filled, "users/bob/workspace/shop")).status_code == 404
+
+
+@pytest.mark.parametrize("role", [Role.AUDITOR, Role.ADMIN])
+async def test_who_reads_every_workspace_is_shown_them(filled: World, role: Role) -> None:
+    whole = (await get(filled, "users/me/workspace/shop", "bob")).json()
+    filled.store.callers.update_user(make_id("alice"), NOW, role=role)
+    filled.services.callers._checked_at = -1e9  # type: ignore[attr-defined]  # as after half a second
+    assert await found(filled, "") == ([*NAMES, "shop"], 4)
+    assert await found(filled, "q=owner:me") == (list(NAMES), 3)
+    assert await found(filled, "q=owner:bob") == (["shop"], 1)
+    assert (await get(filled, "users/bob/workspace/shop")).json() == whole
+    assert (await get(filled, "users/me/workspace/shop")).status_code == 404
 
 
 async def test_a_page_has_a_bound(filled: World, monkeypatch: pytest.MonkeyPatch) -> None:
