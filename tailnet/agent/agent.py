@@ -212,6 +212,7 @@ class Agent:
     def _take(self, manifest: Manifest) -> None:
         """What sessions and scripts begin with from now on."""
         self.manifest, context = manifest, self.context
+        context.manifest = manifest.message
         context.wanted_directory = context.expand(manifest.directory)
         context.motd_path = context.expand(manifest.motd_path)
         names = {

@@ -15,6 +15,7 @@ import trio
 
 from tailnet.agent.counters import Counters
 from tailnet.node.engine import Engine
+from tailnet.proto.generated.agent_pb2 import Manifest
 
 # What systemd tells the agent itself, and nobody whom the agent starts.
 _NOT_INHERITED: Final = re.compile(
@@ -41,6 +42,8 @@ class Context:
     counters: Counters = field(default_factory=Counters)
     engine: Engine | None = None
     """The node that serves, once it does; what is asked about the network looks there."""
+    manifest: Manifest | None = field(default=None, repr=False)
+    """As the coordinator sent it last."""
     allow_agent_forwarding: bool = False
     is_file_transfer_allowed: bool = True
     motd_path: str = ""

@@ -19,7 +19,7 @@ from derp.errors import TransportError
 from derp.text import error_text
 from derp.transport.http import HttpError, Request, ServerHttp
 from tailnet.agent.context import Context
-from tailnet.agent.http_debug import magicsock_text, netcheck_report, prometheus_text
+from tailnet.agent.http_debug import magicsock_text, manifest_shown, netcheck_report, prometheus_text
 from tailnet.agent.http_devcontainers import Devcontainers
 from tailnet.agent.http_ports import ListeningPorts
 from tailnet.go_json import go_json
@@ -78,7 +78,7 @@ class AgentHttp:
             if request is None:  # the client left, or said not enough in time
                 return
             if _path(request) == WATCH_PATH and request.method == "GET":
-                await self._watch(stream, request, bytes(raw))
+                await self._watch(stream, request, bytes(raw), context)
                 return
             answer = await self._answer(request, context)
         except HttpError as error:
@@ -109,23 +109,23 @@ class AgentHttp:
                     raise Refused(503, "The agent has no answer in time.") from None
         raise Refused(405, "Method not allowed.", f"Here is {' and '.join(method for method, _, _ in found)}.")
 
-    async def _watch(self, stream: TunnelStream, request: Request, head: bytes) -> None:
+    async def _watch(self, stream: TunnelStream, request: Request, head: bytes, context: Context) -> None:
         """Raises Refused before the upgrade."""
         if not _is_websocket(request):
             raise Refused(426, "Containers are watched on a websocket.", "Ask with `Upgrade: websocket`, version 13.")
         if self._watchers >= MAX_WATCHERS:
             raise Refused(503, f"{MAX_WATCHERS} watch this agent's containers already.")
-        await self.devcontainers.describe()  # who cannot be told anything is refused before the upgrade
+        await self.devcontainers.describe(context)  # who cannot be told anything is refused before the upgrade
         self._watchers += 1
         try:
-            await accept_messages(stream, head, self._messages())
+            await accept_messages(stream, head, self._messages(context))
         except (TransportError, Refused) as error:
             _log.info("a watcher of containers was left: %s", error)
         finally:
             self._watchers -= 1
 
-    async def _messages(self) -> AsyncGenerator[str, None]:
-        async with aclosing(self.devcontainers.watch()) as changes:
+    async def _messages(self, context: Context) -> AsyncGenerator[str, None]:
+        async with aclosing(self.devcontainers.watch(context)) as changes:
             async for now in changes:
                 yield go_json(now).decode()
 
@@ -185,7 +185,7 @@ async def _listening_ports(api: AgentHttp, context: Context, named: dict[str, st
 
 
 async def _containers(api: AgentHttp, context: Context, named: dict[str, str]) -> Answer:
-    return Answer(await api.devcontainers.describe())
+    return Answer(await api.devcontainers.describe(context))
 
 
 async def _recreate(api: AgentHttp, context: Context, named: dict[str, str]) -> Answer:
@@ -207,6 +207,10 @@ async def _debug_logging(api: AgentHttp, context: Context, named: dict[str, str]
     return Answer(f"updated magicsock debug logging to {str(wanted).lower()}")
 
 
+async def _manifest(api: AgentHttp, context: Context, named: dict[str, str]) -> Answer:
+    return Answer(manifest_shown(context.manifest))
+
+
 async def _prometheus(api: AgentHttp, context: Context, named: dict[str, str]) -> Answer:
     return Answer(prometheus_text(context))
 
@@ -226,6 +230,7 @@ ROUTES: Final[tuple[tuple[str, re.Pattern[str], Respond], ...]] = tuple(
             r"/debug/magicsock/debug-logging/(?P<wanted>1|0|t|f|T|F|true|false|TRUE|FALSE|True|False)",
             _debug_logging,
         ),
+        ("GET", "/debug/manifest", _manifest),
         ("GET", "/debug/prometheus", _prometheus),
     )
 )

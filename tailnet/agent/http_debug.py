@@ -9,12 +9,15 @@ from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Any, Final
 
+from google.protobuf.json_format import MessageToDict
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from derp.text import MASK
 from tailnet.agent.context import Context
 from tailnet.node.engine import Engine
+from tailnet.proto.generated.agent_pb2 import Manifest
 
 # A packet of the tunnel with all its heads; what is smaller cuts them in two, or loses them.
 NEEDED_MTU: Final = 1378
@@ -79,6 +82,18 @@ def magicsock_text(engine: Engine | None, now: float) -> str:
             f"peer {peer.public.hex()[:10]}: {way}; {'no session' if at is None else f'session {now - at:.0f} s'}"
         )
     return "\n".join(lines) + "\n"
+
+
+def manifest_shown(manifest: Manifest | None) -> dict[str, Any]:
+    """What the coordinator told the agent to be, without what may be secret: values of variables, and secrets."""
+    if manifest is None:
+        return {}
+    shown: dict[str, Any] = MessageToDict(manifest, preserving_proto_field_name=True)
+    for name in shown.get("environment_variables", {}):
+        shown["environment_variables"][name] = MASK
+    for secret in shown.get("secrets", ()):
+        secret["value"] = MASK
+    return shown
 
 
 class _Counts(Collector):

@@ -1,12 +1,12 @@
 """Containers and devcontainers as an agent's HTTP API shows them, followed and built anew.  Layer L3.
 
-A devcontainer is a container that the devcontainers' own command line has marked.  Building one is that command line's
-work, and goes on when the request is answered.  Next hop: containers.py.
+A devcontainer is what the manifest says is one, or a container that the devcontainers' own command line has marked.
+Building one is that command line's work, and goes on when the request is answered.  Next hop: containers.py.
 """
 
 import logging
 import shutil
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, Final
@@ -16,6 +16,7 @@ import trio
 
 from tailnet.agent.containers import ContainerError, list_containers, run_command
 from tailnet.agent.context import Context
+from tailnet.proto.generated.agent_pb2 import Manifest
 from tailnet.refusals import Refused
 
 _log = logging.getLogger("tailnet.agent")
@@ -26,6 +27,8 @@ WATCH_SECONDS: Final = 5.0
 # Images are fetched and compiled meanwhile.
 BUILD_SECONDS: Final = 3600.0
 MAX_BUILDS: Final = 4
+MAX_DEFINED: Final = 100
+UUID_BYTES: Final = 16
 _FOLDER_LABEL: Final = "devcontainer.local_folder"
 _CONFIG_LABEL: Final = "devcontainer.config_file"
 _NO_CLI: Final = "`devcontainer` is not in PATH: npm install -g @devcontainers/cli"
@@ -47,28 +50,29 @@ class Devcontainers:
         self._listed_at = -FRESH_SECONDS
         self._builds: dict[str, _Build] = {}
 
-    async def describe(self) -> dict[str, Any]:
+    async def describe(self, context: Context) -> dict[str, Any]:
         """All of them.  Raises Refused where there is no engine."""
         containers = await self._containers()
-        found: dict[str, dict[str, Any]] = {}
+        found = {each["workspace_folder"]: each for each in _of_manifest(context.manifest)}
         for one in containers:
-            described = _described(one)
-            # Of several of one folder the one that runs; the others are what is left of earlier builds.
-            if described is not None and (described["id"] not in found or one["running"]):
-                found[described["id"]] = described
+            folder = one["labels"].get(_FOLDER_LABEL)
+            if folder:
+                described = found.setdefault(folder, _of_container(folder, one["labels"].get(_CONFIG_LABEL)))
+                # Of several of one folder the one that runs; the others are what is left of earlier builds.
+                if one["running"] or "container" not in described:
+                    described |= {"container": one, "status": "running" if one["running"] else "stopped"}
+        by_id = {each["id"]: each for each in found.values()}
         for build_id, build in self._builds.items():
-            if build_id in found:
-                found[build_id]["status"] = "error" if build.error else "starting"
-                if build.error:
-                    found[build_id]["error"] = build.error
-        devcontainers = sorted(found.values(), key=lambda each: (each["name"], each["id"]))
+            if build_id in by_id:
+                by_id[build_id] |= {"status": "error", "error": build.error} if build.error else {"status": "starting"}
+        devcontainers = sorted(by_id.values(), key=lambda each: (each["name"], each["id"]))
         return {"devcontainers": devcontainers, "containers": containers}
 
-    async def watch(self) -> AsyncGenerator[dict[str, Any], None]:
+    async def watch(self, context: Context) -> AsyncGenerator[dict[str, Any], None]:
         """What there is, and again whenever that changes.  Raises Refused when the engine is gone."""
         before = None
         while True:
-            now = await self.describe()
+            now = await self.describe(context)
             if now != before:
                 yield now
                 before = now
@@ -76,7 +80,7 @@ class Devcontainers:
 
     async def recreate(self, devcontainer_id: str, context: Context) -> dict[str, Any]:
         """Begin to build one anew.  Raises Refused."""
-        known = {each["id"]: each for each in (await self.describe())["devcontainers"]}
+        known = {each["id"]: each for each in (await self.describe(context))["devcontainers"]}
         one = known.get(devcontainer_id)
         if one is None:
             raise Refused(404, "Devcontainer not found.", f"There is none with id {devcontainer_id!r}.")
@@ -122,24 +126,33 @@ class Devcontainers:
             return self._listed
 
 
-def _described(container: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The devcontainer that a container is, if it is one."""
-    labels = container["labels"]
-    folder, config_path = labels.get(_FOLDER_LABEL), labels.get(_CONFIG_LABEL)
-    if not folder:
-        return None
-    described = {
-        "id": str(_id_of(folder)),
+def _of_manifest(manifest: Manifest | None) -> Iterator[dict[str, Any]]:
+    """Those that the template defines."""
+    for each in manifest.devcontainers[:MAX_DEFINED] if manifest is not None else ():
+        subagent_id = each.subagent_id if each.HasField("subagent_id") else b""
+        made = {
+            "id": _text_id(each.id),
+            "name": each.name,
+            "workspace_folder": each.workspace_folder,
+            "subagent_id": _text_id(subagent_id) if subagent_id else None,
+            "status": "stopped",
+            "dirty": False,
+        }
+        yield {**made, "config_path": each.config_path} if each.config_path else made
+
+
+def _text_id(raw: bytes) -> str:
+    return str(UUID(bytes=raw)) if len(raw) == UUID_BYTES else ""
+
+
+def _of_container(folder: str, config_path: str | None) -> dict[str, Any]:
+    """One that somebody began by hand; its id is the same in each look."""
+    made = {
+        "id": str(uuid5(NAMESPACE_URL, f"file://{folder}")),
         "name": PurePath(folder).name,
         "workspace_folder": folder,
         "subagent_id": None,
-        "status": "running" if container["running"] else "stopped",
+        "status": "stopped",
         "dirty": False,
-        "container": container,
     }
-    return {**described, "config_path": config_path} if config_path else described
-
-
-def _id_of(folder: str) -> UUID:
-    """The same in each look: nobody else gives one."""
-    return uuid5(NAMESPACE_URL, f"file://{folder}")
+    return {**made, "config_path": config_path} if config_path else made

@@ -109,6 +109,8 @@ async def http(client: AgentClient) -> None:
         page = await client.ask("http", method="GET", path=path)
         assert page["status"] == 200
         assert shown in page["text"]
+    status, manifest = await client.get("/debug/manifest")
+    assert (status, manifest["agent_name"]) == (200, "agent1")
     assert (await client.get("/nothing"))[0] == 404
 
 

@@ -6,7 +6,8 @@ import trio
 from tailnet.agent import http_debug
 from tailnet.agent.context import Context
 from tailnet.agent.counters import Kind
-from tailnet.agent.http_debug import magicsock_text, netcheck_report, prometheus_text
+from tailnet.agent.http_debug import magicsock_text, manifest_shown, netcheck_report, prometheus_text
+from tailnet.proto.generated.agent_pb2 import Manifest
 from tests.support.agents import AGENT, a_stream, two_engines
 
 
@@ -41,3 +42,18 @@ async def test_counts() -> None:
             text = prometheus_text(context)
     assert 'agent_sessions{kind="ssh"} 1.0' in text
     assert 'agent_connections_failed_total{service="ssh"} 2.0' in text
+
+
+def test_a_manifest_without_its_secrets() -> None:
+    assert manifest_shown(None) == {}
+    shown = manifest_shown(
+        Manifest(
+            agent_name="main",
+            environment_variables={"API_KEY": "hidden"},
+            secrets=[{"env_name": "TOKEN", "value": b"hidden"}],
+        )
+    )
+    assert shown["agent_name"] == "main"
+    assert shown["environment_variables"].keys() == {"API_KEY"}
+    assert "hidden" not in str(shown)
+    assert "aGlkZGVu" not in str(shown)
