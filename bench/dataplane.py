@@ -42,11 +42,15 @@ class Case:
     is_download: bool
     target: float
     """Of the rate, beside the genuine node's."""
+    queue_depth: int = 512
+    """Of the relay: ours by default, or the genuine one's."""
 
 
 CASES = (
     Case("relay download", False, True, 1.2),
     Case("relay upload", False, False, 1.0),
+    Case("queue of 32, download", False, True, 1.2, 32),
+    Case("queue of 32, upload", False, False, 1.0, 32),
     Case("direct download", True, True, 1.0),
     Case("direct upload", True, False, 0.8),
 )
@@ -135,9 +139,9 @@ async def run_genuine(case: Case, size: int, server: Server) -> Result:
 def measure(cases: list[Case], rounds: int, size: int) -> list[dict[str, Any]]:
     build(WHOLENODE)
     rows = []
-    with serve("ours", "tls") as server:
-        for case in cases:
-            pairs = []
+    for case in cases:
+        pairs = []
+        with serve("ours", "tls", f"--queue-depth={case.queue_depth}") as server:
             for number in range(rounds):
                 pairs.append((ours(case, size, server), trio.run(run_genuine, case, size, server)))
                 mine, theirs = pairs[-1]
@@ -146,18 +150,18 @@ def measure(cases: list[Case], rounds: int, size: int) -> list[dict[str, Any]]:
                     f"genuine {theirs.rate:.0f} Mbit/s, {theirs.cpu:.2f} ms/MB",
                     file=sys.stderr,
                 )
-            rows.append(
-                {
-                    "case": case.name,
-                    "ours": statistics.median(mine.rate for mine, _ in pairs),
-                    "genuine": statistics.median(theirs.rate for _, theirs in pairs),
-                    "ratio": statistics.median(mine.rate / theirs.rate for mine, theirs in pairs),
-                    "target": case.target,
-                    "ours_cpu": statistics.median(mine.cpu for mine, _ in pairs),
-                    "genuine_cpu": statistics.median(theirs.cpu for _, theirs in pairs),
-                    "cpu_ratio": statistics.median(mine.cpu / theirs.cpu for mine, theirs in pairs),
-                }
-            )
+        rows.append(
+            {
+                "case": case.name,
+                "ours": statistics.median(mine.rate for mine, _ in pairs),
+                "genuine": statistics.median(theirs.rate for _, theirs in pairs),
+                "ratio": statistics.median(mine.rate / theirs.rate for mine, theirs in pairs),
+                "target": case.target,
+                "ours_cpu": statistics.median(mine.cpu for mine, _ in pairs),
+                "genuine_cpu": statistics.median(theirs.cpu for _, theirs in pairs),
+                "cpu_ratio": statistics.median(mine.cpu / theirs.cpu for mine, theirs in pairs),
+            }
+        )
     return rows
 
 

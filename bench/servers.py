@@ -42,8 +42,9 @@ class StartFailed(Exception):
 
 
 @contextmanager
-def serve(name: str, carrier: Carrier) -> Iterator[Server]:
-    """Start one relay, wait until it accepts connections, stop it at the end.  Raises StartFailed."""
+def serve(name: str, carrier: Carrier, *options: str) -> Iterator[Server]:
+    """Start one relay, wait until it accepts connections, stop it at the end.  `options`: more of its command line.
+    Raises StartFailed."""
     # 10,000 clients are 10,000 descriptors here and there; children inherit the limit.
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -52,7 +53,7 @@ def serve(name: str, carrier: Carrier) -> Iterator[Server]:
         port = free_port()
         with (folder / "output").open("wb") as output:
             process = subprocess.Popen(
-                _command(name, carrier, folder, port),
+                [*_command(name, carrier, folder, port), *options],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

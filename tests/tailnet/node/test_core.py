@@ -1,6 +1,7 @@
 """Two nodes without sockets over a link of the test's, in virtual time."""
 
 from collections.abc import Callable
+from random import Random
 
 import pytest
 
@@ -28,17 +29,11 @@ class Node:
         self.key = self.private.public().raw
         self.endpoint = Endpoint("192.0.2.1", 1000 + number)
         self.addresses = ADDRESSES[number : number + addresses]
-        state = [number]
-
-        def random(size: int) -> bytes:
-            state[0] += 1
-            return (state[0] * 2654435761).to_bytes(16, "big") * (size // 16 + 1)
-
         self.core = NodeCore(
             self.private,
             bytes((number + 65,)) * 32,
             self.addresses,
-            random=lambda size: random(size)[:size],
+            random=Random(number).randbytes,
             now=now,
             unix_seconds=1e9 + now,
             is_direct=is_direct,
@@ -88,12 +83,20 @@ class Link:
         end = self.now + seconds
         while not condition():
             assert self.now < end, "it never came to that"
-            if self.carry():
-                continue
-            moments = [at for node in (self.a, self.b) if (at := node.core.next_timeout()) is not None]
-            self.now = max(self.now, min([*moments, end]))
-            for node in (self.a, self.b):
-                node.events += node.core.handle_timeout(self.now)
+            self._go_on(end)
+
+    def rest(self, until: float) -> None:
+        """Carry what becomes due by then."""
+        while self.now < until:
+            self._go_on(until)
+
+    def _go_on(self, end: float) -> None:
+        if self.carry():
+            return
+        moments = [at for node in (self.a, self.b) if (at := node.core.next_timeout()) is not None]
+        self.now = max(self.now, min([*moments, end]))
+        for node in (self.a, self.b):
+            node.events += node.core.handle_timeout(self.now)
 
 
 @pytest.mark.parametrize("is_direct", [False, True])
