@@ -7,6 +7,8 @@ _ALPHA: Final = 1 / 8
 _BETA: Final = 1 / 4
 _K: Final = 4.0
 _GRANULARITY: Final = 0.001
+# Longer than a relay's queue of 32 takes on a way of 20 KB/s, and no longer than a user waits after a cut path is left.
+_KEPT_SECONDS: Final = 2.0
 
 
 class RttEstimator:
@@ -42,8 +44,9 @@ class RttEstimator:
         self.rto = min(self.rto * 2, self._max)
 
     def forgive(self) -> None:
-        """New data was acknowledged: RFC 6298 keeps the doubled time until a sample, which needs an end when every
-        segment was sent twice."""
+        """New data was acknowledged.  RFC 6298 keeps the doubled time until a sample (Karn): where acknowledgements
+        wait behind data of the other direction, each time-out would otherwise be for nothing again.  After an outage
+        of minutes it would be too long, and whatever is above two seconds goes."""
         if self.backoff:
             self.backoff = 0
-            self.rto = self._base
+            self.rto = max(self._base, min(self.rto, _KEPT_SECONDS))

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
+from typing import Protocol
 
 from tailnet.netstack.connection import Connection
 from tailnet.netstack.events import What
@@ -191,10 +192,17 @@ class Simulation:
         return connection, found[0]
 
 
+class Stage(Protocol):
+    """Where streams run: a clock, and who is told what happens to which side."""
+
+    now: float
+    users: list[Callable[[int, Event], None]]
+
+
 class Stream:
     """Sends `data` on one end and reads it on the other, as fast as both take it."""
 
-    def __init__(self, simulation: Simulation, source: Connection, target: Connection, data: bytes) -> None:
+    def __init__(self, simulation: Stage, source: Connection, target: Connection, data: bytes) -> None:
         self.simulation = simulation
         self.source, self.target, self.data = source, target, data
         self.sent = 0

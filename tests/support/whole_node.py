@@ -98,6 +98,19 @@ class WholeNode:
                 await trio.sleep(0.05)  # another process tells nobody
 
 
+async def node_program(
+    nursery: trio.Nursery, command: Sequence[str], private: NodePrivate, peer: bytes, **flags: object
+) -> WholeNode:
+    """Start one, or another program that obeys the same; it ends with the nursery."""
+    told: dict[str, object] = {"private": private.raw.hex(), "peer": peer.hex(), **flags}
+    environment = [f"{name}={value}" for name, value in _ENVIRONMENT.items()]
+    words = ["env", *environment, *command, *(f"--{name}={value}" for name, value in told.items())]
+    process = await nursery.start(lambda task_status: run(words, task_status))
+    node = WholeNode(process, private.public().raw, b"")
+    node.disco = bytes.fromhex((await node.answer())["text"])
+    return node
+
+
 @asynccontextmanager
 async def open_whole_node(
     binary: Path,

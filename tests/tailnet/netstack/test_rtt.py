@@ -19,17 +19,24 @@ def test_the_first_samples() -> None:
 
 
 def test_backing_off_and_forgiving() -> None:
-    rtt = RttEstimator(1.0, 0.2, 3.0)
+    rtt = RttEstimator(1.0, 0.2, 60.0)
     rtt.add(0.1)
-    for expected in (0.6, 1.2, 2.4, 3.0, 3.0):
+    for expected in (0.6, 1.2, 2.4, 4.8):
         rtt.back_off()
         assert rtt.rto == pytest.approx(expected)
     rtt.forgive()
-    assert rtt.rto == pytest.approx(0.3)
+    assert rtt.rto == 2.0, "what an outage made of it goes"
     rtt.back_off()
     rtt.add(0.1)
     assert rtt.backoff == 0
     assert rtt.rto < 0.6
+    rtt.back_off()
+    doubled = rtt.rto
+    rtt.forgive()
+    assert (rtt.rto, rtt.backoff) == (doubled, 0), "until a sample says that the network is as fast as before"
+    for _ in range(20):
+        rtt.back_off()
+    assert rtt.rto == 60.0
 
 
 @given(st.lists(st.floats(0, 1000), max_size=50))

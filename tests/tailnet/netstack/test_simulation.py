@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tailnet.netstack.connection import Connection
 from tailnet.netstack.limits import Limits
 from tailnet.netstack.states import State
-from tests.support.netsim import ADDRESSES, Link, Simulation, Stream
+from tests.support.netsim import ADDRESSES, START, Link, Simulation, Stream
 
 
 def transfer(simulation: Simulation, size: int, seconds: float = 600) -> Stream:
@@ -222,6 +222,21 @@ def test_small_buffers_work_too() -> None:
     limits = Limits(min_receive_bytes=2000, first_receive_bytes=2000, max_receive_bytes=2000, min_send_bytes=500)
     simulation = Simulation(3, Link(0.01, loss=0.01), Link(0.01, loss=0.01), limits)
     transfer(simulation, 50_000)
+
+
+@pytest.mark.parametrize(("rate", "queue"), [(20_000, 32), (20_000, 512), (50_000, 512)])
+def test_a_slow_way_with_data_in_both_directions(rate: float, queue: int) -> None:
+    """Acknowledgements wait for seconds behind the data beside them: hardly anything is sent for nothing."""
+    simulation = Simulation(1, *(Link(delay=0.005, rate=rate, queue=queue) for _ in range(2)))
+    here, there = simulation.pair()
+    data = bytes(400_000)
+    streams = Stream(simulation, here, there, data), Stream(simulation, there, here, data)
+    simulation.run(600, lambda: all(stream.is_done for stream in streams))
+    assert all(stream.is_done for stream in streams)
+    assert simulation.now - START < 1.3 * len(data) / rate
+    retransmissions = sum(stack.counters.retransmissions for stack in simulation.stacks)
+    overflowed = sum(link.overflowed for link in simulation.links)
+    assert retransmissions - overflowed < 0.1 * sum(stack.counters.segments_sent for stack in simulation.stacks)
 
 
 def test_a_pause_of_the_way_is_no_congestion() -> None:

@@ -52,6 +52,22 @@ func raw(text string) []byte {
 	return bytes
 }
 
+// family is an address if it is of this version of IP, and otherwise what a map says of one that is not there.
+func family(address string, version int) string {
+	if netip.MustParseAddr(address).Is4() == (version == 4) {
+		return address
+	}
+	return "none"
+}
+
+// named is what stands in a URL for an address: one of IPv6 would need brackets there, which a map's names do not have.
+func named(address string) string {
+	if netip.MustParseAddr(address).Is6() {
+		return "relay.test"
+	}
+	return address
+}
+
 // whole is the node and the orders that it obeys.
 type whole struct {
 	*node.Node
@@ -144,6 +160,7 @@ func main() {
 	peer := flag.String("peer", "", "the node key of its one peer, hex")
 	host := flag.String("derp", "", "address of the relay of region 900")
 	port := flag.Int("port", 0, "port of that relay, TLS")
+	stun := flag.Int("stun", -1, "its port for STUN, if it has one")
 	here := flag.String("here", "", "its address in the tunnel")
 	there := flag.String("there", "", "the address of the peer in the tunnel")
 	flag.Parse()
@@ -152,8 +169,8 @@ func main() {
 		logf = log.Printf
 	}
 	relay := &tailcfg.DERPNode{
-		Name: "900a", RegionID: region, HostName: *host, IPv4: *host, IPv6: "none", DERPPort: *port, STUNPort: -1,
-		InsecureForTests: true,
+		Name: "900a", RegionID: region, HostName: named(*host), IPv4: family(*host, 4), IPv6: family(*host, 6), DERPPort: *port,
+		STUNPort: *stun, InsecureForTests: true,
 	}
 	relays := &tailcfg.DERPMap{Regions: map[int]*tailcfg.DERPRegion{region: {
 		RegionID: region, RegionCode: "test", Nodes: []*tailcfg.DERPNode{relay},
