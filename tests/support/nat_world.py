@@ -27,8 +27,6 @@ class Kind(Enum):
     """A NAT that keeps a socket's port whatever it talks to, and lets nobody in who was not asked."""
     HARD = "hard"
     """A NAT with another port for each destination."""
-    MAPPED = "mapped"
-    """A hard one, whose owner has mapped the host's UDP ports in, all by their own numbers."""
     NO_UDP = "no UDP"
     IPV6 = "IPv6"
     """No IPv4, and a firewall that lets nobody in who was not asked."""
@@ -36,10 +34,6 @@ class Kind(Enum):
 
 _NAT = """
 table ip nat {{
-    chain prerouting {{
-        type nat hook prerouting priority dstnat
-        {mapping}
-    }}
     chain postrouting {{
         type nat hook postrouting priority srcnat
         oifname "out" masquerade {ports}
@@ -57,7 +51,7 @@ table inet firewall {{
         type filter hook forward priority filter
         {udp}
         ct state established,related accept
-        iifname "out" {admitted} drop
+        iifname "out" drop
     }}
 }}
 """
@@ -75,18 +69,14 @@ def missing() -> str:
     return "" if made.returncode == 0 else "network namespaces with NAT are not allowed here"
 
 
-def rules(kind: Kind, host: str) -> str:
+def rules(kind: Kind) -> str:
     """What nft on the router is told."""
     if kind is Kind.OPEN:
         return ""
-    udp = "meta l4proto udp drop" if kind is Kind.NO_UDP else ""
-    is_mapped = kind is Kind.MAPPED
-    firewall = _FIREWALL.format(udp=udp, admitted="meta l4proto != udp" if is_mapped else "")
+    firewall = _FIREWALL.format(udp="meta l4proto udp drop" if kind is Kind.NO_UDP else "")
     if kind is Kind.IPV6:
         return firewall
-    ports = "random,fully-random" if kind in (Kind.HARD, Kind.MAPPED) else ""
-    mapping = f'iifname "out" meta l4proto udp dnat to {host}' if is_mapped else ""
-    return _NAT.format(mapping=mapping, ports=ports) + firewall
+    return _NAT.format(ports="random,fully-random" if kind is Kind.HARD else "") + firewall
 
 
 class World:
@@ -156,7 +146,7 @@ class World:
 
     def filter(self, place: str, kind: Kind) -> None:
         """Have the host's router be of this kind from now on."""
-        text = "flush ruleset\n" + rules(kind, f"10.0.{self.number(place)}.2")
+        text = "flush ruleset\n" + rules(kind)
         command = self.command(f"{place}-router", ["nft", "-f", "-"])
         subprocess.run(command, input=text, text=True, check=True)
 
@@ -164,16 +154,18 @@ class World:
         """The cable between a router and the internet."""
         self.ip("net", f"link set to-{place} {'up' if is_up else 'down'}")
 
-    def move(self, place: str, kind: Kind) -> None:
-        """The host has another address, in another network of its router, which has another one too."""
+    def outside(self, place: str) -> str:
+        """The router's address, once it was moved."""
+        return f"203.0.113.{100 + self.number(place)}"
+
+    def move(self, place: str) -> None:
+        """A host behind a NAT has another address, in another network of its router, which has another one too."""
         number = self.number(place)
         self.ip(f"{place}-router", "addr flush dev out", "addr flush dev in",
-                f"addr add 203.0.113.{100 + number}/24 dev out", f"addr add 10.0.{100 + number}.1/24 dev in",
+                f"addr add {self.outside(place)}/24 dev out", f"addr add 10.0.{100 + number}.1/24 dev in",
                 f"route add default via {RELAY_4}")  # fmt: skip
         self.ip(place, "addr flush dev eth0", f"addr add 10.0.{100 + number}.2/24 dev eth0",
                 f"route add default via 10.0.{100 + number}.1")  # fmt: skip
-        if kind is Kind.OPEN:
-            self.ip("net", f"route add 10.0.{100 + number}.0/24 via 203.0.113.{100 + number}")
 
     def close(self) -> None:
         for name in self.names:
