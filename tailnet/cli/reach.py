@@ -3,6 +3,7 @@
 Next hop: login.py, agents.py, tailnet/node/membership.py.
 """
 
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import click
 import trio
 
+from derp.client.client import open_background
 from derp.text import error_text
 from tailnet.cli.login import login_options
 from tailnet.client.agents import KnownAgent, Login
@@ -82,9 +84,29 @@ async def dial_port(
 
 
 def run_interruptible(work: Callable[[], Awaitable[T]]) -> T:
-    """Run to its end, or to Ctrl-C, which comes between two steps: `finally` can still say what was measured."""
+    """Run to its end, or to Ctrl-C, which comes between two steps: `finally` can still say what was measured.
+
+    SIGTERM, and SIGHUP by which ssh ends its ProxyCommand, end it in order too, or agents would go on with streams of
+    nobody's; SystemExit has the status that shells give then.
+    """
+
+    ended: list[int] = []
 
     async def main() -> T:
-        return await work()
+        with trio.open_signal_receiver(*_goodbyes()) as signals, trio.CancelScope() as scope:
+            async with open_background() as nursery:
+                nursery.start_soon(_cancel_at, signals, scope, ended)
+                return await work()
+        raise SystemExit(128 + ended[0])
 
     return trio.run(main, restrict_keyboard_interrupt_to_checkpoints=True)
+
+
+async def _cancel_at(signals: AsyncIterator[int], scope: trio.CancelScope, ended: list[int]) -> None:
+    ended.append(await anext(signals))
+    scope.cancel()
+
+
+def _goodbyes() -> list[signal.Signals]:
+    """Without what `nohup` has us ignore."""
+    return [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is not signal.SIG_IGN]

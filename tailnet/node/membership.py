@@ -13,7 +13,7 @@ coordinator, which client/link.py makes anew.  Rules: docs/node.md.  Next hop: r
 import logging
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from ipaddress import IPv6Address
 from math import inf
 from typing import Final
@@ -23,6 +23,7 @@ import trio
 from derp.client.client import open_background
 from derp.client.dial import DialOptions
 from derp.client.reconnect import BackOff
+from derp.errors import DerpError
 from derp.keys import NodePrivate
 from derp.map import DERPMap
 from derp.transport.stream import mapped_errors
@@ -52,6 +53,8 @@ _log = logging.getLogger("tailnet.client")
 READY_SECONDS: Final = 5.0
 # What is left of it when a client ends is handed on for so long.
 TELEMETRY_SECONDS: Final = 1.0
+# For the last word to a coordinator, which may be stuck.
+LEAVE_SECONDS: Final = 1.0
 
 
 def addresses_of(peer_id: PeerID) -> list[bytes]:
@@ -148,9 +151,11 @@ class Member:
             await self._coordination.add_tunnel(peer_id)
 
     async def leave(self) -> None:
-        """Tell peers that this is the end.  Raises RpcError, TransportError."""
+        """Tell peers that this is the end, if the coordinator is there: they drop our streams at once, and not when
+        they find out."""
         if self._coordination is not None:
-            await self._coordination.leave()
+            with trio.move_on_after(LEAVE_SECONDS, shield=True), suppress(DerpError):
+                await self._coordination.leave()
 
     # --- one connection to the coordinator ---
 
@@ -306,7 +311,10 @@ async def _open_member(
             )
             async with open_background() as nursery:
                 await nursery.start(member.run)
-                yield member
+                try:
+                    yield member
+                finally:
+                    await member.leave()
 
 
 @asynccontextmanager

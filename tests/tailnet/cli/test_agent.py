@@ -6,15 +6,17 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 import trio
 
+from tailnet.agent.forwarding import FORWARDED
 from tailnet.server.server import CoordinatorServer
 from tailnet.store.rows import LifecycleState
 from tests.support.command import ENVIRONMENT
-from tests.support.seeds import agent_token
-from tests.tailnet.agent.test_agent import a_script, define, lifecycle_of, wait_for
+from tests.support.seeds import agent_token, user_token
+from tests.tailnet.agent.test_agent import a_script, an_agent, an_echo, define, lifecycle_of, wait_for
 from tests.tailnet.client.test_rpc import url_of
 from tests.tailnet.conftest import Serve
 
@@ -90,3 +92,21 @@ async def test_who_is_refused_ends_with_a_sentence(server: CoordinatorServer) ->
     assert done.returncode == 1
     assert b"401" in done.stderr
     assert b"Traceback" not in done.stderr
+
+
+async def test_a_user_who_hangs_up_leaves_no_stream_behind(server: CoordinatorServer) -> None:
+    """As ssh ends its ProxyCommand: the agent would go on with such streams until they are silent for minutes."""
+    async with an_echo() as port, an_agent(server) as agent:
+        words = ["--url", url_of(server), "--token", user_token("alice"), "--stdio", "--port", str(port), "main"]
+        command = [sys.executable, "-m", "tailnet", "ssh", *words]
+        process = await trio.lowlevel.open_process(command, env=ENVIRONMENT, stdin=PIPE, stdout=PIPE)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        async with process.stdin, process.stdout:
+            await process.stdin.send_all(b"hello")
+            assert await process.stdout.receive_some() == b"hello"
+            assert agent.context.counters.connections[FORWARDED] == 1
+            process.send_signal(signal.SIGHUP)
+            assert await process.wait() == 128 + signal.SIGHUP
+        while agent.context.counters.connections[FORWARDED]:  # noqa: ASYNC110  # nobody tells
+            await trio.sleep(0.02)

@@ -1,5 +1,8 @@
 """How commands reach an agent."""
 
+import os
+import signal
+
 import pytest
 import trio
 
@@ -30,3 +33,32 @@ def test_what_comes_of_it() -> None:
         return 7
 
     assert run_interruptible(work) == 7
+
+
+@pytest.mark.parametrize(
+    ("number", "is_ignored"), [(signal.SIGTERM, False), (signal.SIGHUP, False), (signal.SIGHUP, True)]
+)
+def test_who_is_told_to_go_goes_in_order(number: signal.Signals, is_ignored: bool) -> None:
+    """Under `nohup` a hangup is none."""
+    before = signal.signal(number, signal.SIG_IGN) if is_ignored else signal.getsignal(number)
+    left: list[str] = []
+
+    async def work() -> str:
+        try:
+            os.kill(os.getpid(), number)
+            with trio.move_on_after(30 if not is_ignored else 0.1):
+                await trio.sleep_forever()
+            return "stayed"
+        finally:
+            left.append("in order")
+
+    try:
+        if is_ignored:
+            assert run_interruptible(work) == "stayed"
+        else:
+            with pytest.raises(SystemExit) as caught:
+                run_interruptible(work)
+            assert caught.value.code == 128 + number
+    finally:
+        signal.signal(number, before)
+    assert left == ["in order"]

@@ -114,3 +114,18 @@ async def test_the_coordinator_s_views_have_how_far_an_agent_s_relays_are(serve:
             (latency,) = (await wait_for(latencies)).values()
             assert latency.preferred
             assert 0 < latency.seconds < PATIENCE_SECONDS
+
+
+async def test_who_leaves_is_forgotten_at_once(server: CoordinatorServer) -> None:
+    """Its streams too: it may be gone before its last packets are."""
+    url = url_of(server)
+    with trio.fail_after(PATIENCE_SECONDS):
+        async with open_agent(url, agent_token("main"), MAIN, is_direct=False) as agent:
+            listener = agent.engine.listen(ECHO_PORT)
+            async with open_client(url, user_token("alice"), MAIN, is_direct=False) as client:
+                await client.dial(ECHO_PORT)
+                stream = await listener.accept()
+            with pytest.raises(trio.BrokenResourceError):
+                await stream.receive_some()
+            while agent.engine.core.device.owner_of(stream.remote_address[0]) is not None:
+                await trio.lowlevel.checkpoint()
