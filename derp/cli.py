@@ -1,4 +1,5 @@
-"""The `derp` command (layer L4): serve, genkey; netcheck, ping, probe and map have files of their own.
+"""The `derp` command (layer L4): serve, genkey; netcheck, ping, probe, map, invite and admission have files of their
+own.
 
 Results go to stdout, one JSON object a line with --json; how a command ends is cli_run.py's.  The options of `serve`
 come from config/settings.py, where derper's names stand too.  Next hop: server/server.py, client/client.py.
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Final
 import click
 import trio
 
+from derp.cli_admission import admission_commands
+from derp.cli_invite import invite
 from derp.cli_map import map_commands
 from derp.cli_netcheck import netcheck
 from derp.cli_output import Lines, open_console, print_json, program, say_what_to_try
@@ -203,5 +206,5 @@ def genkey(as_json: bool) -> None:
     click.echo(f"public key {private.public()}", err=True)
 
 
-for command in (netcheck, ping, probe, map_commands):
+for command in (netcheck, ping, probe, map_commands, invite, admission_commands):
     cli.add_command(command)

@@ -41,6 +41,8 @@ ORDER: tuple[tuple[str, int], ...] = (
     ("derp/cli_output", 4),
     ("derp/cli_run", 4),
     ("derp/cli_map", 4),
+    ("derp/cli_admission", 4),
+    ("derp/cli_invite", 4),
     ("derp/cli_netcheck", 4),
     ("derp/cli_ping", 4),
     ("derp/cli_probe", 4),

@@ -226,8 +226,8 @@ def _refuse_strangers(given: Given, config: RelayConfig) -> None:
         given.fail(
             "listen",
             f"{places[0]} is where strangers find a relay, and this new one would carry their traffic: set "
-            "--verify-clients, --verify-client-url, --allow-keys or --key-set with --admission-keys; or a private "
-            "address; or --open if that is meant",
+            "--verify-clients, --verify-client-url, --allow-keys, --key-set with --admission-keys or --invitations; "
+            "or a private address; or --open if that is meant",
         )
 
 

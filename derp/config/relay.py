@@ -182,6 +182,7 @@ class RelayRules:
     key_set: str = ""  # a URL or a file: who may come in, signed by one of them
     key_set_file: Path | None = None  # where the last good one of a URL is kept
     key_set_token: str = field(default="", repr=False)
+    admission_log: Path | None = None  # who was let in and who was not, as a chain of hashes
     # A relay that strangers find the day it is made has carried their traffic before its operator looks at it.
     open: bool = False
     rate: RateConfig = RateConfig()
@@ -207,7 +208,12 @@ class RelayConfig(RelayRules, ServerConfig):
     _: KW_ONLY
     stun_enabled: bool = True
     stun_port: int = 3478  # the port maps assume
+    invitations: Path | None = None  # those that `derp invite` makes
     home: str = ""  # what / answers: "" our page, "blank" an empty page, else a URL to redirect to
+
+    @property
+    def admission_is_open(self) -> bool:
+        return super().admission_is_open and self.invitations is None
 
     @property
     def stun_hosts(self) -> tuple[str, ...]:

@@ -416,6 +416,18 @@ _WHO_MAY_WHAT: Final = (
         part_of="key_set_token",
     ),
     Setting(
+        "invitations",
+        parse.optional_path,
+        "FILE",
+        "invitations that `derp invite` makes, an SQLite database: who shows one comes in, whatever his key",
+    ),
+    Setting(
+        "admission_log",
+        parse.optional_path,
+        "FILE",
+        "who was let in, who was not, and why, as lines that `derp admission check-log` can check later",
+    ),
+    Setting(
         "open",
         _boolean,
         "",

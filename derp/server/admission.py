@@ -119,6 +119,14 @@ class KnownKeys(Protocol):
         ...
 
 
+class Invited(Protocol):
+    """Who was invited; server/invitations.py reads it off a file."""
+
+    def judge(self, key: bytes, host: str) -> Terms | str | None:
+        """On what terms a client comes in that asked for us by this host name; or why not; None: it shows nothing."""
+        ...
+
+
 class Admission:
     """The rules of one relay.  `verifier` is None when nobody needs to be asked."""
 
@@ -128,6 +136,7 @@ class Admission:
         verifier: Verifier | None = None,
         *,
         known: Sequence[KnownKeys] = (),
+        invitations: Invited | None = None,
         trials: Trials | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -141,6 +150,7 @@ class Admission:
         self._issuers = config.issuers
         self._verifier = verifier
         self._known = tuple(known)
+        self._invitations = invitations
         self._trials = trials
         self._clock = clock
         self._logins: dict[bytes, None] = {}
@@ -205,9 +215,9 @@ class Admission:
         refused = self.refused_always(key)
         if refused is not None:
             return refused
-        by_ticket = self._by_ticket(key, shown)
-        if by_ticket is not None and by_ticket.allowed:
-            return by_ticket
+        by_shown = self._by_shown(key, shown)
+        if by_shown is not None and by_shown.allowed:
+            return by_shown
         refused = self.refused_by_list(key)
         if refused is not None:
             return refused
@@ -215,8 +225,8 @@ class Admission:
             return ADMITTED
         if self._verifier is not None:
             return self._verifier.cached(key, address)
-        if by_ticket is not None:
-            return by_ticket
+        if by_shown is not None:
+            return by_shown
         return self._of_unknown(key, address)
 
     def _of_unknown(self, key: bytes, address: str) -> Verdict:
@@ -230,15 +240,24 @@ class Admission:
             return Verdict(
                 False, "; ".join(filter(None, (known.closed_by for known in self._known))) or "it is unknown"
             )
-        return Verdict(False, "it shows no ticket") if self._issuers else ADMITTED
+        return Verdict(False, "it shows no ticket and no invitation") if self._wants_to_see else ADMITTED
 
     def settle(self, key: bytes) -> None:
         """A key became known: if it was on trial, it is no longer."""
         if self._trials is not None:
             self._trials.settle(key)
 
-    def _by_ticket(self, key: bytes, shown: str) -> Verdict | None:
-        """The verdict of the ticket in `shown`; None: there is none, or tickets mean nothing here."""
+    @property
+    def _wants_to_see(self) -> bool:
+        """Whether clients without anything to show stay out, if nobody else knows them."""
+        return bool(self._issuers) or self._invitations is not None
+
+    def _by_shown(self, key: bytes, shown: str) -> Verdict | None:
+        """The verdict of the ticket or the invitation in `shown`; None: there is none, or it means nothing here."""
+        if self._invitations is not None:
+            judged = self._invitations.judge(key, shown)
+            if judged is not None:
+                return Verdict(False, judged) if isinstance(judged, str) else Verdict(True, terms=judged)
         text = find_ticket(shown) if self._issuers else ""
         if not text:
             return None

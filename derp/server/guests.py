@@ -9,11 +9,12 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from derp.admission.terms import Terms
+from derp.admission.terms import Account, Terms
 from derp.close_reason import CloseReason
 from derp.relay.clients import Client
 from derp.relay.deadlines import Deadlines
 from derp.server.advisor import Advisor, health_frame
+from derp.server.decisions import DecisionLog
 from derp.server.leaving import Leaving
 from derp.text import utc
 from derp.transport.alarm import Alarm
@@ -39,9 +40,16 @@ class Guests:
     """Those of one relay.  `clock` is the wall's, by which terms end."""
 
     def __init__(
-        self, host: Host, advisor: Advisor, leaving: Leaving, *, clock: Callable[[], float] = time.time
+        self,
+        host: Host,
+        advisor: Advisor,
+        leaving: Leaving,
+        decisions: DecisionLog | None = None,
+        *,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._host = host
+        self._decisions = decisions
         self._advisor = advisor
         self._leaving = leaving
         self._clock = clock
@@ -125,6 +133,14 @@ class Guests:
         because = f"{guest.terms.what} {why}"
         self.send_away(client, because, f"{because}: ask whoever runs this relay")
 
+    def end_account(self, account: Account, why: str) -> None:
+        """Send away everybody who is in by an account.  A flush has to follow."""
+        for client, guest in tuple(self._guests.items()):
+            if guest.terms.account is account:
+                self._end(client, guest, why)
+
     def send_away(self, client: Client, because: str, words: str) -> None:
         """End a client: `because` is for the log, its user sees `words`.  A flush has to follow."""
+        if self._decisions is not None:
+            self._decisions.note("sent away", client.key, client.address, because)
         self._leaving.send_away(client.wire, CloseReason.NOT_ADMITTED, because, health_frame(words))

@@ -32,6 +32,8 @@ _BROWSER: Final[Headers] = (
 )
 _NO_CACHE: Final = ("Cache-Control", "no-cache, no-store, must-revalidate, no-transform, max-age=0")
 _ACME_CHALLENGE: Final = "/.well-known/acme-challenge/"
+# Before the token of an invitation: what it opens is the map of this relay for whoever has it.
+INVITED_PATH: Final = "/invited/"
 _MAX_QUERY_FIELDS: Final = 100
 # What the genuine relay echoes; anything else could be used to make us say things.
 _CHALLENGE: Final = re.compile(r"[A-Za-z0-9.\-_:]{1,64}\Z")
@@ -100,7 +102,7 @@ class Pages:
     `pages` maps paths to what only addresses in `debug_allow` may see; `problem` says why the server is not well, or
     None; `bootstrap_dns` maps a query and the address that asks to what /bootstrap-dns answers; `challenges` are what
     an authority of certificates asks for by token, None where nobody may ask.  `own_names`: by which this machine may
-    be asked for pages, besides addresses and localhost.
+    be asked for pages, besides addresses and localhost.  `invited`: the DERP map of an invitation, by its token.
     """
 
     def __init__(
@@ -114,7 +116,9 @@ class Pages:
         bootstrap_dns: Callable[[str, str], Mapping[str, list[str]] | None],
         challenges: Mapping[str, bytes] | None = None,
         own_names: Collection[str] = (),
+        invited: Callable[[str], bytes | None] | None = None,
     ) -> None:
+        self._invited = invited
         self._own_names = own_names
         self._home = home
         self._derp_enabled = derp_enabled
@@ -160,6 +164,8 @@ class Pages:
                 if problem is None:
                     return Answer(200, (_TEXT,), b"ok\n")
                 return Answer(503, (_TEXT,), f"{fit_to_show(problem)}\n".encode())
+        if self._invited is not None and path.startswith(INVITED_PATH):
+            return _answer_invited(self._invited(path.removeprefix(INVITED_PATH)))
         page = self.pages.get(path)
         if page is not None or path.startswith("/debug"):
             return self._answer_page(path, query, page, caller, request.headers.get("host", ""))
@@ -243,6 +249,12 @@ def generate_204(request: Request) -> Answer:
     if _CHALLENGE.match(challenge):
         headers += (("X-Tailscale-Response", f"response {challenge}"),)
     return Answer(204, headers)
+
+
+def _answer_invited(derp_map: bytes | None) -> Answer:
+    if derp_map is None:
+        return Answer(404, (_TEXT, _NO_CACHE), b"no such invitation: it ended, was revoked, or never was\n")
+    return Answer(200, (("Content-Type", "application/json"), _NO_CACHE), derp_map)
 
 
 def _taking(answer: Callable[[Request, Caller], Answer]) -> Callable[[HttpSession, Request], None]:

@@ -27,6 +27,7 @@ from derp.relay.rtt import ERROR_BUCKET, NON_TCP_BUCKET, rtt_bucket
 from derp.server.admission import Admission, KnownKeys
 from derp.server.advisor import LOOK_SECONDS, WITHDRAWN_TEXT, health_frame
 from derp.server.bootstrap import BootstrapDns
+from derp.server.decisions import DecisionLog
 from derp.server.lobby import Lobby
 from derp.server.memory import memory_bytes
 from derp.server.mesh import Mesh
@@ -36,6 +37,7 @@ from derp.transport.alarm import Alarm
 from derp.transport.host import Host
 
 if TYPE_CHECKING:
+    from derp.server.invitations import Invitation, Invitations
     from derp.server.keysets import KeySetFollower
     from derp.server.verify import Verifier
 
@@ -78,14 +80,25 @@ class Relay:
         self.key_sets = _open_key_sets(config)
         has_registry = registry is not None and not config.open
         known = [one for one in (registry if has_registry else None, self.key_sets) if one is not None]
+        self.invitations = _open_invitations(config)
+        self.decisions = DecisionLog(config.admission_log) if config.admission_log is not None else None
+        if self.decisions is not None:
+            self.decisions.open()
         self.sessions = Sessions(
             self.router,
             host,
             lobby,
             config.private_key,
-            Admission(config, self.verifier, known=known, trials=Trials() if has_registry else None),
+            Admission(
+                config,
+                self.verifier,
+                known=known,
+                invitations=self.invitations,
+                trials=Trials() if has_registry else None,
+            ),
             random_bytes=secrets.token_bytes,
             mesh_write_seconds=config.mesh_write_timeout_seconds,
+            decisions=self.decisions,
             server_info=ServerInfo(queue_depth=config.queue_depth),
         )
         self.upgrades = DerpUpgrades(self.sessions)
@@ -104,6 +117,8 @@ class Relay:
         self._alarm = Alarm(host, self._handle_timeout, self._wheel, self._rtt_round)
         if self.key_sets is not None:
             self.key_sets.on_change.append(self.recheck)
+        if self.invitations is not None:
+            self.invitations.on_revoked.append(self._end_invitation)
         self.sessions.on_register += [self._keep_alive, self._count_carrier]
         self.sessions.set_rates(config.rate, config.rate_by_key)
         self._away_since: dict[str, float] = {}
@@ -116,8 +131,12 @@ class Relay:
             # First: admission may have to know about a client that already waits in the backlog.
             if self.key_sets is not None:
                 await nursery.start(self.key_sets.run)
+            if self.invitations is not None:
+                await nursery.start(self.invitations.run)
             if self.verifier is not None:
                 await nursery.start(self.verifier.run)
+            if self.decisions is not None:
+                nursery.start_soon(self.decisions.run)
             nursery.start_soon(self.bootstrap.refresh_forever)
             if self.mesh is not None:
                 nursery.start_soon(self.mesh.run, self.config.mesh_with)
@@ -158,6 +177,11 @@ class Relay:
             terms = sessions.guests.terms_of(client)
             if terms is not None and terms.is_trial:
                 sessions.guests.depart(client)
+
+    def _end_invitation(self, invitation: "Invitation") -> None:
+        self.host.tick()
+        self.sessions.guests.end_account(invitation, "was revoked")
+        self.host.flush()
 
     def _connected(self, keys: Collection[bytes] | None) -> Iterable[Client]:
         if keys is None:
@@ -280,3 +304,11 @@ def _open_key_sets(config: RelayConfig) -> "KeySetFollower | None":
     from derp.server.keysets import KeySetFollower  # as above
 
     return KeySetFollower(config)
+
+
+def _open_invitations(config: RelayConfig) -> "Invitations | None":
+    if config.invitations is None:
+        return None
+    from derp.server.invitations import Invitations  # as above
+
+    return Invitations(config.invitations)

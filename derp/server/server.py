@@ -68,6 +68,7 @@ class RelayServer(Server[RelayConfig]):
             pages=debug_pages(self.relay, numbers),
             bootstrap_dns=self.relay.bootstrap.answer,
             challenges=self.keeper.challenges if self.keeper is not None else None,
+            invited=self.relay.invitations.map_for if self.relay.invitations is not None else None,
             own_names=(config.hostname, config.tls.hostname if config.tls is not None else ""),
         )
 

@@ -28,6 +28,7 @@ from derp.relay.queue import count_lost, frame_starts
 from derp.relay.router import Route, Router
 from derp.server.admission import ADMITTED, Admission, Question, Verdict
 from derp.server.advisor import REFUSED_TEXT, Advisor, health_frame
+from derp.server.decisions import DecisionLog
 from derp.server.explain import Departures
 from derp.server.guests import Guests
 from derp.server.leaving import Leaving
@@ -68,6 +69,7 @@ class Sessions:
         random_bytes: Callable[[int], bytes],
         mesh_write_seconds: float = 0.0,
         server_info: ServerInfo | None = None,
+        decisions: DecisionLog | None = None,
     ) -> None:
         self.router = router
         self.host = host
@@ -82,7 +84,8 @@ class Sessions:
         self.departures = Departures()
         self.advisor = Advisor(router, host)
         self.leaving = Leaving(host)
-        self.guests = Guests(host, self.advisor, self.leaving)
+        self.decisions = decisions
+        self.guests = Guests(host, self.advisor, self.leaving, decisions)
         self._rarely = Rarely(_TELL_SECONDS)
         self.mesh_write_seconds = mesh_write_seconds
         self.rate = RateConfig()
@@ -302,6 +305,8 @@ class Greeting:
         sessions, wire, client = self._sessions, self._wire, self._handshake.client
         assert client is not None
         self._refusal = _refusal(client.key, verdict)
+        if sessions.decisions is not None:
+            sessions.decisions.note("refused", client.key, wire.address[0], verdict.because)
         self._tell_end(CloseReason.NOT_ADMITTED, self._refusal)
         sessions.lobby.enter(wire, _REFUSED_SECONDS)
         sessions.host.resume(wire)  # or nobody would see it leave
@@ -372,6 +377,9 @@ class Greeting:
         sessions.advisor.note_arrival(client)
         if terms is not None:
             sessions.guests.arrive(client, terms)
+        if sessions.decisions is not None and not client.is_own:
+            why = "the mesh's key" if is_mesh_peer else terms.what if terms is not None else verdict.because
+            sessions.decisions.note("admitted", client.key, client.address, why)
         for notify in sessions.on_register:
             notify(client)
         if _log.isEnabledFor(logging.INFO) and not client.is_own:

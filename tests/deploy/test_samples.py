@@ -15,6 +15,7 @@ EXAMPLES = {
     "hostname", "cert_mode", "cert_dir", "tls_cert", "tls_key", "tls_self_signed", "http_port",
     "acme_dns_hook", "acme_directory_url", "acme_eab_key",
     "verify_client_url", "allow_keys", "admission_keys", "key_set", "key_set_file", "key_set_token_file",
+    "invitations", "admission_log",
     "mesh_psk_file", "mesh_with", "rate_config", "rate_keys",
 }  # fmt: skip
 

@@ -21,6 +21,7 @@ EXAMPLES = {
     "acme_directory_url", "acme_eab_key", "relay_rate_config", "relay_rate_keys", "relay_verify_client_url",
     "relay_allow_keys", "relay_mesh_psk_file", "relay_mesh_with",
     "relays_token_file", "relay_admission_keys", "relay_key_set", "relay_key_set_file", "relay_key_set_token_file",
+    "relay_admission_log",
 }  # fmt: skip
 
 

@@ -39,6 +39,7 @@ OTHERS: dict[str, Any] = {
     "key_set": "/keys",
     "key_set_file": Path("/kept"),
     "key_set_token": "s3cret",
+    "admission_log": Path("/log"),
 }
 
 
