@@ -8,7 +8,9 @@ import json
 import re
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
@@ -73,19 +75,16 @@ def invite(
     Whoever has the URL may use the relay until the invitation ends, its bytes are used up, or it is revoked.  On a
     terminal the URL is shown as a QR code too.  It is printed once: the relay keeps its digest.
     """
-    from derp.server.invitations import UNLIMITED, InvitationFile
-
-    settings = None if invitations and (url or context.invoked_subcommand) else _settings(config, invitations)
-    path = Path(invitations) if invitations else settings.invitations if settings is not None else None
-    if path is None:
-        raise ConfigError("the relay takes no invitations: set --invitations in its settings, or name the file here")
-    context.obj = InvitationFile(path)
+    context.obj = partial(_open, config, invitations)
     if context.invoked_subcommand is not None:
         return
-    base = url.rstrip("/").removesuffix("/derp") if url or settings is None else _url_of(settings)
+    from derp.server.invitations import UNLIMITED
+
+    file: InvitationFile = context.obj()
+    base = url.rstrip("/").removesuffix("/derp") if url else _url_of(_settings(config, invitations))
     derp_map, notes = trio.run(_make_map, base)
     now = time.time()
-    made, token = context.obj.add(
+    made, token = file.add(
         printable(note), now, now + life, UNLIMITED if most is None else most, machines, json.dumps(derp_map.to_json())
     )
     address = f"{base}{INVITED_PATH}{token}"
@@ -106,12 +105,12 @@ def invite(
 @invite.command("list")
 @click.option("--json", "as_json", is_flag=True, help="one JSON object a line")
 @click.pass_obj
-def list_invitations(file: "InvitationFile", as_json: bool) -> None:
+def list_invitations(open_file: Callable[[], "InvitationFile"], as_json: bool) -> None:
     """Invitations, the oldest first: until when, how much of their bytes is used, by how many machines."""
     from derp.server.invitations import UNLIMITED
 
     now = time.time()
-    for one in file.load():
+    for one in open_file().load():
         most = None if one.max_bytes == UNLIMITED else one.max_bytes
         state = one.why_not(now) or "good"
         if as_json:
@@ -126,12 +125,21 @@ def list_invitations(file: "InvitationFile", as_json: bool) -> None:
 @invite.command("revoke")
 @click.argument("ident", metavar="ID")
 @click.pass_obj
-def revoke(file: "InvitationFile", ident: str) -> None:
+def revoke(open_file: Callable[[], "InvitationFile"], ident: str) -> None:
     """End an invitation: its machines are sent away within a second.  Exit status 1: there is none by this ID."""
-    if not file.revoke(ident, time.time()):
+    if not open_file().revoke(ident, time.time()):
         click.echo(f"derp: no invitation {printable(ident)!r} that could be revoked", err=True)
         sys.exit(1)
     click.echo(f"{ident} is revoked")
+
+
+def _open(config: str | None, invitations: str | None) -> "InvitationFile":
+    from derp.server.invitations import InvitationFile
+
+    path = Path(invitations) if invitations else _settings(config, None).invitations
+    if path is None:
+        raise ConfigError("the relay takes no invitations: set --invitations in its settings, or name the file here")
+    return InvitationFile(path)
 
 
 def _settings(config: str | None, invitations: str | None) -> "RelayConfig":

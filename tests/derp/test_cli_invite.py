@@ -58,7 +58,7 @@ async def test_an_invitation_from_the_command_to_its_end(tmp_path: Path) -> None
         assert "0 of 10,000,000,000 bytes" in re.sub(r"\d+(?= of 10,)", "0", text)
         token = made.out.strip().rpartition("/")[2]
         assert token not in text
-        assert token.encode() not in Path(path).read_bytes()
+        assert token.encode() not in (await trio.Path(path).read_bytes())
 
 
 async def _map_when_known(url: str) -> DERPMap:
