@@ -3,7 +3,7 @@
 import pytest
 
 from tailnet.coordinator.nodes import Complaint, Refusal
-from tailnet.coordinator.policy import NO_PERMISSION, AgentPolicy, ClientPolicy, ManyAgentsPolicy, Policy
+from tailnet.coordinator.policy import NO_PERMISSION, AgentPolicy, ClientPolicy, ManyAgentsPolicy, Policy, ServerPolicy
 from tailnet.types import PeerID
 from tests.tailnet.coordinator.playbook import make_node
 
@@ -15,6 +15,7 @@ LEGACY = "fd7a:115c:a1e0:49d6:b259:b7ac:b1b2:48f4/128"
 FOREIGN = "fd7a:115c:a1e0:bbbb:bbbb:1234:5678:9abc/128"
 
 AGENT_POLICY, CLIENT, MANY = AgentPolicy(AGENT), ClientPolicy(AGENT), ManyAgentsPolicy()
+SERVER = ServerPolicy()
 
 
 def tunnel(policy: Policy, dst: bytes, allowed: set[bytes]) -> str:
@@ -35,6 +36,8 @@ def test_tunnels() -> None:
         (MANY, bytes(OTHER), everyone, "yes"),
         (MANY, OTHER, {AGENT}, NO_PERMISSION),
         (MANY, AGENT, set(), NO_PERMISSION),
+        (SERVER, AGENT, set(), "yes"),
+        (SERVER, OTHER, set(), "yes"),
     ]
     assert [tunnel(policy, dst, allowed) for policy, dst, allowed, _ in table] == [expected for *_, expected in table]
 
@@ -47,8 +50,8 @@ def test_tunnels_that_outlive_a_takeover() -> None:
 
 
 def test_ready_for_handshake_and_decisions() -> None:
-    assert [policy.may_be_ready for policy in (AGENT_POLICY, CLIENT, MANY)] == [True, False, False]
-    assert [policy.needs_decision for policy in (AGENT_POLICY, CLIENT, MANY)] == [False, False, True]
+    assert [policy.may_be_ready for policy in (AGENT_POLICY, CLIENT, MANY, SERVER)] == [True, *[False] * 3]
+    assert [policy.needs_decision for policy in (AGENT_POLICY, CLIENT, MANY, SERVER)] == [False, False, True, False]
 
 
 @pytest.mark.parametrize(
