@@ -19,6 +19,7 @@ from derp.text import error_text, printable
 from tailnet.agent import ssh_forward, ssh_sftp
 from tailnet.agent.context import Context, home_directory
 from tailnet.agent.counters import Kind, user_address
+from tailnet.agent.greeting import read_greeting
 from tailnet.agent.ssh_connection import Request, SessionChannel, serve_connection
 from tailnet.agent.ssh_process import SIGNALS, run_program
 from tailnet.node.streams import TunnelStream
@@ -91,6 +92,8 @@ class _Sessions:
             # its client.  Without the site's packages it starts in 20 ms.
             command = [sys.executable, "-I", "-S", ssh_sftp.__file__]
             return await run_program(channel, command, home_directory(), environment)
+        if request.command is None and channel.terminal is not None:
+            await channel.send_all(await read_greeting(context))
         command = [context.shell, *(("-l",) if request.command is None else ("-c", request.command))]
         return await run_program(channel, command, directory, environment)
 

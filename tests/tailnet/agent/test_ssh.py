@@ -53,6 +53,16 @@ async def test_a_shell_on_a_terminal(server: SshServer) -> None:
         assert await client.wait() == 5
 
 
+async def test_a_shell_on_a_terminal_is_greeted(server: SshServer) -> None:
+    server.context.shell, server.context.banners = "/bin/sh", ("Maintenance on Sunday",)
+    async with server.client("-tt", "--", "") as client:
+        assert await client.line() == "Maintenance on Sunday"
+        await client.type(b"exit 5\n")
+        assert await client.wait() == 5
+    done = await server.ssh("echo out")
+    assert done.stdout == b"out\n"
+
+
 async def test_the_environment(server: SshServer) -> None:
     server.context.variables = {**server.context.variables, "OF_THE_MANIFEST": "1", "OF_BOTH": "manifest"}
     done = await server.ssh(
