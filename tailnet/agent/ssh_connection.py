@@ -7,8 +7,9 @@ docs/agent-ssh.md.  RFC 4251 to 4254, and OpenSSH's PROTOCOL.  Next hop: ssh.py.
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, suppress
+import os
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Protocol, TypeAlias
@@ -113,11 +114,36 @@ class Service(Protocol):
     async def dial(self, address: Address) -> trio.SocketStream:
         """Raises OSError."""
 
-    def listen(self, address: Address) -> AbstractAsyncContextManager[Sequence[trio.SocketListener]]:
-        """Raises OSError.  Whoever asks closes the listeners."""
+    async def listen(self, address: Address) -> "Listening":
+        """Raises OSError."""
 
     async def join(self, channel: "Channel", local: trio.SocketStream) -> None:
         """Until both ends said their last; never raises for what they do."""
+
+
+class Listening(asyncssh.SSHListener):
+    """Sockets that listen for a client; of a Unix socket its path goes with it.  The methods are AsyncSSH's."""
+
+    def __init__(self, listeners: list[trio.SocketListener], path: str | None = None) -> None:
+        super().__init__()
+        self.listeners = listeners
+        self._port: int = 0 if path is not None else listeners[0].socket.getsockname()[1]
+        self._path = path
+
+    def get_port(self) -> int:
+        return self._port
+
+    def close(self) -> None:
+        """At once: the client hears next that nobody listens any more, and may ask for the same again."""
+        for listener in self.listeners:
+            listener.socket.close()
+        if self._path is not None:
+            with suppress(OSError):
+                os.unlink(self._path)
+            self._path = None
+
+    async def wait_closed(self) -> None:
+        """There is nothing to wait for."""
 
 
 class Channel(trio.abc.HalfCloseableStream):
@@ -520,25 +546,31 @@ class Connection(asyncssh.SSHServer):
     def start_joining(self, channel: Channel, local: trio.SocketStream) -> None:
         self._nursery.start_soon(self._service.join, channel, local)
 
-    async def _listen(self, address: Address) -> "_Listener":
+    async def _listen(self, address: Address) -> "Listening":
         if self._listeners >= MAX_LISTENERS:
             raise OSError("too many ports are forwarded")
-        started: _Listener = await trio_asyncio.trio_as_aio(self._nursery.start)(self._accept, address)
-        return started
-
-    async def _accept(self, address: Address, *, task_status: trio.TaskStatus["_Listener"]) -> None:
-        """Until the client takes the forward back, or is gone."""
         self._listeners += 1
         try:
-            async with self._service.listen(address) as listeners:
-                held = _Listener(listeners[0])
-                if not isinstance(address, str):
-                    address = address[0], held.get_port()
-                call = partial(self._call_client, address=address)
-                task_status.started(held)
-                with held.scope:
-                    await trio.serve_listeners(call, list(listeners))
+            listening: Listening = await trio_asyncio.trio_as_aio(self._service.listen)(address)
+        except BaseException:
+            self._listeners -= 1
+            raise
+        self._nursery.start_soon(self._accept, listening, address)
+        if self._is_over:
+            listening.close()
+        return listening
+
+    async def _accept(self, listening: "Listening", address: Address) -> None:
+        """Until the client takes the forward back, or is gone; connections that came stay as long as they want."""
+        if not isinstance(address, str):
+            address = address[0], listening.get_port()
+        call = partial(self._call_client, address=address)
+        try:
+            await trio.serve_listeners(call, listening.listeners, handler_nursery=self._nursery)
+        except* trio.ClosedResourceError:
+            pass  # by `close`
         finally:
+            listening.close()
             self._listeners -= 1
 
     async def _call_client(self, local: trio.SocketStream, address: Address) -> None:
@@ -567,25 +599,6 @@ class _Forwarded(Channel):
     def connection_made(self, chan: Any) -> None:
         super().connection_made(chan)
         self._connection.start_joining(self, self._local)
-
-
-class _Listener(asyncssh.SSHListener):
-    """AsyncSSH closes it when the client cancels the forward or goes."""
-
-    def __init__(self, listener: trio.SocketListener) -> None:
-        super().__init__()
-        self.scope = trio.CancelScope()
-        self._name = listener.socket.getsockname()
-
-    def get_port(self) -> int:
-        port: int = self._name[1]
-        return port
-
-    def close(self) -> None:
-        self.scope.cancel()
-
-    async def wait_closed(self) -> None:
-        """The connection's nursery waits."""
 
 
 async def serve_connection(

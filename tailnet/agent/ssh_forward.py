@@ -5,13 +5,11 @@ Next hop: ssh_connection.py.
 
 import os
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 import trio
 
-from tailnet.agent.ssh_connection import Address, Channel
+from tailnet.agent.ssh_connection import Address, Channel, Listening
 
 # Names are asked for and addresses tried one after the other; a client that waits longer has given up.
 DIAL_SECONDS: Final = 30
@@ -42,31 +40,21 @@ def _check(address: Address) -> None:
         raise OSError("there is no such address")
 
 
-@asynccontextmanager
-async def listen(address: Address) -> AsyncIterator[list[trio.SocketListener]]:
+async def listen(address: Address) -> Listening:
     """Listen where a client asks for: a port 0 is any, a host "" or "*" all.  Raises OSError."""
     _check(address)
     if isinstance(address, str):
-        listener = await _listen_unix(address)
-        try:
-            yield [listener]
-        finally:
-            with suppress(OSError):
-                os.unlink(address)
-    else:
-        yield await _listen_tcp(*address)
-
-
-async def _listen_tcp(host: str, port: int) -> list[trio.SocketListener]:
+        return Listening([await _listen_unix(address)], address)
+    host, port = address
     if host in ("", "*"):
-        return await trio.open_tcp_listeners(port)
+        return Listening(await trio.open_tcp_listeners(port))
     listeners = await trio.open_tcp_listeners(port, host=host)
     if port == 0:
         # Each family has got a port of its own, and the client can be told of one.
         for each in listeners[1:]:
-            await each.aclose()
+            each.socket.close()
         del listeners[1:]
-    return listeners
+    return Listening(listeners)
 
 
 async def _listen_unix(path: str) -> trio.SocketListener:

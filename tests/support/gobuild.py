@@ -27,6 +27,7 @@ TAILSCALE = ROOT / "tests" / "interop" / "go_tailscaled"
 CLIENT = ROOT / "tests" / "interop" / "go_client"
 # Its go.mod takes packages of both modules above.
 AGENT = ROOT / "tests" / "interop" / "go_agent"
+SSH = ROOT / "tests" / "interop" / "go_ssh"
 
 
 class GoMissing(Exception):
@@ -89,10 +90,11 @@ TAILNET_RPC_SERVER = GoProgram("tailnet-rpcserver", TAILNET, "./cmd/rpcserver")
 OAPI_CODEGEN = GoProgram("oapi-codegen", CLIENT, "github.com/oapi-codegen/oapi-codegen/v2/cmd/oapi-codegen")
 # Its folder `api` is what the generator makes: tests/interop/test_generated_clients.py.
 API_CLIENT = GoProgram("apiclient", CLIENT, ".")
+SSH_PEER = GoProgram("sshpeer", SSH, ".")
 COORDINATOR_LOAD = GoProgram("coordinatorload", ROOT / "bench" / "coordinator_load", ".")
 
 ALL = (
-    NETSTACK_PEER,
+    *(NETSTACK_PEER, SSH_PEER),
     *(DERPPEER, DERPPEER_WEBSOCKET, NETCHECKPEER, DERPER, DERPPROBE, LOAD, WGPEER),
     *(PEBBLE, CHALLTESTSRV, AUTOCERT_CACHE),
     *(TAILSCALED, TAILSCALED_CONTROL, MAGICPEER, WHOLENODE, AGENTCLIENT),

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -136,10 +136,10 @@ class SshServer:
                 await self.changed.park()
 
 
-async def run(command: Sequence[str], stdin: bytes | None = None) -> Done:
+async def run(command: Sequence[str], stdin: bytes | None = None, environ: Mapping[str, str] | None = None) -> Done:
     with trio.fail_after(PATIENCE_SECONDS):
         done = await trio.run_process(
-            command, stdin=stdin or b"", capture_stdout=True, capture_stderr=True, check=False
+            command, stdin=stdin or b"", capture_stdout=True, capture_stderr=True, check=False, env=environ
         )
     return Done(done.returncode, done.stdout, done.stderr)
 

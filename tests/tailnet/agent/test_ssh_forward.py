@@ -108,8 +108,9 @@ async def test_to_where_nobody_listens(server: SshServer) -> None:
 
 async def test_to_a_unix_socket_of_the_agent(server: SshServer) -> None:
     theirs, ours = server.home / "theirs", server.home / "ours"
-    async with listen(str(theirs)) as listeners, trio.open_nursery() as nursery:
-        nursery.start_soon(trio.serve_listeners, upper, listeners)
+    listening = await listen(str(theirs))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, upper, listening.listeners)
         async with forwarding(server, f"-L{ours}:{theirs}"):
             assert await ask(await wait_unix(ours), TEXT) == TEXT.upper()
         nursery.cancel_scope.cancel()
@@ -165,12 +166,15 @@ async def test_a_forward_is_taken_back(server: SshServer) -> None:
                 assert asked.status == 0, asked.stderr
             assert await ask(await wait_tcp(port), b"one") == b"ONE"
             assert await ask(await wait_unix(path), b"two") == b"TWO"
+            stays = await wait_tcp(port)
+            await stays.send_all(b"before and ")
             for spec in (f"-R{port}:localhost:{service}", f"-R{path}:localhost:{service}"):
                 asked = await run(["ssh", f"-oControlPath={control}", "-Ocancel", spec, "user@127.0.0.1"])
                 assert asked.status == 0, asked.stderr
             with pytest.raises(OSError):
                 await trio.open_tcp_stream("127.0.0.1", port)
             assert not path.exists()
+            assert await ask(stays, b"after") == b"BEFORE AND AFTER", "it outlives the forward that brought it"
         nursery.cancel_scope.cancel()
 
 
@@ -179,15 +183,14 @@ async def test_a_socket_that_a_dead_program_left(tmp_path: Path) -> None:
     made = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
     await made.bind(str(path))
     made.close()
-    async with listen(str(path)) as listeners:
-        with pytest.raises(OSError):
-            async with listen(str(path)):
-                pass
-        await listeners[0].aclose()
+    listening = await listen(str(path))
+    with pytest.raises(OSError):
+        await listen(str(path))
+    listening.close()
+    assert not path.exists()
     (tmp_path / "file").write_text("kept")
     with pytest.raises(OSError):
-        async with listen(str(tmp_path / "file")):
-            pass
+        await listen(str(tmp_path / "file"))
     assert (tmp_path / "file").read_text() == "kept"
 
 
@@ -199,17 +202,14 @@ async def test_no_such_address(address: tuple[str, int] | str) -> None:
         with pytest.raises(OSError):
             await dial(address)
         with pytest.raises(OSError):
-            async with listen(address):
-                pass
+            await listen(address)
 
 
 async def test_all_addresses() -> None:
     for host in ("", "*", "localhost"):
-        async with listen((host, 0)) as listeners:
-            async with await dial(("127.0.0.1", listeners[0].socket.getsockname()[1])):
-                pass
-            for each in listeners:
-                await each.aclose()
+        listening = await listen((host, 0))
+        async with await dial(("127.0.0.1", listening.get_port())):
+            listening.close()
 
 
 async def test_what_a_client_sent_before_it_went(server: SshServer) -> None:
