@@ -86,7 +86,6 @@ class _Sessions:
         environment = {**context.environment(), **environment, **self._addresses()}
         if channel.agent_path is not None:
             environment["SSH_AUTH_SOCK"] = channel.agent_path
-        directory = context.directory if await trio.Path(context.directory).is_dir() else home_directory()
         if request.subsystem is not None:
             # A process, as OpenSSH has it: a disk that does not answer holds up nobody else, and it is hung up with
             # its client.  Without the site's packages it starts in 20 ms.
@@ -95,7 +94,7 @@ class _Sessions:
         if request.command is None and channel.terminal is not None:
             await channel.send_all(await read_greeting(context))
         command = [context.shell, *(("-l",) if request.command is None else ("-c", request.command))]
-        return await run_program(channel, command, directory, environment)
+        return await run_program(channel, command, context.directory, environment)
 
     def _addresses(self) -> dict[str, str]:
         """As sshd names both ends."""

@@ -45,7 +45,9 @@ async def way(server: CoordinatorServer, tmp_path: Path) -> AsyncIterator[Way]:
         open_agent(url_of(server), agent_token("main"), peer_id("main")) as agent,
         trio.open_nursery() as nursery,
     ):
-        context = Context(nursery, url_of(server), agent_token("main"), directory=str(tmp_path), shell="/bin/bash")
+        context = Context(
+            nursery, url_of(server), agent_token("main"), wanted_directory=str(tmp_path), shell="/bin/bash"
+        )
         nursery.start_soon(serve_ports, agent.engine, context, {1: service, 22: service})
         yield Way(context, ENVIRONMENT | {"CODER_URL": url_of(server), "CODER_SESSION_TOKEN": user_token("alice")})
         nursery.cancel_scope.cancel()
