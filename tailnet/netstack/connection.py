@@ -54,6 +54,7 @@ class Connection:
         "_accounted",
         "_challenges",
         "_close_at",
+        "_early",
         "_fin_at",
         "_handshake",
         "_keep_alive",
@@ -108,6 +109,7 @@ class Connection:
         self._keep_alive = KeepAlive(limits)
         self._keep_alive_due = False
         self._challenges = Challenges(limits)
+        self._early: list[bytes] = []  # acknowledgements of a young gap
 
     def __repr__(self) -> str:
         return f"<Connection {self.local_port}-{self.remote_port} {self.state.value}>"
@@ -508,6 +510,8 @@ class Connection:
             fin = False
         if fin and self._fin_at is None:
             self._fin_at = end
+        if reassembly.pieces and receiver.is_gap_young():
+            self.send_ack(self._early, now)
         self._received(now)
 
     def _received(self, now: float) -> None:
@@ -573,6 +577,8 @@ class Connection:
 
     def send_control(self, out: list[bytes], now: float) -> None:
         """Resets, SYNs, probes, and acknowledgements with SACK blocks."""
+        out += self._early
+        self._early.clear()
         if self._reset_seq is not None:
             seq, ack, flags = self._reset_seq
             self._reset_seq = None

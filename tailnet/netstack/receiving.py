@@ -10,6 +10,7 @@ from typing import Final
 from tailnet.netstack.ip import Packet
 from tailnet.netstack.limits import Limits
 from tailnet.netstack.reassembly import Reassembly
+from tailnet.netstack.scoreboard import DUPLICATE_THRESHOLD
 
 WINDOW_SCALE: Final = 7
 """65,535 << 7 is twice `max_receive_bytes`."""
@@ -24,6 +25,8 @@ class Receiver:
     """Absolute numbers.  `ack_now` and `ack_at` say when connection.py has to acknowledge."""
 
     __slots__ = (
+        "_gap_at",
+        "_gap_segments",
         "_grant",
         "_limits",
         "_mss",
@@ -57,6 +60,7 @@ class Receiver:
         """What came a second time, for the next acknowledgement (RFC 2883)."""
         self._round_at = 0.0
         self._round_bytes = 0
+        self._gap_at = self._gap_segments = 0
         self._grow(limits.first_receive_bytes)
 
     def _grow(self, size: int) -> None:
@@ -108,6 +112,15 @@ class Receiver:
             return True
         self.ack_now = True  # out of order, or a gap is filled (RFC 5681 section 4.2)
         return reassembly.add(start, data)
+
+    def is_gap_young(self) -> bool:
+        """After a segment behind a gap: whether it is acknowledged by itself, not with its batch.  Three are: genuine
+        nodes have RACK switched off, begin a recovery at the third duplicate with news, and else wait for the
+        retransmission timer, which is 200 ms."""
+        if self._gap_at != self.reassembly.nxt:
+            self._gap_at, self._gap_segments = self.reassembly.nxt, 0
+        self._gap_segments += 1
+        return self._gap_segments <= DUPLICATE_THRESHOLD
 
     def read(self, limit: int, now: float, srtt: float) -> bytes:
         """What the user takes.  A window that opened is told soon: `ack_now`."""

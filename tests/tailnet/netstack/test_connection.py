@@ -405,6 +405,28 @@ def test_gaps_are_told_at_once() -> None:
     assert peer.blocks() == [(1221, 2441)]
 
 
+def test_three_segments_behind_a_gap_are_told_one_by_one_and_later_ones_with_their_batch() -> None:
+    """A genuine node begins its recovery at the third duplicate that has news, and has no RACK to do without."""
+    peer, _ = dialled()
+
+    def told() -> list[int]:
+        packets = peer.stack.packets_to_send(peer.now)
+        assert {struct.unpack_from("!I", packet, 48)[0] - ISN for packet in packets} == {1}
+        return [(parse_sack(packet[60:])[0][1] - ISN) & 0xFFFFFFFF for packet in packets]
+
+    for at in range(1, 6):
+        peer.send(1 + at * 1220, 1, 0, bytes(1220))
+    assert told() == [1 + end * 1220 for end in (2, 3, 4, 6)]
+    for at in (6, 7):
+        peer.send(1 + at * 1220, 1, 0, bytes(1220))
+    assert told() == [1 + 8 * 1220]
+    peer.send(1, 1, 0, bytes(1220))
+    peer.sent()
+    peer.send(1 + 9 * 1220, 1, 0, bytes(1220))  # another gap
+    peer.send(1 + 10 * 1220, 1, 0, bytes(1220))
+    assert len(peer.sent()) == 2
+
+
 def test_an_idle_peer_is_asked_and_then_given_up() -> None:
     peer, connection = dialled(Limits(keep_alive_idle=100, keep_alive_interval=10, keep_alive_probes=3))
     assert peer.wait(125) == [(0, 1, ACK, b"")] * 3
