@@ -166,7 +166,7 @@ async def test_an_agent_that_reads_nothing_stops_the_keys(
         await wait_for(lambda: not server.own_node.stream_count)
 
 
-async def test_how_it_ends(server: CoordinatorServer) -> None:
+async def test_how_it_ends(server: CoordinatorServer, nursery: trio.Nursery) -> None:
     async with browser(server) as early:
         reason = 'dial workspace agent: Agent state is "timeout", it must be in the "connected" state.'
         assert await early.end() == (1011, reason)
@@ -179,7 +179,7 @@ async def test_how_it_ends(server: CoordinatorServer) -> None:
             assert await user.end() == (1003, "a terminal takes binary messages")
         async with browser(server) as user:
             await user.until(b"$ ")
-            server.own_node.close()
+            nursery.start_soon(server.drain)
             assert await user.end() == (1001, "the server leaves")
 
 

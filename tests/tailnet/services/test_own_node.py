@@ -2,10 +2,12 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
 import trio
 
+from derp.config import RelayRules, TlsConfig
 from tailnet.health.readings import OwnNodeReading
 from tailnet.node.streams import TunnelStream
 from tailnet.server.server import CoordinatorServer
@@ -144,3 +146,32 @@ async def test_a_map_without_a_relay_is_said_at_once(serve: Serve, patient: None
             await say(server.own_node, "main")
     assert (server.own_node.stream_count, server.own_node.dials) == (0, {Dial.FAILED: 2})
     assert (await server.probes.look_at_node()) == OwnNodeReading(server.own_node.trouble)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"tls": TlsConfig(self_signed=True, hostname="tailnet.example.com"), "listen": (("0.0.0.0", 0),)},
+        {"access_url": "https://nobody.invalid", "relay": RelayRules(verify_client_url="http://127.0.0.1:1/")},
+    ],
+    ids=["TLS on every address", "a proxy in front, and a relay that lets nobody in"],
+)
+async def test_it_is_at_home_whatever_stands_in_front(
+    serve: Serve, patient: None, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(own_node_module, "DIAL_SECONDS", 5.0)
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
+    server = await serve(**settings)
+    with pytest.raises(Unreachable, match="the agent was not reached"):
+        await say(server.own_node, "main")
+    assert server.relay is not None
+    assert len(server.relay.router.clients) == 1
+    assert server.own_node.trouble == ""
+
+
+async def test_a_server_that_drains_takes_it_along(server: CoordinatorServer, patient: None) -> None:
+    async with open_fake_agent(url_of(server)) as agent:
+        agent.serve_pty = echo
+        assert await say(server.own_node, "main") == b"hello"
+        await server.drain()
+        assert server.own_node.closed.is_set()
