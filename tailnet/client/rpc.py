@@ -7,8 +7,9 @@ moves bytes, keeps deadlines and gives each call its own answers.  Doors and RPC
 tailnet/proto.  Next hop: coordination.py.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from typing import Final, Generic, TypeVar
 
 import trio
@@ -16,7 +17,7 @@ from google.protobuf.message import DecodeError, Message
 
 from derp.client.client import open_background
 from derp.client.dial import DialOptions, RelayAddress, open_relay_stream
-from derp.errors import ConfigError, DerpError, TransportError
+from derp.errors import ConfigError, DerpError, TransportError, UpgradeRefused
 from derp.text import error_text
 from derp.transport.stream import mapped_errors
 from derp.transport.websocket import open_websocket
@@ -33,6 +34,14 @@ CALL_SECONDS: Final = 30.0
 # Answers of one call that nobody has read yet.  A client of 10,000 tunnels gets its first nodes in some hundred
 # messages; a program that lets ten times as many pile up does not read.
 MAX_UNREAD: Final = 1024
+# Of what a door answers instead of opening; what it says besides is in its log, under the id of the request.
+_MEANINGS: Final[Mapping[int, str]] = {
+    HTTPStatus.BAD_REQUEST: "this coordinator does not serve what was asked for, or not in this version",
+    HTTPStatus.UNAUTHORIZED: "it does not take the token, which is wrong, or has expired or been revoked",
+    HTTPStatus.FORBIDDEN: "the holder of this token may not",
+    HTTPStatus.NOT_FOUND: "there is no such agent, or it is none of yours; or this is no coordinator",
+    HTTPStatus.CONFLICT: "it lets in browsers only",
+}
 _RECEIVE_BYTES: Final = 64 * 1024
 _LIMITS: Final = SessionLimits()
 
@@ -198,8 +207,11 @@ async def open_rpc_client(
                     subprotocol=None,
                     extra_headers=[*options.extra_headers(), (TOKEN_HEADER, token)],
                 )
-            except BaseException:
+            except BaseException as error:
                 await trio.aclose_forcefully(stream)
+                if isinstance(error, UpgradeRefused) and error.status in _MEANINGS:
+                    text = f"{error_text(error)}: {_MEANINGS[error.status]}"
+                    raise UpgradeRefused(text, error.status, error.retry_after_seconds) from None
                 raise
     client = RpcClient(websocket)
     try:

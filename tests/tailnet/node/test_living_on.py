@@ -212,7 +212,7 @@ async def test_who_is_refused_later_is_told_and_tries_no_more(
 
     with trio.fail_after(PATIENCE_SECONDS):
         async with open_world(filled_url, tmp_path) as world:
-            with pytest.raises(UpgradeRefused) as caught:
+            with pytest.raises(UpgradeRefused, match="does not take the token") as caught:
                 await belong(world)
             assert caught.value.status == 401
 

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from weakref import WeakKeyDictionary
 
 import pytest
 import trio
@@ -34,12 +35,18 @@ def with_scores(derp_map: DERPMap, far: int = FAR) -> DERPMap:
 @asynccontextmanager
 async def open_place(derp_map: DERPMap, *, home: int | None = None, is_direct: bool = True) -> AsyncIterator[Place]:
     async with open_engine(NodePrivate.generate(), [], {}, None, is_direct=is_direct) as engine:
-        place = Place(engine, home, None, changed=lambda: None)
+        homes: list[int | None] = []
+        place = Place(engine, home, None, changed=lambda: homes.append(engine.relays.home))
+        HOMES[place] = homes
         place.take_map(derp_map)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(place.run)
             yield place
             nursery.cancel_scope.cancel()
+
+
+# Where each place was at home whenever it told others.
+HOMES: WeakKeyDictionary[Place, list[int | None]] = WeakKeyDictionary()
 
 
 def engine_of(place: Place) -> Engine:
@@ -94,6 +101,8 @@ async def test_a_region_whose_relay_is_dead_becomes_no_home(impatient: None) -> 
                     await place.wait_home()
                     await engine_of(place).relays.wait_home()
                     assert place.describe().home == FAR
+                    await wait_for(lambda: NEAR in place._avoided)
+                    assert set(HOMES[place]) <= {FAR, None}
 
 
 async def test_a_home_whose_relay_dies_is_left(impatient: None) -> None:
