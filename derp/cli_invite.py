@@ -167,6 +167,10 @@ async def _make_map(url: str) -> tuple[DERPMap, tuple[str, ...]]:
     node = await _with_addresses(region.nodes[0])
     # That a key which nobody knows was turned away is as it should be.
     notes = tuple(note for note in made.notes if "a key that nobody knows" not in note)
+    if is_address(node.host_name):
+        notes += (
+            "stock clients want a certificate for the name that has the token: give the relay a name in --hostname",
+        )
     return replace(made.derp_map, regions={region.region_id: replace(region, nodes=(node,))}), notes
 
 

@@ -77,6 +77,8 @@ class RelayStatistics:
     stun_no_local_address: int = 0
     certificate_expires_at: float | None = None  # Unix time
     mesh: tuple[MeshReading, ...] = ()
+    key_sets: Mapping[str, int] = field(default_factory=dict)  # of --key-set, by what became of them
+    key_set_ends_at: float | None = None  # Unix time; None: there is none
     questions: Mapping[str, int] = field(default_factory=dict)  # to tailscaled and the admission URL, by answer
     renewal_failures: int | None = None  # since the last success; None: certificates do not come from an authority
     log_lines_dropped: int = 0  # of this process
@@ -156,6 +158,12 @@ def _gauges(reading: RelayStatistics) -> Iterable[Metric]:
             "derp_certificate_expires_timestamp_seconds",
             "When the certificate in use expires.",
             value=reading.certificate_expires_at,
+        )
+    if reading.key_set_ends_at is not None:
+        yield GaugeMetricFamily(
+            "derp_key_set_ends_timestamp_seconds",
+            "When the key set ends by which clients come in.",
+            value=reading.key_set_ends_at,
         )
     if reading.renewal_failures is not None:
         yield GaugeMetricFamily(
@@ -267,6 +275,7 @@ def _labelled(reading: RelayStatistics) -> Iterable[Metric]:
         ("derp_bootstrap_dns", "Requests for /bootstrap-dns.", "outcome", reading.bootstrap),
         ("derp_rejects", "Connections closed at once by a limit.", "limit", reading.rejected),
         ("derp_admission_questions", "Questions whether a client may come in.", "answer", reading.questions),
+        ("derp_key_sets", "Key sets of --key-set.", "outcome", reading.key_sets),
         ("derp_health_texts", "Sentences shown to users of clients.", "cause", reading.health_texts),
         ("derp_closed", "Connections that ended.", "reason", reading.closed),
         ("derp_stun_requests", "STUN datagrams.", "disposition", reading.stun),

@@ -56,7 +56,6 @@ class Guests:
         self._guests: dict[Client, _Guest] = {}
         self._due = Deadlines[Client]()
         self._alarm = Alarm(host, self._handle_timeout, self._due)
-        self.ended_count = 0
 
     def __len__(self) -> int:
         return len(self._guests)
@@ -129,7 +128,6 @@ class Guests:
             self._set(client, now + (left if left <= WARN_SECONDS else left - WARN_SECONDS))
 
     def _end(self, client: Client, guest: _Guest, why: str) -> None:
-        self.ended_count += 1
         because = f"{guest.terms.what} {why}"
         self.send_away(client, because, f"{because}: ask whoever runs this relay")
 

@@ -9,7 +9,7 @@ answers or not.
 
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -64,6 +64,15 @@ class KeySetFollower:
     def current(self) -> KeySet | None:
         """The newest set, whether or not it has ended."""
         return self._newest.current
+
+    @property
+    def ends_at(self) -> float | None:
+        """When the newest set ends, or has ended."""
+        return self.current.ends_at if self.current is not None else None
+
+    def totals(self) -> Mapping[str, int]:
+        """Sets by what became of them, for metrics."""
+        return {"taken": self.taken_count, "refused": self.refused_count, "failed": self.failed_count}
 
     def has(self, key: bytes) -> bool:
         """Whether a key may come in now."""

@@ -77,6 +77,8 @@ def _of_relay(relay: Relay) -> dict[str, Any]:
         "bytes_sent": bytes_sent,
         "accepts": relay.upgrades.accepts,
         "websocket_accepts": relay.upgrades.websocket_accepts,
+        "key_sets": relay.key_sets.totals() if relay.key_sets is not None else {},
+        "key_set_ends_at": relay.key_sets.ends_at if relay.key_sets is not None else None,
         "questions": relay.sessions.admission.question_totals(),
         "mesh": tuple(
             MeshReading(state.name, state.is_up, state.connects, len(state.route.keys) if state.route else 0)

@@ -260,9 +260,12 @@ def make_self_signed(hostname: str, now: datetime) -> tuple[bytes, bytes]:
         encipher_only=False,
         decipher_only=False,
     )
+    # Clients with an invitation ask for a name below ours, which a genuine one wants in a pinned certificate too.
+    begun = self_issued(
+        key, hostname[:64], hostname, now - _CLOCK_SLACK, now + _SELF_SIGNED_LIFE, with_names_below=True
+    )
     certificate = (
-        self_issued(key, hostname[:64], hostname, now - _CLOCK_SLACK, now + _SELF_SIGNED_LIFE)
-        .add_extension(usage, critical=True)
+        begun.add_extension(usage, critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .sign(key, SHA256())
@@ -271,12 +274,19 @@ def make_self_signed(hostname: str, now: datetime) -> tuple[bytes, bytes]:
 
 
 def self_issued(
-    key: ec.EllipticCurvePrivateKey, common_name: str, hostname: str, since: datetime, until: datetime
+    key: ec.EllipticCurvePrivateKey,
+    common_name: str,
+    hostname: str,
+    since: datetime,
+    until: datetime,
+    *,
+    with_names_below: bool = False,
 ) -> x509.CertificateBuilder:
     """The beginning of a certificate that `key` signs for itself, with `hostname` (a name or an address) as its one
-    alternative name.  A common name has 64 letters at most."""
+    alternative name, and with those below it if that is said.  A common name has 64 letters at most."""
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
     host = x509.IPAddress(ipaddress.ip_address(hostname)) if is_address(hostname) else x509.DNSName(hostname)
+    names = [host, x509.DNSName(f"*.{hostname}")] if with_names_below and not is_address(hostname) else [host]
     return (
         x509.CertificateBuilder()
         .subject_name(name)
@@ -285,7 +295,7 @@ def self_issued(
         .serial_number(x509.random_serial_number())
         .not_valid_before(since)
         .not_valid_after(until)
-        .add_extension(x509.SubjectAlternativeName([host]), critical=False)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
     )
 
 

@@ -15,6 +15,7 @@ import trio
 
 from derp.admission.keyset import KeySet, sign_key_set
 from derp.admission.signed import KEY_BYTES, Issuer, IssuerPrivate
+from derp.log import Rarely, and_more
 from tailnet.errors import StoreError
 from tailnet.store.store import Store
 
@@ -32,6 +33,7 @@ KEEP: Final = timedelta(days=3)
 UPKEEP_SECONDS: Final = 3600.0
 # Sets are good for a day, and signed anew when an hour of it has gone: whoever loses us has 23 hours at least.
 RENEW_PART: Final = 24
+_TELL_SECONDS: Final = 60.0
 # As many as one set may have: 9 MB.
 MAX_KEYS: Final = 100_000
 
@@ -62,6 +64,7 @@ class RelayKeys:
         self._wake = trio.Event()
         self._changed = trio.Event()
         self._trouble: StoreError | None = None
+        self._rarely = Rarely(_TELL_SECONDS)
         self.on_known: list[Callable[[bytes], None]] = []
         """Called for a key that nobody knew, from the reactor's thread."""
         self.on_revoked: list[Callable[[Collection[bytes]], None]] = []
@@ -85,6 +88,9 @@ class RelayKeys:
         """A peer announced a node with this raw key: it is good from now on, also if it was revoked before."""
         if key in self._known or len(key) != KEY_BYTES:
             return
+        if len(self._known) >= MAX_KEYS:
+            self._tell_full()
+            return
         self._known.add(key)
         self._revoked.discard(key)
         self._withdrawn.discard(key)
@@ -92,6 +98,12 @@ class RelayKeys:
         self._wake.set()
         for known in self.on_known:
             known(key)
+
+    def _tell_full(self) -> None:
+        """A peer may announce a key after the other: those beyond are unknown ones, which have their minute."""
+        more = self._rarely.held_back("full", self._clock().timestamp())
+        if more is not None:
+            _log.error("! %d keys are known to relays, and no more fit%s", MAX_KEYS, and_more(more))
 
     def revoke(self, keys: Collection[bytes]) -> None:
         """These have no business here any more."""

@@ -75,6 +75,8 @@ def exposed() -> dict[str, dict[str, set[str]]]:
     relay = dataclasses.replace(
         reading(),
         certificate_expires_at=1.0,
+        key_set_ends_at=1.0,
+        key_sets={"taken": 1},
         renewal_failures=0,
         mesh=mesh,
         questions=questions,
@@ -215,6 +217,8 @@ def full_pages() -> dict[str, bytes]:
     relay = dataclasses.replace(
         reading(),
         certificate_expires_at=1.0,
+        key_set_ends_at=1.0,
+        key_sets={"taken": 1},
         renewal_failures=0,
         questions={"allowed": 1},
         closed={"flood": 1},

@@ -17,8 +17,13 @@ def page(**changes: object) -> dict[str, float]:
 
 
 def test_every_number_is_shown_once_under_its_name() -> None:
-    given = {"closed": {"flood": 50}, "questions": {"unanswered": 49}, "requests_refused": 51}
-    values, counters = page(**given, certificate_expires_at=52.0), reading().counters
+    given = {
+        "closed": {"flood": 50},
+        "questions": {"unanswered": 49},
+        "key_sets": {"taken": 54},
+        "requests_refused": 51,
+    }
+    values, counters = page(**given, certificate_expires_at=52.0, key_set_ends_at=53.0), reading().counters
     expected = {
         "derp_clients": 1, "derp_clients_remote": 2, "derp_connections": 3, "derp_home_connections": 4,
         "derp_not_ideal_connections": 5, "derp_duplicate_keys": 6, "derp_watchers": 8, "derp_queued_packets": 9,
@@ -32,6 +37,7 @@ def test_every_number_is_shown_once_under_its_name() -> None:
         "derp_bootstrap_dns{requests}": 24, "derp_bootstrap_dns{unpublished_misses}": 28,
         "derp_tls_requests{TLSv1.3}": 29, "derp_tls_requests{TLSv1.2}": 30, "derp_closed{flood}": 50,
         "derp_admission_questions{unanswered}": 49,
+        "derp_key_set_ends_timestamp_seconds": 53, "derp_key_sets{taken}": 54,
         "derp_requests_refused": 51, "derp_certificate_expires_timestamp_seconds": 52,
         "derp_packets_received{disco}": 300, "derp_packets_received{other}": 4700,
         "derp_bytes_received": counters.bytes_received, "derp_unknown_frames": counters.unknown_frames,

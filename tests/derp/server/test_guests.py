@@ -83,7 +83,7 @@ async def test_bytes_are_counted_both_ways_and_end_it() -> None:
         assert (await other.receive_a(Health)).text.startswith("the invitation of this machine has no bytes left")
         await other.wait_closed()
         await other.aclose()
-        assert guests.ended_count == 1
+        assert closed(server)["not_admitted"] == 1
         await one.aclose()
 
 
