@@ -1,5 +1,6 @@
 """A genuine client tries a whole agent of ours, by the relay alone and directly: all that an agent serves."""
 
+import json
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,6 +12,7 @@ import pytest
 import trio
 
 from tests.support.agent_client import AgentClient, AgentClientError, open_agent_client
+from tests.support.engines import make_engine
 from tests.support.tailnet_servers import TAILNET_COMMAND, Seed, running_server
 
 pytestmark = pytest.mark.interop
@@ -22,13 +24,22 @@ BLOCK_BYTES = 2 * MIB
 
 @asynccontextmanager
 async def an_agent(folder: Path, *, is_direct: bool) -> AsyncIterator[AgentClient]:
-    """Our coordinator, `tailnet agent` at home in a folder, and a genuine client that has reached it."""
+    """Our coordinator, `tailnet agent` at home in a folder, and a genuine client that has reached it.
+
+    The container engine beside the agent is a script: what it says is that of a real one.
+    """
+    (folder / "bin").mkdir()
+    make_engine(folder / "bin")
+    builder = folder / "bin" / "devcontainer"
+    builder.write_text("#!/bin/sh\nexec sleep 1000\n")
+    builder.chmod(0o755)
     seed = Seed()
     alice = seed.add_user("alice")
     agent = seed.add_agent(alice)
     with running_server("ours", folder / "server", seed) as server:
         command = [*TAILNET_COMMAND, "agent", "--url", server.url, *([] if is_direct else ["--relay-only"])]
-        environment = os.environ | {"HOME": str(folder), "CODER_AGENT_TOKEN": agent.token}
+        path = f"{folder}/bin:{os.environ['PATH']}"
+        environment = os.environ | {"HOME": str(folder), "PATH": path, "CODER_AGENT_TOKEN": agent.token}
         with trio.fail_after(STORY_SECONDS):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(partial(trio.run_process, command, env=environment))
@@ -93,16 +104,19 @@ async def speed(client: AgentClient) -> None:
 
 
 async def http(client: AgentClient) -> None:
-    """Every route, as far as a machine without containers goes."""
+    """Every route."""
     assert await client.get("/") == (200, {"message": "Hello from the agent!"})
     status, ports = await client.get("/api/v0/listening-ports")
     assert status == 200
     assert {"process_name", "network", "port"} == set(ports["ports"][0])
-    for path, method in (("", "GET"), ("/devcontainers/x/recreate", "POST")):
-        status, said = await client.get(f"/api/v0/containers{path}", method)
-        assert (status, said["message"]) == (403, "Dev Container feature not enabled.")
-    refused = await client.ask("watch", path="/api/v0/containers/watch", count=1)
-    assert refused["status"] == 403
+    status, said = await client.get("/api/v0/containers")
+    assert (status, said["containers"][0]["name"]) == (200, "web")
+    watched = await client.ask("watch", path="/api/v0/containers/watch", count=1)
+    assert [json.loads(text) for text in watched["messages"]] == [said]
+    recreate = f"/api/v0/containers/devcontainers/{said['devcontainers'][0]['id']}/recreate"
+    assert (await client.get(recreate, "POST"))[0] == 202
+    assert (await client.get(recreate, "POST"))[0] == 409
+    assert (await client.get(recreate.replace("recreate", "x/recreate"), "POST"))[0] == 404
     status, report = await client.get("/api/v0/netcheck")
     assert (status, report["net_info"]["PreferredDERP"]) == (200, 999)
     for path, shown in (("/debug/magicsock", "peer "), ("/debug/prometheus", "agent_connections_served_total")):
