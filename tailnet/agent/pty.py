@@ -63,15 +63,19 @@ class ReconnectingPty:
             return
         with context.counters.session(Kind.RECONNECTING_PTY, stream) as session, terminal.attached() as reader:
             terminal.resize(wish.height, wish.width)
-            async with trio.open_nursery() as nursery:
+            try:
+                async with trio.open_nursery() as nursery:
 
-                async def until_left() -> None:
-                    session.reason = await _take_keys(stream, frames, terminal, requests)
+                    async def until_left() -> None:
+                        session.reason = await _take_keys(stream, frames, terminal, requests)
+                        nursery.cancel_scope.cancel()
+
+                    nursery.start_soon(until_left)
+                    await _show(stream, reader)
                     nursery.cancel_scope.cancel()
-
-                nursery.start_soon(until_left)
-                await _show(stream, reader)
-                nursery.cancel_scope.cancel()
+            except* (trio.BrokenResourceError, trio.ClosedResourceError) as group:
+                session.reason = error_text(group.exceptions[0])
+                stream.abort()
 
     async def _find(self, wish: Attach, context: Context) -> Terminal:
         """The terminal of that id, or a new one."""

@@ -9,19 +9,17 @@ process waits for it as for any terminal; who falls out of the ring goes on wher
 No `screen` is wanted for that: a ring outlives connections too, takes any number of readers, and is there everywhere.
 """
 
-import fcntl
 import os
 import pty
-import signal
-import struct
-import subprocess
 import sys
 import termios
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Final
 
 import trio
+
+from tailnet.agent.terminals import groups_of, hang_up, on_terminal, set_size
 
 RING_BYTES: Final = 64 * 1024
 # How far the fastest reader may be behind the process: what is read meanwhile must not push it out of the ring.
@@ -29,12 +27,10 @@ LEAD_BYTES: Final = RING_BYTES // 2
 READ_BYTES: Final = 16 * 1024
 # What is read when the process is over, while its children write on; the system keeps less than this in a terminal.
 _LAST_BYTES: Final = 256 * 1024
-HANG_UP_SECONDS: Final = 5.0
+# What the process wrote last comes out of its terminal a moment after its end.
+_LAST_SECONDS: Final = 0.25
 _ROWS, _COLUMNS = 24, 80
 _IUTF8: Final = 0o40000  # Linux: erasing takes a whole character.  The module termios does not know it.
-# A leader of a session gets the terminal that it opens: util-linux's setsid does no more, and code of ours between
-# fork and exec is not safe where there are threads.
-_OWN_TERMINAL: Final = 'exec "$@" <"$0"'
 
 
 class Scrollback:
@@ -117,7 +113,7 @@ class Terminal:
     def resize(self, height: int, width: int) -> None:
         """In rows and columns; the process hears of it.  Nought in either direction changes nothing."""
         if height and width and not self.is_over:
-            _resize(self._master, height, width)
+            set_size(self._master, height, width)
 
     async def send_all(self, data: bytes) -> None:
         """Type.  Raises trio.BrokenResourceError when the terminal is over."""
@@ -150,13 +146,15 @@ class Terminal:
                 nursery.start_soon(self._read)
                 await self._process.wait()
                 self._has_exited = True
-                self._waiting.cancel()
+                self._waiting.deadline = trio.current_time() + _LAST_SECONDS
         finally:
             self.is_over = True
             self.came.unpark_all()
             try:
-                with trio.CancelScope(shield=True):
-                    await self._end_process()
+                if self._process.returncode is None:
+                    with trio.CancelScope(shield=True):
+                        await hang_up(groups_of(self._process.pid, self._master), self._process.wait)
+                        await self._process.wait()
             finally:
                 trio.lowlevel.notify_closing(self._master)
                 os.close(self._master)
@@ -169,10 +167,12 @@ class Terminal:
             try:
                 data = os.read(self._master, READ_BYTES)
             except BlockingIOError:
-                if self._has_exited:
-                    return
                 with trio.CancelScope() as self._waiting:
+                    if self._has_exited:
+                        self._waiting.deadline = trio.current_time() + _LAST_SECONDS
                     await trio.lowlevel.wait_readable(self._master)
+                if self._waiting.cancelled_caught:
+                    return
                 continue
             except OSError:  # nobody has the other end open
                 return
@@ -187,31 +187,6 @@ class Terminal:
         farthest = max((reader.position for reader in self.readers), default=self.scrollback.end)
         return self.scrollback.end - farthest >= LEAD_BYTES
 
-    async def _end_process(self) -> None:
-        """As when a line is hung up; who does not hear it is killed.  What a user has detached goes on."""
-        if self._process.returncode is not None:
-            return
-        groups = {self._process.pid}
-        with suppress(OSError):
-            groups.add(os.tcgetpgrp(self._master))
-        _signal(groups, signal.SIGHUP)
-        _signal(groups, signal.SIGCONT)
-        with trio.move_on_after(HANG_UP_SECONDS):
-            await self._process.wait()
-            return
-        _signal(groups, signal.SIGKILL)
-        await self._process.wait()
-
-
-def _signal(groups: set[int], number: signal.Signals) -> None:
-    for group in groups - {0, os.getpgrp()}:  # a terminal without a group in front names none
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(group, number)
-
-
-def _resize(descriptor: int, height: int, width: int) -> None:
-    fcntl.ioctl(descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
-
 
 async def open_terminal(
     argv: Sequence[str], environment: Mapping[str, str], directory: str, height: int = 0, width: int = 0
@@ -220,16 +195,16 @@ async def open_terminal(
     master, slave = pty.openpty()
     try:
         os.set_blocking(master, False)
-        _resize(slave, height or _ROWS, width or _COLUMNS)
+        set_size(slave, height or _ROWS, width or _COLUMNS)
         if sys.platform == "linux":
             modes = termios.tcgetattr(slave)
             modes[0] |= _IUTF8
             termios.tcsetattr(slave, termios.TCSANOW, modes)
         process = await trio.lowlevel.open_process(
-            ["/bin/sh", "-c", _OWN_TERMINAL, os.ttyname(slave), *argv],
+            on_terminal(slave, argv),
             stdin=slave,
             stdout=slave,
-            stderr=subprocess.STDOUT,
+            stderr=slave,
             cwd=directory,
             env=environment,
             start_new_session=True,

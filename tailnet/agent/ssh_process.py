@@ -1,8 +1,8 @@
 """The program of a session: started with pipes or on a terminal, carried both ways, ended with its client.  L3.
 
-A client that vanishes is a hangup: SIGHUP, and after `GRACE_SECONDS` SIGKILL, to the program's process group and to
+A client that vanishes is a hangup: SIGHUP, and after a grace SIGKILL, to the program's process group and to
 what stands in the terminal's foreground.  What has a session or a group of its own (setsid, a job under nohup) stays.
-Next hop: ssh_terminal.py, ssh_connection.py.
+Next hop: terminals.py, ssh_terminal.py, ssh_connection.py.
 """
 
 import os
@@ -15,12 +15,9 @@ from typing import Final
 import trio
 
 from tailnet.agent.ssh_connection import SessionChannel
-from tailnet.agent.ssh_terminal import on_terminal, open_terminal, set_size
+from tailnet.agent.ssh_terminal import open_terminal
+from tailnet.agent.terminals import groups_of, hang_up, on_terminal, set_size, signal_groups
 
-# An editor saves its swap file, a shell its history; more than that is not owed to a terminal that is gone.
-GRACE_SECONDS: Final = 5.0
-# How often a process group is looked at: whether it has become empty.
-_LOOK_SECONDS: Final = 0.05
 _READ_BYTES: Final = 32 * 1024
 # What a program wrote last comes out of its terminal a moment after its end, and the terminal holds no more than this;
 # a program in the background may write to it for ever.
@@ -96,7 +93,7 @@ class _Program:
             finally:
                 if not is_finished:
                     with trio.CancelScope(shield=True):
-                        await self._hang_up()
+                        await hang_up(self._groups(), self._reap)
             nursery.cancel_scope.cancel()
         return await self._reap()
 
@@ -150,36 +147,17 @@ class _Program:
             await channel.wait_asked()
             if channel.size is not None:
                 if self._terminal is not None:
-                    set_size(self._terminal.fileno(), channel.size)
+                    set_size(self._terminal.fileno(), channel.size.rows, channel.size.columns)
                 channel.size = None
             names, channel.signals = channel.signals, []
             for name in names:
                 if name in SIGNALS:
-                    self._send_signal(SIGNALS[name])
+                    signal_groups(self._groups(), SIGNALS[name])
 
     def _groups(self) -> set[int]:
         """Of what runs for the client now."""
-        groups = set() if self._is_reaped else {self._process.pid}
-        if self._terminal is not None:
-            with suppress(OSError):
-                groups.add(os.tcgetpgrp(self._terminal.fileno()))
-        return groups - {0}
-
-    def _send_signal(self, number: signal.Signals) -> None:
-        for group in self._groups():
-            _signal_group(group, number)
-
-    async def _hang_up(self) -> None:
-        groups = self._groups()
-        for number in (signal.SIGHUP, signal.SIGCONT):
-            for group in groups:
-                _signal_group(group, number)
-        with trio.move_on_after(GRACE_SECONDS):
-            await self._reap()
-            while any(_is_alive(group) for group in groups):  # noqa: ASYNC110  # the kernel tells nobody
-                await trio.sleep(_LOOK_SECONDS)
-        for group in groups:
-            _signal_group(group, signal.SIGKILL)
+        terminal = None if self._terminal is None else self._terminal.fileno()
+        return groups_of(None if self._is_reaped else self._process.pid, terminal)
 
 
 async def _feed(channel: SessionChannel, sink: trio.abc.SendStream) -> None:
@@ -200,18 +178,3 @@ async def _carry(source: trio.abc.ReceiveStream, send: Callable[[bytes], Awaitab
     with suppress(trio.BrokenResourceError):
         while part := await source.receive_some(_READ_BYTES):
             await send(bytes(part))
-
-
-def _signal_group(group: int, number: signal.Signals) -> None:
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, number)
-
-
-def _is_alive(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

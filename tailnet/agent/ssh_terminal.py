@@ -1,18 +1,15 @@
 """A pseudo-terminal for a program: made, sized, set to the client's modes.  Layer L3.
 
-The program's own shell opens the terminal again before it becomes the program: so it is its controlling terminal, and
-nothing of ours runs between fork and exec.  Modes are RFC 4254 section 8.  Next hop: ssh_process.py.
+Modes are RFC 4254 section 8.  Next hop: terminals.py, ssh_process.py.
 """
 
 import os
 import termios
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Final
 
 from tailnet.agent.ssh_connection import Size
-
-# What becomes the program: a session leader without a terminal gets the one that it opens.
-_OPENING: Final = ("/bin/sh", "-c", 'exec <>"$0" >&0 2>&0 "$@"')
+from tailnet.agent.terminals import set_size
 
 # Of the opcodes, what systems have differs: names are looked up, and those that are missing are passed over.
 _CHARACTERS: Final = {
@@ -82,7 +79,7 @@ def open_terminal(size: Size, modes: Mapping[int, int]) -> tuple[int, int]:
     """Both ends, ours first, which does not block.  Raises OSError when the system has no more terminals."""
     ours, theirs = os.openpty()
     try:
-        set_size(ours, size)
+        set_size(ours, size.rows, size.columns)
         set_modes(theirs, modes)
         os.set_blocking(ours, False)
     except BaseException:
@@ -90,17 +87,6 @@ def open_terminal(size: Size, modes: Mapping[int, int]) -> tuple[int, int]:
         os.close(theirs)
         raise
     return ours, theirs
-
-
-def on_terminal(theirs: int, program: Sequence[str]) -> list[str]:
-    """The command line that runs `program` with its end as input, output, error and controlling terminal."""
-    return [*_OPENING, os.ttyname(theirs), *program]
-
-
-def set_size(terminal: int, size: Size) -> None:
-    """The kernel tells the programs."""
-    # A field has 16 bits.
-    termios.tcsetwinsize(terminal, (min(size.rows, 65535), min(size.columns, 65535)))
 
 
 def set_modes(terminal: int, modes: Mapping[int, int]) -> None:

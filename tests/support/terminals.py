@@ -2,6 +2,7 @@
 
 import json
 import struct
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -43,3 +44,11 @@ class TerminalClient:
         while data := await self.stream.receive_some():
             self.shown += data
         return bytes(self.shown)
+
+
+def is_running(pid: int) -> bool:
+    """A process that ended may be there still: nobody waits for it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

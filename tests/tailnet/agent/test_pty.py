@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 import pytest
 import trio
 
-from tailnet.agent import pty, pty_terminal
+from tailnet.agent import pty
 from tailnet.agent.containers import NO_ENGINE
 from tailnet.agent.counters import Kind
 from tailnet.agent.ports import Service
@@ -96,6 +96,7 @@ async def test_a_terminal_that_everybody_left_ends(tmp_path: Path) -> None:
             await trio.sleep(0.02)
         again = await attach(agent, terminal_id, "echo new")
         assert b"ready" not in await again.wait_end()
+        assert agent.context.counters.failed["pty"] == 0, "who vanishes is no fault"
 
 
 async def test_one_who_reads_nothing_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,6 +111,7 @@ async def test_one_who_reads_nothing_holds_up_nobody(monkeypatch: pytest.MonkeyP
             await stuck.wait_end()
         await fast.type("exit\r")
         await fast.wait_end()
+        assert agent.context.counters.failed["pty"] == 0
 
 
 @pytest.mark.parametrize(
@@ -202,9 +204,8 @@ async def test_terminals_end_with_the_agent() -> None:
         os.kill(pid, 0)
 
 
-async def test_all_in_one_packet(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_all_in_one_packet() -> None:
     """The wish and the first keys."""
-    monkeypatch.setattr(pty_terminal, "HANG_UP_SECONDS", 0.1)
     async with terminals() as agent:
         stream = await agent.dial()
         await stream.send_all(wish_bytes(uuid4()) + request_bytes("echo at-$((1+1)); ") + request_bytes("exit\r"))

@@ -5,14 +5,14 @@ import re
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
 
-from tailnet.agent import pty_terminal
+from tailnet.agent import terminals
 from tailnet.agent.pty_terminal import LEAD_BYTES, RING_BYTES, Reader, Scrollback, Terminal, open_terminal
+from tests.support.terminals import is_running
 
 ENVIRONMENT = {"PATH": os.environ["PATH"], "TERM": "xterm-256color"}
 
@@ -123,7 +123,7 @@ async def test_a_process_waits_while_nobody_who_is_attached_reads() -> None:
 
 @pytest.mark.parametrize("script", ["cat", "trap '' HUP TERM; echo deaf; while :; do sleep 1; done"])
 async def test_it_is_hung_up_and_killed(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pty_terminal, "HANG_UP_SECONDS", 0.2)
+    monkeypatch.setattr(terminals, "GRACE_SECONDS", 0.2)
     async with running(f"echo $$; {script}") as terminal:
         with terminal.attached() as reader:
             pid = int((await read_until(reader, b"\n")).split()[0])
@@ -146,14 +146,6 @@ async def test_what_is_in_front_is_hung_up_too() -> None:
             nursery.cancel_scope.cancel()
         while is_running(int(found[1])):  # noqa: ASYNC110  # nobody tells
             await trio.sleep(0.01)
-
-
-def is_running(pid: int) -> bool:
-    """A process that ended may be there still: nobody waits for it."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 async def test_its_end_comes_with_the_process_though_a_child_lives_on() -> None:

@@ -10,7 +10,8 @@ import pytest
 import trio
 
 from tailnet.agent.ssh_connection import Size
-from tailnet.agent.ssh_terminal import on_terminal, open_terminal, set_size
+from tailnet.agent.ssh_terminal import open_terminal
+from tailnet.agent.terminals import on_terminal, set_size
 from tests.support.ssh import PATIENCE_SECONDS, SshServer, open_ssh_server
 
 
@@ -34,7 +35,7 @@ def test_modes_and_size() -> None:
         assert output_modes & termios.ONLCR == 0
         assert codes[termios.VERASE] == b"\x7f"
         assert codes[termios.VINTR] == b"\0", "none"
-        set_size(ours, Size(1 << 31, 5))
+        set_size(ours, 5, 1 << 31)
         assert termios.tcgetwinsize(theirs) == (5, 65535)
     finally:
         os.close(ours)
@@ -84,7 +85,7 @@ async def test_a_new_size(server: SshServer) -> None:
             while b"24 80" not in text:
                 text += await terminal.receive_some()
             assert b"vt220" in text
-            set_size(terminal.fileno(), Size(101, 37))
+            set_size(terminal.fileno(), 37, 101)
             while b"37 101" not in text:
                 text += await terminal.receive_some()
         nursery.cancel_scope.cancel()
