@@ -18,6 +18,7 @@ from tailnet.cli.reach import open_reached, reach_options, run_interruptible
 from tailnet.client.agents import KnownAgent, Login, find_agent
 
 if TYPE_CHECKING:
+    from derp.netcheck.report import Report
     from tailnet.node.membership import Client
     from tailnet.paths.endpoint import Endpoint
 
@@ -125,17 +126,23 @@ def _summary(client: "Client", agent: KnownAgent, pings: _Pings, relay_only: boo
     if pings.received_count and not pings.is_direct:
         peer = client.engine.core.paths.find(client.node_key)
         theirs = list(peer.candidates) if peer is not None else []
-        event["why_not_direct"] = why_by_relay(relay_only, client.engine.local_endpoints, theirs)
+        event["why_not_direct"] = why_by_relay(
+            relay_only, client.member.place.report, client.engine.local_endpoints, theirs
+        )
     return event
 
 
-def why_by_relay(relay_only: bool, ours: Iterable["Endpoint"], theirs: Iterable["Endpoint"]) -> str:
-    """Why packets go by a relay, from the UDP addresses of both sides."""
+def why_by_relay(
+    relay_only: bool, report: "Report | None", ours: Iterable["Endpoint"], theirs: Iterable["Endpoint"]
+) -> str:
+    """Why packets go by a relay, from the UDP addresses of both sides and what was measured here."""
     ours, theirs = list(ours), sorted(theirs)
     if relay_only:
         return "direct connections are turned off here (--relay-only)"
     if not ours:
         return "this machine has no UDP socket with an address that others could reach"
+    if report is not None and report.stun_asked and not report.udp:
+        return "no UDP passes here: no relay answered a STUN question; a firewall drops it"
     if not theirs:
         return "the agent has no address for direct connections: they are turned off there, or it has no UDP"
     families = [{":" in endpoint.host for endpoint in side} for side in (ours, theirs)]
@@ -143,6 +150,11 @@ def why_by_relay(relay_only: bool, ours: Iterable["Endpoint"], theirs: Iterable[
         names = ["IPv6" if True in each else "IPv4" for each in families]
         return f"this machine has {names[0]} addresses only, and the agent {names[1]} ones"
     shown = ", ".join(map(str, theirs[:_MAX_SHOWN])) + (", ..." if len(theirs) > _MAX_SHOWN else "")
+    if report is not None and report.mapping_varies:
+        return (
+            "this machine is behind a hard NAT, which shows each destination another port: only an agent without a NAT "
+            f"of its own can be reached, and none answered at {shown}"
+        )
     return f"no answer came from the agent's addresses ({shown}): a NAT or a firewall is between us"
 
 

@@ -53,6 +53,7 @@ def play(seed: int) -> Played:
         rate=random.choice((20_000.0, 50_000.0, 100_000.0)),
         queue=random.choice((16, 32, 512)),
         replay=random.choice((0.0, 0.02)),
+        damage=random.choice((0.0, 0.1)),
     )
     world = WholeWorld(random.choice(KINDS), random.choice(KINDS), seed=seed, faults=faults)
     script = sorted((random.uniform(0, 20), random.choice(ACTIONS)) for _ in range(random.randrange(4)))

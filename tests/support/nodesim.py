@@ -8,15 +8,16 @@ than 180 s, and no deadline is due twice.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from random import Random
 from typing import Final, cast
 
 from derp.keys import NodePrivate
 from tailnet.netstack.stack import Event
+from tailnet.node.core import Event as CoreEvent
 from tailnet.node.core import NodeCore, PeerNode
-from tailnet.paths.core import Source
+from tailnet.paths.core import Ponged, Source
 from tests.tailnet.paths.world import START, Node, World
 from tests.tailnet.wireguard.world import address
 
@@ -39,6 +40,8 @@ class Faults:
     """Datagrams of full length that wait for it; more are lost."""
     replay: float = 0.0
     """After so many, one that passed before comes again."""
+    damage: float = 0.0
+    """Of so many another form comes too, ahead of them: a byte is another, or the end is missing."""
 
 
 class WholeNode(Node):
@@ -70,10 +73,11 @@ class WholeNode(Node):
             self.opened.add(datagram[:16])
         self.flush()
 
-    def _tell(self, events: "list[Event]") -> None:
+    def _tell(self, events: Iterable[CoreEvent]) -> None:
         for event in events:
-            for user in self.users:
-                user(self.number - 1, event)
+            if not isinstance(event, Ponged):
+                for user in self.users:
+                    user(self.number - 1, event)
 
     def flush(self) -> None:
         now = self.world.now
@@ -99,7 +103,7 @@ class WholeNode(Node):
         due = self.core.next_timeout()
         if due is None or due > self.world.now:
             return
-        self._tell(list(self.core.handle_timeout(self.world.now)))
+        self._tell(self.core.handle_timeout(self.world.now))
         self.flush()
         after = self.core.next_timeout()
         assert after is None or after > self.world.now, "a driver would be busy for ever"
@@ -144,6 +148,11 @@ class WholeWorld(World):
                 return
             self._free_at[node.number] = free_at + len(datagram) / faults.rate
             delay += self._free_at[node.number] - self.now
+        if chance() < faults.damage:
+            at = self.random.randrange(len(datagram))
+            is_cut = chance() < 0.5
+            changed = datagram[:at] + (b"" if is_cut else bytes((datagram[at] ^ 1,)) + datagram[at + 1 :])
+            super()._carry(delay, node, changed, source)
         for _ in range(2 if chance() < faults.duplication else 1):
             super()._carry(delay + chance() * faults.jitter, node, datagram, source)
         self._tape.append((node, datagram, source))

@@ -1,17 +1,28 @@
 """`tailnet cp`: which files it means, and what scp is told."""
 
 import os
+import shutil
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 import trio
 from click.testing import CliRunner
 
+from tailnet.agent import ssh
+from tailnet.agent.context import Context
+from tailnet.agent.ports import Service, serve_ports
 from tailnet.cli.cp import Place, check_places, parse_place, scp_word
 from tailnet.cli.root import cli
+from tailnet.cli.ssh import SSH_PORT
 from tailnet.errors import ConfigError
+from tailnet.node.membership import open_agent
+from tailnet.server.server import CoordinatorServer
 from tests.support.command import ENVIRONMENT, PATIENCE_SECONDS
+from tests.support.seeds import agent_token, peer_id, user_token
+from tests.tailnet.client.test_rpc import url_of
 
 
 @pytest.mark.parametrize(
@@ -55,6 +66,44 @@ def test_places_that_make_no_sense(texts: list[str], why: str) -> None:
 def test_the_agent_is_where_they_go_or_come_from() -> None:
     assert check_places([Place("", "a"), Place("", "b"), Place("one", "")]) == "one"
     assert check_places([Place("one", "a"), Place("one", "b"), Place("", ".")]) == "one"
+
+
+@asynccontextmanager
+async def agent_at(server: CoordinatorServer) -> AsyncIterator[dict[str, str]]:
+    """`main` with its SSH server, and how a process comes to it."""
+    url = url_of(server)
+    async with open_agent(url, agent_token("main"), peer_id("main")) as agent, trio.open_nursery() as nursery:
+        context = Context(nursery, url, agent_token("main"))
+        nursery.start_soon(serve_ports, agent.engine, context, {SSH_PORT: Service("ssh", ssh.serve)})
+        yield ENVIRONMENT | {"CODER_URL": url, "CODER_SESSION_TOKEN": user_token("alice")}
+        nursery.cancel_scope.cancel()
+
+
+async def copy(environ: dict[str, str], *words: str) -> tuple[int, str]:
+    """The status and what was said of errors."""
+    command = [sys.executable, "-m", "tailnet", "cp", *words]
+    done = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False, env=environ)
+    return done.returncode, done.stderr.decode()
+
+
+@pytest.mark.skipif(not shutil.which("scp"), reason="needs OpenSSH's scp (Debian's openssh-client)")
+async def test_there_and_back(server: CoordinatorServer, tmp_path: Path) -> None:
+    here, home, back = (tmp_path / name for name in ("here", "home", "back"))
+    data = os.urandom(300_000)
+    (here / "inner").mkdir(parents=True)
+    (here / "inner" / "a: b").write_bytes(data)
+    (here / "program").write_text("#!/bin/sh\n")
+    (here / "program").chmod(0o755)
+    home.mkdir()
+    with trio.fail_after(2 * PATIENCE_SECONDS):
+        async with agent_at(server) as environ:
+            assert await copy(environ, "-rpq", str(here), f"dev.main:{home}/there") == (0, "")
+            assert (home / "there" / "inner" / "a: b").read_bytes() == data
+            assert (home / "there" / "program").stat().st_mode & 0o777 == 0o755
+            assert await copy(environ, "-r", f"dev.main:{home}/there", str(back)) == (0, "")
+            assert (back / "inner" / "a: b").read_bytes() == data
+            status, said = await copy(environ, f"dev.main:{home}/nothing", str(back))
+            assert (status, "No such file" in said) == (1, True)
 
 
 async def test_what_scp_is_told(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 import trio
 from click.testing import CliRunner, Result
 
+from derp.netcheck.report import Report
 from tailnet.cli.ping import why_by_relay
 from tailnet.cli.root import cli
 from tailnet.node.membership import open_agent
@@ -62,17 +63,25 @@ async def test_an_agent_that_is_not_there(server: CoordinatorServer) -> None:
 V4, V6 = Endpoint("192.0.2.1", 5), Endpoint("2001:db8::1", 5)
 
 
+EASY, HARD = (Report(udp=True, stun_asked=True, mapping_varies=varies) for varies in (False, True))
+NO_ANSWER = Report(stun_asked=True)
+
+
 @pytest.mark.parametrize(
-    ("relay_only", "ours", "theirs", "why"),
+    ("relay_only", "report", "ours", "theirs", "why"),
     [
-        (True, [V4], [V4], "--relay-only"),
-        (False, [], [V4], "this machine has no UDP"),
-        (False, [V4], [], "the agent has no address"),
-        (False, [V4], [V6], "this machine has IPv4 addresses only, and the agent IPv6 ones"),
-        (False, [V6], [V4], "this machine has IPv6 addresses only, and the agent IPv4 ones"),
-        (False, [V4, V6], [V4], "(192.0.2.1:5): a NAT or a firewall"),
-        (False, [V4], [V4] * 9, "192.0.2.1:5, ...)"),
+        (True, EASY, [V4], [V4], "--relay-only"),
+        (False, EASY, [], [V4], "this machine has no UDP"),
+        (False, NO_ANSWER, [V4], [V4], "no UDP passes here"),
+        (False, Report(), [V4], [], "the agent has no address"),
+        (False, EASY, [V4], [V6], "this machine has IPv4 addresses only, and the agent IPv6 ones"),
+        (False, EASY, [V6], [V4], "this machine has IPv6 addresses only, and the agent IPv4 ones"),
+        (False, HARD, [V4], [V4], "behind a hard NAT"),
+        (False, EASY, [V4, V6], [V4], "(192.0.2.1:5): a NAT or a firewall"),
+        (False, None, [V4], [V4] * 9, "192.0.2.1:5, ...)"),
     ],
 )
-def test_why_not_directly(relay_only: bool, ours: list[Endpoint], theirs: list[Endpoint], why: str) -> None:
-    assert why in why_by_relay(relay_only, ours, theirs)
+def test_why_not_directly(
+    relay_only: bool, report: Report | None, ours: list[Endpoint], theirs: list[Endpoint], why: str
+) -> None:
+    assert why in why_by_relay(relay_only, report, ours, theirs)
