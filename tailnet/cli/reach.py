@@ -4,6 +4,7 @@ Next hop: login.py, agents.py, tailnet/node/membership.py.
 """
 
 import signal
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -93,7 +94,10 @@ def run_interruptible(work: Callable[[], Awaitable[T]]) -> T:
     ended: list[int] = []
 
     async def main() -> T:
-        with trio.open_signal_receiver(*_goodbyes()) as signals, trio.CancelScope() as scope:
+        goodbyes = _goodbyes()
+        if not goodbyes:
+            return await work()
+        with trio.open_signal_receiver(*goodbyes) as signals, trio.CancelScope() as scope:
             async with open_background() as nursery:
                 nursery.start_soon(_cancel_at, signals, scope, ended)
                 return await work()
@@ -108,5 +112,7 @@ async def _cancel_at(signals: AsyncIterator[int], scope: trio.CancelScope, ended
 
 
 def _goodbyes() -> list[signal.Signals]:
-    """Without what `nohup` has us ignore."""
+    """Without what `nohup` has us ignore; none where a program runs us in a thread, since signals are that one's."""
+    if threading.current_thread() is not threading.main_thread():
+        return []
     return [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is not signal.SIG_IGN]
