@@ -34,7 +34,7 @@ from tailnet.agent.monitors import monitor
 from tailnet.agent.ports import own_services, serve_ports
 from tailnet.agent.reports import Reports
 from tailnet.agent.scripts import Outcome, Scripts, Stage
-from tailnet.agent.secret_files import place_secrets
+from tailnet.agent.secret_files import write_secrets
 from tailnet.agent.stats import Stats
 from tailnet.client.link import BACK_OFF, first_error, is_refusal
 from tailnet.client.rpc import RpcClient, open_rpc_client
@@ -121,12 +121,13 @@ class Agent:
                 await self._belong()
             except* _LOST as group:
                 error = first_error(group)
-            if error is not None and is_refusal(error) and not self.connected.is_set():
+            assert error is not None  # it never ends otherwise
+            if is_refusal(error) and not self.connected.is_set():
                 raise error
             failures = 1 if trio.current_time() - began >= STABLE_SECONDS else failures + 1
             delay = self._settings.back_off.delay(failures, random.random())
-            reason = error_text(error) if error is not None else "it ended"
-            _log.warning("no connection to the coordinator (%s); the next try is in %.1f s", reason, delay)
+            text = "no connection to the coordinator (%s); the next try is in %.1f s"
+            _log.warning(text, error_text(error), delay)
             await trio.sleep(delay)
 
     async def stop(self) -> None:
@@ -138,11 +139,15 @@ class Agent:
             stopping = [each for each in self.manifest.scripts if each.run_on_stop] if self.manifest else []
             outcome = await self.scripts.run_all(stopping, Stage.STOP)
         self.reports.lifecycle(_STOP_STATES[outcome])
-        with trio.move_on_after(LAST_SECONDS) as scope:
-            await self.logs.wait_sent()
-            await self.reports.wait_sent()
-        if scope.cancelled_caught:
-            _log.warning("the coordinator was not told all in %g s", LAST_SECONDS)
+        if self.connected.is_set():
+            with trio.move_on_after(LAST_SECONDS) as scope:
+                await self.logs.wait_sent()
+                await self.reports.wait_sent()
+            if scope.cancelled_caught:
+                _log.warning("the coordinator was not told all in %g s", LAST_SECONDS)
+        served, refused = self.context.counters.served.total(), self.context.counters.refused.total()
+        text = "stopped: %d connections were served, %d refused; %d log lines and %d reports are lost"
+        _log.info(text, served, refused, self.logs.dropped_lines, self.reports.lost_count)
 
     # --- its place in the tailnet ---
 
@@ -215,7 +220,9 @@ class Agent:
             "CODER_WORKSPACE_AGENT_NAME": manifest.name,
             "CODER_WORKSPACE_OWNER_NAME": manifest.owner,
         }
-        context.variables = {**names, **manifest.variables, **place_secrets(manifest.secrets, context)}
+        context.variables = names | manifest.variables
+        context.secret_variables = manifest.secret_variables
+        write_secrets(manifest.secrets, context)
 
     async def _tell_startup(self) -> None:
         # Also where a script has to make it first: editors open it later.
@@ -237,6 +244,8 @@ class Agent:
     # --- scripts ---
 
     async def _start(self, manifest: Manifest) -> None:
+        if self._starting.cancel_called:
+            return  # it came in when it was told to stop
         with self._starting:
             self.reports.lifecycle(agent.Lifecycle.STARTING)
             first = [each for each in manifest.scripts if each.run_on_start]

@@ -38,6 +38,8 @@ class Context:
     """The manifest's, expanded; it may come into being only by a script."""
     variables: Mapping[str, str] = field(default_factory=dict, repr=False)
     """The manifest's; `$NAME` in them is replaced by what the agent itself has there."""
+    secret_variables: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """The manifest's secrets, as they are."""
     shell: str = field(default_factory=lambda: login_shell())
     counters: Counters = field(default_factory=Counters)
     engine: Engine | None = None
@@ -72,6 +74,7 @@ class Context:
             "HOME": home_directory(),
             "SHELL": self.shell,
             **{name: _expanded(value, own) for name, value in self.variables.items()},
+            **self.secret_variables,
             "CODER": "true",
             "CODER_AGENT_URL": self.url,
             "CODER_AGENT_TOKEN": self.token,

@@ -75,9 +75,8 @@ class AppCheck:
 
 @dataclass(frozen=True, slots=True)
 class Secret:
-    """For a variable, a file, or both."""
+    """What a file is to have."""
 
-    variable: str
     path: str
     value: bytes = field(repr=False)
 
@@ -90,20 +89,23 @@ class Manifest:
     owner: str
     directory: str
     motd_path: str
-    variables: Mapping[str, str]
+    variables: dict[str, str] = field(repr=False)
+    secret_variables: dict[str, str] = field(repr=False)
     scripts: tuple[Script, ...]
     metadata: tuple[MetadataScript, ...]
     checks: tuple[AppCheck, ...]
     secrets: tuple[Secret, ...]
     is_direct: bool
-    message: agent.Manifest
-    """As it came, for the map of its relays."""
+    message: agent.Manifest = field(repr=False)
+    """As it came."""
 
 
 def read_manifest(message: agent.Manifest) -> Manifest:
     """Raises TransportError if it names no agent."""
     if len(message.agent_id) != PEER_ID_BYTES or not any(message.agent_id):
         raise TransportError("the coordinator's manifest names no agent: is the token an agent's?")
+    secrets = _first("secrets", MAX_SECRETS, message.secrets)
+    as_variables = {each.env_name: each.value.decode("utf-8", "surrogateescape") for each in secrets if each.env_name}
     return Manifest(
         agent_id=PeerID(message.agent_id),
         name=message.agent_name,
@@ -112,14 +114,13 @@ def read_manifest(message: agent.Manifest) -> Manifest:
         directory=message.directory,
         motd_path=message.motd_path,
         variables=_variables(message.environment_variables),
+        secret_variables=_variables(as_variables),
         scripts=_first("scripts", MAX_SCRIPTS, (_script(each) for each in message.scripts if _is_short(each))),
         metadata=_first("metadata scripts", MAX_METADATA, map(_metadata, message.metadata)),
         checks=_first(
             "apps with a health check", MAX_CHECKS, (_check(each) for each in message.apps if _has_check(each))
         ),
-        secrets=_first(
-            "secrets", MAX_SECRETS, (Secret(each.env_name, each.file_path, each.value) for each in message.secrets)
-        ),
+        secrets=tuple(Secret(each.file_path, each.value) for each in secrets if each.file_path),
         is_direct=not message.disable_direct_connections,
         message=message,
     )
@@ -132,12 +133,12 @@ def _first(what: str, limit: int, found: Iterable[T]) -> tuple[T, ...]:
     return every[:limit]
 
 
-def _variables(given: Mapping[str, str]) -> Mapping[str, str]:
+def _variables(given: Mapping[str, str]) -> dict[str, str]:
     """Those that a process can be started with."""
     taken: dict[str, str] = {}
     left = MAX_ENVIRONMENT_BYTES
     for name, value in given.items():
-        size = len(name.encode()) + len(value.encode()) + 2
+        size = len(name.encode()) + len(value.encode("utf-8", "surrogateescape")) + 2
         if not name or "=" in name or "\0" in name + value:
             reason = "no system takes it"
         elif size > min(MAX_VARIABLE_BYTES, left):

@@ -32,14 +32,12 @@ class Reports:
     def __init__(self, control: Control) -> None:
         self.lost_count = 0
         """Reports for which there was no room."""
-        self.state: agent.Lifecycle.State = agent.Lifecycle.CREATED
         self._control = control
         self._queue: deque[tuple[str, Message, type[Message]]] = deque()
         self._changed = trio.lowlevel.ParkingLot()
 
     def lifecycle(self, state: "agent.Lifecycle.State") -> None:
         """The agent has come to another state."""
-        self.state = state
         lifecycle = agent.Lifecycle(state=state, changed_at=convert.timestamp(datetime.now(UTC)))
         self._put("UpdateLifecycle", agent.UpdateLifecycleRequest(lifecycle=lifecycle), agent.Lifecycle)
 

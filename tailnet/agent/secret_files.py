@@ -1,4 +1,4 @@
-"""Secrets of a manifest: as variables of sessions, and as files that nobody else can read.  Layer L3."""
+"""Secrets of a manifest that are files: nobody else can read them.  Layer L3."""
 
 import logging
 import os
@@ -11,19 +11,14 @@ from tailnet.agent.manifest import Secret
 _log = logging.getLogger("tailnet.agent")
 
 
-def place_secrets(secrets: Iterable[Secret], context: Context) -> dict[str, str]:
-    """Write those that are files; the variables that the others are for.  What fails is said in the log."""
-    variables: dict[str, str] = {}
+def write_secrets(secrets: Iterable[Secret], context: Context) -> None:
+    """What cannot be written is said in the log."""
     for secret in secrets:
-        if secret.path:
-            try:
-                _write(context.expand(secret.path), secret.value)
-            except (OSError, ValueError) as error:
-                shown = fit_to_show(secret.path[:200])
-                _log.warning("the secret for %s cannot be written: %s", shown, error_text(error))
-        if secret.variable and b"\0" not in secret.value and "=" not in secret.variable:
-            variables[secret.variable] = secret.value.decode("utf-8", "surrogateescape")
-    return variables
+        try:
+            _write(context.expand(secret.path), secret.value)
+        except (OSError, ValueError) as error:
+            shown = fit_to_show(secret.path[:200])
+            _log.warning("the secret for %s cannot be written: %s", shown, error_text(error))
 
 
 def _write(path: str, value: bytes) -> None:

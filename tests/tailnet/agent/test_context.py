@@ -22,11 +22,13 @@ async def test_an_environment(context: Context, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("KEPT", "yes")
     monkeypatch.setenv("NOTIFY_SOCKET", "/run/x")
     context.variables = {"PATH": "/opt/bin:${PATH}", "EMPTY": "<$NOWHERE>", "PLAIN": "5$", "CODER": "no"}
+    context.secret_variables = {"PASSWORD": "$KEPT"}
     made = context.environment()
     assert made["PATH"] == "/opt/bin:/bin"
     assert made["EMPTY"] == "<>"
     assert made["PLAIN"] == "5$"
     assert made["KEPT"] == "yes"
+    assert made["PASSWORD"] == "$KEPT", "a secret is no text of a template"
     assert "NOTIFY_SOCKET" not in made
     assert made["CODER"] == "true", "what the agent says of itself is no template's to change"
     assert made["CODER_AGENT_TOKEN"] == "secret-token"

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tailnet.agent import manifest as manifest_module
-from tailnet.agent.manifest import MAX_METADATA, MAX_SCRIPT_BYTES, MAX_SCRIPTS, read_manifest
+from tailnet.agent.manifest import MAX_METADATA, MAX_SCRIPT_BYTES, MAX_SCRIPTS, Secret, read_manifest
 from tailnet.errors import TransportError
 from tailnet.proto import convert
 from tailnet.proto.generated import agent_pb2 as agent
@@ -76,3 +76,16 @@ def test_variables_that_no_process_can_have(monkeypatch: pytest.MonkeyPatch) -> 
     assert read_manifest(a_manifest(environment_variables=given)).variables == {"GOOD": "yes"}
     many = {f"V{number}": "x" * 100 for number in range(20)}
     assert len(read_manifest(a_manifest(environment_variables=many)).variables) == 9
+
+
+def test_secrets_are_files_and_variables_with_the_same_bounds() -> None:
+    secrets = [
+        agent.WorkspaceSecret(env_name="TOKEN", value=b"one\xff"),
+        agent.WorkspaceSecret(env_name="BOTH", file_path="~/both", value=b"two"),
+        agent.WorkspaceSecret(env_name="LONG", value=b"x" * 200_000),
+        agent.WorkspaceSecret(file_path="key", value=b"a\0b"),
+    ]
+    made = read_manifest(a_manifest(environment_variables={"TOKEN": "of the template"}, secrets=secrets))
+    assert made.secret_variables == {"TOKEN": "one\udcff", "BOTH": "two"}
+    assert made.secrets == (Secret("~/both", b"two"), Secret("key", b"a\0b"))
+    assert "two" not in repr(made)

@@ -1,4 +1,4 @@
-"""Secrets become variables and files of their user's own."""
+"""Secrets become files of their user's own."""
 
 import logging
 import os
@@ -9,7 +9,7 @@ import pytest
 
 from tailnet.agent.context import Context
 from tailnet.agent.manifest import Secret
-from tailnet.agent.secret_files import place_secrets
+from tailnet.agent.secret_files import write_secrets
 from tests.support.agents import open_context
 
 
@@ -26,14 +26,13 @@ async def test_secrets(
     old = tmp_path / "old"
     old.write_text("before")
     secrets = [
-        Secret("NAME", "", b"one"),
-        Secret("", "~/keys/key", b"two\0"),
-        Secret("BOTH", "old", b"three"),
-        Secret("BAD", "", b"a\0b"),
-        Secret("", str(tmp_path / "old" / "below-a-file"), b"four"),
+        Secret("~/keys/key", b"two\0"),
+        Secret("old", b"three"),
+        Secret(str(tmp_path / "old" / "below-a-file"), b"four"),
+        Secret("nul\0", b"five"),
     ]
     with caplog.at_level(logging.WARNING):
-        assert place_secrets(secrets, context) == {"NAME": "one", "BOTH": "three"}
+        write_secrets(secrets, context)
     written = tmp_path / "keys" / "key"
     assert written.read_bytes() == b"two\0"
     assert old.read_bytes() == b"three"
