@@ -122,7 +122,7 @@ async def test_an_error_without_a_word_still_has_a_reason(error: Exception) -> N
         raise error
 
     async with Fetcher("http://maps.example/", timeout_seconds=5, max_bytes=100) as fetcher:
-        fetcher._client = httpx.AsyncClient(transport=httpx.MockTransport(fail))
+        fetcher._opened = httpx.AsyncClient(transport=httpx.MockTransport(fail))
         with pytest.raises(TransportError, match=f"{type(error).__name__}, for which no reason is given$"):
             await fetcher.fetch()
 
