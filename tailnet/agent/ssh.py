@@ -33,8 +33,6 @@ _NO_FILE_TRANSFER: Final = b"File transfer has been disabled.\n"
 _TRANSFER_PROGRAMS: Final = frozenset({"nc", "rsync", "scp", "sftp"})
 _KIND_VARIABLE: Final = "CODER_SSH_SESSION_TYPE"
 _KINDS: Final = {"vscode": Kind.VSCODE, "jetbrains": Kind.JETBRAINS}
-# Of a message of the day: some screens.
-_MAX_MOTD: Final = 16 * 1024
 # What the agent says of itself, and no client.
 _OWN_PREFIX: Final = "CODER"
 
@@ -98,8 +96,6 @@ class _Sessions:
             return await run_program(channel, command, home_directory(), environment)
         if request.command is None and channel.terminal is not None:
             await channel.send_all(await read_greeting(context))
-        if request.command is None and channel.terminal is not None:
-            await channel.send_all((await _greeting(context)).replace("\n", "\r\n").encode())
         command = [context.shell, *(("-l",) if request.command is None else ("-c", request.command))]
         return await run_program(channel, command, context.directory, environment)
 
@@ -108,19 +104,6 @@ class _Sessions:
         address, port = user_address(self._stream), self._stream.remote_address[1]
         here = self._stream.local_port
         return {"SSH_CLIENT": f"{address} {port} {here}", "SSH_CONNECTION": f"{address} {port} {address} {here}"}
-
-
-async def _greeting(context: Context) -> str:
-    """What a person is shown before the shell: announcements, and the template's message of the day.
-
-    A `.hushlogin` at home is a user's wish to see that message no more; announcements are not his to hide.
-    """
-    said = "".join(f"{banner}\n" for banner in context.banners)
-    if context.motd_path and not await trio.Path(home_directory(), ".hushlogin").exists():
-        with suppress(OSError):
-            async with await trio.open_file(context.motd_path, errors="replace") as file:
-                said += await file.read(_MAX_MOTD)
-    return said if said.endswith("\n") or not said else f"{said}\n"
 
 
 def _is_transfer(request: Request) -> bool:

@@ -63,26 +63,6 @@ async def test_a_shell_on_a_terminal_is_greeted(server: SshServer) -> None:
     assert done.stdout == b"out\n"
 
 
-async def test_a_greeting(server: SshServer) -> None:
-    """For people at a terminal, and before their shell says a word; never in what a program reads."""
-    server.context.shell = "/bin/sh"
-    server.context.banners = ("There is maintenance\ntonight.",)
-    server.context.motd_path = str(server.home / "motd")
-    (server.home / "motd").write_text("Welcome.")
-    expected = b"There is maintenance\r\ntonight.\r\n"
-    shell = ("-tt", "--", "")
-    assert (await server.ssh(*shell, stdin=b"exit\n")).stdout.startswith(expected + b"Welcome.\r\n")
-    (server.home / ".hushlogin").touch()
-    hushed = (await server.ssh(*shell, stdin=b"exit\n")).stdout
-    assert hushed.startswith(expected)
-    assert b"Welcome" not in hushed
-    (server.home / ".hushlogin").unlink()
-    server.context.motd_path = "/not/there"
-    assert (await server.ssh(*shell, stdin=b"exit\n")).stdout.startswith(expected)
-    assert (await server.ssh("-tt", "echo hi")).stdout == b"hi\r\n"
-    assert (await server.ssh("-T", "--", "", stdin=b"echo hi\n")).stdout == b"hi\n"
-
-
 async def test_the_environment(server: SshServer) -> None:
     server.context.variables = {**server.context.variables, "OF_THE_MANIFEST": "1", "OF_BOTH": "manifest"}
     done = await server.ssh(
