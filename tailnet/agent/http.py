@@ -41,6 +41,7 @@ MAX_PASSED_OVER_BYTES: Final = 256 * 1024
 PASS_OVER_SECONDS: Final = 1.0
 # Each has a task that asks the engine every five seconds.
 MAX_WATCHERS: Final = 32
+NODE_LOGGERS: Final = ("tailnet.client", "tailnet.node")
 JSON: Final = "application/json; charset=utf-8"
 TEXT: Final = "text/plain; charset=utf-8"
 
@@ -95,19 +96,16 @@ class AgentHttp:
 
     async def _answer(self, request: Request, context: Context) -> Answer:
         """Raises Refused."""
-        found = [
-            (method, respond, match) for method, path, respond in ROUTES if (match := path.fullmatch(_path(request)))
-        ]
-        if not found:
-            raise Refused(404, "Route not found.")
-        for method, respond, match in found:
-            if request.method == method or (request.method == "HEAD" and method == "GET"):
-                try:
-                    with trio.fail_after(ANSWER_SECONDS):
-                        return await respond(self, context, match.groupdict())
-                except trio.TooSlowError:
-                    raise Refused(503, "The agent has no answer in time.") from None
-        raise Refused(405, "Method not allowed.", f"Here is {' and '.join(method for method, _, _ in found)}.")
+        for method, path, respond in ROUTES:
+            match = path.fullmatch(_path(request))
+            if match is None:
+                continue
+            if request.method != method and (request.method, method) != ("HEAD", "GET"):
+                raise Refused(405, "Method not allowed.", f"Here is {method}.")
+            with trio.move_on_after(ANSWER_SECONDS):
+                return await respond(self, context, match.groupdict())
+            raise Refused(503, "The agent has no answer in time.")
+        raise Refused(404, "Route not found.")
 
     async def _watch(self, stream: TunnelStream, request: Request, head: bytes, context: Context) -> None:
         """Raises Refused before the upgrade."""
@@ -119,15 +117,19 @@ class AgentHttp:
         self._watchers += 1
         try:
             await accept_messages(stream, head, self._messages(context))
-        except (TransportError, Refused) as error:
+        except TransportError as error:
             _log.info("a watcher of containers was left: %s", error)
         finally:
             self._watchers -= 1
 
     async def _messages(self, context: Context) -> AsyncGenerator[str, None]:
-        async with aclosing(self.devcontainers.watch(context)) as changes:
-            async for now in changes:
-                yield go_json(now).decode()
+        """Until the engine is gone."""
+        try:
+            async with aclosing(self.devcontainers.watch(context)) as changes:
+                async for now in changes:
+                    yield go_json(now).decode()
+        except Refused as refused:
+            _log.info("watchers of containers are told no more: %s", refused)
 
 
 async def _read(stream: TunnelStream, http: ServerHttp, raw: bytearray) -> Request | None:
@@ -203,7 +205,8 @@ async def _magicsock(api: AgentHttp, context: Context, named: dict[str, str]) ->
 async def _debug_logging(api: AgentHttp, context: Context, named: dict[str, str]) -> Answer:
     """Of the node; genuine clients say what they want in the path, as Go reads it."""
     wanted = named["wanted"].lower() in ("1", "t", "true")
-    logging.getLogger("tailnet.node").setLevel(logging.DEBUG if wanted else logging.NOTSET)
+    for name in NODE_LOGGERS:
+        logging.getLogger(name).setLevel(logging.DEBUG if wanted else logging.NOTSET)
     return Answer(f"updated magicsock debug logging to {str(wanted).lower()}")
 
 

@@ -10,7 +10,6 @@ No `screen` is wanted for that: a ring outlives connections too, takes any numbe
 """
 
 import os
-import pty
 import sys
 import termios
 from collections.abc import Iterator, Mapping, Sequence
@@ -64,7 +63,6 @@ class Reader:
     def __init__(self, terminal: "Terminal") -> None:
         self._terminal = terminal
         self.position = terminal.scrollback.begin
-        self.skipped_bytes = 0
 
     async def receive(self) -> bytes:
         """What comes next; nothing when the terminal is over and all was read."""
@@ -73,9 +71,7 @@ class Reader:
             if self._terminal.is_over:
                 return b""
             await self._terminal.came.park()
-        if self.position < scrollback.begin:
-            self.skipped_bytes += scrollback.begin - self.position
-            self.position = scrollback.begin
+        self.position = max(self.position, scrollback.begin)
         data = scrollback.read(self.position, READ_BYTES)
         self.position += len(data)
         self._terminal.taken.unpark_all()
@@ -192,7 +188,7 @@ async def open_terminal(
     argv: Sequence[str], environment: Mapping[str, str], directory: str, height: int = 0, width: int = 0
 ) -> Terminal:
     """Start a process on a terminal of its own, as the leader of a session.  Raises OSError."""
-    master, slave = pty.openpty()
+    master, slave = os.openpty()
     try:
         os.set_blocking(master, False)
         set_size(slave, height or _ROWS, width or _COLUMNS)

@@ -121,7 +121,7 @@ class _Opening(trio.abc.Stream):
 async def accept_messages(stream: trio.abc.Stream, head: bytes, messages: AsyncGenerator[str, None]) -> None:
     """Serve a websocket whose request, `head`, was read from the stream already: send messages until one side ends.
 
-    What the client says is passed over.  Raises what `messages` raises, and TransportError: the request asks for no
+    `messages` raise nothing, and what the client says is passed over.  Raises TransportError: the request asks for no
     websocket, or the client takes no message within SEND_SECONDS.
     """
     failure: TransportError | None = None

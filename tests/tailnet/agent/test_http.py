@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from trio_websocket import wrap_client_stream
+from trio_websocket import ConnectionClosed, wrap_client_stream
 
 from derp.transport.http import ClientHttp, Response, exchange
 from tailnet.agent import http, http_devcontainers
@@ -125,9 +125,12 @@ async def test_containers_are_watched(engine: Path, monkeypatch: pytest.MonkeyPa
         second = json.loads(await socket.get_message())
         assert [each["running"] for each in second["containers"]] == [False]
         assert [each["status"] for each in second["devcontainers"]] == ["stopped"]
-        await socket.aclose()
+        (engine / "ps").unlink()
+        with pytest.raises(ConnectionClosed):  # the engine is gone
+            await socket.get_message()
         while agent.context.counters.connections["http"]:  # nobody tells
             await trio.lowlevel.checkpoint()
+        assert agent.context.counters.failed["http"] == 0
 
 
 async def test_a_watcher_that_is_none(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:

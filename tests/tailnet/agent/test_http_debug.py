@@ -20,6 +20,8 @@ def test_an_interface_with_small_packets_is_a_warning(monkeypatch: pytest.Monkey
     assert netcheck_report(None)["severity"] == "ok"
     monkeypatch.setattr(http_debug, "NEEDED_MTU", 1_000_000)
     report = netcheck_report(None)
+    loopback = next(each for each in report["interfaces"]["interfaces"] if each["name"] == "lo")
+    assert loopback["addresses"][0] == "127.0.0.1/8"
     assert report["severity"] == report["interfaces"]["severity"] == "warning"
     assert "lo has MTU" in str(report["interfaces"]["warnings"])
 

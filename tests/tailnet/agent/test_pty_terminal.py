@@ -108,8 +108,7 @@ async def test_the_fastest_reader_sets_the_pace_and_loses_nothing() -> None:
             assert shown == b"".join(b"%d\r\n" % number for number in range(1, 200_001))
             end = await read_all(slow)
             assert shown.endswith(end)
-            assert slow.skipped_bytes == len(shown) - len(end) > 0
-            assert fast.skipped_bytes == 0
+            assert len(end) <= RING_BYTES
 
 
 async def test_a_process_waits_while_nobody_who_is_attached_reads() -> None:
