@@ -4,16 +4,16 @@ Each flow is a socket there, as with genuine agents.  Next hop: tailnet/node/flo
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import trio
 
 from tailnet.node.engine import Engine
-from tailnet.node.flows import Flows, idle_seconds
+from tailnet.node.flows import Flows, idle_seconds_of
 
-_LOOPBACK = "127.0.0.1"
+_LOOPBACK: Final = "127.0.0.1"
 # The longest that UDP knows: one that does not fit into the tunnel is counted as such.
-_DATAGRAM_BYTES = 0xFFFF
+_DATAGRAM_BYTES: Final = 0xFFFF
 
 
 class FlowKey(NamedTuple):
@@ -68,4 +68,4 @@ async def forward_udp(engine: Engine, is_allowed: Callable[[int], bool]) -> None
         while True:
             heard = await tunnel.receive()
             key = FlowKey(heard.source, heard.source_port, heard.destination, heard.port)
-            flows.take(key, heard.payload, idle_seconds(heard.port))
+            flows.take(key, heard.payload, idle_seconds_of(heard.port))

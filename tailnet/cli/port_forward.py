@@ -222,7 +222,7 @@ async def _forward(client: "Client", forward: Forward, gate: trio.CapacityLimite
 
 async def _forward_udp(client: "Client", forward: Forward, local: "trio.socket.SocketType") -> None:
     """Each local program has a flow of its own, and gets the answers to what it said."""
-    from tailnet.node.flows import MAX_FLOWS, Flows, idle_seconds
+    from tailnet.node.flows import MAX_FLOWS, Flows, idle_seconds_of
     from tailnet.node.udp import ConnectedUdp
 
     async def open_far(program: Program) -> ConnectedUdp:
@@ -236,4 +236,4 @@ async def _forward_udp(client: "Client", forward: Forward, local: "trio.socket.S
         flows: Flows[Program] = Flows(nursery, open_far, back, max_flows_per_owner=MAX_FLOWS)
         while True:
             payload, program = await local.recvfrom(_DATAGRAM_BYTES)
-            flows.take(program, payload, idle_seconds(forward.remote_port))
+            flows.take(program, payload, idle_seconds_of(forward.remote_port))

@@ -48,7 +48,7 @@ class FarEnd(Protocol):
     def close(self) -> None: ...
 
 
-def idle_seconds(port: int) -> float:
+def idle_seconds_of(port: int) -> float:
     """How long a flow to this port may be silent."""
     return DNS_IDLE_SECONDS if port == _DNS_PORT else IDLE_SECONDS
 
@@ -86,8 +86,6 @@ class Flows(Generic[Key]):
         self.lost_datagrams = 0
         """Too long, too many, or of a flow that could not be opened."""
         self.opened_flows = 0
-        self.displaced_flows = 0
-        """Ended before their time to make room."""
         self._nursery = nursery
         self._open_far = open_far
         self._back = back
@@ -96,9 +94,6 @@ class Flows(Generic[Key]):
         self._flows: dict[Key, _Flow] = {}  # whoever said something last is last
         self._owners: dict[Hashable, _Owner] = {}
         self._rarely = Rarely(_TELL_SECONDS)
-
-    def __len__(self) -> int:
-        return len(self._flows)
 
     def take(self, key: Key, payload: bytes, idle_seconds: float = IDLE_SECONDS) -> None:
         """A datagram of a flow, whose far end is opened if it is the first."""
@@ -133,7 +128,7 @@ class Flows(Generic[Key]):
         return flow
 
     def _displace(self, key: Key) -> None:
-        self.displaced_flows += 1
+        self._tell("room", "there are too many flows: the one that was silent for the longest ended")
         flow = self._flows[key]
         self._forget(key, flow)
         flow.scope.cancel()

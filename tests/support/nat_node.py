@@ -19,24 +19,16 @@ import trio
 
 from derp.client.dial import DialOptions
 from derp.keys import NodePrivate
-from derp.map import DERPMap, DERPNode, DERPRegion
+from derp.map import DERPMap
 from tailnet.node.core import PeerNode
 from tailnet.node.engine import Engine, open_engine
 from tailnet.node.place import Place
 from tailnet.node.streams import TunnelStream
 from tailnet.paths.endpoint import parse_endpoint
+from tests.support.whole_node import ECHO, REGION, region_at
 
-REGION = 900
-ECHO = 7
 _BEAT_SECONDS = 0.1
 _PING_SECONDS = 10.0
-
-
-def region_at(host: str, port: int, stun_port: int) -> DERPRegion:
-    """The relay, by an address of one family."""
-    ipv4, ipv6 = (host, "none") if ip_address(host).version == 4 else ("none", host)
-    node = DERPNode("900a", REGION, host, ipv4=ipv4, ipv6=ipv6, derp_port=port, stun_port=stun_port)
-    return DERPRegion(REGION, "test", "Test", nodes=(node,))
 
 
 class Held:
@@ -163,7 +155,7 @@ async def main() -> None:
     here, there = ip_address(told.here).packed, ip_address(told.there).packed
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    regions = {REGION: region_at(told.derp, int(told.port), int(told.stun))}
+    regions = {REGION: region_at(int(told.port), told.derp, int(told.stun))}
     options = DialOptions(context=context, environment=None)
     async with open_engine(private, [here], regions, None, options=options) as engine, trio.open_nursery() as nursery:
         nursery.start_soon(trio.serve_listeners, echo, [engine.listen(ECHO)])

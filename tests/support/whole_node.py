@@ -7,7 +7,7 @@ relay together with an engine of ours whose UDP path can be cut.  Used by bench/
 import json
 import os
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
@@ -127,24 +127,18 @@ async def open_whole_node(
     If not `is_direct` it opens no UDP, and dials its relay anew each 26 s, as genuine nodes do that cannot send: for
     two genuine nodes alone.
     """
-    arguments: Mapping[str, object] = {
-        "private": private.raw.hex(),
-        "peer": peer.hex(),
-        "derp": HOST,
-        "port": relay_port,
-        "here": IPv6Address(here),
-        "there": IPv6Address(there),
-    }
-    command = [
-        "env",
-        *(f"{name}={value}" for name, value in (_ENVIRONMENT | ({} if is_direct else _RELAY_ONLY)).items()),
-    ]
-    command += [str(binary), *(f"-{name}={value}" for name, value in arguments.items())]
+    command = ["env", *(f"{name}={value}" for name, value in ({} if is_direct else _RELAY_ONLY).items()), str(binary)]
     async with trio.open_nursery() as nursery:
-        process = await nursery.start(lambda task_status: run(command, task_status))
-        node = WholeNode(process, private.public().raw, b"")
-        node.disco = bytes.fromhex((await node.answer())["text"])
-        yield node
+        yield await node_program(
+            nursery,
+            command,
+            private,
+            peer,
+            derp=HOST,
+            port=relay_port,
+            here=IPv6Address(here),
+            there=IPv6Address(there),
+        )
         nursery.cancel_scope.cancel()
 
 
@@ -197,9 +191,10 @@ class Pair:
                 await trio.sleep(0.05)
 
 
-def region_at(port: int) -> DERPRegion:
-    """The relay of region 900 as a map has it, IPv4 only, on loopback."""
-    node = DERPNode(name="900a", region_id=REGION, host_name=HOST, ipv4=HOST, ipv6="none", derp_port=port, stun_port=-1)
+def region_at(port: int, host: str = HOST, stun_port: int = -1) -> DERPRegion:
+    """The relay of region 900 as a map has it, by an address of one family."""
+    ipv4, ipv6 = ("none", host) if ":" in host else (host, "none")
+    node = DERPNode("900a", REGION, host, ipv4=ipv4, ipv6=ipv6, derp_port=port, stun_port=stun_port)
     return DERPRegion(REGION, "test", "Test", nodes=(node,))
 
 

@@ -15,7 +15,7 @@ from tailnet.node.flows import (
     MAX_WAITING,
     NEW_FLOWS_PER_SECOND,
     Flows,
-    idle_seconds,
+    idle_seconds_of,
 )
 
 Key = tuple[str, int]
@@ -91,7 +91,7 @@ async def test_each_gets_the_answers_to_what_it_said() -> None:
 
 
 async def test_silence_ends_a_flow(autojump_clock: trio.testing.MockClock) -> None:
-    assert (idle_seconds(53), idle_seconds(54)) == (DNS_IDLE_SECONDS, IDLE_SECONDS)
+    assert (idle_seconds_of(53), idle_seconds_of(54)) == (DNS_IDLE_SECONDS, IDLE_SECONDS)
     async with world() as made:
         made.flows.take(("a", 1), b"x", 30)
         for _ in range(3):
@@ -103,7 +103,7 @@ async def test_silence_ends_a_flow(autojump_clock: trio.testing.MockClock) -> No
         await trio.sleep(29)
         assert made.open_count == 1, "also one that comes back"
         await trio.sleep(2)
-        assert (made.open_count, len(made.flows)) == (0, 0)
+        assert (made.open_count, len(made.flows._flows)) == (0, 0)
         made.flows.take(("a", 1), b"x", 30)
         await made.settle()
         assert made.open_count == 1
@@ -114,7 +114,7 @@ async def test_an_end_that_refuses_ends_its_flow_alone(caplog: pytest.LogCapture
         made.flows.take(("a", 1), b"x")
         made.flows.take(("a", 2), b"refuse")
         await made.settle()
-        assert (made.open_count, len(made.flows)) == (1, 1)
+        assert (made.open_count, len(made.flows._flows)) == (1, 1)
         assert "a flow ended: nobody is there" in caplog.text
 
         def fail() -> None:
@@ -123,7 +123,7 @@ async def test_an_end_that_refuses_ends_its_flow_alone(caplog: pytest.LogCapture
         made.opens = fail
         made.flows.take(("a", 3), b"x")
         await made.settle()
-        assert (len(made.flows), made.flows.lost_datagrams) == (1, 1)
+        assert (len(made.flows._flows), made.flows.lost_datagrams) == (1, 1)
 
 
 async def test_what_is_too_long_is_lost_and_nothing_else() -> None:
@@ -158,7 +158,7 @@ async def test_who_was_silent_for_the_longest_makes_room() -> None:
         made.flows.take(("c", 6), b"x")
         await made.settle()
         assert {end.key for end in made.ends if end.is_closed} == {("a", 2), ("b", 3)}, "of all"
-        assert (len(made.flows), made.open_count, made.flows.displaced_flows) == (4, 4, 2)
+        assert (len(made.flows._flows), made.open_count) == (4, 4)
         made.flows.take(("a", 2), b"again")
         await made.settle()
         assert made.heard[-1] == (("a", 2), b"2 again")
@@ -175,7 +175,7 @@ async def test_who_opens_many_is_slowed_down(autojump_clock: trio.testing.MockCl
         assert made.flows.opened_flows == burst + 1
         assert made.flows.lost_datagrams >= 2 * burst
         assert (("b", 0), b"0 x") in made.heard
-        assert len(made.flows) == made.open_count == 6
+        assert len(made.flows._flows) == made.open_count == 6
         await trio.sleep(1)
         for number in range(3 * burst):
             made.flows.take(("a", number), b"x")
