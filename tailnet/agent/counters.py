@@ -57,7 +57,7 @@ class Counters:
         """Connections that found no room."""
         self.failed: Counter[str] = Counter()
         """Connections whose service ended by an error of its own."""
-        self._streams: dict[TunnelStream, str] = {}
+        self._streams: set[TunnelStream] = set()
         self._ended_bytes = (0, 0)
         self._report = report
 
@@ -65,12 +65,12 @@ class Counters:
     def connection(self, name: str, stream: TunnelStream) -> Iterator[None]:
         """Around a connection of a service of that name."""
         self.connections[name] += 1
-        self._streams[stream] = name
+        self._streams.add(stream)
         try:
             yield
         finally:
             self.connections[name] -= 1
-            del self._streams[stream]
+            self._streams.remove(stream)
             received, sent = self._ended_bytes
             self._ended_bytes = received + stream.received_bytes, sent + stream.sent_bytes
 

@@ -21,7 +21,7 @@ MAX_VALUE_BYTES: Final = 2_048
 GATHER_SECONDS: Final = 1.0
 # A template with hundreds of them does not start hundreds of processes at once.
 MAX_AT_ONCE: Final = 16
-# An interval of 0 is one run; so is one that is shorter than a script takes to start, again and again.
+# A value that is older is never seen: values are sent once a second.
 MIN_INTERVAL_SECONDS: Final = 1.0
 
 Result = agent.WorkspaceAgentMetadata.Result

@@ -132,8 +132,7 @@ async def _attend(process: trio.Process, take: Take, timeout_seconds: float) -> 
             await at_end.wait()
         nursery.cancel_scope.cancel()
     code = process.returncode
-    assert code is not None
-    return Ended(code, is_timed_out, not at_end.is_set())
+    return Ended(-signal.SIGKILL if code is None else code, is_timed_out, not at_end.is_set())
 
 
 async def end_group(process: trio.Process) -> None:
@@ -144,7 +143,9 @@ async def end_group(process: trio.Process) -> None:
             await process.wait()
         # Also when the first of them obeyed: others may not.
         _signal_group(process, signal.SIGKILL)
-        await process.wait()
+        # A disk that does not answer holds even those who are killed.
+        with trio.move_on_after(GRACE_SECONDS):
+            await process.wait()
 
 
 def _signal_group(process: trio.Process, number: signal.Signals) -> None:

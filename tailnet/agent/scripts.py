@@ -9,7 +9,7 @@ import os
 import tempfile
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from enum import Enum
+from enum import Enum, IntEnum
 from typing import BinaryIO, Final
 
 import trio
@@ -36,7 +36,7 @@ class Stage(Enum):
     CRON = agent.Timing.CRON
 
 
-class Outcome(Enum):
+class Outcome(IntEnum):
     """What came of several scripts, the worst of them."""
 
     GOOD = 0
@@ -65,7 +65,7 @@ class Scripts:
         async with trio.open_nursery() as nursery:
             for script in scripts:
                 nursery.start_soon(run, script)
-        return max(outcomes, key=lambda each: each.value, default=Outcome.GOOD)
+        return max(outcomes, default=Outcome.GOOD)
 
     async def run(self, script: Script, stage: Stage) -> Ended:
         """One run, reported."""
@@ -96,16 +96,17 @@ class Scripts:
                     nursery.start_soon(self._repeat, script)
 
     async def _repeat(self, script: Script) -> None:
+        due = now = datetime.now().astimezone()
         while True:
             try:
-                seconds = seconds_until_next(script.cron, datetime.now().astimezone())
-            except CronSimError as error:
+                # A clock that was set back, or a sleep that was short, is no second run at the same time.
+                due = next(CronSim(script.cron, max(now, due)))
+            except (CronSimError, StopIteration) as error:
                 _log.warning("script %s: its schedule %r: %s", script.name, script.cron[:100], error_text(error))
                 return
-            if seconds is None:
-                return
-            await trio.sleep(seconds)
+            await trio.sleep((due - now).total_seconds())
             await self.run(script, Stage.CRON)
+            now = datetime.now().astimezone()
 
     def _environment(self, script: Script) -> dict[str, str]:
         """Besides what sessions have: a directory of its own, and one for programs that it installs for them."""
@@ -177,12 +178,6 @@ class _Output:
         except OSError as error:
             _log.warning("the log of a script takes no more: %s", error_text(error))
             self._left = 0
-
-
-def seconds_until_next(schedule: str, now: datetime) -> float | None:
-    """Of a schedule with five fields, or six with the seconds first.  None: never.  Raises CronSimError."""
-    following = next(CronSim(schedule, now), None)
-    return None if following is None else max(0.0, (following - now).total_seconds())
 
 
 def _timing(script: Script, stage: Stage, ended: Ended, began: datetime) -> agent.Timing:

@@ -42,8 +42,11 @@ class Stats:
     async def run(self) -> None:
         """Until cancelled, or until the coordinator knows no such report."""
         request = agent.UpdateStatsRequest()  # the first asks for the interval alone
-        while (answer := await self._control.report("UpdateStats", request, agent.UpdateStatsResponse)) is not None:
-            seconds = answer.report_interval.ToNanoseconds() / NANOS
+        while True:
+            answer = await self._control.report("UpdateStats", request, agent.UpdateStatsResponse)
+            if "UpdateStats" in self._control.unknown:
+                return
+            seconds = answer.report_interval.ToNanoseconds() / NANOS if answer is not None else 0.0
             await trio.sleep(max(seconds, MIN_SECONDS) if seconds > 0 else DEFAULT_SECONDS)
             request = agent.UpdateStatsRequest(stats=await self.read())
 

@@ -11,7 +11,7 @@ from derp.keys import NodePrivate
 from tailnet.agent.context import Context
 from tailnet.agent.counters import Counters, Kind
 from tailnet.agent.stats import Stats
-from tailnet.errors import Unimplemented
+from tailnet.errors import RpcError, Unimplemented
 from tailnet.node.engine import open_engine
 from tailnet.proto import convert
 from tailnet.proto.generated import agent_pb2 as agent
@@ -84,3 +84,11 @@ async def test_one_that_wants_no_stats_gets_none() -> None:
     async with alone(rpc) as stats:
         await stats.run()
     assert len(rpc.calls) == 1
+
+
+async def test_a_refusal_is_the_last_of_nothing(autojump_clock: trio.testing.MockClock) -> None:
+    rpc = FakeRpc(UpdateStats=RpcError("this agent reports much more than it may"))
+    async with alone(rpc) as stats, trio.open_nursery() as nursery:
+        nursery.start_soon(stats.run)
+        await rpc.wait_said("UpdateStats", 2)
+        nursery.cancel_scope.cancel()

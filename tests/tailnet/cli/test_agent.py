@@ -41,7 +41,7 @@ def test_asked_wrongly(words: str, said: str) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_token_of_nobody_is_said(tmp_path: Path) -> None:
+def test_a_coordinator_that_is_not_there_is_said() -> None:
     """Nothing listens at port 9: it tries on, so it is stopped."""
     command = [*COMMAND, "--url", "http://127.0.0.1:9", "--token", "x"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
