@@ -49,7 +49,6 @@ class Link:
         *,
         options: DialOptions | None = None,
         back_off: BackOff = BACK_OFF,
-        fraction: Callable[[], float] = random.random,
         insists: bool = False,
     ) -> None:
         """`insists`: a refusal after the first success ends nothing, since what is in front of a coordinator may say so
@@ -59,7 +58,6 @@ class Link:
         self._token = token
         self._options = options
         self._back_off = back_off
-        self._fraction = fraction
         self._insists = insists
         self._resume_token = ""
         self._is_proven = False
@@ -81,7 +79,7 @@ class Link:
             if not self._is_proven or (is_refusal(error) and not (self._insists and may_pass(error))):
                 raise error
             failures = 1 if trio.current_time() - began >= STABLE_SECONDS else failures + 1
-            delay = self._back_off.delay(failures, self._fraction())
+            delay = self._back_off.delay(failures, random.random())
             if isinstance(error, UpgradeRefused):
                 delay = max(delay, min(error.retry_after_seconds, MAX_ASKED_SECONDS))
             # One line for each reason and not for each try: an outage must not fill a disk.

@@ -25,7 +25,6 @@ from derp.client.dial import DialOptions
 from derp.client.reconnect import BackOff
 from derp.errors import DerpError
 from derp.keys import NodePrivate
-from derp.map import DERPMap
 from derp.transport.stream import mapped_errors
 from tailnet.client.coordination import (
     AGENT_DOOR,
@@ -126,28 +125,27 @@ class Member:
         self.telemetry = Telemetry(telemetry, private.public().raw)
         self.link = link
         self.peers = Peers(engine, answers_ready=answers_ready)
-        self.place = Place(engine, home, options, changed=self._tell_others)
+        self._self_changed = trio.lowlevel.ParkingLot()
+        self.place = Place(engine, home, options, changed=self._self_changed.unpark_all)
         self._private = private
         self._addresses = addresses
         self._serve_more = serve
         self._tunnels: set[PeerID] = set()
         self._coordination: Coordination | None = None
-        self._has_map = trio.Event()
-        self._is_announced = trio.Event()
-        self._self_changed = trio.lowlevel.ParkingLot()
+        self.announced = trio.Event()
+        """Peers can hear of us."""
 
-    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(self) -> None:
         """Belong to the tailnet until the coordinator refuses: raises what it said, and what goes wrong at first."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.peers.run)
             nursery.start_soon(self.place.run)
-            nursery.start_soon(self._tell_started, task_status)
             await self.link.run(self._serve)
 
     async def add_tunnel(self, peer_id: PeerID) -> None:
         """Ask for a peer, now and whenever the coordinator has to be asked again."""
         self._tunnels.add(peer_id)
-        if self._coordination is not None and self._is_announced.is_set():
+        if self._coordination is not None:
             await self._coordination.add_tunnel(peer_id)
 
     async def leave(self) -> None:
@@ -175,9 +173,8 @@ class Member:
 
     async def _announce(self, coordination: Coordination) -> None:
         """Say where we are and whom we want, and the former again whenever it changes."""
-        await self._has_map.wait()
         await self.place.wait_home()
-        if not self._is_announced.is_set():
+        if not self.announced.is_set():
             # The first time others come as soon as they hear of us, and a relay hands on nothing to whom it has not.
             await self.engine.relays.wait_home()
         said: tailnet.Node | None = None
@@ -192,7 +189,7 @@ class Member:
                 for peer_id in self._tunnels:
                     await coordination.add_tunnel(peer_id)
                 self.link.proven()
-                self._is_announced.set()
+                self.announced.set()
             said = node
 
     def _describe(self) -> tailnet.Node:
@@ -209,22 +206,9 @@ class Member:
     async def _follow_maps(self, rpc: RpcClient) -> None:
         maps = await open_maps(rpc, self.link.url)
         with mapped_errors(f"the coordinator's map within {MAP_SECONDS:g} s"), trio.fail_after(MAP_SECONDS):
-            self._take_map(await maps.receive())
+            self.place.take_map(await maps.receive())
         while True:
-            self._take_map(await maps.receive())
-
-    def _take_map(self, derp_map: DERPMap) -> None:
-        self.place.take_map(derp_map)
-        self._has_map.set()
-
-    # --- below ---
-
-    def _tell_others(self) -> None:
-        self._self_changed.unpark_all()
-
-    async def _tell_started(self, task_status: trio.TaskStatus[None]) -> None:
-        await self._is_announced.wait()
-        task_status.started()
+            self.place.take_map(await maps.receive())
 
 
 class Client:
@@ -310,7 +294,8 @@ async def _open_member(
                 telemetry=telemetry,
             )
             async with open_background() as nursery:
-                await nursery.start(member.run)
+                nursery.start_soon(member.run)
+                await member.announced.wait()
                 try:
                     yield member
                 finally:

@@ -24,7 +24,7 @@ from derp.netcheck.report import FULL_REPORT_SECONDS, Report
 from tailnet.errors import ConfigError
 from tailnet.node.engine import Engine
 from tailnet.paths.endpoint import Endpoint, parse_endpoint
-from tailnet.transport.interfaces import AddressWatch
+from tailnet.transport.interfaces import AddressWatch, own_hosts
 
 _log = logging.getLogger("tailnet.client")
 
@@ -59,7 +59,7 @@ class Place:
     """Of one node.  `home`: a region to stay in whatever is measured; None: the nearest."""
 
     def __init__(
-        self, engine: Engine, home: int | None, options: DialOptions | None, *, changed: Callable[[], None]
+        self, engine: Engine, home: int | None, options: DialOptions | None, *, changed: Callable[[], object]
     ) -> None:
         self.report: Report | None = None
         """What was measured last."""
@@ -72,6 +72,7 @@ class Place:
         self._seen: dict[Endpoint, float] = {}
         self._latencies: dict[str, float] = {}
         self._news = trio.Event()  # measure at once
+        self._has_map = trio.Event()
         self._has_home = trio.Event()
         is_direct = bool(engine.sockets.all)
         self._netcheck = Netcheck(
@@ -81,24 +82,24 @@ class Place:
 
     def take_map(self, derp_map: DERPMap) -> None:
         """Take another map.  Raises ConfigError for the first one, if it has no relay where we are to be."""
-        before, self._map = self._map, derp_map
+        usable, home, wanted = usable_regions(derp_map.regions), self._relays.home, self._wanted_home
+        if home is not None and not usable:
+            # It is a slip of the map's, maybe of minutes; who has a session goes on.
+            _log.warning("the coordinator's new map has no relay: the one before stays")
+            return
+        chosen = choose_home(derp_map.regions, wanted if home is None or wanted in usable else None)
+        is_other, self._map = derp_map != self._map, derp_map
         self._relays.set_map(derp_map.regions)
-        usable = usable_regions(derp_map.regions)
-        if self._relays.home is not None and self._relays.home not in usable:
-            try:
-                self._move(choose_home(derp_map.regions, self._wanted_home))
-            except ConfigError as error:
-                # It is a slip of the map's, maybe of minutes; who has a session goes on.
-                _log.warning("the coordinator's new map is of no use: %s", error)
-        elif self._relays.home is None:
-            home = choose_home(derp_map.regions, self._wanted_home)
-            if self._wanted_home is not None or len(usable) == 1:
-                self._move(home)
-        if before != derp_map:
+        # With several regions a node's first home is measured.
+        if len(usable) == 1 or wanted in usable or (home is not None and home not in usable):
+            self._move(chosen)
+        self._has_map.set()
+        if is_other:
             self._news.set()
 
     async def wait_home(self) -> None:
-        """Until there is a home, after `take_map`: the nearest, if that is known soon, and else the map's."""
+        """Until there is a map, and a home: the nearest, if that is known soon, and else the map's."""
+        await self._has_map.wait()
         with trio.move_on_after(HOME_SECONDS):
             await self._has_home.wait()
         if self._relays.home is None:
@@ -113,8 +114,7 @@ class Place:
         """Keep it true until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch_home)
-            if self._engine.sockets.all:
-                nursery.start_soon(self._watch_addresses)
+            nursery.start_soon(self._watch_addresses)
             while True:
                 await self._news.wait()
                 self._news = trio.Event()
@@ -126,7 +126,7 @@ class Place:
     async def _wait_due(self) -> None:
         measured_at = trio.current_time()
         while not self._news.is_set():
-            with trio.move_on_after(random.uniform(*ACTIVE_SECONDS)):  # no secret
+            with trio.move_on_after(random.uniform(*ACTIVE_SECONDS)):
                 await self._news.wait()
             now = trio.current_time()
             # A map without STUN is measured by HTTPS alone, which costs each relay a connection.
@@ -189,15 +189,15 @@ class Place:
             self._changed()
 
     async def _watch_addresses(self) -> None:
-        before = self._engine.sockets.endpoints()
+        before = own_hosts()
         with closing(AddressWatch()) as watch:
             while True:
                 await watch.wait()
                 await trio.sleep(SETTLE_SECONDS)
-                now_there = self._engine.sockets.endpoints()
-                if now_there != before:
-                    self._network_changed(is_lost=not set(before) <= set(now_there))
-                    before = now_there
+                hosts = own_hosts()
+                if hosts != before:
+                    self._network_changed(is_lost=not set(before) <= set(hosts))
+                    before = hosts
 
     def _network_changed(self, *, is_lost: bool) -> None:
         _log.info("this machine's addresses are others now")

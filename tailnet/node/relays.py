@@ -112,8 +112,7 @@ class Relays:
 
     def last_heard(self, region: int) -> float | None:
         """When the region's relay last sent anything; None: never, or there is no connection."""
-        link = self._links.get(region)
-        return link.heard_at if link is not None and link.down_since is None else None
+        return self._links[region].heard_at if self._is_up(region) else None
 
     def down_since(self, region: int) -> float | None:
         """Since when a region's relay has been dialled in vain; None: it has us, or is not dialled."""
@@ -123,13 +122,13 @@ class Relays:
     async def wait_connected(self, region: int) -> None:
         """Until the relay of a region has us.  Raises trio.TooSlowError."""
         with trio.fail_after(CONNECT_SECONDS):
-            while (link := self._links.get(region)) is None or link.down_since is not None:
+            while not self._is_up(region):
                 await self.wait_change()
 
     async def wait_home(self) -> None:
         """Until the relay of the home, whichever that is by then, has us.  Raises trio.TooSlowError."""
         with trio.fail_after(CONNECT_SECONDS):
-            while self.home is None or self.home not in self._links or self._links[self.home].down_since is not None:
+            while not self._is_up(self.home):
                 await self.wait_change()
 
     async def wait_change(self) -> None:
@@ -137,6 +136,10 @@ class Relays:
         await self._changed.park()
 
     # --- below ---
+
+    def _is_up(self, region: int | None) -> bool:
+        link = self._links.get(region) if region is not None else None
+        return link is not None and link.down_since is None
 
     def _begin(self, region: int) -> _Link:
         link = self._links[region] = _Link(trio.current_time())
@@ -166,6 +169,8 @@ class Relays:
                 self._end(region, link)
 
     def _take(self, region: int, link: _Link, batch: Sequence[Heard]) -> None:
+        if self._links.get(region) is not link:
+            return  # its end was told, and another may be there
         link.heard_at = trio.current_time()
         for heard in batch:
             if isinstance(heard, Connected):

@@ -138,7 +138,8 @@ class Watch:
 async def test_other_addresses_are_told_and_paths_are_tried_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     hosts = ["192.0.2.7"]
     Watch.event = trio.Event()
-    monkeypatch.setattr(udp_module, "own_hosts", lambda: list(hosts))
+    for module in (udp_module, place_module):
+        monkeypatch.setattr(module, "own_hosts", lambda: list(hosts))
     monkeypatch.setattr(place_module, "AddressWatch", Watch)
     monkeypatch.setattr(place_module, "SETTLE_SECONDS", 0.0)
     with trio.fail_after(PATIENCE_SECONDS):
@@ -219,3 +220,17 @@ def test_a_home(regions: dict[int, tuple[bool, bool]], home: int | None, chosen:
             choose_home(made, home)
     else:
         assert choose_home(made, home) == chosen
+
+
+async def test_a_map_of_no_use_changes_nothing_and_a_wanted_home_is_gone_back_to() -> None:
+    one, other = (map_of(DERPNode(f"{region}a", region, "127.0.0.1")) for region in (FAR, NEAR))
+    two = replace(one, regions={**one.regions, **other.regions})
+    async with open_engine(NodePrivate.generate(), [], {}, None, is_direct=False) as engine:
+        place = Place(engine, FAR, None, changed=lambda: None)
+        with pytest.raises(ConfigError):
+            place.take_map(DERPMap({}))
+        homes = []
+        for derp_map in (two, DERPMap({}), other, two):
+            place.take_map(derp_map)
+            homes.append((engine.relays.home, len(engine.relays.regions)))
+    assert homes == [(FAR, 2), (FAR, 2), (NEAR, 1), (FAR, 2)]
