@@ -10,12 +10,12 @@ from urllib.parse import quote
 from uuid import UUID
 
 from fastapi import APIRouter, Path, Query
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 from starlette.requests import Request
 
 from tailnet.api.answers import OmitEmpty
 from tailnet.api.guards import ChangeableAgent, ReadableAgent
-from tailnet.api.into_agent import FromAgent, ask_agent
+from tailnet.api.into_agent import LISTED, MAPPED, FromAgent, ask_agent
 from tailnet.refusals import Refused
 
 router = APIRouter(prefix="/api/v2/workspaceagents", tags=["agents"])
@@ -25,9 +25,6 @@ RECREATING: Final = "Internal error recreating devcontainer."
 CONTAINERS_PATH: Final = "/api/v0/containers"
 _NO_ID: Final = UUID(int=0)
 _NO_TIME: Final = "0001-01-01T00:00:00Z"
-# What Go sends of an empty slice or map that was never made.
-_NULL_IS_EMPTY: Final = BeforeValidator(lambda value: {} if value is None else value)
-_NULL_IS_NONE: Final = BeforeValidator(lambda value: () if value is None else value)
 _Port = Annotated[int, Field(ge=0, le=65535)]
 
 
@@ -47,11 +44,11 @@ class Container(FromAgent):
     id: str = ""
     name: str = ""
     image: str = ""
-    labels: Annotated[Mapping[str, str], _NULL_IS_EMPTY] = {}
+    labels: Annotated[Mapping[str, str], MAPPED] = {}
     running: bool = False
-    ports: Annotated[Sequence[ContainerPort], _NULL_IS_NONE] = ()
+    ports: Annotated[Sequence[ContainerPort], LISTED] = ()
     status: str = ""
-    volumes: Annotated[Mapping[str, str], _NULL_IS_EMPTY] = {}
+    volumes: Annotated[Mapping[str, str], MAPPED] = {}
 
 
 class DevcontainerAgent(FromAgent):
@@ -81,8 +78,8 @@ class Containers(FromAgent):
     """All of them, and what the agent could not find out."""
 
     devcontainers: Sequence[Devcontainer] | None = None
-    containers: Annotated[Sequence[Container], _NULL_IS_NONE] = ()
-    warnings: OmitEmpty[Annotated[Sequence[str], _NULL_IS_NONE]] = ()
+    containers: Annotated[Sequence[Container], LISTED] = ()
+    warnings: OmitEmpty[Annotated[Sequence[str], LISTED]] = ()
 
 
 class Remark(FromAgent):
@@ -97,7 +94,7 @@ class Accepted(FromAgent):
 
     message: str = ""
     detail: OmitEmpty[str] = ""
-    validations: OmitEmpty[Annotated[Sequence[Remark], _NULL_IS_NONE]] = ()
+    validations: OmitEmpty[Annotated[Sequence[Remark], LISTED]] = ()
 
 
 @router.get("/{workspaceagent}/containers")

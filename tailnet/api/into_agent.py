@@ -5,7 +5,7 @@ Asked by containers.py, listening_ports.py and pty.py; next hops: services/agent
 
 from typing import Final, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 from starlette.requests import HTTPConnection
 
 from tailnet import refusals
@@ -19,6 +19,9 @@ from tailnet.store.rows import AgentIdentity, AgentStatus
 
 M = TypeVar("M", bound=BaseModel)
 
+# What Go writes of a slice or a map that was never made is null.
+LISTED: Final = BeforeValidator(lambda value: () if value is None else value)
+MAPPED: Final = BeforeValidator(lambda value: {} if value is None else value)
 DIALLING: Final = "Internal error dialing workspace agent."
 
 

@@ -9,11 +9,11 @@ from typing import Annotated, Final
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 from starlette.requests import Request
 
 from tailnet.api.guards import ReadableAgent, ServicesOf
-from tailnet.api.into_agent import FromAgent, ask_agent
+from tailnet.api.into_agent import LISTED, FromAgent, ask_agent
 
 router = APIRouter(prefix="/api/v2/workspaceagents", tags=["agents"])
 
@@ -39,7 +39,7 @@ class ListeningPort(FromAgent):
 class ListeningPorts(FromAgent):
     """All of them."""
 
-    ports: Annotated[Sequence[ListeningPort], BeforeValidator(lambda value: value or ())] = ()
+    ports: Annotated[Sequence[ListeningPort], LISTED] = ()
 
 
 @router.get("/{workspaceagent}/listening-ports")

@@ -2,8 +2,8 @@
 
     async with own_node.dial(agent_id, 4, user.id) as stream: ...
 One per process.  The first dial begins it: a peer of the coordinator without a connection (`HubCall`), at home at the
-embedded relay.  Tunnels are shared by all requests and kept for a while.  It gives relays alone a try: the embedded one
-is in this process, so a direct way would spare nothing, and open UDP ports that no operator knows of.  Next hops:
+embedded relay.  Tunnels are shared by all requests and kept for a while.  It uses relays alone: the embedded one is in
+this process, so a direct way would spare nothing, and open UDP ports that no operator knows of.  Next hops:
 node/engine.py, hub.py; asked by agent_http.py and api/pty.py.
 """
 
@@ -62,16 +62,16 @@ class Unreachable(TailnetError):
     """There is no way to the agent now; the text says why."""
 
 
+class TooMany(TailnetError):
+    """Somebody, or all together, reach into agents as often as one may."""
+
+
 class Dial(Enum):
     """What became of a try to reach into an agent: also the label set of the metric."""
 
     REACHED = "reached"
     FAILED = "failed"
     REFUSED = "refused"  # too many are open
-
-
-class TooMany(TailnetError):
-    """Somebody, or all together, reach into agents as often as one may."""
 
 
 class HubCall:
@@ -160,13 +160,12 @@ class _Tunnel:
 class _Session:
     """The node while it runs."""
 
-    def __init__(self, engine: Engine, call: HubCall, coordination: Coordination, limit: int) -> None:
+    def __init__(self, engine: Engine, call: HubCall, coordination: Coordination) -> None:
         self.engine = engine
         self.peers = Peers(engine)
         self.tunnels: OrderedDict[PeerID, _Tunnel] = OrderedDict()  # the one used last at the end
-        self._call = call
         self.coordination = coordination
-        self._limit = limit
+        self._call = call
 
     async def dial(self, agent_id: PeerID, port: int) -> TunnelStream:
         """A connection to a port of an agent whose tunnel is in use."""
@@ -174,7 +173,7 @@ class _Session:
         await self._call.wait_read()
         await self.peers.wait(agent_id)
         address = agent_id.address(TAILSCALE_SERVICE_PREFIX).packed
-        return await self.engine.dial(address, port, timeout_seconds=DIAL_SECONDS)
+        return await self.engine.dial(address, port)
 
     @asynccontextmanager
     async def using(self, agent_id: PeerID) -> AsyncIterator[_Tunnel]:
@@ -192,10 +191,10 @@ class _Session:
             tunnel.idle_since = trio.current_time()
 
     async def _make_room(self) -> None:
-        if len(self.tunnels) >= self._limit:
+        if len(self.tunnels) >= MAX_TUNNELS:
             idle = next((agent_id for agent_id, each in self.tunnels.items() if not each.users), None)
             if idle is None:
-                raise TooMany(f"this server reaches into {self._limit} agents at once, and each is in use")
+                raise TooMany(f"this server reaches into {MAX_TUNNELS} agents at once, and each is in use")
             await self._drop(idle)
 
     async def sweep(self, is_known: Callable[[PeerID], bool]) -> None:
@@ -235,7 +234,6 @@ class OwnNode:
         own_region: DERPRegion | None = None,
         *,
         expected: Callable[[bytes], AbstractContextManager[None]] = lambda key: nullcontext(),
-        max_tunnels: int = MAX_TUNNELS,
     ) -> None:
         self.dials: Counter[Dial] = Counter()
         self.trouble = ""
@@ -247,7 +245,6 @@ class OwnNode:
         self._maps = maps
         self._own_region = own_region
         self._expected = expected
-        self._max_tunnels = max_tunnels
         self._session: _Session | None = None
         self._attempts = 0
         self._changed = trio.lowlevel.ParkingLot()
@@ -298,8 +295,10 @@ class OwnNode:
 
     @contextmanager
     def _counting(self, user_id: str) -> Iterator[None]:
-        if self._users[user_id] >= MAX_STREAMS_PER_USER or self._users.total() >= MAX_STREAMS:
-            raise TooMany(f"more than {MAX_STREAMS_PER_USER} connections of yours into agents are open")
+        if self._users[user_id] >= MAX_STREAMS_PER_USER:
+            raise TooMany(f"{MAX_STREAMS_PER_USER} connections of yours into agents are open")
+        if self._users.total() >= MAX_STREAMS:
+            raise TooMany(f"{MAX_STREAMS} connections into agents are open")
         self._users[user_id] += 1
         try:
             yield
@@ -310,6 +309,8 @@ class OwnNode:
 
     async def _running(self, deadline: float) -> _Session:
         """The session, once it has begun."""
+        if self.closed.is_set():
+            raise Unreachable("the server leaves")
         attempts = self._attempts
         self._wanted.set()
         with trio.move_on_at(deadline):
@@ -327,8 +328,8 @@ class OwnNode:
         self.closed.set()
 
     async def run(self) -> None:
-        """Serve until cancelled; begins when somebody dials, and anew when it was lost."""
-        while True:
+        """Serve until the server leaves; begins when somebody dials, and anew when it was lost."""
+        while not self.closed.is_set():
             await self._wanted.wait()
             self._wanted = trio.Event()
             try:
@@ -336,7 +337,8 @@ class OwnNode:
                     await self._serve(session)
             except* _LOST as group:
                 self.trouble = reason_of(group)
-                _log.warning("! this server's own node is lost: %s", self.trouble)
+                if not self.closed.is_set():
+                    _log.warning("! this server's own node is lost: %s", self.trouble)
             except* Exception as group:
                 # A defect of one part, which must not take agents and their peers with it.
                 self.trouble = reason_of(group)
@@ -362,7 +364,7 @@ class OwnNode:
                         describe_node(private.public(), engine.core.paths.disco_key, [address], home)
                     )
                     await engine.relays.wait_connected(home)
-                    yield _Session(engine, call, coordination, self._max_tunnels)
+                    yield _Session(engine, call, coordination)
                 finally:
                     call.leave()
 
