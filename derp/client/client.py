@@ -368,7 +368,7 @@ class DerpClient:
     def _collect(self, *, at_once: bool = False) -> None:
         """Take over what the core wants to send."""
         frames = self._core.data_to_send()
-        if at_once and frames and self._send_now(frames):
+        if at_once and frames and self._send_at_once(frames):
             return
         for frame in frames:
             if frame[0] == FrameType.PONG and self._outbox_bytes >= MAX_QUEUE_BYTES:
@@ -378,7 +378,7 @@ class DerpClient:
         if self._outbox:
             self._work.set()
 
-    def _send_now(self, frames: list[bytes]) -> bool:
+    def _send_at_once(self, frames: list[bytes]) -> bool:
         """Send them at once if nothing is before them: a task that writes costs more than what it does for a batch.
         What the kernel does not take then waits in the stream for that task."""
         stream = self._stream
@@ -386,7 +386,7 @@ class DerpClient:
             return False
         self._in_flight = frames
         try:
-            is_sent = stream.send_now(b"".join(frames))
+            is_sent = stream.send_at_once(b"".join(frames))
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             self._broken = transport_error(error, f"send to {self.address.label()}")
             is_sent = False

@@ -40,16 +40,19 @@ def take_over(stream: trio.abc.Stream) -> trio.abc.Stream:
     """A connected client's socket or TLS on one, from trio's stream; any other stream is given back as it is.
 
     A batch of packets costs half of what trio's streams need for it: TLS is read in one piece instead of a record at a
-    time, a receive has one task switch instead of two, and `send_now` has none.
+    time, a receive has one task switch instead of two, and `send_at_once` has none.
     """
     below = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
     if not isinstance(below, trio.SocketStream) or not hasattr(socket.socket, "sendmsg"):
         return stream
-    address = below.socket.getpeername()
-    if below is stream:
-        return LinkStream(Link(_detach(below), address), b"")
     # trio keeps them to itself, and has no other way to go on with a connection.
     parts: Any = [getattr(stream, name, None) for name in ("_ssl_object", "_incoming", "_outgoing")]
+    try:
+        address = below.socket.getpeername()
+    except OSError:
+        return stream  # it is broken already, which whoever reads it hears
+    if below is stream:
+        return LinkStream(Link(_detach(below), address), b"")
     if None in parts:
         return stream
     link = TlsLink.taken_over(_detach(below), address, *parts)
@@ -144,7 +147,7 @@ class LinkStream(trio.abc.Stream):
                 await self._wait_sent()
             await self._wait_sent()
 
-    def send_now(self, data: bytes) -> bool:
+    def send_at_once(self, data: bytes) -> bool:
         """Send without a task switch.  False: the kernel did not take all, and the next `send_all`, if only of nothing,
         waits until it has.  Raises as `send_all` does."""
         with self._sending():

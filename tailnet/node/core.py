@@ -159,10 +159,8 @@ class NodeCore:
         if peer is None or not datagrams:
             return
         endpoint, region = self.paths.route(peer, now)
-        if region is None:
-            self._set_burst(node_key, MAX_BURST_SEGMENTS)
-        else:
-            self._set_burst(node_key, self._relay_bursts.get(region, self.stack.limits.burst_segments))
+        unknown = self.stack.limits.burst_segments
+        self._set_burst(node_key, MAX_BURST_SEGMENTS if region is None else self._relay_bursts.get(region, unknown))
         if endpoint is None and region is None:
             self.drops[Drop.NO_WAY] += len(datagrams)
         if endpoint is not None:

@@ -1,6 +1,7 @@
 """Links as trio streams: trio's own laws over plain and TLS links on real sockets, and what a reactor hands over."""
 
 import socket
+import struct
 from collections.abc import Awaitable, Callable
 from functools import partial
 
@@ -121,16 +122,16 @@ async def test_what_is_sent_now_and_does_not_fit_leaves_with_the_next_send(
     one, other = await make()
     pieces = [b"small", bytes(range(256)) * 4000, b"last"]
     async with one, other, trio.open_nursery() as nursery:
-        assert one.send_now(pieces[0])
-        assert not one.send_now(pieces[1])
-        assert not one.send_now(pieces[2])
+        assert one.send_at_once(pieces[0])
+        assert not one.send_at_once(pieces[1])
+        assert not one.send_at_once(pieces[2])
         nursery.start_soon(one.send_all, b"")
         received = bytearray()
         while len(received) < sum(map(len, pieces)):
             received += await other.receive_some()
         assert received == b"".join(pieces)
         await trio.testing.wait_all_tasks_blocked()
-        assert one.send_now(b"room again")
+        assert one.send_at_once(b"room again")
 
 
 async def test_what_trio_has_read_of_the_connection_is_taken_over_too() -> None:
@@ -149,6 +150,16 @@ async def test_what_trio_has_read_of_the_connection_is_taken_over_too() -> None:
     async with take_over(tls) as taken:
         assert await taken.receive_some() == b"second"
         assert await taken.receive_some() == b""
+
+
+async def test_a_connection_that_was_reset_is_not_taken_over() -> None:
+    one, other = socket_pair()
+    stream = trio.SocketStream(trio.socket.from_stdlib_socket(one))
+    other.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    other.close()
+    async with stream:
+        await trio.lowlevel.wait_readable(stream.socket)
+        assert take_over(stream) is stream
 
 
 async def test_a_stream_without_a_socket_of_ours_is_not_taken_over() -> None:
