@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 from contextlib import suppress
+from ipaddress import IPv6Address
 from typing import Final
 
 import trio
@@ -102,8 +103,11 @@ class _Sessions:
     def _addresses(self) -> dict[str, str]:
         """As sshd names both ends."""
         address, port = user_address(self._stream), self._stream.remote_address[1]
-        here = self._stream.local_port
-        return {"SSH_CLIENT": f"{address} {port} {here}", "SSH_CONNECTION": f"{address} {port} {address} {here}"}
+        here, here_port = IPv6Address(self._stream.local_address), self._stream.local_port
+        return {
+            "SSH_CLIENT": f"{address} {port} {here_port}",
+            "SSH_CONNECTION": f"{address} {port} {here} {here_port}",
+        }
 
 
 def _is_transfer(request: Request) -> bool:

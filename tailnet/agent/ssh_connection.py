@@ -6,7 +6,6 @@ docs/agent-ssh.md.  RFC 4251 to 4254, and OpenSSH's PROTOCOL.  Next hop: ssh.py.
 """
 
 import asyncio
-import logging
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -23,8 +22,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from derp.text import error_text, printable
-
-_log = logging.getLogger("tailnet.agent")
 
 # A browser behind `ssh -D` has some hundred connections at once; a client asks for more than that by mistake.
 MAX_CHANNELS: Final = 256
@@ -45,6 +42,8 @@ _PACKETS_A_TURN: Final = 64
 # The environment of one session, names and values; OpenSSH's clients send a handful.
 MAX_VARIABLES: Final = 128
 MAX_VARIABLES_BYTES: Final = 64 * 1024
+# That wait, each of another name; clients know 13 of them.
+MAX_SIGNALS: Final = 16
 # From connecting to the first channel: the tunnel is there already, so this is two round trips and some arithmetic.
 HANDSHAKE_SECONDS: Final = 30
 # After five minutes without an answer a client is gone: as long as a detached terminal is kept.
@@ -266,20 +265,11 @@ class SessionChannel(Channel):
         """Names without SIG, not yet taken; `wait_asked` tells."""
         self.size: Size | None = None
         """A new one of the terminal, not yet taken."""
-        self._asked = trio.lowlevel.ParkingLot()
-
-    @property
-    def environment(self) -> dict[str, str]:
+        self.environment: dict[str, str] = {}
         """What the client sent."""
-        return {
-            name.decode(errors="replace"): value.decode(errors="replace") for name, value in self._wire.sent.items()
-        }
-
-    @property
-    def agent_path(self) -> str | None:
+        self.agent_path: str | None = None
         """Where the client's ssh-agent answers, if it forwards one."""
-        path: str | None = self._wire.get_agent_path()
-        return path
+        self._asked = trio.lowlevel.ParkingLot()
 
     async def send_error(self, data: bytes) -> None:
         """To standard error."""
@@ -301,6 +291,11 @@ class SessionChannel(Channel):
         self._wire.exit_with_signal(name)
 
     def session_started(self) -> None:
+        # Now: when the session's task begins, its client may have gone already.
+        self.environment = {
+            name.decode(errors="replace"): value.decode(errors="replace") for name, value in self._wire.sent.items()
+        }
+        self.agent_path = self._wire.get_agent_path()
         self._connection.start_session(self)
 
     def pty_requested(self, kind: str, size: tuple[int, int, int, int], modes: Mapping[int, int]) -> bool:
@@ -323,16 +318,13 @@ class SessionChannel(Channel):
         self._asked.unpark_all()
 
     def signal_received(self, name: str) -> None:
-        # A client that sends them faster than a process takes them means the same by all of them.
-        if name not in self.signals:
+        # A client that sends them faster than a program takes them means the same by all of them.
+        if name not in self.signals and len(self.signals) < MAX_SIGNALS:
             self.signals.append(name)
         self._asked.unpark_all()
 
     def break_received(self, milliseconds: int) -> bool:
         return False
-
-    def soft_eof_received(self) -> None:
-        """Of a line editor that we do not use."""
 
 
 class _Bounded(SSHChannel[bytes]):

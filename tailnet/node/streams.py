@@ -39,6 +39,11 @@ class TunnelStream(trio.abc.HalfCloseableStream):
         return self._connection.remote_address, self._connection.remote_port
 
     @property
+    def local_address(self) -> bytes:
+        """Our own address, 16 bytes."""
+        return self._connection.local_address
+
+    @property
     def local_port(self) -> int:
         return self._connection.local_port
 

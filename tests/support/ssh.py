@@ -17,7 +17,7 @@ import trio
 from tailnet.agent.context import Context
 from tailnet.agent.ssh import serve
 from tailnet.node.streams import TunnelStream
-from tests.support.agents import USER
+from tests.support.agents import AGENT, USER
 
 PATIENCE_SECONDS = 120.0
 # Nothing of whoever runs the tests: no settings, no keys, no agent.
@@ -35,7 +35,7 @@ OPTIONS = {
 class LoopbackStream(trio.abc.HalfCloseableStream):
     """What stands for a TunnelStream: a TCP connection with a tailnet's addresses."""
 
-    local_port = 22
+    local_address, local_port = AGENT, 22
     remote_address = (USER, 50000)
 
     def __init__(self, inner: trio.SocketStream) -> None:

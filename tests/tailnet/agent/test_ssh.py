@@ -76,6 +76,7 @@ async def test_the_environment(server: SshServer) -> None:
     assert found["CODER_AGENT_TOKEN"] == "a-token"
     assert "CODER_SSH_SESSION_TYPE" not in found
     assert found["SSH_CLIENT"] == "fd7a:115c:a1e0::2 50000 22"
+    assert found["SSH_CONNECTION"] == "fd7a:115c:a1e0::2 50000 fd7a:115c:a1e0::1 22"
 
 
 async def test_sessions_are_counted_by_what_opened_them(server: SshServer) -> None:

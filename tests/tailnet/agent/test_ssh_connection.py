@@ -1,5 +1,6 @@
 """Hostile and unlucky clients: what each costs, and that nothing of it stays."""
 
+import asyncio
 import gc
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -299,3 +300,18 @@ async def test_whoever_a_client_says_that_it_is(server: SshServer, username: str
     """SDKs say nothing at all: the tunnel has proved who is calling."""
     async with hostile_client(server.port, username):
         pass
+
+
+async def test_signals_that_nobody_takes(server: SshServer) -> None:
+    """Of all names there are, before a program is there to take them."""
+    async with hostile_client(server.port) as client:
+        opening = asyncssh.channel.SSHClientChannel(
+            client.connection, asyncio.get_running_loop(), "strict", None, "strict", 1 << 20, 1 << 15
+        )
+        await client.call(opening._open, b"session")
+        for number in range(1000):
+            opening.send_signal(f"NAME{number}")
+        with trio.fail_after(PATIENCE_SECONDS):
+            await trio.testing.wait_all_tasks_blocked(0.1)
+        (wire,) = the_connection()._protocol._channels.values()
+        assert len(wire._session.signals) == ssh_connection.MAX_SIGNALS
