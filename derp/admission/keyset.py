@@ -76,13 +76,11 @@ class NewestKeySet:
         self.current: KeySet | None = None
         """The newest one, whether or not it has ended."""
 
-    def take(self, document: bytes, now: float) -> KeySet | None:
-        """Believe a snapshot from now on.  None: it is the one that is believed already.  Raises SignedFormatError:
-        it is not from whom it should be, older than one that was seen, at its end, or of a time that has not come."""
-        return self.take_opened(open_key_set(document, self.issuers), now)
+    def take(self, key_set: KeySet, now: float) -> KeySet | None:
+        """Believe a snapshot that `open_key_set` gave, from now on.  None: it is the one that is believed already.
 
-    def take_opened(self, key_set: KeySet, now: float) -> KeySet | None:
-        """The same, of one that was checked."""
+        Raises SignedFormatError: it is older than one that was seen, at its end, or of a time that has not come.
+        """
         if key_set.issued_at > now + SKEW_SECONDS:
             raise SignedFormatError(
                 f"was issued at {utc(key_set.issued_at)}, and here it is {utc(now)}: one of the two clocks is wrong"

@@ -96,11 +96,6 @@ class Advisor:
             self._advice.begin(client, Cause.ADMISSION_ENDING, text, self._host.now)
             self._alarm.by(self._host.now)
 
-    def end_ending(self, client: Client) -> None:
-        """It may stay after all."""
-        self._advice.end(client, Cause.ADMISSION_ENDING, self._host.now)
-        self._alarm.look()
-
     def note_slow(self, client: Client, seconds: float) -> None:
         """Packets wait for a client."""
         if seconds > SLOW_SECONDS:

@@ -53,7 +53,7 @@ class KeySetFollower:
         self._headers = {"Authorization": f"Bearer {rules.key_set_token}"} if rules.key_set_token else {}
         self._clock = clock
         self._newest = NewestKeySet(rules.issuers)
-        self._trouble = ""
+        self._trouble = self._told = ""
         self.on_change: list[Callable[[Collection[bytes]], None]] = []
         """Called when another set counts, with the keys that it takes the right from."""
         self.taken_count = 0
@@ -98,10 +98,13 @@ class KeySetFollower:
         if closed := self.closed_by:
             return closed
         current = self._newest.current
-        if not self._trouble or current is None:
-            return ""
-        ends = "soon, " if current.ends_at - self._clock() < ENDING_SECONDS else ""
-        return f"no newer key set comes ({self._trouble}); the one that is here ends {ends}at {utc(current.ends_at)}"
+        assert current is not None, "or nobody would get in"
+        life = current.ends_at - current.issued_at
+        ends_soon = current.ends_at - self._clock() < min(ENDING_SECONDS, life / 4)
+        when = f"the one that is here ends {'soon, ' if ends_soon else ''}at {utc(current.ends_at)}"
+        if self._trouble:
+            return f"no newer key set comes ({self._trouble}); {when}"
+        return f"no newer key set has come; {when}" if ends_soon else ""
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Follow the source until cancelled; started when what was kept is known, or a file was read."""
@@ -144,6 +147,7 @@ class KeySetFollower:
             now = await trio.to_thread.run_sync(_mark, path)
             if is_first or now != seen:
                 await self._read_file(path)
+            self._tell()
             if is_first:
                 task_status.started()
             is_first, seen = False, now
@@ -177,7 +181,7 @@ class KeySetFollower:
         # 100,000 keys are 0.1 s of work, so not on the reactor's thread.
         opened = await trio.to_thread.run_sync(open_key_set, document, self._newest.issuers)
         before = self._newest.current or _NOTHING
-        taken = self._newest.take_opened(opened, self._clock())
+        taken = self._newest.take(opened, self._clock())
         if taken is None:
             return False
         self.taken_count += 1
@@ -196,15 +200,22 @@ class KeySetFollower:
         is_refused = isinstance(error, SignedFormatError)
         self.refused_count += is_refused
         self.failed_count += not is_refused
-        text = f"the key set of {self._name} {error}" if is_refused else str(error)
-        if text != self._trouble:
-            self._trouble = text
-            told = fields(event="admission_fault", reason=text)
-            _log.warning("! admission: %s", self.problem or text, extra=told)
+        self._trouble = f"the key set of {self._name} {error}" if is_refused else str(error)
+        self._tell()
 
     def _recover(self) -> None:
-        if self._trouble:
-            self._trouble = ""
+        self._trouble = ""
+        self._tell()
+
+    def _tell(self) -> None:
+        """Say in the log what is the matter, whenever that is something else: that the set has ended, for one."""
+        problem = self.problem
+        if problem == self._told:
+            return
+        self._told = problem
+        if problem:
+            _log.warning("! admission: %s", problem, extra=fields(event="admission_fault", reason=problem))
+        else:
             _log.info("= admission: key sets of %s come again", self._name)
 
 

@@ -2,6 +2,10 @@
 
 import pytest
 
+from derp.admission.signed import IssuerPrivate
+from derp.admission.terms import Terms
+from derp.admission.ticket import sign_ticket
+from derp.admission.trials import Trials
 from derp.config import RelayConfig
 from derp.keys import MeshKey, NodePrivate
 from derp.server.admission import Admission, Question, Verdict
@@ -103,3 +107,80 @@ def test_a_key_that_is_expected_comes_in_while_it_is() -> None:
         verdict = admission.decide(key, "")
         assert verdict is not None
         assert not verdict.allowed
+
+
+class Known:
+    """A key set, as admission sees it."""
+
+    problem = ""
+
+    def __init__(self, keys: tuple[bytes, ...], revoked: tuple[bytes, ...] = (), closed_by: str = "") -> None:
+        self.keys, self.revoked, self.closed_by = keys, revoked, closed_by
+
+    def has(self, key: bytes) -> bool:
+        return key in self.keys
+
+    def is_revoked(self, key: bytes) -> bool:
+        return key in self.revoked
+
+
+@pytest.mark.parametrize(
+    ("allow", "known", "said", "key", "expected"),
+    [
+        (None, Known((GOOD,)), None, GOOD, True),
+        (None, Known((GOOD,)), None, OTHER, False),
+        (None, Known((GOOD,)), {}, GOOD, True),  # nobody is asked about a key of the set
+        (None, Known((GOOD,)), {}, OTHER, None),
+        (None, Known((), (BAD,)), {BAD: True}, BAD, False),  # revoked, whoever else allows it
+        ((BAD,), Known((BAD,), (BAD,)), None, BAD, False),
+        ((OTHER,), Known((GOOD,)), None, GOOD, False),  # the list has to allow too
+        ((OTHER,), Known((GOOD,)), None, OTHER, False),
+    ],
+)
+def test_the_order_of_key_sets(
+    allow: tuple[bytes, ...] | None, known: Known, said: dict[bytes, bool] | None, key: bytes, expected: bool | None
+) -> None:
+    lists = config(allow_keys=None if allow is None else frozenset(allow))
+    admission = Admission(lists, None if said is None else Sayings(said), known=[known])
+    verdict = admission.decide(key, "192.0.2.1")
+    assert (verdict.allowed if verdict is not None else None) is expected
+
+
+def test_nobody_can_be_admitted_only_if_no_way_is_open() -> None:
+    ended = Known((), (), "the key set 7 ended")
+    assert Admission(config(), known=[ended]).closed_by == "the key set 7 ended"
+    assert Admission(config(), known=[ended, Known((GOOD,))]).closed_by == ""
+    assert Admission(config(), known=[ended], trials=Trials()).closed_by == ""
+    assert Admission(config()).closed_by == ""
+    verdict = Admission(config(), known=[ended]).decide(GOOD, "")
+    assert verdict is not None
+    assert verdict.because == "the key set 7 ended"
+
+
+def test_a_ticket_opens_what_the_list_does_not_and_a_denial_stands() -> None:
+    issuer, now = IssuerPrivate(b"i" * 32), 1_800_000_000.0
+    host = f"{sign_ticket(issuer, GOOD, now, now + 60)}.relay.example:443"
+    rules = config(issuers=(issuer.public(),), allow_keys=frozenset({OTHER}))
+    admission = Admission(rules, clock=lambda: now)
+    verdict = admission.decide(GOOD, "", host)
+    assert verdict is not None
+    assert verdict.terms == Terms("the ticket of this machine", now + 60)
+    for key, shown, because in (
+        (GOOD, "", "it is none of --allow-keys"),
+        (BAD, host, "it is none of --allow-keys"),
+    ):
+        refused = admission.decide(key, "", shown)
+        assert refused is not None
+        assert (refused.allowed, refused.because) == (False, because)
+    denied = Admission(config(issuers=(issuer.public(),), deny_keys=frozenset({GOOD})), clock=lambda: now)
+    refused = denied.decide(GOOD, "", host)
+    assert refused is not None
+    assert refused.because == "it is one of --deny-keys"
+    alone = Admission(config(issuers=(issuer.public(),)), clock=lambda: now)
+    for key, shown, because in (
+        (GOOD, "", "it shows no ticket and no invitation"),
+        (BAD, host, "its ticket is for another key, or of no issuer that is trusted here"),
+    ):
+        refused = alone.decide(key, "", shown)
+        assert refused is not None
+        assert refused.because == because

@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from derp.admission.keyset import KeySet, sign_key_set
+from derp.admission.keyset import KeySet, open_key_set, sign_key_set
 from derp.admission.signed import IssuerPrivate
 from derp.config import RelayConfig
 from derp.errors import ConnectError
@@ -113,7 +113,9 @@ async def test_a_restart_begins_with_what_was_kept_and_believes_nothing_older(
     assert "there is no key set yet" in follower.closed_by
 
 
-async def test_an_hour_without_the_control_plane(autojump_clock: trio.testing.MockClock) -> None:
+async def test_an_hour_without_the_control_plane(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
     """Virtual time: known keys get in for the whole hour, unknown ones never, and the end is said before it comes."""
     start = 1_800_000_000.0 - trio.current_time()
 
@@ -123,7 +125,7 @@ async def test_an_hour_without_the_control_plane(autojump_clock: trio.testing.Mo
     issuer = IssuingServer(wall())
     document = issuer.publish([GOOD], life=2 * HOUR_SECONDS)
     follower = KeySetFollower(rules("http://127.0.0.1:9/gone"), clock=wall)
-    follower._newest.take(document, wall())
+    follower._newest.take(open_key_set(document, [PRIVATE.public()]), wall())
     async with trio.open_nursery() as nursery:
         await nursery.start(follower.run)
         for minute in range(60):
@@ -132,11 +134,14 @@ async def test_an_hour_without_the_control_plane(autojump_clock: trio.testing.Mo
         assert follower.failed_count >= HOUR_SECONDS / (MAX_RETRY_SECONDS + 5)
         assert follower.closed_by == ""
         assert "cannot be reached" in follower.problem
-        await trio.sleep(60)
+        assert "ends at 2027-01-15 10:00:00 UTC" in follower.problem
+        await trio.sleep(HOUR_SECONDS / 2 + 60)
         assert "ends soon, at 2027-01-15 10:00:00 UTC" in follower.problem
         await trio.sleep(HOUR_SECONDS)
         assert not follower.has(GOOD)
         assert "the key set 101 ended at 2027-01-15 10:00:00 UTC" in follower.closed_by
+        for said in ("ends at", "ends soon, at", "the key set 101 ended at"):
+            assert sum(said in record.getMessage() for record in caplog.records) == 1, said
         nursery.cancel_scope.cancel()
 
 
@@ -205,4 +210,4 @@ def test_another_issuer_is_not_believed() -> None:
     now = time.time()
     document = sign_key_set(IssuerPrivate(b"x" * 32), KeySet(1, now, now + 60, frozenset({GOOD})))
     with pytest.raises(ValueError, match="none of the issuers"):
-        follower._newest.take(document, now)
+        follower._newest.take(open_key_set(document, follower._newest.issuers), now)
