@@ -42,6 +42,7 @@ class Verdict:
 
 
 ADMITTED: Final = Verdict(True)
+_KNOWN: Final = Verdict(True, "its key is known")
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +223,7 @@ class Admission:
         if refused is not None:
             return refused
         if any(known.has(key) for known in self._known):
-            return ADMITTED
+            return _KNOWN
         if self._verifier is not None:
             return self._verifier.cached(key, address)
         if by_shown is not None:

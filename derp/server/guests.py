@@ -27,11 +27,10 @@ _WARN_PART: Final = 10
 
 
 class _Guest:
-    __slots__ = ("ends", "start_bytes", "terms", "told_out")
+    __slots__ = ("start_bytes", "terms", "told_out")
 
-    def __init__(self, terms: Terms, ends: float) -> None:
+    def __init__(self, terms: Terms) -> None:
         self.terms = terms
-        self.ends = ends
         self.start_bytes = terms.account.left if terms.account is not None else 0
         self.told_out = 0  # bytes to the client that were charged already
 
@@ -68,7 +67,7 @@ class Guests:
     def arrive(self, client: Client, terms: Terms) -> None:
         """A client has just been registered."""
         ends = self._host.now + (terms.ends_at - self._clock())
-        self._guests[client] = _Guest(terms, ends)
+        self._guests[client] = _Guest(terms)
         if ends < math.inf:
             self._set(client, ends if terms.is_trial else max(ends - WARN_SECONDS, self._host.now))
 
@@ -104,9 +103,7 @@ class Guests:
         if account.left <= 0:
             self._end(client, guest, "has no bytes left")
         elif not guest.terms.is_trial and account.left < guest.start_bytes // _WARN_PART:
-            text = (
-                f"{guest.terms.what} has only {account.left:,} bytes left on this relay; ask whoever runs it for more"
-            )
+            text = f"{guest.terms.what} has few of its bytes left on this relay; ask whoever runs it for more"
             self._advisor.note_ending(client, text)
 
     def _set(self, client: Client, at: float) -> None:

@@ -75,9 +75,9 @@ async def test_bytes_are_counted_both_ways_and_end_it() -> None:
         assert account.left == 10_000 - client.bytes_out
         guests.charge_sent(client, 7_500)
         server.relay.host.flush()
-        while "only" not in (text := (await other.receive_a(Health)).text):
+        while "few" not in (text := (await other.receive_a(Health)).text):
             pass
-        assert text.startswith("the invitation of this machine has only")
+        assert text.startswith("the invitation of this machine has few of its bytes left")
         guests.charge_sent(client, 500)
         server.relay.host.flush()
         assert (await other.receive_a(Health)).text.startswith("the invitation of this machine has no bytes left")
