@@ -5,6 +5,7 @@ put into the reference's words for the API.
 """
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any, Final
 import trio
 
 from derp.text import error_text, fit_to_show
+from tailnet.agent.processes import end_group
 from tailnet.errors import TailnetError
 
 ENGINES: Final = ("docker", "podman")
@@ -23,7 +25,7 @@ ENGINE_SECONDS: Final = 20.0
 MAX_ANSWER_BYTES: Final = 8 * 1024 * 1024
 MAX_CONTAINERS: Final = 500
 NO_ENGINE: Final = f"there is no container engine on this machine: none of {', '.join(ENGINES)} is in PATH"
-_MAX_COMPLAINT_BYTES: Final = 4096
+_MAX_COMPLAINT_BYTES: Final = 400  # its end: the beginning is what went well
 # As engines allow; a name that began with a dash would be an option.
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _USER: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,63})?")
@@ -65,18 +67,17 @@ async def run_command(argv: Sequence[str], seconds: float = ENGINE_SECONDS) -> b
             process = await trio.lowlevel.open_process(
                 list(argv), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints, start_new_session=True
             )
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise ContainerError(f"{name} cannot be started: {error_text(error)}") from None
         try:
             answer = await _read_all(process, name)
             status = await process.wait()
         finally:
-            with trio.CancelScope(shield=True):
-                process.kill()
-                await process.wait()
+            if process.returncode is None:
+                await end_group(process)
         if status:
-            complaints.seek(0)
-            last = complaints.read(_MAX_COMPLAINT_BYTES).decode(errors="replace").strip()
+            complaints.seek(max(0, complaints.seek(0, os.SEEK_END) - _MAX_COMPLAINT_BYTES))
+            last = complaints.read().decode(errors="replace").strip()
             raise ContainerError(f"{name}: {fit_to_show(last) or f'it ended with status {status}'}")
         return answer
     raise ContainerError(f"{name} did not answer within {seconds:g} s")

@@ -7,7 +7,6 @@ Building one is that command line's work, and goes on when the request is answer
 import logging
 import shutil
 from collections.abc import AsyncGenerator, Iterator
-from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, Final
 from uuid import NAMESPACE_URL, UUID, uuid5
@@ -34,13 +33,6 @@ _CONFIG_LABEL: Final = "devcontainer.config_file"
 _NO_CLI: Final = "`devcontainer` is not in PATH: npm install -g @devcontainers/cli"
 
 
-@dataclass(slots=True)
-class _Build:
-    """One that runs, or that failed."""
-
-    error: str = ""
-
-
 class Devcontainers:
     """Those of one agent."""
 
@@ -48,7 +40,7 @@ class Devcontainers:
         self._lock = trio.Lock()
         self._listed: list[dict[str, Any]] = []
         self._listed_at = -FRESH_SECONDS
-        self._builds: dict[str, _Build] = {}
+        self._builds: dict[str, str] = {}  # by id; "" while it runs, else what went wrong
 
     async def describe(self, context: Context) -> dict[str, Any]:
         """All of them.  Raises Refused where there is no engine."""
@@ -62,9 +54,9 @@ class Devcontainers:
                 if one["running"] or "container" not in described:
                     described |= {"container": one, "status": "running" if one["running"] else "stopped"}
         by_id = {each["id"]: each for each in found.values()}
-        for build_id, build in self._builds.items():
+        for build_id, error in self._builds.items():
             if build_id in by_id:
-                by_id[build_id] |= {"status": "error", "error": build.error} if build.error else {"status": "starting"}
+                by_id[build_id] |= {"status": "error", "error": error} if error else {"status": "starting"}
         devcontainers = sorted(by_id.values(), key=lambda each: (each["name"], each["id"]))
         return {"devcontainers": devcontainers, "containers": containers}
 
@@ -91,26 +83,26 @@ class Devcontainers:
         command = shutil.which("devcontainer")
         if command is None:
             raise Refused(500, "Unable to recreate devcontainer", _NO_CLI)
-        if sum(not build.error for build in self._builds.values()) >= MAX_BUILDS:
+        if sum(not error for error in self._builds.values()) >= MAX_BUILDS:
             raise Refused(
                 409, "Unable to recreate devcontainer", f"{MAX_BUILDS} are being built: wait for one of them."
             )
-        build = self._builds[devcontainer_id] = _Build()
+        self._builds[devcontainer_id] = ""
         argv = [command, "up", "--remove-existing-container", "--workspace-folder", one["workspace_folder"]]
         if config_path := one.get("config_path"):
             argv += ["--config", config_path]
-        context.nursery.start_soon(self._build, devcontainer_id, build, argv)
+        context.nursery.start_soon(self._build, devcontainer_id, argv)
         return {
             "message": "Devcontainer recreation initiated",
             "detail": f'Recreation process for devcontainer "{name}" has started.',
         }
 
-    async def _build(self, devcontainer_id: str, build: _Build, argv: list[str]) -> None:
+    async def _build(self, devcontainer_id: str, argv: list[str]) -> None:
         try:
             await run_command(argv, BUILD_SECONDS)
         except ContainerError as error:
             _log.warning("devcontainer %s was not built: %s", devcontainer_id, error)
-            build.error = str(error)
+            self._builds[devcontainer_id] = str(error)
         else:
             del self._builds[devcontainer_id]
         self._listed_at = -FRESH_SECONDS

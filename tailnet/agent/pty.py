@@ -96,7 +96,7 @@ class ReconnectingPty:
         environment = {**context.environment(), "TERM": "xterm-256color"}
         try:
             terminal = await open_terminal(argv, environment, context.directory, wish.height, wish.width)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a command may have a zero byte
             raise TerminalError(f"the agent cannot start {argv[0]}: {error_text(error)}") from None
         self._terminals[wish.terminal_id] = terminal
         try:

@@ -7,6 +7,7 @@ import trio
 
 from tailnet.agent import containers
 from tailnet.agent.containers import ContainerError, list_containers, run_command
+from tests.support.terminals import is_running
 
 
 async def test_the_list(engine: Path) -> None:
@@ -46,6 +47,25 @@ async def test_an_engine_that_fails_or_is_not_there(engine: Path, monkeypatch: p
         await list_containers()
     with pytest.raises(ContainerError, match="docker cannot be started"):
         await run_command(["/nowhere/docker"])
+    with pytest.raises(ContainerError, match="sh cannot be started"):
+        await run_command(["/bin/sh", "a\0b"])
+
+
+async def test_the_end_of_what_a_program_complained_of() -> None:
+    with pytest.raises(ContainerError, match=r"^sh: .*999 1000$"):
+        await run_command(["/bin/sh", "-c", "seq -s ' ' 1000 >&2; exit 1"])
+
+
+async def test_what_a_program_began_ends_with_it(tmp_path: Path) -> None:
+    """Both are in one group."""
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run_command, ["/bin/sh", "-c", f"sleep 1000 & echo $! > {tmp_path}/pid; wait"])
+            while not (tmp_path / "pid").exists() or not (text := (tmp_path / "pid").read_text()):  # noqa: ASYNC110
+                await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
+        while is_running(int(text)):  # noqa: ASYNC110  # the kernel tells nobody
+            await trio.sleep(0.01)
 
 
 async def test_one_that_is_silent_or_says_too_much(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -176,6 +176,8 @@ async def test_what_cannot_be_had_is_said(monkeypatch: pytest.MonkeyPatch, tmp_p
         assert b"/no/such/shell" in await client.wait_end()
     monkeypatch.setenv("PATH", str(tmp_path))
     async with terminals() as agent:
+        client = await attach(agent, uuid4(), "a\0b")
+        assert b"cannot start /bin/sh" in await client.wait_end()
         client = await attach(agent, uuid4(), Container="web")
         assert NO_ENGINE.encode() in await client.wait_end()
 
