@@ -12,7 +12,7 @@ import click
 from derp.text import fit_to_show
 from tailnet.cli.login import read_login
 from tailnet.cli.reach import reach_options
-from tailnet.cli.ssh import become, host_alias, port_option, proxy_options, ssh_options
+from tailnet.cli.ssh import become, host_alias, port_option, ssh_options
 from tailnet.errors import ConfigError
 
 # What begins so is of this machine, whatever follows.
@@ -52,7 +52,7 @@ def cp(
     parsed = [parse_place(text) for text in places]
     agent = check_places(parsed)
     login = read_login(**how)
-    options = ssh_options(agent, proxy_options(login, port, relay_only, wait))
+    options = ssh_options(login, agent, port, relay_only, wait)
     flags = ["-r"] * recursive + ["-p"] * preserve + ["-q"] * quiet
     become("scp", [*flags, *options, "--", *(scp_word(place) for place in parsed)], login)
 

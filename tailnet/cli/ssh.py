@@ -75,7 +75,7 @@ def ssh(
 
         run_interruptible(work)
         return
-    options = ssh_options(agent, proxy_options(login, port, relay_only, wait))
+    options = ssh_options(login, agent, port, relay_only, wait)
     become("ssh", [*options, "--", host_alias(agent), *command], login)
 
 
@@ -88,15 +88,11 @@ def become(name: str, words: Sequence[str], login: Login) -> None:
     os.execve(path, [name, *words], ssh_environment(login, os.environ))
 
 
-def proxy_options(login: Login, port: int, relay_only: bool, wait: float) -> list[str]:
-    """What `tailnet ssh --stdio` is told of how to reach the agent."""
-    options = ["--wait", f"{wait:g}", "--port", str(port)]
-    return options + ["--relay-only"] * relay_only + ["--insecure-http"] * login.url.startswith("http:")
-
-
-def ssh_options(agent: str, options: Sequence[str]) -> list[str]:
+def ssh_options(login: Login, agent: str, port: int, relay_only: bool, wait: float) -> list[str]:
     """Those of ssh and scp that lead to an agent through us."""
-    settings = {"ProxyCommand": proxy_command(*options, "--", agent), **SETTINGS}
+    words = ["--wait", f"{wait:g}", "--port", str(port)]
+    words += ["--relay-only"] * relay_only + ["--insecure-http"] * login.url.startswith("http:")
+    settings = {"ProxyCommand": proxy_command(*words, "--", agent), **SETTINGS}
     return [each for name, value in settings.items() for each in ("-o", f"{name}={value}")]
 
 

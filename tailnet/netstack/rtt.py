@@ -7,7 +7,7 @@ _ALPHA: Final = 1 / 8
 _BETA: Final = 1 / 4
 _K: Final = 4.0
 _GRANULARITY: Final = 0.001
-# Longer than a relay's queue of 32 takes on a way of 20 KB/s, and no longer than a user waits after a cut path is left.
+# What a relay's queue of 32 takes on a way of 20 KB/s; more, and users would wait for it when a cut path was left.
 _KEPT_SECONDS: Final = 2.0
 
 

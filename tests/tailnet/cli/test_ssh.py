@@ -123,10 +123,10 @@ async def test_a_command_through_ssh(environ: dict[str, str], tmp_path: Path, st
 
 
 def test_its_command_line() -> None:
-    words = ssh_options("alice/dev.main 50%", ["--wait", "5"])
+    words = ssh_options(Login("https://a.example", "x"), "alice/dev.main 50%", 1, False, 5.0)
     assert words[0] == "-o"
     proxy = words[1].removeprefix("ProxyCommand=")
-    assert shlex.split(proxy)[-5:] == ["--stdio", "--wait", "5", "--", "alice/dev.main 50%%"]
+    assert shlex.split(proxy)[-7:] == ["--stdio", "--wait", "5", "--port", "1", "--", "alice/dev.main 50%%"]
     assert host_alias("alice/dev.main 50%") == "tailnet.alice-dev.main-50-"
 
 
