@@ -75,6 +75,8 @@ ENDLESS |= {"/api/v2/workspaceagents/{workspaceagent}/watch-metadata"}
 FORMS = {"/login": {400, 401, 413}, "/logout": {303}}
 # Without --auth-url it is no route; what it refuses with one is in test_auth_changed.py.
 ABSENT = {"/api/v2/auth/changed": {404}}
+# A body is nothing to it; the agent is not connected.
+BODILESS = {"/api/v2/workspaceagents/{workspaceagent}/containers/devcontainers/{devcontainer}/recreate": {400}}
 # Read over: "before" is, as everywhere; what asks by its presence has no wrong value.
 NO_NUMBERS_OF = {"before"}
 
@@ -253,7 +255,7 @@ async def test_other_users(place: Place, asked: Asked) -> None:
 
 @pytest.mark.parametrize("asked", named([each for each in ROUTES if each.method in ("POST", "PATCH", "PUT")]))
 async def test_bodies_that_are_none(place: Place, asked: Asked) -> None:
-    others = FORMS | ABSENT
+    others = FORMS | ABSENT | BODILESS
     statuses = others.get(asked.path, {400})
     async with place.unchanged():
         for kind in ("application/json", "text/plain", ""):

@@ -26,6 +26,9 @@ WALK = Walk(
         "/api/v2/workspaceagents/me/external-auth": "it wants one parameter of two, and one that names a provider",
         "/api/v2/workspaceagents/me/gitauth": "the same",
         "/api/v2/workspaceagents/{workspaceagent}/watch-metadata-ws": "without an upgrade it is 426",
+        "/api/v2/workspaceagents/{workspaceagent}/containers/watch": "the same",
+        "/api/v2/workspaceagents/{workspaceagent}/containers": "no agent is connected, which could be asked",
+        "/api/v2/workspaceagents/{workspaceagent}/listening-ports": "the same",
     },
 )
 TOKENS = {"user": user_token("alice"), "agent": agent_token("main"), "operator": "", None: ""}
