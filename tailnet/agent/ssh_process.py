@@ -51,8 +51,8 @@ async def run_program(
             return await _Program(channel, process, None).run()
         ours, theirs = open_terminal(terminal.size, terminal.modes)
         stream = await stack.enter_async_context(trio.lowlevel.FdStream(ours))
-        environment = {**environment, "TERM": terminal.kind, "SSH_TTY": os.ttyname(theirs)}
         try:
+            environment = {**environment, "TERM": terminal.kind, "SSH_TTY": os.ttyname(theirs)}
             process = await _open(on_terminal(theirs, command), directory, environment, theirs, theirs, theirs)
         finally:
             os.close(theirs)
