@@ -1,7 +1,7 @@
 """How a target is tried, whatever it is of: its seeds, changed ones, any bytes; and whether it can find something.
 
-A target takes bytes and returns; every exception is a find.  Tables of them are `TARGETS` in derp_targets.py and
-netstack_targets.py: a name, the target, and inputs worth changing.
+A target takes bytes and returns; every exception is a find.  Tables of them are `TARGETS` in derp_targets.py,
+netstack_targets.py and agent_targets.py: a name, the target, and inputs worth changing.  test_targets.py runs them all.
 """
 
 import random

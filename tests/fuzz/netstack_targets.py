@@ -79,7 +79,7 @@ class Node:
             assert connection.state is not State.CLOSED
             receiver, board = connection.receiver, connection.sender.board
             if receiver is not None:
-                assert len(receiver.reassembly._pieces) <= LIMITS.max_pieces
+                assert len(receiver.reassembly.pieces) <= LIMITS.max_pieces
                 assert receiver.reassembly.nxt <= receiver.edge + 1
                 assert receiver.reassembly.waiting <= LIMITS.max_receive_bytes
             if connection.state in SYNCHRONIZED:

@@ -1,4 +1,4 @@
-"""A short run of every target of the netstack, the same on every machine; a longer one: more MUTATIONS."""
+"""The targets of the netstack can find something; test_targets.py runs them."""
 
 from typing import Any
 
@@ -8,27 +8,6 @@ from tailnet.netstack import reassembly, scoreboard, segment, udp
 from tailnet.netstack.segment import ACK
 from tests.fuzz import laws
 from tests.fuzz.netstack_targets import TARGETS, Node
-
-EXAMPLES = 100
-MUTATIONS = 250
-
-
-@pytest.mark.parametrize("name", TARGETS)
-def test_the_seeds_obey_the_law(name: str) -> None:
-    laws.try_seeds(*TARGETS[name])
-
-
-@pytest.mark.parametrize("name", TARGETS)
-def test_changed_seeds_obey_the_law(name: str) -> None:
-    laws.try_changed_seeds(*TARGETS[name], MUTATIONS, name)
-
-
-@pytest.mark.parametrize("name", TARGETS)
-def test_any_bytes_obey_the_law(name: str) -> None:
-    laws.try_any_bytes(*TARGETS[name], EXAMPLES)
-
-
-# --- the targets can find something ---
 
 
 def finds(name: str) -> bool:
