@@ -1,7 +1,8 @@
 """Scripts of a template as processes: started, read, timed out, ended with everything they started.  Layer L3.
 
 A script is a file that its interpreter reads: what its first line names, else the shell.  It has a process group of its
-own, no input, and two pipes whose bytes go to the caller as they come.  Next hop: scripts.py, metadata.py.
+own, no input, and two pipes whose bytes go to the caller as they come.  `end_groups`
+ends whatever an agent has started.  Next hop: scripts.py, metadata.py, terminals.py.
 """
 
 import os
@@ -9,7 +10,7 @@ import shlex
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,10 @@ from tailnet.agent.context import Context
 Take: TypeAlias = Callable[[bytes, bool], None]
 """A piece of output; True: of the standard error."""
 
-# From SIGTERM to SIGKILL.
+# From asking to SIGKILL: an editor saves its swap file, a shell its history; more is not owed to what is ended.
 GRACE_SECONDS: Final = 5.0
+# How often a process group is looked at: whether it has become empty.
+_LOOK_SECONDS: Final = 0.05
 # What a script left in the background may go on writing for so long.  The pipes are closed then.
 PIPE_SECONDS: Final = 10.0
 # A script that prints without end gets so many bytes as fast as they come, and then 6 MB/s: reading more would take a
@@ -137,17 +140,42 @@ async def _attend(process: trio.Process, take: Take, timeout_seconds: float) -> 
 
 async def end_group(process: trio.Process) -> None:
     """End a process and all that are in its group: they are asked, and killed if they go on.  Not to be cancelled."""
+    await end_groups({process.pid}, process.wait)
+
+
+async def end_groups(
+    groups: set[int], reap: Callable[[], Awaitable[object]], first: signal.Signals = signal.SIGTERM
+) -> None:
+    """`first`, and after GRACE_SECONDS SIGKILL for what is left of the groups.  Not to be cancelled.
+
+    `reap` waits for their leader.  What has a session or a group of its own (setsid, a job under nohup) stays.
+    """
     with trio.CancelScope(shield=True):
-        _signal_group(process, signal.SIGTERM)
+        signal_groups(groups, first)
+        signal_groups(groups, signal.SIGCONT)  # who is stopped hears nothing
         with trio.move_on_after(GRACE_SECONDS):
-            await process.wait()
-        # Also when the first of them obeyed: others may not.
-        _signal_group(process, signal.SIGKILL)
+            await reap()
+            # Also when the leader obeyed: others may not.
+            while any(_is_alive(group) for group in groups):  # noqa: ASYNC110  # the kernel tells nobody
+                await trio.sleep(_LOOK_SECONDS)
+        signal_groups(groups, signal.SIGKILL)
         # A disk that does not answer holds even those who are killed.
         with trio.move_on_after(GRACE_SECONDS):
-            await process.wait()
+            await reap()
 
 
-def _signal_group(process: trio.Process, number: signal.Signals) -> None:
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, number)
+def signal_groups(groups: set[int], number: signal.Signals) -> None:
+    """Those that have gone meanwhile hear nothing."""
+    for group in groups:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, number)
+
+
+def _is_alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # somebody else's, whom a program of ours has become
+    return True

@@ -148,9 +148,7 @@ class Terminal:
             self.came.unpark_all()
             try:
                 if self._process.returncode is None:
-                    with trio.CancelScope(shield=True):
-                        await hang_up(groups_of(self._process.pid, self._master), self._process.wait)
-                        await self._process.wait()
+                    await hang_up(groups_of(self._process.pid, self._master), self._process.wait)
             finally:
                 trio.lowlevel.notify_closing(self._master)
                 os.close(self._master)

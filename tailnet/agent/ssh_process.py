@@ -2,7 +2,7 @@
 
 A client that vanishes is a hangup: SIGHUP, and after a grace SIGKILL, to the program's process group and to
 what stands in the terminal's foreground.  What has a session or a group of its own (setsid, a job under nohup) stays.
-Next hop: terminals.py, ssh_terminal.py, ssh_connection.py.
+Next hop: terminals.py, processes.py, ssh_terminal.py, ssh_connection.py.
 """
 
 import os
@@ -14,9 +14,10 @@ from typing import Final
 
 import trio
 
+from tailnet.agent.processes import signal_groups
 from tailnet.agent.ssh_connection import SessionChannel
 from tailnet.agent.ssh_terminal import open_terminal
-from tailnet.agent.terminals import groups_of, hang_up, on_terminal, set_size, signal_groups
+from tailnet.agent.terminals import groups_of, hang_up, on_terminal, set_size
 
 _READ_BYTES: Final = 32 * 1024
 # What a program wrote last comes out of its terminal a moment after its end, and the terminal holds no more than this;
@@ -92,8 +93,7 @@ class _Program:
                     is_finished = True
             finally:
                 if not is_finished:
-                    with trio.CancelScope(shield=True):
-                        await hang_up(self._groups(), self._reap)
+                    await hang_up(self._groups(), self._reap)
             nursery.cancel_scope.cancel()
         return await self._reap()
 

@@ -12,12 +12,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
-import trio
+from tailnet.agent.processes import end_groups
 
-# An editor saves its swap file, a shell its history; more than that is not owed to a terminal that is gone.
-GRACE_SECONDS: Final = 5.0
-# How often a process group is looked at: whether it has become empty.
-_LOOK_SECONDS: Final = 0.05
 # What becomes the program: a session leader without a terminal gets the one that it opens.
 _OPENING: Final = ("/bin/sh", "-c", 'exec <>"$0" >&0 2>&0 "$@"')
 
@@ -42,32 +38,6 @@ def groups_of(leader: int | None, terminal: int | None) -> set[int]:
     return groups - {0}
 
 
-def signal_groups(groups: set[int], number: signal.Signals) -> None:
-    """Those that have gone meanwhile hear nothing."""
-    for group in groups:
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(group, number)
-
-
 async def hang_up(groups: set[int], reap: Callable[[], Awaitable[object]]) -> None:
-    """As when a line is hung up: SIGHUP, and after GRACE_SECONDS SIGKILL for what is left of the groups.
-
-    `reap` waits for the session's leader.  What has a session or a group of its own (setsid, a job under nohup) stays.
-    """
-    signal_groups(groups, signal.SIGHUP)
-    signal_groups(groups, signal.SIGCONT)
-    with trio.move_on_after(GRACE_SECONDS):
-        await reap()
-        while any(_is_alive(group) for group in groups):  # noqa: ASYNC110  # the kernel tells nobody
-            await trio.sleep(_LOOK_SECONDS)
-    signal_groups(groups, signal.SIGKILL)
-
-
-def _is_alive(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    """As when a line is hung up.  `reap` waits for the session's leader."""
+    await end_groups(groups, reap, signal.SIGHUP)

@@ -146,3 +146,10 @@ async def test_a_script_that_forks_without_end_ends_with_its_group(
     ended, output = await run("i=0; while [ $i -lt 40 ]; do sleep 1000 & echo $!; i=$((i+1)); done; wait", context, 2.0)
     assert ended.is_timed_out
     await wait_dead([int(each) for each in output.printed[False].split()])
+
+
+async def test_who_outlives_the_first_of_a_script_has_the_same_grace(context: Context) -> None:
+    script = "(trap 'sleep 0.2; echo done; exit' TERM; while :; do sleep 0.01; done) &\nexec sleep 1000"
+    ended, output = await run(script, context, 2.0)
+    assert ended == Ended(-signal.SIGTERM, is_timed_out=True)
+    assert output.printed[False] == b"done\n"

@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from tailnet.agent import terminals
+from tailnet.agent import processes
 from tailnet.agent.pty_terminal import LEAD_BYTES, RING_BYTES, Reader, Scrollback, Terminal, open_terminal
 from tests.support.terminals import is_running
 
@@ -122,7 +122,7 @@ async def test_a_process_waits_while_nobody_who_is_attached_reads() -> None:
 
 @pytest.mark.parametrize("script", ["cat", "trap '' HUP TERM; echo deaf; while :; do sleep 1; done"])
 async def test_it_is_hung_up_and_killed(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(terminals, "GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(processes, "GRACE_SECONDS", 0.2)
     async with running(f"echo $$; {script}") as terminal:
         with terminal.attached() as reader:
             pid = int((await read_until(reader, b"\n")).split()[0])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tailnet.agent import terminals
+from tailnet.agent import processes
 from tests.support.ssh import PATIENCE_SECONDS, SshServer, open_ssh_server
 
 
@@ -44,7 +44,7 @@ async def test_a_client_that_vanishes_takes_its_program_along(server: SshServer,
 
 
 async def test_a_program_that_does_not_hear_a_hangup(server: SshServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(terminals, "GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(processes, "GRACE_SECONDS", 0.2)
     async with server.client("trap '' HUP; echo $$; while :; do sleep 0.01; done") as client:
         leader = int(await client.line())
         client.process.kill()

@@ -7,8 +7,9 @@ import subprocess
 import pytest
 import trio
 
-from tailnet.agent import terminals
-from tailnet.agent.terminals import groups_of, hang_up, set_size, signal_groups
+from tailnet.agent import processes
+from tailnet.agent.processes import signal_groups
+from tailnet.agent.terminals import groups_of, hang_up, set_size
 from tests.support.terminals import is_running
 
 
@@ -22,7 +23,7 @@ from tests.support.terminals import is_running
 )
 async def test_a_group_is_hung_up_and_then_killed(script: str, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of it: also who outlives the one that obeyed."""
-    monkeypatch.setattr(terminals, "GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(processes, "GRACE_SECONDS", 0.2)
     with trio.fail_after(60):
         process = await trio.lowlevel.open_process(
             ["/bin/sh", "-c", script], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True
