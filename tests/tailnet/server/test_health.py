@@ -351,8 +351,14 @@ async def test_resume_keys_that_nobody_replaced(serve: Serve, filled_url: str, s
 
 
 async def test_resume_keys_that_were_not_read(server: CoordinatorServer) -> None:
-    server.keys.read_at -= timedelta(minutes=31)
-    assert await severities(server) == {Code.RESUME_KEYS_UNREAD: WARNING}
+    with trio.fail_after(20):
+        while True:
+            planted = server.keys.read_at = datetime.now(UTC) - timedelta(minutes=31)
+            faults = await severities(server)
+            # A server reads them once more after its first look at callers, which may be now.
+            if server.keys.read_at == planted:
+                break
+    assert faults == {Code.RESUME_KEYS_UNREAD: WARNING}
 
 
 @pytest.mark.stores("sqlite")  # the disk of another server is not ours to look at
