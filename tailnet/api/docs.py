@@ -28,6 +28,7 @@ _CALLERS: Final = {
     "agent": "An agent's token.",
     "user": "A user's session token.",
     "operator": "An operator: by address, or with an administrator's token.",
+    "relay": "A relay elsewhere: the token of the server's --relays-token-file.",
 }
 
 router = APIRouter()

@@ -4,8 +4,10 @@
 function that takes a `ReadableAgent` is only called for a user who may read that agent.
 """
 
+import hmac
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
 
@@ -39,7 +41,7 @@ from tailnet.services.overviews import Overviews
 from tailnet.services.own_node import OwnNode
 from tailnet.services.relay_keys import RelayKeys
 from tailnet.store.rows import AgentIdentity, Right, UserIdentity
-from tailnet.tokens import find_token, query_values
+from tailnet.tokens import bearer, find_token, query_values
 from tailnet.transport.tracing import Tracing
 
 # Proofs of instances in a minute.  An agent shows one at its start, and again some seconds after a failure.  Sixty are
@@ -250,6 +252,16 @@ async def is_operator(asked: HTTPConnection) -> bool:
     return True
 
 
+async def _relay(asked: HTTPConnection) -> None:
+    """A relay elsewhere, by the token of them all: keys of nodes are addresses, which are not for everybody."""
+    wanted, shown = services_of(asked).config.relays_token, bearer(asked.headers.get("authorization", ""))
+    if not wanted:
+        raise refusals.no_relays_expected()
+    if not hmac.compare_digest(sha256(shown.encode()).digest(), sha256(wanted.encode()).digest()):
+        raise refusals.relay_token_wrong()
+    exchange_of(asked.scope).caller_kind = "relay"
+
+
 # Who may call what takes one of these, or a guard that takes one.
 GUARDS: Final[Mapping[Callable[..., Any] | None, str]] = {
     _agent: "agent",
@@ -257,6 +269,7 @@ GUARDS: Final[Mapping[Callable[..., Any] | None, str]] = {
     _user_of_agent_route: "user",
     user_of_page: "user",
     _operator: "operator",
+    _relay: "relay",
 }
 ServicesOf = Annotated[Services, Depends(services_of)]
 CallingAgent = Annotated[AgentIdentity, Depends(_counted_agent)]
@@ -273,3 +286,4 @@ UserOfPage = Annotated[UserIdentity, Depends(user_of_page)]
 AgentOfPage = Annotated[AgentIdentity, Depends(_agent_of_page)]
 TerminalOfPage = Annotated[AgentIdentity, Depends(_terminal_of_page)]
 OperatorOnly = Depends(_operator)
+RelayOnly = Depends(_relay)

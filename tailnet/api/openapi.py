@@ -29,7 +29,12 @@ SECURITY_SCHEMES: Final[Json] = {
 }
 _TOKEN: Final[list[dict[str, list[str]]]] = [{name: []} for name in SECURITY_SCHEMES]
 # Operators may come by their address alone.
-_SECURITY: Final[dict[str, list[dict[str, list[str]]]]] = {"agent": _TOKEN, "user": _TOKEN, "operator": [{}, *_TOKEN]}
+_SECURITY: Final[dict[str, list[dict[str, list[str]]]]] = {
+    "agent": _TOKEN,
+    "user": _TOKEN,
+    "operator": [{}, *_TOKEN],
+    "relay": [{"Bearer": []}],
+}
 _SWITCHED: Final[Json] = {"description": "Switching Protocols: a websocket begins"}
 _REFUSED: Final[Json] = {
     "description": "Refused, and why",
@@ -96,7 +101,7 @@ def routes_of(app: FastAPI | APIRouter) -> Iterator[BaseRoute]:
 
 
 def caller_of(dependant: Dependant) -> str | None:
-    """Who may call a route, by the guards that it or its router takes: agent, user or operator."""
+    """Who may call a route, by the guards that it or its router takes: agent, user, operator or relay."""
     for each in dependant.dependencies:
         if each.call in GUARDS:
             return GUARDS[each.call]

@@ -6,9 +6,7 @@ which is how a revocation reaches it at once through any proxy.  A stock derper 
 (--verify-client-url). services/relay_keys.py has the keys.
 """
 
-import hmac
 import re
-from hashlib import sha256
 from typing import Annotated, Final
 
 import trio
@@ -22,8 +20,7 @@ from derp.keys import NodePublic
 from tailnet import refusals
 from tailnet.api.answers import Body
 from tailnet.api.bodies import Sent, body_of
-from tailnet.api.guards import ServicesOf
-from tailnet.tokens import bearer
+from tailnet.api.guards import RelayOnly, ServicesOf
 
 router = APIRouter(prefix="/api/v2/relays", tags=["relays"])
 
@@ -54,10 +51,14 @@ async def issuer(services: ServicesOf) -> Response:
     return PlainTextResponse(f"{services.relay_keys.issuer}\n")
 
 
-@router.get("/key-set", response_class=Response, responses=_TEXT | {304: {"description": "Nothing has changed"}})
+@router.get(
+    "/key-set",
+    dependencies=[RelayOnly],
+    response_class=Response,
+    responses=_TEXT | {304: {"description": "Nothing has changed"}},
+)
 async def key_set(services: ServicesOf, asked: Request) -> Response:
     """Who may use a relay, signed.  With If-None-Match it waits for a change, as long as `Prefer: wait=` says."""
-    _check_token(services.config.relays_token, asked)
     keys = services.relay_keys
     wait = _WAIT.search(asked.headers.get("prefer", ""))
     seconds = min(int(wait[1]), MAX_WAIT_SECONDS) if wait else 0
@@ -84,12 +85,3 @@ async def verify(
     except KeyFormatError as error:
         raise refusals.admission_key_malformed(str(error)) from None
     return AdmissionAnswer(allow=services.relay_keys.has(key))
-
-
-def _check_token(wanted: str, asked: Request) -> None:
-    """Raises Refused unless it is a relay that asks: keys of nodes are addresses, which are not for everybody."""
-    if not wanted:
-        raise refusals.no_relays_expected()
-    shown = bearer(asked.headers.get("authorization", ""))
-    if not hmac.compare_digest(sha256(shown.encode()).digest(), sha256(wanted.encode()).digest()):
-        raise refusals.relay_token_wrong()

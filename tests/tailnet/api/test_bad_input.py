@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 from urllib.parse import urlencode
@@ -36,6 +36,7 @@ from tests.support.seeds import NOW, agent_token, defined_document, fill, make_i
 
 MIB = 1024 * 1024
 HANG_SECONDS = 30.0
+RELAYS_TOKEN = "s3cret-of-relays"
 EXPIRED = "expired123-0123456789012345678901"
 # Good of another kind, of nobody, and none at all.
 BAD_TOKENS: Mapping[str, tuple[str, ...]] = {
@@ -45,6 +46,7 @@ BAD_TOKENS: Mapping[str, tuple[str, ...]] = {
         *(user_token("carol"), "\xff" * 3, "x" * 5000),
     ),
     "operator": ("", "nonsense", user_token("alice"), agent_token("main")),
+    "relay": ("", "nonsense", user_token("alice"), RELAYS_TOKEN[:-1] + "z", "\xff" * 3, "x" * 5000),
 }
 # None of them is JSON that any route takes.
 BAD_BODIES: Mapping[str, bytes] = {
@@ -155,7 +157,8 @@ class Place:
     ) -> httpx.Response:
         headers = {"content-type": kind} if asked.method not in ("GET", "HEAD", "WS") else {}
         if token:
-            headers["coder-session-token"] = token.encode("latin-1").decode("latin-1")
+            text = token.encode("latin-1").decode("latin-1")
+            headers |= {"authorization": f"Bearer {text}"} if asked.caller == "relay" else {"coder-session-token": text}
         if asked.method == "WS":
             status, answered, body = await ask_for_socket(self.app, target, headers, STRANGER)
             return httpx.Response(status, headers=answered, content=body)
@@ -175,13 +178,16 @@ def place(world: World, store: Store) -> Place:
     store.callers.update_user(make_id("carol"), NOW, active=False)
     expired = parse_user_token(EXPIRED)
     store.callers.add_user_token(make_id("alice"), expired.id, expired.secret_digest, NOW, NOW - timedelta(seconds=1))
+    world.services = replace(world.services, config=replace(world.services.config, relays_token=RELAYS_TOKEN))
     return Place(world, create_app(world.services))
 
 
 def token_of(asked: Asked) -> str:
     if asked.is_of_administrators:
         return user_token("dora")
-    return {"agent": agent_token("main"), "user": user_token("alice"), "operator": "", None: ""}[asked.caller]
+    return {"agent": agent_token("main"), "user": user_token("alice"), "relay": RELAYS_TOKEN}.get(
+        asked.caller or "", ""
+    )
 
 
 def check_refusal(asked: Asked, answer: httpx.Response, statuses: set[int], why: str) -> None:
@@ -395,7 +401,7 @@ async def test_the_sockets_of_peers(place: Place, path: str, caller: str) -> Non
 
 def test_the_walk_saw_the_routes() -> None:
     assert len(ROUTES) > 40
-    assert {each.caller for each in ROUTES} == {"agent", "user", "operator", None}
+    assert {each.caller for each in ROUTES} == {"agent", "user", "operator", "relay", None}
     assert len([each for each in ROUTES if each.body]) >= 8
     assert len(SOCKETS) == 4
     assert COOKIE

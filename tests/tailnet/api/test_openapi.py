@@ -34,7 +34,6 @@ OPEN = {
     "/api/v2/buildinfo": "SDKs ask for the version before they have a token",
     "/api/v2/auth/changed": "its signature proves who calls",
     "/api/v2/relays/issuer": "a public key",
-    "/api/v2/relays/key-set": "relays are no callers of ours: their token opens this alone",
     "/api/v2/relays/verify": "stock derpers show no token; whoever knows a key learns whether it is announced",
     "/api/v2/workspaceagents/aws-instance-identity": "the body proves who calls",
     "/api/v2/workspaceagents/azure-instance-identity": "the body proves who calls",
