@@ -10,7 +10,7 @@ import random
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from http import HTTPStatus
 from importlib.metadata import version
@@ -155,13 +155,16 @@ class Agent:
         """Be there for users.  What the coordinator says about the first connection is raised."""
         settings = self._settings
         manifest, self.control.minor = await self._ask()
+        options = settings.options
+        if manifest.force_websocket:
+            options = replace(options or DialOptions(), force_websocket=True)
         joined = trio.Event()
         opening = open_member(
             settings.url,
             settings.token,
             manifest.agent_id,
             is_direct=settings.is_direct and manifest.is_direct,
-            options=settings.options,
+            options=options,
             back_off=settings.back_off,
             serve=partial(self._serve, joined),
             door=DOOR.format(version=Version(CURRENT.major, self.control.minor)),

@@ -96,6 +96,7 @@ class Manifest:
     checks: tuple[AppCheck, ...]
     secrets: tuple[Secret, ...]
     is_direct: bool
+    force_websocket: bool
     message: agent.Manifest = field(repr=False)
     """As it came."""
 
@@ -122,6 +123,7 @@ def read_manifest(message: agent.Manifest) -> Manifest:
         ),
         secrets=tuple(Secret(each.file_path, each.value) for each in secrets if each.file_path),
         is_direct=not message.disable_direct_connections,
+        force_websocket=message.derp_force_websockets,
         message=message,
     )
 

@@ -127,16 +127,23 @@ def _summary(client: "Client", agent: KnownAgent, pings: _Pings, relay_only: boo
         peer = client.engine.core.paths.find(client.node_key)
         theirs = list(peer.candidates) if peer is not None else []
         event["why_not_direct"] = why_by_relay(
-            relay_only, client.member.place.report, client.engine.local_endpoints, theirs
+            relay_only, client.info.is_direct, client.member.place.report, client.engine.local_endpoints, theirs
         )
     return event
 
 
 def why_by_relay(
-    relay_only: bool, report: "Report | None", ours: Iterable["Endpoint"], theirs: Iterable["Endpoint"]
+    relay_only: bool,
+    is_allowed: bool,
+    report: "Report | None",
+    ours: Iterable["Endpoint"],
+    theirs: Iterable["Endpoint"],
 ) -> str:
-    """Why packets go by a relay, from the UDP addresses of both sides and what was measured here."""
+    """Why packets go by a relay, from what the deployment allows, the UDP addresses of both sides and what was measured
+    here."""
     ours, theirs = list(ours), sorted(theirs)
+    if not is_allowed:
+        return "the deployment has turned direct connections off (disable_direct_connections)"
     if relay_only:
         return "direct connections are turned off here (--relay-only)"
     if not ours:

@@ -34,8 +34,9 @@ CALL_SECONDS: Final = 30.0
 # Answers of one call that nobody has read yet.  A client of 10,000 tunnels gets its first nodes in some hundred
 # messages; a program that lets ten times as many pile up does not read.
 MAX_UNREAD: Final = 1024
-# Of what a door answers instead of opening; what it says besides is in its log, under the id of the request.
-_MEANINGS: Final[Mapping[int, str]] = {
+# Statuses that a coordinator answers with instead of what was asked for, and what they mean;
+# what it says besides is in its log, under the id of the request.
+REFUSALS: Final[Mapping[int, str]] = {
     HTTPStatus.BAD_REQUEST: "this coordinator does not serve what was asked for, or not in this version",
     HTTPStatus.UNAUTHORIZED: "it does not take the token, which is wrong, or has expired or been revoked",
     HTTPStatus.FORBIDDEN: "the holder of this token may not",
@@ -209,8 +210,8 @@ async def open_rpc_client(
                 )
             except BaseException as error:
                 await trio.aclose_forcefully(stream)
-                if isinstance(error, UpgradeRefused) and error.status in _MEANINGS:
-                    text = f"{error_text(error)}: {_MEANINGS[error.status]}"
+                if isinstance(error, UpgradeRefused) and error.status in REFUSALS:
+                    text = f"{error_text(error)}: {REFUSALS[error.status]}"
                     raise UpgradeRefused(text, error.status, error.retry_after_seconds) from None
                 raise
     client = RpcClient(websocket)

@@ -14,6 +14,7 @@ import logging
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from ipaddress import IPv6Address
 from math import inf
 from typing import Final
@@ -35,6 +36,7 @@ from tailnet.client.coordination import (
     open_coordination,
     open_maps,
 )
+from tailnet.client.deployment import ConnectionInfo, ask_connection_info
 from tailnet.client.link import BACK_OFF, Link, Serve, bare_refusals
 from tailnet.client.rpc import RpcClient
 from tailnet.client.telemetry import Telemetry
@@ -214,8 +216,10 @@ class Member:
 class Client:
     """A node that reaches one agent.  Made by `open_client`."""
 
-    def __init__(self, member: Member, agent_id: PeerID, node_key: bytes) -> None:
+    def __init__(self, member: Member, agent_id: PeerID, node_key: bytes, info: ConnectionInfo) -> None:
         self.member = member
+        self.info = info
+        """What the deployment said of connections, which we obey."""
         self.engine = member.engine
         self.agent_id = agent_id
         self._node_key = node_key
@@ -317,6 +321,8 @@ async def open_client(
 ) -> AsyncIterator[Client]:
     """Join the tailnet of the coordinator at `url` with a user's token and reach one agent.
 
+    What the deployment says of connections goes first: it may turn direct ones off whatever `is_direct` is, and have
+    relays be reached by websocket at once.
     `telemetry`: the name under which the coordinator is told how connecting went (client/telemetry.py); "": it is not.
 
     Raises ConnectError, RpcError or ConfigError, in the block too when the coordinator refuses later;
@@ -324,12 +330,15 @@ async def open_client(
     """
     # As genuine clients do: an address of its own for each connection.
     address = PeerID(os.urandom(PEER_ID_BYTES)).address(TAILSCALE_SERVICE_PREFIX).packed
+    info = await ask_connection_info(url, token, agent_id, options)
+    if info.force_websocket:
+        options = replace(options or DialOptions(), force_websocket=True)
     link = Link(url, client_door(agent_id), token, options=options, back_off=back_off)
     async with _open_member(
         link,
         [address],
         home=home,
-        is_direct=is_direct,
+        is_direct=is_direct and info.is_direct,
         options=options,
         answers_ready=False,
         telemetry=telemetry,
@@ -337,7 +346,7 @@ async def open_client(
         await member.add_tunnel(agent_id)
         with trio.fail_after(timeout_seconds):
             node_key = await member.peers.wait(agent_id)
-        client = Client(member, agent_id, node_key)
+        client = Client(member, agent_id, node_key, info)
         async with open_background() as nursery:
             if member.telemetry.is_on:
                 nursery.start_soon(client.tell_how_it_went)

@@ -7,7 +7,7 @@ Callers: services/map_sources.py, services/webhook.py, cli/operator_door.py, ser
 """
 
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import TracebackType
@@ -113,14 +113,28 @@ class Asker(_Opened):
     `verified`: whether its certificate has to be good; without it nobody knows who answers, so no token is sent.
     """
 
-    def __init__(self, url: str, *, token: str, verified: bool, timeout_seconds: float) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str,
+        verified: bool,
+        timeout_seconds: float,
+        context: ssl.SSLContext | None = None,
+        headers: Iterable[tuple[str, str]] = (),
+    ) -> None:
+        """`context`: TLS settings instead of the system's roots; `headers` are sent besides ours."""
         assert verified or not token
         super().__init__(
             lambda: httpx.AsyncClient(
                 timeout=timeout_seconds,
-                headers={"user-agent": "tailnet"} | ({"coder-session-token": token} if token else {}),
+                headers=[
+                    *headers,
+                    ("user-agent", "tailnet"),
+                    *([("coder-session-token", token)] if token else ()),
+                ],
                 limits=httpx.Limits(max_connections=1),
-                verify=system_context() if verified else False,
+                verify=(context or system_context()) if verified else False,
             )
         )
         self._url = url.rstrip("/")

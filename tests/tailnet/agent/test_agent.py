@@ -258,3 +258,14 @@ async def test_an_old_coordinator(filled_url: str, serve: Serve, monkeypatch: py
         assert agent.context.banners == ("hello",)
         assert agent.member is not None
         assert agent.member.link.connection_count == 1, "nothing that it does not know ended a connection"
+
+
+async def test_an_agent_obeys_what_the_manifest_says_of_connections(serve: Serve) -> None:
+    server = await serve(disable_direct_connections=True, derp_force_websockets=True)
+    async with an_agent(server, is_direct=True) as agent:
+        assert agent.member is not None
+        assert server.relay is not None
+        await agent.member.engine.relays.wait_home()
+        assert not agent.member.engine.sockets.all
+        upgrades = server.relay.upgrades
+        assert (upgrades.accepts, upgrades.websocket_accepts) == (1, 1)

@@ -21,7 +21,12 @@ def test_the_least_that_a_server_says() -> None:
     made = read_manifest(a_manifest())
     assert bytes(made.agent_id) == ID
     assert (made.scripts, made.metadata, made.checks, made.secrets, made.variables) == ((), (), (), (), {})
-    assert made.is_direct
+    assert (made.is_direct, made.force_websocket) == (True, False)
+
+
+def test_what_the_deployment_says_of_connections() -> None:
+    made = read_manifest(a_manifest(disable_direct_connections=True, derp_force_websockets=True))
+    assert (made.is_direct, made.force_websocket) == (False, True)
 
 
 @pytest.mark.parametrize("wrong", [b"", bytes(16), b"x"])

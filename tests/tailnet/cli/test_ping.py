@@ -15,6 +15,7 @@ from tailnet.paths.endpoint import Endpoint
 from tailnet.server.server import CoordinatorServer
 from tests.support.seeds import agent_token, peer_id, user_token
 from tests.tailnet.client.test_rpc import url_of
+from tests.tailnet.conftest import Serve
 
 MAIN = peer_id("main")
 QUICK = ("-c", "2", "--interval", "0.1")
@@ -60,6 +61,16 @@ async def test_an_agent_that_is_not_there(server: CoordinatorServer) -> None:
     assert "lists it as " in str(said.exception)
 
 
+async def test_a_deployment_without_direct_connections(serve: Serve) -> None:
+    server = await serve(disable_direct_connections=True)
+    async with open_agent(url_of(server), agent_token("main"), MAIN):
+        said = await ping(server, *QUICK, "--json", "dev.main")
+    assert said.exit_code == 0, said.output
+    _, *pings, summary = map(json.loads, said.stdout.splitlines())
+    assert not any(each["direct"] for each in pings)
+    assert "the deployment has turned direct connections off" in summary["why_not_direct"]
+
+
 V4, V6 = Endpoint("192.0.2.1", 5), Endpoint("2001:db8::1", 5)
 
 
@@ -84,4 +95,5 @@ NO_ANSWER = Report(stun_asked=True)
 def test_why_not_directly(
     relay_only: bool, report: Report | None, ours: list[Endpoint], theirs: list[Endpoint], why: str
 ) -> None:
-    assert why in why_by_relay(relay_only, report, ours, theirs)
+    assert why in why_by_relay(relay_only, True, report, ours, theirs)
+    assert "the deployment" in why_by_relay(relay_only, False, report, ours, theirs)

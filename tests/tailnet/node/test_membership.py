@@ -70,6 +70,42 @@ async def test_a_client_reaches_an_agent_s_port(server: CoordinatorServer, is_di
             nursery.cancel_scope.cancel()
 
 
+async def test_direct_connections_that_the_deployment_turned_off(serve: Serve) -> None:
+    """The agent would have them; the client neither names an endpoint nor tries the agent's."""
+    server = await serve(disable_direct_connections=True)
+    url = url_of(server)
+    with trio.fail_after(PATIENCE_SECONDS):
+        async with (
+            open_agent(url, agent_token("main"), MAIN) as agent,
+            open_client(url, user_token("alice"), MAIN) as client,
+        ):
+            assert await client.ping() > 0
+            assert (await client.engine.disco_ping(client.node_key)).region == 999
+            peer = client.engine.core.paths.find(client.node_key)
+            assert peer is not None
+            assert (peer.best, list(peer.candidates), client.engine.sockets.all) == (None, [], [])
+            (theirs,) = agent.peers.roster._keys.values()
+            told = agent.engine.core.paths.find(theirs)
+            assert told is not None
+            assert not told.candidates
+
+
+@pytest.mark.parametrize("is_forced", [False, True])
+async def test_the_carrier_to_relays_that_the_deployment_asks_for(serve: Serve, is_forced: bool) -> None:
+    server = await serve(derp_force_websockets=is_forced)
+    url = url_of(server)
+    with trio.fail_after(PATIENCE_SECONDS):
+        assert server.relay is not None
+        # The agent obeys its manifest, which this part of one does not read.
+        async with open_agent(url, agent_token("main"), MAIN, is_direct=False):
+            upgrades = server.relay.upgrades
+            before = upgrades.accepts, upgrades.websocket_accepts
+            async with open_client(url, user_token("alice"), MAIN, is_direct=False) as client:
+                assert await client.ping() > 0
+                now = upgrades.accepts, upgrades.websocket_accepts
+    assert (now[0] - before[0], now[1] - before[1]) == (1, int(is_forced))
+
+
 @pytest.mark.parametrize("is_disco", [False, True], ids=["node key", "disco key"])
 async def test_a_client_with_a_key_of_no_use_ends_no_agent(server: CoordinatorServer, is_disco: bool) -> None:
     url = url_of(server)
