@@ -4,7 +4,7 @@ import logging
 import os
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 import pytest
 import trio
@@ -15,19 +15,13 @@ from tailnet.cli.port_forward import Forward, Local, open_listeners, parse_forwa
 from tailnet.cli.root import cli
 from tailnet.client.agents import Login, find_agent
 from tailnet.errors import ConfigError, ListenError, TransportError
-from tailnet.node.membership import open_agent
 from tailnet.node.udp import TunnelUdp
 from tailnet.server.server import CoordinatorServer
-from tests.support.seeds import agent_token, peer_id, user_token
+from tests.support.echoing import ECHO_PORT, open_echoing_agent
+from tests.support.seeds import user_token
 from tests.tailnet.client.test_rpc import url_of
-from tests.tailnet.node.test_membership import ECHO_PORT, echo
 
 PATIENCE_SECONDS = 60
-
-
-async def answer(stream: trio.abc.HalfCloseableStream) -> None:
-    with suppress(trio.BrokenResourceError):
-        await echo(stream)
 
 
 @asynccontextmanager
@@ -39,8 +33,7 @@ async def an_agent(url: str) -> AsyncIterator[None]:
             heard = await port.receive()
             port.send(heard.source, heard.source_port, heard.payload[::-1])
 
-    async with open_agent(url, agent_token("main"), peer_id("main")) as agent, trio.open_nursery() as nursery:
-        nursery.start_soon(trio.serve_listeners, answer, [agent.engine.listen(ECHO_PORT)])
+    async with open_echoing_agent(url) as agent, trio.open_nursery() as nursery:
         nursery.start_soon(answer_udp, agent.engine.open_udp(ECHO_PORT))
         yield
         nursery.cancel_scope.cancel()

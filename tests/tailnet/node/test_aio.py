@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import TypeVar
 
 import pytest
@@ -10,23 +9,14 @@ import trio
 
 from derp.errors import ConfigError
 from tailnet.node.aio import AsyncioClient, connect_asyncio
-from tailnet.node.membership import open_agent
 from tailnet.server.server import CoordinatorServer
-from tests.support.seeds import agent_token, peer_id, user_token
+from tests.support.echoing import ECHO_PORT, open_echoing_agent
+from tests.support.seeds import user_token
 from tests.tailnet.client.test_rpc import url_of
 
 T = TypeVar("T")
-MAIN = peer_id("main")
-ECHO_PORT, HANG_UP_PORT = 7, 8
+HANG_UP_PORT = 8
 PATIENCE_SECONDS = 60
-
-
-async def echo(stream: trio.abc.HalfCloseableStream) -> None:
-    with suppress(trio.BrokenResourceError):
-        async with stream:
-            async for part in stream:
-                await stream.send_all(part)
-            await stream.send_eof()
 
 
 async def in_asyncio(server: CoordinatorServer, use: Callable[[AsyncioClient], Awaitable[T]], agent: str = "main") -> T:
@@ -39,8 +29,7 @@ async def in_asyncio(server: CoordinatorServer, use: Callable[[AsyncioClient], A
             return await use(client)
 
     with trio.fail_after(PATIENCE_SECONDS):
-        async with open_agent(url, agent_token("main"), MAIN) as member, trio.open_nursery() as nursery:
-            nursery.start_soon(trio.serve_listeners, echo, [member.engine.listen(ECHO_PORT)])
+        async with open_echoing_agent(url) as member, trio.open_nursery() as nursery:
 
             async def hang_up() -> None:
                 listener = member.engine.listen(HANG_UP_PORT)

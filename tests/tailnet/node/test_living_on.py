@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,12 @@ from tailnet.node import place
 from tailnet.node.membership import Client, Member, open_agent, open_client
 from tailnet.node.streams import TunnelStream
 from tailnet.server.server import serve_coordinator
+from tests.support.echoing import ECHO_PORT, MAIN, open_echoing_agent
 from tests.support.inprocess import map_of, node_of, open_regions, port_of
 from tests.support.restartable import Restartable
-from tests.support.seeds import agent_token, peer_id, user_token
+from tests.support.seeds import agent_token, user_token
 from tests.support.tailnet_driver import wait_for
 
-MAIN = peer_id("main")
-ECHO_PORT = 7
 PATIENCE_SECONDS = 120
 REGION = 901
 AT_ONCE = BackOff(first_seconds=0.05, limit_seconds=0.05)
@@ -95,26 +94,15 @@ async def open_world(store: str, folder: Path) -> AsyncIterator[World]:
         nursery.cancel_scope.cancel()
 
 
-async def echo(stream: trio.abc.HalfCloseableStream) -> None:
-    with suppress(trio.BrokenResourceError):
-        async with stream:
-            async for part in stream:
-                await stream.send_all(part)
-            await stream.send_eof()
-
-
 @asynccontextmanager
 async def both(world: World, is_direct: bool) -> AsyncIterator[tuple[Member, Client]]:
     """An agent that echoes, and a client of it."""
     how: dict[str, Any] = {"is_direct": is_direct, "back_off": AT_ONCE}
     async with (
-        open_agent(world.url, agent_token("main"), MAIN, **how) as agent,
-        trio.open_nursery() as nursery,
+        open_echoing_agent(world.url, **how) as agent,
         open_client(world.url, user_token("alice"), MAIN, **how) as client,
     ):
-        nursery.start_soon(trio.serve_listeners, echo, [agent.engine.listen(ECHO_PORT)])
         yield agent, client
-        nursery.cancel_scope.cancel()
 
 
 class Talk:

@@ -1,37 +1,17 @@
 """An agent by its name, another one in its place, and a stream that is one with a local connection."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
-
 import pytest
 import trio
 
 from derp.errors import ConfigError, ConnectError
-from tailnet.node.membership import Client, open_agent, open_client
+from tailnet.node.membership import Client, open_client
 from tailnet.node.tunnel import connect, join_streams
 from tailnet.server.server import CoordinatorServer
-from tests.support.seeds import agent_token, peer_id, user_token
+from tests.support.echoing import ECHO_PORT, MAIN, open_echoing_agent
+from tests.support.seeds import user_token
 from tests.tailnet.client.test_rpc import url_of
 
-MAIN = peer_id("main")
-ECHO_PORT = 7
 PATIENCE_SECONDS = 60
-
-
-async def echo(stream: trio.abc.HalfCloseableStream) -> None:
-    with suppress(trio.BrokenResourceError):
-        async with stream:
-            async for part in stream:
-                await stream.send_all(part)
-            await stream.send_eof()
-
-
-@asynccontextmanager
-async def an_agent(url: str) -> AsyncIterator[None]:
-    async with open_agent(url, agent_token("main"), MAIN) as agent, trio.open_nursery() as nursery:
-        nursery.start_soon(trio.serve_listeners, echo, [agent.engine.listen(ECHO_PORT)])
-        yield
-        nursery.cancel_scope.cancel()
 
 
 async def ask(tunnel: Client) -> bytes:
@@ -42,7 +22,7 @@ async def ask(tunnel: Client) -> bytes:
 
 async def keep_agent(url: str, *, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
     with trio.CancelScope() as scope:
-        async with an_agent(url):
+        async with open_echoing_agent(url):
             task_status.started(scope)
             await trio.sleep_forever()
 
@@ -69,7 +49,7 @@ async def test_who_may_not_reach_it_is_told_at_once(server: CoordinatorServer) -
 async def test_an_agent_by_its_name(server: CoordinatorServer) -> None:
     url = url_of(server)
     with trio.fail_after(PATIENCE_SECONDS):
-        async with an_agent(url), connect(f"{url}/", user_token("alice"), "dev.main") as tunnel:
+        async with open_echoing_agent(url), connect(f"{url}/", user_token("alice"), "dev.main") as tunnel:
             assert await ask(tunnel) == b"?"
         with pytest.raises(ConfigError, match=r"yours are dev\.gpu, dev\.main"):
             async with connect(url, user_token("alice"), "nothing"):
@@ -84,7 +64,7 @@ async def test_two_streams_are_one(server: CoordinatorServer, breaks: bool) -> N
     near, far = trio.testing.memory_stream_pair()
     with trio.fail_after(PATIENCE_SECONDS):
         async with (
-            an_agent(url_of(server)),
+            open_echoing_agent(url_of(server)),
             open_client(url_of(server), user_token("alice"), MAIN) as tunnel,
             trio.open_nursery() as nursery,
         ):
