@@ -15,7 +15,7 @@ import (
 
 const sshPort = 1
 
-// session dials the agent's SSH as genuine clients do: without a proof, and whatever the host key is.
+// ssh dials the agent's SSH as genuine clients do: without a proof, and whatever the host key is.
 func (c *client) ssh() (*ssh.Client, error) {
 	conn, err := c.node.Dial(sshPort)
 	if err != nil {
@@ -30,17 +30,36 @@ func (c *client) ssh() (*ssh.Client, error) {
 	return ssh.NewClient(made, channels, requests), nil
 }
 
+// session is one on a connection of its own, which the caller closes.
+func (c *client) session() (*ssh.Client, *ssh.Session, error) {
+	client, err := c.ssh()
+	if err != nil {
+		return nil, nil, err
+	}
+	session, err := client.NewSession()
+	if err != nil {
+		client.Close()
+		return nil, nil, err
+	}
+	return client, session, nil
+}
+
+// ended adds the exit status to what a program said; err is what its session ended with.
+func ended(said answer, err error) (answer, error) {
+	var exit *ssh.ExitError
+	if errors.As(err, &exit) {
+		said.Status, err = exit.ExitStatus(), nil
+	}
+	return said, err
+}
+
 // execute runs a command with Text as its input; Status is its exit status.
 func execute(c *client, o order) (answer, error) {
-	client, err := c.ssh()
+	client, session, err := c.session()
 	if err != nil {
 		return answer{}, err
 	}
 	defer client.Close()
-	session, err := client.NewSession()
-	if err != nil {
-		return answer{}, err
-	}
 	for name, value := range o.Env {
 		if err := session.Setenv(name, value); err != nil {
 			return answer{}, err
@@ -50,24 +69,16 @@ func execute(c *client, o order) (answer, error) {
 	session.Stdin, session.Stdout, session.Stderr = strings.NewReader(o.Text), &stdout, &stderr
 	err = session.Run(o.Command)
 	said := answer{Text: stdout.String(), Stderr: stderr.String()}
-	var exit *ssh.ExitError
-	if errors.As(err, &exit) {
-		said.Status, err = exit.ExitStatus(), nil
-	}
-	return said, err
+	return ended(said, err)
 }
 
 // shell opens one on a terminal, changes its size, and types Text.
 func shell(c *client, o order) (answer, error) {
-	client, err := c.ssh()
+	client, session, err := c.session()
 	if err != nil {
 		return answer{}, err
 	}
 	defer client.Close()
-	session, err := client.NewSession()
-	if err != nil {
-		return answer{}, err
-	}
 	if err := session.RequestPty("xterm-256color", 24, 80, ssh.TerminalModes{ssh.ECHO: 1}); err != nil {
 		return answer{}, err
 	}
@@ -93,12 +104,7 @@ func shell(c *client, o order) (answer, error) {
 	if err != nil {
 		return said, err
 	}
-	err = session.Wait()
-	var exit *ssh.ExitError
-	if errors.As(err, &exit) {
-		said.Status, err = exit.ExitStatus(), nil
-	}
-	return said, err
+	return ended(said, session.Wait())
 }
 
 // forwarded exchanges bytes with a port that the agent dials for us.
