@@ -372,7 +372,7 @@ class Connection:
                     # In order, so it is never one piece too many.
                     receiver.receive(nxt, packet[PAYLOAD_AT:end], now, push=bool(flags & PSH))
                     if self._fin_at is not None or not self.pending & _READABLE:
-                        self._received(now)
+                        self._received()
                 self._owner.ready[self] = None
                 return
         self._receive_slowly(packet, seq, ack, flags, window, end, now)
@@ -511,10 +511,10 @@ class Connection:
         if fin and self._fin_at is None:
             self._fin_at = end
         if reassembly.pieces and receiver.is_gap_young():
-            self.send_ack(self._early, now)
-        self._received(now)
+            self.send_ack(self._early)
+        self._received()
 
-    def _received(self, now: float) -> None:
+    def _received(self) -> None:
         """The stream moved on, perhaps to its end."""
         receiver = self.receiver
         assert receiver is not None
@@ -598,7 +598,7 @@ class Connection:
             window = receiver.window()
             out.append(self._writer.build(self.sender.board.una - 1, receiver.reassembly.nxt, ACK, window))
         if receiver.ack_now and (receiver.reassembly.pieces or receiver.duplicate is not None):
-            self.send_ack(out, now)
+            self.send_ack(out)
 
     def send_data(self, out: list[bytes], budget: int, now: float) -> int:
         """Up to `budget` segments; how many there were."""
@@ -619,7 +619,7 @@ class Connection:
         self._owner.counters.segments_sent += len(taken)
         return len(taken)
 
-    def send_ack(self, out: list[bytes], now: float) -> None:
+    def send_ack(self, out: list[bytes]) -> None:
         """A segment without data, if the peer is owed one."""
         receiver = self.receiver
         if receiver is None or not receiver.ack_now or self.state is State.CLOSED:

@@ -537,7 +537,7 @@ class Stack:
                     self._deadlines.set(path, at)
             sending.clear()
         for connection in ready:
-            connection.send_ack(out, now)
+            connection.send_ack(out)
             connection.account()
             self._set_deadline(connection)
         self.counters.packets_sent += len(out)
