@@ -86,17 +86,36 @@ class _NotOpened(Exception):
     """No upgrade will come."""
 
 
-class _Opening(trio.abc.Stream):
-    """The stream, which says that it ended, or said too much, before it was a websocket."""
+class _Around(trio.abc.Stream):
+    """The stream as it is; what is read of it is another matter."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        return await self._stream.receive_some(max_bytes)
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+class _Opening(_Around):
+    """It says that it ended, or said too much, before it was a websocket."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        super().__init__(stream)
         self._left = MAX_ANSWER_BYTES
         self.is_open = False
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         try:
-            data = await self._stream.receive_some(max_bytes)
+            data = await super().receive_some(max_bytes)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             if self.is_open:
                 raise
@@ -107,15 +126,6 @@ class _Opening(trio.abc.Stream):
         if not data or self._left < 0:
             raise _NotOpened("the connection ended" if not data else "the answer is longer than one may be")
         return data
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        await self._stream.send_all(data)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self._stream.wait_send_all_might_not_block()
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
 
 
 async def accept_messages(stream: trio.abc.Stream, head: bytes, messages: AsyncGenerator[str, None]) -> None:
@@ -158,11 +168,11 @@ async def accept_messages(stream: trio.abc.Stream, head: bytes, messages: AsyncG
         raise failure
 
 
-class _Replayed(trio.abc.Stream):
-    """A stream from which some was read already."""
+class _Replayed(_Around):
+    """Some was read of it already."""
 
     def __init__(self, stream: trio.abc.Stream, read: bytes) -> None:
-        self._stream = stream
+        super().__init__(stream)
         self._read = read
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
@@ -170,13 +180,4 @@ class _Replayed(trio.abc.Stream):
             await trio.lowlevel.checkpoint()
             read, self._read = self._read, b""
             return read
-        return await self._stream.receive_some(max_bytes)
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        await self._stream.send_all(data)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self._stream.wait_send_all_might_not_block()
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
+        return await super().receive_some(max_bytes)
