@@ -61,6 +61,7 @@ class RelayKeys:
         self._withdrawn: set[bytes] = set()
         self._stored = KeySet(0, 0.0, 0.0, frozenset())  # what the store has, which is what is published
         self._document, self._signed_at = b"", 0.0
+        self._signing = trio.Lock()
         self._wake = trio.Event()
         self._changed = trio.Event()
         self._trouble: StoreError | None = None
@@ -128,15 +129,22 @@ class RelayKeys:
 
     async def document(self) -> tuple[str, bytes]:
         """The signed set of now, and what tells it from others (an ETag without quotes)."""
-        stored, now = self._stored, self._clock().timestamp()
-        if not self._document or now - self._signed_at >= self.life_seconds / RENEW_PART:
-            of_now = KeySet(stored.version, now, now + self.life_seconds, stored.keys, stored.revoked)
-            # 100,000 keys are 0.1 s of work.
-            document = await trio.to_thread.run_sync(sign_key_set, self._private, of_now)
-            if self._stored is not stored:
-                return await self.document()
-            self._document, self._signed_at = document, now
-        return f"{stored.version}-{int(self._signed_at)}", self._document
+        async with self._signing:  # followers come together at each change, and one signature serves all
+            while not self._is_fresh:
+                stored, now = self._stored, self._clock().timestamp()
+                of_now = KeySet(stored.version, now, now + self.life_seconds, stored.keys, stored.revoked)
+                # 100,000 keys are 0.1 s of work.
+                document = await trio.to_thread.run_sync(sign_key_set, self._private, of_now)
+                if self._stored is stored:
+                    self._document, self._signed_at = document, now
+                    break
+        return f"{self._stored.version}-{int(self._signed_at)}", self._document
+
+    @property
+    def _is_fresh(self) -> bool:
+        """Whether what was signed last is what is to be published."""
+        age = self._clock().timestamp() - self._signed_at
+        return bool(self._document) and age < self.life_seconds / RENEW_PART
 
     async def wait_changed(self) -> None:
         """Until another set is published."""

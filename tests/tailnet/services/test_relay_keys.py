@@ -52,6 +52,21 @@ async def test_a_key_is_good_at_once_and_published_soon_and_so_is_its_end(store:
     nursery.cancel_scope.cancel()
 
 
+async def test_followers_who_ask_together_get_one_signature(store: Store) -> None:
+    seconds = iter(range(100))  # a second passes with each look at the clock
+    keys = RelayKeys(store, life_seconds=LIFE, clock=lambda: NOW + timedelta(seconds=next(seconds)))
+    await keys.start()
+    got = list[tuple[str, bytes]]()
+
+    async def ask() -> None:
+        got.append(await keys.document())
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(5):
+            nursery.start_soon(ask)
+    assert (len(got), len(set(got))) == (5, 1)
+
+
 async def test_two_servers_on_one_store_publish_the_same(store: Store, nursery: trio.Nursery) -> None:
     one, other = RelayKeys(store, life_seconds=LIFE), RelayKeys(store, life_seconds=LIFE)
     heard = list[bytes]()
