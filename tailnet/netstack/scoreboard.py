@@ -190,7 +190,7 @@ class Scoreboard:
             else:
                 self._arrived(sent, now)
         self._head = head
-        if head >= _COMPACT_AT:
+        if head == count or head >= _COMPACT_AT:  # a silent connection holds nothing of what was said
             del segments[:head]
             self._head = 0
         self.una = ack

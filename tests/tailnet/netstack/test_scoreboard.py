@@ -38,6 +38,17 @@ def test_acknowledgements() -> None:
     assert sent.pipe == 0
 
 
+def test_what_arrived_is_not_kept() -> None:
+    """Else a silent connection holds 127 segments of 1,220 bytes for as long as it lives."""
+    sent = board(100)
+    sent.on_ack(BASE + 99 * SIZE, (), 0.1)
+    assert sent.count == 1
+    sent.on_ack(BASE + 100 * SIZE, (), 0.2)
+    assert sent._segments == []
+    sent.detect_losses(0.2, 0.1)
+    assert not sent._by_time
+
+
 def test_sack_marks_whole_segments_once() -> None:
     sent = board(8)
     sent.on_ack(BASE, wire((2, 4)), 0.1)
