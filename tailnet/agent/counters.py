@@ -1,6 +1,6 @@
 """What an agent's users do: sessions by kind, and bytes that connections carried.  Layer L3.
 
-Services open a session with `Counters.session`; ports.py counts connections; all of it is reported.
+Services open a session with `Counters.session`; ports.py counts connections, udp_forwarding.py flows; all is reported.
 """
 
 from collections import Counter
@@ -14,6 +14,8 @@ from uuid import uuid4
 
 from tailnet.node.streams import TunnelStream
 
+UDP: Final = "udp"
+"""The name under which flows of datagrams are counted among connections."""
 # What an SSH session that was broken off is reported with; a shell says 128 and the signal of a process that died.
 FAILED_STATUS: Final = 255
 
@@ -58,7 +60,8 @@ class Counters:
         self.failed: Counter[str] = Counter()
         """Connections whose service ended by an error of its own."""
         self._streams: set[TunnelStream] = set()
-        self._ended_bytes = (0, 0)
+        self._flow_peers: Counter[bytes] = Counter()
+        self._other_bytes = (0, 0)  # of connections that ended, and of datagrams
         self._report = report
 
     @contextmanager
@@ -71,18 +74,39 @@ class Counters:
         finally:
             self.connections[name] -= 1
             self._streams.remove(stream)
-            received, sent = self._ended_bytes
-            self._ended_bytes = received + stream.received_bytes, sent + stream.sent_bytes
+            self._add(stream.received_bytes, stream.sent_bytes)
+
+    def flow_began(self, address: bytes) -> None:
+        """Datagrams between that peer and a port, until `flow_ended`."""
+        self.connections[UDP] += 1
+        self.served[UDP] += 1
+        self._flow_peers[address] += 1
+
+    def flow_ended(self, address: bytes) -> None:
+        self.connections[UDP] -= 1
+        self._flow_peers[address] -= 1
+        if not self._flow_peers[address]:
+            del self._flow_peers[address]
+
+    def datagram_received(self, payload: bytes) -> None:
+        """One of a user's came to where it goes."""
+        self._add(len(payload), 0)
+
+    def datagram_sent(self, payload: bytes) -> None:
+        self._add(0, len(payload))
+
+    def _add(self, received: int, sent: int) -> None:
+        self._other_bytes = self._other_bytes[0] + received, self._other_bytes[1] + sent
 
     def carried(self) -> tuple[int, int]:
-        """Bytes that came from users and went to them, by all connections that there ever were."""
-        received, sent = self._ended_bytes
+        """Bytes that came from users and went to them, by all connections and flows that there ever were."""
+        received, sent = self._other_bytes
         received += sum(stream.received_bytes for stream in self._streams)
         return received, sent + sum(stream.sent_bytes for stream in self._streams)
 
     def peers(self) -> set[bytes]:
-        """The addresses of those who have a connection."""
-        return {stream.remote_address[0] for stream in self._streams}
+        """The addresses of those who have a connection or a flow."""
+        return {stream.remote_address[0] for stream in self._streams} | self._flow_peers.keys()
 
     @contextmanager
     def session(self, kind: Kind, stream: TunnelStream) -> Iterator[Session]:

@@ -12,7 +12,7 @@ import trio
 
 from tailnet.agent.context import Context
 from tailnet.agent.control import Control
-from tailnet.agent.counters import Kind
+from tailnet.agent.counters import UDP, Kind
 from tailnet.errors import LocalProtocolError
 from tailnet.node.engine import Engine
 from tailnet.proto.convert import NANOS
@@ -57,8 +57,10 @@ class Stats:
         rx_packets, rx_bytes, tx_packets, tx_bytes = (new - old for new, old in zip(now, self._last, strict=True))
         self._last = now
         open_count = sum(counters.connections.values())
+        flow_count = counters.connections[UDP]
+        by_protocol = {"TCP": open_count - flow_count} | ({"UDP": flow_count} if flow_count else {})
         stats = agent.Stats(
-            connections_by_proto={"TCP": open_count},
+            connections_by_proto=by_protocol,
             connection_count=open_count,
             connection_median_latency_ms=latency,
             rx_packets=rx_packets,

@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 import trio
 
+from tailnet.agent.counters import Counters
 from tailnet.node.engine import Engine
 from tailnet.node.flows import Flows, idle_seconds_of
 
@@ -26,42 +27,48 @@ class FlowKey(NamedTuple):
 
 
 class _LocalPort:
-    """A socket that talks to one port of this machine."""
+    """A socket that talks to one port of this machine, for a peer."""
 
-    def __init__(self, sock: trio.socket.SocketType) -> None:
+    def __init__(self, sock: trio.socket.SocketType, counters: Counters, peer: bytes) -> None:
         self._socket = sock
+        self._counters = counters
+        self._peer = peer
+        counters.flow_began(peer)
 
     async def send(self, payload: bytes) -> None:
         await self._socket.send(payload)
+        self._counters.datagram_received(payload)
 
     async def receive(self) -> bytes:
         return await self._socket.recv(_DATAGRAM_BYTES)
 
     def close(self) -> None:
         self._socket.close()
+        self._counters.flow_ended(self._peer)
 
 
-async def _open_local(port: int) -> _LocalPort:
+async def _open_local(port: int) -> trio.socket.SocketType:
     sock = trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM)
     try:
         await sock.connect((_LOOPBACK, port))
     except BaseException:
         sock.close()
         raise
-    return _LocalPort(sock)
+    return sock
 
 
-async def forward_udp(engine: Engine, is_allowed: Callable[[int], bool]) -> None:
+async def forward_udp(engine: Engine, counters: Counters, is_allowed: Callable[[int], bool]) -> None:
     """Until cancelled."""
     tunnel = engine.open_udp(None)
 
     async def open_far(key: FlowKey) -> _LocalPort:
         if not is_allowed(key.port):
             raise ConnectionRefusedError(f"port {key.port} is not forwarded")
-        return await _open_local(key.port)
+        return _LocalPort(await _open_local(key.port), counters, key.source)
 
     async def back(key: FlowKey, payload: bytes) -> None:
         tunnel.send(key.source, key.source_port, payload, local_address=key.destination, local_port=key.port)
+        counters.datagram_sent(payload)
 
     async with trio.open_nursery() as nursery:
         flows = Flows(nursery, open_far, back)

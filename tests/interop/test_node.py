@@ -9,6 +9,7 @@ from hashlib import sha256
 import pytest
 import trio
 
+from tailnet.agent.counters import Counters
 from tailnet.agent.udp_forwarding import forward_udp
 from tailnet.node.streams import TunnelListener, TunnelStream
 from tests.support.gobuild import WHOLENODE
@@ -137,7 +138,7 @@ async def test_datagrams_either_way() -> None:
             await program.bind(("127.0.0.1", 0))
             port = program.getsockname()[1]
             nursery.start_soon(say_back, program)
-            nursery.start_soon(forward_udp, pair.engine, lambda asked: asked == port)
+            nursery.start_soon(forward_udp, pair.engine, Counters(), lambda asked: asked == port)
             for size in (1, 1232):
                 await pair.peer.ask("udp", port, size)
                 data, ours = os.urandom(size), pair.engine.dial_udp(THERE, port)

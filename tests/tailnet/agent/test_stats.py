@@ -11,11 +11,13 @@ from derp.keys import NodePrivate
 from tailnet.agent.context import Context
 from tailnet.agent.counters import Counters, Kind
 from tailnet.agent.stats import Stats
+from tailnet.agent.udp_forwarding import forward_udp
 from tailnet.errors import RpcError, Unimplemented
 from tailnet.node.engine import open_engine
 from tailnet.proto import convert
 from tailnet.proto.generated import agent_pb2 as agent
 from tests.support.agents import AGENT, TOKEN, URL, FakeRpc, two_engines
+from tests.tailnet.agent.test_udp_forwarding import name_server, resolve
 
 PORT = 77
 
@@ -50,6 +52,24 @@ async def test_what_a_connection_carried(minor: int) -> None:
                 await accepted.send_all(b"4567")
             found = await stats.read()
             assert (found.rx_bytes, found.tx_bytes, found.connection_count) == (0, 4, 0)
+            nursery.cancel_scope.cancel()
+
+
+async def test_what_flows_of_datagrams_carried() -> None:
+    with trio.fail_after(60):
+        async with (
+            two_engines() as (engine, user),
+            trio.open_nursery() as nursery,
+            name_server() as port,
+        ):
+            counters = Counters()
+            stats = Stats(Context(nursery, URL, TOKEN, counters=counters), engine, FakeRpc().control())
+            nursery.start_soon(forward_udp, engine, counters, lambda asked: asked == port)
+            assert await resolve(user.dial_udp(AGENT, port), 1, b"one.example") == b"1 192.0.2.1"
+            found = await stats.read()
+            assert (found.rx_bytes, found.tx_bytes) == (13, 11)
+            assert (found.connection_count, dict(found.connections_by_proto)) == (1, {"TCP": 0, "UDP": 1})
+            assert 0 < found.connection_median_latency_ms < 60_000
             nursery.cancel_scope.cancel()
 
 

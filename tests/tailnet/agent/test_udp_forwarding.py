@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
+from tailnet.agent.counters import UDP, Counters
 from tailnet.agent.udp_forwarding import forward_udp
 from tailnet.node.udp import ConnectedUdp
 from tests.tailnet.node.test_streams import ADDRESSES, two_engines
@@ -42,13 +43,19 @@ async def resolve(port: ConnectedUdp, number: int, name: bytes) -> bytes:
 async def test_questions_of_two_programs_of_a_peer(caplog: pytest.LogCaptureFixture) -> None:
     with trio.fail_after(PATIENCE_SECONDS):
         async with two_engines() as (one, agent), name_server() as port, trio.open_nursery() as nursery:
-            nursery.start_soon(forward_udp, agent, lambda asked: asked == port)
+            counters = Counters()
+            nursery.start_soon(forward_udp, agent, counters, lambda asked: asked == port)
             first, second = one.dial_udp(ADDRESSES[1], port), one.dial_udp(ADDRESSES[1], port)
             assert await resolve(first, 1, b"one.example") == b"1 192.0.2.1"
             assert await resolve(second, 2, b"two.example") == b"2 192.0.2.2"
             await first.send(b"3 long.example")
             assert await resolve(first, 4, b"two.example") == b"4 192.0.2.2", "the long answer is lost"
+            assert (counters.connections[UDP], counters.peers()) == (2, {ADDRESSES[0]})
+            # Questions of 13, 13, 14 and 13 bytes; three answers of 11, and the lost one is none.
+            assert counters.carried() == (53, 33)
             nursery.cancel_scope.cancel()
+    assert (counters.connections[UDP], counters.served[UDP], counters.peers()) == (0, 2, set())
+    assert counters.carried() == (53, 33)
     assert "a datagram of 1302 bytes does not fit" in caplog.text
 
 
@@ -60,7 +67,7 @@ async def test_a_port_that_is_not_forwarded(caplog: pytest.LogCaptureFixture) ->
             name_server() as other,
             trio.open_nursery() as nursery,
         ):
-            nursery.start_soon(forward_udp, agent, lambda asked: asked == port)
+            nursery.start_soon(forward_udp, agent, Counters(), lambda asked: asked == port)
             refused = one.dial_udp(ADDRESSES[1], other)
             await refused.send(b"1 one.example")
             assert await resolve(one.dial_udp(ADDRESSES[1], port), 2, b"one.example") == b"2 192.0.2.1"
@@ -88,7 +95,7 @@ async def test_a_port_without_a_program_until_there_is_one(refusal: Refusal) -> 
         port = unused.getsockname()[1]
     with trio.fail_after(PATIENCE_SECONDS):
         async with two_engines() as (one, agent), trio.open_nursery() as nursery:
-            nursery.start_soon(forward_udp, agent, lambda asked: asked == port)
+            nursery.start_soon(forward_udp, agent, Counters(), lambda asked: asked == port)
             program = one.dial_udp(ADDRESSES[1], port)
             await program.send(b"1 one.example")
             await refusal.said.wait()
