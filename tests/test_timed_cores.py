@@ -23,7 +23,7 @@ from derp.relay.rounds import Round
 from tailnet.client.coordination import make_node
 from tailnet.errors import PeerSilent
 from tailnet.netstack.connection import Connection
-from tailnet.netstack.limits import Limits
+from tailnet.netstack.limits import KeepAliveTimes, Limits
 from tailnet.netstack.stack import Happened, Stack
 from tailnet.netstack.states import State
 from tailnet.node.core import NodeCore
@@ -233,7 +233,8 @@ def walk_device() -> Walked:
 
 def walk_netstack() -> Walked:
     """A stack whose peer is another one; the peer is asked only when a step says so."""
-    limits = Limits(connect_seconds=8.0, give_up_seconds=20.0, time_wait_seconds=5.0, keep_alive_idle=30.0)
+    times = KeepAliveTimes(30.0, 75.0, 9)
+    limits = Limits(connect_seconds=8.0, give_up_seconds=20.0, time_wait_seconds=5.0, keep_alive=times)
     stack, peer = (Stack([address], bytes, START, limits) for address in ADDRESSES)
     listener = peer.listen(80)
     dialled: list[Connection] = []

@@ -14,6 +14,7 @@ from typing import Final
 import trio
 
 from tailnet.agent.counters import Counters
+from tailnet.netstack.limits import KeepAliveTimes
 from tailnet.node.engine import Engine
 from tailnet.proto.generated.agent_pb2 import Manifest
 
@@ -24,6 +25,12 @@ _NOT_INHERITED: Final = re.compile(
 )
 _REFERENCE: Final = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 _SHELL: Final = "/bin/sh"
+
+# A client that was cut off or killed says no goodbye: 252 s after its last word its connection ends.  A client that
+# lives and is silent costs two packets each 72 s, and for every second question a handshake, as keys live 120 s.
+CLIENT_KEEP_ALIVE: Final = KeepAliveTimes(idle=72.0, interval=30.0, probes=6)
+# Of SSH: a notebook that slept goes on with its sessions.  They stay as long as a lost peer does: 15 minutes.
+SSH_KEEP_ALIVE: Final = KeepAliveTimes(idle=72.0, interval=69.0, probes=12)
 
 
 @dataclass(slots=True, eq=False)

@@ -14,7 +14,7 @@ import trio
 
 from derp.log import Rarely, and_more
 from derp.text import error_text, fit_to_show
-from tailnet.agent.context import Context
+from tailnet.agent.context import CLIENT_KEEP_ALIVE, Context
 from tailnet.agent.counters import user_address
 from tailnet.agent.udp_forwarding import forward_udp
 from tailnet.errors import ConfigError
@@ -69,7 +69,7 @@ async def forward_ports(
     """Serve until cancelled."""
     counters = context.counters
     async with engine.listen(None, hold=True) as listener, trio.open_nursery() as nursery:
-        nursery.start_soon(forward_udp, engine, allowed.__contains__)
+        nursery.start_soon(forward_udp, engine, counters, allowed.__contains__)
         while True:
             stream = await listener.accept()
             if stream.local_port not in allowed:
@@ -96,6 +96,7 @@ async def _forward(stream: TunnelStream, context: Context, task_status: trio.Tas
             async with local:
                 try:
                     await stream.answer()
+                    stream.keep_alive(CLIENT_KEEP_ALIVE)
                     counters.served[FORWARDED] += 1
                     went, came = await join_streams(local, stream)
                 except BaseException:

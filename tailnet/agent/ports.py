@@ -13,11 +13,12 @@ import trio
 
 from derp.log import Rarely, and_more, fields
 from derp.text import error_text
-from tailnet.agent.context import Context
+from tailnet.agent.context import CLIENT_KEEP_ALIVE, SSH_KEEP_ALIVE, Context
 from tailnet.agent.counters import user_address
 from tailnet.agent.http import AgentHttp
 from tailnet.agent.pty import ReconnectingPty
 from tailnet.agent.speedtest import SpeedtestServer
+from tailnet.netstack.limits import KeepAliveTimes
 from tailnet.node.engine import Engine
 from tailnet.node.streams import TunnelListener, TunnelStream
 
@@ -35,6 +36,7 @@ class Service:
     serve: Serve
     max_connections: int = 256
     """At once.  An editor opens some ten to one agent."""
+    keep_alive: KeepAliveTimes = CLIENT_KEEP_ALIVE
 
 
 def own_services() -> dict[int, Service]:
@@ -54,7 +56,7 @@ def _ssh_services() -> dict[int, Service]:
         text = "ports 1 and 22 do not answer: `%s` is missing for SSH: install tailnet-derp[agent]"
         _log.warning(text, missing.name)
         return {}
-    service = Service("ssh", serve)
+    service = Service("ssh", serve, keep_alive=SSH_KEEP_ALIVE)
     return {1: service, 22: service}
 
 
@@ -90,6 +92,7 @@ async def _serve_connection(
     reason = ""
     with context.counters.connection(service.name, stream):
         task_status.started()
+        stream.keep_alive(service.keep_alive)
         async with stream:  # closed when all is well: an error resets it before
             try:
                 await service.serve(stream, context)

@@ -12,7 +12,7 @@ from tailnet.netstack.events import End, Owner, What
 from tailnet.netstack.handshake import Handshake
 from tailnet.netstack.ip import HEADER_BYTES, Packet
 from tailnet.netstack.keepalive import GIVE_UP, PROBE, Challenges, KeepAlive
-from tailnet.netstack.limits import Drop
+from tailnet.netstack.limits import Drop, KeepAliveTimes
 from tailnet.netstack.receiving import WINDOW_SCALE, Receiver
 from tailnet.netstack.segment import (
     ACK,
@@ -106,7 +106,7 @@ class Connection:
         self._user_closed = False
         self._fin_at: int | None = None
         self._close_at: float | None = None
-        self._keep_alive = KeepAlive(limits)
+        self._keep_alive = KeepAlive(limits.keep_alive)
         self._keep_alive_due = False
         self._challenges = Challenges(limits)
         self._early: list[bytes] = []  # acknowledgements of a young gap
@@ -124,6 +124,10 @@ class Connection:
     def is_ready(self) -> bool:
         """Whether the stack has something of it to send, or to look at."""
         return self in self._owner.ready
+
+    def keep_alive(self, times: KeepAliveTimes) -> None:
+        self._keep_alive.times = times
+        self._owner.ready[self] = None  # it is due earlier, perhaps
 
     def _may_send(self) -> bool:
         return not self.sender.fin_queued and (

@@ -3,38 +3,38 @@
 
 from typing import Final
 
-from tailnet.netstack.limits import Limits
+from tailnet.netstack.limits import KeepAliveTimes, Limits
 
 GIVE_UP: Final = "give up"
 PROBE: Final = "probe"
 
 
 class KeepAlive:
-    """Probes after a long silence.  `at` says when `on_deadline` is due."""
+    """Probes after a long silence.  `at` says when `on_deadline` is due.  `times` may be changed at any moment."""
 
-    __slots__ = ("_after", "_limits", "_probes")
+    __slots__ = ("_after", "_probes", "times")
 
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+    def __init__(self, times: KeepAliveTimes) -> None:
+        self.times = times
         self._after = 0.0
         self._probes = 0
 
     def at(self, heard_at: float) -> float:
         """`heard_at`: when the peer's last acceptable segment came."""
-        at = heard_at + self._limits.keep_alive_idle
+        at = heard_at + self.times.idle
         return at if at > self._after else self._after
 
     def on_deadline(self, now: float, heard_at: float) -> str | None:
         """PROBE, GIVE_UP, or None before its time."""
-        limits = self._limits
+        times = self.times
         if self.at(heard_at) > now:
             return None
-        if self._after < heard_at + limits.keep_alive_idle:
+        if self._after < heard_at + times.idle:
             self._probes = 0  # the last ones were answered
-        if self._probes >= limits.keep_alive_probes:
+        if self._probes >= times.probes:
             return GIVE_UP
         self._probes += 1
-        self._after = now + limits.keep_alive_interval
+        self._after = now + times.interval
         return PROBE
 
 

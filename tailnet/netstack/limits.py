@@ -39,6 +39,18 @@ class Drop(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class KeepAliveTimes:
+    """When a peer that says nothing is asked whether it lives, and when it is given up.  In seconds."""
+
+    idle: float
+    """Of silence, before the first question."""
+    interval: float
+    """Between questions without an answer."""
+    probes: int
+    """So many questions; an interval after the last of them the connection ends."""
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """What one node's stack may hold, and how long it waits.  Sizes in bytes, times in seconds."""
 
@@ -89,9 +101,8 @@ class Limits:
     time_wait_seconds: float = 60.0
     fin_wait_seconds: float = 60.0
     """After `close` the peer has this long to send its FIN."""
-    keep_alive_idle: float = 7200.0
-    keep_alive_interval: float = 75.0
-    keep_alive_probes: int = 9
+    keep_alive: KeepAliveTimes = KeepAliveTimes(7200.0, 75.0, 9)
+    """As genuine stacks have it, until the user of a connection wants another."""
 
     challenges_per_period: int = 10
     challenge_period_seconds: float = 5.0

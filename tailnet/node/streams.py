@@ -13,6 +13,7 @@ import trio
 from tailnet.errors import LocalProtocolError
 from tailnet.netstack.connection import Connection
 from tailnet.netstack.events import End
+from tailnet.netstack.limits import KeepAliveTimes
 from tailnet.netstack.stack import Listener
 from tailnet.netstack.states import State
 
@@ -55,6 +56,11 @@ class TunnelStream(trio.abc.HalfCloseableStream):
     def happened(self) -> None:
         """Whoever waits looks again."""
         self._changed.unpark_all()
+
+    def keep_alive(self, times: KeepAliveTimes) -> None:
+        """When a silent peer is asked whether it lives, and given up; whoever uses the stream is told as of a loss."""
+        self._connection.keep_alive(times)
+        self._pump()
 
     async def answer(self) -> None:
         """Take a connection that was held, until the peer knows.  Raises OSError: it has given up meanwhile."""

@@ -10,10 +10,11 @@ import trio
 import trio.testing
 
 from tailnet.agent import forwarding
-from tailnet.agent.context import Context
+from tailnet.agent.context import CLIENT_KEEP_ALIVE, Context
 from tailnet.agent.forwarding import FORWARDED, Ports, forward_ports, parse_ports
 from tailnet.errors import ConfigError
 from tailnet.node.engine import Engine
+from tailnet.node.streams import TunnelStream
 from tests.support.agents import AGENT, two_engines
 
 
@@ -116,6 +117,45 @@ async def test_a_program_that_takes_nobody_in_is_given_up(monkeypatch: pytest.Mo
         async with forwarded() as (user, _):
             with pytest.raises(ConnectionRefusedError):
                 await user.dial(AGENT, full.getsockname()[1])
+
+
+@asynccontextmanager
+async def silent() -> AsyncIterator[tuple[Engine, Engine, TunnelStream, trio.SocketStream]]:
+    """An agent, a user, and the ends of a connection on which nobody says anything; in virtual time."""
+    with trio.fail_after(7200):
+        async with two_engines() as (agent, user), listening() as (listener, port), trio.open_nursery() as nursery:
+            context = Context(nursery, "https://tailnet.example.org", "token")
+            nursery.start_soon(forward_ports, agent, context, Ports())
+            await trio.testing.wait_all_tasks_blocked()
+            stream = await user.dial(AGENT, port)
+            async with await listener.accept() as local:
+                yield agent, user, stream, local
+            await settled(context)
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_user_who_vanished_holds_the_local_connection_for_minutes(quick_clock: trio.testing.MockClock) -> None:
+    async with silent() as (agent, user, _, local):
+        began = trio.current_time()
+        peer = user.core.device.owner_of(AGENT)
+        assert peer is not None
+        user.core.remove(peer.public)  # what the agent sends comes to nobody
+        with pytest.raises(trio.BrokenResourceError):
+            await local.receive_some()
+        keep_alive = CLIENT_KEEP_ALIVE
+        assert keep_alive.idle <= 72
+        expected = keep_alive.idle + keep_alive.interval * keep_alive.probes
+        assert trio.current_time() - began == pytest.approx(expected, abs=2)
+        assert agent.core.stack.counters.timed_out == 1
+
+
+async def test_a_user_who_lives_and_is_silent_stays(quick_clock: trio.testing.MockClock) -> None:
+    async with silent() as (agent, _, stream, local):
+        await trio.sleep(3600)
+        await local.send_all(b"still here?")
+        assert await stream.receive_some() == b"still here?"
+        assert agent.core.stack.counters.keep_alives == 3600 // CLIENT_KEEP_ALIVE.idle
+        stream.abort()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Connections to the ports of an agent: each in a task of its own, bounded, and with an end that is counted."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 import trio
@@ -55,6 +56,38 @@ async def test_each_connection_has_its_task_and_its_end() -> None:
             assert context.counters.failed["parrot"] == 1, "who goes away is no fault"
             assert seen == [context] * 3
             nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(("port", "minutes"), [(1, 15), (2, 4.2), (22, 15)])
+async def test_the_connection_of_a_user_who_vanished_ends(
+    port: int, minutes: float, quick_clock: trio.testing.MockClock
+) -> None:
+    """A terminal is there for whoever comes back; a session of SSH is not, and waits for a notebook that sleeps."""
+
+    began, ended = trio.Event(), trio.Event()
+
+    async def serve(stream: TunnelStream, context: Context) -> None:
+        began.set()
+        try:
+            await stream.receive_some()
+        finally:
+            ended.set()
+
+    async with two_engines() as (agent, user), trio.open_nursery() as nursery:
+        context = Context(nursery, "https://tailnet.example.org", "token")
+        service = replace(own_services()[port], serve=serve)
+        nursery.start_soon(serve_ports, agent, context, {port: service})
+        await trio.testing.wait_all_tasks_blocked()
+        await user.dial(AGENT, port)
+        await began.wait()
+        peer = user.core.device.owner_of(AGENT)
+        assert peer is not None
+        user.core.remove(peer.public)
+        vanished_at = trio.current_time()
+        with trio.fail_after(7200):
+            await ended.wait()
+        assert trio.current_time() - vanished_at == pytest.approx(60 * minutes, abs=4)
+        nursery.cancel_scope.cancel()
 
 
 def test_the_table() -> None:

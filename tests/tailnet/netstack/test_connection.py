@@ -7,7 +7,7 @@ import pytest
 from tailnet.errors import LocalProtocolError
 from tailnet.netstack.connection import Connection
 from tailnet.netstack.events import End, What
-from tailnet.netstack.limits import Drop, Limits
+from tailnet.netstack.limits import Drop, KeepAliveTimes, Limits
 from tailnet.netstack.segment import ACK, FIN, PSH, RST, SYN, SegmentWriter, SynOptions, encode_syn_options, parse_sack
 from tailnet.netstack.stack import Event, Happened, Listener, Stack
 from tailnet.netstack.states import State
@@ -428,7 +428,7 @@ def test_three_segments_behind_a_gap_are_told_one_by_one_and_later_ones_with_the
 
 
 def test_an_idle_peer_is_asked_and_then_given_up() -> None:
-    peer, connection = dialled(Limits(keep_alive_idle=100, keep_alive_interval=10, keep_alive_probes=3))
+    peer, connection = dialled(Limits(keep_alive=KeepAliveTimes(100, 10, 3)))
     assert peer.wait(125) == [(0, 1, ACK, b"")] * 3
     peer.send(1, 1, 0)
     assert peer.wait(90) == []
@@ -436,6 +436,27 @@ def test_an_idle_peer_is_asked_and_then_given_up() -> None:
     assert connection.end is End.TIMED_OUT
     counters = peer.stack.counters
     assert (counters.keep_alives, counters.timed_out, counters.resets_sent) == (6, 1, 1)
+
+
+def test_an_accepted_peer_is_asked_as_its_user_wants() -> None:
+    """Set when the long default is scheduled already."""
+    peer, listener = called()
+    peer.sent()
+    peer.send(1, 1, 0)
+    connection = listener.accept()
+    assert connection is not None
+    assert peer.wait(1000) == []
+    peer.send(1, 1, 0)
+    connection.keep_alive(KeepAliveTimes(idle=72, interval=30, probes=6))
+    assert peer.sent() == []
+    assert peer.wait(71) == []
+    assert peer.wait(2) == [(0, 1, ACK, b"")]
+    peer.send(1, 1, 0)  # it lives
+    for _ in range(20):
+        assert peer.wait(73) == [(0, 1, ACK, b"")]
+        peer.send(1, 1, 0)
+    assert [each[2] for each in peer.wait(260)] == [ACK] * 6 + [RST | ACK]
+    assert connection.end is End.TIMED_OUT
 
 
 def test_a_keep_alive_is_answered() -> None:

@@ -1,13 +1,13 @@
 """Keep-alive probes and the bound of challenges."""
 
 from tailnet.netstack.keepalive import GIVE_UP, PROBE, Challenges, KeepAlive
-from tailnet.netstack.limits import Limits
+from tailnet.netstack.limits import KeepAliveTimes, Limits
 
-LIMITS = Limits(keep_alive_idle=100, keep_alive_interval=10, keep_alive_probes=3)
+TIMES = KeepAliveTimes(idle=100, interval=10, probes=3)
 
 
 def test_probes_then_the_end() -> None:
-    keep_alive = KeepAlive(LIMITS)
+    keep_alive = KeepAlive(TIMES)
     assert keep_alive.at(50.0) == 150.0
     assert keep_alive.on_deadline(149.0, 50.0) is None
     for at in (150.0, 160.0, 170.0):
@@ -17,7 +17,7 @@ def test_probes_then_the_end() -> None:
 
 
 def test_an_answer_begins_anew() -> None:
-    keep_alive = KeepAlive(LIMITS)
+    keep_alive = KeepAlive(TIMES)
     assert keep_alive.on_deadline(150.0, 50.0) == PROBE
     assert keep_alive.at(151.0) == 251.0
     for at in (251.0, 261.0, 271.0):
@@ -26,7 +26,7 @@ def test_an_answer_begins_anew() -> None:
 
 
 def test_a_late_caller_has_its_next_time_ahead() -> None:
-    keep_alive = KeepAlive(LIMITS)
+    keep_alive = KeepAlive(TIMES)
     assert keep_alive.on_deadline(1000.0, 50.0) == PROBE
     assert keep_alive.at(50.0) == 1010.0
 
