@@ -11,11 +11,10 @@ from typing import Any
 
 import trio
 
+from tests.support.go_program import PATIENCE_SECONDS, Answering, run, tell
 from tests.support.gobuild import AGENTCLIENT
 from tests.support.peers import require
-from tests.support.wireguard_peer import run
 
-PATIENCE_SECONDS = 60.0
 # Relays speak TLS to genuine clients; that of a coordinator without a certificate does when this is set.
 _ENVIRONMENT = {"TS_DEBUG_TRIM_WIREGUARD": "false", "TS_DEBUG_USE_DERP_HTTP": "true"}
 
@@ -24,32 +23,15 @@ class AgentClientError(Exception):
     """The genuine client could not do what it was told; the text is its own."""
 
 
-class AgentClient:
-    """The running program.  One order at a time."""
+class AgentClient(Answering):
+    """The running program."""
 
-    def __init__(self, process: trio.Process) -> None:
-        self._process = process
-        self._text = bytearray()
+    failure = AgentClientError
 
     async def ask(self, op: str, **arguments: Any) -> dict[str, Any]:
         """Give an order and await the answer.  Raises AgentClientError with its own words, trio.TooSlowError."""
-        assert self._process.stdin is not None
-        await self._process.stdin.send_all(json.dumps({"op": op, **arguments}).encode() + b"\n")
+        await tell(self._process, json.dumps({"op": op, **arguments}))
         return await self.answer()
-
-    async def answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        with trio.fail_after(PATIENCE_SECONDS):
-            while b"\n" not in self._text:
-                piece = await self._process.stdout.receive_some()
-                if not piece:
-                    raise AgentClientError("it ended")
-                self._text += piece
-        line, _, self._text = self._text.partition(b"\n")
-        said: dict[str, Any] = json.loads(line)
-        if not said["ok"]:
-            raise AgentClientError(said["error"])
-        return said
 
     async def wait_way(self, is_direct: bool) -> str:
         """Until the agent answers in this way; by which one."""

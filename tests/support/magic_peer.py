@@ -22,11 +22,12 @@ from tailnet.paths.core import Paths, RelaySource, Source
 from tailnet.paths.disco import is_disco
 from tailnet.paths.endpoint import Endpoint
 from tailnet.wireguard.device import Device
+from tests.support.go_program import lines_of, run, tell
 from tests.support.gobuild import MAGICPEER
 from tests.support.peers import PATIENCE_SECONDS, require
 from tests.support.relay_command import HOST
 from tests.support.relays import Relay
-from tests.support.wireguard_peer import HERE, THERE, ipv6, run
+from tests.support.wireguard_peer import HERE, THERE, ipv6
 
 REGION = 900
 
@@ -82,8 +83,7 @@ class Nodes:
 
     async def tell(self, line: str) -> None:
         assert self.program is not None
-        assert self.program.stdin is not None
-        await self.program.stdin.send_all(f"{line}\n".encode())
+        await tell(self.program, line)
 
     async def flush(self) -> None:
         for outgoing in self.device.datagrams_to_send():
@@ -143,22 +143,18 @@ class Nodes:
     async def read_program(self, task_status: trio.TaskStatus[None]) -> None:
         """`started` once both are known to each other."""
         assert self.program is not None
-        assert self.program.stdout is not None
-        text = b""
-        async for piece in self.program.stdout:
-            *lines, text = (text + piece).split(b"\n")
-            for line in lines:
-                match line.split(b" "):
-                    case [b"packet", packet]:
-                        self._peer_put.send_nowait(bytes.fromhex(packet.decode()))
-                    case [b"pong", way]:
-                        self._pong_put.send_nowait(way)
-                    case [b"disco", key]:
-                        disco = bytes.fromhex(key.decode())
-                        self.paths.configure(self.peer.public, disco, [], REGION, trio.current_time())
-                        # Where we are it has to find out: coordination says nothing of it.
-                        await self.tell(f"peer {self.paths.disco_key.hex()}")
-                        task_status.started()
+        async for line in lines_of(self.program):
+            match line.split(b" "):
+                case [b"packet", packet]:
+                    self._peer_put.send_nowait(bytes.fromhex(packet.decode()))
+                case [b"pong", way]:
+                    self._pong_put.send_nowait(way)
+                case [b"disco", key]:
+                    disco = bytes.fromhex(key.decode())
+                    self.paths.configure(self.peer.public, disco, [], REGION, trio.current_time())
+                    # Where we are it has to find out: coordination says nothing of it.
+                    await self.tell(f"peer {self.paths.disco_key.hex()}")
+                    task_status.started()
 
 
 @asynccontextmanager

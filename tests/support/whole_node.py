@@ -4,7 +4,6 @@
 relay together with an engine of ours whose UDP path can be cut.  Used by bench/ too.
 """
 
-import json
 import os
 import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -27,13 +26,13 @@ from tailnet.node.streams import TunnelStream
 from tailnet.paths.endpoint import Endpoint
 from tailnet.sodium import public_of
 from tailnet.transport.udp import UdpSockets
+from tests.support.go_program import PATIENCE_SECONDS, Answering, run, tell
 from tests.support.relay_command import HOST
-from tests.support.wireguard_peer import HERE, THERE, run
+from tests.support.wireguard_peer import HERE, THERE
 
 REGION = 900
 ECHO, SINK, COUNT, SOURCE, PLAIN = 7, 9, 10, 19, 20
 """Ports of the genuine node."""
-PATIENCE_SECONDS = 60.0
 
 # Without it a node drops peers that are idle; the other is for two of them, who else find paths from pings alone.
 _ENVIRONMENT = {"TS_DEBUG_TRIM_WIREGUARD": "false"}
@@ -44,34 +43,20 @@ class WholeNodeError(Exception):
     """The genuine node could not do what it was told; the text is its own."""
 
 
-class WholeNode:
-    """The running program.  One order at a time."""
+class WholeNode(Answering):
+    """The running program."""
+
+    failure = WholeNodeError
 
     def __init__(self, process: trio.Process, public: bytes, disco: bytes) -> None:
+        super().__init__(process)
         self.public, self.disco = public, disco
         self.pid = process.pid
-        self._process = process
-        self._text = b""
 
     async def ask(self, *words: object) -> dict[str, Any]:
         """Give an order and await the answer.  Raises WholeNodeError with the node's own words, trio.TooSlowError."""
-        assert self._process.stdin is not None
-        await self._process.stdin.send_all((" ".join(map(str, words)) + "\n").encode())
+        await tell(self._process, " ".join(map(str, words)))
         return await self.answer()
-
-    async def answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        with trio.fail_after(PATIENCE_SECONDS):
-            while b"\n" not in self._text:
-                piece = await self._process.stdout.receive_some()
-                if not piece:
-                    raise WholeNodeError("it ended")
-                self._text += piece
-        line, _, self._text = self._text.partition(b"\n")
-        said: dict[str, Any] = json.loads(line)
-        if not said["ok"]:
-            raise WholeNodeError(said["error"])
-        return said
 
     async def meet(self, disco_public: bytes, endpoints: str = "") -> None:
         """Tell it of its peer, and where that may be reached, separated by spaces."""

@@ -10,13 +10,13 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from ipaddress import IPv6Address
-from subprocess import PIPE
 
 import trio
 
 from derp.keys import NodePrivate
 from tailnet.wireguard.device import Device
 from tailnet.wireguard.messages import INITIATION
+from tests.support.go_program import lines_of, run, tell
 from tests.support.gobuild import WGPEER
 from tests.support.peers import PATIENCE_SECONDS, require
 
@@ -76,8 +76,7 @@ class Tunnel:
 
     async def tell(self, line: str) -> None:
         assert self.program is not None
-        assert self.program.stdin is not None
-        await self.program.stdin.send_all(f"{line}\n".encode())
+        await tell(self.program, line)
 
     async def next(self, came: "trio.MemoryReceiveChannel[bytes]") -> bytes:
         """The body of the next packet that came out of either side."""
@@ -109,18 +108,14 @@ class Tunnel:
 
     async def read_program(self, task_status: trio.TaskStatus[None]) -> None:
         assert self.program is not None
-        assert self.program.stdout is not None
-        text = b""
-        async for piece in self.program.stdout:
-            *lines, text = (text + piece).split(b"\n")
-            for line in lines:
-                if line.startswith(b"packet "):
-                    self._peer_put.send_nowait(bytes.fromhex(line[7:].decode()))
-                elif line == b"loaded":
-                    self._loaded.set()
-                else:
-                    self.port = int(line)
-                    task_status.started()
+        async for line in lines_of(self.program):
+            if line.startswith(b"packet "):
+                self._peer_put.send_nowait(bytes.fromhex(line[7:].decode()))
+            elif line == b"loaded":
+                self._loaded.set()
+            else:
+                self.port = int(line)
+                task_status.started()
 
 
 @asynccontextmanager
@@ -152,7 +147,3 @@ async def open_tunnel(preshared: bytes = bytes(32)) -> AsyncIterator[Tunnel]:
             nursery.start_soon(tunnel.keep_time)
             yield tunnel
             nursery.cancel_scope.cancel()
-
-
-async def run(command: list[str], task_status: "trio.TaskStatus[trio.Process]") -> None:
-    await trio.run_process(command, stdin=PIPE, stdout=PIPE, task_status=task_status)  # killed when it is cancelled
