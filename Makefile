@@ -7,6 +7,8 @@ LOCK := .venv/bin/uv pip compile --quiet --generate-hashes --no-emit-index-url -
 PYTEST := $(PYTHON) -m coverage run -m pytest -q
 CORES := tests/derp/protocol tests/derp/relay tests/derp/netcheck tests/tailnet/rpc tests/tailnet/coordinator
 step = @printf '== %s\n' $(1)
+# A part of the tests: what it is, what it is given, its environment.
+part = @printf '== %s\n' $(1); $(3) $(PYTEST) $(2)
 .PHONY: serve demo test install style types tests unit api stores interop older poll lowest bench fmt lock proto openapi derp-vectors clean
 
 serve: $(READY)
@@ -33,23 +35,17 @@ tests: $(READY)  # parts side by side, each prints when it is done; the floor is
 	$(MAKE) --no-print-directory --keep-going --jobs=3 --output-sync=line interop unit api stores older lowest poll
 	@$(PYTHON) -m coverage combine --quiet && $(PYTHON) -m coverage report --skip-covered --skip-empty --fail-under=90
 unit: $(READY)
-	$(call step,'unit: everything but the genuine peers and the api part')
-	@$(PYTEST) tests --ignore=tests/interop --ignore=tests/tailnet/api --ignore=tests/tailnet/server
+	$(call part,'unit: everything but the genuine peers and the api part',tests --ignore=tests/interop --ignore=tests/tailnet/api --ignore=tests/tailnet/server)
 api: $(READY)
-	$(call step,'api: the coordinator as a whole; much of it waits')
-	@$(PYTEST) tests/tailnet/api tests/tailnet/server
+	$(call part,'api: the coordinator as a whole; much of it waits',tests/tailnet/api tests/tailnet/server)
 interop: $(READY)
-	$(call step,'interop: genuine peers; the first run builds the Go programs')
-	@$(PYTEST) tests/interop
+	$(call part,'interop: genuine peers; the first run builds the Go programs',tests/interop)
 stores: $(READY)
-	$(call step,'stores: what runs on SQLite elsewhere, on PostgreSQL')
-	@$(PYTEST) --every-store -k postgresql -m 'not stores' tests/tailnet/auth tests/tailnet/server tests/tailnet/services
+	$(call part,'stores: on PostgreSQL what runs on SQLite elsewhere',--every-store -k postgresql -m 'not stores' tests/tailnet/auth tests/tailnet/server tests/tailnet/services)
 older: $(READY)
-	$(call step,'older: the DERP peers of the release before the newest')
-	@GENUINE_DERP=v1.102.5 $(PYTEST) $(foreach part,server client mesh metrics reconnect,tests/interop/test_derp_$(part).py)
+	$(call part,'older: the DERP peers of the release before the newest',$(foreach each,server client mesh metrics reconnect,tests/interop/test_derp_$(each).py),GENUINE_DERP=v1.102.5)
 poll: $(READY)
-	$(call step,'poll: servers where epoll is missing')
-	@REACTOR_POLLER=poll $(PYTEST) tests/derp/server tests/tailnet/server
+	$(call part,'poll: servers where epoll is missing',tests/derp/server tests/tailnet/server,REACTOR_POLLER=poll)
 lowest: $(READY)
 	$(call step,'lowest: the cores on the oldest libraries that pyproject.toml allows')
 	@.venv/bin/uv venv --quiet --clear --python $(PYTHON) .venv/lowest
