@@ -35,7 +35,13 @@ WANTED = {
 OF_ADMINISTRATORS = "/api/v2/admin/"
 # Agents may be told all of it, and are told nothing while they wait.
 ENDLESS = {f"{API}/me/reinit"}
-SOCKETS_ONLY = {"/api/v2/derp-map", f"{API}/{{workspaceagent}}/watch-metadata-ws"}
+# What is asked inside an agent: those of the story have no ports (tests/tailnet/server/test_into_agents.py has).
+INSIDE = {f"{API}/{{workspaceagent}}/{name}" for name in ("listening-ports", "containers")}
+SOCKETS_ONLY = {
+    "/api/v2/derp-map",
+    f"{API}/{{workspaceagent}}/watch-metadata-ws",
+    f"{API}/{{workspaceagent}}/containers/watch",
+}
 
 
 class Agents(Protocol):
@@ -206,7 +212,7 @@ async def read_every_get(reader: Reader) -> None:
     for path, methods in document()["paths"].items():
         operation = methods.get("get", {})
         caller = operation.get("x-caller")
-        if caller not in ("user", "agent") or path in ENDLESS or path.startswith(OF_ADMINISTRATORS):
+        if caller not in ("user", "agent") or path in ENDLESS | INSIDE or path.startswith(OF_ADMINISTRATORS):
             continue
         asked += 1
         target = path.replace("{workspaceagent}", str(reader.agent.id)).replace("{user}", "me")
