@@ -27,14 +27,15 @@ class Trials:
     """Those of one relay.  `now` is any clock that does not run backwards, `wall` the one by which terms end."""
 
     def __init__(self) -> None:
-        # By key: when its trial began and from which address.  The oldest first, for it is over first.
-        self._begun: OrderedDict[bytes, tuple[float, str]] = OrderedDict()
+        # By key: when its trial began, from which address, and its bytes.  The oldest first, for it is over first.
+        self._begun: OrderedDict[bytes, tuple[float, str, Allowance]] = OrderedDict()
         self._per_address: dict[str, int] = {}
 
     def offer(self, key: bytes, group: str, now: float, wall: float) -> Terms | str:
         """On what terms an unknown key may come in, or why it may not.  `group`: what counts as one address.
 
-        A second connection of a key gets what is left of its minute, and bytes of its own.
+        A second connection of a key gets what is left of its minute and of its bytes: else whoever comes again and again
+        had a relay for a minute.
         """
         self._forget(now)
         begun = self._begun.get(key)
@@ -45,13 +46,15 @@ class Trials:
                 )
             if len(self._begun) >= MAX_TRIALS:
                 return f"{MAX_TRIALS:,} unknown keys came within {TRIAL_SECONDS + AGAIN_SECONDS:.0f} s"
-            begun = self._begun[key] = (now, group)
+            begun = self._begun[key] = (now, group, Allowance(TRIAL_BYTES))
             self._per_address[group] = self._per_address.get(group, 0) + 1
         left = begun[0] + TRIAL_SECONDS - now
         if left <= 0:
             return f"nobody announced it in the {TRIAL_SECONDS:.0f} s that it had"
+        if begun[2].left <= 0:
+            return f"nobody has announced it yet, and it has used up its {TRIAL_BYTES >> 10} KiB"
         what = "the time of this machine, whose key nobody has announced to the coordinator,"
-        return Terms(what, wall + left, Allowance(TRIAL_BYTES), is_trial=True)
+        return Terms(what, wall + left, begun[2], is_trial=True)
 
     def settle(self, key: bytes) -> None:
         """A key became known."""
@@ -61,7 +64,7 @@ class Trials:
 
     def _forget(self, now: float) -> None:
         while self._begun:
-            key, (began, group) = next(iter(self._begun.items()))
+            key, (began, group, _) = next(iter(self._begun.items()))
             if now < began + TRIAL_SECONDS + AGAIN_SECONDS:
                 return
             del self._begun[key]

@@ -28,6 +28,22 @@ def test_a_key_has_one_minute_however_often_it_comes() -> None:
     assert isinstance(offered(trials, 1, TRIAL_SECONDS + AGAIN_SECONDS), Terms)
 
 
+def test_a_key_has_its_bytes_once_however_often_it_comes() -> None:
+    trials = Trials()
+    first = offered(trials, 1, 0.0)
+    assert isinstance(first, Terms)
+    assert first.account is not None
+    first.account.spend(TRIAL_BYTES - 1)
+    again = offered(trials, 1, 1.0)
+    assert isinstance(again, Terms)
+    assert again.account is not None
+    assert again.account.left == 1
+    again.account.spend(1)
+    assert "has used up its 256 KiB" in str(offered(trials, 1, 2.0))
+    assert isinstance(offered(trials, 2, 2.0), Terms)
+    assert isinstance(offered(trials, 1, TRIAL_SECONDS + AGAIN_SECONDS), Terms)
+
+
 def test_a_key_that_became_known_leaves_its_place() -> None:
     trials = Trials()
     for number in range(MAX_PER_ADDRESS):
