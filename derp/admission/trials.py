@@ -34,8 +34,8 @@ class Trials:
     def offer(self, key: bytes, group: str, now: float, wall: float) -> Terms | str:
         """On what terms an unknown key may come in, or why it may not.  `group`: what counts as one address.
 
-        A second connection of a key gets what is left of its minute and of its bytes: else whoever comes again and again
-        had a relay for a minute.
+        A second connection of a key gets what is left of its minute and of its bytes: else whoever comes again and
+        again had a relay for a minute.
         """
         self._forget(now)
         begun = self._begun.get(key)
