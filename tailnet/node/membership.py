@@ -128,7 +128,7 @@ class Member:
         self.link = link
         self.peers = Peers(engine, answers_ready=answers_ready)
         self._self_changed = trio.lowlevel.ParkingLot()
-        self.place = Place(engine, home, options, changed=self._self_changed.unpark_all)
+        self.place = Place(engine, home, options, changed=self._self_changed.unpark_all, moved=link.redial)
         self._private = private
         self._addresses = addresses
         self._serve_more = serve

@@ -8,6 +8,7 @@ not let us in.  Docs: docs/node.md.  Caller: membership.py.  Next hops: relays.p
 
 import logging
 import random
+import socket
 from collections.abc import Callable, Mapping
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
@@ -59,14 +60,22 @@ class Place:
     """Of one node.  `home`: a region to stay in whatever is measured; None: the nearest."""
 
     def __init__(
-        self, engine: Engine, home: int | None, options: DialOptions | None, *, changed: Callable[[], object]
+        self,
+        engine: Engine,
+        home: int | None,
+        options: DialOptions | None,
+        *,
+        changed: Callable[[], object],
+        moved: Callable[[], object] = lambda: None,
     ) -> None:
+        """`moved` is called when an address of this machine is gone, and with it connections from there."""
         self.report: Report | None = None
         """What was measured last."""
         self._engine = engine
         self._relays = engine.relays
         self._wanted_home = home
         self._changed = changed
+        self._moved = moved
         self._map = DERPMap({})
         self._avoided: dict[int, float] = {}
         self._seen: dict[Endpoint, float] = {}
@@ -145,10 +154,10 @@ class Place:
         self.report = report
         now = trio.current_time()
         if self._engine.sockets.all:
-            for seen in (report.global_ipv4, report.global_ipv6):
-                if (endpoint := parse_endpoint(seen)) is not None:
-                    self._seen.pop(endpoint, None)
-                    self._seen[endpoint] = now
+            for seen in (parse_endpoint(report.global_ipv4), parse_endpoint(report.global_ipv6)):
+                if seen is not None:
+                    self._see(seen, now)
+            self._see_static_mapping(report, now)
             self._set_endpoints(now)
         latencies = latencies_of(report)
         if not are_similar(latencies, self._latencies):
@@ -163,6 +172,22 @@ class Place:
                 self._move(home)
                 return
             self._avoided[home] = trio.current_time() + AVOID_SECONDS
+
+    def _see(self, endpoint: Endpoint, now: float) -> None:
+        self._seen.pop(endpoint, None)
+        self._seen[endpoint] = now
+
+    def _see_static_mapping(self, report: Report, now: float) -> None:
+        """A hard NAT shows peers another port than it showed to STUN, but it may have been told to let our own port in,
+        or everything: as genuine nodes do, we name that too.  If there is no such mapping, peers ping it in vain."""
+        port = self._engine.sockets.port_of(socket.AF_INET)
+        seen = parse_endpoint(report.global_ipv4)
+        if port is None or seen is None:
+            return
+        static = Endpoint(seen.host, port)
+        # A short measurement asks one relay, and cannot tell: what was known before stands.
+        if report.mapping_varies or (report.mapping_varies is None and static in self._seen):
+            self._see(static, now)
 
     def _move(self, home: int) -> None:
         before = self._relays.home
@@ -207,6 +232,7 @@ class Place:
         self._engine.core.paths.network_changed(now)
         if is_lost:  # connections from an address that is gone are silent for minutes before they end
             self._relays.redial()
+            self._moved()
         self._engine.pump()
         self._news.set()
 

@@ -79,6 +79,11 @@ class UdpSockets:
                 found.append(endpoint)
         return found
 
+    def port_of(self, family: int) -> int | None:
+        """The port of our socket of a family; None: there is none."""
+        sock = self._sockets.get(family)
+        return int(sock.getsockname()[1]) if sock is not None else None
+
     @property
     def all(self) -> list[socket.socket]:
         """The sockets that are open."""

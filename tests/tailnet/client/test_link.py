@@ -18,6 +18,7 @@ from tailnet.server.server import CoordinatorServer
 from tests.support.proxies import Front, open_front
 from tests.support.seeds import peer_id, user_token
 from tests.support.tailnet_driver import wait_for
+from tests.tailnet.client.test_rpc import url_of
 
 MAIN = peer_id("main")
 AT_ONCE = BackOff(first_seconds=0.01, limit_seconds=0.01)
@@ -78,6 +79,47 @@ async def test_who_insists_is_turned_away_by_the_version_alone(server: Coordinat
         with trio.fail_after(PATIENCE_SECONDS), pytest.raises(UpgradeRefused) as caught:
             await link.run(serve)
         assert (caught.value.status, said) == (400, [])
+
+
+@pytest.mark.parametrize("is_there", [True, False], ids=["from a connection", "from a wait"])
+async def test_another_address_makes_another_connection_at_once(
+    server: CoordinatorServer, caplog: pytest.LogCaptureFixture, is_there: bool
+) -> None:
+    """It neither waits for the old connection to end, nor for its turn, which would be in an hour."""
+    served = trio.Event()
+    never = BackOff(first_seconds=3600.0, limit_seconds=3600.0)
+    link = Link(url_of(server), client_door(MAIN), user_token("alice"), back_off=never)
+
+    async def serve(rpc: RpcClient) -> None:
+        link.proven()
+        served.set()
+        if not is_there and link.connection_count == 1:
+            raise RpcError("lost")
+        await trio.sleep_forever()
+
+    with trio.fail_after(PATIENCE_SECONDS):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(link.run, serve)
+            await served.wait()
+            if not is_there:
+                await wait_for(lambda: "the next try is in" in caplog.text)
+            link.redial()
+            await wait_for(lambda: link.connection_count == 2)
+            nursery.cancel_scope.cancel()
+
+
+async def test_another_address_while_the_first_connection_is_made_is_no_error(server: CoordinatorServer) -> None:
+    async with front_of(server) as front:
+        link = link_to(front.url)
+
+        async def serve(rpc: RpcClient) -> None:
+            if link.connection_count == 1:
+                link.redial()
+                await trio.sleep_forever()
+            raise RpcError("the second one came")
+
+        with trio.fail_after(PATIENCE_SECONDS), pytest.raises(RpcError, match="the second one came"):
+            await link.run(serve)
 
 
 @pytest.mark.parametrize(("status", "header"), [(503, b"7"), (429, b"7"), (503, b"7000")])

@@ -22,11 +22,13 @@ from tailnet.node import place
 from tailnet.node.membership import Client, Member, open_agent, open_client
 from tailnet.node.streams import TunnelStream
 from tailnet.server.server import serve_coordinator
+from tailnet.transport import udp as udp_module
 from tests.support.echoing import ECHO_PORT, MAIN, open_echoing_agent
 from tests.support.inprocess import map_of, node_of, open_regions, port_of
 from tests.support.restartable import Restartable
 from tests.support.seeds import agent_token, user_token
 from tests.support.tailnet_driver import wait_for
+from tests.tailnet.node.test_place import Watch
 
 PATIENCE_SECONDS = 120
 REGION = 901
@@ -172,6 +174,31 @@ async def test_a_stream_goes_on_while_there_is_no_coordinator(filled_url: str, t
         ):
             await world.coordinator.stop()
             await talk.wait_more(20)
+
+
+async def test_an_address_that_is_gone_has_the_coordinator_dialled_again(
+    filled_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what only adds one does not: the connection has its address still."""
+    hosts = ["192.0.2.7"]
+    Watch.event = trio.Event()
+    for module in (udp_module, place):
+        monkeypatch.setattr(module, "own_hosts", lambda: list(hosts))
+    monkeypatch.setattr(place, "AddressWatch", Watch)
+    monkeypatch.setattr(place, "SETTLE_SECONDS", 0.0)
+    with trio.fail_after(PATIENCE_SECONDS):
+        async with (
+            open_world(filled_url, tmp_path) as world,
+            open_agent(world.url, agent_token("main"), MAIN, is_direct=True) as agent,
+        ):
+            hosts.append("198.51.100.8")
+            Watch.event.set()
+            await wait_for(lambda: "198.51.100.8" in {each.host for each in agent.place.describe().endpoints})
+            assert agent.link.connection_count == 1
+            del hosts[0]
+            Watch.event.set()
+            await wait_for(lambda: agent.link.connection_count == 2)
+            assert "192.0.2.7" not in {each.host for each in agent.place.describe().endpoints}
 
 
 async def test_the_client_is_the_same_peer_again(filled_url: str, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Where a node is: the nearest home that lets it in, how others see it, and what changes of addresses do."""
 
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -170,6 +171,38 @@ async def test_what_stun_saw_is_bounded() -> None:
             await place._take(Report(global_ipv4=f"192.0.2.1:{port}", global_ipv6=f"[2001:db8::1]:{port}"))
         seen = place.describe().endpoints[len(local) :]
         assert [each.port for each in seen] == [*range(MAX_SEEN + 2, 2, -1)] * 2
+
+
+async def test_behind_a_hard_nat_our_own_port_is_told_too() -> None:
+    """Somebody may have mapped it by hand; a measurement that cannot tell changes nothing, an easy NAT needs none."""
+    hard, short, easy = (Report(global_ipv4="192.0.2.1:40000", mapping_varies=each) for each in (True, None, False))
+    async with (
+        open_regions(NEAR, tls=False) as (_, derp_map),
+        open_engine(NodePrivate.generate(), [], {}, None) as engine,
+    ):
+        (port,) = (sock.getsockname()[1] for sock in engine.sockets.all if sock.family == socket.AF_INET)
+        static = Endpoint("192.0.2.1", port)
+        place = Place(engine, NEAR, None, changed=lambda: None)
+        place.take_map(derp_map)
+        for report in (easy, short):
+            await place._take(report)
+            assert static not in place.describe().endpoints
+        await place._take(hard)
+        assert {static, Endpoint("192.0.2.1", 40000)} <= set(place.describe().endpoints)
+        for number in range(2 * MAX_SEEN):
+            await place._take(replace(short, global_ipv4=f"192.0.2.1:{50000 + number}"))
+        assert static in place.describe().endpoints
+
+
+async def test_without_sockets_a_hard_nat_is_of_no_matter() -> None:
+    async with (
+        open_regions(NEAR, tls=False) as (_, derp_map),
+        open_engine(NodePrivate.generate(), [], {}, None, is_direct=False) as engine,
+    ):
+        place = Place(engine, NEAR, None, changed=lambda: None)
+        place.take_map(derp_map)
+        await place._take(Report(global_ipv4="192.0.2.1:40000", mapping_varies=True))
+        assert place.describe().endpoints == ()
 
 
 def test_latencies_have_the_names_that_nodes_tell() -> None:
