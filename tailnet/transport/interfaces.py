@@ -29,6 +29,8 @@ _ATTRIBUTE: Final = struct.Struct("=HH")  # length, type
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _NOT_USABLE: Final = 0x40 | 0x08  # tentative; somebody else has it
 _READ_BYTES: Final = 1 << 16
+# The kernel answers at once; what stands in for one, in a sandbox, may not answer at all.
+_ANSWER_SECONDS: Final = 1.0
 
 
 def own_hosts() -> list[str]:
@@ -46,9 +48,14 @@ class AddressWatch:
         self._sock: socket.socket | None = None
         with suppress(OSError):
             if _NETLINK is not None:
-                self._sock = socket.socket(_NETLINK, socket.SOCK_RAW, _ROUTE)
-                self._sock.setblocking(False)
-                self._sock.bind((0, _ADDRESS_GROUPS))
+                sock = socket.socket(_NETLINK, socket.SOCK_RAW, _ROUTE)
+                try:
+                    sock.setblocking(False)
+                    sock.bind((0, _ADDRESS_GROUPS))
+                except OSError:
+                    sock.close()  # of one that is not subscribed nothing would ever come
+                    raise
+                self._sock = sock
 
     async def wait(self) -> None:
         """Until they may have changed."""
@@ -70,10 +77,11 @@ class AddressWatch:
 def _ask_netlink() -> Iterator[str]:
     assert _NETLINK is not None
     with socket.socket(_NETLINK, socket.SOCK_RAW, _ROUTE) as sock:
+        sock.settimeout(_ANSWER_SECONDS)
         sock.bind((0, 0))
         sock.send(_HEAD.pack(_HEAD.size + _ADDRESS.size, _GET_ADDRESSES, _REQUEST_ALL, 1, 0) + _ADDRESS.pack(*[0] * 5))
         while True:
-            data = sock.recv(_READ_BYTES)  # the kernel answers at once
+            data = sock.recv(_READ_BYTES)
             at = 0
             while at + _HEAD.size <= len(data):
                 length, kind, _, _, _ = _HEAD.unpack_from(data, at)

@@ -1,8 +1,10 @@
 """The addresses of this machine, by netlink and without it, and news of them."""
 
 import shutil
+import socket
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import trio
@@ -45,6 +47,25 @@ async def test_without_netlink_it_is_looked_again_after_a_while(
     assert trio.current_time() == LOOK_SECONDS
     watch.close()
     assert own_hosts() == interfaces._usable(interfaces._ask_routes())
+
+
+class Unsubscribed(socket.socket):
+    """As in a sandbox that lets nobody hear the kernel's news."""
+
+    def bind(self, address: Any) -> None:
+        raise PermissionError
+
+
+async def test_who_may_not_subscribe_looks_again_too(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "socket", Unsubscribed)
+        watch = AddressWatch()
+    with trio.fail_after(2 * LOOK_SECONDS):
+        await watch.wait()
+    assert trio.current_time() == LOOK_SECONDS
+    watch.close()
 
 
 SCRIPT = """
