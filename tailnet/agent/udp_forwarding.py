@@ -67,7 +67,7 @@ async def forward_udp(engine: Engine, counters: Counters, is_allowed: Callable[[
         return _LocalPort(await _open_local(key.port), counters, key.source)
 
     async def back(key: FlowKey, payload: bytes) -> None:
-        tunnel.send(key.source, key.source_port, payload, local_address=key.destination, local_port=key.port)
+        tunnel.send(key.source, key.source_port, payload, source=(key.destination, key.port))
         counters.datagram_sent(payload)
 
     async with trio.open_nursery() as nursery:

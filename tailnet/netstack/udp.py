@@ -80,15 +80,14 @@ class UdpPort:
         port: int,
         payload: bytes,
         *,
-        local_address: bytes | None = None,
-        local_port: int | None = None,
+        source: tuple[bytes, int] | None = None,
     ) -> None:
-        """One datagram, from the bound address and port if no others are said: an answer comes from where its question
+        """One datagram, from the bound address and port if no `source` is said: an answer comes from where its question
         went.  LocalProtocolError when it is longer than a packet: there are no fragments inside a tunnel."""
         longest = self.limits.mtu - HEADER_BYTES - HEADER.size
         if len(payload) > longest:
             raise LocalProtocolError(f"a datagram of {len(payload)} bytes does not fit: at most {longest}")
-        source_port = local_port or self.port
+        address, source_port = source or (self.address, self.port)
         if source_port is None or not 0 < port <= 0xFFFF:
             raise LocalProtocolError(f"from {source_port} to {port}: these are no UDP ports")
-        self._send(build(local_address or self.address, destination, source_port, port, payload))
+        self._send(build(address, destination, source_port, port, payload))

@@ -46,15 +46,14 @@ class TunnelUdp:
         port: int,
         payload: bytes,
         *,
-        local_address: bytes | None = None,
-        local_port: int | None = None,
+        source: tuple[bytes, int] | None = None,
     ) -> None:
         """One datagram, which may be lost, as UdpPort.send says.  LocalProtocolError: it is too long.
 
         Raises trio.ClosedResourceError.
         """
         self._check_open()
-        self._port.send(address, port, payload, local_address=local_address, local_port=local_port)
+        self._port.send(address, port, payload, source=source)
         self._pump()
 
     def close(self) -> None:

@@ -72,6 +72,6 @@ def test_an_answer_comes_from_where_its_question_went() -> None:
     port = udp.UdpPort(A, None, Limits(), sent.append)
     with pytest.raises(LocalProtocolError, match="from None"):
         port.send(B, 1234, b"answer")
-    port.send(B, 1234, b"answer", local_address=OTHER, local_port=5353)
+    port.send(B, 1234, b"answer", source=(OTHER, 5353))
     assert sent[0][8:24] == OTHER
     assert udp.parse(sent[0][40:]) == (5353, 1234, b"answer")
