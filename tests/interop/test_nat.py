@@ -155,6 +155,19 @@ async def test_the_way(tmp_path: Path, first: Kind, second: Kind, is_direct: boo
         assert said["wait"] < SWITCH_SECONDS
 
 
+@pytest.mark.parametrize(("second", "is_genuine"), [(Kind.HARD, OURS), (Kind.EASY, GENUINE)])
+async def test_a_hard_nat_with_a_port_that_was_mapped_by_hand(tmp_path: Path, second: Kind, is_genuine: bool) -> None:
+    """STUN never saw that port: the node names its own."""
+    async with joined(tmp_path, Kind.HARD, second, is_genuine=is_genuine) as pair:
+        named = (await pair.nodes["a"].endpoints()).split()
+        (port,) = {int(each.rpartition(":")[2]) for each in named if each.startswith("10.")}
+        assert (await pair.way()) == "derp-900"
+        assert pair.world.map_port("a", port) in named
+        await pair.wait_way(True)
+        said = await pair.held()
+        assert (said["wait"] < SWITCH_SECONDS, said["lost_pings"]) == (True, 0)
+
+
 async def test_a_firewall_comes_and_goes(tmp_path: Path) -> None:
     """No datagram passes any more, and nobody says so; later all do again."""
     async with joined(tmp_path, Kind.OPEN, Kind.EASY) as pair:

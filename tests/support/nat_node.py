@@ -19,12 +19,13 @@ import trio
 
 from derp.client.dial import DialOptions
 from derp.keys import NodePrivate
-from derp.map import DERPMap
+from derp.map import DERPMap, DERPNode, DERPRegion
 from tailnet.node.core import PeerNode
 from tailnet.node.engine import Engine, open_engine
 from tailnet.node.place import Place
 from tailnet.node.streams import TunnelStream
 from tailnet.paths.endpoint import parse_endpoint
+from tests.support.nat_world import OTHER_STUN_PORT
 from tests.support.whole_node import ECHO, REGION, region_at
 
 _BEAT_SECONDS = 0.1
@@ -156,6 +157,11 @@ async def main() -> None:
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     regions = {REGION: region_at(int(told.port), told.derp, int(told.stun))}
+    if ip_address(told.derp).version == 4:
+        other = DERPNode(
+            "stun", REGION + 1, told.derp, ipv4=told.derp, ipv6="none", stun_port=OTHER_STUN_PORT, stun_only=True
+        )
+        regions[REGION + 1] = DERPRegion(REGION + 1, "stun", "Only STUN", nodes=(other,))
     options = DialOptions(context=context, environment=None)
     async with open_engine(private, [here], regions, None, options=options) as engine, trio.open_nursery() as nursery:
         nursery.start_soon(trio.serve_listeners, echo, [engine.listen(ECHO)])

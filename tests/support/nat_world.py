@@ -16,6 +16,8 @@ from enum import Enum
 
 RELAY_4, RELAY_6 = "203.0.113.1", "2001:db8::1"
 RELAY_PORT, STUN_PORT = 443, 3478
+# The same STUN as another destination, so that nodes see that a NAT has another port for each.
+OTHER_STUN_PORT = 3479
 
 
 class Kind(Enum):
@@ -39,6 +41,23 @@ table ip nat {{
         oifname "out" masquerade {ports}
     }}
 }}
+"""
+_OTHER_STUN = f"""
+table ip nat {{
+    chain prerouting {{
+        type nat hook prerouting priority dstnat
+        udp dport {OTHER_STUN_PORT} redirect to :{STUN_PORT}
+    }}
+}}
+"""
+_STATIC = """
+table ip static {{
+    chain prerouting {{
+        type nat hook prerouting priority dstnat
+        iifname "out" udp dport {port} dnat to {host}:{port}
+    }}
+}}
+insert rule inet firewall forward iifname "out" udp dport {port} accept
 """
 # A packet that nobody asked for must leave no trace, which would take the port from whom it is for.
 _FIREWALL = """
@@ -106,6 +125,7 @@ class World:
     def build(self) -> None:
         self._add("net", "link add bridge type bridge", "link set bridge up",
                   f"addr add {RELAY_4}/24 dev bridge", f"addr add {RELAY_6}/64 dev bridge nodad")  # fmt: skip
+        self._nft("net", _OTHER_STUN)
         for place, kind in self.kinds.items():
             self._add_host(place, kind)
 
@@ -146,9 +166,16 @@ class World:
 
     def filter(self, place: str, kind: Kind) -> None:
         """Have the host's router be of this kind from now on."""
-        text = "flush ruleset\n" + rules(kind)
-        command = self.command(f"{place}-router", ["nft", "-f", "-"])
-        subprocess.run(command, input=text, text=True, check=True)
+        self._nft(f"{place}-router", "flush ruleset\n" + rules(kind))
+
+    def map_port(self, place: str, port: int) -> str:
+        """Have a NAT let a UDP port in to its host, as people do by hand: the address that others reach."""
+        number = self.number(place)
+        self._nft(f"{place}-router", _STATIC.format(port=port, host=f"10.0.{number}.2"))
+        return f"203.0.113.{number}:{port}"
+
+    def _nft(self, place: str, text: str) -> None:
+        subprocess.run(self.command(place, ["nft", "-f", "-"]), input=text, text=True, check=True)
 
     def set_link(self, place: str, *, is_up: bool) -> None:
         """The cable between a router and the internet."""
