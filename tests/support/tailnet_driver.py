@@ -28,7 +28,7 @@ from tailnet.rpc.yamux import SessionLimits
 from tailnet.server.server import CoordinatorServer
 from tailnet.types import TAILSCALE_SERVICE_PREFIX, PeerID
 
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 120.0
 TAILNET = "/coder.tailnet.v2.Tailnet/"
 AGENT = "/coder.agent.v2.Agent/"
 AGENT_DOOR = "/api/v2/workspaceagents/me/rpc?version=2.4"
