@@ -7,8 +7,10 @@ LOCK := .venv/bin/uv pip compile --quiet --generate-hashes --no-emit-index-url -
 PYTEST := $(PYTHON) -m coverage run -m pytest -q
 CORES := tests/derp/protocol tests/derp/relay tests/derp/netcheck tests/tailnet/rpc tests/tailnet/coordinator
 step = @printf '== %s\n' $(1)
-# A part of the tests: what it is, what it is given, its environment.
-part = @printf '== %s\n' $(1); $(3) $(PYTEST) $(2)
+define part  # of the tests: what it is, what it is given, its environment
+$(step)
+@$(3) $(PYTEST) $(2)
+endef
 .PHONY: serve demo test install style types tests unit api stores interop older poll lowest bench fmt lock proto openapi derp-vectors clean
 
 serve: $(READY)
@@ -52,8 +54,7 @@ lowest: $(READY)
 	@.venv/bin/uv pip compile --quiet --resolution lowest-direct --extra postgresql pyproject.toml -o .venv/lowest.txt
 	@.venv/bin/uv pip install --quiet --python .venv/lowest/bin/python -r .venv/lowest.txt pytest pytest-trio hypothesis
 	@.venv/lowest/bin/python -m pytest -q -p no:cacheprovider $(CORES)
-bench: $(READY)
-	$(PYTHON) bench/compare.py $(BENCH)
+bench: $(READY); $(PYTHON) bench/compare.py $(BENCH)
 fmt: $(READY)
 	$(PYTHON) -m ruff format . && $(PYTHON) -m ruff check --fix .
 # UPGRADE=--upgrade takes the newest versions, without it only what pyproject.toml newly asks for.
@@ -62,8 +63,7 @@ lock: $(READY)
 	$(LOCK) --extra build --extra postgresql --constraint requirements.lock -o deploy/requirements.lock pyproject.toml
 proto:  # the classes of tailnet/proto/*.proto; OUT is for the test that compares
 	$(PYTHON) -m grpc_tools.protoc -I tailnet/proto/generated=tailnet/proto --python_out=$(or $(OUT),.) --pyi_out=$(or $(OUT),.) tailnet/proto/tailnet.proto tailnet/proto/agent.proto
-openapi: $(READY)  # docs/openapi.json and docs/openapi-admin.json anew, after a change of the API
-	@$(PYTHON) -m tests.support.openapi_document
+openapi: $(READY); @$(PYTHON) -m tests.support.openapi_document  # docs/openapi*.json anew, after a change of the API
 derp-vectors:  # DERP's golden vectors anew from the genuine packages; boxes and masks differ from run to run
 	cd tests/interop/go && go run ./cmd/derpvectors > derp.json.new && mv derp.json.new ../../vectors/derp.json
 clean:
