@@ -5,18 +5,19 @@ SERVE ?= .venv/bin/tailnet serve --dev
 READY := .venv/.ready
 LOCK := .venv/bin/uv pip compile --quiet --generate-hashes --no-emit-index-url --python-version 3.11
 PYTEST := $(PYTHON) -m coverage run -m pytest -q
+NODES := $(addprefix tests/tailnet/,agent cli client netstack node paths wireguard)
+SERVERS := tests/tailnet/api tests/tailnet/server
 CORES := tests/derp/protocol tests/derp/relay tests/derp/netcheck tests/tailnet/rpc tests/tailnet/coordinator
 step = @printf '== %s\n' $(1)
 define part  # of the tests: what it is, what it is given, its environment
 $(step)
 @$(3) $(PYTEST) $(2)
 endef
-.PHONY: serve demo test install style types tests unit api stores interop older poll lowest bench fmt lock proto openapi derp-vectors clean
+.PHONY: serve demo test install style types tests unit nodes api stores interop older poll lowest bench fmt lock proto openapi derp-vectors clean
 
 serve: $(READY)
 	$(SERVE)
-demo: $(READY)
-	@.venv/bin/tailnet demo
+demo: $(READY); @.venv/bin/tailnet demo
 test: style types tests
 install: $(READY)
 $(READY): requirements.lock pyproject.toml
@@ -29,17 +30,17 @@ $(READY): requirements.lock pyproject.toml
 style: $(READY)
 	$(call step,'ruff')
 	$(PYTHON) -m ruff format --check --quiet . && $(PYTHON) -m ruff check --quiet .
-types: $(READY)
-	$(call step,'mypy --strict')
-	$(PYTHON) -m mypy
+types: $(READY); $(call step,'mypy --strict') && $(PYTHON) -m mypy
 tests: $(READY)  # parts side by side, each prints when it is done; the floor is two points under what is covered
 	@$(PYTHON) -m coverage erase
-	$(MAKE) --no-print-directory --keep-going --jobs=3 --output-sync=line interop unit api stores older lowest poll
+	$(MAKE) --no-print-directory --keep-going --jobs=3 --output-sync=line interop unit nodes api stores older lowest poll
 	@$(PYTHON) -m coverage combine --quiet && $(PYTHON) -m coverage report --skip-covered --skip-empty --fail-under=90
 unit: $(READY)
-	$(call part,'unit: everything but the genuine peers and the api part',tests --ignore=tests/interop --ignore=tests/tailnet/api --ignore=tests/tailnet/server)
+	$(call part,'unit: everything but the other parts',tests --ignore=tests/interop $(addprefix --ignore=,$(NODES) $(SERVERS)))
+nodes: $(READY)
+	$(call part,'nodes: the data plane with its agent and its commands; much of it waits',$(NODES))
 api: $(READY)
-	$(call part,'api: the coordinator as a whole; much of it waits',tests/tailnet/api tests/tailnet/server)
+	$(call part,'api: the coordinator as a whole; much of it waits',$(SERVERS))
 interop: $(READY)
 	$(call part,'interop: genuine peers; the first run builds the Go programs',tests/interop)
 stores: $(READY)
@@ -55,8 +56,7 @@ lowest: $(READY)
 	@.venv/bin/uv pip install --quiet --python .venv/lowest/bin/python -r .venv/lowest.txt pytest pytest-trio hypothesis
 	@.venv/lowest/bin/python -m pytest -q -p no:cacheprovider $(CORES)
 bench: $(READY); $(PYTHON) bench/compare.py $(BENCH)
-fmt: $(READY)
-	$(PYTHON) -m ruff format . && $(PYTHON) -m ruff check --fix .
+fmt: $(READY); $(PYTHON) -m ruff format . && $(PYTHON) -m ruff check --fix .
 # UPGRADE=--upgrade takes the newest versions, without it only what pyproject.toml newly asks for.
 lock: $(READY)
 	$(LOCK) --all-extras $(UPGRADE) -o requirements.lock pyproject.toml
@@ -66,5 +66,4 @@ proto:  # the classes of tailnet/proto/*.proto; OUT is for the test that compare
 openapi: $(READY); @$(PYTHON) -m tests.support.openapi_document  # docs/openapi*.json anew, after a change of the API
 derp-vectors:  # DERP's golden vectors anew from the genuine packages; boxes and masks differ from run to run
 	cd tests/interop/go && go run ./cmd/derpvectors > derp.json.new && mv derp.json.new ../../vectors/derp.json
-clean:
-	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage* bench/out *.egg-info
+clean: ; rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage* bench/out *.egg-info
