@@ -105,7 +105,7 @@ CASES: dict[str, Case] = {
     "tailnet logout": Case(""),
     "tailnet agent": Case("--help"),  # it writes a log alone, and Ctrl-C is a good end: tests/tailnet/cli/test_agent.py
     "tailnet agents": Case("--url={coordinator} --token={token}", "--url={silent} --token=x"),
-    "tailnet ping": Case("--url={coordinator} --token={token} -c 1 main", "--url={silent} --token=x main"),
+    "tailnet ping": Case("--url={coordinator} --token={token} --relay-only -c 1 main", "--url={silent} --token=x main"),
     "tailnet netcheck": Case("--url={coordinator} --token={token}", "--url={silent} --token=x"),
     "tailnet admin export": Case("--store={store}"),
     "tailnet admin audit": Case("--store={store}"),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from selenium.common.exceptions import StaleElementReferenceException
 
 from derp.keys import NodePrivate
 from tailnet.client.coordination import client_door, make_node, open_coordination, own_id
@@ -63,7 +64,10 @@ def sign_in(window: Window, place: Place, path: str = "/") -> None:
 def wait_until(window: Window, holds: Callable[[], bool]) -> None:
     from selenium.webdriver.support.wait import WebDriverWait
 
-    WebDriverWait(window.driver, PATIENCE_SECONDS).until(lambda _: holds())
+    # Between two documents an element of the first one is stale.
+    WebDriverWait(window.driver, PATIENCE_SECONDS, ignored_exceptions=[StaleElementReferenceException]).until(
+        lambda _: holds()
+    )
 
 
 async def test_signing_in_and_out(tmp_path: Path) -> None:

@@ -19,6 +19,16 @@ HANG_UP_PORT = 8
 PATIENCE_SECONDS = 60
 
 
+def run_in_asyncio(main: Callable[[], Awaitable[T]]) -> T:
+    """asyncio.run, whatever loops others want for all of a process: trio-asyncio, under an agent's SSH, is one."""
+
+    async def whole() -> T:
+        return await main()
+
+    with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+        return runner.run(whole())
+
+
 async def in_asyncio(server: CoordinatorServer, use: Callable[[AsyncioClient], Awaitable[T]], agent: str = "main") -> T:
     """Run `use` in a loop of asyncio, while an agent is there; what it leaves behind is an error."""
     url = url_of(server)
@@ -39,7 +49,7 @@ async def in_asyncio(server: CoordinatorServer, use: Callable[[AsyncioClient], A
                     stream.abort()
 
             nursery.start_soon(hang_up)
-            result = await trio.to_thread.run_sync(lambda: asyncio.run(main()))
+            result = await trio.to_thread.run_sync(run_in_asyncio, main)
             nursery.cancel_scope.cancel()
     return result
 
@@ -96,7 +106,7 @@ async def test_a_node_that_has_ended(server: CoordinatorServer) -> None:
             await client.ping()
 
     client = await in_asyncio(server, use)
-    client._loop = asyncio.new_event_loop()
+    client._loop = asyncio.SelectorEventLoop()
     await trio.to_thread.run_sync(lambda: client._loop.run_until_complete(late(client)))
     client._loop.close()
 
