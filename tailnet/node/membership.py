@@ -297,13 +297,21 @@ async def _open_member(
                 serve=serve,
                 telemetry=telemetry,
             )
+            # Whoever is told to go has all tasks cancelled at once; this one stays until we have said that we leave.
+            linked = trio.CancelScope(shield=True)
+
+            async def run() -> None:
+                with linked:
+                    await member.run()
+
             async with open_background() as nursery:
-                nursery.start_soon(member.run)
-                await member.announced.wait()
+                nursery.start_soon(run)
                 try:
+                    await member.announced.wait()
                     yield member
                 finally:
                     await member.leave()
+                    linked.cancel()
 
 
 @asynccontextmanager
