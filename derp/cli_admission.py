@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from derp.admission.chain import check
-from derp.admission.keyset import KeySet, open_key_set, sign_key_set
+from derp.admission.keyset import MAX_DOCUMENT_BYTES, KeySet, open_key_set, sign_key_set
 from derp.admission.signed import IssuerPrivate
 from derp.admission.ticket import sign_ticket
 from derp.cli_output import print_json
@@ -80,7 +80,9 @@ def sign(keys: str, issuer: str, life: float, revoke: tuple[str, ...]) -> None:
 def show(document: str, admission_keys: str) -> None:
     """What is in a key set, if one of the issuers signed it, as JSON."""
     try:
-        key_set = open_key_set(_read_document(Path(document)), load_issuers(Path(admission_keys)))
+        key_set = open_key_set(
+            read_file(Path(document), "key set", MAX_DOCUMENT_BYTES), load_issuers(Path(admission_keys))
+        )
     except SignedFormatError as error:
         raise ConfigError(f"{document}: {error}") from None
     print_json(
@@ -151,10 +153,3 @@ def _node_key(text: str, place: str) -> bytes:
         return NodePublic.parse(text).raw
     except KeyFormatError as error:
         raise ConfigError(f"{place}: {error}") from None
-
-
-def _read_document(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot read the key set: {error_text(error)}") from None

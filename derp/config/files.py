@@ -8,7 +8,7 @@ import os
 import tempfile
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from derp.admission.signed import PRIVATE_PREFIX, Issuer
 from derp.config.relay import RateConfig
@@ -103,6 +103,22 @@ def make_key_file(path: Path) -> None:
             os.unlink(temporary)
     except OSError as error:
         raise ConfigError(f"{path}: cannot make the private key's file: {error_text(error)}") from None
+
+
+FileMark: TypeAlias = tuple[int, int, int]
+
+
+def mark_of(status: os.stat_result) -> FileMark:
+    """By what a file is known to be another one: a rename brings a new inode, a rewrite another time or size."""
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def file_mark(path: Path) -> FileMark | None:
+    """The mark of the file that is there now; None when there is none to be seen."""
+    try:
+        return mark_of(path.stat())
+    except OSError:
+        return None
 
 
 def write_whole(path: Path, content: bytes) -> None:

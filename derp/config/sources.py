@@ -119,15 +119,15 @@ def read_sources(
     return given
 
 
-def read_file(path: Path, what: str) -> bytes:
+def read_file(path: Path, what: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
     """A small file.  Raises ConfigError that names it and what it should have been."""
     try:
         with path.open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
+            content = file.read(max_bytes + 1)
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the {what}: {error_text(error)}") from None
-    if len(content) > MAX_FILE_BYTES:
-        raise ConfigError(f"{path}: is no {what}: it has more than {MAX_FILE_BYTES:,} bytes")
+    if len(content) > max_bytes:
+        raise ConfigError(f"{path}: is no {what}: it has more than {max_bytes:,} bytes")
     return content
 
 

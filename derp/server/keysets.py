@@ -17,7 +17,7 @@ import trio
 
 from derp.admission.keyset import MAX_DOCUMENT_BYTES, KeySet, NewestKeySet, open_key_set
 from derp.config import RelayRules
-from derp.config.files import write_whole
+from derp.config.files import file_mark, write_whole
 from derp.errors import SignedFormatError, TransportError
 from derp.log import fields
 from derp.text import error_text, fit_to_show, utc
@@ -144,7 +144,7 @@ class KeySetFollower:
         is_first, seen = True, None
         while True:
             # Before it is read: what is written meanwhile is another one the next time.
-            now = await trio.to_thread.run_sync(_mark, path)
+            now = await trio.to_thread.run_sync(file_mark, path)
             if is_first or now != seen:
                 await self._read_file(path)
             self._tell()
@@ -222,11 +222,3 @@ class KeySetFollower:
 def _read(path: Path) -> bytes:
     with path.open("rb") as file:
         return file.read(MAX_DOCUMENT_BYTES + 1)
-
-
-def _mark(path: Path) -> tuple[int, int, int] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size, found.st_ino

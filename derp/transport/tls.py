@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from derp.config.files import FileMark, file_mark
 from derp.config.relay import TlsConfig
 from derp.errors import ConfigError
 from derp.keys import NodePublic
@@ -161,8 +162,8 @@ class TlsServer:
             # Never with one of the two there: a certificate whose key was lost must not be replaced in silence.
             _write_pair(cert_file, key_file, *make_self_signed(self.config.hostname, _moment(now)))
 
-    def _file_signature(self) -> tuple[tuple[int, int, int] | None, ...]:
-        return tuple(_stat_signature(path) for path in (self.config.cert_file, self.config.key_file) if path)
+    def _file_signature(self) -> tuple[FileMark | None, ...]:
+        return tuple(file_mark(path) for path in (self.config.cert_file, self.config.key_file) if path)
 
     def _build(self, now: float) -> tuple[ssl.SSLContext, x509.Certificate]:
         config = self.config
@@ -401,14 +402,6 @@ def _write_pair(cert_file: Path, key_file: Path, certificate: bytes, key: bytes)
                 file.write(content)
     except OSError as error:
         raise ConfigError(f"{error.filename or cert_file}: cannot write the certificate: {error_text(error)}") from None
-
-
-def _stat_signature(path: Path) -> tuple[int, int, int] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def _moment(now: float) -> datetime:

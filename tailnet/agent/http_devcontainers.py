@@ -54,6 +54,8 @@ class Devcontainers:
                 if one["running"] or "container" not in described:
                     described |= {"container": one, "status": "running" if one["running"] else "stopped"}
         by_id = {each["id"]: each for each in found.values()}
+        # What went wrong with one that is gone is nobody's news, and would be kept for ever.
+        self._builds = {build_id: error for build_id, error in self._builds.items() if not error or build_id in by_id}
         for build_id, error in self._builds.items():
             if build_id in by_id:
                 by_id[build_id] |= {"status": "error", "error": error} if error else {"status": "starting"}

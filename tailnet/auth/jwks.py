@@ -7,7 +7,6 @@ Next hop: signed.py.
 
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import trio
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, OKPKey, RSAKey
 
+from derp.config.files import FileMark, file_mark
 from derp.errors import TransportError
 from derp.json_numbers import parse_int
 from derp.text import error_text, fit_to_show
@@ -138,7 +138,7 @@ class SigningKeys:
         self._http = HttpCaller(timeout_seconds=FETCH_SECONDS) if http is None else http
         self._set = KeySet({})
         self._gone: frozenset[str] = frozenset()
-        self._stamp: tuple[int, int, int] | None = None
+        self._stamp: FileMark | None = None
         self._read_at = -float("inf")
         self._tried_at = -float("inf")
         self._is_failing = False
@@ -159,7 +159,7 @@ class SigningKeys:
         async with self._http:
             while True:
                 # A file is read when it is another one; one that cannot be looked at is read too, which says why.
-                if not self._is_url and self._stamp is not None and self._stamp == _stamp(self._source):
+                if not self._is_url and self._stamp is not None and self._stamp == file_mark(Path(self._source)):
                     self._read_at = trio.current_time()
                 else:
                     async with self._turn:
@@ -194,7 +194,7 @@ class SigningKeys:
         self._tried_at = trio.current_time()
         self.reads += 1
         try:
-            stamp = None if self._is_url else _stamp(self._source)
+            stamp = None if self._is_url else file_mark(Path(self._source))
             found = parse_key_set(await self._fetch())
         except (TransportError, KeySetRefused, OSError) as error:
             self.failures += 1
@@ -236,11 +236,3 @@ class SigningKeys:
 
 def _thumbprints(found: KeySet) -> dict[str, str]:
     return {kid: each.key.thumbprint() for kid, each in found.keys.items()}
-
-
-def _stamp(source: str) -> tuple[int, int, int] | None:
-    try:
-        now = os.stat(Path(source))
-    except OSError:
-        return None
-    return now.st_mtime_ns, now.st_ino, now.st_size

@@ -11,6 +11,7 @@ from typing import Final, Protocol
 
 import trio
 
+from derp.config.files import FileMark, mark_of
 from derp.text import error_text, fit_to_show
 from tailnet.errors import TransportError
 from tailnet.transport.fetch import Fetcher
@@ -53,7 +54,7 @@ class FileSource:
         self.name = str(path)
         self.poll_seconds = poll_seconds
         self._path = path
-        self._seen: tuple[int, ...] | None = None
+        self._seen: FileMark | None = None
 
     async def open(self, stack: AsyncExitStack) -> None:
         """Nothing to open."""
@@ -67,18 +68,15 @@ class FileSource:
             raise SourceFailed(f"cannot be read: {error_text(error)}") from None
 
     def _read(self, force: bool) -> bytes | None:
-        # A rename brings a new inode, a rewrite another time or size.
-        status = self._path.stat()
-        signature = (status.st_mtime_ns, status.st_size, status.st_ino)
-        if signature == self._seen and not force:
+        if mark_of(self._path.stat()) == self._seen and not force:
             return None
         with self._path.open("rb") as file:
             text = file.read(MAX_MAP_BYTES + 1)
-            status = os.fstat(file.fileno())
+            mark = mark_of(os.fstat(file.fileno()))
         if len(text) > MAX_MAP_BYTES:
             raise OSError(None, f"it has more than {MAX_MAP_BYTES} bytes: is it the right file?")
-        # The signature of the file that was read: another may have taken its place since the stat above.
-        self._seen = (status.st_mtime_ns, status.st_size, status.st_ino)
+        # Of the file that was read: another may have taken its place since it was looked at above.
+        self._seen = mark
         return text
 
 
