@@ -111,7 +111,9 @@ async def test_an_agent_that_goes_takes_its_tunnel_with_it(
     async with trio.open_nursery() as nursery:
         agent, scope = await nursery.start(play_agent, url_of(server))
         async with server.own_node.dial(MAIN, PTY_PORT, "alice") as stream:
-            agent.member.engine._send = lambda batch: None  # no reset, no goodbye: its machine is off
+            # Its machine is off: no reset, and no goodbye by way of the coordinator.
+            agent.member.engine._send = lambda batch: None
+            agent.member._coordination = None
             scope.cancel()
             with pytest.raises(trio.ClosedResourceError):
                 await stream.receive_some()
