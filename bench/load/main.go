@@ -26,12 +26,13 @@ type options struct {
 	settle          time.Duration
 	floor           bool
 	slowStart       bool
+	byLines         bool
 }
 
 func parseOptions() options {
 	var o options
 	flag.StringVar(&o.url, "url", "http://127.0.0.1:3340/derp", "relay: http, https, ws or wss")
-	flag.StringVar(&o.scenario, "scenario", "pairs", "pairs, fanin, alltoall, or idle (only connect)")
+	flag.StringVar(&o.scenario, "scenario", "pairs", "pairs, fanin, alltoall, idle (only connect), or storm (-idle clients come back at once, with a line on standard input)")
 	flag.IntVar(&o.pid, "pid", 0, "the relay's process, to read CPU and memory of it and its children; 0: do not")
 	flag.StringVar(&o.farURL, "far-url", "", "pairs, fanin: receivers are clients of this relay, which is meshed with the first")
 	flag.IntVar(&o.farPid, "far-pid", 0, "its process, counted with the first")
@@ -48,6 +49,7 @@ func parseOptions() options {
 	flag.DurationVar(&o.settle, "settle", time.Second, "quiet time before memory is read")
 	flag.BoolVar(&o.floor, "floor", false, "the other end is bench/floor.py: no handshake, and nothing is routed")
 	flag.BoolVar(&o.slowStart, "slow-start", false, "over TLS ask for the HTTP answer, as clients do that found no meta certificate")
+	flag.BoolVar(&o.byLines, "by-lines", false, "the measured window begins and ends with a line on standard input")
 	flag.Parse()
 	if o.window == 0 {
 		switch o.scenario {
@@ -79,6 +81,7 @@ type result struct {
 
 	Connect *connectResult `json:"connect,omitempty"`
 	Traffic *trafficResult `json:"traffic,omitempty"`
+	Storm   *stormResult   `json:"storm,omitempty"`
 }
 
 type connectResult struct {
@@ -149,6 +152,10 @@ func drive(o options) (*result, error) {
 	}
 	relay := process{o.pid, o.farPid}
 	var idle []*link
+	if o.scenario == "storm" {
+		r.Storm, err = storm(t, o)
+		return r, err
+	}
 	if o.idle > 0 {
 		if idle, r.Connect, err = connectIdle(t, relay, o); err != nil {
 			return nil, err

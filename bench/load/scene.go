@@ -226,12 +226,18 @@ func (s *scene) measure(relay process, o options) (*trafficResult, error) {
 	if err := s.wait(o.warmup); err != nil {
 		return nil, err
 	}
+	if o.byLines {
+		fmt.Println("warm")
+		if err := awaitLine(); err != nil {
+			return nil, errors.New("standard input ended before the measured window")
+		}
+	}
 	before, err := s.read(relay)
 	if err != nil {
 		return nil, err
 	}
 	s.run.measuring.Store(true)
-	if err := s.wait(o.measure); err != nil {
+	if err := s.window(o); err != nil {
 		return nil, err
 	}
 	after, err := s.read(relay)
@@ -245,6 +251,21 @@ func (s *scene) measure(relay process, o options) (*trafficResult, error) {
 		return nil, err
 	}
 	return s.sum(o, before, after, end), nil
+}
+
+// window lasts as long as was asked for, or until the next line.
+func (s *scene) window(o options) error {
+	if !o.byLines {
+		return s.wait(o.measure)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- awaitLine() }()
+	select {
+	case err := <-s.run.failed:
+		return err
+	case err := <-ended:
+		return err
+	}
 }
 
 func (s *scene) wait(d time.Duration) error {

@@ -4,6 +4,7 @@ There is one table per kind of deadline (the login, what a reader may take for a
 Whoever sets one asks `next_timeout` and calls `handle_timeout` then: server/relay.py does it for a relay.
 """
 
+import sys
 from collections.abc import Iterator
 from heapq import heapify, heappop, heappush, heapreplace
 from typing import Any, Final, Generic, TypeVar
@@ -76,10 +77,11 @@ class Deadlines(Generic[Subject]):
                 return place
         return None
 
-    def handle_timeout(self, now: float) -> list[Subject]:
-        """Everybody who is due by `now`, in the order of their times.  They have no deadline any more."""
+    def handle_timeout(self, now: float, most: int = sys.maxsize) -> list[Subject]:
+        """Everybody who is due by `now`, in the order of their times; `most` of them, and the others stay due.  They
+        have no deadline any more."""
         due: list[Subject] = []
-        while (at := self.next_timeout()) is not None and at <= now:
+        while len(due) < most and (at := self.next_timeout()) is not None and at <= now:
             subject = heappop(self._heap)[2][1]
             del self._entries[subject]
             due.append(subject)

@@ -13,9 +13,9 @@ from derp.transport.reactor import Reactor
 from derp.transport.tls import TlsServer
 from derp.transport.tls_alpn import tls_link
 
-# Accepts per wake-up: newcomers may not keep clients that are inside from their packets.  An accept takes 0.1 ms with
-# TLS; the handshakes that follow have a bound of their own in transport/reactor.py.
-_MAX_ACCEPTS: Final = 16
+# Accepts in one turn, of 0.1 ms each with TLS: with those who were accepted before, the listener waits for its turn
+# behind those who are inside (transport/reactor.py).  The others wait in the kernel, where they cost us nothing.
+_MAX_ACCEPTS: Final = 8
 # How soon after descriptors had run out connections are accepted again.
 _AGAIN_SECONDS: Final = 0.5
 
@@ -52,7 +52,7 @@ class Listener:
         """Accept from now on; also after descriptors had run out."""
         if not self._is_watched and self._sock.fileno() >= 0:
             self._is_watched = True
-            self._reactor.watch(self._sock.fileno(), self._accept_ready)
+            self._reactor.watch(self._sock.fileno(), self._accept_ready, can_wait=True)
 
     def _accept_ready(self) -> None:
         reactor = self._reactor

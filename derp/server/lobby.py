@@ -16,6 +16,7 @@ from derp.relay.limits import TokenBucket
 from derp.server.address import Caller, find_caller
 from derp.transport.alarm import Alarm
 from derp.transport.host import Host, Wire
+from derp.transport.hostcore import MAX_CLOSED_AT_ONCE
 
 _log = logging.getLogger("derp.server")
 
@@ -95,16 +96,18 @@ class Lobby:
     def enter(self, wire: Wire, seconds: float | None = None) -> None:
         """A connection has from now on so much time until it is closed: by default what settings give it to say what
         it wants, also after an answer."""
+        wire.is_newcomer = True
         until = self.host.now + (self._config.handshake_timeout_seconds if seconds is None else seconds)
         self.waiting.set(wire, until)
         self._alarm.by(until)
 
     def leave(self, wire: Wire) -> None:
         """It is known what a connection wants, or it ended: its deadline does not count any more."""
+        wire.is_newcomer = False
         self.waiting.clear(wire)
 
     def _end_overdue(self, now: float) -> None:
-        for wire in self.waiting.handle_timeout(now):
+        for wire in self.waiting.handle_timeout(now, MAX_CLOSED_AT_ONCE):
             self.host.close(wire, CloseReason.HANDSHAKE_TIMEOUT)
 
     # --- who it is, and why connections end

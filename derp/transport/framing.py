@@ -40,6 +40,7 @@ class StreamWire(ABC):
         "blocked",
         "codec",
         "ending",
+        "is_newcomer",
         "kept",
         "paused",
         "session",
@@ -58,6 +59,7 @@ class StreamWire(ABC):
         self.codec: WebSocketDecoder | None = None
         # the stream's end came right behind bytes: whoever receives raises it once these were served
         self.ending: WireEnded | None = None
+        self.is_newcomer = False  # it has not said yet what it wants: its turn comes after those who are inside
         self.kept = b""  # the unfinished rest of what was received
         self.tail = b""  # bytes on their way that the carrier did not take: before anything else
         self.blocked = False  # the carrier is full; `send` takes nothing until `writable`

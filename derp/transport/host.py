@@ -53,6 +53,8 @@ class Wire(Protocol):
     """Set by an upgrade: from then on the session's bytes travel in websocket messages."""
     tail: bytes
     """Bytes on their way that the carrier did not take yet; they go before anything else."""
+    is_newcomer: bool
+    """What it sends can wait until those who are inside were served; the lobby sets it."""
     blocked: bool
     """The carrier is full: `send` takes nothing until the session's `writable`."""
 

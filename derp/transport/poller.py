@@ -16,6 +16,10 @@ READ: Final = 1
 WRITE: Final = 4
 FAILED: Final = 8 | 16
 """An error, or the end of both directions: reported whether it was asked for or not (kqueue does not)."""
+_PEER_ENDED: Final = 0x2000  # POLLRDHUP of Linux, which other systems must not be asked for
+ENDED: Final = _PEER_ENDED | FAILED
+"""Or the end of what the peer sends, behind bytes that may still wait: with READ, where the system can tell."""
+_READ: Final = READ | (_PEER_ENDED if hasattr(select, "POLLRDHUP") else 0)
 ENVIRONMENT: Final = "REACTOR_POLLER"
 """Names one of POLLERS, to try a system's way on another."""
 
@@ -65,10 +69,10 @@ class EpollPoller:
         return self._epoll.closed
 
     def add(self, fd: int) -> None:
-        self._epoll.register(fd, READ)
+        self._epoll.register(fd, _READ)
 
     def change(self, fd: int, *, read: bool, write: bool) -> None:
-        self._epoll.modify(fd, (READ if read else 0) | (WRITE if write else 0))
+        self._epoll.modify(fd, (_READ if read else 0) | (WRITE if write else 0))
 
     def remove(self, fd: int) -> None:
         self._epoll.unregister(fd)
@@ -122,10 +126,11 @@ class KqueuePoller:
         self._asked[fd] = wanted
 
     def _wait(self, seconds: float, most: int) -> Ready:
-        write = self._select.KQ_FILTER_WRITE
+        write, ended = self._select.KQ_FILTER_WRITE, self._select.KQ_EV_EOF
         ready: dict[int, int] = {}
         for event in self._kqueue.control(None, most, seconds):
-            ready[event.ident] = ready.get(event.ident, 0) | (WRITE if event.filter == write else READ)
+            mask = WRITE if event.filter == write else READ | _PEER_ENDED if event.flags & ended else READ
+            ready[event.ident] = ready.get(event.ident, 0) | mask
         return list(ready.items())
 
     def fileno(self) -> int | None:
@@ -150,10 +155,10 @@ class PollPoller:
         return self._is_closed
 
     def add(self, fd: int) -> None:
-        self._poll.register(fd, READ)
+        self._poll.register(fd, _READ)
 
     def change(self, fd: int, *, read: bool, write: bool) -> None:
-        self._poll.modify(fd, (READ if read else 0) | (WRITE if write else 0))
+        self._poll.modify(fd, (_READ if read else 0) | (WRITE if write else 0))
 
     def remove(self, fd: int) -> None:
         self._poll.unregister(fd)

@@ -8,8 +8,9 @@ Sessions are in derp/server/ and tailnet/; sockets in links.py; what other hosts
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 import trio
 
@@ -18,17 +19,17 @@ from derp.transport.framing import LEAST_RECEIVE_BYTES
 from derp.transport.host import Wire
 from derp.transport.hostcore import HostCore
 from derp.transport.links import Link
-from derp.transport.poller import FAILED, WRITE, Poller, open_poller
+from derp.transport.poller import ENDED, FAILED, READ, WRITE, Poller, open_poller
 from derp.transport.timers import Timer
 from derp.transport.trioloop import NotPossible, TrioLoop
 
 _log = logging.getLogger("derp.transport")
 
 _MAX_EVENTS: Final = 512
-# A TLS handshake costs as much as a hundred packets, 0.4 ms.  When thousands come back at once, those who are inside
-# are served after every few of them (5 ms later instead of 32, at 4,000 newcomers a second); the others stay ready, and
-# it is their turn in the next batch.
-_MAX_HANDSHAKES: Final = 8
+# Who comes in (accepts, TLS, heads of requests, logins) and who leaves can wait: 0.1 ms each, 1 ms with TLS.  When a
+# fleet loses its way and finds it again, thousands come at one moment; those who are inside have their turn after each
+# such portion.  Larger ones are what a packet waits for, smaller ones lose more by the waiting in between (30 us).
+_PORTION_SECONDS: Final = 0.001
 # What one receive may take, whatever its bytes are: a session whose bytes are dear is read in smaller pieces, so that
 # everybody's turn comes soon.  Twenty of the dearest make a round of 10 ms.  In short rounds nothing is measured: two
 # readings of the clock for each receive would be 5 % of a packet that comes alone.
@@ -44,6 +45,16 @@ _MAX_TURN_SECONDS: Final = 0.005
 _LOOK_SECONDS: Final = 0.002
 
 
+class _Watched(NamedTuple):
+    """A descriptor that is no wire."""
+
+    serve: Callable[[], None]
+    can_wait: bool
+
+
+_Patient = tuple[int, Link | _Watched, int]  # a descriptor that is ready, whose it is, and the mask
+
+
 class Reactor(HostCore):
     """Create, `add` wires or `watch` listeners from its own trio thread, and `run` it as one task until cancelled."""
 
@@ -55,7 +66,11 @@ class Reactor(HostCore):
         self._links: dict[int, Link] = {}  # the wires that are sockets, by descriptor: what the set reports
         self._poller = poller or open_poller()
         self._wait = self._poller.wait
-        self._watched: dict[int, Callable[[], None]] = {}
+        self._watched: dict[int, _Watched] = {}
+        # Ready descriptors that wait for their turn, in the order of their coming.  Meanwhile they are not in the set,
+        # which would report them over and over; closed ones are in the queue alone.
+        self._patient: deque[_Patient] = deque()
+        self._aside: set[int] = set()
         self._is_trio_ready = False
         self._is_measuring = False  # the last round was a long one
         self._sooner = trio.Event()  # the next timer is an earlier one than before
@@ -75,16 +90,23 @@ class Reactor(HostCore):
         if isinstance(wire, Link):
             del self._links[wire.fd]
             wire.poller = None
-            self._poller.remove(wire.fd)
+            self._drop(wire.fd)
 
-    def watch(self, fd: int, serve: Callable[[], None]) -> None:
-        """Call `serve` whenever a descriptor that is no wire (a listener, a UDP socket) is ready to be read."""
-        self._watched[fd] = serve
+    def watch(self, fd: int, serve: Callable[[], None], *, can_wait: bool = False) -> None:
+        """Call `serve` whenever a descriptor that is no wire (a listener, a UDP socket) is ready to be read; if it can
+        wait, in turn with wires that come in."""
+        self._watched[fd] = _Watched(serve, can_wait)
         self._poller.add(fd)
 
     def unwatch(self, fd: int) -> None:
         """Stop that; the descriptor stays open.  Once `run` has ended there is nothing left to stop."""
         if self._watched.pop(fd, None) is not None and not self._poller.is_closed:
+            self._drop(fd)
+
+    def _drop(self, fd: int) -> None:
+        if fd in self._aside:
+            self._aside.remove(fd)
+        else:
             self._poller.remove(fd)
 
     def call_at(self, when: float, call: Callable[[], None]) -> Timer:
@@ -131,7 +153,9 @@ class Reactor(HostCore):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._call_beside_trio)
             while True:
-                if descriptor is None:
+                if self._patient:
+                    await trio.lowlevel.checkpoint()
+                elif descriptor is None:
                     await trio.sleep(_LOOK_SECONDS)
                 else:
                     await trio.lowlevel.wait_readable(descriptor)
@@ -174,46 +198,92 @@ class Reactor(HostCore):
                     break
 
     def serve_ready(self, wait_seconds: float = 0.0) -> int:
-        """Serve what is ready; return how many descriptors were.  With nothing ready it blocks the whole thread for
-        up to `wait_seconds`."""
-        events = self._wait(wait_seconds, _MAX_EVENTS)
+        """Serve what is ready; return how many descriptors were, with those that waited for their turn.  With
+        nothing ready it blocks the whole thread for up to `wait_seconds`."""
+        waited = len(self._patient)
+        events = self._wait(0.0 if waited else wait_seconds, _MAX_EVENTS)
         self.now = self._clock()
         if self.timers.next_at <= self.now:
             self.run_timers()
-        if not events:
+        if not events and not waited:
             return 0
         links = self._links
-        handshakes = 0
+        came: list[_Patient] = []
         if self._end:  # left by a delivery outside of a batch
             self.flush()
         for fd, mask in events:
             link = links.get(fd)
             if link is None:
-                serve = self._watched.get(fd)
-                if serve is not None:
-                    serve()
-                else:
+                watched = self._watched.get(fd)
+                if watched is None:
                     self._is_trio_ready = True
+                elif watched.can_wait:
+                    came.append((fd, watched, mask))
+                else:
+                    watched.serve()
                 continue
-            if mask & WRITE:
-                self.serve_writable(link)
-                if mask == WRITE or links.get(fd) is not link:
+            if mask != READ:
+                if mask & WRITE:
+                    self.serve_writable(link)
+                    if mask == WRITE or links.get(fd) is not link:
+                        continue
+                if mask & (FAILED if link.paused else ENDED):
+                    came.append((fd, link, mask))
                     continue
             if link.paused:
-                if mask & FAILED:
-                    self.close(link, CloseReason.CLOSED_BY_PEER)
                 continue
-            if not link.is_open:
-                handshakes += 1
-                if handshakes > _MAX_HANDSHAKES:
-                    continue
-            if self._is_measuring:
+            if link.is_newcomer:
+                came.append((fd, link, mask))
+            elif self._is_measuring:
                 self._serve_measured(link)
             else:
                 self.serve_readable(link)
+        if came or waited:
+            self._serve_portion(came)
         self.flush()
         self._is_measuring = self._clock() - self.now > _ROUND_SECONDS
-        return len(events)
+        return len(events) + waited
+
+    def _serve_portion(self, came: list[_Patient]) -> None:
+        """Serve those who can wait for as long as a portion lasts, and at least one; put the others aside."""
+        patient, aside, clock = self._patient, self._aside, self._clock
+        until = clock() + _PORTION_SECONDS
+        is_over = False
+        while patient and not is_over:
+            fd, who, mask = patient.popleft()
+            if fd in aside and self._is_here(fd, who):
+                aside.remove(fd)
+                self._poller.add(fd)
+                if isinstance(who, Link):
+                    who.poller = self._poller
+                    if who.paused or who.wants_out:
+                        self._tell_interest(who)
+                self._serve_patient(who, mask)
+                is_over = clock() >= until
+        for fd, who, mask in came:
+            if not self._is_here(fd, who):
+                continue
+            if not is_over:
+                self._serve_patient(who, mask)
+                is_over = clock() >= until
+                continue
+            patient.append((fd, who, mask))
+            aside.add(fd)
+            self._poller.remove(fd)
+            if isinstance(who, Link):
+                who.poller = None
+
+    def _is_here(self, fd: int, who: Link | _Watched) -> bool:
+        """Whether a descriptor is still whose it was."""
+        return (self._links.get(fd) or self._watched.get(fd)) is who
+
+    def _serve_patient(self, who: Link | _Watched, mask: int) -> None:
+        if isinstance(who, _Watched):
+            who.serve()
+        elif not who.paused:
+            self._serve_measured(who)
+        elif mask & FAILED:
+            self.close(who, CloseReason.CLOSED_BY_PEER)
 
     def _serve_measured(self, link: Link) -> None:
         """Serve a link, and read less of it the next time if that took long."""

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     import pytest
 
 KQ_FILTER_READ, KQ_FILTER_WRITE = -1, -2
-KQ_EV_ADD, KQ_EV_DELETE = 1, 2
-_MASKS = {KQ_FILTER_READ: select.EPOLLIN, KQ_FILTER_WRITE: select.EPOLLOUT}
+KQ_EV_ADD, KQ_EV_DELETE, KQ_EV_EOF = 1, 2, 0x8000
+_ENDED = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+_MASKS = {KQ_FILTER_READ: select.EPOLLIN | select.EPOLLRDHUP, KQ_FILTER_WRITE: select.EPOLLOUT}
 
 
 class Kevent(NamedTuple):
@@ -50,7 +51,7 @@ class Kqueue:
             for what in sorted(self._asked[fd], reverse=True):
                 # the end of a connection makes both of them ready
                 if mask & (_MASKS[what] | select.EPOLLHUP | select.EPOLLERR):
-                    events.append(Kevent(fd, what, KQ_EV_ADD))
+                    events.append(Kevent(fd, what, KQ_EV_ADD | (KQ_EV_EOF if mask & _ENDED else 0)))
         return events[:most]
 
     def _change(self, change: Kevent) -> None:
@@ -82,6 +83,7 @@ def stand_in() -> SimpleNamespace:
         KQ_FILTER_WRITE=KQ_FILTER_WRITE,
         KQ_EV_ADD=KQ_EV_ADD,
         KQ_EV_DELETE=KQ_EV_DELETE,
+        KQ_EV_EOF=KQ_EV_EOF,
     )
 
 

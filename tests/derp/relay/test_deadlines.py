@@ -16,7 +16,9 @@ def test_who_is_due_is_told_once_and_in_order() -> None:
         table.set(subject, at)
     assert table.next_timeout() == 10.0
     assert table.handle_timeout(9.999) == []
-    assert table.handle_timeout(25.0) == ["early", "also early", "middle"]
+    assert table.handle_timeout(25.0, 2) == ["early", "also early"]
+    assert table.next_timeout() == 20.0
+    assert table.handle_timeout(25.0) == ["middle"]
     assert (list(table), table.next_timeout()) == (["late"], 30.0)
     table.clear("late")
     table.clear("nobody")

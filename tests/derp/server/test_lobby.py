@@ -11,6 +11,7 @@ from derp.config.relay import LOOPBACK
 from derp.server.address import Caller
 from derp.server.door import FrontDoor, Route, every_path
 from derp.server.lobby import Lobby
+from derp.transport.hostcore import MAX_CLOSED_AT_ONCE
 from derp.transport.links import Link
 from derp.transport.reactor import Reactor
 from tests.derp.server.world import relay_config
@@ -103,6 +104,27 @@ def test_each_has_its_time_and_a_request_gives_new_time(made: list[World]) -> No
     here.wait(9.0)
     assert (list(here.reactor.wires), len(here.lobby.waiting)) == ([late], 0)
     assert here.lobby.closed_count[CloseReason.HANDSHAKE_TIMEOUT] == 2
+
+
+def test_a_crowd_of_silent_ones_ends_by_and_by(made: list[World]) -> None:
+    here = world(made, handshake_timeout_seconds=10.0)
+    for _ in range(2 * MAX_CLOSED_AT_ONCE + 1):
+        here.come()
+    left = []
+    here.time += 10.0
+    while here.reactor.wires:
+        here.reactor.serve_ready()
+        left.append(len(here.reactor.wires))
+    assert left == [MAX_CLOSED_AT_ONCE + 1, 1, 0]
+    assert here.lobby.closed_count[CloseReason.HANDSHAKE_TIMEOUT] == 2 * MAX_CLOSED_AT_ONCE + 1
+
+
+def test_who_waits_in_the_lobby_lets_others_pass(made: list[World]) -> None:
+    here = world(made)
+    wire = here.come()
+    assert wire.is_newcomer
+    here.lobby.leave(wire)
+    assert not wire.is_newcomer
 
 
 def test_settings_that_are_read_again_count_for_those_who_come(made: list[World]) -> None:

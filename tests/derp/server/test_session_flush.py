@@ -411,7 +411,7 @@ def test_who_leaves_in_the_batch_that_brings_packets_and_an_heir_of_its_number(b
         bell.recv(1)
         heirs.append(bare.open())
 
-    bare.reactor.watch(bell.fileno(), accept)
+    bare.reactor.watch(bell.fileno(), accept, can_wait=True)  # as listeners do
     number = receiver.near.fd
     sender.send_packets(receiver, b"too late", DISCO)
     receiver.wire.close()

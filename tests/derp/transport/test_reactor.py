@@ -4,7 +4,7 @@ import logging
 import random
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
@@ -15,93 +15,12 @@ from derp.errors import Flood, RemoteProtocolError
 from derp.transport.framing import RECEIVE_BYTES
 from derp.transport.host import WireEnded
 from derp.transport.hostcore import ARENA_BYTES, FLOOD_LOG_SECONDS
-from derp.transport.links import Link
-from derp.transport.poller import POLLERS
-from derp.transport.reactor import Reactor
-from tests.support.kqueue import wait_with
+from tests.derp.transport.served import Recorder, Served, take_number
 from tests.support.wires import PlainWire, socket_pair, tcp_pair
 
 PATIENCE_SECONDS = 60  # a hang guard
+pytestmark = pytest.mark.usefixtures("poller")
 SMALL = 4096
-
-
-@pytest.fixture(params=POLLERS, autouse=True)
-def poller(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Each test with every way to wait."""
-    name = str(request.param)
-    wait_with(monkeypatch, name)
-    return name
-
-
-class Recorder:
-    """A session that takes whole records of `record` bytes and leaves the rest to the link."""
-
-    def __init__(self, served: "Served", link: Link, record: int = 1) -> None:
-        self.served = served
-        self.link = link
-        self.record = record
-        self.take_at_most = 1 << 30
-        self.data = b""
-        self.receives: list[int] = []
-        self.writable_count = 0
-        self.ends: list[tuple[CloseReason, str]] = []
-        self.then: Callable[[Recorder], None] = lambda recorder: None
-        self.when_writable: Callable[[Recorder], None] = lambda recorder: None
-
-    def received(self, at: int, end: int) -> int:
-        whole = min((end - at) // self.record * self.record, self.take_at_most)
-        self.data += self.served.reactor.view[at : at + whole]
-        self.receives.append(end - at)
-        self.then(self)
-        return at + whole
-
-    def writable(self) -> None:
-        self.writable_count += 1
-        self.when_writable(self)
-
-    def ended(self, reason: CloseReason, text: str) -> None:
-        self.ends.append((reason, text))
-
-
-class Served:
-    """A reactor in virtual time with recorders."""
-
-    def __init__(self) -> None:
-        self.time = 100.0
-        self.reactor = Reactor(clock=lambda: self.time)
-        self._opened: list[PlainWire] = []
-
-    def open(
-        self, record: int = 1, pair: tuple[socket.socket, socket.socket] | None = None
-    ) -> tuple[Recorder, PlainWire]:
-        near, far = pair or socket_pair()
-        link = Link(near, ("127.0.0.1", 1))
-        link.appetite = RECEIVE_BYTES  # as of one that has sent for a while
-        recorder = link.session = Recorder(self, link, record)
-        self.reactor.add(link)
-        wire = PlainWire(far)
-        self._opened.append(wire)
-        return recorder, wire
-
-    def serve(self) -> int:
-        """Until nothing is ready any more; at most a few rounds, so that a busy loop is seen."""
-        for number in range(1000):
-            if not self.reactor.serve_ready():
-                return number
-        raise AssertionError("the reactor is busy with nothing")
-
-    def end(self) -> None:
-        for link in tuple(self.reactor.wires):
-            self.reactor.close(link, CloseReason.STOPPED)
-        for wire in self._opened:
-            wire.close()
-
-
-@pytest.fixture
-def served() -> Iterator[Served]:
-    served = Served()
-    yield served
-    served.end()
 
 
 # --- receiving
@@ -143,35 +62,6 @@ def test_an_unfinished_rest_comes_again_before_what_follows(record: int, parts: 
     assert recorder.link.kept == data[whole:]
     assert other.data == (b"abcd" * len(parts))[: len(parts) * 4 // 3 * 3]
     served.end()
-
-
-class Newcomer(Link):
-    """In its TLS handshake, and staying there."""
-
-    is_open = False
-
-
-def test_a_crowd_of_newcomers_comes_in_by_and_by_and_the_others_are_served_meanwhile(served: Served) -> None:
-    crowd: list[Recorder] = []
-    for _ in range(30):
-        recorder, wire = served.open()
-        served.reactor.release(recorder.link)
-        recorder.link = Newcomer(recorder.link.sock, ("127.0.0.1", 1))
-        recorder.link.session = recorder
-        served.reactor.add(recorder.link)
-        wire.write(b"hello")
-        crowd.append(recorder)
-    inside, far = served.open()
-    batches = 0
-    while any(not one.data for one in crowd):
-        before = sum(bool(one.data) for one in crowd)
-        far.write(b"x")
-        served.reactor.serve_ready()
-        batches += 1
-        assert len(inside.data) == batches
-        assert sum(bool(one.data) for one in crowd) - before <= 8
-    assert batches == 4
-    assert all(one.data == b"hello" for one in crowd)
 
 
 def test_more_at_once_than_the_arena_holds(served: Served) -> None:
@@ -369,14 +259,6 @@ def test_a_session_may_close_other_links_of_the_batch(served: Served) -> None:
     served.serve()
     assert sum(len(recorder.data) for recorder, _ in opened) == 1
     assert all(recorder.ends == [(CloseReason.DRAINED, "")] for recorder, _ in opened)
-
-
-def take_number(served: Served, number: int) -> tuple[Recorder, PlainWire]:
-    """A new link whose socket has the number of one that was closed."""
-    while True:
-        recorder, wire = served.open()
-        if recorder.link.fd == number:
-            return recorder, wire
 
 
 def test_the_number_of_a_closed_link_belongs_to_its_heir(served: Served) -> None:
