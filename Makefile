@@ -7,7 +7,7 @@ LOCK := .venv/bin/uv pip compile --quiet --generate-hashes --no-emit-index-url -
 PYTEST := $(PYTHON) -m coverage run -m pytest -q
 NODES := $(addprefix tests/tailnet/,agent cli client netstack node paths wireguard)
 SERVERS := tests/tailnet/api tests/tailnet/server
-CORES := tests/derp/protocol tests/derp/relay tests/derp/netcheck tests/tailnet/rpc tests/tailnet/coordinator
+CORES := tests/derp/protocol tests/derp/relay tests/derp/netcheck tests/tailnet/rpc tests/tailnet/coordinator tests/tailnet/replica
 step = @printf '== %s\n' $(1)
 define part  # of the tests: what it is, what it is given, its environment
 $(step)

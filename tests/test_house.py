@@ -58,6 +58,7 @@ ORDER: tuple[tuple[str, int], ...] = (
     ("tailnet/signatures", 0),
     ("tailnet/rpc", 1),
     ("tailnet/coordinator", 1),
+    ("tailnet/replica", 1),
     ("tailnet/netstack", 1),
     ("tailnet/proto", 1),
     ("tailnet/wireguard", 1),

@@ -29,12 +29,15 @@ from tailnet.netstack.states import State
 from tailnet.node.core import NodeCore
 from tailnet.node.roster import Roster
 from tailnet.proto.generated import tailnet_pb2 as tailnet
+from tailnet.replica.codec import encode_message
+from tailnet.replica.messages import Tell
 from tailnet.rpc.connection import ClientConnection, ServerConnection
 from tailnet.rpc.yamux import YamuxSession
 from tailnet.types import PeerID
 from tests.derp.relay.world import World
 from tests.support.netsim import ADDRESSES
 from tests.tailnet.paths.world import World as PathWorld
+from tests.tailnet.replica.test_pair import World as PairWorld
 from tests.tailnet.wireguard.world import Node, packet
 from tests.tailnet.wireguard.world import World as WireGuardWorld
 from tests.test_house import imports, modules
@@ -324,6 +327,32 @@ def walk_roster() -> Walked:
     return Walked(roster, act)
 
 
+def walk_pair() -> Walked:
+    """One end of a session; what the other says arrives when a step says so."""
+    world = PairWorld()
+    world.is_up = True
+    pair, other = world.a, world.b
+    for each in (pair, other):
+        each.link_opened(START)
+        each.frames_to_send()  # the first greetings are lost
+
+    def act(number: int, now: float) -> None:
+        match number % 4:
+            case 0:  # what was said arrives there, and the answers here
+                for frame in pair.frames_to_send():
+                    other.receive_frame(frame, now)
+                for frame in other.frames_to_send():
+                    pair.receive_frame(frame, now)
+            case 1:
+                pair.send(encode_message(Tell("x", b"")), now)
+            case 2:
+                other.handle_timeout(now)
+            case _:  # what was said is lost
+                pair.frames_to_send()
+
+    return Walked(pair, act, lambda: [len(frame) > 0 for frame in pair.frames_to_send()], name=type)
+
+
 CORES: dict[str, list[Callable[[], Walked]]] = {
     "derp/relay/deadlines.py:Deadlines": [walk_deadlines],
     "derp/relay/keepalive.py:KeepAliveWheel": [walk_keep_alives],
@@ -333,6 +362,7 @@ CORES: dict[str, list[Callable[[], Walked]]] = {
     "tailnet/netstack/stack.py:Stack": [walk_netstack],
     "tailnet/paths/core.py:Paths": [walk_paths],
     "tailnet/node/roster.py:Roster": [walk_roster],
+    "tailnet/replica/pair.py:Pair": [walk_pair],
     "tailnet/rpc/yamux.py:YamuxSession": [lambda: walk_session(server=True), lambda: walk_session(server=False)],
     "tailnet/rpc/connection.py:_Connection": [walk_server, walk_client],
     "tailnet/rpc/connection.py:ServerConnection": [walk_server],

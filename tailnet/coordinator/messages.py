@@ -80,7 +80,13 @@ class EndConnection(Generic[C]):
     reason: str
 
 
-Effect = Deliver[C] | SendError[C] | EndConnection[C]
+class Outward:
+    """What other replicas are told (replica/messages.py): only a coordinator that has some says it."""
+
+    __slots__ = ()
+
+
+Effect = Deliver[C] | SendError[C] | EndConnection[C] | Outward
 
 # One response holds many updates, so that a peer who returns to a thousand tunnels does not fill its response buffer
 # (512) with single updates.  dRPC splits messages at 64 KiB, so a larger batch would save nothing and come near the

@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Protocol
 
 from tailnet.coordinator.core import Coordinator
-from tailnet.coordinator.messages import Deliver, Effect, Request, SendError, Update
+from tailnet.coordinator.messages import Deliver, Effect, EndConnection, Request, SendError, Update
 from tailnet.proto.coordination import encode_error, encode_updates
 from tailnet.transport.channel import Channel
 
@@ -100,5 +100,5 @@ class Hub:
                         waiting.extend(self.coordinator.handle_overflow(receiver, now))
             elif isinstance(effect, SendError):
                 effect.connection.send_error(effect.text)
-            else:
+            elif isinstance(effect, EndConnection):
                 effect.connection.end(effect.reason)

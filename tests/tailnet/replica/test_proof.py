@@ -1,0 +1,44 @@
+"""Who can seal a frame, and for which session."""
+
+from itertools import combinations
+
+import pytest
+
+from tailnet.errors import LocalProtocolError
+from tailnet.replica.messages import ReplicaID
+from tailnet.replica.proof import SEAL_BYTES, ClusterKey, seal, unseal
+
+A, B = ReplicaID(b"A" * 8), ReplicaID(b"B" * 8)
+KEY = ClusterKey("home", bytes(32))
+
+
+def test_what_was_sealed_is_opened_by_its_key_alone() -> None:
+    sealed = seal(b"k" * 32, b"frame")
+    assert unseal(b"k" * 32, sealed) == b"frame"
+    assert unseal(b"K" * 32, sealed) is None
+    for at in range(len(sealed)):
+        assert unseal(b"k" * 32, sealed[:at] + bytes([sealed[at] ^ 1]) + sealed[at + 1 :]) is None
+        assert unseal(b"k" * 32, sealed[:at]) is None
+    assert len(sealed) == len(b"frame") + SEAL_BYTES
+
+
+def test_every_part_makes_another_key() -> None:
+    keys = [
+        KEY.session_key(A, B, b"1", b"2", b""),
+        KEY.session_key(B, A, b"2", b"1", b""),
+        KEY.session_key(A, B, b"2", b"1", b""),
+        KEY.session_key(A, B, b"12", b"", b""),
+        KEY.session_key(A, B, b"1", b"2", b"exporter"),
+        ClusterKey("away", bytes(32)).session_key(A, B, b"1", b"2", b""),
+        ClusterKey("home", bytes(31) + b"1").session_key(A, B, b"1", b"2", b""),
+        KEY.greeting_key(A),
+        KEY.greeting_key(B),
+        ClusterKey("away", bytes(32)).greeting_key(A),
+    ]
+    assert all(one != other for one, other in combinations(keys, 2))
+
+
+def test_a_key_is_long_and_is_not_shown() -> None:
+    with pytest.raises(LocalProtocolError, match="at least 32 bytes, got 31"):
+        ClusterKey("home", bytes(31))
+    assert "secret" not in repr(ClusterKey("home", b"s" * 32)).replace("ClusterKey", "")
