@@ -8,6 +8,7 @@ that is alive).  When the active one leaves, the one that was active most recent
 from typing import Any, Final
 
 from derp.protocol.frames import PeerPresentFlags
+from derp.relay.mailbox import Mailbox
 from derp.relay.queue import PacketQueue
 
 # We tell a client that its disco packets go to an absent peer: three times at once, then once a second.
@@ -129,12 +130,13 @@ class Client:
 class Member:
     """A key of the region as this relay knows it: its connections here, and whom its packets reached."""
 
-    __slots__ = ("connections", "forwarders", "key", "sent_to")
+    __slots__ = ("connections", "forwarders", "key", "mailbox", "sent_to")
 
     def __init__(self, key: bytes) -> None:
         self.key = key
         # Links to the relays that announced the key, the preferred one first; a tuple, since nearly all keys have none.
         self.forwarders: tuple[Any, ...] = ()
+        self.mailbox: Mailbox | None = None  # while its client is on the way to another relay, as this one leaves
         # In the order of their activity: the last one is the active one.
         self.connections: list[Client] = []
         # Connections that got a packet of this key: each of them is told when the key leaves.

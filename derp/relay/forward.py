@@ -134,8 +134,9 @@ def _wrap_for_mesh(
 def relay_forwarded(
     buffer: bytearray, view: memoryview, at: int, end: int, mesh: Client, router: Router, now: float
 ) -> int:
-    """Deliver the ForwardPacket frames that lie whole in `buffer[at:end]` to clients of this relay only; return
-    where the first other or unfinished frame begins.  The caller checked that `mesh` may forward.
+    """Deliver the ForwardPacket frames that lie whole in `buffer[at:end]` to clients of this relay, and while it leaves
+    to where they went; return where the first other or unfinished frame begins.  The caller checked that `mesh` may
+    forward.
 
     The source key is moved over the destination key, so each packet is again one slice of the buffer.
     """
@@ -155,7 +156,9 @@ def relay_forwarded(
         counters.bytes_forwarded_in += packet_bytes
         member = members.get(key)
         destination = member.active if member is not None else None
-        if destination is None:
+        if destination is None and router.is_leaving and member is not None:
+            _pass_on(view, at, stop, source_key, router.routes[key], router)
+        elif destination is None:
             is_disco = packet_bytes >= DISCO_MIN_BYTES and buffer.startswith(DISCO_MAGIC, at + _FORWARD_HEAD)
             router.drop_forwarded(mesh, key, packet_bytes, is_disco, now)
         else:
@@ -174,3 +177,17 @@ def relay_forwarded(
     if end - at >= HEADER_BYTES and buffer[at] == _FORWARD:
         _check_length("ForwardPacket", buffer, at, 2 * KEY_BYTES, MAX_FORWARD_BYTES)
     return at
+
+
+def _pass_on(view: memoryview, at: int, end: int, source_key: bytes, route: Route, router: Router) -> None:
+    """Hand a ForwardPacket for a client that was sent away after it: to its mailbox, or to the relay that has it now.
+
+    Two relays that leave at once may pass one to and fro until each knows that the other has not got the client.
+    """
+    if route.is_forwarder:
+        router.counters.packets_forwarded_out += 1
+        router.counters.bytes_forwarded_out += end - at - _FORWARD_HEAD
+        router.push(route, (view[at:end],))
+    else:
+        head = HEADER.pack(_RECV_BYTE[0], end - at - _HEAD) + source_key
+        router.push(route, (head, view[at + _FORWARD_HEAD : end]))

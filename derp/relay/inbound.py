@@ -79,6 +79,8 @@ def handle_frames(
 
 def handle_control(frame_type: int, payload: bytes, client: Client, router: Router, now: float) -> None:
     """Serve one frame that carries no packet.  RemoteProtocolError where the genuine relay closes its client."""
+    if client.member is None:
+        return  # it was told that nothing more comes: its packets are relayed, and no question is answered
     match parse_from_client(frame_type, payload):
         case Ping(ping):
             router.handle_ping(client, ping)

@@ -6,6 +6,7 @@ relay/forward.py; relay/mesh.py adds routes to other relays.
 """
 
 import sys
+from collections.abc import Sequence
 from ipaddress import ip_address
 from typing import Any, Final, Protocol
 
@@ -14,8 +15,9 @@ from derp.protocol.frames import FrameType, PeerGoneReason, encode_frame
 from derp.protocol.messages import PeerPresent, encode
 from derp.relay.clients import Client, Member
 from derp.relay.counters import Counters, DropReason, PacketKind
+from derp.relay.mailbox import Mailbox, Mailboxes
 from derp.relay.pool import QueuePool
-from derp.relay.queue import MAX_MESH_NOTICE_BYTES, MAX_NOTICE_BYTES, PacketQueue
+from derp.relay.queue import MAX_MESH_NOTICE_BYTES, MAX_NOTICE_BYTES, PacketQueue, count_lost
 
 # A client that takes its home back within its first seconds only probed this relay; the genuine relay counts so too.
 _SETTLED_SECONDS: Final = 5.0
@@ -65,6 +67,8 @@ class Router:
         self.announcements = 0  # what all watchers were told since the last flush
         self.counts_flush = False  # whether the next flush has anything to count
         self.pool = QueuePool(queue_total)
+        self.is_leaving = False  # packets for clients that went elsewhere are passed on, also those of other relays
+        self.mailboxes = Mailboxes(self.counters)
         self._queue_depth = queue_depth
         self._queue_bytes = queue_bytes
         self._last_number = 0
@@ -87,6 +91,8 @@ class Router:
             self.counters.dup_client_conns_total += 1
             self._mark_duplicates(member)
         self.clients[client.number] = client
+        if member.mailbox is not None:  # it came back
+            self.push(client, self._empty(member))
         self.routes[client.key] = client
         self.not_ideal_clients += not client.is_ideal
         if self.watchers and not client.is_own:
@@ -94,11 +100,33 @@ class Router:
 
     def unregister(self, client: Client) -> None:
         """A registered connection ended.  If it was the last one of its key, we tell all who heard from that key."""
-        member = client.member
+        member = self._withdraw(client)
+        client.wire = None  # the keep-alive wheel holds the client for another minute, but not its socket and TLS state
         if member is None:
             return
+        self._reroute(member)
+        if not member.connections:
+            self._tell_gone(client)
+
+    def send_off(self, client: Client, now: float) -> None:
+        """Nothing goes to this connection any more; what still comes from it is relayed until it ends.  Where there is
+        another relay for its client to go to, packets for it wait until it shows up there, and nobody is told."""
+        member = self._withdraw(client)
+        if member is None:
+            return
+        goes_elsewhere = self.is_leaving and not (client.is_mesh_peer or client.is_own)
+        if goes_elsewhere and not member.connections and not member.forwarders:
+            member.mailbox = self.mailboxes.open(member.key, now)
+        self._reroute(member)
+        if not member.connections and not goes_elsewhere:
+            self._tell_gone(client)
+
+    def _withdraw(self, client: Client) -> Member | None:
+        """Take a connection out of everything; None if it was out already."""
+        member = client.member
+        if member is None:
+            return None
         client.member = None
-        client.wire = None  # the keep-alive wheel holds the client for another minute, but not its socket and TLS state
         del self.clients[client.number]
         if client in self.watchers:
             self.count_announcements()
@@ -116,10 +144,17 @@ class Router:
         member.connections.remove(client)
         if was_several:
             self._mark_duplicates(member)
-        self._reroute(member)
-        if not member.connections and self.watchers and not client.is_own:
+        return member
+
+    def _tell_gone(self, client: Client) -> None:
+        """Tell the other relays that the last connection of a key has ended."""
+        if not client.is_own:
+            self._tell_watchers_gone(client.key)
+
+    def _tell_watchers_gone(self, key: bytes) -> None:
+        if self.watchers:
             self.counters.peer_gone_disconnected_frames += len(self.watchers)
-            self._tell_watchers(_peer_gone(client.key, PeerGoneReason.DISCONNECTED))
+            self._tell_watchers(_peer_gone(key, PeerGoneReason.DISCONNECTED))
 
     def _mark_duplicates(self, member: Member) -> None:
         several = len(member.connections) > 1
@@ -130,7 +165,7 @@ class Router:
 
     def _reroute(self, member: Member) -> None:
         """Write to the active connection here, else to the relay that announced the key first, else nowhere."""
-        route: Route | None = member.active
+        route: Route | None = member.active or member.mailbox
         if route is None and member.forwarders:
             route = member.forwarders[0]
         if route is not None:
@@ -161,6 +196,25 @@ class Router:
         member.remember(destination)
         return member.sent_to
 
+    # --- keys of which a leaving relay keeps packets
+
+    def close_mailbox(self, mailbox: Mailbox) -> None:
+        """The key showed up nowhere in time: it has gone."""
+        member = self.members[mailbox.key]
+        for frames in self._empty(member):
+            count_lost(frames, DropReason.GONE_DISCONNECTED, self.counters)
+        self._reroute(member)
+        self._tell_watchers_gone(mailbox.key)
+
+    def _empty(self, member: Member) -> list[bytes]:
+        mailbox, member.mailbox = member.mailbox, None
+        assert mailbox is not None
+        self.mailboxes.close(mailbox)
+        if mailbox.pending:  # of this batch
+            mailbox.frames.append(b"".join(mailbox.pending))
+            mailbox.pending, mailbox.pending_bytes = [], 0
+        return mailbox.frames
+
     # --- keys behind other relays (relay/mesh.py calls these)
 
     def add_forwarder(self, key: bytes, link: Route) -> None:
@@ -173,8 +227,21 @@ class Router:
         if member.forwarders:
             self.counters.multiforwarder_created += len(member.forwarders) == 1
         member.forwarders = (*member.forwarders, link)
+        if member.mailbox is not None:
+            self._forward_mail(member, link)
         if not member.connections:
             self.routes[key] = member.forwarders[0]
+
+    def _forward_mail(self, member: Member, link: Route) -> None:
+        """The key is at another relay now: its packets follow, before newer ones.  The other relays still come to us,
+        who pass on what they have for it until we end: its new place may not be known everywhere yet."""
+        mailbox = member.mailbox
+        assert mailbox is not None
+        self._empty(member)
+        pieces = mailbox.as_forwarded()
+        self.counters.packets_forwarded_out += len(pieces) // 2
+        self.counters.bytes_forwarded_out += sum(map(len, pieces[1::2]))
+        self.push(link, pieces)
 
     def mesh_routes(self) -> set[Route]:
         """The links to other relays that have announced keys.  Walks over all keys."""
@@ -193,6 +260,8 @@ class Router:
             self.counters.multiforwarder_deleted += 1
         member.forwarders = tuple(other for other in member.forwarders if other is not link)
         self._reroute(member)
+        if self.is_leaving and key not in self.members:  # it may have gone there from here, which nobody was told
+            self._tell_watchers_gone(key)
 
     # --- frames other than packets
 
@@ -234,6 +303,17 @@ class Router:
             self.closing.append((client, CloseReason.CLOSED_BY_MESH))
 
     # --- telling clients
+
+    def push(self, route: Route, pieces: Sequence[memoryview | bytes]) -> None:
+        """Send whole frames behind those that are pending."""
+        size = sum(map(len, pieces))
+        if not size:
+            return
+        route.pending += pieces
+        route.pending_bytes += size
+        if not route.is_dirty:
+            route.is_dirty = True
+            self.dirty.append(route)
 
     def send(self, client: Route, frame: bytes) -> None:
         """Send a frame that is no packet, ahead of queued packets."""
@@ -311,7 +391,7 @@ class Router:
             self._tell_not_here(mesh, key, now)
 
     def _tell_not_here(self, client: Client, key: bytes, now: float) -> None:
-        if client.may_tell_not_here(now):
+        if client.member is not None and client.may_tell_not_here(now):
             self.counters.peer_gone_not_here_frames += 1
             self.send(client, _peer_gone(key, PeerGoneReason.NOT_HERE))
 

@@ -169,7 +169,7 @@ def consistency(relay: Relay) -> str:
             for client in member.connections
             if router.clients.get(client.number) is not client
         ]
-        if not member.connections and not member.forwarders:
+        if not (member.connections or member.forwarders or member.mailbox):
             problems.append(f"{short_key(key)}: a key without a connection")
     problems += [f"{short_key(key)}: a route without a key" for key in router.routes if key not in router.members]
     if relay.sessions.admission.problem:

@@ -1,11 +1,13 @@
 """Leaving without dropping packets.  Layer L3.
 
 Stock clients do not act on the Restarting frame, but a client that has just heard a frame keeps its home here while we
-are away.  When we close its connection, the client dials the next node of the region; there we pace the closes, so
-that the next node is not flooded.  Probes get no answers first (pages.py, stun.py), so no new clients come.
+are away.  When it sees the end of our side, the client dials the next node of the region, or the process that replaces
+this one; there we pace the closes, so that the other is not flooded, and never is everybody away at once.  Probes get
+no answers first (pages.py, stun.py), so no new clients come.
 """
 
 import logging
+import random
 from typing import Final
 
 import trio
@@ -15,13 +17,14 @@ from derp.server.relay import Relay
 
 _log = logging.getLogger("derp.server")
 
-_STEP_SECONDS: Final = 0.1
-# At the end all clients were told and only have to hang up.  The next process waits for that, so we look often.
-_LAST_STEP_SECONDS: Final = 0.01
+# Closes come in steps of about this: chance makes each longer or shorter by half, so that nothing keeps time with us.
+_STEP_SECONDS: Final = 0.02
 # The last part of the deadline is for the kernel to send what it holds.
 _CLOSING_SHARE: Final = 0.9
-# A relay with few clients need not take its whole deadline: no more than these per second come back at once.
+# What a next node takes in with its own clients waiting for less than 20 ms.
 _CLOSES_PER_SECOND: Final = 1000.0
+# A relay with few clients takes this long all the same: two that talk to each other are away one after the other.
+_SPREAD_SECONDS: Final = 1.0
 # Where this relay is the only one of its region, a client that we close can go nowhere until the relay is back; a slow
 # pace would only make it wait longer.
 _CLOSES_PER_SECOND_ALONE: Final = 10_000.0
@@ -39,14 +42,25 @@ async def drain_clients(
     """
     relay.announce_restart(reconnect_in_seconds, _TRY_FOR_SECONDS)
     total = len(relay.router.clients)
-    closing_seconds = max(drain_seconds * _CLOSING_SHARE, _STEP_SECONDS)
-    usual = _CLOSES_PER_SECOND if relay.has_neighbours() else _CLOSES_PER_SECOND_ALONE
-    per_step = max(total / closing_seconds, usual) * _STEP_SECONDS
-    told = fields(event="draining", clients_count=total, per_second=per_step / _STEP_SECONDS, seconds=drain_seconds)
+    per_second = _pace(total, drain_seconds, is_alone=not relay.has_neighbours())
+    told = fields(event="draining", clients_count=total, per_second=per_second, seconds=drain_seconds)
     text = "= draining %d clients, %.0f a second, within %.0f s"
-    _log.info(text, total, per_step / _STEP_SECONDS, drain_seconds, extra=told)
+    _log.info(text, total, per_second, drain_seconds, extra=told)
     with trio.move_on_after(drain_seconds):
-        while relay.close_clients(int(per_step) + 1):  # noqa: ASYNC110  # the pause is the pace
-            await trio.sleep(_STEP_SECONDS if relay.router.clients else _LAST_STEP_SECONDS)
+        at, due = trio.current_time(), 1.0
+        while True:
+            before = len(relay.router.clients)
+            if not relay.close_clients(int(due)):
+                break
+            # What could not be closed yet is not made up for in one go.
+            due = min(due - (before - len(relay.router.clients)), per_second * _STEP_SECONDS + 1.0)
+            await trio.sleep(_STEP_SECONDS * (0.5 + random.random()))
+            at, due = trio.current_time(), due + per_second * (trio.current_time() - at)
     left = len(relay.router.clients)
     _log.info("= drained; %d clients had to be cut off", left, extra=fields(event="drained", clients_count=left))
+
+
+def _pace(total: int, drain_seconds: float, *, is_alone: bool) -> float:
+    """How many clients are closed in a second."""
+    usual = _CLOSES_PER_SECOND_ALONE if is_alone else min(_CLOSES_PER_SECOND, total / _SPREAD_SECONDS)
+    return max(total / max(drain_seconds * _CLOSING_SHARE, _STEP_SECONDS), usual)

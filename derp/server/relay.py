@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from derp.admission.trials import Trials
-from derp.close_reason import CloseReason
 from derp.config import RelayConfig, RelayRules
 from derp.protocol.messages import Restarting, ServerInfo, encode
 from derp.relay.clients import Client
@@ -121,6 +120,7 @@ class Relay:
             self.invitations.on_revoked.append(self._end_invitation)
         self.sessions.on_register += [self._keep_alive, self._count_carrier]
         self.sessions.set_rates(config.rate, config.rate_by_key)
+        self._mail_alarm = Alarm(host, self._close_mailboxes, self.router.mailboxes)
         self._away_since: dict[str, float] = {}
         self._announcement = b""
         self._announced_at = 0.0
@@ -224,6 +224,7 @@ class Relay:
     def announce_restart(self, reconnect_in_seconds: float, try_for_seconds: float) -> None:
         """Tell every client that this relay goes down and when to come back."""
         self.is_draining = True
+        self.router.is_leaving = self.has_neighbours()
         frame = encode(Restarting(int(reconnect_in_seconds * 1000), int(try_for_seconds * 1000)))
         frame += health_frame("this relay is about to stop or to be restarted: this machine connects anew by itself")
         self._announcement, self._announced_at = frame, self.host.tick()
@@ -235,27 +236,41 @@ class Relay:
         self.host.flush()
 
     def has_neighbours(self) -> bool:
-        """Whether another relay of the region is connected here, to which clients that we send away can go."""
-        return any(client.is_mesh_peer for client in self.router.clients.values())
+        """Whether there is another relay that clients which we send away can go to, and that tells us so."""
+        return any(state.is_up for state in self.mesh_states())
 
     def close_clients(self, count: int) -> int:
-        """Close up to `count` clients whose packets have all been sent, oldest first; return how many are left.
+        """Close up to `count` clients whose packets have all been sent, oldest first; return for how many there still
+        is something to do.
 
-        Called until that is none.  A client is told that nothing more comes, and has a moment to hang up itself.
+        Called until that is none.  A client is told that nothing more comes; what it still sends is relayed until it
+        hangs up, and what comes for it waits until another relay has it.
         """
         now = self.host.tick()
-        clients = tuple(self.router.clients.values())
-        # Other relays are closed last: they forward packets for clients that are still here.
-        turn = [client for client in clients if not client.is_mesh_peer] or clients
+        self.host.flush()
+        router, leaving = self.router, self.sessions.leaving
+        clients = tuple(router.clients.values())
+        turn = [client for client in clients if not client.is_mesh_peer]
+        if not turn and not leaving and not router.mailboxes:
+            # Other relays are closed last, and all at once: they forward packets for clients that are still here.
+            turn, count = list(clients), len(clients)
         ready = list(islice((client for client in turn if client.member and client.queue is None), count))
         if self._announcement and now - self._announced_at > _ANNOUNCED_SECONDS:
             self._announce(ready)
         for client in ready:
-            if client.member is None or client.queue is not None:
+            member = client.member
+            if member is None or client.queue is not None:
                 continue  # its connection broke meanwhile, or its kernel takes nothing any more
-            self.sessions.leaving.send_away(client.wire, CloseReason.DRAINED)
+            router.send_off(client, now)
+            self.sessions.advisor.note_departure(client, member)
+            leaving.see_off(client.wire)
             self.host.flush()  # others are told that this client has gone, also those that we close next
-        return len(self.router.clients) + len(self.sessions.leaving)
+        self._mail_alarm.look()
+        return len(router.clients) + len(leaving) + len(router.mailboxes)
+
+    def _close_mailboxes(self, now: float) -> None:
+        for mailbox in self.router.mailboxes.handle_timeout(now):
+            self.router.close_mailbox(mailbox)
 
     def mesh_states(self) -> tuple[MeshPeerState, ...]:
         """What is known of each relay that we are to mesh with."""

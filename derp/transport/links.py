@@ -237,6 +237,14 @@ class TlsLink(Link):
             self.ending = ending
         return at
 
+    def end_output(self) -> None:
+        with contextlib.suppress(ssl.SSLError, WireEnded):  # nearly always it "wants" the peer's goodbye
+            try:
+                self._tls.unwrap()
+            finally:
+                self._send_encrypted()
+        super().end_output()
+
     def _handshake(self) -> None:
         try:
             self._tls.do_handshake()

@@ -10,6 +10,7 @@ from derp.relay.clients import Client
 from derp.relay.counters import DISCO_MAGIC
 from derp.relay.forward import relay_packets
 from derp.relay.inbound import handle_frames
+from derp.relay.mailbox import Mailbox
 from derp.relay.mesh import MeshRoute
 from derp.relay.router import Route, Router
 
@@ -104,7 +105,11 @@ class World:
                 assert len(joined) == route.pending_bytes
                 route.pending.clear()
                 route.pending_bytes = 0
-                if route.queue is not None:
+                if not joined:
+                    continue
+                if isinstance(route, Mailbox):
+                    route.wire.send([joined], len(joined))
+                elif route.queue is not None:
                     route.queue.push_frames(memoryview(joined), self.now)
                 else:
                     self.sent[route] += joined

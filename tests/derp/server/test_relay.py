@@ -11,15 +11,24 @@ import trio
 from derp.close_reason import CloseReason
 from derp.config import RateConfig, RelayConfig, load_config
 from derp.keys import MeshKey
-from derp.protocol.messages import Health, KeepAlive, RecvPacket, Restarting
+from derp.protocol.frames import encode_frame
+from derp.protocol.messages import (
+    Health,
+    KeepAlive,
+    NotePreferred,
+    Ping,
+    RecvPacket,
+    Restarting,
+    SendPacket,
+)
 from derp.server.door import FrontDoor
 from derp.server.lobby import Lobby
 from derp.server.relay import Relay
 from derp.transport.links import Link
 from derp.transport.reactor import Reactor
-from tests.derp.server.bare_relay import MESH_KEY, BareRelay, Peer
+from tests.derp.server.bare_relay import KINDS, MESH_KEY, BareRelay, Peer
 from tests.derp.server.test_server import UPGRADE
-from tests.derp.server.world import PATIENCE_SECONDS, call, open_bystanders, open_server, relay_config
+from tests.derp.server.world import DISCO, PATIENCE_SECONDS, call, open_bystanders, open_server, relay_config
 from tests.support.wires import socket_pair
 
 LEAVING = Health("this relay is about to stop or to be restarted: this machine connects anew by itself")
@@ -148,31 +157,44 @@ def test_who_is_sent_away_long_after_the_announcement_hears_it_again() -> None:
     bare.end()
 
 
-def test_a_relay_knows_whether_it_is_alone() -> None:
-    bare = TimedRelay()
-    bare.connect()
-    assert not bare.relay.has_neighbours()
-    bare.connect(mesh_key=MESH_KEY)
-    assert bare.relay.has_neighbours()
-    bare.end()
-
-
 def test_a_client_that_does_not_hang_up_is_closed_after_a_moment() -> None:
     bare = TimedRelay()
     one, other = bare.connect(), bare.connect()
     assert bare.relay.close_clients(1) == 2  # the other, and one that was told
-    assert bare.lobby.closed_count[CloseReason.DRAINED] == 1
-    one.send_packets(other, b"too late")
-    bare.serve()
-    assert other.read() == []
-    bare.time += 1.5
+    assert bare.router.members.get(one.key) is None, "nobody reaches it"
+    bare.time += 3.5
     bare.serve()
     assert one.near not in bare.reactor.wires
+    assert bare.lobby.closed_count[CloseReason.DRAINED] == 1
     assert bare.relay.close_clients(1) == 1
     other.read()
     other.wire.close()
     bare.serve()
     assert bare.relay.close_clients(1) == 0
+    bare.end()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_client_sends_until_it_hangs_up_is_relayed_and_nothing_is_answered(kind: str) -> None:
+    bare = TimedRelay()
+    one, other = bare.connect(kind), bare.connect()
+    assert bare.relay.close_clients(1) == 2
+    one.read()
+    assert one.ended
+    one.send(SendPacket(other.key, b"first"), Ping(b"8 bytes."), NotePreferred(True))
+    one.write(encode_frame(0x70, b"of the future"))
+    one.send(SendPacket(b"n" * 32, DISCO))  # anybody else would be told that it is not here
+    one.send(SendPacket(other.key, b"second"))
+    bare.serve()
+    one.send(SendPacket(other.key, b"third"))
+    bare.serve()
+    assert other.read() == [RecvPacket(one.key, text) for text in (b"first", b"second", b"third")]
+    assert one.near in bare.reactor.wires, "an answer would have failed, and ended it"
+    assert bare.router.home_clients == 0
+    one.wire.close()
+    bare.serve()
+    assert one.near not in bare.reactor.wires
+    assert bare.lobby.closed_count[CloseReason.DRAINED] == 1
     bare.end()
 
 

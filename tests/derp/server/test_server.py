@@ -434,19 +434,20 @@ async def test_drain_keeps_its_deadline_when_a_client_reads_nothing() -> None:
     await stuck.aclose()
 
 
-async def test_closes_of_a_drain_are_paced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("derp.server.drain._CLOSES_PER_SECOND_ALONE", 10.0)
-    async with trio.open_nursery() as nursery:
-        server = await nursery.start(serve_relay, relay_config(drain_seconds=5.0))
-        callers = [await call(server) for _ in range(6)]
-        nursery.start_soon(server.drain)
-        left: list[int] = []
-        for caller in callers:  # oldest first
+async def test_a_drain_closes_as_many_as_are_due_oldest_first() -> None:
+    async with open_server() as server:
+        callers = [await call(server) for _ in range(4)]
+        relay = server.relay
+        relay.announce_restart(2.0, 60.0)
+        assert relay.close_clients(2) == 4, "two wait for the end, two are still to be closed"
+        assert [client.key for client in relay.router.clients.values()] == [caller.key for caller in callers[2:]]
+        for caller in callers[:2]:
             await caller.wait_closed()
-            left.append(len(server.relay.router.clients))
             await caller.aclose()
-        await server.drained.wait()
-    assert left == [4, 4, 2, 2, 0, 0]
+        while relay.close_clients(0) > 2:
+            await callers[2].ping()
+        for caller in callers[2:]:
+            await caller.aclose()
 
 
 async def test_what_is_in_the_kernel_survives_a_drain_while_the_client_writes() -> None:

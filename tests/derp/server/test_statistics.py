@@ -157,6 +157,11 @@ async def a_limit_of_rates(server: RelayServer, one: Caller, other: Caller) -> N
 
 async def a_drain(server: RelayServer, one: Caller, other: Caller) -> None:
     server.relay.close_clients(2)
+    for caller in (one, other):
+        await caller.wait_closed()
+        await caller.aclose()
+    while server.relay.close_clients(0):  # noqa: ASYNC110  # until the relay has seen that they hung up
+        await trio.sleep(0.01)
 
 
 async def too_many_of_one_key(server: RelayServer, one: Caller, other: Caller) -> None:
