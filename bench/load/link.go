@@ -43,6 +43,9 @@ type target struct {
 	floor     bool // the floor has no handshake and looks at no frame
 	fastStart bool // as genuine clients do over TLS: request and ClientInfo in one write, no HTTP answer
 	serverKey *[32]byte
+
+	readBuffer int     // of the kernel, 0: as it likes
+	readRate   float64 // bytes a second, 0: all that come
 }
 
 func parseTarget(raw string, floor, slowStart bool) (*target, error) {
@@ -98,9 +101,13 @@ type link struct {
 
 // dial connects and logs in; self and to tell the floor whose bytes go where (to < 0: nowhere).
 func dial(t *target, who *identity, self, to int) (*link, error) {
-	nc, err := net.DialTimeout("tcp", t.address, dialDeadline)
+	dialer := t.dialer()
+	nc, err := dialer.Dial("tcp", t.address)
 	if err != nil {
 		return nil, err
+	}
+	if t.readRate > 0 {
+		nc = &pacedConn{Conn: nc, perSecond: t.readRate}
 	}
 	nc.SetDeadline(time.Now().Add(dialDeadline))
 	l := &link{nc: nc, identity: who, buf: make([]byte, headBytes)}

@@ -27,12 +27,16 @@ type options struct {
 	floor           bool
 	slowStart       bool
 	byLines         bool
+	readRate        float64
+	readBuffer      int
+	sparse          int
+	lag             time.Duration
 }
 
 func parseOptions() options {
 	var o options
 	flag.StringVar(&o.url, "url", "http://127.0.0.1:3340/derp", "relay: http, https, ws or wss")
-	flag.StringVar(&o.scenario, "scenario", "pairs", "pairs, fanin, alltoall, idle (only connect), or storm (-idle clients come back at once, with a line on standard input)")
+	flag.StringVar(&o.scenario, "scenario", "pairs", "pairs, fanin, alltoall, slow (senders to one receiver on a narrow way), idle (only connect), or storm (-idle clients come back at once, with a line on standard input)")
 	flag.IntVar(&o.pid, "pid", 0, "the relay's process, to read CPU and memory of it and its children; 0: do not")
 	flag.StringVar(&o.farURL, "far-url", "", "pairs, fanin: receivers are clients of this relay, which is meshed with the first")
 	flag.IntVar(&o.farPid, "far-pid", 0, "its process, counted with the first")
@@ -50,6 +54,10 @@ func parseOptions() options {
 	flag.BoolVar(&o.floor, "floor", false, "the other end is bench/floor.py: no handshake, and nothing is routed")
 	flag.BoolVar(&o.slowStart, "slow-start", false, "over TLS ask for the HTTP answer, as clients do that found no meta certificate")
 	flag.BoolVar(&o.byLines, "by-lines", false, "the measured window begins and ends with a line on standard input")
+	flag.Float64Var(&o.readRate, "read-rate", 0, "slow: bytes per second that the receiver takes; 0: all it can")
+	flag.IntVar(&o.readBuffer, "read-buffer", 0, "the kernel's buffer of each receiver, in bytes; 0: what the system gives")
+	flag.IntVar(&o.sparse, "sparse", 0, "slow: senders of a packet now and then, beside the others")
+	flag.DurationVar(&o.lag, "lag", time.Second, "slow: how long the last sparse packets may take")
 	flag.Parse()
 	if o.window == 0 {
 		switch o.scenario {
@@ -82,6 +90,7 @@ type result struct {
 	Connect *connectResult `json:"connect,omitempty"`
 	Traffic *trafficResult `json:"traffic,omitempty"`
 	Storm   *stormResult   `json:"storm,omitempty"`
+	Slow    *slowResult    `json:"slow,omitempty"`
 }
 
 type connectResult struct {
@@ -108,6 +117,7 @@ type trafficResult struct {
 	DueLatency *quantiles `json:"due_latency_us,omitempty"`
 
 	ServerCPU      float64 `json:"server_cpu_us_per_packet"`
+	ServerUser     float64 `json:"server_user_us_per_sent"` // in Python or Go alone, without the kernel
 	ServerCores    float64 `json:"server_cores"`
 	GeneratorCPU   float64 `json:"generator_cpu_us_per_packet"`
 	GeneratorCores float64 `json:"generator_cores"`
@@ -164,6 +174,14 @@ func drive(o options) (*result, error) {
 	var s *scene
 	switch o.scenario {
 	case "idle":
+	case "slow":
+		r.Senders = o.senders
+		slow, err := newSlowScene(t, o)
+		if err != nil {
+			return nil, err
+		}
+		r.Slow, err = slow.measure(relay, o)
+		return r, err
 	case "pairs":
 		s, err = fanInScene(t, far, o, 1)
 	case "fanin":

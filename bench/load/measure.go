@@ -115,6 +115,24 @@ func (p process) cpu() (float64, error) {
 	return sum, nil
 }
 
+// user is user time in seconds, in steps of 10 ms: what the relay's own code takes, and not the kernel.
+func (p process) user() float64 {
+	pids, err := p.pids()
+	if p.pid == 0 || err != nil {
+		return 0
+	}
+	var ticks int64
+	for _, pid := range pids {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil {
+			continue
+		}
+		n, _ := strconv.ParseInt(string(bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:])[11]), 10, 64)
+		ticks += n
+	}
+	return float64(ticks) / 100
+}
+
 // resident is the memory in bytes that belongs to the process and its children.
 func (p process) resident() (int64, error) {
 	if p.pid == 0 {

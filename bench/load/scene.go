@@ -118,14 +118,15 @@ func fanInScene(t, far *target, o options, senders int) (*scene, error) {
 	if err != nil {
 		return nil, err
 	}
-	where := func(i int) *target { return t }
-	if far != t {
-		where = func(i int) *target {
-			if i%(senders+1) == 0 {
-				return far
-			}
-			return t
+	narrow := *far
+	narrow.readBuffer = o.readBuffer
+	where := func(i int) *target {
+		if i%(senders+1) == 0 {
+			return &narrow
 		}
+		return t
+	}
+	if far != t {
 		receivers, err := newIdentities(o.pairs, far.serverKey)
 		if err != nil {
 			return nil, err
@@ -194,7 +195,7 @@ func allToAllScene(t *target, o options) (*scene, error) {
 // reading is one look at all counters.
 type reading struct {
 	at                      time.Time
-	server, own             float64
+	server, own, user       float64
 	sent, delivered, stalls uint64
 }
 
@@ -206,6 +207,7 @@ func (s *scene) read(relay process) (reading, error) {
 		r.stalls += t.stalls.Load()
 	}
 	var err error
+	r.user = relay.user()
 	r.server, err = relay.cpu()
 	return r, err
 }
@@ -314,8 +316,9 @@ func (s *scene) sum(o options, before, after, end reading) *trafficResult {
 		PacketsPerSecond: float64(delivered) / seconds,
 		MegabytesPerSec:  float64(delivered) * float64(o.size) / seconds / 1e6,
 		Lost:             lost, Loss: float64(lost) / max(float64(end.sent), 1), Stalls: end.stalls,
-		Latency:   latency.quantiles(),
-		ServerCPU: (after.server - before.server) / n * 1e6, ServerCores: (after.server - before.server) / seconds,
+		Latency:    latency.quantiles(),
+		ServerUser: (after.user - before.user) / max(float64(after.sent-before.sent), 1) * 1e6,
+		ServerCPU:  (after.server - before.server) / n * 1e6, ServerCores: (after.server - before.server) / seconds,
 		GeneratorCPU: (after.own - before.own) / n * 1e6, GeneratorCores: (after.own - before.own) / seconds,
 	}
 	if o.rate > 0 {

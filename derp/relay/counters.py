@@ -29,7 +29,8 @@ class DropReason(enum.IntEnum):
     QUEUE_HEAD = 3  # the destination's queue was full: its oldest packet made room for a fresh one
     QUEUE_TAIL = 4  # the fresh packet alone is larger than its destination's queue may be
     WRITE_ERROR = 5  # the destination's socket failed under the packet
-    QUEUES_FULL = 6  # all queues together were full: a packet of the fattest made room
+    QUEUES_FULL = 6  # all queues together were full: packets of the fattest made room
+    QUEUE_DELAY = 7  # it waited too long for its destination's socket
 
 
 class Histogram:
@@ -175,12 +176,12 @@ class Counters:
         """Packets dropped for `reason`, of both kinds."""
         return self.packets_dropped[reason * 2] + self.packets_dropped[reason * 2 + 1]
 
-    def note_queued(self, seconds: float) -> None:
-        """Count a packet that leaves a queue after so long."""
-        self.queue_seconds += seconds
-        self.queued_packets += 1
+    def note_queued(self, seconds: float, packets: int = 1) -> None:
+        """Count packets that leave a queue after so long."""
+        self.queue_seconds += packets * seconds
+        self.queued_packets += packets
         average = self.average_queue_ms()
-        self.queue_average_ms = average + _AVERAGE_WEIGHT * (seconds * 1000 - average)
+        self.queue_average_ms = seconds * 1000 + (average - seconds * 1000) * (1 - _AVERAGE_WEIGHT) ** packets
         self.queue_average_at = self._unqueued()
 
     def average_queue_ms(self) -> float:

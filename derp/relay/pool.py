@@ -6,9 +6,8 @@ makes one pool for all its queues; each queue tells it what it takes and gives b
 
 from typing import Final, Protocol
 
-# What Python adds to a frame that waits: the bytes object, its tuple with the time, and a place in a deque.
-FRAME_OVERHEAD_BYTES: Final = 160
-
+# What Python adds to a run of frames that waits: the bytes object, its record with the time, and a place in a deque.
+RUN_OVERHEAD_BYTES: Final = 160
 
 # What a connection takes, with TLS and a session: a measure for what is worth a word.
 _CONNECTION_BYTES: Final = 16 * 1024
@@ -17,8 +16,8 @@ _CONNECTION_BYTES: Final = 16 * 1024
 class Pooled(Protocol):
     """A queue, as the pool sees it."""
 
-    def drop_one(self) -> None:
-        """Drop the packet that this queue can spare best.  It holds at least one."""
+    def drop_some(self) -> None:
+        """Drop the packets that this queue can spare best.  It holds at least one."""
         ...
 
 
@@ -64,5 +63,5 @@ class QueuePool:
         fat ones, the one that has been so for longest."""
         while self.held_bytes + size > self.max_bytes and self._size_classes:
             fattest = self._by_size[self._size_classes.bit_length() - 1]
-            next(iter(fattest)).drop_one()
+            next(iter(fattest)).drop_some()
         return self.held_bytes + size <= self.max_bytes

@@ -1,27 +1,44 @@
 """The bounded, fair queue of a destination whose socket is full.  Layer L1.
 
 Only a slow reader ever has one.  A flow is all packets of one source key.  The queue serves flows by start-time fair
-queueing: the flow that has had the fewest bytes goes next, so one bulk sender cannot starve the others.  A full queue
-drops the oldest packet of a flow that holds the most; relay/pool.py bounds all queues together.  Next hop:
-server/session.py takes from it.
+queueing: the flow that has had the fewest bytes goes next, so one bulk sender cannot starve the others.  Time in it is
+bounded too (CoDel, RFC 8289, from the head of each flow).  What waits are runs: frames of one length that one sender
+sent together, so that a packet costs little here.  A full queue drops the oldest packets of a flow that holds the most;
+relay/pool.py bounds all queues together.  Next hop: server/session.py takes from it.
 """
 
 from collections import deque
 from collections.abc import Iterator
 from heapq import heapify, heappop, heappush, heapreplace
+from math import sqrt
 from typing import Final
 
 from derp.protocol.frames import HEADER_BYTES, KEY_BYTES
 from derp.relay.counters import DISCO_MAGIC, DISCO_MIN_BYTES, Counters, DropReason, PacketKind
-from derp.relay.pool import FRAME_OVERHEAD_BYTES, QueuePool
+from derp.relay.pool import RUN_OVERHEAD_BYTES, QueuePool
 
 _RECV: Final = 0x05
 _FORWARD: Final = 0x0A
+_HEAD: Final = HEADER_BYTES + KEY_BYTES
+_FORWARD_HEAD: Final = HEADER_BYTES + 2 * KEY_BYTES
+_DISCO_FIRST: Final = DISCO_MAGIC[0]
+# What is taken at a time: one TLS record.  What was taken is out of reach of fairness and of the bound on time.
+STEP_BYTES: Final = 16 * 1024
+# A run is no longer, whatever a sender sends together: memory comes back when the last frame of a run has left.
+_RUN_BYTES: Final = STEP_BYTES
+# CoDel's two numbers.  The interval is a long round trip of those who use relays.  The target is RFC 8289's 5 ms and
+# the 13 ms that a step takes on 10 Mbit/s: below that a queue is only the next step waiting.
+TARGET_SECONDS: Final = 0.02
+INTERVAL_SECONDS: Final = 0.1
+# CoDel takes seconds to tame a sender that does not listen to losses.  A call is unusable before, and TCP sends again.
+MAX_WAIT_SECONDS: Final = 0.25
+# Of a queue's bytes one flow may hold this share, so that whoever comes next finds room.
+_FLOW_SHARE: Final = 2
 # Disco packets open direct paths and are tiny: each of their bytes counts a quarter, so they overtake bulk data.  They
 # are a flow like the others, so a flood of them cannot starve data, which it could if they went first.
 _DISCO_WEIGHT: Final = 4
 # Disco has a bound of its own: path discovery repeats itself, so a handful of the freshest packets is worth more than a
-# backlog.
+# backlog.  They need no bound on time.
 DISCO_DEPTH: Final = 32
 # No real disco packet is longer (the longest are padded to probe a path's MTU).  What only looks like one queues with
 # its sender's data.  So all disco of a queue is 64 KiB at most, and needs no second bound in bytes.
@@ -33,6 +50,8 @@ MAX_NOTICE_BYTES: Final = 64 * 1024
 MAX_MESH_NOTICE_BYTES: Final = 16 * 1024 * 1024
 # Flows without packets that the queue remembers for fairness, besides one for each packet.
 _SPARE_FLOWS: Final = 64
+
+Piece = bytes | bytearray | memoryview
 
 
 def frame_starts(frames: memoryview) -> Iterator[tuple[int, int]]:
@@ -48,25 +67,44 @@ def count_lost(frames: bytes, reason: DropReason, counters: Counters) -> None:
     """Count the packets among these whole frames as dropped."""
     for start, end in frame_starts(memoryview(frames)):
         if frames[start] == _RECV or frames[start] == _FORWARD:
-            _count_drop(frames[start:end], reason, counters)
+            _count_dropped(frames, start, end, end - start, reason, counters)
 
 
-def _packet_at(frame: bytes) -> int:
-    return HEADER_BYTES + KEY_BYTES if frame[0] == _RECV else HEADER_BYTES + 2 * KEY_BYTES
+def _packet_at(frame: bytes, start: int = 0) -> int:
+    return _HEAD if frame[start] == _RECV else _FORWARD_HEAD
 
 
-def _is_disco(frame: bytes) -> bool:
-    at = _packet_at(frame)
-    return len(frame) >= at + DISCO_MIN_BYTES and frame.startswith(DISCO_MAGIC, at)
+def _is_disco(frames: bytes, start: int, size: int) -> bool:
+    at = _packet_at(frames, start)
+    return size >= at + DISCO_MIN_BYTES and frames.startswith(DISCO_MAGIC, start + at)
 
 
-def _count_drop(frame: bytes, reason: DropReason, counters: Counters) -> None:
-    kind = PacketKind.DISCO if _is_disco(frame) else PacketKind.OTHER
-    packet_bytes = len(frame) - _packet_at(frame)
-    counters.drop(reason, kind, 1, packet_bytes)
-    if frame[0] == _FORWARD:
-        counters.mesh_packets_dropped += 1
-        counters.mesh_bytes_dropped += packet_bytes
+def _count_dropped(frames: bytes, start: int, end: int, size: int, reason: DropReason, counters: Counters) -> None:
+    """Count frames of `size` bytes each that lie in `frames[start:end]`, all of one type."""
+    at = _packet_at(frames, start)
+    count, packet_bytes = (end - start) // size, size - at
+    discos = 0
+    if _DISCO_FIRST in frames[start + at : end : size]:
+        discos = sum(_is_disco(frames, one, size) for one in range(start, end, size))
+        if discos:
+            counters.drop(reason, PacketKind.DISCO, discos, discos * packet_bytes)
+    if count > discos:
+        counters.drop(reason, PacketKind.OTHER, count - discos, (count - discos) * packet_bytes)
+    if frames[start] == _FORWARD:
+        counters.mesh_packets_dropped += count
+        counters.mesh_bytes_dropped += count * packet_bytes
+
+
+class _Run:
+    """Frames of one source and of one length that came together; those before `at` have left."""
+
+    __slots__ = ("at", "frames", "since", "size")
+
+    def __init__(self, frames: bytes, size: int, since: float) -> None:
+        self.frames = frames
+        self.size = size  # of each frame
+        self.since = since
+        self.at = 0
 
 
 class _Flow:
@@ -76,7 +114,7 @@ class _Flow:
     begin at the present each time, and starve whoever waits.
     """
 
-    __slots__ = ("frames", "held_bytes", "is_disco", "size_class", "source", "turn")
+    __slots__ = ("drops", "held_bytes", "is_disco", "late_at", "runs", "size_class", "source", "turn")
 
     def __init__(self, source: bytes, turn: float, is_disco: bool) -> None:
         self.source = source
@@ -84,14 +122,17 @@ class _Flow:
         self.is_disco = is_disco
         self.held_bytes = 0
         self.size_class = 0  # bit length of held_bytes
-        self.frames: deque[tuple[bytes, float]] = deque()
+        self.runs: deque[_Run] = deque()
+        self.late_at = 0.0  # when CoDel drops next; 0 while packets wait no longer than the target
+        self.drops = 0  # how often it has done so
 
 
 class PacketQueue:
     """Whole RecvPacket frames that wait for one destination, and the notices that go before them.
 
-    `depth` packets and `max_bytes` bytes (headers included; at least one frame's) bound the packets; disco packets
-    and notices have bounds of their own.  Everything dropped is counted in `counters`; nothing raises.
+    `depth` packets and `max_bytes` bytes (headers included; at least one frame's) bound the packets; one flow may hold
+    half of these bytes, or one frame.  Disco packets and notices have bounds of their own.  Everything dropped is
+    counted in `counters`; nothing raises.
     """
 
     __slots__ = (
@@ -101,6 +142,7 @@ class PacketQueue:
         "_depth",
         "_disco_bytes",
         "_disco_packets",
+        "_flow_bytes",
         "_flows",
         "_heap",
         "_max_bytes",
@@ -109,6 +151,7 @@ class PacketQueue:
         "_order",
         "_pool",
         "_pool_class",
+        "_run_bytes",
         "_shift",
         "_size_classes",
         "dropped",
@@ -134,6 +177,9 @@ class PacketQueue:
         self._shift = shift
         self._depth = depth
         self._max_bytes = max_bytes
+        self._flow_bytes = max_bytes // _FLOW_SHARE
+        # Small enough that no run alone is over a bound.
+        self._run_bytes = min(_RUN_BYTES, self._flow_bytes, depth * _HEAD)
         self._max_notice_bytes = max_notice_bytes
         self._counters = counters
         self._flows: dict[bytes, _Flow] = {}
@@ -159,51 +205,107 @@ class PacketQueue:
     def push_notice(self, frame: bytes) -> bool:
         """Queue a frame that is no packet.  False when the bound is reached: the caller closes or forgets."""
         size = len(frame)
-        if self.notice_bytes + size > self._max_notice_bytes or not self._pool.has_room(size + FRAME_OVERHEAD_BYTES):
+        if self.notice_bytes + size > self._max_notice_bytes or not self._pool.has_room(size + RUN_OVERHEAD_BYTES):
             self._counters.notices_dropped += 1
             return False
         self._notices.append(frame)
         self.notice_bytes += size
-        self._pool.held_bytes += size + FRAME_OVERHEAD_BYTES
+        self._pool.held_bytes += size + RUN_OVERHEAD_BYTES
         return True
 
-    def push_frames(self, frames: memoryview, now: float) -> bool:
+    def push_frames(self, frames: Piece, now: float) -> bool:
         """Queue copies of whole frames: packets fairly, anything else as notices in order.  False when a notice did
         not fit."""
         fits = True
-        for start, end in frame_starts(frames):
-            frame = bytes(frames[start:end])
-            if frame[0] == _RECV or frame[0] == _FORWARD:
-                self._push_packet(frame, now)
-            else:
-                fits = self.push_notice(frame) and fits
+        at, total = 0, len(frames)
+        while at < total:
+            # Of a tunnel nearly all frames are as long as the first one, and the window is one run: copied once.
+            size = HEADER_BYTES + int.from_bytes(frames[at + 1 : at + HEADER_BYTES], "big")
+            window = bytes(frames[at : at + max(self._run_bytes // size, 1) * size])
+            end = len(window)
+            start = 0
+            while True:
+                head = window[start : start + _HEAD]
+                size = HEADER_BYTES + int.from_bytes(head[1:HEADER_BYTES], "big")
+                stop = start + size
+                if stop > end:
+                    break  # it is not whole in this window, but in the next one
+                while stop + size <= end and window.startswith(head, stop):
+                    stop += size
+                if head[0] == _RECV or head[0] == _FORWARD:
+                    self._push_run(window if stop - start == end else window[start:stop], size, now)
+                else:
+                    for one in range(start, stop, size):
+                        fits = self.push_notice(window[one : one + size]) and fits
+                start = stop
+            at += start
         return fits
 
-    def _push_packet(self, frame: bytes, now: float) -> None:
-        self._counters.queue_entered += 1
-        size = len(frame)
-        if size <= MAX_DISCO_FRAME_BYTES and _is_disco(frame):
-            flow = self._flow(DISCO_MAGIC, is_disco=True)
-            if len(flow.frames) >= DISCO_DEPTH:
-                self._drop_head(flow)
-            self._disco_packets += 1
-            self._disco_bytes += size
+    def _push_run(self, frames: bytes, size: int, now: float) -> None:
+        """Packets of one source, of `size` bytes each with their heads."""
+        self._counters.queue_entered += len(frames) // size
+        if size <= MAX_DISCO_FRAME_BYTES and _DISCO_FIRST in frames[_packet_at(frames) :: size]:
+            for at in range(0, len(frames), size):
+                if _is_disco(frames, at, size):
+                    self._push_disco(frames[at : at + size], now)
+                else:
+                    self._push_data(frames[at : at + size], size, now)
         else:
-            if size > self._max_bytes:
-                self._drop(frame, DropReason.QUEUE_TAIL)
-                return
-            # RecvPacket and, towards another relay, ForwardPacket: both begin with the source key
-            flow = self._flow(frame[HEADER_BYTES : HEADER_BYTES + KEY_BYTES], is_disco=False)
-            while (
-                self.packets - self._disco_packets >= self._depth
-                or self.held_bytes - self._disco_bytes + size > self._max_bytes
-            ):
-                self._drop_head(self._fattest(flow))
-        flow.frames.append((frame, now))
-        self.packets += 1
-        self._resize(flow, size)
+            self._push_data(frames, size, now)
+
+    def _push_disco(self, frame: bytes, now: float) -> None:
+        flow = self._flow(DISCO_MAGIC, is_disco=True)
+        if len(flow.runs) >= DISCO_DEPTH:
+            self._drop_oldest(flow, 1, DropReason.QUEUE_HEAD)
+        self._disco_packets += 1
+        self._disco_bytes += len(frame)
+        self._append(flow, frame, len(frame), now)
+
+    def _push_data(self, frames: bytes, size: int, now: float) -> None:
+        if size > self._max_bytes:
+            self._drop(frames, 0, len(frames), size, DropReason.QUEUE_TAIL)
+            return
+        # RecvPacket and, towards another relay, ForwardPacket: both begin with the source key
+        flow = self._flow(frames[HEADER_BYTES:_HEAD], is_disco=False)
+        self._append(flow, self._make_room(flow, frames, size), size, now)
+
+    def _make_room(self, flow: _Flow, frames: bytes, size: int) -> bytes:
+        """Drop packets for arriving ones of `flow`: of the flow that holds the most as their last one comes.  That may
+        be this one, so what is returned are those of the arriving ones that are left: one at least."""
+        while True:
+            arriving = len(frames)
+            if flow.runs and flow.held_bytes + arriving > self._flow_bytes:
+                over = flow.held_bytes + arriving - self._flow_bytes
+                self._drop_oldest(flow, _ceil(over, flow.runs[0].size), DropReason.QUEUE_HEAD)
+                continue
+            packets = self.packets - self._disco_packets + arriving // size - self._depth
+            over = self.held_bytes - self._disco_bytes + arriving - self._max_bytes
+            if packets <= 0 and over <= 0:
+                return frames
+            most = self._size_classes.bit_length() - 1
+            held = flow.held_bytes + arriving - size
+            payer: _Flow | None = flow
+            if held.bit_length() < most:
+                payer = next(iter(self._by_size[most]))  # of these the one that has held so much for longest
+                held = payer.held_bytes
+            elif not flow.runs:
+                payer = None
+            each = payer.runs[0].size if payer is not None else size
+            # No more than until others hold about as much.
+            spare = (held - (1 << held.bit_length() >> 1)) // each + 1
+            count = min(max(packets, _ceil(over, each)), spare)
+            if payer is not None:
+                self._drop_oldest(payer, count, DropReason.QUEUE_HEAD)
+            else:
+                self._drop(frames, 0, count * size, size, DropReason.QUEUE_HEAD)
+                frames = frames[count * size :]
+
+    def _append(self, flow: _Flow, frames: bytes, size: int, now: float) -> None:
+        flow.runs.append(_Run(frames, size, now))
+        self.packets += len(frames) // size
+        self._resize(flow, len(frames))
         pool = self._pool
-        pool.held_bytes += size + FRAME_OVERHEAD_BYTES
+        pool.held_bytes += len(frames) + RUN_OVERHEAD_BYTES
         if pool.held_bytes > pool.most_bytes:
             pool.most_bytes = pool.held_bytes
             if pool.held_bytes > pool.max_bytes:
@@ -222,9 +324,9 @@ class PacketQueue:
         return flow
 
     def _forget_empty_flows(self) -> None:
-        self._heap = [entry for entry in self._heap if entry[2].frames]
+        self._heap = [entry for entry in self._heap if entry[2].runs]
         heapify(self._heap)
-        self._flows = {source: flow for source, flow in self._flows.items() if flow.frames}
+        self._flows = {source: flow for source, flow in self._flows.items() if flow.runs}
 
     def _resize(self, flow: _Flow, change: int) -> None:
         self.held_bytes += change
@@ -245,67 +347,108 @@ class PacketQueue:
                 self._by_size.setdefault(size_class, {})[flow] = None
                 self._size_classes |= 1 << size_class
 
-    def _fattest(self, arriving: _Flow) -> _Flow:
-        """The flow of data to drop from: one that holds more than half of what any other holds.  That is the arriving
-        one, if it holds so much; else the one that has held so much for longest."""
-        size_class = self._size_classes.bit_length() - 1
-        if arriving.size_class == size_class:
-            return arriving
-        return next(iter(self._by_size[size_class]))
-
-    def _drop_head(self, flow: _Flow) -> None:
-        self._drop(self._pop(flow)[0], DropReason.QUEUE_HEAD)
-
-    def drop_one(self) -> None:
-        """Drop the oldest packet of the flow that holds the most, for the sake of other queues; disco last."""
+    def drop_some(self) -> None:
+        """Drop the oldest run of the flow that holds the most, for the sake of other queues; disco last."""
         if self._size_classes:
             flow = next(iter(self._by_size[self._size_classes.bit_length() - 1]))
         else:
             flow = self._flows[DISCO_MAGIC]
-        self._drop(self._pop(flow)[0], DropReason.QUEUES_FULL)
+        self._drop_oldest(flow, self._depth, DropReason.QUEUES_FULL)
 
-    def _pop(self, flow: _Flow) -> tuple[bytes, float]:
-        frame, since = flow.frames.popleft()
-        size = len(frame)
-        self.packets -= 1
+    def _drop_oldest(self, flow: _Flow, count: int, reason: DropReason) -> None:
+        """Drop so many packets of a flow, or all of its oldest run if these are fewer."""
+        run = flow.runs[0]
+        at = run.at
+        end = self._pass(flow, count)
+        self._drop(run.frames, at, end, run.size, reason)
+
+    def _drop(self, frames: bytes, start: int, end: int, size: int, reason: DropReason) -> None:
+        _count_dropped(frames, start, end, size, reason, self._counters)
+        self.dropped += (end - start) // size
+
+    def _pass(self, flow: _Flow, count: int) -> int:
+        """So many packets of the flow's oldest run leave, or all; return where they end in the run."""
+        run = flow.runs[0]
+        end = run.at + count * run.size
+        if end >= len(run.frames):
+            end = len(run.frames)
+            flow.runs.popleft()
+            self._pool.held_bytes -= end + RUN_OVERHEAD_BYTES
+        size = end - run.at
+        count = size // run.size
+        run.at = end
+        self.packets -= count
         if flow.is_disco:
-            self._disco_packets -= 1
+            self._disco_packets -= count
             self._disco_bytes -= size
         self._resize(flow, -size)
-        self._pool.held_bytes -= size + FRAME_OVERHEAD_BYTES
-        return frame, since
-
-    def _drop(self, frame: bytes, reason: DropReason) -> None:
-        _count_drop(frame, reason, self._counters)
-        self.dropped += 1
+        return end
 
     def take(self, max_bytes: int, now: float) -> list[bytes]:
-        """Remove and return whole frames in the order of service, at least one if any waits, up to `max_bytes`."""
+        """Remove and return whole frames in the order of service, several in a piece: at least one if any waits, and
+        else `max_bytes` at most.  What waited too long is dropped on the way."""
         taken: list[bytes] = []
         size = 0
-        while self._notices and size < max_bytes:
+        while self._notices and (not taken or size + len(self._notices[0]) <= max_bytes):
             frame = self._notices.popleft()
             self.notice_bytes -= len(frame)
-            self._pool.held_bytes -= len(frame) + FRAME_OVERHEAD_BYTES
+            self._pool.held_bytes -= len(frame) + RUN_OVERHEAD_BYTES
             taken.append(frame)
             size += len(frame)
-        counters = self._counters
         heap = self._heap
-        while size < max_bytes and heap:
+        while heap and size < max_bytes:
             turn, _, flow = heap[0]
-            if not flow.frames:  # the flow had its turn and had nothing to send
+            if not flow.runs:  # the flow had its turn and had nothing to send
                 heappop(heap)
                 del self._flows[flow.source]
                 continue
-            self._clock = turn
-            frame, since = self._pop(flow)
-            flow.turn = turn + (len(frame) / _DISCO_WEIGHT if flow.is_disco else len(frame))
+            if not flow.is_disco:
+                self._drop_late(flow, now)
+            run = flow.runs[0]
+            count = (max_bytes - size) // run.size
+            if not count:
+                if taken:
+                    break
+                count = 1
+            weight = run.size / _DISCO_WEIGHT if flow.is_disco else float(run.size)
+            if len(heap) > 1:
+                # As many in a row as come before anybody else's turn.
+                ahead = min(heap[1][0], heap[2][0]) if len(heap) > 2 else heap[1][0]
+                count = min(count, max(_ceil(ahead - turn, weight), 1))
+            at = run.at
+            end = self._pass(flow, count)
+            flow.turn = turn + (end - at) / run.size * weight
+            self._clock = flow.turn - weight
             self._order += 1
             heapreplace(heap, (flow.turn, self._order, flow))
-            counters.note_queued(now - since)
-            taken.append(frame)
-            size += len(frame)
+            self._counters.note_queued(now - run.since, (end - at) // run.size)
+            taken.append(run.frames[at:end])
+            size += end - at
         return taken
+
+    def _drop_late(self, flow: _Flow, now: float) -> None:
+        """Drop from the head of a flow what waited too long, its newest packet excepted.  What all leaves with the next
+        step is never too late: then it was the socket that did not take anything."""
+        while self.held_bytes > STEP_BYTES and flow.held_bytes > flow.runs[0].size:
+            run = flow.runs[0]
+            waited = now - run.since
+            if waited > MAX_WAIT_SECONDS:
+                left = (len(run.frames) - run.at) // run.size
+                self._drop_oldest(flow, left if len(flow.runs) > 1 else left - 1, DropReason.QUEUE_DELAY)
+                continue
+            if waited < TARGET_SECONDS:
+                break
+            if not flow.late_at:
+                flow.late_at = now + INTERVAL_SECONDS
+            elif now >= flow.late_at:
+                flow.drops += 1
+                flow.late_at = now + INTERVAL_SECONDS / sqrt(flow.drops)
+                self._drop_oldest(flow, 1, DropReason.QUEUE_DELAY)
+            return
+        if flow.late_at:
+            # Whoever comes back soon needs about as many drops again.
+            flow.late_at = 0.0
+            flow.drops = max(flow.drops - 2, 0)
 
     def count_lost(self, frames: bytes) -> None:
         """The socket failed under frames that were taken."""
@@ -314,10 +457,10 @@ class PacketQueue:
     def discard(self, reason: DropReason) -> None:
         """Drop everything, counted under `reason`: the destination is gone."""
         for flow in self._flows.values():
-            for frame, _ in flow.frames:
-                self._drop(frame, reason)
-        frames = self.packets + len(self._notices)
-        self._pool.held_bytes -= self.held_bytes + self.notice_bytes + frames * FRAME_OVERHEAD_BYTES
+            for run in flow.runs:
+                self._drop(run.frames, run.at, len(run.frames), run.size, reason)
+                self._pool.held_bytes -= len(run.frames) + RUN_OVERHEAD_BYTES
+        self._pool.held_bytes -= self.notice_bytes + len(self._notices) * RUN_OVERHEAD_BYTES
         self._pool.move(self, 0)
         self._pool_class = 0
         self._flows.clear()
@@ -330,8 +473,16 @@ class PacketQueue:
     @property
     def packet_bytes(self) -> int:
         """Bytes of the packets that wait, without keys and headers."""
-        return sum(len(frame) - _packet_at(frame) for flow in self._flows.values() for frame, _ in flow.frames)
+        return self.held_bytes - sum(
+            (len(run.frames) - run.at) // run.size * _packet_at(run.frames)
+            for flow in self._flows.values()
+            for run in flow.runs
+        )
 
     def oldest_seconds(self, now: float) -> float:
         """How long the packet at the head of the slowest flow has waited; 0 when none waits."""
-        return max((now - flow.frames[0][1] for flow in self._flows.values() if flow.frames), default=0.0)
+        return max((now - flow.runs[0].since for flow in self._flows.values() if flow.runs), default=0.0)
+
+
+def _ceil(size: float, each: float) -> int:
+    return int(-(-size // each))

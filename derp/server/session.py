@@ -7,7 +7,7 @@ Greeting for each upgrade; the Greeting makes the ClientSession.
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -24,7 +24,7 @@ from derp.relay.counters import DropReason
 from derp.relay.deadlines import Deadlines
 from derp.relay.inbound import handle_frames
 from derp.relay.limits import TokenBucket
-from derp.relay.queue import count_lost, frame_starts
+from derp.relay.queue import STEP_BYTES, count_lost, frame_starts
 from derp.relay.router import Route, Router
 from derp.server.admission import ADMITTED, Admission, Question, Verdict
 from derp.server.advisor import REFUSED_TEXT, Advisor, health_frame
@@ -34,13 +34,10 @@ from derp.server.guests import Guests
 from derp.server.leaving import Leaving
 from derp.server.lobby import Lobby
 from derp.transport.alarm import Alarm
-from derp.transport.host import Host, Wire, WireEnded
+from derp.transport.host import Host, Piece, Wire, WireEnded
 
 _log = logging.getLogger("derp.server")
 
-# What drain_queue takes from a queue at a time.  The queue cannot drop or reorder what was taken, so this is no more
-# than the kernel itself holds behind a slow reader (TCP_NOTSENT_LOWAT).
-_TAKE_BYTES: Final = 32 * 1024
 # A pause costs the relay a timer and two system calls.  A shorter one, or what rounding left of an earlier one, stays a
 # debt of the client, and its next pause includes it.
 _SHORTEST_PAUSE_SECONDS: Final = 0.001
@@ -120,9 +117,9 @@ class Sessions:
                         self.host.fail(wire, error)
                         continue
                     if sent < size or wire.blocked:
-                        self._queue_rest(route, b"".join(pieces), sent)
+                        self._queue_rest(route, pieces, sent)
                 else:
-                    self._queue(route, memoryview(b"".join(pieces)))
+                    self._queue(route, pieces)
                 pieces.clear()
             closing, router.closing = router.closing, []
             for client, reason in closing:
@@ -146,31 +143,32 @@ class Sessions:
                     router.counters.written_frames.observe(sum(1 for _ in frames))
         router.counts_flush = self._is_sampling
 
-    def _queue_rest(self, route: Route, frames: bytes, sent: int) -> None:
+    def _queue_rest(self, route: Route, pieces: Sequence[Piece], sent: int) -> None:
         """The kernel is full: finish the frame it has the beginning of, queue the others."""
         wire: Wire = route.wire
         if wire not in self.host.wires:
-            self.count_lost(frames)
+            self.count_lost(b"".join(pieces))
             return
         route.queue = self.router.new_queue(route)
-        view = memoryview(frames)
-        rest = sent
-        if sent < len(frames):
-            for start, end in frame_starts(view):
-                if end >= sent:
-                    # When `sent` is the very start of a frame, the kernel has nothing of it: it queues like the rest.
-                    rest = start if start == sent else end
-                    if start < sent < end:
-                        wire.push(view[sent:end])
-                    break
-            if rest < len(frames):
-                self._queue(route, view[rest:])
+        pieces = _of_whole_frames(route, pieces)
+        for number, piece in enumerate(pieces):
+            if sent < len(piece):
+                # A frame of which the kernel has nothing queues like the rest.
+                view = memoryview(piece)
+                rest = next(start for start, end in frame_starts(view) if start >= sent or end > sent)
+                if rest < sent:
+                    rest += HEADER_BYTES + int.from_bytes(view[rest + 1 : rest + HEADER_BYTES], "big")
+                    wire.push(view[sent:rest])
+                self._queue(route, [view[rest:], *pieces[number + 1 :]])
+                break
+            sent -= len(piece)
         self.host.await_room(wire)
 
-    def _queue(self, route: Route, frames: memoryview) -> None:
+    def _queue(self, route: Route, pieces: Sequence[Piece]) -> None:
         assert route.queue is not None
-        if not route.queue.push_frames(frames, self.host.now):
-            self.router.note_lost_notice(route)
+        for piece in _of_whole_frames(route, pieces):
+            if not route.queue.push_frames(piece, self.host.now):
+                self.router.note_lost_notice(route)
 
     def note_wrong_mesh_key(self, key: bytes, address: tuple[str, int]) -> None:
         """A client showed a mesh key that is not ours.  We treat it as an ordinary client, as derper does."""
@@ -221,16 +219,21 @@ class Sessions:
             self.host.resume(wire)
 
 
+def _of_whole_frames(route: Route, pieces: Sequence[Piece]) -> Sequence[Piece]:
+    """A frame for another relay is two pieces (relay/forward.py), of which the queue wants one."""
+    return [b"".join(pieces)] if route.is_forwarder else pieces
+
+
 def drain_queue(route: Route, now: float) -> None:
     """Send what waits for a route, as far as the kernel takes it; its queue goes when it is empty."""
     wire: Wire = route.wire
     queue = route.queue
     while queue is not None and not wire.blocked:
-        frames = queue.take(_TAKE_BYTES, now)
+        frames = queue.take(STEP_BYTES, now)
         if not frames:
             route.queue = None
             return
-        joined = b"".join(frames)
+        joined = frames[0] if len(frames) == 1 else b"".join(frames)
         try:
             sent = wire.send([joined], len(joined))
         except WireEnded:

@@ -20,14 +20,16 @@ def test_drops_are_kept_by_reason_and_kind() -> None:
     for number, reason in enumerate(DropReason):
         counters.drop(reason, PacketKind.OTHER, 1 + number, 100 * (1 + number))
         counters.drop(reason, PacketKind.DISCO, 10, 5)
-    assert [counters.dropped(reason) for reason in DropReason] == [11 + number for number in range(7)]
+    assert [counters.dropped(reason) for reason in DropReason] == [11 + number for number in range(8)]
     assert counters.packets_dropped[2 * DropReason.QUEUE_HEAD + PacketKind.OTHER] == 4
     assert counters.bytes_dropped[2 * DropReason.QUEUE_HEAD + PacketKind.OTHER] == 400
     assert counters.bytes_dropped[2 * DropReason.QUEUE_HEAD + PacketKind.DISCO] == 5
 
 
 def test_reasons_have_the_names_that_dashboards_read() -> None:
-    names = "unknown_dest unknown_dest_on_fwd gone_disconnected queue_head queue_tail write_error queues_full"
+    names = (
+        "unknown_dest unknown_dest_on_fwd gone_disconnected queue_head queue_tail write_error queues_full queue_delay"
+    )
     assert " ".join(reason.name.lower() for reason in DropReason) == names
     assert [kind.name.lower() for kind in PacketKind] == ["other", "disco"]
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from derp.protocol.frames import FrameType, encode_frame
 from derp.relay.counters import Counters, DropReason
-from derp.relay.pool import FRAME_OVERHEAD_BYTES, QueuePool
+from derp.relay.pool import RUN_OVERHEAD_BYTES, QueuePool
 from derp.relay.queue import MAX_NOTICE_BYTES, PacketQueue
 from tests.derp.relay.world import World, disco, key
 
@@ -45,13 +45,18 @@ def test_the_fattest_queue_pays_for_everybody() -> None:
     assert relay.lost == 0
     relay.push(2, *[packet(1000)] * 30)
     assert [queue.packets for queue in relay.queues] == [60 - relay.lost, 5, 30]
-    assert relay.lost == 95 - 100_000 // (1000 + FRAME_OVERHEAD_BYTES)
+    # 60 packets are four runs, of which the oldest goes whole.
+    assert relay.lost == 0
+    relay.push(2, *[packet(500)] * 30)
+    assert [queue.packets for queue in relay.queues] == [60 - relay.lost, 5, 60]
+    assert relay.lost == 16
     assert relay.pool.held_bytes <= relay.pool.max_bytes
 
 
 def test_within_it_the_oldest_packet_of_the_fattest_flow_goes_and_disco_last() -> None:
-    relay = Relay(5 * (500 + FRAME_OVERHEAD_BYTES), 1)
-    relay.push(0, packet(500, "a", b"1"), packet(500, "b"), packet(500, "b"), packet(500, "b"))
+    relay = Relay(5 * (500 + RUN_OVERHEAD_BYTES), 1)
+    for one in (packet(500, "a", b"1"), packet(500, "b"), packet(500, "b"), packet(500, "b")):
+        relay.push(0, one)
     discos = [encode_frame(FrameType.RECV_PACKET, key("c") + disco(463))] * 10
     relay.push(0, *discos)
     # Disco makes room for disco only where nothing else is left.
@@ -70,7 +75,7 @@ def test_a_link_that_serves_many_is_measured_by_its_own_bound() -> None:
 
 
 def test_notices_displace_packets_and_are_refused_when_only_notices_are_left() -> None:
-    size = len(NOTICE) + FRAME_OVERHEAD_BYTES
+    size = len(NOTICE) + RUN_OVERHEAD_BYTES
     relay = Relay(100 * size, 2)
     relay.push(0, *[packet(500)] * 30)
     assert all(relay.push(1, NOTICE) for _ in range(100))
@@ -109,7 +114,7 @@ def test_the_total_is_kept_and_true_whatever_happens(steps: list[tuple[str, int,
                 queue.take(size, 1.0)
             case _:
                 queue.discard(DropReason.GONE_DISCONNECTED)
-        held = sum(each.held_bytes + each.notice_bytes + len(each) * FRAME_OVERHEAD_BYTES for each in relay.queues)
+        held = sum(each.held_bytes + each.notice_bytes + len(each) * RUN_OVERHEAD_BYTES for each in relay.queues)
         assert relay.pool.held_bytes == held <= relay.pool.max_bytes
     for queue in relay.queues:
         queue.take(1 << 30, 1.0)

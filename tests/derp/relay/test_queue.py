@@ -16,6 +16,9 @@ from derp.relay.queue import (
     DISCO_DEPTH,
     MAX_DISCO_FRAME_BYTES,
     MAX_NOTICE_BYTES,
+    MAX_WAIT_SECONDS,
+    STEP_BYTES,
+    TARGET_SECONDS,
     PacketQueue,
     count_lost,
     frame_starts,
@@ -44,6 +47,12 @@ def push(queue: PacketQueue, frames: Iterable[bytes], now: float = 0.0) -> None:
     queue.push_frames(memoryview(b"".join(frames)), now)
 
 
+def take(queue: PacketQueue, max_bytes: int, now: float = 0.0) -> list[bytes]:
+    """Frames one by one, in the order in which they leave."""
+    joined = b"".join(queue.take(max_bytes, now))
+    return [joined[start:end] for start, end in frame_starts(memoryview(joined))]
+
+
 def source_of(frame: bytes) -> bytes:
     return frame[HEADER_BYTES:HEAD]
 
@@ -59,18 +68,20 @@ def test_a_flow_keeps_its_order_and_notices_go_first() -> None:
     assert (len(queue), queue.packets) == (13, 10)
     notices = [encode(KeepAlive()), encode(PeerGone(key("b"))), encode(Pong(b"12345678"))]
     assert queue.notice_bytes == sum(map(len, notices))
-    assert queue.take(EVERYTHING, 0.0) == notices + packets
+    assert take(queue, EVERYTHING) == notices + packets
     assert (len(queue), queue.packets, queue.held_bytes, queue.notice_bytes) == (0, 0, 0, 0)
-    assert queue.take(EVERYTHING, 0.0) == []
+    assert take(queue, EVERYTHING) == []
 
 
-def test_what_is_taken_is_at_least_one_frame_and_then_up_to_the_size() -> None:
+def test_what_is_taken_is_at_least_one_frame_and_else_no_more_than_the_size() -> None:
     queue, _ = new_queue()
     push(queue, [packet("a", 5000) for _ in range(10)])
-    assert len(queue.take(1, 0.0)) == 1
-    assert len(queue.take(5000, 0.0)) == 1
-    assert len(queue.take(5001, 0.0)) == 2
-    assert len(queue.take(EVERYTHING, 0.0)) == 6
+    assert len(take(queue, 1)) == 1
+    assert len(take(queue, 9999)) == 1
+    assert len(take(queue, 10_000)) == 2
+    assert len(take(queue, EVERYTHING)) == 6
+    push(queue, [encode(Pong(b"12345678")), packet("a", 5000)])
+    assert take(queue, 5000) == [encode(Pong(b"12345678"))]
 
 
 def test_frames_are_copied() -> None:
@@ -79,7 +90,7 @@ def test_frames_are_copied() -> None:
     arena = bytearray(packet("a"))
     queue.push_frames(memoryview(arena), 0.0)
     arena[:] = bytes(len(arena))
-    assert queue.take(EVERYTHING, 0.0) == [packet("a")]
+    assert take(queue, EVERYTHING) == [packet("a")]
 
 
 # --- what is dropped
@@ -88,24 +99,33 @@ def test_frames_are_copied() -> None:
 def test_a_full_queue_drops_the_oldest() -> None:
     queue, counters = new_queue(depth=3)
     push(queue, [packet("a", 100 + number) for number in range(5)])
-    assert [len(frame) for frame in queue.take(EVERYTHING, 0.0)] == [102, 103, 104]
+    assert [len(frame) for frame in take(queue, EVERYTHING)] == [102, 103, 104]
     assert counters.dropped(DropReason.QUEUE_HEAD) == queue.dropped == 2
     assert sum(counters.bytes_dropped) == 100 + 101 - 2 * HEAD
 
 
 def test_bytes_are_bounded_too() -> None:
     queue, counters = new_queue(max_bytes=10_000)
-    push(queue, [packet("a", 4000, fill) for fill in (b"1", b"2", b"3")])
+    push(queue, [packet(source, 4000) for source in "abc"])
     assert queue.held_bytes == 8000
     push(queue, [packet("a", 10_000, b"4")])
-    assert queue.take(EVERYTHING, 0.0) == [packet("a", 10_000, b"4")]
+    assert take(queue, EVERYTHING) == [packet("a", 10_000, b"4")]
     assert counters.dropped(DropReason.QUEUE_HEAD) == 3
+
+
+def test_one_sender_leaves_half_of_the_bytes_to_others_but_may_have_one_packet() -> None:
+    queue, counters = new_queue(max_bytes=10_000)
+    push(queue, [packet("a", 1000, bytes([65 + number])) for number in range(9)])
+    assert take(queue, EVERYTHING) == [packet("a", 1000, bytes([65 + number])) for number in range(4, 9)]
+    push(queue, [packet("a", 1000), packet("a", 9000)])
+    assert take(queue, EVERYTHING) == [packet("a", 9000)]
+    assert counters.dropped(DropReason.QUEUE_HEAD) == sum(counters.packets_dropped) == 5
 
 
 def test_a_packet_above_the_whole_bound_drops_nothing_but_itself() -> None:
     queue, counters = new_queue(max_bytes=10_000)
     push(queue, [packet("a", 4000), packet("a", 10_001), packet("b", 10_001)])
-    assert queue.take(EVERYTHING, 0.0) == [packet("a", 4000)]
+    assert take(queue, EVERYTHING) == [packet("a", 4000)]
     assert counters.dropped(DropReason.QUEUE_TAIL) == sum(counters.packets_dropped) == 2
 
 
@@ -113,7 +133,7 @@ def test_the_bulk_sender_pays_not_the_others() -> None:
     queue, counters = new_queue(depth=10)
     push(queue, [packet("small", 100), *(packet("bulk", 1000 + number) for number in range(9))])
     push(queue, [packet("small", 101), packet("new", 102), packet("bulk", 2000)])
-    left = queue.take(EVERYTHING, 0.0)
+    left = take(queue, EVERYTHING)
     assert [len(frame) for frame in left if source_of(frame) == key("small")] == [100, 101]
     assert [len(frame) for frame in left if source_of(frame) == key("new")] == [102]
     assert [len(frame) for frame in left if source_of(frame) == key("bulk")] == [*range(1003, 1009), 2000]
@@ -123,7 +143,7 @@ def test_the_bulk_sender_pays_not_the_others() -> None:
 def test_among_equals_the_oldest_packet_goes() -> None:
     queue, _ = new_queue(depth=4)
     push(queue, [packet(name) for name in "abcdef"])
-    assert [source_of(frame) for frame in queue.take(EVERYTHING, 0.0)] == [key(name) for name in "cdef"]
+    assert [source_of(frame) for frame in take(queue, EVERYTHING)] == [key(name) for name in "cdef"]
 
 
 def test_drops_are_counted_by_kind_and_towards_the_mesh() -> None:
@@ -147,9 +167,9 @@ def test_discard_counts_what_was_left() -> None:
     assert counters.packets_dropped[gone : gone + 2] == [2, 1]
     assert counters.bytes_dropped[gone : gone + 2] == [15, 62]
     assert (len(queue), queue.held_bytes, queue.notice_bytes, queue.packet_bytes) == (0, 0, 0, 0)
-    assert queue.take(EVERYTHING, 0.0) == []
+    assert take(queue, EVERYTHING) == []
     push(queue, [packet("a")])
-    assert queue.take(EVERYTHING, 0.0) == [packet("a")]
+    assert take(queue, EVERYTHING) == [packet("a")]
 
 
 def test_lost_frames_are_counted_without_notices() -> None:
@@ -176,7 +196,7 @@ def test_notices_are_bounded() -> None:
     assert not queue.push_frames(memoryview(gone + packet("a")), 0.0)
     assert (counters.notices_dropped, queue.packets) == (2, 1)
     assert queue.notice_bytes <= MAX_NOTICE_BYTES
-    assert len(queue.take(EVERYTHING, 0.0)) == fitting + 1
+    assert len(take(queue, EVERYTHING)) == fitting + 1
     assert queue.push_notice(gone)
 
 
@@ -196,7 +216,7 @@ def test_disco_has_a_bound_of_its_own_and_takes_no_room_from_data() -> None:
     push(queue, [*data, *discos])
     assert queue.packets == 20 + DISCO_DEPTH
     assert counters.packets_dropped[2 * DropReason.QUEUE_HEAD :][:2] == [0, 5]
-    left = queue.take(EVERYTHING, 0.0)
+    left = take(queue, EVERYTHING)
     assert [frame for frame in left if frame in discos] == discos[5:]
     assert [frame for frame in left if frame in data] == data
 
@@ -204,28 +224,28 @@ def test_disco_has_a_bound_of_its_own_and_takes_no_room_from_data() -> None:
 def test_a_flood_of_data_takes_no_room_from_disco() -> None:
     queue, counters = new_queue(depth=5, max_bytes=2000)
     push(queue, [disco_packet("d"), *(packet("a", 400) for _ in range(50))])
-    assert disco_packet("d") in queue.take(EVERYTHING, 0.0)
+    assert disco_packet("d") in take(queue, EVERYTHING)
     assert counters.packets_dropped[2 * DropReason.QUEUE_HEAD + PacketKind.DISCO] == 0
 
 
 def test_what_only_looks_like_disco_queues_with_the_data() -> None:
-    queue, counters = new_queue(depth=512, max_bytes=200_000)
+    queue, counters = new_queue(depth=512, max_bytes=400_000)
     push(queue, [disco_packet("a", 65_000) for _ in range(DISCO_DEPTH)])
     assert queue.held_bytes == 3 * 65_000
     assert counters.packets_dropped[2 * DropReason.QUEUE_HEAD + PacketKind.DISCO] == DISCO_DEPTH - 3
     ordered = [disco_packet("b", MAX_DISCO_FRAME_BYTES + 1), packet("b"), disco_packet("b", 5000)]
     push(queue, ordered)
-    assert [frame for frame in queue.take(EVERYTHING, 0.0) if source_of(frame) == key("b")] == ordered
+    assert [frame for frame in take(queue, EVERYTHING) if source_of(frame) == key("b")] == ordered
 
 
 def test_disco_overtakes_bulk_but_does_not_starve_it() -> None:
     queue, _ = new_queue()
     push(queue, [packet("bulk", 1000) for _ in range(40)])
-    queue.take(1, 0.0)
+    take(queue, 1)
     served: Counter[bool] = Counter()
     for _ in range(30):  # disco is never out of packets
         push(queue, [disco_packet("d", 500) for _ in range(10)])
-        for frame in queue.take(3000, 0.0):
+        for frame in take(queue, 3000):
             served[source_of(frame) == key("d")] += len(frame)
     # A byte of disco counts a quarter: four of its bytes for each of the others.
     assert abs(served[True] - 4 * served[False]) <= 4 * 1000 + 4 * 500
@@ -242,7 +262,7 @@ def test_a_sparse_packet_waits_at_most_a_round() -> None:
         push(queue, [packet("sparse", 200)])
         before: list[bytes] = []
         while not before or source_of(before[-1]) != key("sparse"):
-            before += queue.take(1, 0.0)
+            before += take(queue, 1)
         assert max(Counter(map(source_of, before)).values()) == 1
 
 
@@ -260,16 +280,16 @@ def test_byte_shares_of_busy_flows_are_equal_within_a_packet(
     served: Counter[bytes] = Counter()
     waiting: Counter[bytes] = Counter()
     pushed: Counter[bytes] = Counter()
-    for take in takes:
+    for amount in takes:
         for number, own in enumerate(sizes):
             name = f"flow {number}"
             # Busy means: at least a packet is left after the take, whatever it serves.
-            while waiting[key(name)] <= take + refill * max(own):
+            while waiting[key(name)] <= amount + refill * max(own):
                 size = own[pushed[key(name)] % len(own)]
                 push(queue, [packet(name, size)])
                 pushed[key(name)] += 1
                 waiting[key(name)] += size
-        for frame in queue.take(take, 0.0):
+        for frame in take(queue, amount):
             served[source_of(frame)] += len(frame)
             waiting[source_of(frame)] -= len(frame)
         for one, first in enumerate(sizes):
@@ -284,12 +304,12 @@ def test_one_packet_at_a_time_earns_no_more_than_a_share(size: int) -> None:
     # Its flow is empty after each take, so what it was served must be remembered; forgetting it starved the other.
     queue, _ = new_queue(depth=2000, max_bytes=1 << 24)
     push(queue, [packet("patient", 1300) for _ in range(1500)])
-    queue.take(1, 0.0)
+    take(queue, 1)
     served: Counter[bytes] = Counter()
     for _ in range(40):
         if key("eager") not in map(source_of, contents(queue)):
             push(queue, [packet("eager", size)])
-        for frame in queue.take(32 * 1024, 0.0):
+        for frame in take(queue, 32 * 1024):
             served[source_of(frame)] += len(frame)
     assert served[key("patient")] >= served[key("eager")] - size - 1300
     assert served[key("eager")] >= min(40 * size, served[key("patient")]) - size - 1300
@@ -298,9 +318,9 @@ def test_one_packet_at_a_time_earns_no_more_than_a_share(size: int) -> None:
 def test_a_flow_that_was_silent_is_owed_nothing() -> None:
     queue, _ = new_queue(depth=2000, max_bytes=1 << 24)
     push(queue, [packet("early", 1000) for _ in range(200)])
-    queue.take(100_000, 0.0)
+    take(queue, 100_000)
     push(queue, [packet("late", 1000) for _ in range(200)])
-    served = Counter(source_of(frame) for frame in queue.take(100_000, 0.0))
+    served = Counter(source_of(frame) for frame in take(queue, 100_000))
     assert abs(served[key("late")] - served[key("early")]) <= 2
 
 
@@ -313,11 +333,100 @@ def test_delay_is_measured() -> None:
     push(queue, [packet("a")], now=10.0)
     push(queue, [packet("b"), packet("a")], now=12.0)
     assert queue.oldest_seconds(13.0) == 3.0
-    queue.take(1, 14.0)
+    take(queue, 1, 14.0)
     assert (counters.queue_seconds, counters.queued_packets) == (4.0, 1)
-    queue.take(EVERYTHING, 14.0)
+    take(queue, EVERYTHING, 14.0)
     assert (counters.queue_seconds, counters.queued_packets) == (8.0, 3)
     assert queue.oldest_seconds(20.0) == 0.0
+
+
+def late(counters: Counters) -> int:
+    return counters.dropped(DropReason.QUEUE_DELAY)
+
+
+def test_nothing_older_than_the_limit_leaves_except_the_newest_of_each_sender() -> None:
+    queue, counters = new_queue()
+    push(queue, [packet("bulk", 1000 + number) for number in range(40)], now=10.0)
+    push(queue, [packet("sparse", 300), packet("sparse", 301)], now=10.0)
+    push(queue, [packet("bulk", 2000 + number) for number in range(20)], now=10.0 + MAX_WAIT_SECONDS)
+    got = take(queue, EVERYTHING, 10.01 + MAX_WAIT_SECONDS)
+    assert [len(frame) for frame in got if source_of(frame) == key("bulk")] == list(range(2000, 2020))
+    assert [len(frame) for frame in got if source_of(frame) == key("sparse")] == [301]
+    assert late(counters) == queue.dropped == sum(counters.packets_dropped) == 41
+
+
+def test_what_all_leaves_with_the_next_step_is_never_too_late() -> None:
+    # It was the socket that took nothing: a phone that slept gets what its peers said meanwhile.
+    queue, counters = new_queue()
+    packets = [packet("a", 1000, bytes([65 + number])) for number in range(STEP_BYTES // 1000)]
+    push(queue, packets, now=10.0)
+    assert take(queue, EVERYTHING, 20.0) == packets
+    assert late(counters) == 0
+    runs = [packet(name, 1000) for name in "abc" for _ in range(20)]
+    push(queue, runs, now=30.0)
+    left = take(queue, EVERYTHING, 40.0)
+    assert len(left) <= STEP_BYTES // 1000
+    assert set(map(source_of, left)) == {key("a"), key("b"), key("c")}
+    assert late(counters) == len(runs) - len(left)
+
+
+def test_disco_is_bounded_in_number_and_not_in_time() -> None:
+    queue, counters = new_queue()
+    push(queue, [disco_packet("d"), *(packet("bulk", 1000) for _ in range(40)), disco_packet("d")], now=10.0)
+    assert take(queue, EVERYTHING, 30.0).count(disco_packet("d")) == 2
+    assert counters.packets_dropped[2 * DropReason.QUEUE_DELAY + PacketKind.DISCO] == 0 < late(counters)
+
+
+class Bottleneck:
+    """A sender and a destination that takes one packet of 1,000 bytes a millisecond."""
+
+    def __init__(self) -> None:
+        self.queue, self.counters = new_queue(depth=5000, max_bytes=1 << 24)
+        self.now = 100.0
+        self.waited: list[float] = []
+
+    def run(self, milliseconds: int, packets_in_ten: int) -> None:
+        for number in range(milliseconds):
+            self.now += 0.001
+            if number % 10 < packets_in_ten % 10:
+                push(self.queue, [packet("a", 1000)], self.now)
+            for _ in range(packets_in_ten // 10):
+                push(self.queue, [packet("a", 1000)], self.now)
+            before = self.counters.queue_seconds
+            self.queue.take(1000, self.now)
+            self.waited.append(self.counters.queue_seconds - before)
+
+
+def test_a_burst_that_ends_within_an_interval_loses_nothing() -> None:
+    way = Bottleneck()
+    push(way.queue, [packet("a", 1000) for _ in range(60)], way.now)
+    way.run(200, 0)
+    assert late(way.counters) == 0
+    assert way.counters.queued_packets == 60
+
+
+def test_a_queue_that_stays_is_thinned_from_its_head_more_and_more_until_it_is_short() -> None:
+    way = Bottleneck()
+    push(way.queue, [packet("a", 1000) for _ in range(60)], way.now)
+    way.run(110, 10)  # as much comes as goes: without drops all would wait for 60 ms for ever
+    assert late(way.counters) == 0
+    drops = []
+    for _ in range(8):
+        before = late(way.counters)
+        way.run(200, 10)
+        drops.append(late(way.counters) - before)
+    assert drops[0] < drops[1] < drops[2]
+    assert drops[-1] == 0
+    assert TARGET_SECONDS * 0.8 < max(way.waited[-200:]) <= TARGET_SECONDS
+    assert way.counters.queued_packets >= len(way.waited) - 1, "and the way is never idle"
+
+
+def test_a_sender_that_does_not_listen_is_held_at_the_limit() -> None:
+    way = Bottleneck()
+    way.run(3000, 25)
+    assert MAX_WAIT_SECONDS * 0.9 < max(way.waited[-500:]) <= MAX_WAIT_SECONDS + 0.001
+    assert way.counters.queued_packets >= len(way.waited) - 1
+    assert late(way.counters) == sum(way.counters.packets_dropped)
 
 
 # --- bounds of its own memory
@@ -332,13 +441,14 @@ def test_many_senders_leave_little_behind() -> None:
     assert queue.packets == 16
     assert counters.dropped(DropReason.QUEUE_HEAD) == 5000 - 16
     newest = [key(f"sender {number}") for number in range(5000 - 16, 5000)]
-    assert [source_of(frame) for frame in queue.take(EVERYTHING, 0.0)] == newest
+    assert [source_of(frame) for frame in take(queue, EVERYTHING)] == newest
     assert (len(queue._heap), len(queue._flows)) == (0, 0)
 
 
 def contents(queue: PacketQueue) -> list[bytes]:
     """All packets in the queue, each flow in its order."""
-    return [frame for flow in queue._flows.values() for frame, _ in flow.frames]
+    waiting = b"".join(run.frames[run.at :] for flow in queue._flows.values() for run in flow.runs)
+    return [waiting[start:end] for start, end in frame_starts(memoryview(waiting))]
 
 
 DEPTH, MAX_BYTES = 6, 6000
@@ -368,6 +478,10 @@ class QueueMachine(RuleBasedStateMachine):
     def push_data(self, source: str, size: int) -> None:
         self._push(source, packet(source, size, self.mark()))
 
+    @rule(source=st.sampled_from(SOURCES), size=st.integers(HEAD, 500), count=st.integers(2, DEPTH))
+    def push_run(self, source: str, size: int, count: int) -> None:
+        self._push(source, *(packet(source, size, self.mark()) for _ in range(count)))
+
     @rule(source=st.sampled_from(SOURCES), count=st.integers(1, 40))
     def push_disco(self, source: str, count: int) -> None:
         for _ in range(count):
@@ -391,7 +505,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(size=st.one_of(st.just(1), st.integers(1, 10_000)))
     def take(self, size: int) -> None:
-        frames = self.queue.take(size, 0.0)
+        frames = take(self.queue, size)
         total = 0
         for frame in frames:
             assert total < size
@@ -402,18 +516,20 @@ class QueueMachine(RuleBasedStateMachine):
             self.taken += 1
             flow = next(flow for flow in self.flows.values() if flow and flow[0] == frame)
             flow.popleft()
-        assert total >= size or len(self.queue) == 0
+        assert total <= size or len(frames) == 1
+        left = [frames[0] for frames in self.flows.values() if frames]
+        assert frames or not left
+        assert not left or self.notices or total + max(map(len, left)) > size
 
-    def _push(self, name: str, frame: bytes) -> None:
+    def _push(self, name: str, *fresh: bytes) -> None:
         dropped = self.queue.dropped
-        push(self.queue, [frame])
-        self.pushed += 1
-        self.flows[name].append(frame)
+        push(self.queue, fresh)
+        self.pushed += len(fresh)
+        self.flows[name].extend(fresh)
         dropped = self.queue.dropped - dropped
         left = contents(self.queue)
         after = {flow: sum(len(one) for one in left if name_of(one) == flow) for flow in SOURCES}
-        if name != "disco":
-            after[name] -= len(frame)
+        arriving = sum(map(len, fresh))
         for flow, frames in self.flows.items():
             mine = [one for one in left if name_of(one) == flow]
             last = b""
@@ -423,7 +539,13 @@ class QueueMachine(RuleBasedStateMachine):
             assert list(frames) == mine, flow
             if last:
                 assert (flow == "disco") == (name == "disco"), "data and disco push each other out"
-                assert flow == "disco" or 2 * (after[flow] + len(last)) > max(after.values()), "a thin flow paid"
+                if flow == "disco":
+                    continue
+                # Frames of a run arrive one after the other: all but the last count when their own flow pays.
+                fat = after | {name: after[name] - (len(fresh[0]) if flow == name else arriving)}
+                is_thin = 2 * (fat[flow] + len(last)) <= max(fat.values())
+                is_over = flow == name and after[flow] + len(last) > MAX_BYTES // 2
+                assert is_over or not is_thin, "a thin flow paid"
         assert dropped == 0, "a drop that nobody felt"
 
     @invariant()

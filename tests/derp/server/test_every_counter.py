@@ -19,7 +19,7 @@ from derp import log
 from derp.close_reason import CloseReason
 from derp.config import RateConfig, TlsConfig
 from derp.keys import MeshKey, NodePrivate
-from derp.protocol.messages import ForwardPacket, NotePreferred, PeerGone, PeerPresent, WatchConns, encode
+from derp.protocol.messages import ForwardPacket, NotePreferred, PeerGone, PeerPresent, RecvPacket, WatchConns, encode
 from derp.protocol.stun import encode_request
 from derp.relay.clients import Client
 from derp.relay.counters import DropReason, PacketKind
@@ -203,6 +203,24 @@ async def slow_readers(rows: Rows) -> None:
         await slow.aclose()
         await until(one, lambda: slow.key not in server.relay.router.routes)
         rows.look(server)
+        await one.aclose()
+
+
+async def a_reader_that_stalled(rows: Rows) -> None:
+    async with open_server(relay_config(tcp_write_timeout_seconds=0)) as server:
+        rows.begin(server)
+        one, slow = await call(server), await call(server)
+        client = server.relay.router.members[slow.key].connections[0]
+        for packet in (LOUD_DISCO[:20_000], LOUD[:20_000]):
+            while client.queue is None or client.queue.packets < 20:
+                await one.send(slow.key, *[packet] * 20)
+                await one.ping()
+            move_clock(server, 1.0)
+            before = client.queue.dropped
+            while client.queue is not None and client.queue.dropped == before:
+                await slow.receive_a(RecvPacket)
+        rows.look(server)
+        await slow.aclose()
         await one.aclose()
 
 
@@ -396,6 +414,7 @@ EVERYTHING: tuple[Callable[[Rows], Awaitable[None]], ...] = (
     tls_and_limits,
     hellos,
     slow_readers,
+    a_reader_that_stalled,
     crowded_admission,
     full_queues,
     a_slow_watcher,
