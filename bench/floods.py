@@ -242,15 +242,15 @@ def attack(flood: Flood, port: int) -> None:
 
 
 @contextmanager
-def started(name: str, carrier: Carrier) -> Iterator[Server]:
-    """A relay, or a coordinator with its own."""
+def started(name: str, carrier: Carrier, environment: dict[str, str] | None = None) -> Iterator[Server]:
+    """A relay, or a coordinator with its own; `environment` is the coordinator's."""
     if name != "coordinator":
         with serve(name, carrier) as server:
             yield server
         return
     with tempfile.TemporaryDirectory(prefix="bench-coordinator-") as scratch:
         folder = Path(scratch)
-        with running_server("ours", folder, _SEED) as coordinator:
+        with running_server("ours", folder, _SEED, environment=environment) as coordinator:
             port = int(coordinator.url.rpartition(":")[2])
             yield Server(name, carrier, port, coordinator.pid, folder / "server.log")
 

@@ -3,6 +3,7 @@
 import pytest
 import trio
 
+from bench import storm
 from bench.cases import Carrier, Result
 from bench.generator import RunFailed, generate
 from bench.servers import serve
@@ -53,6 +54,15 @@ async def test_idle_clients_are_counted_in_memory_and_connects() -> None:
     assert connect["bytes_per_client"] > 1000
     assert connect["server_cpu_us"] > 0
     assert "traffic" not in result
+
+
+@pytest.mark.parametrize(("server", "carrier"), [("derper", "plain"), ("ours", "tls")])
+async def test_a_fleet_that_loses_its_way_comes_back(server: str, carrier: Carrier) -> None:
+    require(LOAD)
+    require(DERPER)
+    row = await trio.to_thread.run_sync(lambda: storm.run(server, storm.Storm("small", 20, carrier), 20))
+    assert (row.failed, row.lost) == (0, 0)
+    assert 0 < row.p50_ms <= row.longest_ms
 
 
 async def test_the_wrong_door_is_told_in_one_line() -> None:
