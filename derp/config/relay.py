@@ -62,6 +62,7 @@ class TlsConfig:
     require_sni: bool = False  # refuse handshakes whose SNI is not `hostname`, as derper does for names
     self_signed: bool = False
     acme: AcmeConfig | None = None
+    own_records: bool = False  # after a handshake of TLS 1.3: transport/tls_records.py
 
 
 @dataclass(frozen=True, slots=True)

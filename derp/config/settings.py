@@ -95,6 +95,14 @@ _CERTIFICATES: Final = (
         alias="dev-tls",
     ),
     Setting(
+        "tls_records",
+        parse.OneOf("openssl", "own"),
+        "openssl|own",
+        "who encrypts after the handshake of TLS 1.3, openssl by default; own takes a sixth of the memory, and nobody "
+        "outside has reviewed it yet (docs/tls-records.md)",
+        part_of="tls",
+    ),
+    Setting(
         "acme_email",
         parse.optional(parse.email),
         "ADDRESS",

@@ -4,6 +4,7 @@ an authority that is asked (layer L2).  What becomes of it: transport/tls.py, se
 import ipaddress
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +27,17 @@ def read_tls(
     `hostname`: as the operator spells it.  `default_http_port`: of plain HTTP beside TLS, -1 for none.  `as_derper`:
     port 443 is TLS whatever else is said, and asks Let's Encrypt if nothing is.
     """
+    tls = _read_source(given, listen, hostname=hostname, default_http_port=default_http_port, as_derper=as_derper)
+    if given.get("tls_records", "openssl") == "openssl":
+        return tls
+    if tls is None and not given.get("dev", False):
+        given.fail("tls_records", "has no effect without a certificate: set --cert-mode, --tls-cert or the like")
+    return tls and replace(tls, own_records=True)
+
+
+def _read_source(
+    given: Given, listen: Addresses, *, hostname: str, default_http_port: int, as_derper: bool
+) -> TlsConfig | None:
     mode = given.get("cert_mode")
     manual, pair, generated = mode == "manual", "tls_cert" in given, given.get("tls_self_signed", False)
     is_tls_port, dev = as_derper and any(port == 443 for _, port in listen), given.get("dev", False)

@@ -223,8 +223,7 @@ class TlsLink(Link):
                 ending = WireEnded(*handshake_failure(tls, error))
             else:
                 ending = WireEnded(CloseReason.TLS_FAILED, _tls_text(error))
-        if records > MAX_TINY_RECORDS and at - start < records * _TINY_RECORD_BYTES:
-            raise WireEnded(CloseReason.FLOOD, f"{records} TLS records at once that carry {at - start} bytes in all")
+        check_tiny(records, at - start)
         if self._outgoing.pending:  # tickets, an alert
             try:
                 self._send_encrypted()
@@ -286,6 +285,12 @@ class TlsLink(Link):
     def send_raw(self, data: Piece) -> None:
         self._encrypt(data)
         self._send_encrypted()
+
+
+def check_tiny(records: int, size: int) -> None:
+    """Raise WireEnded if so many TLS records of one receive carried next to nothing, `size` bytes together."""
+    if records > MAX_TINY_RECORDS and size < records * _TINY_RECORD_BYTES:
+        raise WireEnded(CloseReason.FLOOD, f"{records} TLS records at once that carry {size} bytes in all")
 
 
 def _tls_text(error: ssl.SSLError) -> str:

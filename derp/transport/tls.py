@@ -30,6 +30,7 @@ from derp.map import DERPMap, DERPNode, DERPRegion, is_address
 from derp.protocol.frames import PROTOCOL_VERSION
 from derp.text import error_text
 from derp.transport.platform import named_file
+from derp.transport.tls_records import RecordKeeper
 from derp.transport.tls_refusals import AskedTls
 
 META_NAME_PREFIX: Final = "derpkey"
@@ -68,6 +69,7 @@ class TlsServer:
         self.config = config
         self.notices: list[str] = []  # sentences for the operator, from the last (re)load
         self.proof: ssl.SSLContext | None = None  # shown to authorities while there is one: transport/tls_alpn.py
+        self.records = RecordKeeper() if config.own_records else None
         self._server_key = server_key
         self._generated: tuple[bytes, bytes] | None = None
         self._is_temporary = False  # it stands in for one that server/certificates.py will write
@@ -189,6 +191,8 @@ class TlsServer:
         load_chain(context, chain.rstrip() + b"\n" + meta, key, place, str(config.key_file or place))
         if config.require_sni:
             context.sni_callback = _SniRule(config.hostname)
+        if self.records is not None:
+            self.records.watch(context)
         return context, leaf
 
     def _check_leaf(self, leaf: x509.Certificate, place: str, now: datetime) -> None:

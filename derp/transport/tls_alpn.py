@@ -21,6 +21,7 @@ from derp.protocol.client_hello import offered_protocols
 from derp.transport.host import WireEnded
 from derp.transport.links import TlsLink
 from derp.transport.tls import TlsServer, key_pem, load_chain, self_issued
+from derp.transport.tls_records import RecordKeeper, RecordLink
 
 ACME_PROTOCOL: Final = "acme-tls/1"
 _IDENTIFIER: Final = x509.ObjectIdentifier("1.3.6.1.5.5.7.1.31")
@@ -29,15 +30,20 @@ _DIGEST_BYTES: Final = 32
 _LIFE: Final = timedelta(days=1)
 
 
-class AlpnTlsLink(TlsLink):
+class AlpnTlsLink(RecordLink):
     """A TLS link that shows `proof` to who offers `acme-tls/1`, and is an ordinary one to others."""
 
     __slots__ = ("_is_decided", "_proof")
 
     def __init__(
-        self, sock: socket.socket, address: tuple[str, int], context: ssl.SSLContext, proof: ssl.SSLContext
+        self,
+        sock: socket.socket,
+        address: tuple[str, int],
+        context: ssl.SSLContext,
+        proof: ssl.SSLContext,
+        keeper: RecordKeeper | None,
     ) -> None:
-        super().__init__(sock, address, context)
+        super().__init__(sock, address, context, keeper)
         self._proof = proof
         self._is_decided = False
 
@@ -59,9 +65,11 @@ class AlpnTlsLink(TlsLink):
 
 def tls_link(tls: TlsServer, sock: socket.socket, address: tuple[str, int]) -> TlsLink:
     """A link for an accepted socket, with the certificate, and the proof if there is one, of this moment."""
-    if tls.proof is None:
-        return TlsLink(sock, address, tls.context)
-    return AlpnTlsLink(sock, address, tls.context, tls.proof)
+    if tls.proof is not None:
+        return AlpnTlsLink(sock, address, tls.context, tls.proof, tls.records)
+    if tls.records is not None:
+        return RecordLink(sock, address, tls.context, tls.records)
+    return TlsLink(sock, address, tls.context)
 
 
 def make_proof(hostname: str, digest: bytes, now: datetime) -> ssl.SSLContext:

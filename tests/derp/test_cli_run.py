@@ -222,7 +222,13 @@ def test_values_are_completed(line: str, offered: list[str]) -> None:
 
 
 def test_every_setting_of_a_few_words_is_completed() -> None:
-    assert {row.name for row in SETTINGS if row.words} == {"cert_mode", "acme_challenge", "log_format", "log_level"}
+    assert {row.name for row in SETTINGS if row.words} == {
+        "cert_mode",
+        "tls_records",
+        "acme_challenge",
+        "log_format",
+        "log_level",
+    }
 
 
 # Standard output.

@@ -12,6 +12,7 @@ import ssl
 from typing import Protocol
 
 from derp.protocol.websocket import Opcode, WebSocketDecoder, encode_masked
+from derp.transport.tls_records import RecordKeeper
 from tests.support.certificates import client_context, issue, server_context
 
 HOSTNAME = "relay.test"
@@ -22,6 +23,15 @@ def tls_contexts(tls12: bool = False) -> tuple[ssl.SSLContext, ssl.SSLContext]:
     """A server's context and the context of a client that trusts it; made once."""
     authority = issue(common_name="authority", is_authority=True)
     return server_context(issue(HOSTNAME, issuer=authority), tls12=tls12), client_context(authority)
+
+
+@functools.cache
+def own_contexts() -> tuple[ssl.SSLContext, ssl.SSLContext, RecordKeeper]:
+    """The same, and the keeper of a server that does TLS records itself."""
+    authority = issue(common_name="authority", is_authority=True)
+    server, keeper = server_context(issue(HOSTNAME, issuer=authority)), RecordKeeper()
+    keeper.watch(server)
+    return server, client_context(authority), keeper
 
 
 class Wire(Protocol):

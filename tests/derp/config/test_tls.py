@@ -138,3 +138,15 @@ def test_a_pin_that_changes_at_every_start_is_told() -> None:
     assert notice.startswith("flags: --tls-self-signed/-dev-tls: makes another certificate at every start")
     assert notice.endswith("set --cert-dir to keep it")
     assert load(DEV | {"listen": "127.0.0.1:1", "tls_self_signed": "true", "cert_dir": "/c"}).notices == ()
+
+
+def test_own_records_are_asked_for_and_want_tls() -> None:
+    generated = DEV | {"listen": "127.0.0.1:443", "tls_self_signed": "true"}
+    for given, expected in (({}, False), ({"tls_records": "openssl"}, False), ({"tls_records": "own"}, True)):
+        tls = load(generated | given).tls
+        assert tls is not None
+        assert tls.own_records is expected
+    assert load(DEV | {"tls_records": "own"}).tls is None, "tried out without TLS"
+    plain = {"listen": ":3340", "key_file": "", "tls_records": "own"}
+    with pytest.raises(ConfigError, match="--tls-records: has no effect without a certificate: set --cert-mode"):
+        load(plain)

@@ -16,6 +16,7 @@ from derp.protocol.websocket import CloseCode, Opcode, WebSocketDecoder, WebSock
 from derp.transport.framing import FIRST_RECEIVE_BYTES, MAX_MESSAGE_BYTES, RECEIVE_BYTES
 from derp.transport.host import Piece, WireEnded
 from derp.transport.links import MAX_TINY_RECORDS, Link, TlsLink
+from derp.transport.tls_records import RecordLink
 from tests.support.certificates import client_context, issue
 from tests.support.wires import (
     HOSTNAME,
@@ -24,6 +25,7 @@ from tests.support.wires import (
     WebSocketWire,
     Wire,
     masked,
+    own_contexts,
     socket_pair,
     tcp_pair,
     tls_contexts,
@@ -31,7 +33,7 @@ from tests.support.wires import (
 
 ADDRESS = ("127.0.0.1", 1)
 SMALL = 4096  # the kernel makes some 4 to 8 KiB of it
-KINDS = ("plain", "tls", "tls12", "websocket", "websocket over tls")
+KINDS = ("plain", "tls", "tls12", "own tls", "websocket", "websocket over tls", "websocket over own tls")
 
 
 class Receiver:
@@ -65,9 +67,13 @@ class Pair:
     def __init__(self, kind: str, near: socket.socket, far: socket.socket) -> None:
         self.plain = PlainWire(far)
         self.wire: Wire = self.plain
-        if "tls" in kind:
+        if "own tls" in kind:
+            server, client, keeper = own_contexts()
+            self.link: Link = RecordLink(near, ADDRESS, server, keeper)
+            self.wire = self.tls = TlsWire(self.plain, client)
+        elif "tls" in kind:
             server, client = tls_contexts(tls12=kind == "tls12")
-            self.link: Link = TlsLink(near, ADDRESS, server)
+            self.link = TlsLink(near, ADDRESS, server)
             self.wire = self.tls = TlsWire(self.plain, client)
         else:
             self.link = Link(near, ADDRESS)
@@ -87,6 +93,7 @@ class Pair:
             link.flush_tail()
             assert self.receiver.ended is None
             self.wire.read()
+        assert hasattr(link, "_tls") is not isinstance(link, RecordLink), "not what is to be tested"
 
     def close(self) -> None:
         self.link.close()
@@ -128,7 +135,7 @@ def test_bytes_arrive_as_they_were_sent(kind: str, open_pair: OpenPair) -> None:
     assert pair.receiver.ended is None
 
 
-@pytest.mark.parametrize("kind", ["tls", "tls12", "websocket", "websocket over tls"])
+@pytest.mark.parametrize("kind", ["tls", "tls12", "own tls", "websocket", "websocket over tls"])
 def test_records_and_messages_cut_anywhere(kind: str, open_pair: OpenPair) -> None:
     pair = open_pair(kind)
     data = os.urandom(700)
@@ -141,7 +148,7 @@ def test_records_and_messages_cut_anywhere(kind: str, open_pair: OpenPair) -> No
     assert pair.receiver.data == data
 
 
-@pytest.mark.parametrize("kind", ["tls", "tls12"])
+@pytest.mark.parametrize("kind", ["tls", "tls12", "own tls"])
 def test_many_records_of_one_receive_come_at_once(kind: str, open_pair: OpenPair) -> None:
     pair = open_pair(kind)
     parts = [os.urandom(number) for number in range(1, 200)]
@@ -149,7 +156,7 @@ def test_many_records_of_one_receive_come_at_once(kind: str, open_pair: OpenPair
     assert pair.receiver.receive() == b"".join(parts)
 
 
-@pytest.mark.parametrize("kind", ["tls", "tls12"])
+@pytest.mark.parametrize("kind", ["tls", "tls12", "own tls"])
 def test_a_full_receive_leaves_no_record_behind(kind: str, open_pair: OpenPair) -> None:
     # Nothing may follow for hours: what was received and decrypts must come out at once.
     pair = open_pair(kind)
@@ -164,9 +171,10 @@ def test_a_full_receive_leaves_no_record_behind(kind: str, open_pair: OpenPair) 
     assert pair.receiver.receive() == data
 
 
-def test_a_full_receive_of_records_fits(open_pair: OpenPair) -> None:
+@pytest.mark.parametrize("kind", ["tls", "own tls"])
+def test_a_full_receive_of_records_fits(kind: str, open_pair: OpenPair) -> None:
     # The largest receive, with a record begun in the one before it: more plain text than ciphertext in this receive.
-    pair = open_pair("tls")
+    pair = open_pair(kind)
     data = random.Random(1).randbytes(3 * RECEIVE_BYTES)
     pair.link.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
     pair.plain.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 22)
@@ -193,7 +201,7 @@ def test_the_end_of_the_stream(kind: str, open_pair: OpenPair) -> None:
     assert pair.receiver.ended.reason is CloseReason.CLOSED_BY_PEER
 
 
-@pytest.mark.parametrize("kind", ["plain", "tls"])
+@pytest.mark.parametrize("kind", ["plain", "tls", "own tls"])
 def test_a_reset(kind: str, open_pair: OpenPair) -> None:
     pair = open_pair(kind, tcp=True)
     pair.plain.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -204,7 +212,7 @@ def test_a_reset(kind: str, open_pair: OpenPair) -> None:
     assert str(pair.receiver.ended) == "receive failed: Connection reset by peer"
 
 
-@pytest.mark.parametrize("kind", ["tls", "tls12", "websocket over tls"])
+@pytest.mark.parametrize("kind", ["tls", "tls12", "own tls", "websocket over tls", "websocket over own tls"])
 def test_last_words_before_close_notify_are_heard(kind: str, open_pair: OpenPair) -> None:
     pair = open_pair(kind)
     last = masked(b"last words") if "websocket" in kind else b"last words"
@@ -218,8 +226,9 @@ def test_last_words_before_close_notify_are_heard(kind: str, open_pair: OpenPair
         )
 
 
-def test_good_records_before_a_broken_one(open_pair: OpenPair) -> None:
-    pair = open_pair("tls")
+@pytest.mark.parametrize("kind", ["tls", "own tls"])
+def test_good_records_before_a_broken_one(kind: str, open_pair: OpenPair) -> None:
+    pair = open_pair(kind)
     good, bad = pair.tls.encrypt(b"last words"), bytearray(pair.tls.encrypt(b"never heard"))
     bad[-1] ^= 1
     pair.plain.write(good + bytes(bad))
@@ -443,7 +452,7 @@ def test_little_hides_behind_a_full_kernel(kind: str, open_pair: OpenPair) -> No
     assert len(pair.link.tail) < 70_000
 
 
-@pytest.mark.parametrize("kind", ["websocket", "websocket over tls"])
+@pytest.mark.parametrize("kind", ["websocket", "websocket over tls", "websocket over own tls"])
 @pytest.mark.parametrize("buffer_bytes", [None, SMALL])
 def test_no_message_is_above_what_stock_clients_take(kind: str, buffer_bytes: int | None, open_pair: OpenPair) -> None:
     pair = open_pair(kind, buffer_bytes)
@@ -470,7 +479,7 @@ def test_a_flush_is_one_message(open_pair: OpenPair) -> None:
 # --- websocket control frames
 
 
-@pytest.mark.parametrize("kind", ["websocket", "websocket over tls"])
+@pytest.mark.parametrize("kind", ["websocket", "websocket over tls", "websocket over own tls"])
 def test_pings_are_answered_and_pongs_are_not(kind: str, open_pair: OpenPair) -> None:
     pair = open_pair(kind)
     frames = masked(b"be") + masked(b"ping!", Opcode.PING) + masked(b"fore", Opcode.BINARY) + masked(b"x", Opcode.PONG)
@@ -493,7 +502,7 @@ def test_a_pinger_that_does_not_read_is_not_kept_in_memory(open_pair: OpenPair) 
     assert set(pair.websocket.control) == {(Opcode.PONG, b"p" * 125)}
 
 
-@pytest.mark.parametrize("kind", ["websocket", "websocket over tls"])
+@pytest.mark.parametrize("kind", ["websocket", "websocket over tls", "websocket over own tls"])
 def test_a_flood_of_pings_is_told_so_and_ended(kind: str, open_pair: OpenPair) -> None:
     pair = open_pair(kind)
     with pytest.raises(WebSocketFlood, match="next to nothing"):  # noqa: PT012  # one of them is too many
@@ -505,7 +514,7 @@ def test_a_flood_of_pings_is_told_so_and_ended(kind: str, open_pair: OpenPair) -
     assert (opcode, parse_close(payload)[0]) == (Opcode.CLOSE, CloseCode.POLICY_VIOLATION)
 
 
-@pytest.mark.parametrize("kind", ["tls", "tls12"])
+@pytest.mark.parametrize("kind", ["tls", "tls12", "own tls"])
 def test_a_flood_of_tiny_records_is_ended_and_some_are_none(kind: str, open_pair: OpenPair) -> None:
     pair = open_pair(kind)
     for _ in range(10):
@@ -540,7 +549,7 @@ def test_receives_begin_small_and_grow_with_what_comes(kind: str, open_pair: Ope
     assert pair.link.appetite == grown
 
 
-@pytest.mark.parametrize("kind", ["websocket", "websocket over tls"])
+@pytest.mark.parametrize("kind", ["websocket", "websocket over tls", "websocket over own tls"])
 def test_a_close_is_answered_after_the_last_words(kind: str, open_pair: OpenPair) -> None:
     pair = open_pair(kind)
     close = masked(CloseCode.NORMAL.to_bytes(2, "big") + b"bye", Opcode.CLOSE)
@@ -568,7 +577,7 @@ def test_a_close_alone_ends_at_once(open_pair: OpenPair) -> None:
         (b"\x82\x05hello", CloseCode.PROTOCOL_ERROR),
     ],
 )
-@pytest.mark.parametrize("kind", ["websocket", "websocket over tls"])
+@pytest.mark.parametrize("kind", ["websocket", "websocket over tls", "websocket over own tls"])
 def test_violations_are_named_in_the_close_frame(
     kind: str, frames: bytes, code: CloseCode, open_pair: OpenPair
 ) -> None:
