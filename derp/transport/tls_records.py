@@ -20,7 +20,7 @@ from derp.protocol.tls13 import SUITES, Alert, CipherShelf, RecordLayer, Secrets
 from derp.text import error_text
 from derp.transport.framing import RECEIVE_BYTES, WRITE_BYTES, StreamWire
 from derp.transport.host import Piece, WireEnded
-from derp.transport.links import TlsLink, check_tiny
+from derp.transport.links import Link, TlsLink, check_tiny
 
 _VERSION: Final = "TLSv1.3"
 
@@ -240,8 +240,11 @@ class RecordLink(TlsLink):
     # --- the end
 
     def end_output(self) -> None:
+        if self._layer is None:
+            super().end_output()
+            return
         self._shut()
-        super().end_output()
+        Link.end_output(self)
 
     def close(self) -> None:
         self._shut()
