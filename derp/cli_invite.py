@@ -5,7 +5,6 @@ server/invitations.py, client/snippet.py.
 """
 
 import json
-import re
 import sys
 import time
 from collections.abc import Callable
@@ -21,18 +20,16 @@ import trio
 from derp.cli_admission import seconds_of
 from derp.cli_output import open_console, print_json
 from derp.cli_run import FILE
-from derp.config import load_config
+from derp.config import load_config, parse
 from derp.errors import ConfigError
 from derp.map import DERPMap, DERPNode, is_address
 from derp.server.pages import INVITED_PATH
-from derp.text import printable, utc
+from derp.text import error_text, printable, utc
 
 if TYPE_CHECKING:
     from derp.config import RelayConfig
     from derp.server.invitations import InvitationFile
 
-_UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-_SIZE: Final = re.compile(r"(\d{1,15}) ?([KMGT]?)(i?)B?", re.IGNORECASE)
 _NO_ADDRESS: Final = "none"
 
 
@@ -40,11 +37,10 @@ def bytes_of(context: click.Context, parameter: click.Parameter, text: str | Non
     """10GB, 500MiB, 1000: a number of bytes, for click."""
     if text is None:
         return None
-    found = _SIZE.fullmatch(text.strip())
-    if found is None or not int(found[1]):
-        raise click.BadParameter(f"wants a number of bytes such as 10GB or 500MiB, got {text!r:.40}")
-    power = "KMGT".find(found[2].upper()) + 1
-    return int(found[1]) * (1024**power if found[3] else _UNITS[found[2].upper()])
+    try:
+        return parse.size(text)
+    except ValueError as error:
+        raise click.BadParameter(error_text(error)) from None
 
 
 @click.group("invite", invoke_without_command=True)

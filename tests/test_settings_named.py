@@ -16,6 +16,10 @@ from tests.test_house import modules
 # What looks like a setting in a message and is something else: of whom.
 NOT_OURS = {
     "access_token": "a word of OAuth",
+    **dict.fromkeys(
+        ("bytes_per_second", "packets_per_second", "bytes_per_day", "bytes_per_month", "used_up"),
+        "a key of the file of --limits",
+    ),
     "background_color": "a key of a banner",
     "client_id": "a key of a provider",
     "client_secret": "a key of a provider",

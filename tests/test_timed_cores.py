@@ -19,7 +19,10 @@ from derp.relay.advice import Advice, Cause
 from derp.relay.clients import Client
 from derp.relay.deadlines import Deadlines
 from derp.relay.keepalive import KeepAliveWheel
+from derp.relay.limits import Limits as RateLimits
+from derp.relay.limits import Rate, TenantLimits
 from derp.relay.rounds import Round
+from derp.relay.shares import Shares
 from tailnet.client.coordination import make_node
 from tailnet.errors import PeerSilent
 from tailnet.netstack.connection import Connection
@@ -143,6 +146,22 @@ def walk_round() -> Walked:
             core.begin(now)
 
     return Walked(core, act)
+
+
+def walk_shares() -> Walked:
+    tenants = {"a": TenantLimits(Rate(50_000, 70_000)), "b": TenantLimits(weight=3.0)}
+    shares = Shares[int](RateLimits(Rate(80_000, 70_000), tenants=tenants), START)
+
+    def act(number: int, now: float) -> None:
+        whom, size = number % 6, number % 97 * 1000
+        tenant = shares.tenant("abc"[whom % 3])
+        assert tenant is not None
+        if number % 5 == 0:
+            shares.forget(whom, tenant)
+        elif shares.charge(whom, tenant, size, 1, now)[0] > 0:
+            shares.wait(whom, tenant, size, 1, now)
+
+    return Walked(shares, act)
 
 
 def walk_session(*, server: bool) -> Walked:
@@ -358,6 +377,7 @@ CORES: dict[str, list[Callable[[], Walked]]] = {
     "derp/relay/keepalive.py:KeepAliveWheel": [walk_keep_alives],
     "derp/relay/advice.py:Advice": [walk_advice],
     "derp/relay/rounds.py:Round": [walk_round],
+    "derp/relay/shares.py:Shares": [walk_shares],
     "tailnet/wireguard/device.py:Device": [walk_device],
     "tailnet/netstack/stack.py:Stack": [walk_netstack],
     "tailnet/paths/core.py:Paths": [walk_paths],

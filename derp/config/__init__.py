@@ -7,14 +7,15 @@ Callers need two things: `load_config(...)` for a program, `RelayConfig(...)` fo
 
 from derp.config.files import load_mesh_key, load_private_key, load_rate_config
 from derp.config.load import load_config
-from derp.config.relay import AcmeConfig, MeshPeer, RateConfig, RelayConfig, RelayRules, ServerConfig, TlsConfig
+from derp.config.relay import AcmeConfig, MeshPeer, RelayConfig, RelayRules, ServerConfig, TlsConfig
 from derp.config.reload import Changes, compare
+from derp.relay.limits import Rate
 
 __all__ = [
     "AcmeConfig",
     "Changes",
     "MeshPeer",
-    "RateConfig",
+    "Rate",
     "RelayConfig",
     "RelayRules",
     "ServerConfig",

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from derp.admission.signed import PRIVATE_PREFIX, Issuer
-from derp.config.relay import RateConfig
 from derp.config.sources import read_file
 from derp.errors import ConfigError, KeyFormatError
 from derp.keys import MeshKey, NodePrivate
+from derp.relay.limits import Rate
 from derp.text import error_text
 
 RATE_FIELDS: Final = ("PerClientRateLimitBytesPerSec", "PerClientRateBurstBytes")
@@ -70,7 +70,7 @@ def load_token(path: Path) -> str:
     return text
 
 
-def load_rate_config(path: Path) -> RateConfig:
+def load_rate_config(path: Path) -> Rate:
     """Read limits per client in derper's form.  Raises ConfigError, also when called again on SIGHUP."""
     document = _read_json_object(path, "limits")
     numbers = []
@@ -81,7 +81,7 @@ def load_rate_config(path: Path) -> RateConfig:
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 64:
             raise ConfigError(f"{path}: {name}: wants a whole number of bytes, got {value!r:.80}")
         numbers.append(value)
-    return RateConfig(*numbers) if numbers[0] else RateConfig()
+    return Rate(*numbers) if numbers[0] else Rate()
 
 
 def make_key_file(path: Path) -> None:

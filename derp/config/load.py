@@ -24,6 +24,7 @@ from derp.config.files import (
     parse_mesh_key,
     readable_by_others,
 )
+from derp.config.limits import load_limits
 from derp.config.relay import (
     DEV_PORT,
     LEAST_CONNECTIONS,
@@ -126,6 +127,11 @@ def relay_attributes(given: Given) -> dict[str, Any]:
     path: Path | None = given.get("rate_config")
     if path is not None:
         attributes["rate"] = load_rate_config(path)
+    path = given.get("limits")
+    if path is not None:
+        attributes["limits"] = limits = load_limits(path)
+        if limits.client.rate is not None and attributes.get("rate"):
+            given.fail("rate_config", f"limits each client, and so does {path}: leave one of the two out")
     if given.get("mesh_psk_file") is not None:  # an empty name is none, and then none is looked for
         attributes["mesh_key"] = _read_mesh_key(given.get("mesh_psk_file"), given)
     path = given.get("admission_keys")
@@ -152,7 +158,7 @@ def tell_about_rules(given: Given, rules: RelayRules) -> None:
     """What the operator should know of who may come in."""
     if rules.allow_keys is not None and not rules.allow_keys:
         given.notices.append(f"{given.place('allow_keys')}: is empty: nobody may use this relay")
-    if given.get("rate_config") and not rules.rate.client_bytes_per_second:
+    if given.get("rate_config") and not rules.rate.bytes_per_second:
         given.notices.append(f"{given.get('rate_config')}: sets no limit, as it has no {RATE_FIELDS[0]}")
     if given.get("socket") and not rules.verify_clients:
         given.notices.append(f"{given.place('socket')}: has no effect without {given.flag('verify_clients')}")

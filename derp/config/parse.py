@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Final, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
-from derp.config.relay import MeshPeer, Network, RateConfig
+from derp.config.relay import MeshPeer, Network
 from derp.errors import KeyFormatError
 from derp.keys import NodePublic
 from derp.map import is_unspecified
+from derp.relay.limits import Rate
 from derp.text import without_secrets
 
 T = TypeVar("T")
@@ -27,6 +28,7 @@ Parser = Callable[[object], T]
 
 _DURATION_PART: Final = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h)")
 _UNIT_SECONDS: Final = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_SIZE: Final = re.compile(r"(\d{1,15}) ?([KMGTP]?)(i?)B?", re.IGNORECASE)
 _SERVICES: Final = {"http": 80, "https": 443}  # the names Go's listeners are usually given
 _HOST_NAME: Final = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*\.?")
 _TRUE: Final = {"1", "t", "true", "yes", "on"}
@@ -79,6 +81,15 @@ def whole(minimum: int, maximum: int) -> Parser[int]:
         return value
 
     return parse
+
+
+def size(value: object) -> int:
+    """A number of bytes: 1000, "10GB", "500MiB"."""
+    found = _SIZE.fullmatch(str(value).strip()) if isinstance(value, str | int) else None
+    if isinstance(value, bool) or found is None or not int(found[1]):
+        _refuse('a number of bytes such as "10GB" or "500MiB"', value)
+    base, power = 1024 if found[3] else 1000, "KMGTP".find(found[2].upper()) + 1 if found[2] else 0
+    return int(found[1]) * int(base**power)
 
 
 def rate(value: object) -> float:
@@ -315,14 +326,14 @@ def node_keys(value: object) -> frozenset[bytes]:
     return frozenset(many(node_key)(value))
 
 
-def key_rates(value: object) -> dict[bytes, RateConfig]:
+def key_rates(value: object) -> dict[bytes, Rate]:
     """Limits by raw public key: a list of `nodekey:<hex>=BYTES[/BURST]`, bytes a second (0: no limit) and of burst."""
     return dict(many(_key_rate)(value))
 
 
-def _key_rate(value: object) -> tuple[bytes, RateConfig]:
+def _key_rate(value: object) -> tuple[bytes, Rate]:
     key, equals, limits = string(value).rpartition("=")
     number, slash, burst = limits.partition("/")
     if not equals or not number.isdecimal() or (slash and not burst.isdecimal()):
         raise ValueError(f"wants nodekey:<64 hex>=BYTES or nodekey:<64 hex>=BYTES/BURST, got {value!r:.120}")
-    return node_key(key), RateConfig(int(number), int(burst or 0))
+    return node_key(key), Rate(int(number), int(burst or 0))

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from derp.admission.signed import Issuer
 from derp.keys import MeshKey, NodePrivate
-from derp.protocol.frames import MAX_SEND_BYTES
+from derp.relay.limits import NO_LIMITS, UNLIMITED, Limits, Rate
 
 Network = IPv4Network | IPv6Network
 
@@ -72,21 +72,6 @@ class MeshPeer:
     host: str  # the name in the URL, and so in SNI and in the certificate
     port: int
     dial_host: str  # the name that is looked up and dialled
-
-
-@dataclass(frozen=True, slots=True)
-class RateConfig:
-    """What a client may send, in bytes of frame payload.  Mesh clients are exempt.
-
-    A burst of less than one packet would stop a client for good that sends a large one: it is raised, as by derper.
-    """
-
-    client_bytes_per_second: int = 0  # 0: no limit
-    client_burst_bytes: int = 0
-
-    def __post_init__(self) -> None:
-        if self.client_bytes_per_second:
-            object.__setattr__(self, "client_burst_bytes", max(self.client_burst_bytes, MAX_SEND_BYTES))
 
 
 # The three below have no slots: a class may not have two bases with slots, and there is one such value per process.
@@ -186,8 +171,9 @@ class RelayRules:
     admission_log: Path | None = None  # who was let in and who was not, as a chain of hashes
     # A relay that strangers find the day it is made has carried their traffic before its operator looks at it.
     open: bool = False
-    rate: RateConfig = RateConfig()
-    rate_by_key: Mapping[bytes, RateConfig] = field(default_factory=dict)  # other limits for some raw public keys
+    rate: Rate = UNLIMITED
+    rate_by_key: Mapping[bytes, Rate] = field(default_factory=dict)  # other limits for some raw public keys
+    limits: Limits = NO_LIMITS  # of clients, tenants and the whole relay, from one file
 
     @property
     def admission_is_open(self) -> bool:

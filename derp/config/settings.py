@@ -358,6 +358,14 @@ _LOAD: Final = (
         "rate_by_key",
         reloadable=True,
     ),
+    Setting(
+        "limits",
+        parse.optional_path,
+        "FILE",
+        "rates and quotas of clients, tenants and the whole relay, and weights of tenants, as TOML; docs/limits.md",
+        part_of="limits",
+        reloadable=True,
+    ),
 )
 _WHO_MAY_WHAT: Final = (
     Setting(

@@ -53,6 +53,7 @@ class Client:
         "presence",
         "queue",
         "skip_bytes",
+        "tenant",
         "wire",
     )
 
@@ -74,6 +75,7 @@ class Client:
         can_ack_pings: bool = False,
         app_name: str = "",
         is_own: bool = False,
+        tenant: str = "",
     ) -> None:
         self.key = key
         self.number = number
@@ -88,6 +90,7 @@ class Client:
         self.can_ack_pings = can_ack_pings
         self.app_name = app_name
         self.is_own = is_own  # the server's, which checks itself: no watcher hears of it
+        self.tenant = tenant  # as whoever admitted it says; the operator's file may say another one
         self.is_preferred = False
         self.is_watcher = False
         self.is_duplicate = False

@@ -85,9 +85,8 @@ class Advisor:
             self._advice.begin(client, Cause.DUPLICATE_KEY, text, now, after_seconds=_DUPLICATE_AFTER_SECONDS)
         self._alarm.look()
 
-    def note_throttled(self, client: Client, seconds: float, bytes_per_second: float) -> None:
-        """A client is not read for some seconds, because it sent more than it may."""
-        text = f"this relay lets this machine send {bytes_per_second:,.0f} bytes a second; it sends more, which waits"
+    def note_throttled(self, client: Client, seconds: float, text: str) -> None:
+        """A client is not read for some seconds, because it sent more than it may, or others with it did."""
         self._note(client, Cause.RATE_LIMITED, text, seconds + _HOLD_SECONDS)
 
     def note_ending(self, client: Client, text: str) -> None:

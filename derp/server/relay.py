@@ -119,7 +119,7 @@ class Relay:
         if self.invitations is not None:
             self.invitations.on_revoked.append(self._end_invitation)
         self.sessions.on_register += [self._keep_alive, self._count_carrier]
-        self.sessions.set_rates(config.rate, config.rate_by_key)
+        self.sessions.set_limits(config.rate, config.rate_by_key, config.limits)
         self._mail_alarm = Alarm(host, self._close_mailboxes, self.router.mailboxes)
         self._away_since: dict[str, float] = {}
         self._announcement = b""
@@ -146,7 +146,7 @@ class Relay:
     def configure(self, rules: RelayRules) -> None:
         """Take from settings that were read again what a running relay can: rates, lists of keys, write time-outs."""
         sessions = self.sessions
-        sessions.set_rates(rules.rate, rules.rate_by_key)
+        sessions.set_limits(rules.rate, rules.rate_by_key, rules.limits)
         sessions.mesh_write_seconds = rules.mesh_write_timeout_seconds
         sessions.admission.configure(rules)
         self.recheck()

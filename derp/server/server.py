@@ -88,10 +88,8 @@ class RelayServer(Server[RelayConfig]):
         self.reactor.write_seconds = config.tcp_write_timeout_seconds
         self.pages.configure(home=config.home, debug_allow=config.debug_allow)
         self.relay.configure(config)
-        if not {"--rate-config", "--rate-keys"} & set(changed):
-            return
-        if rate.client_bytes_per_second:
-            _log.info("= rate limit: %d bytes/s, burst %d", rate.client_bytes_per_second, rate.client_burst_bytes)
+        if {"--rate-config", "--rate-keys"} & set(changed) and rate.bytes_per_second:
+            _log.info("= rate limit: %d bytes/s, burst %d", rate.bytes_per_second, rate.burst_bytes)
 
     def own_sessions(self) -> Sessions | None:
         return self.relay.sessions if self.config.derp_enabled else None

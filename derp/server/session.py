@@ -6,13 +6,11 @@ Greeting for each upgrade; the Greeting makes the ClientSession.
 """
 
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
 from derp.close_reason import CloseReason
-from derp.config import RateConfig
 from derp.keys import NodePrivate, short_key
 from derp.log import Rarely, and_more, fields
 from derp.protocol.connection import ClientIdentified, ServerHandshake
@@ -21,9 +19,8 @@ from derp.protocol.handshake import server_key_frame
 from derp.protocol.messages import ServerInfo
 from derp.relay.clients import Client
 from derp.relay.counters import DropReason
-from derp.relay.deadlines import Deadlines
 from derp.relay.inbound import handle_frames
-from derp.relay.limits import TokenBucket
+from derp.relay.limits import Limits, Rate
 from derp.relay.queue import STEP_BYTES, count_lost, frame_starts
 from derp.relay.router import Route, Router
 from derp.server.admission import ADMITTED, Admission, Question, Verdict
@@ -32,15 +29,12 @@ from derp.server.decisions import DecisionLog
 from derp.server.explain import Departures
 from derp.server.guests import Guests
 from derp.server.leaving import Leaving
+from derp.server.limiter import Limiter
 from derp.server.lobby import Lobby
-from derp.transport.alarm import Alarm
 from derp.transport.host import Host, Piece, Wire, WireEnded
 
 _log = logging.getLogger("derp.server")
 
-# A pause costs the relay a timer and two system calls.  A shorter one, or what rounding left of an earlier one, stays a
-# debt of the client, and its next pause includes it.
-_SHORTEST_PAUSE_SECONDS: Final = 0.001
 # How long a refused client may wait before it is closed: as long as genuine clients wait at most before they try anew.
 _REFUSED_SECONDS: Final = 5.0
 # Between two looks at how many frames clients get in one flush.
@@ -85,12 +79,8 @@ class Sessions:
         self.guests = Guests(host, self.advisor, self.leaving, decisions)
         self._rarely = Rarely(_TELL_SECONDS)
         self.mesh_write_seconds = mesh_write_seconds
-        self.rate = RateConfig()
-        self.rate_by_key: Mapping[bytes, RateConfig] = {}
         self._is_sampling = self.router.counts_flush = True
-        # Wires of clients that sent more than their rate allows, and when the host reads each of them again.
-        self.throttled = Deadlines[Wire]()
-        self._throttle_alarm = Alarm(host, self._resume_throttled, self.throttled)
+        self.limiter = Limiter(host, self.advisor, router.counters)
         self.on_register: list[Callable[[Client], None]] = []
         host.flushers.append(self.flush)
 
@@ -188,35 +178,15 @@ class Sessions:
         """Send an empty frame: clients give a silent relay up after two minutes."""
         self.router.send(client, _KEEP_ALIVE)
 
-    def set_rates(self, rate: RateConfig, by_key: Mapping[bytes, RateConfig]) -> None:
+    def set_limits(self, rate: Rate, by_key: Mapping[bytes, Rate], limits: Limits) -> None:
         """Limit what clients may send, those connected already included."""
-        self.rate, self.rate_by_key = rate, by_key
+        paused = self.limiter.configure(rate, by_key, limits)
         for client in self.router.clients.values():
             session = client.wire.session
             if isinstance(session, ClientSession):
-                session.bucket = self.bucket_for(client)
-        # Whoever is paused now was paused by the old rates, perhaps for hours.
-        self._resume_throttled(math.inf)
+                session.sender = self.limiter.sender(client)
+        self.limiter.resume(paused)
         self.host.flush()
-
-    def bucket_for(self, client: Client) -> TokenBucket | None:
-        rate = self.rate_by_key.get(client.key, self.rate)
-        if client.is_mesh_peer or client.is_own or not rate.client_bytes_per_second:
-            return None
-        return TokenBucket(rate.client_bytes_per_second, rate.client_burst_bytes, self.host.now)
-
-    def throttle(self, client: Client, seconds: float, bytes_per_second: float) -> None:
-        """Stop reading a client for a while.  Its bytes wait in the kernels on the way; the relay drops nothing."""
-        self.router.counters.rate_limited += 1
-        self.advisor.note_throttled(client, seconds, bytes_per_second)
-        self.host.pause(client.wire)
-        until = self.host.now + seconds
-        self.throttled.set(client.wire, until)
-        self._throttle_alarm.by(until)
-
-    def _resume_throttled(self, now: float) -> None:
-        for wire in self.throttled.handle_timeout(now):  # whose session may pause it again at once
-            self.host.resume(wire)
 
 
 def _of_whole_frames(route: Route, pieces: Sequence[Piece]) -> Sequence[Piece]:
@@ -363,6 +333,7 @@ class Greeting:
             can_ack_pings=opened.info.can_ack_pings,
             app_name=opened.info.app_name[:64],  # shown on the debug page; a stranger chose its length
             is_own=opened.key == sessions.own_key,
+            tenant=verdict.tenant,
         )
         terms = verdict.terms
         is_counted = terms is not None and terms.account is not None
@@ -444,25 +415,23 @@ def _refusal(key: bytes, verdict: Verdict) -> str:
 class ClientSession:
     """A registered client's frames."""
 
-    __slots__ = ("_sessions", "bucket", "client")
+    __slots__ = ("_sessions", "client", "sender")
 
     def __init__(self, sessions: Sessions, client: Client) -> None:
         self._sessions = sessions
         self.client = client
-        self.bucket = sessions.bucket_for(client)
+        self.sender = sessions.limiter.sender(client)
 
     def received(self, at: int, end: int) -> int:
-        sessions, client, bucket = self._sessions, self.client, self.bucket
+        sessions, client, sender = self._sessions, self.client, self.sender
         host = sessions.host
-        if bucket is None:
+        if sender is None:
             return handle_frames(host.arena, host.view, at, end, client, sessions.router, host.now)
         before = client.packets_in
         rest = handle_frames(host.arena, host.view, at, end, client, sessions.router, host.now)
+        packets = client.packets_in - before
         # Genuine relays charge the length field of each frame, so heads are free.
-        charged = max(rest - at - HEADER_BYTES * (client.packets_in - before), 0)
-        wait = bucket.spend(host.now, charged)
-        if wait > _SHORTEST_PAUSE_SECONDS:
-            sessions.throttle(client, wait, bucket.per_second)
+        sessions.limiter.charge(sender, max(rest - at - HEADER_BYTES * packets, 0), packets)
         return rest
 
     def writable(self) -> None:
@@ -470,7 +439,8 @@ class ClientSession:
 
     def ended(self, reason: CloseReason, text: str) -> None:
         sessions, client = self._sessions, self.client
-        sessions.throttled.clear(client.wire)
+        if self.sender is not None:
+            sessions.limiter.forget(self.sender)
         member = client.member
         sessions.router.unregister(client)
         sessions.guests.depart(client)

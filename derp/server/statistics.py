@@ -86,8 +86,8 @@ def _of_relay(relay: Relay) -> dict[str, Any]:
             if not state.is_ourselves
         ),
         "health_texts": relay.sessions.advisor.totals(),
-        "rate_bytes_per_second": relay.sessions.rate.client_bytes_per_second,
-        "rate_burst_bytes": relay.sessions.rate.client_burst_bytes,
+        "rate_bytes_per_second": relay.sessions.limiter.rate.bytes_per_second,
+        "rate_burst_bytes": relay.sessions.limiter.rate.burst_bytes,
         "bootstrap": relay.bootstrap.totals(),
         "bootstrap_domains": len(relay.bootstrap.queried),
     }

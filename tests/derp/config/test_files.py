@@ -15,7 +15,7 @@ from derp.config.files import (
     parse_mesh_key,
     readable_by_others,
 )
-from derp.config.relay import RateConfig
+from derp.config.relay import Rate
 from derp.errors import ConfigError
 from derp.keys import MeshKey
 
@@ -23,11 +23,11 @@ from derp.keys import MeshKey
 def test_rate_config_is_read_as_derper_reads_it(tmp_path: Path) -> None:
     path = tmp_path / "rate.json"
     path.write_text('{"perclientratelimitbytespersec": 5, "Other": [], "PerClientRateBurstBytes": null}')
-    assert load_rate_config(path) == RateConfig(5, 65_568)
+    assert load_rate_config(path) == Rate(5, 65_568)
     path.write_text('{"PerClientRateLimitBytesPerSec": 5, "PerClientRateBurstBytes": 65569}')
-    assert load_rate_config(path) == RateConfig(5, 65_569)
+    assert load_rate_config(path) == Rate(5, 65_569)
     path.write_text('{"PerClientRateBurstBytes": 9}')
-    assert load_rate_config(path) == RateConfig()
+    assert load_rate_config(path) == Rate()
     for text in ("[]", "{", '{"PerClientRateBurstBytes": -1}', '{"PerClientRateLimitBytesPerSec": 1.5}'):
         path.write_text(text)
         with pytest.raises(ConfigError, match=r"rate\.json: "):

@@ -14,7 +14,7 @@ import pytest
 from derp.admission.signed import Issuer
 from derp.config.files import make_key_file
 from derp.config.load import load_config
-from derp.config.relay import MeshPeer, RateConfig, RelayConfig, TlsConfig
+from derp.config.relay import MeshPeer, Rate, RelayConfig, TlsConfig
 from derp.errors import ConfigError
 from derp.keys import MeshKey, NodePrivate
 
@@ -119,7 +119,7 @@ def test_every_setting_arrives(tmp_path: Path, toml: Callable[[str], str]) -> No
         allow_keys=frozenset({b"\x07" * 32}),
         debug_allow=(ip_network("10.0.0.0/8"),),
         trusted_proxies=(ip_network("10.1.0.0/16"),),
-        rate=RateConfig(100, 65_568),  # never less than the largest packet
+        rate=Rate(100, 65_568),  # never less than the largest packet
         log_format="json",
         log_level="debug",
         notices=config.notices,
@@ -338,7 +338,7 @@ def test_an_empty_file_name_is_none(tmp_path: Path, flag: str) -> None:
     (tmp_path / "keys" / "derp-mesh.key").write_text("no key")
     plain = {"key_file": str(tmp_path / "k"), "listen": "127.0.0.1:1", "mesh_psk_file": ""}
     config = load(plain | {flag: ""}, {"HOME": str(tmp_path)})
-    assert (config.mesh_key, config.rate) == (None, RateConfig())
+    assert (config.mesh_key, config.rate) == (None, Rate())
 
 
 def test_an_empty_key_file_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -415,7 +415,7 @@ def test_fail_open_and_unlimited_accepts_are_told() -> None:
 def test_limits_of_single_keys() -> None:
     one, two = NodePrivate.generate().public(), NodePrivate.generate().public()
     config = load({"dev": "true", "rate_keys": f"{one}=500000,{two}=0/9"}, {}, None)
-    assert config.rate_by_key == {one.raw: RateConfig(500_000, 0), two.raw: RateConfig(0, 9)}
+    assert config.rate_by_key == {one.raw: Rate(500_000, 0), two.raw: Rate(0, 9)}
 
 
 @pytest.mark.parametrize("value", ["nodekey:abc=1", "500000", "{key}=", "{key}=x", "{key}=1/", "{key}=1/x", "{key}=-1"])

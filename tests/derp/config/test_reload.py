@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from derp.config.load import load_config
-from derp.config.relay import RateConfig, RelayConfig
+from derp.config.relay import Rate, RelayConfig
 from derp.config.reload import compare
 from derp.config.settings import SETTINGS
 from derp.keys import NodePrivate
@@ -33,7 +33,7 @@ def test_what_can_be_taken_is_and_the_rest_is_named_in_the_table_s_order() -> No
     changes = compare(SETTINGS, before, after)
     assert changes.applied == ("--rate-keys",)
     assert changes.waiting == ("--hostname", "--keepalive", "--queue-depth")
-    assert changes.config.rate_by_key == {TWO.raw: RateConfig(2, 0)}
+    assert changes.config.rate_by_key == {TWO.raw: Rate(2, 0)}
     assert (changes.config.queue_depth, changes.config.keepalive_seconds) == (before.queue_depth, 50.0)
     # What was applied is what is compared with the next time.
     assert compare(SETTINGS, changes.config, after).applied == ()
@@ -53,7 +53,7 @@ def test_what_stands_in_a_file_counts_as_the_setting(tmp_path: Path) -> None:
     changes = compare(SETTINGS, before, load(flags))
     assert changes.applied == ("--rate-config",)
     assert changes.waiting == ("--key-file", "--mesh-psk-file")
-    assert changes.config.rate.client_bytes_per_second == 200
+    assert changes.config.rate.bytes_per_second == 200
     assert changes.config.mesh_key == before.mesh_key
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from derp.config import RateConfig
+from derp.config import Rate
 from derp.protocol.messages import Health, Message
 from derp.relay.advice import Cause
 from derp.server.advisor import NOT_HERE_PACKETS
@@ -44,7 +44,7 @@ def test_two_connections_of_a_key_hear_of_each_other() -> None:
 
 
 def test_who_sends_more_than_he_may_is_told_once_for_as_long_as_it_lasts() -> None:
-    bare = AdvisedRelay(rate=RateConfig(1000, 1))
+    bare = AdvisedRelay(rate=Rate(1000, 1))
     one, other = bare.connect(), bare.connect()
     said: list[str] = []
     one.send_packets(other, *[bytes(60_000)] * 2)

@@ -17,12 +17,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from derp import log
 from derp.close_reason import CloseReason
-from derp.config import RateConfig, TlsConfig
+from derp.config import Rate, TlsConfig
 from derp.keys import MeshKey, NodePrivate
 from derp.protocol.messages import ForwardPacket, NotePreferred, PeerGone, PeerPresent, RecvPacket, WatchConns, encode
 from derp.protocol.stun import encode_request
 from derp.relay.clients import Client
 from derp.relay.counters import DropReason, PacketKind
+from derp.relay.limits import NO_LIMITS
 from derp.relay.turns import Turns
 from derp.server.advisor import health_frame
 from derp.server.server import RelayServer
@@ -132,7 +133,7 @@ async def gauges(rows: Rows) -> None:
         await callers[0].ping()
         await callers[0].ping()
         # one key has a limit of its own, and everybody else another
-        server.relay.sessions.set_rates(RateConfig(1 << 40, 1 << 40), {callers[0].key: RateConfig(1_000_000, 1)})
+        server.relay.sessions.set_limits(Rate(1 << 40, 1 << 40), {callers[0].key: Rate(1_000_000, 1)}, NO_LIMITS)
         await callers[0].send(callers[0].key, LOUD, LOUD, LOUD)
         await callers[0].ping()
         rows.look(server)

@@ -9,7 +9,7 @@ from urllib.parse import quote
 import pytest
 import trio
 
-from derp.config import RateConfig
+from derp.config import Rate
 from derp.errors import ConnectError
 from derp.keys import NodePrivate, short_key
 from derp.protocol.messages import RecvPacket
@@ -124,7 +124,7 @@ async def pair_of_node(node: Node, source: bytes, target: bytes) -> list[str]:
 
 
 async def test_a_fast_sender() -> None:
-    config = relay_config(rate=RateConfig(70_000, 70_000))
+    config = relay_config(rate=Rate(70_000, 70_000))
     async with open_server(config) as server, open_callers(server, *keys(2)) as (a, b):
         await a.send(b.key, *[bytes(60_000)] * 8)
         with trio.fail_after(PATIENCE_SECONDS):

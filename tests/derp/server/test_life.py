@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from derp.config import RateConfig, RelayConfig
+from derp.config import Rate, RelayConfig
 from derp.config.settings import SETTINGS
 from derp.errors import ConfigError
 from derp.server.door import FrontDoor, Route, every_path
@@ -153,7 +153,7 @@ async def test_draining_twice_is_waiting_twice() -> None:
 async def test_reading_again_applies_what_can_be_applied_and_names_what_waits(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     server = Small()
-    before, rates = server.config, {b"k" * 32: RateConfig(7, 8)}
+    before, rates = server.config, {b"k" * 32: Rate(7, 8)}
     server.settings = replace(
         before, listen=((HOST, 443),), hostname="other.example", rate_by_key=rates, given={"rate_keys": "given"}
     )

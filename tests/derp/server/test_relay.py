@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from derp.close_reason import CloseReason
-from derp.config import RateConfig, RelayConfig, load_config
+from derp.config import Rate, RelayConfig, load_config
 from derp.keys import MeshKey
 from derp.protocol.frames import encode_frame
 from derp.protocol.messages import (
@@ -21,6 +21,7 @@ from derp.protocol.messages import (
     Restarting,
     SendPacket,
 )
+from derp.relay.limits import NO_LIMITS
 from derp.server.door import FrontDoor
 from derp.server.lobby import Lobby
 from derp.server.relay import Relay
@@ -230,7 +231,7 @@ def test_an_embedder_needs_no_server() -> None:
 # --- rate limits, on a running relay
 
 
-RATE = RateConfig(400_000, 1000)  # the burst is raised to the largest packet
+RATE = Rate(400_000, 1000)  # the burst is raised to the largest packet
 
 
 async def test_a_rate_limit_holds_back_and_loses_nothing() -> None:
@@ -251,10 +252,10 @@ async def test_a_rate_limit_holds_back_and_loses_nothing() -> None:
 
 async def test_mesh_peers_and_keys_with_their_own_limit_are_exempt() -> None:
     mesh_key = MeshKey(b"m" * 32)
-    async with open_server(relay_config(rate=RateConfig(1, 1), mesh_key=mesh_key)) as server:
+    async with open_server(relay_config(rate=Rate(1, 1), mesh_key=mesh_key)) as server:
         peer, target = await call(server, mesh_key=mesh_key), await call(server)
-        server.relay.sessions.rate_by_key = {target.key: RateConfig(10**9, 10**9)}
-        server.relay.sessions.set_rates(RateConfig(1, 1), server.relay.sessions.rate_by_key)
+        server.relay.sessions.limiter.rate_by_key = {target.key: Rate(10**9, 10**9)}
+        server.relay.sessions.set_limits(Rate(1, 1), server.relay.sessions.limiter.rate_by_key, NO_LIMITS)
         for source, other in ((peer, target), (target, peer)):
             await source.send(other.key, *[bytes(10_000)] * 20)
             for _ in range(20):
@@ -272,8 +273,8 @@ async def test_limits_are_read_again_and_wake_those_who_wait(
     def write(**values: object) -> None:
         file.write_text(json.dumps(values))
 
-    given = {"rate_config": RateConfig(1, 1)}
-    config = relay_config(rate=RateConfig(1, 1), given=given)
+    given = {"rate_config": Rate(1, 1)}
+    config = relay_config(rate=Rate(1, 1), given=given)
 
     def reread() -> RelayConfig:
         read = load_config({"dev": "true", "rate_config": str(file)}, {}, is_running=True)
@@ -294,15 +295,15 @@ async def test_limits_are_read_again_and_wake_those_who_wait(
         file.write_text("{")
         server.reload()
         assert "the settings stay as they were" in caplog.text
-        assert server.relay.sessions.rate == RateConfig(1, 1)
+        assert server.relay.sessions.limiter.rate == Rate(1, 1)
         write(PerClientRateLimitBytesPerSec=10**9, PerClientRateBurstBytes=10**9)
         server.reload()
-        assert server.relay.sessions.rate == RateConfig(10**9, 10**9)
+        assert server.relay.sessions.limiter.rate == Rate(10**9, 10**9)
         while await target.receive_a(RecvPacket) != RecvPacket(fast.key, b"last"):
             pass
         write(PerClientRateLimitBytesPerSecond=5)  # which is not its name
         server.reload()
-        assert server.relay.sessions.rate == RateConfig()
+        assert server.relay.sessions.limiter.rate == Rate()
         assert f"! {file}: sets no limit, as it has no PerClientRateLimitBytesPerSec" in caplog.text
         await fast.aclose()
         await target.aclose()

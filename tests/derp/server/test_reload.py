@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import pytest
 
 from derp.close_reason import CloseReason
-from derp.config import RateConfig, RelayConfig
+from derp.config import Rate, RelayConfig
 from derp.config.settings import SETTINGS
 from derp.keys import NodePrivate
+from derp.relay.limits import Limits
 from derp.server.server import RelayServer
 from tests.derp.server.test_door import last_get
 from tests.derp.server.world import Caller, ask, call, count_of, open_server, relay_config
@@ -81,9 +82,12 @@ CHANGES: dict[str, Change] = {
     ),
     "drain": Change({"drain_seconds": 7.0}, value(lambda s: s.config.drain_seconds, 7.0)),
     "log_level": Change({"log_level": "error"}, value(lambda s: logging.getLogger().level, logging.ERROR)),
-    "rate_config": Change({"rate": RateConfig(7, 8)}, value(lambda s: s.relay.sessions.rate, RateConfig(7, 8)), "file"),
+    "rate_config": Change({"rate": Rate(7, 8)}, value(lambda s: s.relay.sessions.limiter.rate, Rate(7, 8)), "file"),
     "rate_keys": Change(
-        {"rate_by_key": {bytes(32): RateConfig(7, 8)}}, value(lambda s: len(s.relay.sessions.rate_by_key), 1)
+        {"rate_by_key": {bytes(32): Rate(7, 8)}}, value(lambda s: len(s.relay.sessions.limiter.rate_by_key), 1)
+    ),
+    "limits": Change(
+        {"limits": Limits(node=Rate(9))}, value(lambda s: s.relay.sessions.limiter.limits.node, Rate(9)), "file"
     ),
 }
 

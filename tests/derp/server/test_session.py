@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from derp.close_reason import CloseReason
-from derp.config import RateConfig
+from derp.config import Rate
 from derp.keys import MeshKey, NodePrivate
 from derp.protocol.frames import (
     HEADER,
@@ -40,6 +40,7 @@ from derp.protocol.messages import (
 )
 from derp.protocol.websocket import Opcode
 from derp.relay.counters import DropReason
+from derp.relay.limits import NO_LIMITS
 from derp.server.admission import Verdict
 from derp.server.advisor import REFUSED_TEXT
 from tests.derp.server.bare_relay import KINDS, MESH_KEY, BareRelay, Peer, SlowVerifier
@@ -615,18 +616,18 @@ def tls_of(peer: Peer) -> TlsWire:
 
 def test_a_client_that_sends_too_much_is_read_later_and_loses_nothing(bare: BareRelay) -> None:
     sender, receiver = bare.connect(), bare.connect()
-    bare.sessions.set_rates(RateConfig(client_bytes_per_second=100_000, client_burst_bytes=100_000), {})
+    bare.sessions.set_limits(Rate(bytes_per_second=100_000, burst_bytes=100_000), {}, NO_LIMITS)
     packets = [bytes([number]) * 1000 for number in range(250)]
     sender.send_packets(receiver, *packets)
     got = read_all(bare, receiver)
     assert got == packets[: len(got)]
-    until = bare.sessions.throttled.at(sender.near)
+    until = bare.sessions.limiter.throttled.next_timeout()
     assert until == pytest.approx(bare.time + (len(got) * 1032 - 100_000) / 100_000, abs=1e-6)
     assert until is not None
     bare.time = until - 0.001
     assert read_all(bare, receiver) == []
     pauses = 0
-    while pauses < 20 and (until := bare.sessions.throttled.next_timeout()) is not None:
+    while pauses < 20 and (until := bare.sessions.limiter.throttled.next_timeout()) is not None:
         pauses += 1
         bare.time = until
         bare.reactor.serve_ready()
@@ -643,20 +644,20 @@ def read_all(bare: BareRelay, receiver: Peer) -> list[bytes]:
 
 def test_a_mesh_peer_is_exempt_and_single_keys_have_their_own_limit(bare: BareRelay) -> None:
     mesh, other, receiver = bare.connect(mesh_key=MESH_KEY), bare.connect(), bare.connect()
-    slow, none = RateConfig(1000, 70_000), RateConfig()
-    bare.sessions.set_rates(slow, {other.key: none})
+    slow, none = Rate(1000, 70_000), Rate()
+    bare.sessions.set_limits(slow, {other.key: none}, NO_LIMITS)
     for peer in (mesh, other):
         peer.send_packets(receiver, *[bytes(1000)] * 150)
     assert len(read_all(bare, receiver)) == 300
-    assert len(bare.sessions.throttled) == 0
+    assert len(bare.sessions.limiter.throttled) == 0
 
 
 def test_who_leaves_while_it_is_throttled_is_forgotten(bare: BareRelay) -> None:
     sender, receiver = bare.connect(), bare.connect()
-    bare.sessions.set_rates(RateConfig(client_bytes_per_second=1, client_burst_bytes=1), {})
+    bare.sessions.set_limits(Rate(bytes_per_second=1, burst_bytes=1), {}, NO_LIMITS)
     sender.send_packets(receiver, *[bytes(60_000)] * 2)
     bare.serve()
-    assert list(bare.sessions.throttled) == [sender.near]
+    assert [each.client for each in bare.sessions.limiter.throttled] == [sender.client]
     sender.wire.close()
     bare.serve()
-    assert (len(bare.sessions.throttled), len(bare.router.clients)) == (0, 1)
+    assert (len(bare.sessions.limiter.throttled), len(bare.router.clients)) == (0, 1)

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from derp.close_reason import CloseReason
-from derp.config import RateConfig, RelayConfig
+from derp.config import Rate, RelayConfig
 from derp.keys import MeshKey, NodePrivate
 from derp.protocol.frames import PeerGoneReason
 from derp.protocol.messages import (
@@ -23,6 +23,7 @@ from derp.protocol.messages import (
     encode,
 )
 from derp.protocol.stun import encode_request
+from derp.relay.limits import NO_LIMITS
 from derp.server.server import RelayServer
 from tests.derp.server.test_door import last_get
 from tests.derp.server.test_server import UPGRADE, client_info, frame
@@ -148,11 +149,11 @@ async def a_flood(server: RelayServer, one: Caller, other: Caller) -> None:
 
 
 async def a_limit_of_rates(server: RelayServer, one: Caller, other: Caller) -> None:
-    server.relay.sessions.set_rates(RateConfig(10_000_000, 1), {})
+    server.relay.sessions.set_limits(Rate(10_000_000, 1), {}, NO_LIMITS)
     await one.send(other.key, *[bytes(60_000)] * 8)
     for _ in range(8):
         await other.receive()
-    server.relay.sessions.set_rates(RateConfig(), {})
+    server.relay.sessions.set_limits(Rate(), {}, NO_LIMITS)
 
 
 async def a_drain(server: RelayServer, one: Caller, other: Caller) -> None:

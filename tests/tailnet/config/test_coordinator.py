@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from derp.admission.signed import Issuer
-from derp.config.relay import LOOPBACK, MeshPeer, RateConfig, RelayConfig, RelayRules, ServerConfig, TlsConfig
+from derp.config.relay import LOOPBACK, MeshPeer, Rate, RelayConfig, RelayRules, ServerConfig, TlsConfig
 from derp.keys import MeshKey, NodePrivate
 from tailnet.config.coordinator import CoordinatorConfig
 
@@ -32,8 +32,8 @@ OTHERS: dict[str, Any] = {
     "verify_client_url": "https://a",
     "allow_keys": frozenset({b"k" * 32}),
     "deny_keys": frozenset({b"k" * 32}),
-    "rate": RateConfig(1, 2),
-    "rate_by_key": {b"k" * 32: RateConfig(1, 2)},
+    "rate": Rate(1, 2),
+    "rate_by_key": {b"k" * 32: Rate(1, 2)},
     "connections_remedy": "raise it",
     "issuers": (Issuer(b"i" * 32),),
     "key_set": "/keys",

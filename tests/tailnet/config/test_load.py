@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from derp.config.relay import MeshPeer, RateConfig, TlsConfig
+from derp.config.relay import MeshPeer, Rate, TlsConfig
 from derp.keys import MeshKey
 from tailnet.config import SETTINGS, Banner, CoordinatorConfig, WebhookTarget, compare, load_config
 from tailnet.config.key_file import add_key
@@ -92,7 +92,7 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "relay_queue_depth": ("40", 40),
     "relay_queue_bytes": ("200000", 200_000),
     "relay_queue_total": ("9000000", 9_000_000),
-    "relay_rate_keys": (f"{KEY}=5/6", {b"\x07" * 32: RateConfig(5, 6)}),
+    "relay_rate_keys": (f"{KEY}=5/6", {b"\x07" * 32: Rate(5, 6)}),
     "relay_verify_clients": ("true", True),
     "relay_socket": ("/run/s.sock", "/run/s.sock"),
     "relay_verify_client_url": ("https://admit.example/", "https://admit.example/"),
@@ -328,7 +328,7 @@ def test_what_changed_between_two_readings() -> None:
     assert changes.applied == ("--announcement-banners", "--relay-rate-keys")
     assert changes.waiting == ("--derp", "--tls-key", "--relay-queue-depth")
     assert changes.config.announcement_banners == (Banner("now"),)
-    assert changes.config.relay == replace(before.relay, rate_by_key={b"\x07" * 32: RateConfig(1, 0)})
+    assert changes.config.relay == replace(before.relay, rate_by_key={b"\x07" * 32: Rate(1, 0)})
 
 
 @pytest.mark.parametrize(
@@ -398,7 +398,7 @@ def test_rates_and_mesh_of_the_embedded_relay_come_from_their_files(tmp_path: Pa
     rate.write_text('{"PerClientRateLimitBytesPerSec": 100000}')
     mesh.write_text("ab" * 32)
     config = load({"relay_rate_config": str(rate), "relay_mesh_psk_file": str(mesh)})
-    assert config.relay.rate.client_bytes_per_second == 100_000
+    assert config.relay.rate.bytes_per_second == 100_000
     assert config.relay.mesh_key == MeshKey(b"\xab" * 32)
     assert any("others on this machine can read this secret" in notice for notice in config.notices)
 

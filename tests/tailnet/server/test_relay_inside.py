@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from derp.client.client import DerpClient, open_derp_client
-from derp.config import RateConfig, RelayRules
+from derp.config import Rate, RelayRules
 from derp.errors import ConnectionClosed
 from derp.keys import NodePrivate
 from derp.protocol.messages import RecvPacket
@@ -27,7 +27,7 @@ from tests.support.tailnet_driver import (
 
 Serve = Callable[..., Awaitable[CoordinatorServer]]
 MAIN = peer_id("main")
-RATE = RateConfig(400_000, 1000)  # the burst is raised to the largest packet
+RATE = Rate(400_000, 1000)  # the burst is raised to the largest packet
 
 
 def url_of(server: CoordinatorServer) -> str:
@@ -71,7 +71,7 @@ async def test_a_rate_limit_pauses_a_client_and_resumes_it(serve: Serve) -> None
 
 async def test_a_rate_limit_that_is_read_again_is_one_for_those_who_are_here(serve: Serve) -> None:
     written: list[CoordinatorConfig] = []
-    server = await serve(lambda: written[-1], relay=RelayRules(rate=RateConfig(1, 1)))
+    server = await serve(lambda: written[-1], relay=RelayRules(rate=Rate(1, 1)))
     assert server.relay is not None
     slow, target = NodePrivate.generate(), NodePrivate.generate()
     async with open_derp_client(url_of(server), slow) as sender, open_derp_client(url_of(server), target) as receiver:
