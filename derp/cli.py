@@ -23,6 +23,7 @@ from derp.cli_ping import ping
 from derp.cli_probe import probe
 from derp.cli_run import FILE, completer, keep_stdout_from_others, run, statuses, version_option
 from derp.config import RelayConfig, load_config
+from derp.config.relay import WORKER_VARIABLE
 from derp.config.settings import REFUSED, SETTINGS
 from derp.errors import ConfigError
 from derp.keys import NodePrivate
@@ -31,6 +32,7 @@ from derp.map import is_address
 
 if TYPE_CHECKING:
     from derp.server.server import RelayServer
+    from derp.server.supervisor import Supervisor
 
 _log = logging.getLogger("derp.cli")
 
@@ -115,25 +117,32 @@ def serve(config: str | None, as_json: bool, **given: str | None) -> None:
         if text is not None and text not in refused.harmless:
             raise ConfigError(f"flags: --{refused.flag}: {refused.instead}")
     flags = {name: text for name, text in given.items() if text is not None}
+    is_worker = WORKER_VARIABLE in os.environ
     try:
-        settings = load_config(flags, config_file=config)
+        settings = load_config(flags, config_file=config, is_running=is_worker)
     except ConfigError:
         # Who asked for JSON in words gets that line so, too; the default depends on the settings that do not hold.
         if (flags.get("log_format") or os.environ.get("DERP_LOG_FORMAT")) == "json":
             set_up_logging("json", "info")
         raise
     set_up_logging(settings.log_format, settings.log_level)
+
+    def reread() -> RelayConfig:
+        return load_config(flags, config_file=config, is_running=True)
+
+    if is_worker:
+        _serve_as_worker(settings, reread)
+        return
+    for notice in settings.notices:
+        _log.warning("! %s", notice)
+    if settings.workers > 1:
+        _supervise(settings, reread, as_json)
+        return
     # Imported here: `derp genkey` need not wait for a server.
     from derp.server.life import live, prepare_process
     from derp.server.server import serve_relay
 
     prepare_process()
-    for notice in settings.notices:
-        _log.warning("! %s", notice)
-
-    def reread() -> RelayConfig:
-        return load_config(flags, config_file=config, is_running=True)
-
     trio.run(
         live,
         lambda inherited, task_status: serve_relay(settings, reread, inherited, task_status=task_status),
@@ -141,7 +150,32 @@ def serve(config: str | None, as_json: bool, **given: str | None) -> None:
     )
 
 
-def _say_what_is_served(server: "RelayServer", config: RelayConfig, as_json: bool) -> None:
+def _supervise(settings: RelayConfig, reread: Callable[[], RelayConfig], as_json: bool) -> None:
+    from derp.server.handover import Inherited
+    from derp.server.supervisor import Supervisor, supervise
+
+    supervisor = Supervisor(settings, reread, inherited=Inherited.from_environment(os.environ))
+    supervisor.open()
+    trio.run(supervise, supervisor, lambda server: _say_what_is_served(server, settings, as_json))
+
+
+def _serve_as_worker(settings: RelayConfig, reread: Callable[[], RelayConfig]) -> None:
+    from derp.server.life import live, prepare_process
+    from derp.server.server import serve_relay
+    from derp.server.worker import Worker
+
+    worker = Worker.from_environment(os.environ)
+    prepare_process()
+    trio.run(
+        live,
+        lambda inherited, task_status: serve_relay(
+            worker.share(settings), lambda: worker.share(reread()), inherited, worker, task_status=task_status
+        ),
+        lambda server: None,  # the supervisor says what is served
+    )
+
+
+def _say_what_is_served(server: "RelayServer | Supervisor", config: RelayConfig, as_json: bool) -> None:
     key = str(config.private_key.public())
     snippet = None
     if server.tls is not None and server.tls.is_self_signed:
@@ -165,7 +199,7 @@ def _say_what_is_served(server: "RelayServer", config: RelayConfig, as_json: boo
     _say_what_to_try(console, server)
 
 
-def _say_what_to_try(console: "Lines", server: "RelayServer") -> None:
+def _say_what_to_try(console: "Lines", server: "RelayServer | Supervisor") -> None:
     first = server.listening[0]
     host = {"0.0.0.0": "127.0.0.1", "::": "localhost"}.get(first.host, first.host)  # compared, not bound
     host = f"[{host}]" if ":" in host else host

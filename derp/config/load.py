@@ -8,6 +8,7 @@ import ipaddress
 import math
 import os
 import resource
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -74,6 +75,7 @@ def load_config(
         attributes["mesh_key"] = _default_mesh_key(given, dev)
     check_mesh(given, attributes.get("mesh_key"))
     config = RelayConfig(_NO_KEY, **attributes)
+    _check_workers(given, config)
     # Last: it may write a file, which should not happen when anything else is wrong.
     config = replace(config, private_key=_private_key(given, config, may_make=not is_running))
     tell_about_rules(given, config)
@@ -203,6 +205,21 @@ def _notices(config: RelayConfig) -> list[str]:
     if math.isinf(config.accept_connection_limit):
         notices.append("accepts are not limited: a mass reconnect can starve the clients inside")
     return notices
+
+
+def _check_workers(given: Given, config: RelayConfig) -> None:
+    """What several processes cannot share yet."""
+    tls = config.tls
+    if config.workers == 1:
+        return
+    if not sys.platform.startswith("linux"):
+        given.fail("workers", "wants Linux, whose kernel distributes connections: use 1")
+    if tls is not None and tls.acme is not None:
+        given.fail("workers", "cannot share a certificate that a relay gets for itself: use --cert-mode manual, or 1")
+    if tls is not None and tls.self_signed and tls.cert_file is None:
+        given.fail("workers", "need one certificate for all: set --cert-dir beside --tls-self-signed, or use 1")
+    if config.admission_log is not None:
+        given.fail("workers", "cannot write one --admission-log together: leave one of the two out")
 
 
 def _read_mesh_key(path: Path, given: Given) -> MeshKey:

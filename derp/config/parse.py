@@ -92,6 +92,13 @@ def size(value: object) -> int:
     return int(found[1]) * int(base**power)
 
 
+def worker_count(value: object) -> int:
+    """From 1 to 64; `auto`: one for each core that this process may use."""
+    if value == "auto":
+        return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 64)
+    return whole(1, 64)(value)
+
+
 def rate(value: object) -> float:
     """A positive number, or inf for no limit."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):

@@ -30,6 +30,10 @@ RESERVED_FILES: Final = 256
 LEAST_RESERVED_FILES: Final = 64
 LEAST_CONNECTIONS: Final = 32
 
+# Set in the processes that the supervisor of several workers starts: the descriptor of their line to it.  Not
+# DERP_...: that is how settings are called.
+WORKER_VARIABLE: Final = "RELAY_WORKER"
+
 LETSENCRYPT_DIRECTORY: Final = "https://acme-v02.api.letsencrypt.org/directory"
 GOOGLE_DIRECTORY: Final = "https://dv.acme-v02.api.pki.goog/directory"
 
@@ -193,6 +197,8 @@ class RelayConfig(RelayRules, ServerConfig):
     private_key: NodePrivate
 
     _: KW_ONLY
+    # One core relays a gigabit and more; each further process costs 40 MB and makes half of the packets take two hops.
+    workers: int = 1
     stun_enabled: bool = True
     stun_port: int = 3478  # the port maps assume
     invitations: Path | None = None  # those that `derp invite` makes

@@ -298,6 +298,12 @@ _DEADLINES: Final = (
 )
 _LOAD: Final = (
     Setting(
+        "workers",
+        parse.worker_count,
+        "NUMBER|auto",
+        "processes that share the ports, for a machine with many cores, {default} by default; auto: one per core",
+    ),
+    Setting(
         "accept_connection_limit",
         parse.rate,
         "NUMBER",

@@ -12,6 +12,7 @@ from derp.protocol.frames import HEADER, HEADER_BYTES, KEY_BYTES, MAX_FORWARD_BY
 from derp.relay.clients import Client
 from derp.relay.counters import DISCO_MAGIC, DISCO_MIN_BYTES, Counters
 from derp.relay.router import Route, Router
+from derp.relay.siblings import Arrivals, SiblingRoute
 
 _SEND: Final = 0x04
 _FORWARD: Final = 0x0A
@@ -23,7 +24,7 @@ _DISCO_SEND_BYTES: Final = KEY_BYTES + DISCO_MIN_BYTES
 
 
 def relay_packets(
-    buffer: bytearray, view: memoryview, at: int, end: int, source: Client, router: Router, now: float
+    buffer: bytearray, view: memoryview, at: int, end: int, source: Client, router: Router | Arrivals, now: float
 ) -> int:
     """Relay the SendPacket frames that lie whole in `buffer[at:end]`; return where the first other or unfinished
     frame begins.  RemoteProtocolError, once all before it was relayed, for a length no SendPacket may have.
@@ -88,7 +89,7 @@ def relay_packets(
         destination.packets_out += count
         destination.bytes_out += count * (length - KEY_BYTES)
         if destination.is_forwarder:
-            _wrap_for_mesh(view, run_start, at, size, source_key, destination, router)
+            _wrap_for_mesh(view, run_start, at, size, source_key, destination, router.counters)
         elif reached is None or destination not in reached:
             reached = router.remember(source, destination)
     if pending_to is not None:
@@ -117,18 +118,21 @@ def _check_length(name: str, buffer: bytearray, at: int, least: int, most: int) 
 
 
 def _wrap_for_mesh(
-    view: memoryview, at: int, end: int, size: int, source_key: bytes, link: Route, router: Router
+    view: memoryview, at: int, end: int, size: int, source_key: bytes, link: Route, counters: Counters
 ) -> None:
     """Hand SendPacket frames of `size` bytes each to another relay as ForwardPacket: two pieces a packet, no copy."""
+    count = (end - at) // size
+    if isinstance(link, SiblingRoute):
+        link.take_run(view, at, end, source_key, count, counters)
+        return
     head = HEADER.pack(_FORWARD, size - HEADER_BYTES + KEY_BYTES) + source_key
     pieces = link.pending
-    count = (end - at) // size
     for frame_at in range(at, end, size):
         pieces.append(head)
         pieces.append(view[frame_at + HEADER_BYTES : frame_at + size])
     link.pending_bytes += count * (size + KEY_BYTES)
-    router.counters.packets_forwarded_out += count
-    router.counters.bytes_forwarded_out += count * (size - _HEAD)
+    counters.packets_forwarded_out += count
+    counters.bytes_forwarded_out += count * (size - _HEAD)
 
 
 def relay_forwarded(
@@ -156,11 +160,14 @@ def relay_forwarded(
         counters.bytes_forwarded_in += packet_bytes
         member = members.get(key)
         destination = member.active if member is not None else None
-        if destination is None and router.is_leaving and member is not None:
-            _pass_on(view, at, stop, source_key, router.routes[key], router)
-        elif destination is None:
-            is_disco = packet_bytes >= DISCO_MIN_BYTES and buffer.startswith(DISCO_MAGIC, at + _FORWARD_HEAD)
-            router.drop_forwarded(mesh, key, packet_bytes, is_disco, now)
+        if destination is None:
+            if router.pass_to_sibling(buffer, view, at, stop):
+                pass
+            elif router.is_leaving and member is not None:
+                _pass_on(view, at, stop, source_key, router.routes[key], router)
+            else:
+                is_disco = packet_bytes >= DISCO_MIN_BYTES and buffer.startswith(DISCO_MAGIC, at + _FORWARD_HEAD)
+                router.drop_forwarded(mesh, key, packet_bytes, is_disco, now)
         else:
             buffer[at + KEY_BYTES : at + _FORWARD_HEAD] = HEADER.pack(0x05, length - KEY_BYTES) + source_key
             if not destination.is_dirty:

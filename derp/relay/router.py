@@ -54,6 +54,8 @@ class Router:
         self.counters = Counters()
         self.routes: dict[bytes, Route] = {}
         self.members: dict[bytes, Member] = {}
+        # Keys with a connection at another worker of this relay (relay/siblings.py), the active one last.
+        self.elsewhere: dict[bytes, tuple[Route, ...]] = {}
         self.clients: dict[int, Client] = {}
         self.watchers: set[Client] = set()
         self.dirty: list[Route] = []
@@ -157,7 +159,7 @@ class Router:
             self._tell_watchers(_peer_gone(key, PeerGoneReason.DISCONNECTED))
 
     def _mark_duplicates(self, member: Member) -> None:
-        several = len(member.connections) > 1
+        several = len(member.connections) > 1 or member.key in self.elsewhere
         had_several = any(client.is_duplicate for client in member.connections)
         self.duplicate_keys += several - had_several
         for client in member.connections:
@@ -383,6 +385,11 @@ class Router:
         if packets > discos:
             self.lost_by[source] = (key, self.lost_by.get(source, _NONE_LOST)[1] + packets - discos)
             self.counters.drop(reason, PacketKind.OTHER, packets - discos, (packets - discos) * packet_bytes)
+
+    def pass_to_sibling(self, buffer: bytearray, view: memoryview, at: int, stop: int) -> bool:
+        """Whether the ForwardPacket frame in `buffer[at:stop]`, for a key that is not here, went to another worker of
+        this relay."""
+        return False
 
     def drop_forwarded(self, mesh: Client, key: bytes, packet_bytes: int, is_disco: bool, now: float) -> None:
         """A mesh peer forwarded a packet for a key that is not here."""

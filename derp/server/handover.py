@@ -11,9 +11,10 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Iterable, MutableMapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from ipaddress import ip_address
-from typing import Final, NamedTuple
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
 
 import trio
 
@@ -147,16 +148,25 @@ def _is_bound_to(sock: socket.socket, host: str, port: int) -> bool:
 
 
 async def hand_over(
-    sockets: Sequence[Handed], command: Sequence[str], *, ready_seconds: float = READY_SECONDS
+    sockets: Sequence[Handed],
+    command: Sequence[str],
+    *,
+    ready_seconds: float = READY_SECONDS,
+    more: Mapping[str, int] = MappingProxyType({}),
+    **options: Any,
 ) -> trio.Process:
-    """Start `command` with these sockets, and return it when it serves; it outlives us.  Raises HandoverError."""
+    """Start `command` with these sockets, and return it when it serves; it outlives us.  Raises HandoverError.
+
+    `more`: descriptors that it gets beside them, by the environment variable that names each; `options` as for Popen.
+    """
     ready, said = os.pipe()
     try:
         described = [(one.kind, one.host, one.port, one.sock.fileno()) for one in sockets]
         environment = os.environ | {VARIABLE: json.dumps({"sockets": described, "ready": said})}
-        fds = (said, *(one.sock.fileno() for one in sockets))
+        environment |= {name: str(fd) for name, fd in more.items()}
+        fds = (said, *(one.sock.fileno() for one in sockets), *more.values())
         try:
-            process = await trio.lowlevel.open_process(list(command), pass_fds=fds, env=environment)
+            process = await trio.lowlevel.open_process(list(command), pass_fds=fds, env=environment, **options)
         except OSError as error:
             raise HandoverError(f"cannot start {command[0]}: {error_text(error)}") from None
         finally:

@@ -126,6 +126,11 @@ class Server(ABC, Generic[Config]):
     def stun_places(self) -> Sequence[tuple[str, int]]:
         """Hosts and ports where STUN is answered."""
 
+    @property
+    def own_kind(self) -> str:
+        """The listeners through which this server checks itself."""
+        return self.kind
+
     def own_sessions(self) -> Sessions | None:
         """Those of the relay that clients reach through this server's ports; None without one."""
         return None
@@ -199,7 +204,7 @@ class Server(ABC, Generic[Config]):
             nursery.cancel_scope.cancel()
 
     async def _check_itself(self) -> None:
-        self.self_check = SelfCheck(self.ports, self.kind, self.own_sessions(), hostname=self.config.hostname)
+        self.self_check = SelfCheck(self.ports, self.own_kind, self.own_sessions(), hostname=self.config.hostname)
         with self._checking:
             await self.self_check.run()
 
@@ -263,9 +268,13 @@ class Server(ABC, Generic[Config]):
             return False
         notify_manager(f"MAINPID={self.successor.pid}")
         _log.info("= process %d serves from now on", self.successor.pid)
+        await self.leave_to_others()
+        return True
+
+    async def leave_to_others(self) -> None:
+        """Drain; those who serve in our place do so already."""
         self.is_replaced = True
         await self._leave()
-        return True
 
     async def _leave(self) -> None:
         self.is_draining = True

@@ -78,7 +78,7 @@ class Ports:
 
     def open_stun(self, host: str, port: int, is_well: Callable[[], bool], *, may_move: bool = False) -> None:
         """Answer STUN on a UDP port, as long as the server is well.  `may_move`: on a free one if need be."""
-        sock = self._inherited.take("udp", host, port) or _open_stun(host, port, may_move=may_move)
+        sock = self._inherited.take("udp", host, port) or open_stun(host, port, may_move=may_move)
         self._bound.append(Handed("udp", host, port, sock))
         responder = StunResponder(sock, is_well)
         self.reactor.watch(sock.fileno(), responder.serve_ready)
@@ -125,7 +125,8 @@ class Ports:
         self._bound.clear()
 
 
-def _open_stun(host: str, port: int, *, may_move: bool) -> socket.socket:
+def open_stun(host: str, port: int, *, may_move: bool) -> socket.socket:
+    """A socket for STUN; `may_move`: on a free port if need be.  Raises ListenError."""
     try:
         return open_udp(host, port)
     except ListenError as error:

@@ -23,6 +23,7 @@ from derp.relay.mesh import MeshPeerState
 from derp.relay.rounds import Round
 from derp.relay.router import Router
 from derp.relay.rtt import ERROR_BUCKET, NON_TCP_BUCKET, rtt_bucket
+from derp.relay.siblings import Place, WorkerRouter
 from derp.server.admission import Admission, KnownKeys
 from derp.server.advisor import LOOK_SECONDS, WITHDRAWN_TEXT, health_frame
 from derp.server.bootstrap import BootstrapDns
@@ -31,6 +32,7 @@ from derp.server.lobby import Lobby
 from derp.server.memory import memory_bytes
 from derp.server.mesh import Mesh
 from derp.server.session import ClientSession, Sessions
+from derp.server.siblings import Siblings
 from derp.server.upgrade import DerpUpgrades
 from derp.transport.alarm import Alarm
 from derp.transport.host import Host
@@ -63,18 +65,25 @@ class Relay:
         *,
         mesh_context: ssl.SSLContext | None = None,
         registry: KnownKeys | None = None,
+        place: Place | None = None,
     ) -> None:
         """`mesh_context`: how other relays are trusted; None: as this machine trusts everybody.  `registry`: the keys
-        that whoever embeds this relay has heard of; others then have a minute to be announced, unless `open`."""
+        that whoever embeds this relay has heard of; others then have a minute to be announced, unless `open`.
+        `place`: which of several workers we are; None: this process is the whole relay."""
         self.config = config
         self.host = host
         self.public_key = config.private_key.public()
-        self.router = Router(
-            self.public_key.raw,
-            queue_depth=config.queue_depth,
-            queue_bytes=config.queue_bytes,
-            queue_total=config.queue_total_bytes or memory_bytes() // 4,
-        )
+        queues = {
+            "queue_depth": config.queue_depth,
+            "queue_bytes": config.queue_bytes,
+            "queue_total": config.queue_total_bytes or memory_bytes() // 4,
+        }
+        self.siblings: Siblings | None = None
+        if place is None:
+            self.router = Router(self.public_key.raw, **queues)
+        else:
+            self.router = router = WorkerRouter(self.public_key.raw, place, **queues)
+            self.siblings = Siblings(router, host)
         self.verifier = _open_verifier(config)
         self.key_sets = _open_key_sets(config)
         has_registry = registry is not None and not config.open
@@ -110,6 +119,8 @@ class Relay:
                 self.sessions, config.private_key, config.mesh_key, max_keys=max_keys, context=mesh_context
             )
         self.is_draining = False
+        self.siblings_stay = False
+        """While we drain: other workers of this relay go on, and clients that we send away come to them."""
         self.started_at = host.now
         self._wheel = KeepAliveWheel(config.keepalive_seconds, config.keepalive_jitter_seconds, host.now)
         self._rtt_round = Round(self.router.clients, _RTT_ROUND_SECONDS)
@@ -237,7 +248,7 @@ class Relay:
 
     def has_neighbours(self) -> bool:
         """Whether there is another relay that clients which we send away can go to, and that tells us so."""
-        return any(state.is_up for state in self.mesh_states())
+        return self.siblings_stay or any(state.is_up for state in self.mesh_states())
 
     def close_clients(self, count: int) -> int:
         """Close up to `count` clients whose packets have all been sent, oldest first; return for how many there still

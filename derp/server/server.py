@@ -5,6 +5,7 @@ How it begins and ends is in life.py; the command line is derp/cli.py.
 """
 
 import logging
+import os
 import ssl
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ from derp.server.relay import Relay
 from derp.server.session import Sessions
 from derp.server.statistics import read_statistics
 from derp.server.varz import vars_page, varz_page
+from derp.server.worker import Worker
 
 _log = logging.getLogger("derp.server")
 
@@ -43,11 +45,15 @@ class RelayServer(Server[RelayConfig]):
         reread: Callable[[], RelayConfig] | None = None,
         inherited: Inherited | None = None,
         mesh_context: ssl.SSLContext | None = None,
+        worker: Worker | None = None,
     ) -> None:
-        """`mesh_context`: how other relays are trusted; None: as this machine trusts everybody."""
+        """`mesh_context`: how other relays are trusted; None: as this machine trusts everybody.  `worker`: who we are
+        among several processes of one relay; None: this one is all of it."""
         super().__init__(config, config.private_key.public(), reread=reread, inherited=inherited)
         self.reactor.write_seconds = config.tcp_write_timeout_seconds
-        self.relay = Relay(config, self.reactor, self.lobby, mesh_context=mesh_context)
+        self.worker = worker
+        place = worker.place if worker is not None else None
+        self.relay = Relay(config, self.reactor, self.lobby, mesh_context=mesh_context, place=place)
         self.pages = self._make_pages()
         way_in = [self.relay.upgrades.route()] if config.derp_enabled else []
         self.door = FrontDoor(self.lobby, [*way_in, self.pages.route()])
@@ -77,11 +83,29 @@ class RelayServer(Server[RelayConfig]):
         doors = [self.door, self.plain_door]
         return read_statistics(self.relay, self.lobby, self.ports, doors, self.keeper, self.self_check)
 
+    def open(self) -> None:
+        super().open()
+        if self.worker is not None and self.config.self_check:
+            # A connection to the ports that all workers share might come to another one.
+            self._listen(self.own_kind, "127.0.0.1", 0, self.door)
+
+    @property
+    def own_kind(self) -> str:
+        return self.kind if self.worker is None else "own"
+
     def stun_places(self) -> Sequence[tuple[str, int]]:
         return [(host, self.config.stun_port) for host in self.config.stun_hosts]
 
     async def start(self, nursery: trio.Nursery) -> None:
+        if self.worker is not None and self.relay.siblings is not None:
+            self.worker.take_links(self.relay.siblings)
+            nursery.start_soon(self.worker.run, self, self.relay.siblings)
         await nursery.start(self.relay.run)
+
+    def cannot_hand_over(self) -> str | None:
+        if self.worker is None:
+            return None
+        return f"this is one of several workers, and process {os.getppid()} above them is who hands over"
 
     def apply(self, changed: Sequence[str]) -> None:
         config, rate = self.config, self.config.rate
@@ -102,6 +126,7 @@ class RelayServer(Server[RelayConfig]):
         if not self.is_replaced:
             await drain_clients(self.relay, seconds)
             return
+        self.relay.siblings_stay = self.worker is not None
         # The other process is there already, so nobody need wait for it.
         await drain_clients(self.relay, seconds, reconnect_in_seconds=0.0)
         # Who was accepted a moment before is answered here, or sent on as the others were.
@@ -124,6 +149,7 @@ async def serve_relay(
     config: RelayConfig,
     reread: Callable[[], RelayConfig] | None = None,
     inherited: Inherited | None = None,
+    worker: Worker | None = None,
     *,
     task_status: trio.TaskStatus[RelayServer] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -131,7 +157,7 @@ async def serve_relay(
 
     `reread` gives the settings as their sources say them now, for `reload`.
     """
-    server = RelayServer(config, reread=reread, inherited=inherited)
+    server = RelayServer(config, reread=reread, inherited=inherited, worker=worker)
     server.open()
     try:
         await server.run(task_status=task_status)

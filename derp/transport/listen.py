@@ -34,16 +34,18 @@ def open_listener(
     user_timeout_seconds: float = 0.0,
     keepalive_seconds: float = 0.0,
     inherited: socket.socket | None = None,
+    is_shared: bool = False,
 ) -> socket.socket:
     """A non-blocking listening socket.  `host` "", 0.0.0.0 or :: means every address of both families, as for derper;
     port 0 any free one.
 
-    `inherited`: the one that another process left open there; it gets the options of this one.
+    `inherited`: the one that another process left open there; it gets the options of this one.  `is_shared`: one of
+    several at the same port, between which the kernel distributes what comes.
     Raises ListenError that names the address.
     """
     sock = inherited
     if sock is None:
-        sock = _bind(host, port, socket.SOCK_STREAM)
+        sock = _bind(host, port, socket.SOCK_STREAM, is_shared=is_shared)
         sock.listen(_BACKLOG)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     platform.limit_unsent(sock, NOTSENT_LOWAT_BYTES)
@@ -52,9 +54,9 @@ def open_listener(
     return sock
 
 
-def open_udp(host: str, port: int) -> socket.socket:
-    """A non-blocking UDP socket; addresses as for open_listener."""
-    sock = _bind(host, port, socket.SOCK_DGRAM)
+def open_udp(host: str, port: int, *, is_shared: bool = False) -> socket.socket:
+    """A non-blocking UDP socket; addresses and `is_shared` as for open_listener."""
+    sock = _bind(host, port, socket.SOCK_DGRAM, is_shared=is_shared)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _UDP_RECEIVE_BYTES)
     return sock
 
@@ -85,7 +87,7 @@ def sent_from(ancillary: Iterable[tuple[int, int, bytes]]) -> list[tuple[int, in
     return []
 
 
-def _bind(host: str, port: int, kind: socket.SocketKind) -> socket.socket:
+def _bind(host: str, port: int, kind: socket.SocketKind, *, is_shared: bool = False) -> socket.socket:
     host = "" if is_unspecified(host) else host
     family = socket.AF_INET6 if ":" in host or (not host and socket.has_dualstack_ipv6()) else socket.AF_INET
     what = "UDP" if kind is socket.SOCK_DGRAM else "TCP"
@@ -93,6 +95,8 @@ def _bind(host: str, port: int, kind: socket.SocketKind) -> socket.socket:
     try:
         if kind is socket.SOCK_STREAM:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if is_shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1 if host else 0)
         sock.bind((host, port))

@@ -522,3 +522,23 @@ def test_a_key_set_wants_an_issuer_and_a_place(tmp_path: Path) -> None:
     token.write_text("two words")
     with pytest.raises(ConfigError, match="wants one token"):
         load(url)
+
+
+def test_auto_is_one_worker_for_each_core_that_this_process_may_use() -> None:
+    assert load({"dev": "true", "workers": "auto"}).workers == len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"tls_self_signed": "true", "hostname": "127.0.0.1"}, "need one certificate for all: set --cert-dir"),
+        ({"admission_log": "log"}, "cannot write one --admission-log together"),
+        (
+            {"cert_mode": "letsencrypt", "hostname": "r.example.org", "listen": ":443", "cert_dir": "c"},
+            "cannot share a certificate that a relay gets",
+        ),
+    ],
+)
+def test_what_several_processes_cannot_share_is_refused(flags: dict[str, str], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        load({"dev": "true", "workers": "2", **flags})

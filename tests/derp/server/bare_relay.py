@@ -17,6 +17,7 @@ from derp.protocol.states import ClientState
 from derp.protocol.websocket import WebSocketDecoder
 from derp.relay.clients import Client
 from derp.relay.router import Router
+from derp.relay.siblings import Place, WorkerRouter
 from derp.server.admission import Admission, Question, Verdict
 from derp.server.lobby import Lobby
 from derp.server.session import Greeting, Sessions
@@ -112,11 +113,15 @@ class BareRelay:
         verifier: SlowVerifier | None = None,
         deny_keys: frozenset[bytes] = frozenset(),
         mesh_key: MeshKey | None = MESH_KEY,
+        place: Place | None = None,
     ) -> None:
+        """`place`: of a relay with several workers."""
         self.time = 1000.0
         self.private = NodePrivate(b"R" * 32)
         self.reactor = Reactor(clock=lambda: self.time)
-        self.router = Router(self.private.public().raw, queue_depth=queue_depth, queue_bytes=queue_bytes)
+        queues = {"queue_depth": queue_depth, "queue_bytes": queue_bytes}
+        own_key = self.private.public().raw
+        self.router = Router(own_key, **queues) if place is None else WorkerRouter(own_key, place, **queues)
         config = relay_config(private_key=self.private, mesh_key=mesh_key, deny_keys=deny_keys)
         self.lobby = Lobby(self.reactor, config)
         self.sessions = Sessions(

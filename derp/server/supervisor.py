@@ -1,0 +1,363 @@
+"""The process above several workers of one relay: it binds the ports, starts workers, and keeps them going.  Layer L3.
+
+It has no client.  Every worker gets sockets of its own at the same ports, between which the kernel distributes what
+comes; they stay open here, so that what arrives while a worker is replaced waits for the new one.  Signals reach all
+workers through it: SIGTERM and SIGUSR1 as they are, SIGHUP one worker after the other, SIGUSR2 with successors first.
+The other side is worker.py; `derp serve --workers N` runs it.
+"""
+
+import contextlib
+import itertools
+import logging
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Final
+
+import msgpack
+import trio
+
+from derp.config import RelayConfig
+from derp.config.relay import WORKER_VARIABLE
+from derp.errors import ConfigError
+from derp.log import fields, set_level
+from derp.server.encryption import open_tls
+from derp.server.handover import Handed, HandoverError, Inherited, hand_over
+from derp.server.life import SIGNALS
+from derp.server.ports import Listening, open_stun
+from derp.server.worker import LINE_BYTES, encode
+from derp.transport.listen import open_listener, open_udp
+from derp.transport.notify import notify_manager
+
+_log = logging.getLogger("derp.workers")
+
+# A worker that crashed once is back before its clients are; one that crashes again and again may not take the CPU.
+_FIRST_RESTART_SECONDS: Final = 0.1
+_MAX_RESTART_SECONDS: Final = 30.0
+# Newcomers wait for so long in the ports of a worker that is being replaced; after that they go to its siblings.
+_KEEP_PORTS_SECONDS: Final = 2.0
+# A worker that ran for so long was a good one.
+_SETTLED_SECONDS: Final = 60.0
+# Thirty signs of life that did not come: its thread is stuck, whatever else the machine does.
+STUCK_SECONDS: Final = 30.0
+# To read settings and certificates again takes milliseconds.
+_RELOAD_SECONDS: Final = 10.0
+
+
+class _Process:
+    """One worker as the supervisor sees it."""
+
+    def __init__(self, number: int, slot: int, line: socket.socket) -> None:
+        self.number = number
+        self.slot = slot
+        self.raw_line = line
+        line.setblocking(False)
+        self.line = trio.socket.from_stdlib_socket(line)
+        self.process: trio.Process | None = None
+        self.is_leaving = False
+        self.alive_at = self.started_at = trio.current_time()
+        self.reloaded = trio.Event()
+        self.ended = trio.Event()
+
+    @property
+    def name(self) -> str:
+        return f"worker {self.number}"
+
+    def send(self, *items: object) -> None:
+        """A line that takes nothing belongs to a worker that is stuck or gone, which is seen elsewhere."""
+        with contextlib.suppress(OSError):
+            self.raw_line.send(encode(*items))
+
+    def send_link(self, number: int, sock: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            socket.send_fds(self.raw_line, [encode("sibling", number)], [sock.fileno()])
+
+
+class Supervisor:
+    """Call `open`, then `run`; it returns when all workers have drained, or raises DerpError when none comes up."""
+
+    def __init__(
+        self,
+        config: RelayConfig,
+        reread: Callable[[], RelayConfig],
+        *,
+        inherited: Inherited | None = None,
+        command: Sequence[str] | None = None,
+    ) -> None:
+        """`command`: what starts a worker; by default what started this process."""
+        self.config = config
+        # Here for what can be wrong with it, and so that certificates that have to be made are made once.
+        self.tls = open_tls(config.tls, config.private_key.public())
+        self.listening: list[Listening] = []
+        self.workers: list[_Process] = []
+        self._reread = reread
+        self._inherited = inherited or Inherited()
+        self._command = list(command or [sys.executable, *sys.orig_argv[1:]])
+        # (tcp or udp, host and port as configured, the port that it is): what each slot has a socket of.
+        self._places: list[tuple[str, str, int, int]] = []
+        self._slots: list[list[Handed]] = [[] for _ in range(config.workers)]
+        self._of_all: list[Handed] = []
+        self._numbers = itertools.count()
+        self._failures = [0] * config.workers
+        self._is_draining = False
+        self.drained = trio.Event()
+        self._busy = trio.Lock()
+
+    # --- ports
+
+    def open(self) -> None:
+        """Bind every port, once for each worker.  Raises ConfigError; nothing stays open then."""
+        config = self.config
+        try:
+            for host, port in config.listen:
+                self._find_place("tcp", host, port, "derp" if self.tls is None else "derp+tls")
+            if config.http_port is not None and self.tls is not None:
+                for host in dict.fromkeys(host for host, _ in config.listen):
+                    self._find_place("tcp", host, config.http_port, "http")
+            for host in config.stun_hosts:
+                self._find_place("udp", host, config.stun_port, "stun")
+            for slot in range(config.workers):
+                self._open_slot(slot)
+            self._inherited.finish()
+        except BaseException:
+            self.close()
+            raise
+
+    def _find_place(self, kind: str, host: str, port: int, shown: str) -> None:
+        sock = self._inherited.take(kind, host, port)
+        if sock is not None:  # systemd has one, and the workers accept from it in turn
+            self._of_all.append(Handed(kind, host, port, sock))
+            bound = sock.getsockname()
+        else:
+            # Bound alone at first: two relays at one port would share it without a word.
+            if kind == "tcp":
+                sock = open_listener(host, port)
+            else:
+                sock = open_stun(host, port, may_move=self.config.stun_may_move)
+            with sock:
+                bound = sock.getsockname()
+            self._places.append((kind, host, port, int(bound[1])))
+        self.listening.append(Listening(shown, str(bound[0]), int(bound[1])))
+
+    def _open_slot(self, slot: int) -> None:
+        """Bind the ports of a worker, unless they are."""
+        if self._slots[slot]:
+            return
+        for kind, host, port, bound_port in self._places:
+            open_shared = open_listener if kind == "tcp" else open_udp
+            self._slots[slot].append(Handed(kind, host, port, open_shared(host, bound_port, is_shared=True)))
+
+    def _close_slot(self, slot: int) -> None:
+        for handed in self._slots[slot]:
+            handed.sock.close()
+        self._slots[slot] = []
+
+    def close(self) -> None:
+        """Close the ports here; workers have their own."""
+        for slot in range(len(self._slots)):
+            self._close_slot(slot)
+        for handed in self._of_all:
+            handed.sock.close()
+        self._of_all.clear()
+
+    # --- workers
+
+    async def run(self, *, task_status: trio.TaskStatus["Supervisor"] = trio.TASK_STATUS_IGNORED) -> None:
+        """Start the workers and keep them going, until drained or cancelled.  Started when all serve."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            async with trio.open_nursery() as starting:
+                for slot in range(len(self._slots)):
+                    starting.start_soon(self._start, slot)
+            nursery.start_soon(self._watch_for_stuck)
+            task_status.started(self)
+            await self.drained.wait()
+            nursery.cancel_scope.cancel()
+
+    async def _start(self, slot: int) -> _Process:
+        """A new worker with the ports of `slot`.  Raises HandoverError."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        worker = _Process(next(self._numbers), slot, ours)
+        worker.send("place", worker.number, slot, len(self._slots), self.config.private_key.raw)
+        for sibling in self.workers:
+            here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            with here, there:
+                worker.send_link(sibling.number, here)
+                sibling.send_link(worker.number, there)
+        worker.send("serve")
+        self.workers.append(worker)
+        try:
+            with theirs:
+                worker.process = await hand_over(
+                    [*self._slots[slot], *self._of_all],
+                    self._command,
+                    more={WORKER_VARIABLE: theirs.fileno()},
+                    start_new_session=True,  # Ctrl-C is for us to pass on
+                )
+        except BaseException:
+            self.workers.remove(worker)
+            ours.close()
+            raise
+        worker.alive_at = worker.started_at = trio.current_time()
+        self._nursery.start_soon(self._keep, worker, worker.process)
+        self._nursery.start_soon(self._listen_to, worker)
+        return worker
+
+    async def _listen_to(self, worker: _Process) -> None:
+        while True:
+            try:
+                message = await worker.line.recv(LINE_BYTES)
+            except OSError:
+                return
+            if not message:
+                return
+            worker.alive_at = trio.current_time()
+            if msgpack.unpackb(message)[0] == "reloaded":
+                worker.reloaded.set()
+
+    async def _keep(self, worker: _Process, process: trio.Process) -> None:
+        """Wait until a worker ends, and replace it if nobody asked it to."""
+        status = await process.wait()
+        self.workers.remove(worker)
+        worker.raw_line.close()
+        worker.ended.set()
+        if worker.is_leaving or self._is_draining:
+            if self._is_draining and not self.workers:
+                self.drained.set()
+            return
+        slot = worker.slot
+        if trio.current_time() - worker.started_at > _SETTLED_SECONDS:
+            self._failures[slot] = 0
+        told = fields(event="worker_ended", worker=worker.number, status=status)
+        _log.error(
+            "! %s ended by itself (%s): a new one takes its place", worker.name, _status_text(status), extra=told
+        )
+        while not self._is_draining:
+            wait = min(_FIRST_RESTART_SECONDS * 2 ** min(self._failures[slot], 20), _MAX_RESTART_SECONDS)
+            self._failures[slot] += 1
+            if wait > _KEEP_PORTS_SECONDS:
+                self._close_slot(slot)
+            await trio.sleep(wait)
+            try:
+                self._open_slot(slot)
+                replacement = await self._start(slot)
+            except (HandoverError, ConfigError) as error:
+                _log.error("! no new worker in the place of %s: %s", worker.name, error)
+            else:
+                _log.info("= %s serves in the place of %s", replacement.name, worker.name)
+                return
+
+    async def _watch_for_stuck(self) -> None:
+        while True:
+            await trio.sleep(STUCK_SECONDS / 4)
+            now = trio.current_time()
+            for worker in self.workers:
+                if now - worker.alive_at > STUCK_SECONDS and worker.process is not None:
+                    _log.error("! %s has given no sign of life for %.0f s and is ended", worker.name, STUCK_SECONDS)
+                    worker.process.kill()
+
+    # --- what signals ask for
+
+    async def obey(self, signals: AsyncIterator[int]) -> None:
+        """Do what signals ask, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            async for number in signals:
+                received = signal.Signals(number)
+                match received:
+                    case signal.SIGTERM | signal.SIGINT:
+                        self._drain(received.name)
+                    case signal.SIGHUP:
+                        nursery.start_soon(self._one_at_a_time, self._reload)
+                    case signal.SIGUSR1:
+                        names = ", ".join(f"{worker.name} is process {_pid(worker)}" for worker in self.workers)
+                        _log.info("= SIGUSR1: %s", names)
+                        self._signal(signal.SIGUSR1)
+                    case signal.SIGUSR2:
+                        nursery.start_soon(self._one_at_a_time, self._replace_all)
+
+    async def _one_at_a_time(self, work: Callable[[], Awaitable[None]]) -> None:
+        async with self._busy:
+            if not self._is_draining:
+                await work()
+
+    def _signal(self, number: signal.Signals) -> None:
+        for worker in self.workers:
+            if worker.process is not None:
+                worker.process.send_signal(number)
+
+    def _drain(self, name: str) -> None:
+        """All workers leave together: a client that one of them sent away to another would be sent away again."""
+        if self._is_draining:
+            _log.warning("! second %s: leaving at once", name)
+        else:
+            _log.info("= %s: draining", name)
+            notify_manager("STOPPING=1")
+        self._is_draining = True
+        self.close()
+        self._signal(signal.SIGTERM)
+        if not self.workers:
+            self.drained.set()
+
+    async def _reload(self) -> None:
+        _log.info("= SIGHUP: reading settings and files again")
+        try:
+            config = self._reread()
+        except ConfigError as error:
+            _log.error("! the settings stay as they were: %s", error)
+            return
+        notify_manager("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        set_level(config.log_level)
+        for worker in tuple(self.workers):
+            worker.reloaded = trio.Event()
+            worker.send("reload")
+            with trio.move_on_after(_RELOAD_SECONDS) as scope:
+                await worker.reloaded.wait()
+            if scope.cancelled_caught:
+                _log.error("! %s does not say that it has read its settings again", worker.name)
+        notify_manager("READY=1")
+
+    async def _replace_all(self) -> None:
+        """Successors for all first: whoever is sent away then comes to one that stays."""
+        _log.info("= SIGUSR2: handing over to new workers")
+        old = tuple(self.workers)
+        new: list[_Process] = []
+        try:
+            for slot in range(len(self._slots)):
+                self._open_slot(slot)
+                new.append(await self._start(slot))
+        except (HandoverError, ConfigError) as error:
+            _log.error("! nobody to hand over to: %s; the workers go on", error)
+            old, new = tuple(new), []
+        for worker in old:
+            worker.is_leaving = True
+            worker.send("close")
+        for worker in old:
+            worker.send("leave")
+            await worker.ended.wait()
+        if new:
+            _log.info("= %s serve from now on", ", ".join(worker.name for worker in new))
+
+
+async def supervise(supervisor: Supervisor, started: Callable[[Supervisor], None]) -> None:
+    """Run a supervisor that is open as signals ask, until it has drained.  `started` tells people what is served."""
+    with trio.open_signal_receiver(*SIGNALS) as signals:
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(supervisor.obey, signals)
+                await nursery.start(supervisor.run)
+                started(supervisor)
+                notify_manager("READY=1")
+                await supervisor.drained.wait()
+                nursery.cancel_scope.cancel()
+        finally:
+            supervisor.close()
+
+
+def _pid(worker: _Process) -> int:
+    return worker.process.pid if worker.process is not None else 0
+
+
+def _status_text(status: int) -> str:
+    return f"by {signal.Signals(-status).name}" if status < 0 else f"status {status}"
