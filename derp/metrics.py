@@ -75,6 +75,8 @@ class RelayStatistics:
     stun: Mapping[str, int] = field(default_factory=dict)
     stun_family: Mapping[str, int] = field(default_factory=dict)
     stun_no_local_address: int = 0
+    quic: Mapping[str, int] = field(default_factory=dict)  # connections by what became of them; empty without QUIC
+    quic_dropped: Mapping[str, int] = field(default_factory=dict)  # its datagrams that were not served
     certificate_expires_at: float | None = None  # Unix time
     mesh: tuple[MeshReading, ...] = ()
     key_sets: Mapping[str, int] = field(default_factory=dict)  # of --key-set, by what became of them
@@ -278,6 +280,8 @@ def _labelled(reading: RelayStatistics) -> Iterable[Metric]:
         ("derp_key_sets", "Key sets of --key-set.", "outcome", reading.key_sets),
         ("derp_health_texts", "Sentences shown to users of clients.", "cause", reading.health_texts),
         ("derp_closed", "Connections that ended.", "reason", reading.closed),
+        ("derp_quic_connections", "Connections over QUIC.", "outcome", reading.quic),
+        ("derp_quic_dropped", "Datagrams of QUIC that were not served.", "reason", reading.quic_dropped),
         ("derp_stun_requests", "STUN datagrams.", "disposition", reading.stun),
         ("derp_stun_address_family", "STUN requests answered.", "family", reading.stun_family),
     )

@@ -7,7 +7,7 @@ reconnect.py makes new ones.  Next hop: dial.py, region.py.
 
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -34,7 +34,7 @@ from derp.protocol.messages import (
 )
 from derp.protocol.states import ClientState
 from derp.text import fit_to_show
-from derp.transport.linkstream import LinkStream, take_over
+from derp.transport.linkstream import take_over
 from derp.transport.stream import mapped_errors, transport_error
 
 # The genuine client's numbers: DNS to ServerInfo, silence that means death, and a pong.
@@ -117,6 +117,8 @@ async def open_client_over(reached: Reached) -> AsyncIterator["DerpClient"]:
     try:
         async with open_background() as nursery:
             nursery.start_soon(client._write)
+            if reached.dialled.run is not None:
+                nursery.start_soon(reached.dialled.run)
             yield client
             with trio.move_on_after(FLUSH_SECONDS):
                 await client._drain()
@@ -205,6 +207,7 @@ class DerpClient:
         self.restarting: Restarting | None = None
         """Set when the relay announced that it goes down."""
         self._stream = take_over(dialled.stream)
+        self._send_now: Callable[[bytes], bool] | None = getattr(self._stream, "send_at_once", None)
         self._core = core
         self._failure: DerpError | None = None
         # Sending: whole frames, the packets among them, their bytes.
@@ -381,12 +384,11 @@ class DerpClient:
     def _send_at_once(self, frames: list[bytes]) -> bool:
         """Send them at once if nothing is before them: a task that writes costs more than what it does for a batch.
         What the kernel does not take then waits in the stream for that task."""
-        stream = self._stream
-        if not isinstance(stream, LinkStream) or self._outbox or self._in_flight or self._bucket()[0] > 0:
+        if self._send_now is None or self._outbox or self._in_flight or self._bucket()[0] > 0:
             return False
         self._in_flight = frames
         try:
-            is_sent = stream.send_at_once(b"".join(frames))
+            is_sent = self._send_now(b"".join(frames))
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             self._broken = transport_error(error, f"send to {self.address.label()}")
             is_sent = False

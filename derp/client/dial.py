@@ -8,21 +8,23 @@ import html
 import os
 import re
 import ssl
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from functools import partial
 from typing import Final
 from urllib.parse import urlsplit
 
 import trio
 
-from derp.errors import ConfigError, ConnectError
+from derp.client.quic import HEAD_START_SECONDS, QuicTries, dial_quic
+from derp.errors import ConfigError, ConnectError, TransportError
 from derp.protocol.upgrade import Answer, AnswerKind, derp_request_headers, judge_derp_answer
 from derp.text import printable, without_secrets
 from derp.transport.http import ClientHttp, Response, exchange
 from derp.transport.proxy import Proxy, dial_through, proxy_from_environment
 from derp.transport.stream import mapped_errors
-from derp.transport.tcp import TcpTarget, dial_tcp, has_route
+from derp.transport.tcp import Attempt, TcpTarget, dial_tcp, has_route, race
 from derp.transport.tls_client import TlsFacts, TlsTrust, start_tls
 from derp.transport.websocket import open_websocket
 
@@ -39,6 +41,7 @@ class Carrier(Enum):
     DERP = "derp"
     DERP_FAST_START = "derp-fast-start"
     WEBSOCKET = "websocket"
+    QUIC = "quic"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,8 @@ class DialOptions:
     context: TLS settings instead of the system's roots.  cert_name, insecure_for_tests: for relays given as a URL,
     with the meaning they have in a DERP map.  proxy: use this one; otherwise `environment` names one (None: no proxy).
     dial_host: TCP goes to this host, while TLS and HTTP keep the relay's own name.
+    quic: try QUIC too, and remember there where it did not come about; None: TCP alone, as genuine clients do.
+    only_quic: nothing but QUIC, for who wants to know whether it works.
     """
 
     headers: ExtraHeaders | Callable[[], ExtraHeaders] = ()
@@ -60,6 +65,8 @@ class DialOptions:
     dial_host: str = ""
     force_websocket: bool = False
     prefer_ipv6: bool = False
+    quic: QuicTries | None = None
+    only_quic: bool = False
 
     def extra_headers(self) -> ExtraHeaders:
         """The headers for the attempt that begins now."""
@@ -126,12 +133,13 @@ class RelayAddress:
 
 
 @dataclass(slots=True)
-class Dialled:
+class Dialled(trio.abc.AsyncResource):
     """A stream on which DERP may begin.
 
     received: bytes of the relay that came behind its answer.  server_key: from the meta certificate; then `unsent` is
     the request that must go out together with the ClientInfo, and `http` reads a refusal if one comes instead.
     websocket_reason: why a websocket, for the user and for the next attempt; empty if it is none or was asked for.
+    run: what has to run as long as the stream is used, if anything.
     """
 
     address: RelayAddress
@@ -143,6 +151,11 @@ class Dialled:
     http: ClientHttp | None = None
     tls_version: str = ""
     websocket_reason: str = ""
+    run: Callable[[], Awaitable[None]] | None = None
+
+    async def aclose(self) -> None:
+        """Nobody wants it."""
+        await trio.aclose_forcefully(self.stream)
 
 
 async def dial_relay(
@@ -159,15 +172,68 @@ async def dial_relay(
     """
     with mapped_errors(f"connect to {address.label()} within {timeout_seconds:g} s", connecting=True):
         with trio.fail_after(timeout_seconds):
-            if options.force_websocket or address.force_websocket or websocket_reason:
-                return await _dial_websocket(address, options, tcp_seconds, websocket_reason)
-            dialled = await _dial_derp(address, options, tcp_seconds)
-            if isinstance(dialled, Dialled):
-                return dialled
-            try:
-                return await _dial_websocket(address, options, tcp_seconds, dialled)
-            except ConnectError as error:
-                raise ConnectError(f"{address.label()}: {dialled}; then {error}") from error
+            if options.only_quic:
+                return await _dial_quic(address, options)
+
+            by_tcp = partial(_dial_by_tcp, address, options, tcp_seconds, websocket_reason)
+            quic = options.quic
+            if quic is None or not _can_be_quic(address, options) or not quic.may_try(address.host, address.port):
+                return await by_tcp()
+            dialled = await _race_ways(partial(_dial_quic, address, options), by_tcp)
+            quic.note(address.host, address.port, came_about=dialled.carrier is Carrier.QUIC)
+            return dialled
+
+
+async def _race_ways(by_quic: Attempt[Dialled], by_tcp: Attempt[Dialled]) -> Dialled:
+    """The first that comes about.  If none does, it is TCP's error that counts: QUIC is one more way, and no stock
+    client would tell of it."""
+    failure: TransportError | None = None
+
+    async def tcp() -> Dialled:
+        nonlocal failure
+        try:
+            return await by_tcp()
+        except TransportError as error:
+            failure = error
+            raise ConnectError(str(error)) from error
+
+    try:
+        return await race([by_quic, tcp], stagger_seconds=HEAD_START_SECONDS)
+    except ConnectError as error:
+        raise (failure or error) from error
+
+
+async def _dial_by_tcp(
+    address: RelayAddress, options: DialOptions, tcp_seconds: float | None, websocket_reason: str
+) -> Dialled:
+    if options.force_websocket or address.force_websocket or websocket_reason:
+        return await _dial_websocket(address, options, tcp_seconds, websocket_reason)
+    dialled = await _dial_derp(address, options, tcp_seconds)
+    if isinstance(dialled, Dialled):
+        return dialled
+    try:
+        return await _dial_websocket(address, options, tcp_seconds, dialled)
+    except ConnectError as error:
+        raise ConnectError(f"{address.label()}: {dialled}; then {error}") from error
+
+
+def _can_be_quic(address: RelayAddress, options: DialOptions) -> bool:
+    """Not where a websocket or a proxy is asked for: whoever set that up wants it to carry everything."""
+    wants_websocket = options.force_websocket or address.force_websocket
+    return address.is_tls and not wants_websocket and _proxy_for(address, options) is None
+
+
+async def _dial_quic(address: RelayAddress, options: DialOptions) -> Dialled:
+    if not address.is_tls:
+        raise ConfigError(f"{address.label()}: QUIC has TLS always: name the relay as https://...")
+    stream = await dial_quic(_target_of(address, options), _trust_of(address, options), address.label())
+    dialled = await _upgrade(stream, stream.facts, address, options)
+    if isinstance(dialled, str):
+        raise ConnectError(f"{address.label()}: {dialled}")
+    dialled.carrier, dialled.run = Carrier.QUIC, stream.run
+    stream.begin_frames(dialled.received)
+    dialled.received = b""
+    return dialled
 
 
 async def open_relay_stream(
@@ -202,8 +268,11 @@ async def secure_relay_stream(
     """The second half: TLS if the relay has it.  Closes `stream` if that fails."""
     if not address.is_tls:
         return stream, TlsFacts("")
-    trust = TlsTrust(address.host, address.cert_name, address.insecure_for_tests, options.context)
-    return await start_tls(stream, trust, address.label())
+    return await start_tls(stream, _trust_of(address, options), address.label())
+
+
+def _trust_of(address: RelayAddress, options: DialOptions) -> TlsTrust:
+    return TlsTrust(address.host, address.cert_name, address.insecure_for_tests, options.context)
 
 
 def has_way(address: RelayAddress, options: DialOptions) -> bool:
@@ -234,7 +303,13 @@ def _proxy_for(address: RelayAddress, options: DialOptions) -> Proxy | None:
 
 async def _dial_derp(address: RelayAddress, options: DialOptions, tcp_seconds: float | None) -> Dialled | str:
     """A stream, or the reason why a websocket should be tried."""
-    stream, facts = await open_relay_stream(address, options, tcp_seconds)
+    return await _upgrade(*await open_relay_stream(address, options, tcp_seconds), address, options)
+
+
+async def _upgrade(
+    stream: trio.abc.Stream, facts: TlsFacts, address: RelayAddress, options: DialOptions
+) -> Dialled | str:
+    """Ask for DERP; the stream is closed unless it is given back."""
     server_key = facts.server_key
     try:
         if facts.alpn == "h2":

@@ -90,6 +90,7 @@ class ServerConfig:
     http_port: int | None = None  # plain HTTP beside TLS: captive-portal probe, redirect, challenges; None: none
     dev: bool = False  # somebody tries it out on a machine of his own
     stun_may_move: bool = False  # take a free port if STUN's is taken: for --dev, whose port no map names
+    quic: bool = False  # DERP over QUIC too: one door more for strangers, and no stock client comes by it
     derp_enabled: bool = True  # False: /derp is 404, only STUN and /bootstrap-dns remain
 
     # Unacknowledged bytes for 15 s mean a dead path; the kernel's own 15 minutes would keep a ghost reachable.

@@ -177,6 +177,7 @@ _BESIDE_DERP: Final = (
         elsewhere=("stun_enable", "run_stun", "enable_stun"),
     ),
     Setting("stun_port", parse.port, "PORT", "UDP port of STUN, {default} by default", from_derper=True),
+    Setting("quic", _boolean, "", "serve DERP over QUIC too, by UDP on the ports of --listen, {default} by default"),
     Setting(
         "derp",
         _boolean,

@@ -13,7 +13,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, Final, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar
 
 import trio
 
@@ -30,9 +30,14 @@ from derp.server.memory import Load, give_back_forever
 from derp.server.ports import Ports
 from derp.server.selfcheck import SelfCheck
 from derp.server.session import Sessions
+from derp.text import error_text
 from derp.transport.notify import notify_manager
 from derp.transport.platform import raise_open_files
 from derp.transport.reactor import Reactor
+
+if TYPE_CHECKING:
+    from derp.server.quic import QuicPorts
+    from derp.server.upgrade import DerpUpgrades
 
 _log = logging.getLogger("derp.server")
 
@@ -135,6 +140,15 @@ class Server(ABC, Generic[Config]):
         """Those of the relay that clients reach through this server's ports; None without one."""
         return None
 
+    def upgrades(self) -> "DerpUpgrades | None":
+        """The way into that relay; None without one."""
+        return None
+
+    def doors(self) -> list[FrontDoor]:
+        """All that lead in, for what they count."""
+        quic = self.ports.quic
+        return [self.door, self.plain_door, *([quic.door] if quic is not None else [])]
+
     def count_elsewhere(self) -> int:
         """Connections that left the reactor and are still ours."""
         return 0
@@ -160,9 +174,13 @@ class Server(ABC, Generic[Config]):
     def open(self) -> None:
         """Bind every socket.  Raises ConfigError; nothing stays open then."""
         config = self.config
+        if config.quic:
+            self.ports.quic = self._make_quic()
         try:
             for host, port in config.listen:
                 self._listen(self.kind, host, port, self.door)
+                if self.ports.quic is not None:
+                    self.ports.open_quic(host)
             if config.http_port is not None and self.tls is not None:
                 for host in dict.fromkeys(host for host, _ in config.listen):
                     self._listen("http", host, config.http_port, self.plain_door)
@@ -171,6 +189,18 @@ class Server(ABC, Generic[Config]):
         except BaseException:
             self.close()
             raise
+
+    def _make_quic(self) -> "QuicPorts":
+        upgrades = self.upgrades()
+        if self.tls is None or upgrades is None:
+            what = "a certificate, as TLS does" if self.tls is None else "the relay, which is off"
+            raise ConfigError(f"--quic needs {what}")
+        try:
+            # Imported here: the library behind it takes a tenth of a second, and is an extra.
+            from derp.server.quic import QuicPorts
+        except ImportError as error:
+            raise ConfigError(f"--quic: {error_text(error)}; install tailnet-derp[quic]") from None
+        return QuicPorts(self.reactor, self.tls, self.lobby, upgrades)
 
     def _listen(self, kind: str, host: str, port: int, door: FrontDoor) -> None:
         self.ports.open(
@@ -185,7 +215,7 @@ class Server(ABC, Generic[Config]):
 
     def close(self) -> None:
         """Close the listening sockets; connections stay."""
-        self.ports.close()
+        self.ports.close(is_replaced=self.is_replaced)
 
     async def run(self, *, task_status: trio.TaskStatus[Self] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until drained, handed over or cancelled.  Started when clients may come."""

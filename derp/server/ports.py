@@ -1,7 +1,7 @@
-"""The ports of one server: TCP listeners with their certificate, and STUN beside them.  Layer L3.
+"""The ports of one server: TCP listeners with their certificate, QUIC and STUN beside them.  Layer L3.
 
 The relay and the coordinator each have one.  Open all, then `start`; `close` ends listening and leaves connections
-alone.  Next hop: listener.py, stun.py, transport/tls.py.
+alone.  Next hop: listener.py, stun.py, quic.py, transport/tls.py.
 """
 
 import logging
@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from derp.errors import ListenError
 from derp.server.door import FrontDoor
@@ -21,6 +21,9 @@ from derp.transport.reactor import Reactor
 from derp.transport.timers import Timer
 from derp.transport.tls import TlsServer
 
+if TYPE_CHECKING:
+    from derp.server.quic import QuicPorts
+
 _log = logging.getLogger("derp.server")
 
 # A look at two files is cheap, but no operator replaces certificates every second.
@@ -29,7 +32,7 @@ LOOK_SECONDS: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Listening:
-    """One socket: `kind` is derp, derp+tls, http, tailnet, tailnet+tls or stun."""
+    """One socket: `kind` is derp, derp+tls, derp+quic, http, tailnet, tailnet+tls or stun."""
 
     kind: str
     host: str
@@ -44,11 +47,14 @@ class Ports:
         self.listening: list[Listening] = []
         self.listeners: list[Listener] = []
         self.stun: list[StunResponder] = []
+        self.quic: QuicPorts | None = None
+        """Set by who wants QUIC, before `open_quic`."""
         self.own_places: set[tuple[str, int]] = set()
         """Where connections of this server to itself come from: no limit counts them (selfcheck.py)."""
         self.reactor = reactor
         self._inherited = inherited or Inherited()
         self._bound: list[Handed] = []
+        self._lent: list[Handed] = []  # to QUIC, which closes them when its last connection has ended
         self._look_timer: Timer | None = None
 
     def open(
@@ -76,6 +82,15 @@ class Ports:
         self.listeners.append(listener)
         self.listening.append(Listening(kind if tls is None else f"{kind}+tls", *listener.address))
 
+    def open_quic(self, host: str) -> None:
+        """Serve QUIC on the UDP port beside the TCP port that was opened last."""
+        assert self.quic is not None
+        port = self.listeners[-1].address[1]
+        sock = self._inherited.take("udp", host, port) or open_udp(host, port)
+        self._lent.append(Handed("udp", host, port, sock))
+        self.quic.open(sock)
+        self.listening.append(Listening("derp+quic", str(sock.getsockname()[0]), port))
+
     def open_stun(self, host: str, port: int, is_well: Callable[[], bool], *, may_move: bool = False) -> None:
         """Answer STUN on a UDP port, as long as the server is well.  `may_move`: on a free one if need be."""
         sock = self._inherited.take("udp", host, port) or open_stun(host, port, may_move=may_move)
@@ -88,7 +103,7 @@ class Ports:
 
     def sockets(self) -> list[Handed]:
         """All that are open, for the process that takes over."""
-        return list(self._bound)
+        return [*self._bound, *self._lent]
 
     def start(self) -> None:
         """Accept from now on, and look at the certificate now and then."""
@@ -104,6 +119,8 @@ class Ports:
     def look_at_certificate(self) -> None:
         """Serve the certificate that is in the files now, if they changed."""
         done = self.tls.reload_if_changed(time.time()) if self.tls is not None else None
+        if self.quic is not None:
+            self.quic.look_at_certificate()
         if done is not None:
             _log.log(logging.INFO if done.ok else logging.ERROR, "= %s", done.text)
 
@@ -111,17 +128,20 @@ class Ports:
         """Unix time; None without TLS."""
         return self.tls.leaf.not_valid_after_utc.timestamp() if self.tls is not None else None
 
-    def close(self) -> None:
-        """Close the listening sockets; connections stay."""
+    def close(self, *, is_replaced: bool = False) -> None:
+        """Close the listening sockets; connections stay, but those of QUIC where another process has their socket."""
         if self._look_timer is not None:
             self._look_timer.cancel()
         for listener in self.listeners:
             listener.close()
+        if self.quic is not None:
+            self.quic.leave(is_replaced=is_replaced)
         for handed in self._bound:
             if handed.kind == "udp":
                 self.reactor.unwatch(handed.sock.fileno())
                 handed.sock.close()
         self.listeners.clear()
+        self._lent.clear()
         self._bound.clear()
 
 

@@ -25,6 +25,7 @@ from derp.server.pages import Page, Pages, PlainPages
 from derp.server.relay import Relay
 from derp.server.session import Sessions
 from derp.server.statistics import read_statistics
+from derp.server.upgrade import DerpUpgrades
 from derp.server.varz import vars_page, varz_page
 from derp.server.worker import Worker
 
@@ -80,8 +81,7 @@ class RelayServer(Server[RelayConfig]):
 
     def statistics(self) -> RelayStatistics:
         """One reading of everything that is counted."""
-        doors = [self.door, self.plain_door]
-        return read_statistics(self.relay, self.lobby, self.ports, doors, self.keeper, self.self_check)
+        return read_statistics(self.relay, self.lobby, self.ports, self.doors(), self.keeper, self.self_check)
 
     def open(self) -> None:
         super().open()
@@ -117,6 +117,9 @@ class RelayServer(Server[RelayConfig]):
 
     def own_sessions(self) -> Sessions | None:
         return self.relay.sessions if self.config.derp_enabled else None
+
+    def upgrades(self) -> DerpUpgrades | None:
+        return self.relay.upgrades if self.config.derp_enabled else None
 
     def look_at_files(self) -> None:
         """There are none that settings do not name."""

@@ -42,6 +42,8 @@ def read_statistics(
         stun=stun_totals(ports.stun),
         stun_family={family: sum(each.success_count[family] for each in ports.stun) for family in ("ipv4", "ipv6")},
         stun_no_local_address=sum(each.no_local_address_count for each in ports.stun),
+        quic=ports.quic.totals() if ports.quic is not None else {},
+        quic_dropped=ports.quic.dropped() if ports.quic is not None else {},
         log_lines_dropped=dropped_line_count(),
         certificate_expires_at=ports.certificate_expires_at(),
         renewal_failures=keeper.failures if keeper is not None else None,

@@ -62,6 +62,22 @@ def keep_alive(sock: HasOptions, seconds: float) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, int(seconds)))
 
 
+# Of linux/in.h and linux/in6.h, unnamed in the socket module: the option, and "do not fragment, and do not believe what
+# routers say of sizes".
+_MTU_DISCOVER: Final = {socket.AF_INET: (socket.IPPROTO_IP, 10), socket.AF_INET6: (socket.IPPROTO_IPV6, 23)}
+_PMTUDISC_PROBE: Final = 3
+
+
+def never_fragment(sock: socket.socket) -> None:
+    """Have datagrams of a UDP socket lost that a path cannot carry whole, where the system can: QUIC's must be."""
+    if sys.platform != "linux":
+        return
+    for family, (level, option) in _MTU_DISCOVER.items():
+        if sock.family in (family, socket.AF_INET6):  # one of both families has both options
+            with contextlib.suppress(OSError):
+                sock.setsockopt(level, option, _PMTUDISC_PROBE)
+
+
 def _tcp_info(sock: socket.socket, size: int) -> bytes:
     """The beginning of the kernel's struct tcp_info.  OSError where nobody tells."""
     option = getattr(socket, "TCP_INFO", None)

@@ -61,7 +61,8 @@ class TlsServer:
     """The TLS side of one relay.
 
     `context` is replaced as a whole when certificates change: read it anew for each connection; those that are open
-    keep theirs.  `pin` is `sha256-raw:<hex>` of the leaf, which is what the CertName of a map takes.
+    keep theirs.  `chain_and_key`, both PEM, is what it shows.  `pin` is `sha256-raw:<hex>` of the leaf, which is what
+    the CertName of a map takes.
     Raises ConfigError from the constructor only.  `now` is the time of day in POSIX seconds.
     """
 
@@ -188,11 +189,13 @@ class TlsServer:
         self._check_leaf(leaf, place, _moment(now))
         meta = ssl.DER_cert_to_PEM_cert(make_meta_certificate(self._server_key, _moment(now))).encode()
         context = _new_context()
-        load_chain(context, chain.rstrip() + b"\n" + meta, key, place, str(config.key_file or place))
+        shown = chain.rstrip() + b"\n" + meta
+        load_chain(context, shown, key, place, str(config.key_file or place))
         if config.require_sni:
             context.sni_callback = _SniRule(config.hostname)
         if self.records is not None:
             self.records.watch(context)
+        self.chain_and_key = shown, key
         return context, leaf
 
     def _check_leaf(self, leaf: x509.Certificate, place: str, now: datetime) -> None:

@@ -9,7 +9,7 @@ Server side: tls.py.  Next hop: client/dial.py.
 import hashlib
 import hmac
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -128,6 +128,27 @@ async def start_tls(stream: trio.abc.Stream, trust: TlsTrust, label: str) -> tup
     except BaseException:
         await trio.aclose_forcefully(stream)
         raise
+
+
+def certificate_facts(
+    chain: Sequence[bytes], trust: TlsTrust, label: str, check: Callable[[Sequence[bytes], ssl.SSLContext], str]
+) -> TlsFacts:
+    """What a handshake settled that checked no certificate (QUIC's): the whole trust is checked here.
+
+    `check(chain, context)` says why the context's roots do not vouch for the chain.  Raises ConnectError.
+    """
+    trust = trust.in_tls()
+    pin = trust.pin()
+    if _checks_roots(trust, pin):
+        context = trust.context or _context(True, _checks_name(trust, pin))
+        why = check(chain, context)
+        if why:
+            raise ConnectError(f"TLS with {label}: its certificate is refused: {why}")
+        if context.check_hostname:
+            # OpenSSL would have looked for the name that was asked for: here it is looked for as a CertName is.
+            trust = replace(trust, server_name="", cert_name=trust.server_name)
+    _check_certificates(trust, pin, chain, label)
+    return TlsFacts("TLSv1.3", None, find_meta_key(chain), tuple(chain))
 
 
 def find_meta_key(chain: Sequence[bytes]) -> bytes | None:

@@ -32,6 +32,7 @@ from derp.server.pages import Page, Pages, PlainPages, Question
 from derp.server.relay import Relay
 from derp.server.session import Sessions
 from derp.server.statistics import read_statistics
+from derp.server.upgrade import DerpUpgrades
 from derp.server.varz import vars_page, varz_page
 from derp.transport.http import Request
 from derp.transport.links import Link
@@ -214,6 +215,9 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         keys.on_revoked.append(relay.recheck)
         return relay
 
+    def upgrades(self) -> DerpUpgrades | None:
+        return self.relay.upgrades if self.relay is not None else None
+
     def own_sessions(self) -> Sessions | None:
         return self.relay.sessions if self.relay is not None else None
 
@@ -316,7 +320,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
 
     def relay_statistics(self) -> RelayStatistics:
         """What is counted of listeners and of the embedded relay."""
-        doors = [self.door, self.plain_door, self.admin_door]
+        doors = [*self.doors(), self.admin_door]
         return read_statistics(self.relay, self.lobby, self.ports, doors, self.keeper, self.self_check)
 
     def read_load(self) -> Load:

@@ -25,8 +25,8 @@ PATIENCE_SECONDS = 60.0  # a hang guard, never part of what is asserted
 SELF_SIGNED = TlsConfig(self_signed=True, hostname=HOST)
 DISCO = b"TS\xf0\x9f\x92\xac" + bytes(56)
 
-Carrier = Literal["plain", "tls", "websocket"]
-CARRIERS: tuple[Carrier, ...] = ("plain", "tls", "websocket")
+Carrier = Literal["plain", "tls", "websocket", "quic"]
+CARRIERS: tuple[Carrier, ...] = ("plain", "tls", "websocket")  # of streams, which keep all frames in order
 Wanted = TypeVar("Wanted")
 
 
@@ -43,6 +43,8 @@ def relay_config(**changes: Any) -> RelayConfig:
 
 def config_for(carrier: Carrier, **changes: Any) -> RelayConfig:
     """The same, with TLS where the carrier wants it."""
+    if carrier == "quic":
+        return relay_config(tls=SELF_SIGNED, quic=True, **changes)
     return relay_config(**({"tls": SELF_SIGNED} if carrier == "tls" else {}), **changes)
 
 
@@ -148,7 +150,11 @@ async def call(
     private = private or NodePrivate.generate()
     scheme = "https" if server.tls is not None else "http"
     options = DialOptions(
-        insecure_for_tests=True, force_websocket=carrier == "websocket", environment=None, headers=headers
+        insecure_for_tests=True,
+        force_websocket=carrier == "websocket",
+        only_quic=carrier == "quic",
+        environment=None,
+        headers=headers,
     )
     url = f"{scheme}://{HOST}:{port_of(server)}/derp"
     reached = await reach(url, Identity(private, mesh_key=mesh_key), options, "", PATIENCE_SECONDS)

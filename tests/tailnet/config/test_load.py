@@ -25,6 +25,7 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "dev": ("true", True),
     "access_url": ("https://tailnet.example.com", "https://tailnet.example.com"),
     "derp": ("false", False),
+    "quic": ("true", True),
     "self_check": ("false", False),
     "derp_region_id": ("7", 7),
     "derp_region_code": ("fra", "fra"),
