@@ -390,6 +390,7 @@ CORES: dict[str, list[Callable[[], Walked]]] = {
 }
 # They hand the time on; what they hand on to is walked above.
 DRIVERS = {
+    "derp/transport/quic.py:QuicLine",  # to aioquic's connection
     "tailnet/node/core.py:NodeCore",
     "tailnet/transport/channel.py:Channel",
     "tailnet/services/legacy.py:LegacyChannel",

@@ -38,10 +38,7 @@ class QuicPorts:
         self._tls = tls
         self._shown = tls.chain_and_key
         self._quic = QuicDoor()
-        try:
-            self._quic.configure(*self._shown)
-        except ValueError as error:
-            raise ConfigError(f"--quic: {error}; get another certificate, or leave --quic off") from None
+        self._quic.configure(*self._shown)
 
     def open(self, sock: socket.socket) -> None:
         """Serve QUIC on a bound UDP socket, which is ours from now on."""
@@ -62,8 +59,8 @@ class QuicPorts:
         self._shown = self._tls.chain_and_key
         try:
             self._quic.configure(*self._shown)
-        except ValueError as error:
-            _log.error("! QUIC goes on with the certificate of before: %s", error)
+        except ConfigError as error:
+            _log.error("! %s; it goes on with the one of before", error)
 
     def totals(self) -> dict[str, int]:
         """What became of those who came: connections that began, that were asked to come again, and that moved."""

@@ -33,6 +33,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from derp.close_reason import CloseReason
+from derp.errors import ConfigError
 from derp.protocol.quic import ALPN, DATAGRAM_BYTES, UDP_BYTES, cut
 from derp.text import error_text, printable
 from derp.transport.host import Piece, WireEnded
@@ -339,12 +340,12 @@ class QuicDoor:
         self._retry = QuicRetryTokenHandler()
 
     def configure(self, chain: bytes, key: bytes) -> None:
-        """Show this certificate from now on, both PEM, leaf first.  ValueError says why it cannot be."""
+        """Show this certificate from now on, both PEM, leaf first.  ConfigError says why it cannot be."""
         try:
             certificates = x509.load_pem_x509_certificates(chain)
             private = tls.load_pem_private_key(key)
         except (ValueError, TypeError) as error:
-            raise ValueError(f"the certificate or its key: {error_text(error)}") from error
+            raise ConfigError(f"QUIC cannot show the certificate of TLS: {error_text(error)}") from error
         self._configuration = _configuration(
             is_client=False, certificate=certificates[0], certificate_chain=certificates[1:], private_key=private
         )

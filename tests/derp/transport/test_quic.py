@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 import pytest
 
 from derp.close_reason import CloseReason
+from derp.errors import ConfigError
 from derp.protocol.frames import FrameType, encode_frame
 from derp.protocol.quic import DATAGRAM_BYTES, UDP_BYTES
 from derp.transport.quic import (
@@ -258,9 +259,9 @@ def test_another_version_is_told_ours() -> None:
 def test_a_bad_certificate_is_named() -> None:
     chain, key = certificate()
     door = QuicDoor()
-    with pytest.raises(ValueError, match="certificate"):
+    with pytest.raises(ConfigError, match="certificate"):
         door.configure(b"none", key)
-    with pytest.raises(ValueError, match="certificate or its key"):
+    with pytest.raises(ConfigError, match="certificate"):
         door.configure(chain, b"none")
 
 
