@@ -218,6 +218,8 @@ def _check_workers(given: Given, config: RelayConfig) -> None:
         given.fail("workers", "cannot share a certificate that a relay gets for itself: use --cert-mode manual, or 1")
     if tls is not None and tls.self_signed and tls.cert_file is None:
         given.fail("workers", "need one certificate for all: set --cert-dir beside --tls-self-signed, or use 1")
+    if config.quic:
+        given.fail("workers", "cannot share --quic: a client that changes its address would come to another one")
     if config.admission_log is not None:
         given.fail("workers", "cannot write one --admission-log together: leave one of the two out")
 
