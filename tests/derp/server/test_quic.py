@@ -12,12 +12,13 @@ import trio
 from derp.client.client import DerpClient, Identity, open_derp_client, reach
 from derp.client.dial import Carrier, DialOptions
 from derp.client.quic import dial_quic
-from derp.config import RateConfig, TlsConfig
+from derp.config import TlsConfig
 from derp.errors import ConnectError, TransportError
 from derp.keys import NodePrivate
 from derp.protocol.frames import FrameType, encode_frame
 from derp.protocol.messages import Health, RecvPacket
 from derp.protocol.stun import encode_request
+from derp.relay.limits import Rate
 from derp.server.server import RelayServer
 from derp.transport.quic import dial
 from derp.transport.quic_wire import HANDSHAKES_AT_ONCE, MAX_HALF_OPEN_PER_ADDRESS, Drop, QuicEndpoint
@@ -180,7 +181,7 @@ async def test_a_new_certificate_is_shown_to_newcomers(tmp_path: Path) -> None:
 
 
 async def test_a_held_back_client_loses_nothing_that_fits_and_goes_on() -> None:
-    rate = RateConfig(client_bytes_per_second=200_000, client_burst_bytes=70_000)
+    rate = Rate(bytes_per_second=200_000, burst_bytes=70_000)
     async with open_server(config_for("quic", rate=rate)) as server, two_clients(server) as (client, _, peer, other):
         for number in range(150):
             await client.send(other, number.to_bytes(2, "big") * 500)
