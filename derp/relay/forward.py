@@ -10,7 +10,8 @@ from typing import Final
 from derp.errors import RemoteProtocolError
 from derp.protocol.frames import HEADER, HEADER_BYTES, KEY_BYTES, MAX_FORWARD_BYTES, MAX_SEND_BYTES
 from derp.relay.clients import Client
-from derp.relay.counters import DISCO_MAGIC, DISCO_MIN_BYTES, Counters
+from derp.relay.counters import DISCO_MAGIC, DISCO_MIN_BYTES, Counters, DropReason
+from derp.relay.queue import count_lost, frame_starts
 from derp.relay.router import Route, Router
 from derp.relay.siblings import Arrivals, SiblingRoute
 
@@ -186,8 +187,22 @@ def relay_forwarded(
     return at
 
 
+def forward_again(frames: bytes, link: Route, router: Router) -> None:
+    """ForwardPackets that `link` did not take before it ended go where else their clients are, or are counted."""
+    view = memoryview(frames)
+    for at, end in frame_starts(view):
+        member = router.members.get(frames[at + _HEAD : at + _FORWARD_HEAD]) if frames[at] == _FORWARD else None
+        route = member.active or member.mailbox if member is not None else None
+        if route is None and member is not None:
+            route = next((other for other in member.forwarders if other is not link), None)
+        if route is None:
+            count_lost(frames[at:end], DropReason.WRITE_ERROR, router.counters)
+        else:
+            _pass_on(view, at, end, frames[at + HEADER_BYTES : at + _HEAD], route, router)
+
+
 def _pass_on(view: memoryview, at: int, end: int, source_key: bytes, route: Route, router: Router) -> None:
-    """Hand a ForwardPacket for a client that was sent away after it: to its mailbox, or to the relay that has it now.
+    """Hand a ForwardPacket to where its client is now: to a mailbox of ours, a connection, or the relay that has it.
 
     Two relays that leave at once may pass one to and fro until each knows that the other has not got the client.
     """

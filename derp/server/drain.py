@@ -28,6 +28,8 @@ _SPREAD_SECONDS: Final = 1.0
 # Where this relay is the only one of its region, a client that we close can go nowhere until the relay is back; a slow
 # pace would only make it wait longer.
 _CLOSES_PER_SECOND_ALONE: Final = 10_000.0
+# Relays of ours dial a successor as soon as they hear of it; genuine ones do not, and keep their packets coming here.
+_NEIGHBOURS_SECONDS: Final = 5.0
 # Stock clients that act on the frame wait this long; a restart takes a second or two.
 _RECONNECT_IN_SECONDS: Final = 2.0
 _TRY_FOR_SECONDS: Final = 60.0
@@ -41,6 +43,9 @@ async def drain_clients(
     A client that still has packets queued is closed last.  Those left at the end are closed with the reactor.
     """
     relay.announce_restart(reconnect_in_seconds, _TRY_FOR_SECONDS)
+    with trio.move_on_after(_NEIGHBOURS_SECONDS):
+        while relay.neighbours_to_move():  # noqa: ASYNC110  # it takes them a round trip or two
+            await trio.sleep(_STEP_SECONDS)
     total = len(relay.router.clients)
     per_second = _pace(total, drain_seconds, is_alone=not relay.has_neighbours())
     told = fields(event="draining", clients_count=total, per_second=per_second, seconds=drain_seconds)

@@ -25,6 +25,8 @@ _log = logging.getLogger("derp.server")
 
 # Not DERP_... or TAILNET_...: that is how settings are called.
 VARIABLE: Final = "RELAY_HANDOVER"
+# Ours to the process that we replace: succession.py.
+KIN_VARIABLES: Final = ("RELAY_KIN_SERVES", "RELAY_KIN_DIALS")
 # systemd's first descriptor: SD_LISTEN_FDS_START of sd-daemon.h.
 _FIRST_FD: Final = 3
 # A cold start takes half a second; one that reads keys from a slow disk, some seconds.
@@ -49,9 +51,16 @@ class Inherited:
     """The sockets that this process was given.  Call `take` for each that the settings want, then `finish`."""
 
     def __init__(
-        self, handed: Iterable[Handed] = (), ready_fd: int | None = None, *, from_systemd: Iterable[socket.socket] = ()
+        self,
+        handed: Iterable[Handed] = (),
+        ready_fd: int | None = None,
+        *,
+        from_systemd: Iterable[socket.socket] = (),
+        kin: Sequence[socket.socket] = (),
     ) -> None:
-        """`handed` carry the names of settings; those of systemd are found by the address to which they are bound."""
+        """`handed` carry the names of settings; those of systemd are found by the address to which they are bound;
+        `kin`: to the process that we replace (succession.py)."""
+        self._kin = list(kin)
         self._handed = {(one.kind, one.host, one.port): one.sock for one in handed}
         self._from_systemd = list(from_systemd)
         self._ready_fd = ready_fd
@@ -66,7 +75,8 @@ class Inherited:
         document = json.loads(text)
         handed = [Handed(kind, host, port, _adopt(fd)) for kind, host, port, fd in document["sockets"]]
         os.set_inheritable(document["ready"], False)
-        return cls(handed, document["ready"], from_systemd=from_systemd)
+        kin = [_adopt(int(environ.pop(name))) for name in KIN_VARIABLES if name in environ]  # an older one gave none
+        return cls(handed, document["ready"], from_systemd=from_systemd, kin=kin)
 
     @property
     def replaces_another(self) -> bool:
@@ -84,6 +94,11 @@ class Inherited:
                 return sock
         return None
 
+    def take_kin(self) -> list[socket.socket]:
+        """The sockets to the process that we replace, once; none without one."""
+        kin, self._kin = self._kin, []
+        return kin
+
     def finish(self) -> None:
         """We serve: tell the process that we replace, and close what the settings of today do not name any more."""
         for sock in self._from_systemd:
@@ -91,7 +106,7 @@ class Inherited:
             _log.warning(
                 "! systemd gave a %s socket at %s, which no setting names: nobody serves it", _kind(sock), place
             )
-        for sock in (*self._handed.values(), *self._from_systemd):
+        for sock in (*self._handed.values(), *self._from_systemd, *self.take_kin()):
             sock.close()
         self._handed.clear()
         self._from_systemd.clear()

@@ -19,21 +19,23 @@ import trio
 
 from derp.config import ServerConfig, compare
 from derp.config.setting import Table
-from derp.errors import ConfigError
+from derp.errors import ConfigError, DerpError
 from derp.keys import NodePublic
 from derp.log import set_level
 from derp.server.door import FrontDoor
 from derp.server.encryption import open_keeper, open_tls
-from derp.server.handover import HandoverError, Inherited, hand_over
+from derp.server.handover import KIN_VARIABLES, HandoverError, Inherited, hand_over
 from derp.server.lobby import Lobby
 from derp.server.memory import Load, give_back_forever
 from derp.server.ports import Ports
+from derp.server.relay import Relay
 from derp.server.selfcheck import SelfCheck
-from derp.server.session import Sessions
+from derp.server.succession import Ends, Succession, open_pairs
 from derp.text import error_text
 from derp.transport.notify import notify_manager
 from derp.transport.platform import raise_open_files
 from derp.transport.reactor import Reactor
+from derp.transport.stream import reason_of
 
 if TYPE_CHECKING:
     from derp.server.quic import QuicPorts
@@ -43,6 +45,8 @@ _log = logging.getLogger("derp.server")
 
 # How long a process that was replaced waits for requests on connections that it had accepted: a round trip or a few.
 DOOR_SECONDS: Final = 2.0
+# How long a process waits for the one that it replaces, and for the relays of its region, before it serves anyway.
+_JOIN_SECONDS: Final = 5.0
 # A server with 100,000 clients holds a million objects that live for hours.  Python's collector starts every 700 new
 # objects; the packet path makes none that need it, but logins would pay for looking through their elders again and
 # again.  Cycles are rare here (exceptions, mostly), so it may wait for more of them.
@@ -136,8 +140,8 @@ class Server(ABC, Generic[Config]):
         """The listeners through which this server checks itself."""
         return self.kind
 
-    def own_sessions(self) -> Sessions | None:
-        """Those of the relay that clients reach through this server's ports; None without one."""
+    def own_relay(self) -> Relay | None:
+        """The relay that clients reach through this server's ports; None without one."""
         return None
 
     def upgrades(self) -> "DerpUpgrades | None":
@@ -225,6 +229,7 @@ class Server(ABC, Generic[Config]):
                 nursery.start_soon(self.keeper.run)
             nursery.start_soon(self.reactor.run)
             nursery.start_soon(give_back_forever, self.read_load)
+            await self._join_predecessor()
             self.ports.start()
             if self.config.self_check:
                 nursery.start_soon(self._check_itself)
@@ -233,8 +238,22 @@ class Server(ABC, Generic[Config]):
             await self.drained.wait()
             nursery.cancel_scope.cancel()
 
+    async def _join_predecessor(self) -> None:
+        """Mesh with the process that we replace, and with the other relays, so that whoever comes here reaches all."""
+        relay = self.own_relay()
+        kin = self.inherited.take_kin()
+        if relay is None or not kin:
+            return
+        relay.succession = Succession(relay.sessions, Ends(*kin), 2 * self.config.max_connections)
+        with trio.move_on_after(_JOIN_SECONDS):
+            await self._join(relay.succession)
+            while not relay.is_meshed():  # noqa: ASYNC110  # a round trip or a few
+                await trio.sleep(0.01)
+
     async def _check_itself(self) -> None:
-        self.self_check = SelfCheck(self.ports, self.own_kind, self.own_sessions(), hostname=self.config.hostname)
+        relay = self.own_relay()
+        sessions = relay.sessions if relay is not None else None
+        self.self_check = SelfCheck(self.ports, self.own_kind, sessions, hostname=self.config.hostname)
         with self._checking:
             await self.self_check.run()
 
@@ -290,7 +309,7 @@ class Server(ABC, Generic[Config]):
             return False
         with trio.CancelScope() as self._handing_over:
             try:
-                self.successor = await hand_over(self.ports.sockets(), command)
+                self.successor = await self._start_successor(command)
             except HandoverError as error:
                 _log.error("! nobody to hand over to: %s; this process goes on", error)
         self._handing_over = None
@@ -306,11 +325,45 @@ class Server(ABC, Generic[Config]):
         self.is_replaced = True
         await self._leave()
 
+    async def _start_successor(self, command: Sequence[str]) -> trio.Process:
+        relay = self.own_relay()
+        if relay is None:
+            return await hand_over(self.ports.sockets(), command)
+        ours, theirs = open_pairs()
+        relay.succession = Succession(relay.sessions, ours, 2 * self.config.max_connections)
+        failure: HandoverError | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._join, relay.succession)
+            try:
+                more = {name: sock.fileno() for name, sock in zip(KIN_VARIABLES, theirs, strict=True)}
+                successor = await hand_over(self.ports.sockets(), command, more=more)
+            except HandoverError as error:
+                failure = error
+                nursery.cancel_scope.cancel()
+            else:
+                nursery.cancel_scope.deadline = trio.current_time() + _JOIN_SECONDS
+            finally:
+                for sock in theirs:
+                    sock.close()
+        if failure is not None:
+            relay.succession = None
+            raise failure
+        return successor
+
+    async def _join(self, succession: Succession) -> None:
+        try:
+            await succession.join()
+        except (trio.BrokenResourceError, DerpError) as error:  # a version that does not know of it, for example
+            _log.warning("! packets between the two processes are lost: %s", reason_of(error))
+
     async def _leave(self) -> None:
         self.is_draining = True
         self._checking.cancel()
         self.close()
         await self.send_away()
+        relay = self.own_relay()
+        if relay is not None:
+            await relay.leave_mesh()
         self.drained.set()
 
 

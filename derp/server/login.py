@@ -31,7 +31,13 @@ async def log_in(stream: LinkStream, host: str, connection: ClientConnection, *,
     judged = judge_derp_answer(answer.status, answer.headers)
     if judged.kind is not AnswerKind.UPGRADED:
         raise RemoteProtocolError(judged.reason)
-    received = http.trailing_data()
+    await shake_hands(stream, connection, http.trailing_data(), own_key=own_key)
+
+
+async def shake_hands(
+    stream: LinkStream, connection: ClientConnection, received: bytes = b"", *, own_key: bytes | None = None
+) -> None:
+    """What `log_in` does after the upgrade; `received` came with that."""
     while True:
         if received:
             connection.receive_data(received)

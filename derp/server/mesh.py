@@ -20,8 +20,11 @@ from derp.errors import ConnectError, DerpError, RemoteProtocolError
 from derp.keys import MeshKey, NodePrivate, short_key
 from derp.log import fields
 from derp.protocol.connection import ClientConnection
+from derp.protocol.messages import Restarting
+from derp.relay.clients import Client
 from derp.relay.counters import DropReason
 from derp.relay.deadlines import Deadlines
+from derp.relay.forward import forward_again
 from derp.relay.mesh import MeshPeerState, MeshRoute
 from derp.server.login import OwnRelay, log_in
 from derp.server.session import Sessions, drain_queue
@@ -50,6 +53,11 @@ _FORGET_AT_ONCE: Final = 2000
 # A connection that lasted so long was a good one: the log tells of its end, and our first attempt after it comes soon.
 _SETTLED_SECONDS: Final = 10.0
 _CONNECT_SECONDS: Final = 10.0
+# All relays of a region hear at once that one is replaced: they need not dial it in the same millisecond.
+_REPLACED_SECONDS: Final = 0.02
+# The last packets of clients that we sent away go to the other relay, and it hangs up: a round trip or two.
+_LEAVE_SECONDS: Final = 2.0
+_LEAVE_STEP_SECONDS: Final = 0.01
 # A relay sends a keep-alive every 60 to 65 s; twice that without a frame and it is dead.
 SILENT_SECONDS: Final = 130.0
 # What OpenSSL says, and what the operator of a region can do about it.
@@ -64,7 +72,17 @@ _TLS_REMEDIES: Final = {
 class MeshSession:
     """One mesh connection on the reactor."""
 
-    __slots__ = ("_connection", "_name", "_sessions", "ended_event", "heard_at", "reason", "route", "wire")
+    __slots__ = (
+        "_connection",
+        "_name",
+        "_sessions",
+        "ended_event",
+        "heard_at",
+        "left_event",
+        "reason",
+        "route",
+        "wire",
+    )
 
     def __init__(
         self, sessions: Sessions, wire: Wire, connection: ClientConnection, route: MeshRoute, name: str
@@ -75,6 +93,8 @@ class MeshSession:
         self.wire = wire
         self.route = route
         self.ended_event = trio.Event()
+        # It ended, or it is about to and another process serves already in the place of the one at its other end.
+        self.left_event = trio.Event()
         self.reason = ""
         self.heard_at = sessions.host.now
 
@@ -83,6 +103,8 @@ class MeshSession:
         was_accepted = self.route.is_accepted
         for message in self._connection.receive_data(self._sessions.host.view[at:end]):
             self.route.handle_message(message)
+            if isinstance(message, Restarting) and not message.reconnect_in_ms:
+                self.left_event.set()
         if self.route.too_many:
             raise RemoteProtocolError(
                 f"it announced more than {len(self.route.keys)} keys; if it has so many clients, raise max_connections"
@@ -104,14 +126,23 @@ class MeshSession:
             self.reason = "it closed the connection when asked for its clients: does it have the same mesh key?"
         self._sessions.lobby.count_closed(reason)
         self._sessions.router.counters.write_timeouts += reason is CloseReason.WRITE_TIMEOUT
-        if self.route.pending:
-            self._sessions.count_lost(b"".join(self.route.pending))
+        pending = b"".join(self.route.pending)
+        self.route.pending, self.route.pending_bytes = [], 0
         if self.route.queue is not None:
             self.route.queue.discard(DropReason.WRITE_ERROR)
             self.route.queue = None
         if len(self.route.keys) <= _FORGET_AT_ONCE:
             self.route.handle_break()
+        forward_again(pending, self.route, self._sessions.router)
+        self.left_event.set()
         self.ended_event.set()
+
+    async def see_out(self) -> None:
+        """Until it has ended, and nothing is left of what was learnt over it."""
+        await self.ended_event.wait()
+        while self.route.forget_some(_FORGET_AT_ONCE):
+            self._sessions.host.flush()
+            await trio.lowlevel.checkpoint()
 
 
 class Mesh:
@@ -136,6 +167,9 @@ class Mesh:
         # when each session will have been silent for too long if nothing comes; `_hang_up` looks at `heard_at` then
         self._silence = Deadlines[MeshSession]()
         self._alarm = Alarm(sessions.host, self._hang_up, self._silence)
+        self._is_leaving = False
+        self._arrived = trio.Event()  # another relay of the region has just connected: it is there to be dialled
+        sessions.on_register.append(self._note_arrival)
 
     async def run(self, peers: tuple[MeshPeer, ...]) -> None:
         """Keep a connection to each of `peers` until cancelled.  One that turns out to be this relay is left out."""
@@ -154,13 +188,29 @@ class Mesh:
             else:
                 self._sessions.host.close(session.wire, CloseReason.SILENT)
 
+    def _note_arrival(self, client: Client) -> None:
+        if client.is_mesh_peer:
+            self._arrived.set()
+            self._arrived = trio.Event()
+
+    async def leave(self) -> None:
+        """Say to the others that nothing more comes, when all has gone, and wait until they have hung up."""
+        self._is_leaving = True
+        async with trio.open_nursery() as nursery:
+            for session in tuple(self.sessions.values()):
+                nursery.start_soon(leave, session)
+
     async def _keep_connected(self, peer: MeshPeer) -> None:
+        async with trio.open_nursery() as nursery:  # for connections to processes that others have replaced
+            await self._dial_forever(peer, nursery)
+
+    async def _dial_forever(self, peer: MeshPeer, nursery: trio.Nursery) -> None:
         state = self.states[peer] = MeshPeerState(_label(peer))
         name = state.name
         complained = ""
         failures = 0
         lost_at = -math.inf  # when a good connection ended
-        while True:
+        while not self._is_leaving:
             began = trio.current_time()
             try:
                 session = await self._connect(peer)
@@ -175,13 +225,19 @@ class Mesh:
             else:
                 self.sessions[peer] = session
                 state.route = session.route
-                await session.ended_event.wait()
-                while session.route.forget_some(_FORGET_AT_ONCE):
-                    self._sessions.host.flush()
-                    await trio.lowlevel.checkpoint()
+                await session.left_event.wait()
+                is_replaced = not session.ended_event.is_set()
+                if is_replaced:
+                    nursery.start_soon(session.see_out)
+                else:
+                    await session.see_out()
                 del self.sessions[peer]
                 state.route = None
                 state.past_connects += session.route.is_accepted
+                if is_replaced:
+                    _log.info("= mesh: %s is replaced by another process", name)
+                    await trio.sleep(_REPLACED_SECONDS * random.random())
+                    continue
                 trouble = session.reason
                 if session.route.is_accepted and trio.current_time() - began > _SETTLED_SECONDS:
                     complained = ""
@@ -192,7 +248,8 @@ class Mesh:
                 told = fields(event="mesh_trouble", peer=name, reason=trouble, failures_count=failures)
                 _log.warning("x mesh: %s: %s", name, trouble, extra=told)
                 complained = trouble
-            await trio.sleep(retry_seconds(failures, trio.current_time() - lost_at) * (0.5 + random.random()))
+            with trio.move_on_after(retry_seconds(failures, trio.current_time() - lost_at) * (0.5 + random.random())):
+                await self._arrived.wait()
             failures += 1
 
     async def _connect(self, peer: MeshPeer) -> MeshSession:
@@ -229,13 +286,28 @@ class Mesh:
         assert connection.server_key is not None
         route = MeshRoute(sessions.router, connection.server_key, wire, self._max_keys)
         session = MeshSession(sessions, wire, connection, route, _label(peer))
-        wire.session = session
         self._silence.set(session, sessions.host.now + SILENT_SECONDS)
         self._alarm.by(sessions.host.now + SILENT_SECONDS)
-        wire.write_seconds = sessions.mesh_write_seconds
-        sessions.host.adopt(wire, received)
-        sessions.host.flush()
+        begin(sessions, session, received)
         return session
+
+
+def begin(sessions: Sessions, session: MeshSession, received: bytes) -> None:
+    """Serve a session on the host from now on; `received` came with its login."""
+    wire = session.wire
+    wire.session = session
+    wire.write_seconds = sessions.mesh_write_seconds
+    sessions.host.adopt(wire, received)
+    sessions.host.flush()
+
+
+async def leave(session: MeshSession) -> None:
+    """Say to a relay that nothing more comes, when all has gone, and wait until it has hung up."""
+    with trio.move_on_after(_LEAVE_SECONDS):
+        while session.route.queue is not None or session.wire.tail:  # noqa: ASYNC110  # for as long as a flush takes
+            await trio.sleep(_LEAVE_STEP_SECONDS)
+        session.wire.end_output()
+        await session.ended_event.wait()
 
 
 async def _start_tls(stream: LinkStream) -> None:

@@ -33,6 +33,7 @@ from derp.server.memory import memory_bytes
 from derp.server.mesh import Mesh
 from derp.server.session import ClientSession, Sessions
 from derp.server.siblings import Siblings
+from derp.server.succession import Succession
 from derp.server.upgrade import DerpUpgrades
 from derp.transport.alarm import Alarm
 from derp.transport.host import Host
@@ -121,6 +122,8 @@ class Relay:
         self.is_draining = False
         self.siblings_stay = False
         """While we drain: other workers of this relay go on, and clients that we send away come to them."""
+        self.succession: Succession | None = None
+        """The mesh with the process that takes this one's place, or the other way round."""
         self.started_at = host.now
         self._wheel = KeepAliveWheel(config.keepalive_seconds, config.keepalive_jitter_seconds, host.now)
         self._rtt_round = Round(self.router.clients, _RTT_ROUND_SECONDS)
@@ -248,7 +251,32 @@ class Relay:
 
     def has_neighbours(self) -> bool:
         """Whether there is another relay that clients which we send away can go to, and that tells us so."""
-        return self.siblings_stay or any(state.is_up for state in self.mesh_states())
+        return self.siblings_stay or self.has_successor() or any(state.is_up for state in self.mesh_states())
+
+    def has_successor(self) -> bool:
+        """Whether another process has taken this one's place, and is meshed with it."""
+        return self.is_draining and self.succession is not None and self.succession.is_up
+
+    def neighbours_to_move(self) -> int:
+        """How many relays of the region are connected with us and not yet with our successor."""
+        succession = self.succession
+        if self.mesh is None or succession is None or not self.has_successor():
+            return 0
+        meshed = {session.route.key for session in self.mesh.sessions.values()}
+        here = {client.key for client in self.router.clients.values() if client.is_mesh_peer}
+        return sum(not succession.has(key) for key in meshed & here)
+
+    def is_meshed(self) -> bool:
+        """Whether every relay that we are to mesh with is connected."""
+        states = self.mesh_states()
+        return all(state.is_up or state.is_ourselves for state in states)
+
+    async def leave_mesh(self) -> None:
+        """When all clients have gone: no packet is on its way to another relay any more."""
+        if self.mesh is not None:
+            await self.mesh.leave()
+        if self.succession is not None:
+            await self.succession.leave()
 
     def close_clients(self, count: int) -> int:
         """Close up to `count` clients whose packets have all been sent, oldest first; return for how many there still

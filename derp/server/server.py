@@ -23,7 +23,6 @@ from derp.server.life import DOOR_SECONDS, Server
 from derp.server.memory import Load, sum_loads
 from derp.server.pages import Page, Pages, PlainPages
 from derp.server.relay import Relay
-from derp.server.session import Sessions
 from derp.server.statistics import read_statistics
 from derp.server.upgrade import DerpUpgrades
 from derp.server.varz import vars_page, varz_page
@@ -115,8 +114,8 @@ class RelayServer(Server[RelayConfig]):
         if {"--rate-config", "--rate-keys"} & set(changed) and rate.bytes_per_second:
             _log.info("= rate limit: %d bytes/s, burst %d", rate.bytes_per_second, rate.burst_bytes)
 
-    def own_sessions(self) -> Sessions | None:
-        return self.relay.sessions if self.config.derp_enabled else None
+    def own_relay(self) -> Relay | None:
+        return self.relay if self.config.derp_enabled else None
 
     def upgrades(self) -> DerpUpgrades | None:
         return self.relay.upgrades if self.config.derp_enabled else None

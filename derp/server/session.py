@@ -222,11 +222,15 @@ class Greeting:
     Whoever makes a Greeting sends its `hello` first.
     """
 
-    __slots__ = ("_handshake", "_is_ideal", "_refusal", "_sessions", "_shown", "_wire")
+    __slots__ = ("_handshake", "_is_ideal", "_is_kin", "_refusal", "_sessions", "_shown", "_wire")
 
-    def __init__(self, sessions: Sessions, wire: Wire, *, is_ideal: bool, shown: str = "") -> None:
-        """`shown`: what the client showed for its admission: its ticket, or the name by which it asked for us."""
+    def __init__(
+        self, sessions: Sessions, wire: Wire, *, is_ideal: bool, shown: str = "", is_kin: bool = False
+    ) -> None:
+        """`shown`: what the client showed for its admission: its ticket, or the name by which it asked for us.
+        `is_kin`: it is a process of this relay, which its wire proves (succession.py): a mesh peer without a key."""
         self._sessions = sessions
+        self._is_kin = is_kin
         self._shown = shown
         self._wire = wire
         self._is_ideal = is_ideal
@@ -253,6 +257,9 @@ class Greeting:
 
     def _decide(self, client: ClientIdentified) -> None:
         sessions, wire, key = self._sessions, self._wire, client.key
+        if self._is_kin:
+            self._admit(ADMITTED, is_mesh_peer=True)
+            return
         if client.is_mesh_peer:
             if sessions.admission.is_replayed(self._handshake.nonce):
                 raise WireEnded(CloseReason.NOT_ADMITTED, f"{short_key(key)}: a mesh peer's login, replayed")

@@ -30,7 +30,6 @@ from derp.server.life import DOOR_SECONDS, Server
 from derp.server.memory import Load, memory_bytes, sum_loads
 from derp.server.pages import Page, Pages, PlainPages, Question
 from derp.server.relay import Relay
-from derp.server.session import Sessions
 from derp.server.statistics import read_statistics
 from derp.server.upgrade import DerpUpgrades
 from derp.server.varz import vars_page, varz_page
@@ -218,8 +217,8 @@ class CoordinatorServer(Server[CoordinatorConfig]):
     def upgrades(self) -> DerpUpgrades | None:
         return self.relay.upgrades if self.relay is not None else None
 
-    def own_sessions(self) -> Sessions | None:
-        return self.relay.sessions if self.relay is not None else None
+    def own_relay(self) -> Relay | None:
+        return self.relay
 
     def _make_pages(self) -> Pages:
         """What is answered in place, with a relay or without one."""

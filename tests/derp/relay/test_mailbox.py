@@ -2,9 +2,10 @@
 
 import pytest
 
-from derp.protocol.messages import ForwardPacket, Message, PeerGone, PeerPresent, RecvPacket, WatchConns, encode
+from derp.protocol.messages import ForwardPacket, Message, PeerGone, PeerPresent, Pong, RecvPacket, WatchConns, encode
 from derp.relay.clients import Client
 from derp.relay.counters import DropReason
+from derp.relay.forward import forward_again
 from derp.relay.mailbox import MAILBOX_BYTES, MAILBOX_SECONDS, MAILBOXES_BYTES
 from tests.derp.relay.world import World, key
 
@@ -78,6 +79,17 @@ def test_packets_that_other_relays_still_send_here_are_passed_on_behind_the_othe
     ]
     world.receive(other, encode(ForwardPacket(key("far"), key("nobody"), b"four")))
     assert world.router.counters.dropped(DropReason.UNKNOWN_DEST_ON_FWD) == 1
+
+
+def test_what_a_link_did_not_take_before_it_ended_goes_where_its_clients_are() -> None:
+    world = World()
+    old, new = world.mesh("old", "a", "b", "c"), world.mesh("new", "a")
+    b, d = world.connect("b"), world.connect("d")
+    sent = [ForwardPacket(d.key, key(name), name.encode()) for name in "abc"]
+    forward_again(encode(Pong(b"8 bytes.")) + b"".join(map(encode, sent)), old, world.router)
+    assert forwards(world, new) == [sent[0]]
+    assert world.take(b) == [RecvPacket(d.key, b"b")]
+    assert world.router.counters.dropped(DropReason.WRITE_ERROR) == 1
 
 
 def test_who_shows_up_nowhere_has_gone_after_a_while() -> None:

@@ -38,6 +38,9 @@ class Leaving:
     def has_neighbours(self) -> bool:
         return not self.alone
 
+    def neighbours_to_move(self) -> int:
+        return 0
+
     def announce_restart(self, reconnect_in_seconds: float, try_for_seconds: float) -> None:
         assert not self.closed
         self.announced.append((reconnect_in_seconds, try_for_seconds))

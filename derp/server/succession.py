@@ -1,0 +1,118 @@
+"""The mesh between a process and the one that takes its place, on sockets that the second inherits.  Layer L3.
+
+While clients go from one process to the other, packets between them cross here, so that a region of one relay loses
+none either.  Of two pairs of sockets each process is the relay on one and the mesh peer on the other, without HTTP, TLS
+and key: nobody else has these sockets.  life.py makes and joins them; next hop: mesh.py.
+"""
+
+import secrets
+import socket
+from typing import Final, NamedTuple
+
+import trio
+
+from derp.keys import KEY_BYTES, MeshKey, NodePrivate
+from derp.protocol.connection import ClientConnection
+from derp.protocol.frames import FrameType, encode_frame
+from derp.protocol.messages import Message, Pong
+from derp.relay.mesh import MeshRoute
+from derp.server.handover import READY_SECONDS
+from derp.server.login import shake_hands
+from derp.server.mesh import MeshSession, begin, leave
+from derp.server.session import Greeting, Sessions
+from derp.transport.host import WireEnded
+from derp.transport.links import Link
+from derp.transport.linkstream import LinkStream
+
+# Nobody's address: the log and PeerPresent leave it out.
+_NOWHERE: Final = ("", 0)
+# The other process is busy with its start, or with its clients; what it has to say is 56 bytes for each of those.
+_ASK_SECONDS: Final = 0.02
+
+
+class Ends(NamedTuple):
+    """What one process has of the two pairs."""
+
+    serves: socket.socket
+    dials: socket.socket
+
+
+def open_pairs() -> tuple[Ends, Ends]:
+    """For either process its ends."""
+    (one, other), (another, yet_another) = socket.socketpair(), socket.socketpair()
+    for sock in (one, other, another, yet_another):
+        sock.setblocking(False)
+    return Ends(one, another), Ends(yet_another, other)
+
+
+class _Route(MeshRoute):
+    """`is_whole`: all keys that the other process had when it was asked have been announced."""
+
+    __slots__ = ("is_whole",)
+    is_whole: bool
+
+    def handle_message(self, message: Message) -> None:
+        super().handle_message(message)
+        if isinstance(message, Pong):
+            self.is_whole = True
+
+
+class Succession:
+    """One process's side.  Call `join` once the host runs, and `leave` when no packet for the other is to come."""
+
+    def __init__(self, sessions: Sessions, ends: Ends, max_keys: int) -> None:
+        """`max_keys`: the most that the other process may announce."""
+        self._sessions = sessions
+        self._ends = ends
+        self._max_keys = max_keys
+        self._session: MeshSession | None = None
+        self._served = Link(ends.serves, _NOWHERE)
+
+    @property
+    def is_up(self) -> bool:
+        """Whether what clients come to the other process is heard here, and packets for them go there."""
+        return self._session is not None and not self._session.ended_event.is_set()
+
+    def has(self, key: bytes) -> bool:
+        """Whether a key is connected to the other process."""
+        return self._session is not None and key in self._session.route.keys
+
+    async def join(self) -> None:
+        """Serve the other process, and have it serve us; returns when we know all its clients.  Whoever waits no longer
+        cancels it."""
+        sessions = self._sessions
+        served = self._served
+        greeting = served.session = Greeting(sessions, served, is_ideal=True, is_kin=True)
+        wire = Link(self._ends.dials, _NOWHERE)
+        stream = LinkStream(wire, b"")
+        sessions.lobby.enter(served, READY_SECONDS)
+        sessions.host.add(served)
+        try:
+            served.push(greeting.hello())
+        except WireEnded as error:  # the other process has ended already, which is found out below
+            sessions.host.fail(served, error)
+        private = NodePrivate.generate()  # both processes have the same key, and a relay does not mesh with itself
+        # A mesh peer shows a key, though nobody looks at this one.
+        shown = MeshKey(secrets.token_bytes(KEY_BYTES))
+        connection = ClientConnection(private, random_bytes=secrets.token_bytes, mesh_key=shown)
+        try:
+            await shake_hands(stream, connection)
+            connection.send_watch_conns()
+            await stream.send_all(b"".join(connection.data_to_send()))
+        except BaseException:
+            await trio.aclose_forcefully(stream)
+            raise
+        # Its key is that of our end: the one that is announced and is no destination.
+        route = _Route(sessions.router, private.public().raw, wire, self._max_keys)
+        route.is_whole = False
+        self._session = MeshSession(sessions, wire, connection, route, "the other process")
+        begin(sessions, self._session, stream.take_received())
+        while not route.is_whole and self.is_up:
+            sessions.router.send(route, encode_frame(FrameType.PING, secrets.token_bytes(8)))
+            sessions.host.flush()
+            await trio.sleep(_ASK_SECONDS)
+
+    async def leave(self) -> None:
+        """Say that nothing more comes, when all has gone, and wait until the other process has hung up."""
+        if self._session is not None:
+            await leave(self._session)

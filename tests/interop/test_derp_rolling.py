@@ -1,0 +1,75 @@
+"""100 genuine clients that talk in pairs while every relay of their region is replaced: nothing is lost."""
+
+import json
+import subprocess
+from typing import Any, Literal
+
+import pytest
+import trio
+
+from derp.relay.mailbox import MAILBOX_SECONDS
+from tests.support.gobuild import DERPROLLING
+from tests.support.peers import PATIENCE_SECONDS, require
+from tests.support.regions import Region, open_region
+from tests.support.relay_command import RelayKind
+
+pytestmark = pytest.mark.interop
+
+Way = Literal["SIGTERM", "SIGUSR2"]
+
+
+def mesh_connections(region: Region) -> int:
+    """How often relays of the region have told that they meshed with another one."""
+    return sum((folder / "output").read_text().count('"event": "mesh_connected"') for folder in region.folders)
+
+
+async def wait_meshed(region: Region, count: int) -> None:
+    with trio.fail_after(PATIENCE_SECONDS):
+        while mesh_connections(region) < count:  # noqa: ASYNC110  # other processes tell by what they write
+            await trio.sleep(0.02)
+
+
+async def replace(region: Region, number: int, way: Way) -> None:
+    if way == "SIGUSR2":
+        await region.hand_over(number)
+        return
+    meshed = mesh_connections(region)
+    await region.stop(number)
+    await region.start(number, "ours")
+    await wait_meshed(region, meshed + 2)
+
+
+async def roll(region: Region, way: Way) -> dict[str, Any]:
+    """What the clients saw while one relay after the other was replaced."""
+    command = [str(require(DERPROLLING)), "-clients=100", "-period=200ms"]
+    command.append("-ports=" + ",".join(map(str, region.ports)))
+    process = await trio.lowlevel.open_process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdin is not None
+    try:
+        with trio.fail_after(3 * PATIENCE_SECONDS):
+            said = b""
+            while not said.endswith(b"\n"):
+                said += await process.stdout.receive_some()
+            for number in range(len(region.ports)):
+                await replace(region, number, way)
+            await process.stdin.aclose()
+            result = b"".join([piece async for piece in process.stdout])
+    finally:
+        process.kill()
+        await process.wait()
+    found: dict[str, Any] = json.loads(result)
+    return found
+
+
+@pytest.mark.parametrize(("count", "way"), [(2, "SIGTERM"), (2, "SIGUSR2"), (1, "SIGUSR2")])
+async def test_genuine_clients_lose_nothing(count: int, way: Way) -> None:
+    kinds: list[RelayKind] = ["ours"] * count
+    async with open_region(*kinds) as region:
+        await wait_meshed(region, count * (count - 1))
+        found = await roll(region, way)
+    assert found["connects"] >= 200, "everybody came again"
+    if found["silence_ms"]["max"] > 1000 * MAILBOX_SECONDS / 2:
+        pytest.skip("this machine stood still for longer than a relay keeps packets")
+    seen = {name: found[name] for name in ("lost", "refused", "twice", "gone")}
+    assert seen == {"lost": 0, "refused": 0, "twice": 0, "gone": 0}
