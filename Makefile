@@ -13,7 +13,7 @@ define part  # of the tests: what it is, what it is given, its environment
 $(step)
 @$(3) $(PYTEST) $(2)
 endef
-.PHONY: serve demo test install style types tests unit nodes api stores interop older poll lowest bench fuzz fmt lock proto openapi derp-vectors clean
+.PHONY: serve demo test install style types tests unit nodes api stores interop older poll lowest bench fuzz soak fmt lock proto openapi derp-vectors clean
 
 serve: $(READY)
 	$(SERVE)
@@ -56,10 +56,10 @@ lowest: $(READY)
 	@.venv/bin/uv pip install --quiet --python .venv/lowest/bin/python -r .venv/lowest.txt pytest pytest-trio hypothesis
 	@.venv/lowest/bin/python -m pytest -q -p no:cacheprovider $(CORES)
 bench: $(READY); $(PYTHON) bench/compare.py $(BENCH)
-fuzz: $(READY); $(PYTHON) -m tests.fuzz.relays --seconds $(or $(SECONDS),600)  # whole relays under strangers
+fuzz: $(READY); $(PYTHON) -m tests.fuzz.relays --seconds $(or $(SECONDS),600)  # a whole relay under strangers
+soak: $(READY); $(PYTHON) -m tests.fuzz.soak --seconds $(or $(SECONDS),600)  # a region of two in faults
 fmt: $(READY); $(PYTHON) -m ruff format . && $(PYTHON) -m ruff check --fix .
-# UPGRADE=--upgrade takes the newest versions, without it only what pyproject.toml newly asks for.
-lock: $(READY)
+lock: $(READY)  # UPGRADE=--upgrade takes the newest versions, without it only what pyproject.toml newly asks for
 	$(LOCK) --all-extras $(UPGRADE) -o requirements.lock pyproject.toml
 	$(LOCK) --extra build --extra postgresql --constraint requirements.lock -o deploy/requirements.lock pyproject.toml
 proto:  # the classes of tailnet/proto/*.proto; OUT is for the test that compares

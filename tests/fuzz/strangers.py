@@ -61,7 +61,7 @@ _MESSAGES: Final = [
     b"\x82\x05hello",
     b"\x88\x82abcd\x62\x8a",
 ]
-_FRAMES: Final = [
+FRAMES: Final = [
     HEADER.pack(FrameType.SEND_PACKET, 31) + bytes(31),
     HEADER.pack(FrameType.SEND_PACKET, 1 << 31),
     HEADER.pack(FrameType.CLIENT_INFO, 300) + bytes(300),
@@ -173,7 +173,7 @@ class Stranger:
 
     async def _babble(self) -> None:
         self._done["babble"] += 1
-        await self._write(mutate(self._random, [*_RECORDS, *_REQUESTS, *_FRAMES, os.urandom(64)]))
+        await self._write(mutate(self._random, [*_RECORDS, *_REQUESTS, *FRAMES, os.urandom(64)]))
         await self._listen()
 
     async def _ask(self) -> None:
@@ -211,7 +211,7 @@ class Stranger:
             case 4:
                 await self._write(self._frame(encode(Ping(random.randbytes(8))) * random.choice((1, 20, 400))))
             case 5 if random.random() < 0.3:
-                await self._write(self._frame(mutate(random, [*_FRAMES, self._packet()])))
+                await self._write(self._frame(mutate(random, [*FRAMES, self._packet()])))
             case 6 if random.random() < 0.3 and self._decoder is not None:
                 await self._write(mutate(random, _MESSAGES))
             case _:
