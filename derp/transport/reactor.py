@@ -167,7 +167,7 @@ class Reactor(HostCore):
         """Timers of somebody whose waiting trio does."""
         while True:
             self._sooner = trio.Event()
-            with trio.move_on_after(self.timers.next_at - self._clock()):
+            with trio.move_on_after(max(self.timers.next_at - self._clock(), 0.0)):
                 await self._sooner.wait()
             self.tick()
             self.run_timers()

@@ -298,3 +298,25 @@ def test_nothing_stays_open() -> None:
 
     run("around", live)  # what trio opens once for all
     run("around", main)
+
+
+def test_a_timer_may_ask_again_for_a_time_that_has_come(way: str) -> None:
+    """As an alarm does that has handled a portion of what is due."""
+
+    async def main() -> None:
+        reactor = Reactor()
+        rung: list[float] = []
+        over = trio.Event()
+
+        def ring() -> None:
+            rung.append(reactor.now)
+            if len(rung) < 20:
+                reactor.call_at(rung[0] - 1.0, ring)
+            else:
+                over.set()
+
+        async with running(reactor):
+            reactor.call_at(reactor.tick(), ring)
+            await over.wait()
+
+    run(way, main)
