@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
@@ -182,9 +182,22 @@ class RecordLayer:
         """At the moment the handshake is over: neither side has sent a record under these secrets."""
         return cls(shelf, Keys(secrets.suite, secrets.client), Keys(secrets.suite, secrets.server))
 
-    @property
-    def suite(self) -> Suite:
-        return self._reading.suite
+    def export(self) -> list[str | bytes | int | bool]:
+        """All of it, for `restore` in another process.  This one must seal and open nothing more."""
+        reading, writing = self._reading, self._writing
+        return [
+            *(reading.suite.name, reading.secret, reading.sequence, writing.secret, writing.sequence),
+            *(self._handshake, self._useless, self._update_at, self._asks),
+        ]
+
+    @classmethod
+    def restore(cls, shelf: CipherShelf, exported: Sequence[Any]) -> "RecordLayer":
+        """What `export` gave."""
+        name, read_secret, read_count, write_secret, written_count, handshake, useless, update_at, asks = exported
+        suite = SUITES[name]
+        layer = cls(shelf, Keys(suite, read_secret, read_count), Keys(suite, write_secret, written_count))
+        layer._handshake, layer._useless, layer._update_at, layer._asks = handshake, useless, update_at, asks
+        return layer
 
     # --- receiving
 

@@ -204,6 +204,11 @@ class WebSocketDecoder:
         self._unpack = long_head.unpack_from
         self._head_bytes = long_head.size
 
+    @property
+    def is_between_messages(self) -> bool:
+        """Whether nothing is begun: a new decoder would go on as well as this one."""
+        return not (self._stash or self._remaining or self._in_message or self.control or self.closed or self._error)
+
     def receive_into(self, data: memoryview, out: bytearray | memoryview, at: int) -> int:
         """Write the payload of binary messages in `data` to `out` from `at` on; return the new end.
 

@@ -39,7 +39,8 @@ class HandoverError(DerpError):
 
 
 class Handed(NamedTuple):
-    """A bound socket under the name that settings give it: tcp or udp, host and port as configured."""
+    """A bound socket under the name that settings give it: tcp or udp, host and port as configured.  Or one between the
+    two processes (moving.py), which has a name of its own."""
 
     kind: str
     host: str

@@ -9,6 +9,7 @@ import gc
 import logging
 import os
 import signal
+import socket
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -27,6 +28,7 @@ from derp.server.encryption import open_keeper, open_tls
 from derp.server.handover import KIN_VARIABLES, HandoverError, Inherited, hand_over
 from derp.server.lobby import Lobby
 from derp.server.memory import Load, give_back_forever
+from derp.server.moving import KIND, move_clients, open_channel, receive_clients
 from derp.server.ports import Ports
 from derp.server.relay import Relay
 from derp.server.selfcheck import SelfCheck
@@ -108,6 +110,7 @@ class Server(ABC, Generic[Config]):
         self._checking = trio.CancelScope()
         self._reread = reread
         self._handing_over: trio.CancelScope | None = None
+        self._channel: socket.socket | None = None  # by which clients go to the successor
 
     # --- what each server does in its own way
 
@@ -233,6 +236,10 @@ class Server(ABC, Generic[Config]):
             self.ports.start()
             if self.config.self_check:
                 nursery.start_soon(self._check_itself)
+            relay, channel = self.own_relay(), self.inherited.take(KIND, "", 0)
+            if relay is not None and channel is not None:
+                keeper = self.tls.records if self.tls is not None else None
+                nursery.start_soon(receive_clients, relay.sessions, keeper, channel)
             self.inherited.finish()
             task_status.started(self)
             await self.drained.wait()
@@ -330,24 +337,29 @@ class Server(ABC, Generic[Config]):
         if relay is None:
             return await hand_over(self.ports.sockets(), command)
         ours, theirs = open_pairs()
+        channel, handed = open_channel()
+        handed += self.ports.sockets()
         relay.succession = Succession(relay.sessions, ours, 2 * self.config.max_connections)
         failure: HandoverError | None = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._join, relay.succession)
             try:
                 more = {name: sock.fileno() for name, sock in zip(KIN_VARIABLES, theirs, strict=True)}
-                successor = await hand_over(self.ports.sockets(), command, more=more)
+                successor = await hand_over(handed, command, more=more)
             except HandoverError as error:
                 failure = error
                 nursery.cancel_scope.cancel()
             else:
                 nursery.cancel_scope.deadline = trio.current_time() + _JOIN_SECONDS
             finally:
-                for sock in theirs:
+                for sock in (*theirs, *(one.sock for one in handed if one.kind == KIND)):
                     sock.close()
         if failure is not None:
             relay.succession = None
+            if channel is not None:
+                channel.close()
             raise failure
+        self._channel = channel
         return successor
 
     async def _join(self, succession: Succession) -> None:
@@ -360,8 +372,10 @@ class Server(ABC, Generic[Config]):
         self.is_draining = True
         self._checking.cancel()
         self.close()
-        await self.send_away()
         relay = self.own_relay()
+        if relay is not None and self._channel is not None:
+            await move_clients(relay.sessions, self._channel)
+        await self.send_away()
         if relay is not None:
             await relay.leave_mesh()
         self.drained.set()

@@ -12,7 +12,7 @@ import socket
 import ssl
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 
 from derp.close_reason import CloseReason
 from derp.errors import ConfigError
@@ -99,6 +99,29 @@ class RecordLink(TlsLink):
 
     def version(self) -> str | None:
         return super().version() if self._layer is None else _VERSION
+
+    # --- from one process to another
+
+    def export(self) -> tuple[list[str | bytes | int | bool], bytes] | None:
+        """The record layer, and what has come of a record that is not whole; None while OpenSSL has it, or when the
+        end has begun.  Afterwards this link is to do nothing more, and its socket to be closed without a word."""
+        layer = self._layer
+        if layer is None or layer.is_shut or layer.ended is not None:
+            return None
+        return layer.export(), self._begun
+
+    @classmethod
+    def restored(
+        cls, sock: socket.socket, address: tuple[str, int], keeper: RecordKeeper, layer: Sequence[Any], begun: bytes
+    ) -> "RecordLink":
+        """What `export` gave, on the same socket."""
+        link = cls.__new__(cls)
+        Link.__init__(link, sock, address)
+        link.is_open = True
+        link._keeper, link._tap, link._secrets = keeper, None, (b"", b"")
+        link._layer = RecordLayer.restore(keeper.shelf, layer)
+        link._begun = begun
+        return link
 
     # --- the handshake
 
