@@ -50,7 +50,7 @@ _KEPT: Final = (
 
 
 def open_channel() -> tuple[socket.socket | None, list[Handed]]:
-    """Our end, and the other process's as one of the sockets that it is handed; neither where there is no such thing."""
+    """Our end, and the other process's as one of the sockets that it is handed; neither where the system has none."""
     try:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     except OSError:  # macOS

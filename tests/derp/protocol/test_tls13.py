@@ -372,6 +372,33 @@ def test_what_is_sealed_opens_again(suite: str, sizes: list[int]) -> None:
         assert max(len(content) for _, content in opened) <= MAX_CONTENT_BYTES
 
 
+# --- from one process to another
+
+
+@settings(max_examples=50, deadline=None)
+@given(suite=st.sampled_from(list(SUITES)), steps=st.lists(st.sampled_from("rwukpm"), max_size=25))
+def test_an_exported_layer_goes_on_where_it_was(suite: str, steps: list[str]) -> None:
+    client = Sealer(suite)
+    sent = b""
+    for number, step in enumerate([*steps, "m", "r", "w"]):
+        data = b"%d" % number
+        if step == "r":
+            assert client.give(client.seal(data)) is None
+            sent += data
+        elif step == "w":
+            assert client.open(client.send(data))[-1] == (23, data)
+        elif step in "uk":
+            assert client.give(client.update(KEY_UPDATE if step == "u" else KEY_UPDATE_REQUESTED)) is None
+        elif step == "p":  # a message that the next record ends
+            assert client.give(client.seal(KEY_UPDATE[:3], ContentType.HANDSHAKE)) is None
+            client.server = RecordLayer.restore(client.shelf, client.server.export())
+            assert client.give(client.update(KEY_UPDATE[3:]) + client.seal(data)) is None
+            sent += data
+        else:
+            client.server = RecordLayer.restore(CipherShelf(), client.server.export())
+    assert client.received == sent
+
+
 # --- ciphers
 
 

@@ -200,6 +200,17 @@ def test_streams_survive_byte_by_byte() -> None:
     assert decoder.control == [(Opcode.PING, b"are you there"), (Opcode.CLOSE, close_payload(1001, "gone"))]
 
 
+def test_a_decoder_tells_when_a_new_one_could_go_on() -> None:
+    stream = encode_masked(Opcode.BINARY, b"payload", b"mask")
+    decoder = server_decoder()
+    for number in range(len(stream)):
+        assert decoder.is_between_messages is (number == 0)
+        decode(decoder, stream[number : number + 1])
+    assert decoder.is_between_messages
+    decode(decoder, encode_masked(Opcode.PING, b"", b"mask"))
+    assert not decoder.is_between_messages, "a pong is owed"
+
+
 def test_many_frames_of_one_receive_leave_no_gap() -> None:
     payloads = [bytes((i,)) * (i * 37 % 1500) for i in range(120)]
     stream = b"".join(encode_masked(Opcode.BINARY, payload, bytes((i, 1, 2, 3))) for i, payload in enumerate(payloads))
