@@ -119,6 +119,16 @@ class Client:
             flags |= PeerPresentFlags.NOT_IDEAL
         return flags or PeerPresentFlags.REGULAR
 
+    @property
+    def is_active(self) -> bool:
+        """Whether packets for its key go to it."""
+        return self.member is not None and self.member.active is self
+
+    @property
+    def sender_count(self) -> int:
+        """Keys that it got packets from."""
+        return len(self.heard_from or ())
+
     def may_tell_not_here(self, now: float) -> bool:
         """Take a token of the not-here notices; False when none is left."""
         refill = (now - self.not_here_at) * NOT_HERE_PER_SECOND

@@ -6,7 +6,8 @@ clients_query.py's; debug.py puts the page among the others.
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -32,6 +33,9 @@ _TEXT: Final = "text/plain; charset=utf-8"
 _JSON: Final = "application/json"
 # Of a key in a table: enough to tell it from all others, and to ask /debug/why about it.
 _SHOWN_DIGITS: Final = 16
+# Of clients on the overview; the rest is one click away.
+BUSIEST_COUNT: Final = 20
+BUSIEST_FIRST: Final = ClientsQuery(is_all=True, sort="rx", is_descending=True, limit=BUSIEST_COUNT)
 # Name of a column -> what it is sorted by.
 _COLUMNS: Final = (
     ("conn#", "conn"),
@@ -77,10 +81,7 @@ class ClientsPage:
     def reply(self, asked: Query) -> Reply:
         """The answer to a query."""
         router = self._relay.router
-        if "find" in asked:  # our form sends all of its fields, those that were left empty too
-            asked = {name: kept for name, values in asked.items() if (kept := [value for value in values if value])}
-            if not asked.keys() & {"all", "ip", "cidr", "key", "app"}:
-                asked = {**asked, "all": ["1"]}
+        asked = _as_found(asked)
         try:
             query = parse_query(asked, self._relay.host.tick(), self.wall)
         except QueryError as error:
@@ -88,7 +89,7 @@ class ClientsPage:
         wants_json = "json" in asked.get("format", ())
         if query is None:
             if wants_json:
-                return _as_json({"conns": len(router.clients), "keys": len(router.routes)})
+                return _as_json({"conns": self._connection_count(), "keys": len(router.routes)})
             return Reply(200, HTML_TYPE, self._document("Clients", self._index()))
         selection = self.select(query)
         if query.is_json:
@@ -97,11 +98,30 @@ class ClientsPage:
 
     def select(self, query: ClientsQuery) -> Selection:
         """The connections that a query means."""
-        router = self._relay.router
-        if query.key is None:
-            return select(query, router.clients.values(), self.wall)
-        member = router.members.get(query.key)
-        return select(query, member.connections if member is not None else (), self.wall)
+        router, others = self._relay.router, self._relay.others
+        clients: Iterable[Client] = router.clients.values()
+        if query.key is not None:
+            member = router.members.get(query.key)
+            clients = member.connections if member is not None else ()
+        if not others:
+            return select(query, clients, self.wall)
+        rows = [client for other in others for client in other.clients]
+        found = select(query, (*clients, *rows), self.wall, more=sum(other.remaining for other in others))
+        return replace(
+            found,
+            connections=found.connections - len(rows) + sum(other.matching for other in others),
+            keys=found.keys - len({row.key for row in rows}) + sum(other.matching_keys for other in others),
+        )
+
+    def selected(self, asked: Query | None) -> Selection | None:
+        """The same for a query as it was asked, or for the busiest (None); None where it asks for no rows."""
+        if asked is None:
+            return self.select(BUSIEST_FIRST)
+        try:
+            query = parse_query(_as_found(asked), self._relay.host.tick(), self.wall)
+        except QueryError:
+            return None
+        return self.select(query) if query is not None else None
 
     def table(self, clients: Sequence[Client], query: ClientsQuery) -> Html:
         """The rows of some clients; the names of columns lead to `query` in another order."""
@@ -133,7 +153,7 @@ class ClientsPage:
             "remote": remote_of(client),
             "connectedAt": _rfc3339(self.wall(client.connected_at)),
             "connected": round(now - client.connected_at) * 10**9,
-            "active": _is_active(client),
+            "active": client.is_active,
             "dup": client.is_duplicate,
             "disabled": False,  # ours never stops sending to one of two connections
             "home": client.is_preferred,
@@ -146,12 +166,15 @@ class ClientsPage:
             "rxBytes": client.bytes_in,
             "txPkts": client.packets_out,
             "txBytes": client.bytes_out,
-            "senders": len(client.heard_from or ()),
+            "senders": client.sender_count,
             "queuedPkts": queue.packets if queue is not None else 0,
             "queuedBytes": queue.held_bytes if queue is not None else 0,
             "queueDelay": round(queue.oldest_seconds(now) * 1e9) if queue is not None else 0,
             "queueDropped": queue.dropped if queue is not None else 0,
         }
+
+    def _connection_count(self) -> int:
+        return len(self._relay.router.clients) + sum(other.connection_count for other in self._relay.others)
 
     # --- HTML
 
@@ -160,7 +183,7 @@ class ClientsPage:
 
     def _index(self) -> list[Html]:
         router = self._relay.router
-        count = f"{len(router.clients):,} connections for {len(router.routes):,} keys."
+        count = f"{self._connection_count():,} connections for {len(router.routes):,} keys."
         return [
             Html("<h1>Clients</h1>"),
             Html(f"<p>{markup.text(count)} {markup.link('?all=1&sort=-rx', 'All, the busiest first')}</p>"),
@@ -211,8 +234,16 @@ class ClientsPage:
             f"{client.packets_out:,}",
             f"{client.bytes_out:,}",
             waits,
-            len(client.heard_from or ()),
+            client.sender_count,
         )
+
+
+def _as_found(asked: Query) -> Query:
+    """Our form sends all of its fields, those that were left empty too."""
+    if "find" not in asked:
+        return asked
+    asked = {name: kept for name, values in asked.items() if (kept := [value for value in values if value])}
+    return asked if asked.keys() & {"all", "ip", "cidr", "key", "app"} else {**asked, "all": ["1"]}
 
 
 def search_form() -> Html:
@@ -245,13 +276,9 @@ def _flags(client: Client) -> str:
         ("mesh", client.is_mesh_peer),
         ("prober", client.is_prober),
         ("notideal", not client.is_ideal),
-        ("dup-active" if _is_active(client) else "dup", client.is_duplicate),
+        ("dup-active" if client.is_active else "dup", client.is_duplicate),
     ]
     return " ".join(word for word, holds in words if holds)
-
-
-def _is_active(client: Client) -> bool:
-    return client.member is not None and client.member.active is client
 
 
 def _as_json(document: Mapping[str, Any]) -> Reply:

@@ -15,21 +15,18 @@ from derp.relay.clients import Client
 from derp.relay.counters import DropReason, PacketKind
 from derp.relay.mesh import MeshPeerState
 from derp.server import markup
-from derp.server.clients_page import CLIENTS_PATH, ClientsPage, search_form, span
-from derp.server.clients_query import ClientsQuery
+from derp.server.clients_page import BUSIEST_COUNT, BUSIEST_FIRST, CLIENTS_PATH, ClientsPage, search_form, span
 from derp.server.explain import MIN_PREFIX_DIGITS, explain_key, explain_pair, find_keys
 from derp.server.markup import HTML_TYPE, Column, Html
 from derp.server.pages import Page, Query, Question, Reply
 from derp.server.relay import Relay
+from derp.server.siblings import Siblings
 from derp.text import fit_to_show
 
 WHY_PATH: Final = "/debug/why"
 # More rows than anybody reads; the JSON twin is cut at the same place.
 _MAX_ROWS: Final = 1000
-# Of clients on the overview; the rest is one click away.
-_BUSIEST: Final = 20
 _TEXT: Final = "text/plain; charset=utf-8"
-_BUSIEST_FIRST: Final = ClientsQuery(is_all=True, sort="rx", is_descending=True, limit=_BUSIEST)
 
 Places = Sequence[tuple[str, str]]
 """(path, name) of the pages that stand above each page."""
@@ -102,10 +99,13 @@ def why_form(given: Mapping[str, str]) -> Html:
 def why(relay: Relay, asked: Mapping[str, str]) -> str:
     """The answer to /debug/why, a sentence a line."""
     router, departures, now = relay.router, relay.sessions.departures, relay.host.tick()
+    theirs = "".join(f"{fit_to_show(line)}\n" for other in relay.others for line in other.text.splitlines())
     names = ("from", "to") if "from" in asked or "to" in asked else ("key",)
     keys = []
     for name in names:
         found = find_keys(asked.get(name, ""), router, departures)
+        if len(found) != 1 and theirs:
+            return theirs
         if len(found) != 1:
             trouble = f"means {len(found)} keys" if found else "is no key that this relay knows"
             return (
@@ -120,7 +120,16 @@ def why(relay: Relay, asked: Mapping[str, str]) -> str:
         lines = explain_key(keys[0], router, departures, relay.mesh_states(), now)
     if relay.is_draining:
         lines.append("This relay is draining: its clients are being sent away.")
-    return "\n".join(map(fit_to_show, lines)) + "\n"
+    return "\n".join(map(fit_to_show, lines)) + "\n" + theirs
+
+
+def why_here(relay: Relay, asked: Mapping[str, str], number: int) -> str:
+    """The same for another worker: what we, worker `number`, know of keys that are connected here; else nothing."""
+    router = relay.router
+    found = [key for text in asked.values() for key in find_keys(text, router, relay.sessions.departures)]
+    if not any((member := router.members.get(key)) is not None and member.connections for key in found):
+        return ""
+    return "".join(f"Worker {number}: {line}\n" for line in why(relay, asked).splitlines())
 
 
 def clients_page(relay: Relay) -> bytes:
@@ -131,7 +140,8 @@ def clients_page(relay: Relay) -> bytes:
 def client_rows(relay: Relay) -> list[dict[str, Any]]:
     """One object per connection, the busiest first, at most 1,000."""
     now = relay.host.now
-    clients = sorted(relay.router.clients.values(), key=lambda c: c.bytes_in + c.bytes_out, reverse=True)
+    elsewhere = (client for other in relay.others for client in other.clients)
+    clients = sorted((*relay.router.clients.values(), *elsewhere), key=lambda c: c.bytes_in + c.bytes_out, reverse=True)
     return [_row(client, now) for client in clients[:_MAX_ROWS]]
 
 
@@ -159,24 +169,35 @@ def _row(client: Client, now: float) -> dict[str, Any]:
 
 def consistency(relay: Relay) -> str:
     """Check the registry against itself, and that admission can ask; the text says what is wrong, if anything."""
+    problems = inconsistencies(relay)
+    problems += [line for other in relay.others for line in other.text.splitlines()]
+    if problems:
+        return "derp.Server ConsistencyCheck failed:\n" + "\n".join(map(fit_to_show, problems[:100])) + "\n"
+    return "derp.Server ConsistencyCheck okay\n"
+
+
+def inconsistencies(relay: Relay) -> list[str]:
+    """What that check finds in this process."""
     router = relay.router
     problems = []
     for key, member in router.members.items():
-        if member.connections and router.routes.get(key) is not member.connections[-1]:
+        if (
+            member.connections
+            and key not in router.elsewhere  # where one of them is active
+            and router.routes.get(key) is not member.connections[-1]
+        ):
             problems.append(f"{short_key(key)}: the route is not the active connection")
         problems += [
             f"{short_key(key)}: connection {client.number} is not in the registry"
             for client in member.connections
             if router.clients.get(client.number) is not client
         ]
-        if not (member.connections or member.forwarders or member.mailbox):
+        if not (member.connections or member.forwarders or member.mailbox or key in router.elsewhere):
             problems.append(f"{short_key(key)}: a key without a connection")
     problems += [f"{short_key(key)}: a route without a key" for key in router.routes if key not in router.members]
     if relay.sessions.admission.problem:
         problems.append(f"admission: {relay.sessions.admission.problem}")
-    if problems:
-        return "derp.Server ConsistencyCheck failed:\n" + "\n".join(map(fit_to_show, problems[:100])) + "\n"
-    return "derp.Server ConsistencyCheck okay\n"
+    return problems
 
 
 def _overview(relay: Relay, clients: ClientsPage) -> list[Html]:
@@ -189,10 +210,13 @@ def _overview(relay: Relay, clients: ClientsPage) -> list[Html]:
     ]
     ended = [(reason.value, f"{count:,}") for reason, count in relay.sessions.lobby.closed_count.items() if count]
     mesh = [(state.name, _mesh_line(state)) for state in relay.mesh_states()]
-    busiest = clients.select(_BUSIEST_FIRST).clients
-    count = f"{min(len(router.clients), _BUSIEST)} of {len(router.clients):,}"
+    busiest = clients.select(BUSIEST_FIRST).clients
+    connections = len(router.clients) + sum(other.connection_count for other in relay.others)
+    count = f"{min(connections, BUSIEST_COUNT)} of {connections:,}"
     everybody = markup.link(f"{CLIENTS_PATH}?all=1&sort=-rx", "all of them")
     body = [Html(f"<h1>{markup.text(relay.config.hostname or 'DERP relay')}</h1>"), _state(relay), _numbers(relay)]
+    if relay.siblings is not None:
+        body += _workers(relay, relay.siblings)
     if mesh:
         columns = (Column("relay"), Column("state"))
         body += [Html("<h2>Relays of the region</h2>"), markup.table(columns, mesh, empty="")]
@@ -202,12 +226,26 @@ def _overview(relay: Relay, clients: ClientsPage) -> list[Html]:
         why_form({}),
         Html(f"<h2>Clients</h2><p>The busiest {markup.text(count)}: {everybody}</p>"),
         search_form(),
-        clients.table(busiest, _BUSIEST_FIRST),
+        clients.table(busiest, BUSIEST_FIRST),
         Html("<h2>Packets dropped</h2>"),
         markup.table((Column("reason"), Column("kind"), Column("packets", is_number=True)), drops, empty="None."),
         Html("<h2>Connections ended</h2>"),
         markup.table((Column("reason"), Column("connections", is_number=True)), ended, empty="None."),
     ]
+
+
+def _workers(relay: Relay, siblings: Siblings) -> list[Html]:
+    """Each of several workers; the other numbers of the page are of the one that made it."""
+    router = relay.router
+    rows = [(siblings.number, len(router.clients), router.counters.packets_received, router.counters.bytes_received)]
+    for other in relay.others:
+        counted = other.reading["counters"] if other.reading is not None else {}
+        received = counted.get("packets_received", 0), counted.get("bytes_received", 0)
+        rows.append((other.number, other.connection_count, *received))
+    columns = (Column("worker", True), *(Column(name, True) for name in ("connections", "packets in", "bytes in")))
+    shown = [tuple(f"{number:,}" for number in row) for row in sorted(rows)]
+    text = f"Worker {siblings.number} made this page; clients are those of all, all else is its own."
+    return [Html(f"<h2>Workers</h2><p>{markup.text(text)}</p>"), markup.table(columns, shown, empty="")]
 
 
 def _state(relay: Relay) -> Html:

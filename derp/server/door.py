@@ -96,6 +96,10 @@ class HttpSession:
         self._front.requests_refused += 1
         self.answer(status, [_TEXT, *headers], f"{sentence}\n".encode())
 
+    def go_on(self) -> None:
+        """A route that gave its wire another session to answer later has answered: read the next request."""
+        self.http = ServerHttp(head_only=self.http.head_only)
+
     def upgrade(self, session: Session, answer: bytes, codec: WebSocketDecoder | None = None) -> None:
         """Send the answer; what came behind the request is for `session`, unframed by `codec`.  It stays in the lobby
         until that session takes it out."""

@@ -104,6 +104,8 @@ def _key(
         yield f"{name} was announced by the relay {_relay_name(link, mesh)}."
         if link.queue is not None:
             yield f"The link to that relay is full: {_waiting(link.queue.packets, link.queue.oldest_seconds(now))}."
+    if key in router.elsewhere:
+        yield f"{name} is connected to another worker of this relay, and packets go there over the local mesh."
     if member is not None:
         return
     yield f"{name} is not here, and no relay of the region has announced it."
@@ -139,11 +141,15 @@ def _here(name: str, member: Member, now: float) -> Iterator[str]:
 def _verdict(source: bytes, target: bytes, router: Router, mesh: tuple[MeshPeerState, ...]) -> str:
     down = [state for state in mesh if not state.is_up and not state.is_ourselves]
     sender, receiver = router.members.get(source), router.members.get(target)
-    if sender is None or not (sender.connections or sender.forwarders):
+    if sender is None or not (sender.connections or sender.forwarders or source in router.elsewhere):
         return "the first does not send here, so nothing of it passes this relay."
     if receiver is None:
         hint = f" {_names(down)} cannot be asked, and may have it: {down[0].trouble}." if down else ""
         return f"packets for the second are dropped here as unknown_dest.{hint}"
+    if not receiver.connections and target in router.elsewhere:
+        if sender.connections:
+            return "packets go to the worker that has the second; what became of them is known there."
+        return "both are connected to other workers of this relay."
     if not receiver.connections:
         if not sender.connections:
             return "both are at other relays: packets between them do not come by here."

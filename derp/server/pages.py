@@ -183,6 +183,10 @@ class Pages:
             return Answer(404, (_TEXT, _NO_CACHE), text)
         return Answer(200, (("Content-Type", "application/octet-stream"), _NO_CACHE), body)
 
+    def why_closed(self, request: Request, caller: Caller) -> str:
+        """Why this caller may not see what only operators may; empty if he may."""
+        return why_closed(caller, request.headers.get("host", ""), self._own_names, self._debug_allow)
+
     def _answer_page(self, path: str, query: str, page: Page | Question | None, caller: Caller, host: str) -> Answer:
         closed = why_closed(caller, host, self._own_names, self._debug_allow)
         if closed:

@@ -30,6 +30,7 @@ from derp.server.bootstrap import BootstrapDns
 from derp.server.decisions import DecisionLog
 from derp.server.lobby import Lobby
 from derp.server.memory import memory_bytes
+from derp.server.merged import Other
 from derp.server.mesh import Mesh
 from derp.server.session import ClientSession, Sessions
 from derp.server.siblings import Siblings
@@ -74,17 +75,10 @@ class Relay:
         self.config = config
         self.host = host
         self.public_key = config.private_key.public()
-        queues = {
-            "queue_depth": config.queue_depth,
-            "queue_bytes": config.queue_bytes,
-            "queue_total": config.queue_total_bytes or memory_bytes() // 4,
-        }
-        self.siblings: Siblings | None = None
-        if place is None:
-            self.router = Router(self.public_key.raw, **queues)
-        else:
-            self.router = router = WorkerRouter(self.public_key.raw, place, **queues)
-            self.siblings = Siblings(router, host)
+        self.router = _open_router(config, self.public_key.raw, place)
+        self.siblings = Siblings(self.router, host) if isinstance(self.router, WorkerRouter) else None
+        self.others: tuple[Other, ...] = ()
+        """What the other workers have for the page that is being made (together.py)."""
         self.verifier = _open_verifier(config)
         self.key_sets = _open_key_sets(config)
         has_registry = registry is not None and not config.open
@@ -341,6 +335,15 @@ class Relay:
             return ""
         names = ", ".join(away[:3]) + (f" and {len(away) - 3} more" if len(away) > 3 else "")
         return f"this relay is cut off from {names} of its region: machines that are connected there are out of reach"
+
+
+def _open_router(config: RelayConfig, own_key: bytes, place: Place | None) -> Router:
+    queues = {
+        "queue_depth": config.queue_depth,
+        "queue_bytes": config.queue_bytes,
+        "queue_total": config.queue_total_bytes or memory_bytes() // 4,
+    }
+    return Router(own_key, **queues) if place is None else WorkerRouter(own_key, place, **queues)
 
 
 def _open_verifier(config: RelayConfig) -> "Verifier | None":

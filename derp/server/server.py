@@ -16,14 +16,16 @@ from derp.config import RelayConfig
 from derp.config.settings import SETTINGS
 from derp.metrics import CONTENT_TYPE, RelayStatistics, metrics_page
 from derp.server.debug import debug_pages
-from derp.server.door import FrontDoor
+from derp.server.door import FrontDoor, Route
 from derp.server.drain import drain_clients
 from derp.server.handover import Inherited
 from derp.server.life import DOOR_SECONDS, Server
 from derp.server.memory import Load, sum_loads
+from derp.server.merged import merge, take_apart
 from derp.server.pages import Page, Pages, PlainPages
 from derp.server.relay import Relay
 from derp.server.statistics import read_statistics
+from derp.server.together import PagesTogether
 from derp.server.upgrade import DerpUpgrades
 from derp.server.varz import vars_page, varz_page
 from derp.server.worker import Worker
@@ -56,7 +58,8 @@ class RelayServer(Server[RelayConfig]):
         self.relay = Relay(config, self.reactor, self.lobby, mesh_context=mesh_context, place=place)
         self.pages = self._make_pages()
         way_in = [self.relay.upgrades.route()] if config.derp_enabled else []
-        self.door = FrontDoor(self.lobby, [*way_in, self.pages.route()])
+        together = self._pages_together()
+        self.door = FrontDoor(self.lobby, [*way_in, *together, self.pages.route()])
         self.plain_door = FrontDoor(self.lobby, [PlainPages(self.pages).route()])
 
     def _make_pages(self) -> Pages:
@@ -78,8 +81,19 @@ class RelayServer(Server[RelayConfig]):
             own_names=(config.hostname, config.tls.hostname if config.tls is not None else ""),
         )
 
+    def _pages_together(self) -> list[Route]:
+        siblings = self.relay.siblings
+        if siblings is None:
+            return []
+        return [PagesTogether(self.pages, self.relay, siblings, self._own_statistics).route()]
+
     def statistics(self) -> RelayStatistics:
-        """One reading of everything that is counted."""
+        """One reading of everything that is counted, by all workers whose pages are shown."""
+        own = self._own_statistics()
+        others = [other.reading for other in self.relay.others if other.reading is not None]
+        return merge([take_apart(own), *others]) if others else own
+
+    def _own_statistics(self) -> RelayStatistics:
         return read_statistics(self.relay, self.lobby, self.ports, self.doors(), self.keeper, self.self_check)
 
     def open(self) -> None:

@@ -109,6 +109,8 @@ class Siblings:
     def __init__(self, router: WorkerRouter, host: Host) -> None:
         self.router = router
         self.host = host
+        self.number = router.place.number
+        """Ours."""
         self.told: dict[str, Callable[..., None]] = {}
         """What is done with a message, by its name: other parts add theirs."""
         self.answerers: dict[str, Callable[[bytes], bytes]] = {}

@@ -61,11 +61,12 @@ def _of_relay(relay: Relay) -> dict[str, Any]:
     held_for_mesh = sum(route.queue.packets for route in router.mesh_routes() if route.queue is not None)
     packets_sent, bytes_sent = routed_totals(router, held, sum(queue.packet_bytes for queue in queues))
     local = sum(1 for member in router.members.values() if member.connections)
+    elsewhere = sum(1 for key in router.elsewhere if not router.members[key].connections)
     own = sum(client.is_own for client in router.clients.values())
     return {
         "counters": router.counters,
         "clients_local": local - own,
-        "clients_remote": len(router.members) - local,
+        "clients_remote": len(router.members) - local - elsewhere,
         "connections": len(router.clients) - own,
         "home_connections": router.home_clients,
         "not_ideal_connections": router.not_ideal_clients,

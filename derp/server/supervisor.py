@@ -94,7 +94,7 @@ class Supervisor:
         self.workers: list[_Process] = []
         self._reread = reread
         self._inherited = inherited or Inherited()
-        self._command = list(command or [sys.executable, *sys.orig_argv[1:]])
+        self.command = list(command or [sys.executable, *sys.orig_argv[1:]])
         # (tcp or udp, host and port as configured, the port that it is): what each slot has a socket of.
         self._places: list[tuple[str, str, int, int]] = []
         self._slots: list[list[Handed]] = [[] for _ in range(config.workers)]
@@ -192,7 +192,7 @@ class Supervisor:
             with theirs:
                 worker.process = await hand_over(
                     [*self._slots[slot], *self._of_all],
-                    self._command,
+                    self.command,
                     more={WORKER_VARIABLE: theirs.fileno()},
                     start_new_session=True,  # Ctrl-C is for us to pass on
                 )

@@ -11,6 +11,7 @@ from derp.protocol.siblings import BATCH, BATCH_HEAD_BYTES, CONTROL, parse_contr
 from derp.relay.clients import Client
 from derp.relay.counters import Counters, DropReason
 from derp.relay.forward import relay_forwarded, relay_packets
+from derp.relay.mailbox import Mailbox
 from derp.relay.siblings import MAX_HELD_BYTES, Arrivals, Place, SiblingRoute, WorkerRouter, count_unsent
 
 OWN = b"R" * 32
@@ -288,6 +289,79 @@ class TestOneKeyOnTwoWorkers:
         left.router.note_writer(one)
 
         assert left.link.pending == []
+
+
+class TestLeaving:
+    """A worker that is being replaced."""
+
+    def test_packets_for_a_client_on_its_way_follow_it_before_newer_ones(self, pair: Pair) -> None:
+        left, right = pair.sides
+        moves, a, c = left.connect(B), left.connect(A), right.connect(C)
+        pair.settle()
+        left.router.is_leaving = True
+        left.router.send_off(moves, 0.0)
+        left.send(a, packet(B, b"one"), packet(B, b"2"))
+        deliver(left)
+        right.send(c, packet(B, b"from there"))
+        pair.settle()
+        deliver(left)
+
+        back = right.connect(B)
+        right.send(c, packet(B, b"newer"))
+        assert got(back) == [(5, C + b"newer")], "which does not wait for what may come from elsewhere"
+        pair.settle()
+        left.send(a, packet(B, b"last"))
+        pair.settle()
+
+        assert got(back) == [(5, A + b"one"), (5, A + b"2"), (5, C + b"from there"), (5, A + b"last")]
+        assert [kind for kind, _ in got(c)] == []
+
+    def test_a_sibling_that_has_not_heard_where_the_client_is_reaches_it_all_the_same(self, pair: Pair) -> None:
+        left, right = pair.sides
+        moves, c = left.connect(B), right.connect(C)
+        pair.settle()
+        right.send(c, packet(B, b"on its way"))
+        on_its_way = right.said()
+        left.router.is_leaving = True
+        left.router.send_off(moves, 0.0)
+        back = right.connect(B)
+        pair.settle()
+
+        hear(left, on_its_way)
+        pair.settle()
+
+        assert got(back) == [(5, C + b"on its way")]
+
+    def test_whoever_shows_up_nowhere_has_left(self, pair: Pair) -> None:
+        left, right = pair.sides
+        moves, a, c = left.connect(B), left.connect(A), right.connect(C)
+        pair.settle()
+        left.send(moves, packet(C, b"hello"))
+        pair.settle()
+        got(c)
+        left.router.is_leaving = True
+        left.router.send_off(moves, 0.0)
+        left.send(a, packet(B, b"lost"))
+        deliver(left)
+        pair.settle()
+        assert got(c) == []
+
+        for mailbox in left.router.mailboxes.handle_timeout(100.0):
+            left.router.close_mailbox(mailbox)
+        pair.settle()
+
+        assert got(c) == [(FrameType.PEER_GONE, B + b"\x00")]
+        assert left.router.counters.dropped(DropReason.GONE_DISCONNECTED) == 1
+
+
+def deliver(side: Side) -> None:
+    """What the flush does for a mailbox."""
+    for route in side.router.dirty:
+        if isinstance(route, Mailbox) and route.pending:
+            route.send(route.pending, route.pending_bytes)
+            route.pending, route.pending_bytes = [], 0
+            route.is_dirty = False
+    side.router.dirty = [route for route in side.router.dirty if not isinstance(route, Mailbox)]
 
 
 class TestOtherRelays:

@@ -100,7 +100,7 @@ async def test_rows_are_bounded_and_the_page_says_so(monkeypatch: pytest.MonkeyP
         callers: list[Caller] = [await call(server) for _ in range(3)]
         monkeypatch.setattr("derp.server.debug._MAX_ROWS", 2)
         assert len(client_rows(server.relay)) == 2
-        monkeypatch.setattr("derp.server.debug._BUSIEST", 2)
+        monkeypatch.setattr("derp.server.debug.BUSIEST_COUNT", 2)
         assert b"The busiest 2 of 3" in await body_of(server, b"/debug/")
         for caller in callers:
             await caller.aclose()

@@ -1,9 +1,24 @@
 """A relay of several real processes, seen by clients on real sockets."""
 
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
-from derp.protocol.messages import PeerGone, RecvPacket
-from tests.derp.server.workers_world import call_many, open_workers
+import pytest
+import trio
+
+from derp.errors import ConnectError, ListenError
+from derp.keys import MeshKey, NodePrivate
+from derp.protocol.messages import PeerGone, PeerPresent, RecvPacket, Restarting
+from derp.protocol.stun import encode_request, parse_response
+from derp.server.supervisor import Supervisor
+from tests.derp.server.workers_world import call_many, clients_by_worker, open_workers, page, write_settings
+from tests.derp.server.world import HOST, Caller, call, relay_config
 
 # All on one of two workers: once in 2,000 runs, and then a test is only weaker.
 MANY = 12
@@ -29,3 +44,162 @@ async def test_whoever_heard_of_a_client_is_told_when_it_leaves(tmp_path: Path) 
         await leaver.aclose()
         for caller in others:
             assert (await caller.receive_a(PeerGone)).key == leaver.key
+
+
+async def test_a_watcher_hears_of_the_clients_of_all_workers(tmp_path: Path) -> None:
+    write_settings(tmp_path, f'mesh_psk_file = "{tmp_path}/mesh"\n')
+    (tmp_path / "mesh").write_text("5f" * 32)
+    os.chmod(tmp_path / "mesh", 0o600)
+    async with open_workers(tmp_path) as relay, call_many(relay, MANY) as callers:
+        watcher = await call(relay, mesh_key=MeshKey(bytes.fromhex("5f" * 32)))
+        watcher.core.send_watch_conns()
+        await watcher.flush()
+        missing = {caller.key for caller in callers}
+        while missing:
+            missing.discard((await watcher.receive_a(PeerPresent)).key)
+        for caller in callers:
+            await caller.aclose()
+        missing = {caller.key for caller in callers}
+        while missing:
+            missing.discard((await watcher.receive_a(PeerGone)).key)
+        await watcher.aclose()
+
+
+async def test_every_worker_answers_stun(tmp_path: Path) -> None:
+    async with open_workers(tmp_path) as relay:
+        port = next(one.port for one in relay.listening if one.kind == "stun")
+        for number in range(MANY):
+            sock = trio.socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            with sock:
+                request = encode_request(number.to_bytes(12, "big"))
+                await sock.sendto(request, (HOST, port))
+                answer = await sock.recv(1500)
+                assert parse_response(answer) == (
+                    number.to_bytes(12, "big"),
+                    b"\x7f\x00\x00\x01",
+                    sock.getsockname()[1],
+                )
+        text = await page(relay, "/metrics")
+        assert f'derp_stun_requests_total{{disposition="success"}} {MANY}.0' in text
+
+
+async def test_a_worker_that_dies_is_replaced_and_its_clients_come_back(tmp_path: Path) -> None:
+    async with open_workers(tmp_path) as relay, call_many(relay, MANY) as callers:
+        victim = relay.workers[0]
+        lost = set((await clients_by_worker(relay))[victim.slot])
+        assert victim.process is not None
+        victim.process.kill()
+        await victim.ended.wait()
+        again, others = [], [caller for caller in callers if caller.key not in lost]
+        for caller in callers:
+            if caller.key in lost:
+                await caller.wait_closed()
+                again.append(await call(relay))  # which waits for the new worker, if the kernel gives it to that one
+        while len(relay.workers) < 2 or relay.workers[1].process is None:  # noqa: ASYNC110  # other processes
+            await trio.sleep(0.01)
+        assert {worker.slot for worker in relay.workers} == {0, 1}
+        for caller in again:
+            for other in others:
+                await caller.send(other.key, b"back")
+                assert (await other.receive_a(RecvPacket)).src == caller.key
+            await caller.aclose()
+
+
+async def test_settings_are_read_again_by_one_worker_after_the_other(tmp_path: Path) -> None:
+    async with open_workers(tmp_path) as relay, call_many(relay, MANY) as callers, obeying(relay) as send_signal:
+        by_worker = await clients_by_worker(relay)
+        denied = [next(caller for caller in callers if caller.key in keys) for keys in by_worker.values()]
+        write_settings(tmp_path, "deny_keys = " + json.dumps([f"nodekey:{one.key.hex()}" for one in denied]) + "\n")
+
+        await send_signal(signal.SIGHUP)
+
+        for caller in denied:
+            await caller.wait_closed()
+        for caller in callers:
+            if caller not in denied:
+                await caller.ping()
+
+
+async def test_settings_that_make_no_sense_reach_no_worker(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with open_workers(tmp_path) as relay, call_many(relay, 2) as callers, obeying(relay) as send_signal:
+        write_settings(tmp_path, "deny_keys = 7\n")
+        await send_signal(signal.SIGHUP)
+        while "the settings stay as they were" not in caplog.text:  # noqa: ASYNC110  # other processes
+            await trio.sleep(0.01)
+        for caller in callers:
+            await caller.ping()
+
+
+async def test_successors_serve_before_anybody_is_sent_away(tmp_path: Path) -> None:
+    privates = [NodePrivate.generate() for _ in range(MANY)]
+    async with open_workers(tmp_path) as relay, obeying(relay) as send_signal:
+        old = list(relay.workers)
+        again: list[Caller] = []
+
+        async def come_back(caller: Caller, private: NodePrivate) -> None:
+            await caller.receive_a(Restarting)
+            await caller.wait_closed()
+            await caller.aclose()
+            again.append(await call(relay, private=private))
+
+        async with trio.open_nursery() as nursery:
+            for private in privates:
+                nursery.start_soon(come_back, await call(relay, private=private), private)
+            await send_signal(signal.SIGUSR2)
+        for worker in old:
+            await worker.ended.wait()
+
+        assert len(relay.workers) == 2
+        assert not {worker.number for worker in old} & {worker.number for worker in relay.workers}
+        for caller in again:
+            await caller.send(again[0].key, b"all are here")
+            assert (await again[0].receive_a(RecvPacket)).src == caller.key
+        for caller in again:
+            await caller.aclose()
+
+
+async def test_a_successor_that_does_not_serve_changes_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_workers(tmp_path) as relay, call_many(relay, MANY) as callers, obeying(relay) as send_signal:
+        old = list(relay.workers)
+        relay.command = [sys.executable, "-c", "raise SystemExit(3)"]
+
+        await send_signal(signal.SIGUSR2)
+        while "nobody to hand over to" not in caplog.text:  # noqa: ASYNC110  # other processes
+            await trio.sleep(0.01)
+
+        assert relay.workers == old
+        for caller in callers:
+            await caller.ping()
+
+
+async def test_all_are_drained_together(tmp_path: Path) -> None:
+    async with open_workers(tmp_path) as relay, call_many(relay, MANY) as callers, obeying(relay) as send_signal:
+        await send_signal(signal.SIGTERM)
+        for caller in callers:
+            await caller.receive_a(Restarting)
+            await caller.wait_closed()
+            await caller.aclose()
+        await relay.drained.wait()
+        assert relay.workers == []
+        with pytest.raises(ConnectError):
+            await call(relay)
+
+
+async def test_a_second_relay_at_the_same_port_does_not_start(tmp_path: Path) -> None:
+    async with open_workers(tmp_path) as relay:
+        port = relay.listening[0].port
+        config = relay_config(listen=((HOST, port),), workers=2)
+        with pytest.raises(ListenError, match="cannot listen on TCP"):
+            Supervisor(config, lambda: config).open()
+
+
+@asynccontextmanager
+async def obeying(relay: Supervisor) -> AsyncIterator[Callable[[int], Awaitable[None]]]:
+    """Signals as the process would get them."""
+    send, receive = trio.open_memory_channel[int](0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(relay.obey, receive)
+        yield send.send
+        nursery.cancel_scope.cancel()

@@ -1,5 +1,6 @@
 """A supervisor in this process, and workers that are processes of their own."""
 
+import json
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,7 +10,7 @@ import trio
 
 from derp.config import load_config
 from derp.server.supervisor import Supervisor
-from tests.derp.server.world import HOST, PATIENCE_SECONDS, Caller, call
+from tests.derp.server.world import HOST, PATIENCE_SECONDS, Caller, ask, call
 
 
 @asynccontextmanager
@@ -17,7 +18,7 @@ async def open_workers(folder: Path, *arguments: str, count: int = 2) -> AsyncIt
     """`derp serve` with that many workers; cancelled at the end of the block, and then its workers have ended."""
     settings = folder / "settings.toml"
     if not settings.exists():
-        settings.write_text(f'listen = "{HOST}:0"\nkey_file = "{folder}/key"\nstun_port = 0\nlog_format = "text"\n')
+        write_settings(folder)
     flags = {"workers": str(count)}
     command = [sys.executable, "-m", "derp", "serve", "--config", str(settings), *arguments]
     supervisor = Supervisor(
@@ -26,12 +27,21 @@ async def open_workers(folder: Path, *arguments: str, count: int = 2) -> AsyncIt
     supervisor.open()
     try:
         async with trio.open_nursery() as nursery:
-            with trio.fail_after(3 * PATIENCE_SECONDS):
-                yield await nursery.start(supervisor.run)
-                await end(supervisor)
+            try:
+                with trio.fail_after(3 * PATIENCE_SECONDS):
+                    yield await nursery.start(supervisor.run)
+            finally:
+                with trio.CancelScope(shield=True):
+                    await end(supervisor)
             nursery.cancel_scope.cancel()
     finally:
         supervisor.close()
+
+
+def write_settings(folder: Path, *more: str) -> None:
+    """For those who serve there, or will."""
+    lines = [f'listen = "{HOST}:0"', f'key_file = "{folder}/key"', "stun_port = 0", 'log_format = "text"', *more]
+    (folder / "settings.toml").write_text("\n".join(lines) + "\n")
 
 
 async def end(supervisor: Supervisor) -> None:
@@ -55,3 +65,20 @@ async def call_many(supervisor: Supervisor, count: int) -> AsyncIterator[list[Ca
     finally:
         for caller in callers:
             await caller.aclose()
+
+
+async def page(supervisor: Supervisor, path: str) -> str:
+    """What some worker answers, as curl would ask for it."""
+    request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    head, _, body = (await ask(supervisor, request.encode())).decode().partition("\r\n\r\n")
+    assert head.startswith("HTTP/1.1 200"), head
+    return body
+
+
+async def clients_by_worker(supervisor: Supervisor) -> dict[int, list[bytes]]:
+    """Keys, by the slot of the worker that has the connection: the pages say it."""
+    rows = json.loads(await page(supervisor, "/debug/clients/?all=1&limit=1000&format=json"))["clients"]
+    found: dict[int, list[bytes]] = {slot: [] for slot in range(supervisor.config.workers)}
+    for row in rows:
+        found[row["connNum"] % supervisor.config.workers].append(bytes.fromhex(row["key"].removeprefix("nodekey:")))
+    return found
