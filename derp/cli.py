@@ -15,6 +15,7 @@ import click
 import trio
 
 from derp.cli_admission import admission_commands
+from derp.cli_drain import drain
 from derp.cli_invite import invite
 from derp.cli_map import map_commands
 from derp.cli_netcheck import netcheck
@@ -240,5 +241,5 @@ def genkey(as_json: bool) -> None:
     click.echo(f"public key {private.public()}", err=True)
 
 
-for command in (netcheck, ping, probe, map_commands, invite, admission_commands):
+for command in (netcheck, ping, probe, map_commands, invite, admission_commands, drain):
     cli.add_command(command)

@@ -42,6 +42,7 @@ ORDER: tuple[tuple[str, int], ...] = (
     ("derp/cli_run", 4),
     ("derp/cli_map", 4),
     ("derp/cli_admission", 4),
+    ("derp/cli_drain", 4),
     ("derp/cli_invite", 4),
     ("derp/cli_netcheck", 4),
     ("derp/cli_ping", 4),
