@@ -98,8 +98,8 @@ _CERTIFICATES: Final = (
         "tls_records",
         parse.OneOf("openssl", "own"),
         "openssl|own",
-        "who encrypts after the handshake of TLS 1.3, openssl by default; own takes a sixth of the memory, and nobody "
-        "outside has reviewed it yet (docs/tls-records.md)",
+        "who encrypts after the handshake of TLS 1.3, openssl by default; own takes a sixth of the memory and lets "
+        "SIGUSR2 move clients with their connections, and nobody outside has reviewed it yet (docs/tls-records.md)",
         part_of="tls",
     ),
     Setting(

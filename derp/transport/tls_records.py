@@ -165,6 +165,8 @@ class RecordLink(TlsLink):
     def receive(self, view: memoryview, at: int, scratch: memoryview, framed: memoryview) -> int:
         if self._layer is None:
             return super().receive(view, at, scratch, framed)
+        if self.codec is None:
+            return self._receive(view, at, scratch)
         return StreamWire.receive(self, view, at, scratch, framed)
 
     def _receive(self, into: memoryview, at: int, scratch: memoryview) -> int:
