@@ -121,9 +121,9 @@ class Fuzzed:
         assert set(router.members) == set(router.routes) == self.innocents.keys
         assert (len(router.clients), router.duplicate_keys, router.home_clients) == (2, 0, 0)
         assert (router.watchers, router.dirty, router.closing, router.pool.held_bytes) == (set(), [], [], 0)
-        assert (len(lobby.waiting), len(sessions.throttled), len(sessions.leaving)) == (0, 0, 0)
+        assert (len(lobby.waiting), len(sessions.leaving)) == (0, 0)
         assert (reactor.blocked, len(reactor._patient), reactor._aside) == (set(), 0, set())
-        assert not any(wire.tail or wire.kept for wire in reactor.wires)
+        assert not any(wire.tail or wire.kept or wire.paused for wire in reactor.wires)
         assert lobby.accepted_count == sum(lobby.closed_count.values()) + 2
         assert lobby.closed_count[CloseReason.INTERNAL_ERROR] == 0
 

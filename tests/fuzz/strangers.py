@@ -5,7 +5,6 @@ packet that carries a seal must arrive under the key and at the place that it na
 """
 
 import hashlib
-import os
 import socket
 import ssl
 import struct
@@ -173,7 +172,7 @@ class Stranger:
 
     async def _babble(self) -> None:
         self._done["babble"] += 1
-        await self._write(mutate(self._random, [*_RECORDS, *_REQUESTS, *FRAMES, os.urandom(64)]))
+        await self._write(mutate(self._random, [*_RECORDS, *_REQUESTS, *FRAMES, self._random.randbytes(64)]))
         await self._listen()
 
     async def _ask(self) -> None:

@@ -10,21 +10,12 @@ from trio.testing import MockClock
 
 from derp.close_reason import CloseReason
 from derp.transport.links import Link
-from derp.transport.poller import POLLERS
 from derp.transport.reactor import Reactor
-from tests.support.kqueue import wait_with
 from tests.support.wires import socket_pair
 
 PATIENCE_SECONDS = 60  # a hang guard
 SMALL = 4096
-
-
-@pytest.fixture(params=POLLERS, autouse=True)
-def poller(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Each test with every way to wait."""
-    name = str(request.param)
-    wait_with(monkeypatch, name)
-    return name
+pytestmark = pytest.mark.usefixtures("poller")
 
 
 # --- as a trio task
