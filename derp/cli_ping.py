@@ -44,6 +44,7 @@ Say = Callable[[Event], None]
 @click.option("--key-file", type=FILE, metavar="FILE", help="come as this key, for relays that admit not everybody")
 @click.option("--pin", metavar="PIN", default="", help="the certificate's sha256-raw:<hex>, as in a map's CertName")
 @click.option("--websocket", is_flag=True, help="go by websocket at once")
+@click.option("--quic", is_flag=True, help="go by QUIC, and by nothing else")
 @click.option("--json", "as_json", is_flag=True, help="one JSON object a line")
 def ping(key: str | None, via: str, count: int, timeout: float, answer: bool, as_json: bool, **how: Any) -> None:
     """Ask a relay how far away it is, and whether KEY (nodekey:...) is there.
@@ -57,7 +58,9 @@ def ping(key: str | None, via: str, count: int, timeout: float, answer: bool, as
 
     destination = NodePublic.parse(key).raw if key is not None else None
     private = load_private_key(Path(how["key_file"])) if how["key_file"] else NodePrivate.generate()
-    options = DialOptions(cert_name=how["pin"], force_websocket=how["websocket"])
+    if how["quic"] and how["websocket"]:
+        raise click.UsageError("--quic and --websocket are two ways: leave one of them out")
+    options = DialOptions(cert_name=how["pin"], force_websocket=how["websocket"], only_quic=how["quic"])
     say = print_json if as_json else _say
     if answer:
         trio.run(_answer, via, private, options, say)

@@ -23,6 +23,12 @@ _QUEUE_FACTOR: Final = 1.25
 _QUEUE_SECONDS: Final = 0.005
 # CUBIC's: gives way, and does not leave a link half empty.
 _SHRINK: Final = 0.7
+# After a slow start so much of what is acknowledged is added: the window doubles in 11 round trips.  BBR's probes, a
+# quarter every eighth round trip, come to half of that.
+_GROWTH: Final = 16
+# After a slow start a queue has to stand for so long, which is CoDel's interval: a busy machine or a radio link holds
+# all packets of one round trip up, and that is none.
+_ROUND_SECONDS: Final = 0.1
 # The fastest round trip is forgotten after so long: a path changes, and beside somebody whose queue never empties we
 # have to count it in, or we would get nothing.
 _FORGET_SECONDS: Final = 10.0
@@ -64,7 +70,7 @@ class PacketWindow:
     def on_packet_acked(self, *, now: float, packet: SentPacket) -> None:
         self.bytes_in_flight -= packet.sent_bytes
         self._acked_bytes += packet.sent_bytes
-        if self.ssthresh is None and (self._is_full or self._was_full):
+        if self._is_full or self._was_full:
             self._grow(packet.sent_bytes)
         if now >= self._round_ends_at:
             self._end_round(now)
@@ -96,22 +102,23 @@ class PacketWindow:
         """For aioquic's own log, which is off."""
         return {"cwnd": self.congestion_window, "bytes_in_flight": self.bytes_in_flight}
 
-    def _grow(self, by: int) -> None:
-        self.congestion_window = min(self.congestion_window + by, _MOST_BYTES)
+    def _grow(self, acked_bytes: int) -> None:
+        added = acked_bytes if self.ssthresh is None else acked_bytes // _GROWTH
+        self.congestion_window = min(self.congestion_window + added, _MOST_BYTES)
 
     def _end_round(self, now: float) -> None:
-        """Once a round trip: what the packets of the last one say."""
-        self._round_ends_at = now + self._rtt
+        """Once a round trip, or a tenth of a second: what the packets of the last round say."""
         sent = self._acked_bytes + self._lost_bytes
         is_lossy = self._lost_bytes > BORNE_LOSS * sent and self._lost_bytes >= _LEAST_LOST * self._packet_bytes
         is_queued = self._round_rtt < inf and self._round_rtt > self._least_rtt * _QUEUE_FACTOR + _QUEUE_SECONDS
         if is_lossy or is_queued:
-            # A queue may be that of others: whoever makes room for it keeps what a newcomer begins with.
+            # Of a queue so much as would empty it.  It may be that of others: whoever makes room for it keeps what a
+            # newcomer begins with.
+            kept = _SHRINK if is_lossy else max(_SHRINK, self._least_rtt / self._round_rtt)
             least = (LEAST_PACKETS if is_lossy else FIRST_PACKETS) * self._packet_bytes
-            self.congestion_window = max(int(self.congestion_window * _SHRINK), min(least, self.congestion_window))
+            self.congestion_window = max(int(self.congestion_window * kept), min(least, self.congestion_window))
             self.ssthresh = self.congestion_window
-        elif self._is_full and self.ssthresh is not None:
-            self._grow(self._packet_bytes)
         self._acked_bytes = self._lost_bytes = 0
+        self._round_ends_at = now + (self._rtt if self.ssthresh is None else max(self._rtt, _ROUND_SECONDS))
         self._was_full, self._is_full = self._is_full, False
         self._round_rtt = inf

@@ -68,6 +68,9 @@ async def test_ping_finds_who_is_there_over_tls_with_a_pin(tmp_path: Path) -> No
         status, (_, gone, *_), _ = await run_ping(str(key.public()), "--count=1", "--websocket", *via)
         assert status == 1
         assert gone["presence"] == "absent"
+        status, _, told = await run_ping("--count=1", "--quic", *via)
+        assert status == 1
+        assert "QUIC" in told
         status, events, error = await run_ping(via[0])
         assert (status, events) == (1, [])
         assert "self-signed: pin it" in error
@@ -206,3 +209,14 @@ async def test_a_ping_that_is_not_answered_is_loss_and_no_end(autojump_clock: tr
     assert _summary(tally.as_event("relay")) == (
         "relay: 4 sent, 2 received, 50 % lost; min/median/max 100.00/200.00/300.00 ms"
     )
+
+
+async def test_ping_goes_by_quic_where_it_is_told_to() -> None:
+    async with serving(*DEV, "--json", "--tls-self-signed", "--http-port=-1", "--quic") as relay:
+        events = await relay.events()
+        assert [event["kind"] for event in events if event["event"] == "listening"][:2] == ["derp+tls", "derp+quic"]
+        pin = next(event for event in events if "map" in event)["map"]["Regions"]["900"]["Nodes"][0]["CertName"]
+        via = f"--via=https://127.0.0.1:{events[0]['port']}"
+        status, (first, *_), _ = await run_ping(via, f"--pin={pin}", "--count=1", "--quic")
+        assert (status, first["carrier"], first["tls"]) == (0, "quic", "TLSv1.3")
+        assert (await run_ping(via, "--quic", "--websocket"))[0] == 2

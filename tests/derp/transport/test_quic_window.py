@@ -67,7 +67,7 @@ def test_a_tenth_lost_is_congestion() -> None:
     assert path.window.congestion_window < 0.75 * before * 2
 
 
-def test_after_a_shrink_it_grows_by_a_packet_a_round() -> None:
+def test_after_a_shrink_it_grows_by_a_sixteenth_a_round() -> None:
     path = Path()
     while path.round() < 80:
         pass
@@ -75,7 +75,19 @@ def test_after_a_shrink_it_grows_by_a_packet_a_round() -> None:
     path.round(share=0.2)
     shrunk = path.round(share=0.2)
     path.round()
-    assert [path.round() for _ in range(3)] == [shrunk + 2, shrunk + 3, shrunk + 4]
+    for _ in range(11):
+        path.round()
+    assert 1.9 * shrunk < path.window.congestion_window // SIZE < 2.3 * shrunk
+
+
+def test_a_queue_is_emptied_and_no_more_than_that() -> None:
+    path = Path()
+    while path.round() < 80:
+        pass
+    before = path.window.congestion_window
+    path.round(rtt=0.075, share=0.1)
+    path.round(share=0.1)
+    assert path.window.congestion_window == pytest.approx(before * 0.05 / 0.075, rel=0.1)
 
 
 def test_a_growing_queue_shrinks_it_but_not_below_the_first_window() -> None:
