@@ -309,14 +309,14 @@ class QuicEndpoint:
             if wire in self._host.wires:
                 self._host.fail(wire, WireEnded(CloseReason.PROTOCOL_ERROR, "a datagram that is no packet"))
             return
-        host, port = wire.address
+        host, port = _address(wire.place)
         wire.line.send_datagram(encode_response(transaction, ip_address(host.partition("%")[0]).packed, port))
 
     def _note_move(self, wire: QuicWire, place: Place) -> None:
-        """The client's address changed, and it has shown that it gets what is sent there."""
+        """The client's address changed.  aioquic asks there for a sign, and goes back to the old one if none comes."""
         if place.source != wire.place.source:
             self.moved_count += 1
-            _log.info("= %s:%d is now at %s:%d", *wire.address, *_address(place))
+            _log.debug("= %s:%d is now at %s:%d", *wire.address, *_address(place))
         wire.place, wire.address = place, _address(place)
 
     def _end_handshake(self, wire: QuicWire) -> None:
