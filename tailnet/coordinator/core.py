@@ -162,20 +162,7 @@ class Coordinator(Generic[C]):
         elif node is not None:
             counters.node_updates += 1
             peer.updated_at = now
-            if peer.node is None:
-                self._tell_first_node(peer, node, effects)
-            elif peer.node.raw == node.raw:
-                counters.suppressed_updates += 1
-            else:
-                # The hot path: whoever may be told has been told the node before, so there is nothing to compare
-                # or to note for each of them.
-                peer.node = node
-                receivers = peer.audience
-                if receivers is None:
-                    receivers = self._tunnels.audience(peer)
-                if receivers:
-                    counters.deliveries += len(receivers)
-                    effects.append(Deliver(receivers, (Update(peer.id, Kind.NODE, peer.node, REASON_UPDATE),)))
+            self._take_node(peer, node, effects)
         if request.add_tunnel is not None:
             self._add_tunnel(peer, connection, PeerID(request.add_tunnel), effects)
         if request.remove_tunnel is not None:
@@ -238,7 +225,8 @@ class Coordinator(Generic[C]):
         self._closed = True
         connected = list(self._connected.items())
         # By receiver, not by who is lost: an agent with a thousand clients gets one response, not a thousand.
-        lost = {peer: Update(peer.id, Kind.LOST, None, REASON_CLOSE) for _, peer in connected}
+        here = (peer for peer in self._tunnels.peers.values() if peer.connection is not None)
+        lost = {peer: Update(peer.id, Kind.LOST, None, REASON_CLOSE) for peer in here}
         for connection, peer in connected:
             told = [lost[other] for other in peer.links if other.links[peer] & TOLD]
             self._send_batches(connection, told, effects)
@@ -350,6 +338,22 @@ class Coordinator(Generic[C]):
 
     # Applying it.
 
+    def _take_node(self, peer: Peer[C], node: Node, effects: list[Effect[C]]) -> None:
+        if peer.node is None:
+            self._tell_first_node(peer, node, effects)
+        elif peer.node.raw == node.raw:
+            self._counters.suppressed_updates += 1
+        else:
+            # The hot path: whoever may be told has been told the node before, so there is nothing to compare or to
+            # note for each of them.
+            peer.node = node
+            receivers = peer.audience
+            if receivers is None:
+                receivers = self._tunnels.audience(peer)
+            if receivers:
+                self._counters.deliveries += len(receivers)
+                effects.append(Deliver(receivers, (Update(peer.id, Kind.NODE, node, REASON_UPDATE),)))
+
     def _tell_first_node(self, peer: Peer[C], node: Node, effects: list[Effect[C]]) -> None:
         """The first node of a connection: whoever shares a tunnel has yet to be told, except after a takeover."""
         before, peer.overtaken_node, peer.node = peer.overtaken_node, None, node
@@ -375,7 +379,11 @@ class Coordinator(Generic[C]):
             effects.append(SendError(connection, text))
             return
         other = self._tunnels.seat(dst_id)
-        self._tunnels.open(peer, other)
+        if self._tunnels.open(peer, other):
+            self._introduce(peer, connection, other, effects)
+
+    def _introduce(self, peer: Peer[C], connection: C, other: Peer[C], effects: list[Effect[C]]) -> None:
+        """A tunnel is open: each end is told the other's node, unless it was before."""
         if other.connection is None:
             return
         for receiver, receiver_connection, subject in ((other, other.connection, peer), (peer, connection, other)):
@@ -388,14 +396,21 @@ class Coordinator(Generic[C]):
         if other is not None:
             self._part(peer, other, REASON_REMOVE_TUNNEL, effects)
 
-    def _part(self, src: Peer[C], dst: Peer[C], reason: str, effects: list[Effect[C]]) -> None:
+    def _part(
+        self,
+        src: Peer[C],
+        dst: Peer[C],
+        reason: str,
+        effects: list[Effect[C]],
+        kind: Kind = Kind.DISCONNECTED,
+    ) -> None:
         """Close one tunnel; when no other joins the two, each loses the other, if it ever knew it."""
         dst_was_told, src_was_told = src.links[dst] & TOLD, dst.links[src] & TOLD
         if not self._tunnels.close(src, dst):
             return
         for receiver, subject, was_told in ((dst, src, dst_was_told), (src, dst, src_was_told)):
             if was_told and receiver.connection is not None:
-                self._deliver(receiver.connection, subject.id, Kind.DISCONNECTED, None, reason, effects)
+                self._deliver(receiver.connection, subject.id, kind, None, reason, effects)
         self._tunnels.release(dst)
 
     def _ready_for_handshake(
@@ -422,6 +437,10 @@ class Coordinator(Generic[C]):
         peer.overtaken_count += 1
         del self._connected[old]
         effects += (SendError(old, OVERWRITTEN), EndConnection(old, OVERWRITTEN))
+        self._pass_on(peer, policy, effects)
+
+    def _pass_on(self, peer: Peer[C], policy: Policy, effects: list[Effect[C]]) -> None:
+        """Nobody holds the id until its new connection does."""
         if peer.node is not None:
             peer.overtaken_node, peer.node = peer.node, None
         peer.connection = None
@@ -433,6 +452,12 @@ class Coordinator(Generic[C]):
     def _depart(
         self, peer: Peer[C], kind: Kind, reason: str, now: float, effects: list[Effect[C]], refusal: str = ""
     ) -> None:
+        assert peer.connection is not None
+        del self._connected[peer.connection]
+        self._unseat(peer, kind, reason, effects)
+        self._note_departure(peer.id, kind, reason, refusal, now)
+
+    def _unseat(self, peer: Peer[C], kind: Kind, reason: str, effects: list[Effect[C]]) -> None:
         """Tell whoever knew the peer, and forget it, but for the tunnels that others opened to it."""
         told = tuple(
             [other.connection for other, bits in peer.links.items() if bits & TOLD and other.connection is not None]
@@ -440,8 +465,6 @@ class Coordinator(Generic[C]):
         if told:
             self._counters.deliveries += len(told)
             effects.append(Deliver(told, (Update(peer.id, kind, None, reason),)))
-        assert peer.connection is not None
-        del self._connected[peer.connection]
         peer.connection = peer.policy = peer.node = peer.overtaken_node = None
         peer.overtaken_count = 0
         for other, bits in list(peer.links.items()):
@@ -451,7 +474,6 @@ class Coordinator(Generic[C]):
             if bits & OUT and self._tunnels.close(peer, other):
                 self._tunnels.release(other)
         self._tunnels.release(peer)
-        self._note_departure(peer.id, kind, reason, refusal, now)
 
     def _note_departure(self, peer_id: PeerID, kind: Kind, reason: str, refusal: str, now: float) -> None:
         self._counters.departures[reason] += 1

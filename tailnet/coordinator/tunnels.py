@@ -30,6 +30,7 @@ class Peer(Generic[C]):
         "audience",
         "connected_at",
         "connection",
+        "epoch",
         "id",
         "links",
         "node",
@@ -38,6 +39,7 @@ class Peer(Generic[C]):
         "overtaken_node",
         "policy",
         "updated_at",
+        "version",
     )
 
     def __init__(self, peer_id: PeerID) -> None:
@@ -53,6 +55,9 @@ class Peer(Generic[C]):
         self.audience: tuple[C, ...] | None = None  # None: to be made again
         self.connected_at = 0.0
         self.updated_at = 0.0
+        # Of the connection, when there are other replicas (replica/core.py): when it came by the cluster's time, and
+        # how many nodes it has sent.
+        self.epoch = self.version = 0
 
 
 class Tunnels(Generic[C]):
@@ -76,15 +81,17 @@ class Tunnels(Generic[C]):
         if peer.connection is None and not peer.links:
             del self.peers[peer.id]
 
-    def open(self, src: Peer[C], dst: Peer[C]) -> None:
-        """Add the tunnel; opening it twice changes nothing."""
+    def open(self, src: Peer[C], dst: Peer[C]) -> bool:
+        """Add the tunnel; False when it is open already, and nothing changes."""
         mine = src.links.get(dst, 0)
-        if not mine & OUT:
-            src.links[dst] = mine | OUT
-            dst.links[src] = dst.links.get(src, 0) | IN
-            src.audience = dst.audience = None
-            src.opened_count += 1
-            self.count += 1
+        if mine & OUT:
+            return False
+        src.links[dst] = mine | OUT
+        dst.links[src] = dst.links.get(src, 0) | IN
+        src.audience = dst.audience = None
+        src.opened_count += 1
+        self.count += 1
+        return True
 
     def close(self, src: Peer[C], dst: Peer[C]) -> bool:
         """Remove the tunnel.  True when the two now share none and have forgotten what they were told."""

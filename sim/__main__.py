@@ -1,0 +1,37 @@
+"""`python -m sim --seeds 0..10000`: play schedules; of one that breaks a law a short story is printed."""
+
+import argparse
+import sys
+import time
+from collections import Counter
+
+from sim.plan import make_plan
+from sim.play import play, shrink
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m sim", description="Play schedules of faults against the cores.")
+    parser.add_argument("--seeds", default="0..1000", help="the numbers of the schedules: A..B, or one")
+    parser.add_argument("--story", action="store_true", help="print the whole of each, broken or not")
+    chosen = parser.parse_args()
+    first, _, last = chosen.seeds.partition("..")
+    began, events, broken = time.process_time(), 0, 0
+    met: Counter[str] = Counter()
+    for seed in range(int(first), int(last or int(first) + 1)):
+        played = play(make_plan(seed), chosen.story)
+        events += played.event_count
+        met.update(played.met)
+        if chosen.story:
+            print("\n".join(played.story))
+        if played.broken is not None:
+            broken += 1
+            short = shrink(make_plan(seed))
+            print(f"seed {seed}: {played.broken}", *short.story, sep="\n")
+    seconds = time.process_time() - began
+    print(f"{events} events in {seconds:.1f} s of CPU, {events / max(seconds, 1e-9):.0f}/s; {broken} broken")
+    print(", ".join(f"{name} {count}" for name, count in sorted(met.items())))
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

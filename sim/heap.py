@@ -1,0 +1,30 @@
+"""Virtual time: one heap of (time, number, call).  Whoever is simulated schedules calls, and nothing else moves time."""
+
+from collections.abc import Callable
+from heapq import heappop, heappush
+
+
+class Heap:
+    """What will happen, and when it is."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.event_count = 0
+        self._heap: list[tuple[float, int, Callable[[], object]]] = []
+        self._number = 0  # equal times: in the order of scheduling
+
+    def at(self, time: float, call: Callable[[], object]) -> None:
+        self._number += 1
+        heappush(self._heap, (max(time, self.now), self._number, call))
+
+    def after(self, seconds: float, call: Callable[[], object]) -> None:
+        self.at(self.now + seconds, call)
+
+    def run(self, until: float) -> None:
+        """Everything that is due by then."""
+        heap = self._heap
+        while heap and heap[0][0] <= until:
+            self.now, _, call = heappop(heap)
+            self.event_count += 1
+            call()
+        self.now = until

@@ -1,0 +1,82 @@
+"""Agents and clients as the stock ones coordinate: they dial, say everything anew, and believe what they are told.
+
+A node's bytes say whose it is, of which of its connections, and which of that one's nodes: the laws read them.
+"""
+
+from dataclasses import dataclass, field
+from random import Random
+from typing import TYPE_CHECKING, Final
+
+from tailnet.coordinator.messages import Kind, Request, Update
+from tailnet.coordinator.nodes import Node
+from tailnet.coordinator.policy import AgentPolicy, ManyAgentsPolicy, Policy
+from tailnet.types import TAILSCALE_SERVICE_PREFIX, PeerID
+
+if TYPE_CHECKING:
+    from sim.world import Process
+
+_DISCO: Final = "discokey:" + "0" * 64
+
+
+@dataclass(eq=False, slots=True)
+class Connection:
+    """One dial.  `is_open`: the peer believes in it; `is_served`: the replica does."""
+
+    peer: "Peer"
+    process: "Process"
+    number: int
+    is_open: bool = True
+    is_served: bool = False
+    knows: dict[PeerID, bytes] = field(default_factory=dict)
+
+
+class Peer:
+    """An agent or a client."""
+
+    def __init__(self, name: str, is_agent: bool, random: Random) -> None:
+        self.name = name
+        self.id = PeerID(name.encode().ljust(16, b"\0"))
+        self.is_agent = is_agent
+        self.random = random
+        self.connection: Connection | None = None
+        self.is_away = False  # it means to be: nobody knows it when all is quiet
+        self.dial_count = 0
+        self.node_count = 0
+        self.wants: set[PeerID] = set()
+        # Whom others may be told to drop at once: it said goodbye, or a tunnel between the two was removed.
+        self.said_goodbye = False
+        self.parted: set[PeerID] = set()
+        # The address is the same for all of one's nodes, so that the core's checks of identity are met too.
+        self.address = f"{self.id.address(TAILSCALE_SERVICE_PREFIX)}/128"
+
+    @property
+    def policy(self) -> Policy:
+        return AgentPolicy(self.id) if self.is_agent else ManyAgentsPolicy()
+
+    def node(self, connection: Connection) -> Node:
+        """The next one."""
+        self.node_count += 1
+        raw = f"{self.name}.{connection.number}.{self.node_count}".encode()
+        return Node(raw, b"np" + bytes(32), _DISCO, 1, (self.address,), (self.address,))
+
+    def last_node(self) -> bytes:
+        assert self.connection is not None
+        return f"{self.name}.{self.connection.number}.{self.node_count}".encode()
+
+    def greeting(self, connection: Connection) -> list[Request]:
+        """What is said on a new connection."""
+        wants = sorted(self.wants)
+        first = Request(node=self.node(connection), add_tunnel=wants[0] if wants else None, allowed=wants)
+        return [first, *(Request(add_tunnel=want, allowed=wants) for want in wants[1:])]
+
+    def take(self, connection: Connection, updates: tuple[Update, ...]) -> list[Request]:
+        """What the coordinator says; an agent answers nodes of clients."""
+        ready: list[bytes] = []
+        for update in updates:
+            if update.kind is Kind.NODE:
+                assert update.node is not None
+                connection.knows[update.peer_id] = update.node.raw
+                ready.append(update.peer_id)
+            elif update.kind is not Kind.READY_FOR_HANDSHAKE:
+                connection.knows.pop(update.peer_id, None)
+        return [Request(ready_for_handshake=ready)] if ready and self.is_agent else []

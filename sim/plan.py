@@ -1,0 +1,62 @@
+"""A schedule: what is done to a cluster, and when.  It follows from its seed, and can be played with less of it."""
+
+from dataclasses import dataclass, replace
+from random import Random
+from typing import Final, NamedTuple
+
+FAULT_SECONDS: Final = 40.0
+# A silent replica is waited for 6 s, an unconfirmed tunnel 30 s, peers dial again within 10 s.
+QUIET_SECONDS: Final = 50.0
+
+
+class Step(NamedTuple):
+    """One thing that happens: `what` with its numbers, which mean what sim/world.py makes of them."""
+
+    at: float
+    what: str
+    who: int = 0
+    other: int = 0
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.at:7.3f}  {self.what} {self.who} {self.other} {self.seconds:.1f}"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that a run follows from."""
+
+    seed: int
+    replicas: int
+    agents: int
+    clients: int
+    is_bus: bool  # a carrier that may lose and repeat; else links that break and are dialled anew
+    steps: tuple[Step, ...]
+
+    def without(self, *places: int) -> "Plan":
+        """The same, less these steps."""
+        return replace(self, steps=tuple(step for at, step in enumerate(self.steps) if at not in places))
+
+
+# What happens, and how often beside the others.
+PEERS: Final = {"node": 12, "redial": 4, "roam": 4, "goodbye": 2, "vanish": 2, "open": 4, "shut": 3}
+FAULTS: Final = {"cut": 4, "kill": 3, "stop": 2, "freeze": 3, "lossy": 3, "blackout": 1}
+
+
+def make_plan(seed: int) -> Plan:
+    """The schedule of this number."""
+    random = Random(f"plan {seed}")
+    replicas = random.choice((2, 3, 3, 4))
+    agents, clients = random.randint(1, 3), random.randint(1, 5)
+    steps: list[Step] = []
+    for _ in range(random.randint(4, 25)):
+        what = random.choices(list(PEERS), list(PEERS.values()))[0]
+        who = random.randrange(agents + clients)
+        other = random.randrange(agents)
+        steps.append(Step(random.uniform(1, FAULT_SECONDS), what, who, other, random.uniform(0.5, 12)))
+    for _ in range(random.randint(0, 5)):
+        what = random.choices(list(FAULTS), list(FAULTS.values()))[0]
+        one = random.randrange(replicas)
+        two = (one + random.randrange(1, replicas)) % replicas
+        steps.append(Step(random.uniform(1, FAULT_SECONDS), what, one, two, random.choice((0.5, 2, 4, 8, 15, 25))))
+    return Plan(seed, replicas, agents, clients, random.random() < 0.5, tuple(sorted(steps)))

@@ -1,0 +1,436 @@
+"""The world of one run: replicas as processes with clocks of their own, the ways between them, and their peers.
+
+Everything that happens is a call on the heap.  A process that is frozen has what arrives waiting for it; one that is
+killed takes it along.  Peers reach replicas over connections that keep their order and take their time.
+"""
+
+from collections.abc import Callable
+from itertools import combinations
+from random import Random
+
+from sim.heap import Heap
+from sim.laws import Judge
+from sim.peers import Connection, Peer
+from sim.plan import FAULT_SECONDS, Plan, Step
+from tailnet.coordinator.messages import Deliver, Effect, EndConnection, Request, SendError
+from tailnet.replica.cluster import Cluster
+from tailnet.replica.messages import ReplicaID
+from tailnet.replica.proof import ClusterKey
+from tailnet.types import PeerID
+
+KEY = ClusterKey("sim", bytes(32))
+# Between a peer and its replica, and between two replicas.
+LATENCY_SECONDS = (0.0005, 0.05)
+# A replica notices that a peer without a network is gone.
+NOTICED_SECONDS = 15.0
+# A record of a replica that died is gone by then, and the others forget it.
+LEASE_SECONDS = 8.0
+
+
+class Way:
+    """From one process to another: keeps the order, unless it is lossy."""
+
+    def __init__(self, random: Random) -> None:
+        self.random = random
+        self.is_up = True
+        self.lossy_until = 0.0
+        self.arrives_at = 0.0
+
+    def arrivals(self, now: float, is_bus: bool) -> list[float]:
+        """When what is sent now arrives: once, twice, late or never."""
+        if not self.is_up:
+            return []
+        arrives_at = now + self.random.uniform(*LATENCY_SECONDS)
+        if is_bus and now < self.lossy_until:
+            fault = self.random.random()
+            if fault < 0.1:
+                return []
+            if fault < 0.2:
+                return [arrives_at, arrives_at + self.random.uniform(0, 2)]
+            if fault < 0.3:
+                return [arrives_at + self.random.uniform(0, 2)]
+        self.arrives_at = max(self.arrives_at, arrives_at)
+        return [self.arrives_at]
+
+
+class Process:
+    """One start of one replica."""
+
+    def __init__(self, world: "World", place: int, start: int) -> None:
+        self.world = world
+        self.place = place
+        self.name = f"r{place}.{start}"
+        random = Random(f"{world.plan.seed} {self.name}")
+        self.id = ReplicaID(random.randbytes(8))
+        self.cluster: Cluster[Connection] = Cluster(self.id, self.name, KEY, random.randbytes)
+        self.is_alive = True
+        self.is_accepting = True
+        self.is_frozen = False
+        self.backlog: list[Callable[[], object]] = []
+        self._clock_ahead = random.uniform(0, 5)  # monotonic clocks begin anywhere
+        self._timer_at: float | None = None
+
+    @property
+    def now(self) -> float:
+        return self.world.heap.now + self._clock_ahead
+
+    def do(self, call: Callable[[], object]) -> None:
+        """Something arrives: now, when the process wakes, or never."""
+        if not self.is_alive:
+            return
+        if self.is_frozen:
+            self.backlog.append(call)
+            return
+        call()
+        self.flush()
+
+    def flush(self) -> None:
+        """The end of a step: frames go, and the next deadline is known."""
+        world = self.world
+        for other, pair in self.cluster.pairs.items():
+            for frame in pair.frames_to_send():
+                world.carry(self, other, frame)
+        due = self.cluster.next_timeout()
+        if due is not None:
+            at = due - self._clock_ahead
+            if self._timer_at is None or at < self._timer_at:
+                self._timer_at = at
+                world.heap.at(at, lambda: self._timer(at))
+
+    def _timer(self, at: float) -> None:
+        if self._timer_at == at:
+            self.do(self._timeout)
+
+    def _timeout(self) -> None:
+        self._timer_at = None
+        due = self.cluster.next_timeout()
+        if due is not None and due <= self.now:
+            self.take(self.cluster.handle_timeout(self.now))
+
+    def take(self, effects: list[Effect[Connection]]) -> None:
+        """What the cluster says to own connections."""
+        judge, heap = self.world.judge, self.world.heap
+        for effect in effects:
+            if isinstance(effect, Deliver):
+                for connection in effect.receivers:
+                    for update in effect.updates:
+                        judge.told(connection, update)
+                    self.world.tell_peer(connection, effect.updates)
+            elif isinstance(effect, EndConnection):
+                judge.ended(effect.connection, effect.reason)
+                effect.connection.is_served = False
+                self.world.say(f"{self.name} ends the connection of {effect.connection.peer.name}: {effect.reason}")
+                connection = effect.connection
+                heap.after(0.01, lambda connection=connection: self.world.hang_up(connection))  # type: ignore[misc]
+            elif isinstance(effect, SendError):
+                judge.met["error told"] += 1
+
+    def core(self, effects: list[Effect[Connection]]) -> None:
+        """What the coordinator says about an own connection."""
+        self.take(self.cluster.carry_out(effects, self.now))
+
+
+class World:
+    """One run of a plan."""
+
+    def __init__(self, plan: Plan, record: bool = False) -> None:
+        self.plan = plan
+        self.heap = Heap()
+        self.judge = Judge(self)
+        self.story: list[str] | None = [] if record else None
+        self.processes: list[Process] = []
+        self.places: list[Process | None] = [None] * plan.replicas
+        self.ways: dict[tuple[int, int], Way] = {
+            (one, two): Way(Random(f"{plan.seed} way {one} {two}"))
+            for one in range(plan.replicas)
+            for two in range(plan.replicas)
+        }
+        self._starts = 0
+        names = [f"a{n}" for n in range(plan.agents)] + [f"c{n}" for n in range(plan.clients)]
+        self.peers = [Peer(name, name[0] == "a", Random(f"{plan.seed} {name}")) for name in names]
+        self._peers = {peer.id: peer for peer in self.peers}
+        for place in range(plan.replicas):
+            self.start(place)
+        for number, peer in enumerate(self.peers):
+            if not peer.is_agent:
+                peer.wants.add(self.peers[number % plan.agents].id)
+            self.heap.after(peer.random.uniform(0, 3), lambda peer=peer: self.dial(peer))  # type: ignore[misc]
+        for step in plan.steps:
+            self.heap.at(step.at, lambda step=step: self.step(step))  # type: ignore[misc]
+        self.heap.at(FAULT_SECONDS, self.heal)
+
+    def say(self, text: str) -> None:
+        if self.story is not None:
+            self.story.append(f"{self.heap.now:7.3f}  {text}")
+
+    def peer(self, peer_id: bytes) -> Peer:
+        return self._peers[PeerID(peer_id)]
+
+    # Replicas and the ways between them.
+
+    def start(self, place: int) -> None:
+        """A process begins; the others find its record within two seconds."""
+        self._starts += 1
+        process = Process(self, place, self._starts)
+        self.places[place] = process
+        self.processes.append(process)
+        for other in self.places:
+            if other is not None and other is not process:
+                self.heap.after(
+                    process_random(self, process).uniform(0, 2), lambda other=other: self.join(process, other)
+                )  # type: ignore[misc]
+
+    def join(self, one: Process, two: Process) -> None:
+        """Two replicas know of each other, and there is a way between them, or will be."""
+        for process, other in ((one, two), (two, one)):
+            if process.is_alive and other.is_alive:
+                process.do(lambda process=process, other=other: self._open_way(process, other))  # type: ignore[misc]
+
+    def _open_way(self, process: Process, other: Process) -> None:
+        pair = process.cluster.pair(other.id)
+        way = self.ways[process.place, other.place]
+        if pair._binding is None and (way.is_up or self.plan.is_bus):
+            pair.link_opened(process.now)
+
+    def carry(self, sender: Process, receiver_id: ReplicaID, frame: bytes) -> None:
+        receiver = next((one for one in self.places if one is not None and one.id == receiver_id), None)
+        if receiver is None or not receiver.is_alive:
+            return
+        way = self.ways[sender.place, receiver.place]
+        for at in way.arrivals(self.heap.now, self.plan.is_bus):
+            self.heap.at(at, lambda: receiver.do(lambda: self._arrive(receiver, sender, frame)))
+
+    def _arrive(self, receiver: Process, sender: Process, frame: bytes) -> None:
+        pair = receiver.cluster.pair(sender.id)
+        if pair._binding is not None:
+            receiver.take(receiver.cluster.receive_frame(sender.id, frame, receiver.now))
+
+    def cut(self, one: int, two: int) -> None:
+        self.ways[one, two].is_up = False
+        if not self.plan.is_bus:
+            self._break_links(one, two)
+
+    def _break_links(self, one: int, two: int) -> None:
+        for here, there in ((one, two), (two, one)):
+            process, other = self.places[here], self.places[there]
+            if process is not None and other is not None:
+                process.do(lambda process=process, other=other: self._close_way(process, other))  # type: ignore[misc]
+
+    def _close_way(self, process: Process, other: Process) -> None:
+        if process.cluster.pair(other.id)._binding is not None:
+            process.take(process.cluster.link_closed(other.id, process.now))
+
+    def mend(self, one: int, two: int) -> None:
+        self.ways[one, two].is_up = self.ways[two, one].is_up = True
+        process, other = self.places[one], self.places[two]
+        if process is not None and other is not None:
+            self.join(process, other)
+
+    def die(self, process: Process) -> None:
+        """The process is gone; its record some seconds later."""
+        process.is_alive = False
+        if self.places[process.place] is process:
+            self.places[process.place] = None
+        for other in self.processes:
+            if other.is_alive:
+                if not self.plan.is_bus:
+                    other.do(lambda other=other: self._close_way(other, process))  # type: ignore[misc]
+                self.heap.after(LEASE_SECONDS, lambda other=other: other.do(lambda: self._forget(other, process)))  # type: ignore[misc]
+        for peer in self.peers:
+            connection = peer.connection
+            if connection is not None and connection.process is process:
+                connection.is_served = False
+                self.heap.after(
+                    peer.random.uniform(0.01, 1),
+                    lambda connection=connection: self.hang_up(connection),  # type: ignore[misc]
+                )
+
+    def _forget(self, process: Process, other: Process) -> None:
+        process.take(process.cluster.forget(other.id, process.now))
+
+    def wake(self, process: Process) -> None:
+        """What waited comes first, or the timers do."""
+        if not process.is_frozen:
+            return
+        process.is_frozen = False
+        backlog, process.backlog = process.backlog, []
+        timers_first = process_random(self, process).random() < 0.5
+        if timers_first:
+            process.do(process._timeout)
+        for call in backlog:
+            process.do(call)
+        process.do(process._timeout)
+
+    # Peers.
+
+    def dial(self, peer: Peer) -> None:
+        """Some replica that takes peers; the balancer knows which do."""
+        if peer.is_away or peer.connection is not None:
+            return
+        open_places = [one for one in self.places if one is not None and one.is_accepting and not one.is_frozen]
+        if not open_places:
+            self.heap.after(peer.random.uniform(0.1, 1), lambda: self.dial(peer))
+            return
+        process = peer.random.choice(open_places)
+        peer.dial_count += 1
+        connection = peer.connection = Connection(peer, process, peer.dial_count)
+        self.say(f"{peer.name} dials {process.name}")
+        self.to_replica(connection, lambda: self._connect(connection))
+        for request in peer.greeting(connection):
+            self.request(connection, request)
+
+    def _connect(self, connection: Connection) -> None:
+        process, peer = connection.process, connection.peer
+        if not process.is_accepting:
+            self.heap.after(0.01, lambda: self.hang_up(connection))
+            return
+        connection.is_served = True
+        process.core(process.cluster.coordinator.handle_connect(peer.id, peer.policy, connection, process.now))
+
+    def request(self, connection: Connection, request: Request) -> None:
+        core = connection.process.cluster.coordinator
+        self.to_replica(
+            connection,
+            lambda: connection.process.core(core.handle_request(connection, request, connection.process.now)),
+        )
+
+    def to_replica(self, connection: Connection, call: Callable[[], object]) -> None:
+        """In order: each of a connection's messages takes as long as the first."""
+        latency = LATENCY_SECONDS[1] * ((connection.number * 7 + len(connection.peer.name)) % 5 + 1) / 5
+        self.heap.after(latency, lambda: connection.process.do(call))
+
+    def tell_peer(self, connection: Connection, updates: tuple) -> None:  # type: ignore[type-arg]
+        def arrive() -> None:
+            if connection.is_open:
+                for request in connection.peer.take(connection, updates):
+                    self.request(connection, request)
+
+        self.heap.after(0.01, arrive)
+
+    def hang_up(self, connection: Connection) -> None:
+        """The peer learns that its connection is gone, and dials again."""
+        peer = connection.peer
+        connection.is_open = False
+        if peer.connection is connection:
+            peer.connection = None
+            self.heap.after(peer.random.uniform(0.1, 2), lambda: self.dial(peer))
+
+    def leave(self, connection: Connection, graceful: bool) -> None:
+        """The replica learns that the peer is gone."""
+        core = connection.process.cluster.coordinator
+
+        def gone() -> None:
+            connection.is_served = False
+            connection.process.core(core.handle_disconnect(connection, graceful, connection.process.now))
+
+        self.to_replica(connection, gone)
+
+    # What a plan says.
+
+    def step(self, step: Step) -> None:
+        self.judge.met[step.what] += 1
+        self.say(f"-- {step.what} {step.who} {step.other} {step.seconds:.1f}")
+        if step.what in ("cut", "kill", "stop", "freeze", "lossy", "blackout"):
+            self._fault(step)
+        else:
+            self._act(self.peers[step.who % len(self.peers)], step)
+
+    def _act(self, peer: Peer, step: Step) -> None:
+        connection = peer.connection
+        if step.what in ("open", "shut") and not peer.is_agent:
+            agent = self.peers[step.other % self.plan.agents]
+            wanted = step.what == "open"
+            if (agent.id in peer.wants) == wanted:
+                return
+            if wanted:
+                peer.wants.add(agent.id)
+            else:
+                peer.wants.discard(agent.id)
+                peer.parted.add(agent.id)
+                agent.parted.add(peer.id)
+            if connection is not None:
+                allowed = set(peer.wants)
+                self.request(
+                    connection,
+                    Request(add_tunnel=agent.id, allowed=allowed) if wanted else Request(remove_tunnel=agent.id),
+                )
+            return
+        if connection is None:
+            return
+        match step.what:
+            case "node":
+                self.request(connection, Request(node=peer.node(connection)))
+            case "redial":
+                self.leave(connection, graceful=False)
+                self.hang_up(connection)
+            case "roam":  # its network changed: the old replica notices much later
+                peer.connection = None
+                connection.is_open = False
+                self.dial(peer)
+                self.heap.after(NOTICED_SECONDS, lambda: self.leave(connection, graceful=False))
+            case "goodbye":
+                peer.said_goodbye = True
+                self.request(connection, Request(disconnect=True))
+                self._go_away(peer, connection, step.seconds)
+            case "vanish":
+                self.heap.after(NOTICED_SECONDS, lambda: self.leave(connection, graceful=False))
+                self._go_away(peer, connection, step.seconds)
+
+    def _go_away(self, peer: Peer, connection: Connection, seconds: float) -> None:
+        peer.is_away, peer.connection = True, None
+        connection.is_open = False
+        if seconds < 9:  # else it stays away
+            self.heap.after(seconds, lambda: self._return(peer))
+
+    def _return(self, peer: Peer) -> None:
+        peer.is_away = False
+        self.dial(peer)
+
+    def _fault(self, step: Step) -> None:
+        one, two = step.who % self.plan.replicas, step.other % self.plan.replicas
+        process = self.places[one]
+        match step.what:
+            case "cut":
+                self.cut(one, two)
+                if step.at * 1000 % 3 < 2:  # else it is deaf in one direction only
+                    self.cut(two, one)
+                self.heap.after(step.seconds, lambda: self.mend(one, two))
+            case "lossy":
+                for way in self.ways.values():
+                    way.lossy_until = self.heap.now + step.seconds
+            case "blackout":
+                for here, there in combinations(range(self.plan.replicas), 2):
+                    self.cut(here, there)
+                    self.cut(there, here)
+                    self.heap.after(step.seconds, lambda here=here, there=there: self.mend(here, there))  # type: ignore[misc]
+            case "kill" if process is not None:
+                self.die(process)
+                self.heap.after(min(step.seconds, 8), lambda: self.start(one))
+            case "stop" if process is not None and not process.is_frozen:
+                process.is_accepting = False
+                process.do(lambda: self._close(process))
+                self.heap.after(0.5, lambda: self.die(process))
+                self.heap.after(1.0, lambda: self.start(one))
+            case "freeze" if process is not None and process.is_accepting:
+                process.is_frozen = True
+                self.heap.after(step.seconds, lambda: self.wake(process))
+
+    def _close(self, process: Process) -> None:
+        if process.is_alive:
+            process.core(process.cluster.coordinator.handle_close(process.now))
+
+    def heal(self) -> None:
+        """The last fault is over."""
+        for one, two in combinations(range(self.plan.replicas), 2):
+            self.mend(one, two)
+        for way in self.ways.values():
+            way.lossy_until = 0.0
+        for process in self.processes:
+            if process.is_alive:
+                self.wake(process)
+        for peer in self.peers:
+            self.dial(peer)
+
+
+def process_random(world: World, process: Process) -> Random:
+    return Random(f"{world.plan.seed} {process.name} {world.heap.event_count}")

@@ -1,0 +1,240 @@
+"""One replica among others: its coordinator, the cluster's time, and a Pair for each other replica (layer L1, timed).
+
+Own connections: call the coordinator, and give what it says to `carry_out`, which sends what is for others and returns
+what is for own connections.  Frames: `receive_frame` in, and each pair's `frames_to_send` out at the end of the step:
+everything that one step made for one replica is one frame.  Whoever has the links and knows who the members are
+(discovery, direct links, a bus) calls the rest.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final, Generic
+
+from tailnet.coordinator.messages import C, Effect, Outward
+from tailnet.coordinator.nodes import Limits
+from tailnet.replica.cluster_time import ClusterTime
+from tailnet.replica.codec import encode_message
+from tailnet.replica.core import MAX_CLAIMS, MAX_IDS, SharedCoordinator
+from tailnet.replica.messages import (
+    Announce,
+    Ask,
+    Beat,
+    Bye,
+    Came,
+    Claim,
+    Gone,
+    Message,
+    NodeIs,
+    Open,
+    Publish,
+    Ready,
+    ReplicaID,
+    Shut,
+    Sync,
+    Synced,
+    Tell,
+    Who,
+    portions,
+)
+from tailnet.replica.pair import Heard, Opened, Own, Pair, PairEvent, Refused, Silent, Status, SyncDue
+from tailnet.replica.proof import ClusterKey
+from tailnet.types import PeerID
+
+# CAME and WHO to all: at most 50 such frames a second and pair, each of which wakes a process (400 us at both ends).
+HOLD_SECONDS: Final = 0.020
+# Its deadlines are a second apart at the most, so one that comes this late says that we were stopped, not the others.
+SLEPT_SECONDS: Final = 1.5
+
+
+@dataclass(slots=True)
+class Hint(Outward):
+    """A replica told us something that is no peer's matter."""
+
+    replica: ReplicaID
+    message: Tell | Bye
+
+
+class Cluster(Generic[C]):
+    """One replica of a cluster.  Every method that returns effects returns those for own connections, and Hints."""
+
+    def __init__(
+        self,
+        replica: ReplicaID,
+        name: str,
+        key: ClusterKey,
+        random_bytes: Callable[[int], bytes],
+        limits: Limits | None = None,
+    ) -> None:
+        self.replica = replica
+        self.time = ClusterTime()
+        self.coordinator: SharedCoordinator[C] = SharedCoordinator(
+            replica, self.time, lambda: int.from_bytes(random_bytes(2), "big") / 65536, limits
+        )
+        self.pairs: dict[ReplicaID, Pair] = {}
+        # Replicas that greet us and cannot be talked to, each with the reason.
+        self.refused: dict[ReplicaID, str] = {}
+        # The carrier does not bring back our own beats: who is silent may be well, so nobody is judged.
+        self.is_deaf = False
+        self.sent: Counter[type] = Counter()
+        self.heard: Counter[type] = Counter()
+        self.sleep_count = 0
+        self._own = Own(replica, name, key, self._status, random_bytes)
+        self._claims: dict[PeerID, Claim] = {}
+        self._questions: dict[PeerID, None] = {}
+        self._told_at = float("-inf")
+        self._tell_at: float | None = None
+
+    # Members and links.
+
+    def pair(self, other: ReplicaID) -> Pair:
+        """The pair with another replica, made when it is first heard of."""
+        pair = self.pairs.get(other)
+        if pair is None:
+            pair = self.pairs[other] = Pair(self._own, other)
+        return pair
+
+    def forget(self, other: ReplicaID, now: float) -> list[Effect[C]]:
+        """The replica has left the cluster, and does not come back under this id."""
+        pair = self.pairs.pop(other, None)
+        self.refused.pop(other, None)
+        return [] if pair is None else self.carry_out(self.coordinator.handle_replica_down(other, now), now)
+
+    def link_closed(self, other: ReplicaID, now: float) -> list[Effect[C]]:
+        """The way to a replica is gone; `pair(other).link_opened` says that there is one."""
+        return self._take(other, self.pair(other).link_closed(now), now)
+
+    def receive_frame(self, other: ReplicaID, frame: bytes, now: float) -> list[Effect[C]]:
+        """A frame from a replica, over its link."""
+        return self._take(other, self.pair(other).receive_frame(frame, now), now)
+
+    def tell(self, message: Tell | Bye, now: float) -> None:
+        """A hint to all."""
+        self._publish(self.pairs, [message], now)
+
+    # Effects.
+
+    def carry_out(self, effects: Sequence[Effect[C]], now: float) -> list[Effect[C]]:
+        """Queue what is for other replicas; the rest comes back."""
+        own: list[Effect[C]] = []
+        for effect in effects:
+            if not isinstance(effect, Outward):
+                own.append(effect)
+            elif isinstance(effect, Publish):
+                self._publish(effect.replicas, effect.messages, now)
+            elif isinstance(effect, Announce):
+                self._claims.update((claim.peer_id, claim) for claim in effect.claims)
+                self._tell_all(now)
+            elif isinstance(effect, Ask):
+                self._questions.update(dict.fromkeys(effect.peer_ids))
+                self._tell_all(now)
+            else:
+                own.append(effect)
+        return own
+
+    # Time.
+
+    def next_timeout(self) -> float | None:
+        """When to call `handle_timeout`."""
+        dues = [self._tell_at, self.coordinator.next_timeout(), *(pair.next_timeout() for pair in self.pairs.values())]
+        return min((due for due in dues if due is not None), default=None)
+
+    def handle_timeout(self, now: float) -> list[Effect[C]]:
+        """Whatever is due.  A replica judges others only while it is awake, and hears."""
+        due = self.next_timeout()
+        slept = due is not None and now - due > SLEPT_SECONDS
+        self.sleep_count += slept
+        if slept or self.is_deaf:
+            for pair in self.pairs.values():
+                pair.excuse(now)
+        effects: list[Effect[C]] = []
+        for other, pair in list(self.pairs.items()):
+            effects += self._take(other, pair.handle_timeout(now), now)
+        effects += self.carry_out(self.coordinator.handle_timeout(now), now)
+        if self._tell_at is not None and self._tell_at <= now:
+            self._tell_all(now)
+        return effects
+
+    def _status(self, now: float) -> Status:
+        return Status(self.time.read(now), self.coordinator.connected_count)
+
+    # What pairs say.
+
+    def _take(self, other: ReplicaID, events: Sequence[PairEvent], now: float) -> list[Effect[C]]:
+        effects: list[Effect[C]] = []
+        for event in events:
+            match event:
+                case Heard(messages):
+                    for message in messages:
+                        self.heard[type(message)] += 1
+                        effects += self.carry_out(self._handle(other, message, now), now)
+                case Opened(since, hello):
+                    self.refused.pop(other, None)
+                    effects += self.carry_out(self._hear_clock(hello.clock, hello.peer_count, now), now)
+                    # What was announced up to HOLD_SECONDS before a frame may not be in it.
+                    since = None if since is None else since - HOLD_SECONDS
+                    effects += self.carry_out(self.coordinator.handle_replica_up(other, since, now), now)
+                case Silent():
+                    effects += self.carry_out(self.coordinator.handle_replica_down(other, now), now)
+                case SyncDue():
+                    effects += self.carry_out(self.coordinator.handle_sync_due(other), now)
+                case Refused(reason):
+                    self.refused[other] = reason
+        return effects
+
+    def _handle(self, other: ReplicaID, message: Message, now: float) -> list[Effect[C]]:
+        core = self.coordinator
+        match message:
+            case NodeIs():
+                return core.handle_remote_node(other, message, now)
+            case Came(claims):
+                return core.handle_remote_came(other, claims, now)
+            case Who(peer_ids):
+                return core.handle_remote_who(other, peer_ids)
+            case Open():
+                return core.handle_remote_open(other, message, now)
+            case Shut():
+                return core.handle_remote_shut(other, message, now)
+            case Gone():
+                return core.handle_remote_gone(other, message, now)
+            case Ready():
+                return core.handle_remote_ready(other, message, now)
+            case Sync():
+                return core.handle_replica_sync(other, message, now)
+            case Synced():
+                return core.handle_replica_synced(other, now)
+            case Beat():
+                return self._hear_clock(message.clock, message.peer_count, now)
+            case Tell() | Bye():
+                return [Hint(other, message)]
+            case _:
+                return []
+
+    def _hear_clock(self, clock: int, peer_count: int, now: float) -> list[Effect[C]]:
+        jumped = self.time.hear(clock, peer_count, self.coordinator.connected_count, now)
+        return self.coordinator.handle_clock_jump(now) if jumped else []
+
+    # What others are told.
+
+    def _tell_all(self, now: float) -> None:
+        """Claims and questions to all: at once, or when the last ones are HOLD_SECONDS old."""
+        if now < self._told_at + HOLD_SECONDS:
+            self._tell_at = self._told_at + HOLD_SECONDS
+            return
+        self._told_at, self._tell_at = now, None
+        claims, self._claims = list(self._claims.values()), {}
+        questions, self._questions = list(self._questions), {}
+        self._publish(self.pairs, [Came(part) for part in portions(claims, MAX_CLAIMS)], now)
+        self._publish(self.pairs, [Who(part) for part in portions(questions, MAX_IDS)], now)
+
+    def _publish(self, replicas: Iterable[ReplicaID], messages: Sequence[Message], now: float) -> None:
+        """Each message is encoded once, however many replicas are told."""
+        for message in messages:
+            encoded = encode_message(message)
+            replaces = message.peer_id if isinstance(message, NodeIs) else None
+            for replica in list(replicas):
+                pair = self.pairs.get(replica)
+                if pair is not None and pair.is_open:
+                    self.sent[type(message)] += 1
+                    # Whose session ends by this hears everything in the next one.
+                    pair.send(encoded, now, replaces)
