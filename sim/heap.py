@@ -1,4 +1,4 @@
-"""Virtual time: one heap of (time, number, call).  Whoever is simulated schedules calls, and nothing else moves time."""
+"""Virtual time: one heap of (time, number, call).  Whoever is simulated schedules calls; nothing else moves time."""
 
 from collections.abc import Callable
 from heapq import heappop, heappush

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from derp.text import error_text
 from sim.laws import LawBroken
 from sim.plan import FAULT_SECONDS, QUIET_SECONDS, Plan
 from sim.world import World
@@ -28,8 +29,8 @@ def play(plan: Plan, record: bool = False) -> Played:
     except LawBroken as error:
         broken = str(error)
         world.say(broken)
-    except AssertionError as error:  # a core contradicts itself
-        broken = f"contradiction: {error}"
+    except Exception as error:  # a core contradicts itself, or falls over
+        broken = f"{type(error).__name__}: {error_text(error)}"
         world.say(broken)
     met = dict(world.judge.met)
     for process in world.processes:

@@ -116,7 +116,7 @@ def modules() -> tuple[tuple[str, ast.Module], ...]:
 
 
 def all_python() -> Iterator[Path]:
-    for folder in (*PACKAGES, "tests", "bench"):
+    for folder in (*PACKAGES, "sim", "tests", "bench"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             if not path.relative_to(ROOT).as_posix().startswith(GENERATED):
                 yield path

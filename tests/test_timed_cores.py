@@ -24,6 +24,8 @@ from derp.relay.limits import Rate, TenantLimits
 from derp.relay.rounds import Round
 from derp.relay.shares import Shares
 from tailnet.client.coordination import make_node
+from tailnet.coordinator.messages import Kind, Request
+from tailnet.coordinator.policy import ClientPolicy
 from tailnet.errors import PeerSilent
 from tailnet.netstack.connection import Connection
 from tailnet.netstack.limits import KeepAliveTimes, Limits
@@ -32,8 +34,10 @@ from tailnet.netstack.states import State
 from tailnet.node.core import NodeCore
 from tailnet.node.roster import Roster
 from tailnet.proto.generated import tailnet_pb2 as tailnet
+from tailnet.replica.cluster_time import ClusterTime
 from tailnet.replica.codec import encode_message
-from tailnet.replica.messages import Tell
+from tailnet.replica.core import SharedCoordinator
+from tailnet.replica.messages import Claim, Gone, Open, ReplicaID, Tell
 from tailnet.rpc.connection import ClientConnection, ServerConnection
 from tailnet.rpc.yamux import YamuxSession
 from tailnet.types import PeerID
@@ -346,6 +350,36 @@ def walk_roster() -> Walked:
     return Walked(roster, act)
 
 
+def walk_shared() -> Walked:
+    """A coordinator with two clients, whose agent comes, moves, is doubted and goes at two other replicas."""
+    core: SharedCoordinator[str] = SharedCoordinator(ReplicaID(b"1" * 8), ClusterTime(), lambda: 0.5)
+    agent, clients = PeerID(b"A" * 16), [PeerID(b"B" * 16), PeerID(b"C" * 16)]
+    count = 0
+
+    def act(number: int, now: float) -> None:
+        nonlocal count
+        count += 1
+        replica, client = ReplicaID(b"23"[number % 2 :][:1] * 8), clients[number // 2 % 2]
+        match number // 4 % 6:
+            case 0:
+                core.handle_connect(client, ClientPolicy(agent), f"c{count}", now)
+                core.handle_request(f"c{count}", Request(add_tunnel=agent), now)
+            case 1:
+                core.handle_remote_came(replica, [Claim(agent, int(now * 4096_000))], now)
+            case 2:
+                core.handle_remote_gone(replica, Gone(agent, 0, Kind.LOST, ""), now)
+            case 3:
+                core.handle_remote_open(replica, Open(agent, int(now * 4096_000), client, 0, None), now)
+            case 4:
+                core.handle_replica_down(replica, now)
+            case _:
+                connection = core.connection_of(client)
+                if connection is not None:
+                    core.handle_disconnect(connection, False, now)
+
+    return Walked(core, act, name=type, is_table=False)
+
+
 def walk_pair() -> Walked:
     """One end of a session; what the other says arrives when a step says so."""
     world = PairWorld()
@@ -382,6 +416,7 @@ CORES: dict[str, list[Callable[[], Walked]]] = {
     "tailnet/netstack/stack.py:Stack": [walk_netstack],
     "tailnet/paths/core.py:Paths": [walk_paths],
     "tailnet/node/roster.py:Roster": [walk_roster],
+    "tailnet/replica/core.py:SharedCoordinator": [walk_shared],
     "tailnet/replica/pair.py:Pair": [walk_pair],
     "tailnet/rpc/yamux.py:YamuxSession": [lambda: walk_session(server=True), lambda: walk_session(server=False)],
     "tailnet/rpc/connection.py:_Connection": [walk_server, walk_client],
@@ -392,6 +427,7 @@ CORES: dict[str, list[Callable[[], Walked]]] = {
 DRIVERS = {
     "derp/transport/quic.py:QuicLine",  # to aioquic's connection
     "tailnet/node/core.py:NodeCore",
+    "tailnet/replica/cluster.py:Cluster",
     "tailnet/transport/channel.py:Channel",
     "tailnet/services/legacy.py:LegacyChannel",
 }

@@ -1,0 +1,191 @@
+"""Rules of ours that are taken away, and faults that others had, in their words: the laws have to notice each.
+
+`with MUTATIONS[name]():` plays without the rule.  RARE ones need more schedules than CI plays, or cost a message alone.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Final
+from unittest.mock import patch
+
+from tailnet.coordinator.core import REASON_GRACEFUL, REASON_LOST, REASON_REMOVE_TUNNEL
+from tailnet.coordinator.messages import EndConnection, Kind
+from tailnet.replica.cluster_time import ClusterTime
+from tailnet.replica.codec import decode_frame
+from tailnet.replica.core import SharedCoordinator
+from tailnet.replica.messages import Gone, NodeIs, Publish
+from tailnet.replica.pair import Pair
+from tailnet.replica.proof import unseal
+
+Core = SharedCoordinator[Any]
+
+
+def _claims_ignored(real: Any) -> Any:
+    def claim(self: Core, site: Any, peer: Any, epoch: int, now: float, effects: Any) -> bool:
+        if peer.connection is site:
+            return bool(real(self, site, peer, max(epoch, peer.epoch), now, effects))
+        self._adopt(site, peer, max(epoch, 1), now, effects)
+        return True
+
+    return claim
+
+
+def _gap_unnoticed(real: Any) -> Any:
+    def receive_frame(self: Pair, sealed: bytes, now: float) -> Any:
+        session = self._session
+        frame = unseal(session.heard_key, sealed) if session is not None else None
+        if session is not None and frame is not None:
+            session.heard_seq = decode_frame(frame)[0] - 1
+        return real(self, sealed, now)
+
+    return receive_frame
+
+
+def _no_sweep(real: Any) -> Any:
+    def handle_replica_sync(self: Core, replica: Any, sync: Any, now: float) -> Any:
+        if sync.last:
+            site = self._site(replica)
+            site.named |= {(peer, other) for peer in site.peers for other in peer.links}
+        return real(self, replica, sync, now)
+
+    return handle_replica_sync
+
+
+def _gone_and_session_stays(real: Any) -> Any:
+    def end(self: Pair, reason: str, now: float) -> Any:
+        return [] if reason == "silence" else real(self, reason, now)
+
+    return end
+
+
+def _open_unanswered(real: Any) -> Any:
+    def tunnel_from(self: Core, site: Any, src: Any, epoch: int, dst: Any, now: float, effects: list[Any]) -> Any:
+        said: list[Any] = []
+        ends = real(self, site, src, epoch, dst, now, said)
+        absent = [each for each in said if isinstance(each, Publish) and isinstance(each.messages[0], Gone)]
+        effects += [each for each in said if each not in absent]
+        return ends
+
+    return tunnel_from
+
+
+def _takeover_removes_tunnels(real: Any) -> Any:
+    def adopt(self: Core, site: Any, peer: Any, epoch: int, now: float, effects: list[Any]) -> None:
+        for other in list(peer.links):
+            if other.policy is not None and self._tunnels.has_tunnel(peer, other.id):
+                self._part(peer, other, REASON_REMOVE_TUNNEL, effects)
+        if self._tunnels.peers.get(peer.id) is peer:
+            real(self, site, peer, epoch, now, effects)
+
+    return adopt
+
+
+def _who_answered_by_node(real: Any) -> Any:
+    """#7295: the other's node is read first and subscribed to afterwards, so an update in between is lost for ever."""
+
+    def answer(self: Core, site: Any, peer: Any, known: Any, effects: list[Any]) -> None:
+        said: list[Any] = []
+        real(self, site, peer, known, said)
+        for each in said:
+            message = each.messages[0]
+            assert isinstance(message, NodeIs)
+            # The node of a moment ago, as a reader has it that read before it subscribed.
+            cached = getattr(self, "cached", {})
+            node = cached.get(peer.id, message.node)
+            cached[peer.id] = message.node
+            self.cached = cached  # type: ignore[attr-defined]  # of the fault alone
+            effects.append(Publish(each.replicas, (NodeIs(peer.id, peer.epoch, peer.version, node),)))
+
+    return answer
+
+
+def _ends_on_silence(real: Any) -> Any:
+    """#12923: a replica that hears no others thinks itself ill, and throws everybody out."""
+
+    def handle_replica_down(self: Core, replica: Any, now: float) -> Any:
+        ended = [EndConnection(connection, "unhealthy") for connection in self._connected]
+        return [*real(self, replica, now), *ended]
+
+    return handle_replica_down
+
+
+def _disconnected_on_silence(real: Any) -> Any:
+    """#13041: on missed heartbeats others were told DISCONNECTED, and cut live sessions."""
+
+    def lose(self: Core, peer: Any, site: Any, kind: Kind, reason: str, effects: list[Any]) -> None:
+        real(self, peer, site, Kind.DISCONNECTED if reason == REASON_LOST else kind, reason, effects)
+
+    return lose
+
+
+def _stop_says_goodbye(real: Any) -> Any:
+    """#14165: a replica that stops in good order deletes its peers, so each deployment cuts sessions."""
+
+    def handle_close(self: Core, now: float) -> Any:
+        replicas = tuple(self._sites)
+        gone = [Gone(peer.id, peer.epoch, Kind.DISCONNECTED, REASON_GRACEFUL) for peer in self._connected.values()]
+        return [Publish(replicas, tuple(gone)), *real(self, now)]
+
+    return handle_close
+
+
+def _tunnel_removed_as_gone(real: Any) -> Any:
+    def part(self: Core, src: Any, dst: Any, reason: str, effects: list[Any], kind: Kind = Kind.DISCONNECTED) -> None:
+        epoch, site = src.epoch, dst.connection
+        real(self, src, dst, reason, effects, kind)
+        if src.policy is not None and hasattr(site, "replica"):
+            effects.append(Publish((site.replica,), (Gone(src.id, epoch, Kind.DISCONNECTED, reason),)))
+
+    return part
+
+
+def _node_unversioned(real: Any) -> Any:
+    def take(self: Core, peer: Any, version: int, node: Any, effects: list[Any]) -> None:
+        peer.version = 0
+        real(self, peer, max(version, 1), node, effects)
+
+    return take
+
+
+def _mutation(owner: type, name: str, make: Callable[[Any], Any]) -> Callable[[], AbstractContextManager[None]]:
+    @contextmanager
+    def without() -> Iterator[None]:
+        with patch.object(owner, name, make(getattr(owner, name))):
+            yield
+
+    return without
+
+
+MUTATIONS: Final[dict[str, Callable[[], AbstractContextManager[None]]]] = {
+    "#7295: the node is read before it is subscribed to": _mutation(
+        SharedCoordinator, "_answer", _who_answered_by_node
+    ),
+    "#12923: silence ends own connections": _mutation(SharedCoordinator, "handle_replica_down", _ends_on_silence),
+    "#13041: silence is told as DISCONNECTED": _mutation(SharedCoordinator, "_lose", _disconnected_on_silence),
+    "#14165: a stop says goodbye for all": _mutation(SharedCoordinator, "handle_close", _stop_says_goodbye),
+    "claims are ignored": _mutation(SharedCoordinator, "_claim", _claims_ignored),
+    "a gap is not noticed": _mutation(Pair, "receive_frame", _gap_unnoticed),
+    "no cluster time": _mutation(ClusterTime, "hear", lambda real: lambda *_, **__: False),
+    "nothing is swept": _mutation(SharedCoordinator, "handle_replica_sync", _no_sweep),
+    "stamps are not made anew": _mutation(SharedCoordinator, "handle_clock_jump", lambda real: lambda self, now: []),
+    "gone, and the session stays": _mutation(Pair, "_end", _gone_and_session_stays),
+    "a takeover removes tunnels": _mutation(SharedCoordinator, "_adopt", _takeover_removes_tunnels),
+    "a removed tunnel is told as gone": _mutation(SharedCoordinator, "_part", _tunnel_removed_as_gone),
+    "an Open to nobody is not answered": _mutation(SharedCoordinator, "_tunnel_from", _open_unanswered),
+    "versions are ignored": _mutation(SharedCoordinator, "_take_remote_node", _node_unversioned),
+    "nobody compares": _mutation(SharedCoordinator, "_compare", lambda real: lambda self, site: []),
+    "a loss is not asked about": _mutation(
+        SharedCoordinator, "handle_remote_who", lambda real: lambda self, replica, ids: []
+    ),
+}
+
+# A cluster heals from these before the laws look, or they need rarer coincidences than the schedules of CI have.
+RARE: Final = {
+    "claims are ignored",
+    "a gap is not noticed",
+    "no cluster time",
+    "stamps are not made anew",
+    "gone, and the session stays",
+    "an Open to nobody is not answered",
+    "versions are ignored",
+}

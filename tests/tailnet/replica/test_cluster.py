@@ -1,0 +1,180 @@
+"""One replica among others, whole: frames in, frames out, and what its own connections are told, in virtual time."""
+
+from collections.abc import Iterable
+from random import Random
+
+from tailnet.coordinator.messages import Deliver, Effect, Request
+from tailnet.coordinator.policy import AgentPolicy, ClientPolicy
+from tailnet.replica.cluster import HOLD_SECONDS, SLEPT_SECONDS, Cluster, Hint
+from tailnet.replica.messages import Bye, Came, ReplicaID, Tell
+from tailnet.replica.pair import SILENCE_SECONDS
+from tailnet.replica.proof import ClusterKey
+from tailnet.types import TAILSCALE_SERVICE_PREFIX, PeerID
+from tests.tailnet.coordinator.playbook import make_node, peer_id
+
+A, C = peer_id("A"), peer_id("C")
+ADDRESS = f"{A.address(TAILSCALE_SERVICE_PREFIX)}/128"
+
+
+class Two:
+    """Two replicas and what each tells its own."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        key = ClusterKey("home", bytes(32))
+        self.clusters = [
+            Cluster[str](ReplicaID(bytes([number]) * 8), f"r{number}", key, Random(number).randbytes)
+            for number in (1, 2)
+        ]
+        self.told: list[str] = []
+        self.hints: list[Tell | Bye] = []
+        self.frame_count = 0
+        self.is_cut = False
+        for one, other in ((0, 1), (1, 0)):
+            self.clusters[one].pair(self.clusters[other].replica).link_opened(self.now)
+        self.settle()
+
+    def take(self, effects: Iterable[Effect[str]]) -> None:
+        for effect in effects:
+            if isinstance(effect, Deliver):
+                kinds = " ".join(update.kind.name for update in effect.updates)
+                self.told += [f"{receiver} {kinds}" for receiver in effect.receivers]
+            elif isinstance(effect, Hint):
+                self.hints.append(effect.message)
+
+    def core(self, number: int, effects: list[Effect[str]]) -> None:
+        self.take(self.clusters[number].carry_out(effects, self.now))
+
+    def settle(self) -> None:
+        moved = True
+        while moved:
+            moved = False
+            for one, other in ((0, 1), (1, 0)):
+                sender, receiver = self.clusters[one], self.clusters[other]
+                for frame in sender.pair(receiver.replica).frames_to_send():
+                    self.frame_count += 1
+                    if not self.is_cut:
+                        moved = True
+                        self.take(receiver.receive_frame(sender.replica, frame, self.now))
+
+    def run(self, seconds: float, only: int | None = None) -> None:
+        until = self.now + seconds
+        awake = [cluster for number, cluster in enumerate(self.clusters) if only in (None, number)]
+        while True:
+            due = min(at for cluster in awake if (at := cluster.next_timeout()) is not None)
+            if due > until:
+                break
+            self.now = max(self.now, due)
+            for cluster in awake:
+                at = cluster.next_timeout()
+                if at is not None and at <= self.now:
+                    self.take(cluster.handle_timeout(self.now))
+            self.settle()
+        self.now = until
+
+    def meet(self) -> None:
+        one, two = self.clusters[0].coordinator, self.clusters[1].coordinator
+        self.core(0, one.handle_connect(C, ClientPolicy(A), "c", self.now))
+        self.core(0, one.handle_request("c", Request(node=make_node("c1"), add_tunnel=A), self.now))
+        self.core(1, two.handle_connect(A, AgentPolicy(A), "a", self.now))
+        self.core(1, two.handle_request("a", Request(node=make_node("a1", [ADDRESS])), self.now))
+        self.run(1.0)
+        assert sorted(self.told) == ["a NODE", "c NODE"]
+        self.told.clear()
+
+
+def test_two_peers_meet_across_replicas() -> None:
+    Two().meet()
+
+
+def test_what_one_step_made_goes_in_one_frame() -> None:
+    world = Two()
+    world.meet()
+    before = world.frame_count
+    agent = world.clusters[1].coordinator
+    for number in range(10):
+        request = Request(node=make_node(f"a{number + 2}", [ADDRESS]))
+        world.core(1, agent.handle_request("a", request, world.now))
+    world.settle()
+    assert world.frame_count == before + 1
+    assert world.told == ["c NODE"], "of the nodes that waited for the end of the step, the newest counts"
+
+
+def test_claims_of_a_storm_wait_for_each_other() -> None:
+    world = Two()
+    core = world.clusters[0].coordinator
+    before = world.clusters[1].heard[Came]
+    for number in range(100):
+        peer = PeerID(bytes([number]) * 16)
+        world.core(0, core.handle_connect(peer, ClientPolicy(A), f"b{number}", world.now))
+        world.settle()
+    world.run(2 * HOLD_SECONDS)
+    assert world.clusters[1].heard[Came] - before <= 3
+
+
+def test_silence_is_lost_and_heals() -> None:
+    world = Two()
+    world.meet()
+    world.is_cut = True
+    world.run(SILENCE_SECONDS + 1.5)
+    assert sorted(world.told) == ["a LOST", "c LOST"]
+    world.is_cut = False
+    world.run(5)
+    assert sorted(world.told) == ["a LOST", "a NODE", "c LOST", "c NODE"]
+
+
+def test_who_slept_judges_nobody() -> None:
+    world = Two()
+    world.meet()
+    sleeper = world.clusters[0]
+    world.is_cut = True
+    world.run(20, only=1)
+    assert world.told == ["a LOST"]
+    world.told.clear()
+    due = sleeper.next_timeout()
+    assert due is not None
+    assert world.now - due > SLEPT_SECONDS
+    world.take(sleeper.handle_timeout(world.now))
+    assert sleeper.sleep_count == 1
+    world.is_cut = False
+    world.run(5)
+    assert world.told == ["a NODE"], "to the client nothing happened"
+
+
+def test_the_deaf_judge_nobody() -> None:
+    world = Two()
+    world.meet()
+    for cluster in world.clusters:
+        cluster.is_deaf = True
+    world.is_cut = True
+    world.run(60)
+    assert world.told == []
+    for cluster in world.clusters:
+        cluster.is_deaf = False
+    world.run(SILENCE_SECONDS + 1.5)
+    assert sorted(world.told) == ["a LOST", "c LOST"]
+
+
+def test_a_replica_that_left_is_forgotten() -> None:
+    world = Two()
+    world.meet()
+    one, two = world.clusters
+    world.take(one.forget(two.replica, world.now))
+    assert world.told == ["c LOST"]
+    assert two.replica not in one.pairs
+    assert one.forget(two.replica, world.now) == []
+
+
+def test_hints_reach_the_service() -> None:
+    world = Two()
+    for message in (Tell("revoked", b"7"), Bye(30)):
+        world.clusters[0].tell(message, world.now)
+    world.settle()
+    assert world.hints == [Tell("revoked", b"7"), Bye(30)]
+
+
+def test_one_replica_alone_waits_for_nothing() -> None:
+    alone = Cluster[str](ReplicaID(bytes(8)), "r", ClusterKey("home", bytes(32)), Random(1).randbytes)
+    core = alone.coordinator
+    assert alone.carry_out(core.handle_connect(A, AgentPolicy(A), "a", 1.0), 1.0) == []
+    assert alone.next_timeout() is None
