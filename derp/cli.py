@@ -1,5 +1,5 @@
-"""The `derp` command (layer L4): serve, genkey; netcheck, ping, probe, map, invite and admission have files of their
-own.
+"""The `derp` command (layer L4): serve, genkey; netcheck, ping, probe, map, invite, admission and ledger have files of
+their own.
 
 Results go to stdout, one JSON object a line with --json; how a command ends is cli_run.py's.  The options of `serve`
 come from config/settings.py, where derper's names stand too.  Next hop: server/server.py, client/client.py.
@@ -17,6 +17,7 @@ import trio
 from derp.cli_admission import admission_commands
 from derp.cli_drain import drain
 from derp.cli_invite import invite
+from derp.cli_ledger import ledger_commands
 from derp.cli_map import map_commands
 from derp.cli_netcheck import netcheck
 from derp.cli_output import Lines, open_console, print_json, program, say_what_to_try
@@ -241,5 +242,5 @@ def genkey(as_json: bool) -> None:
     click.echo(f"public key {private.public()}", err=True)
 
 
-for command in (netcheck, ping, probe, map_commands, invite, admission_commands, drain):
+for command in (netcheck, ping, probe, map_commands, invite, admission_commands, ledger_commands, drain):
     cli.add_command(command)

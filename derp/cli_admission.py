@@ -64,7 +64,7 @@ def sign(keys: str, issuer: str, life: float, revoke: tuple[str, ...]) -> None:
 
     Its version is the time in milliseconds, so a later one is believed in place of an earlier one.
     """
-    private, now = _load_private(issuer), time.time()
+    private, now = load_private(issuer), time.time()
     lines = read_file(Path(keys), "keys of nodes").decode("utf-8", "replace").splitlines()
     named = [(number, line.partition("#")[0].strip()) for number, line in enumerate(lines, 1)]
     known = frozenset(_node_key(text, f"{keys}: line {number}") for number, text in named if text)
@@ -104,7 +104,7 @@ def show(document: str, admission_keys: str) -> None:
 def ticket(key: str, issuer: str, life: float) -> None:
     """Make a ticket for one key: labels that stand before the relay's name as the HostName of a DERP map."""
     now = time.time()
-    click.echo(sign_ticket(_load_private(issuer), _node_key(key, "NODEKEY"), now, now + life))
+    click.echo(sign_ticket(load_private(issuer), _node_key(key, "NODEKEY"), now, now + life))
 
 
 @admission_commands.command("check-log")
@@ -140,7 +140,8 @@ def check_log(files: tuple[str, ...], as_json: bool) -> None:
         sys.exit(1)
 
 
-def _load_private(path: str) -> IssuerPrivate:
+def load_private(path: str) -> IssuerPrivate:
+    """The private key of an issuer, off its file.  Raises ConfigError."""
     text = read_file(Path(path), "issuer's key").decode("ascii", "replace")
     try:
         return IssuerPrivate.parse(text)

@@ -44,6 +44,7 @@ ORDER: tuple[tuple[str, int], ...] = (
     ("derp/cli_admission", 4),
     ("derp/cli_drain", 4),
     ("derp/cli_invite", 4),
+    ("derp/cli_ledger", 4),
     ("derp/cli_netcheck", 4),
     ("derp/cli_ping", 4),
     ("derp/cli_probe", 4),

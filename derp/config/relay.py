@@ -174,6 +174,9 @@ class RelayRules:
     key_set_file: Path | None = None  # where the last good one of a URL is kept
     key_set_token: str = field(default="", repr=False)
     admission_log: Path | None = None  # who was let in and who was not, as a chain of hashes
+    ledger: Path | None = None  # what each key and tenant carried on each day
+    # Three months: bills are written by month, and questions about them come later.
+    ledger_days: int = 93
     # A relay that strangers find the day it is made has carried their traffic before its operator looks at it.
     open: bool = False
     rate: Rate = UNLIMITED

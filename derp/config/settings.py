@@ -373,6 +373,18 @@ _LOAD: Final = (
         part_of="limits",
         reloadable=True,
     ),
+    Setting(
+        "ledger",
+        parse.optional_path,
+        "FILE",
+        "what each key and tenant carries on each day, an SQLite database; `derp ledger export` signs it",
+    ),
+    Setting(
+        "ledger_days",
+        parse.whole(1, 3660),
+        "DAYS",
+        "how many days of it are kept, {default} by default",
+    ),
 )
 _WHO_MAY_WHAT: Final = (
     Setting(

@@ -26,6 +26,8 @@ class Client:
         "address",
         "app_name",
         "bytes_in",
+        "bytes_lost",
+        "bytes_nowhere",
         "bytes_out",
         "can_ack_pings",
         "connected_at",
@@ -46,6 +48,8 @@ class Client:
         "not_here_tokens",
         "number",
         "packets_in",
+        "packets_lost",
+        "packets_nowhere",
         "packets_out",
         "pending",
         "pending_bytes",
@@ -103,7 +107,10 @@ class Client:
         self.skip_bytes = 0  # of an unknown frame, still to be thrown away
         # Keys that this connection got packets from; each forgets it when it leaves.  Made with the first packet.
         self.heard_from: set[Member] | None = None
+        # Of what it sent and of what was routed to it: what is written is that less what was lost or still waits.
         self.packets_in = self.bytes_in = self.packets_out = self.bytes_out = 0
+        self.packets_lost = self.bytes_lost = 0  # on the way to it
+        self.packets_nowhere = self.bytes_nowhere = 0  # it sent them to keys that were not here
         self.not_here_tokens = float(NOT_HERE_BURST)
         self.not_here_at = now
 

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterator
 from heapq import heapify, heappop, heappush, heapreplace
 from math import sqrt
-from typing import Final
+from typing import Final, Protocol
 
 from derp.protocol.frames import HEADER_BYTES, KEY_BYTES
 from derp.relay.counters import DISCO_MAGIC, DISCO_MIN_BYTES, Counters, DropReason, PacketKind
@@ -63,11 +63,18 @@ def frame_starts(frames: memoryview) -> Iterator[tuple[int, int]]:
         at = end
 
 
-def count_lost(frames: bytes, reason: DropReason, counters: Counters) -> None:
+class Owner(Protocol):
+    """Whose packets they were to be: it knows how many of them did not reach it."""
+
+    packets_lost: int
+    bytes_lost: int
+
+
+def count_lost(frames: bytes, reason: DropReason, counters: Counters, owner: Owner | None = None) -> None:
     """Count the packets among these whole frames as dropped."""
     for start, end in frame_starts(memoryview(frames)):
         if frames[start] == _RECV or frames[start] == _FORWARD:
-            _count_dropped(frames, start, end, end - start, reason, counters)
+            _count_dropped(frames, start, end, end - start, reason, counters, owner)
 
 
 def _packet_at(frame: bytes, start: int = 0) -> int:
@@ -79,7 +86,9 @@ def _is_disco(frames: bytes, start: int, size: int) -> bool:
     return size >= at + DISCO_MIN_BYTES and frames.startswith(DISCO_MAGIC, start + at)
 
 
-def _count_dropped(frames: bytes, start: int, end: int, size: int, reason: DropReason, counters: Counters) -> None:
+def _count_dropped(
+    frames: bytes, start: int, end: int, size: int, reason: DropReason, counters: Counters, owner: Owner | None
+) -> None:
     """Count frames of `size` bytes each that lie in `frames[start:end]`, all of one type."""
     at = _packet_at(frames, start)
     count, packet_bytes = (end - start) // size, size - at
@@ -90,6 +99,9 @@ def _count_dropped(frames: bytes, start: int, end: int, size: int, reason: DropR
             counters.drop(reason, PacketKind.DISCO, discos, discos * packet_bytes)
     if count > discos:
         counters.drop(reason, PacketKind.OTHER, count - discos, (count - discos) * packet_bytes)
+    if owner is not None:
+        owner.packets_lost += count
+        owner.bytes_lost += count * packet_bytes
     if frames[start] == _FORWARD:
         counters.mesh_packets_dropped += count
         counters.mesh_bytes_dropped += count * packet_bytes
@@ -149,6 +161,7 @@ class PacketQueue:
         "_max_notice_bytes",
         "_notices",
         "_order",
+        "_owner",
         "_pool",
         "_pool_class",
         "_run_bytes",
@@ -169,9 +182,11 @@ class PacketQueue:
         *,
         max_notice_bytes: int = MAX_NOTICE_BYTES,
         shift: int = 0,
+        owner: Owner | None = None,
     ) -> None:
         """`shift`: where the pool looks for the fattest queue, this one counts as 2**shift times thinner: it serves
         many clients, and its own bound is as much larger."""
+        self._owner = owner
         self._pool = pool
         self._pool_class = 0
         self._shift = shift
@@ -363,7 +378,7 @@ class PacketQueue:
         self._drop(run.frames, at, end, run.size, reason)
 
     def _drop(self, frames: bytes, start: int, end: int, size: int, reason: DropReason) -> None:
-        _count_dropped(frames, start, end, size, reason, self._counters)
+        _count_dropped(frames, start, end, size, reason, self._counters, self._owner)
         self.dropped += (end - start) // size
 
     def _pass(self, flow: _Flow, count: int) -> int:
@@ -452,7 +467,7 @@ class PacketQueue:
 
     def count_lost(self, frames: bytes) -> None:
         """The socket failed under frames that were taken."""
-        count_lost(frames, DropReason.WRITE_ERROR, self._counters)
+        count_lost(frames, DropReason.WRITE_ERROR, self._counters, self._owner)
 
     def discard(self, reason: DropReason) -> None:
         """Drop everything, counted under `reason`: the destination is gone."""

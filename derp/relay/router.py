@@ -364,6 +364,7 @@ class Router:
             self.pool,
             max_notice_bytes=notice_bytes,
             shift=shift,
+            owner=route if isinstance(route, Client) else None,
         )
 
     def note_lost_notice(self, route: Route) -> None:
@@ -379,6 +380,8 @@ class Router:
     ) -> None:
         """`packets` packets of `packet_bytes` bytes each are for a key that is nowhere; `discos` of them are disco."""
         reason = DropReason.UNKNOWN_DEST
+        source.packets_nowhere += packets
+        source.bytes_nowhere += packets * packet_bytes
         if discos:
             self.counters.drop(reason, PacketKind.DISCO, discos, discos * packet_bytes)
             self._tell_not_here(source, key, now)

@@ -62,7 +62,7 @@ class Limiter:
     def resume(self, senders: Iterable[Sender]) -> None:
         """Read on, beginning with what was kept, for which the session may be paused again at once."""
         for sender in senders:
-            if sender.client.member is not None:
+            if sender.client.wire is not None:  # also of one that is seen off: relay.py
                 self._host.resume(sender.client.wire)
 
     def tenant_of(self, client: Client) -> str:

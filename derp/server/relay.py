@@ -28,6 +28,7 @@ from derp.server.admission import Admission, KnownKeys
 from derp.server.advisor import LOOK_SECONDS, WITHDRAWN_TEXT, health_frame
 from derp.server.bootstrap import BootstrapDns
 from derp.server.decisions import DecisionLog
+from derp.server.ledger import Ledger
 from derp.server.lobby import Lobby
 from derp.server.memory import memory_bytes
 from derp.server.merged import Other
@@ -127,6 +128,11 @@ class Relay:
         if self.invitations is not None:
             self.invitations.on_revoked.append(self._end_invitation)
         self.sessions.on_register += [self._keep_alive, self._count_carrier]
+        self.ledger: Ledger | None = None
+        if config.ledger is not None:
+            clients, tenant_of = self.router.clients, self.sessions.limiter.tenant_of
+            self.ledger = Ledger(config.ledger, config.ledger_days, clients, tenant_of)
+            self.sessions.on_end.append(self.ledger.note_end)
         self.sessions.set_limits(config.rate, config.rate_by_key, config.limits)
         self._mail_alarm = Alarm(host, self._close_mailboxes, self.router.mailboxes)
         self._away_since: dict[str, float] = {}
@@ -143,6 +149,8 @@ class Relay:
                 await nursery.start(self.invitations.run)
             if self.verifier is not None:
                 await nursery.start(self.verifier.run)
+            if self.ledger is not None:
+                await nursery.start(self.ledger.run)
             if self.decisions is not None:
                 nursery.start_soon(self.decisions.run)
             nursery.start_soon(self.bootstrap.refresh_forever)

@@ -82,6 +82,7 @@ class Sessions:
         self._is_sampling = self.router.counts_flush = True
         self.limiter = Limiter(host, self.advisor, router.counters)
         self.on_register: list[Callable[[Client], None]] = []
+        self.on_end: list[Callable[[Client], None]] = []
         host.flushers.append(self.flush)
 
     def flush(self) -> None:
@@ -102,7 +103,7 @@ class Sessions:
                     try:
                         sent = wire.send(pieces, size)
                     except WireEnded as error:
-                        self.count_lost(b"".join(pieces))
+                        self.count_lost(route, b"".join(pieces))
                         pieces.clear()
                         self.host.fail(wire, error)
                         continue
@@ -137,7 +138,7 @@ class Sessions:
         """The kernel is full: finish the frame it has the beginning of, queue the others."""
         wire: Wire = route.wire
         if wire not in self.host.wires:
-            self.count_lost(b"".join(pieces))
+            self.count_lost(route, b"".join(pieces))
             return
         route.queue = self.router.new_queue(route)
         pieces = _of_whole_frames(route, pieces)
@@ -170,9 +171,10 @@ class Sessions:
             text = "! %s:%d %s has %s; relays of one region need the same --mesh-psk-file%s"
             _log.warning(text, *address[:2], short_key(key), what, and_more(more), extra=told)
 
-    def count_lost(self, frames: bytes) -> None:
+    def count_lost(self, route: Route, frames: bytes) -> None:
         """Count packets that were handed to a socket that failed."""
-        count_lost(frames, DropReason.WRITE_ERROR, self.router.counters)
+        owner = route if isinstance(route, Client) else None
+        count_lost(frames, DropReason.WRITE_ERROR, self.router.counters, owner)
 
     def keep_alive(self, client: Client) -> None:
         """Send an empty frame: clients give a silent relay up after two minutes."""
@@ -458,9 +460,11 @@ class ClientSession:
         if not client.is_own:
             sessions.departures.note(client.key, sessions.host.now, why)
         if client.pending:
-            count_lost(b"".join(client.pending), DropReason.GONE_DISCONNECTED, sessions.router.counters)
+            count_lost(b"".join(client.pending), DropReason.GONE_DISCONNECTED, sessions.router.counters, client)
             client.pending = []
             client.pending_bytes = 0
+        for notify in sessions.on_end:
+            notify(client)
         if _log.isEnabledFor(logging.INFO) and not client.is_own:
             _log.info(
                 "x client %d %s: %s; %d packets in, %d out, %.0f s",

@@ -16,7 +16,7 @@ EXAMPLES = {
     "acme_dns_hook", "acme_directory_url", "acme_eab_key",
     "verify_client_url", "allow_keys", "admission_keys", "key_set", "key_set_file", "key_set_token_file",
     "invitations", "admission_log",
-    "mesh_psk_file", "mesh_with", "rate_config", "rate_keys", "limits",
+    "mesh_psk_file", "mesh_with", "rate_config", "rate_keys", "limits", "ledger",
 }  # fmt: skip
 
 

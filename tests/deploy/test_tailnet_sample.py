@@ -18,7 +18,7 @@ EXAMPLES = {
     "admin_token_file", "admin_listen",
     "auth_url", "auth_secret_file", "auth_jwks", "auth_issuer", "auth_audience",
     "hostname", "cert_mode", "cert_dir", "tls_self_signed", "acme_dns_hook",
-    "acme_directory_url", "acme_eab_key", "relay_rate_config", "relay_rate_keys", "relay_limits",
+    "acme_directory_url", "acme_eab_key", "relay_rate_config", "relay_rate_keys", "relay_limits", "relay_ledger",
     "relay_verify_client_url", "relay_allow_keys", "relay_mesh_psk_file", "relay_mesh_with",
     "relays_token_file", "relay_admission_keys", "relay_key_set", "relay_key_set_file", "relay_key_set_token_file",
     "relay_admission_log",

@@ -103,6 +103,8 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "relay_key_set": ("https://a.example/key-set", "https://a.example/key-set"),
     "relay_key_set_file": ("/var/lib/key-set", Path("/var/lib/key-set")),
     "relay_admission_log": ("/var/lib/decisions", Path("/var/lib/decisions")),
+    "relay_ledger": ("/var/lib/ledger", Path("/var/lib/ledger")),
+    "relay_ledger_days": ("7", 7),
     "relay_open": ("true", True),
     "key_set_life": ("12h", 43_200.0),
 }

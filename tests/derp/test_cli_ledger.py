@@ -1,0 +1,63 @@
+"""`derp ledger`: what is exported adds up, is signed, and is found to be changed when it was."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from derp.keys import NodePrivate
+from derp.relay.usage import OTHERS, Usage
+from derp.server.ledger import LedgerFile
+from tests.derp.test_cli_admission import issuer
+from tests.support.command import run_derp
+
+KEY = NodePrivate(b"k" * 32).public()
+
+
+def written(folder: Path) -> str:
+    path = folder / "ledger"
+    rows = {
+        ("2026-11-29", "acme", KEY.raw): Usage(1, 100, 2, 200, 3, 300),
+        ("2026-11-30", "acme", KEY.raw): Usage(1, 10, 2, 20, 3, 30),
+        ("2026-11-30", "default", OTHERS): Usage(7, 70),
+    }
+    LedgerFile(path).add(rows, "")
+    return str(path)
+
+
+@pytest.mark.parametrize("form", ["csv", "json"])
+async def test_what_is_exported_is_signed(tmp_path: Path, form: str) -> None:
+    private, public = await issuer(tmp_path)
+    options = ("--issuer", private, "--format", form, "--from", "2026-11-30")
+    exported = await run_derp("ledger", "export", written(tmp_path), *options)
+    lines = exported.out.splitlines()
+    rows = list(csv.DictReader(lines[:-1])) if form == "csv" else [json.loads(line) for line in lines[:-1]]
+    assert [(row["day"], row["tenant"], row["key"], int(row["bytes_in"])) for row in rows] == [
+        ("2026-11-30", "acme", str(KEY), 10),
+        ("2026-11-30", "default", "", 70),
+    ]
+    document, keys = tmp_path / "document", ("--admission-keys", str(tmp_path / "issuers"))
+    document.write_text(exported.out)
+    good = await run_derp("ledger", "verify", str(document), *keys)
+    assert (good.status, good.err) == (0, "")
+    assert "OK, 2 rows, signed at " in good.out
+    assert str(public) in good.out
+    told = json.loads((await run_derp("ledger", "verify", "--json", str(document), *keys)).out)
+    assert (told["ok"], told["from"], told["to"], told["rows"]) == (True, "2026-11-30", None, 2)
+    document.write_text(exported.out.replace("70", "71", 1))
+    bad = await run_derp("ledger", "verify", str(document), *keys)
+    assert (bad.status, bad.out) == (1, f"{document}: was changed after it was signed\n")
+    bad = await run_derp("ledger", "verify", "--json", str(document), *keys)
+    assert (bad.status, json.loads(bad.out)["ok"]) == (1, False)
+
+
+async def test_days_and_files_that_are_none(tmp_path: Path) -> None:
+    private, _ = await issuer(tmp_path)
+    wrong = await run_derp("ledger", "export", written(tmp_path), "--issuer", private, "--to", "30.11.2026")
+    assert wrong.status == 2
+    assert "wants a day such as 2026-11-30" in wrong.err
+    missing = await run_derp("ledger", "export", str(tmp_path / "none"), "--issuer", private)
+    assert missing.status == 2
+    assert "there is no ledger: name the file of the relay's --ledger" in missing.err
+    assert not (tmp_path / "none").exists()
