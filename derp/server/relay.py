@@ -128,16 +128,20 @@ class Relay:
         if self.invitations is not None:
             self.invitations.on_revoked.append(self._end_invitation)
         self.sessions.on_register += [self._keep_alive, self._count_carrier]
-        self.ledger: Ledger | None = None
-        if config.ledger is not None:
-            clients, tenant_of = self.router.clients, self.sessions.limiter.tenant_of
-            self.ledger = Ledger(config.ledger, config.ledger_days, clients, tenant_of)
-            self.sessions.on_end.append(self.ledger.note_end)
+        self.ledger = self._open_ledger(config)
         self.sessions.set_limits(config.rate, config.rate_by_key, config.limits)
         self._mail_alarm = Alarm(host, self._close_mailboxes, self.router.mailboxes)
         self._away_since: dict[str, float] = {}
         self._announcement = b""
         self._announced_at = 0.0
+
+    def _open_ledger(self, config: RelayRules) -> Ledger | None:
+        if config.ledger is None:
+            return None
+        clients, tenant_of = self.router.clients, self.sessions.limiter.tenant_of
+        ledger = Ledger(config.ledger, config.ledger_days, clients, tenant_of)
+        self.sessions.on_end.append(ledger.note_end)
+        return ledger
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Do all that a relay has to wait for, until cancelled.  Started when clients may come."""
