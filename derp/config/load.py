@@ -134,6 +134,10 @@ def relay_attributes(given: Given) -> dict[str, Any]:
         attributes["limits"] = limits = load_limits(path)
         if limits.client.rate is not None and attributes.get("rate"):
             given.fail("rate_config", f"limits each client, and so does {path}: leave one of the two out")
+        if limits.has_quotas and given.get("ledger") is None:
+            given.fail(
+                "limits", f"{path} has quotas, and what was used is read off a ledger: set {given.flag('ledger')}"
+            )
     if given.get("mesh_psk_file") is not None:  # an empty name is none, and then none is looked for
         attributes["mesh_key"] = _read_mesh_key(given.get("mesh_psk_file"), given)
     path = given.get("admission_keys")

@@ -92,6 +92,13 @@ class Limits:
     tenant_by_key: Mapping[bytes, str] = field(default_factory=dict)
     client_by_key: Mapping[bytes, ClientLimits] = field(default_factory=dict)
 
+    @property
+    def has_quotas(self) -> bool:
+        """Whether anybody's use has to be remembered."""
+        clients = [self.client, *self.client_by_key.values()]
+        clients += [each.client for each in self.tenants.values() if each.client is not None]
+        return any(each.quota for each in clients) or any(each.quota for each in self.tenants.values())
+
     def of_tenant(self, name: str) -> TenantLimits:
         """Those of a tenant, or of the default one."""
         return self.tenants.get(name) or self.tenants.get(DEFAULT_TENANT) or _NO_LIMITS

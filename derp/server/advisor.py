@@ -95,6 +95,11 @@ class Advisor:
             self._advice.begin(client, Cause.ADMISSION_ENDING, text, self._host.now)
             self._alarm.by(self._host.now)
 
+    def note_no_ending(self, client: Client) -> None:
+        """It does not, any more."""
+        self._advice.end(client, Cause.ADMISSION_ENDING, self._host.now)
+        self._alarm.look()
+
     def note_slow(self, client: Client, seconds: float) -> None:
         """Packets wait for a client."""
         if seconds > SLOW_SECONDS:

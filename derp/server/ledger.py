@@ -7,7 +7,7 @@ in a thread.  `LedgerFile` is for it and for `derp ledger`.  Processes that repl
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -83,6 +83,17 @@ class LedgerFile:
             for day, tenant, key, *counts in connection.execute(found, (first, last)):
                 yield day, tenant, key, Usage(*counts)
 
+    def used(self, day: str) -> list[tuple[bytes | str, int, int]]:
+        """Bytes that each key and each tenant carried, both ways, on a day and in its month until then."""
+        with self._open() as connection:
+            found: list[tuple[bytes | str, int, int]] = []
+            for whose in ("key", "tenant"):
+                sums = f"SELECT {whose}, SUM((bytes_in + bytes_out) * (day = ?)), SUM(bytes_in + bytes_out) FROM ledger"
+                found += connection.execute(
+                    f"{sums} WHERE day BETWEEN ? AND ? GROUP BY {whose}", (day, f"{day[:7]}-01", day)
+                )
+        return found
+
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
         """One transaction.  The file is for its owner alone from the start."""
@@ -107,15 +118,21 @@ class Ledger:
         path: Path,
         days: int,
         clients: Mapping[int, Client],
-        tenant_of: Callable[[Client], str],
+        tenant_of: Callable[[bytes, str], str],
+        on_used: Callable[[Client, str, int], None],
+        recall: Callable[[Iterable[tuple[bytes | str, int, int]]], None],
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`days`: how many are kept, today included.  `clients`: those that are connected, whoever they are."""
+        """`days`: how many are kept, today included.  `clients`: those that are connected, whoever they are.
+        `tenant_of`: by key, and by what whoever admitted it said.  `on_used`: hears how many bytes a client carried;
+        `recall`: at the start, how many each key and tenant carried today and in this month."""
         self._file = LedgerFile(path)
         self._days = days
         self._clients = clients
         self._tenant_of = tenant_of
+        self._on_used = on_used
+        self._recall = recall
         self._clock = clock
         self._tally = Tally(MAX_ROWS)
         self.write_failures = 0
@@ -123,7 +140,10 @@ class Ledger:
     def note(self, client: Client) -> None:
         """Read what a client carried."""
         if not (client.is_mesh_peer or client.is_own):
-            self._tally.note(client, self._tenant_of(client), day_of(self._clock()))
+            tenant = self._tenant_of(client.key, client.tenant)
+            count = self._tally.note(client, tenant, day_of(self._clock()))
+            if count:
+                self._on_used(client, tenant, count)
 
     def note_end(self, client: Client) -> None:
         """A client has gone, with everything that waited for it."""
@@ -133,6 +153,7 @@ class Ledger:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Write until cancelled, and then the rest.  Raises ConfigError at once if the file cannot be written."""
         await trio.to_thread.run_sync(self._file.add, {}, self._oldest_day())
+        self._recall(await trio.to_thread.run_sync(self._file.used, day_of(self._clock())))
         task_status.started()
         trouble = ""
         try:

@@ -44,6 +44,8 @@ class Limiter:
         """What a client may send of which nothing else is said."""
         self.rate_by_key: Mapping[bytes, Rate] = {}
         self.limits = Limits()
+        self.floors: dict[bytes, Rate] = {}
+        """What keys may send that have used up a quota, in place of all else."""
         self.shares = Shares[Sender](self.limits, host.now)
         # Who sent more than its own limit allows, and when the host reads each of them again.
         self.throttled = Deadlines[Sender]()
@@ -65,16 +67,18 @@ class Limiter:
             if sender.client.wire is not None:  # also of one that is seen off: relay.py
                 self._host.resume(sender.client.wire)
 
-    def tenant_of(self, client: Client) -> str:
+    def tenant_of(self, key: bytes, given: str) -> str:
         """The name of a client's tenant: the operator's file says it, else whoever admitted the client."""
-        return self.limits.tenant_by_key.get(client.key) or client.tenant or DEFAULT_TENANT
+        return self.limits.tenant_by_key.get(key) or given or DEFAULT_TENANT
 
     def sender(self, client: Client) -> Sender | None:
         """What a client may send; None: what it likes."""
         if client.is_mesh_peer or client.is_own:
             return None
-        name = self.tenant_of(client)
-        rate = self.rate_by_key.get(client.key)
+        name = self.tenant_of(client.key, client.tenant)
+        rate = self.floors.get(client.key)
+        if rate is None:
+            rate = self.rate_by_key.get(client.key)
         if rate is None:
             rate = self.limits.of_client(client.key, name).rate
         if rate is None:

@@ -33,6 +33,7 @@ from derp.server.lobby import Lobby
 from derp.server.memory import memory_bytes
 from derp.server.merged import Other
 from derp.server.mesh import Mesh
+from derp.server.quotas import QuotaKeeper
 from derp.server.session import ClientSession, Sessions
 from derp.server.siblings import Siblings
 from derp.server.succession import Succession
@@ -128,6 +129,7 @@ class Relay:
         if self.invitations is not None:
             self.invitations.on_revoked.append(self._end_invitation)
         self.sessions.on_register += [self._keep_alive, self._count_carrier]
+        self._quotas: QuotaKeeper | None = None
         self.ledger = self._open_ledger(config)
         self.sessions.set_limits(config.rate, config.rate_by_key, config.limits)
         self._mail_alarm = Alarm(host, self._close_mailboxes, self.router.mailboxes)
@@ -138,8 +140,10 @@ class Relay:
     def _open_ledger(self, config: RelayRules) -> Ledger | None:
         if config.ledger is None:
             return None
+        self._quotas = QuotaKeeper(self.sessions)
+        self._quotas.configure(config.limits)
         clients, tenant_of = self.router.clients, self.sessions.limiter.tenant_of
-        ledger = Ledger(config.ledger, config.ledger_days, clients, tenant_of)
+        ledger = Ledger(config.ledger, config.ledger_days, clients, tenant_of, self._quotas.spend, self._quotas.recall)
         self.sessions.on_end.append(ledger.note_end)
         return ledger
 
@@ -167,6 +171,8 @@ class Relay:
         """Take from settings that were read again what a running relay can: rates, lists of keys, write time-outs."""
         sessions = self.sessions
         sessions.set_limits(rules.rate, rules.rate_by_key, rules.limits)
+        if self._quotas is not None:
+            self._quotas.configure(rules.limits)
         sessions.mesh_write_seconds = rules.mesh_write_timeout_seconds
         sessions.admission.configure(rules)
         self.recheck()

@@ -81,6 +81,8 @@ class Sessions:
         self.mesh_write_seconds = mesh_write_seconds
         self._is_sampling = self.router.counts_flush = True
         self.limiter = Limiter(host, self.advisor, router.counters)
+        self.judges: list[Callable[[bytes, str], Verdict | None]] = []
+        """Each is asked about a key that is admitted, and its tenant, and may refuse it all the same."""
         self.on_register: list[Callable[[Client], None]] = []
         self.on_end: list[Callable[[Client], None]] = []
         host.flushers.append(self.flush)
@@ -190,6 +192,28 @@ class Sessions:
         self.limiter.resume(paused)
         self.host.flush()
 
+    def set_floor(self, key: bytes, rate: Rate | None) -> None:
+        """Have a key send no more than this, or, with None, what it may otherwise.  A flush has to follow."""
+        if rate is None:
+            self.limiter.floors.pop(key, None)
+        else:
+            self.limiter.floors[key] = rate
+        member = self.router.members.get(key)
+        for client in member.connections if member is not None else ():
+            session = client.wire.session
+            if isinstance(session, ClientSession):
+                if session.sender is not None:
+                    self.limiter.forget(session.sender)
+                session.sender = self.limiter.sender(client)
+                self.host.resume(client.wire)
+
+    def judged(self, key: bytes, verdict: Verdict) -> Verdict:
+        """The verdict, unless it lets somebody in whom one of the judges refuses."""
+        if verdict.allowed:
+            tenant = self.limiter.tenant_of(key, verdict.tenant)
+            return next(filter(None, (judge(key, tenant) for judge in self.judges)), verdict)
+        return verdict
+
 
 def _of_whole_frames(route: Route, pieces: Sequence[Piece]) -> Sequence[Piece]:
     """A frame for another relay is two pieces (relay/forward.py), of which the queue wants one."""
@@ -276,6 +300,7 @@ class Greeting:
             verdict = sessions.admission.ask(Question(key, wire.address[0], self._decided, self._is_waiting))
         if verdict is None:
             return
+        verdict = sessions.judged(key, verdict)
         if verdict.allowed:
             self._admit(verdict)
         else:
@@ -293,7 +318,7 @@ class Greeting:
         sessions.lobby.enter(wire, _REFUSED_SECONDS)
         sessions.host.resume(wire)  # or nobody would see it leave
         with suppress(WireEnded):  # it has left, which its next event shows
-            wire.push(health_frame(REFUSED_TEXT))
+            wire.push(health_frame(verdict.told or REFUSED_TEXT))
 
     def _is_waiting(self) -> bool:
         """Whether the client is still there.  The host does not read it, so nobody else sees it leave."""
@@ -309,6 +334,9 @@ class Greeting:
         wire, host = self._wire, self._sessions.host
         if wire.session is not self:
             return  # it left, or its deadline passed, before the answer came
+        client = self._handshake.client
+        assert client is not None
+        verdict = self._sessions.judged(client.key, verdict)
         if not verdict.allowed:
             self._refuse(verdict)
             host.flush()

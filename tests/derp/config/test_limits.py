@@ -121,6 +121,15 @@ def test_two_files_may_not_both_limit_each_client(tmp_path: Path) -> None:
     assert (config.rate, config.limits.tenants["a"].rate) == (Rate(5), Rate(5))
 
 
+def test_quotas_need_a_ledger(tmp_path: Path) -> None:
+    limits = tmp_path / "limits.toml"
+    for table in ("client", "tenants.a", "tenants.a.client", f"keys.'{ONE}'"):
+        limits.write_text(f"[{table}]\nbytes_per_day = 5")
+        with pytest.raises(ConfigError, match="has quotas, and what was used is read off a ledger: set --ledger"):
+            load(LOCAL | {"limits": str(limits)})
+        assert load(LOCAL | {"limits": str(limits), "ledger": str(tmp_path / "ledger")}).limits.has_quotas
+
+
 def test_names_of_tenants() -> None:
     assert tenant_name("a.b-C_9") == "a.b-C_9"
     for wrong in ("", "-a", "a/b", "a" * 64, "\u00e4"):

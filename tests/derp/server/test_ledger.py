@@ -21,6 +21,10 @@ NOW = 1_800_000_000.0
 TODAY = "2027-01-15"
 
 
+def ignore(*told: object) -> None:
+    """Nobody has a quota."""
+
+
 def totals(path: Path) -> dict[bytes, Usage]:
     """By key, over all days."""
     found: dict[bytes, Usage] = {}
@@ -113,6 +117,13 @@ def test_rows_are_added_up_and_old_days_forgotten(tmp_path: Path) -> None:
     assert list(file.read("", "2027-01-01")) == []
 
 
+def test_what_was_used_today_and_in_this_month(tmp_path: Path) -> None:
+    file = LedgerFile(tmp_path / "ledger")
+    for day, count in (("2026-12-31", 1), ("2027-01-01", 10), ("2027-01-15", 100), ("2027-01-16", 1000)):
+        file.add({(day, "t", b"k"): Usage(bytes_in=count, bytes_out=count)}, "")
+    assert file.used(TODAY) == [(b"k", 200, 220), ("t", 200, 220)]
+
+
 def test_a_day_has_so_many_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_ROWS", 3)
     file = LedgerFile(tmp_path / "ledger")
@@ -131,7 +142,7 @@ async def test_what_cannot_be_written_waits_in_memory(
     path.parent.mkdir()
     world = World()
     client = world.connect("a")
-    ledger = Ledger(path, 3, world.router.clients, lambda client: "t", clock=lambda: NOW)
+    ledger = Ledger(path, 3, world.router.clients, lambda key, given: "t", ignore, ignore, clock=lambda: NOW)
     await nursery.start(ledger.run)
     path.parent.rename(tmp_path / "gone")
     client.packets_in, client.bytes_in = 1, 100
@@ -147,7 +158,7 @@ async def test_what_cannot_be_written_waits_in_memory(
 async def test_a_file_that_is_none_stops_the_start(tmp_path: Path) -> None:
     path = tmp_path / "ledger"
     path.write_text("something else, and long enough to be no database" * 50)
-    ledger = Ledger(path, 3, {}, lambda client: "t")
+    ledger = Ledger(path, 3, {}, lambda key, given: "t", ignore, ignore)
     with pytest.raises(ConfigError, match="cannot be used as the ledger: file is not a database"):
         await ledger.run()
     with pytest.raises(sqlite3.DatabaseError):

@@ -1,0 +1,101 @@
+"""How much of its quota everybody has used, in a day and in a month of UTC.  Layer L1: the day is an argument.
+
+server/quotas.py spends what the ledger counts, and acts on what `standing` says.  Only who has a quota has an account.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Final
+
+from derp.relay.limits import NO_LIMITS, Limits, Quota
+
+# An account of a key that is not connected may be forgotten for a newer one; 100,000 are 30 MB, and as many as a day of
+# the ledger has rows.
+MAX_ACCOUNTS: Final = 100_000
+NOTICE_PART: Final = 0.8
+
+
+class _Account:
+    __slots__ = ("day", "used_day", "used_month")
+
+    def __init__(self, day: str, used_day: int = 0, used_month: int = 0) -> None:
+        self.day = day
+        self.used_day = used_day
+        self.used_month = used_month
+
+    def turn(self, day: str) -> None:
+        """Begin a new day, and a new month if it is one."""
+        if day != self.day:
+            self.used_day = 0
+            if day[:7] != self.day[:7]:
+                self.used_month = 0
+            self.day = day
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How it stands with the quota that is used most.  `part` of it is used; `text` says so."""
+
+    quota: Quota
+    part: float
+    text: str
+
+    @property
+    def is_used_up(self) -> bool:
+        return self.part >= 1.0
+
+
+class Quotas:
+    """The accounts of one relay, of keys (bytes) and of tenants (text)."""
+
+    def __init__(self) -> None:
+        self.limits: Limits = NO_LIMITS
+        self._accounts: OrderedDict[bytes | str, _Account] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._accounts)
+
+    def recall(self, whose: bytes | str, day: str, used_day: int, used_month: int) -> None:
+        """What was used before this start."""
+        self._accounts[whose] = _Account(day, used_day, used_month)
+        self._bound()
+
+    def spend(self, key: bytes, tenant: str, count: int, day: str) -> None:
+        """So many bytes were relayed for a client."""
+        for whose, quota in self._quotas(key, tenant):
+            if quota:
+                account = self._accounts.get(whose)
+                if account is None:
+                    account = self._accounts[whose] = _Account(day)
+                    self._bound()
+                self._accounts.move_to_end(whose)
+                account.turn(day)
+                account.used_day += count
+                account.used_month += count
+
+    def standing(self, key: bytes, tenant: str, day: str) -> Standing | None:
+        """How it stands with a client; None: nothing that it or its tenant used is limited."""
+        found: list[Standing] = []
+        for whose, quota in self._quotas(key, tenant):
+            account = self._accounts.get(whose)
+            if account is None or not quota:
+                continue
+            account.turn(day)
+            who = "this machine" if isinstance(whose, bytes) else f"the tenant {tenant} of this machine"
+            for used, most, when in (
+                (account.used_day, quota.bytes_per_day, "today"),
+                (account.used_month, quota.bytes_per_month, "this month"),
+            ):
+                if most:
+                    text = (
+                        f"{who} has used {used * 100 // most} % of the {most:,} bytes it may have relayed {when} (UTC)"
+                    )
+                    found.append(Standing(quota, used / most, text))
+        return max(found, key=lambda one: one.part, default=None)
+
+    def _quotas(self, key: bytes, tenant: str) -> tuple[tuple[bytes | str, Quota], ...]:
+        return (key, self.limits.of_client(key, tenant).quota), (tenant, self.limits.of_tenant(tenant).quota)
+
+    def _bound(self) -> None:
+        if len(self._accounts) > MAX_ACCOUNTS:
+            self._accounts.popitem(last=False)

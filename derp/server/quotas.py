@@ -1,0 +1,81 @@
+"""Holds clients to their quotas: a notice at 80 %, and at the end a slow rate, or a goodbye with the reason.  Layer L3.
+
+server/ledger.py says what each client carried, every few seconds; relay/quotas.py adds it up; session.py asks
+`judge` about whoever comes.  What was used before this start is recalled from the ledger.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+
+from derp.relay.clients import Client
+from derp.relay.limits import Limits
+from derp.relay.quotas import NOTICE_PART, Quotas, Standing
+from derp.server.admission import Verdict
+from derp.server.ledger import day_of
+from derp.server.session import Sessions
+
+
+class QuotaKeeper:
+    """One per relay that has a ledger."""
+
+    def __init__(self, sessions: Sessions, *, clock: Callable[[], float] = time.time) -> None:
+        self._sessions = sessions
+        self._clock = clock
+        self._quotas = Quotas()
+        self._day = ""
+        self._warned: set[bytes] = set()  # keys; emptied each day
+        sessions.judges.append(self.judge)
+
+    def configure(self, limits: Limits) -> None:
+        """Take other limits.  Who is over an old one is looked at anew when it carries something."""
+        self._quotas.limits = limits
+        self._day = ""
+
+    def recall(self, used: Iterable[tuple[bytes | str, int, int]]) -> None:
+        """What keys and tenants have used today and in this month, off the ledger."""
+        for whose, used_day, used_month in used:
+            self._quotas.recall(whose, day_of(self._clock()), used_day, used_month)
+
+    def spend(self, client: Client, tenant: str, count: int) -> None:
+        """A client carried so many bytes."""
+        sessions, key, day = self._sessions, client.key, day_of(self._clock())
+        self._quotas.spend(key, tenant, count, day)
+        if client.member is None:
+            return  # it is gone, or on its way
+        if day != self._day:
+            self._begin(day)
+        standing = self._quotas.standing(key, tenant, day)
+        if standing is None or standing.part < NOTICE_PART:
+            return
+        if not standing.is_used_up:
+            self._warned.add(key)
+            sessions.advisor.note_ending(client, f"{standing.text}; ask whoever runs this relay for more")
+        elif standing.quota.refuses:
+            sessions.guests.send_away(client, standing.text, _used_up(standing))
+        elif key not in sessions.limiter.floors:
+            self._warned.add(key)
+            sessions.advisor.note_ending(client, f"{standing.text}, and goes on at {standing.quota.floor}")
+            sessions.set_floor(key, standing.quota.floor)
+        sessions.host.flush()
+
+    def judge(self, client: bytes, tenant: str) -> Verdict | None:
+        """The refusal of a key whose quota is used up, if that refuses."""
+        standing = self._quotas.standing(client, tenant, day_of(self._clock()))
+        if standing is None or not standing.is_used_up or not standing.quota.refuses:
+            return None
+        return Verdict(False, standing.text, told=_used_up(standing))
+
+    def _begin(self, day: str) -> None:
+        """A new day, or new limits: everybody is well until it is seen that he is not."""
+        self._day = day
+        sessions = self._sessions
+        for key in self._warned:
+            sessions.set_floor(key, None)
+            member = sessions.router.members.get(key)
+            for client in member.connections if member is not None else ():
+                sessions.advisor.note_no_ending(client)
+        self._warned.clear()
+
+
+def _used_up(standing: Standing) -> str:
+    return f"{standing.text}: this relay takes it again when that is over; ask whoever runs this relay for more"

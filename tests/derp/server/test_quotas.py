@@ -1,0 +1,66 @@
+"""A quota that is nearly used is told, and one that is used up acts, also after a restart, until its day is over."""
+
+from pathlib import Path
+
+import pytest
+
+from derp.keys import NodePrivate
+from derp.protocol.messages import Health, RecvPacket
+from derp.relay.limits import ClientLimits, Limits, Quota, Rate
+from derp.server import ledger
+from tests.derp.server.test_keysets import until
+from tests.derp.server.world import Caller, call, open_server, relay_config
+
+SLOW = Rate(20_000, 70_000)
+
+
+@pytest.fixture(autouse=True)
+def is_read_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger, "WRITE_SECONDS", 0.01)
+
+
+def quota(**changes: object) -> Limits:
+    return Limits(client=ClientLimits(quota=Quota(bytes_per_day=20_000, **changes)))  # type: ignore[arg-type]  # of Quota
+
+
+async def carry(caller: Caller, count: int) -> None:
+    """To itself, so it counts twice."""
+    await caller.send(caller.key, bytes(count))
+    await caller.receive_a(RecvPacket)
+
+
+async def told(caller: Caller, words: str) -> None:
+    while words not in (await caller.receive_a(Health)).text:
+        pass
+
+
+async def test_at_80_percent_it_is_told_and_then_it_is_slow(tmp_path: Path) -> None:
+    config = relay_config(ledger=tmp_path / "ledger", limits=quota(floor=SLOW))
+    async with open_server(config) as server:
+        one = await call(server)
+        await carry(one, 8500)
+        await told(one, "this machine has used 85 % of the 20,000 bytes")
+        await carry(one, 2000)
+        await until(lambda: one.key in server.relay.sessions.limiter.floors)
+        session = server.relay.router.members[one.key].connections[0].wire.session
+        assert session.sender.meter.rate == SLOW
+        await carry(one, 1000)  # it goes on
+        server.relay._quotas._begin("tomorrow")  # type: ignore[union-attr]  # there is a ledger
+        assert session.sender is None
+        await one.aclose()
+
+
+async def test_it_is_sent_away_and_stays_out_with_the_reason(tmp_path: Path) -> None:
+    config = relay_config(ledger=tmp_path / "ledger", limits=quota(refuses=True))
+    key = NodePrivate.generate()
+    async with open_server(config) as server:
+        one = await call(server, private=key)
+        await carry(one, 11_000)
+        await told(one, "has used 110 % of the 20,000 bytes it may have relayed today (UTC): this relay takes it again")
+        await until(lambda: not server.relay.router.clients)
+        await one.aclose()
+    async with open_server(config) as server:
+        verdict = server.relay.sessions.judges[0](key.public().raw, "default")
+        assert verdict is not None, "what was used before the restart is remembered"
+        assert "has used 110 %" in verdict.told
+        assert server.relay.sessions.judges[0](b"x" * 32, "default") is None
