@@ -1,4 +1,4 @@
-"""`derp map`: mistakes in a DERP map, a map at a glance, a map for a running relay (layer L4).
+"""`derp map`: mistakes in a DERP map, a map at a glance, weights of its regions, a map for a running relay (layer L4).
 
 Next hop: netcheck/lint.py, client/mapsource.py, client/snippet.py.
 """
@@ -13,6 +13,8 @@ import trio
 
 from derp.cli_output import MAX_NAME, open_console, print_json
 from derp.cli_run import FILE
+from derp.config import parse
+from derp.errors import ConfigError
 from derp.text import printable
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 @click.group("map")
 def map_commands() -> None:
-    """Check, show and make DERP maps.
+    """Check, show, steer and make DERP maps.
 
     A map is a file (JSON, with comments and trailing commas if you like, or TOML), - for standard input, or an address.
     """
@@ -68,6 +70,42 @@ def show_map(source: str, as_json: bool) -> None:
         click.echo(json.dumps(derp_map.to_json(), indent=2))
     else:
         _print_map(derp_map)
+
+
+@map_commands.command("steer")
+@click.argument("source", type=FILE, metavar="MAP")
+@click.option(
+    "--weight", "weights", multiple=True, metavar="REGION=N", help="look N times as near; 1 as it is; repeat it"
+)
+@click.option("--prefer", multiple=True, type=int, metavar="REGION", help="the same as --weight REGION=2")
+@click.option("--drain", multiple=True, type=int, metavar="REGION", help="nobody shall have it as home any more")
+def steer_map(source: str, weights: tuple[str, ...], prefer: tuple[int, ...], drain: tuple[int, ...]) -> None:
+    """Give regions of a map weights, by which stock clients choose their home: the map on standard output.
+
+    A client leaves its home only for a region that then looks 10 ms and a third nearer, once, at its next report.
+    Relays of one region cannot be weighed: clients take the first that answers.
+    """
+    from derp.client.mapsource import load_map
+    from derp.netcheck.steering import PREFER_WEIGHT, steered
+
+    wanted = dict.fromkeys(prefer, PREFER_WEIGHT) | dict(map(_weight, weights))
+    derp_map = trio.run(load_map, source)
+    if unknown := sorted({*wanted, *drain} - derp_map.regions.keys()):
+        raise ConfigError(f"{printable(source)}: has no region {unknown[0]}")
+    click.echo(json.dumps(steered(derp_map, weights=wanted, drain=drain).to_json(), indent=2))
+
+
+def _weight(text: str) -> tuple[int, float]:
+    region, _, number = text.partition("=")
+    try:
+        weight = parse.rate(number)
+        if 0.001 <= weight <= 1000:
+            return int(region), weight
+    except ValueError:
+        pass
+    raise click.BadParameter(
+        f"wants REGION=N with N from 0.001 to 1000, got {printable(text, 40)!r}", param_hint="--weight"
+    )
 
 
 @map_commands.command("snippet")

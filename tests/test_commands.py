@@ -86,6 +86,7 @@ CASES: dict[str, Case] = {
     "derp probe": Case("{map} --delay-packets=0 --bandwidth-bytes=0", "{silent}"),
     "derp map lint": Case("{map} --strict", "-"),
     "derp map show": Case("{map}", "-"),
+    "derp map steer": Case("{map}", "-"),
     "derp map snippet": Case("{url}", "{silent}"),
     "derp drain": Case("--help"),  # a process of ours would have to end: tests/derp/test_cli_drain.py
     "derp invite list": Case("--help"),  # its own arguments stand before `list`: tests/derp/test_cli_invite.py

@@ -41,6 +41,11 @@ _ADD: Final = "INSERT INTO ledger VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT
     f"{name} = {name} + excluded.{name}" for name in Usage._fields
 )
 
+_USED: Final = (
+    "SELECT {whose}, SUM((bytes_in + bytes_out) * (day = ?)), SUM(bytes_in + bytes_out) FROM ledger "
+    "WHERE day BETWEEN ? AND ? GROUP BY {whose}"
+)
+
 Row = tuple[str, str, bytes, Usage]
 
 
@@ -88,10 +93,7 @@ class LedgerFile:
         with self._open() as connection:
             found: list[tuple[bytes | str, int, int]] = []
             for whose in ("key", "tenant"):
-                sums = f"SELECT {whose}, SUM((bytes_in + bytes_out) * (day = ?)), SUM(bytes_in + bytes_out) FROM ledger"
-                found += connection.execute(
-                    f"{sums} WHERE day BETWEEN ? AND ? GROUP BY {whose}", (day, f"{day[:7]}-01", day)
-                )
+                found += connection.execute(_USED.format(whose=whose), (day, f"{day[:7]}-01", day))
         return found
 
     @contextmanager

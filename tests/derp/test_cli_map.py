@@ -130,3 +130,17 @@ async def test_a_snippet_of_a_running_relay_is_a_good_map(tmp_path: Path) -> Non
     # Loopback, as everything in a test.
     assert "from this machine only" in json.loads(linted.out)["reason"]
     assert json.loads(checked.out)["preferred"] == 950
+
+
+async def test_weights_become_scores_that_stock_clients_obey(tmp_path: Path) -> None:
+    path = written(tmp_path, map_text(901, 902, 903))
+    ran = await run_derp("map", "steer", path, "--weight", "901=0.5", "--prefer", "902", "--drain", "903")
+    assert (ran.status, ran.err) == (0, "")
+    steered = DERPMap.parse(ran.out)
+    assert steered.home_params is not None
+    assert steered.home_params.region_score == {901: 2.0, 902: 0.5}
+    assert steered.regions[903].no_measure_no_home
+    for wrong, reason in (("904=2", "has no region 904"), ("901=0", "wants REGION=N with N from 0.001 to 1000")):
+        ran = await run_derp("map", "steer", path, "--weight", wrong)
+        assert (ran.status, ran.out) == (2, "")
+        assert reason in ran.err

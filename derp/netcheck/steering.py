@@ -1,0 +1,35 @@
+"""Which region clients shall choose, as operators want it: weights into a map that every stock client obeys.  Layer L1.
+
+A client multiplies what it measured of a region with its RegionScore before it compares, and leaves its home only for
+one that is 10 ms and a third nearer then (netcheck/report.py).  So a change of weights moves a client once at the most.
+Relays of one region have no weights: stock clients take the first of a region that answers.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Final
+
+from derp.map import DERPHomeParams, DERPMap
+
+# Twice as welcome is half as far: enough to win over a region that is as near, and none that is next door is left for
+# one across an ocean.
+PREFER_WEIGHT: Final = 2.0
+
+
+def steered(derp_map: DERPMap, *, weights: Mapping[int, float], drain: Collection[int]) -> DERPMap:
+    """A map in which regions look as near as they weigh, 1 for those that are not named.
+
+    `drain`: regions that nobody shall have as home; clients with their home there leave it at their next report.
+    Regions of neither stay as they are.  KeyError: a region that the map does not have.
+    """
+    before = derp_map.home_params.region_score if derp_map.home_params is not None else {}
+    scores = dict(before)
+    for region_id, weight in weights.items():
+        derp_map.regions[region_id]  # or there is none
+        scores.pop(region_id, None)
+        if weight != 1.0:
+            scores[region_id] = round(1 / weight, 6)
+    regions = dict(derp_map.regions)
+    for region_id in drain:
+        regions[region_id] = replace(regions[region_id], no_measure_no_home=True)
+    return replace(derp_map, regions=regions, home_params=DERPHomeParams(scores) if scores else None)
