@@ -1,5 +1,5 @@
-"""The `derp` command (layer L4): serve, genkey; netcheck, ping, probe, map, invite, admission and ledger have files of
-their own.
+"""The `derp` command (layer L4): serve, genkey; netcheck, ping, probe, map, invite, admission, ledger, drain have files
+of their own.
 
 Results go to stdout, one JSON object a line with --json; how a command ends is cli_run.py's.  The options of `serve`
 come from config/settings.py, where derper's names stand too.  Next hop: server/server.py, client/client.py.
