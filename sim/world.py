@@ -189,7 +189,7 @@ class World:
     def _open_way(self, process: Process, other: Process) -> None:
         pair = process.cluster.pair(other.id)
         way = self.ways[process.place, other.place]
-        if pair._binding is None and (way.is_up or self.plan.is_bus):
+        if not pair.has_link and (way.is_up or self.plan.is_bus):
             pair.link_opened(process.now)
 
     def carry(self, sender: Process, receiver_id: ReplicaID, frame: bytes) -> None:
@@ -202,7 +202,7 @@ class World:
 
     def _arrive(self, receiver: Process, sender: Process, frame: bytes) -> None:
         pair = receiver.cluster.pair(sender.id)
-        if pair._binding is not None:
+        if pair.has_link:
             receiver.take(receiver.cluster.receive_frame(sender.id, frame, receiver.now))
 
     def cut(self, one: int, two: int) -> None:
@@ -217,7 +217,7 @@ class World:
                 process.do(partial(self._close_way, process, other))
 
     def _close_way(self, process: Process, other: Process) -> None:
-        if process.cluster.pair(other.id)._binding is not None:
+        if process.cluster.pair(other.id).has_link:
             process.take(process.cluster.link_closed(other.id, process.now))
 
     def mend(self, one: int, two: int) -> None:

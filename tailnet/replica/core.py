@@ -214,9 +214,8 @@ class SharedCoordinator(Coordinator[C]):
         if peer is None:
             return []
         if gone.epoch == 0:
-            if peer.connection is None or _site_of(peer) is site:
-                effects.append(Ask((peer.id,)))
             if _site_of(peer) is site:
+                effects.append(Ask((peer.id,)))
                 site.unconfirmed.pop(peer, None)
                 if peer not in self._doubted:
                     self._doubted.set(peer, now + DOUBT_SECONDS)

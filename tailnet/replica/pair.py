@@ -146,6 +146,11 @@ class Pair:
         return self._session is not None
 
     @property
+    def has_link(self) -> bool:
+        """Whether there is a way to the other."""
+        return self._binding is not None
+
+    @property
     def is_present(self) -> bool:
         """Whether it was heard, and has not been silent since."""
         return self._heard_at is not None
