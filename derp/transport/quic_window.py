@@ -29,8 +29,8 @@ _GROWTH: Final = 16
 # After a slow start a queue has to stand for so long, which is CoDel's interval: a busy machine or a radio link holds
 # all packets of one round trip up, and that is none.
 _ROUND_SECONDS: Final = 0.1
-# The fastest round trip is forgotten after so long: a path changes, and beside somebody whose queue never empties we
-# have to count it in, or we would get nothing.
+# The fastest round trip and the best rate are forgotten after so long: a path changes, and beside somebody whose queue
+# never empties we have to count it in, or we would get nothing.
 _FORGET_SECONDS: Final = 10.0
 # 20 ms of 800 Mbit/s: more than this process can encrypt.
 _MOST_BYTES: Final = 2 * 1024 * 1024
@@ -58,6 +58,8 @@ class PacketWindow:
         self._round_rtt = inf
         self._least_rtt = self._next_least_rtt = inf
         self._least_until = 0.0
+        self._best_rate = self._next_best_rate = 0.0  # bytes a second, forgotten as the least round trip is
+        self._round_began_at = inf
         self._rtt = 0.1
 
     def on_packet_sent(self, *, packet: SentPacket) -> None:
@@ -92,6 +94,7 @@ class PacketWindow:
     def on_rtt_measurement(self, *, now: float, rtt: float) -> None:
         if now >= self._least_until:
             self._least_rtt, self._next_least_rtt = min(self._next_least_rtt, rtt), rtt
+            self._best_rate, self._next_best_rate = self._next_best_rate, 0.0
             self._least_until = now + _FORGET_SECONDS / 2
         self._least_rtt = min(self._least_rtt, rtt)
         self._next_least_rtt = min(self._next_least_rtt, rtt)
@@ -109,13 +112,19 @@ class PacketWindow:
     def _end_round(self, now: float) -> None:
         """Once a round trip, or a tenth of a second: what the packets of the last round say."""
         sent = self._acked_bytes + self._lost_bytes
+        if self._round_began_at < now:
+            rate = self._acked_bytes / max(now - self._round_began_at, self._rtt)
+            self._best_rate, self._next_best_rate = max(self._best_rate, rate), max(self._next_best_rate, rate)
+        self._round_began_at = now
         is_lossy = self._lost_bytes > BORNE_LOSS * sent and self._lost_bytes >= _LEAST_LOST * self._packet_bytes
         is_queued = self._round_rtt < inf and self._round_rtt > self._least_rtt * _QUEUE_FACTOR + _QUEUE_SECONDS
         if is_lossy or is_queued:
-            # Of a queue so much as would empty it.  It may be that of others: whoever makes room for it keeps what a
-            # newcomer begins with.
+            # Of a queue so much as would empty it.  It may be that of others, or on the way of acknowledgements alone:
+            # whoever makes room for it keeps what a newcomer begins with, and what fills the path at its best rate.
             kept = _SHRINK if is_lossy else max(_SHRINK, self._least_rtt / self._round_rtt)
-            least = (LEAST_PACKETS if is_lossy else FIRST_PACKETS) * self._packet_bytes
+            least = LEAST_PACKETS * self._packet_bytes
+            if not is_lossy:
+                least = max(FIRST_PACKETS * self._packet_bytes, int(self._best_rate * self._least_rtt))
             self.congestion_window = max(int(self.congestion_window * kept), min(least, self.congestion_window))
             self.ssthresh = self.congestion_window
         self._acked_bytes = self._lost_bytes = 0

@@ -97,7 +97,7 @@ def test_a_growing_queue_shrinks_it_but_not_below_the_first_window() -> None:
     before = path.window.congestion_window
     for _ in range(30):
         path.round(rtt=0.2, share=0.4)
-    assert path.window.congestion_window == FIRST_PACKETS * SIZE < before
+    assert FIRST_PACKETS * SIZE <= path.window.congestion_window < before / 8
 
 
 def test_beside_a_queue_that_never_empties_it_counts_the_queue_in() -> None:
