@@ -160,7 +160,7 @@ class Sessions:
     def _queue(self, route: Route, pieces: Sequence[Piece]) -> None:
         assert route.queue is not None
         for piece in _of_whole_frames(route, pieces):
-            if not route.queue.push_frames(piece, self.host.now):
+            if not route.queue.push_frames(piece, self.host.now, of_one_source=not route.is_forwarder):
                 self.router.note_lost_notice(route)
 
     def note_wrong_mesh_key(self, key: bytes, address: tuple[str, int]) -> None:
@@ -224,8 +224,13 @@ def drain_queue(route: Route, now: float) -> None:
     """Send what waits for a route, as far as the kernel takes it; its queue goes when it is empty."""
     wire: Wire = route.wire
     queue = route.queue
-    while queue is not None and not wire.blocked:
-        frames = queue.take(STEP_BYTES, now)
+    if queue is None:
+        return
+    size = 0
+    # A step is half of what the kernel should hold: less, and a fast destination would cost a call for little.
+    step = max(STEP_BYTES, queue.unsent_bytes // 2)
+    while not wire.blocked:
+        frames = queue.take(step, now)
         if not frames:
             route.queue = None
             return
@@ -237,6 +242,9 @@ def drain_queue(route: Route, now: float) -> None:
             raise
         if sent < len(joined):
             wire.push(memoryview(joined)[sent:])
+        size += len(joined)
+    if queue.note_sent(size, now):
+        wire.limit_unsent(queue.unsent_bytes)
 
 
 _KEEP_ALIVE: Final = HEADER.pack(FrameType.KEEP_ALIVE, 0)

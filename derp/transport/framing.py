@@ -23,6 +23,7 @@ LEAST_RECEIVE_BYTES: Final = 256
 # One TLS record, which may be decrypted over what a receive asked for.
 RECORD_BYTES: Final = 16 * 1024
 # Sent through TLS at a time: more would only hide in `tail`, where no queue can drop it, when the kernel takes none.
+# Of a wire that was full it is no more than the kernel holds for it (`limit_unsent`).
 WRITE_BYTES: Final = 64 * 1024
 # Websocket messages of one send: with their heads they are one encryption, which TLS takes charge of whole.
 _MESSAGES_BYTES: Final = WRITE_BYTES - 32
@@ -106,6 +107,9 @@ class StreamWire(ABC):
     @abstractmethod
     def rtt_microseconds(self) -> int:
         """The smoothed round-trip time.  OSError where nobody measures it."""
+
+    def limit_unsent(self, size_bytes: int) -> None:  # noqa: B027  # a carrier without a kernel below has nothing to do
+        """Have the carrier call itself full when it holds so many bytes that were not sent yet, where it can."""
 
     def version(self) -> str | None:
         """The TLS version in use, as OpenSSL spells it; None without TLS."""

@@ -86,6 +86,10 @@ class Wire(Protocol):
         becomes `tail`.  Callers keep them small."""
         ...
 
+    def limit_unsent(self, size_bytes: int) -> None:
+        """Have the wire call itself full when it holds so many bytes that were not sent yet, as far as it can."""
+        ...
+
     def end_output(self) -> None:
         """Tell the peer that no more bytes come, and go on receiving."""
         ...

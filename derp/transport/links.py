@@ -46,6 +46,10 @@ class Link(StreamWire):
         """The kernel's smoothed round-trip time.  Raises OSError."""
         return platform.rtt_microseconds(self.sock)
 
+    def limit_unsent(self, size_bytes: int) -> None:
+        with contextlib.suppress(OSError):  # the socket has failed, which its next event shows
+            platform.limit_unsent(self.sock, size_bytes)
+
     def peer_left(self) -> bool:
         """Whether the peer has ended its side, though bytes that it sent before may still wait."""
         return platform.peer_left(self.sock)
@@ -91,7 +95,7 @@ class Link(StreamWire):
 class TlsLink(Link):
     """A TCP socket under TLS.  `is_open` is false until the handshake ended; `receive` drives it."""
 
-    __slots__ = ("_incoming", "_outgoing", "_tls", "is_open")
+    __slots__ = ("_incoming", "_outgoing", "_tls", "_write_bytes", "is_open")
 
     def __init__(
         self, sock: socket.socket, address: tuple[str, int], context: ssl.SSLContext, server_hostname: str | None = None
@@ -103,6 +107,7 @@ class TlsLink(Link):
         self._tls = context.wrap_bio(
             self._incoming, self._outgoing, server_side=server_hostname is None, server_hostname=server_hostname
         )
+        self._write_bytes = WRITE_BYTES
         self.is_open = False
 
     @classmethod
@@ -118,6 +123,7 @@ class TlsLink(Link):
         link = cls.__new__(cls)
         Link.__init__(link, sock, address)
         link._tls, link._incoming, link._outgoing = tls, incoming, outgoing
+        link._write_bytes = WRITE_BYTES
         link.is_open = True
         return link
 
@@ -142,10 +148,14 @@ class TlsLink(Link):
     def version(self) -> str | None:
         return self._tls.version()
 
+    def limit_unsent(self, size_bytes: int) -> None:
+        super().limit_unsent(size_bytes)
+        self._write_bytes = min(size_bytes, WRITE_BYTES)
+
     def send(self, pieces: Sequence[Piece], size: int) -> int:
         if self.blocked:
             return 0
-        if self.codec is not None or size > WRITE_BYTES:
+        if self.codec is not None or size > self._write_bytes:
             return super().send(pieces, size)
         # What `_send` does, in one call: it is the way of nearly all packets.
         try:
@@ -264,13 +274,15 @@ class TlsLink(Link):
     def _send(self, pieces: Sequence[Piece], size: int) -> int:
         done = 0
         joined = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        if size <= WRITE_BYTES:
+        # Of a websocket's messages all is encrypted or nothing (framing.py).
+        step = self._write_bytes if self.codec is None else WRITE_BYTES
+        if size <= step:
             self._encrypt(joined)
             self._send_encrypted()
             return size
         view = memoryview(joined)
         while done < size and not self.blocked:
-            part = view[done : done + WRITE_BYTES]
+            part = view[done : done + step]
             self._encrypt(part)
             self._send_encrypted()
             done += len(part)
