@@ -274,8 +274,7 @@ class TlsLink(Link):
     def _send(self, pieces: Sequence[Piece], size: int) -> int:
         done = 0
         joined = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        # Of a websocket's messages all is encrypted or nothing (framing.py).
-        step = self._write_bytes if self.codec is None else WRITE_BYTES
+        step = self._step()
         if size <= step:
             self._encrypt(joined)
             self._send_encrypted()
@@ -287,6 +286,10 @@ class TlsLink(Link):
             self._send_encrypted()
             done += len(part)
         return done
+
+    def _step(self) -> int:
+        """What is encrypted at a time.  Of a websocket's messages that is all or nothing (framing.py)."""
+        return self._write_bytes if self.codec is None else WRITE_BYTES
 
     def _encrypt(self, data: Piece) -> None:
         try:

@@ -212,7 +212,7 @@ class RecordLink(TlsLink):
 
     def send(self, pieces: Sequence[Piece], size: int) -> int:
         layer = self._layer
-        if layer is None or self.codec is not None or size > WRITE_BYTES:
+        if layer is None or self.codec is not None or size > self._write_bytes:
             return super().send(pieces, size) if layer is None else StreamWire.send(self, pieces, size)
         if self.blocked:
             return 0
@@ -223,13 +223,14 @@ class RecordLink(TlsLink):
         layer = self._layer
         if layer is None:
             return super()._send(pieces, size)
-        if size <= WRITE_BYTES:
+        step = self._step()
+        if size <= step:
             self._send_sealed(layer, pieces, size)
             return size
         view = memoryview(pieces[0] if len(pieces) == 1 else b"".join(pieces))
         done = 0
         while done < size and not self.blocked:
-            part = view[done : done + WRITE_BYTES]
+            part = view[done : done + step]
             self._send_sealed(layer, (part,), len(part))
             done += len(part)
         return done

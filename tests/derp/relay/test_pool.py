@@ -40,16 +40,18 @@ class Relay:
 
 def test_the_fattest_queue_pays_for_everybody() -> None:
     relay = Relay(100_000, 3)
-    relay.push(0, *[packet(1000)] * 60)
+    for _ in range(6):
+        relay.push(0, *[packet(1000)] * 10)
     relay.push(1, *[packet(1000)] * 5)
     assert relay.lost == 0
     relay.push(2, *[packet(1000)] * 30)
     assert [queue.packets for queue in relay.queues] == [60 - relay.lost, 5, 30]
-    # 60 packets are four runs, of which the oldest goes whole.
     assert relay.lost == 0
-    relay.push(2, *[packet(500)] * 30)
-    assert [queue.packets for queue in relay.queues] == [60 - relay.lost, 5, 60]
-    assert relay.lost == 16
+    for _ in range(4):
+        relay.push(2, *[packet(500)] * 10)
+    # A run gives its memory back when all of it has left.
+    assert [queue.packets for queue in relay.queues] == [60 - relay.lost, 5, 70]
+    assert relay.lost == 20
     assert relay.pool.held_bytes <= relay.pool.max_bytes
 
 

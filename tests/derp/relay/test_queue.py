@@ -84,6 +84,28 @@ def test_what_is_taken_is_at_least_one_frame_and_else_no_more_than_the_size() ->
     assert take(queue, 5000) == [encode(Pong(b"12345678"))]
 
 
+def test_frames_of_one_sender_that_only_look_alike_are_told_apart() -> None:
+    """A run is found by the first byte of all, then their second...: whatever makes one different is seen."""
+    full = packet("a", 1000)
+    for odd in (
+        [packet("a", 999), packet("a", 1001)],  # together as long as two of the others
+        [packet("a", 500), packet("a", 500)],
+        [packet("a", 1000 + 256), packet("a", 1000 - 256)],
+        [encode(PeerGone(key("a"))), packet("a", 1000 - len(encode(PeerGone(key("a")))))],
+        [disco_packet("a", 1000)],
+        [packet("a", 65_000)],
+    ):
+        for frames in ([*odd, full, full], [full, *odd, full], [full, full, *odd]):
+            queue, counters = new_queue()
+            assert queue.push_frames(memoryview(b"".join(frames)), 0.0, of_one_source=True)
+            left = take(queue, EVERYTHING)
+            assert sorted(left) == sorted(frames)
+            data = [frame for frame in frames if frame in (full, *odd) and frame[0] == FrameType.RECV_PACKET]
+            ordered = [frame for frame in left if frame[0] == FrameType.RECV_PACKET]
+            assert ordered == data or disco_packet("a", 1000) in odd
+            assert counters.queued_packets == len(data)
+
+
 def test_frames_are_copied() -> None:
     # The caller's buffer is the arena, which is overwritten right after.
     queue, _ = new_queue()
@@ -427,6 +449,23 @@ def test_a_sender_that_does_not_listen_is_held_at_the_limit() -> None:
     assert MAX_WAIT_SECONDS * 0.9 < max(way.waited[-500:]) <= MAX_WAIT_SECONDS + 0.001
     assert way.counters.queued_packets >= len(way.waited) - 1
     assert late(way.counters) == sum(way.counters.packets_dropped)
+
+
+# --- what the kernel should hold
+
+
+@pytest.mark.parametrize(
+    ("rate", "unsent"),
+    [(10_000, 16), (1_250_000, 16), (2_000_000, 16), (2_500_000, 32), (12_500_000, 128), (1_250_000_000, 128)],
+)
+def test_what_the_kernel_holds_is_eight_milliseconds_of_the_rate(rate: int, unsent: int) -> None:
+    queue, _ = new_queue()
+    changes = [queue.note_sent(rate // 100, 50.0 + number / 100) for number in range(100)]
+    assert queue.unsent_bytes == unsent * 1024
+    assert changes.count(True) == 1, "and it is told once"
+    for number in range(100, 130):
+        queue.note_sent(0, 50.0 + number / 100)
+    assert queue.unsent_bytes == 16 * 1024, "until it is another one"
 
 
 # --- bounds of its own memory

@@ -384,7 +384,9 @@ def send_all(pair: Pair, pieces: list[Piece], *, size: int | None = None) -> byt
 def test_everything_arrives_through_a_narrow_kernel(kind: str, tcp: bool, open_pair: OpenPair) -> None:
     pair = open_pair(kind, SMALL, tcp=tcp)
     generator = random.Random(2)
-    for size in (1, 1000, 32_768, 32_769, 65_504, 65_505, 65_536, 65_537, 300_000):
+    for number, size in enumerate((1, 1000, 32_768, 32_769, 65_504, 65_505, 65_536, 65_537, 300_000) * 2):
+        if number == 9:
+            pair.link.limit_unsent(16 * 1024)
         data = generator.randbytes(size)
         assert send_all(pair, [data]) == data, size
 
@@ -450,6 +452,18 @@ def test_little_hides_behind_a_full_kernel(kind: str, open_pair: OpenPair) -> No
     sent = pair.link.send([bytes(1_000_000)], 1_000_000)
     assert sent < 150_000
     assert len(pair.link.tail) < 70_000
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_of_a_slow_destination_the_kernel_holds_less_and_the_link_a_record(kind: str, open_pair: OpenPair) -> None:
+    pair = open_pair(kind, SMALL, tcp=True)
+    pair.link.limit_unsent(16 * 1024)
+    assert pair.link.sock.getsockopt(socket.IPPROTO_TCP, 25) == 16 * 1024  # TCP_NOTSENT_LOWAT
+    sent = pair.link.send([bytes(1_000_000)], 1_000_000)
+    assert sent < 150_000
+    assert len(pair.link.tail) < (70_000 if "websocket" in kind else 17_000)
+    pair.link.close()
+    pair.link.limit_unsent(32 * 1024)  # which its next event ends
 
 
 @pytest.mark.parametrize("kind", ["websocket", "websocket over tls", "websocket over own tls"])
