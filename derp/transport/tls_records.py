@@ -117,7 +117,7 @@ class RecordLink(TlsLink):
         """What `export` gave, on the same socket."""
         link = cls.__new__(cls)
         Link.__init__(link, sock, address)
-        link.is_open = True
+        link.is_open, link._write_bytes = True, WRITE_BYTES
         link._keeper, link._tap, link._secrets = keeper, None, (b"", b"")
         link._layer = RecordLayer.restore(keeper.shelf, layer)
         link._begun = begun

@@ -411,7 +411,12 @@ async def test_drain_tells_stops_accepting_delivers_and_closes() -> None:
         assert server.problem() is not None
         with pytest.raises(OSError):
             await trio.open_tcp_stream(HOST, port)
-        assert [(await slow.receive_a(RecvPacket)).packet for _ in packets] == packets
+        got = [(await slow.receive_a(RecvPacket)).packet]
+        while got[-1] != packets[-1]:
+            got.append((await slow.receive_a(RecvPacket)).packet)
+        # A machine so busy that packets wait for longer than they may loses some of them, and counts these.
+        late = server.relay.router.counters.dropped(DropReason.QUEUE_DELAY)
+        assert (got, len(got)) == (sorted(set(got)), len(packets) - late)
         await sender.wait_closed()
         await slow.wait_closed()
         await server.drained.wait()
