@@ -39,6 +39,7 @@ from derp.config.sources import Given, read_sources
 from derp.config.tls import Addresses, read_tls
 from derp.errors import ConfigError
 from derp.keys import MeshKey, NodePrivate
+from derp.relay.limits import NO_LIMITS
 from derp.text import fit_to_show
 
 DEV_MESH_KEY_ENVIRONMENT: Final = "TAILSCALE_DERPER_MESH_KEY"
@@ -224,6 +225,8 @@ def _check_workers(given: Given, config: RelayConfig) -> None:
         given.fail("workers", "need one certificate for all: set --cert-dir beside --tls-self-signed, or use 1")
     if config.quic:
         given.fail("workers", "cannot share --quic: a client that changes its address would come to another one")
+    if config.limits.node != NO_LIMITS.node or config.limits.tenants:
+        given.fail("workers", "keep no account together: --limits may have limits of clients alone, or use 1")
     if config.admission_log is not None:
         given.fail("workers", "cannot write one --admission-log together: leave one of the two out")
 

@@ -46,6 +46,7 @@ class SiblingRoute:
         "_source",
         "_start",
         "bytes_out",
+        "connection_count",
         "index",
         "is_dirty",
         "key",
@@ -53,6 +54,7 @@ class SiblingRoute:
         "packets_out",
         "pending",
         "pending_bytes",
+        "problem",
         "queue",
         "wire",
     )
@@ -70,6 +72,8 @@ class SiblingRoute:
         self.is_dirty = False
         self.queue: PacketQueue | None = None  # it never has one: the wire holds what the kernel does not take
         self.packets_out = self.bytes_out = 0
+        self.connection_count, self.problem = 0, ""
+        """How that worker stood when it last said so."""
         # the run at the end of `pending`: it may go on where it ended
         self._source = b""
         self._start = self._end = self._length = 0

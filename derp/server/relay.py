@@ -24,7 +24,7 @@ from derp.relay.rounds import Round
 from derp.relay.router import Router
 from derp.relay.rtt import ERROR_BUCKET, NON_TCP_BUCKET, rtt_bucket
 from derp.relay.siblings import Place, WorkerRouter
-from derp.server.admission import Admission, KnownKeys
+from derp.server.admission import Admission, KnownKeys, Verdict
 from derp.server.advisor import LOOK_SECONDS, WITHDRAWN_TEXT, health_frame
 from derp.server.bootstrap import BootstrapDns
 from derp.server.decisions import DecisionLog
@@ -106,6 +106,8 @@ class Relay:
             decisions=self.decisions,
             server_info=ServerInfo(queue_depth=config.queue_depth),
         )
+        if self.siblings is not None and self.verifier is not None:
+            _share_verdicts(self.siblings, self.verifier)
         self.upgrades = DerpUpgrades(self.sessions)
         self.bootstrap = BootstrapDns(config.bootstrap_dns_names, config.unpublished_bootstrap_dns_names)
         self.mesh: Mesh | None = None
@@ -362,6 +364,16 @@ def _open_router(config: RelayConfig, own_key: bytes, place: Place | None) -> Ro
         "queue_total": config.queue_total_bytes or memory_bytes() // 4,
     }
     return Router(own_key, **queues) if place is None else WorkerRouter(own_key, place, **queues)
+
+
+def _share_verdicts(siblings: Siblings, verifier: "Verifier") -> None:
+    """What one worker was answered about a key, no other asks."""
+    verifier.on_answer.append(
+        lambda key, address, verdict: siblings.tell("verdict", key, address, verdict.allowed, verdict.because)
+    )
+    siblings.told["verdict"] = lambda key, address, allowed, because: verifier.keep(
+        key, address, Verdict(allowed, because)
+    )
 
 
 def _open_verifier(config: RelayConfig) -> "Verifier | None":

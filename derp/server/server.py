@@ -81,6 +81,17 @@ class RelayServer(Server[RelayConfig]):
             own_names=(config.hostname, config.tls.hostname if config.tls is not None else ""),
         )
 
+    def count_elsewhere(self) -> int:
+        return self.relay.siblings.connection_count if self.relay.siblings is not None else 0
+
+    def problem(self) -> str | None:
+        siblings = self.relay.siblings
+        return super().problem() or (siblings.problem if siblings is not None else None)
+
+    def _read_standing(self) -> tuple[int, str]:
+        problem = self.self_check.problem() if self.self_check is not None else None
+        return len(self.reactor.wires), problem or ""
+
     def _pages_together(self) -> list[Route]:
         siblings = self.relay.siblings
         if siblings is None:
@@ -111,6 +122,7 @@ class RelayServer(Server[RelayConfig]):
 
     async def start(self, nursery: trio.Nursery) -> None:
         if self.worker is not None and self.relay.siblings is not None:
+            self.relay.siblings.read_standing = self._read_standing
             self.worker.take_links(self.relay.siblings)
             nursery.start_soon(self.worker.run, self, self.relay.siblings)
         await nursery.start(self.relay.run)

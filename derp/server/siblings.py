@@ -29,12 +29,15 @@ from derp.relay.siblings import Arrivals, SiblingRoute, WorkerRouter, count_unse
 from derp.transport.alarm import Alarm
 from derp.transport.host import Host
 from derp.transport.sibling_link import SiblingLink
+from derp.transport.timers import Timer
 
 _log = logging.getLogger("derp.workers")
 
 # A sibling answers within a batch or two.  One that does not is stuck or just being replaced, and the page goes out
 # without it.
 ANSWER_SECONDS: Final = 2.0
+# A limit on connections may be exceeded by what comes within this: nobody has a core that accepts 5,000 in it.
+STANDING_SECONDS: Final = 1.0
 # Of an answer in one frame: what msgpack puts around it fits beside.
 _PIECE_BYTES: Final = MAX_CONTROL_BYTES - 1024
 # An answer is some thousand rows at the most.
@@ -115,8 +118,9 @@ class Siblings:
         """What is done with a message, by its name: other parts add theirs."""
         self.answerers: dict[str, Callable[[bytes], bytes]] = {}
         """Who answers a question, by its name."""
-        self.on_link: list[Callable[[SiblingRoute], None]] = []
-        """Called with each link that stands, to tell what the sibling has to know."""
+        self.read_standing: Callable[[], tuple[int, str]] = lambda: (0, "")
+        """Our connections, and what is the matter with us: told to each sibling every second."""
+        self._standing_timer: Timer | None = None
         self._numbers = itertools.count(1)
         self._questions: dict[int, _Question] = {}
         self._late = Deadlines[int]()
@@ -129,9 +133,23 @@ class Siblings:
         wire.session = SiblingSession(self, route)
         self.host.add(wire)
         self.router.add_sibling(route)
-        for tell in self.on_link:
-            tell(route)
+        if self._standing_timer is None:
+            self._tell_standing()
         self.host.flush()
+
+    def _tell_standing(self) -> None:
+        self.tell("stands", *self.read_standing())
+        self._standing_timer = self.host.call_at(self.host.now + STANDING_SECONDS, self._tell_standing)
+
+    @property
+    def connection_count(self) -> int:
+        """Of all siblings, as they last said."""
+        return sum(link.connection_count for link in self.router.links)
+
+    @property
+    def problem(self) -> str | None:
+        """Why a client that comes here may be ill served, because it may come to one of them; None if all are well."""
+        return next((f"worker {link.index}: {link.problem}" for link in self.router.links if link.problem), None)
 
     def remove(self, route: SiblingRoute) -> None:
         """A link ended: the sibling did, or is about to."""
@@ -164,6 +182,8 @@ class Siblings:
                 router.sibling_has(route, frames)
             case ["wrote", key]:
                 router.sibling_wrote(route, key)
+            case ["stands", connection_count, problem]:
+                route.connection_count, route.problem = connection_count, problem
             case ["close", key]:
                 router.close_here(key)
             case ["ask", number, name, asked]:

@@ -103,6 +103,8 @@ class Verifier:
         self._turns = Turns[str, Question](MAX_WAITING, at_once=MAX_ASKING_PER_ADDRESS)
         self._asking_count = 0
         self._nursery: trio.Nursery | None = None
+        self.on_answer: list[Callable[[bytes, str, Verdict], None]] = []
+        """Called with each answer, its key and its address."""
         self._found: dict[int, Finding] = {}
         self._complained, self._complained_at, self._unsaid = "", 0.0, 0
         self.allowed_count = 0
@@ -225,7 +227,9 @@ class Verifier:
             self.allowed_count += final.allowed
             self.faulty_count += final.faulty
             self.refused_count += not (final.allowed or final.faulty)
-            self._keep(key, address, final)
+            self.keep(key, address, final)
+            for notify in self.on_answer:
+                notify(key, address, final)
         return final
 
     def _learn(self, number: int, verdict: Verdict) -> None:
@@ -236,7 +240,8 @@ class Verifier:
         elif verdict.allowed and not verdict.faulty and not before.well and not before.lasting:
             del self._found[number]
 
-    def _keep(self, key: bytes, address: str, verdict: Verdict) -> None:
+    def keep(self, key: bytes, address: str, verdict: Verdict) -> None:
+        """Remember an answer, ours or that of somebody who asked the same judges."""
         until = self._clock() + (YES_SECONDS if verdict.allowed else NO_SECONDS)
         self._answers[key, address] = (verdict, until)
         self._answers.move_to_end((key, address))

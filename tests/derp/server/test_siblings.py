@@ -11,7 +11,7 @@ from derp.protocol.frames import HEADER
 from derp.protocol.messages import RecvPacket
 from derp.protocol.siblings import BATCH, CONTROL, control_frame
 from derp.relay.siblings import Place
-from derp.server.siblings import ANSWER_SECONDS, Answers, Siblings
+from derp.server.siblings import ANSWER_SECONDS, STANDING_SECONDS, Answers, Siblings
 from tests.derp.server.bare_relay import BareRelay, Peer
 
 
@@ -156,6 +156,24 @@ def test_what_no_worker_says_ends_the_link_alone(said: bytes) -> None:
 
         assert left.router.links == []
         assert c.read() == [RecvPacket(a.key, b"still here")]
+
+
+def test_each_knows_how_the_other_stands() -> None:
+    with two_workers() as workers:
+        left, right = workers.sides
+        one, other = workers.siblings
+        assert (one.connection_count, one.problem) == (0, None)
+        other.read_standing = lambda: (7, "no packet comes back")
+
+        for side in (left, right):
+            side.time += STANDING_SECONDS
+            side.reactor.serve_ready()
+        workers.serve()
+        assert (one.connection_count, one.problem) == (7, "worker 1: no packet comes back")
+
+        workers.link(1)
+        workers.serve()
+        assert (one.connection_count, one.problem) == (0, None)
 
 
 def test_words_of_a_newer_version_are_read_past() -> None:

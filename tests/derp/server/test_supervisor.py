@@ -195,6 +195,41 @@ async def test_a_second_relay_at_the_same_port_does_not_start(tmp_path: Path) ->
             Supervisor(config, lambda: config).open()
 
 
+async def test_what_one_worker_was_answered_no_other_asks(tmp_path: Path) -> None:
+    async with trio.open_nursery() as nursery:
+        asked: list[bytes] = []
+        port = await nursery.start(serve_allowing, asked)
+        write_settings(tmp_path, f'verify_client_url = "http://{HOST}:{port}/"')
+        async with open_workers(tmp_path) as relay:
+            private, workers, callers = NodePrivate.generate(), set[int](), []
+            while len(workers) < 2:
+                callers.append(await call(relay, private=private))
+                await callers[-1].ping()
+                workers = {slot for slot, keys in (await clients_by_worker(relay)).items() if callers[0].key in keys}
+            own_checks = [body for body in asked if private.public().raw.hex().encode() not in body]
+            assert len(asked) - len(own_checks) == 1
+            for caller in callers:
+                await caller.aclose()
+        nursery.cancel_scope.cancel()
+
+
+async def serve_allowing(asked: list[bytes], task_status: trio.TaskStatus[int]) -> None:
+    """An admission URL that lets everybody in."""
+
+    async def answer(stream: trio.SocketStream) -> None:
+        async with stream:
+            request = b""
+            while b"Source" not in request:
+                request += await stream.receive_some()
+            asked.append(request)
+            body = b'{"Allow": true}'
+            await stream.send_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 15\r\n\r\n" + body)
+
+    listeners = await trio.open_tcp_listeners(0, host=HOST)
+    task_status.started(listeners[0].socket.getsockname()[1])
+    await trio.serve_listeners(answer, listeners)
+
+
 @asynccontextmanager
 async def obeying(relay: Supervisor) -> AsyncIterator[Callable[[int], Awaitable[None]]]:
     """Signals as the process would get them."""
