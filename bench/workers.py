@@ -50,7 +50,9 @@ def relay(kind: str) -> Iterator[tuple[Server, list[str]]]:
 
 
 def children(pid: int) -> list[int]:
-    return [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    """Whichever of its threads started them."""
+    lists = [path.read_text().split() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    return sorted(int(text) for each in lists for text in each)
 
 
 def own_port(pid: int, shared_port: int) -> int:
