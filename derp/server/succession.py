@@ -70,7 +70,7 @@ class Succession:
 
     @property
     def is_up(self) -> bool:
-        """Whether what clients come to the other process is heard here, and packets for them go there."""
+        """Whether we hear which clients come to the other process, and packets for them go there."""
         return self._session is not None and not self._session.ended_event.is_set()
 
     def has(self, key: bytes) -> bool:

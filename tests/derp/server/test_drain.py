@@ -68,9 +68,10 @@ async def test_a_single_client_is_told_first_and_then_closed(autojump_clock: tri
     assert relay.left == 0
 
 
-# With 25 s: as many a second as there are up to 1,000, then 1,000 a second, then what 22.5 s ask for.
+# With 25 s: as many a second as there are up to 250, then 250 a second, then what 22.5 s ask for.
 @pytest.mark.parametrize(
-    ("clients", "a_second"), [(10, 10.0), (100, 100.0), (500, 500.0), (20_000, 1000.0), (100_000, 100_000 / 22.5)]
+    ("clients", "a_second"),
+    [(10, 10.0), (100, 100.0), (500, 250.0), (20_000, 20_000 / 22.5), (100_000, 100_000 / 22.5)],
 )
 async def test_closes_are_even_and_within_the_deadline(
     clients: int, a_second: float, autojump_clock: trio.testing.MockClock
@@ -121,9 +122,9 @@ async def test_who_finishes_late_does_not_make_up_for_it_at_once(autojump_clock:
         await trio.sleep(10.0)
         relay.stuck = 0
         seen = len(relay.closed)
-        await trio.sleep(2.0)
+        await trio.sleep(5.0)
     assert relay.left == 0
-    assert max(count for _, count in relay.closed[seen:]) <= 0.05 * 1000 + 1
+    assert max(count for _, count in relay.closed[seen:]) <= 0.05 * 250 + 1
 
 
 async def test_no_time_at_all(autojump_clock: trio.testing.MockClock) -> None:

@@ -46,7 +46,6 @@ async def test_a_client_goes_over_and_its_packets_follow() -> None:
         await until(a, lambda: c.key in old.relay.router.routes)
         await both_ways(a, c)
         await both_ways(a, b)
-        old.is_replaced = True
         assert not old.relay.has_neighbours()
         old.relay.announce_restart(0.0, 60.0)
         assert old.relay.has_neighbours()

@@ -1,0 +1,73 @@
+"""What genuine clients lose while both relays of a region are replaced, one after the other: two of ours, two derpers.
+
+    python bench/replacement.py                                   # 100 clients, SIGTERM beside derper, then SIGUSR2
+    python bench/replacement.py --clients 5000 --period 2s        # needs some minutes
+
+The clients are in pairs, one at each relay; each sends its partner a packet every period.  A silence is the longest
+time between two packets that one of them received, of which a period is none of the relays' doing.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+import click
+import trio
+
+if not __package__:  # started as a file: the project's root is not on the path then
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tests.support.gobuild import DERPROLLING, build
+from tests.support.regions import Region, open_region
+from tests.support.relay_command import RelayKind
+
+ROWS: Final[tuple[tuple[RelayKind, str], ...]] = (("ours", "SIGTERM"), ("genuine", "SIGTERM"), ("ours", "SIGUSR2"))
+# A genuine relay dials a lost one after 5 s; before that the region is not whole, and the next one is not touched.
+SETTLED_SECONDS: Final = {"ours": 1.0, "genuine": 6.0}
+
+
+async def replace(region: Region, number: int, kind: RelayKind, way: str) -> None:
+    if way == "SIGUSR2":
+        await region.hand_over(number)
+    else:
+        await region.stop(number)
+        await region.start(number, kind)
+    await trio.sleep(SETTLED_SECONDS[kind])
+
+
+async def measure(kind: RelayKind, way: str, clients: int, period: str) -> str:
+    async with open_region(kind, kind, extra=("--accept-connection-limit=100000",)) as region:
+        await trio.sleep(SETTLED_SECONDS[kind])
+        ports = ",".join(map(str, region.ports))
+        command = [str(build(DERPROLLING)), f"-clients={clients}", f"-period={period}", f"-ports={ports}"]
+        process = await trio.lowlevel.open_process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        said = b""
+        while not said.endswith(b"\n"):  # all reach each other
+            said += await process.stdout.receive_some()
+        for number in range(2):
+            await replace(region, number, kind, way)
+        await process.stdin.aclose()
+        found = json.loads(b"".join([piece async for piece in process.stdout]))
+        await process.wait()
+    silence = found["silence_ms"]
+    counts = "".join(f"{found[name]:9,}" for name in ("sent", "lost", "refused", "twice", "late", "gone"))
+    return f"{kind:9}{way:9}{counts}{silence['p50']:9.0f}{silence['p99']:9.0f}{silence['max']:9.0f}"
+
+
+@click.command()
+@click.option("--clients", default=100, show_default=True)
+@click.option("--period", default="100ms", show_default=True, help="between two packets of a client")
+def main(clients: int, period: str) -> None:
+    """Print a row for each kind of relay and way."""
+    names = ("sent", "lost", "refused", "twice", "late", "gone", "p50 ms", "p99 ms", "max ms")
+    click.echo("relays   by       " + "".join(f"{name:>9}" for name in names))
+    for kind, way in ROWS:
+        click.echo(trio.run(measure, kind, way, clients, period))
+
+
+if __name__ == "__main__":
+    main()
