@@ -23,8 +23,9 @@ class QuotaKeeper:
         self._clock = clock
         self._quotas = Quotas()
         self._day = ""
-        self._warned: set[bytes] = set()  # keys; emptied each day
+        self._warned: set[bytes] = set()  # keys that are connected; emptied each day
         sessions.judges.append(self.judge)
+        sessions.on_end.append(self.forget)
 
     def configure(self, limits: Limits) -> None:
         """Take other limits.  Who is over an old one is looked at anew when it carries something."""
@@ -58,12 +59,23 @@ class QuotaKeeper:
             sessions.set_floor(key, standing.quota.floor)
         sessions.host.flush()
 
-    def judge(self, client: bytes, tenant: str) -> Verdict | None:
-        """The refusal of a key whose quota is used up, if that refuses."""
-        standing = self._quotas.standing(client, tenant, day_of(self._clock()))
-        if standing is None or not standing.is_used_up or not standing.quota.refuses:
+    def judge(self, key: bytes, tenant: str) -> Verdict | None:
+        """The refusal of a key that comes and whose quota is used up, if that refuses; else the key is slow at once."""
+        standing = self._quotas.standing(key, tenant, day_of(self._clock()))
+        if standing is None or not standing.is_used_up:
             return None
-        return Verdict(False, standing.text, told=_used_up(standing))
+        if standing.quota.refuses:
+            return Verdict(False, standing.text, told=_used_up(standing))
+        self._warned.add(key)
+        self._sessions.limiter.floors[key] = standing.quota.floor
+        return None
+
+    def forget(self, client: Client) -> None:
+        """A client has gone: if it was the last of its key, nothing is kept but the account."""
+        member = self._sessions.router.members.get(client.key)
+        if member is None or not member.connections:
+            self._warned.discard(client.key)
+            self._sessions.limiter.floors.pop(client.key, None)
 
     def _begin(self, day: str) -> None:
         """A new day, or new limits: everybody is well until it is seen that he is not."""

@@ -36,8 +36,9 @@ async def told(caller: Caller, words: str) -> None:
 
 async def test_at_80_percent_it_is_told_and_then_it_is_slow(tmp_path: Path) -> None:
     config = relay_config(ledger=tmp_path / "ledger", limits=quota(floor=SLOW))
+    key = NodePrivate.generate()
     async with open_server(config) as server:
-        one = await call(server)
+        one = await call(server, private=key)
         await carry(one, 8500)
         await told(one, "this machine has used 85 % of the 20,000 bytes")
         await carry(one, 2000)
@@ -45,6 +46,11 @@ async def test_at_80_percent_it_is_told_and_then_it_is_slow(tmp_path: Path) -> N
         session = server.relay.router.members[one.key].connections[0].wire.session
         assert session.sender.meter.rate == SLOW
         await carry(one, 1000)  # it goes on
+        await one.aclose()
+        await until(lambda: not server.relay.sessions.limiter.floors)
+        one = await call(server, private=key)
+        session = server.relay.router.members[one.key].connections[0].wire.session
+        assert session.sender.meter.rate == SLOW, "to come back is no way out"
         server.relay._quotas._begin("tomorrow")  # type: ignore[union-attr]  # there is a ledger
         assert session.sender is None
         await one.aclose()

@@ -9,6 +9,7 @@ import pytest
 from derp.admission.signed import Issuer
 from derp.config.relay import LOOPBACK, MeshPeer, Rate, RelayConfig, RelayRules, ServerConfig, TlsConfig
 from derp.keys import MeshKey, NodePrivate
+from derp.relay.limits import Limits
 from tailnet.config.coordinator import CoordinatorConfig
 
 PRIVATE = NodePrivate.generate()
@@ -34,6 +35,8 @@ OTHERS: dict[str, Any] = {
     "deny_keys": frozenset({b"k" * 32}),
     "rate": Rate(1, 2),
     "rate_by_key": {b"k" * 32: Rate(1, 2)},
+    "limits": Limits(Rate(1)),
+    "ledger": Path("/var/lib/ledger"),
     "connections_remedy": "raise it",
     "issuers": (Issuer(b"i" * 32),),
     "key_set": "/keys",
