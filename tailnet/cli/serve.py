@@ -152,6 +152,8 @@ def _say_what_is_served(server: "CoordinatorServer", demo: Demo | None, as_json:
     for kind, host, port in places:
         if kind == "stun":
             out.print(f"answering STUN on {host}:{port}")
+        elif kind == "derp+quic":
+            out.print(f"the relay is served over QUIC, too, on {host}:{port}")
         else:
             out.print(f"listening on {'https' if kind.endswith('+tls') else 'http'}://{host}:{port}")
     out.print(f"store {without_secrets(server.config.store)}")
