@@ -73,3 +73,10 @@ async def test_genuine_clients_lose_nothing(count: int, way: Way) -> None:
         pytest.skip("this machine stood still for longer than a relay keeps packets")
     seen = {name: found[name] for name in ("lost", "refused", "twice", "gone")}
     assert seen == {"lost": 0, "refused": 0, "twice": 0, "gone": 0}
+
+
+async def test_genuine_clients_go_along_where_tls_records_are_ours() -> None:
+    async with open_region("ours", extra=("--tls-records=own",)) as region:
+        found = await roll(region, "SIGUSR2")
+    seen = {name: found[name] for name in ("connects", "lost", "refused", "twice", "gone")}
+    assert seen == {"connects": 100, "lost": 0, "refused": 0, "twice": 0, "gone": 0}
