@@ -75,13 +75,15 @@ async def move_clients(sessions: Sessions, channel: socket.socket) -> int:
     with trio.socket.from_stdlib_socket(channel) as end:
         try:
             for client in going:
+                if client.member is None or not _can_go(sessions, client):
+                    continue  # it was sent away meanwhile, or much came for it
                 await _hand_over(sessions, client, end)
                 moved += 1
             with trio.fail_after(_STUCK_SECONDS):
                 await end.send(_END)
         except (OSError, trio.TooSlowError):
-            _log.warning("! the other process takes no more clients: %d are drained", len(going) - moved)
-            _take_back(sessions, going[moved:])
+            _log.warning("! the other process takes no more clients: the others are drained")
+    _take_back(sessions, going)
     _log.info("= %d clients went with their connections", moved, extra=fields(event="moved", clients_count=moved))
     return moved
 
@@ -135,7 +137,7 @@ def _pack(client: Client, now: float) -> bytes:
 
 
 def _take_back(sessions: Sessions, clients: list[Client]) -> None:
-    """The other process has failed: those who are still here are read again."""
+    """Those of them who are still here are read again."""
     for client in clients:
         if client.member is not None:
             sessions.host.add(client.wire)

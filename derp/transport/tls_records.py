@@ -2,7 +2,7 @@
 
 OpenSSL gives traffic secrets to its key log alone.  Ours is a file in memory that has no name, and `SecretTap.take`
 empties it right after each step of each handshake.  From then on the SSL object is gone, and protocol/tls13.py opens
-and seals: a tenth of the memory, and a connection that can go to another process.  TLS 1.2 stays with OpenSSL.
+and seals: a sixth of the memory, and a connection that can go to another process.  TLS 1.2 stays with OpenSSL.
 Threats, and what a reviewer should look at: docs/tls-records.md.
 """
 
@@ -212,8 +212,10 @@ class RecordLink(TlsLink):
 
     def send(self, pieces: Sequence[Piece], size: int) -> int:
         layer = self._layer
-        if layer is None or self.codec is not None or size > self._write_bytes:
-            return super().send(pieces, size) if layer is None else StreamWire.send(self, pieces, size)
+        if layer is None:
+            return super().send(pieces, size)
+        if self.codec is not None or size > self._write_bytes:
+            return StreamWire.send(self, pieces, size)
         if self.blocked:
             return 0
         self._send_sealed(layer, pieces, size)

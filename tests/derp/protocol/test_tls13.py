@@ -290,6 +290,14 @@ def test_what_carries_nothing_has_a_bound_in_succession(content: bytes | None, k
     assert client.received == b"xxx"
 
 
+def test_nor_may_crumbs_between_them_hide_it() -> None:
+    client = Sealer()
+    sealed = b"".join(client.update() + client.seal(b"x") for _ in range(MAX_USELESS_RECORDS + 1))
+    ended = client.give(sealed)
+    assert ended is not None
+    assert ended.alert is Alert.UNEXPECTED_MESSAGE
+
+
 def test_alerts_of_the_peer_end_it_without_one_of_ours() -> None:
     for number, text in ((20, "bad_record_mac"), (46, "certificate_unknown"), (99, "99"), (255, "255")):
         client = Sealer()

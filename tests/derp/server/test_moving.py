@@ -16,7 +16,7 @@ from derp.client.client import Identity, reach
 from derp.client.dial import DialOptions
 from derp.keys import NodePrivate
 from derp.protocol.messages import Health, PeerGone, RecvPacket, Restarting
-from derp.relay.clients import Client
+from derp.relay.clients import Client, Member
 from derp.server.moving import move_clients, open_channel, receive_clients
 from derp.server.server import RelayServer
 from tests.derp.server.world import (
@@ -205,6 +205,25 @@ async def test_when_the_other_process_ends_clients_stay() -> None:
 def client_lost(server: RelayServer, caller: Caller) -> bool:
     member = server.relay.router.members.get(caller.key)
     return member is None or not member.connections
+
+
+async def test_who_is_sent_away_meanwhile_does_not_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with two() as (old, new):
+        callers = [await call(old) for _ in range(3)]
+        sessions = old.relay.sessions
+        note, last = sessions.advisor.note_departure, client_of(old, callers[2])
+
+        def note_and_revoke(client: Client, member: Member | None) -> None:
+            note(client, member)
+            if last.member is not None:  # between the first client and the second
+                sessions.guests.send_away(last, "revoked", "revoked")
+
+        monkeypatch.setattr(sessions.advisor, "note_departure", note_and_revoke)
+        assert await move(old, new) == (2, 2)
+        for caller in callers[:2]:
+            await caller.ping()
+        for caller in callers:
+            await caller.aclose()
 
 
 async def test_clients_that_leave_while_they_move_are_seen_to_leave() -> None:
