@@ -68,8 +68,9 @@ async def move_clients(sessions: Sessions, channel: socket.socket) -> int:
     host.tick()
     host.flush()
     going = [client for client in router.clients.values() if _can_go(sessions, client)]
-    for client in going:
-        host.release(client.wire)  # nobody reads it any more; what is sent to it still goes
+    wires = [client.wire for client in going]
+    for wire in wires:
+        host.release(wire)  # nobody reads it any more; what is sent to it still goes
     router.is_leaving = True  # packets for those who went wait until the other process has them, or follow there
     moved = 0
     with trio.socket.from_stdlib_socket(channel) as end:
@@ -83,7 +84,7 @@ async def move_clients(sessions: Sessions, channel: socket.socket) -> int:
                 await end.send(_END)
         except (OSError, trio.TooSlowError):
             _log.warning("! the other process takes no more clients: the others are drained")
-    _take_back(sessions, going)
+    _take_back(sessions, wires)
     _log.info("= %d clients went with their connections", moved, extra=fields(event="moved", clients_count=moved))
     return moved
 
@@ -136,15 +137,16 @@ def _pack(client: Client, now: float) -> bytes:
     return packed
 
 
-def _take_back(sessions: Sessions, clients: list[Client]) -> None:
-    """Those of them who are still here are read again."""
-    for client in clients:
-        if client.member is not None:
-            sessions.host.add(client.wire)
-            client.wire.paused = False
-            if client.wire.blocked:
-                client.wire.wants_out = False
-                sessions.host.await_room(client.wire)
+def _take_back(sessions: Sessions, wires: list[Link]) -> None:
+    """Those of them that are still here are read again."""
+    host = sessions.host
+    for wire in wires:
+        if wire.session is None:  # it went
+            continue
+        wire.paused = wire.wants_out = False
+        host.add(wire)
+        if wire.blocked or wire.tail:
+            host.await_room(wire)
 
 
 # --- the process that comes
