@@ -201,6 +201,8 @@ class Supervisor:
             ours.close()
             raise
         worker.alive_at = worker.started_at = trio.current_time()
+        if self._is_draining:  # since it was begun: nobody told it
+            worker.process.send_signal(signal.SIGTERM)
         self._nursery.start_soon(self._keep, worker, worker.process)
         self._nursery.start_soon(self._listen_to, worker)
         return worker
