@@ -23,8 +23,9 @@ _DUPLICATE_AFTER_SECONDS: Final = 3.0
 # Limits, queues and lost packets are looked at every second: what lasts is told once and stays until it is over.
 LOOK_SECONDS: Final = 1.0
 _HOLD_SECONDS: Final = 3 * LOOK_SECONDS
-# Below this a queue is the ordinary jitter of a long way; above it people notice.
-SLOW_SECONDS: Final = 1.0
+# Below this a queue is the ordinary jitter of a long way.  The queue itself drops what waits for 250 ms, so that is
+# where the oldest packet stands when a sender does not listen to losses.
+SLOW_SECONDS: Final = 0.2
 # Of packets that are not disco, to keys that are nowhere, within a second: a peer that sleeps is sent a handshake every
 # five seconds, and that is no news.
 NOT_HERE_PACKETS: Final = 10
@@ -103,7 +104,9 @@ class Advisor:
     def note_slow(self, client: Client, seconds: float) -> None:
         """Packets wait for a client."""
         if seconds > SLOW_SECONDS:
-            text = "packets for this machine wait in the relay for over a second: its connection takes less than comes"
+            text = (
+                "packets for this machine wait in the relay and are dropped there: its connection takes less than comes"
+            )
             self._note(client, Cause.QUEUE_DELAY, text, _HOLD_SECONDS)
 
     def note_lost(self, lost: Iterable[tuple[Client, tuple[bytes, int]]]) -> None:
