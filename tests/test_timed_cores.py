@@ -425,6 +425,7 @@ CORES: dict[str, list[Callable[[], Walked]]] = {
 }
 # They hand the time on; what they hand on to is walked above.
 DRIVERS = {
+    "derp/relay/mailbox.py:Mailboxes",  # to Deadlines
     "derp/transport/quic.py:QuicLine",  # to aioquic's connection
     "tailnet/node/core.py:NodeCore",
     "tailnet/replica/cluster.py:Cluster",

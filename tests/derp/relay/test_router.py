@@ -24,7 +24,7 @@ LEFT, NOT_HERE = PeerGoneReason.DISCONNECTED, PeerGoneReason.NOT_HERE
 def check(world: World) -> None:
     """The registry's own idea of being in order, as the operator's page shows it."""
     sessions = SimpleNamespace(admission=SimpleNamespace(problem=""))  # of which the page shows as well how it does
-    relay = cast(Any, SimpleNamespace(router=world.router, sessions=sessions))
+    relay = cast(Any, SimpleNamespace(router=world.router, sessions=sessions, others=()))
     assert consistency(relay) == "derp.Server ConsistencyCheck okay\n"
 
 

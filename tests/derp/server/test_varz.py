@@ -51,8 +51,8 @@ def reading() -> RelayStatistics:
             setattr(counters, name, number)
     counters.packets_received = 5000
     counters.disco_received = 300
-    counters.packets_dropped = list(range(100, 114))
-    counters.bytes_dropped = list(range(200, 214))
+    counters.packets_dropped = list(range(100, 116))
+    counters.bytes_dropped = list(range(200, 216))
     counters.tcp_rtt = list(range(10, 20))
     counters.queue_seconds, counters.queued_packets = 3.0, 1500
     counters.tcp_rtt_seconds = 4.5
@@ -162,7 +162,7 @@ def test_all_kinds_of_drop_exist_from_the_start() -> None:
     values = samples(varz_page(lambda: empty, 0.0)().decode())
     for name in ("derp_packets_dropped", "derp_bytes_dropped"):
         drops = {key: value for key, value in values.items() if key.startswith(name)}
-        assert len(drops) == 16
+        assert len(drops) == 18
         assert set(drops.values()) == {0}
         assert f"{name}{{unknown_dest}}{{disco}}" in drops
     full = samples(varz_page(reading, 0.0)().decode())
