@@ -25,6 +25,7 @@ ABSENT: Final = {
     "stun": "stun_listen says whether and where",
     "stun_port": "stun_listen says it",
     "home": "/ is the coordinator's own page",
+    "workers": "the embedded relay runs in the coordinator's own process",
     "invitations": "whoever is invited to a coordinator gets a token of its own",
 }
 # What the embedded relay's settings were called before it had them all.

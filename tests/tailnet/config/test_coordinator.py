@@ -72,7 +72,7 @@ def test_it_listens_on_our_port_and_never_on_its_own() -> None:
     assert (relay.private_key, relay.stun_hosts) == (PRIVATE, ())
     # What it has beside those two: nothing that could be forgotten.
     own = {each.name for each in fields(RelayConfig)} - {e.name for k in (ServerConfig, RelayRules) for e in fields(k)}
-    assert own == {"private_key", "stun_enabled", "stun_port", "home", "invitations"}
+    assert own == {"private_key", "stun_enabled", "stun_port", "home", "invitations", "workers"}
 
 
 def test_stun_is_beside_the_listeners_unless_told() -> None:
