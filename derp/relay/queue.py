@@ -40,7 +40,7 @@ TARGET_SECONDS: Final = 0.02
 INTERVAL_SECONDS: Final = 0.1
 # CoDel takes seconds to tame a sender that does not listen to losses.  A call is unusable before, and TCP sends again.
 MAX_WAIT_SECONDS: Final = 0.25
-# Of a queue's bytes one flow may hold this share, so that whoever comes next finds room.
+# Of a queue's bytes one flow may hold this share while others wait too, so that whoever comes next finds room.
 _FLOW_SHARE: Final = 2
 # Disco packets open direct paths and are tiny: each of their bytes counts a quarter, so they overtake bulk data.  They
 # are a flow like the others, so a flood of them cannot starve data, which it could if they went first.
@@ -157,9 +157,9 @@ class _Flow:
 class PacketQueue:
     """Whole RecvPacket frames that wait for one destination, and the notices that go before them.
 
-    `depth` packets and `max_bytes` bytes (headers included; at least one frame's) bound the packets; one flow may hold
-    half of these bytes, or one frame.  Disco packets and notices have bounds of their own.  Everything dropped is
-    counted in `counters`; nothing raises.
+    `depth` packets and `max_bytes` bytes (headers included; at least one frame's) bound the packets; beside others one
+    flow may hold half of these bytes, or one frame.  Disco packets and notices have bounds of their own.  Everything
+    dropped is counted in `counters`; nothing raises.
     """
 
     __slots__ = (
@@ -314,7 +314,8 @@ class PacketQueue:
         be this one, so what is returned are those of the arriving ones that are left: one at least."""
         while True:
             arriving = len(frames)
-            if flow.runs and flow.held_bytes + arriving > self._flow_bytes:
+            is_shared = self.held_bytes - self._disco_bytes > flow.held_bytes
+            if is_shared and flow.runs and flow.held_bytes + arriving > self._flow_bytes:
                 over = flow.held_bytes + arriving - self._flow_bytes
                 self._drop_oldest(flow, _ceil(over, flow.runs[0].size), DropReason.QUEUE_HEAD)
                 continue
@@ -442,7 +443,9 @@ class PacketQueue:
                 heappop(heap)
                 del self._flows[flow.source]
                 continue
-            if not flow.is_disco:
+            # Who waits behind nobody but himself is bounded in bytes alone, as with the genuine relay: the genuine
+            # prober sends 2 MB at once, and calls a relay bad that loses any of it.
+            if len(heap) > 1 and not flow.is_disco:
                 self._drop_late(flow, now)
             run = flow.runs[0]
             count = (max_bytes - size) // run.size

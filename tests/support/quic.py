@@ -133,6 +133,8 @@ class Nat:
                 await trio.lowlevel.wait_readable(sock)
             except trio.ClosedResourceError:
                 continue
+            if sock is not self._outside:
+                continue  # it was forgotten after it had become readable
             data = sock.recv(4096)
             assert self._client is not None
             self._inside.sendto(data, self._client)

@@ -1,5 +1,6 @@
 """The queue of a slow reader: order, fairness, what is dropped, and bounds that hold whatever is pushed."""
 
+import itertools
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable
 
@@ -137,10 +138,13 @@ def test_bytes_are_bounded_too() -> None:
 
 def test_one_sender_leaves_half_of_the_bytes_to_others_but_may_have_one_packet() -> None:
     queue, counters = new_queue(max_bytes=10_000)
-    push(queue, [packet("a", 1000, bytes([65 + number])) for number in range(9)])
-    assert take(queue, EVERYTHING) == [packet("a", 1000, bytes([65 + number])) for number in range(4, 9)]
-    push(queue, [packet("a", 1000), packet("a", 9000)])
-    assert take(queue, EVERYTHING) == [packet("a", 9000)]
+    numbered = [packet("a", 1000, bytes([65 + number])) for number in range(9)]
+    push(queue, numbered)
+    assert take(queue, EVERYTHING) == numbered, "while there are none it has everything"
+    push(queue, [packet("b", 100), *numbered])
+    assert sorted(take(queue, EVERYTHING)) == sorted([packet("b", 100), *numbered[4:]])
+    push(queue, [packet("b", 100), packet("a", 1000), packet("a", 9000)])
+    assert take(queue, EVERYTHING) == [packet("b", 100), packet("a", 9000)]
     assert counters.dropped(DropReason.QUEUE_HEAD) == sum(counters.packets_dropped) == 5
 
 
@@ -253,8 +257,8 @@ def test_a_flood_of_data_takes_no_room_from_disco() -> None:
 def test_what_only_looks_like_disco_queues_with_the_data() -> None:
     queue, counters = new_queue(depth=512, max_bytes=400_000)
     push(queue, [disco_packet("a", 65_000) for _ in range(DISCO_DEPTH)])
-    assert queue.held_bytes == 3 * 65_000
-    assert counters.packets_dropped[2 * DropReason.QUEUE_HEAD + PacketKind.DISCO] == DISCO_DEPTH - 3
+    assert queue.held_bytes == 6 * 65_000
+    assert counters.packets_dropped[2 * DropReason.QUEUE_HEAD + PacketKind.DISCO] == DISCO_DEPTH - 6
     ordered = [disco_packet("b", MAX_DISCO_FRAME_BYTES + 1), packet("b"), disco_packet("b", 5000)]
     push(queue, ordered)
     assert [frame for frame in take(queue, EVERYTHING) if source_of(frame) == key("b")] == ordered
@@ -400,36 +404,35 @@ def test_disco_is_bounded_in_number_and_not_in_time() -> None:
 
 
 class Bottleneck:
-    """A sender and a destination that takes one packet of 1,000 bytes a millisecond."""
+    """Senders who take turns, and a destination that takes one packet of 1,000 bytes a millisecond."""
 
-    def __init__(self) -> None:
+    def __init__(self, senders: str) -> None:
         self.queue, self.counters = new_queue(depth=5000, max_bytes=1 << 24)
+        self.senders = itertools.cycle(senders)
         self.now = 100.0
         self.waited: list[float] = []
 
     def run(self, milliseconds: int, packets_in_ten: int) -> None:
         for number in range(milliseconds):
             self.now += 0.001
-            if number % 10 < packets_in_ten % 10:
-                push(self.queue, [packet("a", 1000)], self.now)
-            for _ in range(packets_in_ten // 10):
-                push(self.queue, [packet("a", 1000)], self.now)
+            for _ in range(packets_in_ten // 10 + (number % 10 < packets_in_ten % 10)):
+                push(self.queue, [packet(next(self.senders), 1000)], self.now)
             before = self.counters.queue_seconds
             self.queue.take(1000, self.now)
             self.waited.append(self.counters.queue_seconds - before)
 
 
 def test_a_burst_that_ends_within_an_interval_loses_nothing() -> None:
-    way = Bottleneck()
-    push(way.queue, [packet("a", 1000) for _ in range(60)], way.now)
+    way = Bottleneck("ab")
+    push(way.queue, [packet(next(way.senders), 1000) for _ in range(60)], way.now)
     way.run(200, 0)
     assert late(way.counters) == 0
     assert way.counters.queued_packets == 60
 
 
 def test_a_queue_that_stays_is_thinned_from_its_head_more_and_more_until_it_is_short() -> None:
-    way = Bottleneck()
-    push(way.queue, [packet("a", 1000) for _ in range(60)], way.now)
+    way = Bottleneck("ab")
+    push(way.queue, [packet(next(way.senders), 1000) for _ in range(60)], way.now)
     way.run(110, 10)  # as much comes as goes: without drops all would wait for 60 ms for ever
     assert late(way.counters) == 0
     drops = []
@@ -443,8 +446,16 @@ def test_a_queue_that_stays_is_thinned_from_its_head_more_and_more_until_it_is_s
     assert way.counters.queued_packets >= len(way.waited) - 1, "and the way is never idle"
 
 
+def test_who_has_the_destination_to_himself_loses_nothing_to_time() -> None:
+    way = Bottleneck("a")
+    push(way.queue, [packet("a", 1000) for _ in range(1000)], way.now)
+    way.run(2000, 0)
+    assert late(way.counters) == 0
+    assert way.counters.queued_packets == 1000
+
+
 def test_a_sender_that_does_not_listen_is_held_at_the_limit() -> None:
-    way = Bottleneck()
+    way = Bottleneck("ab")
     way.run(3000, 25)
     assert MAX_WAIT_SECONDS * 0.9 < max(way.waited[-500:]) <= MAX_WAIT_SECONDS + 0.001
     assert way.counters.queued_packets >= len(way.waited) - 1

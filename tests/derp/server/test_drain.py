@@ -150,12 +150,12 @@ async def test_a_client_loses_nothing_on_its_way_to_the_next_node() -> None:
         await knows(a, alpha, b)
         await knows(b, beta, a)
         await b.send(a.key, b"before")
-        assert await a.receive() == RecvPacket(b.key, b"before")
+        assert await a.receive_a(RecvPacket) == RecvPacket(b.key, b"before")
         await a.send(b.key, b"before")
-        assert await b.receive() == RecvPacket(a.key, b"before")
+        assert await b.receive_a(RecvPacket) == RecvPacket(a.key, b"before")
         await send_away(alpha, a)
         await a.send(b.key, b"after it was told")
-        assert await b.receive() == RecvPacket(a.key, b"after it was told")
+        assert await b.receive_a(RecvPacket) == RecvPacket(a.key, b"after it was told")
         packets = [bytes([number]) * 1000 for number in range(50)]
         await b.send(a.key, *packets)
         await until(b, lambda: alpha.router.mailboxes.held_bytes == 50 * 1037)
@@ -163,9 +163,11 @@ async def test_a_client_loses_nothing_on_its_way_to_the_next_node() -> None:
         again = await beta.call(private=private)
         assert [await again.receive() for _ in packets] == [RecvPacket(b.key, packet) for packet in packets]
         await b.send(a.key, b"at the new place")
-        assert await again.receive() == RecvPacket(b.key, b"at the new place")
+        assert await again.receive_a(RecvPacket) == RecvPacket(b.key, b"at the new place")
         await again.send(b.key, b"from there")
-        assert await b.receive() == RecvPacket(a.key, b"from there"), "and nothing between: it was never gone"
+        assert await b.receive_a(RecvPacket) == RecvPacket(a.key, b"from there"), (
+            "and nothing between: it was never gone"
+        )
         while alpha.server.relay.close_clients(0) or alpha.server.relay.sessions.leaving:
             await again.ping()
         await hears_nothing(b)
@@ -177,9 +179,9 @@ async def test_who_comes_back_nowhere_is_gone_for_all() -> None:
         await knows(a, alpha, b)
         await knows(b, beta, a)
         await a.send(b.key, b"before")
-        assert await b.receive() == RecvPacket(a.key, b"before")
+        assert await b.receive_a(RecvPacket) == RecvPacket(a.key, b"before")
         await send_away(alpha, a)
         move_clock(alpha.server, MAILBOX_SECONDS)
         await knows_not(stays, alpha, a)
         await knows_not(b, beta, a)
-        assert await b.receive() == PeerGone(a.key, PeerGoneReason.DISCONNECTED)
+        assert await b.receive_a(PeerGone) == PeerGone(a.key, PeerGoneReason.DISCONNECTED)

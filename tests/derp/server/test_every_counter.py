@@ -210,19 +210,20 @@ async def slow_readers(rows: Rows) -> None:
 async def a_reader_that_stalled(rows: Rows) -> None:
     async with open_server(relay_config(tcp_write_timeout_seconds=0)) as server:
         rows.begin(server)
-        one, slow = await call(server), await call(server)
+        one, two, slow = await call(server), await call(server), await call(server)
         client = server.relay.router.members[slow.key].connections[0]
         for packet in (LOUD_DISCO[:20_000], LOUD[:20_000]):
             while client.queue is None or client.queue.packets < 20:
-                await one.send(slow.key, *[packet] * 20)
-                await one.ping()
+                for sender in (one, two):
+                    await sender.send(slow.key, *[packet] * 20)
+                    await sender.ping()
             move_clock(server, 1.0)
             before = client.queue.dropped
             while client.queue is not None and client.queue.dropped == before:
                 await slow.receive_a(RecvPacket)
         rows.look(server)
-        await slow.aclose()
-        await one.aclose()
+        for each in (slow, one, two):
+            await each.aclose()
 
 
 async def crowded_admission(rows: Rows) -> None:

@@ -98,7 +98,7 @@ async def test_a_packet_that_has_come_in_part(kind: str) -> None:
             await trio.lowlevel.checkpoint()
         assert await move(old, new) == (2, 2)
         await one.write(packet[500:])
-        assert await other.receive() == RecvPacket(one.key, b"a packet in two parts" * 50)
+        assert await other.receive_a(RecvPacket) == RecvPacket(one.key, b"a packet in two parts" * 50)
         for caller in (one, other):
             await caller.aclose()
 
@@ -114,7 +114,7 @@ async def test_a_record_that_has_come_in_part() -> None:
             await trio.lowlevel.checkpoint()
         assert await move(old, new) == (2, 2)
         await below.send_all(record[300:])
-        assert await other.receive() == RecvPacket(one.key, b"x" * 1000)
+        assert await other.receive_a(RecvPacket) == RecvPacket(one.key, b"x" * 1000)
         for caller in (one, other):
             await caller.aclose()
 
@@ -137,7 +137,7 @@ async def test_what_a_full_socket_has_not_taken_goes_along(kind: str) -> None:
         assert await move(old, new) == (2, 2)
         await one.send(slow.key, count.to_bytes(4, "big") * 300)
         for number in range(count + 1):
-            assert await slow.receive() == RecvPacket(one.key, number.to_bytes(4, "big") * 300)
+            assert await slow.receive_a(RecvPacket) == RecvPacket(one.key, number.to_bytes(4, "big") * 300)
         assert not any(old.relay.router.counters.packets_dropped)
         for caller in (one, slow):
             await caller.aclose()
@@ -159,7 +159,7 @@ async def test_what_is_known_of_a_client_goes_along() -> None:
         assert (old.relay.router.home_clients, new.relay.router.home_clients) == (0, 1)
         assert new.relay.router.counters.home_moves_in == 0
         # Whoever got packets of a key hears that it has gone, also of those that it got before.
-        assert await other.receive() == RecvPacket(one.key, b"hello")
+        assert await other.receive_a(RecvPacket) == RecvPacket(one.key, b"hello")
         await one.aclose()
         gone = await other.receive()
         assert isinstance(gone, PeerGone)
@@ -234,7 +234,7 @@ async def test_clients_that_leave_while_they_move_are_seen_to_leave() -> None:
         await one.aclose()
         went, came = await move(old, new)
         assert went == came
-        assert await other.receive() == RecvPacket(one.key, b"last words")
+        assert await other.receive_a(RecvPacket) == RecvPacket(one.key, b"last words")
         await other.send(one.key, b"x" * 10)
         await other.ping()
         with trio.fail_after(PATIENCE_SECONDS):

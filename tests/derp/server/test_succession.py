@@ -30,7 +30,7 @@ async def both_ways(one: Caller, other: Caller) -> None:
     for source, target in ((one, other), (other, one)):
         await source.send(target.key, b"one", b"two")
         for text in (b"one", b"two"):
-            assert await target.receive() == RecvPacket(source.key, text)
+            assert await target.receive_a(RecvPacket) == RecvPacket(source.key, text)
 
 
 async def test_a_client_goes_over_and_its_packets_follow() -> None:
@@ -52,13 +52,13 @@ async def test_a_client_goes_over_and_its_packets_follow() -> None:
         old.relay.close_clients(1)
         await a.wait_closed()
         await a.send(c.key, b"to the end")
-        assert await c.receive() == RecvPacket(a.key, b"to the end")
+        assert await c.receive_a(RecvPacket) == RecvPacket(a.key, b"to the end")
         await c.send(a.key, b"from there")
         boxes = old.relay.router.mailboxes
         await until(c, lambda: boxes.held_bytes > 0)
         await a.aclose()
         again = await call(new, private=mine)
-        assert await again.receive() == RecvPacket(c.key, b"from there")
+        assert await again.receive_a(RecvPacket) == RecvPacket(c.key, b"from there")
         await until(again, lambda: len(boxes) == 0)
         await b.receive_a(Restarting)
         await b.receive()  # that its user is told of it
@@ -128,13 +128,13 @@ async def test_other_relays_dial_a_successor_as_soon_as_they_hear_of_it() -> Non
         (second,) = beta.mesh.sessions.values()
         assert not first.ended_event.is_set(), "packets still go there, until it ends"
         await b.send(a.key, b"by the first")
-        assert await a.receive() == RecvPacket(b.key, b"by the first")
+        assert await a.receive_a(RecvPacket) == RecvPacket(b.key, b"by the first")
         await until(b, lambda: second.route in beta.router.members[a.key].forwarders)
         assert beta.router.members[a.key].forwarders == (first.route, second.route)
         beta.server.reactor.close(first.wire, CloseReason.CLOSED_BY_PEER)
         await until(b, lambda: beta.router.members[a.key].forwarders == (second.route,))
         await b.send(a.key, b"by the second")
-        assert await a.receive() == RecvPacket(b.key, b"by the second")
+        assert await a.receive_a(RecvPacket) == RecvPacket(b.key, b"by the second")
         await hears_nothing(b)
 
 
