@@ -132,8 +132,11 @@ async def _server(*command: str) -> AsyncIterator[list[dict[str, Any]]]:
     """One of our commands as a process, until the block ends; gives what it said until it served."""
     # Settings of this shell are for other servers than these two.
     environment = {key: text for key, text in os.environ.items() if not key.startswith(("DERP_", "TAILNET_"))}
+    # Ctrl-C goes to all of a terminal's processes.  A Python that is just starting prints an error of its own then, so
+    # these ignore it until they serve; we end them anyway.
+    patiently = ("/bin/sh", "-c", 'trap "" INT; exec "$0" "$@"', sys.executable)
     process = await trio.lowlevel.open_process(
-        [sys.executable, "-m", *command, "--json", "--log-level", "error"], stdout=PIPE, env=environment
+        [*patiently, "-m", *command, "--json", "--log-level", "error"], stdout=PIPE, env=environment
     )
     assert process.stdout is not None
     try:
