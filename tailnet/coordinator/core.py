@@ -380,16 +380,19 @@ class Coordinator(Generic[C]):
             return
         other = self._tunnels.seat(dst_id)
         if self._tunnels.open(peer, other):
-            self._introduce(peer, connection, other, effects)
+            self._introduce(peer, other, effects)
 
-    def _introduce(self, peer: Peer[C], connection: C, other: Peer[C], effects: list[Effect[C]]) -> None:
+    def _introduce(self, peer: Peer[C], other: Peer[C], effects: list[Effect[C]]) -> None:
         """A tunnel is open: each end is told the other's node, unless it was before."""
-        if other.connection is None:
-            return
-        for receiver, receiver_connection, subject in ((other, other.connection, peer), (peer, connection, other)):
-            if subject.node is not None and not subject.links[receiver] & TOLD:
-                subject.links[receiver] |= TOLD
-                self._deliver(receiver_connection, subject.id, Kind.NODE, subject.node, REASON_ADD_TUNNEL, effects)
+        if other.connection is not None:
+            self._tell_node(peer, other, effects)
+            self._tell_node(other, peer, effects)
+
+    def _tell_node(self, subject: Peer[C], receiver: Peer[C], effects: list[Effect[C]]) -> None:
+        if subject.node is not None and not subject.links[receiver] & TOLD:
+            subject.links[receiver] |= TOLD
+            assert receiver.connection is not None
+            self._deliver(receiver.connection, subject.id, Kind.NODE, subject.node, REASON_ADD_TUNNEL, effects)
 
     def _remove_tunnel(self, peer: Peer[C], dst_id: bytes, effects: list[Effect[C]]) -> None:
         other = self._tunnels.shared(peer, dst_id)
@@ -416,6 +419,14 @@ class Coordinator(Generic[C]):
     def _ready_for_handshake(
         self, peer: Peer[C], connection: C, ready: Sequence[bytes], effects: list[Effect[C]]
     ) -> None:
+        stranger = self._tell_ready(peer, ready, effects)
+        if stranger is not None:
+            # One error for all of them: clients that left a moment ago are no reason to fill the agent's buffer.
+            text = f'ready for handshake error: you do not share a tunnel with "{PeerID(stranger)}"'
+            effects.append(SendError(connection, text))
+
+    def _tell_ready(self, peer: Peer[C], ready: Iterable[bytes], effects: list[Effect[C]]) -> bytes | None:
+        """Each of these is told that the peer is ready for it.  The first that shares no tunnel comes back."""
         stranger: bytes | None = None
         for peer_id in dict.fromkeys(ready):  # a list of ten thousand equal ids shall not drown one receiver
             other = self._tunnels.shared(peer, peer_id)
@@ -424,20 +435,20 @@ class Coordinator(Generic[C]):
             elif other.connection is not None:
                 self._counters.ready_for_handshake += 1
                 self._deliver(other.connection, peer.id, Kind.READY_FOR_HANDSHAKE, None, "", effects)
-        if stranger is not None:
-            # One error for all of them: clients that left a moment ago are no reason to fill the agent's buffer.
-            text = f'ready for handshake error: you do not share a tunnel with "{PeerID(stranger)}"'
-            effects.append(SendError(connection, text))
+        return stranger
 
     def _overtake(self, peer: Peer[C], policy: Policy, effects: list[Effect[C]]) -> None:
         """End the older connection of this id.  Its tunnels pass on, so far as the new one might open them."""
+        peer.overtaken_count += 1
+        self._end_overtaken(peer, effects)
+        self._pass_on(peer, policy, effects)
+
+    def _end_overtaken(self, peer: Peer[C], effects: list[Effect[C]]) -> None:
         old = peer.connection
         assert old is not None
         self._counters.overtaken += 1
-        peer.overtaken_count += 1
         del self._connected[old]
         effects += (SendError(old, OVERWRITTEN), EndConnection(old, OVERWRITTEN))
-        self._pass_on(peer, policy, effects)
 
     def _pass_on(self, peer: Peer[C], policy: Policy, effects: list[Effect[C]]) -> None:
         """Nobody holds the id until its new connection does."""

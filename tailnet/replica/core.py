@@ -13,14 +13,12 @@ from typing import Final, Generic, cast
 
 from derp.relay.deadlines import Deadlines
 from tailnet.coordinator.core import (
-    OVERWRITTEN,
-    REASON_ADD_TUNNEL,
     REASON_LOST,
     REASON_REMOVE_TUNNEL,
     Coordinator,
     Statistics,
 )
-from tailnet.coordinator.messages import C, Deliver, Effect, EndConnection, Kind, Request, SendError
+from tailnet.coordinator.messages import C, Deliver, Effect, Kind, Request
 from tailnet.coordinator.nodes import Limits, Node
 from tailnet.coordinator.policy import Policy
 from tailnet.coordinator.tunnels import IN, OUT, TOLD, Peer
@@ -228,11 +226,7 @@ class SharedCoordinator(Coordinator[C]):
         effects: list[Effect[C]] = []
         peer = self._tunnels.peers.get(ready.src)
         if peer is not None and self._claim(self._site(replica), peer, ready.epoch, now, effects):
-            for dst in ready.dsts:
-                other = self._tunnels.shared(peer, dst)
-                if other is not None and other.connection is not None and _is_here(other):
-                    self._counters.ready_for_handshake += 1
-                    self._deliver(other.connection, peer.id, Kind.READY_FOR_HANDSHAKE, None, "", effects)
+            self._tell_ready(peer, ready.dsts, effects)
             self._forget_if_idle(peer)
         return self._outward(effects, now)
 
@@ -397,10 +391,10 @@ class SharedCoordinator(Coordinator[C]):
         if peer.node is not before:
             peer.version += 1
 
-    def _introduce(self, peer: Peer[C], connection: C, other: Peer[C], effects: list[Effect[C]]) -> None:
+    def _introduce(self, peer: Peer[C], other: Peer[C], effects: list[Effect[C]]) -> None:
         site = _site_of(other)
         if site is None:
-            super()._introduce(peer, connection, other, effects)
+            super()._introduce(peer, other, effects)
             if other.connection is None:
                 effects.append(Ask((other.id,)))
             return
@@ -488,10 +482,7 @@ class SharedCoordinator(Coordinator[C]):
         if before is not None:
             self._leave(peer, before)
         elif peer.connection is not None:
-            connection = peer.connection
-            self._counters.overtaken += 1
-            del self._connected[connection]
-            effects += (SendError(connection, OVERWRITTEN), EndConnection(connection, OVERWRITTEN))
+            self._end_overtaken(peer, effects)
             peer.policy = None
         if peer.node is not None:
             peer.overtaken_node, peer.node = peer.node, None
@@ -564,13 +555,6 @@ class SharedCoordinator(Coordinator[C]):
         self._unconfirmed.clear((src, dst))
         return src, dst
 
-    def _tell_node(self, subject: Peer[C], receiver: Peer[C], effects: list[Effect[C]]) -> None:
-        """A peer of ours hears of one elsewhere that it now shares a tunnel with."""
-        if subject.node is not None and not subject.links[receiver] & TOLD:
-            subject.links[receiver] |= TOLD
-            assert receiver.connection is not None
-            self._deliver(receiver.connection, subject.id, Kind.NODE, subject.node, REASON_ADD_TUNNEL, effects)
-
     def _take_remote_node(self, peer: Peer[C], version: int, node: Node | None, effects: list[Effect[C]]) -> None:
         if node is not None and version > peer.version:
             peer.version = version
@@ -603,10 +587,13 @@ class SharedCoordinator(Coordinator[C]):
     # Effects.
 
     def _outward(self, effects: list[Effect[C]], now: float) -> list[Effect[C]]:
-        """What was delivered to Sites goes to their replicas, once to each however many of its peers are told."""
+        """What was delivered to Sites goes to their replicas, once to each however many of its peers are told.
+
+        A replica alone has no Sites, so it does not look for one among its receivers.
+        """
         out: list[Effect[C]] = []
         for effect in effects:
-            if type(effect) is Deliver:
+            if type(effect) is Deliver and self._sites:
                 sites = [receiver for receiver in effect.receivers if isinstance(receiver, Site)]
                 if sites:
                     here = tuple([receiver for receiver in effect.receivers if not isinstance(receiver, Site)])
