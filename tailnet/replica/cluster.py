@@ -23,16 +23,11 @@ from tailnet.replica.messages import (
     Bye,
     Came,
     Claim,
-    Gone,
+    Hello,
     Message,
     NodeIs,
-    Open,
     Publish,
-    Ready,
     ReplicaID,
-    Shut,
-    Sync,
-    Synced,
     Tell,
     Who,
     portions,
@@ -76,7 +71,6 @@ class Cluster(Generic[C]):
         self.refused: dict[ReplicaID, str] = {}
         # The carrier does not bring back our own beats: who is silent may be well, so nobody is judged.
         self.is_deaf = False
-        self.sent: Counter[type] = Counter()
         self.heard: Counter[type] = Counter()
         self.sleep_count = 0
         self._own = Own(replica, name, key, self._status, random_bytes)
@@ -183,32 +177,15 @@ class Cluster(Generic[C]):
         return effects
 
     def _handle(self, other: ReplicaID, message: Message, now: float) -> list[Effect[C]]:
-        core = self.coordinator
         match message:
-            case NodeIs():
-                return core.handle_remote_node(other, message, now)
-            case Came(claims):
-                return core.handle_remote_came(other, claims, now)
-            case Who(peer_ids):
-                return core.handle_remote_who(other, peer_ids)
-            case Open():
-                return core.handle_remote_open(other, message, now)
-            case Shut():
-                return core.handle_remote_shut(other, message, now)
-            case Gone():
-                return core.handle_remote_gone(other, message, now)
-            case Ready():
-                return core.handle_remote_ready(other, message, now)
-            case Sync():
-                return core.handle_replica_sync(other, message, now)
-            case Synced():
-                return core.handle_replica_synced(other, now)
             case Beat():
                 return self._hear_clock(message.clock, message.peer_count, now)
             case Tell() | Bye():
                 return [Hint(other, message)]
-            case _:
+            case Hello():  # begins sessions; inside one it is an error that the pair has seen
                 return []
+            case _:
+                return self.coordinator.handle_message(other, message, now)
 
     def _hear_clock(self, clock: int, peer_count: int, now: float) -> list[Effect[C]]:
         jumped = self.time.hear(clock, peer_count, self.coordinator.connected_count, now)
@@ -228,13 +205,13 @@ class Cluster(Generic[C]):
         self._publish(self.pairs, [Who(part) for part in portions(questions, MAX_IDS)], now)
 
     def _publish(self, replicas: Iterable[ReplicaID], messages: Sequence[Message], now: float) -> None:
-        """Each message is encoded once, however many replicas are told."""
+        """Each message is encoded once, however many replicas are told; not at all when there is none."""
+        pairs = [pair for replica in replicas if (pair := self.pairs.get(replica)) is not None and pair.is_open]
+        if not pairs:
+            return
         for message in messages:
             encoded = encode_message(message)
             replaces = message.peer_id if isinstance(message, NodeIs) else None
-            for replica in list(replicas):
-                pair = self.pairs.get(replica)
-                if pair is not None and pair.is_open:
-                    self.sent[type(message)] += 1
-                    # Whose session ends by this hears everything in the next one.
-                    pair.send(encoded, now, replaces)
+            for pair in pairs:
+                # Whose session ends by this hears everything in the next one.
+                pair.send(encoded, now, replaces)

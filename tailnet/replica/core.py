@@ -155,6 +155,28 @@ class SharedCoordinator(Coordinator[C]):
 
     # What other replicas say of peers.  Every message is a claim first.
 
+    def handle_message(self, replica: ReplicaID, message: PeerMessage, now: float) -> list[Effect[C]]:
+        """One message of a session, in its order."""
+        match message:
+            case NodeIs():
+                return self.handle_remote_node(replica, message, now)
+            case Came(claims):
+                return self.handle_remote_came(replica, claims, now)
+            case Who(peer_ids):
+                return self.handle_remote_who(replica, peer_ids)
+            case Open():
+                return self.handle_remote_open(replica, message, now)
+            case Shut():
+                return self.handle_remote_shut(replica, message, now)
+            case Gone():
+                return self.handle_remote_gone(replica, message, now)
+            case Ready():
+                return self.handle_remote_ready(replica, message, now)
+            case Sync():
+                return self.handle_replica_sync(replica, message, now)
+            case Synced():
+                return self.handle_replica_synced(replica, now)
+
     def handle_remote_came(self, replica: ReplicaID, claims: Iterable[Claim], now: float) -> list[Effect[C]]:
         """These connections are the replica's: of interest where a peer here shares a tunnel with one, or is one."""
         effects: list[Effect[C]] = []

@@ -16,6 +16,8 @@ A test runs the flush-left lines and compares the whole text.
 
 import textwrap
 from collections import deque
+from collections.abc import Iterable
+from itertools import combinations
 
 from tailnet.coordinator.messages import Effect, Kind, Outward
 from tailnet.coordinator.nodes import Node
@@ -55,15 +57,9 @@ class Replicas:
         for name, book in self.books.items():
             core: SharedCoordinator[str] = SharedCoordinator(replica_id(name), ClusterTime(), lambda: 0.5)
             self.cores[name] = book.core = core
-        self.together: set[frozenset[str]] = set()
-        self.met: set[frozenset[str]] = set()
+        self.together = {frozenset(pair) for pair in combinations(names, 2)}
         self.cut_at: dict[frozenset[str], float] = {}
         self.queue: deque[tuple[str, str, PeerMessage]] = deque()
-        for one in names:
-            for other in names:
-                if one < other:
-                    self.together.add(frozenset((one, other)))
-                    self.met.add(frozenset((one, other)))
 
     def run(self, script: str) -> str:
         """Carry out the flush-left lines; the whole text as it should have been."""
@@ -106,15 +102,14 @@ class Replicas:
             if frozenset((sender, receiver)) not in self.together:
                 continue
             self.lines.append(f"  {sender} -> {receiver} {show_message(message)}")
-            self._take(receiver, tell(self.cores[receiver], replica_id(sender), message, self.now))
+            self._take(receiver, self.cores[receiver].handle_message(replica_id(sender), message, self.now))
         for core in self.cores.values():
             core.check()
 
     def _up(self, one: str, other: str) -> None:
         pair = frozenset((one, other))
         self.together.add(pair)
-        since = self.cut_at.get(pair) if pair in self.met else None
-        self.met.add(pair)
+        since = self.cut_at.get(pair)
         for name, peer in ((one, other), (other, one)):
             self._take(name, self.cores[name].handle_replica_up(replica_id(peer), since, self.now))
 
@@ -158,31 +153,8 @@ class Replicas:
         self.queue += [(name, other, message) for other in self.cores if other != name]
 
 
-def tell(core: SharedCoordinator[str], sender: ReplicaID, message: PeerMessage, now: float) -> list[Effect[str]]:
-    match message:
-        case Came(claims):
-            return core.handle_remote_came(sender, claims, now)
-        case Who(peer_ids):
-            return core.handle_remote_who(sender, peer_ids)
-        case Open():
-            return core.handle_remote_open(sender, message, now)
-        case Shut():
-            return core.handle_remote_shut(sender, message, now)
-        case NodeIs():
-            return core.handle_remote_node(sender, message, now)
-        case Gone():
-            return core.handle_remote_gone(sender, message, now)
-        case Ready():
-            return core.handle_remote_ready(sender, message, now)
-        case Sync():
-            return core.handle_replica_sync(sender, message, now)
-        case Synced():
-            return core.handle_replica_synced(sender, now)
-
-
-def letters(peer_ids: object) -> str:
-    assert hasattr(peer_ids, "__iter__")
-    return " ".join(bytes(peer)[:1].decode() for peer in peer_ids)
+def letters(peer_ids: Iterable[bytes]) -> str:
+    return " ".join(peer[:1].decode() for peer in peer_ids)
 
 
 def shown(node: Node | None) -> str:
