@@ -52,16 +52,74 @@ MEET3 = """
   2 -> 1 NODE A a1
   1: c <- NODE A a1 "node update"
 """
-
-RULES = {
-    "1 an agent and a client meet": MEET2,
-    "2 whoever waits is told when the other comes": """
+# What several rules begin with.
+MOVED = (
+    MEET2
+    + """
+1 connect b A agent
+  1: b <- NODE C c1 "init"
+  1 announces A
+  1 -> 2 CAME A
+  2: a <- error "peer ID overwritten by new connection"
+  2: a ends "peer ID overwritten by new connection"
+"""
+)
+APART = (
+    MEET2
+    + """
+cut 1 2
+1 silent 2
+  1: c <- LOST A "lost"
+  1 asks A
+2 silent 1
+  2: a <- LOST C "lost"
+"""
+)
+MOVED_UNSEEN = (
+    MEET3
+    + """
+cut 1 3
+3 connect b A agent
+  3 announces A
+  3 -> 2 CAME A
+  2: a <- error "peer ID overwritten by new connection"
+  2: a ends "peer ID overwritten by new connection"
+3 b: node a2
+1 connect d D client A
+  1 announces D
+  1 -> 2 CAME D
+1 d: add A
+  1: d <- NODE A a1 "add tunnel"
+  1 -> 2 OPEN D A -
+  2 -> 1 GONE A is not here
+  1 asks A
+  1 -> 2 WHO A
+"""
+)
+CLIENT_MOVED = (
+    MEET3
+    + """
+3 connect d C client A
+  3 announces C
+  3 -> 1 CAME C
+  1: c <- error "peer ID overwritten by new connection"
+  1: c ends "peer ID overwritten by new connection"
+  3 -> 2 CAME C
+"""
+)
+WAITING = """
 1 connect c C client A
   1 announces C
   1 -> 2 CAME C
 1 c: node c1; add A
   1 asks A
   1 -> 2 WHO A
+"""
+
+RULES = {
+    "1 an agent and a client meet": MEET2,
+    "2 whoever waits is told when the other comes": WAITING
+    + """
 2 connect a A agent
   2 announces A
   2 -> 1 CAME A
@@ -120,27 +178,15 @@ RULES = {
   1 asks A
   1 -> 2 WHO A
 """,
-    "7 a peer that moves is lost to nobody": MEET2
+    "7 a peer that moves is lost to nobody": MOVED
     + """
-1 connect b A agent
-  1: b <- NODE C c1 "init"
-  1 announces A
-  1 -> 2 CAME A
-  2: a <- error "peer ID overwritten by new connection"
-  2: a ends "peer ID overwritten by new connection"
 1 b: node a1
 1 b: node a3
   1: c <- NODE A a3 "node update"
 pass 40
 """,
-    "8 a smaller claim is answered by the owner": MEET2
+    "8 a smaller claim is answered by the owner": MOVED
     + """
-1 connect b A agent
-  1: b <- NODE C c1 "init"
-  1 announces A
-  1 -> 2 CAME A
-  2: a <- error "peer ID overwritten by new connection"
-  2: a ends "peer ID overwritten by new connection"
 say 2 1 CAME A 5
   2 -> 1 CAME A
   1 -> 2 CAME A
@@ -161,14 +207,8 @@ up 1 2
   1 -> 2 NODE C -
   1 -> 2 SYNCED
 """,
-    "10 a client that left in a long cut": MEET2
+    "10 a client that left in a long cut": APART
     + """
-cut 1 2
-1 silent 2
-  1: c <- LOST A "lost"
-  1 asks A
-2 silent 1
-  2: a <- LOST C "lost"
 1 drop c
 up 1 2
   1 -> 2 SYNC last
@@ -189,13 +229,8 @@ up 1 2
   1 -> 2 GONE C is not here
   1 -> 2 SYNCED
 """,
-    "11 an agent that came in a cut": """
-1 connect c C client A
-  1 announces C
-  1 -> 2 CAME C
-1 c: node c1; add A
-  1 asks A
-  1 -> 2 WHO A
+    "11 an agent that came in a cut": WAITING
+    + """
 cut 1 2
 2 connect a A agent
   2 announces A
@@ -213,14 +248,8 @@ up 1 2
   2 -> 1 NODE A a1
   1: c <- NODE A a1 "node update"
 """,
-    "12 silence is LOST, never DISCONNECTED, and ends no connection": MEET2
+    "12 silence is LOST, never DISCONNECTED, and ends no connection": APART
     + """
-cut 1 2
-1 silent 2
-  1: c <- LOST A "lost"
-  1 asks A
-2 silent 1
-  2: a <- LOST C "lost"
 pass 40
   1 asks A
 """,
@@ -272,14 +301,8 @@ pass 40
   3 -> 1 NODE A a2
   1: c <- NODE A a2 "node update"
 """,
-    "a client that moves opens its tunnels again": MEET3
+    "a client that moves opens its tunnels again": CLIENT_MOVED
     + """
-3 connect d C client A
-  3 announces C
-  3 -> 1 CAME C
-  1: c <- error "peer ID overwritten by new connection"
-  1: c ends "peer ID overwritten by new connection"
-  3 -> 2 CAME C
 3 d: node c2; add A
   3 asks A
   3 -> 1 WHO A
@@ -291,14 +314,8 @@ pass 40
   3: d <- NODE A a1 "node update"
 pass 40
 """,
-    "a client that moves and does not open them": MEET3
+    "a client that moves and does not open them": CLIENT_MOVED
     + """
-3 connect d C client A
-  3 announces C
-  3 -> 1 CAME C
-  1: c <- error "peer ID overwritten by new connection"
-  1: c ends "peer ID overwritten by new connection"
-  3 -> 2 CAME C
 3 d: node c2
 pass 40
   2: a <- LOST C "lost"
@@ -320,24 +337,8 @@ pass 40
   1 -> 2 NODE C c2
   2: a <- NODE C c2 "node update"
 """,
-    "a peer that is not where it was, and is claimed in time": MEET3
+    "a peer that is not where it was, and is claimed in time": MOVED_UNSEEN
     + """
-cut 1 3
-3 connect b A agent
-  3 announces A
-  3 -> 2 CAME A
-  2: a <- error "peer ID overwritten by new connection"
-  2: a ends "peer ID overwritten by new connection"
-3 b: node a2
-1 connect d D client A
-  1 announces D
-  1 -> 2 CAME D
-1 d: add A
-  1: d <- NODE A a1 "add tunnel"
-  1 -> 2 OPEN D A -
-  2 -> 1 GONE A is not here
-  1 asks A
-  1 -> 2 WHO A
 up 1 3
   1 -> 3 CAME D
   1 -> 3 SYNC last
@@ -354,37 +355,15 @@ up 1 3
   1: c, d <- NODE A a2 "node update"
   3 -> 1 NODE A a2
 """,
-    "a peer that is not where it was, and is claimed by nobody": MEET3
+    "a peer that is not where it was, and is claimed by nobody": MOVED_UNSEEN
     + """
-cut 1 3
-3 connect b A agent
-  3 announces A
-  3 -> 2 CAME A
-  2: a <- error "peer ID overwritten by new connection"
-  2: a ends "peer ID overwritten by new connection"
-3 b: node a2
-1 connect d D client A
-  1 announces D
-  1 -> 2 CAME D
-1 d: add A
-  1: d <- NODE A a1 "add tunnel"
-  1 -> 2 OPEN D A -
-  2 -> 1 GONE A is not here
-  1 asks A
-  1 -> 2 WHO A
 pass 7
   1: c, d <- LOST A "lost"
   1 asks A
   1 -> 2 WHO A
 """,
-    "two owners after a partition": MEET2
+    "two owners after a partition": APART
     + """
-cut 1 2
-1 silent 2
-  1: c <- LOST A "lost"
-  1 asks A
-2 silent 1
-  2: a <- LOST C "lost"
 1 connect b A agent
   1: b <- NODE C c1 "init"
   1 announces A
