@@ -11,6 +11,7 @@ from tailnet.replica.pair import SILENCE_SECONDS
 from tailnet.replica.proof import ClusterKey
 from tailnet.types import TAILSCALE_SERVICE_PREFIX, PeerID
 from tests.tailnet.coordinator.playbook import make_node, peer_id
+from tests.tailnet.replica import test_pair as pair
 
 A, C = peer_id("A"), peer_id("C")
 ADDRESS = f"{A.address(TAILSCALE_SERVICE_PREFIX)}/128"
@@ -171,6 +172,16 @@ def test_hints_reach_the_service() -> None:
         world.clusters[0].tell(message, world.now)
     world.settle()
     assert world.hints == [Tell("revoked", b"7"), Bye(30)]
+
+
+def test_whom_we_cannot_talk_to_is_kept_with_the_reason() -> None:
+    cluster = Cluster[str](pair.B, "b", pair.KEY, Random(1).randbytes)
+    cluster.pair(pair.A).link_opened(1.0)
+    hello = pair.greeting(lowest_version=2, highest_version=4)
+    assert cluster.receive_frame(pair.A, hello, 1.0) == []
+    assert cluster.refused == {pair.A: "a speaks versions 2 to 4 of the replicas' protocol, and this one 1"}
+    assert cluster.forget(pair.A, 2.0) == []
+    assert cluster.refused == {}
 
 
 def test_one_replica_alone_waits_for_nothing() -> None:

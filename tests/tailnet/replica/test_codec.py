@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import msgpack
 import pytest
@@ -87,6 +87,10 @@ def test_bytes_of_each_message(name: str) -> None:
     encoded = encode_message(message)
     assert encoded.hex() == expected
     assert read(encode_frame(7, [encoded])) == (7, repr([message]))
+
+
+def test_the_bytes_of_every_message_stand_here() -> None:
+    assert {type(message) for message, _ in MESSAGES.values()} == set(get_args(Message))
 
 
 def test_a_frame_has_all_messages_in_order() -> None:
