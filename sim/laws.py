@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Final
 from sim.peers import Connection, Peer
 from tailnet.coordinator.core import OVERWRITTEN, REASON_CLOSE, REASON_GRACEFUL, Coordinator
 from tailnet.coordinator.messages import Deliver, Kind, Request, Update
-from tailnet.coordinator.nodes import Node
 from tailnet.types import PeerID
 
 if TYPE_CHECKING:
@@ -86,10 +85,8 @@ class Judge:
             knows[peer] = {}
             effects += one.handle_connect(peer.id, peer.policy, peer, 0.0)
         for peer in here:
-            node = Node(
-                peer.last_node(), b"np" + bytes(32), "discokey:" + "0" * 64, 1, (peer.address,), (peer.address,)
-            )
-            effects += one.handle_request(peer, Request(node=node), 0.0)
+            assert peer.connection is not None
+            effects += one.handle_request(peer, Request(node=peer.last_node(peer.connection)), 0.0)
             for want in peer.wants:
                 effects += one.handle_request(peer, Request(add_tunnel=want, allowed=peer.wants), 0.0)
         for effect in effects:

@@ -81,7 +81,7 @@ def _takeover_removes_tunnels(real: Any) -> Any:
 
 
 def _who_answered_by_node(real: Any) -> Any:
-    """#7295: the other's node is read first and subscribed to afterwards, so an update in between is lost for ever."""
+    """The other's node is read first and subscribed to afterwards, so an update in between is lost for ever."""
 
     def answer(self: Core, site: Any, peer: Any, known: Any, effects: list[Any]) -> None:
         said: list[Any] = []
@@ -100,7 +100,7 @@ def _who_answered_by_node(real: Any) -> Any:
 
 
 def _ends_on_silence(real: Any) -> Any:
-    """#12923: a replica that hears no others thinks itself ill, and throws everybody out."""
+    """A replica that hears no others thinks itself ill, and throws everybody out."""
 
     def handle_replica_down(self: Core, replica: Any, now: float) -> Any:
         ended = [EndConnection(connection, "unhealthy") for connection in self._connected]
@@ -110,7 +110,7 @@ def _ends_on_silence(real: Any) -> Any:
 
 
 def _disconnected_on_silence(real: Any) -> Any:
-    """#13041: on missed heartbeats others were told DISCONNECTED, and cut live sessions."""
+    """On missed heartbeats others were told DISCONNECTED, and cut live sessions."""
 
     def lose(self: Core, peer: Any, site: Any, kind: Kind, reason: str, effects: list[Any]) -> None:
         real(self, peer, site, Kind.DISCONNECTED if reason == REASON_LOST else kind, reason, effects)
@@ -119,7 +119,7 @@ def _disconnected_on_silence(real: Any) -> Any:
 
 
 def _stop_says_goodbye(real: Any) -> Any:
-    """#14165: a replica that stops in good order deletes its peers, so each deployment cuts sessions."""
+    """A replica that stops in good order deletes its peers, so each deployment cuts sessions."""
 
     def handle_close(self: Core, now: float) -> Any:
         replicas = tuple(self._sites)
@@ -157,12 +157,12 @@ def _mutation(owner: type, name: str, make: Callable[[Any], Any]) -> Callable[[]
 
 
 MUTATIONS: Final[dict[str, Callable[[], AbstractContextManager[None]]]] = {
-    "#7295: the node is read before it is subscribed to": _mutation(
-        SharedCoordinator, "_answer", _who_answered_by_node
-    ),
-    "#12923: silence ends own connections": _mutation(SharedCoordinator, "handle_replica_down", _ends_on_silence),
-    "#13041: silence is told as DISCONNECTED": _mutation(SharedCoordinator, "_lose", _disconnected_on_silence),
-    "#14165: a stop says goodbye for all": _mutation(SharedCoordinator, "handle_close", _stop_says_goodbye),
+    # What others had.
+    "the node is read before it is subscribed to": _mutation(SharedCoordinator, "_answer", _who_answered_by_node),
+    "silence ends own connections": _mutation(SharedCoordinator, "handle_replica_down", _ends_on_silence),
+    "silence is told as DISCONNECTED": _mutation(SharedCoordinator, "_lose", _disconnected_on_silence),
+    "a stop says goodbye for all": _mutation(SharedCoordinator, "handle_close", _stop_says_goodbye),
+    # Rules of ours.
     "claims are ignored": _mutation(SharedCoordinator, "_claim", _claims_ignored),
     "a gap is not noticed": _mutation(Pair, "receive_frame", _gap_unnoticed),
     "no cluster time": _mutation(ClusterTime, "hear", lambda real: lambda *_, **__: False),

@@ -56,12 +56,11 @@ class Peer:
     def node(self, connection: Connection) -> Node:
         """The next one."""
         self.node_count += 1
+        return self.last_node(connection)
+
+    def last_node(self, connection: Connection) -> Node:
         raw = f"{self.name}.{connection.number}.{self.node_count}".encode()
         return Node(raw, b"np" + bytes(32), _DISCO, 1, (self.address,), (self.address,))
-
-    def last_node(self) -> bytes:
-        assert self.connection is not None
-        return f"{self.name}.{self.connection.number}.{self.node_count}".encode()
 
     def greeting(self, connection: Connection) -> list[Request]:
         """What is said on a new connection."""

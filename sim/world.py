@@ -12,7 +12,7 @@ from random import Random
 from sim.heap import Heap
 from sim.laws import Judge
 from sim.peers import Connection, Peer
-from sim.plan import FAULT_SECONDS, Plan, Step
+from sim.plan import FAULT_SECONDS, FAULTS, Plan, Step
 from tailnet.coordinator.messages import Deliver, Effect, EndConnection, Request, SendError, Update
 from tailnet.replica.cluster import Cluster
 from tailnet.replica.messages import ReplicaID
@@ -330,7 +330,7 @@ class World:
     def step(self, step: Step) -> None:
         self.judge.met[step.what] += 1
         self.say(f"-- {step.what} {step.who} {step.other} {step.seconds:.1f}")
-        if step.what in ("cut", "kill", "stop", "freeze", "lossy", "blackout"):
+        if step.what in FAULTS:
             self._fault(step)
         else:
             self._act(self.peers[step.who % len(self.peers)], step)

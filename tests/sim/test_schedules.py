@@ -64,7 +64,7 @@ def test_a_rule_taken_away_is_noticed(name: str) -> None:
 
 
 def test_a_broken_schedule_becomes_a_short_story() -> None:
-    name = "#13041: silence is told as DISCONNECTED"
+    name = "silence is told as DISCONNECTED"
     with MUTATIONS[name]():
         plan = next(plan for plan in map(make_plan, range(2 * PART)) if play(plan).broken is not None)
         short = shrink(plan)
