@@ -42,7 +42,7 @@ class SiblingRoute:
 
     __slots__ = (
         "_end",
-        "_length",
+        "_run",
         "_source",
         "_start",
         "bytes_out",
@@ -74,9 +74,10 @@ class SiblingRoute:
         self.packets_out = self.bytes_out = 0
         self.connection_count, self.problem = 0, ""
         """How that worker stood when it last said so."""
-        # the run at the end of `pending`: it may go on where it ended
+        # the last run: while it is the end of `pending`, it may go on where it ended
+        self._run: memoryview | None = None
         self._source = b""
-        self._start = self._end = self._length = 0
+        self._start = self._end = 0
 
     def take_run(
         self, view: memoryview, start: int, end: int, source_key: bytes, count: int, counters: Counters
@@ -87,15 +88,16 @@ class SiblingRoute:
             counters.drop(DropReason.QUEUES_FULL, PacketKind.OTHER, count, end - start - count * _HEAD)
             return
         pending = self.pending
-        if start == self._end and len(pending) == self._length and pending and source_key == self._source:
+        if start == self._end and pending and pending[-1] is self._run and source_key == self._source:
             self.pending_bytes += end - start
             pending[-2] = batch_head(source_key, end - self._start)
-            pending[-1] = view[self._start : end]
+            pending[-1] = self._run = view[self._start : end]
         else:
+            self._run = view[start:end]
             pending.append(batch_head(source_key, end - start))
-            pending.append(view[start:end])
+            pending.append(self._run)
             self.pending_bytes += BATCH_HEAD_BYTES + end - start
-            self._source, self._start, self._length = source_key, start, len(pending)
+            self._source, self._start = source_key, start
         self._end = end
 
 

@@ -166,6 +166,23 @@ def test_a_presence_between_two_packets_stays_between_them(pair: Pair) -> None:
     assert C in right.router.routes
 
 
+def test_a_batch_that_left_is_not_continued_where_words_wait_in_its_place(pair: Pair) -> None:
+    left, right = pair.sides
+    a, b, c = left.connect(A), right.connect(B), left.connect(C)
+    pair.settle()
+    left.send(a, packet(B, b"one"))
+    pair.settle()
+
+    for word in (b"D" * 32, b"E" * 32):
+        left.connect(word)
+    left.send(a, packet(C, b"two"), packet(B, b"333"))  # which begins where the first one ended
+    pair.settle()
+
+    assert got(b) == [(5, A + b"one"), (5, A + b"333")]
+    assert got(c) == [(5, A + b"two")]
+    assert {b"D" * 32, b"E" * 32} <= right.router.routes.keys()
+
+
 def test_whoever_heard_of_a_key_is_told_when_it_leaves_the_other_worker(pair: Pair) -> None:
     left, right = pair.sides
     a, b = left.connect(A), right.connect(B)
