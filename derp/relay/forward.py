@@ -206,10 +206,14 @@ def _pass_on(view: memoryview, at: int, end: int, source_key: bytes, route: Rout
 
     Two relays that leave at once may pass one to and fro until each knows that the other has not got the client.
     """
+    packet_bytes = end - at - _FORWARD_HEAD
+    route.packets_out += 1
+    route.bytes_out += packet_bytes
     if route.is_forwarder:
         router.counters.packets_forwarded_out += 1
-        router.counters.bytes_forwarded_out += end - at - _FORWARD_HEAD
+        router.counters.bytes_forwarded_out += packet_bytes
         router.push(route, (view[at:end],))
     else:
-        head = HEADER.pack(_RECV_BYTE[0], end - at - _HEAD) + source_key
-        router.push(route, (head, view[at + _FORWARD_HEAD : end]))
+        # One piece: queues of clients take whole frames.
+        head = HEADER.pack(_RECV_BYTE[0], KEY_BYTES + packet_bytes) + source_key
+        router.push(route, (b"".join((head, view[at + _FORWARD_HEAD : end])),))

@@ -110,4 +110,4 @@ class Mailboxes:
 
     def handle_timeout(self, now: float) -> list[Mailbox]:
         """Those whose keys showed up nowhere in time."""
-        return list(self._open.handle_timeout(now))
+        return self._open.handle_timeout(now)

@@ -11,13 +11,13 @@ from ipaddress import ip_address
 from typing import Any, Final, Protocol
 
 from derp.close_reason import CloseReason
-from derp.protocol.frames import FrameType, PeerGoneReason, encode_frame
+from derp.protocol.frames import HEADER_BYTES, KEY_BYTES, FrameType, PeerGoneReason, encode_frame
 from derp.protocol.messages import PeerPresent, encode
 from derp.relay.clients import Client, Member
 from derp.relay.counters import Counters, DropReason, PacketKind
 from derp.relay.mailbox import Mailbox, Mailboxes
 from derp.relay.pool import QueuePool
-from derp.relay.queue import MAX_MESH_NOTICE_BYTES, MAX_NOTICE_BYTES, PacketQueue, count_lost
+from derp.relay.queue import MAX_MESH_NOTICE_BYTES, MAX_NOTICE_BYTES, PacketQueue, count_lost, frame_starts
 
 # A client that takes its home back within its first seconds only probed this relay; the genuine relay counts so too.
 _SETTLED_SECONDS: Final = 5.0
@@ -94,7 +94,7 @@ class Router:
             self._mark_duplicates(member)
         self.clients[client.number] = client
         if member.mailbox is not None:  # it came back
-            self.push(client, self._empty(member))
+            self._give_mail(member, client)
         self.routes[client.key] = client
         self.not_ideal_clients += not client.is_ideal
         if self.watchers and not client.is_own:
@@ -207,6 +207,14 @@ class Router:
             count_lost(frames, DropReason.GONE_DISCONNECTED, self.counters)
         self._reroute(member)
         self._tell_watchers_gone(mailbox.key)
+
+    def _give_mail(self, member: Member, client: Client) -> None:
+        """Packets of several senders: each is a piece of its own, so that a queue tells them apart."""
+        for frames in self._empty(member):
+            pieces = [frames[start:end] for start, end in frame_starts(memoryview(frames))]
+            client.packets_out += len(pieces)
+            client.bytes_out += len(frames) - len(pieces) * (HEADER_BYTES + KEY_BYTES)
+            self.push(client, pieces)
 
     def _empty(self, member: Member) -> list[bytes]:
         mailbox, member.mailbox = member.mailbox, None

@@ -28,10 +28,12 @@ from derp.protocol.messages import (
     RecvPacket,
     SendPacket,
     WatchConns,
+    encode,
     parse_from_client,
 )
 from derp.relay.clients import Client
 from derp.relay.counters import DropReason, PacketKind
+from derp.relay.forward import forward_again
 from derp.relay.mesh import MeshRoute
 from derp.relay.queue import PacketQueue
 from derp.server.mesh import MeshSession
@@ -525,3 +527,43 @@ def test_a_relay_that_breaks_off_takes_its_packets_and_keys_along(bare: BareRela
     sender.send(SendPacket(other.key, DISCO))
     bare.serve()
     assert sender.read() == [PeerGone(other.key, 1)]
+
+
+def test_packets_of_a_broken_relay_queue_for_a_client_that_came_here(bare: BareRelay) -> None:
+    other, sender, receiver = OtherRelay(bare), bare.connect(), bare.connect(buffer_bytes=SMALL)
+    before = numbered(30)
+    sender.send_packets(receiver, *before[:10])
+    bare.serve()
+    sent = b"".join(encode(ForwardPacket(other.key, receiver.key, packet)) for packet in before[10:])
+    for at in range(0, len(sent), len(sent) // 4):  # into a kernel that becomes full, and behind a queue
+        forward_again(sent[at : at + len(sent) // 4], other.route, bare.router)
+        bare.reactor.flush()
+    assert queue_of(receiver) is not None
+    got = packets_of(bare.serve_reading(receiver)[receiver])
+    assert sorted(got) == before
+    assert (receiver.client.packets_out, receiver.client.bytes_out) == (30, 30_000)
+    other.wire.close()
+
+
+def test_packets_kept_for_a_client_that_came_back_queue_by_their_senders(bare: BareRelay) -> None:
+    private = NodePrivate.generate()
+    senders, receiver = [bare.connect(), bare.connect()], bare.connect(private=private)
+    bare.router.is_leaving = True
+    bare.router.send_off(receiver.client, bare.time)
+    packets = numbered(60)
+    for packet in packets[:40]:
+        for sender in senders:
+            sender.send_packets(receiver, packet)
+        bare.serve()  # both in one batch
+    receiver = bare.open(private=private, buffer_bytes=SMALL)
+    assert receiver.read() == []
+    bare.serve()  # it is in, and got a part
+    for packet in packets[40:]:
+        for sender in senders:
+            sender.send_packets(receiver, packet)
+    bare.serve()
+    assert queue_of(receiver) is not None
+    client, got = receiver.client, bare.serve_reading(receiver)[receiver]
+    for sender in senders:
+        assert packets_of(got, sender) == packets
+    assert (client.packets_out, client.bytes_out) == (120, sum(map(len, packets_of(got))))
