@@ -57,7 +57,6 @@ class Client:
         "presence",
         "queue",
         "skip_bytes",
-        "tenant",
         "wire",
     )
 
@@ -79,7 +78,6 @@ class Client:
         can_ack_pings: bool = False,
         app_name: str = "",
         is_own: bool = False,
-        tenant: str = "",
     ) -> None:
         self.key = key
         self.number = number
@@ -94,7 +92,6 @@ class Client:
         self.can_ack_pings = can_ack_pings
         self.app_name = app_name
         self.is_own = is_own  # the server's, which checks itself: no watcher hears of it
-        self.tenant = tenant  # as whoever admitted it says; the operator's file may say another one
         self.is_preferred = False
         self.is_watcher = False
         self.is_duplicate = False

@@ -32,7 +32,7 @@ class Verdict:
 
     `faulty`: those who were asked are at fault, which the operator should hear.  Without `answered` nobody knows
     better than before, so it is not remembered.  `terms`: until when it may stay, and for how much; None: as it likes.
-    `tenant`: who pays for it; empty: nobody in particular.  `told`: what a refused client's user is told.
+    `told`: what a refused client's user is told.
     """
 
     allowed: bool
@@ -40,7 +40,6 @@ class Verdict:
     faulty: bool = False
     answered: bool = True
     terms: Terms | None = None
-    tenant: str = ""
     told: str = ""
 
 

@@ -120,15 +120,15 @@ class Ledger:
         path: Path,
         days: int,
         clients: Mapping[int, Client],
-        tenant_of: Callable[[bytes, str], str],
+        tenant_of: Callable[[bytes], str],
         on_used: Callable[[Client, str, int], None],
         recall: Callable[[Iterable[tuple[bytes | str, int, int]]], None],
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`days`: how many are kept, today included.  `clients`: those that are connected, whoever they are.
-        `tenant_of`: by key, and by what whoever admitted it said.  `on_used`: hears how many bytes a client carried;
-        `recall`: at the start, how many each key and tenant carried today and in this month."""
+        `tenant_of`: by key.  `on_used`: hears how many bytes a client carried; `recall`: at the start, how many each key
+        and tenant carried today and in this month."""
         self._file = LedgerFile(path)
         self._days = days
         self._clients = clients
@@ -142,7 +142,7 @@ class Ledger:
     def note(self, client: Client) -> None:
         """Read what a client carried."""
         if not (client.is_mesh_peer or client.is_own):
-            tenant = self._tenant_of(client.key, client.tenant)
+            tenant = self._tenant_of(client.key)
             count = self._tally.note(client, tenant, day_of(self._clock()))
             if count:
                 self._on_used(client, tenant, count)

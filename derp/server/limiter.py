@@ -67,15 +67,15 @@ class Limiter:
             if sender.client.wire is not None:  # also of one that is seen off: relay.py
                 self._host.resume(sender.client.wire)
 
-    def tenant_of(self, key: bytes, given: str) -> str:
-        """The name of a client's tenant: the operator's file says it, else whoever admitted the client."""
-        return self.limits.tenant_by_key.get(key) or given or DEFAULT_TENANT
+    def tenant_of(self, key: bytes) -> str:
+        """The name of a client's tenant, as the operator's file says it."""
+        return self.limits.tenant_by_key.get(key, DEFAULT_TENANT)
 
     def sender(self, client: Client) -> Sender | None:
         """What a client may send; None: what it likes."""
         if client.is_mesh_peer or client.is_own:
             return None
-        name = self.tenant_of(client.key, client.tenant)
+        name = self.tenant_of(client.key)
         rate = self.floors.get(client.key)
         if rate is None:
             rate = self.rate_by_key.get(client.key)

@@ -210,7 +210,7 @@ class Sessions:
     def judged(self, key: bytes, verdict: Verdict) -> Verdict:
         """The verdict, unless it lets somebody in whom one of the judges refuses."""
         if verdict.allowed:
-            tenant = self.limiter.tenant_of(key, verdict.tenant)
+            tenant = self.limiter.tenant_of(key)
             return next(filter(None, (judge(key, tenant) for judge in self.judges)), verdict)
         return verdict
 
@@ -378,7 +378,6 @@ class Greeting:
             can_ack_pings=opened.info.can_ack_pings,
             app_name=opened.info.app_name[:64],  # shown on the debug page; a stranger chose its length
             is_own=opened.key == sessions.own_key,
-            tenant=verdict.tenant,
         )
         terms = verdict.terms
         is_counted = terms is not None and terms.account is not None
