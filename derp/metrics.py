@@ -84,6 +84,7 @@ class RelayStatistics:
     questions: Mapping[str, int] = field(default_factory=dict)  # to tailscaled and the admission URL, by answer
     renewal_failures: int | None = None  # since the last success; None: certificates do not come from an authority
     log_lines_dropped: int = 0  # of this process
+    ledger_write_failures: int = 0  # what was to be written then waits in memory
     rate_bytes_per_second: int = 0  # what each client may send; 0: no limit
     rate_burst_bytes: int = 0
     bootstrap: Mapping[str, int] = field(default_factory=dict)
@@ -201,6 +202,7 @@ def _counters(reading: RelayStatistics) -> Iterable[Metric]:
         ("derp_websocket_accepts", "Clients that came by websocket.", reading.websocket_accepts),
         ("derp_stun_no_local_address", "STUN requests that hide where they came to.", reading.stun_no_local_address),
         ("derp_log_lines_dropped", "Log lines that nobody read in time.", reading.log_lines_dropped),
+        ("derp_ledger_write_failures", "Attempts to write the ledger that failed.", reading.ledger_write_failures),
     )
     for name, text, value in rows:
         yield CounterMetricFamily(name, text, value=value)

@@ -17,7 +17,7 @@ from derp.errors import ConfigError
 from derp.relay.limits import ClientLimits, Limits, Quota, Rate, TenantLimits
 from derp.text import error_text, printable
 
-# Each is a label of metrics and a row of each day's ledger.
+# Each has buckets and turns of its own.
 MAX_TENANTS: Final = 1000
 _TENANT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 # A limit without a burst has a tenth of a second's: a pause of that length is hardly noticed, and a smaller burst would

@@ -88,6 +88,7 @@ def _of_relay(relay: Relay) -> dict[str, Any]:
             for state in relay.mesh_states()
             if not state.is_ourselves
         ),
+        "ledger_write_failures": relay.ledger.write_failures if relay.ledger is not None else 0,
         "health_texts": relay.sessions.advisor.totals(),
         "rate_bytes_per_second": relay.sessions.limiter.rate.bytes_per_second,
         "rate_burst_bytes": relay.sessions.limiter.rate.burst_bytes,

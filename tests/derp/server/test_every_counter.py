@@ -9,7 +9,9 @@ import io
 import logging
 import socket
 import ssl
+import tempfile
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 import trio
@@ -25,6 +27,7 @@ from derp.relay.clients import Client
 from derp.relay.counters import DropReason, PacketKind
 from derp.relay.limits import NO_LIMITS
 from derp.relay.turns import Turns
+from derp.server import ledger
 from derp.server.advisor import health_frame
 from derp.server.server import RelayServer
 from tests.derp.server.control_plane import NO, YES, open_control_plane
@@ -364,6 +367,22 @@ async def an_unread_log(rows: Rows) -> None:
             logging.getLogger().removeHandler(handler)
 
 
+async def a_ledger_that_is_no_file(rows: Rows) -> None:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ledger, "WRITE_SECONDS", 0.01)
+        path = Path(folder) / "ledger"
+        async with open_server(relay_config(ledger=path)) as server:
+            rows.begin(server)
+            one = await call(server)
+            path.unlink()
+            path.mkdir()
+            await one.send(one.key, b"x")
+            await until(one, lambda: server.statistics().ledger_write_failures > 0)
+            rows.look(server)
+            path.rmdir()
+            await one.aclose()
+
+
 async def names(rows: Rows) -> None:
     config = relay_config(
         unpublished_bootstrap_dns_names=(("127.0.0.2", ""), ("127.0.0.3", "127.0.0.4")),
@@ -423,6 +442,7 @@ EVERYTHING: tuple[Callable[[Rows], Awaitable[None]], ...] = (
     other_relays,
     stun_in_trouble,
     an_unread_log,
+    a_ledger_that_is_no_file,
     names,
     admission,
     a_defect_and_the_end,
