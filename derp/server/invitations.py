@@ -12,8 +12,8 @@ import re
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -23,7 +23,8 @@ import trio
 
 from derp.admission.terms import Terms
 from derp.errors import ConfigError
-from derp.text import error_text, utc
+from derp.server.sqlite_file import transaction
+from derp.text import utc
 
 _log = logging.getLogger("derp.server")
 
@@ -32,12 +33,12 @@ _LABEL: Final = re.compile(r"i-([a-z2-7]{26})")
 _TOKEN_BYTES: Final = 16
 # A change of the file, a revocation above all, is felt within this time; so much of the count a crash may lose.
 LOOK_SECONDS: Final = 0.5
-_BUSY_SECONDS: Final = 5.0
 # What an invitation without --bytes may relay.
 UNLIMITED: Final = 1 << 62
 # Of invitations that ended or were revoked: long enough for whoever asks why.
 KEEP_SECONDS: Final = 30 * 86_400.0
 _SCHEMA: Final = """
+PRAGMA foreign_keys = ON;
 CREATE TABLE IF NOT EXISTS invitations (
     id TEXT PRIMARY KEY, digest BLOB NOT NULL UNIQUE, note TEXT NOT NULL,
     created_at REAL NOT NULL, ends_at REAL NOT NULL, max_bytes INTEGER NOT NULL, used_bytes INTEGER NOT NULL,
@@ -128,21 +129,8 @@ class InvitationFile:
             connection.executemany("UPDATE invitations SET used_bytes = used_bytes + ? WHERE id = ?", used)
             connection.executemany("INSERT OR IGNORE INTO invited_keys VALUES (?, ?, ?)", keys)
 
-    @contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
-        """One transaction.  The file is for its owner alone from the start."""
-        try:
-            self._path.touch(mode=0o600)
-            connection = sqlite3.connect(self._path, timeout=_BUSY_SECONDS)
-            try:
-                connection.execute("PRAGMA foreign_keys = ON")
-                connection.executescript(_SCHEMA)
-                with connection:
-                    yield connection
-            finally:
-                connection.close()
-        except (sqlite3.Error, OSError) as error:
-            raise ConfigError(f"{self._path}: cannot be used for invitations: {error_text(error)}") from None
+    def _open(self) -> AbstractContextManager[sqlite3.Connection]:
+        return transaction(self._path, _SCHEMA, "for invitations")
 
 
 class Invitations:

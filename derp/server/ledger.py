@@ -8,7 +8,7 @@ import logging
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -18,7 +18,7 @@ import trio
 from derp.errors import ConfigError
 from derp.relay.clients import Client
 from derp.relay.usage import OTHERS, Tally, Usage
-from derp.text import error_text
+from derp.server.sqlite_file import transaction
 
 _log = logging.getLogger("derp.server")
 
@@ -28,7 +28,6 @@ WRITE_SECONDS: Final = 3.0
 MAX_ROWS: Final = 100_000
 # Clients read between two turns of everybody else: 2 us each.
 _AT_ONCE: Final = 1000
-_BUSY_SECONDS: Final = 5.0
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS ledger (
     day TEXT NOT NULL, tenant TEXT NOT NULL, key BLOB NOT NULL,
@@ -96,20 +95,8 @@ class LedgerFile:
                 found += connection.execute(_USED.format(whose=whose), (day, f"{day[:7]}-01", day))
         return found
 
-    @contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
-        """One transaction.  The file is for its owner alone from the start."""
-        try:
-            self._path.touch(mode=0o600)
-            connection = sqlite3.connect(self._path, timeout=_BUSY_SECONDS)
-            try:
-                connection.executescript(_SCHEMA)
-                with connection:
-                    yield connection
-            finally:
-                connection.close()
-        except (sqlite3.Error, OSError) as error:
-            raise ConfigError(f"{self._path}: cannot be used as the ledger: {error_text(error)}") from None
+    def _open(self) -> AbstractContextManager[sqlite3.Connection]:
+        return transaction(self._path, _SCHEMA, "as the ledger")
 
 
 class Ledger:
@@ -127,8 +114,8 @@ class Ledger:
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`days`: how many are kept, today included.  `clients`: those that are connected, whoever they are.
-        `tenant_of`: by key.  `on_used`: hears how many bytes a client carried; `recall`: at the start, how many each key
-        and tenant carried today and in this month."""
+        `tenant_of`: by key.  `on_used`: hears how many bytes a client carried; `recall`: at the start, how many each
+        key and tenant carried today and in this month."""
         self._file = LedgerFile(path)
         self._days = days
         self._clients = clients
