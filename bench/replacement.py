@@ -7,9 +7,8 @@ The clients are in pairs, one at each relay; each sends its partner a packet eve
 time between two packets that one of them received, of which a period is none of the relays' doing.
 """
 
-import json
-import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +21,7 @@ if not __package__:  # started as a file: the project's root is not on the path 
 from tests.support.gobuild import DERPROLLING, build
 from tests.support.regions import Region, open_region
 from tests.support.relay_command import RelayKind
+from tests.support.rolling import roll
 
 ROWS: Final[tuple[tuple[RelayKind, str], ...]] = (("ours", "SIGTERM"), ("genuine", "SIGTERM"), ("ours", "SIGUSR2"))
 # A genuine relay dials a lost one after 5 s; before that the region is not whole, and the next one is not touched.
@@ -40,19 +40,8 @@ async def replace(region: Region, number: int, kind: RelayKind, way: str) -> Non
 async def measure(kind: RelayKind, way: str, clients: int, period: str) -> str:
     async with open_region(kind, kind, extra=("--accept-connection-limit=100000",)) as region:
         await trio.sleep(SETTLED_SECONDS[kind])
-        ports = ",".join(map(str, region.ports))
-        command = [str(build(DERPROLLING)), f"-clients={clients}", f"-period={period}", f"-ports={ports}"]
-        process = await trio.lowlevel.open_process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        assert process.stdin is not None
-        assert process.stdout is not None
-        said = b""
-        while not said.endswith(b"\n"):  # all reach each other
-            said += await process.stdout.receive_some()
-        for number in range(2):
-            await replace(region, number, kind, way)
-        await process.stdin.aclose()
-        found = json.loads(b"".join([piece async for piece in process.stdout]))
-        await process.wait()
+        turn = partial(replace, region, kind=kind, way=way)
+        found = await roll(build(DERPROLLING), region.ports, turn, clients=clients, period=period)
     silence = found["silence_ms"]
     counts = "".join(f"{found[name]:9,}" for name in ("sent", "lost", "refused", "twice", "late", "gone"))
     return f"{kind:9}{way:9}{counts}{silence['p50']:9.0f}{silence['p99']:9.0f}{silence['max']:9.0f}"

@@ -1,7 +1,6 @@
 """100 genuine clients that talk in pairs while every relay of their region is replaced: nothing is lost."""
 
-import json
-import subprocess
+from functools import partial
 from typing import Any, Literal
 
 import pytest
@@ -12,6 +11,7 @@ from tests.support.gobuild import DERPROLLING
 from tests.support.peers import PATIENCE_SECONDS, require
 from tests.support.regions import Region, open_region
 from tests.support.relay_command import RelayKind
+from tests.support.rolling import roll
 
 pytestmark = pytest.mark.interop
 
@@ -39,27 +39,12 @@ async def replace(region: Region, number: int, way: Way) -> None:
     await wait_meshed(region, meshed + 2)
 
 
-async def roll(region: Region, way: Way) -> dict[str, Any]:
+async def replace_all(region: Region, way: Way) -> dict[str, Any]:
     """What the clients saw while one relay after the other was replaced."""
-    command = [str(require(DERPROLLING)), "-clients=100", "-period=200ms"]
-    command.append("-ports=" + ",".join(map(str, region.ports)))
-    process = await trio.lowlevel.open_process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    assert process.stdin is not None
-    try:
-        with trio.fail_after(3 * PATIENCE_SECONDS):
-            said = b""
-            while not said.endswith(b"\n"):
-                said += await process.stdout.receive_some()
-            for number in range(len(region.ports)):
-                await replace(region, number, way)
-            await process.stdin.aclose()
-            result = b"".join([piece async for piece in process.stdout])
-    finally:
-        process.kill()
-        await process.wait()
-    found: dict[str, Any] = json.loads(result)
-    return found
+    with trio.fail_after(3 * PATIENCE_SECONDS):
+        return await roll(
+            require(DERPROLLING), region.ports, partial(replace, region, way=way), clients=100, period="200ms"
+        )
 
 
 @pytest.mark.parametrize(("count", "way"), [(2, "SIGTERM"), (2, "SIGUSR2"), (1, "SIGUSR2")])
@@ -67,7 +52,7 @@ async def test_genuine_clients_lose_nothing(count: int, way: Way) -> None:
     kinds: list[RelayKind] = ["ours"] * count
     async with open_region(*kinds) as region:
         await wait_meshed(region, count * (count - 1))
-        found = await roll(region, way)
+        found = await replace_all(region, way)
     assert found["connects"] >= 200, "everybody came again"
     if found["silence_ms"]["max"] > 1000 * MAILBOX_SECONDS / 2:
         pytest.skip("this machine stood still for longer than a relay keeps packets")
@@ -77,6 +62,6 @@ async def test_genuine_clients_lose_nothing(count: int, way: Way) -> None:
 
 async def test_genuine_clients_go_along_where_tls_records_are_ours() -> None:
     async with open_region("ours", extra=("--tls-records=own",)) as region:
-        found = await roll(region, "SIGUSR2")
+        found = await replace_all(region, "SIGUSR2")
     seen = {name: found[name] for name in ("connects", "lost", "refused", "twice", "gone")}
     assert seen == {"connects": 100, "lost": 0, "refused": 0, "twice": 0, "gone": 0}

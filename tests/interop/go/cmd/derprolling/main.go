@@ -34,11 +34,19 @@ var (
 	host    = flag.String("host", "localhost", "name of all nodes")
 	address = flag.String("address", "127.0.0.1", "where all nodes are")
 	ports   = flag.String("ports", "", "the nodes' ports, with commas")
-	plain   = flag.Bool("plain", false, "without TLS: one node")
 	count   = flag.Int("clients", 100, "clients, an even number")
 	period  = flag.Duration("period", 20*time.Millisecond, "between two packets of a client")
 	size    = flag.Int("size", 100, "bytes of a packet, 8 or more")
 )
+
+var verbose = os.Getenv("VERBOSE") != ""
+
+// logf is for people that look for what is lost.
+func logf(format string, args ...any) {
+	if verbose {
+		log.Printf(format, args...)
+	}
+}
 
 // magicsock's backoff begins with it.
 const backOff = 10 * time.Millisecond
@@ -63,33 +71,22 @@ type client struct {
 	measures bool
 }
 
-func newClient(nodes []*tailcfg.DERPNode, first int) (*client, error) {
-	c := &client{refused: map[uint64]bool{}, arrived: map[uint64]int{}}
-	private := key.NewNode()
-	logf := func(format string, args ...any) {
-		if os.Getenv("VERBOSE") != "" {
-			log.Printf(format, args...)
-		}
-	}
-	if *plain {
-		var err error
-		c.dial, err = derphttp.NewClient(private, fmt.Sprintf("http://%s:%d/derp", *address, nodes[0].DERPPort), logf, netmon.NewStatic())
-		return c, err
-	}
+func newClient(nodes []*tailcfg.DERPNode, first int) *client {
 	turned := append(append([]*tailcfg.DERPNode{}, nodes[first:]...), nodes[:first]...)
 	region := &tailcfg.DERPRegion{RegionID: 900, RegionCode: "test", Nodes: turned}
-	c.dial = derphttp.NewRegionClient(private, logf, netmon.NewStatic(), func() *tailcfg.DERPRegion { return region })
-	return c, nil
+	return &client{
+		dial: derphttp.NewRegionClient(
+			key.NewNode(), logf, netmon.NewStatic(), func() *tailcfg.DERPRegion { return region }),
+		refused: map[uint64]bool{}, arrived: map[uint64]int{},
+	}
 }
 
 func (c *client) receive() {
 	generation := 0
 	for {
 		message, now, err := c.dial.RecvDetail()
-		if now != generation && os.Getenv("VERBOSE") != "" {
-			log.Printf("%v connected at sent %d", c.dial.SelfPublicKey().ShortString(), c.sent)
-		}
 		if now != generation {
+			logf("%v connected", c.dial.SelfPublicKey().ShortString())
 			generation = now
 			c.connects.Add(1)
 		}
@@ -175,9 +172,7 @@ func result(clients []*client) map[string]any {
 				refused++
 			case times == 0:
 				lost++
-				if os.Getenv("VERBOSE") != "" {
-					log.Printf("lost: %d of %v to %v", number, from.dial.SelfPublicKey().ShortString(), c.dial.SelfPublicKey().ShortString())
-				}
+				logf("lost: %d of %v to %v", number, from.dial.SelfPublicKey().ShortString(), c.dial.SelfPublicKey().ShortString())
 			}
 		}
 		late += c.late
@@ -216,11 +211,7 @@ func main() {
 	}
 	var clients []*client
 	for number := range *count {
-		c, err := newClient(nodes, number%len(nodes))
-		if err != nil {
-			log.Fatal(err)
-		}
-		clients = append(clients, c)
+		clients = append(clients, newClient(nodes, number%len(nodes)))
 	}
 	for number, c := range clients {
 		c.partner = clients[number^1]
