@@ -33,7 +33,7 @@ type peer struct {
 }
 
 func (n *node) serve() {
-	if err := n.loop(); err != nil && !n.run.stopping.Load() {
+	if err := n.loop(); err != nil {
 		n.run.fail(fmt.Errorf("node %d: %w", n.id, err))
 	}
 }

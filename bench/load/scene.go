@@ -19,13 +19,16 @@ type scene struct {
 }
 
 func newScene(o options) *scene {
-	return &scene{run: &run{floor: o.floor, failed: make(chan error, 1)}}
+	return &scene{run: newRun(o)}
 }
 
 // dialAll makes count connections, several at once; next says whose bytes the floor passes to whom.
 func dialAll(t *target, who []*identity, parallel int, next func(i int) (self, to int)) ([]*link, error) {
 	return dialEach(func(int) *target { return t }, who, parallel, next)
 }
+
+// nobody is next where the floor passes nothing on, or is not what is dialled.
+func nobody(int) (self, to int) { return -1, -1 }
 
 // dialEach is dialAll with a relay for each.
 func dialEach(
@@ -69,7 +72,6 @@ func connectIdle(t *target, relay process, o options) ([]*link, *connectResult, 
 	if err != nil {
 		return nil, nil, err
 	}
-	nobody := func(int) (int, int) { return -1, -1 }
 	warmLinks, err := dialAll(t, warm, o.parallel, nobody)
 	if err != nil {
 		return nil, nil, err
@@ -225,7 +227,7 @@ func (s *scene) measure(relay process, o options) (*trafficResult, error) {
 	if o.rate > 0 {
 		go pace(s.run, s.groups, o.rate)
 	}
-	if err := s.wait(o.warmup); err != nil {
+	if err := s.run.wait(o.warmup); err != nil {
 		return nil, err
 	}
 	if o.byLines {
@@ -258,7 +260,7 @@ func (s *scene) measure(relay process, o options) (*trafficResult, error) {
 // window lasts as long as was asked for, or until the next line.
 func (s *scene) window(o options) error {
 	if !o.byLines {
-		return s.wait(o.measure)
+		return s.run.wait(o.measure)
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- awaitLine() }()
@@ -267,15 +269,6 @@ func (s *scene) window(o options) error {
 		return err
 	case err := <-ended:
 		return err
-	}
-}
-
-func (s *scene) wait(d time.Duration) error {
-	select {
-	case err := <-s.run.failed:
-		return err
-	case <-time.After(d):
-		return nil
 	}
 }
 

@@ -55,8 +55,6 @@ type slowResult struct {
 	SparseLost    uint64     `json:"sparse_lost"`
 	SparseLatency *quantiles `json:"sparse_latency_us"`
 	BulkLatency   *quantiles `json:"bulk_latency_us"`
-	BulkSent      uint64     `json:"bulk_sent"`
-	BulkDelivered uint64     `json:"bulk_delivered"`
 	Goodput       float64    `json:"goodput_bytes_per_second"` // of packets, without heads
 	Jain          float64    `json:"jain"`                     // of the bulk senders' shares: 1 is equal
 	ServerCPU     float64    `json:"server_cpu_us_per_sent"`
@@ -65,16 +63,14 @@ type slowResult struct {
 
 // slowScene is one receiver on a narrow way, bulk senders that want more than it, and sparse ones beside them.
 type slowScene struct {
+	*run
 	receiver   *link
 	bulk       []*sender
 	sparse     []*sender
-	delivered  []atomic.Uint64 // by sender, inside the window
+	delivered  []atomic.Uint64 // by sender; of bulk senders since the window began
 	sparseTime histogram
 	bulkTime   histogram
 	bytes      atomic.Uint64
-	measuring  atomic.Bool
-	stopping   atomic.Bool
-	failed     chan error
 }
 
 func newSlowScene(t *target, o options) (*slowScene, error) {
@@ -91,11 +87,11 @@ func newSlowScene(t *target, o options) (*slowScene, error) {
 		}
 		return t
 	}
-	links, err := dialEach(where, who, o.parallel, func(int) (int, int) { return -1, -1 })
+	links, err := dialEach(where, who, o.parallel, nobody)
 	if err != nil {
 		return nil, err
 	}
-	s := &slowScene{receiver: links[0], delivered: make([]atomic.Uint64, count), failed: make(chan error, 1)}
+	s := &slowScene{receiver: links[0], delivered: make([]atomic.Uint64, count), run: newRun(o)}
 	for i := 1; i < count; i++ {
 		if i <= o.senders {
 			s.bulk = append(s.bulk, newSender(links[i], uint32(i), 0, who[0].public, o.size, o.frames))
@@ -106,15 +102,6 @@ func newSlowScene(t *target, o options) (*slowScene, error) {
 	}
 	s.receiver.grow()
 	return s, nil
-}
-
-func (s *slowScene) fail(err error) {
-	if !s.stopping.Load() {
-		select {
-		case s.failed <- err:
-		default:
-		}
-	}
 }
 
 func (s *slowScene) receive() {
@@ -186,15 +173,6 @@ func (s *slowScene) trickle(until int64) {
 	}
 }
 
-func (s *slowScene) wait(d time.Duration) error {
-	select {
-	case err := <-s.failed:
-		return err
-	case <-time.After(d):
-		return nil
-	}
-}
-
 func (s *slowScene) measure(relay process, o options) (*slowResult, error) {
 	var sent atomic.Uint64
 	go s.receive()
@@ -222,7 +200,7 @@ func (s *slowScene) measure(relay process, o options) (*slowResult, error) {
 		return nil, err
 	}
 	user, bulkSent := relay.user()-userBefore, sent.Load()-sentBefore
-	r := &slowResult{BulkSent: bulkSent, Goodput: float64(s.bytes.Load()) / seconds}
+	r := &slowResult{Goodput: float64(s.bytes.Load()) / seconds}
 	// Bulk goes on while the last sparse packets are on their way: a relay that holds them for long has not lost them.
 	if err := s.wait(o.lag); err != nil {
 		return nil, err
@@ -232,7 +210,6 @@ func (s *slowScene) measure(relay process, o options) (*slowResult, error) {
 	var sum, squares float64
 	for i := range s.bulk {
 		n := float64(s.delivered[i+1].Load())
-		r.BulkDelivered += uint64(n)
 		sum, squares = sum+n, squares+n*n
 	}
 	r.Jain = sum * sum / max(float64(len(s.bulk))*squares, 1)

@@ -33,7 +33,7 @@ func storm(t *target, o options) (*stormResult, error) {
 	if err != nil {
 		return nil, err
 	}
-	links, err := dialAll(t, who, o.parallel, func(int) (int, int) { return -1, -1 })
+	links, err := dialAll(t, who, o.parallel, nobody)
 	if err != nil {
 		return nil, err
 	}

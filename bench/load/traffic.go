@@ -21,10 +21,26 @@ type run struct {
 	failed    chan error
 }
 
+func newRun(o options) *run { return &run{floor: o.floor, failed: make(chan error, 1)} }
+
+// fail ends the measurement with an error.  What fails because it is over is none.
 func (r *run) fail(err error) {
+	if r.stopping.Load() {
+		return
+	}
 	select {
 	case r.failed <- err:
 	default:
+	}
+}
+
+// wait lets the measurement go on for so long, or until something fails.
+func (r *run) wait(d time.Duration) error {
+	select {
+	case err := <-r.failed:
+		return err
+	case <-time.After(d):
+		return nil
 	}
 }
 
@@ -96,7 +112,7 @@ type group struct {
 }
 
 func (g *group) serve() {
-	if err := g.loop(); err != nil && !g.run.stopping.Load() {
+	if err := g.loop(); err != nil {
 		g.run.fail(err)
 	}
 }
