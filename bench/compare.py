@@ -13,6 +13,7 @@ import os
 import platform
 import statistics
 import sys
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -255,6 +256,13 @@ def machine() -> dict[str, object]:
         "python": platform.python_version(),
         "load_before": os.getloadavg(),
     }
+
+
+def write_rows(name: str, rows: list[dict[str, object]]) -> None:
+    """What a bench of several runs found, into bench/out/NAME.json."""
+    OUT.mkdir(exist_ok=True)
+    result = {"machine": machine(), "at": time.strftime("%Y-%m-%d"), "rows": rows}
+    (OUT / f"{name}.json").write_text(json.dumps(result, indent=1))
 
 
 def write(out: Path, where: dict[str, object], comparison: Comparison, rows: list[Row]) -> None:

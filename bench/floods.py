@@ -8,7 +8,6 @@ Beside them one genuine pair exchanges 500 packets a second (bench/load).  A row
 grew by, the lines it logged, and how often the strangers had to dial.  Writes bench/out/floods.json.
 """
 
-import json
 import os
 import selectors
 import socket
@@ -17,7 +16,6 @@ import struct
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -29,14 +27,13 @@ if not __package__:  # started as a file: the project's root is not on the path 
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.cases import Carrier
-from bench.compare import machine
+from bench.compare import write_rows
 from bench.generator import RunFailed, generate
 from bench.servers import Server, serve
 from derp.protocol.frames import HEADER, MAX_CLIENT_INFO_BYTES, FrameType
 from tests.support.relay_command import HOST
 from tests.support.tailnet_servers import Seed, running_server
 
-OUT = Path(__file__).resolve().parent / "out"
 SERVERS = ("ours", "derper", "coordinator")
 STRANGERS = 20
 # One write of a stranger; the kernels on the way hold several.
@@ -334,9 +331,7 @@ def main(only: tuple[str, ...], servers: tuple[str, ...], seconds: float, attack
             row = run(name, flood, seconds)
             rows.append(row)
             click.echo(line(row, flood.title if flood is not None else "nobody"))
-    OUT.mkdir(exist_ok=True)
-    result = {"machine": machine(), "at": time.strftime("%Y-%m-%d"), "rows": [asdict(row) for row in rows]}
-    (OUT / "floods.json").write_text(json.dumps(result, indent=1))
+    write_rows("floods", [asdict(row) for row in rows])
 
 
 if __name__ == "__main__":

@@ -15,6 +15,11 @@ class RunFailed(Exception):
     """The generator gave up; the text says why."""
 
 
+def window(seconds: float) -> list[str]:
+    """What the generator is told of a measured window: it warms up as long, and a second at most."""
+    return ["-measure", f"{seconds}s", "-warmup", f"{min(seconds, 1.0)}s"]
+
+
 def generate(url: str, pid: int, arguments: Sequence[str], *, floor: bool = False) -> Result:
     """One run against the relay at `url` with process `pid` (0: do not read its CPU).  Raises RunFailed."""
     command = [str(build(LOAD)), "-url", url, "-pid", str(pid), *arguments, *(["-floor"] if floor else [])]

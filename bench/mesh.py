@@ -23,7 +23,7 @@ import click
 if not __package__:  # started as a file: the project's root is not on the path then
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.generator import RunFailed, generate
+from bench.generator import RunFailed, generate, window
 from bench.servers import OURS_UNLIMITED, free_port, stop, wait_listening
 from tests.support.gobuild import ROOT
 from tests.support.manual_certificates import write_certificate
@@ -98,7 +98,7 @@ def measure(kind_name: str, kind: RelayKind, clock: list[str]) -> dict[str, floa
 @click.option("--rounds", default=3, help="how often each kind is started and measured")
 @click.option("--seconds", default=3.0, help="the measured window of each row")
 def main(rounds: int, seconds: float) -> None:
-    clock = ["-measure", f"{seconds}s", "-warmup", f"{min(seconds, 1.0)}s"]
+    clock = window(seconds)
     costs: dict[str, list[dict[str, float]]] = {name: [] for name, _ in KINDS}
     try:
         for _ in range(rounds):

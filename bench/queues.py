@@ -19,7 +19,7 @@ if not __package__:  # started as a file: the project's root is not on the path 
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.cases import CARRIERS, Carrier, Result
-from bench.generator import RunFailed, generate
+from bench.generator import RunFailed, generate, window
 from bench.servers import Server, serve
 
 NARROW_BYTES = 10_000_000 // 8
@@ -82,7 +82,7 @@ def measure(server: Server, clock: list[str]) -> dict[str, float]:
 @click.option("--only", type=click.Choice(["ours", "derper"]), multiple=True, help="these relays; all by default")
 @click.option("--carrier", type=click.Choice(CARRIERS), multiple=True, help="these; all by default")
 def main(rounds: int, seconds: float, only: tuple[str, ...], carrier: tuple[Carrier, ...]) -> None:
-    clock = ["-measure", f"{seconds}s", "-warmup", f"{min(seconds, 1.0)}s"]
+    clock = window(seconds)
     names = only or ("ours", "derper")
     for way in carrier or CARRIERS:
         seen: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in names}

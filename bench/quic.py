@@ -52,7 +52,6 @@ class LossyPath:
 
     def __init__(self) -> None:
         self.loss = 0.0
-        self.lost_count = self.carried_count = 0
         self._stack = ExitStack()
         self._fds: list[int] = []
         self._is_over = False
@@ -96,7 +95,6 @@ class LossyPath:
                     free = max(free_at[fd], now)
                     is_full = (free - now) * BYTES_PER_SECOND > QUEUE_BYTES
                     if is_full or random.random() < self.loss:
-                        self.lost_count += 1
                         continue
                     free_at[fd] = free + len(packet) / BYTES_PER_SECOND
                     number += 1
@@ -106,7 +104,6 @@ class LossyPath:
                 _, _, fd, packet = heapq.heappop(due)
                 with suppress(OSError):
                     os.write(fd, packet)
-                    self.carried_count += 1
 
 
 def _ip(*arguments: str) -> None:
@@ -135,6 +132,8 @@ def serve(folder: str) -> Iterator[str]:
             if event.get("event") == "map":
                 yield event["map"]["Regions"]["900"]["Nodes"][0]["CertName"]
                 break
+        else:
+            raise click.ClickException("the relay ended before it told its map; what it printed is above")
     finally:
         process.terminate()
         process.wait()
@@ -201,9 +200,8 @@ async def flat_out(sender: DerpClient, receiver: DerpClient, to: bytes, seconds:
         async def hear() -> None:
             nonlocal got
             while True:
-                for message in await receiver.receive_batch():
-                    packets = getattr(message, "packets", None) or [getattr(message, "packet", b"")]
-                    got += sum(map(len, packets))
+                batch = await receiver.receive_batch()
+                got += sum(len(message.packet) for message in batch if isinstance(message, RecvPacket))
 
         nursery.start_soon(send)
         nursery.start_soon(hear)

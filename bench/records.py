@@ -8,7 +8,6 @@ In each round each row runs on each relay in turn; the median round counts.  Nee
 
 import statistics
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +17,7 @@ if not __package__:  # started as a file: the project's root is not on the path 
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.cases import CASES, Case, Result
-from bench.generator import generate
+from bench.generator import RunFailed, generate
 from bench.servers import serve
 
 # By title: which relay, with what more on its command line.
@@ -29,8 +28,7 @@ ROWS: Final = {case.name: case for case in CASES if case.name in ("pairs10", "pa
 def run(case: Case, relay: str) -> Result:
     """One run on a relay of its own: memory is that of one which served nobody before."""
     name, *options = RELAYS[relay]
-    with ExitStack() as stack:
-        server = stack.enter_context(serve(name, "tls", *options))
+    with serve(name, "tls", *options) as server:
         return generate(server.url(websocket=False), server.pid, case.arguments)
 
 
@@ -41,7 +39,7 @@ def cell(case: Case, result: Result) -> float:
     return float(result["traffic"]["server_cpu_us_per_packet"])
 
 
-@click.command()
+@click.command(help=(__doc__ or "").split("\n\n")[0])
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(min=1))
 @click.option("--only", multiple=True, type=click.Choice(list(ROWS)), help="rows; all of them by default")
 def main(rounds: int, only: tuple[str, ...]) -> None:
@@ -50,7 +48,10 @@ def main(rounds: int, only: tuple[str, ...]) -> None:
         seen: dict[str, list[float]] = {relay: [] for relay in RELAYS}
         for _ in range(rounds):
             for relay, values in seen.items():
-                values.append(cell(case, run(case, relay)))
+                try:
+                    values.append(cell(case, run(case, relay)))
+                except RunFailed as failed:
+                    raise click.ClickException(f"{case.title}, {relay}: {failed}") from None
         numbers = ", ".join(f"{relay} {statistics.median(values):.2f}" for relay, values in seen.items())
         print(f"{case.title} ({'KB a client' if name == 'idle' else 'us a packet'}): {numbers}", flush=True)
 

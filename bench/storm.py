@@ -27,12 +27,11 @@ if not __package__:  # started as a file: the project's root is not on the path 
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.cases import Carrier, Result
-from bench.compare import machine
+from bench.compare import write_rows
 from bench.floods import started
 from bench.generator import RunFailed
 from tests.support.gobuild import LOAD, build
 
-OUT = Path(__file__).resolve().parent / "out"
 SERVERS = ("ours", "derper", "coordinator")
 # What a coordinator's relay bounds by default and this does not ask: strangers, and how many may come within a second.
 COORDINATOR = {
@@ -85,9 +84,7 @@ class Generator:
         """Wait until it says so.  Raises RunFailed."""
         line = self._said.readline()
         if line.strip() != word:
-            raise RunFailed(
-                f"it said {line!r} instead of {word!r}: {self._process.stderr and self._process.stderr.read()}"
-            )
+            raise self._failed(f"it said {line!r} instead of {word!r}")
 
     def go(self) -> None:
         """The next thing begins."""
@@ -95,9 +92,16 @@ class Generator:
         self._told.flush()
 
     def result(self) -> Result:
-        """What it prints at its end."""
-        answer: Result = json.loads(self._said.read() or "{}")
+        """What it prints at its end.  Raises RunFailed."""
+        said = self._said.read()
+        if not said:
+            raise self._failed("it ended without a result")
+        answer: Result = json.loads(said)
         return answer
+
+    def _failed(self, what: str) -> RunFailed:
+        assert self._process.stderr is not None
+        return RunFailed(f"{what}: {self._process.stderr.read().strip()}")
 
 
 @contextmanager
@@ -152,7 +156,7 @@ def run(server: str, storm: Storm, count: int) -> Row:
 
 def line(row: Row) -> str:
     return (
-        f"{row.storm:<12}{row.server:>8}{row.p50_ms:>10.2f}{row.p99_ms:>10.2f}{row.longest_ms:>10.2f}"
+        f"{row.storm:<12}{row.server:>12}{row.p50_ms:>10.2f}{row.p99_ms:>10.2f}{row.longest_ms:>10.2f}"
         f"{row.seconds:>10.2f}{row.failed:>8}{row.lost:>8}"
     )
 
@@ -163,7 +167,7 @@ def line(row: Row) -> str:
 @click.option("--rounds", default=3, help="each storm at each relay so often, interleaved")
 @click.option("--count", default=0, help="how many come back, of every storm")
 def main(only: tuple[str, ...], servers: tuple[str, ...], rounds: int, count: int) -> None:
-    click.echo(f"{'':<12}{'':>8}{'p50 ms':>10}{'p99 ms':>10}{'max ms':>10}{'back s':>10}{'failed':>8}{'lost':>8}")
+    click.echo(f"{'':<12}{'':>12}{'p50 ms':>10}{'p99 ms':>10}{'max ms':>10}{'back s':>10}{'failed':>8}{'lost':>8}")
     rows: list[Row] = []
     for _ in range(rounds):
         for storm in STORMS:
@@ -172,7 +176,10 @@ def main(only: tuple[str, ...], servers: tuple[str, ...], rounds: int, count: in
             for server in servers or SERVERS:
                 if server == "coordinator" and storm.carrier == "tls":
                     continue  # it is started without a certificate
-                rows.append(run(server, storm, count or storm.count))
+                try:
+                    rows.append(run(server, storm, count or storm.count))
+                except RunFailed as failed:
+                    raise click.ClickException(f"{storm.name}, {server}: {failed}") from None
                 click.echo(line(rows[-1]))
     click.echo("medians")
     for storm in STORMS:
@@ -186,9 +193,7 @@ def main(only: tuple[str, ...], servers: tuple[str, ...], rounds: int, count: in
                 click.echo(
                     line(Row(storm.name, server, *numbers, sum(r.failed for r in same), sum(r.lost for r in same)))
                 )
-    OUT.mkdir(exist_ok=True)
-    result = {"machine": machine(), "at": time.strftime("%Y-%m-%d"), "rows": [asdict(row) for row in rows]}
-    (OUT / "storm.json").write_text(json.dumps(result, indent=1))
+    write_rows("storm", [asdict(row) for row in rows])
 
 
 if __name__ == "__main__":

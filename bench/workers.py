@@ -21,7 +21,7 @@ import click
 if not __package__:  # started as a file: the project's root is not on the path then
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.generator import RunFailed, generate
+from bench.generator import RunFailed, generate, window
 from bench.servers import Server, serve
 from tests.support.relay_command import HOST
 
@@ -70,7 +70,7 @@ def own_port(pid: int, shared_port: int) -> int:
 @click.option("--rounds", default=3, help="how often each kind is started and measured")
 @click.option("--seconds", default=3.0, help="the measured window of each row")
 def main(rounds: int, seconds: float) -> None:
-    clock = ["-measure", f"{seconds}s", "-warmup", f"{min(seconds, 1.0)}s"]
+    clock = window(seconds)
     costs: dict[tuple[str, str], list[float]] = {(title, kind): [] for title, _, _ in ROWS for kind in KINDS}
     try:
         for _ in range(rounds):
