@@ -3,7 +3,7 @@
 import pytest
 import trio
 
-from bench import storm
+from bench import queues, storm
 from bench.cases import Carrier, Result
 from bench.generator import RunFailed, generate
 from bench.servers import serve
@@ -63,6 +63,24 @@ async def test_a_fleet_that_loses_its_way_comes_back(server: str, carrier: Carri
     row = await trio.to_thread.run_sync(lambda: storm.run(server, storm.Storm("small", 20, carrier), 20))
     assert (row.failed, row.lost) == (0, 0)
     assert 0 < row.p50_ms <= row.longest_ms
+
+
+@pytest.mark.parametrize("server", ["derper", "ours"])
+async def test_a_narrow_way_carries_what_it_is_wide_and_all_senders_have_a_share(server: str) -> None:
+    require(LOAD)
+    require(DERPER)
+
+    def run() -> Result:
+        clock = ["-warmup", "50ms", "-measure", "500ms", "-lag", "1s"]
+        rate = 2.5 * queues.NARROW_BYTES / queues.PACKET_BYTES
+        with serve(server, "plain") as relay:
+            return queues.narrow(relay, clock, senders=4, rate=rate)
+
+    slow = await trio.to_thread.run_sync(run)
+    assert 0 < slow["goodput_bytes_per_second"] < 1.1 * queues.NARROW_BYTES
+    assert 1 / 4 < slow["jain"] <= 1
+    assert slow["sparse_lost"] < slow["sparse_sent"]
+    assert slow["bulk_latency_us"]["samples"] > 0
 
 
 async def test_the_wrong_door_is_told_in_one_line() -> None:
