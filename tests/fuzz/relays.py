@@ -22,8 +22,16 @@ from derp.config.relay import LOOPBACK
 from derp.keys import MeshKey, NodePrivate
 from derp.protocol.messages import RecvPacket
 from derp.server.server import RelayServer
-from derp.server.statistics import read_statistics
-from tests.derp.server.world import SELF_SIGNED, Caller, call, move_clock, open_server, port_of, relay_config
+from tests.derp.server.world import (
+    SELF_SIGNED,
+    Caller,
+    call,
+    move_clock,
+    open_server,
+    packets_sent,
+    port_of,
+    relay_config,
+)
 from tests.fuzz.strangers import Place, Stranger, check, sealed
 
 MESH_KEY: Final = MeshKey.parse("5f" * 32)
@@ -95,10 +103,10 @@ class Fuzzed:
         with trio.fail_after(_GUARD_SECONDS):
             while len(self.server.reactor.wires) > 2:
                 await self.innocents.talk()
-            before = self._sent()
+            before = packets_sent(self.server)
             for _ in range(5):
                 await self.innocents.talk()
-        assert self._sent() - before == 10
+        assert packets_sent(self.server) - before == 10
         self._audit()
 
     async def _live(self, strangers: list[Stranger]) -> None:
@@ -109,10 +117,6 @@ class Fuzzed:
                 for stranger in strangers:
                     crowd.start_soon(stranger.live)
             over.set()
-
-    def _sent(self) -> int:
-        server = self.server
-        return read_statistics(server.relay, server.lobby, server.ports, []).packets_sent
 
     def _audit(self) -> None:
         """With nobody here but the innocents nothing of the strangers is left, and everybody was counted."""

@@ -24,9 +24,8 @@ from derp.close_reason import CloseReason
 from derp.errors import ConnectError
 from derp.keys import NodePrivate
 from derp.protocol.messages import Pong, RecvPacket
-from derp.server.statistics import read_statistics
 from tests.derp.server.mesh_world import MESH_KEY, NAMES, Node
-from tests.derp.server.world import HOST, Caller
+from tests.derp.server.world import HOST, Caller, packets_sent
 from tests.fuzz.laws import mutate
 from tests.fuzz.strangers import FRAMES, Place, Stranger, check, sealed
 from tests.support.disks import full_disk
@@ -73,7 +72,7 @@ class Traveller:
     async def live(self) -> None:
         """Connect, send and receive; again whenever that ends."""
         region = self._region
-        while not region.is_over:
+        while True:
             node = self._random.choice(region.nodes)
             try:
                 self.caller = caller = await node.call(private=self.private)
@@ -111,7 +110,7 @@ class Traveller:
 
     async def _send(self, caller: Caller) -> None:
         random, region = self._random, self._region
-        while not region.is_over:
+        while True:
             if region.is_quiet:
                 await trio.sleep(_PAUSE_SECONDS)
                 continue
@@ -154,7 +153,7 @@ class Region:
         self.nodes: list[Node] = []
         self.travellers = [Traveller(self, number) for number in range(TRAVELLERS)]
         self.keys = {traveller.key for traveller in self.travellers}
-        self.is_quiet = self.is_over = False
+        self.is_quiet = False
         self.done = Counter[str]()
         self._jumped = 0.0
         self._folder = folder
@@ -238,7 +237,7 @@ class Region:
             totals["forwarded in"] += counters.packets_forwarded_in
             totals["forwarded out"] += counters.packets_forwarded_out
             totals["dropped"] += sum(counters.packets_dropped)
-            totals["sent"] += read_statistics(node.server.relay, node.server.lobby, node.server.ports, []).packets_sent
+            totals["sent"] += packets_sent(node.server)
         return totals
 
     def __str__(self) -> str:

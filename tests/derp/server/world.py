@@ -19,6 +19,7 @@ from derp.keys import MeshKey, NodePrivate
 from derp.protocol.connection import ClientConnection
 from derp.protocol.messages import KeepAlive, Message, Pong, RecvPacket, ServerInfo
 from derp.server.server import RelayServer, serve_relay
+from derp.server.statistics import read_statistics
 
 HOST = "127.0.0.1"
 PATIENCE_SECONDS = 60.0  # a hang guard, never part of what is asserted
@@ -221,3 +222,8 @@ async def open_bystanders(server: RelayServer) -> AsyncIterator[Bystanders]:
 def count_of(server: RelayServer, reason: CloseReason) -> int:
     """Connections ended for a reason."""
     return server.lobby.closed_count[reason]
+
+
+def packets_sent(server: RelayServer) -> int:
+    """What all connections have been given, as /metrics counts it."""
+    return read_statistics(server.relay, server.lobby, server.ports, []).packets_sent
