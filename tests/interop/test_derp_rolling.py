@@ -54,9 +54,9 @@ async def test_genuine_clients_lose_nothing(count: int, way: Way) -> None:
         await wait_meshed(region, count * (count - 1))
         found = await replace_all(region, way)
     assert found["connects"] >= 200, "everybody came again"
-    if found["silence_ms"]["max"] > 1000 * MAILBOX_SECONDS / 2:
-        pytest.skip("this machine stood still for longer than a relay keeps packets")
     seen = {name: found[name] for name in ("lost", "refused", "twice", "gone")}
+    if any(seen.values()) and found["silence_ms"]["max"] > 1000 * MAILBOX_SECONDS / 2:
+        pytest.skip(f"this machine stood still for longer than a relay keeps packets: {found}")
     assert seen == {"lost": 0, "refused": 0, "twice": 0, "gone": 0}
 
 
