@@ -263,29 +263,34 @@ class TlsLink(Link):
                 self._send_encrypted()
 
     def _send_encrypted(self) -> None:
-        encrypted = self._outgoing.read()
+        self._send_records(self._outgoing.read())
+
+    def _send_records(self, records: Piece) -> None:
+        """Send what the kernel takes; the rest is `tail`, since its place in the order is fixed."""
         if self.tail or self.blocked:
-            self.tail += encrypted
+            self.tail += records
             return
-        sent = self._carry([encrypted], len(encrypted))
-        if sent < len(encrypted):
-            self.tail = encrypted[sent:]
+        sent = self._carry((records,), len(records))
+        if sent < len(records):
+            self.tail = bytes(records[sent:])
 
     def _send(self, pieces: Sequence[Piece], size: int) -> int:
-        done = 0
-        joined = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         step = self._step()
         if size <= step:
-            self._encrypt(joined)
-            self._send_encrypted()
+            self._send_sealed(pieces, size)
             return size
-        view = memoryview(joined)
+        done = 0
+        view = memoryview(pieces[0] if len(pieces) == 1 else b"".join(pieces))
         while done < size and not self.blocked:
             part = view[done : done + step]
-            self._encrypt(part)
-            self._send_encrypted()
+            self._send_sealed((part,), len(part))
             done += len(part)
         return done
+
+    def _send_sealed(self, pieces: Sequence[Piece], size: int) -> None:
+        """Encrypt pieces, together `size` bytes, and send that."""
+        self._encrypt(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        self._send_encrypted()
 
     def _step(self) -> int:
         """What is encrypted at a time.  Of a websocket's messages that is all or nothing (framing.py)."""
@@ -298,8 +303,7 @@ class TlsLink(Link):
             raise WireEnded(CloseReason.TLS_FAILED, _tls_text(error)) from error
 
     def send_raw(self, data: Piece) -> None:
-        self._encrypt(data)
-        self._send_encrypted()
+        self._send_sealed((data,), len(data))
 
 
 def check_tiny(records: int, size: int) -> None:

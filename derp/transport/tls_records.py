@@ -18,7 +18,7 @@ from derp.close_reason import CloseReason
 from derp.errors import ConfigError
 from derp.protocol.tls13 import SUITES, Alert, CipherShelf, RecordLayer, Secrets, sealed_bytes
 from derp.text import error_text
-from derp.transport.framing import RECEIVE_BYTES, WRITE_BYTES, StreamWire
+from derp.transport.framing import WRITE_BYTES, StreamWire
 from derp.transport.host import Piece, WireEnded
 from derp.transport.links import Link, TlsLink, check_tiny
 
@@ -178,17 +178,8 @@ class RecordLink(TlsLink):
         begun = len(self._begun)
         if begun:
             scratch[:begun] = self._begun
-        try:
-            count = self.sock.recv_into(scratch[begun : begun + self.appetite])
-        except BlockingIOError:
-            return at
-        except OSError as error:
-            raise WireEnded(CloseReason.SOCKET_FAILED, f"receive failed: {error_text(error)}") from error
-        if not count:
-            raise WireEnded(CloseReason.CLOSED_BY_PEER)
-        if count == self.appetite and count < RECEIVE_BYTES:
-            self.appetite = min(2 * count, RECEIVE_BYTES)
-        return self._open(layer, scratch, begun + count, into, at)
+        end = Link._receive(self, scratch, begun, scratch)
+        return self._open(layer, scratch, end, into, at) if end > begun else at
 
     def _open(self, layer: RecordLayer, sealed: memoryview, end: int, into: memoryview, at: int) -> int:
         start = at
@@ -218,42 +209,17 @@ class RecordLink(TlsLink):
             return StreamWire.send(self, pieces, size)
         if self.blocked:
             return 0
-        self._send_sealed(layer, pieces, size)
+        self._send_sealed(pieces, size)
         return size
 
-    def _send(self, pieces: Sequence[Piece], size: int) -> int:
+    def _send_sealed(self, pieces: Sequence[Piece], size: int) -> None:
         layer = self._layer
         if layer is None:
-            return super()._send(pieces, size)
-        step = self._step()
-        if size <= step:
-            self._send_sealed(layer, pieces, size)
-            return size
-        view = memoryview(pieces[0] if len(pieces) == 1 else b"".join(pieces))
-        done = 0
-        while done < size and not self.blocked:
-            part = view[done : done + step]
-            self._send_sealed(layer, (part,), len(part))
-            done += len(part)
-        return done
-
-    def _send_sealed(self, layer: RecordLayer, pieces: Sequence[Piece], size: int) -> None:
-        """Seal, and send what the kernel takes of it: the rest is `tail`, since its place in the order is fixed."""
+            super()._send_sealed(pieces, size)
+            return
         assert self._keeper is not None
         sealed = self._keeper.sealed
-        filled = layer.seal(pieces, size, sealed)
-        if self.tail or self.blocked:
-            self.tail += bytes(sealed[:filled])
-            return
-        try:
-            sent = self.sock.send(sealed[:filled])
-        except BlockingIOError:
-            sent = 0
-        except OSError as error:
-            raise WireEnded(CloseReason.SOCKET_FAILED, f"send failed: {error_text(error)}") from error
-        if sent < filled:
-            self.blocked = True
-            self.tail = bytes(sealed[sent:filled])
+        self._send_records(sealed[: layer.seal(pieces, size, sealed)])
 
     def send_raw(self, data: Piece) -> None:
         layer = self._layer
@@ -263,7 +229,7 @@ class RecordLink(TlsLink):
         view = memoryview(data)
         for start in range(0, len(view), WRITE_BYTES):
             part = view[start : start + WRITE_BYTES]
-            self._send_sealed(layer, (part,), len(part))
+            self._send_sealed((part,), len(part))
 
     # --- the end
 
