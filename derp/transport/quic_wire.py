@@ -8,7 +8,7 @@ by address, all else by the connection they belong to.  server/quic.py puts wire
 import logging
 import socket
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import Enum
 from ipaddress import ip_address
 from typing import Final
@@ -20,6 +20,7 @@ from derp.protocol.quic import is_packet
 from derp.protocol.stun import encode_response, parse_request
 from derp.relay.deadlines import Deadlines
 from derp.relay.limits import TokenBucket
+from derp.relay.queue import frame_starts
 from derp.transport import platform
 from derp.transport.alarm import Alarm
 from derp.transport.framing import StreamWire
@@ -47,7 +48,7 @@ MAX_HALF_OPEN_PER_ADDRESS: Final = 16
 WRITE_SECONDS: Final = 15.0
 # After its wire was closed a connection has so long to deliver what was said last.
 LINGER_SECONDS: Final = 1.0
-# A send of so much is taken whole, for whoever cannot split it; larger ones end at the frame that fills the path.
+# A send of so much is taken whole, without asking at each frame; larger ones end at the frame that fills the path.
 _WHOLE_BYTES: Final = 32 * 1024
 _LOG_SECONDS: Final = 60.0
 
@@ -96,7 +97,7 @@ class QuicWire(StreamWire):
     def _carry(self, pieces: Sequence[Piece], size: int) -> int:
         """Frames of a registered client: all of them, or up to the one that fills the path."""
         line, sent = self.line, 0
-        for piece in pieces:
+        for piece in pieces if size <= _WHOLE_BYTES else _frames_of(pieces):
             line.send_frames(piece)
             sent += len(piece)
             if size > _WHOLE_BYTES and not line.has_room:
@@ -109,7 +110,10 @@ class QuicWire(StreamWire):
         self.line.send_stream(data)
         self.endpoint.transmit_soon(self)
 
-    push = send_raw
+    def push(self, data: Piece) -> None:
+        # No frame is ever begun here, so these are whole ones, which travel as all others do.
+        self.line.send_frames(data)
+        self.endpoint.transmit_soon(self)
 
     def flush_tail(self) -> bool:
         self.blocked = not self.line.has_room
@@ -430,6 +434,13 @@ class QuicEndpoint:
         if self.sock.fileno() >= 0:
             self._host.unwatch(self.sock.fileno())
             self.sock.close()
+
+
+def _frames_of(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    for piece in pieces:
+        view = memoryview(piece)
+        for start, end in frame_starts(view):
+            yield view[start:end]
 
 
 def _address(place: Place) -> tuple[str, int]:

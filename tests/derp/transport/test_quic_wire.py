@@ -7,10 +7,10 @@ import pytest
 
 from derp.close_reason import CloseReason
 from derp.protocol.frames import FrameType, encode_frame
-from derp.protocol.quic import DATAGRAM_BYTES
+from derp.protocol.quic import DATAGRAM_BYTES, UDP_BYTES
 from derp.transport.host import Session
 from derp.transport.listen import open_udp
-from derp.transport.quic import Place, QuicLine, dial
+from derp.transport.quic import SLACK_BYTES, Place, QuicLine, dial
 from derp.transport.quic_wire import (
     HANDSHAKES_AT_ONCE,
     LINGER_SECONDS,
@@ -187,13 +187,20 @@ def test_a_full_path_blocks_and_tells_when_there_is_room() -> None:
         assert client.line.packets == [FULL] * (sent // len(FULL))
 
 
-def test_a_large_send_ends_at_the_frame_that_fills_the_path() -> None:
-    with open_connected() as (world, _):
+@pytest.mark.parametrize("pieces", [[FULL] * 200, [FULL * 200], [FULL, FULL * 199]])
+def test_a_large_send_ends_at_the_frame_that_fills_the_path(pieces: list[bytes]) -> None:
+    with open_connected() as (world, client):
         wire = world.wires[0]
-        pieces = [FULL] * 200
         sent = wire.send(pieces, len(FULL) * 200)
         assert 0 < sent < len(FULL) * 200
         assert sent % len(FULL) == 0
+        # the first window of ten packets, and the slack
+        assert sent < SLACK_BYTES + 12 * UDP_BYTES
+        wire.push(FULL * 3)  # what a queue has taken out, and nobody takes back
+        world.reactor.flush()
+        world.turn(60)
+        assert client.line.packets == [FULL] * (sent // len(FULL) + 3)
+        assert not client.line.has_stream
 
 
 def test_last_words_are_delivered_behind_a_close() -> None:
