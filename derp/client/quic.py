@@ -4,6 +4,7 @@ No stock map names it, so it is asked for: `DialOptions.quic`.  dial.py races it
 not come about, it is left out for a while.  Next hop: transport/quic_client.py, which is imported when it is wanted.
 """
 
+import socket
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -11,7 +12,7 @@ import trio
 from derp.errors import ConnectError
 from derp.text import error_text
 from derp.transport.stream import mapped_errors
-from derp.transport.tcp import MAX_ADDRESSES, NEXT_ADDRESS_SECONDS, TcpTarget, race
+from derp.transport.tcp import Attempt, TcpTarget, dial_family, race
 from derp.transport.tls_client import TlsTrust
 
 if TYPE_CHECKING:
@@ -55,27 +56,16 @@ async def dial_quic(target: TcpTarget, trust: TlsTrust, label: str) -> "QuicStre
     except ImportError as error:
         raise ConnectError(f"QUIC: {error_text(error)}; install tailnet-derp[quic]") from None
 
-    def attempt(family: Any, host: str) -> Any:
-        async def one() -> "QuicStream":
-            with mapped_errors(label, connecting=True):
-                try:
-                    found = await trio.socket.getaddrinfo(host, target.port, family, trio.socket.SOCK_DGRAM)
-                except UnicodeError as error:
-                    raise ConnectError(f"{host!r} is not a host name") from error
-            places = list(dict.fromkeys(entry[4] for entry in found))[:MAX_ADDRESSES]
-            return await race([by_address(family, place) for place in places], stagger_seconds=NEXT_ADDRESS_SECONDS)
-
-        return one
-
-    def by_address(family: Any, place: tuple[Any, ...]) -> Any:
-        async def one() -> "QuicStream":
+    def by_address(family: socket.AddressFamily, place: tuple[Any, ...]) -> Attempt["QuicStream"]:
+        async def attempt() -> "QuicStream":
             with mapped_errors(str(place[0]), connecting=True):
                 return await open_quic(place, family, trust, label)
 
-        return one
+        return attempt
 
-    attempts = [attempt(family, host) for family, host in target.families()]
+    families = target.families()
+    attempts = [dial_family(family, host, target.port, by_address, socket.SOCK_DGRAM) for family, host in families]
     try:
         return await race(attempts, stagger_seconds=0.0)
     except ConnectError as error:
-        raise ConnectError(f"QUIC: {error}") from error
+        raise ConnectError(f"QUIC with {target.label()}: {error}") from error

@@ -10,7 +10,7 @@ import socket
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 import trio
 
@@ -91,7 +91,7 @@ def has_route(target: TcpTarget) -> bool:
 async def dial_tcp(target: TcpTarget, *, timeout_seconds: float, prefer_ipv6: bool = False) -> trio.SocketStream:
     """Connect, or raise ConnectError with the reason of every address tried (TransportTimeout if time ran out)."""
     doing = f"connect to {target.label()}"
-    attempts = [_dial_family(family, host, target.port) for family, host in target.families()]
+    attempts = [dial_family(family, host, target.port, _dial_address) for family, host in target.families()]
     # Preferring IPv6 delays IPv4; otherwise both start at once, as in a genuine client.
     delay = PREFER_IPV6_HEAD_START_SECONDS if prefer_ipv6 else 0.0
     try:
@@ -101,6 +101,27 @@ async def dial_tcp(target: TcpTarget, *, timeout_seconds: float, prefer_ipv6: bo
         raise transport_error(error, f"{doing} within {timeout_seconds:g} s") from error
     except ConnectError as error:
         raise ConnectError(f"{doing}: {error}") from error
+
+
+def dial_family(
+    family: socket.AddressFamily,
+    host: str,
+    port: int,
+    dial_address: Callable[[socket.AddressFamily, tuple[Any, ...]], Attempt[Stream]],
+    kind: socket.SocketKind = socket.SOCK_STREAM,
+) -> Attempt[Stream]:
+    """An attempt at all addresses of one family that a name has, one after the other, to run in a `race`."""
+
+    async def attempt() -> Stream:
+        with mapped_errors(_FAMILY_NAMES[family], connecting=True):
+            try:
+                found = await trio.socket.getaddrinfo(host, port, family, kind)
+            except UnicodeError as error:  # what IDNA cannot encode, such as a name with an empty label
+                raise ConnectError(f"{host!r} is not a host name") from error
+        addresses = list(dict.fromkeys(entry[4] for entry in found))[:MAX_ADDRESSES]
+        return await race([dial_address(family, one) for one in addresses], stagger_seconds=NEXT_ADDRESS_SECONDS)
+
+    return attempt
 
 
 async def race(attempts: Sequence[Attempt[Stream]], *, stagger_seconds: float) -> Stream:
@@ -148,20 +169,7 @@ async def race(attempts: Sequence[Attempt[Stream]], *, stagger_seconds: float) -
     return winner
 
 
-def _dial_family(family: socket.AddressFamily, host: str, port: int) -> Attempt[trio.SocketStream]:
-    async def attempt() -> trio.SocketStream:
-        with mapped_errors(_FAMILY_NAMES[family], connecting=True):
-            try:
-                found = await trio.socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
-            except UnicodeError as error:  # what IDNA cannot encode, such as a name with an empty label
-                raise ConnectError(f"{host!r} is not a host name") from error
-        addresses = list(dict.fromkeys(entry[4] for entry in found))[:MAX_ADDRESSES]
-        return await race([_dial_address(family, one) for one in addresses], stagger_seconds=NEXT_ADDRESS_SECONDS)
-
-    return attempt
-
-
-def _dial_address(family: socket.AddressFamily, address: tuple[object, ...]) -> Attempt[trio.SocketStream]:
+def _dial_address(family: socket.AddressFamily, address: tuple[Any, ...]) -> Attempt[trio.SocketStream]:
     async def attempt() -> trio.SocketStream:
         sock = trio.socket.socket(family, socket.SOCK_STREAM)
         try:
