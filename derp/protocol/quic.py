@@ -7,7 +7,7 @@ datagram is answered with the address from which it came.  docs/quic.md has the 
 
 from typing import Final
 
-from derp.protocol.frames import HEADER, HEADER_BYTES, KEY_BYTES, FrameType
+from derp.protocol.frames import HEADER, HEADER_BYTES, KEY_BYTES, MAX_CLIENT_FRAME_BYTES, FrameType
 
 ALPN: Final = "derp-quic/2"
 # UDP payload of a full QUIC packet.  A WireGuard packet of the usual MTU of 1,280 has 1,312 bytes; with the frame's 37
@@ -69,6 +69,9 @@ class StreamFrames:
         at = 0
         while len(data) - at >= HEADER_BYTES:
             frame_type, length = HEADER.unpack_from(data, at)
+            if length > MAX_CLIENT_FRAME_BYTES:
+                at = len(data)  # nobody waits for that: connection.py says what is wrong with it
+                break
             if len(data) - at - HEADER_BYTES < length:
                 break
             self.is_open |= frame_type == FrameType.SERVER_INFO

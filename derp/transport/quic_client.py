@@ -31,7 +31,7 @@ _RECEIVE_BYTES: Final = 1024 * 1024
 # Asked, the relay answers within a round trip.  Nothing for so long: our address may have changed, or a router on the
 # way may have forgotten us, so we go on from a new socket.
 _SILENT_SECONDS: Final = 3.0
-# Packets that nobody has received yet: 1 MiB of full ones, as much as a TCP socket holds.
+# What nobody has received yet: 1 MiB, as much as a TCP socket holds.
 _MAX_WAITING_BYTES: Final = 1024 * 1024
 
 
@@ -39,8 +39,7 @@ async def open_quic(
     address: tuple[Any, ...], family: socket.AddressFamily, trust: TlsTrust, label: str
 ) -> "QuicStream":
     """Shake hands with the relay at a UDP address; the caller has a deadline.  Raises ConnectError."""
-    trust = trust.in_tls()
-    name = trust.server_name or str(address[0])
+    name = trust.in_tls().server_name or str(address[0])
     stream = QuicStream(address, family, name)
     try:
         with mapped_errors(f"QUIC with {label}", connecting=True):
@@ -131,6 +130,10 @@ class QuicStream(trio.abc.Stream):
         while not self._waiting:
             if self._is_closed:
                 raise trio.ClosedResourceError
+            if self.line.has_stream:  # there was no room for it before
+                self._take()
+                self._transmit()
+                continue
             if self._is_at_end():
                 return b""
             self._check()
@@ -234,7 +237,7 @@ class QuicStream(trio.abc.Stream):
 
     def _take(self) -> None:
         line = self.line
-        if line.has_stream:
+        if line.has_stream and len(self._waiting) < _MAX_WAITING_BYTES:  # else it waits there, and its sender with it
             data = line.take_stream(_MAX_WAITING_BYTES)
             self._waiting += data if self._frames is None else self._frames.receive_data(data)
         packets, line.packets = line.packets, []

@@ -4,7 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from derp.protocol.frames import HEADER_BYTES, FrameType, encode_frame
+from derp.errors import RemoteProtocolError
+from derp.protocol.frames import (
+    HEADER,
+    HEADER_BYTES,
+    MAX_CLIENT_FRAME_BYTES,
+    FrameReader,
+    FrameType,
+    encode_frame,
+)
 from derp.protocol.quic import DATAGRAM_BYTES, StreamFrames, cut, is_packet
 
 KEY = bytes(32)
@@ -79,6 +87,16 @@ def test_packets_count_from_server_info_on() -> None:
     assert not reader.is_open
     assert reader.receive_data(info[-1:]) == info
     assert reader.is_open
+
+
+def test_a_frame_longer_than_any_is_not_waited_for() -> None:
+    reader = StreamFrames()
+    longest = HEADER.pack(FrameType.HEALTH, MAX_CLIENT_FRAME_BYTES) + b"begun"
+    assert reader.receive_data(PING + longest) == PING
+    too_long = HEADER.pack(FrameType.HEALTH, MAX_CLIENT_FRAME_BYTES + 1) + b"begun"
+    assert StreamFrames().receive_data(PING + too_long) == PING + too_long
+    with pytest.raises(RemoteProtocolError, match="announces 1048577 bytes"):
+        FrameReader(MAX_CLIENT_FRAME_BYTES).receive_data(too_long)
 
 
 def test_a_refusal_of_http_is_passed_on_as_it_is() -> None:

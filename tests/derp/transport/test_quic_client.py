@@ -6,9 +6,14 @@ from pathlib import Path
 import pytest
 import trio
 
+from derp.client.client import open_derp_client
+from derp.client.dial import DialOptions
 from derp.config import TlsConfig
 from derp.errors import ConnectError
+from derp.keys import NodePrivate
+from derp.protocol.messages import RecvPacket
 from derp.transport import quic_client
+from derp.transport.quic import STREAM_BYTES
 from derp.transport.quic_client import QuicStream, open_quic
 from derp.transport.tls_client import TlsTrust
 from tests.derp.server.world import HOST, PATIENCE_SECONDS, config_for, open_server, port_of, relay_config
@@ -84,6 +89,36 @@ async def test_one_task_drives_for_all_and_another_takes_over() -> None:
             await stream.receive_some()
         with pytest.raises(trio.ClosedResourceError):
             await stream.send_all(b"x")
+
+
+async def test_whoever_receives_nothing_holds_the_relay_back_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quic_client, "_MAX_WAITING_BYTES", 100_000)
+    options = DialOptions(insecure_for_tests=True, only_quic=True, environment=None)
+    private, large = NodePrivate.generate(), bytes(30_000)  # so large that it goes in the stream
+    async with open_server(config_for("quic")) as server:
+        url = f"https://{HOST}:{port_of(server)}"
+        async with (
+            open_derp_client(url, private, options=options, timeout_seconds=PATIENCE_SECONDS) as idle,
+            open_derp_client(url, NodePrivate.generate(), options=options, timeout_seconds=PATIENCE_SECONDS) as busy,
+        ):
+            stream = idle._stream
+            assert isinstance(stream, QuicStream)
+
+            def is_full() -> bool:
+                return bool(stream._waiting) and stream.line.has_stream
+
+            with trio.fail_after(PATIENCE_SECONDS):
+                while not is_full():
+                    await busy.send(private.public().raw, large)
+                    await busy.ping()
+                assert 100_000 <= len(stream._waiting) < 100_000 + STREAM_BYTES
+                for _ in range(len(stream._waiting) // len(large) + 1):  # and one that there was no room for
+                    message = await idle.receive()
+                    assert isinstance(message, RecvPacket)
+                    assert message.packet == large
+                await busy.send(private.public().raw, b"and on")
+                while not (isinstance(message := await idle.receive(), RecvPacket) and message.packet == b"and on"):
+                    pass
 
 
 async def test_closing_wakes_who_waits() -> None:
