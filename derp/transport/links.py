@@ -23,7 +23,7 @@ from derp.transport.tls_refusals import handshake_failure
 # decrypting one takes 2.5 us.  A packet's keep-alive is a record of 5 bytes, but nobody sends 64 of them at once.
 MAX_TINY_RECORDS: Final = 64
 _TINY_RECORD_BYTES: Final = 24
-_IOV_MAX: Final = 1024
+IOV_MAX: Final = 1024  # pieces of one sendmsg
 
 
 class Link(StreamWire):
@@ -69,14 +69,14 @@ class Link(StreamWire):
 
     def _carry(self, pieces: Sequence[Piece], size: int) -> int:
         try:
-            sent = self.sock.send(pieces[0]) if len(pieces) == 1 else self.sock.sendmsg(pieces[:_IOV_MAX])
+            sent = self.sock.send(pieces[0]) if len(pieces) == 1 else self.sock.sendmsg(pieces[:IOV_MAX])
         except BlockingIOError:
             sent = 0
         except OSError as error:
             raise WireEnded(CloseReason.SOCKET_FAILED, f"send failed: {error_text(error)}") from error
         if sent < size:
-            if len(pieces) > _IOV_MAX and sent == sum(map(len, pieces[:_IOV_MAX])):
-                return sent + self._carry(pieces[_IOV_MAX:], size - sent)
+            if len(pieces) > IOV_MAX and sent == sum(map(len, pieces[:IOV_MAX])):
+                return sent + self._carry(pieces[IOV_MAX:], size - sent)
             self.blocked = True
         return sent
 

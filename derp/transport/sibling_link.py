@@ -11,11 +11,10 @@ from typing import Final
 
 from derp.transport.framing import RECEIVE_BYTES
 from derp.transport.host import Piece
-from derp.transport.links import Link
+from derp.transport.links import IOV_MAX, Link
 
 # What one batch of the reactor carries fits twice; the kernel gives what it allows (net.core.wmem_max).
 _SEND_BYTES: Final = 1024 * 1024
-_IOV_MAX: Final = 1024
 
 
 class SiblingLink(Link):
@@ -47,7 +46,7 @@ class SiblingLink(Link):
 
     def _try(self, pieces: Sequence[Piece]) -> int:
         try:
-            return self.sock.sendmsg(pieces if len(pieces) <= _IOV_MAX else [b"".join(pieces)])
+            return self.sock.sendmsg(pieces if len(pieces) <= IOV_MAX else [b"".join(pieces)])
         except OSError:  # no room; or the end of the link, of which its host learns when it reads
             return 0
 
