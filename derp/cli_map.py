@@ -13,7 +13,7 @@ import trio
 
 from derp.cli_output import MAX_NAME, open_console, print_json
 from derp.cli_run import FILE
-from derp.config import parse
+from derp.config.limits import weight
 from derp.errors import ConfigError
 from derp.text import printable
 
@@ -98,14 +98,11 @@ def steer_map(source: str, weights: tuple[str, ...], prefer: tuple[int, ...], dr
 def _weight(text: str) -> tuple[int, float]:
     region, _, number = text.partition("=")
     try:
-        weight = parse.rate(number)
-        if 0.001 <= weight <= 1000:
-            return int(region), weight
+        return int(region), weight(number)
     except ValueError:
-        pass
-    raise click.BadParameter(
-        f"wants REGION=N with N from 0.001 to 1000, got {printable(text, 40)!r}", param_hint="--weight"
-    )
+        raise click.BadParameter(
+            f"wants REGION=N with N from 0.001 to 1000, got {printable(text, 40)!r}", param_hint="--weight"
+        ) from None
 
 
 @map_commands.command("snippet")

@@ -55,7 +55,8 @@ def _table(value: object) -> dict[str, Any]:
     return value
 
 
-def _weight(value: object) -> float:
+def weight(value: object) -> float:
+    """A weight beside others, of tenants or of regions."""
     number = parse.rate(value)
     if not 0.001 <= number <= 1000:
         raise ValueError(f"wants a number from 0.001 to 1000, got {value!r:.80}")
@@ -65,7 +66,7 @@ def _weight(value: object) -> float:
 _CLIENT: Final = {**_RATE, **_QUOTA}
 _TENANT_KEYS: Final[Mapping[str, Parser[Any]]] = {
     **_CLIENT,
-    "weight": _weight,
+    "weight": weight,
     "keys": parse.node_keys,
     "client": _table,
 }
