@@ -278,6 +278,7 @@ class PacketQueue:
                     for one in range(start, stop, size):
                         fits = self.push_notice(window[one : one + size]) and fits
                 start = stop
+            assert start, "a piece that ends within its first frame: it would be looked at for ever"
             at += start
         return fits
 

@@ -23,8 +23,8 @@ _DUPLICATE_AFTER_SECONDS: Final = 3.0
 # Limits, queues and lost packets are looked at every second: what lasts is told once and stays until it is over.
 LOOK_SECONDS: Final = 1.0
 _HOLD_SECONDS: Final = 3 * LOOK_SECONDS
-# Below this a queue is the ordinary jitter of a long way.  The queue itself drops what waits for 250 ms, so that is
-# where the oldest packet stands when a sender does not listen to losses.
+# Below this a queue is the ordinary jitter of a long way.  The queue itself drops what waits for 250 ms beside others'
+# packets, so that is where the oldest one stands when a sender does not listen to losses.
 SLOW_SECONDS: Final = 0.2
 # Of packets that are not disco, to keys that are nowhere, within a second: a peer that sleeps is sent a handshake every
 # five seconds, and that is no news.
