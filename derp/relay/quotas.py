@@ -60,18 +60,19 @@ class Quotas:
         self._accounts[whose] = _Account(day, used_day, used_month)
         self._bound()
 
-    def spend(self, key: bytes, tenant: str, count: int, day: str) -> None:
-        """So many bytes were relayed for a client."""
-        for whose, quota in self._quotas(key, tenant):
-            if quota:
-                account = self._accounts.get(whose)
-                if account is None:
-                    account = self._accounts[whose] = _Account(day)
-                    self._bound()
-                self._accounts.move_to_end(whose)
-                account.turn(day)
-                account.used_day += count
-                account.used_month += count
+    def spend(self, key: bytes, tenant: str, count: int, day: str) -> bool:
+        """So many bytes were relayed for a client.  Whether it, or its tenant, has a quota of them."""
+        limited = [whose for whose, quota in self._quotas(key, tenant) if quota]
+        for whose in limited:
+            account = self._accounts.get(whose)
+            if account is None:
+                account = self._accounts[whose] = _Account(day)
+                self._bound()
+            self._accounts.move_to_end(whose)
+            account.turn(day)
+            account.used_day += count
+            account.used_month += count
+        return bool(limited)
 
     def standing(self, key: bytes, tenant: str, day: str) -> Standing | None:
         """How it stands with a client; None: nothing that it or its tenant used is limited."""

@@ -23,6 +23,8 @@ class QuotaKeeper:
         self._clock = clock
         self._quotas = Quotas()
         self._day = ""
+        self.on_spent: list[Callable[[bytes, str, int], None]] = []
+        """Each hears what a client here carried of a quota: its key, its tenant, and how many bytes."""
         self._warned: set[bytes] = set()  # keys that are connected; emptied each day
         sessions.judges.append(self.judge)
         sessions.on_end.append(self.forget)
@@ -40,7 +42,9 @@ class QuotaKeeper:
     def spend(self, client: Client, tenant: str, count: int) -> None:
         """A client carried so many bytes."""
         sessions, key, day = self._sessions, client.key, day_of(self._clock())
-        self._quotas.spend(key, tenant, count, day)
+        if self._quotas.spend(key, tenant, count, day):
+            for notify in self.on_spent:
+                notify(key, tenant, count)
         if client.member is None:
             return  # it is gone, or on its way
         if day != self._day:
@@ -58,6 +62,10 @@ class QuotaKeeper:
             sessions.advisor.note_ending(client, f"{standing.text}, and goes on at {standing.quota.floor}")
             sessions.set_floor(key, standing.quota.floor)
         sessions.host.flush()
+
+    def spent_elsewhere(self, key: bytes, tenant: str, count: int) -> None:
+        """The same of a client of another worker, which acts on it; here it counts when the client comes."""
+        self._quotas.spend(key, tenant, count, day_of(self._clock()))
 
     def judge(self, key: bytes, tenant: str) -> Verdict | None:
         """The refusal of a key that comes and whose quota is used up, if that refuses; else the key is slow at once."""

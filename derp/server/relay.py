@@ -144,6 +144,8 @@ class Relay:
             return None
         self._quotas = QuotaKeeper(self.sessions)
         self._quotas.configure(config.limits)
+        if self.siblings is not None:
+            share_use(self.siblings, self._quotas)
         clients, tenant_of = self.router.clients, self.sessions.limiter.tenant_of
         ledger = Ledger(config.ledger, config.ledger_days, clients, tenant_of, self._quotas.spend, self._quotas.recall)
         self.sessions.on_end.append(ledger.note_end)
@@ -374,6 +376,12 @@ def _share_verdicts(siblings: Siblings, verifier: "Verifier") -> None:
     siblings.told["verdict"] = lambda key, address, allowed, because: verifier.keep(
         key, address, Verdict(allowed, because)
     )
+
+
+def share_use(siblings: Siblings, quotas: QuotaKeeper) -> None:
+    """What a client has used with one worker counts with all: it may come back to any of them."""
+    quotas.on_spent.append(lambda key, tenant, count: siblings.tell("used", key, tenant, count))
+    siblings.told["used"] = quotas.spent_elsewhere
 
 
 def _open_verifier(config: RelayConfig) -> "Verifier | None":

@@ -8,7 +8,10 @@ from derp.keys import NodePrivate
 from derp.protocol.messages import Health, RecvPacket
 from derp.relay.limits import ClientLimits, Limits, Quota, Rate
 from derp.server import ledger
+from derp.server.quotas import QuotaKeeper
+from derp.server.relay import share_use
 from tests.derp.server.test_keysets import until
+from tests.derp.server.test_siblings import two_workers
 from tests.derp.server.world import Caller, call, open_server, relay_config
 
 SLOW = Rate(20_000, 70_000)
@@ -70,3 +73,20 @@ async def test_it_is_sent_away_and_stays_out_with_the_reason(tmp_path: Path) -> 
         assert verdict is not None, "what was used before the restart is remembered"
         assert "has used 110 %" in verdict.told
         assert server.relay.sessions.judges[0](b"x" * 32, "default") is None
+
+
+def test_what_one_worker_counted_counts_with_the_other() -> None:
+    with two_workers() as workers:
+        keepers = [QuotaKeeper(side.sessions) for side in workers.sides]
+        for siblings, keeper in zip(workers.siblings, keepers, strict=True):
+            keeper.configure(quota(refuses=True))
+            share_use(siblings, keeper)
+        one = workers.sides[0].connect()
+        for _ in range(2):
+            assert keepers[1].judge(one.key, "default") is None
+            keepers[0].spend(one.client, "default", 11_000)
+            workers.serve()
+        verdict = keepers[1].judge(one.key, "default")
+        assert verdict is not None, "to come back to another worker is no way out"
+        assert "has used 110 %" in verdict.told
+        assert keepers[1].judge(b"x" * 32, "default") is None
