@@ -25,8 +25,6 @@ _log = logging.getLogger("derp.server")
 
 # Not DERP_... or TAILNET_...: that is how settings are called.
 VARIABLE: Final = "RELAY_HANDOVER"
-# Ours to the process that we replace: succession.py.
-KIN_VARIABLES: Final = ("RELAY_KIN_SERVES", "RELAY_KIN_DIALS")
 # systemd's first descriptor: SD_LISTEN_FDS_START of sd-daemon.h.
 _FIRST_FD: Final = 3
 # A cold start takes half a second; one that reads keys from a slow disk, some seconds.
@@ -40,7 +38,7 @@ class HandoverError(DerpError):
 
 class Handed(NamedTuple):
     """A bound socket under the name that settings give it: tcp or udp, host and port as configured.  Or one between the
-    two processes (moving.py), which has a name of its own."""
+    two processes (succession.py, moving.py), whose kind says which; a version that does not know the kind closes it."""
 
     kind: str
     host: str
@@ -52,16 +50,9 @@ class Inherited:
     """The sockets that this process was given.  Call `take` for each that the settings want, then `finish`."""
 
     def __init__(
-        self,
-        handed: Iterable[Handed] = (),
-        ready_fd: int | None = None,
-        *,
-        from_systemd: Iterable[socket.socket] = (),
-        kin: Sequence[socket.socket] = (),
+        self, handed: Iterable[Handed] = (), ready_fd: int | None = None, *, from_systemd: Iterable[socket.socket] = ()
     ) -> None:
-        """`handed` carry the names of settings; those of systemd are found by the address to which they are bound;
-        `kin`: to the process that we replace (succession.py)."""
-        self._kin = list(kin)
+        """`handed` carry the names of settings; those of systemd are found by the address to which they are bound."""
         self._handed = {(one.kind, one.host, one.port): one.sock for one in handed}
         self._from_systemd = list(from_systemd)
         self._ready_fd = ready_fd
@@ -76,16 +67,16 @@ class Inherited:
         document = json.loads(text)
         handed = [Handed(kind, host, port, _adopt(fd)) for kind, host, port, fd in document["sockets"]]
         os.set_inheritable(document["ready"], False)
-        kin = [_adopt(int(environ.pop(name))) for name in KIN_VARIABLES if name in environ]  # an older one gave none
-        return cls(handed, document["ready"], from_systemd=from_systemd, kin=kin)
+        return cls(handed, document["ready"], from_systemd=from_systemd)
 
     @property
     def replaces_another(self) -> bool:
         """Whether a process that handed its sockets over waits to hear that we serve."""
         return self._ready_fd is not None
 
-    def take(self, kind: str, host: str, port: int) -> socket.socket | None:
-        """The socket that the settings name so, once; None if it has to be opened."""
+    def take(self, kind: str, host: str = "", port: int = 0) -> socket.socket | None:
+        """The socket that the settings name so, once; None if it has to be opened.  One between the two processes has a
+        kind alone."""
         sock = self._handed.pop((kind, host, port), None)
         if sock is not None:
             return sock
@@ -95,11 +86,6 @@ class Inherited:
                 return sock
         return None
 
-    def take_kin(self) -> list[socket.socket]:
-        """The sockets to the process that we replace, once; none without one."""
-        kin, self._kin = self._kin, []
-        return kin
-
     def finish(self) -> None:
         """We serve: tell the process that we replace, and close what the settings of today do not name any more."""
         for sock in self._from_systemd:
@@ -107,7 +93,7 @@ class Inherited:
             _log.warning(
                 "! systemd gave a %s socket at %s, which no setting names: nobody serves it", _kind(sock), place
             )
-        for sock in (*self._handed.values(), *self._from_systemd, *self.take_kin()):
+        for sock in (*self._handed.values(), *self._from_systemd):
             sock.close()
         self._handed.clear()
         self._from_systemd.clear()

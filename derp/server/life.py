@@ -25,7 +25,7 @@ from derp.keys import NodePublic
 from derp.log import set_level
 from derp.server.door import FrontDoor
 from derp.server.encryption import open_keeper, open_tls
-from derp.server.handover import KIN_VARIABLES, HandoverError, Inherited, hand_over
+from derp.server.handover import HandoverError, Inherited, hand_over
 from derp.server.lobby import Lobby
 from derp.server.memory import Load, give_back_forever
 from derp.server.moving import KIND, move_clients, open_channel, receive_clients
@@ -236,7 +236,7 @@ class Server(ABC, Generic[Config]):
             self.ports.start()
             if self.config.self_check:
                 nursery.start_soon(self._check_itself)
-            relay, channel = self.own_relay(), self.inherited.take(KIND, "", 0)
+            relay, channel = self.own_relay(), self.inherited.take(KIND)
             if relay is not None and channel is not None:
                 keeper = self.tls.records if self.tls is not None else None
                 nursery.start_soon(receive_clients, relay.sessions, keeper, channel)
@@ -248,10 +248,10 @@ class Server(ABC, Generic[Config]):
     async def _join_predecessor(self) -> None:
         """Mesh with the process that we replace, and with the other relays, so that whoever comes here reaches all."""
         relay = self.own_relay()
-        kin = self.inherited.take_kin()
-        if relay is None or not kin:
+        ends = Ends.inherited(self.inherited) if relay is not None else None
+        if relay is None or ends is None:
             return
-        relay.succession = Succession(relay.sessions, Ends(*kin), 2 * self.config.max_connections)
+        relay.succession = Succession(relay.sessions, ends, 2 * self.config.max_connections)
         with trio.move_on_after(_JOIN_SECONDS):
             await self._join(relay.succession)
             while not relay.is_meshed():  # noqa: ASYNC110  # a round trip or a few
@@ -337,23 +337,22 @@ class Server(ABC, Generic[Config]):
         if relay is None:
             return await hand_over(self.ports.sockets(), command)
         ours, theirs = open_pairs()
-        channel, handed = open_channel()
-        handed += self.ports.sockets()
+        channel, for_clients = open_channel()
+        between = [*theirs.handed(), *for_clients]
         relay.succession = Succession(relay.sessions, ours, 2 * self.config.max_connections)
         failure: HandoverError | None = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._join, relay.succession)
             try:
-                more = {name: sock.fileno() for name, sock in zip(KIN_VARIABLES, theirs, strict=True)}
-                successor = await hand_over(handed, command, more=more)
+                successor = await hand_over([*between, *self.ports.sockets()], command)
             except HandoverError as error:
                 failure = error
                 nursery.cancel_scope.cancel()
             else:
                 nursery.cancel_scope.deadline = trio.current_time() + _JOIN_SECONDS
             finally:
-                for sock in (*theirs, *(one.sock for one in handed if one.kind == KIND)):
-                    sock.close()
+                for one in between:
+                    one.sock.close()
         if failure is not None:
             relay.succession = None
             if channel is not None:

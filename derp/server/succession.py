@@ -7,7 +7,7 @@ and key: nobody else has these sockets.  life.py makes and joins them; next hop:
 
 import secrets
 import socket
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
 import trio
 
@@ -16,7 +16,7 @@ from derp.protocol.connection import ClientConnection
 from derp.protocol.frames import FrameType, encode_frame
 from derp.protocol.messages import Message, Pong
 from derp.relay.mesh import MeshRoute
-from derp.server.handover import READY_SECONDS
+from derp.server.handover import READY_SECONDS, Handed, Inherited
 from derp.server.login import shake_hands
 from derp.server.mesh import MeshSession, begin, leave
 from derp.server.session import Greeting, Sessions
@@ -24,6 +24,7 @@ from derp.transport.host import WireEnded
 from derp.transport.links import Link
 from derp.transport.linkstream import LinkStream
 
+_KINDS: Final = ("kin-serves", "kin-dials")
 # Nobody's address: the log and PeerPresent leave it out.
 _NOWHERE: Final = ("", 0)
 # The other process is busy with its start, or with its clients; what it has to say is 56 bytes for each of those.
@@ -35,6 +36,16 @@ class Ends(NamedTuple):
 
     serves: socket.socket
     dials: socket.socket
+
+    def handed(self) -> list[Handed]:
+        """For the process that inherits these."""
+        return [Handed(kind, "", 0, sock) for kind, sock in zip(_KINDS, self, strict=True)]
+
+    @classmethod
+    def inherited(cls, inherited: Inherited) -> Self | None:
+        """Those that the process that we replace gave us; None without one, or if it knew of none."""
+        serves, dials = map(inherited.take, _KINDS)
+        return cls(serves, dials) if serves is not None and dials is not None else None
 
 
 def open_pairs() -> tuple[Ends, Ends]:

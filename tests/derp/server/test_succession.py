@@ -9,6 +9,7 @@ from derp.close_reason import CloseReason
 from derp.errors import DerpError
 from derp.keys import NodePrivate
 from derp.protocol.messages import RecvPacket, Restarting, encode
+from derp.server.handover import Inherited
 from derp.server.relay import Relay
 from derp.server.server import RelayServer
 from derp.server.succession import Ends, Succession, open_pairs
@@ -111,6 +112,16 @@ def test_each_end_is_joined_with_one_of_the_other_kind() -> None:
     assert isinstance(ours, Ends)
     for sock in (*ours, *theirs):
         assert sock.family is socket.AF_UNIX
+        sock.close()
+
+
+def test_the_other_process_inherits_its_ends() -> None:
+    ours, theirs = open_pairs()
+    inherited = Inherited(theirs.handed())
+    assert Ends.inherited(inherited) == theirs
+    assert Ends.inherited(inherited) is None, "each once"
+    assert Ends.inherited(Inherited(ours.handed()[:1])) is None
+    for sock in (*ours, *theirs):
         sock.close()
 
 
