@@ -41,7 +41,6 @@ from derp.transport.stream import reason_of
 
 if TYPE_CHECKING:
     from derp.server.quic import QuicPorts
-    from derp.server.upgrade import DerpUpgrades
 
 _log = logging.getLogger("derp.server")
 
@@ -147,10 +146,6 @@ class Server(ABC, Generic[Config]):
         """The relay that clients reach through this server's ports; None without one."""
         return None
 
-    def upgrades(self) -> "DerpUpgrades | None":
-        """The way into that relay; None without one."""
-        return None
-
     def doors(self) -> list[FrontDoor]:
         """All that lead in, for what they count."""
         quic = self.ports.quic
@@ -198,8 +193,8 @@ class Server(ABC, Generic[Config]):
             raise
 
     def _make_quic(self) -> "QuicPorts":
-        upgrades = self.upgrades()
-        if self.tls is None or upgrades is None:
+        relay = self.own_relay()
+        if self.tls is None or relay is None:
             what = "a certificate, as TLS does" if self.tls is None else "the relay, which is off"
             raise ConfigError(f"--quic needs {what}")
         try:
@@ -207,7 +202,7 @@ class Server(ABC, Generic[Config]):
             from derp.server.quic import QuicPorts
         except ImportError as error:
             raise ConfigError(f"--quic: {error_text(error)}; install tailnet-derp[quic]") from None
-        return QuicPorts(self.reactor, self.tls, self.lobby, upgrades)
+        return QuicPorts(self.reactor, self.tls, self.lobby, relay.upgrades)
 
     def _listen(self, kind: str, host: str, port: int, door: FrontDoor) -> None:
         self.ports.open(

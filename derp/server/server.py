@@ -26,7 +26,6 @@ from derp.server.pages import Page, Pages, PlainPages
 from derp.server.relay import Relay
 from derp.server.statistics import read_statistics
 from derp.server.together import PagesTogether
-from derp.server.upgrade import DerpUpgrades
 from derp.server.varz import vars_page, varz_page
 from derp.server.worker import Worker
 
@@ -142,9 +141,6 @@ class RelayServer(Server[RelayConfig]):
 
     def own_relay(self) -> Relay | None:
         return self.relay if self.config.derp_enabled else None
-
-    def upgrades(self) -> DerpUpgrades | None:
-        return self.relay.upgrades if self.config.derp_enabled else None
 
     def look_at_files(self) -> None:
         """There are none that settings do not name."""

@@ -31,7 +31,6 @@ from derp.server.memory import Load, memory_bytes, sum_loads
 from derp.server.pages import Page, Pages, PlainPages, Question
 from derp.server.relay import Relay
 from derp.server.statistics import read_statistics
-from derp.server.upgrade import DerpUpgrades
 from derp.server.varz import vars_page, varz_page
 from derp.transport.http import Request
 from derp.transport.links import Link
@@ -213,9 +212,6 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         keys.on_known.append(relay.welcome)
         keys.on_revoked.append(relay.recheck)
         return relay
-
-    def upgrades(self) -> DerpUpgrades | None:
-        return self.relay.upgrades if self.relay is not None else None
 
     def own_relay(self) -> Relay | None:
         return self.relay
