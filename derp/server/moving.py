@@ -6,12 +6,10 @@ the kernel.  Each is one message on a pair of Unix sockets that the new process 
 TLS clients go if their records are ours (transport/tls_records.py).  Who cannot go is drained.  Called by life.py.
 """
 
-import array
 import logging
+import math
 import socket
-from collections.abc import Mapping
-from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgpack
 import trio
@@ -24,6 +22,8 @@ from derp.relay.queue import STEP_BYTES
 from derp.server.handover import Handed
 from derp.server.session import ClientSession, Sessions
 from derp.server.upgrade import MAX_WEBSOCKET_MESSAGE_BYTES
+from derp.text import error_text
+from derp.transport.descriptors import receive_with_socket, send_with_socket
 from derp.transport.links import Link
 from derp.transport.tls_records import RecordKeeper, RecordLink
 
@@ -35,13 +35,14 @@ _MAX_BYTES: Final = 64 * 1024
 # Keys of whose end the client wants to hear: 1,024 of them, 32 KiB.  It hears of more when it sends to them.
 _MAX_HEARD_KEYS: Final = 1_024
 _MESSAGE_BYTES: Final = 256 * 1024
-_FD_BYTES: Final = socket.CMSG_SPACE(array.array("i").itemsize)
-# How long the other process may take to fetch one client: it has nothing else to do yet.
+# How long the other process may take to fetch one client, for it has nothing else to do yet, or to give the next one.
 _STUCK_SECONDS: Final = 5.0
 _END: Final = msgpack.packb(None)
 # Changed with what a message holds: a process that does not know the number lets its clients be drained.
 _VERSION: Final = 1
 KIND: Final = f"moving-{_VERSION}"
+# What a message raises that another program made.  One of a version with the same number is as we make it.
+_NOT_UNDERSTOOD: Final = (ValueError, TypeError, LookupError, msgpack.UnpackException)
 # Of Client: what stays as it is in the new process.
 _KEPT: Final = (
     *("key", "address", "port", "is_prober", "is_ideal", "can_ack_pings", "app_name"),
@@ -113,10 +114,9 @@ async def _hand_over(sessions: Sessions, client: Client, end: trio.socket.Socket
     member = client.member
     sessions.router.send_off(client, host.now)
     sessions.advisor.note_departure(client, member)
-    rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [wire.fd]))
     try:
         with trio.fail_after(_STUCK_SECONDS):
-            await end.sendmsg([packed], [rights])
+            await send_with_socket(end, packed, wire.sock)
     finally:
         wire.sock.close()  # the other process has it, or nobody can tell any more what it has
         session, wire.session = wire.session, None
@@ -152,6 +152,16 @@ def _take_back(sessions: Sessions, wires: list[Link]) -> None:
 # --- the process that comes
 
 
+class _Came(NamedTuple):
+    """A client, and what of it is no attribute.  `heard`: the keys from which it has had packets."""
+
+    client: Client
+    age: float
+    is_preferred: bool
+    heard: list[bytes]
+    queued: list[bytes]
+
+
 async def receive_clients(sessions: Sessions, keeper: RecordKeeper | None, channel: socket.socket) -> int:
     """Take clients until the old process has no more, then read them all; return how many came.  `channel` is closed.
 
@@ -159,14 +169,25 @@ async def receive_clients(sessions: Sessions, keeper: RecordKeeper | None, chann
     """
     keeper = keeper or RecordKeeper()
     came: list[tuple[Client, list[bytes]]] = []
-    with trio.socket.from_stdlib_socket(channel) as end, suppress(OSError):
+    with trio.socket.from_stdlib_socket(channel) as end:
         while True:
-            packed, rights, _, _ = await end.recvmsg(_MESSAGE_BYTES, _FD_BYTES)
-            if not rights:  # it has said that there are no more, or has ended
+            try:
+                with trio.fail_after(_STUCK_SECONDS if came else math.inf):
+                    packed, sock = await receive_with_socket(end, _MESSAGE_BYTES)
+            except (OSError, trio.TooSlowError):
+                _log.warning("! the other process gives no more clients: they come anew")
                 break
-            (fd,) = array.array("i", rights[0][2])
-            told = msgpack.unpackb(packed)
-            came.append((_adopt(sessions, keeper, socket.socket(fileno=fd), told), told["heard"]))
+            if sock is None:  # it has said that there are no more, or has ended
+                break
+            try:
+                one = _read(sessions, keeper, sock, packed)
+            except _NOT_UNDERSTOOD as error:
+                sock.close()
+                sessions.lobby.count_closed(CloseReason.INTERNAL_ERROR)
+                _log.error("! a client of the other process is not understood, and comes anew: %s", error_text(error))
+            else:
+                _adopt(sessions, one)
+                came.append((one.client, one.heard))
     sessions.host.tick()
     members = sessions.router.members
     for client, heard in came:
@@ -183,30 +204,36 @@ async def receive_clients(sessions: Sessions, keeper: RecordKeeper | None, chann
     return len(came)
 
 
-def _adopt(sessions: Sessions, keeper: RecordKeeper, sock: socket.socket, told: Mapping[str, Any]) -> Client:
-    """A client as it was, which is not read yet."""
-    host, router = sessions.host, sessions.router
-    sock.setblocking(False)
+def _read(sessions: Sessions, keeper: RecordKeeper, sock: socket.socket, packed: bytes) -> _Came:
+    """What a message says of a client, of which nobody here knows yet.  Raises _NOT_UNDERSTOOD."""
+    told = msgpack.unpackb(packed)
     host_name, port, *_ = told["caller"]
     address = (host_name, port)
+    sock.setblocking(False)
     wire = Link(sock, address) if told["tls"] is None else RecordLink.restored(sock, address, keeper, *told["tls"])
     if told["is_websocket"]:
         wire.codec = WebSocketDecoder(True, MAX_WEBSOCKET_MESSAGE_BYTES)
-    now = host.tick()
-    client = Client(told["key"], router.next_number(), wire, now)
+    wire.kept, wire.tail = told["kept"], told["tail"]
+    client = Client(told["key"], sessions.router.next_number(), wire, sessions.host.tick())
     for name in _KEPT:
         setattr(client, name, told[name])
     wire.session = ClientSession(sessions, client)
-    wire.kept, wire.tail = told["kept"], told["tail"]
+    return _Came(client, told["age"], told["is_preferred"], told["heard"], told["queued"])
+
+
+def _adopt(sessions: Sessions, came: _Came) -> None:
+    """The client is here as it was, and not read yet."""
+    host, router, client = sessions.host, sessions.router, came.client
+    wire, now = client.wire, host.now
     host.add(wire)
     host.pause(wire)
     router.register(client)
-    if told["is_preferred"]:
+    if came.is_preferred:
         router.handle_note_preferred(client, True, now)
-    client.connected_at = now - told["age"]  # only now: to come with one's home is no move of it
-    if told["queued"] or wire.tail:
+    client.connected_at = now - came.age  # only now: to come with one's home is no move of it
+    if came.queued or wire.tail:
         client.queue = router.new_queue(client)
-        for frames in told["queued"]:
+        for frames in came.queued:
             client.queue.push_frames(frames, now)
         wire.blocked = True  # until the set says otherwise, at once if there is room
         host.await_room(wire)
@@ -214,4 +241,3 @@ def _adopt(sessions: Sessions, keeper: RecordKeeper, sock: socket.socket, told: 
     for notify in sessions.on_register:
         notify(client)
     host.flush()
-    return client

@@ -21,6 +21,7 @@ from derp.keys import NodePrivate
 from derp.relay.siblings import Place
 from derp.server.memory import memory_bytes
 from derp.server.siblings import Siblings
+from derp.transport.descriptors import receive_with_socket
 
 _log = logging.getLogger("derp.workers")
 
@@ -101,12 +102,12 @@ class Worker:
             nursery.start_soon(self._say_alive, line)
             while True:
                 try:
-                    message, ancillary, _, _ = await line.recvmsg(LINE_BYTES, socket.CMSG_SPACE(4))
+                    message, sock = await receive_with_socket(line, LINE_BYTES)
                 except OSError:
-                    message = b""
+                    message, sock = b"", None
                 if not message:
                     break
-                await self._obey(msgpack.unpackb(message), ancillary, server, siblings, line, nursery)
+                await self._obey(msgpack.unpackb(message), sock, server, siblings, line, nursery)
             nursery.cancel_scope.cancel()
         _log.error("! the supervisor is gone: this worker drains")
         await server.drain()
@@ -114,7 +115,7 @@ class Worker:
     async def _obey(
         self,
         order: list[Any],
-        ancillary: list[tuple[int, int, bytes]],
+        sock: socket.socket | None,
         server: Ordered,
         siblings: Siblings,
         line: trio.socket.SocketType,
@@ -122,8 +123,8 @@ class Worker:
     ) -> None:
         match order:
             case ["sibling", number]:
-                fd = int.from_bytes(ancillary[0][2][:4], "little")
-                siblings.add(number, socket.socket(fileno=fd))
+                assert sock is not None
+                siblings.add(number, sock)
             case ["reload"]:
                 server.reload()
                 await line.send(encode("reloaded"))

@@ -1,5 +1,6 @@
 """Clients that go from one process to another with their sockets: nothing lost, twice or out of order."""
 
+import os
 import signal
 import socket
 import subprocess
@@ -9,11 +10,13 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import msgpack
 import pytest
 import trio
 
 from derp.client.client import Identity, reach
 from derp.client.dial import DialOptions
+from derp.close_reason import CloseReason
 from derp.keys import NodePrivate
 from derp.protocol.messages import Health, PeerGone, RecvPacket, Restarting
 from derp.relay.clients import Client, Member
@@ -50,11 +53,14 @@ def carrier(kind: str) -> Carrier:
     return "websocket" if "websocket" in kind else "plain"
 
 
-async def move(old: RelayServer, new: RelayServer) -> tuple[int, int]:
-    """How many went, and how many came."""
+async def move(old: RelayServer, new: RelayServer, *nonsense: bytes) -> tuple[int, int]:
+    """How many went, and how many came.  `nonsense` goes first, each with a socket that nobody else has."""
     came: list[int] = []
     ours, (theirs,) = open_channel()
     assert ours is not None
+    for message in nonsense:
+        with socket.socket() as sock:
+            socket.send_fds(ours, [message], [sock.fileno()])
 
     async def receive() -> None:
         keeper = new.tls.records if new.tls is not None else None
@@ -200,6 +206,42 @@ async def test_when_the_other_process_ends_clients_stay() -> None:
             await caller.ping()
         for caller in (pair.one, pair.other, third):
             await caller.aclose()
+
+
+async def test_what_is_not_understood_is_closed_and_counted_and_the_others_come(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with two() as (old, new):
+        pair = Bystanders(await call(old), await call(old))
+        nonsense = [b"\xc1", *map(msgpack.packb, (None, [1], {}, {"caller": ["", 1], "tls": [1]}))]
+        assert await move(old, new, *nonsense) == (2, 2)
+        assert caplog.text.count("is not understood") == len(nonsense)
+        assert new.lobby.closed_count[CloseReason.INTERNAL_ERROR] == len(nonsense)
+        await pair.go_on(3)
+        await pair.aclose()
+
+
+async def test_who_came_is_read_though_the_other_process_gives_no_more(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with two() as (old, new):
+        one = await call(old)
+        ours, (theirs,) = open_channel()
+        assert ours is not None
+        with ours:
+            at_first, (nobody,) = open_channel()
+            assert at_first is not None
+            with nobody.sock:
+                assert await move_clients(old.relay.sessions, at_first) == 1
+                message, fds, _, _ = socket.recv_fds(nobody.sock, 1 << 18, 1)
+            socket.send_fds(ours, [message], fds)
+            os.close(fds[0])
+            monkeypatch.setattr("derp.server.moving._STUCK_SECONDS", 0.1)
+            with trio.fail_after(PATIENCE_SECONDS):
+                assert await receive_clients(new.relay.sessions, None, theirs.sock) == 1
+        assert "gives no more clients" in caplog.text
+        await one.ping()
+        await one.aclose()
 
 
 def client_lost(server: RelayServer, caller: Caller) -> bool:
