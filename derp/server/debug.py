@@ -2,10 +2,11 @@
 strangers, and so does the coordinator's API.
 """
 
+import heapq
 import json
 import ssl
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -24,6 +25,7 @@ from derp.server.siblings import Siblings
 from derp.text import fit_to_show
 
 WHY_PATH: Final = "/debug/why"
+BUSIEST_PATH: Final = "/debug/clients"
 # More rows than anybody reads; the JSON twin is cut at the same place.
 _MAX_ROWS: Final = 1000
 _TEXT: Final = "text/plain; charset=utf-8"
@@ -48,7 +50,7 @@ def debug_pages(
         **others,
         WHY_PATH: why_question(lambda asked: why(relay, asked), brand=brand, places=places),
         CLIENTS_PATH: Question("clients: filtered, sorted, page by page, as JSON too", clients.reply),
-        "/debug/clients": Page("the busiest clients as JSON", "application/json", lambda: clients_page(relay)),
+        BUSIEST_PATH: Page("the busiest clients as JSON", "application/json", lambda: clients_page(relay)),
         "/debug/check": Page(
             "consistency check",
             _TEXT,
@@ -139,10 +141,13 @@ def clients_page(relay: Relay) -> bytes:
 
 def client_rows(relay: Relay) -> list[dict[str, Any]]:
     """One object per connection, the busiest first, at most 1,000."""
-    now = relay.host.now
     elsewhere = (client for other in relay.others for client in other.clients)
-    clients = sorted((*relay.router.clients.values(), *elsewhere), key=lambda c: c.bytes_in + c.bytes_out, reverse=True)
-    return [_row(client, now) for client in clients[:_MAX_ROWS]]
+    return [_row(client, relay.host.now) for client in busiest((*relay.router.clients.values(), *elsewhere))]
+
+
+def busiest(clients: Iterable[Client]) -> list[Client]:
+    """Those of some clients that /debug/clients has a row for, in its order."""
+    return heapq.nlargest(_MAX_ROWS, clients, key=lambda client: client.bytes_in + client.bytes_out)
 
 
 def _row(client: Client, now: float) -> dict[str, Any]:

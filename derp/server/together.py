@@ -10,7 +10,7 @@ from typing import Any, Final
 from derp.close_reason import CloseReason
 from derp.metrics import RelayStatistics
 from derp.server.clients_page import CLIENTS_PATH, ClientsPage
-from derp.server.debug import WHY_PATH, inconsistencies, why_here
+from derp.server.debug import BUSIEST_PATH, WHY_PATH, busiest, inconsistencies, why_here
 from derp.server.door import HttpSession, Route
 from derp.server.merged import Other, decode, encode, row_of, take_apart
 from derp.server.pages import Pages, read_query
@@ -20,7 +20,7 @@ from derp.transport.host import WireEnded
 from derp.transport.http import Request
 
 _NUMBERS: Final = frozenset({"/metrics", "/debug/vars", "/debug/varz"})
-_OVERVIEWS: Final = frozenset({"/debug/", "/debug/clients", CLIENTS_PATH})
+_OVERVIEWS: Final = frozenset({"/debug/", BUSIEST_PATH, CLIENTS_PATH})
 _TEXTS: Final = frozenset({WHY_PATH, "/debug/check"})
 _PATHS: Final = _NUMBERS | _OVERVIEWS | _TEXTS
 
@@ -97,6 +97,7 @@ class PagesTogether:
     def _answer(self, asked: bytes) -> bytes:
         """What this worker has for a page of a sibling."""
         relay, target = self._relay, decode(asked)["target"]
+        now = relay.host.now
         path, _, query = target.partition("?")
         answer: dict[str, Any] = {}
         if path in _TEXTS:
@@ -109,10 +110,11 @@ class PagesTogether:
             return encode(answer)
         answer["reading"] = take_apart(self._read())
         answer["connections"] = len(relay.router.clients)
-        if path in _OVERVIEWS:
+        if path == BUSIEST_PATH:
+            answer["clients"] = [row_of(client, now) for client in busiest(relay.router.clients.values())]
+        elif path in _OVERVIEWS:
             selection = self._clients.selected(read_query(query) if path == CLIENTS_PATH else None)
             if selection is not None:
-                now = relay.host.now
                 answer["clients"] = [row_of(client, now) for client in selection.clients]
                 answer["matching"] = (selection.connections, selection.keys, selection.remaining)
         return encode(answer)

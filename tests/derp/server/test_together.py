@@ -5,6 +5,7 @@ from pathlib import Path
 
 from derp.protocol.messages import RecvPacket
 from tests.derp.server.workers_world import call_many, clients_by_worker, open_workers, page
+from tests.derp.server.world import ask
 
 MANY = 12
 # Whoever answers: the kernel chooses anew with each request.
@@ -17,7 +18,7 @@ async def test_every_page_is_of_all_workers(tmp_path: Path) -> None:
         assert here
         assert there
         assert {*here, *there} >= {caller.key for caller in callers}
-        sender = next(caller for caller in callers if caller.key == here[0] or caller.key in here)
+        sender = next(caller for caller in callers if caller.key in here)
         receiver = next(caller for caller in callers if caller.key in there)
         await sender.send(receiver.key, b"12345")
         assert (await receiver.receive_a(RecvPacket)).packet == b"12345"
@@ -37,6 +38,12 @@ async def test_every_page_is_of_all_workers(tmp_path: Path) -> None:
             assert "packets go to the worker that has the second" in why
 
 
+async def test_the_list_of_the_busiest_has_all_clients_of_all_workers(tmp_path: Path) -> None:
+    async with open_workers(tmp_path) as relay, call_many(relay, 5 * MANY) as callers:
+        rows = json.loads(await page(relay, "/debug/clients"))
+        assert {row["key"] for row in rows} >= {f"nodekey:{caller.key.hex()}" for caller in callers}
+
+
 async def test_a_page_of_clients_goes_on_where_the_one_before_ended(tmp_path: Path) -> None:
     async with open_workers(tmp_path) as relay, call_many(relay, MANY) as callers:
         got: list[str] = []
@@ -53,14 +60,8 @@ async def test_strangers_have_nobody_asked(tmp_path: Path) -> None:
     settings = tmp_path / "settings.toml"
     settings.write_text(f'listen = "127.0.0.1:0"\nkey_file = "{tmp_path}/key"\nstun_port = 0\ndebug_allow = []\n')
     async with open_workers(tmp_path) as relay:
-        answer = await ask_raw(relay, "/metrics")
-        assert answer.startswith("HTTP/1.1 403")
-
-
-async def ask_raw(relay: object, path: str) -> str:
-    from tests.derp.server.world import ask
-
-    return (await ask(relay, f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())).decode()
+        answer = await ask(relay, b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 403")
 
 
 def numbers_of(text: str) -> dict[str, float]:
