@@ -197,8 +197,7 @@ class Supervisor:
                     start_new_session=True,  # Ctrl-C is for us to pass on
                 )
         except BaseException:
-            self.workers.remove(worker)
-            ours.close()
+            self._forget(worker)
             raise
         worker.alive_at = worker.started_at = trio.current_time()
         if self._is_draining:  # since it was begun: nobody told it
@@ -222,12 +221,9 @@ class Supervisor:
     async def _keep(self, worker: _Process, process: trio.Process) -> None:
         """Wait until a worker ends, and replace it if nobody asked it to."""
         status = await process.wait()
-        self.workers.remove(worker)
-        worker.raw_line.close()
+        self._forget(worker)
         worker.ended.set()
         if worker.is_leaving or self._is_draining:
-            if self._is_draining and not self.workers:
-                self.drained.set()
             return
         slot = worker.slot
         if trio.current_time() - worker.started_at > _SETTLED_SECONDS:
@@ -250,6 +246,13 @@ class Supervisor:
             else:
                 _log.info("= %s serves in the place of %s", replacement.name, worker.name)
                 return
+
+    def _forget(self, worker: _Process) -> None:
+        """It has ended, or has never served."""
+        self.workers.remove(worker)
+        worker.raw_line.close()
+        if self._is_draining and not self.workers:
+            self.drained.set()
 
     async def _watch_for_stuck(self) -> None:
         while True:

@@ -187,6 +187,25 @@ async def test_all_are_drained_together(tmp_path: Path) -> None:
             await call(relay)
 
 
+async def test_a_drain_ends_when_the_last_worker_is_one_that_never_served(tmp_path: Path) -> None:
+    ends = tmp_path / "ends"
+    os.mkfifo(ends)
+    async with open_workers(tmp_path) as relay, obeying(relay) as send_signal:
+        victim, other = relay.workers
+        relay.command = [sys.executable, "-c", f"open({str(ends)!r}).read()"]
+        assert victim.process is not None
+        victim.process.kill()
+        await victim.ended.wait()
+        while len(relay.workers) < 2:  # noqa: ASYNC110  # other processes
+            await trio.sleep(0.01)
+        await send_signal(signal.SIGTERM)
+        await other.ended.wait()
+        assert not relay.drained.is_set(), "one is still being started"
+        await trio.to_thread.run_sync(ends.write_text, "now")
+        await relay.drained.wait()
+        assert relay.workers == []
+
+
 async def test_a_second_relay_at_the_same_port_does_not_start(tmp_path: Path) -> None:
     async with open_workers(tmp_path) as relay:
         port = relay.listening[0].port
