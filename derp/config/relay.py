@@ -201,7 +201,7 @@ class RelayConfig(RelayRules, ServerConfig):
     private_key: NodePrivate
 
     _: KW_ONLY
-    # One core relays a gigabit and more; each further process costs 40 MB and makes half of the packets take two hops.
+    # One core relays a gigabit and more; each further process costs 34 MB and makes half of the packets take two hops.
     workers: int = 1
     stun_enabled: bool = True
     stun_port: int = 3478  # the port maps assume
