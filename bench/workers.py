@@ -23,6 +23,7 @@ if not __package__:  # started as a file: the project's root is not on the path 
 
 from bench.generator import RunFailed, generate, window
 from bench.servers import Server, serve
+from tests.support.processes import children
 from tests.support.relay_command import HOST
 
 # title, arguments, and what two workers may cost of derper's CPU.
@@ -47,12 +48,6 @@ def relay(kind: str) -> Iterator[tuple[Server, list[str]]]:
             time.sleep(0.05)
         near, far = (own_port(pid, server.port) for pid in children(server.pid))
         yield server, ["-url", f"http://{HOST}:{near}/derp", "-far-url", f"http://{HOST}:{far}/derp"]
-
-
-def children(pid: int) -> list[int]:
-    """Whichever of its threads started them."""
-    lists = [path.read_text().split() for path in Path(f"/proc/{pid}/task").glob("*/children")]
-    return sorted(int(text) for each in lists for text in each)
 
 
 def own_port(pid: int, shared_port: int) -> int:

@@ -14,6 +14,7 @@ import trio.testing
 
 from tailnet.agent import ssh_connection
 from tailnet.agent.ssh_connection import Connection
+from tests.support.processes import children
 from tests.support.ssh import PATIENCE_SECONDS, SshServer, open_ssh_server, run
 from tests.support.ssh_hostile import Session, hostile_client
 
@@ -120,11 +121,6 @@ async def test_a_client_that_vanishes_after_so_many_bytes(server: SshServer, cou
     assert server.ended == [None]
     assert not any(server.context.counters.sessions.values())
     assert children() == []
-
-
-def children() -> list[int]:
-    """Processes that this one has started and that have not been waited for."""
-    return [int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()]
 
 
 def the_connection() -> Connection:
