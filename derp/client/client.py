@@ -357,6 +357,18 @@ class DerpClient:
             self._check_alive()
             return trio.current_time() - started
 
+    async def observed_address(self, timeout_seconds: float = PING_SECONDS) -> tuple[str, int] | None:
+        """From which address and port the relay sees this connection now; None where only QUIC could ask it.
+
+        Raises TransportTimeout, TransportError."""
+        self._check_alive()
+        ask = getattr(self._stream, "ask_address", None)
+        if ask is None:
+            return None
+        with mapped_errors(f"ask {self.address.label()} for our address"):
+            address: tuple[str, int] = await ask(timeout_seconds)
+        return address
+
     # --- below: writing ---
 
     def _check_alive(self) -> None:

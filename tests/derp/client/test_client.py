@@ -179,6 +179,11 @@ async def test_ping_with_and_without_a_receiver() -> None:
         assert await receive(alice) == RecvPacket(A, b"x")
 
 
+async def test_without_quic_nobody_tells_our_address() -> None:
+    async with connected(TwinRelay()) as alice:
+        assert await alice.observed_address() is None
+
+
 async def test_packets_that_come_during_a_ping_are_kept() -> None:
     twin = TwinRelay()
     async with connected(twin) as alice:

@@ -12,6 +12,7 @@ import trio
 from derp.client.client import DerpClient, Identity, open_derp_client, reach
 from derp.client.dial import Carrier, DialOptions
 from derp.client.quic import dial_quic
+from derp.close_reason import CloseReason
 from derp.config import TlsConfig
 from derp.errors import ConnectError, TransportError
 from derp.keys import NodePrivate
@@ -110,13 +111,13 @@ async def test_a_client_behind_a_nat_that_forgot_it_keeps_its_session() -> None:
     ):
         await client.send(other, b"before")
         assert (await receive(peer)).packet == b"before"
-        assert (await client._stream.ask_address(PATIENCE_SECONDS)) == (HOST, nat.ports[0])  # type: ignore[attr-defined]
+        assert (await client.observed_address(PATIENCE_SECONDS)) == (HOST, nat.ports[0])
         nat.forget()
         await client.send(other, b"after")
         assert (await receive(peer)).packet == b"after"
         await peer.send(key, b"found")
         assert (await receive(client)).packet == b"found"
-        assert (await client._stream.ask_address(PATIENCE_SECONDS)) == (HOST, nat.ports[1])  # type: ignore[attr-defined]
+        assert (await client.observed_address(PATIENCE_SECONDS)) == (HOST, nat.ports[1])
         assert len(nat.ports) == 2
         assert endpoint_of(server).moved_count == 1
         assert len(server.relay.router.clients) == 2
@@ -124,11 +125,19 @@ async def test_a_client_behind_a_nat_that_forgot_it_keeps_its_session() -> None:
 
 async def test_a_client_that_changes_its_socket_keeps_its_session() -> None:
     async with open_server(config_for("quic")) as server, two_clients(server) as (client, _, peer, other):
-        before = await client._stream.ask_address(PATIENCE_SECONDS)  # type: ignore[attr-defined]
+        before = await client.observed_address(PATIENCE_SECONDS)
         client._stream.change_socket()  # type: ignore[attr-defined]
         await client.send(other, b"from elsewhere")
         assert (await receive(peer)).packet == b"from elsewhere"
-        assert await client._stream.ask_address(PATIENCE_SECONDS) != before  # type: ignore[attr-defined]
+        assert await client.observed_address(PATIENCE_SECONDS) not in (before, None)
+
+
+async def test_whoever_asks_for_its_address_when_the_connection_has_ended_hears_that() -> None:
+    async with open_server(config_for("quic")) as server, open_quic_client(server) as (client, key):
+        server.relay.host.close(server.relay.router.members[key].connections[0].wire, CloseReason.DRAINED)
+        server.reactor.flush()
+        with pytest.raises(TransportError):
+            await client.observed_address(PATIENCE_SECONDS)
 
 
 async def test_a_refused_client_hears_why() -> None:
