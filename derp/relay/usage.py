@@ -52,6 +52,10 @@ class Tally:
         self._seen: dict[Client, Usage] = {}  # of clients that had any traffic
         self._rows: dict[tuple[str, str, bytes], Usage] = {}
 
+    def adopt(self, client: Client) -> None:
+        """A client that another process had, which has counted all until now."""
+        self._seen[client] = usage_of(client)
+
     def note(self, client: Client, tenant: str, day: str) -> int:
         """Read a client.  Returns how many bytes it has carried since it was last read, both ways."""
         before = self._seen.get(client)

@@ -134,6 +134,10 @@ class Ledger:
             if count:
                 self._on_used(client, tenant, count)
 
+    def note_adoption(self, client: Client) -> None:
+        """A client came over from another process, which has counted all until now."""
+        self._tally.adopt(client)
+
     def note_end(self, client: Client) -> None:
         """A client has gone, with everything that waited for it."""
         self.note(client)

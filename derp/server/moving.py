@@ -217,6 +217,8 @@ def _read(sessions: Sessions, keeper: RecordKeeper, sock: socket.socket, packed:
     client = Client(told["key"], sessions.router.next_number(), wire, sessions.host.tick())
     for name in _KEPT:
         setattr(client, name, told[name])
+    for notify in sessions.on_adopt:
+        notify(client)
     wire.session = ClientSession(sessions, client)
     return _Came(client, told["age"], told["is_preferred"], told["heard"], told["queued"])
 

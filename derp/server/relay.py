@@ -148,6 +148,7 @@ class Relay:
             share_use(self.siblings, self._quotas)
         clients, tenant_of = self.router.clients, self.sessions.limiter.tenant_of
         ledger = Ledger(config.ledger, config.ledger_days, clients, tenant_of, self._quotas.spend, self._quotas.recall)
+        self.sessions.on_adopt.append(ledger.note_adoption)
         self.sessions.on_end.append(ledger.note_end)
         return ledger
 

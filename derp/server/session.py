@@ -84,6 +84,8 @@ class Sessions:
         self.judges: list[Callable[[bytes, str], Verdict | None]] = []
         """Each is asked about a key that is admitted, and its tenant, and may refuse it all the same."""
         self.on_register: list[Callable[[Client], None]] = []
+        self.on_adopt: list[Callable[[Client], None]] = []
+        """Each hears of a client that came from another process (moving.py), before anything is done with it here."""
         self.on_end: list[Callable[[Client], None]] = []
         host.flushers.append(self.flush)
 

@@ -26,6 +26,17 @@ def test_what_was_read_is_not_read_again_and_what_was_lost_is_not_out() -> None:
     assert tally.take() == {}
 
 
+def test_who_comes_from_another_process_counts_from_then_on() -> None:
+    client = World().connect("a")
+    client.packets_in, client.bytes_in, client.packets_out, client.bytes_out = 2, 200, 5, 500
+    tally = Tally(10)
+    tally.adopt(client)
+    assert tally.note(client, "acme", "d") == 0
+    client.packets_in, client.bytes_in, client.packets_lost, client.bytes_lost = 3, 230, 1, 100  # of what came along
+    assert tally.note(client, "acme", "d") == -70
+    assert tally.take() == {("d", "acme", client.key): Usage(1, 30, -1, -100, 1, 100)}
+
+
 def test_for_whom_there_is_no_room_there_is_one_row() -> None:
     tally = Tally(2)
     for number in range(5):

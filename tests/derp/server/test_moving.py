@@ -20,6 +20,8 @@ from derp.close_reason import CloseReason
 from derp.keys import NodePrivate
 from derp.protocol.messages import Health, PeerGone, RecvPacket, Restarting
 from derp.relay.clients import Client, Member
+from derp.relay.usage import Usage
+from derp.server.ledger import LedgerFile
 from derp.server.moving import move_clients, open_channel, receive_clients
 from derp.server.server import RelayServer
 from tests.derp.server.world import (
@@ -123,6 +125,28 @@ async def test_a_record_that_has_come_in_part() -> None:
         assert await other.receive_a(RecvPacket) == RecvPacket(one.key, b"x" * 1000)
         for caller in (one, other):
             await caller.aclose()
+
+
+async def test_the_ledger_has_what_was_carried_before_and_after_once(tmp_path: Path) -> None:
+    path = tmp_path / "ledger"
+    async with two(ledger=path) as (old, new):
+        one, slow = await call(old), await call(old)
+        client = client_of(old, slow)
+        client.wire.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        count = 0
+        while client.queue is None or not client.queue.packets:
+            await one.send(slow.key, bytes(1000))
+            await one.ping()
+            count += 1
+        assert await move(old, new) == (2, 2)
+        await one.send(slow.key, bytes(1000))
+        for _ in range(count + 1):
+            await slow.receive_a(RecvPacket)
+        for caller in (one, slow):
+            await caller.aclose()
+    found = {key: usage for _, _, key, usage in LedgerFile(path).read()}
+    packets, size = count + 1, (count + 1) * 1000
+    assert found == {one.key: Usage(packets, size), slow.key: Usage(packets_out=packets, bytes_out=size)}
 
 
 @pytest.mark.parametrize("kind", ["plain", "tls"])
