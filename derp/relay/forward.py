@@ -198,6 +198,8 @@ def forward_again(frames: bytes, link: Route, router: Router) -> None:
         if route is None:
             count_lost(frames[at:end], DropReason.WRITE_ERROR, router.counters)
         else:
+            router.counters.packets_forwarded_in += 1  # back, or it would be sent twice in the sums of metrics.py
+            router.counters.bytes_forwarded_in += end - at - _FORWARD_HEAD
             _pass_on(view, at, end, frames[at + HEADER_BYTES : at + _HEAD], route, router)
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from derp.metrics import routed_totals
 from derp.protocol.messages import ForwardPacket, Message, PeerGone, PeerPresent, Pong, RecvPacket, WatchConns, encode
 from derp.relay.clients import Client
 from derp.relay.counters import DropReason
@@ -84,12 +85,18 @@ def test_packets_that_other_relays_still_send_here_are_passed_on_behind_the_othe
 def test_what_a_link_did_not_take_before_it_ended_goes_where_its_clients_are() -> None:
     world = World()
     old, new = world.mesh("old", "a", "b", "c"), world.mesh("new", "a")
-    b, d = world.connect("b"), world.connect("d")
+    d = world.connect("d")
     sent = [ForwardPacket(d.key, key(name), name.encode()) for name in "abc"]
-    forward_again(encode(Pong(b"8 bytes.")) + b"".join(map(encode, sent)), old, world.router)
+    for name in "abc":
+        world.packet(d, name, name.encode())
+    taken = bytes(world.sent.pop(old))
+    assert taken == b"".join(map(encode, sent))
+    b = world.connect("b")
+    forward_again(encode(Pong(b"8 bytes.")) + taken, old, world.router)
     assert forwards(world, new) == [sent[0]]
     assert world.take(b) == [RecvPacket(d.key, b"b")]
     assert world.router.counters.dropped(DropReason.WRITE_ERROR) == 1
+    assert routed_totals(world.router, 0, 0) == (1, 1), "the one that reached a client"
 
 
 def test_who_shows_up_nowhere_has_gone_after_a_while() -> None:
