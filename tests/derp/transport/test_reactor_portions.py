@@ -26,6 +26,15 @@ def crowd_of(served: Served, count: int, *, is_newcomer: bool) -> list[tuple[Rec
     return crowd
 
 
+def serve_portion(served: Served, inside: Recorder, far: PlainWire) -> None:
+    """A round in which somebody who is inside has his turn, and of the others a portion."""
+    far.write(b"x")
+    began, before = served.time, len(inside.data)
+    served.reactor.serve_ready()
+    assert len(inside.data) == before + 1
+    assert served.time - began < 0.001 + TURN_SECONDS
+
+
 def test_a_crowd_of_newcomers_comes_in_by_and_by_and_the_others_are_served_meanwhile(served: Served) -> None:
     crowd = crowd_of(served, 30, is_newcomer=True)
     for _, wire in crowd:
@@ -34,12 +43,8 @@ def test_a_crowd_of_newcomers_comes_in_by_and_by_and_the_others_are_served_meanw
     order: list[Recorder] = []
     batches = 0
     while len(order) < 30:
-        far.write(b"x")
-        began = served.time
-        served.reactor.serve_ready()
+        serve_portion(served, inside, far)
         batches += 1
-        assert len(inside.data) == batches
-        assert served.time - began < 0.001 + TURN_SECONDS
         order += [one for one, _ in crowd if one.data and one not in order]
     assert batches > 5
     assert all(one.data == b"hello" for one, _ in crowd)
@@ -58,12 +63,8 @@ def test_a_crowd_that_leaves_goes_by_and_by_and_its_last_words_are_heard(served:
         wire.close()
     batches = 0
     while served.reactor._patient or not batches:
-        far.write(b"x")
-        began = served.time
-        served.reactor.serve_ready()
+        serve_portion(served, inside, far)
         batches += 1
-        assert len(inside.data) == batches
-        assert served.time - began < 0.001 + TURN_SECONDS
     served.serve()
     assert batches > 5
     assert all(one.data == b"last words" for one, _ in crowd)
