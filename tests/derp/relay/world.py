@@ -101,7 +101,8 @@ class World:
             for route in dirty:
                 assert route.is_dirty
                 route.is_dirty = False
-                joined = b"".join(route.pending)
+                pieces = tuple(route.pending)
+                joined = b"".join(pieces)
                 assert len(joined) == route.pending_bytes
                 route.pending.clear()
                 route.pending_bytes = 0
@@ -110,7 +111,8 @@ class World:
                 if isinstance(route, Mailbox):
                     route.wire.send([joined], len(joined))
                 elif route.queue is not None:
-                    route.queue.push_frames(memoryview(joined), self.now)
+                    for piece in (joined,) if route.is_forwarder else pieces:
+                        route.queue.push_frames(piece, self.now, of_one_source=not route.is_forwarder)
                 else:
                     self.sent[route] += joined
             closing, router.closing = router.closing, []
