@@ -217,8 +217,6 @@ def _read(sessions: Sessions, keeper: RecordKeeper, sock: socket.socket, packed:
     client = Client(told["key"], sessions.router.next_number(), wire, sessions.host.tick())
     for name in _KEPT:
         setattr(client, name, told[name])
-    for notify in sessions.on_adopt:
-        notify(client)
     wire.session = ClientSession(sessions, client)
     return _Came(client, told["age"], told["is_preferred"], told["heard"], told["queued"])
 
@@ -227,6 +225,8 @@ def _adopt(sessions: Sessions, came: _Came) -> None:
     """The client is here as it was, and not read yet."""
     host, router, client = sessions.host, sessions.router, came.client
     wire, now = client.wire, host.now
+    for notify in sessions.on_adopt:
+        notify(client)
     host.add(wire)
     host.pause(wire)
     router.register(client)
