@@ -53,7 +53,7 @@ lowest: $(READY)
 	$(call step,'lowest: the cores on the oldest libraries that pyproject.toml allows')
 	@.venv/bin/uv venv --quiet --clear --python $(PYTHON) .venv/lowest
 	@.venv/bin/uv pip compile --quiet --resolution lowest-direct --extra postgresql pyproject.toml -o .venv/lowest.txt
-	@.venv/bin/uv pip install --quiet --python .venv/lowest/bin/python -r .venv/lowest.txt pytest pytest-trio hypothesis
+	@.venv/bin/uv pip install --quiet --python .venv/lowest/bin/python -r .venv/lowest.txt pytest pytest-trio pytest-timeout hypothesis
 	@.venv/lowest/bin/python -m pytest -q -p no:cacheprovider $(CORES)
 bench: $(READY); $(PYTHON) bench/compare.py $(BENCH)
 fuzz: $(READY); $(PYTHON) -m tests.fuzz.relays --seconds $(or $(SECONDS),600)  # a whole relay under strangers

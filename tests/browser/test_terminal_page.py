@@ -112,7 +112,7 @@ async def test_it_fits(tmp_path: Path, name: str, size: tuple[int, int]) -> None
             assert [each.is_displayed() for each in buttons] == [name == "phone"] * 8
             if name == "phone":
                 buttons[1].click()
-                wait_until(window, lambda: played.requests[-1]["data"] == "\t")
+                wait_until(window, lambda: [each["data"] for each in played.requests[-1:]] == ["\t"])
                 buttons[5].click()
                 wait_until(window, lambda: played.requests[-1]["data"] == "\x1b[A")
             window.shoot(f"terminal-{name}")

@@ -61,12 +61,13 @@ async def relay_that_asks(
 
 async def said(relay: Relay, text: str) -> str:
     """Wait for a line of the relay's that holds `text`."""
-    with trio.fail_after(PATIENCE_SECONDS):
+    with trio.move_on_after(PATIENCE_SECONDS):
         while True:
             for line in relay.output().splitlines():
                 if text in line:
                     return line
             await trio.sleep(0.05)
+    pytest.fail(f"nobody said {text!r}:\n{relay.output()}")
 
 
 def metrics(relay: Relay) -> str:

@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -190,18 +191,18 @@ async def test_all_are_drained_together(tmp_path: Path) -> None:
 async def test_a_drain_ends_when_the_last_worker_is_one_that_never_served(tmp_path: Path) -> None:
     ends = tmp_path / "ends"
     os.mkfifo(ends)
+    open_for_writing = partial(os.open, ends, os.O_WRONLY)  # waits until the other end is open
     async with open_workers(tmp_path) as relay, obeying(relay) as send_signal:
         victim, other = relay.workers
         relay.command = [sys.executable, "-c", f"open({str(ends)!r}).read()"]
         assert victim.process is not None
         victim.process.kill()
         await victim.ended.wait()
-        while len(relay.workers) < 2:  # noqa: ASYNC110  # other processes
-            await trio.sleep(0.01)
+        held = await trio.to_thread.run_sync(open_for_writing, abandon_on_cancel=True)
         await send_signal(signal.SIGTERM)
         await other.ended.wait()
         assert not relay.drained.is_set(), "one is still being started"
-        await trio.to_thread.run_sync(ends.write_text, "now")
+        os.close(held)
         await relay.drained.wait()
         assert relay.workers == []
 

@@ -98,20 +98,26 @@ class Caller:
         await self.flush()
 
     async def receive(self) -> Message:
-        """The next message; keep-alives too."""
+        """The next message but keep-alives: the relay draws the time of the first one, so one may stand anywhere."""
+        while True:
+            message = await self._next()
+            if not isinstance(message, KeepAlive):
+                return message
+
+    async def receive_a(self, kind: type[Wanted]) -> Wanted:
+        """The next message of a kind; others are skipped."""
+        while True:
+            message = await self._next()
+            if isinstance(message, kind):
+                return message
+
+    async def _next(self) -> Message:
         with trio.fail_after(PATIENCE_SECONDS):
             while not self.inbox:
                 data = await self.stream.receive_some(65536)
                 assert data, "the relay closed the connection"
                 self.inbox += self.core.receive_data(data)
         return self.inbox.pop(0)
-
-    async def receive_a(self, kind: type[Wanted]) -> Wanted:
-        """The next message of a kind; others are skipped."""
-        while True:
-            message = await self.receive()
-            if isinstance(message, kind):
-                return message
 
     async def ping(self) -> None:
         """A round trip: whatever this caller wrote before has been served when it returns."""
@@ -202,7 +208,8 @@ class Bystanders:
                     self.count += 1
                     packet = self.count.to_bytes(4, "big") * 100
                     await source.send(target.key, packet)
-                    assert await target.receive() == RecvPacket(source.key, packet)
+                    received = await target.receive()
+                    assert received == RecvPacket(source.key, packet), received
 
     async def aclose(self) -> None:
         await self.one.aclose()
