@@ -14,6 +14,7 @@ from tailnet.store.outbox import Outbox
 from tailnet.store.reports import EXTERNAL_LOG_SOURCE
 from tailnet.store.rows import LogBatch, LogLine
 from tailnet.store.store import Store
+from tests.support.clocks import going_on
 from tests.support.seeds import NOW, fill, peer_id
 
 pytestmark = pytest.mark.stores
@@ -141,19 +142,9 @@ async def test_a_hundred_who_begin_while_lines_are_written(world: World) -> None
 async def test_lines_that_another_server_wrote(world: World, mock_clock: MockClock) -> None:
     with world.logs.follow(MAIN, 0, []) as follower:
         await anext(follower)
-        async with trio.open_nursery() as nursery:
-
-            async def expect() -> None:
-                assert numbers(await anext(follower)) == [7]
-
-            nursery.start_soon(expect)
-            while not world.logs._feeds._topics:
-                await trio.lowlevel.checkpoint()
-            await world.store.run(
-                world.store.reports.insert_logs, [LogBatch(MAIN, EXTERNAL_LOG_SOURCE, [(3, "7")], NOW)]
-            )
-            # A thread may still be reading, so nobody knows when the wait begins: the clock goes on whenever all wait.
-            mock_clock.autojump_threshold = 0.01
+        await world.store.run(world.store.reports.insert_logs, [LogBatch(MAIN, EXTERNAL_LOG_SOURCE, [(3, "7")], NOW)])
+        with going_on(mock_clock):
+            assert numbers(await anext(follower)) == [7]
 
 
 async def test_one_that_takes_nothing_is_dropped_alone(store: Store, nursery: trio.Nursery) -> None:
