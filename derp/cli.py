@@ -182,7 +182,8 @@ def _say_what_is_served(server: "RelayServer | Supervisor", config: RelayConfig,
     snippet = None
     if server.tls is not None and server.tls.is_self_signed:
         ports = {listening.kind: listening.port for listening in server.listening}
-        snippet = server.tls.map_snippet(ports["derp+tls"], ports.get("stun", -1)).to_json()
+        own_map = server.tls.map_snippet(ports["derp+tls"], ports.get("stun", -1), ports.get("derp+quic", 0))
+        snippet = own_map.to_json()
     if as_json:
         for listening in server.listening:
             print_json({"event": "listening", "kind": listening.kind, "host": listening.host, "port": listening.port})

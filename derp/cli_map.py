@@ -155,6 +155,7 @@ def _print_map(derp_map: "DERPMap") -> None:
 def _node_line(node: "DERPNode") -> str:
     stun = "no STUN" if node.stun_port < 0 else f"STUN {node.stun_port or 3478}"
     derp = "STUN only" if node.stun_only else f"{'http' if node.force_http else 'https'} {node.derp_port or 443}"
+    quic = f"QUIC {node.quic_port}" if node.quic_port else ""
     addresses = " ".join(f"{family}={text}" for family, text in (("IPv4", node.ipv4), ("IPv6", node.ipv6)) if text)
     if node.insecure_for_tests:
         trust = "INSECURE: TLS is not verified"
@@ -162,4 +163,5 @@ def _node_line(node: "DERPNode") -> str:
         trust = f"pin {node.cert_name.removeprefix('sha256-raw:')[:12]}..."
     else:
         trust = f"certificate for {node.cert_name}" if node.cert_name else ""
-    return ", ".join(part for part in (node.host_name, derp, stun, addresses or "addresses by DNS", trust) if part)
+    parts = (node.host_name, derp, quic, stun, addresses or "addresses by DNS", trust)
+    return ", ".join(part for part in parts if part)

@@ -65,6 +65,7 @@ class DERPNode:
     force_http: bool = False  # plain HTTP; only Coder's fork reads it
     stun_test_ip: str = ""
     can_port_80: bool = False  # plain HTTP on port 80 answers captive-portal checks
+    quic_port: int = 0  # UDP port of DERP over QUIC; 0: not served.  Ours: genuine clients pass over the name
 
     @classmethod
     def parse(cls, source: str | bytes | Mapping[str, object]) -> Self:
@@ -290,6 +291,7 @@ _NODE_FIELDS: Final = _by_folded_name(
     _Field("ForceHTTP", "force_http", _bool),
     _Field("STUNTestIP", "stun_test_ip", _string),
     _Field("CanPort80", "can_port_80", _bool),
+    _Field("QUICPort", "quic_port", _int),
 )
 _REGION_FIELDS: Final = _by_folded_name(
     _Field("EmbeddedRelay", "embedded_relay", _bool, always=True),

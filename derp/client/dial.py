@@ -52,7 +52,8 @@ class DialOptions:
     context: TLS settings instead of the system's roots.  cert_name, insecure_for_tests: for relays given as a URL,
     with the meaning they have in a DERP map.  proxy: use this one; otherwise `environment` names one (None: no proxy).
     dial_host: TCP goes to this host, while TLS and HTTP keep the relay's own name.
-    quic: try QUIC too, and remember there where it did not come about; None: TCP alone, as genuine clients do.
+    quic: try QUIC too, and remember there where it did not come about: at relays that have it by the map, and at those
+    given as a URL, which cannot say.  None: TCP alone, as genuine clients do.
     only_quic: nothing but QUIC, for who wants to know whether it works.
     """
 
@@ -90,6 +91,8 @@ class RelayAddress:
     """Name of the node the region would rather have us on; empty: this one."""
     name: str = ""
     """The node's name in the map, for messages."""
+    quic_port: int | None = None
+    """UDP port of DERP over QUIC; 0: not served; None: nobody says, so it would be beside the TCP port."""
 
     @classmethod
     def from_url(cls, url: str, options: DialOptions) -> "RelayAddress":
@@ -218,15 +221,19 @@ async def _dial_by_tcp(
 
 
 def _can_be_quic(address: RelayAddress, options: DialOptions) -> bool:
-    """Not where a websocket or a proxy is asked for: whoever set that up wants it to carry everything."""
+    """Not where the map knows of none, nor where a websocket or a proxy is asked for: whoever set that up wants it to
+    carry everything."""
+    if not address.is_tls or address.quic_port == 0:
+        return False
     wants_websocket = options.force_websocket or address.force_websocket
-    return address.is_tls and not wants_websocket and _proxy_for(address, options) is None
+    return not wants_websocket and _proxy_for(address, options) is None
 
 
 async def _dial_quic(address: RelayAddress, options: DialOptions) -> Dialled:
     if not address.is_tls:
         raise ConfigError(f"{address.label()}: QUIC has TLS always: name the relay as https://...")
-    stream = await dial_quic(_target_of(address, options), _trust_of(address, options), address.label())
+    target = replace(_target_of(address, options), port=address.quic_port or address.port)
+    stream = await dial_quic(target, _trust_of(address, options), address.label())
     dialled = await _upgrade(stream, stream.facts, address, options)
     if isinstance(dialled, str):
         raise ConnectError(f"{address.label()}: {dialled}")

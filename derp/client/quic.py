@@ -1,7 +1,8 @@
 """Whether a relay is tried over QUIC, and how it is reached by it.  Layer L3.
 
-No stock map names it, so it is asked for: `DialOptions.quic`.  dial.py races it with TCP, a little ahead; where it does
-not come about, it is left out for a while.  Next hop: transport/quic_client.py, which is imported when it is wanted.
+Asked for by `DialOptions.quic`, at relays that have it by the map (`QUICPort`).  dial.py races it with TCP, a little
+ahead; where it does not come about, it is left out for a while.
+Next hop: transport/quic_client.py, which is imported when it is wanted.
 """
 
 import socket

@@ -39,6 +39,7 @@ def region_addresses(region: DERPRegion) -> list[RelayAddress]:
                 insecure_for_tests=node.insecure_for_tests,
                 ideal_node=region.nodes[0].name if position else "",
                 name=node.name,
+                quic_port=node.quic_port,
             )
         )
     if not addresses:

@@ -17,7 +17,7 @@ from derp.client.stun import open_stun
 from derp.config.load import is_local
 from derp.errors import ConnectError, RemoteProtocolError, TransportError
 from derp.keys import NodePrivate, NodePublic
-from derp.map import STUN_DISABLED, DERPMap, DERPNode, DERPRegion
+from derp.map import DEFAULT_DERP_PORT, STUN_DISABLED, DERPMap, DERPNode, DERPRegion
 from derp.netcheck.lint import errors, lint
 from derp.netcheck.plan import stun_target
 from derp.transport.stream import mapped_errors
@@ -26,6 +26,8 @@ CONNECT_SECONDS: Final = 10.0
 # Three requests a second apart: one lost datagram must not switch STUN off in a map.
 _STUN_TRIES: Final = 3
 _STUN_SECONDS: Final = 1.0
+# A handshake whose first packet was lost is sent again after a third of that.
+_QUIC_SECONDS: Final = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ async def make_snippet(
     else:
         node = await _with_trust(region, node, options, notes)
     await _upgrade(replace(region, nodes=(node,)), options)
-    node = await _with_stun(node, notes)
+    node = await _with_quic(await _with_stun(node, notes), region, options, notes)
     region = replace(region, nodes=(node,))
     await _log_in(region, private_key, options, notes)
     derp_map = replace(base, regions={region.region_id: region})
@@ -119,6 +121,21 @@ async def _with_stun(node: DERPNode, notes: list[str]) -> DERPNode:
             "port, or name another with --stun-port"
         )
     return replace(node, stun_port=STUN_DISABLED)
+
+
+async def _with_quic(node: DERPNode, region: DERPRegion, options: DialOptions, notes: list[str]) -> DERPNode:
+    """With QUICPort if DERP over QUIC answers beside the TCP port.  Few relays have it, so nobody is told if not."""
+    if node.force_http:
+        return node
+    node_with = replace(node, quic_port=node.derp_port or DEFAULT_DERP_PORT)
+    address = region_addresses(replace(region, nodes=(node_with,)))[0]
+    try:
+        dialled = await dial_relay(address, replace(options, only_quic=True), timeout_seconds=_QUIC_SECONDS)
+    except TransportError:
+        return node
+    await trio.aclose_forcefully(dialled.stream)
+    notes.append("DERP over QUIC answers there too (QUICPort): genuine clients pass over it, ours try it first")
+    return node_with
 
 
 async def _upgrade(region: DERPRegion, options: DialOptions) -> None:

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from derp.errors import MapFormatError
 from derp.json_numbers import parse_int
-from derp.map import STUN_DISABLED, DERPNode, DERPRegion
+from derp.map import DEFAULT_STUN_PORT, STUN_DISABLED, DERPNode, DERPRegion
 from derp.netcheck.maptext import read_map_text, what_instead
 from derp.text import error_text
 
@@ -60,6 +60,7 @@ _NODE_KEYS: Final = (
     "ForceHTTP",
     "STUNTestIP",
     "CanPort80",
+    "QUICPort",
 )
 _ONLY_FROM: Final = "{} leads to a relay from {} only: others need an address that they can reach"
 _NAMELESS: Final = (
@@ -435,6 +436,16 @@ class _Linter:
             self.warning(f"{place}.DERPPort", "clients speak TLS, also on port 80: is the port for plain HTTP meant?")
         elif node.force_http and node.derp_port in (0, 443) and not node.stun_only:
             self.warning(f"{place}.ForceHTTP", "plain HTTP on port 443: is it meant? Set DERPPort")
+        self._quic_port(node, f"{place}.QUICPort")
+
+    def _quic_port(self, node: DERPNode, here: str) -> None:
+        if not 0 <= node.quic_port <= MAX_PORT:
+            self.error(here, f"{node.quic_port} is no port: 0 means that DERP over QUIC is not served")
+        elif node.quic_port and (node.force_http or node.stun_only):
+            why = "QUIC has TLS always, and this relay is plain HTTP" if node.force_http else "this is no relay"
+            self.warning(here, f"no client uses it: {why}")
+        elif node.quic_port and node.quic_port == (node.stun_port or DEFAULT_STUN_PORT):
+            self.error(here, f"UDP {node.quic_port} is the node's STUN port, and one port cannot be both")
 
     def _choice_of_home(self, regions: Mapping[int, DERPRegion]) -> None:
         measured = {

@@ -120,10 +120,10 @@ class TlsServer:
             return None  # its key came first
         return self._swap(now, f"certificate read again from {self.config.cert_file}")
 
-    def map_snippet(self, port: int, stun_port: int) -> DERPMap:
+    def map_snippet(self, port: int, stun_port: int, quic_port: int = 0) -> DERPMap:
         """A map with this relay as its only node, ready to be merged into an operator's own.
 
-        `port` and `stun_port` as clients see them; stun_port -1 is none.
+        The ports as clients see them; stun_port -1 is none, and so is quic_port 0.
         """
         hostname = self.config.hostname
         node = DERPNode(
@@ -136,6 +136,7 @@ class TlsServer:
             ipv6=hostname if is_address(hostname) and ":" in hostname else "",
             derp_port=0 if port == 443 else port,
             stun_port=0 if stun_port == 3478 else stun_port,
+            quic_port=quic_port,
         )
         region = DERPRegion(CUSTOM_REGION, "custom", "custom", nodes=(node,))
         return DERPMap({CUSTOM_REGION: region})

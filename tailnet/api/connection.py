@@ -34,6 +34,7 @@ class DerpNode(Body):
     force_http: OmitEmpty[bool] = Field(False, alias="ForceHTTP")
     stun_test_ip: OmitEmpty[str] = Field("", alias="STUNTestIP")
     can_port_80: OmitEmpty[bool] = Field(False, alias="CanPort80")
+    quic_port: OmitEmpty[int] = Field(0, alias="QUICPort")
 
 
 class DerpRegion(Body):

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import trio
 
 from derp.keys import NodePrivate, NodePublic
-from derp.map import DERPMap, DERPNode
+from derp.map import DEFAULT_DERP_PORT, DERPMap, DERPNode
 from tailnet.client.rpc import RpcCall, RpcClient
 from tailnet.coordinator.nodes import DISCO_PREFIX
 from tailnet.errors import NotAuthorised, RpcError
@@ -120,9 +120,11 @@ def as_reached(derp_map: DERPMap, url: str) -> DERPMap:
 
 
 def _at(node: DERPNode, host: str, port: int, is_plain: bool) -> DERPNode:
+    # A proxy and a forwarded port carry TCP: what is behind the same number by UDP, nobody knows.
+    is_same = (node.host_name, node.derp_port or DEFAULT_DERP_PORT) == (host, port)
     if host != node.host_name:  # its addresses, and its certificate, are another's
         node = replace(node, host_name=host, cert_name="", ipv4="", ipv6="")
-    return replace(node, derp_port=port, force_http=is_plain)
+    return replace(node, derp_port=port, force_http=is_plain, quic_port=node.quic_port if is_same else 0)
 
 
 class Call(Protocol):

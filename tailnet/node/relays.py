@@ -13,6 +13,7 @@ from typing import Final, TypeAlias
 import trio
 
 from derp.client.dial import DialOptions
+from derp.client.quic import QuicTries
 from derp.client.reconnect import Connected, Disconnected, Heard, ReconnectingClient, open_reconnecting_client
 from derp.errors import DerpError
 from derp.keys import NodePrivate
@@ -56,7 +57,7 @@ class Relays:
         self.home: int | None = None
         self._private = private
         self._nursery = nursery
-        self._options = options
+        self._options = options or DialOptions(quic=QuicTries())
         self._hear = hear
         self._links: dict[int, _Link] = {}
         self._changed = trio.lowlevel.ParkingLot()

@@ -116,6 +116,7 @@ def _node_message(node: DERPNode) -> tailnet.DERPMap.Region.Node:
             force_http=node.force_http,
             stun_test_ip=node.stun_test_ip,
             can_port_80=node.can_port_80,
+            quic_port=node.quic_port,
         )
     except ValueError as error:
         raise MalformedField(f"DERP node {node.name!r}: {error_text(error)}") from None
@@ -156,4 +157,5 @@ def _node(message: tailnet.DERPMap.Region.Node) -> DERPNode:
         force_http=message.force_http,
         stun_test_ip=message.stun_test_ip,
         can_port_80=message.can_port_80,
+        quic_port=message.quic_port,
     )

@@ -47,14 +47,18 @@ def embedded_region(config: CoordinatorConfig, listening: Sequence[Listening], p
     is_https = url.scheme == "https"
     stun_ports = [each.port for each in listening if each.kind == "stun"]
     region_id = config.derp_region_id
+    port = url.port or (443 if is_https else 80)
+    # Where the access URL has another port, a proxy is before us, and by UDP nobody may come through.
+    has_quic = is_https and any(each.kind == "derp+quic" and each.port == port for each in listening)
     node = DERPNode(
         name=f"{region_id}b",
         region_id=region_id,
         host_name=url.hostname or "127.0.0.1",
         cert_name=pin,
-        derp_port=url.port or (443 if is_https else 80),
+        derp_port=port,
         stun_port=stun_ports[0] if stun_ports else _NO_STUN,
         force_http=not is_https,
+        quic_port=port if has_quic else 0,
     )
     stun_only = tuple(
         DERPNode(name=f"{region_id}stun{at}", region_id=region_id, host_name=host, stun_only=True, stun_port=port)

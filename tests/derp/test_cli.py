@@ -185,19 +185,20 @@ async def test_serve_says_what_it_serves_and_drains_on_sigterm() -> None:
 async def test_serve_speaks_json_to_programs(tmp_path: Path) -> None:
     key = NodePrivate.generate()
     config = tmp_path / "relay.toml"
-    config.write_text(f'key_file = "{tmp_path}/derper.key"\nhttp_port = 0\ntls_self_signed = true')
+    config.write_text(f'key_file = "{tmp_path}/derper.key"\nhttp_port = 0\ntls_self_signed = true\nquic = true')
     (tmp_path / "derper.key").write_text(json.dumps({"PrivateKey": key.text()}))
     flags = ["serve", "--json", f"--config={config}", "-a", "127.0.0.1:0", "-stun"]
     async with serving(*flags, environ={"DERP_STUN_PORT": "0"}) as served:
         *listening, derp_map, last = await served.events()
         assert [(event["kind"], event["host"]) for event in listening] == [
             ("derp+tls", "127.0.0.1"),
+            ("derp+quic", "127.0.0.1"),
             ("http", "127.0.0.1"),
             ("stun", "127.0.0.1"),
         ]
         node = derp_map["map"]["Regions"]["900"]["Nodes"][0]
-        assert node["DERPPort"] == listening[0]["port"]
-        assert node["STUNPort"] == listening[2]["port"]
+        assert node["DERPPort"] == node["QUICPort"] == listening[0]["port"]
+        assert node["STUNPort"] == listening[3]["port"]
         assert node["CertName"].startswith("sha256-raw:")
         assert last == {"event": "serving", "public_key": str(key.public())}
         served.process.send_signal(signal.SIGINT)

@@ -133,6 +133,12 @@ def test_single_nodes_and_regions_are_read_too() -> None:
     assert DERPRegion.parse({"RegionID": 1, "Nodes": [node.to_json()]}).nodes == (node,)
 
 
+def test_our_own_field_comes_last_and_only_where_it_says_something() -> None:
+    node = DERPNode.parse('{"Name": "1a", "QUICPort": 8443, "CanPort80": true}')
+    assert list(node.to_json().items())[-2:] == [("CanPort80", True), ("QUICPort", 8443)]
+    assert "QUICPort" not in DERPNode("1a").to_json()
+
+
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 nodes = st.builds(
     DERPNode,
@@ -145,6 +151,7 @@ nodes = st.builds(
     stun_only=st.booleans(),
     force_http=st.booleans(),
     can_port_80=st.booleans(),
+    quic_port=st.integers(0, 65535),
 )
 regions = st.builds(
     DERPRegion,

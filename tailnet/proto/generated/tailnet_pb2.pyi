@@ -29,7 +29,7 @@ class DERPMap(_message.Message):
     class Region(_message.Message):
         __slots__ = ("region_id", "embedded_relay", "region_code", "region_name", "avoid", "nodes")
         class Node(_message.Message):
-            __slots__ = ("name", "region_id", "host_name", "cert_name", "ipv4", "ipv6", "stun_port", "stun_only", "derp_port", "insecure_for_tests", "force_http", "stun_test_ip", "can_port_80")
+            __slots__ = ("name", "region_id", "host_name", "cert_name", "ipv4", "ipv6", "stun_port", "stun_only", "derp_port", "insecure_for_tests", "force_http", "stun_test_ip", "can_port_80", "quic_port")
             NAME_FIELD_NUMBER: _ClassVar[int]
             REGION_ID_FIELD_NUMBER: _ClassVar[int]
             HOST_NAME_FIELD_NUMBER: _ClassVar[int]
@@ -43,6 +43,7 @@ class DERPMap(_message.Message):
             FORCE_HTTP_FIELD_NUMBER: _ClassVar[int]
             STUN_TEST_IP_FIELD_NUMBER: _ClassVar[int]
             CAN_PORT_80_FIELD_NUMBER: _ClassVar[int]
+            QUIC_PORT_FIELD_NUMBER: _ClassVar[int]
             name: str
             region_id: int
             host_name: str
@@ -56,7 +57,8 @@ class DERPMap(_message.Message):
             force_http: bool
             stun_test_ip: str
             can_port_80: bool
-            def __init__(self, name: _Optional[str] = ..., region_id: _Optional[int] = ..., host_name: _Optional[str] = ..., cert_name: _Optional[str] = ..., ipv4: _Optional[str] = ..., ipv6: _Optional[str] = ..., stun_port: _Optional[int] = ..., stun_only: _Optional[bool] = ..., derp_port: _Optional[int] = ..., insecure_for_tests: _Optional[bool] = ..., force_http: _Optional[bool] = ..., stun_test_ip: _Optional[str] = ..., can_port_80: _Optional[bool] = ...) -> None: ...
+            quic_port: int
+            def __init__(self, name: _Optional[str] = ..., region_id: _Optional[int] = ..., host_name: _Optional[str] = ..., cert_name: _Optional[str] = ..., ipv4: _Optional[str] = ..., ipv6: _Optional[str] = ..., stun_port: _Optional[int] = ..., stun_only: _Optional[bool] = ..., derp_port: _Optional[int] = ..., insecure_for_tests: _Optional[bool] = ..., force_http: _Optional[bool] = ..., stun_test_ip: _Optional[str] = ..., can_port_80: _Optional[bool] = ..., quic_port: _Optional[int] = ...) -> None: ...
         REGION_ID_FIELD_NUMBER: _ClassVar[int]
         EMBEDDED_RELAY_FIELD_NUMBER: _ClassVar[int]
         REGION_CODE_FIELD_NUMBER: _ClassVar[int]

@@ -10,8 +10,10 @@ from derp.client.dial import Carrier, DialOptions
 from derp.client.quic import FORGET_SECONDS, QuicTries
 from derp.errors import ConfigError, ConnectError
 from derp.keys import NodePrivate
+from derp.map import DERPRegion
 from derp.transport.proxy import Proxy
 from tests.derp.server.world import HOST, PATIENCE_SECONDS, config_for, open_server, port_of
+from tests.support.inprocess import map_of, node_of
 
 
 def quic_options(**changes: object) -> DialOptions:
@@ -19,8 +21,8 @@ def quic_options(**changes: object) -> DialOptions:
     return DialOptions(**(settings | changes))  # type: ignore[arg-type]  # what each is, the test says
 
 
-async def reached_by(url: str, options: DialOptions) -> Carrier:
-    reached: Reached = await reach(url, Identity(NodePrivate.generate()), options, "", PATIENCE_SECONDS)
+async def reached_by(target: str | DERPRegion, options: DialOptions) -> Carrier:
+    reached: Reached = await reach(target, Identity(NodePrivate.generate()), options, "", PATIENCE_SECONDS)
     await trio.aclose_forcefully(reached.dialled.stream)
     return reached.dialled.carrier
 
@@ -35,6 +37,21 @@ async def test_a_relay_with_quic_is_reached_by_it_and_one_without_by_tcp() -> No
         url = f"https://{HOST}:{port_of(server)}"
         assert await reached_by(url, options) is Carrier.DERP_FAST_START
         assert not options.quic.may_try(HOST, port_of(server))
+
+
+async def test_a_map_says_which_relays_have_quic_and_where() -> None:
+    async with open_server(config_for("quic")) as server, open_server(config_for("tls")) as other:
+        for node, carrier in (
+            (node_of(server, 901, quic_port=port_of(server)), Carrier.QUIC),
+            (node_of(server, 901), Carrier.DERP_FAST_START),
+            (node_of(other, 901, quic_port=port_of(server)), Carrier.DERP_FAST_START),  # of another certificate
+        ):
+            region = map_of(node).regions[901]
+            assert await reached_by(region, quic_options()) is carrier
+        assert server.ports.quic is not None
+        # The third was told by QUIC that this is another relay, and went by TCP.
+        assert server.ports.quic.totals()["accepted"] == 2
+        assert await reached_by(map_of(node_of(server, 901)).regions[901], quic_options(only_quic=True)) is Carrier.QUIC
 
 
 async def test_udp_that_is_swallowed_costs_a_head_start_once() -> None:

@@ -28,12 +28,13 @@ def test_nodes_in_map_order_without_stun_only() -> None:
         region(
             DERPNode(name="900a", host_name="a.test"),
             DERPNode(name="900s", host_name="s.test", stun_only=True),
-            DERPNode(name="900b", host_name="b.test", derp_port=8443, ipv4="10.0.0.1", ipv6="none"),
+            DERPNode(name="900b", host_name="b.test", derp_port=8443, ipv4="10.0.0.1", ipv6="none", quic_port=53),
             DERPNode(name="900c", host_name="c.test", cert_name="x", insecure_for_tests=True, force_http=True),
         )
     )
-    assert first == RelayAddress("a.test", 443, name="900a")
-    assert second == RelayAddress("b.test", 8443, ipv4="10.0.0.1", ipv6="none", name="900b", ideal_node="900a")
+    assert first == RelayAddress("a.test", 443, name="900a", quic_port=0)
+    by_ipv4 = {"ipv4": "10.0.0.1", "ipv6": "none"}
+    assert second == RelayAddress("b.test", 8443, **by_ipv4, name="900b", ideal_node="900a", quic_port=53)
     assert (third.cert_name, third.insecure_for_tests, third.is_tls) == ("x", True, False)
     assert second.label() == "https://b.test:8443/derp (node 900b)"
 

@@ -40,6 +40,14 @@ async def test_a_self_signed_relay_is_pinned_and_clients_can_use_the_map() -> No
     assert str(server.config.private_key.public()) in snippet.notes[-1]
 
 
+async def test_a_relay_that_answers_over_quic_is_named_so() -> None:
+    async with open_relay_here(quic=True) as server, open_relay_here() as other:
+        for relay, port in ((server, port_of(server)), (other, 0)):
+            snippet = await make_snippet(base(f"https://{HOST}:{port_of(relay)}"), options=DIRECT)
+            assert snippet.derp_map.regions[901].nodes[0].quic_port == port
+            assert any("QUICPort" in note for note in snippet.notes) is bool(port)
+
+
 async def test_a_trusted_relay_is_not_pinned(tmp_path: Path) -> None:
     async with open_relay_here() as server:
         url = f"https://{HOST}:{port_of(server)}"

@@ -238,6 +238,8 @@ def test_errors_of_fields_together(fields: dict[str, object], says: str) -> None
         ({"STUNOnly": True, "DERPPort": 8443}, f"{NODE}.STUNOnly", "though it has DERPPort"),
         ({"STUNOnly": True, "CertName": PIN}, f"{NODE}.STUNOnly", "though it has CertName"),
         ({"CanPort80": True, "IPv4": "none"}, f"{NODE}.CanPort80", "does nothing"),
+        ({"QUICPort": 443, "DERPPort": 80, "ForceHTTP": True}, f"{NODE}.QUICPort", "plain HTTP"),
+        ({"QUICPort": 443, "STUNOnly": True}, f"{NODE}.QUICPort", "no relay"),
         (
             {"HostName": "2001:db8::1", "CertName": PIN, "DERPPort": 8443},
             f"{NODE}.HostName",
@@ -261,6 +263,8 @@ def test_warnings_of_fields_together(fields: dict[str, object], place: str, says
         {"HostName": "localhost", "IPv4": "192.0.2.1", "CertName": PIN},
         {"HostName": "derp900b.example.com", "IPv4": "192.0.2.1"},  # one name, told apart by address
         {"DERPPort": 80, "ForceHTTP": True},
+        {"QUICPort": 443},
+        {"QUICPort": 3478, "STUNPort": -1},
     ],
 )
 def test_what_is_fine_together(fields: dict[str, object]) -> None:

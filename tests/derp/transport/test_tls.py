@@ -252,6 +252,7 @@ def test_the_snippet_is_a_map_of_this_relay() -> None:
         }
     }
     assert server.map_snippet(443, -1).regions[900].nodes[0].stun_port == -1
+    assert server.map_snippet(443, -1, 443).regions[900].nodes[0].quic_port == 443
 
 
 def test_a_missing_pair_is_made_once_and_kept(files: tuple[Path, Path]) -> None:

@@ -87,3 +87,12 @@ def test_the_embedded_relay_is_where_its_coordinator_is(url: str, node: tuple[st
     relay, other = taken[1].nodes
     assert (relay.host_name, relay.derp_port, relay.force_http, relay.ipv4, relay.cert_name) == node
     assert (other, taken[2]) == (stun, regions[2])
+
+
+@pytest.mark.parametrize(
+    ("url", "port"), [("https://a.example:7", 7), ("https://a.example", 0), ("https://b.example:7", 0)]
+)
+def test_quic_of_the_embedded_relay_is_not_looked_for_behind_a_proxy(url: str, port: int) -> None:
+    given = DERPNode("1a", 1, "a.example", derp_port=7, quic_port=7)
+    taken = as_reached(DERPMap({1: DERPRegion(1, embedded_relay=True, nodes=(given,))}), url)
+    assert taken.regions[1].nodes[0].quic_port == port

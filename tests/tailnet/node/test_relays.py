@@ -11,7 +11,7 @@ from derp.client.reconnect import Connected, Disconnected, Heard
 from derp.keys import NodePrivate
 from derp.map import DERPMap, DERPNode
 from tailnet.node.relays import IDLE_SECONDS, MAX_WAITING, Relays
-from tests.support.inprocess import map_of, node_of, open_relay_here
+from tests.support.inprocess import map_of, node_of, open_relay_here, port_of
 from tests.support.tailnet_driver import wait_for
 
 HERE, THERE = 901, 902
@@ -50,6 +50,17 @@ async def test_what_waits_is_bounded_and_a_region_that_nobody_knows_takes_nothin
         with trio.fail_after(30):
             await relays.wait_connected(HERE)
         assert relays.last_heard(HERE) is not None
+
+
+async def test_a_relay_with_quic_by_the_map_is_reached_by_it() -> None:
+    async with open_relay_here(quic=True, stun_enabled=False) as here:
+        derp_map = map_of(node_of(here, HERE, quic_port=port_of(here)))
+        async with open_relays(derp_map) as (relays, _):
+            relays.set_home(HERE)
+            with trio.fail_after(60):
+                await relays.wait_connected(HERE)
+            assert here.ports.quic is not None
+            assert here.ports.quic.totals()["accepted"] == 1
 
 
 async def test_the_home_is_kept_and_another_region_s_connection_ends_when_it_is_idle(

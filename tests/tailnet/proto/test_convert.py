@@ -108,6 +108,7 @@ NODES = st.builds(
     force_http=st.booleans(),
     stun_test_ip=TEXT,
     can_port_80=st.booleans(),
+    quic_port=INT32,
 )
 REGIONS = st.builds(
     DERPRegion,

@@ -12,6 +12,8 @@ from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto
 from tailnet.proto.generated import agent_pb2, tailnet_pb2
 
 FACTS = Path(__file__).parents[2] / "vectors" / "rpc_schema.txt"
+# What we say beyond it: with numbers that no genuine message is near.
+OURS = {"coder.tailnet.v2.DERPMap.Region.Node 1013 quic_port int32"}
 SCALARS = {
     getattr(FieldDescriptor, f"TYPE_{name.upper()}"): name
     for name in ("double", "float", "int64", "uint64", "int32", "bool", "string", "bytes", "uint32")
@@ -109,7 +111,7 @@ def compiled_facts() -> set[str]:
 def test_every_fact_is_compiled_and_nothing_else() -> None:
     known, compiled = facts_in_table(FACTS.read_text()), compiled_facts()
     assert sorted(known - compiled) == []
-    assert sorted(compiled - known) == []
+    assert sorted(compiled - known) == sorted(OURS)
 
 
 def test_the_table_is_whole() -> None:

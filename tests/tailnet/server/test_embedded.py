@@ -43,6 +43,15 @@ def test_a_certificate_of_our_own_is_pinned() -> None:
     assert errors(lint(DERPMap({999: embedded_region(CoordinatorConfig(), [], node.cert_name)}).to_json())) == []
 
 
+@pytest.mark.parametrize(
+    ("url", "port"),
+    [("https://a.example.com:8443", 8443), ("https://a.example.com", 0), ("http://a.example.com:8443", 0)],
+)
+def test_quic_is_named_where_the_access_url_leads_to_its_own_port(url: str, port: int) -> None:
+    [node] = embedded_region(CoordinatorConfig(access_url=url), [Listening("derp+quic", "::", 8443)]).nodes
+    assert node.quic_port == port
+
+
 def test_its_stun_and_that_of_others() -> None:
     config = CoordinatorConfig(
         access_url="https://a.example.com", derp_region_id=5, stun_servers=(("s.example.com", 19302),)
