@@ -82,6 +82,10 @@ class Router:
         self._last_number += 1
         return self._last_number
 
+    def stands_for(self, key: bytes) -> bool:
+        """Whether a key that is connected here counts here, where several workers of one relay may have it."""
+        return True
+
     def register(self, client: Client) -> None:
         """A connection finished its handshake: packets for its key go to it from now on."""
         member = self.members.get(client.key)

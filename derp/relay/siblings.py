@@ -120,6 +120,10 @@ class WorkerRouter(Router):
 
     # --- connections here
 
+    def stands_for(self, key: bytes) -> bool:
+        """The eldest of the workers that have a key counts it."""
+        return all(self.place.number < link.index for link in self.links if key in link.keys)
+
     def register(self, client: Client) -> None:
         super().register(client)
         if client.is_own:
@@ -128,6 +132,7 @@ class WorkerRouter(Router):
         assert member is not None
         self._active_elsewhere.discard(client.key)
         if client.key in self.elsewhere and len(member.connections) == 1:
+            self.counters.dup_client_conns_total += 1
             self._mark_duplicates(member)
         self.tell_siblings(control_frame("came", self._presence(client)))
 

@@ -60,17 +60,18 @@ def _of_relay(relay: Relay) -> dict[str, Any]:
     # The router counted packets that wait for other relays as forwarded, so clients do not wait for them.
     held_for_mesh = sum(route.queue.packets for route in router.mesh_routes() if route.queue is not None)
     packets_sent, bytes_sent = routed_totals(router, held, sum(queue.packet_bytes for queue in queues))
-    local = sum(1 for member in router.members.values() if member.connections)
+    local = [member for member in router.members.values() if member.connections]
+    ours = [member for member in local if router.stands_for(member.key)]
     elsewhere = sum(1 for key in router.elsewhere if not router.members[key].connections)
     own = sum(client.is_own for client in router.clients.values())
     return {
         "counters": router.counters,
-        "clients_local": local - own,
-        "clients_remote": len(router.members) - local - elsewhere,
+        "clients_local": len(ours) - own,
+        "clients_remote": len(router.members) - len(local) - elsewhere,
         "connections": len(router.clients) - own,
         "home_connections": router.home_clients,
         "not_ideal_connections": router.not_ideal_clients,
-        "duplicate_keys": router.duplicate_keys,
+        "duplicate_keys": sum(member.connections[0].is_duplicate for member in ours),
         "duplicate_connections": sum(client.is_duplicate for client in router.clients.values()),
         "watchers": len(router.watchers),
         "queued_packets": held + held_for_mesh,

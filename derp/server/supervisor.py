@@ -21,7 +21,7 @@ import trio
 
 from derp.config import RelayConfig
 from derp.config.relay import WORKER_VARIABLE
-from derp.errors import ConfigError
+from derp.errors import ConfigError, DerpError
 from derp.log import fields, set_level
 from derp.server.encryption import open_tls
 from derp.server.handover import Handed, HandoverError, Inherited, hand_over
@@ -104,6 +104,8 @@ class Supervisor:
         self._is_draining = False
         self.drained = trio.Event()
         self._busy = trio.Lock()
+        # Held by whoever starts a worker in a slot or closes its ports: one may end by itself while all are replaced.
+        self._changing = [trio.Lock() for _ in range(config.workers)]
 
     # --- ports
 
@@ -170,14 +172,21 @@ class Supervisor:
             self._nursery = nursery
             async with trio.open_nursery() as starting:
                 for slot in range(len(self._slots)):
-                    starting.start_soon(self._start, slot)
+                    starting.start_soon(self._begin, slot)
             nursery.start_soon(self._watch_for_stuck)
             task_status.started(self)
             await self.drained.wait()
             nursery.cancel_scope.cancel()
 
+    async def _begin(self, slot: int) -> None:
+        async with self._changing[slot]:
+            await self._start(slot)
+
     async def _start(self, slot: int) -> _Process:
-        """A new worker with the ports of `slot`.  Raises HandoverError."""
+        """A new worker with the ports of `slot`.  Raises HandoverError, ConfigError."""
+        if self._is_draining:
+            raise HandoverError("all workers leave")
+        self._open_slot(slot)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         worker = _Process(next(self._numbers), slot, ours)
         worker.send("place", worker.number, slot, len(self._slots), self.config.private_key.raw)
@@ -232,20 +241,38 @@ class Supervisor:
         _log.error(
             "! %s ended by itself (%s): a new one takes its place", worker.name, _status_text(status), extra=told
         )
-        while not self._is_draining:
+        while True:
             wait = min(_FIRST_RESTART_SECONDS * 2 ** min(self._failures[slot], 20), _MAX_RESTART_SECONDS)
             self._failures[slot] += 1
-            if wait > _KEEP_PORTS_SECONDS:
-                self._close_slot(slot)
+            async with self._changing[slot]:
+                if wait > _KEEP_PORTS_SECONDS and not self._is_served(slot):
+                    self._close_slot(slot)
             await trio.sleep(wait)
-            try:
-                self._open_slot(slot)
-                replacement = await self._start(slot)
-            except (HandoverError, ConfigError) as error:
-                _log.error("! no new worker in the place of %s: %s", worker.name, error)
-            else:
-                _log.info("= %s serves in the place of %s", replacement.name, worker.name)
-                return
+            async with self._changing[slot]:
+                if await self._replaced(worker):
+                    return
+
+    async def _replaced(self, worker: _Process) -> bool:
+        """Start a worker in the place of one that ended, unless none is wanted any more; False: it did not come up."""
+        if self._is_draining or self._is_served(worker.slot):
+            return True
+        try:
+            replacement = await self._start(worker.slot)
+        except (HandoverError, ConfigError) as error:
+            self._say_why_not(f"no new worker in the place of {worker.name}", error)
+            return False
+        _log.info("= %s serves in the place of %s", replacement.name, worker.name)
+        return True
+
+    def _say_why_not(self, what: str, error: DerpError) -> None:
+        if self._is_draining:  # and has closed the ports that a worker was about to be given
+            _log.info("= %s: all workers leave", what)
+        else:
+            _log.error("! %s: %s", what, error)
+
+    def _is_served(self, slot: int) -> bool:
+        """Whether a worker that stays has the slot."""
+        return any(worker.slot == slot and not worker.is_leaving for worker in self.workers)
 
     def _forget(self, worker: _Process) -> None:
         """It has ended, or has never served."""
@@ -326,18 +353,21 @@ class Supervisor:
     async def _replace_all(self) -> None:
         """Successors for all first: whoever is sent away then comes to one that stays."""
         _log.info("= SIGUSR2: handing over to new workers")
-        old = tuple(self.workers)
-        new: list[_Process] = []
-        try:
-            for slot in range(len(self._slots)):
-                self._open_slot(slot)
-                new.append(await self._start(slot))
-        except (HandoverError, ConfigError) as error:
-            _log.error("! nobody to hand over to: %s; the workers go on", error)
-            old, new = tuple(new), []
-        for worker in old:
-            worker.is_leaving = True
-            worker.send("close")
+        async with contextlib.AsyncExitStack() as held:
+            for changing in self._changing:
+                await held.enter_async_context(changing)
+            old = tuple(self.workers)
+            new: list[_Process] = []
+            try:
+                for slot in range(len(self._slots)):
+                    new.append(await self._start(slot))
+            except (HandoverError, ConfigError) as error:
+                self._say_why_not("nobody to hand over to, and the workers go on", error)
+                staying = {worker.slot for worker in old if not worker.ended.is_set()}
+                old, new = tuple(worker for worker in new if worker.slot in staying), []
+            for worker in old:
+                worker.is_leaving = True
+                worker.send("close")
         for worker in old:
             worker.send("leave")
             await worker.ended.wait()

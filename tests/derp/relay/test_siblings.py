@@ -284,6 +284,19 @@ class TestOneKeyOnTwoWorkers:
         assert not old.is_duplicate
         assert left.router.duplicate_keys == right.router.duplicate_keys == 0
 
+    def test_a_key_of_both_counts_with_the_elder(self, pair: Pair) -> None:
+        left, right = pair.sides
+        right.connect(B)
+        pair.settle()
+        assert right.router.stands_for(B)
+
+        left.connect(B)
+        pair.settle()
+
+        assert [side.router.stands_for(B) for side in pair.sides] == [True, False]
+        assert left.router.counters.dup_client_conns_total == 1
+        assert right.router.counters.dup_client_conns_total == 0
+
     def test_two_that_alternate_cost_one_word_each_time(self, pair: Pair) -> None:
         left, right = pair.sides
         one = left.connect(B)

@@ -175,6 +175,32 @@ async def test_a_successor_that_does_not_serve_changes_nothing(
             await caller.ping()
 
 
+async def test_a_worker_that_dies_while_all_are_replaced_leaves_no_place_empty_and_none_taken_twice(
+    tmp_path: Path,
+) -> None:
+    ends = tmp_path / "ends"
+    os.mkfifo(ends)
+    open_for_writing = partial(os.open, ends, os.O_WRONLY)  # waits until the other end is open
+    async with open_workers(tmp_path) as relay, obeying(relay) as send_signal:
+        old, command = list(relay.workers), relay.command
+        # A successor reads there before it becomes one.
+        read_first = f"import os, sys; open({str(ends)!r}).read(); os.execv(sys.executable, {command!r})"
+        relay.command = [sys.executable, "-c", read_first]
+        await send_signal(signal.SIGUSR2)
+        held = await trio.to_thread.run_sync(open_for_writing, abandon_on_cancel=True)
+        for victim in old:
+            victim.process.kill()
+            await victim.ended.wait()
+        ends.unlink()
+        ends.touch()  # the second one need not wait
+        os.close(held)
+        while len(relay.workers) < 2:  # noqa: ASYNC110  # other processes
+            await trio.sleep(0.01)
+        async with relay._changing[0], relay._changing[1]:
+            assert sorted(worker.slot for worker in relay.workers) == [0, 1]
+            assert not {worker.number for worker in old} & {worker.number for worker in relay.workers}
+
+
 async def test_all_are_drained_together(tmp_path: Path) -> None:
     async with open_workers(tmp_path) as relay, call_many(relay, MANY) as callers, obeying(relay) as send_signal:
         await send_signal(signal.SIGTERM)
@@ -188,7 +214,9 @@ async def test_all_are_drained_together(tmp_path: Path) -> None:
             await call(relay)
 
 
-async def test_a_drain_ends_when_the_last_worker_is_one_that_never_served(tmp_path: Path) -> None:
+async def test_a_drain_ends_when_the_last_worker_is_one_that_never_served(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     ends = tmp_path / "ends"
     os.mkfifo(ends)
     open_for_writing = partial(os.open, ends, os.O_WRONLY)  # waits until the other end is open
@@ -199,12 +227,14 @@ async def test_a_drain_ends_when_the_last_worker_is_one_that_never_served(tmp_pa
         victim.process.kill()
         await victim.ended.wait()
         held = await trio.to_thread.run_sync(open_for_writing, abandon_on_cancel=True)
+        caplog.clear()
         await send_signal(signal.SIGTERM)
         await other.ended.wait()
         assert not relay.drained.is_set(), "one is still being started"
         os.close(held)
         await relay.drained.wait()
         assert relay.workers == []
+        assert not [record for record in caplog.records if record.levelname == "ERROR"], "nobody did anything wrong"
 
 
 async def test_a_second_relay_at_the_same_port_does_not_start(tmp_path: Path) -> None:

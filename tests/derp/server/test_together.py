@@ -3,9 +3,10 @@
 import json
 from pathlib import Path
 
+from derp.keys import NodePrivate
 from derp.protocol.messages import RecvPacket
 from tests.derp.server.workers_world import call_many, clients_by_worker, open_workers, page
-from tests.derp.server.world import ask
+from tests.derp.server.world import Caller, ask, call
 
 MANY = 12
 # Whoever answers: the kernel chooses anew with each request.
@@ -36,6 +37,23 @@ async def test_every_page_is_of_all_workers(tmp_path: Path) -> None:
             why = await page(relay, f"/debug/why?from=nodekey:{sender.key.hex()}&to=nodekey:{receiver.key.hex()}")
             assert "is here since" in why
             assert "packets go to the worker that has the second" in why
+
+
+async def test_a_key_that_is_on_two_workers_is_one_client(tmp_path: Path) -> None:
+    private, callers = NodePrivate.generate(), list[Caller]()
+    async with open_workers(tmp_path) as relay:
+        on: set[int] = set()
+        while len(on) < 2:
+            callers.append(await call(relay, private=private))
+            await callers[-1].ping()
+            on = {slot for slot, keys in (await clients_by_worker(relay)).items() if callers[0].key in keys}
+        numbers = {name: 0.0 for name in ("derp_clients", "derp_duplicate_keys", "derp_connections")}
+        for _ in range(ASKED):
+            numbers |= numbers_of(await page(relay, "/metrics"))
+            assert (numbers["derp_clients"], numbers["derp_duplicate_keys"]) == (1, 1)
+            assert numbers["derp_connections"] == len(callers)
+        for caller in callers:
+            await caller.aclose()
 
 
 async def test_the_list_of_the_busiest_has_all_clients_of_all_workers(tmp_path: Path) -> None:
