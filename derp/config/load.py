@@ -227,8 +227,6 @@ def _check_workers(given: Given, config: RelayConfig) -> None:
         given.fail("workers", "cannot share --quic: a client that changes its address would come to another one")
     if config.limits.node != NO_LIMITS.node or config.limits.tenants:
         given.fail("workers", "keep no account together: --limits may have limits of clients alone, or use 1")
-    if config.admission_log is not None:
-        given.fail("workers", "cannot write one --admission-log together: leave one of the two out")
 
 
 def _read_mesh_key(path: Path, given: Given) -> MeshKey:

@@ -8,14 +8,15 @@ import fcntl
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final, NamedTuple
 
 import trio
 
-from derp.admission.chain import Link, append, check
+from derp.admission.chain import Checked, Link, append, check
 from derp.errors import ConfigError
 from derp.keys import NodePublic
 from derp.text import error_text, utc
@@ -26,8 +27,17 @@ WRITE_SECONDS: Final = 1.0
 # Some 70,000 lines; with the nine before it 160 MiB at the most.
 MAX_FILE_BYTES: Final = 16 * 1024 * 1024
 OLD_FILES: Final = 9
+# What is in a line, an address and why, has 300 bytes.
+_LINE_BYTES: Final = 64 * 1024
 # Between two writes: more than a relay can decide in a second.  What comes beyond it is counted in the next line.
 MAX_WAITING: Final = 20_000
+
+
+class _Mark(NamedTuple):
+    """Which file, and how long it is: it only grows."""
+
+    inode: int
+    size: int
 
 
 class DecisionLog:
@@ -39,23 +49,22 @@ class DecisionLog:
         self._waiting: list[dict[str, Any]] = []
         self._lost_count = 0
         self._end = Link()
-        self._size = 0
+        self._seen = _Mark(0, 0)  # the file as it was when `_end` was its end
 
     def open(self) -> None:
         """Find the end of the chain.  Blocks.  Raises ConfigError: the file cannot be written."""
         try:
-            with open(self._path, "ab"):
+            with self._locked() as file:
                 os.chmod(self._path, 0o600)
-            with open(self._path, encoding="utf-8", errors="replace") as file:
-                found = check(file)
-                self._size = os.fstat(file.fileno()).st_size
+                found = _check(file)
+                if found.fault:
+                    # A power cut tears a line, and somebody may have changed one: whoever looks finds it there.
+                    text = "! the log of decisions %s is broken, a new one begins: %s"
+                    _log.error(text, self._path, found.fault)
+                    self._end = found.end
+                    self._put_aside()
         except OSError as error:
             raise ConfigError(f"{self._path}: cannot write the log of decisions: {error_text(error)}") from None
-        self._end = found.end if found.lines else self._end_of(self._path.with_name(f"{self._path.name}.1"))
-        if found.fault:
-            # A power cut tears a line, and somebody may have changed one: whoever looks finds it in the file put aside.
-            _log.error("! the log of decisions %s is broken, a new one begins: %s", self._path, found.fault)
-            self._put_aside()
         self.note("started", because=found.fault)
 
     def note(self, event: str, key: bytes | None = None, address: str = "", because: str = "") -> None:
@@ -86,24 +95,18 @@ class DecisionLog:
         if not waiting and not lost:
             return
         try:
-            if self._size > MAX_FILE_BYTES:
-                self._put_aside()
-            with open(self._path, "a+b", opener=_private) as file:
-                # A process that replaces another one, or is replaced, writes here too.
-                fcntl.flock(file, fcntl.LOCK_EX)
-                self._look_for_others(file.fileno())
+            with self._locked() as file:
                 end, content = self._encode(waiting, lost)
                 try:
                     file.write(content)
                     file.flush()
                 except OSError:
-                    os.ftruncate(file.fileno(), self._size)  # half a line would break the chain
+                    os.ftruncate(file.fileno(), self._seen.size)  # half a line would break the chain
                     raise
+                self._end, self._seen = end, _mark(file)
         except OSError as error:
             _log.error("! the log of decisions is not written: %s", error_text(error))
             return
-        self._end = end
-        self._size += len(content)
         self._lost_count -= lost
         del self._waiting[: len(waiting)]
 
@@ -114,26 +117,65 @@ class DecisionLog:
             lines.append(line)
         return end, "".join(lines).encode()
 
-    def _look_for_others(self, descriptor: int) -> None:
-        size = os.fstat(descriptor).st_size
-        if size != self._size:
-            self._size, self._end = size, self._end_of(self._path) if size else self._end
+    @contextmanager
+    def _locked(self) -> Iterator[BinaryIO]:
+        """The file, which has room and which nobody else writes meanwhile: another worker of this relay, or a process
+        that replaces this one."""
+        while True:
+            with open(self._path, "a+b", opener=_private) as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                try:
+                    is_there = os.path.samestat(os.stat(self._path), os.fstat(file.fileno()))
+                except FileNotFoundError:
+                    is_there = False
+                if not is_there:
+                    continue  # somebody put it aside while we waited
+                self._find_end(file)
+                if self._seen.size <= MAX_FILE_BYTES:
+                    yield file
+                    return
+                self._put_aside()
+
+    def _find_end(self, file: BinaryIO) -> None:
+        """Where the chain ends, if others wrote since we did."""
+        mark = _mark(file)
+        if mark == self._seen:
+            return
+        self._seen = mark
+        if mark.size:
+            self._end = _end_of(file)
+            return
+        try:
+            with open(self._path.with_name(f"{self._path.name}.1"), "rb") as older:
+                before = _end_of(older)
+        except OSError:
+            before = Link()
+        self._end = max(before, self._end, key=lambda end: end.number)
 
     def _put_aside(self) -> None:
         names = [self._path, *(self._path.with_name(f"{self._path.name}.{n}") for n in range(1, OLD_FILES + 1))]
         for newer, older in reversed(list(pairwise(names))):
             if newer.exists():
                 os.replace(newer, older)
-        self._size = 0
         _log.info("= the log of decisions goes on in a new file after line %d, %s", self._end.number, self._end.hash)
 
-    def _end_of(self, path: Path) -> Link:
-        """Where an older file ended, if there is one."""
-        try:
-            with open(path, encoding="utf-8", errors="replace") as file:
-                return check(file).end
-        except OSError:
-            return Link()
+
+def _mark(file: BinaryIO) -> _Mark:
+    status = os.fstat(file.fileno())
+    return _Mark(status.st_ino, status.st_size)
+
+
+def _check(file: BinaryIO) -> Checked:
+    file.seek(0)
+    return check(line.decode("utf-8", "replace") for line in file)
+
+
+def _end_of(file: BinaryIO) -> Link:
+    """Of a file that has lines.  Several writers look each second: the last line alone is read, if that holds."""
+    file.seek(max(0, os.fstat(file.fileno()).st_size - _LINE_BYTES))
+    last = file.read().splitlines(keepends=True)[-1:]
+    found = check(line.decode("utf-8", "replace") for line in last)
+    return found.end if found.lines and not found.fault else _check(file).end
 
 
 def _private(path: str, flags: int) -> int:

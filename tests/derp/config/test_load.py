@@ -532,7 +532,6 @@ def test_auto_is_one_worker_for_each_core_that_this_process_may_use() -> None:
     ("flags", "says"),
     [
         ({"tls_self_signed": "true", "hostname": "127.0.0.1"}, "need one certificate for all: set --cert-dir"),
-        ({"admission_log": "log"}, "cannot write one --admission-log together"),
         ({"quic": "true"}, "cannot share --quic"),
         (
             {"cert_mode": "letsencrypt", "hostname": "r.example.org", "listen": ":443", "cert_dir": "c"},

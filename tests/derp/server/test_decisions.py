@@ -1,7 +1,9 @@
 """The log of decisions as a file: over restarts, full files, disks that take nothing, and two writers."""
 
 import stat
+from itertools import pairwise
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -85,6 +87,40 @@ def test_two_processes_write_one_chain(tmp_path: Path) -> None:
             log.write()
     found = check(lines_of(path))
     assert (found.lines, found.fault) == (8, "")
+
+
+def test_writers_that_find_the_file_full_go_on_in_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decisions, "MAX_FILE_BYTES", 3000)
+    path = tmp_path / "log"
+    logs = [opened(path) for _ in range(3)]
+
+    def write(log: DecisionLog) -> None:
+        for number in range(30):
+            log.note("admitted", KEY, because=str(number))
+            log.write()
+
+    threads = [Thread(target=write, args=(log,)) for log in logs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    names = sorted(tmp_path.iterdir(), key=lambda name: int(f"0{name.suffix[1:]}"), reverse=True)
+    files = [check(lines_of(name)) for name in names]
+    assert [found.fault for found in files] == [""] * len(files)
+    assert all(after.begin == before.end for before, after in pairwise(files))
+    assert files[-1].end.number == 3 + 90
+    assert len(files) > 5
+
+
+def test_a_file_that_somebody_took_away_begins_anew_where_the_chain_was(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    log = opened(path)
+    log.write()
+    path.unlink()
+    log.note("admitted", KEY)
+    log.write()
+    assert check(lines_of(path)).begin.number == 1
 
 
 def test_what_cannot_be_written_waits_within_bounds(

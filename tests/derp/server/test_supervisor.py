@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from derp.admission.chain import check
 from derp.errors import ConnectError, ListenError
 from derp.keys import MeshKey, NodePrivate
 from derp.protocol.messages import PeerGone, PeerPresent, RecvPacket, Restarting
@@ -235,6 +236,26 @@ async def test_a_drain_ends_when_the_last_worker_is_one_that_never_served(
         await relay.drained.wait()
         assert relay.workers == []
         assert not [record for record in caplog.records if record.levelname == "ERROR"], "nobody did anything wrong"
+
+
+async def test_all_write_one_log_of_decisions(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    write_settings(tmp_path, f'admission_log = "{log}"')
+    async with (
+        open_workers(tmp_path) as relay,
+        call_many(relay, MANY) as callers,
+        obeying(relay) as send_signal,
+    ):
+        keys = {caller.key.hex() for caller in callers}
+        await send_signal(signal.SIGTERM)
+        for caller in callers:
+            await caller.aclose()
+        await relay.drained.wait()
+    lines = log.read_text().splitlines(keepends=True)
+    assert check(lines).fault == ""
+    told = [json.loads(line) for line in lines]
+    assert {one["key"].removeprefix("nodekey:") for one in told if one["event"] == "admitted"} == keys
+    assert sum(one["event"] == "started" for one in told) == 2
 
 
 async def test_a_second_relay_at_the_same_port_does_not_start(tmp_path: Path) -> None:
