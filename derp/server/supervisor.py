@@ -144,7 +144,9 @@ class Supervisor:
         self.listening.append(Listening(shown, str(bound[0]), int(bound[1])))
 
     def _open_slot(self, slot: int) -> None:
-        """Bind the ports of a worker, unless they are."""
+        """Bind the ports of a worker, unless they are.  Raises HandoverError when none is wanted any more."""
+        if self._is_draining:
+            raise HandoverError("all workers leave")
         if self._slots[slot]:
             return
         for kind, host, port, bound_port in self._places:
@@ -184,8 +186,6 @@ class Supervisor:
 
     async def _start(self, slot: int) -> _Process:
         """A new worker with the ports of `slot`.  Raises HandoverError, ConfigError."""
-        if self._is_draining:
-            raise HandoverError("all workers leave")
         self._open_slot(slot)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         worker = _Process(next(self._numbers), slot, ours)
