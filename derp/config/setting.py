@@ -143,6 +143,8 @@ def shown(value: object, metavar: str) -> str:
     if metavar.startswith("ADDRESS") and isinstance(value, tuple):
         return ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in value)
     if metavar == "DURATION" and isinstance(value, float):
+        if 0 < value < 1:
+            return f"{value * 1000:g}ms"
         return next(
             (f"{value / size:g}{unit}" for size, unit in _DURATION_UNITS if _is_plural(value, size)), f"{value:g}s"
         )

@@ -348,6 +348,15 @@ _LOAD: Final = (
         "bytes kept for all slow readers together; 0 means a quarter of this machine's memory",
         "queue_total_bytes",
     ),
+    # Below twice what a queue holds anyway (relay/queue.py: TARGET_SECONDS) packets that only wait for their turn would
+    # be lost; above 10 s clients have sent everything again.
+    Setting(
+        "queue_delay",
+        parse.duration(0.05, 10),
+        "DURATION",
+        "how long a packet waits at most for a slow reader for whom others send too, {default} by default",
+        "queue_delay_seconds",
+    ),
     Setting(
         "rate_config",
         parse.optional_path,

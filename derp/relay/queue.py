@@ -10,7 +10,7 @@ relay/pool.py bounds all queues together.  Next hop: server/session.py takes fro
 from collections import deque
 from collections.abc import Iterator
 from heapq import heapify, heappop, heappush, heapreplace
-from math import sqrt
+from math import inf, sqrt
 from typing import Final, Protocol
 
 from derp.protocol.frames import HEADER_BYTES, KEY_BYTES
@@ -38,8 +38,6 @@ _RATE_SECONDS: Final = 0.1
 # the 13 ms that a step takes on 10 Mbit/s: below that a queue is only the next step waiting.
 TARGET_SECONDS: Final = 0.02
 INTERVAL_SECONDS: Final = 0.1
-# CoDel takes seconds to tame a sender that does not listen to losses.  A call is unusable before, and TCP sends again.
-MAX_WAIT_SECONDS: Final = 0.25
 # Of a queue's bytes one flow may hold this share while others wait too, so that whoever comes next finds room.
 _FLOW_SHARE: Final = 2
 # Disco packets open direct paths and are tiny: each of their bytes counts a quarter, so they overtake bulk data.  They
@@ -174,6 +172,7 @@ class PacketQueue:
         "_heap",
         "_max_bytes",
         "_max_notice_bytes",
+        "_max_wait_seconds",
         "_notices",
         "_order",
         "_owner",
@@ -198,11 +197,12 @@ class PacketQueue:
         counters: Counters,
         pool: QueuePool,
         *,
+        max_wait_seconds: float = inf,
         max_notice_bytes: int = MAX_NOTICE_BYTES,
         shift: int = 0,
         owner: Owner | None = None,
     ) -> None:
-        """`shift`: where the pool looks for the fattest queue, this one counts as 2**shift times thinner: it serves
+        """`max_wait_seconds`: what waited longer, beside packets of others, is dropped.  `shift`: where the pool looks for the fattest queue, this one counts as 2**shift times thinner: it serves
         many clients, and its own bound is as much larger."""
         self._owner = owner
         self._pool = pool
@@ -213,6 +213,7 @@ class PacketQueue:
         self._flow_bytes = max_bytes // _FLOW_SHARE
         self._run_bytes = min(_RUN_BYTES, self._flow_bytes)
         self._max_notice_bytes = max_notice_bytes
+        self._max_wait_seconds = max_wait_seconds
         self._counters = counters
         self._flows: dict[bytes, _Flow] = {}
         self._heap: list[tuple[float, int, _Flow]] = []
@@ -476,7 +477,7 @@ class PacketQueue:
         while self.held_bytes > STEP_BYTES and flow.held_bytes > flow.runs[0].size:
             run = flow.runs[0]
             waited = now - run.since
-            if waited > MAX_WAIT_SECONDS:
+            if waited > self._max_wait_seconds:
                 left = (len(run.frames) - run.at) // run.size
                 self._drop_oldest(flow, left if len(flow.runs) > 1 else left - 1, DropReason.QUEUE_DELAY)
                 continue

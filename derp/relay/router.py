@@ -5,6 +5,7 @@ The router leaves its effects where server/session.py finds them: gather lists i
 relay/forward.py; relay/mesh.py adds routes to other relays.
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from ipaddress import ip_address
@@ -48,8 +49,16 @@ class Route(Protocol):
 class Router:
     """All state of one relay.  One thread calls it; nothing in it blocks, and nothing a client does makes it raise."""
 
-    def __init__(self, own_key: bytes, *, queue_depth: int, queue_bytes: int, queue_total: int = sys.maxsize) -> None:
-        """`queue_total`: bytes that all queues may hold together."""
+    def __init__(
+        self,
+        own_key: bytes,
+        *,
+        queue_depth: int,
+        queue_bytes: int,
+        queue_total: int = sys.maxsize,
+        queue_delay_seconds: float = math.inf,
+    ) -> None:
+        """`queue_total`: bytes that all queues may hold together.  `queue_delay_seconds`: PacketQueue's `max_wait`."""
         self.own_key = own_key
         self.counters = Counters()
         self.routes: dict[bytes, Route] = {}
@@ -73,6 +82,7 @@ class Router:
         self.mailboxes = Mailboxes(self.counters)
         self._queue_depth = queue_depth
         self._queue_bytes = queue_bytes
+        self.queue_delay_seconds = queue_delay_seconds
         self._last_number = 0
 
     # --- connections come and go
@@ -374,6 +384,7 @@ class Router:
             self._queue_bytes << shift,
             self.counters,
             self.pool,
+            max_wait_seconds=self.queue_delay_seconds,
             max_notice_bytes=notice_bytes,
             shift=shift,
             owner=route if isinstance(route, Client) else None,

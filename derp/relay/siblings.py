@@ -6,6 +6,7 @@ client's.  Two connections of one key on two workers are as two in one process: 
 wrote last.  The words are protocol/siblings.py; server/siblings.py has the links.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -104,9 +105,9 @@ class SiblingRoute:
 class WorkerRouter(Router):
     """The router of one worker.  `links` are those to its siblings."""
 
-    def __init__(self, own_key: bytes, place: Place, **queues: int) -> None:
-        """`queues` as for a Router."""
-        super().__init__(own_key, **queues)
+    def __init__(self, own_key: bytes, place: Place, *, queue_delay_seconds: float = math.inf, **queues: int) -> None:
+        """The bounds of queues as for a Router."""
+        super().__init__(own_key, queue_delay_seconds=queue_delay_seconds, **queues)
         self.links: list[SiblingRoute] = []
         self.place = place
         self._last_number = place.slot

@@ -23,9 +23,10 @@ _DUPLICATE_AFTER_SECONDS: Final = 3.0
 # Limits, queues and lost packets are looked at every second: what lasts is told once and stays until it is over.
 LOOK_SECONDS: Final = 1.0
 _HOLD_SECONDS: Final = 3 * LOOK_SECONDS
-# Below this a queue is the ordinary jitter of a long way.  The queue itself drops what waits for 250 ms beside others'
-# packets, so that is where the oldest one stands when a sender does not listen to losses.
+# Below this a queue is the ordinary jitter of a long way.  The queue itself drops what waits for --queue-delay beside
+# others' packets, so that is where the oldest one stands when a sender does not listen to losses.
 SLOW_SECONDS: Final = 0.2
+_SLOW_SHARE: Final = 0.8
 # Of packets that are not disco, to keys that are nowhere, within a second: a peer that sleeps is sent a handshake every
 # five seconds, and that is no news.
 NOT_HERE_PACKETS: Final = 10
@@ -103,7 +104,7 @@ class Advisor:
 
     def note_slow(self, client: Client, seconds: float) -> None:
         """Packets wait for a client."""
-        if seconds > SLOW_SECONDS:
+        if seconds > min(SLOW_SECONDS, _SLOW_SHARE * self._router.queue_delay_seconds):
             text = (
                 "packets for this machine wait in the relay and are dropped there: its connection takes less than comes"
             )

@@ -366,7 +366,10 @@ def _open_router(config: RelayConfig, own_key: bytes, place: Place | None) -> Ro
         "queue_bytes": config.queue_bytes,
         "queue_total": config.queue_total_bytes or memory_bytes() // 4,
     }
-    return Router(own_key, **queues) if place is None else WorkerRouter(own_key, place, **queues)
+    delay = config.queue_delay_seconds
+    if place is not None:
+        return WorkerRouter(own_key, place, **queues, queue_delay_seconds=delay)
+    return Router(own_key, **queues, queue_delay_seconds=delay)
 
 
 def _share_verdicts(siblings: Siblings, verifier: "Verifier") -> None:

@@ -66,6 +66,7 @@ accept_connection_burst = 11
 max_connections = 12
 queue_depth = 13
 queue_bytes = 200_000
+queue_delay = "300ms"
 verify_clients = true
 socket = "/run/tailscaled.sock"
 verify_client_url = "https://admit.example/"
@@ -112,6 +113,7 @@ def test_every_setting_arrives(tmp_path: Path, toml: Callable[[str], str]) -> No
         max_connections=12,
         queue_depth=13,
         queue_bytes=200_000,
+        queue_delay_seconds=0.3,
         verify_clients=True,
         tailscaled_socket="/run/tailscaled.sock",
         verify_client_url="https://admit.example/",

@@ -76,7 +76,7 @@ def test_a_default_that_is_not_there_is_a_mistake_of_the_table() -> None:
         (120.0, "DURATION", "2m"),
         (7200.0, "DURATION", "2h"),
         (150.0, "DURATION", "150s"),
-        (0.5, "DURATION", "0.5s"),
+        (0.5, "DURATION", "500ms"),
         (512, "PACKETS", "512"),
         (2 << 20, "BYTES", "2 MiB"),
         (131_072, "BYTES", "128 KiB"),

@@ -17,7 +17,6 @@ from derp.relay.queue import (
     DISCO_DEPTH,
     MAX_DISCO_FRAME_BYTES,
     MAX_NOTICE_BYTES,
-    MAX_WAIT_SECONDS,
     STEP_BYTES,
     TARGET_SECONDS,
     PacketQueue,
@@ -28,6 +27,7 @@ from tests.derp.relay.world import disco, key
 
 HEAD = HEADER_BYTES + KEY_BYTES
 EVERYTHING = 1 << 40
+MAX_WAIT_SECONDS = 0.25
 
 
 def packet(source: str, size: int = 100, fill: bytes = b"p") -> bytes:
@@ -41,7 +41,8 @@ def disco_packet(source: str, size: int = HEAD + 62, fill: bytes = b"d") -> byte
 
 def new_queue(depth: int = 512, max_bytes: int = 2 * 1024 * 1024) -> tuple[PacketQueue, Counters]:
     counters = Counters()
-    return PacketQueue(depth, max_bytes, counters, QueuePool(1 << 60)), counters
+    queue = PacketQueue(depth, max_bytes, counters, QueuePool(1 << 60), max_wait_seconds=MAX_WAIT_SECONDS)
+    return queue, counters
 
 
 def push(queue: PacketQueue, frames: Iterable[bytes], now: float = 0.0) -> None:

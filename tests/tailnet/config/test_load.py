@@ -93,6 +93,7 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "relay_queue_depth": ("40", 40),
     "relay_queue_bytes": ("200000", 200_000),
     "relay_queue_total": ("9000000", 9_000_000),
+    "relay_queue_delay": ("1s500ms", 1.5),
     "relay_rate_keys": (f"{KEY}=5/6", {b"\x07" * 32: Rate(5, 6)}),
     "relay_verify_clients": ("true", True),
     "relay_socket": ("/run/s.sock", "/run/s.sock"),
