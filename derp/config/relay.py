@@ -160,7 +160,8 @@ class RelayRules:
     # Of all slow readers together: 300 of them filled 584 MiB when there was no total.  A quarter of the machine leaves
     # the rest to 100,000 idle clients and the kernel's buffers.
     queue_total_bytes: int = 0  # 0: a quarter of this machine's memory
-    # CoDel takes seconds to tame a sender that does not listen to losses.  A call is unusable before, and TCP sends again.
+    # CoDel takes seconds to tame a sender that does not listen to losses.  A call is unusable before, and TCP sends
+    # again.
     queue_delay_seconds: float = 0.25
 
     # Who may what.

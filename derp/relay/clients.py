@@ -8,6 +8,7 @@ that is alive).  When the active one leaves, the one that was active most recent
 from typing import Any, Final
 
 from derp.protocol.frames import PeerPresentFlags
+from derp.relay.losses import Losses
 from derp.relay.mailbox import Mailbox
 from derp.relay.queue import PacketQueue
 
@@ -43,6 +44,7 @@ class Client:
         "is_prober",
         "is_watcher",
         "key",
+        "losses",
         "member",
         "not_here_at",
         "not_here_tokens",
@@ -107,6 +109,7 @@ class Client:
         # Of what it sent and of what was routed to it: what is written is that less what was lost or still waits.
         self.packets_in = self.bytes_in = self.packets_out = self.bytes_out = 0
         self.packets_lost = self.bytes_lost = 0  # on the way to it
+        self.losses: Losses | None = None  # which its queue dropped, once there were any
         self.packets_nowhere = self.bytes_nowhere = 0  # it sent them to keys that were not here
         self.not_here_tokens = float(NOT_HERE_BURST)
         self.not_here_at = now

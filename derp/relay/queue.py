@@ -15,6 +15,7 @@ from typing import Final, Protocol
 
 from derp.protocol.frames import HEADER_BYTES, KEY_BYTES
 from derp.relay.counters import DISCO_MAGIC, DISCO_MIN_BYTES, Counters, DropReason, PacketKind
+from derp.relay.losses import Losses
 from derp.relay.pool import RUN_OVERHEAD_BYTES, QueuePool
 
 _RECV: Final = 0x05
@@ -74,6 +75,7 @@ class Owner(Protocol):
 
     packets_lost: int
     bytes_lost: int
+    losses: Losses | None
 
 
 def count_lost(frames: bytes, reason: DropReason, counters: Counters, owner: Owner | None = None) -> None:
@@ -174,6 +176,7 @@ class PacketQueue:
         "_max_notice_bytes",
         "_max_wait_seconds",
         "_notices",
+        "_now",
         "_order",
         "_owner",
         "_pool",
@@ -202,8 +205,9 @@ class PacketQueue:
         shift: int = 0,
         owner: Owner | None = None,
     ) -> None:
-        """`max_wait_seconds`: what waited longer, beside packets of others, is dropped.  `shift`: where the pool looks for the fattest queue, this one counts as 2**shift times thinner: it serves
-        many clients, and its own bound is as much larger."""
+        """`max_wait_seconds`: what waited longer beside packets of others is dropped.  `shift`: where the pool looks
+        for the fattest queue, this one counts as 2**shift times thinner: it serves many clients, and its own bound is
+        as much larger."""
         self._owner = owner
         self._pool = pool
         self._pool_class = 0
@@ -231,6 +235,7 @@ class PacketQueue:
         """Their bytes, headers included."""
         self.notice_bytes = 0
         self.dropped = 0
+        self._now = 0.0  # of the last call that said it
         self._sent_bytes = 0
         self._sent_since: float | None = None
         self.unsent_bytes = 0
@@ -254,6 +259,7 @@ class PacketQueue:
         """Queue copies of whole frames: packets fairly, anything else as notices in order.  False when a notice did
         not fit.  `of_one_source`: packets that lie side by side came from one sender, which saves comparing."""
         fits = True
+        self._now = now
         at, total = 0, len(frames)
         while at < total:
             # Of a tunnel nearly all frames are as long as the first one, and the window is one run: copied once.
@@ -403,11 +409,17 @@ class PacketQueue:
         run = flow.runs[0]
         at = run.at
         end = self._pass(flow, count)
-        self._drop(run.frames, at, end, run.size, reason)
+        self._drop(run.frames, at, end, run.size, reason, self._now - run.since)
 
-    def _drop(self, frames: bytes, start: int, end: int, size: int, reason: DropReason) -> None:
-        _count_dropped(frames, start, end, size, reason, self._counters, self._owner)
-        self.dropped += (end - start) // size
+    def _drop(self, frames: bytes, start: int, end: int, size: int, reason: DropReason, seconds: float = 0.0) -> None:
+        """Count packets as dropped that have waited for so long."""
+        owner, count = self._owner, (end - start) // size
+        _count_dropped(frames, start, end, size, reason, self._counters, owner)
+        self.dropped += count
+        if owner is not None:
+            if owner.losses is None:
+                owner.losses = Losses()
+            owner.losses.note(frames[start + HEADER_BYTES : start + _HEAD], reason, count, self._now, seconds)
 
     def _pass(self, flow: _Flow, count: int) -> int:
         """So many packets of the flow's oldest run leave, or all; return where they end in the run."""
@@ -430,6 +442,7 @@ class PacketQueue:
     def take(self, max_bytes: int, now: float) -> list[bytes]:
         """Remove and return whole frames in the order of service, several in a piece: at least one if any waits, and
         else `max_bytes` at most.  What waited too long is dropped on the way."""
+        self._now = now
         taken: list[bytes] = []
         size = 0
         while self._notices and (not taken or size + len(self._notices[0]) <= max_bytes):
@@ -519,7 +532,7 @@ class PacketQueue:
         """Drop everything, counted under `reason`: the destination is gone."""
         for flow in self._flows.values():
             for run in flow.runs:
-                self._drop(run.frames, run.at, len(run.frames), run.size, reason)
+                _count_dropped(run.frames, run.at, len(run.frames), run.size, reason, self._counters, self._owner)
                 self._pool.held_bytes -= len(run.frames) + RUN_OVERHEAD_BYTES
         self._pool.held_bytes -= self.notice_bytes + len(self._notices) * RUN_OVERHEAD_BYTES
         self._pool.move(self, 0)

@@ -80,8 +80,8 @@ class Router:
         self.pool = QueuePool(queue_total)
         self.is_leaving = False  # packets for clients that went elsewhere are passed on, also those of other relays
         self.mailboxes = Mailboxes(self.counters)
-        self._queue_depth = queue_depth
-        self._queue_bytes = queue_bytes
+        self.queue_depth = queue_depth
+        self.queue_bytes = queue_bytes
         self.queue_delay_seconds = queue_delay_seconds
         self._last_number = 0
 
@@ -380,8 +380,8 @@ class Router:
         notice_bytes = MAX_MESH_NOTICE_BYTES if is_mesh_peer else MAX_NOTICE_BYTES
         shift = _MESH_QUEUE_SHIFT if route.is_forwarder else 0
         return PacketQueue(
-            self._queue_depth << shift,
-            self._queue_bytes << shift,
+            self.queue_depth << shift,
+            self.queue_bytes << shift,
             self.counters,
             self.pool,
             max_wait_seconds=self.queue_delay_seconds,

@@ -12,7 +12,10 @@ from typing import Final
 
 from derp.keys import KEY_BYTES, short_key
 from derp.relay.clients import Client, Member
+from derp.relay.counters import DropReason
+from derp.relay.losses import Loss
 from derp.relay.mesh import MeshPeerState
+from derp.relay.queue import DISCO_DEPTH, INTERVAL_SECONDS, TARGET_SECONDS
 from derp.relay.router import Router
 
 # Some 3 MB: the last hour of a relay where three clients a second come and go.
@@ -86,7 +89,7 @@ def explain_pair(
     """Why packets from `source` do, or do not, reach `target`; the verdict is the last sentence."""
     states = tuple(mesh)
     lines = [*_key(source, router, departures, states, now), *_key(target, router, departures, states, now)]
-    lines.append(f"So: {_verdict(source, target, router, states)}")
+    lines.append(f"So: {_verdict(source, target, router, states, now)}")
     return lines
 
 
@@ -99,11 +102,12 @@ def _key(
         return
     member = router.members.get(key)
     if member is not None and member.connections:
-        yield from _here(name, member, now)
+        yield from _here(name, member, router, now)
     for link in member.forwarders if member is not None else ():
         yield f"{name} was announced by the relay {_relay_name(link, mesh)}."
         if link.queue is not None:
-            yield f"The link to that relay is full: {_waiting(link.queue.packets, link.queue.oldest_seconds(now))}."
+            waiting = _waiting(link.queue.packets, link.queue.oldest_seconds(now))
+            yield f"The link to that relay is full: {waiting}, {link.queue.dropped} were dropped."
     if key in router.elsewhere:
         yield f"{name} is connected to another worker of this relay, and packets go there over the local mesh."
     if member is not None:
@@ -117,7 +121,7 @@ def _key(
         yield "It was not here lately: its client has another home, is offline, or never reached this relay."
 
 
-def _here(name: str, member: Member, now: float) -> Iterator[str]:
+def _here(name: str, member: Member, router: Router, now: float) -> Iterator[str]:
     active = member.connections[-1]
     yield (
         f"{name} is here since {_span(now - active.connected_at)}, from {active.address}:{active.port}"
@@ -130,15 +134,37 @@ def _here(name: str, member: Member, now: float) -> Iterator[str]:
             f"{active.number}. Two machines with one key look like this."
         )
     if active.queue is not None:
+        yield f"It reads too slowly: {_waiting(active.queue.packets, active.queue.oldest_seconds(now))}."
+    for reason, loss in active.losses.by_reason.items() if active.losses is not None else ():
         yield (
-            f"It reads too slowly: {_waiting(active.queue.packets, active.queue.oldest_seconds(now))}, "
-            f"{active.queue.dropped} were dropped to make room."
+            f"{loss.packets} packets for it were dropped as {reason.name.lower()}, the last {_ago(now - loss.at)}: "
+            f"{_bound(reason, loss, router)}."
         )
     if active.wire is not None and active.wire.paused:
         yield "It sends faster than its rate limit allows, so it is being read more slowly; nothing of that is lost."
 
 
-def _verdict(source: bytes, target: bytes, router: Router, mesh: tuple[MeshPeerState, ...]) -> str:
+def _bound(reason: DropReason, loss: Loss, router: Router) -> str:
+    """Which bound of its queue a packet met."""
+    longest = _milliseconds(loss.seconds)
+    if reason is DropReason.QUEUE_DELAY:
+        return (
+            f"they had waited for up to {longest}, and beside packets of others one may wait for "
+            f"{_milliseconds(router.queue_delay_seconds)}, or for {_milliseconds(TARGET_SECONDS)} once that was so for "
+            f"{_milliseconds(INTERVAL_SECONDS)}"
+        )
+    if reason is DropReason.QUEUE_HEAD:
+        return (
+            f"they had waited for up to {longest} when the queue was full: {router.queue_depth} packets, "
+            f"{router.queue_bytes} bytes, half of them for one of several senders, and {DISCO_DEPTH} packets of path "
+            "discovery"
+        )
+    if reason is DropReason.QUEUE_TAIL:
+        return f"each was longer than its queue may be, {router.queue_bytes} bytes"
+    return f"the queues of all slow readers together held {router.pool.max_bytes} bytes, and its was the fattest"
+
+
+def _verdict(source: bytes, target: bytes, router: Router, mesh: tuple[MeshPeerState, ...], now: float) -> str:
     down = [state for state in mesh if not state.is_up and not state.is_ourselves]
     sender, receiver = router.members.get(source), router.members.get(target)
     if sender is None or not (sender.connections or sender.forwarders or source in router.elsewhere):
@@ -156,12 +182,20 @@ def _verdict(source: bytes, target: bytes, router: Router, mesh: tuple[MeshPeerS
         name = _relay_name(receiver.forwarders[0], mesh)
         return f"packets are forwarded to the relay {name}; ask there how it goes on."
     if _was_reached(sender, receiver.connections[-1]):
-        return "packets of the first have reached the second."
+        return f"packets of the first have reached the second{_but_lost(source, receiver.connections[-1], now)}."
     return "the way is open, and no packet has used it yet."
 
 
 def _was_reached(sender: Member, receiver: Client) -> bool:
     return sender.sent_to is not None and receiver in sender.sent_to
+
+
+def _but_lost(source: bytes, receiver: Client, now: float) -> str:
+    lost = receiver.losses.of(source) if receiver.losses is not None else {}
+    parts = (
+        f"{loss.packets} as {reason.name.lower()}, the last {_ago(now - loss.at)}" for reason, loss in lost.items()
+    )
+    return f", and some were dropped: {'; '.join(parts)}" if lost else ""
 
 
 def _relay_name(link: object, mesh: tuple[MeshPeerState, ...]) -> str:
@@ -174,6 +208,10 @@ def _names(states: list[MeshPeerState]) -> str:
 
 def _waiting(packets: int, seconds: float) -> str:
     return f"{packets} packets wait, the oldest for {seconds:.1f} s"
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1000:.0f} ms"
 
 
 def _ago(seconds: float) -> str:

@@ -79,6 +79,19 @@ def test_who_reads_too_slowly_is_told_before_his_packets() -> None:
     bare.end()
 
 
+@pytest.mark.parametrize(("limit", "told"), [(0.25, [0.21]), (0.1, [0.15, 0.21, 0.09]), (10.0, [0.21])])
+def test_who_waits_is_told_before_the_limit_drops_his_packets(limit: float, told: list[float]) -> None:
+    with AdvisedRelay(queue_delay_seconds=limit) as bare:
+        heard = []
+        for seconds in (0.15, 0.21, 0.07, 0.09):
+            slow = bare.connect()
+            bare.relay.sessions.advisor.note_slow(slow.client, seconds)
+            bare.wait(1)
+            if hears(slow):
+                heard.append(seconds)
+        assert heard == told
+
+
 @pytest.mark.parametrize(
     ("packet", "count", "is_told"),
     [

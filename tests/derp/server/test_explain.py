@@ -13,10 +13,14 @@ from derp.config import Rate
 from derp.errors import ConnectError
 from derp.keys import NodePrivate, short_key
 from derp.protocol.messages import RecvPacket
+from derp.relay.counters import DropReason
 from derp.server.debug import why
 from derp.server.explain import MAX_DEPARTURES, Departures, explain_key, find_keys
 from derp.server.server import RelayServer
+from tests.derp.server.bare_relay import Peer
 from tests.derp.server.mesh_world import Node, knows, open_nodes, until
+from tests.derp.server.test_relay import TimedRelay
+from tests.derp.server.test_session_flush import SMALL
 from tests.derp.server.world import PATIENCE_SECONDS, Caller, ask, call, open_server, relay_config
 
 
@@ -142,7 +146,55 @@ async def test_a_reader_that_takes_nothing() -> None:
                 await a.send(b.key, *[bytes(60_000)] * 8)
                 await a.ping()
         lines = await pair(server, a, b)
-        assert re.match(r"It reads too slowly: \d+ packets wait, the oldest for 0\.\d s, \d+ were dropped", lines[2])
+        assert re.match(r"It reads too slowly: \d+ packets wait, the oldest for \d\.\d s\.", lines[2])
+        full = (
+            r"\d+ packets for it were dropped as queue_head, the last \d+ s ago: they had waited for up to \d+ ms when "
+        )
+        assert re.match(full + r"the queue was full: 512 packets, 2097152 bytes, half of them", lines[3])
+        assert "the first have reached the second, and some were dropped: " in lines[-1]
+
+
+@pytest.mark.parametrize(("limit", "waited"), [(0.25, 300), (1.0, 1300)])
+def test_packets_that_waited_too_long_are_named_with_their_sender_and_their_bound(limit: float, waited: int) -> None:
+    with TimedRelay(queue_delay_seconds=limit, tcp_write_timeout_seconds=0.0) as bare:
+        bulk, rival, other, slow = (bare.connect(buffer_bytes=SMALL) for _ in range(4))
+        while slow.client.queue is None or slow.client.queue.packets < 80:
+            for sender in (bulk, rival):
+                sender.send_packets(slow, *[bytes(1000)] * 20)
+            bare.serve()
+        other.send_packets(slow, b"sparse")
+        bare.serve()
+        for step in (waited / 2000, waited / 2000):  # CoDel looks twice
+            bare.time += step
+            slow.read()
+            bare.serve()
+        assert bare.router.counters.dropped(DropReason.QUEUE_DELAY) == sum(bare.router.counters.packets_dropped) > 0
+        bare.serve_reading(slow)
+        bare.time += 3
+        bare.serve()
+
+        def ask_why(sender: Peer) -> list[str]:
+            return why(bare.relay, {"from": sender.key.hex(), "to": slow.key.hex()}).splitlines()
+
+        lines = ask_why(bulk)
+        (line,) = [line for line in lines if "packets for it were dropped" in line]
+        found = re.fullmatch(
+            r"(\d+) packets for it were dropped as queue_delay, the last 3 s ago: they had waited for up to (\d+) ms, "
+            r"and beside packets of others one may wait for (\d+) ms, or for 20 ms once that was so for 100 ms\.",
+            line,
+        )
+        assert found is not None, line
+        assert (int(found[2]), int(found[3])) == (waited, 1000 * limit)
+        parts = []
+        for sender in (bulk, rival):
+            verdict = (
+                r"So: packets .* reached the second, and some were dropped: (\d+) as queue_delay, the last 3 s ago\."
+            )
+            own = re.fullmatch(verdict, ask_why(sender)[-1])
+            assert own is not None
+            parts.append(int(own[1]))
+        assert sum(parts) == int(found[1]) == bare.router.counters.dropped(DropReason.QUEUE_DELAY)
+        assert ask_why(other)[-1] == "So: packets of the first have reached the second.", "it lost nothing"
 
 
 def test_the_past_is_bounded_and_knows_the_latest() -> None:
