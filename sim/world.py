@@ -171,7 +171,9 @@ class World:
     # Replicas and the ways between them.
 
     def start(self, place: int) -> None:
-        """A process begins; the others find its record within two seconds."""
+        """A process begins, unless another one was faster; the others find its record within two seconds."""
+        if self.places[place] is not None:
+            return
         self._starts += 1
         process = Process(self, place, self._starts)
         self.places[place] = process
@@ -228,6 +230,8 @@ class World:
 
     def die(self, process: Process) -> None:
         """The process is gone; its record some seconds later."""
+        if not process.is_alive:
+            return
         process.is_alive = False
         if self.places[process.place] is process:
             self.places[process.place] = None
@@ -408,7 +412,7 @@ class World:
             case "kill" if process is not None:
                 self.die(process)
                 self.heap.after(min(step.seconds, 8), lambda: self.start(one))
-            case "stop" if process is not None and not process.is_frozen:
+            case "stop" if process is not None and process.is_accepting and not process.is_frozen:
                 process.is_accepting = False
                 process.do(lambda: self._close(process))
                 self.heap.after(0.5, lambda: self.die(process))

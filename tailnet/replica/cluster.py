@@ -32,7 +32,7 @@ from tailnet.replica.messages import (
     Who,
     portions,
 )
-from tailnet.replica.pair import Heard, Opened, Own, Pair, PairEvent, Refused, Silent, Status, SyncDue
+from tailnet.replica.pair import End, Ended, Heard, Opened, Own, Pair, PairEvent, Refused, Silent, Status, SyncDue
 from tailnet.replica.proof import ClusterKey
 from tailnet.types import PeerID
 
@@ -50,8 +50,35 @@ class Hint(Outward):
     message: Tell | Bye
 
 
+@dataclass(slots=True)
+class SessionOpened(Outward):
+    """A session with a replica began: what it is stands in `pair(replica).hello`."""
+
+    replica: ReplicaID
+
+
+@dataclass(slots=True)
+class SessionEnded(Outward):
+    """A session is over.  A link is to be closed and dialled anew, if it is not what ended; a carrier stays."""
+
+    replica: ReplicaID
+    end: End
+    reason: str  # for people
+
+
+@dataclass(slots=True)
+class Silenced(Outward):
+    """Nothing was heard of a replica for SILENCE_SECONDS; whether it is dead, discovery knows."""
+
+    replica: ReplicaID
+
+
 class Cluster(Generic[C]):
-    """One replica of a cluster.  Every method that returns effects returns those for own connections, and Hints."""
+    """One replica of a cluster.
+
+    Every method that returns effects returns those for own connections (Deliver, SendError, EndConnection), and Hint,
+    SessionOpened, SessionEnded and Silenced for whoever has the links.
+    """
 
     def __init__(
         self,
@@ -60,7 +87,9 @@ class Cluster(Generic[C]):
         key: ClusterKey,
         random_bytes: Callable[[int], bytes],
         limits: Limits | None = None,
+        capabilities: int = 0,
     ) -> None:
+        """`random_bytes` makes nonces, so it has to be `os.urandom` but in simulations."""
         self.replica = replica
         self.time = ClusterTime()
         self.coordinator: SharedCoordinator[C] = SharedCoordinator(
@@ -71,9 +100,12 @@ class Cluster(Generic[C]):
         self.refused: dict[ReplicaID, str] = {}
         # The carrier does not bring back our own beats: who is silent may be well, so nobody is judged.
         self.is_deaf = False
+        # What beats say of us beside the clock and the peers; the owner sets them when they change.
+        self.load = 0  # thousandths of a core
+        self.map_digest = b""
         self.heard: Counter[type] = Counter()
         self.sleep_count = 0
-        self._own = Own(replica, name, key, self._status, random_bytes)
+        self._own = Own(replica, name, key, self._status, random_bytes, capabilities)
         self._claims: dict[PeerID, Claim] = {}
         self._questions: dict[PeerID, None] = {}
         self._told_at = float("-inf")
@@ -102,26 +134,26 @@ class Cluster(Generic[C]):
         """A frame from a replica, over its link."""
         return self._take(other, self.pair(other).receive_frame(frame, now), now)
 
-    def tell(self, message: Tell | Bye, now: float) -> None:
+    def tell(self, message: Tell | Bye, now: float) -> list[Effect[C]]:
         """A hint to all."""
-        self._publish(self.pairs, [message], now)
+        return self._publish(self.pairs, [message], now)
 
     # Effects.
 
     def carry_out(self, effects: Sequence[Effect[C]], now: float) -> list[Effect[C]]:
-        """Queue what is for other replicas; the rest comes back."""
+        """Queue what is for other replicas; the rest comes back, and sessions that ended because nobody reads."""
         own: list[Effect[C]] = []
         for effect in effects:
             if not isinstance(effect, Outward):
                 own.append(effect)
             elif isinstance(effect, Publish):
-                self._publish(effect.replicas, effect.messages, now)
+                own += self._publish(effect.replicas, effect.messages, now)
             elif isinstance(effect, Announce):
                 self._claims.update((claim.peer_id, claim) for claim in effect.claims)
-                self._tell_all(now)
+                own += self._tell_all(now)
             elif isinstance(effect, Ask):
                 self._questions.update(dict.fromkeys(effect.peer_ids))
-                self._tell_all(now)
+                own += self._tell_all(now)
             else:
                 own.append(effect)
         return own
@@ -146,11 +178,11 @@ class Cluster(Generic[C]):
             effects += self._take(other, pair.handle_timeout(now), now)
         effects += self.carry_out(self.coordinator.handle_timeout(now), now)
         if self._tell_at is not None and self._tell_at <= now:
-            self._tell_all(now)
+            effects += self._tell_all(now)
         return effects
 
     def _status(self, now: float) -> Status:
-        return Status(self.time.read(now), self.coordinator.connected_count)
+        return Status(self.time.read(now), self.coordinator.connected_count, self.load, self.map_digest)
 
     # What pairs say.
 
@@ -164,11 +196,15 @@ class Cluster(Generic[C]):
                         effects += self.carry_out(self._handle(other, message, now), now)
                 case Opened(since, hello):
                     self.refused.pop(other, None)
+                    effects.append(SessionOpened(other))
                     effects += self.carry_out(self._hear_clock(hello.clock, hello.peer_count, now), now)
                     # What was announced up to HOLD_SECONDS before a frame may not be in it.
                     since = None if since is None else since - HOLD_SECONDS
                     effects += self.carry_out(self.coordinator.handle_replica_up(other, since, now), now)
+                case Ended(end, reason):
+                    effects.append(SessionEnded(other, end, reason))
                 case Silent():
+                    effects.append(Silenced(other))
                     effects += self.carry_out(self.coordinator.handle_replica_down(other, now), now)
                 case SyncDue():
                     effects += self.carry_out(self.coordinator.handle_sync_due(other), now)
@@ -193,25 +229,29 @@ class Cluster(Generic[C]):
 
     # What others are told.
 
-    def _tell_all(self, now: float) -> None:
+    def _tell_all(self, now: float) -> list[Effect[C]]:
         """Claims and questions to all: at once, or when the last ones are HOLD_SECONDS old."""
         if now < self._told_at + HOLD_SECONDS:
             self._tell_at = self._told_at + HOLD_SECONDS
-            return
+            return []
         self._told_at, self._tell_at = now, None
         claims, self._claims = list(self._claims.values()), {}
         questions, self._questions = list(self._questions), {}
-        self._publish(self.pairs, [Came(part) for part in portions(claims, MAX_CLAIMS)], now)
-        self._publish(self.pairs, [Who(part) for part in portions(questions, MAX_IDS)], now)
+        told: list[Message] = [Came(part) for part in portions(claims, MAX_CLAIMS)]
+        told += [Who(part) for part in portions(questions, MAX_IDS)]
+        return self._publish(self.pairs, told, now)
 
-    def _publish(self, replicas: Iterable[ReplicaID], messages: Sequence[Message], now: float) -> None:
+    def _publish(self, replicas: Iterable[ReplicaID], messages: Sequence[Message], now: float) -> list[Effect[C]]:
         """Each message is encoded once, however many replicas are told; not at all when there is none."""
         pairs = [pair for replica in replicas if (pair := self.pairs.get(replica)) is not None and pair.is_open]
+        effects: list[Effect[C]] = []
         if not pairs:
-            return
+            return effects
         for message in messages:
             encoded = encode_message(message)
             replaces = message.peer_id if isinstance(message, NodeIs) else None
             for pair in pairs:
                 # Whose session ends by this hears everything in the next one.
-                pair.send(encoded, now, replaces)
+                for event in pair.send(encoded, now, replaces):
+                    effects += self._take(pair.other, [event], now)
+        return effects

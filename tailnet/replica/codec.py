@@ -134,7 +134,7 @@ _FIELDS: Final[dict[int, Callable[[Any], list[Any]]]] = {
     3: lambda m: [_packed_ids(claim.peer_id for claim in m.claims), _packed_epochs(m.claims)],
     4: lambda m: [_packed_ids(m.peer_ids)],
     5: lambda m: [m.src, m.epoch, m.dst, m.version, _node_fields(m.node)],
-    6: lambda m: [m.src, m.epoch, m.dst],
+    6: lambda m: [m.src, m.epoch, m.dst, int(m.kind)],
     7: lambda m: [m.peer_id, m.epoch, m.version, _node_fields(m.node)],
     8: lambda m: [m.peer_id, m.epoch, int(m.kind), m.reason],
     9: lambda m: [m.src, m.epoch, _packed_ids(m.dsts)],
@@ -226,11 +226,11 @@ def _sync(m: list[Any]) -> Sync:
     return Sync(tuple(map(_want, _list(m[1]))), tuple(map(_known, _list(m[3]))), m[2])
 
 
-def _gone(m: list[Any]) -> Gone:
-    kind = Kind(_number(m[3]))
+def _leaving(value: Any) -> Kind:
+    kind = Kind(_number(value))
     if kind not in (Kind.DISCONNECTED, Kind.LOST):
         raise RemoteProtocolError(f"nobody goes by {kind.name}")
-    return Gone(_id(m[1]), _number(m[2]), kind, _text(m[4]))
+    return kind
 
 
 _READERS: Final[dict[int, Callable[[list[Any]], Message]]] = {
@@ -240,9 +240,9 @@ _READERS: Final[dict[int, Callable[[list[Any]], Message]]] = {
     3: lambda m: Came(_claims(m[1], m[2])),
     4: lambda m: Who(_ids(m[1])),
     5: lambda m: Open(_id(m[1]), _number(m[2]), _id(m[3]), _number(m[4]), _node(m[5])),
-    6: lambda m: Shut(_id(m[1]), _number(m[2]), _id(m[3])),
+    6: lambda m: Shut(_id(m[1]), _number(m[2]), _id(m[3]), _leaving(m[4])),
     7: lambda m: NodeIs(_id(m[1]), _number(m[2]), _number(m[3]), _node(m[4])),
-    8: _gone,
+    8: lambda m: Gone(_id(m[1]), _number(m[2]), _leaving(m[3]), _text(m[4])),
     9: lambda m: Ready(_id(m[1]), _number(m[2]), _ids(m[3])),
     10: lambda m: Beat(_number(m[1]), _number(m[2]), _number(m[3]), _number(m[4]), _number(m[5]), _bytes(m[6])),
     11: lambda m: Tell(_text(m[1]), _bytes(m[2], MAX_FRAME_BYTES)),

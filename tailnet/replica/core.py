@@ -50,7 +50,8 @@ from tailnet.types import PeerID
 # A peer whose replica says that it is not there, though we knew it there: its new owner is heard of within a link's
 # latency, and nobody has to be told LOST meanwhile.  As long as a silent replica is waited for.
 DOUBT_SECONDS: Final = 6.0
-# A tunnel whose source has a new owner: stock clients open theirs again when they dial, and dial within 10 s.
+# A tunnel whose source has a new owner is there until then, or until somebody names it: stock clients open theirs again
+# when they dial, and dial within 10 s.
 UNCONFIRMED_SECONDS: Final = 30.0
 # Whom somebody waits for, all replicas are asked again for, now and then; the range keeps them apart.
 ASK_SECONDS: Final = (22.5, 37.5)
@@ -115,7 +116,8 @@ class SharedCoordinator(Coordinator[C]):
             self._pass_on(peer, policy, effects)
             for other, bits in peer.links.items():
                 if bits & OUT:
-                    self._unconfirmed.clear((peer, other))
+                    # It may have removed this one at a replica that died before anybody heard of it.
+                    self._unconfirmed.set((peer, other), now + UNCONFIRMED_SECONDS)
         effects += super().handle_connect(peer_id, policy, connection, now)
         peer = self._connected.get(connection)
         if peer is not None:
@@ -213,7 +215,8 @@ class SharedCoordinator(Coordinator[C]):
         src, dst = self._tunnels.peers.get(shut.src), self._tunnels.peers.get(shut.dst)
         if src is not None and self._claim(self._site(replica), src, shut.epoch, now, effects):
             if dst is not None and dst in src.links:
-                self._part(src, dst, REASON_REMOVE_TUNNEL, effects)
+                reason = REASON_LOST if shut.kind is Kind.LOST else REASON_REMOVE_TUNNEL
+                self._part(src, dst, reason, effects, shut.kind)
             self._forget_if_idle(src)
         return self._outward(effects, now)
 
@@ -413,6 +416,12 @@ class SharedCoordinator(Coordinator[C]):
         if peer.node is not before:
             peer.version += 1
 
+    def _add_tunnel(self, peer: Peer[C], connection: C, dst_id: PeerID, effects: list[Effect[C]]) -> None:
+        super()._add_tunnel(peer, connection, dst_id, effects)
+        other = self._tunnels.shared(peer, dst_id)
+        if other is not None:
+            self._unconfirmed.clear((peer, other))
+
     def _introduce(self, peer: Peer[C], other: Peer[C], effects: list[Effect[C]]) -> None:
         site = _site_of(other)
         if site is None:
@@ -433,7 +442,7 @@ class SharedCoordinator(Coordinator[C]):
     ) -> None:
         site = _site_of(dst)
         if site is not None and src.links[dst] & OUT:
-            effects.append(Publish((site.replica,), (Shut(src.id, src.epoch, dst.id),)))
+            effects.append(Publish((site.replica,), (Shut(src.id, src.epoch, dst.id, kind),)))
         super()._part(src, dst, reason, effects, kind)
         for end in (src, dst):
             self._forget_if_idle(end)

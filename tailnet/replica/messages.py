@@ -110,11 +110,12 @@ class Open:
 
 @dataclass(slots=True)
 class Shut:
-    """The tunnel was removed: each side works out by itself who is told so."""
+    """The tunnel is no more: each side works out by itself who is told so, and tells it as DISCONNECTED or as LOST."""
 
     src: PeerID
     epoch: int
     dst: PeerID
+    kind: Kind
 
 
 @dataclass(slots=True)

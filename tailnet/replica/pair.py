@@ -9,6 +9,8 @@ Silence of SILENCE_SECONDS means that the other is gone.
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
+from math import inf
 from typing import Final, NamedTuple
 
 from tailnet.errors import LocalProtocolError, RemoteProtocolError
@@ -30,12 +32,12 @@ _GREETING_START: Final = b"\x92\x00"  # an array of two, the first of which is 0
 
 
 class Status(NamedTuple):
-    """What beats say of the sender."""
+    """What Hellos and beats say of the sender."""
 
-    clock: int
+    clock: int  # the cluster's time, in units of cluster_time.py
     peer_count: int
-    load: int = 0
-    map_digest: bytes = b""
+    load: int = 0  # thousandths of a core
+    map_digest: bytes = b""  # of the DERP map that it serves; empty: it has not said yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,7 @@ class Own:
     key: ClusterKey
     status: Callable[[float], Status]
     random_bytes: Callable[[int], bytes]
+    capabilities: int = 0  # bits, for what a version does not say
 
 
 @dataclass(slots=True)
@@ -64,10 +67,22 @@ class Heard:
     messages: list[Message]
 
 
+class End(Enum):
+    """Why a session is over: also the label set of the metric."""
+
+    LINK = "link closed"
+    GAP = "gap"  # a frame is missing, or came twice
+    MALFORMED = "malformed"
+    SLOW = "slow"  # the other does not read
+    SILENCE = "silence"
+    REPLACED = "replaced"  # by a new one that the other began
+
+
 @dataclass(slots=True)
 class Ended:
-    """The session is over.  On a link, the link is to be closed and dialled anew."""
+    """The session is over; on the same way another one begins by itself.  `reason` is for people."""
 
+    end: End
     reason: str
 
 
@@ -127,15 +142,17 @@ class Pair:
         self.queued_bytes = 0
         self.session_count = 0
         self.stray_count = 0  # frames of no session of ours: late ones, or forged
+        self.ends = dict.fromkeys(End, 0)
+        # What the other said of itself last; None until the first session.
+        self.hello: Hello | None = None
+        self.status: Status | None = None
         self._own = own
         self._binding: bytes | None = None  # of the link; None while there is none
         self._session: _Session | None = None
         self._nonce = b""  # of the session that we offer; empty when none is on offer
-        self._heard_at: float | None = None
         self._acknowledged_at: float | None = None
-        self._greet_at: float | None = None
-        self._beat_at: float | None = None
-        self._sync_at: float | None = None
+        # Deadlines; `inf` where there is none, as the least of them is asked for after each step.
+        self._silent_at = self._greet_at = self._beat_at = self._sync_at = inf
         self._queue: dict[object, bytes] = {}
         self._greetings: list[bytes] = []
         self._number = 0
@@ -153,7 +170,7 @@ class Pair:
     @property
     def is_present(self) -> bool:
         """Whether it was heard, and has not been silent since."""
-        return self._heard_at is not None
+        return self._silent_at != inf
 
     # The link.
 
@@ -166,8 +183,8 @@ class Pair:
 
     def link_closed(self, now: float) -> list[PairEvent]:
         """The way is gone; what the other is believed to hold stays until it is silent."""
-        events = self._end("the link was closed", now)
-        self._binding = self._greet_at = None
+        events = self._end(End.LINK, "the link was closed", now)
+        self._binding, self._greet_at = None, inf
         self._greetings.clear()
         return events
 
@@ -188,15 +205,16 @@ class Pair:
         try:
             seq, messages = decode_frame(frame)
             if seq != session.heard_seq + 1:
-                raise RemoteProtocolError(f"frame {seq} came after {session.heard_seq}")
+                return self._end(End.GAP, f"frame {seq} came after {session.heard_seq}", now)
             if any(isinstance(message, Hello) for message in messages):
                 raise RemoteProtocolError("a Hello inside a session")
         except RemoteProtocolError as error:
-            return self._end(str(error), now)
+            return self._end(End.MALFORMED, str(error), now)
         session.heard_seq = seq
-        self._heard_at = now
+        self._silent_at = now + SILENCE_SECONDS
         for message in messages:
             if isinstance(message, Beat):
+                self.status = Status(message.clock, message.peer_count, message.load, message.map_digest)
                 self._take_acknowledgement(session, message.heard_seq)
         return [Heard(messages)]
 
@@ -217,13 +235,15 @@ class Pair:
         self._queue[key] = encoded
         self.queued_bytes += len(encoded)
         if self.queued_bytes > MAX_QUEUED_BYTES:
-            return self._end("the other reads too slowly", now)
+            return self._end(End.SLOW, "the other reads too slowly", now)
         return []
 
     def frames_to_send(self, limit_bytes: int = MAX_QUEUED_BYTES) -> list[bytes]:
         """Everything that waits, in sealed frames; stops when more than `limit_bytes` have been taken."""
-        frames, self._greetings = self._greetings, []
         session, queue = self._session, self._queue
+        if not queue and not self._greetings:
+            return []
+        frames, self._greetings = self._greetings, []
         taken = 0
         while session is not None and queue and taken <= limit_bytes:
             size, part = FRAME_OVERHEAD_BYTES, []
@@ -251,33 +271,29 @@ class Pair:
 
     def next_timeout(self) -> float | None:
         """When to call `handle_timeout`."""
-        dues = (self._greet_at, self._beat_at, self._sync_at, self._silent_at())
-        return min((due for due in dues if due is not None), default=None)
+        due = min(self._beat_at, self._silent_at, self._sync_at, self._greet_at)
+        return due if due != inf else None
 
     def handle_timeout(self, now: float) -> list[PairEvent]:
         """Greet again, beat, compare, or find that the other is silent."""
         events: list[PairEvent] = []
-        silent_at = self._silent_at()
-        if silent_at is not None and silent_at <= now:
-            events += [*self._end("silence", now), Silent()]
-            self._heard_at = None
-            self._greet_at = None if self._binding is None else now
-        if self._greet_at is not None and self._greet_at <= now:
+        if self._silent_at <= now:
+            events += [*self._end(End.SILENCE, "silence", now), Silent()]
+            self._silent_at = inf
+            self._greet_at = inf if self._binding is None else now
+        if self._greet_at <= now:
             self._greet(b"", now)
-        if self._sync_at is not None and self._sync_at <= now:
+        if self._sync_at <= now:
             self._sync_at = now + self._between(*SYNC_SECONDS)
             events.append(SyncDue())
-        if self._beat_at is not None and self._beat_at <= now:
+        if self._beat_at <= now:
             events += self._beat(now)
         return events
 
     def excuse(self, now: float) -> None:
         """We slept, or are deaf: the other has all its time anew."""
-        if self._heard_at is not None:
-            self._heard_at = now
-
-    def _silent_at(self) -> float | None:
-        return None if self._heard_at is None else self._heard_at + SILENCE_SECONDS
+        if self._silent_at != inf:
+            self._silent_at = now + SILENCE_SECONDS
 
     def _beat(self, now: float) -> list[PairEvent]:
         session = self._session
@@ -320,7 +336,7 @@ class Pair:
             self._nonce = self._nonce or self._own.random_bytes(NONCE_BYTES)
             self._greet(hello.nonce, now)
             return []
-        events = self._end("the other began a new session", now) if session is not None else []
+        events = self._end(End.REPLACED, "the other began a new session", now) if session is not None else []
         self._open(hello, now)
         return [*events, Opened(self._acknowledged_at, hello)]
 
@@ -332,22 +348,24 @@ class Pair:
         self._session = _Session(nonce, hello.nonce, sent_key, heard_key)
         self._say_hello(nonce, hello.nonce, now)
         self._nonce = b""
-        self._greet_at = None
+        self._greet_at = inf
         self.session_count += 1
-        self._heard_at = now
+        self.hello, self.status = hello, Status(hello.clock, hello.peer_count)
+        self._silent_at = now + SILENCE_SECONDS
         self._beat_at = now + BEAT_SECONDS
         self._sync_at = now + self._between(*SYNC_SECONDS)
 
-    def _end(self, reason: str, now: float) -> list[PairEvent]:
+    def _end(self, end: End, reason: str, now: float) -> list[PairEvent]:
         if self._session is None:
             return []
-        self._session = self._beat_at = self._sync_at = None
+        self.ends[end] += 1
+        self._session, self._beat_at, self._sync_at = None, inf, inf
         self._queue.clear()
         self.queued_bytes = 0
         if self._binding is not None:
             self._nonce = self._own.random_bytes(NONCE_BYTES)
             self._greet_at = now + self._between(*GREET_SECONDS)
-        return [Ended(reason)]
+        return [Ended(end, reason)]
 
     def _offer(self, now: float) -> None:
         self._nonce = self._own.random_bytes(NONCE_BYTES)
@@ -360,8 +378,8 @@ class Pair:
     def _say_hello(self, nonce: bytes, echo: bytes, now: float) -> None:
         own, status = self._own, self._own.status(now)
         hello = Hello(
-            *(VERSION, VERSION, own.key.cluster, own.replica, own.name, status.clock, status.peer_count, 0),
-            *(nonce, echo),
+            *(VERSION, VERSION, own.key.cluster, own.replica, own.name, status.clock, status.peer_count),
+            *(own.capabilities, nonce, echo),
         )
         # A frame that waited for room while greetings were repeated would be a queue without a bound.
         frame = encode_frame(0, [encode_message(hello)])

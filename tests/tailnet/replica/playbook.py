@@ -170,7 +170,8 @@ def show_message(message: PeerMessage) -> str:
         case Open():
             return f"OPEN {letters((message.src, message.dst))} {shown(message.node)}"
         case Shut():
-            return f"SHUT {letters((message.src, message.dst))}"
+            lost = " LOST" if message.kind is Kind.LOST else ""
+            return f"SHUT {letters((message.src, message.dst))}{lost}"
         case NodeIs():
             return f"NODE {letters((message.peer_id,))} {shown(message.node)}"
         case Gone():

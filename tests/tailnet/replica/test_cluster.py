@@ -5,9 +5,10 @@ from random import Random
 
 from tailnet.coordinator.messages import Deliver, Effect, Request
 from tailnet.coordinator.policy import AgentPolicy, ClientPolicy
-from tailnet.replica.cluster import HOLD_SECONDS, SLEPT_SECONDS, Cluster, Hint
+from tailnet.replica.cluster import HOLD_SECONDS, SLEPT_SECONDS, Cluster, Hint, SessionEnded, SessionOpened, Silenced
+from tailnet.replica.cluster_time import UNITS_PER_SECOND
 from tailnet.replica.messages import Bye, Came, ReplicaID, Tell
-from tailnet.replica.pair import SILENCE_SECONDS
+from tailnet.replica.pair import BEAT_SECONDS, MAX_QUEUED_BYTES, SILENCE_SECONDS, End
 from tailnet.replica.proof import ClusterKey
 from tailnet.types import TAILSCALE_SERVICE_PREFIX, PeerID
 from tests.tailnet.coordinator.playbook import make_node, peer_id
@@ -24,11 +25,14 @@ class Two:
         self.now = 100.0
         key = ClusterKey("home", bytes(32))
         self.clusters = [
-            Cluster[str](ReplicaID(bytes([number]) * 8), f"r{number}", key, Random(number).randbytes)
+            Cluster[str](
+                ReplicaID(bytes([number]) * 8), f"r{number}", key, Random(number).randbytes, capabilities=number
+            )
             for number in (1, 2)
         ]
         self.told: list[str] = []
         self.hints: list[Tell | Bye] = []
+        self.sessions: list[str] = []
         self.frame_count = 0
         self.is_cut = False
         for one, other in ((0, 1), (1, 0)):
@@ -42,6 +46,12 @@ class Two:
                 self.told += [f"{receiver} {kinds}" for receiver in effect.receivers]
             elif isinstance(effect, Hint):
                 self.hints.append(effect.message)
+            elif isinstance(effect, SessionOpened):
+                self.sessions.append(f"{effect.replica} opened")
+            elif isinstance(effect, SessionEnded):
+                self.sessions.append(f"{effect.replica} ended: {effect.end.value}")
+            elif isinstance(effect, Silenced):
+                self.sessions.append(f"{effect.replica} silent")
 
     def core(self, number: int, effects: list[Effect[str]]) -> None:
         self.take(self.clusters[number].carry_out(effects, self.now))
@@ -62,10 +72,10 @@ class Two:
         until = self.now + seconds
         awake = [cluster for number, cluster in enumerate(self.clusters) if only in (None, number)]
         while True:
-            due = min(at for cluster in awake if (at := cluster.next_timeout()) is not None)
-            if due > until:
+            dues = [at for cluster in awake if (at := cluster.next_timeout()) is not None]
+            if not dues or min(dues) > until:
                 break
-            self.now = max(self.now, due)
+            self.now = max(self.now, min(dues))
             for cluster in awake:
                 at = cluster.next_timeout()
                 if at is not None and at <= self.now:
@@ -169,7 +179,7 @@ def test_a_replica_that_left_is_forgotten() -> None:
 def test_hints_reach_the_service() -> None:
     world = Two()
     for message in (Tell("revoked", b"7"), Bye(30)):
-        world.clusters[0].tell(message, world.now)
+        assert world.clusters[0].tell(message, world.now) == []
     world.settle()
     assert world.hints == [Tell("revoked", b"7"), Bye(30)]
 
@@ -182,6 +192,44 @@ def test_whom_we_cannot_talk_to_is_kept_with_the_reason() -> None:
     assert cluster.refused == {pair.A: "a speaks versions 2 to 4 of the replicas' protocol, and this one 1"}
     assert cluster.forget(pair.A, 2.0) == []
     assert cluster.refused == {}
+
+
+def test_whoever_has_the_links_hears_of_sessions() -> None:
+    world = Two()
+    one, two = (cluster.replica for cluster in world.clusters)
+    assert sorted(world.sessions) == [f"{one} opened", f"{two} opened"]
+    world.sessions.clear()
+    for cluster, other in zip(world.clusters, (two, one), strict=True):
+        world.take(cluster.link_closed(other, world.now))
+    assert world.sessions == [f"{two} ended: link closed", f"{one} ended: link closed"]
+    world.sessions.clear()
+    world.run(SILENCE_SECONDS + 1)
+    assert sorted(world.sessions) == [f"{one} silent", f"{two} silent"]
+    assert world.clusters[0].pair(two).ends[End.LINK] == 1
+
+
+def test_a_session_that_nobody_reads_is_told_as_ended() -> None:
+    world = Two()
+    one, two = world.clusters
+    hint = Tell("map", bytes(60_000))
+    told = [effect for _ in range(MAX_QUEUED_BYTES // 60_000 + 1) for effect in one.tell(hint, world.now)]
+    assert [type(effect) for effect in told] == [SessionEnded]
+    assert one.pair(two.replica).ends[End.SLOW] == 1
+
+
+def test_what_a_replica_says_of_itself_is_known_at_the_others() -> None:
+    world = Two()
+    world.meet()
+    one, two = world.clusters
+    two.load, two.map_digest = 250, b"digest"
+    world.run(BEAT_SECONDS + 1)
+    pair = one.pair(two.replica)
+    assert pair.hello is not None
+    assert (pair.hello.name, pair.hello.capabilities) == ("r2", 2)
+    assert pair.status is not None
+    assert (pair.status.peer_count, pair.status.load, pair.status.map_digest) == (1, 250, b"digest")
+    behind = one.time.read(world.now) - pair.status.clock
+    assert 0 <= behind <= 2 * BEAT_SECONDS * UNITS_PER_SECOND
 
 
 def test_one_replica_alone_waits_for_nothing() -> None:

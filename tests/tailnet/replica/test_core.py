@@ -64,6 +64,17 @@ MOVED = (
   2: a ends "peer ID overwritten by new connection"
 """
 )
+COMES = (
+    MEET2
+    + """
+2 connect d C client A
+  2: d <- NODE A a1 "init"
+  2 announces C
+  2 -> 1 CAME C
+  1: c <- error "peer ID overwritten by new connection"
+  1: c ends "peer ID overwritten by new connection"
+"""
+)
 APART = (
     MEET2
     + """
@@ -319,6 +330,40 @@ pass 40
 3 d: node c2
 pass 40
   2: a <- LOST C "lost"
+""",
+    "a client that comes where its tunnel leads, and opens it": COMES
+    + """
+2 d: node c2; add A
+  2: a <- NODE C c2 "node update"
+pass 40
+""",
+    "a client that comes where its tunnel leads, and does not open it": COMES
+    + """
+2 d: node c2
+  2: a <- NODE C c2 "node update"
+pass 40
+  2: a <- LOST C "lost"
+  2: d <- LOST A "lost"
+""",
+    "a tunnel that was not named goes as LOST where its end has moved to": COMES
+    + """
+2 d: node c2
+  2: a <- NODE C c2 "node update"
+1 connect b A agent
+  1 announces A
+  1 -> 2 CAME A
+  2: a <- error "peer ID overwritten by new connection"
+  2: a ends "peer ID overwritten by new connection"
+  2 -> 1 OPEN C A c2
+  1: b <- NODE C c2 "node update"
+  1 -> 2 NODE A -
+1 b: node a2
+  1 -> 2 NODE A a2
+  2: d <- NODE A a2 "node update"
+pass 40
+  2: d <- LOST A "lost"
+  2 -> 1 SHUT C A LOST
+  1: b <- LOST C "lost"
 """,
     "a client that comes back at home": MEET2
     + """
