@@ -5,8 +5,9 @@ Next hop: netcheck/lint.py, client/mapsource.py, client/snippet.py.
 
 import json
 import sys
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 import trio
@@ -15,10 +16,14 @@ from derp.cli_output import MAX_NAME, open_console, print_json
 from derp.cli_run import FILE
 from derp.config.limits import weight
 from derp.errors import ConfigError
-from derp.text import printable
+from derp.text import error_text, printable
 
 if TYPE_CHECKING:
     from derp.map import DERPMap, DERPNode
+
+
+# Of a sentence about a region: why each of its relays does not say more may be in it.
+MAX_LINE: Final = 1000
 
 
 @click.group("map")
@@ -79,20 +84,74 @@ def show_map(source: str, as_json: bool) -> None:
 )
 @click.option("--prefer", multiple=True, type=int, metavar="REGION", help="the same as --weight REGION=2")
 @click.option("--drain", multiple=True, type=int, metavar="REGION", help="nobody shall have it as home any more")
-def steer_map(source: str, weights: tuple[str, ...], prefer: tuple[int, ...], drain: tuple[int, ...]) -> None:
+@click.option(
+    "--load",
+    "loads",
+    multiple=True,
+    type=int,
+    metavar="REGION",
+    help="ask its relays, and let it look farther while it is full; repeat it",
+)
+@click.option("--state", type=FILE, metavar="FILE", help="for --load: where is kept what was found until the next run")
+def steer_map(
+    source: str,
+    weights: tuple[str, ...],
+    prefer: tuple[int, ...],
+    drain: tuple[int, ...],
+    loads: tuple[int, ...],
+    state: str | None,
+) -> None:
     """Give regions of a map weights, by which stock clients choose their home: the map on standard output.
 
     A client leaves its home only for a region that then looks 10 ms and a third nearer, once, at its next report.
     Relays of one region cannot be weighed: clients take the first that answers.
+
+    With --load relays are asked for /debug/load, so their --debug-allow has to name this machine.  Run it every minute
+    or so: a region at its limit rises by a fifth each three minutes, and after that nothing changes for an hour.  What
+    it knows goes to standard error.
     """
     from derp.client.mapsource import load_map
     from derp.netcheck.steering import PREFER_WEIGHT, steered
 
+    if bool(loads) != bool(state):
+        raise ConfigError("--load and --state go together: what was found is needed at the next run")
     wanted = dict.fromkeys(prefer, PREFER_WEIGHT) | dict(map(_weight, weights))
     derp_map = trio.run(load_map, source)
-    if unknown := sorted({*wanted, *drain} - derp_map.regions.keys()):
+    if unknown := sorted({*wanted, *drain, *loads} - derp_map.regions.keys()):
         raise ConfigError(f"{printable(source)}: has no region {unknown[0]}")
-    click.echo(json.dumps(steered(derp_map, weights=wanted, drain=drain).to_json(), indent=2))
+    derp_map = steered(derp_map, weights=wanted, drain=drain)
+    if state:
+        derp_map = _steer_by_load(derp_map, loads, Path(state))
+    click.echo(json.dumps(derp_map.to_json(), indent=2))
+
+
+def _steer_by_load(derp_map: "DERPMap", loads: tuple[int, ...], state: Path) -> "DERPMap":
+    """One round: what is known, what relays say now, what follows.  Raises ConfigError: the file of the state."""
+    from derp.client.dial import DialOptions
+    from derp.client.load import note_loads
+    from derp.config.files import write_whole
+    from derp.netcheck.load import LoadScores
+    from derp.netcheck.steering import pushed_away
+
+    # Of a clock that goes on between two runs.
+    now = time.time()
+    try:
+        scores = LoadScores.restore(json.loads(state.read_bytes()), now) if state.exists() else LoadScores(now)
+    except (OSError, ValueError, RecursionError) as error:
+        why = error_text(error)
+        raise ConfigError(f"{state}: {why}; remove it to begin anew, from the scores of the map") from None
+    scores.follow(derp_map, loads)
+    regions = [derp_map.regions[each] for each in dict.fromkeys(loads)]
+    trio.run(note_loads, scores, regions, DialOptions(), time.time)
+    scores.handle_timeout(time.time())
+    try:
+        write_whole(state, json.dumps(scores.save(), indent=1).encode())
+    except OSError as error:
+        raise ConfigError(f"{state}: cannot be written: {error_text(error)}") from None
+    console = open_console(stderr=True)
+    for line in scores.explain(time.time()):
+        console.print(f"# {printable(line, MAX_LINE)}")
+    return pushed_away(derp_map, scores.factors)
 
 
 def _weight(text: str) -> tuple[int, float]:

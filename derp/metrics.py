@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 
 from derp import __version__
 from derp.relay.counters import Counters, DropReason, PacketKind
+from derp.relay.load import LoadReading
 from derp.relay.router import Router
 from derp.relay.rtt import ERROR_BUCKET, RTT_LIMITS_SECONDS
 
@@ -93,6 +94,7 @@ class RelayStatistics:
     health_texts: Mapping[str, int] = field(default_factory=dict)  # to clients, by what was the matter
     self_check: "SelfCheckReading | None" = None  # None: the server does not look at itself
     tls_active: Mapping[str, int] = field(default_factory=dict)  # now, DERP connections and requests
+    load: LoadReading | None = None  # None: there is no relay
 
 
 def routed_totals(router: Router, held_packets: int, held_bytes: int) -> tuple[int, int]:
@@ -123,6 +125,8 @@ class RelayCollector(Collector):
         yield from _mesh(reading.mesh)
         if reading.self_check is not None:
             yield from _self_check(reading.self_check)
+        if reading.load is not None:
+            yield _load(reading.load)
 
 
 def metrics_page(read: Callable[[], RelayStatistics]) -> Callable[[], bytes]:
@@ -229,6 +233,14 @@ def _self_check(reading: SelfCheckReading) -> Iterable[Metric]:
     yield CounterMetricFamily("derp_self_check_failures", "Attempts in which one did not.", reading.failures)
     text = "How long the last of them took."
     yield GaugeMetricFamily("derp_self_check_round_trip_seconds", text, reading.round_trip_seconds)
+
+
+def _load(reading: LoadReading) -> Metric:
+    text = "Share of each limit of this relay that is in use; 1 is all of it."
+    family = GaugeMetricFamily("derp_load_share", text, labels=["of"])
+    for name, share in reading.shares.items():
+        family.add_metric([name], share)
+    return family
 
 
 def _rtt(counters: Counters) -> Metric:

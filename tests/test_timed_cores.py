@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from derp.keys import NodePrivate
+from derp.netcheck.load import LoadScores
 from derp.relay.advice import Advice, Cause
 from derp.relay.clients import Client
 from derp.relay.deadlines import Deadlines
@@ -41,6 +42,7 @@ from tailnet.replica.messages import Claim, Gone, Open, ReplicaID, Tell
 from tailnet.rpc.connection import ClientConnection, ServerConnection
 from tailnet.rpc.yamux import YamuxSession
 from tailnet.types import PeerID
+from tests.derp.netcheck.maps import derp_map, region
 from tests.derp.relay.world import World
 from tests.support.netsim import ADDRESSES
 from tests.tailnet.paths.world import World as PathWorld
@@ -406,7 +408,22 @@ def walk_pair() -> Walked:
     return Walked(pair, act, lambda: [len(frame) > 0 for frame in pair.frames_to_send()], name=type)
 
 
+def walk_load_scores() -> Walked:
+    core = LoadScores(START)
+    core.follow(derp_map(*map(region, (1, 2, 3))), (1, 2, 3))
+
+    def act(number: int, now: float) -> None:
+        region_id, what = number % 3 + 1, number // 3 % 8
+        if what == 0:
+            core.note_away(region_id, "down")
+        else:
+            core.note(region_id, what / 6, "loop", now)
+
+    return Walked(core, act)
+
+
 CORES: dict[str, list[Callable[[], Walked]]] = {
+    "derp/netcheck/load.py:LoadScores": [walk_load_scores],
     "derp/relay/deadlines.py:Deadlines": [walk_deadlines],
     "derp/relay/keepalive.py:KeepAliveWheel": [walk_keep_alives],
     "derp/relay/advice.py:Advice": [walk_advice],

@@ -33,3 +33,14 @@ def steered(derp_map: DERPMap, *, weights: Mapping[int, float], drain: Collectio
     for region_id in drain:
         regions[region_id] = replace(regions[region_id], no_measure_no_home=True)
     return replace(derp_map, regions=regions, home_params=DERPHomeParams(scores) if scores else None)
+
+
+def pushed_away(derp_map: DERPMap, factors: Mapping[int, float]) -> DERPMap:
+    """A map in which regions look so many times as far as they did.  Those that the map does not have are ignored."""
+    scores = dict(derp_map.home_params.region_score) if derp_map.home_params is not None else {}
+    for region_id, factor in factors.items():
+        if region_id in derp_map.regions and factor != 1.0:
+            before = scores.get(region_id, 0.0)
+            # Clients ignore a score that is not above 0.
+            scores[region_id] = round((before if before > 0 else 1.0) * factor, 6)
+    return replace(derp_map, home_params=DERPHomeParams(scores)) if scores else derp_map

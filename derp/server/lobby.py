@@ -87,6 +87,11 @@ class Lobby:
             _log.warning("! connections are refused: %s%s", why, and_more(more), extra=told)
 
     @property
+    def max_connections(self) -> int:
+        """How many connections there may be."""
+        return self._config.max_connections
+
+    @property
     def connection_count(self) -> int:
         """All connections of the server, also those of the API."""
         return len(self.host.wires) + self._count_elsewhere()

@@ -13,6 +13,7 @@ import msgpack
 from derp.metrics import MeshReading, RelayStatistics, SelfCheckReading
 from derp.relay.clients import Client
 from derp.relay.counters import Counters, Histogram
+from derp.relay.load import LoadReading
 from derp.relay.queue import PacketQueue
 
 Taken = dict[str, Any]
@@ -30,6 +31,12 @@ _NO_SUMS: Final[Mapping[str, Callable[[Any, Any], Any]]] = {
     "bootstrap_domains": max,
     "queue_average_ms": max,
     "round_trip_seconds": max,
+    "connections_share": max,
+    "bytes_share": max,
+    "packets_share": max,
+    "memory_share": max,
+    "loop_share": max,
+    "delay_share": max,
     "name": max,
     "is_up": max,
     "keys": max,
@@ -104,13 +111,14 @@ def _put_together(taken: Taken) -> RelayStatistics:
     counters = Counters()
     for name, value in taken["counters"].items():
         setattr(counters, name, _histogram(value) if isinstance(value, dict) else value)
-    check = taken["self_check"]
+    check, load = taken["self_check"], taken["load"]
     return RelayStatistics(
         **{
             **taken,
             "counters": counters,
             "mesh": tuple(MeshReading(**each) for each in taken["mesh"].values()),
             "self_check": SelfCheckReading(**check) if check is not None else None,
+            "load": LoadReading(**load) if load is not None else None,
         }
     )
 

@@ -8,6 +8,7 @@ import logging
 import random
 import secrets
 import ssl
+import time
 from collections.abc import Collection, Iterable
 from itertools import islice
 from typing import TYPE_CHECKING, Final
@@ -19,6 +20,7 @@ from derp.config import RelayConfig, RelayRules
 from derp.protocol.messages import Restarting, ServerInfo, encode
 from derp.relay.clients import Client
 from derp.relay.keepalive import KeepAliveWheel
+from derp.relay.load import LoadMeter
 from derp.relay.mesh import MeshPeerState
 from derp.relay.rounds import Round
 from derp.relay.router import Router
@@ -123,6 +125,7 @@ class Relay:
         self.succession: Succession | None = None
         """The mesh with the process that takes this one's place, or the other way round."""
         self.started_at = host.now
+        self.meter = LoadMeter()
         self._wheel = KeepAliveWheel(config.keepalive_seconds, config.keepalive_jitter_seconds, host.now)
         self._rtt_round = Round(self.router.clients, _RTT_ROUND_SECONDS)
         self._alarm = Alarm(host, self._handle_timeout, self._wheel, self._rtt_round)
@@ -338,6 +341,9 @@ class Relay:
         """Look for what is the matter with clients, every second."""
         host, router, advisor = self.host, self.router, self.sessions.advisor
         host.call_at(host.now + LOOK_SECONDS, self._look)
+        counters = router.counters
+        # Of this thread, which relays: others wait for names, disks and the store without its lock, mostly.
+        self.meter.note(time.thread_time(), counters.bytes_received, counters.packets_received, host.now)
         for wire in host.blocked:
             if isinstance(wire.session, ClientSession) and (queue := wire.session.client.queue) is not None:
                 advisor.note_slow(wire.session.client, queue.oldest_seconds(host.now))

@@ -20,6 +20,7 @@ from derp.server.door import FrontDoor, Route
 from derp.server.drain import drain_clients
 from derp.server.handover import Inherited
 from derp.server.life import DOOR_SECONDS, Server
+from derp.server.load_page import load_pages
 from derp.server.memory import Load, sum_loads
 from derp.server.merged import merge, take_apart
 from derp.server.pages import Page, Pages, PlainPages
@@ -67,6 +68,7 @@ class RelayServer(Server[RelayConfig]):
             "/metrics": Page("metrics", CONTENT_TYPE, metrics_page(self.statistics)),
             "/debug/vars": Page("derper's names, JSON", "application/json", vars_page(self.statistics, started_at)),
             "/debug/varz": Page("derper's names, Prometheus", CONTENT_TYPE, varz_page(self.statistics, started_at)),
+            **load_pages(self.statistics),
         }
         return Pages(
             home=config.home,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from derp.log import dropped_line_count
 from derp.metrics import MeshReading, RelayStatistics, routed_totals
 from derp.relay.counters import Counters
+from derp.relay.load import DELAY_LIMIT_SECONDS, LoadReading
 from derp.server.door import FrontDoor
 from derp.server.lobby import Lobby
 from derp.server.ports import Ports
@@ -50,6 +51,23 @@ def read_statistics(
         tls_requests=sum((door.tls_requests for door in doors), Counter[str]()),
         self_check=self_check.read() if self_check is not None else None,
         tls_active=_active_tls(relay, lobby, doors),
+        load=_read_load(relay, lobby, self_check) if relay is not None else None,
+    )
+
+
+def _read_load(relay: Relay, lobby: Lobby, self_check: SelfCheck | None) -> LoadReading:
+    """What the relay uses beside what it may."""
+    loop_share, bytes_per_second, packets_per_second = relay.meter.rates()
+    node, pool = relay.sessions.limiter.limits.node, relay.router.pool
+    return LoadReading(
+        connections_share=lobby.connection_count / lobby.max_connections,
+        bytes_share=bytes_per_second / node.bytes_per_second if node.bytes_per_second else 0.0,
+        packets_share=packets_per_second / node.packets_per_second if node.packets_per_second else 0.0,
+        memory_share=pool.held_bytes / pool.max_bytes,
+        loop_share=loop_share,
+        delay_share=self_check.round_trip_seconds / DELAY_LIMIT_SECONDS if self_check is not None else 0.0,
+        bytes_per_second=bytes_per_second,
+        packets_per_second=packets_per_second,
     )
 
 

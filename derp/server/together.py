@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from derp.close_reason import CloseReason
 from derp.metrics import RelayStatistics
+from derp.relay.load import LOAD_PATH
 from derp.server.clients_page import CLIENTS_PATH, ClientsPage
 from derp.server.debug import BUSIEST_PATH, WHY_PATH, busiest, inconsistencies, why_here
 from derp.server.door import HttpSession, Route
@@ -19,7 +20,7 @@ from derp.server.siblings import Answers, Siblings
 from derp.transport.host import WireEnded
 from derp.transport.http import Request
 
-_NUMBERS: Final = frozenset({"/metrics", "/debug/vars", "/debug/varz"})
+_NUMBERS: Final = frozenset({"/metrics", "/debug/vars", "/debug/varz", LOAD_PATH})
 _OVERVIEWS: Final = frozenset({"/debug/", BUSIEST_PATH, CLIENTS_PATH})
 _TEXTS: Final = frozenset({WHY_PATH, "/debug/check"})
 _PATHS: Final = _NUMBERS | _OVERVIEWS | _TEXTS

@@ -27,6 +27,7 @@ from derp.server.door import FrontDoor, HttpSession, Route, every_path
 from derp.server.drain import drain_clients
 from derp.server.handover import Inherited
 from derp.server.life import DOOR_SECONDS, Server
+from derp.server.load_page import load_pages
 from derp.server.memory import Load, memory_bytes, sum_loads
 from derp.server.pages import Page, Pages, PlainPages, Question
 from derp.server.relay import Relay
@@ -496,6 +497,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         numbers = {
             "/debug/vars": Page("derper's names, JSON", "application/json", vars_page(read, started_at)),
             "/debug/varz": Page("derper's names, Prometheus", CONTENT_TYPE, varz_page(read, started_at)),
+            **load_pages(read),
         }
         return debug_pages(self.relay, numbers, overview="/debug/derp", around=OPERATORS_PLACES) | answers
 

@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+import trio
 
-from derp.map import DERPMap
-from tests.support.command import run_derp
-from tests.support.inprocess import HOST, open_relay_here, port_of
+from derp.map import DERPHomeParams, DERPMap
+from tests.support.command import Ran, run_derp
+from tests.support.inprocess import HOST, map_of, node_of, open_relay_here, port_of
 from tests.support.maps import map_text, region
 
 TOML = """
@@ -144,3 +145,45 @@ async def test_weights_become_scores_that_stock_clients_obey(tmp_path: Path) -> 
         ran = await run_derp("map", "steer", path, "--weight", wrong)
         assert (ran.status, ran.out) == (2, "")
         assert reason in ran.err
+
+
+async def test_a_region_at_its_limit_looks_farther_and_what_was_found_is_kept(tmp_path: Path) -> None:
+    async with open_relay_here(tls=False, max_connections=1) as full, open_relay_here(tls=False) as empty:
+        derp_map = map_of(node_of(full, 901), node_of(empty, 902))
+        path, state = written(tmp_path, json.dumps(derp_map.to_json())), tmp_path / "state"
+        command = ("map", "steer", path, "--weight", "901=0.5", "--load", "901", "--load", "902", "--state", str(state))
+
+        async def run() -> Ran:
+            with trio.fail_after(60):
+                while full.lobby.connection_count:  # noqa: ASYNC110  # of the run before, and there is room for one
+                    await trio.sleep(0.01)
+            return await run_derp(*command)
+
+        first = await run()
+        assert first.status == 0
+        assert DERPMap.parse(first.out).home_params == DERPHomeParams({901: 2.0})
+        assert "# Region 901 looks as far as the map says: 100% of its limit (connections)" in first.err
+        kept = json.loads(state.read_text())
+        for region in kept["regions"].values():
+            region["first_at"] -= 100
+        state.write_text(json.dumps(kept))
+        second = await run()
+        assert DERPMap.parse(second.out).home_params == DERPHomeParams({901: 2.4})
+        third = await run()
+        assert third.out == second.out, "not sooner than in three minutes"
+    away = await run_derp(*command)
+    assert away.out == second.out, "who does not answer keeps its score"
+    assert "so its score stays: node 901a: " in away.err
+
+
+async def test_load_without_a_state_and_a_state_that_is_none_are_refused(tmp_path: Path) -> None:
+    path, state = written(tmp_path, map_text(901, 902)), tmp_path / "state"
+    state.write_text('{"regions": []}')
+    without = await run_derp("map", "steer", path, "--load", "901")
+    wrong = await run_derp("map", "steer", path, "--load", "901", "--state", str(state))
+    unknown = await run_derp("map", "steer", path, "--load", "7", "--state", str(tmp_path / "new"))
+    assert [each.status for each in (without, wrong, unknown)] == [2, 2, 2]
+    assert "--load and --state go together" in without.err
+    assert "remove it to begin anew" in wrong.err
+    assert "has no region 7" in unknown.err
+    assert state.read_text() == '{"regions": []}'

@@ -6,6 +6,7 @@ import msgpack
 from derp.metrics import MeshReading, RelayStatistics, SelfCheckReading
 from derp.relay.clients import Client
 from derp.relay.counters import Counters, Histogram
+from derp.relay.load import LoadReading
 from derp.server.merged import ClientElsewhere, merge, row_of, take_apart
 
 
@@ -27,6 +28,7 @@ def reading(number: int) -> RelayStatistics:
         "in_trios_place": True,
         "mesh": (MeshReading("b.example", number > 1, number, number),),
         "self_check": SelfCheckReading({"path": number > 1}, number, number, float(number)),
+        "load": LoadReading(**{each.name: float(number) for each in fields(LoadReading)}),
     }
     mappings = ("rejected", "closed", "stun", "stun_family", "key_sets", "questions", "bootstrap")
     for name in (*mappings, "tls_requests", "health_texts", "tls_active"):
@@ -58,6 +60,9 @@ def test_counts_are_added_and_what_is_no_count_is_not() -> None:
     assert merged.in_trios_place is True
     assert merged.mesh == (MeshReading("b.example", True, 6, 5),)
     assert merged.self_check == SelfCheckReading({"path": True}, 6, 6, 5.0)
+    assert merged.load is not None
+    assert set(merged.load.shares.values()) == {5.0}, "the fullest worker counts"
+    assert (merged.load.bytes_per_second, merged.load.packets_per_second) == (6.0, 6.0)
 
 
 def test_what_one_worker_has_not_is_as_the_others_have_it() -> None:
