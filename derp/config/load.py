@@ -214,17 +214,10 @@ def _notices(config: RelayConfig) -> list[str]:
 
 def _check_workers(given: Given, config: RelayConfig) -> None:
     """What several processes cannot share yet."""
-    tls = config.tls
     if config.workers == 1:
         return
     if not sys.platform.startswith("linux"):
         given.fail("workers", "wants Linux, whose kernel distributes connections: use 1")
-    if tls is not None and tls.acme is not None:
-        given.fail("workers", "cannot share a certificate that a relay gets for itself: use --cert-mode manual, or 1")
-    if tls is not None and tls.self_signed and tls.cert_file is None:
-        given.fail("workers", "need one certificate for all: set --cert-dir beside --tls-self-signed, or use 1")
-    if config.quic:
-        given.fail("workers", "cannot share --quic: a client that changes its address would come to another one")
     if config.limits.node != NO_LIMITS.node or config.limits.tenants:
         given.fail("workers", "keep no account together: --limits may have limits of clients alone, or use 1")
 

@@ -66,6 +66,9 @@ class TlsConfig:
     require_sni: bool = False  # refuse handshakes whose SNI is not `hostname`, as derper does for names
     self_signed: bool = False
     acme: AcmeConfig | None = None
+    # Of a worker, whose supervisor (server/supervisor.py) makes what all show, and asks the authority.
+    generated: tuple[bytes, bytes] | None = field(default=None, repr=False)  # chain and key, PEM
+    is_kept_elsewhere: bool = False
     own_records: bool = False  # after a handshake of TLS 1.3: transport/tls_records.py
 
 

@@ -7,11 +7,9 @@ reads again.
 
 import logging
 import random
-import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
@@ -29,7 +27,6 @@ from derp.text import error_text, without_secrets
 from derp.transport.acme import ACCOUNT_FILE, DNS, HTTP, AcmeError, AcmeOrder, Proof, ProofRefused
 from derp.transport.hook import HOOK_SECONDS, HookError, run_hook
 from derp.transport.tls import certificate_covers, key_pem
-from derp.transport.tls_alpn import make_proof
 
 _log = logging.getLogger("derp.server")
 
@@ -50,16 +47,16 @@ Obtain = Callable[[bytes], Awaitable[bytes]]
 class CertificateKeeper:
     """`run` it in the relay's nursery; `retry_now` ends a wait after a failure.
 
-    `show_proof` has a proof served by TLS, or none any longer; `challenges` is what the plain listener shows, token to
-    body.  `installed` is called when the files hold a new certificate.  `failures` counts the attempts since the last
-    success.  `obtain(key PEM) -> chain PEM` raises AcmeError or HookError.  `clock` is the time of day in POSIX
-    seconds; `spread` gives numbers from 0 to 1.
+    `digest` is what a proof by TLS holds, while there is one; `challenges` is what the plain listener shows, token to
+    body; `failures` counts the attempts since the last success.  `changed` is called when one of the three has.
+    `installed` is called when the files hold a new certificate.  `obtain(key PEM) -> chain PEM` raises AcmeError or
+    HookError.  `clock` is the time of day in POSIX seconds; `spread` gives numbers from 0 to 1.
     """
 
     def __init__(
         self,
         config: TlsConfig,
-        show_proof: Callable[[ssl.SSLContext | None], None],
+        changed: Callable[["CertificateKeeper"], None],
         installed: Callable[[], None],
         *,
         obtain: Obtain | None = None,
@@ -69,7 +66,7 @@ class CertificateKeeper:
         assert config.acme is not None
         assert config.cert_file is not None
         assert config.key_file is not None
-        self._show_proof = show_proof
+        self._changed = changed
         self._installed = installed
         self._config = config
         self._acme = config.acme
@@ -79,6 +76,7 @@ class CertificateKeeper:
         self._clock = clock
         self._spread = spread
         self._retry = trio.Event()
+        self.digest: bytes | None = None
         self.challenges: dict[str, bytes] = {}
         self.failures = 0
 
@@ -96,11 +94,13 @@ class CertificateKeeper:
             problem = await self._renew()
             if problem is None:
                 self.failures = 0
+                self._changed(self)
                 due = self._due()
                 continue
             first = _FIRST_RETRY_SECONDS * len(self._acme.challenges)
             delay = min(first * 2 ** min(self.failures, 16), _LAST_RETRY_SECONDS) * (1 + self._spread() / 10)
             self.failures += 1
+            self._changed(self)
             due = self._clock() + delay
             _log.error("! no new certificate: %s; %s", problem, self._prospect(delay))
 
@@ -181,13 +181,15 @@ class CertificateKeeper:
                 elif proof.challenge == DNS:
                     await run_hook(self._acme.dns_hook, "add", proof.name, proof.value)
                 else:
-                    digest = sha256(proof.value.encode()).digest()
-                    self._show_proof(make_proof(self._config.hostname, digest, datetime.now(UTC)))
+                    self.digest = sha256(proof.value.encode()).digest()
+            self._changed(self)
             yield
         finally:
-            self._show_proof(None)
+            self.digest = None
             for proof in shown:
                 self.challenges.pop(proof.name, None)
+            self._changed(self)
+            for proof in shown:
                 if proof.challenge == DNS:
                     await self._remove_record(proof)
 

@@ -8,7 +8,8 @@ import logging
 import os
 import ssl
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -18,6 +19,7 @@ from derp.metrics import CONTENT_TYPE, RelayStatistics, metrics_page
 from derp.server.debug import debug_pages
 from derp.server.door import FrontDoor, Route
 from derp.server.drain import drain_clients
+from derp.server.encryption import KeptElsewhere
 from derp.server.handover import Inherited
 from derp.server.life import DOOR_SECONDS, Server
 from derp.server.load_page import load_pages
@@ -29,6 +31,9 @@ from derp.server.statistics import read_statistics
 from derp.server.together import PagesTogether
 from derp.server.varz import vars_page, varz_page
 from derp.server.worker import Worker
+
+if TYPE_CHECKING:
+    from derp.server.certificates import CertificateKeeper
 
 _log = logging.getLogger("derp.server")
 
@@ -54,6 +59,8 @@ class RelayServer(Server[RelayConfig]):
         super().__init__(config, config.private_key.public(), reread=reread, inherited=inherited)
         self.reactor.write_seconds = config.tcp_write_timeout_seconds
         self.worker = worker
+        is_kept_elsewhere = self.tls is not None and self.tls.config.is_kept_elsewhere
+        self.kept_elsewhere = KeptElsewhere(self.tls) if self.tls is not None and is_kept_elsewhere else None
         place = worker.place if worker is not None else None
         self.relay = Relay(config, self.reactor, self.lobby, mesh_context=mesh_context, place=place)
         self.pages = self._make_pages()
@@ -63,7 +70,7 @@ class RelayServer(Server[RelayConfig]):
         self.plain_door = FrontDoor(self.lobby, [PlainPages(self.pages).route()])
 
     def _make_pages(self) -> Pages:
-        config, started_at = self.config, time.time()
+        config, started_at, keeper = self.config, time.time(), self._any_keeper()
         numbers = {
             "/metrics": Page("metrics", CONTENT_TYPE, metrics_page(self.statistics)),
             "/debug/vars": Page("derper's names, JSON", "application/json", vars_page(self.statistics, started_at)),
@@ -77,10 +84,22 @@ class RelayServer(Server[RelayConfig]):
             problem=self.problem,
             pages=debug_pages(self.relay, numbers),
             bootstrap_dns=self.relay.bootstrap.answer,
-            challenges=self.keeper.challenges if self.keeper is not None else None,
+            challenges=keeper.challenges if keeper is not None else None,
             invited=self.relay.invitations.map_for if self.relay.invitations is not None else None,
             own_names=(config.hostname, config.tls.hostname if config.tls is not None else ""),
         )
+
+    def _any_keeper(self) -> "CertificateKeeper | KeptElsewhere | None":
+        return self.keeper or self.kept_elsewhere
+
+    def show_proof(self, digest: bytes | None, challenges: Mapping[str, bytes], failures: int) -> None:
+        """The supervisor asks an authority, which will look here, or has asked."""
+        assert self.kept_elsewhere is not None
+        self.kept_elsewhere.show(digest, challenges, failures)
+
+    def look_at_certificate(self) -> None:
+        """The supervisor has a new certificate, which lies in its files."""
+        self.ports.look_at_certificate()
 
     def count_elsewhere(self) -> int:
         return self.relay.siblings.connection_count if self.relay.siblings is not None else 0
@@ -106,7 +125,7 @@ class RelayServer(Server[RelayConfig]):
         return merge([take_apart(own), *others]) if others else own
 
     def _own_statistics(self) -> RelayStatistics:
-        return read_statistics(self.relay, self.lobby, self.ports, self.doors(), self.keeper, self.self_check)
+        return read_statistics(self.relay, self.lobby, self.ports, self.doors(), self._any_keeper(), self.self_check)
 
     def open(self) -> None:
         super().open()

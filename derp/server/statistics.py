@@ -9,6 +9,7 @@ from derp.metrics import MeshReading, RelayStatistics, routed_totals
 from derp.relay.counters import Counters
 from derp.relay.load import DELAY_LIMIT_SECONDS, LoadReading
 from derp.server.door import FrontDoor
+from derp.server.encryption import KeptElsewhere
 from derp.server.lobby import Lobby
 from derp.server.ports import Ports
 from derp.server.relay import Relay
@@ -25,7 +26,7 @@ def read_statistics(
     lobby: Lobby,
     ports: Ports,
     doors: Iterable[FrontDoor],
-    keeper: "CertificateKeeper | None" = None,
+    keeper: "CertificateKeeper | KeptElsewhere | None" = None,
     self_check: SelfCheck | None = None,
 ) -> RelayStatistics:
     """Walks over all clients: made for a scrape, not for a hot path.  Without a relay its rows are zero."""

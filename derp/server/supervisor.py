@@ -14,7 +14,7 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgpack
 import trio
@@ -23,13 +23,16 @@ from derp.config import RelayConfig
 from derp.config.relay import WORKER_VARIABLE
 from derp.errors import ConfigError, DerpError
 from derp.log import fields, set_level
-from derp.server.encryption import open_tls
+from derp.server.encryption import open_keeper, open_tls
 from derp.server.handover import Handed, HandoverError, Inherited, hand_over
 from derp.server.life import SIGNALS
 from derp.server.ports import Listening, open_stun
-from derp.server.worker import LINE_BYTES, encode
+from derp.server.worker import LINE_BYTES, QUIC_SLOT, encode
 from derp.transport.listen import open_listener, open_udp
 from derp.transport.notify import notify_manager
+
+if TYPE_CHECKING:
+    from derp.server.certificates import CertificateKeeper
 
 _log = logging.getLogger("derp.workers")
 
@@ -90,6 +93,7 @@ class Supervisor:
         self.config = config
         # Here for what can be wrong with it, and so that certificates that have to be made are made once.
         self.tls = open_tls(config.tls, config.private_key.public())
+        self._keeper = open_keeper(self.tls, self._tell_of_certificate, self._tell_of_proof)
         self.listening: list[Listening] = []
         self.workers: list[_Process] = []
         self._reread = reread
@@ -152,6 +156,8 @@ class Supervisor:
         for kind, host, port, bound_port in self._places:
             open_shared = open_listener if kind == "tcp" else open_udp
             self._slots[slot].append(Handed(kind, host, port, open_shared(host, bound_port, is_shared=True)))
+            if kind == "tcp" and slot == QUIC_SLOT and self.config.quic and (host, port) in self.config.listen:
+                self._slots[slot].append(Handed("udp", host, bound_port, open_udp(host, bound_port)))
 
     def _close_slot(self, slot: int) -> None:
         for handed in self._slots[slot]:
@@ -176,6 +182,8 @@ class Supervisor:
                 for slot in range(len(self._slots)):
                     starting.start_soon(self._begin, slot)
             nursery.start_soon(self._watch_for_stuck)
+            if self._keeper is not None:
+                nursery.start_soon(self._keeper.run)
             task_status.started(self)
             await self.drained.wait()
             nursery.cancel_scope.cancel()
@@ -189,7 +197,8 @@ class Supervisor:
         self._open_slot(slot)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         worker = _Process(next(self._numbers), slot, ours)
-        worker.send("place", worker.number, slot, len(self._slots), self.config.private_key.raw)
+        generated = self.tls.generated if self.tls is not None and self.tls.config.self_signed else None
+        worker.send("place", worker.number, slot, len(self._slots), self.config.private_key.raw, generated)
         for sibling in self.workers:
             here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
             with here, there:
@@ -197,6 +206,8 @@ class Supervisor:
                 sibling.send_link(worker.number, there)
         worker.send("serve")
         self.workers.append(worker)
+        if self._keeper is not None:
+            worker.send("proof", self._keeper.digest, self._keeper.challenges, self._keeper.failures)
         try:
             with theirs:
                 worker.process = await hand_over(
@@ -274,6 +285,14 @@ class Supervisor:
         """Whether a worker that stays has the slot."""
         return any(worker.slot == slot and not worker.is_leaving for worker in self.workers)
 
+    def _tell_of_proof(self, keeper: "CertificateKeeper") -> None:
+        for worker in self.workers:
+            worker.send("proof", keeper.digest, keeper.challenges, keeper.failures)
+
+    def _tell_of_certificate(self) -> None:
+        for worker in self.workers:
+            worker.send("look")
+
     def _forget(self, worker: _Process) -> None:
         """It has ended, or has never served."""
         self.workers.remove(worker)
@@ -341,6 +360,8 @@ class Supervisor:
             return
         notify_manager("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         set_level(config.log_level)
+        if self._keeper is not None:
+            self._keeper.retry_now()
         for worker in tuple(self.workers):
             worker.reloaded = trio.Event()
             worker.send("reload")

@@ -8,7 +8,7 @@ The supervisor starts each worker as its own command once more (supervisor.py) a
 import logging
 import os
 import socket
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import replace
 from typing import Any, Final, Protocol
 
@@ -26,6 +26,7 @@ from derp.transport.descriptors import receive_with_socket
 _log = logging.getLogger("derp.workers")
 
 LINE_BYTES: Final = 4096
+QUIC_SLOT: Final = 0
 # So often we say that we live.  A worker that is stuck in its own thread cannot.
 ALIVE_SECONDS: Final = 1.0
 
@@ -41,6 +42,10 @@ class Ordered(Protocol):
 
     async def leave_to_others(self) -> None: ...
 
+    def show_proof(self, digest: bytes | None, challenges: Mapping[str, bytes], failures: int) -> None: ...
+
+    def look_at_certificate(self) -> None: ...
+
 
 def encode(*items: object) -> bytes:
     """One message of the line."""
@@ -55,10 +60,11 @@ class Worker:
     def __init__(self, line: socket.socket) -> None:
         """Waits for the first message of the supervisor, which lies in the line before we start."""
         self._line = line
-        name, number, slot, count, key = msgpack.unpackb(line.recv(LINE_BYTES))
+        name, number, slot, count, key, generated = msgpack.unpackb(line.recv(LINE_BYTES))
         assert name == "place", name
         self.place = Place(number, slot, count)
         self.private_key = NodePrivate(key)
+        self._generated = tuple(generated) if generated is not None else None
 
     @classmethod
     def from_environment(cls, environ: MutableMapping[str, str]) -> "Worker":
@@ -70,11 +76,19 @@ class Worker:
 
     def share(self, config: RelayConfig) -> RelayConfig:
         """Our part of what all workers may have together.  The kernel spreads newcomers evenly, the more evenly the
-        more of them come, so each worker lets its part of them in and no message goes round for an accept."""
-        count = self.place.count
+        more of them come, so each worker lets its part of them in and no message goes round for an accept.
+
+        QUIC is the first one's alone: the kernel would give another worker what comes from a client whose address
+        changed.
+        """
+        count, tls = self.place.count, config.tls
+        if tls is not None:
+            tls = replace(tls, generated=self._generated, is_kept_elsewhere=tls.acme is not None)
         return replace(
             config,
             private_key=self.private_key,
+            tls=tls,
+            quic=config.quic and self.place.slot == QUIC_SLOT,
             accept_connection_limit=config.accept_connection_limit / count,
             accept_connection_burst=-(-config.accept_connection_burst // count),
             queue_total_bytes=(config.queue_total_bytes or memory_bytes() // 4) // count,
@@ -130,6 +144,10 @@ class Worker:
                 await line.send(encode("reloaded"))
             case ["close"]:
                 server.close()
+            case ["proof", digest, challenges, failures]:
+                server.show_proof(digest, challenges, failures)
+            case ["look"]:
+                server.look_at_certificate()
             case ["leave"]:
                 nursery.start_soon(server.leave_to_others)
 

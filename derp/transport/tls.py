@@ -72,9 +72,10 @@ class TlsServer:
         self.proof: ssl.SSLContext | None = None  # shown to authorities while there is one: transport/tls_alpn.py
         self.records = RecordKeeper() if config.own_records else None
         self._server_key = server_key
-        self._generated: tuple[bytes, bytes] | None = None
+        # Chain and key, PEM; None: they are in files.
+        self.generated = config.generated
         self._is_temporary = False  # it stands in for one that server/certificates.py will write
-        if config.self_signed:
+        if config.self_signed and self.generated is None:
             self._make_missing_certificate(now)
         elif config.acme is not None and config.cert_file is not None and not config.cert_file.exists():
             self._make_temporary(now)
@@ -98,10 +99,6 @@ class TlsServer:
     def is_self_signed(self) -> bool:
         """Whether clients need the pin.  A temporary certificate is nothing to pin."""
         return self.leaf.subject == self.leaf.issuer and not self._is_temporary
-
-    def show_proof(self, proof: ssl.SSLContext | None) -> None:
-        """Show `proof` to authorities from the next connection on; None: no longer."""
-        self.proof = proof
 
     def reload_if_changed(self, now: float) -> Reload | None:
         """Look whether the files changed, and swap the context if so; None if there was nothing to do.
@@ -143,16 +140,16 @@ class TlsServer:
 
     def _make_temporary(self, now: float) -> None:
         # A fresh key: the one in the file belongs to the certificate to come.
-        self._generated, self._is_temporary = make_self_signed(self.config.hostname, _moment(now)), True
+        self.generated, self._is_temporary = make_self_signed(self.config.hostname, _moment(now)), True
 
     def _swap(self, now: float, text: str) -> Reload:
-        before = self._generated, self._is_temporary
+        before = self.generated, self._is_temporary
         if self._is_temporary and self.config.cert_file is not None and self.config.cert_file.exists():
-            self._generated, self._is_temporary = None, False
+            self.generated, self._is_temporary = None, False
         try:
             context, leaf = self._build(now)
         except ConfigError as error:
-            self._generated, self._is_temporary = before
+            self.generated, self._is_temporary = before
             return Reload(False, f"{error}; the certificate of before stays in service")
         self.context, self.leaf = context, leaf
         self._meta_made = now
@@ -161,7 +158,7 @@ class TlsServer:
     def _make_missing_certificate(self, now: float) -> None:
         cert_file, key_file = self.config.cert_file, self.config.key_file
         if cert_file is None or key_file is None:
-            self._generated = make_self_signed(self.config.hostname, _moment(now))
+            self.generated = make_self_signed(self.config.hostname, _moment(now))
         elif not cert_file.exists() and not key_file.exists():
             # Never with one of the two there: a certificate whose key was lost must not be replaced in silence.
             _write_pair(cert_file, key_file, *make_self_signed(self.config.hostname, _moment(now)))
@@ -177,8 +174,8 @@ class TlsServer:
                 f"{config.cert_file}: there is none yet: until it is issued a temporary self-signed certificate is "
                 "served, which clients refuse"
             )
-        if self._generated is not None:
-            chain, key = self._generated
+        if self.generated is not None:
+            chain, key = self.generated
             place = "generated certificate"
         else:
             if config.cert_file is None or config.key_file is None:

@@ -8,7 +8,7 @@ server/listener.py asks for links.
 
 import socket
 import ssl
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from cryptography import x509
@@ -70,6 +70,11 @@ def tls_link(tls: TlsServer, sock: socket.socket, address: tuple[str, int]) -> T
     if tls.records is not None:
         return RecordLink(sock, address, tls.context, tls.records)
     return TlsLink(sock, address, tls.context)
+
+
+def show_proof(tls: TlsServer, digest: bytes | None) -> None:
+    """Show an authority from the next connection on that the name is ours; None: no longer."""
+    tls.proof = make_proof(tls.config.hostname, digest, datetime.now(UTC)) if digest is not None else None
 
 
 def make_proof(hostname: str, digest: bytes, now: datetime) -> ssl.SSLContext:

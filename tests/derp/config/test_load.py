@@ -530,17 +530,7 @@ def test_auto_is_one_worker_for_each_core_that_this_process_may_use() -> None:
     assert load({"dev": "true", "workers": "auto"}).workers == len(os.sched_getaffinity(0))
 
 
-@pytest.mark.parametrize(
-    ("flags", "says"),
-    [
-        ({"tls_self_signed": "true", "hostname": "127.0.0.1"}, "need one certificate for all: set --cert-dir"),
-        ({"quic": "true"}, "cannot share --quic"),
-        (
-            {"cert_mode": "letsencrypt", "hostname": "r.example.org", "listen": ":443", "cert_dir": "c"},
-            "cannot share a certificate that a relay gets",
-        ),
-    ],
-)
-def test_what_several_processes_cannot_share_is_refused(flags: dict[str, str], says: str) -> None:
-    with pytest.raises(ConfigError, match=says):
-        load({"dev": "true", "workers": "2", **flags})
+def test_several_processes_keep_no_account_together(tmp_path: Path) -> None:
+    (tmp_path / "limits.toml").write_text('[node]\nbytes_per_second = "1GB"\n')
+    with pytest.raises(ConfigError, match="keep no account together"):
+        load({"dev": "true", "workers": "2", "limits": str(tmp_path / "limits.toml")})

@@ -2,7 +2,6 @@
 
 import itertools
 import logging
-import ssl
 import stat
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -76,7 +75,7 @@ def config(tmp_path: Path) -> TlsConfig:
     return TlsConfig(tmp_path / f"{NAME}.crt", tmp_path / f"{NAME}.key", NAME, acme=AcmeConfig("https://ca.example"))
 
 
-def no_proof(proof: ssl.SSLContext | None) -> None:
+def no_proof(keeper: CertificateKeeper) -> None:
     """Nothing is proven where `obtain` stands for the authority."""
 
 

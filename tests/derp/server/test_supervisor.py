@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from cryptography import x509
 
 from derp.admission.chain import check
 from derp.errors import ConnectError, ListenError
@@ -19,8 +21,11 @@ from derp.keys import MeshKey, NodePrivate
 from derp.protocol.messages import PeerGone, PeerPresent, RecvPacket, Restarting
 from derp.protocol.stun import encode_request, parse_response
 from derp.server.supervisor import Supervisor
+from derp.transport.tls import certificate_pin
 from tests.derp.server.workers_world import call_many, clients_by_worker, open_workers, page, write_settings
-from tests.derp.server.world import HOST, Caller, call, relay_config
+from tests.derp.server.world import HOST, Caller, ask, call, dial, relay_config
+from tests.support.certificates import issue
+from tests.support.relays import free_port
 
 # All on one of two workers: once in 2,000 runs, and then a test is only weaker.
 MANY = 12
@@ -236,6 +241,74 @@ async def test_a_drain_ends_when_the_last_worker_is_one_that_never_served(
         await relay.drained.wait()
         assert relay.workers == []
         assert not [record for record in caplog.records if record.levelname == "ERROR"], "nobody did anything wrong"
+
+
+async def test_a_certificate_that_is_made_at_the_start_is_one_for_all(tmp_path: Path) -> None:
+    write_settings(tmp_path, "tls_self_signed = true", "http_port = -1")
+    async with open_workers(tmp_path) as relay:
+        assert relay.tls is not None
+        shown = {await shown_certificate(relay) for _ in range(MANY)}
+        assert [certificate_pin(x509.load_der_x509_certificate(one)) for one in shown] == [relay.tls.pin]
+
+
+async def test_every_worker_shows_what_an_authority_looks_for(tmp_path: Path) -> None:
+    write_settings(
+        tmp_path, 'cert_mode = "letsencrypt"', 'hostname = "relay.example"', f'cert_dir = "{tmp_path}"',
+        f"http_port = {free_port(socket.SOCK_STREAM)}", 'acme_directory_url = "https://127.0.0.1:1/"',
+    )  # fmt: skip
+    async with open_workers(tmp_path) as relay:
+        keeper = relay._keeper
+        assert keeper is not None
+        before = {await shown_certificate(relay, "acme-tls/1") for _ in range(MANY)}
+        assert len(before) == 2, "each has made a temporary one for itself"
+        keeper.digest, keeper.challenges["token"] = b"d" * 32, b"its body"
+        keeper._changed(keeper)
+        seen: set[bytes] = set()
+        while len(seen) < 2:  # other processes, of which the kernel chooses one
+            shown = await shown_certificate(relay, "acme-tls/1")
+            if b"d" * 32 in shown:
+                seen.add(shown)
+        request = b"GET /.well-known/acme-challenge/token HTTP/1.1\r\nHost: relay.example\r\nConnection: close\r\n\r\n"
+        for _ in range(MANY):
+            assert (await ask(relay, request, "http")).endswith(b"its body")
+
+        issued = issue("relay.example")
+        for suffix, content in (("key", issued.key_pem), ("crt", issued.pem)):
+            (tmp_path / f"relay.example.{suffix}").write_bytes(content)
+        keeper.digest = None
+        keeper._changed(keeper)
+        keeper._installed()
+        own: set[bytes] = set()
+        while own != {issued.der}:
+            own = {await shown_certificate(relay) for _ in range(MANY)}
+
+
+async def shown_certificate(relay: Supervisor, *protocols: str) -> bytes:
+    """What some worker shows to who offers these protocols, DER."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(protocols)
+    stream = trio.SSLStream(await dial(relay), context, server_hostname="relay.example")
+    await stream.do_handshake()
+    shown = stream.getpeercert(binary_form=True)
+    await trio.aclose_forcefully(stream)
+    assert isinstance(shown, bytes)
+    return shown
+
+
+async def test_who_comes_by_quic_is_with_one_worker_and_reaches_all(tmp_path: Path) -> None:
+    write_settings(tmp_path, "tls_self_signed = true", "http_port = -1", "quic = true")
+    async with open_workers(tmp_path) as relay, call_many(relay, MANY) as callers:
+        over_quic = await call(relay, "quic")
+        await over_quic.ping()
+        by_worker = await clients_by_worker(relay)
+        assert over_quic.key in by_worker[0]
+        for caller in callers:
+            await caller.send(over_quic.key, b"to QUIC")
+            assert (await over_quic.receive_a(RecvPacket)).src == caller.key
+            await over_quic.send(caller.key, b"from QUIC")
+            assert (await caller.receive_a(RecvPacket)).src == over_quic.key
+        await over_quic.aclose()
 
 
 async def test_all_write_one_log_of_decisions(tmp_path: Path) -> None:

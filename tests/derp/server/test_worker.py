@@ -3,7 +3,7 @@ import socket
 
 import pytest
 
-from derp.config.relay import WORKER_VARIABLE
+from derp.config.relay import WORKER_VARIABLE, AcmeConfig, TlsConfig
 from derp.keys import NodePrivate
 from derp.server.memory import memory_bytes
 from derp.server.worker import Worker, encode
@@ -12,9 +12,9 @@ from tests.derp.server.world import relay_config
 KEY = NodePrivate(b"k" * 32)
 
 
-def worker(slot: int = 1, count: int = 4) -> tuple[Worker, socket.socket]:
+def worker(slot: int = 1, count: int = 4, generated: tuple[bytes, bytes] | None = None) -> tuple[Worker, socket.socket]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    ours.send(encode("place", 7, slot, count, KEY.raw))
+    ours.send(encode("place", 7, slot, count, KEY.raw, generated))
     return Worker(theirs), ours
 
 
@@ -38,9 +38,28 @@ def test_it_takes_its_part_of_what_all_may_have_and_the_one_key() -> None:
     assert share.max_connections == 8
 
 
+def test_quic_is_one_worker_s_and_its_certificate_what_the_supervisor_made() -> None:
+    made = (b"chain", b"key")
+    for slot in range(2):
+        one, line = worker(slot, 2, made)
+        with line, contextlib.closing(one):
+            share = one.share(relay_config(quic=True, tls=TlsConfig(hostname="r.example", self_signed=True)))
+        assert share.tls is not None
+        assert (share.quic, share.tls.generated, share.tls.is_kept_elsewhere) == (slot == 0, made, False)
+        assert "b'key'" not in repr(share), "it is a secret"
+
+
+def test_nobody_but_the_supervisor_asks_an_authority() -> None:
+    one, line = worker()
+    with line, contextlib.closing(one):
+        share = one.share(relay_config(tls=TlsConfig(hostname="r.example", acme=AcmeConfig())))
+    assert share.tls is not None
+    assert share.tls.is_kept_elsewhere
+
+
 def test_its_environment_says_nothing_of_it_to_processes_that_it_starts() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    ours.send(encode("place", 0, 0, 2, KEY.raw))
+    ours.send(encode("place", 0, 0, 2, KEY.raw, None))
     environment = {WORKER_VARIABLE: str(theirs.detach()), "NOTIFY_SOCKET": "/run/systemd/notify", "PATH": "/bin"}
 
     Worker.from_environment(environment).close()

@@ -70,7 +70,8 @@ async def call_many(supervisor: Supervisor, count: int) -> AsyncIterator[list[Ca
 async def page(supervisor: Supervisor, path: str) -> str:
     """What some worker answers, as curl would ask for it."""
     request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-    head, _, body = (await ask(supervisor, request.encode())).decode().partition("\r\n\r\n")
+    answer = await ask(supervisor, request.encode(), tls=supervisor.tls is not None)
+    head, _, body = answer.decode().partition("\r\n\r\n")
     assert head.startswith("HTTP/1.1 200"), head
     return body
 

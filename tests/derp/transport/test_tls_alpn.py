@@ -17,7 +17,7 @@ from derp.transport.framing import RECEIVE_BYTES
 from derp.transport.host import WireEnded
 from derp.transport.links import TlsLink
 from derp.transport.tls import TlsServer
-from derp.transport.tls_alpn import ACME_PROTOCOL, AlpnTlsLink, make_proof, tls_link
+from derp.transport.tls_alpn import ACME_PROTOCOL, AlpnTlsLink, make_proof, show_proof, tls_link
 from tests.support.certificates import issue
 
 NAME = "relay.example"
@@ -88,7 +88,7 @@ class Visitor:
 def test_the_authority_sees_the_proof_and_nothing_else(
     server: TlsServer, sockets: tuple[socket.socket, socket.socket], piece: int
 ) -> None:
-    server.show_proof(make_proof(NAME, DIGEST, NOW))
+    show_proof(server, DIGEST)
     visitor = Visitor(tls_link(server, sockets[0], ("192.0.2.1", 1)), sockets[1], [ACME_PROTOCOL])
     with pytest.raises(WireEnded, match="an authority looked") as caught:
         visitor.handshake(piece)
@@ -107,7 +107,7 @@ def test_the_authority_sees_the_proof_and_nothing_else(
 def test_clients_see_the_certificate(
     server: TlsServer, sockets: tuple[socket.socket, socket.socket], protocols: list[str]
 ) -> None:
-    server.show_proof(make_proof(NAME, DIGEST, NOW))
+    show_proof(server, DIGEST)
     link = tls_link(server, sockets[0], ("192.0.2.1", 1))
     assert isinstance(link, AlpnTlsLink)
     visitor = Visitor(link, sockets[1], protocols)
@@ -119,7 +119,7 @@ def test_clients_see_the_certificate(
 
 
 def test_another_name_is_refused_as_ever(server: TlsServer, sockets: tuple[socket.socket, socket.socket]) -> None:
-    server.show_proof(make_proof(NAME, DIGEST, NOW))
+    show_proof(server, DIGEST)
     link = tls_link(server, sockets[0], ("192.0.2.1", 1))
     with pytest.raises(WireEnded) as caught:
         Visitor(link, sockets[1], [], "other.example").handshake()
@@ -127,8 +127,8 @@ def test_another_name_is_refused_as_ever(server: TlsServer, sockets: tuple[socke
 
 
 def test_without_a_proof_nobody_agrees_on_acme(server: TlsServer, sockets: tuple[socket.socket, socket.socket]) -> None:
-    server.show_proof(make_proof(NAME, DIGEST, NOW))
-    server.show_proof(None)
+    show_proof(server, DIGEST)
+    show_proof(server, None)
     link = tls_link(server, sockets[0], ("192.0.2.1", 1))
     assert type(link) is TlsLink
     visitor = Visitor(link, sockets[1], [ACME_PROTOCOL])
@@ -142,7 +142,7 @@ def test_a_proof_for_an_address() -> None:
 
 
 def test_what_is_no_tls_ends(server: TlsServer, sockets: tuple[socket.socket, socket.socket]) -> None:
-    server.show_proof(make_proof(NAME, DIGEST, NOW))
+    show_proof(server, DIGEST)
     link = tls_link(server, sockets[0], ("192.0.2.1", 1))
     sockets[1].send(b"GET / HTTP/1.1\r\n\r\n")
     with pytest.raises(WireEnded) as caught:
