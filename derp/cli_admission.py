@@ -12,7 +12,8 @@ import click
 from derp.admission.chain import check
 from derp.admission.keyset import MAX_DOCUMENT_BYTES, KeySet, open_key_set, sign_key_set
 from derp.admission.signed import IssuerPrivate
-from derp.admission.ticket import sign_ticket
+from derp.admission.terms import tenant_name
+from derp.admission.ticket import MAX_TENANT_CHARS, sign_ticket
 from derp.cli_output import print_json
 from derp.cli_run import FILE, keep_stdout_from_others
 from derp.config import parse
@@ -29,6 +30,14 @@ def seconds_of(context: click.Context, parameter: click.Parameter, text: str) ->
     """A duration such as 24h, for click."""
     try:
         return parse.duration(60, YEAR_SECONDS)(text)
+    except ValueError as error:
+        raise click.BadParameter(error_text(error)) from None
+
+
+def tenant_of(context: click.Context, parameter: click.Parameter, text: str) -> str:
+    """The name of a tenant, or nothing, for click."""
+    try:
+        return tenant_name(text) if text else ""
     except ValueError as error:
         raise click.BadParameter(error_text(error)) from None
 
@@ -62,14 +71,17 @@ def new_issuer() -> None:
 def sign(keys: str, issuer: str, life: float, revoke: tuple[str, ...]) -> None:
     """Sign a key set of the file KEYS, one nodekey:<hex> a line: what a relay's --key-set names.
 
+    The name of a tenant may follow a key: whose limits it shares (--limits).
+
     Its version is the time in milliseconds, so a later one is believed in place of an earlier one.
     """
     private, now = load_private(issuer), time.time()
     lines = read_file(Path(keys), "keys of nodes").decode("utf-8", "replace").splitlines()
-    named = [(number, line.partition("#")[0].strip()) for number, line in enumerate(lines, 1)]
-    known = frozenset(_node_key(text, f"{keys}: line {number}") for number, text in named if text)
+    named = [(f"{keys}: line {number}", line.partition("#")[0].split()) for number, line in enumerate(lines, 1)]
+    known = {_node_key(words[0], place): _tenant(words[1:], place) for place, words in named if words}
     revoked = frozenset(_node_key(text, "--revoke") for text in revoke)
-    key_set = KeySet(int(now * 1000), now, now + life, known - revoked, revoked)
+    tenants = {key: tenant for key, tenant in known.items() if tenant and key not in revoked}
+    key_set = KeySet(int(now * 1000), now, now + life, frozenset(known) - revoked, revoked, tenants=tenants)
     click.echo(sign_key_set(private, key_set).decode())
     click.echo(f"{key_set}, {len(revoked)} revoked", err=True)
 
@@ -93,6 +105,7 @@ def show(document: str, admission_keys: str) -> None:
             "issuer": str(key_set.issuer),
             "keys": sorted(str(NodePublic(key)) for key in key_set.keys),
             "revoked": sorted(str(NodePublic(key)) for key in key_set.revoked),
+            "tenants": {str(NodePublic(key)): tenant for key, tenant in sorted(key_set.tenants.items())},
         }
     )
 
@@ -101,10 +114,13 @@ def show(document: str, admission_keys: str) -> None:
 @click.argument("key", metavar="NODEKEY")
 @click.option("--issuer", type=FILE, required=True, metavar="FILE", help="the issuer's private key")
 @click.option("--for", "life", default="24h", show_default=True, callback=seconds_of, metavar="DURATION")
-def ticket(key: str, issuer: str, life: float) -> None:
+@click.option("--tenant", default="", callback=tenant_of, metavar="NAME", help="whose limits it shares (--limits)")
+def ticket(key: str, issuer: str, life: float, tenant: str) -> None:
     """Make a ticket for one key: labels that stand before the relay's name as the HostName of a DERP map."""
+    if len(tenant) > MAX_TENANT_CHARS:
+        raise ConfigError(f"--tenant: has {len(tenant)} characters, and a ticket has room for {MAX_TENANT_CHARS}")
     now = time.time()
-    click.echo(sign_ticket(load_private(issuer), _node_key(key, "NODEKEY"), now, now + life))
+    click.echo(sign_ticket(load_private(issuer), _node_key(key, "NODEKEY"), now, now + life, tenant))
 
 
 @admission_commands.command("check-log")
@@ -154,3 +170,13 @@ def _node_key(text: str, place: str) -> bytes:
         return NodePublic.parse(text).raw
     except KeyFormatError as error:
         raise ConfigError(f"{place}: {error}") from None
+
+
+def _tenant(words: list[str], place: str) -> str:
+    """What stands behind a key: nothing, or the name of its tenant."""
+    if len(words) > 1:
+        raise ConfigError(f"{place}: wants a key and the name of its tenant, got {len(words) + 1} words")
+    try:
+        return tenant_name(words[0]) if words else ""
+    except ValueError as error:
+        raise ConfigError(f"{place}: {error_text(error)}") from None

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import click
 import trio
 
-from derp.cli_admission import seconds_of
+from derp.cli_admission import seconds_of, tenant_of
 from derp.cli_output import open_console, print_json
 from derp.cli_run import FILE
 from derp.config import load_config, parse
@@ -52,6 +52,7 @@ def bytes_of(context: click.Context, parameter: click.Parameter, text: str | Non
 @click.option("--for", "life", default="24h", show_default=True, callback=seconds_of, metavar="DURATION")
 @click.option("--bytes", "most", callback=bytes_of, metavar="SIZE", help="what may be relayed, both ways; any number")
 @click.option("--machines", default=100, show_default=True, type=click.IntRange(1, 10_000), help="keys that may use it")
+@click.option("--tenant", default="", callback=tenant_of, metavar="NAME", help="whose limits they share (--limits)")
 @click.option("--note", default="", metavar="TEXT", help="for whom it is; the list shows it")
 @click.option("--json", "as_json", is_flag=True, help="one JSON object")
 @click.pass_context
@@ -63,6 +64,7 @@ def invite(
     life: float,
     most: int | None,
     machines: int,
+    tenant: str,
     note: str,
     as_json: bool,
 ) -> None:
@@ -81,7 +83,13 @@ def invite(
     derp_map, notes = trio.run(_make_map, base)
     now = time.time()
     made, token = file.add(
-        printable(note), now, now + life, UNLIMITED if most is None else most, machines, json.dumps(derp_map.to_json())
+        printable(note),
+        now,
+        now + life,
+        UNLIMITED if most is None else most,
+        machines,
+        json.dumps(derp_map.to_json()),
+        tenant,
     )
     address = f"{base}{INVITED_PATH}{token}"
     if as_json:
@@ -111,11 +119,13 @@ def list_invitations(open_file: Callable[[], "InvitationFile"], as_json: bool) -
         state = one.why_not(now) or "good"
         if as_json:
             counts = {"used_bytes": one.used_bytes, "bytes": most, "machines": len(one.keys), "most": one.max_keys}
-            print_json({"id": one.id, "state": state, "ends": utc(one.ends_at), **counts, "note": one.note})
+            who = {"tenant": one.tenant, "note": one.note}
+            print_json({"id": one.id, "state": state, "ends": utc(one.ends_at), **counts, **who})
             continue
         of = f" of {most:,}" if most is not None else ""
         used = f"{one.used_bytes:,}{of} bytes, {len(one.keys)} of {one.max_keys} machines"
-        click.echo(f"{one.id}  {state}, ends {utc(one.ends_at)}, {used}{f', {one.note}' if one.note else ''}")
+        whose = f", of {one.tenant}" if one.tenant else ""
+        click.echo(f"{one.id}  {state}, ends {utc(one.ends_at)}, {used}{whose}{f', {one.note}' if one.note else ''}")
 
 
 @invite.command("revoke")

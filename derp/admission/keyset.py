@@ -6,11 +6,12 @@ server/keysets.py fetches them; the times are Unix seconds of the wall clock.
 """
 
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from derp.admission.signed import KEY_BYTES, Issuer, IssuerPrivate, open_signed
+from derp.admission.terms import tenant_name
 from derp.errors import SignedFormatError
 from derp.text import utc
 
@@ -18,14 +19,17 @@ KIND: Final = "derp-key-set"
 # Clocks that are kept by NTP agree within a second; five minutes are a clock that nobody keeps, and no key lives so
 # short.
 SKEW_SECONDS: Final = 300.0
-# 100,000 keys are 6.7 MB of JSON, 9 MB as base64.
+# 100,000 keys are 6.7 MB of JSON, 9 MB as base64; twice that if each has a tenant.
 MAX_DOCUMENT_BYTES: Final = 32 * 1024 * 1024
 _MAX_NUMBER: Final = 1 << 53
 
 
 @dataclass(frozen=True, slots=True)
 class KeySet:
-    """One snapshot.  Keys are raw public node keys of 32 bytes; a key that is both is revoked."""
+    """One snapshot.  Keys are raw public node keys of 32 bytes; a key that is both is revoked.
+
+    `tenants`: whose clients keys are; of those that are missing the issuer does not say.
+    """
 
     version: int
     issued_at: float
@@ -33,6 +37,7 @@ class KeySet:
     keys: frozenset[bytes] = field(repr=False)
     revoked: frozenset[bytes] = field(default=frozenset(), repr=False)
     issuer: Issuer | None = None
+    tenants: Mapping[bytes, str] = field(default_factory=dict, repr=False, hash=False)
 
     def __str__(self) -> str:
         return f"key set {self.version} with {len(self.keys):,} keys, which ends at {utc(self.ends_at)}"
@@ -46,6 +51,7 @@ def sign_key_set(private: IssuerPrivate, key_set: KeySet) -> bytes:
         "ends": int(key_set.ends_at),
         "keys": _hex(key_set.keys),
         "revoked": _hex(key_set.revoked),
+        **({"tenants": _by_tenant(key_set.tenants)} if key_set.tenants else {}),
     }
     return private.sign(KIND, json.dumps(fields, separators=(",", ":")).encode())
 
@@ -62,6 +68,7 @@ def open_key_set(document: bytes, issuers: Collection[Issuer]) -> KeySet:
             _keys(fields["keys"]),
             _keys(fields["revoked"]),
             issuer,
+            _tenants(fields.get("tenants", {})),
         )
     except (ValueError, KeyError, TypeError, RecursionError):
         raise SignedFormatError("is signed, but holds no key set as this relay knows them") from None
@@ -117,6 +124,10 @@ class NewestKeySet:
         """Whether a key was revoked; that does not end."""
         return self.current is not None and key in self.current.revoked
 
+    def tenant_of(self, key: bytes) -> str:
+        """Whose client a key is; empty: the issuer does not say."""
+        return self.current.tenants.get(key, "") if self.current is not None else ""
+
     @property
     def _current(self) -> KeySet:
         assert self.current is not None
@@ -140,3 +151,17 @@ def _keys(values: Any) -> frozenset[bytes]:
     if any(len(key) != KEY_BYTES for key in keys):
         raise ValueError
     return keys
+
+
+def _by_tenant(tenants: Mapping[bytes, str]) -> dict[str, list[str]]:
+    keys: dict[str, list[bytes]] = {}
+    for key, name in tenants.items():
+        keys.setdefault(name, []).append(key)
+    return {name: _hex(keys[name]) for name in sorted(keys)}
+
+
+def _tenants(values: Any) -> dict[bytes, str]:
+    """{tenant: its keys} by key."""
+    if not isinstance(values, dict):
+        raise TypeError(values)
+    return {key: name for name, keys in values.items() if tenant_name(name) for key in _keys(keys)}

@@ -1,12 +1,26 @@
 """On what terms a client is in: until when, and for how many bytes.  Layer L1.
 
 Whoever is admitted without terms stays.  A ticket ends, an invitation ends and has bytes, a key that nobody knows yet
-has a minute.  server/guests.py warns clients of it and sends them away.
+has a minute.  server/guests.py warns clients of it and sends them away.  Whoever admits may say whose client it is.
 """
 
 import math
+import re
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
+
+from derp.text import printable
+
+_TENANT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
+
+def tenant_name(value: object) -> str:
+    """The name of a tenant, wherever one is given.  Raises ValueError: what it has to be."""
+    if not isinstance(value, str) or not _TENANT.fullmatch(value):
+        raise ValueError(
+            f"wants a name of up to 63 letters, digits, dots and dashes, got {printable(str(value), 80)!r}"
+        )
+    return value
 
 
 class Account(Protocol):
@@ -39,10 +53,12 @@ class Terms:
     """Why a client is in, for how long and how much.
 
     `what` begins the sentences that its user sees: "the ticket of this machine".  `ends_at` is a Unix time.
-    `is_trial`: the key may become known meanwhile, and then it has no terms.
+    `is_trial`: the key may become known meanwhile, and then it has no terms.  `tenant`: whose client it is; empty:
+    they do not say.
     """
 
     what: str
     ends_at: float = math.inf
     account: Account | None = None
     is_trial: bool = False
+    tenant: str = ""

@@ -4,22 +4,19 @@ docs/limits.md describes it; relay/limits.py has the values.  Whatever is wrong 
 the file, the key and what to write instead, also when it is read again on SIGHUP.
 """
 
-import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
+from derp.admission.terms import tenant_name
 from derp.config import parse
 from derp.config.parse import Parser
 from derp.config.sources import read_file
 from derp.errors import ConfigError
-from derp.relay.limits import ClientLimits, Limits, Quota, Rate, TenantLimits
+from derp.relay.limits import MAX_TENANTS, ClientLimits, Limits, Quota, Rate, TenantLimits
 from derp.text import error_text, printable
 
-# Each has buckets and turns of its own.
-MAX_TENANTS: Final = 1000
-_TENANT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 # A limit without a burst has a tenth of a second's: a pause of that length is hardly noticed, and a smaller burst would
 # pause a client several times for what the kernel hands over at once.
 _BURST_SECONDS: Final = 0.1
@@ -39,14 +36,6 @@ _QUOTA: Final[Mapping[str, Parser[Any]]] = {
     "used_up": parse.OneOf("throttle", "refuse"),
     "used_up_bytes_per_second": parse.size,
 }
-
-
-def tenant_name(value: object) -> str:
-    """The name of a tenant, wherever one is given."""
-    text = parse.string(value)
-    if not _TENANT.fullmatch(text):
-        raise ValueError(f"wants a name of up to 63 letters, digits, dots and dashes, got {printable(text, 80)!r}")
-    return text
 
 
 def _table(value: object) -> dict[str, Any]:

@@ -46,6 +46,7 @@ class Client:
         "key",
         "losses",
         "member",
+        "named_tenant",
         "not_here_at",
         "not_here_tokens",
         "number",
@@ -59,6 +60,7 @@ class Client:
         "presence",
         "queue",
         "skip_bytes",
+        "tenant",
         "wire",
     )
 
@@ -80,6 +82,7 @@ class Client:
         can_ack_pings: bool = False,
         app_name: str = "",
         is_own: bool = False,
+        named_tenant: str = "",
     ) -> None:
         self.key = key
         self.number = number
@@ -94,6 +97,8 @@ class Client:
         self.can_ack_pings = can_ack_pings
         self.app_name = app_name
         self.is_own = is_own  # the server's, which checks itself: no watcher hears of it
+        self.named_tenant = named_tenant  # by whoever let it in; empty: they did not say
+        self.tenant = ""  # whose it is: Sessions.settle_tenant
         self.is_preferred = False
         self.is_watcher = False
         self.is_duplicate = False

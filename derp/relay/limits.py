@@ -10,7 +10,9 @@ from typing import Final
 from derp.protocol.frames import MAX_SEND_BYTES
 
 DEFAULT_TENANT: Final = "default"
-"""Whose clients are of no other tenant."""
+"""Whose clients are of no other tenant.  Its limits are also those of each tenant that has none of its own."""
+# That the limits name, and of all others; each has buckets and turns of its own, 2 KB.
+MAX_TENANTS: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from heapq import heappop, heappush
 from math import inf
 from typing import Final, Generic, TypeVar
 
-from derp.relay.limits import DEFAULT_TENANT, Limits, Meter, Rate, TenantLimits
+from derp.relay.limits import DEFAULT_TENANT, MAX_TENANTS, Limits, Meter, Rate, TenantLimits
 
 Item = TypeVar("Item", bound=Hashable)
 Whom = TypeVar("Whom", bound=Hashable)
@@ -93,10 +93,11 @@ class FairTurns(Generic[Item]):
 class Tenant(Generic[Whom]):
     """The clients of one tenant."""
 
-    __slots__ = ("limits", "meter", "name", "turns")
+    __slots__ = ("client_count", "limits", "meter", "name", "turns")
 
     def __init__(self, name: str, limits: TenantLimits, now: float) -> None:
         self.name = name
+        self.client_count = 0
         self.limits = limits
         self.meter = Meter(limits.rate, now) if limits.rate else None
         self.turns = FairTurns[Whom]()
@@ -112,6 +113,7 @@ class Shares(Generic[Whom]):
     def __init__(self, limits: Limits, now: float) -> None:
         named = {DEFAULT_TENANT: TenantLimits(), **limits.tenants}
         self._tenants = {name: Tenant[Whom](name, each, now) for name, each in named.items()}
+        self._others: dict[str, Tenant[Whom]] = {}  # that the limits do not name
         self.node = Meter(limits.node, now) if limits.node else None
         self._turns = FairTurns[Tenant[Whom]]()
         # Who waits: whose client it is, and what its last turn was.
@@ -122,10 +124,26 @@ class Shares(Generic[Whom]):
         """How many wait."""
         return len(self._waiting)
 
-    def tenant(self, name: str) -> Tenant[Whom] | None:
-        """The tenant of this name, or the default one; None: nothing limits it, and nobody need charge it."""
-        tenant = self._tenants.get(name) or self._tenants[DEFAULT_TENANT]
+    def tenant(self, name: str, now: float) -> Tenant[Whom] | None:
+        """The tenant of this name; None: nothing limits it, and nobody need charge it.
+
+        One that the limits do not name has those of the default one, and its own share.  Those for whom there is no
+        room share with the default one.
+        """
+        tenant = self._tenants.get(name) or self._others.get(name)
+        if tenant is None:
+            tenant = self._tenants[DEFAULT_TENANT]
+            if (self.node is not None or tenant.meter is not None) and self._has_room():
+                tenant = self._others[name] = Tenant(name, tenant.limits, now)
         return tenant if self.node is not None or tenant.meter is not None else None
+
+    def _has_room(self) -> bool:
+        """Whether there may be one more of whom the limits say nothing; those that have no clients make room."""
+        if len(self._others) >= MAX_TENANTS:
+            for left in [each for each in self._others.values() if not each.client_count]:
+                self._turns.forget(left)
+                del self._others[left.name]
+        return len(self._others) < MAX_TENANTS
 
     def charge(self, whom: Whom, tenant: Tenant[Whom], count: int, packets: int, now: float) -> tuple[float, Rate]:
         """`whom` was received from.  Returns for how long it should be paused, and for which limit: above zero, it

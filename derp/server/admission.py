@@ -32,7 +32,7 @@ class Verdict:
 
     `faulty`: those who were asked are at fault, which the operator should hear.  Without `answered` nobody knows
     better than before, so it is not remembered.  `terms`: until when it may stay, and for how much; None: as it likes.
-    `told`: what a refused client's user is told.
+    `told`: what a refused client's user is told.  `tenant`: whose client it is; empty: nobody said.
     """
 
     allowed: bool
@@ -41,6 +41,7 @@ class Verdict:
     answered: bool = True
     terms: Terms | None = None
     told: str = ""
+    tenant: str = ""
 
 
 ADMITTED: Final = Verdict(True)
@@ -119,6 +120,10 @@ class KnownKeys(Protocol):
 
     def is_revoked(self, key: bytes) -> bool:
         """Whether a key may not, whoever else allows it."""
+        ...
+
+    def tenant_of(self, key: bytes) -> str:
+        """Whose client a key is; empty: they do not say."""
         ...
 
 
@@ -245,6 +250,10 @@ class Admission:
             )
         return Verdict(False, "it shows no ticket and no invitation") if self._wants_to_see else ADMITTED
 
+    def tenant_of(self, key: bytes) -> str:
+        """Whose client a key is, by those that know it; empty: they do not say."""
+        return next(filter(None, (known.tenant_of(key) for known in self._known)), "")
+
     def settle(self, key: bytes) -> None:
         """A key became known: if it was on trial, it is no longer."""
         if self._trials is not None:
@@ -260,7 +269,7 @@ class Admission:
         if self._invitations is not None:
             judged = self._invitations.judge(key, shown)
             if judged is not None:
-                return Verdict(False, judged) if isinstance(judged, str) else Verdict(True, terms=judged)
+                return Verdict(False, judged) if isinstance(judged, str) else _on_terms(judged)
         text = find_ticket(shown) if self._issuers else ""
         if not text:
             return None
@@ -268,7 +277,7 @@ class Admission:
             ticket = open_ticket(text, key, self._issuers, self._clock())
         except SignedFormatError as error:
             return Verdict(False, f"its ticket {error}")
-        return Verdict(True, terms=Terms("the ticket of this machine", ticket.ends_at))
+        return _on_terms(Terms("the ticket of this machine", ticket.ends_at, tenant=ticket.tenant))
 
     def refused_by_list(self, key: bytes) -> Verdict | None:
         """The verdict of the lists and of what was revoked, if that is a refusal."""
@@ -292,3 +301,7 @@ class Admission:
         """Have others decide later; or the verdict at once, when too many questions wait."""
         assert self._verifier is not None, "decide gives None only when there is somebody to ask"
         return self._verifier.ask(question)
+
+
+def _on_terms(terms: Terms) -> Verdict:
+    return Verdict(True, terms=terms, tenant=terms.tenant)

@@ -48,6 +48,9 @@ CREATE TABLE IF NOT EXISTS invited_keys (
     invitation TEXT NOT NULL REFERENCES invitations (id) ON DELETE CASCADE, key BLOB NOT NULL, first_at REAL NOT NULL,
     PRIMARY KEY (invitation, key)
 );
+CREATE TABLE IF NOT EXISTS invited_tenants (
+    invitation TEXT PRIMARY KEY REFERENCES invitations (id) ON DELETE CASCADE, tenant TEXT NOT NULL
+);
 """
 
 
@@ -65,6 +68,7 @@ class Invitation:
     max_keys: int
     revoked_at: float | None
     template: str = field(repr=False)
+    tenant: str = ""
     keys: set[bytes] = field(default_factory=set, repr=False)
     unwritten_bytes: int = 0
 
@@ -91,12 +95,12 @@ class InvitationFile:
         self._path = path
 
     def add(
-        self, note: str, now: float, ends_at: float, max_bytes: int, max_keys: int, template: str
+        self, note: str, now: float, ends_at: float, max_bytes: int, max_keys: int, template: str, tenant: str = ""
     ) -> tuple[Invitation, str]:
-        """Make one; its token is known to nobody else, and never again."""
+        """Make one; its token is known to nobody else, and never again.  `tenant`: whose clients come by it."""
         token = base64.b32encode(secrets.token_bytes(_TOKEN_BYTES)).decode().rstrip("=").lower()
         made = Invitation(
-            secrets.token_hex(4), _digest(token), note, now, ends_at, max_bytes, 0, max_keys, None, template
+            secrets.token_hex(4), _digest(token), note, now, ends_at, max_bytes, 0, max_keys, None, template, tenant
         )
         with self._open() as connection:
             connection.execute(
@@ -106,6 +110,8 @@ class InvitationFile:
                 "INSERT INTO invitations VALUES (?, ?, ?, ?, ?, ?, 0, ?, NULL, ?)",
                 (made.id, made.digest, note, now, ends_at, max_bytes, max_keys, template),
             )
+            if tenant:
+                connection.execute("INSERT INTO invited_tenants VALUES (?, ?)", (made.id, tenant))
         return made, token
 
     def load(self) -> list[Invitation]:
@@ -115,6 +121,8 @@ class InvitationFile:
             found = {row[0]: Invitation(*row) for row in rows}
             for invitation, key in connection.execute("SELECT invitation, key FROM invited_keys"):
                 found[invitation].keys.add(key)
+            for invitation, tenant in connection.execute("SELECT invitation, tenant FROM invited_tenants"):
+                found[invitation].tenant = tenant
         return list(found.values())
 
     def revoke(self, ident: str, now: float) -> bool:
@@ -159,7 +167,7 @@ class Invitations:
                 return f"its invitation {invitation.id} is used by {invitation.max_keys} machines already"
             invitation.keys.add(key)
             self._new_keys.append((invitation.id, key, self._clock()))
-        return Terms("the invitation of this machine", invitation.ends_at, invitation)
+        return Terms("the invitation of this machine", invitation.ends_at, invitation, tenant=invitation.tenant)
 
     def map_for(self, token: str) -> bytes | None:
         """The DERP map for whoever has this token, as JSON; None: no invitation that is good has it."""

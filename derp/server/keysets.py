@@ -16,6 +16,7 @@ from typing import Final
 import trio
 
 from derp.admission.keyset import MAX_DOCUMENT_BYTES, KeySet, NewestKeySet, open_key_set
+from derp.admission.signed import Issuer
 from derp.config import RelayRules
 from derp.config.files import file_mark, write_whole
 from derp.errors import SignedFormatError, TransportError
@@ -55,7 +56,7 @@ class KeySetFollower:
         self._newest = NewestKeySet(rules.issuers)
         self._trouble = self._told = ""
         self.on_change: list[Callable[[Collection[bytes]], None]] = []
-        """Called when another set counts, with the keys that it takes the right from."""
+        """Called when another set counts, with the keys that it takes the right from, or gives to another tenant."""
         self.taken_count = 0
         self.refused_count = 0
         self.failed_count = 0
@@ -80,6 +81,10 @@ class KeySetFollower:
 
     def is_revoked(self, key: bytes) -> bool:
         return self._newest.is_revoked(key)
+
+    def tenant_of(self, key: bytes) -> str:
+        """Whose client a key is; empty: the issuer does not say."""
+        return self._newest.tenant_of(key)
 
     @property
     def closed_by(self) -> str:
@@ -179,16 +184,15 @@ class KeySetFollower:
     async def _take(self, document: bytes) -> bool:
         """Whether it was news."""
         # 100,000 keys are 0.1 s of work, so not on the reactor's thread.
-        opened = await trio.to_thread.run_sync(open_key_set, document, self._newest.issuers)
         before = self._newest.current or _NOTHING
+        opened, changed = await trio.to_thread.run_sync(_open, document, self._newest.issuers, before)
         taken = self._newest.take(opened, self._clock())
         if taken is None:
             return False
         self.taken_count += 1
         _log.info("= admission: %s", taken, extra=fields(event="key_set", version=taken.version, keys=len(taken.keys)))
-        withdrawn = (before.keys - taken.keys) | (taken.revoked - before.revoked)
-        for changed in self.on_change:
-            changed(withdrawn)
+        for notify in self.on_change:
+            notify(changed)
         if self._kept is not None:
             try:
                 await trio.to_thread.run_sync(write_whole, self._kept, document)
@@ -217,6 +221,13 @@ class KeySetFollower:
             _log.warning("! admission: %s", problem, extra=fields(event="admission_fault", reason=problem))
         else:
             _log.info("= admission: key sets of %s come again", self._name)
+
+
+def _open(document: bytes, issuers: Collection[Issuer], before: KeySet) -> tuple[KeySet, frozenset[bytes]]:
+    """A set, and the keys that it takes the right from, or gives to another tenant.  Raises SignedFormatError."""
+    after = open_key_set(document, issuers)
+    moved = {key for key, _ in before.tenants.items() ^ after.tenants.items()}
+    return after, (before.keys - after.keys) | (after.revoked - before.revoked) | (after.keys & moved)
 
 
 def _read(path: Path) -> bytes:

@@ -107,19 +107,17 @@ class Ledger:
         path: Path,
         days: int,
         clients: Mapping[int, Client],
-        tenant_of: Callable[[bytes], str],
-        on_used: Callable[[Client, str, int], None],
+        on_used: Callable[[Client, int], None],
         recall: Callable[[Iterable[tuple[bytes | str, int, int]]], None],
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`days`: how many are kept, today included.  `clients`: those that are connected, whoever they are.
-        `tenant_of`: by key.  `on_used`: hears how many bytes a client carried; `recall`: at the start, how many each
-        key and tenant carried today and in this month."""
+        `on_used`: hears how many bytes a client carried; `recall`: at the start, how many each key and tenant carried
+        today and in this month."""
         self._file = LedgerFile(path)
         self._days = days
         self._clients = clients
-        self._tenant_of = tenant_of
         self._on_used = on_used
         self._recall = recall
         self._clock = clock
@@ -129,10 +127,9 @@ class Ledger:
     def note(self, client: Client) -> None:
         """Read what a client carried."""
         if not (client.is_mesh_peer or client.is_own):
-            tenant = self._tenant_of(client.key)
-            count = self._tally.note(client, tenant, day_of(self._clock()))
+            count = self._tally.note(client, client.tenant, day_of(self._clock()))
             if count:
-                self._on_used(client, tenant, count)
+                self._on_used(client, count)
 
     def note_adoption(self, client: Client) -> None:
         """A client came over from another process, which has counted all until now."""

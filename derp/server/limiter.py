@@ -11,7 +11,7 @@ from typing import Final
 from derp.relay.clients import Client
 from derp.relay.counters import Counters
 from derp.relay.deadlines import Deadlines
-from derp.relay.limits import DEFAULT_TENANT, Limits, Meter, Rate
+from derp.relay.limits import Limits, Meter, Rate
 from derp.relay.shares import Shares, Tenant
 from derp.server.advisor import Advisor
 from derp.transport.alarm import Alarm
@@ -67,23 +67,20 @@ class Limiter:
             if sender.client.wire is not None:  # also of one that is seen off: relay.py
                 self._host.resume(sender.client.wire)
 
-    def tenant_of(self, key: bytes) -> str:
-        """The name of a client's tenant, as the operator's file says it."""
-        return self.limits.tenant_by_key.get(key, DEFAULT_TENANT)
-
     def sender(self, client: Client) -> Sender | None:
-        """What a client may send; None: what it likes."""
+        """What a client may send; None: what it likes.  `forget` it when the client leaves, or gets another one."""
         if client.is_mesh_peer or client.is_own:
             return None
-        name = self.tenant_of(client.key)
         rate = self.floors.get(client.key)
         if rate is None:
             rate = self.rate_by_key.get(client.key)
         if rate is None:
-            rate = self.limits.of_client(client.key, name).rate
+            rate = self.limits.of_client(client.key, client.tenant).rate
         if rate is None:
             rate = self.rate
-        tenant = self.shares.tenant(name)
+        tenant = self.shares.tenant(client.tenant, self._host.now)
+        if tenant is not None:
+            tenant.client_count += 1
         meter = Meter(rate, self._host.now) if rate else None
         return Sender(client, meter, tenant) if meter is not None or tenant is not None else None
 
@@ -111,6 +108,7 @@ class Limiter:
         """A client left."""
         self.throttled.clear(sender)
         if sender.tenant is not None:
+            sender.tenant.client_count -= 1
             self.shares.forget(sender, sender.tenant)
 
     def _pause(self, sender: Sender, seconds: float, text: str) -> None:

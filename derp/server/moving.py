@@ -131,6 +131,7 @@ def _pack(client: Client, now: float) -> bytes:
     heard = [member.key for member in client.heard_from or ()][:_MAX_HEARD_KEYS]
     told: dict[str, Any] = {name: getattr(client, name) for name in _KEPT}
     told |= {"age": now - client.connected_at, "is_preferred": client.is_preferred, "heard": heard}
+    told |= {"tenant": client.named_tenant}
     told |= {"caller": list(wire.address), "kept": bytes(wire.kept), "tail": bytes(wire.tail), "queued": queued}
     told |= {"is_websocket": wire.codec is not None, "tls": wire.export() if isinstance(wire, RecordLink) else None}
     packed: bytes = msgpack.packb(told)
@@ -217,6 +218,8 @@ def _read(sessions: Sessions, keeper: RecordKeeper, sock: socket.socket, packed:
     client = Client(told["key"], sessions.router.next_number(), wire, sessions.host.tick())
     for name in _KEPT:
         setattr(client, name, told[name])
+    client.named_tenant = str(told.get("tenant", ""))  # a process that knows no tenants sends none
+    client.tenant = sessions.tenant_of(client.key, client.named_tenant)
     wire.session = ClientSession(sessions, client)
     return _Came(client, told["age"], told["is_preferred"], told["heard"], told["queued"])
 

@@ -39,9 +39,9 @@ class QuotaKeeper:
         for whose, used_day, used_month in used:
             self._quotas.recall(whose, day_of(self._clock()), used_day, used_month)
 
-    def spend(self, client: Client, tenant: str, count: int) -> None:
+    def spend(self, client: Client, count: int) -> None:
         """A client carried so many bytes."""
-        sessions, key, day = self._sessions, client.key, day_of(self._clock())
+        sessions, key, tenant, day = self._sessions, client.key, client.tenant, day_of(self._clock())
         if self._quotas.spend(key, tenant, count, day):
             for notify in self.on_spent:
                 notify(key, tenant, count)
@@ -77,6 +77,12 @@ class QuotaKeeper:
         self._warned.add(key)
         self._sessions.limiter.floors[key] = standing.quota.floor
         return None
+
+    def lift(self, client: Client) -> None:
+        """A client becomes another tenant's: whether that one has used up its quota is seen when it carries more."""
+        self._warned.discard(client.key)
+        self._sessions.limiter.floors.pop(client.key, None)
+        self._sessions.advisor.note_no_ending(client)
 
     def forget(self, client: Client) -> None:
         """A client has gone: if it was the last of its key, nothing is kept but the account."""

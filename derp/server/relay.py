@@ -149,8 +149,8 @@ class Relay:
         self._quotas.configure(config.limits)
         if self.siblings is not None:
             share_use(self.siblings, self._quotas)
-        clients, tenant_of = self.router.clients, self.sessions.limiter.tenant_of
-        ledger = Ledger(config.ledger, config.ledger_days, clients, tenant_of, self._quotas.spend, self._quotas.recall)
+        ledger = Ledger(config.ledger, config.ledger_days, self.router.clients, self._quotas.spend, self._quotas.recall)
+        self.sessions.on_tenant += [ledger.note, self._quotas.lift]
         self.sessions.on_adopt.append(ledger.note_adoption)
         self.sessions.on_end.append(ledger.note_end)
         return ledger
@@ -201,6 +201,8 @@ class Relay:
                 verdict = sessions.admission.decide(client.key, client.address)
             if verdict is not None and not verdict.allowed:
                 sessions.guests.send_away(client, verdict.because, WITHDRAWN_TEXT)
+            else:
+                sessions.settle_tenant(client)
         self.host.flush()
 
     def welcome(self, key: bytes) -> None:
@@ -381,10 +383,12 @@ def _open_router(config: RelayConfig, own_key: bytes, place: Place | None) -> Ro
 def _share_verdicts(siblings: Siblings, verifier: "Verifier") -> None:
     """What one worker was answered about a key, no other asks."""
     verifier.on_answer.append(
-        lambda key, address, verdict: siblings.tell("verdict", key, address, verdict.allowed, verdict.because)
+        lambda key, address, verdict: siblings.tell(
+            "verdict", key, address, verdict.allowed, verdict.because, verdict.tenant
+        )
     )
-    siblings.told["verdict"] = lambda key, address, allowed, because: verifier.keep(
-        key, address, Verdict(allowed, because)
+    siblings.told["verdict"] = lambda key, address, allowed, because, tenant="": verifier.keep(
+        key, address, Verdict(allowed, because, tenant=tenant)
     )
 
 

@@ -20,7 +20,7 @@ from derp.protocol.messages import ServerInfo
 from derp.relay.clients import Client
 from derp.relay.counters import DropReason
 from derp.relay.inbound import handle_frames
-from derp.relay.limits import Limits, Rate
+from derp.relay.limits import DEFAULT_TENANT, Limits, Rate
 from derp.relay.queue import STEP_BYTES, count_lost, frame_starts
 from derp.relay.router import Route, Router
 from derp.server.admission import ADMITTED, Admission, Question, Verdict
@@ -83,6 +83,8 @@ class Sessions:
         self.limiter = Limiter(host, self.advisor, router.counters)
         self.judges: list[Callable[[bytes, str], Verdict | None]] = []
         """Each is asked about a key that is admitted, and its tenant, and may refuse it all the same."""
+        self.on_tenant: list[Callable[[Client], None]] = []
+        """Each hears of a client that is about to become another tenant's."""
         self.on_register: list[Callable[[Client], None]] = []
         self.on_adopt: list[Callable[[Client], None]] = []
         """Each hears of a client that came from another process (moving.py), before anything is done with it here."""
@@ -184,12 +186,33 @@ class Sessions:
         """Send an empty frame: clients give a silent relay up after two minutes."""
         self.router.send(client, _KEEP_ALIVE)
 
+    def tenant_of(self, key: bytes, named: str) -> str:
+        """Whose client a key is: as the operator's file says, else whoever let it in (`named`), else who knows it."""
+        limits = self.limiter.limits
+        return limits.tenant_by_key.get(key) or named or self.admission.tenant_of(key) or DEFAULT_TENANT
+
+    def settle_tenant(self, client: Client) -> None:
+        """What `tenant_of` follows from may have changed.  A flush has to follow."""
+        if self._take_tenant(client):
+            self._renew_sender(client)
+
+    def _take_tenant(self, client: Client) -> bool:
+        """Whether it has another tenant now."""
+        tenant = self.tenant_of(client.key, client.named_tenant)
+        if tenant == client.tenant:
+            return False
+        for notify in self.on_tenant:
+            notify(client)
+        client.tenant = tenant
+        return True
+
     def set_limits(self, rate: Rate, by_key: Mapping[bytes, Rate], limits: Limits) -> None:
         """Limit what clients may send, those connected already included."""
         paused = self.limiter.configure(rate, by_key, limits)
         for client in self.router.clients.values():
             session = client.wire.session
             if isinstance(session, ClientSession):
+                self._take_tenant(client)
                 session.sender = self.limiter.sender(client)
         self.limiter.resume(paused)
         self.host.flush()
@@ -202,17 +225,21 @@ class Sessions:
             self.limiter.floors[key] = rate
         member = self.router.members.get(key)
         for client in member.connections if member is not None else ():
-            session = client.wire.session
-            if isinstance(session, ClientSession):
-                if session.sender is not None:
-                    self.limiter.forget(session.sender)
-                session.sender = self.limiter.sender(client)
-                self.host.resume(client.wire)
+            self._renew_sender(client)
+
+    def _renew_sender(self, client: Client) -> None:
+        """What it may send is different now; it may send at once."""
+        session = client.wire.session
+        if isinstance(session, ClientSession):
+            if session.sender is not None:
+                self.limiter.forget(session.sender)
+            session.sender = self.limiter.sender(client)
+            self.host.resume(client.wire)
 
     def judged(self, key: bytes, verdict: Verdict) -> Verdict:
         """The verdict, unless it lets somebody in whom one of the judges refuses."""
         if verdict.allowed:
-            tenant = self.limiter.tenant_of(key)
+            tenant = self.tenant_of(key, verdict.tenant)
             return next(filter(None, (judge(key, tenant) for judge in self.judges)), verdict)
         return verdict
 
@@ -380,7 +407,9 @@ class Greeting:
             can_ack_pings=opened.info.can_ack_pings,
             app_name=opened.info.app_name[:64],  # shown on the debug page; a stranger chose its length
             is_own=opened.key == sessions.own_key,
+            named_tenant=verdict.tenant,
         )
+        client.tenant = sessions.tenant_of(client.key, client.named_tenant)
         terms = verdict.terms
         is_counted = terms is not None and terms.account is not None
         wire.session = (CountedSession if is_counted else ClientSession)(sessions, client)

@@ -1,7 +1,8 @@
 """Admission by somebody else: bounds and cache around those who are asked, and one of them, a URL.  Layer L3.
 
 Each judge is asked in turn and all have to allow.  server/tailscaled.py is the other judge.  The URL gets, in the
-genuine wire form, POST {"NodePublic": "nodekey:...", "Source": "ip"}; 200 with {"Allow": true} lets the client in.
+genuine wire form, POST {"NodePublic": "nodekey:...", "Source": "ip"}; 200 with {"Allow": true} lets the client in, and
+"Tenant", which genuine servers never send, says whose it is.
 Questions go round the addresses that clients come from (relay/turns.py), and nobody is asked about a client that has
 gone.  Used by server/admission.py; while an answer is on its way the client's socket is not read.
 """
@@ -11,10 +12,12 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import Any, Final, Protocol
 
 import trio
 
+from derp.admission.terms import tenant_name
 from derp.config import RelayConfig
 from derp.errors import TransportError
 from derp.log import fields
@@ -22,7 +25,7 @@ from derp.relay.turns import Turns
 from derp.server.address import address_group
 from derp.server.admission import ADMITTED, Finding, Question, Verdict
 from derp.server.tailscaled import TailscaledJudge
-from derp.text import fit_to_show
+from derp.text import error_text, fit_to_show
 from derp.transport.fetch import HttpCaller
 
 _log = logging.getLogger("derp.server")
@@ -84,10 +87,11 @@ class UrlJudge:
             if fetched.redirect:
                 said += ", which is not followed: set --verify-client-url to where it leads"
             return Verdict(False, said, faulty=True)
-        answer = read_answer(fetched.body)
-        if answer is None:
-            return Verdict(False, f'{self._name} answered what is no {{"Allow": true}} or false', faulty=True)
-        return ADMITTED if answer else Verdict(False, f"{self._name} does not allow it")
+        try:
+            allowed, tenant = read_answer(fetched.body)
+        except ValueError as error:
+            return Verdict(False, f"{self._name} answered {error_text(error)}", faulty=True)
+        return Verdict(True, tenant=tenant) if allowed else Verdict(False, f"{self._name} does not allow it")
 
     async def look(self) -> Finding | None:
         return None  # it can only be asked about a client
@@ -210,7 +214,7 @@ class Verifier:
         self._ask_next()
 
     async def _verdict(self, key: bytes, address: str) -> Verdict:
-        final = ADMITTED
+        final, tenant = ADMITTED, ""
         for number, judge in enumerate(self._judges):
             verdict = await judge.judge(key, address)
             if verdict.faulty:
@@ -222,6 +226,9 @@ class Verifier:
             if not verdict.allowed:
                 final = verdict
                 break
+            tenant = verdict.tenant or tenant
+        if final.allowed:
+            final = replace(final, tenant=tenant)
         if final.answered:
             # We keep only answers.  After a failure the next client asks again, so that a judge that is back is heard.
             self.allowed_count += final.allowed
@@ -283,12 +290,18 @@ def open_verifier(config: RelayConfig) -> Verifier | None:
     return Verifier(judges) if judges else None
 
 
-def read_answer(body: bytes) -> bool | None:
-    """Whether an answer says {"Allow": true}; None if it is no JSON object.  Names match as in Go, in any case."""
+def read_answer(body: bytes) -> tuple[bool, str]:
+    """Whether an answer says {"Allow": true}, and its "Tenant".  Names match as in Go, in any case.
+
+    Raises ValueError: what it is instead."""
     try:
         value: Any = json.loads(body)
     except (ValueError, RecursionError):  # the second: 4 KiB of brackets
-        return None
+        value = None
     if not isinstance(value, dict):
-        return None
-    return any(name.lower() == "allow" and said is True for name, said in value.items())
+        raise ValueError('what is no {"Allow": true} or false')
+    said = {name.lower(): each for name, each in value.items()}
+    try:
+        return said.get("allow") is True, tenant_name(said["tenant"]) if said.get("tenant") else ""
+    except ValueError as error:
+        raise ValueError(f'a "Tenant" that {error_text(error)}') from None

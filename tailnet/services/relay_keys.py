@@ -83,6 +83,10 @@ class RelayKeys:
     def is_revoked(self, key: bytes) -> bool:
         return key in self._revoked
 
+    def tenant_of(self, key: bytes) -> str:
+        """Whose client a key is; empty: that is not known."""
+        return ""
+
     # --- what happens
 
     def note(self, key: bytes) -> None:

@@ -27,19 +27,27 @@ async def test_a_key_set_is_signed_and_shown(tmp_path: Path) -> None:
     private, public = await issuer(tmp_path)
     good, bad = NodePrivate.generate().public(), NodePrivate.generate().public()
     keys = tmp_path / "keys"
-    keys.write_text(f"{good}  # the first\n\n{bad}\n")
+    keys.write_text(f"{good} acme  # the first\n\n{bad} acme\n")
     signed = await run_derp("admission", "sign", str(keys), "--issuer", private, "--for", "2h", "--revoke", str(bad))
     key_set = open_key_set(signed.out.encode(), [public])
-    assert (key_set.keys, key_set.revoked) == ({good.raw}, {bad.raw})
+    assert (key_set.keys, key_set.revoked, key_set.tenants) == ({good.raw}, {bad.raw}, {good.raw: "acme"})
     assert key_set.ends_at - key_set.issued_at == 7200
     assert "with 1 keys" in signed.err
     (tmp_path / "set").write_text(signed.out)
     shown = await run_derp("admission", "show", str(tmp_path / "set"), "--admission-keys", str(tmp_path / "issuers"))
-    assert json.loads(shown.out)["keys"] == [str(good)]
+    assert (json.loads(shown.out)["keys"], json.loads(shown.out)["tenants"]) == ([str(good)], {str(good): "acme"})
     (tmp_path / "set").write_text(signed.out.replace("a", "b"))
     shown = await run_derp("admission", "show", str(tmp_path / "set"), "--admission-keys", str(tmp_path / "issuers"))
     assert (shown.status, shown.out) == (2, "")
     assert "derp: " in shown.err
+    for words, reason in (
+        ("a/b", "line 2: wants a name of up to 63"),
+        ("acme more", "line 2: wants a key and the name"),
+    ):
+        keys.write_text(f"# keys\n{good} {words}\n")
+        refused = await run_derp("admission", "sign", str(keys), "--issuer", private)
+        assert (refused.status, refused.out) == (2, "")
+        assert reason in refused.err
 
 
 async def test_a_ticket_is_for_its_key(tmp_path: Path) -> None:
@@ -47,6 +55,11 @@ async def test_a_ticket_is_for_its_key(tmp_path: Path) -> None:
     key = NodePrivate.generate().public()
     made = await run_derp("admission", "ticket", str(key), "--issuer", private, "--for", "1h")
     assert open_ticket(made.out.strip(), key.raw, [public], time.time()).key == key.raw
+    made = await run_derp("admission", "ticket", str(key), "--issuer", private, "--tenant", "acme")
+    assert open_ticket(made.out.strip(), key.raw, [public], time.time()).tenant == "acme"
+    wrong = await run_derp("admission", "ticket", str(key), "--issuer", private, "--tenant", "x" * 40)
+    assert (wrong.status, wrong.out) == (2, "")
+    assert "--tenant: has 40 characters, and a ticket has room for 39" in wrong.err
     wrong = await run_derp("admission", "ticket", "nodekey:ab", "--issuer", private)
     assert (wrong.status, wrong.out) == (2, "")
     assert "NODEKEY: a node public key has 64 hex digits" in wrong.err

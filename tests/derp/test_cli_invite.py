@@ -36,7 +36,7 @@ async def test_an_invitation_from_the_command_to_its_end(tmp_path: Path) -> None
     path = str(tmp_path / "invitations")
     async with open_server(relay_config(invitations=Path(path))) as server:
         url = f"http://127.0.0.1:{port_of(server)}"
-        words = ("--for", "24h", "--bytes", "10GB", "--note", "for Ada")
+        words = ("--for", "24h", "--bytes", "10GB", "--note", "for Ada", "--tenant", "acme")
         made = await run_derp("invite", "--invitations", path, "--url", url, *words)
         assert made.status == 0, made.err
         assert re.fullmatch(re.escape(url) + "/invited/[a-z2-7]{26}\n", made.out), (
@@ -49,6 +49,7 @@ async def test_an_invitation_from_the_command_to_its_end(tmp_path: Path) -> None
             (line,) = (await run_derp("invite", "--invitations", path, "list", "--json")).out.splitlines()
             listed = json.loads(line)
             assert (listed["state"], listed["bytes"], listed["note"]) == ("good", 10**10, "for Ada")
+            assert [listed["tenant"]] == [one.tenant for one in server.relay.router.clients.values()] == ["acme"]
             revoked = await run_derp("invite", "--invitations", path, "revoke", listed["id"])
             assert revoked.status == 0
             again = await run_derp("invite", "--invitations", path, "revoke", listed["id"])

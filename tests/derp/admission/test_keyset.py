@@ -52,6 +52,15 @@ def test_what_is_not_believed_leaves_what_was(changes: dict[str, object], reason
     assert not sets.has(OTHER, NOW)
 
 
+def test_it_says_whose_clients_keys_are_and_a_renewal_may_say_more() -> None:
+    sets = newest()
+    take(sets, sign_key_set(ISSUER, SET), NOW)
+    assert sets.tenant_of(GOOD) == ""
+    named = replace(SET, ends_at=NOW + 7200, tenants={GOOD: "acme", BAD: "other"})
+    assert take(sets, sign_key_set(ISSUER, named), NOW) == replace(named, issuer=ISSUER.public())
+    assert (sets.tenant_of(GOOD), sets.tenant_of(BAD), sets.tenant_of(OTHER)) == ("acme", "other", "")
+
+
 def test_a_replay_is_no_news_and_a_renewal_lasts_longer() -> None:
     sets, document = newest(), sign_key_set(ISSUER, SET)
     assert take(sets, document, NOW) is not None
@@ -101,6 +110,9 @@ def test_what_was_kept_admits_if_it_has_not_ended_and_bars_older_ones_anyway() -
         b'{"version":1,"issued":1,"ends":1e300,"keys":[],"revoked":[]}',
         b'{"version":1,"issued":1,"ends":2,"keys":{},"revoked":[]}',
         b'{"version":1,"issued":1,"ends":2,"keys":[1],"revoked":[]}',
+        b'{"version":1,"issued":1,"ends":2,"keys":[],"revoked":[],"tenants":[]}',
+        b'{"version":1,"issued":1,"ends":2,"keys":[],"revoked":[],"tenants":{"a b":[]}}',
+        b'{"version":1,"issued":1,"ends":2,"keys":[],"revoked":[],"tenants":{"a":["ab"]}}',
     ],
 )
 def test_a_signature_over_nonsense_makes_no_key_set(payload: bytes) -> None:
@@ -110,5 +122,7 @@ def test_a_signature_over_nonsense_makes_no_key_set(payload: bytes) -> None:
 
 def test_the_same_set_is_the_same_bytes_whatever_the_order_of_its_keys() -> None:
     many = [bytes([number]) * 32 for number in range(200)]
-    one = replace(SET, keys=frozenset(many))
-    assert sign_key_set(ISSUER, one) == sign_key_set(ISSUER, replace(one, keys=frozenset(reversed(many))))
+    one = replace(SET, keys=frozenset(many), tenants=dict.fromkeys(many, "a"))
+    assert sign_key_set(ISSUER, one) == sign_key_set(
+        ISSUER, replace(one, keys=frozenset(reversed(many)), tenants=dict.fromkeys(reversed(many), "a"))
+    )

@@ -2,7 +2,9 @@
 
 import math
 
-from derp.admission.terms import Allowance, Terms
+import pytest
+
+from derp.admission.terms import Allowance, Terms, tenant_name
 
 
 def test_without_an_end_and_an_account_a_client_stays() -> None:
@@ -14,3 +16,10 @@ def test_an_allowance_goes_below_zero_with_what_came_at_once() -> None:
     allowance.spend(60)
     allowance.spend(60)
     assert allowance.left == -20
+
+
+def test_names_of_tenants() -> None:
+    assert tenant_name("a.b-C_9") == "a.b-C_9"
+    for wrong in ("", "-a", "a/b", "a\n", "a" * 64, "\u00e4", None, 5, ["a"]):
+        with pytest.raises(ValueError, match="wants a name"):
+            tenant_name(wrong)

@@ -3,13 +3,14 @@
 import pytest
 
 from derp.admission.signed import IssuerPrivate
-from derp.admission.ticket import find_ticket, open_ticket, sign_ticket
+from derp.admission.ticket import MAX_TENANT_CHARS, Ticket, find_ticket, open_ticket, sign_ticket
 from derp.errors import SignedFormatError
 
 ISSUER, STRANGER = IssuerPrivate(b"i" * 32), IssuerPrivate(b"s" * 32)
 KEY, OTHER = b"k" * 32, b"o" * 32
 NOW = 1_800_000_000.0
 TICKET = sign_ticket(ISSUER, KEY, NOW, NOW + 3600)
+OF_ACME = sign_ticket(ISSUER, KEY, NOW, NOW + 3600, "acme")
 
 
 def test_it_is_found_in_front_of_a_name_in_any_case_and_is_good_for_its_key() -> None:
@@ -31,7 +32,10 @@ def test_it_is_found_in_front_of_a_name_in_any_case_and_is_good_for_its_key() ->
         (TICKET[:-1], KEY, NOW, "is no whole ticket"),
         ("t-.", KEY, NOW, "is no whole ticket"),
         ("t-!.é", KEY, NOW, "is no whole ticket"),
-        ("t-ai" + TICKET[4:], KEY, NOW, "is of version 2"),
+        ("t-am" + TICKET[4:], KEY, NOW, "is of version 3"),
+        (OF_ACME[:-1], KEY, NOW, "is no whole ticket"),
+        (OF_ACME, OTHER, NOW, "is for another key"),
+        (sign_ticket(ISSUER, KEY, NOW, NOW + 3600, "a b"), KEY, NOW, "names a tenant that wants a name"),
     ],
 )
 def test_what_is_not_good_says_why(text: str, key: bytes, now: float, reason: str) -> None:
@@ -39,10 +43,26 @@ def test_what_is_not_good_says_why(text: str, key: bytes, now: float, reason: st
         open_ticket(text, key, [ISSUER.public()], now)
 
 
-def test_every_changed_digit_is_refused() -> None:
-    for at, digit in enumerate(TICKET):
-        if at < 2 or digit == "." or at == len(TICKET) - 1:  # the last digit of base32 has bits that mean nothing
+@pytest.mark.parametrize("tenant", ["a", "ab", "acme", "x" * (MAX_TENANT_CHARS - 1), "X" * MAX_TENANT_CHARS])
+def test_one_with_a_tenant_has_three_labels_whatever_the_name(tenant: str) -> None:
+    ticket = sign_ticket(ISSUER, KEY, NOW, NOW + 3600, tenant)
+    assert [len(label) <= 63 for label in ticket.split(".")] == [True] * 3
+    assert find_ticket(f"{ticket}.relay.example.org:3340".upper()) == ticket
+    assert open_ticket(ticket, KEY, [ISSUER.public()], NOW) == Ticket(KEY, NOW + 3600, tenant)
+
+
+def test_a_longer_tenant_is_refused_though_it_is_signed() -> None:
+    digits = OF_ACME.removeprefix("t3-").replace(".", "")
+    with pytest.raises(SignedFormatError, match="is no whole ticket"):
+        open_ticket(f"t3-{digits + 'a' * 64}", KEY, [ISSUER.public()], NOW)
+
+
+@pytest.mark.parametrize("ticket", [TICKET, OF_ACME])
+def test_every_changed_digit_is_refused(ticket: str) -> None:
+    for at, digit in enumerate(ticket):
+        # The last digit of base32 has bits that mean nothing.
+        if at < ticket.index("-") + 1 or digit == "." or at == len(ticket) - 1:
             continue
-        changed = TICKET[:at] + ("a" if digit != "a" else "b") + TICKET[at + 1 :]
+        changed = ticket[:at] + ("a" if digit != "a" else "b") + ticket[at + 1 :]
         with pytest.raises(SignedFormatError):
             open_ticket(changed, KEY, [ISSUER.public()], NOW)

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from derp.config.limits import MAX_TENANTS, load_limits, tenant_name
+from derp.config.limits import load_limits
 from derp.errors import ConfigError
 from derp.keys import NodePrivate
-from derp.relay.limits import ClientLimits, Limits, Quota, Rate, TenantLimits
+from derp.relay.limits import MAX_TENANTS, ClientLimits, Limits, Quota, Rate, TenantLimits
 from tests.derp.config.test_load import LOCAL, load
 
 ONE, TWO = (NodePrivate(bytes([n]) * 32).public() for n in (1, 2))
@@ -128,10 +128,3 @@ def test_quotas_need_a_ledger(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="has quotas, and what was used is read off a ledger: set --ledger"):
             load(LOCAL | {"limits": str(limits)})
         assert load(LOCAL | {"limits": str(limits), "ledger": str(tmp_path / "ledger")}).limits.has_quotas
-
-
-def test_names_of_tenants() -> None:
-    assert tenant_name("a.b-C_9") == "a.b-C_9"
-    for wrong in ("", "-a", "a/b", "a" * 64, "\u00e4"):
-        with pytest.raises(ValueError, match="wants a name"):
-            tenant_name(wrong)

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from derp.relay.limits import Limits, Rate, TenantLimits
+from derp.relay.limits import MAX_TENANTS, Limits, Rate, TenantLimits
 from derp.relay.shares import FairTurns, Shares
 
 NODE = Rate(10_000_000, 1_000_000)
@@ -59,7 +59,7 @@ class Crowd:
             size = self._sizes[sender]
             name = sender[0]
             self.by_sender[sender] += size
-            tenant = self.shares.tenant(name)
+            tenant = self.shares.tenant(name, self.now)
             assert tenant is not None
             wait, _ = self.shares.charge(sender, tenant, size, size // 1000 + 1, self.now)
             if wait > 0:
@@ -134,7 +134,36 @@ def test_a_tenant_without_a_full_relay_has_its_own_limit_alone() -> None:
     crowd = Crowd(limits, {("slow", n): 60_000 for n in range(8)})
     crowd.run(2.0)
     assert crowd.run(SECONDS) == pytest.approx(500_000, rel=0.03)
-    assert crowd.shares.tenant("anybody else") is None, "nothing limits it, so nothing counts it"
+    assert crowd.shares.tenant("anybody else", 0.0) is None, "nothing limits it, so nothing counts it"
+
+
+def test_tenants_that_the_limits_do_not_name_have_a_share_each_and_those_of_the_default_one() -> None:
+    limits = Limits(
+        NODE, tenants={"default": TenantLimits(Rate(4_000_000, 400_000), weight=2.0), "big": TenantLimits()}
+    )
+    crowd = Crowd(limits, {("one", 1): 60_000, **{("two", n): 60_000 for n in range(9)}, ("big", 1): 60_000})
+    crowd.run(5.0)
+    before = dict(crowd.had)
+    crowd.run(SECONDS)
+    for name, rate in (("one", 4_000_000), ("two", 4_000_000), ("big", 2_000_000)):
+        assert (crowd.had[name] - before[name]) / SECONDS == pytest.approx(rate, rel=0.05), name
+
+
+def test_tenants_for_whom_there_is_no_room_share_with_the_default_one_until_others_leave() -> None:
+    shares = Shares[Sender](Limits(NODE), 0.0)
+    tenants = [shares.tenant(f"t{number}", 0.0) for number in range(MAX_TENANTS)]
+    for each in tenants:
+        assert each is not None
+        each.client_count += 1
+    late = shares.tenant("late", 0.0)
+    assert late is not None
+    assert late.name == "default"
+    assert shares.tenant("t5", 0.0) is tenants[5]
+    assert tenants[5] is not None
+    tenants[5].client_count -= 1
+    came = shares.tenant("late", 0.0)
+    assert came is not None
+    assert came.name == "late"
 
 
 def test_who_was_silent_is_not_owed_an_hour() -> None:
@@ -154,7 +183,7 @@ def test_who_leaves_is_forgotten_and_the_others_go_on() -> None:
     crowd.run(1.0)
     for sender in crowd._sizes:
         if sender[1] != 0:
-            tenant = crowd.shares.tenant(sender[0])
+            tenant = crowd.shares.tenant(sender[0], crowd.now)
             assert tenant is not None
             crowd.shares.forget(sender, tenant)
     crowd._unpaused = [sender for sender in crowd._unpaused if sender[1] == 0]
@@ -164,7 +193,7 @@ def test_who_leaves_is_forgotten_and_the_others_go_on() -> None:
 
 def test_an_empty_one_is_silent() -> None:
     shares = Shares[Sender](Limits(NODE), 0.0)
-    tenant = shares.tenant("x")
+    tenant = shares.tenant("x", 0.0)
     assert tenant is not None
     shares.charge(("x", 1), tenant, 10_000_000, 1, 0.0)
     shares.wait(("x", 1), tenant, 10_000_000, 1, 0.0)

@@ -123,6 +123,9 @@ class Known:
     def is_revoked(self, key: bytes) -> bool:
         return key in self.revoked
 
+    def tenant_of(self, key: bytes) -> str:
+        return "known" if key in self.keys else ""
+
 
 @pytest.mark.parametrize(
     ("allow", "known", "said", "key", "expected"),
@@ -164,7 +167,11 @@ def test_a_ticket_opens_what_the_list_does_not_and_a_denial_stands() -> None:
     admission = Admission(rules, clock=lambda: now)
     verdict = admission.decide(GOOD, "", host)
     assert verdict is not None
-    assert verdict.terms == Terms("the ticket of this machine", now + 60)
+    assert (verdict.terms, verdict.tenant) == (Terms("the ticket of this machine", now + 60), "")
+    of_acme = f"{sign_ticket(issuer, GOOD, now, now + 60, 'acme')}.relay.example:443"
+    verdict = admission.decide(GOOD, "", of_acme)
+    assert verdict is not None
+    assert (verdict.allowed, verdict.tenant) == (True, "acme")
     for key, shown, because in (
         (GOOD, "", "it is none of --allow-keys"),
         (BAD, host, "it is none of --allow-keys"),

@@ -57,6 +57,20 @@ async def test_a_token_is_good_in_front_of_a_name_and_for_so_many_keys(tmp_path:
     nursery.cancel_scope.cancel()
 
 
+async def test_whose_clients_come_by_it(tmp_path: Path, nursery: trio.Nursery) -> None:
+    path = tmp_path / "db"
+    made(path)
+    with sqlite3.connect(path) as before:  # as an older program made it
+        before.execute("DROP TABLE invited_tenants")
+    before.close()
+    _, token = InvitationFile(path).add("", NOW, NOW + 60, UNLIMITED, 1, MAP, "acme")
+    assert [one.tenant for one in InvitationFile(path).load()] in (["", "acme"], ["acme", ""])
+    terms = (await loaded(path, nursery)).judge(KEY, f"i-{token}.relay")
+    assert isinstance(terms, Terms)
+    assert terms.tenant == "acme"
+    nursery.cancel_scope.cancel()
+
+
 async def test_what_was_used_is_written_and_a_revocation_is_felt(tmp_path: Path, nursery: trio.Nursery) -> None:
     ident, token = made(tmp_path / "db", most=1000)
     invitations = await loaded(tmp_path / "db", nursery)

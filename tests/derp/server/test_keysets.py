@@ -14,9 +14,11 @@ from derp.admission.signed import IssuerPrivate
 from derp.config import RelayConfig
 from derp.errors import ConnectError
 from derp.keys import NodePrivate
-from derp.protocol.messages import Health
+from derp.protocol.messages import Health, RecvPacket
+from derp.relay.limits import Limits, Rate, TenantLimits
 from derp.server.advisor import REFUSED_TEXT, WITHDRAWN_TEXT
 from derp.server.keysets import MAX_RETRY_SECONDS, KeySetFollower
+from derp.server.ledger import LedgerFile
 from derp.server.server import RelayServer
 from tests.derp.server.issuer import DAY_SECONDS, PRIVATE, IssuingServer, open_issuer
 from tests.derp.server.world import PATIENCE_SECONDS, Caller, call, closed, open_server, relay_config
@@ -203,6 +205,34 @@ async def test_unknown_keys_stay_out_of_a_relay_and_known_ones_come_in_while_the
             await call(server, private=stranger)
         await caller.ping()
         await caller.aclose()
+
+
+async def test_whose_a_key_is_follows_the_set_while_it_is_connected(tmp_path: Path) -> None:
+    private, now = NodePrivate.generate(), time.time()
+    key, path, ledger = private.public().raw, tmp_path / "set", tmp_path / "ledger"
+
+    def publish(version: int, tenant: str) -> None:
+        tenants = {key: tenant} if tenant else {}
+        key_set = KeySet(version, now, now + DAY_SECONDS, frozenset({key}), tenants=tenants)
+        path.with_suffix(".new").write_bytes(sign_key_set(PRIVATE, key_set))
+        path.with_suffix(".new").rename(path)
+
+    publish(1, "acme")
+    limits = Limits(tenants={"acme": TenantLimits(Rate(100_000)), "other": TenantLimits(Rate(200_000))})
+    async with open_server(rules(str(path), limits=limits, ledger=ledger)) as server:
+        caller = await call(server, private=private)
+        (client,) = server.relay.router.clients.values()
+        for version, tenant, rate in ((1, "acme", 100_000), (2, "other", 200_000), (3, "", 0)):
+            publish(version, tenant)
+            await until(lambda: client.tenant == (tenant or "default"))  # noqa: B023  # it is called in this round
+            sender = client.wire.session.sender
+            assert (sender.tenant.limits.rate.bytes_per_second if sender is not None else 0) == rate
+            await caller.send(key, bytes(version * 100))
+            await caller.receive_a(RecvPacket)
+        await caller.aclose()
+        await until(lambda: not server.relay.router.clients)
+    rows = {tenant: usage.bytes_in for _, tenant, _, usage in LedgerFile(ledger).read()}
+    assert rows == {"acme": 100, "other": 200, "default": 300}, "each has what was carried while it was theirs"
 
 
 def test_another_issuer_is_not_believed() -> None:

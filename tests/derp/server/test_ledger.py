@@ -142,7 +142,8 @@ async def test_what_cannot_be_written_waits_in_memory(
     path.parent.mkdir()
     world = World()
     client = world.connect("a")
-    ledger = Ledger(path, 3, world.router.clients, lambda key: "t", ignore, ignore, clock=lambda: NOW)
+    client.tenant = "t"
+    ledger = Ledger(path, 3, world.router.clients, ignore, ignore, clock=lambda: NOW)
     await nursery.start(ledger.run)
     path.parent.rename(tmp_path / "gone")
     client.packets_in, client.bytes_in = 1, 100
@@ -158,7 +159,7 @@ async def test_what_cannot_be_written_waits_in_memory(
 async def test_a_file_that_is_none_stops_the_start(tmp_path: Path) -> None:
     path = tmp_path / "ledger"
     path.write_text("something else, and long enough to be no database" * 50)
-    ledger = Ledger(path, 3, {}, lambda key: "t", ignore, ignore)
+    ledger = Ledger(path, 3, {}, ignore, ignore)
     with pytest.raises(ConfigError, match="cannot be used as the ledger: file is not a database"):
         await ledger.run()
     with pytest.raises(sqlite3.DatabaseError):

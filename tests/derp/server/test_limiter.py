@@ -1,12 +1,21 @@
 """Clients of one tenant, and all of a relay, wait for what they may send together, and are told so."""
 
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from derp.admission.keyset import KeySet, sign_key_set
+from derp.admission.ticket import sign_ticket
+from derp.keys import NodePrivate
 from derp.protocol.messages import Health, RecvPacket
 from derp.relay.limits import ClientLimits, Limits, Rate, TenantLimits
+from derp.transport.http import Request
 from tests.derp.server.bare_relay import MESH_KEY, BareRelay, Peer
+from tests.derp.server.control_plane import Answer, open_control_plane
+from tests.derp.server.issuer import PRIVATE
+from tests.derp.server.world import call, open_server, relay_config
 
 RATE = Rate(1_000_000, 100_000)
 
@@ -71,6 +80,41 @@ def test_a_full_relay_is_shared_by_weight(bare: BareRelay) -> None:
     assert sum(sent.values()) == pytest.approx(200_000 * 8.0, rel=0.1)
     assert sent["light"] >= 0.95 * sum(sent.values()) / 4
     assert sent["heavy"] >= 0.95 * sum(sent.values()) * 3 / 4
+
+
+async def test_whose_a_client_is_the_file_says_then_who_let_it_in_and_then_who_knows_it(tmp_path: Path) -> None:
+    privates = [NodePrivate.generate() for _ in range(5)]
+    in_file, by_ticket, known, asked, nobody = keys = [private.public().raw for private in privates]
+    now = time.time()
+    key_set = KeySet(1, now, now + 3600, frozenset(keys[:3]), tenants=dict.fromkeys(keys[:3], "known"))
+    (tmp_path / "set").write_bytes(sign_key_set(PRIVATE, key_set))
+
+    def answer(request: Request) -> Answer:
+        is_asked = asked.hex().encode() in request.body
+        return 200, b'{"Allow":true,"Tenant":"asked"}' if is_asked else b'{"Allow":true}'
+
+    async with open_control_plane(answer) as plane:
+        config = relay_config(
+            verify_client_url=plane.url,
+            issuers=(PRIVATE.public(),),
+            key_set=str(tmp_path / "set"),
+            limits=Limits(tenant_by_key={in_file: "file"}),
+        )
+        async with open_server(config) as server:
+            callers = []
+            for private in privates:
+                key = private.public().raw
+                ticket = ("Derp-Ticket", sign_ticket(PRIVATE, key, now, now + 3600, "ticket"))
+                shown = (ticket,) if key in (in_file, by_ticket) else ()
+                callers.append(await call(server, private=private, headers=shown))
+            whose = {client.key: client.tenant for client in server.relay.router.clients.values()}
+            expected = {in_file: "file", by_ticket: "ticket", known: "known", asked: "asked", nobody: "default"}
+            assert whose == expected
+            server.relay.sessions.set_limits(Rate(), {}, Limits(tenant_by_key={nobody: "file"}))
+            whose = {client.key: client.tenant for client in server.relay.router.clients.values()}
+            assert whose == {**expected, in_file: "ticket", nobody: "file"}
+            for caller in callers:
+                await caller.aclose()
 
 
 def test_those_who_wait_are_told_which_limit_it_is(bare: BareRelay) -> None:

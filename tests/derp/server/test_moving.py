@@ -181,7 +181,9 @@ async def test_what_is_known_of_a_client_goes_along() -> None:
         await one.send(other.key, b"hello")
         await one.ping()
         before = client_of(old, one)
-        told = {name: getattr(before, name) for name in ("address", "port", "can_ack_pings", "packets_in", "bytes_in")}
+        before.named_tenant = before.tenant = "acme"
+        kept = ("address", "port", "can_ack_pings", "packets_in", "bytes_in", "tenant")
+        told = {name: getattr(before, name) for name in kept}
         assert old.relay.router.home_clients == 1
         assert await move(old, new) == (2, 2)
         after = client_of(new, one)

@@ -84,7 +84,7 @@ def test_what_one_worker_counted_counts_with_the_other() -> None:
         one = workers.sides[0].connect()
         for _ in range(2):
             assert keepers[1].judge(one.key, "default") is None
-            keepers[0].spend(one.client, "default", 11_000)
+            keepers[0].spend(one.client, 11_000)
             workers.serve()
         verdict = keepers[1].judge(one.key, "default")
         assert verdict is not None, "to come back to another worker is no way out"

@@ -59,25 +59,40 @@ def unused_url() -> str:
 @pytest.mark.parametrize(
     ("body", "allowed"),
     [
-        (b'{"Allow":true}', True),
-        (b'{"allow":true,"more":1}', True),
-        (b'{"ALLOW": true}', True),
-        (b'{"Allow":false}', False),
-        (b'{"Allow":1}', False),
-        (b'{"Allow":"true"}', False),
-        (b'{"Allow":null}', False),
-        (b"{}", False),
-        (b"true", None),
-        (b"[true]", None),
-        (b"null", None),
-        (b"", None),
-        (b"\xff\xfe", None),
-        (b'{"Allow":true', None),
-        (b"[" * 4096, None),
+        (b'{"Allow":true}', (True, "")),
+        (b'{"allow":true,"more":1}', (True, "")),
+        (b'{"ALLOW": true}', (True, "")),
+        (b'{"Allow":true,"Tenant":"acme"}', (True, "acme")),
+        (b'{"allow":true,"tenant":""}', (True, "")),
+        (b'{"Allow":true,"Tenant":null}', (True, "")),
+        (b'{"Allow":false}', (False, "")),
+        (b'{"Allow":1}', (False, "")),
+        (b'{"Allow":"true"}', (False, "")),
+        (b'{"Allow":null}', (False, "")),
+        (b"{}", (False, "")),
     ],
 )
-def test_what_counts_as_a_yes_and_what_as_no_answer(body: bytes, allowed: bool | None) -> None:
-    assert read_answer(body) is allowed
+def test_what_counts_as_a_yes(body: bytes, allowed: tuple[bool, str]) -> None:
+    assert read_answer(body) == allowed
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"true", "no {"),
+        (b"[true]", "no {"),
+        (b"null", "no {"),
+        (b"", "no {"),
+        (b"\xff\xfe", "no {"),
+        (b'{"Allow":true', "no {"),
+        (b"[" * 4096, "no {"),
+        (b'{"Allow":true,"Tenant":"a b"}', 'a "Tenant" that wants a name'),
+        (b'{"Allow":true,"Tenant":["acme"]}', 'a "Tenant" that wants a name'),
+    ],
+)
+def test_what_is_no_answer(body: bytes, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        read_answer(body)
 
 
 class Clock:
