@@ -56,6 +56,12 @@ _MAX_HELD: Final = 256
 IDLE_SECONDS: Final = 45.0
 PING_SECONDS: Final = 15.0
 ID_BYTES: Final = 8
+# What comes within a quarter of a round trip is acknowledged together, between these bounds: we announce 25 ms, and no
+# queue on the way is seen in so little (quic_window.py).  At 20 Mbit/s over 20 ms a packet costs its two ends 70 us;
+# with aioquic's millisecond it is 96, since every second one is acknowledged alone.
+_ACK_SHARE: Final = 0.25
+_LEAST_ACK_SECONDS: Final = 0.001
+_MOST_ACK_SECONDS: Final = 0.008
 # RFC 9000 section 14.1: what does not fill so much of a datagram is no first packet.
 _LEAST_FIRST_BYTES: Final = 1200
 _STREAM: Final = 0  # the client's first bidirectional one
@@ -290,6 +296,8 @@ class QuicLine:
     def datagrams_to_send(self, now: float) -> list[tuple[bytes, Place]]:
         """What to transmit, each to its place."""
         connection = self._connection
+        delay = _ACK_SHARE * self.rtt_seconds
+        connection._ack_delay = min(max(delay, _LEAST_ACK_SECONDS), _MOST_ACK_SECONDS)
         datagrams: list[tuple[bytes, Place]] = connection.datagrams_to_send(now)
         self._note_events()
         stream = connection._streams.get(_STREAM)

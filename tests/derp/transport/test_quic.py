@@ -60,6 +60,25 @@ def test_each_full_packet_leaves_in_a_datagram_of_its_own() -> None:
     assert max(sent) <= UDP_BYTES
 
 
+def test_packets_of_a_quarter_of_a_round_trip_are_acknowledged_together() -> None:
+    pair = connected()
+    server, now = pair.relay, pair.now
+    assert server.rtt_seconds == pytest.approx(0.02, abs=0.005)
+    acknowledged = []
+    for _ in range(20):  # of 20 ms
+        pair.client.send_frames(PACKET)
+        for datagram, _ in pair.client.datagrams_to_send(now):
+            server.receive(datagram, CLIENT, now)
+        sent = server.datagrams_to_send(now)
+        acknowledged += sent
+        if not sent:
+            at = server.next_timeout()
+            assert at is not None
+            assert at <= now + 0.008
+        now += 0.001
+    assert 2 <= len(acknowledged) <= 5
+
+
 def test_only_what_was_lost_is_missing_and_the_stream_mends_itself() -> None:
     pair = connected()
     at = pair.sent_count
