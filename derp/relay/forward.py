@@ -52,10 +52,8 @@ def relay_packets(
             if pending_to is not None:
                 pending_to.pending.append(view[start:at])
                 pending_to.pending_bytes += at - start
-            start = at
-            pending_to = None
-        run_start = at
-        discos = 0
+            start, pending_to = at, None
+        run_start, discos = at, 0
         new_head: bytes | bytearray = head
         if destination is not None and not destination.is_forwarder:
             new_head = _RECV_BYTE + head[1:HEADER_BYTES] + source_key
@@ -97,18 +95,15 @@ def relay_packets(
         pending_to.pending.append(view[start:at])
         pending_to.pending_bytes += at - start
     if packets:
-        _count_received(source, router.counters, packets, packet_bytes, discos_seen)
+        counters = router.counters
+        source.packets_in += packets
+        source.bytes_in += packet_bytes
+        counters.packets_received += packets
+        counters.bytes_received += packet_bytes
+        counters.disco_received += discos_seen
     if end - at >= HEADER_BYTES and buffer[at] == _SEND:
         _check_length("SendPacket", buffer, at, KEY_BYTES, MAX_SEND_BYTES)
     return at
-
-
-def _count_received(source: Client, counters: Counters, packets: int, packet_bytes: int, discos: int) -> None:
-    source.packets_in += packets
-    source.bytes_in += packet_bytes
-    counters.packets_received += packets
-    counters.bytes_received += packet_bytes
-    counters.disco_received += discos
 
 
 def _check_length(name: str, buffer: bytearray, at: int, least: int, most: int) -> None:

@@ -259,19 +259,19 @@ def drain_queue(route: Route, now: float) -> None:
     # A step is half of what the kernel should hold: less, and a fast destination would cost a call for little.
     step = max(STEP_BYTES, queue.unsent_bytes // 2)
     while not wire.blocked:
-        frames = queue.take(step, now)
-        if not frames:
+        pieces = queue.take(step, now)
+        if not pieces:
             route.queue = None
             return
-        joined = frames[0] if len(frames) == 1 else b"".join(frames)
+        total = sum(map(len, pieces))
         try:
-            sent = wire.send([joined], len(joined))
+            sent = wire.send(pieces, total)
         except WireEnded:
-            queue.count_lost(joined)
+            queue.count_lost(b"".join(pieces))
             raise
-        if sent < len(joined):
-            wire.push(memoryview(joined)[sent:])
-        size += len(joined)
+        if sent < total:
+            wire.push(memoryview(b"".join(pieces))[sent:])
+        size += total
     if queue.note_sent(size, now):
         wire.limit_unsent(queue.unsent_bytes)
 

@@ -181,15 +181,16 @@ class TlsLink(Link):
         if self.codec is not None or self.ending is not None or not self.is_open:
             return super().receive(view, at, scratch, framed)
         # What `_receive` does, in one call and for the usual case: one record or a few, all of them whole.
+        appetite = self.appetite
         try:
-            count = self.sock.recv_into(scratch[: self.appetite])
+            count = self.sock.recv_into(scratch, appetite)
         except BlockingIOError:
             return at
         except OSError as error:
             raise WireEnded(CloseReason.SOCKET_FAILED, f"receive failed: {error_text(error)}") from error
         if not count:
             raise WireEnded(CloseReason.CLOSED_BY_PEER)
-        if count == self.appetite and count < RECEIVE_BYTES:
+        if count == appetite and count < RECEIVE_BYTES:
             self.appetite = min(2 * count, RECEIVE_BYTES)
         self._incoming.write(scratch[:count])
         return self._decrypt(view, at)
@@ -233,7 +234,8 @@ class TlsLink(Link):
                 ending = WireEnded(*handshake_failure(tls, error))
             else:
                 ending = WireEnded(CloseReason.TLS_FAILED, _tls_text(error))
-        check_tiny(records, at - start)
+        if records > MAX_TINY_RECORDS:
+            check_tiny(records, at - start)
         if self._outgoing.pending:  # tickets, an alert
             try:
                 self._send_encrypted()
