@@ -7,6 +7,7 @@ killed takes it along.  Peers reach replicas over connections that keep their or
 from collections.abc import Callable
 from functools import partial
 from itertools import combinations
+from math import inf
 from random import Random
 
 from sim.heap import Heap
@@ -69,7 +70,7 @@ class Process:
         self.is_frozen = False
         self.backlog: list[Callable[[], object]] = []
         self._clock_ahead = random.uniform(0, 5)  # monotonic clocks begin anywhere
-        self._timer_at: float | None = None
+        self._due = inf  # by its own clock
 
     @property
     def now(self) -> float:
@@ -88,26 +89,23 @@ class Process:
     def flush(self) -> None:
         """The end of a step: frames go, and the next deadline is known."""
         world = self.world
-        for other, pair in self.cluster.pairs.items():
-            for frame in pair.frames_to_send():
+        for other, frames in self.cluster.frames_to_send():
+            for frame in frames:
                 world.carry(self, other, frame)
         due = self.cluster.next_timeout()
-        if due is not None:
-            at = due - self._clock_ahead
-            if self._timer_at is None or at < self._timer_at:
-                self._timer_at = at
-                world.heap.at(at, lambda: self._timer(at))
+        if due is not None and due < self._due:
+            self._due = due
+            world.heap.at(due - self._clock_ahead, lambda: self._timer(due))
 
-    def _timer(self, at: float) -> None:
-        if self._timer_at == at:
+    def _timer(self, due: float) -> None:
+        if self._due == due:
             self.do(self._timeout)
 
     def _timeout(self) -> None:
-        self._timer_at = None
-        due = self.cluster.next_timeout()
         # Two clocks with an offset round: a deadline that has come by one may be a hair away by the other.
-        if due is not None and due <= self.now + 1e-6:
-            self.take(self.cluster.handle_timeout(max(due, self.now)))
+        now = self._due if self.now < self._due < self.now + 1e-6 else self.now
+        self._due = inf
+        self.take(self.cluster.handle_timeout(now))
 
     def take(self, effects: list[Effect[Connection]]) -> None:
         """What the cluster says to own connections."""

@@ -1,14 +1,15 @@
 """One replica among others: its coordinator, the cluster's time, and a Pair for each other replica (layer L1, timed).
 
 Own connections: call the coordinator, and give what it says to `carry_out`, which sends what is for others and returns
-what is for own connections.  Frames: `receive_frame` in, and each pair's `frames_to_send` out at the end of the step:
-everything that one step made for one replica is one frame.  Whoever has the links and knows who the members are
+what is for own connections.  Frames: `receive_frame` in, and `frames_to_send` out at the end of the step: everything
+that one step made for one replica is one frame.  Whoever has the links and knows who the members are
 (discovery, direct links, a bus) calls the rest.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Final, Generic
 
 from tailnet.coordinator.messages import C, Effect, Outward
@@ -138,6 +139,13 @@ class Cluster(Generic[C]):
         """A hint to all."""
         return self._publish(self.pairs, [message], now)
 
+    def frames_to_send(self) -> list[tuple[ReplicaID, list[bytes]]]:
+        """What waits for each replica: to be asked for at the end of each step, whatever it was.
+
+        Whoever has a link with little room asks the pair itself, which takes a limit.
+        """
+        return [(other, pair.frames_to_send()) for other, pair in self.pairs.items() if pair.has_output]
+
     # Effects.
 
     def carry_out(self, effects: Sequence[Effect[C]], now: float) -> list[Effect[C]]:
@@ -162,8 +170,13 @@ class Cluster(Generic[C]):
 
     def next_timeout(self) -> float | None:
         """When to call `handle_timeout`."""
-        dues = [self._tell_at, self.coordinator.next_timeout(), *(pair.next_timeout() for pair in self.pairs.values())]
-        return min((due for due in dues if due is not None), default=None)
+        due = min([pair.due() for pair in self.pairs.values()], default=inf)
+        of_core = self.coordinator.next_timeout()
+        if of_core is not None and of_core < due:
+            due = of_core
+        if self._tell_at is not None and self._tell_at < due:
+            due = self._tell_at
+        return due if due != inf else None
 
     def handle_timeout(self, now: float) -> list[Effect[C]]:
         """Whatever is due.  A replica judges others only while it is awake, and hears."""
@@ -175,7 +188,8 @@ class Cluster(Generic[C]):
                 pair.excuse(now)
         effects: list[Effect[C]] = []
         for other, pair in list(self.pairs.items()):
-            effects += self._take(other, pair.handle_timeout(now), now)
+            if pair.due() <= now:
+                effects += self._take(other, pair.handle_timeout(now), now)
         effects += self.carry_out(self.coordinator.handle_timeout(now), now)
         if self._tell_at is not None and self._tell_at <= now:
             effects += self._tell_all(now)

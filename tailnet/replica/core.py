@@ -345,8 +345,12 @@ class SharedCoordinator(Coordinator[C]):
 
     def next_timeout(self) -> float | None:
         """When to call `handle_timeout`."""
-        dues = (self._doubted.next_timeout(), self._unconfirmed.next_timeout(), self._ask_at)
-        return min((due for due in dues if due is not None), default=None)
+        due = self._ask_at
+        for table in (self._doubted, self._unconfirmed):
+            at = table.next_timeout() if table else None
+            if at is not None and (due is None or at < due):
+                due = at
+        return due
 
     def handle_timeout(self, now: float) -> list[Effect[C]]:
         """Nobody claimed a doubted peer, or confirmed a tunnel; or it is time to ask again."""

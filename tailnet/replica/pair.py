@@ -172,6 +172,11 @@ class Pair:
         """Whether it was heard, and has not been silent since."""
         return self._silent_at != inf
 
+    @property
+    def has_output(self) -> bool:
+        """Whether `frames_to_send` has any."""
+        return bool(self._queue or self._greetings)
+
     # The link.
 
     def link_opened(self, now: float, binding: bytes = b"") -> None:
@@ -241,8 +246,6 @@ class Pair:
     def frames_to_send(self, limit_bytes: int = MAX_QUEUED_BYTES) -> list[bytes]:
         """Everything that waits, in sealed frames; stops when more than `limit_bytes` have been taken."""
         session, queue = self._session, self._queue
-        if not queue and not self._greetings:
-            return []
         frames, self._greetings = self._greetings, []
         taken = 0
         while session is not None and queue and taken <= limit_bytes:
@@ -271,8 +274,12 @@ class Pair:
 
     def next_timeout(self) -> float | None:
         """When to call `handle_timeout`."""
-        due = min(self._beat_at, self._silent_at, self._sync_at, self._greet_at)
+        due = self.due()
         return due if due != inf else None
+
+    def due(self) -> float:
+        """The same, and `inf` for never: a cluster asks all its pairs after each step."""
+        return min(self._beat_at, self._silent_at, self._sync_at, self._greet_at)
 
     def handle_timeout(self, now: float) -> list[PairEvent]:
         """Greet again, beat, compare, or find that the other is silent."""
