@@ -14,9 +14,14 @@ from derp.text import printable
 _TENANT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
+def is_tenant_name(text: str) -> bool:
+    """Whether a tenant may be called so."""
+    return _TENANT.fullmatch(text) is not None
+
+
 def tenant_name(value: object) -> str:
     """The name of a tenant, wherever one is given.  Raises ValueError: what it has to be."""
-    if not isinstance(value, str) or not _TENANT.fullmatch(value):
+    if not isinstance(value, str) or not is_tenant_name(value):
         raise ValueError(
             f"wants a name of up to 63 letters, digits, dots and dashes, got {printable(str(value), 80)!r}"
         )

@@ -206,13 +206,15 @@ class Relay:
         self.host.flush()
 
     def welcome(self, key: bytes) -> None:
-        """A key has become known: its connections may stay."""
+        """A key has become known, or is another tenant's: its connections may stay."""
         sessions = self.sessions
         sessions.admission.settle(key)
         for client in self._connected((key,)):
             terms = sessions.guests.terms_of(client)
             if terms is not None and terms.is_trial:
                 sessions.guests.depart(client)
+            sessions.settle_tenant(client)
+        self.host.flush()
 
     def _end_invitation(self, invitation: "Invitation") -> None:
         self.host.tick()

@@ -20,6 +20,11 @@ _log = logging.getLogger("tailnet.server")
 class Receiver(Hashable, Protocol):
     """A peer's Coordinate stream, or a websocket of version 1 (legacy.py)."""
 
+    @property
+    def tenant(self) -> str:
+        """Whose peer it is, for the limits of relays; empty: nobody's."""
+        ...
+
     def send_updates(self, payload: bytes, updates: Sequence[Update]) -> bool:
         """Send one CoordinateResponse, encoded in `payload`; False when the peer's buffer is full."""
         ...
@@ -46,6 +51,11 @@ class CoordinateCall:
         self.deciding: Request | None = None
         self.waiting: deque[bytes] | None = None
 
+    @property
+    def tenant(self) -> str:
+        tenant: str = self.channel.caller.tenant
+        return tenant
+
     def send_updates(self, payload: bytes, updates: Sequence[Update]) -> bool:
         if not self._send(self.call_id, payload):
             return False
@@ -68,9 +78,9 @@ class Hub:
     """Joins one Coordinator to the channels of its peers.  Called from the reactor's thread only."""
 
     def __init__(
-        self, coordinator: Coordinator[Receiver], announced: Callable[[bytes], None] = lambda key: None
+        self, coordinator: Coordinator[Receiver], announced: Callable[[bytes, str], None] = lambda key, tenant: None
     ) -> None:
-        """`announced` is told the raw key of each node that the core takes."""
+        """`announced` is told the raw key of each node that the core takes, and whose peer it is."""
         self.coordinator = coordinator
         self._announced = announced
         self.overflow_count = 0
@@ -81,7 +91,7 @@ class Hub:
         effects = self.coordinator.handle_request(connection, request, now)
         node = request.node
         if node is not None and self.coordinator.node_is(connection, node):
-            self._announced(node.public_key)
+            self._announced(node.public_key, connection.tenant)
         if effects:
             self.carry_out(effects, now)
 

@@ -144,6 +144,10 @@ class LegacyChannel:
 
     # --- towards the peer
 
+    @property
+    def tenant(self) -> str:
+        return self.caller.tenant
+
     def send_updates(self, payload: bytes, updates: Sequence[Update]) -> bool:
         nodes = [
             node_to_json(tailnet.Node.FromString(update.node.raw))

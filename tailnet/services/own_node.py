@@ -77,6 +77,8 @@ class Dial(Enum):
 class HubCall:
     """A Coordinate call inside the server: to its node what an RpcCall is, to the hub a receiver."""
 
+    tenant: Final = ""
+
     def __init__(self, hub: Hub, host: Host, peer_id: PeerID) -> None:
         self._hub = hub
         self._host = host

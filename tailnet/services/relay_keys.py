@@ -3,11 +3,13 @@
 The hub says of each node (`note`), rights.py of each peer that lost its place (`revoke`); the embedded relay asks
 `has`, and is told at once.  Others get the same as a signed key set (api/relay_keys.py), which follows the store:
 servers on one store sign the same set under the same version.  A key is forgotten when no peer had it for some days.
+Whose a key is, for limits: the owner of the agent, or the user, who announced it.
 """
 
 import logging
 import secrets
 from collections.abc import Callable, Collection, Iterable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -55,9 +57,9 @@ class RelayKeys:
         self._in_use = in_use
         self._clock = clock
         self._private: IssuerPrivate
-        self._known: set[bytes] = set()
+        self._known: dict[bytes, str] = {}  # and whose it is
         self._revoked: set[bytes] = set()
-        self._heard: set[bytes] = set()  # and not written yet, like the next
+        self._heard: dict[bytes, str] = {}  # and not written yet, like the next
         self._withdrawn: set[bytes] = set()
         self._stored = KeySet(0, 0.0, 0.0, frozenset())  # what the store has, which is what is published
         self._document, self._signed_at = b"", 0.0
@@ -67,7 +69,7 @@ class RelayKeys:
         self._trouble: StoreError | None = None
         self._rarely = Rarely(_TELL_SECONDS)
         self.on_known: list[Callable[[bytes], None]] = []
-        """Called for a key that nobody knew, from the reactor's thread."""
+        """Called for a key that nobody knew, or that is another one's now, from the reactor's thread."""
         self.on_revoked: list[Callable[[Collection[bytes]], None]] = []
         """Called with keys that may come in no more."""
 
@@ -85,21 +87,24 @@ class RelayKeys:
 
     def tenant_of(self, key: bytes) -> str:
         """Whose client a key is; empty: that is not known."""
-        return ""
+        return self._known.get(key, "")
 
     # --- what happens
 
-    def note(self, key: bytes) -> None:
-        """A peer announced a node with this raw key: it is good from now on, also if it was revoked before."""
-        if key in self._known or len(key) != KEY_BYTES:
+    def note(self, key: bytes, tenant: str = "") -> None:
+        """A peer announced a node with this raw key: it is good from now on, also if it was revoked before.
+
+        `tenant`: whose peer it is; empty: nobody's.
+        """
+        if self._known.get(key) == tenant or len(key) != KEY_BYTES:
             return
-        if len(self._known) >= MAX_KEYS:
+        if len(self._known) >= MAX_KEYS and key not in self._known:
             self._tell_full()
             return
-        self._known.add(key)
+        self._known[key] = tenant
         self._revoked.discard(key)
         self._withdrawn.discard(key)
-        self._heard.add(key)
+        self._heard[key] = tenant
         self._wake.set()
         for known in self.on_known:
             known(key)
@@ -112,9 +117,10 @@ class RelayKeys:
 
     def revoke(self, keys: Collection[bytes]) -> None:
         """These have no business here any more."""
-        self._known.difference_update(keys)
+        for key in keys:
+            self._known.pop(key, None)
+            self._heard.pop(key, None)
         self._revoked.update(keys)
-        self._heard.difference_update(keys)
         self._withdrawn.update(keys)
         self._wake.set()
         for revoked in self.on_revoked:
@@ -136,7 +142,7 @@ class RelayKeys:
         async with self._signing:  # followers come together at each change, and one signature serves all
             while not self._is_fresh:
                 stored, now = self._stored, self._clock().timestamp()
-                of_now = KeySet(stored.version, now, now + self.life_seconds, stored.keys, stored.revoked)
+                of_now = replace(stored, issued_at=now, ends_at=now + self.life_seconds)
                 # 100,000 keys are 0.1 s of work.
                 document = await trio.to_thread.run_sync(sign_key_set, self._private, of_now)
                 if self._stored is stored:
@@ -189,10 +195,10 @@ class RelayKeys:
                 await trio.sleep(_RETRY_SECONDS)
 
     async def _write(self) -> None:
-        heard, withdrawn, self._wake = frozenset(self._heard), frozenset(self._withdrawn), trio.Event()
+        heard, withdrawn, self._wake = dict(self._heard), frozenset(self._withdrawn), trio.Event()
         if heard or withdrawn:
             await self._store.run(self._store.relay_keys.put, heard, withdrawn, self._clock())
-            self._heard -= heard
+            self._heard = dict(self._heard.items() - heard.items())
             self._withdrawn -= withdrawn
 
     async def _refresh(self) -> None:
@@ -200,21 +206,26 @@ class RelayKeys:
         changes = await self._store.run(self._store.relay_keys.changes, before.version)
         if changes.version == before.version:
             return
-        known, revoked = changes.known, changes.revoked
+        known, revoked = dict(changes.known), changes.revoked
         if not changes.is_whole:
-            known, revoked = known | (before.keys - revoked), revoked | (before.revoked - known)
-        self._stored = KeySet(changes.version, 0.0, 0.0, known, revoked)
+            known = {key: before.tenants.get(key, "") for key in before.keys - revoked} | known
+            revoked |= before.revoked - known.keys()
+        tenants = {key: tenant for key, tenant in known.items() if tenant}
+        self._stored = KeySet(changes.version, 0.0, 0.0, frozenset(known), revoked, tenants=tenants)
         self._document = b""
         self._changed.set()
         self._changed = trio.Event()
         self._hear(known, revoked)
 
-    def _hear(self, known: frozenset[bytes], revoked: frozenset[bytes]) -> None:
+    def _hear(self, known: dict[bytes, str], revoked: frozenset[bytes]) -> None:
         """What other servers know; what was heard here meanwhile is newer."""
-        fresh = known - self._known - self._withdrawn
-        withdrawn = (revoked & self._known) - self._heard
-        self._known = (set(known) | self._heard) - self._withdrawn
-        self._revoked = (set(revoked) | self._withdrawn) - self._heard
+        withdrawn = (revoked & self._known.keys()) - self._heard.keys()
+        before = self._known
+        self._known = known | self._heard
+        for key in self._withdrawn:
+            self._known.pop(key, None)
+        fresh = [key for key, _ in self._known.items() - before.items()]
+        self._revoked = (set(revoked) | self._withdrawn) - self._heard.keys()
         for key in fresh:
             for heard in self.on_known:
                 heard(key)

@@ -15,6 +15,7 @@ from typing import Any, Final
 import trio
 from google.protobuf.message import DecodeError, Message
 
+from derp.admission.terms import is_tenant_name
 from derp.log import fields
 from derp.text import error_text
 from tailnet.auth.callers import Credential
@@ -61,6 +62,14 @@ class Caller:
     api_version: str = ""  # what was dialled, as `major.minor`; empty for peers of version 1
     # When services/rights.py asks about it at the latest, in seconds of trio's clock; soon when it has come in.
     ask_again_at: float = 0.0
+
+    @property
+    def tenant(self) -> str:
+        """Whose peer it is, for the limits of relays: an agent's owner's, or the user's; empty: nobody's."""
+        match self.identity:
+            case AgentIdentity(owner_name=name, owner_id=ident) | UserIdentity(username=name, id=ident):
+                return name if is_tenant_name(name) else str(ident)
+        return ""
 
 
 class _TaskCall:

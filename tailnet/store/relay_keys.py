@@ -4,7 +4,7 @@ The version rises with every change of who may come in, and each row says at whi
 publish the same set under the same version.  services/relay_keys.py signs it.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Final
 
@@ -27,28 +27,34 @@ class RelayKeyTables(Part):
         """What is different since a version; everything, if keys were removed meanwhile or `after` is 0."""
         version, removed_at = _state(connection)
         is_whole = after < removed_at or after == 0
-        query = sa.select(relay_keys.c.key, relay_keys.c.is_revoked)
+        query = sa.select(relay_keys.c.key, relay_keys.c.is_revoked, relay_keys.c.tenant)
         if not is_whole:
             query = query.where(relay_keys.c.changed_at > after)
         rows = connection.execute(query).all() if version > after else ()
         return RelayKeyChanges(
             version,
             is_whole and version > after,
-            frozenset(key for key, is_revoked in rows if not is_revoked),
-            frozenset(key for key, is_revoked in rows if is_revoked),
+            {key: tenant for key, is_revoked, tenant in rows if not is_revoked},
+            frozenset(key for key, is_revoked, _ in rows if is_revoked),
         )
 
     @writes
     def put(
-        self, connection: sa.Connection, heard: Collection[bytes], revoked: Collection[bytes], now: datetime
+        self, connection: sa.Connection, heard: Mapping[bytes, str], revoked: Collection[bytes], now: datetime
     ) -> None:
-        """Keys that were heard of, and keys that may come in no more; of both, revoked."""
+        """Keys that were heard of with whose they are, and keys that may come in no more; of both, revoked."""
         version = self._next_version(connection, now)
         rows = [
-            {"key": key, "is_revoked": key in revoked, "heard_at": now, "changed_at": version}
+            {
+                "key": key,
+                "is_revoked": key in revoked,
+                "heard_at": now,
+                "changed_at": version,
+                "tenant": heard.get(key, ""),
+            }
             for key in {*heard, *revoked}
         ]
-        put = self.database.dialect.upsert(relay_keys, ("key",), ("is_revoked", "heard_at", "changed_at"))
+        put = self.database.dialect.upsert(relay_keys, ("key",), ("is_revoked", "heard_at", "changed_at", "tenant"))
         connection.execute(put, rows)
 
     @notes

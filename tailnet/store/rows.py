@@ -520,11 +520,14 @@ class EventPage:
 
 @dataclass(frozen=True, slots=True)
 class RelayKeyChanges:
-    """Keys for relays that are different since a version, raw.  `is_whole`: these are all, others are gone."""
+    """Keys for relays that are different since a version, raw.  `is_whole`: these are all, others are gone.
+
+    `known`: with whose each is.
+    """
 
     version: int
     is_whole: bool
-    known: frozenset[bytes]
+    known: Mapping[bytes, str]
     revoked: frozenset[bytes]
 
 

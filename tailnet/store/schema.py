@@ -18,7 +18,7 @@ from tailnet.types import PeerID
 
 # The newest file in migrations/versions.  Kept as a constant so that an up-to-date store opens without importing
 # Alembic.
-HEAD_REVISION: Final = "0010"
+HEAD_REVISION: Final = "0011"
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
@@ -467,6 +467,7 @@ relay_keys = sa.Table(
     sa.Column("is_revoked", sa.Boolean, nullable=False),
     sa.Column("heard_at", UtcTime, nullable=False, index=True),
     sa.Column("changed_at", sa.BigInteger, nullable=False, index=True),
+    sa.Column("tenant", sa.Text, nullable=False, server_default=""),
 )
 
 # One row.  `removed_at`: the version at which keys were removed last, which no row can say.

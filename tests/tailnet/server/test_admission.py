@@ -63,6 +63,9 @@ async def test_an_announced_key_stays_and_an_unknown_one_has_a_minute(serve: Ser
         coordination = await agent.coordinate()
         await coordination.update(agent.node(MAIN, key=b"np" + known.public().raw))
         await wait_for(lambda: len(guests) == 1)
+        tenants = {client.key: client.tenant for client in server.relay.router.clients.values()}
+        assert set(tenants.values()) == {"default", "alice"}, "the agent's owner, and nobody"
+        assert tenants[known.public().raw] == "alice"
         move_clocks(server, 61)
         texts = [message.text for message in await last_messages(stranger) if isinstance(message, Health)]
         assert "whose key nobody has announced to the coordinator, has ended" in texts[-1]
@@ -108,6 +111,7 @@ async def test_a_relay_elsewhere_follows_the_coordinator_and_feels_a_revocation_
         assert not admits(relay, b"x" * 32)
         caller: Caller = await call_relay(relay, private=private)
         await caller.ping()
+        assert [client.tenant for client in relay.relay.router.clients.values()] == ["alice"]
         revoked = server.rights.revoked_connections
         await server.store.run(server.store.callers.delete_agent, MAIN)
         await wait_for(lambda: server.rights.revoked_connections > revoked)

@@ -52,6 +52,31 @@ async def test_a_key_is_good_at_once_and_published_soon_and_so_is_its_end(store:
     nursery.cancel_scope.cancel()
 
 
+async def test_whose_a_key_is_is_known_at_once_published_and_heard_by_other_servers(
+    store: Store, nursery: trio.Nursery
+) -> None:
+    one, other = RelayKeys(store, life_seconds=LIFE), RelayKeys(store, life_seconds=LIFE)
+    known, heard = list[bytes](), list[bytes]()
+    one.on_known.append(known.append)
+    other.on_known.append(heard.append)
+    for keys in (one, other):
+        await keys.start()
+        nursery.start_soon(keys.run)
+    one.note(A, "alice")
+    one.note(B)
+    assert (one.tenant_of(A), one.tenant_of(B), one.tenant_of(C)) == ("alice", "", "")
+    first = await published(one, 0)
+    assert first.tenants == {A: "alice"}
+    await published(other, 0)
+    one.note(A, "alice")
+    one.note(A, "bob")
+    assert (await published(other, first.version)).tenants == {A: "bob"}
+    assert (other.tenant_of(A), known, heard.count(A)) == ("bob", [A, B, A], 2)
+    one.revoke([A])
+    assert one.tenant_of(A) == ""
+    nursery.cancel_scope.cancel()
+
+
 async def test_followers_who_ask_together_get_one_signature(store: Store) -> None:
     seconds = iter(range(100))  # a second passes with each look at the clock
     keys = RelayKeys(store, life_seconds=LIFE, clock=lambda: NOW + timedelta(seconds=next(seconds)))
@@ -92,7 +117,7 @@ async def test_two_servers_on_one_store_publish_the_same(store: Store, nursery: 
 async def test_a_restart_knows_what_was_heard_and_forgets_what_nobody_had_for_days(
     store: Store, nursery: trio.Nursery
 ) -> None:
-    store.relay_keys.put({A, B}, {C}, NOW)
+    store.relay_keys.put({A: "", B: ""}, {C}, NOW)
     keys = RelayKeys(store, life_seconds=LIFE, in_use=lambda: (B,), clock=lambda: NOW + KEEP + timedelta(hours=1))
     await keys.start()
     assert (keys.has(A), keys.has(B), keys.is_revoked(C)) == (True, True, True)

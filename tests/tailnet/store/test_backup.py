@@ -57,7 +57,7 @@ def fill_every_table(store: Store) -> None:
     store.callers.add_user_token(make_id("alice"), "abcdefghij", bytes(range(32)), NOW, NOW + timedelta(days=1))
     store.issued.issue_agent_token(MAIN, make_id("issued").bytes * 2, NOW)
     grant(store, "dev", "bob", Right.SSH)
-    store.relay_keys.put([bytes(range(32))], [bytes(32)], NOW)
+    store.relay_keys.put({bytes(range(32)): ""}, [bytes(32)], NOW)
     came(store, MAIN, NOW, "one")
     store.reports.insert_stats([StatsReport(MAIN, 1, 2, 1 << 40, {"a": [1.5, None, "ü"]}, NOW)])
     store.reports.put_metadata([MetadataValue(MAIN, "cpu", "3 %", "", NOW)])
