@@ -160,7 +160,7 @@ def walk_shares() -> Walked:
 
     def act(number: int, now: float) -> None:
         whom, size = number % 6, number % 97 * 1000
-        tenant = shares.tenant("abc"[whom % 3])
+        tenant = shares.tenant("abc"[whom % 3], now)
         assert tenant is not None
         if number % 5 == 0:
             shares.forget(whom, tenant)
