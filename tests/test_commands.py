@@ -32,7 +32,7 @@ from tailnet.server.server import CoordinatorServer, serve_coordinator
 from tailnet.store.rows import Right
 from tailnet.store.store import Store
 from tests.support.administration import grant
-from tests.support.command import ENVIRONMENT
+from tests.support.command import ENVIRONMENT, inner_commands
 from tests.support.inprocess import HOST, map_of, node_of, open_relay_here, port_of
 from tests.support.seeds import NOW, agent_token, defined_document, fill, make_id, peer_id, seed_document, user_token
 from tests.support.speedtests import serve_speedtest
@@ -208,7 +208,7 @@ ONCE = (
 
 def commands(command: click.Command, name: str) -> Iterator[str]:
     if isinstance(command, click.Group):
-        for inner, one in command.commands.items():
+        for inner, one in inner_commands(command):
             yield from commands(one, f"{name} {inner}")
     else:
         yield name

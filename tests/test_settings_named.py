@@ -11,6 +11,7 @@ from derp.cli import cli as derp
 from derp.config.settings import SETTINGS
 from tailnet.cli.root import cli as tailnet
 from tailnet.config import SETTINGS as COORDINATOR_SETTINGS
+from tests.support.command import inner_commands
 from tests.test_house import modules
 
 # What looks like a setting in a message and is something else: of whom.
@@ -67,7 +68,7 @@ def flags_of(command: click.Command) -> Iterator[str]:
     for parameter in command.params:
         yield from (*parameter.opts, *parameter.secondary_opts)
     if isinstance(command, click.Group):
-        for inner in command.commands.values():
+        for _, inner in inner_commands(command):
             yield from flags_of(inner)
 
 

@@ -1,14 +1,18 @@
-"""Runs `derp` as a process beside relays of this process, with none of the caller's own settings; and servers."""
+"""Runs `derp` as a process beside relays of this process, with none of the caller's own settings; and servers.
+
+`inner_commands` walks what a program has.
+"""
 
 import json
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import click
 import trio
 
 # A cold start of the interpreter on a busy machine takes seconds.
@@ -26,6 +30,15 @@ class Ran:
     status: int
     out: str
     err: str
+
+
+def inner_commands(group: click.Group) -> Iterator[tuple[str, click.Command]]:
+    """Name and command of each that stands in `group`, also of those that are loaded when they are asked for."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        yield name, command
 
 
 async def run_derp(*arguments: str, stdin: bytes = b"") -> Ran:
