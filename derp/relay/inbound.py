@@ -9,6 +9,7 @@ from typing import Final
 from derp.errors import Flood, RemoteProtocolError
 from derp.protocol.frames import HEADER, HEADER_BYTES, MAX_UNKNOWN_BYTES, FrameType
 from derp.protocol.messages import ClosePeer, NotePreferred, Ping, UnknownFrame, WatchConns, parse_from_client
+from derp.protocol.settle import SETTLE, parse_settle
 from derp.relay.clients import Client
 from derp.relay.forward import relay_forwarded, relay_packets
 from derp.relay.router import Router
@@ -59,7 +60,8 @@ def handle_frames(
             raise RemoteProtocolError(f"frame 0x{frame_type:02x} of {length} bytes, limit {MAX_UNKNOWN_BYTES}")
         if now - client.controls_since >= 1.0:
             client.controls_since, client.controls = now, 0
-        client.controls += 1
+        # A relay asks for each client that comes to it from another one, which may be thousands in a second.
+        client.controls += not (client.is_mesh_peer and frame_type == SETTLE)
         if client.controls > MAX_CONTROL_FRAMES:
             raise Flood(f"more than {MAX_CONTROL_FRAMES} control frames at once")
         stop = at + HEADER_BYTES + length
@@ -79,6 +81,9 @@ def handle_frames(
 
 def handle_control(frame_type: int, payload: bytes, client: Client, router: Router, now: float) -> None:
     """Serve one frame that carries no packet.  RemoteProtocolError where the genuine relay closes its client."""
+    if client.is_mesh_peer and frame_type == SETTLE:
+        router.handle_settle(parse_settle(payload))
+        return
     if client.member is None:
         return  # it was told that nothing more comes: its packets are relayed, and no question is answered
     match parse_from_client(frame_type, payload):

@@ -7,7 +7,7 @@ the flush sends them like a client's.  When the connection breaks, all keys that
 from dataclasses import dataclass
 from typing import Any, Final
 
-from derp.protocol.messages import Message, PeerGone, PeerPresent
+from derp.protocol.messages import Message, PeerGone, PeerPresent, Restarting
 from derp.relay.queue import PacketQueue
 from derp.relay.router import Router
 
@@ -46,6 +46,7 @@ class MeshRoute:
         "bytes_out",
         "is_accepted",
         "is_dirty",
+        "is_leaving",
         "key",
         "keys",
         "packets_out",
@@ -69,6 +70,7 @@ class MeshRoute:
         self.packets_out = self.bytes_out = 0
         self.too_many = False
         self.is_accepted = False
+        self.is_leaving = False  # it sends its clients to other relays
         self._max_keys = max_keys
         self._router = router
 
@@ -88,6 +90,8 @@ class MeshRoute:
             case PeerGone(key):
                 self.keys.discard(key)
                 self._router.remove_forwarder(key, self)  # the router counts a key that was never announced
+            case Restarting():
+                self.is_leaving = True
             case _:
                 pass
 

@@ -14,6 +14,7 @@ from math import inf, sqrt
 from typing import Final, Protocol
 
 from derp.protocol.frames import HEADER_BYTES, KEY_BYTES, MAX_SEND_BYTES
+from derp.protocol.settle import SETTLE
 from derp.relay.counters import DISCO_MAGIC, DISCO_MIN_BYTES, Counters, DropReason, PacketKind
 from derp.relay.losses import Losses
 from derp.relay.pool import RUN_OVERHEAD_BYTES, QueuePool
@@ -180,6 +181,7 @@ class PacketQueue:
         "_flow_bytes",
         "_flows",
         "_heap",
+        "_last",
         "_max_bytes",
         "_max_notice_bytes",
         "_max_wait_seconds",
@@ -237,6 +239,7 @@ class PacketQueue:
         self._size_classes = 0
         self._disco_packets = self._disco_bytes = 0
         self._notices: deque[bytes] = deque()
+        self._last: deque[bytes] = deque()  # notices that go behind all packets
         self.packets = 0
         """Packets that wait, notices not counted."""
         self.held_bytes = 0
@@ -250,7 +253,7 @@ class PacketQueue:
         """What the kernel should hold unsent, as `note_sent` found it; 0 before."""
 
     def __len__(self) -> int:
-        return self.packets + len(self._notices)
+        return self.packets + len(self._notices) + len(self._last)
 
     def push_notice(self, frame: bytes) -> bool:
         """Queue a frame that is no packet.  False when the bound is reached: the caller closes or forgets."""
@@ -258,7 +261,7 @@ class PacketQueue:
         if self.notice_bytes + size > self._max_notice_bytes or not self._pool.has_room(size + RUN_OVERHEAD_BYTES):
             self._counters.notices_dropped += 1
             return False
-        self._notices.append(frame)
+        (self._last if frame[0] == SETTLE else self._notices).append(frame)
         self.notice_bytes += size
         self._pool.held_bytes += size + RUN_OVERHEAD_BYTES
         return True
@@ -452,14 +455,9 @@ class PacketQueue:
         else `max_bytes` at most.  What waited too long is dropped on the way."""
         self._now = now
         taken: list[Piece] = []
-        size = packets = 0
+        packets = 0
         seconds = 0.0
-        while self._notices and (not taken or size + len(self._notices[0]) <= max_bytes):
-            frame = self._notices.popleft()
-            self.notice_bytes -= len(frame)
-            self._pool.held_bytes -= len(frame) + RUN_OVERHEAD_BYTES
-            taken.append(frame)
-            size += len(frame)
+        size = self._take_notices(self._notices, taken, 0, max_bytes) if self._notices else 0
         heap = self._heap
         while heap and size < max_bytes:
             turn, _, flow = heap[0]
@@ -496,7 +494,19 @@ class PacketQueue:
             size += end - at
         if packets:
             self._counters.note_queued(seconds / packets, packets)
+        if self._last and not heap and not self._notices:
+            self._take_notices(self._last, taken, size, max_bytes)
         return taken
+
+    def _take_notices(self, notices: deque[bytes], taken: list[Piece], size: int, max_bytes: int) -> int:
+        """Add to what was taken, of `size` bytes so far; return how many these are now."""
+        while notices and (not taken or size + len(notices[0]) <= max_bytes):
+            frame = notices.popleft()
+            self.notice_bytes -= len(frame)
+            self._pool.held_bytes -= len(frame) + RUN_OVERHEAD_BYTES
+            taken.append(frame)
+            size += len(frame)
+        return size
 
     def _drop_late(self, flow: _Flow, now: float) -> None:
         """Drop from the head of a flow what waited too long, its newest packet excepted.  What all leaves with the next
@@ -548,13 +558,14 @@ class PacketQueue:
             for run in flow.runs:
                 _count_dropped(run.frames, run.at, len(run.frames), run.size, reason, self._counters, self._owner)
                 self._pool.held_bytes -= len(run.frames) + RUN_OVERHEAD_BYTES
-        self._pool.held_bytes -= self.notice_bytes + len(self._notices) * RUN_OVERHEAD_BYTES
+        self._pool.held_bytes -= self.notice_bytes + (len(self._notices) + len(self._last)) * RUN_OVERHEAD_BYTES
         self._pool.move(self, 0)
         self._pool_class = 0
         self._flows.clear()
         self._heap.clear()
         self._by_size.clear()
         self._notices.clear()
+        self._last.clear()
         self.packets = self.held_bytes = self.notice_bytes = 0
         self._size_classes = self._disco_packets = self._disco_bytes = 0
 

@@ -8,15 +8,17 @@ relay/forward.py; relay/mesh.py adds routes to other relays.
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any, Final, Protocol
 
 from derp.close_reason import CloseReason
 from derp.protocol.frames import HEADER_BYTES, KEY_BYTES, FrameType, PeerGoneReason, encode_frame
 from derp.protocol.messages import PeerPresent, encode
+from derp.protocol.settle import MAX_ANSWERS, Settle, SettleStep
 from derp.relay.clients import Client, Member
 from derp.relay.counters import Counters, DropReason, PacketKind
-from derp.relay.mailbox import Mailbox, Mailboxes
+from derp.relay.mailbox import Hold, Mailbox, Mailboxes
 from derp.relay.pool import QueuePool
 from derp.relay.queue import MAX_MESH_NOTICE_BYTES, MAX_NOTICE_BYTES, PacketQueue, count_lost, frame_starts
 
@@ -28,6 +30,9 @@ _NONE_LOST: Final = (b"", 0)
 # The link to another relay carries everybody's packets, and a genuine relay makes their senders wait there instead of
 # dropping any.  As much as eight (2**3) clients may hold, 16 MiB by default, is 13 ms at 10 Gbit/s; such links are few.
 _MESH_QUEUE_SHIFT: Final = 3
+
+# What other relays may ask of one key: as many as a region has, and workers of each.  More are answered too early.
+_MAX_QUESTIONS: Final = 64
 
 
 class Route(Protocol):
@@ -80,6 +85,10 @@ class Router:
         self.pool = QueuePool(queue_total)
         self.is_leaving = False  # packets for clients that went elsewhere are passed on, also those of other relays
         self.mailboxes = Mailboxes(self.counters)
+        self.mesh_links: list[Route] = []  # those that stand, to relays that know protocol/settle.py
+        # Connections that were told that nothing more comes and have not ended, by key; and what others asked of keys.
+        self._seen_off: dict[bytes, set[Client]] = {}
+        self._questions: dict[bytes, list[Settle]] = {}
         self.queue_depth = queue_depth
         self.queue_bytes = queue_bytes
         self.queue_delay_seconds = queue_delay_seconds
@@ -107,9 +116,11 @@ class Router:
             self.counters.dup_client_conns_total += 1
             self._mark_duplicates(member)
         self.clients[client.number] = client
-        if member.mailbox is not None:  # it came back
+        if member.mailbox is None:
+            self._hold_back(member)
+        elif not isinstance(member.mailbox, Hold):  # it came back
             self._give_mail(member, client)
-        self.routes[client.key] = client
+        self.routes[client.key] = member.mailbox or client
         self.not_ideal_clients += not client.is_ideal
         if self.watchers and not client.is_own:
             self._tell_watchers(self._presence(client))
@@ -119,6 +130,7 @@ class Router:
         member = self._withdraw(client)
         client.wire = None  # the keep-alive wheel holds the client for another minute, but not its socket and TLS state
         if member is None:
+            self._note_end(client)
             return
         self._reroute(member)
         if not member.connections:
@@ -131,6 +143,8 @@ class Router:
         if member is None:
             return
         goes_elsewhere = self.is_leaving and not (client.is_mesh_peer or client.is_own)
+        if goes_elsewhere:
+            self._seen_off.setdefault(client.key, set()).add(client)
         if goes_elsewhere and not member.connections and not member.forwarders:
             member.mailbox = self.mailboxes.open(member.key, now)
         self._reroute(member)
@@ -160,6 +174,8 @@ class Router:
         member.connections.remove(client)
         if was_several:
             self._mark_duplicates(member)
+        if not member.connections and isinstance(member.mailbox, Hold):
+            self._end_hold(member)
         return member
 
     def _tell_gone(self, client: Client) -> None:
@@ -180,12 +196,14 @@ class Router:
             client.is_duplicate = several
 
     def _reroute(self, member: Member) -> None:
-        """Write to the active connection here, else to the relay that announced the key first, else nowhere."""
-        route: Route | None = member.active or member.mailbox
+        """Write to a mailbox, else to the active connection here, else to the relay that announced the key first, else
+        nowhere."""
+        route: Route | None = member.mailbox or member.active
         if route is None and member.forwarders:
             route = member.forwarders[0]
         if route is not None:
             self.routes[member.key] = route
+            self._answer_questions(member.key)
             return
         self.routes.pop(member.key, None)
         del self.members[member.key]
@@ -195,6 +213,7 @@ class Router:
             self.counters.peer_gone_disconnected_frames += 1
             self.send(destination, _peer_gone(member.key, PeerGoneReason.DISCONNECTED))
         member.sent_to = None
+        self._answer_questions(member.key)
 
     def note_writer(self, client: Client) -> None:
         """A frame came from one of several connections of a key: it is the active one now."""
@@ -202,7 +221,7 @@ class Router:
         if member is not None and member.connections[-1] is not client:
             member.connections.remove(client)
             member.connections.append(client)
-            self.routes[client.key] = client
+            self.routes[client.key] = member.mailbox or client
 
     def remember(self, source: Client, destination: Route) -> set[Client] | None:
         """Note that `destination` got a packet of `source`'s key, so it hears when that key leaves."""
@@ -215,8 +234,12 @@ class Router:
     # --- keys of which a leaving relay keeps packets
 
     def close_mailbox(self, mailbox: Mailbox) -> None:
-        """The key showed up nowhere in time: it has gone."""
+        """The key showed up nowhere in time: it has gone.  Or, for a Hold: nobody waits any longer."""
         member = self.members[mailbox.key]
+        if isinstance(mailbox, Hold):
+            self._end_hold(member)
+            self._reroute(member)
+            return
         for frames in self._empty(member):
             count_lost(frames, DropReason.GONE_DISCONNECTED, self.counters)
         self._reroute(member)
@@ -226,6 +249,10 @@ class Router:
         """Packets of several senders: each is a piece of its own, so that a queue tells them apart."""
         for frames in self._empty(member):
             pieces = [frames[start:end] for start, end in frame_starts(memoryview(frames))]
+            for piece in pieces:
+                source = self.members.get(piece[HEADER_BYTES : HEADER_BYTES + KEY_BYTES])
+                if source is not None:
+                    source.remember(client)
             client.packets_out += len(pieces)
             client.bytes_out += len(frames) - len(pieces) * (HEADER_BYTES + KEY_BYTES)
             self.push(client, pieces)
@@ -237,7 +264,67 @@ class Router:
         if mailbox.pending:  # of this batch
             mailbox.frames.append(b"".join(mailbox.pending))
             mailbox.pending, mailbox.pending_bytes = [], 0
+        if isinstance(mailbox, Hold):
+            mailbox.wires = tuple(client.wire for client in member.connections)
         return mailbox.frames
+
+    # --- the order of packets of keys that come from a leaving relay (protocol/settle.py)
+
+    def _hold_back(self, member: Member) -> None:
+        """A key has come, here or to another relay, from one that is leaving.  What waits there comes first: newer
+        packets wait here until that relay says that all is on its way, and so does what its connection here sends."""
+        link = member.forwarders[0] if member.forwarders else None
+        if link is not None and link.is_leaving and link in self.mesh_links:
+            number = self.next_number()
+            member.mailbox = self.mailboxes.hold(member.key, number)
+            self.push(link, (Settle(SettleStep.ASKED, member.key, self.own_key, number).encode(),))
+
+    def _end_hold(self, member: Member) -> None:
+        if member.connections:
+            self._give_mail(member, member.connections[-1])
+        elif member.forwarders:
+            self._forward_mail(member, member.forwarders[0])
+        else:
+            for frames in self._empty(member):
+                count_lost(frames, DropReason.GONE_DISCONNECTED, self.counters)
+
+    def _note_end(self, client: Client) -> None:
+        """All that this connection sent has been relayed."""
+        seen_off = self._seen_off.get(client.key)
+        if seen_off is not None:
+            seen_off.discard(client)
+            if not seen_off:
+                del self._seen_off[client.key]
+                self._answer_questions(client.key)
+
+    def _answer_questions(self, key: bytes) -> None:
+        """Unless they have to wait on."""
+        member = self.members.get(key)
+        if key in self._questions and key not in self._seen_off and (member is None or member.mailbox is None):
+            answers = min(len(self.mesh_links), MAX_ANSWERS)
+            for question in self._questions.pop(key):
+                self._tell_settled(replace(question, step=SettleStep.ANSWERED, answers=answers))
+
+    def _tell_settled(self, settle: Settle) -> None:
+        frame = settle.encode()
+        for link in self.mesh_links:
+            self.push(link, (frame,))
+
+    def handle_settle(self, settle: Settle) -> None:
+        """A mesh peer asks, or one has answered."""
+        if settle.step is SettleStep.ASKED:
+            questions = self._questions.setdefault(settle.key, [])
+            if len(questions) < _MAX_QUESTIONS:
+                questions.append(settle)
+            self._answer_questions(settle.key)
+            return
+        hold = self.mailboxes.asked(settle.number) if settle.asker == self.own_key else None
+        if hold is not None and hold.key == settle.key:
+            hold.answers += 1
+            if hold.answers >= settle.answers:
+                self.close_mailbox(hold)
+        elif settle.step is SettleStep.ANSWERED:
+            self._tell_settled(replace(settle, step=SettleStep.TOLD))
 
     # --- keys behind other relays (relay/mesh.py calls these)
 
@@ -250,11 +337,15 @@ class Router:
             return
         if member.forwarders:
             self.counters.multiforwarder_created += len(member.forwarders) == 1
-        member.forwarders = (*member.forwarders, link)
-        if member.mailbox is not None:
+        if member.mailbox is not None and not isinstance(member.mailbox, Hold):
             self._forward_mail(member, link)
-        if not member.connections:
-            self.routes[key] = member.forwarders[0]
+        elif member.mailbox is None and not member.connections:
+            self._hold_back(member)
+        if isinstance(member.mailbox, Hold):
+            member.forwarders = (link, *member.forwarders)
+        else:
+            member.forwarders = (*member.forwarders, link)
+        self._reroute(member)
 
     def _forward_mail(self, member: Member, link: Route) -> None:
         """The key is at another relay now: its packets follow, before newer ones.  The other relays still come to us,

@@ -158,14 +158,19 @@ class WorkerRouter(Router):
             self.routes[client.key] = client
             self.tell_siblings(control_frame("wrote", client.key))
 
+    def _hold_back(self, member: Member) -> None:
+        """Answers come to whichever worker has the link, and packets by any of them: a worker does not ask."""
+
     def _reroute(self, member: Member) -> None:
         links = self.elsewhere.get(member.key)
-        if links is None:
+        if links is None or member.mailbox is not None:
             super()._reroute(member)
-        elif member.connections and member.key not in self._active_elsewhere:
+            return
+        if member.connections and member.key not in self._active_elsewhere:
             self.routes[member.key] = member.connections[-1]
         else:
             self.routes[member.key] = links[-1]
+        self._answer_questions(member.key)
 
     def add_forwarder(self, key: bytes, link: Route) -> None:
         super().add_forwarder(key, link)

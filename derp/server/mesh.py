@@ -78,6 +78,7 @@ class MeshSession:
         "_sessions",
         "ended_event",
         "heard_at",
+        "is_ours",
         "left_event",
         "reason",
         "route",
@@ -92,6 +93,8 @@ class MeshSession:
         self._connection = connection
         self.wire = wire
         self.route = route
+        # Genuine relays do not tell it.
+        self.is_ours = connection.server_info is not None and connection.server_info.queue_depth > 0
         self.ended_event = trio.Event()
         # It ended, or it is about to and another process serves already in the place of the one at its other end.
         self.left_event = trio.Event()
@@ -124,6 +127,8 @@ class MeshSession:
         if not self.route.is_accepted and reason in (CloseReason.CLOSED_BY_PEER, CloseReason.SOCKET_FAILED):
             # Every relay announces at least our own connection to us, unless it takes us for an ordinary client.
             self.reason = "it closed the connection when asked for its clients: does it have the same mesh key?"
+        if self.is_ours:
+            self._sessions.router.mesh_links.remove(self.route)
         self._sessions.lobby.count_closed(reason)
         self._sessions.router.counters.write_timeouts += reason is CloseReason.WRITE_TIMEOUT
         pending = b"".join(self.route.pending)
@@ -297,6 +302,8 @@ def begin(sessions: Sessions, session: MeshSession, received: bytes) -> None:
     wire = session.wire
     wire.session = session
     wire.write_seconds = sessions.mesh_write_seconds
+    if session.is_ours:
+        sessions.router.mesh_links.append(session.route)
     sessions.host.adopt(wire, received)
     sessions.host.flush()
 

@@ -137,7 +137,6 @@ class Relay:
         self._quotas: QuotaKeeper | None = None
         self.ledger = self._open_ledger(config)
         self.sessions.set_limits(config.rate, config.rate_by_key, config.limits)
-        self._mail_alarm = Alarm(host, self._close_mailboxes, self.router.mailboxes)
         self._away_since: dict[str, float] = {}
         self._announcement = b""
         self._announced_at = 0.0
@@ -328,12 +327,8 @@ class Relay:
             self.sessions.advisor.note_departure(client, member)
             leaving.see_off(client.wire)
             self.host.flush()  # others are told that this client has gone, also those that we close next
-        self._mail_alarm.look()
+        self.sessions.mail_alarm.look()
         return len(router.clients) + len(leaving) + len(router.mailboxes)
-
-    def _close_mailboxes(self, now: float) -> None:
-        for mailbox in self.router.mailboxes.handle_timeout(now):
-            self.router.close_mailbox(mailbox)
 
     def mesh_states(self) -> tuple[MeshPeerState, ...]:
         """What is known of each relay that we are to mesh with."""

@@ -8,6 +8,7 @@ Greeting for each upgrade; the Greeting makes the ClientSession.
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
 from derp.close_reason import CloseReason
@@ -21,6 +22,7 @@ from derp.relay.clients import Client
 from derp.relay.counters import DropReason
 from derp.relay.inbound import handle_frames
 from derp.relay.limits import DEFAULT_TENANT, Limits, Rate
+from derp.relay.mailbox import HOLD_SECONDS
 from derp.relay.queue import STEP_BYTES, count_lost, frame_starts
 from derp.relay.router import Route, Router
 from derp.server.admission import ADMITTED, Admission, Question, Verdict
@@ -31,6 +33,7 @@ from derp.server.guests import Guests
 from derp.server.leaving import Leaving
 from derp.server.limiter import Limiter
 from derp.server.lobby import Lobby
+from derp.transport.alarm import Alarm
 from derp.transport.host import Host, Piece, Wire, WireEnded
 
 _log = logging.getLogger("derp.server")
@@ -90,12 +93,16 @@ class Sessions:
         """Each hears of a client that came from another process (moving.py), before anything is done with it here."""
         self.on_end: list[Callable[[Client], None]] = []
         host.flushers.append(self.flush)
+        self._changed_holds = router.mailboxes.changed
+        self.mail_alarm = Alarm(host, self._close_mailboxes, router.mailboxes)
 
     def flush(self) -> None:
         """Send every gather list, and end the connections the router wants ended, until nothing is left to do."""
         router = self.router
         if router.counts_flush:
             self._count_flush()
+        if self._changed_holds:
+            self._look_at_holds()
         while router.dirty or router.closing:
             dirty, router.dirty = router.dirty, []
             for route in dirty:
@@ -122,6 +129,24 @@ class Sessions:
             for client, reason in closing:
                 if client.member is not None:
                     self.host.close(client.wire, reason)
+
+    def _look_at_holds(self) -> None:
+        """Packets wait for another relay's answer, or no longer."""
+        changed, host = self._changed_holds, self.host
+        while changed:
+            hold = changed.pop(0)
+            if hold.wire is None:
+                for wire in hold.wires:
+                    host.call_at(host.now, partial(host.resume, wire))
+            elif hold.is_full:
+                self.router.close_mailbox(hold)
+            else:
+                self.router.mailboxes.keep_until(hold, host.now + HOLD_SECONDS)
+        self.mail_alarm.look()
+
+    def _close_mailboxes(self, now: float) -> None:
+        for mailbox in self.router.mailboxes.handle_timeout(now):
+            self.router.close_mailbox(mailbox)
 
     def _sample_flush(self) -> None:
         """Look how many frames each client gets in the next flush, twice a second at most: derper's histogram keeps
@@ -383,7 +408,6 @@ class Greeting:
         except WireEnded as error:  # the client's connection failed, which is no matter of whoever answered
             host.fail(wire, error)
             return
-        host.resume(wire)
         host.flush()
 
     def _admit(self, verdict: Verdict, *, is_mesh_peer: bool = False) -> None:
@@ -431,6 +455,11 @@ class Greeting:
             sessions.decisions.note("admitted", client.key, client.address, why)
         for notify in sessions.on_register:
             notify(client)
+        # What it sent to the relay from which it comes goes first.
+        if client.member is not None and client.member.mailbox is not None:
+            sessions.host.pause(wire)
+        else:
+            sessions.host.resume(wire)
         if _log.isEnabledFor(logging.INFO) and not client.is_own:
             _log.info(
                 "> client %d %s from %s:%d",

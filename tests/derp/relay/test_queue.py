@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from derp.protocol.frames import HEADER_BYTES, KEY_BYTES, FrameType, encode_frame
 from derp.protocol.messages import ForwardPacket, KeepAlive, PeerGone, Pong, RecvPacket, encode
+from derp.protocol.settle import Settle, SettleStep
 from derp.relay.counters import Counters, DropReason, PacketKind
 from derp.relay.pool import QueuePool
 from derp.relay.queue import (
@@ -73,6 +74,22 @@ def test_a_flow_keeps_its_order_and_notices_go_first() -> None:
     assert take(queue, EVERYTHING) == notices + packets
     assert (len(queue), queue.packets, queue.held_bytes, queue.notice_bytes) == (0, 0, 0, 0)
     assert take(queue, EVERYTHING) == []
+
+
+def test_what_speaks_of_packets_goes_behind_all_of_them() -> None:
+    pool = QueuePool(1 << 60)
+    queue = PacketQueue(512, 1 << 20, Counters(), pool)
+    settles = [Settle(SettleStep.ASKED, key("c"), key("d"), number).encode() for number in range(2)]
+    packets = [packet("a", 100), packet("b", 1000)]
+    push(queue, [settles[0], packets[0], settles[1], packets[1], encode(KeepAlive())])
+    taken = []
+    while one := take(queue, 1):
+        taken += one
+    assert taken == [encode(KeepAlive()), *packets, *settles]
+    assert (len(queue), queue.notice_bytes, pool.held_bytes) == (0, 0, 0)
+    push(queue, settles)
+    queue.discard(DropReason.WRITE_ERROR)
+    assert (len(queue), queue.notice_bytes, pool.held_bytes) == (0, 0, 0)
 
 
 def test_what_is_taken_is_at_least_one_frame_and_else_no_more_than_the_size() -> None:

@@ -31,9 +31,14 @@ class World:
     """One relay's brain.  `now` moves only when a test moves it."""
 
     def __init__(
-        self, *, queue_depth: int = 512, queue_bytes: int = 2 * 1024 * 1024, queue_total: int = 1 << 40
+        self,
+        *,
+        queue_depth: int = 512,
+        queue_bytes: int = 2 * 1024 * 1024,
+        queue_total: int = 1 << 40,
+        own_key: bytes = OWN_KEY,
     ) -> None:
-        self.router = Router(OWN_KEY, queue_depth=queue_depth, queue_bytes=queue_bytes, queue_total=queue_total)
+        self.router = Router(own_key, queue_depth=queue_depth, queue_bytes=queue_bytes, queue_total=queue_total)
         self.now = 1000.0
         self.sent: dict[Route, bytearray] = defaultdict(bytearray)
         self.closed: list[tuple[Client, CloseReason]] = []
@@ -47,12 +52,13 @@ class World:
         is_mesh_peer: bool = False,
         is_prober: bool = False,
         is_ideal: bool = True,
+        wire: object = None,
     ) -> Client:
         number = self.router.next_number()
         client = Client(
             key(name),
             number,
-            None,
+            wire,
             self.now,
             address=address,
             port=port,
@@ -69,6 +75,7 @@ class World:
     def mesh(self, name: str, *keys: str, max_keys: int = 1000) -> MeshRoute:
         """A link to another relay that announced these clients."""
         route = MeshRoute(self.router, key(name), None, max_keys)
+        self.router.mesh_links.append(route)
         for announced in keys:
             route.keys.add(key(announced))
             self.router.add_forwarder(key(announced), route)

@@ -16,7 +16,7 @@ from derp.relay.mailbox import MAILBOX_SECONDS
 from derp.server.drain import drain_clients
 from derp.server.relay import Relay
 from tests.derp.server.mesh_world import Node, hears_nothing, knows, knows_not, open_region, until
-from tests.derp.server.world import Caller, move_clock
+from tests.derp.server.world import PATIENCE_SECONDS, Caller, move_clock
 
 
 class Leaving:
@@ -171,6 +171,29 @@ async def test_a_client_loses_nothing_on_its_way_to_the_next_node() -> None:
         while alpha.server.relay.close_clients(0) or alpha.server.relay.sessions.leaving:
             await again.ping()
         await hears_nothing(b)
+
+
+async def test_what_a_client_sends_at_its_new_place_waits_for_what_it_sent_at_the_old_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("derp.server.session.HOLD_SECONDS", PATIENCE_SECONDS)
+    monkeypatch.setattr("derp.server.leaving._SEE_OFF_SECONDS", PATIENCE_SECONDS)
+    async with open_region(2) as (alpha, beta):
+        private = NodePrivate.generate()
+        a, b = await alpha.call(private=private), await beta.call()
+        await knows(a, alpha, b)
+        await knows(b, beta, a)
+        await send_away(alpha, a)
+        again = await beta.call(private=private)
+        await again.send(b.key, b"newer")
+        await b.send(a.key, b"one")
+        await a.send(b.key, b"older")
+        assert await b.receive_a(RecvPacket) == RecvPacket(a.key, b"older")
+        await hears_nothing(b)
+        await b.send(a.key, b"two")
+        await a.aclose()
+        assert await b.receive_a(RecvPacket) == RecvPacket(a.key, b"newer")
+        assert [await again.receive(), await again.receive()] == [RecvPacket(b.key, b"one"), RecvPacket(b.key, b"two")]
 
 
 async def test_who_comes_back_nowhere_is_gone_for_all() -> None:

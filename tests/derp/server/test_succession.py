@@ -141,7 +141,7 @@ async def test_other_relays_dial_a_successor_as_soon_as_they_hear_of_it() -> Non
         await b.send(a.key, b"by the first")
         assert await a.receive_a(RecvPacket) == RecvPacket(b.key, b"by the first")
         await until(b, lambda: second.route in beta.router.members[a.key].forwarders)
-        assert beta.router.members[a.key].forwarders == (first.route, second.route)
+        assert beta.router.members[a.key].forwarders == (second.route, first.route), "who comes from there is here"
         beta.server.reactor.close(first.wire, CloseReason.CLOSED_BY_PEER)
         await until(b, lambda: beta.router.members[a.key].forwarders == (second.route,))
         await b.send(a.key, b"by the second")
