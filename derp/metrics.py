@@ -46,6 +46,19 @@ class SelfCheckReading:
 
 
 @dataclass(frozen=True, slots=True)
+class TenantReading:
+    """A tenant that the limits name, or all others together.  `limited`: times a client was made to wait, by whose
+    limit it reached; `quota_used_part`: of the quota that is used most, 1 is all; None: it has none."""
+
+    weight: float
+    limit_bytes_per_second: int
+    waiting_clients: int
+    limited: Mapping[str, int]
+    carried_bytes: int
+    quota_used_part: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class RelayStatistics:
     """One reading of a relay.  Counts since the start, unless said otherwise."""
 
@@ -86,6 +99,11 @@ class RelayStatistics:
     renewal_failures: int | None = None  # since the last success; None: certificates do not come from an authority
     log_lines_dropped: int = 0  # of this process
     ledger_write_failures: int = 0  # what was to be written then waits in memory
+    ledger_waiting_rows: int = 0
+    tenants: Mapping[str, TenantReading] = field(default_factory=dict)
+    node_limit_bytes_per_second: int = 0  # 0: no limit
+    quota_acts: Mapping[str, int] = field(default_factory=dict)  # by what was done with a client
+    quota_over_bytes: Mapping[str, int] = field(default_factory=dict)  # relayed all the same, by whose quota it was
     rate_bytes_per_second: int = 0  # what each client may send; 0: no limit
     rate_burst_bytes: int = 0
     bootstrap: Mapping[str, int] = field(default_factory=dict)
@@ -123,6 +141,7 @@ class RelayCollector(Collector):
         yield from _counters(reading)
         yield from _labelled(reading)
         yield from _mesh(reading.mesh)
+        yield from _tenants(reading.tenants)
         if reading.self_check is not None:
             yield from _self_check(reading.self_check)
         if reading.load is not None:
@@ -156,6 +175,12 @@ def _gauges(reading: RelayStatistics) -> Iterable[Metric]:
             "derp_reactor_in_trios_place",
             "1 while the reactor waits in the place of trio's loop; 0 costs more CPU for each packet.",
             reading.in_trios_place,
+        ),
+        ("derp_ledger_waiting_rows", "Rows of the ledger that are not in its file yet.", reading.ledger_waiting_rows),
+        (
+            "derp_node_limit_bytes_per_second",
+            "What all clients together may send; 0: no limit.",
+            reading.node_limit_bytes_per_second,
         ),
     )
     for name, text, value in rows:
@@ -221,6 +246,32 @@ def _mesh(readings: Iterable[MeshReading]) -> Iterable[Metric]:
         keys.add_metric([reading.name], reading.keys)
         connects.add_metric([reading.name], reading.connects)
     yield from (up, keys, connects) if up.samples else ()
+
+
+def _tenants(readings: Mapping[str, TenantReading]) -> Iterable[Metric]:
+    weight = GaugeMetricFamily(
+        "derp_tenant_weight", "Its share beside others when the relay is full.", labels=["tenant"]
+    )
+    text = "What its clients together may send; 0: no limit."
+    limit = GaugeMetricFamily("derp_tenant_limit_bytes_per_second", text, labels=["tenant"])
+    waiting = GaugeMetricFamily("derp_tenant_waiting_clients", "Clients that wait by a limit.", labels=["tenant"])
+    limited = CounterMetricFamily(
+        "derp_tenant_limited", "Times a client was made to wait, by whose limit it reached.", labels=["tenant", "limit"]
+    )
+    carried = CounterMetricFamily(
+        "derp_tenant_bytes", "Bytes from and to its clients, as the ledger has them.", labels=["tenant"]
+    )
+    used = GaugeMetricFamily("derp_tenant_quota_used_ratio", "Of the quota that is used most.", labels=["tenant"])
+    for name, reading in readings.items():
+        weight.add_metric([name], reading.weight)
+        limit.add_metric([name], reading.limit_bytes_per_second)
+        waiting.add_metric([name], reading.waiting_clients)
+        for whose, count in reading.limited.items():
+            limited.add_metric([name, whose], count)
+        carried.add_metric([name], reading.carried_bytes)
+        if reading.quota_used_part is not None:
+            used.add_metric([name], reading.quota_used_part)
+    yield from (weight, limit, waiting, limited, carried, used)
 
 
 def _self_check(reading: SelfCheckReading) -> Iterable[Metric]:
@@ -292,6 +343,8 @@ def _labelled(reading: RelayStatistics) -> Iterable[Metric]:
         ("derp_rejects", "Connections closed at once by a limit.", "limit", reading.rejected),
         ("derp_admission_questions", "Questions whether a client may come in.", "answer", reading.questions),
         ("derp_key_sets", "Key sets of --key-set.", "outcome", reading.key_sets),
+        ("derp_quota_acts", "What was done with clients whose quota is used.", "act", reading.quota_acts),
+        ("derp_quota_over_bytes", "Bytes that were relayed beyond a quota.", "whose", reading.quota_over_bytes),
         ("derp_health_texts", "Sentences shown to users of clients.", "cause", reading.health_texts),
         ("derp_closed", "Connections that ended.", "reason", reading.closed),
         ("derp_quic_connections", "Connections over QUIC.", "outcome", reading.quic),

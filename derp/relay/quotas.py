@@ -4,6 +4,7 @@ server/quotas.py spends what the ledger counts, and acts on what `standing` says
 """
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -37,6 +38,7 @@ class Standing:
     """How it stands with the quota that is used most.  `part` of it is used; `text` says so."""
 
     quota: Quota
+    is_of_tenant: bool
     part: float
     text: str
 
@@ -76,23 +78,27 @@ class Quotas:
 
     def standing(self, key: bytes, tenant: str, day: str) -> Standing | None:
         """How it stands with a client; None: nothing that it or its tenant used is limited."""
-        found: list[Standing] = []
-        for whose, quota in self._quotas(key, tenant):
-            account = self._accounts.get(whose)
-            if account is None or not quota:
-                continue
-            account.turn(day)
-            who = "this machine" if isinstance(whose, bytes) else f"the tenant {tenant} of this machine"
-            for used, most, when in (
-                (account.used_day, quota.bytes_per_day, "today"),
-                (account.used_month, quota.bytes_per_month, "this month"),
-            ):
-                if most:
-                    text = (
-                        f"{who} has used {used * 100 // most} % of the {most:,} bytes it may have relayed {when} (UTC)"
-                    )
-                    found.append(Standing(quota, used / most, text))
+        found = [each for whose, quota in self._quotas(key, tenant) for each in self._standings(whose, quota, day)]
         return max(found, key=lambda one: one.part, default=None)
+
+    def standing_of_tenant(self, tenant: str, day: str) -> Standing | None:
+        """The same of a tenant alone."""
+        found = self._standings(tenant, self.limits.of_tenant(tenant).quota, day)
+        return max(found, key=lambda one: one.part, default=None)
+
+    def _standings(self, whose: bytes | str, quota: Quota, day: str) -> Iterator[Standing]:
+        account = self._accounts.get(whose)
+        if account is None or not quota:
+            return
+        account.turn(day)
+        who = "this machine" if isinstance(whose, bytes) else f"the tenant {whose} of this machine"
+        for used, most, when in (
+            (account.used_day, quota.bytes_per_day, "today"),
+            (account.used_month, quota.bytes_per_month, "this month"),
+        ):
+            if most:
+                text = f"{who} has used {used * 100 // most} % of the {most:,} bytes it may have relayed {when} (UTC)"
+                yield Standing(quota, isinstance(whose, str), used / most, text)
 
     def _quotas(self, key: bytes, tenant: str) -> tuple[tuple[bytes | str, Quota], ...]:
         return (key, self.limits.of_client(key, tenant).quota), (tenant, self.limits.of_tenant(tenant).quota)

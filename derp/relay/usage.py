@@ -52,6 +52,10 @@ class Tally:
         self._seen: dict[Client, Usage] = {}  # of clients that had any traffic
         self._rows: dict[tuple[str, str, bytes], Usage] = {}
 
+    def __len__(self) -> int:
+        """How many rows there are."""
+        return len(self._rows)
+
     def adopt(self, client: Client) -> None:
         """A client that another process had, which has counted all until now."""
         self._seen[client] = usage_of(client)

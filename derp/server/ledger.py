@@ -124,6 +124,11 @@ class Ledger:
         self._tally = Tally(MAX_ROWS)
         self.write_failures = 0
 
+    @property
+    def waiting_rows(self) -> int:
+        """How many are not in the file yet."""
+        return len(self._tally)
+
     def note(self, client: Client) -> None:
         """Read what a client carried."""
         if not (client.is_mesh_peer or client.is_own):

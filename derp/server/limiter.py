@@ -5,13 +5,14 @@ its bytes wait in the kernels on the way; nothing is dropped.  Next hop: relay/l
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Final
 
 from derp.relay.clients import Client
 from derp.relay.counters import Counters
 from derp.relay.deadlines import Deadlines
-from derp.relay.limits import Limits, Meter, Rate
+from derp.relay.limits import DEFAULT_TENANT, Limits, Meter, Rate
 from derp.relay.shares import Shares, Tenant
 from derp.server.advisor import Advisor
 from derp.transport.alarm import Alarm
@@ -20,6 +21,12 @@ from derp.transport.host import Host
 # A pause costs the relay a timer and two system calls.  A shorter one, or what rounding left of an earlier one, stays a
 # debt of the client, and its next pause includes it.
 _SHORTEST_PAUSE_SECONDS: Final = 0.001
+
+
+PAUSED_BY: Final = ("client", "tenant", "node")
+"""Whose limit a client may reach."""
+OTHER_TENANTS: Final = "(others)"
+"""In metrics, all tenants that the limits do not name: whoever admits may name any number of them."""
 
 
 class Sender:
@@ -44,6 +51,8 @@ class Limiter:
         """What a client may send of which nothing else is said."""
         self.rate_by_key: Mapping[bytes, Rate] = {}
         self.limits = Limits()
+        self.pauses = Counter[tuple[str, str]]()
+        """How often clients were made to wait, by `label` of their tenant and PAUSED_BY."""
         self.floors: dict[bytes, Rate] = {}
         """What keys may send that have used up a quota, in place of all else."""
         self.shares = Shares[Sender](self.limits, host.now)
@@ -66,6 +75,10 @@ class Limiter:
         for sender in senders:
             if sender.client.wire is not None:  # also of one that is seen off: relay.py
                 self._host.resume(sender.client.wire)
+
+    def label(self, tenant: str) -> str:
+        """What metrics call a tenant: there are as many as the limits name, and two."""
+        return tenant if tenant in self.limits.tenants or tenant == DEFAULT_TENANT else OTHER_TENANTS
 
     def sender(self, client: Client) -> Sender | None:
         """What a client may send; None: what it likes.  `forget` it when the client leaves, or gets another one."""
@@ -93,15 +106,15 @@ class Limiter:
         if tenant is not None:
             shared_wait, reached = self.shares.charge(sender, tenant, count, packets, now)
         if meter is not None and wait > _SHORTEST_PAUSE_SECONDS:
-            self._pause(sender, wait, f"this relay lets this machine send {meter.rate}; it sends more, which waits")
+            text = f"this relay lets this machine send {meter.rate}; it sends more, which waits"
+            self._pause(sender, "client", wait, text)
             self.throttled.set(sender, now + wait)
             self._alarm.by(now + wait)
         elif tenant is not None and shared_wait > _SHORTEST_PAUSE_SECONDS:
-            whose = (
-                f"the machines of {tenant.name} together" if reached is tenant.limits.rate else "all machines together"
-            )
+            by_tenant = reached is tenant.limits.rate
+            whose = f"the machines of {tenant.name} together" if by_tenant else "all machines together"
             text = f"this relay lets {whose} send {reached}; they send more, and take turns"
-            self._pause(sender, shared_wait, text)
+            self._pause(sender, "tenant" if by_tenant else "node", shared_wait, text)
             self._wait(sender, tenant, count, packets)
 
     def forget(self, sender: Sender) -> None:
@@ -111,8 +124,9 @@ class Limiter:
             sender.tenant.client_count -= 1
             self.shares.forget(sender, sender.tenant)
 
-    def _pause(self, sender: Sender, seconds: float, text: str) -> None:
+    def _pause(self, sender: Sender, limit: str, seconds: float, text: str) -> None:
         self._counters.rate_limited += 1
+        self.pauses[self.label(sender.client.tenant), limit] += 1
         self._advisor.note_throttled(sender.client, seconds, text)
         self._host.pause(sender.client.wire)
 

@@ -10,7 +10,7 @@ from typing import Any, Final, cast
 
 import msgpack
 
-from derp.metrics import MeshReading, RelayStatistics, SelfCheckReading
+from derp.metrics import MeshReading, RelayStatistics, SelfCheckReading, TenantReading
 from derp.relay.clients import Client
 from derp.relay.counters import Counters, Histogram
 from derp.relay.load import LoadReading
@@ -28,6 +28,10 @@ _NO_SUMS: Final[Mapping[str, Callable[[Any, Any], Any]]] = {
     "renewal_failures": max,
     "rate_bytes_per_second": max,
     "rate_burst_bytes": max,
+    "node_limit_bytes_per_second": max,
+    "limit_bytes_per_second": max,
+    "weight": max,
+    "quota_used_part": max,
     "bootstrap_domains": max,
     "queue_average_ms": max,
     "round_trip_seconds": max,
@@ -117,6 +121,7 @@ def _put_together(taken: Taken) -> RelayStatistics:
             **taken,
             "counters": counters,
             "mesh": tuple(MeshReading(**each) for each in taken["mesh"].values()),
+            "tenants": {name: TenantReading(**each) for name, each in taken["tenants"].items()},
             "self_check": SelfCheckReading(**check) if check is not None else None,
             "load": LoadReading(**load) if load is not None else None,
         }

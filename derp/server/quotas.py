@@ -5,6 +5,7 @@ server/ledger.py says what each client carried, every few seconds; relay/quotas.
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 from derp.relay.clients import Client
@@ -25,6 +26,12 @@ class QuotaKeeper:
         self._day = ""
         self.on_spent: list[Callable[[bytes, str, int], None]] = []
         """Each hears what a client here carried of a quota: its key, its tenant, and how many bytes."""
+        self.carried_bytes = Counter[str]()
+        """Of all clients, by the label of their tenant (limiter.py)."""
+        self.acts = dict.fromkeys(("told", "slowed", "refused"), 0)
+        """What was done with clients, for metrics."""
+        self.over_bytes = dict.fromkeys(("client", "tenant"), 0)
+        """What was relayed beyond a quota, by whose that was; of what was counted at once with its last bytes, all."""
         self._warned: set[bytes] = set()  # keys that are connected; emptied each day
         sessions.judges.append(self.judge)
         sessions.on_end.append(self.forget)
@@ -42,22 +49,28 @@ class QuotaKeeper:
     def spend(self, client: Client, count: int) -> None:
         """A client carried so many bytes."""
         sessions, key, tenant, day = self._sessions, client.key, client.tenant, day_of(self._clock())
+        self.carried_bytes[sessions.limiter.label(tenant)] += count
         if self._quotas.spend(key, tenant, count, day):
             for notify in self.on_spent:
                 notify(key, tenant, count)
+        standing = self._quotas.standing(key, tenant, day)
+        if standing is not None and standing.is_used_up:
+            self.over_bytes["tenant" if standing.is_of_tenant else "client"] += count
         if client.member is None:
             return  # it is gone, or on its way
         if day != self._day:
             self._begin(day)
-        standing = self._quotas.standing(key, tenant, day)
         if standing is None or standing.part < NOTICE_PART:
             return
         if not standing.is_used_up:
+            self.acts["told"] += key not in self._warned
             self._warned.add(key)
             sessions.advisor.note_ending(client, f"{standing.text}; ask whoever runs this relay for more")
         elif standing.quota.refuses:
+            self.acts["refused"] += 1
             sessions.guests.send_away(client, standing.text, _used_up(standing))
         elif key not in sessions.limiter.floors:
+            self.acts["slowed"] += 1
             self._warned.add(key)
             sessions.advisor.note_ending(client, f"{standing.text}, and goes on at {standing.quota.floor}")
             sessions.set_floor(key, standing.quota.floor)
@@ -67,13 +80,22 @@ class QuotaKeeper:
         """The same of a client of another worker, which acts on it; here it counts when the client comes."""
         self._quotas.spend(key, tenant, count, day_of(self._clock()))
 
+    def part_of_tenant(self, tenant: str) -> float | None:
+        """How much of its quota a tenant has used; None: it has none."""
+        if not self._quotas.limits.of_tenant(tenant).quota:
+            return None
+        standing = self._quotas.standing_of_tenant(tenant, day_of(self._clock()))
+        return standing.part if standing is not None else 0.0
+
     def judge(self, key: bytes, tenant: str) -> Verdict | None:
         """The refusal of a key that comes and whose quota is used up, if that refuses; else the key is slow at once."""
         standing = self._quotas.standing(key, tenant, day_of(self._clock()))
         if standing is None or not standing.is_used_up:
             return None
         if standing.quota.refuses:
+            self.acts["refused"] += 1
             return Verdict(False, standing.text, told=_used_up(standing))
+        self.acts["slowed"] += 1
         self._warned.add(key)
         self._sessions.limiter.floors[key] = standing.quota.floor
         return None

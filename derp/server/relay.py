@@ -134,7 +134,7 @@ class Relay:
         if self.invitations is not None:
             self.invitations.on_revoked.append(self._end_invitation)
         self.sessions.on_register += [self._keep_alive, self._count_carrier]
-        self._quotas: QuotaKeeper | None = None
+        self.quotas: QuotaKeeper | None = None
         self.ledger = self._open_ledger(config)
         self.sessions.set_limits(config.rate, config.rate_by_key, config.limits)
         self._away_since: dict[str, float] = {}
@@ -144,12 +144,12 @@ class Relay:
     def _open_ledger(self, config: RelayRules) -> Ledger | None:
         if config.ledger is None:
             return None
-        self._quotas = QuotaKeeper(self.sessions)
-        self._quotas.configure(config.limits)
+        self.quotas = QuotaKeeper(self.sessions)
+        self.quotas.configure(config.limits)
         if self.siblings is not None:
-            share_use(self.siblings, self._quotas)
-        ledger = Ledger(config.ledger, config.ledger_days, self.router.clients, self._quotas.spend, self._quotas.recall)
-        self.sessions.on_tenant += [ledger.note, self._quotas.lift]
+            share_use(self.siblings, self.quotas)
+        ledger = Ledger(config.ledger, config.ledger_days, self.router.clients, self.quotas.spend, self.quotas.recall)
+        self.sessions.on_tenant += [ledger.note, self.quotas.lift]
         self.sessions.on_adopt.append(ledger.note_adoption)
         self.sessions.on_end.append(ledger.note_end)
         return ledger
@@ -178,8 +178,8 @@ class Relay:
         """Take from settings that were read again what a running relay can: rates, lists of keys, write time-outs."""
         sessions = self.sessions
         sessions.set_limits(rules.rate, rules.rate_by_key, rules.limits)
-        if self._quotas is not None:
-            self._quotas.configure(rules.limits)
+        if self.quotas is not None:
+            self.quotas.configure(rules.limits)
         sessions.mesh_write_seconds = rules.mesh_write_timeout_seconds
         sessions.admission.configure(rules)
         self.recheck()

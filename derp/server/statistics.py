@@ -5,11 +5,13 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from derp.log import dropped_line_count
-from derp.metrics import MeshReading, RelayStatistics, routed_totals
+from derp.metrics import MeshReading, RelayStatistics, TenantReading, routed_totals
 from derp.relay.counters import Counters
+from derp.relay.limits import DEFAULT_TENANT
 from derp.relay.load import DELAY_LIMIT_SECONDS, LoadReading
 from derp.server.door import FrontDoor
 from derp.server.encryption import KeptElsewhere
+from derp.server.limiter import OTHER_TENANTS, PAUSED_BY
 from derp.server.lobby import Lobby
 from derp.server.ports import Ports
 from derp.server.relay import Relay
@@ -109,11 +111,36 @@ def _of_relay(relay: Relay) -> dict[str, Any]:
             if not state.is_ourselves
         ),
         "ledger_write_failures": relay.ledger.write_failures if relay.ledger is not None else 0,
+        "ledger_waiting_rows": relay.ledger.waiting_rows if relay.ledger is not None else 0,
+        "tenants": _tenants(relay),
+        "node_limit_bytes_per_second": relay.sessions.limiter.limits.node.bytes_per_second,
+        "quota_acts": relay.quotas.acts if relay.quotas is not None else {},
+        "quota_over_bytes": relay.quotas.over_bytes if relay.quotas is not None else {},
         "health_texts": relay.sessions.advisor.totals(),
         "rate_bytes_per_second": relay.sessions.limiter.rate.bytes_per_second,
         "rate_burst_bytes": relay.sessions.limiter.rate.burst_bytes,
         "bootstrap": relay.bootstrap.totals(),
         "bootstrap_domains": len(relay.bootstrap.queried),
+    }
+
+
+def _tenants(relay: Relay) -> dict[str, TenantReading]:
+    """Those of the limits, with the default one, and all others as one; without limits of tenants, none."""
+    limiter, quotas = relay.sessions.limiter, relay.quotas
+    limits = limiter.limits
+    if not limits.tenants and not limits.node:
+        return {}
+    waiting = Counter(limiter.label(client.tenant) for client in relay.router.clients.values() if client.wire.paused)
+    return {
+        name: TenantReading(
+            weight=limits.of_tenant(name).weight,
+            limit_bytes_per_second=limits.of_tenant(name).rate.bytes_per_second,
+            waiting_clients=waiting[name],
+            limited={limit: limiter.pauses[name, limit] for limit in PAUSED_BY},
+            carried_bytes=quotas.carried_bytes[name] if quotas is not None else 0,
+            quota_used_part=quotas.part_of_tenant(name) if quotas is not None and name != OTHER_TENANTS else None,
+        )
+        for name in dict.fromkeys((*limits.tenants, DEFAULT_TENANT, OTHER_TENANTS))
     }
 
 

@@ -19,9 +19,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from derp.client.probe import Outcome, ProbeKind, ProbeResult
 from derp.client.probe_metrics import RunTotals, exposition
 from derp.config.settings import SETTINGS
-from derp.metrics import MeshReading, SelfCheckReading
+from derp.metrics import MeshReading, SelfCheckReading, TenantReading
 from derp.metrics import metrics_page as relay_page
 from derp.relay.wellness import Sign
+from derp.server.limiter import PAUSED_BY
 from derp.server.verify import Verifier
 from tailnet.auth.call_out import CallOutEnd
 from tailnet.config.settings import SETTINGS as COORDINATOR_SETTINGS
@@ -34,6 +35,7 @@ from tests.derp.server.test_varz import reading
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 RULES = DEPLOY / "alerts.yml"
+TENANTS = {"acme": TenantReading(1.0, 5, 0, dict.fromkeys(PAUSED_BY, 0), 7, 0.5)}
 WORDS = {"time", "rate", "increase", "changes", "sum", "max", "by", "offset", "and", "or", "unless"}
 DURATION = re.compile(r"\d+[smhd]")
 
@@ -81,6 +83,8 @@ def exposed() -> dict[str, dict[str, set[str]]]:
         mesh=mesh,
         questions=questions,
         self_check=self_check,
+        tenants=TENANTS,
+        quota_over_bytes={"client": 1},
     )
     every_value = {"seconds", "expires_at", "median_seconds", "worst_seconds", "bytes_per_second", "lost_packets"}
     results = [
@@ -183,6 +187,11 @@ def test_the_check_can_fail() -> None:
 # (metric and labels, its values minute by minute) -> at this minute exactly these alerts.
 SERIES = [
     ('derp_probe_results{job="derp-probe",instance="p1",outcome="good"}', "0x10"),
+    ('derp_tenant_limited_total{job="derp",instance="r1",tenant="acme",limit="node"}', "0+5x10"),
+    ('derp_tenant_limited_total{job="derp",instance="r1",tenant="acme",limit="tenant"}', "0+5x10"),
+    ('derp_tenant_quota_used_ratio{job="derp",instance="r1",tenant="acme"}', "0.9x10"),
+    ('derp_tenant_quota_used_ratio{job="derp",instance="r1",tenant="other"}', "1.1x10"),
+    ('derp_tenant_quota_used_ratio{job="derp",instance="r1",tenant="calm"}', "0.1x10"),
     ('up{job="derp",instance="r1"}', "0x10"),
     ('derp_certificate_expires_timestamp_seconds{job="derp",instance="r1"}', "86400x10"),
     ('derp_probe_up{kind="packet",region_id="1",region="fra",node="1a",to=""}', "1x10"),
@@ -201,6 +210,9 @@ SERIES = [
 ]
 FIRED = {
     "DerpRelayNotScraped": 1,
+    "DerpAtItsLimit": 1,  # not DerpTenantAtItsLimit, which takes an hour
+    "DerpTenantQuotaNearlyUsed": 1,
+    "DerpTenantQuotaUsedUp": 1,
     "DerpCertificateEndsSoon": 1,
     "DerpProbeBlind": 1,
     "DerpNodeDown": 1,  # 1b: nothing was seen of its certificate
@@ -223,6 +235,9 @@ def full_pages() -> dict[str, bytes]:
         questions={"allowed": 1},
         closed={"flood": 1},
         mesh=(MeshReading("relay2.example", True, 1, 2),),
+        tenants=TENANTS,
+        quota_acts={"told": 1},
+        quota_over_bytes={"client": 1},
     )
     result = ProbeResult(ProbeKind.TLS, 901, "fra\x1b", '9"01a', Outcome.GOOD, values={"seconds": 1.0})
     totals = RunTotals()

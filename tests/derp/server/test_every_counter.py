@@ -11,6 +11,7 @@ import socket
 import ssl
 import tempfile
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ from derp.protocol.messages import ForwardPacket, NotePreferred, PeerGone, PeerP
 from derp.protocol.stun import encode_request
 from derp.relay.clients import Client
 from derp.relay.counters import DropReason, PacketKind
-from derp.relay.limits import NO_LIMITS
+from derp.relay.limits import NO_LIMITS, ClientLimits, Limits, Quota, TenantLimits
 from derp.relay.turns import Turns
 from derp.server import ledger
 from derp.server.advisor import health_frame
@@ -33,6 +34,7 @@ from derp.server.server import RelayServer
 from tests.derp.server.control_plane import NO, YES, open_control_plane
 from tests.derp.server.mesh_world import Node, open_impostor, open_nodes, until
 from tests.derp.server.test_door import last_get
+from tests.derp.server.test_keysets import until as until_so
 from tests.derp.server.test_server import UPGRADE, client_info
 from tests.derp.server.test_statistics import MESH, TABLE, table_config
 from tests.derp.server.world import (
@@ -383,6 +385,46 @@ async def a_ledger_that_is_no_file(rows: Rows) -> None:
             await one.aclose()
 
 
+async def limits_and_quotas(rows: Rows) -> None:
+    """Each limit makes somebody wait, and each quota is acted on."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ledger, "WRITE_SECONDS", 0.01)
+        async with open_server(relay_config(ledger=Path(folder) / "ledger")) as server:
+            rows.begin(server)
+            relay = server.relay
+            assert relay.quotas is not None
+            slow, small = Rate(1_000_000, 1), Quota(bytes_per_day=150_000, floor=Rate(1_000_000))
+            acts = relay.quotas.acts
+            for limits in (
+                Limits(client=ClientLimits(slow), tenants={"a": TenantLimits(weight=2.0)}),
+                Limits(tenants={"default": TenantLimits(slow)}),
+                Limits(slow),
+            ):
+                relay.sessions.set_limits(Rate(), {}, limits)
+                one = await call(server)
+                await one.send(one.key, LOUD, LOUD, LOUD)
+                await one.ping()
+                rows.look(server)
+                await one.aclose()
+                await until_so(lambda: not relay.router.clients)  # what it carried is of no quota yet
+            for tenants, client, act in (
+                ({"default": TenantLimits(quota=small)}, ClientLimits(), "slowed"),
+                ({"a": TenantLimits()}, ClientLimits(quota=small), "slowed"),
+                ({"a": TenantLimits()}, ClientLimits(quota=replace(small, refuses=True)), "refused"),
+            ):
+                limits = Limits(client=client, tenants=tenants)
+                relay.sessions.set_limits(Rate(), {}, limits)
+                relay.quotas.configure(limits)
+                one = await call(server)
+                told, acted = acts["told"], acts[act]
+                await one.send(one.key, LOUD, LOUD[:5_000])
+                await until_so(lambda: acts["told"] > told)  # noqa: B023  # it is called in this round
+                await one.send(one.key, LOUD)
+                await until_so(lambda: acts[act] > acted)  # noqa: B023
+                rows.look(server)
+                await one.aclose()
+
+
 async def names(rows: Rows) -> None:
     config = relay_config(
         unpublished_bootstrap_dns_names=(("127.0.0.2", ""), ("127.0.0.3", "127.0.0.4")),
@@ -443,6 +485,7 @@ EVERYTHING: tuple[Callable[[Rows], Awaitable[None]], ...] = (
     stun_in_trouble,
     an_unread_log,
     a_ledger_that_is_no_file,
+    limits_and_quotas,
     names,
     admission,
     a_defect_and_the_end,

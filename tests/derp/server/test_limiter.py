@@ -138,6 +138,25 @@ def test_those_who_wait_are_told_which_limit_it_is(bare: BareRelay) -> None:
     assert not any(isinstance(message, Health) for message in two.read())
 
 
+def test_waits_are_counted_by_tenant_and_by_whose_limit_it_was(bare: BareRelay) -> None:
+    one, two, receiver = bare.connect(), bare.connect(), bare.connect()
+    one.client.named_tenant, two.client.named_tenant = "a", "b"  # as whoever let them in said
+    small, pauses = Rate(1000, 66_000), bare.sessions.limiter.pauses
+    for limits, labels, whose in (
+        (Limits(client=ClientLimits(small), tenants={"a": TenantLimits()}), ("a", "(others)"), "client"),
+        (Limits(tenants=dict.fromkeys(("a", "default"), TenantLimits(small))), ("a", "(others)"), "tenant"),
+        (Limits(small, tenants={"b": TenantLimits()}), ("(others)", "b"), "node"),
+    ):
+        for peer, label in zip((one, two), labels, strict=True):
+            limit(bare, limits)
+            peer.send_packets(receiver, *[bytes(1000)] * 140)
+            received(bare, receiver)
+            assert set(pauses) == {(label, whose)}
+            limit(bare, Limits())
+            run(bare, receiver, 10.0)
+            pauses.clear()
+
+
 def test_who_is_over_its_own_limit_waits_for_its_tenant_too(bare: BareRelay) -> None:
     one, two, receiver = bare.connect(), bare.connect(), bare.connect()
     slow = {"a": TenantLimits(Rate(10_000, 66_000), client=ClientLimits(Rate(1_000_000, 66_000)))}

@@ -3,7 +3,7 @@ from typing import Any
 
 import msgpack
 
-from derp.metrics import MeshReading, RelayStatistics, SelfCheckReading
+from derp.metrics import MeshReading, RelayStatistics, SelfCheckReading, TenantReading
 from derp.relay.clients import Client
 from derp.relay.counters import Counters, Histogram
 from derp.relay.load import LoadReading
@@ -29,9 +29,10 @@ def reading(number: int) -> RelayStatistics:
         "mesh": (MeshReading("b.example", number > 1, number, number),),
         "self_check": SelfCheckReading({"path": number > 1}, number, number, float(number)),
         "load": LoadReading(**{each.name: float(number) for each in fields(LoadReading)}),
+        "tenants": {"acme": TenantReading(float(number), number, number, {"node": number}, number, float(number))},
     }
     mappings = ("rejected", "closed", "stun", "stun_family", "key_sets", "questions", "bootstrap")
-    for name in (*mappings, "tls_requests", "health_texts", "tls_active"):
+    for name in (*mappings, "tls_requests", "health_texts", "tls_active", "quota_acts", "quota_over_bytes"):
         values[name] = {"one": number, f"of {number}": 1}
     return RelayStatistics(**values)
 
@@ -59,6 +60,7 @@ def test_counts_are_added_and_what_is_no_count_is_not() -> None:
     assert merged.rate_bytes_per_second == 5
     assert merged.in_trios_place is True
     assert merged.mesh == (MeshReading("b.example", True, 6, 5),)
+    assert merged.tenants == {"acme": TenantReading(5.0, 5, 6, {"node": 6}, 6, 5.0)}
     assert merged.self_check == SelfCheckReading({"path": True}, 6, 6, 5.0)
     assert merged.load is not None
     assert set(merged.load.shares.values()) == {5.0}, "the fullest worker counts"

@@ -6,7 +6,7 @@ import pytest
 
 from derp.keys import NodePrivate
 from derp.protocol.messages import Health, RecvPacket
-from derp.relay.limits import ClientLimits, Limits, Quota, Rate
+from derp.relay.limits import ClientLimits, Limits, Quota, Rate, TenantLimits
 from derp.server import ledger
 from derp.server.quotas import QuotaKeeper
 from derp.server.relay import share_use
@@ -54,7 +54,7 @@ async def test_at_80_percent_it_is_told_and_then_it_is_slow(tmp_path: Path) -> N
         one = await call(server, private=key)
         session = server.relay.router.members[one.key].connections[0].wire.session
         assert session.sender.meter.rate == SLOW, "to come back is no way out"
-        server.relay._quotas._begin("tomorrow")  # type: ignore[union-attr]  # there is a ledger
+        server.relay.quotas._begin("tomorrow")  # type: ignore[union-attr]  # there is a ledger
         assert session.sender is None
         await one.aclose()
 
@@ -73,6 +73,27 @@ async def test_it_is_sent_away_and_stays_out_with_the_reason(tmp_path: Path) -> 
         assert verdict is not None, "what was used before the restart is remembered"
         assert "has used 110 %" in verdict.told
         assert server.relay.sessions.judges[0](b"x" * 32, "default") is None
+
+
+async def test_metrics_say_how_much_of_it_a_tenant_has_used(tmp_path: Path) -> None:
+    limits = Limits(
+        tenants={"default": TenantLimits(quota=Quota(bytes_per_month=20_000, floor=SLOW)), "other": TenantLimits()}
+    )
+    async with open_server(relay_config(ledger=tmp_path / "ledger", limits=limits)) as server:
+        one = await call(server)
+        for count, part in ((4000, 0.4), (5000, 0.9), (2500, 1.15)):
+            await carry(one, count)
+            await until(lambda: server.statistics().tenants["default"].quota_used_part == part)  # noqa: B023
+        reading = server.statistics()
+        assert {name: each.carried_bytes for name, each in reading.tenants.items()} == {
+            "default": 23_000,
+            "other": 0,
+            "(others)": 0,
+        }
+        assert reading.tenants["other"].quota_used_part is None
+        assert (reading.quota_acts, reading.quota_over_bytes["client"]) == ({"told": 1, "slowed": 1, "refused": 0}, 0)
+        assert 0 < reading.quota_over_bytes["tenant"] <= 5_000, "of the last ones, which were counted once or twice"
+        await one.aclose()
 
 
 def test_what_one_worker_counted_counts_with_the_other() -> None:
