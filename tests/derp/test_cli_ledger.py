@@ -2,16 +2,22 @@
 
 import csv
 import json
+import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from derp.admission.receipt import sign_receipt
+from derp.admission.signed import IssuerPrivate
 from derp.keys import NodePrivate
 from derp.relay.usage import OTHERS, Usage
 from derp.server.ledger import LedgerFile
 from tests.derp.test_cli_admission import issuer
 from tests.support.command import run_derp
 
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 KEY = NodePrivate(b"k" * 32).public()
 
 
@@ -50,6 +56,24 @@ async def test_what_is_exported_is_signed(tmp_path: Path, form: str) -> None:
     assert (bad.status, bad.out) == (1, f"{document}: was changed after it was signed\n")
     bad = await run_derp("ledger", "verify", "--json", str(document), *keys)
     assert (bad.status, json.loads(bad.out)["ok"]) == (1, False)
+
+
+def test_the_check_without_this_program_is_as_the_document_says(tmp_path: Path) -> None:
+    if not all(map(shutil.which, ("bash", "openssl", "basenc"))):
+        pytest.skip("no openssl or coreutils here")
+    private, text = IssuerPrivate(b"i" * 32), "day,tenant\n2026-11-30,acme\n"
+    for rows in range(1, 5):  # payloads of each length that padding knows
+        line = sign_receipt(private, text.encode(), {"rows": 10**rows}).decode()
+        (tmp_path / "november.csv").write_text(f"{text}# {line}\n")
+        (tmp_path / "billing.pub").write_text(f"{private.public()}\n")
+        (commands,) = re.findall(r"With OpenSSL:\n\n((?:    .+\n)+)", (DOCS / "limits.md").read_text())
+        done = subprocess.run(["bash", "-c", commands], cwd=tmp_path, capture_output=True, check=False, timeout=60)
+        assert (done.returncode, done.stdout) == (0, b"Signature Verified Successfully\nRows are as signed\n"), (
+            done.stderr
+        )
+        (tmp_path / "november.csv").write_text(f"{text.replace('acme', 'mine')}# {line}\n")
+        done = subprocess.run(["bash", "-c", commands], cwd=tmp_path, capture_output=True, check=False, timeout=60)
+        assert (done.returncode, done.stdout) == (1, b"Signature Verified Successfully\n")
 
 
 async def test_days_and_files_that_are_none(tmp_path: Path) -> None:

@@ -1,15 +1,19 @@
 """The file of --limits: what it says is taken, and every mistake has its place and what to write instead."""
 
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from derp.config import limits as module
 from derp.config.limits import load_limits
 from derp.errors import ConfigError
 from derp.keys import NodePrivate
 from derp.relay.limits import MAX_TENANTS, ClientLimits, Limits, Quota, Rate, TenantLimits
 from tests.derp.config.test_load import LOCAL, load
 
+SAMPLE = Path(__file__).resolve().parents[3] / "deploy" / "limits.toml"
 ONE, TWO = (NodePrivate(bytes([n]) * 32).public() for n in (1, 2))
 WHOLE = f"""
 [node]
@@ -128,3 +132,16 @@ def test_quotas_need_a_ledger(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="has quotas, and what was used is read off a ledger: set --ledger"):
             load(LOCAL | {"limits": str(limits)})
         assert load(LOCAL | {"limits": str(limits), "ledger": str(tmp_path / "ledger")}).limits.has_quotas
+
+
+def test_the_sample_limits_nobody_until_something_is_taken_out_of_its_comments(tmp_path: Path) -> None:
+    text = SAMPLE.read_text()
+    as_it_is = read(tmp_path, text)
+    assert as_it_is == Limits(tenants=dict.fromkeys(("default", "acme"), TenantLimits()))
+    text = re.sub(r"^# (?=[a-z_]+ = |\[)", "", text, flags=re.MULTILINE)
+    whole = read(tmp_path, text)
+    assert whole.of_tenant("somebody").quota.bytes_per_month == 10**12
+    document = tomllib.loads(text)
+    assert set(document["client"]) == set(module._CLIENT), "it names every key"
+    assert set(document["node"]) == set(module._RATE)
+    assert {"weight", "keys", "client"} <= set(document["tenants"]["acme"])
