@@ -1,4 +1,5 @@
-"""Does every relay of a map do what clients need?  TLS, STUN, and packets through each node and each pair.  Layer L3.
+"""Does every relay of a map do what clients need?  TLS, STUN, QUIC where the map has it, and packets through each node
+and each pair.  Layer L3.
 
 A latency says nothing about whether packets pass, so packets are sent: one to see it pass, a train of small ones for
 the delay in queues, a burst for the bandwidth.  Nodes of a region mesh, so each pair is tried in both directions.
@@ -12,12 +13,13 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from typing import Any, Final
 
 import trio
 
 from derp.client.client import DerpClient, open_derp_client
-from derp.client.dial import DialOptions, RelayAddress, has_way, open_relay_stream
+from derp.client.dial import DialOptions, RelayAddress, dial_relay, has_way, open_relay_stream
 from derp.client.passage import Passage, PassageError
 from derp.client.region import region_addresses
 from derp.client.stun import StunClient, open_stun
@@ -28,6 +30,7 @@ from derp.netcheck.plan import StunTarget, stun_target
 from derp.transport.stream import mapped_errors
 
 TLS_SECONDS: Final = 10.0
+QUIC_SECONDS: Final = 10.0
 # Certificates of public authorities are renewed 30 days before their end: a week before it, the renewal is broken.
 MIN_VALID_SECONDS: Final = 7 * 86_400.0
 # One lost datagram is no fault of a relay; three in a row are.
@@ -44,6 +47,7 @@ class ProbeKind(enum.Enum):
 
     TLS = "tls"
     STUN = "stun"
+    QUIC = "quic"
     PACKET = "packet"
     QUEUE_DELAY = "queue_delay"
     BANDWIDTH = "bandwidth"
@@ -122,6 +126,8 @@ async def _probe_region(region: DERPRegion, options: ProbeOptions) -> list[Probe
             async with limiter:
                 if not node.stun_only and not node.force_http:
                     into.append(await _probe_tls(region, node, options))
+                    if node.quic_port:
+                        into.append(await _probe_quic(region, node, options))
                 into += await probe_stun(stun, region, node)
 
         for node, into in zip(region.nodes, alone, strict=True):
@@ -172,6 +178,24 @@ async def _probe_tls(region: DERPRegion, node: DERPNode, options: ProbeOptions) 
             values=values,
             reason=f"its certificate expires in {days}: renew it, and see why that did not happen by itself",
         )
+    return replace(draft, values=values)
+
+
+async def _probe_quic(region: DERPRegion, node: DERPNode, options: ProbeOptions) -> ProbeResult:
+    """Whether the relay takes DERP clients where the map says that it does: nodes that try it in vain lose time."""
+    draft = _draft(ProbeKind.QUIC, region, node)
+    if find_spec("aioquic") is None:
+        return replace(draft, outcome=Outcome.SKIPPED, reason="cannot be tried from here: install tailnet-derp[quic]")
+    address = region_addresses(_only(region, node))[0]
+    started = trio.current_time()
+    try:
+        dial = replace(options.dial, only_quic=True)
+        dialled = await dial_relay(address, dial, timeout_seconds=QUIC_SECONDS)
+    except TransportError as error:
+        reason = f"{error}: is UDP port {node.quic_port} open, and --quic on? Else take QUICPort out of the map"
+        return replace(draft, outcome=Outcome.BAD, reason=reason)
+    values = {"seconds": trio.current_time() - started}
+    await dialled.aclose()
     return replace(draft, values=values)
 
 

@@ -29,7 +29,7 @@ _TRIES: Final = ("derp_probe_tries", "How often this was tried.")
 _FAILURES: Final = ("derp_probe_failures", "How often it was bad.")
 # ProbeResult.values by name: metric and help.
 _VALUES: Final = {
-    "seconds": ("derp_probe_seconds", "TLS: connecting. STUN: round trip. Packet: one way through the relays."),
+    "seconds": ("derp_probe_seconds", "TLS, QUIC: connecting. STUN: round trip. Packet: one way through the relays."),
     "expires_at": ("derp_probe_certificate_expires_timestamp_seconds", "When the first certificate of the chain ends."),
     "median_seconds": ("derp_probe_delay_median_seconds", "One-way delay of small packets, ten a second: the median."),
     "worst_seconds": ("derp_probe_delay_worst_seconds", "One-way delay of small packets, ten a second: the longest."),

@@ -202,6 +202,7 @@ SERIES = [
         "90000x10",
     ),
     ('derp_probe_up{kind="tls",region_id="1",region="fra",node="1b",to=""}', "0x10"),
+    ('derp_probe_up{kind="quic",region_id="1",region="fra",node="1b",to=""}', "0x10"),
     (
         'derp_probe_certificate_expires_timestamp_seconds{kind="tls",region_id="1",region="fra",node="1c",to=""}',
         "90000x10",
@@ -216,6 +217,7 @@ FIRED = {
     "DerpCertificateEndsSoon": 1,
     "DerpProbeBlind": 1,
     "DerpNodeDown": 1,  # 1b: nothing was seen of its certificate
+    "DerpQuicSilent": 1,
     "DerpMeshPairBad": 1,
     "DerpProbeCertificateEndsSoon": 1,  # 1a, not 1c, which has long enough
 }

@@ -64,6 +64,17 @@ async def test_a_good_relay_is_good_in_everything() -> None:
     assert delay["lost_packets"] == 0
 
 
+async def test_quic_is_tried_where_the_map_has_it() -> None:
+    async with open_relay_here(quic=True) as with_quic, open_relay_here() as without:
+        good, bad = (node_of(each, 901, letter) for each, letter in ((with_quic, "a"), (without, "b")))
+        nodes = (replace(good, quic_port=good.derp_port), replace(bad, quic_port=bad.derp_port))
+        results = await run(map_of(*nodes))
+    assert results["quic", "901a", ""].outcome is Outcome.GOOD
+    assert results["quic", "901a", ""].values["seconds"] > 0
+    assert results["quic", "901b", ""].outcome is Outcome.BAD
+    assert "take QUICPort out of the map" in results["quic", "901b", ""].reason
+
+
 async def test_packets_are_sent_from_each_node_to_each_other_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
