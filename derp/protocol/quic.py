@@ -2,9 +2,12 @@
 
 One bidirectional stream, the client's first, carries what a TLS connection to the relay would: `Upgrade: DERP`, then
 frames.  A packet that fits travels as a datagram (RFC 9221) instead: one whole frame each.  A STUN binding request in a
-datagram is answered with the address from which it came.  docs/quic.md has the wire; next hop: transport/quic.py.
+datagram is answered with the address from which it came.  Clients of a relay that has started anew are told so.
+docs/quic.md has the wire; next hop: transport/quic.py.
 """
 
+import hmac
+from collections.abc import Callable
 from typing import Final
 
 from derp.protocol.frames import HEADER, HEADER_BYTES, KEY_BYTES, MAX_CLIENT_FRAME_BYTES, FrameType
@@ -16,7 +19,38 @@ ALPN: Final = "derp-quic/2"
 UDP_BYTES: Final = 1400
 # Of it: one byte of head, a connection ID of up to 20, a packet number of up to 4, the tag of 16, the frame's own 3.
 DATAGRAM_BYTES: Final = UDP_BYTES - 44
+# A stateless reset looks like a short packet (RFC 9000 section 10.3).
+_LEAST_RESET_BYTES: Final = 21
+_MOST_RESET_BYTES: Final = 42
+_TOKEN_BYTES: Final = 16
 _PACKETS: Final = (FrameType.SEND_PACKET, FrameType.RECV_PACKET)
+
+
+class ResetTokens:
+    """By what a relay says that it does not know a connection: the same after every start, since they follow from its
+    key.  Each is told to the client with the connection's name, and to nobody else while that lives."""
+
+    def __init__(self, secret: bytes, random: Callable[[int], bytes]) -> None:
+        self._random = random
+        self._key = hmac.digest(secret, b"derp-quic stateless reset", "sha256")
+
+    def token(self, name: bytes) -> bytes:
+        """For the connection of this name, 16 bytes."""
+        return hmac.digest(self._key, name, "sha256")[:_TOKEN_BYTES]
+
+    def reset(self, datagram: bytes, name: bytes) -> bytes | None:
+        """The answer to a datagram for a connection that nobody knows; None if it may be no such thing.  It is shorter:
+        so two ends that know nothing of each other come to an end."""
+        size = min(len(datagram) - 1, _MOST_RESET_BYTES)
+        if size < _LEAST_RESET_BYTES or datagram[0] & 0xC0 != 0x40:
+            return None
+        noise = self._random(size - _TOKEN_BYTES)
+        return bytes((noise[0] & 0x3F | 0x40,)) + noise[1:] + self.token(name)
+
+
+def is_reset(datagram: bytes, token: bytes) -> bool:
+    """Whether a datagram is the stateless reset of the connection with this token; without one it is none."""
+    return len(token) == _TOKEN_BYTES and hmac.compare_digest(datagram[-_TOKEN_BYTES:], token)
 
 
 def is_packet(datagram: bytes, frame_type: int) -> bool:

@@ -202,7 +202,14 @@ class Server(ABC, Generic[Config]):
             from derp.server.quic import QuicPorts
         except ImportError as error:
             raise ConfigError(f"--quic: {error_text(error)}; install tailnet-derp[quic]") from None
-        return QuicPorts(self.reactor, self.tls, self.lobby, relay.upgrades)
+        return QuicPorts(
+            self.reactor,
+            self.tls,
+            self.lobby,
+            relay.upgrades,
+            secret=relay.config.private_key.raw,
+            replaces_another=self.inherited.replaces_another,
+        )
 
     def _listen(self, kind: str, host: str, port: int, door: FrontDoor) -> None:
         self.ports.open(

@@ -22,6 +22,8 @@ from derp.transport.tls import TlsServer
 
 _log = logging.getLogger("derp.server")
 
+# Until the process that we replace has ended its connections, it gets datagrams on the same socket.
+SUCCESSION_SECONDS: Final = 60.0
 _NOT_FOUND: Final = "over QUIC there is DERP, at /derp, and nothing else"
 _NO_WEBSOCKET: Final = "QUIC carries DERP as it is: ask for Upgrade: DERP, not for a websocket"
 
@@ -29,15 +31,25 @@ _NO_WEBSOCKET: Final = "QUIC carries DERP as it is: ask for Upgrade: DERP, not f
 class QuicPorts:
     """The QUIC side of one server: one endpoint per UDP port, with the certificate of TLS."""
 
-    def __init__(self, reactor: Reactor, tls: TlsServer, lobby: Lobby, upgrades: DerpUpgrades) -> None:
-        """Raises ConfigError for a certificate that QUIC cannot use."""
+    def __init__(
+        self,
+        reactor: Reactor,
+        tls: TlsServer,
+        lobby: Lobby,
+        upgrades: DerpUpgrades,
+        *,
+        secret: bytes,
+        replaces_another: bool = False,
+    ) -> None:
+        """Raises ConfigError for a certificate that QUIC cannot use.  `secret`: the relay's own, at every start."""
         self.endpoints: list[QuicEndpoint] = []
         self.door = FrontDoor(lobby, [Route(lambda path: path == "/derp", self._take), Route(every_path, _refuse)])
         self._upgrades = upgrades
         self._reactor = reactor
         self._tls = tls
         self._shown = tls.chain_and_key
-        self._quic = QuicDoor()
+        self._quic = QuicDoor(secret)
+        self._resets_from = reactor.now + (SUCCESSION_SECONDS if replaces_another else 0.0)
         self._quic.configure(*self._shown)
 
     def open(self, sock: socket.socket) -> None:
@@ -49,6 +61,7 @@ class QuicPorts:
             admits=lambda: self.door.lobby.admits(is_tls=True),
             opened=self.door.open,
             takes_packets=_takes_packets,
+            resets_from=self._resets_from,
         )
         self.endpoints.append(endpoint)
 
@@ -63,11 +76,13 @@ class QuicPorts:
             _log.error("! %s; it goes on with the one of before", error)
 
     def totals(self) -> dict[str, int]:
-        """What became of those who came: connections that began, that were asked to come again, and that moved."""
+        """What became of those who came: connections that began, that were asked to come again, that moved, and
+        that were told of our start."""
         return {
             "accepted": sum(endpoint.accepted_count for endpoint in self.endpoints),
             "retried": sum(endpoint.retry_count for endpoint in self.endpoints),
             "moved": sum(endpoint.moved_count for endpoint in self.endpoints),
+            "reset": sum(endpoint.reset_count for endpoint in self.endpoints),
         }
 
     def dropped(self) -> dict[str, int]:

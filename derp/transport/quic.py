@@ -21,6 +21,7 @@ from aioquic.quic.congestion.base import register_congestion_control
 from aioquic.quic.connection import QuicConnection
 from aioquic.quic.packet import (
     QuicErrorCode,
+    QuicFrameType,
     QuicPacketType,
     QuicProtocolVersion,
     encode_quic_retry,
@@ -34,7 +35,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from derp.close_reason import CloseReason
 from derp.errors import ConfigError
-from derp.protocol.quic import ALPN, DATAGRAM_BYTES, UDP_BYTES, cut
+from derp.protocol.quic import ALPN, DATAGRAM_BYTES, UDP_BYTES, ResetTokens, cut, is_reset
 from derp.text import error_text, printable
 from derp.transport.host import Piece, WireEnded
 from derp.transport.platform import named_file
@@ -135,14 +136,27 @@ class _Connection(QuicConnection):
     """With a stream whose window slides by what was taken: aioquic's doubles for ever, so that after a gigabyte a peer
     may have us keep another one, and nothing slows it down."""
 
-    def __init__(self, **arguments: Any) -> None:
+    def __init__(self, tokens: ResetTokens | None = None, **arguments: Any) -> None:
+        """`tokens`: of a server."""
         super().__init__(**arguments)
         is_client = self.configuration.is_client
+        self._tokens = tokens
+        self._name_resets()
         self.taken_bytes = 0
         self._loss._pacer = _Pacer(max_datagram_size=UDP_BYTES)
         # The peer opens no streams but the client its one.
         for limit, count in ((self._local_max_streams_bidi, 0 if is_client else 1), (self._local_max_streams_uni, 0)):
             limit.value = limit.sent = count
+
+    def _replenish_connection_ids(self) -> None:
+        super()._replenish_connection_ids()
+        self._name_resets()
+
+    def _name_resets(self) -> None:
+        """aioquic draws the tokens of connection IDs, and nobody would know them after a crash."""
+        if self._tokens is not None:
+            for name in self._host_cids:
+                name.stateless_reset_token = self._tokens.token(name.cid)
 
     def _write_stream_limits(self, builder: Any, space: Any, stream: Any) -> None:
         if stream.stream_id != _STREAM:
@@ -187,7 +201,11 @@ class QuicLine:
 
     def receive(self, datagram: bytes, place: Place, now: float) -> None:
         """Take a datagram of this connection."""
-        self._connection.receive_datagram(datagram, place, now)
+        connection = self._connection
+        if connection.configuration.is_client and is_reset(datagram, connection._peer_cid.stateless_reset_token):
+            self.ended = self.ended or WireEnded(CloseReason.SOCKET_FAILED, "the relay has started anew")
+            return
+        connection.receive_datagram(datagram, place, now)
         self._note_events()
 
     def take_stream(self, most_bytes: int) -> bytes:
@@ -290,8 +308,11 @@ class QuicLine:
     def close(self, reason: CloseReason, text: str = "") -> None:
         """End the connection; the next `datagrams_to_send` tells the peer."""
         self.ended = self.ended or WireEnded(reason, text)
-        code = QuicErrorCode.NO_ERROR if reason is not CloseReason.PROTOCOL_ERROR else QuicErrorCode.PROTOCOL_VIOLATION
-        self._connection.close(error_code=code, reason_phrase=text[:100])
+        if reason is CloseReason.PROTOCOL_ERROR:
+            code, frame = QuicErrorCode.PROTOCOL_VIOLATION, QuicFrameType.PADDING  # which stands for any
+            self._connection.close(error_code=code, frame_type=frame, reason_phrase=text[:100])
+        else:
+            self._connection.close(error_code=QuicErrorCode.NO_ERROR, reason_phrase=text[:100])
 
     def datagrams_to_send(self, now: float) -> list[tuple[bytes, Place]]:
         """What to transmit, each to its place."""
@@ -341,9 +362,11 @@ class QuicLine:
 
 
 class QuicDoor:
-    """The server's side of what is not a connection yet.  `configure` it before anything else."""
+    """The server's side of what is not a connection, yet or any more.  `configure` it before anything else."""
 
-    def __init__(self) -> None:
+    def __init__(self, secret: bytes) -> None:
+        """`secret`: the relay's own, from one start to the next."""
+        self._tokens = ResetTokens(secret, os.urandom)
         self._configuration: QuicConfiguration | None = None
         self._retry = QuicRetryTokenHandler()
 
@@ -383,6 +406,10 @@ class QuicDoor:
         )
         return answer
 
+    def reset(self, datagram: bytes) -> bytes | None:
+        """What tells its sender that the connection is no more; None for what no client of ours would have sent."""
+        return self._tokens.reset(datagram, connection_id(datagram))
+
     def accept(self, head: Head, place: Place, now: float) -> QuicLine | None:
         """A connection for this first packet, which is to be given to it; None if its token is not one of ours."""
         original, retried = head.destination, None
@@ -396,6 +423,7 @@ class QuicDoor:
             retried = head.destination
         line = QuicLine(
             _Connection(
+                self._tokens,
                 configuration=self._configuration,
                 original_destination_connection_id=original,
                 retry_source_connection_id=retried,

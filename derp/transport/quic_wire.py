@@ -39,6 +39,8 @@ _MAX_DATAGRAMS: Final = 64
 # burst is what those who are inside may have to wait for, 20 ms.
 HANDSHAKES_PER_SECOND: Final = 100.0
 HANDSHAKES_AT_ONCE: Final = 8.0
+# Datagrams of connections that we do not know, and say so: 6 us each.  After a crash everybody comes with one.
+RESETS_PER_SECOND: Final = 500.0
 # Handshakes that are not done.  Each may hold half a MiB of a hello that never ends.
 MAX_HALF_OPEN: Final = 128
 # Of one address (of IPv6: one network of 64 bits): an office behind one NAT comes back after an outage.
@@ -145,7 +147,8 @@ class QuicEndpoint:
     """All QUIC connections of one UDP socket, which it owns.
 
     `admits()`: whether one more connection may come; `opened(wire)` gives it a session; `takes_packets(session)`:
-    whether packets may come for it, which travel as datagrams.  It ends by `leave`.
+    whether packets may come for it, which travel as datagrams.  `resets_from`: when whoever else has the socket has
+    ended, so that a connection which we do not know is nobody's.  It ends by `leave`.
     """
 
     def __init__(
@@ -157,6 +160,7 @@ class QuicEndpoint:
         admits: Callable[[], bool],
         opened: Callable[[QuicWire], None],
         takes_packets: Callable[[Session | None], bool],
+        resets_from: float = 0.0,
     ) -> None:
         self.sock = sock
         self._host = host
@@ -174,9 +178,11 @@ class QuicEndpoint:
         self._linger_alarm = Alarm(host, self._end_lingering, self._lingering)
         self._half_open = Counter[str]()
         self._bucket = TokenBucket(HANDSHAKES_PER_SECOND, HANDSHAKES_AT_ONCE, host.now)
+        self._resets = TokenBucket(RESETS_PER_SECOND, RESETS_PER_SECOND, host.now)
+        self._resets_from = resets_from
         self._rarely = Rarely(_LOG_SECONDS)
         self._is_leaving = False
-        self.accepted_count = self.retry_count = self.moved_count = 0
+        self.accepted_count = self.retry_count = self.moved_count = self.reset_count = 0
         self.dropped: dict[Drop, int] = dict.fromkeys(Drop, 0)
         host.flushers.append(self.flush)
         host.watch(sock.fileno(), self.serve_ready)
@@ -220,6 +226,7 @@ class QuicEndpoint:
         head = read_head(datagram)
         if head is None or head.kind is HeadKind.OTHER:
             self.dropped[Drop.UNKNOWN] += 1
+            self._reset(datagram, place, now)
             return None
         # A first packet's own name for the connection, of any length.
         known = self._by_name.get(head.destination)
@@ -256,6 +263,14 @@ class QuicEndpoint:
         self._opened(wire)
         self._host.add(wire)
         return wire
+
+    def _reset(self, datagram: bytes, place: Place, now: float) -> None:
+        """Tell a client of the process before us that its connection is no more: else it waits until it has heard
+        nothing for long."""
+        answer = None if self._is_leaving or now < self._resets_from else self._door.reset(datagram)
+        if answer is not None and self._resets.take(now):
+            self.reset_count += 1
+            self._transmit(answer, place)
 
     def _tell_dropped(self, kind: Drop, why: str) -> None:
         self.dropped[kind] += 1
@@ -311,7 +326,9 @@ class QuicEndpoint:
         transaction = parse_request(packet)
         if transaction is None:
             if wire in self._host.wires:
-                self._host.fail(wire, WireEnded(CloseReason.PROTOCOL_ERROR, "a datagram that is no packet"))
+                ended = WireEnded(CloseReason.PROTOCOL_ERROR, "a datagram that is no packet")
+                wire.line.close(ended.reason, str(ended))
+                self._host.fail(wire, ended)
             return
         host, port = _address(wire.place)
         wire.line.send_datagram(encode_response(transaction, ip_address(host.partition("%")[0]).packed, port))

@@ -22,7 +22,7 @@ def certificate() -> tuple[bytes, bytes]:
 
 
 def open_door() -> QuicDoor:
-    door = QuicDoor()
+    door = QuicDoor(b"secret")
     door.configure(*certificate())
     return door
 

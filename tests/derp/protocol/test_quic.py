@@ -1,5 +1,7 @@
 """Which frames travel as datagrams, and frames that come in pieces with packets between them."""
 
+import os
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +15,7 @@ from derp.protocol.frames import (
     FrameType,
     encode_frame,
 )
-from derp.protocol.quic import DATAGRAM_BYTES, StreamFrames, cut, is_packet
+from derp.protocol.quic import DATAGRAM_BYTES, ResetTokens, StreamFrames, cut, is_packet, is_reset
 
 KEY = bytes(32)
 PING = encode_frame(FrameType.PING, bytes(8))
@@ -103,3 +105,19 @@ def test_a_refusal_of_http_is_passed_on_as_it_is() -> None:
     reader = StreamFrames()
     assert reader.receive_data(b"HTTP/1.1 403 ") == b"HTTP/1.1 403 "
     assert reader.receive_data(PING[:2]) == PING[:2]
+
+
+def test_a_reset_is_understood_by_whom_it_is_for_and_follows_from_the_key() -> None:
+    tokens, again, other = (ResetTokens(key, os.urandom) for key in (b"one", b"one", b"another"))
+    for size in (22, 40, 1400):
+        datagram = b"\x40" + bytes(size - 1)
+        reset = tokens.reset(datagram, b"name")
+        assert reset is not None
+        assert reset[0] & 0xC0 == 0x40
+        assert len(reset) == min(size - 1, 42)
+        assert is_reset(reset, again.token(b"name"))
+        assert not is_reset(reset, again.token(b"eman"))
+        assert not is_reset(reset, other.token(b"name"))
+        assert not is_reset(reset, b"")
+    assert tokens.reset(b"\x40" + bytes(20), b"name") is None
+    assert tokens.reset(b"\xc0" + bytes(50), b"name") is None

@@ -277,7 +277,7 @@ def test_another_version_is_told_ours() -> None:
 
 def test_a_bad_certificate_is_named() -> None:
     chain, key = certificate()
-    door = QuicDoor()
+    door = QuicDoor(b"secret")
     with pytest.raises(ConfigError, match="certificate"):
         door.configure(b"none", key)
     with pytest.raises(ConfigError, match="certificate"):
@@ -288,7 +288,7 @@ def test_roots_decide_about_a_chain() -> None:
     authority = issue("authority.test", is_authority=True)
     leaf = issue(NAME, issuer=authority)
     context = client_context(authority)
-    door = QuicDoor()
+    door = QuicDoor(b"secret")
     door.configure(leaf.pem, leaf.key_pem)
     pair = Pair()
     pair.door = door

@@ -15,6 +15,7 @@ from derp.transport.quic_wire import (
     HANDSHAKES_AT_ONCE,
     LINGER_SECONDS,
     MAX_HALF_OPEN_PER_ADDRESS,
+    RESETS_PER_SECOND,
     Drop,
     QuicEndpoint,
     QuicWire,
@@ -149,6 +150,64 @@ def test_both_families_are_served(listen: str, caller: str) -> None:
         assert world.wires[0].address == (caller, client.sock.getsockname()[1])
         assert world.wires[0].version() == "TLSv1.3"
         assert world.wires[0].rtt_microseconds() > 0
+
+
+def test_a_datagram_that_is_no_packet_ends_the_connection_in_quic_s_own_words() -> None:
+    with open_connected() as (world, client):
+        client.line.send_datagram(b"no packet")
+        world.turn()
+        assert client.line.ended is not None
+        assert client.line.ended.reason is CloseReason.PROTOCOL_ERROR
+        assert "no packet" in str(client.line.ended)
+
+
+def move_to(client: "Client", world: World) -> None:
+    """The relay of another start is there now, with the same key."""
+    client.world.clients.remove(client)
+    world.time = client.world.time
+    client.world, client.place = world, Place((HOST, world.port))
+    world.clients.append(client)
+
+
+def test_a_client_of_the_process_before_us_is_told_that_its_connection_is_no_more() -> None:
+    with open_connected() as (_, client), open_world() as world:
+        move_to(client, world)
+        client.line.send_frames(SENT)
+        world.turn()
+        assert client.line.ended is not None
+        assert client.line.ended.reason is CloseReason.SOCKET_FAILED
+        assert world.endpoint.reset_count == world.endpoint.dropped[Drop.UNKNOWN] >= 1
+
+
+def test_after_a_move_too() -> None:
+    with open_connected() as (before, client), open_world() as world:
+        client.line.change_address()
+        before.turn()
+        move_to(client, world)
+        client.line.send_frames(SENT)
+        world.turn()
+        assert client.line.ended is not None
+
+
+def test_nobody_else_is_told_so() -> None:
+    with open_connected() as (_, client), open_world() as world:
+        move_to(client, world)
+        world.endpoint._resets_from = world.time + 1.0  # the process before us goes on for a while
+        client.line.send_frames(SENT)
+        world.turn()
+        assert (client.line.ended, world.endpoint.reset_count) == (None, 0)
+        stranger = open_udp(HOST, 0)
+        for data in (b"\x40" + bytes(20), b"\x00" * 50, b"\xc0" * 50):  # too short, no QUIC, a long packet
+            stranger.sendto(data, (HOST, world.port))
+        world.endpoint._resets_from = 0.0
+        world.reactor.serve_ready()
+        with pytest.raises(BlockingIOError):
+            stranger.recv(100)
+        for _ in range(600):
+            stranger.sendto(b"\x40" + bytes(50), (HOST, world.port))
+            world.reactor.serve_ready()
+        assert world.endpoint.reset_count == RESETS_PER_SECOND
+        stranger.close()
 
 
 def test_packets_reach_the_session_as_whole_frames() -> None:
