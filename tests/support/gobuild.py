@@ -28,6 +28,8 @@ CLIENT = ROOT / "tests" / "interop" / "go_client"
 # Its go.mod takes packages of both modules above.
 AGENT = ROOT / "tests" / "interop" / "go_agent"
 SSH = ROOT / "tests" / "interop" / "go_ssh"
+# DERP over transports that bring their own: quic-go, and Go's TLS.
+WIRES = ROOT / "tests" / "interop" / "go_wires"
 
 
 class GoMissing(Exception):
@@ -92,6 +94,8 @@ OAPI_CODEGEN = GoProgram("oapi-codegen", CLIENT, "github.com/oapi-codegen/oapi-c
 # Its folder `api` is what the generator makes: tests/interop/test_generated_clients.py.
 API_CLIENT = GoProgram("apiclient", CLIENT, ".")
 SSH_PEER = GoProgram("sshpeer", SSH, ".")
+QUICPEER = GoProgram("quicpeer", WIRES, "./cmd/quicpeer")
+TLSPEER = GoProgram("tlspeer", WIRES, "./cmd/tlspeer")
 COORDINATOR_LOAD = GoProgram("coordinatorload", ROOT / "bench" / "coordinator_load", ".")
 
 ALL = (
