@@ -45,6 +45,7 @@ interop: $(READY)
 	$(call part,'interop: genuine peers; the first run builds the Go programs',tests/interop)
 stores: $(READY)
 	$(call part,'stores: on PostgreSQL what runs on SQLite elsewhere',--every-store -k postgresql -m 'not stores' tests/tailnet/auth tests/tailnet/server tests/tailnet/services)
+older poll: PYTEST := $(PYTHON) -m pytest -q  # the lines they run are counted elsewhere, and counting takes a third
 older: $(READY)
 	$(call part,'older: the DERP peers of the release before the newest',$(foreach each,server client mesh metrics reconnect,tests/interop/test_derp_$(each).py),GENUINE_DERP=v1.102.5)
 poll: $(READY)
@@ -65,6 +66,5 @@ lock: $(READY)  # UPGRADE=--upgrade takes the newest versions, without it only w
 proto:  # the classes of tailnet/proto/*.proto; OUT is for the test that compares
 	$(PYTHON) -m grpc_tools.protoc -I tailnet/proto/generated=tailnet/proto --python_out=$(or $(OUT),.) --pyi_out=$(or $(OUT),.) tailnet/proto/tailnet.proto tailnet/proto/agent.proto
 openapi: $(READY); @$(PYTHON) -m tests.support.openapi_document  # docs/openapi*.json anew, after a change of the API
-derp-vectors:  # DERP's golden vectors anew from the genuine packages; boxes and masks differ from run to run
-	cd tests/interop/go && go run ./cmd/derpvectors > derp.json.new && mv derp.json.new ../../vectors/derp.json
+derp-vectors: ; cd tests/interop/go && go run ./cmd/derpvectors > derp.json.new && mv derp.json.new ../../vectors/derp.json  # anew from the genuine packages; boxes and masks differ
 clean: ; rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage* bench/out *.egg-info
