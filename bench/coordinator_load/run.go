@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -280,7 +281,8 @@ func (r *run) traffic(server process) (*trafficResult, error) {
 	pacing.Wait()
 	out.OverdueAtTheEnd = r.drain()
 	if others := r.others.Load(); others > 0 {
-		return nil, fmt.Errorf("%d peer updates were not nodes: the server lost peers that were there", others)
+		lost := fmt.Errorf("%d peer updates were not nodes: the server lost peers that were there", others)
+		return nil, errors.Join(lost, r.anyFailure())
 	}
 	return out, r.anyFailure()
 }
