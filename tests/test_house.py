@@ -68,6 +68,7 @@ ORDER: tuple[tuple[str, int], ...] = (
     ("tailnet/health", 1),
     ("tailnet/config", 2),
     ("tailnet/transport", 2),
+    ("tailnet/bus", 2),
     ("tailnet/store", 2),
     ("tailnet/metrics", 2),
     ("tailnet/identity", 2),

@@ -30,6 +30,15 @@ class WebhookTarget:
     secrets: tuple[bytes, ...] = field(repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class BusPlace:
+    """How replicas find each other: the word in front, then addresses, or a URL, which may hold a password."""
+
+    kind: str
+    addresses: tuple[tuple[str, int], ...] = ()
+    url: str = field(default="", repr=False)
+
+
 @dataclass(frozen=True, kw_only=True)
 class CoordinatorConfig(ServerConfig):
     """All settings of one coordinator.  `load_config` guarantees the bounds; whoever builds one by hand keeps them."""
@@ -129,6 +138,14 @@ class CoordinatorConfig(ServerConfig):
 
     # The reference's.  A dashboard asks some 60 times a minute; a loop that forgot to wait has to wait then.
     api_rate_limit: int = 512  # requests a minute of each user; 0: any number
+
+    # Several coordinators as one: docs/replicas.md.  None: alone, and nothing of it is even imported.
+    bus: BusPlace | None = None
+    bus_secret: bytes = field(default=b"", repr=False)  # b"": the store has one for all who share it
+    cluster_name: str = "tailnet"
+    replica_name: str = ""  # "": this machine's
+    replica_listen: tuple[tuple[str, int], ...] = ()
+    replica_address: tuple[str, int] | None = None  # how others reach that; None: the first of them
 
     # Administration over HTTP.  Without a token it is not there; with `admin_listen` it is there and nowhere else.
     admin_tokens: tuple[AdminToken, ...] = ()

@@ -59,6 +59,7 @@ def load_config(
     attributes["external_auth"] = _external_auth(given)
     attributes |= _administration(given)
     attributes["auth_secret"] = _auth_secret(given)
+    attributes["bus_secret"] = _bus_secret(given)
     if given.get("relays_token_file") is not None:
         tell_if_readable(given.get("relays_token_file"), given)
         attributes["relays_token"] = load_token(given.get("relays_token_file"))
@@ -158,15 +159,38 @@ def _auth_secret(given: Given) -> bytes:
         if given.get("auth_fail_open"):
             given.fail("auth_fail_open", "is about --auth-url, which is not set")
         return b""
-    secret = read_file(path, "secret of the control plane").strip()
+    secret = _read_secret(given, "auth_secret_file", "secret of the control plane")
+    if is_in_the_clear(given.get("auth_url", "")):
+        given.notices.append("--auth-url is http: tokens travel in the clear, and anybody between may answer yes")
+    return secret
+
+
+def _bus_secret(given: Given) -> bytes:
+    """What replicas prove to each other to have; empty where a store that they share has it."""
+    if "bus" not in given:
+        for name in ("bus_key_file", "cluster_name", "replica_name", "replica_listen", "replica_address"):
+            if name in given:
+                given.fail(name, f"is about several coordinators as one: set {given.flag('bus')} too")
+        return b""
+    if not given.get("replica_listen"):
+        given.fail("bus", f"others have to reach this one: set {given.flag('replica_listen')}, as in 10.0.0.5:3001")
+    if "bus_key_file" not in given and not given.get("store", "").startswith("postgres"):
+        given.fail(
+            "bus",
+            f"replicas know each other by a secret: set {given.flag('bus_key_file')}, or share a PostgreSQL as store",
+        )
+    return _read_secret(given, "bus_key_file", "secret of the replicas") if "bus_key_file" in given else b""
+
+
+def _read_secret(given: Given, name: str, what: str) -> bytes:
+    path = given.get(name)
+    secret = read_file(path, what).strip()
     if len(secret) < MIN_SECRET_BYTES:
         given.fail(
-            "auth_secret_file",
+            name,
             f"{path}: a secret shorter than {MIN_SECRET_BYTES} bytes can be guessed: `openssl rand -hex 32` makes one",
         )
     tell_if_readable(path, given)
-    if is_in_the_clear(given.get("auth_url", "")):
-        given.notices.append("--auth-url is http: tokens travel in the clear, and anybody between may answer yes")
     return secret
 
 

@@ -7,7 +7,7 @@ from typing import Final
 
 from derp.config import parse
 from derp.text import error_text
-from tailnet.config.coordinator import Banner
+from tailnet.config.coordinator import Banner, BusPlace
 
 MAX_REGION_ID: Final = (1 << 31) - 1
 # A terminal's screen has 80 x 24 characters; more than one of them before each prompt is read by nobody.
@@ -102,6 +102,17 @@ def file_or_url(value: object) -> str:
     if given.startswith(("http://", "https://")):
         return parse.url("http", "https")(given)
     return str(parse.path(given))
+
+
+def bus(value: object) -> BusPlace:
+    """`static:` and addresses, or `dns:` and a name with a port."""
+    given = parse.string(value)
+    kind, colon, rest = given.partition(":")
+    if kind in ("static", "dns") and colon:
+        addresses = parse.many(parse.address)(rest)
+        if all(host and port for host, port in addresses):
+            return BusPlace(kind, addresses)
+    raise ValueError(f"wants static:HOST:PORT,... or dns:NAME:PORT, got {given!r:.80}")
 
 
 def suffix(value: object) -> str:

@@ -373,6 +373,33 @@ _OWN: Final = (
         reloadable=True,
     ),
     Setting(
+        "bus",
+        kinds.bus,
+        "static:HOST:PORT,...|dns:NAME:PORT",
+        "how several coordinators find each other and serve as one, alone by default: docs/replicas.md",
+    ),
+    Setting(
+        "bus_key_file",
+        parse.path,
+        "FILE",
+        "the secret that all of them prove to have, 32 characters at least; by default one in the store they share",
+        part_of="bus_secret",
+    ),
+    Setting("cluster_name", kinds.text(64), "NAME", "what they are called together, `{default}` by default"),
+    Setting("replica_name", kinds.text(64), "NAME", "what this one is called, the machine's name by default"),
+    Setting(
+        "replica_listen",
+        parse.listen_addresses,
+        "ADDRESS,...",
+        "where others link with this one, over TLS with that secret; nowhere by default",
+    ),
+    Setting(
+        "replica_address",
+        parse.address,
+        "HOST:PORT",
+        "how others reach it, the first --replica-listen by default",
+    ),
+    Setting(
         "http_port",
         parse.whole(-1, 65535),
         "PORT",

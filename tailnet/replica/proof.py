@@ -41,6 +41,13 @@ class ClusterKey:
         parts = (self.cluster.encode(), sender, receiver, sent_nonce, received_nonce, binding)
         return _derive(self.secret, b"session", *parts)
 
+    def link_proof(
+        self, role: bytes, prover: ReplicaID, judge: ReplicaID, nonce: bytes, judge_nonce: bytes, binding: bytes
+    ) -> bytes:
+        """What one end of a direct link shows the other, 32 bytes.  Bound to the link and to which end shows it, so
+        that nobody's proof is of use as an answer to himself."""
+        return _derive(self.secret, b"link", self.cluster.encode(), role, prover, judge, nonce, judge_nonce, binding)
+
 
 def _derive(secret: bytes, *parts: bytes) -> bytes:
     """Each part with its length in front, so that no two lists of parts are the same bytes."""

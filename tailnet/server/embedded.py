@@ -1,4 +1,4 @@
-"""The embedded relay: its key, its region of the DERP map, and where other maps come from.  Layer L3."""
+"""The embedded relay, its key and its region of the DERP map; other maps' sources; the replicas' key.  Layer L3."""
 
 import secrets
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from tailnet.services.map_sources import FileSource, MapSource, UrlSource
 from tailnet.store.store import Store
 
 RELAY_PURPOSE: Final = "relay"
+REPLICA_PURPOSE: Final = "replica link"
 _NO_STUN: Final = -1
 # Every address is listened on, of both families; this machine may have no IPv6.
 _UNSPECIFIED: Final = {"0.0.0.0": "127.0.0.1", "::": "127.0.0.1"}
@@ -26,6 +27,11 @@ def relay_key(store: Store) -> NodePrivate:
     Blocks; raises StoreError.
     """
     return NodePrivate(store.keys.lasting_key(RELAY_PURPOSE, datetime.now(UTC), secrets.token_bytes, KEY_BYTES))
+
+
+def cluster_secret(store: Store) -> bytes:
+    """What replicas that share a store prove to each other to have.  Blocks; raises StoreError."""
+    return store.keys.lasting_key(REPLICA_PURPOSE, datetime.now(UTC), secrets.token_bytes, KEY_BYTES)
 
 
 def default_access_url(listening: Sequence[Listening]) -> str:

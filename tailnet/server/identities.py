@@ -1,5 +1,6 @@
-"""Who says who is calling, by the settings, and what is counted of it (layer L3).  Next hop: auth/chain.py."""
+"""Who says who is calling, what is counted of it, and what each may have (layer L3).  Next hop: auth/chain.py."""
 
+from derp.server.memory import memory_bytes
 from tailnet.auth.call_out import CallOut
 from tailnet.auth.callers import Changes
 from tailnet.auth.chain import CallerChain
@@ -8,6 +9,7 @@ from tailnet.auth.signed import SignedTokens, TokenRules
 from tailnet.config import CoordinatorConfig
 from tailnet.metrics import CallersReading
 from tailnet.store.store import Store
+from tailnet.transport.accounts import AccountLimits, Accounts
 
 
 def make_callers(store: Store, config: CoordinatorConfig) -> CallerChain:
@@ -41,4 +43,17 @@ def read_callers(callers: CallerChain) -> CallersReading:
         jwks_age_seconds=None if signed is None else signed.keys.age_seconds,
         jwks_keys=0 if signed is None else signed.keys.key_count,
         jwks_failures=0 if signed is None else signed.keys.failures,
+    )
+
+
+def make_accounts(config: CoordinatorConfig) -> Accounts:
+    """What each of them may have of this server."""
+    return Accounts(
+        AccountLimits(
+            sockets=config.max_sockets_per_caller,
+            held_bytes=config.max_held_bytes_per_caller,
+            total_held_bytes=config.max_held_bytes or memory_bytes() // 4,
+            report_bytes_per_minute=config.max_report_bytes,
+            reports_per_minute=config.max_reports,
+        )
     )

@@ -9,8 +9,7 @@ import os
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import timedelta
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 from fastapi import FastAPI
@@ -28,7 +27,7 @@ from derp.server.drain import drain_clients
 from derp.server.handover import Inherited
 from derp.server.life import DOOR_SECONDS, Server
 from derp.server.load_page import load_pages
-from derp.server.memory import Load, memory_bytes, sum_loads
+from derp.server.memory import Load, sum_loads
 from derp.server.pages import Page, Pages, PlainPages, Question
 from derp.server.relay import Relay
 from derp.server.statistics import read_statistics
@@ -52,6 +51,7 @@ from tailnet.metrics import CoordinatorReading, metrics_page
 from tailnet.proto.services import STREAM_DERP_MAPS, WORKSPACE_UPDATES
 from tailnet.rpc.yamux import SessionLimits
 from tailnet.server.embedded import (
+    cluster_secret,
     default_access_url,
     embedded_region,
     map_sources,
@@ -59,7 +59,7 @@ from tailnet.server.embedded import (
     relay_key,
 )
 from tailnet.server.entrance import Entrance
-from tailnet.server.identities import make_callers, read_callers
+from tailnet.server.identities import make_accounts, make_callers, read_callers
 from tailnet.services.administration.service import Administration
 from tailnet.services.agent_http import AgentHttp
 from tailnet.services.agent_metadata import AgentMetadata
@@ -87,20 +87,22 @@ from tailnet.services.resume_keys import ResumeKeys
 from tailnet.services.rights import Rights
 from tailnet.services.store_watch import StoreWatch
 from tailnet.services.tailnet_rpc import Caller, TailnetService
-from tailnet.services.upkeep import Upkeep
+from tailnet.services.upkeep import Upkeep, retention
 from tailnet.services.webhook import GivenUp, Outcome, Webhook
 from tailnet.services.why import Why
 from tailnet.services.workspaces import WorkspaceUpdates
 from tailnet.store.outbox import Outbox
-from tailnet.store.retention import REMOVED, Retention
+from tailnet.store.retention import REMOVED
 from tailnet.store.rows import Right, UserIdentity
 from tailnet.store.sealing import Sealer
 from tailnet.store.store import Store
-from tailnet.transport.accounts import AccountLimits, Accounts
 from tailnet.transport.asgi import ApiEnd, ApiServer, prove_hypercorn
 from tailnet.transport.channel import Channels, Connected
 from tailnet.transport.tracing import Tracing, open_tracing
 from tailnet.types import PEER_ID_BYTES, PeerID
+
+if TYPE_CHECKING:
+    from tailnet.services.replicas import Replicas
 
 _log = logging.getLogger("tailnet.server")
 
@@ -131,10 +133,16 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         reread: Reread | None = None,
         inherited: Inherited | None = None,
         tracing: Tracing | None = None,
+        cluster_secret: bytes = b"",
     ) -> None:
         super().__init__(config, private.public(), reread=reread, inherited=inherited)
         self.reactor.write_seconds = config.relay.tcp_write_timeout_seconds
-        self.coordinator: Coordinator[Receiver] = Coordinator(Limits(node_bytes=config.max_node_bytes))
+        self.replicas = self._make_replicas(cluster_secret)
+        self.coordinator: Coordinator[Receiver] = (
+            Coordinator(Limits(node_bytes=config.max_node_bytes))
+            if self.replicas is None
+            else self.replicas.coordinator
+        )
         self.relay_keys = RelayKeys(store, life_seconds=config.key_set_life_seconds, in_use=self._announced_keys)
         self.relay = self._make_relay(private) if config.derp_enabled else None
         pages = self._make_pages()
@@ -143,16 +151,9 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         self.admin_door = FrontDoor(self.lobby, [Route(every_path, self._take_to_administration, takes_bytes=True)])
         self.store = store
         self.tracing = tracing
-        self.accounts = Accounts(
-            AccountLimits(
-                sockets=config.max_sockets_per_caller,
-                held_bytes=config.max_held_bytes_per_caller,
-                total_held_bytes=config.max_held_bytes or memory_bytes() // 4,
-                report_bytes_per_minute=config.max_report_bytes,
-                reports_per_minute=config.max_reports,
-            )
-        )
-        self.hub = Hub(self.coordinator, self.relay_keys.note)
+        self.accounts = make_accounts(config)
+        outward = self.replicas.send if self.replicas is not None else None
+        self.hub = Hub(self.coordinator, self.relay_keys.note, outward)
         self.callers = make_callers(store, config)
         self.limits = CallerLimits()
         self.identity_limits = StrangerLimits(IDENTITIES_PER_ADDRESS, IDENTITIES_OF_ALL)
@@ -205,6 +206,14 @@ class CoordinatorServer(Server[CoordinatorConfig]):
 
     def _announced_keys(self) -> list[bytes]:
         return [node.public_key for node in self.coordinator.nodes()]
+
+    def _make_replicas(self, secret: bytes) -> "Replicas | None":
+        """What joins this server with others; without a bus not a line of it is loaded."""
+        if self.config.bus is None:
+            return None
+        from tailnet.server.replicated import make_replicas
+
+        return make_replicas(self.config, secret, self.reactor, self.inherited.replaces_another)
 
     def _make_relay(self, private: NodePrivate) -> Relay:
         """The embedded relay, which goes by the keys that peers announce."""
@@ -343,6 +352,8 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         try:
             for host, port in self.config.admin_listen:
                 self._listen("admin", host, port, self.admin_door)
+            if self.replicas is not None:
+                self.replicas.open()
         except BaseException:
             self.close()
             raise
@@ -366,6 +377,8 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         self._build(nursery)
         if self.relay is not None:
             await nursery.start(self.relay.run)
+        if self.replicas is not None:
+            await nursery.start(self.replicas.run, self.hub)
         nursery.start_soon(self.callers.run)
         nursery.start_soon(self.keys.refresh_forever)
         nursery.start_soon(self.relay_keys.run)
@@ -610,6 +623,8 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         self.own_node.close()
         if not self.is_replaced:
             self.entrance.close()
+        if self.replicas is not None:
+            self.replicas.leave(self.config.drain_seconds)
         now = self.reactor.tick()
         # Peers keep their sessions for as long as WireGuard does; only the news stops.
         self.hub.carry_out(self.coordinator.handle_close(now), now)
@@ -649,18 +664,6 @@ def _user(caller: Caller) -> UserIdentity:
     return caller.identity
 
 
-def retention(config: CoordinatorConfig) -> Retention:
-    """What is kept of what agents report, as the settings say."""
-    return Retention(
-        stats=timedelta(seconds=config.keep_stats_seconds),
-        logs=timedelta(seconds=config.keep_logs_seconds),
-        sessions=timedelta(seconds=config.keep_sessions_seconds),
-        events=timedelta(seconds=config.keep_events_seconds),
-        audit=timedelta(seconds=config.keep_audit_seconds),
-        max_log_bytes=config.max_stored_log_bytes,
-    )
-
-
 async def serve_coordinator(
     config: CoordinatorConfig,
     reread: Reread | None = None,
@@ -677,7 +680,10 @@ async def serve_coordinator(
     store = await trio.to_thread.run_sync(Store.open, config.store)
     try:
         private = await store.run(relay_key, store)
-        server = CoordinatorServer(config, store, private, reread=reread, inherited=inherited, tracing=tracing)
+        secret = config.bus_secret or (await store.run(cluster_secret, store) if config.bus is not None else b"")
+        server = CoordinatorServer(
+            config, store, private, reread=reread, inherited=inherited, tracing=tracing, cluster_secret=secret
+        )
         server.open()
         try:
             await server.run(task_status=task_status)

@@ -78,11 +78,16 @@ class Hub:
     """Joins one Coordinator to the channels of its peers.  Called from the reactor's thread only."""
 
     def __init__(
-        self, coordinator: Coordinator[Receiver], announced: Callable[[bytes, str], None] = lambda key, tenant: None
+        self,
+        coordinator: Coordinator[Receiver],
+        announced: Callable[[bytes, str], None] = lambda key, tenant: None,
+        outward: Callable[[Effect[Receiver], float], None] | None = None,
     ) -> None:
-        """`announced` is told the raw key of each node that the core takes, and whose peer it is."""
+        """`announced` is told the raw key of each node that the core takes, and whose peer it is; `outward` gets what a
+        core with replicas says to those."""
         self.coordinator = coordinator
         self._announced = announced
+        self._outward = outward
         self.overflow_count = 0
         self.delivered_count = 0
 
@@ -112,3 +117,5 @@ class Hub:
                 effect.connection.send_error(effect.text)
             elif isinstance(effect, EndConnection):
                 effect.connection.end(effect.reason)
+            elif self._outward is not None:
+                self._outward(effect, now)

@@ -6,11 +6,12 @@ What goes, and in which steps, is store/retention.py's.
 import logging
 from collections import Counter
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import trio
 
+from tailnet.config import CoordinatorConfig
 from tailnet.errors import StoreError
 from tailnet.store.retention import Retention
 from tailnet.store.store import Store
@@ -23,6 +24,18 @@ PRUNE_SECONDS: Final = 3_600.0
 PAUSE_SECONDS: Final = 0.05
 # How much longer than its time of grace a replaced token is good at the most; a look at an empty table is microseconds.
 GRACE_SECONDS: Final = 15.0
+
+
+def retention(config: CoordinatorConfig) -> Retention:
+    """What is kept of what agents report, as the settings say."""
+    return Retention(
+        stats=timedelta(seconds=config.keep_stats_seconds),
+        logs=timedelta(seconds=config.keep_logs_seconds),
+        sessions=timedelta(seconds=config.keep_sessions_seconds),
+        events=timedelta(seconds=config.keep_events_seconds),
+        audit=timedelta(seconds=config.keep_audit_seconds),
+        max_log_bytes=config.max_stored_log_bytes,
+    )
 
 
 class Upkeep:

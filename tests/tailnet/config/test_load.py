@@ -12,6 +12,7 @@ import pytest
 from derp.config.relay import MeshPeer, Rate, TlsConfig
 from derp.keys import MeshKey
 from tailnet.config import SETTINGS, Banner, CoordinatorConfig, WebhookTarget, compare, load_config
+from tailnet.config.coordinator import BusPlace
 from tailnet.config.key_file import add_key
 from tailnet.config.parse import MAX_BANNER_CHARS, MAX_BANNERS
 from tailnet.errors import ConfigError
@@ -40,6 +41,11 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "disable_direct_connections": ("true", True),
     "derp_force_websockets": ("true", True),
     "hostname_suffix": ("example.com", "example.com"),
+    "bus": ("static:10.0.0.5:3001", BusPlace("static", (("10.0.0.5", 3001),))),
+    "cluster_name": ("office", "office"),
+    "replica_name": ("fra-1", "fra-1"),
+    "replica_listen": ("10.0.0.5:3001", (("10.0.0.5", 3001),)),
+    "replica_address": ("replica.example.com:3001", ("replica.example.com", 3001)),
     "agent_ping": ("5s", 5.0),
     "agent_inactive": ("20s", 20.0),
     "auth_url": ("https://control.example/who", "https://control.example/who"),
@@ -113,6 +119,7 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
 BUILT = {row.name for row in SETTINGS if row.part_of} - {"max_connections"}
 # What makes an example possible; where nothing stands, a file with a secret.
 SIGNED = {"auth_jwks": "/etc/tailnet/jwks.json", "auth_issuer": "i", "auth_audience": "a"}
+REPLICA = {"bus": "static:10.0.0.6:3001", "replica_listen": "10.0.0.6:3001", "bus_key_file": ""}
 BESIDE = {
     "relay_mesh_with": {"relay_mesh_psk_file": ""},
     "admin_listen": {"admin_token_file": ""},
@@ -121,6 +128,9 @@ BESIDE = {
     "auth_fail_open": {"auth_url": "https://control.example/", "auth_secret_file": ""},
     "external_auth_call_out": {"auth_url": "https://control.example/", "auth_secret_file": "", "secrets_key_file": ""},
     **{name: {other: text for other, text in SIGNED.items() if other != name} for name in SIGNED},
+    "bus": {"replica_listen": "10.0.0.5:3001", "bus_key_file": ""},
+    **dict.fromkeys(("cluster_name", "replica_name", "replica_address"), REPLICA),
+    "replica_listen": {"bus": REPLICA["bus"], "bus_key_file": ""},
 }
 
 
@@ -192,6 +202,35 @@ def test_who_is_calling_is_said_in_full(flags: dict[str, str], says: str, tmp_pa
     said = refused({name: str(tmp_path / text) if text in texts else text for name, text in flags.items()})
     assert says in said
     assert "Hunter2" not in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"bus": "static:10.0.0.5:3001"}, "--bus: others have to reach this one: set --replica-listen"),
+        (
+            {"bus": "static:10.0.0.5:3001", "replica_listen": ":3001"},
+            "--bus: replicas know each other by a secret: set",
+        ),
+        ({"bus": "static:"}, "--bus: "),
+        ({"bus": "static::3001"}, "--bus: wants static:HOST:PORT,... or dns:NAME:PORT"),
+        ({"bus": "nats://x"}, "--bus: wants static:HOST:PORT,... or dns:NAME:PORT"),
+        ({"replica_listen": ":3001"}, "--replica-listen: is about several coordinators as one: set --bus too"),
+        ({"cluster_name": "x"}, "--cluster-name: is about several coordinators as one: set --bus too"),
+        ({"bus": "dns:r.example:1", "replica_listen": ":1", "bus_key_file": "SHORT"}, "can be guessed"),
+    ],
+)
+def test_replicas_are_said_in_full(flags: dict[str, str], says: str, tmp_path: Path) -> None:
+    (tmp_path / "SHORT").write_text("s3cretHunter2")
+    said = refused({name: str(tmp_path / text) if text == "SHORT" else text for name, text in flags.items()})
+    assert says in said
+    assert "Hunter2" not in said
+
+
+def test_replicas_that_share_a_store_find_their_secret_there() -> None:
+    flags = {"bus": "dns:replicas.example:3001", "replica_listen": ":3001", "store": "postgresql://db/tailnet"}
+    config = load(flags)
+    assert (config.bus, config.bus_secret) == (BusPlace("dns", (("replicas.example", 3001),)), b"")
 
 
 def test_the_secret_of_the_control_plane(tmp_path: Path) -> None:

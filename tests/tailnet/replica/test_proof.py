@@ -33,6 +33,10 @@ def test_every_part_makes_another_key() -> None:
         ClusterKey("home", bytes(31) + b"1").session_key(A, B, b"1", b"2", b""),
         KEY.greeting_key(A),
         KEY.greeting_key(B),
+        KEY.link_proof(b"dialler", A, B, b"1", b"2", b""),
+        KEY.link_proof(b"listener", A, B, b"1", b"2", b""),
+        KEY.link_proof(b"dialler", B, A, b"1", b"2", b""),
+        KEY.link_proof(b"dialler", A, B, b"1", b"2", b"certificate"),
         ClusterKey("away", bytes(32)).greeting_key(A),
     ]
     assert all(one != other for one, other in combinations(keys, 2))

@@ -8,6 +8,7 @@ from tailnet.coordinator.messages import Deliver, EndConnection, Kind, Request, 
 from tailnet.coordinator.nodes import Node
 from tailnet.coordinator.policy import AgentPolicy, ClientPolicy
 from tailnet.proto.generated import tailnet_pb2 as tailnet
+from tailnet.replica.messages import Ask
 from tailnet.services.hub import Hub
 from tests.support.seeds import peer_id
 
@@ -45,6 +46,15 @@ def test_effects_are_carried_out_in_their_order() -> None:
     hub.carry_out([SendError(a, "no"), Deliver((a, b), (update,)), EndConnection(a, "over")], 1.0)
     assert log == [("a", "error", "no"), ("a", "LOST", "lost"), ("b", "LOST", "lost"), ("a", "end", "over")]
     assert hub.delivered_count == 2
+
+
+def test_what_is_for_other_replicas_goes_outward_in_its_place() -> None:
+    log: list[Any] = []
+    a = Notes("a", log)
+    question = Ask((MAIN,))
+    hub = Hub(Coordinator(), outward=lambda effect, now: log.append((effect, now)))
+    hub.carry_out([SendError(a, "no"), question, EndConnection(a, "over")], 1.0)
+    assert log == [("a", "error", "no"), (question, 1.0), ("a", "end", "over")]
 
 
 def test_a_receiver_without_room_is_dropped_and_the_others_are_told() -> None:

@@ -1,0 +1,227 @@
+"""Direct links between replicas: TLS over TCP, a proof of both sides, then frames.  Layer L2.
+
+Each process makes itself a certificate.  Nobody vouches for it: both sides prove that they have the cluster's key, and
+the proof holds the certificate's digest, so who sits in between has neither.  A stranger sees a TLS server that closes.
+
+    dialler  -> magic, id, nonce            40 bytes
+    listener -> magic, id, nonce, proof     72 bytes
+    dialler  -> proof                       32 bytes
+    both     -> u32 length, frame (replica/pair.py), and again
+"""
+
+import hashlib
+import hmac
+import logging
+import secrets
+import ssl
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Final, TypeAlias
+
+import trio
+
+from derp.errors import ConnectError, TransportError
+from derp.log import Rarely, and_more
+from derp.transport.stream import mapped_errors, reason_of
+from derp.transport.tcp import TcpTarget, dial_tcp
+from derp.transport.tls import load_chain, make_self_signed
+from tailnet.bus.contract import MAX_REPLICAS, Address
+from tailnet.errors import RemoteProtocolError
+from tailnet.replica.codec import MAX_FRAME_BYTES
+from tailnet.replica.messages import REPLICA_ID_BYTES, ReplicaID
+from tailnet.replica.proof import NONCE_BYTES, ClusterKey
+
+_log = logging.getLogger("tailnet.replicas")
+
+MAGIC: Final = b"tailnet-replica1"
+_HEAD_BYTES: Final = len(MAGIC) + REPLICA_ID_BYTES + NONCE_BYTES
+_PROOF_BYTES: Final = 32
+_LENGTH_BYTES: Final = 4
+# TCP, TLS and the proof: three round trips of at most 100 ms, and a busy machine.
+OPEN_SECONDS: Final = 5.0
+# Strangers and replicas that are proving themselves; more are closed at once.  64 replicas may all dial in one moment.
+MAX_UNPROVED: Final = 2 * MAX_REPLICAS
+RECEIVE_BYTES: Final = 64 * 1024
+# A Sync of 2,400 tunnels with their nodes is 5.5 MB; a replica that sends more than this without end would keep us from
+# serving anybody else.
+MAX_BYTES_PER_SECOND: Final = 32 * 1024 * 1024
+_TELL_SECONDS: Final = 60.0
+_WRONG_KEY: Final = "it has another cluster's key or name"
+
+TlsStream: TypeAlias = trio.SSLStream[trio.abc.Stream]
+
+
+@dataclass(slots=True, eq=False)
+class Link:
+    """A link to a replica that has proved itself."""
+
+    other: ReplicaID
+    is_dialled: bool  # by us
+    address: str  # of the other end, for people
+    binding: bytes
+    """The same at both ends, and different for whoever sits in between."""
+    stream: TlsStream
+    wake: trio.Event = field(default_factory=trio.Event)
+    """There is something to send."""
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    """Cancelled: the link is of no use any more."""
+    ended: trio.Event = field(default_factory=trio.Event)
+    _buffer: bytearray = field(default_factory=bytearray)
+    _second_ends_at: float = 0.0
+    _second_bytes: int = 0
+
+    async def send(self, frames: list[bytes]) -> None:
+        """All in one piece.  Raises TransportError."""
+        data = b"".join(part for frame in frames for part in (len(frame).to_bytes(_LENGTH_BYTES, "big"), frame))
+        with mapped_errors(f"the link to replica {self.other}"):
+            await self.stream.send_all(data)
+
+    async def receive(self) -> list[bytes]:
+        """Frames that came; empty at the end of the link.  Raises TransportError, and RemoteProtocolError for a frame
+        that is too long."""
+        while True:
+            frames = self._take_frames()
+            if frames:
+                return frames
+            with mapped_errors(f"the link to replica {self.other}"):
+                received = await self.stream.receive_some(RECEIVE_BYTES)
+            if not received:
+                return []
+            self._buffer += received
+            await self._keep_rate(len(received))
+
+    def _take_frames(self) -> list[bytes]:
+        frames, at, buffer = [], 0, self._buffer
+        while len(buffer) - at >= _LENGTH_BYTES:
+            length = int.from_bytes(buffer[at : at + _LENGTH_BYTES], "big")
+            if length > MAX_FRAME_BYTES:
+                raise RemoteProtocolError(f"a frame of {length:,} bytes, limit {MAX_FRAME_BYTES:,}")
+            end = at + _LENGTH_BYTES + length
+            if end > len(buffer):
+                break
+            frames.append(bytes(buffer[at + _LENGTH_BYTES : end]))
+            at = end
+        del buffer[:at]
+        return frames
+
+    async def _keep_rate(self, size: int) -> None:
+        now = trio.current_time()
+        if now >= self._second_ends_at:
+            self._second_ends_at, self._second_bytes = now + 1, 0
+        self._second_bytes += size
+        if self._second_bytes > MAX_BYTES_PER_SECOND:
+            await trio.sleep_until(self._second_ends_at)
+
+
+Serve: TypeAlias = Callable[[Link], Awaitable[None]]
+
+
+class Links:
+    """Dials and accepts for one replica.  `serve` has a proved link for as long as it runs."""
+
+    def __init__(self, own: ReplicaID, key: ClusterKey, serve: Serve) -> None:
+        self.refused_count = 0  # connections that did not prove themselves
+        self._own = own
+        self._key = key
+        self._serve = serve
+        self._server, self._digest = _make_server()
+        self._client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        # The proof says who it is; see above.
+        self._client.check_hostname, self._client.verify_mode = False, ssl.CERT_NONE
+        self._client.minimum_version = ssl.TLSVersion.TLSv1_3
+        self._unproved = 0
+        self._rarely = Rarely(_TELL_SECONDS)
+
+    async def dial(self, address: Address) -> Link:
+        """A proved link; the caller serves it and closes its stream.  Raises TransportError."""
+        target = TcpTarget(*address)
+        tcp = await dial_tcp(target, timeout_seconds=OPEN_SECONDS)
+        stream: TlsStream = trio.SSLStream(tcp, self._client, server_hostname=address[0], https_compatible=True)
+        doing = f"link to {target.label()}"
+        try:
+            with mapped_errors(doing, connecting=True), trio.fail_after(OPEN_SECONDS):
+                await stream.do_handshake()
+                certificate = stream.getpeercert(binary_form=True)
+                assert certificate is not None  # a TLS server shows one
+                binding = hashlib.sha256(certificate).digest()
+                other = await self._prove_as_dialler(stream, binding)
+        except BaseException:
+            await trio.aclose_forcefully(stream)
+            raise
+        return Link(other, True, target.label(), binding, stream)
+
+    async def accept(self, tcp: trio.SocketStream) -> None:
+        """Serve one connection to our listener, until it ends."""
+        if self._unproved >= MAX_UNPROVED:
+            self.refused_count += 1
+            await trio.aclose_forcefully(tcp)
+            return
+        self._unproved += 1
+        stream: TlsStream = trio.SSLStream(tcp, self._server, server_side=True, https_compatible=True)
+        host, port = tcp.socket.getpeername()[:2]
+        try:
+            with mapped_errors("proof", connecting=True), trio.fail_after(OPEN_SECONDS):
+                await stream.do_handshake()
+                other = await self._prove_as_listener(stream)
+        except TransportError as error:
+            self._note_refused(host, reason_of(error))
+            await trio.aclose_forcefully(stream)
+            return
+        finally:
+            self._unproved -= 1
+        await self._serve(Link(other, False, f"{host}:{port}", self._digest, stream))
+
+    def _note_refused(self, host: str, why: str) -> None:
+        self.refused_count += 1
+        more = self._rarely.held_back("refused", trio.current_time())
+        if more is not None:
+            _log.warning("! %s did not prove to be a replica of ours: %s%s", host, why, and_more(more))
+
+    async def _prove_as_dialler(self, stream: TlsStream, binding: bytes) -> ReplicaID:
+        nonce = secrets.token_bytes(NONCE_BYTES)
+        await stream.send_all(MAGIC + self._own + nonce)
+        other, other_nonce = _take_head(await _receive_exactly(stream, _HEAD_BYTES))
+        proof = await _receive_exactly(stream, _PROOF_BYTES)
+        prove = self._key.link_proof
+        if not hmac.compare_digest(proof, prove(b"listener", other, self._own, other_nonce, nonce, binding)):
+            raise ConnectError(_WRONG_KEY)
+        await stream.send_all(prove(b"dialler", self._own, other, nonce, other_nonce, binding))
+        return other
+
+    async def _prove_as_listener(self, stream: TlsStream) -> ReplicaID:
+        other, other_nonce = _take_head(await _receive_exactly(stream, _HEAD_BYTES))
+        nonce, prove = secrets.token_bytes(NONCE_BYTES), self._key.link_proof
+        own_proof = prove(b"listener", self._own, other, nonce, other_nonce, self._digest)
+        await stream.send_all(MAGIC + self._own + nonce + own_proof)
+        proof = await _receive_exactly(stream, _PROOF_BYTES)
+        if not hmac.compare_digest(proof, prove(b"dialler", other, self._own, other_nonce, nonce, self._digest)):
+            raise ConnectError(_WRONG_KEY)
+        return other
+
+
+def _make_server() -> tuple[ssl.SSLContext, bytes]:
+    """A TLS server with a certificate of its own, and the digest of that."""
+    chain, key = make_self_signed("replica.invalid", datetime.now(UTC))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.num_tickets = 0
+    load_chain(context, chain, key, "the replica's certificate", "the replica's certificate")
+    return context, hashlib.sha256(ssl.PEM_cert_to_DER_cert(chain.decode())).digest()
+
+
+async def _receive_exactly(stream: TlsStream, size: int) -> bytes:
+    received = b""
+    while len(received) < size:
+        some = await stream.receive_some(size - len(received))
+        if not some:
+            raise ConnectError("it closed the connection before its proof: it may have another cluster's key")
+        received += some
+    return received
+
+
+def _take_head(head: bytes) -> tuple[ReplicaID, bytes]:
+    if not hmac.compare_digest(head[: len(MAGIC)], MAGIC):
+        raise ConnectError("it is no replica, or one of another version")
+    at = len(MAGIC) + REPLICA_ID_BYTES
+    return ReplicaID(head[len(MAGIC) : at]), head[at:]

@@ -1,0 +1,28 @@
+"""Puts together what joins this server with others: the bus that the settings name, and its replica.  Layer L3.
+
+Imported when there is a bus; a server alone loads nothing of it.
+"""
+
+import socket
+
+from derp.transport.host import Host
+from tailnet.bus.contract import Bus
+from tailnet.bus.static import StaticBus
+from tailnet.config import CoordinatorConfig
+from tailnet.config.coordinator import BusPlace
+from tailnet.replica.proof import ClusterKey
+from tailnet.services.replicas import Replicas, ReplicaSettings
+
+
+def make_replicas(config: CoordinatorConfig, secret: bytes, host: Host, is_successor: bool) -> Replicas:
+    """This server as one replica of several; `is_successor` of another process that may have its port still."""
+    assert config.bus is not None  # the caller asked
+    name = config.replica_name or socket.gethostname()
+    address = config.replica_address or next(iter(config.replica_listen), None)
+    settings = ReplicaSettings(name, config.replica_listen, address, config.max_node_bytes, is_successor)
+    return Replicas(host, ClusterKey(config.cluster_name, secret), make_bus(config.bus), settings)
+
+
+def make_bus(place: BusPlace) -> Bus:
+    """The bus of that kind."""
+    return StaticBus(place.addresses, by_name=place.kind == "dns")

@@ -1,0 +1,423 @@
+"""The replicas of one cluster, seen from one of them: keeps the ways to the others and moves frames.  Layer L3.
+
+    services/hub.py -> send -> replica/cluster.py -> the reactor's flush -> a link or the bus -> the other replica
+    a link or the bus -> replica/cluster.py -> services/hub.py -> own connections
+A way to a replica is a direct link (bus/links.py) wherever one comes about, else the bus, if that carries frames.
+Nobody's connection ends because a replica, a link or the bus is away.
+"""
+
+import logging
+import secrets
+import socket
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from typing import Final
+
+import trio
+
+from derp.errors import ListenError, TransportError
+from derp.log import Rarely, and_more
+from derp.text import error_text
+from derp.transport.alarm import Alarm
+from derp.transport.host import Host
+from derp.transport.listen import open_listener
+from tailnet.bus.contract import MAX_REPLICAS, RENEW_SECONDS, Address, Bus, Record
+from tailnet.bus.links import Link, Links
+from tailnet.coordinator.messages import Effect
+from tailnet.coordinator.nodes import Limits
+from tailnet.errors import RemoteProtocolError
+from tailnet.replica.cluster import Cluster, Hint, SessionEnded, SessionOpened, Silenced
+from tailnet.replica.core import SharedCoordinator
+from tailnet.replica.messages import MAX_NODE_BYTES, Bye, ReplicaID, Tell
+from tailnet.replica.pair import SILENCE_SECONDS, End
+from tailnet.replica.proof import ClusterKey
+from tailnet.services.hub import Hub, Receiver
+
+_log = logging.getLogger("tailnet.replicas")
+
+# Two replicas that lost each other dial at once, and not all in one moment.
+REDIAL_SECONDS: Final = (0.25, 1.0)
+# Of two, the one with the smaller id dials.  The other one does where that cannot.
+HEAD_START_SECONDS: Final = 2.0
+# Whoever has a session beats each second, and greets as often without one: a link that is silent longer is dead.
+LINK_SILENCE_SECONDS: Final = SILENCE_SECONDS + 2.0
+# The kernel takes nothing for so long: the other does not read, or is gone.
+SEND_SECONDS: Final = SILENCE_SECONDS
+# Taken from a pair at a time: what is still in its queue can collapse to the newest.
+SEND_BYTES: Final = 256 * 1024
+_TELL_SECONDS: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaSettings:
+    """What one replica is told about itself.  `listen`: where it takes direct links; `address`: how others reach that,
+    None if they cannot."""
+
+    name: str
+    listen: tuple[Address, ...]
+    address: Address | None = None
+    node_bytes: int = MAX_NODE_BYTES
+    is_successor: bool = False  # another process may still have our port, and gives it up soon
+
+
+class Replicas:
+    """One per server that has a bus.  The Hub gets `coordinator` and `send`; `open`, then `run` as one task."""
+
+    def __init__(self, host: Host, key: ClusterKey, bus: Bus, settings: ReplicaSettings) -> None:
+        self.id = ReplicaID(secrets.token_bytes(8))
+        self.settings = settings
+        limits = Limits(node_bytes=min(settings.node_bytes, MAX_NODE_BYTES))
+        self.cluster: Cluster[Receiver] = Cluster(self.id, settings.name, key, secrets.token_bytes, limits)
+        self.bus = bus
+        self.records: dict[ReplicaID, Record] = {}
+        """All replicas that discovery knows, ourselves among them."""
+        self.linked: dict[ReplicaID, Link] = {}
+        self.leaving: dict[ReplicaID, float] = {}
+        """Replicas that said goodbye: when they will have gone, on the host's clock."""
+        self.dial_troubles: dict[Address, str] = {}
+        self.found: dict[Address, ReplicaID] = {}
+        """Who was there the last time, ourselves perhaps."""
+        self.listening: list[socket.socket] = []
+        self.hear: dict[str, Callable[[bytes], None]] = {}
+        """Who is told a hint of another replica, by its topic: other parts add theirs."""
+        self._links = Links(self.id, key, self._serve_link)
+        self._host = host
+        self._hub: Hub
+        self._nursery: trio.Nursery
+        self._diallers: dict[Address, trio.CancelScope] = {}
+        self._alarm = Alarm(host, self._handle_timeout, self.cluster)
+        self._is_touched = False
+        self._carried = trio.Event()  # something waits for the bus to carry it
+        self._rarely = Rarely(_TELL_SECONDS)
+
+    @property
+    def coordinator(self) -> SharedCoordinator[Receiver]:
+        """The brain that knows of peers elsewhere."""
+        return self.cluster.coordinator
+
+    def send(self, effect: Effect[Receiver], now: float) -> None:
+        """What the coordinator says to other replicas; leaves with the next flush."""
+        self._is_touched = True
+        self._carry_out(self.cluster.carry_out((effect,), now), now)
+
+    def tell(self, topic: str, payload: bytes = b"") -> None:
+        """A hint to all others; a flush has to follow."""
+        self._is_touched = True
+        self._carry_out(self.cluster.tell(Tell(topic, payload), self._host.now), self._host.now)
+
+    def leave(self, seconds: float) -> None:
+        """This replica drains, and has ended after so many seconds."""
+        with self._step() as now:
+            self._carry_out(self.cluster.tell(Bye(max(1, round(seconds))), now), now)
+
+    def open(self) -> None:
+        """Bind the ports for other replicas.  Raises ListenError; nothing stays open then."""
+        try:
+            for host, port in self.settings.listen:
+                self.listening.append(open_listener(host, port, user_timeout_seconds=SILENCE_SECONDS))
+        except ListenError:
+            self.close()
+            if not self.settings.is_successor:
+                raise
+
+    def close(self) -> None:
+        """Give the ports back."""
+        while self.listening:
+            self.listening.pop().close()
+
+    async def run(self, hub: Hub, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until cancelled."""
+        self._hub = hub
+        self._host.flushers.append(self._flush)
+        own = Record(self.id, self.settings.name, self._own_address(), version("tailnet-derp"), time.time())
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                nursery.start_soon(self._listen)
+                nursery.start_soon(self.bus.run, own, self)
+                nursery.start_soon(self._forget_the_dead)
+                if self.bus.can_carry:
+                    nursery.start_soon(self._send_by_bus)
+                task_status.started()
+        finally:
+            self._host.flushers.remove(self._flush)
+            self.close()
+
+    def _own_address(self) -> Address | None:
+        address = self.settings.address
+        # Port 0 took any free one.
+        return (address[0], self.listening[0].getsockname()[1]) if address and not address[1] else address
+
+    async def _listen(self) -> None:
+        """A predecessor has our ports for a moment longer; until then we dial."""
+        while self.settings.listen and not self.listening:
+            await trio.sleep(REDIAL_SECONDS[1])
+            with suppress(ListenError):
+                self.open()
+        async with trio.open_nursery() as nursery:
+            for sock in self.listening:
+                listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+                nursery.start_soon(
+                    partial(trio.serve_listeners, self._links.accept, [listener], handler_nursery=nursery)
+                )
+
+    # What the bus tells.
+
+    def see_records(self, records: Mapping[ReplicaID, Record]) -> None:
+        self.records = dict(records)
+        wanted = {
+            record.address: other
+            for other, record in records.items()
+            if other != self.id and record.address is not None
+        }
+        self._dial_these(wanted)
+        with self._step() as now:
+            for other in records:
+                if other != self.id:
+                    self._use_bus(other, now)
+
+    def see_addresses(self, addresses: Collection[Address]) -> None:
+        self._dial_these(dict.fromkeys(addresses))
+
+    def hear_frame(self, sender: ReplicaID, frame: bytes) -> None:
+        if sender not in self.linked and sender in self.cluster.pairs and self.cluster.pairs[sender].has_link:
+            self._hear(sender, (frame,))
+
+    def see_carrier(self, is_well: bool) -> None:
+        """A bus that does not bring back our own beats may keep all others' too: nobody is judged by that."""
+        with self._step() as now:
+            by_bus = [other for other, pair in self.cluster.pairs.items() if pair.has_link and other not in self.linked]
+            self.cluster.is_deaf = not is_well and bool(by_bus)
+            if is_well:
+                for other in self.records:
+                    if other != self.id:
+                        self._use_bus(other, now)
+
+    def _use_bus(self, other: ReplicaID, now: float) -> None:
+        """The bus carries what no link does."""
+        if self.bus.can_carry and other in self.records and other not in self.linked:
+            pair = self.cluster.pair(other)
+            if not pair.has_link:
+                pair.link_opened(now)
+
+    # Dialling.
+
+    def _dial_these(self, wanted: Mapping[Address, ReplicaID | None]) -> None:
+        for address in [each for each in self._diallers if each not in wanted]:
+            self._diallers.pop(address).cancel()
+            self.dial_troubles.pop(address, None)
+            self.found.pop(address, None)
+        for address, other in wanted.items():
+            if address not in self._diallers and len(self._diallers) < MAX_REPLICAS:
+                scope = self._diallers[address] = trio.CancelScope()
+                self._nursery.start_soon(self._dial_forever, address, other, scope)
+
+    async def _dial_forever(self, address: Address, other: ReplicaID | None, scope: trio.CancelScope) -> None:
+        with scope:
+            while other != self.id:
+                if other is not None and (link := self.linked.get(other)) is not None:
+                    await link.ended.wait()
+                    continue
+                if other is not None and self.id > other:
+                    await trio.sleep(HEAD_START_SECONDS)
+                    if other in self.linked:
+                        continue
+                other = await self._dial(address) or other
+                await trio.sleep(_between(*REDIAL_SECONDS))
+
+    async def _dial(self, address: Address) -> ReplicaID | None:
+        """One link, from its beginning to its end; who was there, if anybody.
+
+        The link is served elsewhere: it outlives the discovery that told of it.
+        """
+        try:
+            link = await self._links.dial(address)
+        except TransportError as error:
+            if address not in self.dial_troubles:
+                _log.warning("! no link to the replica at %s:%d: %s", *address, error)
+            self.dial_troubles[address] = error_text(error)
+            return None
+        self.dial_troubles.pop(address, None)
+        self.found[address] = link.other
+        self._nursery.start_soon(self._serve_link, link)
+        await link.ended.wait()
+        return link.other
+
+    # Links.
+
+    async def _serve_link(self, link: Link) -> None:
+        """Use a proved link until it ends, and close it."""
+        try:
+            if not self._take_link(link):
+                return
+            try:
+                with link.scope:
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(self._send_by_link, link)
+                        await self._receive_by_link(link)
+                        nursery.cancel_scope.cancel()
+                reason = "it was closed"
+            except* (TransportError, RemoteProtocolError) as errors:
+                reason = error_text(errors.exceptions[0])
+            except* Exception:
+                # A defect of ours costs one link, which is dialled anew, and the operator gets the whole story.
+                _log.exception("! the link to replica %s failed; please report this", link.other)
+                reason = "a defect"
+            self._lose_link(link, reason)
+        finally:
+            self._lose_link(link, "this replica ends")
+            link.ended.set()
+            await trio.aclose_forcefully(link.stream)
+
+    def _take_link(self, link: Link) -> bool:
+        """Whether this link is the way to its replica from now on: of two, the one that the smaller id dialled, and
+        of two of those the newer, for whoever dialled it has lost the other."""
+        other, current = link.other, self.linked.get(link.other)
+        if other == self.id or (current is None and len(self.linked) >= MAX_REPLICAS):
+            return False
+        if current is not None:
+            if self._is_by_smaller(current) and not self._is_by_smaller(link):
+                return False
+            current.scope.cancel()
+        with self._step() as now:
+            pair = self.cluster.pair(other)
+            if pair.has_link:
+                self._carry_out(self.cluster.link_closed(other, now), now)
+            pair.link_opened(now, link.binding)
+            self.linked[other] = link
+        _log.info("+ replica %s: linked with %s", self.name_of(other), link.address)
+        return True
+
+    def _is_by_smaller(self, link: Link) -> bool:
+        return link.is_dialled == (self.id < link.other)
+
+    def _lose_link(self, link: Link, reason: str) -> None:
+        if self.linked.get(link.other) is not link:
+            return  # another one took its place
+        del self.linked[link.other]
+        with self._step() as now:
+            self._carry_out(self.cluster.link_closed(link.other, now), now)
+            self._use_bus(link.other, now)
+        _log.info("- replica %s: the link ended: %s", self.name_of(link.other), reason)
+
+    async def _receive_by_link(self, link: Link) -> None:
+        while True:
+            with trio.move_on_after(LINK_SILENCE_SECONDS) as silence:
+                frames = await link.receive()
+            if silence.cancelled_caught or not frames:
+                return
+            self._hear(link.other, frames)
+
+    async def _send_by_link(self, link: Link) -> None:
+        pair = self.cluster.pair(link.other)
+        while True:
+            await link.wake.wait()
+            link.wake = trio.Event()
+            while frames := pair.frames_to_send(SEND_BYTES):
+                with trio.move_on_after(SEND_SECONDS) as slow:
+                    await link.send(frames)
+                if slow.cancelled_caught:
+                    link.scope.cancel()
+
+    async def _send_by_bus(self) -> None:
+        while True:
+            await self._carried.wait()
+            self._carried = trio.Event()
+            for other, pair in list(self.cluster.pairs.items()):
+                while other not in self.linked and (frames := pair.frames_to_send(SEND_BYTES)):
+                    await self.bus.send(other, frames)
+
+    # Steps: what no connection of the reactor caused.
+
+    @contextmanager
+    def _step(self) -> Iterator[float]:
+        yield self._host.tick()
+        self._is_touched = True
+        self._host.flush()
+
+    def _hear(self, other: ReplicaID, frames: Sequence[bytes]) -> None:
+        with self._step() as now:
+            for frame in frames:
+                self._carry_out(self.cluster.receive_frame(other, frame, now), now)
+            self._wake(other)  # it may have been a Hello, whose answer is in no queue
+
+    def _handle_timeout(self, now: float) -> None:
+        self._is_touched = True
+        self._carry_out(self.cluster.handle_timeout(now), now)
+
+    def _carry_out(self, effects: Sequence[Effect[Receiver]], now: float) -> None:
+        own: list[Effect[Receiver]] = []
+        for effect in effects:
+            match effect:
+                case Hint():
+                    self._take_hint(effect, now)
+                case SessionOpened(other):
+                    _log.info("= replica %s: session %d", self.name_of(other), self.cluster.pair(other).session_count)
+                case SessionEnded(other, end, reason):
+                    _log.info("= replica %s: the session ended: %s", self.name_of(other), reason)
+                    link = self.linked.get(other)
+                    if link is not None and end not in (End.LINK, End.REPLACED):
+                        link.scope.cancel()
+                case Silenced(other):
+                    _log.warning("! replica %s is silent; its peers count as lost", self.name_of(other))
+                case _:
+                    own.append(effect)
+        if own:
+            self._hub.carry_out(own, now)
+
+    def _take_hint(self, hint: Hint, now: float) -> None:
+        message = hint.message
+        if isinstance(message, Bye):
+            self.leaving[hint.replica] = now + message.seconds
+            _log.info("- replica %s leaves within %d s", self.name_of(hint.replica), message.seconds)
+        elif (told := self.hear.get(message.topic)) is not None:
+            told(message.payload)
+
+    def _flush(self) -> None:
+        """Have sent what this step made for others."""
+        if not self._is_touched:
+            return
+        self._is_touched = False
+        for other, pair in self.cluster.pairs.items():
+            # Without a session there may be a Hello, which is in no queue.
+            if pair.queued_bytes or not pair.is_open:
+                self._wake(other)
+        self._alarm.look()
+
+    def _wake(self, other: ReplicaID) -> None:
+        link = self.linked.get(other)
+        (self._carried if link is None else link.wake).set()
+
+    # Who is there.
+
+    def name_of(self, other: ReplicaID) -> str:
+        """For people: its name, if it has told one, and the beginning of its id."""
+        pair, record = self.cluster.pairs.get(other), self.records.get(other)
+        name = pair.hello.name if pair is not None and pair.hello is not None else record.name if record else ""
+        return f"{name} ({other.hex()[:6]})" if name else other.hex()[:6]
+
+    async def _forget_the_dead(self) -> None:
+        """A replica that is silent, that no way leads to and that discovery does not know, does not come back."""
+        while True:
+            await trio.sleep(RENEW_SECONDS)
+            gone = [
+                other
+                for other, pair in self.cluster.pairs.items()
+                if not pair.is_present and other not in self.linked and other not in self.records
+            ]
+            with self._step() as now:
+                for other in gone:
+                    self._carry_out(self.cluster.forget(other, now), now)
+                    self.leaving.pop(other, None)
+            for other, why in self.cluster.refused.items():
+                more = self._rarely.held_back("refused", trio.current_time())
+                if more is not None:
+                    _log.warning("! replica %s cannot be talked to: %s%s", self.name_of(other), why, and_more(more))
+
+
+def _between(low: float, high: float) -> float:
+    return low + (high - low) * secrets.randbelow(1000) / 1000

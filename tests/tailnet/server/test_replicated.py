@@ -1,0 +1,157 @@
+"""Coordinators as replicas of one cluster, over real sockets: an agent at one and a client at another are peers."""
+
+import shutil
+import socket
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+import trio
+
+from tailnet.config.coordinator import BusPlace
+from tailnet.proto.generated import tailnet_pb2 as tailnet
+from tailnet.server.server import CoordinatorServer
+from tailnet.services.replicas import Replicas
+from tests.support.relays import free_port
+from tests.support.seeds import agent_token, peer_id, user_token
+from tests.support.tailnet_driver import AGENT_DOOR, Coordination, client_door, open_peer, wait_for
+
+Kind = tailnet.CoordinateResponse.PeerUpdate.Kind
+Serve = Callable[..., Awaitable[CoordinatorServer]]
+Start = Callable[..., Awaitable[CoordinatorServer]]
+MAIN = peer_id("main")
+ALICE = user_token("alice")
+SECRET = bytes(range(32))
+
+
+def replicas_of(server: CoordinatorServer) -> Replicas:
+    assert server.replicas is not None
+    return server.replicas
+
+
+async def linked(*servers: CoordinatorServer) -> None:
+    """Each has a session with each other one."""
+    for server in servers:
+        pairs = replicas_of(server).cluster.pairs
+        others = [replicas_of(other).id for other in servers if other is not server]
+        await wait_for(lambda: all(each in pairs and pairs[each].is_open for each in others))  # noqa: B023  # called in place
+
+
+class Places:
+    """Starts replicas of one cluster, each with a store of its own that knows the same agents."""
+
+    def __init__(self, serve: Serve, filled_file: Path, tmp_path: Path) -> None:
+        self.ports = [free_port(socket.SOCK_STREAM) for _ in range(3)]
+        self._serve = serve
+        self._file = filled_file
+        self._folder = tmp_path
+
+    async def start(self, number: int, **settings: object) -> CoordinatorServer:
+        path = self._folder / f"replica{number}.db"
+        if not path.exists():
+            shutil.copy(self._file, path)
+        everywhere = tuple(("127.0.0.1", port) for port in self.ports)
+        ours: dict[str, object] = {
+            "store": f"sqlite:///{path}",
+            "bus": BusPlace("static", everywhere),
+            "bus_secret": SECRET,
+            "replica_listen": (everywhere[number],),
+            "replica_name": f"replica{number}",
+        }
+        return await self._serve(**(ours | settings))
+
+
+@pytest.fixture
+def places(serve: Serve, filled_file: Path, tmp_path: Path) -> Places:
+    return Places(serve, filled_file, tmp_path)
+
+
+async def test_an_agent_of_one_meets_a_client_of_another(places: Places) -> None:
+    one, other = await places.start(0), await places.start(1)
+    await linked(one, other)
+    async with open_peer(one, AGENT_DOOR, agent_token("main")) as agent, AsyncExitStack() as stack:
+        mine = await agent.coordinate()
+        sent = await mine.update(agent.node(MAIN))
+        client = await stack.enter_async_context(open_peer(other, client_door(MAIN), ALICE))
+        theirs: Coordination = await client.coordinate()
+        await theirs.tunnel(MAIN)
+        assert await theirs.next_node() == (MAIN, sent)
+        said = await theirs.update(client.node(peer_id("gpu")))
+        client_id, node = await mine.next_node()
+        assert node == said
+        again = await mine.update(agent.node(MAIN, preferred_derp=7))
+        assert await theirs.next_node() == (MAIN, again)
+        await mine.request(ready_for_handshake=[{"id": client_id}])
+        ready = await theirs.next()
+        assert (ready.id, ready.kind) == (MAIN, Kind.READY_FOR_HANDSHAKE)
+        await theirs.request(disconnect={})
+        gone = await mine.next()
+        assert (gone.id, gone.kind) == (client_id, Kind.DISCONNECTED)
+
+
+async def test_of_two_links_one_is_kept_at_both_ends(places: Places) -> None:
+    servers = [await places.start(0), await places.start(1)]
+    await linked(*servers)
+    one, other = map(replicas_of, servers)
+    link = one.linked[other.id]
+    assert other.linked[one.id].binding == link.binding
+    assert len(one.linked) == len(other.linked) == 1
+
+
+async def test_three_replicas_hear_of_each_other_and_one_may_stop(places: Places) -> None:
+    servers = [await places.start(number) for number in range(3)]
+    await linked(*servers)
+    async with open_peer(servers[0], AGENT_DOOR, agent_token("main")) as agent:
+        mine = await agent.coordinate()
+        sent = await mine.update(agent.node(MAIN))
+        async with (
+            open_peer(servers[1], client_door(MAIN), ALICE) as second,
+            open_peer(servers[2], client_door(MAIN), ALICE) as third,
+        ):
+            calls = [await second.coordinate(), await third.coordinate()]
+            for call in calls:
+                await call.tunnel(MAIN)
+                assert await call.next_node() == (MAIN, sent)
+            await servers[1].drain()
+            moved = await mine.update(agent.node(MAIN, preferred_derp=8))
+            assert await calls[1].next_node() == (MAIN, moved)
+    await wait_for(lambda: len(replicas_of(servers[0]).linked) == 1)
+
+
+async def test_a_replica_with_another_key_or_name_is_told_nothing(places: Places) -> None:
+    one = await places.start(0)
+    for number, settings in ((1, {"bus_secret": b"x" * 32}), (2, {"cluster_name": "another"})):
+        stranger = await places.start(number, **settings)
+        ours = replicas_of(stranger)
+        await wait_for(lambda: "key" in ours.dial_troubles.get(("127.0.0.1", places.ports[0]), ""))  # noqa: B023
+        assert not ours.linked
+    assert not replicas_of(one).linked
+    assert replicas_of(one)._links.refused_count
+
+
+async def test_an_agent_that_moves_is_not_lost(places: Places) -> None:
+    one, other = await places.start(0), await places.start(1)
+    await linked(one, other)
+    async with (
+        open_peer(other, client_door(MAIN), ALICE) as client,
+        open_peer(one, AGENT_DOOR, agent_token("main")) as agent,
+    ):
+        theirs, mine = await client.coordinate(), await agent.coordinate()
+        await theirs.tunnel(MAIN)
+        first = await mine.update(agent.node(MAIN))
+        assert await theirs.next_node() == (MAIN, first)
+        async with open_peer(other, AGENT_DOOR, agent_token("main")) as moved:
+            here = await moved.coordinate()
+            second = await here.update(moved.node(MAIN))
+            assert await theirs.next_node() == (MAIN, second)
+            await mine.wait_ended()
+
+
+async def test_a_server_alone_loads_nothing_of_it() -> None:
+    code = "import sys, tailnet.server.server; print(*[each for each in sys.modules if each.startswith('tailnet.')])"
+    done = await trio.run_process([sys.executable, "-c", code], capture_stdout=True)
+    loaded = done.stdout.decode().split()
+    assert "tailnet.server.server" in loaded
+    assert not [each for each in loaded if each.startswith(("tailnet.bus", "tailnet.replica", "tailnet.services.repl"))]

@@ -1,0 +1,119 @@
+"""Replicas that link directly, over real sockets, with peers that note what they are told."""
+
+import socket
+from dataclasses import replace
+
+import pytest
+import trio
+
+from tailnet.bus.static import StaticBus
+from tailnet.coordinator.messages import Kind
+from tailnet.errors import ListenError
+from tailnet.replica.messages import ReplicaID
+from tailnet.services import replicas as module
+from tailnet.services.replicas import Replicas, ReplicaSettings
+from tests.support.relays import free_port
+from tests.support.replicated import KEY, Place, together
+from tests.support.seeds import peer_id
+from tests.support.tailnet_driver import wait_for
+
+MAIN, ME = peer_id("main"), peer_id("me")
+HERE = ("127.0.0.1", 0)
+
+
+async def two(nursery: trio.Nursery) -> tuple[Place, Place]:
+    """The second one dials the first."""
+    first = await nursery.start(Place(StaticBus([]), "first", HERE).run)
+    second = await nursery.start(Place(StaticBus([first.address]), "second", None).run)
+    await together(first, second)
+    return first, second
+
+
+async def test_peers_of_two_replicas_meet_and_part(nursery: trio.Nursery) -> None:
+    first, second = await two(nursery)
+    agent = first.agent(MAIN)
+    client = second.client(ME, MAIN)
+    first.node(agent, "a1")
+    await client.hears(MAIN, Kind.NODE, "a1")
+    second.node(client, "c1")
+    await agent.hears(ME, Kind.NODE, "c1")
+    second.leaves(client)
+    await agent.hears(ME, Kind.DISCONNECTED)
+
+
+async def test_a_link_that_is_cut_comes_back_unnoticed(nursery: trio.Nursery) -> None:
+    first, second = await two(nursery)
+    agent, client = first.agent(MAIN), second.client(ME, MAIN)
+    first.node(agent, "a1")
+    await client.hears(MAIN, Kind.NODE, "a1")
+    link = second.replicas.linked[first.replicas.id]
+    link.scope.cancel()
+    await link.ended.wait()
+    first.node(agent, "a2")
+    await client.hears(MAIN, Kind.NODE, "a2")
+    assert client.kinds(MAIN) == [Kind.NODE, Kind.NODE]
+    pair = second.replicas.cluster.pairs[first.replicas.id]
+    assert pair.session_count == 2
+
+
+async def test_a_replica_that_is_gone_is_forgotten_and_its_peers_are_lost(
+    nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tailnet.replica.pair.SILENCE_SECONDS", 2.0)
+    monkeypatch.setattr(module, "RENEW_SECONDS", 0.1)
+    first, second = await two(nursery)
+    client = second.client(ME, MAIN)
+    first.node(first.agent(MAIN), "a1")
+    await client.hears(MAIN, Kind.NODE, "a1")
+    first.scope.cancel()
+    await client.hears(MAIN, Kind.LOST)
+    await wait_for(lambda: not second.replicas.cluster.pairs)
+    assert not client.ended
+
+
+async def test_a_defect_costs_one_link_and_the_next_one_stands(
+    nursery: trio.Nursery, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = await two(nursery)
+    broken = second.replicas.linked[first.replicas.id]
+
+    def fail(other: ReplicaID, frames: object) -> None:
+        monkeypatch.undo()
+        raise AssertionError("planted")
+
+    monkeypatch.setattr(second.replicas, "_hear", fail)
+    await broken.ended.wait()
+    await together(first, second)
+    assert "please report this" in caplog.text
+
+
+async def test_goodbyes_and_hints_are_heard(nursery: trio.Nursery) -> None:
+    first, second = await two(nursery)
+    heard: list[bytes] = []
+    second.replicas.hear["settings"] = heard.append
+    first.replicas.tell("settings", b"7")
+    first.replicas.tell("of a later version", b"")
+    first.replicas.leave(12.0)
+    await wait_for(lambda: first.replicas.id in second.replicas.leaving)
+    assert heard == [b"7"]
+
+
+async def test_an_own_address_in_the_list_is_no_replica(nursery: trio.Nursery) -> None:
+    address = "127.0.0.1", free_port(socket.SOCK_STREAM)
+    alone: Place = await nursery.start(Place(StaticBus([address]), "alone", address).run)
+    # The dialler finds out whom it has dialled, and does not come again.
+    await wait_for(lambda: alone.replicas.found.get(address) == alone.replicas.id)
+    assert not alone.replicas.cluster.pairs
+
+
+async def test_a_port_in_use_is_told_at_start_unless_a_predecessor_has_it(nursery: trio.Nursery) -> None:
+    first, second = await two(nursery)
+    settings = ReplicaSettings("again", (first.address,))
+    with pytest.raises(ListenError, match="in use"):
+        Replicas(first.host, KEY, StaticBus([]), settings).open()
+    successor = Place(StaticBus([]), "successor", first.address)
+    successor.replicas.settings = replace(settings, is_successor=True)
+    await nursery.start(successor.run)
+    assert not successor.replicas.listening
+    first.scope.cancel()
+    await together(second, successor)
