@@ -62,7 +62,7 @@ soak: $(READY); $(PYTHON) -m tests.fuzz.soak --seconds $(or $(SECONDS),600)  # a
 fmt: $(READY); $(PYTHON) -m ruff format . && $(PYTHON) -m ruff check --fix .
 lock: $(READY)  # UPGRADE=--upgrade takes the newest versions, without it only what pyproject.toml newly asks for
 	$(LOCK) --all-extras $(UPGRADE) -o requirements.lock pyproject.toml
-	$(LOCK) --extra build --extra postgresql --extra quic --constraint requirements.lock -o deploy/requirements.lock pyproject.toml
+	$(LOCK) --extra build --extra postgresql --extra quic --extra redis --constraint requirements.lock -o deploy/requirements.lock pyproject.toml
 proto:  # the classes of tailnet/proto/*.proto; OUT is for the test that compares
 	$(PYTHON) -m grpc_tools.protoc -I tailnet/proto/generated=tailnet/proto --python_out=$(or $(OUT),.) --pyi_out=$(or $(OUT),.) tailnet/proto/tailnet.proto tailnet/proto/agent.proto
 openapi: $(READY); @$(PYTHON) -m tests.support.openapi_document  # docs/openapi*.json anew, after a change of the API

@@ -68,8 +68,8 @@ ORDER: tuple[tuple[str, int], ...] = (
     ("tailnet/health", 1),
     ("tailnet/config", 2),
     ("tailnet/transport", 2),
-    ("tailnet/bus", 2),
     ("tailnet/store", 2),
+    ("tailnet/bus", 2),
     ("tailnet/metrics", 2),
     ("tailnet/identity", 2),
     ("tailnet/auth", 2),
@@ -100,6 +100,7 @@ ONE_FILE = (
     "opentelemetry",
     "asyncssh",
     "trio_asyncio",
+    "coredis",
 )
 ONE_FILE_EXCEPT = {"nacl": {"derp/keys.py", "derp/protocol/handshake.py"}}
 MAX_FILE_LINES = 700

@@ -13,6 +13,8 @@ import msgpack
 from tailnet.errors import MalformedField
 from tailnet.replica.messages import ReplicaID
 
+# A record that is not renewed for so long is gone: three renewals, of which two may fail.
+LEASE_SECONDS: Final = 6.0
 RENEW_SECONDS: Final = 2.0
 # A name, an address and a version; what is longer was not written by a replica.
 MAX_RECORD_BYTES: Final = 4096

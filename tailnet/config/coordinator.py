@@ -146,6 +146,7 @@ class CoordinatorConfig(ServerConfig):
     replica_name: str = ""  # "": this machine's
     replica_listen: tuple[tuple[str, int], ...] = ()
     replica_address: tuple[str, int] | None = None  # how others reach that; None: the first of them
+    insecure_bus: bool = False
 
     # Administration over HTTP.  Without a token it is not there; with `admin_listen` it is there and nowhere else.
     admin_tokens: tuple[AdminToken, ...] = ()

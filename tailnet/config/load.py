@@ -30,6 +30,9 @@ from tailnet.errors import ConfigError
 from tailnet.signatures import parse_secrets
 
 _NO_HTTP: Final = -1
+_OF_THE_BUS: Final = (
+    *("bus_key_file", "cluster_name", "replica_name", "replica_listen", "replica_address", "insecure_bus"),
+)
 # 128 bits in hex digits.
 MIN_SECRET_BYTES: Final = 32
 
@@ -168,13 +171,22 @@ def _auth_secret(given: Given) -> bytes:
 def _bus_secret(given: Given) -> bytes:
     """What replicas prove to each other to have; empty where a store that they share has it."""
     if "bus" not in given:
-        for name in ("bus_key_file", "cluster_name", "replica_name", "replica_listen", "replica_address"):
+        for name in _OF_THE_BUS:
             if name in given:
                 given.fail(name, f"is about several coordinators as one: set {given.flag('bus')} too")
         return b""
-    if not given.get("replica_listen"):
+    place, listens = given.get("bus"), given.get("replica_listen", ())
+    has_postgresql = given.get("store", "").startswith("postgres")
+    if place.kind == "store" and not has_postgresql:
+        given.fail("bus", f"replicas share a PostgreSQL: set {given.flag('store')} to one; SQLite is for one alone")
+    if place.kind != "redis" and not listens:
         given.fail("bus", f"others have to reach this one: set {given.flag('replica_listen')}, as in 10.0.0.5:3001")
-    if "bus_key_file" not in given and not given.get("store", "").startswith("postgres"):
+    if place.kind in ("store", "redis") and listens and not listens[0][0] and "replica_address" not in given:
+        given.fail("replica_listen", f"others cannot dial every address: set {given.flag('replica_address')} too")
+    parts = urlsplit(place.url)
+    if parts.scheme == "redis" and not is_local(parts.hostname or "") and not given.get("insecure_bus"):
+        given.fail("bus", f"frames would travel in the clear: use rediss://, or set {given.flag('insecure_bus')}")
+    if "bus_key_file" not in given and not has_postgresql:
         given.fail(
             "bus",
             f"replicas know each other by a secret: set {given.flag('bus_key_file')}, or share a PostgreSQL as store",

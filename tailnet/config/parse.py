@@ -105,14 +105,18 @@ def file_or_url(value: object) -> str:
 
 
 def bus(value: object) -> BusPlace:
-    """`static:` and addresses, or `dns:` and a name with a port."""
+    """`store`, `redis://`, `static:` and addresses, or `dns:` and a name with a port."""
     given = parse.string(value)
+    if given == "store":
+        return BusPlace("store")
     kind, colon, rest = given.partition(":")
+    if kind in ("redis", "rediss"):
+        return BusPlace("redis", url=parse.url("redis", "rediss")(value))
     if kind in ("static", "dns") and colon:
         addresses = parse.many(parse.address)(rest)
         if all(host and port for host, port in addresses):
             return BusPlace(kind, addresses)
-    raise ValueError(f"wants static:HOST:PORT,... or dns:NAME:PORT, got {given!r:.80}")
+    raise ValueError(f"wants store, redis://HOST:PORT, static:HOST:PORT,... or dns:NAME:PORT, got {given!r:.80}")
 
 
 def suffix(value: object) -> str:

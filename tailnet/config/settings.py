@@ -375,7 +375,7 @@ _OWN: Final = (
     Setting(
         "bus",
         kinds.bus,
-        "static:HOST:PORT,...|dns:NAME:PORT",
+        "store|redis://HOST:PORT|static:HOST:PORT,...|dns:NAME:PORT",
         "how several coordinators find each other and serve as one, alone by default: docs/replicas.md",
     ),
     Setting(
@@ -398,6 +398,12 @@ _OWN: Final = (
         parse.address,
         "HOST:PORT",
         "how others reach it, the first --replica-listen by default",
+    ),
+    Setting(
+        "insecure_bus",
+        parse.boolean,
+        "",
+        "let frames of replicas travel in the clear to a Redis elsewhere, for which rediss:// is",
     ),
     Setting(
         "http_port",

@@ -5,24 +5,40 @@ Imported when there is a bus; a server alone loads nothing of it.
 
 import socket
 
+from derp.text import error_text
 from derp.transport.host import Host
 from tailnet.bus.contract import Bus
 from tailnet.bus.static import StaticBus
+from tailnet.bus.store import StoreBus
 from tailnet.config import CoordinatorConfig
 from tailnet.config.coordinator import BusPlace
+from tailnet.errors import ConfigError
 from tailnet.replica.proof import ClusterKey
 from tailnet.services.replicas import Replicas, ReplicaSettings
+from tailnet.store.store import Store
 
 
-def make_replicas(config: CoordinatorConfig, secret: bytes, host: Host, is_successor: bool) -> Replicas:
+def make_replicas(
+    config: CoordinatorConfig, secret: bytes, host: Host, store: Store, *, is_successor: bool
+) -> Replicas:
     """This server as one replica of several; `is_successor` of another process that may have its port still."""
     assert config.bus is not None  # the caller asked
     name = config.replica_name or socket.gethostname()
     address = config.replica_address or next(iter(config.replica_listen), None)
     settings = ReplicaSettings(name, config.replica_listen, address, config.max_node_bytes, is_successor)
-    return Replicas(host, ClusterKey(config.cluster_name, secret), make_bus(config.bus), settings)
+    return Replicas(
+        host, ClusterKey(config.cluster_name, secret), make_bus(config.bus, config.cluster_name, store), settings
+    )
 
 
-def make_bus(place: BusPlace) -> Bus:
-    """The bus of that kind."""
+def make_bus(place: BusPlace, cluster: str, store: Store) -> Bus:
+    """The bus of that kind.  Raises ConfigError where what it needs is not installed."""
+    if place.kind == "store":
+        return StoreBus(store)
+    if place.kind == "redis":
+        try:
+            from tailnet.bus.redis import RedisBus
+        except ImportError as error:
+            raise ConfigError(f"--bus redis: {error_text(error)}: pip install tailnet-derp[redis]") from None
+        return RedisBus(place.url, cluster)
     return StaticBus(place.addresses, by_name=place.kind == "dns")

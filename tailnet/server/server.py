@@ -137,7 +137,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
     ) -> None:
         super().__init__(config, private.public(), reread=reread, inherited=inherited)
         self.reactor.write_seconds = config.relay.tcp_write_timeout_seconds
-        self.replicas = self._make_replicas(cluster_secret)
+        self.replicas = self._make_replicas(config, store, cluster_secret)
         self.coordinator: Coordinator[Receiver] = (
             Coordinator(Limits(node_bytes=config.max_node_bytes))
             if self.replicas is None
@@ -207,13 +207,13 @@ class CoordinatorServer(Server[CoordinatorConfig]):
     def _announced_keys(self) -> list[bytes]:
         return [node.public_key for node in self.coordinator.nodes()]
 
-    def _make_replicas(self, secret: bytes) -> "Replicas | None":
+    def _make_replicas(self, config: CoordinatorConfig, store: Store, secret: bytes) -> "Replicas | None":
         """What joins this server with others; without a bus not a line of it is loaded."""
-        if self.config.bus is None:
+        if config.bus is None:
             return None
         from tailnet.server.replicated import make_replicas
 
-        return make_replicas(self.config, secret, self.reactor, self.inherited.replaces_another)
+        return make_replicas(config, secret, self.reactor, store, is_successor=self.inherited.replaces_another)
 
     def _make_relay(self, private: NodePrivate) -> Relay:
         """The embedded relay, which goes by the keys that peers announce."""

@@ -386,6 +386,15 @@ servers = sa.Table(
     sa.Column("seen_at", UtcTime, nullable=False),
 )
 
+# The coordinators that serve as one; `beat` grows while one lives, so that no clocks are compared.
+replicas = sa.Table(
+    "replicas",
+    metadata,
+    sa.Column("id", Text, primary_key=True),  # another one at each start
+    sa.Column("beat", sa.BigInteger, nullable=False),
+    sa.Column("record", sa.LargeBinary, nullable=False),
+)
+
 # Not encrypted: who can read this file can read every row in it, and the file is created readable by its owner only.
 signing_keys = sa.Table(
     "signing_keys",

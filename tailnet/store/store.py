@@ -2,8 +2,8 @@
 
 `Store.open(url)`, then `await store.run(store.callers.get_agent, ...)` from trio, and `close()` when no thread uses it
 any more.  What each part does is in its own file: callers.py, issued.py, outside.py, credentials.py,
-apps.py, reports.py, presence.py, events.py, retention.py, keys.py, relay_keys.py, and for administrators in
-administration/; seed.py reads files that importing.py writes.
+apps.py, reports.py, presence.py, replicas.py, events.py, retention.py, keys.py, relay_keys.py, and for administrators
+in administration/; seed.py reads files that importing.py writes.
 """
 
 from collections.abc import Callable
@@ -25,6 +25,7 @@ from tailnet.store.keys import KeyTables
 from tailnet.store.outside import OutsideTables
 from tailnet.store.presence import PresenceTables
 from tailnet.store.relay_keys import RelayKeyTables
+from tailnet.store.replicas import ReplicaTables
 from tailnet.store.reports import ReportTables
 from tailnet.store.retention import RetentionTables
 from tailnet.store.rows import AgentIdentity
@@ -49,6 +50,7 @@ class Store:
         self.keys = KeyTables(database)
         self.relay_keys = RelayKeyTables(database)
         self.presence = PresenceTables(database)
+        self.replicas = ReplicaTables(database)
         self.events = EventTables(database)
         self.retention = RetentionTables(database)
         self.administration = ReadingTables(database)

@@ -1,0 +1,84 @@
+"""A bus in the test's own process, whose faults a test decides about."""
+
+from collections.abc import Sequence
+
+import trio
+
+from tailnet.bus.contract import Record, Watcher
+from tailnet.replica.messages import ReplicaID
+
+
+class Exchange:
+    """What all replicas of a test share."""
+
+    def __init__(self) -> None:
+        self.records: dict[ReplicaID, Record] = {}
+        self.watchers: dict[ReplicaID, Watcher] = {}
+        self.is_paused = False
+        self.lose = 0  # so many batches are lost from now on
+        self.double = 0  # or arrive twice
+        self.held: list[tuple[ReplicaID, ReplicaID, list[bytes]]] = []
+
+    def tell(self) -> None:
+        for watcher in list(self.watchers.values()):
+            watcher.see_records(dict(self.records))
+
+    def carry(self, sender: ReplicaID, receiver: ReplicaID, frames: Sequence[bytes]) -> None:
+        if self.is_paused:
+            self.held.append((sender, receiver, list(frames)))
+        elif self.lose:
+            self.lose -= 1
+        else:
+            times = 2 if self.double else 1
+            self.double = max(0, self.double - 1)
+            for _ in range(times):
+                for frame in frames:
+                    if receiver in self.watchers:
+                        self.watchers[receiver].hear_frame(sender, frame)
+
+    def pause(self) -> None:
+        self.is_paused = True
+        for watcher in list(self.watchers.values()):
+            watcher.see_carrier(False)
+
+    def go_on(self) -> None:
+        self.is_paused = False
+        held, self.held = self.held, []
+        for each in held:
+            self.carry(*each)
+        for watcher in list(self.watchers.values()):
+            watcher.see_carrier(True)
+
+    def restart_empty(self) -> None:
+        """As a Redis that lost everything: replicas write their records again one after the other."""
+        records, self.records = self.records, {}
+        for replica, record in records.items():
+            self.records[replica] = record
+            self.tell()
+
+
+class MemoryBus:
+    """A Bus."""
+
+    kind = "memory"
+    can_carry = True
+
+    def __init__(self, exchange: Exchange) -> None:
+        self.trouble = ""
+        self._exchange = exchange
+        self._own: ReplicaID
+
+    async def run(self, own: Record, watcher: Watcher) -> None:
+        exchange, self._own = self._exchange, own.replica
+        exchange.records[own.replica], exchange.watchers[own.replica] = own, watcher
+        exchange.tell()
+        try:
+            await trio.sleep_forever()
+        finally:
+            del exchange.records[own.replica], exchange.watchers[own.replica]
+            exchange.tell()
+
+    async def send(self, receiver: ReplicaID, frames: Sequence[bytes]) -> bool:
+        await trio.lowlevel.checkpoint()
+        self._exchange.carry(self._own, receiver, frames)
+        return True

@@ -1,0 +1,249 @@
+"""What every kind of bus has to do for replicas: the same suite over memory, addresses, PostgreSQL and Redis.
+
+Where a bus carries frames there are no direct links here.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from tailnet.bus.contract import Bus
+from tailnet.bus.redis import RedisBus
+from tailnet.bus.static import StaticBus
+from tailnet.bus.store import StoreBus
+from tailnet.coordinator.messages import Kind
+from tailnet.replica import pair
+from tailnet.store.store import Store
+from tests.support.memory_bus import Exchange, MemoryBus
+from tests.support.redis import RedisMissing, RedisServer, running_redis
+from tests.support.replicated import Place, together
+from tests.support.seeds import peer_id
+from tests.support.tailnet_driver import wait_for
+
+MAIN, ME = peer_id("main"), peer_id("me")
+KINDS = ("memory", "static", "store", "redis")
+CARRIERS = ("memory", "redis")
+
+
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    try:
+        with running_redis(tmp_path_factory.mktemp("redis")) as server:
+            yield server
+    except RedisMissing as missing:
+        pytest.skip(str(missing))
+
+
+class Kinds:
+    """Makes replicas of one cluster on one kind of bus; with faults, where a bus carries."""
+
+    def __init__(
+        self, kind: str, nursery: trio.Nursery, redis: RedisServer | None, store_url: str, stores: list[Store]
+    ) -> None:
+        self.kind = kind
+        self.exchange = Exchange()
+        self.redis = redis
+        self.places: list[Place] = []
+        self._nursery = nursery
+        self._store_url = store_url
+        self.stores = stores
+
+    async def start(self) -> Place:
+        listen = None if self.kind in CARRIERS else ("127.0.0.1", 0)
+        place: Place = await self._nursery.start(Place(self._bus(), f"replica{len(self.places)}", listen).run)
+        self.places.append(place)
+        return place
+
+    def _bus(self) -> Bus:
+        match self.kind:
+            case "memory":
+                return MemoryBus(self.exchange)
+            case "static":
+                return StaticBus([place.address for place in self.places])
+            case "store":
+                self.stores.append(Store.open(self._store_url))
+                return StoreBus(self.stores[-1])
+            case _:
+                assert self.redis is not None
+                return RedisBus(self.redis.url, "tests")
+
+    def pause(self) -> None:
+        self.exchange.pause() if self.redis is None else self.redis.pause()
+
+    def go_on(self) -> None:
+        self.exchange.go_on() if self.redis is None else self.redis.go_on()
+
+    def restart_empty(self) -> None:
+        if self.redis is None:
+            self.exchange.restart_empty()
+        else:
+            self.redis.kill()
+            self.redis.start()
+
+
+@pytest.fixture
+def stores() -> Iterator[list[Store]]:
+    """Closed when no replica uses them any more."""
+    opened: list[Store] = []
+    yield opened
+    for store in opened:
+        store.close()
+
+
+@pytest.fixture
+def kinds(
+    request: pytest.FixtureRequest, stores: list[Store], nursery: trio.Nursery, tmp_path: Path
+) -> Callable[[str], Kinds]:
+    def make(kind: str) -> Kinds:
+        server = request.getfixturevalue("redis") if kind == "redis" else None
+        return Kinds(kind, nursery, server, f"sqlite:///{tmp_path / 'tailnet.db'}", stores)
+
+    return make
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_all_find_each_other_and_peers_meet(kind: str, kinds: Callable[[str], Kinds]) -> None:
+    world = kinds(kind)
+    first, second, third = await world.start(), await world.start(), await world.start()
+    await together(first, second, third)
+    agent = first.agent(MAIN)
+    first.node(agent, "a1")
+    clients = [second.client(ME, MAIN), third.client(peer_id("you"), MAIN)]
+    for client in clients:
+        await client.hears(MAIN, Kind.NODE, "a1")
+    second.node(clients[0], "c1")
+    await agent.hears(ME, Kind.NODE, "c1")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_updates_keep_their_order_and_the_last_arrives(kind: str, kinds: Callable[[str], Kinds]) -> None:
+    world = kinds(kind)
+    first, second = await world.start(), await world.start()
+    await together(first, second)
+    agent, client = first.agent(MAIN), second.client(ME, MAIN)
+    first.node(agent, "0")
+    await client.hears(MAIN, Kind.NODE, "0")
+    for number in range(1, 300):
+        first.node(agent, str(number))
+        if number % 10 == 0:
+            await trio.lowlevel.checkpoint()
+    await client.hears(MAIN, Kind.NODE, "299")
+    numbers = [int(node) for _, _, node in client.words]
+    assert numbers == sorted(set(numbers))
+    pairs = [*first.replicas.cluster.pairs.values(), *second.replicas.cluster.pairs.values()]
+    assert [each.session_count for each in pairs] == [1, 1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_the_largest_node_crosses(kind: str, kinds: Callable[[str], Kinds]) -> None:
+    world = kinds(kind)
+    first, second = await world.start(), await world.start()
+    await together(first, second)
+    agent, client = first.agent(MAIN), second.client(ME, MAIN)
+    first.node(agent, "n" * 32 * 1024)
+    await client.hears(MAIN, Kind.NODE, "n" * 32 * 1024)
+
+
+@pytest.mark.parametrize("kind", ["static", "redis"])
+async def test_who_is_gone_is_lost_and_forgotten(
+    kind: str, kinds: Callable[[str], Kinds], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pair, "SILENCE_SECONDS", 2.5)
+    world = kinds(kind)
+    first, second = await world.start(), await world.start()
+    await together(first, second)
+    client = second.client(ME, MAIN)
+    first.node(first.agent(MAIN), "a1")
+    await client.hears(MAIN, Kind.NODE, "a1")
+    first.scope.cancel()
+    await client.hears(MAIN, Kind.LOST)
+    await wait_for(lambda: not second.replicas.cluster.pairs)
+
+
+@pytest.mark.parametrize("kind", CARRIERS)
+async def test_a_pause_is_no_silence(kind: str, kinds: Callable[[str], Kinds], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pair, "SILENCE_SECONDS", 60.0)  # nor may a machine that is slow be one
+    world = kinds(kind)
+    first, second = await world.start(), await world.start()
+    await together(first, second)
+    agent, client = first.agent(MAIN), second.client(ME, MAIN)
+    first.node(agent, "a1")
+    await client.hears(MAIN, Kind.NODE, "a1")
+    world.pause()
+    try:
+        first.node(agent, "a2")
+        await wait_for(lambda: first.replicas.cluster.is_deaf and second.replicas.cluster.is_deaf)
+    finally:
+        world.go_on()
+    await client.hears(MAIN, Kind.NODE, "a2")
+    await wait_for(lambda: not first.replicas.cluster.is_deaf)
+    assert Kind.LOST not in client.kinds(MAIN)
+
+
+@pytest.mark.parametrize("kind", CARRIERS)
+async def test_a_bus_that_restarts_empty_is_filled_again(kind: str, kinds: Callable[[str], Kinds]) -> None:
+    world = kinds(kind)
+    first, second = await world.start(), await world.start()
+    await together(first, second)
+    agent, client = first.agent(MAIN), second.client(ME, MAIN)
+    first.node(agent, "a1")
+    await client.hears(MAIN, Kind.NODE, "a1")
+    world.restart_empty()
+    first.node(agent, "a2")
+    await client.hears(MAIN, Kind.NODE, "a2")
+    await wait_for(lambda: len(first.replicas.records) == len(second.replicas.records) == 2)
+    assert Kind.LOST not in client.kinds(MAIN)
+
+
+@pytest.mark.parametrize("fault", ["lose", "double"])
+async def test_what_is_lost_or_comes_twice_is_noticed(fault: str, kinds: Callable[[str], Kinds]) -> None:
+    world = kinds("memory")
+    first, second = await world.start(), await world.start()
+    await together(first, second)
+    agent, client = first.agent(MAIN), second.client(ME, MAIN)
+    first.node(agent, "a1")
+    await client.hears(MAIN, Kind.NODE, "a1")
+    setattr(world.exchange, fault, 1)
+    first.node(agent, "a2")
+    await client.hears(MAIN, Kind.NODE, "a2")
+    await wait_for(lambda: second.replicas.cluster.pairs[first.replicas.id].session_count >= 2)
+    assert Kind.LOST not in client.kinds(MAIN)
+
+
+async def test_frames_of_strangers_change_nothing(kinds: Callable[[str], Kinds]) -> None:
+    world = kinds("memory")
+    first, second = await world.start(), await world.start()
+    await together(first, second)
+    known = first.replicas.cluster.pairs[second.replicas.id]
+    for sender in (second.replicas.id, first.replicas.id, type(second.replicas.id)(b"stranger")):
+        for frame in (b"", b"\x92\x00", bytes(64), bytes(70_000)):
+            first.replicas.hear_frame(sender, frame)
+    assert known.is_open
+    assert known.session_count == 1
+    assert set(first.replicas.cluster.pairs) == {second.replicas.id}
+
+
+async def test_a_link_takes_over_from_the_bus_and_the_bus_from_a_link(kinds: Callable[[str], Kinds]) -> None:
+    world = kinds("memory")
+    world.kind = "linked"
+    bus = [MemoryBus(world.exchange), MemoryBus(world.exchange)]
+    first: Place = await world._nursery.start(Place(bus[0], "first", ("127.0.0.1", 0)).run)
+    second: Place = await world._nursery.start(Place(bus[1], "second", ("127.0.0.1", 0)).run)
+    await wait_for(lambda: second.replicas.id in first.replicas.linked and first.replicas.id in second.replicas.linked)
+    await together(first, second)
+    agent, client = first.agent(MAIN), second.client(ME, MAIN)
+    first.node(agent, "a1")
+    await client.hears(MAIN, Kind.NODE, "a1")
+    world.exchange.pause()  # the link does not need it
+    first.node(agent, "a2")
+    await client.hears(MAIN, Kind.NODE, "a2")
+    world.exchange.go_on()
+    for place in (first, second):
+        for sock in place.replicas.listening:
+            sock.close()
+    first.replicas.linked[second.replicas.id].scope.cancel()
+    first.node(agent, "a3")
+    await client.hears(MAIN, Kind.NODE, "a3")
+    assert Kind.LOST not in client.kinds(MAIN)
