@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Final
 from urllib.parse import urlsplit
 
+from derp.errors import ConfigError
 from derp.keys import KEY_BYTES, NodePrivate
 from derp.map import DERPNode, DERPRegion
 from derp.server.ports import Listening
@@ -29,8 +30,15 @@ def relay_key(store: Store) -> NodePrivate:
     return NodePrivate(store.keys.lasting_key(RELAY_PURPOSE, datetime.now(UTC), secrets.token_bytes, KEY_BYTES))
 
 
-def cluster_secret(store: Store) -> bytes:
-    """What replicas that share a store prove to each other to have.  Blocks; raises StoreError."""
+def cluster_secret(config: CoordinatorConfig, store: Store, replaces_another: bool) -> bytes:
+    """What replicas prove to each other to have.  Blocks; raises StoreError, and ConfigError for a store that a server
+    uses which this one does not replace, and that no two can share."""
+    if not replaces_another and not store.database.dialect.claim():
+        raise ConfigError(
+            f"store {store.shown}: another server uses it, and replicas cannot share a SQLite: give them a PostgreSQL"
+        )
+    if config.bus_secret:
+        return config.bus_secret
     return store.keys.lasting_key(REPLICA_PURPOSE, datetime.now(UTC), secrets.token_bytes, KEY_BYTES)
 
 

@@ -680,7 +680,8 @@ async def serve_coordinator(
     store = await trio.to_thread.run_sync(Store.open, config.store)
     try:
         private = await store.run(relay_key, store)
-        secret = config.bus_secret or (await store.run(cluster_secret, store) if config.bus is not None else b"")
+        is_successor = inherited is not None and inherited.replaces_another
+        secret = await store.run(cluster_secret, config, store, is_successor) if config.bus is not None else b""
         server = CoordinatorServer(
             config, store, private, reread=reread, inherited=inherited, tracing=tracing, cluster_secret=secret
         )

@@ -343,7 +343,6 @@ class Replicas:
         with self._step() as now:
             for frame in frames:
                 self._carry_out(self.cluster.receive_frame(other, frame, now), now)
-            self._wake(other)  # it may have been a Hello, whose answer is in no queue
 
     def _handle_timeout(self, now: float) -> None:
         self._is_touched = True
@@ -383,8 +382,7 @@ class Replicas:
             return
         self._is_touched = False
         for other, pair in self.cluster.pairs.items():
-            # Without a session there may be a Hello, which is in no queue.
-            if pair.queued_bytes or not pair.is_open:
+            if pair.has_output:
                 self._wake(other)
         self._alarm.look()
 

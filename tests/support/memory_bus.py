@@ -1,11 +1,12 @@
 """A bus in the test's own process, whose faults a test decides about."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import trio
 
-from tailnet.bus.contract import Record, Watcher
+from tailnet.bus.contract import Address, Record, Watcher
 from tailnet.replica.messages import ReplicaID
+from tests.support.tailnet_driver import wait_for
 
 
 class Exchange:
@@ -82,3 +83,28 @@ class MemoryBus:
         await trio.lowlevel.checkpoint()
         self._exchange.carry(self._own, receiver, frames)
         return True
+
+
+class Seen:
+    """A Watcher that notes what it is told."""
+
+    def __init__(self) -> None:
+        self.records: dict[ReplicaID, Record] = {}
+        self.addresses: list[list[Address]] = []
+        self.frames: list[tuple[ReplicaID, bytes]] = []
+        self.carrier: bool | None = None
+
+    def see_records(self, records: Mapping[ReplicaID, Record]) -> None:
+        self.records = dict(records)
+
+    def see_addresses(self, addresses: Collection[Address]) -> None:
+        self.addresses.append(list(addresses))
+
+    def hear_frame(self, sender: ReplicaID, frame: bytes) -> None:
+        self.frames.append((sender, frame))
+
+    def see_carrier(self, is_well: bool) -> None:
+        self.carrier = is_well
+
+    async def wait(self, is_so: Callable[[], object]) -> None:
+        await wait_for(is_so)

@@ -22,6 +22,8 @@ KEY = ClusterKey("tests", bytes(range(32)))
 class Told:
     """A peer's connection: keeps the last word about each other peer, and all words."""
 
+    tenant = ""
+
     def __init__(self) -> None:
         self.words: list[tuple[bytes, Kind, str]] = []
         self.errors: list[str] = []

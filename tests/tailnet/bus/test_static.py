@@ -1,38 +1,18 @@
 """Addresses from the settings and from names."""
 
-from collections.abc import Collection, Mapping
 from typing import Any
 
 import pytest
 import trio
 
 from tailnet.bus import static
-from tailnet.bus.contract import Address, Record
+from tailnet.bus.contract import Record
 from tailnet.bus.static import StaticBus
 from tailnet.replica.messages import ReplicaID
+from tests.support.memory_bus import Seen
+from tests.support.tailnet_driver import wait_for
 
 OWN = Record(ReplicaID(b"A" * 8), "a", None, "0", 0.0)
-
-
-class Seen:
-    """A Watcher that notes what it is told."""
-
-    def __init__(self) -> None:
-        self.addresses: list[list[Address]] = []
-        self.told = trio.Event()
-
-    def see_addresses(self, addresses: Collection[Address]) -> None:
-        self.addresses.append(list(addresses))
-        self.told.set()
-
-    def see_records(self, records: Mapping[ReplicaID, Record]) -> None:
-        raise AssertionError("there are none")
-
-    def hear_frame(self, sender: ReplicaID, frame: bytes) -> None:
-        raise AssertionError("nothing is carried")
-
-    def see_carrier(self, is_well: bool) -> None:
-        raise AssertionError("nothing is carried")
 
 
 class Names(trio.abc.HostnameResolver):
@@ -59,7 +39,7 @@ async def test_addresses_are_told_as_they_are(nursery: trio.Nursery) -> None:
     seen = Seen()
     places = [("10.0.0.5", 3001), ("10.0.0.6", 3001)]
     nursery.start_soon(StaticBus(places).run, OWN, seen)
-    await seen.told.wait()
+    await wait_for(lambda: seen.addresses)
     assert seen.addresses == [places]
     assert not await StaticBus(places).send(OWN.replica, [b"frame"])
 
@@ -72,7 +52,7 @@ async def test_all_addresses_of_a_name_and_what_becomes_of_them(
     names.found["replicas.example"] = ["10.0.0.5", "10.0.0.6"]
     bus = StaticBus([("replicas.example", 3001)], by_name=True)
     nursery.start_soon(bus.run, OWN, seen)
-    await seen.told.wait()
+    await wait_for(lambda: seen.addresses)
     assert seen.addresses == [[("10.0.0.5", 3001), ("10.0.0.6", 3001)]]
     names.found.clear()
     await trio.sleep(1.5 * static.LOOK_UP_SECONDS)

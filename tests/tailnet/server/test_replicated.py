@@ -1,22 +1,24 @@
 """Coordinators as replicas of one cluster, over real sockets: an agent at one and a client at another are peers."""
 
+import ast
 import shutil
 import socket
-import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import trio
 
 from tailnet.config.coordinator import BusPlace
+from tailnet.errors import ConfigError
 from tailnet.proto.generated import tailnet_pb2 as tailnet
-from tailnet.server.server import CoordinatorServer
+from tailnet.server.server import CoordinatorServer, serve_coordinator
 from tailnet.services.replicas import Replicas
 from tests.support.relays import free_port
 from tests.support.seeds import agent_token, peer_id, user_token
 from tests.support.tailnet_driver import AGENT_DOOR, Coordination, client_door, open_peer, wait_for
+from tests.test_house import imports, modules
 
 Kind = tailnet.CoordinateResponse.PeerUpdate.Kind
 Serve = Callable[..., Awaitable[CoordinatorServer]]
@@ -149,9 +151,37 @@ async def test_an_agent_that_moves_is_not_lost(places: Places) -> None:
             await mine.wait_ended()
 
 
-async def test_a_server_alone_loads_nothing_of_it() -> None:
-    code = "import sys, tailnet.server.server; print(*[each for each in sys.modules if each.startswith('tailnet.')])"
-    done = await trio.run_process([sys.executable, "-c", code], capture_stdout=True)
-    loaded = done.stdout.decode().split()
-    assert "tailnet.server.server" in loaded
-    assert not [each for each in loaded if each.startswith(("tailnet.bus", "tailnet.replica", "tailnet.services.repl"))]
+def test_a_server_alone_loads_nothing_of_it() -> None:
+    """Whoever stands outside imports these rooms inside functions only, where a bus is set."""
+    of_replicas = ("tailnet/bus/", "tailnet/replica/", "tailnet/services/replicas", "tailnet/server/replicated")
+    found = {
+        name: imported
+        for name, tree in modules()
+        if not name.startswith(of_replicas)
+        for statement in tree.body
+        if isinstance(statement, ast.Import | ast.ImportFrom)
+        for imported, _ in imports(ast.Module([statement], []))
+        if imported.replace(".", "/").startswith(of_replicas)
+    }
+    assert found == {}
+
+
+async def test_a_second_replica_on_sqlite_is_refused_in_a_sentence(places: Places) -> None:
+    one = await places.start(0)
+    config = replace(one.config, replica_listen=(("127.0.0.1", places.ports[1]),))
+    with pytest.raises(ConfigError, match="replicas cannot share a SQLite"):
+        await serve_coordinator(config)
+
+
+@pytest.mark.stores("postgresql")
+async def test_replicas_find_each_other_in_the_postgresql_that_they_share(serve: Serve) -> None:
+    shared: dict[str, object] = {"bus": BusPlace("store"), "replica_listen": (("127.0.0.1", 0),)}
+    shared["replica_address"] = ("127.0.0.1", 0)
+    one, other = await serve(**shared), await serve(**shared)
+    await linked(one, other)
+    async with open_peer(one, AGENT_DOOR, agent_token("main")) as agent:
+        sent = await (await agent.coordinate()).update(agent.node(MAIN))
+        async with open_peer(other, client_door(MAIN), ALICE) as client:
+            theirs = await client.coordinate()
+            await theirs.tunnel(MAIN)
+            assert await theirs.next_node() == (MAIN, sent)

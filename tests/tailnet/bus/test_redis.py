@@ -1,0 +1,94 @@
+"""A real Redis: records with leases, its troubles, and what others put there; test_conformance.py has the rest."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+from coredis import Redis
+
+from tailnet.bus.contract import Record
+from tailnet.bus.redis import RedisBus
+from tailnet.replica.messages import ReplicaID
+from tests.support.memory_bus import Seen
+from tests.support.redis import PASSWORD, RedisMissing, RedisServer, running_redis
+
+A, B = (Record(ReplicaID(letter * 8), letter.decode(), None, "0", 0.0) for letter in (b"A", b"B"))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    try:
+        with running_redis(tmp_path_factory.mktemp("redis")) as started:
+            yield started
+    except RedisMissing as missing:
+        pytest.skip(str(missing))
+
+
+async def test_records_come_and_go_and_others_keys_are_left_alone(server: RedisServer, nursery: trio.Nursery) -> None:
+    async with Redis.from_url(server.url) as client:
+        await client.set("tn:other:r:x", b"theirs")
+        await client.sadd("tn:mine:rs", ["6262626262626262"])  # of one that died: its record has ended
+        await client.sadd("tn:mine:rs", ["7878787878787878"])
+        await client.set("tn:mine:r:7878787878787878", b"no record")
+        first, second = Seen(), Seen()
+        scope = trio.CancelScope()
+
+        async def run_second() -> None:
+            with scope:
+                await RedisBus(server.url, "mine").run(B, second)
+
+        nursery.start_soon(RedisBus(server.url, "mine").run, A, first)
+        nursery.start_soon(run_second)
+        await first.wait(lambda: set(first.records) == {A.replica, B.replica})
+        assert first.records[B.replica] == B
+        assert 0 < await client.pttl(f"tn:mine:r:{A.replica.hex()}") <= 6000
+        scope.cancel()
+        await first.wait(lambda: set(first.records) == {A.replica})
+        assert await client.get("tn:other:r:x") == b"theirs"
+
+
+async def test_frames_arrive_in_order_and_garbage_does_not(server: RedisServer, nursery: trio.Nursery) -> None:
+    one, other = RedisBus(server.url, "frames"), RedisBus(server.url, "frames")
+    seen, heard = Seen(), Seen()
+    nursery.start_soon(one.run, A, seen)
+    nursery.start_soon(other.run, B, heard)
+    await seen.wait(lambda: seen.carrier and heard.carrier)
+    frames = [b"", b"one", bytes(65536), b"two"]
+    async with Redis.from_url(server.url) as client:
+        channel = f"tn:frames:c:{B.replica.hex()}"
+        for garbage in (b"", b"short", A.replica + b"\x00\x00\x00\x05abc", A.replica + b"\xff\xff\xff\xff"):
+            await client.publish(channel, garbage)
+        assert await one.send(B.replica, frames)
+        await heard.wait(lambda: len(heard.frames) >= len(frames))
+    assert heard.frames == [(A.replica, frame) for frame in frames]
+
+
+async def test_a_server_that_refuses_is_told_without_its_password(server: RedisServer, nursery: trio.Nursery) -> None:
+    bus, seen = RedisBus(server.url.replace(PASSWORD, "wrong-" + PASSWORD), "x"), Seen()
+    nursery.start_soon(bus.run, A, seen)
+    await seen.wait(lambda: "not connected" not in bus.trouble)
+    assert PASSWORD not in bus.trouble
+    assert seen.carrier is False
+    assert not await bus.send(B.replica, [b"frame"])
+    assert bus.lost_count == 1
+
+
+async def test_a_paused_server_is_noticed_by_our_own_beat(server: RedisServer, nursery: trio.Nursery) -> None:
+    bus, seen = RedisBus(server.url, "paused"), Seen()
+    nursery.start_soon(bus.run, A, seen)
+    await seen.wait(lambda: seen.carrier)
+    server.pause()
+    try:
+        await seen.wait(lambda: not seen.carrier)
+        assert bus.trouble
+    finally:
+        server.go_on()
+    await seen.wait(lambda: seen.carrier and not bus.trouble)
+
+
+async def test_nobody_there(tmp_path: Path, nursery: trio.Nursery) -> None:
+    bus, seen = RedisBus(f"redis://127.0.0.1:{RedisServer(tmp_path).port}/0", "x"), Seen()
+    nursery.start_soon(bus.run, A, seen)
+    await seen.wait(lambda: "127.0.0.1" in bus.trouble)
+    assert seen.carrier is False
