@@ -3,8 +3,8 @@
 server/quotas.py spends what the ledger counts, and acts on what `standing` says.  Only who has a quota has an account.
 """
 
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -53,14 +53,26 @@ class Quotas:
     def __init__(self) -> None:
         self.limits: Limits = NO_LIMITS
         self._accounts: OrderedDict[bytes | str, _Account] = OrderedDict()
+        self._meanwhile = Counter[bytes | str]()  # spent since the last `begin_recall`
 
     def __len__(self) -> int:
         return len(self._accounts)
 
-    def recall(self, whose: bytes | str, day: str, used_day: int, used_month: int) -> None:
-        """What was used before this start."""
-        self._accounts[whose] = _Account(day, used_day, used_month)
-        self._bound()
+    def begin_recall(self) -> None:
+        """What is spent from now on will not be in what `recall` is given."""
+        self._meanwhile.clear()
+
+    def recall(self, day: str, used: Iterable[tuple[bytes | str, int, int]]) -> None:
+        """What was used on a day and in its month until then, here and by other processes."""
+        for whose, used_day, used_month in used:
+            account, more = self._accounts.get(whose), self._meanwhile[whose]
+            if account is None:
+                self._accounts[whose] = _Account(day, used_day + more, used_month + more)
+                self._accounts.move_to_end(whose, last=False)  # whoever spends here is needed more
+                self._bound()
+            elif account.day <= day:  # or it is of the day before, and what it says is over
+                account.turn(day)
+                account.used_day, account.used_month = used_day + more, used_month + more
 
     def spend(self, key: bytes, tenant: str, count: int, day: str) -> bool:
         """So many bytes were relayed for a client.  Whether it, or its tenant, has a quota of them."""
@@ -74,6 +86,7 @@ class Quotas:
             account.turn(day)
             account.used_day += count
             account.used_month += count
+            self._meanwhile[whose] += count
         return bool(limited)
 
     def standing(self, key: bytes, tenant: str, day: str) -> Standing | None:

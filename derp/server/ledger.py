@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 
@@ -26,6 +26,10 @@ _log = logging.getLogger("derp.server")
 WRITE_SECONDS: Final = 3.0
 # Of one day.  100,000 rows are 12 MB; only a relay that is open to strangers sees more keys in a day.
 MAX_ROWS: Final = 100_000
+# What other processes wrote is read as often: those that this one replaces, and other workers.  It takes a millisecond
+# for 2,000 rows of the month, in a thread; where it takes long it is done so seldom that it has this part of a core.
+RECALL_SECONDS: Final = 30.0
+_RECALL_PART: Final = 0.02
 # Clients read between two turns of everybody else: 2 us each.
 _AT_ONCE: Final = 1000
 _SCHEMA: Final = """
@@ -99,6 +103,20 @@ class LedgerFile:
         return transaction(self._path, _SCHEMA, "as the ledger")
 
 
+class Use(Protocol):
+    """Who wants to know what clients use; server/quotas.py does."""
+
+    def spend(self, client: Client, count: int) -> None:
+        """A client carried so many bytes."""
+
+    def begin_recall(self) -> bool:
+        """What is spent from now on will not be in what `recall` is given.  False: nobody needs it."""
+        ...
+
+    def recall(self, day: str, used: Iterable[tuple[bytes | str, int, int]]) -> None:
+        """What each key and tenant used on a day, and in its month until then."""
+
+
 class Ledger:
     """That of one relay.  `run` it as one task; the rest is for the reactor's thread."""
 
@@ -107,19 +125,16 @@ class Ledger:
         path: Path,
         days: int,
         clients: Mapping[int, Client],
-        on_used: Callable[[Client, int], None],
-        recall: Callable[[Iterable[tuple[bytes | str, int, int]]], None],
+        use: Use,
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`days`: how many are kept, today included.  `clients`: those that are connected, whoever they are.
-        `on_used`: hears how many bytes a client carried; `recall`: at the start, how many each key and tenant carried
-        today and in this month."""
+        """`days`: how many are kept, today included.  `clients`: those that are connected, whoever they are."""
         self._file = LedgerFile(path)
         self._days = days
         self._clients = clients
-        self._on_used = on_used
-        self._recall = recall
+        self._use = use
+        self._recall_at = 0.0
         self._clock = clock
         self._tally = Tally(MAX_ROWS)
         self.write_failures = 0
@@ -134,7 +149,7 @@ class Ledger:
         if not (client.is_mesh_peer or client.is_own):
             count = self._tally.note(client, client.tenant, day_of(self._clock()))
             if count:
-                self._on_used(client, count)
+                self._use.spend(client, count)
 
     def note_adoption(self, client: Client) -> None:
         """A client came over from another process, which has counted all until now."""
@@ -148,15 +163,19 @@ class Ledger:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Write until cancelled, and then the rest.  Raises ConfigError at once if the file cannot be written."""
         await trio.to_thread.run_sync(self._file.add, {}, self._oldest_day())
-        self._recall(await trio.to_thread.run_sync(self._file.used, day_of(self._clock())))
+        if self._use.begin_recall():
+            await self._recall()
         task_status.started()
         trouble = ""
         try:
             while True:
                 await trio.sleep(WRITE_SECONDS)
                 await self._read_all()
+                is_recalling = trio.current_time() >= self._recall_at and self._use.begin_recall()
                 try:
                     await self._write()
+                    if is_recalling:
+                        await self._recall()
                     trouble = ""
                 except ConfigError as error:
                     self.write_failures += 1
@@ -174,6 +193,12 @@ class Ledger:
                 self.note(client)
             if number % _AT_ONCE == 0:
                 await trio.lowlevel.checkpoint()
+
+    async def _recall(self) -> None:
+        began, day = trio.current_time(), day_of(self._clock())
+        self._use.recall(day, await trio.to_thread.run_sync(self._file.used, day))
+        now = trio.current_time()
+        self._recall_at = now + max(RECALL_SECONDS, (now - began) / _RECALL_PART)
 
     async def _write(self) -> None:
         rows = self._tally.take()

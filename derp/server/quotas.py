@@ -41,10 +41,15 @@ class QuotaKeeper:
         self._quotas.limits = limits
         self._day = ""
 
-    def recall(self, used: Iterable[tuple[bytes | str, int, int]]) -> None:
-        """What keys and tenants have used today and in this month, off the ledger."""
-        for whose, used_day, used_month in used:
-            self._quotas.recall(whose, day_of(self._clock()), used_day, used_month)
+    def begin_recall(self) -> bool:
+        """For the ledger.  Also the moment at which a new day is noticed while nobody carries anything."""
+        self._look_at_day()
+        self._quotas.begin_recall()
+        return self._quotas.limits.has_quotas
+
+    def recall(self, day: str, used: Iterable[tuple[bytes | str, int, int]]) -> None:
+        """What keys and tenants have used on a day and in its month, off the ledger."""
+        self._quotas.recall(day, used)
 
     def spend(self, client: Client, count: int) -> None:
         """A client carried so many bytes."""
@@ -58,8 +63,7 @@ class QuotaKeeper:
             self.over_bytes["tenant" if standing.is_of_tenant else "client"] += count
         if client.member is None:
             return  # it is gone, or on its way
-        if day != self._day:
-            self._begin(day)
+        self._look_at_day()
         if standing is None or standing.part < NOTICE_PART:
             return
         if not standing.is_used_up:
@@ -113,16 +117,19 @@ class QuotaKeeper:
             self._warned.discard(client.key)
             self._sessions.limiter.floors.pop(client.key, None)
 
-    def _begin(self, day: str) -> None:
-        """A new day, or new limits: everybody is well until it is seen that he is not."""
+    def _look_at_day(self) -> None:
+        """On a new day, or by new limits, everybody is well until it is seen that he is not."""
+        sessions, day = self._sessions, day_of(self._clock())
+        if day == self._day:
+            return
         self._day = day
-        sessions = self._sessions
         for key in self._warned:
             sessions.set_floor(key, None)
             member = sessions.router.members.get(key)
             for client in member.connections if member is not None else ():
                 sessions.advisor.note_no_ending(client)
         self._warned.clear()
+        sessions.host.flush()
 
 
 def _used_up(standing: Standing) -> str:

@@ -148,7 +148,7 @@ class Relay:
         self.quotas.configure(config.limits)
         if self.siblings is not None:
             share_use(self.siblings, self.quotas)
-        ledger = Ledger(config.ledger, config.ledger_days, self.router.clients, self.quotas.spend, self.quotas.recall)
+        ledger = Ledger(config.ledger, config.ledger_days, self.router.clients, self.quotas)
         self.sessions.on_tenant += [ledger.note, self.quotas.lift]
         self.sessions.on_adopt.append(ledger.note_adoption)
         self.sessions.on_end.append(ledger.note_end)

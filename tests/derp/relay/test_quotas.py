@@ -45,13 +45,27 @@ def test_a_day_and_a_month_begin_anew(quotas: Quotas) -> None:
 
 
 def test_what_was_used_before_counts_and_who_has_no_quota_has_no_account(quotas: Quotas) -> None:
-    quotas.recall(ONE, "2026-11-30", 50, 990)
+    quotas.recall("2026-11-30", [(ONE, 50, 990)])
     quotas.spend(ONE, "b", 10, "2026-11-30")
     assert "used 100 % of the 1,000" in text(quotas, ONE, "b", "2026-11-30")
     quotas.limits = Limits()
     assert quotas.standing(ONE, "b", "2026-11-30") is None
     quotas.spend(TWO, "b", 10, "2026-11-30")
     assert len(quotas) == 1
+
+
+def test_what_other_processes_wrote_is_recalled_and_what_was_spent_meanwhile_is_kept(quotas: Quotas) -> None:
+    quotas.spend(ONE, "b", 10, "2026-11-30")
+    quotas.begin_recall()
+    quotas.spend(ONE, "b", 5, "2026-11-30")
+    quotas.spend(b"3" * 32, "b", 7, "2026-11-30")
+    quotas.recall("2026-11-30", [(ONE, 40, 400), (TWO, 50, 50)])
+    assert "used 45 % of the 100" in text(quotas, ONE, "b", "2026-11-30")
+    assert "used 50 % of the 100" in text(quotas, TWO, "b", "2026-11-30")
+    assert "used 7 % of the 100" in text(quotas, b"3" * 32, "b", "2026-11-30")
+    quotas.spend(ONE, "b", 3, "2026-12-01")
+    quotas.recall("2026-11-30", [(ONE, 100, 1000)])
+    assert "used 3 % of the 100" in text(quotas, ONE, "b", "2026-12-01"), "it was asked before midnight"
 
 
 def test_accounts_are_bounded_and_the_idle_ones_go_first(quotas: Quotas, monkeypatch: pytest.MonkeyPatch) -> None:

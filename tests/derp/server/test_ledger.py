@@ -2,6 +2,7 @@
 
 import sqlite3
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import trio
 
 from derp.errors import ConfigError
 from derp.protocol.messages import RecvPacket
+from derp.relay.clients import Client
 from derp.relay.limits import Limits
 from derp.relay.usage import OTHERS, Usage
 from derp.server import ledger as module
@@ -21,8 +23,17 @@ NOW = 1_800_000_000.0
 TODAY = "2027-01-15"
 
 
-def ignore(*told: object) -> None:
+class Nobody:
     """Nobody has a quota."""
+
+    def spend(self, client: Client, count: int) -> None:
+        pass
+
+    def begin_recall(self) -> bool:
+        return False
+
+    def recall(self, day: str, used: Iterable[tuple[bytes | str, int, int]]) -> None:
+        raise AssertionError("nobody wants to know")
 
 
 def totals(path: Path) -> dict[bytes, Usage]:
@@ -143,7 +154,7 @@ async def test_what_cannot_be_written_waits_in_memory(
     world = World()
     client = world.connect("a")
     client.tenant = "t"
-    ledger = Ledger(path, 3, world.router.clients, ignore, ignore, clock=lambda: NOW)
+    ledger = Ledger(path, 3, world.router.clients, Nobody(), clock=lambda: NOW)
     await nursery.start(ledger.run)
     path.parent.rename(tmp_path / "gone")
     client.packets_in, client.bytes_in = 1, 100
@@ -159,7 +170,7 @@ async def test_what_cannot_be_written_waits_in_memory(
 async def test_a_file_that_is_none_stops_the_start(tmp_path: Path) -> None:
     path = tmp_path / "ledger"
     path.write_text("something else, and long enough to be no database" * 50)
-    ledger = Ledger(path, 3, {}, ignore, ignore)
+    ledger = Ledger(path, 3, {}, Nobody())
     with pytest.raises(ConfigError, match="cannot be used as the ledger: file is not a database"):
         await ledger.run()
     with pytest.raises(sqlite3.DatabaseError):

@@ -1,5 +1,7 @@
 """A quota that is nearly used is told, and one that is used up acts, also after a restart, until its day is over."""
 
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -8,8 +10,10 @@ from derp.keys import NodePrivate
 from derp.protocol.messages import Health, RecvPacket
 from derp.relay.limits import ClientLimits, Limits, Quota, Rate, TenantLimits
 from derp.server import ledger
+from derp.server.ledger import day_of
 from derp.server.quotas import QuotaKeeper
 from derp.server.relay import share_use
+from tests.derp.server.bare_relay import BareRelay
 from tests.derp.server.test_keysets import until
 from tests.derp.server.test_siblings import two_workers
 from tests.derp.server.world import Caller, call, open_server, relay_config
@@ -54,8 +58,77 @@ async def test_at_80_percent_it_is_told_and_then_it_is_slow(tmp_path: Path) -> N
         one = await call(server, private=key)
         session = server.relay.router.members[one.key].connections[0].wire.session
         assert session.sender.meter.rate == SLOW, "to come back is no way out"
-        server.relay.quotas._begin("tomorrow")  # type: ignore[union-attr]  # there is a ledger
-        assert session.sender is None
+        await one.aclose()
+
+
+def test_a_quota_of_a_day_ends_with_the_day_and_one_of_a_month_with_the_month() -> None:
+    """In UTC, and also while nobody carries anything."""
+    wall = [datetime(2026, 11, 29, 23, 59, tzinfo=UTC).timestamp()]
+    with BareRelay() as bare:
+        keeper = QuotaKeeper(bare.sessions, clock=lambda: wall[0])
+        quota = Quota(bytes_per_day=20_000, bytes_per_month=50_000, floor=SLOW)
+        limits = Limits(client=ClientLimits(quota=quota))
+        bare.sessions.set_limits(Rate(), {}, limits)
+        keeper.configure(limits)
+        one = bare.connect()
+
+        def state() -> tuple[bool, str]:
+            """Whether it is slow, and what it was told last."""
+            bare.time += 5.0
+            bare.reactor.serve_ready()
+            texts = [message.text for message in one.read() if isinstance(message, Health)]
+            return one.client.wire.session.sender is not None, texts[-1].partition(", and goes on")[0] if texts else "-"
+
+        keeper.spend(one.client, 20_000)
+        used_up = "this machine has used 100 % of the 20,000 bytes it may have relayed today (UTC)"
+        assert state() == (True, used_up)
+        wall[0] += 60.0
+        keeper.begin_recall()
+        assert state() == (False, ""), "it is the next day"
+        keeper.spend(one.client, 15_000)
+        assert state() == (False, "-"), "which is no news yet"
+        keeper.spend(one.client, 15_000)
+        used_up = "this machine has used 150 % of the 20,000 bytes it may have relayed today (UTC)"
+        assert state() == (True, used_up)
+        wall[0] += 86_400.0
+        keeper.begin_recall()
+        assert state() == (False, ""), "and the next month"
+        keeper.spend(one.client, 15_900)
+        assert state() == (False, "-")
+
+
+def test_what_is_left_of_a_month_counts_on_each_of_its_days() -> None:
+    wall = [datetime(2026, 11, 29, tzinfo=UTC).timestamp()]
+    with BareRelay() as bare:
+        keeper = QuotaKeeper(bare.sessions, clock=lambda: wall[0])
+        keeper.configure(Limits(client=ClientLimits(quota=Quota(bytes_per_month=50_000, refuses=True))))
+        one = bare.connect()
+        for count, is_refused in ((30_000, False), (30_000, True)):
+            keeper.spend(one.client, count)
+            verdict = keeper.judge(one.key, "default")
+            assert (verdict is not None) is is_refused
+            wall[0] += 86_400.0
+        verdict = keeper.judge(one.key, "default")
+        assert verdict is None, "it is December"
+
+
+async def test_what_the_process_that_we_replace_goes_on_to_count_counts_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both write one ledger until the old one has ended; clients went over, or come anew."""
+    monkeypatch.setattr(ledger, "RECALL_SECONDS", 0.01)
+    config = relay_config(ledger=tmp_path / "ledger", limits=quota(refuses=True))
+    private = NodePrivate.generate()
+    key = private.public().raw
+    async with open_server(config) as old, open_server(config) as new:
+        assert new.relay.quotas is not None
+        one = await call(old, private=private)
+        await carry(one, 6000)
+        await one.aclose()
+        await until(lambda: new.relay.quotas._quotas.standing(key, "default", day_of(time.time())) is not None)  # type: ignore[union-attr]
+        one = await call(new, private=private)
+        await carry(one, 4500)
+        await told(one, "has used 105 % of the 20,000 bytes it may have relayed today (UTC): this relay takes it again")
         await one.aclose()
 
 
