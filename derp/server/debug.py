@@ -157,6 +157,7 @@ def _row(client: Client, now: float) -> dict[str, Any]:
         "key": f"nodekey:{client.key.hex()}",
         "address": f"{client.address}:{client.port}",
         "app": client.app_name,
+        "tenant": client.tenant,
         "home": client.is_preferred,
         "mesh": client.is_mesh_peer,
         "duplicate": client.is_duplicate,

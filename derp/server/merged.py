@@ -57,6 +57,7 @@ _ROW: Final = (
     "is_preferred",
     "is_duplicate",
     "app_name",
+    "tenant",
     "packets_in",
     "bytes_in",
     "packets_out",

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import trio
 
 from derp.keys import NodePrivate
 from derp.protocol.messages import Health, RecvPacket
@@ -15,8 +16,9 @@ from derp.server.quotas import QuotaKeeper
 from derp.server.relay import share_use
 from tests.derp.server.bare_relay import BareRelay
 from tests.derp.server.test_keysets import until
+from tests.derp.server.test_moving import move, two
 from tests.derp.server.test_siblings import two_workers
-from tests.derp.server.world import Caller, call, open_server, relay_config
+from tests.derp.server.world import PATIENCE_SECONDS, Caller, call, open_server, relay_config
 
 SLOW = Rate(20_000, 70_000)
 
@@ -129,6 +131,21 @@ async def test_what_the_process_that_we_replace_goes_on_to_count_counts_here(
         one = await call(new, private=private)
         await carry(one, 4500)
         await told(one, "has used 105 % of the 20,000 bytes it may have relayed today (UTC): this relay takes it again")
+        await one.aclose()
+
+
+async def test_a_quota_goes_along_with_a_client_that_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It notices nothing of the new process, and its quota does not begin anew there."""
+    monkeypatch.setattr(ledger, "RECALL_SECONDS", 0.01)
+    async with two(ledger=tmp_path / "ledger", limits=quota(floor=SLOW)) as (old, new):
+        one = await call(old)
+        await carry(one, 6000)
+        assert await move(old, new) == (1, 1)
+        await carry(one, 4500)
+        with trio.fail_after(PATIENCE_SECONDS):
+            while one.key not in new.relay.sessions.limiter.floors:
+                await carry(one, 1)  # whoever carries something is looked at; so little counts for nothing
+                await trio.sleep(0.01)
         await one.aclose()
 
 
