@@ -6,6 +6,7 @@ the file, the key and what to write instead, also when it is read again on SIGHU
 
 import tomllib
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -89,12 +90,19 @@ class _Reader:
                     self._fail(f"{where}.keys", f"has a key that is of tenant {tenant_by_key[key]!r} too")
         if len(tenants) > MAX_TENANTS:
             self._fail("tenants", f"has {len(tenants):,} tenants, {MAX_TENANTS:,} is the most")
-        by_key = {
-            self._parse(f"keys.{name}", name, parse.node_key): self._client(f"keys.{name}", table)
-            for name, table in top.get("keys", {}).items()
-        }
+        self._refuse_twins("tenants", {name: name.lower() for name in tenants})
+        keys = {name: self._parse(f"keys.{name}", name, parse.node_key) for name in top.get("keys", {})}
+        self._refuse_twins("keys", keys)
+        by_key = {key: self._client(f"keys.{name}", top["keys"][name]) for name, key in keys.items()}
         node = self._rate("node", self._values("node", top.get("node", {}), _RATE)) or Rate()
         return Limits(node, self._client("client", top.get("client", {})), tenants, tenant_by_key, by_key)
+
+    def _refuse_twins(self, where: str, meant: Mapping[str, object]) -> None:
+        """Of two tables for the same, one would have no effect; `meant`: what each name of a table stands for."""
+        first: dict[object, str] = {}
+        for name, what in meant.items():
+            if first.setdefault(what, name) != name:
+                self._fail(f"{where}.{name}", f"is {where}.{first[what]} in other letters: make them one table")
 
     def _tenant(self, where: str, given: dict[str, Any]) -> TenantLimits:
         return TenantLimits(
@@ -141,7 +149,9 @@ class _Reader:
         for name, value in table.items():
             place = f"{where}.{name}" if where else name
             if name not in parsers:
-                self._fail(place, f"is no key here: {', '.join(parsers)} are")
+                near = get_close_matches(name[:100], parsers, 1)
+                hint = f"did you mean {near[0]}?" if near else f"{', '.join(parsers)} are"
+                self._fail(place, f"is no key here: {hint}")
             found[name] = self._parse(place, value, parsers[name])
         return found
 

@@ -6,6 +6,7 @@ server/ledger.py reads every client at intervals and at its end, and writes what
 from typing import Final, NamedTuple
 
 from derp.relay.clients import Client
+from derp.relay.limits import DEFAULT_TENANT, MAX_TENANTS
 
 OTHERS: Final = b""
 """In place of a key: those for whom there was no room."""
@@ -45,7 +46,8 @@ def usage_of(client: Client) -> Usage:
 
 
 class Tally:
-    """What was carried since the last `take`, in at most `most` rows; those beyond share one for each tenant."""
+    """What was carried since the last `take`, in at most `most` rows; those beyond share one for each tenant, and
+    tenants beyond MAX_TENANTS one together."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -84,6 +86,8 @@ class Tally:
         row = (day, tenant, key)
         if row not in self._rows and len(self._rows) >= self._most:
             row = (day, tenant, OTHERS)
+            if row not in self._rows and len(self._rows) >= self._most + MAX_TENANTS:
+                row = (day, DEFAULT_TENANT, OTHERS)
         self._rows[row] = self._rows.get(row, NOTHING).plus(usage)
 
     def take(self) -> dict[tuple[str, str, bytes], Usage]:

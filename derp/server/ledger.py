@@ -17,6 +17,7 @@ import trio
 
 from derp.errors import ConfigError
 from derp.relay.clients import Client
+from derp.relay.limits import DEFAULT_TENANT, MAX_TENANTS
 from derp.relay.usage import OTHERS, Tally, Usage
 from derp.server.sqlite_file import transaction
 
@@ -71,6 +72,8 @@ class LedgerFile:
             for (day, tenant, key), usage in rows.items():
                 if counts[day] >= MAX_ROWS and not self._has(connection, day, tenant, key):
                     key = OTHERS
+                    if counts[day] >= MAX_ROWS + MAX_TENANTS and not self._has(connection, day, tenant, key):
+                        tenant = DEFAULT_TENANT
                 connection.execute(_ADD, (day, tenant, key, *usage))
                 counts[day] += 1  # or it was there: the next time they are counted anew
 

@@ -54,13 +54,15 @@ class QuotaKeeper:
     def spend(self, client: Client, count: int) -> None:
         """A client carried so many bytes."""
         sessions, key, tenant, day = self._sessions, client.key, client.tenant, day_of(self._clock())
-        self.carried_bytes[sessions.limiter.label(tenant)] += count
+        # Below zero after a client came over with packets that are lost here: a counter that goes back looks like a restart.
+        carried = max(count, 0)
+        self.carried_bytes[sessions.limiter.label(tenant)] += carried
         if self._quotas.spend(key, tenant, count, day):
             for notify in self.on_spent:
                 notify(key, tenant, count)
         standing = self._quotas.standing(key, tenant, day)
         if standing is not None and standing.is_used_up:
-            self.over_bytes["tenant" if standing.is_of_tenant else "client"] += count
+            self.over_bytes["tenant" if standing.is_of_tenant else "client"] += carried
         if client.member is None:
             return  # it is gone, or on its way
         self._look_at_day()

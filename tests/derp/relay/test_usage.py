@@ -1,5 +1,8 @@
 """What clients carried is what came in and what left, less what was lost, once each."""
 
+import pytest
+
+from derp.relay import usage as module
 from derp.relay.usage import NOTHING, OTHERS, Tally, Usage, usage_of
 from tests.derp.relay.world import World
 
@@ -37,7 +40,7 @@ def test_who_comes_from_another_process_counts_from_then_on() -> None:
     assert tally.take() == {("d", "acme", client.key): Usage(1, 30, -1, -100, 1, 100)}
 
 
-def test_for_whom_there_is_no_room_there_is_one_row() -> None:
+def test_for_whom_there_is_no_room_there_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
     tally = Tally(2)
     for number in range(5):
         tally.add("d", "t", bytes([number]), Usage(1, 10))
@@ -45,6 +48,15 @@ def test_for_whom_there_is_no_room_there_is_one_row() -> None:
         ("d", "t", b"\0"): Usage(1, 10),
         ("d", "t", b"\1"): Usage(1, 10),
         ("d", "t", OTHERS): Usage(3, 30),
+    }
+    monkeypatch.setattr(module, "MAX_TENANTS", 1)
+    for number in range(6):
+        tally.add("d", f"t{number}", b"x", Usage(1, 10))
+    assert tally.take() == {
+        ("d", "t0", b"x"): Usage(1, 10),
+        ("d", "t1", b"x"): Usage(1, 10),
+        ("d", "t2", OTHERS): Usage(1, 10),
+        ("d", "default", OTHERS): Usage(3, 30),
     }
 
 

@@ -143,6 +143,11 @@ def test_a_day_has_so_many_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     file.add({(TODAY, "t", bytes([1])): Usage(1)}, "")
     rows = {key: usage.packets_in for _, _, key, usage in file.read()}
     assert rows == {OTHERS: 3, b"\0": 1, b"\1": 2, b"\2": 1}
+    monkeypatch.setattr(module, "MAX_TENANTS", 2)
+    for number in range(4):
+        file.add({(TODAY, f"t{number}", b"x"): Usage(1)}, "")
+    others = {tenant: usage.packets_in for _, tenant, key, usage in file.read() if key == OTHERS}
+    assert others == {"t": 3, "t0": 1, "default": 3}, "whoever admits may name any number of tenants"
 
 
 async def test_what_cannot_be_written_waits_in_memory(
