@@ -1,9 +1,10 @@
-"""`derp ledger`: what each key and tenant carried, as signed text that others can check (layer L4).
+"""`derp ledger`: what each key and tenant carried, added up, and as signed text that others can check (layer L4).
 
 Next hop: server/ledger.py, admission/receipt.py.
 """
 
 import csv
+import functools
 import io
 import json
 import sys
@@ -47,6 +48,34 @@ def ledger_commands() -> None:
     """What each key and tenant carried on each day, by the file of a relay's --ledger."""
 
 
+@ledger_commands.command("totals")
+@click.argument("ledger", type=FILE, metavar="LEDGER")
+@click.option("--from", "first", callback=_day, metavar="DAY", help="the first day, such as 2026-11-01; all")
+@click.option("--to", "last", callback=_day, metavar="DAY", help="the last day; until now")
+@click.option("--by", type=click.Choice(["tenant", "key", "day"]), default="tenant", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="one JSON object a line")
+def totals(ledger: str, first: str | None, last: str | None, by: str, as_json: bool) -> None:
+    """Add up the file LEDGER: how much each tenant, key or day carried, the most first, and all together."""
+    sums: dict[str, Usage] = {}
+    for row in _rows(ledger, first, last):
+        name = str(_fields(row)[_COLUMNS.index(by)])
+        sums[name] = sums.get(name, Usage()).plus(row[3])
+    for name, usage in sorted(sums.items(), key=lambda each: -(each[1].bytes_in + each[1].bytes_out)):
+        if as_json:
+            print_json({by: name, **usage._asdict()})
+        else:
+            click.echo(f"{name or '(others)'}  {_text(usage)}")
+    if not as_json:
+        click.echo(f"{len(sums)} together  {_text(functools.reduce(Usage.plus, sums.values(), Usage()))}")
+
+
+def _text(usage: Usage) -> str:
+    return (
+        f"{usage.bytes_in:,} bytes in, {usage.bytes_out:,} out, {usage.bytes_dropped:,} dropped "
+        f"({usage.packets_in:,}, {usage.packets_out:,} and {usage.packets_dropped:,} packets)"
+    )
+
+
 @ledger_commands.command("export")
 @click.argument("ledger", type=FILE, metavar="LEDGER")
 @click.option("--issuer", type=FILE, required=True, metavar="FILE", help="the private key that signs")
@@ -58,12 +87,8 @@ def export(ledger: str, issuer: str, first: str | None, last: str | None, form: 
 
     Days that are over do not change any more.  An empty key stands for those for whom there was no room.
     """
-    from derp.server.ledger import LedgerFile
-
     private = load_private(issuer)
-    if not Path(ledger).is_file():  # it would be made
-        raise ConfigError(f"{ledger}: there is no ledger: name the file of the relay's --ledger")
-    rows = list(LedgerFile(Path(ledger)).read(first or "", last or "9999"))
+    rows = list(_rows(ledger, first, last))
     text = (_csv if form == "csv" else _json)(rows)
     about = {"from": first, "to": last, "rows": len(rows), "at": utc(time.time())}
     line = sign_receipt(private, text.encode(), about).decode()
@@ -90,6 +115,14 @@ def verify(document: str, admission_keys: str, as_json: bool) -> None:
         print_json({"ok": True, "issuer": str(signer), **about})
     else:
         click.echo(f"{document}: OK, {about['rows']} rows, signed at {about['at']} by {signer}")
+
+
+def _rows(ledger: str, first: str | None, last: str | None) -> "Iterable[Row]":
+    from derp.server.ledger import LedgerFile
+
+    if not Path(ledger).is_file():  # it would be made
+        raise ConfigError(f"{ledger}: there is no ledger: name the file of the relay's --ledger")
+    return LedgerFile(Path(ledger)).read(first or "", last or "9999")
 
 
 def _fields(row: "Row") -> tuple[str | int, ...]:

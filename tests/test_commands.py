@@ -96,6 +96,7 @@ CASES: dict[str, Case] = {
     "derp admission show": Case("--help"),
     "derp admission ticket": Case("--help"),
     "derp admission check-log": Case("/dev/null"),
+    "derp ledger totals": Case("--help"),  # wants a ledger: tests/derp/test_cli_ledger.py
     "derp ledger export": Case("--help"),  # wants an issuer's key: tests/derp/test_cli_ledger.py
     "derp ledger verify": Case("--help"),
     "tailnet serve": Case(

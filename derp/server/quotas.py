@@ -54,7 +54,7 @@ class QuotaKeeper:
     def spend(self, client: Client, count: int) -> None:
         """A client carried so many bytes."""
         sessions, key, tenant, day = self._sessions, client.key, client.tenant, day_of(self._clock())
-        # Below zero after a client came over with packets that are lost here: a counter that goes back looks like a restart.
+        # Below zero, of a client that came over with packets which are lost here: no counter may go back.
         carried = max(count, 0)
         self.carried_bytes[sessions.limiter.label(tenant)] += carried
         if self._quotas.spend(key, tenant, count, day):

@@ -76,6 +76,25 @@ def test_the_check_without_this_program_is_as_the_document_says(tmp_path: Path) 
         assert (done.returncode, done.stdout) == (1, b"Signature Verified Successfully\n")
 
 
+async def test_totals_by_tenant_key_and_day(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    assert (await run_derp("ledger", "totals", path)).out.splitlines() == [
+        "acme  110 bytes in, 220 out, 330 dropped (2, 4 and 6 packets)",
+        "default  70 bytes in, 0 out, 0 dropped (7, 0 and 0 packets)",
+        "2 together  180 bytes in, 220 out, 330 dropped (9, 4 and 6 packets)",
+    ]
+    by_key = (await run_derp("ledger", "totals", path, "--by", "key", "--from", "2026-11-30")).out.splitlines()
+    assert [line.split("  ")[0] for line in by_key] == ["(others)", str(KEY), "2 together"]
+    by_day = (await run_derp("ledger", "totals", path, "--by", "day", "--json")).out.splitlines()
+    assert [(row["day"], row["bytes_in"]) for row in map(json.loads, by_day)] == [
+        ("2026-11-29", 100),
+        ("2026-11-30", 80),
+    ]
+    missing = await run_derp("ledger", "totals", str(tmp_path / "none"))
+    assert (missing.status, missing.out) == (2, "")
+    assert "there is no ledger" in missing.err
+
+
 async def test_days_and_files_that_are_none(tmp_path: Path) -> None:
     private, _ = await issuer(tmp_path)
     wrong = await run_derp("ledger", "export", written(tmp_path), "--issuer", private, "--to", "30.11.2026")
