@@ -183,7 +183,7 @@ class TlsLink(Link):
         # What `_receive` does, in one call and for the usual case: one record or a few, all of them whole.
         appetite = self.appetite
         try:
-            count = self.sock.recv_into(scratch, appetite)
+            count = self.sock.recv_into(scratch[:appetite])  # a stream has less room than the reactor
         except BlockingIOError:
             return at
         except OSError as error:

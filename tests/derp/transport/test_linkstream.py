@@ -116,6 +116,17 @@ async def test_much_data_arrives_whole(make: Callable[[], Awaitable[Pair]]) -> N
 
 
 @MAKERS
+async def test_a_link_that_asks_for_more_than_a_stream_has_room_for(make: Callable[[], Awaitable[Pair]]) -> None:
+    sender, receiver = await make()
+    receiver._link.appetite = RECEIVE_BYTES  # as after a receive that was full
+    await sender.send_all(b"data")
+    with trio.fail_after(60):
+        assert await receiver.receive_some() == b"data"
+    await sender.aclose()
+    await receiver.aclose()
+
+
+@MAKERS
 async def test_what_is_sent_now_and_does_not_fit_leaves_with_the_next_send(
     make: Callable[[], Awaitable[Pair]],
 ) -> None:
