@@ -113,6 +113,8 @@ class WorkerRouter(Router):
         self._last_number = place.slot
         # Keys that are here as well, while their active connection is at a sibling.
         self._active_elsewhere: set[bytes] = set()
+        # Keys that went from a sibling, which leaves, to another one, from which we have not heard of them yet.
+        self._went: dict[bytes, SiblingRoute] = {}
 
     def next_number(self) -> int:
         """Unique among all workers."""
@@ -257,6 +259,9 @@ class WorkerRouter(Router):
         self._reroute(member)
         if self.watchers:
             self._tell_watchers(frame)
+        former = self._went.pop(key, link)
+        if former is not link:
+            self.sibling_left(former, key)
 
     def _send_mail(self, member: Member, link: SiblingRoute) -> None:
         """A client that we sent away came to a sibling: what waited for it follows, before anything newer."""
@@ -268,12 +273,14 @@ class WorkerRouter(Router):
                 head = batch_head(frames[start + HEADER_BYTES : source_end], end - start)
                 pieces += (head + HEADER.pack(_SEND, end - start - HEADER_BYTES) + member.key, view[source_end:end])
         self.push(link, pieces)
-        self.tell_siblings(control_frame("left", member.key))
+        self.tell_siblings(control_frame("went", member.key, link.index))
 
     def sibling_left(self, link: SiblingRoute, key: bytes) -> None:
         """The last connection of a key there ended."""
         if link.keys.pop(key, None) is None:
             return
+        if self._went.get(key) is link:
+            del self._went[key]
         others = tuple(other for other in self.elsewhere[key] if other is not link)
         if others:
             self.elsewhere[key] = others
@@ -286,6 +293,15 @@ class WorkerRouter(Router):
         self._reroute(member)
         if not member.connections and not others:
             super()._tell_watchers_gone(key)
+
+    def sibling_went(self, link: SiblingRoute, key: bytes, index: int) -> None:
+        """A client of a sibling that leaves has come to worker `index`.  That one told us too, but its word may come
+        later than this; until then nobody may hear that the key is gone."""
+        there = next((other for other in self.links if other.index == index), None)
+        if there is not None and key in link.keys and key not in there.keys:
+            self._went[key] = link
+        else:
+            self.sibling_left(link, key)
 
     def sibling_wrote(self, link: SiblingRoute, key: bytes) -> None:
         """A connection of a key there wrote: it is the active one now."""

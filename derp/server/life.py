@@ -334,6 +334,10 @@ class Server(ABC, Generic[Config]):
         self.is_replaced = True
         await self._leave()
 
+    def take_channel(self, channel: socket.socket) -> None:
+        """By which clients go to the process that is to take our place."""
+        self._channel = channel
+
     async def _start_successor(self, command: Sequence[str]) -> trio.Process:
         relay = self.own_relay()
         if relay is None:
@@ -360,7 +364,8 @@ class Server(ABC, Generic[Config]):
             if channel is not None:
                 channel.close()
             raise failure
-        self._channel = channel
+        if channel is not None:
+            self.take_channel(channel)
         return successor
 
     async def _join(self, succession: Succession) -> None:
@@ -374,7 +379,7 @@ class Server(ABC, Generic[Config]):
         self._checking.cancel()
         self.close()
         relay = self.own_relay()
-        if relay is not None and self._channel is not None:
+        if relay is not None and self._channel is not None and self.is_replaced:
             await move_clients(relay.sessions, self._channel)
         await self.send_away()
         if relay is not None:

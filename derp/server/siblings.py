@@ -178,6 +178,8 @@ class Siblings:
                 router.sibling_came(route, frame)
             case ["left", key]:
                 router.sibling_left(route, key)
+            case ["went", key, index]:
+                router.sibling_went(route, key, index)
             case ["has", frames]:
                 router.sibling_has(route, frames)
             case ["wrote", key]:

@@ -26,6 +26,7 @@ from derp.log import fields, set_level
 from derp.server.encryption import open_keeper, open_tls
 from derp.server.handover import Handed, HandoverError, Inherited, hand_over
 from derp.server.life import SIGNALS
+from derp.server.moving import open_channel
 from derp.server.ports import Listening, open_stun
 from derp.server.worker import LINE_BYTES, QUIC_SLOT, encode
 from derp.transport.listen import open_listener, open_udp
@@ -73,9 +74,9 @@ class _Process:
         with contextlib.suppress(OSError):
             self.raw_line.send(encode(*items))
 
-    def send_link(self, number: int, sock: socket.socket) -> None:
+    def send_socket(self, sock: socket.socket, *items: object) -> None:
         with contextlib.suppress(OSError):
-            socket.send_fds(self.raw_line, [encode("sibling", number)], [sock.fileno()])
+            socket.send_fds(self.raw_line, [encode(*items)], [sock.fileno()])
 
 
 class Supervisor:
@@ -192,8 +193,8 @@ class Supervisor:
         async with self._changing[slot]:
             await self._start(slot)
 
-    async def _start(self, slot: int) -> _Process:
-        """A new worker with the ports of `slot`.  Raises HandoverError, ConfigError."""
+    async def _start(self, slot: int, more: Sequence[Handed] = ()) -> _Process:
+        """A new worker with the ports of `slot`, and `more`.  Raises HandoverError, ConfigError."""
         self._open_slot(slot)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         worker = _Process(next(self._numbers), slot, ours)
@@ -202,8 +203,8 @@ class Supervisor:
         for sibling in self.workers:
             here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
             with here, there:
-                worker.send_link(sibling.number, here)
-                sibling.send_link(worker.number, there)
+                worker.send_socket(here, "sibling", sibling.number)
+                sibling.send_socket(there, "sibling", worker.number)
         worker.send("serve")
         self.workers.append(worker)
         if self._keeper is not None:
@@ -211,7 +212,7 @@ class Supervisor:
         try:
             with theirs:
                 worker.process = await hand_over(
-                    [*self._slots[slot], *self._of_all],
+                    [*self._slots[slot], *self._of_all, *more],
                     self.command,
                     more={WORKER_VARIABLE: theirs.fileno()},
                     start_new_session=True,  # Ctrl-C is for us to pass on
@@ -379,15 +380,25 @@ class Supervisor:
                 await held.enter_async_context(changing)
             old = tuple(self.workers)
             new: list[_Process] = []
+            channels: dict[int, socket.socket] = {}  # by slot: by which clients go there
             try:
                 for slot in range(len(self._slots)):
-                    new.append(await self._start(slot))
+                    channel, theirs = open_channel()
+                    if channel is not None:
+                        channels[slot] = held.enter_context(channel)
+                    with contextlib.ExitStack() as passed:
+                        for one in theirs:
+                            passed.enter_context(one.sock)
+                        new.append(await self._start(slot, theirs))
             except (HandoverError, ConfigError) as error:
                 self._say_why_not("nobody to hand over to, and the workers go on", error)
                 staying = {worker.slot for worker in old if not worker.ended.is_set()}
                 old, new = tuple(worker for worker in new if worker.slot in staying), []
+                channels.clear()
             for worker in old:
                 worker.is_leaving = True
+                if worker.slot in channels:
+                    worker.send_socket(channels[worker.slot], "channel")
                 worker.send("close")
         for worker in old:
             worker.send("leave")

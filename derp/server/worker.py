@@ -42,6 +42,8 @@ class Ordered(Protocol):
 
     async def leave_to_others(self) -> None: ...
 
+    def take_channel(self, channel: socket.socket) -> None: ...
+
     def show_proof(self, digest: bytes | None, challenges: Mapping[str, bytes], failures: int) -> None: ...
 
     def look_at_certificate(self) -> None: ...
@@ -142,6 +144,9 @@ class Worker:
             case ["reload"]:
                 server.reload()
                 await line.send(encode("reloaded"))
+            case ["channel"]:
+                assert sock is not None
+                server.take_channel(sock)
             case ["close"]:
                 server.close()
             case ["proof", digest, challenges, failures]:

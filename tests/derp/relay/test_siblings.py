@@ -91,6 +91,7 @@ def act(side: Side, items: Sequence[Any]) -> None:
         "came": side.router.sibling_came,
         "left": side.router.sibling_left,
         "has": side.router.sibling_has,
+        "went": side.router.sibling_went,
         "wrote": side.router.sibling_wrote,
     }
     calls[name](side.link, *rest)
@@ -361,6 +362,41 @@ class TestLeaving:
         pair.settle()
 
         assert got(back) == [(5, C + b"on its way")]
+
+    @pytest.mark.parametrize("is_late", [True, False])
+    def test_nobody_hears_that_it_has_gone_if_its_new_worker_s_word_comes_last(self, pair: Pair, is_late: bool) -> None:
+        left, right = pair.sides
+        moves, c = left.connect(B), right.connect(C)
+        pair.settle()
+        left.send(moves, packet(C, b"hello"))
+        pair.settle()
+        got(c)
+        third = SiblingRoute(OWN, 2, Wire())
+        right.router.add_sibling(third)
+        came = right.link.keys[B]
+        words = [lambda: right.router.sibling_went(right.link, B, 2), lambda: right.router.sibling_came(third, came)]
+        for word in words if is_late else words[::-1]:
+            word()
+            assert got(c) == []
+        assert (right.router.routes[B], right.link.keys, right.router._went) == (third, {}, {})
+
+        right.router.sibling_left(third, B)
+        assert got(c) == [(FrameType.PEER_GONE, B + b"\x00")]
+
+    def test_a_key_whose_new_worker_is_never_heard_of_has_gone_with_the_old_one(self, pair: Pair) -> None:
+        left, right = pair.sides
+        moves, c = left.connect(B), right.connect(C)
+        pair.settle()
+        left.send(moves, packet(C, b"hello"))
+        pair.settle()
+        got(c)
+        right.router.add_sibling(SiblingRoute(OWN, 2, Wire()))
+        right.router.sibling_went(right.link, B, 2)
+
+        assert not right.router.forget_some(right.link, 10)
+
+        assert got(c) == [(FrameType.PEER_GONE, B + b"\x00")]
+        assert right.router._went == {}
 
     def test_whoever_shows_up_nowhere_has_left(self, pair: Pair) -> None:
         left, right = pair.sides

@@ -23,7 +23,7 @@ from derp.protocol.stun import encode_request, parse_response
 from derp.server.supervisor import Supervisor
 from derp.transport.tls import certificate_pin
 from tests.derp.server.workers_world import call_many, clients_by_worker, open_workers, page, write_settings
-from tests.derp.server.world import HOST, Caller, ask, call, dial, relay_config
+from tests.derp.server.world import HOST, Bystanders, Caller, ask, call, dial, relay_config
 from tests.support.certificates import issue
 from tests.support.relays import free_port
 
@@ -137,7 +137,39 @@ async def test_settings_that_make_no_sense_reach_no_worker(tmp_path: Path, caplo
             await caller.ping()
 
 
+async def test_clients_go_to_successors_with_their_connections_and_lose_nothing(tmp_path: Path) -> None:
+    async with open_workers(tmp_path) as relay, call_many(relay, MANY) as callers, obeying(relay) as send_signal:
+        old, is_over = list(relay.workers), False
+
+        async def talk(pair: Bystanders) -> None:
+            while not is_over:
+                await pair.go_on(1)
+                await trio.sleep(0.01)  # so that successors get a turn
+
+        async with trio.open_nursery() as nursery:
+            for one, other in zip(callers[::2], callers[1::2], strict=True):
+                nursery.start_soon(talk, Bystanders(one, other))
+            await send_signal(signal.SIGUSR2)
+            for worker in old:
+                await worker.ended.wait()
+            is_over = True
+
+        assert sorted(worker.slot for worker in relay.workers) == [0, 1]
+        assert not {worker.number for worker in old} & {worker.number for worker in relay.workers}
+        assert f"derp_clients {MANY}.0" in await page(relay, "/metrics")
+        for caller in callers:
+            for other in callers:
+                await caller.send(other.key, b"still here")
+        for caller in callers:
+            assert {(await caller.receive_a(RecvPacket)).src for _ in callers} == {other.key for other in callers}
+        leaver, *others = callers
+        await leaver.aclose()
+        for caller in others:
+            assert (await caller.receive_a(PeerGone)).key == leaver.key
+
+
 async def test_successors_serve_before_anybody_is_sent_away(tmp_path: Path) -> None:
+    write_settings(tmp_path, "tls_self_signed = true", "http_port = -1")  # OpenSSL's TLS cannot go with its clients
     privates = [NodePrivate.generate() for _ in range(MANY)]
     async with open_workers(tmp_path) as relay, obeying(relay) as send_signal:
         old = list(relay.workers)
