@@ -35,6 +35,23 @@ class CallersReading:
 
 
 @dataclass(frozen=True, slots=True)
+class ReplicaReading:
+    """What a replica counts of the others."""
+
+    states: Mapping[str, int]  # others by state, now
+    missing: int  # others that should be here and are not, now
+    sessions: int
+    ends: Mapping[str, int]  # of sessions, by reason
+    heard: Mapping[str, int]  # messages, by kind
+    queued_bytes: int  # for all others, now
+    remote_peers: int  # that share tunnels with ours, now
+    clock_jumps: int
+    sleeps: int  # times that this process was stopped and others were excused
+    refused_links: int
+    bus_trouble: bool  # now
+
+
+@dataclass(frozen=True, slots=True)
 class CoordinatorReading:
     """One reading.  Counts since the start, unless said otherwise."""
 
@@ -89,6 +106,7 @@ class CoordinatorReading:
     store_changes: int  # that tasks waited for, or that were written behind
     store_transactions: int  # in which they were committed
     identities: CallersReading
+    replicas: ReplicaReading | None = None  # of a server that has a bus
 
 
 class CoordinatorCollector(Collector):
@@ -162,6 +180,35 @@ class CoordinatorCollector(Collector):
         yield from _webhook_metrics(reading)
         yield from _store_metrics(reading)
         yield from _callers_metrics(reading.identities)
+        if reading.replicas is not None:
+            yield from _replica_metrics(reading.replicas)
+
+
+def _replica_metrics(reading: ReplicaReading) -> Iterable[Metric]:
+    yield _each(GaugeMetricFamily("tailnet_replica_others", "Other replicas.", labels=["state"]), reading.states)
+    yield _each(
+        CounterMetricFamily("tailnet_replica_session_ends", "Sessions with others that ended.", labels=["end"]),
+        reading.ends,
+    )
+    yield _each(
+        CounterMetricFamily("tailnet_replica_messages", "Messages of others, by kind.", labels=["kind"]), reading.heard
+    )
+    gauges: tuple[tuple[str, str, float], ...] = (
+        ("tailnet_replica_missing", "Other replicas that should be here and are not.", reading.missing),
+        ("tailnet_replica_queue_bytes", "What waits for other replicas.", reading.queued_bytes),
+        ("tailnet_replica_remote_peers", "Peers elsewhere that share tunnels with ours.", reading.remote_peers),
+        ("tailnet_replica_bus_trouble", "Whether the bus cannot be used.", reading.bus_trouble),
+    )
+    for name, text, value in gauges:
+        yield GaugeMetricFamily(name, text, value=value)
+    counters: tuple[tuple[str, str, float], ...] = (
+        ("tailnet_replica_sessions", "Sessions with others.", reading.sessions),
+        ("tailnet_replica_clock_jumps", "Times that the cluster's clock was ahead of ours.", reading.clock_jumps),
+        ("tailnet_replica_sleeps", "Times that this process was stopped for a while.", reading.sleeps),
+        ("tailnet_replica_refused_links", "Connections that did not prove to be replicas.", reading.refused_links),
+    )
+    for name, text, value in counters:
+        yield CounterMetricFamily(name, text, value=value)
 
 
 def _labelled_metrics(reading: CoordinatorReading) -> Iterable[Metric]:

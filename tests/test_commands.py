@@ -106,6 +106,7 @@ CASES: dict[str, Case] = {
     "tailnet admin import": Case("{seed} --store={store}", "- --store={store}"),
     "tailnet admin bundle": Case("{bundle} --url={url} --no-store"),
     "tailnet health": Case("{url}", "{silent}"),
+    "tailnet replicas": Case("{url}", "{silent}"),
     "tailnet login": Case("{coordinator} --token={token}", "{silent} --token=x"),
     "tailnet logout": Case(""),
     "tailnet agent": Case("--help"),  # it writes a log alone, and Ctrl-C is a good end: tests/tailnet/cli/test_agent.py

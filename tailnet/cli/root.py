@@ -28,6 +28,7 @@ _MODULES: Final = {
     "netcheck": "netcheck",
     "ping": "ping",
     "port-forward": "port_forward",
+    "replicas": "replicas",
     "serve": "serve",
     "speedtest": "speedtest",
     "ssh": "ssh",

@@ -146,6 +146,9 @@ def _explain(coordinator: Coordinator[Any], a: PeerID, b: PeerID, now: float) ->
 
 
 def _presence(coordinator: Coordinator[Any], peer_id: PeerID, peer: Peer[Any] | None, now: float) -> Iterator[str]:
+    if peer is not None and peer.connection is not None and peer.policy is None:
+        yield f"{peer_id} is connected to another replica, which says why it knows whom."
+        return
     if peer is not None and peer.connection is not None:
         kind = peer.policy.name if peer.policy is not None else "peer"
         yield f"{peer_id} is connected as {kind} since {now - peer.connected_at:.0f} s."

@@ -4,6 +4,7 @@ Imported when there is a bus; a server alone loads nothing of it.
 """
 
 import socket
+from collections.abc import Callable
 
 from derp.text import error_text
 from derp.transport.host import Host
@@ -19,16 +20,21 @@ from tailnet.store.store import Store
 
 
 def make_replicas(
-    config: CoordinatorConfig, secret: bytes, host: Host, store: Store, *, is_successor: bool
+    config: CoordinatorConfig,
+    secret: bytes,
+    host: Host,
+    store: Store,
+    rights_changed: Callable[[], None],
+    *,
+    is_successor: bool,
 ) -> Replicas:
     """This server as one replica of several; `is_successor` of another process that may have its port still."""
     assert config.bus is not None  # the caller asked
     name = config.replica_name or socket.gethostname()
     address = config.replica_address or next(iter(config.replica_listen), None)
     settings = ReplicaSettings(name, config.replica_listen, address, config.max_node_bytes, is_successor)
-    return Replicas(
-        host, ClusterKey(config.cluster_name, secret), make_bus(config.bus, config.cluster_name, store), settings
-    )
+    bus = make_bus(config.bus, config.cluster_name, store)
+    return Replicas(host, ClusterKey(config.cluster_name, secret), bus, settings, rights_changed)
 
 
 def make_bus(place: BusPlace, cluster: str, store: Store) -> Bus:

@@ -137,6 +137,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
     ) -> None:
         super().__init__(config, private.public(), reread=reread, inherited=inherited)
         self.reactor.write_seconds = config.relay.tcp_write_timeout_seconds
+        self.callers = make_callers(store, config)
         self.replicas = self._make_replicas(config, store, cluster_secret)
         self.coordinator: Coordinator[Receiver] = (
             Coordinator(Limits(node_bytes=config.max_node_bytes))
@@ -154,11 +155,10 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         self.accounts = make_accounts(config)
         outward = self.replicas.send if self.replicas is not None else None
         self.hub = Hub(self.coordinator, self.relay_keys.note, outward)
-        self.callers = make_callers(store, config)
         self.limits = CallerLimits()
         self.identity_limits = StrangerLimits(IDENTITIES_PER_ADDRESS, IDENTITIES_OF_ALL)
         self.administration = AdministrationServices(
-            Administration(store, changed=self.callers.note_change),
+            Administration(store, changed=self.replicas.change_rights if self.replicas else self.callers.note_change),
             Administrators(config.admin_tokens),
             config.admin_rate_limit,
         )
@@ -213,7 +213,8 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             return None
         from tailnet.server.replicated import make_replicas
 
-        return make_replicas(config, secret, self.reactor, store, is_successor=self.inherited.replaces_another)
+        successor = self.inherited.replaces_another
+        return make_replicas(config, secret, self.reactor, store, self.callers.note_change, is_successor=successor)
 
     def _make_relay(self, private: NodePrivate) -> Relay:
         """The embedded relay, which goes by the keys that peers announce."""
@@ -317,6 +318,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             store_changes=self.store.database.writer.changes,
             store_transactions=self.store.database.writer.transactions,
             identities=read_callers(self.callers),
+            replicas=self.replicas.read() if self.replicas is not None else None,
             feed_followers={name: counts.followers for name, counts in feeds.items()},
             feed_drops={
                 (name, reason.value): counts.dropped[reason] for name, counts in feeds.items() for reason in DropReason
@@ -503,7 +505,10 @@ class CoordinatorServer(Server[CoordinatorConfig]):
 
     def _make_operators_pages(self, why: Why) -> Mapping[str, Page | Question]:
         """What the API shows below /debug/ beside its own."""
-        answers = {WHY_PATH: why_question(why.answer, brand="tailnet", places=OPERATORS_PLACES)}
+        answers: dict[str, Page | Question] = {}
+        answers[WHY_PATH] = why_question(why.answer, brand="tailnet", places=OPERATORS_PLACES)
+        if self.replicas is not None:
+            answers["/debug/replicas"] = self.replicas.page()
         if self.relay is None:
             return answers
         read, started_at = self.relay_statistics, time.time()

@@ -10,6 +10,7 @@ import logging
 import secrets
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ import trio
 
 from derp.errors import ListenError, TransportError
 from derp.log import Rarely, and_more
+from derp.server.pages import Page
 from derp.text import error_text
 from derp.transport.alarm import Alarm
 from derp.transport.host import Host
@@ -30,11 +32,13 @@ from tailnet.bus.links import Link, Links
 from tailnet.coordinator.messages import Effect
 from tailnet.coordinator.nodes import Limits
 from tailnet.errors import RemoteProtocolError
+from tailnet.metrics import ReplicaReading
 from tailnet.replica.cluster import Cluster, Hint, SessionEnded, SessionOpened, Silenced
 from tailnet.replica.core import SharedCoordinator
 from tailnet.replica.messages import MAX_NODE_BYTES, Bye, ReplicaID, Tell
 from tailnet.replica.pair import SILENCE_SECONDS, End
 from tailnet.replica.proof import ClusterKey
+from tailnet.services import replicas_view
 from tailnet.services.hub import Hub, Receiver
 
 _log = logging.getLogger("tailnet.replicas")
@@ -50,6 +54,8 @@ SEND_SECONDS: Final = SILENCE_SECONDS
 # Taken from a pair at a time: what is still in its queue can collapse to the newest.
 SEND_BYTES: Final = 256 * 1024
 _TELL_SECONDS: Final = 60.0
+# A topic of hints: what callers may do has changed in the store.
+RIGHTS: Final = "rights"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +73,17 @@ class ReplicaSettings:
 class Replicas:
     """One per server that has a bus.  The Hub gets `coordinator` and `send`; `open`, then `run` as one task."""
 
-    def __init__(self, host: Host, key: ClusterKey, bus: Bus, settings: ReplicaSettings) -> None:
+    def __init__(
+        self,
+        host: Host,
+        key: ClusterKey,
+        bus: Bus,
+        settings: ReplicaSettings,
+        rights_changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`rights_changed` is called when another replica changed what callers may do."""
         self.id = ReplicaID(secrets.token_bytes(8))
+        self.own_name = settings.name
         self.settings = settings
         limits = Limits(node_bytes=min(settings.node_bytes, MAX_NODE_BYTES))
         self.cluster: Cluster[Receiver] = Cluster(self.id, settings.name, key, secrets.token_bytes, limits)
@@ -78,12 +93,13 @@ class Replicas:
         self.linked: dict[ReplicaID, Link] = {}
         self.leaving: dict[ReplicaID, float] = {}
         """Replicas that said goodbye: when they will have gone, on the host's clock."""
+        self.session_count = 0
+        self.ends: Counter[End] = Counter()
         self.dial_troubles: dict[Address, str] = {}
         self.found: dict[Address, ReplicaID] = {}
         """Who was there the last time, ourselves perhaps."""
         self.listening: list[socket.socket] = []
-        self.hear: dict[str, Callable[[bytes], None]] = {}
-        """Who is told a hint of another replica, by its topic: other parts add theirs."""
+        self._rights_changed = rights_changed
         self._links = Links(self.id, key, self._serve_link)
         self._host = host
         self._hub: Hub
@@ -99,15 +115,29 @@ class Replicas:
         """The brain that knows of peers elsewhere."""
         return self.cluster.coordinator
 
+    @property
+    def refused_links(self) -> int:
+        """Connections that did not prove to be replicas."""
+        return self._links.refused_count
+
+    def read(self) -> ReplicaReading:
+        """What is counted, for metrics."""
+        return replicas_view.read(self)
+
+    def page(self) -> Page:
+        """For operators: who is there."""
+        return replicas_view.replicas_page(self)
+
     def send(self, effect: Effect[Receiver], now: float) -> None:
         """What the coordinator says to other replicas; leaves with the next flush."""
         self._is_touched = True
         self._carry_out(self.cluster.carry_out((effect,), now), now)
 
-    def tell(self, topic: str, payload: bytes = b"") -> None:
-        """A hint to all others; a flush has to follow."""
-        self._is_touched = True
-        self._carry_out(self.cluster.tell(Tell(topic, payload), self._host.now), self._host.now)
+    def change_rights(self) -> None:
+        """Somebody may have other rights now, as the store has it: here at once, elsewhere within a round trip."""
+        self._rights_changed()
+        with self._step() as now:
+            self._carry_out(self.cluster.tell(Tell(RIGHTS, b""), now), now)
 
     def leave(self, seconds: float) -> None:
         """This replica drains, and has ended after so many seconds."""
@@ -355,8 +385,10 @@ class Replicas:
                 case Hint():
                     self._take_hint(effect, now)
                 case SessionOpened(other):
+                    self.session_count += 1
                     _log.info("= replica %s: session %d", self.name_of(other), self.cluster.pair(other).session_count)
                 case SessionEnded(other, end, reason):
+                    self.ends[end] += 1
                     _log.info("= replica %s: the session ended: %s", self.name_of(other), reason)
                     link = self.linked.get(other)
                     if link is not None and end not in (End.LINK, End.REPLACED):
@@ -373,8 +405,8 @@ class Replicas:
         if isinstance(message, Bye):
             self.leaving[hint.replica] = now + message.seconds
             _log.info("- replica %s leaves within %d s", self.name_of(hint.replica), message.seconds)
-        elif (told := self.hear.get(message.topic)) is not None:
-            told(message.payload)
+        elif message.topic == RIGHTS:  # what a later version tells beside that is not for us
+            self._rights_changed()
 
     def _flush(self) -> None:
         """Have sent what this step made for others."""

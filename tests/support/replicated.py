@@ -56,9 +56,13 @@ class Place:
     def __init__(self, bus: Bus, name: str, listen: Address | None, key: ClusterKey = KEY) -> None:
         self.host = Reactor()
         listens = () if listen is None else (listen,)
-        self.replicas = Replicas(self.host, key, bus, ReplicaSettings(name, listens, listen))
+        self.rights_changes = 0
+        self.replicas = Replicas(self.host, key, bus, ReplicaSettings(name, listens, listen), self._change_rights)
         self.hub = Hub(self.replicas.coordinator, outward=self.replicas.send)
         self.scope = trio.CancelScope()
+
+    def _change_rights(self) -> None:
+        self.rights_changes += 1
 
     async def run(self, *, task_status: trio.TaskStatus["Place"] = trio.TASK_STATUS_IGNORED) -> None:
         with self.scope:

@@ -17,7 +17,7 @@ from derp.server.statistics import read_statistics
 from derp.transport.reactor import Reactor
 from tailnet.coordinator.core import Statistics
 from tailnet.coordinator.nodes import Refusal
-from tailnet.metrics import CallersReading, CoordinatorCollector, CoordinatorReading, metrics_page
+from tailnet.metrics import CallersReading, CoordinatorCollector, CoordinatorReading, ReplicaReading, metrics_page
 from tailnet.store.outbox import KindReading
 from tailnet.store.outbox_queue import Loss
 
@@ -248,3 +248,44 @@ def test_the_relay_and_the_process_are_on_the_same_page() -> None:
     names = {family.name for family in text_string_to_metric_families(page(READING))}
     assert {"process_open_fds", "python_info"} <= names
     assert any(name.startswith("derp_") for name in names)
+
+
+def test_a_server_with_others_tells_of_them_and_one_alone_does_not() -> None:
+    others = ReplicaReading(
+        states={"session": 1, "silent": 2},
+        missing=3,
+        sessions=4,
+        ends={"gap": 5},
+        heard={"nodeis": 6},
+        queued_bytes=7,
+        remote_peers=8,
+        clock_jumps=9,
+        sleeps=10,
+        refused_links=11,
+        bus_trouble=True,
+    )
+
+    def told(reading: CoordinatorReading) -> dict[str, float]:
+        families = CoordinatorCollector(lambda: reading).collect()
+        samples = [sample for family in families for sample in family.samples]
+        return {
+            "/".join((each.name.removeprefix("tailnet_replica_"), *each.labels.values())): each.value
+            for each in samples
+            if each.name.startswith("tailnet_replica_")
+        }
+
+    assert told(READING) == {}
+    assert told(dataclasses.replace(READING, replicas=others)) == {
+        "others/session": 1,
+        "others/silent": 2,
+        "missing": 3,
+        "sessions_total": 4,
+        "session_ends_total/gap": 5,
+        "messages_total/nodeis": 6,
+        "queue_bytes": 7,
+        "remote_peers": 8,
+        "clock_jumps_total": 9,
+        "sleeps_total": 10,
+        "refused_links_total": 11,
+        "bus_trouble": 1,
+    }

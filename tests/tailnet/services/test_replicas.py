@@ -9,7 +9,7 @@ import trio
 from tailnet.bus.static import StaticBus
 from tailnet.coordinator.messages import Kind
 from tailnet.errors import ListenError
-from tailnet.replica.messages import ReplicaID
+from tailnet.replica.messages import ReplicaID, Tell
 from tailnet.services import replicas as module
 from tailnet.services.replicas import Replicas, ReplicaSettings
 from tests.support.relays import free_port
@@ -89,13 +89,11 @@ async def test_a_defect_costs_one_link_and_the_next_one_stands(
 
 async def test_goodbyes_and_hints_are_heard(nursery: trio.Nursery) -> None:
     first, second = await two(nursery)
-    heard: list[bytes] = []
-    second.replicas.hear["settings"] = heard.append
-    first.replicas.tell("settings", b"7")
-    first.replicas.tell("of a later version", b"")
+    first.replicas.change_rights()
+    first.replicas.cluster.tell(Tell("of a later version", b""), first.host.now)
     first.replicas.leave(12.0)
     await wait_for(lambda: first.replicas.id in second.replicas.leaving)
-    assert heard == [b"7"]
+    assert (first.rights_changes, second.rights_changes) == (1, 1)
 
 
 async def test_an_own_address_in_the_list_is_no_replica(nursery: trio.Nursery) -> None:

@@ -1,0 +1,67 @@
+"""What operators see of replicas."""
+
+import json
+import socket
+
+import trio
+
+from tailnet.bus.static import StaticBus
+from tailnet.coordinator.explain import explain_peer
+from tailnet.coordinator.messages import Kind
+from tailnet.replica.proof import ClusterKey
+from tailnet.services.replicas_view import describe, missing, read
+from tests.support.relays import free_port
+from tests.support.replicated import Place, together
+from tests.support.seeds import peer_id
+from tests.support.tailnet_driver import wait_for
+
+MAIN, ME = peer_id("main"), peer_id("me")
+HERE = ("127.0.0.1", 0)
+
+
+async def test_two_that_are_well_and_what_crosses(nursery: trio.Nursery) -> None:
+    first = await nursery.start(Place(StaticBus([]), "first", HERE).run)
+    second = await nursery.start(Place(StaticBus([first.address]), "second", None).run)
+    await together(first, second)
+    client = second.client(ME, MAIN)
+    first.node(first.agent(MAIN), "a1")
+    await client.hears(MAIN, Kind.NODE, "a1")
+    page = json.loads(second.replicas.page().render())
+    assert page == describe(second.replicas)
+    assert (page["name"], page["bus"], page["listens"]) == ("second", {"kind": "static", "trouble": ""}, [])
+    assert (page["peers"], page["remote_peers"], page["absent_peers"], page["missing"]) == (1, 1, 0, [])
+    [other] = page["replicas"]
+    assert other["name"].startswith("first (")
+    assert (other["state"], other["way"], other["sessions"]) == ("session", "{}:{}".format(*first.address), 1)
+    why = explain_peer(second.replicas.coordinator, MAIN, second.host.now)
+    assert why[0] == f"{MAIN} is connected to another replica, which says why it knows whom."
+    numbers = read(second.replicas)
+    assert numbers.states == {"session": 1, "greeting": 0, "silent": 0, "refused": 0}
+    assert (numbers.missing, numbers.sessions, numbers.remote_peers, numbers.bus_trouble) == (0, 1, 1, False)
+    assert numbers.heard["nodeis"] >= 1
+
+
+async def test_who_is_missing_is_named_with_the_reason(nursery: trio.Nursery) -> None:
+    nobody = "127.0.0.1", free_port(socket.SOCK_STREAM)
+    stranger = await nursery.start(Place(StaticBus([]), "stranger", HERE, ClusterKey("other", bytes(32))).run)
+    alone = await nursery.start(Place(StaticBus([nobody, stranger.address]), "alone", None).run)
+    await wait_for(lambda: len(missing(alone.replicas)) == 2)
+    said = "\n".join(missing(alone.replicas))
+    assert "{}:{}: connect to".format(*nobody) in said
+    assert "it has another cluster's key or name" in said
+    assert describe(alone.replicas)["replicas"] == []
+    assert read(alone.replicas).missing == 2
+    await wait_for(lambda: stranger.replicas.refused_links)
+
+
+async def test_who_leaves_is_not_missing(nursery: trio.Nursery) -> None:
+    first = await nursery.start(Place(StaticBus([]), "first", HERE).run)
+    second = await nursery.start(Place(StaticBus([first.address]), "second", None).run)
+    await together(first, second)
+    first.replicas.leave(5.0)
+    await wait_for(lambda: first.replicas.id in second.replicas.leaving)
+    first.scope.cancel()
+    await wait_for(lambda: read(second.replicas).states["silent"] == 1)
+    assert not [each for each in missing(second.replicas) if "replica first" in each]
+    assert describe(second.replicas)["replicas"][0]["leaving"] is True
+    assert read(second.replicas).ends == {"link closed": 1}
