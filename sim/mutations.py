@@ -1,11 +1,11 @@
 """Rules of ours that are taken away, and faults that others had, in their words: the laws have to notice each.
 
-`with MUTATIONS[name]():` plays without the rule.  RARE ones need more schedules than CI plays, or cost a message alone.
+`with MUTATIONS[name].taken_away():` plays without the rule; `python -m sim --mutations` tells which schedules notice.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Final
+from contextlib import ExitStack, contextmanager
+from typing import Any, Final, NamedTuple
 from unittest.mock import patch
 
 from tailnet.coordinator.core import REASON_GRACEFUL, REASON_LOST, REASON_REMOVE_TUNNEL
@@ -14,7 +14,7 @@ from tailnet.replica.cluster_time import ClusterTime
 from tailnet.replica.codec import decode_frame
 from tailnet.replica.core import SharedCoordinator
 from tailnet.replica.messages import Gone, NodeIs, Publish
-from tailnet.replica.pair import Pair
+from tailnet.replica.pair import End, Pair
 from tailnet.replica.proof import unseal
 
 Core = SharedCoordinator[Any]
@@ -52,8 +52,8 @@ def _no_sweep(real: Any) -> Any:
 
 
 def _gone_and_session_stays(real: Any) -> Any:
-    def end(self: Pair, reason: str, now: float) -> Any:
-        return [] if reason == "silence" else real(self, reason, now)
+    def end(self: Pair, why: End, reason: str, now: float) -> Any:
+        return [] if why is End.SILENCE else real(self, why, reason, now)
 
     return end
 
@@ -147,46 +147,95 @@ def _node_unversioned(real: Any) -> Any:
     return take
 
 
-def _mutation(owner: type, name: str, make: Callable[[Any], Any]) -> Callable[[], AbstractContextManager[None]]:
+def _not_named_again(real: Any) -> Any:
+    def handle_connect(self: Core, peer_id: Any, policy: Any, connection: Any, now: float) -> Any:
+        effects = real(self, peer_id, policy, connection, now)
+        peer = self.peers[peer_id]
+        for other in peer.links:
+            self._unconfirmed.clear((peer, other))
+        return effects
+
+    return handle_connect
+
+
+def _overtaken_in_silence(real: Any) -> Any:
+    def adopt(self: Core, site: Any, peer: Any, epoch: int, now: float, effects: list[Any]) -> None:
+        said: list[Any] = []
+        real(self, site, peer, epoch, now, said)
+        absent = [each for each in said if isinstance(each, Publish) and isinstance(each.messages[0], Gone)]
+        effects += [each for each in said if each not in absent]
+
+    return adopt
+
+
+class Mutation(NamedTuple):
+    """What is taken away: owners, names of methods, and what is made of them.
+
+    `seed` is a schedule that notices; `law` a part of what it says then, where several might.
+    """
+
+    seed: int
+    changes: tuple[tuple[type, str, Callable[[Any], Any]], ...]
+    law: str = ""
+
     @contextmanager
-    def without() -> Iterator[None]:
-        with patch.object(owner, name, make(getattr(owner, name))):
+    def taken_away(self) -> Iterator[None]:
+        """Play without the rule meanwhile."""
+        with ExitStack() as stack:
+            for owner, name, make in self.changes:
+                stack.enter_context(patch.object(owner, name, make(getattr(owner, name))))
             yield
 
-    return without
+    def is_noticed(self, broken: str | None) -> bool:
+        """Whether what a schedule said is what it has to say."""
+        return broken is not None and self.law in broken
 
 
-MUTATIONS: Final[dict[str, Callable[[], AbstractContextManager[None]]]] = {
+def _one(seed: int, owner: type, name: str, make: Callable[[Any], Any], law: str = "") -> Mutation:
+    return Mutation(seed, ((owner, name, make),), law)
+
+
+_CUT = "disconnected, which it did not"
+_APART = "knows"
+_STALE = "was ended by an older one"
+
+MUTATIONS: Final[dict[str, Mutation]] = {
     # What others had.
-    "the node is read before it is subscribed to": _mutation(SharedCoordinator, "_answer", _who_answered_by_node),
-    "silence ends own connections": _mutation(SharedCoordinator, "handle_replica_down", _ends_on_silence),
-    "silence is told as DISCONNECTED": _mutation(SharedCoordinator, "_lose", _disconnected_on_silence),
-    "a stop says goodbye for all": _mutation(SharedCoordinator, "handle_close", _stop_says_goodbye),
+    "the node is read before it is subscribed to": _one(1, SharedCoordinator, "_answer", _who_answered_by_node),
+    "silence ends own connections": _one(0, SharedCoordinator, "handle_replica_down", _ends_on_silence, "unhealthy"),
+    "silence is told as DISCONNECTED": _one(0, SharedCoordinator, "_lose", _disconnected_on_silence, _CUT),
+    "a stop says goodbye for all": _one(2, SharedCoordinator, "handle_close", _stop_says_goodbye, _CUT),
     # Rules of ours.
-    "claims are ignored": _mutation(SharedCoordinator, "_claim", _claims_ignored),
-    "a gap is not noticed": _mutation(Pair, "receive_frame", _gap_unnoticed),
-    "no cluster time": _mutation(ClusterTime, "hear", lambda real: lambda *_, **__: False),
-    "nothing is swept": _mutation(SharedCoordinator, "handle_replica_sync", _no_sweep),
-    "stamps are not made anew": _mutation(SharedCoordinator, "handle_clock_jump", lambda real: lambda self, now: []),
-    "gone, and the session stays": _mutation(Pair, "_end", _gone_and_session_stays),
-    "a takeover removes tunnels": _mutation(SharedCoordinator, "_adopt", _takeover_removes_tunnels),
-    "a removed tunnel is told as gone": _mutation(SharedCoordinator, "_part", _tunnel_removed_as_gone),
-    "an Open to nobody is not answered": _mutation(SharedCoordinator, "_tunnel_from", _open_unanswered),
-    "versions are ignored": _mutation(SharedCoordinator, "_take_remote_node", _node_unversioned),
-    "nobody compares": _mutation(SharedCoordinator, "_compare", lambda real: lambda self, site: []),
-    "a loss is not asked about": _mutation(
-        SharedCoordinator, "handle_remote_who", lambda real: lambda self, replica, ids: []
+    "claims are ignored": _one(0, SharedCoordinator, "_claim", _claims_ignored),
+    "a gap is not noticed": _one(18, Pair, "receive_frame", _gap_unnoticed, _APART),
+    "frames in any order, and versions are ignored": Mutation(
+        99,
+        (
+            (Pair, "receive_frame", _gap_unnoticed),
+            (SharedCoordinator, "_take_remote_node", _node_unversioned),
+        ),
+        "after a newer one",
     ),
-}
-
-# A cluster heals from these before the laws look, or they need rarer coincidences than the schedules of CI have: of 600
-# schedules one each finds ignored claims (347) and gaps (180), and none the others.
-RARE: Final = {
-    "claims are ignored",
-    "a gap is not noticed",
-    "no cluster time",
-    "stamps are not made anew",
-    "gone, and the session stays",
-    "an Open to nobody is not answered",
-    "versions are ignored",
+    "no cluster time": _one(15, ClusterTime, "hear", lambda real: lambda *_, **__: False, _STALE),
+    "stamps are not made anew": _one(
+        1, SharedCoordinator, "handle_clock_jump", lambda real: lambda self, now: [], _STALE
+    ),
+    "claims go before the clock": _one(1837, Pair, "beat", lambda real: lambda self, now: [], _STALE),
+    "nothing is swept": _one(61, SharedCoordinator, "handle_replica_sync", _no_sweep, _APART),
+    "gone, and the session stays": _one(37, Pair, "_end", _gone_and_session_stays),
+    "a takeover removes tunnels": _one(1, SharedCoordinator, "_adopt", _takeover_removes_tunnels, _CUT),
+    "a takeover is not told to those who cannot hear the owner": _one(
+        4006, SharedCoordinator, "_adopt", _overtaken_in_silence, "does not know where"
+    ),
+    "a tunnel that came over need not be named again": _one(
+        6785, SharedCoordinator, "handle_connect", _not_named_again, _APART
+    ),
+    "a removed tunnel is told as gone": _one(66, SharedCoordinator, "_part", _tunnel_removed_as_gone, _CUT),
+    "an Open to nobody is not answered": _one(
+        519, SharedCoordinator, "_tunnel_from", _open_unanswered, "does not know where"
+    ),
+    "nobody compares": _one(4, SharedCoordinator, "_compare", lambda real: lambda self, site: []),
+    "a loss is not asked about": _one(
+        1, SharedCoordinator, "handle_remote_who", lambda real: lambda self, replica, ids: []
+    ),
 }

@@ -4,6 +4,7 @@ A node's bytes say whose it is, of which of its connections, and which of that o
 """
 
 from dataclasses import dataclass, field
+from math import inf
 from random import Random
 from typing import TYPE_CHECKING, Final
 
@@ -27,7 +28,12 @@ class Connection:
     number: int
     is_open: bool = True
     is_served: bool = False
+    taken_at: float = inf  # when the replica took it
     knows: dict[PeerID, bytes] = field(default_factory=dict)
+
+    @property
+    def is_taken(self) -> bool:
+        return self.taken_at != inf
 
 
 class Peer:
@@ -43,11 +49,17 @@ class Peer:
         self.dial_count = 0
         self.node_count = 0
         self.wants: set[PeerID] = set()
-        # Whom others may be told to drop at once: it said goodbye, or a tunnel between the two was removed.
-        self.said_goodbye = False
-        self.parted: set[PeerID] = set()
+        self.connections: list[Connection] = []
+        # Whom others may be told to drop at once: whoever said goodbye on this connection or a later one than they know
+        # of, and with whom a tunnel was removed a moment ago.
+        self.goodbye = 0
+        self.parted_at: dict[PeerID, float] = {}
         # The address is the same for all of one's nodes, so that the core's checks of identity are met too.
         self.address = f"{self.id.address(TAILSCALE_SERVICE_PREFIX)}/128"
+
+    def apart(self, one: int, two: int) -> float:
+        """How long after the one connection a replica took the other; less than nothing when it did so before."""
+        return self.connections[two - 1].taken_at - self.connections[one - 1].taken_at
 
     @property
     def policy(self) -> Policy:

@@ -7,6 +7,8 @@ from typing import Final, NamedTuple
 FAULT_SECONDS: Final = 40.0
 # A silent replica is waited for 6 s, an unconfirmed tunnel 30 s, peers dial again within 10 s.
 QUIET_SECONDS: Final = 50.0
+# What needs none of these is right by then: a replica notices within 15 s that a peer without a network is gone.
+SOON_SECONDS: Final = 20.0
 
 
 class Step(NamedTuple):
@@ -31,6 +33,7 @@ class Plan:
     agents: int
     clients: int
     is_bus: bool  # a carrier that may lose and repeat; else links that break and are dialled anew
+    apart_seconds: float  # until the first replicas find each other
     steps: tuple[Step, ...]
 
     def without(self, *places: int) -> "Plan":
@@ -39,24 +42,37 @@ class Plan:
 
 
 # What happens, and how often beside the others.
-PEERS: Final = {"node": 12, "redial": 4, "roam": 4, "goodbye": 2, "vanish": 2, "open": 4, "shut": 3}
-FAULTS: Final = {"cut": 4, "kill": 3, "stop": 2, "freeze": 3, "lossy": 3, "blackout": 1}
+PEERS: Final = {"node": 12, "redial": 4, "roam": 4, "goodbye": 2, "vanish": 2, "blink": 2, "open": 4, "shut": 3}
+FAULTS: Final = {"cut": 4, "kill": 3, "stop": 2, "freeze": 3, "lossy": 4, "blackout": 1}
+
+# How far steps lie from a moment: within one latency, a hold or a dial, or a silence.
+WIDTHS: Final = (0.05, 0.5, 4)
 
 
 def make_plan(seed: int) -> Plan:
     """The schedule of this number."""
     random = Random(f"plan {seed}")
     replicas = random.choice((2, 3, 3, 4))
-    agents, clients = random.randint(1, 3), random.randint(1, 5)
+    agents, clients = random.randint(1, 3), random.randint(2, 7)
+    apart_seconds = random.uniform(2, 10) if random.random() < 0.25 else 0.0
     steps: list[Step] = []
-    for _ in range(random.randint(4, 25)):
-        what = random.choices(list(PEERS), list(PEERS.values()))[0]
-        who = random.randrange(agents + clients)
-        other = random.randrange(agents)
-        steps.append(Step(random.uniform(1, FAULT_SECONDS), what, who, other, random.uniform(0.5, 12)))
-    for _ in range(random.randint(0, 5)):
+    moments = [random.uniform(1, FAULT_SECONDS) for _ in range(2)]
+    if apart_seconds:
+        moments += [random.uniform(1, apart_seconds), apart_seconds]
+    for _ in range(random.randint(0, 6)):
         what = random.choices(list(FAULTS), list(FAULTS.values()))[0]
         one = random.randrange(replicas)
         two = (one + random.randrange(1, replicas)) % replicas
-        steps.append(Step(random.uniform(1, FAULT_SECONDS), what, one, two, random.choice((0.5, 2, 4, 8, 15, 25))))
-    return Plan(seed, replicas, agents, clients, random.random() < 0.5, tuple(sorted(steps)))
+        step = Step(random.uniform(1, FAULT_SECONDS), what, one, two, random.choice((0.5, 2, 4, 8, 15, 25)))
+        steps.append(step)
+        moments += [step.at, step.at + step.seconds]
+    moments = [at for at in moments if at < FAULT_SECONDS]
+    for _ in range(random.randint(10, 50)):
+        what = random.choices(list(PEERS), list(PEERS.values()))[0]
+        who = random.randrange(agents + clients)
+        other = random.randrange(agents)
+        at = random.uniform(1, FAULT_SECONDS)
+        if random.random() < 0.7:  # what breaks rules are coincidences, so most steps stand close to others
+            at = min(FAULT_SECONDS, max(1, random.choice(moments) + random.uniform(-0.3, 1) * random.choice(WIDTHS)))
+        steps.append(Step(at, what, who, other, random.uniform(0.5, 12)))
+    return Plan(seed, replicas, agents, clients, random.random() < 0.5, apart_seconds, tuple(sorted(steps)))

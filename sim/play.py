@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from derp.text import error_text
 from sim.laws import LawBroken
-from sim.plan import FAULT_SECONDS, QUIET_SECONDS, Plan
+from sim.plan import FAULT_SECONDS, QUIET_SECONDS, SOON_SECONDS, Plan
 from sim.world import World
 
 
@@ -24,8 +24,9 @@ def play(plan: Plan, record: bool = False) -> Played:
     world = World(plan, record)
     broken = None
     try:
-        world.heap.run(FAULT_SECONDS + QUIET_SECONDS)
-        world.judge.quiet()
+        for seconds in (SOON_SECONDS, QUIET_SECONDS):
+            world.heap.run(FAULT_SECONDS + seconds)
+            world.judge.quiet(is_last=seconds == QUIET_SECONDS)
     except LawBroken as error:
         broken = str(error)
         world.say(broken)

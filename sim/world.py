@@ -178,7 +178,8 @@ class World:
         self.processes.append(process)
         for other in self.places:
             if other is not None and other is not process:
-                self.heap.after(process_random(self, process).uniform(0, 2), partial(self.join, process, other))
+                found = process_random(self, process).uniform(0, 2)
+                self.heap.at(max(self.heap.now, self.plan.apart_seconds) + found, partial(self.join, process, other))
 
     def join(self, one: Process, two: Process) -> None:
         """Two replicas know of each other, and there is a way between them, or will be."""
@@ -276,6 +277,7 @@ class World:
         process = peer.random.choice(open_places)
         peer.dial_count += 1
         connection = peer.connection = Connection(peer, process, peer.dial_count)
+        peer.connections.append(connection)
         self.say(f"{peer.name} dials {process.name}")
         self.to_replica(connection, lambda: self._connect(connection))
         for request in peer.greeting(connection):
@@ -286,7 +288,7 @@ class World:
         if not process.is_accepting:
             self.heap.after(0.01, lambda: self.hang_up(connection))
             return
-        connection.is_served = True
+        connection.is_served, connection.taken_at = True, self.heap.now
         process.core(process.cluster.coordinator.handle_connect(peer.id, peer.policy, connection, process.now))
 
     def request(self, connection: Connection, request: Request) -> None:
@@ -350,8 +352,7 @@ class World:
                 peer.wants.add(agent.id)
             else:
                 peer.wants.discard(agent.id)
-                peer.parted.add(agent.id)
-                agent.parted.add(peer.id)
+                peer.parted_at[agent.id] = agent.parted_at[peer.id] = self.heap.now
             if connection is not None:
                 allowed = set(peer.wants)
                 self.request(
@@ -372,8 +373,13 @@ class World:
                 connection.is_open = False
                 self.dial(peer)
                 self.heap.after(NOTICED_SECONDS, lambda: self.leave(connection, graceful=False))
+            case "blink":  # it comes anew, and goes before everybody has heard of that
+                self.leave(connection, graceful=False)
+                connection.is_open, peer.connection = False, None
+                self.dial(peer)
+                self.heap.after(step.seconds / 100, lambda: self._act(peer, step._replace(what="goodbye")))
             case "goodbye":
-                peer.said_goodbye = True
+                peer.goodbye = connection.number
                 self.request(connection, Request(disconnect=True))
                 self._go_away(peer, connection, step.seconds)
             case "vanish":

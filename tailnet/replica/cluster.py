@@ -24,6 +24,7 @@ from tailnet.replica.messages import (
     Bye,
     Came,
     Claim,
+    Gone,
     Hello,
     Message,
     NodeIs,
@@ -31,13 +32,15 @@ from tailnet.replica.messages import (
     ReplicaID,
     Tell,
     Who,
+    Withdraw,
     portions,
 )
 from tailnet.replica.pair import End, Ended, Heard, Opened, Own, Pair, PairEvent, Refused, Silent, Status, SyncDue
 from tailnet.replica.proof import ClusterKey
 from tailnet.types import PeerID
 
-# CAME and WHO to all: at most 50 such frames a second and pair, each of which wakes a process (400 us at both ends).
+# CAME, GONE and WHO to all: at most 50 such frames a second and pair, each of which wakes a process (400 us at both
+# ends).
 HOLD_SECONDS: Final = 0.020
 # Its deadlines are a second apart at the most, so one that comes this late says that we were stopped, not the others.
 SLEPT_SECONDS: Final = 1.5
@@ -108,6 +111,7 @@ class Cluster(Generic[C]):
         self.sleep_count = 0
         self._own = Own(replica, name, key, self._status, random_bytes, capabilities)
         self._claims: dict[PeerID, Claim] = {}
+        self._withdrawn: list[Gone] = []
         self._questions: dict[PeerID, None] = {}
         self._told_at = float("-inf")
         self._tell_at: float | None = None
@@ -158,6 +162,9 @@ class Cluster(Generic[C]):
                 own += self._publish(effect.replicas, effect.messages, now)
             elif isinstance(effect, Announce):
                 self._claims.update((claim.peer_id, claim) for claim in effect.claims)
+                own += self._tell_all(now)
+            elif isinstance(effect, Withdraw):
+                self._withdrawn.append(effect.gone)
                 own += self._tell_all(now)
             elif isinstance(effect, Ask):
                 self._questions.update(dict.fromkeys(effect.peer_ids))
@@ -212,6 +219,8 @@ class Cluster(Generic[C]):
                     self.refused.pop(other, None)
                     effects.append(SessionOpened(other))
                     effects += self.carry_out(self._hear_clock(hello.clock, hello.peer_count, now), now)
+                    # Our Hello may be older than what another replica said of the time meanwhile.
+                    effects += self._take(other, self.pairs[other].beat(now), now)
                     # What was announced up to HOLD_SECONDS before a frame may not be in it.
                     since = None if since is None else since - HOLD_SECONDS
                     effects += self.carry_out(self.coordinator.handle_replica_up(other, since, now), now)
@@ -239,7 +248,14 @@ class Cluster(Generic[C]):
 
     def _hear_clock(self, clock: int, peer_count: int, now: float) -> list[Effect[C]]:
         jumped = self.time.hear(clock, peer_count, self.coordinator.connected_count, now)
-        return self.coordinator.handle_clock_jump(now) if jumped else []
+        if not jumped:
+            return []
+        # The new time goes before claims that are stamped by it: whoever compared them with stamps of the time before
+        # would give a peer to its older connection.
+        effects: list[Effect[C]] = []
+        for other, pair in self.pairs.items():
+            effects += self._take(other, pair.beat(now), now)
+        return effects + self.coordinator.handle_clock_jump(now)
 
     # What others are told.
 
@@ -252,6 +268,8 @@ class Cluster(Generic[C]):
         claims, self._claims = list(self._claims.values()), {}
         questions, self._questions = list(self._questions), {}
         told: list[Message] = [Came(part) for part in portions(claims, MAX_CLAIMS)]
+        told += self._withdrawn  # behind the claims: what goes may have come a moment ago
+        self._withdrawn = []
         told += [Who(part) for part in portions(questions, MAX_IDS)]
         return self._publish(self.pairs, told, now)
 

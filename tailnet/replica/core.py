@@ -43,6 +43,7 @@ from tailnet.replica.messages import (
     Synced,
     Want,
     Who,
+    Withdraw,
     portions,
 )
 from tailnet.types import PeerID
@@ -114,10 +115,6 @@ class SharedCoordinator(Coordinator[C]):
             self._leave(peer, site)
             peer.connection = None
             self._pass_on(peer, policy, effects)
-            for other, bits in peer.links.items():
-                if bits & OUT:
-                    # It may have removed this one at a replica that died before anybody heard of it.
-                    self._unconfirmed.set((peer, other), now + UNCONFIRMED_SECONDS)
         effects += super().handle_connect(peer_id, policy, connection, now)
         peer = self._connected.get(connection)
         if peer is not None:
@@ -125,6 +122,9 @@ class SharedCoordinator(Coordinator[C]):
             effects.append(Announce((Claim(peer.id, peer.epoch),)))
             for other, bits in peer.links.items():
                 owner = _site_of(other)
+                if bits & OUT and self._sites:
+                    # It may have removed this one at a replica that died, or that we have not heard since.
+                    self._unconfirmed.set((peer, other), now + UNCONFIRMED_SECONDS)
                 if owner is not None:
                     peer.links[other] = bits & ~TOLD
                     if bits & OUT:
@@ -464,8 +464,11 @@ class SharedCoordinator(Coordinator[C]):
         peer.epoch = peer.version = 0
         for other in elsewhere:
             self._forget_if_idle(other)
+        gone = Gone(peer.id, epoch, kind, reason)
         if replicas:
-            effects.append(Publish(replicas, (Gone(peer.id, epoch, kind, reason),)))
+            effects.append(Publish(replicas, (gone,)))
+        if len(replicas) < len(self._sites) and now < peer.connected_at + UNCONFIRMED_SECONDS:
+            effects.append(Withdraw(gone))
         if peer.links:
             effects.append(Ask((peer.id,)))
 
@@ -519,6 +522,9 @@ class SharedCoordinator(Coordinator[C]):
         elif peer.connection is not None:
             self._end_overtaken(peer, effects)
             peer.policy = None
+            # Whoever cannot hear the new owner would believe in this connection for as long as the two are apart.
+            sites = dict.fromkeys(third for other in peer.links if (third := _site_of(other)) not in (None, site))
+            effects += [_not_here(third, peer.id) for third in sites if third is not None]
         if peer.node is not None:
             peer.overtaken_node, peer.node = peer.node, None
         peer.connection = cast(C, site)

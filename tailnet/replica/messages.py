@@ -213,6 +213,13 @@ class Announce(Outward):
 
 
 @dataclass(slots=True)
+class Withdraw(Outward):
+    """Tell all that a connection is gone: some may have tunnels of the one before it, and heard its claim alone."""
+
+    gone: Gone
+
+
+@dataclass(slots=True)
 class Ask(Outward):
     """Ask all replicas who owns these."""
 

@@ -297,6 +297,10 @@ class Pair:
             events += self._beat(now)
         return events
 
+    def beat(self, now: float) -> list[PairEvent]:
+        """Say now, if there is a session, what the next beat would say, as the clock has changed."""
+        return [] if self._session is None else self._beat(now)
+
     def excuse(self, now: float) -> None:
         """We slept, or are deaf: the other has all its time anew."""
         if self._silent_at != inf:

@@ -39,6 +39,7 @@ from tailnet.replica.messages import (
     Sync,
     Synced,
     Who,
+    Withdraw,
 )
 from tests.tailnet.coordinator.playbook import Playbook, make_node, peer_id
 
@@ -142,6 +143,9 @@ class Replicas:
             elif isinstance(effect, Announce):
                 self.lines.append(f"  {name} announces {letters(claim.peer_id for claim in effect.claims)}")
                 self._tell_all(name, Came(effect.claims))
+            elif isinstance(effect, Withdraw):
+                self.lines.append(f"  {name} withdraws {letters((effect.gone.peer_id,))}")
+                self._tell_all(name, effect.gone)
             elif isinstance(effect, Ask):
                 self.lines.append(f"  {name} asks {letters(effect.peer_ids)}")
                 self._tell_all(name, Who(effect.peer_ids))

@@ -95,6 +95,9 @@ cut 1 3
   3 -> 2 CAME A
   2: a <- error "peer ID overwritten by new connection"
   2: a ends "peer ID overwritten by new connection"
+  2 -> 1 GONE A is not here
+  1 asks A
+  1 -> 2 WHO A
 3 b: node a2
 1 connect d D client A
   1 announces D
@@ -116,6 +119,7 @@ CLIENT_MOVED = (
   1: c <- error "peer ID overwritten by new connection"
   1: c ends "peer ID overwritten by new connection"
   3 -> 2 CAME C
+  1 -> 2 GONE C is not here
 """
 )
 WAITING = """
@@ -305,6 +309,7 @@ pass 40
   2: a ends "peer ID overwritten by new connection"
   1 -> 3 OPEN C A c1
   3: b <- NODE C c1 "node update"
+  2 -> 1 GONE A is not here
   3 -> 1 NODE A -
 3 b: node a1
   3 -> 1 NODE A a1
@@ -364,6 +369,15 @@ pass 40
   2: d <- LOST A "lost"
   2 -> 1 SHUT C A LOST
   1: b <- LOST C "lost"
+""",
+    "a client that moves and says goodbye before it opens them": CLIENT_MOVED
+    + """
+3 d: disconnect
+  3 withdraws C
+  3: d ends "graceful disconnect"
+  3 -> 1 GONE C DISCONNECTED
+  3 -> 2 GONE C DISCONNECTED
+  2: a <- DISCONNECTED C "graceful disconnect"
 """,
     "a client that comes back at home": MEET2
     + """
