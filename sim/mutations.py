@@ -10,10 +10,11 @@ from unittest.mock import patch
 
 from tailnet.coordinator.core import REASON_GRACEFUL, REASON_LOST, REASON_REMOVE_TUNNEL
 from tailnet.coordinator.messages import EndConnection, Kind
+from tailnet.replica.cluster import Cluster
 from tailnet.replica.cluster_time import ClusterTime
 from tailnet.replica.codec import decode_frame
 from tailnet.replica.core import SharedCoordinator
-from tailnet.replica.messages import Gone, NodeIs, Publish
+from tailnet.replica.messages import Gone, NodeIs, Publish, Withdraw
 from tailnet.replica.pair import End, Pair
 from tailnet.replica.proof import unseal
 
@@ -168,6 +169,13 @@ def _overtaken_in_silence(real: Any) -> Any:
     return adopt
 
 
+def _never_withdrawn(real: Any) -> Any:
+    def carry_out(self: Cluster[Any], effects: Any, now: float) -> Any:
+        return real(self, [each for each in effects if not isinstance(each, Withdraw)], now)
+
+    return carry_out
+
+
 class Mutation(NamedTuple):
     """What is taken away: owners, names of methods, and what is made of them.
 
@@ -231,6 +239,7 @@ MUTATIONS: Final[dict[str, Mutation]] = {
         6785, SharedCoordinator, "handle_connect", _not_named_again, _APART
     ),
     "a removed tunnel is told as gone": _one(66, SharedCoordinator, "_part", _tunnel_removed_as_gone, _CUT),
+    "who comes and goes at once is not withdrawn": _one(5287, Cluster, "carry_out", _never_withdrawn),
     "an Open to nobody is not answered": _one(
         519, SharedCoordinator, "_tunnel_from", _open_unanswered, "does not know where"
     ),
