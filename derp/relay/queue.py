@@ -277,7 +277,7 @@ class PacketQueue:
             size = HEADER_BYTES + int.from_bytes(frames[at + 1 : at + HEADER_BYTES], "big")
             window = bytes(frames[at : at + max(self._run_bytes // size, 1) * size])
             end = len(window)
-            if of_one_source and window[0] == _RECV and _are_alike(window, size):
+            if of_one_source and window[0] == _RECV and (end == size or _are_alike(window, size)):
                 self._push_run(window, size, now)
                 at += end
                 continue
@@ -303,7 +303,8 @@ class PacketQueue:
     def _push_run(self, frames: bytes, size: int, now: float) -> None:
         """Packets of one source, of `size` bytes each with their heads."""
         self._counters.queue_entered += len(frames) // size
-        if size <= MAX_DISCO_FRAME_BYTES and _DISCO_FIRST in frames[_packet_at(frames) :: size]:
+        at = _HEAD if frames[0] == _RECV else _FORWARD_HEAD
+        if size <= MAX_DISCO_FRAME_BYTES and _DISCO_FIRST in frames[at::size]:
             for at in range(0, len(frames), size):
                 if _is_disco(frames, at, size):
                     self._push_disco(frames[at : at + size], now)
@@ -313,7 +314,7 @@ class PacketQueue:
             self._push_data(frames, size, now)
 
     def _push_disco(self, frame: bytes, now: float) -> None:
-        flow = self._flow(DISCO_MAGIC, is_disco=True)
+        flow = self._flows.get(DISCO_MAGIC) or self._new_flow(DISCO_MAGIC, is_disco=True)
         if len(flow.runs) >= DISCO_DEPTH:
             self._drop_oldest(flow, 1, DropReason.QUEUE_HEAD)
         self._disco_packets += 1
@@ -321,12 +322,17 @@ class PacketQueue:
         self._append(flow, frame, len(frame), now)
 
     def _push_data(self, frames: bytes, size: int, now: float) -> None:
-        if size > self._max_bytes:
-            self._drop(frames, 0, len(frames), size, DropReason.QUEUE_TAIL)
-            return
         # RecvPacket and, towards another relay, ForwardPacket: both begin with the source key
-        flow = self._flow(frames[HEADER_BYTES:_HEAD], is_disco=False)
-        self._append(flow, self._make_room(flow, frames, size), size, now)
+        source = frames[HEADER_BYTES:_HEAD]
+        flow = self._flows.get(source) or self._new_flow(source, is_disco=False)
+        held = self.held_bytes - self._disco_bytes + len(frames)
+        # While all data together are within one flow's share, no bound of bytes is met.
+        if held > self._flow_bytes or self.packets - self._disco_packets + len(frames) // size > self._depth:
+            if size > self._max_bytes:
+                self._drop(frames, 0, len(frames), size, DropReason.QUEUE_TAIL)
+                return
+            frames = self._make_room(flow, frames, size)
+        self._append(flow, frames, size, now)
 
     def _make_room(self, flow: _Flow, frames: bytes, size: int) -> bytes:
         """Drop packets for arriving ones of `flow`: of the flow that holds the most as their last one comes.  That may
@@ -372,15 +378,13 @@ class PacketQueue:
                 pool.has_room(0)
                 pool.most_bytes = pool.held_bytes
 
-    def _flow(self, source: bytes, *, is_disco: bool) -> _Flow:
-        flow = self._flows.get(source)
-        if flow is None:
-            if len(self._flows) > 2 * self.packets + _SPARE_FLOWS:
-                self._forget_empty_flows()
-            # A flow that was silent starts at the present: it is neither punished for its past nor owed for it.
-            flow = self._flows[source] = _Flow(source, self._clock, is_disco)
-            self._order += 1
-            heappush(self._heap, (flow.turn, self._order, flow))
+    def _new_flow(self, source: bytes, *, is_disco: bool) -> _Flow:
+        if len(self._flows) > 2 * self.packets + _SPARE_FLOWS:
+            self._forget_empty_flows()
+        # A flow that was silent starts at the present: it is neither punished for its past nor owed for it.
+        flow = self._flows[source] = _Flow(source, self._clock, is_disco)
+        self._order += 1
+        heappush(self._heap, (flow.turn, self._order, flow))
         return flow
 
     def _forget_empty_flows(self) -> None:
@@ -467,9 +471,10 @@ class PacketQueue:
                 continue
             # Who waits behind nobody but himself is bounded in bytes alone, as with the genuine relay: the genuine
             # prober sends 2 MB at once, and calls a relay bad that loses any of it.
-            if len(heap) > 1 and not flow.is_disco:
-                self._drop_late(flow, now)
             run = flow.runs[0]
+            if (now - run.since >= TARGET_SECONDS or flow.late_at) and len(heap) > 1 and not flow.is_disco:
+                self._drop_late(flow, now)
+                run = flow.runs[0]
             count = (max_bytes - size) // run.size
             if not count:
                 if taken:
