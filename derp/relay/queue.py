@@ -31,13 +31,6 @@ STEP_BYTES: Final = 16 * 1024
 # A run is no longer, whatever a sender sends together: memory comes back when the last frame of a run has left.  A run
 # costs 3 us to put and to drop, and this is fifty full packets.
 _RUN_BYTES: Final = 64 * 1024
-# What the kernel should hold unsent for a destination is 8 ms of its rate: it wakes us at half of that, and a busy
-# round of ours takes 4.  Below a step it would be idle between steps; the most is what it held at most on fast ways.
-UNSENT_SECONDS: Final = 0.008
-LEAST_UNSENT_BYTES: Final = STEP_BYTES
-MOST_UNSENT_BYTES: Final = 128 * 1024
-# Rates are of so long: at the least rate that makes a difference, 16 Mbit/s, that is a dozen steps.
-_RATE_SECONDS: Final = 0.1
 # CoDel's two numbers.  The interval is a long round trip of those who use relays.  The target is RFC 8289's 5 ms and
 # the 13 ms that a step takes on 10 Mbit/s: below that a queue is only the next step waiting.
 TARGET_SECONDS: Final = 0.02
@@ -192,15 +185,12 @@ class PacketQueue:
         "_pool",
         "_pool_class",
         "_run_bytes",
-        "_sent_bytes",
-        "_sent_since",
         "_shift",
         "_size_classes",
         "dropped",
         "held_bytes",
         "notice_bytes",
         "packets",
-        "unsent_bytes",
     )
 
     def __init__(
@@ -247,10 +237,6 @@ class PacketQueue:
         self.notice_bytes = 0
         self.dropped = 0
         self._now = 0.0  # of the last call that said it
-        self._sent_bytes = 0
-        self._sent_since: float | None = None
-        self.unsent_bytes = 0
-        """What the kernel should hold unsent, as `note_sent` found it; 0 before."""
 
     def __len__(self) -> int:
         return self.packets + len(self._notices) + len(self._last)
@@ -536,22 +522,6 @@ class PacketQueue:
             # Whoever comes back soon needs about as many drops again.
             flow.late_at = 0.0
             flow.drops = max(flow.drops - 2, 0)
-
-    def note_sent(self, size_bytes: int, now: float) -> bool:
-        """So much was given to a kernel that had room again.  Whether `unsent_bytes` has another value now: a power of
-        two, by the rate at which the destination takes bytes."""
-        if self._sent_since is None:
-            self._sent_since = now
-            return False
-        self._sent_bytes += size_bytes
-        seconds = now - self._sent_since
-        if seconds < _RATE_SECONDS:
-            return False
-        wanted = int(self._sent_bytes / seconds * UNSENT_SECONDS)
-        self._sent_bytes, self._sent_since = 0, now
-        before = self.unsent_bytes
-        self.unsent_bytes = max(LEAST_UNSENT_BYTES, min(1 << wanted.bit_length(), MOST_UNSENT_BYTES))
-        return self.unsent_bytes != before
 
     def count_lost(self, frames: bytes) -> None:
         """The socket failed under frames that were taken."""

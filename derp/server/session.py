@@ -23,6 +23,7 @@ from derp.relay.counters import DropReason
 from derp.relay.inbound import handle_frames
 from derp.relay.limits import DEFAULT_TENANT, Limits, Rate
 from derp.relay.mailbox import HOLD_SECONDS
+from derp.relay.pace import Pace
 from derp.relay.queue import STEP_BYTES, count_lost, frame_starts
 from derp.relay.router import Route, Router
 from derp.server.admission import ADMITTED, Admission, Question, Verdict
@@ -172,6 +173,7 @@ class Sessions:
             self.count_lost(route, b"".join(pieces))
             return
         route.queue = self.router.new_queue(route)
+        _pace_of(wire).begin(self.host.now)
         pieces = _of_whole_frames(route, pieces)
         for number, piece in enumerate(pieces):
             if sent < len(piece):
@@ -282,12 +284,13 @@ def drain_queue(route: Route, now: float) -> None:
         return
     size = 0
     # A step is half of what the kernel should hold: less, and a fast destination would cost a call for little.
-    step = max(STEP_BYTES, queue.unsent_bytes // 2)
+    pace = _pace_of(wire)
+    step = max(STEP_BYTES, pace.unsent_bytes // 2)
     while not wire.blocked:
         pieces = queue.take(step, now)
         if not pieces:
             route.queue = None
-            return
+            break
         total = sum(map(len, pieces))
         try:
             sent = wire.send(pieces, total)
@@ -297,8 +300,16 @@ def drain_queue(route: Route, now: float) -> None:
         if sent < total:
             wire.push(memoryview(b"".join(pieces))[sent:])
         size += total
-    if queue.note_sent(size, now):
-        wire.limit_unsent(queue.unsent_bytes)
+    if pace.note_taken(size, now):
+        wire.limit_unsent(pace.unsent_bytes)
+    if route.queue is None:
+        pace.end()
+
+
+def _pace_of(wire: Wire) -> Pace:
+    if wire.pace is None:
+        wire.pace = Pace()
+    return wire.pace
 
 
 _KEEP_ALIVE: Final = HEADER.pack(FrameType.KEEP_ALIVE, 0)

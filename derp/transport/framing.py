@@ -11,6 +11,7 @@ from typing import Final
 
 from derp.close_reason import CloseReason
 from derp.protocol.websocket import Opcode, WebSocketDecoder, WebSocketError, answer_control, close_frame, encode_header
+from derp.relay.pace import Pace
 from derp.transport.host import Piece, Session, WireEnded
 
 # What one receive asks for at most.  Larger brings nothing: a socket with more is ready again in the same round.
@@ -43,6 +44,7 @@ class StreamWire(ABC):
         "ending",
         "is_newcomer",
         "kept",
+        "pace",
         "paused",
         "session",
         "tail",
@@ -64,6 +66,7 @@ class StreamWire(ABC):
         self.kept = b""  # the unfinished rest of what was received
         self.tail = b""  # bytes on their way that the carrier did not take: before anything else
         self.blocked = False  # the carrier is full; `send` takes nothing until `writable`
+        self.pace: Pace | None = None  # how fast the carrier takes bytes, once it was full
         self.paused = False  # not reading, by a rate limit or an open decision
         self.wants_out = False  # somebody waits for `writable`
         self.write_seconds: float | None = None  # how long the carrier may take nothing while it is blocked

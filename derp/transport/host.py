@@ -11,6 +11,7 @@ from typing import Protocol
 from derp.close_reason import CloseReason
 from derp.errors import ProtocolError
 from derp.protocol.websocket import WebSocketDecoder
+from derp.relay.pace import Pace
 from derp.transport.timers import Timer
 
 Piece = bytes | bytearray | memoryview
@@ -57,6 +58,9 @@ class Wire(Protocol):
     """What it sends can wait until those who are inside were served; the lobby sets it."""
     blocked: bool
     """The carrier is full: `send` takes nothing until the session's `writable`."""
+
+    pace: Pace | None
+    """How fast the carrier takes bytes, once it was full; its session measures that."""
 
     def version(self) -> str | None:
         """The TLS version in use, as OpenSSL spells it; None without TLS."""

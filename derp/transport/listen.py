@@ -10,12 +10,10 @@ from typing import Final
 
 from derp.errors import ListenError
 from derp.map import is_unspecified
+from derp.relay.pace import FIRST_UNSENT_BYTES
 from derp.text import error_text
 from derp.transport import platform
 
-# Two dozen full packets: enough to keep a link of 250 Mbit/s busy for the millisecond until we are woken; what
-# hides in the kernel behind a slow reader is out of reach of the queue's drop policy.
-NOTSENT_LOWAT_BYTES: Final = 32 * 1024
 # A fleet that comes back at once waits here, not in timeouts.  The kernel lowers it to net.core.somaxconn.
 _BACKLOG: Final = 4096
 # STUN datagrams have 40 bytes but cost the kernel 1 KiB each; a burst of a thousand survives a busy batch.
@@ -48,7 +46,7 @@ def open_listener(
         sock = _bind(host, port, socket.SOCK_STREAM, is_shared=is_shared)
         sock.listen(_BACKLOG)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    platform.limit_unsent(sock, NOTSENT_LOWAT_BYTES)
+    platform.limit_unsent(sock, FIRST_UNSENT_BYTES)
     platform.limit_unacknowledged(sock, user_timeout_seconds)
     platform.keep_alive(sock, keepalive_seconds)
     return sock

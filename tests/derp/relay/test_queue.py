@@ -490,23 +490,6 @@ def test_a_sender_that_does_not_listen_is_held_at_the_limit() -> None:
     assert late(way.counters) == sum(way.counters.packets_dropped)
 
 
-# --- what the kernel should hold
-
-
-@pytest.mark.parametrize(
-    ("rate", "unsent"),
-    [(10_000, 16), (1_250_000, 16), (2_000_000, 16), (2_500_000, 32), (12_500_000, 128), (1_250_000_000, 128)],
-)
-def test_what_the_kernel_holds_is_eight_milliseconds_of_the_rate(rate: int, unsent: int) -> None:
-    queue, _ = new_queue()
-    changes = [queue.note_sent(rate // 100, 50.0 + number / 100) for number in range(100)]
-    assert queue.unsent_bytes == unsent * 1024
-    assert changes.count(True) == 1, "and it is told once"
-    for number in range(100, 130):
-        queue.note_sent(0, 50.0 + number / 100)
-    assert queue.unsent_bytes == 16 * 1024, "until it is another one"
-
-
 # --- bounds of its own memory
 
 

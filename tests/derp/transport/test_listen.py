@@ -6,9 +6,9 @@ from collections.abc import Callable
 import pytest
 
 from derp.errors import ConfigError, ListenError
+from derp.relay.pace import FIRST_UNSENT_BYTES
 from derp.transport.listen import (
     DESTINATION_BYTES,
-    NOTSENT_LOWAT_BYTES,
     open_listener,
     open_udp,
     sent_from,
@@ -29,7 +29,7 @@ def test_accepted_connections_have_every_option() -> None:
         client, server = accepted(listener)
         with client, server:
             assert server.getsockopt(TCP, socket.TCP_NODELAY) == 1
-            assert server.getsockopt(TCP, 25) == NOTSENT_LOWAT_BYTES == 32768
+            assert server.getsockopt(TCP, 25) == FIRST_UNSENT_BYTES == 32768
             assert server.getsockopt(TCP, socket.TCP_USER_TIMEOUT) == 15_000
             assert server.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
             assert server.getsockopt(TCP, socket.TCP_KEEPIDLE) == 600
