@@ -143,7 +143,9 @@ class _Connection(QuicConnection):
         self._tokens = tokens
         self._name_resets()
         self.taken_bytes = 0
-        self._loss._pacer = _Pacer(max_datagram_size=UDP_BYTES)
+        recovery: Any = self._loss
+        recovery._pacer = _Pacer(max_datagram_size=UDP_BYTES)
+        recovery._cc.path_rtt = lambda: recovery._rtt_latest
         # The peer opens no streams but the client its one.
         for limit, count in ((self._local_max_streams_bidi, 0 if is_client else 1), (self._local_max_streams_uni, 0)):
             limit.value = limit.sent = count

@@ -5,7 +5,7 @@ shrinks when the queue on the way grows (round trips get longer), or when a tent
 would halve it for each loss, which at 1 % is 9 packets a round trip.  transport/quic.py registers it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from math import inf
 from typing import Final, Protocol
 
@@ -61,6 +61,9 @@ class PacketWindow:
         self._best_rate = self._next_best_rate = 0.0  # bytes a second, forgotten as the least round trip is
         self._round_began_at = inf
         self._rtt = 0.1
+        self.path_rtt: Callable[[], float] | None = None
+        """Given, it tells the last round trip without what the peer waited before it acknowledged, which aioquic leaves
+        in: on busy machines that is longer than the queues which we look for."""
 
     def on_packet_sent(self, *, packet: SentPacket) -> None:
         self.bytes_in_flight += packet.sent_bytes
@@ -92,6 +95,8 @@ class PacketWindow:
         self.congestion_window = LEAST_PACKETS * self._packet_bytes
 
     def on_rtt_measurement(self, *, now: float, rtt: float) -> None:
+        if self.path_rtt is not None:
+            rtt = self.path_rtt()
         if now >= self._least_until:
             self._least_rtt, self._next_least_rtt = min(self._next_least_rtt, rtt), rtt
             self._best_rate, self._next_best_rate = self._next_best_rate, 0.0

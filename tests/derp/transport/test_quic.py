@@ -79,6 +79,23 @@ def test_packets_of_a_quarter_of_a_round_trip_are_acknowledged_together() -> Non
     assert 2 <= len(acknowledged) <= 5
 
 
+def test_what_the_peer_waits_before_it_acknowledges_is_no_queue() -> None:
+    pair = connected()
+    client, server, now = pair.client, pair.relay, pair.now
+    assert client.rtt_seconds == pytest.approx(0.02, abs=0.005)
+    for _ in range(10):  # bursts, acknowledged 20 ms after they came
+        while client.has_room:
+            client.send_frames(FULL)
+        burst = client.datagrams_to_send(now)
+        for datagram, _ in burst:
+            server.receive(datagram, CLIENT, now + 0.01)
+        for datagram, _ in server.datagrams_to_send(now + 0.03):
+            client.receive(datagram, SERVER, now + 0.04)
+        server.packets.clear()
+        now += 0.1
+    assert client._connection._loss._cc.ssthresh is None, "it has shrunk"
+
+
 def test_only_what_was_lost_is_missing_and_the_stream_mends_itself() -> None:
     pair = connected()
     at = pair.sent_count
