@@ -30,7 +30,6 @@ from derp.netcheck.plan import StunTarget, stun_target
 from derp.transport.stream import mapped_errors
 
 TLS_SECONDS: Final = 10.0
-QUIC_SECONDS: Final = 10.0
 # Certificates of public authorities are renewed 30 days before their end: a week before it, the renewal is broken.
 MIN_VALID_SECONDS: Final = 7 * 86_400.0
 # One lost datagram is no fault of a relay; three in a row are.
@@ -190,7 +189,7 @@ async def _probe_quic(region: DERPRegion, node: DERPNode, options: ProbeOptions)
     started = trio.current_time()
     try:
         dial = replace(options.dial, only_quic=True)
-        dialled = await dial_relay(address, dial, timeout_seconds=QUIC_SECONDS)
+        dialled = await dial_relay(address, dial, timeout_seconds=TLS_SECONDS)
     except TransportError as error:
         reason = f"{error}: is UDP port {node.quic_port} open, and --quic on? Else take QUICPort out of the map"
         return replace(draft, outcome=Outcome.BAD, reason=reason)

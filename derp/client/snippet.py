@@ -26,7 +26,7 @@ CONNECT_SECONDS: Final = 10.0
 # Three requests a second apart: one lost datagram must not switch STUN off in a map.
 _STUN_TRIES: Final = 3
 _STUN_SECONDS: Final = 1.0
-# A handshake whose first packet was lost is sent again after a third of that.
+# For a handshake whose first packets are lost, which are sent again after 0.2, 0.6 and 1.4 s.
 _QUIC_SECONDS: Final = 3.0
 
 
