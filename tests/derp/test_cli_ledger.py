@@ -8,9 +8,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from derp.admission.receipt import sign_receipt
 from derp.admission.signed import IssuerPrivate
+from derp.cli import cli
+from derp.errors import ConfigError
 from derp.keys import NodePrivate
 from derp.relay.usage import OTHERS, Usage
 from derp.server.ledger import LedgerFile
@@ -76,23 +79,29 @@ def test_the_check_without_this_program_is_as_the_document_says(tmp_path: Path) 
         assert (done.returncode, done.stdout) == (1, b"Signature Verified Successfully\n")
 
 
-async def test_totals_by_tenant_key_and_day(tmp_path: Path) -> None:
+def test_totals_by_tenant_key_and_day(tmp_path: Path) -> None:
     path = written(tmp_path)
-    assert (await run_derp("ledger", "totals", path)).out.splitlines() == [
+
+    def totals(*words: str) -> list[str]:
+        done = CliRunner().invoke(cli, ["ledger", "totals", *words])
+        if done.exception is not None:
+            raise done.exception
+        return done.output.splitlines()
+
+    assert totals(path) == [
         "acme  110 bytes in, 220 out, 330 dropped (2, 4 and 6 packets)",
         "default  70 bytes in, 0 out, 0 dropped (7, 0 and 0 packets)",
         "2 together  180 bytes in, 220 out, 330 dropped (9, 4 and 6 packets)",
     ]
-    by_key = (await run_derp("ledger", "totals", path, "--by", "key", "--from", "2026-11-30")).out.splitlines()
+    by_key = totals(path, "--by", "key", "--from", "2026-11-30")
     assert [line.split("  ")[0] for line in by_key] == ["(others)", str(KEY), "2 together"]
-    by_day = (await run_derp("ledger", "totals", path, "--by", "day", "--json")).out.splitlines()
+    by_day = totals(path, "--by", "day", "--json")
     assert [(row["day"], row["bytes_in"]) for row in map(json.loads, by_day)] == [
         ("2026-11-29", 100),
         ("2026-11-30", 80),
     ]
-    missing = await run_derp("ledger", "totals", str(tmp_path / "none"))
-    assert (missing.status, missing.out) == (2, "")
-    assert "there is no ledger" in missing.err
+    with pytest.raises(ConfigError, match="there is no ledger"):
+        totals(str(tmp_path / "none"))
 
 
 async def test_days_and_files_that_are_none(tmp_path: Path) -> None:
