@@ -10,6 +10,7 @@ import secrets
 import ssl
 import time
 from collections.abc import Collection, Iterable
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
@@ -212,8 +213,12 @@ class Relay:
             terms = sessions.guests.terms_of(client)
             if terms is not None and terms.is_trial:
                 sessions.guests.depart(client)
-            sessions.settle_tenant(client)
-        self.host.flush()
+            # Not now: whoever heard of the key is in the middle of what came over another connection.
+            self.host.call_at(self.host.now, partial(self._settle_tenant, client))
+
+    def _settle_tenant(self, client: Client) -> None:
+        if client.member is not None:
+            self.sessions.settle_tenant(client)
 
     def _end_invitation(self, invitation: "Invitation") -> None:
         self.host.tick()

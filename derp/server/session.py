@@ -236,11 +236,14 @@ class Sessions:
     def set_limits(self, rate: Rate, by_key: Mapping[bytes, Rate], limits: Limits) -> None:
         """Limit what clients may send, those connected already included."""
         paused = self.limiter.configure(rate, by_key, limits)
-        for client in self.router.clients.values():
-            session = client.wire.session
-            if isinstance(session, ClientSession):
+        clients = tuple(self.router.clients.values())  # one that changes its tenant may be sent away at once
+        for client in clients:
+            if isinstance(client.wire.session, ClientSession):
+                client.wire.session.sender = None  # it was one of the old limits
+        for client in clients:
+            if client.member is not None:
                 self._take_tenant(client)
-                session.sender = self.limiter.sender(client)
+                self._renew_sender(client)
         self.limiter.resume(paused)
         self.host.flush()
 
@@ -251,17 +254,17 @@ class Sessions:
         else:
             self.limiter.floors[key] = rate
         member = self.router.members.get(key)
-        for client in member.connections if member is not None else ():
+        for client in tuple(member.connections) if member is not None else ():
             self._renew_sender(client)
 
     def _renew_sender(self, client: Client) -> None:
-        """What it may send is different now; it may send at once."""
-        session = client.wire.session
+        """What it may send is different now; if it waits, no longer."""
+        session = client.wire.session if client.wire is not None else None
         if isinstance(session, ClientSession):
-            if session.sender is not None:
-                self.limiter.forget(session.sender)
-            session.sender = self.limiter.sender(client)
-            self.host.resume(client.wire)
+            before, session.sender = session.sender, self.limiter.sender(client)
+            if before is not None:
+                self.limiter.forget(before)
+                self.host.resume(client.wire)
 
     def judged(self, key: bytes, verdict: Verdict) -> Verdict:
         """The verdict, unless it lets somebody in whom one of the judges refuses."""

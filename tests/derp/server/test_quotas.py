@@ -1,6 +1,7 @@
 """A quota that is nearly used is told, and one that is used up acts, also after a restart, until its day is over."""
 
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -163,6 +164,27 @@ async def test_it_is_sent_away_and_stays_out_with_the_reason(tmp_path: Path) -> 
         assert verdict is not None, "what was used before the restart is remembered"
         assert "has used 110 %" in verdict.told
         assert server.relay.sessions.judges[0](b"x" * 32, "default") is None
+
+
+async def test_who_has_used_up_a_quota_when_the_limits_change_is_sent_away_and_the_others_have_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it carried for its old tenant is counted at that moment."""
+    monkeypatch.setattr(ledger, "WRITE_SECONDS", 3600.0)
+    config = relay_config(ledger=tmp_path / "ledger", limits=quota(refuses=True))
+    async with open_server(config) as server:
+        callers = [await call(server) for _ in range(3)]
+        await carry(callers[0], 15_000)
+        clients = {client.key: client for client in server.relay.router.clients.values()}
+        limits = Limits(tenants={"a": TenantLimits(SLOW)}, tenant_by_key=dict.fromkeys(clients, "a"))
+        server.relay.configure(replace(config, limits=limits))
+        await told(callers[0], "has used 150 %")
+        await callers[0].wait_closed()
+        for caller in callers[1:]:
+            await caller.ping()
+            assert clients[caller.key].wire.session.sender.tenant.name == "a"
+        for caller in callers:
+            await caller.aclose()
 
 
 async def test_metrics_say_how_much_of_it_a_tenant_has_used(tmp_path: Path) -> None:
