@@ -28,7 +28,7 @@ _MAX_NUMBER: Final = 1 << 53
 class KeySet:
     """One snapshot.  Keys are raw public node keys of 32 bytes; a key that is both is revoked.
 
-    `tenants`: whose clients keys are; of those that are missing the issuer does not say.
+    `tenants`: whose clients keys are; of those that are missing, or have an empty one, the issuer does not say.
     """
 
     version: int
@@ -51,8 +51,9 @@ def sign_key_set(private: IssuerPrivate, key_set: KeySet) -> bytes:
         "ends": int(key_set.ends_at),
         "keys": _hex(key_set.keys),
         "revoked": _hex(key_set.revoked),
-        **({"tenants": _by_tenant(key_set.tenants)} if key_set.tenants else {}),
     }
+    if any(key_set.tenants.values()):
+        fields["tenants"] = _by_tenant(key_set.tenants)
     return private.sign(KIND, json.dumps(fields, separators=(",", ":")).encode())
 
 
@@ -156,7 +157,8 @@ def _keys(values: Any) -> frozenset[bytes]:
 def _by_tenant(tenants: Mapping[bytes, str]) -> dict[str, list[str]]:
     keys: dict[str, list[bytes]] = {}
     for key, name in tenants.items():
-        keys.setdefault(name, []).append(key)
+        if name:
+            keys.setdefault(name, []).append(key)
     return {name: _hex(keys[name]) for name in sorted(keys)}
 
 

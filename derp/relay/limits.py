@@ -11,7 +11,7 @@ from derp.protocol.frames import MAX_SEND_BYTES
 
 DEFAULT_TENANT: Final = "default"
 """Whose clients are of no other tenant.  Its limits are also those of each tenant that has none of its own."""
-# That the limits name, and of all others; each has buckets and turns of its own, 2 KB.
+# That the limits name, and as many others; each has buckets and turns of its own, 0.7 KB and 0.1 for each client.
 MAX_TENANTS: Final = 1000
 
 

@@ -8,7 +8,7 @@ Whose a key is, for limits: the owner of the agent, or the user, who announced i
 
 import logging
 import secrets
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -206,29 +206,32 @@ class RelayKeys:
         changes = await self._store.run(self._store.relay_keys.changes, before.version)
         if changes.version == before.version:
             return
-        known, revoked = dict(changes.known), changes.revoked
+        keys, revoked = frozenset(changes.known), changes.revoked
+        tenants = {} if changes.is_whole else dict(before.tenants)
         if not changes.is_whole:
-            known = {key: before.tenants.get(key, "") for key in before.keys - revoked} | known
-            revoked |= before.revoked - known.keys()
-        tenants = {key: tenant for key, tenant in known.items() if tenant}
-        self._stored = KeySet(changes.version, 0.0, 0.0, frozenset(known), revoked, tenants=tenants)
+            keys, revoked = keys | (before.keys - revoked), revoked | (before.revoked - keys)
+        # Only what has changed is walked over: 100,000 keys would be 40 ms.
+        for key in changes.revoked:
+            tenants.pop(key, None)
+        tenants.update(changes.known)
+        self._stored = KeySet(changes.version, 0.0, 0.0, keys, revoked, tenants=tenants)
         self._document = b""
         self._changed.set()
         self._changed = trio.Event()
-        self._hear(known, revoked)
+        self._hear(changes.known)
 
-    def _hear(self, known: dict[bytes, str], revoked: frozenset[bytes]) -> None:
-        """What other servers know; what was heard here meanwhile is newer."""
-        withdrawn = (revoked & self._known.keys()) - self._heard.keys()
-        before = self._known
-        self._known = known | self._heard
+    def _hear(self, changed: Mapping[bytes, str]) -> None:
+        """What other servers know, of which these keys are news; what was heard here meanwhile is newer."""
+        stored, before = self._stored, self._known
+        withdrawn = (stored.revoked & before.keys()) - self._heard.keys()
+        self._known = {**stored.tenants, **self._heard}
         for key in self._withdrawn:
             self._known.pop(key, None)
-        fresh = [key for key, _ in self._known.items() - before.items()]
-        self._revoked = (set(revoked) | self._withdrawn) - self._heard.keys()
-        for key in fresh:
-            for heard in self.on_known:
-                heard(key)
+        self._revoked = (set(stored.revoked) | self._withdrawn) - self._heard.keys()
+        for key in changed:
+            if key in self._known and self._known[key] != before.get(key):
+                for heard in self.on_known:
+                    heard(key)
         if withdrawn:
             for told in self.on_revoked:
                 told(withdrawn)
