@@ -113,6 +113,8 @@ def _print_table(report: "Report", derp_map: "DERPMap", said: list[str]) -> None
     home = derp_map.regions.get(report.preferred)
     chosen = f"{report.preferred}, which the map does not have" if report.preferred else "none"
     console.print(f"home            {f'{report.preferred} ({home.region_code})' if home else chosen}", style="bold")
+    if report.preferred_because:
+        console.print(f"because         {report.preferred_because}")
     console.print("")
     console.print(f"  {'region':<7} {'code':<10} {'latency':>10} {'STUN v4':>10} {'STUN v6':>10}  name", style="bold")
     unknown = float("inf")

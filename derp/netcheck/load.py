@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, Final, Self
 
 from derp.map import DERPMap
-from derp.text import error_text
 
 # A region is full from the first on, has room for clients of others below the second, and its score falls below the
 # third: clients who left for a region a third nearer come back only for one, so a step down alone fills nothing.
@@ -97,6 +96,16 @@ class LoadScores:
         if region_id in self._regions:
             self._regions[region_id].away = why[:_MAX_TEXT] or "no answer"
 
+    def join(self, other: "LoadScores") -> bool:
+        """Take over what another server of the same map decided, if that was later than what we did: whether it was."""
+        if other._changed_at <= self._changed_at:
+            return False
+        self._changed_at, self._rising = other._changed_at, other._rising & self._places
+        for region_id, region in other._regions.items():
+            if region_id in self._regions:
+                self._regions[region_id].level = region.level
+        return True
+
     @property
     def factors(self) -> dict[int, float]:
         """How many times as far regions shall look, those that are above 1."""
@@ -155,8 +164,12 @@ class LoadScores:
     # --- for people, and for the next start
 
     def explain(self, now: float) -> list[str]:
-        """A sentence for each region, and one for what has to wait."""
-        lines = [self._explain_one(region_id, now) for region_id in self._regions]
+        """A sentence for each region, and what has to wait."""
+        return [*(self.explain_one(region_id, now) for region_id in self._regions), *self.explain_rest(now)]
+
+    def explain_rest(self, now: float) -> list[str]:
+        """What all regions wait for."""
+        lines = []
         waits = self._changed_at + QUIET_SECONDS - now
         if not self._rising and waits > 0:
             lines.append(
@@ -167,8 +180,11 @@ class LoadScores:
             lines.append("No region has room for the clients of another: scores stay as they are.")
         return lines
 
-    def _explain_one(self, region_id: int, now: float) -> str:
-        region = self._regions[region_id]
+    def explain_one(self, region_id: int, now: float) -> str:
+        """A sentence about one; empty: its load does not count."""
+        region = self._regions.get(region_id)
+        if region is None:
+            return ""
         far = f"looks {region.factor:g} times as far by its load" if region.level else "looks as far as the map says"
         if region.read_at is None:
             known = "its load is not known yet"
@@ -215,6 +231,6 @@ class LoadScores:
                     read_at=None if told["read_at"] is None else min(float(told["read_at"]), now),
                 )
             scores._rising = frozenset(map(int, saved["rising"])) & scores._regions.keys()
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"not as it was saved: {error_text(error):.80}") from None
+        except (KeyError, TypeError, AttributeError, ValueError):
+            raise ValueError("is not as it was saved") from None
         return scores

@@ -51,6 +51,7 @@ class Report:
         None  # False: none showed itself; None: not looked for, since STUN works, or nowhere to
     )
     preferred: int = 0  # home region; 0: none
+    preferred_because: str = ""  # by which latencies and scores
     region_seconds: Mapping[int, float] = field(default_factory=dict)  # the best of whatever way
     region_ipv4_seconds: Mapping[int, float] = field(default_factory=dict)  # STUN only
     region_ipv6_seconds: Mapping[int, float] = field(default_factory=dict)
@@ -177,11 +178,9 @@ class History:
         home = self.home
         self._reports = [(at, one) for at, one in self._reports if now - at <= _RETAIN_SECONDS][-_MAX_HISTORY:]
         self._reports.append((now, report))
-        scores = derp_map.home_params.region_score if derp_map.home_params is not None else {}
 
         def scored(region_id: int, seconds: float) -> float:
-            score = scores.get(region_id, 0)
-            return seconds * score if score > 0 else seconds
+            return seconds * score_in(derp_map, region_id)
 
         recent: dict[int, float] = {}
         for _, one in self._reports:
@@ -200,9 +199,40 @@ class History:
                 choice = home
         if not choice and home and _heard_since(heard, now - HEARD_WITHOUT_MEASURE_SECONDS):
             choice = home
-        settled = replace(report, preferred=choice)
+        because = why_home(choice, {each: recent[each] for each in report.region_seconds}, derp_map)
+        settled = replace(report, preferred=choice, preferred_because=because)
         self._reports[-1] = (now, settled)
         return settled
+
+
+def score_in(derp_map: DERPMap, region_id: int) -> float:
+    """How many times as far a region looks to clients, who ignore what is not above 0."""
+    score = derp_map.home_params.region_score.get(region_id, 0.0) if derp_map.home_params is not None else 0.0
+    return score if score > 0 else 1.0
+
+
+def why_home(home: int, seconds: Mapping[int, float], derp_map: DERPMap) -> str:
+    """Why a client with these latencies has this home, as one sentence; empty without a home."""
+    if not home:
+        return ""
+    if home not in seconds:
+        return f"region {home} was not measured, and stays because its relay was heard, or nothing was measured at all"
+    ours, others = seconds[home] * score_in(derp_map, home), sorted(seconds.keys() - {home})
+    said = _looks(home, seconds[home], derp_map)
+    if not others:
+        return f"{said}; no other region was measured"
+    best = min(others, key=lambda one: seconds[one] * score_in(derp_map, one))
+    next_one = _looks(best, seconds[best], derp_map)
+    if seconds[best] * score_in(derp_map, best) < ours:
+        short = f"not by {1000 * KEEP_HOME_SECONDS:.0f} ms and a third: it stays"
+        return f"{said}; {next_one} looks nearer, but {short}"
+    return f"{said}; the next is {next_one}"
+
+
+def _looks(region_id: int, seconds: float, derp_map: DERPMap) -> str:
+    score = score_in(derp_map, region_id)
+    told = f"region {region_id} at {1000 * seconds:.1f} ms"
+    return f"{told} x {score:g} = {1000 * seconds * score:.1f} ms" if score != 1 else told
 
 
 def is_captive_answer(status: int, response_header: str, challenge: str) -> bool:

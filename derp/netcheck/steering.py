@@ -28,11 +28,16 @@ def steered(derp_map: DERPMap, *, weights: Mapping[int, float], drain: Collectio
         derp_map.regions[region_id]  # or there is none
         scores.pop(region_id, None)
         if weight != 1.0:
-            scores[region_id] = round(1 / weight, 6)
+            scores[region_id] = score_of(weight)
     regions = dict(derp_map.regions)
     for region_id in drain:
         regions[region_id] = replace(regions[region_id], no_measure_no_home=True)
     return replace(derp_map, regions=regions, home_params=DERPHomeParams(scores) if scores else None)
+
+
+def score_of(weight: float) -> float:
+    """The RegionScore of a region that is to look `weight` times as near."""
+    return round(1 / weight, 6)
 
 
 def pushed_away(derp_map: DERPMap, factors: Mapping[int, float]) -> DERPMap:

@@ -78,7 +78,7 @@ def why_question(answer: Callable[[Mapping[str, str]], str], *, brand: str, plac
         if given.get("format") != "html":
             return Reply(200, _TEXT, answer(given).encode())
         body = [Html("<h1>Why does it not arrive?</h1>"), why_form(given)]
-        if given.keys() & {"from", "to", "key"}:
+        if given.keys() - {"format"}:
             sentences = answer({name: text for name, text in given.items() if name != "format"}).splitlines()
             body.append(Html("".join(f"<p>{markup.text(sentence)}</p>" for sentence in sentences)))
         page = markup.document("why", body, brand=brand, places=places, here=WHY_PATH + "?format=html")

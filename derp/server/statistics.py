@@ -54,11 +54,11 @@ def read_statistics(
         tls_requests=sum((door.tls_requests for door in doors), Counter[str]()),
         self_check=self_check.read() if self_check is not None else None,
         tls_active=_active_tls(relay, lobby, doors),
-        load=_read_load(relay, lobby, self_check) if relay is not None else None,
+        load=read_load(relay, lobby, self_check) if relay is not None else None,
     )
 
 
-def _read_load(relay: Relay, lobby: Lobby, self_check: SelfCheck | None) -> LoadReading:
+def read_load(relay: Relay, lobby: Lobby, self_check: SelfCheck | None) -> LoadReading:
     """What the relay uses beside what it may."""
     loop_share, bytes_per_second, packets_per_second = relay.meter.rates()
     node, pool = relay.sessions.limiter.limits.node, relay.router.pool

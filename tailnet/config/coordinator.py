@@ -9,6 +9,7 @@ from pathlib import Path
 from derp.config import RelayConfig, RelayRules, ServerConfig
 from derp.keys import NodePrivate
 from derp.map import DEFAULT_STUN_PORT
+from derp.netcheck.steering import PREFER_WEIGHT, score_of
 from tailnet.config.admin_tokens import AdminToken
 from tailnet.config.external_auth import Provider
 
@@ -62,6 +63,9 @@ class CoordinatorConfig(ServerConfig):
     # The rhythm in which the reference looks at its map.  A map that did not change costs its server one 304.
     derp_map_poll_seconds: float = 5.0
     region_scores: tuple[tuple[int, float], ...] = ()
+    region_weights: tuple[tuple[int, float], ...] = ()
+    prefer_regions: tuple[int, ...] = ()
+    steer_by_load: tuple[int, ...] = ()
     avoid_regions: tuple[int, ...] = ()
 
     # Relays elsewhere, which follow our key set.  A day outlives most outages, and ends a weekend's.
@@ -155,6 +159,12 @@ class CoordinatorConfig(ServerConfig):
     admin_rate_limit: int = 6_000  # requests a minute of each token; 0: any number
     # Some 300 bytes a change: 100,000 changes a month are 300 MB a year.
     keep_audit_seconds: float = 366 * 86_400.0
+
+    @property
+    def scores(self) -> dict[int, float]:
+        """How many times as far the settings let regions look, in whichever way they say it."""
+        weights = dict.fromkeys(self.prefer_regions, PREFER_WEIGHT) | dict(self.region_weights)
+        return {region_id: score_of(weight) for region_id, weight in weights.items()} | dict(self.region_scores)
 
     @property
     def keeps_events(self) -> bool:

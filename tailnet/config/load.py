@@ -66,6 +66,7 @@ def load_config(
     if given.get("relays_token_file") is not None:
         tell_if_readable(given.get("relays_token_file"), given)
         attributes["relays_token"] = load_token(given.get("relays_token_file"))
+    _check_steering(given)
     _check_signed(given)
     if given.get("dev"):
         _check_dev(given)
@@ -75,6 +76,16 @@ def load_config(
         given.fail("agent_inactive", f"must be longer than --agent-ping ({config.agent_ping_seconds:g}s)")
     given.notices += _notices(config)
     return replace(config, notices=tuple(given.notices), given=given.values())
+
+
+def _check_steering(given: Given) -> None:
+    named: dict[int, str] = {}
+    for name in ("region_scores", "region_weights", "prefer_regions"):
+        for each in given.get(name, ()):
+            region_id = each[0] if isinstance(each, tuple) else each
+            before = named.setdefault(region_id, name)
+            if before != name:
+                given.fail(name, f"region {region_id} has its score by {given.flag(before)} already")
 
 
 def _tls(given: Given, listen: tuple[tuple[str, int], ...]) -> TlsConfig | None:

@@ -90,10 +90,32 @@ _OWN: Final = (
         reloadable=True,
     ),
     Setting(
+        "region_weights",
+        parse.many(kinds.score),
+        "REGION=N,...",
+        "the other way round: N times as near; read again on SIGHUP",
+        reloadable=True,
+    ),
+    Setting(
+        "prefer_regions",
+        parse.many(kinds.region_id),
+        "REGION,...",
+        "regions that look twice as near; read again on SIGHUP",
+        reloadable=True,
+    ),
+    Setting(
         "avoid_regions",
         parse.many(kinds.region_id),
         "REGION,...",
-        "regions that nobody should choose as home; read again on SIGHUP",
+        "regions that nobody should choose as home, or keep; read again on SIGHUP",
+        reloadable=True,
+        elsewhere=("drain_regions",),
+    ),
+    Setting(
+        "steer_by_load",
+        parse.many(kinds.region_id),
+        "REGION,...",
+        "regions that look farther while their relays are full, which /debug/load of each says; read again on SIGHUP",
         reloadable=True,
     ),
     Setting(

@@ -12,7 +12,9 @@ from derp.keys import KEY_BYTES, NodePrivate
 from derp.map import DERPNode, DERPRegion
 from derp.server.ports import Listening
 from tailnet.config import CoordinatorConfig
+from tailnet.services.derp_maps import DerpMaps, StoreMapKeeper
 from tailnet.services.map_sources import FileSource, MapSource, UrlSource
+from tailnet.services.region_load import ReadLoad, RegionLoads
 from tailnet.store.store import Store
 
 RELAY_PURPOSE: Final = "relay"
@@ -105,6 +107,17 @@ def region_from_inside(region: DERPRegion, listening: Sequence[Listening]) -> DE
             )
             return replace(region, nodes=(node,))
     return region
+
+
+def open_maps(config: CoordinatorConfig, region: DERPRegion | None, store: Store) -> DerpMaps:
+    """The map service, as the settings say.  `region`: of our own relay."""
+    keeper = StoreMapKeeper(store)
+    return DerpMaps(map_sources(config), region, scores=config.scores, avoid=config.avoid_regions, keeper=keeper)
+
+
+def open_region_loads(config: CoordinatorConfig, maps: DerpMaps, store: Store, read_own: ReadLoad) -> RegionLoads:
+    """What steers clients away from regions that are full.  `read_own`: of our own relay."""
+    return RegionLoads(maps, config.steer_by_load, keeper=StoreMapKeeper(store), read_own=read_own)
 
 
 def map_sources(config: CoordinatorConfig) -> list[MapSource]:

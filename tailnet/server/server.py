@@ -30,7 +30,7 @@ from derp.server.load_page import load_pages
 from derp.server.memory import Load, sum_loads
 from derp.server.pages import Page, Pages, PlainPages, Question
 from derp.server.relay import Relay
-from derp.server.statistics import read_statistics
+from derp.server.statistics import read_load, read_statistics
 from derp.server.varz import vars_page, varz_page
 from derp.transport.http import Request
 from derp.transport.links import Link
@@ -54,7 +54,8 @@ from tailnet.server.embedded import (
     cluster_secret,
     default_access_url,
     embedded_region,
-    map_sources,
+    open_maps,
+    open_region_loads,
     region_from_inside,
     relay_key,
 )
@@ -66,7 +67,7 @@ from tailnet.services.agent_metadata import AgentMetadata
 from tailnet.services.agent_requests import AgentRequests
 from tailnet.services.agent_rpc import AgentService
 from tailnet.services.agents import Agents
-from tailnet.services.derp_maps import DerpMaps, StoreMapKeeper
+from tailnet.services.derp_maps import DerpMaps
 from tailnet.services.events import Events
 from tailnet.services.external_auth import OUTCOMES, ExternalAuth
 from tailnet.services.feed import DropReason
@@ -81,6 +82,7 @@ from tailnet.services.logs import Logs
 from tailnet.services.overviews import Overviews
 from tailnet.services.own_node import Dial, OwnNode
 from tailnet.services.presence import AgentPresence
+from tailnet.services.region_load import RegionLoads
 from tailnet.services.relay_keys import RelayKeys
 from tailnet.services.reports import AgentReports
 from tailnet.services.resume_keys import ResumeKeys
@@ -190,6 +192,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         )
         self.region: DERPRegion | None = None
         self.maps: DerpMaps
+        self.region_loads: RegionLoads
         self.own_node: OwnNode
         self.agents: AgentService
         self.service: TailnetService
@@ -330,6 +333,9 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         doors = [*self.doors(), self.admin_door]
         return read_statistics(self.relay, self.lobby, self.ports, doors, self.keeper, self.self_check)
 
+    def _read_own_load(self) -> tuple[str, float] | None:
+        return read_load(self.relay, self.lobby, self.self_check).highest if self.relay is not None else None
+
     def read_load(self) -> Load:
         loads = (self.relay.router.pool.read_load(),) if self.relay is not None else ()
         return sum_loads(super().read_load(), *loads)
@@ -364,14 +370,11 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         self._nursery = nursery
         pin = self.tls.pin if self.tls is not None and self.tls.is_self_signed else ""
         self.region = embedded_region(self.config, self.listening, pin) if self.config.derp_enabled else None
-        self.maps = DerpMaps(
-            map_sources(self.config),
-            self.region,
-            scores=dict(self.config.region_scores),
-            avoid=self.config.avoid_regions,
-            keeper=StoreMapKeeper(self.store),
-        )
+        self.maps = open_maps(self.config, self.region, self.store)
+        self.region_loads = open_region_loads(self.config, self.maps, self.store, self._read_own_load)
+        await self.region_loads.recall()
         await nursery.start(self.maps.serve)
+        nursery.start_soon(self.region_loads.run)
         self.own_node = self._make_own_node()
         await self.keys.start()
         await self.relay_keys.start()
@@ -432,7 +435,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         self.health = Health(self.probes.table())
         self.external_auth = ExternalAuth(self.store, self.sealer, access_url, config.external_auth)
         inspection = Inspection(self.coordinator, self.maps, lambda: self.reactor.now, self.not_ready)
-        why = Why(inspection, self.relay)
+        why = Why(inspection, self.relay, self.region_loads)
         agents = Agents(
             self.store,
             inspection,
@@ -604,7 +607,8 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         self.relay_keys.life_seconds = config.key_set_life_seconds
         self.sealer.take(config.secrets_keys)
         self.external_auth.configure(config.external_auth)
-        self.maps.steer(scores=dict(config.region_scores), avoid=config.avoid_regions)
+        self.maps.steer(scores=config.scores, avoid=config.avoid_regions)
+        self.region_loads.follow(config.steer_by_load)
         self.reactor.write_seconds = config.relay.tcp_write_timeout_seconds
         reconfigure(self._app, config)
         self.administration.administrators.tokens = config.admin_tokens

@@ -328,21 +328,29 @@ class Agents:
 
 def measured_latencies(raw_node: bytes | None, derp_map: DERPMap) -> dict[str, Latency]:
     """How far each region is, by its name, as an agent's last node says."""
+    home, measured = home_and_seconds(raw_node)
+    found: dict[str, Latency] = {}
+    for region_id, seconds in measured:
+        region = derp_map.regions.get(region_id)
+        name = region.region_name if region is not None else f"Unnamed {region_id}"
+        found[name] = Latency(seconds, home == region_id)
+    return found
+
+
+def home_and_seconds(raw_node: bytes | None) -> tuple[int, list[tuple[int, float]]]:
+    """The home region in a node, 0 for none, and its latencies; of a region it may have two, over IPv4 and IPv6."""
     try:
         node = tailnet.Node.FromString(raw_node or b"")
     except DecodeError:
-        return {}
-    found: dict[str, Latency] = {}
+        return 0, []
+    found: list[tuple[int, float]] = []
     for key, seconds in sorted(node.derp_latency.items()):
         # Keys are `<region>-v4` and `-v6`.  One that is not would cost the whole answer elsewhere; here it costs
         # itself, and so does a number that JSON does not have.
         digits = key.partition("-")[0]
-        if not (digits.isascii() and digits.isdecimal() and len(digits) <= 19 and math.isfinite(seconds)):
-            continue
-        region = derp_map.regions.get(int(digits))
-        name = region.region_name if region is not None else f"Unnamed {int(digits)}"
-        found[name] = Latency(seconds, node.preferred_derp == int(digits))
-    return found
+        if digits.isascii() and digits.isdecimal() and len(digits) <= 19 and math.isfinite(seconds):
+            found.append((int(digits), seconds))
+    return node.preferred_derp, found
 
 
 def _app(row: AgentRow, app: App) -> AppView:

@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol
 import trio
 
 from derp.map import DERPMap, DERPRegion
+from derp.netcheck.steering import pushed_away
 from tailnet.errors import ConfigError, RpcError, StoreError
 from tailnet.go_json import go_json
 from tailnet.proto import convert
@@ -96,6 +97,7 @@ class DerpMaps:
         self._embedded = MapLayer("the embedded relay", {} if embedded is None else {embedded.region_id: embedded})
         self._settings = MapLayer("settings", scores=dict(scores or {}))
         self._avoid = frozenset(avoid)
+        self._factors: Mapping[int, float] = {}
         self._keeper = keeper
         self._clock = clock
         self._kick = trio.Event()
@@ -141,8 +143,17 @@ class DerpMaps:
         self._kick.set()
         self._kick = trio.Event()
 
-    def steer(self, *, scores: Mapping[int, float] | None = None, avoid: Collection[int] | None = None) -> None:
-        """Set scores, or regions to avoid, while serving; None leaves what is."""
+    def steer(
+        self,
+        *,
+        scores: Mapping[int, float] | None = None,
+        avoid: Collection[int] | None = None,
+        factors: Mapping[int, float] | None = None,
+    ) -> None:
+        """Set scores, regions to avoid, or how many times as far regions look by their load, while serving; None leaves
+        what is."""
+        if factors is not None:
+            self._factors = dict(factors)
         if scores is not None:
             self._settings = MapLayer("settings", scores=dict(scores))
         if avoid is not None:
@@ -265,7 +276,7 @@ class DerpMaps:
         followed = sorted(self._sources, key=lambda each: isinstance(each.source, FileSource))
         layers += [each.layer for each in followed if each.layer is not None]
         layers.append(self._settings)
-        merged = merge_layers(layers, avoid=self._avoid)
+        merged = pushed_away(merge_layers(layers, avoid=self._avoid), self._factors)
         warnings = tuple(merge_findings(layers, merged))
         if merged != self.current.map:
             self._publish(self.current.version + 1, merged, warnings)

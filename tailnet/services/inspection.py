@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from derp.map import DERPRegion
+from derp.map import DERPMap, DERPRegion
 from tailnet.coordinator.core import Coordinator
 from tailnet.coordinator.explain import (
     PeerView,
@@ -86,6 +86,11 @@ class Inspection:
             ),
             not_ready=self.not_ready(),
         )
+
+    @property
+    def derp_map(self) -> DERPMap:
+        """The map that peers have now."""
+        return self._derp_maps.current.map
 
     def explain(self, a: PeerID, b: PeerID) -> list[str]:
         """Why A does, or does not, know B: sentences, the verdict last."""

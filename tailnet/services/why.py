@@ -1,34 +1,46 @@
-"""Why something does not arrive (layer L3): peers by the coordinator's graph, packets by the relay's registry.
+"""Why something does not arrive (layer L3): peers by the coordinator's graph, packets by the relay's registry; and why
+a region is whose home.
 
 Answers /debug/why of a coordinator.  Who asks names a peer by its id, and a client of the relay by its key, as on the
 relay's own page.  A peer's key stands in the node that it sent, so that one question gets both answers.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 from derp.keys import NodePublic
+from derp.netcheck.report import why_home
 from derp.server.debug import why
 from derp.server.explain import MIN_PREFIX_DIGITS
 from derp.server.relay import Relay
+from tailnet.services.agents import home_and_seconds
 from tailnet.services.inspection import Inspection
+from tailnet.services.region_load import RegionLoads
 from tailnet.types import PeerID
+
+# Of a region's number, which has ten at the most.
+_MAX_DIGITS: Final = 12
 
 
 class Why:
     """Answers operators.  Without a relay it knows of peers alone."""
 
-    def __init__(self, inspection: Inspection, relay: Relay | None) -> None:
+    def __init__(self, inspection: Inspection, relay: Relay | None, loads: RegionLoads) -> None:
         self._inspection = inspection
         self._relay = relay
+        self._loads = loads
 
     def answer(self, asked: Mapping[str, str]) -> str:
-        """A sentence a line.  `asked`: the query, `from` and `to`, or `key`."""
+        """A sentence a line.  `asked`: the query, `from` and `to`, or `key`, or `region`."""
+        region = asked.get("region", "").strip()
+        if region.isascii() and region.isdecimal():
+            return "\n".join(self._loads.explain(int(region[:_MAX_DIGITS]))) + "\n"
         names = ("from", "to") if "from" in asked or "to" in asked else ("key",)
         texts = [asked.get(name, "").strip().lower() for name in names]
         if not all(texts):
             return (
                 "ask for ?from=ID&to=ID or ?key=ID, where ID is a peer's id, or a key of the relay: "
-                f"nodekey:<64 hex digits>, or its first {MIN_PREFIX_DIGITS} or more digits\n"
+                f"nodekey:<64 hex digits>, or its first {MIN_PREFIX_DIGITS} or more digits; or for ?region=NUMBER\n"
             )
         peers = [_peer_id(text) for text in texts]
         keys = [self._key(peer) if peer is not None else text for peer, text in zip(peers, texts, strict=True)]
@@ -46,11 +58,21 @@ class Why:
         for text, peer, key in zip(texts, peers, keys, strict=True):
             if peer is not None and key:
                 lines.append(f"{peer} has the key {key}.")
+                lines += self._of_home(peer)
             digits = text.removeprefix("nodekey:")
             if peer is None and len(digits) >= MIN_PREFIX_DIGITS:
                 owners = self._inspection.peers_with_key(digits)
                 lines += [f"{text} is the key of the peer {owner}." for owner in owners]
         return lines
+
+    def _of_home(self, peer: PeerID) -> list[str]:
+        """Why a peer has the home that it has, by the latencies in its node and the scores of the map."""
+        home, measured = home_and_seconds(self._inspection.node(peer))
+        seconds: dict[int, float] = {}
+        for region_id, latency in measured:
+            seconds[region_id] = min(latency, seconds.get(region_id, latency))
+        because = why_home(home, seconds, self._inspection.derp_map)
+        return [f"Its home, by what it measured and the map of now: {because}."] if seconds and because else []
 
     def _of_relay(self, names: Sequence[str], keys: Sequence[str]) -> list[str]:
         if self._relay is None:

@@ -21,6 +21,7 @@ from derp.client.probe_metrics import RunTotals, exposition
 from derp.config.settings import SETTINGS
 from derp.metrics import MeshReading, SelfCheckReading, TenantReading
 from derp.metrics import metrics_page as relay_page
+from derp.relay.load import LoadReading
 from derp.relay.wellness import Sign
 from derp.server.limiter import PAUSED_BY
 from derp.server.verify import Verifier
@@ -86,6 +87,7 @@ def exposed() -> dict[str, dict[str, set[str]]]:
         self_check=self_check,
         tenants=TENANTS,
         quota_over_bytes={"client": 1},
+        load=LoadReading(),
     )
     every_value = {"seconds", "expires_at", "median_seconds", "worst_seconds", "bytes_per_second", "lost_packets"}
     results = [

@@ -11,7 +11,8 @@ SAMPLE = Path(__file__).resolve().parents[2] / "deploy" / "tailnet.toml"
 # Examples rather than defaults.
 EXAMPLES = {
     "store", "access_url", "tls_cert", "tls_key", "trusted_proxies", "stun_servers", "derp_map", "derp_map_url",
-    "region_scores", "avoid_regions", "stun_listen", "agent_inactive",
+    "region_scores", "region_weights", "prefer_regions", "avoid_regions", "steer_by_load",
+    "stun_listen", "agent_inactive",
     "announcement_banners", "identity_anchors", "external_auth", "secrets_key_file",
     "events", "cors_origins", "webhook_url",
     "webhook_secret_file",

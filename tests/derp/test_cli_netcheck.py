@@ -134,4 +134,5 @@ async def test_a_home_that_the_map_does_not_have_is_none(tmp_path: Path) -> None
         ran = await run_derp("netcheck", written(DERPMap({901: wrong}), tmp_path))
     assert ran.status == 1
     assert "home            9, which the map does not have" in ran.out.splitlines()
+    assert "because         region 9 at " in ran.out
     assert "choose it as home, where nobody finds them" in ran.out

@@ -30,6 +30,7 @@ from tailnet.services.instance_identity import InstanceIdentity
 from tailnet.services.logs import Logs
 from tailnet.services.overviews import Overviews
 from tailnet.services.own_node import OwnNode
+from tailnet.services.region_load import RegionLoads
 from tailnet.services.relay_keys import RelayKeys
 from tailnet.services.reports import AgentReports
 from tailnet.services.why import Why
@@ -94,7 +95,7 @@ def make_world(store: Store, config: CoordinatorConfig | None = None) -> World:
         derp_maps=maps,
         relay_keys=relay_keys,
         inspection=inspection,
-        overviews=Overviews(agents, inspection, Why(inspection, None)),
+        overviews=Overviews(agents, inspection, Why(inspection, None, RegionLoads(maps))),
         own_node=own_node,
         health=Health({}, lambda: NOW),
         access_url=ACCESS_URL,

@@ -147,7 +147,7 @@ def test_a_restart_forgets_nothing_and_a_clock_put_back_holds_nothing_up() -> No
     assert again.save() == days.core.save()
     assert again.factors == days.core.factors
     for wrong in ({}, {"changed_at": None, "rising": [], "regions": {"1": 5}}, {"changed_at": "x"}):
-        with pytest.raises(ValueError, match=r"not as it was saved|could not convert"):
+        with pytest.raises(ValueError, match="is not as it was saved"):
             LoadScores.restore(wrong, days.now)
     early = LoadScores.restore(saved, START - 1e6)
     assert early.handle_timeout(START - 1e6) == []

@@ -5,7 +5,7 @@ from ipaddress import ip_address
 import pytest
 
 from derp.map import DERPMap
-from derp.netcheck.report import History, Measurements, Report, is_captive_answer, verdicts
+from derp.netcheck.report import History, Measurements, Report, is_captive_answer, verdicts, why_home
 from tests.derp.netcheck.maps import derp_map, node, region
 
 MAP = derp_map(region(1), region(2), region(3))
@@ -192,3 +192,42 @@ def test_a_home_that_the_map_would_rather_avoid_is_pointed_out() -> None:
     report = History().settle(seen(r1=0.01, r2=0.02), asked, started=0, now=0)
     assert report.preferred == 1
     assert any("NoMeasureNoHome" in sentence for sentence in verdicts(report, asked))
+
+
+HEARD = "its relay was heard, or nothing was measured at all"
+
+
+@pytest.mark.parametrize(
+    ("home", "seconds", "says"),
+    [
+        (0, {}, ""),
+        (1, {1: 0.01}, "region 1 at 10.0 ms; no other region was measured"),
+        (1, {1: 0.01, 2: 0.02}, "region 1 at 10.0 ms; the next is region 2 at 20.0 ms x 0.75 = 15.0 ms"),
+        (2, {1: 0.016, 2: 0.02}, "region 2 at 20.0 ms x 0.75 = 15.0 ms; the next is region 1 at 16.0 ms"),
+        (
+            1,
+            {1: 0.02, 2: 0.02},
+            "region 1 at 20.0 ms; region 2 at 20.0 ms x 0.75 = 15.0 ms looks nearer, but not by 10 ms and a third: "
+            "it stays",
+        ),
+        (
+            3,
+            {1: 0.02},
+            "region 3 was not measured, and stays because its relay was heard, or nothing was measured at all",
+        ),
+    ],
+)
+def test_why_a_region_is_the_home(home: int, seconds: dict[int, float], says: str) -> None:
+    asked = derp_map(region(1), region(2), region(3), scores={2: 0.75, 3: -1.0})
+    assert why_home(home, seconds, asked) == says
+
+
+def test_a_report_says_why_its_home_stayed() -> None:
+    history, asked = History(), derp_map(region(1), region(2))
+    first = Report(udp=True, region_seconds={1: 0.02, 2: 0.03})
+    assert history.settle(first, asked, started=0.0, now=1.0).preferred_because.startswith(
+        "region 1 at 20.0 ms; the next"
+    )
+    again = history.settle(Report(udp=True, region_seconds={1: 0.02, 2: 0.015}), asked, started=30.0, now=31.0)
+    assert again.preferred == 1
+    assert again.preferred_because.endswith("looks nearer, but not by 10 ms and a third: it stays")

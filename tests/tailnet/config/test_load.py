@@ -36,7 +36,10 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "derp_map_url": ("https://maps.example.com/map", ("https://maps.example.com/map",)),
     "derp_map_poll": ("1m", 60.0),
     "region_scores": ("1=1.5,999=0.5", ((1, 1.5), (999, 0.5))),
+    "region_weights": ("1=2,999=0.5", ((1, 2.0), (999, 0.5))),
+    "prefer_regions": ("1,2", (1, 2)),
     "avoid_regions": ("1,2", (1, 2)),
+    "steer_by_load": ("1,2", (1, 2)),
     "browser_only": ("true", True),
     "disable_direct_connections": ("true", True),
     "derp_force_websockets": ("true", True),
@@ -282,6 +285,15 @@ def test_the_stronger_source_wins(tmp_path: Path) -> None:
     path.write_text("relay_queue_depth = 1\nqueue_bytes = 200000\nderp_region_id = 3\n")
     config = load({"relay_queue_depth": "3"}, {"TAILNET_QUEUE_DEPTH": "2", "TAILNET_QUEUE_BYTES": "300000"}, path)
     assert (config.relay.queue_depth, config.relay.queue_bytes, config.derp_region_id) == (3, 300_000, 3)
+
+
+def test_a_region_s_score_is_said_once_in_whichever_way() -> None:
+    config = load({"region_scores": "1=1.5", "region_weights": "2=4", "prefer_regions": "3"})
+    assert config.scores == {1: 1.5, 2: 0.25, 3: 0.5}
+    for names in (("region_scores", "region_weights"), ("region_weights", "prefer_regions")):
+        given = {name: "5" if name == "prefer_regions" else "5=2" for name in names}
+        assert "region 5 has its score by" in refused(given)
+    assert "it is called TAILNET_AVOID_REGIONS here" in refused(environ={"TAILNET_DRAIN_REGIONS": "1"})
 
 
 def test_the_environment_names_the_file(tmp_path: Path) -> None:

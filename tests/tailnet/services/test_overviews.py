@@ -16,6 +16,7 @@ from tailnet.services.derp_maps import DerpMaps
 from tailnet.services.feed import Event
 from tailnet.services.inspection import Inspection
 from tailnet.services.overviews import AGENT_GONE, LOOK_SECONDS, STORE_FAILED, Overviews
+from tailnet.services.region_load import RegionLoads
 from tailnet.services.why import Why
 from tailnet.store.rows import AgentStatus
 from tailnet.store.store import Store
@@ -33,7 +34,7 @@ class World:
         maps = DerpMaps([], None)
         inspection = Inspection(self.coordinator, maps, lambda: 1.0, list)
         agents = Agents(store, inspection, lambda: maps.current.map, 30.0, self.clock)
-        self.overviews = Overviews(agents, inspection, Why(inspection, None))
+        self.overviews = Overviews(agents, inspection, Why(inspection, None, RegionLoads(maps)))
 
     def clock(self) -> datetime:
         return self.now

@@ -7,6 +7,7 @@ import pytest
 
 from derp.close_reason import CloseReason
 from derp.keys import NodePrivate
+from derp.map import DERPRegion
 from derp.server.lobby import Lobby
 from derp.server.relay import Relay
 from derp.transport.reactor import Reactor
@@ -14,8 +15,10 @@ from tailnet.coordinator.core import Coordinator
 from tailnet.coordinator.messages import Request
 from tailnet.coordinator.nodes import Node
 from tailnet.coordinator.policy import AgentPolicy, ClientPolicy
+from tailnet.proto.generated import tailnet_pb2 as tailnet
 from tailnet.services.derp_maps import DerpMaps
 from tailnet.services.inspection import Inspection
+from tailnet.services.region_load import RegionLoads
 from tailnet.services.why import Why
 from tailnet.types import TAILSCALE_SERVICE_PREFIX
 from tests.derp.server.world import relay_config
@@ -36,14 +39,17 @@ class World:
         self.coordinator.handle_connect(CLIENT, ClientPolicy(MAIN), client, 20.0)
         self.coordinator.handle_request(client, Request(add_tunnel=bytes(MAIN)), 30.0)
         address = f"{MAIN.address(TAILSCALE_SERVICE_PREFIX)}/128"
-        node = Node(b"raw", b"np" + KEY.raw, "discokey:" + "ab" * 32, 999, (address,), (address,))
+        raw = tailnet.Node(preferred_derp=999, derp_latency={"999-v4": 0.02, "999-v6": 0.01, "1-v4": 0.03})
+        node = Node(raw.SerializeToString(), b"np" + KEY.raw, "discokey:" + "ab" * 32, 999, (address,), (address,))
         self.coordinator.handle_request(agent, Request(node=node), 40.0)
         self.reactor = Reactor(clock=lambda: NOW)
         config = relay_config()
         self.relay = Relay(config, self.reactor, Lobby(self.reactor, config))
-        inspection = Inspection(self.coordinator, DerpMaps([], None), lambda: NOW, lambda: ())
-        self.why = Why(inspection, self.relay)
-        self.without_relay = Why(inspection, None)
+        maps = DerpMaps([], DERPRegion(999, "embedded", "Embedded relay"), scores={999: 4.0})
+        inspection = Inspection(self.coordinator, maps, lambda: NOW, lambda: ())
+        self.loads = RegionLoads(maps, (999,))
+        self.why = Why(inspection, self.relay, self.loads)
+        self.without_relay = Why(inspection, None, self.loads)
 
     def ask(self, **asked: str) -> list[str]:
         names = {"source": "from", "target": "to", "key": "key"}
@@ -72,8 +78,13 @@ def test_one_peer_and_what_the_relay_has_of_its_key(world: World) -> None:
     assert lines[0] == f"{MAIN} is connected as agent since 90 s."
     assert lines[1] == "It has 0 tunnels to others, 1 have one to it."
     assert lines[2] == "It sent its node 60 s ago, with relay region 999 as its home; 1 peers have been told."
-    assert lines[3:5] == [f"{MAIN} has the key {KEY}.", "On the relay of this server:"]
-    assert "is not here" in lines[5]
+    assert lines[3] == f"{MAIN} has the key {KEY}."
+    assert lines[4] == (
+        "Its home, by what it measured and the map of now: region 999 at 10.0 ms x 4 = 40.0 ms; region 1 at 30.0 ms "
+        "looks nearer, but not by 10 ms and a third: it stays."
+    )
+    assert lines[5] == "On the relay of this server:"
+    assert "is not here" in lines[6]
 
 
 def test_a_peer_without_a_node_and_one_that_is_not_here(world: World) -> None:
@@ -91,6 +102,14 @@ def test_two_keys_are_the_relay_s_matter(world: World) -> None:
     other = str(NodePrivate.generate().public())
     assert world.ask(source=other, target=other)[0] == "On the relay of this server:"
     assert world.ask(source=other, target=str(MAIN))[-1].startswith("So: ")
+
+
+def test_a_region_is_explained_by_its_score_and_where_that_comes_from(world: World) -> None:
+    lines = world.why.answer({"region": "999"}).splitlines()
+    assert lines[0].startswith("Region 999 (embedded) has the score 4: clients multiply what they measure of it")
+    assert lines[0].endswith("4 by settings and maps, 1 by its load.")
+    assert lines[-1] == "Region 999 looks as far as the map says: its load is not known yet."
+    assert world.why.answer({"region": "7"}) == "The DERP map has no region 7; it has 999.\n"
 
 
 @pytest.mark.parametrize("asked", [{}, {"key": ""}, {"source": "x"}, {"target": str(MAIN)}])
