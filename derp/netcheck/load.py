@@ -129,7 +129,7 @@ class LoadScores:
             self._rising = frozenset(each for each in self._rising if self._may_rise(each, now))
         elif now >= self._changed_at + QUIET_SECONDS:
             self._rising = frozenset(each for each in self._places if self._may_rise(each, now))
-            return self._change(self._rising, [each for each in self._regions if self._may_fall(each, now)], now)
+            return self._change(self._rising, [each for each in self._places if self._may_fall(each, now)], now)
         return self._change(self._rising, (), now)
 
     def _change(self, up: Iterable[int], down: Iterable[int], now: float) -> list[int]:
@@ -151,10 +151,8 @@ class LoadScores:
         return region.level > 0 and region.load <= EASY and self._is_sure(region, now)
 
     def _is_sure(self, region: _Region, now: float) -> bool:
-        """Whether its load is known well, and since the last change."""
-        if region.away or region.first_at is None or region.read_at is None:
-            return False
-        return now >= region.first_at + SMOOTH_SECONDS and region.read_at > self._changed_at
+        """Whether its load is known, and not by one reading alone."""
+        return not region.away and region.first_at is not None and now >= region.first_at + SMOOTH_SECONDS
 
     def _has_room(self) -> bool:
         """Whether there is anywhere to go.  A region that nobody has read yet may be as empty as it may be full."""

@@ -1,20 +1,16 @@
 """Scores by load: when they rise and fall, who has to wait, and that no client moves twice in an hour by them."""
 
 import json
-import random
-from collections import Counter
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 import pytest
 
 from derp.netcheck.load import FULL, MAX_LEVEL, QUIET_SECONDS, STEP_FACTOR, STEP_SECONDS, LoadScores
-from derp.netcheck.report import History, Report
-from derp.netcheck.steering import pushed_away
 from tests.derp.netcheck.maps import derp_map, region
+from tests.support.crowd import CLIENTS, READ_SECONDS, START, Played, play
 
-START = 1_000_000.0
-READ_SECONDS = 15.0
+HOUR = 3600.0
 
 
 @dataclass
@@ -150,6 +146,7 @@ def test_a_restart_forgets_nothing_and_a_clock_put_back_holds_nothing_up() -> No
         with pytest.raises(ValueError, match="is not as it was saved"):
             LoadScores.restore(wrong, days.now)
     early = LoadScores.restore(saved, START - 1e6)
+    early.follow(derp_map(region(1), region(2)), (1, 2))
     assert early.handle_timeout(START - 1e6) == []
     for second in range(0, int(QUIET_SECONDS) + 60, 15):
         early.note(1, 0.1, "loop", START - 1e6 + second)
@@ -186,67 +183,31 @@ def test_nonsense_counts_as_full_and_never_as_room() -> None:
 
 # --- clients that choose as stock ones do
 
-CLIENTS = 200
-HOUR = 3600.0
 
-
-def crowd(limits: dict[int, float], hours: int) -> tuple[list[list[float]], list[dict[int, int]], LoadScores]:
-    """When each client moved, how many each region had by the hour, and the core.  Nine in ten live near region 1."""
-    chance = random.Random(3)
-    plain = derp_map(*map(region, limits))
-    near = [
-        {1: chance.uniform(0.004, 0.03), 2: chance.uniform(0.02, 0.06), 3: chance.uniform(0.02, 0.09)}
-        if chance.random() < 0.9
-        else {each: chance.uniform(0.01, 0.1) for each in limits}
-        for _ in range(CLIENTS)
-    ]
-    histories = [History() for _ in range(CLIENTS)]
-    moves: list[list[float]] = [[] for _ in range(CLIENTS)]
-    core, now, by_hour = LoadScores(START), START, []
-    core.follow(plain, limits)
-    for minute in range(hours * 60):
-        steered = pushed_away(plain, core.factors)
-        for number, history in enumerate(histories):
-            seen = {each: seconds * chance.uniform(1.0, 1.02) for each, seconds in near[number].items()}
-            before = history.home
-            home = history.settle(Report(udp=True, region_seconds=seen), steered, started=now, now=now).preferred
-            if before and home != before:
-                moves[number].append(now)
-        homes = Counter(history.home for history in histories)
-        for _ in range(4):
-            now += READ_SECONDS
-            for each, limit in limits.items():
-                core.note(each, homes[each] / limit, "connections", now)
-            core.handle_timeout(now)
-        if minute % 60 == 59:
-            by_hour.append(dict(homes))
-    return moves, by_hour, core
-
-
-def closest(moves: list[list[float]]) -> float:
+def closest(played: Played) -> float:
     """The shortest time between two moves of one client."""
-    return min((b - a for each in moves for a, b in pairwise(each)), default=99 * QUIET_SECONDS)
+    return min((b - a for each in played.moves() for a, b in pairwise(each)), default=99 * QUIET_SECONDS)
 
 
 def test_clients_leave_a_full_region_until_it_has_room_and_none_moves_twice_within_an_hour() -> None:
-    moves, by_hour, core = crowd({1: 150, 2: 150, 3: 150}, hours=3)
-    assert closest(moves) >= HOUR
-    assert by_hour[-1][1] < FULL * 150
-    assert sum(map(len, moves)) < CLIENTS / 2, "and no more of them than had to"
-    assert by_hour[-1] == by_hour[0], "then all is quiet"
-    assert set(core.factors) == {1}
+    played = play({1: 150, 2: 150, 3: 150}, hours=3)
+    assert closest(played) >= HOUR
+    assert played.at_home(-1)[1] < FULL * 150
+    assert sum(map(len, played.moves())) < CLIENTS / 2, "and no more of them than had to"
+    assert played.at_home(-1) == played.at_home(60), "then all is quiet"
+    assert set(played.core.factors) == {1}
 
 
 def test_two_regions_that_are_both_full_do_not_play_ball_with_their_clients() -> None:
-    moves, by_hour, core = crowd({1: 120, 2: 30, 3: 60}, hours=4)
-    assert closest(moves) >= HOUR
-    assert max(map(len, moves)) == 1
-    assert by_hour[-1] == by_hour[0]
-    assert set(core.factors) == {1}
+    played = play({1: 120, 2: 30, 3: 60}, hours=4)
+    assert closest(played) >= HOUR
+    assert max(map(len, played.moves())) == 1
+    assert played.at_home(-1) == played.at_home(60)
+    assert set(played.core.factors) == {1}
 
 
 def test_a_region_that_others_fill_rises_an_hour_later() -> None:
-    moves, _, core = crowd({1: 170, 2: 170, 3: 20}, hours=4)
-    assert closest(moves) >= HOUR
-    assert max(map(len, moves)) <= 2
-    assert set(core.factors) == {1, 3}
+    played = play({1: 170, 2: 170, 3: 20}, hours=4)
+    assert closest(played) >= HOUR
+    assert max(map(len, played.moves())) <= 2
+    assert set(played.core.factors) == {1, 3}
