@@ -125,6 +125,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
     name = "server"
     kind = "tailnet"
     table = SETTINGS
+    region_loads: RegionLoads
 
     def __init__(
         self,
@@ -192,7 +193,6 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         )
         self.region: DERPRegion | None = None
         self.maps: DerpMaps
-        self.region_loads: RegionLoads
         self.own_node: OwnNode
         self.agents: AgentService
         self.service: TailnetService

@@ -17,6 +17,7 @@ from derp.client.dial import DialOptions
 from derp.client.load import note_loads
 from derp.log import fields
 from derp.netcheck.load import LoadScores
+from derp.text import error_text
 from tailnet.errors import StoreError
 from tailnet.services.derp_maps import DerpMaps, MapKeeper
 
@@ -73,7 +74,7 @@ class RegionLoads:
             if self._scores.join(LoadScores.restore(json.loads(kept[0]), self._clock())):
                 self._steer()
         except (StoreError, ValueError) as error:
-            self._tell(f"what was decided before cannot be used: {error}")
+            self._tell(f"what was decided before cannot be used: {error_text(error)}")
 
     async def run(self) -> None:
         """Look until cancelled."""
