@@ -88,6 +88,7 @@ class CoordinatorReading:
     into_agents_tunnels: int  # now
     map_version: int
     map_failures: Mapping[str, int]
+    region_factors: Mapping[str, float]  # how many times as far regions look by their load, of those that are followed
     feed_followers: Mapping[str, int]  # by kind of feed, now
     feed_drops: Mapping[tuple[str, str], int]  # by kind of feed and reason
     health: Mapping[str, int]  # by code: 0 well, 1 a warning, 2 an error; empty before the first run
@@ -135,6 +136,8 @@ class CoordinatorCollector(Collector):
         )
         for name, text, value in gauges:
             yield GaugeMetricFamily(name, text, value=value)
+        text = "How many times as far a region looks to clients, by the load of its relays."
+        yield _each(GaugeMetricFamily("tailnet_derp_region_factor", text, labels=["region"]), reading.region_factors)
         counters: tuple[tuple[str, str, float], ...] = (
             ("tailnet_connects", "Coordinate calls.", core.connects),
             ("tailnet_takeovers", "Calls that ended an older one of their peer.", core.overtaken),

@@ -305,6 +305,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             into_agents_tunnels=self.own_node.tunnel_count,
             map_version=self.maps.current.version,
             map_failures={status.name: status.failures for status in self.maps.statuses},
+            region_factors=self.region_loads.factors(),
             health={code.value: severity for code, severity in (last.by_code() if last else {}).items()},
             health_measured_at=last.measured_at.timestamp() if last else 0.0,
             outbox=self.outbox.readings(),

@@ -125,7 +125,12 @@ class RegionLoads:
             self._told = trouble
             _log.warning("! the load of regions: %s", trouble)
 
-    # --- for people
+    # --- for people, and for metrics
+
+    def factors(self) -> dict[str, float]:
+        """How many times as far each region looks by its load."""
+        factors = self._scores.factors
+        return {str(region_id): factors.get(region_id, 1.0) for region_id in self._region_ids}
 
     def explain(self, region_id: int) -> list[str]:
         """How far a region looks to clients, and why."""

@@ -134,6 +134,7 @@ async def test_relays_elsewhere_are_asked_and_one_that_is_gone_keeps_its_score()
         await world.look(10 * 60)
         assert world.scores == {901: STEP_FACTOR}
         assert "so its score stays: node 901a: " in world.loads.explain(901)[2]
+        assert world.loads.factors() == {"901": STEP_FACTOR, "902": 1.0}
         assert world.loads.explain(901)[0].endswith("1 by settings and maps, 1.2 by its load.")
 
 
