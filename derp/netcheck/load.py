@@ -119,6 +119,8 @@ class LoadScores:
 
     def handle_timeout(self, now: float) -> list[int]:
         """The regions whose factor is another one from now on."""
+        if self._next - now > _DECIDE_SECONDS:
+            self._note_put_back(now)
         if now < self._next:
             return []
         self._next = now + _DECIDE_SECONDS
@@ -131,6 +133,13 @@ class LoadScores:
             self._rising = frozenset(each for each in self._places if self._may_rise(each, now))
             return self._change(self._rising, [each for each in self._places if self._may_fall(each, now)], now)
         return self._change(self._rising, (), now)
+
+    def _note_put_back(self, now: float) -> None:
+        """The clock was put back: nothing waits for longer than it would have."""
+        self._next, self._changed_at = now, min(self._changed_at, now)
+        for region in self._regions.values():
+            if region.first_at is not None:
+                region.first_at = min(region.first_at, now)
 
     def _change(self, up: Iterable[int], down: Iterable[int], now: float) -> list[int]:
         for region_id in up:

@@ -145,6 +145,9 @@ def test_a_restart_forgets_nothing_and_a_clock_put_back_holds_nothing_up() -> No
     for wrong in ({}, {"changed_at": None, "rising": [], "regions": {"1": 5}}, {"changed_at": "x"}):
         with pytest.raises(ValueError, match="is not as it was saved"):
             LoadScores.restore(wrong, days.now)
+    days.loads[1], days.now = 0.1, START - 1e6
+    days.go_on(QUIET_SECONDS + STEP_SECONDS + 60)
+    assert days.levels == {}, "while it runs, too"
     early = LoadScores.restore(saved, START - 1e6)
     early.follow(derp_map(region(1), region(2)), (1, 2))
     assert early.handle_timeout(START - 1e6) == []
