@@ -193,7 +193,7 @@ def closest(played: Played) -> float:
 
 
 def test_clients_leave_a_full_region_until_it_has_room_and_none_moves_twice_within_an_hour() -> None:
-    played = play({1: 150, 2: 150, 3: 150}, hours=3)
+    played = play({1: 150, 2: 150, 3: 150}, hours=2)
     assert closest(played) >= HOUR
     assert played.at_home(-1)[1] < FULL * 150
     assert sum(map(len, played.moves())) < CLIENTS / 2, "and no more of them than had to"
@@ -202,7 +202,7 @@ def test_clients_leave_a_full_region_until_it_has_room_and_none_moves_twice_with
 
 
 def test_two_regions_that_are_both_full_do_not_play_ball_with_their_clients() -> None:
-    played = play({1: 120, 2: 30, 3: 60}, hours=4)
+    played = play({1: 120, 2: 30, 3: 60}, hours=2.5)
     assert closest(played) >= HOUR
     assert max(map(len, played.moves())) == 1
     assert played.at_home(-1) == played.at_home(60)
@@ -210,7 +210,7 @@ def test_two_regions_that_are_both_full_do_not_play_ball_with_their_clients() ->
 
 
 def test_a_region_that_others_fill_rises_an_hour_later() -> None:
-    played = play({1: 170, 2: 170, 3: 20}, hours=4)
+    played = play({1: 170, 2: 170, 3: 20}, hours=2.5)
     assert closest(played) >= HOUR
     assert max(map(len, played.moves())) <= 2
     assert set(played.core.factors) == {1, 3}
