@@ -54,12 +54,14 @@ def read_statistics(
         tls_requests=sum((door.tls_requests for door in doors), Counter[str]()),
         self_check=self_check.read() if self_check is not None else None,
         tls_active=_active_tls(relay, lobby, doors),
-        load=read_load(relay, lobby, self_check) if relay is not None else None,
+        load=read_load(relay, lobby, self_check),
     )
 
 
-def read_load(relay: Relay, lobby: Lobby, self_check: SelfCheck | None) -> LoadReading:
-    """What the relay uses beside what it may."""
+def read_load(relay: Relay | None, lobby: Lobby, self_check: SelfCheck | None) -> LoadReading | None:
+    """What the relay uses beside what it may; None without one."""
+    if relay is None:
+        return None
     loop_share, bytes_per_second, packets_per_second = relay.meter.rates()
     node, pool = relay.sessions.limiter.limits.node, relay.router.pool
     return LoadReading(

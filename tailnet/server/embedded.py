@@ -1,7 +1,7 @@
 """The embedded relay, its key and its region of the DERP map; other maps' sources; the replicas' key.  Layer L3."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
@@ -10,11 +10,12 @@ from urllib.parse import urlsplit
 from derp.errors import ConfigError
 from derp.keys import KEY_BYTES, NodePrivate
 from derp.map import DERPNode, DERPRegion
+from derp.relay.load import LoadReading
 from derp.server.ports import Listening
 from tailnet.config import CoordinatorConfig
 from tailnet.services.derp_maps import DerpMaps, StoreMapKeeper
 from tailnet.services.map_sources import FileSource, MapSource, UrlSource
-from tailnet.services.region_load import ReadLoad, RegionLoads
+from tailnet.services.region_load import RegionLoads
 from tailnet.store.store import Store
 
 RELAY_PURPOSE: Final = "relay"
@@ -109,15 +110,18 @@ def region_from_inside(region: DERPRegion, listening: Sequence[Listening]) -> DE
     return region
 
 
-def open_maps(config: CoordinatorConfig, region: DERPRegion | None, store: Store) -> DerpMaps:
-    """The map service, as the settings say.  `region`: of our own relay."""
+async def open_maps(
+    config: CoordinatorConfig, region: DERPRegion | None, store: Store, read_own: Callable[[], LoadReading | None]
+) -> tuple[DerpMaps, RegionLoads]:
+    """The map service, and what steers clients away from regions that are full, which knows what it did before.
+
+    `region`, `read_own`: of our own relay.
+    """
     keeper = StoreMapKeeper(store)
-    return DerpMaps(map_sources(config), region, scores=config.scores, avoid=config.avoid_regions, keeper=keeper)
-
-
-def open_region_loads(config: CoordinatorConfig, maps: DerpMaps, store: Store, read_own: ReadLoad) -> RegionLoads:
-    """What steers clients away from regions that are full.  `read_own`: of our own relay."""
-    return RegionLoads(maps, config.steer_by_load, keeper=StoreMapKeeper(store), read_own=read_own)
+    maps = DerpMaps(map_sources(config), region, scores=config.scores, avoid=config.avoid_regions, keeper=keeper)
+    loads = RegionLoads(maps, config.steer_by_load, keeper=keeper, read_own=read_own)
+    await loads.recall()
+    return maps, loads
 
 
 def map_sources(config: CoordinatorConfig) -> list[MapSource]:

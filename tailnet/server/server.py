@@ -55,7 +55,6 @@ from tailnet.server.embedded import (
     default_access_url,
     embedded_region,
     open_maps,
-    open_region_loads,
     region_from_inside,
     relay_key,
 )
@@ -334,9 +333,6 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         doors = [*self.doors(), self.admin_door]
         return read_statistics(self.relay, self.lobby, self.ports, doors, self.keeper, self.self_check)
 
-    def _read_own_load(self) -> tuple[str, float] | None:
-        return read_load(self.relay, self.lobby, self.self_check).highest if self.relay is not None else None
-
     def read_load(self) -> Load:
         loads = (self.relay.router.pool.read_load(),) if self.relay is not None else ()
         return sum_loads(super().read_load(), *loads)
@@ -371,9 +367,9 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         self._nursery = nursery
         pin = self.tls.pin if self.tls is not None and self.tls.is_self_signed else ""
         self.region = embedded_region(self.config, self.listening, pin) if self.config.derp_enabled else None
-        self.maps = open_maps(self.config, self.region, self.store)
-        self.region_loads = open_region_loads(self.config, self.maps, self.store, self._read_own_load)
-        await self.region_loads.recall()
+        self.maps, self.region_loads = await open_maps(
+            self.config, self.region, self.store, lambda: read_load(self.relay, self.lobby, self.self_check)
+        )
         await nursery.start(self.maps.serve)
         nursery.start_soon(self.region_loads.run)
         self.own_node = self._make_own_node()

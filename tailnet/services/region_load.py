@@ -17,6 +17,7 @@ from derp.client.dial import DialOptions
 from derp.client.load import note_loads
 from derp.log import fields
 from derp.netcheck.load import LoadScores
+from derp.relay.load import LoadReading
 from derp.text import error_text
 from tailnet.errors import StoreError
 from tailnet.services.derp_maps import DerpMaps, MapKeeper
@@ -27,9 +28,6 @@ _log = logging.getLogger("tailnet.derpmaps")
 POLL_SECONDS: Final = 15.0
 # Beside the maps of sources, whose names are paths and URLs.
 _KEPT_AS: Final = "the load of regions"
-
-ReadLoad = Callable[[], tuple[str, float] | None]
-"""The limit of our own relay that is nearest, and the share of it; None: there is no such relay."""
 
 
 class RegionLoads:
@@ -42,10 +40,10 @@ class RegionLoads:
         *,
         keeper: MapKeeper | None = None,
         options: DialOptions | None = None,
-        read_own: ReadLoad = lambda: None,
+        read_own: Callable[[], LoadReading | None] = lambda: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`clock`: one that goes on over restarts."""
+        """`read_own`: of our own relay; None: there is none.  `clock`: one that goes on over restarts."""
         self._maps = maps
         self._region_ids = tuple(region_ids)
         self._keeper = keeper
@@ -91,7 +89,8 @@ class RegionLoads:
         own = self._read_own()
         for region in followed:
             if region.embedded_relay and own is not None:
-                scores.note(region.region_id, own[1], own[0], self._clock())
+                limit, share = own.highest
+                scores.note(region.region_id, share, limit, self._clock())
         others = [region for region in followed if not (region.embedded_relay and own is not None)]
         await note_loads(scores, others, self._options, self._clock)
         changed = scores.handle_timeout(self._clock())

@@ -12,6 +12,7 @@ import trio
 from derp.client.dial import DialOptions
 from derp.map import DERPMap, DERPNode
 from derp.netcheck.load import QUIET_SECONDS, STEP_FACTOR
+from derp.relay.load import LoadReading
 from tailnet.config import CoordinatorConfig
 from tailnet.errors import StoreError
 from tailnet.server.embedded import embedded_region
@@ -63,7 +64,7 @@ class World:
 
     def __init__(self, maps: DerpMaps, followed: tuple[int, ...], shelf: Shelf | None) -> None:
         self.now = START
-        self.own: tuple[str, float] | None = None
+        self.own: LoadReading | None = None
         self.maps = maps
         self.loads = RegionLoads(
             maps,
@@ -102,18 +103,18 @@ ELSEWHERE = map_of(DERPNode("5a", 5, "relay.example"))
 
 async def test_our_own_relay_is_read_without_a_request_and_rises_and_falls(caplog: pytest.LogCaptureFixture) -> None:
     async with open_world(DERPMap(), 999) as world:
-        world.own = ("loop", 0.95)
+        world.own = LoadReading(loop_share=0.95)
         await world.look(120)
         assert world.scores == {}, "there is no other region"
     async with open_world(ELSEWHERE, 999) as world:
-        world.own = ("loop", 0.95)
+        world.own = LoadReading(loop_share=0.95)
         version = world.maps.current.version
         with caplog.at_level(logging.WARNING, "tailnet.derpmaps"):
             await world.look(90)
         assert world.scores == {999: STEP_FACTOR}
         assert world.maps.current.version == version + 1
         assert "Region 999 looks 1.2 times as far by its load: 95% of its limit (loop)" in caplog.text
-        world.own = ("loop", 0.1)
+        world.own = LoadReading(loop_share=0.1)
         await world.look(QUIET_SECONDS + 60)
         assert world.scores == {}
 
@@ -141,14 +142,14 @@ async def test_relays_elsewhere_are_asked_and_one_that_is_gone_keeps_its_score()
 async def test_a_restart_and_another_server_of_the_store_go_by_the_same_decision() -> None:
     shelf = Shelf()
     async with open_world(ELSEWHERE, 999, shelf=shelf) as first, open_world(ELSEWHERE, 999, shelf=shelf) as second:
-        first.own, second.own = ("loop", 1.0), ("loop", 0.1)
+        first.own, second.own = LoadReading(loop_share=1.0), LoadReading(loop_share=0.1)
         await first.look(90)
         await second.look(90)
         assert first.scores == second.scores == {999: STEP_FACTOR}
     async with open_world(ELSEWHERE, 999, shelf=shelf) as restarted:
         await restarted.loads.recall()
         assert restarted.scores == {999: STEP_FACTOR}, "before anybody is told a map"
-        restarted.now, restarted.own = first.now, ("loop", 0.1)
+        restarted.now, restarted.own = first.now, LoadReading(loop_share=0.1)
         await restarted.look(QUIET_SECONDS - 300)
         assert restarted.scores == {999: STEP_FACTOR}, "the hour goes on"
 
@@ -159,7 +160,7 @@ async def test_a_store_that_is_away_or_has_nonsense_costs_a_line_and_nothing_els
     shelf = Shelf()
     shelf.texts["the load of regions"] = "{}"
     async with open_world(ELSEWHERE, 999, shelf=shelf) as world:
-        world.own = ("loop", 1.0)
+        world.own = LoadReading(loop_share=1.0)
         await world.loads.recall()
         shelf.is_broken = True
         await world.look(90)
@@ -174,7 +175,7 @@ async def test_a_store_that_is_away_or_has_nonsense_costs_a_line_and_nothing_els
 
 async def test_regions_are_named_and_taken_back_while_serving() -> None:
     async with open_world(ELSEWHERE) as world:
-        world.own = ("memory", 1.0)
+        world.own = LoadReading(memory_share=1.0)
         await world.look(120)
         assert world.scores == {}
         assert len(world.loads.explain(999)) == 2
