@@ -81,7 +81,6 @@ from tailnet.services.logs import Logs
 from tailnet.services.overviews import Overviews
 from tailnet.services.own_node import Dial, OwnNode
 from tailnet.services.presence import AgentPresence
-from tailnet.services.region_load import RegionLoads
 from tailnet.services.relay_keys import RelayKeys
 from tailnet.services.reports import AgentReports
 from tailnet.services.resume_keys import ResumeKeys
@@ -124,7 +123,6 @@ class CoordinatorServer(Server[CoordinatorConfig]):
     name = "server"
     kind = "tailnet"
     table = SETTINGS
-    region_loads: RegionLoads
 
     def __init__(
         self,
