@@ -195,7 +195,7 @@ class History:
             # Without a latency of now, but with frames, it counts as near: its STUN answer may just have been lost.
             current = scored(home, measured) if measured is not None else 0.0
             is_alive = measured is not None or _heard_since(heard, min(started, now - HEARD_SECONDS))
-            if is_alive and (current - best < KEEP_HOME_SECONDS or best > current * KEEP_HOME_SHARE):
+            if is_alive and stays_home(current, best):
                 choice = home
         if not choice and home and _heard_since(heard, now - HEARD_WITHOUT_MEASURE_SECONDS):
             choice = home
@@ -223,10 +223,17 @@ def why_home(home: int, seconds: Mapping[int, float], derp_map: DERPMap) -> str:
         return f"{said}; no other region was measured"
     best = min(others, key=lambda one: seconds[one] * score_in(derp_map, one))
     next_one = _looks(best, seconds[best], derp_map)
-    if seconds[best] * score_in(derp_map, best) < ours:
-        short = f"not by {1000 * KEEP_HOME_SECONDS:.0f} ms and a third: it stays"
-        return f"{said}; {next_one} looks nearer, but {short}"
-    return f"{said}; the next is {next_one}"
+    theirs = seconds[best] * score_in(derp_map, best)
+    if theirs >= ours:
+        return f"{said}; the next is {next_one}"
+    if stays_home(ours, theirs):
+        return f"{said}; {next_one} looks nearer, but not by {1000 * KEEP_HOME_SECONDS:.0f} ms and a third: it stays"
+    return f"{said}; {next_one} looks so much nearer that it moves there at its next report"
+
+
+def stays_home(ours: float, best: float) -> bool:
+    """Whether a home is kept although another region looks nearer."""
+    return ours - best < KEEP_HOME_SECONDS or best > ours * KEEP_HOME_SHARE
 
 
 def _looks(region_id: int, seconds: float, derp_map: DERPMap) -> str:

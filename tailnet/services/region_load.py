@@ -17,6 +17,7 @@ from derp.client.dial import DialOptions
 from derp.client.load import note_loads
 from derp.log import fields
 from derp.netcheck.load import LoadScores
+from derp.netcheck.report import score_in
 from derp.relay.load import LoadReading
 from derp.text import error_text
 from tailnet.errors import StoreError
@@ -138,8 +139,7 @@ class RegionLoads:
         if region is None:
             there = ", ".join(map(str, derp_map.region_ids())) or "none"
             return [f"The DERP map has no region {region_id}; it has {there}."]
-        scores = derp_map.home_params.region_score if derp_map.home_params is not None else {}
-        score, factor = scores.get(region_id, 1.0), self._scores.factors.get(region_id, 1.0)
+        score, factor = score_in(derp_map, region_id), self._scores.factors.get(region_id, 1.0)
         lines = [
             f"Region {region_id} ({region.region_code}) has the score {score:g}: clients multiply what they measure of "
             f"it with that; {score / factor:g} by settings and maps, {factor:g} by its load.",

@@ -211,6 +211,12 @@ HEARD = "its relay was heard, or nothing was measured at all"
             "it stays",
         ),
         (
+            1,
+            {1: 0.05, 2: 0.02},
+            "region 1 at 50.0 ms; region 2 at 20.0 ms x 0.75 = 15.0 ms looks so much nearer that it moves there at its "
+            "next report",
+        ),
+        (
             3,
             {1: 0.02},
             "region 3 was not measured, and stays because its relay was heard, or nothing was measured at all",
