@@ -18,7 +18,7 @@ from derp.keys import MeshKey, NodePrivate
 from derp.protocol.messages import ForwardPacket, Message, Pong, WatchConns
 from derp.protocol.upgrade import derp_answer
 from derp.server.server import RelayServer
-from tests.derp.server.world import HOST, PATIENCE_SECONDS, Caller, call, port_of, relay_config
+from tests.derp.server.world import HOST, PATIENCE_SECONDS, Caller, Carrier, call, port_of, relay_config
 from tests.support.certificates import Issued, client_context, issue, server_context
 from tests.support.derp_server import ServerConnection
 
@@ -51,16 +51,26 @@ def tls_config() -> TlsConfig:
 class Node:
     """One relay of the region; `join` makes it dial others."""
 
+    carriers: tuple[Carrier, ...] = ("tls", "websocket")
+    """By which clients can come."""
+
     def __init__(self, name: str, *, max_keys: int = 1000, mesh_key: MeshKey = MESH_KEY, **changes: Any) -> None:
+        changes = {"tls": tls_config(), "mesh_key": mesh_key, "max_connections": max_keys // 2} | changes
+        config = relay_config(**changes)
+        if config.quic:
+            self.carriers = ("tls", "websocket", "quic")
+        self._take(name, RelayServer(config, mesh_context=client_context(authority())))
+
+    def _take(self, name: str, server: RelayServer) -> None:
         self.name = name
-        self.config = relay_config(tls=tls_config(), mesh_key=mesh_key, max_connections=max_keys // 2, **changes)
-        self.server = RelayServer(self.config, mesh_context=client_context(authority()))
-        self.server.open()
-        assert self.server.relay.mesh is not None
-        self.mesh = self.server.relay.mesh
-        self.router = self.server.relay.router
-        self.key = self.config.private_key.public().raw
-        self.peer = MeshPeer(host=name, port=port_of(self.server), dial_host=HOST)
+        self.server = server
+        server.open()
+        self.relay = server.relay
+        assert self.relay.mesh is not None
+        self.mesh = self.relay.mesh
+        self.router = self.relay.router
+        self.key = self.relay.public_key.raw
+        self.peer = MeshPeer(host=name, port=port_of(server), dial_host=HOST)
         self.callers: list[Caller] = []
         self._scope = trio.CancelScope()
         self._stopped = trio.Event()
@@ -79,9 +89,11 @@ class Node:
                     await caller.aclose()
             self._stopped.set()
 
-    async def call(self, *, private: NodePrivate | None = None, mesh_key: MeshKey | None = None) -> Caller:
+    async def call(
+        self, *, private: NodePrivate | None = None, mesh_key: MeshKey | None = None, carrier: Carrier = "tls"
+    ) -> Caller:
         """A client of this relay, closed with it at the latest."""
-        caller = await call(self.server, "tls", private=private, mesh_key=mesh_key)
+        caller = await call(self.server, carrier, private=private, mesh_key=mesh_key)
         self.callers.append(caller)
         return caller
 

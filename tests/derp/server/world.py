@@ -61,8 +61,9 @@ async def open_server(
 
 
 def port_of(server: RelayServer, kind: str = "derp") -> int:
-    """The port of the first listener of this kind; "derp" is with or without TLS."""
-    return next(one.port for one in server.listening if one.kind.removesuffix("+tls") == kind)
+    """The port of the first listener of this kind; "derp" is with or without TLS, and a coordinator's too."""
+    kinds = ("derp", "tailnet") if kind == "derp" else (kind,)
+    return next(one.port for one in server.listening if one.kind.removesuffix("+tls") in kinds)
 
 
 def move_clock(server: RelayServer, seconds: float) -> None:
