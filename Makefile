@@ -58,7 +58,7 @@ lowest: $(READY)
 	@.venv/lowest/bin/python -m pytest -q -p no:cacheprovider $(CORES)
 bench: $(READY); $(PYTHON) bench/compare.py $(BENCH)
 fuzz: $(READY); $(PYTHON) -m tests.fuzz.relays --seconds $(or $(SECONDS),600)  # a whole relay under strangers
-soak: $(READY); $(PYTHON) -m tests.fuzz.soak --seconds $(or $(SECONDS),600)  # a region of two in faults
+soak: $(READY); $(PYTHON) -m tests.fuzz.soak_workers --seconds $(or $(SECONDS),600)  # a region, and a relay of workers, in faults
 fmt: $(READY); $(PYTHON) -m ruff format . && $(PYTHON) -m ruff check --fix .
 lock: $(READY)  # UPGRADE=--upgrade takes the newest versions, without it only what pyproject.toml newly asks for
 	$(LOCK) --all-extras $(UPGRADE) -o requirements.lock pyproject.toml

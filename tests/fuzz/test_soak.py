@@ -8,7 +8,8 @@ import pytest
 from derp.relay.clients import Client
 from derp.relay.router import Router
 from derp.server.session import Sessions
-from tests.fuzz.soak import soak
+from tests.fuzz.soak import soak, soaked
+from tests.fuzz.soak_workers import Workers
 
 
 def nobody_hears(_: str) -> None:
@@ -17,6 +18,11 @@ def nobody_hears(_: str) -> None:
 
 async def test_some_cycles_break_no_law() -> None:
     await soak(3, 0.0, nobody_hears)
+
+
+async def test_a_cycle_of_a_relay_of_workers_breaks_no_law() -> None:
+    async with soaked(Workers, 3) as region:
+        await region.cycle()
 
 
 def _forget_nobody(monkeypatch: pytest.MonkeyPatch) -> None:

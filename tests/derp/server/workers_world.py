@@ -16,14 +16,7 @@ from tests.derp.server.world import HOST, PATIENCE_SECONDS, Caller, ask, call
 @asynccontextmanager
 async def open_workers(folder: Path, *arguments: str, count: int = 2) -> AsyncIterator[Supervisor]:
     """`derp serve` with that many workers; cancelled at the end of the block, and then its workers have ended."""
-    settings = folder / "settings.toml"
-    if not settings.exists():
-        write_settings(folder)
-    flags = {"workers": str(count)}
-    command = [sys.executable, "-m", "derp", "serve", "--config", str(settings), *arguments]
-    supervisor = Supervisor(
-        load_config(flags, {}, str(settings)), lambda: load_config(flags, {}, str(settings)), command=command
-    )
+    supervisor = make_supervisor(folder, *arguments, count=count)
     supervisor.open()
     try:
         async with trio.open_nursery() as nursery:
@@ -36,6 +29,18 @@ async def open_workers(folder: Path, *arguments: str, count: int = 2) -> AsyncIt
             nursery.cancel_scope.cancel()
     finally:
         supervisor.close()
+
+
+def make_supervisor(folder: Path, *arguments: str, count: int) -> Supervisor:
+    """With the settings of the folder, or those of every test."""
+    settings = folder / "settings.toml"
+    if not settings.exists():
+        write_settings(folder)
+    flags = {"workers": str(count)}
+    command = [sys.executable, "-m", "derp", "serve", "--config", str(settings), *arguments]
+    return Supervisor(
+        load_config(flags, {}, str(settings)), lambda: load_config(flags, {}, str(settings)), command=command
+    )
 
 
 def write_settings(folder: Path, *more: str) -> None:
