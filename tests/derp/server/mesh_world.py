@@ -63,6 +63,7 @@ class Node:
 
     def _take(self, name: str, server: RelayServer) -> None:
         self.name = name
+        self.config = server.config
         self.server = server
         server.open()
         self.relay = server.relay
