@@ -1,4 +1,4 @@
-"""A coordinator with its embedded relay, as one of the relays of a region in this process."""
+"""A coordinator with its embedded relay, as one of the relays of a region in faults (soak.py)."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -11,7 +11,9 @@ from tailnet.config import CoordinatorConfig
 from tailnet.server.embedded import relay_key
 from tailnet.server.server import CoordinatorServer
 from tailnet.store.store import Store
-from tests.derp.server.mesh_world import MESH_KEY, Node, authority, tls_config
+from tests.derp.server.mesh_world import MESH_KEY, NAMES, Node, authority, tls_config
+from tests.derp.server.world import HOST
+from tests.fuzz.soak import Region
 from tests.support.certificates import client_context
 
 
@@ -40,3 +42,15 @@ class CoordinatorNode(Node):
             await super().run(task_status=task_status)
         finally:
             self.store.close()
+
+
+class WithCoordinator(Region):
+    """A third relay beside the two of every region."""
+
+    names = NAMES[:3]
+
+    def _make(self, name: str, port: int = 0) -> Node:
+        if name != NAMES[2]:
+            return super()._make(name, port)
+        log, store = self._folder / f"{name}.log", f"sqlite:///{self._folder}/store"
+        return CoordinatorNode(name, listen=((HOST, port),), admission_log=log, store=store)

@@ -1,10 +1,9 @@
-"""Soak a region of relays in faults.  `make soak` plays this, and soak_workers.py.
+"""Soak a region of relays in faults.  `make soak` plays these, and those of soak_workers.py.
 
-Travellers send each other sealed packets through three meshed relays of this process, and move between them: one with
-TLS records of its own and QUIC, one with OpenSSL's, and a coordinator's.  Meanwhile they are killed, stall, and send
-garbage; mesh links break, clocks jump, a disk is full, strangers come, a relay ends and starts anew.  No packet may
-come to, or from, a wrong key, none twice, none before an earlier one of its connection (but over QUIC, whose datagrams
-keep no order).
+Travellers send each other sealed packets through meshed relays of this process, one with TLS records of its own and
+QUIC, one with OpenSSL's, and move between them.  Meanwhile they are killed, stall, and send garbage; mesh links break,
+clocks jump, a disk is full, strangers come, a relay ends and starts anew.  No packet may come to, or from, a wrong key,
+none twice, none before an earlier one of its connection (but over QUIC, whose datagrams keep no order).
 After each cycle all is quiet: then every packet arrives, the relays have counted each, and memory is as it was.
 """
 
@@ -27,7 +26,6 @@ from derp.keys import NodePrivate
 from derp.protocol.messages import Pong, RecvPacket
 from tests.derp.server.mesh_world import MESH_KEY, NAMES, Node, tls_config
 from tests.derp.server.world import HOST, Caller, Carrier, packets_sent
-from tests.fuzz.coordinators import CoordinatorNode
 from tests.fuzz.laws import mutate
 from tests.fuzz.strangers import FRAMES, Place, Stranger, check, sealed
 from tests.support.disks import full_disk
@@ -161,7 +159,9 @@ class Traveller:
 
 
 class Region:
-    """Three relays, their travellers, and what happens to them."""
+    """Relays, their travellers, and what happens to them."""
+
+    names = NAMES[:2]
 
     def __init__(self, nursery: trio.Nursery, seed: int, folder: Path) -> None:
         self.random = Random(f"soak {seed}")
@@ -179,7 +179,7 @@ class Region:
 
     async def start(self) -> None:
         """Relays that know of each other, and travellers on their way."""
-        self.nodes += [self._make(name) for name in NAMES[:3]]
+        self.nodes += [self._make(name) for name in self.names]
         for node in self.nodes:
             await self._run(node)
         for traveller in self.travellers:
@@ -192,9 +192,7 @@ class Region:
         place, log = ((HOST, port),), self._folder / f"{name}.log"
         if name == NAMES[0]:
             return Node(name, listen=place, admission_log=log, tls=replace(tls_config(), own_records=True), quic=True)
-        if name == NAMES[1]:
-            return Node(name, listen=place, admission_log=log)
-        return CoordinatorNode(name, listen=place, admission_log=log, store=f"sqlite:///{self._folder}/store")
+        return Node(name, listen=place, admission_log=log)
 
     async def _run(self, node: Node) -> None:
         node.server.reactor._clock = lambda: time.monotonic() + self._jumped

@@ -1,4 +1,4 @@
-"""Soak a region, and a relay of two workers, in faults: `python -m tests.fuzz.soak_workers --seconds 600`, `make soak`.
+"""Soak a region with a coordinator, and a relay of two workers, in faults; `make soak`.
 
 Travellers, strangers and laws are those of soak.py.  The relay is processes of its own, so its accounts are read off
 /metrics.  Its workers die, are replaced under their clients, and read their settings again.  While they are replaced
@@ -20,6 +20,7 @@ from derp.server.supervisor import Supervisor
 from tests.derp.server.mesh_world import MESH_KEY
 from tests.derp.server.workers_world import end, make_supervisor, page, write_settings
 from tests.derp.server.world import Caller, Carrier, call, port_of
+from tests.fuzz.coordinators import WithCoordinator
 from tests.fuzz.soak import TRAVELLERS, Region, soak
 from tests.fuzz.strangers import Place
 
@@ -115,10 +116,10 @@ class Workers(Region):
         await self._orders.send(signal.SIGHUP)
 
 
-async def soak_both(seed: int, seconds: float) -> None:
+async def soak_all(seed: int, seconds: float) -> None:
     """Half the time each."""
-    await soak(seed, seconds / 2)
-    await soak(seed, seconds / 2, kind=Workers)
+    for kind in (WithCoordinator, Workers):
+        await soak(seed, seconds / 2, kind=kind)
 
 
 def main() -> None:
@@ -128,7 +129,7 @@ def main() -> None:
     chosen = parser.parse_args()
     for name in ("derp", "tailnet"):
         logging.getLogger(name).addHandler(logging.NullHandler())  # faults are told by us
-    trio.run(soak_both, chosen.seed, chosen.seconds)
+    trio.run(soak_all, chosen.seed, chosen.seconds)
 
 
 if __name__ == "__main__":
