@@ -87,7 +87,8 @@ class DecisionLog:
                 await trio.to_thread.run_sync(self.write)
         finally:
             self.write()
-            _log.info("= the log of decisions ends with line %d, %s", self._end.number, self._end.hash)
+            # Without what says that it is none, the log would take a hash for a secret and mask it.
+            _log.info("= the log of decisions ends with line %d, sha256:%s", self._end.number, self._end.hash)
 
     def write(self) -> None:
         """Write what waits.  Blocks; a disk that takes nothing is told, and tried again."""
@@ -157,7 +158,8 @@ class DecisionLog:
         for newer, older in reversed(list(pairwise(names))):
             if newer.exists():
                 os.replace(newer, older)
-        _log.info("= the log of decisions goes on in a new file after line %d, %s", self._end.number, self._end.hash)
+        text = "= the log of decisions goes on in a new file after line %d, sha256:%s"
+        _log.info(text, self._end.number, self._end.hash)
 
 
 def _mark(file: BinaryIO) -> _Mark:

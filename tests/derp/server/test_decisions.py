@@ -12,6 +12,7 @@ from derp.errors import ConfigError, ConnectError
 from derp.keys import NodePrivate
 from derp.server import decisions
 from derp.server.decisions import OLD_FILES, DecisionLog
+from derp.text import without_secrets
 from tests.derp.server.world import call, open_server, relay_config
 
 KEY = b"k" * 32
@@ -147,7 +148,10 @@ def test_what_cannot_be_written_waits_within_bounds(
         DecisionLog(tmp_path / "nowhere" / "log").open()
 
 
-async def test_a_relay_writes_whom_it_let_in_and_whom_not(tmp_path: Path, refused_briefly: None) -> None:
+async def test_a_relay_writes_whom_it_let_in_and_whom_not(
+    tmp_path: Path, refused_briefly: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="derp.server")
     friend, stranger = NodePrivate.generate(), NodePrivate.generate()
     path = tmp_path / "log"
     config = relay_config(allow_keys=frozenset({friend.public().raw}), admission_log=path)
@@ -157,7 +161,9 @@ async def test_a_relay_writes_whom_it_let_in_and_whom_not(tmp_path: Path, refuse
             await call(server, private=stranger)
         await caller.aclose()
     lines = lines_of(path)
-    assert check(lines).fault == ""
+    found = check(lines)
+    assert found.fault == ""
+    assert f"ends with line 3, sha256:{found.end.hash}" in without_secrets(caplog.text)
     assert [line.split('"event":"')[1].split('"')[0] for line in lines] == ["started", "admitted", "refused"]
     assert str(stranger.public()) in lines[2]
     assert "it is none of --allow-keys" in lines[2]
