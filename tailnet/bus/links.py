@@ -159,9 +159,10 @@ class Links:
             return
         self._unproved += 1
         stream: TlsStream = trio.SSLStream(tcp, self._server, server_side=True, https_compatible=True)
-        host, port = tcp.socket.getpeername()[:2]
+        host, port = "somebody", 0
         try:
             with mapped_errors("proof", connecting=True), trio.fail_after(OPEN_SECONDS):
+                host, port = tcp.socket.getpeername()[:2]  # who has left already has no name
                 await stream.do_handshake()
                 other = await self._prove_as_listener(stream)
         except TransportError as error:

@@ -17,7 +17,7 @@ from tailnet.cli.tables import print_table
 from tailnet.config import load_config
 from tailnet.errors import TransportError
 
-_COLUMNS: Final = ("name", "state", "way", "version", "peers", "sessions", "queued_bytes", "same_map", "leaving")
+_COLUMNS: Final = ("name", "state", "way", "version", "peers", "sessions", "queued_bytes", "leaving")
 _MAX_BYTES: Final = 1024 * 1024  # 64 replicas take 32 KiB
 _UNREACHABLE: Final = 2
 
@@ -29,7 +29,7 @@ _UNREACHABLE: Final = 2
 def replicas(url: str | None, token_file: str | None, as_json: bool) -> None:
     """Say which coordinators serve together with the one at URL; without URL with that of this machine's settings.
 
-    Their state, the way to each, its version, its peers, what waits for it, and whether it has the same DERP map.
+    Their state, the way to each, its version, its peers and what waits for it.
 
     Exit status 0: all are there; 1: one is missing, or the bus is away; 2: the server cannot be asked.
     """

@@ -91,8 +91,8 @@ class Replicas:
         self.records: dict[ReplicaID, Record] = {}
         """All replicas that discovery knows, ourselves among them."""
         self.linked: dict[ReplicaID, Link] = {}
-        self.leaving: dict[ReplicaID, float] = {}
-        """Replicas that said goodbye: when they will have gone, on the host's clock."""
+        self.leaving: set[ReplicaID] = set()
+        """Replicas that said goodbye."""
         self.session_count = 0
         self.ends: Counter[End] = Counter()
         self.dial_troubles: dict[Address, str] = {}
@@ -180,7 +180,11 @@ class Replicas:
     def _own_address(self) -> Address | None:
         address = self.settings.address
         # Port 0 took any free one.
-        return (address[0], self.listening[0].getsockname()[1]) if address and not address[1] else address
+        return (
+            (address[0], self.listening[0].getsockname()[1])
+            if address and not address[1] and self.listening
+            else address
+        )
 
     async def _listen(self) -> None:
         """A predecessor has our ports for a moment longer; until then we dial."""
@@ -383,7 +387,7 @@ class Replicas:
         for effect in effects:
             match effect:
                 case Hint():
-                    self._take_hint(effect, now)
+                    self._take_hint(effect)
                 case SessionOpened(other):
                     self.session_count += 1
                     _log.info("= replica %s: session %d", self.name_of(other), self.cluster.pair(other).session_count)
@@ -400,10 +404,10 @@ class Replicas:
         if own:
             self._hub.carry_out(own, now)
 
-    def _take_hint(self, hint: Hint, now: float) -> None:
+    def _take_hint(self, hint: Hint) -> None:
         message = hint.message
         if isinstance(message, Bye):
-            self.leaving[hint.replica] = now + message.seconds
+            self.leaving.add(hint.replica)
             _log.info("- replica %s leaves within %d s", self.name_of(hint.replica), message.seconds)
         elif message.topic == RIGHTS:  # what a later version tells beside that is not for us
             self._rights_changed()
@@ -442,7 +446,7 @@ class Replicas:
             with self._step() as now:
                 for other in gone:
                     self._carry_out(self.cluster.forget(other, now), now)
-                    self.leaving.pop(other, None)
+                    self.leaving.discard(other)
             for other, why in self.cluster.refused.items():
                 more = self._rarely.held_back("refused", trio.current_time())
                 if more is not None:

@@ -23,7 +23,8 @@ class Replicas(Protocol):
     bus: Bus
     records: dict[ReplicaID, Record]
     linked: dict[ReplicaID, Link]
-    leaving: dict[ReplicaID, float]
+    leaving: set[ReplicaID]
+    found: dict[Address, ReplicaID]
     dial_troubles: dict[Address, str]
     listening: list[socket.socket]
     session_count: int
@@ -77,18 +78,15 @@ def describe(replicas: Replicas) -> dict[str, Any]:
         "remote_peers": remote_peers(replicas),
         "absent_peers": numbers.absent_peers,
         "replicas": [_describe_one(replicas, other) for other in others],
+        "places": {"{}:{}".format(*place): replicas.name_of(other) for place, other in replicas.found.items()},
         "missing": missing(replicas),
     }
 
 
 def _describe_one(replicas: Replicas, other: ReplicaID) -> dict[str, Any]:
-    pair, record, link = (
-        replicas.cluster.pairs.get(other),
-        replicas.records.get(other),
-        replicas.linked.get(other),
-    )
+    pair, link = replicas.cluster.pairs.get(other), replicas.linked.get(other)
+    record = replicas.records.get(other)
     status = pair.status if pair is not None else None
-    digest = status.map_digest if status is not None else b""
     return {
         "replica": str(other),
         "name": replicas.name_of(other),
@@ -98,7 +96,6 @@ def _describe_one(replicas: Replicas, other: ReplicaID) -> dict[str, Any]:
         "sessions": pair.session_count if pair is not None else 0,
         "queued_bytes": pair.queued_bytes if pair is not None else 0,
         "peers": status.peer_count if status is not None else None,
-        "same_map": digest == replicas.cluster.map_digest if digest and replicas.cluster.map_digest else None,
         "leaving": other in replicas.leaving,
         "refused": replicas.cluster.refused.get(other, ""),
     }

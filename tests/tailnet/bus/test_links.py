@@ -1,5 +1,7 @@
 """Direct links over real sockets: who gets one, and what arrives on it."""
 
+import socket
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -190,3 +192,15 @@ async def test_nobody_there() -> None:
     await listener[0].aclose()
     with pytest.raises(TransportError):
         await Links(A, KEY, nobody).dial(("127.0.0.1", port))
+
+
+async def test_who_resets_the_connection_at_once_costs_nothing(nursery: trio.Nursery) -> None:
+    listening = Links(B, KEY, nobody)
+    address = await serve(nursery, listening)
+    for _ in range(20):
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            sock.connect(address)
+    await wait_for(lambda: listening.refused_count)
+    with pytest.raises(ConnectError, match="another cluster's key"):
+        await Links(A, ClusterKey("home", b"x" * 32), nobody).dial(address)

@@ -31,6 +31,7 @@ async def test_two_that_are_well_and_what_crosses(nursery: trio.Nursery) -> None
     assert (page["name"], page["bus"], page["listens"]) == ("second", {"kind": "static", "trouble": ""}, [])
     assert (page["peers"], page["remote_peers"], page["absent_peers"], page["missing"]) == (1, 1, 0, [])
     [other] = page["replicas"]
+    assert page["places"] == {"{}:{}".format(*first.address): other["name"]}
     assert other["name"].startswith("first (")
     assert (other["state"], other["way"], other["sessions"]) == ("session", "{}:{}".format(*first.address), 1)
     why = explain_peer(second.replicas.coordinator, MAIN, second.host.now)
