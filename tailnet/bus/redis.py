@@ -7,6 +7,7 @@ its own channel, and only that one coming back proves that the bus is well.
 """
 
 import logging
+import re
 import secrets
 from collections.abc import Sequence
 from typing import Final
@@ -43,6 +44,7 @@ RETRY_SECONDS: Final = (0.25, 1.0)
 MAX_WAITING_MESSAGES: Final = 10_000
 _LENGTH_BYTES: Final = 4
 _TELL_SECONDS: Final = 60.0
+_ID: Final = re.compile(rb"[0-9a-f]{%d}" % (2 * REPLICA_ID_BYTES))
 _EXPECTED: Final = (RedisError, OSError, TimeoutError)
 
 
@@ -104,11 +106,11 @@ class RedisBus:
             self._connect() as client,
             client.pubsub(channels=[self._channel(own.replica)], retry_policy=NoRetryPolicy()) as subscription,
         ):
-            self._client = client
             self._heard_at = trio.current_time()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._renew, client, own, watcher)
                 nursery.start_soon(self._beat, client, own.replica, watcher)
+                self._client = client
                 async for message in subscription:
                     if message["type"] == "message":
                         data = message["data"]
@@ -123,7 +125,10 @@ class RedisBus:
         while True:
             await client.set(key, encoded, px=int(LEASE_SECONDS * 1000))
             await client.sadd(ids, [own.replica.hex()])
-            named = sorted(bytes(each) for each in await client.smembers(ids))[: 2 * MAX_REPLICAS]
+            members = {bytes(each) for each in await client.smembers(ids)}
+            if strange := [each for each in members if _ID.fullmatch(each) is None]:
+                await client.srem(ids, strange)
+            named = sorted(members.difference(strange))[: 2 * MAX_REPLICAS]
             found = await client.mget([f"{self._prefix}r:{each.decode()}" for each in named])
             records: dict[ReplicaID, Record] = {}
             for each, value in zip(named, found, strict=True):
@@ -171,7 +176,7 @@ class RedisBus:
             if client is not None:
                 await client.publish(self._channel(receiver), b"".join((self._own, *parts)))
                 return True
-        except _EXPECTED as error:
+        except Exception as error:  # a connection that ends meanwhile has more than its own errors
             self._note_trouble(error_text(error))
         self.lost_count += 1
         return False
@@ -183,8 +188,8 @@ class RedisBus:
                 async with self._connect() as client:
                     await client.delete([self._key(own)])
                     await client.srem(f"{self._prefix}rs", [own.hex()])
-            except* _EXPECTED:
-                pass  # it ends by itself
+            except* Exception:  # noqa: S110  # as above; it ends by itself
+                pass
 
     def _key(self, replica: ReplicaID) -> str:
         return f"{self._prefix}r:{replica.hex()}"

@@ -31,6 +31,7 @@ async def test_records_come_and_go_and_others_keys_are_left_alone(server: RedisS
         await client.sadd("tn:mine:rs", ["6262626262626262"])  # of one that died: its record has ended
         await client.sadd("tn:mine:rs", ["7878787878787878"])
         await client.set("tn:mine:r:7878787878787878", b"no record")
+        await client.sadd("tn:mine:rs", [b"\xff\xfe", "x"])
         first, second = Seen(), Seen()
         scope = trio.CancelScope()
 
@@ -92,3 +93,15 @@ async def test_nobody_there(tmp_path: Path, nursery: trio.Nursery) -> None:
     nursery.start_soon(bus.run, A, seen)
     await seen.wait(lambda: "127.0.0.1" in bus.trouble)
     assert seen.carrier is False
+
+
+async def test_a_connection_that_has_just_ended_costs_frames_and_no_more(server: RedisServer) -> None:
+    bus, seen = RedisBus(server.url, "ended"), Seen()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bus.run, A, seen)
+        await seen.wait(lambda: seen.carrier)
+        client = bus._client
+        nursery.cancel_scope.cancel()
+    bus._client = client  # as in the moment before it is taken away
+    assert not await bus.send(B.replica, [b"frame"])
+    assert bus.lost_count == 1
