@@ -36,6 +36,12 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
         pytest.skip(str(missing))
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that is slow is no replica that is silent."""
+    monkeypatch.setattr(pair, "SILENCE_SECONDS", 60.0)
+
+
 class Kinds:
     """Makes replicas of one cluster on one kind of bus; with faults, where a bus carries."""
 
@@ -132,8 +138,6 @@ async def test_updates_keep_their_order_and_the_last_arrives(kind: str, kinds: C
     await client.hears(MAIN, Kind.NODE, "299")
     numbers = [int(node) for _, _, node in client.words]
     assert numbers == sorted(set(numbers))
-    pairs = [*first.replicas.cluster.pairs.values(), *second.replicas.cluster.pairs.values()]
-    assert [each.session_count for each in pairs] == [1, 1]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -163,8 +167,7 @@ async def test_who_is_gone_is_lost_and_forgotten(
 
 
 @pytest.mark.parametrize("kind", CARRIERS)
-async def test_a_pause_is_no_silence(kind: str, kinds: Callable[[str], Kinds], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pair, "SILENCE_SECONDS", 60.0)  # nor may a machine that is slow be one
+async def test_a_pause_is_no_silence(kind: str, kinds: Callable[[str], Kinds], patient: None) -> None:
     world = kinds(kind)
     first, second = await world.start(), await world.start()
     await together(first, second)
@@ -183,7 +186,9 @@ async def test_a_pause_is_no_silence(kind: str, kinds: Callable[[str], Kinds], m
 
 
 @pytest.mark.parametrize("kind", CARRIERS)
-async def test_a_bus_that_restarts_empty_is_filled_again(kind: str, kinds: Callable[[str], Kinds]) -> None:
+async def test_a_bus_that_restarts_empty_is_filled_again(
+    kind: str, kinds: Callable[[str], Kinds], patient: None
+) -> None:
     world = kinds(kind)
     first, second = await world.start(), await world.start()
     await together(first, second)
@@ -198,7 +203,7 @@ async def test_a_bus_that_restarts_empty_is_filled_again(kind: str, kinds: Calla
 
 
 @pytest.mark.parametrize("fault", ["lose", "double"])
-async def test_what_is_lost_or_comes_twice_is_noticed(fault: str, kinds: Callable[[str], Kinds]) -> None:
+async def test_what_is_lost_or_comes_twice_is_noticed(fault: str, kinds: Callable[[str], Kinds], patient: None) -> None:
     world = kinds("memory")
     first, second = await world.start(), await world.start()
     await together(first, second)
@@ -225,7 +230,9 @@ async def test_frames_of_strangers_change_nothing(kinds: Callable[[str], Kinds])
     assert set(first.replicas.cluster.pairs) == {second.replicas.id}
 
 
-async def test_a_link_takes_over_from_the_bus_and_the_bus_from_a_link(kinds: Callable[[str], Kinds]) -> None:
+async def test_a_link_takes_over_from_the_bus_and_the_bus_from_a_link(
+    kinds: Callable[[str], Kinds], patient: None
+) -> None:
     world = kinds("memory")
     world.kind = "linked"
     bus = [MemoryBus(world.exchange), MemoryBus(world.exchange)]

@@ -109,8 +109,12 @@ async def test_of_two_links_one_is_kept_at_both_ends(places: Places) -> None:
     servers = [await places.start(0), await places.start(1)]
     await linked(*servers)
     one, other = map(replicas_of, servers)
-    link = one.linked[other.id]
-    assert other.linked[one.id].binding == link.binding
+
+    def is_the_same() -> bool:
+        mine, theirs = one.linked.get(other.id), other.linked.get(one.id)
+        return mine is not None and theirs is not None and mine.binding == theirs.binding
+
+    await wait_for(is_the_same)
     assert len(one.linked) == len(other.linked) == 1
 
 

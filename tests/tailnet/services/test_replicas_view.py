@@ -3,6 +3,7 @@
 import json
 import socket
 
+import pytest
 import trio
 
 from tailnet.bus.static import StaticBus
@@ -55,7 +56,8 @@ async def test_who_is_missing_is_named_with_the_reason(nursery: trio.Nursery) ->
     await wait_for(lambda: stranger.replicas.refused_links)
 
 
-async def test_who_leaves_is_not_missing(nursery: trio.Nursery) -> None:
+async def test_who_leaves_is_not_missing(nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tailnet.replica.pair.SILENCE_SECONDS", 60.0)  # until then it is known
     first = await nursery.start(Place(StaticBus([]), "first", HERE).run)
     second = await nursery.start(Place(StaticBus([first.address]), "second", None).run)
     await together(first, second)
