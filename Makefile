@@ -13,10 +13,9 @@ define part  # of the tests: what it is, what it is given, its environment
 $(step)
 @$(3) $(PYTEST) $(2)
 endef
-.PHONY: serve demo test install style types tests unit nodes api stores interop older poll lowest bench fuzz soak fmt lock proto openapi derp-vectors clean
+.PHONY: serve demo test install style types tests unit nodes api stores interop older poll lowest bench fuzz soak sim fmt lock proto openapi derp-vectors clean
 
-serve: $(READY)
-	$(SERVE)
+serve: $(READY); $(SERVE)
 demo: $(READY); @.venv/bin/tailnet demo
 test: style types tests
 install: $(READY)
@@ -59,6 +58,7 @@ lowest: $(READY)
 bench: $(READY); $(PYTHON) bench/compare.py $(BENCH)
 fuzz: $(READY); $(PYTHON) -m tests.fuzz.relays --seconds $(or $(SECONDS),600)  # a whole relay under strangers
 soak: $(READY); $(PYTHON) -m tests.fuzz.soak_workers --seconds $(or $(SECONDS),600)  # a region, and a relay of workers, in faults
+sim: $(READY); $(PYTHON) -m sim --seeds $(or $(SEEDS),0..1000000)  # replicas in schedules of faults
 fmt: $(READY); $(PYTHON) -m ruff format . && $(PYTHON) -m ruff check --fix .
 lock: $(READY)  # UPGRADE=--upgrade takes the newest versions, without it only what pyproject.toml newly asks for
 	$(LOCK) --all-extras $(UPGRADE) -o requirements.lock pyproject.toml

@@ -219,7 +219,7 @@ class Cluster(Generic[C]):
                     self.refused.pop(other, None)
                     effects.append(SessionOpened(other))
                     effects += self.carry_out(self._hear_clock(hello.clock, hello.peer_count, now), now)
-                    # Our Hello may be older than what another replica said of the time meanwhile.
+                    # Before our claims, as our Hello may be older than what another replica said of the time meanwhile.
                     effects += self._take(other, self.pairs[other].beat(now), now)
                     # What was announced up to HOLD_SECONDS before a frame may not be in it.
                     since = None if since is None else since - HOLD_SECONDS

@@ -467,6 +467,7 @@ class SharedCoordinator(Coordinator[C]):
         gone = Gone(peer.id, epoch, kind, reason)
         if replicas:
             effects.append(Publish(replicas, (gone,)))
+        # As long as tunnels of the connection before may stand elsewhere, unconfirmed.
         if len(replicas) < len(self._sites) and now < peer.connected_at + UNCONFIRMED_SECONDS:
             effects.append(Withdraw(gone))
         if peer.links:
