@@ -66,7 +66,8 @@ def _of_release(name: str, package: str, *tags: str) -> GoProgram:
 
 DERPPEER = _of_release("derppeer", "./cmd/derppeer")
 DERPROLLING = _of_release("derprolling", "./cmd/derprolling")
-# The genuine client speaks websocket only with this tag and TS_DEBUG_DERP_WS_CLIENT=1 in its environment.
+# Genuine clients speak websocket only with this tag and TS_DEBUG_DERP_WS_CLIENT=1 in their environment.
+DERPROLLING_WEBSOCKET = _of_release("derprolling-websocket", "./cmd/derprolling", "ts_debug_websockets")
 DERPPEER_WEBSOCKET = _of_release("derppeer-websocket", "./cmd/derppeer", "ts_debug_websockets")
 # Pinned by the `tool` lines of the module's go.mod, and therefore by its go.sum.
 DERPER = _of_release("derper", "tailscale.com/cmd/derper")
@@ -100,7 +101,7 @@ COORDINATOR_LOAD = GoProgram("coordinatorload", ROOT / "bench" / "coordinator_lo
 
 ALL = (
     *(NETSTACK_PEER, SSH_PEER),
-    *(DERPPEER, DERPPEER_WEBSOCKET, DERPROLLING, NETCHECKPEER, DERPER, DERPPROBE, LOAD, WGPEER),
+    *(DERPPEER, DERPPEER_WEBSOCKET, DERPROLLING, DERPROLLING_WEBSOCKET, NETCHECKPEER, DERPER, DERPPROBE, LOAD, WGPEER),
     *(PEBBLE, CHALLTESTSRV, AUTOCERT_CACHE),
     *(TAILSCALED, TAILSCALED_CONTROL, MAGICPEER, WHOLENODE, AGENTCLIENT),
     *(TAILNET_PEER, TAILNET_COORDINATOR, TAILNET_RPC_SERVER, COORDINATOR_LOAD, OAPI_CODEGEN),

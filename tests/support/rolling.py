@@ -4,6 +4,7 @@ No pytest here: bench/replacement.py measures with the same program what tests/i
 """
 
 import json
+import os
 import subprocess
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -13,15 +14,29 @@ import trio
 
 
 async def roll(
-    binary: Path, ports: Sequence[int], replace: Callable[[int], Awaitable[None]], *, clients: int, period: str
+    binary: Path,
+    ports: Sequence[int],
+    replace: Callable[[int], Awaitable[None]],
+    *,
+    clients: int,
+    period: str,
+    trusted: Path | None = None,
+    home: tuple[Sequence[int], tuple[int, int]] | None = None,
 ) -> dict[str, Any]:
     """What they saw while `replace` was called for one relay after the other, from the moment all reach each other.
 
-    `period`: between two packets of a client, as Go writes durations.  Raises EOFError if the program ends early; its
-    standard error says why.
+    `period`: between two packets of a client, as Go writes durations.  `trusted`: the authority, for clients that speak
+    websocket; `home`: the STUN ports, and port and STUN port of another region's relay, to count moves of home between
+    the two.  Raises EOFError if the program ends early; its standard error says why.
     """
-    command = [str(binary), f"-clients={clients}", f"-period={period}", "-ports=" + ",".join(map(str, ports))]
-    process = await trio.lowlevel.open_process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    command = [str(binary), f"-clients={clients}", f"-period={period}", "-ports=" + _list(ports)]
+    environment = dict(os.environ)
+    if trusted is not None:
+        command.append("-websocket")
+        environment |= {"TS_DEBUG_DERP_WS_CLIENT": "1", "SSL_CERT_FILE": str(trusted)}
+    if home is not None:
+        command += ["-stun=" + _list(home[0]), "-elsewhere=" + _list(home[1])]
+    process = await trio.lowlevel.open_process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
     assert process.stdin is not None
     assert process.stdout is not None
     try:
@@ -40,3 +55,7 @@ async def roll(
         with trio.CancelScope(shield=True):
             await process.wait()
     return found
+
+
+def _list(numbers: Sequence[int]) -> str:
+    return ",".join(map(str, numbers))

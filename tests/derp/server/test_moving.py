@@ -102,7 +102,7 @@ async def test_a_packet_that_has_come_in_part(kind: str) -> None:
         one.core.send_packet(other.key, b"a packet in two parts" * 50)
         packet = b"".join(one.core.data_to_send())
         await one.write(packet[:500])
-        while not client_of(old, one).wire.kept:
+        while len(client_of(old, one).wire.kept) < 500:  # a busy host asks the kernel for less at a time
             await trio.lowlevel.checkpoint()
         assert await move(old, new) == (2, 2)
         await one.write(packet[500:])

@@ -5,6 +5,12 @@
 // reach each other; the next line on stdin, or its end, stops it, and it writes what everybody saw.
 //
 // "refused" are packets that the genuine client itself would not send: the sender knows of them.
+//
+// With -websocket each client keeps to its own node, by its URL, since a genuine region client speaks websocket with port
+// 443 only.  Built with the tag ts_debug_websockets and started with TS_DEBUG_DERP_WS_CLIENT=1 it does so.
+//
+// With -elsewhere a genuine netcheck looks every two seconds for the nearest of two regions, as a node does whose home
+// is this region and which last heard of it when the first client did.  "home_moves": how often it chose another one.
 package main
 
 import (
@@ -25,18 +31,24 @@ import (
 
 	"tailscale.com/derp"
 	"tailscale.com/derp/derphttp"
+	"tailscale.com/net/netcheck"
 	"tailscale.com/net/netmon"
 	"tailscale.com/tailcfg"
 	"tailscale.com/types/key"
+
+	"interop/release"
 )
 
 var (
-	host    = flag.String("host", "localhost", "name of all nodes")
-	address = flag.String("address", "127.0.0.1", "where all nodes are")
-	ports   = flag.String("ports", "", "the nodes' ports, with commas")
-	count   = flag.Int("clients", 100, "clients, an even number")
-	period  = flag.Duration("period", 20*time.Millisecond, "between two packets of a client")
-	size    = flag.Int("size", 100, "bytes of a packet, 8 or more")
+	host      = flag.String("host", "localhost", "name of all nodes")
+	address   = flag.String("address", "127.0.0.1", "where all nodes are")
+	ports     = flag.String("ports", "", "the nodes' ports, with commas")
+	count     = flag.Int("clients", 100, "clients, an even number")
+	period    = flag.Duration("period", 20*time.Millisecond, "between two packets of a client")
+	size      = flag.Int("size", 100, "bytes of a packet, 8 or more")
+	sockets   = flag.Bool("websocket", false, "clients by URL, over websocket")
+	stun      = flag.String("stun", "", "the nodes' STUN ports, with commas")
+	elsewhere = flag.String("elsewhere", "", "port and STUN port of another region's node, with a comma")
 )
 
 var verbose = os.Getenv("VERBOSE") != ""
@@ -74,11 +86,83 @@ type client struct {
 func newClient(nodes []*tailcfg.DERPNode, first int) *client {
 	turned := append(append([]*tailcfg.DERPNode{}, nodes[first:]...), nodes[:first]...)
 	region := &tailcfg.DERPRegion{RegionID: 900, RegionCode: "test", Nodes: turned}
-	return &client{
-		dial: derphttp.NewRegionClient(
-			key.NewNode(), logf, netmon.NewStatic(), func() *tailcfg.DERPRegion { return region }),
-		refused: map[uint64]bool{}, arrived: map[uint64]int{},
+	dial := derphttp.NewRegionClient(
+		key.NewNode(), logf, netmon.NewStatic(), func() *tailcfg.DERPRegion { return region })
+	if *sockets {
+		url := fmt.Sprintf("wss://%s:%d/derp", turned[0].HostName, turned[0].DERPPort)
+		byURL, err := derphttp.NewClient(key.NewNode(), url, logf, netmon.NewStatic())
+		if err != nil {
+			log.Fatal(err)
+		}
+		dial = byURL
 	}
+	return &client{dial: dial, refused: map[uint64]bool{}, arrived: map[uint64]int{}}
+}
+
+// home is where a node would have its home.
+type home struct {
+	reports, moves atomic.Int64
+	stop           context.CancelFunc
+}
+
+// watchHome begins to look; it returns after the first report.
+func watchHome(nodes []*tailcfg.DERPNode, heard *client) *home {
+	ctx, cancel := context.WithCancel(context.Background())
+	found := &home{stop: cancel}
+	other := numbers(*elsewhere)
+	asked := &tailcfg.DERPMap{Regions: map[release.RegionID]*tailcfg.DERPRegion{
+		900: {RegionID: 900, RegionCode: "test", Nodes: nodes},
+		901: {RegionID: 901, RegionCode: "other", Nodes: []*tailcfg.DERPNode{{
+			Name: "901a", RegionID: 901, HostName: *host, IPv4: *address, IPv6: "none",
+			DERPPort: other[0], STUNPort: other[1], InsecureForTests: true,
+		}}},
+	}}
+	// Both are on this machine: whether the other answers a millisecond sooner says nothing of replacements.
+	asked.HomeParams = &tailcfg.DERPHomeParams{RegionScore: map[release.RegionID]float64{901: 100}}
+	looks := &netcheck.Client{NetMon: netmon.NewStatic(), Logf: logf}
+	if err := looks.Standalone(ctx, ":0"); err != nil {
+		log.Fatal(err)
+	}
+	look := func() {
+		report, err := looks.GetReport(ctx, asked, &netcheck.GetReportOpts{
+			GetLastDERPActivity: func(region release.RegionID) time.Time {
+				heard.mu.Lock()
+				defer heard.mu.Unlock()
+				if region != 900 {
+					return time.Time{}
+				}
+				return heard.last
+			},
+		})
+		if err != nil {
+			return
+		}
+		logf("home is %d", report.PreferredDERP)
+		if found.reports.Add(1) > 1 && report.PreferredDERP != 900 {
+			found.moves.Add(1)
+		}
+	}
+	look()
+	go func() {
+		for ctx.Err() == nil {
+			time.Sleep(2 * time.Second)
+			look()
+		}
+	}()
+	return found
+}
+
+// numbers of a list with commas.
+func numbers(list string) []int {
+	found := []int{}
+	for _, text := range strings.Split(list, ",") {
+		number, err := strconv.Atoi(text)
+		if err != nil {
+			log.Fatal(err)
+		}
+		found = append(found, number)
+	}
+	return found
 }
 
 func (c *client) receive() {
@@ -199,15 +283,14 @@ func say(o any) {
 func main() {
 	flag.Parse()
 	var nodes []*tailcfg.DERPNode
-	for at, text := range strings.Split(*ports, ",") {
-		port, err := strconv.Atoi(text)
-		if err != nil {
-			log.Fatal(err)
-		}
+	for at, port := range numbers(*ports) {
 		nodes = append(nodes, &tailcfg.DERPNode{
 			Name: fmt.Sprintf("900%c", 'a'+at), RegionID: 900, HostName: *host, IPv4: *address, IPv6: "none",
 			DERPPort: port, InsecureForTests: true,
 		})
+		if *stun != "" {
+			nodes[at].STUNPort = numbers(*stun)[at]
+		}
 	}
 	var clients []*client
 	for number := range *count {
@@ -244,6 +327,10 @@ func main() {
 			time.Sleep(10 * time.Millisecond)
 		}
 	}
+	watched := &home{stop: func() {}}
+	if *elsewhere != "" {
+		watched = watchHome(nodes, clients[0])
+	}
 	for _, c := range clients {
 		c.measure()
 	}
@@ -253,9 +340,12 @@ func main() {
 		c.stop.Store(true)
 	}
 	sending.Wait()
+	watched.stop()
 	time.Sleep(time.Second) // what is on its way arrives
 	for _, c := range clients {
 		c.mu.Lock()
 	}
-	say(result(clients))
+	found := result(clients)
+	found["reports"], found["home_moves"] = watched.reports.Load(), watched.moves.Load()
+	say(found)
 }

@@ -1,12 +1,12 @@
 // Command netcheckpeer says what the genuine netcheck library makes of a DERP map.
 //
 //	netcheckpeer report  < {"steps": [{"map": DERPMap, "heard": {"901": 0.5}}]}  netchecks from this machine
-//	netcheckpeer history < {"map": DERPMap, "reports": [{"at": seconds, "seconds": {"901": 0.01}, "map": DERPMap}]}
+//	netcheckpeer history < {"map": DERPMap, "reports": [{"at": seconds, "seconds": {"901": 0.01}}]}
 //	netcheckpeer portal  < {"map": DERPMap, "home": 901}                     is there a captive portal
 //
 // report prints the report of each step in our own words, where all steps are of one client and `heard` is how many
 // seconds before the step the relay of a region last gave a frame; history prints the home after each of the made-up
-// reports, which may have a map of its own; portal prints true or false.
+// reports; portal prints true or false.
 package main
 
 import (
@@ -22,6 +22,8 @@ import (
 	"tailscale.com/net/netcheck"
 	"tailscale.com/net/netmon"
 	"tailscale.com/tailcfg"
+
+	"interop/release"
 )
 
 type question struct {
@@ -34,7 +36,6 @@ type question struct {
 	Reports []struct {
 		At      float64            `json:"at"`
 		Seconds map[string]float64 `json:"seconds"`
-		Map     *tailcfg.DERPMap   `json:"map"`
 	} `json:"reports"`
 }
 
@@ -72,7 +73,7 @@ func main() {
 		said = history(asked)
 	case "portal":
 		detector := captivedetection.NewDetector(log.Printf)
-		said = detector.Detect(context.Background(), netmon.NewStatic(), asked.Map, regionID(asked.Home))
+		said = detector.Detect(context.Background(), netmon.NewStatic(), asked.Map, release.RegionID(asked.Home))
 	default:
 		log.Fatalf("no such question: %s", os.Args[1])
 	}
@@ -93,7 +94,7 @@ func reports(asked question) []answer {
 	for _, step := range asked.Steps {
 		began := time.Now()
 		found, err := client.GetReport(ctx, step.Map, &netcheck.GetReportOpts{
-			GetLastDERPActivity: func(region regionID) time.Time {
+			GetLastDERPActivity: func(region release.RegionID) time.Time {
 				ago, ok := step.Heard[strconv.Itoa(int(region))]
 				if !ok {
 					return time.Time{}
@@ -142,25 +143,21 @@ func history(asked question) []int {
 	start := time.Unix(1_000_000, 0)
 	homes := []int{}
 	for _, one := range asked.Reports {
-		made := &netcheck.Report{RegionLatency: map[regionID]time.Duration{}}
+		made := &netcheck.Report{RegionLatency: map[release.RegionID]time.Duration{}}
 		for id, latency := range one.Seconds {
 			region, err := strconv.Atoi(id)
 			if err != nil {
 				log.Fatal(err)
 			}
-			made.RegionLatency[regionID(region)] = time.Duration(latency * float64(time.Second))
+			made.RegionLatency[release.RegionID(region)] = time.Duration(latency * float64(time.Second))
 		}
-		seen := one.Map
-		if seen == nil {
-			seen = asked.Map
-		}
-		client.AddReportHistoryForTest(seen, made, start.Add(time.Duration(one.At*float64(time.Second))))
+		client.AddReportHistoryForTest(asked.Map, made, start.Add(time.Duration(one.At*float64(time.Second))))
 		homes = append(homes, int(made.PreferredDERP))
 	}
 	return homes
 }
 
-func seconds(of map[regionID]time.Duration) map[int]float64 {
+func seconds(of map[release.RegionID]time.Duration) map[int]float64 {
 	out := make(map[int]float64, len(of))
 	for region, latency := range of {
 		out[int(region)] = latency.Seconds()

@@ -1,7 +1,0 @@
-//go:build newest
-
-package main
-
-import "tailscale.com/tailcfg"
-
-type regionID = tailcfg.DERPRegionID

@@ -1,5 +1,0 @@
-//go:build !newest
-
-package main
-
-type regionID = int
