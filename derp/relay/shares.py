@@ -231,7 +231,7 @@ class Shares(Generic[Whom]):
 
     def release(self) -> list[Whom]:
         """Everybody who waits, because the limits change."""
-        waiting, self._waiting = list(self._waiting), {}
+        waiting, self._waiting, self._next = list(self._waiting), {}, None
         return waiting
 
     def _look_again(self, now: float) -> None:

@@ -5,7 +5,7 @@ A host looks at `next_at` before it waits and calls `run_due` after.
 
 import heapq
 from collections.abc import Callable
-from math import inf
+from math import inf, nextafter
 from typing import Final
 
 # Cancelled timers stay in the heap until their time comes; when they are this many, and most of it, they are swept out.
@@ -41,6 +41,7 @@ class Timers:
         self._heap: list[tuple[float, int, Timer]] = []
         self._number = 0  # equal times: in the order of asking
         self._cancelled_count = 0
+        self._round_until = -inf
         self.next_at = inf
         """When `run_due` has something to do, at the earliest; inf when nothing waits.
 
@@ -52,6 +53,7 @@ class Timers:
     def call_at(self, when: float, call: Callable[[], None]) -> Timer:
         """Have `run_due` call at `when` or soon after."""
         timer = Timer(self, when, call)
+        when = max(when, self._round_until)
         self._number += 1
         heapq.heappush(self._heap, (when, self._number, timer))
         if when < self.next_at:
@@ -61,15 +63,15 @@ class Timers:
     def run_due(self, now: float) -> bool:
         """Call what is due, each once; return whether there was anything.
 
-        One that asks again for a time that has come has its turn in the next round at the latest, so this ends.  What
-        a call raises comes out; those behind it stay due.
+        One that asks again for a time that has come has its turn in the next round, behind all who are due in this one:
+        a core that is due for ever costs CPU and stops nobody else.  What a call raises comes out; those behind it stay
+        due.
         """
         heap = self._heap
         was_called = False
+        self._round_until = nextafter(now, inf)
         try:
-            for _ in range(len(heap)):
-                if not heap or heap[0][0] > now:
-                    break
+            while heap and heap[0][0] <= now:
                 call = heapq.heappop(heap)[2]._take()
                 if call is None:
                     self._cancelled_count -= 1
@@ -77,6 +79,7 @@ class Timers:
                     was_called = True
                     call()
         finally:
+            self._round_until = -inf
             self.next_at = heap[0][0] if heap else inf
         return was_called
 

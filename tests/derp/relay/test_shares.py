@@ -201,6 +201,9 @@ def test_an_empty_one_is_silent() -> None:
     shares.forget(("x", 1), tenant)
     assert shares.handle_timeout(5.0) == []
     assert shares.next_timeout() is None
+    shares.wait(("x", 1), tenant, 10_000_000, 1, 5.0)
+    assert shares.release() == [("x", 1)]
+    assert shares.next_timeout() is None
 
 
 def test_turns_go_to_whoever_had_least_for_its_weight() -> None:

@@ -65,6 +65,26 @@ def test_the_clients_of_a_tenant_share_its_rate(bare: BareRelay) -> None:
     assert got == 450_000, "nothing is lost"
 
 
+def test_nobody_waits_for_limits_of_before(bare: BareRelay) -> None:
+    one, receiver = bare.connect(), bare.connect()
+    limit(bare, Limits(tenants={"a": TenantLimits(RATE)}), a=one)
+    got = 0
+    for _ in range(2):
+        one.send_packets(receiver, *[bytes(1000)] * 90)
+        got += received(bare, receiver)
+    assert one.near.paused
+    limit(bare, Limits(client=ClientLimits(Rate(500_000, 100_000))), a=one)
+    for _ in range(2):
+        one.send_packets(receiver, *[bytes(1000)] * 90)
+        got += received(bare, receiver)
+    assert one.near.paused, "by its own limit now"
+    one.send_packets(receiver, *[bytes(1000)] * 90)
+    for _ in range(60):
+        bare.time += 0.01
+        got += received(bare, receiver)
+    assert got == 450_000, "who looked for those who waited before looks no more, and stops no other timer"
+
+
 def test_a_full_relay_is_shared_by_weight(bare: BareRelay) -> None:
     light, heavy, receiver = bare.connect(), bare.connect(), bare.connect()
     tenants = {"light": TenantLimits(), "heavy": TenantLimits(weight=3)}
