@@ -125,12 +125,12 @@ class QuotaKeeper:
         if day == self._day:
             return
         self._day = day
-        for key in self._warned:
+        warned, self._warned = self._warned, set()  # who is read on may end at once
+        for key in warned:
             sessions.set_floor(key, None)
             member = sessions.router.members.get(key)
             for client in member.connections if member is not None else ():
                 sessions.advisor.note_no_ending(client)
-        self._warned.clear()
         sessions.host.flush()
 
 

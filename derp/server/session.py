@@ -267,8 +267,8 @@ class Sessions:
                 self.host.resume(client.wire)
 
     def judged(self, key: bytes, verdict: Verdict) -> Verdict:
-        """The verdict, unless it lets somebody in whom one of the judges refuses."""
-        if verdict.allowed:
+        """The verdict, unless it lets somebody in whom one of the judges refuses; none judges the relay itself."""
+        if verdict.allowed and key != self.own_key:
             tenant = self.tenant_of(key, verdict.tenant)
             return next(filter(None, (judge(key, tenant) for judge in self.judges)), verdict)
         return verdict

@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from derp.keys import NodePrivate
+from derp.protocol.frames import FrameType
 from derp.protocol.messages import Health, RecvPacket
 from derp.relay.limits import ClientLimits, Limits, Quota, Rate, TenantLimits
 from derp.server import ledger
@@ -98,6 +99,37 @@ def test_a_quota_of_a_day_ends_with_the_day_and_one_of_a_month_with_the_month() 
         assert state() == (False, ""), "and the next month"
         keeper.spend(one.client, 15_900)
         assert state() == (False, "-")
+
+
+def test_the_relay_itself_comes_in_whatever_its_tenant_has_used() -> None:
+    """Or its look at itself would fail, and it would send all tenants away for what one has used."""
+    own = NodePrivate.generate()
+    with BareRelay() as bare:
+        bare.sessions.own_key = own.public().raw
+        keeper = QuotaKeeper(bare.sessions)
+        keeper.configure(Limits(tenants={"default": TenantLimits(quota=Quota(bytes_per_month=1000, refuses=True))}))
+        keeper.spend(bare.connect().client, 1000)
+        bare.connect(private=own)
+        stranger = bare.open()
+        bare.serve_reading(stranger)
+        assert (len(bare.router.clients), keeper.acts["refused"]) == (1, 2)
+
+
+def test_a_client_that_ends_when_its_day_does_takes_nobody_along() -> None:
+    """It is read on then, and what was kept of it is nothing that a client may say."""
+    wall = [datetime(2026, 11, 29, tzinfo=UTC).timestamp()]
+    with BareRelay() as bare:
+        keeper = QuotaKeeper(bare.sessions, clock=lambda: wall[0])
+        keeper.configure(Limits(client=ClientLimits(quota=Quota(bytes_per_day=1000, floor=SLOW))))
+        peers = [bare.connect() for _ in range(3)]
+        for peer in peers:
+            keeper.spend(peer.client, 1000)
+            bare.reactor.pause(peer.near)
+        peers[0].near.kept = peers[1].near.kept = bytes([FrameType.SEND_PACKET]) + b"\xff" * 4
+        wall[0] += 86_400.0
+        keeper.begin_recall()
+        assert [client.wire for client in bare.router.clients.values()] == [peers[2].near]
+        assert not bare.sessions.limiter.floors
 
 
 def test_what_is_left_of_a_month_counts_on_each_of_its_days() -> None:
