@@ -72,7 +72,9 @@ class Quotas:
                 self._bound()
             elif account.day <= day:  # or it is of the day before, and what it says is over
                 account.turn(day)
-                account.used_day, account.used_month = used_day + more, used_month + more
+                # The ledger may know less: days that it has forgotten, rows for which there was no room.
+                account.used_day = max(account.used_day, used_day + more)
+                account.used_month = max(account.used_month, used_month + more)
 
     def spend(self, key: bytes, tenant: str, count: int, day: str) -> bool:
         """So many bytes were relayed for a client.  Whether it, or its tenant, has a quota of them."""

@@ -31,7 +31,7 @@ MAX_ROWS: Final = 100_000
 # for 2,000 rows of the month, in a thread; where it takes long it is done so seldom that it has this part of a core.
 RECALL_SECONDS: Final = 30.0
 _RECALL_PART: Final = 0.02
-# Clients read between two turns of everybody else: 2 us each.
+# Clients read, and accounts recalled, between two turns of everybody else: 2 us each.
 _AT_ONCE: Final = 1000
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS ledger (
@@ -186,7 +186,7 @@ class Ledger:
                         trouble = str(error)
                         _log.error("! what clients carry is kept in memory until it can be written: %s", error)
         finally:
-            for client in self._clients.values():
+            for client in tuple(self._clients.values()):  # whoever has used up a quota is sent away
                 self.note(client)
             self._file.add(self._tally.take(), self._oldest_day())
 
@@ -199,7 +199,10 @@ class Ledger:
 
     async def _recall(self) -> None:
         began, day = trio.current_time(), day_of(self._clock())
-        self._use.recall(day, await trio.to_thread.run_sync(self._file.used, day))
+        used = await trio.to_thread.run_sync(self._file.used, day)
+        for at in range(0, len(used), _AT_ONCE):
+            self._use.recall(day, used[at : at + _AT_ONCE])
+            await trio.lowlevel.checkpoint()
         now = trio.current_time()
         self._recall_at = now + max(RECALL_SECONDS, (now - began) / _RECALL_PART)
 

@@ -68,6 +68,17 @@ def test_what_other_processes_wrote_is_recalled_and_what_was_spent_meanwhile_is_
     assert "used 3 % of the 100" in text(quotas, ONE, "b", "2026-12-01"), "it was asked before midnight"
 
 
+def test_what_the_ledger_has_forgotten_is_not_given_back(quotas: Quotas) -> None:
+    """Rows beyond those of a day have no key, and a ledger may be shorter than a month."""
+    quotas.recall("2026-11-29", [(ONE, 0, 900)])
+    quotas.spend(ONE, "b", 40, "2026-11-30")
+    quotas.begin_recall()
+    quotas.recall("2026-11-30", [(ONE, 10, 60)])
+    assert "used 94 % of the 1,000" in text(quotas, ONE, "b", "2026-11-30")
+    quotas.limits = Limits(client=ClientLimits(quota=Quota(bytes_per_day=100)))
+    assert "used 40 % of the 100" in text(quotas, ONE, "b", "2026-11-30")
+
+
 def test_accounts_are_bounded_and_the_idle_ones_go_first(quotas: Quotas, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_ACCOUNTS", 2)
     for key in (ONE, TWO, ONE, b"3" * 32):

@@ -172,6 +172,46 @@ async def test_what_cannot_be_written_waits_in_memory(
     nursery.cancel_scope.cancel()
 
 
+async def test_what_a_month_of_keys_used_is_recalled_in_portions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between which others have their turn: packets wait for no ledger."""
+    monkeypatch.setattr(module, "_AT_ONCE", 10)
+    rows = {(TODAY, "t", bytes([number]) * 32): Usage(bytes_in=number) for number in range(100)}
+    LedgerFile(tmp_path / "ledger").add(rows, "")
+    recalled: list[int] = []
+
+    class Everybody(Nobody):
+        def begin_recall(self) -> bool:
+            return True
+
+        def recall(self, day: str, used: Iterable[tuple[bytes | str, int, int]]) -> None:
+            recalled.append(sum(count for whose, count, _ in used if isinstance(whose, bytes)))
+
+    ledger = Ledger(tmp_path / "ledger", 3, {}, Everybody(), clock=lambda: NOW)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(ledger.run)
+        nursery.cancel_scope.cancel()
+    assert (len(recalled), sum(recalled)) == (11, sum(range(100)))
+
+
+async def test_who_is_sent_away_by_the_last_count_takes_nobodys_row_along(tmp_path: Path) -> None:
+    world = World()
+    clients = [world.connect(name) for name in "abc"]
+
+    class Last(Nobody):
+        def spend(self, client: Client, count: int) -> None:
+            world.router.unregister(client)
+
+    ledger = Ledger(tmp_path / "ledger", 3, world.router.clients, Last(), clock=lambda: NOW)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(ledger.run)
+        for client in clients:
+            client.packets_in, client.bytes_in = 1, 100
+        nursery.cancel_scope.cancel()
+    assert totals(tmp_path / "ledger") == {client.key: Usage(1, 100) for client in clients}
+
+
 async def test_a_file_that_is_none_stops_the_start(tmp_path: Path) -> None:
     path = tmp_path / "ledger"
     path.write_text("something else, and long enough to be no database" * 50)
