@@ -99,8 +99,7 @@ class DecisionLog:
             with self._locked() as file:
                 end, content = self._encode(waiting, lost)
                 try:
-                    file.write(content)
-                    file.flush()
+                    _write_all(file.fileno(), content)
                 except OSError:
                     os.ftruncate(file.fileno(), self._seen.size)  # half a line would break the chain
                     raise
@@ -178,6 +177,13 @@ def _end_of(file: BinaryIO) -> Link:
     last = file.read().splitlines(keepends=True)[-1:]
     found = check(line.decode("utf-8", "replace") for line in last)
     return found.end if found.lines and not found.fault else _check(file).end
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    """Without a buffer, which would try its rest again when the file is closed: after it was made shorter."""
+    left = memoryview(content)
+    while left:
+        left = left[os.write(descriptor, left) :]
 
 
 def _private(path: str, flags: int) -> int:

@@ -1,5 +1,6 @@
 """The log of decisions as a file: over restarts, full files, disks that take nothing, and two writers."""
 
+import resource
 import stat
 from itertools import pairwise
 from pathlib import Path
@@ -146,6 +147,25 @@ def test_what_cannot_be_written_waits_within_bounds(
     assert '"event":"lost","count":2' in lines[-1]
     with pytest.raises(ConfigError, match="cannot write the log of decisions"):
         DecisionLog(tmp_path / "nowhere" / "log").open()
+
+
+def test_of_what_a_full_disk_takes_a_part_nothing_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "log"
+    log = opened(path)
+    log.write()
+    for number in range(10):
+        log.note("admitted", KEY, because=str(number))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 700, before[1]))
+    try:
+        log.write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "the log of decisions is not written" in caplog.text
+    assert len(lines_of(path)) == 1
+    log.write()
+    found = check(lines_of(path))
+    assert (found.lines, found.fault) == (11, "")
 
 
 async def test_a_relay_writes_whom_it_let_in_and_whom_not(
