@@ -45,6 +45,7 @@ from derp.text import fit_to_show
 DEV_MESH_KEY_ENVIRONMENT: Final = "TAILSCALE_DERPER_MESH_KEY"
 ROOT_KEY_FILE: Final = Path("/var/lib/derper/derper.key")
 _HTTP_PORT: Final = 80
+_MONTH_DAYS: Final = 31
 _NO_KEY: Final = NodePrivate(bytes(32))  # until the file is read or made
 
 
@@ -139,6 +140,8 @@ def relay_attributes(given: Given) -> dict[str, Any]:
             given.fail(
                 "limits", f"{path} has quotas, and what was used is read off a ledger: set {given.flag('ledger')}"
             )
+        if limits.has_quotas_of_months and given.get("ledger_days", _MONTH_DAYS) < _MONTH_DAYS:
+            given.fail("ledger_days", f"forgets what was used in a month, of which {path} has quotas: keep 31 days")
     if given.get("mesh_psk_file") is not None:  # an empty name is none, and then none is looked for
         attributes["mesh_key"] = _read_mesh_key(given.get("mesh_psk_file"), given)
     path = given.get("admission_keys")

@@ -97,9 +97,17 @@ class Limits:
     @property
     def has_quotas(self) -> bool:
         """Whether anybody's use has to be remembered."""
+        return any(self._quotas())
+
+    @property
+    def has_quotas_of_months(self) -> bool:
+        """Whether it has to be remembered for a month."""
+        return any(each.bytes_per_month for each in self._quotas())
+
+    def _quotas(self) -> list[Quota]:
         clients = [self.client, *self.client_by_key.values()]
         clients += [each.client for each in self.tenants.values() if each.client is not None]
-        return any(each.quota for each in clients) or any(each.quota for each in self.tenants.values())
+        return [each.quota for each in clients] + [each.quota for each in self.tenants.values()]
 
     def of_tenant(self, name: str) -> TenantLimits:
         """Those of a tenant, or of the default one."""

@@ -143,6 +143,18 @@ def test_quotas_need_a_ledger(tmp_path: Path) -> None:
         assert load(LOCAL | {"limits": str(limits), "ledger": str(tmp_path / "ledger")}).limits.has_quotas
 
 
+def test_a_quota_of_a_month_needs_a_ledger_that_keeps_a_month(tmp_path: Path) -> None:
+    limits = tmp_path / "limits.toml"
+    given = LOCAL | {"limits": str(limits), "ledger": str(tmp_path / "ledger")}
+    for table in ("client", "tenants.a", "tenants.a.client", f"keys.'{ONE}'"):
+        limits.write_text(f"[{table}]\nbytes_per_month = 5")
+        with pytest.raises(ConfigError, match="--ledger-days: forgets what was used in a month, of which"):
+            load(given | {"ledger_days": 30})
+        assert load(given | {"ledger_days": 31}).limits == load(given).limits
+        limits.write_text(f"[{table}]\nbytes_per_day = 5")
+        assert load(given | {"ledger_days": 1}).limits.has_quotas
+
+
 def test_the_sample_limits_nobody_until_something_is_taken_out_of_its_comments(tmp_path: Path) -> None:
     text = SAMPLE.read_text()
     as_it_is = read(tmp_path, text)
