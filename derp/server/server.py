@@ -93,9 +93,10 @@ class RelayServer(Server[RelayConfig]):
         return self.keeper or self.kept_elsewhere
 
     def show_proof(self, digest: bytes | None, challenges: Mapping[str, bytes], failures: int) -> None:
-        """The supervisor asks an authority, which will look here, or has asked."""
-        assert self.kept_elsewhere is not None
-        self.kept_elsewhere.show(digest, challenges, failures)
+        """The supervisor asks an authority, which will look here, or has asked; for nothing, if our settings, which are
+        newer than its, want no certificate of an authority any more."""
+        if self.kept_elsewhere is not None:
+            self.kept_elsewhere.show(digest, challenges, failures)
 
     def look_at_certificate(self) -> None:
         """The supervisor has a new certificate, which lies in its files."""

@@ -102,6 +102,7 @@ class Supervisor:
         self.command = list(command or [sys.executable, *sys.orig_argv[1:]])
         # (tcp or udp, host and port as configured, the port that it is): what each slot has a socket of.
         self._places: list[tuple[str, str, int, int]] = []
+        self._quic_places: list[tuple[str, int]] = []
         self._slots: list[list[Handed]] = [[] for _ in range(config.workers)]
         self._of_all: list[Handed] = []
         self._numbers = itertools.count()
@@ -120,6 +121,8 @@ class Supervisor:
         try:
             for host, port in config.listen:
                 self._find_place("tcp", host, port, "derp" if self.tls is None else "derp+tls")
+                if config.quic:
+                    self._find_quic_place(host)
             if config.http_port is not None and self.tls is not None:
                 for host in dict.fromkeys(host for host, _ in config.listen):
                     self._find_place("tcp", host, config.http_port, "http")
@@ -148,17 +151,32 @@ class Supervisor:
             self._places.append((kind, host, port, int(bound[1])))
         self.listening.append(Listening(shown, str(bound[0]), int(bound[1])))
 
+    def _find_quic_place(self, host: str) -> None:
+        """The UDP port beside the TCP port that was found last; one worker is given it (worker.py)."""
+        beside = self.listening[-1]
+        sock = self._inherited.take("udp", host, beside.port)
+        if sock is not None:
+            self._of_all.append(Handed("udp", host, beside.port, sock))
+        else:
+            self._quic_places.append((host, beside.port))
+        self.listening.append(Listening("derp+quic", beside.host, beside.port))
+
     def _open_slot(self, slot: int) -> None:
-        """Bind the ports of a worker, unless they are.  Raises HandoverError when none is wanted any more."""
+        """Bind the ports of a worker, unless they are: all or none.  Raises ConfigError, and HandoverError when no
+        worker is wanted any more."""
         if self._is_draining:
             raise HandoverError("all workers leave")
         if self._slots[slot]:
             return
-        for kind, host, port, bound_port in self._places:
-            open_shared = open_listener if kind == "tcp" else open_udp
-            self._slots[slot].append(Handed(kind, host, port, open_shared(host, bound_port, is_shared=True)))
-            if kind == "tcp" and slot == QUIC_SLOT and self.config.quic and (host, port) in self.config.listen:
-                self._slots[slot].append(Handed("udp", host, bound_port, open_udp(host, bound_port)))
+        try:
+            for kind, host, port, bound_port in self._places:
+                open_shared = open_listener if kind == "tcp" else open_udp
+                self._slots[slot].append(Handed(kind, host, port, open_shared(host, bound_port, is_shared=True)))
+            for host, port in self._quic_places if slot == QUIC_SLOT else ():
+                self._slots[slot].append(Handed("udp", host, port, open_udp(host, port)))
+        except ConfigError:
+            self._close_slot(slot)
+            raise
 
     def _close_slot(self, slot: int) -> None:
         for handed in self._slots[slot]:
@@ -373,16 +391,19 @@ class Supervisor:
         notify_manager("READY=1")
 
     async def _replace_all(self) -> None:
-        """Successors for all first: whoever is sent away then comes to one that stays."""
+        """Successors for all first: whoever is sent away then comes to one that stays.
+
+        The first slot's is the last to start and the old one the first to leave: both read QUIC's port in between.
+        """
         _log.info("= SIGUSR2: handing over to new workers")
         async with contextlib.AsyncExitStack() as held:
             for changing in self._changing:
                 await held.enter_async_context(changing)
-            old = tuple(self.workers)
+            old = tuple(sorted(self.workers, key=lambda worker: worker.slot))
             new: list[_Process] = []
             channels: dict[int, socket.socket] = {}  # by slot: by which clients go there
             try:
-                for slot in range(len(self._slots)):
+                for slot in reversed(range(len(self._slots))):
                     channel, theirs = open_channel()
                     if channel is not None:
                         channels[slot] = held.enter_context(channel)

@@ -20,7 +20,7 @@ from derp.protocol.frames import HEADER, MAX_UNKNOWN_BYTES, NONCE_BYTES, PeerGon
 from derp.protocol.handshake import seal_client_info
 from derp.protocol.messages import ClientInfo, PeerGone, RecvPacket, Restarting
 from derp.relay.counters import DropReason
-from derp.server.server import serve_relay
+from derp.server.server import RelayServer, serve_relay
 from tests.derp.server.world import (
     CARRIERS,
     HOST,
@@ -555,3 +555,11 @@ async def test_one_key_may_not_fill_the_relay_with_connections() -> None:
         await bystanders.go_on()
         for caller in callers:
             await caller.aclose()
+
+
+def test_a_worker_whose_settings_want_no_authority_any_more_passes_over_proofs() -> None:
+    server = RelayServer(relay_config(tls=SELF_SIGNED))
+    server.show_proof(b"d" * 32, {"token": b"body"}, 1)
+    assert server.tls is not None
+    assert server.tls.proof is None
+    assert server.statistics().renewal_failures is None

@@ -50,13 +50,13 @@ def write_settings(folder: Path, *more: str) -> None:
 
 
 async def end(supervisor: Supervisor) -> None:
-    """Without a drain: the test is over."""
-    ended = [worker.ended for worker in supervisor.workers]
-    for worker in supervisor.workers:
+    """Without a drain: the test is over.  One that is only being started goes with whoever starts it."""
+    serving = [worker for worker in supervisor.workers if worker.process is not None]
+    for worker in serving:
         worker.is_leaving = True
         worker.process.kill()
-    for event in ended:
-        await event.wait()
+    for worker in serving:
+        await worker.ended.wait()
 
 
 @asynccontextmanager
