@@ -138,7 +138,9 @@ class RedisBus:
                 try:
                     record = decode_record(bytes(value))
                 except MalformedField as error:
-                    _log.warning("! the bus has a record that no replica wrote: %s", error)
+                    more = self._rarely.held_back("record", trio.current_time())
+                    if more is not None:
+                        _log.warning("! the bus has a record that no replica wrote: %s%s", error, and_more(more))
                     continue
                 records[record.replica] = record
             watcher.see_records(dict(list(records.items())[:MAX_REPLICAS]))

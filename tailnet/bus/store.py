@@ -1,7 +1,8 @@
 """Replicas that find each other in the PostgreSQL that they share (layer L2).  Frames go by direct links.
 
-Each replica raises a number in its row every two seconds.  A row whose number stands still is that of a replica that
-has gone: so nobody's wall clock is compared with another's.
+Each replica raises a number in its row every two seconds.  A row whose number stands still at several of our looks is
+that of a replica that has gone.  So no clocks are compared, and while the store is away, or this process is stopped,
+nobody grows old.
 """
 
 import logging
@@ -25,8 +26,10 @@ from tailnet.store.store import Store
 
 _log = logging.getLogger("tailnet.replicas")
 
-# Rows of those that ended without a word; a replica that was stopped for so long writes its row anew.
-SWEEP_SECONDS: Final = 60.0
+# Looks, one each RENEW_SECONDS, at which a number stood still: a lease.
+LEASE_LOOKS: Final = int(LEASE_SECONDS / RENEW_SECONDS)
+# A minute.  Rows of those that ended without a word; a replica that was stopped for so long writes its row anew.
+SWEEP_LOOKS: Final = 30
 _LEAVE_SECONDS: Final = 2.0
 
 
@@ -39,7 +42,7 @@ class StoreBus:
     def __init__(self, store: Store) -> None:
         self.trouble = ""
         self._store = store
-        self._seen: dict[str, tuple[int, float]] = {}  # the number of each row, and when it came to be that
+        self._seen: dict[str, tuple[int, int]] = {}  # the number of each row, and for how many looks it stood still
 
     async def run(self, own: Record, watcher: Watcher) -> None:
         row_id, encoded, beat = own.replica.hex(), encode_record(own), 0
@@ -62,14 +65,13 @@ class StoreBus:
                     _log.warning("! %s: this replica's row stays until others sweep it", error)
 
     def _alive(self, rows: Sequence[tuple[str, int, bytes]]) -> dict[ReplicaID, Record]:
-        now = trio.current_time()
         before, self._seen = self._seen, {}
         found: dict[ReplicaID, Record] = {}
         for row_id, beat, encoded in rows:
             known = before.get(row_id)
-            changed_at = known[1] if known is not None and known[0] == beat else now
-            self._seen[row_id] = beat, changed_at
-            if now - changed_at >= LEASE_SECONDS or len(found) >= MAX_REPLICAS:
+            looks = known[1] + 1 if known is not None and known[0] == beat else 0
+            self._seen[row_id] = beat, looks
+            if looks >= LEASE_LOOKS or len(found) >= MAX_REPLICAS:
                 continue
             try:
                 record = decode_record(encoded)
@@ -81,8 +83,7 @@ class StoreBus:
 
     def _dead(self) -> list[str]:
         """Rows that nobody raises any more."""
-        now = trio.current_time()
-        return [row_id for row_id, (_, changed_at) in self._seen.items() if now - changed_at >= SWEEP_SECONDS]
+        return [row_id for row_id, (_, looks) in self._seen.items() if looks >= SWEEP_LOOKS]
 
     async def send(self, receiver: ReplicaID, frames: Sequence[bytes]) -> bool:
         return False

@@ -20,6 +20,7 @@ from derp.config.load import (
 )
 from derp.config.sources import Given, read_file, read_sources
 from derp.config.tls import read_tls
+from derp.map import is_unspecified
 from derp.text import error_text
 from tailnet.config.admin_tokens import load_admin_tokens
 from tailnet.config.coordinator import CoordinatorConfig, WebhookTarget
@@ -194,6 +195,8 @@ def _bus_secret(given: Given) -> bytes:
         given.fail("bus", f"others have to reach this one: set {given.flag('replica_listen')}, as in 10.0.0.5:3001")
     if place.kind in ("store", "redis") and listens and not listens[0][0] and "replica_address" not in given:
         given.fail("replica_listen", f"others cannot dial every address: set {given.flag('replica_address')} too")
+    if "replica_address" in given and is_unspecified(given.get("replica_address")[0]):
+        given.fail("replica_address", "others cannot dial every address: name the one that reaches this machine")
     parts = urlsplit(place.url)
     if parts.scheme == "redis" and not is_local(parts.hostname or "") and not given.get("insecure_bus"):
         given.fail("bus", f"frames would travel in the clear: use rediss://, or set {given.flag('insecure_bus')}")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from derp.config import parse
-from derp.text import error_text
+from derp.text import error_text, without_secrets
 from tailnet.config.coordinator import Banner, BusPlace
 
 MAX_REGION_ID: Final = (1 << 31) - 1
@@ -116,7 +116,9 @@ def bus(value: object) -> BusPlace:
         addresses = parse.many(parse.address)(rest)
         if all(host and port for host, port in addresses):
             return BusPlace(kind, addresses)
-    raise ValueError(f"wants store, redis://HOST:PORT, static:HOST:PORT,... or dns:NAME:PORT, got {given!r:.80}")
+    # Masked before it is cut: half a URL does not look like one.
+    shown = f"{without_secrets(repr(given)):.80}"
+    raise ValueError(f"wants store, redis://HOST:PORT, static:HOST:PORT,... or dns:NAME:PORT, got {shown}")
 
 
 def suffix(value: object) -> str:

@@ -254,6 +254,8 @@ class Replicas:
         with scope:
             while other != self.id:
                 if other is not None and (link := self.linked.get(other)) is not None:
+                    # It dialled us: that we could not reach it meanwhile is over.
+                    self.dial_troubles.pop(address, None)
                     await link.ended.wait()
                     continue
                 if other is not None and self.id > other:

@@ -1,17 +1,20 @@
 """A real Redis: records with leases, its troubles, and what others put there; test_conformance.py has the rest."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 import trio
 from coredis import Redis
 
+from tailnet.bus import redis as module
 from tailnet.bus.contract import Record
 from tailnet.bus.redis import RedisBus
 from tailnet.replica.messages import ReplicaID
 from tests.support.memory_bus import Seen
 from tests.support.redis import PASSWORD, RedisMissing, RedisServer, running_redis
+from tests.test_house import ROOT
 
 A, B = (Record(ReplicaID(letter * 8), letter.decode(), None, "0", 0.0) for letter in (b"A", b"B"))
 
@@ -49,6 +52,51 @@ async def test_records_come_and_go_and_others_keys_are_left_alone(server: RedisS
         scope.cancel()
         await first.wait(lambda: set(first.records) == {A.replica})
         assert await client.get("tn:other:r:x") == b"theirs"
+
+
+async def test_what_is_no_record_is_told_once_in_a_while(
+    server: RedisServer, nursery: trio.Nursery, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Counting(Seen):
+        looks = 0
+
+        def see_records(self, records: Mapping[ReplicaID, Record]) -> None:
+            self.looks += 1
+
+    monkeypatch.setattr(module, "RENEW_SECONDS", 0.01)
+    async with Redis.from_url(server.url) as client:
+        await client.sadd("tn:odd:rs", ["7878787878787878"])
+        await client.set("tn:odd:r:7878787878787878", b"no record")
+    seen = Counting()
+    nursery.start_soon(RedisBus(server.url, "odd").run, A, seen)
+    await seen.wait(lambda: seen.looks >= 3)
+    assert caplog.text.count("a record that no replica wrote") == 1
+
+
+async def test_the_rules_of_the_manual_are_enough(server: RedisServer, nursery: trio.Nursery) -> None:
+    text = (ROOT / "docs" / "replicas.md").read_text()
+    rules = re.findall(r"`([^`]*resetkeys[^`]*)`, and `(\+select)` for a DB that is not 0", text)[0]
+    async with Redis.from_url(server.url) as client:
+        words = " ".join(rules).replace("<cluster>", "ours").split()
+        await client.acl_setuser("replica", "on", f">{PASSWORD}", *words)
+    url = server.url.replace("default:", "replica:").removesuffix("/0") + "/2"
+    seen, heard = Seen(), Seen()
+    one, other = RedisBus(url, "ours"), RedisBus(url, "ours")
+    scope = trio.CancelScope()
+
+    async def run_other() -> None:
+        with scope:
+            await other.run(B, heard)
+
+    nursery.start_soon(one.run, A, seen)
+    nursery.start_soon(run_other)
+    await seen.wait(lambda: seen.carrier and heard.carrier and len(seen.records) == 2)
+    assert await one.send(B.replica, [b"frame"])
+    await heard.wait(lambda: heard.frames)
+    scope.cancel()
+    await seen.wait(lambda: set(seen.records) == {A.replica})
+    async with Redis.from_url(server.url) as client:
+        assert not await client.acl_log()
 
 
 async def test_frames_arrive_in_order_and_garbage_does_not(server: RedisServer, nursery: trio.Nursery) -> None:

@@ -7,7 +7,7 @@ import pytest
 import trio
 
 from tailnet.bus import store as module
-from tailnet.bus.contract import LEASE_SECONDS, Record, encode_record
+from tailnet.bus.contract import Record, encode_record
 from tailnet.bus.store import StoreBus
 from tailnet.errors import StoreError
 from tailnet.replica.messages import ReplicaID
@@ -24,18 +24,29 @@ def store(tmp_path: Path) -> Iterator[Store]:
     opened.close()
 
 
-async def test_a_row_that_stands_still_is_nobody_and_is_swept(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 100.0
-    monkeypatch.setattr(trio, "current_time", lambda: now)
+async def test_a_row_that_stands_still_is_nobody_and_is_swept(store: Store) -> None:
     bus = StoreBus(store)
     rows = [(A.replica.hex(), 1, encode_record(A)), (B.replica.hex(), 1, encode_record(B)), ("xx", 1, b"no record")]
     assert set(bus._alive(rows)) == {A.replica, B.replica}
-    now += LEASE_SECONDS
-    moved = [(A.replica.hex(), 2, encode_record(A)), *rows[1:]]
-    assert set(bus._alive(moved)) == {A.replica}
+    for look in range(1, module.SWEEP_LOOKS + 1):
+        assert bus._dead() == []
+        moved = [(A.replica.hex(), 1 + look, encode_record(A)), *rows[1:]]
+        assert set(bus._alive(moved)) == ({A.replica, B.replica} if look < module.LEASE_LOOKS else {A.replica})
+    assert bus._dead() == [B.replica.hex(), "xx"]
+
+
+async def test_nobody_is_swept_for_a_store_that_was_away_for_hours(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or because this process was stopped: rows of replicas that live stood still meanwhile."""
+    now = 100.0
+    monkeypatch.setattr(trio, "current_time", lambda: now)
+    bus = StoreBus(store)
+    rows = [(A.replica.hex(), 1, encode_record(A)), (B.replica.hex(), 1, encode_record(B))]
+    bus._alive(rows)
+    now += 7200.0
     assert bus._dead() == []
-    now += module.SWEEP_SECONDS
-    assert bus._dead() == [A.replica.hex(), B.replica.hex(), "xx"]
+    assert set(bus._alive([(A.replica.hex(), 2, encode_record(A)), rows[1]])) == {A.replica, B.replica}
 
 
 async def test_a_store_that_is_away_says_nothing_about_replicas(

@@ -218,6 +218,14 @@ def test_who_is_calling_is_said_in_full(flags: dict[str, str], says: str, tmp_pa
         ),
         ({"bus": "static:"}, "--bus: "),
         ({"bus": "static::3001"}, "--bus: wants store, redis://HOST:PORT, static:HOST:PORT,... or dns:NAME:PORT"),
+        *(
+            (
+                {"bus": "static:h:1", "bus_key_file": "LONG", "replica_listen": ":1", "replica_address": address},
+                "--replica-address: others cannot dial every address: name the one",
+            )
+            for address in (":3001", "0.0.0.0:3001", "[::]:3001")
+        ),
+        ({"bus": f"valkey://default:Hunter2{'x' * 80}@h:1"}, "--bus: wants store, redis://HOST:PORT"),
         ({"bus": "nats://x"}, "--bus: wants store, redis://HOST:PORT, static:HOST:PORT,... or dns:NAME:PORT"),
         ({"bus": "store", "replica_listen": "10.0.0.5:1"}, "--bus: replicas share a PostgreSQL: set --store to one"),
         ({"bus": "redis://redis.example:6379"}, "--bus: frames would travel in the clear: use rediss://, or set"),
@@ -233,7 +241,9 @@ def test_who_is_calling_is_said_in_full(flags: dict[str, str], says: str, tmp_pa
 )
 def test_replicas_are_said_in_full(flags: dict[str, str], says: str, tmp_path: Path) -> None:
     (tmp_path / "SHORT").write_text("s3cretHunter2")
-    said = refused({name: str(tmp_path / text) if text == "SHORT" else text for name, text in flags.items()})
+    (tmp_path / "LONG").write_text("s3cretHunter2" * 3)
+    files = ("SHORT", "LONG")
+    said = refused({name: str(tmp_path / text) if text in files else text for name, text in flags.items()})
     assert says in said
     assert "Hunter2" not in said
 

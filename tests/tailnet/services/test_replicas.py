@@ -6,12 +6,16 @@ from dataclasses import replace
 import pytest
 import trio
 
+from derp.errors import ConnectError
+from tailnet.bus.contract import Address
+from tailnet.bus.links import Link
 from tailnet.bus.static import StaticBus
 from tailnet.coordinator.messages import Kind
 from tailnet.errors import ListenError
 from tailnet.replica.messages import ReplicaID, Tell
 from tailnet.services import replicas as module
 from tailnet.services.replicas import Replicas, ReplicaSettings
+from tailnet.services.replicas_view import missing
 from tests.support.relays import free_port
 from tests.support.replicated import KEY, Place, together
 from tests.support.seeds import peer_id
@@ -95,6 +99,33 @@ async def test_goodbyes_and_hints_are_heard(nursery: trio.Nursery) -> None:
     first.replicas.leave(12.0)
     await wait_for(lambda: first.replicas.id in second.replicas.leaving)
     assert (first.rights_changes, second.rights_changes) == (1, 1)
+
+
+async def test_who_could_not_be_dialled_and_dials_us_is_not_missing(
+    nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = "127.0.0.1", free_port(socket.SOCK_STREAM)
+    second = await nursery.start(Place(StaticBus([place]), "second", HERE).run)
+    first = await nursery.start(Place(StaticBus([second.address]), "first", place).run)
+    await together(first, second)
+    await wait_for(lambda: first.replicas.found)  # it knows whom it dials
+    dial = second.replicas._links.dial
+
+    async def cannot_dial(address: Address) -> Link:
+        raise ConnectError("planted")
+
+    async def dial_later(address: Address) -> Link:
+        await wait_for(lambda: first.replicas.dial_troubles)
+        return await dial(address)
+
+    monkeypatch.setattr(first.replicas._links, "dial", cannot_dial)
+    monkeypatch.setattr(second.replicas._links, "dial", dial_later)
+    for link in (*first.replicas.linked.values(), *second.replicas.linked.values()):
+        link.scope.cancel()
+    await wait_for(lambda: first.replicas.dial_troubles)
+    await together(first, second)
+    await wait_for(lambda: not first.replicas.dial_troubles)
+    assert not missing(first.replicas)
 
 
 async def test_an_own_address_in_the_list_is_no_replica(nursery: trio.Nursery) -> None:
