@@ -31,7 +31,8 @@ _NONE_LOST: Final = (b"", 0)
 # dropping any.  As much as eight (2**3) clients may hold, 16 MiB by default, is 13 ms at 10 Gbit/s; such links are few.
 _MESH_QUEUE_SHIFT: Final = 3
 
-# What other relays may ask of one key: as many as a region has, and workers of each.  More are answered too early.
+# What other relays may ask of one key: as many as a region has, and workers of each.  Whoever asks beyond that gets no
+# answer, and waits HOLD_SECONDS.
 _MAX_QUESTIONS: Final = 64
 
 
@@ -117,7 +118,8 @@ class Router:
             self._mark_duplicates(member)
         self.clients[client.number] = client
         if member.mailbox is None:
-            self._hold_back(member)
+            if not client.is_mesh_peer:  # all relays announce all relays, and others' answers come by this one
+                self._hold_back(member)
         elif not isinstance(member.mailbox, Hold):  # it came back
             self._give_mail(member, client)
         self.routes[client.key] = member.mailbox or client

@@ -139,6 +139,13 @@ class WorkerRouter(Router):
             self._mark_duplicates(member)
         self.tell_siblings(control_frame("came", self._presence(client)))
 
+    def send_off(self, client: Client, now: float) -> None:
+        super().send_off(client, now)
+        member, link = self.members.get(client.key), self.elsewhere.get(client.key, (None,))[-1]
+        if member is not None and member.mailbox is not None and isinstance(link, SiblingRoute):
+            self._send_mail(member, link)  # it has come to a sibling already: nothing waits for it here
+            self._reroute(member)
+
     def _withdraw(self, client: Client) -> Member | None:
         member = client.member
         if member is not None and len(member.connections) == 1:
@@ -173,11 +180,6 @@ class WorkerRouter(Router):
         else:
             self.routes[member.key] = links[-1]
         self._answer_questions(member.key)
-
-    def add_forwarder(self, key: bytes, link: Route) -> None:
-        super().add_forwarder(key, link)
-        if key in self.elsewhere:  # nearer than another relay
-            self._reroute(self.members[key])
 
     def handle_watch_conns(self, client: Client) -> None:
         was_watcher = client in self.watchers

@@ -469,8 +469,8 @@ class Greeting:
             sessions.decisions.note("admitted", client.key, client.address, why)
         for notify in sessions.on_register:
             notify(client)
-        # What it sent to the relay from which it comes goes first.
-        if client.member is not None and client.member.mailbox is not None:
+        # What it sent to the relay from which it comes goes first; another relay comes from none.
+        if client.member is not None and client.member.mailbox is not None and not is_mesh_peer:
             sessions.host.pause(wire)
         else:
             sessions.host.resume(wire)

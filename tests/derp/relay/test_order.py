@@ -320,6 +320,18 @@ def test_one_that_leaves_no_more_than_others_or_does_not_know_of_it_is_not_asked
     assert not world.router.mailboxes.changed
 
 
+def test_another_relay_that_comes_is_not_held_though_one_that_leaves_has_it_too() -> None:
+    """What others have asked for comes by its connection, and so do the answers for which one would wait."""
+    world = World()
+    leaving = world.mesh("leaving", "other")
+    leaving.handle_message(Restarting(2000, 60_000))
+    relay = world.connect("other", is_mesh_peer=True)
+    world.flush()
+    assert world.router.routes[relay.key] is relay
+    assert leaving not in world.sent
+    assert not world.router.mailboxes.changed
+
+
 def test_a_third_relay_holds_its_packets_back_too_and_then_sends_them_to_the_new_place() -> None:
     world = World()
     sender, mesh = world.connect("b"), world.connect("leaving", is_mesh_peer=True)

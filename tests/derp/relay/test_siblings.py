@@ -363,6 +363,25 @@ class TestLeaving:
 
         assert got(back) == [(5, C + b"on its way")]
 
+    def test_one_that_has_come_to_a_sibling_before_it_is_sent_away_is_reached_there(self, pair: Pair) -> None:
+        left, right = pair.sides
+        moves, a, c = left.connect(B), left.connect(A), right.connect(C)
+        pair.settle()
+        left.send(moves, packet(C, b"hello"))
+        again = right.connect(B)
+        pair.settle()
+        got(c)
+        left.router.is_leaving = True
+        left.router.send_off(moves, 0.0)
+        left.send(a, packet(B, b"x"))
+        pair.settle()
+
+        assert got(again) == [(5, A + b"x")]
+        assert len(left.router.mailboxes) == 0
+        assert B not in right.link.keys, "whoever still comes here is sent on, but nobody need"
+        assert not again.is_duplicate
+        assert got(c) == []
+
     @pytest.mark.parametrize("is_late", [True, False])
     def test_nobody_hears_that_it_has_gone_if_its_new_worker_s_word_comes_last(self, pair: Pair, is_late: bool) -> None:
         left, right = pair.sides

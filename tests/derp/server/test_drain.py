@@ -15,7 +15,7 @@ from derp.protocol.messages import PeerGone, RecvPacket
 from derp.relay.mailbox import MAILBOX_SECONDS
 from derp.server.drain import drain_clients
 from derp.server.relay import Relay
-from tests.derp.server.mesh_world import Node, hears_nothing, knows, knows_not, open_region, until
+from tests.derp.server.mesh_world import MESH_KEY, Node, hears_nothing, knows, knows_not, open_region, until
 from tests.derp.server.world import PATIENCE_SECONDS, Caller, move_clock
 
 
@@ -194,6 +194,25 @@ async def test_what_a_client_sends_at_its_new_place_waits_for_what_it_sent_at_th
         await a.aclose()
         assert await b.receive_a(RecvPacket) == RecvPacket(a.key, b"newer")
         assert [await again.receive(), await again.receive()] == [RecvPacket(b.key, b"one"), RecvPacket(b.key, b"two")]
+
+
+@pytest.mark.parametrize("is_held", [False, True])
+async def test_another_relay_of_the_region_is_read_at_once(monkeypatch: pytest.MonkeyPatch, is_held: bool) -> None:
+    """Also where a relay that leaves has announced its key, as all announce all relays."""
+    for name in ("session.HOLD_SECONDS", "leaving._SEE_OFF_SECONDS"):
+        monkeypatch.setattr(f"derp.server.{name}", 10 * PATIENCE_SECONDS)
+    async with open_region(3) as (alpha, beta, gamma):
+        private = NodePrivate.generate()
+        a, b = await alpha.call(private=private), await beta.call()
+        await knows(b, beta, a)
+        await send_away(alpha, a)  # and does not hang up, so alpha does not answer
+        link = beta.mesh.sessions[alpha.peer].route
+        await until(b, lambda: link.is_leaving)
+        if is_held:
+            await gamma.call(private=private)
+            await until(b, lambda: len(beta.router.mailboxes) == 1)
+        peer = await beta.call(private=private, mesh_key=MESH_KEY)
+        await hears_nothing(peer)
 
 
 async def test_who_comes_back_nowhere_is_gone_for_all() -> None:

@@ -12,7 +12,7 @@ from derp.close_reason import CloseReason
 from derp.config.relay import MeshPeer
 from derp.keys import NodePrivate
 from derp.protocol.frames import PeerGoneReason, PeerPresentFlags
-from derp.protocol.messages import PeerGone, PeerPresent, Pong, RecvPacket, encode
+from derp.protocol.messages import PeerGone, PeerPresent, Pong, RecvPacket, Restarting, encode
 from derp.relay.counters import DropReason
 from derp.server.mesh import retry_seconds
 from tests.derp.server.mesh_world import (
@@ -353,6 +353,23 @@ async def test_what_the_other_side_says_instead_of_tls_has_a_remedy(
         await until(a, lambda: "x mesh: beta.test" in caplog.text)
         assert remedy in caplog.text
         nursery.cancel_scope.cancel()
+
+
+async def test_a_genuine_relay_is_asked_nothing_when_its_clients_come_here() -> None:
+    alpha, private = Node("alpha.test"), NodePrivate.generate()
+    key, other = private.public().raw, b"k" * 32
+    async with open_nodes(alpha), open_impostor() as host:  # it tells no depth of its queues, as genuine ones
+        alpha.join(host.peer)
+        far = await host.accept()
+        a = await alpha.call()
+        for message in (PeerPresent(key), Restarting(2000, 60_000), PeerPresent(other)):
+            far.core.send(message)
+        await far.write(b"".join(far.core.data_to_send()))
+        await until(a, lambda: other in alpha.router.routes)
+        await both_ways(a, await alpha.call(private=private), b"at once")
+        await a.send(other, b"the first that it hears")
+        assert (await far.receive_forwarded()).packet == b"the first that it hears"
+        assert far.core.skipped_frames == 0
 
 
 # --- a slow relay
