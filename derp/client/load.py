@@ -14,7 +14,7 @@ import trio
 
 from derp.client.dial import DialOptions, RelayAddress, open_relay_stream
 from derp.client.region import region_addresses
-from derp.errors import ConnectError, RemoteProtocolError, TransportError
+from derp.errors import ConnectError, DerpError, RemoteProtocolError
 from derp.map import DERPRegion
 from derp.netcheck.load import LoadScores
 from derp.relay.load import LOAD_PATH
@@ -48,7 +48,7 @@ async def read_region_load(region: DERPRegion, options: DialOptions, seconds: fl
         try:
             with mapped_errors(f"{LOAD_PATH} within {seconds:.1f} s", connecting=True), trio.fail_after(seconds):
                 said.append(await _read(address, options))
-        except (TransportError, RemoteProtocolError) as error:
+        except DerpError as error:  # also of a proxy that the environment names, and of a name that is none
             silent.append(f"node {address.name}: {error}")
 
     async with trio.open_nursery() as nursery:

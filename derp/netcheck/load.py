@@ -100,7 +100,8 @@ class LoadScores:
         """Take over what another server of the same map decided, if that was later than what we did: whether it was."""
         if other._changed_at <= self._changed_at:
             return False
-        self._changed_at, self._rising = other._changed_at, other._rising & self._places
+        # Also those that the map of now does not have: at a start it is not whole.  The next `follow` sorts them out.
+        self._changed_at, self._rising = other._changed_at, other._rising & self._regions.keys()
         for region_id, region in other._regions.items():
             if region_id in self._regions:
                 self._regions[region_id].level = region.level
@@ -238,6 +239,6 @@ class LoadScores:
                     read_at=None if told["read_at"] is None else min(float(told["read_at"]), now),
                 )
             scores._rising = frozenset(map(int, saved["rising"])) & scores._regions.keys()
-        except (KeyError, TypeError, AttributeError, ValueError):
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError):
             raise ValueError("is not as it was saved") from None
         return scores

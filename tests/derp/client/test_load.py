@@ -40,6 +40,22 @@ async def test_a_relay_that_shows_us_nothing_says_what_to_do() -> None:
                 await read_region_load(region, OPTIONS)
 
 
+@pytest.mark.parametrize(
+    ("host_name", "environment"),
+    [("relay.example", {"HTTPS_PROXY": "socks5://proxy.example"}), ("a\nb", None)],
+    ids=["a proxy that is none", "a name that no request can have"],
+)
+async def test_what_is_wrong_with_our_settings_or_the_map_is_a_relay_that_does_not_say(
+    host_name: str, environment: dict[str, str] | None
+) -> None:
+    with trio.fail_after(60):
+        async with open_relay_here(tls=False) as server:
+            is_plain = environment is None
+            node = replace(node_of(server, 901), host_name=host_name, ipv4=HOST, force_http=is_plain)
+            with pytest.raises(ConnectError, match="node 901a: "):
+                await read_region_load(map_of(node).regions[901], DialOptions(environment=environment))
+
+
 async def test_a_relay_that_accepts_and_says_nothing_costs_the_deadline_and_no_more() -> None:
     listener = (await trio.open_tcp_listeners(0, host=HOST))[0]
     with trio.fail_after(60):

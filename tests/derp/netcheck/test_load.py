@@ -11,6 +11,12 @@ from tests.derp.netcheck.maps import derp_map, region
 from tests.support.crowd import CLIENTS, READ_SECONDS, START, Played, play
 
 HOUR = 3600.0
+# As JSON reads 1e999.
+BOUNDLESS = {
+    "changed_at": None,
+    "rising": [],
+    "regions": {"1": {"level": float("inf"), "load": 0, "because": "", "first_at": None, "read_at": None}},
+}
 
 
 @dataclass
@@ -142,7 +148,7 @@ def test_a_restart_forgets_nothing_and_a_clock_put_back_holds_nothing_up() -> No
     again = LoadScores.restore(saved, days.now)
     assert again.save() == days.core.save()
     assert again.factors == days.core.factors
-    for wrong in ({}, {"changed_at": None, "rising": [], "regions": {"1": 5}}, {"changed_at": "x"}):
+    for wrong in ({}, {"changed_at": None, "rising": [], "regions": {"1": 5}}, {"changed_at": "x"}, BOUNDLESS):
         with pytest.raises(ValueError, match="is not as it was saved"):
             LoadScores.restore(wrong, days.now)
     days.loads[1], days.now = 0.1, START - 1e6
@@ -155,6 +161,18 @@ def test_a_restart_forgets_nothing_and_a_clock_put_back_holds_nothing_up() -> No
         early.note(1, 0.1, "loop", START - 1e6 + second)
         early.handle_timeout(START - 1e6 + second)
     assert early.factors == {}
+
+
+def test_a_rise_goes_on_that_was_taken_over_before_the_map_was_whole() -> None:
+    days = Days({1: 1.0, 2: 0.2})
+    days.go_on(90)
+    again = LoadScores(days.now)
+    again.follow(derp_map(region(99)), (1, 2))  # a server knows its own relay first
+    assert again.join(LoadScores.restore(days.core.save(), days.now))
+    again.follow(derp_map(region(1), region(2)), (1, 2))
+    days.core = again
+    days.go_on(STEP_SECONDS + 60)
+    assert days.levels == {1: round(STEP_FACTOR**2, 6)}
 
 
 def test_a_drained_region_is_no_room_and_keeps_its_score_until_it_is_open_again() -> None:
