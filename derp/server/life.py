@@ -338,7 +338,13 @@ class Server(ABC, Generic[Config]):
         """By which clients go to the process that is to take our place."""
         self._channel = channel
 
+    def share_sockets(self, *, is_shared: bool) -> None:
+        """Whether another process serves on our sockets too from now on, for as long as a handover takes."""
+        if self.ports.quic is not None:
+            self.ports.quic.share_sockets(is_shared=is_shared)
+
     async def _start_successor(self, command: Sequence[str]) -> trio.Process:
+        self.share_sockets(is_shared=True)
         relay = self.own_relay()
         if relay is None:
             return await hand_over(self.ports.sockets(), command)

@@ -22,7 +22,7 @@ from derp.transport.tls import TlsServer
 
 _log = logging.getLogger("derp.server")
 
-# Until the process that we replace has ended its connections, it gets datagrams on the same socket.
+# Until the process that we replace, or that replaces us, has the socket alone, each gets datagrams of the other.
 SUCCESSION_SECONDS: Final = 60.0
 _NOT_FOUND: Final = "over QUIC there is DERP, at /derp, and nothing else"
 _NO_WEBSOCKET: Final = "QUIC carries DERP as it is: ask for Upgrade: DERP, not for a websocket"
@@ -61,9 +61,15 @@ class QuicPorts:
             admits=lambda: self.door.lobby.admits(is_tls=True),
             opened=self.door.open,
             takes_packets=_takes_packets,
+            is_elsewhere=lambda name: any(each.knows(name) for each in self.endpoints),
             resets_from=self._resets_from,
         )
         self.endpoints.append(endpoint)
+
+    def share_sockets(self, *, is_shared: bool) -> None:
+        """Whether another process serves on our sockets too from now on: then what we do not know may be its."""
+        for endpoint in self.endpoints:
+            endpoint.resets_from = self._reactor.tick() + (SUCCESSION_SECONDS if is_shared else 0.0)
 
     def look_at_certificate(self) -> None:
         """Show the certificate that TLS shows, to those who come from now on."""

@@ -209,7 +209,7 @@ class Supervisor:
 
     async def _begin(self, slot: int) -> None:
         async with self._changing[slot]:
-            await self._start(slot)
+            self._tell_if_alone(await self._start(slot))
 
     async def _start(self, slot: int, more: Sequence[Handed] = ()) -> _Process:
         """A new worker with the ports of `slot`, and `more`.  Raises HandoverError, ConfigError."""
@@ -291,6 +291,7 @@ class Supervisor:
         except (HandoverError, ConfigError) as error:
             self._say_why_not(f"no new worker in the place of {worker.name}", error)
             return False
+        self._tell_if_alone(replacement)
         _log.info("= %s serves in the place of %s", replacement.name, worker.name)
         return True
 
@@ -299,6 +300,11 @@ class Supervisor:
             _log.info("= %s: all workers leave", what)
         else:
             _log.error("! %s: %s", what, error)
+
+    def _tell_if_alone(self, worker: _Process) -> None:
+        """Its sockets were handed over, but nobody else serves on them."""
+        if not any(other.slot == worker.slot for other in self.workers if other is not worker):
+            worker.send("sockets", False)
 
     def _is_served(self, slot: int) -> bool:
         """Whether a worker that stays has the slot."""
@@ -402,6 +408,8 @@ class Supervisor:
             old = tuple(sorted(self.workers, key=lambda worker: worker.slot))
             new: list[_Process] = []
             channels: dict[int, socket.socket] = {}  # by slot: by which clients go there
+            for worker in old:
+                worker.send("sockets", True)
             try:
                 for slot in reversed(range(len(self._slots))):
                     channel, theirs = open_channel()

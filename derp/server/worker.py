@@ -42,6 +42,8 @@ class Ordered(Protocol):
 
     async def leave_to_others(self) -> None: ...
 
+    def share_sockets(self, *, is_shared: bool) -> None: ...
+
     def take_channel(self, channel: socket.socket) -> None: ...
 
     def show_proof(self, digest: bytes | None, challenges: Mapping[str, bytes], failures: int) -> None: ...
@@ -144,6 +146,8 @@ class Worker:
             case ["reload"]:
                 server.reload()
                 await line.send(encode("reloaded"))
+            case ["sockets", is_shared]:
+                server.share_sockets(is_shared=is_shared)
             case ["channel"]:
                 assert sock is not None
                 server.take_channel(sock)

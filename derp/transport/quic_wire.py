@@ -148,7 +148,7 @@ class QuicEndpoint:
 
     `admits()`: whether one more connection may come; `opened(wire)` gives it a session; `takes_packets(session)`:
     whether packets may come for it, which travel as datagrams.  `resets_from`: when whoever else has the socket has
-    ended, so that a connection which we do not know is nobody's.  It ends by `leave`.
+    ended, so that a connection which neither we nor `is_elsewhere(name)` know is nobody's.  It ends by `leave`.
     """
 
     def __init__(
@@ -160,6 +160,7 @@ class QuicEndpoint:
         admits: Callable[[], bool],
         opened: Callable[[QuicWire], None],
         takes_packets: Callable[[Session | None], bool],
+        is_elsewhere: Callable[[bytes], bool] = lambda name: False,
         resets_from: float = 0.0,
     ) -> None:
         self.sock = sock
@@ -179,7 +180,8 @@ class QuicEndpoint:
         self._half_open = Counter[str]()
         self._bucket = TokenBucket(HANDSHAKES_PER_SECOND, HANDSHAKES_AT_ONCE, host.now)
         self._resets = TokenBucket(RESETS_PER_SECOND, RESETS_PER_SECOND, host.now)
-        self._resets_from = resets_from
+        self._is_elsewhere = is_elsewhere
+        self.resets_from = resets_from
         self._rarely = Rarely(_LOG_SECONDS)
         self._is_leaving = False
         self.accepted_count = self.retry_count = self.moved_count = self.reset_count = 0
@@ -267,10 +269,15 @@ class QuicEndpoint:
     def _reset(self, datagram: bytes, place: Place, now: float) -> None:
         """Tell a client of the process before us that its connection is no more: else it waits until it has heard
         nothing for long."""
-        answer = None if self._is_leaving or now < self._resets_from else self._door.reset(datagram)
-        if answer is not None and self._resets.take(now):
+        answer = None if self._is_leaving or now < self.resets_from else self._door.reset(datagram)
+        # Whoever sees a connection's name on the way could ask for its token here while it lives at another port.
+        if answer is not None and not self._is_elsewhere(connection_id(datagram)) and self._resets.take(now):
             self.reset_count += 1
             self._transmit(answer, place)
+
+    def knows(self, name: bytes) -> bool:
+        """Whether one of our connections has this name."""
+        return name in self._by_name
 
     def _tell_dropped(self, kind: Drop, why: str) -> None:
         self.dropped[kind] += 1

@@ -201,6 +201,37 @@ async def test_a_held_back_client_loses_nothing_that_fits_and_goes_on() -> None:
         assert server.relay.router.counters.rate_limited > 0
 
 
+def stray(name: bytes) -> bytes:
+    """A short packet for the connection of this name."""
+    return b"\x40" + name + bytes(50)
+
+
+async def test_a_port_tells_of_no_end_while_the_connection_lives_at_another() -> None:
+    config = config_for("quic", listen=((HOST, 0), ("::1", 0)))
+    async with open_server(config) as server, open_quic_client(server) as (client, _):
+        assert server.ports.quic is not None
+        first, second = server.ports.quic.endpoints
+        name = next(iter(first._by_name))
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+            for each in (name, os.urandom(8)):
+                sock.sendto(stray(each), second.sock.getsockname()[:2])
+        await until(client, lambda: second.dropped[Drop.UNKNOWN] == 2)
+        assert second.reset_count == 1
+
+
+async def test_whoever_hands_over_tells_nobody_of_an_end_meanwhile() -> None:
+    async with open_server(config_for("quic")) as server, open_quic_client(server) as (client, _):
+        endpoint = endpoint_of(server)
+        assert not await server.hand_over(["/does/not/exist"])
+        throw(server, stray(os.urandom(8)))
+        await until(client, lambda: endpoint.dropped[Drop.UNKNOWN] == 1)
+        assert endpoint.reset_count == 0
+        server.share_sockets(is_shared=False)
+        throw(server, stray(os.urandom(8)))
+        await until(client, lambda: endpoint.dropped[Drop.UNKNOWN] == 2)
+        assert endpoint.reset_count == 1
+
+
 async def test_quic_wants_what_it_needs() -> None:
     with pytest.raises(ExceptionGroup) as caught:
         async with open_server(relay_config(quic=True)):

@@ -18,8 +18,10 @@ import trio
 from cryptography import x509
 
 from derp.admission.chain import check
+from derp.client.client import DerpClient, open_derp_client
+from derp.client.dial import DialOptions
 from derp.config import RelayConfig
-from derp.errors import ConnectError, ListenError
+from derp.errors import ConnectError, ListenError, TransportError
 from derp.keys import MeshKey, NodePrivate
 from derp.protocol.messages import PeerGone, PeerPresent, RecvPacket, Restarting
 from derp.protocol.stun import encode_request, parse_response
@@ -406,6 +408,27 @@ async def test_who_serves_quic_is_replaced_last_and_leaves_first(tmp_path: Path)
 
         assert left == [0, 1]
         assert [worker.slot for worker in sorted(relay.workers, key=lambda one: one.number)] == [1, 0]
+
+
+async def send_for_ever(client: DerpClient) -> None:
+    """Until somebody says that nobody is there."""
+    while True:
+        await client.send(bytes(32), b"is anybody there")
+        await trio.sleep(0.1)
+
+
+async def test_who_was_with_a_worker_that_died_by_quic_is_told_by_the_next(tmp_path: Path) -> None:
+    write_settings(tmp_path, "tls_self_signed = true", "http_port = -1", "quic = true")
+    async with open_workers(tmp_path) as relay:
+        url = f"https://{HOST}:{relay.listening[0].port}"
+        options = DialOptions(insecure_for_tests=True, only_quic=True, environment=None)
+        async with open_derp_client(url, NodePrivate.generate(), options=options) as client:
+            await client.ping()
+            victim = next(worker for worker in relay.workers if worker.slot == 0)
+            assert victim.process is not None
+            victim.process.kill()
+            with pytest.raises(TransportError, match="the relay has started anew"):
+                await send_for_ever(client)
 
 
 async def test_all_write_one_log_of_decisions(tmp_path: Path) -> None:

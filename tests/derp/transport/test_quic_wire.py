@@ -192,14 +192,14 @@ def test_after_a_move_too() -> None:
 def test_nobody_else_is_told_so() -> None:
     with open_connected() as (_, client), open_world() as world:
         move_to(client, world)
-        world.endpoint._resets_from = world.time + 1.0  # the process before us goes on for a while
+        world.endpoint.resets_from = world.time + 1.0  # the process before us goes on for a while
         client.line.send_frames(SENT)
         world.turn()
         assert (client.line.ended, world.endpoint.reset_count) == (None, 0)
         stranger = open_udp(HOST, 0)
         for data in (b"\x40" + bytes(20), b"\x00" * 50, b"\xc0" * 50):  # too short, no QUIC, a long packet
             stranger.sendto(data, (HOST, world.port))
-        world.endpoint._resets_from = 0.0
+        world.endpoint.resets_from = 0.0
         world.reactor.serve_ready()
         with pytest.raises(BlockingIOError):
             stranger.recv(100)
@@ -208,6 +208,18 @@ def test_nobody_else_is_told_so() -> None:
             world.reactor.serve_ready()
         assert world.endpoint.reset_count == RESETS_PER_SECOND
         stranger.close()
+
+
+def test_nobody_gets_the_token_of_a_connection_that_lives_at_another_port_of_ours() -> None:
+    with open_connected() as (world, client), open_world() as other:
+        other.endpoint._is_elsewhere = world.endpoint.knows
+        client.place = Place((HOST, other.port))
+        client.line.send_frames(SENT)
+        client.turn()
+        other.reactor.serve_ready()
+        world.turn()
+        assert (client.line.ended, other.endpoint.reset_count) == (None, 0)
+        assert other.endpoint.dropped[Drop.UNKNOWN] >= 1
 
 
 def test_packets_reach_the_session_as_whole_frames() -> None:
