@@ -154,7 +154,7 @@ class Links:
     async def accept(self, tcp: trio.SocketStream) -> None:
         """Serve one connection to our listener, until it ends."""
         if self._unproved >= MAX_UNPROVED:
-            self.refused_count += 1
+            self._note_refused("somebody", f"{MAX_UNPROVED} others are about to prove themselves")
             await trio.aclose_forcefully(tcp)
             return
         self._unproved += 1

@@ -75,7 +75,9 @@ class RedisBus:
                     self._note_trouble(_reason(errors))
                 except* Exception as errors:
                     # Whatever a library's tasks raise, sessions of peers do not end for it.
-                    _log.exception("! the bus failed; please report this")
+                    more = self._rarely.held_back("defect", trio.current_time())
+                    if more is not None:
+                        _log.exception("! the bus failed; please report this%s", and_more(more))
                     self._note_trouble(_reason(errors))
                 self._client = None
                 watcher.see_carrier(False)

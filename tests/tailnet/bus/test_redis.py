@@ -125,6 +125,23 @@ async def test_a_server_that_refuses_is_told_without_its_password(server: RedisS
     assert bus.lost_count == 1
 
 
+async def test_a_url_that_the_library_does_not_take_is_told_and_no_flood(
+    nursery: trio.Nursery, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Counting(Seen):
+        failures = 0
+
+        def see_carrier(self, is_well: bool) -> None:
+            self.failures += 1
+
+    monkeypatch.setattr(module, "RETRY_SECONDS", (0.01, 0.02))
+    bus, seen = RedisBus("redis://127.0.0.1:1/0?max_connections=many", "x"), Counting()
+    nursery.start_soon(bus.run, A, seen)
+    await seen.wait(lambda: seen.failures >= 3)
+    assert "many" in bus.trouble
+    assert caplog.text.count("please report this") == 1
+
+
 async def test_a_paused_server_is_noticed_by_our_own_beat(server: RedisServer, nursery: trio.Nursery) -> None:
     bus, seen = RedisBus(server.url, "paused"), Seen()
     nursery.start_soon(bus.run, A, seen)
