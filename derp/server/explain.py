@@ -140,7 +140,9 @@ def _here(name: str, member: Member, router: Router, now: float) -> Iterator[str
             f"{loss.packets} packets for it were dropped as {reason.name.lower()}, the last {_ago(now - loss.at)}: "
             f"{_bound(reason, loss, router)}."
         )
-    if active.wire is not None and active.wire.paused:
+    if member.mailbox is not None:
+        yield "It has just come from a relay that is leaving: its packets wait for older ones from there."
+    elif active.wire is not None and active.wire.paused:
         yield "It sends faster than its rate limit allows, so it is being read more slowly; nothing of that is lost."
 
 

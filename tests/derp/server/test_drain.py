@@ -13,6 +13,7 @@ from derp.keys import NodePrivate
 from derp.protocol.frames import PeerGoneReason
 from derp.protocol.messages import PeerGone, RecvPacket
 from derp.relay.mailbox import MAILBOX_SECONDS
+from derp.server.debug import why
 from derp.server.drain import drain_clients
 from derp.server.relay import Relay
 from tests.derp.server.mesh_world import MESH_KEY, Node, hears_nothing, knows, knows_not, open_region, until
@@ -185,6 +186,9 @@ async def test_what_a_client_sends_at_its_new_place_waits_for_what_it_sent_at_th
         await knows(b, beta, a)
         await send_away(alpha, a)
         again = await beta.call(private=private)
+        said = why(beta.relay, {"from": a.key.hex(), "to": b.key.hex()})
+        assert "It has just come from a relay that is leaving" in said
+        assert "rate limit" not in said
         await again.send(b.key, b"newer")
         await b.send(a.key, b"one")
         await a.send(b.key, b"older")
