@@ -95,7 +95,8 @@ def reasons(results: Named) -> dict[tuple[str, str, str], str]:
 async def test_every_probe_is_good(kind: RelayKind) -> None:
     async with open_relay(kind, tls=True, stun=True) as relay:
         results = await run(map_of(node_of(relay)), THOROUGH)
-    assert [one.kind for one in results.values()] == list(ProbeKind)
+    # Neither map says that the relay has QUIC.
+    assert [one.kind for one in results.values()] == [kind for kind in ProbeKind if kind is not ProbeKind.QUIC]
     assert reasons(results) == {}
 
 

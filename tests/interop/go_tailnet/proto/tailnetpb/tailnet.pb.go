@@ -1624,8 +1624,10 @@ type DERPMap_Region_Node struct {
 	ForceHttp        bool                   `protobuf:"varint,11,opt,name=force_http,json=forceHttp,proto3" json:"force_http,omitempty"`
 	StunTestIp       string                 `protobuf:"bytes,12,opt,name=stun_test_ip,json=stunTestIp,proto3" json:"stun_test_ip,omitempty"`
 	CanPort_80       bool                   `protobuf:"varint,13,opt,name=can_port_80,json=canPort80,proto3" json:"can_port_80,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// Ours, so far from theirs that they will not meet: genuine peers pass over it.  0: no DERP over QUIC.
+	QuicPort      int32 `protobuf:"varint,1013,opt,name=quic_port,json=quicPort,proto3" json:"quic_port,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DERPMap_Region_Node) Reset() {
@@ -1747,6 +1749,13 @@ func (x *DERPMap_Region_Node) GetCanPort_80() bool {
 		return x.CanPort_80
 	}
 	return false
+}
+
+func (x *DERPMap_Region_Node) GetQuicPort() int32 {
+	if x != nil {
+		return x.QuicPort
+	}
+	return 0
 }
 
 type CoordinateRequest_UpdateSelf struct {
@@ -2101,7 +2110,7 @@ var File_tailnet_proto_generated_tailnet_proto protoreflect.FileDescriptor
 
 const file_tailnet_proto_generated_tailnet_proto_rawDesc = "" +
 	"\n" +
-	"%tailnet/proto/generated/tailnet.proto\x12\x10coder.tailnet.v2\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1egoogle/protobuf/wrappers.proto\"\xff\a\n" +
+	"%tailnet/proto/generated/tailnet.proto\x12\x10coder.tailnet.v2\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1egoogle/protobuf/wrappers.proto\"\x9d\b\n" +
 	"\aDERPMap\x12E\n" +
 	"\vhome_params\x18\x01 \x01(\v2$.coder.tailnet.v2.DERPMap.HomeParamsR\n" +
 	"homeParams\x12@\n" +
@@ -2111,7 +2120,7 @@ const file_tailnet_proto_generated_tailnet_proto_rawDesc = "" +
 	"\fregion_score\x18\x01 \x03(\v25.coder.tailnet.v2.DERPMap.HomeParams.RegionScoreEntryR\vregionScore\x1a>\n" +
 	"\x10RegionScoreEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\x03R\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x01R\x05value:\x028\x01\x1a\xe3\x04\n" +
+	"\x05value\x18\x02 \x01(\x01R\x05value:\x028\x01\x1a\x81\x05\n" +
 	"\x06Region\x12\x1b\n" +
 	"\tregion_id\x18\x01 \x01(\x03R\bregionId\x12%\n" +
 	"\x0eembedded_relay\x18\x02 \x01(\bR\rembeddedRelay\x12\x1f\n" +
@@ -2120,7 +2129,7 @@ const file_tailnet_proto_generated_tailnet_proto_rawDesc = "" +
 	"\vregion_name\x18\x04 \x01(\tR\n" +
 	"regionName\x12\x14\n" +
 	"\x05avoid\x18\x05 \x01(\bR\x05avoid\x12;\n" +
-	"\x05nodes\x18\x06 \x03(\v2%.coder.tailnet.v2.DERPMap.Region.NodeR\x05nodes\x1a\xff\x02\n" +
+	"\x05nodes\x18\x06 \x03(\v2%.coder.tailnet.v2.DERPMap.Region.NodeR\x05nodes\x1a\x9d\x03\n" +
 	"\x04Node\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1b\n" +
 	"\tregion_id\x18\x02 \x01(\x03R\bregionId\x12\x1b\n" +
@@ -2137,7 +2146,8 @@ const file_tailnet_proto_generated_tailnet_proto_rawDesc = "" +
 	"force_http\x18\v \x01(\bR\tforceHttp\x12 \n" +
 	"\fstun_test_ip\x18\f \x01(\tR\n" +
 	"stunTestIp\x12\x1e\n" +
-	"\vcan_port_80\x18\r \x01(\bR\tcanPort80\x1a\\\n" +
+	"\vcan_port_80\x18\r \x01(\bR\tcanPort80\x12\x1c\n" +
+	"\tquic_port\x18\xf5\a \x01(\x05R\bquicPort\x1a\\\n" +
 	"\fRegionsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\x03R\x03key\x126\n" +
 	"\x05value\x18\x02 \x01(\v2 .coder.tailnet.v2.DERPMap.RegionR\x05value:\x028\x01\"\x17\n" +
