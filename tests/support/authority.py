@@ -23,7 +23,7 @@ from tests.support.certificates import issue
 from tests.support.gobuild import CHALLTESTSRV, PEBBLE
 from tests.support.peers import require
 from tests.support.relay_command import HOST
-from tests.support.relays import free_port, port_of_nobody
+from tests.support.relays import free_port, free_port_of_both, port_of_nobody
 
 START_SECONDS = 30.0
 EAB_KID, EAB_KEY = "kid-1", "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W"
@@ -67,7 +67,7 @@ async def open_authority(
         for file, content in (("trusted", authority_key.pem), ("cert", leaf.pem), ("key", leaf.key_pem)):
             (folder / f"{file}.pem").write_bytes(content)
         port, management, dns_management = (free_port(socket.SOCK_STREAM) for _ in range(3))
-        dns_port = free_port(socket.SOCK_DGRAM)
+        dns_port = free_port_of_both()  # pebble asks over TCP, we over UDP
         settings = {
             "listenAddress": f"{HOST}:{port}",
             "managementListenAddress": f"{HOST}:{management}",
@@ -91,7 +91,8 @@ async def open_authority(
             nowhere = ("-http01=", "-https01=", "-tlsalpn01=", "-doh=", "-defaultIPv6=")
             arguments = (f"-dnsserver={HOST}:{dns_port}", f"-management={HOST}:{dns_management}", *nowhere)
             log = stack.enter_context((folder / "output").open("wb"))
-            await stack.enter_async_context(_running([str(name_server), *arguments], log.fileno(), {}, dns_management))
+            ports = (dns_management, dns_port)
+            await stack.enter_async_context(_running([str(name_server), *arguments], log.fileno(), {}, *ports))
             command = [str(pebble), f"-config={folder / 'pebble.json'}", f"-dnsserver={HOST}:{dns_port}"]
             await stack.enter_async_context(_running(command, log.fileno(), environment, port))
             yield Authority(
@@ -105,21 +106,22 @@ async def open_authority(
 
 
 @asynccontextmanager
-async def _running(command: list[str], output: int, environment: dict[str, str], port: int) -> AsyncIterator[None]:
+async def _running(command: list[str], output: int, environment: dict[str, str], *ports: int) -> AsyncIterator[None]:
     process = await trio.lowlevel.open_process(
         command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment or None
     )
     try:
+        waiting = list(ports)
         with trio.fail_after(START_SECONDS):
-            while True:
+            while waiting:
                 assert process.poll() is None, f"{command[0]} ended with {process.returncode}"
                 try:
-                    stream = await trio.open_tcp_stream(HOST, port)
+                    stream = await trio.open_tcp_stream(HOST, waiting[-1])
                 except OSError:
                     await trio.sleep(0.02)
                     continue
                 await stream.aclose()
-                break
+                waiting.pop()
         yield
     finally:
         with trio.CancelScope(shield=True):

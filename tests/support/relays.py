@@ -12,7 +12,7 @@ import ssl
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -119,6 +119,17 @@ def free_port(kind: socket.SocketKind) -> int:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def free_port_of_both() -> int:
+    """A port of 127.0.0.1 that nobody uses now, over TCP or UDP: many a TCP port is the near end of a connection."""
+    while True:
+        with socket.socket() as probe, socket.socket(type=socket.SOCK_DGRAM) as other:
+            probe.bind((HOST, 0))
+            port: int = probe.getsockname()[1]
+            with suppress(OSError):
+                other.bind((HOST, port))
+                return port
 
 
 @contextmanager

@@ -1,12 +1,12 @@
 // Command netcheckpeer says what the genuine netcheck library makes of a DERP map.
 //
 //	netcheckpeer report  < {"steps": [{"map": DERPMap, "heard": {"901": 0.5}}]}  netchecks from this machine
-//	netcheckpeer history < {"map": DERPMap, "reports": [{"at": seconds, "seconds": {"901": 0.01}}]}
+//	netcheckpeer history < {"map": DERPMap, "reports": [{"at": seconds, "seconds": {"901": 0.01}, "map": DERPMap}]}
 //	netcheckpeer portal  < {"map": DERPMap, "home": 901}                     is there a captive portal
 //
 // report prints the report of each step in our own words, where all steps are of one client and `heard` is how many
 // seconds before the step the relay of a region last gave a frame; history prints the home after each of the made-up
-// reports; portal prints true or false.
+// reports, which may have a map of its own; portal prints true or false.
 package main
 
 import (
@@ -36,6 +36,7 @@ type question struct {
 	Reports []struct {
 		At      float64            `json:"at"`
 		Seconds map[string]float64 `json:"seconds"`
+		Map     *tailcfg.DERPMap   `json:"map"`
 	} `json:"reports"`
 }
 
@@ -151,7 +152,11 @@ func history(asked question) []int {
 			}
 			made.RegionLatency[release.RegionID(region)] = time.Duration(latency * float64(time.Second))
 		}
-		client.AddReportHistoryForTest(asked.Map, made, start.Add(time.Duration(one.At*float64(time.Second))))
+		seen := one.Map
+		if seen == nil {
+			seen = asked.Map
+		}
+		client.AddReportHistoryForTest(seen, made, start.Add(time.Duration(one.At*float64(time.Second))))
 		homes = append(homes, int(made.PreferredDERP))
 	}
 	return homes
