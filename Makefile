@@ -30,9 +30,9 @@ style: $(READY)
 	$(call step,'ruff')
 	$(PYTHON) -m ruff format --check --quiet . && $(PYTHON) -m ruff check --quiet .
 types: $(READY); $(call step,'mypy --strict') && $(PYTHON) -m mypy
-tests: $(READY)  # parts side by side, each prints when it is done; the floor is two points under what is covered
+tests: $(READY)  # parts side by side, the longest first, each prints when it is done; the floor is two points under what is covered
 	@$(PYTHON) -m coverage erase
-	$(MAKE) --no-print-directory --keep-going --jobs=3 --output-sync=line interop unit nodes api stores older lowest poll
+	$(MAKE) --no-print-directory --keep-going --jobs=3 --output-sync=line unit interop api poll nodes older stores lowest
 	@$(PYTHON) -m coverage combine --quiet && $(PYTHON) -m coverage report --skip-covered --skip-empty --fail-under=90
 unit: $(READY)
 	$(call part,'unit: everything but the other parts',tests --ignore=tests/interop $(addprefix --ignore=,$(NODES) $(SERVERS)))
