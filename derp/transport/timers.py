@@ -5,7 +5,7 @@ A host looks at `next_at` before it waits and calls `run_due` after.
 
 import heapq
 from collections.abc import Callable
-from math import inf, nextafter
+from math import inf
 from typing import Final
 
 # Cancelled timers stay in the heap until their time comes; when they are this many, and most of it, they are swept out.
@@ -41,6 +41,8 @@ class Timers:
         self._heap: list[tuple[float, int, Timer]] = []
         self._number = 0  # equal times: in the order of asking
         self._cancelled_count = 0
+        # Whoever asks, within a round, for a time that the round is about: its turn is the next round's.
+        self._later: list[tuple[float, int, Timer]] = []
         self._round_until = -inf
         self.next_at = inf
         """When `run_due` has something to do, at the earliest; inf when nothing waits.
@@ -48,13 +50,15 @@ class Timers:
         Each packet that comes alone asks twice, so it is no method."""
 
     def __len__(self) -> int:
-        return len(self._heap) - self._cancelled_count
+        return len(self._heap) + len(self._later) - self._cancelled_count
 
     def call_at(self, when: float, call: Callable[[], None]) -> Timer:
         """Have `run_due` call at `when` or soon after."""
         timer = Timer(self, when, call)
-        when = max(when, self._round_until)
         self._number += 1
+        if when <= self._round_until:
+            self._later.append((when, self._number, timer))
+            return timer
         heapq.heappush(self._heap, (when, self._number, timer))
         if when < self.next_at:
             self.next_at = when
@@ -69,7 +73,7 @@ class Timers:
         """
         heap = self._heap
         was_called = False
-        self._round_until = nextafter(now, inf)
+        self._round_until = now
         try:
             while heap and heap[0][0] <= now:
                 call = heapq.heappop(heap)[2]._take()
@@ -80,6 +84,9 @@ class Timers:
                     call()
         finally:
             self._round_until = -inf
+            for each in self._later:
+                heapq.heappush(heap, each)
+            self._later.clear()
             self.next_at = heap[0][0] if heap else inf
         return was_called
 
@@ -87,7 +94,8 @@ class Timers:
         """A timer's word that it will not call."""
         self._cancelled_count += 1
         if self._cancelled_count >= max(_SWEEP_COUNT, len(self._heap) // 2):
-            self._heap[:] = [entry for entry in self._heap if entry[2]._call is not None]
+            for waiting in (self._heap, self._later):
+                waiting[:] = [entry for entry in waiting if entry[2]._call is not None]
             heapq.heapify(self._heap)
             self._cancelled_count = 0
             self.next_at = self._heap[0][0] if self._heap else inf
