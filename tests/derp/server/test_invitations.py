@@ -143,8 +143,11 @@ async def test_a_relay_lets_in_who_is_invited_and_nobody_else(tmp_path: Path) ->
         none = await ask(server, b"GET /invited/x HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         assert b"404" in none.partition(b"\r\n")[0]
         InvitationFile(path).revoke(ident, time.time())
-        text = (await caller.receive_a(Health)).text
-        assert text == "the invitation of this machine was revoked: ask whoever runs this relay"
+        # That it ends within the hour may be told before.
+        while (await caller.receive_a(Health)).text != (
+            "the invitation of this machine was revoked: ask whoever runs this relay"
+        ):
+            pass
         await caller.wait_closed()
         await caller.aclose()
         with pytest.raises(ConnectError, match="does not admit"):
