@@ -31,6 +31,7 @@ from derp.errors import ConfigError
 from derp.keys import NodePrivate
 from derp.log import set_up_logging
 from derp.map import is_address
+from derp.text import bracketed, host_port
 
 if TYPE_CHECKING:
     from derp.server.server import RelayServer
@@ -193,8 +194,7 @@ def _say_what_is_served(server: "RelayServer | Supervisor", config: RelayConfig,
         return
     console = open_console()
     for listening in server.listening:
-        host = f"[{listening.host}]" if ":" in listening.host else listening.host
-        console.print(f"listening on {host}:{listening.port} ({listening.kind})")
+        console.print(f"listening on {host_port(listening.host, listening.port)} ({listening.kind})")
     console.print(f"public key {key}")
     if snippet is not None:
         console.print("its certificate is self-signed; clients need this DERP map, which pins it:")
@@ -204,8 +204,7 @@ def _say_what_is_served(server: "RelayServer | Supervisor", config: RelayConfig,
 
 def _say_what_to_try(console: "Lines", server: "RelayServer | Supervisor") -> None:
     first = server.listening[0]
-    host = {"0.0.0.0": "127.0.0.1", "::": "localhost"}.get(first.host, first.host)  # compared, not bound
-    host = f"[{host}]" if ":" in host else host
+    host = bracketed({"0.0.0.0": "127.0.0.1", "::": "localhost"}.get(first.host, first.host))  # compared, not bound
     trust: list[str] = []
     pin: list[str] = []
     if server.tls is not None and server.tls.is_self_signed:

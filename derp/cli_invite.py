@@ -24,7 +24,7 @@ from derp.config import load_config, parse
 from derp.errors import ConfigError
 from derp.map import DERPMap, DERPNode, is_address
 from derp.server.pages import INVITED_PATH
-from derp.text import error_text, printable, utc
+from derp.text import bracketed, error_text, host_port, printable, utc
 
 if TYPE_CHECKING:
     from derp.config import RelayConfig
@@ -159,9 +159,8 @@ def _url_of(settings: "RelayConfig") -> str:
     if not name:
         raise ConfigError("flags: --url: is not set, and the relay's settings have no --hostname")
     port = settings.listen[0][1]
-    shown = f"[{name}]" if ":" in name else name
     scheme, usual = ("https", 443) if settings.tls is not None else ("http", 80)
-    return f"{scheme}://{shown}" if port == usual else f"{scheme}://{shown}:{port}"
+    return f"{scheme}://{bracketed(name) if port == usual else host_port(name, port)}"
 
 
 async def _make_map(url: str) -> tuple[DERPMap, tuple[str, ...]]:

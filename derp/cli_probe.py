@@ -21,7 +21,7 @@ import trio
 from derp.cli_output import MAX_NAME, milliseconds, open_console, print_json, print_mistakes
 from derp.cli_run import FILE
 from derp.errors import ConfigError, TransportError
-from derp.text import error_text, printable
+from derp.text import error_text, host_port, printable
 
 if TYPE_CHECKING:
     from derp.client.probe import ProbeOptions, ProbeResult
@@ -230,8 +230,7 @@ async def _scrape_port(output: _Output) -> "AsyncIterator[ScrapePort | None]":
         if output.as_json:
             print_json({"event": "listening", "kind": "metrics", "host": host, "port": port})
         else:
-            shown = f"[{host}]" if ":" in host else host
-            open_console(stderr=output.is_stdout_taken).print(f"metrics at http://{shown}:{port}/metrics")
+            open_console(stderr=output.is_stdout_taken).print(f"metrics at http://{host_port(host, port)}/metrics")
         if (warning := exposure(host, port)) is not None:
             open_console(stderr=True).print(warning, style="yellow")
         yield scrapes

@@ -92,6 +92,16 @@ def fit_lines_to_show(text: str) -> str:
     return "\n".join(fit_to_show(line) for line in text.split("\n"))
 
 
+def bracketed(host: str) -> str:
+    """A name or an address as it stands in a URL and before a port: an IPv6 address in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
+def host_port(host: str, port: int) -> str:
+    """A place of TCP or UDP as one text."""
+    return f"{bracketed(host)}:{port}"
+
+
 def utc(seconds: float) -> str:
     """A Unix time for people, as `2026-11-29 23:59:00 UTC`; one after the year 9999 is shown as its end."""
     return f"{datetime.fromtimestamp(min(seconds, _LAST_SECOND), UTC):%Y-%m-%d %H:%M:%S} UTC"

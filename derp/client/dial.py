@@ -20,7 +20,7 @@ import trio
 from derp.client.quic import HEAD_START_SECONDS, QuicTries, dial_quic
 from derp.errors import ConfigError, ConnectError, TransportError
 from derp.protocol.upgrade import Answer, AnswerKind, derp_request_headers, judge_derp_answer
-from derp.text import printable, without_secrets
+from derp.text import bracketed, host_port, printable, without_secrets
 from derp.transport.http import ClientHttp, Response, exchange
 from derp.transport.proxy import Proxy, dial_through, proxy_from_environment
 from derp.transport.stream import mapped_errors
@@ -125,8 +125,8 @@ class RelayAddress:
 
     def host_header(self) -> str:
         """With the port unless it is the scheme's own."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == (443 if self.is_tls else 80) else f"{host}:{self.port}"
+        is_usual = self.port == (443 if self.is_tls else 80)
+        return bracketed(self.host) if is_usual else host_port(self.host, self.port)
 
     def label(self) -> str:
         """For messages: the URL, and the node's name."""

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from derp.config import parse
 from derp.config.parse import Parser
+from derp.text import host_port
 
 _BYTE_UNITS: Final = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 _DURATION_UNITS: Final = ((3600, "h"), (60, "m"))
@@ -141,7 +142,7 @@ def shown(value: object, metavar: str) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if metavar.startswith("ADDRESS") and isinstance(value, tuple):
-        return ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in value)
+        return ",".join(host_port(host, port) for host, port in value)
     if metavar == "DURATION" and isinstance(value, float):
         if 0 < value < 1:
             return f"{value * 1000:g}ms"

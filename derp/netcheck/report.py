@@ -12,6 +12,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
 from derp.map import DERPMap
+from derp.text import host_port
 
 FULL_REPORT_SECONDS: Final = 300.0
 """At least this often all regions are measured, not only the nearest."""
@@ -99,7 +100,7 @@ class Measurements:
         family = ip.version
         _keep_least(self._by_family[family], region_id, seconds)
         self._families.add(family)
-        seen = f"{ip}:{port}" if family == 4 else f"[{ip}]:{port}"
+        seen = host_port(str(ip), port)
         if family == 6:
             self._seen_as[6] = seen
         elif 4 not in self._seen_as:

@@ -18,6 +18,7 @@ from derp.config.relay import Network
 from derp.errors import KeyFormatError
 from derp.keys import KEY_BYTES, NodePublic
 from derp.relay.clients import Client
+from derp.text import host_port
 
 DEFAULT_LIMIT: Final = 100
 MAX_LIMIT: Final = 1000
@@ -172,7 +173,7 @@ def select(query: ClientsQuery, clients: Iterable[Client], wall: Callable[[float
 
 def remote_of(client: Client) -> str:
     """Address and port as one text."""
-    return f"[{client.address}]:{client.port}" if ":" in client.address else f"{client.address}:{client.port}"
+    return host_port(client.address, client.port)
 
 
 # --- orders

@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 import trio
 
 from derp.errors import ConfigError, DerpError
-from derp.text import error_text
+from derp.text import error_text, host_port
 
 _log = logging.getLogger("derp.server")
 
@@ -89,7 +89,7 @@ class Inherited:
     def finish(self) -> None:
         """We serve: tell the process that we replace, and close what the settings of today do not name any more."""
         for sock in self._from_systemd:
-            place = "{}:{}".format(*sock.getsockname()[:2])
+            place = host_port(*sock.getsockname()[:2])
             _log.warning(
                 "! systemd gave a %s socket at %s, which no setting names: nobody serves it", _kind(sock), place
             )

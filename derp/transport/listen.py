@@ -11,7 +11,7 @@ from typing import Final
 from derp.errors import ListenError
 from derp.map import is_unspecified
 from derp.relay.pace import FIRST_UNSENT_BYTES
-from derp.text import error_text
+from derp.text import error_text, host_port
 from derp.transport import platform
 
 # A fleet that comes back at once waits here, not in timeouts.  The kernel lowers it to net.core.somaxconn.
@@ -101,7 +101,7 @@ def _bind(host: str, port: int, kind: socket.SocketKind, *, is_shared: bool = Fa
         sock.setblocking(False)
     except OSError as error:
         sock.close()
-        place = f"[{host}]:{port}" if ":" in host else f"{host or '*'}:{port}"
+        place = host_port(host or "*", port)
         raise ListenError(
             f"cannot listen on {what} {place}: {error_text(error)}; choose another address or port"
         ) from error

@@ -15,6 +15,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 import trio
 
 from derp.errors import ConnectError
+from derp.text import host_port
 from derp.transport import platform
 from derp.transport.stream import mapped_errors, transport_error
 
@@ -47,8 +48,7 @@ class TcpTarget:
 
     def label(self) -> str:
         """host:port, for messages."""
-        host = self.host or self.ipv4 or self.ipv6
-        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+        return host_port(self.host or self.ipv4 or self.ipv6, self.port)
 
     def families(self) -> list[tuple[socket.AddressFamily, str]]:
         """The families to dial, each with the address or name to use.  Raises ConnectError if none is left."""

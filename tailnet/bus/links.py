@@ -23,6 +23,7 @@ import trio
 
 from derp.errors import ConnectError, TransportError
 from derp.log import Rarely, and_more
+from derp.text import host_port
 from derp.transport.stream import mapped_errors, reason_of
 from derp.transport.tcp import TcpTarget, dial_tcp
 from derp.transport.tls import load_chain, make_self_signed
@@ -171,7 +172,7 @@ class Links:
             return
         finally:
             self._unproved -= 1
-        await self._serve(Link(other, False, f"{host}:{port}", self._digest, stream))
+        await self._serve(Link(other, False, host_port(host, port), self._digest, stream))
 
     def _note_refused(self, host: str, why: str) -> None:
         self.refused_count += 1

@@ -9,7 +9,7 @@ import click
 
 from derp.cli_run import FILE
 from derp.config.load import is_local
-from derp.text import error_text, fit_to_show
+from derp.text import error_text, fit_to_show, host_port
 from tailnet.config import CoordinatorConfig
 from tailnet.errors import ConfigError
 from tailnet.transport.fetch import Asker
@@ -65,4 +65,4 @@ def own_url(config: CoordinatorConfig) -> str:
     host, port = config.listen[0]
     host = _UNSPECIFIED.get(host, host)
     scheme = "http" if config.tls is None else "https"
-    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+    return f"{scheme}://{host_port(host, port)}"

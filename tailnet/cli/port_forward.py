@@ -16,7 +16,7 @@ import click
 import trio
 
 from derp.log import set_up_logging
-from derp.text import error_text, fit_to_show
+from derp.text import error_text, fit_to_show, host_port
 from tailnet.cli.login import read_login
 from tailnet.cli.output import console, say_json
 from tailnet.cli.reach import in_time, reach_options, run_interruptible
@@ -136,9 +136,8 @@ def _say(address: Sequence[Any], forward: Forward, agent: KnownAgent, as_json: b
         event = {"event": "forwarding", "protocol": forward.protocol, "host": host, "port": port, "agent": agent.label}
         say_json(event | {"remote_port": forward.remote_port})
     else:
-        local = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         remote = f"{'UDP ' if forward.protocol == 'udp' else ''}port {forward.remote_port}"
-        console().print(f"{local} leads to {remote} of {agent.label}")
+        console().print(f"{host_port(host, port)} leads to {remote} of {agent.label}")
 
 
 @asynccontextmanager

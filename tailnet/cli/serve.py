@@ -25,7 +25,7 @@ from derp.cli_output import say_what_to_try
 from derp.cli_run import FILE, completer
 from derp.errors import ConfigError
 from derp.log import set_up_logging
-from derp.text import without_secrets
+from derp.text import bracketed, without_secrets
 from tailnet.cli.output import console, say_json
 from tailnet.config import SETTINGS, CoordinatorConfig, load_config
 from tailnet.store.importing import import_seed
@@ -140,7 +140,7 @@ def make_demo(store_url: str) -> Demo:
 
 
 def _say_what_is_served(server: "CoordinatorServer", demo: Demo | None, as_json: bool) -> None:
-    places = [(each.kind, f"[{each.host}]" if ":" in each.host else each.host, each.port) for each in server.listening]
+    places = [(each.kind, bracketed(each.host), each.port) for each in server.listening]
     if as_json:
         for kind, host, port in places:
             say_json({"event": "listening", "kind": kind, "host": host, "port": port})

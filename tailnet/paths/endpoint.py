@@ -7,6 +7,7 @@ from other nodes and from datagrams, so each is judged before anything is sent t
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import Final, NamedTuple
 
+from derp.text import host_port
 from tailnet.types import CODER_SERVICE_PREFIX, PREFIX_BYTES, TAILSCALE_SERVICE_PREFIX
 
 _ADDRESS_BYTES: Final = 16
@@ -37,7 +38,7 @@ class Endpoint(NamedTuple):
     port: int
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return host_port(self.host, self.port)
 
 
 def make_endpoint(host: str, port: int) -> Endpoint | None:

@@ -12,6 +12,7 @@ from derp.keys import KEY_BYTES, NodePrivate
 from derp.map import DERPNode, DERPRegion
 from derp.relay.load import LoadReading
 from derp.server.ports import Listening
+from derp.text import host_port
 from tailnet.config import CoordinatorConfig
 from tailnet.services.derp_maps import DerpMaps, StoreMapKeeper
 from tailnet.services.map_sources import FileSource, MapSource, UrlSource
@@ -51,7 +52,7 @@ def default_access_url(listening: Sequence[Listening]) -> str:
         if each.kind.startswith("tailnet"):
             host = _UNSPECIFIED.get(each.host, each.host)
             scheme = "https" if each.kind.endswith("+tls") else "http"
-            return f"{scheme}://{f'[{host}]' if ':' in host else host}:{each.port}"
+            return f"{scheme}://{host_port(host, each.port)}"
     return ""
 
 

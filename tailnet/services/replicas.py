@@ -23,7 +23,7 @@ import trio
 from derp.errors import ListenError, TransportError
 from derp.log import Rarely, and_more
 from derp.server.pages import Page
-from derp.text import error_text
+from derp.text import error_text, host_port
 from derp.transport.alarm import Alarm
 from derp.transport.host import Host
 from derp.transport.listen import open_listener
@@ -274,7 +274,7 @@ class Replicas:
             link = await self._links.dial(address)
         except TransportError as error:
             if address not in self.dial_troubles:
-                _log.warning("! no link to the replica at %s:%d: %s", *address, error)
+                _log.warning("! no link to the replica at %s: %s", host_port(*address), error)
             self.dial_troubles[address] = error_text(error)
             return None
         self.dial_troubles.pop(address, None)

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any, Protocol
 
 from derp.server.pages import Page
+from derp.text import host_port
 from tailnet.bus.contract import Address, Bus, Record
 from tailnet.bus.links import Link
 from tailnet.metrics import ReplicaReading
@@ -60,7 +61,7 @@ def missing(replicas: Replicas) -> list[str]:
     ]
     known = {record.address for other, record in replicas.records.items() if other in cluster.pairs}
     return found + [
-        f"{host}:{port}: {why}" for (host, port), why in replicas.dial_troubles.items() if (host, port) not in known
+        f"{host_port(*place)}: {why}" for place, why in replicas.dial_troubles.items() if place not in known
     ]
 
 
@@ -73,12 +74,12 @@ def describe(replicas: Replicas) -> dict[str, Any]:
         "replica": str(replicas.id),
         "name": replicas.own_name,
         "bus": {"kind": replicas.bus.kind, "trouble": replicas.bus.trouble},
-        "listens": ["{}:{}".format(*sock.getsockname()[:2]) for sock in replicas.listening],
+        "listens": [host_port(*sock.getsockname()[:2]) for sock in replicas.listening],
         "peers": numbers.connected_peers,
         "remote_peers": remote_peers(replicas),
         "absent_peers": numbers.absent_peers,
         "replicas": [_describe_one(replicas, other) for other in others],
-        "places": {"{}:{}".format(*place): replicas.name_of(other) for place, other in replicas.found.items()},
+        "places": {host_port(*place): replicas.name_of(other) for place, other in replicas.found.items()},
         "missing": missing(replicas),
     }
 

@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from derp.keys import NodePrivate
-from derp.text import MASK, error_text, fit_lines_to_show, fit_to_show, printable, without_halves, without_secrets
+from derp.text import (
+    MASK,
+    error_text,
+    fit_lines_to_show,
+    fit_to_show,
+    host_port,
+    printable,
+    without_halves,
+    without_secrets,
+)
 
 PRIVATE = NodePrivate(b"\x11" * 32)
 RANDOM = "f3Kq9ZpL2mXw8RtY5vBn7cJd"
@@ -166,3 +175,15 @@ def test_a_circle_of_causes_ends() -> None:
 
 def test_a_document_in_a_reason_is_cut() -> None:
     assert len(error_text(ValueError("x" * 100_000))) < 600
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "shown"),
+    [
+        ("192.0.2.7", 443, "192.0.2.7:443"),
+        ("relay.example", 1, "relay.example:1"),
+        ("2001:db8::7", 80, "[2001:db8::7]:80"),
+    ],
+)
+def test_a_place_is_one_text(host: str, port: int, shown: str) -> None:
+    assert host_port(host, port) == shown
