@@ -1,17 +1,23 @@
-"""What a bus is to a replica: who else is there, and perhaps a carrier of frames.  Layer L2.
+"""What a bus is to a replica: who else is there, and perhaps a carrier of frames; and what all kinds share.  Layer L2.
 
 services/replicas.py runs one Bus and is its Watcher; the kinds are its neighbours here.  A bus may pause, forget
 everything or lose what it carries: sessions (replica/pair.py) notice, and nobody's connection ends for it.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+import logging
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeAlias
 
 import msgpack
+import trio
 
-from tailnet.errors import MalformedField
+from derp.log import Rarely, and_more
+from tailnet.errors import MalformedField, RemoteProtocolError
+from tailnet.replica.codec import MAX_FRAME_BYTES
 from tailnet.replica.messages import ReplicaID
+
+_log = logging.getLogger("tailnet.replicas")
 
 # A record that is not renewed for so long is gone: three renewals, of which two may fail.
 LEASE_SECONDS: Final = 6.0
@@ -20,6 +26,8 @@ RENEW_SECONDS: Final = 2.0
 MAX_RECORD_BYTES: Final = 4096
 # The full mesh is 2,016 links then; beyond it agents have to be sharded.
 MAX_REPLICAS: Final = 64
+_LENGTH_BYTES: Final = 4
+_TELL_SECONDS: Final = 60.0
 
 Address: TypeAlias = tuple[str, int]
 
@@ -76,6 +84,25 @@ class Bus(Protocol):
         ...
 
 
+def join_frames(frames: Iterable[bytes]) -> bytes:
+    """Frames behind each other, each after its length."""
+    return b"".join(part for frame in frames for part in (len(frame).to_bytes(_LENGTH_BYTES, "big"), frame))
+
+
+def split_frames(data: bytes | bytearray) -> Iterator[tuple[bytes, int]]:
+    """The whole frames at the beginning of some bytes, each with where it ends.  Raises RemoteProtocolError for one
+    that is too long."""
+    at = 0
+    while len(data) - at >= _LENGTH_BYTES:
+        length = int.from_bytes(data[at : at + _LENGTH_BYTES], "big")
+        if length > MAX_FRAME_BYTES:
+            raise RemoteProtocolError(f"a frame of {length:,} bytes, limit {MAX_FRAME_BYTES:,}")
+        start, at = at + _LENGTH_BYTES, at + _LENGTH_BYTES + length
+        if at > len(data):
+            return
+        yield bytes(data[start:at]), at
+
+
 def encode_record(record: Record) -> bytes:
     """A record as buses keep it: msgpack `[version, id, name, host, port, program, started]`."""
     host, port = record.address or ("", 0)
@@ -98,3 +125,27 @@ def decode_record(encoded: bytes) -> Record:
             return Record(ReplicaID(replica), name, (host, port) if host else None, version, started_at)
         case _:
             raise MalformedField("a replica's record has other fields")
+
+
+class RecordReader:
+    """Reads what a bus holds; what no replica wrote is left out, and told once a minute."""
+
+    def __init__(self, bus: str) -> None:
+        """`bus`: what holds it, for people."""
+        self._bus = bus
+        self._rarely = Rarely(_TELL_SECONDS)
+
+    def read(self, encoded: Iterable[bytes]) -> dict[ReplicaID, Record]:
+        """MAX_REPLICAS of them at the most."""
+        found: dict[ReplicaID, Record] = {}
+        for each in encoded:
+            try:
+                record = decode_record(each)
+            except MalformedField as error:
+                more = self._rarely.held_back("record", trio.current_time())
+                if more is not None:
+                    _log.warning("! %s has a record that no replica wrote: %s%s", self._bus, error, and_more(more))
+                continue
+            if len(found) < MAX_REPLICAS:
+                found[record.replica] = record
+        return found

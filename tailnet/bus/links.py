@@ -27,9 +27,7 @@ from derp.text import host_port
 from derp.transport.stream import mapped_errors, reason_of
 from derp.transport.tcp import TcpTarget, dial_tcp
 from derp.transport.tls import load_chain, make_self_signed
-from tailnet.bus.contract import MAX_REPLICAS, Address
-from tailnet.errors import RemoteProtocolError
-from tailnet.replica.codec import MAX_FRAME_BYTES
+from tailnet.bus.contract import MAX_REPLICAS, Address, join_frames, split_frames
 from tailnet.replica.messages import REPLICA_ID_BYTES, ReplicaID
 from tailnet.replica.proof import NONCE_BYTES, ClusterKey
 
@@ -38,7 +36,6 @@ _log = logging.getLogger("tailnet.replicas")
 MAGIC: Final = b"tailnet-replica1"
 _HEAD_BYTES: Final = len(MAGIC) + REPLICA_ID_BYTES + NONCE_BYTES
 _PROOF_BYTES: Final = 32
-_LENGTH_BYTES: Final = 4
 # TCP, TLS and the proof: three round trips of at most 100 ms, and a busy machine.
 OPEN_SECONDS: Final = 5.0
 # Strangers and replicas that are proving themselves; more are closed at once.  64 replicas may all dial in one moment.
@@ -74,9 +71,8 @@ class Link:
 
     async def send(self, frames: list[bytes]) -> None:
         """All in one piece.  Raises TransportError."""
-        data = b"".join(part for frame in frames for part in (len(frame).to_bytes(_LENGTH_BYTES, "big"), frame))
         with mapped_errors(f"the link to replica {self.other}"):
-            await self.stream.send_all(data)
+            await self.stream.send_all(join_frames(frames))
 
     async def receive(self) -> list[bytes]:
         """Frames that came; empty at the end of the link.  Raises TransportError, and RemoteProtocolError for a frame
@@ -93,17 +89,10 @@ class Link:
             await self._keep_rate(len(received))
 
     def _take_frames(self) -> list[bytes]:
-        frames, at, buffer = [], 0, self._buffer
-        while len(buffer) - at >= _LENGTH_BYTES:
-            length = int.from_bytes(buffer[at : at + _LENGTH_BYTES], "big")
-            if length > MAX_FRAME_BYTES:
-                raise RemoteProtocolError(f"a frame of {length:,} bytes, limit {MAX_FRAME_BYTES:,}")
-            end = at + _LENGTH_BYTES + length
-            if end > len(buffer):
-                break
-            frames.append(bytes(buffer[at + _LENGTH_BYTES : end]))
-            at = end
-        del buffer[:at]
+        frames, end = [], 0
+        for frame, end in split_frames(self._buffer):  # noqa: B007  # of the last one
+            frames.append(frame)
+        del self._buffer[:end]
         return frames
 
     async def _keep_rate(self, size: int) -> None:

@@ -7,9 +7,10 @@ its own channel, and only that one coming back proves that the bus is well.
 """
 
 import logging
+import random
 import re
-import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
 import trio
@@ -24,12 +25,13 @@ from tailnet.bus.contract import (
     MAX_REPLICAS,
     RENEW_SECONDS,
     Record,
+    RecordReader,
     Watcher,
-    decode_record,
     encode_record,
+    join_frames,
+    split_frames,
 )
-from tailnet.errors import MalformedField
-from tailnet.replica.codec import MAX_FRAME_BYTES
+from tailnet.errors import RemoteProtocolError
 from tailnet.replica.messages import REPLICA_ID_BYTES, ReplicaID
 
 _log = logging.getLogger("tailnet.replicas")
@@ -42,7 +44,6 @@ DEAF_SECONDS: Final = 3.5
 RETRY_SECONDS: Final = (0.25, 1.0)
 # What waits in coredis for us, which has no bound of its own: a consumer that is behind by this begins anew.
 MAX_WAITING_MESSAGES: Final = 10_000
-_LENGTH_BYTES: Final = 4
 _TELL_SECONDS: Final = 60.0
 _ID: Final = re.compile(rb"[0-9a-f]{%d}" % (2 * REPLICA_ID_BYTES))
 _EXPECTED: Final = (RedisError, OSError, TimeoutError)
@@ -63,6 +64,7 @@ class RedisBus:
         self._heard_at = 0.0
         self._own: ReplicaID
         self._rarely = Rarely(_TELL_SECONDS)
+        self._records = RecordReader("the bus")
 
     async def run(self, own: Record, watcher: Watcher) -> None:
         self._own = own.replica
@@ -81,8 +83,7 @@ class RedisBus:
                     self._note_trouble(_reason(errors))
                 self._client = None
                 watcher.see_carrier(False)
-                low, high = RETRY_SECONDS
-                await trio.sleep(low + (high - low) * secrets.randbelow(1000) / 1000)
+                await trio.sleep(random.uniform(*RETRY_SECONDS))
         finally:
             await self._leave(own.replica)
 
@@ -132,20 +133,9 @@ class RedisBus:
                 await client.srem(ids, strange)
             named = sorted(members.difference(strange))[: 2 * MAX_REPLICAS]
             found = await client.mget([f"{self._prefix}r:{each.decode()}" for each in named])
-            records: dict[ReplicaID, Record] = {}
-            for each, value in zip(named, found, strict=True):
-                if value is None:
-                    await client.srem(ids, [each])
-                    continue
-                try:
-                    record = decode_record(bytes(value))
-                except MalformedField as error:
-                    more = self._rarely.held_back("record", trio.current_time())
-                    if more is not None:
-                        _log.warning("! the bus has a record that no replica wrote: %s%s", error, and_more(more))
-                    continue
-                records[record.replica] = record
-            watcher.see_records(dict(list(records.items())[:MAX_REPLICAS]))
+            if gone := [each for each, value in zip(named, found, strict=True) if value is None]:
+                await client.srem(ids, gone)
+            watcher.see_records(self._records.read(bytes(value) for value in found if value is not None))
             await trio.sleep(RENEW_SECONDS)
 
     async def _beat(self, client: "Redis[bytes]", own: ReplicaID, watcher: Watcher) -> None:
@@ -158,7 +148,7 @@ class RedisBus:
     def _take(self, message: bytes, watcher: Watcher) -> None:
         if len(message) < REPLICA_ID_BYTES:
             return
-        sender, at = ReplicaID(message[:REPLICA_ID_BYTES]), REPLICA_ID_BYTES
+        sender = ReplicaID(message[:REPLICA_ID_BYTES])
         if sender == self._own:
             self._heard_at = trio.current_time()
             if self.trouble:
@@ -166,19 +156,15 @@ class RedisBus:
                 self.trouble = ""
                 watcher.see_carrier(True)
             return
-        while at + _LENGTH_BYTES <= len(message):
-            end = at + _LENGTH_BYTES + int.from_bytes(message[at : at + _LENGTH_BYTES], "big")
-            if end > len(message) or end - at > _LENGTH_BYTES + MAX_FRAME_BYTES:
-                return  # the gap tells
-            watcher.hear_frame(sender, message[at + _LENGTH_BYTES : end])
-            at = end
+        with suppress(RemoteProtocolError):  # the gap tells
+            for frame, _ in split_frames(message[REPLICA_ID_BYTES:]):
+                watcher.hear_frame(sender, frame)
 
     async def send(self, receiver: ReplicaID, frames: Sequence[bytes]) -> bool:
         client = self._client
-        parts = [part for frame in frames for part in (len(frame).to_bytes(_LENGTH_BYTES, "big"), frame)]
         try:
             if client is not None:
-                await client.publish(self._channel(receiver), b"".join((self._own, *parts)))
+                await client.publish(self._channel(receiver), self._own + join_frames(frames))
                 return True
         except Exception as error:  # a connection that ends meanwhile has more than its own errors
             self._note_trouble(error_text(error))

@@ -13,14 +13,13 @@ import trio
 
 from tailnet.bus.contract import (
     LEASE_SECONDS,
-    MAX_REPLICAS,
     RENEW_SECONDS,
     Record,
+    RecordReader,
     Watcher,
-    decode_record,
     encode_record,
 )
-from tailnet.errors import MalformedField, StoreError
+from tailnet.errors import StoreError
 from tailnet.replica.messages import ReplicaID
 from tailnet.store.store import Store
 
@@ -42,6 +41,7 @@ class StoreBus:
     def __init__(self, store: Store) -> None:
         self.trouble = ""
         self._store = store
+        self._records = RecordReader("the store")
         self._seen: dict[str, tuple[int, int]] = {}  # the number of each row, and for how many looks it stood still
 
     async def run(self, own: Record, watcher: Watcher) -> None:
@@ -66,20 +66,11 @@ class StoreBus:
 
     def _alive(self, rows: Sequence[tuple[str, int, bytes]]) -> dict[ReplicaID, Record]:
         before, self._seen = self._seen, {}
-        found: dict[ReplicaID, Record] = {}
-        for row_id, beat, encoded in rows:
+        for row_id, beat, _ in rows:
             known = before.get(row_id)
             looks = known[1] + 1 if known is not None and known[0] == beat else 0
             self._seen[row_id] = beat, looks
-            if looks >= LEASE_LOOKS or len(found) >= MAX_REPLICAS:
-                continue
-            try:
-                record = decode_record(encoded)
-            except MalformedField as error:
-                _log.warning("! the store has a row that no replica wrote: %s", error)
-                continue
-            found[record.replica] = record
-        return found
+        return self._records.read(encoded for row_id, _, encoded in rows if self._seen[row_id][1] < LEASE_LOOKS)
 
     def _dead(self) -> list[str]:
         """Rows that nobody raises any more."""
