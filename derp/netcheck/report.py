@@ -12,6 +12,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
 from derp.map import DERPMap
+from derp.netcheck.steering import score_in
 from derp.text import host_port
 
 FULL_REPORT_SECONDS: Final = 300.0
@@ -204,12 +205,6 @@ class History:
         settled = replace(report, preferred=choice, preferred_because=because)
         self._reports[-1] = (now, settled)
         return settled
-
-
-def score_in(derp_map: DERPMap, region_id: int) -> float:
-    """How many times as far a region looks to clients, who ignore what is not above 0."""
-    score = derp_map.home_params.region_score.get(region_id, 0.0) if derp_map.home_params is not None else 0.0
-    return score if score > 0 else 1.0
 
 
 def why_home(home: int, seconds: Mapping[int, float], derp_map: DERPMap) -> str:

@@ -40,12 +40,16 @@ def score_of(weight: float) -> float:
     return round(1 / weight, 6)
 
 
+def score_in(derp_map: DERPMap, region_id: int) -> float:
+    """How many times as far a region looks to clients, who ignore what is not above 0."""
+    score = derp_map.home_params.region_score.get(region_id, 0.0) if derp_map.home_params is not None else 0.0
+    return score if score > 0 else 1.0
+
+
 def pushed_away(derp_map: DERPMap, factors: Mapping[int, float]) -> DERPMap:
     """A map in which regions look so many times as far as they did.  Those that the map does not have are ignored."""
     scores = dict(derp_map.home_params.region_score) if derp_map.home_params is not None else {}
     for region_id, factor in factors.items():
         if region_id in derp_map.regions and factor != 1.0:
-            before = scores.get(region_id, 0.0)
-            # Clients ignore a score that is not above 0.
-            scores[region_id] = round((before if before > 0 else 1.0) * factor, 6)
+            scores[region_id] = round(score_in(derp_map, region_id) * factor, 6)
     return replace(derp_map, home_params=DERPHomeParams(scores)) if scores else derp_map

@@ -17,7 +17,7 @@ from derp.client.dial import DialOptions
 from derp.client.load import note_loads
 from derp.log import fields
 from derp.netcheck.load import LoadScores
-from derp.netcheck.report import score_in
+from derp.netcheck.steering import score_in
 from derp.relay.load import LoadReading
 from derp.text import error_text
 from tailnet.errors import StoreError
