@@ -242,10 +242,13 @@ class Router:
             self._end_hold(member)
             self._reroute(member)
             return
-        for frames in self._empty(member):
-            count_lost(frames, DropReason.GONE_DISCONNECTED, self.counters)
+        self._drop_mail(member)
         self._reroute(member)
         self._tell_watchers_gone(mailbox.key)
+
+    def _drop_mail(self, member: Member) -> None:
+        for frames in self._empty(member):
+            count_lost(frames, DropReason.GONE_DISCONNECTED, self.counters)
 
     def _give_mail(self, member: Member, client: Client) -> None:
         """Packets of several senders: each is a piece of its own, so that a queue tells them apart."""
@@ -287,8 +290,7 @@ class Router:
         elif member.forwarders:
             self._forward_mail(member, member.forwarders[0])
         else:
-            for frames in self._empty(member):
-                count_lost(frames, DropReason.GONE_DISCONNECTED, self.counters)
+            self._drop_mail(member)
 
     def _note_end(self, client: Client) -> None:
         """All that this connection sent has been relayed."""

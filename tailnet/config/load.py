@@ -32,7 +32,12 @@ from tailnet.signatures import parse_secrets
 
 _NO_HTTP: Final = -1
 _OF_THE_BUS: Final = (
-    *("bus_key_file", "cluster_name", "replica_name", "replica_listen", "replica_address", "insecure_bus"),
+    "bus_key_file",
+    "cluster_name",
+    "replica_name",
+    "replica_listen",
+    "replica_address",
+    "insecure_bus",
 )
 # 128 bits in hex digits.
 MIN_SECRET_BYTES: Final = 32

@@ -7,6 +7,7 @@ Nobody's connection ends because a replica, a link or the bus is away.
 """
 
 import logging
+import random
 import secrets
 import socket
 import time
@@ -179,12 +180,9 @@ class Replicas:
 
     def _own_address(self) -> Address | None:
         address = self.settings.address
-        # Port 0 took any free one.
-        return (
-            (address[0], self.listening[0].getsockname()[1])
-            if address and not address[1] and self.listening
-            else address
-        )
+        if address is not None and address[1] == 0 and self.listening:  # any free port was taken
+            return address[0], self.listening[0].getsockname()[1]
+        return address
 
     async def _listen(self) -> None:
         """A predecessor has our ports for a moment longer; until then we dial."""
@@ -203,16 +201,16 @@ class Replicas:
 
     def see_records(self, records: Mapping[ReplicaID, Record]) -> None:
         self.records = dict(records)
-        wanted = {
-            record.address: other
-            for other, record in records.items()
-            if other != self.id and record.address is not None
-        }
-        self._dial_these(wanted)
+        self._dial_these(
+            {
+                record.address: other
+                for other, record in records.items()
+                if other != self.id and record.address is not None
+            }
+        )
         with self._step() as now:
             for other in records:
-                if other != self.id:
-                    self._use_bus(other, now)
+                self._use_bus(other, now)
 
     def see_addresses(self, addresses: Collection[Address]) -> None:
         self._dial_these(dict.fromkeys(addresses))
@@ -228,12 +226,11 @@ class Replicas:
             self.cluster.is_deaf = not is_well and bool(by_bus)
             if is_well:
                 for other in self.records:
-                    if other != self.id:
-                        self._use_bus(other, now)
+                    self._use_bus(other, now)
 
     def _use_bus(self, other: ReplicaID, now: float) -> None:
         """The bus carries what no link does."""
-        if self.bus.can_carry and other in self.records and other not in self.linked:
+        if self.bus.can_carry and other in self.records and other not in self.linked and other != self.id:
             pair = self.cluster.pair(other)
             if not pair.has_link:
                 pair.link_opened(now)
@@ -263,7 +260,7 @@ class Replicas:
                     if other in self.linked:
                         continue
                 other = await self._dial(address) or other
-                await trio.sleep(_between(*REDIAL_SECONDS))
+                await trio.sleep(random.uniform(*REDIAL_SECONDS))
 
     async def _dial(self, address: Address) -> ReplicaID | None:
         """One link, from its beginning to its end; who was there, if anybody.
@@ -453,7 +450,3 @@ class Replicas:
                 more = self._rarely.held_back("refused", trio.current_time())
                 if more is not None:
                     _log.warning("! replica %s cannot be talked to: %s%s", self.name_of(other), why, and_more(more))
-
-
-def _between(low: float, high: float) -> float:
-    return low + (high - low) * secrets.randbelow(1000) / 1000

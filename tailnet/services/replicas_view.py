@@ -50,13 +50,17 @@ def state_of(replicas: Replicas, other: ReplicaID) -> str:
     return "greeting" if pair is not None and pair.has_link else "silent"
 
 
+def others_of(replicas: Replicas) -> set[ReplicaID]:
+    """All that are or should be here beside this one."""
+    return {*replicas.cluster.pairs, *replicas.records} - {replicas.id}
+
+
 def missing(replicas: Replicas) -> list[str]:
     """Replicas that should be here and are not, each as a sentence."""
     cluster = replicas.cluster
-    others = {*cluster.pairs, *replicas.records} - {replicas.id, *replicas.leaving}
     found = [
         f"replica {replicas.name_of(other)}: {cluster.refused.get(other) or 'no session with it'}"
-        for other in sorted(others)
+        for other in sorted(others_of(replicas) - replicas.leaving)
         if state_of(replicas, other) != "session"
     ]
     known = {record.address for other, record in replicas.records.items() if other in cluster.pairs}
@@ -69,7 +73,7 @@ def describe(replicas: Replicas) -> dict[str, Any]:
     """Everything, as JSON has it."""
     cluster = replicas.cluster
     numbers = cluster.coordinator.statistics()
-    others = sorted({*cluster.pairs, *replicas.records} - {replicas.id}, key=replicas.name_of)
+    others = sorted(others_of(replicas), key=replicas.name_of)
     return {
         "replica": str(replicas.id),
         "name": replicas.own_name,
@@ -113,7 +117,7 @@ def read(replicas: Replicas) -> ReplicaReading:
     """What is counted, for metrics."""
     cluster = replicas.cluster
     states = dict.fromkeys(("session", "greeting", "silent", "refused"), 0)
-    for other in {*cluster.pairs, *replicas.records} - {replicas.id}:
+    for other in others_of(replicas):
         states[state_of(replicas, other)] += 1
     return ReplicaReading(
         states=states,
