@@ -128,6 +128,14 @@ def routed_totals(router: Router, held_packets: int, held_bytes: int) -> tuple[i
     return packets, sent_bytes
 
 
+def plain(
+    family: type[GaugeMetricFamily] | type[CounterMetricFamily], rows: Iterable[tuple[str, str, float]]
+) -> Iterable[Metric]:
+    """Metrics without labels: name, help and value of each."""
+    for name, text, value in rows:
+        yield family(name, text, value=value)
+
+
 class RelayCollector(Collector):
     """Gives prometheus-client one reading per scrape."""
 
@@ -183,8 +191,7 @@ def _gauges(reading: RelayStatistics) -> Iterable[Metric]:
             reading.node_limit_bytes_per_second,
         ),
     )
-    for name, text, value in rows:
-        yield GaugeMetricFamily(name, text, value=value)
+    yield from plain(GaugeMetricFamily, rows)
     if reading.certificate_expires_at is not None:
         yield GaugeMetricFamily(
             "derp_certificate_expires_timestamp_seconds",
@@ -233,8 +240,7 @@ def _counters(reading: RelayStatistics) -> Iterable[Metric]:
         ("derp_log_lines_dropped", "Log lines that nobody read in time.", reading.log_lines_dropped),
         ("derp_ledger_write_failures", "Attempts to write the ledger that failed.", reading.ledger_write_failures),
     )
-    for name, text, value in rows:
-        yield CounterMetricFamily(name, text, value=value)
+    yield from plain(CounterMetricFamily, rows)
 
 
 def _mesh(readings: Iterable[MeshReading]) -> Iterable[Metric]:

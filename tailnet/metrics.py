@@ -12,7 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
-from derp.metrics import RelayCollector, RelayStatistics, build_info
+from derp.metrics import RelayCollector, RelayStatistics, build_info, plain
 from tailnet.coordinator.core import Statistics
 from tailnet.store.outbox import KindReading
 
@@ -134,8 +134,7 @@ class CoordinatorCollector(Collector):
             ("tailnet_agents_connected", "Agents that are connected.", reading.agents_connected),
             ("tailnet_derp_map_version", "Changes of the DERP map since the start.", reading.map_version),
         )
-        for name, text, value in gauges:
-            yield GaugeMetricFamily(name, text, value=value)
+        yield from plain(GaugeMetricFamily, gauges)
         text = "How many times as far a region looks to clients, by the load of its relays."
         yield _each(GaugeMetricFamily("tailnet_derp_region_factor", text, labels=["region"]), reading.region_factors)
         counters: tuple[tuple[str, str, float], ...] = (
@@ -170,8 +169,7 @@ class CoordinatorCollector(Collector):
             ("tailnet_reports_delayed", "Reports answered later, for an agent sent too many.", reading.reports_delayed),
             ("tailnet_reports_refused", "Reports refused, for an agent sent far too many.", reading.reports_refused),
         )
-        for name, text, value in counters:
-            yield CounterMetricFamily(name, text, value=value)
+        yield from plain(CounterMetricFamily, counters)
         yield from _labelled_metrics(reading)
         yield GaugeMetricFamily(
             "tailnet_external_auth_waiting",
@@ -202,16 +200,14 @@ def _replica_metrics(reading: ReplicaReading) -> Iterable[Metric]:
         ("tailnet_replica_remote_peers", "Peers elsewhere that share tunnels with ours.", reading.remote_peers),
         ("tailnet_replica_bus_trouble", "Whether the bus cannot be used.", reading.bus_trouble),
     )
-    for name, text, value in gauges:
-        yield GaugeMetricFamily(name, text, value=value)
+    yield from plain(GaugeMetricFamily, gauges)
     counters: tuple[tuple[str, str, float], ...] = (
         ("tailnet_replica_sessions", "Sessions with others.", reading.sessions),
         ("tailnet_replica_clock_jumps", "Times that the cluster's clock was ahead of ours.", reading.clock_jumps),
         ("tailnet_replica_sleeps", "Times that this process was stopped for a while.", reading.sleeps),
         ("tailnet_replica_refused_links", "Connections that did not prove to be replicas.", reading.refused_links),
     )
-    for name, text, value in counters:
-        yield CounterMetricFamily(name, text, value=value)
+    yield from plain(CounterMetricFamily, counters)
 
 
 def _labelled_metrics(reading: CoordinatorReading) -> Iterable[Metric]:

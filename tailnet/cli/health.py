@@ -9,17 +9,14 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import click
-import trio
 
-from tailnet.cli.operator_door import open_door, own_url, read_token, token_option
+from tailnet.cli.operator_door import ask_server, open_door, token_option
 from tailnet.cli.output import console, say_json
-from tailnet.config import load_config
 from tailnet.errors import TransportError
 from tailnet.health.text import health_lines
 
 # As monitors of the Nagios family understand them.
 EXIT_STATUS: Final = {"ok": 0, "warning": 1, "unknown": 1, "error": 2}
-_UNREACHABLE: Final = 2
 _STYLES: Final = {"warning": "yellow", "error": "red"}
 # A report with each of a thousand agents flapping.
 _MAX_BYTES: Final = 4 * 1024 * 1024
@@ -37,14 +34,7 @@ def health(url: str | None, token_file: str | None, as_json: bool) -> None:
 
     Exit status 0: ok; 1: warnings, or not measured yet; 2: errors, or the server cannot be asked.
     """
-    try:
-        page = trio.run(_ask, url or own_url(load_config()), read_token(token_file))
-    except TransportError as error:
-        if as_json:
-            say_json({"state": "error", "reason": str(error)})
-        else:
-            console().print(f"error: {error}", style="red")
-        sys.exit(_UNREACHABLE)
+    page = ask_server(_ask, url, token_file, as_json, lambda why: {"state": "error", "reason": why})
     if as_json:
         say_json(page)
     else:

@@ -1,23 +1,30 @@
 """How commands ask a running server as its operator (layer L4): over loopback, or with an administrator's token."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 from urllib.parse import urlsplit
 
 import click
+import trio
 
 from derp.cli_run import FILE
 from derp.config.load import is_local
 from derp.text import error_text, fit_to_show, host_port
-from tailnet.config import CoordinatorConfig
-from tailnet.errors import ConfigError
+from tailnet.cli.output import console, say_json
+from tailnet.config import CoordinatorConfig, load_config
+from tailnet.errors import ConfigError, TransportError
 from tailnet.transport.fetch import Asker
 
 # A run of all health checks takes ten seconds at the most.
 ASK_SECONDS: Final = 20.0
 _MAX_TOKEN_BYTES: Final = 4_096
+_UNREACHABLE: Final = 2
 _UNSPECIFIED: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+
+
+Answer = TypeVar("Answer")
 
 
 def token_option(command: Callable[..., None]) -> Callable[..., None]:
@@ -58,6 +65,27 @@ def open_door(url: str, token: str) -> Asker:
     # Our own machine answers by an address that is in no certificate, and needs no token.
     verified = parts.scheme == "http" or not is_here or bool(token)
     return Asker(url, token=token, verified=verified, timeout_seconds=ASK_SECONDS)
+
+
+def ask_server(
+    ask: Callable[[str, str], Awaitable[Answer]],
+    url: str | None,
+    token_file: str | None,
+    as_json: bool,
+    unreachable: Callable[[str], dict[str, str]],
+) -> Answer:
+    """What `ask(url, token)` is answered; without `url` by the server of this machine's settings.
+
+    Where that raises TransportError, the reason is said, as JSON in the words of `unreachable`, and the program ends.
+    """
+    try:
+        return trio.run(ask, url or own_url(load_config()), read_token(token_file))
+    except TransportError as error:
+        if as_json:
+            say_json(unreachable(str(error)))
+        else:
+            console().print(f"error: {error}", style="red")
+        sys.exit(_UNREACHABLE)
 
 
 def own_url(config: CoordinatorConfig) -> str:

@@ -9,17 +9,14 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import click
-import trio
 
-from tailnet.cli.operator_door import open_door, own_url, read_token, token_option
+from tailnet.cli.operator_door import ask_server, open_door, token_option
 from tailnet.cli.output import console, say_json
 from tailnet.cli.tables import print_table
-from tailnet.config import load_config
 from tailnet.errors import TransportError
 
 _COLUMNS: Final = ("name", "state", "way", "version", "peers", "sessions", "queued_bytes", "leaving")
 _MAX_BYTES: Final = 1024 * 1024  # 64 replicas take 32 KiB
-_UNREACHABLE: Final = 2
 
 
 @click.command()
@@ -33,14 +30,7 @@ def replicas(url: str | None, token_file: str | None, as_json: bool) -> None:
 
     Exit status 0: all are there; 1: one is missing, or the bus is away; 2: the server cannot be asked.
     """
-    try:
-        seen = trio.run(_ask, url or own_url(load_config()), read_token(token_file))
-    except TransportError as error:
-        if as_json:
-            say_json({"error": str(error)})
-        else:
-            console().print(f"error: {error}", style="red")
-        sys.exit(_UNREACHABLE)
+    seen = ask_server(_ask, url, token_file, as_json, lambda why: {"error": why})
     if as_json:
         say_json(seen)
     else:
