@@ -13,10 +13,12 @@ from tailnet.replica.proof import ClusterKey
 from tailnet.services.hub import Hub, Receiver
 from tailnet.services.replicas import Replicas, ReplicaSettings
 from tailnet.types import PeerID
+from tests.support.seeds import peer_id
 from tests.support.tailnet_driver import wait_for
 from tests.tailnet.coordinator.playbook import make_node
 
 KEY = ClusterKey("tests", bytes(range(32)))
+MAIN, ME = peer_id("main"), peer_id("me")
 
 
 class Told:
@@ -111,6 +113,14 @@ async def together(*places: Place) -> None:
         pairs = place.replicas.cluster.pairs
         others = [other.replicas.id for other in places if other is not place]
         await wait_for(lambda: all(each in pairs and pairs[each].is_open for each in others))  # noqa: B023  # called in place
+
+
+async def meet(first: Place, second: Place) -> tuple[Told, Told]:
+    """The agent MAIN at the first, and its client ME at the second, who has its node a1."""
+    agent, client = first.agent(MAIN), second.client(ME, MAIN)
+    first.node(agent, "a1")
+    await client.hears(MAIN, Kind.NODE, "a1")
+    return agent, client
 
 
 @asynccontextmanager

@@ -111,6 +111,17 @@ def got(client: Client) -> list[tuple[int, bytes]]:
     return found
 
 
+def hears_of(pair: Pair) -> Client:
+    """C at the right, to whom B at the left has sent something: it would hear of B's end."""
+    left, right = pair.sides
+    b, c = left.connect(B), right.connect(C)
+    pair.settle()
+    left.send(b, packet(C, b"hello"))
+    pair.settle()
+    got(c)
+    return c
+
+
 def packet(destination: bytes, content: bytes) -> bytes:
     return encode(SendPacket(destination, content))
 
@@ -384,12 +395,7 @@ class TestLeaving:
 
     @pytest.mark.parametrize("is_late", [True, False])
     def test_nobody_hears_that_it_has_gone_if_its_new_worker_s_word_comes_last(self, pair: Pair, is_late: bool) -> None:
-        left, right = pair.sides
-        moves, c = left.connect(B), right.connect(C)
-        pair.settle()
-        left.send(moves, packet(C, b"hello"))
-        pair.settle()
-        got(c)
+        right, c = pair.sides[1], hears_of(pair)
         third = SiblingRoute(OWN, 2, Wire())
         right.router.add_sibling(third)
         came = right.link.keys[B]
@@ -403,12 +409,7 @@ class TestLeaving:
         assert got(c) == [(FrameType.PEER_GONE, B + b"\x00")]
 
     def test_a_key_whose_new_worker_is_never_heard_of_has_gone_with_the_old_one(self, pair: Pair) -> None:
-        left, right = pair.sides
-        moves, c = left.connect(B), right.connect(C)
-        pair.settle()
-        left.send(moves, packet(C, b"hello"))
-        pair.settle()
-        got(c)
+        right, c = pair.sides[1], hears_of(pair)
         right.router.add_sibling(SiblingRoute(OWN, 2, Wire()))
         right.router.sibling_went(right.link, B, 2)
 

@@ -18,11 +18,10 @@ from tailnet.replica import pair
 from tailnet.store.store import Store
 from tests.support.memory_bus import Exchange, MemoryBus
 from tests.support.redis import RedisMissing, RedisServer, running_redis
-from tests.support.replicated import Place, together
+from tests.support.replicated import MAIN, ME, Place, meet, together
 from tests.support.seeds import peer_id
 from tests.support.tailnet_driver import wait_for
 
-MAIN, ME = peer_id("main"), peer_id("me")
 KINDS = ("memory", "static", "store", "redis")
 CARRIERS = ("memory", "redis")
 
@@ -61,6 +60,12 @@ class Kinds:
         place: Place = await self._nursery.start(Place(self._bus(), f"replica{len(self.places)}", listen).run)
         self.places.append(place)
         return place
+
+    async def two(self) -> tuple[Place, Place]:
+        """They have a session."""
+        first, second = await self.start(), await self.start()
+        await together(first, second)
+        return first, second
 
     def _bus(self) -> Bus:
         match self.kind:
@@ -126,8 +131,7 @@ async def test_all_find_each_other_and_peers_meet(kind: str, kinds: Callable[[st
 @pytest.mark.parametrize("kind", KINDS)
 async def test_updates_keep_their_order_and_the_last_arrives(kind: str, kinds: Callable[[str], Kinds]) -> None:
     world = kinds(kind)
-    first, second = await world.start(), await world.start()
-    await together(first, second)
+    first, second = await world.two()
     agent, client = first.agent(MAIN), second.client(ME, MAIN)
     first.node(agent, "0")
     await client.hears(MAIN, Kind.NODE, "0")
@@ -143,8 +147,7 @@ async def test_updates_keep_their_order_and_the_last_arrives(kind: str, kinds: C
 @pytest.mark.parametrize("kind", KINDS)
 async def test_the_largest_node_crosses(kind: str, kinds: Callable[[str], Kinds]) -> None:
     world = kinds(kind)
-    first, second = await world.start(), await world.start()
-    await together(first, second)
+    first, second = await world.two()
     agent, client = first.agent(MAIN), second.client(ME, MAIN)
     first.node(agent, "n" * 32 * 1024)
     await client.hears(MAIN, Kind.NODE, "n" * 32 * 1024)
@@ -156,8 +159,7 @@ async def test_who_is_gone_is_lost_and_forgotten(
 ) -> None:
     monkeypatch.setattr(pair, "SILENCE_SECONDS", 2.5)
     world = kinds(kind)
-    first, second = await world.start(), await world.start()
-    await together(first, second)
+    first, second = await world.two()
     client = second.client(ME, MAIN)
     first.node(first.agent(MAIN), "a1")
     await client.hears(MAIN, Kind.NODE, "a1")
@@ -169,11 +171,8 @@ async def test_who_is_gone_is_lost_and_forgotten(
 @pytest.mark.parametrize("kind", CARRIERS)
 async def test_a_pause_is_no_silence(kind: str, kinds: Callable[[str], Kinds], patient: None) -> None:
     world = kinds(kind)
-    first, second = await world.start(), await world.start()
-    await together(first, second)
-    agent, client = first.agent(MAIN), second.client(ME, MAIN)
-    first.node(agent, "a1")
-    await client.hears(MAIN, Kind.NODE, "a1")
+    first, second = await world.two()
+    agent, client = await meet(first, second)
     world.pause()
     try:
         first.node(agent, "a2")
@@ -190,11 +189,8 @@ async def test_a_bus_that_restarts_empty_is_filled_again(
     kind: str, kinds: Callable[[str], Kinds], patient: None
 ) -> None:
     world = kinds(kind)
-    first, second = await world.start(), await world.start()
-    await together(first, second)
-    agent, client = first.agent(MAIN), second.client(ME, MAIN)
-    first.node(agent, "a1")
-    await client.hears(MAIN, Kind.NODE, "a1")
+    first, second = await world.two()
+    agent, client = await meet(first, second)
     world.restart_empty()
     first.node(agent, "a2")
     await client.hears(MAIN, Kind.NODE, "a2")
@@ -205,11 +201,8 @@ async def test_a_bus_that_restarts_empty_is_filled_again(
 @pytest.mark.parametrize("fault", ["lose", "double"])
 async def test_what_is_lost_or_comes_twice_is_noticed(fault: str, kinds: Callable[[str], Kinds], patient: None) -> None:
     world = kinds("memory")
-    first, second = await world.start(), await world.start()
-    await together(first, second)
-    agent, client = first.agent(MAIN), second.client(ME, MAIN)
-    first.node(agent, "a1")
-    await client.hears(MAIN, Kind.NODE, "a1")
+    first, second = await world.two()
+    agent, client = await meet(first, second)
     setattr(world.exchange, fault, 1)
     first.node(agent, "a2")
     await client.hears(MAIN, Kind.NODE, "a2")
@@ -219,8 +212,7 @@ async def test_what_is_lost_or_comes_twice_is_noticed(fault: str, kinds: Callabl
 
 async def test_frames_of_strangers_change_nothing(kinds: Callable[[str], Kinds]) -> None:
     world = kinds("memory")
-    first, second = await world.start(), await world.start()
-    await together(first, second)
+    first, second = await world.two()
     known = first.replicas.cluster.pairs[second.replicas.id]
     for sender in (second.replicas.id, first.replicas.id, type(second.replicas.id)(b"stranger")):
         for frame in (b"", b"\x92\x00", bytes(64), bytes(70_000)):
@@ -240,9 +232,7 @@ async def test_a_link_takes_over_from_the_bus_and_the_bus_from_a_link(
     second: Place = await world._nursery.start(Place(bus[1], "second", ("127.0.0.1", 0)).run)
     await wait_for(lambda: second.replicas.id in first.replicas.linked and first.replicas.id in second.replicas.linked)
     await together(first, second)
-    agent, client = first.agent(MAIN), second.client(ME, MAIN)
-    first.node(agent, "a1")
-    await client.hears(MAIN, Kind.NODE, "a1")
+    agent, client = await meet(first, second)
     world.exchange.pause()  # the link does not need it
     first.node(agent, "a2")
     await client.hears(MAIN, Kind.NODE, "a2")

@@ -17,11 +17,9 @@ from tailnet.services import replicas as module
 from tailnet.services.replicas import Replicas, ReplicaSettings
 from tailnet.services.replicas_view import missing
 from tests.support.relays import free_port
-from tests.support.replicated import KEY, Place, together
-from tests.support.seeds import peer_id
+from tests.support.replicated import KEY, MAIN, ME, Place, meet, together
 from tests.support.tailnet_driver import wait_for
 
-MAIN, ME = peer_id("main"), peer_id("me")
 HERE = ("127.0.0.1", 0)
 
 
@@ -48,9 +46,7 @@ async def test_peers_of_two_replicas_meet_and_part(nursery: trio.Nursery) -> Non
 async def test_a_link_that_is_cut_comes_back_unnoticed(nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tailnet.replica.pair.SILENCE_SECONDS", 60.0)  # a machine that is slow is no silence
     first, second = await two(nursery)
-    agent, client = first.agent(MAIN), second.client(ME, MAIN)
-    first.node(agent, "a1")
-    await client.hears(MAIN, Kind.NODE, "a1")
+    agent, client = await meet(first, second)
     link = second.replicas.linked[first.replicas.id]
     link.scope.cancel()
     await link.ended.wait()

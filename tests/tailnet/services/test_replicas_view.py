@@ -12,11 +12,9 @@ from tailnet.coordinator.messages import Kind
 from tailnet.replica.proof import ClusterKey
 from tailnet.services.replicas_view import describe, missing, read
 from tests.support.relays import free_port
-from tests.support.replicated import Place, together
-from tests.support.seeds import peer_id
+from tests.support.replicated import MAIN, ME, Place, together
 from tests.support.tailnet_driver import wait_for
 
-MAIN, ME = peer_id("main"), peer_id("me")
 HERE = ("127.0.0.1", 0)
 
 
