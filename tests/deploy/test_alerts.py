@@ -33,6 +33,7 @@ from tailnet.metrics import CallersReading, CoordinatorReading, ReplicaReading, 
 from tailnet.store.outbox import KindReading
 from tailnet.store.outbox_queue import Loss
 from tests.derp.server.test_varz import reading
+from tests.support.missing import missing
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 RULES = DEPLOY / "alerts.yml"
@@ -258,7 +259,7 @@ def full_pages() -> dict[str, bytes]:
 def test_promtool_finds_nothing_to_say_of_a_page(page: str) -> None:
     promtool = shutil.which("promtool")
     if promtool is None:
-        pytest.skip(NO_PROMTOOL)
+        missing(NO_PROMTOOL)
     text = full_pages()[page]
     for given, is_well in ((text, True), (text + b"# TYPE a_total gauge\na_total 1\n", False)):
         done = subprocess.run([promtool, "check", "metrics"], input=given, capture_output=True, check=False, timeout=60)
@@ -269,7 +270,7 @@ def test_promtool_finds_nothing_to_say_of_a_page(page: str) -> None:
 def test_promtool_finds_them_well_and_they_fire(tmp_path: Path) -> None:
     promtool = shutil.which("promtool")
     if promtool is None:
-        pytest.skip(NO_PROMTOOL)
+        missing(NO_PROMTOOL)
     # Counted with an expression: texts of annotations would have to be repeated otherwise.
     counted = [
         {"expr": f'count(ALERTS{{alertname="{name}",alertstate="firing"}})', "eval_time": "10m",

@@ -19,6 +19,7 @@ from derp.relay.usage import OTHERS, Usage
 from derp.server.ledger import LedgerFile
 from tests.derp.test_cli_admission import issuer
 from tests.support.command import run_derp
+from tests.support.missing import missing
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 KEY = NodePrivate(b"k" * 32).public()
@@ -63,7 +64,7 @@ async def test_what_is_exported_is_signed(tmp_path: Path, form: str) -> None:
 
 def test_the_check_without_this_program_is_as_the_document_says(tmp_path: Path) -> None:
     if not all(map(shutil.which, ("bash", "openssl", "basenc"))):
-        pytest.skip("no openssl or coreutils here")
+        missing("no openssl or coreutils here")
     private, text = IssuerPrivate(b"i" * 32), "day,tenant\n2026-11-30,acme\n"
     for rows in range(1, 5):  # payloads of each length that padding knows
         line = sign_receipt(private, text.encode(), {"rows": 10**rows}).decode()

@@ -13,6 +13,7 @@ from derp import log
 from tailnet.config import CoordinatorConfig
 from tailnet.server.server import CoordinatorServer, serve_coordinator
 from tailnet.store.store import Store
+from tests.support.missing import missing
 from tests.support.postgresql import Cluster, PostgresqlMissing, running_cluster
 from tests.support.seeds import fill
 
@@ -56,8 +57,8 @@ def cluster() -> Iterator[Cluster]:
     try:
         with running_cluster() as started:
             yield started
-    except PostgresqlMissing as missing:
-        pytest.skip(str(missing))
+    except PostgresqlMissing as error:
+        missing(str(error))
 
 
 @pytest.fixture(scope="session")

@@ -17,22 +17,13 @@ from tailnet.coordinator.messages import Kind
 from tailnet.replica import pair
 from tailnet.store.store import Store
 from tests.support.memory_bus import Exchange, MemoryBus
-from tests.support.redis import RedisMissing, RedisServer, running_redis
+from tests.support.redis import RedisServer
 from tests.support.replicated import MAIN, ME, Place, meet, together
 from tests.support.seeds import peer_id
 from tests.support.tailnet_driver import wait_for
 
 KINDS = ("memory", "static", "store", "redis")
 CARRIERS = ("memory", "redis")
-
-
-@pytest.fixture(scope="module")
-def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    try:
-        with running_redis(tmp_path_factory.mktemp("redis")) as server:
-            yield server
-    except RedisMissing as missing:
-        pytest.skip(str(missing))
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """A real Redis: records with leases, its troubles, and what others put there; test_conformance.py has the rest."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -13,23 +13,14 @@ from tailnet.bus.contract import Record
 from tailnet.bus.redis import RedisBus
 from tailnet.replica.messages import ReplicaID
 from tests.support.memory_bus import Seen
-from tests.support.redis import PASSWORD, RedisMissing, RedisServer, running_redis
+from tests.support.redis import PASSWORD, RedisServer
 from tests.test_house import ROOT
 
 A, B = (Record(ReplicaID(letter * 8), letter.decode(), None, "0", 0.0) for letter in (b"A", b"B"))
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    try:
-        with running_redis(tmp_path_factory.mktemp("redis")) as started:
-            yield started
-    except RedisMissing as missing:
-        pytest.skip(str(missing))
-
-
-async def test_records_come_and_go_and_others_keys_are_left_alone(server: RedisServer, nursery: trio.Nursery) -> None:
-    async with Redis.from_url(server.url) as client:
+async def test_records_come_and_go_and_others_keys_are_left_alone(redis: RedisServer, nursery: trio.Nursery) -> None:
+    async with Redis.from_url(redis.url) as client:
         await client.set("tn:other:r:x", b"theirs")
         await client.sadd("tn:mine:rs", ["6262626262626262"])  # of one that died: its record has ended
         await client.sadd("tn:mine:rs", ["7878787878787878"])
@@ -40,9 +31,9 @@ async def test_records_come_and_go_and_others_keys_are_left_alone(server: RedisS
 
         async def run_second() -> None:
             with scope:
-                await RedisBus(server.url, "mine").run(B, second)
+                await RedisBus(redis.url, "mine").run(B, second)
 
-        nursery.start_soon(RedisBus(server.url, "mine").run, A, first)
+        nursery.start_soon(RedisBus(redis.url, "mine").run, A, first)
         nursery.start_soon(run_second)
         await first.wait(lambda: set(first.records) == {A.replica, B.replica})
         assert first.records[B.replica] == B
@@ -55,7 +46,7 @@ async def test_records_come_and_go_and_others_keys_are_left_alone(server: RedisS
 
 
 async def test_what_is_no_record_is_told_once_in_a_while(
-    server: RedisServer, nursery: trio.Nursery, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    redis: RedisServer, nursery: trio.Nursery, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Counting(Seen):
         looks = 0
@@ -64,22 +55,22 @@ async def test_what_is_no_record_is_told_once_in_a_while(
             self.looks += 1
 
     monkeypatch.setattr(module, "RENEW_SECONDS", 0.01)
-    async with Redis.from_url(server.url) as client:
+    async with Redis.from_url(redis.url) as client:
         await client.sadd("tn:odd:rs", ["7878787878787878"])
         await client.set("tn:odd:r:7878787878787878", b"no record")
     seen = Counting()
-    nursery.start_soon(RedisBus(server.url, "odd").run, A, seen)
+    nursery.start_soon(RedisBus(redis.url, "odd").run, A, seen)
     await seen.wait(lambda: seen.looks >= 3)
     assert caplog.text.count("a record that no replica wrote") == 1
 
 
-async def test_the_rules_of_the_manual_are_enough(server: RedisServer, nursery: trio.Nursery) -> None:
+async def test_the_rules_of_the_manual_are_enough(redis: RedisServer, nursery: trio.Nursery) -> None:
     text = (ROOT / "docs" / "replicas.md").read_text()
     rules = re.findall(r"`([^`]*resetkeys[^`]*)`, and `(\+select)` for a DB that is not 0", text)[0]
-    async with Redis.from_url(server.url) as client:
+    async with Redis.from_url(redis.url) as client:
         words = " ".join(rules).replace("<cluster>", "ours").split()
         await client.acl_setuser("replica", "on", f">{PASSWORD}", *words)
-    url = server.url.replace("default:", "replica:").removesuffix("/0") + "/2"
+    url = redis.url.replace("default:", "replica:").removesuffix("/0") + "/2"
     seen, heard = Seen(), Seen()
     one, other = RedisBus(url, "ours"), RedisBus(url, "ours")
     scope = trio.CancelScope()
@@ -95,18 +86,18 @@ async def test_the_rules_of_the_manual_are_enough(server: RedisServer, nursery: 
     await heard.wait(lambda: heard.frames)
     scope.cancel()
     await seen.wait(lambda: set(seen.records) == {A.replica})
-    async with Redis.from_url(server.url) as client:
+    async with Redis.from_url(redis.url) as client:
         assert not await client.acl_log()
 
 
-async def test_frames_arrive_in_order_and_garbage_does_not(server: RedisServer, nursery: trio.Nursery) -> None:
-    one, other = RedisBus(server.url, "frames"), RedisBus(server.url, "frames")
+async def test_frames_arrive_in_order_and_garbage_does_not(redis: RedisServer, nursery: trio.Nursery) -> None:
+    one, other = RedisBus(redis.url, "frames"), RedisBus(redis.url, "frames")
     seen, heard = Seen(), Seen()
     nursery.start_soon(one.run, A, seen)
     nursery.start_soon(other.run, B, heard)
     await seen.wait(lambda: seen.carrier and heard.carrier)
     frames = [b"", b"one", bytes(65536), b"two"]
-    async with Redis.from_url(server.url) as client:
+    async with Redis.from_url(redis.url) as client:
         channel = f"tn:frames:c:{B.replica.hex()}"
         for garbage in (b"", b"short", A.replica + b"\x00\x00\x00\x05abc", A.replica + b"\xff\xff\xff\xff"):
             await client.publish(channel, garbage)
@@ -115,8 +106,8 @@ async def test_frames_arrive_in_order_and_garbage_does_not(server: RedisServer, 
     assert heard.frames == [(A.replica, frame) for frame in frames]
 
 
-async def test_a_server_that_refuses_is_told_without_its_password(server: RedisServer, nursery: trio.Nursery) -> None:
-    bus, seen = RedisBus(server.url.replace(PASSWORD, "wrong-" + PASSWORD), "x"), Seen()
+async def test_a_server_that_refuses_is_told_without_its_password(redis: RedisServer, nursery: trio.Nursery) -> None:
+    bus, seen = RedisBus(redis.url.replace(PASSWORD, "wrong-" + PASSWORD), "x"), Seen()
     nursery.start_soon(bus.run, A, seen)
     await seen.wait(lambda: "not connected" not in bus.trouble)
     assert PASSWORD not in bus.trouble
@@ -142,16 +133,16 @@ async def test_a_url_that_the_library_does_not_take_is_told_and_no_flood(
     assert caplog.text.count("please report this") == 1
 
 
-async def test_a_paused_server_is_noticed_by_our_own_beat(server: RedisServer, nursery: trio.Nursery) -> None:
-    bus, seen = RedisBus(server.url, "paused"), Seen()
+async def test_a_paused_server_is_noticed_by_our_own_beat(redis: RedisServer, nursery: trio.Nursery) -> None:
+    bus, seen = RedisBus(redis.url, "paused"), Seen()
     nursery.start_soon(bus.run, A, seen)
     await seen.wait(lambda: seen.carrier)
-    server.pause()
+    redis.pause()
     try:
         await seen.wait(lambda: not seen.carrier)
         assert bus.trouble
     finally:
-        server.go_on()
+        redis.go_on()
     await seen.wait(lambda: seen.carrier and not bus.trouble)
 
 
@@ -162,8 +153,8 @@ async def test_nobody_there(tmp_path: Path, nursery: trio.Nursery) -> None:
     assert seen.carrier is False
 
 
-async def test_a_connection_that_has_just_ended_costs_frames_and_no_more(server: RedisServer) -> None:
-    bus, seen = RedisBus(server.url, "ended"), Seen()
+async def test_a_connection_that_has_just_ended_costs_frames_and_no_more(redis: RedisServer) -> None:
+    bus, seen = RedisBus(redis.url, "ended"), Seen()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(bus.run, A, seen)
         await seen.wait(lambda: seen.carrier)

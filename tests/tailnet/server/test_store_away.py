@@ -18,6 +18,7 @@ from tailnet.services import store_watch
 from tailnet.store import outbox
 from tailnet.store.store import Store
 from tests.support.disks import full_disk
+from tests.support.missing import missing
 from tests.support.postgresql import Cluster, PostgresqlMissing, running_cluster
 from tests.support.seeds import agent_token, fill, make_id, peer_id, user_token
 from tests.support.tailnet_driver import (
@@ -52,8 +53,8 @@ def own_cluster() -> Iterator[Cluster]:
     try:
         with running_cluster() as cluster:
             yield cluster
-    except PostgresqlMissing as missing:
-        pytest.skip(str(missing))
+    except PostgresqlMissing as error:
+        missing(str(error))
 
 
 async def readiness(server: CoordinatorServer) -> tuple[int, str]:
