@@ -26,8 +26,8 @@ from tests.support.relays import open_relay
 from tests.support.rolling import roll
 
 ROWS: Final[tuple[tuple[RelayKind, str], ...]] = (("ours", "SIGTERM"), ("genuine", "SIGTERM"), ("ours", "SIGUSR2"))
-# A genuine relay dials a lost one after 5 s; before that the region is not whole, and the next one is not touched.
 COUNTS: Final = ("sent", "lost", "refused", "twice", "late", "gone", "home_moves", "reports")
+# A genuine relay dials a lost one after 5 s; before that the region is not whole, and the next one is not touched.
 SETTLED_SECONDS: Final = {"ours": 1.0, "genuine": 6.0}
 
 

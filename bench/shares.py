@@ -1,7 +1,7 @@
 """Has each tenant its share of a relay that is full?  Genuine clients, sockets and all, send as fast as they are read.
 
     python bench/shares.py                          # 20 s at 4 MB/s
-    python bench/shares.py --node 20MB --seconds 60
+    python bench/shares.py --node 20MB --seconds 50
 
 Three tenants: one client that sends small packets, nine that send large ones, and three with four times the weight.
 A tenant's share is of what the relay took from all of them within the window; its due follows from the weights.
@@ -93,7 +93,7 @@ async def measure(node: str, seconds: float) -> dict[str, int]:
 
 @click.command()
 @click.option("--node", default="4MB", show_default=True, help="what the relay lets all of them send in a second")
-@click.option("--seconds", default=20.0, show_default=True, help="the measured window; up to 50")
+@click.option("--seconds", default=20.0, show_default=True, type=click.FloatRange(1, 50), help="the measured window")
 def main(node: str, seconds: float) -> None:
     """Print a row for each tenant."""
     had = trio.run(measure, node, seconds)
