@@ -100,7 +100,7 @@ async def test_a_script_that_hangs_is_ended_with_its_children(
     context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(processes, "GRACE_SECONDS", 0.2)
-    ended, output = await run(HANGS, context, timeout_seconds=1.0)
+    ended, output = await run(HANGS, context, timeout_seconds=4.0)
     assert ended.is_timed_out
     pids = [int(each) for each in output.printed[False].split()]
     assert len(pids) == 2

@@ -100,7 +100,7 @@ async def test_a_terminal_that_everybody_left_ends(tmp_path: Path) -> None:
 
 
 async def test_one_who_reads_nothing_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pty, "SEND_SECONDS", 0.5)
+    monkeypatch.setattr(pty, "SEND_SECONDS", 4.0)
     async with terminals() as agent:
         terminal_id = uuid4()
         _, fast = await attach(agent, terminal_id), await attach(agent, terminal_id)

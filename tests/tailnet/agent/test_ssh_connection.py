@@ -76,7 +76,7 @@ async def test_a_silent_client_is_sent_away(server: SshServer, monkeypatch: pyte
 
 
 async def test_a_client_that_does_not_answer_is_gone(server: SshServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ssh_connection, "KEEPALIVE_SECONDS", 0.05)
+    monkeypatch.setattr(ssh_connection, "KEEPALIVE_SECONDS", 1.0)
     monkeypatch.setattr(ssh_connection, "KEEPALIVES", 2)
     async with hostile_client(server.port) as client:
         await client.call(client.connection.create_session, Session, "exec sleep 1000", encoding=None)
