@@ -21,7 +21,8 @@ class PacketKind(enum.IntEnum):
 
 
 class DropReason(enum.IntEnum):
-    """Why a packet was not delivered.  A closed list: it is the label set of the metrics."""
+    """Why a packet was not delivered.  A closed list: it is the label set of the metrics.  New ones come last, for
+    workers of two versions add theirs up by number."""
 
     UNKNOWN_DEST = 0  # the destination is neither here nor in the mesh
     UNKNOWN_DEST_ON_FWD = 1  # a mesh peer believed the destination to be here

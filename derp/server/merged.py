@@ -1,12 +1,14 @@
 """What several workers of one relay counted, as one: readings and rows of clients on their way between them.  Layer L3.
 
 A reading is taken apart into numbers, names and lists, added up name by name, and put together again, so a new counter
-needs no word here unless it cannot be added.  together.py asks for them; metrics.py and the pages show them.
+needs no word here unless it cannot be added.  While one version replaces another, workers of both answer: what only the
+other one knows is left out, and what it does not know is zero.  together.py asks; metrics.py and the pages show.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
-from typing import Any, Final, cast
+from dataclasses import fields, is_dataclass, replace
+from itertools import zip_longest
+from typing import Any, Final, TypeVar, cast
 
 import msgpack
 
@@ -45,6 +47,11 @@ _NO_SUMS: Final[Mapping[str, Callable[[Any, Any], Any]]] = {
     "is_up": max,
     "keys": max,
 }
+# A part of which nothing was told.
+_NO_MESH: Final = MeshReading("", False, 0, 0)
+_NO_TENANT: Final = TenantReading(0.0, 0, 0, {}, 0, None)
+_NO_CHECK: Final = SelfCheckReading({}, 0, 0, 0.0)
+_Part = TypeVar("_Part", MeshReading, TenantReading, SelfCheckReading, LoadReading, RelayStatistics)
 _ROW: Final = (
     "key",
     "number",
@@ -87,17 +94,31 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def merge(readings: Sequence[Taken]) -> RelayStatistics:
-    """One reading of all; there is at least one."""
-    first, *others = readings
+def merge(own: RelayStatistics, others: Sequence[Taken]) -> RelayStatistics:
+    """One reading of all: that of this process, and what others told."""
+    taken = take_apart(own)
     for other in others:
-        first = _add(first, other)
-    return _put_together(first)
+        taken = _add(taken, other)
+    counters = Counters()
+    for name in Counters.__slots__:
+        value = taken["counters"][name]
+        setattr(counters, name, _histogram(value) if isinstance(value, dict) else value)
+    check, load = taken["self_check"], taken["load"]
+    parts = {
+        "counters": counters,
+        "mesh": tuple(_whole(_NO_MESH, each) for each in taken["mesh"].values()),
+        "tenants": {name: _whole(_NO_TENANT, each) for name, each in taken["tenants"].items()},
+        "self_check": _whole(_NO_CHECK, check) if check is not None else None,
+        "load": _whole(LoadReading(), load) if load is not None else None,
+    }
+    return _whole(own, {**taken, **parts})
 
 
 def _add(one: Any, other: Any, name: str = "") -> Any:
     if one is None or other is None:
         return other if one is None else one
+    if _kind(one) is not _kind(other):  # another version tells it in another way
+        return one
     if isinstance(one, dict):
         return {
             each: _add(one.get(each), other.get(each), each if isinstance(each, str) else "")
@@ -106,27 +127,19 @@ def _add(one: Any, other: Any, name: str = "") -> Any:
     if name == "bounds":
         return one
     if isinstance(one, list):
-        return [a + b for a, b in zip(one, other, strict=True)]
+        return [a + b for a, b in zip_longest(one, other, fillvalue=0)]
     if name in _NO_SUMS:
         return _NO_SUMS[name](one, other)
     return max(one, other) if isinstance(one, bool) else one + other
 
 
-def _put_together(taken: Taken) -> RelayStatistics:
-    counters = Counters()
-    for name, value in taken["counters"].items():
-        setattr(counters, name, _histogram(value) if isinstance(value, dict) else value)
-    check, load = taken["self_check"], taken["load"]
-    return RelayStatistics(
-        **{
-            **taken,
-            "counters": counters,
-            "mesh": tuple(MeshReading(**each) for each in taken["mesh"].values()),
-            "tenants": {name: TenantReading(**each) for name, each in taken["tenants"].items()},
-            "self_check": SelfCheckReading(**check) if check is not None else None,
-            "load": LoadReading(**load) if load is not None else None,
-        }
-    )
+def _kind(value: Any) -> type:
+    return float if isinstance(value, int) else type(value)
+
+
+def _whole(blank: _Part, told: Taken) -> _Part:
+    """`blank`, with what was told of it."""
+    return replace(blank, **{each.name: told[each.name] for each in fields(blank) if each.name in told})
 
 
 def _histogram(value: dict[str, list[int]]) -> Histogram:
@@ -147,11 +160,12 @@ class ClientElsewhere(Client):
     def __init__(self, row: dict[str, Any]) -> None:
         super().__init__(row["key"], row["number"], None, row["connected_at"])
         for name in _ROW[3:-2]:
-            setattr(self, name, row[name])
-        self._is_active = bool(row["is_active"])
-        self._sender_count = int(row["sender_count"])
-        if row["queue"] is not None:
-            self.queue = cast(PacketQueue, _QueueElsewhere(*row["queue"]))
+            if name in row:
+                setattr(self, name, row[name])
+        self._is_active = bool(row.get("is_active"))
+        self._sender_count = int(row.get("sender_count", 0))
+        if row.get("queue") is not None:
+            self.queue = cast(PacketQueue, _QueueElsewhere(*row["queue"][:4]))
 
     @property
     def is_active(self) -> bool:

@@ -24,7 +24,7 @@ from derp.server.handover import Inherited
 from derp.server.life import DOOR_SECONDS, Server
 from derp.server.load_page import load_pages
 from derp.server.memory import Load, sum_loads
-from derp.server.merged import merge, take_apart
+from derp.server.merged import merge
 from derp.server.pages import Page, Pages, PlainPages
 from derp.server.relay import Relay
 from derp.server.statistics import read_statistics
@@ -123,7 +123,7 @@ class RelayServer(Server[RelayConfig]):
         """One reading of everything that is counted, by all workers whose pages are shown."""
         own = self._own_statistics()
         others = [other.reading for other in self.relay.others if other.reading is not None]
-        return merge([take_apart(own), *others]) if others else own
+        return merge(own, others) if others else own
 
     def _own_statistics(self) -> RelayStatistics:
         return read_statistics(self.relay, self.lobby, self.ports, self.doors(), self._any_keeper(), self.self_check)

@@ -3,9 +3,9 @@ from typing import Any
 
 import msgpack
 
-from derp.metrics import MeshReading, RelayStatistics, SelfCheckReading, TenantReading
+from derp.metrics import MeshReading, RelayStatistics, SelfCheckReading, TenantReading, metrics_page
 from derp.relay.clients import Client
-from derp.relay.counters import Counters, Histogram
+from derp.relay.counters import Counters, DropReason, Histogram
 from derp.relay.load import LoadReading
 from derp.server.merged import ClientElsewhere, merge, row_of, take_apart
 
@@ -32,7 +32,16 @@ def reading(number: int) -> RelayStatistics:
         "tenants": {"acme": TenantReading(float(number), number, number, {"node": number}, number, float(number))},
     }
     mappings = ("rejected", "closed", "stun", "stun_family", "key_sets", "questions", "bootstrap")
-    for name in (*mappings, "tls_requests", "health_texts", "tls_active", "quota_acts", "quota_over_bytes"):
+    for name in (
+        *mappings,
+        "quic",
+        "quic_dropped",
+        "tls_requests",
+        "health_texts",
+        "tls_active",
+        "quota_acts",
+        "quota_over_bytes",
+    ):
         values[name] = {"one": number, f"of {number}": 1}
     return RelayStatistics(**values)
 
@@ -41,14 +50,13 @@ def test_what_was_taken_apart_and_carried_is_put_together_again() -> None:
     one = reading(7)
 
     carried = msgpack.unpackb(msgpack.packb(take_apart(one)))
-    again = merge([carried])
 
-    assert take_apart(again) == take_apart(one)
-    assert again.counters.written_frames.count == 2
+    assert take_apart(merge(one, [])) == carried == take_apart(one)
+    assert merge(one, [carried]).counters.written_frames.count == 4
 
 
 def test_counts_are_added_and_what_is_no_count_is_not() -> None:
-    merged = merge([take_apart(reading(1)), take_apart(reading(5))])
+    merged = merge(reading(1), [take_apart(reading(5))])
 
     assert merged.accepted == merged.connections == merged.counters.packets_received == 6
     assert merged.counters.packets_dropped == [6] * len(merged.counters.packets_dropped)
@@ -70,11 +78,55 @@ def test_counts_are_added_and_what_is_no_count_is_not() -> None:
 def test_what_one_worker_has_not_is_as_the_others_have_it() -> None:
     without = replace(reading(1), self_check=None, certificate_expires_at=None, mesh=())
 
-    merged = merge([take_apart(without), take_apart(reading(5))])
+    merged = merge(without, [take_apart(reading(5))])
 
     assert merged.certificate_expires_at == 5
     assert merged.mesh == (MeshReading("b.example", True, 5, 5),)
     assert merged.self_check is not None
+
+
+def shown(read: RelayStatistics) -> bytes:
+    return metrics_page(lambda: read)()
+
+
+def parts_of(taken: dict[str, Any]) -> list[dict[str, Any]]:
+    """Those in which names are our own words."""
+    return [taken, taken["counters"], taken["self_check"], taken["load"], taken["tenants"]["acme"],
+            taken["mesh"]["b.example"]]  # fmt: skip
+
+
+def test_what_only_a_newer_worker_knows_is_left_out() -> None:
+    newer = take_apart(reading(5))
+    for part in parts_of(newer):
+        part |= {"a_count": 7, "a_list": [1, 2], "a_part": {"a_count": 7}}
+    newer["counters"]["packets_dropped"] += [5, 5]
+    newer["counters"]["written_frames"]["bounds"].append(1_000)
+    newer["counters"]["written_frames"]["seen"] += [0] * 900
+    newer["stun"], newer["accepted"] = 5, {"ipv4": 5}  # and says otherwise what we know
+
+    for own in (reading(1), replace(reading(1), mesh=(), tenants={}, self_check=None, load=None)):
+        merged = merge(own, [newer])
+        assert merged.connections == merged.counters.got_ping == 6
+        assert merged.counters.packets_dropped[:-2] == [6] * 2 * len(DropReason)
+        assert merged.counters.written_frames.total == 20_006
+        assert (merged.stun, merged.accepted) == (own.stun, own.accepted)
+        assert b"derp_clients 6.0" in shown(merged)
+
+
+def test_what_an_older_worker_does_not_know_is_zero() -> None:
+    older = take_apart(reading(5))
+    for part in parts_of(older):
+        for name in list(part)[-3:]:
+            del part[name]
+    older["mesh"] = {"b.example": {}}
+    older["counters"]["packets_dropped"] = [5, 5]
+
+    for own in (reading(1), replace(reading(1), mesh=(), tenants={}, self_check=None, load=None)):
+        merged = merge(own, [older])
+        assert merged.connections == merged.counters.got_ping == 6
+        assert merged.counters.packets_dropped[:3] == [6, 6, 1]
+        assert merged.tls_active == own.tls_active
+        assert b"derp_clients 6.0" in shown(merged)
 
 
 def test_a_connection_is_shown_as_its_own_worker_shows_it() -> None:
@@ -85,3 +137,11 @@ def test_a_connection_is_shown_as_its_own_worker_shows_it() -> None:
 
     assert row_of(again, 4.0) == row_of(client, 4.0)
     assert (again.key, again.number, again.queue) == (b"k" * 32, 7, None)
+
+
+def test_a_connection_of_an_older_worker_is_shown_without_what_that_one_does_not_tell() -> None:
+    row = {"key": b"k" * 32, "number": 7, "connected_at": 3.5, "address": "192.0.2.1", "queue": (1, 2, 3, 4.5, "more")}
+
+    shown = row_of(ClientElsewhere(row), 4.0)
+
+    assert shown == row_of(Client(b"k" * 32, 7, None, 3.5, address="192.0.2.1"), 4.0) | {"queue": (1, 2, 3, 4.5)}
