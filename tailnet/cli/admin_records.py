@@ -46,9 +46,10 @@ def show_key(key_id: str, store: str | None, config: str | None, as_json: bool) 
 @click.argument("purpose")
 @store_options
 def rotate_key(purpose: str, store: str | None, config: str | None, as_json: bool) -> None:
-    """Make a new key of PURPOSE ("resume token"), which signs from now on.
+    """Make a new key of PURPOSE ("resume token"), which signs in 20 minutes, when all servers know it.
 
-    Keys rotate by themselves each month.  Those of before verify until what they signed has ended; `revoke` ends that.
+    Keys rotate by themselves each month.  Those of before verify until what they signed has ended; `revoke` ends that,
+    and where the one that signs is revoked, the new one takes its place at once.
     """
     with administration(store, config) as work:
         say(work.do(local_actor(), operations.rotate_key(purpose)).body, as_json)
@@ -59,7 +60,7 @@ def rotate_key(purpose: str, store: str | None, config: str | None, as_json: boo
 @click.option("--yes", is_flag=True, help="without a question")
 @store_options
 def revoke_key(key_id: str, yes: bool, store: str | None, config: str | None, as_json: bool) -> None:
-    """Delete a key that only verifies: what it signed is worth nothing from now on."""
+    """Delete a key that is not the only one: what it signed is worth nothing from now on."""
     with administration(store, config) as work:
         confirm(f"revoke key {key_id}", yes=yes)
         work.do(local_actor(), operations.revoke_key(key_id))

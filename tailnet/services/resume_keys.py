@@ -5,7 +5,7 @@ What a token holds, and how keys sign and verify it, is coordinator/resume.py.
 
 import logging
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
@@ -14,25 +14,30 @@ import trio
 from tailnet.auth.callers import Callers
 from tailnet.coordinator.resume import ResumeKey, ResumeTokens
 from tailnet.errors import StoreError
+from tailnet.store.keys import REFRESH_SECONDS, signer
 from tailnet.store.rows import SigningKey
 from tailnet.store.store import Store
 
 _log = logging.getLogger("tailnet.server")
 
 PURPOSE: Final = "resume token"
-# Keys rotate over days; a key that another process made is accepted here within this time.
-REFRESH_SECONDS: Final = 600.0
 
 
 class ResumeKeys:
     """The keys of this server.  `current` signs and verifies; call `start` once before anybody uses it."""
 
-    def __init__(self, store: Store, callers: Callers | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        callers: Callers | None = None,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
         """`callers` tell when an administrator changed something, keys among it."""
         self._store = store
         self._callers = callers
+        self._clock = clock
         self.current: ResumeTokens
-        self.newest_at: datetime  # when the key that signs was made
+        self.newest_at: datetime  # when the newest key was made
         self.read_at: datetime  # when the store was last asked
 
     async def start(self) -> None:
@@ -49,12 +54,14 @@ class ResumeKeys:
 
     async def refresh(self) -> None:
         """Read the keys; the store makes and rotates them when it is time.  Raises StoreError."""
-        self._use(await self._store.run(self._store.keys.signing_keys, PURPOSE, datetime.now(UTC), secrets.token_bytes))
+        self._use(await self._store.run(self._store.keys.signing_keys, PURPOSE, self._clock(), secrets.token_bytes))
 
     def _use(self, keys: Sequence[SigningKey]) -> None:
-        newest, *older = (ResumeKey(key.id, key.secret) for key in keys)
-        self.current = ResumeTokens(newest, older)
-        self.newest_at, self.read_at = keys[0].created_at, datetime.now(UTC)
+        now = self._clock()
+        signing = signer(keys, now)
+        accepted = [ResumeKey(key.id, key.secret) for key in keys if key is not signing]
+        self.current = ResumeTokens(ResumeKey(signing.id, signing.secret), accepted)
+        self.newest_at, self.read_at = keys[0].created_at, now
 
     async def refresh_forever(self) -> None:
         """Read the keys again and again, until cancelled.  While the store fails, those of before stay in use."""

@@ -1,12 +1,13 @@
 """Keys that survive restarts, and the DERP maps that were last good (layer L2).
 
-A purpose has one key that signs and the older ones that still verify.  A new one is made when the newest is too old;
-a key is deleted when nothing it signed can still be valid.  A lasting key, the relay's identity, never changes.
-Several processes on one store agree, since the store decides.
+A purpose has one key that signs, older ones that still verify, and for a while a newer one that all servers read before
+any signs with it.  A new one is made when the newest is too old; a key is deleted when nothing it signed can still be
+valid.  A lasting key, the relay's identity, never changes.  Several processes on one store agree, since the store
+decides.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Final
@@ -28,13 +29,17 @@ KEY_ID_BYTES: Final = 8
 ROTATE_AFTER: Final = timedelta(days=30)
 # Tokens live 24 hours; the second day covers clocks that disagree and replicas that rotate late.
 VERIFY_AFTER_ROTATION: Final = timedelta(hours=48)
+# How often servers read the keys again.
+REFRESH_SECONDS: Final = 600.0
+# A key that signed at once would be unknown to every other server for up to REFRESH_SECONDS; of two reads one may fail.
+LEAD_TIME: Final = timedelta(seconds=2 * REFRESH_SECONDS)
 
 
 class KeyTables(Part):
     """The part of the store that keeps secrets and maps.  Every method raises StoreError."""
 
     def signing_keys(self, purpose: str, now: datetime, random_bytes: Callable[[int], bytes]) -> list[SigningKey]:
-        """The keys of a purpose, newest first: the first one signs, all of them verify.
+        """The keys of a purpose, newest first: `signer` says which one signs, all of them verify.
 
         Makes the first key, rotates and deletes as needed; call it at start and about once an hour.  Blocks.  Where
         the store can be read but not written, the keys that are there go on for longer.
@@ -110,8 +115,14 @@ class KeyTables(Part):
         return None if row is None else (row[0], row[1])
 
 
+def signer(keys: Sequence[SigningKey], now: datetime) -> SigningKey:
+    """Of keys of a purpose, newest first, the one that signs: the newest that every server has had time to read, or
+    where all are younger the oldest, which most have read.  So the very first one signs at once."""
+    return next((key for key in keys if now - key.created_at >= LEAD_TIME), keys[-1])
+
+
 def add_key(connection: sa.Connection, purpose: str, now: datetime, random_bytes: Callable[[int], bytes]) -> SigningKey:
-    """A new key of a purpose, which signs from now on.  Inside a write transaction."""
+    """A new key of a purpose, which signs when it is LEAD_TIME old.  Inside a write transaction."""
     return _new_key(connection, purpose, now, random_bytes, KEY_BYTES)
 
 
@@ -146,5 +157,5 @@ def _keys(connection: sa.Connection, purpose: str) -> list[SigningKey]:
 
 
 def _spent(keys: list[SigningKey], now: datetime) -> list[SigningKey]:
-    # A key signs until its successor is made, so its last token is as old as the successor.
+    # A key signs until its successor does, which is LEAD_TIME younger than that: nothing beside two days.
     return [old for new, old in pairwise(keys) if now - new.created_at >= VERIFY_AFTER_ROTATION]

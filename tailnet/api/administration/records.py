@@ -51,7 +51,8 @@ async def keys(services: ServicesOf, caller: Administrator) -> Response:
     openapi_extra=parameters({}, {"Idempotency-Key": "the same request is carried out once"}) | takes(KeyRotation),
 )
 async def rotate_key(request: Request, services: ServicesOf, caller: Administrator) -> Response:
-    """Make a new key, which signs from now on; those of before verify until what they signed has ended."""
+    """Make a new key, which signs in 20 minutes, when all servers know it; those of before verify until what they
+    signed has ended.  Where the one that signs is revoked, the new one takes its place at once."""
     body = await read_body(request)
     purpose = read_model(KeyRotation, body).purpose
     return await change(request, services, caller, operations.rotate_key(purpose), body)
@@ -59,7 +60,7 @@ async def rotate_key(request: Request, services: ServicesOf, caller: Administrat
 
 @router.delete("/keys/{key}", tags=["keys"], operation_id="revoke_key", status_code=204, response_model=None)
 async def revoke_key(request: Request, services: ServicesOf, caller: Administrator, key: str) -> Response:
-    """Delete a key that verifies only: what it signed is worth nothing from now on."""
+    """Delete a key that is not the only one: what it signed is worth nothing from now on."""
     return await change(request, services, caller, operations.revoke_key(key[:_MAX_KEY_ID_CHARS]))
 
 

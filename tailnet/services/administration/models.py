@@ -334,7 +334,7 @@ class KeyShown(Shown):
     id: str
     purpose: str
     created_at: datetime
-    state: Literal["signs", "verifies", "lasting"]
+    state: Literal["next", "signs", "verifies", "lasting"]
 
 
 class AuditShown(Shown):

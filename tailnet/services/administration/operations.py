@@ -1,7 +1,7 @@
 """What can be asked for, as operations: functions of one transaction (layer L3).  service.py carries them out."""
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -14,7 +14,7 @@ from tailnet.store.administration.changes import Changes
 from tailnet.store.administration.kinds import AGENT, TOKEN, USER
 from tailnet.store.administration.values import ANY, Match, Result, Wanted, etag_of
 from tailnet.store.issued import keep_for_grace, revoke_issued
-from tailnet.store.keys import add_key, drop_key, find_keys
+from tailnet.store.keys import add_key, drop_key, find_keys, signer
 from tailnet.store.rows import SigningKey
 
 Operation = Callable[[Changes], Answer]
@@ -127,20 +127,22 @@ def rotate_agent(agent_id: Any, grace: timedelta = NO_GRACE, match: Match = ANY)
 
 
 def rotate_key(purpose: str) -> Operation:
-    """Make a new key of a purpose, which signs from now on; those of before go on verifying until they are spent."""
+    """Make a new key of a purpose, which signs when every server has had time to read it; those of before go on
+    verifying until they are spent."""
 
     def operation(changes: Changes) -> Answer:
         _insist_on_rotated(purpose)
         fresh = add_key(changes.connection, purpose, changes.now, secrets.token_bytes)
         changes.account.note("rotate", "key", fresh.id, None, {"purpose": purpose})
         changes.touch()
-        return Answer(_CREATED, key_shown(purpose, fresh, is_first=True))
+        shown = keys_shown(purpose, find_keys(changes.connection)[purpose], changes.now)
+        return Answer(_CREATED, next(each for each in shown if each["id"] == fresh.id))
 
     return operation
 
 
 def revoke_key(key_id: str) -> Operation:
-    """Delete a key that only verifies: what it signed is worth nothing from now on."""
+    """Delete a key that is not the only one: what it signed is worth nothing from now on."""
 
     def operation(changes: Changes) -> Answer:
         found = find_keys(changes.connection)
@@ -148,8 +150,8 @@ def revoke_key(key_id: str) -> Operation:
         if purpose is None:
             raise AdministrationError(Fault.NOT_FOUND, f"there is no key {key_id[:80]}")
         _insist_on_rotated(purpose)
-        if found[purpose][0].id == key_id:
-            raise AdministrationError(Fault.CONFLICT, "this key signs now: rotate first, and then revoke this one")
+        if len(found[purpose]) == 1:
+            raise AdministrationError(Fault.CONFLICT, "no other key could sign: rotate first, and then revoke this one")
         drop_key(changes.connection, key_id)
         changes.account.note("revoke", "key", key_id, {"purpose": purpose})
         changes.touch()
@@ -158,11 +160,20 @@ def revoke_key(key_id: str) -> Operation:
     return operation
 
 
-def key_shown(purpose: str, key: SigningKey, *, is_first: bool) -> dict[str, Any]:
-    """A key as JSON, without its secret.  `is_first`: it is the newest of its purpose."""
-    state = "lasting" if purpose not in ROTATED else "signs" if is_first else "verifies"
-    shown = KeyShown.model_validate({"id": key.id, "purpose": purpose, "created_at": key.created_at, "state": state})
-    return shown.model_dump(mode="json")
+def keys_shown(purpose: str, keys: Sequence[SigningKey], now: datetime) -> list[dict[str, Any]]:
+    """The keys of a purpose, newest first, as JSON without their secrets."""
+    signing = signer(keys, now)
+
+    def state(key: SigningKey) -> str:
+        if purpose not in ROTATED:
+            return "lasting"
+        return "signs" if key is signing else "next" if key.created_at > signing.created_at else "verifies"
+
+    shown = (
+        KeyShown(id=key.id, purpose=purpose, created_at=key.created_at, state=state(key))  # type: ignore[arg-type]  # one of its words
+        for key in keys
+    )
+    return [each.model_dump(mode="json") for each in shown]
 
 
 def _insist_on_rotated(purpose: str) -> None:

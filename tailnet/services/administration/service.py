@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from tailnet.services.administration import models
 from tailnet.services.administration.idempotency import Answer, IdempotencyKey
-from tailnet.services.administration.operations import Operation, key_shown
+from tailnet.services.administration.operations import Operation, keys_shown
 from tailnet.services.administration.resources import Resource
 from tailnet.store.administration.answers import find_answer, keep_answer
 from tailnet.store.administration.changes import Changes, count_dependents, not_found
@@ -101,11 +101,8 @@ class Administration:
     def list_keys(self) -> list[dict[str, Any]]:
         """All keys without their secrets, the newest of each purpose first.  Blocks."""
         found = self.store.keys.all_keys()
-        return [
-            key_shown(purpose, key, is_first=place == 0)
-            for purpose, keys in found.items()
-            for place, key in enumerate(keys)
-        ]
+        now = self.clock()
+        return [shown for purpose, keys in found.items() for shown in keys_shown(purpose, keys, now)]
 
     def audit(self, filters: Mapping[str, Any], before: int | None = None, limit: int = DEFAULT_PAGE) -> Page:
         """The account, the newest first; `before`: rows with lower numbers alone.  Blocks."""

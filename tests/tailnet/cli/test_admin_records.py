@@ -19,12 +19,12 @@ def admin(store: Store, store_url: str, capsys: pytest.CaptureFixture[str]) -> A
 def test_keys(admin: Admin, store: Store) -> None:
     old = store.keys.signing_keys("resume token", datetime.now(UTC), os.urandom)[0]
     made = admin.json("key", "rotate", "resume token")
-    assert [each["state"] for each in admin.lines("key", "list")] == ["signs", "verifies"]
+    assert [each["state"] for each in admin.lines("key", "list")] == ["next", "signs"]
     assert old.secret.hex()[:16] not in admin.say("key", "list")
     assert admin.json("key", "show", made["id"]) == made
     assert "there is no key 'x'" in admin.fail("key", "show", "x")
-    assert "rotate first" in admin.fail("key", "revoke", made["id"], "--yes")
     assert admin.json("key", "revoke", old.id, "--yes") == {"revoked": old.id}
+    assert "rotate first" in admin.fail("key", "revoke", made["id"], "--yes")
     assert "are not replaced" in admin.fail("key", "rotate", "relay")
 
 

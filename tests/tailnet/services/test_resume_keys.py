@@ -12,9 +12,9 @@ import trio.testing
 from tailnet.auth.store_callers import StoreCallers
 from tailnet.coordinator.resume import ResumeKey, ResumeTokenRefused, ResumeTokens
 from tailnet.errors import StoreError
-from tailnet.services.resume_keys import PURPOSE, REFRESH_SECONDS, ResumeKeys
+from tailnet.services.resume_keys import PURPOSE, ResumeKeys
 from tailnet.store.callers import raise_generation
-from tailnet.store.keys import ROTATE_AFTER, add_key
+from tailnet.store.keys import LEAD_TIME, REFRESH_SECONDS, ROTATE_AFTER, add_key
 from tailnet.store.schema import signing_keys
 from tailnet.store.store import Store
 from tests.support.seeds import peer_id
@@ -90,6 +90,30 @@ async def test_a_start_rotates_nothing(store: Store) -> None:
         connection.execute(signing_keys.delete())
     await keys.start()
     assert len(store.keys.stored_keys(PURPOSE)) == 1
+
+
+async def test_no_token_is_refused_by_another_replica_while_keys_rotate(store: Store) -> None:
+    """Each reads the keys each ten minutes, the second one just before the first: so it knows a new one last."""
+    now = began = datetime.now(UTC)
+    replicas = [ResumeKeys(store, clock=lambda: now) for _ in range(2)]
+    for each in replicas:
+        await each.start()
+    signed: list[set[str]] = [set(), set()]
+    minute, reads_at = timedelta(minutes=1), [began + ROTATE_AFTER - timedelta(minutes=10 + late) for late in (0, 1)]
+    now = reads_at[1]
+    while now < began + ROTATE_AFTER + 3 * LEAD_TIME:
+        for at, each in enumerate(replicas):
+            if now >= reads_at[at]:
+                reads_at[at] += timedelta(seconds=REFRESH_SECONDS)
+                await each.refresh()
+        for at, (one, other) in enumerate((replicas, replicas[::-1])):
+            token = one.current.issue(MAIN, ALICE, now.timestamp()).token
+            assert other.current.verify(token, ALICE, now.timestamp()) == MAIN, f"{now - began} after the first key"
+            signed[at].add(token.partition(".")[0])
+        now += minute
+    # Both have rotated meanwhile, each from the one key to the other.
+    assert signed[0] == signed[1]
+    assert len(signed[0]) == 2
 
 
 async def test_what_an_administrator_changes_is_followed_at_once(store: Store, nursery: trio.Nursery) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from datetime import timedelta
 from itertools import count
 
-from tailnet.store.keys import KEY_BYTES, ROTATE_AFTER, VERIFY_AFTER_ROTATION
+from tailnet.store.keys import KEY_BYTES, LEAD_TIME, ROTATE_AFTER, VERIFY_AFTER_ROTATION, signer
+from tailnet.store.rows import SigningKey
 from tailnet.store.store import Store
 from tests.support.seeds import NOW
 
@@ -75,6 +76,18 @@ def test_rotation(store: Store) -> None:
     assert store.keys.signing_keys(PURPOSE, late - MOMENT, random_bytes) == [second, first]
     assert store.keys.signing_keys(PURPOSE, late, random_bytes) == [second]
     assert store.keys.signing_keys(PURPOSE, late - MOMENT, random_bytes) == [second]
+
+
+def test_which_key_signs() -> None:
+    """One that every server has had time to read; the first one at once, and the last one that is left."""
+    keys = [SigningKey(str(age), b"", NOW - age) for age in (timedelta(), LEAD_TIME - MOMENT, LEAD_TIME, ROTATE_AFTER)]
+    assert signer(keys, NOW) is keys[2]
+    assert signer(keys, NOW + MOMENT) is keys[1]
+    assert signer(keys, NOW + LEAD_TIME) is keys[0]
+    assert signer(keys[:2], NOW) is keys[1]
+    assert signer(keys[:1], NOW) is keys[0]
+    # A clock that was wrong when a key was made.
+    assert signer(keys, NOW - ROTATE_AFTER + LEAD_TIME) is keys[3]
 
 
 def test_a_server_that_slept_past_both_limits(store: Store) -> None:

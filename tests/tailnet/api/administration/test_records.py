@@ -13,13 +13,14 @@ async def test_keys(world: AdminWorld) -> None:
     async with world.client() as client:
         old = (await client.get("keys")).json()["items"][0]
         made = await client.post("keys", json={"purpose": PURPOSE})
-        assert (made.status_code, made.json()["state"]) == (201, "signs")
+        assert (made.status_code, made.json()["state"]) == (201, "next")
         listed = await client.get("keys")
-        assert [each["state"] for each in listed.json()["items"]] == ["signs", "verifies"]
+        assert [each["state"] for each in listed.json()["items"]] == ["next", "signs"]
         assert key.id in listed.text
         assert key.secret.hex()[:16] not in listed.text
-        assert (await client.delete(f"keys/{made.json()['id']}")).status_code == 409
         assert (await client.delete(f"keys/{old['id']}")).status_code == 204
+        assert (await client.get("keys")).json()["items"][0]["state"] == "signs"
+        assert (await client.delete(f"keys/{made.json()['id']}")).status_code == 409
         assert (await client.delete(f"keys/{old['id']}")).status_code == 404
         assert (await client.post("keys", json={"purpose": "relay"})).status_code == 400
         assert (await client.post("keys", json={})).status_code == 400

@@ -10,6 +10,7 @@ from tailnet.services.administration import operations
 from tailnet.services.administration.resources import RESOURCES
 from tailnet.services.administration.service import Administration, Match
 from tailnet.services.resume_keys import PURPOSE
+from tailnet.store.keys import LEAD_TIME
 from tailnet.store.store import Store
 from tailnet.tokens import parse_user_token
 from tests.support.administration import ACTOR, ALICE, MAIN, put
@@ -102,16 +103,18 @@ def test_keys(work: Administration) -> None:
     assert made is not None
     assert [(each["purpose"], each["state"]) for each in work.list_keys()] == [
         ("relay", "lasting"),
+        (PURPOSE, "next"),
         (PURPOSE, "signs"),
-        (PURPOSE, "verifies"),
     ]
+    work.clock = lambda: NOW + HOUR + LEAD_TIME
+    assert [each["state"] for each in work.list_keys()] == ["lasting", "signs", "verifies"]
     relay, signs, verifies = (each["id"] for each in work.list_keys())
     assert signs == made["id"]
-    assert fault(work, operations.revoke_key(signs)) is Fault.CONFLICT
     assert fault(work, operations.revoke_key(relay)) is Fault.INVALID
     assert fault(work, operations.revoke_key("nothing")) is Fault.NOT_FOUND
     assert fault(work, operations.rotate_key("relay")) is Fault.INVALID
     work.do(ACTOR, operations.revoke_key(verifies))
+    assert fault(work, operations.revoke_key(signs)) is Fault.CONFLICT
     assert [each.id for each in work.store.keys.stored_keys(PURPOSE)] == [signs]
     assert {PURPOSE} == set(operations.ROTATED)
 
