@@ -15,10 +15,11 @@ class Heap:
 
     def at(self, time: float, call: Callable[[], object]) -> None:
         self._number += 1
-        heappush(self._heap, (max(time, self.now), self._number, call))
+        heappush(self._heap, (time if time > self.now else self.now, self._number, call))
 
     def after(self, seconds: float, call: Callable[[], object]) -> None:
-        self.at(self.now + seconds, call)
+        self._number += 1
+        heappush(self._heap, (self.now + seconds, self._number, call))
 
     def run(self, until: float) -> None:
         """Everything that is due by then."""

@@ -42,7 +42,7 @@ class Way:
         """When what is sent now arrives: once, twice, late or never."""
         if not self.is_up:
             return []
-        arrives_at = now + self.random.uniform(*LATENCY_SECONDS)
+        arrives_at = now + LATENCY_SECONDS[0] + (LATENCY_SECONDS[1] - LATENCY_SECONDS[0]) * self.random.random()
         if is_bus and now < self.lossy_until:
             fault = self.random.random()
             if fault < 0.1:
@@ -51,7 +51,8 @@ class Way:
                 return [arrives_at, arrives_at + self.random.uniform(0, 2)]
             if fault < 0.3:
                 return [arrives_at + self.random.uniform(0, 2)]
-        self.arrives_at = max(self.arrives_at, arrives_at)
+        if arrives_at > self.arrives_at:
+            self.arrives_at = arrives_at
         return [self.arrives_at]
 
 
@@ -60,6 +61,7 @@ class Process:
 
     def __init__(self, world: "World", place: int, start: int) -> None:
         self.world = world
+        self.heap = world.heap
         self.place = place
         self.name = f"r{place}.{start}"
         random = Random(f"{world.plan.seed} {self.name}")
@@ -74,7 +76,7 @@ class Process:
 
     @property
     def now(self) -> float:
-        return self.world.heap.now + self._clock_ahead
+        return self.heap.now + self._clock_ahead
 
     def do(self, call: Callable[[], object]) -> None:
         """Something arrives: now, when the process wakes, or never."""
@@ -95,21 +97,28 @@ class Process:
         due = self.cluster.next_timeout()
         if due is not None and due < self._due:
             self._due = due
-            world.heap.at(due - self._clock_ahead, lambda: self._timer(due))
+            self.heap.at(due - self._clock_ahead, partial(self._timer, due))
 
     def _timer(self, due: float) -> None:
         if self._due == due:
             self.do(self._timeout)
 
     def _timeout(self) -> None:
+        now, due = self.now, self._due
         # Two clocks with an offset round: a deadline that has come by one may be a hair away by the other.
-        now = self._due if self.now < self._due < self.now + 1e-6 else self.now
+        if now < due < now + 1e-6:
+            now = due
         self._due = inf
         self.take(self.cluster.handle_timeout(now))
 
+    def hear(self, other: ReplicaID, frame: bytes) -> None:
+        """A frame from another one."""
+        if self.cluster.pair(other).has_link:
+            self.take(self.cluster.receive_frame(other, frame, self.now))
+
     def take(self, effects: list[Effect[Connection]]) -> None:
         """What the cluster says to own connections."""
-        judge, heap = self.world.judge, self.world.heap
+        judge = self.world.judge
         for effect in effects:
             if isinstance(effect, Deliver):
                 for connection in effect.receivers:
@@ -120,8 +129,7 @@ class Process:
                 judge.ended(effect.connection, effect.reason)
                 effect.connection.is_served = False
                 self.world.say(f"{self.name} ends the connection of {effect.connection.peer.name}: {effect.reason}")
-                connection = effect.connection
-                heap.after(0.01, partial(self.world.hang_up, connection))
+                self.heap.after(0.01, partial(self.world.hang_up, effect.connection))
             elif isinstance(effect, SendError):
                 judge.met["error told"] += 1
 
@@ -140,6 +148,7 @@ class World:
         self.story: list[str] | None = [] if record else None
         self.processes: list[Process] = []
         self.places: list[Process | None] = [None] * plan.replicas
+        self._alive: dict[ReplicaID, Process] = {}
         self.ways: dict[tuple[int, int], Way] = {
             (one, two): Way(Random(f"{plan.seed} way {one} {two}"))
             for one in range(plan.replicas)
@@ -174,7 +183,7 @@ class World:
             return
         self._starts += 1
         process = Process(self, place, self._starts)
-        self.places[place] = process
+        self.places[place] = self._alive[process.id] = process
         self.processes.append(process)
         for other in self.places:
             if other is not None and other is not process:
@@ -188,23 +197,17 @@ class World:
                 process.do(partial(self._open_way, process, other))
 
     def _open_way(self, process: Process, other: Process) -> None:
-        pair = process.cluster.pair(other.id)
         way = self.ways[process.place, other.place]
-        if not pair.has_link and (way.is_up or self.plan.is_bus):
-            pair.link_opened(process.now)
+        if not process.cluster.pair(other.id).has_link and (way.is_up or self.plan.is_bus):
+            process.cluster.link_opened(other.id, process.now)
 
     def carry(self, sender: Process, receiver_id: ReplicaID, frame: bytes) -> None:
-        receiver = next((one for one in self.places if one is not None and one.id == receiver_id), None)
-        if receiver is None or not receiver.is_alive:
+        receiver = self._alive.get(receiver_id)
+        if receiver is None:
             return
         way = self.ways[sender.place, receiver.place]
         for at in way.arrivals(self.heap.now, self.plan.is_bus):
-            self.heap.at(at, lambda: receiver.do(lambda: self._arrive(receiver, sender, frame)))
-
-    def _arrive(self, receiver: Process, sender: Process, frame: bytes) -> None:
-        pair = receiver.cluster.pair(sender.id)
-        if pair.has_link:
-            receiver.take(receiver.cluster.receive_frame(sender.id, frame, receiver.now))
+            self.heap.at(at, partial(receiver.do, partial(receiver.hear, sender.id, frame)))
 
     def cut(self, one: int, two: int) -> None:
         self.ways[one, two].is_up = False
@@ -232,6 +235,7 @@ class World:
         if not process.is_alive:
             return
         process.is_alive = False
+        del self._alive[process.id]
         if self.places[process.place] is process:
             self.places[process.place] = None
         for other in self.processes:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Final, Generic
 
+from derp.relay.deadlines import Deadlines
 from tailnet.coordinator.messages import C, Effect, Outward
 from tailnet.coordinator.nodes import Limits
 from tailnet.replica.cluster_time import ClusterTime
@@ -110,6 +111,8 @@ class Cluster(Generic[C]):
         self.heard: Counter[type] = Counter()
         self.sleep_count = 0
         self._own = Own(replica, name, key, self._status, random_bytes, capabilities)
+        # Of the pairs: each step asks for the first of them, and moves the one of the pair that it was about.
+        self._deadlines: Deadlines[Pair] = Deadlines()
         self._claims: dict[PeerID, Claim] = {}
         self._withdrawn: list[Gone] = []
         self._questions: dict[PeerID, None] = {}
@@ -129,10 +132,19 @@ class Cluster(Generic[C]):
         """The replica has left the cluster, and does not come back under this id."""
         pair = self.pairs.pop(other, None)
         self.refused.pop(other, None)
-        return [] if pair is None else self.carry_out(self.coordinator.handle_replica_down(other, now), now)
+        if pair is None:
+            return []
+        self._deadlines.clear(pair)
+        return self.carry_out(self.coordinator.handle_replica_down(other, now), now)
+
+    def link_opened(self, other: ReplicaID, now: float, binding: bytes = b"") -> None:
+        """There is a way to a replica; `binding` as for Pair.link_opened."""
+        pair = self.pair(other)
+        pair.link_opened(now, binding)
+        self._schedule(pair)
 
     def link_closed(self, other: ReplicaID, now: float) -> list[Effect[C]]:
-        """The way to a replica is gone; `pair(other).link_opened` says that there is one."""
+        """The way to a replica is gone."""
         return self._take(other, self.pair(other).link_closed(now), now)
 
     def receive_frame(self, other: ReplicaID, frame: bytes, now: float) -> list[Effect[C]]:
@@ -177,13 +189,11 @@ class Cluster(Generic[C]):
 
     def next_timeout(self) -> float | None:
         """When to call `handle_timeout`."""
-        due = min([pair.due() for pair in self.pairs.values()], default=inf)
-        of_core = self.coordinator.next_timeout()
-        if of_core is not None and of_core < due:
-            due = of_core
-        if self._tell_at is not None and self._tell_at < due:
-            due = self._tell_at
-        return due if due != inf else None
+        due = self._deadlines.next_timeout()
+        for at in (self.coordinator.next_timeout(), self._tell_at):
+            if at is not None and (due is None or at < due):
+                due = at
+        return due
 
     def handle_timeout(self, now: float) -> list[Effect[C]]:
         """Whatever is due.  A replica judges others only while it is awake, and hears."""
@@ -193,14 +203,23 @@ class Cluster(Generic[C]):
         if slept or self.is_deaf:
             for pair in self.pairs.values():
                 pair.excuse(now)
+                self._schedule(pair)
         effects: list[Effect[C]] = []
-        for other, pair in list(self.pairs.items()):
-            if pair.due() <= now:
-                effects += self._take(other, pair.handle_timeout(now), now)
-        effects += self.carry_out(self.coordinator.handle_timeout(now), now)
+        for pair in self._deadlines.handle_timeout(now):
+            effects += self._take(pair.other, pair.handle_timeout(now), now)
+        of_core = self.coordinator.next_timeout()
+        if of_core is not None and of_core <= now:
+            effects += self.carry_out(self.coordinator.handle_timeout(now), now)
         if self._tell_at is not None and self._tell_at <= now:
             effects += self._tell_all(now)
         return effects
+
+    def _schedule(self, pair: Pair) -> None:
+        due = pair.due()
+        if due == inf:
+            self._deadlines.clear(pair)
+        else:
+            self._deadlines.set(pair, due)
 
     def _status(self, now: float) -> Status:
         return Status(self.time.read(now), self.coordinator.connected_count, self.load, self.map_digest)
@@ -214,7 +233,9 @@ class Cluster(Generic[C]):
                 case Heard(messages):
                     for message in messages:
                         self.heard[type(message)] += 1
-                        effects += self.carry_out(self._handle(other, message, now), now)
+                        said = self._handle(other, message, now)
+                        if said:
+                            effects += self.carry_out(said, now)
                 case Opened(since, hello):
                     self.refused.pop(other, None)
                     effects.append(SessionOpened(other))
@@ -233,6 +254,7 @@ class Cluster(Generic[C]):
                     effects += self.carry_out(self.coordinator.handle_sync_due(other), now)
                 case Refused(reason):
                     self.refused[other] = reason
+        self._schedule(self.pairs[other])
         return effects
 
     def _handle(self, other: ReplicaID, message: Message, now: float) -> list[Effect[C]]:

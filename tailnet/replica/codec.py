@@ -49,6 +49,9 @@ MAX_TEXT_LENGTH: Final = 256
 MAX_SHORT_BYTES: Final = 128
 MAX_NUMBER: Final = (1 << 63) - 1
 _EPOCH_BYTES: Final = 8
+_FRAME_START: Final = b"\x92"  # an array of two
+# Kept, as each one begins with a buffer of 256 KiB; between calls it holds nothing.
+_packer: Final = msgpack.Packer()
 
 
 def encode_message(message: Message) -> bytes:
@@ -57,7 +60,7 @@ def encode_message(message: Message) -> bytes:
     Raises LocalProtocolError for one that no receiver would take.
     """
     code = _CODES[type(message)]
-    encoded: bytes = msgpack.packb([code, *_FIELDS[code](message)])
+    encoded: bytes = _packer.pack([code, *_FIELDS[code](message)])
     if len(encoded) > MAX_FRAME_BYTES - FRAME_OVERHEAD_BYTES:
         raise LocalProtocolError(f"a {type(message).__name__} of {len(encoded)} bytes fits into no frame")
     return encoded
@@ -65,8 +68,7 @@ def encode_message(message: Message) -> bytes:
 
 def encode_frame(seq: int, messages: Sequence[bytes]) -> bytes:
     """A frame of encoded messages."""
-    packer = msgpack.Packer()
-    return b"".join((packer.pack_array_header(2), packer.pack(seq), packer.pack_array_header(len(messages)), *messages))
+    return b"".join((_FRAME_START, _packer.pack(seq), _packer.pack_array_header(len(messages)), *messages))
 
 
 def decode_frame(frame: bytes) -> tuple[int, list[Message]]:

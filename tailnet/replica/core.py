@@ -346,8 +346,7 @@ class SharedCoordinator(Coordinator[C]):
     def next_timeout(self) -> float | None:
         """When to call `handle_timeout`."""
         due = self._ask_at
-        for table in (self._doubted, self._unconfirmed):
-            at = table.next_timeout() if table else None
+        for at in (self._doubted.next_timeout(), self._unconfirmed.next_timeout()):
             if at is not None and (due is None or at < due):
                 due = at
         return due

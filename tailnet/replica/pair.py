@@ -209,18 +209,18 @@ class Pair:
             return []
         try:
             seq, messages = decode_frame(frame)
-            if seq != session.heard_seq + 1:
-                return self._end(End.GAP, f"frame {seq} came after {session.heard_seq}", now)
-            if any(isinstance(message, Hello) for message in messages):
-                raise RemoteProtocolError("a Hello inside a session")
         except RemoteProtocolError as error:
             return self._end(End.MALFORMED, str(error), now)
+        if seq != session.heard_seq + 1:
+            return self._end(End.GAP, f"frame {seq} came after {session.heard_seq}", now)
         session.heard_seq = seq
         self._silent_at = now + SILENCE_SECONDS
         for message in messages:
-            if isinstance(message, Beat):
+            if type(message) is Beat:
                 self.status = Status(message.clock, message.peer_count, message.load, message.map_digest)
                 self._take_acknowledgement(session, message.heard_seq)
+            elif type(message) is Hello:
+                return self._end(End.MALFORMED, "a Hello inside a session", now)
         return [Heard(messages)]
 
     # What goes out.

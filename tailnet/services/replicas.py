@@ -231,9 +231,8 @@ class Replicas:
     def _use_bus(self, other: ReplicaID, now: float) -> None:
         """The bus carries what no link does."""
         if self.bus.can_carry and other in self.records and other not in self.linked and other != self.id:
-            pair = self.cluster.pair(other)
-            if not pair.has_link:
-                pair.link_opened(now)
+            if not self.cluster.pair(other).has_link:
+                self.cluster.link_opened(other, now)
 
     # Dialling.
 
@@ -317,10 +316,9 @@ class Replicas:
                 return False
             current.scope.cancel()
         with self._step() as now:
-            pair = self.cluster.pair(other)
-            if pair.has_link:
+            if self.cluster.pair(other).has_link:
                 self._carry_out(self.cluster.link_closed(other, now), now)
-            pair.link_opened(now, link.binding)
+            self.cluster.link_opened(other, now, link.binding)
             self.linked[other] = link
         _log.info("+ replica %s: linked with %s", self.name_of(other), link.address)
         return True

@@ -36,7 +36,7 @@ class Two:
         self.frame_count = 0
         self.is_cut = False
         for one, other in ((0, 1), (1, 0)):
-            self.clusters[one].pair(self.clusters[other].replica).link_opened(self.now)
+            self.clusters[one].link_opened(self.clusters[other].replica, self.now)
         self.settle()
 
     def take(self, effects: Iterable[Effect[str]]) -> None:
@@ -186,7 +186,7 @@ def test_hints_reach_the_service() -> None:
 
 def test_whom_we_cannot_talk_to_is_kept_with_the_reason() -> None:
     cluster = Cluster[str](pair.B, "b", pair.KEY, Random(1).randbytes)
-    cluster.pair(pair.A).link_opened(1.0)
+    cluster.link_opened(pair.A, 1.0)
     hello = pair.greeting(lowest_version=2, highest_version=4)
     assert cluster.receive_frame(pair.A, hello, 1.0) == []
     assert cluster.refused == {pair.A: "a speaks versions 2 to 4 of the replicas' protocol, and this one 1"}
