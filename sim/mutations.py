@@ -16,7 +16,6 @@ from tailnet.replica.codec import decode_frame
 from tailnet.replica.core import SharedCoordinator
 from tailnet.replica.messages import Gone, NodeIs, Publish, Withdraw
 from tailnet.replica.pair import End, Pair
-from tailnet.replica.proof import unseal
 
 Core = SharedCoordinator[Any]
 
@@ -34,7 +33,7 @@ def _claims_ignored(real: Any) -> Any:
 def _gap_unnoticed(real: Any) -> Any:
     def receive_frame(self: Pair, sealed: bytes, now: float) -> Any:
         session = self._session
-        frame = unseal(session.heard_key, sealed) if session is not None else None
+        frame = session.heard_key.unseal(sealed) if session is not None else None
         if session is not None and frame is not None:
             session.heard_seq = decode_frame(frame)[0] - 1
         return real(self, sealed, now)

@@ -197,7 +197,7 @@ class Cluster(Generic[C]):
 
     def handle_timeout(self, now: float) -> list[Effect[C]]:
         """Whatever is due.  A replica judges others only while it is awake, and hears."""
-        due = self.next_timeout()
+        due, of_core = self.next_timeout(), self.coordinator.next_timeout()
         slept = due is not None and now - due > SLEPT_SECONDS
         self.sleep_count += slept
         if slept or self.is_deaf:
@@ -207,7 +207,6 @@ class Cluster(Generic[C]):
         effects: list[Effect[C]] = []
         for pair in self._deadlines.handle_timeout(now):
             effects += self._take(pair.other, pair.handle_timeout(now), now)
-        of_core = self.coordinator.next_timeout()
         if of_core is not None and of_core <= now:
             effects += self.carry_out(self.coordinator.handle_timeout(now), now)
         if self._tell_at is not None and self._tell_at <= now:

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from tailnet.errors import LocalProtocolError, RemoteProtocolError
 from tailnet.replica.codec import FRAME_OVERHEAD_BYTES, MAX_FRAME_BYTES, decode_frame, encode_frame, encode_message
 from tailnet.replica.messages import Beat, Hello, Message, ReplicaID
-from tailnet.replica.proof import NONCE_BYTES, ClusterKey, seal, unseal
+from tailnet.replica.proof import NONCE_BYTES, ClusterKey, FrameKey
 
 VERSION: Final = 1  # the lowest and the highest that this release speaks
 BEAT_SECONDS: Final = 1.0
@@ -118,7 +118,7 @@ class _Session:
         "unacknowledged",
     )
 
-    def __init__(self, own_nonce: bytes, other_nonce: bytes, sent_key: bytes, heard_key: bytes) -> None:
+    def __init__(self, own_nonce: bytes, other_nonce: bytes, sent_key: FrameKey, heard_key: FrameKey) -> None:
         self.own_nonce = own_nonce
         self.other_nonce = other_nonce
         self.sent_key = sent_key
@@ -203,7 +203,7 @@ class Pair:
         if sealed.startswith(_GREETING_START):
             return self._greeted(sealed, now)
         session = self._session
-        frame = unseal(session.heard_key, sealed) if session is not None else None
+        frame = session.heard_key.unseal(sealed) if session is not None else None
         if session is None or frame is None:
             self.stray_count += 1
             return []
@@ -251,18 +251,18 @@ class Pair:
         while session is not None and queue and taken <= limit_bytes:
             size, part = FRAME_OVERHEAD_BYTES, []
             for encoded in queue.values():
-                size += len(encoded)
-                if size > MAX_FRAME_BYTES:
+                if size + len(encoded) > MAX_FRAME_BYTES:
                     break
+                size += len(encoded)
                 part.append(encoded)
             if len(part) == len(queue):
                 queue.clear()
             else:
                 for key in list(queue)[: len(part)]:
                     del queue[key]
-            self.queued_bytes -= sum(map(len, part))
+            self.queued_bytes -= size - FRAME_OVERHEAD_BYTES
             session.sent_seq += 1
-            frames.append(seal(session.sent_key, encode_frame(session.sent_seq, part)))
+            frames.append(session.sent_key.seal(encode_frame(session.sent_seq, part)))
             taken += len(frames[-1])
         if session is not None and session.beat_at is not None and not queue:
             # Everything that was queued up to that beat is in frames of these numbers.
@@ -322,7 +322,7 @@ class Pair:
     # Sessions.
 
     def _greeted(self, sealed: bytes, now: float) -> list[PairEvent]:
-        frame = unseal(self._own.key.greeting_key(self.other), sealed)
+        frame = self._own.key.greeting_key(self.other).unseal(sealed)
         if frame is None:
             # Another cluster's, or a stranger's: it learns nothing.
             self.stray_count += 1
@@ -394,7 +394,7 @@ class Pair:
         )
         # A frame that waited for room while greetings were repeated would be a queue without a bound.
         frame = encode_frame(0, [encode_message(hello)])
-        self._greetings = [*self._greetings[-1:], seal(own.key.greeting_key(own.replica), frame)]
+        self._greetings = [*self._greetings[-1:], own.key.greeting_key(own.replica).seal(frame)]
 
     def _between(self, low: float, high: float) -> float:
         return low + (high - low) * int.from_bytes(self._own.random_bytes(2), "big") / 65536

@@ -23,9 +23,9 @@ from tailnet.replica.pair import (
     Status,
     SyncDue,
 )
-from tailnet.replica.proof import ClusterKey, seal
+from tailnet.replica.proof import ClusterKey, FrameKey
 
-KEY = ClusterKey("home", bytes(32))
+KEY, STRANGER = ClusterKey("home", bytes(32)), FrameKey(b"k" * 32)
 A, B = ReplicaID(b"A" * 8), ReplicaID(b"B" * 8)
 
 
@@ -242,7 +242,7 @@ def test_frames_of_the_session_before_are_strays() -> None:
 
 
 @pytest.mark.parametrize(
-    "frame", [b"", b"x" * 40, seal(b"k" * 32, encode_frame(1, [])), seal(b"k" * 32, encode_frame(0, [])), bytes(70_000)]
+    "frame", [b"", b"x" * 40, STRANGER.seal(encode_frame(1, [])), STRANGER.seal(encode_frame(0, [])), bytes(70_000)]
 )
 def test_what_a_stranger_says_is_counted_and_changes_nothing(frame: bytes) -> None:
     world = opened()
@@ -288,7 +288,7 @@ def greeting(**changes: object) -> bytes:
         "echo": b"",
     }
     hello = Hello(**{**fields, **changes})  # type: ignore[arg-type]  # a table of all kinds
-    return seal(KEY.greeting_key(A), encode_frame(0, [encode_message(hello)]))
+    return KEY.greeting_key(A).seal(encode_frame(0, [encode_message(hello)]))
 
 
 def test_versions_without_a_common_one() -> None:
@@ -311,7 +311,7 @@ def test_malformed_frames_of_a_session_end_it() -> None:
         world = opened()
         session = world.a._session
         assert session is not None
-        assert kinds(world.b.receive_frame(seal(session.sent_key, body), world.now)) == [Ended]
+        assert kinds(world.b.receive_frame(session.sent_key.seal(body), world.now)) == [Ended]
 
 
 def hello_of(frame: bytes) -> Message:
