@@ -147,6 +147,7 @@ class Pair:
         self.hello: Hello | None = None
         self.status: Status | None = None
         self._own = own
+        self._greeting_key, self._greeted_key = own.key.greeting_key(own.replica), own.key.greeting_key(other)
         self._binding: bytes | None = None  # of the link; None while there is none
         self._session: _Session | None = None
         self._nonce = b""  # of the session that we offer; empty when none is on offer
@@ -322,7 +323,7 @@ class Pair:
     # Sessions.
 
     def _greeted(self, sealed: bytes, now: float) -> list[PairEvent]:
-        frame = self._own.key.greeting_key(self.other).unseal(sealed)
+        frame = self._greeted_key.unseal(sealed)
         if frame is None:
             # Another cluster's, or a stranger's: it learns nothing.
             self.stray_count += 1
@@ -394,7 +395,7 @@ class Pair:
         )
         # A frame that waited for room while greetings were repeated would be a queue without a bound.
         frame = encode_frame(0, [encode_message(hello)])
-        self._greetings = [*self._greetings[-1:], own.key.greeting_key(own.replica).seal(frame)]
+        self._greetings = [*self._greetings[-1:], self._greeting_key.seal(frame)]
 
     def _between(self, low: float, high: float) -> float:
         return low + (high - low) * int.from_bytes(self._own.random_bytes(2), "big") / 65536

@@ -230,9 +230,9 @@ class Replicas:
 
     def _use_bus(self, other: ReplicaID, now: float) -> None:
         """The bus carries what no link does."""
-        if self.bus.can_carry and other in self.records and other not in self.linked and other != self.id:
-            if not self.cluster.pair(other).has_link:
-                self.cluster.link_opened(other, now)
+        is_the_way = self.bus.can_carry and other in self.records and other not in self.linked and other != self.id
+        if is_the_way and not self.cluster.pair(other).has_link:
+            self.cluster.link_opened(other, now)
 
     # Dialling.
 
