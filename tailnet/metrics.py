@@ -76,6 +76,7 @@ class CoordinatorReading:
     external_auth_waiting: int  # requests of agents that wait for a link, now
     revoked_connections: int  # sent away since their token or their agent was withdrawn
     revoked_tunnels: int
+    relay_keys_contested: int  # announcements of keys that another tenant's peer had
     callers: int  # agents and users that have sockets, or had some a minute ago
     held_bytes: int  # for all sockets: unfinished messages, requests in hand, what is not read
     held_bytes_limit: int
@@ -164,6 +165,11 @@ class CoordinatorCollector(Collector):
                 reading.revoked_connections,
             ),
             ("tailnet_revoked_tunnels", "Tunnels whose rights were withdrawn.", reading.revoked_tunnels),
+            (
+                "tailnet_relay_keys_contested",
+                "Announcements of a node key that another tenant's peer had.",
+                reading.relay_keys_contested,
+            ),
             ("tailnet_shed_sockets", "RPC connections closed for the memory they held.", reading.shed_sockets),
             ("tailnet_refused_sockets", "RPC connections of callers that had too many.", reading.refused_sockets),
             ("tailnet_reports_delayed", "Reports answered later, for an agent sent too many.", reading.reports_delayed),

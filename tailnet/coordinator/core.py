@@ -8,7 +8,7 @@ questions coordinator/explain.  Effects go to services/hub.py.  Spec: coordinato
 """
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Generic
 
@@ -249,9 +249,9 @@ class Coordinator(Generic[C]):
         peer = self._connected.get(connection)
         return peer is not None and peer.node is node
 
-    def nodes(self) -> list[Node]:
+    def nodes(self) -> Iterator[tuple[C, Node]]:
         """Those of all connected peers."""
-        return [peer.node for peer in self._connected.values() if peer.node is not None]
+        return ((each, peer.node) for each, peer in self._connected.items() if peer.node is not None)
 
     def connection_of(self, peer_id: bytes) -> C | None:
         """The connection that holds this id now."""

@@ -39,6 +39,7 @@ class Check(enum.Enum):
     AGENTS = "agents"
     OWN_NODE = "own-node"
     RESUME_KEYS = "resume-keys"
+    RELAY_KEYS = "relay-keys"
     DISK = "disk"
     LOG = "log"
 
@@ -70,6 +71,7 @@ class Code(enum.Enum):
     OWN_NODE_LOST = "own-node-lost"
     RESUME_KEYS_OLD = "resume-keys-old"
     RESUME_KEYS_UNREAD = "resume-keys-unread"
+    RELAY_KEYS_CONTESTED = "relay-keys-contested"
     DISK_FULL = "disk-full"
     LOG_LOST = "log-lost"
     CHECK_FAILED = "check-failed"
@@ -247,6 +249,13 @@ RULES: Final[Mapping[Code, Rule]] = {
         "the keys of resume tokens were not read for half an hour",
         "See the codes of the store: tokens that another server gave meanwhile may not be taken here, and such clients "
         "get a new id.",
+    ),
+    Code.RELAY_KEYS_CONTESTED: Rule(
+        Check.RELAY_KEYS,
+        _WARNING,
+        "within the last hour a peer announced a node key that a connected peer of another tenant has",
+        "The log names key and tenants once a minute: somebody copied a node's key, or wants his traffic counted as "
+        "another's; the key stays with whoever announced it first, until that peer leaves.",
     ),
     Code.DISK_FULL: Rule(
         Check.DISK,

@@ -21,6 +21,7 @@ from tailnet.health.readings import (
     OutboxReading,
     OwnNodeReading,
     Reading,
+    RelayKeysReading,
     RelayReading,
     ResumeKeysReading,
     StoreReading,
@@ -109,6 +110,10 @@ def _judge(reading: Reading) -> Iterator[Finding]:
                 yield Finding(Code.OWN_NODE_LOST, Severity.ERROR, f"agents cannot be reached into: {reading.problem}")
         case ResumeKeysReading():
             yield from _resume_keys(reading)
+        case RelayKeysReading():
+            if reading.contested:
+                what = f"peers announced keys of other tenants' peers {reading.contested:,} times"
+                yield Finding(Code.RELAY_KEYS_CONTESTED, Severity.WARNING, what)
         case DiskReading():
             yield from _disk(reading)
         case LogReading():

@@ -163,6 +163,14 @@ class ResumeKeysReading:
 
 
 @dataclass(frozen=True, slots=True)
+class RelayKeysReading:
+    """contested: how often within the last hour a peer announced a key that another tenant's peer had."""
+
+    check: ClassVar[Check] = Check.RELAY_KEYS
+    contested: int
+
+
+@dataclass(frozen=True, slots=True)
 class DiskReading:
     """The disk of the store's file."""
 
@@ -209,6 +217,7 @@ Measured = (
     | AgentsReading
     | OwnNodeReading
     | ResumeKeysReading
+    | RelayKeysReading
     | DiskReading
     | LogReading
 )

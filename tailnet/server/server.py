@@ -144,7 +144,8 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             if self.replicas is None
             else self.replicas.coordinator
         )
-        self.relay_keys = RelayKeys(store, life_seconds=config.key_set_life_seconds, in_use=self._announced_keys)
+        life_seconds = config.key_set_life_seconds
+        self.relay_keys = RelayKeys(store, life_seconds=life_seconds, connected=self.coordinator.nodes)
         self.relay = self._make_relay(private) if config.derp_enabled else None
         pages = self._make_pages()
         self.door = FrontDoor(self.lobby, self._routes(pages))
@@ -203,9 +204,6 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         self._nursery: trio.Nursery
         self._app: FastAPI
         self._api: ApiServer
-
-    def _announced_keys(self) -> list[bytes]:
-        return [node.public_key for node in self.coordinator.nodes()]
 
     def _make_replicas(self, config: CoordinatorConfig, store: Store, secret: bytes) -> "Replicas | None":
         """What joins this server with others; without a bus not a line of it is loaded."""
@@ -290,6 +288,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             api_ended={end.value: self._api.ended_count[end] for end in ApiEnd},
             revoked_connections=self.rights.revoked_connections,
             revoked_tunnels=self.rights.revoked_tunnels,
+            relay_keys_contested=self.relay_keys.contested,
             callers=len(self.accounts),
             held_bytes=self.accounts.held_bytes,
             held_bytes_limit=self.accounts.limits.total_held_bytes,
@@ -491,6 +490,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             outbox=self.outbox,
             maps=self.maps,
             keys=self.keys,
+            relay_keys=self.relay_keys,
             presence=self.presence,
             own_node=self.own_node,
             access_url=access_url,

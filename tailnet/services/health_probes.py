@@ -46,6 +46,7 @@ from tailnet.health.readings import (
     OutboxReading,
     OwnNodeReading,
     Reading,
+    RelayKeysReading,
     RelayReading,
     ResumeKeysReading,
     Skipped,
@@ -59,6 +60,7 @@ from tailnet.services.derp_maps import DerpMaps
 from tailnet.services.map_layers import has_relay
 from tailnet.services.own_node import OwnNode
 from tailnet.services.presence import AgentPresence
+from tailnet.services.relay_keys import RelayKeys
 from tailnet.services.resume_keys import ResumeKeys
 from tailnet.services.store_watch import StoreWatch
 from tailnet.store.keys import ROTATE_AFTER
@@ -94,6 +96,7 @@ class Probes:
     outbox: Outbox
     maps: DerpMaps
     keys: ResumeKeys
+    relay_keys: RelayKeys
     presence: AgentPresence
     own_node: OwnNode
     access_url: str
@@ -106,6 +109,7 @@ class Probes:
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     _lost: dict[str, Growth] = field(default_factory=dict)
     _lines_lost: Growth = field(default_factory=lambda: Growth(LATELY_SECONDS))
+    _contested: Growth = field(default_factory=lambda: Growth(LATELY_SECONDS))
 
     def __post_init__(self) -> None:
         self._limiter = trio.CapacityLimiter(_THREADS)
@@ -125,6 +129,7 @@ class Probes:
             Check.AGENTS: self.agents,
             Check.OWN_NODE: self.look_at_node,
             Check.RESUME_KEYS: self.resume_keys,
+            Check.RELAY_KEYS: self.contested_keys,
             Check.DISK: self.disk,
             Check.LOG: self.log,
         }
@@ -313,6 +318,10 @@ class Probes:
             return Skipped(Check.DISK, "the database's disk is on its own machine: watch it there")
         total, _, free = await self._in_thread(lambda: shutil.disk_usage(path))
         return DiskReading(str(path), free, total)
+
+    async def contested_keys(self) -> Reading:
+        """Whether somebody announces the keys of others."""
+        return RelayKeysReading(self._contested.look(self.relay_keys.contested, trio.current_time()))
 
     async def log(self) -> Reading:
         """Whether somebody reads it fast enough."""

@@ -3,7 +3,8 @@
 The hub says of each node (`note`), rights.py of each peer that lost its place (`revoke`); the embedded relay asks
 `has`, and is told at once.  Others get the same as a signed key set (api/relay_keys.py), which follows the store:
 servers on one store sign the same set under the same version.  A key is forgotten when no peer had it for some days.
-Whose a key is, for limits: the owner of the agent, or the user, who announced it.
+Whose a key is, for limits: the owner of the agent, or the user, who announced it first of those who are connected.
+Nothing in a node proves that its sender has the private key: somebody else's would move it to his own limits.
 """
 
 import logging
@@ -11,13 +12,15 @@ import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 
 from derp.admission.keyset import KeySet, sign_key_set
 from derp.admission.signed import KEY_BYTES, Issuer, IssuerPrivate
-from derp.log import Rarely, and_more
+from derp.keys import short_key
+from derp.log import Rarely, and_more, fields
+from tailnet.coordinator.nodes import Node
 from tailnet.errors import StoreError
 from tailnet.store.store import Store
 
@@ -38,6 +41,17 @@ RENEW_PART: Final = 24
 _TELL_SECONDS: Final = 60.0
 # As many as one set may have: 9 MB.
 MAX_KEYS: Final = 100_000
+# Whether a peer that is connected has a key is a walk over all of them, 0.6 ms for 10,000: it says so for as long.
+HELD_SECONDS: Final = 1.0
+# Keys of which that is known at a time: a stranger knows those of peers with whom he shares a tunnel.
+_MAX_HELD: Final = 1_000
+
+
+class Announcer(Protocol):
+    """Who announces a key: services/hub.py has them."""
+
+    @property
+    def tenant(self) -> str: ...
 
 
 class RelayKeys:
@@ -48,13 +62,13 @@ class RelayKeys:
         store: Store,
         *,
         life_seconds: float,
-        in_use: Callable[[], Iterable[bytes]] = tuple,
+        connected: Callable[[], Iterable[tuple[Announcer, Node]]] = tuple,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """`in_use`: the keys of peers that are connected now."""
+        """`connected`: the peers that are, with their nodes."""
         self.life_seconds = life_seconds
         self._store = store
-        self._in_use = in_use
+        self._connected = connected
         self._clock = clock
         self._private: IssuerPrivate
         self._known: dict[bytes, str] = {}  # and whose it is
@@ -68,6 +82,9 @@ class RelayKeys:
         self._changed = trio.Event()
         self._trouble: StoreError | None = None
         self._rarely = Rarely(_TELL_SECONDS)
+        self._held_until: dict[bytes, float] = {}
+        self.contested = 0
+        """So often somebody announced the key of another tenant's peer."""
         self.on_known: list[Callable[[bytes], None]] = []
         """Called for a key that nobody knew, or that is another one's now, from the reactor's thread."""
         self.on_revoked: list[Callable[[Collection[bytes]], None]] = []
@@ -94,12 +111,16 @@ class RelayKeys:
     def note(self, key: bytes, tenant: str = "") -> None:
         """A peer announced a node with this raw key: it is good from now on, also if it was revoked before.
 
-        `tenant`: whose peer it is; empty: nobody's.
+        `tenant`: whose peer it is; empty: nobody's.  While a peer of another tenant has the key, it stays that one's.
         """
-        if self._known.get(key) == tenant or len(key) != KEY_BYTES:
+        before = self._known.get(key)
+        if before == tenant or len(key) != KEY_BYTES:
             return
-        if len(self._known) >= MAX_KEYS and key not in self._known:
+        if len(self._known) >= MAX_KEYS and before is None:
             self._tell_full()
+            return
+        if before is not None and self._is_held(key, before):
+            self._tell_contested(key, before, tenant)
             return
         self._known[key] = tenant
         self._revoked.discard(key)
@@ -114,6 +135,26 @@ class RelayKeys:
         more = self._rarely.held_back("full", self._clock().timestamp())
         if more is not None:
             _log.error("! %d keys are known to relays, and no more fit%s", MAX_KEYS, and_more(more))
+
+    def _is_held(self, key: bytes, tenant: str) -> bool:
+        """Whether a connected peer of this tenant has the key, or had it a moment ago."""
+        now = self._clock().timestamp()
+        if self._held_until.get(key, 0.0) > now:
+            return True
+        if not any(node.public_key == key and peer.tenant == tenant for peer, node in self._connected()):
+            return False
+        if len(self._held_until) >= _MAX_HELD:
+            self._held_until.clear()
+        self._held_until[key] = now + HELD_SECONDS
+        return True
+
+    def _tell_contested(self, key: bytes, tenant: str, other: str) -> None:
+        self.contested += 1
+        more = self._rarely.held_back("contested", self._clock().timestamp())
+        if more is not None:
+            told = fields(event="relay_key_contested", key=key, tenant=tenant, other_tenant=other, more_count=more)
+            text = "! %s stays with tenant %r, of whom a peer with it is connected: one of %r announced it too%s"
+            _log.warning(text, short_key(key), tenant, other, and_more(more), extra=told)
 
     def revoke(self, keys: Collection[bytes]) -> None:
         """These have no business here any more."""
@@ -241,7 +282,8 @@ class RelayKeys:
             now = self._clock()
             tables = self._store.relay_keys
             try:
-                await self._store.run(tables.touch, frozenset(self._in_use()) & self._stored.keys, now)
+                in_use = frozenset(node.public_key for _, node in self._connected())
+                await self._store.run(tables.touch, in_use & self._stored.keys, now)
                 await self._store.run(tables.remove, now - KEEP, MAX_KEYS, now)
             except StoreError as error:
                 _log.error("! old keys for relays are not removed: %s", error)

@@ -19,6 +19,7 @@ from tailnet.health.readings import (
     OutboxReading,
     OwnNodeReading,
     Reading,
+    RelayKeysReading,
     RelayReading,
     ResumeKeysReading,
     Skipped,
@@ -66,6 +67,7 @@ WELL: list[Reading] = [
     AgentsReading(5),
     KEYS,
     ResumeKeysReading(DAY, 1_800.0),
+    RelayKeysReading(0),
     DiskReading("/", GIB, 100 * GIB),
     DiskReading("/", 200 * MIB, GIB),  # a fifth of a small disk
     LogReading(0),
@@ -106,6 +108,7 @@ WRONG: list[tuple[Reading, Code, Severity, str]] = [
     (OwnNodeReading("the map has no relay"), Code.OWN_NODE_LOST, ERROR, "the map has no relay"),
     (replace(KEYS, overdue_seconds=2 * DAY), Code.RESUME_KEYS_OLD, WARNING, "2 days ago"),
     (replace(KEYS, unread_seconds=1_860.0), Code.RESUME_KEYS_UNREAD, WARNING, "31 minutes"),
+    (RelayKeysReading(3), Code.RELAY_KEYS_CONTESTED, WARNING, "3 times"),
     (DiskReading("/s", GIB - 1, 100 * GIB), Code.DISK_FULL, WARNING, "/s: 1,023 of 102,400 MiB are free"),
     (DiskReading("/s", 99 * MIB, 200 * MIB), Code.DISK_FULL, ERROR, "99 of 200"),
     (LogReading(7), Code.LOG_LOST, WARNING, "7 log lines"),

@@ -38,6 +38,27 @@ def move_clocks(server: CoordinatorServer, seconds: float) -> None:
     guests._clock = lambda: wall() + seconds
 
 
+async def test_another_tenants_peer_does_not_move_a_key_while_its_first_one_is_connected(serve: Serve) -> None:
+    server = await serve()
+    key = b"k" * 32
+    web = peer_id("web")
+    async with open_peer(server, AGENT_DOOR, agent_token("web")) as thief:
+        theirs = await thief.coordinate()
+        async with open_peer(server, AGENT_DOOR, agent_token("main")) as agent:
+            await (await agent.coordinate()).update(agent.node(MAIN, key=b"np" + key))
+            await wait_for(lambda: server.relay_keys.has(key))
+            await theirs.update(thief.node(web, key=b"np" + key))
+            await wait_for(lambda: server.relay_keys.contested == 1)
+            assert server.relay_keys.tenant_of(key) == "alice"
+            assert server.reading().relay_keys_contested == 1
+        await wait_for(lambda: len(list(server.coordinator.nodes())) == 1)
+        await theirs.update(thief.node(web, key=b"np" + b"x" * 32))
+        await wait_for(lambda: server.relay_keys.has(b"x" * 32))
+        server.relay_keys._held_until.clear()  # as after a second
+        await theirs.update(thief.node(web, key=b"np" + key))
+        await wait_for(lambda: server.relay_keys.tenant_of(key) == "bob")
+
+
 async def last_messages(client: DerpClient) -> list[Message]:
     """What a client is told until the relay ends it."""
     messages: list[Message] = []

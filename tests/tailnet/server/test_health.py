@@ -398,6 +398,11 @@ async def test_log_lines_that_nobody_reads(server: CoordinatorServer, monkeypatc
     assert faults[Code.LOG_LOST][0] is WARNING
 
 
+async def test_keys_that_peers_of_two_tenants_announce(server: CoordinatorServer) -> None:
+    server.relay_keys.contested += 3
+    assert (await found(server))[Code.RELAY_KEYS_CONTESTED][0] is WARNING
+
+
 # --- the checks themselves
 
 

@@ -1,6 +1,7 @@
 """Who may use a relay, as the coordinator knows it: at once here, and signed for relays elsewhere."""
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from datetime import timedelta
 
 import pytest
@@ -8,13 +9,23 @@ import trio
 import trio.testing
 
 from derp.admission.keyset import KeySet, open_key_set
+from tailnet.coordinator.nodes import Node
 from tailnet.errors import StoreError
-from tailnet.services.relay_keys import KEEP, RelayKeys
+from tailnet.services.relay_keys import HELD_SECONDS, KEEP, RelayKeys
 from tailnet.store.store import Store
 from tests.support.seeds import NOW
 
 A, B, C = (letter * 32 for letter in (b"a", b"b", b"c"))
 LIFE = 3600.0
+
+
+@dataclass
+class Peer:
+    tenant: str
+
+
+def peer_with(key: bytes, tenant: str = "") -> tuple[Peer, Node]:
+    return Peer(tenant), Node(b"", b"np" + key, "", 1, (), ())
 
 
 async def opened(keys: RelayKeys) -> KeySet:
@@ -77,6 +88,37 @@ async def test_whose_a_key_is_is_known_at_once_published_and_heard_by_other_serv
     nursery.cancel_scope.cancel()
 
 
+async def test_a_key_stays_with_the_first_tenant_whose_peer_is_connected(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    peers, now, known = [peer_with(B, "alice"), peer_with(A, "alice")], [NOW], list[bytes]()
+    keys = RelayKeys(store, life_seconds=LIFE, connected=lambda: peers, clock=lambda: now[0])
+    keys.on_known.append(known.append)
+    keys.note(A, "alice")
+    peers.append(peer_with(A, "mallory"))
+    for _ in range(3):
+        keys.note(A, "mallory")
+    assert (keys.tenant_of(A), keys.contested, known) == ("alice", 3, [A])
+    assert caplog.text.count("mallory") == 1, "told once a minute"
+    assert "stays with tenant 'alice'" in caplog.text
+    keys.note(A, "alice")
+    assert keys.contested == 3
+    del peers[1]
+    now[0] += timedelta(seconds=HELD_SECONDS)
+    keys.note(A, "mallory")
+    assert (keys.tenant_of(A), keys.contested) == ("mallory", 3), "nobody else has it any more"
+    keys.note(A, "alice")
+    assert (keys.tenant_of(A), keys.contested) == ("mallory", 4), "and now he is the first"
+
+
+async def test_a_key_that_was_revoked_is_whoever_announces_it(store: Store) -> None:
+    keys = RelayKeys(store, life_seconds=LIFE, connected=lambda: [peer_with(A, "alice")])
+    keys.note(A, "alice")
+    keys.revoke([A])
+    keys.note(A, "bob")
+    assert (keys.tenant_of(A), keys.contested) == ("bob", 0)
+
+
 async def test_followers_who_ask_together_get_one_signature(store: Store) -> None:
     seconds = iter(range(100))  # a second passes with each look at the clock
     keys = RelayKeys(store, life_seconds=LIFE, clock=lambda: NOW + timedelta(seconds=next(seconds)))
@@ -118,7 +160,9 @@ async def test_a_restart_knows_what_was_heard_and_forgets_what_nobody_had_for_da
     store: Store, nursery: trio.Nursery
 ) -> None:
     store.relay_keys.put({A: "", B: ""}, {C}, NOW)
-    keys = RelayKeys(store, life_seconds=LIFE, in_use=lambda: (B,), clock=lambda: NOW + KEEP + timedelta(hours=1))
+    keys = RelayKeys(
+        store, life_seconds=LIFE, connected=lambda: [peer_with(B)], clock=lambda: NOW + KEEP + timedelta(hours=1)
+    )
     await keys.start()
     assert (keys.has(A), keys.has(B), keys.is_revoked(C)) == (True, True, True)
     version = keys.version
