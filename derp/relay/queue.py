@@ -26,7 +26,8 @@ _FORWARD_HEAD: Final = HEADER_BYTES + 2 * KEY_BYTES
 _DISCO_FIRST: Final = DISCO_MAGIC[0]
 # The shortest and the longest RecvPacket: their lengths differ by 65,536.
 _EQUAL_ENDS: Final = (_HEAD, HEADER_BYTES + MAX_SEND_BYTES)
-# What is taken at a time: one TLS record.  What was taken is out of reach of fairness and of the bound on time.
+# So little is never too old: a slow way takes it in two steps (server/session.py).  What was taken is out of reach of
+# fairness and of the bound on time.
 STEP_BYTES: Final = 16 * 1024
 # A run is no longer, whatever a sender sends together: memory comes back when the last frame of a run has left.  A run
 # costs 3 us to put and to drop, and this is fifty full packets.
@@ -501,7 +502,7 @@ class PacketQueue:
 
     def _drop_late(self, flow: _Flow, now: float) -> None:
         """Drop from the head of a flow what waited too long, its newest packet excepted.  What all leaves with the next
-        step is never too late: then it was the socket that did not take anything."""
+        steps is never too late: then it was the socket that did not take anything."""
         while self.held_bytes > STEP_BYTES and flow.held_bytes > flow.runs[0].size:
             run = flow.runs[0]
             waited = now - run.since
