@@ -137,6 +137,9 @@ class Server(ABC, Generic[Config]):
     def stun_places(self) -> Sequence[tuple[str, int]]:
         """Hosts and ports where STUN is answered."""
 
+    async def give_notice(self) -> None:
+        """While ports are still open: whoever asks is told that this server is not ready, and newcomers come in."""
+
     @property
     def own_kind(self) -> str:
         """The listeners through which this server checks itself."""
@@ -383,6 +386,7 @@ class Server(ABC, Generic[Config]):
     async def _leave(self) -> None:
         self.is_draining = True
         self._checking.cancel()
+        await self.give_notice()
         self.close()
         relay = self.own_relay()
         if relay is not None and self._channel is not None and self.is_replaced:

@@ -79,6 +79,10 @@ class Bus(Protocol):
         """
         ...
 
+    async def leave(self) -> None:
+        """While it runs: take the record away, so that nobody finds us any more.  What is carried goes on."""
+        ...
+
     async def send(self, receiver: ReplicaID, frames: Sequence[bytes]) -> bool:
         """Carry frames to a replica, in order; False when they are lost."""
         ...

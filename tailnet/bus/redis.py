@@ -63,6 +63,7 @@ class RedisBus:
         self._client: Redis[bytes] | None = None
         self._heard_at = 0.0
         self._own: ReplicaID
+        self._is_leaving = False
         self._rarely = Rarely(_TELL_SECONDS)
         self._records = RecordReader("the bus")
 
@@ -125,7 +126,7 @@ class RedisBus:
     async def _renew(self, client: "Redis[bytes]", own: Record, watcher: Watcher) -> None:
         """Our record, and everybody's."""
         encoded, key, ids = encode_record(own), self._key(own.replica), f"{self._prefix}rs"
-        while True:
+        while not self._is_leaving:
             await client.set(key, encoded, px=int(LEASE_SECONDS * 1000))
             await client.sadd(ids, [own.replica.hex()])
             members = {bytes(each) for each in await client.smembers(ids)}
@@ -170,6 +171,10 @@ class RedisBus:
             self._note_trouble(error_text(error))
         self.lost_count += 1
         return False
+
+    async def leave(self) -> None:
+        self._is_leaving = True
+        await self._leave(self._own)
 
     async def _leave(self, own: ReplicaID) -> None:
         """Our record need not wait for the end of its lease."""

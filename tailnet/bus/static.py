@@ -56,5 +56,8 @@ class StaticBus:
         self.trouble = ""
         watcher.see_addresses(list(found)[:MAX_REPLICAS])
 
+    async def leave(self) -> None:
+        """There is no record."""
+
     async def send(self, receiver: ReplicaID, frames: Sequence[bytes]) -> bool:
         return False

@@ -42,15 +42,16 @@ class StoreBus:
         self.trouble = ""
         self._store = store
         self._records = RecordReader("the store")
+        self._row_id = ""  # "": it has none, or none any more
         self._seen: dict[str, tuple[int, int]] = {}  # the number of each row, and for how many looks it stood still
 
     async def run(self, own: Record, watcher: Watcher) -> None:
-        row_id, encoded, beat = own.replica.hex(), encode_record(own), 0
+        self._row_id, encoded, beat = own.replica.hex(), encode_record(own), 0
         try:
-            while True:
+            while self._row_id:
                 beat += 1
                 try:
-                    rows = await self._store.run(self._store.replicas.renew, row_id, encoded, beat, self._dead())
+                    rows = await self._store.run(self._store.replicas.renew, self._row_id, encoded, beat, self._dead())
                     self.trouble = ""
                     watcher.see_records(self._alive(rows))
                 except StoreError as error:
@@ -58,11 +59,18 @@ class StoreBus:
                     self.trouble = str(error)
                 await trio.sleep(RENEW_SECONDS)
         finally:
-            with trio.move_on_after(_LEAVE_SECONDS, shield=True):
-                try:
-                    await self._store.run(self._store.replicas.leave, row_id)
-                except StoreError as error:
-                    _log.warning("! %s: this replica's row stays until others sweep it", error)
+            await self.leave()
+
+    async def leave(self) -> None:
+        row_id, self._row_id = self._row_id, ""
+        if not row_id:
+            return
+        with trio.move_on_after(_LEAVE_SECONDS, shield=True):
+            try:
+                # Changes are made one after the other: a renewal that is on its way is before this one.
+                await self._store.run(self._store.replicas.leave, row_id)
+            except StoreError as error:
+                _log.warning("! %s: this replica's row stays until others sweep it", error)
 
     def _alive(self, rows: Sequence[tuple[str, int, bytes]]) -> dict[ReplicaID, Record]:
         before, self._seen = self._seen, {}

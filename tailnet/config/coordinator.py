@@ -151,6 +151,10 @@ class CoordinatorConfig(ServerConfig):
     replica_listen: tuple[tuple[str, int], ...] = ()
     replica_address: tuple[str, int] | None = None  # how others reach that; None: the first of them
     insecure_bus: bool = False
+    # When one leaves: balancers look every 5 to 10 s, most of them.  A sixtieth of the peers goes in a second, so a
+    # minute, a tenth of it again for the last wave, and some seconds.
+    replica_notice_seconds: float = 10.0
+    replica_drain_seconds: float = 70.0
 
     # Administration over HTTP.  Without a token it is not there; with `admin_listen` it is there and nowhere else.
     admin_tokens: tuple[AdminToken, ...] = ()

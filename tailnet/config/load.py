@@ -37,6 +37,8 @@ _OF_THE_BUS: Final = (
     "replica_name",
     "replica_listen",
     "replica_address",
+    "replica_notice",
+    "replica_drain",
     "insecure_bus",
 )
 # 128 bits in hex digits.

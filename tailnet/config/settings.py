@@ -422,6 +422,22 @@ _OWN: Final = (
         "how others reach it, the first --replica-listen by default",
     ),
     Setting(
+        "replica_notice",
+        parse.duration(0, 3600),
+        "DURATION",
+        "after SIGTERM, how long it only says that it is not ready, so that balancers notice, {default} by default",
+        "replica_notice_seconds",
+        reloadable=True,
+    ),
+    Setting(
+        "replica_drain",
+        parse.duration(0, 3600),
+        "DURATION",
+        "behind that, how long peers are sent to the others: a sixtieth a second, or more if this is short; {default} by default",
+        "replica_drain_seconds",
+        reloadable=True,
+    ),
+    Setting(
         "insecure_bus",
         parse.boolean,
         "",

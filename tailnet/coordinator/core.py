@@ -263,6 +263,11 @@ class Coordinator(Generic[C]):
         peer = self._connected.get(connection)
         return None if peer is None else peer.policy
 
+    def active_at(self, connection: C) -> float:
+        """When the peer last came, said what its node is, or got somebody at the other end of a tunnel."""
+        peer = self._connected[connection]
+        return max(peer.updated_at, max((other.connected_at for other in peer.links), default=0.0))
+
     def tunnels_of(self, connection: C) -> list[PeerID]:
         """Where the tunnels lead that this connection opened."""
         peer = self._connected.get(connection)

@@ -13,6 +13,7 @@ from typing import Final, Generic, cast
 
 from derp.relay.deadlines import Deadlines
 from tailnet.coordinator.core import (
+    REASON_CLOSE,
     REASON_LOST,
     REASON_REMOVE_TUNNEL,
     Coordinator,
@@ -146,6 +147,20 @@ class SharedCoordinator(Coordinator[C]):
     def handle_revoke_tunnels(self, connection: C, dst_ids: Iterable[bytes]) -> list[Effect[C]]:
         # Nobody is asked for when a tunnel goes, so no time is needed.
         return self._outward(super().handle_revoke_tunnels(connection, dst_ids), 0.0)
+
+    def handle_move(self, connection: C, now: float) -> None:
+        """We are about to end this connection, whose peer comes back at another replica: nobody is told, here or there.
+
+        If nobody claims it within DOUBT_SECONDS, it is lost to those who are here.
+        """
+        peer = self._connected.pop(connection, None)
+        if peer is not None:
+            self._note_departure(peer.id, Kind.LOST, REASON_CLOSE, "", now)
+            peer.connection = peer.policy = None
+            # Until then it is as if it were at another replica: ours, with which nobody has a session.
+            self._adopt(self._site(self.replica), peer, peer.epoch, now, [])
+            self._doubted.set(peer, now + DOUBT_SECONDS)
+            self._forget_if_idle(peer)
 
     def handle_close(self, now: float) -> list[Effect[C]]:
         """No replica is told: others keep our peers for as long as we may be silent, so most come back unnoticed."""
@@ -384,7 +399,9 @@ class SharedCoordinator(Coordinator[C]):
         if peer is None or peer.connection is None:
             return None
         site = _site_of(peer)
-        return self.replica if site is None else site.replica
+        if site is None:
+            return self.replica
+        return site.replica if site.replica != self.replica else None  # it has left us, and is nowhere yet
 
     def statistics(self) -> Statistics:
         numbers = super().statistics()

@@ -154,8 +154,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         self.store = store
         self.tracing = tracing
         self.accounts = make_accounts(config)
-        outward = self.replicas.send if self.replicas is not None else None
-        self.hub = Hub(self.coordinator, self.relay_keys.note, outward)
+        self.hub = Hub(self.coordinator, self.relay_keys.note, self.replicas.send if self.replicas else None)
         self.limits = CallerLimits()
         self.identity_limits = StrangerLimits(IDENTITIES_PER_ADDRESS, IDENTITIES_OF_ALL)
         self.administration = AdministrationServices(
@@ -383,11 +382,8 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         nursery.start_soon(self.relay_keys.run)
         nursery.start_soon(self.presence.run)
         nursery.start_soon(self.outbox.run)
-        nursery.start_soon(self.store_watch.run)
-        nursery.start_soon(self.workspaces.run)
-        nursery.start_soon(self.logs.run)
-        nursery.start_soon(self.metadata.run)
-        nursery.start_soon(self.overviews.run)
+        for follow in (self.store_watch.run, self.workspaces.run, self.logs.run, self.metadata.run, self.overviews.run):
+            nursery.start_soon(follow)
         nursery.start_soon(self.rights.run)
         nursery.start_soon(self.own_node.run)
         nursery.start_soon(self.upkeep.run)
@@ -617,18 +613,21 @@ class CoordinatorServer(Server[CoordinatorConfig]):
 
     # --- leaving
 
+    async def give_notice(self) -> None:
+        if self.replicas is not None and not self.is_replaced:
+            await trio.sleep(self.config.replica_notice_seconds)
+
     async def send_away(self) -> None:
         """Tell peers LOST and never DISCONNECTED, end the API's idle connections, and drain the relay."""
-        self.maps.feed.close("canceled")
-        self.logs.close("the server leaves")
-        self.metadata.close("the server leaves")
-        self.requests.claims.close("the server leaves")
-        self.overviews.close("the server leaves")
-        self.own_node.close()
         if not self.is_replaced:
             self.entrance.close()
         if self.replicas is not None:
-            self.replicas.leave(self.config.drain_seconds)
+            movable = () if self.is_replaced else self.channels.open
+            await self.replicas.leave(movable, self.config.replica_drain_seconds, self.config.drain_seconds)
+        self.maps.feed.close("canceled")
+        for followed in (self.logs, self.metadata, self.requests.claims, self.overviews):
+            followed.close("the server leaves")
+        self.own_node.close()
         now = self.reactor.tick()
         # Peers keep their sessions for as long as WireGuard does; only the news stops.
         self.hub.carry_out(self.coordinator.handle_close(now), now)

@@ -12,7 +12,7 @@ from typing import Protocol
 from tailnet.coordinator.core import Coordinator
 from tailnet.coordinator.messages import Deliver, Effect, EndConnection, Request, SendError, Update
 from tailnet.proto.coordination import encode_error, encode_updates
-from tailnet.transport.channel import Channel
+from tailnet.transport.channel import Channel, Connected
 
 _log = logging.getLogger("tailnet.server")
 
@@ -99,6 +99,13 @@ class Hub:
             self._announced(node.public_key, connection.tenant)
         if effects:
             self.carry_out(effects, now)
+
+    def connection_of(self, channel: Connected) -> Receiver | None:
+        """The channel as the core knows it; None when it does not coordinate, or another one has its id now."""
+        connection = self.coordinator.connection_of(channel.caller.peer_id)
+        # Of version 1 the channel itself is the connection, of others the Coordinate call of a channel.
+        holder: object = connection.channel if isinstance(connection, CoordinateCall) else connection
+        return connection if holder is channel else None
 
     def carry_out(self, effects: Sequence[Effect[Receiver]], now: float) -> None:
         """Do what the core said, in its order, and whatever the core says about receivers that were full."""

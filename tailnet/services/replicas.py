@@ -39,8 +39,9 @@ from tailnet.replica.core import SharedCoordinator
 from tailnet.replica.messages import MAX_NODE_BYTES, Bye, ReplicaID, Tell
 from tailnet.replica.pair import SILENCE_SECONDS, End
 from tailnet.replica.proof import ClusterKey
-from tailnet.services import replicas_view
+from tailnet.services import replicas_view, waves
 from tailnet.services.hub import Hub, Receiver
+from tailnet.transport.channel import Connected
 
 _log = logging.getLogger("tailnet.replicas")
 
@@ -140,10 +141,26 @@ class Replicas:
         with self._step() as now:
             self._carry_out(self.cluster.tell(Tell(RIGHTS, b""), now), now)
 
-    def leave(self, seconds: float) -> None:
-        """This replica drains, and has ended after so many seconds."""
+    async def leave(self, open_channels: Collection[Connected], seconds: float, end_seconds: float) -> None:
+        """This replica drains: nobody finds it any more, and its peers go to the others within so many seconds.
+
+        `end_seconds`: what its own end takes behind that.  Where nobody else is there, peers stay.
+        """
         with self._step() as now:
-            self._carry_out(self.cluster.tell(Bye(max(1, round(seconds))), now), now)
+            self._carry_out(self.cluster.tell(Bye(max(1, round(seconds + end_seconds))), now), now)
+        await self.bus.leave()
+        if any(pair.is_open and other not in self.leaving for other, pair in self.cluster.pairs.items()):
+            await waves.send_away(open_channels, self._active_at, self._move, self._host, seconds)
+
+    def _active_at(self, channel: Connected) -> float:
+        connection = self._hub.connection_of(channel)
+        return 0.0 if connection is None else self.coordinator.active_at(connection)
+
+    def _move(self, channel: Connected, now: float) -> None:
+        connection = self._hub.connection_of(channel)
+        if connection is not None:
+            self.coordinator.handle_move(connection, now)
+            self._is_touched = True
 
     def open(self) -> None:
         """Bind the ports for other replicas.  Raises ListenError; nothing stays open then."""

@@ -30,7 +30,7 @@ from tailnet.auth.callers import (
 from tailnet.coordinator.core import REASON_REVOKED
 from tailnet.coordinator.policy import ClientPolicy, ManyAgentsPolicy
 from tailnet.refusals import Refused
-from tailnet.services.hub import CoordinateCall, Hub, Receiver
+from tailnet.services.hub import Hub
 from tailnet.store.rows import Right
 from tailnet.transport.channel import Connected
 from tailnet.types import PeerID
@@ -134,7 +134,7 @@ class Rights:
             return
         caller.identity = now  # names, and whose it is, may be others now
         lost = [each for each in self._reached_by(channel) if Right.SSH not in standing.rights(credential, each)]
-        connection = self._connection_of(channel)
+        connection = self._hub.connection_of(channel)
         if lost and isinstance(caller.policy, ClientPolicy):
             self._revoke(channel, "its agent is gone, or may not be reached by it any more")
         elif lost and connection is not None:
@@ -147,7 +147,7 @@ class Rights:
         self.revoked_connections += 1
         told = fields(event="revoked", caller=channel.caller.name, reason=why)
         _log.info("! %s is sent away: %s", channel.caller.name, why, extra=told)
-        connection = self._connection_of(channel)
+        connection = self._hub.connection_of(channel)
         if connection is not None:
             now = self._host.now
             node = self._hub.coordinator.node_of(channel.caller.peer_id)
@@ -157,15 +157,8 @@ class Rights:
         channel.close(CloseCode.POLICY_VIOLATION, f"{REASON_REVOKED}: {why}", CloseReason.NOT_ADMITTED)
 
     def _tunnels_of(self, channel: Connected) -> list[PeerID]:
-        connection = self._connection_of(channel)
+        connection = self._hub.connection_of(channel)
         return [] if connection is None else self._hub.coordinator.tunnels_of(connection)
-
-    def _connection_of(self, channel: Connected) -> Receiver | None:
-        """The channel as the core knows it; None when it does not coordinate, or another one has its id now."""
-        connection = self._hub.coordinator.connection_of(channel.caller.peer_id)
-        # Of version 1 the channel itself is the connection, of others the Coordinate call of a channel.
-        holder: object = connection.channel if isinstance(connection, CoordinateCall) else connection
-        return connection if holder is channel else None
 
 
 def _is_from_outside(channel: Connected) -> bool:

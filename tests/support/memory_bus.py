@@ -76,8 +76,12 @@ class MemoryBus:
         try:
             await trio.sleep_forever()
         finally:
-            del exchange.records[own.replica], exchange.watchers[own.replica]
-            exchange.tell()
+            del exchange.watchers[own.replica]
+            await self.leave()
+
+    async def leave(self) -> None:
+        self._exchange.records.pop(self._own, None)
+        self._exchange.tell()
 
     async def send(self, receiver: ReplicaID, frames: Sequence[bytes]) -> bool:
         await trio.lowlevel.checkpoint()

@@ -137,7 +137,9 @@ async def serve(filled_url: str, nursery: trio.Nursery) -> Serve:
     async def start(reread: Callable[[], CoordinatorConfig] | None = None, **settings: Any) -> CoordinatorServer:
         defaults: dict[str, Any] = {"listen": (("127.0.0.1", 0),), "stun_listen": (), "store": filled_url}
         defaults["self_check"] = False  # its client would be counted, and a busy machine be called unwell
-        config = CoordinatorConfig(**{**defaults, "drain_seconds": 2.0, **settings})
+        config = CoordinatorConfig(
+            **{**defaults, "drain_seconds": 2.0, "replica_notice_seconds": 0.0, **settings},
+        )
         server: CoordinatorServer = await nursery.start(serve_coordinator, config, reread)
         return server
 

@@ -50,6 +50,8 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "replica_name": ("fra-1", "fra-1"),
     "replica_listen": ("10.0.0.5:3001", (("10.0.0.5", 3001),)),
     "replica_address": ("replica.example.com:3001", ("replica.example.com", 3001)),
+    "replica_notice": ("3s", 3.0),
+    "replica_drain": ("2m", 120.0),
     "agent_ping": ("5s", 5.0),
     "agent_inactive": ("20s", 20.0),
     "auth_url": ("https://control.example/who", "https://control.example/who"),
@@ -133,7 +135,7 @@ BESIDE = {
     "external_auth_call_out": {"auth_url": "https://control.example/", "auth_secret_file": "", "secrets_key_file": ""},
     **{name: {other: text for other, text in SIGNED.items() if other != name} for name in SIGNED},
     "bus": {"replica_listen": "10.0.0.5:3001", "bus_key_file": ""},
-    **dict.fromkeys(("cluster_name", "replica_name", "replica_address", "insecure_bus"), REPLICA),
+    **dict.fromkeys(("cluster_name", "replica_name", "replica_address", "replica_notice", "replica_drain", "insecure_bus"), REPLICA),
     "replica_listen": {"bus": REPLICA["bus"], "bus_key_file": ""},
 }
 

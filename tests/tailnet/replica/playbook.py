@@ -7,6 +7,7 @@
     up 1 2 | cut 1 2          a session begins between the two, or all that they tell each other is lost
     sync 1 2                  1 compares what it knows of 2
     2 silent 1                2 has heard nothing of 1 for six seconds
+    2 move a                  2 ends that connection because it leaves itself
     pass 30                   time passes, with what it brings
     2 jump 5                  the cluster's time is 5 s ahead of what 2 stamped with
     say 2 1 CAME A 5          2 tells 1 something of its own accord, with that epoch
@@ -87,6 +88,8 @@ class Replicas:
             self._say(*words)
         elif words[0] == "silent":
             self._take(first, self.cores[first].handle_replica_down(replica_id(words[1]), self.now))
+        elif words[0] == "move":
+            self.cores[first].handle_move(words[1], self.now)
         elif words[0] == "jump":
             time = self.cores[first]._time
             time._offset += int(words[1]) * 4096 * 1000
@@ -138,7 +141,7 @@ class Replicas:
     def _take(self, name: str, effects: list[Effect[str]]) -> None:
         for effect in effects:
             if isinstance(effect, Publish):
-                to = [other for other in self.cores if replica_id(other) in effect.replicas]
+                to = [other for other in self.cores if other != name and replica_id(other) in effect.replicas]
                 self.queue += [(name, other, message) for other in to for message in effect.messages]
             elif isinstance(effect, Announce):
                 self.lines.append(f"  {name} announces {letters(claim.peer_id for claim in effect.claims)}")

@@ -443,6 +443,75 @@ up 1 2
   2: a <- LOST C "coordinator close"
   2: a ends "coordinator close"
 """,
+    "whom a replica that leaves sends away is lost to nobody": MEET3
+    + """
+2 connect d D client A
+  2 announces D
+  2 -> 1 CAME D
+  2 -> 3 CAME D
+2 d: node d1
+2 d: add A
+  2: a <- NODE D d1 "add tunnel"
+  2: d <- NODE A a1 "add tunnel"
+2 move a
+3 connect b A agent
+  3 announces A
+  3 -> 1 CAME A
+  3 -> 2 CAME A
+  1 -> 3 OPEN C A c1
+  3: b <- NODE C c1 "node update"
+  2 -> 3 OPEN D A d1
+  3: b <- NODE D d1 "node update"
+  3 -> 1 NODE A -
+  3 -> 2 NODE A -
+3 b: node a2
+  3 -> 1 NODE A a2
+  1: c <- NODE A a2 "node update"
+  3 -> 2 NODE A a2
+  2: d <- NODE A a2 "node update"
+2 move d
+3 connect e D client A
+  3: e <- NODE A a2 "init"
+  3 announces D
+  3 -> 1 CAME D
+  3 -> 2 CAME D
+3 e: node d2
+  3: b <- NODE D d2 "node update"
+3 e: add A
+1 silent 2
+pass 100
+""",
+    "who comes back to the one that leaves was never away": MEET2
+    + """
+2 move a
+2 connect b A agent
+  2 announces A
+  2 -> 1 CAME A
+  1 -> 2 OPEN C A c1
+  2: b <- NODE C c1 "node update"
+  2 -> 1 NODE A -
+2 b: node a2
+  2 -> 1 NODE A a2
+  1: c <- NODE A a2 "node update"
+pass 10
+""",
+    "who is sent away and comes nowhere is lost after a while": MEET2
+    + """
+2 connect d D client A
+  2 announces D
+  2 -> 1 CAME D
+2 d: add A
+  2: d <- NODE A a1 "add tunnel"
+2 move a
+pass 7
+  2: d <- LOST A "lost"
+  2 asks A
+  2 -> 1 WHO A
+1 silent 2
+  1: c <- LOST A "lost"
+  1 asks A
+  1 -> 2 WHO A
+""",
     "who is revoked is disconnected everywhere": MEET2
     + """
 1 revoke c
