@@ -35,6 +35,11 @@ def drain(pid: int, replace: bool, within: float) -> None:
     PID is that of `derp serve` or `tailnet serve`, of the one that was started when there are several workers: $MAINPID
     for systemd, 1 in a container.  Without --replace this is SIGTERM, with it SIGUSR2.
     """
+    drain_process(pid, replace=replace, within=within)
+
+
+def drain_process(pid: int, *, replace: bool, within: float) -> None:
+    """Signal it, and wait until it has ended.  Raises DrainError."""
     number = signal.SIGUSR2 if replace else signal.SIGTERM
     if _catches(pid, number) is False:
         raise DrainError(f"process {pid} does not know {number.name}: is it `derp serve` or `tailnet serve`?")

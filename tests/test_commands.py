@@ -89,6 +89,7 @@ CASES: dict[str, Case] = {
     "derp map steer": Case("{map}", "-"),
     "derp map snippet": Case("{url}", "{silent}"),
     "derp drain": Case("--help"),  # a process of ours would have to end: tests/derp/test_cli_drain.py
+    "tailnet drain": Case("--help"),  # as above: tests/tailnet/cli/test_drain.py
     "derp invite list": Case("--help"),  # its own arguments stand before `list`: tests/derp/test_cli_invite.py
     "derp invite revoke": Case("--help"),
     "derp admission new-issuer": Case(""),

@@ -22,6 +22,7 @@ _MODULES: Final = {
     "config-ssh": "config_ssh",
     "cp": "cp",
     "demo": "demo",
+    "drain": "drain",
     "health": "health",
     "login": "login",
     "logout": "login",

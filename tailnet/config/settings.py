@@ -433,7 +433,7 @@ _OWN: Final = (
         "replica_drain",
         parse.duration(0, 3600),
         "DURATION",
-        "behind that, how long peers are sent to the others: a sixtieth a second, or more if this is short; {default} by default",
+        "then, how long peers are sent to the others: a sixtieth a second, more if this is short; {default} by default",
         "replica_drain_seconds",
         reloadable=True,
     ),

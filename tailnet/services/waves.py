@@ -38,7 +38,9 @@ class Waves:
     ) -> None:
         """`active_at`: when somebody needed it last, asked again when its turn comes.  `seconds`: all have gone by
         then, faster than usual if need be."""
-        self.per_second = max(len(members) / SPREAD_SECONDS, LEAST_PER_SECOND, len(members) / max(seconds * _SHARE, 1e-3))
+        self.per_second = max(
+            len(members) / SPREAD_SECONDS, LEAST_PER_SECOND, len(members) / max(seconds * _SHARE, 1e-3)
+        )
         self._active_at = active_at
         self._line = [(active_at(each), number, each) for number, each in enumerate(members)]
         heapify(self._line)

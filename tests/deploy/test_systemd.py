@@ -15,6 +15,7 @@ from derp.keys import NodePrivate
 from tailnet.agent.agent import LAST_SECONDS, STOP_SECONDS
 from tailnet.agent.processes import GRACE_SECONDS
 from tailnet.cli.root import cli as tailnet
+from tailnet.config import CoordinatorConfig
 from tests.support.missing import missing
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
@@ -75,6 +76,19 @@ def test_systemd_waits_for_the_drain(path: Path) -> None:
     found = re.search(r"(?m)^TimeoutStopSec=(\d+)s$", path.read_text())
     assert found is not None
     assert int(found[1]) > RelayConfig(NodePrivate.generate()).drain_seconds
+
+
+def test_replicas_have_the_time_that_their_peers_need() -> None:
+    config = CoordinatorConfig()
+    needed = config.replica_notice_seconds + config.replica_drain_seconds + config.drain_seconds
+    found = re.search(r"(?m)^TimeoutStopSec=(\d+)s$", (DEPLOY / "tailnet.service").read_text())
+    _, _, pod = (DEPLOY / "kubernetes.yaml").read_text().partition("name: tailnet")
+    grace, within = re.search(r"GracePeriodSeconds: (\d+)", pod), re.search(r"--within=(\d+)s", pod)
+    assert found is not None
+    assert grace is not None
+    assert within is not None
+    assert needed < int(found[1])
+    assert needed < int(within[1]) < int(grace[1])
 
 
 @pytest.mark.parametrize("path", SERVERS, ids=lambda path: path.stem)

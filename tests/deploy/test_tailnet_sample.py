@@ -23,6 +23,7 @@ EXAMPLES = {
     "relay_verify_client_url", "relay_allow_keys", "relay_mesh_psk_file", "relay_mesh_with",
     "relays_token_file", "relay_admission_keys", "relay_key_set", "relay_key_set_file", "relay_key_set_token_file",
     "relay_admission_log", "bus", "bus_key_file", "cluster_name", "replica_name", "replica_listen", "replica_address",
+    "replica_notice", "replica_drain",
     "insecure_bus",
 }  # fmt: skip
 

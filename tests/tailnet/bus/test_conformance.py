@@ -119,6 +119,18 @@ async def test_all_find_each_other_and_peers_meet(kind: str, kinds: Callable[[st
     await agent.hears(ME, Kind.NODE, "c1")
 
 
+@pytest.mark.parametrize("kind", ["memory", "store", "redis"])
+async def test_who_leaves_is_found_no_more_and_still_talked_to(kind: str, kinds: Callable[[str], Kinds]) -> None:
+    first, second = await kinds(kind).two()
+    agent, client = await meet(first, second)
+    await wait_for(lambda: first.replicas.id in second.replicas.records)
+    await first.replicas.leave((), 60.0, 0.0)
+    await wait_for(lambda: first.replicas.id not in second.replicas.records)
+    first.node(agent, "a2")
+    await client.hears(MAIN, Kind.NODE, "a2")
+    assert first.replicas.id in second.replicas.leaving
+
+
 @pytest.mark.parametrize("kind", KINDS)
 async def test_updates_keep_their_order_and_the_last_arrives(kind: str, kinds: Callable[[str], Kinds]) -> None:
     world = kinds(kind)

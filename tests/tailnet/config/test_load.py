@@ -135,7 +135,9 @@ BESIDE = {
     "external_auth_call_out": {"auth_url": "https://control.example/", "auth_secret_file": "", "secrets_key_file": ""},
     **{name: {other: text for other, text in SIGNED.items() if other != name} for name in SIGNED},
     "bus": {"replica_listen": "10.0.0.5:3001", "bus_key_file": ""},
-    **dict.fromkeys(("cluster_name", "replica_name", "replica_address", "replica_notice", "replica_drain", "insecure_bus"), REPLICA),
+    **dict.fromkeys(
+        ("cluster_name", "replica_name", "replica_address", "replica_notice", "replica_drain", "insecure_bus"), REPLICA
+    ),
     "replica_listen": {"bus": REPLICA["bus"], "bus_key_file": ""},
 }
 

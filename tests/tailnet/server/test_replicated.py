@@ -42,9 +42,11 @@ async def linked(*servers: CoordinatorServer) -> None:
 
 
 class Places:
-    """Starts replicas of one cluster, each with a store of its own that knows the same agents."""
+    """Starts replicas of one cluster, each with a store of its own that knows the same agents, or all with one."""
 
-    def __init__(self, serve: Serve, filled_file: Path, tmp_path: Path) -> None:
+    def __init__(self, serve: Serve, filled_file: Path, tmp_path: Path, shared: str = "") -> None:
+        """`shared`: the URL of one that all may use."""
+        self._shared = shared
         self.ports = [free_port(socket.SOCK_STREAM) for _ in range(3)]
         self._serve = serve
         self._file = filled_file
@@ -52,11 +54,11 @@ class Places:
 
     async def start(self, number: int, **settings: object) -> CoordinatorServer:
         path = self._folder / f"replica{number}.db"
-        if not path.exists():
+        if not self._shared and not path.exists():
             shutil.copy(self._file, path)
         everywhere = tuple(("127.0.0.1", port) for port in self.ports)
         ours: dict[str, object] = {
-            "store": f"sqlite:///{path}",
+            "store": self._shared or f"sqlite:///{path}",
             "bus": BusPlace("static", everywhere),
             "bus_secret": SECRET,
             "replica_listen": (everywhere[number],),
@@ -66,8 +68,8 @@ class Places:
 
 
 @pytest.fixture
-def places(serve: Serve, filled_file: Path, tmp_path: Path) -> Places:
-    return Places(serve, filled_file, tmp_path)
+def places(serve: Serve, filled_file: Path, filled_url: str, store_kind: str, tmp_path: Path) -> Places:
+    return Places(serve, filled_file, tmp_path, filled_url if store_kind == "postgresql" else "")
 
 
 async def test_an_agent_of_one_meets_a_client_of_another(places: Places) -> None:

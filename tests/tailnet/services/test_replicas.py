@@ -92,7 +92,7 @@ async def test_goodbyes_and_hints_are_heard(nursery: trio.Nursery) -> None:
     first, second = await two(nursery)
     first.replicas.change_rights()
     first.replicas.cluster.tell(Tell("of a later version", b""), first.host.now)
-    first.replicas.leave(12.0)
+    await first.replicas.leave((), 10.0, 2.0)
     await wait_for(lambda: first.replicas.id in second.replicas.leaving)
     assert (first.rights_changes, second.rights_changes) == (1, 1)
 
