@@ -50,11 +50,18 @@ class Inherited:
     """The sockets that this process was given.  Call `take` for each that the settings want, then `finish`."""
 
     def __init__(
-        self, handed: Iterable[Handed] = (), ready_fd: int | None = None, *, from_systemd: Iterable[socket.socket] = ()
+        self,
+        handed: Iterable[Handed] = (),
+        ready_fd: int | None = None,
+        *,
+        from_systemd: Iterable[socket.socket] = (),
+        files: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
-        """`handed` carry the names of settings; those of systemd are found by the address to which they are bound."""
+        """`handed` carry the names of settings; those of systemd are found by the address to which they are bound.
+        `files`: descriptors of something else, by what they are."""
         self._handed = {(one.kind, one.host, one.port): one.sock for one in handed}
         self._from_systemd = list(from_systemd)
+        self._files = dict(files)
         self._ready_fd = ready_fd
 
     @classmethod
@@ -66,8 +73,10 @@ class Inherited:
             return cls(from_systemd=from_systemd)
         document = json.loads(text)
         handed = [Handed(kind, host, port, _adopt(fd)) for kind, host, port, fd in document["sockets"]]
-        os.set_inheritable(document["ready"], False)
-        return cls(handed, document["ready"], from_systemd=from_systemd)
+        files: dict[str, int] = document.get("files", {})  # older versions have none
+        for fd in (document["ready"], *files.values()):
+            os.set_inheritable(fd, False)
+        return cls(handed, document["ready"], from_systemd=from_systemd, files=files)
 
     @property
     def replaces_another(self) -> bool:
@@ -86,6 +95,10 @@ class Inherited:
                 return sock
         return None
 
+    def take_file(self, name: str) -> int | None:
+        """A descriptor that is no socket, once, for whoever closes it; None if there is none."""
+        return self._files.pop(name, None)
+
     def finish(self) -> None:
         """We serve: tell the process that we replace, and close what the settings of today do not name any more."""
         for sock in self._from_systemd:
@@ -97,6 +110,9 @@ class Inherited:
             sock.close()
         self._handed.clear()
         self._from_systemd.clear()
+        for fd in self._files.values():
+            os.close(fd)
+        self._files.clear()
         if self._ready_fd is not None:
             with contextlib.suppress(OSError):  # the old process has gone meanwhile
                 os.write(self._ready_fd, _READY)
@@ -154,19 +170,21 @@ async def hand_over(
     command: Sequence[str],
     *,
     ready_seconds: float = READY_SECONDS,
+    files: Mapping[str, int] = MappingProxyType({}),
     more: Mapping[str, int] = MappingProxyType({}),
     **options: Any,
 ) -> trio.Process:
     """Start `command` with these sockets, and return it when it serves; it outlives us.  Raises HandoverError.
 
-    `more`: descriptors that it gets beside them, by the environment variable that names each; `options` as for Popen.
+    `files`: other descriptors, for `Inherited.take_file`; `more`: those that it gets by an environment variable each;
+    `options` as for Popen.
     """
     ready, said = os.pipe()
     try:
         described = [(one.kind, one.host, one.port, one.sock.fileno()) for one in sockets]
-        environment = os.environ | {VARIABLE: json.dumps({"sockets": described, "ready": said})}
+        environment = os.environ | {VARIABLE: json.dumps({"sockets": described, "ready": said, "files": dict(files)})}
         environment |= {name: str(fd) for name, fd in more.items()}
-        fds = (said, *(one.sock.fileno() for one in sockets), *more.values())
+        fds = (said, *(one.sock.fileno() for one in sockets), *files.values(), *more.values())
         try:
             process = await trio.lowlevel.open_process(list(command), pass_fds=fds, env=environment, **options)
         except OSError as error:

@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar
 
 import trio
@@ -167,6 +167,10 @@ class Server(ABC, Generic[Config]):
     def cannot_hand_over(self) -> str | None:
         """Why no other process can go on where this one stops; None if one can."""
         return None
+
+    def files_to_hand_over(self) -> Mapping[str, int]:
+        """Descriptors that a successor gets beside the sockets, for its `Inherited.take_file`."""
+        return {}
 
     # --- what all have in common
 
@@ -350,7 +354,7 @@ class Server(ABC, Generic[Config]):
         self.share_sockets(is_shared=True)
         relay = self.own_relay()
         if relay is None:
-            return await hand_over(self.ports.sockets(), command)
+            return await hand_over(self.ports.sockets(), command, files=self.files_to_hand_over())
         ours, theirs = open_pairs()
         channel, for_clients = open_channel()
         between = [*theirs.handed(), *for_clients]
@@ -359,7 +363,8 @@ class Server(ABC, Generic[Config]):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._join, relay.succession)
             try:
-                successor = await hand_over([*between, *self.ports.sockets()], command)
+                sockets = [*between, *self.ports.sockets()]
+                successor = await hand_over(sockets, command, files=self.files_to_hand_over())
             except HandoverError as error:
                 failure = error
                 nursery.cancel_scope.cancel()

@@ -1,7 +1,7 @@
 """The embedded relay, its key and its region of the DERP map; other maps' sources; the replicas' key.  Layer L3."""
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
@@ -11,6 +11,7 @@ from derp.errors import ConfigError
 from derp.keys import KEY_BYTES, NodePrivate
 from derp.map import DERPNode, DERPRegion
 from derp.relay.load import LoadReading
+from derp.server.handover import Inherited
 from derp.server.ports import Listening
 from derp.text import host_port
 from tailnet.config import CoordinatorConfig
@@ -22,8 +23,24 @@ from tailnet.store.store import Store
 RELAY_PURPOSE: Final = "relay"
 REPLICA_PURPOSE: Final = "replica link"
 _NO_STUN: Final = -1
+_CLAIM: Final = "store claim"
 # Every address is listened on, of both families; this machine may have no IPv6.
 _UNSPECIFIED: Final = {"0.0.0.0": "127.0.0.1", "::": "127.0.0.1"}
+
+
+def open_store(config: CoordinatorConfig, inherited: Inherited | None) -> Store:
+    """The store, with the claim on it of a process that we replace.  Blocks; raises StoreError."""
+    store = Store.open(config.store)
+    claim = inherited.take_file(_CLAIM) if inherited is not None else None
+    if claim is not None:
+        store.database.dialect.take_claim(claim)
+    return store
+
+
+def claim_of(store: Store) -> Mapping[str, int]:
+    """What whoever replaces us takes in `open_store`."""
+    claim = store.database.dialect.claim_to_hand_over()
+    return {} if claim is None else {_CLAIM: claim}
 
 
 def relay_key(store: Store) -> NodePrivate:
@@ -34,9 +51,10 @@ def relay_key(store: Store) -> NodePrivate:
     return NodePrivate(store.keys.lasting_key(RELAY_PURPOSE, datetime.now(UTC), secrets.token_bytes, KEY_BYTES))
 
 
-def cluster_secret(config: CoordinatorConfig, store: Store, replaces_another: bool) -> bytes:
+def cluster_secret(config: CoordinatorConfig, store: Store, inherited: Inherited | None) -> bytes:
     """What replicas prove to each other to have.  Blocks; raises StoreError, and ConfigError for a store that a server
     uses which this one does not replace, and that no two can share."""
+    replaces_another = inherited is not None and inherited.replaces_another
     if not replaces_another and not store.database.dialect.claim():
         raise ConfigError(
             f"store {store.shown}: another server uses it, and replicas cannot share a SQLite: give them a PostgreSQL"

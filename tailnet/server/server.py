@@ -51,10 +51,12 @@ from tailnet.metrics import CoordinatorReading, metrics_page
 from tailnet.proto.services import STREAM_DERP_MAPS, WORKSPACE_UPDATES
 from tailnet.rpc.yamux import SessionLimits
 from tailnet.server.embedded import (
+    claim_of,
     cluster_secret,
     default_access_url,
     embedded_region,
     open_maps,
+    open_store,
     region_from_inside,
     relay_key,
 )
@@ -144,8 +146,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             if self.replicas is None
             else self.replicas.coordinator
         )
-        life_seconds = config.key_set_life_seconds
-        self.relay_keys = RelayKeys(store, life_seconds=life_seconds, connected=self.coordinator.nodes)
+        self.relay_keys = RelayKeys(store, life_seconds=config.key_set_life_seconds, connected=self.coordinator.nodes)
         self.relay = self._make_relay(private) if config.derp_enabled else None
         pages = self._make_pages()
         self.door = FrontDoor(self.lobby, self._routes(pages))
@@ -215,10 +216,9 @@ class CoordinatorServer(Server[CoordinatorConfig]):
 
     def _make_relay(self, private: NodePrivate) -> Relay:
         """The embedded relay, which goes by the keys that peers announce."""
-        keys = self.relay_keys
-        relay = Relay(self.config.relay_config(private), self.reactor, self.lobby, registry=keys)
-        keys.on_known.append(relay.welcome)
-        keys.on_revoked.append(relay.recheck)
+        relay = Relay(self.config.relay_config(private), self.reactor, self.lobby, registry=self.relay_keys)
+        self.relay_keys.on_known.append(relay.welcome)
+        self.relay_keys.on_revoked.append(relay.recheck)
         return relay
 
     def own_relay(self) -> Relay | None:
@@ -589,6 +589,9 @@ class CoordinatorServer(Server[CoordinatorConfig]):
     def cannot_hand_over(self) -> str | None:
         return "the store of --dev is for this process alone" if self.config.dev else None
 
+    def files_to_hand_over(self) -> Mapping[str, int]:
+        return claim_of(self.store)
+
     def apply(self, changed: Sequence[str]) -> None:
         config = self.config
         self.events.is_on = config.keeps_events
@@ -680,11 +683,10 @@ async def serve_coordinator(
     Raises ConfigError and StoreError before it has started.
     """
     tracing = open_tracing(os.environ)
-    store = await trio.to_thread.run_sync(Store.open, config.store)
+    store = await trio.to_thread.run_sync(open_store, config, inherited)
     try:
         private = await store.run(relay_key, store)
-        is_successor = inherited is not None and inherited.replaces_another
-        secret = await store.run(cluster_secret, config, store, is_successor) if config.bus is not None else b""
+        secret = await store.run(cluster_secret, config, store, inherited) if config.bus is not None else b""
         server = CoordinatorServer(
             config, store, private, reread=reread, inherited=inherited, tracing=tracing, cluster_secret=secret
         )

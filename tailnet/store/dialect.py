@@ -5,6 +5,7 @@ against other processes, and what each error means to an operator.  sqlite.py an
 database.py asks, and so do the tables that insert or update.
 """
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from datetime import datetime
@@ -50,6 +51,15 @@ class Dialect(ABC):
     def claim(self) -> bool:
         """Have this store to this server alone, until `leave`, where it cannot be shared.  Returns whether it is."""
         return True
+
+    def claim_to_hand_over(self) -> int | None:
+        """A descriptor that is our claim: who inherits it has the claim too, and goes on having it when we leave.  None
+        where there is none."""
+        return None
+
+    def take_claim(self, descriptor: int) -> None:
+        """Have the claim of the process that we replace, if it is one of this store.  The descriptor is ours then."""
+        os.close(descriptor)
 
     def abandon(self, writers: sa.Engine) -> None:  # noqa: B027  # only files are replaced
         """Once `look` found another store: see to it that neither harms the other."""

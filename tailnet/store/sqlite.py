@@ -82,6 +82,10 @@ class SqliteDialect(Dialect):
         self._frozen: set[sqlite3.Connection | None] = set()
         self._claim: int | None = None  # the descriptor that holds the lock
 
+    @property
+    def _lock_path(self) -> Path:
+        return self.path.with_name(self.path.name + LOCK_SUFFIX)
+
     def prepare(self, *, create: bool) -> None:
         if create:
             create_private(self.path)
@@ -102,12 +106,22 @@ class SqliteDialect(Dialect):
     def claim(self) -> bool:
         if self._claim is None:
             try:
-                self._claim = lock_file(self.path.with_name(self.path.name + LOCK_SUFFIX))
+                self._claim = lock_file(self._lock_path)
             except BlockingIOError:
                 return False
             except OSError:
                 pass  # where nothing can be made, nothing can be told
         return True
+
+    def claim_to_hand_over(self) -> int | None:
+        return self._claim
+
+    def take_claim(self, descriptor: int) -> None:
+        found = os.fstat(descriptor)
+        if self._claim is None and identify(self._lock_path) == (found.st_dev, found.st_ino):
+            self._claim = descriptor
+        else:  # the settings name another file now
+            os.close(descriptor)
 
     def abandon(self, writers: sa.Engine) -> None:
         # The old file gets what is still in its log, wherever it was moved; the new one must not meet that log.

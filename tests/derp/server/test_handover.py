@@ -92,9 +92,26 @@ def test_what_nobody_wants_any_more_is_closed() -> None:
             os.fstat(fd)
 
 
+def test_what_is_no_socket_goes_along(tmp_path: Path) -> None:
+    wanted, unwanted = (os.open(tmp_path, os.O_RDONLY) for _ in range(2))
+    ready, said = os.pipe()
+    os.set_inheritable(wanted, True)
+    files = {"wanted": wanted, "unwanted": unwanted}
+    environ = {VARIABLE: json.dumps({"sockets": [], "ready": said, "files": files})}
+    inherited = Inherited.from_environment(environ)
+    assert not os.get_inheritable(wanted)
+    assert (inherited.take_file("wanted"), inherited.take_file("wanted")) == (wanted, None)
+    inherited.finish()
+    os.close(wanted)
+    os.close(ready)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(unwanted)
+
+
 def test_without_a_predecessor_everything_is_opened_anew() -> None:
     inherited = Inherited.from_environment({})
     assert inherited.take("tcp", "", 443) is None
+    assert inherited.take_file("anything") is None
     inherited.finish()
 
 

@@ -222,6 +222,28 @@ def test_one_server_has_a_file_to_itself(store_url: str) -> None:
     second.close()
 
 
+def test_whoever_replaces_a_server_has_its_claim_and_keeps_it(store_url: str, tmp_path: Path) -> None:
+    first, successor, third = (Database.open(store_url) for _ in range(3))
+    assert first.dialect.claim_to_hand_over() is None
+    assert first.dialect.claim()
+    claim = first.dialect.claim_to_hand_over()
+    assert claim is not None
+    successor.dialect.take_claim(os.dup(claim))  # as a process inherits it
+    assert successor.dialect.claim()
+    first.close()
+    assert not third.dialect.claim()
+    elsewhere = Database.open(f"sqlite:///{tmp_path}/elsewhere.db")
+    passed = os.dup(successor.dialect.claim_to_hand_over() or -1)
+    elsewhere.dialect.take_claim(passed)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(passed)
+    assert elsewhere.dialect.claim_to_hand_over() is None
+    successor.close()
+    assert third.dialect.claim()
+    for database in (third, elsewhere):
+        database.close()
+
+
 def test_a_full_disk_reads_and_says_why_it_does_not_write(store_url: str) -> None:
     database = Database.open(store_url)
     add(database, "before")
