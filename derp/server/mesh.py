@@ -1,7 +1,8 @@
 """Mesh connections to the other relays of the region: dialled, kept, and served on the reactor.  Layer L3.
 
 Dialling and handshake are a trio task per relay, written for the reader; then the socket moves to the reactor, where
-packets to the other relay leave with the same flush as everybody's.  What is learnt goes to relay/mesh.py.
+packets to the other relay leave with the same flush as everybody's.  What is learnt goes to relay/mesh.py.  Those of
+`--mesh-with` are dialled here; who knows of others, and how to reach them, gives a `Dial` to `keep`.
 """
 
 import logging
@@ -10,14 +11,17 @@ import random
 import secrets
 import socket
 import ssl
-from typing import Final
+from collections.abc import Awaitable, Callable, Hashable
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, TypeAlias
 
 import trio
 
 from derp.close_reason import CloseReason
 from derp.config.relay import MeshPeer
 from derp.errors import ConnectError, DerpError, RemoteProtocolError
-from derp.keys import MeshKey, NodePrivate, short_key
+from derp.keys import KEY_BYTES, MeshKey, NodePrivate, short_key
 from derp.log import fields
 from derp.protocol.connection import ClientConnection
 from derp.protocol.messages import Restarting
@@ -26,11 +30,11 @@ from derp.relay.counters import DropReason
 from derp.relay.deadlines import Deadlines
 from derp.relay.forward import forward_again
 from derp.relay.mesh import MeshPeerState, MeshRoute
-from derp.server.login import OwnRelay, log_in
-from derp.server.session import Sessions, drain_queue
+from derp.server.login import OwnRelay, log_in, shake_hands
+from derp.server.session import Greeting, Sessions, drain_queue
 from derp.text import error_text
 from derp.transport.alarm import Alarm
-from derp.transport.host import Wire
+from derp.transport.host import Wire, WireEnded
 from derp.transport.links import TlsLink
 from derp.transport.linkstream import LinkStream
 from derp.transport.stream import reason_of
@@ -67,6 +71,21 @@ _TLS_REMEDIES: Final = {
     "INTERNAL_ERROR": "it has no certificate for that name: use the name that is its --hostname, or name/dialhost",
     "WRONG_VERSION_NUMBER": "it does not speak TLS there, and relays mesh over TLS only: is the port right?",
 }
+
+
+@dataclass(slots=True)
+class Dialled:
+    """A connection on which another relay takes us for a mesh peer; it was told `send_watch_conns`."""
+
+    wire: Wire
+    connection: ClientConnection
+    received: bytes  # behind the login
+    key: bytes
+    """Raw: which of the keys that the other relay announces is this connection's end, and no client."""
+
+
+Dial: TypeAlias = Callable[[], Awaitable[Dialled]]
+"""Reaches a relay.  Raises DerpError or OSError, and OwnRelay if it is this one."""
 
 
 class MeshSession:
@@ -157,7 +176,7 @@ class Mesh:
         self,
         sessions: Sessions,
         private: NodePrivate,
-        mesh_key: MeshKey,
+        mesh_key: MeshKey | None,
         *,
         max_keys: int,
         context: ssl.SSLContext | None = None,
@@ -167,8 +186,8 @@ class Mesh:
         self._mesh_key = mesh_key
         self._max_keys = max_keys
         self._context = context
-        self.sessions: dict[MeshPeer, MeshSession] = {}
-        self.states: dict[MeshPeer, MeshPeerState] = {}
+        self.sessions: dict[Hashable, MeshSession] = {}
+        self.states: dict[Hashable, MeshPeerState] = {}
         # when each session will have been silent for too long if nothing comes; `_hang_up` looks at `heard_at` then
         self._silence = Deadlines[MeshSession]()
         self._alarm = Alarm(sessions.host, self._hang_up, self._silence)
@@ -180,7 +199,19 @@ class Mesh:
         """Keep a connection to each of `peers` until cancelled.  One that turns out to be this relay is left out."""
         async with trio.open_nursery() as nursery:
             for peer in dict.fromkeys(peers):
-                nursery.start_soon(self._keep_connected, peer)
+                nursery.start_soon(self.keep, peer, _label(peer), partial(self._dial, peer))
+
+    async def keep(self, peer: Hashable, name: str, dial: Dial) -> None:
+        """Keep a connection to one relay until cancelled; `name` is for people."""
+        async with trio.open_nursery() as nursery:  # for connections to processes that others have replaced
+            await self._dial_forever(peer, name, dial, nursery)
+
+    def forget(self, peer: Hashable) -> None:
+        """This relay is of the region no more, and `keep` was cancelled."""
+        self.states.pop(peer, None)
+        session = self.sessions.pop(peer, None)
+        if session is not None:
+            self._sessions.host.close(session.wire, CloseReason.DRAINED)
 
     def _hang_up(self, now: float) -> None:
         """End the connections to relays that fell silent."""
@@ -205,20 +236,17 @@ class Mesh:
             for session in tuple(self.sessions.values()):
                 nursery.start_soon(leave, session)
 
-    async def _keep_connected(self, peer: MeshPeer) -> None:
-        async with trio.open_nursery() as nursery:  # for connections to processes that others have replaced
-            await self._dial_forever(peer, nursery)
-
-    async def _dial_forever(self, peer: MeshPeer, nursery: trio.Nursery) -> None:
-        state = self.states[peer] = MeshPeerState(_label(peer))
-        name = state.name
+    async def _dial_forever(self, peer: Hashable, name: str, dial: Dial, nursery: trio.Nursery) -> None:
+        state = self.states[peer] = MeshPeerState(name)
         complained = ""
         failures = 0
         lost_at = -math.inf  # when a good connection ended
         while not self._is_leaving:
             began = trio.current_time()
             try:
-                session = await self._connect(peer)
+                with trio.fail_after(_CONNECT_SECONDS):
+                    dialled = await dial()
+                session = self._adopt(name, dialled)
             except OwnRelay:
                 _log.info("= mesh: %s is this relay itself", name)
                 state.is_ourselves = True
@@ -257,21 +285,21 @@ class Mesh:
                 await self._arrived.wait()
             failures += 1
 
-    async def _connect(self, peer: MeshPeer) -> MeshSession:
-        """Dial one relay and bring it to where packets can flow."""
-        with trio.fail_after(_CONNECT_SECONDS):
-            tcp = await dial_tcp(TcpTarget(peer.dial_host, peer.port), timeout_seconds=_CONNECT_SECONDS)
-            sock = socket.socket(fileno=tcp.socket.detach())
-            sock.setblocking(False)
-            wire = TlsLink(sock, (peer.host, peer.port), self._tls_context(), peer.host)
-            stream = LinkStream(wire, b"")
-            try:
-                await _start_tls(stream)
-                connection = await self._handshake(stream, peer)
-            except BaseException:
-                await trio.aclose_forcefully(stream)
-                raise
-        return self._adopt(peer, wire, connection, stream.take_received())
+    async def _dial(self, peer: MeshPeer) -> Dialled:
+        """Dial one relay of --mesh-with."""
+        tcp = await dial_tcp(TcpTarget(peer.dial_host, peer.port), timeout_seconds=_CONNECT_SECONDS)
+        sock = socket.socket(fileno=tcp.socket.detach())
+        sock.setblocking(False)
+        wire = TlsLink(sock, (peer.host, peer.port), self._tls_context(), peer.host)
+        stream = LinkStream(wire, b"")
+        try:
+            await _start_tls(stream)
+            connection = await self._handshake(stream, peer)
+        except BaseException:
+            await trio.aclose_forcefully(stream)
+            raise
+        assert connection.server_key is not None
+        return Dialled(wire, connection, stream.take_received(), connection.server_key)
 
     def _tls_context(self) -> ssl.SSLContext:
         if self._context is None:
@@ -286,14 +314,13 @@ class Mesh:
         await stream.send_all(b"".join(connection.data_to_send()))
         return connection
 
-    def _adopt(self, peer: MeshPeer, wire: Wire, connection: ClientConnection, received: bytes) -> MeshSession:
+    def _adopt(self, name: str, dialled: Dialled) -> MeshSession:
         sessions = self._sessions
-        assert connection.server_key is not None
-        route = MeshRoute(sessions.router, connection.server_key, wire, self._max_keys)
-        session = MeshSession(sessions, wire, connection, route, _label(peer))
+        route = MeshRoute(sessions.router, dialled.key, dialled.wire, self._max_keys)
+        session = MeshSession(sessions, dialled.wire, dialled.connection, route, name)
         self._silence.set(session, sessions.host.now + SILENT_SECONDS)
         self._alarm.by(sessions.host.now + SILENT_SECONDS)
-        begin(sessions, session, received)
+        begin(sessions, session, dialled.received)
         return session
 
 
@@ -315,6 +342,37 @@ async def leave(session: MeshSession) -> None:
             await trio.sleep(_LEAVE_STEP_SECONDS)
         session.wire.end_output()
         await session.ended_event.wait()
+
+
+def greet_kin(sessions: Sessions, wire: Wire, seconds: float) -> None:
+    """Serve a wire that proves by itself who is there, without HTTP and keys: whoever logs in on it within so many
+    seconds is a mesh peer."""
+    greeting = wire.session = Greeting(sessions, wire, is_ideal=True, is_kin=True)
+    sessions.lobby.enter(wire, seconds)
+    sessions.host.add(wire)
+    try:
+        wire.push(greeting.hello())
+    except WireEnded as error:  # whoever was there has ended already
+        sessions.host.fail(wire, error)
+
+
+async def log_in_as_kin(stream: LinkStream) -> Dialled:
+    """The other end of `greet_kin`; the stream is closed if this fails.
+
+    The key is one of this login: all processes of a relay have the same one, and a relay does not mesh with itself.
+    """
+    private = NodePrivate.generate()
+    # A mesh peer shows a key, though nobody looks at this one.
+    shown = MeshKey(secrets.token_bytes(KEY_BYTES))
+    connection = ClientConnection(private, random_bytes=secrets.token_bytes, mesh_key=shown)
+    try:
+        await shake_hands(stream, connection)
+        connection.send_watch_conns()
+        await stream.send_all(b"".join(connection.data_to_send()))
+    except BaseException:
+        await trio.aclose_forcefully(stream)
+        raise
+    return Dialled(stream.link, connection, stream.take_received(), private.public().raw)
 
 
 async def _start_tls(stream: LinkStream) -> None:

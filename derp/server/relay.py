@@ -73,10 +73,12 @@ class Relay:
         mesh_context: ssl.SSLContext | None = None,
         registry: KnownKeys | None = None,
         place: Place | None = None,
+        has_kin: bool = False,
     ) -> None:
         """`mesh_context`: how other relays are trusted; None: as this machine trusts everybody.  `registry`: the keys
         that whoever embeds this relay has heard of; others then have a minute to be announced, unless `open`.
-        `place`: which of several workers we are; None: this process is the whole relay."""
+        `place`: which of several workers we are; None: this process is the whole relay.  `has_kin`: whoever embeds this
+        relay has `mesh` keep connections to others of the region, also where it has no mesh key."""
         self.config = config
         self.host = host
         self.public_key = config.private_key.public()
@@ -114,7 +116,7 @@ class Relay:
         self.upgrades = DerpUpgrades(self.sessions)
         self.bootstrap = BootstrapDns(config.bootstrap_dns_names, config.unpublished_bootstrap_dns_names)
         self.mesh: Mesh | None = None
-        if config.mesh_key is not None:
+        if config.mesh_key is not None or has_kin:
             # A peer may announce as many clients as it may have, twice that for a larger machine than ours.
             max_keys = 2 * config.max_connections
             self.mesh = Mesh(

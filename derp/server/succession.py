@@ -11,16 +11,12 @@ from typing import Final, NamedTuple, Self
 
 import trio
 
-from derp.keys import KEY_BYTES, MeshKey, NodePrivate
-from derp.protocol.connection import ClientConnection
 from derp.protocol.frames import FrameType, encode_frame
 from derp.protocol.messages import Message, Pong
 from derp.relay.mesh import MeshRoute
 from derp.server.handover import READY_SECONDS, Handed, Inherited
-from derp.server.login import shake_hands
-from derp.server.mesh import MeshSession, begin, leave
-from derp.server.session import Greeting, Sessions
-from derp.transport.host import WireEnded
+from derp.server.mesh import MeshSession, begin, greet_kin, leave, log_in_as_kin
+from derp.server.session import Sessions
 from derp.transport.links import Link
 from derp.transport.linkstream import LinkStream
 
@@ -92,32 +88,12 @@ class Succession:
         """Serve the other process, and have it serve us; returns when we know all its clients.  Whoever waits no longer
         cancels it."""
         sessions = self._sessions
-        served = self._served
-        greeting = served.session = Greeting(sessions, served, is_ideal=True, is_kin=True)
-        wire = Link(self._ends.dials, _NOWHERE)
-        stream = LinkStream(wire, b"")
-        sessions.lobby.enter(served, READY_SECONDS)
-        sessions.host.add(served)
-        try:
-            served.push(greeting.hello())
-        except WireEnded as error:  # the other process has ended already, which is found out below
-            sessions.host.fail(served, error)
-        private = NodePrivate.generate()  # both processes have the same key, and a relay does not mesh with itself
-        # A mesh peer shows a key, though nobody looks at this one.
-        shown = MeshKey(secrets.token_bytes(KEY_BYTES))
-        connection = ClientConnection(private, random_bytes=secrets.token_bytes, mesh_key=shown)
-        try:
-            await shake_hands(stream, connection)
-            connection.send_watch_conns()
-            await stream.send_all(b"".join(connection.data_to_send()))
-        except BaseException:
-            await trio.aclose_forcefully(stream)
-            raise
-        # Its key is that of our end: the one that is announced and is no destination.
-        route = _Route(sessions.router, private.public().raw, wire, self._max_keys)
+        greet_kin(sessions, self._served, READY_SECONDS)
+        dialled = await log_in_as_kin(LinkStream(Link(self._ends.dials, _NOWHERE), b""))
+        route = _Route(sessions.router, dialled.key, dialled.wire, self._max_keys)
         route.is_whole = False
-        self._session = MeshSession(sessions, wire, connection, route, "the other process")
-        begin(sessions, self._session, stream.take_received())
+        self._session = MeshSession(sessions, dialled.wire, dialled.connection, route, "the other process")
+        begin(sessions, self._session, dialled.received)
         while not route.is_whole and self.is_up:
             sessions.router.send(route, encode_frame(FrameType.PING, secrets.token_bytes(8)))
             sessions.host.flush()

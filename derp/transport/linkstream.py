@@ -78,6 +78,11 @@ class LinkStream(trio.abc.Stream):
         self._is_sending = self._is_receiving = False
 
     @property
+    def link(self) -> Link:
+        """What this stream is made of."""
+        return self._link
+
+    @property
     def socket(self) -> socket.socket:
         """The TCP socket below; its peer is the caller."""
         return self._link.sock

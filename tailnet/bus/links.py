@@ -7,6 +7,7 @@ the proof holds the certificate's digest, so who sits in between has neither.  A
     listener -> magic, id, nonce, proof     72 bytes
     dialler  -> proof                       32 bytes
     both     -> u32 length, frame (replica/pair.py), and again
+The magic says what the link is for: with the other one DERP follows, between the two relays (services/relay_mesh.py).
 """
 
 import hashlib
@@ -17,6 +18,7 @@ import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from enum import Enum
 from typing import Final, TypeAlias
 
 import trio
@@ -33,8 +35,8 @@ from tailnet.replica.proof import NONCE_BYTES, ClusterKey
 
 _log = logging.getLogger("tailnet.replicas")
 
-MAGIC: Final = b"tailnet-replica1"
-_HEAD_BYTES: Final = len(MAGIC) + REPLICA_ID_BYTES + NONCE_BYTES
+_MAGIC_BYTES: Final = 16
+_HEAD_BYTES: Final = _MAGIC_BYTES + REPLICA_ID_BYTES + NONCE_BYTES
 _PROOF_BYTES: Final = 32
 # TCP, TLS and the proof: three round trips of at most 100 ms, and a busy machine.
 OPEN_SECONDS: Final = 5.0
@@ -50,10 +52,18 @@ _WRONG_KEY: Final = "it has another cluster's key or name"
 TlsStream: TypeAlias = trio.SSLStream[trio.abc.Stream]
 
 
+class Use(Enum):
+    """What a link is for, by its magic."""
+
+    FRAMES = b"tailnet-replica1"
+    RELAY = b"tailnet-relays-1"
+
+
 @dataclass(slots=True, eq=False)
 class Link:
     """A link to a replica that has proved itself."""
 
+    use: Use
     other: ReplicaID
     is_dialled: bool  # by us
     address: str  # of the other end, for people
@@ -123,7 +133,7 @@ class Links:
         self._unproved = 0
         self._rarely = Rarely(_TELL_SECONDS)
 
-    async def dial(self, address: Address) -> Link:
+    async def dial(self, address: Address, use: Use = Use.FRAMES) -> Link:
         """A proved link; the caller serves it and closes its stream.  Raises TransportError."""
         target = TcpTarget(*address)
         tcp = await dial_tcp(target, timeout_seconds=OPEN_SECONDS)
@@ -135,11 +145,11 @@ class Links:
                 certificate = stream.getpeercert(binary_form=True)
                 assert certificate is not None  # a TLS server shows one
                 binding = hashlib.sha256(certificate).digest()
-                other = await self._prove_as_dialler(stream, binding)
+                other = await self._prove_as_dialler(stream, binding, use)
         except BaseException:
             await trio.aclose_forcefully(stream)
             raise
-        return Link(other, True, target.label(), binding, stream)
+        return Link(use, other, True, target.label(), binding, stream)
 
     async def accept(self, tcp: trio.SocketStream) -> None:
         """Serve one connection to our listener, until it ends."""
@@ -154,14 +164,14 @@ class Links:
             with mapped_errors("proof", connecting=True), trio.fail_after(OPEN_SECONDS):
                 host, port = tcp.socket.getpeername()[:2]  # who has left already has no name
                 await stream.do_handshake()
-                other = await self._prove_as_listener(stream)
+                use, other = await self._prove_as_listener(stream)
         except TransportError as error:
             self._note_refused(host, reason_of(error))
             await trio.aclose_forcefully(stream)
             return
         finally:
             self._unproved -= 1
-        await self._serve(Link(other, False, host_port(host, port), self._digest, stream))
+        await self._serve(Link(use, other, False, host_port(host, port), self._digest, stream))
 
     def _note_refused(self, host: str, why: str) -> None:
         self.refused_count += 1
@@ -169,10 +179,10 @@ class Links:
         if more is not None:
             _log.warning("! %s did not prove to be a replica of ours: %s%s", host, why, and_more(more))
 
-    async def _prove_as_dialler(self, stream: TlsStream, binding: bytes) -> ReplicaID:
+    async def _prove_as_dialler(self, stream: TlsStream, binding: bytes, use: Use) -> ReplicaID:
         nonce = secrets.token_bytes(NONCE_BYTES)
-        await stream.send_all(MAGIC + self._own + nonce)
-        other, other_nonce = _take_head(await _receive_exactly(stream, _HEAD_BYTES))
+        await stream.send_all(use.value + self._own + nonce)
+        _, other, other_nonce = _take_head(await _receive_exactly(stream, _HEAD_BYTES))
         proof = await _receive_exactly(stream, _PROOF_BYTES)
         prove = self._key.link_proof
         if not hmac.compare_digest(proof, prove(b"listener", other, self._own, other_nonce, nonce, binding)):
@@ -180,15 +190,15 @@ class Links:
         await stream.send_all(prove(b"dialler", self._own, other, nonce, other_nonce, binding))
         return other
 
-    async def _prove_as_listener(self, stream: TlsStream) -> ReplicaID:
-        other, other_nonce = _take_head(await _receive_exactly(stream, _HEAD_BYTES))
+    async def _prove_as_listener(self, stream: TlsStream) -> tuple[Use, ReplicaID]:
+        use, other, other_nonce = _take_head(await _receive_exactly(stream, _HEAD_BYTES))
         nonce, prove = secrets.token_bytes(NONCE_BYTES), self._key.link_proof
         own_proof = prove(b"listener", self._own, other, nonce, other_nonce, self._digest)
-        await stream.send_all(MAGIC + self._own + nonce + own_proof)
+        await stream.send_all(use.value + self._own + nonce + own_proof)
         proof = await _receive_exactly(stream, _PROOF_BYTES)
         if not hmac.compare_digest(proof, prove(b"dialler", other, self._own, other_nonce, nonce, self._digest)):
             raise ConnectError(_WRONG_KEY)
-        return other
+        return use, other
 
 
 def _make_server() -> tuple[ssl.SSLContext, bytes]:
@@ -211,8 +221,10 @@ async def _receive_exactly(stream: TlsStream, size: int) -> bytes:
     return received
 
 
-def _take_head(head: bytes) -> tuple[ReplicaID, bytes]:
-    if not hmac.compare_digest(head[: len(MAGIC)], MAGIC):
-        raise ConnectError("it is no replica, or one of another version")
-    at = len(MAGIC) + REPLICA_ID_BYTES
-    return ReplicaID(head[len(MAGIC) : at]), head[at:]
+def _take_head(head: bytes) -> tuple[Use, ReplicaID, bytes]:
+    try:
+        use = Use(head[:_MAGIC_BYTES])
+    except ValueError:
+        raise ConnectError("it is no replica, or one of another version") from None
+    at = _MAGIC_BYTES + REPLICA_ID_BYTES
+    return use, ReplicaID(head[_MAGIC_BYTES:at]), head[at:]

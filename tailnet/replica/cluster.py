@@ -151,9 +151,9 @@ class Cluster(Generic[C]):
         """A frame from a replica, over its link."""
         return self._take(other, self.pair(other).receive_frame(frame, now), now)
 
-    def tell(self, message: Tell | Bye, now: float) -> list[Effect[C]]:
-        """A hint to all."""
-        return self._publish(self.pairs, [message], now)
+    def tell(self, message: Tell | Bye, now: float, to: Iterable[ReplicaID] | None = None) -> list[Effect[C]]:
+        """A hint to some, or to all."""
+        return self._publish(self.pairs if to is None else to, [message], now)
 
     def frames_to_send(self) -> list[tuple[ReplicaID, list[bytes]]]:
         """What waits for each replica: to be asked for at the end of each step, whatever it was.

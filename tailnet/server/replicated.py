@@ -6,6 +6,9 @@ Imported when there is a bus; a server alone loads nothing of it.
 import socket
 from collections.abc import Callable
 
+import trio
+
+from derp.server.relay import Relay
 from derp.text import error_text
 from derp.transport.host import Host
 from tailnet.bus.contract import Bus
@@ -15,6 +18,8 @@ from tailnet.config import CoordinatorConfig
 from tailnet.config.coordinator import BusPlace
 from tailnet.errors import ConfigError
 from tailnet.replica.proof import ClusterKey
+from tailnet.services.hub import Hub
+from tailnet.services.relay_mesh import RelayMesh
 from tailnet.services.replicas import Replicas, ReplicaSettings
 from tailnet.store.store import Store
 
@@ -35,6 +40,22 @@ def make_replicas(
     settings = ReplicaSettings(name, config.replica_listen, address, config.max_node_bytes, is_successor)
     bus = make_bus(config.bus, config.cluster_name, store)
     return Replicas(host, ClusterKey(config.cluster_name, secret), bus, settings, rights_changed)
+
+
+async def run(
+    replicas: Replicas,
+    hub: Hub,
+    relay: Relay | None,
+    config: CoordinatorConfig,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve with the other replicas until cancelled, and share with them what this server has."""
+    if relay is not None:
+        assert relay.mesh is not None  # it has kin
+        mesh = RelayMesh(replicas, relay, relay.mesh, config.derp_region_id)
+        replicas.shared[mesh.topic], replicas.serve_relay = mesh, mesh.serve
+    await replicas.run(hub, task_status=task_status)
 
 
 def make_bus(place: BusPlace, cluster: str, store: Store) -> Bus:

@@ -216,7 +216,8 @@ class CoordinatorServer(Server[CoordinatorConfig]):
 
     def _make_relay(self, private: NodePrivate) -> Relay:
         """The embedded relay, which goes by the keys that peers announce."""
-        relay = Relay(self.config.relay_config(private), self.reactor, self.lobby, registry=self.relay_keys)
+        has_kin, rules = self.replicas is not None, self.config.relay_config(private)
+        relay = Relay(rules, self.reactor, self.lobby, registry=self.relay_keys, has_kin=has_kin)
         self.relay_keys.on_known.append(relay.welcome)
         self.relay_keys.on_revoked.append(relay.recheck)
         return relay
@@ -376,7 +377,9 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         if self.relay is not None:
             await nursery.start(self.relay.run)
         if self.replicas is not None:
-            await nursery.start(self.replicas.run, self.hub)
+            from tailnet.server.replicated import run
+
+            await nursery.start(run, self.replicas, self.hub, self.relay, self.config)
         nursery.start_soon(self.callers.run)
         nursery.start_soon(self.keys.refresh_forever)
         nursery.start_soon(self.relay_keys.run)
@@ -384,12 +387,9 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         nursery.start_soon(self.outbox.run)
         for follow in (self.store_watch.run, self.workspaces.run, self.logs.run, self.metadata.run, self.overviews.run):
             nursery.start_soon(follow)
-        nursery.start_soon(self.rights.run)
-        nursery.start_soon(self.own_node.run)
+        for task in (self.rights.run, self.own_node.run, self.health.run, self.events.run, self.webhook.run):
+            nursery.start_soon(task)
         nursery.start_soon(self.upkeep.run)
-        nursery.start_soon(self.health.run)
-        nursery.start_soon(self.events.run)
-        nursery.start_soon(self.webhook.run)
         nursery.start_soon(self.external_auth.watch.run)
         if self.config.external_auth_call_out and self.callers.call_out is not None:
             nursery.start_soon(FetchedProviders(self.external_auth, self.callers.call_out).run)

@@ -12,7 +12,7 @@ import secrets
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +21,7 @@ from typing import Final
 
 import trio
 
-from derp.errors import ListenError, TransportError
+from derp.errors import ConnectError, ListenError, TransportError
 from derp.log import Rarely, and_more
 from derp.server.pages import Page
 from derp.text import error_text, host_port
@@ -29,7 +29,7 @@ from derp.transport.alarm import Alarm
 from derp.transport.host import Host
 from derp.transport.listen import open_listener
 from tailnet.bus.contract import MAX_REPLICAS, RENEW_SECONDS, Address, Bus, Record
-from tailnet.bus.links import Link, Links
+from tailnet.bus.links import Link, Links, Use
 from tailnet.coordinator.messages import Effect
 from tailnet.coordinator.nodes import Limits
 from tailnet.errors import RemoteProtocolError
@@ -41,6 +41,7 @@ from tailnet.replica.pair import SILENCE_SECONDS, End
 from tailnet.replica.proof import ClusterKey
 from tailnet.services import replicas_view, waves
 from tailnet.services.hub import Hub, Receiver
+from tailnet.services.sharing import Shared
 from tailnet.transport.channel import Connected
 
 _log = logging.getLogger("tailnet.replicas")
@@ -101,6 +102,10 @@ class Replicas:
         self.found: dict[Address, ReplicaID] = {}
         """Who was there the last time, ourselves perhaps."""
         self.listening: list[socket.socket] = []
+        self.shared: dict[str, Shared] = {}
+        """What replicas tell each other, by topic; whoever puts a server together says what before `run`."""
+        self.serve_relay: Callable[[Link], Awaitable[None]] | None = None
+        """Takes over a link between two relays; None: there is no relay here."""
         self._rights_changed = rights_changed
         self._links = Links(self.id, key, self._serve_link)
         self._host = host
@@ -138,8 +143,12 @@ class Replicas:
     def change_rights(self) -> None:
         """Somebody may have other rights now, as the store has it: here at once, elsewhere within a round trip."""
         self._rights_changed()
+        self.tell(RIGHTS, b"")
+
+    def tell(self, topic: str, payload: bytes) -> None:
+        """Say something to all that have a session with us.  Raises LocalProtocolError if it fits into no frame."""
         with self._step() as now:
-            self._carry_out(self.cluster.tell(Tell(RIGHTS, b""), now), now)
+            self._carry_out(self.cluster.tell(Tell(topic, payload), now), now)
 
     async def leave(self, open_channels: Collection[Connected], seconds: float, end_seconds: float) -> None:
         """This replica drains: nobody finds it any more, and its peers go to the others within so many seconds.
@@ -185,6 +194,8 @@ class Replicas:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
+                for shared in self.shared.values():
+                    await nursery.start(shared.run)
                 nursery.start_soon(self._listen)
                 nursery.start_soon(self.bus.run, own, self)
                 nursery.start_soon(self._forget_the_dead)
@@ -296,12 +307,24 @@ class Replicas:
         await link.ended.wait()
         return link.other
 
+    async def dial_relay(self, other: ReplicaID) -> Link:
+        """A link to the relay of whoever is where that replica was found.  Raises TransportError."""
+        record = self.records.get(other)
+        address = record.address if record is not None else None
+        address = address or next((place for place, found in self.found.items() if found == other), None)
+        if address is None:
+            raise ConnectError("where it takes links of others is not known: has it a --replica-listen?")
+        return await self._links.dial(address, Use.RELAY)
+
     # Links.
 
     async def _serve_link(self, link: Link) -> None:
         """Use a proved link until it ends, and close it."""
+        if link.use is Use.RELAY and self.serve_relay is not None:
+            await self.serve_relay(link)
+            return
         try:
-            if not self._take_link(link):
+            if link.use is Use.RELAY or not self._take_link(link):
                 return
             try:
                 with link.scope:
@@ -404,10 +427,13 @@ class Replicas:
                     self._take_hint(effect)
                 case SessionOpened(other):
                     self.session_count += 1
+                    self._greet(other, now)
                     _log.info("= replica %s: session %d", self.name_of(other), self.cluster.pair(other).session_count)
                 case SessionEnded(other, end, reason):
                     self.ends[end] += 1
                     _log.info("= replica %s: the session ended: %s", self.name_of(other), reason)
+                    if other in self.leaving:
+                        self._forget_shared(other)
                     link = self.linked.get(other)
                     if link is not None and end not in (End.LINK, End.REPLACED):
                         link.scope.cancel()
@@ -418,13 +444,25 @@ class Replicas:
         if own:
             self._hub.carry_out(own, now)
 
+    def _greet(self, other: ReplicaID, now: float) -> None:
+        """A session begins: say what we share."""
+        for topic, shared in self.shared.items():
+            if greeting := shared.greet():
+                self._carry_out(self.cluster.tell(Tell(topic, greeting), now, (other,)), now)
+
+    def _forget_shared(self, other: ReplicaID) -> None:
+        for shared in self.shared.values():
+            shared.forget(other)
+
     def _take_hint(self, hint: Hint) -> None:
         message = hint.message
         if isinstance(message, Bye):
             self.leaving.add(hint.replica)
             _log.info("- replica %s leaves within %d s", self.name_of(hint.replica), message.seconds)
-        elif message.topic == RIGHTS:  # what a later version tells beside that is not for us
+        elif message.topic == RIGHTS:
             self._rights_changed()
+        elif (shared := self.shared.get(message.topic)) is not None:  # what a later version shares is not for us
+            shared.hear(hint.replica, message.payload)
 
     def _flush(self) -> None:
         """Have sent what this step made for others."""
@@ -461,6 +499,7 @@ class Replicas:
                 for other in gone:
                     self._carry_out(self.cluster.forget(other, now), now)
                     self.leaving.discard(other)
+                    self._forget_shared(other)
             for other, why in self.cluster.refused.items():
                 more = self._rarely.held_back("refused", trio.current_time())
                 if more is not None:

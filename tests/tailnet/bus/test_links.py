@@ -12,7 +12,7 @@ import trio
 from derp.errors import ConnectError, TransportError
 from tailnet.bus import links
 from tailnet.bus.contract import Address
-from tailnet.bus.links import Link, Links
+from tailnet.bus.links import Link, Links, Use
 from tailnet.errors import RemoteProtocolError
 from tailnet.replica.codec import MAX_FRAME_BYTES
 from tailnet.replica.messages import ReplicaID
@@ -34,7 +34,7 @@ async def serve(nursery: trio.Nursery, own: Links) -> Address:
 
 
 @asynccontextmanager
-async def opened(nursery: trio.Nursery) -> AsyncIterator[tuple[Link, Link]]:
+async def opened(nursery: trio.Nursery, use: Use = Use.FRAMES) -> AsyncIterator[tuple[Link, Link]]:
     """Both ends of a link."""
     send, receive = trio.open_memory_channel[Link](1)
 
@@ -44,7 +44,7 @@ async def opened(nursery: trio.Nursery) -> AsyncIterator[tuple[Link, Link]]:
 
     address = await serve(nursery, Links(B, KEY, keep))
     with trio.fail_after(60):
-        dialled = await Links(A, KEY, nobody).dial(address)
+        dialled = await Links(A, KEY, nobody).dial(address, use)
         accepted = await receive.receive()
     try:
         with trio.fail_after(60):
@@ -64,8 +64,10 @@ async def receive(link: Link, count: int) -> list[bytes]:
     return frames
 
 
-async def test_both_ends_know_each_other(nursery: trio.Nursery) -> None:
-    async with opened(nursery) as (dialled, accepted):
+@pytest.mark.parametrize("use", Use)
+async def test_both_ends_know_each_other_and_what_the_link_is_for(nursery: trio.Nursery, use: Use) -> None:
+    async with opened(nursery, use) as (dialled, accepted):
+        assert (dialled.use, accepted.use) == (use, use)
         assert (dialled.other, dialled.is_dialled) == (B, True)
         assert (accepted.other, accepted.is_dialled) == (A, False)
         assert dialled.binding == accepted.binding
@@ -140,7 +142,7 @@ async def test_who_sits_in_between_gets_no_link(nursery: trio.Nursery) -> None:
         await Links(A, KEY, nobody).dial(("127.0.0.1", listeners[0].socket.getsockname()[1]))
 
 
-@pytest.mark.parametrize("says", [b"", b"GET / HTTP/1.1\r\n\r\n" * 4, links.MAGIC + A + bytes(16) + bytes(32)])
+@pytest.mark.parametrize("says", [b"", b"GET / HTTP/1.1\r\n\r\n" * 4, Use.FRAMES.value + A + bytes(16) + bytes(32)])
 async def test_a_stranger_is_refused(nursery: trio.Nursery, says: bytes) -> None:
     listening = Links(B, KEY, nobody)
     address = await serve(nursery, listening)
