@@ -107,6 +107,14 @@ def utc(seconds: float) -> str:
     return f"{datetime.fromtimestamp(min(seconds, _LAST_SECOND), UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
+def span(seconds: float) -> str:
+    """A duration for people.  Two figures are enough to find the moment in a log."""
+    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def without_halves(text: str) -> str:
     """Text without halves of surrogate pairs, which JSON can spell and Python can hold, but no UTF-8 can carry on.
 

@@ -3,12 +3,19 @@
 Read when somebody scrapes; nothing is kept here.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+    SummaryMetricFamily,
+)
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
@@ -38,14 +45,22 @@ class CallersReading:
 class ReplicaReading:
     """What a replica counts of the others."""
 
-    states: Mapping[str, int]  # others by state, now
+    links: Mapping[str, int]  # others by state, now
     missing: int  # others that should be here and are not, now
-    sessions: int
+    sessions: int  # that began
     ends: Mapping[str, int]  # of sessions, by reason
-    heard: Mapping[str, int]  # messages, by kind
+    messages: Mapping[tuple[str, str], int]  # by kind and direction
     queued_bytes: int  # for all others, now
+    sync_count: int  # comparisons that were answered
+    sync_seconds: float  # how long that took, of all
+    mended: Mapping[str, int]  # by them, within sessions, by what was wrong
     remote_peers: int  # that share tunnels with ours, now
+    wanted_absent_peers: int  # whom a tunnel of ours waits for, now
+    claims: Mapping[str, int]  # of others on peers that are known here, by result
     clock_jumps: int
+    silences: int  # of others
+    delays: Sequence[tuple[float, int]]  # of beats: upper limits in seconds, and how many there were up to each
+    delay_seconds: float  # of all
     sleeps: int  # times that this process was stopped and others were excused
     refused_links: int
     bus_trouble: bool  # now
@@ -192,23 +207,45 @@ class CoordinatorCollector(Collector):
 
 
 def _replica_metrics(reading: ReplicaReading) -> Iterable[Metric]:
-    yield _each(GaugeMetricFamily("tailnet_replica_others", "Other replicas.", labels=["state"]), reading.states)
-    yield _each(
-        CounterMetricFamily("tailnet_replica_session_ends", "Sessions with others that ended.", labels=["end"]),
-        reading.ends,
+    yield _each(GaugeMetricFamily("tailnet_replica_links", "Other replicas.", labels=["state"]), reading.links)
+    families: tuple[tuple[str, str, str, Mapping[str, int]], ...] = (
+        ("tailnet_replica_sessions", "Sessions with others that ended.", "end", reading.ends),
+        ("tailnet_replica_mended", "What a comparison found wrong that should not be.", "what", reading.mended),
+        ("tailnet_replica_claims", "Claims of others on peers that are known here.", "result", reading.claims),
     )
-    yield _each(
-        CounterMetricFamily("tailnet_replica_messages", "Messages of others, by kind.", labels=["kind"]), reading.heard
+    for name, text, label, values in families:
+        yield _each(CounterMetricFamily(name, text, labels=[label]), values)
+    messages = CounterMetricFamily(
+        "tailnet_replica_messages", "Messages between replicas.", labels=["code", "direction"]
+    )
+    for labels, count in reading.messages.items():
+        messages.add_metric(labels, count)
+    yield messages
+    yield SummaryMetricFamily(
+        "tailnet_replica_sync_seconds",
+        "How long comparisons with others took.",
+        count_value=reading.sync_count,
+        sum_value=reading.sync_seconds,
+    )
+    buckets, so_far = [], 0
+    for limit, count in reading.delays:
+        so_far += count
+        buckets.append(("+Inf" if limit == inf else str(limit), so_far))
+    text = "How long what others say is on its way, by their beats, which wait in the same queues."
+    yield HistogramMetricFamily(
+        "tailnet_replica_delivery_seconds", text, buckets=buckets, sum_value=reading.delay_seconds
     )
     gauges: tuple[tuple[str, str, float], ...] = (
         ("tailnet_replica_missing", "Other replicas that should be here and are not.", reading.missing),
         ("tailnet_replica_queue_bytes", "What waits for other replicas.", reading.queued_bytes),
         ("tailnet_replica_remote_peers", "Peers elsewhere that share tunnels with ours.", reading.remote_peers),
+        ("tailnet_replica_wanted_absent_peers", "Peers that ours wait for.", reading.wanted_absent_peers),
         ("tailnet_replica_bus_trouble", "Whether the bus cannot be used.", reading.bus_trouble),
     )
     yield from plain(GaugeMetricFamily, gauges)
     counters: tuple[tuple[str, str, float], ...] = (
-        ("tailnet_replica_sessions", "Sessions with others.", reading.sessions),
+        ("tailnet_replica_sessions_begun", "Sessions with others that began.", reading.sessions),
+        ("tailnet_replica_silence", "Replicas of which nothing was heard for six seconds.", reading.silences),
         ("tailnet_replica_clock_jumps", "Times that the cluster's clock was ahead of ours.", reading.clock_jumps),
         ("tailnet_replica_sleeps", "Times that this process was stopped for a while.", reading.sleeps),
         ("tailnet_replica_refused_links", "Connections that did not prove to be replicas.", reading.refused_links),

@@ -17,6 +17,7 @@ from derp.relay.losses import Loss
 from derp.relay.mesh import MeshPeerState
 from derp.relay.queue import DISCO_DEPTH, INTERVAL_SECONDS, TARGET_SECONDS
 from derp.relay.router import Router
+from derp.text import span
 
 # Some 3 MB: the last hour of a relay where three clients a second come and go.
 MAX_DEPARTURES: Final = 10_000
@@ -124,7 +125,7 @@ def _key(
 def _here(name: str, member: Member, router: Router, now: float) -> Iterator[str]:
     active = member.connections[-1]
     yield (
-        f"{name} is here since {_span(now - active.connected_at)}, from {active.address}:{active.port}"
+        f"{name} is here since {span(now - active.connected_at)}, from {active.address}:{active.port}"
         f"{', at home' if active.is_preferred else ', its home is elsewhere'}: "
         f"{active.packets_in} packets from it, {active.packets_out} for it."
     )
@@ -217,12 +218,4 @@ def _milliseconds(seconds: float) -> str:
 
 
 def _ago(seconds: float) -> str:
-    return f"{_span(seconds)} ago"
-
-
-def _span(seconds: float) -> str:
-    """Two figures are enough to find the moment in a log."""
-    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
+    return f"{span(seconds)} ago"

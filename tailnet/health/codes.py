@@ -42,6 +42,7 @@ class Check(enum.Enum):
     RELAY_KEYS = "relay-keys"
     DISK = "disk"
     LOG = "log"
+    REPLICAS = "replicas"
 
 
 class Code(enum.Enum):
@@ -74,6 +75,14 @@ class Code(enum.Enum):
     RELAY_KEYS_CONTESTED = "relay-keys-contested"
     DISK_FULL = "disk-full"
     LOG_LOST = "log-lost"
+    # Of several coordinators as one: numbers, by which docs/replicas.md goes.
+    REPLICA_UNREACHABLE = "ER01"
+    REPLICA_ONE_WAY = "ER02"
+    REPLICA_CLOCK = "ER03"
+    REPLICA_MAP = "ER04"
+    DISCOVERY_AWAY = "ER05"
+    REPLICA_DEAF = "ER06"
+    REPLICA_VERSION = "ER08"
     CHECK_FAILED = "check-failed"
 
 
@@ -268,6 +277,56 @@ RULES: Final[Mapping[Code, Rule]] = {
         _WARNING,
         "log lines were dropped within the last hour, as nobody read them",
         "See what reads this program's standard error (journald, a container's log driver): it stands still at times.",
+    ),
+    Code.REPLICA_UNREACHABLE: Rule(
+        Check.REPLICAS,
+        _BOTH,
+        "for six seconds there was no session with another replica that discovery knows (error), or nobody is found "
+        "where the settings name one (warning)",
+        "Peers of the two do not meet: see that it runs, that the port of --replica-listen can be reached in one "
+        "direction at least, and that both have the same --cluster-name and --bus-key-file.",
+    ),
+    Code.REPLICA_ONE_WAY: Rule(
+        Check.REPLICAS,
+        _ERROR,
+        "for six seconds another replica was heard, and none of what it said was an answer to this one",
+        "Find what lets one direction alone pass: a firewall between the two machines, or a user of Redis who may not "
+        "publish or not subscribe; peers of the two do not meet meanwhile.",
+    ),
+    Code.REPLICA_CLOCK: Rule(
+        Check.REPLICAS,
+        _WARNING,
+        "the wall clock of another replica differs from this one's by more than a second",
+        "Run a time service (chrony, systemd-timesyncd) on both machines: tokens end, and agents count as gone, by "
+        "these clocks; who owns a peer does not hang on them.",
+    ),
+    Code.REPLICA_MAP: Rule(
+        Check.REPLICAS,
+        _WARNING,
+        "for a minute another replica has told its peers another DERP map",
+        "Peers of the two may not find each other's relay: give all replicas the same map (--derp-map, "
+        "--derp-map-url), and see the codes of the map at both.",
+    ),
+    Code.DISCOVERY_AWAY: Rule(
+        Check.REPLICAS,
+        _BOTH,
+        "that by which replicas find each other cannot be used; an error where this one has no session with any other",
+        "Do what the sentence says; replicas that are linked stay so and no session of a peer ends, but one that "
+        "starts now stays alone.",
+    ),
+    Code.REPLICA_DEAF: Rule(
+        Check.REPLICAS,
+        _ERROR,
+        "the bus does not bring back this replica's own beat, and nothing else carries what it and others say",
+        "Updates between them wait, and nobody is called lost for it: see the load of Redis and the network to it, or "
+        "give one of the two a --replica-listen, as direct links need no Redis.",
+    ),
+    Code.REPLICA_VERSION: Rule(
+        Check.REPLICAS,
+        _ERROR,
+        "another replica greets in a version of the replicas' protocol that this one does not speak",
+        "Peers of the two do not meet: bring both to one release; a release speaks with the one before it, so updates "
+        "go one release at a time.",
     ),
     Code.CHECK_FAILED: Rule(
         None,

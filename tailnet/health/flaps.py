@@ -1,9 +1,10 @@
-"""Who comes again and again, and what grew lately (layer L1): counts over windows of time, bounded.
+"""Who comes again and again, what grew lately, and what lasts (layer L1): counts over windows of time, bounded.
 
-services/presence.py notes each agent that comes; services/health_probes.py asks.
+services/presence.py notes each agent that comes; services/health_probes.py and services/replicas_view.py ask.
 """
 
 from collections import Counter, deque
+from collections.abc import Iterable
 from typing import Final, Generic, TypeVar
 
 Key = TypeVar("Key")
@@ -58,3 +59,15 @@ class Growth:
         while len(self._looks) > 1 and self._looks[1][0] <= now - self._seconds:
             self._looks.popleft()
         return total - self._looks[0][1]
+
+
+class Lasting(Generic[Key]):
+    """Since when something is so, of several things, for whoever looks often enough."""
+
+    def __init__(self) -> None:
+        self._since: dict[Key, float] = {}
+
+    def look(self, so_now: Iterable[Key], now: float) -> dict[Key, float]:
+        """For how many seconds each of these has been so; the others are forgotten."""
+        self._since = {key: self._since.get(key, now) for key in so_now}
+        return {key: now - since for key, since in self._since.items()}

@@ -3,7 +3,7 @@
 `judge` gives findings with codes of codes.py; `overall` the worst severity.  Every bound stands here with its reason.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,11 +18,13 @@ from tailnet.health.readings import (
     Failed,
     LogReading,
     MapReading,
+    OtherReplica,
     OutboxReading,
     OwnNodeReading,
     Reading,
     RelayKeysReading,
     RelayReading,
+    ReplicasReading,
     ResumeKeysReading,
     StoreReading,
     StunReading,
@@ -49,6 +51,12 @@ UNREAD_SECONDS: Final = 1_800.0
 # SQLite needs room for its log, and an operator needs time.  A small disk has a gigabyte free rarely.
 FREE_BYTES: Final = (1 << 30, 100 << 20)
 FREE_PART: Final = 0.1
+# As long as a silent replica is waited for: a session ends and begins anew within a second or two.
+APART_SECONDS: Final = 6.0
+# Beats on their way are taken for a clock that is behind, by what the fastest of eight took.
+REPLICA_CLOCK_SECONDS: Final = 1.0
+# A change of the map is read by all within half of it.
+MAP_SECONDS: Final = 60.0
 # Named in one sentence; the report has all.
 MAX_NAMED: Final = 5
 
@@ -119,6 +127,8 @@ def _judge(reading: Reading) -> Iterator[Finding]:
         case LogReading():
             if reading.lost:
                 yield Finding(Code.LOG_LOST, Severity.WARNING, f"{reading.lost:,} log lines were dropped")
+        case ReplicasReading():
+            yield from _replicas(reading)
         case Failed():
             yield Finding(Code.CHECK_FAILED, Severity.WARNING, f"{reading.check.value}: {reading.reason}")
 
@@ -241,3 +251,53 @@ def _grade(value: float, bounds: tuple[float, float]) -> Severity:
 
 def _milliseconds(seconds: float) -> str:
     return f"{seconds * 1000:,.0f} ms"
+
+
+def _replicas(reading: ReplicasReading) -> Iterator[Finding]:
+    for other in reading.others:
+        if not other.is_leaving:
+            yield from _other_replica(other, reading)
+    for place in reading.empty:
+        if place.seconds >= APART_SECONDS:
+            what = f"no replica is found at {place.place} for {place.seconds:.0f} s: {place.problem}"
+            yield Finding(Code.REPLICA_UNREACHABLE, Severity.WARNING, what)
+    if reading.bus_trouble:
+        is_alone = all(other.apart_seconds is not None for other in reading.others)
+        severity = Severity.ERROR if is_alone else Severity.WARNING
+        yield Finding(Code.DISCOVERY_AWAY, severity, f"the bus ({reading.bus}): {reading.bus_trouble}")
+    if reading.unheard:
+        others = _named(reading.unheard)
+        what = f"the bus ({reading.bus}) does not bring back our own beat, so nothing is heard of {others}"
+        yield Finding(Code.REPLICA_DEAF, Severity.ERROR, what)
+
+
+def _other_replica(other: OtherReplica, reading: ReplicasReading) -> Iterator[Finding]:
+    apart, heard, name = other.apart_seconds, other.heard_seconds, other.name
+    if other.refused:
+        versions = f"it is release {other.version or 'unknown'}, this one {reading.version}"
+        yield Finding(Code.REPLICA_VERSION, Severity.ERROR, f"replica {name}: {other.refused}; {versions}")
+    elif apart is not None and apart >= APART_SECONDS:
+        ways = f"from here to there: {other.outward}; from there to here: {other.inward}"
+        if heard is not None and heard < APART_SECONDS:
+            what = f"replica {name} is heard, and has not answered for {apart:.0f} s; {ways}"
+            yield Finding(Code.REPLICA_ONE_WAY, Severity.ERROR, what)
+        else:
+            # Where discovery is away nobody knows whether it is alive.
+            is_sure = other.is_known and not reading.bus_trouble
+            severity = Severity.ERROR if is_sure else Severity.WARNING
+            what = f"no session with replica {name} for {apart:.0f} s; {ways}"
+            yield Finding(Code.REPLICA_UNREACHABLE, severity, what)
+    ahead = other.clock_ahead_seconds
+    if ahead is not None and abs(ahead) > REPLICA_CLOCK_SECONDS:
+        where = "ahead of" if ahead > 0 else "behind"
+        what = f"the clock of replica {name} is {abs(ahead):.1f} s {where} this one's"
+        yield Finding(Code.REPLICA_CLOCK, Severity.WARNING, what)
+    if other.map_differs_seconds >= MAP_SECONDS:
+        difference = f": {other.map_difference}" if other.map_difference else ""
+        what = f"replica {name} has served another DERP map for {other.map_differs_seconds:.0f} s{difference}"
+        yield Finding(Code.REPLICA_MAP, Severity.WARNING, what)
+
+
+def _named(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return ", ".join(names[:MAX_NAMED]) + more

@@ -189,6 +189,47 @@ class LogReading:
 
 
 @dataclass(frozen=True, slots=True)
+class OtherReplica:
+    """Another replica as this one sees it.  `outward`, `inward`: how the two try to reach each other, as parts of a
+    sentence."""
+
+    name: str
+    version: str = ""  # of its program, as discovery has it
+    is_known: bool = True  # to discovery
+    is_leaving: bool = False  # it said goodbye
+    refused: str = ""  # why it cannot be talked to
+    apart_seconds: float | None = None  # since its last session; None while there is one
+    heard_seconds: float | None = None  # since it said anything; None: never
+    outward: str = ""
+    inward: str = ""
+    clock_ahead_seconds: float | None = None  # its wall clock before ours; None: it did not say
+    map_differs_seconds: float = 0.0  # for how long it serves another DERP map
+    map_difference: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EmptyPlace:
+    """An address at which the settings expect a replica, and why none is found there."""
+
+    place: str
+    problem: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicasReading:
+    """The other replicas of the cluster.  `unheard`: names of those whom a deaf bus alone carries to."""
+
+    check: ClassVar[Check] = Check.REPLICAS
+    version: str  # of our program
+    others: Sequence[OtherReplica] = ()
+    empty: Sequence[EmptyPlace] = ()
+    bus: str = ""
+    bus_trouble: str = ""
+    unheard: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Skipped:
     """Cannot be measured here, which is no fault."""
 
@@ -220,5 +261,6 @@ Measured = (
     | RelayKeysReading
     | DiskReading
     | LogReading
+    | ReplicasReading
 )
 Reading = Measured | Skipped | Failed

@@ -6,7 +6,7 @@ that one step made for one replica is one frame.  Whoever has the links and know
 (discovery, direct links, a bus) calls the rest.
 """
 
-from collections import Counter
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import inf
@@ -15,7 +15,7 @@ from typing import Final, Generic
 from derp.relay.deadlines import Deadlines
 from tailnet.coordinator.messages import C, Effect, Outward
 from tailnet.coordinator.nodes import Limits
-from tailnet.replica.cluster_time import ClusterTime
+from tailnet.replica.cluster_time import UNITS_PER_SECOND, ClusterTime
 from tailnet.replica.codec import encode_message
 from tailnet.replica.core import MAX_CLAIMS, MAX_IDS, SharedCoordinator
 from tailnet.replica.messages import (
@@ -31,6 +31,7 @@ from tailnet.replica.messages import (
     NodeIs,
     Publish,
     ReplicaID,
+    Synced,
     Tell,
     Who,
     Withdraw,
@@ -43,6 +44,8 @@ from tailnet.types import PeerID
 # CAME, GONE and WHO to all: at most 50 such frames a second and pair, each of which wakes a process (400 us at both
 # ends).
 HOLD_SECONDS: Final = 0.020
+# From a link within a machine to one that loses all: the last limit is a silence of SILENCE_SECONDS and more.
+DELAY_LIMITS_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, inf)
 # Its deadlines are a second apart at the most, so one that comes this late says that we were stopped, not the others.
 SLEPT_SECONDS: Final = 1.5
 
@@ -93,8 +96,10 @@ class Cluster(Generic[C]):
         random_bytes: Callable[[int], bytes],
         limits: Limits | None = None,
         capabilities: int = 0,
+        wall_clock: Callable[[], float] = lambda: 0.0,
     ) -> None:
-        """`random_bytes` makes nonces, so it has to be `os.urandom` but in simulations."""
+        """`random_bytes` makes nonces, so it has to be `os.urandom` but in simulations; `wall_clock`: Unix seconds,
+        which others are told and nobody goes by."""
         self.replica = replica
         self.time = ClusterTime()
         self.coordinator: SharedCoordinator[C] = SharedCoordinator(
@@ -108,9 +113,18 @@ class Cluster(Generic[C]):
         # What beats say of us beside the clock and the peers; the owner sets them when they change.
         self.load = 0  # thousandths of a core
         self.map_digest = b""
-        self.heard: Counter[type] = Counter()
         self.sleep_count = 0
+        # How long updates are on their way, as beats find it, which wait in the same queues: counts by those limits.
+        self.delays = [0] * len(DELAY_LIMITS_SECONDS)
+        self.delay_seconds = 0.0
+        # Comparisons of what two replicas know: how many were answered, and how long that took, all together.
+        self.sync_count = 0
+        self.sync_seconds = 0.0
+        self.wall_clock = wall_clock
         self._own = Own(replica, name, key, self._status, random_bytes, capabilities)
+        # Messages to and from all others, by kind.
+        self.heard, self.sent = self._own.heard, self._own.sent
+        self._syncing: dict[ReplicaID, float] = {}
         # Of the pairs: each step asks for the first of them, and moves the one of the pair that it was about.
         self._deadlines: Deadlines[Pair] = Deadlines()
         self._claims: dict[PeerID, Claim] = {}
@@ -132,6 +146,7 @@ class Cluster(Generic[C]):
         """The replica has left the cluster, and does not come back under this id."""
         pair = self.pairs.pop(other, None)
         self.refused.pop(other, None)
+        self._syncing.pop(other, None)
         if pair is None:
             return []
         self._deadlines.clear(pair)
@@ -221,7 +236,8 @@ class Cluster(Generic[C]):
             self._deadlines.set(pair, due)
 
     def _status(self, now: float) -> Status:
-        return Status(self.time.read(now), self.coordinator.connected_count, self.load, self.map_digest)
+        wall = round(self.wall_clock() * 1000)
+        return Status(self.time.read(now), self.coordinator.connected_count, self.load, self.map_digest, wall)
 
     # What pairs say.
 
@@ -243,6 +259,7 @@ class Cluster(Generic[C]):
                     effects += self._take(other, self.pairs[other].beat(now), now)
                     # What was announced up to HOLD_SECONDS before a frame may not be in it.
                     since = None if since is None else since - HOLD_SECONDS
+                    self._syncing[other] = now
                     effects += self.carry_out(self.coordinator.handle_replica_up(other, since, now), now)
                 case Ended(end, reason):
                     effects.append(SessionEnded(other, end, reason))
@@ -250,6 +267,7 @@ class Cluster(Generic[C]):
                     effects.append(Silenced(other))
                     effects += self.carry_out(self.coordinator.handle_replica_down(other, now), now)
                 case SyncDue():
+                    self._syncing[other] = now
                     effects += self.carry_out(self.coordinator.handle_sync_due(other), now)
                 case Refused(reason):
                     self.refused[other] = reason
@@ -259,13 +277,25 @@ class Cluster(Generic[C]):
     def _handle(self, other: ReplicaID, message: Message, now: float) -> list[Effect[C]]:
         match message:
             case Beat():
-                return self._hear_clock(message.clock, message.peer_count, now)
+                effects = self._hear_clock(message.clock, message.peer_count, now)
+                self._note_delay(self.pairs[other], (self.time.read(now) - message.clock) / UNITS_PER_SECOND)
+                return effects
             case Tell() | Bye():
                 return [Hint(other, message)]
             case Hello():  # begins sessions; inside one it is an error that the pair has seen
                 return []
+            case Synced() if (began := self._syncing.pop(other, None)) is not None:
+                self.sync_count += 1
+                self.sync_seconds += now - began
+                return self.coordinator.handle_message(other, message, now)
             case _:
                 return self.coordinator.handle_message(other, message, now)
+
+    def _note_delay(self, pair: Pair, seconds: float) -> None:
+        # A replica that never had peers may have a clock of its own, which is ahead.
+        pair.delay_seconds = seconds = max(0.0, seconds)
+        self.delays[bisect_left(DELAY_LIMITS_SECONDS, seconds)] += 1
+        self.delay_seconds += seconds
 
     def _hear_clock(self, clock: int, peer_count: int, now: float) -> list[Effect[C]]:
         jumped = self.time.hear(clock, peer_count, self.coordinator.connected_count, now)
@@ -302,6 +332,7 @@ class Cluster(Generic[C]):
             return effects
         for message in messages:
             encoded = encode_message(message)
+            self.sent[type(message)] += len(pairs)
             replaces = message.peer_id if isinstance(message, NodeIs) else None
             for pair in pairs:
                 # Whose session ends by this hears everything in the next one.

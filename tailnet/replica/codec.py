@@ -59,7 +59,7 @@ def encode_message(message: Message) -> bytes:
 
     Raises LocalProtocolError for one that no receiver would take.
     """
-    code = _CODES[type(message)]
+    code = CODES[type(message)]
     encoded: bytes = _packer.pack([code, *_FIELDS[code](message)])
     if len(encoded) > MAX_FRAME_BYTES - FRAME_OVERHEAD_BYTES:
         raise LocalProtocolError(f"a {type(message).__name__} of {len(encoded)} bytes fits into no frame")
@@ -111,7 +111,7 @@ def _packed_epochs(claims: Sequence[Claim]) -> bytes:
     return pack(f">{len(claims)}Q", *(claim.epoch for claim in claims))
 
 
-_CODES: Final[dict[type, int]] = {
+CODES: Final[dict[type, int]] = {
     Hello: 0,
     Sync: 1,
     Synced: 2,
@@ -140,7 +140,7 @@ _FIELDS: Final[dict[int, Callable[[Any], list[Any]]]] = {
     7: lambda m: [m.peer_id, m.epoch, m.version, _node_fields(m.node)],
     8: lambda m: [m.peer_id, m.epoch, int(m.kind), m.reason],
     9: lambda m: [m.src, m.epoch, _packed_ids(m.dsts)],
-    10: lambda m: [m.clock, m.sent_seq, m.heard_seq, m.peer_count, m.load, m.map_digest],
+    10: lambda m: [m.clock, m.sent_seq, m.heard_seq, m.peer_count, m.load, m.map_digest, m.wall],
     11: lambda m: [m.topic, m.payload],
     12: lambda m: [m.seconds],
 }
@@ -228,6 +228,11 @@ def _sync(m: list[Any]) -> Sync:
     return Sync(tuple(map(_want, _list(m[1]))), tuple(map(_known, _list(m[3]))), m[2])
 
 
+def _beat(m: list[Any]) -> Beat:
+    wall = _number(m[7]) if len(m) > 7 else 0  # the first releases do not say it
+    return Beat(_number(m[1]), _number(m[2]), _number(m[3]), _number(m[4]), _number(m[5]), _bytes(m[6]), wall)
+
+
 def _leaving(value: Any) -> Kind:
     kind = Kind(_number(value))
     if kind not in (Kind.DISCONNECTED, Kind.LOST):
@@ -246,7 +251,7 @@ _READERS: Final[dict[int, Callable[[list[Any]], Message]]] = {
     7: lambda m: NodeIs(_id(m[1]), _number(m[2]), _number(m[3]), _node(m[4])),
     8: lambda m: Gone(_id(m[1]), _number(m[2]), _leaving(m[3]), _text(m[4])),
     9: lambda m: Ready(_id(m[1]), _number(m[2]), _ids(m[3])),
-    10: lambda m: Beat(_number(m[1]), _number(m[2]), _number(m[3]), _number(m[4]), _number(m[5]), _bytes(m[6])),
+    10: _beat,
     11: lambda m: Tell(_text(m[1]), _bytes(m[2], MAX_FRAME_BYTES)),
     12: lambda m: Bye(_number(m[1])),
 }

@@ -9,7 +9,7 @@ effects out.
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Final, Generic, cast
+from typing import Final, cast
 
 from derp.relay.deadlines import Deadlines
 from tailnet.coordinator.core import (
@@ -47,6 +47,7 @@ from tailnet.replica.messages import (
     Withdraw,
     portions,
 )
+from tailnet.replica.site import Site
 from tailnet.types import PeerID
 
 # A peer whose replica says that it is not there, though we knew it there: its new owner is heard of within a link's
@@ -62,20 +63,6 @@ MAX_CLAIMS: Final = 2000
 MAX_IDS: Final = 3000
 MAX_WANTS: Final = 800
 MAX_KNOWN: Final = 1500
-
-
-class Site(Generic[C]):
-    """Another replica, as the graph sees it: the connection of all its peers.  Hashed by identity."""
-
-    __slots__ = ("named", "peers", "replica", "unconfirmed")
-
-    def __init__(self, replica: ReplicaID) -> None:
-        self.replica = replica
-        self.peers: dict[Peer[C], None] = {}
-        # Peers that it has not spoken of since we sent our last Sync.
-        self.unconfirmed: dict[Peer[C], None] = {}
-        # Tunnels that its own Sync has named so far.
-        self.named: set[tuple[Peer[C], Peer[C]]] = set()
 
 
 class SharedCoordinator(Coordinator[C]):
@@ -104,6 +91,10 @@ class SharedCoordinator(Coordinator[C]):
         self._unconfirmed: Deadlines[tuple[Peer[C], Peer[C]]] = Deadlines()
         self._ask_at: float | None = None
         self._restamped_at = float("-inf")
+        # What others claimed of peers that are known here: it is theirs now, was before, or somebody's claim is larger.
+        self.claims = {"taken": 0, "known": 0, "older": 0}
+        # What comparisons in the midst of a session put right: stays 0 as long as nothing is lost unseen.
+        self.mended = {"node": 0, "tunnel": 0, "peer": 0}
 
     # What happened to own connections.
 
@@ -282,6 +273,7 @@ class SharedCoordinator(Coordinator[C]):
             if everything or peer.connected_at >= cast(float, since)
         ]
         site.named.clear()  # of a Sync that the last session did not end
+        site.has_asked = site.has_told = False
         messages: list[PeerMessage] = [Came(part) for part in portions(claims, MAX_CLAIMS)]
         messages += self._compare(site)
         elsewhere = [
@@ -308,10 +300,12 @@ class SharedCoordinator(Coordinator[C]):
                 site.named.add(ends)
                 if src.version < want.version:
                     unknown.append(Known(src.id, src.epoch, src.version))
+                self._note_missed(site, dst, want.known_epoch, want.known_version, now)
                 self._answer(site, dst, (want.known_epoch, want.known_version), effects)
         for known in sync.known:
             peer = self._tunnels.peers.get(known.peer_id)
             if peer is not None and _is_here(peer):
+                self._note_missed(site, peer, known.epoch, known.version, now)
                 self._answer(site, peer, (known.epoch, known.version), effects)
             else:
                 effects.append(_not_here(site, known.peer_id))
@@ -322,8 +316,10 @@ class SharedCoordinator(Coordinator[C]):
                 for dst, bits in list(src.links.items()):
                     tunnel = (src, dst)
                     if bits & OUT and tunnel not in site.named and tunnel not in self._unconfirmed:
+                        self.mended["tunnel"] += site.has_asked
                         self._part(src, dst, REASON_LOST, effects, Kind.LOST)
             site.named.clear()
+            site.has_asked = True
             effects.append(Publish((replica,), (Synced(),)))
         return self._outward(effects, now)
 
@@ -332,7 +328,9 @@ class SharedCoordinator(Coordinator[C]):
         effects: list[Effect[C]] = []
         site = self._site(replica)
         for peer in list(site.unconfirmed):
+            self.mended["peer"] += site.has_told
             self._lose(peer, site, Kind.LOST, REASON_LOST, effects)
+        site.has_told = True
         return self._outward(effects, now)
 
     def handle_replica_down(self, replica: ReplicaID, now: float) -> list[Effect[C]]:
@@ -519,15 +517,18 @@ class SharedCoordinator(Coordinator[C]):
         if peer.connection is not None:
             known = (peer.epoch, self.replica if owner is None else owner.replica)
             if (epoch, site.replica) < known:
+                self.claims["older"] += 1
                 if owner is None:
                     effects.append(Publish((site.replica,), (Came((Claim(peer.id, peer.epoch),)),)))
                 return False
             if (epoch, site.replica) == known:
+                self.claims["known"] += 1
                 site.unconfirmed.pop(peer, None)
                 self._doubted.clear(peer)
                 return True
         elif epoch == 0:
             return False
+        self.claims["taken"] += 1
         self._adopt(site, peer, epoch, now, effects)
         return True
 
@@ -626,6 +627,11 @@ class SharedCoordinator(Coordinator[C]):
                     peer.links[other] |= TOLD
         node = peer.node if known is None or known < (peer.epoch, peer.version) else None
         effects.append(Publish((site.replica,), (NodeIs(peer.id, peer.epoch, peer.version, node),)))
+
+    def _note_missed(self, site: Site[C], peer: Peer[C], epoch: int, version: int, now: float) -> None:
+        """Count a node that the replica does not know in the midst of a session, though it was told some time ago."""
+        if site.has_asked and epoch == peer.epoch and 0 < version < peer.version:
+            self.mended["node"] += now - peer.updated_at > DOUBT_SECONDS
 
     def _compare(self, site: Site[C]) -> list[PeerMessage]:
         """The parts of a Sync: all that we hold of the replica's peers."""

@@ -173,6 +173,7 @@ class Beat:
     peer_count: int
     load: int  # thousandths of a core
     map_digest: bytes
+    wall: int = 0  # the sender's wall clock, Unix milliseconds; 0: not said
 
 
 @dataclass(slots=True)

@@ -6,9 +6,9 @@ Carriers may lose, repeat and hold what they are given: a frame of another sessi
 Silence of SILENCE_SECONDS means that the other is gone.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from math import inf
 from typing import Final, NamedTuple
@@ -28,6 +28,8 @@ GREET_SECONDS: Final = (0.25, 1.0)
 SYNC_SECONDS: Final = (45.0, 75.0)
 # A replica that reads nothing: after this a Sync (0.1 MB for 2,400 tunnels) is cheaper than what waits.
 MAX_QUEUED_BYTES: Final = 8 * 1024 * 1024
+# Beats of which the one that took the least time says how far apart the wall clocks are.
+_CLOCK_BEATS: Final = 8
 _GREETING_START: Final = b"\x92\x00"  # an array of two, the first of which is 0: no frame of a session has that number
 
 
@@ -38,6 +40,7 @@ class Status(NamedTuple):
     peer_count: int
     load: int = 0  # thousandths of a core
     map_digest: bytes = b""  # of the DERP map that it serves; empty: it has not said yet
+    wall: int = 0  # its wall clock, Unix milliseconds; 0: it does not say
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,9 @@ class Own:
     status: Callable[[float], Status]
     random_bytes: Callable[[int], bytes]
     capabilities: int = 0  # bits, for what a version does not say
+    # Messages in sessions and Hellos, by kind, of all pairs together.
+    heard: Counter[type] = field(default_factory=Counter)
+    sent: Counter[type] = field(default_factory=Counter)
 
 
 @dataclass(slots=True)
@@ -143,15 +149,18 @@ class Pair:
         self.session_count = 0
         self.stray_count = 0  # frames of no session of ours: late ones, or forged
         self.ends = dict.fromkeys(End, 0)
+        self.opened_at = self.heard_at = -inf  # the last session, and whatever proved to be the other's
         # What the other said of itself last; None until the first session.
         self.hello: Hello | None = None
         self.status: Status | None = None
+        self.delay_seconds: float | None = None  # how long its last beat was on its way; the cluster knows the time
         self._own = own
         self._greeting_key, self._greeted_key = own.key.greeting_key(own.replica), own.key.greeting_key(other)
         self._binding: bytes | None = None  # of the link; None while there is none
         self._session: _Session | None = None
         self._nonce = b""  # of the session that we offer; empty when none is on offer
         self._acknowledged_at: float | None = None
+        self._wall_offsets: deque[float] = deque(maxlen=_CLOCK_BEATS)
         # Deadlines; `inf` where there is none, as the least of them is asked for after each step.
         self._silent_at = self._greet_at = self._beat_at = self._sync_at = inf
         self._queue: dict[object, bytes] = {}
@@ -177,6 +186,11 @@ class Pair:
     def has_output(self) -> bool:
         """Whether `frames_to_send` has any."""
         return bool(self._queue or self._greetings)
+
+    @property
+    def wall_ahead_seconds(self) -> float | None:
+        """How far the other's wall clock is ahead of ours; None: it has not said yet."""
+        return max(self._wall_offsets, default=None)
 
     # The link.
 
@@ -215,10 +229,12 @@ class Pair:
         if seq != session.heard_seq + 1:
             return self._end(End.GAP, f"frame {seq} came after {session.heard_seq}", now)
         session.heard_seq = seq
-        self._silent_at = now + SILENCE_SECONDS
+        self.heard_at, self._silent_at = now, now + SILENCE_SECONDS
         for message in messages:
             if type(message) is Beat:
-                self.status = Status(message.clock, message.peer_count, message.load, message.map_digest)
+                self.status = Status(message.clock, message.peer_count, message.load, message.map_digest, message.wall)
+                if message.wall:
+                    self._wall_offsets.append((message.wall - self._own.status(now).wall) / 1000)
                 self._take_acknowledgement(session, message.heard_seq)
             elif type(message) is Hello:
                 return self._end(End.MALFORMED, "a Hello inside a session", now)
@@ -312,8 +328,9 @@ class Pair:
         assert session is not None  # the deadline is set with the session
         self._beat_at = now + BEAT_SECONDS
         session.beat_at = now
-        clock, peer_count, load, digest = self._own.status(now)
-        beat = Beat(clock, session.sent_seq, session.heard_seq, peer_count, load, digest)
+        clock, peer_count, load, digest, wall = self._own.status(now)
+        beat = Beat(clock, session.sent_seq, session.heard_seq, peer_count, load, digest, wall)
+        self._own.sent[Beat] += 1
         return self.send(encode_message(beat), now)
 
     def _take_acknowledgement(self, session: _Session, heard_seq: int) -> None:
@@ -335,6 +352,8 @@ class Pair:
         hello = messages[0] if len(messages) == 1 else None
         if not isinstance(hello, Hello) or hello.replica != self.other or len(hello.nonce) != NONCE_BYTES:
             return [Refused("its Hello is malformed")]
+        self.heard_at = now
+        self._own.heard[Hello] += 1
         if not hello.lowest_version <= VERSION <= hello.highest_version:
             spoken = f"{hello.lowest_version} to {hello.highest_version}"
             return [Refused(f"{hello.name} speaks versions {spoken} of the replicas' protocol, and this one {VERSION}")]
@@ -362,6 +381,9 @@ class Pair:
         self._nonce = b""
         self._greet_at = inf
         self.session_count += 1
+        self.opened_at = now
+        self._wall_offsets.clear()
+        self.delay_seconds = None
         self.hello, self.status = hello, Status(hello.clock, hello.peer_count)
         self._silent_at = now + SILENCE_SECONDS
         self._beat_at = now + BEAT_SECONDS
@@ -393,6 +415,7 @@ class Pair:
             *(VERSION, VERSION, own.key.cluster, own.replica, own.name, status.clock, status.peer_count),
             *(own.capabilities, nonce, echo),
         )
+        self._own.sent[Hello] += 1
         # A frame that waited for room while greetings were repeated would be a queue without a bound.
         frame = encode_frame(0, [encode_message(hello)])
         self._greetings = [*self._greetings[-1:], self._greeting_key.seal(frame)]

@@ -1,24 +1,39 @@
-"""The embedded relay, its key and its region of the DERP map; other maps' sources; the replicas' key.  Layer L3."""
+"""The embedded relay, its key, its region of the DERP map and its pages; other maps' sources; the replicas' key.
+
+Layer L3.
+"""
 
 import secrets
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from derp.errors import ConfigError
 from derp.keys import KEY_BYTES, NodePrivate
 from derp.map import DERPNode, DERPRegion
+from derp.metrics import CONTENT_TYPE, RelayStatistics
 from derp.relay.load import LoadReading
+from derp.server.debug import WHY_PATH, debug_pages, why_question
 from derp.server.handover import Inherited
+from derp.server.load_page import load_pages
+from derp.server.pages import Page, Question
 from derp.server.ports import Listening
+from derp.server.relay import Relay
+from derp.server.varz import vars_page, varz_page
 from derp.text import host_port
+from tailnet.api.pages import OPERATORS_PLACES
 from tailnet.config import CoordinatorConfig
 from tailnet.services.derp_maps import DerpMaps, StoreMapKeeper
 from tailnet.services.map_sources import FileSource, MapSource, UrlSource
 from tailnet.services.region_load import RegionLoads
+from tailnet.services.why import Why
 from tailnet.store.store import Store
+
+if TYPE_CHECKING:
+    from tailnet.services.replicas import Replicas
 
 RELAY_PURPOSE: Final = "relay"
 REPLICA_PURPOSE: Final = "replica link"
@@ -147,3 +162,22 @@ def map_sources(config: CoordinatorConfig) -> list[MapSource]:
     """Files and URLs of maps, as the settings name them."""
     files: list[MapSource] = [FileSource(path) for path in config.derp_map]
     return [*files, *(UrlSource(url, config.derp_map_poll_seconds) for url in config.derp_map_url)]
+
+
+def operators_pages(
+    why: Why, relay: Relay | None, read: Callable[[], RelayStatistics], replicas: "Replicas | None"
+) -> Mapping[str, Page | Question]:
+    """What the API shows below /debug/ beside its own, by path."""
+    question = why_question(why.answer, brand="tailnet", places=OPERATORS_PLACES)
+    answers: dict[str, Page | Question] = {WHY_PATH: question}
+    if replicas is not None:
+        answers["/debug/replicas"] = replicas.page()
+    if relay is None:
+        return answers
+    started_at = time.time()
+    numbers = {
+        "/debug/vars": Page("derper's names, JSON", "application/json", vars_page(read, started_at)),
+        "/debug/varz": Page("derper's names, Prometheus", CONTENT_TYPE, varz_page(read, started_at)),
+        **load_pages(read),
+    }
+    return debug_pages(relay, numbers, overview="/debug/derp", around=OPERATORS_PLACES) | answers

@@ -7,7 +7,6 @@ One nursery; the reactor is one task in it.  The command line is cli/serve.py.
 import logging
 import os
 import secrets
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -17,21 +16,18 @@ from fastapi import FastAPI
 from derp.close_reason import CloseReason
 from derp.keys import NodePrivate
 from derp.map import DERPRegion
-from derp.metrics import CONTENT_TYPE, RelayStatistics
+from derp.metrics import RelayStatistics
 from derp.protocol.target import origin_form
 from derp.protocol.websocket import CloseCode
 from derp.server.bootstrap import BootstrapDns
-from derp.server.debug import WHY_PATH, debug_pages, why_question
 from derp.server.door import FrontDoor, HttpSession, Route, every_path
 from derp.server.drain import drain_clients
 from derp.server.handover import Inherited
 from derp.server.life import DOOR_SECONDS, Server
-from derp.server.load_page import load_pages
 from derp.server.memory import Load, sum_loads
-from derp.server.pages import Page, Pages, PlainPages, Question
+from derp.server.pages import Pages, PlainPages
 from derp.server.relay import Relay
 from derp.server.statistics import read_load, read_statistics
-from derp.server.varz import vars_page, varz_page
 from derp.transport.http import Request
 from derp.transport.links import Link
 from derp.transport.linkstream import LinkStream
@@ -40,7 +36,6 @@ from tailnet.api.administration.guards import AdministrationServices, Turned
 from tailnet.api.app import create_app, reconfigure
 from tailnet.api.guards import IDENTITIES_OF_ALL, IDENTITIES_PER_ADDRESS, Services
 from tailnet.api.limits import CallerLimits, StrangerLimits
-from tailnet.api.pages import OPERATORS_PLACES
 from tailnet.api.rpc_admission import RpcAdmission
 from tailnet.auth.administrators import Administrators
 from tailnet.config import SETTINGS, CoordinatorConfig
@@ -57,6 +52,7 @@ from tailnet.server.embedded import (
     embedded_region,
     open_maps,
     open_store,
+    operators_pages,
     region_from_inside,
     relay_key,
 )
@@ -250,7 +246,8 @@ class CoordinatorServer(Server[CoordinatorConfig]):
 
     def not_ready(self) -> Sequence[str]:
         """Why requests should go to another server now."""
-        return [problem for problem in (self.problem(), self.store_watch.problem()) if problem is not None]
+        replicas = self.replicas.problem() if self.replicas is not None else None
+        return [each for each in (self.problem(), self.store_watch.problem(), replicas) if each is not None]
 
     def reading(self) -> CoordinatorReading:
         """Everything that is counted, for metrics."""
@@ -455,7 +452,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             health=self.health,
             access_url=access_url,
             metrics=metrics_page(self.reading, self.relay_statistics),
-            pages=self._make_operators_pages(why),
+            pages=operators_pages(why, self.relay, self.relay_statistics, self.replicas),
             forget_answers=self.callers.call_out.forget if self.callers.call_out is not None else None,
             limits=self.limits,
             identity_limits=self.identity_limits,
@@ -495,23 +492,8 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             relay=self.relay,
             tls=self.tls,
             keeper=self.keeper,
+            replicas=self.replicas.look if self.replicas is not None else None,
         )
-
-    def _make_operators_pages(self, why: Why) -> Mapping[str, Page | Question]:
-        """What the API shows below /debug/ beside its own."""
-        answers: dict[str, Page | Question] = {}
-        answers[WHY_PATH] = why_question(why.answer, brand="tailnet", places=OPERATORS_PLACES)
-        if self.replicas is not None:
-            answers["/debug/replicas"] = self.replicas.page()
-        if self.relay is None:
-            return answers
-        read, started_at = self.relay_statistics, time.time()
-        numbers = {
-            "/debug/vars": Page("derper's names, JSON", "application/json", vars_page(read, started_at)),
-            "/debug/varz": Page("derper's names, Prometheus", CONTENT_TYPE, varz_page(read, started_at)),
-            **load_pages(read),
-        }
-        return debug_pages(self.relay, numbers, overview="/debug/derp", around=OPERATORS_PLACES) | answers
 
     def _make_service(self, nursery: trio.Nursery) -> TailnetService:
         self.agents = AgentService(

@@ -105,6 +105,7 @@ class Probes:
     relay: Relay | None = None
     tls: TlsServer | None = None
     keeper: Keeper | None = None
+    replicas: Probe | None = None
     dial: DialOptions = field(default_factory=DialOptions)
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     _lost: dict[str, Growth] = field(default_factory=dict)
@@ -132,6 +133,7 @@ class Probes:
             Check.RELAY_KEYS: self.contested_keys,
             Check.DISK: self.disk,
             Check.LOG: self.log,
+            Check.REPLICAS: self.replicas or self.alone,
         }
 
     # --- from outside
@@ -326,6 +328,10 @@ class Probes:
     async def log(self) -> Reading:
         """Whether somebody reads it fast enough."""
         return LogReading(self._lines_lost.look(dropped_line_count(), trio.current_time()))
+
+    async def alone(self) -> Reading:
+        """In the place of `replicas`."""
+        return Skipped(Check.REPLICAS, "this server has no --bus, so it serves alone")
 
     def _public_address(self, path: str) -> RelayAddress:
         url = urlsplit(self.access_url)

@@ -33,6 +33,8 @@ from tailnet.bus.links import Link, Links, Use
 from tailnet.coordinator.messages import Effect
 from tailnet.coordinator.nodes import Limits
 from tailnet.errors import RemoteProtocolError
+from tailnet.health.flaps import Lasting
+from tailnet.health.readings import ReplicasReading
 from tailnet.metrics import ReplicaReading
 from tailnet.replica.cluster import Cluster, Hint, SessionEnded, SessionOpened, Silenced
 from tailnet.replica.core import SharedCoordinator
@@ -54,6 +56,8 @@ HEAD_START_SECONDS: Final = 2.0
 LINK_SILENCE_SECONDS: Final = SILENCE_SECONDS + 2.0
 # The kernel takes nothing for so long: the other does not read, or is gone.
 SEND_SECONDS: Final = SILENCE_SECONDS
+# Requests wait so long for a replica that starts to meet the others, who are found and greeted within one.
+READY_SECONDS: Final = 2.0
 # Taken from a pair at a time: what is still in its queue can collapse to the newest.
 SEND_BYTES: Final = 256 * 1024
 _TELL_SECONDS: Final = 60.0
@@ -89,7 +93,9 @@ class Replicas:
         self.own_name = settings.name
         self.settings = settings
         limits = Limits(node_bytes=min(settings.node_bytes, MAX_NODE_BYTES))
-        self.cluster: Cluster[Receiver] = Cluster(self.id, settings.name, key, secrets.token_bytes, limits)
+        self.cluster: Cluster[Receiver] = Cluster(
+            self.id, settings.name, key, secrets.token_bytes, limits, wall_clock=time.time
+        )
         self.bus = bus
         self.records: dict[ReplicaID, Record] = {}
         """All replicas that discovery knows, ourselves among them."""
@@ -98,6 +104,10 @@ class Replicas:
         """Replicas that said goodbye."""
         self.session_count = 0
         self.ends: Counter[End] = Counter()
+        self.silence_count = 0
+        self.apart: Lasting[ReplicaID | Address] = Lasting()
+        """Replicas without a session, and places where there is none."""
+        self.map_differs: Lasting[ReplicaID] = Lasting()
         self.dial_troubles: dict[Address, str] = {}
         self.found: dict[Address, ReplicaID] = {}
         """Who was there the last time, ourselves perhaps."""
@@ -116,6 +126,8 @@ class Replicas:
         self._is_touched = False
         self._carried = trio.Event()  # something waits for the bus to carry it
         self._rarely = Rarely(_TELL_SECONDS)
+        self._ready_at = float("inf")  # at the latest
+        self._has_looked = False  # at what discovery knows
 
     @property
     def coordinator(self) -> SharedCoordinator[Receiver]:
@@ -131,9 +143,22 @@ class Replicas:
         """What is counted, for metrics."""
         return replicas_view.read(self)
 
+    def problem(self) -> str | None:
+        """Why requests should go elsewhere for now: we have just started, others are there, and we have met none."""
+        if self.session_count or trio.current_time() >= self._ready_at:
+            return None
+        is_alone = self._has_looked and not self.records.keys() - {self.id}
+        if is_alone and all(self.found.get(each) == self.id or each in self.dial_troubles for each in self._diallers):
+            return None
+        return "this replica has not met the others yet"
+
+    async def look(self) -> ReplicasReading:
+        """For /health: how the others are."""
+        return replicas_view.look(self, self._host.tick())
+
     def page(self) -> Page:
         """For operators: who is there."""
-        return replicas_view.replicas_page(self)
+        return replicas_view.replicas_page(self, self._host.tick)
 
     def send(self, effect: Effect[Receiver], now: float) -> None:
         """What the coordinator says to other replicas; leaves with the next flush."""
@@ -189,6 +214,7 @@ class Replicas:
     async def run(self, hub: Hub, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled."""
         self._hub = hub
+        self._ready_at = trio.current_time() + READY_SECONDS
         self._host.flushers.append(self._flush)
         own = Record(self.id, self.settings.name, self._own_address(), version("tailnet-derp"), time.time())
         try:
@@ -229,6 +255,7 @@ class Replicas:
 
     def see_records(self, records: Mapping[ReplicaID, Record]) -> None:
         self.records = dict(records)
+        self._has_looked = True
         self._dial_these(
             {
                 record.address: other
@@ -241,6 +268,7 @@ class Replicas:
                 self._use_bus(other, now)
 
     def see_addresses(self, addresses: Collection[Address]) -> None:
+        self._has_looked = True
         self._dial_these(dict.fromkeys(addresses))
 
     def hear_frame(self, sender: ReplicaID, frame: bytes) -> None:
@@ -438,6 +466,7 @@ class Replicas:
                     if link is not None and end not in (End.LINK, End.REPLACED):
                         link.scope.cancel()
                 case Silenced(other):
+                    self.silence_count += 1
                     _log.warning("! replica %s is silent; its peers count as lost", self.name_of(other))
                 case _:
                     own.append(effect)
@@ -500,6 +529,7 @@ class Replicas:
                     self._carry_out(self.cluster.forget(other, now), now)
                     self.leaving.discard(other)
                     self._forget_shared(other)
+                replicas_view.look(self, now)  # so that it is known since when
             for other, why in self.cluster.refused.items():
                 more = self._rarely.held_back("refused", trio.current_time())
                 if more is not None:

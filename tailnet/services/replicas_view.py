@@ -3,16 +3,27 @@
 import json
 import socket
 from collections import Counter
-from typing import Any, Protocol
+from collections.abc import Callable
+from importlib.metadata import version
+from math import inf
+from typing import Any, Final, Protocol
 
 from derp.server.pages import Page
 from derp.text import host_port
 from tailnet.bus.contract import Address, Bus, Record
 from tailnet.bus.links import Link
+from tailnet.health.flaps import Lasting
+from tailnet.health.judge import Finding, judge
+from tailnet.health.readings import EmptyPlace, OtherReplica, ReplicasReading
 from tailnet.metrics import ReplicaReading
-from tailnet.replica.cluster import Cluster
-from tailnet.replica.messages import ReplicaID
+from tailnet.replica.cluster import DELAY_LIMITS_SECONDS, Cluster
+from tailnet.replica.codec import CODES
+from tailnet.replica.messages import NodeIs, ReplicaID
 from tailnet.replica.pair import End
+
+# Names of messages as docs/replicas.md has them.
+_KINDS: Final = {kind: "node" if kind is NodeIs else kind.__name__.lower() for kind in CODES}
+_STATES: Final = ("session", "greeting", "silent", "refused")
 
 
 class Replicas(Protocol):
@@ -29,7 +40,10 @@ class Replicas(Protocol):
     dial_troubles: dict[Address, str]
     listening: list[socket.socket]
     session_count: int
+    silence_count: int
     ends: Counter[End]
+    apart: Lasting[ReplicaID | Address]
+    map_differs: Lasting[ReplicaID]
 
     @property
     def refused_links(self) -> int: ...
@@ -57,53 +71,155 @@ def others_of(replicas: Replicas) -> set[ReplicaID]:
 
 def missing(replicas: Replicas) -> list[str]:
     """Replicas that should be here and are not, each as a sentence."""
-    cluster = replicas.cluster
     found = [
-        f"replica {replicas.name_of(other)}: {cluster.refused.get(other) or 'no session with it'}"
+        f"replica {replicas.name_of(other)}: {replicas.cluster.refused.get(other) or _outward(replicas, other)}"
         for other in sorted(others_of(replicas) - replicas.leaving)
         if state_of(replicas, other) != "session"
     ]
-    known = {record.address for other, record in replicas.records.items() if other in cluster.pairs}
-    return found + [
-        f"{host_port(*place)}: {why}" for place, why in replicas.dial_troubles.items() if place not in known
-    ]
+    return found + [f"{host_port(*place)}: {replicas.dial_troubles[place]}" for place in _empty_places(replicas)]
 
 
-def describe(replicas: Replicas) -> dict[str, Any]:
+def look(replicas: Replicas, now: float) -> ReplicasReading:
+    """What health is judged by.  Called now and then also where nobody asks, so that it is known since when."""
+    others, empty = sorted(others_of(replicas), key=replicas.name_of), _empty_places(replicas)
+    away = [other for other in others if state_of(replicas, other) != "session"]
+    apart = replicas.apart.look([*away, *empty], now)
+    differs = replicas.map_differs.look([each for each in others if _has_another_map(replicas, each)], now)
+    pairs = replicas.cluster.pairs
+    by_bus = [other for other, pair in pairs.items() if pair.has_link and other not in replicas.linked]
+
+    def describe_other(other: ReplicaID) -> OtherReplica:
+        pair, record = pairs.get(other), replicas.records.get(other)
+        return OtherReplica(
+            name=replicas.name_of(other),
+            version=record.version if record is not None else "",
+            is_known=record is not None,
+            is_leaving=other in replicas.leaving,
+            refused=replicas.cluster.refused.get(other, "") if other in apart else "",
+            apart_seconds=apart.get(other),
+            heard_seconds=now - pair.heard_at if pair is not None and pair.heard_at != -inf else None,
+            outward=_outward(replicas, other),
+            inward=_inward(replicas, other, now),
+            clock_ahead_seconds=pair.wall_ahead_seconds if pair is not None and pair.is_open else None,
+            map_differs_seconds=differs.get(other, 0.0),
+        )
+
+    return ReplicasReading(
+        version=version("tailnet-derp"),
+        others=[describe_other(other) for other in others],
+        empty=[EmptyPlace(host_port(*place), replicas.dial_troubles[place], apart[place]) for place in empty],
+        bus=replicas.bus.kind,
+        bus_trouble=replicas.bus.trouble,
+        unheard=[replicas.name_of(other) for other in by_bus] if replicas.cluster.is_deaf else (),
+    )
+
+
+def _empty_places(replicas: Replicas) -> list[Address]:
+    """Addresses that were dialled in vain, and belong to nobody who is known."""
+    known = {place for other in others_of(replicas) if (place := _place_of(replicas, other)) is not None}
+    return [place for place in replicas.dial_troubles if place not in known]
+
+
+def _place_of(replicas: Replicas, other: ReplicaID) -> Address | None:
+    """Where it takes links, as far as it is known."""
+    record = replicas.records.get(other)
+    if record is not None:
+        return record.address
+    return next((place for place, there in replicas.found.items() if there == other), None)
+
+
+def _outward(replicas: Replicas, other: ReplicaID) -> str:
+    """How we try to reach it, as a part of a sentence."""
+    link, place = replicas.linked.get(other), _place_of(replicas, other)
+    if link is not None:
+        return f"a link with {link.address} stands"
+    if place is None:
+        is_by_bus = replicas.bus.can_carry
+        return f"it takes no links, {'so only the bus carries' if is_by_bus else 'and its bus carries nothing'}"
+    return replicas.dial_troubles.get(place) or f"{host_port(*place)} is about to be dialled"
+
+
+def _inward(replicas: Replicas, other: ReplicaID, now: float) -> str:
+    """What comes from it, as a part of a sentence."""
+    pair = replicas.cluster.pairs.get(other)
+    if pair is not None and pair.heard_at != -inf:
+        heard = f"it was heard {now - pair.heard_at:.0f} s ago"
+    else:
+        heard = "nothing has come yet"
+    if other in replicas.linked:
+        return heard
+    if not replicas.listening:
+        return f"{heard}, and this one takes no links"
+    places = ", ".join(host_port(*sock.getsockname()[:2]) for sock in replicas.listening)
+    return f"{heard}; it has not dialled {places}"
+
+
+def _has_another_map(replicas: Replicas, other: ReplicaID) -> bool:
+    pair, ours = replicas.cluster.pairs.get(other), replicas.cluster.map_digest
+    theirs = pair.status.map_digest if pair is not None and pair.is_open and pair.status is not None else b""
+    return bool(ours and theirs) and ours != theirs
+
+
+def describe(replicas: Replicas, now: float) -> dict[str, Any]:
     """Everything, as JSON has it."""
     cluster = replicas.cluster
     numbers = cluster.coordinator.statistics()
+    reading = look(replicas, now)
     others = sorted(others_of(replicas), key=replicas.name_of)
     return {
         "replica": str(replicas.id),
         "name": replicas.own_name,
+        "version": reading.version,
         "bus": {"kind": replicas.bus.kind, "trouble": replicas.bus.trouble},
         "listens": [host_port(*sock.getsockname()[:2]) for sock in replicas.listening],
         "peers": numbers.connected_peers,
         "remote_peers": remote_peers(replicas),
         "absent_peers": numbers.absent_peers,
-        "replicas": [_describe_one(replicas, other) for other in others],
+        "replicas": [
+            _describe_one(replicas, other, seen, now) for other, seen in zip(others, reading.others, strict=True)
+        ],
         "places": {host_port(*place): replicas.name_of(other) for place, other in replicas.found.items()},
         "missing": missing(replicas),
+        "findings": [_row(finding) for finding in judge(reading)],
     }
 
 
-def _describe_one(replicas: Replicas, other: ReplicaID) -> dict[str, Any]:
+def _row(finding: Finding) -> dict[str, str]:
+    return {
+        "code": finding.code.value,
+        "severity": finding.severity.word,
+        "what": finding.what,
+        "advice": finding.advice,
+    }
+
+
+def _describe_one(replicas: Replicas, other: ReplicaID, seen: OtherReplica, now: float) -> dict[str, Any]:
+    """`state_seconds`: for how long it has had a session, or none; `lag_seconds`: what its last beat took."""
     pair, link = replicas.cluster.pairs.get(other), replicas.linked.get(other)
-    record = replicas.records.get(other)
     status = pair.status if pair is not None else None
+    opened_at = pair.opened_at if pair is not None else now
     return {
         "replica": str(other),
-        "name": replicas.name_of(other),
-        "version": record.version if record is not None else "",
+        "name": seen.name,
+        "version": seen.version,
         "state": state_of(replicas, other),
+        "state_seconds": round(now - opened_at if seen.apart_seconds is None else seen.apart_seconds, 1),
+        "heard_seconds": _rounded(seen.heard_seconds, 1),
         "way": link.address if link is not None else "bus" if pair is not None and pair.has_link else "",
+        "lag_seconds": _rounded(pair.delay_seconds if pair is not None and pair.is_open else None, 4),
+        "clock_ahead_seconds": _rounded(seen.clock_ahead_seconds, 3),
         "sessions": pair.session_count if pair is not None else 0,
         "queued_bytes": pair.queued_bytes if pair is not None else 0,
         "peers": status.peer_count if status is not None else None,
-        "leaving": other in replicas.leaving,
-        "refused": replicas.cluster.refused.get(other, ""),
+        "leaving": seen.is_leaving,
+        "refused": seen.refused,
+        "outward": seen.outward,
+        "inward": seen.inward,
     }
+
+
+def _rounded(seconds: float | None, digits: int) -> float | None:
+    return None if seconds is None else round(seconds, digits)
 
 
 def remote_peers(replicas: Replicas) -> int:
@@ -115,26 +231,38 @@ def remote_peers(replicas: Replicas) -> int:
 
 def read(replicas: Replicas) -> ReplicaReading:
     """What is counted, for metrics."""
-    cluster = replicas.cluster
-    states = dict.fromkeys(("session", "greeting", "silent", "refused"), 0)
+    cluster, core = replicas.cluster, replicas.cluster.coordinator
+    states = dict.fromkeys(_STATES, 0)
     for other in others_of(replicas):
         states[state_of(replicas, other)] += 1
     return ReplicaReading(
-        states=states,
+        links=states,
         missing=len(missing(replicas)),
         sessions=replicas.session_count,
-        ends={end.value: count for end, count in replicas.ends.items()},
-        heard={kind.__name__.lower(): count for kind, count in cluster.heard.items()},
+        ends={end.value: replicas.ends[end] for end in End},
+        messages={
+            (name, direction): counts[kind]
+            for direction, counts in (("received", cluster.heard), ("sent", cluster.sent))
+            for kind, name in _KINDS.items()
+        },
         queued_bytes=sum(pair.queued_bytes for pair in cluster.pairs.values()),
+        sync_count=cluster.sync_count,
+        sync_seconds=cluster.sync_seconds,
+        mended=dict(core.mended),
         remote_peers=remote_peers(replicas),
+        wanted_absent_peers=core.statistics().absent_peers,
+        claims=dict(core.claims),
         clock_jumps=cluster.time.jump_count,
+        silences=replicas.silence_count,
         sleeps=cluster.sleep_count,
+        delays=tuple(zip(DELAY_LIMITS_SECONDS, cluster.delays, strict=True)),
+        delay_seconds=cluster.delay_seconds,
         refused_links=replicas.refused_links,
         bus_trouble=bool(replicas.bus.trouble),
     )
 
 
-def replicas_page(replicas: Replicas) -> Page:
+def replicas_page(replicas: Replicas, clock: Callable[[], float]) -> Page:
     """/debug/replicas."""
     title = "the replicas of this cluster, JSON"
-    return Page(title, "application/json", lambda: json.dumps(describe(replicas)).encode())
+    return Page(title, "application/json", lambda: json.dumps(describe(replicas, clock())).encode())

@@ -4,6 +4,7 @@ A rule over a name that nobody exposes never fires, and nobody notices: hence th
 """
 
 import dataclasses
+import math
 import re
 import shutil
 import subprocess
@@ -56,6 +57,11 @@ def _nothing(kind: str) -> Any:
     return {"one": 0} if "Mapping" in kind else 0
 
 
+def replica_reading() -> ReplicaReading:
+    counts = {field.name: _nothing(str(field.type)) for field in dataclasses.fields(ReplicaReading)}
+    return ReplicaReading(**counts | {"delays": ((math.inf, 0),)})
+
+
 def coordinator_reading() -> CoordinatorReading:
     numbers: dict[str, Any] = {field.name: 0 for field in dataclasses.fields(Statistics)}
     numbers |= {"departures": {"lost": 0}, "refusals": {}}
@@ -64,7 +70,7 @@ def coordinator_reading() -> CoordinatorReading:
         "statistics": Statistics(**numbers),
         "outbox": {"logs": KindReading(0, 0, 0.0, 0, 0, dict.fromkeys(Loss, 0))},
         "identities": CallersReading(dict.fromkeys((end.value for end in CallOutEnd), 0), 0.0, 0, 0, {}, 0, 0.0, 0, 0),
-        "replicas": ReplicaReading({"session": 0}, 0, 0, {"gap": 0}, {"beat": 0}, 0, 0, 0, 0, 0, False),
+        "replicas": replica_reading(),
         "store_troubles": {trouble.value: False for trouble in StoreTrouble},
         "store_failures": {trouble.value: 0 for trouble in StoreTrouble},
     }

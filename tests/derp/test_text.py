@@ -16,6 +16,7 @@ from derp.text import (
     fit_to_show,
     host_port,
     printable,
+    span,
     without_halves,
     without_secrets,
 )
@@ -187,3 +188,9 @@ def test_a_document_in_a_reason_is_cut() -> None:
 )
 def test_a_place_is_one_text(host: str, port: int, shown: str) -> None:
     assert host_port(host, port) == shown
+
+
+def test_durations_have_two_figures() -> None:
+    assert [span(seconds) for seconds in (0.4, 119, 120, 7199, 7200, 172_800)] == [
+        *("0 s", "119 s", "2 min", "120 min", "2 h", "2 d"),
+    ]

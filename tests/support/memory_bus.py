@@ -18,6 +18,7 @@ class Exchange:
         self.is_paused = False
         self.lose = 0  # so many batches are lost from now on
         self.double = 0  # or arrive twice
+        self.cut: set[tuple[ReplicaID, ReplicaID]] = set()  # from, to: nothing passes
         self.held: list[tuple[ReplicaID, ReplicaID, list[bytes]]] = []
 
     def tell(self) -> None:
@@ -27,6 +28,8 @@ class Exchange:
     def carry(self, sender: ReplicaID, receiver: ReplicaID, frames: Sequence[bytes]) -> None:
         if self.is_paused:
             self.held.append((sender, receiver, list(frames)))
+        elif (sender, receiver) in self.cut:
+            pass
         elif self.lose:
             self.lose -= 1
         else:

@@ -3,6 +3,7 @@
 import dataclasses
 import platform
 import ssl
+from math import inf
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -259,14 +260,22 @@ def test_the_relay_and_the_process_are_on_the_same_page() -> None:
 
 def test_a_server_with_others_tells_of_them_and_one_alone_does_not() -> None:
     others = ReplicaReading(
-        states={"session": 1, "silent": 2},
+        links={"session": 1, "silent": 2},
         missing=3,
         sessions=4,
         ends={"gap": 5},
-        heard={"nodeis": 6},
+        messages={("node", "sent"): 6},
         queued_bytes=7,
+        sync_count=12,
+        sync_seconds=0.5,
+        mended={"node": 13},
         remote_peers=8,
+        wanted_absent_peers=14,
+        claims={"taken": 15},
         clock_jumps=9,
+        silences=16,
+        delays=((0.5, 17), (inf, 18)),
+        delay_seconds=19.0,
         sleeps=10,
         refused_links=11,
         bus_trouble=True,
@@ -283,12 +292,22 @@ def test_a_server_with_others_tells_of_them_and_one_alone_does_not() -> None:
 
     assert told(READING) == {}
     assert told(dataclasses.replace(READING, replicas=others)) == {
-        "others/session": 1,
-        "others/silent": 2,
+        "links/session": 1,
+        "links/silent": 2,
         "missing": 3,
-        "sessions_total": 4,
-        "session_ends_total/gap": 5,
-        "messages_total/nodeis": 6,
+        "sessions_begun_total": 4,
+        "sessions_total/gap": 5,
+        "messages_total/node/sent": 6,
+        "sync_seconds_count": 12,
+        "sync_seconds_sum": 0.5,
+        "mended_total/node": 13,
+        "wanted_absent_peers": 14,
+        "claims_total/taken": 15,
+        "silence_total": 16,
+        "delivery_seconds_bucket/0.5": 17,
+        "delivery_seconds_bucket/+Inf": 35,
+        "delivery_seconds_count": 35,
+        "delivery_seconds_sum": 19.0,
         "queue_bytes": 7,
         "remote_peers": 8,
         "clock_jumps_total": 9,

@@ -9,15 +9,22 @@ from tailnet.health.codes import RULES, Check, Code, Severity
 
 ROOT = Path(__file__).resolve().parents[3]
 DOCUMENT = (ROOT / "docs" / "health.md").read_text()
-FAULTS = (ROOT / "tests" / "tailnet" / "server" / "test_health.py").read_text()
+# Those of one server, and those of several.
+FAULTS = "".join(
+    (ROOT / "tests" / "tailnet" / place).read_text()
+    for place in ("server/test_health.py", "services/test_replicas_health.py")
+)
 
 
 def test_every_code_has_its_rule() -> None:
     assert set(RULES) == set(Code)
     assert {rule.check for rule in RULES.values()} == {*Check, None}
     for code, rule in RULES.items():
-        assert re.fullmatch(r"[a-z]+(-[a-z]+)+", code.value)
-        assert rule.check is None or code.value.startswith(rule.check.value)
+        if rule.check is Check.REPLICAS:
+            assert re.fullmatch(r"ER\d\d", code.value)
+        else:
+            assert re.fullmatch(r"[a-z]+(-[a-z]+)+", code.value)
+            assert rule.check is None or code.value.startswith(rule.check.value)
         assert rule.severities
         assert Severity.OK not in rule.severities
         assert re.fullmatch(r"[A-Z][^\n]*\.", rule.advice)

@@ -1,6 +1,6 @@
 """Counts over windows of time."""
 
-from tailnet.health.flaps import FLAPPING, WINDOW_SECONDS, Flaps, Growth
+from tailnet.health.flaps import FLAPPING, WINDOW_SECONDS, Flaps, Growth, Lasting
 
 
 def test_who_comes_often_enough_is_named() -> None:
@@ -45,3 +45,11 @@ def test_looks_are_bounded() -> None:
     for at in range(100):
         grown = growth.look(at, float(at))
     assert grown == 9
+
+
+def test_what_lasts_is_counted_from_its_first_sight() -> None:
+    lasting: Lasting[str] = Lasting()
+    assert lasting.look(["a"], 10.0) == {"a": 0.0}
+    assert lasting.look(["a", "b"], 13.0) == {"a": 3.0, "b": 0.0}
+    assert lasting.look(["b"], 14.0) == {"b": 1.0}
+    assert lasting.look(["a"], 20.0) == {"a": 0.0}, "it was over meanwhile"

@@ -13,14 +13,17 @@ from tailnet.health.readings import (
     CertificateReading,
     ClockReading,
     DiskReading,
+    EmptyPlace,
     Failed,
     LogReading,
     MapReading,
+    OtherReplica,
     OutboxReading,
     OwnNodeReading,
     Reading,
     RelayKeysReading,
     RelayReading,
+    ReplicasReading,
     ResumeKeysReading,
     Skipped,
     SourceReading,
@@ -40,6 +43,13 @@ MAP = MapReading(1, 1, True)
 LEAF = Certificate("here", 30 * DAY, 90 * DAY)
 SHORT = Certificate("here", 2 * DAY, 6 * DAY)
 KEYS = ResumeKeysReading(-DAY, 600.0)
+OTHER = OtherReplica("b", "1.1", heard_seconds=0.5, outward="OUT", inward="IN", clock_ahead_seconds=0.0)
+APART = replace(OTHER, apart_seconds=6.0, heard_seconds=6.0)
+REPLICAS = ReplicasReading("1.0", [OTHER], bus="redis")
+
+
+def others(*found: OtherReplica) -> ReplicasReading:
+    return replace(REPLICAS, others=found)
 
 
 def certificate(left: float, of: Certificate = LEAF) -> CertificateReading:
@@ -71,6 +81,13 @@ WELL: list[Reading] = [
     DiskReading("/", GIB, 100 * GIB),
     DiskReading("/", 200 * MIB, GIB),  # a fifth of a small disk
     LogReading(0),
+    REPLICAS,
+    others(),
+    others(replace(APART, apart_seconds=5.9)),
+    others(replace(APART, is_leaving=True, refused="x", clock_ahead_seconds=9.0)),
+    others(replace(OTHER, clock_ahead_seconds=1.0), replace(OTHER, clock_ahead_seconds=None)),
+    others(replace(OTHER, map_differs_seconds=59.0)),
+    replace(REPLICAS, empty=[EmptyPlace("c:1", "nothing listens", 5.9)]),
     Skipped(Check.DISK, "elsewhere"),
 ]
 WRONG: list[tuple[Reading, Code, Severity, str]] = [
@@ -112,6 +129,33 @@ WRONG: list[tuple[Reading, Code, Severity, str]] = [
     (DiskReading("/s", GIB - 1, 100 * GIB), Code.DISK_FULL, WARNING, "/s: 1,023 of 102,400 MiB are free"),
     (DiskReading("/s", 99 * MIB, 200 * MIB), Code.DISK_FULL, ERROR, "99 of 200"),
     (LogReading(7), Code.LOG_LOST, WARNING, "7 log lines"),
+    (
+        others(APART),
+        Code.REPLICA_UNREACHABLE,
+        ERROR,
+        "replica b for 6 s; from here to there: OUT; from there to here: IN",
+    ),
+    (others(replace(APART, is_known=False)), Code.REPLICA_UNREACHABLE, WARNING, "no session with replica b"),
+    (others(replace(APART, heard_seconds=None)), Code.REPLICA_UNREACHABLE, ERROR, "no session with replica b"),
+    (
+        replace(REPLICAS, empty=[EmptyPlace("c:1", "nothing listens", 6.0)]),
+        Code.REPLICA_UNREACHABLE,
+        WARNING,
+        "no replica is found at c:1 for 6 s: nothing listens",
+    ),
+    (
+        others(replace(APART, heard_seconds=5.9)),
+        Code.REPLICA_ONE_WAY,
+        ERROR,
+        "b is heard, and has not answered for 6 s",
+    ),
+    (others(replace(OTHER, clock_ahead_seconds=1.1)), Code.REPLICA_CLOCK, WARNING, "b is 1.1 s ahead of"),
+    (others(replace(OTHER, clock_ahead_seconds=-3600.0)), Code.REPLICA_CLOCK, WARNING, "b is 3600.0 s behind"),
+    (others(replace(OTHER, map_differs_seconds=60.0)), Code.REPLICA_MAP, WARNING, "another DERP map for 60 s"),
+    (replace(REPLICAS, bus_trouble="it is away"), Code.DISCOVERY_AWAY, WARNING, "the bus (redis): it is away"),
+    (replace(others(), bus_trouble="it is away"), Code.DISCOVERY_AWAY, ERROR, "it is away"),
+    (replace(REPLICAS, unheard=["b"]), Code.REPLICA_DEAF, ERROR, "nothing is heard of b"),
+    (others(replace(APART, refused="it speaks 2")), Code.REPLICA_VERSION, ERROR, "b: it speaks 2; it is release 1.1"),
     (Failed(Check.STUN, "broken"), Code.CHECK_FAILED, WARNING, "stun: broken"),
 ]
 
@@ -137,6 +181,14 @@ def test_every_severity_of_every_code_is_reached() -> None:
 
 def test_what_cannot_be_reached_is_judged_no_further() -> None:
     assert [each.code for each in judge(replace(RELAY, problem="no", is_ours=False))] == [Code.RELAY_UNREACHABLE]
+
+
+def test_whether_a_replica_is_alive_nobody_knows_while_discovery_is_away() -> None:
+    found = judge(replace(others(OTHER, APART), bus_trouble="away"))
+    assert {each.code: each.severity for each in found} == {
+        Code.REPLICA_UNREACHABLE: WARNING,
+        Code.DISCOVERY_AWAY: WARNING,
+    }
 
 
 def test_the_worst_counts() -> None:

@@ -16,6 +16,7 @@ from tailnet.replica.messages import ReplicaID, Tell
 from tailnet.services import replicas as module
 from tailnet.services.replicas import Replicas, ReplicaSettings
 from tailnet.services.replicas_view import missing
+from tests.support.memory_bus import Exchange, MemoryBus
 from tests.support.relays import free_port
 from tests.support.replicated import KEY, MAIN, ME, Place, meet, together
 from tests.support.tailnet_driver import wait_for
@@ -143,3 +144,33 @@ async def test_a_port_in_use_is_told_at_start_unless_a_predecessor_has_it(nurser
     assert not successor.replicas.listening
     first.scope.cancel()
     await together(second, successor)
+
+
+async def test_requests_wait_until_the_others_are_met(nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "READY_SECONDS", 600.0)
+    nobody = "127.0.0.1", free_port(socket.SOCK_STREAM)
+    alone = await nursery.start(Place(StaticBus([nobody]), "alone", HERE).run)
+    await wait_for(lambda: alone.replicas.problem() is None)  # nobody is there
+    exchange = Exchange()
+    exchange.lose = 1_000_000
+    first, second = Place(MemoryBus(exchange), "first", None), Place(MemoryBus(exchange), "second", None)
+    await nursery.start(first.run)
+    await wait_for(lambda: first.replicas.problem() is None)  # discovery is empty
+    await nursery.start(second.run)
+    assert second.replicas.problem() == "this replica has not met the others yet"
+    exchange.lose = 0
+    await together(first, second)
+    assert second.replicas.problem() is None
+
+
+async def test_requests_wait_for_others_no_longer_than_that(
+    nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "READY_SECONDS", 0.0)
+    exchange = Exchange()
+    exchange.lose = 1_000_000
+    first = await nursery.start(Place(MemoryBus(exchange), "first", None).run)
+    second = await nursery.start(Place(MemoryBus(exchange), "second", None).run)
+    assert second.replicas.problem() is None
+    assert not second.replicas.session_count
+    assert first.replicas.id in second.replicas.records
