@@ -71,7 +71,7 @@ async def note_loads(
         except ConnectError as error:
             scores.note_away(region.region_id, str(error))
         else:
-            scores.note(region.region_id, read.load, read.because, clock())
+            scores.note(region.region_id, read.load, read.because, clock(), "; ".join(read.silent))
 
     async with trio.open_nursery() as nursery:
         for region in regions:

@@ -45,6 +45,7 @@ class _Region:
     because: str = ""  # the limit that is nearest
     first_at: float | None = None
     read_at: float | None = None
+    silent: str = ""  # of some of its relays, why they did not say anything when others did
     away: str = ""  # why the last attempt to read it failed; empty: it did not
 
     @property
@@ -78,8 +79,9 @@ class LoadScores:
         self._has_others = bool(homes - self._regions.keys())
         self._rising &= self._places
 
-    def note(self, region_id: int, load: float, because: str, now: float) -> None:
-        """What a region's relays said: the share of the limit that is nearest, and which it is."""
+    def note(self, region_id: int, load: float, because: str, now: float, silent: str = "") -> None:
+        """What a region's relays said: the share of the limit that is nearest, and which it is; `silent`: why some of
+        them did not say it."""
         region = self._regions.get(region_id)
         if region is None:
             return
@@ -89,7 +91,8 @@ class LoadScores:
         else:
             weight = 1 - math.exp(-max(now - region.read_at, 0.0) / SMOOTH_SECONDS)
             region.load += (load - region.load) * weight
-        region.read_at, region.because, region.away = now, because[:_MAX_TEXT], ""
+        region.read_at, region.because = now, because[:_MAX_TEXT]
+        region.silent, region.away = silent[:_MAX_TEXT], ""
 
     def note_away(self, region_id: int, why: str) -> None:
         """No relay of a region said anything: what was known of it stays."""
@@ -199,8 +202,9 @@ class LoadScores:
         else:
             known = f"{region.load:.0%} of its limit ({region.because}), read {max(now - region.read_at, 0):.0f} s ago"
         stays = f"; its relays do not say more, so its score stays: {region.away}" if region.away else ""
+        silent = f"; not all of its relays say it: {region.silent}" if region.silent and not region.away else ""
         rising = "; it rises as long as it is full" if region_id in self._rising else ""
-        return f"Region {region_id} {far}: {known}{rising}{stays}."
+        return f"Region {region_id} {far}: {known}{silent}{rising}{stays}."
 
     def save(self) -> dict[str, Any]:
         """All that is to be known again after a restart, for JSON."""

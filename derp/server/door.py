@@ -22,6 +22,8 @@ _log = logging.getLogger("derp.server")
 # Requests of one connection in one receive.  Nobody pipelines; 256 KiB of small requests would keep everybody else
 # waiting for a second, this many for less than one ms.
 _MAX_PIPELINED: Final = 8
+# What is answered over a connection that was kept for it when all others were taken.
+_OPERATORS_PATHS: Final = frozenset({"/healthz", "/metrics", "/readyz", "/health"})
 _TEXT: Final = ("Content-Type", "text/plain; charset=utf-8")
 
 
@@ -146,6 +148,10 @@ class HttpSession:
         self.caller = front.lobby.find_caller(self._peer, request.headers)
         wire.address = self.caller[:2]
         path = request.target.partition("?")[0]
+        if wire in front.lobby.reserved and not (path in _OPERATORS_PATHS or path.startswith("/debug/")):
+            front.lobby.count_too_many()
+            full = f"all {front.lobby.max_connections:,} connections of this server are taken"
+            return self.refuse(503, [("Connection", "close")], full)
         front.answering = wire
         try:
             for wants, take, _ in front.routes:

@@ -73,12 +73,16 @@ class Listener:
                 continue  # the peer gave up while it waited in the backlog
             host: str = address[0]
             caller = (host.removeprefix("::ffff:") if "." in host else host, int(address[1]))
-            if caller not in self._own_places and not self._door.lobby.admits(is_tls=self._tls is not None):
+            lobby, is_own = self._door.lobby, caller in self._own_places
+            is_reserved = not is_own and lobby.has_reserve_for(caller[0])
+            if not (is_own or is_reserved or lobby.admits(is_tls=self._tls is not None)):
                 sock.close()
                 continue
             sock.setblocking(False)
             link = Link(sock, caller) if self._tls is None else tls_link(self._tls, sock, caller)
             self._door.open(link)
+            if is_reserved:
+                lobby.reserve(link)
             reactor.add(link)
 
     def close(self) -> None:

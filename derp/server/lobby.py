@@ -13,7 +13,7 @@ from derp.config import ServerConfig
 from derp.log import Rarely, and_more, fields
 from derp.relay.deadlines import Deadlines
 from derp.relay.limits import TokenBucket
-from derp.server.address import Caller, find_caller
+from derp.server.address import Caller, find_caller, is_in
 from derp.transport.alarm import Alarm
 from derp.transport.host import Host, Wire
 from derp.transport.hostcore import MAX_CLOSED_AT_ONCE
@@ -22,6 +22,9 @@ _log = logging.getLogger("derp.server")
 
 # Whoever scans the internet says hello in every wrong way; the first of each kind tells an operator what to mend.
 _TELL_SECONDS: Final = 60.0
+# Beyond --max-connections, for whoever may see operators' pages: a full server is the one that they ask.  A scrape, a
+# steerer, a health check and a person at a time, twice.
+RESERVE: Final = 8
 
 
 class Lobby:
@@ -36,6 +39,8 @@ class Lobby:
         self.closed_count: dict[CloseReason, int] = dict.fromkeys(CloseReason, 0)
         self.most_connections = 0
         """The most at a time since somebody set this anew."""
+        self.reserved: set[Wire] = set()
+        """Connections that came when all were taken: they see operators' pages, and nothing else (door.py)."""
         self.accepted_count = self.too_fast_count = self.too_many_count = 0
         self.tls_accepted_count = self.tls_rejected_count = 0
         self._rarely = Rarely(_TELL_SECONDS)
@@ -67,9 +72,7 @@ class Lobby:
         if count >= self.most_connections:
             self.most_connections = count + 1
         if count >= self._config.max_connections:
-            self.too_many_count += 1
-            remedy = self._config.connections_remedy or "raise --max-connections, if this machine has room for more"
-            self.tell_refused("too_many", f"{count:,} are open, and no more are allowed; {remedy}")
+            self.count_too_many()
             return False
         if self._bucket is not None and not self._bucket.take(now):
             self.too_fast_count += 1
@@ -78,6 +81,23 @@ class Lobby:
             return False
         self.accepted_count += 1
         return True
+
+    def count_too_many(self) -> None:
+        """One more is refused since all connections are taken."""
+        self.too_many_count += 1
+        remedy = self._config.connections_remedy or "raise --max-connections, if this machine has room for more"
+        self.tell_refused("too_many", f"{self.connection_count:,} are open, and no more are allowed; {remedy}")
+
+    def has_reserve_for(self, address: str) -> bool:
+        """Whether all connections are taken, and one more is kept for this address.  Whoever lets it in calls
+        `reserve`."""
+        over = self.connection_count - self._config.max_connections
+        return 0 <= over < RESERVE and is_in(address, self._config.debug_allow)
+
+    def reserve(self, wire: Wire) -> None:
+        """It came in beyond the bound."""
+        self.accepted_count += 1
+        self.reserved.add(wire)
 
     def tell_refused(self, kind: str, why: str) -> None:
         """Log that connections are not let in: once a minute of each kind, with what an operator can do."""
@@ -110,6 +130,7 @@ class Lobby:
         """It is known what a connection wants, or it ended: its deadline does not count any more."""
         wire.is_newcomer = False
         self.waiting.clear(wire)
+        self.reserved.discard(wire)
 
     def _end_overdue(self, now: float) -> None:
         for wire in self.waiting.handle_timeout(now, MAX_CLOSED_AT_ONCE):

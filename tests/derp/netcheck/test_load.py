@@ -105,6 +105,15 @@ def test_the_first_reading_alone_decides_nothing() -> None:
     assert days.changes == []
 
 
+def test_a_relay_that_says_nothing_beside_another_is_named() -> None:
+    core = LoadScores(START)
+    core.follow(derp_map(region(1)), {1})
+    core.note(1, 0.5, "loop", START, "node 1b: connection refused")
+    assert "not all of its relays say it: node 1b: connection refused" in core.explain(START)[0]
+    core.note(1, 0.5, "loop", START)
+    assert "not all" not in core.explain(START)[0]
+
+
 def test_a_region_whose_page_is_away_keeps_its_score_and_says_so() -> None:
     days = Days({1: 1.0, 2: 0.1})
     days.go_on(90)

@@ -148,7 +148,8 @@ async def gauges(rows: Rows) -> None:
 
 
 async def tls_and_limits(rows: Rows) -> None:
-    config = relay_config(tls=SELF_SIGNED, max_connections=3, accept_connection_limit=0.001, accept_connection_burst=4)
+    rates = {"accept_connection_limit": 0.001, "accept_connection_burst": 4}
+    config = relay_config(tls=SELF_SIGNED, max_connections=3, debug_allow=(), **rates)
     async with open_server(config) as server:
         rows.begin(server)
         callers = [await call(server, "tls") for _ in range(2)]

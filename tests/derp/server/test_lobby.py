@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from derp.close_reason import CloseReason
 from derp.config.relay import LOOPBACK
 from derp.server.address import Caller
 from derp.server.door import FrontDoor, Route, every_path
-from derp.server.lobby import Lobby
+from derp.server.lobby import RESERVE, Lobby
 from derp.transport.hostcore import MAX_CLOSED_AT_ONCE
 from derp.transport.links import Link
 from derp.transport.reactor import Reactor
@@ -84,6 +85,21 @@ def test_connections_of_tls_listeners_are_counted_apart(made: list[World]) -> No
     assert here.admits(1, is_tls=True) + here.admits(1) + here.admits(2, is_tls=True) == [True, True, False, False]
     assert (here.lobby.accepted_count, here.lobby.too_fast_count) == (2, 2)
     assert (here.lobby.tls_accepted_count, here.lobby.tls_rejected_count) == (1, 2)
+
+
+def test_when_all_are_taken_a_few_are_kept_for_operators(made: list[World]) -> None:
+    here = world(made, max_connections=2, debug_allow=(ip_network("192.0.2.0/24"),))
+    here.elsewhere = 1
+    assert not here.lobby.has_reserve_for("192.0.2.1"), "there is room for all"
+    for here.elsewhere in (2, 1 + RESERVE):
+        assert here.lobby.has_reserve_for("192.0.2.1")
+        assert not here.lobby.has_reserve_for("127.0.0.1")
+    here.elsewhere = 2 + RESERVE
+    assert not here.lobby.has_reserve_for("192.0.2.1")
+    link = here.come()
+    here.lobby.reserve(link)
+    here.reactor.close(link, CloseReason.STOPPED)
+    assert (here.lobby.reserved, here.lobby.accepted_count) == (set(), 1)
 
 
 def test_without_a_rate_everybody_may_come_at_once(made: list[World]) -> None:

@@ -20,6 +20,7 @@ from derp.protocol.frames import HEADER, MAX_UNKNOWN_BYTES, NONCE_BYTES, PeerGon
 from derp.protocol.handshake import seal_client_info
 from derp.protocol.messages import ClientInfo, PeerGone, RecvPacket, Restarting
 from derp.relay.counters import DropReason
+from derp.server.lobby import RESERVE
 from derp.server.server import RelayServer, serve_relay
 from tests.derp.server.world import (
     CARRIERS,
@@ -301,7 +302,10 @@ async def test_a_slow_loris_gets_no_more_time_by_being_busy() -> None:
 
 
 async def test_connections_beyond_the_bound_are_closed_and_counted() -> None:
-    async with open_server(relay_config(max_connections=3)) as server, open_bystanders(server) as bystanders:
+    async with (
+        open_server(relay_config(max_connections=3, debug_allow=())) as server,
+        open_bystanders(server) as bystanders,
+    ):
         third = await call(server)
         assert await ask(server, UPGRADE) == b""
         assert server.statistics().rejected == {"rate": 0, "connections": 1}
@@ -310,6 +314,39 @@ async def test_connections_beyond_the_bound_are_closed_and_counted() -> None:
         await bystanders.go_on(1)  # by then the relay has seen that the third left
         fourth = await call(server)
         await fourth.aclose()
+
+
+async def test_a_full_relay_answers_its_operators() -> None:
+    async with open_server(relay_config(max_connections=2)) as server, open_bystanders(server) as bystanders:
+        for path in ("/debug/load", "/metrics", "/healthz", "/debug/clients/"):
+            request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+            assert (await ask(server, request.encode())).startswith(b"HTTP/1.1 200 "), path
+        assert server.statistics().rejected == {"rate": 0, "connections": 0}
+        for request in (UPGRADE, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"):
+            answer = await ask(server, request)
+            assert answer.startswith(b"HTTP/1.1 503 ")
+            assert answer.endswith(b"all 2 connections of this server are taken\n")
+        assert server.statistics().rejected == {"rate": 0, "connections": 2}
+        async with contextlib.AsyncExitStack() as held:
+            for _ in range(RESERVE):
+                await held.enter_async_context(await dial(server))
+            assert await ask(server, b"GET /healthz HTTP/1.0\r\n\r\n") == b"", "nor may operators fill it up"
+        await bystanders.go_on()
+
+
+async def test_a_connection_that_was_kept_for_operators_is_one_as_others_later() -> None:
+    async with open_server(relay_config(max_connections=1)) as server:
+        first = await call(server)
+        async with await dial(server) as stream:
+            await stream.send_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert (await stream.receive_some()).startswith(b"HTTP/1.1 200 ")
+            await first.aclose()
+        with trio.fail_after(PATIENCE_SECONDS):
+            while server.reactor.wires:
+                await trio.lowlevel.checkpoint()
+        assert not server.lobby.reserved
+        again = await call(server)
+        await again.aclose()
 
 
 async def test_accepts_beyond_the_rate_are_closed_and_counted() -> None:

@@ -318,7 +318,7 @@ async def test_what_somebody_does_moves_its_counters_on_both_pages(action: Actio
 
 
 async def test_limits_on_connections_and_tls_are_counted() -> None:
-    async with open_server(relay_config(max_connections=2)) as server:
+    async with open_server(relay_config(max_connections=2, debug_allow=())) as server:
         callers = [await call(server) for _ in range(2)]
         assert await ask(server, b"") == b""
         assert server.statistics().rejected == {"rate": 0, "connections": 1}
@@ -340,7 +340,7 @@ async def test_tls_is_counted_by_request_and_by_what_is_open() -> None:
 
 
 async def test_a_plain_relay_counts_no_tls() -> None:
-    async with open_server(relay_config(max_connections=1)) as server:
+    async with open_server(relay_config(max_connections=1, debug_allow=())) as server:
         caller = await call(server)
         assert await ask(server, b"") == b""
         reading = server.statistics()
