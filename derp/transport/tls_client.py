@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import trio
@@ -179,13 +180,13 @@ def certificate_matches(certificate: x509.Certificate, name: str) -> bool:
     return address in names.get_values_for_type(x509.IPAddress)
 
 
-def system_context() -> ssl.SSLContext:
-    """Trusts the system's roots (and SSL_CERT_FILE) as genuine clients do; TLS 1.2 or later.
+def system_context(ca_file: Path | None = None) -> ssl.SSLContext:
+    """Trusts the system's roots (and SSL_CERT_FILE) as genuine clients do, or a file's instead; TLS 1.2 or later.
 
     From 3.13 on Python also refuses certificates without some extensions of RFC 5280 (the authority key identifier).
     Private authorities leave those out and Go takes their certificates, so we do.
     """
-    context = ssl.create_default_context()
+    context = ssl.create_default_context(cafile=ca_file)
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context

@@ -12,6 +12,7 @@ from derp.map import DEFAULT_STUN_PORT
 from derp.netcheck.steering import PREFER_WEIGHT, score_of
 from tailnet.config.admin_tokens import AdminToken
 from tailnet.config.external_auth import Provider
+from tailnet.config.redis_url import RedisPlace
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +34,11 @@ class WebhookTarget:
 
 @dataclass(frozen=True, slots=True)
 class BusPlace:
-    """How replicas find each other: the word in front, then addresses, or a URL, which may hold a password."""
+    """How replicas find each other: the word in front, then addresses, or where a Redis is."""
 
     kind: str
     addresses: tuple[tuple[str, int], ...] = ()
-    url: str = field(default="", repr=False)
+    redis: RedisPlace | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,7 @@ from tailnet.config.admin_tokens import load_admin_tokens
 from tailnet.config.coordinator import CoordinatorConfig, WebhookTarget
 from tailnet.config.external_auth import Provider, is_in_the_clear, with_secrets
 from tailnet.config.key_file import read_key_file
+from tailnet.config.redis_url import RedisPlace
 from tailnet.config.settings import RELAY_PREFIX, SETTINGS
 from tailnet.errors import ConfigError
 from tailnet.signatures import parse_secrets
@@ -204,15 +205,24 @@ def _bus_secret(given: Given) -> bytes:
         given.fail("replica_listen", f"others cannot dial every address: set {given.flag('replica_address')} too")
     if "replica_address" in given and is_unspecified(given.get("replica_address")[0]):
         given.fail("replica_address", "others cannot dial every address: name the one that reaches this machine")
-    parts = urlsplit(place.url)
-    if parts.scheme == "redis" and not is_local(parts.hostname or "") and not given.get("insecure_bus"):
-        given.fail("bus", f"frames would travel in the clear: use rediss://, or set {given.flag('insecure_bus')}")
+    if place.redis is not None:
+        _check_redis(given, place.redis)
     if "bus_key_file" not in given and not has_postgresql:
         given.fail(
             "bus",
             f"replicas know each other by a secret: set {given.flag('bus_key_file')}, or share a PostgreSQL as store",
         )
     return _read_secret(given, "bus_key_file", "secret of the replicas") if "bus_key_file" in given else b""
+
+
+def _check_redis(given: Given, redis: RedisPlace) -> None:
+    is_clear = not redis.is_tls and not all(is_local(host) for host, _ in redis.addresses)
+    if is_clear and not given.get("insecure_bus"):
+        given.fail(
+            "bus", f"frames would travel in the clear: use rediss instead of redis, or set {given.flag('insecure_bus')}"
+        )
+    if redis.key_file is not None:
+        tell_if_readable(redis.key_file, given)
 
 
 def _read_secret(given: Given, name: str, what: str) -> bytes:

@@ -8,6 +8,7 @@ from typing import Final
 from derp.config import parse
 from derp.text import error_text, without_secrets
 from tailnet.config.coordinator import Banner, BusPlace
+from tailnet.config.redis_url import redis_place
 
 MAX_REGION_ID: Final = (1 << 31) - 1
 # A terminal's screen has 80 x 24 characters; more than one of them before each prompt is read by nobody.
@@ -105,13 +106,13 @@ def file_or_url(value: object) -> str:
 
 
 def bus(value: object) -> BusPlace:
-    """`store`, `redis://`, `static:` and addresses, or `dns:` and a name with a port."""
+    """`store`, a URL of Redis, `static:` and addresses, or `dns:` and a name with a port."""
     given = parse.string(value)
     if given == "store":
         return BusPlace("store")
     kind, colon, rest = given.partition(":")
-    if kind in ("redis", "rediss"):
-        return BusPlace("redis", url=parse.url("redis", "rediss")(value))
+    if kind.startswith("redis"):
+        return BusPlace("redis", redis=redis_place(given))
     if kind in ("static", "dns") and colon:
         addresses = parse.many(parse.address)(rest)
         if all(host and port for host, port in addresses):

@@ -397,7 +397,7 @@ _OWN: Final = (
     Setting(
         "bus",
         kinds.bus,
-        "store|redis://HOST:PORT|static:HOST:PORT,...|dns:NAME:PORT",
+        "store|redis://HOST:PORT|redis+sentinel://...|redis+cluster://...|static:HOST:PORT,...|dns:NAME:PORT",
         "how several coordinators find each other and serve as one, alone by default: docs/replicas.md",
     ),
     Setting(
@@ -441,7 +441,7 @@ _OWN: Final = (
         "insecure_bus",
         parse.boolean,
         "",
-        "let frames of replicas travel in the clear to a Redis elsewhere, for which rediss:// is",
+        "let frames of replicas travel in the clear to a Redis elsewhere, for which rediss is",
     ),
     Setting(
         "http_port",

@@ -59,13 +59,13 @@ async def run(
 
 
 def make_bus(place: BusPlace, cluster: str, store: Store) -> Bus:
-    """The bus of that kind.  Raises ConfigError where what it needs is not installed."""
+    """The bus of that kind.  Raises ConfigError where what it needs is not installed, or a file is not as it should."""
     if place.kind == "store":
         return StoreBus(store)
-    if place.kind == "redis":
+    if place.redis is not None:
         try:
             from tailnet.bus.redis import RedisBus
         except ImportError as error:
             raise ConfigError(f"--bus redis: {error_text(error)}: pip install tailnet-derp[redis]") from None
-        return RedisBus(place.url, cluster)
+        return RedisBus(place.redis, cluster)
     return StaticBus(place.addresses, by_name=place.kind == "dns")

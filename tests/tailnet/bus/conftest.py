@@ -1,17 +1,55 @@
-"""A Redis for the tests of a module, which may stop it."""
+"""Servers for the tests of a module, which may stop them."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
+from tailnet.replica import pair
 from tests.support.missing import missing
-from tests.support.redis import RedisMissing, RedisServer, running_redis
+from tests.support.redis import (
+    RedisCluster,
+    RedisMissing,
+    RedisServer,
+    Sentineled,
+    find_valkey,
+    running,
+)
+
+
+@contextmanager
+def _or_missing() -> Iterator[None]:
+    try:
+        yield
+    except RedisMissing as error:
+        missing(str(error))
 
 
 @pytest.fixture(scope="module")
 def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    try:
-        with running_redis(tmp_path_factory.mktemp("redis")) as server:
-            yield server
-    except RedisMissing as error:
-        missing(str(error))
+    with _or_missing(), running(RedisServer(tmp_path_factory.mktemp("redis"))) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with _or_missing(), running(RedisServer(tmp_path_factory.mktemp("valkey"), program=find_valkey())) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def sentineled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sentineled]:
+    with _or_missing(), running(Sentineled(tmp_path_factory.mktemp("sentineled"))) as servers:
+        yield servers
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
+    with _or_missing(), running(RedisCluster(tmp_path_factory.mktemp("cluster"))) as servers:
+        yield servers
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that is slow is no replica that is silent."""
+    monkeypatch.setattr(pair, "SILENCE_SECONDS", 60.0)

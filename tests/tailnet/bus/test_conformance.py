@@ -17,37 +17,33 @@ from tailnet.coordinator.messages import Kind
 from tailnet.replica import pair
 from tailnet.store.store import Store
 from tests.support.memory_bus import Exchange, MemoryBus
-from tests.support.redis import RedisServer
+from tests.support.redis import RedisCluster, RedisServer, Sentineled
 from tests.support.replicated import MAIN, ME, Place, meet, together
 from tests.support.seeds import peer_id
 from tests.support.tailnet_driver import wait_for
 
-KINDS = ("memory", "static", "store", "redis")
-CARRIERS = ("memory", "redis")
-
-
-@pytest.fixture
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine that is slow is no replica that is silent."""
-    monkeypatch.setattr(pair, "SILENCE_SECONDS", 60.0)
+KINDS = ("memory", "static", "store", "redis", "valkey", "cluster", "sentineled")
+CARRIERS = ("memory", "redis", "valkey")
+LINKED = ("static", "store")
+Server = RedisServer | Sentineled | RedisCluster
 
 
 class Kinds:
     """Makes replicas of one cluster on one kind of bus; with faults, where a bus carries."""
 
     def __init__(
-        self, kind: str, nursery: trio.Nursery, redis: RedisServer | None, store_url: str, stores: list[Store]
+        self, kind: str, nursery: trio.Nursery, server: Server | None, store_url: str, stores: list[Store]
     ) -> None:
         self.kind = kind
         self.exchange = Exchange()
-        self.redis = redis
+        self.server = server
         self.places: list[Place] = []
         self._nursery = nursery
         self._store_url = store_url
         self.stores = stores
 
     async def start(self) -> Place:
-        listen = None if self.kind in CARRIERS else ("127.0.0.1", 0)
+        listen = ("127.0.0.1", 0) if self.kind in LINKED else None
         place: Place = await self._nursery.start(Place(self._bus(), f"replica{len(self.places)}", listen).run)
         self.places.append(place)
         return place
@@ -68,21 +64,25 @@ class Kinds:
                 self.stores.append(Store.open(self._store_url))
                 return StoreBus(self.stores[-1])
             case _:
-                assert self.redis is not None
-                return RedisBus(self.redis.url, "tests")
+                assert self.server is not None
+                return RedisBus(self.server.place, "tests")
 
     def pause(self) -> None:
-        self.exchange.pause() if self.redis is None else self.redis.pause()
+        self.exchange.pause() if self.server is None else self._one_server().pause()
 
     def go_on(self) -> None:
-        self.exchange.go_on() if self.redis is None else self.redis.go_on()
+        self.exchange.go_on() if self.server is None else self._one_server().go_on()
 
     def restart_empty(self) -> None:
-        if self.redis is None:
+        if self.server is None:
             self.exchange.restart_empty()
         else:
-            self.redis.kill()
-            self.redis.start()
+            self._one_server().kill()
+            self._one_server().start()
+
+    def _one_server(self) -> RedisServer:
+        assert isinstance(self.server, RedisServer)
+        return self.server
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def kinds(
     request: pytest.FixtureRequest, stores: list[Store], nursery: trio.Nursery, tmp_path: Path
 ) -> Callable[[str], Kinds]:
     def make(kind: str) -> Kinds:
-        server = request.getfixturevalue("redis") if kind == "redis" else None
+        server = None if kind in ("memory", *LINKED) else request.getfixturevalue(kind)
         return Kinds(kind, nursery, server, f"sqlite:///{tmp_path / 'tailnet.db'}", stores)
 
     return make

@@ -232,7 +232,12 @@ def test_who_is_calling_is_said_in_full(flags: dict[str, str], says: str, tmp_pa
         ({"bus": f"valkey://default:Hunter2{'x' * 80}@h:1"}, "--bus: wants store, redis://HOST:PORT"),
         ({"bus": "nats://x"}, "--bus: wants store, redis://HOST:PORT, static:HOST:PORT,... or dns:NAME:PORT"),
         ({"bus": "store", "replica_listen": "10.0.0.5:1"}, "--bus: replicas share a PostgreSQL: set --store to one"),
-        ({"bus": "redis://redis.example:6379"}, "--bus: frames would travel in the clear: use rediss://, or set"),
+        ({"bus": "redis://redis.example:6379"}, "--bus: frames would travel in the clear: use rediss instead of"),
+        (
+            {"bus": "redis+sentinel://127.0.0.1,10.0.0.6:26379/main"},
+            "--bus: frames would travel in the clear: use rediss instead of redis, or set --insecure-bus",
+        ),
+        ({"bus": "redis://:Hunter2@h/x"}, "--bus: a DB is a number, such as 0, got 'x'"),
         ({"bus": "rediss://redis.example:6379"}, "--bus: replicas know each other by a secret: set --bus-key-file"),
         (
             {"bus": "redis://127.0.0.1:6379", "replica_listen": ":3001"},
