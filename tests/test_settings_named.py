@@ -30,6 +30,10 @@ NOT_OURS = {
     "preferred_derp": "a field of a node",
     "ready_for_handshake": "a message of the protocol",
     "refresh_token": "a word of OAuth",
+    **dict.fromkeys(
+        ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "sentinel_username", "sentinel_password"),
+        "an option behind an address of Redis",
+    ),
     "self_signed": "an attribute that embedders set",
     "token_url": "a key of a provider",
     "workspace_owner_id": "a field of a request",
