@@ -32,7 +32,7 @@ class RedisMissing(Exception):
 
 
 class RedisServer:
-    """`pause` and `go_on`, `kill` and `start` as a test likes; running_redis() ends it."""
+    """`pause` and `go_on`, `kill` and `start` as a test likes; running() ends it."""
 
     def __init__(self, folder: Path, *options: str, program: str = "redis-server") -> None:
         """`options` beside the port, the folder and a password, as the command takes them."""
