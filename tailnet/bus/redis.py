@@ -259,7 +259,7 @@ class RedisBus:
                 await client.sadd(ids, [own.replica.hex()])
                 self._takes_records = True
             except replies.ResponseError as error:
-                if not str(error).startswith(_TAKES_NO_RECORDS):
+                if not error_text(error).startswith(_TAKES_NO_RECORDS):
                     raise
                 self._takes_records = False
                 self._note_trouble(error)
