@@ -18,9 +18,11 @@ from tailnet.config import CoordinatorConfig
 from tailnet.config.coordinator import BusPlace
 from tailnet.errors import ConfigError
 from tailnet.replica.proof import ClusterKey
+from tailnet.services.derp_maps import DerpMaps
 from tailnet.services.hub import Hub
 from tailnet.services.relay_mesh import RelayMesh
 from tailnet.services.replicas import Replicas, ReplicaSettings
+from tailnet.services.shared_map import SharedMap
 from tailnet.store.store import Store
 
 
@@ -46,11 +48,14 @@ async def run(
     replicas: Replicas,
     hub: Hub,
     relay: Relay | None,
+    maps: DerpMaps,
     config: CoordinatorConfig,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve with the other replicas until cancelled, and share with them what this server has."""
+    shared_map = SharedMap(replicas, maps)
+    replicas.shared[shared_map.topic], replicas.map_difference = shared_map, shared_map.difference
     if relay is not None:
         assert relay.mesh is not None  # it has kin
         mesh = RelayMesh(replicas, relay, relay.mesh, config.derp_region_id)

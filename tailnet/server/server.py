@@ -376,7 +376,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         if self.replicas is not None:
             from tailnet.server.replicated import run
 
-            await nursery.start(run, self.replicas, self.hub, self.relay, self.config)
+            await nursery.start(run, self.replicas, self.hub, self.relay, self.maps, self.config)
         nursery.start_soon(self.callers.run)
         nursery.start_soon(self.keys.refresh_forever)
         nursery.start_soon(self.relay_keys.run)

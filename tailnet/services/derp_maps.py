@@ -67,6 +67,8 @@ class PublishedMap:
     message: bytes  # a coder.tailnet.v2.DERPMap
     json: bytes  # one value and a newline, in Go's names
     warnings: tuple[str, ...]
+    unsteered: DERPMap
+    """The same before regions were made to look farther by their load."""
 
 
 @dataclass(slots=True)
@@ -102,7 +104,8 @@ class DerpMaps:
         self._clock = clock
         self._kick = trio.Event()
         self.feed: Feed[PublishedMap] = Feed(key=newest_only)
-        self._publish(0, merge_layers([self._embedded, self._settings], avoid=self._avoid))
+        merged = merge_layers([self._embedded, self._settings], avoid=self._avoid)
+        self._publish(0, merged, merged)
 
     @property
     def current(self) -> PublishedMap:
@@ -276,22 +279,23 @@ class DerpMaps:
         followed = sorted(self._sources, key=lambda each: isinstance(each.source, FileSource))
         layers += [each.layer for each in followed if each.layer is not None]
         layers.append(self._settings)
-        merged = pushed_away(merge_layers(layers, avoid=self._avoid), self._factors)
+        unsteered = merge_layers(layers, avoid=self._avoid)
+        merged = pushed_away(unsteered, self._factors)
         warnings = tuple(merge_findings(layers, merged))
         if merged != self.current.map:
-            self._publish(self.current.version + 1, merged, warnings)
+            self._publish(self.current.version + 1, merged, unsteered, warnings)
             ids = ", ".join(map(str, merged.region_ids())) or "none"
             _log.info("= DERP map version %d: regions %s", self.current.version, ids)
         elif at_start:
-            self._publish(self.current.version, merged, warnings)
+            self._publish(self.current.version, merged, unsteered, warnings)
         else:
             return
         for warning in warnings[:MAX_LOGGED]:
             _log.warning("! DERP map: %s", warning)
 
-    def _publish(self, version: int, merged: DERPMap, warnings: tuple[str, ...] = ()) -> None:
+    def _publish(self, version: int, merged: DERPMap, unsteered: DERPMap, warnings: tuple[str, ...] = ()) -> None:
         message = convert.derp_map_message(merged).SerializeToString()
-        self.feed.publish(PublishedMap(version, merged, message, go_json(merged.to_json()), warnings))
+        self.feed.publish(PublishedMap(version, merged, message, go_json(merged.to_json()), warnings, unsteered))
 
 
 class _FollowedSource:

@@ -116,6 +116,8 @@ class Replicas:
         """What replicas tell each other, by topic; whoever puts a server together says what before `run`."""
         self.serve_relay: Callable[[Link], Awaitable[None]] | None = None
         """Takes over a link between two relays; None: there is no relay here."""
+        self.map_difference: Callable[[ReplicaID], str] = lambda other: ""
+        """In which regions that replica's DERP map differs from ours, as a part of a sentence."""
         self._rights_changed = rights_changed
         self._links = Links(self.id, key, self._serve_link)
         self._host = host
