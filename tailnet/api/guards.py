@@ -40,6 +40,7 @@ from tailnet.services.logs import Logs
 from tailnet.services.overviews import Overviews
 from tailnet.services.own_node import OwnNode
 from tailnet.services.relay_keys import RelayKeys
+from tailnet.services.why import SlowQuestion
 from tailnet.store.rows import AgentIdentity, Right, UserIdentity
 from tailnet.tokens import bearer, find_token, query_values
 from tailnet.transport.tracing import Tracing
@@ -78,7 +79,7 @@ class Services:
     health: Health
     access_url: str  # how clients reach us, also when the settings leave it open
     metrics: Callable[[], bytes]  # a page in Prometheus' text format
-    pages: Mapping[str, Page | Question] = field(default_factory=dict)  # below /debug/, by path
+    pages: Mapping[str, Page | Question | SlowQuestion] = field(default_factory=dict)  # below /debug/, by path
     tracing: Tracing | None = None
     forget_answers: Callable[[], None] | None = None  # of the control plane, where it is asked
     limits: CallerLimits = field(default_factory=CallerLimits)

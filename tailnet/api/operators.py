@@ -18,6 +18,7 @@ from tailnet.api.guards import OperatorOnly, ServicesOf
 from tailnet.api.health import REFUSED
 from tailnet.api.pages import index_html
 from tailnet.refusals import Refused
+from tailnet.services.why import SlowQuestion
 
 # As the relay sends them with its own pages: nothing on them runs, loads or is kept.
 _HEADERS: Final = {
@@ -62,11 +63,11 @@ async def page(name: str, request: Request, services: ServicesOf) -> Response:
     found = services.pages.get(f"/debug/{name}")
     if found is None:
         raise Refused(404, "There is no such page.", "There are: " + ", ".join(sorted({*services.pages, *_OTHERS})))
-    if isinstance(found, Question):
+    if isinstance(found, Question | SlowQuestion):
         asked = read_query(request.scope.get("query_string", b"").decode("latin-1"))
         if asked is None:
             raise Refused(400, "The query has too many parts.")
-        reply = found.reply(asked)
+        reply = found.reply(asked) if isinstance(found, Question) else await found.reply(asked)
         return Response(reply.body, reply.status, media_type=reply.content_type, headers=_HEADERS)
     body = found.render()
     return Response(body, 500 if found.is_fault(body) else 200, media_type=found.content_type, headers=_HEADERS)

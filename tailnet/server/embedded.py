@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 from urllib.parse import urlsplit
 
 from derp.errors import ConfigError
@@ -19,7 +19,7 @@ from derp.relay.load import LoadReading
 from derp.server.debug import WHY_PATH, debug_pages, why_question
 from derp.server.handover import Inherited
 from derp.server.load_page import load_pages
-from derp.server.pages import Page, Question
+from derp.server.pages import Page, Query, Question, Reply
 from derp.server.ports import Listening
 from derp.server.relay import Relay
 from derp.server.varz import vars_page, varz_page
@@ -29,12 +29,13 @@ from tailnet.config import CoordinatorConfig
 from tailnet.services.derp_maps import DerpMaps, StoreMapKeeper
 from tailnet.services.map_sources import FileSource, MapSource, UrlSource
 from tailnet.services.region_load import RegionLoads
-from tailnet.services.why import Why
+from tailnet.services.why import SlowQuestion, Why
 from tailnet.store.store import Store
 
 if TYPE_CHECKING:
     from tailnet.services.replicas import Replicas
 
+OperatorsPage: TypeAlias = Page | Question | SlowQuestion
 RELAY_PURPOSE: Final = "relay"
 REPLICA_PURPOSE: Final = "replica link"
 _NO_STUN: Final = -1
@@ -166,12 +167,12 @@ def map_sources(config: CoordinatorConfig) -> list[MapSource]:
 
 def operators_pages(
     why: Why, relay: Relay | None, read: Callable[[], RelayStatistics], replicas: "Replicas | None"
-) -> Mapping[str, Page | Question]:
+) -> Mapping[str, OperatorsPage]:
     """What the API shows below /debug/ beside its own, by path."""
     question = why_question(why.answer, brand="tailnet", places=OPERATORS_PLACES)
-    answers: dict[str, Page | Question] = {WHY_PATH: question}
+    answers: dict[str, OperatorsPage] = {WHY_PATH: question}
     if replicas is not None:
-        answers["/debug/replicas"] = replicas.page()
+        answers |= {WHY_PATH: _why_everywhere(why, question.title, replicas), "/debug/replicas": replicas.page()}
     if relay is None:
         return answers
     started_at = time.time()
@@ -181,3 +182,21 @@ def operators_pages(
         **load_pages(read),
     }
     return debug_pages(relay, numbers, overview="/debug/derp", around=OPERATORS_PLACES) | answers
+
+
+def _why_everywhere(why: Why, title: str, replicas: "Replicas") -> SlowQuestion:
+    """/debug/why of one replica, which asks the others."""
+    from tailnet.services.replicas_why import WhyElsewhere
+
+    elsewhere = WhyElsewhere(replicas)
+    replicas.shared[elsewhere.topic] = elsewhere
+
+    async def reply(asked: Query) -> Reply:
+        lines = await elsewhere.ask({name: values[-1] for name, values in asked.items()})
+
+        def answer(given: Mapping[str, str]) -> str:
+            return why.answer(given) + "".join(f"{line}\n" for line in lines)
+
+        return why_question(answer, brand="tailnet", places=OPERATORS_PLACES).reply(asked)
+
+    return SlowQuestion(title, reply)

@@ -137,6 +137,11 @@ class Replicas:
         return self.cluster.coordinator
 
     @property
+    def now(self) -> float:
+        """By the clock of all that happens to the cluster."""
+        return self._host.tick()
+
+    @property
     def refused_links(self) -> int:
         """Connections that did not prove to be replicas."""
         return self._links.refused_count
@@ -156,11 +161,11 @@ class Replicas:
 
     async def look(self) -> ReplicasReading:
         """For /health: how the others are."""
-        return replicas_view.look(self, self._host.tick())
+        return replicas_view.look(self, self.now)
 
     def page(self) -> Page:
         """For operators: who is there."""
-        return replicas_view.replicas_page(self, self._host.tick)
+        return replicas_view.replicas_page(self)
 
     def send(self, effect: Effect[Receiver], now: float) -> None:
         """What the coordinator says to other replicas; leaves with the next flush."""
@@ -172,10 +177,13 @@ class Replicas:
         self._rights_changed()
         self.tell(RIGHTS, b"")
 
-    def tell(self, topic: str, payload: bytes) -> None:
-        """Say something to all that have a session with us.  Raises LocalProtocolError if it fits into no frame."""
+    def tell(self, topic: str, payload: bytes, others: Collection[ReplicaID] | None = None) -> None:
+        """Say something to these, or to all, that have a session with us.
+
+        Raises LocalProtocolError if it fits into no frame.
+        """
         with self._step() as now:
-            self._carry_out(self.cluster.tell(Tell(topic, payload), now), now)
+            self._carry_out(self.cluster.tell(Tell(topic, payload), now, others), now)
 
     async def leave(self, open_channels: Collection[Connected], seconds: float, end_seconds: float) -> None:
         """This replica drains: nobody finds it any more, and its peers go to the others within so many seconds.

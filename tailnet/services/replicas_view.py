@@ -3,7 +3,6 @@
 import json
 import socket
 from collections import Counter
-from collections.abc import Callable
 from importlib.metadata import version
 from math import inf
 from typing import Any, Final, Protocol
@@ -46,6 +45,9 @@ class Replicas(Protocol):
     map_differs: Lasting[ReplicaID]
 
     @property
+    def now(self) -> float: ...
+
+    @property
     def refused_links(self) -> int: ...
 
     def name_of(self, other: ReplicaID) -> str: ...
@@ -72,7 +74,7 @@ def others_of(replicas: Replicas) -> set[ReplicaID]:
 def missing(replicas: Replicas) -> list[str]:
     """Replicas that should be here and are not, each as a sentence."""
     found = [
-        f"replica {replicas.name_of(other)}: {replicas.cluster.refused.get(other) or _outward(replicas, other)}"
+        f"replica {replicas.name_of(other)}: {replicas.cluster.refused.get(other) or outward(replicas, other)}"
         for other in sorted(others_of(replicas) - replicas.leaving)
         if state_of(replicas, other) != "session"
     ]
@@ -98,7 +100,7 @@ def look(replicas: Replicas, now: float) -> ReplicasReading:
             refused=replicas.cluster.refused.get(other, "") if other in apart else "",
             apart_seconds=apart.get(other),
             heard_seconds=now - pair.heard_at if pair is not None and pair.heard_at != -inf else None,
-            outward=_outward(replicas, other),
+            outward=outward(replicas, other),
             inward=_inward(replicas, other, now),
             clock_ahead_seconds=pair.wall_ahead_seconds if pair is not None and pair.is_open else None,
             map_differs_seconds=differs.get(other, 0.0),
@@ -128,7 +130,7 @@ def _place_of(replicas: Replicas, other: ReplicaID) -> Address | None:
     return next((place for place, there in replicas.found.items() if there == other), None)
 
 
-def _outward(replicas: Replicas, other: ReplicaID) -> str:
+def outward(replicas: Replicas, other: ReplicaID) -> str:
     """How we try to reach it, as a part of a sentence."""
     link, place = replicas.linked.get(other), _place_of(replicas, other)
     if link is not None:
@@ -262,7 +264,7 @@ def read(replicas: Replicas) -> ReplicaReading:
     )
 
 
-def replicas_page(replicas: Replicas, clock: Callable[[], float]) -> Page:
+def replicas_page(replicas: Replicas) -> Page:
     """/debug/replicas."""
     title = "the replicas of this cluster, JSON"
-    return Page(title, "application/json", lambda: json.dumps(describe(replicas, clock())).encode())
+    return Page(title, "application/json", lambda: json.dumps(describe(replicas, replicas.now)).encode())

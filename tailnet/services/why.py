@@ -5,13 +5,15 @@ Answers /debug/why of a coordinator.  Who asks names a peer by its id, and a cli
 relay's own page.  A peer's key stands in the node that it sent, so that one question gets both answers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from derp.keys import NodePublic
 from derp.netcheck.report import why_home
 from derp.server.debug import why
 from derp.server.explain import MIN_PREFIX_DIGITS
+from derp.server.pages import Query, Reply
 from derp.server.relay import Relay
 from tailnet.services.agents import home_and_seconds
 from tailnet.services.inspection import Inspection
@@ -20,6 +22,14 @@ from tailnet.types import PeerID
 
 # Of a region's number, which has ten at the most.
 _MAX_DIGITS: Final = 12
+
+
+@dataclass(frozen=True, slots=True)
+class SlowQuestion:
+    """A Question that others are asked too, before it is answered."""
+
+    title: str
+    reply: Callable[[Query], Awaitable[Reply]]
 
 
 class Why:
@@ -42,7 +52,7 @@ class Why:
                 "ask for ?from=ID&to=ID or ?key=ID, where ID is a peer's id, or a key of the relay: "
                 f"nodekey:<64 hex digits>, or its first {MIN_PREFIX_DIGITS} or more digits; or for ?region=NUMBER\n"
             )
-        peers = [_peer_id(text) for text in texts]
+        peers = [peer_id_of(text) for text in texts]
         keys = [self._key(peer) if peer is not None else text for peer, text in zip(peers, texts, strict=True)]
         lines = [*self._of_peers(texts, peers, keys), *self._of_relay(names, keys)]
         return "\n".join(lines) + "\n"
@@ -87,7 +97,8 @@ class Why:
         return str(NodePublic(raw)) if raw is not None else ""
 
 
-def _peer_id(text: str) -> PeerID | None:
+def peer_id_of(text: str) -> PeerID | None:
+    """The id that somebody typed; None: it is none."""
     try:
         return PeerID.parse(text)
     except ValueError:

@@ -6,6 +6,7 @@ import pytest
 
 from derp.server.pages import Page, Query, Question, Reply
 from tailnet import __version__
+from tailnet.services.why import SlowQuestion
 from tailnet.store.rows import Role
 from tailnet.store.store import Store
 from tests.support.api_world import LOCAL, STRANGER, World, make_world
@@ -16,7 +17,12 @@ def ask(asked: Query) -> Reply:
     return Reply(202, "text/plain", f"{sorted(asked.items())}".encode())
 
 
+async def ask_others(asked: Query) -> Reply:
+    return ask(asked)
+
+
 PAGES = {
+    "/debug/slow": SlowQuestion("slow", ask_others),
     "/debug/why": Question("why <not>", ask),
     "/debug/clients/": Question("clients", ask),
     "/debug/clients": Page("clients", "application/json", lambda: b"[]"),
@@ -34,6 +40,8 @@ async def test_pages_and_questions_are_answered(world: World) -> None:
     async with world.client(LOCAL) as client:
         answer = await client.get("/debug/why?from=a&to=b%20c&from=late")
         assert (answer.status_code, answer.text) == (202, "[('from', ['a', 'late']), ('to', ['b c'])]")
+        slow = await client.get("/debug/slow?from=a")
+        assert (slow.status_code, slow.text) == (202, "[('from', ['a'])]")
         assert (await client.get("/debug/why?" + "a=1&" * 1000)).status_code == 400
         assert (await client.get("/debug/clients/?all=1")).text == "[('all', ['1'])]"
         clients = await client.get("/debug/clients")
@@ -44,7 +52,7 @@ async def test_pages_and_questions_are_answered(world: World) -> None:
         assert missing.status_code == 404
         assert missing.json()["detail"] == (
             "There are: /api/v2/openapi.json, /debug/check, /debug/clients, /debug/clients/, /debug/derp-map, "
-            "/debug/log, /debug/settings, /debug/tailnet, /debug/why, /health?format=text, /metrics"
+            "/debug/log, /debug/settings, /debug/slow, /debug/tailnet, /debug/why, /health?format=text, /metrics"
         )
 
 

@@ -18,6 +18,7 @@ from tailnet.services.replicas import Replicas
 from tests.support.relays import free_port
 from tests.support.seeds import NOW, agent_token, make_id, peer_id, user_token
 from tests.support.tailnet_driver import AGENT_DOOR, Coordination, client_door, open_peer, wait_for
+from tests.tailnet.server.test_relay_inside import get
 from tests.test_house import ROOT
 
 Kind = tailnet.CoordinateResponse.PeerUpdate.Kind
@@ -200,3 +201,17 @@ async def test_replicas_find_each_other_in_the_postgresql_that_they_share(serve:
             theirs = await client.coordinate()
             await theirs.tunnel(MAIN)
             assert await theirs.next_node() == (MAIN, sent)
+
+
+async def test_why_is_answered_by_all(places: Places) -> None:
+    one, other = await places.start(0), await places.start(1)
+    await linked(one, other)
+    async with open_peer(other, AGENT_DOOR, agent_token("main")) as agent:
+        await (await agent.coordinate()).update(agent.node(MAIN))
+        name = replicas_of(one).name_of(replicas_of(other).id)
+        said = (await get(one, f"/debug/why?key={MAIN}")).body.decode()
+        assert said.startswith(f"{MAIN} is not connected here.\n")
+        assert f"\n{MAIN} is connected at {name}.\n" in said
+        assert f"\n{name}: {MAIN} is connected as agent since" in said
+        page = (await get(one, f"/debug/why?format=html&key={MAIN}")).body.decode()
+        assert f"<p>{MAIN} is connected at {name}.</p>" in page
