@@ -245,6 +245,7 @@ class SharedCoordinator(Coordinator[C]):
         if gone.epoch == 0:
             if _site_of(peer) is site:
                 effects.append(Ask((peer.id,)))
+                self.mended["peer"] += site.has_told and peer in site.unconfirmed
                 site.unconfirmed.pop(peer, None)
                 if peer not in self._doubted:
                     self._doubted.set(peer, now + DOUBT_SECONDS)

@@ -3,6 +3,7 @@
 import json
 import socket
 from collections import Counter
+from collections.abc import Callable
 from importlib.metadata import version
 from math import inf
 from typing import Any, Final, Protocol
@@ -43,6 +44,7 @@ class Replicas(Protocol):
     ends: Counter[End]
     apart: Lasting[ReplicaID | Address]
     map_differs: Lasting[ReplicaID]
+    map_difference: Callable[[ReplicaID], str]
 
     @property
     def now(self) -> float: ...
@@ -104,6 +106,7 @@ def look(replicas: Replicas, now: float) -> ReplicasReading:
             inward=_inward(replicas, other, now),
             clock_ahead_seconds=pair.wall_ahead_seconds if pair is not None and pair.is_open else None,
             map_differs_seconds=differs.get(other, 0.0),
+            map_difference=replicas.map_difference(other) if other in differs else "",
         )
 
     return ReplicasReading(

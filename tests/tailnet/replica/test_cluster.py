@@ -3,12 +3,23 @@
 from collections.abc import Iterable
 from random import Random
 
+import pytest
+
 from tailnet.coordinator.messages import Deliver, Effect, Request
 from tailnet.coordinator.policy import AgentPolicy, ClientPolicy
-from tailnet.replica.cluster import HOLD_SECONDS, SLEPT_SECONDS, Cluster, Hint, SessionEnded, SessionOpened, Silenced
+from tailnet.replica.cluster import (
+    DELAY_LIMITS_SECONDS,
+    HOLD_SECONDS,
+    SLEPT_SECONDS,
+    Cluster,
+    Hint,
+    SessionEnded,
+    SessionOpened,
+    Silenced,
+)
 from tailnet.replica.cluster_time import UNITS_PER_SECOND
-from tailnet.replica.messages import Bye, Came, ReplicaID, Tell
-from tailnet.replica.pair import BEAT_SECONDS, MAX_QUEUED_BYTES, SILENCE_SECONDS, End
+from tailnet.replica.messages import Beat, Bye, Came, ReplicaID, Tell
+from tailnet.replica.pair import BEAT_SECONDS, MAX_QUEUED_BYTES, SILENCE_SECONDS, SYNC_SECONDS, End
 from tailnet.replica.proof import ClusterKey
 from tailnet.types import TAILSCALE_SERVICE_PREFIX, PeerID
 from tests.tailnet.coordinator.playbook import make_node, peer_id
@@ -230,6 +241,81 @@ def test_what_a_replica_says_of_itself_is_known_at_the_others() -> None:
     assert (pair.status.peer_count, pair.status.load, pair.status.map_digest) == (1, 250, b"digest")
     behind = one.time.read(world.now) - pair.status.clock
     assert 0 <= behind <= 2 * BEAT_SECONDS * UNITS_PER_SECOND
+
+
+def test_what_crosses_is_counted_and_nothing_has_to_be_mended() -> None:
+    world = Two()
+    one, two = world.clusters
+    one.wall_clock, two.wall_clock = lambda: 1000.0, lambda: 1001.5
+    world.meet()
+    world.run(2 * SYNC_SECONDS[1])
+    assert one.coordinator.mended == two.coordinator.mended == {"node": 0, "tunnel": 0, "peer": 0}
+    assert one.coordinator.claims["taken"] == two.coordinator.claims["taken"] == 1
+    assert one.coordinator.claims["known"] >= 2, "its node, and what comparisons say of it"
+    assert one.sync_count >= 3, "at the beginning, and in each minute"
+    assert sum(one.delays) == one.heard[Beat] >= 2 * SYNC_SECONDS[1] - 2
+    assert one.delays[0] == sum(one.delays), "nothing takes time in this world"
+    assert one.heard == two.sent
+    assert one.pair(two.replica).wall_ahead_seconds == 1.5
+    assert two.pair(one.replica).wall_ahead_seconds == -1.5
+
+
+def test_what_takes_long_is_late_by_the_beats() -> None:
+    world = Two()
+    one, two = world.clusters
+    held = two.pair(one.replica)
+    world.run(3.0)
+    before = one.delays[:]
+    # It waits in the queue behind whatever is there, as an update does.
+    two.handle_timeout(world.now + BEAT_SECONDS)
+    frames = held.frames_to_send()
+    world.now += BEAT_SECONDS + 0.3
+    for frame in frames:
+        world.take(one.receive_frame(two.replica, frame, world.now))
+    late = [after - count for count, after in zip(before, one.delays, strict=True)]
+    assert late[DELAY_LIMITS_SECONDS.index(0.5)] == sum(late) == 1
+    assert one.pair(two.replica).delay_seconds == pytest.approx(0.3)
+
+
+def test_what_was_lost_unseen_is_mended_within_a_minute_and_counted() -> None:
+    world = Two()
+    world.meet()
+    one, two = world.clusters
+    world.run(SYNC_SECONDS[1])  # one comparison belongs to the beginning
+    world.core(1, two.coordinator.handle_request("a", Request(node=make_node("a2", [ADDRESS])), world.now))
+    two.pair(one.replica)._queue.clear()  # planted: no gap tells of it
+    world.settle()
+    assert world.told == []
+    world.run(2 * SYNC_SECONDS[1])
+    assert world.told == ["c NODE"]
+    assert two.coordinator.mended == {"node": 1, "tunnel": 0, "peer": 0}
+    assert one.coordinator.mended == {"node": 0, "tunnel": 0, "peer": 0}
+
+
+def test_a_tunnel_that_was_removed_unseen_is_mended() -> None:
+    world = Two()
+    world.meet()
+    one, two = world.clusters
+    world.run(SYNC_SECONDS[1])
+    world.core(0, one.coordinator.handle_disconnect("c", True, world.now))
+    one.pair(two.replica)._queue.clear()  # planted, as above
+    world.settle()
+    world.run(2 * SYNC_SECONDS[1])
+    assert world.told == ["a LOST"]
+    assert two.coordinator.mended == {"node": 0, "tunnel": 1, "peer": 0}
+
+
+def test_a_peer_that_left_unseen_is_mended() -> None:
+    world = Two()
+    world.meet()
+    one, two = world.clusters
+    world.run(SYNC_SECONDS[1])
+    world.core(1, two.coordinator.handle_disconnect("a", True, world.now))
+    two.pair(one.replica)._queue.clear()  # planted, as above
+    world.settle()
+    world.run(2 * SYNC_SECONDS[1])
+    assert world.told == ["c LOST"]
+    assert one.coordinator.mended == {"node": 0, "tunnel": 0, "peer": 1}
 
 
 def test_one_replica_alone_waits_for_nothing() -> None:

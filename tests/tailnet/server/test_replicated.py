@@ -215,3 +215,16 @@ async def test_why_is_answered_by_all(places: Places) -> None:
         assert f"\n{name}: {MAIN} is connected as agent since" in said
         page = (await get(one, f"/debug/why?format=html&key={MAIN}")).body.decode()
         assert f"<p>{MAIN} is connected at {name}.</p>" in page
+
+
+async def test_requests_wait_until_a_replica_that_starts_has_met_another(
+    places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tailnet.services.replicas.READY_SECONDS", 600.0)
+    with socket.create_server(("127.0.0.1", places.ports[1])):  # somebody is there, and says nothing
+        one = await places.start(0)
+        said = await get(one, "/readyz")
+        assert (said.status, b"has not met the others yet" in said.body) == (503, True)
+    other = await places.start(1)
+    await linked(one, other)
+    assert (await get(one, "/readyz")).status == (await get(other, "/readyz")).status == 200
