@@ -67,6 +67,16 @@ class ReplicaReading:
 
 
 @dataclass(frozen=True, slots=True)
+class EntranceReading:
+    """What is counted of peers that come in."""
+
+    refused: int
+    put_off: int  # told to try again, since too many came
+    waiting: int  # for the answer to their upgrade, now
+    fights: int  # ids that processes take from each other, now
+
+
+@dataclass(frozen=True, slots=True)
 class CoordinatorReading:
     """One reading.  Counts since the start, unless said otherwise."""
 
@@ -81,7 +91,7 @@ class CoordinatorReading:
     connection_reports_unreadable: int
     boundary_logs: int
     refused_calls: int
-    refused_at_door: int
+    entrance: EntranceReading
     api_connections: int  # HTTP connections of the API, now
     api_ended: Mapping[str, int]  # those that this server ended or turned away, by reason
     api_rate_limited: int  # requests of users over their limit
@@ -142,6 +152,8 @@ class CoordinatorCollector(Collector):
             ("tailnet_tunnels", "Tunnels.", core.tunnels),
             ("tailnet_channels", "RPC connections.", reading.channels),
             ("tailnet_callers", "Agents and users with RPC connections.", reading.callers),
+            ("tailnet_upgrades_waiting", "RPC connections that wait to be let in.", reading.entrance.waiting),
+            ("tailnet_peer_fights", "Peer ids that processes take from each other.", reading.entrance.fights),
             ("tailnet_held_bytes", "Memory that RPC connections hold.", reading.held_bytes),
             ("tailnet_held_bytes_max", "Memory that they may hold together.", reading.held_bytes_limit),
             ("tailnet_api_connections", "HTTP connections of the API.", reading.api_connections),
@@ -172,7 +184,8 @@ class CoordinatorCollector(Collector):
             ),
             ("tailnet_boundary_logs", "Lines that agents' boundaries logged.", reading.boundary_logs),
             ("tailnet_refused_calls", "Calls refused because a connection had too many.", reading.refused_calls),
-            ("tailnet_refused_at_door", "RPC connections turned away.", reading.refused_at_door),
+            ("tailnet_refused_at_door", "RPC connections turned away.", reading.entrance.refused),
+            ("tailnet_upgrades_put_off", "RPC connections told to try again.", reading.entrance.put_off),
             ("tailnet_api_rate_limited", "Requests of users over their limit.", reading.api_rate_limited),
             (
                 "tailnet_revoked_connections",

@@ -25,6 +25,7 @@ from derp.relay.limits import Rate, TenantLimits
 from derp.relay.rounds import Round
 from derp.relay.shares import Shares
 from tailnet.client.coordination import make_node
+from tailnet.coordinator.arrivals import Fights, Line, Turn
 from tailnet.coordinator.messages import Kind, Request
 from tailnet.coordinator.policy import ClientPolicy
 from tailnet.errors import PeerSilent
@@ -382,6 +383,36 @@ def walk_shared() -> Walked:
     return Walked(core, act, name=type, is_table=False)
 
 
+def walk_line() -> Walked:
+    line = Line[int](2.0, START)
+
+    def act(number: int, now: float) -> None:
+        if number % 4 == 0:
+            line.leave(number % 7)
+        elif not line.admits(now):
+            line.join(number % 7, now)
+
+    # Who is late finds more room.
+    return Walked(line, act, name=lambda turn: cast(Turn[int], turn).visitor)
+
+
+def walk_fights() -> Walked:
+    fights = Fights[int]()
+
+    def act(number: int, now: float) -> None:
+        visitor, ident = number % 5, PeerID(bytes((number % 3,)) * 16)
+        match number // 5 % 3:
+            case 0:
+                fights.note(ident, (), now)
+            case 1:
+                fights.leave(visitor)
+                fights.join(visitor, ident)
+            case _:
+                fights.leave(visitor)
+
+    return Walked(fights, act)
+
+
 def walk_pair() -> Walked:
     """One end of a session; what the other says arrives when a step says so."""
     world = PairWorld()
@@ -433,6 +464,8 @@ CORES: dict[str, list[Callable[[], Walked]]] = {
     "tailnet/netstack/stack.py:Stack": [walk_netstack],
     "tailnet/paths/core.py:Paths": [walk_paths],
     "tailnet/node/roster.py:Roster": [walk_roster],
+    "tailnet/coordinator/arrivals.py:Line": [walk_line],
+    "tailnet/coordinator/arrivals.py:Fights": [walk_fights],
     "tailnet/replica/core.py:SharedCoordinator": [walk_shared],
     "tailnet/replica/pair.py:Pair": [walk_pair],
     "tailnet/rpc/yamux.py:YamuxSession": [lambda: walk_session(server=True), lambda: walk_session(server=False)],

@@ -134,6 +134,9 @@ class CoordinatorConfig(ServerConfig):
     max_report_bytes: int = 4 * 1024 * 1024  # a minute
     max_reports: int = 1_200  # a minute
 
+    # Peers let in a second; more wait for their answer, the oldest first, for 5 s at the most.  One takes a core 1 ms.
+    upgrade_limit: int = 1_000
+
     # Some 16 KiB each without TLS and 40 KiB with it, so 400 MiB at the most.  Pages, scripts and probes are few; who
     # stays (agents, clients, the relay's) takes 2 KiB and counts among `max_connections` alone.
     max_api_connections: int = 10_000

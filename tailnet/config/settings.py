@@ -206,6 +206,12 @@ _OWN: Final = (
         "the longest node a peer may announce, {default} by default; for a longer one the last one stays",
     ),
     Setting(
+        "upgrade_limit",
+        parse.whole(1, 1_000_000),
+        "NUMBER",
+        "peers let in a second, {default} by default; more wait, the oldest first, and get a 503 after 5 s",
+    ),
+    Setting(
         "max_sockets_per_caller",
         parse.whole(1, 1_000_000),
         "NUMBER",

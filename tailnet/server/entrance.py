@@ -5,7 +5,9 @@ accepted connection becomes a websocket on the reactor: transport/channel.py, or
 """
 
 import logging
-from typing import Final, NoReturn
+import random
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import trio
 
@@ -16,16 +18,24 @@ from derp.protocol.upgrade import Refusal, judge_websocket_request
 from derp.protocol.websocket import WebSocketDecoder
 from derp.server.door import HttpSession
 from derp.server.lobby import Lobby
+from derp.text import host_port
+from derp.transport.alarm import Alarm
 from derp.transport.host import Host, Wire, WireEnded
 from derp.transport.http import Request, ServerHttp
 from tailnet.api.rpc_admission import Accepted, PeerKind, RefusedPeer, RpcAdmission
+from tailnet.coordinator.arrivals import PATIENCE_SECONDS, Fights, Line
 from tailnet.coordinator.policy import AgentPolicy, ClientPolicy, ManyAgentsPolicy, Policy
+from tailnet.metrics import EntranceReading
 from tailnet.proto.services import TAILNET, TAILNET_AND_AGENT
-from tailnet.services.hub import Hub
+from tailnet.services.hub import CoordinateCall, Hub, Receiver
 from tailnet.services.legacy import LegacyChannel
 from tailnet.services.presence import AgentPresence
 from tailnet.services.tailnet_rpc import Caller
 from tailnet.transport.channel import MAX_MESSAGE_BYTES, Channel, Channels
+from tailnet.types import PeerID
+
+if TYPE_CHECKING:
+    from tailnet.services.replicas import Replicas
 
 _log = logging.getLogger("tailnet.server")
 
@@ -34,21 +44,26 @@ _log = logging.getLogger("tailnet.server")
 MAX_DECIDING: Final = 10_000
 
 
+_JSON: Final = ("Content-Type", "application/json; charset=utf-8")
 _LEAVING: Final = RefusedPeer(
     503,
-    (("Content-Type", "application/json; charset=utf-8"), ("Retry-After", "1")),
+    (_JSON, ("Retry-After", "1")),
     b'{"message":"This server is about to stop. Please try again."}\n',
     "draining",
 )
 
 
-_LATER: Final = (("Content-Type", "application/json; charset=utf-8"), ("Retry-After", "10"))
+_LATER: Final = (_JSON, ("Retry-After", "10"))
 _TOO_MUCH: Final = b'{"message":"You have too many connections to this server. Close some, and try again later."}\n'
+_TOO_MANY: Final = b'{"message":"Too many come to this server now. Please try again."}\n'
+_AGAIN_SECONDS: Final = (2, 10)
+# Alarms may ring late on a busy machine; who is held is not cut off for that.
+_TURN_SECONDS: Final = 10.0
 _TELL_SECONDS: Final = 10.0
 
 
 class Entrance:
-    """Lets peers in.  Called from the reactor; each decision is a task."""
+    """Lets peers in.  Called from the reactor; each decision that has to wait for somebody is a task."""
 
     def __init__(
         self,
@@ -58,6 +73,8 @@ class Entrance:
         presence: AgentPresence,
         nursery: trio.Nursery,
         lobby: Lobby,
+        upgrades_per_second: float,
+        replicas: "Replicas | None",
     ) -> None:
         self._admission = admission
         self._channels = channels
@@ -67,12 +84,28 @@ class Entrance:
         self._lobby = lobby
         self._deciding = 0
         self._is_closed = False
-        self.refused_count = 0
+        self.fights: Fights[_DecidingSession] = Fights()
+        """Ids that processes take from each other, for health."""
+        self.refused_count = self.put_off_count = 0
+        self._line: Line[_DecidingSession] = Line(upgrades_per_second, self.host.now)
+        self._alarm = Alarm(self.host, self._handle_timeout, self._line, self.fights)
         self._rarely = Rarely(_TELL_SECONDS)
+        hub.on_overtaken.append(self._note_overtaken)
+        self._tell_overtaken: Callable[[PeerID, Sequence[str]], None] | None = None
+        if replicas is not None:
+            from tailnet.services.overtakings import Overtakings
+
+            shared = replicas.shared[Overtakings.topic] = Overtakings(replicas.tell_with_step, self._note_fight)
+            self._tell_overtaken = shared.tell
 
     @property
     def host(self) -> Host:
         return self._channels.host
+
+    def read(self) -> EntranceReading:
+        """What is counted, for metrics."""
+        waiting = len(self._line) + len(self.fights)
+        return EntranceReading(self.refused_count, self.put_off_count, waiting, len(self.fights.current(self.host.now)))
 
     def wants(self, target: str) -> bool:
         """Whether a request for this target is for an RPC socket."""
@@ -83,51 +116,133 @@ class Entrance:
         self._is_closed = True
 
     def enter(self, visit: HttpSession, request: Request) -> None:
-        """Decide about a connection; until then the kernel keeps what it sends."""
-        wire, http = visit.wire, visit.http
-        session = wire.session = _DecidingSession(self._lobby, wire)
-        if self._is_closed:
-            self._carry_out(wire, request, http, _LEAVING)
-        verdict = self._admission.judge_now(request.method, request.target, request.headers)
-        if verdict is not None:
-            self._carry_out(wire, request, http, verdict)
-            if wire.kept:
+        """Decide about a connection, at once or when its turn comes; until then the kernel keeps what it sends."""
+        wire = visit.wire
+        session = wire.session = _DecidingSession(self, wire, request, visit.http)
+        if self._is_closed or self._line.admits(self.host.now):
+            self._judge(session)
+            if wire.kept and wire.session is not session:
                 self.host.pause(wire)
                 self.host.resume(wire)
             return
+        if not self._line.join(session, self.host.now):
+            self._put_off(session)
+        self._hold(session, PATIENCE_SECONDS)
+
+    def left(self, wire: Wire, session: "_DecidingSession", reason: CloseReason) -> None:
+        """It ended before anything was decided, whoever ended it."""
+        self._line.leave(session)
+        self.fights.leave(session)
+        self._lobby.leave(wire)
+        self._lobby.count_closed(reason)
+
+    # --- who waits
+
+    def _hold(self, session: "_DecidingSession", seconds: float) -> None:
+        """Its deadline at the door begins when its turn has come."""
+        self._lobby.enter(session.wire, seconds + _TURN_SECONDS)
+        self.host.pause(session.wire)
+        self._alarm.look()
+
+    def _handle_timeout(self, now: float) -> None:
+        for session, comes_in in self._line.handle_timeout(now):
+            self._take_turn(session, self._judge if comes_in else self._put_off)
+        for session in self.fights.handle_timeout(now):
+            self._take_turn(session, self._judge)
+
+    def _take_turn(self, session: "_DecidingSession", take: "Callable[[_DecidingSession], None]") -> None:
+        wire = session.wire
+        try:
+            if wire.peer_left():  # a paused wire does not see it
+                raise WireEnded(CloseReason.CLOSED_BY_PEER)
+            self._lobby.enter(wire)
+            take(session)
+            if wire.session is not session:
+                self.host.resume(wire)
+        except (WireEnded, ProtocolError) as error:
+            self.host.fail(wire, error)
+
+    def _put_off(self, session: "_DecidingSession") -> NoReturn:
+        self.put_off_count += 1
+        more = self._rarely.held_back("put off", self.host.now)
+        if more is not None:
+            _log.warning("! more come in than --upgrade-limit lets: one is told to try again%s", and_more(more))
+        # Not all of them in one moment again.
+        later = ("Retry-After", str(random.randint(*_AGAIN_SECONDS)))
+        self._answer(session.wire, session.http, 503, (_JSON, later), _TOO_MANY)
+        raise WireEnded(CloseReason.TOO_MANY)
+
+    # --- fights
+
+    def _note_overtaken(self, connection: Receiver) -> None:
+        """A peer's connection was ended by another one of its id, here or elsewhere."""
+        old = _wired(connection)
+        if old is None:
+            return
+        peer_id: PeerID = old.caller.peer_id
+        new = _wired(self._hub.coordinator.connection_of(peer_id))
+        addresses = [host_port(*each.wire.address[:2]) for each in (old, new) if each is not None]
+        self._note_fight(peer_id, addresses)
+        if self._tell_overtaken is not None:
+            self._tell_overtaken(peer_id, addresses)
+
+    def _note_fight(self, peer_id: PeerID, addresses: Sequence[str]) -> None:
+        """Here or at another replica: the next one of this id has to wait."""
+        now = self.host.now
+        fight = self.fights.note(peer_id, addresses, now)
+        if fight.count > 1 and (more := self._rarely.held_back("fight", now)) is not None:
+            told = fields(event="fight", peer=str(peer_id), addresses=list(fight.addresses), count=fight.count)
+            text = "! processes take %s from each other, from %s: the next one waits %g s%s"
+            places = " and ".join(fight.addresses)
+            _log.warning(text, peer_id, places, fight.hold_seconds, and_more(more), extra=told)
+
+    # --- deciding
+
+    def _judge(self, session: "_DecidingSession") -> None:
+        request = session.request
+        if self._is_closed:
+            self._carry_out(session, _LEAVING)
+        verdict = self._admission.judge_now(request.method, request.target, request.headers)
+        if verdict is not None:
+            self._carry_out(session, verdict)
+            return
         if self._deciding >= MAX_DECIDING:
-            self._answer(wire, http, 503, (("Retry-After", "5"),), b'{"message":"too many are coming in; try again"}\n')
-            raise WireEnded(CloseReason.TOO_MANY)
+            self._put_off(session)
         self._deciding += 1
         session.scope = trio.CancelScope()
-        self.host.pause(wire)
-        self._nursery.start_soon(self._decide, session, request, http)
+        self.host.pause(session.wire)
+        self._nursery.start_soon(self._decide, session, session.scope)
 
-    async def _decide(self, session: "_DecidingSession", request: Request, http: ServerHttp) -> None:
-        wire = session.wire
-        assert session.scope is not None
+    async def _decide(self, session: "_DecidingSession", scope: trio.CancelScope) -> None:
+        wire, request = session.wire, session.request
         try:
-            with session.scope:
+            with scope:
                 verdict = await self._admission.judge(request.method, request.target, request.headers)
         finally:
             self._deciding -= 1
         if wire.session is not session:
             return  # it left meanwhile
-        if self._is_closed:
-            verdict = _LEAVING
         self.host.tick()
         try:
-            self._carry_out(wire, request, http, verdict)
-            self.host.resume(wire)
+            self._carry_out(session, _LEAVING if self._is_closed else verdict)
+            if wire.session is not session:
+                self.host.resume(wire)
         except (WireEnded, ProtocolError) as error:
             self.host.fail(wire, error)
         self.host.flush()
 
-    def _carry_out(self, wire: Wire, request: Request, http: ServerHttp, verdict: Accepted | RefusedPeer) -> None:
+    def _carry_out(self, session: "_DecidingSession", verdict: Accepted | RefusedPeer) -> None:
+        wire, http = session.wire, session.http
         if isinstance(verdict, RefusedPeer):
             self._refuse(wire, http, verdict.status, verdict.headers, verdict.body, verdict.why)
+            return
+        seconds = self.fights.hold_until(verdict.peer_id) - self.host.now
+        if seconds <= 0:
+            self._accept(wire, session.request, http, verdict)
+        elif self.fights.join(session, verdict.peer_id):
+            self._hold(session, seconds)
         else:
-            self._accept(wire, request, http, verdict)
+            self._put_off(session)
 
     def _refuse(
         self, wire: Wire, http: ServerHttp, status: int, headers: tuple[tuple[str, str], ...], body: bytes, why: str
@@ -195,13 +310,15 @@ class Entrance:
 
 
 class _DecidingSession:
-    """A connection whose caller is being looked up."""
+    """A connection whose turn has not come, or whose caller is being looked up."""
 
-    __slots__ = ("_lobby", "scope", "wire")
+    __slots__ = ("_entrance", "http", "request", "scope", "wire")
 
-    def __init__(self, lobby: Lobby, wire: Wire) -> None:
-        self._lobby = lobby
+    def __init__(self, entrance: Entrance, wire: Wire, request: Request, http: ServerHttp) -> None:
+        self._entrance = entrance
         self.wire = wire
+        self.request = request
+        self.http = http
         self.scope: trio.CancelScope | None = None  # while a task decides
 
     def received(self, at: int, end: int) -> int:
@@ -211,10 +328,15 @@ class _DecidingSession:
         """Nothing was sent yet."""
 
     def ended(self, reason: CloseReason, text: str) -> None:
-        self._lobby.leave(self.wire)
-        self._lobby.count_closed(reason)
+        self._entrance.left(self.wire, self, reason)
         if self.scope is not None:
             self.scope.cancel()
+
+
+def _wired(connection: Receiver | None) -> Channel | LegacyChannel | None:
+    """The websocket that a peer's connection came by; the server's own node has none."""
+    holder: object = connection.channel if isinstance(connection, CoordinateCall) else connection
+    return holder if isinstance(holder, Channel | LegacyChannel) else None
 
 
 def _policy(accepted: Accepted) -> Policy:

@@ -272,7 +272,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             connection_reports_unreadable=self.agents.connection_reports_unreadable,
             boundary_logs=self.agents.boundary_logs,
             refused_calls=self.service.refused_calls,
-            refused_at_door=self.entrance.refused_count,
+            entrance=self.entrance.read(),
             api_connections=self._api.connection_count,
             api_rate_limited=self.limits.refused_count,
             admin_refused={each.value: self.administration.refused[each] for each in Turned},
@@ -417,7 +417,9 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             browser_only=config.browser_only,
             origins=lambda: self.config.cors_origins,
         )
-        self.entrance = Entrance(admission, self.channels, self.hub, self.presence, nursery, self.lobby)
+        self.entrance = Entrance(
+            admission, self.channels, self.hub, self.presence, nursery, self.lobby, config.upgrade_limit, self.replicas
+        )
         self.probes = self._make_probes(access_url)
         self.health = Health(self.probes.table())
         self.external_auth = ExternalAuth(self.store, self.sealer, access_url, config.external_auth)

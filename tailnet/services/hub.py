@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from typing import Protocol
 
-from tailnet.coordinator.core import Coordinator
+from tailnet.coordinator.core import OVERWRITTEN, Coordinator
 from tailnet.coordinator.messages import Deliver, Effect, EndConnection, Request, SendError, Update
 from tailnet.proto.coordination import encode_error, encode_updates
 from tailnet.transport.channel import Channel, Connected
@@ -88,6 +88,8 @@ class Hub:
         self.coordinator = coordinator
         self._announced = announced
         self._outward = outward
+        self.on_overtaken: list[Callable[[Receiver], None]] = []
+        """Called with a connection that another one of its peer's id is about to end."""
         self.overflow_count = 0
         self.delivered_count = 0
 
@@ -123,6 +125,9 @@ class Hub:
             elif isinstance(effect, SendError):
                 effect.connection.send_error(effect.text)
             elif isinstance(effect, EndConnection):
+                if effect.reason == OVERWRITTEN:
+                    for notify in self.on_overtaken:
+                        notify(effect.connection)
                 effect.connection.end(effect.reason)
             elif self._outward is not None:
                 self._outward(effect, now)

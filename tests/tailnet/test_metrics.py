@@ -18,7 +18,14 @@ from derp.server.statistics import read_statistics
 from derp.transport.reactor import Reactor
 from tailnet.coordinator.core import Statistics
 from tailnet.coordinator.nodes import Refusal
-from tailnet.metrics import CallersReading, CoordinatorCollector, CoordinatorReading, ReplicaReading, metrics_page
+from tailnet.metrics import (
+    CallersReading,
+    CoordinatorCollector,
+    CoordinatorReading,
+    EntranceReading,
+    ReplicaReading,
+    metrics_page,
+)
 from tailnet.store.outbox import KindReading
 from tailnet.store.outbox_queue import Loss
 
@@ -44,7 +51,7 @@ READING = CoordinatorReading(
     overflows=18,
     telemetry_events=19,
     refused_calls=20,
-    refused_at_door=21,
+    entrance=EntranceReading(21, 122, 123, 124),
     api_connections=33,
     api_ended={"body_too_slow": 34},
     api_rate_limited=43,
@@ -182,6 +189,9 @@ def test_every_number_has_its_name() -> None:
         "tailnet_telemetry_events_total": 19,
         "tailnet_refused_calls_total": 20,
         "tailnet_refused_at_door_total": 21,
+        "tailnet_upgrades_put_off_total": 122,
+        "tailnet_upgrades_waiting": 123,
+        "tailnet_peer_fights": 124,
         "tailnet_api_connections": 33,
         "tailnet_api_connections_ended_total{body_too_slow}": 34,
         "tailnet_api_rate_limited_total": 43,

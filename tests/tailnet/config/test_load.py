@@ -69,6 +69,7 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "admin_listen": ("127.0.0.1:3001", None),
     "keep_audit": ("720h", 2_592_000.0),
     "max_node_bytes": ("8192", 8192),
+    "upgrade_limit": ("50", 50),
     "max_sockets_per_caller": ("50", 50),
     "max_held_bytes_per_caller": ("1048576", 1048576),
     "max_held_bytes": ("100000000", 100_000_000),

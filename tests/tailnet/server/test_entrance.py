@@ -1,12 +1,17 @@
 """Coming in: at once from memory or by a task, refused, left meanwhile, bytes behind the request, and too many."""
 
 import logging
+import socket
+import struct
+from contextlib import AsyncExitStack
 
 import pytest
 import trio
 
 from derp.protocol.websocket import Opcode, encode_masked
+from derp.relay.limits import TokenBucket
 from tailnet.api.rpc_admission import Accepted, RefusedPeer
+from tailnet.coordinator import arrivals
 from tailnet.proto.generated import agent_pb2 as agent
 from tailnet.server import entrance
 from tailnet.server.server import CoordinatorServer
@@ -14,6 +19,7 @@ from tests.support.seeds import agent_token, peer_id, user_token
 from tests.support.tailnet_driver import (
     AGENT,
     AGENT_DOOR,
+    Peer,
     RefusedUpgrade,
     client_door,
     open_connection,
@@ -24,6 +30,7 @@ from tests.support.tailnet_driver import (
     upgraded,
     wait_for,
 )
+from tests.tailnet.server.test_server import settle
 
 MAIN = peer_id("main")
 PING, PONG = bytes.fromhex("000200010000000000000007"), bytes.fromhex("000200020000000000000007")
@@ -95,12 +102,17 @@ async def test_who_leaves_while_it_is_decided_is_forgotten(
     async with open_connection(server) as stream:
         await stream.send_all(upgrade_request(AGENT_DOOR, agent_token("main")))
         await wait_for(lambda: gate.waiting)
-        assert isinstance(stream, trio.SocketStream)
-        stream.setsockopt(1, 13, b"\x01\x00\x00\x00\x00\x00\x00\x00")  # SO_LINGER: a reset, which a paused link sees
+        reset_at_close(stream)
     await wait_for(lambda: not gate.waiting)
     assert server.entrance._deciding == 0
     assert server.reading().channels == 0
     assert not server.lobby.waiting
+
+
+def reset_at_close(stream: trio.abc.Stream) -> None:
+    """A paused link sees no more than that."""
+    assert isinstance(stream, trio.SocketStream)
+    stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 async def test_decisions_in_hand_are_bounded(server: CoordinatorServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +123,8 @@ async def test_decisions_in_hand_are_bounded(server: CoordinatorServer, monkeypa
         await wait_for(lambda: gate.waiting)
         await second.send_all(upgrade_request(AGENT_DOOR, agent_token("gpu")))
         answer = await read_answer(second)
-        assert (answer.status, answer.headers["retry-after"], answer.headers["connection"]) == (503, "5", "close")
+        assert (answer.status, answer.headers["connection"]) == (503, "close")
+        assert 2 <= int(answer.headers["retry-after"]) <= 10
         assert answer.json()["message"]
         gate.opened.set()
         await upgraded(first)
@@ -150,7 +163,7 @@ async def test_requests_that_are_no_websocket_of_ours(
                 pass
         assert caught.value.answer.status == status
         assert caught.value.answer.json()["message"]
-    assert server.reading().refused_at_door == 2
+    assert server.reading().entrance.refused == 2
     assert server.reading().channels == 0
 
 
@@ -172,3 +185,86 @@ async def test_callers_are_named_in_the_log_and_tokens_are_not(
     for secret in (agent_token("main"), user_token("alice"), user_token("nobody")):
         assert secret not in caplog.text
         assert secret.partition("-")[2] not in caplog.text
+
+
+def let_nobody_in(server: CoordinatorServer) -> None:
+    server.entrance._line._bucket = TokenBucket(1e-9, 0.0, server.reactor.now)
+
+
+DOORS = [(AGENT_DOOR, agent_token("main")), (client_door(MAIN), user_token("alice"))]
+
+
+@pytest.mark.parametrize(("door", "token"), DOORS, ids=["rpc", "coordinate"])
+async def test_who_comes_in_a_storm_is_let_in_when_his_turn_comes(
+    server: CoordinatorServer, door: str, token: str
+) -> None:
+    let_nobody_in(server)
+    async with open_connection(server) as stream:
+        await stream.send_all(upgrade_request(door, token) + encode_masked(Opcode.BINARY, PING, b"mask"))
+        await wait_for(lambda: server.reading().entrance.waiting == 1)
+        server.entrance._line._bucket = TokenBucket(1000.0, 1000.0, server.reactor.now)
+        websocket = await upgraded(stream)
+        assert await websocket.read() == PONG
+        assert server.reading().entrance.waiting == 0
+
+
+async def test_who_waited_too_long_is_told_to_try_again(
+    server: CoordinatorServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(arrivals, "PATIENCE_SECONDS", 0.0)
+    async with open_peer(server, AGENT_DOOR, agent_token("main")) as inside:
+        let_nobody_in(server)
+        for door, token in DOORS:
+            async with open_connection(server) as stream:
+                await stream.send_all(upgrade_request(door, token))
+                answer = await read_answer(stream)
+                assert (answer.status, answer.headers["connection"]) == (503, "close")
+                assert 2 <= int(answer.headers["retry-after"]) <= 10
+                assert "try again" in answer.json()["message"]
+        assert server.reading().entrance.put_off == 2
+        await settle(inside)  # whoever is inside stays there
+    assert caplog.text.count("--upgrade-limit") == 1
+
+
+async def test_who_hangs_up_has_no_place_in_the_line(server: CoordinatorServer) -> None:
+    let_nobody_in(server)
+    async with open_connection(server) as stream:
+        await stream.send_all(upgrade_request(AGENT_DOOR, agent_token("main")))
+        await wait_for(lambda: server.reading().entrance.waiting == 1)
+        reset_at_close(stream)
+    await wait_for(lambda: server.reading().entrance.waiting == 0)
+    assert not server.lobby.waiting
+
+
+async def test_of_two_that_fight_for_one_id_the_next_one_waits(
+    server: CoordinatorServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fights = server.entrance.fights
+    monkeypatch.setattr(arrivals, "HOLD_SECONDS", 0.01)
+    async with AsyncExitStack() as stack:
+        peers = [await stack.enter_async_context(open_peer(server, *DOORS[0])) for _ in range(3)]
+        calls = [await peer.coordinate() for peer in peers]
+        for call in calls[:2]:
+            await call.wait_ended()
+        [fight] = fights.current(server.reactor.now)
+        assert (fight.peer_id, fight.count) == (MAIN, 2)
+        assert set(fight.addresses) <= {f"127.0.0.1:{own_port(peer)}" for peer in peers}
+        assert len(fight.addresses) == 2
+        assert server.reading().entrance.fights == 1
+        assert "from each other" in caplog.text
+        fight.until = server.reactor.now + 3600.0
+        waiting = [await stack.enter_async_context(open_connection(server)) for _ in range(9)]
+        for stream in waiting:
+            await stream.send_all(upgrade_request(*DOORS[0]))
+        await wait_for(lambda: server.reading().entrance.put_off)  # the ninth
+        assert server.reading().entrance.waiting == 8
+        await settle(peers[2])
+        async with open_peer(server, *DOORS[1]) as client:  # other ids do not wait
+            await settle(client)
+
+
+def own_port(peer: Peer) -> int:
+    stream = peer.websocket.stream
+    assert isinstance(stream, trio.SocketStream)
+    port: int = stream.socket.getsockname()[1]
+    return port

@@ -6,6 +6,7 @@ from contextlib import suppress
 import pytest
 import trio
 
+from tailnet.coordinator import arrivals
 from tailnet.proto.generated import tailnet_pb2 as tailnet
 from tailnet.server.server import CoordinatorServer
 from tests.support.seeds import agent_token, peer_id, user_token
@@ -118,6 +119,27 @@ async def test_who_comes_before_balancers_notice_is_let_in(places: Places, nurse
             assert await theirs.next_node() == (MAIN, sent)
     assert replicas_of(one).id not in replicas_of(other).leaving
     assert not one.drained.is_set()
+
+
+async def test_two_that_fight_for_one_id_at_two_replicas_are_known_to_both(
+    places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arrivals, "HOLD_SECONDS", 0.01)
+    one, other = await places.start(0), await places.start(1)
+    await linked(one, other)
+    async with (
+        open_peer(one, AGENT_DOOR, agent_token("main")) as first,
+        open_peer(other, AGENT_DOOR, agent_token("main")) as second,
+        open_peer(one, AGENT_DOOR, agent_token("main")) as third,
+    ):
+        for peer in (first, second, third):
+            call = await peer.coordinate()
+            await call.update(peer.node(MAIN))
+            await wait_for(lambda: one.coordinator.node_of(MAIN) or other.coordinator.node_of(MAIN))
+        await wait_for(lambda: len(one.entrance.fights.current(0.0)) == len(other.entrance.fights.current(0.0)) == 1)
+        for server in (one, other):
+            [fight] = server.entrance.fights.current(0.0)
+            assert (fight.peer_id, fight.count, len(fight.addresses)) == (MAIN, 2, 2)
 
 
 async def test_where_nobody_else_is_there_all_are_told_at_once(places: Places) -> None:

@@ -587,7 +587,7 @@ async def test_refused_upgrades_are_exact(
     assert (answer.status, answer.json()) == (status, body)
     assert answer.headers["content-type"] == "application/json; charset=utf-8"
     assert answer.headers["connection"] == "close"
-    assert server.reading().refused_at_door == 1
+    assert server.reading().entrance.refused == 1
 
 
 async def test_a_channel_outlives_the_deadline_of_the_door(serve: Serve) -> None:
