@@ -17,11 +17,11 @@ import (
 )
 
 type options struct {
-	address                  string
+	address, far             string
 	seed                     string
-	pid                      int
+	pids                     process
 	agents, clients, tunnels int
-	inflight                 int
+	inflight, batch          int
 	rate                     float64
 	parallel                 int
 	maps                     bool
@@ -31,14 +31,16 @@ type options struct {
 
 func parseOptions() (options, error) {
 	var o options
-	var server string
+	var server, far, pids string
 	flag.StringVar(&server, "url", "", "the coordinator: http://host:port")
+	flag.StringVar(&far, "far-url", "", "another one for the clients, if the two serve as one")
 	flag.StringVar(&o.seed, "seed", "", "JSON file with users and agents")
-	flag.IntVar(&o.pid, "pid", 0, "the server's process, to read CPU and memory of it and its children; 0: do not")
+	flag.StringVar(&pids, "pid", "", "processes that serve, 1,2, to read CPU and memory of them and their children")
 	flag.IntVar(&o.agents, "agents", 200, "agents; the first ones of the seed")
 	flag.IntVar(&o.clients, "clients", 200, "clients")
 	flag.IntVar(&o.tunnels, "tunnels", 1, "tunnels of each client; more than one goes by the door for many agents")
 	flag.IntVar(&o.inflight, "inflight", 64, "closed loop: updates on their way at any time")
+	flag.IntVar(&o.batch, "batch", 1, "closed loop: updates that are sent together, when so many have arrived")
 	flag.Float64Var(&o.rate, "rate", 0, "open loop: updates per second over all peers; 0: closed loop")
 	flag.IntVar(&o.parallel, "parallel", 32, "connections made at once")
 	flag.BoolVar(&o.maps, "maps", false, "every peer holds a stream of DERP maps too, as genuine ones do")
@@ -47,15 +49,33 @@ func parseOptions() (options, error) {
 	flag.DurationVar(&o.measure, "measure", 3*time.Second, "the measured window; 0: until stdin ends, with nothing measured")
 	flag.DurationVar(&o.settle, "settle", 2*time.Second, "quiet time before memory is read")
 	flag.Parse()
-	parsed, err := url.Parse(server)
-	if err != nil || parsed.Scheme != "http" {
-		return o, errors.New("-url must be http://host:port")
+	var err error
+	if o.address, err = addressOf(server); err != nil {
+		return o, err
 	}
-	o.address = parsed.Host
+	if o.far = o.address; far != "" {
+		if o.far, err = addressOf(far); err != nil {
+			return o, err
+		}
+	}
+	if o.pids, err = parseProcesses(pids); err != nil {
+		return o, err
+	}
+	if o.batch < 1 || o.batch > o.inflight {
+		return o, fmt.Errorf("-batch must be between 1 and -inflight %d", o.inflight)
+	}
 	if o.tunnels < 1 || o.tunnels > o.agents {
 		return o, fmt.Errorf("-tunnels must be between 1 and -agents %d", o.agents)
 	}
 	return o, nil
+}
+
+func addressOf(text string) (string, error) {
+	parsed, err := url.Parse(text)
+	if err != nil || parsed.Scheme != "http" {
+		return "", errors.New("-url and -far-url must be http://host:port")
+	}
+	return parsed.Host, nil
 }
 
 // result is what is printed.

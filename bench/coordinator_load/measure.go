@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"math/bits"
 	"os"
+	"slices"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -67,8 +69,20 @@ func middle(i int) int64 {
 	return (int64(i-64*shift)<<shift + int64(i+1-64*shift)<<shift) / 2
 }
 
-// process is the server under test, children included; pid 0 is none.
-type process int
+// process is the server under test, or several that serve as one, children included.
+type process []int
+
+func parseProcesses(text string) (process, error) {
+	var found process
+	for _, field := range strings.FieldsFunc(text, func(r rune) bool { return r == ',' }) {
+		pid, err := strconv.Atoi(field)
+		if err != nil {
+			return nil, fmt.Errorf("-pid: %w", err)
+		}
+		found = append(found, pid)
+	}
+	return found, nil
+}
 
 // cpu is user and system time in seconds, by the process CPU clocks: nanoseconds, ended threads too.
 func (p process) cpu() float64 {
@@ -98,10 +112,7 @@ func (p process) resident() int64 {
 }
 
 func (p process) family() []int {
-	if p == 0 {
-		return nil
-	}
-	pids := []int{int(p)}
+	pids := slices.Clone([]int(p))
 	for i := 0; i < len(pids); i++ {
 		tasks, _ := os.ReadDir(fmt.Sprintf("/proc/%d/task", pids[i]))
 		for _, task := range tasks {

@@ -39,8 +39,8 @@ type peer struct {
 }
 
 // dial upgrades and opens the streams. greeting is the first message after Invoke, and all others follow at once.
-func (p *peer) dial(o *options, path, token string, messages [][]byte) error {
-	conn, err := net.DialTimeout("tcp", o.address, dialDeadline)
+func (p *peer) dial(o *options, address, path, token string, messages [][]byte) error {
+	conn, err := net.DialTimeout("tcp", address, dialDeadline)
 	if err != nil {
 		return err
 	}
@@ -51,7 +51,7 @@ func (p *peer) dial(o *options, path, token string, messages [][]byte) error {
 	binary.LittleEndian.PutUint32(p.mask[:], rand.Uint32())
 	fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: %s\r\nUser-Agent: Go-http-client/1.1\r\nConnection: Upgrade\r\n"+
 		"Coder-Session-Token: %s\r\nSec-Websocket-Key: %s\r\nSec-Websocket-Version: 13\r\nUpgrade: websocket\r\n\r\n",
-		path, o.address, token, base64.StdEncoding.EncodeToString(nonce[:]))
+		path, address, token, base64.StdEncoding.EncodeToString(nonce[:]))
 	buffer := make([]byte, bufferBytes)
 	filled, head := 0, -1
 	for head < 0 {

@@ -62,6 +62,7 @@ type run struct {
 	window     atomic.Pointer[histogram] // nil outside the measured window
 	closedLoop atomic.Bool
 	cursor     atomic.Uint64
+	arrived    atomic.Int64 // updates that reached everybody, since the last ones were sent together
 
 	over   atomic.Bool
 	failed chan error
@@ -84,8 +85,10 @@ func (r *run) delivered(u update) {
 		h.add(wallNanos() - u.nanos)
 	}
 	r.deliveries.Add(1)
-	if r.waiting[u.sender].Add(-1) == 0 && r.closedLoop.Load() {
-		r.next()
+	if r.waiting[u.sender].Add(-1) == 0 && r.closedLoop.Load() && r.arrived.Add(1)%int64(r.o.batch) == 0 {
+		for range r.o.batch {
+			r.next()
+		}
 	}
 }
 
@@ -121,7 +124,7 @@ func drive(o *options) (*result, error) {
 		failed: make(chan error, 1),
 	}
 	out := &result{Agents: o.agents, Clients: o.clients, Tunnels: o.tunnels, Maps: o.maps}
-	server := process(o.pid)
+	server := o.pids
 	memory, cpu, own, start := server.resident(), server.cpu(), ownCPU(), time.Now()
 	if err := r.connect(s); err != nil {
 		return nil, err
@@ -161,6 +164,7 @@ func (r *run) connect(s *seed) error {
 	o := r.o
 	type dial struct {
 		p           *peer
+		address     string
 		path, token string
 		messages    [][]byte
 	}
@@ -169,7 +173,7 @@ func (r *run) connect(s *seed) error {
 		p := &peer{run: r, index: index, template: nodeTemplate(index)}
 		r.peers[index] = p
 		var tunnels [][]byte
-		path, token := "/api/v2/workspaceagents/me/rpc?version=2.4", ""
+		server, path, token := o.address, "/api/v2/workspaceagents/me/rpc?version=2.4", ""
 		if index < o.agents {
 			id, err := parseID(s.Agents[index].ID)
 			if err != nil {
@@ -183,7 +187,7 @@ func (r *run) connect(s *seed) error {
 			client := index - o.agents
 			address := fmt.Sprintf("fd7a:115c:a1e0:ffff:%x:%x:1:1/128", client>>16&0xffff, client&0xffff)
 			p.addresses = appendBytes(appendBytes(nil, 8, []byte(address)), 9, []byte(address))
-			token = s.Users[0].Token
+			server, token = o.far, s.Users[0].Token
 			path = "/api/v2/tailnet?version=2.3"
 			for tunnel := range o.tunnels {
 				agent := (client*o.tunnels + tunnel) % o.agents
@@ -200,7 +204,7 @@ func (r *run) connect(s *seed) error {
 			r.fanout[index] = int32(o.tunnels)
 		}
 		first := appendUpdate(nil, index, wallNanos(), p.addresses, p.template, &p.scratch)
-		dials = append(dials, dial{p, path, token, append([][]byte{first}, tunnels...)})
+		dials = append(dials, dial{p, server, path, token, append([][]byte{first}, tunnels...)})
 	}
 	for index := range r.peers {
 		r.waiting[index].Store(r.fanout[index]) // each tunnel's ends have each other's first node to get
@@ -210,7 +214,7 @@ func (r *run) connect(s *seed) error {
 	for range o.parallel {
 		workers.Go(func() {
 			for d := range queue {
-				if err := d.p.dial(o, d.path, d.token, d.messages); err != nil {
+				if err := d.p.dial(o, d.address, d.path, d.token, d.messages); err != nil {
 					r.fail(fmt.Errorf("peer %d: %w", d.p.index, err))
 				}
 			}

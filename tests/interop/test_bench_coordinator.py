@@ -14,7 +14,7 @@ CLOCK = Clock(0.1, 0.3)
 
 
 @pytest.mark.parametrize("kind", ["go-baseline", "ours"])
-@pytest.mark.parametrize("more", [(), ("-maps", "-rate", "200")], ids=["closed", "open"])
+@pytest.mark.parametrize("more", [(), ("-batch", "3"), ("-maps", "-rate", "200")], ids=["closed", "batches", "open"])
 def test_every_update_reaches_everyone_it_is_for(kind: ServerKind, more: tuple[str, ...]) -> None:
     require(COORDINATOR_LOAD)
     require(TAILNET_COORDINATOR)

@@ -85,8 +85,10 @@ class Composed:
         issued = issue(self.addresses["balancer"])
         certificate.touch(mode=0o600)
         certificate.write_bytes(issued.pem + issued.key_pem)
-        self.context = ssl.create_default_context(cadata=issued.pem.decode())
-        """What trusts the balancer."""
+        self.certificate = folder / "authority.pem"
+        """Who trusts it trusts the balancer, as `context` does."""
+        self.certificate.write_bytes(issued.pem)
+        self.context = ssl.create_default_context(cafile=self.certificate)
 
     @property
     def url(self) -> str:
@@ -142,7 +144,10 @@ class Composed:
 
     def start(self, *services: str) -> None:
         """Start them at once, and return when each takes connections at the port that others know."""
-        for service in services:
+        if "postgres" in services:
+            self._cluster.start()
+        waiting = set(services) - {"postgres"}
+        for service in waiting:
             environ = {name: text for name, text in os.environ.items() if not name.startswith(("TAILNET_", "DERP_"))}
             if "environment" in self.services[service]:
                 environ |= self.environment(service)
@@ -151,7 +156,6 @@ class Composed:
                     self.command(service), cwd=ROOT, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log
                 )
         deadline = time.monotonic() + START_SECONDS
-        waiting = set(services)
         while waiting:
             for service in tuple(waiting):
                 with socket.socket() as sock:
@@ -167,6 +171,9 @@ class Composed:
 
     def stop(self, service: str, how: signal.Signals = signal.SIGTERM) -> None:
         """End it, and return when it has ended."""
+        if service == "postgres":
+            self._cluster.stop()
+            return
         process = self.processes.pop(service)
         process.send_signal(how)
         try:
@@ -200,7 +207,7 @@ class Composed:
 @contextmanager
 def running_compose(folder: Path) -> Iterator[Composed]:
     """All services, each behind those that it depends on.  Raises ProgramMissing, PostgresqlMissing."""
-    with running_cluster() as cluster:
+    with running_cluster() as cluster:  # which is there before the others' addresses are
         composed = Composed(folder, cluster)
         with cluster.connect() as connection:
             connection.execute(f"CREATE DATABASE {composed.services['postgres']['environment']['POSTGRES_DB']}")

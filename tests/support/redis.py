@@ -46,6 +46,12 @@ class RedisServer:
         return f"redis://default:{PASSWORD}@{HOST}:{self.port}/0"
 
     @property
+    def pid(self) -> int:
+        """Only while it runs."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
     def place(self) -> RedisPlace:
         return redis_place(self.url)
 

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from subprocess import PIPE
 from typing import Any
 
@@ -311,9 +312,10 @@ class TailnetPeers:
 
 
 @asynccontextmanager
-async def open_tailnet_peers() -> AsyncIterator[TailnetPeers]:
-    """Start the program and stop it at the end."""
+async def open_tailnet_peers(trusted: Path | None = None) -> AsyncIterator[TailnetPeers]:
+    """Start the program and stop it at the end.  `trusted`: an authority in place of the system's."""
     environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    environment |= {"SSL_CERT_FILE": str(trusted)} if trusted is not None else {}
     process = await trio.lowlevel.open_process([str(require(TAILNET_PEER))], stdin=PIPE, stdout=PIPE, env=environment)
     program = TailnetPeers(process)
     try:

@@ -153,7 +153,8 @@ def running_server(
         seed_file.write_text(seed.text())
         command = [str(build(TAILNET_COORDINATOR)), "-seed", str(seed_file), "-derp-map", str(derp_map)]
     else:
-        where = ["--listen", "127.0.0.1:0", "--stun-listen", "127.0.0.1:0", "--store", import_seed(folder, seed, store)]
+        store = import_seed(folder, seed, store, program)
+        where = ["--listen", "127.0.0.1:0", "--stun-listen", "127.0.0.1:0", "--store", store]
         command = [*program, "serve", *where, "--derp-map", str(derp_map)]
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(
@@ -172,7 +173,7 @@ def running_server(
             process.stdout.close()
 
 
-def import_seed(folder: Path, seed: Seed, store: str = "") -> str:
+def import_seed(folder: Path, seed: Seed, store: str = "", program: Sequence[str] = TAILNET_COMMAND) -> str:
     """Put a seed into the store of our server in this folder, which may be running; gives the store's URL.
 
     `store`: the URL of another one.
@@ -181,7 +182,7 @@ def import_seed(folder: Path, seed: Seed, store: str = "") -> str:
     seed_file.write_text(seed.text())
     store = store or f"sqlite:///{folder / 'store.db'}"
     done = subprocess.run(
-        [*TAILNET_COMMAND, "admin", "import", str(seed_file), "--store", store],
+        [*program, "admin", "import", str(seed_file), "--store", store],
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
         capture_output=True,
