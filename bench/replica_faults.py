@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from http import HTTPStatus
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Final
@@ -23,7 +24,7 @@ import trio.lowlevel
 
 from bench.agents import Report
 from tests.support.composed import REPLICAS, Composed, running_compose
-from tests.support.tailnet_peers import PeerError, StreamEnded, TailnetPeers, open_tailnet_peers
+from tests.support.tailnet_peers import TAILNET, PeerError, StreamEnded, TailnetPeers, open_tailnet_peers
 from tests.support.tailnet_servers import TAILSCALE_PREFIX, Agent, Seed, Server, address, import_seed
 
 # Within this a peer that lost its connection dials anew, as genuine ones do after a first failure.
@@ -46,6 +47,7 @@ class Member:
         self.dialled_at = 0.0
         self.knows: set[str] = set()
         self.kinds: Counter[str] = Counter()
+        self._resume: dict[str, str] = {}  # what makes a client the same peer again
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -66,7 +68,14 @@ class Member:
     async def _connect(self) -> None:
         server = self._fleet.server
         if self._is_client:
-            await self._peer.dial_client(server, self._target.owner, self._target)
+            try:
+                query = self._resume
+                await self._peer.dial_client(server, self._target.owner, self._target, version="2.3", query=query)
+            except PeerError as refused:
+                if refused.status == HTTPStatus.UNAUTHORIZED:
+                    self._resume = {}
+                raise
+            self._resume = {"resume_token": (await self._peer.call(TAILNET + "RefreshResumeToken"))["token"]}
         else:
             await self._peer.dial_agent(server, self._target)
         self.connections += 1
