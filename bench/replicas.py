@@ -40,7 +40,8 @@ from tailnet.bus.static import StaticBus
 from tailnet.coordinator.messages import Kind
 from tailnet.types import PeerID
 from tests.support.gobuild import COORDINATOR_LOAD, build
-from tests.support.redis import RedisServer, running_redis
+from tests.support.redis import RedisServer
+from tests.support.redis import running as running_redis
 from tests.support.relays import free_port
 from tests.support.replicated import Place, Told, running
 from tests.support.tailnet_driver import wait_for
@@ -104,7 +105,7 @@ def serving(way: str, folder: Path, seed: Seed) -> Iterator[tuple[list[Server], 
         key.write_text("ab" * 32)
         redis: list[RedisServer] = []
         if way == "Redis carrier":
-            redis.append(stack.enter_context(running_redis(folder)))
+            redis.append(stack.enter_context(running_redis(RedisServer(folder))))
         ports = [free_port(socket.SOCK_STREAM) for _ in range(2)]
         servers = []
         for port in ports:

@@ -22,6 +22,7 @@ from tailnet.types import PeerID
 from tests.support.composed import FILE, REPLICAS, Composed, ProgramMissing, interpolated, running_compose
 from tests.support.missing import missing
 from tests.support.postgresql import PostgresqlMissing
+from tests.support.redis import RedisMissing
 from tests.support.tailnet_driver import wait_for
 from tests.support.tailnet_servers import Agent, Seed, import_seed
 
@@ -132,7 +133,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Composed]:
     try:
         with running_compose(tmp_path_factory.mktemp("replicas")) as composed:
             yield composed
-    except (ProgramMissing, PostgresqlMissing) as error:
+    except (ProgramMissing, PostgresqlMissing, RedisMissing) as error:
         missing(str(error))
 
 
@@ -147,11 +148,14 @@ async def seen_by(place: Composed, service: str) -> dict[str, Any]:
 
 
 async def have_met(place: Composed) -> None:
-    """Each replica has a session with each other one."""
-    wanted = ["session"] * (len(REPLICAS) - 1)
+    """Each replica has a session with each other one, and nothing to say against the bus."""
+    wanted = ["session"] * (len(REPLICAS) - 1), ""
     with trio.fail_after(PATIENCE_SECONDS):
         for service in REPLICAS:
-            while [each["state"] for each in (await seen_by(place, service))["replicas"]] != wanted:  # noqa: ASYNC110
+            while True:
+                seen = await seen_by(place, service)
+                if ([each["state"] for each in seen["replicas"]], seen["bus"]["trouble"]) == wanted:
+                    break
                 await trio.sleep(0.1)
 
 

@@ -2,7 +2,7 @@
 
 Each service has an address of its own in 127.0.0.0/8, as a container has one, and each of the file's ports is a free
 one; names, ports and the network are replaced wherever the file and what it mounts have them, and nothing else is.
-PostgreSQL and Valkey are Debian's.  No pytest here: benches start the same.
+PostgreSQL and HAProxy are Debian's.  No pytest here: benches start the same.
 """
 
 import os
@@ -13,7 +13,6 @@ import signal
 import socket
 import ssl
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,21 +26,16 @@ from derp.text import host_port
 from tests.support.certificates import issue
 from tests.support.gobuild import ROOT
 from tests.support.postgresql import PASSWORD, Cluster, running_cluster
+from tests.support.redis import find_valkey
 from tests.support.relays import free_port
+from tests.support.tailnet_servers import TAILNET_COMMAND
 
 FILE: Final = ROOT / "deploy" / "replicas" / "compose.yaml"
 REPLICAS: Final = ("replica-1", "replica-2", "replica-3")
-# Hang guards.
-START_SECONDS: Final = 60.0
+# Hang guards.  Three replicas start at once, and a machine may be busy with as much again.
+START_SECONDS: Final = 120.0
 STOP_SECONDS: Final = 60.0
 _EVERY_ADDRESS: Final = "0.0.0.0"
-# The words that images begin with, and what is theirs here.
-_PROGRAMS: Final = {
-    "tailnet": (sys.executable, "-m", "tailnet"),
-    "haproxy": ("haproxy",),
-    "valkey-server": ("redis-server",),
-}
-_PACKAGES: Final = {"haproxy": "haproxy", "redis-server": "redis-server"}
 
 
 class ProgramMissing(Exception):
@@ -132,15 +126,19 @@ class Composed:
         return told
 
     def command(self, service: str) -> list[str]:
-        """What the service runs, for this machine.  Raises ProgramMissing."""
+        """What the service runs, for this machine.  Raises ProgramMissing, RedisMissing."""
         described = self.services[service]
         program, *words = [*described.get("entrypoint", []), *described.get("command", [])]
-        found = _PROGRAMS[program]
-        if shutil.which(found[0]) is None:
-            raise ProgramMissing(f"{found[0]} is not installed: apt-get install {_PACKAGES[found[0]]}")
-        if found[0] == "redis-server":
-            words += ["--port", str(self.port(6379)), "--bind", self.addresses[service], "--dir", str(self._folder)]
-        return [*found, *(self._mounted(service).get(word, word) for word in words)]
+        mounted = self._mounted(service)
+        words = [mounted.get(word, word) for word in words]
+        if program == "tailnet":
+            return [*TAILNET_COMMAND, *words]
+        if program == "valkey-server":
+            here = ["--port", str(self.port(6379)), "--bind", self.addresses[service], "--dir", str(self._folder)]
+            return [find_valkey(), *words, *here]
+        if shutil.which(program) is None:
+            raise ProgramMissing(f"{program} is not installed: apt-get install {program}")
+        return [program, *words]
 
     def start(self, *services: str) -> None:
         """Start them at once, and return when each takes connections at the port that others know."""
@@ -206,7 +204,7 @@ class Composed:
 
 @contextmanager
 def running_compose(folder: Path) -> Iterator[Composed]:
-    """All services, each behind those that it depends on.  Raises ProgramMissing, PostgresqlMissing."""
+    """All services, each behind those that it depends on.  Raises ProgramMissing, PostgresqlMissing, RedisMissing."""
     with running_cluster() as cluster:  # which is there before the others' addresses are
         composed = Composed(folder, cluster)
         with cluster.connect() as connection:
