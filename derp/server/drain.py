@@ -44,9 +44,7 @@ async def drain_clients(
     A client that still has packets queued is closed last.  Those left at the end are closed with the reactor.
     """
     relay.announce_restart(reconnect_in_seconds, _TRY_FOR_SECONDS)
-    with trio.move_on_after(_NEIGHBOURS_SECONDS):
-        while relay.neighbours_to_move():  # noqa: ASYNC110  # it takes them a round trip or two
-            await trio.sleep(_STEP_SECONDS)
+    await neighbours_moved(relay)
     total = len(relay.router.clients)
     per_second = _pace(total, drain_seconds, is_alone=not relay.has_neighbours())
     told = fields(event="draining", clients_count=total, per_second=per_second, seconds=drain_seconds)
@@ -64,6 +62,13 @@ async def drain_clients(
             at, due = trio.current_time(), due + per_second * (trio.current_time() - at)
     left = len(relay.router.clients)
     _log.info("= drained; %d clients had to be cut off", left, extra=fields(event="drained", clients_count=left))
+
+
+async def neighbours_moved(relay: Relay) -> None:
+    """Until the other relays, who have been told, are connected with the process that takes our place."""
+    with trio.move_on_after(_NEIGHBOURS_SECONDS):
+        while relay.neighbours_to_move():  # noqa: ASYNC110  # it takes them a round trip or two
+            await trio.sleep(_STEP_SECONDS)
 
 
 def _pace(total: int, drain_seconds: float, *, is_alone: bool) -> float:

@@ -14,6 +14,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar
 
 import trio
@@ -24,6 +25,7 @@ from derp.errors import ConfigError, DerpError
 from derp.keys import NodePublic
 from derp.log import set_level
 from derp.server.door import FrontDoor
+from derp.server.drain import neighbours_moved
 from derp.server.encryption import open_keeper, open_tls
 from derp.server.handover import HandoverError, Inherited, hand_over
 from derp.server.lobby import Lobby
@@ -248,7 +250,8 @@ class Server(ABC, Generic[Config]):
             relay, channel = self.own_relay(), self.inherited.take(KIND)
             if relay is not None and channel is not None:
                 keeper = self.tls.records if self.tls is not None else None
-                nursery.start_soon(receive_clients, relay.sessions, keeper, channel)
+                receive = partial(receive_clients, predecessor=relay.other_process())
+                nursery.start_soon(receive, relay.sessions, keeper, channel)
             self.inherited.finish()
             task_status.started(self)
             await self.drained.wait()
@@ -395,7 +398,11 @@ class Server(ABC, Generic[Config]):
         self.close()
         relay = self.own_relay()
         if relay is not None and self._channel is not None and self.is_replaced:
-            await move_clients(relay.sessions, self._channel)
+            is_meshed = relay.other_process() is not None
+            if is_meshed:
+                relay.tell_neighbours()
+                await neighbours_moved(relay)
+            await move_clients(relay.sessions, self._channel, one_by_one=is_meshed)
         await self.send_away()
         if relay is not None:
             await relay.leave_mesh()

@@ -1,9 +1,10 @@
 """Clients that go with their sockets from one process to the one that replaces it, and notice nothing.  Layer L3.
 
-The old process stops reading all that can go, and only then hands over the first, so no byte is read twice; the new one
-reads none of them before it has the last, so no packet finds its receiver not there yet.  Meanwhile their bytes wait in
-the kernel.  Each is one message on a pair of Unix sockets that the new process inherits, with the client's own socket;
-TLS clients go if their records are ours (transport/tls_records.py).  Who cannot go is drained.  Called by life.py.
+One after the other: the old process stops reading a client and hands it over, the new one reads on, and packets between
+those who went and those who have not cross by the mesh of the two (succession.py), in order (protocol/settle.py).
+Workers, which have no such mesh, read none of those who go before all have come.  Each client is one message on a pair
+of Unix sockets that the new process inherits, with the client's own socket; TLS clients go if their records are ours
+(transport/tls_records.py).  Who cannot go is drained.  Called by life.py.
 """
 
 import logging
@@ -19,8 +20,10 @@ from derp.log import fields
 from derp.protocol.websocket import WebSocketDecoder
 from derp.relay.clients import Client
 from derp.relay.queue import STEP_BYTES
+from derp.relay.router import Router
 from derp.server.handover import Handed
 from derp.server.session import ClientSession, Sessions
+from derp.server.succession import Succession
 from derp.server.upgrade import MAX_WEBSOCKET_MESSAGE_BYTES
 from derp.text import error_text
 from derp.transport.descriptors import receive_with_socket, send_with_socket
@@ -35,8 +38,11 @@ _MAX_BYTES: Final = 64 * 1024
 # Keys of whose end the client wants to hear: 1,024 of them, 32 KiB.  It hears of more when it sends to them.
 _MAX_HEARD_KEYS: Final = 1_024
 _MESSAGE_BYTES: Final = 256 * 1024
-# How long the other process may take to fetch one client, for it has nothing else to do yet, or to give the next one.
+# How long the other process may take to fetch one client, or to give the next one.
 _STUCK_SECONDS: Final = 5.0
+# So many are on their way at once: each is away until those before it have arrived, and takes 0.5 to 1 ms.
+_MOST_UNDERWAY: Final = 16
+_LOOK_SECONDS: Final = 0.001
 _END: Final = msgpack.packb(None)
 # Changed with what a message holds: a process that does not know the number lets its clients be drained.
 _VERSION: Final = 1
@@ -63,20 +69,25 @@ def open_channel() -> tuple[socket.socket | None, list[Handed]]:
 # --- the process that leaves
 
 
-async def move_clients(sessions: Sessions, channel: socket.socket) -> int:
-    """Hand over all clients that can go; return how many went.  `channel` is closed."""
+async def move_clients(sessions: Sessions, channel: socket.socket, *, one_by_one: bool = False) -> int:
+    """Hand over all clients that can go; return how many went.  `channel` is closed.
+
+    `one_by_one`: those who have not gone are read on, since packets between them and the others keep their order: the
+    two processes are meshed.
+    """
     host, router = sessions.host, sessions.router
-    host.tick()
-    host.flush()
+    router.is_leaving = True  # packets for those who went wait until the other process has them, or follow them there
     going = [client for client in router.clients.values() if _can_go(sessions, client)]
-    wires = [client.wire for client in going]
-    for wire in wires:
-        host.release(wire)  # nobody reads it any more; what is sent to it still goes
-    router.is_leaving = True  # packets for those who went wait until the other process has them, or follow there
+    paused = [] if one_by_one else [client.wire for client in going if not client.wire.paused]
+    for wire in paused:
+        host.pause(wire)
     moved = 0
     with trio.socket.from_stdlib_socket(channel) as end:
         try:
             for client in going:
+                if one_by_one:
+                    await _few_underway(router)
+                host.tick()
                 if client.member is None or not _can_go(sessions, client):
                     continue  # it was sent away meanwhile, or much came for it
                 await _hand_over(sessions, client, end)
@@ -85,9 +96,19 @@ async def move_clients(sessions: Sessions, channel: socket.socket) -> int:
                 await end.send(_END)
         except (OSError, trio.TooSlowError):
             _log.warning("! the other process takes no more clients: the others are drained")
-    _take_back(sessions, wires)
+    for wire in paused:
+        if wire in host.wires:
+            host.resume(wire)
+    host.flush()
     _log.info("= %d clients went with their connections", moved, extra=fields(event="moved", clients_count=moved))
     return moved
+
+
+async def _few_underway(router: Router) -> None:
+    """Until most of those who went have arrived: the other process announces them."""
+    with trio.fail_after(_STUCK_SECONDS):
+        while len(router.mailboxes) >= _MOST_UNDERWAY:  # noqa: ASYNC110
+            await trio.sleep(_LOOK_SECONDS)
 
 
 def _can_go(sessions: Sessions, client: Client) -> bool:
@@ -110,6 +131,7 @@ def _can_go(sessions: Sessions, client: Client) -> bool:
 
 async def _hand_over(sessions: Sessions, client: Client, end: trio.socket.SocketType) -> None:
     host, wire = sessions.host, client.wire
+    host.release(wire)
     packed = _pack(client, host.now)
     member = client.member
     sessions.router.send_off(client, host.now)
@@ -138,18 +160,6 @@ def _pack(client: Client, now: float) -> bytes:
     return packed
 
 
-def _take_back(sessions: Sessions, wires: list[Link]) -> None:
-    """Those of them that are still here are read again."""
-    host = sessions.host
-    for wire in wires:
-        if wire.session is None:  # it went
-            continue
-        wire.paused = wire.wants_out = False
-        host.add(wire)
-        if wire.blocked or wire.tail:
-            host.await_room(wire)
-
-
 # --- the process that comes
 
 
@@ -163,13 +173,16 @@ class _Came(NamedTuple):
     queued: list[bytes]
 
 
-async def receive_clients(sessions: Sessions, keeper: RecordKeeper | None, channel: socket.socket) -> int:
-    """Take clients until the old process has no more, then read them all; return how many came.  `channel` is closed.
+async def receive_clients(
+    sessions: Sessions, keeper: RecordKeeper | None, channel: socket.socket, *, predecessor: Succession | None = None
+) -> int:
+    """Take clients until the old process has no more; return how many came.  `channel` is closed.
 
-    `keeper`: that of our TLS; without one, whoever comes with TLS gets one of his own kind.
+    `keeper`: that of our TLS; without one, whoever comes with TLS gets one of his own kind.  `predecessor`: the mesh
+    with the old process, which reads its clients until they go; without one nobody is read before all have come.
     """
     keeper = keeper or RecordKeeper()
-    came: list[tuple[Client, list[bytes]]] = []
+    came: list[_Came] = []
     with trio.socket.from_stdlib_socket(channel) as end:
         while True:
             try:
@@ -186,23 +199,31 @@ async def receive_clients(sessions: Sessions, keeper: RecordKeeper | None, chann
                 sock.close()
                 sessions.lobby.count_closed(CloseReason.INTERNAL_ERROR)
                 _log.error("! a client of the other process is not understood, and comes anew: %s", error_text(error))
-            else:
-                _adopt(sessions, one)
-                came.append((one.client, one.heard))
-    sessions.host.tick()
-    members = sessions.router.members
-    for client, heard in came:
-        for key in heard:
-            if client.member is not None and key in members:
-                members[key].remember(client)
-    for client, _ in came:
-        if client.member is not None:
-            sessions.host.resume(client.wire)
-    sessions.host.flush()
+                continue
+            if predecessor is not None:
+                predecessor.note_leaving()
+            _adopt(sessions, one)
+            came.append(one)
+            if predecessor is not None:
+                _go_on(sessions, one)
+    if predecessor is None:
+        sessions.host.tick()
+        for one in came:
+            _go_on(sessions, one)
     if came:
         text = "= %d clients came with their connections"
         _log.info(text, len(came), extra=fields(event="moved in", clients_count=len(came)))
     return len(came)
+
+
+def _go_on(sessions: Sessions, came: _Came) -> None:
+    """Read a client that is here, behind what it sent to the old process."""
+    members, client = sessions.router.members, came.client
+    for key in came.heard:
+        if client.member is not None and key in members:
+            members[key].remember(client)
+    sessions.read_in_order(client)
+    sessions.host.flush()
 
 
 def _read(sessions: Sessions, keeper: RecordKeeper, sock: socket.socket, packed: bytes) -> _Came:

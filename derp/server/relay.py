@@ -279,20 +279,33 @@ class Relay:
             self.router.send(client, self._announcement)
         self.host.flush()
 
+    def tell_neighbours(self) -> None:
+        """Tell the other relays of the region that another process serves in our place."""
+        self.is_draining = self.router.is_leaving = True
+        frame = encode(Restarting(0, 0))
+        for client in self.router.clients.values():
+            if client.is_mesh_peer:
+                self.router.send(client, frame)
+        self.host.flush()
+
     def has_neighbours(self) -> bool:
         """Whether there is another relay that clients which we send away can go to, and that tells us so."""
         return self.siblings_stay or self.has_successor() or any(state.is_up for state in self.mesh_states())
 
     def has_successor(self) -> bool:
         """Whether another process has taken this one's place, and is meshed with it."""
-        return self.is_draining and self.succession is not None and self.succession.is_up
+        return self.is_draining and self.other_process() is not None
+
+    def other_process(self) -> Succession | None:
+        """The process that takes this one's place, or from which this one takes it, while the two are meshed."""
+        return self.succession if self.succession is not None and self.succession.is_up else None
 
     def neighbours_to_move(self) -> int:
         """How many relays of the region are connected with us and not yet with our successor."""
         succession = self.succession
         if self.mesh is None or succession is None or not self.has_successor():
             return 0
-        meshed = {session.route.key for session in self.mesh.sessions.values()}
+        meshed = {session.route.key for session in self.mesh.sessions.values() if session.is_ours}
         here = {client.key for client in self.router.clients.values() if client.is_mesh_peer}
         return sum(not succession.has(key) for key in meshed & here)
 

@@ -145,6 +145,14 @@ class Sessions:
                 self.router.mailboxes.keep_until(hold, host.now + HOLD_SECONDS)
         self.mail_alarm.look()
 
+    def read_in_order(self, client: Client) -> None:
+        """Read a client that has been registered; what it sent to a relay from which it comes goes first.  Other relays
+        come from none."""
+        if client.member is not None and client.member.mailbox is not None and not client.is_mesh_peer:
+            self.host.pause(client.wire)
+        elif client.wire is not None:  # it is still there
+            self.host.resume(client.wire)
+
     def _close_mailboxes(self, now: float) -> None:
         for mailbox in self.router.mailboxes.handle_timeout(now):
             self.router.close_mailbox(mailbox)
@@ -470,11 +478,7 @@ class Greeting:
             sessions.decisions.note("admitted", client.key, client.address, why)
         for notify in sessions.on_register:
             notify(client)
-        # What it sent to the relay from which it comes goes first; another relay comes from none.
-        if client.member is not None and client.member.mailbox is not None and not is_mesh_peer:
-            sessions.host.pause(wire)
-        else:
-            sessions.host.resume(wire)
+        sessions.read_in_order(client)
         if _log.isEnabledFor(logging.INFO) and not client.is_own:
             _log.info(
                 "> client %d %s from %s:%d",

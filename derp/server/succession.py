@@ -84,6 +84,11 @@ class Succession:
         """Whether a key is connected to the other process."""
         return self._session is not None and key in self._session.route.keys
 
+    def note_leaving(self) -> None:
+        """The other process has begun to give its clients up: it says so over another socket than this."""
+        if self._session is not None:
+            self._session.route.is_leaving = True
+
     async def join(self) -> None:
         """Serve the other process, and have it serve us; returns when we know all its clients.  Whoever waits no longer
         cancels it."""

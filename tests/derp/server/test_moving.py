@@ -18,12 +18,14 @@ from derp.client.client import Identity, reach
 from derp.client.dial import DialOptions
 from derp.close_reason import CloseReason
 from derp.keys import NodePrivate
-from derp.protocol.messages import Health, PeerGone, RecvPacket, Restarting
+from derp.protocol.messages import Health, PeerGone, RecvPacket, Restarting, SendPacket, encode
 from derp.relay.clients import Client, Member
 from derp.relay.usage import Usage
 from derp.server.ledger import LedgerFile
 from derp.server.moving import move_clients, open_channel, receive_clients
 from derp.server.server import RelayServer
+from tests.derp.server.mesh_world import until
+from tests.derp.server.test_succession import join
 from tests.derp.server.world import (
     HOST,
     PATIENCE_SECONDS,
@@ -66,12 +68,14 @@ async def move(old: RelayServer, new: RelayServer, *nonsense: bytes) -> tuple[in
 
     async def receive() -> None:
         keeper = new.tls.records if new.tls is not None else None
-        came.append(await receive_clients(new.relay.sessions, keeper, theirs.sock))
+        predecessor = new.relay.succession
+        came.append(await receive_clients(new.relay.sessions, keeper, theirs.sock, predecessor=predecessor))
 
     with trio.fail_after(PATIENCE_SECONDS):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(receive)
-            went = await move_clients(old.relay.sessions, ours)
+            one_by_one = old.relay.succession is not None
+            went = await move_clients(old.relay.sessions, ours, one_by_one=one_by_one)
     return went, came[0]
 
 
@@ -93,6 +97,67 @@ async def test_clients_go_on_as_if_nothing_had_been(kind: str) -> None:
         assert await move(new, old) == (2, 2), "and back: what has moved can move"
         await pair.go_on(3)
         await pair.aclose()
+
+
+@pytest.mark.parametrize("kind", ["plain", "tls"])
+async def test_many_talk_in_order_while_a_few_at_a_time_are_on_their_way(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("derp.server.session.HOLD_SECONDS", PATIENCE_SECONDS)
+    count, packets = 40, 60
+    async with two(kind, private_key=NodePrivate.generate()) as (old, new):
+        await join(old.relay, new.relay)
+        callers = [await call(old) for _ in range(count)]
+        await until(callers[0], lambda: all(caller.key in new.relay.router.routes for caller in callers))
+        underway: list[int] = []
+        new.relay.sessions.on_adopt.append(lambda _: underway.append(len(old.relay.router.mailboxes)))
+        moved = trio.Event()
+
+        async def talk(caller: Caller, to: Caller) -> None:
+            for number in range(packets):
+                if number == packets - 10:
+                    await moved.wait()
+                await caller.send(to.key, bytes([number]))
+
+        async def listen(caller: Caller, source: Caller) -> None:
+            for number in range(packets):
+                assert await caller.receive() == RecvPacket(source.key, bytes([number]))
+
+        async with trio.open_nursery() as nursery:
+            for number, caller in enumerate(callers):
+                nursery.start_soon(talk, caller, callers[number - 1])
+                nursery.start_soon(listen, callers[number - 1], caller)
+            assert await move(old, new) == (count, count)
+            moved.set()
+        assert len(underway) == count
+        assert max(underway) <= 16
+        for caller in callers:
+            await caller.aclose()
+
+
+async def test_what_a_client_sent_before_it_went_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("derp.server.session.HOLD_SECONDS", PATIENCE_SECONDS)
+    async with two(private_key=NodePrivate.generate()) as (old, new):
+        await join(old.relay, new.relay)
+        bystander, other = await call(new), await call(old)
+        await until(other, lambda: other.key in new.relay.router.routes)
+        assert await move(old, new) == (1, 1)
+        one = await call(old)
+        await until(one, lambda: one.key in new.relay.router.routes)
+        assert new.relay.succession is not None
+        from_old = new.relay.succession._served
+        new.reactor.pause(from_old)
+        await one.send(other.key, b"before")
+        await one.ping()
+        assert await move(old, new) == (1, 1)
+        await one.send(other.key, b"after")
+        for _ in range(3):
+            await bystander.ping()
+        new.reactor.resume(from_old)
+        for packet in (b"before", b"after"):
+            assert await other.receive_a(RecvPacket) == RecvPacket(one.key, packet)
+        for caller in (bystander, one, other):
+            await caller.aclose()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -123,6 +188,20 @@ async def test_a_record_that_has_come_in_part() -> None:
         assert await move(old, new) == (2, 2)
         await below.send_all(record[300:])
         assert await other.receive_a(RecvPacket) == RecvPacket(one.key, b"x" * 1000)
+        for caller in (one, other):
+            await caller.aclose()
+
+
+async def test_what_a_limit_held_back_is_served_by_the_other_process() -> None:
+    async with two(private_key=NodePrivate.generate()) as (old, new):
+        await join(old.relay, new.relay)
+        one, other = await call(old), await call(old)
+        await until(one, lambda: one.key in new.relay.router.routes and other.key in new.relay.router.routes)
+        wire = client_of(old, one).wire
+        old.reactor.pause(wire)
+        wire.kept = encode(SendPacket(other.key, b"held back"))
+        assert await move(old, new) == (2, 2)
+        assert await other.receive_a(RecvPacket) == RecvPacket(one.key, b"held back")
         for caller in (one, other):
             await caller.aclose()
 
