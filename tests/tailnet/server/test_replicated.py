@@ -222,6 +222,7 @@ async def test_requests_wait_until_a_replica_that_starts_has_met_another(
     places: Places, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tailnet.services.replicas.READY_SECONDS", 600.0)
+    monkeypatch.setattr("tailnet.bus.links.OPEN_SECONDS", 600.0)
     with socket.create_server(("127.0.0.1", places.ports[1])):  # somebody is there, and says nothing
         one = await places.start(0)
         said = await get(one, "/readyz")
