@@ -140,7 +140,9 @@ async def _collect(collected: _Collected, settings: CoordinatorConfig, url: str,
                 f"all of server/: {url} takes us for a stranger: run this on its machine, or give --token-file"
             )
             return
-        for name, path in _PAGES.items():
+        is_replica = any(each["check"] == "replicas" and "skipped" not in each for each in health["checks"])
+        of_replicas = {"server/replicas.json": "/debug/replicas"} if is_replica else {}
+        for name, path in (_PAGES | of_replicas).items():
             await _add_page(collected, door, name, path)
         await _explain(collected, door)
 

@@ -42,6 +42,7 @@ class Check(enum.Enum):
     RELAY_KEYS = "relay-keys"
     DISK = "disk"
     LOG = "log"
+    PEERS = "peers"
     REPLICAS = "replicas"
 
 
@@ -82,6 +83,7 @@ class Code(enum.Enum):
     REPLICA_MAP = "ER04"
     DISCOVERY_AWAY = "ER05"
     REPLICA_DEAF = "ER06"
+    PEER_FOUGHT_FOR = "ER07"
     REPLICA_VERSION = "ER08"
     CHECK_FAILED = "check-failed"
 
@@ -320,6 +322,14 @@ RULES: Final[Mapping[Code, Rule]] = {
         "the bus does not bring back this replica's own beat, and nothing else carries what it and others say",
         "Updates between them wait, and nobody is called lost for it: see the load of Redis and the network to it, or "
         "give one of the two a --replica-listen, as direct links need no Redis.",
+    ),
+    Code.PEER_FOUGHT_FOR: Rule(
+        Check.PEERS,
+        _WARNING,
+        "two processes take one id from each other, at one replica or at several: its connection was ended by another "
+        "one again within a minute",
+        "Stop one of the two, or give it an agent and a token of its own; until then each throws the other out, and "
+        "waits for up to 30 s before that.",
     ),
     Code.REPLICA_VERSION: Rule(
         Check.REPLICAS,

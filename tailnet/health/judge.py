@@ -16,11 +16,13 @@ from tailnet.health.readings import (
     ClockReading,
     DiskReading,
     Failed,
+    FoughtFor,
     LogReading,
     MapReading,
     OtherReplica,
     OutboxReading,
     OwnNodeReading,
+    PeersReading,
     Reading,
     RelayKeysReading,
     RelayReading,
@@ -127,6 +129,10 @@ def _judge(reading: Reading) -> Iterator[Finding]:
         case LogReading():
             if reading.lost:
                 yield Finding(Code.LOG_LOST, Severity.WARNING, f"{reading.lost:,} log lines were dropped")
+        case PeersReading():
+            if reading.fought_for:
+                what = f"processes take ids from each other: {_named(list(map(_fought_for, reading.fought_for)))}"
+                yield Finding(Code.PEER_FOUGHT_FOR, Severity.WARNING, what)
         case ReplicasReading():
             yield from _replicas(reading)
         case Failed():
@@ -251,6 +257,10 @@ def _grade(value: float, bounds: tuple[float, float]) -> Severity:
 
 def _milliseconds(seconds: float) -> str:
     return f"{seconds * 1000:,.0f} ms"
+
+
+def _fought_for(peer: FoughtFor) -> str:
+    return f"{peer.peer_id} {peer.count} times, from {' and '.join(peer.addresses) or 'elsewhere'}"
 
 
 def _replicas(reading: ReplicasReading) -> Iterator[Finding]:

@@ -189,6 +189,23 @@ class LogReading:
 
 
 @dataclass(frozen=True, slots=True)
+class FoughtFor:
+    """A peer that two processes want to be.  count: how often its connection was ended by another one."""
+
+    peer_id: str
+    count: int
+    addresses: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class PeersReading:
+    """Peers that more than one process is, now."""
+
+    check: ClassVar[Check] = Check.PEERS
+    fought_for: Sequence[FoughtFor] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class OtherReplica:
     """Another replica as this one sees it.  `outward`, `inward`: how the two try to reach each other, as parts of a
     sentence."""
@@ -261,6 +278,7 @@ Measured = (
     | RelayKeysReading
     | DiskReading
     | LogReading
+    | PeersReading
     | ReplicasReading
 )
 Reading = Measured | Skipped | Failed

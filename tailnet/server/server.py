@@ -494,6 +494,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             relay=self.relay,
             tls=self.tls,
             keeper=self.keeper,
+            fights=lambda: self.entrance.fights.current(self.reactor.now),
             replicas=self.replicas.look if self.replicas is not None else None,
         )
 

@@ -8,7 +8,7 @@ firewall in front does to peers, it does to these.  Next hop: derp/client, store
 import shutil
 import statistics
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -31,6 +31,7 @@ from derp.server.relay import Relay
 from derp.transport.http import ClientHttp, exchange
 from derp.transport.stream import mapped_errors
 from derp.transport.tls import TlsServer
+from tailnet.coordinator.arrivals import Fight
 from tailnet.errors import StoreError
 from tailnet.health.codes import Check
 from tailnet.health.flaps import Growth
@@ -41,10 +42,12 @@ from tailnet.health.readings import (
     CertificateReading,
     ClockReading,
     DiskReading,
+    FoughtFor,
     LogReading,
     MapReading,
     OutboxReading,
     OwnNodeReading,
+    PeersReading,
     Reading,
     RelayKeysReading,
     RelayReading,
@@ -105,6 +108,7 @@ class Probes:
     relay: Relay | None = None
     tls: TlsServer | None = None
     keeper: Keeper | None = None
+    fights: Callable[[], Iterable[Fight]] = tuple
     replicas: Probe | None = None
     dial: DialOptions = field(default_factory=DialOptions)
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
@@ -133,6 +137,7 @@ class Probes:
             Check.RELAY_KEYS: self.contested_keys,
             Check.DISK: self.disk,
             Check.LOG: self.log,
+            Check.PEERS: self.look_at_peers,
             Check.REPLICAS: self.replicas or self.alone,
         }
 
@@ -328,6 +333,10 @@ class Probes:
     async def log(self) -> Reading:
         """Whether somebody reads it fast enough."""
         return LogReading(self._lines_lost.look(dropped_line_count(), trio.current_time()))
+
+    async def look_at_peers(self) -> Reading:
+        """Whether some are more than one process."""
+        return PeersReading([FoughtFor(str(each.peer_id), each.count, each.addresses) for each in self.fights()])
 
     async def alone(self) -> Reading:
         """In the place of `replicas`."""

@@ -16,6 +16,7 @@ from derp.keys import MeshKey
 from tailnet.cli.bundle import _pairs
 from tailnet.cli.root import cli
 from tailnet.config import load_config
+from tailnet.config.coordinator import BusPlace
 from tailnet.proto.generated import agent_pb2 as proto
 from tailnet.server.server import CoordinatorServer
 from tailnet.store.schema import metadata as schema
@@ -227,3 +228,13 @@ def test_pairs_that_do_not_know_each_other_come_first() -> None:
         {"peer_id": c, "told": [], "tunnels_to": [a]},
     ]
     assert _pairs({"peers": peers}) == [(a, c), (c, a), (a, b)]
+
+
+async def test_of_a_replica_it_has_how_that_sees_the_others(
+    tmp_path: Path, serve: Callable[..., Awaitable[CoordinatorServer]]
+) -> None:
+    server = await serve(bus=BusPlace("static", ()), bus_secret=bytes(32), replica_name="fra-1")
+    said = await bundle(str(tmp_path / "b.zip"), "--url", url_of(server), "--no-store")
+    assert said.exit_code == 0, said.stdout
+    seen = json.loads(unpacked(tmp_path / "b.zip")["server/replicas.json"])
+    assert (seen["name"], seen["replicas"], seen["findings"]) == ("fra-1", [], [])

@@ -20,7 +20,7 @@ def test_every_code_has_its_rule() -> None:
     assert set(RULES) == set(Code)
     assert {rule.check for rule in RULES.values()} == {*Check, None}
     for code, rule in RULES.items():
-        if rule.check is Check.REPLICAS:
+        if rule.check in (Check.REPLICAS, Check.PEERS):
             assert re.fullmatch(r"ER\d\d", code.value)
         else:
             assert re.fullmatch(r"[a-z]+(-[a-z]+)+", code.value)

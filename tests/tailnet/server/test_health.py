@@ -7,6 +7,7 @@ import os
 import shutil
 from collections import namedtuple
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from derp.client import probe
 from derp.config import TlsConfig
 from derp.keys import NodePrivate
 from tailnet.config import load_config
+from tailnet.coordinator import arrivals
 from tailnet.health import judge
 from tailnet.health.codes import Check, Code, Severity
 from tailnet.health.flaps import FLAPPING
@@ -329,6 +331,18 @@ async def test_an_agent_that_comes_again_and_again(server: CoordinatorServer) ->
     faults = await found(server)
     assert faults.keys() == {Code.AGENTS_FLAP}
     assert str(MAIN) in faults[Code.AGENTS_FLAP][1]
+
+
+async def test_two_processes_with_one_id(server: CoordinatorServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrivals, "HOLD_SECONDS", 0.01)
+    async with AsyncExitStack() as stack:
+        for _ in range(3):
+            peer = await stack.enter_async_context(open_peer(server, AGENT_DOOR, agent_token("main")))
+            await peer.coordinate()
+        await wait_for(lambda: server.entrance.fights.current(server.reactor.now))
+        severity, what = (await found(server))[Code.PEER_FOUGHT_FOR]
+    assert severity is WARNING
+    assert f"{MAIN} 2 times, from 127.0.0.1:" in what
 
 
 async def test_a_server_that_cannot_reach_into_agents(serve: Serve) -> None:
