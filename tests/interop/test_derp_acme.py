@@ -7,6 +7,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,8 @@ from tests.support.relays import Relay, free_port, open_relay, port_of_nobody
 pytestmark = pytest.mark.interop
 
 NAME = "relay.example"
+# All on one of two workers: once in 2,000 runs, and then the test is only weaker.
+MANY = 12
 PATIENCE_SECONDS = 120  # a hang guard; machines that run this beside other work are slow
 
 # Posts TXT records to pebble's name server, as an operator's hook would to his provider's API.
@@ -116,6 +119,29 @@ async def test_http_01_and_the_genuine_client(tmp_path: Path, trust: pytest.Monk
         async with relay_that_asks(authority, http_port, trust, f"-certdir={certs}") as relay:
             assert served(relay) == first
             assert "asking" not in relay.output()
+
+
+@pytest.mark.parametrize("is_http", [True, False], ids=["http-01", "tls-alpn-01"])
+async def test_several_workers_ask_once_and_all_show_what_they_got(
+    is_http: bool, tmp_path: Path, trust: pytest.MonkeyPatch
+) -> None:
+    port, certs = free_port(socket.SOCK_STREAM), tmp_path / "certs"
+    http_port = free_port(socket.SOCK_STREAM) if is_http else -1
+    async with open_authority(max(http_port, 0), port) as authority:
+        flags = (f"-certdir={certs}", "--workers=2")
+        async with relay_that_asks(authority, http_port, trust, *flags, port=port) as relay:
+            await said(relay, f"new certificate for {NAME}, valid until")
+            with trio.fail_after(PATIENCE_SECONDS):
+                while relay.output().count("certificate read again from") < 2:  # noqa: ASYNC110  # other processes
+                    await trio.sleep(0.05)
+            assert relay.output().count("new certificate for") == 1
+            new = x509.load_pem_x509_certificate((certs / f"{NAME}.crt").read_bytes())
+            assert {served(relay).serial_number for _ in range(MANY)} == {new.serial_number}
+            async with open_peers(trusted=await authority.root()) as peers:
+                all_peers = [await peers.connect(str(number), Node(NAME, relay.port)) for number in range(MANY)]
+                for one, other in pairwise(all_peers):
+                    await one.send(other.key, b"hello")
+                    assert await other.receive_packet() == (one.key, b"hello")
 
 
 async def test_tls_alpn_01_while_clients_come(tmp_path: Path, trust: pytest.MonkeyPatch) -> None:
