@@ -1,6 +1,7 @@
 """What genuine clients lose while both relays of a region are replaced, one after the other: two of ours, two derpers.
 
-    python bench/replacement.py                                   # 100 clients, SIGTERM beside derper, then SIGUSR2
+    python bench/replacement.py                                   # 100 clients, SIGTERM beside derper, then SIGUSR2:
+                                                                  # who dials anew, and who goes with his connection
     python bench/replacement.py --clients 5000 --period 2s        # needs some minutes
 
 The clients are in pairs, one at each relay; each sends its partner a packet every period.  A silence is the longest
@@ -25,14 +26,19 @@ from tests.support.relay_command import RelayKind
 from tests.support.relays import open_relay
 from tests.support.rolling import roll
 
-ROWS: Final[tuple[tuple[RelayKind, str], ...]] = (("ours", "SIGTERM"), ("genuine", "SIGTERM"), ("ours", "SIGUSR2"))
+ROWS: Final[tuple[tuple[RelayKind, str], ...]] = (
+    ("ours", "SIGTERM"),
+    ("genuine", "SIGTERM"),
+    ("ours", "SIGUSR2"),
+    ("ours", "moved"),
+)
 COUNTS: Final = ("sent", "lost", "refused", "twice", "late", "gone", "home_moves", "reports")
 # A genuine relay dials a lost one after 5 s; before that the region is not whole, and the next one is not touched.
 SETTLED_SECONDS: Final = {"ours": 1.0, "genuine": 6.0}
 
 
 async def replace(region: Region, number: int, kind: RelayKind, way: str) -> None:
-    if way == "SIGUSR2":
+    if way in ("SIGUSR2", "moved"):
         await region.hand_over(number)
     else:
         await region.stop(number)
@@ -41,8 +47,9 @@ async def replace(region: Region, number: int, kind: RelayKind, way: str) -> Non
 
 
 async def measure(kind: RelayKind, way: str, clients: int, period: str) -> str:
+    records = ("--tls-records=own",) if way == "moved" else ()
     async with (
-        open_region(kind, kind, extra=("--accept-connection-limit=100000",)) as region,
+        open_region(kind, kind, extra=("--accept-connection-limit=100000", *records)) as region,
         open_relay(kind, tls=True, stun=True) as elsewhere,
     ):
         await trio.sleep(SETTLED_SECONDS[kind])
@@ -57,7 +64,7 @@ async def measure(kind: RelayKind, way: str, clients: int, period: str) -> str:
 @click.command()
 @click.option("--clients", default=100, show_default=True)
 @click.option("--period", default="100ms", show_default=True, help="between two packets of a client")
-@click.option("--only", default="", help="one row: ours-SIGTERM, genuine-SIGTERM or ours-SIGUSR2")
+@click.option("--only", default="", help="one row: ours-SIGTERM, genuine-SIGTERM, ours-SIGUSR2 or ours-moved")
 def main(clients: int, period: str, only: str) -> None:
     """Print a row for each kind of relay and way."""
     names = (*COUNTS, "p50 ms", "p99 ms", "max ms")

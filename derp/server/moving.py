@@ -135,6 +135,7 @@ async def _hand_over(sessions: Sessions, client: Client, end: trio.socket.Socket
     packed = _pack(client, host.now)
     member = client.member
     sessions.router.send_off(client, host.now)
+    sessions.mail_alarm.look()
     sessions.advisor.note_departure(client, member)
     try:
         with trio.fail_after(_STUCK_SECONDS):

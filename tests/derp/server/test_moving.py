@@ -57,8 +57,9 @@ def carrier(kind: str) -> Carrier:
     return "websocket" if "websocket" in kind else "plain"
 
 
-async def move(old: RelayServer, new: RelayServer, *nonsense: bytes) -> tuple[int, int]:
-    """How many went, and how many came.  `nonsense` goes first, each with a socket that nobody else has."""
+async def move(old: RelayServer, new: RelayServer, *nonsense: bytes, one_by_one: bool | None = None) -> tuple[int, int]:
+    """How many went, and how many came.  `nonsense` goes first, each with a socket that nobody else has.  One by one if
+    the two are meshed, unless said otherwise."""
     came: list[int] = []
     ours, (theirs,) = open_channel()
     assert ours is not None
@@ -74,7 +75,8 @@ async def move(old: RelayServer, new: RelayServer, *nonsense: bytes) -> tuple[in
     with trio.fail_after(PATIENCE_SECONDS):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(receive)
-            one_by_one = old.relay.succession is not None
+            if one_by_one is None:
+                one_by_one = old.relay.succession is not None
             went = await move_clients(old.relay.sessions, ours, one_by_one=one_by_one)
     return went, came[0]
 
@@ -132,6 +134,19 @@ async def test_many_talk_in_order_while_a_few_at_a_time_are_on_their_way(
         assert len(underway) == count
         assert max(underway) <= 16
         for caller in callers:
+            await caller.aclose()
+
+
+async def test_clients_whose_arrival_nobody_hears_of_hold_up_the_others_for_a_while_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("derp.relay.mailbox.MAILBOX_SECONDS", 0.05)
+    monkeypatch.setattr("derp.server.moving._STUCK_SECONDS", PATIENCE_SECONDS)
+    async with two() as (old, new):
+        callers = [await call(old) for _ in range(20)]
+        assert await move(old, new, one_by_one=True) == (20, 20)
+        for caller in callers:
+            await caller.ping()
             await caller.aclose()
 
 
