@@ -97,9 +97,10 @@ class Cluster(Generic[C]):
         limits: Limits | None = None,
         capabilities: int = 0,
         wall_clock: Callable[[], float] = lambda: 0.0,
+        program: str = "",
     ) -> None:
-        """`random_bytes` makes nonces, so it has to be `os.urandom` but in simulations; `wall_clock`: Unix seconds,
-        which others are told and nobody goes by."""
+        """`random_bytes` makes nonces, so it has to be `os.urandom` but in simulations; `wall_clock`: Unix seconds, and
+        `program`: our release, are what others are told and nobody goes by."""
         self.replica = replica
         self.time = ClusterTime()
         self.coordinator: SharedCoordinator[C] = SharedCoordinator(
@@ -121,7 +122,7 @@ class Cluster(Generic[C]):
         self.sync_count = 0
         self.sync_seconds = 0.0
         self.wall_clock = wall_clock
-        self._own = Own(replica, name, key, self._status, random_bytes, capabilities)
+        self._own = Own(replica, name, key, self._status, random_bytes, capabilities, program)
         # Messages to and from all others, by kind.
         self.heard, self.sent = self._own.heard, self._own.sent
         self._syncing: dict[ReplicaID, float] = {}

@@ -129,7 +129,7 @@ CODES: Final[dict[type, int]] = {
 _FIELDS: Final[dict[int, Callable[[Any], list[Any]]]] = {
     0: lambda m: [
         *(m.lowest_version, m.highest_version, m.cluster, m.replica, m.name, m.clock, m.peer_count),
-        *(m.capabilities, m.nonce, m.echo),
+        *(m.capabilities, m.nonce, m.echo, m.program),
     ],
     1: lambda m: [[list(want) for want in m.wants], m.last, [list(known) for known in m.known]],
     2: lambda m: [],
@@ -219,6 +219,7 @@ def _hello(m: list[Any]) -> Hello:
     return Hello(
         *(_number(m[1]), _number(m[2]), _text(m[3]), ReplicaID(_bytes(m[4])), _text(m[5])),
         *(_number(m[6]), _number(m[7]), _number(m[8]), _bytes(m[9]), _bytes(m[10])),
+        program=_text(m[11]) if len(m) > 11 else "",  # the first releases do not say it
     )
 
 

@@ -161,6 +161,7 @@ class Hello:
     capabilities: int
     nonce: bytes
     echo: bytes
+    program: str = ""  # the sender's release, for people; empty: not said
 
 
 @dataclass(slots=True)

@@ -53,6 +53,7 @@ class Own:
     status: Callable[[float], Status]
     random_bytes: Callable[[int], bytes]
     capabilities: int = 0  # bits, for what a version does not say
+    program: str = ""  # our release, for people
     # Messages in sessions and Hellos, by kind, of all pairs together.
     heard: Counter[type] = field(default_factory=Counter)
     sent: Counter[type] = field(default_factory=Counter)
@@ -413,7 +414,7 @@ class Pair:
         own, status = self._own, self._own.status(now)
         hello = Hello(
             *(VERSION, VERSION, own.key.cluster, own.replica, own.name, status.clock, status.peer_count),
-            *(own.capabilities, nonce, echo),
+            *(own.capabilities, nonce, echo, own.program),
         )
         self._own.sent[Hello] += 1
         # A frame that waited for room while greetings were repeated would be a queue without a bound.

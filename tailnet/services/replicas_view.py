@@ -80,7 +80,7 @@ def missing(replicas: Replicas) -> list[str]:
         for other in sorted(others_of(replicas) - replicas.leaving)
         if state_of(replicas, other) != "session"
     ]
-    return found + [f"{host_port(*place)}: {replicas.dial_troubles[place]}" for place in _empty_places(replicas)]
+    return found + [f"{host_port(*place)}: {problem}" for place, problem in _empty_places(replicas).items()]
 
 
 def look(replicas: Replicas, now: float) -> ReplicasReading:
@@ -96,7 +96,7 @@ def look(replicas: Replicas, now: float) -> ReplicasReading:
         pair, record = pairs.get(other), replicas.records.get(other)
         return OtherReplica(
             name=replicas.name_of(other),
-            version=record.version if record is not None else "",
+            version=record.version if record is not None else pair.hello.program if pair and pair.hello else "",
             is_known=record is not None,
             is_leaving=other in replicas.leaving,
             refused=replicas.cluster.refused.get(other, "") if other in apart else "",
@@ -112,17 +112,19 @@ def look(replicas: Replicas, now: float) -> ReplicasReading:
     return ReplicasReading(
         version=version("tailnet-derp"),
         others=[describe_other(other) for other in others],
-        empty=[EmptyPlace(host_port(*place), replicas.dial_troubles[place], apart[place]) for place in empty],
+        empty=[EmptyPlace(host_port(*place), problem, apart[place]) for place, problem in empty.items()],
         bus=replicas.bus.kind,
         bus_trouble=replicas.bus.trouble,
         unheard=[replicas.name_of(other) for other in by_bus] if replicas.cluster.is_deaf else (),
     )
 
 
-def _empty_places(replicas: Replicas) -> list[Address]:
-    """Addresses that were dialled in vain, and belong to nobody who is known."""
-    known = {place for other in others_of(replicas) if (place := _place_of(replicas, other)) is not None}
-    return [place for place in replicas.dial_troubles if place not in known]
+def _empty_places(replicas: Replicas) -> dict[Address, str]:
+    """Addresses where a replica was, or should be, and none is known now; and why."""
+    others = others_of(replicas)
+    known = {place for other in others if (place := _place_of(replicas, other)) is not None}
+    left = {place: "who was there is silent" for place, there in replicas.found.items() if there != replicas.id}
+    return {place: problem for place, problem in {**left, **replicas.dial_troubles}.items() if place not in known}
 
 
 def _place_of(replicas: Replicas, other: ReplicaID) -> Address | None:
@@ -210,7 +212,7 @@ def _describe_one(replicas: Replicas, other: ReplicaID, seen: OtherReplica, now:
         "state": state_of(replicas, other),
         "state_seconds": round(now - opened_at if seen.apart_seconds is None else seen.apart_seconds, 1),
         "heard_seconds": _rounded(seen.heard_seconds, 1),
-        "way": link.address if link is not None else "bus" if pair is not None and pair.has_link else "",
+        "way": _way(link) if link is not None else "bus" if pair is not None and pair.has_link else "",
         "lag_seconds": _rounded(pair.delay_seconds if pair is not None and pair.is_open else None, 4),
         "clock_ahead_seconds": _rounded(seen.clock_ahead_seconds, 3),
         "sessions": pair.session_count if pair is not None else 0,
@@ -221,6 +223,11 @@ def _describe_one(replicas: Replicas, other: ReplicaID, seen: OtherReplica, now:
         "outward": seen.outward,
         "inward": seen.inward,
     }
+
+
+def _way(link: Link) -> str:
+    """A link that it dialled comes from a port that means nothing."""
+    return f"to {link.address}" if link.is_dialled else f"from {link.address.rpartition(':')[0]}"
 
 
 def _rounded(seconds: float | None, digits: int) -> float | None:

@@ -67,7 +67,8 @@ async def test_two_and_what_is_wrong_with_one_of_them(serve: Serve, tmp_path: Pa
     assert re.split("  +", heads) == [name.replace("_", " ").upper() for name in _COLUMNS]
     assert row.startswith("fra-1 (")
     assert row.split()[2] == "session"
-    assert f"  {place[0]}:{place[1]}  " in row
+    assert f"  to {place[0]}:{place[1]}  " in row
+    assert re.split("  +", row)[5] == __version__
     assert rest == []
     first.replicas.cluster.wall_clock = lambda: time.time() + 60
     await wait_for(lambda: max(pair.wall_ahead_seconds or 0 for pair in pairs.values()) > 10)

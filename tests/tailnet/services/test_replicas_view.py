@@ -2,10 +2,13 @@
 
 import json
 import socket
+from importlib.metadata import version
 
 import pytest
 import trio
 
+from tailnet.bus.contract import Address
+from tailnet.bus.links import Link
 from tailnet.bus.static import StaticBus
 from tailnet.coordinator.explain import explain_peer
 from tailnet.coordinator.messages import Kind
@@ -33,7 +36,9 @@ async def test_two_that_are_well_and_what_crosses(nursery: trio.Nursery) -> None
     [other] = page["replicas"]
     assert page["places"] == {"{}:{}".format(*first.address): other["name"]}
     assert other["name"].startswith("first (")
-    assert (other["state"], other["way"], other["sessions"]) == ("session", "{}:{}".format(*first.address), 1)
+    assert (other["state"], other["way"], other["sessions"]) == ("session", "to {}:{}".format(*first.address), 1)
+    assert other["version"] == page["version"] == version("tailnet-derp"), "as it says itself, where no record does"
+    assert describe(first.replicas, first.host.now)["replicas"][0]["way"] == "from 127.0.0.1"
     why = explain_peer(second.replicas.coordinator, MAIN, second.host.now)
     assert why[0] == f"{MAIN} is connected to another replica, which says why it knows whom."
     numbers = read(second.replicas)
@@ -54,6 +59,26 @@ async def test_who_is_missing_is_named_with_the_reason(nursery: trio.Nursery) ->
     assert describe(alone.replicas, alone.host.now)["replicas"] == []
     assert read(alone.replicas).missing == 2
     await wait_for(lambda: stranger.replicas.refused_links)
+
+
+async def test_who_is_silent_and_forgotten_is_missing_where_it_was(
+    nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tailnet.replica.pair.SILENCE_SECONDS", 2.0)
+    monkeypatch.setattr("tailnet.services.replicas.RENEW_SECONDS", 0.1)
+    first = await nursery.start(Place(StaticBus([]), "first", HERE).run)
+    place = first.address
+    second = await nursery.start(Place(StaticBus([place]), "second", None).run)
+    await together(first, second)
+
+    async def dial_in_vain(address: Address) -> Link:
+        """As where a process is stopped, and its kernel takes connections."""
+        return await trio.sleep_forever()
+
+    monkeypatch.setattr(second.replicas._links, "dial", dial_in_vain)
+    first.scope.cancel()
+    await wait_for(lambda: not second.replicas.cluster.pairs)
+    assert missing(second.replicas) == ["{}:{}: who was there is silent".format(*place)]
 
 
 async def test_who_leaves_is_not_missing(nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
