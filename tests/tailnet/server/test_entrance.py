@@ -4,6 +4,7 @@ import logging
 import socket
 import struct
 from contextlib import AsyncExitStack
+from typing import Any, cast
 
 import pytest
 import trio
@@ -15,6 +16,7 @@ from tailnet.coordinator import arrivals
 from tailnet.proto.generated import agent_pb2 as agent
 from tailnet.server import entrance
 from tailnet.server.server import CoordinatorServer
+from tests.derp.server.world import ask
 from tests.support.seeds import agent_token, peer_id, user_token
 from tests.support.tailnet_driver import (
     AGENT,
@@ -30,7 +32,7 @@ from tests.support.tailnet_driver import (
     upgraded,
     wait_for,
 )
-from tests.tailnet.server.test_server import settle
+from tests.tailnet.server.test_server import Serve, settle
 
 MAIN = peer_id("main")
 PING, PONG = bytes.fromhex("000200010000000000000007"), bytes.fromhex("000200020000000000000007")
@@ -268,3 +270,14 @@ def own_port(peer: Peer) -> int:
     assert isinstance(stream, trio.SocketStream)
     port: int = stream.socket.getsockname()[1]
     return port
+
+
+async def test_a_full_coordinator_answers_its_operators_and_nobody_else(serve: Serve) -> None:
+    server = await serve(max_connections=1)
+    async with open_peer(server, AGENT_DOOR, agent_token("main")):
+        for path in ("/healthz", "/readyz", "/metrics", "/debug/"):
+            request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+            assert (await ask(cast(Any, server), request.encode(), "tailnet")).startswith(b"HTTP/1.1 200 "), path
+        with pytest.raises(RefusedUpgrade, match=r"503 .*all 1 connections of this server are taken"):
+            async with open_peer(server, AGENT_DOOR, agent_token("gpu")):
+                pass
