@@ -6,10 +6,12 @@ api/rpc_admission.py and the guards of the API, and for as long as somebody is i
 and by the API's streams (`find_lost`).
 """
 
+from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import islice
 from typing import Any, Final, Protocol, TypeVar
 
 import trio
@@ -17,7 +19,7 @@ import trio
 from tailnet import refusals
 from tailnet.auth.policy import NO_RIGHT, TO_READ
 from tailnet.refusals import Refused
-from tailnet.store.rows import AgentIdentity, Right, UserIdentity
+from tailnet.store.rows import AgentIdentity, Right, Scope, UserIdentity
 from tailnet.tokens import PresentedToken
 from tailnet.types import PeerID
 
@@ -32,6 +34,8 @@ STALE_SECONDS: Final = 600.0
 EXPIRY_SECONDS: Final = 30.0
 # How often it is looked whose answer has ended, whatever answers say of themselves.  10,000 peers take a millisecond.
 TICK_SECONDS: Final = 0.5
+# Whoever waits for changes has seen each within moments.
+_MAX_SCOPES: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,16 +93,29 @@ class Changes:
     def __init__(self) -> None:
         self.count = 0
         self.watchers = 0
+        self._scopes: deque[Scope | None] = deque(maxlen=_MAX_SCOPES)
         self._changed = trio.Event()
         self._told: dict[Callable[[], None], None] = {}
 
-    def note(self) -> None:
-        """Anybody may have other rights now."""
+    def note(self, scope: Scope | None = None) -> None:
+        """Those may have other rights now, or, with None, anybody."""
         self.count += 1
+        self._scopes.append(scope)
         self._changed.set()
         self._changed = trio.Event()
         for tell in tuple(self._told):
             tell()
+
+    def since(self, known: int) -> Scope | None:
+        """Whom the changes since a count were about; None: anybody."""
+        found = Scope()
+        if self.count - known > len(self._scopes):
+            return None
+        for scope in islice(reversed(self._scopes), self.count - known):
+            if scope is None:
+                return None
+            found |= scope
+        return found
 
     @contextmanager
     def telling(self, changed: Callable[[], None]) -> Iterator[None]:
@@ -160,6 +177,10 @@ class Callers(Protocol):
     async def standing(self, asked: Mapping[Credential, Collection[PeerID]]) -> Standing:
         """What some credentials are good for now, each with the agents that its user reaches.  Raises Refused when
         nobody can say anything."""
+        ...
+
+    def remembered(self, agent_id: PeerID) -> AgentIdentity | None:
+        """The agent, if it is at hand without asking anybody."""
         ...
 
 

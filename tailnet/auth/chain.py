@@ -121,6 +121,9 @@ class CallerChain:
         reach = at_once(self, self.reach(user, agent_id))
         return NO_RIGHT if reach is None else reach.rights
 
+    def remembered(self, agent_id: PeerID) -> AgentIdentity | None:
+        return self.store.remembered(agent_id)
+
     def credential(self, token: str, *, is_agent: bool) -> Credential:
         if not self._is_signed(token):
             try:

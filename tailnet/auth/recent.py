@@ -4,7 +4,7 @@ Strangers choose the keys of what nobody knows: few of them are kept, and they n
 """
 
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Final, Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -54,6 +54,12 @@ class RecentAnswers(Generic[K, V]):
         """Forget one answer."""
         self._found.pop(key, None)
         self._unknown.pop(key, None)
+
+    def drop_where(self, is_old: Callable[[V | None], bool]) -> None:
+        """Forget the answers of which that is so."""
+        for answers in (self._found, self._unknown):
+            for key in [key for key, answer in answers.items() if is_old(answer)]:
+                del answers[key]
 
     def clear(self) -> None:
         self._found.clear()

@@ -1,8 +1,9 @@
 """Who is calling, answered from the embedded store (layer L2).
 
 A storm of reconnects must not become a storm of queries: answers are kept in memory, and look-ups that arrive while a
-query runs go together into the next one.  The store counts every change of callers, and one read a second compares that
-count, so a revoked token works a second longer at the most.  The contract is callers.py.
+query runs go together into the next one.  The store counts every change of callers, and says whom it was about: those
+are forgotten.  One read a second compares that count, so a revoked token works a second longer at the most.  The
+contract is callers.py.
 """
 
 import hmac
@@ -29,7 +30,8 @@ from tailnet.auth.policy import workspace_rights
 from tailnet.auth.recent import RecentAnswers
 from tailnet.errors import StoreError
 from tailnet.refusals import Refused
-from tailnet.store.rows import AgentIdentity, CallerKey, UserIdentity, UserToken
+from tailnet.store.callers import identity_of
+from tailnet.store.rows import AgentIdentity, CallerKey, Scope, UserIdentity, UserToken
 from tailnet.store.store import Store
 from tailnet.tokens import PresentedToken, agent_token_digest, parse_agent_token, parse_user_token
 from tailnet.types import PeerID
@@ -121,6 +123,10 @@ class StoreCallers:
     def cached_count(self) -> int:
         """Answers in memory."""
         return len(self._recent)
+
+    def remembered(self, agent_id: PeerID) -> AgentIdentity | None:
+        found = self._recent.get(agent_id)
+        return found if isinstance(found, AgentIdentity) else None
 
     def knows(self, credential: Credential) -> bool:
         """Whether somebody who came in with this is in memory."""
@@ -218,9 +224,10 @@ class StoreCallers:
         batch.failed = True
         asked_at = trio.current_time()
         missing = [key for key in batch.keys if key not in self._recent]
+        remembered = {key: self._recent.get(key) for key in batch.keys if key in self._recent}
         try:
-            generation, found = await self._store.run(
-                self._store.callers.read_callers, self._generation, missing, list(batch.keys)
+            generation, scope, found = await self._store.run(
+                self._store.callers.read_callers, self._generation, missing, remembered
             )
         except StoreError as error:
             if not self._store_failed:
@@ -231,17 +238,21 @@ class StoreCallers:
             _log.warning("= callers: the store answers again")
         self._store_failed = batch.failed = False
         if generation != self._generation:
-            self._recent.clear()
-            self._note_generation(generation)
+            if scope is None:
+                self._recent.clear()
+            else:
+                self._recent.drop_where(lambda answer: scope.concerns(identity_of(answer)))
+            self._note_generation(generation, scope)
         self._checked_at = asked_at
+        # What was asked for and not found is nobody; all else is at hand.
         batch.answers = {key: found[key] if key in found else self._recent.get(key) for key in batch.keys}
         self._recent.keep(batch.answers)
         # Clients of an agent that connects will soon ask for it by its id.
         self._recent.keep({agent.id: agent for agent in batch.answers.values() if isinstance(agent, AgentIdentity)})
 
-    def _note_generation(self, generation: int) -> None:
+    def _note_generation(self, generation: int, scope: Scope | None = None) -> None:
         self._generation = generation
-        self.changes.note()
+        self.changes.note(scope)
 
 
 def _key(credential: Credential) -> CallerKey | None:

@@ -31,7 +31,7 @@ from tailnet.coordinator.core import REASON_REVOKED
 from tailnet.coordinator.policy import ClientPolicy, ManyAgentsPolicy
 from tailnet.refusals import Refused
 from tailnet.services.hub import Hub
-from tailnet.store.rows import Right
+from tailnet.store.rows import Right, Scope
 from tailnet.transport.channel import Connected
 from tailnet.types import PeerID
 
@@ -69,22 +69,44 @@ class Rights:
             nursery.start_soon(self._follow, _is_from_outside)
 
     async def _follow(self, concerns: Callable[[Connected], bool]) -> None:
-        seen = self._callers.changes.count
-        look_at = trio.current_time() + EXPIRY_SECONDS
+        changes = self._callers.changes
+        seen = changes.count
+        everybody_at = trio.current_time() + EXPIRY_SECONDS
+        # Somebody may be let in during a look by what was known before the change; a second look finds him.
+        recent: list[tuple[float, Scope | None]] = []
         while True:
             before = seen
             with trio.move_on_after(TICK_SECONDS):
-                seen = await self._callers.changes.wait(seen)
+                seen = await changes.wait(seen)
             now = trio.current_time()
             if seen != before:
-                # Somebody may have been let in meanwhile by what was known before; a second look finds him.
-                look_at = now + CHECK_SECONDS
+                recent.append((now, changes.since(before)))
+            if now >= everybody_at:
+                everybody_at = now + EXPIRY_SECONDS
                 await self.look(concerns)
-            elif now >= look_at:
-                look_at = now + EXPIRY_SECONDS
-                await self.look(concerns)
+            elif seen != before or (recent and now >= recent[0][0] + CHECK_SECONDS):
+                await self.look(self._concerned(concerns, [scope for _, scope in recent]))
+                recent = [each for each in recent if each[0] > now - CHECK_SECONDS]
             else:
                 await self.look(lambda channel: channel.caller.ask_again_at <= now and concerns(channel), seen)  # noqa: B023  # called in place
+
+    def _concerned(
+        self, concerns: Callable[[Connected], bool], scopes: Iterable[Scope | None]
+    ) -> Callable[[Connected], bool]:
+        """Those of them whom changes may have been about.  To ask about all of 50,000 would be a second of CPU."""
+        about = Scope()
+        for scope in scopes:
+            if scope is None:
+                return concerns
+            about |= scope
+        return lambda channel: concerns(channel) and self._is_in(channel, about)
+
+    def _is_in(self, channel: Connected, scope: Scope) -> bool:
+        return (
+            _is_from_outside(channel)
+            or scope.concerns(channel.caller.identity)
+            or any(scope.concerns(self._callers.remembered(each)) for each in self._reached_by(channel))
+        )
 
     async def look(
         self, concerns: Callable[[Connected], bool] = lambda channel: True, unless_after: int | None = None

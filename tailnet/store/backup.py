@@ -19,13 +19,13 @@ from derp.text import error_text
 from tailnet.errors import StoreError
 from tailnet.store.callers import raise_generation
 from tailnet.store.database import Database
-from tailnet.store.schema import agents, counters, metadata, replicas, servers
+from tailnet.store.schema import agents, counters, metadata, replicas, revocations, servers
 from tailnet.store.sqlite import SqliteDialect
 
 # Rows in one statement.
 _ROWS: Final = 1_000
-# Who is there now is no part of what is kept.
-_LEFT_OUT: Final = frozenset({servers.name, replicas.name})
+# Who is there now, and what those have to forget, is no part of what is kept.
+_LEFT_OUT: Final = frozenset({servers.name, replicas.name, revocations.name})
 
 
 def back_up(database: Database, path: Path) -> int:

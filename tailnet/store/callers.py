@@ -1,12 +1,13 @@
 """Who may call and what exists: users, tokens, workspaces, agents (layer L2).
 
 Look-ups take lists, because a storm of reconnects arrives as one (auth/store_callers.py gathers it).  Every change of
-who may do what raises the `callers` counter in the same transaction, so that caches anywhere know when to forget.
+who may do what raises the `callers` counter in the same transaction, so that caches anywhere know when to forget, and
+says in `revocations` whom.
 """
 
 import secrets
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
 from uuid import UUID
@@ -24,6 +25,7 @@ from tailnet.store.rows import (
     LifecycleState,
     Right,
     Role,
+    Scope,
     UserIdentity,
     UserTimes,
     UserToken,
@@ -36,6 +38,7 @@ from tailnet.store.schema import (
     agent_tokens,
     agents,
     counters,
+    revocations,
     user_tokens,
     users,
     workspace_grants,
@@ -87,6 +90,11 @@ _WORKSPACES: Final = sa.select(
 # Two histories meet by chance once in a thousand million times, and the counter lasts for 2**33 changes.
 MAX_STEP: Final = 1 << 30
 NO_APPS: Final[Mapping[UUID, Mapping[str, Any]]] = MappingProxyType({})
+# A change about more than these is about anybody: asked for one by one, so many cost what all at hand do.
+MAX_IN_SCOPE: Final = 100
+_ANYBODY: Final = "anybody"
+# Of changes since a cache last looked; who looks each second never meets more.
+_MAX_ROWS: Final = 10 * MAX_IN_SCOPE
 _GENERATION: Final = sa.select(counters.c.value).where(counters.c.name == "callers")
 
 
@@ -100,20 +108,31 @@ class CallerTables(Part):
 
     @reads
     def read_callers(
-        self, connection: sa.Connection, known: int, missing: Iterable[CallerKey], everything: Iterable[CallerKey]
-    ) -> tuple[int, dict[CallerKey, AgentIdentity | UserToken]]:
+        self,
+        connection: sa.Connection,
+        known: int,
+        missing: Iterable[CallerKey],
+        remembered: Mapping[CallerKey, AgentIdentity | UserToken | None],
+    ) -> tuple[int, Scope | None, dict[CallerKey, AgentIdentity | UserToken]]:
         """Look up many callers in one snapshot, for a cache.
 
-        Looks for `missing` if the generation is still `known`, else for `everything`.  Returns the generation and
-        what exists of it; what does not is absent.
+        Looks for `missing`, and for those `remembered` whom changes since the generation `known` may have been about;
+        it is negative for a cache that has none.
+        Returns the generation, whom they were about (None: anybody), and what exists of what was looked for.
         """
         generation = int(connection.execute(_GENERATION).scalar_one())
-        digests, agent_ids, token_ids = _sort(missing if generation == known else everything)
+        scope: Scope | None = Scope()
+        if generation != known:
+            scope = _scope(connection, known, generation) if known >= 0 else None
+        asked = list(missing)
+        if generation != known:
+            asked += [key for key, answer in remembered.items() if scope is None or scope.concerns(identity_of(answer))]
+        digests, agent_ids, token_ids = _sort(asked)
         found: dict[CallerKey, AgentIdentity | UserToken] = {}
         found.update(_agents_by_digest(connection, digests).items())
         found.update(_agents_by_id(connection, agent_ids).items())
         found.update(_tokens_by_id(connection, token_ids).items())
-        return generation, found
+        return generation, scope, found
 
     @reads
     def read_all_callers(
@@ -200,22 +219,27 @@ class CallerTables(Part):
     ) -> bool:
         """Returns whether that workspace exists."""
         change = workspaces.update().where(workspaces.c.id == workspace_id)
-        return _change(connection, change.values(status=int(status), updated_at=now))
+        scope = Scope(workspaces=frozenset((workspace_id,)))
+        return change_callers(connection, change.values(status=int(status), updated_at=now), scope=scope) > 0
 
     @writes
     def delete_workspace(self, connection: sa.Connection, workspace_id: UUID) -> bool:
         """Delete a workspace with its agents, their tokens and reports.  Returns whether it existed."""
-        return _change(connection, workspaces.delete().where(workspaces.c.id == workspace_id))
+        scope = Scope(workspaces=frozenset((workspace_id,)))
+        return change_callers(connection, workspaces.delete().where(workspaces.c.id == workspace_id), scope=scope) > 0
 
     @writes
     def delete_agent(self, connection: sa.Connection, agent_id: PeerID) -> bool:
         """Delete an agent with its sub-agents and reports.  Returns whether it existed."""
-        return _change(connection, agents.delete().where(agents.c.id == agent_id))
+        scope = _workspace_of(connection, agent_id)
+        return change_callers(connection, agents.delete().where(agents.c.id == agent_id), scope=scope) > 0
 
     @writes
     def delete_sub_agent(self, connection: sa.Connection, parent_id: PeerID, agent_id: PeerID) -> bool:
         """Delete an agent if it is a sub-agent of that one.  Returns whether it was."""
-        return _change(connection, agents.delete().where(agents.c.id == agent_id, agents.c.parent_id == parent_id))
+        scope = _workspace_of(connection, agent_id)
+        deletion = agents.delete().where(agents.c.id == agent_id, agents.c.parent_id == parent_id)
+        return change_callers(connection, deletion, scope=scope) > 0
 
     @writes
     def add_sub_agent(
@@ -267,7 +291,7 @@ class CallerTables(Part):
         ]
         if rows:
             connection.execute(agent_apps.insert(), rows)
-        raise_generation(connection)
+        raise_generation(connection, Scope(workspaces=frozenset((workspace_id,))))
         return True
 
     @writes
@@ -286,7 +310,8 @@ class CallerTables(Part):
             values["active"] = active
         if role is not None:
             values["role"] = role
-        return _change(connection, users.update().where(users.c.id == user_id).values(values))
+        change = users.update().where(users.c.id == user_id).values(values)
+        return change_callers(connection, change, scope=Scope(users=frozenset((user_id,)))) > 0
 
     @writes
     def add_user_token(
@@ -304,12 +329,12 @@ class CallerTables(Part):
                 id=token_id, user_id=user_id, secret_digest=secret_digest, created_at=now, expires_at=expires_at
             )
         )
-        raise_generation(connection)
+        raise_generation(connection, Scope(users=frozenset((user_id,))))
 
     @writes
     def delete_user_token(self, connection: sa.Connection, token_id: str) -> bool:
         """Returns whether it existed."""
-        return _change(connection, user_tokens.delete().where(user_tokens.c.id == token_id))
+        return change_callers(connection, user_tokens.delete().where(user_tokens.c.id == token_id)) > 0
 
 
 def _workspaces_where(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> list[WorkspaceRow]:
@@ -323,15 +348,16 @@ def _workspaces_where(connection: sa.Connection, condition: sa.ColumnElement[boo
     ]
 
 
-def _change(connection: sa.Connection, statement: sa.Update | sa.Delete) -> bool:
-    return change_callers(connection, statement) > 0
+def _workspace_of(connection: sa.Connection, agent_id: PeerID) -> Scope:
+    found = connection.execute(sa.select(agents.c.workspace_id).where(agents.c.id == agent_id)).scalars()
+    return Scope(workspaces=frozenset(found))
 
 
-def change_callers(connection: sa.Connection, *statements: sa.Update | sa.Delete) -> int:
+def change_callers(connection: sa.Connection, *statements: sa.Update | sa.Delete, scope: Scope | None = None) -> int:
     """How many rows these change, inside a write transaction; every cache hears of it if there are any."""
     changed = sum(connection.execute(each).rowcount for each in statements)
     if changed:
-        raise_generation(connection)
+        raise_generation(connection, scope)
     return changed
 
 
@@ -358,14 +384,44 @@ def _by_user(rows: Iterable[Any]) -> dict[UUID, Grants]:
     return {user_id: MappingProxyType(grants) for user_id, grants in found.items()}
 
 
-def raise_generation(connection: sa.Connection) -> None:
-    """Tell every cache, in this process and in others, to forget.  Inside a write transaction.
+def raise_generation(connection: sa.Connection, scope: Scope | None = None) -> None:
+    """Tell every cache, in this process and in others, to forget whom a change was about; None: anybody.  Inside a
+    write transaction.
 
     It rises by a random number: a store that was restored, or a standby that lacks the last changes, would otherwise
     come to the number that a cache knows by other changes, and the cache would not forget.
     """
     step = 1 + secrets.randbelow(MAX_STEP)
+    # Locks the row until the commit, so changes are numbered in the order in which they are seen.
     connection.execute(counters.update().where(counters.c.name == "callers").values(value=counters.c.value + step))
+    serial = int(connection.execute(_GENERATION).scalar_one())
+    told = [(_ANYBODY, "")]
+    if scope is not None and len(scope.users) + len(scope.workspaces) <= MAX_IN_SCOPE:
+        told = [("user", str(each)) for each in scope.users] + [("workspace", str(each)) for each in scope.workspaces]
+    # Of a change that was about nobody, keys for example, there is a row too: the chain must not break.
+    about = [{"kind": kind, "id": ident} for kind, ident in told or [("nobody", "")]]
+    common = {"serial": serial, "previous": serial - step, "at": datetime.now(UTC)}
+    connection.execute(revocations.insert(), [common | each for each in about])
+
+
+def _scope(connection: sa.Connection, known: int, generation: int) -> Scope | None:
+    """Whom the changes between two generations were about; None: anybody, or that is not known of each of them."""
+    query = sa.select(revocations.c.serial, revocations.c.previous, revocations.c.kind, revocations.c.id)
+    rows = connection.execute(query.where(revocations.c.serial > known).order_by(revocations.c.serial).limit(_MAX_ROWS))
+    reached = known
+    ids: dict[str, set[UUID]] = {"user": set(), "workspace": set()}
+    for serial, previous, kind, ident in rows:
+        if (serial != reached and previous != reached) or kind == _ANYBODY:
+            return None
+        reached = serial
+        if kind in ids:
+            ids[kind].add(UUID(ident))
+    return Scope(frozenset(ids["user"]), frozenset(ids["workspace"])) if reached == generation else None
+
+
+def identity_of(answer: AgentIdentity | UserToken | None) -> AgentIdentity | UserIdentity | None:
+    """Who it is, whatever he came in with."""
+    return answer.user if isinstance(answer, UserToken) else answer
 
 
 def pieces(values: Iterable[T]) -> Iterator[list[T]]:

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from tailnet.store.callers import raise_generation
 from tailnet.store.part import Part, writes
-from tailnet.store.rows import AgentIdentity, UserIdentity, WorkspaceStatus
+from tailnet.store.rows import AgentIdentity, Scope, UserIdentity, WorkspaceStatus
 from tailnet.store.schema import agents, users, workspaces
 
 
@@ -24,6 +24,8 @@ class OutsideTables(Part):
     def put_agent(self, connection: sa.Connection, agent: AgentIdentity, now: datetime) -> bool:
         """Have rows for an agent, its workspace and its owner.  Returns whether anything had to be written."""
         self.database.dialect.lock(connection, "outside")
+        before = _row(connection, agents, agent.id, ["workspace_id"])
+        places = {agent.workspace_id, *(before.values() if before is not None else ())}
         changed = _put_user(connection, agent.owner_id, agent.owner_name, now)
         changed |= _put(
             connection,
@@ -39,7 +41,7 @@ class OutsideTables(Part):
         values = {"workspace_id": agent.workspace_id, "name": agent.name, "parent_id": parent}
         changed |= _put(connection, agents, agent.id, values, {"token_digest": _no_token(agent)}, now)
         if changed:
-            raise_generation(connection)
+            raise_generation(connection, Scope(frozenset((agent.owner_id,)), frozenset(places)))
         return changed
 
     @writes
@@ -52,7 +54,7 @@ class OutsideTables(Part):
         if _row(connection, users, user.id, ["id"]) is not None:
             return False
         _put_user(connection, user.id, user.username, now)
-        raise_generation(connection)
+        raise_generation(connection, Scope(users=frozenset((user.id,))))
         return True
 
 

@@ -17,16 +17,18 @@ from tailnet.store.administration.audit import AuditTables
 from tailnet.store.database import Database
 from tailnet.store.part import Part, notes, reads
 from tailnet.store.reports import line_size
-from tailnet.store.schema import agent_connections, agent_logs, agent_stats, agents, events, user_tokens
+from tailnet.store.schema import agent_connections, agent_logs, agent_stats, agents, events, revocations, user_tokens
 
 # Rows of one step: some five milliseconds of the writer's time, with their three indexes.
 STEP_ROWS: Final = 1_000
 # An expired token is told so, and by whom that was, for as long as somebody may still wonder.
 TOKENS_KEPT: Final = timedelta(days=30)
+# Servers look for changes each second; one that was stopped for longer forgets everybody.
+REVOCATIONS_KEPT: Final = timedelta(hours=1)
 
 
 # What is removed, by the names of its steps.
-REMOVED: Final = ("stats", "logs", "sessions", "events", "tokens", "audit")
+REMOVED: Final = ("stats", "logs", "sessions", "events", "tokens", "audit", "revocations")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,7 @@ class RetentionTables(Part):
             Step("sessions", partial(self.due_sessions, now - limits.sessions), self.remove_sessions),
             Step("events", partial(self.due_events, now - limits.events, limits.max_events), self.remove_events),
             Step("audit", partial(self._audit.due, now - limits.audit), self._audit.remove),
+            Step("revocations", partial(self.due_revocations, now - REVOCATIONS_KEPT), self.remove_revocations),
             Step("tokens", partial(self.due_tokens, now - TOKENS_KEPT), self.remove_tokens),
         ]
 
@@ -145,6 +148,18 @@ class RetentionTables(Part):
     def remove_events(self, connection: sa.Connection, numbers: Sequence[int]) -> int:
         """Returns how many there were."""
         return connection.execute(events.delete().where(events.c.id.in_(numbers))).rowcount
+
+    @reads
+    def due_revocations(self, connection: sa.Connection, before: datetime) -> list[int]:
+        """Numbers of changes of callers that every server has heard of."""
+        table = revocations.c
+        oldest = sa.select(table.serial).where(table.at < before).order_by(table.serial).distinct().limit(STEP_ROWS)
+        return list(connection.execute(oldest).scalars())
+
+    @notes
+    def remove_revocations(self, connection: sa.Connection, serials: Sequence[int]) -> int:
+        """Returns how many rows there were."""
+        return connection.execute(revocations.delete().where(revocations.c.serial.in_(serials))).rowcount
 
     @reads
     def due_tokens(self, connection: sa.Connection, before: datetime) -> list[str]:

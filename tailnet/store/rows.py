@@ -142,6 +142,27 @@ class UserToken:
 
 
 @dataclass(frozen=True, slots=True)
+class Scope:
+    """Whom changes of callers were about: users with their tokens, and workspaces with their agents and grants."""
+
+    users: frozenset[UUID] = frozenset()
+    workspaces: frozenset[UUID] = frozenset()
+
+    def concerns(self, caller: AgentIdentity | UserIdentity | None) -> bool:
+        """Whether this caller may be another one now.
+
+        Nobody knows that of strangers, nor of a sub-agent: it goes with its parent, wherever that is.
+        """
+        if isinstance(caller, AgentIdentity):
+            is_in = caller.workspace_id in self.workspaces or caller.owner_id in self.users
+            return is_in or caller.parent_id is not None
+        return caller is None or caller.id in self.users or not self.workspaces.isdisjoint(caller.grants)
+
+    def __or__(self, other: "Scope") -> "Scope":
+        return Scope(self.users | other.users, self.workspaces | other.workspaces)
+
+
+@dataclass(frozen=True, slots=True)
 class AgentRow:
     """One agent with all that is known of it."""
 

@@ -18,7 +18,7 @@ from tailnet.types import PeerID
 
 # The newest file in migrations/versions.  Kept as a constant so that an up-to-date store opens without importing
 # Alembic.
-HEAD_REVISION: Final = "0012"
+HEAD_REVISION: Final = "0013"
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
@@ -133,6 +133,18 @@ counters = sa.Table(
     metadata,
     sa.Column("name", Text, primary_key=True),
     sa.Column("value", sa.BigInteger, nullable=False),
+)
+
+# Whom a change of callers was about, so that who has others at hand keeps them: the counter `callers` went from
+# `previous` to `serial`.  A change without rows, of an older release for example, was about anybody.
+revocations = sa.Table(
+    "revocations",
+    metadata,
+    sa.Column("serial", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("kind", Text, primary_key=True),  # "user", "workspace", or "anybody"
+    sa.Column("id", Text, primary_key=True),
+    sa.Column("previous", sa.BigInteger, nullable=False),
+    sa.Column("at", UtcTime, nullable=False, index=True),
 )
 
 users = sa.Table(

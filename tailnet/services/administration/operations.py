@@ -15,7 +15,7 @@ from tailnet.store.administration.kinds import AGENT, TOKEN, USER
 from tailnet.store.administration.values import ANY, Match, Result, Wanted, etag_of
 from tailnet.store.issued import keep_for_grace, revoke_issued
 from tailnet.store.keys import add_key, drop_key, find_keys, signer
-from tailnet.store.rows import SigningKey
+from tailnet.store.rows import Scope, SigningKey
 
 Operation = Callable[[Changes], Answer]
 
@@ -134,7 +134,7 @@ def rotate_key(purpose: str) -> Operation:
         _insist_on_rotated(purpose)
         fresh = add_key(changes.connection, purpose, changes.now, secrets.token_bytes)
         changes.account.note("rotate", "key", fresh.id, None, {"purpose": purpose})
-        changes.touch()
+        changes.touch(Scope())  # nobody, but keys are read again
         shown = keys_shown(purpose, find_keys(changes.connection)[purpose], changes.now)
         return Answer(_CREATED, next(each for each in shown if each["id"] == fresh.id))
 
@@ -154,7 +154,7 @@ def revoke_key(key_id: str) -> Operation:
             raise AdministrationError(Fault.CONFLICT, "no other key could sign: rotate first, and then revoke this one")
         drop_key(changes.connection, key_id)
         changes.account.note("revoke", "key", key_id, {"purpose": purpose})
-        changes.touch()
+        changes.touch(Scope())  # nobody, but keys are read again
         return Answer(_NO_CONTENT)
 
     return operation

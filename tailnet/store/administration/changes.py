@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from tailnet.errors import AdministrationError, Fault
 from tailnet.store.administration.audit import Account, shown, shown_id
-from tailnet.store.administration.kinds import AGENT, APP, GRANT, SCRIPT, Kind
+from tailnet.store.administration.kinds import AGENT, APP, GRANT, SCRIPT, TOKEN, USER, WORKSPACE, Kind
 from tailnet.store.administration.reading import read_row
 from tailnet.store.administration.values import ANY, Actor, Match, Outcome, Result, Wanted, etag_of
 from tailnet.store.callers import pieces, raise_generation
@@ -22,7 +22,7 @@ from tailnet.store.database import Database
 from tailnet.store.definitions import MAX_DEFINITION_BYTES, MAX_ITEMS, definition_bytes, read_one
 from tailnet.store.importing_definitions import ID_TABLES, put_definitions
 from tailnet.store.issued import revoke_issued
-from tailnet.store.rows import MAX_GRANTS_PER_USER, first_health
+from tailnet.store.rows import MAX_GRANTS_PER_USER, Scope, first_health
 from tailnet.store.schema import (
     agent_apps,
     agent_scripts,
@@ -59,6 +59,7 @@ class Changes:
         self.now = now
         self.account = Account(actor, now)
         self._touched = False
+        self._scope = Scope()
         database.dialect.lock(connection, LOCK)
 
     def put(self, kind: Kind, wanted: Sequence[Wanted]) -> list[Outcome]:
@@ -67,8 +68,9 @@ class Changes:
         outcomes = [batch.judge(each) for each in wanted]
         batch.write()
         outcomes = batch.write_definitions(outcomes)
-        if kind.of_callers and any(each.result is not Result.UNCHANGED for each in outcomes if each.error is None):
-            self.touch()
+        for each, outcome in zip(wanted, outcomes, strict=True):
+            if kind.of_callers and outcome.error is None and outcome.result is not Result.UNCHANGED:
+                self.touch(_scope_of(kind, each.id, batch.before(each), {**each.if_new, **each.values}))
         return outcomes
 
     def put_one(self, kind: Kind, wanted: Wanted) -> Outcome:
@@ -85,10 +87,14 @@ class Changes:
             self.connection, kind, ident
         )
         target = shown_id(ident)
+        scope = _scope_of(kind, ident, row)
+        if kind is USER:  # what others may do on his workspaces goes with these
+            owned = sa.select(workspaces.c.id).where(workspaces.c.owner_id == ident)
+            scope |= Scope(workspaces=frozenset(self.connection.execute(owned).scalars()))
         self.connection.execute(kind.table.delete().where(kind.is_one(ident)))
         self.account.note(action, kind.name, target, before)
         if kind.of_callers:
-            self.touch()
+            self.touch(scope)
 
     def row(self, kind: Kind, ident: Any) -> Mapping[str, Any] | None:
         """One, with its digest, for whoever decides by it."""
@@ -102,16 +108,30 @@ class Changes:
             raise not_found(kind, ident)
         return row
 
-    def touch(self) -> None:
-        """Callers are others now: caches forget at the commit, and whoever lost a right is sent away."""
+    def touch(self, scope: Scope) -> None:
+        """Callers are others now: caches forget at the commit, and whoever of them lost a right is sent away."""
         self._touched = True
+        self._scope |= scope
 
     def finish(self) -> None:
         """Write the account, and have every server hear of it."""
         self.account.write(self.connection)
         if self._touched:
             self._touched = False
-            raise_generation(self.connection)
+            raise_generation(self.connection, self._scope)
+
+
+def _scope_of(kind: Kind, ident: Any, *rows: Mapping[str, Any]) -> Scope:
+    """Whom the change of one is about; `rows`: what it was, and what it is to be."""
+    if kind is USER:
+        return Scope(users=frozenset((ident,)))
+    if kind is GRANT:
+        return Scope(users=frozenset((ident[1],)))
+    if kind is WORKSPACE:
+        return Scope(workspaces=frozenset((ident,)))
+    name = "user_id" if kind is TOKEN else "workspace_id"
+    found = frozenset(row[name] for row in rows if name in row)
+    return Scope(users=found) if kind is TOKEN else Scope(workspaces=found)
 
 
 def count_dependents(connection: sa.Connection, kind: Kind, ident: Any) -> dict[str, int]:
@@ -135,6 +155,7 @@ class _Batch:
         self._connection = changes.connection
         self._kind = kind
         self._rows = {kind.ident(row): row for row in self._existing(wanted)}
+        self._before: dict[Any, Mapping[str, Any]] = dict(self._rows)
         self._known = {
             name: self._referred(table, {each.values[name] for each in wanted if each.values.get(name) is not None})
             for name, table in kind.references.items()
@@ -149,6 +170,10 @@ class _Batch:
         self._noted: dict[Any, dict[str, Any]] = {}  # rows of the account
 
     # --- what is known
+
+    def before(self, wanted: Wanted) -> Mapping[str, Any]:
+        """As it was; empty if it was not there."""
+        return self._before.get(wanted.id, {})
 
     def _existing(self, wanted: Sequence[Wanted]) -> Iterable[dict[str, Any]]:
         kind = self._kind

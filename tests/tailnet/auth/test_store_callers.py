@@ -1,7 +1,9 @@
 """Callers from a real store: every refusal, storms in few queries, changes seen within a second, a store that fails."""
 
+import random
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
 from uuid import UUID
@@ -13,15 +15,21 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tailnet import refusals
 from tailnet.auth import store_callers
-from tailnet.auth.callers import CHECK_SECONDS, STALE_SECONDS, at_once, user_of_agent_route
+from tailnet.auth.callers import CHECK_SECONDS, STALE_SECONDS, Credential, at_once, user_of_agent_route
 from tailnet.auth.recent import RecentAnswers
 from tailnet.auth.store_callers import StoreCallers
-from tailnet.errors import StoreError, StoreTrouble
+from tailnet.errors import AdministrationError, StoreError, StoreTrouble
 from tailnet.refusals import Refused
-from tailnet.store.rows import UserIdentity
+from tailnet.services.administration import operations
+from tailnet.services.administration.resources import RESOURCES
+from tailnet.services.administration.service import Administration
+from tailnet.store.rows import AgentIdentity, Right, UserIdentity, WorkspaceStatus
+from tailnet.store.schema import counters, users
 from tailnet.store.sqlite import MAX_READERS
 from tailnet.store.store import Store
-from tailnet.tokens import parse_user_token
+from tailnet.tokens import agent_token_digest, parse_user_token
+from tailnet.types import PeerID
+from tests.support.administration import ACTOR, grant, patch, put
 from tests.support.seeds import NOW, AgentSpec, agent_token, fill, make_id, peer_id, seed_document, user_token
 
 pytestmark = pytest.mark.stores
@@ -365,3 +373,96 @@ def test_get_agent_by_token_and_the_cache_agree(store: Store) -> None:
         assert await StoreCallers(store).agent(agent_token("main")) == identity
 
     trio.run(ask)
+
+
+# --- whom a change was about
+
+
+EVERYBODY = ("alice", "bob")
+AGENTS = ("main", "gpu", "web", "new", "sub")
+
+
+def some_change(store: Store, luck: random.Random) -> None:
+    """One of all that administration, agents and the control plane change, and what an older release does."""
+    work = Administration(store)
+    user, agent, workspace = luck.choice(EVERYBODY), luck.choice(AGENTS), luck.choice(("dev", "shop"))
+    token = parse_user_token(user_token(user))
+    identity = AgentIdentity(
+        peer_id(agent), f"{agent}{luck.random()}", None, make_id(workspace), workspace, make_id(user), user
+    )
+    put_agent = partial(put, work, "agent", make_id(agent), name=agent, workspace_id=str(make_id(workspace)))
+
+    def as_an_older_release() -> None:
+        with store.writing() as connection:
+            connection.execute(users.update().where(users.c.username == user).values(active=luck.random() < 0.5))
+            connection.execute(counters.update().values(value=counters.c.value + 1 + luck.randrange(1000)))
+
+    luck.choice(
+        (
+            lambda: store.callers.update_user(make_id(user), NOW, active=luck.random() < 0.8),
+            lambda: patch(work, "user", make_id(user), role=luck.choice(("user", "admin"))),
+            lambda: store.callers.delete_user_token(token.id),
+            lambda: store.callers.add_user_token(make_id(user), token.id, token.secret_digest, NOW),
+            lambda: work.do(ACTOR, operations.revoke_tokens(make_id(user))),
+            lambda: work.do(ACTOR, operations.delete(RESOURCES["user"], make_id(user))),
+            lambda: put(work, "user", make_id(user), username=user),
+            lambda: put(work, "workspace", make_id(workspace), name=workspace, owner_id=str(make_id(user))),
+            lambda: store.callers.set_workspace_status(make_id(workspace), luck.choice(tuple(WorkspaceStatus)), NOW),
+            lambda: store.callers.delete_workspace(make_id(workspace)),
+            lambda: put_agent(token=agent_token(agent)),
+            lambda: put_agent(token=str(make_id(f"{luck.random()}"))),
+            lambda: patch(work, "agent", make_id(agent), workspace_id=str(make_id(workspace))),
+            lambda: store.callers.delete_agent(peer_id(agent)),
+            lambda: store.callers.add_sub_agent(
+                peer_id(agent), peer_id("sub"), agent_token_digest(agent_token("sub")), "sub", NOW
+            ),
+            lambda: store.callers.delete_sub_agent(peer_id(agent), peer_id("sub")),
+            lambda: work.do(ACTOR, operations.delete(RESOURCES["agent"], peer_id(agent))),
+            lambda: grant(store, workspace, user, *luck.choice(((), (Right.SSH,), (Right.READ,)))),
+            lambda: store.issued.issue_agent_token(peer_id(agent), luck.randbytes(32), NOW),
+            lambda: work.do(ACTOR, operations.revoke_issued_tokens(peer_id(agent))),
+            lambda: store.outside.put_agent(identity, NOW),
+            lambda: fill(store),
+            as_an_older_release,
+        )
+    )()
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_who_forgets_some_alone_knows_what_one_who_knew_nobody_would(store: Store, wall: Wall, seed: int) -> None:
+    """And whoever lost a right is among those whom the change was about."""
+    fill(store)
+    luck, cache = random.Random(seed), StoreCallers(store, wall)
+    asked: dict[Credential, list[PeerID]] = {agent_token_digest(agent_token(each)): [] for each in AGENTS}
+    asked |= {parse_user_token(user_token(each)): [peer_id(one) for one in AGENTS] for each in EVERYBODY}
+    before = await cache.standing(asked)
+    kept = 0
+    for _ in range(120):
+        seen = cache.changes.count
+        with suppress(AdministrationError, StoreError):
+            some_change(store, luck)
+        now = await cache.standing(asked)
+        anew = await StoreCallers(store, wall).standing(asked)
+        assert (now.callers, now.reached) == (anew.callers, anew.reached)
+        scope = cache.changes.since(seen)
+        kept += scope is not None and cache.changes.count > seen
+        for credential, identity in before.callers.items():
+            reached = [cache.remembered(each) for each in before.reached.get(credential, {})]
+            lost_nothing = now.callers.get(credential) == identity and all(
+                before.rights(credential, each) <= now.rights(credential, each) for each in asked[credential]
+            )
+            assert lost_nothing or scope is None or any(map(scope.concerns, (identity, *reached)))
+        before = now
+    assert kept > 30, "most changes are about somebody"
+
+
+async def test_a_change_about_others_costs_no_question(callers: StoreCallers, store: Store, queries: list[str]) -> None:
+    known = agent_token_digest(agent_token("main")), parse_user_token(user_token("alice"))
+    await callers.standing(dict.fromkeys(known, ()))
+    store.callers.update_user(make_id("bob"), NOW, active=False)
+    queries.clear()
+    standing = await callers.standing(dict.fromkeys(known, ()))
+    assert standing.callers.keys() == set(known)
+    assert [each for each in queries if "counters" not in each and "revocations" not in each] == []
+    store.callers.update_user(make_id("alice"), NOW, active=False)
+    assert (await callers.standing(dict.fromkeys(known, ()))).callers.keys() == {known[0]}

@@ -1,6 +1,7 @@
 """Whoever loses a right while inside loses the sockets, tunnels and streams that went with it, and others hear so."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -280,3 +281,35 @@ async def test_an_expired_token_is_seen_without_any_change(server: CoordinatorSe
         server.callers.store._clock = lambda: NOW + timedelta(days=1001)
         await server.rights.look()
         assert await many.wait_closed() == CloseCode.POLICY_VIOLATION
+
+
+async def test_nobody_is_asked_about_whom_a_change_was_not_about(
+    serve: Callable[..., Awaitable[CoordinatorServer]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rights, "EXPIRY_SECONDS", math.inf)  # when all are asked about anyway
+    monkeypatch.setattr(rights, "CHECK_SECONDS", 0.0)  # no second look, which is at those of some changes together
+    server = await serve()
+    asked: list[object] = []
+    real = server.callers.standing
+
+    async def standing(some: Mapping[Any, Any]) -> Any:
+        asked.extend(some)
+        return await real(some)
+
+    monkeypatch.setattr(server.callers, "standing", standing)
+    credential = parse_user_token(ALICE)
+    async with open_peer(server, MANY_DOOR, ALICE) as client, open_peer(server, MANY_DOOR, user_token("bob")) as bob:
+        theirs = await client.coordinate()
+        # That all callers were read at the start counts as a change of all, which this look is about too.
+        await change(server, lambda store: store.callers.update_user(make_id("bob"), NOW, active=True))
+        await wait_for(lambda: len(asked) > 0)
+        asked.clear()
+        await change(server, lambda store: store.callers.update_user(make_id("bob"), NOW, active=False))
+        assert await bob.wait_closed() == CloseCode.POLICY_VIOLATION
+        assert credential not in asked
+        # An agent that she reaches is a matter of hers.
+        await theirs.tunnel(MAIN)
+        await wait_for(lambda: server.reading().statistics.tunnels == 1)
+        await change(server, lambda store: store.callers.delete_agent(MAIN))
+        await wait_for(lambda: server.reading().revoked_tunnels == 1)
+        assert credential in asked

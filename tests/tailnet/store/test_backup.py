@@ -38,7 +38,16 @@ from tailnet.store.rows import (
     ServerRow,
     StatsReport,
 )
-from tailnet.store.schema import HEAD_REVISION, counters, external_auth_links, git_keys, metadata, replicas, servers
+from tailnet.store.schema import (
+    HEAD_REVISION,
+    counters,
+    external_auth_links,
+    git_keys,
+    metadata,
+    replicas,
+    revocations,
+    servers,
+)
 from tailnet.store.store import Store
 from tests.support.administration import grant
 from tests.support.disks import full_disk
@@ -98,7 +107,7 @@ def content(url: str) -> dict[str, list[Any]]:
                 tuple(row) for row in connection.execute(sa.select(table).order_by(*table.primary_key.columns))
             ]
             for table in metadata.sorted_tables
-            if table not in (servers, replicas, counters)
+            if table not in (servers, replicas, revocations, counters)
         }
     database.close()
     return found

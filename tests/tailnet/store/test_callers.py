@@ -7,9 +7,10 @@ from uuid import UUID
 import pytest
 
 from tailnet.errors import StoreError, StoreTrouble
-from tailnet.store.callers import pieces
+from tailnet.store.callers import MAX_IN_SCOPE, pieces, raise_generation
 from tailnet.store.database import IDS_PER_STATEMENT
-from tailnet.store.rows import NO_GRANTS, AgentIdentity, Grants, Right, Role, WorkspaceStatus
+from tailnet.store.rows import NO_GRANTS, AgentIdentity, Grants, Right, Role, Scope, WorkspaceStatus
+from tailnet.store.schema import counters, revocations
 from tailnet.store.store import Store
 from tailnet.tokens import agent_token_digest, parse_user_token
 from tailnet.types import PeerID
@@ -39,7 +40,7 @@ def test_agents_by_token(filled: Store) -> None:
 
 def test_everybody_at_once(filled: Store) -> None:
     generation, found = filled.callers.read_all_callers(100)
-    assert generation == filled.callers.read_callers(-1, [], [])[0]
+    assert generation == filled.callers.read_callers(-1, [], {})[0]
     assert found[digest("main")] == found[peer_id("main")] == MAIN
     presented = parse_user_token(user_token("alice"))
     assert found[presented.id] == filled.callers.user_tokens([presented.id])[presented.id]
@@ -207,3 +208,42 @@ def test_whether_there_is_anybody(store: Store) -> None:
     assert not store.callers.has_users()
     fill(store)
     assert store.callers.has_users()
+
+
+# --- whom a change was about
+
+
+def scope_since(store: Store, known: int) -> Scope | None:
+    return store.callers.read_callers(known, [], {})[1]
+
+
+def test_changes_say_whom_they_were_about(filled: Store) -> None:
+    known = filled.callers.callers_generation()
+    assert scope_since(filled, known) == Scope()
+    filled.callers.update_user(make_id("alice"), NOW, active=False)
+    between = filled.callers.callers_generation()
+    filled.callers.delete_agent(peer_id("main"))
+    about = Scope(frozenset({make_id("alice")}), frozenset({make_id("dev")}))
+    assert scope_since(filled, known) == about
+    assert scope_since(filled, between) == Scope(workspaces=about.workspaces)
+    # Of another history, and of a cache that has nobody.
+    assert scope_since(filled, between + 1) is None
+    assert scope_since(filled, -1) is None
+    # What was swept is not known any more.
+    with filled.writing() as connection:
+        connection.execute(revocations.delete().where(revocations.c.serial == between))
+    assert scope_since(filled, known) is None
+    assert scope_since(filled, between) == Scope(workspaces=about.workspaces)
+
+
+def test_a_change_of_an_older_release_or_about_very_many_was_about_anybody(filled: Store) -> None:
+    known = filled.callers.callers_generation()
+    with filled.writing() as connection:
+        connection.execute(counters.update().values(value=counters.c.value + 5))
+    assert scope_since(filled, known) is None
+    filled.callers.update_user(make_id("bob"), NOW, active=False)
+    assert scope_since(filled, known) is None
+    assert scope_since(filled, known + 5) == Scope(frozenset({make_id("bob")}))
+    with filled.writing() as connection:
+        raise_generation(connection, Scope(frozenset(make_id(f"user {number}") for number in range(MAX_IN_SCOPE + 1))))
+    assert scope_since(filled, known + 5) is None

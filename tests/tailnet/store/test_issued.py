@@ -66,7 +66,7 @@ def test_an_issued_token_is_as_good_as_the_own_one(filled: Store) -> None:
     digest = agent_token_digest(token)
     own = filled.callers.agent_identities([MAIN])[MAIN]
     assert filled.get_agent_by_token(token) == own
-    assert filled.callers.read_callers(-1, [], [digest])[1][digest] == own
+    assert filled.callers.read_callers(-1, [digest], {})[2][digest] == own
     assert filled.callers.read_all_callers(100)[1][digest] == own
     assert not filled.issued.issue_agent_token(peer_id("nobody"), agent_token_digest(uuid4()), NOW)
 

@@ -1,13 +1,13 @@
 """What is kept no longer is found and removed in small steps: by age, by size, and nothing else with it."""
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import pytest
 
 from tailnet.store import retention as module
 from tailnet.store.reports import EXTERNAL_LOG_SOURCE
-from tailnet.store.retention import STEP_ROWS, TOKENS_KEPT, Retention
+from tailnet.store.retention import REVOCATIONS_KEPT, STEP_ROWS, TOKENS_KEPT, Retention
 from tailnet.store.rows import (
     ConnectionAction,
     ConnectionReport,
@@ -153,6 +153,13 @@ def test_tokens_that_expired_long_ago(filled: Store) -> None:
     assert filled.callers.user_tokens(["old", "young", "good"]).keys() == {"young", "good"}
     # Nobody could use it any more, so nobody need forget anything.
     assert before < added == filled.callers.callers_generation()
+
+
+def test_changes_of_callers_that_every_server_has_heard_of(filled: Store) -> None:
+    filled.callers.update_user(make_id("alice"), NOW, active=False)
+    now = datetime.now(UTC)
+    assert "revocations" not in remove(filled, now=now)
+    assert sum(remove(filled, now=now + REVOCATIONS_KEPT + HOUR)["revocations"]) >= 2
 
 
 def test_the_log_of_a_clock_that_was_ahead_waits_its_time(filled: Store) -> None:
