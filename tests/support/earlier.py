@@ -1,0 +1,45 @@
+"""The program as it was before: vectors/earlier.tar.xz holds the files of a wheel of an earlier commit.
+
+python -m tests.support.earlier COMMIT     makes it anew; where replicas still understand those of that commit
+"""
+
+import io
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from pathlib import Path
+
+from tests.support.gobuild import ROOT
+
+FILES = ROOT / "tests" / "vectors" / "earlier.tar.xz"
+
+
+def unpack(folder: Path) -> Path:
+    """The earlier program's files.  With them in PYTHONPATH, and elsewhere, `-m tailnet` is that one."""
+    with tarfile.open(FILES) as packed:
+        packed.extractall(folder, filter="data")
+    return folder
+
+
+def pack(commit: str) -> None:
+    """Build the wheel of a commit, and keep its files: so packed they take half of what a wheel takes."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        archive = subprocess.run(["git", "archive", commit], cwd=ROOT, capture_output=True, check=True).stdout
+        with tarfile.open(fileobj=io.BytesIO(archive)) as source:
+            source.extractall(folder / "source", filter="data")
+        build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+        subprocess.run([*build, "--wheel-dir", name, str(folder / "source")], check=True)
+        (wheel,) = folder.glob("*.whl")
+        with zipfile.ZipFile(wheel) as files, tarfile.open(FILES, "w:xz") as packed:
+            for each in sorted(files.namelist()):
+                content = files.read(each)
+                entry = tarfile.TarInfo(each)
+                entry.size = len(content)
+                packed.addfile(entry, io.BytesIO(content))
+
+
+if __name__ == "__main__":
+    pack(sys.argv[1])
