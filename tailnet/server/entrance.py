@@ -150,8 +150,10 @@ class Entrance:
         for session in self.fights.handle_timeout(now):
             self._take_turn(session, self._judge)
 
-    def _take_turn(self, session: "_DecidingSession", take: "Callable[[_DecidingSession], None]") -> None:
+    def _take_turn(self, session: "_DecidingSession", take: Callable[["_DecidingSession"], None]) -> None:
         wire = session.wire
+        if wire.session is not session:
+            return  # another one's turn ended it
         try:
             if wire.peer_left():  # a paused wire does not see it
                 raise WireEnded(CloseReason.CLOSED_BY_PEER)
