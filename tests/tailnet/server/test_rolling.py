@@ -74,10 +74,11 @@ class Moving:
         return answer.token
 
     async def _listen(self, call: Coordination) -> None:
-        while not call.ended.is_set() or call.waiting():
-            with suppress(Ended, trio.TooSlowError):  # nobody need say anything for as long as others take
-                update = await call.next()
-                self.told.append((update.id, update.kind))
+        with suppress(Ended):
+            while True:
+                with suppress(trio.TooSlowError):  # others may take long, and there is nothing to tell meanwhile
+                    update = await call.next()
+                    self.told.append((update.id, update.kind))
 
     def kinds(self, other: "Moving") -> list[int]:
         return [kind for ident, kind in self.told if ident == other.peer_id]
