@@ -16,7 +16,6 @@ from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, 
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from typing import Final
 
 import trio
@@ -28,6 +27,7 @@ from derp.text import error_text, host_port
 from derp.transport.alarm import Alarm
 from derp.transport.host import Host
 from derp.transport.listen import open_listener
+from tailnet import __version__
 from tailnet.bus.contract import MAX_REPLICAS, RENEW_SECONDS, Address, Bus, Record
 from tailnet.bus.links import Link, Links, Use
 from tailnet.coordinator.messages import Effect
@@ -96,7 +96,7 @@ class Replicas:
         self.cluster: Cluster[Receiver] = Cluster(
             *(self.id, settings.name, key, secrets.token_bytes, limits),
             wall_clock=time.time,
-            program=version("tailnet-derp"),
+            program=__version__,
         )
         self.bus = bus
         self.records: dict[ReplicaID, Record] = {}
@@ -233,7 +233,7 @@ class Replicas:
         self._hub = hub
         self._ready_at = trio.current_time() + READY_SECONDS
         self._host.flushers.append(self._flush)
-        own = Record(self.id, self.settings.name, self._own_address(), version("tailnet-derp"), time.time())
+        own = Record(self.id, self.settings.name, self._own_address(), __version__, time.time())
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery

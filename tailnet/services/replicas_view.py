@@ -4,12 +4,12 @@ import json
 import socket
 from collections import Counter
 from collections.abc import Callable
-from importlib.metadata import version
 from math import inf
 from typing import Any, Final, Protocol
 
 from derp.server.pages import Page
 from derp.text import host_port
+from tailnet import __version__
 from tailnet.bus.contract import Address, Bus, Record
 from tailnet.bus.links import Link
 from tailnet.health.flaps import Lasting
@@ -110,7 +110,7 @@ def look(replicas: Replicas, now: float) -> ReplicasReading:
         )
 
     return ReplicasReading(
-        version=version("tailnet-derp"),
+        version=__version__,
         others=[describe_other(other) for other in others],
         empty=[EmptyPlace(host_port(*place), problem, apart[place]) for place, problem in empty.items()],
         bus=replicas.bus.kind,
@@ -122,8 +122,11 @@ def look(replicas: Replicas, now: float) -> ReplicasReading:
 def _empty_places(replicas: Replicas) -> dict[Address, str]:
     """Addresses where a replica was, or should be, and none is known now; and why."""
     others = others_of(replicas)
-    known = {place for other in others if (place := _place_of(replicas, other)) is not None}
-    left = {place: "who was there is silent" for place, there in replicas.found.items() if there != replicas.id}
+    here = {*others, replicas.id}
+    # One may have several addresses, of IPv4 and of IPv6.
+    known = {place for place, there in replicas.found.items() if there in here}
+    known |= {place for other in others if (place := _place_of(replicas, other)) is not None}
+    left = dict.fromkeys(replicas.found, "who was there is silent")
     return {place: problem for place, problem in {**left, **replicas.dial_troubles}.items() if place not in known}
 
 

@@ -70,6 +70,7 @@ async def test_a_replica_that_is_gone_is_forgotten_and_its_peers_are_lost(
     first.scope.cancel()
     await client.hears(MAIN, Kind.LOST)
     await wait_for(lambda: not second.replicas.cluster.pairs)
+    assert second.replicas.read().silences >= 1
     assert not client.ended
 
 

@@ -2,11 +2,11 @@
 
 import json
 import socket
-from importlib.metadata import version
 
 import pytest
 import trio
 
+from tailnet import __version__
 from tailnet.bus.contract import Address
 from tailnet.bus.links import Link
 from tailnet.bus.static import StaticBus
@@ -37,7 +37,7 @@ async def test_two_that_are_well_and_what_crosses(nursery: trio.Nursery) -> None
     assert page["places"] == {"{}:{}".format(*first.address): other["name"]}
     assert other["name"].startswith("first (")
     assert (other["state"], other["way"], other["sessions"]) == ("session", "to {}:{}".format(*first.address), 1)
-    assert other["version"] == page["version"] == version("tailnet-derp"), "as it says itself, where no record does"
+    assert other["version"] == page["version"] == __version__, "as it says itself, where no record does"
     assert describe(first.replicas, first.host.now)["replicas"][0]["way"] == "from 127.0.0.1"
     why = explain_peer(second.replicas.coordinator, MAIN, second.host.now)
     assert why[0] == f"{MAIN} is connected to another replica, which says why it knows whom."
@@ -79,6 +79,15 @@ async def test_who_is_silent_and_forgotten_is_missing_where_it_was(
     first.scope.cancel()
     await wait_for(lambda: not second.replicas.cluster.pairs)
     assert missing(second.replicas) == ["{}:{}: who was there is silent".format(*place)]
+
+
+async def test_one_replica_at_two_addresses_is_there_once(nursery: trio.Nursery) -> None:
+    first = await nursery.start(Place(StaticBus([]), "first", ("0.0.0.0", 0)).run)  # loopback has many
+    places = [(host, first.address[1]) for host in ("127.0.0.1", "127.0.0.2")]
+    second = await nursery.start(Place(StaticBus(places), "second", None).run)
+    await together(first, second)
+    await wait_for(lambda: len(second.replicas.found) == 2)
+    assert missing(second.replicas) == []
 
 
 async def test_who_leaves_is_not_missing(nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
