@@ -16,6 +16,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 import trio
+from anyio import BrokenResourceError, ClosedResourceError
 from coredis import Redis
 from coredis import exceptions as replies
 from coredis.commands.constants import CommandName
@@ -54,7 +55,9 @@ RETRY_SECONDS: Final = (0.25, 1.0)
 MAX_WAITING_MESSAGES: Final = 10_000
 _TELL_SECONDS: Final = 60.0
 _ID: Final = re.compile(rb"[0-9a-f]{%d}" % (2 * REPLICA_ID_BYTES))
-_EXPECTED: Final = (replies.RedisError, OSError, EOFError, ConfigError)
+# What coredis leaves of a connection that ended while something was to be sent.
+_ENDED: Final = (ClosedResourceError, BrokenResourceError, EOFError)
+_EXPECTED: Final = (replies.RedisError, OSError, ConfigError, *_ENDED)
 # A server that says so takes no records, and goes on carrying.
 _TAKES_NO_RECORDS: Final = ("OOM", "MISCONF")
 # What a server's refusal means, by its kind or by how it begins, for the operator.
@@ -69,20 +72,25 @@ _BY_KIND: Final[tuple[tuple[type[Exception], str], ...]] = (
     (replies.BusyLoadingError, "it is still loading its data"),
     (replies.MovedError, "it is a node of a cluster that others share: use redis+cluster"),
     (replies.ClusterDownError, "the cluster is down, as a part of it has no node"),
-    (
-        replies.UnknownCommandError,
-        "it is no Redis from 6.0 on and no Valkey, or a sentinel: for that use redis+sentinel",
-    ),
+    (replies.UnknownCommandError, "it does not know a command: it is no sentinel, or a Redis before 6.0"),
 )
 _BY_TEXT: Final = (
     ("OOM", "it is full, so replicas cannot renew their records: raise its maxmemory"),
+    ("Only HELLO messages", "it is a sentinel: use redis+sentinel"),
     ("MISCONF", "it cannot write to its disk, so it takes no records"),
-    ("This instance has cluster support disabled", "it is no cluster: use redis instead of redis+cluster"),
     ("DB index is out of range", "it has no such DB: use /0, or raise its setting `databases`"),
     (
         "Failed to receive acknowledgement of subscription",
         "it does not confirm a subscription: may its user subscribe?",
     ),
+)
+# What to do about it with the options of our address, where the general sentence cannot know them.
+_HINTS: Final = (
+    ("does not trust", "ssl_ca_certs names an authority of your own"),
+    ("is self-signed", "ssl_ca_certs names an authority of your own"),
+    ("CERTIFICATE_REQUIRED", "it asks for a certificate of ours: ssl_certfile and ssl_keyfile name one"),
+    ("ALERT_UNKNOWN_CA", "it does not trust our certificate, which ssl_certfile names"),
+    ("reset the connection", "it may want TLS (rediss), or a certificate of ours (ssl_certfile)"),
 )
 
 
@@ -166,7 +174,7 @@ class RedisBus:
                             self._take(data if isinstance(data, bytes) else b"", watcher)
                         if subscription._receive_stream.statistics().current_buffer_used > MAX_WAITING_MESSAGES:
                             raise TimeoutError("this replica does not keep up with what the bus tells it")
-                    raise EOFError("its subscription ended")
+                    raise EOFError
 
     # Which server.
 
@@ -345,4 +353,9 @@ def _words(error: BaseException) -> str:
     for beginning, words in _BY_TEXT:
         if text.startswith(beginning):
             return f"{words} ({text})"
-    return reason_of(error) if str(error) else f"no answer for {COMMAND_SECONDS:g} s"
+    if isinstance(error, _ENDED):
+        return "its connection ended"
+    if isinstance(error.__cause__, TimeoutError):
+        return f"no answer for {COMMAND_SECONDS:g} s: it is stopped, or only one of us speaks TLS"
+    reason = reason_of(error)
+    return "; ".join([reason, *(hint for part, hint in _HINTS if part in reason)])

@@ -58,7 +58,9 @@ class RedisServer:
     def start(self, *options: str) -> None:
         log_path = self._folder / f"{self.port}.log"
         common = ["--port", str(self.port), "--bind", HOST, "--dir", str(self._folder), "--loglevel", "warning"]
-        command = [*self._command, *common, "--requirepass", PASSWORD, "--masterauth", PASSWORD, *options]
+        # The administrator is there for what a test does to the default user.
+        users = ["--requirepass", PASSWORD, "--user", "admin", "on", f">{PASSWORD}", "~*", "&*", "+@all"]
+        command = [*self._command, *common, *users, "--masterauth", PASSWORD, *options]
         if "--sentinel" not in self._command:
             command += _NOTHING_KEPT
         with log_path.open("ab") as log:
@@ -71,7 +73,18 @@ class RedisServer:
 
     def ask(self, *words: str | int) -> str:
         """What the server answers to a command, as redis-cli shows it to programs."""
-        command = ["redis-cli", "--no-auth-warning", "-h", HOST, "-p", str(self.port), "-a", PASSWORD]
+        command = [
+            "redis-cli",
+            "--no-auth-warning",
+            "-h",
+            HOST,
+            "-p",
+            str(self.port),
+            "--user",
+            "admin",
+            "-a",
+            PASSWORD,
+        ]
         done = subprocess.run(
             [*command, *map(str, words)],
             stdin=subprocess.DEVNULL,
@@ -104,6 +117,27 @@ class RedisServer:
     def _signal(self, number: signal.Signals) -> None:
         assert self._process is not None
         self._process.send_signal(number)
+
+
+class TlsServer(RedisServer):
+    """TLS alone.  It asks whoever connects for a certificate too, as Redis does if nobody forbids it."""
+
+    def __init__(self, folder: Path) -> None:
+        """`folder` has ca.pem, server.pem and server.key for it, own.pem and own.key for us."""
+        named = {"ca-cert": "ca.pem", "cert": "server.pem", "key": "server.key"}
+        files = [part for kind, name in named.items() for part in (f"--tls-{kind}-file", str(folder / name))]
+        super().__init__(folder, *files)
+        self._options = ("--port", "0", "--tls-port", str(self.port))
+
+    def start(self, *options: str) -> None:
+        super().start(*self._options, *options)
+
+    @property
+    def place(self) -> RedisPlace:
+        files = (
+            f"ssl_ca_certs={self._folder}/ca.pem&ssl_certfile={self._folder}/own.pem&ssl_keyfile={self._folder}/own.key"
+        )
+        return redis_place(f"rediss://:{PASSWORD}@{HOST}:{self.port}?{files}")
 
 
 class Sentineled:
@@ -196,7 +230,7 @@ class RedisCluster:
             node.stop()
 
 
-_Server = TypeVar("_Server", RedisServer, Sentineled, RedisCluster)
+_Server = TypeVar("_Server", RedisServer, TlsServer, Sentineled, RedisCluster)
 
 
 def wait_until(is_so: Callable[[], object], explain: Callable[[], str] = lambda: "it did not come about") -> None:

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from tailnet.bus import redis as redis_module
 from tailnet.replica import pair
 from tests.support.missing import missing
 from tests.support.redis import (
@@ -18,7 +19,7 @@ from tests.support.redis import (
 
 
 @contextmanager
-def _or_missing() -> Iterator[None]:
+def or_missing() -> Iterator[None]:
     try:
         yield
     except RedisMissing as error:
@@ -27,25 +28,25 @@ def _or_missing() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with _or_missing(), running(RedisServer(tmp_path_factory.mktemp("redis"))) as server:
+    with or_missing(), running(RedisServer(tmp_path_factory.mktemp("redis"))) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with _or_missing(), running(RedisServer(tmp_path_factory.mktemp("valkey"), program=find_valkey())) as server:
+    with or_missing(), running(RedisServer(tmp_path_factory.mktemp("valkey"), program=find_valkey())) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def sentineled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sentineled]:
-    with _or_missing(), running(Sentineled(tmp_path_factory.mktemp("sentineled"))) as servers:
+    with or_missing(), running(Sentineled(tmp_path_factory.mktemp("sentineled"))) as servers:
         yield servers
 
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
-    with _or_missing(), running(RedisCluster(tmp_path_factory.mktemp("cluster"))) as servers:
+    with or_missing(), running(RedisCluster(tmp_path_factory.mktemp("cluster"))) as servers:
         yield servers
 
 
@@ -53,3 +54,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that is slow is no replica that is silent."""
     monkeypatch.setattr(pair, "SILENCE_SECONDS", 60.0)
+
+
+@pytest.fixture
+def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records are looked at more often, and what failed is tried again sooner: nobody waits for seconds."""
+    monkeypatch.setattr(redis_module, "RENEW_SECONDS", 0.2)
+    monkeypatch.setattr(redis_module, "RETRY_SECONDS", (0.05, 0.1))

@@ -1,13 +1,27 @@
 """Sentinels, clusters and TLS: real ones, and what replicas and their peers notice when the server moves."""
 
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
 import trio
 
 from tailnet.bus.redis import RedisBus
-from tailnet.config.redis_url import RedisPlace
+from tailnet.config.redis_url import Login, RedisPlace, redis_place
 from tailnet.coordinator.messages import Kind
-from tests.support.redis import SERVICE, RedisCluster, Sentineled
+from tailnet.errors import ConfigError
+from tests.support.certificates import issue
+from tests.support.memory_bus import Seen
+from tests.support.redis import HOST, PASSWORD, SERVICE, RedisCluster, RedisServer, Sentineled, TlsServer, running
 from tests.support.replicated import MAIN, Place, Told, meet, together
 from tests.support.tailnet_driver import wait_for
+from tests.tailnet.bus.conftest import or_missing
+from tests.tailnet.bus.test_redis import A, B
+from tests.test_house import ROOT
+
+pytestmark = pytest.mark.usefixtures("brisk", "patient")
 
 
 async def two(nursery: trio.Nursery, where: RedisPlace) -> tuple[Place, Place]:
@@ -32,9 +46,7 @@ async def well(*places: Place) -> None:
     await wait_for(lambda: all(not each.replicas.bus.trouble and len(each.replicas.records) == 2 for each in places))
 
 
-async def test_a_primary_is_killed_and_sentinels_name_another(
-    sentineled: Sentineled, nursery: trio.Nursery, patient: None
-) -> None:
+async def test_a_primary_is_killed_and_sentinels_name_another(sentineled: Sentineled, nursery: trio.Nursery) -> None:
     first, second = await two(nursery, sentineled.place)
     agent, client = await meet(first, second)
     before = sentineled.primary()
@@ -45,9 +57,7 @@ async def test_a_primary_is_killed_and_sentinels_name_another(
     sentineled.start_again(before)
 
 
-async def test_a_primary_hands_over_by_order_of_a_sentinel(
-    sentineled: Sentineled, nursery: trio.Nursery, patient: None
-) -> None:
+async def test_a_primary_hands_over_by_order_of_a_sentinel(sentineled: Sentineled, nursery: trio.Nursery) -> None:
     first, second = await two(nursery, sentineled.place)
     agent, client = await meet(first, second)
     before = sentineled.primary()
@@ -57,7 +67,7 @@ async def test_a_primary_hands_over_by_order_of_a_sentinel(
     await well(first, second)
 
 
-async def test_a_node_of_a_cluster_hands_over(cluster: RedisCluster, nursery: trio.Nursery, patient: None) -> None:
+async def test_a_node_of_a_cluster_hands_over(cluster: RedisCluster, nursery: trio.Nursery) -> None:
     first, second = await two(nursery, cluster.place)
     agent, client = await meet(first, second)
     before = cluster.primary()
@@ -69,7 +79,7 @@ async def test_a_node_of_a_cluster_hands_over(cluster: RedisCluster, nursery: tr
     await wait_for(before.is_replica)
 
 
-async def test_a_node_of_a_cluster_is_killed(cluster: RedisCluster, nursery: trio.Nursery, patient: None) -> None:
+async def test_a_node_of_a_cluster_is_killed(cluster: RedisCluster, nursery: trio.Nursery) -> None:
     first, second = await two(nursery, cluster.place)
     agent, client = await meet(first, second)
     before = cluster.primary()
@@ -79,3 +89,116 @@ async def test_a_node_of_a_cluster_is_killed(cluster: RedisCluster, nursery: tri
     await crosses(first, agent, client, "a2")
     await well(first, second)
     before.start()
+
+
+def rules(cluster: str) -> dict[str, list[str]]:
+    """What the manual lists for the user of a server, of a cluster's nodes and of sentinels."""
+    text = (ROOT / "docs" / "replicas.md").read_text()
+    found = [each.replace("<cluster>", cluster).split() for each in re.findall(r"`([^`]*resetkeys[^`]*)`", text)]
+    return dict(zip(("server", "cluster", "sentinel"), found, strict=True))
+
+
+async def works(place: RedisPlace) -> None:
+    """Two replicas see each other there, and one's frame reaches the other."""
+    one, other, seen, heard = RedisBus(place, "ours"), RedisBus(place, "ours"), Seen(), Seen()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(one.run, A, seen)
+        nursery.start_soon(other.run, B, heard)
+        await seen.wait(lambda: seen.carrier and heard.carrier and len(seen.records) == 2)
+        assert await one.send(B.replica, [b"frame"])
+        await heard.wait(lambda: heard.frames)
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_rules_of_the_manual_are_enough_in_a_cluster(cluster: RedisCluster) -> None:
+    for node in cluster.nodes:
+        node.ask("acl", "log", "reset")
+        assert node.ask("acl", "setuser", "replica", "on", f">{PASSWORD}", *rules("ours")["cluster"]) == "OK"
+    await works(replace(cluster.place, login=Login("replica", PASSWORD)))
+    assert [node.ask("acl", "log") for node in cluster.nodes] == [""] * 4
+
+
+async def test_the_rules_of_the_manual_are_enough_at_sentinels(sentineled: Sentineled) -> None:
+    for server, whose in ((sentineled.sentinel, "sentinel"), *((each, "server") for each in sentineled.servers)):
+        server.ask("acl", "log", "reset")
+        words = [*rules("ours")[whose], *(["+select"] if whose == "server" else [])]
+        assert server.ask("acl", "setuser", "replica", "on", f">{PASSWORD}", *words) == "OK"
+    login = Login("replica", PASSWORD)
+    await works(replace(sentineled.place, login=login, sentinel_login=login))
+    assert [each.ask("acl", "log") for each in (sentineled.sentinel, sentineled.primary())] == ["", ""]
+
+
+async def test_an_address_of_another_kind_is_said(
+    redis: RedisServer, sentineled: Sentineled, cluster: RedisCluster, nursery: trio.Nursery
+) -> None:
+    sentinels = sentineled.place
+    for place, says in (
+        (cluster.nodes[1].place, "use redis+cluster"),
+        (sentineled.sentinel.place, "it is a sentinel: use redis+sentinel"),
+        (
+            replace(sentinels, addresses=((HOST, redis.port),)),
+            "it is no sentinel",
+        ),
+        (replace(sentinels, service="another"), "it knows no primary called another"),
+        (replace(sentinels, sentinel_login=Login()), "it asks for a password"),
+        (replace(redis.place, db=99), "it has no such DB"),
+    ):
+        bus = RedisBus(place, "moving")
+        nursery.start_soon(bus.run, A, Seen())
+        await wait_for(lambda: says in bus.trouble)  # noqa: B023  # called in place
+
+
+@pytest.fixture(scope="module")
+def encrypted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsServer]:
+    folder, authority = tmp_path_factory.mktemp("encrypted"), issue(common_name="ours", is_authority=True)
+    (folder / "ca.pem").write_bytes(authority.pem)
+    for name, issued in (("server", issue("redis.invalid", HOST, issuer=authority)), ("own", issue(issuer=authority))):
+        (folder / f"{name}.pem").write_bytes(issued.pem)
+        (folder / f"{name}.key").write_bytes(issued.key_pem)
+    with or_missing(), running(TlsServer(folder)) as server:
+        yield server
+
+
+async def test_over_tls_by_an_authority_of_our_own(encrypted: TlsServer, nursery: trio.Nursery) -> None:
+    first, second = await two(nursery, encrypted.place)
+    agent, client = await meet(first, second)
+    await crosses(first, agent, client, "a2")
+
+
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        ("another authority", "ssl_ca_certs names an authority of your own"),
+        ("the system's authorities", "ssl_ca_certs names an authority of your own"),
+        ("no certificate", "a certificate of ours"),
+        ("no TLS", "it may want TLS (rediss)"),
+        ("another name", "its certificate is for another name"),
+    ],
+)
+async def test_what_is_wrong_with_tls_is_said(
+    what: str, says: str, encrypted: TlsServer, tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    (tmp_path / "other.pem").write_bytes(issue(common_name="another", is_authority=True).pem)
+    place = encrypted.place
+    changed = {
+        "another authority": replace(place, ca_file=tmp_path / "other.pem"),
+        "the system's authorities": replace(place, ca_file=None),
+        "no certificate": replace(place, certificate_file=None, key_file=None),
+        "no TLS": replace(place, is_tls=False),
+        "another name": replace(place, addresses=(("localhost", encrypted.port),)),
+    }
+    bus, seen = RedisBus(changed[what], "x"), Seen()
+    nursery.start_soon(bus.run, A, seen)
+    await seen.wait(lambda: says in bus.trouble)
+    assert seen.carrier is False
+
+
+async def test_files_that_are_no_certificates_are_told_at_the_start(tmp_path: Path) -> None:
+    place = redis_place("rediss://redis.example")
+    (tmp_path / "text").write_text("hello")
+    with pytest.raises(ConfigError, match=r"ssl_ca_certs: .*missing: holds no certificates: No such file"):
+        RedisBus(replace(place, ca_file=tmp_path / "missing"), "x")
+    with pytest.raises(ConfigError, match=r"ssl_ca_certs: .*text: holds no certificates"):
+        RedisBus(replace(place, ca_file=tmp_path / "text"), "x")
+    with pytest.raises(ConfigError, match=r"ssl_certfile: .* are no certificate with its key"):
+        RedisBus(replace(place, certificate_file=tmp_path / "text", key_file=tmp_path / "text"), "x")

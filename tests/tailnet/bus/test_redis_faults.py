@@ -1,0 +1,139 @@
+"""A Redis that refuses, in each of its ways: sessions stay, what is wrong is said in words, and all heals by itself."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from tailnet.bus import redis as module
+from tailnet.bus.redis import RedisBus
+from tailnet.coordinator.messages import Kind
+from tests.support.memory_bus import Seen
+from tests.support.redis import HOST, PASSWORD, RedisServer, running
+from tests.support.replicated import MAIN, Place, Told, meet, together
+from tests.support.tailnet_driver import wait_for
+from tests.tailnet.bus.conftest import or_missing
+from tests.tailnet.bus.test_redis import A
+
+pytestmark = pytest.mark.usefixtures("brisk", "patient")
+# How a server is made to refuse, by its own commands, what is said then, and what ends it.
+Fault = tuple[tuple[str, ...], str, tuple[str, ...]]
+FAULTS: dict[str, Fault] = {
+    "made a replica": (("replicaof", HOST, "1"), "it is a replica, which takes no writes", ("replicaof", "no", "one")),
+    "another password": (
+        ("config", "set", "requirepass", "another"),
+        "it does not take this name and password",
+        ("config", "set", "requirepass", PASSWORD),
+    ),
+    "a right less": (
+        ("acl", "setuser", "default", "-sadd"),
+        "its user lacks a right that docs/replicas.md lists",
+        ("acl", "setuser", "default", "+sadd"),
+    ),
+    "no such channel": (
+        ("acl", "setuser", "default", "resetchannels"),
+        "its user lacks a right that docs/replicas.md lists",
+        ("acl", "setuser", "default", "allchannels"),
+    ),
+    "no subscriptions": (
+        ("acl", "setuser", "default", "-subscribe"),
+        "it does not confirm a subscription: may its user subscribe?",
+        ("acl", "setuser", "default", "+subscribe"),
+    ),
+}
+
+
+@asynccontextmanager
+async def met(server: RedisServer) -> AsyncIterator[tuple[Place, Place, Told, Told]]:
+    """Two replicas that only this server connects, and two peers of theirs who know each other."""
+    async with trio.open_nursery() as nursery:
+        first, second = (Place(RedisBus(server.place, "faults"), name, None) for name in ("first", "second"))
+        for place in (first, second):
+            await nursery.start(place.run)
+        await together(first, second)
+        agent, client = await meet(first, second)
+        yield first, second, agent, client
+        assert Kind.LOST not in client.kinds(MAIN)
+        assert not agent.ended
+        assert not client.ended
+        nursery.cancel_scope.cancel()
+
+
+async def says(place: Place, words: str) -> None:
+    """As `tailnet replicas` and /debug/replicas show it."""
+    await wait_for(lambda: words in place.replicas.bus.trouble)
+
+
+async def is_well(*places: Place) -> None:
+    await wait_for(lambda: all(not each.replicas.bus.trouble and len(each.replicas.records) == 2 for each in places))
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_a_server_that_refuses(fault: str, redis: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    begin, words, end = FAULTS[fault]
+    async with met(redis) as (first, second, agent, client):
+        assert redis.ask(*begin) == "OK"
+        redis.ask("client", "kill", "type", "pubsub")
+        redis.ask("client", "kill", "type", "normal")
+        try:
+            await says(first, words)
+            assert words in caplog.text
+            first.node(agent, "a2")
+        finally:
+            assert redis.ask(*end) == "OK"
+        await client.hears(MAIN, Kind.NODE, "a2")
+        await is_well(first, second)
+
+
+async def test_a_full_server_takes_no_records_and_carries(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LEASE_SECONDS", 2.0)
+    async with met(redis) as (first, second, agent, client):
+        assert redis.ask("config", "set", "maxmemory", "1mb") == "OK"
+        try:
+            await says(first, "it is full, so replicas cannot renew their records: raise its maxmemory")
+            first.node(agent, "a2")
+            await client.hears(MAIN, Kind.NODE, "a2")
+            await wait_for(lambda: not first.replicas.records)
+            first.node(agent, "a3")
+            await client.hears(MAIN, Kind.NODE, "a3")
+        finally:
+            assert redis.ask("config", "set", "maxmemory", "0") == "OK"
+        await is_well(first, second)
+
+
+async def test_a_server_that_is_emptied(redis: RedisServer) -> None:
+    async with met(redis) as (first, second, agent, client):
+        assert redis.ask("flushall") == "OK"
+        first.node(agent, "a2")
+        await client.hears(MAIN, Kind.NODE, "a2")
+        await is_well(first, second)
+        assert first.replicas.session_count == 1
+
+
+async def test_a_server_that_is_stopped_and_goes_on(redis: RedisServer) -> None:
+    async with met(redis) as (first, second, agent, client):
+        redis.pause()
+        try:
+            await says(first, "no answer for 2 s")
+            first.node(agent, "a2")
+        finally:
+            redis.go_on()
+        await client.hears(MAIN, Kind.NODE, "a2")
+        await is_well(first, second)
+
+
+async def test_a_server_that_loads_its_data(tmp_path: Path, nursery: trio.Nursery) -> None:
+    server = RedisServer(tmp_path, "--rdbcompression", "no")
+    fill = "for i = 1, 500 do redis.call('set', 'key' .. i, string.rep('x', 4096)) end return 'OK'"
+    with or_missing(), running(server):
+        assert server.ask("eval", fill, 0) == server.ask("save") == "OK"
+        server.kill()
+        # 200 ms for each key until somebody says otherwise; in between it answers.
+        server.start("--key-load-delay", "200000", "--loading-process-events-interval-bytes", "1024")
+        bus, seen = RedisBus(server.place, "loading"), Seen()
+        nursery.start_soon(bus.run, A, seen)
+        await wait_for(lambda: "it is still loading its data" in bus.trouble)
+        assert server.ask("config", "set", "key-load-delay", "0") == "OK"
+        await wait_for(lambda: seen.carrier and not bus.trouble)
