@@ -45,7 +45,7 @@ def sentineled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sentineled]
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
+def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
     with or_missing(), running(RedisCluster(tmp_path_factory.mktemp("cluster"))) as servers:
         yield servers
 

@@ -67,25 +67,25 @@ async def test_a_primary_hands_over_by_order_of_a_sentinel(sentineled: Sentinele
     await well(first, second)
 
 
-async def test_a_node_of_a_cluster_hands_over(cluster: RedisCluster, nursery: trio.Nursery) -> None:
-    first, second = await two(nursery, cluster.place)
+async def test_a_node_of_a_cluster_hands_over(redis_cluster: RedisCluster, nursery: trio.Nursery) -> None:
+    first, second = await two(nursery, redis_cluster.place)
     agent, client = await meet(first, second)
-    before = cluster.primary()
+    before = redis_cluster.primary()
     assert before is not None
-    await wait_for(lambda: cluster.spare().ask("cluster", "failover") == "OK")
-    await wait_for(lambda: cluster.primary() not in (before, None))
+    await wait_for(lambda: redis_cluster.spare().ask("cluster", "failover") == "OK")
+    await wait_for(lambda: redis_cluster.primary() not in (before, None))
     await crosses(first, agent, client, "a2")
     await well(first, second)
     await wait_for(before.is_replica)
 
 
-async def test_a_node_of_a_cluster_is_killed(cluster: RedisCluster, nursery: trio.Nursery) -> None:
-    first, second = await two(nursery, cluster.place)
+async def test_a_node_of_a_cluster_is_killed(redis_cluster: RedisCluster, nursery: trio.Nursery) -> None:
+    first, second = await two(nursery, redis_cluster.place)
     agent, client = await meet(first, second)
-    before = cluster.primary()
+    before = redis_cluster.primary()
     assert before is not None
     before.kill()
-    await wait_for(lambda: cluster.primary() not in (before, None))
+    await wait_for(lambda: redis_cluster.primary() not in (before, None))
     await crosses(first, agent, client, "a2")
     await well(first, second)
     before.start()
@@ -110,12 +110,12 @@ async def works(place: RedisPlace) -> None:
         nursery.cancel_scope.cancel()
 
 
-async def test_the_rules_of_the_manual_are_enough_in_a_cluster(cluster: RedisCluster) -> None:
-    for node in cluster.nodes:
+async def test_the_rules_of_the_manual_are_enough_in_a_cluster(redis_cluster: RedisCluster) -> None:
+    for node in redis_cluster.nodes:
         node.ask("acl", "log", "reset")
         assert node.ask("acl", "setuser", "replica", "on", f">{PASSWORD}", *rules("ours")["cluster"]) == "OK"
-    await works(replace(cluster.place, login=Login("replica", PASSWORD)))
-    assert [node.ask("acl", "log") for node in cluster.nodes] == [""] * 4
+    await works(replace(redis_cluster.place, login=Login("replica", PASSWORD)))
+    assert [node.ask("acl", "log") for node in redis_cluster.nodes] == [""] * 4
 
 
 async def test_the_rules_of_the_manual_are_enough_at_sentinels(sentineled: Sentineled) -> None:
@@ -129,11 +129,11 @@ async def test_the_rules_of_the_manual_are_enough_at_sentinels(sentineled: Senti
 
 
 async def test_an_address_of_another_kind_is_said(
-    redis: RedisServer, sentineled: Sentineled, cluster: RedisCluster, nursery: trio.Nursery
+    redis: RedisServer, sentineled: Sentineled, redis_cluster: RedisCluster, nursery: trio.Nursery
 ) -> None:
     sentinels = sentineled.place
     for place, says in (
-        (cluster.nodes[1].place, "use redis+cluster"),
+        (redis_cluster.nodes[1].place, "use redis+cluster"),
         (sentineled.sentinel.place, "it is a sentinel: use redis+sentinel"),
         (
             replace(sentinels, addresses=((HOST, redis.port),)),
