@@ -65,7 +65,9 @@ def test_replicas_are_locked_down_and_have_time_to_drain() -> None:
         replica = document()["services"][service]
         assert (replica["read_only"], replica["cap_drop"]) == (True, ["ALL"])
         assert replica["entrypoint"] == ["tailnet", "serve"]
-        assert int(replica["stop_grace_period"].removesuffix("s")) > CoordinatorConfig().drain_seconds
+        config = CoordinatorConfig()
+        needed = config.replica_notice_seconds + config.replica_drain_seconds + config.drain_seconds
+        assert int(replica["stop_grace_period"].removesuffix("s")) > needed
         assert (FILE.parent / replica["build"]["context"] / replica["build"]["dockerfile"]).exists()
 
 
