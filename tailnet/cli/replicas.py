@@ -30,7 +30,7 @@ def replicas(url: str | None, token_file: str | None, as_json: bool) -> None:
 
     Their state and for how long, the way to each, how long what it says is on its way, its version and peers, the
     sessions with it since it is known, and what waits for it.  Below that what is wrong, as `tailnet health` has it:
-    docs/replicas.md has every code.
+    docs/health.md has every code.
 
     Exit status 0: all are there; 1: one is missing, or something is wrong; 2: the server cannot be asked.
     """

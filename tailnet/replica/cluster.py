@@ -44,7 +44,7 @@ from tailnet.types import PeerID
 # CAME, GONE and WHO to all: at most 50 such frames a second and pair, each of which wakes a process (400 us at both
 # ends).
 HOLD_SECONDS: Final = 0.020
-# From a link within a machine to one that loses all: the last limit is a silence of SILENCE_SECONDS and more.
+# Of how long beats are on their way: from a link within a machine to a replica that is about to be called silent.
 DELAY_LIMITS_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, inf)
 # Its deadlines are a second apart at the most, so one that comes this late says that we were stopped, not the others.
 SLEPT_SECONDS: Final = 1.5

@@ -546,7 +546,7 @@ class Replicas:
                     self._carry_out(self.cluster.forget(other, now), now)
                     self.leaving.discard(other)
                     self._forget_shared(other)
-                replicas_view.look(self, now)  # so that it is known since when
+                replicas_view.lasting(self, now)
             for other, why in self.cluster.refused.items():
                 more = self._rarely.held_back("refused", trio.current_time())
                 if more is not None:

@@ -83,12 +83,21 @@ def missing(replicas: Replicas) -> list[str]:
     return found + [f"{host_port(*place)}: {problem}" for place, problem in _empty_places(replicas).items()]
 
 
-def look(replicas: Replicas, now: float) -> ReplicasReading:
-    """What health is judged by.  Called now and then also where nobody asks, so that it is known since when."""
-    others, empty = sorted(others_of(replicas), key=replicas.name_of), _empty_places(replicas)
+def lasting(replicas: Replicas, now: float) -> tuple[dict[ReplicaID | Address, float], dict[ReplicaID, float]]:
+    """For how many seconds each replica or place has been without a session, and each replica with another map.
+
+    Called now and then also where nobody asks, so that it is known since when.
+    """
+    others = others_of(replicas)
     away = [other for other in others if state_of(replicas, other) != "session"]
-    apart = replicas.apart.look([*away, *empty], now)
-    differs = replicas.map_differs.look([each for each in others if _has_another_map(replicas, each)], now)
+    apart = replicas.apart.look([*away, *_empty_places(replicas)], now)
+    return apart, replicas.map_differs.look([each for each in others if _has_another_map(replicas, each)], now)
+
+
+def look(replicas: Replicas, now: float) -> ReplicasReading:
+    """What health is judged by."""
+    others, empty = sorted(others_of(replicas), key=replicas.name_of), _empty_places(replicas)
+    apart, differs = lasting(replicas, now)
     pairs = replicas.cluster.pairs
     by_bus = [other for other, pair in pairs.items() if pair.has_link and other not in replicas.linked]
 

@@ -25,7 +25,7 @@ from tailnet.types import PeerID
 ASK_SECONDS: Final = 2.0
 # Of all other replicas together; each costs a look at two peers, and people ask.
 MAX_WAITING: Final = 64
-# About twenty sentences; several fit into a frame.
+# Sixty sentences; an explanation has ten, and a frame room for both.
 MAX_ANSWER_CHARS: Final = 8_000
 _QUESTION: Final = 0
 _ANSWER: Final = 1
@@ -68,8 +68,8 @@ class WhyElsewhere:
                         self._waiting.send_nowait((other, number, [PeerID(each) for each in ids[:2]]))
                 case [1, int(number), list(held), str(sentences), *_] if number in self._asked:
                     asked = self._asked[number]
-                    ids = frozenset(each for each in held if isinstance(each, bytes))
-                    asked.answers[other] = _Answer(ids, sentences[:MAX_ANSWER_CHARS])
+                    there = frozenset(each for each in held if isinstance(each, bytes))
+                    asked.answers[other] = _Answer(there, sentences[:MAX_ANSWER_CHARS])
                     asked.missing.discard(other)
                     if not asked.missing:
                         asked.is_over.set()
