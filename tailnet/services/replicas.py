@@ -354,9 +354,7 @@ class Replicas:
 
     async def dial_relay(self, other: ReplicaID) -> Link:
         """A link to the relay of whoever is where that replica was found.  Raises TransportError."""
-        record = self.records.get(other)
-        address = record.address if record is not None else None
-        address = address or next((place for place, found in self.found.items() if found == other), None)
+        address = replicas_view.place_of(self, other)
         if address is None:
             raise ConnectError("where it takes links of others is not known: has it a --replica-listen?")
         return await self._links.dial(address, Use.RELAY)

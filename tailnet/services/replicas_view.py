@@ -134,12 +134,12 @@ def _empty_places(replicas: Replicas) -> dict[Address, str]:
     here = {*others, replicas.id}
     # One may have several addresses, of IPv4 and of IPv6.
     known = {place for place, there in replicas.found.items() if there in here}
-    known |= {place for other in others if (place := _place_of(replicas, other)) is not None}
+    known |= {place for other in others if (place := place_of(replicas, other)) is not None}
     left = dict.fromkeys(replicas.found, "who was there is silent")
     return {place: problem for place, problem in {**left, **replicas.dial_troubles}.items() if place not in known}
 
 
-def _place_of(replicas: Replicas, other: ReplicaID) -> Address | None:
+def place_of(replicas: Replicas, other: ReplicaID) -> Address | None:
     """Where it takes links, as far as it is known."""
     record = replicas.records.get(other)
     if record is not None:
@@ -149,7 +149,7 @@ def _place_of(replicas: Replicas, other: ReplicaID) -> Address | None:
 
 def outward(replicas: Replicas, other: ReplicaID) -> str:
     """How we try to reach it, as a part of a sentence."""
-    link, place = replicas.linked.get(other), _place_of(replicas, other)
+    link, place = replicas.linked.get(other), place_of(replicas, other)
     if link is not None:
         return f"a link with {link.address} stands"
     if place is None:

@@ -13,10 +13,12 @@ from derp.errors import ConnectError
 from derp.keys import NodePrivate
 from derp.protocol.messages import RecvPacket
 from derp.server.relay import Relay
+from tailnet.config.coordinator import BusPlace
 from tailnet.replica.messages import ReplicaID
 from tailnet.server.server import CoordinatorServer
 from tailnet.services.relay_mesh import MAX_OF_REGION, RelayMesh
-from tests.support.tailnet_driver import wait_for
+from tests.support.seeds import agent_token, peer_id
+from tests.support.tailnet_driver import AGENT_DOOR, open_peer, wait_for
 from tests.tailnet.server.test_replicated import Places, linked, replicas_of
 
 Serve = Callable[..., Awaitable[CoordinatorServer]]
@@ -143,3 +145,23 @@ async def test_another_replica_at_the_address_is_not_taken_for_the_one_that_was_
         await mesh_of(one)._dial(gone)
     with pytest.raises(ConnectError, match="where it takes links of others is not known"):
         await mesh_of(one)._dial(ReplicaID(b"nowhere!"))
+
+
+@pytest.mark.stores("postgresql")
+async def test_who_announced_a_key_at_one_replica_has_a_place_at_the_relay_of_another(serve: Serve) -> None:
+    """Replicas on one store hear of each other's keys there; until then a client has the minute of a stranger."""
+    shared: dict[str, object] = {"bus": BusPlace("store"), "replica_listen": (("127.0.0.1", 0),)}
+    one, other = await serve(**shared), await serve(**shared)
+    private, main, relay = NodePrivate.generate(), peer_id("main"), relay_of(other)
+    key = private.public().raw
+
+    def is_no_stranger() -> bool:
+        member = relay.router.members.get(key)
+        return member is not None and all(relay.sessions.guests.terms_of(each) is None for each in member.connections)
+
+    async with open_derp_client(url_of(other), private):
+        await wait_for(lambda: key in relay.router.members)
+        assert not is_no_stranger()
+        async with open_peer(one, AGENT_DOOR, agent_token("main")) as agent:
+            await (await agent.coordinate()).update(agent.node(main, key=b"np" + key))
+            await wait_for(is_no_stranger)
