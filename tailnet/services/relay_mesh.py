@@ -78,7 +78,10 @@ class RelayMesh:
 
     async def serve(self, link: Link) -> None:
         """Another replica's relay dialled ours."""
-        stream = _on_the_reactor(link)
+        try:
+            stream = await _on_the_reactor(link)
+        except ConnectError:
+            return  # it dials anew
         self._relay.host.tick()
         greet_kin(self._relay.sessions, stream.link, _GREETING_SECONDS)
         self._relay.host.flush()
@@ -95,10 +98,12 @@ class RelayMesh:
         if link.other != other:
             await trio.aclose_forcefully(link.stream)
             raise ConnectError(f"replica {self._replicas.name_of(link.other)} has its address now")
-        return await log_in_as_kin(_on_the_reactor(link))
+        return await log_in_as_kin(await _on_the_reactor(link))
 
 
-def _on_the_reactor(link: Link) -> LinkStream:
+async def _on_the_reactor(link: Link) -> LinkStream:
     stream = take_over(link.stream)
-    assert isinstance(stream, LinkStream), "it is TLS on a socket"
+    if not isinstance(stream, LinkStream):  # it broke meanwhile
+        await trio.aclose_forcefully(stream)
+        raise ConnectError("it closed the connection behind its proof")
     return stream

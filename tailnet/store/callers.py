@@ -407,7 +407,10 @@ def raise_generation(connection: sa.Connection, scope: Scope | None = None) -> N
 def _scope(connection: sa.Connection, known: int, generation: int) -> Scope | None:
     """Whom the changes between two generations were about; None: anybody, or that is not known of each of them."""
     query = sa.select(revocations.c.serial, revocations.c.previous, revocations.c.kind, revocations.c.id)
-    rows = connection.execute(query.where(revocations.c.serial > known).order_by(revocations.c.serial).limit(_MAX_ROWS))
+    query = query.where(revocations.c.serial > known).order_by(revocations.c.serial).limit(_MAX_ROWS)
+    rows = connection.execute(query).all()
+    if len(rows) == _MAX_ROWS:
+        return None  # more may be left
     reached = known
     ids: dict[str, set[UUID]] = {"user": set(), "workspace": set()}
     for serial, previous, kind, ident in rows:

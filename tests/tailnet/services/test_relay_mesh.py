@@ -16,6 +16,7 @@ from derp.server.relay import Relay
 from tailnet.config.coordinator import BusPlace
 from tailnet.replica.messages import ReplicaID
 from tailnet.server.server import CoordinatorServer
+from tailnet.services import relay_mesh
 from tailnet.services.relay_mesh import MAX_OF_REGION, RelayMesh
 from tests.support.seeds import agent_token, peer_id
 from tests.support.tailnet_driver import AGENT_DOOR, open_peer, wait_for
@@ -165,3 +166,15 @@ async def test_who_announced_a_key_at_one_replica_has_a_place_at_the_relay_of_an
         async with open_peer(one, AGENT_DOOR, agent_token("main")) as agent:
             await (await agent.coordinate()).update(agent.node(main, key=b"np" + key))
             await wait_for(is_no_stranger)
+
+
+async def test_a_link_that_breaks_behind_its_proof_is_dialled_anew(
+    places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody has a name any more who has left."""
+    broken = [True, True]
+    real = relay_mesh.take_over
+    monkeypatch.setattr(relay_mesh, "take_over", lambda stream: stream if broken and broken.pop() else real(stream))
+    servers = [await places.start(number) for number in range(2)]
+    await meshed(*servers)
+    assert not broken

@@ -7,6 +7,7 @@ from uuid import UUID
 import pytest
 
 from tailnet.errors import StoreError, StoreTrouble
+from tailnet.store import callers as module
 from tailnet.store.callers import MAX_IN_SCOPE, pieces, raise_generation
 from tailnet.store.database import IDS_PER_STATEMENT
 from tailnet.store.rows import NO_GRANTS, AgentIdentity, Grants, Right, Role, Scope, WorkspaceStatus
@@ -247,3 +248,13 @@ def test_a_change_of_an_older_release_or_about_very_many_was_about_anybody(fille
     with filled.writing() as connection:
         raise_generation(connection, Scope(frozenset(make_id(f"user {number}") for number in range(MAX_IN_SCOPE + 1))))
     assert scope_since(filled, known + 5) is None
+
+
+def test_more_changes_than_a_cache_asks_for_were_about_anybody(filled: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = filled.callers.callers_generation()
+    users = frozenset(make_id(f"user {number}") for number in range(4))
+    with filled.writing() as connection:
+        raise_generation(connection, Scope(users))
+    assert scope_since(filled, known) == Scope(users)
+    monkeypatch.setattr(module, "_MAX_ROWS", 3)  # one row is left then, of a change that was seen
+    assert scope_since(filled, known) is None
