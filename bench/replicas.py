@@ -5,7 +5,7 @@
     python bench/replicas.py --only alone --base ../older     a checkout with its own .venv
     python bench/replicas.py --only kill --pairs 300          genuine peers; --only away --away 60
 
-Kinds take turns within a round, each time with fresh servers; ratios are taken within a round, the median one counts.
+All kinds are there at once and take turns within a round; ratios are taken within a round, and the median one counts.
 CPU is that of all processes that serve, the Redis among them; the generator's is not in it.
 """
 
@@ -81,6 +81,14 @@ def ratio(here: Sequence[float], there: Sequence[float]) -> float:
     return statistics.median(mine / theirs for mine, theirs in zip(here, there, strict=True))
 
 
+def turns(kinds: Sequence[str], rounds: int) -> Iterator[tuple[int, str]]:
+    """Number of the round, and whose turn it is: each round begins with another one, so that none always follows."""
+    for number in range(rounds):
+        at = number % len(kinds)
+        for kind in (*kinds[at:], *kinds[:at]):
+            yield number + 1, kind
+
+
 def one_user(agents: int) -> Seed:
     seed = Seed()
     owner = seed.add_user("load")
@@ -147,20 +155,19 @@ _PEERS: Final = ("-agents", str(PAIRS), "-clients", str(PAIRS))
 def delivery(report: Report, options: Options) -> None:
     """An update from a peer at one replica to one at the other, beside both at one server."""
     found = {way: Measured() for way in WAYS}
-    for number in range(options.rounds):
-        turn = number % len(WAYS)
-        for way in WAYS[turn:] + WAYS[:turn]:
-            with tempfile.TemporaryDirectory(prefix="bench-replicas-") as scratch:
-                folder = Path(scratch)
-                with serving(way, folder, one_user(PAIRS)) as (servers, pids):
-                    run = partial(traffic_of, servers, pids, folder)
-                    batches = run([*_PEERS, "-inflight", str(BATCH), "-batch", str(BATCH), *window(options.seconds)])
-                    single = run([*_PEERS, "-rate", str(QUIET_RATE), *window(options.seconds)])
-            found[way].cpu.append(batches["server_cpu_us_per_delivery"])
-            found[way].p50.append(single["latency_us"]["p50"] / 1000)
-            click.echo(
-                f"  round {number + 1} {way:14} {found[way].cpu[-1]:8.1f} us {found[way].p50[-1]:8.3f} ms", err=True
-            )
+    with ExitStack() as stack:
+        runs = {}
+        for way in WAYS:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-replicas-")))
+            servers, pids = stack.enter_context(serving(way, folder, one_user(PAIRS)))
+            runs[way] = partial(traffic_of, servers, pids, folder)
+        for number, way in turns(WAYS, options.rounds):
+            batches = runs[way]([*_PEERS, "-inflight", str(BATCH), "-batch", str(BATCH), *window(options.seconds)])
+            single = runs[way]([*_PEERS, "-rate", str(QUIET_RATE), *window(options.seconds)])
+            here = found[way]
+            here.cpu.append(batches["server_cpu_us_per_delivery"])
+            here.p50.append(single["latency_us"]["p50"] / 1000)
+            click.echo(f"  round {number} {way:14} {here.cpu[-1]:8.1f} us {here.p50[-1]:8.3f} ms", err=True)
     alone = found["in process"]
     for way, most, later in (("direct link", 2.5, 0.5), ("Redis carrier", 3.5, 1.5)):
         here = found[way]
@@ -178,15 +185,15 @@ def alone(report: Report, options: Options) -> None:
         return
     programs = {"here": TAILNET_COMMAND, "base": [str(options.base / ".venv" / "bin" / "tailnet")]}
     found: dict[str, list[float]] = {name: [] for name in programs}
-    for number in range(options.rounds):
-        names = list(programs)
-        for name in names if number % 2 else names[::-1]:
-            with tempfile.TemporaryDirectory(prefix="bench-replicas-") as scratch:
-                folder = Path(scratch)
-                with running_server("ours", folder / "one", one_user(PAIRS), program=programs[name]) as server:
-                    traffic = traffic_of([server], [server.pid], folder, [*_PEERS, *window(options.seconds)])
-            found[name].append(traffic["server_cpu_us_per_delivery"])
-            click.echo(f"  round {number + 1} {name:6} {found[name][-1]:8.2f} us", err=True)
+    with ExitStack() as stack:
+        runs = {}
+        for name, program in programs.items():
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-replicas-")))
+            server = stack.enter_context(running_server("ours", folder / "one", one_user(PAIRS), program=program))
+            runs[name] = partial(traffic_of, [server], [server.pid], folder)
+        for number, name in turns(tuple(programs), options.rounds):
+            found[name].append(runs[name]([*_PEERS, *window(options.seconds)])["server_cpu_us_per_delivery"])
+            click.echo(f"  round {number} {name:6} {found[name][-1]:8.2f} us", err=True)
     report.note(
         "alone", "CPU of a delivery without a bus, against before", ratio(found["here"], found["base"]), "x", 1.01
     )
