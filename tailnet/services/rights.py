@@ -154,7 +154,7 @@ class Rights:
         if now is None or now.id != caller.identity.id:
             self._revoke(channel, "its token is good no more")
             return
-        caller.identity = now  # names, and whose it is, may be others now
+        caller.be(now)
         lost = [each for each in self._reached_by(channel) if Right.SSH not in standing.rights(credential, each)]
         connection = self._hub.connection_of(channel)
         if lost and isinstance(caller.policy, ClientPolicy):

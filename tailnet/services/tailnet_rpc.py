@@ -9,7 +9,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import trio
@@ -62,14 +62,23 @@ class Caller:
     api_version: str = ""  # what was dialled, as `major.minor`; empty for peers of version 1
     # When services/rights.py asks about it at the latest, in seconds of trio's clock; soon when it has come in.
     ask_again_at: float = 0.0
+    tenant: str = field(init=False, default="")
+    """Whose peer it is, for the limits of relays: an agent's owner's, or the user's; empty: nobody's.
 
-    @property
-    def tenant(self) -> str:
-        """Whose peer it is, for the limits of relays: an agent's owner's, or the user's; empty: nobody's."""
-        match self.identity:
+    Found once: the hub asks with each update, of which finding it would be a fiftieth.
+    """
+
+    def __post_init__(self) -> None:
+        self.be(self.identity)
+
+    def be(self, identity: AgentIdentity | UserIdentity | None) -> None:
+        """Who it is to the store from now on: names, and whose it is, may be others."""
+        self.identity = identity
+        match identity:
             case AgentIdentity(owner_name=name, owner_id=ident) | UserIdentity(username=name, id=ident):
-                return name if is_tenant_name(name) else str(ident)
-        return ""
+                self.tenant = name if is_tenant_name(name) else str(ident)
+            case None:
+                self.tenant = ""
 
 
 class _TaskCall:
