@@ -12,8 +12,10 @@ import pytest
 import trio
 import yaml
 
+from derp.client.client import DerpClient, open_derp_client
 from derp.client.dial import DialOptions
 from derp.keys import NodePrivate
+from derp.protocol.messages import RecvPacket
 from tailnet.client.coordination import AGENT_DOOR, Coordination, PeerUpdate, client_door, make_node, open_coordination
 from tailnet.client.link import Link
 from tailnet.client.rpc import RpcClient
@@ -95,6 +97,7 @@ class Peer:
         options = DialOptions(context=place.context, environment=None)
         self.link = Link(place.url, door, token, options=options, insists=True)
         self.told: list[PeerUpdate] = []
+        self.private = NodePrivate.generate()
         self.node_key = b""
         self._id = peer_id
 
@@ -103,7 +106,8 @@ class Peer:
 
     async def _serve(self, rpc: RpcClient) -> None:
         self.link.proven()
-        node = make_node(NodePrivate.generate(), self._id, home_region=999)
+        self.private = NodePrivate.generate()
+        node = make_node(self.private, self._id, home_region=999)
         self.node_key = node.key
         coordination = await open_coordination(rpc)
         await coordination.announce(node)
@@ -161,6 +165,30 @@ async def have_met(place: Composed) -> None:
                 await trio.sleep(0.1)
 
 
+async def exchange_packets(place: Composed, *peers: Peer) -> None:
+    """Two peers reach each other by the relay behind the balancer, which is one replica's for each of them."""
+    url, options = f"{place.url}/derp", DialOptions(context=place.context, environment=None)
+    with trio.fail_after(PATIENCE_SECONDS):
+        async with (
+            open_derp_client(url, peers[0].private, options=options) as one,
+            open_derp_client(url, peers[1].private, options=options) as other,
+        ):
+            received: list[bytes] = []
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_take_packet, other, received)
+                while not received:  # a relay that does not know the receiver yet drops what comes for it
+                    await one.send(peers[1].private.public().raw, b"by the balancer")
+                    await trio.sleep(0.1)
+    assert received == [b"by the balancer"]
+
+
+async def _take_packet(client: DerpClient, received: list[bytes]) -> None:
+    while not received:
+        message = await client.receive()
+        if isinstance(message, RecvPacket):
+            received.append(bytes(message.packet))
+
+
 async def test_peers_meet_by_the_balancer_and_again_after_a_replica_is_killed(place: Composed, tmp_path: Path) -> None:
     seed = Seed()
     alice = seed.add_user("alice")
@@ -177,6 +205,8 @@ async def test_peers_meet_by_the_balancer_and_again_after_a_replica_is_killed(pl
         for peer in peers:
             nursery.start_soon(peer.run)
         await wait_for(all_met)
+        for agent, client in pairs:
+            await exchange_packets(place, agent, client)
         counts = {service: (await seen_by(place, service))["peers"] for service in REPLICAS}
         assert sum(counts.values()) == len(peers)
         victim = max(counts, key=lambda service: counts[service])
