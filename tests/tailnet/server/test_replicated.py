@@ -3,6 +3,8 @@
 import re
 import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -230,3 +232,11 @@ async def test_requests_wait_until_a_replica_that_starts_has_met_another(
     other = await places.start(1)
     await linked(one, other)
     assert (await get(one, "/readyz")).status == (await get(other, "/readyz")).status == 200
+
+
+def test_a_server_alone_imports_nothing_of_replicas() -> None:
+    code = "import sys, tailnet.server.server; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    of_replicas = ("tailnet.bus", "tailnet.replica", "tailnet.server.replicated", "tailnet.services.replica", "coredis")
+    assert [each for each in modules if each.startswith(of_replicas)] == []
+    assert "tailnet.server.server" in modules
