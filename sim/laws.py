@@ -4,13 +4,15 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from sim.peers import Connection, Peer
+from sim.ways import DEAF_SECONDS, ONE_WAY_SECONDS
 from tailnet.coordinator.core import OVERWRITTEN, REASON_CLOSE, REASON_GRACEFUL, Coordinator
 from tailnet.coordinator.messages import Deliver, Kind, Request, Update
 from tailnet.replica.messages import ReplicaID
+from tailnet.replica.pair import SILENCE_SECONDS
 from tailnet.types import PeerID
 
 if TYPE_CHECKING:
-    from sim.world import World
+    from sim.world import Process, World
 
 # A connection ends by a claim of another one, by its peer, or with its replica.
 ENDS: Final = {OVERWRITTEN, REASON_GRACEFUL, REASON_CLOSE}
@@ -19,6 +21,8 @@ ENDS: Final = {OVERWRITTEN, REASON_GRACEFUL, REASON_CLOSE}
 AT_ONCE_SECONDS: Final = 0.2
 # A removed tunnel is told as late as a frozen replica wakes.
 UNDER_WAY_SECONDS: Final = 26.0
+# Clocks with an offset round.
+LATE_SECONDS: Final = 0.001
 
 
 class LawBroken(AssertionError):
@@ -69,6 +73,26 @@ class Judge:
         numbers = [one.number for one in peer.connections if one.is_taken and one is not connection]
         if reason == OVERWRITTEN and all(peer.apart(one, connection.number) > AT_ONCE_SECONDS for one in numbers):
             raise LawBroken(f"the newest connection of {peer.name} was ended by an older one")
+
+    def silenced(self, process: "Process", other: ReplicaID) -> None:
+        """A replica judges that another one is gone."""
+        self.met["silenced"] += 1
+        now, lost_at = self.world.heap.now, self.world.bus_lost_at.get(process.place)
+        if now < process.woke_at + SILENCE_SECONDS - LATE_SECONDS:
+            raise LawBroken(f"{process.name} judged another one {now - process.woke_at:.1f} s after it had slept")
+        if lost_at is not None and now > lost_at + DEAF_SECONDS + LATE_SECONDS:
+            raise LawBroken(f"{process.name} judged another one by a bus that does not bring back its own beat")
+
+    def one_way(self, sender: "Process", receiver: "Process") -> None:
+        """Nothing has passed from one to the other for long."""
+        now = self.world.heap.now
+        for process, other in ((receiver, sender), (sender, receiver)):
+            awake_since = max(process.awake_since, process.heard_self_at)
+            if process.is_frozen or process.place in self.world.bus_lost_at or awake_since > now - ONE_WAY_SECONDS:
+                return  # it could not judge
+            if process.cluster.pair(other.id).is_open:
+                raise LawBroken(f"{process.name} believes in a session with {other.name}; one direction is cut")
+        self.met["one way for long"] += self.world.ways[receiver.place, sender.place].is_up
 
     def quiet(self, is_last: bool) -> None:
         """The last fault is long over; whether unconfirmed tunnels are, too."""

@@ -10,12 +10,13 @@ from unittest.mock import patch
 
 from tailnet.coordinator.core import REASON_GRACEFUL, REASON_LOST, REASON_REMOVE_TUNNEL
 from tailnet.coordinator.messages import EndConnection, Kind
+from tailnet.replica import cluster
 from tailnet.replica.cluster import Cluster
 from tailnet.replica.cluster_time import ClusterTime
 from tailnet.replica.codec import decode_frame
 from tailnet.replica.core import SharedCoordinator
 from tailnet.replica.messages import Gone, NodeIs, Publish, Withdraw
-from tailnet.replica.pair import End, Pair
+from tailnet.replica.pair import SILENCE_SECONDS, End, Pair
 
 Core = SharedCoordinator[Any]
 
@@ -175,6 +176,65 @@ def _never_withdrawn(real: Any) -> Any:
     return carry_out
 
 
+def _deaf_judges(real: Any) -> Any:
+    def handle_timeout(self: Cluster[Any], now: float) -> Any:
+        is_deaf, self.is_deaf = self.is_deaf, False
+        effects = real(self, now)
+        self.is_deaf = is_deaf
+        return effects
+
+    return handle_timeout
+
+
+def _sleep_is_the_timers_matter(real: Any) -> Any:
+    """What others did to their links is taken first, and moves the deadlines that were missed."""
+
+    def first(self: Cluster[Any], *arguments: Any) -> Any:
+        with patch.object(Cluster, "_notice_sleep", lambda *_: None):
+            return real(self, *arguments)
+
+    return first
+
+
+def _greeting_is_life(real: Any) -> Any:
+    def greeted(self: Pair, sealed: bytes, now: float) -> Any:
+        self._silent_at = now + SILENCE_SECONDS
+        return real(self, sealed, now)
+
+    return greeted
+
+
+def _follows_who_has_no_peers(real: Any) -> Any:
+    def hear(self: ClusterTime, clock: int, peer_count: int, own_peer_count: int, now: float) -> bool:
+        self._settled = self._settled and own_peer_count > 0
+        return bool(real(self, clock, peer_count, own_peer_count, now))
+
+    return hear
+
+
+def _silent_ones_are_forgotten(real: Any) -> Any:
+    def handle_connect(self: Core, *arguments: Any) -> Any:
+        self._has_met = bool(self._sites)
+        return real(self, *arguments)
+
+    return handle_connect
+
+
+def _new_owner_is_not_told(real: Any) -> Any:
+    def adopt(self: Core, site: Any, peer: Any, epoch: int, now: float, effects: list[Any]) -> None:
+        said: list[Any] = []
+        real(self, site, peer, epoch, now, said)
+        effects += [
+            each
+            for each in said
+            if not isinstance(each, Publish)
+            or not isinstance(each.messages[0], Gone)
+            or each.replicas != (site.replica,)
+        ]
+
+    return adopt
+
+
 class Mutation(NamedTuple):
     """What is taken away: owners, names of methods, and what is made of them.
 
@@ -182,7 +242,7 @@ class Mutation(NamedTuple):
     """
 
     seed: int
-    changes: tuple[tuple[type, str, Callable[[Any], Any]], ...]
+    changes: tuple[tuple[object, str, Callable[[Any], Any]], ...]
     law: str = ""
 
     @contextmanager
@@ -198,13 +258,14 @@ class Mutation(NamedTuple):
         return broken is not None and self.law in broken
 
 
-def _one(seed: int, owner: type, name: str, make: Callable[[Any], Any], law: str = "") -> Mutation:
+def _one(seed: int, owner: object, name: str, make: Callable[[Any], Any], law: str = "") -> Mutation:
     return Mutation(seed, ((owner, name, make),), law)
 
 
 _CUT = "disconnected, which it did not"
 _APART = "knows"
 _STALE = "was ended by an older one"
+_SLEPT = "after it had slept"
 
 MUTATIONS: Final[dict[str, Mutation]] = {
     # What others had.
@@ -241,6 +302,24 @@ MUTATIONS: Final[dict[str, Mutation]] = {
     "who comes and goes at once is not withdrawn": _one(5287, Cluster, "carry_out", _never_withdrawn),
     "an Open to nobody is not answered": _one(
         519, SharedCoordinator, "_tunnel_from", _open_unanswered, "does not know where"
+    ),
+    "a sleeper judges others": _one(0, cluster, "SLEPT_SECONDS", lambda real: float("inf"), _SLEPT),
+    "sleep is noticed by timers alone": Mutation(
+        0,
+        (
+            (Cluster, "receive_frame", _sleep_is_the_timers_matter),
+            (Cluster, "link_closed", _sleep_is_the_timers_matter),
+        ),
+        _SLEPT,
+    ),
+    "the deaf judge others": _one(0, Cluster, "handle_timeout", _deaf_judges, "its own beat"),
+    "a greeting is a sign of life": _one(0, Pair, "_greeted", _greeting_is_life, "one direction is cut"),
+    "a clock that counts follows one that does not": _one(0, ClusterTime, "hear", _follows_who_has_no_peers, _STALE),
+    "replicas that are silent count as never met": _one(
+        0, SharedCoordinator, "handle_connect", _silent_ones_are_forgotten, _APART
+    ),
+    "a takeover is not told to the new owner": _one(
+        0, SharedCoordinator, "_adopt", _new_owner_is_not_told, "does not know where"
     ),
     "nobody compares": _one(4, SharedCoordinator, "_compare", lambda real: lambda self, site: []),
     "a loss is not asked about": _one(

@@ -14,46 +14,19 @@ from sim.heap import Heap
 from sim.laws import Judge
 from sim.peers import Connection, Peer
 from sim.plan import FAULT_SECONDS, FAULTS, Plan, Step
+from sim.ways import BUS_BEAT_SECONDS, DEAF_SECONDS, LATENCY_SECONDS, ONE_WAY_SECONDS, Way
 from tailnet.coordinator.messages import Deliver, Effect, EndConnection, Request, SendError, Update
-from tailnet.replica.cluster import Cluster
+from tailnet.replica.cluster import SLEPT_SECONDS, Cluster, SessionEnded, Silenced
 from tailnet.replica.messages import ReplicaID
+from tailnet.replica.pair import BEAT_SECONDS, End
 from tailnet.replica.proof import ClusterKey
 from tailnet.types import PeerID
 
 KEY = ClusterKey("sim", bytes(32))
-# Between a peer and its replica, and between two replicas.
-LATENCY_SECONDS = (0.0005, 0.05)
 # A replica notices that a peer without a network is gone.
 NOTICED_SECONDS = 15.0
 # A record of a replica that died is gone by then, and the others forget it.
 LEASE_SECONDS = 8.0
-
-
-class Way:
-    """From one process to another: keeps the order, unless it is lossy."""
-
-    def __init__(self, random: Random) -> None:
-        self.random = random
-        self.is_up = True
-        self.lossy_until = 0.0
-        self.arrives_at = 0.0
-
-    def arrivals(self, now: float, is_bus: bool) -> list[float]:
-        """When what is sent now arrives: once, twice, late or never."""
-        if not self.is_up:
-            return []
-        arrives_at = now + LATENCY_SECONDS[0] + (LATENCY_SECONDS[1] - LATENCY_SECONDS[0]) * self.random.random()
-        if is_bus and now < self.lossy_until:
-            fault = self.random.random()
-            if fault < 0.1:
-                return []
-            if fault < 0.2:
-                return [arrives_at, arrives_at + self.random.uniform(0, 2)]
-            if fault < 0.3:
-                return [arrives_at + self.random.uniform(0, 2)]
-        if arrives_at > self.arrives_at:
-            self.arrives_at = arrives_at
-        return [self.arrives_at]
 
 
 class Process:
@@ -64,6 +37,7 @@ class Process:
         self.heap = world.heap
         self.place = place
         self.name = f"r{place}.{start}"
+        self.random = Random(f"{world.plan.seed} what happens to {self.name}")
         random = Random(f"{world.plan.seed} {self.name}")
         self.id = ReplicaID(random.randbytes(8))
         self.cluster: Cluster[Connection] = Cluster(self.id, self.name, KEY, random.randbytes)
@@ -71,6 +45,10 @@ class Process:
         self.is_accepting = True
         self.is_frozen = False
         self.backlog: list[Callable[[], object]] = []
+        self.frozen_at = self.awake_since = -inf
+        self.had_link = False  # when it was frozen
+        self.woke_at = -inf  # from a sleep that was too long to judge others
+        self.heard_self_at = -inf  # its own beat by a bus that had been away
         self._clock_ahead = random.uniform(0, 5)  # monotonic clocks begin anywhere
         self._due = inf  # by its own clock
 
@@ -113,7 +91,8 @@ class Process:
 
     def hear(self, other: ReplicaID, frame: bytes) -> None:
         """A frame from another one."""
-        if self.cluster.pair(other).has_link:
+        pair = self.cluster.pairs.get(other)
+        if pair is not None and pair.has_link:
             self.take(self.cluster.receive_frame(other, frame, self.now))
 
     def take(self, effects: list[Effect[Connection]]) -> None:
@@ -132,6 +111,10 @@ class Process:
                 self.heap.after(0.01, partial(self.world.hang_up, effect.connection))
             elif isinstance(effect, SendError):
                 judge.met["error told"] += 1
+            elif isinstance(effect, Silenced):
+                judge.silenced(self, effect.replica)
+            elif isinstance(effect, SessionEnded) and effect.end not in (End.LINK, End.REPLACED):
+                self.world.relink(self, effect.replica)
 
     def core(self, effects: list[Effect[Connection]]) -> None:
         """What the coordinator says about an own connection."""
@@ -149,6 +132,7 @@ class World:
         self.processes: list[Process] = []
         self.places: list[Process | None] = [None] * plan.replicas
         self._alive: dict[ReplicaID, Process] = {}
+        self.bus_lost_at: dict[int, float] = {}
         self.ways: dict[tuple[int, int], Way] = {
             (one, two): Way(Random(f"{plan.seed} way {one} {two}"))
             for one in range(plan.replicas)
@@ -187,7 +171,7 @@ class World:
         self.processes.append(process)
         for other in self.places:
             if other is not None and other is not process:
-                found = process_random(self, process).uniform(0, 2)
+                found = process.random.uniform(0, 2)
                 self.heap.at(max(self.heap.now, self.plan.apart_seconds) + found, partial(self.join, process, other))
 
     def join(self, one: Process, two: Process) -> None:
@@ -197,8 +181,9 @@ class World:
                 process.do(partial(self._open_way, process, other))
 
     def _open_way(self, process: Process, other: Process) -> None:
-        way = self.ways[process.place, other.place]
-        if not process.cluster.pair(other.id).has_link and (way.is_up or self.plan.is_bus):
+        there, back = self.ways[process.place, other.place], self.ways[other.place, process.place]
+        has_way = self.plan.is_bus or (there.is_up and back.is_up)
+        if has_way and not process.cluster.pair(other.id).has_link:
             process.cluster.link_opened(other.id, process.now)
 
     def carry(self, sender: Process, receiver_id: ReplicaID, frame: bytes) -> None:
@@ -206,26 +191,82 @@ class World:
         if receiver is None:
             return
         way = self.ways[sender.place, receiver.place]
+        arrive = partial(receiver.do, partial(receiver.hear, sender.id, frame))
+        if not way.is_up and not self.plan.is_bus:
+            way.held.append(arrive)
         for at in way.arrivals(self.heap.now, self.plan.is_bus):
-            self.heap.at(at, partial(receiver.do, partial(receiver.hear, sender.id, frame)))
+            self.heap.at(at, arrive)
 
     def cut(self, one: int, two: int) -> None:
-        self.ways[one, two].is_up = False
+        """Nothing passes from one to two any more."""
+        way = self.ways[one, two]
+        if way.is_up:
+            way.down_at = self.heap.now
+            self.heap.after(ONE_WAY_SECONDS, partial(self._look_at_one_way, one, two, way.down_at))
+
+    def part(self, one: int, two: int) -> None:
+        """Nothing passes between the two, and links break."""
+        self.cut(one, two)
+        self.cut(two, one)
         if not self.plan.is_bus:
             self._break_links(one, two)
 
     def _break_links(self, one: int, two: int) -> None:
         for here, there in ((one, two), (two, one)):
             process, other = self.places[here], self.places[there]
+            self.ways[here, there].held.clear()
             if process is not None and other is not None:
                 process.do(partial(self._close_way, process, other))
+
+    def relink(self, process: Process, other_id: ReplicaID) -> None:
+        """A link whose session ended is closed, and dialled anew; a bus stays."""
+        other = self._alive.get(other_id)
+        if other is not None and not self.plan.is_bus:
+            self.heap.after(0.0, partial(self._break_links, process.place, other.place))
+            self.heap.after(process.random.uniform(0.25, 1), partial(self.join, process, other))
+
+    def _look_at_one_way(self, one: int, two: int, down_at: float) -> None:
+        sender, receiver = self.places[one], self.places[two]
+        if sender is not None and receiver is not None and self.ways[one, two].down_at == down_at:
+            self.judge.one_way(sender, receiver)
+
+    def lose_bus(self, place: int) -> None:
+        """Nothing passes between a replica and the bus, its own beat neither."""
+        for other in range(self.plan.replicas):
+            self.cut(place, other)
+            self.cut(other, place)
+        lost_at = self.bus_lost_at[place] = self.heap.now
+        self.heap.after(DEAF_SECONDS, partial(self._note_deaf, place, lost_at))
+
+    def _note_deaf(self, place: int, lost_at: float) -> None:
+        process = self.places[place]
+        if process is not None and self.bus_lost_at.get(place) == lost_at:
+            process.do(partial(setattr, process.cluster, "is_deaf", True))
+
+    def find_bus(self, place: int) -> None:
+        """The bus is there again: a replica knows by its own beat."""
+        if self.bus_lost_at.pop(place, None) is None:
+            return
+        for other in range(self.plan.replicas):
+            if other not in self.bus_lost_at:
+                self.mend(place, other)
+        process = self.places[place]
+        if process is not None:
+            process.heard_self_at = self.heap.now
+            beat = process.random.uniform(0, BUS_BEAT_SECONDS)
+            self.heap.after(beat, partial(process.do, partial(setattr, process.cluster, "is_deaf", False)))
 
     def _close_way(self, process: Process, other: Process) -> None:
         if process.cluster.pair(other.id).has_link:
             process.take(process.cluster.link_closed(other.id, process.now))
 
     def mend(self, one: int, two: int) -> None:
-        self.ways[one, two].is_up = self.ways[two, one].is_up = True
+        for way in (self.ways[one, two], self.ways[two, one]):
+            way.down_at = inf
+            held, way.held = way.held, []
+            for arrive in held:
+                for at in way.arrivals(self.heap.now, self.plan.is_bus):
+                    self.heap.at(at, arrive)
         process, other = self.places[one], self.places[two]
         if process is not None and other is not None:
             self.join(process, other)
@@ -260,8 +301,12 @@ class World:
         if not process.is_frozen:
             return
         process.is_frozen = False
+        # A deadline of a link is a second away at the most, so one was missed for too long.
+        if process.had_link and self.heap.now - process.frozen_at > SLEPT_SECONDS + BEAT_SECONDS:
+            process.woke_at = self.heap.now
+        process.awake_since = self.heap.now
         backlog, process.backlog = process.backlog, []
-        timers_first = process_random(self, process).random() < 0.5
+        timers_first = process.random.random() < 0.5
         if timers_first:
             process.do(process._timeout)
         for call in backlog:
@@ -405,17 +450,24 @@ class World:
         process = self.places[one]
         match step.what:
             case "cut":
-                self.cut(one, two)
-                if step.at * 1000 % 3 < 2:  # else it is deaf in one direction only
-                    self.cut(two, one)
+                self.part(one, two)
                 self.heap.after(step.seconds, lambda: self.mend(one, two))
+            case "one way":
+                self.cut(one, two)
+                self.heap.after(step.seconds, lambda: self.mend(one, two))
+            case "deaf" if self.plan.is_bus:
+                self.lose_bus(one)
+                self.heap.after(step.seconds, lambda: self.find_bus(one))
+            case "blackout" if self.plan.is_bus:
+                for place in range(self.plan.replicas):
+                    self.lose_bus(place)
+                    self.heap.after(step.seconds, partial(self.find_bus, place))
             case "lossy":
                 for way in self.ways.values():
                     way.lossy_until = self.heap.now + step.seconds
             case "blackout":
                 for here, there in combinations(range(self.plan.replicas), 2):
-                    self.cut(here, there)
-                    self.cut(there, here)
+                    self.part(here, there)
                     self.heap.after(step.seconds, partial(self.mend, here, there))
             case "kill" if process is not None:
                 self.die(process)
@@ -426,7 +478,8 @@ class World:
                 self.heap.after(0.5, lambda: self.die(process))
                 self.heap.after(1.0, lambda: self.start(one))
             case "freeze" if process is not None and process.is_accepting:
-                process.is_frozen = True
+                process.is_frozen, process.frozen_at = True, self.heap.now
+                process.had_link = any(pair.has_link for pair in process.cluster.pairs.values())
                 self.heap.after(step.seconds, lambda: self.wake(process))
 
     def _close(self, process: Process) -> None:
@@ -435,6 +488,8 @@ class World:
 
     def heal(self) -> None:
         """The last fault is over."""
+        for place in range(self.plan.replicas):
+            self.find_bus(place)
         for one, two in combinations(range(self.plan.replicas), 2):
             self.mend(one, two)
         for way in self.ways.values():
@@ -444,7 +499,3 @@ class World:
                 self.wake(process)
         for peer in self.peers:
             self.dial(peer)
-
-
-def process_random(world: World, process: Process) -> Random:
-    return Random(f"{world.plan.seed} {process.name} {world.heap.event_count}")

@@ -133,6 +133,7 @@ class Cluster(Generic[C]):
         self._questions: dict[PeerID, None] = {}
         self._told_at = float("-inf")
         self._tell_at: float | None = None
+        self._missed: float | None = None  # the deadline that told of the last sleep
 
     # Members and links.
 
@@ -161,10 +162,12 @@ class Cluster(Generic[C]):
 
     def link_closed(self, other: ReplicaID, now: float) -> list[Effect[C]]:
         """The way to a replica is gone."""
+        self._notice_sleep(now)
         return self._take(other, self.pair(other).link_closed(now), now)
 
     def receive_frame(self, other: ReplicaID, frame: bytes, now: float) -> list[Effect[C]]:
         """A frame from a replica, over its link."""
+        self._notice_sleep(now)
         return self._take(other, self.pair(other).receive_frame(frame, now), now)
 
     def tell(self, message: Tell | Bye, now: float, to: Iterable[ReplicaID] | None = None) -> list[Effect[C]]:
@@ -189,6 +192,9 @@ class Cluster(Generic[C]):
             elif isinstance(effect, Publish):
                 own += self._publish(effect.replicas, effect.messages, now)
             elif isinstance(effect, Announce):
+                if self.coordinator.connected_count == 1:
+                    # Until now our clock was nobody's matter, and may be ahead of all others'.
+                    own += self._beat_all(now)
                 self._claims.update((claim.peer_id, claim) for claim in effect.claims)
                 own += self._tell_all(now)
             elif isinstance(effect, Withdraw):
@@ -213,13 +219,10 @@ class Cluster(Generic[C]):
 
     def handle_timeout(self, now: float) -> list[Effect[C]]:
         """Whatever is due.  A replica judges others only while it is awake, and hears."""
-        due, of_core = self.next_timeout(), self.coordinator.next_timeout()
-        slept = due is not None and now - due > SLEPT_SECONDS
-        self.sleep_count += slept
-        if slept or self.is_deaf:
-            for pair in self.pairs.values():
-                pair.excuse(now)
-                self._schedule(pair)
+        self._notice_sleep(now)
+        if self.is_deaf:
+            self._excuse_all(now)
+        of_core = self.coordinator.next_timeout()
         effects: list[Effect[C]] = []
         for pair in self._deadlines.handle_timeout(now):
             effects += self._take(pair.other, pair.handle_timeout(now), now)
@@ -228,6 +231,20 @@ class Cluster(Generic[C]):
         if self._tell_at is not None and self._tell_at <= now:
             effects += self._tell_all(now)
         return effects
+
+    def _notice_sleep(self, now: float) -> None:
+        """Before anything else: what waited while we were stopped, as that others closed their links, moves the
+        deadlines that tell of it."""
+        due = self.next_timeout()
+        if due is not None and now - due > SLEPT_SECONDS and due != self._missed:
+            self._missed = due
+            self.sleep_count += 1
+            self._excuse_all(now)
+
+    def _excuse_all(self, now: float) -> None:
+        for pair in self.pairs.values():
+            pair.excuse(now)
+            self._schedule(pair)
 
     def _schedule(self, pair: Pair) -> None:
         due = pair.due()
@@ -304,10 +321,10 @@ class Cluster(Generic[C]):
             return []
         # The new time goes before claims that are stamped by it: whoever compared them with stamps of the time before
         # would give a peer to its older connection.
-        effects: list[Effect[C]] = []
-        for other, pair in self.pairs.items():
-            effects += self._take(other, pair.beat(now), now)
-        return effects + self.coordinator.handle_clock_jump(now)
+        return self._beat_all(now) + self.coordinator.handle_clock_jump(now)
+
+    def _beat_all(self, now: float) -> list[Effect[C]]:
+        return [effect for other, pair in self.pairs.items() for effect in self._take(other, pair.beat(now), now)]
 
     # What others are told.
 

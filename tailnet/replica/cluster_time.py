@@ -43,7 +43,8 @@ class ClusterTime:
         """What another replica says the time is.  True when all connections have to be stamped anew.
 
         A newcomer takes the time of the first that has peers, also when its own is ahead: the others would all have
-        to follow it.  Between two that have peers the larger is right.
+        to follow it.  Between two that have peers the larger is right.  Who knows the cluster's time, be it without
+        peers now, does not follow one that may not.
         """
         ahead = clock - self.read(now)
         is_newcomer = not self._settled and not own_peer_count
@@ -52,7 +53,7 @@ class ClusterTime:
             self._offset += ahead
             self._stamped_offset = self._offset
             return False
-        if ahead <= 0 or (own_peer_count and not peer_count):
+        if ahead <= 0 or (self._settled and not peer_count):
             return False
         self._offset += ahead
         if self._offset - self._stamped_offset <= JUMP_SECONDS * UNITS_PER_SECOND:

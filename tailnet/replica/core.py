@@ -95,6 +95,7 @@ class SharedCoordinator(Coordinator[C]):
         self.claims = {"taken": 0, "known": 0, "older": 0}
         # What comparisons in the midst of a session put right: stays 0 as long as nothing is lost unseen.
         self.mended = {"node": 0, "tunnel": 0, "peer": 0}
+        self._has_met = False  # any other replica, be it silent now
 
     # What happened to own connections.
 
@@ -114,7 +115,7 @@ class SharedCoordinator(Coordinator[C]):
             effects.append(Announce((Claim(peer.id, peer.epoch),)))
             for other, bits in peer.links.items():
                 owner = _site_of(other)
-                if bits & OUT and self._sites:
+                if bits & OUT and self._has_met:
                     # It may have removed this one at a replica that died, or that we have not heard since.
                     self._unconfirmed.set((peer, other), now + UNCONFIRMED_SECONDS)
                 if owner is not None:
@@ -510,6 +511,7 @@ class SharedCoordinator(Coordinator[C]):
         site = self._sites.get(replica)
         if site is None:
             site = self._sites[replica] = Site(replica)
+            self._has_met = True
         return site
 
     def _claim(self, site: Site[C], peer: Peer[C], epoch: int, now: float, effects: list[Effect[C]]) -> bool:
@@ -541,9 +543,10 @@ class SharedCoordinator(Coordinator[C]):
         elif peer.connection is not None:
             self._end_overtaken(peer, effects)
             peer.policy = None
-            # Whoever cannot hear the new owner would believe in this connection for as long as the two are apart.
-            sites = dict.fromkeys(third for other in peer.links if (third := _site_of(other)) not in (None, site))
-            effects += [_not_here(third, peer.id) for third in sites if third is not None]
+            # Whoever cannot hear the new owner would believe in this connection for as long as the two are apart; so
+            # would the new owner, if that connection went before it heard of this one.
+            sites = dict.fromkeys(third for other in peer.links if (third := _site_of(other)) is not None)
+            effects += [_not_here(third, peer.id) for third in sites]
         if peer.node is not None:
             peer.overtaken_node, peer.node = peer.node, None
         peer.connection = cast(C, site)

@@ -163,6 +163,28 @@ def test_who_slept_judges_nobody() -> None:
     assert world.told == ["a NODE"], "to the client nothing happened"
 
 
+def test_who_slept_judges_nobody_though_a_link_was_closed_meanwhile() -> None:
+    world = Two()
+    world.meet()
+    sleeper, other = world.clusters
+    world.now += SILENCE_SECONDS + 1
+    world.take(sleeper.link_closed(other.replica, world.now))
+    assert sleeper.sleep_count == 1
+    world.take(sleeper.handle_timeout(world.now + SILENCE_SECONDS - 1))
+    assert world.told == []
+    world.take(sleeper.handle_timeout(world.now + SILENCE_SECONDS))
+    assert world.told == ["c LOST"]
+
+
+def test_the_first_connection_s_clock_is_told_with_its_claim() -> None:
+    world = Two()
+    ahead, other = world.clusters
+    ahead.time.hear(3600 * UNITS_PER_SECOND, 1, 0, world.now)
+    world.core(0, ahead.coordinator.handle_connect(C, ClientPolicy(A), "c", world.now))
+    world.settle()
+    assert other.time.read(world.now) == ahead.time.read(world.now)
+
+
 def test_the_deaf_judge_nobody() -> None:
     world = Two()
     world.meet()

@@ -38,6 +38,13 @@ def test_who_has_no_peers_moves_nobody_who_has() -> None:
     assert time.read(1.0) == units(1)
 
 
+def test_who_has_no_peers_moves_nobody_who_knows_the_time() -> None:
+    time = ClusterTime()
+    time.hear(units(5), peer_count=3, own_peer_count=0, now=1.0)
+    assert not time.hear(units(5000), peer_count=0, own_peer_count=0, now=1.0)
+    assert time.read(1.0) == units(5)
+
+
 def test_a_small_step_is_taken_and_nothing_is_stamped_anew_until_they_add_up() -> None:
     time = ClusterTime()
     time.stamp(1.0)

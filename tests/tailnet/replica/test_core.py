@@ -62,6 +62,7 @@ MOVED = (
   1 -> 2 CAME A
   2: a <- error "peer ID overwritten by new connection"
   2: a ends "peer ID overwritten by new connection"
+  2 -> 1 GONE A is not here
 """
 )
 COMES = (
@@ -73,6 +74,7 @@ COMES = (
   2 -> 1 CAME C
   1: c <- error "peer ID overwritten by new connection"
   1: c ends "peer ID overwritten by new connection"
+  1 -> 2 GONE C is not here
 """
 )
 APART = (
