@@ -85,14 +85,18 @@ class Judge:
 
     def one_way(self, sender: "Process", receiver: "Process") -> None:
         """Nothing has passed from one to the other for long."""
-        now = self.world.heap.now
+        now, back = self.world.heap.now, self.world.ways[receiver.place, sender.place]
         for process, other in ((receiver, sender), (sender, receiver)):
             awake_since = max(process.awake_since, process.heard_self_at)
             if process.is_frozen or process.place in self.world.bus_lost_at or awake_since > now - ONE_WAY_SECONDS:
                 return  # it could not judge
             if process.cluster.pair(other.id).is_open:
                 raise LawBroken(f"{process.name} believes in a session with {other.name}; one direction is cut")
-        self.met["one way for long"] += self.world.ways[receiver.place, sender.place].is_up
+        hears, deaf = sender.cluster.pair(receiver.id), receiver.cluster.pair(sender.id)
+        if self.world.plan.is_bus and back.is_up and back.up_at < now - SILENCE_SECONDS:
+            self.met["one way for long"] += 1
+            if sender.now - hears.heard_at > SILENCE_SECONDS or receiver.now - deaf.heard_at < SILENCE_SECONDS:
+                raise LawBroken(f"{sender.name} and {receiver.name} do not know which direction is cut")
 
     def quiet(self, is_last: bool) -> None:
         """The last fault is long over; whether unconfirmed tunnels are, too."""

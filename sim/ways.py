@@ -21,6 +21,7 @@ class Way:
     def __init__(self, random: Random) -> None:
         self.random = random
         self.down_at = inf  # since when nothing passes
+        self.up_at = -inf
         self.lossy_until = 0.0
         self.arrives_at = 0.0
         # By a link that passes nothing for now: it arrives later, or the link breaks.

@@ -262,7 +262,8 @@ class World:
 
     def mend(self, one: int, two: int) -> None:
         for way in (self.ways[one, two], self.ways[two, one]):
-            way.down_at = inf
+            if not way.is_up:
+                way.down_at, way.up_at = inf, self.heap.now
             held, way.held = way.held, []
             for arrive in held:
                 for at in way.arrivals(self.heap.now, self.plan.is_bus):
