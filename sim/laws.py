@@ -1,14 +1,18 @@
 """What must hold, always and when all is quiet (layer: the judge; it looks and never touches)."""
 
 from collections import Counter
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from sim.peers import Connection, Peer
+from sim.store import FAILURE_SECONDS, SIGN_OF_LIFE_SECONDS, Row
 from sim.ways import DEAF_SECONDS, ONE_WAY_SECONDS
 from tailnet.coordinator.core import OVERWRITTEN, REASON_CLOSE, REASON_GRACEFUL, Coordinator
 from tailnet.coordinator.messages import Deliver, Kind, Request, Update
 from tailnet.replica.messages import ReplicaID
 from tailnet.replica.pair import SILENCE_SECONDS
+from tailnet.store.outbox import WRITE_SECONDS
+from tailnet.store.rows import PresenceChange
 from tailnet.types import PeerID
 
 if TYPE_CHECKING:
@@ -98,6 +102,32 @@ class Judge:
             if sender.now - hears.heard_at > SILENCE_SECONDS or receiver.now - deaf.heard_at < SILENCE_SECONDS:
                 raise LawBroken(f"{sender.name} and {receiver.name} do not know which direction is cut")
 
+    def written(self, process: "Process", change: PresenceChange, before: Row, after: Row) -> None:
+        """A replica's word of an agent is in the store, and it has no newer one."""
+        agent, name = self.world.peer(change.agent_id), process.name
+        self.met["presence written"] += 1
+        if change.left_at is None:
+            return
+        if change.came_at is None and before.holder not in (name, None):
+            self.met["left, and somebody else's"] += 1
+            if after.holder != before.holder:
+                raise LawBroken(f"{name} wrote that {agent.name} left, which {before.holder} holds")
+        if any(each.is_served and each.process is process for each in agent.connections):
+            raise LawBroken(f"{name} wrote that {agent.name} left, which is connected to it")
+
+    def _store_is_right(self, is_last: bool) -> None:
+        """Whoever has an open channel is connected in the store, when signs of life had their time."""
+        world = self.world
+        now = datetime.fromtimestamp(1e9 + world.heap.now, UTC)
+        known_since = world.heap.now - SIGN_OF_LIFE_SECONDS - 2 * WRITE_SECONDS - FAILURE_SECONDS
+        for peer in world.peers:
+            is_connected = peer.is_agent and world.store.row(peer.id).is_connected(now)
+            connection = peer.connection
+            if peer.is_agent and connection is not None and connection.taken_at < known_since and not is_connected:
+                raise LawBroken(f"{peer.name} is connected, and not so in the store")
+            if peer.is_away and is_connected and is_last:
+                raise LawBroken(f"{peer.name} is away, and connected in the store")
+
     def quiet(self, is_last: bool) -> None:
         """The last fault is long over; whether unconfirmed tunnels are, too."""
         world = self.world
@@ -119,11 +149,13 @@ class Judge:
         for process in alive:
             core = process.cluster.coordinator
             core.check()
+            self.met["swept in the store"] += process.reporter.swept_count * is_last
             for peer_id in list(core.peers):
                 if core.owner_of(peer_id) != owners[PeerID(peer_id)]:
                     raise LawBroken(f"{process.name} does not know where {world.peer(peer_id).name} is")
             if not all(pair.is_open for pair in process.cluster.pairs.values()):
                 raise LawBroken("replicas that live have no session")
+        self._store_is_right(is_last)
         for peer, expected in self.as_one_coordinator().items():
             assert peer.connection is not None
             knows = peer.connection.knows

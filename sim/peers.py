@@ -6,17 +6,27 @@ A node's bytes say whose it is, of which of its connections, and which of that o
 from dataclasses import dataclass, field
 from math import inf
 from random import Random
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
+from uuid import UUID
 
 from tailnet.coordinator.messages import Kind, Request, Update
 from tailnet.coordinator.nodes import Node
 from tailnet.coordinator.policy import AgentPolicy, ManyAgentsPolicy, Policy
+from tailnet.store.rows import AgentIdentity
 from tailnet.types import TAILSCALE_SERVICE_PREFIX, PeerID
 
 if TYPE_CHECKING:
     from sim.world import Process
 
 _DISCO: Final = "discokey:" + "0" * 64
+_NOBODY: Final = UUID(int=0)
+
+
+class Caller(NamedTuple):
+    """Whose channel it is."""
+
+    identity: AgentIdentity
+    peer_id: PeerID
 
 
 @dataclass(eq=False, slots=True)
@@ -34,6 +44,12 @@ class Connection:
     @property
     def is_taken(self) -> bool:
         return self.taken_at != inf
+
+    @property
+    def caller(self) -> Caller:
+        """Of a channel, as the services know it."""
+        identity = AgentIdentity(self.peer.id, self.peer.name, None, _NOBODY, "", _NOBODY, "")
+        return Caller(identity, self.peer.id)
 
 
 class Peer:

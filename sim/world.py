@@ -14,12 +14,14 @@ from sim.heap import Heap
 from sim.laws import Judge
 from sim.peers import Connection, Peer
 from sim.plan import FAULT_SECONDS, FAULTS, Plan, Step
+from sim.store import Reporter, Row, Store
 from sim.ways import BUS_BEAT_SECONDS, DEAF_SECONDS, LATENCY_SECONDS, ONE_WAY_SECONDS, Way
 from tailnet.coordinator.messages import Deliver, Effect, EndConnection, Request, SendError, Update
 from tailnet.replica.cluster import SLEPT_SECONDS, Cluster, SessionEnded, Silenced
 from tailnet.replica.messages import ReplicaID
 from tailnet.replica.pair import BEAT_SECONDS, End
 from tailnet.replica.proof import ClusterKey
+from tailnet.store.rows import PresenceChange
 from tailnet.types import PeerID
 
 KEY = ClusterKey("sim", bytes(32))
@@ -50,7 +52,12 @@ class Process:
         self.woke_at = -inf  # from a sleep that was too long to judge others
         self.heard_self_at = -inf  # its own beat by a bus that had been away
         self._clock_ahead = random.uniform(0, 5)  # monotonic clocks begin anywhere
+        wall_ahead = self.random.uniform(-3, 3)
+        self.reporter = Reporter(self.name, self.heap, world.store, wall_ahead, self.do, self._written)
         self._due = inf  # by its own clock
+
+    def _written(self, change: PresenceChange, before: Row, after: Row) -> None:
+        self.world.judge.written(self, change, before, after)
 
     @property
     def now(self) -> float:
@@ -106,7 +113,7 @@ class Process:
                     self.world.tell_peer(connection, effect.updates)
             elif isinstance(effect, EndConnection):
                 judge.ended(effect.connection, effect.reason)
-                effect.connection.is_served = False
+                self.lose(effect.connection)
                 self.world.say(f"{self.name} ends the connection of {effect.connection.peer.name}: {effect.reason}")
                 self.heap.after(0.01, partial(self.world.hang_up, effect.connection))
             elif isinstance(effect, SendError):
@@ -115,6 +122,11 @@ class Process:
                 judge.silenced(self, effect.replica)
             elif isinstance(effect, SessionEnded) and effect.end not in (End.LINK, End.REPLACED):
                 self.world.relink(self, effect.replica)
+
+    def lose(self, connection: Connection) -> None:
+        """A connection is over."""
+        connection.is_served = False
+        self.reporter.left(connection)
 
     def core(self, effects: list[Effect[Connection]]) -> None:
         """What the coordinator says about an own connection."""
@@ -128,6 +140,7 @@ class World:
         self.plan = plan
         self.heap = Heap()
         self.judge = Judge(self)
+        self.store = Store()
         self.story: list[str] | None = [] if record else None
         self.processes: list[Process] = []
         self.places: list[Process | None] = [None] * plan.replicas
@@ -339,6 +352,8 @@ class World:
             self.heap.after(0.01, lambda: self.hang_up(connection))
             return
         connection.is_served, connection.taken_at = True, self.heap.now
+        if peer.is_agent:
+            process.reporter.came(connection)
         process.core(process.cluster.coordinator.handle_connect(peer.id, peer.policy, connection, process.now))
 
     def request(self, connection: Connection, request: Request) -> None:
@@ -374,7 +389,7 @@ class World:
         core = connection.process.cluster.coordinator
 
         def gone() -> None:
-            connection.is_served = False
+            connection.process.lose(connection)
             connection.process.core(core.handle_disconnect(connection, graceful, connection.process.now))
 
         self.to_replica(connection, gone)
@@ -470,6 +485,9 @@ class World:
                 for here, there in combinations(range(self.plan.replicas), 2):
                     self.part(here, there)
                     self.heap.after(step.seconds, partial(self.mend, here, there))
+            case "store away":
+                self.store.is_away = True
+                self.heap.after(step.seconds, partial(setattr, self.store, "is_away", False))
             case "kill" if process is not None:
                 self.die(process)
                 self.heap.after(min(step.seconds, 8), lambda: self.start(one))
@@ -486,6 +504,7 @@ class World:
     def _close(self, process: Process) -> None:
         if process.is_alive:
             process.core(process.cluster.coordinator.handle_close(process.now))
+            process.reporter.finish()
 
     def heal(self) -> None:
         """The last fault is over."""
@@ -495,6 +514,7 @@ class World:
             self.mend(one, two)
         for way in self.ways.values():
             way.lossy_until = 0.0
+        self.store.is_away = False
         for process in self.processes:
             if process.is_alive:
                 self.wake(process)

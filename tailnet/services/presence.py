@@ -4,7 +4,7 @@ Here an agent counts as connected while it has an open channel, whatever was wri
 so that the store is never between an agent and its peers.  server/server.py says who came and who left.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Final
 from uuid import UUID
@@ -83,10 +83,14 @@ class AgentPresence:
             agents = list(self._channels)
             for step in range(steps):
                 await trio.sleep(self._sign_of_life_seconds / steps)
-                now = self._clock()
-                for agent_id in agents[step::steps]:
-                    if agent_id in self._channels:
-                        self._reports.note_presence(PresenceChange(agent_id, seen_at=now))
+                self.note_alive(agents[step::steps])
+
+    def note_alive(self, agent_ids: Iterable[PeerID]) -> None:
+        """A sign of life of each of these that is still here."""
+        now = self._clock()
+        for agent_id in agent_ids:
+            if agent_id in self._channels:
+                self._reports.note_presence(PresenceChange(agent_id, seen_at=now))
 
     def finish(self) -> None:
         """Our end cuts all agents off: tell the store that they are disconnected."""

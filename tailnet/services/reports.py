@@ -55,6 +55,21 @@ _TOLD: Final[Mapping[LifecycleState, tuple[EventType, Mapping[str, object]]]] = 
 }
 
 
+def presence_kind(write: Callable[..., Any], arguments: Callable[[], tuple[Any, ...]]) -> Kind[PresenceChange]:
+    """Who came and left: what happened to an agent's connection lately is one change."""
+    return Kind[PresenceChange](
+        name="presence",
+        write=write,
+        arguments=arguments,
+        agent_of=_agent_of,
+        size_of=lambda _: SMALL,
+        max_items=1,
+        max_bytes=4 * KIB,
+        key_of=_only_one,
+        merge=PresenceChange.then,
+    )
+
+
 class AgentReports:
     """The kinds of reports of one server.  `server_id` says which server it is that saw an agent.
 
@@ -81,20 +96,7 @@ class AgentReports:
         self._log_bytes = _Remembered[int]()  # of an agent, as far as it is known here
         self._unfit_healths = _Remembered[str]()  # why, until its agent is told
         inactive = timedelta(seconds=inactive_seconds)
-        # What happened to a connection lately is one change.
-        self._presence = self._add(
-            Kind[PresenceChange](
-                name="presence",
-                write=store.presence.record,
-                arguments=lambda: (server_id, clock(), inactive),
-                agent_of=_agent_of,
-                size_of=lambda _: SMALL,
-                max_items=1,
-                max_bytes=4 * KIB,
-                key_of=_only_one,
-                merge=PresenceChange.then,
-            )
-        )
+        self._presence = self._add(presence_kind(store.presence.record, lambda: (server_id, clock(), inactive)))
         self._add_what_describes(store)
         self._add_what_happened(store, clock)
 

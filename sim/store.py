@@ -1,0 +1,181 @@
+"""The store as an actor: a row for each agent says who holds its connection; replicas write behind what they saw.
+
+A replica's part is the real one: services/presence.py, and the outbox's queue with its merging.  The rule of a row is
+SQL in tailnet/store/presence.py; tests/sim/test_store.py compares it with this one on random histories.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, cast
+
+from sim.heap import Heap
+from sim.peers import Connection
+from tailnet.services.presence import AgentPresence
+from tailnet.services.reports import presence_kind
+from tailnet.store.outbox import BATCH_BYTES, BATCH_ITEMS, WRITE_SECONDS
+from tailnet.store.outbox_queue import Queue
+from tailnet.store.presence import CLOCKS_DIFFER
+from tailnet.store.rows import PresenceChange
+from tailnet.types import PeerID
+
+SIGN_OF_LIFE_SECONDS: Final = 15.0
+INACTIVE: Final = timedelta(seconds=2 * SIGN_OF_LIFE_SECONDS)
+# A write that fails is told as late.
+FAILURE_SECONDS: Final = 0.5
+# Servers say that they are there, and look for those that have not for DEAD; a run is shorter than the real 90 s.
+BEAT_SECONDS: Final = 10.0
+DEAD: Final = timedelta(seconds=30)
+
+
+@dataclass(slots=True)
+class Row:
+    """What tailnet/store keeps of one agent: last_connected_at, disconnected_at, seen_by."""
+
+    last: datetime | None = None
+    left: datetime | None = None
+    holder: str | None = None
+
+    def is_connected(self, now: datetime) -> bool:
+        """AgentRow.status, for one that has come once."""
+        if self.last is None or (self.left is not None and self.left >= self.last):
+            return False
+        return abs(now - self.last) <= INACTIVE
+
+    def apply(self, change: PresenceChange, server: str, now: datetime) -> None:
+        """PresenceTables.record."""
+        if change.came_at is not None and self._is_newest(change.came_at, server, now):
+            self._be_here(change.came_at, server)
+        if change.seen_at is not None and self._is_free(server, now):
+            self._be_here(change.seen_at, server)
+        if change.left_at is not None and self.is_held_by(server):
+            self.left, self.holder = change.left_at, None
+            self.last = min(self.last, change.left_at) if self.last is not None else None
+
+    def is_held_by(self, server: str) -> bool:
+        return self.holder == server
+
+    def _is_newest(self, at: datetime, server: str, now: datetime) -> bool:
+        return self.holder == server or self.last is None or self.last <= at or self.last > now + CLOCKS_DIFFER
+
+    def _is_free(self, server: str, now: datetime) -> bool:
+        if self.holder in (server, None) or self.last is None:
+            return self.holder in (server, None)
+        return self.last < now - INACTIVE or self.last > now + CLOCKS_DIFFER
+
+    def _be_here(self, at: datetime, server: str) -> None:
+        self.last, self.holder = at, server
+        if self.left is not None and self.left >= at:
+            self.left = None
+
+
+class Store:
+    """What all replicas write to."""
+
+    def __init__(self) -> None:
+        self.rows: dict[PeerID, Row] = {}
+        self.is_away = False
+        self._seen_at: dict[str, datetime] = {}
+
+    def row(self, agent_id: PeerID) -> Row:
+        return self.rows.setdefault(agent_id, Row())
+
+    def beat(self, server: str, now: datetime) -> int:
+        """A server is there; how many agents it took from servers that are not."""
+        self._seen_at[server] = now
+        return self.release_forsaken({each for each, at in self._seen_at.items() if at >= now - DEAD}, now - DEAD)
+
+    def release_forsaken(self, alive: set[str], silent_since: datetime) -> int:
+        """PresenceTables.release_forsaken."""
+        count = 0
+        for row in self.rows.values():
+            is_old = row.last is not None and row.last < silent_since
+            if row.holder is not None and row.holder not in alive and is_old:
+                row.holder, row.left = None, row.last
+                count += 1
+        return count
+
+
+class Reporter:
+    """What one replica tells the store.  `do` runs a call when the process is awake, `written` hears of each write."""
+
+    def __init__(
+        self,
+        server: str,
+        heap: Heap,
+        store: Store,
+        wall_ahead: float,
+        do: Callable[[Callable[[], object]], None],
+        written: Callable[[PresenceChange, Row, Row], None],
+    ) -> None:
+        self._server = server
+        self._heap = heap
+        self._store = store
+        self._wall_ahead = wall_ahead
+        self._do = do
+        self._written = written
+        self._queue = Queue(presence_kind(lambda: None, tuple))
+        self._presence = AgentPresence(cast(Any, self), SIGN_OF_LIFE_SECONDS, lambda _: None, clock=self.now)
+        self._is_due = False
+        self.swept_count = 0
+        heap.after(BEAT_SECONDS, self._beat_later)
+
+    def now(self) -> datetime:
+        """By its own wall clock."""
+        return datetime.fromtimestamp(1e9 + self._heap.now + self._wall_ahead, UTC)
+
+    def came(self, connection: Connection) -> None:
+        self._presence.came(cast(Any, connection))
+        self._sign_later(connection)
+
+    def left(self, connection: Connection) -> None:
+        self._presence.left(cast(Any, connection))
+
+    def note_presence(self, change: PresenceChange) -> None:
+        """AgentReports.note_presence."""
+        self._queue.put(change, self._heap.now)
+        self._write_later()
+
+    def finish(self) -> None:
+        """The end of a server in good order."""
+        self._presence.finish()
+        self.write()
+
+    def write(self) -> None:
+        """Outbox: a batch, which waits again if the store does not take it."""
+        self._is_due = False
+        entries = self._queue.take(BATCH_ITEMS, BATCH_BYTES)
+        if self._store.is_away:
+            self._heap.after(FAILURE_SECONDS, lambda: self._do(lambda: self._give_back(entries)))
+            return
+        for entry in entries:
+            row = self._store.row(entry.item.agent_id)
+            before = Row(row.last, row.left, row.holder)
+            row.apply(entry.item, self._server, self.now())
+            if not self._queue.waiting_of(entry.item.agent_id):
+                self._written(entry.item, before, row)
+
+    def _give_back(self, entries: Sequence[Any]) -> None:
+        self._queue.give_back(entries)
+        self._write_later()
+
+    def _write_later(self) -> None:
+        if not self._is_due and self._queue.count:
+            self._is_due = True
+            self._heap.after(WRITE_SECONDS, lambda: self._do(self.write))
+
+    def _sign_later(self, connection: Connection) -> None:
+        def sign() -> None:
+            if connection.is_served:
+                self._presence.note_alive([connection.peer.id])
+                self._sign_later(connection)
+
+        self._heap.after(SIGN_OF_LIFE_SECONDS, lambda: self._do(sign))
+
+    def _beat_later(self) -> None:
+        def beat() -> None:
+            if not self._store.is_away:
+                self.swept_count += self._store.beat(self._server, self.now())
+            self._heap.after(BEAT_SECONDS, self._beat_later)
+
+        self._do(beat)
