@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, Final, NamedTuple
 from unittest.mock import patch
 
+from sim.store import Row
 from tailnet.coordinator.core import REASON_GRACEFUL, REASON_LOST, REASON_REMOVE_TUNNEL
 from tailnet.coordinator.messages import EndConnection, Kind
 from tailnet.replica import cluster
@@ -17,6 +18,8 @@ from tailnet.replica.codec import decode_frame
 from tailnet.replica.core import SharedCoordinator
 from tailnet.replica.messages import Gone, NodeIs, Publish, Withdraw
 from tailnet.replica.pair import SILENCE_SECONDS, End, Pair
+from tailnet.services.presence import AgentPresence
+from tailnet.store.rows import PresenceChange
 
 Core = SharedCoordinator[Any]
 
@@ -235,6 +238,26 @@ def _new_owner_is_not_told(real: Any) -> Any:
     return adopt
 
 
+def _left_replaces_came(real: Any) -> Any:
+    """What waits to be written is replaced by what came later."""
+
+    def then(self: PresenceChange, later: PresenceChange) -> PresenceChange:
+        return PresenceChange(self.agent_id, later.came_at, later.seen_at, later.left_at or self.left_at)
+
+    return then
+
+
+def _one_channel_is_all(real: Any) -> Any:
+    def left(self: AgentPresence, channel: Any) -> None:
+        mine = self._channels.get(channel.caller.peer_id, set())
+        if channel in mine:
+            mine.clear()
+            mine.add(channel)
+        real(self, channel)
+
+    return left
+
+
 class Mutation(NamedTuple):
     """What is taken away: owners, names of methods, and what is made of them.
 
@@ -266,44 +289,45 @@ _CUT = "disconnected, which it did not"
 _APART = "knows"
 _STALE = "was ended by an older one"
 _SLEPT = "after it had slept"
+_WRITTEN = " left, which "
 
 MUTATIONS: Final[dict[str, Mutation]] = {
     # What others had.
-    "the node is read before it is subscribed to": _one(1, SharedCoordinator, "_answer", _who_answered_by_node),
+    "the node is read before it is subscribed to": _one(2, SharedCoordinator, "_answer", _who_answered_by_node),
     "silence ends own connections": _one(0, SharedCoordinator, "handle_replica_down", _ends_on_silence, "unhealthy"),
     "silence is told as DISCONNECTED": _one(0, SharedCoordinator, "_lose", _disconnected_on_silence, _CUT),
-    "a stop says goodbye for all": _one(2, SharedCoordinator, "handle_close", _stop_says_goodbye, _CUT),
+    "a stop says goodbye for all": _one(11, SharedCoordinator, "handle_close", _stop_says_goodbye, _CUT),
     # Rules of ours.
     "claims are ignored": _one(0, SharedCoordinator, "_claim", _claims_ignored),
-    "a gap is not noticed": _one(18, Pair, "receive_frame", _gap_unnoticed, _APART),
+    "a gap is not noticed": _one(22, Pair, "receive_frame", _gap_unnoticed, _APART),
     "frames in any order, and versions are ignored": Mutation(
-        99,
+        132,
         (
             (Pair, "receive_frame", _gap_unnoticed),
             (SharedCoordinator, "_take_remote_node", _node_unversioned),
         ),
         "after a newer one",
     ),
-    "no cluster time": _one(15, ClusterTime, "hear", lambda real: lambda *_, **__: False, _STALE),
+    "no cluster time": _one(5, ClusterTime, "hear", lambda real: lambda *_, **__: False, _STALE),
     "stamps are not made anew": _one(
-        1, SharedCoordinator, "handle_clock_jump", lambda real: lambda self, now: [], _STALE
+        29, SharedCoordinator, "handle_clock_jump", lambda real: lambda self, now: [], _STALE
     ),
-    "claims go before the clock": _one(1837, Pair, "beat", lambda real: lambda self, now: [], _STALE),
-    "nothing is swept": _one(61, SharedCoordinator, "handle_replica_sync", _no_sweep, _APART),
-    "gone, and the session stays": _one(37, Pair, "_end", _gone_and_session_stays),
+    "claims go before the clock": _one(2536, Pair, "beat", lambda real: lambda self, now: [], _STALE),
+    "nothing is swept": _one(101, SharedCoordinator, "handle_replica_sync", _no_sweep, _APART),
+    "gone, and the session stays": _one(82, Pair, "_end", _gone_and_session_stays),
     "a takeover removes tunnels": _one(1, SharedCoordinator, "_adopt", _takeover_removes_tunnels, _CUT),
     "a takeover is not told to those who cannot hear the owner": _one(
-        4006, SharedCoordinator, "_adopt", _overtaken_in_silence, "does not know where"
+        1483, SharedCoordinator, "_adopt", _overtaken_in_silence, "does not know where"
     ),
     "a tunnel that came over need not be named again": _one(
-        6785, SharedCoordinator, "handle_connect", _not_named_again, _APART
+        370, SharedCoordinator, "handle_connect", _not_named_again, _APART
     ),
-    "a removed tunnel is told as gone": _one(66, SharedCoordinator, "_part", _tunnel_removed_as_gone, _CUT),
+    "a removed tunnel is told as gone": _one(155, SharedCoordinator, "_part", _tunnel_removed_as_gone, _CUT),
     "who comes and goes at once is not withdrawn": _one(5287, Cluster, "carry_out", _never_withdrawn),
     "an Open to nobody is not answered": _one(
         519, SharedCoordinator, "_tunnel_from", _open_unanswered, "does not know where"
     ),
-    "a sleeper judges others": _one(0, cluster, "SLEPT_SECONDS", lambda real: float("inf"), _SLEPT),
+    "a sleeper judges others": _one(6, cluster, "SLEPT_SECONDS", lambda real: float("inf"), _SLEPT),
     "sleep is noticed by timers alone": Mutation(
         0,
         (
@@ -321,6 +345,9 @@ MUTATIONS: Final[dict[str, Mutation]] = {
     "a takeover is not told to the new owner": _one(
         0, SharedCoordinator, "_adopt", _new_owner_is_not_told, "does not know where"
     ),
+    "who left and came again has left": _one(0, PresenceChange, "then", _left_replaces_came, _WRITTEN),
+    "one of two channels is all": _one(0, AgentPresence, "left", _one_channel_is_all, _WRITTEN),
+    "any server may write that an agent left": _one(0, Row, "is_held_by", lambda real: lambda *_: True, _WRITTEN),
     "nobody compares": _one(4, SharedCoordinator, "_compare", lambda real: lambda self, site: []),
     "a loss is not asked about": _one(
         1, SharedCoordinator, "handle_remote_who", lambda real: lambda self, replica, ids: []

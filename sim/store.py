@@ -1,7 +1,7 @@
 """The store as an actor: a row for each agent says who holds its connection; replicas write behind what they saw.
 
 A replica's part is the real one: services/presence.py, and the outbox's queue with its merging.  The rule of a row is
-SQL in tailnet/store/presence.py; tests/sim/test_store.py compares it with this one on random histories.
+SQL in tailnet/store/presence.py; tests/tailnet/store/test_presence.py compares the two on random histories.
 """
 
 from collections.abc import Callable, Sequence

@@ -18,7 +18,7 @@ from sim.store import Reporter, Row, Store
 from sim.ways import BUS_BEAT_SECONDS, DEAF_SECONDS, LATENCY_SECONDS, ONE_WAY_SECONDS, Way
 from tailnet.coordinator.messages import Deliver, Effect, EndConnection, Request, SendError, Update
 from tailnet.replica.cluster import SLEPT_SECONDS, Cluster, SessionEnded, Silenced
-from tailnet.replica.messages import ReplicaID
+from tailnet.replica.messages import Bye, ReplicaID, Tell
 from tailnet.replica.pair import BEAT_SECONDS, End
 from tailnet.replica.proof import ClusterKey
 from tailnet.store.rows import PresenceChange
@@ -127,6 +127,10 @@ class Process:
         """A connection is over."""
         connection.is_served = False
         self.reporter.left(connection)
+
+    def tell(self, hint: Tell | Bye) -> None:
+        """Others hear of it, and nothing follows here: what it means stands in the store, or in discovery."""
+        self.take(self.cluster.tell(hint, self.now))
 
     def core(self, effects: list[Effect[Connection]]) -> None:
         """What the coordinator says about an own connection."""
@@ -420,6 +424,8 @@ class World:
                 peer.parted_at[agent.id] = agent.parted_at[peer.id] = self.heap.now
             if connection is not None:
                 allowed = set(peer.wants)
+                if not wanted:
+                    connection.process.do(partial(connection.process.tell, Tell("rights", b"")))
                 self.request(
                     connection,
                     Request(add_tunnel=agent.id, allowed=allowed) if wanted else Request(remove_tunnel=agent.id),
@@ -493,6 +499,7 @@ class World:
                 self.heap.after(min(step.seconds, 8), lambda: self.start(one))
             case "stop" if process is not None and process.is_accepting and not process.is_frozen:
                 process.is_accepting = False
+                process.do(partial(process.tell, Bye(1)))
                 process.do(lambda: self._close(process))
                 self.heap.after(0.5, lambda: self.die(process))
                 self.heap.after(1.0, lambda: self.start(one))

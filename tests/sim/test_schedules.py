@@ -12,8 +12,9 @@ from functools import cache
 import pytest
 
 from sim.mutations import MUTATIONS
-from sim.plan import make_plan
+from sim.plan import FAULTS, PEERS, make_plan
 from sim.play import Played, play, shrink
+from tailnet.replica.codec import CODES
 
 # Schedules that are played here and looked at, in parts, and those that a process of its own plays: what measures the
 # coverage makes them three times as slow.
@@ -30,9 +31,14 @@ CASES = {
     "ended: peer ID overwritten by new connection",
     "sessions again",
     "slept",
-    *("cut", "kill", "stop", "freeze", "lossy", "blackout"),
-    *("node", "redial", "roam", "goodbye", "vanish", "blink", "open", "shut"),
-    *(f"heard {kind}" for kind in ("Came", "Gone", "NodeIs", "Open", "Ready", "Shut", "Sync", "Synced", "Who")),
+    "one way for long",
+    "silenced",
+    "presence written",
+    "left, and somebody else's",
+    "swept in the store",
+    *FAULTS,
+    *PEERS,
+    *(f"heard {kind.__name__}" for kind in CODES),
 }
 
 

@@ -1,9 +1,13 @@
 """Several servers write about the same agents, late and out of order; each row says who may say what."""
 
+from collections.abc import Iterator
 from datetime import datetime, timedelta
+from random import Random
 
 import pytest
 
+from sim.store import DEAD, Row
+from sim.store import Store as SimulatedStore
 from tailnet.store.presence import CLOCKS_DIFFER, SERVERS_KEPT
 from tailnet.store.rows import AgentRow, AgentStatus, PresenceChange, ServerRow
 from tailnet.store.store import Store
@@ -11,6 +15,7 @@ from tests.support.seeds import NOW, came, fill, left, peer_id
 
 MAIN, GPU, NOBODY = peer_id("main"), peer_id("gpu"), peer_id("nobody")
 INACTIVE = timedelta(seconds=30)
+SERVERS = ("one", "two", "three")
 
 
 def after(seconds: float) -> datetime:
@@ -121,3 +126,42 @@ def test_servers_say_that_they_are_there(store: Store) -> None:
     third = ServerRow("three", "host-c", 1, "1.0", NOW, after(11) + SERVERS_KEPT)
     store.presence.beat(third)
     assert store.presence.list_servers() == [third]
+
+
+def words(random: Random) -> Iterator[tuple[str, timedelta, PresenceChange | None]]:
+    """What servers say, each by a clock that may be off, and late; without a change: that the server is there."""
+    seconds = 0.0
+    for _ in range(40):
+        seconds += random.choice((0.0, 0.5, 4, 20))
+        at = timedelta(seconds=seconds + random.choice((0, 0, -3, 2)) + random.choice((0, 0, -10)))
+        if random.random() < 0.02:
+            at += 2 * CLOCKS_DIFFER
+        moment = NOW + at
+        came, seen, left = random.choice(((1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 1), (1, 1, 0), (0, 0, 0)))
+        change = PresenceChange(
+            MAIN,
+            moment if came else None,
+            moment + timedelta(seconds=1) if seen else None,
+            moment + timedelta(seconds=2) if left else None,
+        )
+        yield random.choice(SERVERS), timedelta(seconds=seconds), change if came or seen or left else None
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_simulator_s_row_is_the_store_s(filled: Store, seed: int) -> None:
+    simulated, row = SimulatedStore(), Row()
+    simulated.rows[MAIN] = row
+    for server, after, change in words(Random(seed)):
+        now = NOW + after
+        if change is not None:
+            filled.presence.record([change], server, now, INACTIVE)
+            row.apply(change, server, now)
+        else:
+            filled.presence.beat(ServerRow(server, "host", 1, "1", NOW, now))
+            swept = filled.presence.release_forsaken(now - DEAD)
+            assert simulated.beat(server, now) == len(swept)
+        found = filled.callers.get_agent(MAIN)
+        assert found is not None
+        assert (row.last, row.left, row.holder) == (found.last_connected_at, found.disconnected_at, found.seen_by)
+        is_connected = found.status(now, INACTIVE.total_seconds()) is AgentStatus.CONNECTED
+        assert row.is_connected(now) == is_connected
