@@ -1,6 +1,6 @@
 """Play a schedule, and make one that breaks a law as short as it can be."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from derp.text import error_text
 from sim.laws import LawBroken
@@ -47,7 +47,7 @@ def play(plan: Plan, record: bool = False) -> Played:
 
 
 def shrink(plan: Plan) -> Played:
-    """Leave out steps for as long as some law is broken; the shortest story that still ends badly."""
+    """Leave out steps, peers and replicas for as long as some law is broken; a short story that still ends badly."""
     best = plan
     size = max(1, len(best.steps) // 2)
     while size >= 1:
@@ -59,4 +59,10 @@ def shrink(plan: Plan) -> Played:
             else:
                 at += size
         size //= 2
+    for name in ("clients", "agents", "replicas"):
+        while getattr(best, name) > (2 if name == "replicas" else 1):
+            smaller = replace(best, **{name: getattr(best, name) - 1})
+            if play(smaller).broken is None:
+                break
+            best = smaller
     return play(best, record=True)

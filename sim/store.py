@@ -25,7 +25,7 @@ INACTIVE: Final = timedelta(seconds=2 * SIGN_OF_LIFE_SECONDS)
 FAILURE_SECONDS: Final = 0.5
 # Servers say that they are there, and look for those that have not for DEAD; a run is shorter than the real 90 s.
 BEAT_SECONDS: Final = 10.0
-DEAD: Final = timedelta(seconds=30)
+DEAD: Final = timedelta(seconds=15)
 
 
 @dataclass(slots=True)

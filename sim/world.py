@@ -13,11 +13,11 @@ from random import Random
 from sim.heap import Heap
 from sim.laws import Judge
 from sim.peers import Connection, Peer
-from sim.plan import FAULT_SECONDS, FAULTS, Plan, Step
+from sim.plan import FAULT_SECONDS, FAULTS, PEERS, Plan, Step
 from sim.store import Reporter, Row, Store
 from sim.ways import BUS_BEAT_SECONDS, DEAF_SECONDS, LATENCY_SECONDS, ONE_WAY_SECONDS, Way
-from tailnet.coordinator.messages import Deliver, Effect, EndConnection, Request, SendError, Update
-from tailnet.replica.cluster import SLEPT_SECONDS, Cluster, SessionEnded, Silenced
+from tailnet.coordinator.messages import Deliver, Effect, EndConnection, Kind, Request, SendError, Update
+from tailnet.replica.cluster import SLEPT_SECONDS, Cluster, SessionEnded, SessionOpened, Silenced
 from tailnet.replica.messages import Bye, ReplicaID, Tell
 from tailnet.replica.pair import BEAT_SECONDS, End
 from tailnet.replica.proof import ClusterKey
@@ -52,7 +52,7 @@ class Process:
         self.woke_at = -inf  # from a sleep that was too long to judge others
         self.heard_self_at = -inf  # its own beat by a bus that had been away
         self._clock_ahead = random.uniform(0, 5)  # monotonic clocks begin anywhere
-        wall_ahead = self.random.uniform(-3, 3)
+        wall_ahead = self.random.uniform(-2, 2)
         self.reporter = Reporter(self.name, self.heap, world.store, wall_ahead, self.do, self._written)
         self._due = inf  # by its own clock
 
@@ -109,6 +109,7 @@ class Process:
             if isinstance(effect, Deliver):
                 for connection in effect.receivers:
                     for update in effect.updates:
+                        self.world.say_told(self, connection, update)
                         judge.told(connection, update)
                     self.world.tell_peer(connection, effect.updates)
             elif isinstance(effect, EndConnection):
@@ -119,7 +120,10 @@ class Process:
             elif isinstance(effect, SendError):
                 judge.met["error told"] += 1
             elif isinstance(effect, Silenced):
+                self.world.say_of_two(self, effect.replica, False)
                 judge.silenced(self, effect.replica)
+            elif isinstance(effect, SessionOpened):
+                self.world.say_of_two(self, effect.replica, True)
             elif isinstance(effect, SessionEnded) and effect.end not in (End.LINK, End.REPLACED):
                 self.world.relink(self, effect.replica)
 
@@ -155,6 +159,7 @@ class World:
             for one in range(plan.replicas)
             for two in range(plan.replicas)
         }
+        self.say(f"{plan.replicas} replicas r0, r1 ... by {'a bus' if plan.is_bus else 'links'}; r1.2: the 2nd process")
         self._starts = 0
         names = [f"a{n}" for n in range(plan.agents)] + [f"c{n}" for n in range(plan.clients)]
         self.peers = [Peer(name, name[0] == "a", Random(f"{plan.seed} {name}")) for name in names]
@@ -172,6 +177,20 @@ class World:
     def say(self, text: str) -> None:
         if self.story is not None:
             self.story.append(f"{self.heap.now:7.3f}  {text}")
+
+    def say_told(self, process: Process, connection: Connection, update: Update) -> None:
+        if self.story is not None and update.kind is not Kind.READY_FOR_HANDSHAKE:
+            what = update.node.raw.decode() if update.node is not None else f"of {self.peer(update.peer_id).name}"
+            self.say(f"{process.name} tells {connection.peer.name}: {update.kind.name} {what}")
+
+    def say_of_two(self, process: Process, other_id: ReplicaID, is_session: bool) -> None:
+        if self.story is None:
+            return
+        other = next(each for each in self.processes if each.id == other_id)
+        if not is_session:
+            self.say(f"to {process.name}, {other.name} is silent")
+        elif other.cluster.pair(process.id).is_open:  # else it says so, when it has heard the answer
+            self.say(f"{process.name} and {other.name} have a session")
 
     def peer(self, peer_id: bytes) -> Peer:
         return self._peers[PeerID(peer_id)]
@@ -402,11 +421,25 @@ class World:
 
     def step(self, step: Step) -> None:
         self.judge.met[step.what] += 1
-        self.say(f"-- {step.what} {step.who} {step.other} {step.seconds:.1f}")
+        if self.story is not None:
+            self.say(f"-- {self._describe(step)}")
         if step.what in FAULTS:
             self._fault(step)
         else:
             self._act(self.peers[step.who % len(self.peers)], step)
+
+    def _describe(self, step: Step) -> str:
+        """For the story: who does what, or what happens to which replicas, and for how long."""
+        if step.what in PEERS:
+            peer = self.peers[step.who % len(self.peers)]
+            tunnel = f" a tunnel to a{step.other % self.plan.agents}" if step.what in ("open", "shut") else ""
+            away = f", for {step.seconds:.1f} s" if step.what in ("goodbye", "vanish") else ""
+            return f"{step.what}: {peer.name}{tunnel}{away}"
+        one, two = (self.places[each % self.plan.replicas] for each in (step.who, step.other))
+        names = [process.name if process is not None else "a replica that is down" for process in (one, two)]
+        who = {"cut": " and ".join(names), "one way": " to ".join(names)}.get(step.what, names[0])
+        everywhere = step.what in ("blackout", "lossy", "store away")
+        return f"{step.what}{'' if everywhere else f': {who}'}, for {step.seconds:.1f} s"
 
     def _act(self, peer: Peer, step: Step) -> None:
         connection = peer.connection

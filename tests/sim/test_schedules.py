@@ -90,4 +90,9 @@ def test_a_broken_schedule_becomes_a_short_story() -> None:
         short = shrink(plan)
     assert short.broken is not None
     assert len(short.plan.steps) < len(plan.steps)
+    assert (short.plan.agents, short.plan.clients) < (plan.agents, plan.clients)
+    assert any(" and r" in line and line.endswith("have a session") for line in short.story)
+    assert any("  -- " in line for line in short.story)
+    assert any("is silent" in line for line in short.story)
+    assert len(short.story) < 40
     assert "disconnected, which it did not" in short.story[-1]
