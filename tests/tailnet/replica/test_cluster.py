@@ -97,8 +97,10 @@ class Two:
     def meet(self) -> None:
         one, two = self.clusters[0].coordinator, self.clusters[1].coordinator
         self.core(0, one.handle_connect(C, ClientPolicy(A), "c", self.now))
+        self.settle()
         self.core(0, one.handle_request("c", Request(node=make_node("c1"), add_tunnel=A), self.now))
         self.core(1, two.handle_connect(A, AgentPolicy(A), "a", self.now))
+        self.settle()
         self.core(1, two.handle_request("a", Request(node=make_node("a1", [ADDRESS])), self.now))
         self.run(1.0)
         assert sorted(self.told) == ["a NODE", "c NODE"]
