@@ -1,6 +1,6 @@
 """The store as an actor: a row for each agent says who holds its connection; replicas write behind what they saw.
 
-A replica's part is the real one: tailnet/services/presence.py, and the outbox's queue with its merging.  A row's rule is
+A replica's part is real: tailnet/services/presence.py, and the outbox's queue with its merging.  The rule of a row is
 SQL in tailnet/store/presence.py; tests/tailnet/store/test_presence.py compares the two on random histories.
 """
 
