@@ -279,7 +279,7 @@ def test_what_crosses_is_counted_and_nothing_has_to_be_mended() -> None:
     assert one.sync_count >= 3, "at the beginning, and in each minute"
     assert sum(one.delays) == one.heard[Beat] >= 2 * SYNC_SECONDS[1] - 2
     assert one.delays[0] == sum(one.delays), "nothing takes time in this world"
-    assert one.heard == two.sent
+    assert dict(one.heard) == {kind: count for kind, count in two.sent.items() if count}
     assert one.pair(two.replica).wall_ahead_seconds == 1.5
     assert two.pair(one.replica).wall_ahead_seconds == -1.5
 
