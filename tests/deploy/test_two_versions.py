@@ -21,9 +21,10 @@ from click.testing import CliRunner
 from tailnet.cli.root import cli
 from tailnet.proto.generated import tailnet_pb2 as tailnet
 from tailnet.server.server import CoordinatorServer
+from tailnet.store.store import Store
 from tests.support.earlier import unpack
 from tests.support.relays import free_port, stop_process
-from tests.support.seeds import agent_token, peer_id, seed_document, user_token
+from tests.support.seeds import agent_token, fill, peer_id, seed_document, user_token
 from tests.support.tailnet_driver import AGENT_DOOR, MANY_DOOR, wait_for
 from tests.tailnet.server.test_rolling import Moving
 
@@ -65,15 +66,15 @@ class Replica:
 class Processes:
     """Starts replicas of one cluster, each with a store of its own that knows the same agents."""
 
-    def __init__(self, folder: Path, filled: Path, earlier: "Earlier", stack: AsyncExitStack) -> None:
-        self._folder, self._filled, self._earlier, self._stack = folder, filled, earlier, stack
+    def __init__(self, folder: Path, stores: "Stores", stack: AsyncExitStack) -> None:
+        self._folder, self._stores, self._stack = folder, stores, stack
         self._ports = [free_port(socket.SOCK_STREAM) for _ in range(3)]
         (folder / "cluster.key").write_text("ab" * 32)
         (folder / "cluster.key").chmod(0o600)
 
     async def start(self, number: int, name: str, program: Sequence[str] = TODAY, *, is_old: bool = False) -> Replica:
-        environ = self._earlier.environment if is_old else clean_environment()
-        shutil.copy(self._earlier.store if is_old else self._filled, self._folder / f"{name}.db")
+        environ = self._stores.earlier_environment if is_old else clean_environment()
+        shutil.copy(self._stores.earlier if is_old else self._stores.today, self._folder / f"{name}.db")
         store, log = f"sqlite:///{self._folder / name}.db", self._folder / f"{name}.log"
         command = [sys.executable, *program]
         bus = ",".join(f"127.0.0.1:{port}" for port in self._ports)
@@ -101,11 +102,12 @@ class Processes:
 
 
 @dataclass(frozen=True)
-class Earlier:
-    """The earlier program, and a store that it has filled."""
+class Stores:
+    """Files with the same agents, filled by each program, and the environment in which Python runs the earlier one."""
 
-    environment: dict[str, str]
-    store: Path
+    today: Path
+    earlier: Path
+    earlier_environment: dict[str, str]
 
 
 def clean_environment() -> dict[str, str]:
@@ -113,20 +115,27 @@ def clean_environment() -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def earlier(tmp_path_factory: pytest.TempPathFactory) -> Earlier:
-    folder = tmp_path_factory.mktemp("earlier")
-    files, seed, store = unpack(folder / "files"), folder / "seed.json", folder / "filled.db"
+def stores(tmp_path_factory: pytest.TempPathFactory) -> Stores:
+    folder = tmp_path_factory.mktemp("stores")
+    seed = folder / "seed.json"
     seed.write_text(json.dumps(seed_document()))
-    environ = {**clean_environment(), "PYTHONPATH": str(files)}
-    command = [sys.executable, *TODAY, "admin", "import", str(seed), "--store", f"sqlite:///{store}"]
-    subprocess.run(command, env=environ, cwd=folder, capture_output=True, check=True)
-    return Earlier(environ, store)
+    stores = Stores(
+        folder / "today.db",
+        folder / "earlier.db",
+        {**clean_environment(), "PYTHONPATH": str(unpack(folder / "files"))},
+    )
+    store = Store.open(f"sqlite:///{stores.today}")
+    fill(store)
+    store.close()
+    command = [sys.executable, *TODAY, "admin", "import", str(seed), "--store", f"sqlite:///{stores.earlier}"]
+    subprocess.run(command, env=stores.earlier_environment, cwd=folder, capture_output=True, check=True)
+    return stores
 
 
 @pytest.fixture
-async def processes(tmp_path: Path, filled_file: Path, earlier: Earlier) -> AsyncIterator[Processes]:
+async def processes(tmp_path: Path, stores: Stores) -> AsyncIterator[Processes]:
     async with AsyncExitStack() as stack:
-        yield Processes(tmp_path, filled_file, earlier, stack)
+        yield Processes(tmp_path, stores, stack)
 
 
 async def test_an_update_of_one_after_the_other_cuts_nobody(processes: Processes, nursery: trio.Nursery) -> None:
