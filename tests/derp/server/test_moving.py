@@ -106,7 +106,7 @@ async def test_many_talk_in_order_while_a_few_at_a_time_are_on_their_way(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("derp.server.session.HOLD_SECONDS", PATIENCE_SECONDS)
-    count, packets = 40, 60
+    count, packets = 24, 40
     async with two(kind, private_key=NodePrivate.generate()) as (old, new):
         await join(old.relay, new.relay)
         callers = [await call(old) for _ in range(count)]
