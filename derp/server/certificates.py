@@ -79,6 +79,8 @@ class CertificateKeeper:
         self.digest: bytes | None = None
         self.challenges: dict[str, bytes] = {}
         self.failures = 0
+        self.wait_shown: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
+        """Returns when whoever was told by `changed` shows the proofs: before that the authority may not look."""
 
     async def run(self) -> None:
         """Keep the certificate until cancelled."""
@@ -183,6 +185,7 @@ class CertificateKeeper:
                 else:
                     self.digest = sha256(proof.value.encode()).digest()
             self._changed(self)
+            await self.wait_shown()
             yield
         finally:
             self.digest = None

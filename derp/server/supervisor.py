@@ -48,6 +48,9 @@ _SETTLED_SECONDS: Final = 60.0
 STUCK_SECONDS: Final = 30.0
 # To read settings and certificates again takes milliseconds.
 _RELOAD_SECONDS: Final = 10.0
+# To show a proof takes a worker less than a millisecond of its time.  One that does not is stuck or starts.
+_SHOW_SECONDS: Final = 10.0
+_LOOK_SECONDS: Final = 0.01
 
 
 class _Process:
@@ -63,6 +66,7 @@ class _Process:
         self.is_leaving = False
         self.alive_at = self.started_at = trio.current_time()
         self.reloaded = trio.Event()
+        self.proofs_sent = self.proofs_shown = 0
         self.ended = trio.Event()
 
     @property
@@ -95,6 +99,8 @@ class Supervisor:
         # Here for what can be wrong with it, and so that certificates that have to be made are made once.
         self.tls = open_tls(config.tls, config.private_key.public())
         self._keeper = open_keeper(self.tls, self._tell_of_certificate, self._tell_of_proof)
+        if self._keeper is not None:
+            self._keeper.wait_shown = self._wait_shown
         self.listening: list[Listening] = []
         self.workers: list[_Process] = []
         self._reread = reread
@@ -226,7 +232,7 @@ class Supervisor:
         worker.send("serve")
         self.workers.append(worker)
         if self._keeper is not None:
-            worker.send("proof", self._keeper.digest, self._keeper.challenges, self._keeper.failures)
+            _send_proof(worker, self._keeper)
         try:
             with theirs:
                 worker.process = await hand_over(
@@ -254,8 +260,11 @@ class Supervisor:
             if not message:
                 return
             worker.alive_at = trio.current_time()
-            if msgpack.unpackb(message)[0] == "reloaded":
-                worker.reloaded.set()
+            match msgpack.unpackb(message)[0]:
+                case "reloaded":
+                    worker.reloaded.set()
+                case "shown":
+                    worker.proofs_shown += 1
 
     async def _keep(self, worker: _Process, process: trio.Process) -> None:
         """Wait until a worker ends, and replace it if nobody asked it to."""
@@ -312,7 +321,13 @@ class Supervisor:
 
     def _tell_of_proof(self, keeper: "CertificateKeeper") -> None:
         for worker in self.workers:
-            worker.send("proof", keeper.digest, keeper.challenges, keeper.failures)
+            _send_proof(worker, keeper)
+
+    async def _wait_shown(self) -> None:
+        """Until all workers show the last proof: the authority may come to any of them."""
+        with trio.move_on_after(_SHOW_SECONDS):
+            while any(worker.proofs_shown < worker.proofs_sent for worker in self.workers):  # noqa: ASYNC110
+                await trio.sleep(_LOOK_SECONDS)
 
     def _tell_of_certificate(self) -> None:
         for worker in self.workers:
@@ -449,6 +464,11 @@ async def supervise(supervisor: Supervisor, started: Callable[[Supervisor], None
                 nursery.cancel_scope.cancel()
         finally:
             supervisor.close()
+
+
+def _send_proof(worker: _Process, keeper: "CertificateKeeper") -> None:
+    worker.proofs_sent += 1
+    worker.send("proof", keeper.digest, keeper.challenges, keeper.failures)
 
 
 def _pid(worker: _Process) -> int:

@@ -155,6 +155,7 @@ class Worker:
                 server.close()
             case ["proof", digest, challenges, failures]:
                 server.show_proof(digest, challenges, failures)
+                await line.send(encode("shown"))
             case ["look"]:
                 server.look_at_certificate()
             case ["leave"]:

@@ -30,7 +30,17 @@ from derp.server.supervisor import Supervisor
 from derp.transport.listen import open_listener, open_udp
 from derp.transport.tls import certificate_pin
 from tests.derp.server.workers_world import call_many, clients_by_worker, open_workers, page, write_settings
-from tests.derp.server.world import HOST, SELF_SIGNED, Bystanders, Caller, ask, call, dial, relay_config
+from tests.derp.server.world import (
+    HOST,
+    PATIENCE_SECONDS,
+    SELF_SIGNED,
+    Bystanders,
+    Caller,
+    ask,
+    call,
+    dial,
+    relay_config,
+)
 from tests.support.certificates import issue
 from tests.support.relays import free_port
 
@@ -303,11 +313,11 @@ async def test_every_worker_shows_what_an_authority_looks_for(tmp_path: Path) ->
             before.add(await shown_certificate(relay, "acme-tls/1"))
         keeper.digest, keeper.challenges["token"] = b"d" * 32, b"its body"
         keeper._changed(keeper)
+        await keeper.wait_shown()
         seen: set[bytes] = set()
         while len(seen) < 2:  # other processes, of which the kernel chooses one
-            shown = await shown_certificate(relay, "acme-tls/1")
-            if b"d" * 32 in shown:
-                seen.add(shown)
+            seen.add(await shown_certificate(relay, "acme-tls/1"))
+        assert all(b"d" * 32 in shown for shown in seen)
         request = b"GET /.well-known/acme-challenge/token HTTP/1.1\r\nHost: relay.example\r\nConnection: close\r\n\r\n"
         for _ in range(MANY):
             assert (await ask(relay, request, "http")).endswith(b"its body")
@@ -321,6 +331,34 @@ async def test_every_worker_shows_what_an_authority_looks_for(tmp_path: Path) ->
         own: set[bytes] = set()
         while own != {issued.der}:
             own = {await shown_certificate(relay) for _ in range(MANY)}
+
+
+async def test_the_authority_has_to_wait_for_every_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("derp.server.supervisor._SHOW_SECONDS", PATIENCE_SECONDS)
+    write_settings(
+        tmp_path, 'cert_mode = "letsencrypt"', 'hostname = "relay.example"', f'cert_dir = "{tmp_path}"',
+        "http_port = -1", 'acme_directory_url = "https://127.0.0.1:1/"',
+    )  # fmt: skip
+    async with open_workers(tmp_path) as relay, trio.open_nursery() as nursery:
+        keeper, (slow, other) = relay._keeper, relay.workers
+        assert keeper is not None
+        assert slow.process is not None
+        await keeper.wait_shown()
+        slow.process.send_signal(signal.SIGSTOP)
+        keeper._changed(keeper)
+        is_shown = trio.Event()
+
+        async def wait() -> None:
+            await keeper.wait_shown()
+            is_shown.set()
+
+        nursery.start_soon(wait)
+        while other.proofs_shown < other.proofs_sent:  # noqa: ASYNC110  # another process
+            await trio.sleep(0.01)
+        assert not is_shown.is_set()
+        slow.process.send_signal(signal.SIGCONT)
+        await is_shown.wait()
+        assert slow.proofs_shown == slow.proofs_sent
 
 
 async def shown_certificate(relay: Supervisor, *protocols: str) -> bytes:
