@@ -70,7 +70,7 @@ _BY_KIND: Final[tuple[tuple[type[Exception], str], ...]] = (
         "it is a replica, which takes no writes: name the primary, or by redis+sentinel its sentinels",
     ),
     (replies.BusyLoadingError, "it is still loading its data"),
-    (replies.MovedError, "it is a node of a cluster that others share: use redis+cluster"),
+    (replies.MovedError, "our keys are at another node of its cluster: redis+cluster finds it"),
     (replies.ClusterDownError, "the cluster is down, as a part of it has no node"),
     (replies.UnknownCommandError, "it does not know a command: it is no sentinel, or a Redis before 6.0"),
 )
@@ -87,6 +87,7 @@ _BY_TEXT: Final = (
 # What to do about it with the options of our address, where the general sentence cannot know them.
 _HINTS: Final = (
     ("does not trust", "ssl_ca_certs names an authority of your own"),
+    ("is not trusted", "ssl_ca_certs names an authority of your own"),
     ("is self-signed", "ssl_ca_certs names an authority of your own"),
     ("CERTIFICATE_REQUIRED", "it asks for a certificate of ours: ssl_certfile and ssl_keyfile name one"),
     ("ALERT_UNKNOWN_CA", "it does not trust our certificate, which ssl_certfile names"),
@@ -152,7 +153,7 @@ class RedisBus:
     def _note_trouble(self, error: BaseException) -> None:
         first = _first(error)
         self.trouble = f"{self._place}: {_words(first)}"
-        more = self._rarely.held_back(type(first).__name__, trio.current_time())
+        more = self._rarely.held_back(_meaning(first) or type(first).__name__, trio.current_time())
         if more is not None:
             _log.warning("! the bus %s%s; sessions that stand go on", self.trouble, and_more(more))
 
@@ -344,15 +345,19 @@ def _first(error: BaseException) -> BaseException:
     return error
 
 
-def _words(error: BaseException) -> str:
-    """Why, for people."""
+def _meaning(error: BaseException) -> str:
+    """What a refusal means, by the tables above; empty for what stands in none."""
     text = error_text(error)
     for kind, words in _BY_KIND:
         if isinstance(error, kind):
-            return f"{words} ({text})"
-    for beginning, words in _BY_TEXT:
-        if text.startswith(beginning):
-            return f"{words} ({text})"
+            return words
+    return next((words for beginning, words in _BY_TEXT if text.startswith(beginning)), "")
+
+
+def _words(error: BaseException) -> str:
+    """Why, for people."""
+    if meaning := _meaning(error):
+        return f"{meaning} ({error_text(error)})"
     if isinstance(error, _ENDED):
         return "its connection ended"
     if isinstance(error.__cause__, TimeoutError):

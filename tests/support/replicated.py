@@ -123,6 +123,18 @@ async def meet(first: Place, second: Place) -> tuple[Told, Told]:
     return agent, client
 
 
+async def well(*places: Place) -> None:
+    """The bus of each works, and shows all of them."""
+    await wait_for(
+        lambda: all(not each.replicas.bus.trouble and len(each.replicas.records) == len(places) for each in places)
+    )
+
+
+def stayed(agent: Told, client: Told) -> bool:
+    """Neither was sent away, and the client of MAIN was never told that he is lost."""
+    return not agent.ended and not client.ended and Kind.LOST not in client.kinds(MAIN)
+
+
 @asynccontextmanager
 async def running(*places: Place) -> AsyncIterator[None]:
     """All of them, together."""

@@ -22,6 +22,7 @@ from tests.support.replicated import MAIN, ME, Place, meet, together
 from tests.support.seeds import peer_id
 from tests.support.tailnet_driver import wait_for
 
+pytestmark = pytest.mark.usefixtures("brisk")
 KINDS = ("memory", "static", "store", "redis", "valkey", "redis_cluster", "sentineled")
 CARRIERS = ("memory", "redis", "valkey")
 LINKED = ("static", "store")

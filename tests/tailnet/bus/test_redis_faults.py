@@ -12,7 +12,7 @@ from tailnet.bus.redis import RedisBus
 from tailnet.coordinator.messages import Kind
 from tests.support.memory_bus import Seen
 from tests.support.redis import HOST, PASSWORD, RedisServer, running
-from tests.support.replicated import MAIN, Place, Told, meet, together
+from tests.support.replicated import MAIN, Place, Told, meet, stayed, together, well
 from tests.support.tailnet_driver import wait_for
 from tests.tailnet.bus.conftest import or_missing
 from tests.tailnet.bus.test_redis import A
@@ -55,19 +55,13 @@ async def met(server: RedisServer) -> AsyncIterator[tuple[Place, Place, Told, To
         await together(first, second)
         agent, client = await meet(first, second)
         yield first, second, agent, client
-        assert Kind.LOST not in client.kinds(MAIN)
-        assert not agent.ended
-        assert not client.ended
+        assert stayed(agent, client)
         nursery.cancel_scope.cancel()
 
 
 async def says(place: Place, words: str) -> None:
     """As `tailnet replicas` and /debug/replicas show it."""
     await wait_for(lambda: words in place.replicas.bus.trouble)
-
-
-async def is_well(*places: Place) -> None:
-    await wait_for(lambda: all(not each.replicas.bus.trouble and len(each.replicas.records) == 2 for each in places))
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -84,7 +78,7 @@ async def test_a_server_that_refuses(fault: str, redis: RedisServer, caplog: pyt
         finally:
             assert redis.ask(*end) == "OK"
         await client.hears(MAIN, Kind.NODE, "a2")
-        await is_well(first, second)
+        await well(first, second)
 
 
 async def test_a_full_server_takes_no_records_and_carries(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +94,7 @@ async def test_a_full_server_takes_no_records_and_carries(redis: RedisServer, mo
             await client.hears(MAIN, Kind.NODE, "a3")
         finally:
             assert redis.ask("config", "set", "maxmemory", "0") == "OK"
-        await is_well(first, second)
+        await well(first, second)
 
 
 async def test_a_server_that_is_emptied(redis: RedisServer) -> None:
@@ -108,7 +102,7 @@ async def test_a_server_that_is_emptied(redis: RedisServer) -> None:
         assert redis.ask("flushall") == "OK"
         first.node(agent, "a2")
         await client.hears(MAIN, Kind.NODE, "a2")
-        await is_well(first, second)
+        await well(first, second)
         assert first.replicas.session_count == 1
 
 
@@ -121,7 +115,7 @@ async def test_a_server_that_is_stopped_and_goes_on(redis: RedisServer) -> None:
         finally:
             redis.go_on()
         await client.hears(MAIN, Kind.NODE, "a2")
-        await is_well(first, second)
+        await well(first, second)
 
 
 async def test_a_server_that_loads_its_data(tmp_path: Path, nursery: trio.Nursery) -> None:

@@ -15,7 +15,7 @@ from tailnet.errors import ConfigError
 from tests.support.certificates import issue
 from tests.support.memory_bus import Seen
 from tests.support.redis import HOST, PASSWORD, SERVICE, RedisCluster, RedisServer, Sentineled, TlsServer, running
-from tests.support.replicated import MAIN, Place, Told, meet, together
+from tests.support.replicated import MAIN, Place, Told, meet, stayed, together, well
 from tests.support.tailnet_driver import wait_for
 from tests.tailnet.bus.conftest import or_missing
 from tests.tailnet.bus.test_redis import A, B
@@ -37,13 +37,7 @@ async def crosses(first: Place, agent: Told, client: Told, node: str) -> None:
     """An update arrives, and nobody was told bad news meanwhile."""
     first.node(agent, node)
     await client.hears(MAIN, Kind.NODE, node)
-    assert Kind.LOST not in client.kinds(MAIN)
-    assert not agent.ended
-    assert not client.ended
-
-
-async def well(*places: Place) -> None:
-    await wait_for(lambda: all(not each.replicas.bus.trouble and len(each.replicas.records) == 2 for each in places))
+    assert stayed(agent, client)
 
 
 async def test_a_primary_is_killed_and_sentinels_name_another(sentineled: Sentineled, nursery: trio.Nursery) -> None:
@@ -133,7 +127,7 @@ async def test_an_address_of_another_kind_is_said(
 ) -> None:
     sentinels = sentineled.place
     for place, says in (
-        (redis_cluster.nodes[1].place, "use redis+cluster"),
+        (redis_cluster.nodes[1].place, "redis+cluster finds it"),
         (sentineled.sentinel.place, "it is a sentinel: use redis+sentinel"),
         (
             replace(sentinels, addresses=((HOST, redis.port),)),

@@ -15,7 +15,7 @@ from tailnet.coordinator.messages import Kind
 from tailnet.store.store import Store
 from tests.support.missing import missing
 from tests.support.postgresql import Cluster, PostgresqlMissing, running_cluster
-from tests.support.replicated import MAIN, Place, Told, meet, together
+from tests.support.replicated import MAIN, Place, Told, meet, stayed, together, well
 from tests.support.tailnet_driver import wait_for
 
 pytestmark = pytest.mark.usefixtures("patient")
@@ -52,14 +52,8 @@ async def met(stores: tuple[Store, Store]) -> AsyncIterator[tuple[Place, Place, 
         await together(first, second)
         agent, client = await meet(first, second)
         yield first, second, lambda node: first.node(agent, node), client
-        assert Kind.LOST not in client.kinds(MAIN)
-        assert not agent.ended
-        assert not client.ended
+        assert stayed(agent, client)
         nursery.cancel_scope.cancel()
-
-
-async def is_well(*places: Place) -> None:
-    await wait_for(lambda: all(not each.replicas.bus.trouble and len(each.replicas.records) == 2 for each in places))
 
 
 def end_sessions(postgresql: Cluster, writes: str) -> None:
@@ -79,7 +73,7 @@ async def test_a_database_that_takes_no_writes(postgresql: Cluster, stores: tupl
             await client.hears(MAIN, Kind.NODE, "a2")
         finally:
             end_sessions(postgresql, "off")
-        await is_well(first, second)
+        await well(first, second)
 
 
 @contextmanager
@@ -100,7 +94,7 @@ async def test_another_server_takes_over(postgresql: Cluster, stores: tuple[Stor
             other.take_over(postgresql)
             other.start()
             try:
-                await is_well(first, second)
+                await well(first, second)
                 send("a3")
                 await client.hears(MAIN, Kind.NODE, "a3")
             finally:
