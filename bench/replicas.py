@@ -29,8 +29,6 @@ import trio
 if not __package__:  # started as a file: the project's root is not on the path then
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import trio.lowlevel
-
 from bench import replica_faults
 from bench.agents import Report
 from bench.cases import Result
