@@ -90,13 +90,15 @@ class Judge:
     def one_way(self, sender: "Process", receiver: "Process") -> None:
         """Nothing has passed from one to the other for long."""
         now, back = self.world.heap.now, self.world.ways[receiver.place, sender.place]
-        for process, other in ((receiver, sender), (sender, receiver)):
+        hears, deaf = sender.cluster.pairs.get(receiver.id), receiver.cluster.pairs.get(sender.id)
+        if hears is None or deaf is None:
+            return  # they have not met
+        for process, other, pair in ((receiver, sender, deaf), (sender, receiver, hears)):
             awake_since = max(process.awake_since, process.heard_self_at)
             if process.is_frozen or process.place in self.world.bus_lost_at or awake_since > now - ONE_WAY_SECONDS:
                 return  # it could not judge
-            if process.cluster.pair(other.id).is_open:
+            if pair.is_open:
                 raise LawBroken(f"{process.name} believes in a session with {other.name}; one direction is cut")
-        hears, deaf = sender.cluster.pair(receiver.id), receiver.cluster.pair(sender.id)
         if self.world.plan.is_bus and back.is_up and back.up_at < now - SILENCE_SECONDS:
             self.met["one way for long"] += 1
             if sender.now - hears.heard_at > SILENCE_SECONDS or receiver.now - deaf.heard_at < SILENCE_SECONDS:

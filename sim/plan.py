@@ -43,8 +43,17 @@ class Plan:
 
 # What happens, and how often beside the others.
 PEERS: Final = {"node": 12, "redial": 4, "roam": 4, "goodbye": 2, "vanish": 2, "blink": 2, "open": 4, "shut": 3}
-FAULTS_OF_WAYS: Final = {"cut": 4, "one way": 3, "deaf": 2, "lossy": 4, "blackout": 1}
-FAULTS: Final = FAULTS_OF_WAYS | {"kill": 3, "stop": 2, "freeze": 3, "store away": 2}
+FAULTS: Final = {
+    "cut": 4,
+    "one way": 3,
+    "deaf": 2,
+    "lossy": 4,
+    "blackout": 1,
+    "kill": 3,
+    "stop": 2,
+    "freeze": 3,
+    "store away": 2,
+}
 
 # How far steps lie from a moment: within one latency, a hold or a dial, or a silence.
 WIDTHS: Final = (0.05, 0.5, 4)
