@@ -98,14 +98,15 @@ class Fight:
     @property
     def hold_seconds(self) -> float:
         """How long the next one has to wait."""
-        return min(HOLD_SECONDS * 2.0 ** (self.count - 1), MAX_HOLD_SECONDS)
+        # A fight goes on for days: 2.0 ** 1024 is no number any more.
+        return min(HOLD_SECONDS * 2.0 ** min(self.count - 1, 16), MAX_HOLD_SECONDS)
 
 
 class Fights(Generic[V]):
     """Ids that were overtaken lately, and who of theirs waits."""
 
     def __init__(self) -> None:
-        self._fights: dict[PeerID, Fight] = {}  # the one that was quiet the longest first
+        self._fights: OrderedDict[PeerID, Fight] = OrderedDict()  # the one that was quiet the longest first
         self._waiting: Deadlines[V] = Deadlines()
         self._ids: dict[V, PeerID] = {}
         self._waiting_of: Counter[PeerID] = Counter()
@@ -169,7 +170,8 @@ class Fights(Generic[V]):
 
     def _forget(self, now: float) -> None:
         """Whoever is quiet, and the quietest when there are too many."""
-        for peer_id, fight in list(self._fights.items()):
-            if now <= fight.until + PEACE_SECONDS and len(self._fights) < MAX_FIGHTS:
+        while self._fights:
+            quietest = next(iter(self._fights.values()))
+            if now <= quietest.until + PEACE_SECONDS and len(self._fights) < MAX_FIGHTS:
                 break
-            del self._fights[peer_id]
+            self._fights.popitem(last=False)

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
 from derp.config import RelayConfig, load_config
 from derp.config.settings import SETTINGS
 from derp.errors import ConfigError
 from derp.keys import NodePrivate
+from tailnet.cli.root import cli as tailnet
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
@@ -54,6 +56,18 @@ def test_it_runs_as_a_number_that_is_not_root_and_as_process_1() -> None:
     assert last["ENTRYPOINT"] == '["derp", "serve"]'  # no shell in between would pass signals on
     assert last["STOPSIGNAL"] == "SIGTERM"
     assert [step for step, _ in steps()].index("USER") > [step for step, _ in steps()].index("ENV")
+
+
+def test_pods_of_coordinators_start_one_in_this_image() -> None:
+    documents = list(yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text()))
+    relay, coordinator = (each["spec"]["template"]["spec"]["containers"][0] for each in documents)
+    assert relay["image"] == coordinator["image"] == service()["image"]
+    # `args` alone would be words behind the entrypoint, which is the relay's.
+    program, *words = [*coordinator["command"], *coordinator["args"]]
+    assert program == "tailnet"
+    given = [word.replace("$(POD_IP)", "192.0.2.1") for word in words]
+    result = CliRunner().invoke(tailnet, [*given, "--help"])
+    assert result.exit_code == 0, result.output
 
 
 def test_nothing_is_fetched_without_a_hash_and_no_cache_is_kept() -> None:

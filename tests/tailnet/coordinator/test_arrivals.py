@@ -79,6 +79,14 @@ def test_each_overtaking_doubles_the_hold_until_there_is_peace() -> None:
     assert fights.current(later) == []  # once is no fight
 
 
+def test_a_fight_may_go_on_for_ever() -> None:
+    fights = Fights[str]()
+    for number in range(2_000):
+        fights.note(A, (), number * arrivals.MAX_HOLD_SECONDS)
+    [fight] = fights.current(fights.hold_until(A))
+    assert (fight.count, fight.hold_seconds) == (2_000, arrivals.MAX_HOLD_SECONDS)
+
+
 def test_who_waits_is_told_when_the_hold_is_over_and_few_of_one_id_wait() -> None:
     fights = Fights[str]()
     for _ in range(3):
