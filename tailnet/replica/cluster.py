@@ -37,7 +37,20 @@ from tailnet.replica.messages import (
     Withdraw,
     portions,
 )
-from tailnet.replica.pair import End, Ended, Heard, Opened, Own, Pair, PairEvent, Refused, Silent, Status, SyncDue
+from tailnet.replica.pair import (
+    SILENCE_SECONDS,
+    End,
+    Ended,
+    Heard,
+    Opened,
+    Own,
+    Pair,
+    PairEvent,
+    Refused,
+    Silent,
+    Status,
+    SyncDue,
+)
 from tailnet.replica.proof import ClusterKey
 from tailnet.types import PeerID
 
@@ -46,6 +59,9 @@ from tailnet.types import PeerID
 HOLD_SECONDS: Final = 0.020
 # Of how long beats are on their way: from a link within a machine to a replica that is about to be called silent.
 DELAY_LIMITS_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, inf)
+# A beat that was on its way when the clock jumped seems to have taken as long as the jump, days perhaps: in the average
+# of the hundreds that come in ten minutes it counts as this.
+MAX_DELAY_SECONDS: Final = 60.0
 # Its deadlines are a second apart at the most, so one that comes this late says that we were stopped, not the others.
 SLEPT_SECONDS: Final = 1.5
 
@@ -310,8 +326,12 @@ class Cluster(Generic[C]):
                 return self.coordinator.handle_message(other, message, now)
 
     def _note_delay(self, pair: Pair, seconds: float) -> None:
-        # A replica that never had peers may have a clock of its own, which is ahead.
-        pair.delay_seconds = seconds = max(0.0, seconds)
+        # The other may never have had peers, and a clock of its own, which is ahead.  Ours may be: nobody follows it
+        # while we have none.
+        if seconds > SILENCE_SECONDS and not self.coordinator.connected_count:
+            pair.delay_seconds = None
+            return
+        pair.delay_seconds = seconds = min(max(0.0, seconds), MAX_DELAY_SECONDS)
         self.delays[bisect_left(DELAY_LIMITS_SECONDS, seconds)] += 1
         self.delay_seconds += seconds
 

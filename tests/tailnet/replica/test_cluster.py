@@ -10,6 +10,7 @@ from tailnet.coordinator.policy import AgentPolicy, ClientPolicy
 from tailnet.replica.cluster import (
     DELAY_LIMITS_SECONDS,
     HOLD_SECONDS,
+    MAX_DELAY_SECONDS,
     SLEPT_SECONDS,
     Cluster,
     Hint,
@@ -299,6 +300,30 @@ def test_what_takes_long_is_late_by_the_beats() -> None:
     late = [after - count for count, after in zip(before, one.delays, strict=True)]
     assert late[DELAY_LIMITS_SECONDS.index(0.5)] == sum(late) == 1
     assert one.pair(two.replica).delay_seconds == pytest.approx(0.3)
+
+
+def test_a_clock_that_is_ahead_is_not_taken_for_a_delay() -> None:
+    world = Two()
+    world.meet()
+    one, two = world.clusters
+    for number, end in ((0, "c"), (1, "a")):
+        core = world.clusters[number].coordinator
+        world.core(number, core.handle_disconnect(end, True, world.now))
+    world.run(1.0)
+    # Whoever knows the cluster's time does not follow one without peers: a machine that is up for longer, for example.
+    two.time._offset += 86_400 * UNITS_PER_SECOND
+    known, before = one.time.read(world.now), two.delay_seconds
+    world.run(5.0)
+    assert one.time.read(world.now) < known + 10 * UNITS_PER_SECOND
+    assert two.delay_seconds == before
+    assert two.pair(one.replica).delay_seconds is None
+    # One beat that was on its way when the clock jumped must not outweigh all others.
+    world.core(1, two.coordinator.handle_connect(A, AgentPolicy(A), "a", world.now))
+    two._note_delay(two.pair(one.replica), 86_400.0)
+    assert two.delay_seconds - before <= MAX_DELAY_SECONDS
+    world.settle()
+    world.run(5.0)
+    assert two.pair(one.replica).delay_seconds == 0.0
 
 
 def test_what_was_lost_unseen_is_mended_within_a_minute_and_counted() -> None:
