@@ -125,6 +125,9 @@ class Cluster(Generic[C]):
         self.pairs: dict[ReplicaID, Pair] = {}
         # Replicas that greet us and cannot be talked to, each with the reason.
         self.refused: dict[ReplicaID, str] = {}
+        # Replicas that said goodbye.
+        self.leaving: set[ReplicaID] = set()
+        self._is_leaving = False
         # The carrier does not bring back our own beats: who is silent may be well, so nobody is judged.
         self.is_deaf = False
         # What beats say of us beside the clock and the peers; the owner sets them when they change.
@@ -164,6 +167,7 @@ class Cluster(Generic[C]):
         """The replica has left the cluster, and does not come back under this id."""
         pair = self.pairs.pop(other, None)
         self.refused.pop(other, None)
+        self.leaving.discard(other)
         self._syncing.pop(other, None)
         if pair is None:
             return []
@@ -187,7 +191,8 @@ class Cluster(Generic[C]):
         return self._take(other, self.pair(other).receive_frame(frame, now), now)
 
     def tell(self, message: Tell | Bye, now: float, to: Iterable[ReplicaID] | None = None) -> list[Effect[C]]:
-        """A hint to some, or to all."""
+        """A hint to some, or to all.  A Bye is for all: we leave."""
+        self._is_leaving = self._is_leaving or type(message) is Bye
         return self._publish(self.pairs if to is None else to, [message], now)
 
     def frames_to_send(self) -> list[tuple[ReplicaID, list[bytes]]]:
@@ -300,6 +305,8 @@ class Cluster(Generic[C]):
                 case Silent():
                     effects.append(Silenced(other))
                     effects += self.carry_out(self.coordinator.handle_replica_down(other, now), now)
+                case SyncDue() if self._is_leaving or other in self.leaving:
+                    pass  # whom the one that leaves sent away would seem lost; where he comes, he is claimed
                 case SyncDue():
                     self._syncing[other] = now
                     effects += self.carry_out(self.coordinator.handle_sync_due(other), now)
@@ -315,6 +322,8 @@ class Cluster(Generic[C]):
                 self._note_delay(self.pairs[other], (self.time.read(now) - message.clock) / UNITS_PER_SECOND)
                 return effects
             case Tell() | Bye():
+                if type(message) is Bye:
+                    self.leaving.add(other)
                 return [Hint(other, message)]
             case Hello():  # begins sessions; inside one it is an error that the pair has seen
                 return []

@@ -102,7 +102,7 @@ class Replicas:
         self.records: dict[ReplicaID, Record] = {}
         """All replicas that discovery knows, ourselves among them."""
         self.linked: dict[ReplicaID, Link] = {}
-        self.leaving: set[ReplicaID] = set()
+        self.leaving = self.cluster.leaving
         """Replicas that said goodbye."""
         self.session_count = 0
         self.ends: Counter[End] = Counter()
@@ -501,7 +501,6 @@ class Replicas:
     def _take_hint(self, hint: Hint) -> None:
         message = hint.message
         if isinstance(message, Bye):
-            self.leaving.add(hint.replica)
             _log.info("- replica %s leaves within %d s", self.name_of(hint.replica), message.seconds)
         elif message.topic == RIGHTS:
             self._rights_changed()
@@ -542,7 +541,6 @@ class Replicas:
             with self._step() as now:
                 for other in gone:
                     self._carry_out(self.cluster.forget(other, now), now)
-                    self.leaving.discard(other)
                     self._forget_shared(other)
                 replicas_view.lasting(self, now)
             for other, why in self.cluster.refused.items():

@@ -367,6 +367,26 @@ def test_a_peer_that_left_unseen_is_mended() -> None:
     assert one.coordinator.mended == {"node": 0, "tunnel": 0, "peer": 1}
 
 
+@pytest.mark.parametrize("leaver", [0, 1])
+@pytest.mark.parametrize("asker", [0, 1])
+def test_who_is_sent_away_is_lost_to_nobody_whoever_would_compare_now(asker: int, leaver: int) -> None:
+    world = Two()
+    world.meet()
+    world.run(SYNC_SECONDS[1])  # one comparison belongs to the beginning
+    leaving, other = world.clusters[leaver], world.clusters[1 - leaver]
+    world.take(leaving.tell(Bye(30), world.now))
+    world.settle()
+    leaving.coordinator.handle_move("ca"[leaver], world.now)
+    world.clusters[asker].pair(world.clusters[1 - asker].replica)._sync_at = world.now  # planted: it is due by chance
+    world.take(world.clusters[asker].handle_timeout(world.now + BEAT_SECONDS))
+    world.settle()
+    assert world.told == []
+    assert other.coordinator.mended == {"node": 0, "tunnel": 0, "peer": 0}
+    assert leaving.replica in other.leaving
+    world.take(other.forget(leaving.replica, world.now))
+    assert not other.leaving
+
+
 def test_one_replica_alone_waits_for_nothing() -> None:
     alone = Cluster[str](ReplicaID(bytes(8)), "r", ClusterKey("home", bytes(32)), Random(1).randbytes)
     core = alone.coordinator
