@@ -57,6 +57,10 @@ _LATER: Final = (_JSON, ("Retry-After", "10"))
 _TOO_MUCH: Final = b'{"message":"You have too many connections to this server. Close some, and try again later."}\n'
 _TOO_MANY: Final = b'{"message":"Too many come to this server now. Please try again."}\n'
 _AGAIN_SECONDS: Final = (2, 10)
+# Why somebody is put off, for the log.
+_OVER_LIMIT: Final = "more come in than --upgrade-limit lets"
+_TOO_MANY_QUESTIONS: Final = "the store does not say fast enough who comes in"
+_TOO_MANY_FIGHT: Final = "too many wait for ids that processes take from each other"
 # Alarms may ring late on a busy machine; who is held is not cut off for that.
 _TURN_SECONDS: Final = 10.0
 _TELL_SECONDS: Final = 10.0
@@ -164,11 +168,11 @@ class Entrance:
         except (WireEnded, ProtocolError) as error:
             self.host.fail(wire, error)
 
-    def _put_off(self, session: "_DecidingSession") -> NoReturn:
+    def _put_off(self, session: "_DecidingSession", why: str = _OVER_LIMIT) -> NoReturn:
         self.put_off_count += 1
-        more = self._rarely.held_back("put off", self.host.now)
+        more = self._rarely.held_back(why, self.host.now)
         if more is not None:
-            _log.warning("! more come in than --upgrade-limit lets: one is told to try again%s", and_more(more))
+            _log.warning("! %s: one is told to try again%s", why, and_more(more))
         # Not all of them in one moment again.
         later = ("Retry-After", str(random.randint(*_AGAIN_SECONDS)))
         self._answer(session.wire, session.http, 503, (_JSON, later), _TOO_MANY)
@@ -209,7 +213,7 @@ class Entrance:
             self._carry_out(session, verdict)
             return
         if self._deciding >= MAX_DECIDING:
-            self._put_off(session)
+            self._put_off(session, _TOO_MANY_QUESTIONS)
         self._deciding += 1
         session.scope = trio.CancelScope()
         self.host.pause(session.wire)
@@ -244,7 +248,7 @@ class Entrance:
         elif self.fights.join(session, verdict.peer_id):
             self._hold(session, seconds)
         else:
-            self._put_off(session)
+            self._put_off(session, _TOO_MANY_FIGHT)
 
     def _refuse(
         self, wire: Wire, http: ServerHttp, status: int, headers: tuple[tuple[str, str], ...], body: bytes, why: str

@@ -117,7 +117,9 @@ def reset_at_close(stream: trio.abc.Stream) -> None:
     stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
-async def test_decisions_in_hand_are_bounded(server: CoordinatorServer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_decisions_in_hand_are_bounded(
+    server: CoordinatorServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(entrance, "MAX_DECIDING", 1)
     gate = Gate(server, monkeypatch)
     async with open_connection(server) as first, open_connection(server) as second:
@@ -128,6 +130,7 @@ async def test_decisions_in_hand_are_bounded(server: CoordinatorServer, monkeypa
         assert (answer.status, answer.headers["connection"]) == (503, "close")
         assert 2 <= int(answer.headers["retry-after"]) <= 10
         assert answer.json()["message"]
+        assert "! the store does not say" in caplog.text
         gate.opened.set()
         await upgraded(first)
 
@@ -260,6 +263,8 @@ async def test_of_two_that_fight_for_one_id_the_next_one_waits(
             await stream.send_all(upgrade_request(*DOORS[0]))
         await wait_for(lambda: server.reading().entrance.put_off)  # the ninth
         assert server.reading().entrance.waiting == 8
+        assert "! too many wait for ids" in caplog.text
+        assert "--upgrade-limit" not in caplog.text
         await settle(peers[2])
         async with open_peer(server, *DOORS[1]) as client:  # other ids do not wait
             await settle(client)
