@@ -164,6 +164,10 @@ class MeshSession:
     async def see_out(self) -> None:
         """Until it has ended, and nothing is left of what was learnt over it."""
         await self.ended_event.wait()
+        await self.forget()
+
+    async def forget(self) -> None:
+        """Forget the rest of what was learnt over it, once it has ended."""
         while self.route.forget_some(_FORGET_AT_ONCE):
             self._sessions.host.flush()
             await trio.lowlevel.checkpoint()
@@ -188,6 +192,7 @@ class Mesh:
         self._context = context
         self.sessions: dict[Hashable, MeshSession] = {}
         self.states: dict[Hashable, MeshPeerState] = {}
+        self._replaced: dict[MeshSession, Hashable] = {}  # those to processes in whose place others serve
         # when each session will have been silent for too long if nothing comes; `_hang_up` looks at `heard_at` then
         self._silence = Deadlines[MeshSession]()
         self._alarm = Alarm(sessions.host, self._hang_up, self._silence)
@@ -206,12 +211,17 @@ class Mesh:
         async with trio.open_nursery() as nursery:  # for connections to processes that others have replaced
             await self._dial_forever(peer, name, dial, nursery)
 
-    def forget(self, peer: Hashable) -> None:
+    async def forget(self, peer: Hashable) -> None:
         """This relay is of the region no more, and `keep` was cancelled."""
         self.states.pop(peer, None)
         session = self.sessions.pop(peer, None)
-        if session is not None:
-            self._sessions.host.close(session.wire, CloseReason.DRAINED)
+        gone = [each for each, of in self._replaced.items() if of == peer] + ([session] if session is not None else [])
+        # Whoever leaves the rest of a large one's keys has their packets go to a closed connection for ever.
+        with trio.CancelScope(shield=True):
+            for session in gone:
+                self._replaced.pop(session, None)
+                self._sessions.host.close(session.wire, CloseReason.DRAINED)
+                await session.forget()
 
     def _hang_up(self, now: float) -> None:
         """End the connections to relays that fell silent."""
@@ -261,7 +271,8 @@ class Mesh:
                 await session.left_event.wait()
                 is_replaced = not session.ended_event.is_set()
                 if is_replaced:
-                    nursery.start_soon(session.see_out)
+                    self._replaced[session] = peer
+                    nursery.start_soon(self._see_out, session)
                 else:
                     await session.see_out()
                 del self.sessions[peer]
@@ -284,6 +295,10 @@ class Mesh:
             with trio.move_on_after(retry_seconds(failures, trio.current_time() - lost_at) * (0.5 + random.random())):
                 await self._arrived.wait()
             failures += 1
+
+    async def _see_out(self, session: MeshSession) -> None:
+        await session.see_out()
+        self._replaced.pop(session, None)
 
     async def _dial(self, peer: MeshPeer) -> Dialled:
         """Dial one relay of --mesh-with."""

@@ -91,7 +91,7 @@ class RelayMesh:
             try:
                 await self._mesh.keep(other, f"replica {self._replicas.name_of(other)}", partial(self._dial, other))
             finally:
-                self._mesh.forget(other)
+                await self._mesh.forget(other)
 
     async def _dial(self, other: ReplicaID) -> Dialled:
         link = await self._replicas.dial_relay(other)

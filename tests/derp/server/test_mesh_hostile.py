@@ -6,6 +6,7 @@
 import logging
 import os
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import pytest
 import trio
@@ -23,6 +24,7 @@ from derp.protocol.messages import (
     Ping,
     Pong,
     RecvPacket,
+    Restarting,
     WatchConns,
     encode,
 )
@@ -192,6 +194,29 @@ async def test_a_large_relay_that_is_lost_is_forgotten_while_packets_go_on() -> 
         await pair.one.send(keys[0], b"gone")
         await pair.one.ping()
         assert alpha.router.counters.dropped(DropReason.UNKNOWN_DEST) == 1
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+async def test_nothing_is_left_of_a_large_relay_that_is_of_the_region_no_more(is_replaced: bool) -> None:
+    """Its host died, for example: its connection stands, and whoever keeps it is cancelled."""
+    async with (
+        open_nodes(alpha := Node("alpha.test", max_keys=20_000)),
+        open_bystanders(alpha.server) as pair,
+        open_impostor() as host,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(alpha.mesh.keep, host.peer, "beta", partial(alpha.mesh._dial, host.peer))
+        large = await host.accept()
+        await large.write(present(*(number.to_bytes(32, "big") for number in range(1, 10_001))))
+        await until(pair.one, lambda: len(alpha.router.members) == 10_002)
+        if is_replaced:
+            await large.write(encode(Restarting(0, 0)))
+            await host.accept()
+            await until(pair.one, lambda: alpha.mesh.states[host.peer].route is not None)
+        nursery.cancel_scope.cancel()
+        await alpha.mesh.forget(host.peer)
+        assert len(alpha.router.members) == len(alpha.router.routes) == 2
+        assert (alpha.mesh.sessions, alpha.mesh.states) == ({}, {})
 
 
 async def test_more_keys_than_allowed_end_the_connection_and_all_are_forgotten(
