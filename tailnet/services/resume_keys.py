@@ -21,6 +21,8 @@ from tailnet.store.store import Store
 _log = logging.getLogger("tailnet.server")
 
 PURPOSE: Final = "resume token"
+# A key may have been revoked: a read that failed is not left until the next is due.
+_RETRY_SECONDS: Final = 10.0
 
 
 class ResumeKeys:
@@ -66,13 +68,17 @@ class ResumeKeys:
     async def refresh_forever(self) -> None:
         """Read the keys again and again, until cancelled.  While the store fails, those of before stay in use."""
         generation = self._callers.changes.count if self._callers is not None else 0
+        has_failed = False
         while True:
-            with trio.move_on_after(REFRESH_SECONDS):
+            with trio.move_on_after(_RETRY_SECONDS if has_failed else REFRESH_SECONDS):
                 if self._callers is None:
                     await trio.sleep_forever()
                 else:
                     generation = await self._callers.changes.wait(generation)
             try:
                 await self.refresh()
+                has_failed = False
             except StoreError as error:
-                _log.error("! resume keys cannot be read; those of before stay: %s", error)
+                if not has_failed:
+                    _log.error("! resume keys cannot be read; those of before stay: %s", error)
+                has_failed = True
