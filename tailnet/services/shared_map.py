@@ -19,8 +19,8 @@ from tailnet.replica.messages import ReplicaID
 from tailnet.services.derp_maps import DerpMaps
 from tailnet.services.replicas import Replicas
 
-# Told of a map, some 40 bytes each: the largest fleets have 100.  The digest is of all.
-MAX_REGIONS: Final = 1_000
+# Told of a map, at most 102 bytes each, so that one frame has room; the largest fleets have 100.  The digest is of all.
+MAX_REGIONS: Final = 500
 MAX_CODE_CHARS: Final = 20
 _DIGEST_BYTES: Final = 8
 # Named in one sentence.

@@ -9,10 +9,13 @@ import msgpack
 import pytest
 
 from derp.map import DERPHomeParams, DERPMap, DERPRegion
+from tailnet.replica.codec import encode_message
+from tailnet.replica.messages import Tell
 from tailnet.server.server import CoordinatorServer
 from tailnet.services.shared_map import (
     MAX_REGIONS,
     Content,
+    SharedMap,
     content_of,
     decode_content,
     describe_difference,
@@ -67,6 +70,9 @@ def test_what_is_told_is_bounded_and_read_with_care() -> None:
     told = decode_content(encode_content(content))
     assert told is not None
     assert len(told.regions) == MAX_REGIONS
+    # One frame has room for it whatever regions are called.
+    named = {number: replace(region(1), region_code=20 * "\U0001f30d") for number in range(2**62, 2**62 + MAX_REGIONS)}
+    encode_message(Tell(SharedMap.topic, encode_content(content_of(DERPMap(named)))))
     for wrong in (b"", b"\xc1", *map(msgpack.packb, (7, [], [[], 5], [[[1, "x", 10**15]], b""], [[7], b""]))):
         assert decode_content(wrong) is None
     assert decode_content(msgpack.packb([[[1, "x", b"d", "later"]], b"r", "later"])) == Content({1: ("x", b"d")}, b"r")
