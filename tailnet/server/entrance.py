@@ -7,6 +7,7 @@ accepted connection becomes a websocket on the reactor: transport/channel.py, or
 import logging
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Final, NoReturn
 
 import trio
@@ -158,15 +159,30 @@ class Entrance:
         wire = session.wire
         if wire.session is not session:
             return  # another one's turn ended it
+        self._go_on(session, partial(self._begin_turn, session, take))
+
+    def _begin_turn(self, session: "_DecidingSession", take: Callable[["_DecidingSession"], None]) -> None:
+        if session.wire.peer_left():  # a paused wire does not see it
+            raise WireEnded(CloseReason.CLOSED_BY_PEER)
+        self._lobby.enter(session.wire)
+        take(session)
+
+    def _go_on(self, session: "_DecidingSession", step: Callable[[], None]) -> None:
+        """Take a step for a paused wire where the reactor does not guard it."""
+        wire = session.wire
         try:
-            if wire.peer_left():  # a paused wire does not see it
-                raise WireEnded(CloseReason.CLOSED_BY_PEER)
-            self._lobby.enter(wire)
-            take(session)
+            step()
             if wire.session is not session:
                 self.host.resume(wire)
         except (WireEnded, ProtocolError) as error:
             self.host.fail(wire, error)
+        except Exception:
+            self._fail_for_defect(session)
+
+    def _fail_for_defect(self, session: "_DecidingSession") -> None:
+        """It costs one connection, and neither the turns of others nor the server."""
+        _log.exception("! %r could not be let in and is closed; please report this", session.wire)
+        self.host.close(session.wire, CloseReason.INTERNAL_ERROR)
 
     def _put_off(self, session: "_DecidingSession", why: str = _OVER_LIMIT) -> NoReturn:
         self.put_off_count += 1
@@ -224,17 +240,14 @@ class Entrance:
         try:
             with scope:
                 verdict = await self._admission.judge(request.method, request.target, request.headers)
+        except Exception:
+            self._fail_for_defect(session)
         finally:
             self._deciding -= 1
         if wire.session is not session:
             return  # it left meanwhile
         self.host.tick()
-        try:
-            self._carry_out(session, _LEAVING if self._is_closed else verdict)
-            if wire.session is not session:
-                self.host.resume(wire)
-        except (WireEnded, ProtocolError) as error:
-            self.host.fail(wire, error)
+        self._go_on(session, partial(self._carry_out, session, _LEAVING if self._is_closed else verdict))
         self.host.flush()
 
     def _carry_out(self, session: "_DecidingSession", verdict: Accepted | RefusedPeer) -> None:

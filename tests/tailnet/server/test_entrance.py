@@ -150,6 +150,35 @@ async def test_a_drain_that_begins_while_it_is_decided_refuses(
     assert server.reading().channels == 0
 
 
+@pytest.mark.parametrize("where", ["judge", "judge_now", "accept"])
+async def test_a_defect_costs_one_connection(
+    server: CoordinatorServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, where: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a defect")
+
+    async with open_peer(server, *DOORS[0]) as inside, open_connection(server) as stream:
+        with monkeypatch.context() as patched:
+            admission = server.entrance._admission
+            if where == "judge_now":
+                patched.setattr(admission, "judge_now", fail)
+                let_nobody_in(server)
+            else:
+                patched.setattr(admission, "judge_now", lambda *_: None)
+                owner, name = (admission, "judge") if where == "judge" else (server.entrance, "_accept")
+                patched.setattr(owner, name, fail)
+            await stream.send_all(upgrade_request(*DOORS[1]))
+            if where == "judge_now":
+                await wait_for(lambda: server.reading().entrance.waiting == 1)
+                server.entrance._line._bucket = TokenBucket(1000.0, 1000.0, server.reactor.now)
+            assert await stream.receive_some() == b""
+        assert server.entrance._deciding == 0
+        assert caplog.text.count("could not be let in and is closed") == 1
+        await settle(inside)
+        async with open_peer(server, *DOORS[1]) as client:
+            await settle(client)
+
+
 @pytest.mark.parametrize(
     ("headers", "status"),
     [
