@@ -96,7 +96,9 @@ def _addresses(kind: str, text: str) -> tuple[tuple[str, int], ...]:
         raise ValueError(f"{_MAX_ADDRESSES} addresses are enough: each knows the others")
     found: dict[tuple[str, int], None] = {}
     for each in parts:
-        has_port = ":" in each.rpartition("]")[2]
+        _, has_port, port = each.rpartition("]")[2].rpartition(":")
+        if port and has_port and not port.isdecimal():  # perhaps a password with no host behind it
+            raise ValueError("wants a number as the port: HOST:PORT, and a password before it, as USER:PASSWORD@HOST")
         address = parse.address(each if has_port else f"{each}:{_PORTS[kind]}")
         if not address[0] or not address[1]:
             raise ValueError(f"wants a host and a port from 1 to 65535, got {each!r:.80}")
