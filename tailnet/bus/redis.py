@@ -8,10 +8,11 @@ its own channel, and only that one coming back proves that the bus is well.
 """
 
 import logging
+import math
 import random
 import re
 import ssl
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -58,8 +59,10 @@ _ID: Final = re.compile(rb"[0-9a-f]{%d}" % (2 * REPLICA_ID_BYTES))
 # What coredis leaves of a connection that ended while something was to be sent.
 _ENDED: Final = (ClosedResourceError, BrokenResourceError, EOFError)
 _EXPECTED: Final = (replies.RedisError, OSError, ConfigError, *_ENDED)
+# No pings: our beat tells more, and a server that cannot write to its disk refuses pings, and not what we publish.
+_SUBSCRIPTION: Final[Mapping[str, Any]] = {"retry_policy": NoRetryPolicy(), "max_idle_seconds": math.inf}
 # A server that says so takes no records, and goes on carrying.
-_TAKES_NO_RECORDS: Final = ("OOM", "MISCONF")
+_TAKES_NO_RECORDS: Final = ("OOM", "MISCONF", "NOREPLICAS")
 # What a server's refusal means, by its kind or by how it begins, for the operator.
 _BY_KIND: Final[tuple[tuple[type[Exception], str], ...]] = (
     (replies.AuthenticationRequiredError, "it asks for a password: write USER:PASSWORD@ before the host"),
@@ -78,6 +81,7 @@ _BY_TEXT: Final = (
     ("OOM", "it is full, so replicas cannot renew their records: raise its maxmemory"),
     ("Only HELLO messages", "it is a sentinel: use redis+sentinel"),
     ("MISCONF", "it cannot write to its disk, so it takes no records"),
+    ("NOREPLICAS", "it has fewer replicas of its own than its min-replicas-to-write, so it takes no records"),
     ("DB index is out of range", "it has no such DB: use /0, or raise its setting `databases`"),
     (
         "Failed to receive acknowledgement of subscription",
@@ -122,7 +126,7 @@ class RedisBus:
         self._addresses = list(place.addresses)  # the one that answered last comes first
         self._client: Redis[bytes] | None = None
         self._is_carrying = False
-        self._takes_records = True
+        self._takes_records = False  # over this connection
         self._heard_at = 0.0
         self._own: ReplicaID
         self._is_leaving = False
@@ -157,6 +161,12 @@ class RedisBus:
         if more is not None:
             _log.warning("! the bus %s%s; sessions that stand go on", self.trouble, and_more(more))
 
+    def _note_well(self) -> None:
+        """If it does both: one that carries and refuses our record is asked anew all the time, and never well."""
+        if self.trouble and self._is_carrying and self._takes_records:
+            _log.info("= the bus %s is well", self._place)
+            self.trouble = ""
+
     async def _serve(self, own: Record, watcher: Watcher) -> None:
         """One connection, until it fails."""
         server = await self._find()
@@ -164,7 +174,7 @@ class RedisBus:
             # A user who may not do so is told why; of a subscription that is refused there is no answer.
             await self._publish(client, own.replica, own.replica)
             async with self._subscribe(client, self._channel(own.replica)) as subscription:
-                self._heard_at = trio.current_time()
+                self._heard_at, self._takes_records = trio.current_time(), self._is_leaving
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._renew, client, own, watcher)
                     nursery.start_soon(self._beat, client, own.replica)
@@ -250,8 +260,8 @@ class RedisBus:
 
     def _subscribe(self, client: "Redis[bytes]", channel: str) -> PubSub[bytes]:
         if self._place.kind == "cluster":
-            return _ShardPubSub(client.connection_pool, channels=[channel], retry_policy=NoRetryPolicy())
-        return client.pubsub(channels=[channel], retry_policy=NoRetryPolicy())
+            return _ShardPubSub(client.connection_pool, channels=[channel], **_SUBSCRIPTION)
+        return client.pubsub(channels=[channel], **_SUBSCRIPTION)
 
     async def _publish(self, client: "Redis[bytes]", receiver: ReplicaID, message: bytes) -> None:
         publish = client.spublish if self._place.kind == "cluster" else client.publish
@@ -267,18 +277,19 @@ class RedisBus:
                 await client.set(key, encoded, px=int(LEASE_SECONDS * 1000))
                 await client.sadd(ids, [own.replica.hex()])
                 self._takes_records = True
+                self._note_well()
             except replies.ResponseError as error:
                 if not error_text(error).startswith(_TAKES_NO_RECORDS):
                     raise
                 self._takes_records = False
                 self._note_trouble(error)
             members = {bytes(each) for each in await client.smembers(ids)}
-            if strange := [each for each in members if _ID.fullmatch(each) is None]:
-                await client.srem(ids, strange)
+            strange = [each for each in members if _ID.fullmatch(each) is None]
             named = sorted(members.difference(strange))[: 2 * MAX_REPLICAS]
             found = await client.mget([f"{self._prefix}r:{each.decode()}" for each in named]) if named else ()
-            if gone := [each for each, value in zip(named, found, strict=True) if value is None]:
-                await client.srem(ids, gone)
+            gone = [each for each, value in zip(named, found, strict=True) if value is None]
+            if self._takes_records and (strange or gone):
+                await client.srem(ids, [*strange, *gone])
             watcher.see_records(self._records.read(bytes(value) for value in found if value is not None))
             await trio.sleep(RENEW_SECONDS)
 
@@ -295,12 +306,10 @@ class RedisBus:
         sender = ReplicaID(message[:REPLICA_ID_BYTES])
         if sender == self._own:
             self._heard_at = trio.current_time()
-            if self.trouble and self._takes_records:
-                _log.info("= the bus %s is well", self._place)
-                self.trouble = ""
             if not self._is_carrying:
                 self._is_carrying = True
                 watcher.see_carrier(True)
+            self._note_well()
             return
         with suppress(RemoteProtocolError):  # the gap tells
             for frame, _ in split_frames(message[REPLICA_ID_BYTES:]):

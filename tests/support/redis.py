@@ -98,6 +98,16 @@ class RedisServer:
         """Of one that it has all data of."""
         return "master_link_status:up" in self.ask("info", "replication")
 
+    @contextmanager
+    def no_room_for_its_file(self) -> Iterator[None]:
+        """Where it saves its data lies something else."""
+        in_the_way = self._folder / "dump.rdb"
+        in_the_way.mkdir()
+        try:
+            yield
+        finally:
+            in_the_way.rmdir()
+
     def pause(self) -> None:
         self._signal(signal.SIGSTOP)
 

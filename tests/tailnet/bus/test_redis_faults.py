@@ -81,20 +81,78 @@ async def test_a_server_that_refuses(fault: str, redis: RedisServer, caplog: pyt
         await well(first, second)
 
 
-async def test_a_full_server_takes_no_records_and_carries(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+# What makes a server take no records and carry on, what is said then, and what ends it.
+NO_RECORDS: dict[str, Fault] = {
+    "full": (
+        ("config", "set", "maxmemory", "1mb"),
+        "it is full, so replicas cannot renew their records: raise its maxmemory",
+        ("config", "set", "maxmemory", "0"),
+    ),
+    "no replicas of its own": (
+        ("config", "set", "min-replicas-to-write", "1"),
+        "it has fewer replicas of its own than its min-replicas-to-write",
+        ("config", "set", "min-replicas-to-write", "0"),
+    ),
+    "no disk": (("config", "set", "save", "3600 1"), "it cannot write to its disk", ("config", "set", "save", "")),
+}
+
+
+@pytest.mark.parametrize("fault", NO_RECORDS)
+async def test_a_server_takes_no_records_and_carries(
+    fault: str, redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "LEASE_SECONDS", 2.0)
+    begin, words, end = NO_RECORDS[fault]
     async with met(redis) as (first, second, agent, client):
-        assert redis.ask("config", "set", "maxmemory", "1mb") == "OK"
+        assert redis.ask(*begin) == "OK"
         try:
-            await says(first, "it is full, so replicas cannot renew their records: raise its maxmemory")
+            if fault == "no disk":
+                with redis.no_room_for_its_file():
+                    redis.ask("bgsave")
+                    await wait_for(lambda: "rdb_last_bgsave_status:err" in redis.ask("info", "persistence"))
+            await says(first, words)
             first.node(agent, "a2")
             await client.hears(MAIN, Kind.NODE, "a2")
             await wait_for(lambda: not first.replicas.records)
             first.node(agent, "a3")
             await client.hears(MAIN, Kind.NODE, "a3")
+            redis.ask("client", "kill", "type", "pubsub")
+            first.node(agent, "a4")
+            await client.hears(MAIN, Kind.NODE, "a4")
         finally:
-            assert redis.ask("config", "set", "maxmemory", "0") == "OK"
+            assert redis.ask(*end) == "OK"
         await well(first, second)
+
+
+async def test_a_server_that_carries_and_refuses_records_is_never_well(
+    redis: RedisServer, nursery: trio.Nursery, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "tailnet.replicas")
+    begin, words, end = FAULTS["a right less"]
+    seen = Counting()
+    bus = RedisBus(redis.place, "refused")
+    nursery.start_soon(bus.run, A, seen)
+    await wait_for(lambda: not bus.trouble)
+    assert redis.ask(*begin) == "OK"
+    try:
+        await wait_for(lambda: words in bus.trouble)
+        caplog.clear()
+        before = seen.ends
+        await wait_for(lambda: seen.ends >= before + 3)
+        assert "is well" not in caplog.text
+    finally:
+        assert redis.ask(*end) == "OK"
+    await wait_for(lambda: "is well" in caplog.text and not bus.trouble)
+
+
+class Counting(Seen):
+    """How many connections to the bus ended."""
+
+    ends = 0
+
+    def see_carrier(self, is_well: bool) -> None:
+        super().see_carrier(is_well)
+        self.ends += not is_well
 
 
 async def test_a_server_that_is_emptied(redis: RedisServer) -> None:
