@@ -42,6 +42,8 @@ _MESSAGE_BYTES: Final = 256 * 1024
 _STUCK_SECONDS: Final = 5.0
 # So many are on their way at once: each is away until those before it have arrived, and takes 0.5 to 1 ms.
 _MOST_UNDERWAY: Final = 16
+# If none arrives for so long, nobody says so any more: without an end 10,000 clients would wait half an hour for that.
+_ARRIVAL_SECONDS: Final = 1.0
 _LOOK_SECONDS: Final = 0.001
 _END: Final = msgpack.packb(None)
 # Changed with what a message holds: a process that does not know the number lets its clients be drained.
@@ -81,12 +83,11 @@ async def move_clients(sessions: Sessions, channel: socket.socket, *, one_by_one
     paused = [] if one_by_one else [client.wire for client in going if not client.wire.paused]
     for wire in paused:
         host.pause(wire)
-    moved = 0
+    moved, hears = 0, one_by_one
     with trio.socket.from_stdlib_socket(channel) as end:
         try:
             for client in going:
-                if one_by_one:
-                    await _few_underway(router)
+                hears = hears and await _few_underway(router)
                 host.tick()
                 if client.member is None or not _can_go(sessions, client):
                     continue  # it was sent away meanwhile, or much came for it
@@ -104,11 +105,12 @@ async def move_clients(sessions: Sessions, channel: socket.socket, *, one_by_one
     return moved
 
 
-async def _few_underway(router: Router) -> None:
-    """Until most of those who went have arrived: the other process announces them."""
-    with trio.fail_after(_STUCK_SECONDS):
+async def _few_underway(router: Router) -> bool:
+    """Wait until most of those who went have arrived; False if the other process, which announces them, does not."""
+    with trio.move_on_after(_ARRIVAL_SECONDS):
         while len(router.mailboxes) >= _MOST_UNDERWAY:  # noqa: ASYNC110
             await trio.sleep(_LOOK_SECONDS)
+    return len(router.mailboxes) < _MOST_UNDERWAY
 
 
 def _can_go(sessions: Sessions, client: Client) -> bool:
@@ -183,7 +185,8 @@ async def receive_clients(
     with the old process, which reads its clients until they go; without one nobody is read before all have come.
     """
     keeper = keeper or RecordKeeper()
-    came: list[_Came] = []
+    waiting: list[_Came] = []
+    came = 0
     with trio.socket.from_stdlib_socket(channel) as end:
         while True:
             try:
@@ -204,17 +207,18 @@ async def receive_clients(
             if predecessor is not None:
                 predecessor.note_leaving()
             _adopt(sessions, one)
-            came.append(one)
-            if predecessor is not None:
+            came += 1
+            if predecessor is None:
+                waiting.append(one)
+            else:
                 _go_on(sessions, one)
-    if predecessor is None:
-        sessions.host.tick()
-        for one in came:
-            _go_on(sessions, one)
+    sessions.host.tick()
+    for one in waiting:
+        _go_on(sessions, one)
     if came:
         text = "= %d clients came with their connections"
-        _log.info(text, len(came), extra=fields(event="moved in", clients_count=len(came)))
-    return len(came)
+        _log.info(text, came, extra=fields(event="moved in", clients_count=came))
+    return came
 
 
 def _go_on(sessions: Sessions, came: _Came) -> None:

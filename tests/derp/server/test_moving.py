@@ -106,6 +106,7 @@ async def test_many_talk_in_order_while_a_few_at_a_time_are_on_their_way(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("derp.server.session.HOLD_SECONDS", PATIENCE_SECONDS)
+    monkeypatch.setattr("derp.server.moving._ARRIVAL_SECONDS", PATIENCE_SECONDS)
     count, packets = 24, 40
     async with two(kind, private_key=NodePrivate.generate()) as (old, new):
         await join(old.relay, new.relay)
@@ -137,11 +138,13 @@ async def test_many_talk_in_order_while_a_few_at_a_time_are_on_their_way(
             await caller.aclose()
 
 
+@pytest.mark.parametrize(("mailbox", "arrival"), [(0.05, PATIENCE_SECONDS), (PATIENCE_SECONDS, 0.05)])
 async def test_clients_whose_arrival_nobody_hears_of_hold_up_the_others_for_a_while_only(
-    monkeypatch: pytest.MonkeyPatch,
+    mailbox: float, arrival: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("derp.relay.mailbox.MAILBOX_SECONDS", 0.05)
-    monkeypatch.setattr("derp.server.moving._STUCK_SECONDS", PATIENCE_SECONDS)
+    """Until what came for them has waited long enough, or until it is clear that nobody tells."""
+    monkeypatch.setattr("derp.relay.mailbox.MAILBOX_SECONDS", mailbox)
+    monkeypatch.setattr("derp.server.moving._ARRIVAL_SECONDS", arrival)
     async with two() as (old, new):
         callers = [await call(old) for _ in range(20)]
         assert await move(old, new, one_by_one=True) == (20, 20)
