@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 from collections.abc import Mapping, MutableMapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final, Protocol
 
@@ -145,7 +146,7 @@ class Worker:
                 siblings.add(number, sock)
             case ["reload"]:
                 server.reload()
-                await line.send(encode("reloaded"))
+                await _answer(line, "reloaded")
             case ["sockets", is_shared]:
                 server.share_sockets(is_shared=is_shared)
             case ["channel"]:
@@ -155,7 +156,7 @@ class Worker:
                 server.close()
             case ["proof", digest, challenges, failures]:
                 server.show_proof(digest, challenges, failures)
-                await line.send(encode("shown"))
+                await _answer(line, "shown")
             case ["look"]:
                 server.look_at_certificate()
             case ["leave"]:
@@ -168,3 +169,8 @@ class Worker:
             except OSError:
                 return  # the reader of the line sees it too
             await trio.sleep(ALIVE_SECONDS)
+
+
+async def _answer(line: trio.socket.SocketType, word: str) -> None:
+    with suppress(OSError):  # the supervisor is gone, which the reader of the line sees when it has obeyed what came
+        await line.send(encode(word))

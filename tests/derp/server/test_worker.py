@@ -1,13 +1,18 @@
 import contextlib
 import socket
+from collections.abc import Mapping
 
 import pytest
+import trio
 
 from derp.config.relay import WORKER_VARIABLE, AcmeConfig, TlsConfig
 from derp.keys import NodePrivate
+from derp.relay.siblings import WorkerRouter
 from derp.server.memory import memory_bytes
+from derp.server.siblings import Siblings
 from derp.server.worker import Worker, encode
-from tests.derp.server.world import relay_config
+from derp.transport.hostcore import HostCore
+from tests.derp.server.world import PATIENCE_SECONDS, relay_config
 
 KEY = NodePrivate(b"k" * 32)
 
@@ -71,3 +76,46 @@ def test_its_environment_says_nothing_of_it_to_processes_that_it_starts() -> Non
 def test_a_message_that_the_line_does_not_take_whole_is_our_own_fault() -> None:
     with pytest.raises(AssertionError):
         encode("sibling", "x" * 5000)
+
+
+class Obedient:
+    """A server that notes what it is asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def reload(self) -> None:
+        self.asked.append("reload")
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    async def drain(self) -> None:
+        self.asked.append("drain")
+
+    async def leave_to_others(self) -> None:
+        raise NotImplementedError
+
+    def share_sockets(self, *, is_shared: bool) -> None:
+        raise NotImplementedError
+
+    def take_channel(self, channel: socket.socket) -> None:
+        raise NotImplementedError
+
+    def show_proof(self, digest: bytes | None, challenges: Mapping[str, bytes], failures: int) -> None:
+        self.asked.append("show_proof")
+
+    def look_at_certificate(self) -> None:
+        raise NotImplementedError
+
+
+async def test_a_supervisor_that_ended_behind_its_orders_is_drained_for_and_not_answered() -> None:
+    one, line = worker()
+    with line:
+        for order in (("proof", b"d", {}, 0), ("reload",)):
+            line.send(encode(*order))
+    server = Obedient()
+    router = WorkerRouter(KEY.raw, one.place, queue_depth=8, queue_bytes=1 << 20)
+    with contextlib.closing(one), trio.fail_after(PATIENCE_SECONDS):
+        await one.run(server, Siblings(router, HostCore(trio.current_time)))
+    assert server.asked == ["show_proof", "reload", "drain"]
