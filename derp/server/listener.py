@@ -82,7 +82,7 @@ class Listener:
             link = Link(sock, caller) if self._tls is None else tls_link(self._tls, sock, caller)
             self._door.open(link)
             if is_reserved:
-                lobby.reserve(link)
+                lobby.reserve(link, is_tls=self._tls is not None)
             reactor.add(link)
 
     def close(self) -> None:

@@ -94,9 +94,10 @@ class Lobby:
         over = self.connection_count - self._config.max_connections
         return 0 <= over < RESERVE and is_in(address, self._config.debug_allow)
 
-    def reserve(self, wire: Wire) -> None:
-        """It came in beyond the bound."""
+    def reserve(self, wire: Wire, *, is_tls: bool = False) -> None:
+        """It came in beyond the bound, and counts as those whom `admits` lets in."""
         self.accepted_count += 1
+        self.tls_accepted_count += is_tls
         self.reserved.add(wire)
 
     def tell_refused(self, kind: str, why: str) -> None:

@@ -96,10 +96,11 @@ def test_when_all_are_taken_a_few_are_kept_for_operators(made: list[World]) -> N
         assert not here.lobby.has_reserve_for("127.0.0.1")
     here.elsewhere = 2 + RESERVE
     assert not here.lobby.has_reserve_for("192.0.2.1")
-    link = here.come()
-    here.lobby.reserve(link)
-    here.reactor.close(link, CloseReason.STOPPED)
-    assert (here.lobby.reserved, here.lobby.accepted_count) == (set(), 1)
+    for is_tls in (False, True):
+        link = here.come()
+        here.lobby.reserve(link, is_tls=is_tls)
+        here.reactor.close(link, CloseReason.STOPPED)
+    assert (here.lobby.reserved, here.lobby.accepted_count, here.lobby.tls_accepted_count) == (set(), 2, 1)
 
 
 def test_without_a_rate_everybody_may_come_at_once(made: list[World]) -> None:
