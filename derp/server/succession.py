@@ -11,6 +11,7 @@ from typing import Final, NamedTuple, Self
 
 import trio
 
+from derp.close_reason import CloseReason
 from derp.protocol.frames import FrameType, encode_frame
 from derp.protocol.messages import Message, Pong
 from derp.relay.mesh import MeshRoute
@@ -64,6 +65,17 @@ class _Route(MeshRoute):
             self.is_whole = True
 
 
+class _Session(MeshSession):
+    """One that no task sees out."""
+
+    __slots__ = ()
+
+    def ended(self, reason: CloseReason, text: str) -> None:
+        super().ended(reason, text)
+        # Clients that the other process had when it failed: they come back to us or to another relay of the region.
+        self.route.handle_break()
+
+
 class Succession:
     """One process's side.  Call `join` once the host runs, and `leave` when no packet for the other is to come."""
 
@@ -97,7 +109,7 @@ class Succession:
         dialled = await log_in_as_kin(LinkStream(Link(self._ends.dials, _NOWHERE), b""))
         route = _Route(sessions.router, dialled.key, dialled.wire, self._max_keys)
         route.is_whole = False
-        self._session = MeshSession(sessions, dialled.wire, dialled.connection, route, "the other process")
+        self._session = _Session(sessions, dialled.wire, dialled.connection, route, "the other process")
         begin(sessions, self._session, dialled.received)
         while not route.is_whole and self.is_up:
             sessions.router.send(route, encode_frame(FrameType.PING, secrets.token_bytes(8)))

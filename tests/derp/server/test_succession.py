@@ -1,5 +1,6 @@
 """Two processes of one relay, here both in this one: who is at one reaches who is at the other, and moves over."""
 
+import secrets
 import socket
 
 import pytest
@@ -8,7 +9,8 @@ import trio
 from derp.close_reason import CloseReason
 from derp.errors import DerpError
 from derp.keys import NodePrivate
-from derp.protocol.messages import RecvPacket, Restarting, encode
+from derp.protocol.connection import ServerHandshake
+from derp.protocol.messages import PeerPresent, Pong, RecvPacket, Restarting, ServerInfo, encode
 from derp.server.handover import Inherited
 from derp.server.relay import Relay
 from derp.server.server import RelayServer
@@ -86,6 +88,32 @@ async def test_another_process_that_ends_at_once() -> None:
         await succession.leave()
         caller = await call(server)
         await until(caller, lambda: len(server.reactor.wires) == 1)
+        await caller.aclose()
+
+
+async def test_nothing_is_left_of_a_process_with_many_clients_that_fails() -> None:
+    """Packets for those who come back to another relay of the region would go to it for ever."""
+    async with open_server() as server:
+        ours, theirs = open_pairs()
+        succession = server.relay.succession = Succession(server.relay.sessions, ours, 10_000)
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(succession.join)
+                stream = trio.SocketStream(trio.socket.from_stdlib_socket(theirs.serves))
+                handshake = ServerHandshake(NodePrivate.generate(), random_bytes=secrets.token_bytes)
+                await stream.send_all(b"".join(handshake.data_to_send()))
+                while not handshake.receive_data(await stream.receive_some()):
+                    pass
+                handshake.accept(ServerInfo())
+                await stream.send_all(b"".join(handshake.data_to_send()))
+                keys = [number.to_bytes(32, "big") for number in range(1, 5001)]
+                await stream.send_all(b"".join(encode(PeerPresent(key)) for key in keys) + encode(Pong(bytes(8))))
+        assert succession.has(keys[-1])
+        caller = await call(server)
+        await stream.aclose()
+        theirs.dials.close()
+        await until(caller, lambda: not succession.is_up)
+        assert set(server.relay.router.members) == {caller.key}
         await caller.aclose()
 
 
