@@ -156,8 +156,11 @@ class RelayKeys:
             text = "! %s stays with tenant %r, of whom a peer with it is connected: one of %r announced it too%s"
             _log.warning(text, short_key(key), tenant, other, and_more(more), extra=told)
 
-    def revoke(self, keys: Collection[bytes]) -> None:
-        """These have no business here any more."""
+    def revoke(self, keys: Collection[bytes], tenant: str | None = None) -> None:
+        """These have no business here any more.  `tenant`: whose peer announced them; what a connected peer of another
+        tenant has stays, or whoever signs out could have anybody sent away."""
+        if tenant is not None:
+            keys = [key for key in keys if not self._is_of_another(key, tenant)]
         for key in keys:
             self._known.pop(key, None)
             self._heard.pop(key, None)
@@ -166,6 +169,10 @@ class RelayKeys:
         self._wake.set()
         for revoked in self.on_revoked:
             revoked(keys)
+
+    def _is_of_another(self, key: bytes, tenant: str) -> bool:
+        holder = self._known.get(key, tenant)
+        return holder != tenant and self._is_held(key, holder)
 
     # --- for relays elsewhere
 

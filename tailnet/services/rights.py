@@ -50,9 +50,9 @@ class Rights:
         host: Host,
         hub: Hub,
         open_channels: Iterable[Connected],
-        revoke_keys: Callable[[Collection[bytes]], None] = lambda keys: None,
+        revoke_keys: Callable[[Collection[bytes], str], None] = lambda keys, tenant: None,
     ) -> None:
-        """`revoke_keys`: relays should not let these in any more, raw public keys."""
+        """`revoke_keys`: relays should not let these of a tenant in any more, raw public keys."""
         self._revoke_keys = revoke_keys
         self._callers = callers
         self._host = host
@@ -174,7 +174,7 @@ class Rights:
             now = self._host.now
             node = self._hub.coordinator.node_of(channel.caller.peer_id)
             if node is not None:
-                self._revoke_keys((node.public_key,))
+                self._revoke_keys((node.public_key,), channel.caller.tenant)
             self._hub.carry_out(self._hub.coordinator.handle_revoke(connection, now), now)
         channel.close(CloseCode.POLICY_VIOLATION, f"{REASON_REVOKED}: {why}", CloseReason.NOT_ADMITTED)
 

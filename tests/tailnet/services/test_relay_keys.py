@@ -111,6 +111,25 @@ async def test_a_key_stays_with_the_first_tenant_whose_peer_is_connected(
     assert (keys.tenant_of(A), keys.contested) == ("mallory", 4), "and now he is the first"
 
 
+async def test_who_is_sent_away_takes_the_key_of_no_other_tenant_along(store: Store) -> None:
+    peers, revoked = [peer_with(A, "alice"), peer_with(A, "mallory"), peer_with(B, "mallory")], list[bytes]()
+    keys = RelayKeys(store, life_seconds=LIFE, connected=lambda: peers, clock=lambda: NOW)
+    keys.on_revoked.append(revoked.extend)
+    keys.note(A, "alice")
+    keys.note(B, "mallory")
+    keys.revoke([A, B], "mallory")
+    assert (keys.has(A), keys.has(B), revoked) == (True, False, [B])
+    keys.revoke([A], "alice")
+    assert (keys.has(A), revoked) == (False, [B, A])
+
+
+async def test_a_key_whose_holder_has_left_is_revoked_with_whoever_else_announced_it(store: Store) -> None:
+    keys = RelayKeys(store, life_seconds=LIFE, connected=lambda: [peer_with(A, "mallory")], clock=lambda: NOW)
+    keys.note(A, "alice")
+    keys.revoke([A], "mallory")
+    assert not keys.has(A)
+
+
 async def test_a_key_that_was_revoked_is_whoever_announces_it(store: Store) -> None:
     keys = RelayKeys(store, life_seconds=LIFE, connected=lambda: [peer_with(A, "alice")])
     keys.note(A, "alice")
