@@ -373,11 +373,8 @@ class Relay:
 
     def _mesh_trouble(self, now: float) -> str:
         """The relays that have been away for a while, in a sentence for users."""
-        for state in self.mesh_states():
-            if state.is_up or state.is_ourselves:
-                self._away_since.pop(state.name, None)
-            else:
-                self._away_since.setdefault(state.name, now)
+        down = [state.name for state in self.mesh_states() if not (state.is_up or state.is_ourselves)]
+        self._away_since = {name: self._away_since.get(name, now) for name in down}
         away = [name for name, since in self._away_since.items() if now - since >= _AWAY_SECONDS]
         if not away:
             return ""

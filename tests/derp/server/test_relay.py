@@ -22,6 +22,7 @@ from derp.protocol.messages import (
     SendPacket,
 )
 from derp.relay.limits import NO_LIMITS
+from derp.relay.mesh import MeshPeerState
 from derp.server.door import FrontDoor
 from derp.server.lobby import Lobby
 from derp.server.relay import Relay
@@ -141,6 +142,20 @@ def test_everybody_hears_of_a_restart_and_the_relay_is_not_well_from_then_on() -
     for peer in (one, other):
         assert peer.read() == [Restarting(1500, 60_000), LEAVING]
     assert bare.relay.is_draining
+    bare.end()
+
+
+def test_nobody_is_told_for_ever_of_a_relay_that_has_left_the_region() -> None:
+    bare = TimedRelay()
+    one, mesh = bare.connect(), bare.relay.mesh
+    assert mesh is not None
+    mesh.states["beta"] = MeshPeerState("beta")
+    bare.relay._look()
+    bare.wait(5)
+    assert [str(each).count("cut off from beta") for each in one.read()] == [1]
+    del mesh.states["beta"]
+    bare.wait(5)
+    assert one.read() == [Health("")]
     bare.end()
 
 
