@@ -65,7 +65,7 @@ class Judge:
         number, _ = self._told.pop(place, (0, 0))
         if number == 0:
             raise LawBroken(f"{receiver.name} was told {kind.name} of {subject.name}, of whom it knew nothing")
-        if kind is Kind.DISCONNECTED and subject.goodbye < number:
+        if kind is Kind.DISCONNECTED and not subject.said_goodbye(number):
             parted_at = receiver.parted_at.get(subject.id)
             if parted_at is None or self.world.heap.now > parted_at + UNDER_WAY_SECONDS:
                 raise LawBroken(f"{receiver.name} was told that {subject.name} disconnected, which it did not")

@@ -77,6 +77,12 @@ class Peer:
         """How long after the one connection a replica took the other; less than nothing when it did so before."""
         return self.connections[two - 1].taken_at - self.connections[one - 1].taken_at
 
+    def said_goodbye(self, number: int) -> bool:
+        """On that connection, on a later one, or on one that its replica, which was frozen, took later."""
+        if not 0 < self.goodbye < number:
+            return self.goodbye > 0
+        return self.connections[self.goodbye - 1].is_taken and self.apart(number, self.goodbye) > 0
+
     @property
     def policy(self) -> Policy:
         return AgentPolicy(self.id) if self.is_agent else ManyAgentsPolicy()
