@@ -24,6 +24,8 @@ import trio.lowlevel
 
 from bench.agents import Report
 from tests.support.composed import REPLICAS, Composed, running_compose
+from tests.support.gobuild import DERPROLLING, build
+from tests.support.rolling import roll
 from tests.support.tailnet_peers import TAILNET, PeerError, StreamEnded, TailnetPeers, open_tailnet_peers
 from tests.support.tailnet_servers import TAILSCALE_PREFIX, Agent, Seed, Server, address, import_seed
 
@@ -31,6 +33,9 @@ from tests.support.tailnet_servers import TAILSCALE_PREFIX, Agent, Seed, Server,
 REDIAL_SECONDS: Final = (0.1, 0.5)
 SETTLE_SECONDS: Final = 120.0
 CLIENT_ADDRESS: Final = "fd7a:115c:a1e0:4444:8888:1111:2222:3333/128"
+# Of packets by the relays: so often each client sends one, and so long a region has for a replica that came or went.
+RELAYED_PERIOD: Final = "100ms"
+RELAYED_SETTLE_SECONDS: Final = 3.0
 _LOOK_SECONDS: Final = 0.02
 
 
@@ -204,6 +209,35 @@ async def rolling(report: Report, pairs: int) -> None:
             f"  {fleet.connections - 2 * pairs} redials of {2 * pairs} peers in {ended - began:.0f} s; "
             f"LOST was told {fleet.said('LOST')} times in all"
         )
+
+
+async def relayed(report: Report, pairs: int) -> None:
+    """One replica is killed, then all three are replaced: genuine DERP clients whose packets go by their relays."""
+    # They are clients of no coordinator, whom its relay would know for a minute alone.
+    strangers = {"TAILNET_RELAY_OPEN": "true"}
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-replicas-") as scratch,
+        running_compose(Path(scratch), strangers) as place,
+    ):
+
+        async def killed(_: int) -> None:
+            await trio.to_thread.run_sync(place.stop, REPLICAS[0], signal.SIGKILL)
+            await trio.sleep(RELAYED_SETTLE_SECONDS)
+
+        async def replaced(number: int) -> None:
+            await trio.to_thread.run_sync(place.stop, REPLICAS[number])
+            await trio.to_thread.run_sync(place.start, REPLICAS[number])
+            await trio.sleep(RELAYED_SETTLE_SECONDS)
+
+        address, port = place.address("balancer", 443)
+        talk = partial(roll, build(DERPROLLING), clients=2 * pairs, period=RELAYED_PERIOD, address=address)
+        found = await talk([port], killed)
+        report.note("relayed", "longest silence around a kill", found["silence_ms"]["max"] / 1000, "s", 2.0)
+        await trio.to_thread.run_sync(place.start, REPLICAS[0])
+        found = await talk([port] * len(REPLICAS), replaced)
+        report.note("relayed", "packets lost while all are replaced", found["lost"], "", 0)
+        report.note("relayed", "packets twice or behind newer ones", found["twice"] + found["late"], "", 0)
+        click.echo(f"  of {found['sent']:,} packets, silences up to {found['silence_ms']['max']:.0f} ms")
 
 
 async def _keep_moving(fleet: Fleet) -> None:

@@ -250,6 +250,11 @@ def rolling(report: Report, options: Options) -> None:
     trio.run(replica_faults.rolling, report, options.pairs)
 
 
+def relayed(report: Report, options: Options) -> None:
+    """The same two of genuine DERP clients, whose packets go by the replicas' relays."""
+    trio.run(replica_faults.relayed, report, options.pairs)
+
+
 def away(report: Report, options: Options) -> None:
     """The bus is paused or stopped, the store is stopped, and both."""
     trio.run(replica_faults.away, report, options.pairs, options.away_seconds)
@@ -261,6 +266,7 @@ ROWS: Final[dict[str, Callable[[Report, Options], None]]] = {
     "moves": moves,
     "kill": kill,
     "rolling": rolling,
+    "relayed": relayed,
     "away": away,
 }
 

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -60,7 +61,7 @@ def interpolated(value: Any, given: Mapping[str, str]) -> Any:
 class Composed:
     """The services.  `start` and `stop` as a test likes; running_compose() starts and ends them all."""
 
-    def __init__(self, folder: Path, cluster: Cluster) -> None:
+    def __init__(self, folder: Path, cluster: Cluster, more: Mapping[str, str]) -> None:
         certificate = folder / "balancer.pem"
         given = {
             "PUBLIC_NAME": "localhost",
@@ -70,7 +71,7 @@ class Composed:
         }
         document = interpolated(yaml.safe_load(FILE.read_text()), given)
         self.services: dict[str, dict[str, Any]] = document["services"]
-        self._folder, self._cluster = folder, cluster
+        self._folder, self._cluster, self._more = folder, cluster, more
         self._networks = [each["subnet"] for each in document["networks"]["default"]["ipam"]["config"]]
         network = f"127.{random.randint(1, 254)}.{random.randint(1, 254)}"
         self.addresses = {name: f"{network}.{number}" for number, name in enumerate(self.services, start=1)}
@@ -122,7 +123,7 @@ class Composed:
             told["TAILNET_STORE"] = self._cluster.url(
                 str(url.database), user=str(url.username), password=str(url.password)
             )
-            told["TAILNET_ACCESS_URL"] = self.url
+            told |= {"TAILNET_ACCESS_URL": self.url, **self._more}
         return told
 
     def command(self, service: str) -> list[str]:
@@ -203,10 +204,13 @@ class Composed:
 
 
 @contextmanager
-def running_compose(folder: Path) -> Iterator[Composed]:
-    """All services, each behind those that it depends on.  Raises ProgramMissing, PostgresqlMissing, RedisMissing."""
+def running_compose(folder: Path, more: Mapping[str, str] = MappingProxyType({})) -> Iterator[Composed]:
+    """All services, each behind those that it depends on; `more`: further settings of the replicas.
+
+    Raises ProgramMissing, PostgresqlMissing, RedisMissing.
+    """
     with running_cluster() as cluster:  # which is there before the others' addresses are
-        composed = Composed(folder, cluster)
+        composed = Composed(folder, cluster, more)
         with cluster.connect() as connection:
             connection.execute(f"CREATE DATABASE {composed.services['postgres']['environment']['POSTGRES_DB']}")
         try:

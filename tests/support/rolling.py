@@ -20,16 +20,18 @@ async def roll(
     *,
     clients: int,
     period: str,
+    address: str = "127.0.0.1",
     trusted: Path | None = None,
     home: tuple[Sequence[int], tuple[int, int]] | None = None,
 ) -> dict[str, Any]:
     """What they saw while `replace` was called for one relay after the other, from the moment all reach each other.
 
-    `period`: between two packets of a client, as Go writes durations.  `trusted`: the authority, for clients that speak
-    websocket; `home`: the STUN ports, and port and STUN port of another region's relay, to count moves of home between
-    the two.  Raises EOFError if the program ends early; its standard error says why.
+    `period`: between two packets of a client, as Go writes durations.  `address`: where all relays are.  `trusted`: the
+    authority, for clients that speak websocket; `home`: the STUN ports, and port and STUN port of another region's
+    relay, to count moves of home between the two.  Raises EOFError if the program ends early; its standard error says
+    why.
     """
-    command = [str(binary), f"-clients={clients}", f"-period={period}", "-ports=" + _list(ports)]
+    command = [str(binary), f"-clients={clients}", f"-period={period}", f"-address={address}", "-ports=" + _list(ports)]
     environment = dict(os.environ)
     if trusted is not None:
         command.append("-websocket")
