@@ -223,6 +223,8 @@ class RedisCluster:
         wait_until(lambda: self.nodes[3].ask("cluster", "replicate", owner) == "OK")
         wait_until(lambda: all("cluster_state:ok" in node.ask("cluster", "info") for node in self.nodes))
         wait_until(self.nodes[3].is_replica)
+        # Who does not know so far whose replica it is takes no hand-over from it, and nobody says so.
+        wait_until(lambda: all("slave" in node.ask("cluster", "replicas", owner) for node in self.nodes))
 
     def primary(self) -> RedisServer | None:
         """Who serves nearly everything, as a node has it that stays; None while nobody does."""

@@ -16,7 +16,7 @@ from tests.support.certificates import issue
 from tests.support.memory_bus import Seen
 from tests.support.redis import HOST, PASSWORD, SERVICE, RedisCluster, RedisServer, Sentineled, TlsServer, running
 from tests.support.replicated import MAIN, Place, Told, meet, stayed, together, well
-from tests.support.tailnet_driver import wait_for
+from tests.support.tailnet_driver import PATIENCE_SECONDS, wait_for
 from tests.tailnet.bus.conftest import or_missing
 from tests.tailnet.bus.test_redis import A, B
 from tests.test_house import ROOT
@@ -66,8 +66,11 @@ async def test_a_node_of_a_cluster_hands_over(redis_cluster: RedisCluster, nurse
     agent, client = await meet(first, second)
     before = redis_cluster.primary()
     assert before is not None
-    await wait_for(lambda: redis_cluster.spare().ask("cluster", "failover") == "OK")
-    await wait_for(lambda: redis_cluster.primary() not in (before, None))
+    with trio.fail_after(PATIENCE_SECONDS):
+        while redis_cluster.primary() in (before, None):
+            await wait_for(lambda: redis_cluster.spare().ask("cluster", "failover") == "OK")
+            with trio.move_on_after(10.0):  # Redis gives it 5 s, and nobody hears when it came to nothing
+                await wait_for(lambda: redis_cluster.primary() not in (before, None))
     await crosses(first, agent, client, "a2")
     await well(first, second)
     await wait_for(before.is_replica)
