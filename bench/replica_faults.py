@@ -289,7 +289,11 @@ async def away(report: Report, pairs: int, seconds: float) -> None:
 
 async def _stopped(place: Composed, service: str) -> Callable[[], Awaitable[None]]:
     await trio.to_thread.run_sync(place.stop, service)
-    return partial(trio.to_thread.run_sync, place.start, service)
+
+    async def start() -> None:
+        place.start(service)  # PostgreSQL ends with the thread that started it
+
+    return start
 
 
 async def _paused(place: Composed, service: str) -> Callable[[], Awaitable[None]]:
