@@ -30,7 +30,7 @@ from tailnet.auth.call_out import CallOutEnd
 from tailnet.config.settings import SETTINGS as COORDINATOR_SETTINGS
 from tailnet.coordinator.core import Statistics
 from tailnet.errors import StoreTrouble
-from tailnet.metrics import CallersReading, CoordinatorReading, ReplicaReading, metrics_page
+from tailnet.metrics import CallersReading, CoordinatorReading, EntranceReading, ReplicaReading, metrics_page
 from tailnet.store.outbox import KindReading
 from tailnet.store.outbox_queue import Loss
 from tests.derp.server.test_varz import reading
@@ -70,6 +70,7 @@ def coordinator_reading() -> CoordinatorReading:
         "statistics": Statistics(**numbers),
         "outbox": {"logs": KindReading(0, 0, 0.0, 0, 0, dict.fromkeys(Loss, 0))},
         "identities": CallersReading(dict.fromkeys((end.value for end in CallOutEnd), 0), 0.0, 0, 0, {}, 0, 0.0, 0, 0),
+        "entrance": EntranceReading(0, 0, 0, 0),
         "replicas": replica_reading(),
         "store_troubles": {trouble.value: False for trouble in StoreTrouble},
         "store_failures": {trouble.value: 0 for trouble in StoreTrouble},

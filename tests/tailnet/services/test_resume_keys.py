@@ -2,6 +2,7 @@
 
 import logging
 import secrets
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -49,8 +50,16 @@ async def test_a_token_of_another_store_is_refused(store: Store, tmp_path: Path)
 
 
 async def test_keys_stay_when_the_store_fails_and_are_read_again_later(
-    store: Store, autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+    store: Store,
+    autojump_clock: trio.testing.MockClock,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    async def run_here(function: Callable[..., object], *arguments: object) -> object:
+        await trio.lowlevel.checkpoint()
+        return function(*arguments)
+
+    monkeypatch.setattr(store, "run", run_here)  # the clock does not wait for threads
     keys = ResumeKeys(store)
     await keys.refresh()
     before = keys.current
