@@ -185,6 +185,7 @@ def test_a_server_alone_loads_nothing_of_it() -> None:
     assert found == []
 
 
+@pytest.mark.stores("sqlite")
 async def test_a_second_replica_on_sqlite_is_refused_in_a_sentence(places: Places) -> None:
     one = await places.start(0)
     config = replace(one.config, replica_listen=(("127.0.0.1", places.ports[1]),))
