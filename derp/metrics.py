@@ -136,6 +136,16 @@ def plain(
         yield family(name, text, value=value)
 
 
+def histogram(name: str, text: str, counts: Iterable[tuple[float, int]], total: float) -> Metric:
+    """`counts`: upper limits, the last of them inf, and how many there were up to each beyond the one before; `total`:
+    the sum of all values."""
+    buckets, so_far = [], 0
+    for limit, count in counts:
+        so_far += count
+        buckets.append(("+Inf" if limit == math.inf else str(limit), so_far))
+    return HistogramMetricFamily(name, text, buckets=buckets, sum_value=total)
+
+
 class RelayCollector(Collector):
     """Gives prometheus-client one reading per scrape."""
 
@@ -301,12 +311,9 @@ def _load(reading: LoadReading) -> Metric:
 
 
 def _rtt(counters: Counters) -> Metric:
-    buckets, so_far = [], 0
-    for limit, count in zip(RTT_LIMITS_SECONDS, counters.tcp_rtt, strict=False):  # behind them stand no times
-        so_far += count
-        buckets.append(("+Inf" if limit == math.inf else str(limit), so_far))
+    counts = zip(RTT_LIMITS_SECONDS, counters.tcp_rtt, strict=False)  # behind them stand no times
     text = "Round-trip times of clients, sampled."
-    return HistogramMetricFamily("derp_tcp_rtt_seconds", text, buckets=buckets, sum_value=counters.tcp_rtt_seconds)
+    return histogram("derp_tcp_rtt_seconds", text, counts, counters.tcp_rtt_seconds)
 
 
 def build_info(product: str) -> Metric:

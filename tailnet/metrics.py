@@ -5,21 +5,14 @@ Read when somebody scrapes; nothing is kept here.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import inf
 from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
-    SummaryMetricFamily,
-)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
-from derp.metrics import RelayCollector, RelayStatistics, build_info, plain
+from derp.metrics import RelayCollector, RelayStatistics, build_info, histogram, plain
 from tailnet.coordinator.core import Statistics
 from tailnet.store.outbox import KindReading
 
@@ -228,26 +221,16 @@ def _replica_metrics(reading: ReplicaReading) -> Iterable[Metric]:
     )
     for name, text, label, values in families:
         yield _each(CounterMetricFamily(name, text, labels=[label]), values)
-    messages = CounterMetricFamily(
-        "tailnet_replica_messages", "Messages between replicas.", labels=["code", "direction"]
-    )
-    for labels, count in reading.messages.items():
-        messages.add_metric(labels, count)
-    yield messages
+    text = "Messages between replicas."
+    yield _each(CounterMetricFamily("tailnet_replica_messages", text, labels=["code", "direction"]), reading.messages)
     yield SummaryMetricFamily(
         "tailnet_replica_sync_seconds",
         "How long comparisons with others took.",
         count_value=reading.sync_count,
         sum_value=reading.sync_seconds,
     )
-    buckets, so_far = [], 0
-    for limit, count in reading.delays:
-        so_far += count
-        buckets.append(("+Inf" if limit == inf else str(limit), so_far))
     text = "How long what others say is on its way, by their beats, which wait in the same queues."
-    yield HistogramMetricFamily(
-        "tailnet_replica_delivery_seconds", text, buckets=buckets, sum_value=reading.delay_seconds
-    )
+    yield histogram("tailnet_replica_delivery_seconds", text, reading.delays, reading.delay_seconds)
     gauges: tuple[tuple[str, str, float], ...] = (
         ("tailnet_replica_missing", "Other replicas that should be here and are not.", reading.missing),
         ("tailnet_replica_queue_bytes", "What waits for other replicas.", reading.queued_bytes),
@@ -318,12 +301,8 @@ def _feed_metrics(reading: CoordinatorReading) -> Iterable[Metric]:
         GaugeMetricFamily("tailnet_feed_followers", "Streams that follow a feed.", labels=["feed"]),
         reading.feed_followers,
     )
-    drops = CounterMetricFamily(
-        "tailnet_feed_drops", "Followers of a feed dropped because they did not keep up.", labels=["feed", "reason"]
-    )
-    for labels, count in reading.feed_drops.items():
-        drops.add_metric(labels, count)
-    yield drops
+    text = "Followers of a feed dropped because they did not keep up."
+    yield _each(CounterMetricFamily("tailnet_feed_drops", text, labels=["feed", "reason"]), reading.feed_drops)
 
 
 def _health_metrics(reading: CoordinatorReading) -> Iterable[Metric]:
@@ -408,10 +387,10 @@ def _callers_metrics(reading: CallersReading) -> Iterable[Metric]:
         )
 
 
-def _each(family: Family, values: Mapping[str, float]) -> Family:
-    """A family with a value for each label."""
+def _each(family: Family, values: Mapping[str, float] | Mapping[tuple[str, str], float]) -> Family:
+    """A family with a value for each label, or for each two."""
     for label, value in values.items():
-        family.add_metric([label], value)
+        family.add_metric([label] if isinstance(label, str) else label, value)
     return family
 
 
