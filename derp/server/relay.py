@@ -41,6 +41,7 @@ from derp.server.session import ClientSession, Sessions
 from derp.server.siblings import Siblings
 from derp.server.succession import Succession
 from derp.server.upgrade import DerpUpgrades
+from derp.text import some_of
 from derp.transport.alarm import Alarm
 from derp.transport.host import Host
 
@@ -378,7 +379,7 @@ class Relay:
         away = [name for name, since in self._away_since.items() if now - since >= _AWAY_SECONDS]
         if not away:
             return ""
-        names = ", ".join(away[:3]) + (f" and {len(away) - 3} more" if len(away) > 3 else "")
+        names = some_of(away, 3)
         return f"this relay is cut off from {names} of its region: machines that are connected there are out of reach"
 
 

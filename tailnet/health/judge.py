@@ -3,10 +3,11 @@
 `judge` gives findings with codes of codes.py; `overall` the worst severity.  Every bound stands here with its reason.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from derp.text import some_of
 from tailnet.health.codes import RULES, Code, Severity
 from tailnet.health.readings import (
     AddressReading,
@@ -112,9 +113,8 @@ def _judge(reading: Reading) -> Iterator[Finding]:
             yield from _certificates(reading)
         case AgentsReading():
             if reading.flapping:
-                shown = ", ".join(f"{agent_id} {count} times" for agent_id, count in reading.flapping[:MAX_NAMED])
-                more = f" and {len(reading.flapping) - MAX_NAMED} more" if len(reading.flapping) > MAX_NAMED else ""
-                yield Finding(Code.AGENTS_FLAP, Severity.WARNING, f"agents came again and again: {shown}{more}")
+                shown = some_of([f"{agent_id} {count} times" for agent_id, count in reading.flapping], MAX_NAMED)
+                yield Finding(Code.AGENTS_FLAP, Severity.WARNING, f"agents came again and again: {shown}")
         case OwnNodeReading():
             if reading.problem:
                 yield Finding(Code.OWN_NODE_LOST, Severity.ERROR, f"agents cannot be reached into: {reading.problem}")
@@ -131,8 +131,8 @@ def _judge(reading: Reading) -> Iterator[Finding]:
                 yield Finding(Code.LOG_LOST, Severity.WARNING, f"{reading.lost:,} log lines were dropped")
         case PeersReading():
             if reading.fought_for:
-                what = f"processes take ids from each other: {_named(list(map(_fought_for, reading.fought_for)))}"
-                yield Finding(Code.PEER_FOUGHT_FOR, Severity.WARNING, what)
+                shown = some_of([_fought_for(each) for each in reading.fought_for], MAX_NAMED)
+                yield Finding(Code.PEER_FOUGHT_FOR, Severity.WARNING, f"processes take ids from each other: {shown}")
         case ReplicasReading():
             yield from _replicas(reading)
         case Failed():
@@ -276,7 +276,7 @@ def _replicas(reading: ReplicasReading) -> Iterator[Finding]:
         severity = Severity.ERROR if is_alone else Severity.WARNING
         yield Finding(Code.DISCOVERY_AWAY, severity, f"the bus ({reading.bus}): {reading.bus_trouble}")
     if reading.unheard:
-        others = _named(reading.unheard)
+        others = some_of(reading.unheard, MAX_NAMED)
         what = f"the bus ({reading.bus}) does not bring back our own beat, so nothing is heard of {others}"
         yield Finding(Code.REPLICA_DEAF, Severity.ERROR, what)
 
@@ -306,8 +306,3 @@ def _other_replica(other: OtherReplica, reading: ReplicasReading) -> Iterator[Fi
         difference = f": {other.map_difference}" if other.map_difference else ""
         what = f"replica {name} has served another DERP map for {other.map_differs_seconds:.0f} s{difference}"
         yield Finding(Code.REPLICA_MAP, Severity.WARNING, what)
-
-
-def _named(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    return ", ".join(names[:MAX_NAMED]) + more

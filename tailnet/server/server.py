@@ -377,20 +377,16 @@ class CoordinatorServer(Server[CoordinatorConfig]):
             from tailnet.server.replicated import run
 
             await nursery.start(run, self.replicas, self.hub, self.relay, self.maps, self.config)
-        nursery.start_soon(self.callers.run)
-        nursery.start_soon(self.keys.refresh_forever)
-        nursery.start_soon(self.relay_keys.run)
-        nursery.start_soon(self.presence.run)
-        nursery.start_soon(self.outbox.run)
-        for follow in (self.store_watch.run, self.workspaces.run, self.logs.run, self.metadata.run, self.overviews.run):
-            nursery.start_soon(follow)
-        for task in (self.rights.run, self.own_node.run, self.health.run, self.events.run, self.webhook.run):
+        tasks = (
+            *(self.callers.run, self.keys.refresh_forever, self.relay_keys.run, self.presence.run, self.outbox.run),
+            *(self.store_watch.run, self.workspaces.run, self.logs.run, self.metadata.run, self.overviews.run),
+            *(self.rights.run, self.own_node.run, self.health.run, self.events.run, self.webhook.run),
+            *(self.upkeep.run, self.upkeep.end_grace_forever, self.external_auth.watch.run),
+        )
+        for task in tasks:
             nursery.start_soon(task)
-        nursery.start_soon(self.upkeep.run)
-        nursery.start_soon(self.external_auth.watch.run)
         if self.config.external_auth_call_out and self.callers.call_out is not None:
             nursery.start_soon(FetchedProviders(self.external_auth, self.callers.call_out).run)
-        nursery.start_soon(self.upkeep.end_grace_forever)
 
     async def run(self, *, task_status: trio.TaskStatus["CoordinatorServer"] = trio.TASK_STATUS_IGNORED) -> None:
         await prove_hypercorn()

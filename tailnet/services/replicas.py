@@ -94,9 +94,7 @@ class Replicas:
         self.settings = settings
         limits = Limits(node_bytes=min(settings.node_bytes, MAX_NODE_BYTES))
         self.cluster: Cluster[Receiver] = Cluster(
-            *(self.id, settings.name, key, secrets.token_bytes, limits),
-            wall_clock=time.time,
-            program=__version__,
+            self.id, settings.name, key, secrets.token_bytes, limits, wall_clock=time.time, program=__version__
         )
         self.bus = bus
         self.records: dict[ReplicaID, Record] = {}

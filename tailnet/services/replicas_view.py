@@ -19,7 +19,7 @@ from tailnet.metrics import ReplicaReading
 from tailnet.replica.cluster import DELAY_LIMITS_SECONDS, Cluster
 from tailnet.replica.codec import CODES
 from tailnet.replica.messages import NodeIs, ReplicaID
-from tailnet.replica.pair import End
+from tailnet.replica.pair import End, Pair
 
 # Names of messages as docs/replicas.md has them.
 _KINDS: Final = {kind: "node" if kind is NodeIs else kind.__name__.lower() for kind in CODES}
@@ -60,25 +60,32 @@ def state_of(replicas: Replicas, other: ReplicaID) -> str:
 
     `refused`: it greets, and cannot be talked to.
     """
-    pair = replicas.cluster.pairs.get(other)
-    if pair is not None and pair.is_open:
+    if open_pair(replicas, other) is not None:
         return "session"
     if other in replicas.cluster.refused:
         return "refused"
+    pair = replicas.cluster.pairs.get(other)
     return "greeting" if pair is not None and pair.has_link else "silent"
 
 
-def others_of(replicas: Replicas) -> set[ReplicaID]:
-    """All that are or should be here beside this one."""
-    return {*replicas.cluster.pairs, *replicas.records} - {replicas.id}
+def open_pair(replicas: Replicas, other: ReplicaID) -> Pair | None:
+    """The session with a replica; None while there is none."""
+    pair = replicas.cluster.pairs.get(other)
+    return pair if pair is not None and pair.is_open else None
+
+
+def others_of(replicas: Replicas) -> list[ReplicaID]:
+    """All that are or should be here beside this one, by their names."""
+    others = {*replicas.cluster.pairs, *replicas.records} - {replicas.id}
+    return sorted(others, key=lambda other: (replicas.name_of(other), other))
 
 
 def missing(replicas: Replicas) -> list[str]:
     """Replicas that should be here and are not, each as a sentence."""
     found = [
         f"replica {replicas.name_of(other)}: {replicas.cluster.refused.get(other) or outward(replicas, other)}"
-        for other in sorted(others_of(replicas) - replicas.leaving)
-        if state_of(replicas, other) != "session"
+        for other in others_of(replicas)
+        if other not in replicas.leaving and state_of(replicas, other) != "session"
     ]
     return found + [f"{host_port(*place)}: {problem}" for place, problem in _empty_places(replicas).items()]
 
@@ -96,13 +103,13 @@ def lasting(replicas: Replicas, now: float) -> tuple[dict[ReplicaID | Address, f
 
 def look(replicas: Replicas, now: float) -> ReplicasReading:
     """What health is judged by."""
-    others, empty = sorted(others_of(replicas), key=replicas.name_of), _empty_places(replicas)
+    others, empty = others_of(replicas), _empty_places(replicas)
     apart, differs = lasting(replicas, now)
     pairs = replicas.cluster.pairs
     by_bus = [other for other, pair in pairs.items() if pair.has_link and other not in replicas.linked]
 
     def describe_other(other: ReplicaID) -> OtherReplica:
-        pair, record = pairs.get(other), replicas.records.get(other)
+        pair, opened, record = pairs.get(other), open_pair(replicas, other), replicas.records.get(other)
         return OtherReplica(
             name=replicas.name_of(other),
             version=record.version if record is not None else pair.hello.program if pair and pair.hello else "",
@@ -113,7 +120,7 @@ def look(replicas: Replicas, now: float) -> ReplicasReading:
             heard_seconds=now - pair.heard_at if pair is not None and pair.heard_at != -inf else None,
             outward=outward(replicas, other),
             inward=_inward(replicas, other, now),
-            clock_ahead_seconds=pair.wall_ahead_seconds if pair is not None and pair.is_open else None,
+            clock_ahead_seconds=opened.wall_ahead_seconds if opened is not None else None,
             map_differs_seconds=differs.get(other, 0.0),
             map_difference=replicas.map_difference(other) if other in differs else "",
         )
@@ -174,8 +181,8 @@ def _inward(replicas: Replicas, other: ReplicaID, now: float) -> str:
 
 
 def _has_another_map(replicas: Replicas, other: ReplicaID) -> bool:
-    pair, ours = replicas.cluster.pairs.get(other), replicas.cluster.map_digest
-    theirs = pair.status.map_digest if pair is not None and pair.is_open and pair.status is not None else b""
+    pair, ours = open_pair(replicas, other), replicas.cluster.map_digest
+    theirs = pair.status.map_digest if pair is not None and pair.status is not None else b""
     return bool(ours and theirs) and ours != theirs
 
 
@@ -184,7 +191,6 @@ def describe(replicas: Replicas, now: float) -> dict[str, Any]:
     cluster = replicas.cluster
     numbers = cluster.coordinator.statistics()
     reading = look(replicas, now)
-    others = sorted(others_of(replicas), key=replicas.name_of)
     return {
         "replica": str(replicas.id),
         "name": replicas.own_name,
@@ -195,7 +201,8 @@ def describe(replicas: Replicas, now: float) -> dict[str, Any]:
         "remote_peers": remote_peers(replicas),
         "absent_peers": numbers.absent_peers,
         "replicas": [
-            _describe_one(replicas, other, seen, now) for other, seen in zip(others, reading.others, strict=True)
+            _describe_one(replicas, other, seen, now)
+            for other, seen in zip(others_of(replicas), reading.others, strict=True)
         ],
         "places": {host_port(*place): replicas.name_of(other) for place, other in replicas.found.items()},
         "missing": missing(replicas),
@@ -214,7 +221,8 @@ def _row(finding: Finding) -> dict[str, str]:
 
 def _describe_one(replicas: Replicas, other: ReplicaID, seen: OtherReplica, now: float) -> dict[str, Any]:
     """`state_seconds`: for how long it has had a session, or none; `lag_seconds`: what its last beat took."""
-    pair, link = replicas.cluster.pairs.get(other), replicas.linked.get(other)
+    pair, opened = replicas.cluster.pairs.get(other), open_pair(replicas, other)
+    link = replicas.linked.get(other)
     status = pair.status if pair is not None else None
     opened_at = pair.opened_at if pair is not None else now
     return {
@@ -225,7 +233,7 @@ def _describe_one(replicas: Replicas, other: ReplicaID, seen: OtherReplica, now:
         "state_seconds": round(now - opened_at if seen.apart_seconds is None else seen.apart_seconds, 1),
         "heard_seconds": _rounded(seen.heard_seconds, 1),
         "way": _way(link) if link is not None else "bus" if pair is not None and pair.has_link else "",
-        "lag_seconds": _rounded(pair.delay_seconds if pair is not None and pair.is_open else None, 4),
+        "lag_seconds": _rounded(opened.delay_seconds if opened is not None else None, 4),
         "clock_ahead_seconds": _rounded(seen.clock_ahead_seconds, 3),
         "sessions": pair.session_count if pair is not None else 0,
         "queued_bytes": pair.queued_bytes if pair is not None else 0,

@@ -17,7 +17,7 @@ from tailnet.coordinator.explain import explain, explain_peer
 from tailnet.errors import MalformedField
 from tailnet.replica.messages import ReplicaID
 from tailnet.services.replicas import Replicas
-from tailnet.services.replicas_view import others_of, outward
+from tailnet.services.replicas_view import open_pair, others_of, outward
 from tailnet.services.why import peer_id_of
 from tailnet.types import PeerID
 
@@ -92,14 +92,14 @@ class WhyElsewhere:
         ids = [found for text in texts if (found := peer_id_of(text.strip().lower())) is not None][:2]
         if not ids:
             return []
-        others = sorted(others_of(self._replicas), key=self._replicas.name_of)
-        answers = await self._ask_all(ids, [each for each in others if self._is_open(each)])
+        others = others_of(self._replicas)
+        answers = await self._ask_all(ids, [each for each in others if open_pair(self._replicas, each) is not None])
         lines = ["What replicas know:", *(f"Here: {line}" for line in self._owners(ids)), *self._verdicts(ids, answers)]
         for other in others:
             name, answer = self._replicas.name_of(other), answers.get(other)
             if answer is not None:
                 lines += [f"{name}: {line}" for line in fit_lines_to_show(answer.sentences).splitlines()]
-            elif self._is_open(other):
+            elif open_pair(self._replicas, other) is not None:
                 lines.append(f"{name} has not answered within {ASK_SECONDS:g} s.")
             else:
                 lines.append(f"{name} cannot be asked: {self._session(other)}.")
@@ -157,13 +157,9 @@ class WhyElsewhere:
                 lines.append(f"{where}; {state}; {self._session(owner)}.")
         return lines
 
-    def _is_open(self, other: ReplicaID) -> bool:
-        pair = self._replicas.cluster.pairs.get(other)
-        return pair is not None and pair.is_open
-
     def _session(self, other: ReplicaID) -> str:
-        pair = self._replicas.cluster.pairs.get(other)
-        if pair is not None and pair.is_open:
+        pair = open_pair(self._replicas, other)
+        if pair is not None:
             since = span(self._replicas.now - pair.opened_at)
             return f"session {pair.session_count} with it stands since {since}"
         refused = self._replicas.cluster.refused.get(other)

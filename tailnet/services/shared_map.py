@@ -14,7 +14,7 @@ import msgpack
 import trio
 
 from derp.map import DERPMap, DERPRegion
-from derp.text import printable
+from derp.text import printable, some_of
 from tailnet.replica.messages import ReplicaID
 from tailnet.services.derp_maps import DerpMaps
 from tailnet.services.replicas import Replicas
@@ -148,5 +148,4 @@ def _named(ids: Iterable[int], known: dict[int, tuple[str, bytes]]) -> str:
     names = [
         f"{each} ({printable(code, MAX_CODE_CHARS)})" if (code := known[each][0]) else str(each) for each in ordered
     ]
-    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
-    return f"region{'s' if len(names) > 1 else ''} {', '.join(names[:_MAX_NAMED])}{more}"
+    return f"region{'s' if len(names) > 1 else ''} {some_of(names, _MAX_NAMED)}"

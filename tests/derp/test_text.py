@@ -16,6 +16,7 @@ from derp.text import (
     fit_to_show,
     host_port,
     printable,
+    some_of,
     span,
     without_halves,
     without_secrets,
@@ -194,3 +195,7 @@ def test_durations_have_two_figures() -> None:
     assert [span(seconds) for seconds in (0.4, 119, 120, 7199, 7200, 172_800)] == [
         *("0 s", "119 s", "2 min", "120 min", "2 h", "2 d"),
     ]
+
+
+def test_the_first_of_many() -> None:
+    assert [some_of(["a", "b", "c"][:count], 2) for count in (0, 1, 2, 3)] == ["", "a", "a, b", "a, b and 1 more"]
