@@ -144,3 +144,12 @@ async def running(*places: Place) -> AsyncIterator[None]:
         await together(*places)
         yield
         nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def met(first: Place, second: Place) -> AsyncIterator[tuple[Told, Told]]:
+    """Both, an agent and its client who know each other, and whose sessions have stayed at the end."""
+    async with running(first, second):
+        agent, client = await meet(first, second)
+        yield agent, client
+        assert stayed(agent, client)

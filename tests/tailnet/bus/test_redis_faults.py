@@ -12,7 +12,7 @@ from tailnet.bus.redis import RedisBus
 from tailnet.coordinator.messages import Kind
 from tests.support.memory_bus import Seen
 from tests.support.redis import HOST, PASSWORD, RedisServer, running
-from tests.support.replicated import MAIN, Place, Told, meet, stayed, together, well
+from tests.support.replicated import MAIN, Place, Told, met, well
 from tests.support.tailnet_driver import wait_for
 from tests.tailnet.bus.conftest import or_missing
 from tests.tailnet.bus.test_redis import A
@@ -46,17 +46,11 @@ FAULTS: dict[str, Fault] = {
 
 
 @asynccontextmanager
-async def met(server: RedisServer) -> AsyncIterator[tuple[Place, Place, Told, Told]]:
+async def met_by(server: RedisServer) -> AsyncIterator[tuple[Place, Place, Told, Told]]:
     """Two replicas that only this server connects, and two peers of theirs who know each other."""
-    async with trio.open_nursery() as nursery:
-        first, second = (Place(RedisBus(server.place, "faults"), name, None) for name in ("first", "second"))
-        for place in (first, second):
-            await nursery.start(place.run)
-        await together(first, second)
-        agent, client = await meet(first, second)
+    first, second = (Place(RedisBus(server.place, "faults"), name, None) for name in ("first", "second"))
+    async with met(first, second) as (agent, client):
         yield first, second, agent, client
-        assert stayed(agent, client)
-        nursery.cancel_scope.cancel()
 
 
 async def says(place: Place, words: str) -> None:
@@ -67,7 +61,7 @@ async def says(place: Place, words: str) -> None:
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_a_server_that_refuses(fault: str, redis: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
     begin, words, end = FAULTS[fault]
-    async with met(redis) as (first, second, agent, client):
+    async with met_by(redis) as (first, second, agent, client):
         assert redis.ask(*begin) == "OK"
         redis.ask("client", "kill", "type", "pubsub")
         redis.ask("client", "kill", "type", "normal")
@@ -103,7 +97,7 @@ async def test_a_server_takes_no_records_and_carries(
 ) -> None:
     monkeypatch.setattr(module, "LEASE_SECONDS", 2.0)
     begin, words, end = NO_RECORDS[fault]
-    async with met(redis) as (first, second, agent, client):
+    async with met_by(redis) as (first, second, agent, client):
         assert redis.ask(*begin) == "OK"
         try:
             if fault == "no disk":
@@ -156,7 +150,7 @@ class Counting(Seen):
 
 
 async def test_a_server_that_is_emptied(redis: RedisServer) -> None:
-    async with met(redis) as (first, second, agent, client):
+    async with met_by(redis) as (first, second, agent, client):
         assert redis.ask("flushall") == "OK"
         first.node(agent, "a2")
         await client.hears(MAIN, Kind.NODE, "a2")
@@ -165,7 +159,7 @@ async def test_a_server_that_is_emptied(redis: RedisServer) -> None:
 
 
 async def test_a_server_that_is_stopped_and_goes_on(redis: RedisServer) -> None:
-    async with met(redis) as (first, second, agent, client):
+    async with met_by(redis) as (first, second, agent, client):
         redis.pause()
         try:
             await says(first, "no answer for 2 s")

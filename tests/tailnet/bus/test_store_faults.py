@@ -7,7 +7,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-import trio
 
 from tailnet.bus import store as module
 from tailnet.bus.store import StoreBus
@@ -15,7 +14,7 @@ from tailnet.coordinator.messages import Kind
 from tailnet.store.store import Store
 from tests.support.missing import missing
 from tests.support.postgresql import Cluster, PostgresqlMissing, running_cluster
-from tests.support.replicated import MAIN, Place, Told, meet, stayed, together, well
+from tests.support.replicated import MAIN, Place, Told, met, well
 from tests.support.tailnet_driver import wait_for
 
 pytestmark = pytest.mark.usefixtures("patient")
@@ -43,17 +42,11 @@ def stores(postgresql: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[tup
 
 
 @asynccontextmanager
-async def met(stores: tuple[Store, Store]) -> AsyncIterator[tuple[Place, Place, Callable[[str], object], Told]]:
+async def met_by(stores: tuple[Store, Store]) -> AsyncIterator[tuple[Place, Place, Callable[[str], object], Told]]:
     """Two replicas that this store connects, what sends a node of the agent at the first, and a client of his."""
-    async with trio.open_nursery() as nursery:
-        first, second = (Place(StoreBus(each), "replica", ("127.0.0.1", 0)) for each in stores)
-        for place in (first, second):
-            await nursery.start(place.run)
-        await together(first, second)
-        agent, client = await meet(first, second)
+    first, second = (Place(StoreBus(each), "replica", ("127.0.0.1", 0)) for each in stores)
+    async with met(first, second) as (agent, client):
         yield first, second, lambda node: first.node(agent, node), client
-        assert stayed(agent, client)
-        nursery.cancel_scope.cancel()
 
 
 def end_sessions(postgresql: Cluster, writes: str) -> None:
@@ -65,7 +58,7 @@ def end_sessions(postgresql: Cluster, writes: str) -> None:
 
 
 async def test_a_database_that_takes_no_writes(postgresql: Cluster, stores: tuple[Store, Store]) -> None:
-    async with met(stores) as (first, second, send, client):
+    async with met_by(stores) as (first, second, send, client):
         end_sessions(postgresql, "on")
         try:
             await wait_for(lambda: "it takes no writes" in first.replicas.bus.trouble)
@@ -85,7 +78,7 @@ def standby_of(stopped: Cluster) -> Iterator[Cluster]:
 
 
 async def test_another_server_takes_over(postgresql: Cluster, stores: tuple[Store, Store]) -> None:
-    async with met(stores) as (first, second, send, client):
+    async with met_by(stores) as (first, second, send, client):
         postgresql.stop(signal.SIGINT)
         with standby_of(postgresql) as other:
             await wait_for(lambda: first.replicas.bus.trouble and second.replicas.bus.trouble)
