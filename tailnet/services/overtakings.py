@@ -5,14 +5,13 @@ The next of that id may come to any of them.  A topic of sharing.py; server/entr
 
 from collections.abc import Callable, Sequence
 
-import trio
-
 from tailnet.replica.messages import ReplicaID
+from tailnet.services.sharing import Shared
 from tailnet.types import PEER_ID_BYTES, PeerID
 
 
-class Overtakings:
-    """A Shared: the id, and behind it the addresses of the two, as text."""
+class Overtakings(Shared):
+    """The id, and behind it the addresses of the two, as text."""
 
     topic = "overtaken"
 
@@ -25,16 +24,7 @@ class Overtakings:
         """It happened here."""
         self._tell(self.topic, peer_id + " ".join(addresses).encode())
 
-    def greet(self) -> bytes:
-        return b""  # what was before is over soon
-
     def hear(self, other: ReplicaID, payload: bytes) -> None:
         if len(payload) >= PEER_ID_BYTES:
             addresses = payload[PEER_ID_BYTES:].decode("utf-8", "replace").split()[:2]
             self._overtaken(PeerID(payload[:PEER_ID_BYTES]), addresses)
-
-    def forget(self, other: ReplicaID) -> None:
-        """Nothing is kept of it."""
-
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        task_status.started()

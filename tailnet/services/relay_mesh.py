@@ -19,6 +19,7 @@ from derp.transport.linkstream import LinkStream, take_over
 from tailnet.bus.links import Link
 from tailnet.replica.messages import ReplicaID
 from tailnet.services.replicas import Replicas
+from tailnet.services.sharing import Shared
 
 _log = logging.getLogger("tailnet.replicas")
 
@@ -29,7 +30,7 @@ MAX_OF_REGION: Final = 5
 _GREETING_SECONDS: Final = 10.0
 
 
-class RelayMesh:
+class RelayMesh(Shared):
     """What replicas share of their relays (sharing.py).  One per replica with a relay."""
 
     topic = "relay"

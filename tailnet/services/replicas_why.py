@@ -18,6 +18,7 @@ from tailnet.errors import MalformedField
 from tailnet.replica.messages import ReplicaID
 from tailnet.services.replicas import Replicas
 from tailnet.services.replicas_view import open_pair, others_of, outward
+from tailnet.services.sharing import Shared
 from tailnet.services.why import peer_id_of
 from tailnet.types import PeerID
 
@@ -46,7 +47,7 @@ class _Asked:
     is_over: trio.Event = field(default_factory=trio.Event)
 
 
-class WhyElsewhere:
+class WhyElsewhere(Shared):
     """Asks, and answers others.  One per replica."""
 
     topic = "why"
@@ -56,9 +57,6 @@ class WhyElsewhere:
         self._count = 0
         self._asked: dict[int, _Asked] = {}
         self._waiting, self._questions = trio.open_memory_channel[tuple[ReplicaID, int, list[PeerID]]](MAX_WAITING)
-
-    def greet(self) -> bytes:
-        return b""
 
     def hear(self, other: ReplicaID, payload: bytes) -> None:
         try:
@@ -75,9 +73,6 @@ class WhyElsewhere:
                         asked.is_over.set()
         except (ValueError, TypeError, MalformedField):
             return  # of a later version
-
-    def forget(self, other: ReplicaID) -> None:
-        pass
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         task_status.started()

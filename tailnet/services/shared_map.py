@@ -18,6 +18,7 @@ from derp.text import printable, some_of
 from tailnet.replica.messages import ReplicaID
 from tailnet.services.derp_maps import DerpMaps
 from tailnet.services.replicas import Replicas
+from tailnet.services.sharing import Shared
 
 # Told of a map, at most 102 bytes each, so that one frame has room; the largest fleets have 100.  The digest is of all.
 MAX_REGIONS: Final = 500
@@ -35,7 +36,7 @@ class Content:
     rest: bytes
 
 
-class SharedMap:
+class SharedMap(Shared):
     """What replicas share of their maps (sharing.py).  One per replica."""
 
     topic = "map"
