@@ -22,7 +22,7 @@ from tailnet.replica.codec import (
     encode_frame,
     encode_message,
 )
-from tailnet.replica.messages import Beat, Hello, Message, ReplicaID
+from tailnet.replica.messages import Beat, Bye, Hello, Message, ReplicaID
 from tailnet.replica.proof import NONCE_BYTES, ClusterKey, FrameKey
 
 VERSION: Final = 1  # the lowest and the highest that this release speaks
@@ -90,6 +90,7 @@ class End(Enum):
     SLOW = "slow"  # the other does not read
     SILENCE = "silence"
     REPLACED = "replaced"  # by a new one that the other began
+    LEFT = "left"  # the other had said goodbye, and its link closed or it went silent
 
 
 @dataclass(slots=True)
@@ -157,6 +158,7 @@ class Pair:
         self.session_count = 0
         self.stray_count = 0  # frames of no session of ours: late ones, or forged
         self.ends = dict.fromkeys(End, 0)
+        self.is_leaving = False  # the other said goodbye; it does not come back under this id
         self.opened_at = self.heard_at = -inf  # the last session, and whatever proved to be the other's
         # What the other said of itself last; None until the first session.
         self.hello: Hello | None = None
@@ -244,6 +246,8 @@ class Pair:
                 if message.wall:
                     self._wall_offsets.append((message.wall - self._own.status(now).wall) / 1000)
                 self._take_acknowledgement(session, message.heard_seq)
+            elif type(message) is Bye:
+                self.is_leaving = True
             elif type(message) is Hello:
                 return self._end(End.MALFORMED, "a Hello inside a session", now)
         return [Heard(messages)]
@@ -400,6 +404,8 @@ class Pair:
     def _end(self, end: End, reason: str, now: float) -> list[PairEvent]:
         if self._session is None:
             return []
+        if self.is_leaving and end in (End.LINK, End.SILENCE):
+            end, reason = End.LEFT, "it has left"
         self.ends[end] += 1
         self._session, self._beat_at, self._sync_at = None, inf, inf
         self._queue.clear()

@@ -478,6 +478,8 @@ class Replicas:
                     link = self.linked.get(other)
                     if link is not None and end not in (End.LINK, End.REPLACED):
                         link.scope.cancel()
+                case Silenced(other) if other in self.leaving:
+                    _log.info("- replica %s has left", self.name_of(other))
                 case Silenced(other):
                     self.silence_count += 1
                     _log.warning("! replica %s is silent; its peers count as lost", self.name_of(other))

@@ -31,6 +31,7 @@ from tailnet.config.settings import SETTINGS as COORDINATOR_SETTINGS
 from tailnet.coordinator.core import Statistics
 from tailnet.errors import StoreTrouble
 from tailnet.metrics import CallersReading, CoordinatorReading, EntranceReading, ReplicaReading, metrics_page
+from tailnet.replica.pair import End
 from tailnet.store.outbox import KindReading
 from tailnet.store.outbox_queue import Loss
 from tests.derp.server.test_varz import reading
@@ -59,7 +60,7 @@ def _nothing(kind: str) -> Any:
 
 def replica_reading() -> ReplicaReading:
     counts = {field.name: _nothing(str(field.type)) for field in dataclasses.fields(ReplicaReading)}
-    return ReplicaReading(**counts | {"delays": ((math.inf, 0),)})
+    return ReplicaReading(**counts | {"delays": ((math.inf, 0),), "ends": dict.fromkeys((end.value for end in End), 0)})
 
 
 def coordinator_reading() -> CoordinatorReading:
@@ -219,6 +220,8 @@ SERIES = [
         "90000x10",
     ),
     ('derp_probe_up{kind="tls",region_id="1",region="fra",node="1c",to=""}', "1x10"),
+    ('tailnet_replica_sessions_total{job="tailnet",instance="c1",end="left"}', "0+5x10"),
+    ('tailnet_replica_sessions_total{job="tailnet",instance="c2",end="gap"}', "0+5x10"),
 ]
 FIRED = {
     "DerpRelayNotScraped": 1,
@@ -231,6 +234,7 @@ FIRED = {
     "DerpQuicSilent": 1,
     "DerpMeshPairBad": 1,
     "DerpProbeCertificateEndsSoon": 1,  # 1a, not 1c, which has long enough
+    "TailnetReplicaSessionsEnd": 1,  # of c2, not of c1, whose others are updated
 }
 
 

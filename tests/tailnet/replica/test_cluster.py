@@ -244,6 +244,21 @@ def test_whoever_has_the_links_hears_of_sessions() -> None:
     assert world.clusters[0].pair(two).ends[End.LINK] == 1
 
 
+@pytest.mark.parametrize("is_closed", [True, False])
+def test_who_said_goodbye_has_left(is_closed: bool) -> None:
+    world = Two()
+    one, two = world.clusters
+    world.sessions.clear()
+    world.take(one.tell(Bye(30), world.now))
+    world.settle()
+    world.is_cut = True
+    if is_closed:
+        world.take(two.link_closed(one.replica, world.now))
+    world.run(SILENCE_SECONDS + 1, only=1)
+    assert world.sessions == [f"{one.replica} ended: left", f"{one.replica} silent"]
+    assert {end: count for end, count in two.pair(one.replica).ends.items() if count} == {End.LEFT: 1}
+
+
 def test_a_session_that_nobody_reads_is_told_as_ended() -> None:
     world = Two()
     one, two = world.clusters

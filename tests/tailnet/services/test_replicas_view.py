@@ -1,6 +1,7 @@
 """What operators see of replicas."""
 
 import json
+import logging
 import socket
 
 import pytest
@@ -90,7 +91,10 @@ async def test_one_replica_at_two_addresses_is_there_once(nursery: trio.Nursery)
     assert missing(second.replicas) == []
 
 
-async def test_who_leaves_is_not_missing(nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_who_leaves_is_not_missing_and_not_silent(
+    nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "tailnet.replicas")
     monkeypatch.setattr("tailnet.replica.pair.SILENCE_SECONDS", 60.0)  # until then it is known
     first = await nursery.start(Place(StaticBus([]), "first", HERE).run)
     second = await nursery.start(Place(StaticBus([first.address]), "second", None).run)
@@ -101,4 +105,12 @@ async def test_who_leaves_is_not_missing(nursery: trio.Nursery, monkeypatch: pyt
     await wait_for(lambda: read(second.replicas).links["silent"] == 1)
     assert not [each for each in missing(second.replicas) if "replica first" in each]
     assert describe(second.replicas, second.host.now)["replicas"][0]["leaving"] is True
-    assert {end: count for end, count in read(second.replicas).ends.items() if count} == {"link closed": 1}
+    assert {end: count for end, count in read(second.replicas).ends.items() if count} == {"left": 1}
+    cluster = second.replicas.cluster
+    while cluster.pairs[first.replicas.id].is_present:
+        due = cluster.next_timeout()
+        assert due is not None
+        second.replicas._handle_timeout(due)
+    assert read(second.replicas).silences == 0
+    assert [each.levelname for each in caplog.records if "has left" in each.message] == ["INFO", "INFO"]
+    assert "is silent" not in caplog.text
