@@ -33,10 +33,12 @@ from tailnet.store.rows import Right
 from tailnet.store.store import Store
 from tests.support.administration import grant
 from tests.support.command import ENVIRONMENT, inner_commands
+from tests.support.forked import Loaded, loaded
 from tests.support.inprocess import HOST, map_of, node_of, open_relay_here, port_of
 from tests.support.seeds import NOW, agent_token, defined_document, fill, make_id, peer_id, seed_document, user_token
 from tests.support.speedtests import serve_speedtest
 
+WIDE = {"PYTHONIOENCODING": "utf-8"}
 PATIENCE_SECONDS = 60.0  # a hang guard: a cold start on a busy machine takes seconds
 NARROW = {"PYTHONIOENCODING": "ascii", "LANG": "C", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
 
@@ -196,7 +198,6 @@ TWINS = {
 # They talk to a coordinator.
 REACHES = tuple(f"tailnet {name}" for name in ("login", "agents", "ping", "netcheck", "port-forward", "speedtest"))
 SERVERS = ("derp serve", "tailnet serve")
-# What they make is there the second time.
 # What they make is there the second time, or what they delete is not.
 ONCE = (
     "tailnet admin bundle",
@@ -241,19 +242,26 @@ async def open_reachable(folder: Path) -> AsyncIterator[str]:
         nursery.cancel_scope.cancel()
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The file of that world, made once, and what fill_for_commands() told."""
+    path = tmp_path_factory.mktemp("made") / "tailnet.db"
+    store = Store.open(f"sqlite:///{path}")
+    key = fill_for_commands(store)
+    store.close()
+    return path, key
+
+
 @pytest.fixture
-async def world(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[World]:
+async def world(tmp_path: Path, made: tuple[Path, str], request: pytest.FixtureRequest) -> AsyncIterator[World]:
     callspec = getattr(request.node, "callspec", None)
     reaches = callspec is not None and callspec.params.get("name") in REACHES
     async with open_relay_here(tls=False) as server, AsyncExitStack() as stack:
         text = json.dumps(map_of(node_of(server, 901)).to_json()).replace("Region 901", "Zürich 東京")
         (tmp_path / "map.json").write_text(text, encoding="utf-8")
         (tmp_path / "seed.json").write_text(json.dumps(seed_document()))
-        store = f"sqlite:///{tmp_path}/tailnet.db"
-        opened = Store.open(store)
-        key = fill_for_commands(opened)
-        opened.close()
-        shutil.copy(tmp_path / "tailnet.db", tmp_path / "saved.db")
+        for name in ("tailnet.db", "saved.db"):
+            shutil.copy(made[0], tmp_path / name)
         add_key(tmp_path / "secrets.keys")
         coordinator = await stack.enter_async_context(open_reachable(tmp_path)) if reaches else ""
         with socket.create_server((HOST, 0)) as silent:
@@ -262,7 +270,7 @@ async def world(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator
                 silent=f"http://{HOST}:{silent.getsockname()[1]}",
                 map=str(tmp_path / "map.json"),
                 seed=str(tmp_path / "seed.json"),
-                store=store,
+                store=f"sqlite:///{tmp_path}/tailnet.db",
                 backup=str(tmp_path / "backup.db"),
                 saved=str(tmp_path / "saved.db"),
                 fresh=f"sqlite:///{tmp_path}/fresh.db",
@@ -270,39 +278,41 @@ async def world(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator
                 bundle=str(tmp_path / "bundle.zip"),
                 app=str(make_id("editor of main")),
                 script=str(make_id("start of main")),
-                key=key,
+                key=made[1],
                 coordinator=coordinator,
                 token=user_token("alice"),
                 config=str(tmp_path / "config"),
             )
 
 
+@pytest.fixture(scope="module")
+def wide() -> Iterator[Loaded]:
+    with loaded(ENVIRONMENT | WIDE) as commands:
+        yield commands
+
+
+@pytest.fixture(scope="module")
+def narrow() -> Iterator[Loaded]:
+    with loaded(ENVIRONMENT | NARROW) as commands:
+        yield commands
+
+
 async def run(
-    *words: str, stdout: int | None = None, environ: dict[str, str] | None = None
+    commands: Loaded, world: World, words: list[str], stdout: int | None = None
 ) -> subprocess.CompletedProcess[bytes]:
+    environ = {"XDG_CONFIG_HOME": world.config}  # whoever runs these tests keeps his own login
     with trio.fail_after(PATIENCE_SECONDS):
-        return await trio.run_process(
-            [sys.executable, "-m", *words],
-            **({"capture_stdout": True} if stdout is None else {"stdout": stdout}),
-            capture_stderr=True,
-            check=False,
-            env=ENVIRONMENT | (environ or {}),
-        )
+        return await commands.run(words, environ, stdout)
 
 
 def words_of(name: str, line: str, world: World) -> list[str]:
     return [*name.split(), *CASES[name].words(line, world)]
 
 
-def settings_of(world: World) -> dict[str, str]:
-    """Whoever runs these tests keeps his own login."""
-    return {"XDG_CONFIG_HOME": world.config}
-
-
 @pytest.mark.parametrize("name", ALL)
-async def test_a_full_disk(name: str, world: World) -> None:
+async def test_a_full_disk(name: str, world: World, wide: Loaded) -> None:
     full = os.open("/dev/full", os.O_WRONLY)
-    done = await run(*words_of(name, CASES[name].writes, world), stdout=full, environ=settings_of(world))
+    done = await run(wide, world, words_of(name, CASES[name].writes, world), stdout=full)
     os.close(full)
     assert done.returncode == 1
     assert complaints(done) == ["cannot write the output: No space left on device"]
@@ -317,26 +327,25 @@ def complaints(done: subprocess.CompletedProcess[bytes]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ALL)
-async def test_a_reader_that_has_gone(name: str, world: World) -> None:
+async def test_a_reader_that_has_gone(name: str, world: World, wide: Loaded) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    done = await run(*words_of(name, CASES[name].writes, world), stdout=writer, environ=settings_of(world))
+    done = await run(wide, world, words_of(name, CASES[name].writes, world), stdout=writer)
     os.close(writer)
     assert done.returncode == 141
     assert complaints(done) == ["cannot write the output: Broken pipe"]
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if name not in (*SERVERS, *ONCE, "tailnet port-forward")])
-async def test_a_narrow_encoding(name: str, world: World) -> None:
+async def test_a_narrow_encoding(name: str, world: World, wide: Loaded, narrow: Loaded) -> None:
     words = words_of(name, CASES[name].writes, world)
-    wide = await run(*words, environ=settings_of(world) | {"PYTHONIOENCODING": "utf-8"})
-    narrow = await run(*words, environ=settings_of(world) | NARROW)
-    assert narrow.returncode == wide.returncode
-    assert b"Traceback" not in narrow.stderr
-    assert narrow.stdout.count(b"\n") == wide.stdout.count(b"\n") > 0
+    in_utf_8, in_ascii = await run(wide, world, words), await run(narrow, world, words)
+    assert in_ascii.returncode == in_utf_8.returncode
+    assert b"Traceback" not in in_ascii.stderr
+    assert in_ascii.stdout.count(b"\n") == in_utf_8.stdout.count(b"\n") > 0
     if name == "derp map show":
-        assert "Zürich 東京".encode() in wide.stdout
-        assert rb"Z\xfcrich \u6771\u4eac" in narrow.stdout
+        assert "Zürich 東京".encode() in in_utf_8.stdout
+        assert rb"Z\xfcrich \u6771\u4eac" in in_ascii.stdout
 
 
 # Ctrl-C.
