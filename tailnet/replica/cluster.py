@@ -153,6 +153,7 @@ class Cluster(Generic[C]):
         self._told_at = float("-inf")
         self._tell_at: float | None = None
         self._missed: float | None = None  # the deadline that told of the last sleep
+        self._awake_until = -inf  # until then no deadline can be so late that it tells of a sleep
 
     # Members and links.
 
@@ -188,7 +189,8 @@ class Cluster(Generic[C]):
     def receive_frame(self, other: ReplicaID, frame: bytes, now: float) -> list[Effect[C]]:
         """A frame from a replica, over its link."""
         self._notice_sleep(now)
-        return self._take(other, self.pair(other).receive_frame(frame, now), now)
+        pair = self.pairs.get(other) or self.pair(other)
+        return self._take(other, pair.receive_frame(frame, now), now)
 
     def tell(self, message: Tell | Bye, now: float, to: Iterable[ReplicaID] | None = None) -> list[Effect[C]]:
         """A hint to some, or to all.  A Bye is for all: we leave."""
@@ -200,6 +202,9 @@ class Cluster(Generic[C]):
 
         Whoever has a link with little room asks the pair itself, which takes a limit.
         """
+        if not self._own.has_output:  # after most frames of others
+            return []
+        self._own.has_output = False
         return [(other, pair.frames_to_send()) for other, pair in self.pairs.items() if pair.has_output]
 
     # Effects.
@@ -232,11 +237,10 @@ class Cluster(Generic[C]):
 
     def next_timeout(self) -> float | None:
         """When to call `handle_timeout`."""
-        due = self._deadlines.next_timeout()
-        for at in (self.coordinator.next_timeout(), self._tell_at):
-            if at is not None and (due is None or at < due):
-                due = at
-        return due
+        due, of_core, tell_at = self._deadlines.next_timeout(), self.coordinator.next_timeout(), self._tell_at
+        if of_core is not None and (due is None or of_core < due):
+            due = of_core
+        return tell_at if tell_at is not None and (due is None or tell_at < due) else due
 
     def handle_timeout(self, now: float) -> list[Effect[C]]:
         """Whatever is due.  A replica judges others only while it is awake, and hears."""
@@ -256,7 +260,11 @@ class Cluster(Generic[C]):
     def _notice_sleep(self, now: float) -> None:
         """Before anything else: what waited while we were stopped, as that others closed their links, moves the
         deadlines that tell of it."""
+        # No deadline is set for a time that has passed: if none was late a moment ago, there is none so late now.
+        if now <= self._awake_until:
+            return
         due = self.next_timeout()
+        self._awake_until = (now if due is None else min(now, due)) + SLEPT_SECONDS
         if due is not None and now - due > SLEPT_SECONDS and due != self._missed:
             self._missed = due
             self.sleep_count += 1
@@ -283,13 +291,14 @@ class Cluster(Generic[C]):
     def _take(self, other: ReplicaID, events: Sequence[PairEvent], now: float) -> list[Effect[C]]:
         effects: list[Effect[C]] = []
         for event in events:
+            if type(event) is Heard:  # nearly all
+                for message in event.messages:
+                    self.heard[type(message)] += 1
+                    said = self._handle(other, message, now)
+                    if said:
+                        effects += self.carry_out(said, now)
+                continue
             match event:
-                case Heard(messages):
-                    for message in messages:
-                        self.heard[type(message)] += 1
-                        said = self._handle(other, message, now)
-                        if said:
-                            effects += self.carry_out(said, now)
                 case Opened(since, hello):
                     self.refused.pop(other, None)
                     effects.append(SessionOpened(other))
@@ -345,8 +354,7 @@ class Cluster(Generic[C]):
         self.delay_seconds += seconds
 
     def _hear_clock(self, clock: int, peer_count: int, now: float) -> list[Effect[C]]:
-        jumped = self.time.hear(clock, peer_count, self.coordinator.connected_count, now)
-        if not jumped:
+        if not self.time.hear(clock, peer_count, self.coordinator.connected_count, now):
             return []
         # The new time goes before claims that are stamped by it: whoever compared them with stamps of the time before
         # would give a peer to its older connection.

@@ -26,7 +26,8 @@ class ClusterTime:
 
     def read(self, now: float) -> int:
         """The cluster's time, in units; never negative."""
-        return max(0, int(now * UNITS_PER_SECOND) + self._offset)
+        time = int(now * UNITS_PER_SECOND) + self._offset
+        return time if time > 0 else 0
 
     def stamp(self, connected_at: float) -> int:
         """The epoch of a connection; each is larger than the one before."""

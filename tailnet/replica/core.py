@@ -360,11 +360,10 @@ class SharedCoordinator(Coordinator[C]):
 
     def next_timeout(self) -> float | None:
         """When to call `handle_timeout`."""
-        due = self._ask_at
-        for at in (self._doubted.next_timeout(), self._unconfirmed.next_timeout()):
-            if at is not None and (due is None or at < due):
-                due = at
-        return due
+        due, doubted, unconfirmed = self._ask_at, self._doubted.next_timeout(), self._unconfirmed.next_timeout()
+        if doubted is not None and (due is None or doubted < due):
+            due = doubted
+        return unconfirmed if unconfirmed is not None and (due is None or unconfirmed < due) else due
 
     def handle_timeout(self, now: float) -> list[Effect[C]]:
         """Nobody claimed a doubted peer, or confirmed a tunnel; or it is time to ask again."""

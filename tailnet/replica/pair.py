@@ -15,8 +15,8 @@ from typing import Final, NamedTuple
 
 from tailnet.errors import LocalProtocolError, RemoteProtocolError
 from tailnet.replica.codec import (
-    CODES,
     FRAME_OVERHEAD_BYTES,
+    KINDS,
     MAX_FRAME_BYTES,
     decode_frame,
     encode_frame,
@@ -50,9 +50,9 @@ class Status(NamedTuple):
     wall: int = 0  # its wall clock, Unix milliseconds; 0: it does not say
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Own:
-    """What is the same in all pairs of a replica."""
+    """What is the same in all pairs of a replica, and what they note together."""
 
     replica: ReplicaID
     name: str
@@ -61,9 +61,14 @@ class Own:
     random_bytes: Callable[[int], bytes]
     capabilities: int = 0  # bits, for what a version does not say
     program: str = ""  # our release, for people
+    greeting_key: FrameKey = field(init=False)
+    has_output: bool = False  # some pair may have some; whoever takes all of it says that there is none
     # Messages in sessions and Hellos, by kind, of all pairs together.
     heard: Counter[type] = field(default_factory=Counter)
-    sent: dict[type, int] = field(default_factory=lambda: dict.fromkeys(CODES, 0))  # a third of a Counter's cost
+    sent: dict[type, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))  # a third of a Counter's cost
+
+    def __post_init__(self) -> None:
+        self.greeting_key = self.key.greeting_key(self.replica)
 
 
 @dataclass(slots=True)
@@ -162,10 +167,10 @@ class Pair:
         self.opened_at = self.heard_at = -inf  # the last session, and whatever proved to be the other's
         # What the other said of itself last; None until the first session.
         self.hello: Hello | None = None
-        self.status: Status | None = None
+        self.status: Status | Beat | None = None
         self.delay_seconds: float | None = None  # how long its last beat was on its way; the cluster knows the time
         self._own = own
-        self._greeting_key, self._greeted_key = own.key.greeting_key(own.replica), own.key.greeting_key(other)
+        self._greeted_key = own.key.greeting_key(other)
         self._binding: bytes | None = None  # of the link; None while there is none
         self._session: _Session | None = None
         self._nonce = b""  # of the session that we offer; empty when none is on offer
@@ -242,7 +247,7 @@ class Pair:
         self.heard_at, self._silent_at = now, now + SILENCE_SECONDS
         for message in messages:
             if type(message) is Beat:
-                self.status = Status(message.clock, message.peer_count, message.load, message.map_digest, message.wall)
+                self.status = message
                 if message.wall:
                     self._wall_offsets.append((message.wall - self._own.status(now).wall) / 1000)
                 self._take_acknowledgement(session, message.heard_seq)
@@ -267,6 +272,7 @@ class Pair:
             key = ("replaces", replaces)
             self.queued_bytes -= len(self._queue.pop(key, b""))
         self._queue[key] = encoded
+        self._own.has_output = True
         self.queued_bytes += len(encoded)
         if self.queued_bytes > MAX_QUEUED_BYTES:
             return self._end(End.SLOW, "the other reads too slowly", now)
@@ -278,18 +284,12 @@ class Pair:
         frames, self._greetings = self._greetings, []
         taken = 0
         while session is not None and queue and taken <= limit_bytes:
-            size, part = FRAME_OVERHEAD_BYTES, []
-            for encoded in queue.values():
-                if size + len(encoded) > MAX_FRAME_BYTES:
-                    break
-                size += len(encoded)
-                part.append(encoded)
-            if len(part) == len(queue):
+            if self.queued_bytes <= MAX_FRAME_BYTES - FRAME_OVERHEAD_BYTES:
+                part = list(queue.values())
                 queue.clear()
+                self.queued_bytes = 0
             else:
-                for key in list(queue)[: len(part)]:
-                    del queue[key]
-            self.queued_bytes -= size - FRAME_OVERHEAD_BYTES
+                part = self._take_part()
             session.sent_seq += 1
             frames.append(session.sent_key.seal(encode_frame(session.sent_seq, part)))
             taken += len(frames[-1])
@@ -297,7 +297,22 @@ class Pair:
             # Everything that was queued up to that beat is in frames of these numbers.
             session.unacknowledged.append((session.sent_seq, session.beat_at))
             session.beat_at = None
+        elif queue:
+            self._own.has_output = True
         return frames
+
+    def _take_part(self) -> list[bytes]:
+        """The first messages that wait, as many as fit into a frame."""
+        size, part = FRAME_OVERHEAD_BYTES, []
+        for encoded in self._queue.values():
+            if size + len(encoded) > MAX_FRAME_BYTES:
+                break
+            size += len(encoded)
+            part.append(encoded)
+        for key in list(self._queue)[: len(part)]:
+            del self._queue[key]
+        self.queued_bytes -= size - FRAME_OVERHEAD_BYTES
+        return part
 
     # Time.
 
@@ -308,7 +323,12 @@ class Pair:
 
     def due(self) -> float:
         """The same, and `inf` for never: a cluster asks all its pairs after each step."""
-        return min(self._beat_at, self._silent_at, self._sync_at, self._greet_at)
+        due = self._beat_at  # `min` of four costs twice as much
+        if self._silent_at < due:
+            due = self._silent_at
+        if self._sync_at < due:
+            due = self._sync_at
+        return due if due < self._greet_at else self._greet_at
 
     def handle_timeout(self, now: float) -> list[PairEvent]:
         """Greet again, beat, compare, or find that the other is silent."""
@@ -346,8 +366,9 @@ class Pair:
         return self.send(encode_message(beat), now)
 
     def _take_acknowledgement(self, session: _Session, heard_seq: int) -> None:
-        while session.unacknowledged and session.unacknowledged[0][0] <= heard_seq:
-            self._acknowledged_at = session.unacknowledged.popleft()[1]
+        unacknowledged = session.unacknowledged
+        while unacknowledged and unacknowledged[0][0] <= heard_seq:
+            self._acknowledged_at = unacknowledged.popleft()[1]
 
     # Sessions.
 
@@ -430,9 +451,10 @@ class Pair:
             *(own.capabilities, nonce, echo, own.program),
         )
         self._own.sent[Hello] += 1
+        self._own.has_output = True
         # A frame that waited for room while greetings were repeated would be a queue without a bound.
         frame = encode_frame(0, [encode_message(hello)])
-        self._greetings = [*self._greetings[-1:], self._greeting_key.seal(frame)]
+        self._greetings = [*self._greetings[-1:], own.greeting_key.seal(frame)]
 
     def _between(self, low: float, high: float) -> float:
         return low + (high - low) * int.from_bytes(self._own.random_bytes(2), "big") / 65536

@@ -17,12 +17,12 @@ from tailnet.health.judge import Finding, judge
 from tailnet.health.readings import EmptyPlace, OtherReplica, ReplicasReading
 from tailnet.metrics import ReplicaReading
 from tailnet.replica.cluster import DELAY_LIMITS_SECONDS, Cluster
-from tailnet.replica.codec import CODES
+from tailnet.replica.codec import KINDS
 from tailnet.replica.messages import NodeIs, ReplicaID
 from tailnet.replica.pair import End, Pair
 
 # Names of messages as docs/replicas.md has them.
-_KINDS: Final = {kind: "node" if kind is NodeIs else kind.__name__.lower() for kind in CODES}
+_KINDS: Final = {kind: "node" if kind is NodeIs else kind.__name__.lower() for kind in KINDS}
 _STATES: Final = ("session", "greeting", "silent", "refused")
 
 

@@ -14,7 +14,7 @@ import pytest
 from sim.mutations import MUTATIONS
 from sim.plan import FAULTS, PEERS, make_plan
 from sim.play import Played, play, shrink
-from tailnet.replica.codec import CODES
+from tailnet.replica.codec import KINDS
 
 # Schedules that are played here and looked at, in parts, and those that a process of its own plays: what measures the
 # coverage makes them three times as slow.
@@ -38,7 +38,7 @@ CASES = {
     "swept in the store",
     *FAULTS,
     *PEERS,
-    *(f"heard {kind.__name__}" for kind in CODES),
+    *(f"heard {kind.__name__}" for kind in KINDS),
 }
 
 
