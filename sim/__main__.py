@@ -4,13 +4,19 @@
 """
 
 import argparse
+import gc
 import sys
 import time
 from collections import Counter
+from typing import Final
 
 from sim.mutations import MUTATIONS
 from sim.plan import make_plan
 from sim.play import play, shrink
+
+# A world is one large cycle, and garbage when its schedule is over: to look for it at the default of each 700 new
+# objects takes a twentieth of the time, and finds nothing.  So it waits until there are some ten, 10 MB.
+OBJECTS_A_COLLECTION: Final = 100_000
 
 
 def main() -> int:
@@ -21,6 +27,7 @@ def main() -> int:
         "--mutations", metavar="WORDS", nargs="?", const="", help="which schedule notices each rule taken away, or some"
     )
     chosen = parser.parse_args()
+    gc.set_threshold(OBJECTS_A_COLLECTION)
     first, _, last = chosen.seeds.partition("..")
     seeds = range(int(first), int(last or int(first) + 1))
     return play_all(seeds, chosen.story) if chosen.mutations is None else find(seeds, chosen.mutations)

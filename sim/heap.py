@@ -23,9 +23,12 @@ class Heap:
 
     def run(self, until: float) -> None:
         """Everything that is due by then."""
-        heap = self._heap
-        while heap and heap[0][0] <= until:
-            self.now, _, call = heappop(heap)
-            self.event_count += 1
-            call()
+        heap, count = self._heap, 0
+        try:
+            while heap and heap[0][0] <= until:
+                self.now, _, call = heappop(heap)
+                count += 1
+                call()
+        finally:
+            self.event_count += count
         self.now = until

@@ -71,7 +71,8 @@ class Peer:
         self.goodbye = 0
         self.parted_at: dict[PeerID, float] = {}
         # The address is the same for all of one's nodes, so that the core's checks of identity are met too.
-        self.address = f"{self.id.address(TAILSCALE_SERVICE_PREFIX)}/128"
+        self.address = f"{self.id.address(TAILSCALE_SERVICE_PREFIX).exploded}/128"
+        self.policy: Policy = AgentPolicy(self.id) if is_agent else ManyAgentsPolicy()
 
     def apart(self, one: int, two: int) -> float:
         """How long after the one connection a replica took the other; less than nothing when it did so before."""
@@ -82,10 +83,6 @@ class Peer:
         if not 0 < self.goodbye < number:
             return self.goodbye > 0
         return self.connections[self.goodbye - 1].is_taken and self.apart(number, self.goodbye) > 0
-
-    @property
-    def policy(self) -> Policy:
-        return AgentPolicy(self.id) if self.is_agent else ManyAgentsPolicy()
 
     def node(self, connection: Connection) -> Node:
         """The next one."""

@@ -7,6 +7,7 @@ from typing import Final
 
 # Between a peer and its replica, and between two replicas.
 LATENCY_SECONDS: Final = (0.0005, 0.05)
+_LEAST_SECONDS, _RANGE_SECONDS = LATENCY_SECONDS[0], LATENCY_SECONDS[1] - LATENCY_SECONDS[0]
 # A bus that has not brought back a replica's own beat for so long says so; it beats each second.
 DEAF_SECONDS: Final = 3.5
 BUS_BEAT_SECONDS: Final = 1.0
@@ -33,9 +34,9 @@ class Way:
 
     def arrivals(self, now: float, is_bus: bool) -> list[float]:
         """When what is sent now arrives: once, twice, late or never."""
-        if not self.is_up:
+        if self.down_at != inf:
             return []
-        arrives_at = now + LATENCY_SECONDS[0] + (LATENCY_SECONDS[1] - LATENCY_SECONDS[0]) * self.random.random()
+        arrives_at = now + _LEAST_SECONDS + _RANGE_SECONDS * self.random.random()
         if is_bus and now < self.lossy_until:
             fault = self.random.random()
             if fault < 0.1:

@@ -76,10 +76,11 @@ class Process:
     def flush(self) -> None:
         """The end of a step: frames go, and the next deadline is known."""
         world = self.world
-        for other, frames in self.cluster.frames_to_send():
+        cluster = self.cluster
+        for other, frames in cluster.frames_to_send():
             for frame in frames:
                 world.carry(self, other, frame)
-        due = self.cluster.next_timeout()
+        due = cluster.next_timeout()
         if due is not None and due < self._due:
             self._due = due
             self.heap.at(due - self._clock_ahead, partial(self._timer, due))
@@ -94,13 +95,26 @@ class Process:
         if now < due < now + 1e-6:
             now = due
         self._due = inf
-        self.take(self.cluster.handle_timeout(now))
+        effects = self.cluster.handle_timeout(now)
+        if effects:
+            self.take(effects)
 
-    def hear(self, other: ReplicaID, frame: bytes) -> None:
-        """A frame from another one."""
+    def arrive(self, other: ReplicaID, frame: bytes) -> None:
+        """A frame from another one: as `do`, without a call of its own for each."""
+        if not self.is_alive:
+            return
+        if self.is_frozen:
+            self.backlog.append(partial(self._hear, other, frame))
+            return
+        self._hear(other, frame)
+        self.flush()
+
+    def _hear(self, other: ReplicaID, frame: bytes) -> None:
         pair = self.cluster.pairs.get(other)
         if pair is not None and pair.has_link:
-            self.take(self.cluster.receive_frame(other, frame, self.now))
+            effects = self.cluster.receive_frame(other, frame, self.heap.now + self._clock_ahead)
+            if effects:
+                self.take(effects)
 
     def take(self, effects: list[Effect[Connection]]) -> None:
         """What the cluster says to own connections."""
@@ -227,7 +241,7 @@ class World:
         if receiver is None:
             return
         way = self.ways[sender.place, receiver.place]
-        arrive = partial(receiver.do, partial(receiver.hear, sender.id, frame))
+        arrive = partial(receiver.arrive, sender.id, frame)
         if not way.is_up and not self.plan.is_bus:
             way.held.append(arrive)
         for at in way.arrivals(self.heap.now, self.plan.is_bus):
