@@ -126,7 +126,7 @@ class Judge:
         now = datetime.fromtimestamp(1e9 + world.heap.now, UTC)
         known_since = world.heap.now - SIGN_OF_LIFE_SECONDS - 2 * WRITE_SECONDS - FAILURE_SECONDS
         for peer in world.peers:
-            is_connected = peer.is_agent and world.store.row(peer.id).is_connected(now)
+            is_connected = peer.is_agent and world.store.row(peer.id).is_connected(now, world.store.beats)
             connection = peer.connection
             if peer.is_agent and connection is not None and not is_connected:
                 # An earlier server, which died, may have written a later time than this one: its row has to be swept.

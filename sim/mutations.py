@@ -277,6 +277,9 @@ MUTATIONS: Final[dict[str, Mutation]] = {
     "a greeting is a sign of life": _one(282, Pair, "_greeted", _greeting_is_life, "one direction is cut"),
     "who left and came again has left": _one(0, PresenceChange, "then", _left_replaces_came, _WRITTEN),
     "one of two channels is all": _one(2, AgentPresence, "left", _one_channel_is_all, _WRITTEN),
+    "nobody compares with the store": _one(
+        16, AgentPresence, "compare", lambda real: lambda self, held: [], "the store"
+    ),
     "any server may write that an agent left": _one(0, Row, "is_held_by", lambda real: lambda *_: True, _WRITTEN),
     "nobody compares": _one(2, SharedCoordinator, "_compare", lambda real: lambda self, site: []),
     "a loss is not asked about": _one(

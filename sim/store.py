@@ -4,7 +4,7 @@ A replica's part is real: tailnet/services/presence.py, and the outbox's queue w
 SQL in tailnet/store/presence.py; tests/tailnet/store/test_presence.py compares the two on random histories.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, cast
@@ -24,7 +24,7 @@ INACTIVE: Final = timedelta(seconds=2 * SIGN_OF_LIFE_SECONDS)
 # A write that fails is told as late.
 FAILURE_SECONDS: Final = 0.5
 # Servers say that they are there, and look for those that have not for DEAD; a run is shorter than the real 90 s.
-BEAT_SECONDS: Final = 10.0
+BEAT_SECONDS: Final = 5.0
 DEAD: Final = timedelta(seconds=15)
 
 
@@ -36,17 +36,23 @@ class Row:
     left: datetime | None = None
     holder: str | None = None
 
-    def is_connected(self, now: datetime) -> bool:
-        """AgentRow.status, for one that has come once."""
-        if self.last is None or (self.left is not None and self.left >= self.last):
-            return False
-        return abs(now - self.last) <= INACTIVE
+    def seen_at(self, beats: Mapping[str, datetime]) -> datetime | None:
+        """LAST_CONNECTED_AT; `beats`: when each server said last that it is there."""
+        known = self.last, beats.get(self.holder) if self.holder is not None else self.left
+        return max((each for each in known if each is not None), default=None) if self.last is not None else None
 
-    def apply(self, change: PresenceChange, server: str, now: datetime) -> None:
+    def is_connected(self, now: datetime, beats: Mapping[str, datetime]) -> bool:
+        """AgentRow.status, for one that has come once."""
+        seen_at = self.seen_at(beats)
+        if seen_at is None or (self.left is not None and self.left >= seen_at):
+            return False
+        return abs(now - seen_at) <= INACTIVE
+
+    def apply(self, change: PresenceChange, server: str, now: datetime, beats: Mapping[str, datetime]) -> None:
         """PresenceTables.record."""
         if change.came_at is not None and self._is_newest(change.came_at, server, now):
             self._be_here(change.came_at, server)
-        if change.seen_at is not None and self._is_free(server, now):
+        if change.seen_at is not None and self._is_free(server, now, beats):
             self._be_here(change.seen_at, server)
         if change.left_at is not None and self.is_held_by(server):
             self.left, self.holder = change.left_at, None
@@ -58,10 +64,12 @@ class Row:
     def _is_newest(self, at: datetime, server: str, now: datetime) -> bool:
         return self.holder == server or self.last is None or self.last <= at or self.last > now + CLOCKS_DIFFER
 
-    def _is_free(self, server: str, now: datetime) -> bool:
-        if self.holder in (server, None) or self.last is None:
+    def _is_free(self, server: str, now: datetime, beats: Mapping[str, datetime]) -> bool:
+        if self.holder is None or self.holder == server or self.last is None:
             return self.holder in (server, None)
-        return self.last < now - INACTIVE or self.last > now + CLOCKS_DIFFER
+        beat = beats.get(self.holder)
+        is_silent = self.last < now - INACTIVE and (beat is None or beat < now - INACTIVE)
+        return is_silent or self.last > now + CLOCKS_DIFFER
 
     def _be_here(self, at: datetime, server: str) -> None:
         self.last, self.holder = at, server
@@ -75,15 +83,19 @@ class Store:
     def __init__(self) -> None:
         self.rows: dict[PeerID, Row] = {}
         self.is_away = False
-        self._seen_at: dict[str, datetime] = {}
+        self.beats: dict[str, datetime] = {}
 
     def row(self, agent_id: PeerID) -> Row:
         return self.rows.setdefault(agent_id, Row())
 
     def beat(self, server: str, now: datetime) -> int:
         """A server is there; how many agents it took from servers that are not."""
-        self._seen_at[server] = now
-        return self.release_forsaken({each for each, at in self._seen_at.items() if at >= now - DEAD}, now - DEAD)
+        self.beats[server] = now
+        return self.release_forsaken({each for each, at in self.beats.items() if at >= now - DEAD}, now - DEAD)
+
+    def held_by(self, server: str) -> dict[PeerID, datetime]:
+        """PresenceTables.list_held."""
+        return {each: row.last for each, row in self.rows.items() if row.holder == server and row.last is not None}
 
     def release_forsaken(self, alive: set[str], silent_since: datetime) -> int:
         """PresenceTables.release_forsaken."""
@@ -91,7 +103,7 @@ class Store:
         for row in self.rows.values():
             is_old = row.last is not None and row.last < silent_since
             if row.holder is not None and row.holder not in alive and is_old:
-                row.holder, row.left = None, row.last
+                row.left, row.holder = row.seen_at(self.beats), None
                 count += 1
         return count
 
@@ -119,6 +131,7 @@ class Reporter:
         self._is_due = False
         self.swept_count = 0
         heap.after(BEAT_SECONDS, self._beat_later)
+        heap.after(SIGN_OF_LIFE_SECONDS, self._compare_later)
 
     def now(self) -> datetime:
         """By its own wall clock."""
@@ -126,7 +139,6 @@ class Reporter:
 
     def came(self, connection: Connection) -> None:
         self._presence.came(cast(Any, connection))
-        self._sign_later(connection)
 
     def left(self, connection: Connection) -> None:
         self._presence.left(cast(Any, connection))
@@ -151,7 +163,7 @@ class Reporter:
         for entry in entries:
             row = self._store.row(entry.item.agent_id)
             before = Row(row.last, row.left, row.holder)
-            row.apply(entry.item, self._server, self.now())
+            row.apply(entry.item, self._server, self.now(), self._store.beats)
             if not self._queue.waiting_of(entry.item.agent_id):
                 self._written(entry.item, before, row)
 
@@ -164,13 +176,13 @@ class Reporter:
             self._is_due = True
             self._heap.after(WRITE_SECONDS, lambda: self._do(self.write))
 
-    def _sign_later(self, connection: Connection) -> None:
-        def sign() -> None:
-            if connection.is_served:
-                self._presence.note_alive([connection.peer.id])
-                self._sign_later(connection)
+    def _compare_later(self) -> None:
+        def compare() -> None:
+            if not self._store.is_away:
+                self._presence.note_alive(self._presence.compare(self._store.held_by(self._server)))
+            self._heap.after(SIGN_OF_LIFE_SECONDS, self._compare_later)
 
-        self._heap.after(SIGN_OF_LIFE_SECONDS, lambda: self._do(sign))
+        self._do(compare)
 
     def _beat_later(self) -> None:
         def beat() -> None:

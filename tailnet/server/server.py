@@ -162,7 +162,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         self._admin_app = create_administration(self.administration)
         self.keys = ResumeKeys(store, self.callers)
         self.workspaces = WorkspaceUpdates(store)
-        self.store_watch = StoreWatch(store, server_id=secrets.token_hex(8))
+        self.store_watch = StoreWatch(store, secrets.token_hex(8), inactive_seconds=config.inactive_seconds)
         self.outbox = Outbox(store, max_bytes=config.max_waiting_report_bytes)
         self.upkeep = Upkeep(store, retention(config))
         self.logs = Logs(store)
@@ -183,7 +183,11 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         )
         self.requests = AgentRequests(store, self.reports, changed=self.workspaces.changed, accounts=self.accounts)
         self.presence = AgentPresence(
-            self.reports, config.agent_ping_seconds, self.workspaces.changed, self.events.note
+            self.reports,
+            config.agent_ping_seconds,
+            self.workspaces.changed,
+            self.events.note,
+            has_older=lambda: self.store_watch.has_older,
         )
         self.region: DERPRegion | None = None
         self.maps: DerpMaps

@@ -45,6 +45,8 @@ SMALL: Final = 300
 MAX_REMEMBERED: Final = 50_000
 # An agent whose limit is passed, and marked so in the store.
 _OVER: Final = MAX_LOG_BYTES_PER_AGENT + 1
+# Rows that are read at a time: some 2 ms in which the reactor may have to wait for the interpreter.
+_HELD_ROWS: Final = 1000
 
 
 # States of an agent that the control plane is told of.
@@ -90,6 +92,8 @@ class AgentReports:
         happened: Callable[[PeerID, EventType, Mapping[str, object]], None] = lambda agent_id, kind, details: None,
     ) -> None:
         self.outbox = outbox
+        self._store = store
+        self._server_id = server_id
         self._happened = happened
         self._logs_written = logs_written
         self._metadata_written = metadata_written
@@ -216,6 +220,20 @@ class AgentReports:
     def note_presence(self, change: PresenceChange) -> None:
         """What was seen of an agent's connection."""
         self.outbox.put(self._presence, change)
+
+    async def list_held(self) -> dict[PeerID, datetime]:
+        """The agents that this server holds by the store, and when each one's row says that it was there last.
+
+        Raises StoreError.
+        """
+        held: dict[PeerID, datetime] = {}
+        page: list[tuple[PeerID, datetime]] = []
+        while True:
+            after = page[-1][0] if page else None
+            page = await self._store.run(self._store.presence.list_held, self._server_id, after, _HELD_ROWS)
+            held.update(page)
+            if len(page) < _HELD_ROWS:
+                return held
 
     def note_startup(self, startup: Startup) -> None:
         # A new start may find the logs of before deleted.

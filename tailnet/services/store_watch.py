@@ -21,21 +21,30 @@ from tailnet.store.store import Store
 
 _log = logging.getLogger("tailnet.server")
 
-BEAT_SECONDS: Final = 10.0
+# Its agents count as connected for as long as this is heard: twice the interval of their pings, by default 30 s.
+BEAT_SECONDS: Final = 5.0
 # While it fails: its return should not be noticed late.
 RETRY_SECONDS: Final = 2.0
 # Who has not been heard of for so long has ended.
-SILENT_SECONDS: Final = 3 * BEAT_SECONDS
+SILENT_SECONDS: Final = 30.0
 
 
 class StoreWatch:
-    """One per server.  `start`, then `run` as one task, then `finish`.  `id` is what the store knows this server by."""
+    """One per server.  `start`, then `run` as one task, then `finish`.  `id` is what the store knows this server by.
+    `inactive_seconds`: how long its agents count as connected after its last beat."""
 
-    def __init__(self, store: Store, server_id: str, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+    def __init__(
+        self,
+        store: Store,
+        server_id: str,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        inactive_seconds: float = 30.0,
+    ) -> None:
         self.id = server_id
         self._store = store
         self._clock = clock
         self._started_at = clock()
+        self._inactive_seconds = inactive_seconds
         self._is_told = False  # that the store has a problem
         self._others: list[ServerRow] = []
         self._has_claim = False
@@ -60,6 +69,11 @@ class StoreWatch:
     def servers(self) -> int:
         """Servers that use this store now, this one among them."""
         return 1 + len(self._others)
+
+    @property
+    def has_older(self) -> bool:
+        """Whether a server is here, too, that looks for signs of life in the rows of agents alone."""
+        return not all(each.reads_beats for each in self._others)
 
     @property
     def has_island(self) -> bool:
@@ -87,7 +101,8 @@ class StoreWatch:
         """Say that this server is there, until cancelled."""
         while True:
             await self.beat()
-            await trio.sleep(BEAT_SECONDS if self.trouble() is None else RETRY_SECONDS)
+            seconds = BEAT_SECONDS if self.trouble() is None else RETRY_SECONDS
+            await trio.sleep(min(seconds, self._inactive_seconds / 3))
             if not self._has_claim:
                 # The other one may have ended, and a third may come.
                 self._has_claim = await self._store.run(self._store.database.dialect.claim)

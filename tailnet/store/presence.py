@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from tailnet.store.callers import pieces
 from tailnet.store.part import Part, notes, reads
 from tailnet.store.rows import PresenceChange, ServerRow
-from tailnet.store.schema import PeerIdText, Text, UtcTime, agents, servers
+from tailnet.store.schema import LAST_CONNECTED_AT, PeerIdText, Text, UtcTime, agents, servers
 from tailnet.types import PeerID
 
 # Clocks of servers that agree about nothing else agree within this.  A time further ahead is a clock's fault.
@@ -44,13 +44,20 @@ _CAME: Final = (
     .where(agents.c.id == _agent, sa.or_(agents.c.seen_by == _server, _last.is_(None), _last <= _at, _last > _ahead))
     .values(_HERE)
 )
-# A sign of life takes an agent from nobody but a server that is silent about it: it may come from the rest of a
-# connection whose agent has moved on.
+# A sign of life takes an agent from nobody but a server that is silent: it may come from the rest of a connection whose
+# agent has moved on.
 _SEEN: Final = (
     agents.update()
     .where(
         agents.c.id == _agent,
-        sa.or_(agents.c.seen_by == _server, agents.c.seen_by.is_(None), _last < _silent, _last > _ahead),
+        sa.or_(
+            agents.c.seen_by == _server,
+            agents.c.seen_by.is_(None),
+            sa.and_(
+                _last < _silent, ~sa.exists().where(servers.c.id == agents.c.seen_by, servers.c.seen_at >= _silent)
+            ),
+            _last > _ahead,
+        ),
     )
     .values(_HERE)
 )
@@ -103,14 +110,14 @@ class PresenceTables(Part):
             connection.execute(
                 agents.update()
                 .where(agents.c.id.in_(piece))
-                .values(seen_by=sa.null(), disconnected_at=agents.c.last_connected_at)
+                .values(seen_by=sa.null(), disconnected_at=LAST_CONNECTED_AT)
             )
         return agent_ids
 
     @notes
     def beat(self, connection: sa.Connection, server: ServerRow) -> None:
         """A server is there."""
-        put = self.database.dialect.upsert(servers, key=("id",), replaced=("seen_at",))
+        put = self.database.dialect.upsert(servers, key=("id",), replaced=("seen_at", "reads_beats"))
         row = {name: getattr(server, name) for name in ServerRow.__slots__}
         connection.execute(put, row)
         connection.execute(servers.delete().where(servers.c.seen_at < server.seen_at - SERVERS_KEPT))
@@ -121,9 +128,20 @@ class PresenceTables(Part):
         connection.execute(servers.delete().where(servers.c.id == server_id))
 
     @reads
+    def list_held(
+        self, connection: sa.Connection, server_id: str, after: PeerID | None, limit: int
+    ) -> list[tuple[PeerID, datetime]]:
+        """The agents that a server holds by their rows, and when each row says that it was there, by their ids."""
+        query = sa.select(agents.c.id, _last).where(agents.c.seen_by == server_id).order_by(agents.c.id).limit(limit)
+        found = connection.execute(query if after is None else query.where(agents.c.id > after))
+        return [(agent_id, at) for agent_id, at in found]
+
+    @reads
     def read_clocks(self, connection: sa.Connection) -> tuple[datetime | None, datetime | None]:
-        """The database's own time of day, None where it has none, and the newest sign of life of any agent."""
-        newest = connection.execute(sa.select(sa.func.max(agents.c.last_connected_at))).scalar_one()
+        """The database's own time of day, None where it has none, and the newest sign of life."""
+        columns = _last, servers.c.seen_at
+        found = [connection.execute(sa.select(sa.func.max(each))).scalar_one() for each in columns]
+        newest = max((each for each in found if each is not None), default=None)
         return self.database.dialect.clock(connection), newest
 
     @reads

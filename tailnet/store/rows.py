@@ -180,7 +180,7 @@ class AgentRow:
     environment: Mapping[str, str]
     instance_id: str  # the cloud's, "" without one
     first_connected_at: datetime | None
-    last_connected_at: datetime | None
+    last_connected_at: datetime | None  # by the beat of the server that holds it, or its own row
     disconnected_at: datetime | None
     seen_by: str | None  # the server that holds its connection
     lifecycle_state: LifecycleState
@@ -256,6 +256,7 @@ class ServerRow:
     version: str
     started_at: datetime
     seen_at: datetime
+    reads_beats: bool = True  # for it, as for us, the beat of a server is a sign of life of all agents that it holds
 
 
 @dataclass(frozen=True, slots=True)

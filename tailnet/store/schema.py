@@ -18,7 +18,7 @@ from tailnet.types import PeerID
 
 # The newest file in migrations/versions.  Kept as a constant so that an up-to-date store opens without importing
 # Alembic.
-HEAD_REVISION: Final = "0013"
+HEAD_REVISION: Final = "0014"
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
@@ -216,7 +216,7 @@ agents = sa.Table(
     sa.Column("first_connected_at", UtcTime),
     sa.Column("last_connected_at", UtcTime),
     sa.Column("disconnected_at", UtcTime),
-    sa.Column("seen_by", Text),  # the server that holds its connection; NULL when none does
+    sa.Column("seen_by", Text, index=True),  # the server that holds its connection; NULL when none does
     # what the agent tells us
     sa.Column("lifecycle_state", sa.SmallInteger, nullable=False, server_default="1"),
     sa.Column("started_at", UtcTime),
@@ -396,6 +396,19 @@ servers = sa.Table(
     sa.Column("version", Text, nullable=False),
     sa.Column("started_at", UtcTime, nullable=False),
     sa.Column("seen_at", UtcTime, nullable=False),
+    # whether it takes the beat of another one for a sign of life of the agents that it holds
+    sa.Column("reads_beats", sa.Boolean, nullable=False, server_default=sa.false()),
+)
+_beat: Final = sa.select(servers.c.seen_at).where(servers.c.id == agents.c.seen_by).correlate(agents).scalar_subquery()
+# When an agent was connected last.  The beat of the server that holds it is its sign of life; its own row is written
+# when it comes and goes, and rarely between.  500,000 agents that are written every 15 s are 33,000 writes a second.
+LAST_CONNECTED_AT: Final = sa.case(
+    (_beat > agents.c.last_connected_at, _beat),
+    (
+        sa.and_(agents.c.seen_by.is_(None), agents.c.disconnected_at > agents.c.last_connected_at),
+        agents.c.disconnected_at,
+    ),
+    else_=agents.c.last_connected_at,
 )
 
 # The coordinators that serve as one; `beat` grows while one lives, so that no clocks are compared.

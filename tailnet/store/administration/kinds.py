@@ -12,7 +12,16 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from tailnet.store.schema import agent_apps, agent_scripts, agents, user_tokens, users, workspace_grants, workspaces
+from tailnet.store.schema import (
+    LAST_CONNECTED_AT,
+    agent_apps,
+    agent_scripts,
+    agents,
+    user_tokens,
+    users,
+    workspace_grants,
+    workspaces,
+)
 
 NONE: Final[Mapping[str, Any]] = MappingProxyType({})
 
@@ -34,6 +43,12 @@ class Kind:
     fixed: frozenset[str] = frozenset()  # what stays as it was made
     of_callers: bool = True  # whether a change of it is one of who may do what
     key: tuple[str, ...] = ("id",)  # the columns of its id; of several its id is a tuple
+    computed: Mapping[str, sa.ColumnElement[Any]] = field(default_factory=dict)  # columns that are shown as these
+
+    @property
+    def query(self) -> sa.Select[Any]:
+        """All rows, as they are shown."""
+        return sa.select(*[self.computed.get(each.name, each).label(each.name) for each in self.table.c])
 
     @property
     def times(self) -> tuple[str, ...]:
@@ -176,6 +191,7 @@ AGENT: Final = Kind(
     unique=("token_digest",),
     digest="token_digest",
     fixed=frozenset({"parent_id"}),
+    computed={"last_connected_at": LAST_CONNECTED_AT},
 )
 APP: Final = Kind(
     "app",

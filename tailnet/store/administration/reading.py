@@ -41,7 +41,7 @@ class ReadingTables(Part):
         self, connection: sa.Connection, kind: Kind, filters: Mapping[str, Any], after: Any, limit: int
     ) -> list[Mapping[str, Any]]:
         """Rows by their ids, those behind `after` if that is not None."""
-        query = sa.select(kind.table).order_by(*kind.key_columns).limit(limit)
+        query = kind.query.order_by(*kind.key_columns).limit(limit)
         for name, value in filters.items():
             query = query.where(kind.filters[name](value))
         if after is not None:
@@ -60,7 +60,7 @@ class ReadingTables(Part):
 
 def read_row(connection: sa.Connection, kind: Kind, ident: Any) -> Mapping[str, Any] | None:
     """One row, inside a transaction."""
-    found = connection.execute(sa.select(kind.table).where(kind.is_one(ident))).first()
+    found = connection.execute(kind.query.where(kind.is_one(ident))).first()
     return None if found is None else dict(found._mapping)
 
 

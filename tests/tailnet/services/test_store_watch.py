@@ -49,6 +49,17 @@ def take_away(store: Store, monkeypatch: pytest.MonkeyPatch, trouble: StoreTroub
     monkeypatch.setattr(store.database.dialect, "look", away)
 
 
+async def test_a_server_of_a_release_before_is_noticed(watch: StoreWatch, store: Store, wall: Wall) -> None:
+    await watch.beat()
+    assert not watch.has_older
+    store.presence.beat(ServerRow("older", "host", 1, "1", NOW, NOW, reads_beats=False))
+    await watch.beat()
+    assert watch.has_older
+    wall.now += timedelta(seconds=SILENT_SECONDS + 1)
+    await watch.beat()
+    assert not watch.has_older
+
+
 async def test_a_store_that_is_away_is_a_problem_in_words(
     watch: StoreWatch, store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -155,13 +155,16 @@ def test_the_simulator_s_row_is_the_store_s(filled: Store, seed: int) -> None:
         now = NOW + after
         if change is not None:
             filled.presence.record([change], server, now, INACTIVE)
-            row.apply(change, server, now)
+            row.apply(change, server, now, simulated.beats)
         else:
             filled.presence.beat(ServerRow(server, "host", 1, "1", NOW, now))
             swept = filled.presence.release_forsaken(now - DEAD)
             assert simulated.beat(server, now) == len(swept)
         found = filled.callers.get_agent(MAIN)
         assert found is not None
-        assert (row.last, row.left, row.holder) == (found.last_connected_at, found.disconnected_at, found.seen_by)
+        shown = found.last_connected_at, found.disconnected_at, found.seen_by
+        assert (row.seen_at(simulated.beats), row.left, row.holder) == shown
+        for each in SERVERS:
+            assert dict(filled.presence.list_held(each, None, 10)) == simulated.held_by(each)
         is_connected = found.status(now, INACTIVE.total_seconds()) is AgentStatus.CONNECTED
-        assert row.is_connected(now) == is_connected
+        assert row.is_connected(now, simulated.beats) == is_connected
