@@ -183,7 +183,8 @@ async def test_the_store_knows_when_agents_came_and_left(server: CoordinatorServ
     row = await wait_for(lambda: agent_row(server) if agent_row(server).disconnected_at else None)
     assert row.disconnected_at is not None
     assert row.last_connected_at is not None
-    assert row.disconnected_at > row.last_connected_at
+    assert row.first_connected_at is not None
+    assert row.disconnected_at == row.last_connected_at > row.first_connected_at
     assert row.first_connected_at == first.first_connected_at
 
 
