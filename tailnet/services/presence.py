@@ -23,8 +23,8 @@ from tailnet.types import PeerID
 
 # 10,000 signs of life at once would hold up the reactor for 30 ms; a fifteenth of them each second holds up nobody.
 STEP_SECONDS: Final = 1.0
-# A row is written once in ten minutes, give or take a third, so that those who came at once part: 500,000 agents are 833
-# writes a second.  They were 33,000 with one each 15 s.
+# A row is written once in ten minutes, give or take a third, so that those who came at once part.  500,000 agents are
+# 833 writes a second; with one each 15 s they were 33,000.
 TOUCH_SECONDS: Final = 400.0
 
 
