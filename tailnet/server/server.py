@@ -172,15 +172,7 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         self.events = Events(store, self.outbox, is_on=config.keeps_events)
         self.administration.events, self.administration.tracing = self.events, tracing
         self.webhook = Webhook(store, self.events, config.webhook, self.store_watch.id, tracing=tracing)
-        self.reports = AgentReports(
-            store,
-            self.outbox,
-            server_id=self.store_watch.id,
-            inactive_seconds=config.inactive_seconds,
-            logs_written=self.logs.written,
-            metadata_written=self.metadata.written,
-            happened=self.events.note,
-        )
+        self.reports = self._make_reports(config, store)
         self.requests = AgentRequests(store, self.reports, changed=self.workspaces.changed, accounts=self.accounts)
         self.presence = AgentPresence(
             self.reports,
@@ -213,6 +205,18 @@ class CoordinatorServer(Server[CoordinatorConfig]):
 
         successor = self.inherited.replaces_another
         return make_replicas(config, secret, self.reactor, store, self.callers.note_change, is_successor=successor)
+
+    def _make_reports(self, config: CoordinatorConfig, store: Store) -> AgentReports:
+        """What agents tell, which is written behind."""
+        return AgentReports(
+            store,
+            self.outbox,
+            server_id=self.store_watch.id,
+            inactive_seconds=config.inactive_seconds,
+            logs_written=self.logs.written,
+            metadata_written=self.metadata.written,
+            happened=self.events.note,
+        )
 
     def _make_relay(self, private: NodePrivate) -> Relay:
         """The embedded relay, which goes by the keys that peers announce."""
