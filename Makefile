@@ -3,6 +3,7 @@ PYTHON3 ?= $(shell command -v python3.11 || command -v python3)
 PYTHON ?= .venv/bin/python
 SERVE ?= .venv/bin/tailnet serve --dev
 READY := .venv/.ready
+export PYTHONDONTWRITEBYTECODE :=  # empty, whatever it was: tests start hundreds of programs, and compiling took half of each start
 LOCK := .venv/bin/uv pip compile --quiet --generate-hashes --no-emit-index-url --python-version 3.11
 PYTEST := $(PYTHON) -m coverage run -m pytest -q
 NODES := $(addprefix tests/tailnet/,agent cli client netstack node paths wireguard)
@@ -17,7 +18,7 @@ endef
 
 serve: $(READY); $(SERVE)
 demo: $(READY); @.venv/bin/tailnet demo
-test: style types tests
+test: style tests
 install: $(READY)
 $(READY): requirements.lock pyproject.toml
 	$(call step,'.venv: the wheels of requirements.lock; our own package is linked')
@@ -26,13 +27,11 @@ $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -m pip install --quiet --require-hashes -r requirements.lock
 	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --no-index -e .
 	@touch $@
-style: $(READY)
-	$(call step,'ruff')
-	$(PYTHON) -m ruff format --check --quiet . && $(PYTHON) -m ruff check --quiet .
+style: $(READY); $(call step,'ruff') && $(PYTHON) -m ruff format --check --quiet . && $(PYTHON) -m ruff check --quiet .
 types: $(READY); $(call step,'mypy --strict') && $(PYTHON) -m mypy
-tests: $(READY)  # parts side by side, the longest first, each prints when it is done; the floor is two points under what is covered
+tests: $(READY)  # types and parts side by side, the longest first, each prints when it is done; the floor is two points under what is covered
 	@$(PYTHON) -m coverage erase
-	$(MAKE) --no-print-directory --keep-going --jobs=3 --output-sync=line unit interop api poll nodes older stores lowest
+	$(MAKE) --no-print-directory --keep-going --jobs=3 --output-sync=line types unit interop api poll nodes older stores lowest
 	@$(PYTHON) -m coverage combine --quiet && $(PYTHON) -m coverage report --skip-covered --skip-empty --fail-under=90
 unit: $(READY)
 	$(call part,'unit: everything but the other parts',tests --ignore=tests/interop $(addprefix --ignore=,$(NODES) $(SERVERS)))
@@ -44,7 +43,7 @@ interop: $(READY)
 	$(call part,'interop: genuine peers; the first run builds the Go programs',tests/interop)
 stores: $(READY)
 	$(call part,'stores: on PostgreSQL what runs on SQLite elsewhere',--every-store -k postgresql -m 'not stores' tests/tailnet/auth tests/tailnet/server tests/tailnet/services)
-older poll: PYTEST := $(PYTHON) -m pytest -q  # the lines they run are counted elsewhere, and counting takes a third
+older poll stores: PYTEST := $(PYTHON) -m pytest -q  # the lines they run are counted elsewhere, and counting takes a third
 older: $(READY)
 	$(call part,'older: the DERP peers of the release before the newest',$(foreach each,server client mesh metrics reconnect,tests/interop/test_derp_$(each).py),GENUINE_DERP=v1.102.5)
 poll: $(READY)
