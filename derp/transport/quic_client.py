@@ -233,7 +233,8 @@ class QuicStream(trio.abc.Stream):
         self._take()
         line.handle_timeout(now)
         self._stay_heard(now)
-        self._transmit()
+        if not line.may_wait:
+            self._transmit()
 
     def _take(self) -> None:
         line = self.line

@@ -297,9 +297,9 @@ class QuicEndpoint:
     def _serve(self, wire: QuicWire) -> None:
         """Give what came to the session, and send what may go now."""
         line, host = wire.line, self._host
-        self._dirty[wire] = None
-        if wire not in host.wires:
-            return  # it lingers
+        if wire not in host.wires:  # it lingers
+            self._dirty[wire] = None
+            return
         if wire.is_half_open and line.is_open:
             self._end_handshake(wire)
         if line.place is not None and line.place != wire.place:
@@ -313,6 +313,10 @@ class QuicEndpoint:
             host.fail(wire, line.ended)
         elif wire.wants_out and line.has_room:
             host.serve_writable(wire)
+        if not line.may_wait:
+            self._dirty[wire] = None
+        elif wire in host.wires:
+            self._wait_until(wire, line.next_timeout())
 
     def _deliver_packets(self, wire: QuicWire) -> None:
         line, host = wire.line, self._host
@@ -388,6 +392,9 @@ class QuicEndpoint:
         at = line.next_timeout()
         if wire.wants_out and line.has_room:
             at = now  # room came with what was just sent: its session's turn is next
+        self._wait_until(wire, at)
+
+    def _wait_until(self, wire: QuicWire, at: float | None) -> None:
         if at is not None:
             self._due.set(wire, at)
             self._alarm.by(at)

@@ -79,6 +79,46 @@ def test_packets_of_a_quarter_of_a_round_trip_are_acknowledged_together() -> Non
     assert 2 <= len(acknowledged) <= 5
 
 
+def test_who_gets_packets_alone_may_wait_until_they_are_acknowledged() -> None:
+    pair = connected()
+    client, server, now = pair.client, pair.relay, pair.now
+
+    def give(to: QuicLine) -> None:
+        source, place = (client, CLIENT) if to is server else (server, SERVER)
+        for datagram, _ in source.datagrams_to_send(now):
+            to.receive(datagram, place, now)
+
+    give(client)
+    assert client.may_wait
+    assert server.may_wait
+    for _ in range(3):
+        client.send_frames(PACKET)
+        assert not client.may_wait
+        give(server)
+        assert client.may_wait
+        assert server.may_wait
+    at = server.next_timeout()
+    assert at is not None
+    assert at <= now + 0.008
+    now = at + 0.001
+    server.handle_timeout(now)
+    assert not server.may_wait
+    give(client)
+    assert server.may_wait
+    assert not client.may_wait, "an acknowledgement may let go what waits"
+    give(server)
+    for urgent in (lambda: client.send_stream(b"x"), client.ping, client.end_output):
+        urgent()
+        assert not client.may_wait
+        give(server)
+        assert not server.may_wait
+        assert server.take_stream(10) in (b"x", b"")
+        give(client)
+        now += 0.01
+    client.send_datagram(b"no frame")
+    assert not client.may_wait
+
+
 def test_what_the_peer_waits_before_it_acknowledges_is_no_queue() -> None:
     pair = connected()
     client, server, now = pair.client, pair.relay, pair.now
@@ -93,7 +133,7 @@ def test_what_the_peer_waits_before_it_acknowledges_is_no_queue() -> None:
             client.receive(datagram, SERVER, now + 0.04)
         server.packets.clear()
         now += 0.1
-    assert client._connection._loss._cc.ssthresh is None, "it has shrunk"
+    assert not client._connection.window._is_queued
 
 
 def test_only_what_was_lost_is_missing_and_the_stream_mends_itself() -> None:
