@@ -66,6 +66,9 @@ class EntranceReading:
     refused: int
     put_off: int  # told to try again, since too many came
     waiting: int  # for the answer to their upgrade, now
+    strangers_put_off: int  # the same of those who were not known
+    strangers_waiting: int
+    held_bytes: int  # of requests that wait, now
     fights: int  # ids that processes take from each other, now
 
 
@@ -145,8 +148,6 @@ class CoordinatorCollector(Collector):
             ("tailnet_tunnels", "Tunnels.", core.tunnels),
             ("tailnet_channels", "RPC connections.", reading.channels),
             ("tailnet_callers", "Agents and users with RPC connections.", reading.callers),
-            ("tailnet_upgrades_waiting", "RPC connections that wait to be let in.", reading.entrance.waiting),
-            ("tailnet_peer_fights", "Peer ids that processes take from each other.", reading.entrance.fights),
             ("tailnet_held_bytes", "Memory that RPC connections hold.", reading.held_bytes),
             ("tailnet_held_bytes_max", "Memory that they may hold together.", reading.held_bytes_limit),
             ("tailnet_api_connections", "HTTP connections of the API.", reading.api_connections),
@@ -177,8 +178,6 @@ class CoordinatorCollector(Collector):
             ),
             ("tailnet_boundary_logs", "Lines that agents' boundaries logged.", reading.boundary_logs),
             ("tailnet_refused_calls", "Calls refused because a connection had too many.", reading.refused_calls),
-            ("tailnet_refused_at_door", "RPC connections turned away.", reading.entrance.refused),
-            ("tailnet_upgrades_put_off", "RPC connections told to try again.", reading.entrance.put_off),
             ("tailnet_api_rate_limited", "Requests of users over their limit.", reading.api_rate_limited),
             (
                 "tailnet_revoked_connections",
@@ -197,6 +196,7 @@ class CoordinatorCollector(Collector):
             ("tailnet_reports_refused", "Reports refused, for an agent sent far too many.", reading.reports_refused),
         )
         yield from plain(CounterMetricFamily, counters)
+        yield from _entrance_metrics(reading.entrance)
         yield from _labelled_metrics(reading)
         yield GaugeMetricFamily(
             "tailnet_external_auth_waiting",
@@ -210,6 +210,22 @@ class CoordinatorCollector(Collector):
         yield from _callers_metrics(reading.identities)
         if reading.replicas is not None:
             yield from _replica_metrics(reading.replicas)
+
+
+def _entrance_metrics(reading: EntranceReading) -> Iterable[Metric]:
+    gauges: tuple[tuple[str, str, float], ...] = (
+        ("tailnet_upgrades_waiting", "RPC connections that wait to be let in.", reading.waiting),
+        ("tailnet_strangers_waiting", "RPC connections of unknown callers that wait.", reading.strangers_waiting),
+        ("tailnet_upgrades_waiting_bytes", "Memory of requests that wait to be let in.", reading.held_bytes),
+        ("tailnet_peer_fights", "Peer ids that processes take from each other.", reading.fights),
+    )
+    yield from plain(GaugeMetricFamily, gauges)
+    counters: tuple[tuple[str, str, float], ...] = (
+        ("tailnet_refused_at_door", "RPC connections turned away.", reading.refused),
+        ("tailnet_upgrades_put_off", "RPC connections told to try again.", reading.put_off),
+        ("tailnet_strangers_put_off", "Those of unknown callers told to.", reading.strangers_put_off),
+    )
+    yield from plain(CounterMetricFamily, counters)
 
 
 def _replica_metrics(reading: ReplicaReading) -> Iterable[Metric]:

@@ -25,7 +25,7 @@ from derp.relay.limits import Rate, TenantLimits
 from derp.relay.rounds import Round
 from derp.relay.shares import Shares
 from tailnet.client.coordination import make_node
-from tailnet.coordinator.arrivals import Fights, Line, Turn
+from tailnet.coordinator.arrivals import Fights, Line, Strangers, Turn
 from tailnet.coordinator.messages import Kind, Request
 from tailnet.coordinator.policy import ClientPolicy
 from tailnet.errors import PeerSilent
@@ -396,6 +396,24 @@ def walk_line() -> Walked:
     return Walked(line, act, name=lambda turn: cast(Turn[int], turn).visitor)
 
 
+def walk_strangers() -> Walked:
+    strangers = Strangers[int](20.0, START)
+
+    def act(number: int, now: float) -> None:
+        visitor = number % 7
+        match number // 7 % 4:
+            case 0:
+                strangers.leave(visitor)
+            case 1:
+                strangers.make_way(now)
+            case _:
+                if not strangers.admits(now):
+                    strangers.leave(visitor)
+                    strangers.join(visitor, f"10.0.0.{visitor % 3}", number % 1000, now)
+
+    return Walked(strangers, act, name=lambda turn: cast(Turn[int], turn).visitor)
+
+
 def walk_fights() -> Walked:
     fights = Fights[int]()
 
@@ -465,6 +483,7 @@ CORES: dict[str, list[Callable[[], Walked]]] = {
     "tailnet/paths/core.py:Paths": [walk_paths],
     "tailnet/node/roster.py:Roster": [walk_roster],
     "tailnet/coordinator/arrivals.py:Line": [walk_line],
+    "tailnet/coordinator/arrivals.py:Strangers": [walk_strangers],
     "tailnet/coordinator/arrivals.py:Fights": [walk_fights],
     "tailnet/replica/core.py:SharedCoordinator": [walk_shared],
     "tailnet/replica/pair.py:Pair": [walk_pair],

@@ -268,6 +268,15 @@ class ServerHttp:
         return HttpError(413, f"the request body is larger than the {self._max_body_bytes} bytes accepted here")
 
 
+def last_answer(status: int, headers: Headers, body: bytes, *, method: str = "GET") -> bytes:
+    """An answer behind which the connection is closed, without what has read its request: who lets a request wait need
+    not keep the bytes of it."""
+    fields = [*headers, ("Content-Length", str(len(body))), ("Connection", "close")]
+    connection = h11.Connection(h11.SERVER)
+    head = connection.send(_final(status, fields)) or b""
+    return head if method == "HEAD" else head + body
+
+
 class ClientHttp:
     """One request and its answer: upgrades, CONNECT, small pages.
 

@@ -100,6 +100,13 @@ class RpcAdmission:
         """Whether a request for this target (path and query) is for an RPC socket; cheap, for every request head."""
         return _PATHS.fullmatch(target.partition("?")[0]) is not None
 
+    def knows(self, target: str, headers: Mapping[str, str]) -> bool:
+        """Whether the token of a request is that of somebody whom memory knows, though that may be too old to go by."""
+        path, _, raw_query = target.partition("?")
+        match = _PATHS.fullmatch(path)
+        token = find_token(headers, query_values(raw_query))
+        return match is not None and self._callers.knows_token(token, is_agent=bool(match["own"]))
+
     def judge_now(self, method: str, target: str, headers: Mapping[str, str]) -> Accepted | RefusedPeer | None:
         """`judge` without a task, if all it needs is in memory, else None.  Most of a storm of reconnects comes so."""
         try:

@@ -154,6 +154,10 @@ class CallOut:
             self._started.set()
             await trio.sleep_forever()
 
+    def knows(self, token: OutsideToken) -> bool:
+        """Whether the control plane has vouched for this one lately."""
+        return self._recent.get(_key(token)) is not None
+
     async def agent(self, token: OutsideToken) -> AgentIdentity | None:
         """The agent whose token this is, None if there is none.  Raises Refused when nobody can say."""
         entry = await self._find(_key(token), lambda: _question(token))

@@ -170,6 +170,10 @@ class Callers(Protocol):
         no such agent."""
         ...
 
+    def knows_token(self, token: str, *, is_agent: bool) -> bool:
+        """Whether somebody with this token was found lately, as memory has it, however old that is."""
+        ...
+
     def credential(self, token: str, *, is_agent: bool) -> Credential:
         """What to ask `standing` about later, for a token that was admitted."""
         ...

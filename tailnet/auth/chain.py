@@ -124,6 +124,15 @@ class CallerChain:
     def remembered(self, agent_id: PeerID) -> AgentIdentity | None:
         return self.store.remembered(agent_id)
 
+    def knows_token(self, token: str, *, is_agent: bool) -> bool:
+        if len(token) > MAX_SIGNED_CHARS:
+            return False
+        if self.signed is not None and self._is_signed(token):
+            return self.signed.knows(_outside(token, is_agent=is_agent))
+        if self.store.knows_token(token, is_agent=is_agent):
+            return True
+        return self.call_out is not None and self.call_out.knows(_outside(token, is_agent=is_agent))
+
     def credential(self, token: str, *, is_agent: bool) -> Credential:
         if not self._is_signed(token):
             try:

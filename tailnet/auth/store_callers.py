@@ -133,6 +133,16 @@ class StoreCallers:
         key = _key(credential)
         return key is not None and self._recent.get(key) is not None
 
+    def knows_token(self, token: str, *, is_agent: bool) -> bool:
+        try:
+            credential = self.credential(token, is_agent=is_agent)
+        except Refused:
+            return False
+        if not isinstance(credential, PresentedToken):
+            return self.knows(credential)
+        found = self._recent.get(credential.id)
+        return isinstance(found, UserToken) and hmac.compare_digest(found.secret_digest, credential.secret_digest)
+
     async def standing(self, asked: Mapping[Credential, Collection[PeerID]]) -> Standing:
         agent_ids = {agent_id for reached in asked.values() for agent_id in reached}
         keys: set[CallerKey] = {key for key in map(_key, asked) if key is not None}

@@ -1,8 +1,8 @@
 """How fast peers come in: who waits for the answer to his upgrade (layer L1, timed).
 
 Stock clients dial again after 100 ms to 10 s, and begin anew with that when a dial succeeds: only an answer that is
-held slows them down.  `Line` holds everybody to what a server can take in; `Fights` holds those of one id that two
-processes take from each other.  Called by server/entrance.py.
+held slows them down.  `Line` holds known callers to what a server can take in; `Strangers` have what those leave of it;
+`Fights` holds those of one id that two processes take from each other.  Called by server/entrance.py.
 """
 
 from collections import Counter, OrderedDict
@@ -18,8 +18,19 @@ V = TypeVar("V")
 
 # Clients give an answer some seconds; whoever waited so long is told to try again.
 PATIENCE_SECONDS: Final = 5.0
-# A request and a socket each, some 10 KiB: 100 MiB.  At 1,000 a second half of them are told to try again.
+# At 1,000 a second half of them are told to try again.
 MAX_WAITING: Final = 10_000
+# What somebody who waits takes beside his request: a socket, what serves it, and his places in our tables.
+WAITER_BYTES: Final = 4 * 1024
+# A signed token has up to 16 KiB; cookies, a resume token and first bytes of the websocket have the rest.
+MAX_REQUEST_BYTES: Final = 24 * 1024
+# Of those who wait and are known; 10,000 whose requests have 2 KiB, as those of stock peers.
+KNOWN_BYTES: Final = 64 << 20
+# Of those who wait and are not: 6,000 of them, more than come in within PATIENCE_SECONDS.
+STRANGERS_BYTES: Final = 32 << 20
+# Of the pace, in a storm of known callers: who is new has to come in too.  At 1,000 a second these are 100 look-ups,
+# which the store answers in a few queries.
+STRANGERS_SHARE: Final = 0.1
 # At 1,000 a second five come in each time.
 _STEP_SECONDS: Final = 0.005
 
@@ -41,8 +52,27 @@ class Turn(NamedTuple, Generic[V]):
     comes_in: bool
 
 
+class Room:
+    """Bytes that many hold together, up to a bound."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.held = 0
+
+    def take(self, size: int) -> bool:
+        """Whether there was room for so many bytes more, which are held now."""
+        if self.held + size > self.most:
+            return False
+        self.held += size
+        return True
+
+    def give(self, size: int) -> None:
+        """So many are held no more."""
+        self.held -= size
+
+
 class Line(Generic[V]):
-    """Everybody, oldest first: a place is lost only by hanging up."""
+    """Known callers, oldest first: a place is lost only by hanging up."""
 
     def __init__(self, per_second: float, now: float) -> None:
         # A second's worth may come at once: nobody waits where no storm is.
@@ -84,6 +114,99 @@ class Line(Generic[V]):
             turns.append(Turn(self._waiting.popitem(last=False)[0], False))
         self._next_at = now + _STEP_SECONDS
         return turns
+
+
+class Strangers(Generic[V]):
+    """Those whom memory does not know, be it that they are new or that they made a token up.
+
+    They come in at STRANGERS_SHARE of the pace, and at all that known callers leave of it; those never wait for them.
+    Each address has a turn after the other.  No address holds more bytes than are free: one that floods has half of
+    the room, a hundred leave a place for the next one.
+    """
+
+    def __init__(self, per_second: float, now: float) -> None:
+        sure = per_second * STRANGERS_SHARE
+        self._sure = TokenBucket(sure, max(sure, 1.0), now)
+        # No more than that at once either: look-ups are no reason to keep a second's worth.
+        self._spare = TokenBucket(per_second - sure, sure, now)
+        self._room = Room(STRANGERS_BYTES)
+        self._waiting: OrderedDict[V, tuple[float, str, int]] = OrderedDict()  # since when, whence, bytes
+        self._queues: OrderedDict[str, OrderedDict[V, None]] = OrderedDict()  # of addresses, in the order of turns
+        self._held: Counter[str] = Counter()  # bytes, by address
+        self._next_at = 0.0
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def held_bytes(self) -> int:
+        """What all of them hold."""
+        return self._room.held
+
+    def admits(self, now: float) -> bool:
+        """Whether one more may come in at once."""
+        return not self._waiting and self._take(now)
+
+    def make_way(self, now: float) -> None:
+        """A known caller comes in: that is taken off what is left, of a second at the most."""
+        if self._spare.balance(now) > -1.0:
+            self._spare.spend(now, 1.0)
+
+    def join(self, visitor: V, address: str, size: int, now: float) -> bool:
+        """Whether there was room for it, and for the bytes of its request."""
+        size += WAITER_BYTES
+        if self._held[address] + size > self._room.most - self._room.held:
+            self._forget(address)
+            return False
+        self._room.take(size)
+        self._held[address] += size
+        if not self._waiting:
+            self._next_at = now + _STEP_SECONDS
+        self._waiting[visitor] = now, address, size
+        self._queues.setdefault(address, OrderedDict())[visitor] = None
+        return True
+
+    def leave(self, visitor: V) -> None:
+        """It waits no more, if it did."""
+        found = self._waiting.pop(visitor, None)
+        if found is not None:
+            _, address, size = found
+            del self._queues[address][visitor]
+            self._room.give(size)
+            self._held[address] -= size
+            self._forget(address)
+
+    def next_timeout(self) -> float | None:
+        return self._next_at if self._waiting else None
+
+    def handle_timeout(self, now: float) -> list[Turn[V]]:
+        """Who comes in, and behind them those who waited too long."""
+        if now < self._next_at:
+            return []
+        turns: list[Turn[V]] = []
+        while self._waiting and self._take(now):
+            address, queue = self._queues.popitem(last=False)
+            self._queues[address] = queue
+            turns.append(self._end(next(iter(queue)), True))
+        while self._waiting:
+            oldest, (since, _, _) = next(iter(self._waiting.items()))
+            if now < since + PATIENCE_SECONDS:
+                break
+            turns.append(self._end(oldest, False))
+        self._next_at = now + _STEP_SECONDS
+        return turns
+
+    def _end(self, visitor: V, comes_in: bool) -> Turn[V]:
+        self.leave(visitor)
+        return Turn(visitor, comes_in)
+
+    def _take(self, now: float) -> bool:
+        return self._spare.take(now) or self._sure.take(now)
+
+    def _forget(self, address: str) -> None:
+        if not self._held[address]:
+            del self._held[address]
+            self._queues.pop(address, None)
 
 
 @dataclass(slots=True)

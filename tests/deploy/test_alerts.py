@@ -71,7 +71,7 @@ def coordinator_reading() -> CoordinatorReading:
         "statistics": Statistics(**numbers),
         "outbox": {"logs": KindReading(0, 0, 0.0, 0, 0, dict.fromkeys(Loss, 0))},
         "identities": CallersReading(dict.fromkeys((end.value for end in CallOutEnd), 0), 0.0, 0, 0, {}, 0, 0.0, 0, 0),
-        "entrance": EntranceReading(0, 0, 0, 0),
+        "entrance": EntranceReading(0, 0, 0, 0, 0, 0, 0),
         "replicas": replica_reading(),
         "store_troubles": {trouble.value: False for trouble in StoreTrouble},
         "store_failures": {trouble.value: 0 for trouble in StoreTrouble},

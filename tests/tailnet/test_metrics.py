@@ -51,7 +51,7 @@ READING = CoordinatorReading(
     overflows=18,
     telemetry_events=19,
     refused_calls=20,
-    entrance=EntranceReading(21, 122, 123, 124),
+    entrance=EntranceReading(21, 122, 123, 125, 126, 127, 124),
     api_connections=33,
     api_ended={"body_too_slow": 34},
     api_rate_limited=43,
@@ -119,6 +119,9 @@ ENTRANCE = {
     "tailnet_refused_at_door_total": 21,
     "tailnet_upgrades_put_off_total": 122,
     "tailnet_upgrades_waiting": 123,
+    "tailnet_strangers_put_off_total": 125,
+    "tailnet_strangers_waiting": 126,
+    "tailnet_upgrades_waiting_bytes": 127,
     "tailnet_peer_fights": 124,
 }
 CALLERS = {

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from derp.errors import LocalProtocolError, RemoteProtocolError
-from derp.transport.http import MAX_HEAD_LINES, ClientHttp, HttpError, Request, Response, ServerHttp
+from derp.transport.http import MAX_HEAD_LINES, ClientHttp, HttpError, Request, Response, ServerHttp, last_answer
 
 UPGRADE = (
     b"GET /derp HTTP/1.1\r\nHost: relay.example:3340\r\nUser-Agent: Go-http-client/1.1\r\n"
@@ -477,3 +477,18 @@ def test_a_plain_request_is_answered_once_and_read_on_after_it() -> None:
     second = http.receive_data(b"GET /b HTTP/1.1\r\nHost: h\r\n\r\n")
     assert second is not None
     assert second.target == "/b"
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_a_last_answer_needs_nothing_of_its_request(method: str) -> None:
+    answer = last_answer(503, (("Retry-After", "2"),), b"later", method=method)
+    client = ClientHttp()
+    client.send_request(method, "/", [("Host", "x")])
+    response = client.receive_data(answer)
+    assert response is not None
+    assert (response.status, response.reason, response.body) == (
+        503,
+        "Service Unavailable",
+        b"later" * (method == "GET"),
+    )
+    assert response.headers == {"retry-after": "2", "content-length": "5", "connection": "close"}

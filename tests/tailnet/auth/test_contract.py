@@ -270,3 +270,36 @@ async def test_an_agent_of_others_has_a_row(side: Side, store: Store) -> None:
     assert (row.name, row.workspace_id) == ("main", make_id("dev"))
     [workspace] = await store.run(store.callers.list_workspaces, make_id("alice"))
     assert [each.name for each in workspace.agents] == ["gpu", "main"]
+
+
+async def test_who_was_found_is_known_however_old_that_is_and_who_makes_a_token_up_is_not(side: Side) -> None:
+    chain, main, alice = side.chain, side.token("main"), side.token("alice")
+    await chain.agent(main)
+    await chain.user(alice)
+    for _ in range(2):
+        assert chain.knows_token(main, is_agent=True)
+        assert chain.knows_token(alice, is_agent=False)
+        chain.store._checked_at = -float("inf")  # nobody asked for long
+    made_up = ("", "x" * 70_000, str(make_id("made up")), "x" * 33, f"{user_token('alice')[:10]}-{'x' * 22}")
+    for token in (*made_up, alice[:-2] + "xx"):
+        for is_agent in (True, False):
+            assert not chain.knows_token(token, is_agent=is_agent), token
+
+
+async def test_a_signature_is_not_looked_at_where_nobody_may_wait(store: Store, tmp_path: Path) -> None:
+    """Strangers make tokens up; each would take 0.1 ms of everybody."""
+    path = tmp_path / "jwks.json"
+    path.write_bytes(key_set())
+    signed = SignedTokens(SigningKeys(str(path)), TokenRules(ISSUER, AUDIENCE))
+    chain = CallerChain(store, signed=signed)
+    side = SignedSide(chain, path)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(chain.run)
+        await chain.agent(side.token("gpu"))  # the keys are here
+        good = side.token("main")
+        for token in (good, good[:-8] + "AAAAAAAA"):
+            with pytest.raises(trio.WouldBlock):
+                at_once(chain, chain.agent(token))
+        assert signed.refused_count == 0
+        assert await chain.agent(good) == at_once(chain, chain.agent(good))
+        nursery.cancel_scope.cancel()

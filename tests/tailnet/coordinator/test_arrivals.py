@@ -3,7 +3,16 @@
 import pytest
 
 from tailnet.coordinator import arrivals
-from tailnet.coordinator.arrivals import Fights, Line
+from tailnet.coordinator.arrivals import (
+    MAX_REQUEST_BYTES,
+    PATIENCE_SECONDS,
+    STRANGERS_BYTES,
+    WAITER_BYTES,
+    Fights,
+    Line,
+    Room,
+    Strangers,
+)
 from tests.support.seeds import peer_id
 
 A, B = peer_id("main"), peer_id("gpu")
@@ -59,6 +68,104 @@ def test_the_line_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [line.join(number, 0.0) for number in range(3)] == [True, True, False]
     line.leave(0)
     assert line.join(4, 0.0)
+
+
+def test_room_is_bounded_and_given_back() -> None:
+    room = Room(10)
+    assert [room.take(6), room.take(5), room.take(4)] == [True, False, True]
+    room.give(6)
+    assert (room.held, room.take(6)) == (4, True)
+
+
+FLOOD = [f"203.0.113.{number}" for number in range(20)]
+
+
+def play_storm(*, flood_per_step: int) -> tuple[list[float], list[float]]:
+    """1,500 known callers at once in the fifth second, and one newcomer each 50 ms, for ten seconds.
+
+    Returns how long each waited; infinity: it was told to try again.
+    """
+    line, strangers, step = Line[int](1_000.0, 0.0), Strangers[int](1_000.0, 0.0), 0.005
+    came: dict[int, float] = {}
+    known: list[float] = []
+    newcomers: list[float] = []
+
+    def turn(visitor: int, now: float, comes_in: bool = True) -> None:
+        waited = now - came.pop(visitor) if comes_in else float("inf")
+        if visitor < 10_000:
+            strangers.make_way(now)
+            known.append(waited)
+        elif visitor < 20_000:
+            newcomers.append(waited)
+
+    for number in range(3_000):
+        now = number * step
+        for each, comes_in in line.handle_timeout(now):
+            turn(each, now, comes_in)
+        for each, comes_in in strangers.handle_timeout(now):
+            turn(each, now, comes_in)
+        for each in range(1_500) if number == 1_000 else ():
+            came[each] = now
+            if line.admits(now):
+                turn(each, now)
+            else:
+                assert line.join(each, now)
+        flood = [20_000 + number * flood_per_step + each for each in range(flood_per_step)] if number < 2_000 else []
+        newcomer = [10_000 + number] if number % 10 == 0 and number < 2_000 else []
+        for each in (*flood, *newcomer):
+            came[each] = now
+            address = "198.51.100.1" if each < 20_000 else FLOOD[each % len(FLOOD)]
+            if strangers.admits(now):
+                turn(each, now)
+            elif not strangers.join(each, address, 1_000, now):
+                turn(each, now, False)
+    assert len(strangers) == strangers.held_bytes == len(line) == 0
+    assert not strangers._queues
+    assert not strangers._held
+    return known, newcomers
+
+
+def test_a_flood_of_strangers_costs_known_callers_nothing_and_newcomers_little() -> None:
+    """25,000 strangers a second, from 20 addresses."""
+    known, calm = play_storm(flood_per_step=0)
+    flooded, newcomers = play_storm(flood_per_step=125)
+    assert flooded == known
+    assert (len(known), known.count(0.0), max(known)) == (1_500, 1_000, pytest.approx(0.5, abs=0.01))
+    # Each address has a turn after the other: of 21 with 100 turns a second, once in 0.21 s.
+    assert (len(calm), max(calm)) == (200, 0.0)
+    assert (len(newcomers), max(newcomers) < PATIENCE_SECONDS) == (200, True)
+
+
+def test_strangers_have_what_known_callers_leave_and_a_tenth_in_any_case() -> None:
+    for known_per_step, expected in ((0, 10_000), (5, 1_000)):
+        strangers = Strangers[int](1_000.0, 0.0)
+        inside = 0
+        for number in range(2_000):
+            now = number * 0.005
+            for _ in range(known_per_step):
+                strangers.make_way(now)
+            for each in range(10):
+                strangers.join(number * 10 + each, FLOOD[each], 0, now)
+            inside += sum(comes_in for _, comes_in in strangers.handle_timeout(now))
+        assert inside == pytest.approx(expected, abs=250)
+
+
+def test_one_address_has_half_of_the_room_and_the_next_one_a_place() -> None:
+    strangers = Strangers[int](1.0, 0.0)
+    while strangers.admits(0.0):
+        pass
+    number = 0
+    for address in FLOOD:
+        while strangers.join(number, address, MAX_REQUEST_BYTES, 0.0):
+            number += 1
+        assert strangers.held_bytes <= STRANGERS_BYTES
+    each = MAX_REQUEST_BYTES + WAITER_BYTES
+    assert strangers._held[FLOOD[0]] == pytest.approx(STRANGERS_BYTES / 2, abs=each)
+    assert strangers.join(number, "198.51.100.1", 0, 0.0)
+    for left in range(number + 1):
+        strangers.leave(left)
+    strangers.leave(number)
+    assert (len(strangers), strangers.held_bytes, strangers.next_timeout()) == (0, 0, None)
 
 
 def test_each_overtaking_doubles_the_hold_until_there_is_peace() -> None:
