@@ -56,6 +56,7 @@ class ReplicaReading:
     delay_seconds: float  # of all
     sleeps: int  # times that this process was stopped and others were excused
     refused_links: int
+    failed_links: int  # by defects of ours
     bus_trouble: bool  # now
 
 
@@ -261,6 +262,7 @@ def _replica_metrics(reading: ReplicaReading) -> Iterable[Metric]:
         ("tailnet_replica_clock_jumps", "Times that the cluster's clock was ahead of ours.", reading.clock_jumps),
         ("tailnet_replica_sleeps", "Times that this process was stopped for a while.", reading.sleeps),
         ("tailnet_replica_refused_links", "Connections that did not prove to be replicas.", reading.refused_links),
+        ("tailnet_replica_failed_links", "Links with others that ended by a defect.", reading.failed_links),
     )
     yield from plain(CounterMetricFamily, counters)
 

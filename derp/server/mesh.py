@@ -371,12 +371,8 @@ def greet_kin(sessions: Sessions, wire: Wire, seconds: float) -> None:
         sessions.host.fail(wire, error)
 
 
-async def log_in_as_kin(stream: LinkStream) -> Dialled:
-    """The other end of `greet_kin`; the stream is closed if this fails.
-
-    The key is one of this login: all processes of a relay have the same one, and a relay does not mesh with itself.
-    """
-    private = NodePrivate.generate()
+async def log_in_as_kin(stream: LinkStream, private: NodePrivate) -> Dialled:
+    """The other end of `greet_kin`, by our `Sessions.kin_private`; the stream is closed if this fails."""
     # A mesh peer shows a key, though nobody looks at this one.
     shown = MeshKey(secrets.token_bytes(KEY_BYTES))
     connection = ClientConnection(private, random_bytes=secrets.token_bytes, mesh_key=shown)

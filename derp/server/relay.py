@@ -9,7 +9,7 @@ import random
 import secrets
 import ssl
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Final
@@ -126,6 +126,8 @@ class Relay:
         self.is_draining = False
         self.siblings_stay = False
         """While we drain: other workers of this relay go on, and clients that we send away come to them."""
+        self.kin_here: Callable[[], set[bytes]] = set
+        """Keys of other relays of the region that are connected with us by ways that are not of `--mesh-with`."""
         self.succession: Succession | None = None
         """The mesh with the process that takes this one's place, or the other way round."""
         self.started_at = host.now
@@ -308,7 +310,8 @@ class Relay:
             return 0
         meshed = {session.route.key for session in self.mesh.sessions.values() if session.is_ours}
         here = {client.key for client in self.router.clients.values() if client.is_mesh_peer}
-        return sum(not succession.has(key) for key in meshed & here)
+        others = (meshed & here | self.kin_here()) - succession.keys()
+        return sum(not succession.has(key) for key in others)
 
     def is_meshed(self) -> bool:
         """Whether every relay that we are to mesh with is connected."""

@@ -70,6 +70,9 @@ class Sessions:
         self.host = host
         self.lobby = lobby
         self.private = private
+        self.kin_private = NodePrivate.generate()
+        """Of this process, for relays whose ways to us prove who is there: all processes of a relay have `private`, and
+        a relay does not mesh with itself."""
         self.admission = admission
         self.random_bytes = random_bytes
         self.greeting = server_key_frame(private.public().raw)

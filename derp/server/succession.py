@@ -96,6 +96,11 @@ class Succession:
         """Whether a key is connected to the other process."""
         return self._session is not None and key in self._session.route.keys
 
+    def keys(self) -> set[bytes]:
+        """By which the other process is connected with us."""
+        clients = self._sessions.router.clients.values()
+        return {client.key for client in clients if client.wire is self._served}
+
     def note_leaving(self) -> None:
         """The other process has begun to give its clients up: it says so over another socket than this."""
         if self._session is not None:
@@ -106,7 +111,7 @@ class Succession:
         cancels it."""
         sessions = self._sessions
         greet_kin(sessions, self._served, READY_SECONDS)
-        dialled = await log_in_as_kin(LinkStream(Link(self._ends.dials, _NOWHERE), b""))
+        dialled = await log_in_as_kin(LinkStream(Link(self._ends.dials, _NOWHERE), b""), sessions.kin_private)
         route = _Route(sessions.router, dialled.key, dialled.wire, self._max_keys)
         route.is_whole = False
         self._session = _Session(sessions, dialled.wire, dialled.connection, route, "the other process")

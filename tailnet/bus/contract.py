@@ -6,7 +6,7 @@ everything or lose what it carries: sessions (replica/pair.py) notice, and nobod
 
 import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeAlias
 
 import msgpack
@@ -41,6 +41,8 @@ class Record:
     address: Address | None
     version: str  # of the program
     started_at: float  # Unix time
+    hears: set[ReplicaID] = field(default_factory=set, compare=False)
+    """Others whom it hears and has no session with: they may not know that.  Written as it is at each renewal."""
 
 
 class Watcher(Protocol):
@@ -108,9 +110,10 @@ def split_frames(data: bytes | bytearray) -> Iterator[tuple[bytes, int]]:
 
 
 def encode_record(record: Record) -> bytes:
-    """A record as buses keep it: msgpack `[version, id, name, host, port, program, started]`."""
+    """A record as buses keep it: msgpack `[version, id, name, host, port, program, started, [heard id, ...]]`."""
     host, port = record.address or ("", 0)
-    encoded: bytes = msgpack.packb([1, record.replica, record.name, host, port, record.version, record.started_at])
+    fields = [1, record.replica, record.name, host, port, record.version, record.started_at, sorted(record.hears)]
+    encoded: bytes = msgpack.packb(fields)
     return encoded
 
 
@@ -123,12 +126,19 @@ def decode_record(encoded: bytes) -> Record:
     except ValueError as error:
         raise MalformedField(f"a replica's record is no msgpack ({type(error).__name__})") from error
     match fields:
-        case [int(), bytes(replica), str(name), str(host), int(port), str(version), float(started_at), *_]:
+        case [int(), bytes(replica), str(name), str(host), int(port), str(version), float(started_at), *more]:
             if not 0 <= port < 65536:
                 raise MalformedField("a replica's record has no port of TCP")
-            return Record(ReplicaID(replica), name, (host, port) if host else None, version, started_at)
+            address = (host, port) if host else None
+            return Record(ReplicaID(replica), name, address, version, started_at, _ids(more[0]) if more else set())
         case _:
             raise MalformedField("a replica's record has other fields")
+
+
+def _ids(field: Any) -> set[ReplicaID]:
+    if not isinstance(field, list) or not all(isinstance(each, bytes) for each in field):
+        raise MalformedField("a replica's record has other fields")
+    return {ReplicaID(each) for each in field}
 
 
 class RecordReader:

@@ -63,6 +63,9 @@ _EXPECTED: Final = (replies.RedisError, OSError, ConfigError, *_ENDED)
 _SUBSCRIPTION: Final[Mapping[str, Any]] = {"retry_policy": NoRetryPolicy(), "max_idle_seconds": math.inf}
 # A server that says so takes no records, and goes on carrying.
 _TAKES_NO_RECORDS: Final = ("OOM", "MISCONF", "NOREPLICAS")
+_MOVES: Final = (
+    "the slot of our keys is on its way to another node of its cluster, so it takes no records until that is over"
+)
 # What a server's refusal means, by its kind or by how it begins, for the operator.
 _BY_KIND: Final[tuple[tuple[type[Exception], str], ...]] = (
     (replies.AuthenticationRequiredError, "it asks for a password: write USER:PASSWORD@ before the host"),
@@ -74,6 +77,8 @@ _BY_KIND: Final[tuple[tuple[type[Exception], str], ...]] = (
     ),
     (replies.BusyLoadingError, "it is still loading its data"),
     (replies.MovedError, "our keys are at another node of its cluster: redis+cluster finds it"),
+    (replies.AskError, _MOVES),
+    (replies.TryAgainError, _MOVES),
     (replies.ClusterDownError, "the cluster is down, as a part of it has no node"),
     (replies.UnknownCommandError, "it does not know a command: it is no sentinel, or a Redis before 6.0"),
 )
@@ -213,14 +218,14 @@ class RedisBus:
             if primary is None:
                 raise replies.ConnectionError(f"it knows no primary called {self._place.service}")
             return str(primary[0]), primary[1]
+        moved = None
         try:
             async with self._connect(address, self._place.login) as node:
                 await node.smembers(f"{self._prefix}rs")
-        except* replies.MovedError as errors:
+        except* replies.AskError as errors:
             moved = _first(errors)
-        else:
-            return address
-        assert isinstance(moved, replies.MovedError)
+        if not isinstance(moved, replies.MovedError):
+            return address  # until a slot has moved, it is where it was
         return moved.host or address[0], moved.port  # a node that knows no name of its own is where it was asked
 
     def _connect(self, server: Address, login: Login, db: int = 0) -> "Redis[bytes]":
@@ -271,27 +276,38 @@ class RedisBus:
 
     async def _renew(self, client: "Redis[bytes]", own: Record, watcher: Watcher) -> None:
         """Our record, and everybody's."""
-        encoded, key, ids = encode_record(own), self._key(own.replica), f"{self._prefix}rs"
+        key, ids = self._key(own.replica), f"{self._prefix}rs"
         while not self._is_leaving:
+            takes_records = True
             try:
-                await client.set(key, encoded, px=int(LEASE_SECONDS * 1000))
+                await client.set(key, encode_record(own), px=int(LEASE_SECONDS * 1000))
                 await client.sadd(ids, [own.replica.hex()])
-                self._takes_records = True
-                self._note_well()
             except replies.ResponseError as error:
-                if not error_text(error).startswith(_TAKES_NO_RECORDS):
+                if not (_is_moving(error) or error_text(error).startswith(_TAKES_NO_RECORDS)):
                     raise
-                self._takes_records = False
+                takes_records = False
                 self._note_trouble(error)
-            members = {bytes(each) for each in await client.smembers(ids)}
-            strange = [each for each in members if _ID.fullmatch(each) is None]
-            named = sorted(members.difference(strange))[: 2 * MAX_REPLICAS]
-            found = await client.mget([f"{self._prefix}r:{each.decode()}" for each in named]) if named else ()
-            gone = [each for each, value in zip(named, found, strict=True) if value is None]
-            if self._takes_records and (strange or gone):
-                await client.srem(ids, [*strange, *gone])
-            watcher.see_records(self._records.read(bytes(value) for value in found if value is not None))
+            try:
+                watcher.see_records(await self._read(client, ids, may_sweep=takes_records))
+            except replies.ResponseError as error:
+                if not _is_moving(error):
+                    raise
+                takes_records = False  # and the others stay known
+                self._note_trouble(error)
+            self._takes_records = takes_records
+            if takes_records:
+                self._note_well()
             await trio.sleep(RENEW_SECONDS)
+
+    async def _read(self, client: "Redis[bytes]", ids: str, *, may_sweep: bool) -> Mapping[ReplicaID, Record]:
+        members = {bytes(each) for each in await client.smembers(ids)}
+        strange = [each for each in members if _ID.fullmatch(each) is None]
+        named = sorted(members.difference(strange))[: 2 * MAX_REPLICAS]
+        found = await client.mget([f"{self._prefix}r:{each.decode()}" for each in named]) if named else ()
+        gone = [each for each, value in zip(named, found, strict=True) if value is None]
+        if may_sweep and (strange or gone):
+            await client.srem(ids, [*strange, *gone])
+        return self._records.read(bytes(value) for value in found if value is not None)
 
     async def _beat(self, client: "Redis[bytes]", own: ReplicaID) -> None:
         while True:
@@ -352,6 +368,12 @@ def _first(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
+
+
+def _is_moving(error: BaseException) -> bool:
+    """Whether a cluster refuses what it is asked because the slot is on its way from one node to another."""
+    is_asking = isinstance(error, replies.AskError) and not isinstance(error, replies.MovedError)
+    return is_asking or isinstance(error, replies.TryAgainError)
 
 
 def _meaning(error: BaseException) -> str:

@@ -46,10 +46,10 @@ class StoreBus:
         self._seen: dict[str, tuple[int, int]] = {}  # the number of each row, and for how many looks it stood still
 
     async def run(self, own: Record, watcher: Watcher) -> None:
-        self._row_id, encoded, beat = own.replica.hex(), encode_record(own), 0
+        self._row_id, beat = own.replica.hex(), 0
         try:
             while self._row_id:
-                beat += 1
+                beat, encoded = beat + 1, encode_record(own)
                 try:
                     rows = await self._store.run(self._store.replicas.renew, self._row_id, encoded, beat, self._dead())
                     self.trouble = ""

@@ -291,7 +291,8 @@ RULES: Final[Mapping[Code, Rule]] = {
     Code.REPLICA_ONE_WAY: Rule(
         Check.REPLICAS,
         _ERROR,
-        "for six seconds another replica was heard, and none of what it said was an answer to this one",
+        "for six seconds another replica was heard, and none of what it said was an answer to this one; or its record "
+        "says that it hears this one, of which nothing else came",
         "Find what lets one direction alone pass: a firewall between the two machines, or a user of Redis who may not "
         "publish or not subscribe; peers of the two do not meet meanwhile.",
     ),

@@ -291,6 +291,9 @@ def _other_replica(other: OtherReplica, reading: ReplicasReading) -> Iterator[Fi
         if heard is not None and heard < APART_SECONDS:
             what = f"replica {name} is heard, and has not answered for {apart:.0f} s; {ways}"
             yield Finding(Code.REPLICA_ONE_WAY, Severity.ERROR, what)
+        elif other.hears_us and not reading.bus_trouble:
+            what = f"replica {name} hears this one, and nothing has come from there for {apart:.0f} s; {ways}"
+            yield Finding(Code.REPLICA_ONE_WAY, Severity.ERROR, what)
         else:
             # Where discovery is away nobody knows whether it is alive.
             is_sure = other.is_known and not reading.bus_trouble

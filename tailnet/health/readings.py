@@ -217,6 +217,7 @@ class OtherReplica:
     refused: str = ""  # why it cannot be talked to
     apart_seconds: float | None = None  # since its last session; None while there is one
     heard_seconds: float | None = None  # since it said anything; None: never
+    hears_us: bool = False  # and has no session with us, as it says where discovery has its record
     outward: str = ""
     inward: str = ""
     clock_ahead_seconds: float | None = None  # its wall clock before ours; None: it did not say

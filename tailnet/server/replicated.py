@@ -60,6 +60,7 @@ async def run(
         assert relay.mesh is not None  # it has kin
         mesh = RelayMesh(replicas, relay, relay.mesh, config.derp_region_id)
         replicas.shared[mesh.topic], replicas.serve_relay = mesh, mesh.serve
+        relay.kin_here = mesh.keys_here
     await replicas.run(hub, task_status=task_status)
 
 

@@ -605,6 +605,11 @@ class CoordinatorServer(Server[CoordinatorConfig]):
 
     # --- leaving
 
+    def close(self) -> None:
+        super().close()
+        if self.replicas is not None and self.is_replaced:
+            self.replicas.stop_listening()
+
     async def give_notice(self) -> None:
         if self.replicas is not None and not self.is_replaced:
             await trio.sleep(self.config.replica_notice_seconds)

@@ -7,6 +7,7 @@ Next hop: derp/server/mesh.py.
 """
 
 import logging
+import random
 from functools import partial
 from typing import Final
 
@@ -15,10 +16,11 @@ import trio
 from derp.errors import ConnectError
 from derp.server.mesh import Dialled, Mesh, greet_kin, log_in_as_kin
 from derp.server.relay import Relay
+from derp.transport.host import Wire
 from derp.transport.linkstream import LinkStream, take_over
 from tailnet.bus.links import Link
 from tailnet.replica.messages import ReplicaID
-from tailnet.services.replicas import Replicas
+from tailnet.services.replicas import REDIAL_SECONDS, Replicas
 from tailnet.services.sharing import Shared
 
 _log = logging.getLogger("tailnet.replicas")
@@ -42,6 +44,7 @@ class RelayMesh(Shared):
         self._replicas = replicas
         self._relay = relay
         self._mesh = mesh
+        self._served: set[Wire] = set()
         self._nursery: trio.Nursery
 
     def trouble(self) -> str:
@@ -71,6 +74,10 @@ class RelayMesh(Shared):
         if scope is not None:
             scope.cancel()
 
+    def keys_here(self) -> set[bytes]:
+        """Of replicas whose relays are connected with ours: each has one for as long as it lives."""
+        return {client.key for client in self._relay.router.clients.values() if client.wire in self._served}
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
@@ -83,23 +90,35 @@ class RelayMesh(Shared):
             stream = await _on_the_reactor(link)
         except ConnectError:
             return  # it dials anew
+        self._served = {wire for wire in self._served if wire in self._relay.host.wires} | {stream.link}
         self._relay.host.tick()
-        greet_kin(self._relay.sessions, stream.link, _GREETING_SECONDS)
+        try:
+            greet_kin(self._relay.sessions, stream.link, _GREETING_SECONDS)
+        except BaseException:
+            await trio.aclose_forcefully(stream)
+            raise
         self._relay.host.flush()
 
     async def _keep(self, other: ReplicaID, scope: trio.CancelScope) -> None:
+        name = f"replica {self._replicas.name_of(other)}"
         with scope:
-            try:
-                await self._mesh.keep(other, f"replica {self._replicas.name_of(other)}", partial(self._dial, other))
-            finally:
-                await self._mesh.forget(other)
+            while True:
+                try:
+                    await self._mesh.keep(other, name, partial(self._dial, other))
+                    return  # we leave
+                except Exception:
+                    self._replicas.note_defect(other)
+                finally:
+                    await self._mesh.forget(other)
+                await trio.sleep(random.uniform(*REDIAL_SECONDS))
 
     async def _dial(self, other: ReplicaID) -> Dialled:
         link = await self._replicas.dial_relay(other)
         if link.other != other:
             await trio.aclose_forcefully(link.stream)
+            self._replicas.note_found(other, link.other)
             raise ConnectError(f"replica {self._replicas.name_of(link.other)} has its address now")
-        return await log_in_as_kin(await _on_the_reactor(link))
+        return await log_in_as_kin(await _on_the_reactor(link), self._relay.sessions.kin_private)
 
 
 async def _on_the_reactor(link: Link) -> LinkStream:

@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Final
 
 import trio
@@ -105,6 +104,8 @@ class Replicas:
         self.session_count = 0
         self.ends: Counter[End] = Counter()
         self.silence_count = 0
+        self.failed_links = 0
+        """Links that ended by a defect of ours."""
         self.apart: Lasting[ReplicaID | Address] = Lasting()
         """Replicas without a session, and places where there is none."""
         self.map_differs: Lasting[ReplicaID] = Lasting()
@@ -123,6 +124,7 @@ class Replicas:
         self._host = host
         self._hub: Hub
         self._nursery: trio.Nursery
+        self._listening = trio.CancelScope()
         self._diallers: dict[Address, trio.CancelScope] = {}
         self._alarm = Alarm(host, self._handle_timeout, self.cluster)
         self._is_touched = False
@@ -239,7 +241,7 @@ class Replicas:
                     await nursery.start(shared.run)
                 nursery.start_soon(self._listen)
                 nursery.start_soon(self.bus.run, own, self)
-                nursery.start_soon(self._forget_the_dead)
+                nursery.start_soon(self._look_around, own)
                 if self.bus.can_carry:
                     nursery.start_soon(self._send_by_bus)
                 task_status.started()
@@ -255,16 +257,19 @@ class Replicas:
 
     async def _listen(self) -> None:
         """A predecessor has our ports for a moment longer; until then we dial."""
-        while self.settings.listen and not self.listening:
-            await trio.sleep(REDIAL_SECONDS[1])
-            with suppress(ListenError):
-                self.open()
-        async with trio.open_nursery() as nursery:
-            for sock in self.listening:
-                listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
-                nursery.start_soon(
-                    partial(trio.serve_listeners, self._links.accept, [listener], handler_nursery=nursery)
-                )
+        with self._listening:
+            while self.settings.listen and not self.listening:
+                await trio.sleep(REDIAL_SECONDS[0])
+                with suppress(ListenError):
+                    self.open()
+            listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(sock)) for sock in self.listening]
+            if listeners:
+                await trio.serve_listeners(self._links.accept, listeners, handler_nursery=self._nursery)
+
+    def stop_listening(self) -> None:
+        """Leave the ports to the process that takes our place: others reach that one from now on.  Links stay."""
+        self._listening.cancel()
+        self.listening.clear()
 
     # What the bus tells.
 
@@ -357,15 +362,21 @@ class Replicas:
             raise ConnectError("where it takes links of others is not known: has it a --replica-listen?")
         return await self._links.dial(address, Use.RELAY)
 
+    def note_found(self, other: ReplicaID, there: ReplicaID) -> None:
+        """Somebody else is where that replica was: perhaps the process that takes its place."""
+        address = replicas_view.place_of(self, other)
+        if address is not None:
+            self.found[address] = there
+
     # Links.
 
     async def _serve_link(self, link: Link) -> None:
         """Use a proved link until it ends, and close it."""
-        if link.use is Use.RELAY and self.serve_relay is not None:
-            await self.serve_relay(link)
+        if link.use is Use.RELAY:
+            await self._serve_relay_link(link)
             return
         try:
-            if link.use is Use.RELAY or not self._take_link(link):
+            if not self._take_link(link):
                 return
             try:
                 with link.scope:
@@ -377,14 +388,29 @@ class Replicas:
             except* (TransportError, RemoteProtocolError) as errors:
                 reason = error_text(errors.exceptions[0])
             except* Exception:
-                # A defect of ours costs one link, which is dialled anew, and the operator gets the whole story.
-                _log.exception("! the link to replica %s failed; please report this", link.other)
+                self.note_defect(link.other)
                 reason = "a defect"
             self._lose_link(link, reason)
         finally:
             self._lose_link(link, "this replica ends")
             link.ended.set()
             await trio.aclose_forcefully(link.stream)
+
+    async def _serve_relay_link(self, link: Link) -> None:
+        """Give a proved link to the relay here, or close it."""
+        try:
+            if self.serve_relay is not None:
+                await self.serve_relay(link)
+                return
+        except Exception:
+            self.note_defect(link.other)
+        await trio.aclose_forcefully(link.stream)
+
+    def note_defect(self, other: ReplicaID) -> None:
+        """In an `except`: a defect of ours costs one link, which is dialled anew, and the operator gets the whole
+        story."""
+        self.failed_links += 1
+        _log.exception("! the link to replica %s failed; please report this", self.name_of(other))
 
     def _take_link(self, link: Link) -> bool:
         """Whether this link is the way to its replica from now on: of two, the one that the smaller id dialled, and
@@ -529,10 +555,13 @@ class Replicas:
         name = pair.hello.name if pair is not None and pair.hello is not None else record.name if record else ""
         return f"{name} ({other.hex()[:6]})" if name else other.hex()[:6]
 
-    async def _forget_the_dead(self) -> None:
-        """A replica that is silent, that no way leads to and that discovery does not know, does not come back."""
+    async def _look_around(self, own: Record) -> None:
+        """A replica that is silent, that no way leads to and that discovery does not know, does not come back.  One
+        that is heard, and does not answer, may not know that it is: our record says so."""
         while True:
             await trio.sleep(RENEW_SECONDS)
+            own.hears.clear()
+            own.hears.update(replicas_view.unanswering(self, self.now))
             gone = [
                 other
                 for other, pair in self.cluster.pairs.items()

@@ -19,7 +19,7 @@ from tailnet.metrics import ReplicaReading
 from tailnet.replica.cluster import DELAY_LIMITS_SECONDS, Cluster
 from tailnet.replica.codec import KINDS
 from tailnet.replica.messages import NodeIs, ReplicaID
-from tailnet.replica.pair import End, Pair
+from tailnet.replica.pair import SILENCE_SECONDS, End, Pair
 
 # Names of messages as docs/replicas.md has them.
 _KINDS: Final = {kind: "node" if kind is NodeIs else kind.__name__.lower() for kind in KINDS}
@@ -41,6 +41,7 @@ class Replicas(Protocol):
     listening: list[socket.socket]
     session_count: int
     silence_count: int
+    failed_links: int
     ends: Counter[End]
     apart: Lasting[ReplicaID | Address]
     map_differs: Lasting[ReplicaID]
@@ -118,6 +119,7 @@ def look(replicas: Replicas, now: float) -> ReplicasReading:
             refused=replicas.cluster.refused.get(other, "") if other in apart else "",
             apart_seconds=apart.get(other),
             heard_seconds=now - pair.heard_at if pair is not None and pair.heard_at != -inf else None,
+            hears_us=record is not None and replicas.id in record.hears,
             outward=outward(replicas, other),
             inward=_inward(replicas, other, now),
             clock_ahead_seconds=opened.wall_ahead_seconds if opened is not None else None,
@@ -133,6 +135,12 @@ def look(replicas: Replicas, now: float) -> ReplicasReading:
         bus_trouble=replicas.bus.trouble,
         unheard=[replicas.name_of(other) for other in by_bus] if replicas.cluster.is_deaf else (),
     )
+
+
+def unanswering(replicas: Replicas, now: float) -> list[ReplicaID]:
+    """Who is heard, and has no session with us."""
+    pairs = replicas.cluster.pairs
+    return [other for other, pair in pairs.items() if not pair.is_open and now - pair.heard_at < SILENCE_SECONDS]
 
 
 def _empty_places(replicas: Replicas) -> dict[Address, str]:
@@ -232,6 +240,7 @@ def _describe_one(replicas: Replicas, other: ReplicaID, seen: OtherReplica, now:
         "state": state_of(replicas, other),
         "state_seconds": round(now - opened_at if seen.apart_seconds is None else seen.apart_seconds, 1),
         "heard_seconds": _rounded(seen.heard_seconds, 1),
+        "hears_us": seen.hears_us,
         "way": _way(link) if link is not None else "bus" if pair is not None and pair.has_link else "",
         "lag_seconds": _rounded(opened.delay_seconds if opened is not None else None, 4),
         "clock_ahead_seconds": _rounded(seen.clock_ahead_seconds, 3),
@@ -290,6 +299,7 @@ def read(replicas: Replicas) -> ReplicaReading:
         delays=tuple(zip(DELAY_LIMITS_SECONDS, cluster.delays, strict=True)),
         delay_seconds=cluster.delay_seconds,
         refused_links=replicas.refused_links,
+        failed_links=replicas.failed_links,
         bus_trouble=bool(replicas.bus.trouble),
     )
 

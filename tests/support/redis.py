@@ -34,10 +34,17 @@ class RedisMissing(Exception):
 class RedisServer:
     """`pause` and `go_on`, `kill` and `start` as a test likes; running() ends it."""
 
-    def __init__(self, folder: Path, *options: str, program: str = "redis-server") -> None:
-        """`options` beside the port, the folder and a password, as the command takes them."""
+    def __init__(
+        self, folder: Path, *options: str, program: str = "redis-server", certificates: Path | None = None
+    ) -> None:
+        """`options` beside the port, the folder and a password, as the command takes them.
+
+        `certificates`: it speaks TLS alone, and asks whoever connects for a certificate too, as Redis does if nobody
+        forbids it.  That folder has ca.pem, server.pem and server.key for it, own.pem and own.key for us.
+        """
         self.port = free_port(socket.SOCK_STREAM)
         self._folder = folder
+        self._certificates = certificates
         self._command = (program, *options)
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -53,11 +60,19 @@ class RedisServer:
 
     @property
     def place(self) -> RedisPlace:
-        return redis_place(self.url)
+        if self._certificates is None:
+            return redis_place(self.url)
+        return redis_place(f"rediss://:{PASSWORD}@{HOST}:{self.port}?{shown(self._certificates)}")
 
     def start(self, *options: str) -> None:
         log_path = self._folder / f"{self.port}.log"
-        common = ["--port", str(self.port), "--bind", HOST, "--dir", str(self._folder), "--loglevel", "warning"]
+        common = ["--bind", HOST, "--dir", str(self._folder), "--loglevel", "warning"]
+        if self._certificates is None:
+            common += ["--port", str(self.port)]
+        else:
+            common += ["--port", "0", "--tls-port", str(self.port), "--tls-replication", "yes"]
+            for kind, name in (("ca-cert", "ca.pem"), ("cert", "server.pem"), ("key", "server.key")):
+                common += [f"--tls-{kind}-file", str(self._certificates / name)]
         # The administrator is there for what a test does to the default user.
         users = ["--requirepass", PASSWORD, "--user", "admin", "on", f">{PASSWORD}", "~*", "&*", "+@all"]
         command = [*self._command, *common, *users, "--masterauth", PASSWORD, *options]
@@ -85,6 +100,10 @@ class RedisServer:
             "-a",
             PASSWORD,
         ]
+        if self._certificates is not None:
+            command.append("--tls")
+            for kind, name in (("cacert", "ca.pem"), ("cert", "own.pem"), ("key", "own.key")):
+                command += [f"--{kind}", str(self._certificates / name)]
         done = subprocess.run(
             [*command, *map(str, words)],
             stdin=subprocess.DEVNULL,
@@ -129,41 +148,28 @@ class RedisServer:
         self._process.send_signal(number)
 
 
-class TlsServer(RedisServer):
-    """TLS alone.  It asks whoever connects for a certificate too, as Redis does if nobody forbids it."""
-
-    def __init__(self, folder: Path) -> None:
-        """`folder` has ca.pem, server.pem and server.key for it, own.pem and own.key for us."""
-        named = {"ca-cert": "ca.pem", "cert": "server.pem", "key": "server.key"}
-        files = [part for kind, name in named.items() for part in (f"--tls-{kind}-file", str(folder / name))]
-        super().__init__(folder, *files)
-        self._options = ("--port", "0", "--tls-port", str(self.port))
-
-    def start(self, *options: str) -> None:
-        super().start(*self._options, *options)
-
-    @property
-    def place(self) -> RedisPlace:
-        files = (
-            f"ssl_ca_certs={self._folder}/ca.pem&ssl_certfile={self._folder}/own.pem&ssl_keyfile={self._folder}/own.key"
-        )
-        return redis_place(f"rediss://:{PASSWORD}@{HOST}:{self.port}?{files}")
+def shown(certificates: Path) -> str:
+    """What we show to servers that ask, as the end of an address."""
+    return f"ssl_ca_certs={certificates}/ca.pem&ssl_certfile={certificates}/own.pem&ssl_keyfile={certificates}/own.key"
 
 
 class Sentineled:
     """A primary, a replica of it, and one sentinel, who alone decides."""
 
-    def __init__(self, folder: Path) -> None:
-        self.servers = [RedisServer(folder), RedisServer(folder)]
+    def __init__(self, folder: Path, certificates: Path | None = None) -> None:
+        self.servers = [RedisServer(folder, certificates=certificates) for _ in range(2)]
+        self._certificates = certificates
         self._config = folder / "sentinel.conf"
-        self.sentinel = RedisServer(folder, str(self._config), "--sentinel")
+        self.sentinel = RedisServer(folder, str(self._config), "--sentinel", certificates=certificates)
         self.dead_port = free_port(socket.SOCK_STREAM)
 
     @property
     def place(self) -> RedisPlace:
         """With a sentinel in front that is not there."""
         addresses = f"{HOST}:{self.dead_port},{HOST}:{self.sentinel.port}"
-        return redis_place(f"redis+sentinel://:{PASSWORD}@{addresses}/{SERVICE}/1?sentinel_password={PASSWORD}")
+        scheme, files = ("redis", "") if self._certificates is None else ("rediss", "&" + shown(self._certificates))
+        path = f"{SERVICE}/1?sentinel_password={PASSWORD}{files}"
+        return redis_place(f"{scheme}+sentinel://:{PASSWORD}@{addresses}/{path}")
 
     def start(self) -> None:
         primary, replica = self.servers
@@ -197,18 +203,31 @@ class Sentineled:
 class RedisCluster:
     """Three nodes of which the first has all slots but two, and one more that is a replica of the first."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, certificates: Path | None = None) -> None:
+        self._certificates = certificates
         self._bus_ports = [free_port(socket.SOCK_STREAM) for _ in range(4)]
         self.nodes = [self._node(folder / str(port), port) for port in self._bus_ports]
 
     def _node(self, folder: Path, bus_port: int) -> RedisServer:
         folder.mkdir()
-        of_a_cluster = ("--cluster-enabled", "yes", "--cluster-port", str(bus_port), "--cluster-node-timeout", "2000")
-        return RedisServer(folder, *of_a_cluster)
+        of_a_cluster: tuple[str, ...] = (
+            "--cluster-enabled",
+            "yes",
+            "--cluster-port",
+            str(bus_port),
+            "--cluster-node-timeout",
+            "2000",
+        )
+        if self._certificates is not None:
+            of_a_cluster += ("--tls-cluster", "yes")
+        return RedisServer(folder, *of_a_cluster, certificates=self._certificates)
 
     @property
     def place(self) -> RedisPlace:
-        return redis_place(f"redis+cluster://:{PASSWORD}@" + ",".join(f"{HOST}:{node.port}" for node in self.nodes[1:]))
+        addresses = ",".join(f"{HOST}:{node.port}" for node in self.nodes[1:])
+        if self._certificates is None:
+            return redis_place(f"redis+cluster://:{PASSWORD}@{addresses}")
+        return redis_place(f"rediss+cluster://:{PASSWORD}@{addresses}?{shown(self._certificates)}")
 
     def start(self) -> None:
         for node in self.nodes:
@@ -237,12 +256,28 @@ class RedisCluster:
         """The other one of the two."""
         return self.nodes[3] if self.primary() is self.nodes[0] else self.nodes[0]
 
+    def begin_move(self, slot: str, source: RedisServer, target: RedisServer) -> None:
+        """The source asks for what it lacks at the target from now on, and takes nothing new."""
+        assert target.ask("cluster", "setslot", slot, "importing", source.ask("cluster", "myid")) == "OK"
+        assert source.ask("cluster", "setslot", slot, "migrating", target.ask("cluster", "myid")) == "OK"
+
+    def move_keys(self, slot: str, source: RedisServer, target: RedisServer) -> None:
+        """All that the source has of the slot."""
+        for key in source.ask("cluster", "getkeysinslot", slot, 1000).split():
+            how = (0, 5000, "auth2", "default", PASSWORD, "keys", key)  # the DB, and milliseconds
+            assert source.ask("migrate", HOST, target.port, "", *how) in ("OK", "NOKEY")
+
+    def end_move(self, slot: str, source: RedisServer, target: RedisServer) -> None:
+        """The target serves it."""
+        for node in (target, source):
+            assert node.ask("cluster", "setslot", slot, "node", target.ask("cluster", "myid")) == "OK"
+
     def stop(self) -> None:
         for node in self.nodes:
             node.stop()
 
 
-_Server = TypeVar("_Server", RedisServer, TlsServer, Sentineled, RedisCluster)
+_Server = TypeVar("_Server", RedisServer, Sentineled, RedisCluster)
 
 
 def wait_until(is_so: Callable[[], object], explain: Callable[[], str] = lambda: "it did not come about") -> None:

@@ -294,6 +294,7 @@ def test_a_server_with_others_tells_of_them_and_one_alone_does_not() -> None:
         delay_seconds=19.0,
         sleeps=10,
         refused_links=11,
+        failed_links=20,
         bus_trouble=True,
     )
 
@@ -329,5 +330,6 @@ def test_a_server_with_others_tells_of_them_and_one_alone_does_not() -> None:
         "clock_jumps_total": 9,
         "sleeps_total": 10,
         "refused_links_total": 11,
+        "failed_links_total": 20,
         "bus_trouble": 1,
     }

@@ -20,13 +20,20 @@ from tailnet.errors import MalformedField, RemoteProtocolError
 from tailnet.replica.codec import MAX_FRAME_BYTES
 from tailnet.replica.messages import ReplicaID
 
-OWN = Record(ReplicaID(b"A" * 8), "fra-1", ("10.0.0.5", 3001), "0.1.0", 1.5)
+OWN = Record(ReplicaID(b"A" * 8), "fra-1", ("10.0.0.5", 3001), "0.1.0", 1.5, {ReplicaID(b"B" * 8)})
 
 
 def test_a_record_comes_back() -> None:
     assert decode_record(encode_record(OWN)) == OWN
     without = Record(OWN.replica, "fra-1", None, "0.1.0", 1.5)
     assert decode_record(encode_record(without)) == without
+    assert decode_record(encode_record(OWN)).hears == OWN.hears
+    assert decode_record(encode_record(without)).hears == set()
+
+
+def test_an_earlier_version_says_less() -> None:
+    earlier = decode_record(msgpack.packb(msgpack.unpackb(encode_record(OWN))[:7]))
+    assert (earlier, earlier.hears) == (OWN, set())
 
 
 def test_a_later_version_may_say_more() -> None:
@@ -42,6 +49,9 @@ def test_a_later_version_may_say_more() -> None:
         msgpack.packb([1, b"A" * 7, "n", "h", 1, "v", 0.0]),
         msgpack.packb([1, b"A" * 8, "n", "h", 65536, "v", 0.0]),
         msgpack.packb([1, b"A" * 8, "n", "h", 1, "v"]),
+        msgpack.packb([1, b"A" * 8, "n", "h", 1, "v", 0.0, 5]),
+        msgpack.packb([1, b"A" * 8, "n", "h", 1, "v", 0.0, [5]]),
+        msgpack.packb([1, b"A" * 8, "n", "h", 1, "v", 0.0, [b"B" * 7]]),
         msgpack.packb({"replica": b"A" * 8}),
         bytes(MAX_RECORD_BYTES + 1),
     ],

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,16 @@ import trio
 
 from tailnet.bus import redis as module
 from tailnet.bus.redis import RedisBus
+from tailnet.config.redis_url import Login
 from tailnet.coordinator.messages import Kind
+from tailnet.health.codes import Code
 from tests.support.memory_bus import Seen
 from tests.support.redis import HOST, PASSWORD, RedisServer, running
-from tests.support.replicated import MAIN, Place, Told, met, well
+from tests.support.replicated import MAIN, Place, Told, met, together, well
 from tests.support.tailnet_driver import wait_for
 from tests.tailnet.bus.conftest import or_missing
 from tests.tailnet.bus.test_redis import A
+from tests.tailnet.services.test_replicas_health import found
 
 pytestmark = pytest.mark.usefixtures("brisk", "patient")
 # How a server is made to refuse, by its own commands, what is said then, and what ends it.
@@ -183,3 +187,24 @@ async def test_a_server_that_loads_its_data(tmp_path: Path, nursery: trio.Nurser
         await wait_for(lambda: "it is still loading its data" in bus.trouble)
         assert server.ask("config", "set", "key-load-delay", "0") == "OK"
         await wait_for(lambda: seen.carrier and not bus.trouble)
+
+
+async def test_one_who_may_not_publish_to_the_other_is_known_at_both_ends(
+    redis: RedisServer, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own beats come back, and nothing that it says arrives: the other one is heard, and does not know it."""
+    monkeypatch.setattr("tailnet.health.judge.APART_SECONDS", 1.5)  # a replica greets each second
+    login = Login("muted", PASSWORD)
+    muted = Place(RedisBus(replace(redis.place, login=login), "faults"), "muted", None)
+    other = Place(RedisBus(redis.place, "faults"), "other", None)
+    own_channel = f"&tn:faults:c:{muted.replicas.id}"
+    assert (
+        redis.ask("acl", "setuser", "muted", "on", f">{PASSWORD}", "~*", "+@all", "resetchannels", own_channel) == "OK"
+    )
+    for place in (muted, other):
+        await nursery.start(place.run)
+    await wait_for(lambda: Code.REPLICA_ONE_WAY in found(muted) and Code.REPLICA_ONE_WAY in found(other))
+    assert "is heard, and has not answered" in found(muted)[Code.REPLICA_ONE_WAY][1]
+    assert "hears this one, and nothing has come" in found(other)[Code.REPLICA_ONE_WAY][1]
+    assert redis.ask("acl", "setuser", "muted", "allchannels") == "OK"
+    await together(muted, other)

@@ -152,6 +152,7 @@ WRONG: list[tuple[Reading, Code, Severity, str]] = [
         ERROR,
         "b is heard, and has not answered for 6 s",
     ),
+    (others(replace(APART, hears_us=True)), Code.REPLICA_ONE_WAY, ERROR, "b hears this one, and nothing has come from"),
     (others(replace(OTHER, clock_ahead_seconds=1.1)), Code.REPLICA_CLOCK, WARNING, "b is 1.1 s ahead of"),
     (others(replace(OTHER, clock_ahead_seconds=-3600.0)), Code.REPLICA_CLOCK, WARNING, "b is 3600.0 s behind"),
     (others(replace(OTHER, map_differs_seconds=60.0)), Code.REPLICA_MAP, WARNING, "another DERP map for 60 s"),

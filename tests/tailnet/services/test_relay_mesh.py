@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import pytest
@@ -12,15 +13,20 @@ from derp.client.client import DerpClient, open_derp_client
 from derp.errors import ConnectError
 from derp.keys import NodePrivate
 from derp.protocol.messages import RecvPacket
+from derp.server import mesh as mesh_module
+from derp.server.mesh import Dialled
 from derp.server.relay import Relay
+from tailnet.bus.links import Links, Use
 from tailnet.config.coordinator import BusPlace
 from tailnet.replica.messages import ReplicaID
+from tailnet.replica.proof import ClusterKey
 from tailnet.server.server import CoordinatorServer
 from tailnet.services import relay_mesh
 from tailnet.services.relay_mesh import MAX_OF_REGION, RelayMesh
+from tests.derp.server.test_succession import join
 from tests.support.seeds import agent_token, peer_id
 from tests.support.tailnet_driver import AGENT_DOOR, open_peer, wait_for
-from tests.tailnet.server.test_replicated import Places, linked, replicas_of
+from tests.tailnet.server.test_replicated import SECRET, Places, linked, replicas_of
 
 Serve = Callable[..., Awaitable[CoordinatorServer]]
 
@@ -178,3 +184,65 @@ async def test_a_link_that_breaks_behind_its_proof_is_dialled_anew(
     servers = [await places.start(number) for number in range(2)]
     await meshed(*servers)
     assert not broken
+
+
+async def test_a_relay_waits_until_those_of_others_have_met_its_successor(
+    places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until then packets for clients that go there would have no way but by the process that leaves."""
+    old, other = await places.start(0), await places.start(1)
+    await meshed(old, other)
+    dial = mesh_of(other)._dial
+    is_free = trio.Event()
+
+    async def dial_later(replica: ReplicaID) -> Dialled:
+        await is_free.wait()
+        return await dial(replica)
+
+    monkeypatch.setattr(mesh_of(other), "_dial", dial_later)
+    new = await places.start(2)
+    leaving = relay_of(old)
+    await join(leaving, relay_of(new))
+    assert leaving.neighbours_to_move() == 0, "nobody takes its place so far"
+    leaving.is_draining = True
+    # The new one is a replica of its own here, so it has met the old one; of the other it has heard.
+    await wait_for(lambda: leaving.neighbours_to_move() == 1)
+    is_free.set()
+    await wait_for(lambda: leaving.neighbours_to_move() == 0)
+
+
+async def test_what_a_replica_says_to_a_relay_that_is_no_derp_ends_that_link_alone(
+    places: Places, caplog: pytest.LogCaptureFixture
+) -> None:
+    server, other = await places.start(0), await places.start(1)
+    await meshed(server, other)
+    key = ClusterKey(server.config.cluster_name, SECRET)
+    stranger = Links(ReplicaID(b"stranger"), key, replicas_of(server)._serve_link)
+    for garbage in (b"GET / HTTP/1.1\r\n\r\n", bytes(range(256)) * 64, b"\x02\xff\xff\xff\xff"):
+        link = await stranger.dial(replicas_of(server).listening[0].getsockname(), Use.RELAY)
+        await link.stream.send_all(garbage)
+        with trio.fail_after(60):
+            while await link.stream.receive_some():
+                pass
+        await trio.aclose_forcefully(link.stream)
+    async with callers(server, other) as (one, another):
+        await passes(one, another, b"there")
+    assert replicas_of(server).failed_links == 0
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+@pytest.mark.parametrize(("module", "name"), [(relay_mesh, "greet_kin"), (mesh_module, "shake_hands")])
+async def test_a_defect_ends_one_link_between_relays_and_the_next_one_stands(
+    module: ModuleType, name: str, places: Places, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = getattr(module, name)
+
+    def fail(*of: object) -> None:
+        monkeypatch.setattr(module, name, real)
+        raise AssertionError("planted")
+
+    monkeypatch.setattr(module, name, fail)
+    servers = [await places.start(number) for number in range(2)]
+    await meshed(*servers)
+    assert sum(replicas_of(server).read().failed_links for server in servers) == 1
+    assert "planted" in caplog.text

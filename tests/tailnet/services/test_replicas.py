@@ -147,6 +147,23 @@ async def test_a_port_in_use_is_told_at_start_unless_a_predecessor_has_it(nurser
     await together(second, successor)
 
 
+async def test_a_successor_gets_the_port_while_the_links_of_before_stand(nursery: trio.Nursery) -> None:
+    first, second = await two(nursery)
+    link = second.replicas.linked[first.replicas.id]
+    successor = Place(StaticBus([]), "successor", first.address)
+    successor.replicas.settings = replace(successor.replicas.settings, is_successor=True)
+    await nursery.start(successor.run)
+    assert not successor.replicas.listening
+    first.replicas.stop_listening()
+    await wait_for(lambda: successor.replicas.listening)
+    third = await nursery.start(Place(StaticBus([successor.address]), "third", None).run)
+    await together(third, successor)
+    assert second.replicas.linked[first.replicas.id] is link
+    assert not link.ended.is_set()
+    assert second.replicas.page().render()
+    assert first.replicas.page().render()
+
+
 async def test_requests_wait_until_the_others_are_met(nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "READY_SECONDS", 600.0)
     nobody = "127.0.0.1", free_port(socket.SOCK_STREAM)
