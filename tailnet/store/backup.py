@@ -16,10 +16,10 @@ from typing import Final
 import sqlalchemy as sa
 
 from derp.text import error_text
-from tailnet.errors import StoreError
+from tailnet.errors import StoreError, StoreVersionError
 from tailnet.store.callers import raise_generation
 from tailnet.store.database import Database
-from tailnet.store.schema import agents, counters, metadata, replicas, revocations, servers
+from tailnet.store.schema import HEAD_REVISION, agents, counters, metadata, replicas, revocations, servers
 from tailnet.store.sqlite import SqliteDialect
 
 # Rows in one statement.
@@ -86,6 +86,11 @@ def _copy(source: Database, target: Database) -> dict[str, int]:
     """All rows, in one transaction on either side."""
     copied: dict[str, int] = {}
     with source.reading() as reader, target.writing() as writer:
+        revision = source.schema_revision(reader)
+        if revision != HEAD_REVISION:  # which this program may use, but does not know all of
+            raise StoreVersionError(
+                f"store {source.shown}: its schema {revision} is a newer program's: copy it with that one"
+            )
         source.dialect.begin_long(reader)
         target.dialect.begin_long(writer)
         writer.execute(counters.delete())

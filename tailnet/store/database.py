@@ -19,7 +19,7 @@ import trio
 from tailnet.errors import StoreError, StoreTrouble, StoreVersionError
 from tailnet.store.dialect import Dialect
 from tailnet.store.postgresql import PostgresqlDialect
-from tailnet.store.schema import HEAD_REVISION
+from tailnet.store.schema import HEAD_REVISION, READABLE_FROM, counters
 from tailnet.store.sqlite import BUSY_TIMEOUT_SECONDS, SqliteDialect
 from tailnet.store.urls import parse_store_url
 from tailnet.store.writer import Change, Writer
@@ -175,7 +175,12 @@ class Database:
 
     def _migrate(self) -> None:
         with self.reading() as connection:
-            if self.schema_revision(connection) == HEAD_REVISION:
+            revision = self.schema_revision(connection)
+            if revision == HEAD_REVISION:
+                return
+            if self._is_for_us_too(connection, revision):
+                told = "store %s: its schema %s is newer than this program's %s, which can use it"
+                _log.info("= " + told, self.shown, revision, HEAD_REVISION)
                 return
         # Again under the write lock: of several processes that start together, one migrates and the others find it
         # done.
@@ -183,13 +188,20 @@ class Database:
             self.dialect.begin_long(connection)
             self.dialect.lock(connection, "migration")
             revision = self.schema_revision(connection)
-            if revision == HEAD_REVISION:
+            if revision == HEAD_REVISION or self._is_for_us_too(connection, revision):
                 return
             if revision is None and self.dialect.table_names(connection):
                 raise StoreError(
                     f"store {self.shown}: this {self.dialect.name} database belongs to another program: name a new one"
                 )
             self._upgrade(connection, revision)
+
+    def _is_for_us_too(self, connection: sa.Connection, revision: str | None) -> bool:
+        """Whether whoever made a newer schema says that programs of ours can use it."""
+        if revision is None or revision <= HEAD_REVISION:
+            return False
+        oldest = connection.execute(sa.select(counters.c.value).where(counters.c.name == _readable(revision))).scalar()
+        return oldest is not None and oldest <= int(HEAD_REVISION)
 
     def _upgrade(self, connection: sa.Connection, revision: str | None) -> None:
         # Its own account is that of its plug-ins, which begins with its import; ours is one line.
@@ -210,7 +222,14 @@ class Database:
             )
         kept = "" if revision is None else f"; as it was: {self.dialect.keep_copy(connection, revision)}"
         command.upgrade(config, "head")
+        connection.execute(counters.delete().where(counters.c.name == _readable(HEAD_REVISION)))
+        connection.execute(counters.insert().values(name=_readable(HEAD_REVISION), value=int(READABLE_FROM)))
         _log.info("= store %s: schema %s, was %s%s", self.shown, HEAD_REVISION, revision or "empty", kept)
+
+
+def _readable(revision: str) -> str:
+    """Under which name `counters` has the oldest schema whose programs can use that one."""
+    return f"schema {revision} is for programs from"
 
 
 def make_dialect(url: str, *, busy_timeout_seconds: float = BUSY_TIMEOUT_SECONDS) -> Dialect:

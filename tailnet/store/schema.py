@@ -19,6 +19,9 @@ from tailnet.types import PeerID
 # The newest file in migrations/versions.  Kept as a constant so that an up-to-date store opens without importing
 # Alembic.
 HEAD_REVISION: Final = "0014"
+# The oldest schema whose programs can serve on this one, beside newer ones or after them.  A migration that takes away
+# or changes what they use raises it, and a release never raises it above the schema of the release before.
+READABLE_FROM: Final = "0012"
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)

@@ -13,7 +13,7 @@ from alembic.config import Config
 import tailnet.store.migrations
 from tailnet.errors import StoreError, StoreTrouble, StoreVersionError
 from tailnet.store.database import Database
-from tailnet.store.schema import HEAD_REVISION, counters
+from tailnet.store.schema import HEAD_REVISION, READABLE_FROM, counters
 from tests.support.disks import full_disk
 
 
@@ -22,8 +22,12 @@ def revision(database: Database) -> str:
         return str(connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar_one())
 
 
+OURS = f"schema {HEAD_REVISION} is for programs from"
+
+
 def names(connection: sa.Connection) -> list[str]:
-    return list(connection.execute(sa.select(counters.c.name)).scalars())
+    """Of counters beside the one that a new store has of its schema."""
+    return [name for name in connection.execute(sa.select(counters.c.name)).scalars() if name != OURS]
 
 
 def add(database: Database, name: str) -> None:
@@ -45,6 +49,37 @@ def test_a_store_of_a_newer_version(store_url: str) -> None:
     database.close()
     with pytest.raises(StoreVersionError, match="9999 is newer"):
         Database.open(store_url)
+
+
+@pytest.mark.parametrize("is_readable", [True, False])
+def test_a_store_of_a_newer_version_that_says_for_whom_it_is(
+    is_readable: bool, store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a release has to leave it that is updated while the one before serves, or that is given up again."""
+    caplog.set_level(logging.INFO)
+    database = Database.open(store_url)
+    with database.writing() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+        oldest = int(HEAD_REVISION) + (not is_readable)
+        connection.execute(counters.insert().values(name="schema 9999 is for programs from", value=oldest))
+    database.close()
+    if not is_readable:
+        with pytest.raises(StoreVersionError, match="9999 is newer"):
+            Database.open(store_url)
+        return
+    database = Database.open(store_url)
+    assert revision(database) == "9999"
+    assert f"its schema 9999 is newer than this program's {HEAD_REVISION}, which can use it" in caplog.text
+    database.check()
+    database.close()
+
+
+def test_the_newest_schema_says_for_whom_it_is(store_url: str) -> None:
+    database = Database.open(store_url)
+    with database.reading() as connection:
+        oldest = connection.execute(sa.select(counters.c.value).where(counters.c.name == OURS)).scalar_one()
+    database.close()
+    assert f"{oldest:04}" == READABLE_FROM < HEAD_REVISION
 
 
 def test_many_processes_start_together(store_url: str) -> None:
@@ -78,7 +113,7 @@ def test_an_exception_rolls_back(store_url: str) -> None:
     with pytest.raises(KeyError):
         fail_half_way()
     with database.reading() as connection:
-        assert connection.execute(sa.select(counters.c.name)).scalars().all() == ["callers"]
+        assert names(connection) == ["callers"]
     database.close()
 
 
