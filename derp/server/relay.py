@@ -126,8 +126,7 @@ class Relay:
         self.is_draining = False
         self.siblings_stay = False
         """While we drain: other workers of this relay go on, and clients that we send away come to them."""
-        self.kin_here: Callable[[], set[bytes]] = set
-        """Keys of other relays of the region that are connected with us by ways that are not of `--mesh-with`."""
+        self.kin_here: Callable[[], set[bytes]] = set  # keys of relays that are connected, and not by `--mesh-with`
         self.succession: Succession | None = None
         """The mesh with the process that takes this one's place, or the other way round."""
         self.started_at = host.now
