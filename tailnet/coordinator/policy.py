@@ -59,8 +59,7 @@ class AgentPolicy(Policy):
             self.agent_id.address(CODER_SERVICE_PREFIX),
             LEGACY_AGENT_ADDRESS,
         )
-        # allowed_ips too: they are what receivers route by, so a foreign one would take another agent's packets.
-        return _complain("addresses", node.addresses, own) or _complain("allowed_ips", node.allowed_ips, own)
+        return _complain_about_addresses(node, own)
 
 
 class _ClientPolicy(Policy):
@@ -69,7 +68,7 @@ class _ClientPolicy(Policy):
     __slots__ = ()
 
     def complain_about_addresses(self, node: Node) -> Complaint | None:
-        return _complain("addresses", node.addresses, None) or _complain("allowed_ips", node.allowed_ips, None)
+        return _complain_about_addresses(node, None)
 
 
 class ClientPolicy(_ClientPolicy):
@@ -107,6 +106,15 @@ class ServerPolicy(_ClientPolicy):
 
     def complain_about_tunnel(self, dst: bytes, allowed: Container[bytes]) -> Complaint | None:
         return None
+
+
+def _complain_about_addresses(node: Node, own: tuple[IPv6Address, ...] | None) -> Complaint | None:
+    # allowed_ips too: they are what receivers route by, so a foreign one would take another agent's packets.  Genuine
+    # nodes have the same in both.
+    complaint = _complain("addresses", node.addresses, own)
+    if complaint is None and node.allowed_ips != node.addresses:
+        return _complain("allowed_ips", node.allowed_ips, own)
+    return complaint
 
 
 def _complain(field: str, prefixes: Sequence[str], own: tuple[IPv6Address, ...] | None) -> Complaint | None:

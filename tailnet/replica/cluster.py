@@ -153,7 +153,7 @@ class Cluster(Generic[C]):
         self._told_at = float("-inf")
         self._tell_at: float | None = None
         self._missed: float | None = None  # the deadline that told of the last sleep
-        self._awake_until = -inf  # until then no deadline can be so late that it tells of a sleep
+        self._awake_until = -inf  # until then nobody need ask whether we slept
 
     # Members and links.
 
@@ -188,7 +188,8 @@ class Cluster(Generic[C]):
 
     def receive_frame(self, other: ReplicaID, frame: bytes, now: float) -> list[Effect[C]]:
         """A frame from a replica, over its link."""
-        self._notice_sleep(now)
+        if now > self._awake_until:
+            self._notice_sleep(now)
         pair = self.pairs.get(other) or self.pair(other)
         return self._take(other, pair.receive_frame(frame, now), now)
 
@@ -244,7 +245,8 @@ class Cluster(Generic[C]):
 
     def handle_timeout(self, now: float) -> list[Effect[C]]:
         """Whatever is due.  A replica judges others only while it is awake, and hears."""
-        self._notice_sleep(now)
+        if now > self._awake_until:
+            self._notice_sleep(now)
         if self.is_deaf:
             self._excuse_all(now)
         of_core = self.coordinator.next_timeout()
@@ -260,10 +262,8 @@ class Cluster(Generic[C]):
     def _notice_sleep(self, now: float) -> None:
         """Before anything else: what waited while we were stopped, as that others closed their links, moves the
         deadlines that tell of it."""
-        # No deadline is set for a time that has passed: if none was late a moment ago, there is none so late now.
-        if now <= self._awake_until:
-            return
         due = self.next_timeout()
+        # No deadline is set for a time that has passed, so until then none can be late by so much.
         self._awake_until = (now if due is None else min(now, due)) + SLEPT_SECONDS
         if due is not None and now - due > SLEPT_SECONDS and due != self._missed:
             self._missed = due

@@ -250,7 +250,9 @@ class Pair:
                 self.status = message
                 if message.wall:
                     self._wall_offsets.append((message.wall - self._own.status(now).wall) / 1000)
-                self._take_acknowledgement(session, message.heard_seq)
+                unacknowledged = session.unacknowledged
+                while unacknowledged and unacknowledged[0][0] <= message.heard_seq:
+                    self._acknowledged_at = unacknowledged.popleft()[1]
             elif type(message) is Bye:
                 self.is_leaving = True
             elif type(message) is Hello:
@@ -291,8 +293,9 @@ class Pair:
             else:
                 part = self._take_part()
             session.sent_seq += 1
-            frames.append(session.sent_key.seal(encode_frame(session.sent_seq, part)))
-            taken += len(frames[-1])
+            frame = session.sent_key.seal(encode_frame(session.sent_seq, part))
+            frames.append(frame)
+            taken += len(frame)
         if session is not None and session.beat_at is not None and not queue:
             # Everything that was queued up to that beat is in frames of these numbers.
             session.unacknowledged.append((session.sent_seq, session.beat_at))
@@ -364,11 +367,6 @@ class Pair:
         beat = Beat(clock, session.sent_seq, session.heard_seq, peer_count, load, digest, wall)
         self._own.sent[Beat] += 1
         return self.send(encode_message(beat), now)
-
-    def _take_acknowledgement(self, session: _Session, heard_seq: int) -> None:
-        unacknowledged = session.unacknowledged
-        while unacknowledged and unacknowledged[0][0] <= heard_seq:
-            self._acknowledged_at = unacknowledged.popleft()[1]
 
     # Sessions.
 
