@@ -4,6 +4,7 @@ A node's bytes say whose it is, of which of its connections, and which of that o
 """
 
 from dataclasses import dataclass, field
+from functools import cache
 from math import inf
 from random import Random
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 
 _DISCO: Final = "discokey:" + "0" * 64
 _NOBODY: Final = UUID(int=0)
+
+
+@cache  # of each name once, in however many schedules
+def _address(peer_id: PeerID) -> str:
+    return f"{peer_id.address(TAILSCALE_SERVICE_PREFIX).exploded}/128"
 
 
 class Caller(NamedTuple):
@@ -71,7 +77,7 @@ class Peer:
         self.goodbye = 0
         self.parted_at: dict[PeerID, float] = {}
         # The address is the same for all of one's nodes, so that the core's checks of identity are met too.
-        self.address = f"{self.id.address(TAILSCALE_SERVICE_PREFIX).exploded}/128"
+        self.address = _address(self.id)
         self.policy: Policy = AgentPolicy(self.id) if is_agent else ManyAgentsPolicy()
 
     def apart(self, one: int, two: int) -> float:

@@ -14,17 +14,17 @@ from sim.heap import Heap
 from sim.laws import Judge
 from sim.peers import Connection, Peer
 from sim.plan import FAULT_SECONDS, FAULTS, PEERS, Plan, Step
+from sim.seal import SimulatedKey
 from sim.store import Reporter, Row, Store
 from sim.ways import BUS_BEAT_SECONDS, DEAF_SECONDS, LATENCY_SECONDS, ONE_WAY_SECONDS, Way
 from tailnet.coordinator.messages import Deliver, Effect, EndConnection, Kind, Request, SendError, Update
 from tailnet.replica.cluster import SLEPT_SECONDS, Cluster, SessionEnded, SessionOpened, Silenced
 from tailnet.replica.messages import Bye, ReplicaID, Tell
 from tailnet.replica.pair import BEAT_SECONDS, End
-from tailnet.replica.proof import ClusterKey
 from tailnet.store.rows import PresenceChange
 from tailnet.types import PeerID
 
-KEY = ClusterKey("sim", bytes(32))
+KEY = SimulatedKey("sim", bytes(32))
 # A replica notices that a peer without a network is gone.
 NOTICED_SECONDS = 15.0
 # A record of a replica that died is gone by then, and the others forget it.
@@ -75,8 +75,7 @@ class Process:
 
     def flush(self) -> None:
         """The end of a step: frames go, and the next deadline is known."""
-        world = self.world
-        cluster = self.cluster
+        world, cluster = self.world, self.cluster
         for other, frames in cluster.frames_to_send():
             for frame in frames:
                 world.carry(self, other, frame)
@@ -110,9 +109,10 @@ class Process:
         self.flush()
 
     def _hear(self, other: ReplicaID, frame: bytes) -> None:
-        pair = self.cluster.pairs.get(other)
+        cluster = self.cluster
+        pair = cluster.pairs.get(other)
         if pair is not None and pair.has_link:
-            effects = self.cluster.receive_frame(other, frame, self.heap.now + self._clock_ahead)
+            effects = cluster.receive_frame(other, frame, self.heap.now + self._clock_ahead)
             if effects:
                 self.take(effects)
 
@@ -242,10 +242,12 @@ class World:
             return
         way = self.ways[sender.place, receiver.place]
         arrive = partial(receiver.arrive, sender.id, frame)
-        if not way.is_up and not self.plan.is_bus:
+        heap, is_bus = self.heap, self.plan.is_bus
+        if not is_bus and way.down_at != inf:
             way.held.append(arrive)
-        for at in way.arrivals(self.heap.now, self.plan.is_bus):
-            self.heap.at(at, arrive)
+            return
+        for at in way.arrivals(heap.now, is_bus):
+            heap.at(at, arrive)
 
     def cut(self, one: int, two: int) -> None:
         """Nothing passes from one to two any more."""
