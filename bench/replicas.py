@@ -4,14 +4,18 @@
     python bench/replicas.py --only delivery --rounds 5 --seconds 3
     python bench/replicas.py --only alone --base ../older     a checkout with its own .venv
     python bench/replicas.py --only kill --pairs 300          genuine peers; --only away --away 60
+    python bench/replicas.py --only simulator --rounds 5 --base ../older
 
 All kinds are there at once and take turns within a round; ratios are taken within a round, and the median one counts.
 CPU is that of all processes that serve, the Redis among them; the generator's is not in it.
 """
 
+import os
+import re
 import resource
 import socket
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -50,6 +54,7 @@ MEET_SECONDS: Final = 60.0
 # Pairs of an agent at one replica and its client at the other.
 PAIRS: Final = 50
 BATCH: Final = 16
+SCHEDULES: Final = "0..300"
 # One update a wake: how late is a single one?
 QUIET_RATE: Final = 200.0
 
@@ -240,6 +245,29 @@ def moves(report: Report, options: Options) -> None:
     report.note("moves", "CPU of each agent and replica", statistics.median(c for _, c in found), "us", 100.0)
 
 
+def _events(tree: Path) -> float:
+    """Events that the simulator of a checkout plays in a second of CPU: the schedules, its own parts and the cores."""
+    command = [sys.executable, "-m", "sim", "--seeds", SCHEDULES]
+    environment = {**os.environ, "PYTHONPATH": str(tree)}
+    ran = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    found = re.search(r" (\d+)/s; 0 broken", ran.stdout)
+    if found is None:
+        raise RunFailed(f"the simulator of {tree} says: {(ran.stdout + ran.stderr)[:1000]}")
+    return float(found[1])
+
+
+def simulator(report: Report, options: Options) -> None:
+    """Schedules in virtual time, by one core; with --base beside those of an older checkout."""
+    trees = {"here": Path(__file__).resolve().parent.parent} | ({"base": options.base} if options.base else {})
+    found: dict[str, list[float]] = {name: [] for name in trees}
+    for number, name in turns(tuple(trees), options.rounds):
+        found[name].append(_events(trees[name]))
+        click.echo(f"  round {number} {name:6} {found[name][-1]:8.0f}/s", err=True)
+    if options.base:
+        report.note("simulator", "events, against before", ratio(found["here"], found["base"]), "x", 1.0, least=True)
+    report.note("simulator", "events in a second of CPU", statistics.median(found["here"]), "/s", 100_000.0, least=True)
+
+
 def kill(report: Report, options: Options) -> None:
     """One of three replicas is killed; genuine peers by the balancer of deploy/replicas."""
     trio.run(replica_faults.kill, report, options.pairs)
@@ -264,6 +292,7 @@ ROWS: Final[dict[str, Callable[[Report, Options], None]]] = {
     "delivery": delivery,
     "alone": alone,
     "moves": moves,
+    "simulator": simulator,
     "kill": kill,
     "rolling": rolling,
     "relayed": relayed,
@@ -278,7 +307,9 @@ ROWS: Final[dict[str, Callable[[Report, Options], None]]] = {
 @click.option("--agents", default=Options().agents, show_default=True, help="that move at once")
 @click.option("--pairs", default=Options().pairs, show_default=True, help="of genuine peers, where something fails")
 @click.option("--away", "away_seconds", default=Options().away_seconds, show_default=True, help="of bus and store")
-@click.option("--base", type=click.Path(path_type=Path, exists=True, file_okay=False), help="for the row `alone`")
+@click.option(
+    "--base", type=click.Path(path_type=Path, exists=True, file_okay=False), help="for the rows `alone` and `simulator`"
+)
 def main(only: tuple[str, ...], base: Path | None, **given: Any) -> None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
