@@ -19,9 +19,13 @@ from tailnet.config.coordinator import BusPlace
 from tailnet.errors import ConfigError
 from tailnet.replica.proof import ClusterKey
 from tailnet.services.derp_maps import DerpMaps
+from tailnet.services.held_keys import HeldKeys
 from tailnet.services.hub import Hub
+from tailnet.services.relay_keys import RelayKeys
 from tailnet.services.relay_mesh import RelayMesh
 from tailnet.services.replicas import Replicas, ReplicaSettings
+from tailnet.services.resume_keys import ResumeKeys
+from tailnet.services.shared_keys import SharedKeys
 from tailnet.services.shared_map import SharedMap
 from tailnet.store.store import Store
 
@@ -48,6 +52,8 @@ async def run(
     replicas: Replicas,
     hub: Hub,
     relay: Relay | None,
+    relay_keys: RelayKeys,
+    resume_keys: ResumeKeys,
     maps: DerpMaps,
     config: CoordinatorConfig,
     *,
@@ -56,6 +62,9 @@ async def run(
     """Serve with the other replicas until cancelled, and share with them what this server has."""
     shared_map = SharedMap(replicas, maps)
     replicas.shared[shared_map.topic], replicas.map_difference = shared_map, shared_map.difference
+    held_keys = HeldKeys(replicas.tell_with_step, replicas.has_others, relay_keys)
+    shared_keys = SharedKeys(replicas.tell, resume_keys)
+    replicas.shared |= {held_keys.topic: held_keys, shared_keys.topic: shared_keys}
     if relay is not None:
         assert relay.mesh is not None  # it has kin
         mesh = RelayMesh(replicas, relay, relay.mesh, config.derp_region_id)

@@ -384,7 +384,8 @@ class CoordinatorServer(Server[CoordinatorConfig]):
         if self.replicas is not None:
             from tailnet.server.replicated import run
 
-            await nursery.start(run, self.replicas, self.hub, self.relay, self.maps, self.config)
+            parts = (self.replicas, self.hub, self.relay, self.relay_keys, self.keys, self.maps, self.config)
+            await nursery.start(run, *parts)
         tasks = (
             *(self.callers.run, self.keys.refresh_forever, self.relay_keys.run, self.presence.run, self.outbox.run),
             *(self.store_watch.run, self.workspaces.run, self.logs.run, self.metadata.run, self.overviews.run),

@@ -45,6 +45,12 @@ MAX_KEYS: Final = 100_000
 HELD_SECONDS: Final = 1.0
 # Keys of which that is known at a time: a stranger knows those of peers with whom he shares a tunnel.
 _MAX_HELD: Final = 1_000
+# Other replicas answer within a round trip; one that is stopped does not say who is connected there.
+ANSWER_SECONDS: Final = 1.0
+# What another replica said is believed for so long: a key that many announce is asked about so often.
+ELSEWHERE_SECONDS: Final = 5.0
+# Two servers that both believe to have been first would write for ever: each says it once in so long.
+DEFENCE_SECONDS: Final = 60.0
 
 
 class Announcer(Protocol):
@@ -83,8 +89,14 @@ class RelayKeys:
         self._trouble: StoreError | None = None
         self._rarely = Rarely(_TELL_SECONDS)
         self._held_until: dict[bytes, float] = {}
+        self._elsewhere_until: dict[bytes, float] = {}
+        self._defended_until: dict[bytes, float] = {}
+        # Who wants a key while others are asked about it (None: that it be revoked), and until when they may answer.
+        self._claims: dict[bytes, tuple[str | None, float]] = {}
         self.contested = 0
         """So often somebody announced the key of another tenant's peer."""
+        self.ask_others: Callable[[bytes, str], bool] = lambda key, tenant: False
+        """Asks other replicas whether a peer of that tenant, connected there, has a key; whether any were asked."""
         self.on_known: list[Callable[[bytes], None]] = []
         """Called for a key that nobody knew, or that is another one's now, from the reactor's thread."""
         self.on_revoked: list[Callable[[Collection[bytes]], None]] = []
@@ -111,7 +123,8 @@ class RelayKeys:
     def note(self, key: bytes, tenant: str = "") -> None:
         """A peer announced a node with this raw key: it is good from now on, also if it was revoked before.
 
-        `tenant`: whose peer it is; empty: nobody's.  While a peer of another tenant has the key, it stays that one's.
+        `tenant`: whose peer it is; empty: nobody's.  While a peer of another tenant has the key, here or at another
+        replica, it stays that one's.
         """
         before = self._known.get(key)
         if before == tenant or len(key) != KEY_BYTES:
@@ -122,6 +135,11 @@ class RelayKeys:
         if before is not None and self._is_held(key, before):
             self._tell_contested(key, before, tenant)
             return
+        if before is not None and self._has_to_wait(key, before, tenant):
+            return
+        self._take(key, tenant)
+
+    def _take(self, key: bytes, tenant: str) -> None:
         self._known[key] = tenant
         self._revoked.discard(key)
         self._withdrawn.discard(key)
@@ -136,17 +154,57 @@ class RelayKeys:
         if more is not None:
             _log.error("! %d keys are known to relays, and no more fit%s", MAX_KEYS, and_more(more))
 
+    def holds(self, key: bytes, tenant: str) -> bool:
+        """Whether the key is this tenant's, and a peer of his that is connected here has it, or had it a moment ago."""
+        return self._known.get(key) == tenant and self._is_held_here(key, tenant)
+
+    def note_held_elsewhere(self, key: bytes, tenant: str) -> None:
+        """Another replica holds it, for this tenant."""
+        if self._known.get(key) != tenant:
+            return
+        _keep(self._elsewhere_until, key, self._clock().timestamp() + ELSEWHERE_SECONDS)
+        claim, _ = self._claims.pop(key, (None, 0.0))
+        if claim is not None:
+            self._tell_contested(key, tenant, claim)
+
     def _is_held(self, key: bytes, tenant: str) -> bool:
-        """Whether a connected peer of this tenant has the key, or had it a moment ago."""
+        is_elsewhere = self._elsewhere_until.get(key, 0.0) > self._clock().timestamp()
+        return is_elsewhere or self._is_held_here(key, tenant)
+
+    def _is_held_here(self, key: bytes, tenant: str) -> bool:
         now = self._clock().timestamp()
         if self._held_until.get(key, 0.0) > now:
             return True
-        if not any(node.public_key == key and peer.tenant == tenant for peer, node in self._connected()):
+        if not self._announces(key, tenant):
             return False
-        if len(self._held_until) >= _MAX_HELD:
-            self._held_until.clear()
-        self._held_until[key] = now + HELD_SECONDS
+        _keep(self._held_until, key, now + HELD_SECONDS)
         return True
+
+    def _announces(self, key: bytes, tenant: str) -> bool:
+        return any(node.public_key == key and peer.tenant == tenant for peer, node in self._connected())
+
+    def _has_to_wait(self, key: bytes, holder: str, claim: str | None) -> bool:
+        """Whether other replicas are asked first.  Until they have answered the key stays its holder's."""
+        if key in self._claims:
+            self._claims[key] = claim, self._claims[key][1]
+            return True
+        # Of more than these nobody is asked, and nothing moves: whoever announces a thousand keys of others may wait.
+        if len(self._claims) < _MAX_HELD:
+            self._claims[key] = claim, self._clock().timestamp() + ANSWER_SECONDS
+            if not self.ask_others(key, holder):
+                del self._claims[key]
+                return False
+        return True
+
+    def settle(self) -> None:
+        """Nobody elsewhere holds what was asked about in time: whoever claims such a key still has it."""
+        now = self._clock().timestamp()
+        for key in [key for key, (_, until) in self._claims.items() if until <= now]:
+            claim, _ = self._claims.pop(key)
+            if claim is None:
+                self.revoke((key,))
+            elif self._announces(key, claim):
+                self._take(key, claim)
 
     def _tell_contested(self, key: bytes, tenant: str, other: str) -> None:
         self.contested += 1
@@ -172,7 +230,7 @@ class RelayKeys:
 
     def _is_of_another(self, key: bytes, tenant: str) -> bool:
         holder = self._known.get(key, tenant)
-        return holder != tenant and self._is_held(key, holder)
+        return holder != tenant and (self._is_held(key, holder) or self._has_to_wait(key, holder, None))
 
     # --- for relays elsewhere
 
@@ -232,6 +290,7 @@ class RelayKeys:
             with trio.move_on_after(REFRESH_SECONDS):
                 await self._wake.wait()
                 await trio.sleep(_GATHER_SECONDS)
+            self.settle()
             try:
                 await self._write()
                 await self._refresh()
@@ -271,6 +330,7 @@ class RelayKeys:
     def _hear(self, changed: Mapping[bytes, str]) -> None:
         """What other servers know, of which these keys are news; what was heard here meanwhile is newer."""
         stored, before = self._stored, self._known
+        self._defend(changed)
         withdrawn = (stored.revoked & before.keys()) - self._heard.keys()
         self._known = {**stored.tenants, **self._heard}
         for key in self._withdrawn:
@@ -284,6 +344,19 @@ class RelayKeys:
             for told in self.on_revoked:
                 told(withdrawn)
 
+    def _defend(self, changed: Mapping[bytes, str]) -> None:
+        """Another server took keys that peers here hold, since it had not heard of them yet: say it once more."""
+        now = self._clock().timestamp()
+        for key, tenant in changed.items():
+            ours = self._known.get(key, tenant)
+            if ours == tenant or key in self._heard or self._defended_until.get(key, 0.0) > now:
+                continue
+            if self._is_held_here(key, ours):
+                _keep(self._defended_until, key, now + DEFENCE_SECONDS)
+                self._heard[key] = ours
+                self._wake.set()
+                self._tell_contested(key, ours, tenant)
+
     async def _forget_forever(self) -> None:
         while True:
             now = self._clock()
@@ -295,3 +368,10 @@ class RelayKeys:
             except StoreError as error:
                 _log.error("! old keys for relays are not removed: %s", error)
             await trio.sleep(UPKEEP_SECONDS)
+
+
+def _keep(table: dict[bytes, float], key: bytes, until: float) -> None:
+    """Of strangers' making, so there are few."""
+    if len(table) >= _MAX_HELD:
+        table.clear()
+    table[key] = until

@@ -192,6 +192,10 @@ class Replicas:
         self._is_touched = True
         self._carry_out(self.cluster.tell(Tell(topic, payload), self._host.now), self._host.now)
 
+    def has_others(self) -> bool:
+        """Whether somebody hears what is told."""
+        return any(pair.is_open for pair in self.cluster.pairs.values())
+
     async def leave(self, open_channels: Collection[Connected], seconds: float, end_seconds: float) -> None:
         """This replica drains: nobody finds it any more, and its peers go to the others within so many seconds.
 

@@ -1,5 +1,6 @@
 """Coordinators as replicas of one cluster, over real sockets: an agent at one and a client at another are peers."""
 
+import itertools
 import re
 import shutil
 import socket
@@ -11,9 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import trio
 
 from tailnet.config.coordinator import BusPlace
 from tailnet.errors import ConfigError
+from tailnet.proto import convert
 from tailnet.proto.generated import tailnet_pb2 as tailnet
 from tailnet.server.server import CoordinatorServer, serve_coordinator
 from tailnet.services.replicas import Replicas
@@ -110,6 +113,30 @@ async def test_who_loses_a_right_at_one_is_sent_away_at_the_other(places: Places
         await client.wait_closed()
 
 
+@pytest.mark.stores("postgresql")
+async def test_a_key_of_a_peer_at_one_stays_with_its_tenant_at_the_other(places: Places) -> None:
+    one, other = await places.start(0), await places.start(1)
+    await linked(one, other)
+    web = peer_id("web")
+    async with open_peer(other, AGENT_DOOR, agent_token("web")) as bobs:
+        theirs = await bobs.coordinate()
+        async with open_peer(one, AGENT_DOOR, agent_token("main")) as alices:
+            await (await alices.coordinate()).update(alices.node(MAIN))
+            public = alices.private.public()
+            await wait_for(lambda: other.relay_keys.tenant_of(public.raw) == "alice")
+            await theirs.update(bobs.node(web, key=convert.node_key_bytes(public)))
+            await wait_for(lambda: other.relay_keys.contested == 1)
+            assert one.relay_keys.tenant_of(public.raw) == other.relay_keys.tenant_of(public.raw) == "alice"
+        # When nobody has it any more it is the other's.
+        with trio.fail_after(60):
+            for number in itertools.count(1):
+                await theirs.update(bobs.node(web, key=convert.node_key_bytes(public), preferred_derp=number))
+                await trio.sleep(0.05)
+                if other.relay_keys.tenant_of(public.raw) == "bob":
+                    break
+        await wait_for(lambda: one.relay_keys.tenant_of(public.raw) == "bob")
+
+
 async def test_of_two_links_one_is_kept_at_both_ends(places: Places) -> None:
     servers = [await places.start(0), await places.start(1)]
     await linked(*servers)
@@ -176,7 +203,7 @@ def test_a_server_alone_loads_nothing_of_it() -> None:
     """Whoever stands outside imports these rooms inside functions only, where a bus is set."""
     of_replicas = (
         r"tailnet[./](bus|replica"
-        r"|services[./](overtakings|replicas|sharing|shared_map|relay_mesh)|server[./]replicated)\b"
+        r"|services[./](held_keys|overtakings|replicas|sharing|shared_keys|shared_map|relay_mesh)|server[./]replicated)\b"
     )
     files = [path.relative_to(ROOT).as_posix() for path in (ROOT / "tailnet").rglob("*.py")]
     outside = [name for name in files if not re.match(of_replicas, name) and "replicas" not in name]

@@ -1,9 +1,11 @@
 """The store away under a running server: live pairs stay, who was known comes in again, and what is reported waits."""
 
 import shutil
+import socket
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,19 @@ import trio
 from google.protobuf.message import Message
 
 from tailnet.auth import store_callers as backends
+from tailnet.config.coordinator import BusPlace
+from tailnet.errors import StoreError
 from tailnet.proto.generated import agent_pb2 as agent
 from tailnet.server.server import CoordinatorServer
 from tailnet.services import store_watch
+from tailnet.services.resume_keys import ResumeKeys
 from tailnet.store import outbox
+from tailnet.store.keys import LEAD_TIME, ROTATE_AFTER
 from tailnet.store.store import Store
 from tests.support.disks import full_disk
 from tests.support.missing import missing
-from tests.support.postgresql import Cluster, PostgresqlMissing, running_cluster
+from tests.support.postgresql import PASSWORD, USER, Cluster, PostgresqlMissing, running_cluster
+from tests.support.relays import free_port
 from tests.support.seeds import agent_token, fill, make_id, peer_id, user_token
 from tests.support.tailnet_driver import (
     AGENT,
@@ -32,6 +39,7 @@ from tests.support.tailnet_driver import (
     read_answer,
     wait_for,
 )
+from tests.tailnet.server.test_replicated import linked
 
 Serve = Callable[..., Awaitable[CoordinatorServer]]
 MAIN, GPU = peer_id("main"), peer_id("gpu")
@@ -200,6 +208,60 @@ async def test_a_database_that_is_stopped(impatient: None, own_cluster: Cluster,
         own_cluster.start()
 
     await live_through(await serve(store=url), stopped(), "stopped, restarting", "unreachable")
+
+
+async def test_a_replica_whose_store_is_away_refuses_no_token_of_another(
+    impatient: None, own_cluster: Cluster, serve: Serve
+) -> None:
+    """A key is made and begins to sign while one replica can read nothing."""
+    name = own_cluster.make_database()
+    store = Store.open(own_cluster.url(name))
+    fill(store)
+    store.close()
+    with own_cluster.connect() as admin:
+        admin.execute(f"CREATE ROLE another SUPERUSER LOGIN PASSWORD '{PASSWORD}'")
+        ports = [free_port(socket.SOCK_STREAM) for _ in range(2)]
+        places = tuple(("127.0.0.1", port) for port in ports)
+        servers = [
+            await serve(
+                store=own_cluster.url(name, user=user),
+                bus=BusPlace("static", places),
+                bus_secret=bytes(32),
+                replica_listen=(place,),
+                replica_name=user,
+            )
+            for user, place in zip((USER, "another"), places, strict=True)
+        ]
+        one, other = (each.keys for each in servers)
+        now = datetime.now(UTC)
+        for each in (one, other):
+            each._clock = lambda: now
+        await linked(*servers)
+        await wait_for(lambda: one._elsewhere and other._elsewhere)
+        old = signing(one)
+        admin.execute("ALTER ROLE another NOLOGIN")
+        admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'another'")
+        now += ROTATE_AFTER
+        await one.refresh()
+        for _ in range(3):
+            now += LEAD_TIME
+            await one.refresh()
+            with pytest.raises(StoreError):
+                await other.refresh()
+            assert (len(one.ids), len(other.ids)) == (2, 1)
+            token = one.current.issue(MAIN, "alice", now.timestamp()).token
+            assert other.current.verify(token, "alice", now.timestamp()) == MAIN
+        assert signing(one) == old
+        admin.execute("ALTER ROLE another LOGIN")
+        await other.refresh()
+        await wait_for(lambda: signing(one) != old)
+        token = one.current.issue(MAIN, "alice", now.timestamp()).token
+        assert other.current.verify(token, "alice", now.timestamp()) == MAIN
+
+
+def signing(keys: ResumeKeys) -> str:
+    """What names the key in its tokens."""
+    return keys.current.issue(MAIN, "", 0.0).token.partition(".")[0]
 
 
 async def test_a_database_that_became_a_standby(impatient: None, own_cluster: Cluster, serve: Serve) -> None:
