@@ -28,6 +28,7 @@ from tests.support.gobuild import DERPROLLING, build
 from tests.support.rolling import roll
 from tests.support.tailnet_peers import TAILNET, PeerError, StreamEnded, TailnetPeers, open_tailnet_peers
 from tests.support.tailnet_servers import TAILSCALE_PREFIX, Agent, Seed, Server, address, import_seed
+from tests.support.wg_pairs import Seen, Tunnels, open_tunnels
 
 # Within this a peer that lost its connection dials anew, as genuine ones do after a first failure.
 REDIAL_SECONDS: Final = (0.1, 0.5)
@@ -36,6 +37,9 @@ CLIENT_ADDRESS: Final = "fd7a:115c:a1e0:4444:8888:1111:2222:3333/128"
 # Of packets by the relays: so often each client sends one, and so long a region has for a replica that came or went.
 RELAYED_PERIOD: Final = "100ms"
 RELAYED_SETTLE_SECONDS: Final = 3.0
+# WireGuard pairs: half of them talk directly, half by relays; so many agents of each half are `tailnet agent`.
+TUNNELS: Final = 20
+TUNNELS_OURS: Final = 2
 _LOOK_SECONDS: Final = 0.02
 
 
@@ -102,8 +106,15 @@ class Member:
 class Fleet:
     """Pairs of an agent and its client, and the services that they meet by."""
 
-    def __init__(self, place: Composed, program: TailnetPeers, nursery: trio.Nursery, targets: Sequence[Agent]) -> None:
-        self.place, self.program = place, program
+    def __init__(
+        self,
+        place: Composed,
+        program: TailnetPeers,
+        tunnels: Tunnels,
+        nursery: trio.Nursery,
+        targets: Sequence[Agent],
+    ) -> None:
+        self.place, self.program, self.tunnels = place, program, tunnels
         self.server = Server("ours", place.url, place.processes["balancer"], Path())
         self.addresses = itertools.count(int(IPv4Address("10.0.0.1")))
         """Where members say that they are, each time elsewhere."""
@@ -148,24 +159,56 @@ def _has_met(agent: Member, client: Member) -> bool:
 
 @asynccontextmanager
 async def fleet_of(pairs: int, spare: int = 0) -> AsyncIterator[tuple[Fleet, list[Agent]]]:
-    """So many pairs that have met, and agents that nobody is yet."""
+    """So many pairs that have met, WireGuard pairs that talk and are counted, and agents that nobody is yet."""
     seed = Seed()
     owner = seed.add_user("load")
-    targets = [seed.add_agent(owner) for _ in range(pairs + spare)]
+    targets = [seed.add_agent(owner) for _ in range(TUNNELS + pairs + spare)]
     with tempfile.TemporaryDirectory(prefix="bench-replicas-") as scratch:
         folder = Path(scratch)
         with running_compose(folder) as place:
             await trio.to_thread.run_sync(lambda: import_seed(folder, seed, place.store))
-            async with open_tailnet_peers(trusted=place.certificate) as program, trio.open_nursery() as nursery:
-                fleet = Fleet(place, program, nursery, targets[:pairs])
+            began = time.monotonic()
+            async with (
+                # First, while the balancer still has nobody: so each replica has some of both.
+                open_tunnels(place.url, place.certificate, targets[:TUNNELS], ours=TUNNELS_OURS) as tunnels,
+                open_tailnet_peers(trusted=place.certificate) as program,
+                trio.open_nursery() as nursery,
+            ):
+                click.echo(f"  {TUNNELS} WireGuard pairs talk after {time.monotonic() - began:.1f} s", err=True)
                 began = time.monotonic()
+                fleet = Fleet(place, program, tunnels, nursery, targets[TUNNELS : TUNNELS + pairs])
                 click.echo(f"  {pairs} pairs have met after {await fleet.met() - began:.1f} s", err=True)
-                yield fleet, targets[pairs:]
+                await tunnels.met()
+                await tunnels.begin()
+                yield fleet, targets[TUNNELS + pairs :]
                 nursery.cancel_scope.cancel()
 
 
+def _note_tunnels(report: Report, row: str, what: str, seen: tuple[Seen, Seen], *, gap: float | None = None) -> None:
+    """`gap`: how long relayed pairs may be silent; None: they may lose nothing."""
+    direct, relayed = seen
+    report.note(row, f"{what}direct WireGuard pairs: packets lost", direct.lost, "", 0)
+    if gap is None:
+        report.note(row, f"{what}relayed WireGuard pairs: packets lost", relayed.lost, "", 0)
+    else:
+        report.note(row, f"{what}relayed WireGuard pairs: the longest silence", relayed.silences[-1], "s", gap)
+    for kind, found in (("direct", direct), ("relayed", relayed)):
+        middle, longest = (1000 * found.silences[at] for at in (len(found.silences) // 2, -1))
+        click.echo(
+            f"  {kind} WireGuard pairs: of {found.sent:,} packets {found.lost} lost, {found.twice} twice, {found.late} "
+            f"behind newer ones; silences of {middle:.0f} ms in the median pair, {longest:.0f} ms at most;\n    "
+            f"{found.dials} dials, met {found.met_after:.3f} s after the last; {found.strayed} went another way; "
+            f"told {found.kinds}"
+        )
+
+
+def _told(kind: str, seen: tuple[Seen, Seen]) -> int:
+    """How many such updates WireGuard pairs were told."""
+    return sum(each.kinds.get(kind, 0) for each in seen)
+
+
 async def kill(report: Report, pairs: int) -> None:
-    """One of three replicas is killed."""
+    """One of three replicas is killed, and started again."""
     async with fleet_of(pairs) as (fleet, _):
         connected = fleet.connections
         began = time.monotonic()
@@ -174,10 +217,18 @@ async def kill(report: Report, pairs: int) -> None:
         while fleet.connections == connected:  # noqa: ASYNC110  # others do it
             await trio.sleep(_LOOK_SECONDS)
         all_met = await fleet.met()
+        await fleet.tunnels.met()
+        await trio.to_thread.run_sync(fleet.place.start, REPLICAS[0])
+        await trio.sleep(RELAYED_SETTLE_SECONDS)
+        seen = await fleet.tunnels.end()
         redialled = [member for member in fleet.members if member.dialled_at > began]
         last = max(member.dialled_at for member in redialled)
         report.note("kill", "all pairs have met, after the last redial", all_met - last, "s", 5.0)
-        report.note("kill", "DISCONNECTED told to anybody", fleet.said("DISCONNECTED"), "", 0)
+        _note_tunnels(report, "kill", "", seen, gap=2.0)
+        met_after = max(each.met_after for each in seen)
+        report.note("kill", "all WireGuard pairs have met, after the last redial", met_after, "s", 5.0)
+        told = fleet.said("DISCONNECTED") + _told("DISCONNECTED", seen)
+        report.note("kill", "DISCONNECTED told to anybody", told, "", 0)
         click.echo(
             f"  {len(redialled)} of {2 * pairs} peers dialled anew, the last one {last - began:.1f} s after the kill; "
             f"LOST was told {fleet.said('LOST')} times"
@@ -202,8 +253,12 @@ async def rolling(report: Report, pairs: int) -> None:
             nursery.cancel_scope.cancel()
         ended = time.monotonic()
         all_met = await fleet.met()
+        await fleet.tunnels.met()
+        seen = await fleet.tunnels.end()
+        _note_tunnels(report, "rolling", "", seen)
         report.note("rolling", "LOST told to peers at other replicas", elsewhere, "", 0)
-        report.note("rolling", "DISCONNECTED told to anybody", fleet.said("DISCONNECTED"), "", 0)
+        told = fleet.said("DISCONNECTED") + _told("DISCONNECTED", seen)
+        report.note("rolling", "DISCONNECTED told to anybody", told, "", 0)
         report.note("rolling", "all pairs have met, after the last replica is back", all_met - ended, "s", 5.0)
         click.echo(
             f"  {fleet.connections - 2 * pairs} redials of {2 * pairs} peers in {ended - began:.0f} s; "
@@ -252,7 +307,7 @@ async def _keep_moving(fleet: Fleet) -> None:
 async def away(report: Report, pairs: int, seconds: float) -> None:
     """The bus is paused or stopped, the store is stopped, and both, for a while each."""
     async with fleet_of(pairs, spare=4) as (fleet, spare):
-        place = fleet.place
+        place, tunnels = fleet.place, fleet.tunnels
         valkey, postgres = partial(_stopped, place, "valkey"), partial(_stopped, place, "postgres")
         faults: list[tuple[str, Sequence[Callable[[], Awaitable[Callable[[], Awaitable[None]]]]]]] = [
             ("bus paused", [partial(_paused, place, "valkey")]),
@@ -271,9 +326,8 @@ async def away(report: Report, pairs: int, seconds: float) -> None:
             met_at = await fleet.met([pair])
             click.echo(f"  {what}: a new pair has met {met_at - began - seconds / 2:.2f} s after it began to dial")
             await trio.sleep(max(0.0, began + seconds - time.monotonic()))
-            report.note(
-                "away", f"{what} for {seconds:.0f} s: connections lost", fleet.connections - connected - 2, "", 0
-            )
+            lost = fleet.connections - connected - 2 + await tunnels.dials()
+            report.note("away", f"{what} for {seconds:.0f} s: connections lost", lost, "", 0)
             for end in ends:
                 await end()
             returned = time.monotonic()
@@ -282,9 +336,11 @@ async def away(report: Report, pairs: int, seconds: float) -> None:
             report.note(
                 "away", f"{what}: all know where all are, after its return", await fleet.met() - returned, "s", 5.0
             )
-        report.note(
-            "away", "LOST or DISCONNECTED told to anybody", fleet.said("LOST") + fleet.said("DISCONNECTED"), "", 0
-        )
+            seen = await tunnels.end()
+            _note_tunnels(report, "away", f"{what}: ", seen)
+            await tunnels.begin()
+        told = sum(fleet.said(kind) + _told(kind, seen) for kind in ("LOST", "DISCONNECTED"))
+        report.note("away", "LOST or DISCONNECTED told to anybody", told, "", 0)
 
 
 async def _stopped(place: Composed, service: str) -> Callable[[], Awaitable[None]]:

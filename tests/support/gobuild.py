@@ -87,6 +87,7 @@ MAGICPEER = GoProgram("magicpeer", TAILSCALE, "./cmd/magicpeer", _OMITTED)
 _NODE = tuple(tag for tag in _OMITTED if tag != "ts_omit_gro")
 WHOLENODE = GoProgram("wholenode", TAILSCALE, "./cmd/wholenode", _NODE)
 AGENTCLIENT = GoProgram("agentclient", AGENT, "./cmd/agentclient", _NODE, beside=(TAILSCALE, TAILNET))
+WGPAIRS = GoProgram("wgpairs", AGENT, "./cmd/wgpairs", _NODE, beside=(TAILSCALE, TAILNET))
 LOAD = GoProgram("derpload", ROOT / "bench" / "load", ".")
 TAILNET_PEER = GoProgram("tailnet-peer", TAILNET, "./cmd/peer")
 TAILNET_COORDINATOR = GoProgram("tailnet-coordinator", TAILNET, "./cmd/coordinator")
@@ -103,7 +104,7 @@ ALL = (
     *(NETSTACK_PEER, SSH_PEER),
     *(DERPPEER, DERPPEER_WEBSOCKET, DERPROLLING, DERPROLLING_WEBSOCKET, NETCHECKPEER, DERPER, DERPPROBE, LOAD, WGPEER),
     *(PEBBLE, CHALLTESTSRV, AUTOCERT_CACHE),
-    *(TAILSCALED, TAILSCALED_CONTROL, MAGICPEER, WHOLENODE, AGENTCLIENT),
+    *(TAILSCALED, TAILSCALED_CONTROL, MAGICPEER, WHOLENODE, AGENTCLIENT, WGPAIRS),
     *(TAILNET_PEER, TAILNET_COORDINATOR, TAILNET_RPC_SERVER, COORDINATOR_LOAD, OAPI_CODEGEN),
 )
 

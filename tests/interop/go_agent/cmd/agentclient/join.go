@@ -10,11 +10,11 @@ import (
 	"slices"
 	"time"
 
-	"google.golang.org/protobuf/types/known/timestamppb"
 	"tailscale.com/tailcfg"
 	"tailscale.com/types/key"
 	"tailscale.com/types/logger"
 
+	"interop-agent/described"
 	"interop-tailscaled/node"
 	"tailnetpeers/channel"
 	pb "tailnetpeers/proto/tailnetpb"
@@ -30,12 +30,6 @@ const (
 type client struct {
 	node      *node.Node
 	terminals map[string]*terminal
-}
-
-func addressOf(id uuid.ID) netip.Addr {
-	raw := [16]byte{0xfd, 0x7a, 0x11, 0x5c, 0xa1, 0xe0}
-	copy(raw[6:], id[6:])
-	return netip.AddrFrom16(raw)
 }
 
 // join does what a client does, in its order: map, node, own node announced, tunnel asked for, the agent's node, its word that
@@ -57,16 +51,11 @@ func join(logf logger.Logf, url, token, agent string) (*client, error) {
 		return nil, err
 	}
 	rpc := pb.NewDRPCTailnetClient(conn)
-	maps, err := rpc.StreamDERPMaps(ctx, &pb.StreamDERPMapsRequest{})
+	relays, home, err := described.Relays(ctx, rpc)
 	if err != nil {
 		return nil, err
 	}
-	first, err := maps.Recv()
-	if err != nil {
-		return nil, err
-	}
-	relays, home := relaysOf(first)
-	private, here := key.NewNode(), addressOf(uuid.New())
+	private, here := key.NewNode(), described.AddressOf(uuid.New())
 	n, err := node.New(logf, private, here, home, relays, func(uint16) func(net.Conn) { return nil })
 	if err != nil {
 		return nil, err
@@ -96,25 +85,6 @@ func join(logf logger.Logf, url, token, agent string) (*client, error) {
 	return nil, errors.New("the agent does not answer through the tunnel")
 }
 
-func relaysOf(m *pb.DERPMap) (*tailcfg.DERPMap, int) {
-	relays, home := &tailcfg.DERPMap{Regions: map[int]*tailcfg.DERPRegion{}}, 0
-	for number, region := range m.Regions {
-		made := &tailcfg.DERPRegion{RegionID: int(number), RegionCode: region.RegionCode, RegionName: region.RegionName}
-		for _, each := range region.Nodes {
-			made.Nodes = append(made.Nodes, &tailcfg.DERPNode{
-				Name: each.Name, RegionID: int(number), HostName: each.HostName, CertName: each.CertName, IPv4: each.Ipv4,
-				IPv6: each.Ipv6, STUNPort: int(each.StunPort), STUNOnly: each.StunOnly, DERPPort: int(each.DerpPort),
-				InsecureForTests: each.InsecureForTests, STUNTestIP: each.StunTestIp, CanPort80: each.CanPort_80,
-			})
-			if !each.StunOnly && (home == 0 || int(number) < home) {
-				home = int(number)
-			}
-		}
-		relays.Regions[int(number)] = made
-	}
-	return relays, home
-}
-
 // member is the coordination of the node.
 type member struct {
 	calls      pb.DRPCTailnet_CoordinateClient
@@ -128,16 +98,11 @@ type member struct {
 }
 
 func (m *member) announce(endpoints []string) error {
-	raw, err := m.private.Public().MarshalBinary()
+	own, err := described.Own(m.private, m.node.Disco(), m.here, m.home, endpoints)
 	if err != nil {
 		return err
 	}
-	prefixes := []string{netip.PrefixFrom(m.here, 128).String()}
-	return m.calls.Send(&pb.CoordinateRequest{UpdateSelf: &pb.CoordinateRequest_UpdateSelf{Node: &pb.Node{
-		Id: 1, AsOf: timestamppb.Now(), Key: raw, Disco: m.node.Disco().String(), PreferredDerp: int32(m.home),
-		DerpLatency: map[string]float64{fmt.Sprintf("%d-v4", m.home): 0.001}, Addresses: prefixes, AllowedIps: prefixes,
-		Endpoints: endpoints,
-	}}})
+	return m.calls.Send(&pb.CoordinateRequest{UpdateSelf: &pb.CoordinateRequest_UpdateSelf{Node: own}})
 }
 
 // announceEndpoints tells where the node may be reached as often as that changes.
@@ -168,7 +133,10 @@ func (m *member) hear() {
 			}
 			switch update.Kind {
 			case pb.CoordinateResponse_PeerUpdate_NODE:
-				peer, err := peerOf(m.agent, update.Node)
+				peer, err := described.Peer(update.Node)
+				if err == nil && peer.Address != described.AddressOf(m.agent) {
+					err = fmt.Errorf("the agent has other addresses: %v", update.Node.Addresses)
+				}
 				if err != nil {
 					m.lost <- err
 					return
@@ -187,27 +155,6 @@ func signal(to chan struct{}) {
 	case to <- struct{}{}:
 	default:
 	}
-}
-
-func peerOf(id uuid.ID, described *pb.Node) (node.Peer, error) {
-	peer := node.Peer{Address: addressOf(id), Home: int(described.PreferredDerp)}
-	if err := peer.Key.UnmarshalBinary(described.Key); err != nil {
-		return peer, err
-	}
-	if err := peer.Disco.UnmarshalText([]byte(described.Disco)); err != nil {
-		return peer, err
-	}
-	if !slices.Contains(described.Addresses, netip.PrefixFrom(peer.Address, 128).String()) {
-		return peer, fmt.Errorf("the agent has other addresses: %v", described.Addresses)
-	}
-	for _, text := range described.Endpoints {
-		endpoint, err := netip.ParseAddrPort(text)
-		if err != nil {
-			return peer, err
-		}
-		peer.Endpoints = append(peer.Endpoints, endpoint)
-	}
-	return peer, nil
 }
 
 // wait returns when the agent is met and knows us; an older one does not say so.
