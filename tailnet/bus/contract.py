@@ -5,6 +5,7 @@ everything or lose what it carries: sessions (replica/pair.py) notice, and nobod
 """
 
 import logging
+import socket
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeAlias
@@ -13,6 +14,7 @@ import msgpack
 import trio
 
 from derp.log import Rarely, and_more
+from derp.text import host_port
 from tailnet.errors import MalformedField, RemoteProtocolError
 from tailnet.replica.codec import MAX_FRAME_BYTES
 from tailnet.replica.messages import ReplicaID
@@ -30,6 +32,7 @@ _LENGTH_BYTES: Final = 4
 _TELL_SECONDS: Final = 60.0
 
 Address: TypeAlias = tuple[str, int]
+"""Host and port, or the path of a Unix socket on this machine and 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,21 @@ class Bus(Protocol):
     async def send(self, receiver: ReplicaID, frames: Sequence[bytes]) -> bool:
         """Carry frames to a replica, in order; False when they are lost."""
         ...
+
+
+def is_path(address: Address) -> bool:
+    return address[0].startswith("/")
+
+
+def place_text(address: Address) -> str:
+    """A place for people, as settings have it."""
+    return f"unix:{address[0]}" if is_path(address) else host_port(*address)
+
+
+def place_of_socket(sock: socket.socket) -> Address:
+    """Where a listener is."""
+    name = sock.getsockname()
+    return (name, 0) if isinstance(name, str) else name[:2]
 
 
 def join_frames(frames: Iterable[bytes]) -> bytes:

@@ -1,4 +1,4 @@
-"""Direct links between replicas: TLS over TCP, a proof of both sides, then frames.  Layer L2.
+"""Direct links between replicas: TLS over TCP or a Unix socket, a proof of both sides, then frames.  Layer L2.
 
 Each process makes itself a certificate.  Nobody vouches for it: both sides prove that they have the cluster's key, and
 the proof holds the certificate's digest, so who sits in between has neither.  A stranger sees a TLS server that closes.
@@ -29,7 +29,8 @@ from derp.text import host_port
 from derp.transport.stream import mapped_errors, reason_of
 from derp.transport.tcp import TcpTarget, dial_tcp
 from derp.transport.tls import load_chain, make_self_signed
-from tailnet.bus.contract import MAX_REPLICAS, Address, join_frames, split_frames
+from tailnet.bus.contract import MAX_REPLICAS, Address, is_path, join_frames, place_text, split_frames
+from tailnet.bus.unix import dial_unix
 from tailnet.replica.messages import REPLICA_ID_BYTES, ReplicaID
 from tailnet.replica.proof import NONCE_BYTES, ClusterKey
 
@@ -47,6 +48,8 @@ RECEIVE_BYTES: Final = 64 * 1024
 # serving anybody else.
 MAX_BYTES_PER_SECOND: Final = 32 * 1024 * 1024
 _TELL_SECONDS: Final = 60.0
+# Certificates name nobody, see above.
+_NOBODY: Final = "replica.invalid"
 _WRONG_KEY: Final = "it has another cluster's key or name"
 
 TlsStream: TypeAlias = trio.SSLStream[trio.abc.Stream]
@@ -135,10 +138,14 @@ class Links:
 
     async def dial(self, address: Address, use: Use = Use.FRAMES) -> Link:
         """A proved link; the caller serves it and closes its stream.  Raises TransportError."""
-        target = TcpTarget(*address)
-        tcp = await dial_tcp(target, timeout_seconds=OPEN_SECONDS)
-        stream: TlsStream = trio.SSLStream(tcp, self._client, server_hostname=address[0], https_compatible=True)
-        doing = f"link to {target.label()}"
+        place = place_text(address)
+        below: trio.SocketStream = (
+            await dial_unix(address[0], OPEN_SECONDS)
+            if is_path(address)
+            else await dial_tcp(TcpTarget(*address), timeout_seconds=OPEN_SECONDS)
+        )
+        stream: TlsStream = trio.SSLStream(below, self._client, server_hostname=_NOBODY, https_compatible=True)
+        doing = f"link to {place}"
         try:
             with mapped_errors(doing, connecting=True), trio.fail_after(OPEN_SECONDS):
                 await stream.do_handshake()
@@ -149,7 +156,7 @@ class Links:
         except BaseException:
             await trio.aclose_forcefully(stream)
             raise
-        return Link(use, other, True, target.label(), binding, stream)
+        return Link(use, other, True, place, binding, stream)
 
     async def accept(self, tcp: trio.SocketStream) -> None:
         """Serve one connection to our listener, until it ends."""
@@ -159,19 +166,20 @@ class Links:
             return
         self._unproved += 1
         stream: TlsStream = trio.SSLStream(tcp, self._server, server_side=True, https_compatible=True)
-        host, port = "somebody", 0
+        place = "somebody"
         try:
             with mapped_errors("proof", connecting=True), trio.fail_after(OPEN_SECONDS):
-                host, port = tcp.socket.getpeername()[:2]  # who has left already has no name
+                peer = tcp.socket.getpeername()  # who has left already has no name
+                place = "this machine" if isinstance(peer, str) else host_port(*peer[:2])
                 await stream.do_handshake()
                 use, other = await self._prove_as_listener(stream)
         except TransportError as error:
-            self._note_refused(host, reason_of(error))
+            self._note_refused(place, reason_of(error))
             await trio.aclose_forcefully(stream)
             return
         finally:
             self._unproved -= 1
-        await self._serve(Link(use, other, False, host_port(host, port), self._digest, stream))
+        await self._serve(Link(use, other, False, place, self._digest, stream))
 
     def _note_refused(self, host: str, why: str) -> None:
         self.refused_count += 1
@@ -203,7 +211,7 @@ class Links:
 
 def _make_server() -> tuple[ssl.SSLContext, bytes]:
     """A TLS server with a certificate of its own, and the digest of that."""
-    chain, key = make_self_signed("replica.invalid", datetime.now(UTC))
+    chain, key = make_self_signed(_NOBODY, datetime.now(UTC))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.num_tickets = 0

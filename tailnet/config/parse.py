@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from derp.config import parse
+from derp.map import is_unspecified
 from derp.text import error_text, without_secrets
 from tailnet.config.coordinator import Banner, BusPlace
 from tailnet.config.redis_url import redis_place
@@ -18,6 +19,8 @@ _BANNER_KEYS: Final = dict.fromkeys(("message", "background_color", "enabled")).
 _ORIGIN: Final = re.compile(r"(?P<scheme>https?)://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:(?P<port>[1-9][0-9]{0,4}))?")
 _PORTS: Final = {"http": 80, "https": 443}
 MAX_PORT: Final = 65_535
+# What the kernel takes, less the zero behind it.
+MAX_SOCKET_PATH: Final = 107
 _COLOR: Final = re.compile(r"#[0-9A-Fa-f]{6}")
 
 
@@ -106,7 +109,7 @@ def file_or_url(value: object) -> str:
 
 
 def bus(value: object) -> BusPlace:
-    """`store`, a URL of Redis, `static:` and addresses, or `dns:` and a name with a port."""
+    """`store`, a URL of Redis, `static:` and addresses or Unix sockets, or `dns:` and a name with a port."""
     given = parse.string(value)
     if given == "store":
         return BusPlace("store")
@@ -114,12 +117,29 @@ def bus(value: object) -> BusPlace:
     if kind.startswith("redis"):
         return BusPlace("redis", redis=redis_place(given))
     if kind in ("static", "dns") and colon:
-        addresses = parse.many(parse.address)(rest)
-        if all(host and port for host, port in addresses):
+        addresses = parse.many(replica_place if kind == "static" else parse.address)(rest)
+        if all(host and (port or host[0] == "/") for host, port in addresses):
             return BusPlace(kind, addresses)
     # Masked before it is cut: half a URL does not look like one.
     shown = f"{without_secrets(repr(given)):.80}"
-    raise ValueError(f"wants store, redis://HOST:PORT, static:HOST:PORT,... or dns:NAME:PORT, got {shown}")
+    kinds = "store, redis://HOST:PORT, static:HOST:PORT,... or dns:NAME:PORT, and with static: unix:PATH too"
+    raise ValueError(f"wants {kinds}, got {shown}")
+
+
+def replica_place(value: object) -> tuple[str, int]:
+    """An address, or `unix:PATH`, which is the path and port 0."""
+    kind, colon, path = parse.string(value).partition(":")
+    if kind != "unix" or not colon:
+        return parse.address(value)
+    if not path.startswith("/") or len(path.encode()) > MAX_SOCKET_PATH:
+        raise ValueError(f"wants unix: with a path from / on of at most {MAX_SOCKET_PATH} bytes, got {value!r:.200}")
+    return path, 0
+
+
+def replica_listen(value: object) -> tuple[tuple[str, int], ...]:
+    """Where to take links: addresses as for --listen, and Unix sockets."""
+    places = [("" if is_unspecified(host) else host, port) for host, port in parse.many(replica_place)(value)]
+    return tuple(dict.fromkeys(places))
 
 
 def suffix(value: object) -> str:

@@ -417,8 +417,8 @@ _OWN: Final = (
     Setting("replica_name", kinds.text(64), "NAME", "what this one is called, the machine's name by default"),
     Setting(
         "replica_listen",
-        parse.listen_addresses,
-        "ADDRESS,...",
+        kinds.replica_listen,
+        "ADDRESS|unix:PATH,...",
         "where others link with this one, over TLS with that secret; nowhere by default",
     ),
     Setting(

@@ -22,13 +22,14 @@ import trio
 from derp.errors import ConnectError, ListenError, TransportError
 from derp.log import Rarely, and_more
 from derp.server.pages import Page
-from derp.text import error_text, host_port
+from derp.text import error_text
 from derp.transport.alarm import Alarm
 from derp.transport.host import Host
 from derp.transport.listen import open_listener
 from tailnet import __version__
-from tailnet.bus.contract import MAX_REPLICAS, RENEW_SECONDS, Address, Bus, Record
+from tailnet.bus.contract import MAX_REPLICAS, RENEW_SECONDS, Address, Bus, Record, is_path, place_text
 from tailnet.bus.links import Link, Links, Use
+from tailnet.bus.unix import close_unix_listener, open_unix_listener
 from tailnet.coordinator.messages import Effect
 from tailnet.coordinator.nodes import Limits
 from tailnet.errors import RemoteProtocolError
@@ -221,7 +222,11 @@ class Replicas:
         """Bind the ports for other replicas.  Raises ListenError; nothing stays open then."""
         try:
             for host, port in self.settings.listen:
-                self.listening.append(open_listener(host, port, user_timeout_seconds=SILENCE_SECONDS))
+                self.listening.append(
+                    open_unix_listener(host)
+                    if is_path((host, port))
+                    else open_listener(host, port, user_timeout_seconds=SILENCE_SECONDS)
+                )
         except ListenError:
             self.close()
             if not self.settings.is_successor:
@@ -230,7 +235,8 @@ class Replicas:
     def close(self) -> None:
         """Give the ports back."""
         while self.listening:
-            self.listening.pop().close()
+            sock = self.listening.pop()
+            close_unix_listener(sock) if sock.family == socket.AF_UNIX else sock.close()
 
     async def run(self, hub: Hub, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled."""
@@ -255,7 +261,9 @@ class Replicas:
 
     def _own_address(self) -> Address | None:
         address = self.settings.address
-        if address is not None and address[1] == 0 and self.listening:  # any free port was taken
+        if (
+            address is not None and address[1] == 0 and self.listening and not is_path(address)
+        ):  # any free port was taken
             return address[0], self.listening[0].getsockname()[1]
         return address
 
@@ -350,7 +358,7 @@ class Replicas:
             link = await self._links.dial(address)
         except TransportError as error:
             if address not in self.dial_troubles:
-                _log.warning("! no link to the replica at %s: %s", host_port(*address), error)
+                _log.warning("! no link to the replica at %s: %s", place_text(address), error)
             self.dial_troubles[address] = error_text(error)
             return None
         self.dial_troubles.pop(address, None)

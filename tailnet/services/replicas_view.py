@@ -8,9 +8,8 @@ from math import inf
 from typing import Any, Final, Protocol
 
 from derp.server.pages import Page
-from derp.text import host_port
 from tailnet import __version__
-from tailnet.bus.contract import Address, Bus, Record
+from tailnet.bus.contract import Address, Bus, Record, place_of_socket, place_text
 from tailnet.bus.links import Link
 from tailnet.health.flaps import Lasting
 from tailnet.health.judge import Finding, judge
@@ -88,7 +87,7 @@ def missing(replicas: Replicas) -> list[str]:
         for other in others_of(replicas)
         if other not in replicas.leaving and state_of(replicas, other) != "session"
     ]
-    return found + [f"{host_port(*place)}: {problem}" for place, problem in _empty_places(replicas).items()]
+    return found + [f"{place_text(place)}: {problem}" for place, problem in _empty_places(replicas).items()]
 
 
 def lasting(replicas: Replicas, now: float) -> tuple[dict[ReplicaID | Address, float], dict[ReplicaID, float]]:
@@ -130,7 +129,7 @@ def look(replicas: Replicas, now: float) -> ReplicasReading:
     return ReplicasReading(
         version=__version__,
         others=[describe_other(other) for other in others],
-        empty=[EmptyPlace(host_port(*place), problem, apart[place]) for place, problem in empty.items()],
+        empty=[EmptyPlace(place_text(place), problem, apart[place]) for place, problem in empty.items()],
         bus=replicas.bus.kind,
         bus_trouble=replicas.bus.trouble,
         unheard=[replicas.name_of(other) for other in by_bus] if replicas.cluster.is_deaf else (),
@@ -170,7 +169,7 @@ def outward(replicas: Replicas, other: ReplicaID) -> str:
     if place is None:
         is_by_bus = replicas.bus.can_carry
         return f"it takes no links, {'so only the bus carries' if is_by_bus else 'and its bus carries nothing'}"
-    return replicas.dial_troubles.get(place) or f"{host_port(*place)} is about to be dialled"
+    return replicas.dial_troubles.get(place) or f"{place_text(place)} is about to be dialled"
 
 
 def _inward(replicas: Replicas, other: ReplicaID, now: float) -> str:
@@ -184,7 +183,7 @@ def _inward(replicas: Replicas, other: ReplicaID, now: float) -> str:
         return heard
     if not replicas.listening:
         return f"{heard}, and this one takes no links"
-    places = ", ".join(host_port(*sock.getsockname()[:2]) for sock in replicas.listening)
+    places = ", ".join(place_text(place_of_socket(sock)) for sock in replicas.listening)
     return f"{heard}; it has not dialled {places}"
 
 
@@ -204,7 +203,7 @@ def describe(replicas: Replicas, now: float) -> dict[str, Any]:
         "name": replicas.own_name,
         "version": reading.version,
         "bus": {"kind": replicas.bus.kind, "trouble": replicas.bus.trouble},
-        "listens": [host_port(*sock.getsockname()[:2]) for sock in replicas.listening],
+        "listens": [place_text(place_of_socket(sock)) for sock in replicas.listening],
         "peers": numbers.connected_peers,
         "remote_peers": remote_peers(replicas),
         "absent_peers": numbers.absent_peers,
@@ -212,7 +211,7 @@ def describe(replicas: Replicas, now: float) -> dict[str, Any]:
             _describe_one(replicas, other, seen, now)
             for other, seen in zip(others_of(replicas), reading.others, strict=True)
         ],
-        "places": {host_port(*place): replicas.name_of(other) for place, other in replicas.found.items()},
+        "places": {place_text(place): replicas.name_of(other) for place, other in replicas.found.items()},
         "missing": missing(replicas),
         "findings": [_row(finding) for finding in judge(reading)],
     }

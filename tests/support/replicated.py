@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import trio
 
 from derp.transport.reactor import Reactor
-from tailnet.bus.contract import Address, Bus
+from tailnet.bus.contract import Address, Bus, place_of_socket
 from tailnet.coordinator.messages import Kind, Request, Update
 from tailnet.coordinator.policy import AgentPolicy, ClientPolicy
 from tailnet.replica.proof import ClusterKey
@@ -76,8 +76,7 @@ class Place:
 
     @property
     def address(self) -> Address:
-        found: Address = self.replicas.listening[0].getsockname()
-        return found
+        return place_of_socket(self.replicas.listening[0])
 
     def agent(self, peer_id: PeerID) -> Told:
         return self._connect(peer_id, AgentPolicy(peer_id))

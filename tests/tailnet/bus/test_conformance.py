@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from tailnet.bus.contract import Bus
+from tailnet.bus.links import Link
 from tailnet.bus.redis import RedisBus
 from tailnet.bus.static import StaticBus
 from tailnet.bus.store import StoreBus
@@ -23,9 +24,9 @@ from tests.support.seeds import peer_id
 from tests.support.tailnet_driver import wait_for
 
 pytestmark = pytest.mark.usefixtures("brisk")
-KINDS = ("memory", "static", "store", "redis", "valkey", "redis_cluster", "sentineled")
+KINDS = ("memory", "static", "unix", "store", "redis", "valkey", "redis_cluster", "sentineled")
 CARRIERS = ("memory", "redis", "valkey")
-LINKED = ("static", "store")
+LINKED = ("static", "unix", "store")
 Server = RedisServer | Sentineled | RedisCluster
 
 
@@ -33,18 +34,20 @@ class Kinds:
     """Makes replicas of one cluster on one kind of bus; with faults, where a bus carries."""
 
     def __init__(
-        self, kind: str, nursery: trio.Nursery, server: Server | None, store_url: str, stores: list[Store]
+        self, kind: str, nursery: trio.Nursery, server: Server | None, folder: Path, stores: list[Store]
     ) -> None:
         self.kind = kind
         self.exchange = Exchange()
         self.server = server
         self.places: list[Place] = []
         self._nursery = nursery
-        self._store_url = store_url
+        self._folder = folder
         self.stores = stores
 
     async def start(self) -> Place:
         listen = ("127.0.0.1", 0) if self.kind in LINKED else None
+        if self.kind == "unix":
+            listen = str(self._folder / f"{len(self.places)}.sock"), 0
         place: Place = await self._nursery.start(Place(self._bus(), f"replica{len(self.places)}", listen).run)
         self.places.append(place)
         return place
@@ -59,10 +62,10 @@ class Kinds:
         match self.kind:
             case "memory":
                 return MemoryBus(self.exchange)
-            case "static":
+            case "static" | "unix":
                 return StaticBus([place.address for place in self.places])
             case "store":
-                self.stores.append(Store.open(self._store_url))
+                self.stores.append(Store.open(f"sqlite:///{self._folder / 'tailnet.db'}"))
                 return StoreBus(self.stores[-1])
             case _:
                 assert self.server is not None
@@ -101,7 +104,7 @@ def kinds(
 ) -> Callable[[str], Kinds]:
     def make(kind: str) -> Kinds:
         server = None if kind in ("memory", *LINKED) else request.getfixturevalue(kind)
-        return Kinds(kind, nursery, server, f"sqlite:///{tmp_path / 'tailnet.db'}", stores)
+        return Kinds(kind, nursery, server, tmp_path, stores)
 
     return make
 
@@ -185,6 +188,39 @@ async def test_a_pause_is_no_silence(kind: str, kinds: Callable[[str], Kinds], p
         world.go_on()
     await client.hears(MAIN, Kind.NODE, "a2")
     await wait_for(lambda: not first.replicas.cluster.is_deaf)
+    assert Kind.LOST not in client.kinds(MAIN)
+
+
+@pytest.mark.parametrize("kind", [*LINKED, *CARRIERS])
+async def test_a_reader_that_is_slow_costs_a_bounded_queue_and_gets_the_newest(
+    kind: str, kinds: Callable[[str], Kinds], patient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = kinds(kind)
+    first, second = await world.two()
+    agent, client = await meet(first, second)
+    pairs, read_on, real = first.replicas.cluster.pairs, trio.Event(), Link.receive
+
+    async def receive_later(link: Link) -> list[bytes]:
+        if link.other == first.replicas.id:
+            await read_on.wait()
+        return await real(link)
+
+    monkeypatch.setattr(Link, "receive", receive_later)
+    if kind in CARRIERS:
+        world.pause()
+    most = 0
+    try:
+        for number in range(600):  # 18 MB, twice what may wait
+            first.node(agent, f"{number:06}" + "n" * 30_000)
+            most = max(most, pairs[second.replicas.id].queued_bytes)
+            if number % 10 == 0:
+                await trio.lowlevel.checkpoint()
+    finally:
+        read_on.set()
+        if kind in CARRIERS:
+            world.go_on()
+    await client.hears(MAIN, Kind.NODE, "000599" + "n" * 30_000)
+    assert most < pair.MAX_QUEUED_BYTES / 4  # one peer's newest node, and what is on its way
     assert Kind.LOST not in client.kinds(MAIN)
 
 

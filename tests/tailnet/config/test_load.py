@@ -222,6 +222,9 @@ def test_who_is_calling_is_said_in_full(flags: dict[str, str], says: str, tmp_pa
             "--bus: replicas know each other by a secret: set",
         ),
         ({"bus": "static:"}, "--bus: "),
+        ({"bus": "static:unix:run/a.sock"}, "--bus: wants unix: with a path from / on of at most 107 bytes"),
+        ({"bus": f"static:unix:/{'x' * 107}"}, "--bus: wants unix: with a path from / on of at most 107 bytes"),
+        ({"bus": "dns:unix:/run/a.sock"}, "--bus: "),
         ({"bus": "static::3001"}, "--bus: wants store, redis://HOST:PORT, static:HOST:PORT,... or dns:NAME:PORT"),
         *(
             (
