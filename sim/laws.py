@@ -2,6 +2,7 @@
 
 from collections import Counter
 from datetime import UTC, datetime
+from math import inf
 from typing import TYPE_CHECKING, Final
 
 from sim.peers import Connection, Peer
@@ -27,6 +28,8 @@ AT_ONCE_SECONDS: Final = 0.2
 UNDER_WAY_SECONDS: Final = 26.0
 # Rows of a server that died are free by then: wall clocks are 4 s apart at the most.
 SWEPT_SECONDS: Final = DEAD.total_seconds() + BEAT_SECONDS + 4.0
+# Nobody is told LOST of a peer that was sent away and is back by then.
+BACK_SECONDS: Final = 6.0
 # Clocks with an offset round.
 LATE_SECONDS: Final = 0.001
 
@@ -43,6 +46,8 @@ class Judge:
         self.met: Counter[str] = Counter()
         # What each connection was told last of each peer: of which connection, and the how many-th node.
         self._told: dict[tuple[Connection, PeerID], tuple[int, int]] = {}
+        # Who was told LOST of a connection that had been sent away a moment before.
+        self._too_early: dict[Connection, str] = {}
 
     def told(self, connection: Connection, update: Update) -> None:
         """A replica says this to one of its own."""
@@ -65,10 +70,35 @@ class Judge:
         number, _ = self._told.pop(place, (0, 0))
         if number == 0:
             raise LawBroken(f"{receiver.name} was told {kind.name} of {subject.name}, of whom it knew nothing")
+        if kind is Kind.LOST and update.reason != REASON_CLOSE:  # else the receiver's own replica ends now
+            self._lost(receiver, subject, subject.connections[number - 1])
         if kind is Kind.DISCONNECTED and not subject.said_goodbye(number):
             parted_at = receiver.parted_at.get(subject.id)
             if parted_at is None or self.world.heap.now > parted_at + UNDER_WAY_SECONDS:
                 raise LawBroken(f"{receiver.name} was told that {subject.name} disconnected, which it did not")
+
+    def _lost(self, receiver: Peer, subject: Peer, known: Connection) -> None:
+        """A receiver is told LOST of the peer, which it knew by that connection."""
+        now, later = self.world.heap.now, subject.connection
+        is_wanted = receiver.id in subject.wants or subject.id in receiver.wants
+        if known.moved_at > now or not is_wanted or not self.world.is_calm_since(known.moved_at):
+            return
+        if later is None or not later.is_taken:
+            if now < known.moved_at + BACK_SECONDS:
+                self._too_early[known] = receiver.name
+        elif later.is_served and subject.connections[known.number].taken_at < known.moved_at + BACK_SECONDS:
+            raise LawBroken(f"{receiver.name} was told LOST of {subject.name}, who came back from one that left")
+
+    def came(self, connection: Connection) -> None:
+        """A replica takes a connection."""
+        if connection.number == 1:
+            return
+        before = connection.peer.connections[connection.number - 2]
+        if before.moved_at != inf and self.world.is_calm_since(before.moved_at):
+            self.met["sent away, and back"] += 1
+            early = self._too_early.get(before)
+            if early is not None and self.world.heap.now < before.moved_at + BACK_SECONDS:
+                raise LawBroken(f"{early} was told LOST of {connection.peer.name}, who was on the way to another one")
 
     def ended(self, connection: Connection, reason: str) -> None:
         """A replica ends a connection of its own."""

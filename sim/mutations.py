@@ -9,14 +9,15 @@ from typing import Any, Final, NamedTuple
 from unittest.mock import patch
 
 from sim.store import Row
+from sim.world import Process
 from tailnet.coordinator.core import REASON_GRACEFUL, REASON_LOST, REASON_REMOVE_TUNNEL
 from tailnet.coordinator.messages import EndConnection, Kind
-from tailnet.replica import cluster
+from tailnet.replica import cluster, core
 from tailnet.replica.cluster import Cluster
 from tailnet.replica.cluster_time import ClusterTime
 from tailnet.replica.codec import decode_frame
 from tailnet.replica.core import SharedCoordinator
-from tailnet.replica.messages import Gone, NodeIs, Publish, Withdraw
+from tailnet.replica.messages import Gone, NodeIs, Publish, Sync, Withdraw
 from tailnet.replica.pair import SILENCE_SECONDS, End, Pair
 from tailnet.services.presence import AgentPresence
 from tailnet.store.rows import PresenceChange
@@ -206,6 +207,24 @@ def _one_channel_is_all(real: Any) -> Any:
     return left
 
 
+def _leaver_compares_all(real: Any) -> Any:
+    def compare(self: Core, site: Any) -> Any:
+        parts = real(self, site)
+        return parts if parts and parts[-1].last else [*parts, Sync(last=True)]
+
+    return compare
+
+
+def _sent_away_is_lost(real: Any) -> Any:
+    """Whom a replica that leaves sends away has left it, and the others hear so."""
+
+    def move(self: Process, connection: Any) -> None:
+        self.core(self.cluster.coordinator.handle_disconnect(connection, False, self.now))
+        real(self, connection)
+
+    return move
+
+
 class Mutation(NamedTuple):
     """What is taken away: owners, names of methods, and what is made of them.
 
@@ -237,17 +256,18 @@ _CUT = "disconnected, which it did not"
 _APART = "knows"
 _STALE = "was ended by an older one"
 _SLEPT = "after it had slept"
+_LOST = "was told LOST of"
 _WRITTEN = " left, which "
 
 MUTATIONS: Final[dict[str, Mutation]] = {
     # What others had.
     "the node is read before it is subscribed to": _one(0, SharedCoordinator, "_answer", _who_answered_by_node),
     "silence ends own connections": _one(0, SharedCoordinator, "handle_replica_down", _ends_on_silence, "unhealthy"),
-    "silence is told as DISCONNECTED": _one(0, SharedCoordinator, "_lose", _disconnected_on_silence, _CUT),
+    "silence is told as DISCONNECTED": _one(4, SharedCoordinator, "_lose", _disconnected_on_silence, _CUT),
     "a stop says goodbye for all": _one(11, SharedCoordinator, "handle_close", _stop_says_goodbye, _CUT),
     # Rules of ours.
     "claims are ignored": _one(0, SharedCoordinator, "_claim", _claims_ignored),
-    "a gap is not noticed": _one(22, Pair, "receive_frame", _gap_unnoticed, _APART),
+    "a gap is not noticed": _one(138, Pair, "receive_frame", _gap_unnoticed, _APART),
     "frames in any order, and versions are ignored": Mutation(
         136,
         (
@@ -256,7 +276,7 @@ MUTATIONS: Final[dict[str, Mutation]] = {
         ),
         "after a newer one",
     ),
-    "no cluster time": _one(5, ClusterTime, "hear", lambda real: lambda *_, **__: False, _STALE),
+    "no cluster time": _one(0, ClusterTime, "hear", lambda real: lambda *_, **__: False, _STALE),
     "stamps are not made anew": _one(
         29, SharedCoordinator, "handle_clock_jump", lambda real: lambda self, now: [], _STALE
     ),
@@ -274,13 +294,18 @@ MUTATIONS: Final[dict[str, Mutation]] = {
     "who comes and goes at once is not withdrawn": _one(5287, Cluster, "carry_out", _never_withdrawn),
     "a sleeper judges others": _one(6, cluster, "SLEPT_SECONDS", lambda real: float("inf"), _SLEPT),
     "the deaf judge others": _one(0, Cluster, "handle_timeout", _deaf_judges, "its own beat"),
-    "a greeting is a sign of life": _one(282, Pair, "_greeted", _greeting_is_life, "one direction is cut"),
+    "a greeting is a sign of life": _one(299, Pair, "_greeted", _greeting_is_life, "one direction is cut"),
     "who left and came again has left": _one(0, PresenceChange, "then", _left_replaces_came, _WRITTEN),
     "one of two channels is all": _one(2, AgentPresence, "left", _one_channel_is_all, _WRITTEN),
     "nobody compares with the store": _one(
-        16, AgentPresence, "compare", lambda real: lambda self, held: [], "the store"
+        5, AgentPresence, "compare", lambda real: lambda self, held: [], "the store"
     ),
     "any server may write that an agent left": _one(0, Row, "is_held_by", lambda real: lambda *_: True, _WRITTEN),
+    "whom a replica sent away is missed when it compares": _one(
+        1290, SharedCoordinator, "_compare", _leaver_compares_all, _LOST
+    ),
+    "who is sent away has left": _one(9, Process, "move", _sent_away_is_lost, _LOST),
+    "nobody waits for whom another one does not have": _one(9, core, "DOUBT_SECONDS", lambda real: 0.2, _LOST),
     "nobody compares": _one(2, SharedCoordinator, "_compare", lambda real: lambda self, site: []),
     "a loss is not asked about": _one(
         2, SharedCoordinator, "handle_remote_who", lambda real: lambda self, replica, ids: []

@@ -45,6 +45,7 @@ class Connection:
     is_open: bool = True
     is_served: bool = False
     taken_at: float = inf  # when the replica took it
+    moved_at: float = inf  # when the replica, which leaves, sent it away
     knows: dict[PeerID, bytes] = field(default_factory=dict)
 
     @property

@@ -55,6 +55,8 @@ FAULTS: Final = {
     "store away": 2,
 }
 
+# So many schedules have each of the stories below beside all else.
+STORY_SHARE: Final = 0.1
 # How far steps lie from a moment: within one latency, a hold or a dial, or a silence.
 WIDTHS: Final = (0.05, 0.5, 4)
 
@@ -85,4 +87,26 @@ def make_plan(seed: int) -> Plan:
         if random.random() < 0.7:  # what breaks rules are coincidences, so most steps stand close to others
             at = min(FAULT_SECONDS, max(1, random.choice(moments) + random.uniform(-0.3, 1) * random.choice(WIDTHS)))
         steps.append(Step(at, what, who, other, random.uniform(0.5, 12)))
+    steps += _more(Random(f"more {seed}"), replicas, agents, clients)
     return Plan(seed, replicas, agents, clients, random.random() < 0.5, apart_seconds, tuple(sorted(steps)))
+
+
+def _more(random: Random, replicas: int, agents: int, clients: int) -> list[Step]:
+    """Stories that chance tells too seldom.  Their draws are their own: all else of a schedule stays what it is."""
+    steps: list[Step] = []
+    if random.random() < STORY_SHARE:  # all replicas are updated, one after the other
+        at, pause, seconds = random.uniform(1, 10), random.uniform(0.5, 8), random.choice((2, 8, 25))
+        steps += [Step(at + place * pause, "stop", place, 0, seconds) for place in range(replicas)]
+    client, agent = agents + random.randrange(clients), random.randrange(agents)
+    if random.random() < STORY_SHARE:  # a tunnel is opened to an agent that has been there for long, and goes now
+        at = random.uniform(34, 39)
+        steps += [Step(at - 3, "shut", client, agent), Step(at, "open", client, agent)]
+        steps += [Step(at + random.uniform(0, 0.15), "goodbye", agent, 0, 12.0)]
+    if random.random() < STORY_SHARE:  # the others call one silent, which wakes a moment later
+        at = random.uniform(5, 30)
+        steps += [Step(at, "freeze", random.randrange(replicas), 0, random.uniform(6, 7.5))]
+    if random.random() < STORY_SHARE:  # a tunnel is removed at a replica that the others do not hear, and is not named
+        at, one = random.uniform(3, 8), random.randrange(replicas)
+        steps += [Step(at, "cut", one, (one + 1) % replicas, 25.0), Step(at + 10, "roam", client)]
+        steps += [Step(at + 11, "shut", client, agent), Step(at + 12, "roam", client)]
+    return steps

@@ -12,6 +12,7 @@ from random import Random
 
 from sim.heap import Heap
 from sim.laws import Judge
+from sim.leaving import Leaving
 from sim.peers import Connection, Peer
 from sim.plan import FAULT_SECONDS, FAULTS, PEERS, Plan, Step
 from sim.seal import SimulatedKey
@@ -29,6 +30,8 @@ KEY = SimulatedKey("sim", bytes(32))
 NOTICED_SECONDS = 15.0
 # A record of a replica that died is gone by then, and the others forget it.
 LEASE_SECONDS = 8.0
+# Behind a fault: links are dialled anew, and a silence that began in it is told.
+CALM_SECONDS = 10.0
 
 
 class Process:
@@ -44,6 +47,7 @@ class Process:
         self.id = ReplicaID(random.randbytes(8))
         self.cluster: Cluster[Connection] = Cluster(self.id, self.name, KEY, random.randbytes)
         self.is_alive = True
+        self.is_ready = True  # the balancer sends it peers
         self.is_accepting = True
         self.is_frozen = False
         self.backlog: list[Callable[[], object]] = []
@@ -146,6 +150,14 @@ class Process:
         connection.is_served = False
         self.reporter.left(connection)
 
+    def move(self, connection: Connection) -> None:
+        """We leave, and the peer is to dial another one."""
+        self.world.say(f"{self.name} sends {connection.peer.name} away")
+        self.cluster.coordinator.handle_move(connection, self.now)
+        connection.moved_at = self.heap.now
+        self.lose(connection)
+        self.heap.after(0.01, partial(self.world.hang_up, connection))
+
     def tell(self, hint: Tell | Bye) -> None:
         """Others hear of it, and nothing follows here: what it means stands in the store, or in discovery."""
         self.take(self.cluster.tell(hint, self.now))
@@ -187,6 +199,17 @@ class World:
         for step in plan.steps:
             self.heap.at(step.at, partial(self.step, step))
         self.heap.at(FAULT_SECONDS, self.heal)
+        # When something else than an end in good order may keep replicas from hearing each other.
+        self._storms = [(0.0, plan.apart_seconds)] + [
+            (step.at, step.at + step.seconds + CALM_SECONDS)
+            for step in plan.steps
+            if step.what in FAULTS and step.what not in ("stop", "store away")
+        ]
+
+    def is_calm_since(self, at: float) -> bool:
+        """Whether all replicas that live could hear each other from then on."""
+        now = self.heap.now
+        return all(end < at or begin > now for begin, end in self._storms)
 
     def say(self, text: str) -> None:
         if self.story is not None:
@@ -219,6 +242,8 @@ class World:
         process = Process(self, place, self._starts)
         self.places[place] = self._alive[process.id] = process
         self.processes.append(process)
+        if place in self.bus_lost_at:
+            self.heap.after(DEAF_SECONDS, partial(self._note_deaf, place, self.bus_lost_at[place]))
         for other in self.places:
             if other is not None and other is not process:
                 found = process.random.uniform(0, 2)
@@ -300,7 +325,7 @@ class World:
         if self.bus_lost_at.pop(place, None) is None:
             return
         for other in range(self.plan.replicas):
-            if other not in self.bus_lost_at:
+            if other != place and other not in self.bus_lost_at:
                 self.mend(place, other)
         process = self.places[place]
         if process is not None:
@@ -313,6 +338,8 @@ class World:
             process.take(process.cluster.link_closed(other.id, process.now))
 
     def mend(self, one: int, two: int) -> None:
+        if one in self.bus_lost_at or two in self.bus_lost_at:
+            return
         for way in (self.ways[one, two], self.ways[two, one]):
             if not way.is_up:
                 way.down_at, way.up_at = inf, self.heap.now
@@ -372,7 +399,7 @@ class World:
         """Some replica that takes peers; the balancer knows which do."""
         if peer.is_away or peer.connection is not None:
             return
-        open_places = [one for one in self.places if one is not None and one.is_accepting and not one.is_frozen]
+        open_places = [one for one in self.places if one is not None and one.is_ready and not one.is_frozen]
         if not open_places:
             self.heap.after(peer.random.uniform(0.1, 1), lambda: self.dial(peer))
             return
@@ -391,6 +418,7 @@ class World:
             self.heap.after(0.01, lambda: self.hang_up(connection))
             return
         connection.is_served, connection.taken_at = True, self.heap.now
+        self.judge.came(connection)
         if peer.is_agent:
             process.reporter.came(connection)
         process.core(process.cluster.coordinator.handle_connect(peer.id, peer.policy, connection, process.now))
@@ -546,21 +574,12 @@ class World:
             case "kill" if process is not None:
                 self.die(process)
                 self.heap.after(min(step.seconds, 8), lambda: self.start(one))
-            case "stop" if process is not None and process.is_accepting and not process.is_frozen:
-                process.is_accepting = False
-                process.do(partial(process.tell, Bye(1)))
-                process.do(lambda: self._close(process))
-                self.heap.after(0.5, lambda: self.die(process))
-                self.heap.after(1.0, lambda: self.start(one))
-            case "freeze" if process is not None and process.is_accepting:
+            case "stop" if process is not None and process.is_ready and not process.is_frozen:
+                Leaving(process, step.seconds if step.seconds >= 1 else 0.0)
+            case "freeze" if process is not None and not process.is_frozen:
                 process.is_frozen, process.frozen_at = True, self.heap.now
                 process.had_link = any(pair.has_link for pair in process.cluster.pairs.values())
                 self.heap.after(step.seconds, lambda: self.wake(process))
-
-    def _close(self, process: Process) -> None:
-        if process.is_alive:
-            process.core(process.cluster.coordinator.handle_close(process.now))
-            process.reporter.finish()
 
     def heal(self) -> None:
         """The last fault is over."""

@@ -647,9 +647,10 @@ class SharedCoordinator(Coordinator[C]):
                 known.append(Known(peer.id, peer.epoch, peer.version))
             for src in sources:
                 wants.append(Want(src.id, src.epoch, peer.id, peer.epoch, peer.version, src.version))
-        parts = [Sync(wants=part) for part in portions(wants, MAX_WANTS)]
+        parts: list[PeerMessage] = [Sync(wants=part) for part in portions(wants, MAX_WANTS)]
         parts += [Sync(known=part) for part in portions(known, MAX_KNOWN)]
-        return [*parts, Sync(last=True)]
+        # Whom we sent away is named by nobody until he is claimed, and would be swept where this one ends.
+        return parts if self._closed or self.replica in self._sites else [*parts, Sync(last=True)]
 
     # Effects.
 

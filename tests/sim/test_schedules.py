@@ -32,6 +32,7 @@ CASES = {
     "sessions again",
     "slept",
     "one way for long",
+    "sent away, and back",
     "silenced",
     "presence written",
     "left, and somebody else's",
@@ -74,6 +75,12 @@ def test_no_law_is_broken_in_many(first: int) -> None:
 # goodbye, and takes both when the agent has come to another one.
 @pytest.mark.parametrize("seed", [1628, 2141, 6528])
 def test_no_law_asks_for_more_than_can_be_known(seed: int) -> None:
+    assert play(make_plan(seed)).broken is None
+
+
+# A replica leaves, and its clock jumps, or a session of its begins, while a peer that it sent away is on the way.
+@pytest.mark.parametrize("seed", [1290, 6093, 8145])
+def test_who_is_sent_away_is_lost_by_no_comparison(seed: int) -> None:
     assert play(make_plan(seed)).broken is None
 
 

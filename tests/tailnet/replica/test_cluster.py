@@ -402,6 +402,28 @@ def test_who_is_sent_away_is_lost_to_nobody_whoever_would_compare_now(asker: int
     assert not other.leaving
 
 
+@pytest.mark.parametrize("is_closed", [False, True])
+@pytest.mark.parametrize("is_jump", [False, True])
+def test_who_is_on_the_way_is_lost_by_no_comparison_of_the_one_that_leaves(is_jump: bool, is_closed: bool) -> None:
+    world = Two()
+    world.meet()
+    leaving, other = world.clusters
+    world.take(leaving.tell(Bye(30), world.now))
+    leaving.coordinator.handle_move("c", world.now)
+    if is_closed:
+        world.core(0, leaving.coordinator.handle_close(world.now))
+    if is_jump:
+        world.core(0, leaving.coordinator.handle_clock_jump(world.now))
+    else:  # a new session
+        for cluster, end in ((leaving, other), (other, leaving)):
+            world.take(cluster.link_closed(end.replica, world.now))
+            cluster.link_opened(end.replica, world.now)
+    world.settle()
+    world.run(SILENCE_SECONDS - 1)
+    assert leaving.pair(other.replica).is_open
+    assert world.told == []
+
+
 def test_one_replica_alone_waits_for_nothing() -> None:
     alone = Cluster[str](ReplicaID(bytes(8)), "r", ClusterKey("home", bytes(32)), Random(1).randbytes)
     core = alone.coordinator
