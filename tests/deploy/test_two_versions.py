@@ -34,6 +34,7 @@ from tests.support.seeds import DEFAULT_AGENTS, AgentSpec, agent_token, make_id,
 from tests.support.tailnet_driver import (
     AGENT_DOOR,
     MANY_DOOR,
+    PATIENCE_SECONDS,
     Answer,
     open_connection,
     open_peer,
@@ -100,7 +101,7 @@ class Replica:
 
     async def shows(self, agent_id: PeerID, status: str) -> None:
         """Wait until the agent's page here says that it is so."""
-        with trio.fail_after(60):
+        with trio.fail_after(PATIENCE_SECONDS):
             while (await self._status(agent_id)) != status:  # noqa: ASYNC110  # another process tells nobody
                 await trio.sleep(0.1)
 
@@ -123,7 +124,7 @@ class Replica:
 
     async def has_states(self, *wanted: str) -> None:
         """Wait until the others are so, in any order: who cannot be talked to has not said its name."""
-        with trio.fail_after(60):
+        with trio.fail_after(PATIENCE_SECONDS):
             while sorted(each["state"] for each in (await self.describe())["replicas"]) != sorted(wanted):  # noqa: ASYNC110  # another process tells nobody
                 await trio.sleep(0.1)
 
@@ -164,7 +165,7 @@ class Processes:
     async def _port(self, process: trio.Process, log: Path) -> int:
         assert process.stdout is not None
         said = b""
-        with trio.fail_after(60):
+        with trio.fail_after(PATIENCE_SECONDS):
             while (found := re.search(rb"http://127\.0\.0\.1:(\d+)", said)) is None:
                 piece = await process.stdout.receive_some()
                 if not piece:
@@ -257,7 +258,7 @@ class Peers:
         replica.process.terminate()
         await wait_for(lambda: all(len(each.places) > count for each, count in moves.items()))
         await wait_for(lambda: all(len(one.kinds(each)) > count for (one, each), count in told.items()))
-        with trio.fail_after(60):
+        with trio.fail_after(PATIENCE_SECONDS):
             assert await replica.process.wait() == 0
         if replica.program.commit == OLDEST:  # which tells those whom it sends away that everybody is lost
             for each in moving:
@@ -278,7 +279,7 @@ async def relayed(sender: DerpClient, receiver: DerpClient, private: NodePrivate
                 await trio.sleep(0.1)
 
         nursery.start_soon(send)
-        with trio.fail_after(60):
+        with trio.fail_after(PATIENCE_SECONDS):
             while not isinstance(await receiver.receive(), RecvPacket):
                 pass
         nursery.cancel_scope.cancel()
