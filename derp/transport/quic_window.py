@@ -89,7 +89,7 @@ class PacketWindow:
         self._delivered_bytes = 0
         self._delivered_at = self._first_sent_at = 0.0
         self._newest: SentPacket | None = None  # of those that were just acknowledged
-        self._idle_until_bytes = 0  # until so many are delivered, rates are of a sender that had no more to send
+        self._idle_until_bytes = -1  # until more are delivered, rates are of a sender that had no more to send
         self._round_ends_bytes = 0
         self._round_rtt = inf
         self._is_queued = False
@@ -113,7 +113,7 @@ class PacketWindow:
     def on_packet_sent(self, *, packet: SentPacket) -> None:
         if not self.bytes_in_flight:
             self._delivered_at = self._first_sent_at = packet.sent_time
-        is_idle = self._delivered_bytes < self._idle_until_bytes
+        is_idle = self._delivered_bytes <= self._idle_until_bytes
         packet.sent_at = self._delivered_bytes, self._delivered_at, self._first_sent_at, is_idle
         self.bytes_in_flight += packet.sent_bytes
 

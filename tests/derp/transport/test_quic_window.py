@@ -206,7 +206,7 @@ def test_a_path_that_became_slower_or_faster_is_seen() -> None:
 
 
 def test_who_had_little_to_send_fills_the_path_when_he_has_more() -> None:
-    sender = Sender(*links(), call_seconds=0.02)
+    sender = Sender(*links(), call_seconds=0.05)
     sender.world.run(10.0)
     assert sender.window.congestion_window >= FIRST_PACKETS * SIZE
     sender.call_seconds = 0.0
