@@ -56,8 +56,8 @@ async def drain_clients(
             before = len(relay.router.clients)
             if not relay.close_clients(int(due)):
                 break
-            # What could not be closed yet is not made up for in one go.
-            due = min(due - (before - len(relay.router.clients)), per_second * _STEP_SECONDS + 1.0)
+            # What could not be closed yet is not made up for in one go; other relays are closed all at once, undue.
+            due = min(max(due - (before - len(relay.router.clients)), 0.0), per_second * _STEP_SECONDS + 1.0)
             await trio.sleep(_STEP_SECONDS * (0.5 + random.random()))
             at, due = trio.current_time(), due + per_second * (trio.current_time() - at)
     left = len(relay.router.clients)

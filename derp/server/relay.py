@@ -5,6 +5,7 @@ host; what has to wait (admission, names, other relays) are tasks of `run`.
 """
 
 import logging
+import math
 import random
 import secrets
 import ssl
@@ -22,6 +23,7 @@ from derp.protocol.messages import Restarting, ServerInfo, encode
 from derp.relay.clients import Client
 from derp.relay.keepalive import KeepAliveWheel
 from derp.relay.load import LoadMeter
+from derp.relay.mailbox import HOLD_SECONDS
 from derp.relay.mesh import MeshPeerState
 from derp.relay.rounds import Round
 from derp.relay.router import Router
@@ -57,6 +59,8 @@ _RTT_ROUND_SECONDS: Final = 10.0
 # A stock node keeps a silent relay as its home if it heard a frame from the relay in the last 8 s, and it notes one
 # frame in 5 s.  So a client that we close later than this after the announcement gets the announcement again.
 _ANNOUNCED_SECONDS: Final = 1.0
+# Others send packets here for a client that has gone until they hear of its new place, from there.
+_NEWS_SECONDS: Final = HOLD_SECONDS
 # A relay that is restarted is back in about a second: only what lasts is worth a word to everybody.
 _AWAY_SECONDS: Final = 3.0
 
@@ -143,8 +147,8 @@ class Relay:
         self.ledger = self._open_ledger(config)
         self.sessions.set_limits(config.rate, config.rate_by_key, config.limits)
         self._away_since: dict[str, float] = {}
-        self._announcement = b""
-        self._announced_at = 0.0
+        self._announcement, self._announced_at = b"", 0.0
+        self._emptied_at = math.inf  # since when it has no clients any more, as it leaves
 
     def _open_ledger(self, config: RelayRules) -> Ledger | None:
         if config.ledger is None:
@@ -336,7 +340,9 @@ class Relay:
         router, leaving = self.router, self.sessions.leaving
         clients = tuple(router.clients.values())
         turn = [client for client in clients if not client.is_mesh_peer]
-        if not turn and not leaving and not router.mailboxes:
+        is_empty = not (turn or leaving or router.mailboxes)
+        self._emptied_at = min(self._emptied_at, now) if is_empty else math.inf
+        if now >= self._emptied_at + _NEWS_SECONDS:
             # Other relays are closed last, and all at once: they forward packets for clients that are still here.
             turn, count = list(clients), len(clients)
         ready = list(islice((client for client in turn if client.member and client.queue is None), count))

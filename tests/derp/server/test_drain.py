@@ -21,10 +21,12 @@ from tests.derp.server.world import PATIENCE_SECONDS, Caller, move_clock
 
 
 class Leaving:
-    """A relay with so many clients; `stuck` of them never get rid of their packets, and the last hangs up `late`."""
+    """A relay with so many clients; `stuck` of them never get rid of their packets, and the last hangs up `late`.
+    `kin` other relays are closed behind them, all at once."""
 
-    def __init__(self, clients: int, stuck: int = 0, alone: bool = False, late: int = 0) -> None:
+    def __init__(self, clients: int, stuck: int = 0, alone: bool = False, late: int = 0, kin: int = 0) -> None:
         self.left = clients
+        self.kin = kin
         self.stuck = stuck
         self.alone = alone
         self.late = late
@@ -34,7 +36,7 @@ class Leaving:
 
     @property
     def clients(self) -> range:
-        return range(self.left)
+        return range(self.left + self.kin)
 
     def has_neighbours(self) -> bool:
         return not self.alone
@@ -47,13 +49,16 @@ class Leaving:
         self.announced.append((reconnect_in_seconds, try_for_seconds))
 
     def close_clients(self, count: int) -> int:
+        assert count >= 0
         closing = min(count, self.left - self.stuck)
         self.closed.append((trio.current_time(), closing))
+        if not self.left:
+            self.kin = 0
         self.left -= closing
         if self.left == 0 and self.late > 0:
             self.late -= 1
             return 1
-        return self.left
+        return self.left + self.kin
 
     async def drain(self, seconds: float) -> float:
         """How long it took."""
@@ -108,6 +113,14 @@ async def test_the_last_one_to_hang_up_is_waited_for_no_longer_than_needed(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     assert 0.02 <= await Leaving(1, late=2).drain(25.0) <= 0.06
+
+
+async def test_other_relays_are_closed_at_once_and_may_take_their_time_to_hang_up(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    relay = Leaving(2, kin=4, late=3)
+    await relay.drain(25.0)
+    assert (relay.left, relay.kin, relay.late) == (0, 0, 0)
 
 
 async def test_the_deadline_is_kept_for_those_who_never_finish(autojump_clock: trio.testing.MockClock) -> None:

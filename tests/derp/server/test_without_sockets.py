@@ -6,12 +6,13 @@ from collections.abc import Iterator
 import pytest
 
 from derp.close_reason import CloseReason
-from derp.keys import NodePrivate
+from derp.keys import MeshKey, NodePrivate
 from derp.protocol.connection import ClientConnection
 from derp.protocol.messages import KeepAlive, Message, PeerGone, Pong, RecvPacket, ServerInfo
 from derp.relay.counters import DropReason
 from derp.server.door import FrontDoor
 from derp.server.lobby import Lobby
+from derp.server.mesh import greet_kin
 from derp.server.relay import Relay
 from derp.transport.host import Wire
 from tests.derp.server.world import relay_config
@@ -146,6 +147,33 @@ def test_who_says_nothing_is_ended_and_who_says_nonsense_is_answered(world: Worl
     world.host.wait(11)
     assert silent.ended
     assert world.closed == {CloseReason.HANDSHAKE_TIMEOUT: 1, CloseReason.PROTOCOL_ERROR: 1}
+
+
+def test_other_relays_are_closed_when_the_news_of_clients_had_its_time(world: World) -> None:
+    """Until they hear where a client has gone they send here what is for it."""
+    caller = world.connect(1)
+    far = world.host.connect(lambda near: greet_kin(world.relay.sessions, near, 10.0))
+    core = ClientConnection(NodePrivate(b"k" * 32), random_bytes=os.urandom, mesh_key=MeshKey(b"m" * 32))
+    for _ in range(2):
+        core.receive_data(far.read())
+        far.write(b"".join(core.data_to_send()))
+        world.host.serve()
+    world.relay.announce_restart(1.0, 2.0)
+    assert world.relay.close_clients(1) == 2
+    caller.far.close()
+    world.host.serve()
+    for _ in range(5):
+        assert world.relay.close_clients(1) == 1
+        far.read()
+        assert not far.ended
+        world.host.wait(0.05)
+    world.host.wait(0.01)
+    world.relay.close_clients(1)
+    far.read()
+    assert far.ended
+    far.close()
+    world.host.serve()
+    assert world.relay.close_clients(1) == 0
 
 
 def test_the_relay_says_goodbye(world: World) -> None:
