@@ -13,6 +13,7 @@ from typing import Final
 from sim.mutations import MUTATIONS
 from sim.plan import make_plan
 from sim.play import play, shrink
+from sim.relay_mutations import RELAY_MUTATIONS
 
 # A world is one large cycle, and garbage when its schedule is over: to look for it at the default of each 700 new
 # objects takes a twentieth of the time, and finds nothing.  So it waits until there are some ten, 10 MB.
@@ -54,7 +55,7 @@ def play_all(seeds: range, is_told: bool) -> int:
 
 def find(seeds: range, words: str) -> int:
     unnoticed = 0
-    for name, mutation in MUTATIONS.items():
+    for name, mutation in (MUTATIONS | RELAY_MUTATIONS).items():
         if words in name:
             with mutation.taken_away():
                 noticed = next((seed for seed in seeds if mutation.is_noticed(play(make_plan(seed)).broken)), None)

@@ -71,6 +71,8 @@ class Leaving:
         process, world = self.process, self.process.world
         process.core(process.cluster.coordinator.handle_close(process.now))
         process.reporter.finish()
+        if world.relays is not None:
+            world.relays.left(process)
         ends_in = self._random.uniform(*RELAY_SECONDS)
         self._heap.after(ends_in, partial(world.die, process))
         self._heap.after(ends_in + 0.5, partial(world.start, process.place))

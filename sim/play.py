@@ -27,6 +27,8 @@ def play(plan: Plan, record: bool = False) -> Played:
         for seconds in (SOON_SECONDS, QUIET_SECONDS):
             world.heap.run(FAULT_SECONDS + seconds)
             world.judge.quiet(is_last=seconds == QUIET_SECONDS)
+            if world.relays is not None and seconds == SOON_SECONDS:
+                world.relays.quiet()
     except LawBroken as error:
         broken = str(error)
         world.say(broken)

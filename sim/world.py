@@ -15,6 +15,7 @@ from sim.laws import Judge
 from sim.leaving import Leaving
 from sim.peers import Connection, Peer
 from sim.plan import FAULT_SECONDS, FAULTS, PEERS, Plan, Step
+from sim.relays import Relays, has_relays
 from sim.seal import SimulatedKey
 from sim.store import Reporter, Row, Store
 from sim.ways import BUS_BEAT_SECONDS, DEAF_SECONDS, LATENCY_SECONDS, ONE_WAY_SECONDS, Way
@@ -190,6 +191,7 @@ class World:
         names = [f"a{n}" for n in range(plan.agents)] + [f"c{n}" for n in range(plan.clients)]
         self.peers = [Peer(name, name[0] == "a", Random(f"{plan.seed} {name}")) for name in names]
         self._peers = {peer.id: peer for peer in self.peers}
+        self.relays = Relays(self) if has_relays(plan) else None
         for place in range(plan.replicas):
             self.start(place)
         for number, peer in enumerate(self.peers):
@@ -244,6 +246,8 @@ class World:
         self.processes.append(process)
         if place in self.bus_lost_at:
             self.heap.after(DEAF_SECONDS, partial(self._note_deaf, place, self.bus_lost_at[place]))
+        if self.relays is not None:
+            self.relays.started(process)
         for other in self.places:
             if other is not None and other is not process:
                 found = process.random.uniform(0, 2)
@@ -254,6 +258,8 @@ class World:
         for process, other in ((one, two), (two, one)):
             if process.is_alive and other.is_alive:
                 process.do(partial(self._open_way, process, other))
+        if self.relays is not None:
+            self.relays.met(one, two)
 
     def _open_way(self, process: Process, other: Process) -> None:
         there, back = self.ways[process.place, other.place], self.ways[other.place, process.place]
@@ -280,6 +286,8 @@ class World:
         if way.is_up:
             way.down_at = self.heap.now
             self.heap.after(ONE_WAY_SECONDS, partial(self._look_at_one_way, one, two, way.down_at))
+            if self.relays is not None:
+                self.relays.look()
 
     def part(self, one: int, two: int) -> None:
         """Nothing passes between the two, and links break."""
@@ -287,6 +295,8 @@ class World:
         self.cut(two, one)
         if not self.plan.is_bus:
             self._break_links(one, two)
+            if self.relays is not None:
+                self.relays.broken(one, two)
 
     def _break_links(self, one: int, two: int) -> None:
         for here, there in ((one, two), (two, one)):
@@ -347,6 +357,8 @@ class World:
             for arrive in held:
                 for at in way.arrivals(self.heap.now, self.plan.is_bus):
                     self.heap.at(at, arrive)
+        if self.relays is not None:
+            self.relays.mended(one, two)
         process, other = self.places[one], self.places[two]
         if process is not None and other is not None:
             self.join(process, other)
@@ -359,6 +371,8 @@ class World:
         del self._alive[process.id]
         if self.places[process.place] is process:
             self.places[process.place] = None
+        if self.relays is not None:
+            self.relays.died(process)
         for other in self.processes:
             if other.is_alive:
                 if not self.plan.is_bus:
@@ -392,6 +406,8 @@ class World:
         for call in backlog:
             process.do(call)
         process.do(process._timeout)
+        if self.relays is not None:
+            self.relays.woke(process)
 
     # Peers.
 
@@ -510,6 +526,8 @@ class World:
             return
         if connection is None:
             return
+        if self.relays is not None:
+            self.relays.acted(peer, step.what)
         match step.what:
             case "node":
                 self.request(connection, Request(node=peer.node(connection)))
@@ -542,6 +560,8 @@ class World:
 
     def _return(self, peer: Peer) -> None:
         peer.is_away = False
+        if self.relays is not None:
+            self.relays.returned(peer)
         self.dial(peer)
 
     def _fault(self, step: Step) -> None:
@@ -578,6 +598,8 @@ class World:
                 Leaving(process, step.seconds if step.seconds >= 1 else 0.0)
             case "freeze" if process is not None and not process.is_frozen:
                 process.is_frozen, process.frozen_at = True, self.heap.now
+                if self.relays is not None:
+                    self.relays.frozen(process)
                 process.had_link = any(pair.has_link for pair in process.cluster.pairs.values())
                 self.heap.after(step.seconds, lambda: self.wake(process))
 
