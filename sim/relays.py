@@ -23,10 +23,14 @@ from derp.server.mesh import MeshSession, begin, greet_kin, retry_seconds
 from derp.server.relay import Relay
 from derp.server.session import Greeting
 from sim.laws import LawBroken
+from sim.nats import REGION, Nats, PathNode, has_nats
 from sim.packets import Ledger
 from sim.peers import Peer
 from sim.plan import FAULT_SECONDS, SOON_SECONDS, Plan
 from sim.wires import END, Pipe, PipeWire, Server
+from tailnet.coordinator.messages import Update
+from tailnet.paths.core import RelaySource
+from tailnet.paths.disco import is_disco
 
 if TYPE_CHECKING:
     from sim.world import Process, World
@@ -243,6 +247,7 @@ class RelayClient:
         self.dial_count = 0
         self.lingering: set[RelayConnection] = set()
         """Earlier ones of which their relays have not noticed that they are gone."""
+        self.node: PathNode | None = None  # where there are NATs
         self.troubles = relays.ledger.of[peer.name]
         self.troubles.begin(0.0)
 
@@ -268,6 +273,8 @@ class RelayClient:
         self.relays.say(f"{self.name} is at the relay of {connection.server.name}")
         self._look()
         self.relays.look()
+        if self.node is not None:
+            self.node.paths.region_up(REGION)
         self.write(connection)
 
     def _look(self) -> None:
@@ -290,11 +297,13 @@ class RelayClient:
         connection.up.end()
         if self.connection is connection:
             self.connection = None
+            self._note_down()
             self.relays.heap.after(self.random.uniform(0.02, 0.1), self.dial)
 
     def leave(self, *, in_silence: bool) -> None:
         """Its network changed, or it goes."""
         connection, self.connection = self.connection, None
+        self._note_down()
         self.troubles.begin(self.relays.now)
         if connection is None:
             return
@@ -304,6 +313,10 @@ class RelayClient:
             return
         self.lingering.add(connection)
         self.relays.heap.after(NOTICED_SECONDS, partial(self._noticed, connection))
+
+    def _note_down(self) -> None:
+        if self.node is not None:
+            self.node.paths.region_down(REGION)
 
     def _noticed(self, connection: RelayConnection) -> None:
         connection.up.end()
@@ -331,12 +344,24 @@ class RelayClient:
         """A packet or two to each of them."""
         relays = self.relays
         for other in self.partners():
+            if self.node is not None and self.node.send(relays.nodes[other.name]):
+                continue
             key = relays.clients[other.name].key
             for _ in range(self.random.choice((1, 1, 2))):
                 connection.core.send_packet(key, relays.ledger.write(self.name, other.name, relays.now))
         connection.flush()
 
+    def pass_on(self, key: bytes, datagram: bytes) -> None:
+        """A disco message goes by the relay, if there is one."""
+        connection = self.connection
+        if connection is not None and connection.core.state is ClientState.OPEN:
+            connection.core.send_packet(key, datagram)
+            connection.flush()
+
     def take(self, message: RecvPacket) -> None:
+        if self.node is not None and is_disco(message.packet):
+            self.node.receive(bytes(message.packet), RelaySource(REGION, message.src))
+            return
         self.relays.ledger.take(self.name, self.relays.names[message.src], bytes(message.packet))
 
 
@@ -353,6 +378,10 @@ class Relays:
         self._shared_key = NodePrivate(self.random.randbytes(32)) if self.random.random() < 0.5 else None
         self.servers: list[RelayServer] = []
         self.clients = {peer.name: RelayClient(self, peer) for peer in world.peers}
+        self.nats = Nats(self) if has_nats(world.plan) else None
+        self.nodes = self.nats.nodes if self.nats is not None else {}
+        for name, node in self.nodes.items():
+            self.clients[name].node = node
         self.names = {client.key: client.name for client in self.clients.values()}
         self.is_any_leaving = False
         self._failures: dict[tuple[RelayServer, RelayServer], int] = {}
@@ -551,6 +580,8 @@ class Relays:
 
     def acted(self, peer: Peer, what: str) -> None:
         client = self.clients[peer.name]
+        if what == "roam" and self.nats is not None:
+            self.nats.moved(peer)
         if what in ("redial", "roam", "blink"):
             client.leave(in_silence=what == "roam")
             client.dial()
@@ -561,7 +592,19 @@ class Relays:
     def returned(self, peer: Peer) -> None:
         client = self.clients[peer.name]
         client.is_away = False
+        if client.node is not None:
+            client.node.begin()
         client.dial()
+
+    def noted(self, peer: Peer, raw: bytes) -> None:
+        """It says a node to its coordinator."""
+        if self.nats is not None:
+            self.nats.note(peer, raw)
+
+    def told(self, peer: Peer, updates: tuple[Update, ...]) -> None:
+        """Its coordinator says this."""
+        for update in updates if peer.name in self.nodes else ():
+            self.nodes[peer.name].told(update)
 
     # What must hold.
 
@@ -589,6 +632,8 @@ class Relays:
     def quiet(self) -> None:
         """The last fault is long over."""
         self.ledger.check(self.now)
+        if self.nats is not None:
+            self.nats.quiet()
         alive = self.alive
         for server in alive:
             self._count(server)

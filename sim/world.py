@@ -441,6 +441,8 @@ class World:
 
     def request(self, connection: Connection, request: Request) -> None:
         core = connection.process.cluster.coordinator
+        if self.relays is not None and request.node is not None:
+            self.relays.noted(connection.peer, request.node.raw)
         self.to_replica(
             connection,
             lambda: connection.process.core(core.handle_request(connection, request, connection.process.now)),
@@ -454,6 +456,8 @@ class World:
     def tell_peer(self, connection: Connection, updates: tuple[Update, ...]) -> None:
         def arrive() -> None:
             if connection.is_open:
+                if self.relays is not None:
+                    self.relays.told(connection.peer, updates)
                 for request in connection.peer.take(connection, updates):
                     self.request(connection, request)
 

@@ -1,16 +1,19 @@
-"""Relays in schedules of faults: whose rule's absence is noticed, and that such a schedule follows from its seed.
+"""Relays and NATs in schedules of faults: whose rule's absence is noticed; such a schedule follows from its seed.
 
 That no law is broken, and that every case was met, is in test_schedules.py.
 """
 
+from random import Random
+
 import pytest
 
+from sim.nats import House, has_nats
 from sim.plan import make_plan
 from sim.play import play
 from sim.relay_mutations import RELAY_MUTATIONS
 from sim.relays import has_relays
 
-SEED = 8
+SEED = 28
 
 
 @pytest.mark.parametrize("name", RELAY_MUTATIONS)
@@ -23,7 +26,32 @@ def test_a_rule_taken_away_is_noticed(name: str) -> None:
 
 def test_a_schedule_with_relays_follows_from_its_seed() -> None:
     assert has_relays(make_plan(SEED))
+    assert has_nats(make_plan(SEED))
     first, second = (play(make_plan(SEED), record=True) for _ in range(2))
     assert any("is at the relay of" in line for line in first.story)
     assert first.story == second.story
     assert first.event_count == second.event_count
+
+
+# From a house of which mapping and filtering to one of which a path comes about, when both try.
+@pytest.mark.parametrize(
+    ("here", "there", "can"),
+    [
+        ((True, "ports"), (True, "ports"), True),
+        ((False, "ports"), (True, "ports"), False),
+        ((True, "ports"), (False, "ports"), False),
+        ((False, "addresses"), (True, "addresses"), True),
+        ((True, "ports"), (False, "nothing"), False),
+        ((False, "nothing"), (True, "ports"), False),
+        ((False, "nothing"), (False, "nothing"), True),
+        ((False, "addresses"), (False, "addresses"), False),
+    ],
+)
+def test_which_nats_permit_a_path(here: tuple[bool, str], there: tuple[bool, str], can: bool) -> None:
+    houses = []
+    for number, (is_one_port, filters) in enumerate((here, there)):
+        house = House(number, Random(number))
+        house.is_open = house.is_blocked = False
+        house.is_one_port, house.filters = is_one_port, filters
+        houses.append(house)
+    assert houses[0].can_reach(houses[1]) == can
