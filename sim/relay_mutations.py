@@ -62,13 +62,13 @@ _DEAD = "that has been dead"
 
 RELAY_MUTATIONS: Final[dict[str, Mutation]] = {
     "a packet goes by the mesh twice": Mutation(8, ((forward, "_wrap_for_mesh", _twice),), _TWICE),
-    "other relays are not told who left": Mutation(9, ((Router, "_tell_gone", _nothing),), "keeps its key"),
-    "who is sent off gets no mailbox": Mutation(8, ((Router, "send_off", _no_mailbox),), _LOST),
-    "nothing waits for what comes from a leaving relay": Mutation(8, ((Router, "_hold_back", _nothing),), _LATE),
+    "other relays are not told who left": Mutation(8, ((Router, "_tell_gone", _nothing),), "keeps its key"),
+    "who is sent off gets no mailbox": Mutation(42, ((Router, "send_off", _no_mailbox),), _LOST),
+    "nothing waits for what comes from a leaving relay": Mutation(72, ((Router, "_hold_back", _nothing),), _LATE),
     "keys stay when their relay's connection breaks": Mutation(8, ((MeshRoute, "handle_break", _nothing),)),
-    "a path is trusted for ever": Mutation(42, ((PathPeer, "is_trusted", _trusted_for_ever),), _DEAD),
+    "a path is trusted for ever": Mutation(28, ((PathPeer, "is_trusted", _trusted_for_ever),), _DEAD),
     "a heartbeat without an answer is no doubt": Mutation(42, ((PathPeer, "pinged_best", _nothing),), _DEAD),
     "where a ping comes from is a path": Mutation(55, ((Paths, "_receive_ping", _heard_is_proved),)),
     "nobody calls the other end": Mutation(28, ((Paths, "_call", _nothing),), "no direct path"),
-    "last words are not read": Mutation(8, ((LeavingSession, "received", _unread),), _LOST),
+    "last words are not read": Mutation(13, ((LeavingSession, "received", _unread),), _LOST),
 }

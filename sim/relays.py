@@ -490,10 +490,10 @@ class Relays:
             server.wake()
         self.look()
 
-    def died(self, process: "Process", *, in_good_order: bool) -> None:
-        """In good order it ends when its clients have gone."""
+    def died(self, process: "Process") -> None:
+        """A relay that leaves ends when its clients have gone."""
         for server in self._of(process):
-            if not in_good_order:
+            if not server.is_leaving:
                 self._end(server)
 
     def _end(self, server: RelayServer) -> None:
@@ -622,11 +622,9 @@ class Relays:
             return False
         used = [server for server in alive if server in at or server.is_used]
         ways = self.world.ways
-        return all(
-            ways[one.place, two.place].is_up and one.is_meshed_with(two)
-            for one in used
-            for two in used
-            if one is not two
+        # Also of one that no client is at any more: what it has to say of those who left is under way.
+        return all(ways[one.place, two.place].is_up for one in alive for two in alive if one is not two) and all(
+            one.is_meshed_with(two) for one in used for two in used if one is not two
         )
 
     def quiet(self) -> None:

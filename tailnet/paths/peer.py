@@ -130,7 +130,7 @@ class PathPeer:
 
     def tell(self, endpoints: Iterable[Endpoint], now: float) -> None:
         """What coordination says now.  A path that works stays one, whatever it says."""
-        told = set(islice(endpoints, MAX_CANDIDATES))
+        told = dict.fromkeys(islice(endpoints, MAX_CANDIDATES))
         for endpoint, candidate in self.candidates.items():
             candidate.is_told = endpoint in told
         self.drop_idle(now)
