@@ -201,6 +201,9 @@ class RelayKeys:
         now = self._clock().timestamp()
         for key in [key for key, (_, until) in self._claims.items() if until <= now]:
             claim, _ = self._claims.pop(key)
+            holder = self._known.get(key)
+            if holder is not None and holder != claim and self._is_held_here(key, holder):
+                continue  # who was on its way from another replica is here by now
             if claim is None:
                 self.revoke((key,))
             elif self._announces(key, claim):

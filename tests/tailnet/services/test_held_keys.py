@@ -127,6 +127,26 @@ async def test_a_key_that_nobody_holds_any_more_is_whoever_announces_it_once_oth
     assert (other.revoked, one.revoked, one.keys.has(B)) == ([B], [B], False)
 
 
+@pytest.mark.parametrize("claim", ["announced", "signed out"])
+async def test_a_peer_that_dials_anew_while_others_are_asked_keeps_its_key(both: Both, claim: str) -> None:
+    """Its replica was killed, so nobody has it for a moment, and it comes to the one where somebody claims the key."""
+    one, other = both.one, both.other
+    one.announce(A, "alice")
+    await both.exchange()
+    one.leave("alice")
+    both.pass_time(HELD_SECONDS)
+    if claim == "announced":
+        other.announce(A, "mallory")
+    else:
+        other.keys.revoke([A], "mallory")
+    other.announce(A, "alice")
+    both.pass_time(ANSWER_SECONDS)
+    await both.exchange()
+    assert [side.keys.tenant_of(A) for side in (one, other)] == ["alice", "alice"]
+    assert (one.revoked, other.revoked) == ([], [])
+    assert not other.keys._claims
+
+
 async def test_where_no_other_replica_is_a_key_moves_at_once(both: Both) -> None:
     both.is_linked = False
     both.one.announce(A, "alice")
