@@ -126,9 +126,10 @@ class Strangers(Generic[V]):
 
     def __init__(self, per_second: float, now: float) -> None:
         sure = per_second * STRANGERS_SHARE
-        self._sure = TokenBucket(sure, max(sure, 1.0), now)
-        # No more than that at once either: look-ups are no reason to keep a second's worth.
-        self._spare = TokenBucket(per_second - sure, sure, now)
+        # No more than that at once: look-ups are no reason to keep a second's worth.  One has to fit in each.
+        burst = max(sure, 1.0)
+        self._sure = TokenBucket(sure, burst, now)
+        self._spare = TokenBucket(per_second - sure, burst, now)
         self._room = Room(STRANGERS_BYTES)
         self._waiting: OrderedDict[V, tuple[float, str, int]] = OrderedDict()  # since when, whence, bytes
         self._queues: OrderedDict[str, OrderedDict[V, None]] = OrderedDict()  # of addresses, in the order of turns

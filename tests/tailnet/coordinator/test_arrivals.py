@@ -150,6 +150,16 @@ def test_strangers_have_what_known_callers_leave_and_a_tenth_in_any_case() -> No
         assert inside == pytest.approx(expected, abs=250)
 
 
+@pytest.mark.parametrize("per_second", [1, 5, 11])
+def test_a_slow_pace_is_all_for_strangers_too_where_nobody_is_known(per_second: int) -> None:
+    strangers, inside = Strangers[int](float(per_second), 0.0), 0
+    for number in range(200 * 20):
+        now = number * 0.005
+        strangers.join(number, FLOOD[0], 0, now)
+        inside += sum(comes_in for _, comes_in in strangers.handle_timeout(now))
+    assert inside == pytest.approx(20 * per_second, abs=3)
+
+
 def test_one_address_has_half_of_the_room_and_the_next_one_a_place() -> None:
     strangers = Strangers[int](1.0, 0.0)
     while strangers.admits(0.0):
