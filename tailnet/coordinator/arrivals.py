@@ -26,7 +26,8 @@ WAITER_BYTES: Final = 4 * 1024
 MAX_REQUEST_BYTES: Final = 24 * 1024
 # Of those who wait and are known; 10,000 whose requests have 2 KiB, as those of stock peers.
 KNOWN_BYTES: Final = 64 << 20
-# Of those who wait and are not: 6,000 of them, more than come in within PATIENCE_SECONDS.
+# Of those who wait and are not, for their turn or for the store: 6,000 of them, more than come in within
+# PATIENCE_SECONDS.
 STRANGERS_BYTES: Final = 32 << 20
 # Of the pace, in a storm of known callers: who is new has to come in too.  At 1,000 a second these are 100 look-ups,
 # which the store answers in a few queries.
@@ -130,7 +131,8 @@ class Strangers(Generic[V]):
         burst = max(sure, 1.0)
         self._sure = TokenBucket(sure, burst, now)
         self._spare = TokenBucket(per_second - sure, burst, now)
-        self._room = Room(STRANGERS_BYTES)
+        self.room = Room(STRANGERS_BYTES)
+        """Also for those whose turn has come, while the store is asked about them."""
         self._waiting: OrderedDict[V, tuple[float, str, int]] = OrderedDict()  # since when, whence, bytes
         self._queues: OrderedDict[str, OrderedDict[V, None]] = OrderedDict()  # of addresses, in the order of turns
         self._held: Counter[str] = Counter()  # bytes, by address
@@ -142,7 +144,7 @@ class Strangers(Generic[V]):
     @property
     def held_bytes(self) -> int:
         """What all of them hold."""
-        return self._room.held
+        return self.room.held
 
     def admits(self, now: float) -> bool:
         """Whether one more may come in at once."""
@@ -156,10 +158,10 @@ class Strangers(Generic[V]):
     def join(self, visitor: V, address: str, size: int, now: float) -> bool:
         """Whether there was room for it, and for the bytes of its request."""
         size += WAITER_BYTES
-        if self._held[address] + size > self._room.most - self._room.held:
+        if self._held[address] + size > self.room.most - self.room.held:
             self._forget(address)
             return False
-        self._room.take(size)
+        self.room.take(size)
         self._held[address] += size
         if not self._waiting:
             self._next_at = now + _STEP_SECONDS
@@ -173,7 +175,7 @@ class Strangers(Generic[V]):
         if found is not None:
             _, address, size = found
             del self._queues[address][visitor]
-            self._room.give(size)
+            self.room.give(size)
             self._held[address] -= size
             self._forget(address)
 

@@ -222,18 +222,20 @@ class Entrance:
         return True
 
     def _keep(self, session: "_DecidingSession") -> bool:
-        """Whether there is room for one more who is known; what he holds is given back when he waits no more."""
-        if session.held:
+        """Whether there is room for one more of its kind; what it holds is given back when it waits no more."""
+        if session.room is not None:
             return True
+        room = self._strangers.room if session.is_stranger else self._room
         size = session.size + WAITER_BYTES
-        if not (self._is_small(session) and self._room.take(size)):
+        if not (self._is_small(session) and room.take(size)):
             return False
-        session.held = size
+        session.room, session.held = room, size
         return True
 
     def _give_back(self, session: "_DecidingSession") -> None:
-        self._room.give(session.held)
-        session.held = 0
+        if session.room is not None:
+            session.room.give(session.held)
+            session.room = None
 
     def _handle_timeout(self, now: float) -> None:
         for session, comes_in in self._line.handle_timeout(now):
@@ -329,12 +331,8 @@ class Entrance:
 
     def _ask(self, session: "_DecidingSession") -> None:
         """Have somebody say who it is that memory cannot."""
-        is_full = self._deciding >= MAX_DECIDING
-        if session.is_stranger:
-            is_full = is_full or self._deciding_strangers >= MAX_DECIDING_STRANGERS or not self._is_small(session)
-        else:
-            is_full = is_full or not self._keep(session)
-        if is_full:
+        is_full = session.is_stranger and self._deciding_strangers >= MAX_DECIDING_STRANGERS
+        if is_full or self._deciding >= MAX_DECIDING or not self._keep(session):
             self._put_off(session, _TOO_MANY_QUESTIONS)
         self._deciding += 1
         self._deciding_strangers += session.is_stranger
@@ -362,7 +360,9 @@ class Entrance:
         if isinstance(verdict, RefusedPeer):
             self._refuse(session, verdict.status, verdict.headers, verdict.body, verdict.why)
         seconds = self.fights.hold_until(verdict.peer_id) - self.host.now
-        session.is_stranger = False
+        if session.is_stranger:
+            self._give_back(session)  # he has room among those who are known now
+            session.is_stranger = False
         if seconds <= 0:
             self._accept(session, verdict)
         elif not self._keep(session):
@@ -447,7 +447,7 @@ class Entrance:
 class _DecidingSession:
     """A connection whose turn has not come, or whose caller is being looked up."""
 
-    __slots__ = ("_entrance", "behind", "held", "is_stranger", "request", "scope", "wire")
+    __slots__ = ("_entrance", "behind", "held", "is_stranger", "request", "room", "scope", "wire")
 
     def __init__(self, entrance: Entrance, wire: Wire, request: Request, behind: bytes) -> None:
         self._entrance = entrance
@@ -455,7 +455,8 @@ class _DecidingSession:
         self.request = request
         self.behind = behind  # what came with the request
         self.is_stranger = False
-        self.held = 0  # bytes of the room of those who are known
+        self.room: Room | None = None  # in which it holds so many bytes
+        self.held = 0
         self.scope: trio.CancelScope | None = None  # while a task decides
 
     @property

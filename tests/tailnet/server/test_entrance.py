@@ -336,7 +336,7 @@ async def test_agents_come_in_while_strangers_flood(server: CoordinatorServer, p
         pass
     strangers, line = server.entrance._strangers, server.entrance._line
     strangers._sure = strangers._spare = TokenBucket(1e-9, 0.0, server.reactor.now)
-    strangers._room.most = 16 * WAITER_BYTES
+    strangers.room.most = 16 * WAITER_BYTES
     async with AsyncExitStack() as stack:
         flood = [await stack.enter_async_context(open_connection(server)) for _ in range(30)]
         for number, stream in enumerate(flood):
@@ -388,6 +388,33 @@ async def test_strangers_leave_room_for_those_who_are_known_where_the_store_is_s
         for stream in streams[2:]:
             await upgraded(stream)
     await wait_for(lambda: server.entrance._deciding == server.entrance._deciding_strangers == 0)
+
+
+async def test_what_strangers_hold_while_the_store_is_asked_about_them_is_bounded_too(
+    server: CoordinatorServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(server, monkeypatch)
+    strangers = server.entrance._strangers
+    strangers.room.most = 2 * WAITER_BYTES + 1_000
+    async with AsyncExitStack() as stack:
+        streams = [await stack.enter_async_context(open_connection(server)) for _ in range(3)]
+        for number, stream in enumerate(streams):
+            door, token = (AGENT_DOOR, str(make_id("made up"))) if number else (AGENT_DOOR, agent_token("main"))
+            await stream.send_all(upgrade_request(door, token))
+            await wait_for(lambda: gate.waiting + server.entrance.strangers_put_off_count > number)  # noqa: B023  # awaited in place
+        assert (await read_answer(streams[2])).status == 503
+        held = server.reading().entrance.held_bytes
+        assert 2 * WAITER_BYTES < held <= strangers.room.most
+        server.entrance.fights.note(MAIN, (), server.reactor.now + 3_600.0)
+        gate.opened.set()
+        assert (await read_answer(streams[1])).status == 401
+        # Who waits for his id is known by now, and holds what he has among those.
+        await wait_for(lambda: server.reading().entrance.waiting == 1)
+        assert strangers.held_bytes == 0
+        assert WAITER_BYTES < server.reading().entrance.held_bytes < held
+        reset_at_close(streams[0])
+    await wait_for(lambda: not waiting(server))
+    assert server.reading().entrance.held_bytes == 0
 
 
 HOSTILE = {
