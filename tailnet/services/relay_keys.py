@@ -199,14 +199,19 @@ class RelayKeys:
     def settle(self) -> None:
         """Nobody elsewhere holds what was asked about in time: whoever claims such a key still has it."""
         now = self._clock().timestamp()
-        for key in [key for key, (_, until) in self._claims.items() if until <= now]:
-            claim, _ = self._claims.pop(key)
+        due = {key: claim for key, (claim, until) in self._claims.items() if until <= now}
+        if not due:
+            return
+        # One walk over the peers for all: a thousand would be 0.6 s in which nobody is served.
+        here = {(node.public_key, peer.tenant) for peer, node in self._connected() if node.public_key in due}
+        for key, claim in due.items():
+            del self._claims[key]
             holder = self._known.get(key)
-            if holder is not None and holder != claim and self._is_held_here(key, holder):
+            if holder is not None and holder != claim and (key, holder) in here:
                 continue  # who was on its way from another replica is here by now
             if claim is None:
                 self.revoke((key,))
-            elif self._announces(key, claim):
+            elif (key, claim) in here:
                 self._take(key, claim)
 
     def _tell_contested(self, key: bytes, tenant: str, other: str) -> None:
