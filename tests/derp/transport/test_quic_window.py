@@ -3,7 +3,7 @@ behind packets of others."""
 
 import heapq
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import count
 from math import inf
@@ -11,7 +11,7 @@ from statistics import median
 
 import pytest
 
-from derp.transport.quic_window import FIRST_PACKETS, LEAST_PACKETS, PacketWindow
+from derp.transport.quic_window import FIRST_PACKETS, LEAST_PACKETS, PacketWindow, SentPacket
 
 SIZE, ACK_BYTES = 1400, 60
 MBIT = 125_000.0  # bytes a second
@@ -48,10 +48,11 @@ class World:
 
 
 class Link:
-    """One way: a rate, a queue of 50 ms, losses."""
+    """One way: a rate, a queue of so many seconds, losses."""
 
     def __init__(self, world: World, rate: float = 20 * MBIT, loss: float = 0.0) -> None:
         self.world, self.rate, self.loss = world, rate, loss
+        self.held_seconds = 0.05
         self.free_at = 0.0
 
     @property
@@ -59,7 +60,7 @@ class Link:
         return max(self.free_at - self.world.now, 0.0)
 
     def carry(self, size: int, arrive: Callable[[], None]) -> bool:
-        if self.queue_seconds > 0.05 or self.world.random.random() < self.loss:
+        if self.queue_seconds > self.held_seconds or self.world.random.random() < self.loss:
             return False
         self.free_at = max(self.free_at, self.world.now) + size / self.rate
         self.world.at(self.free_at + ONE_WAY_SECONDS, arrive)
@@ -143,6 +144,28 @@ class Sender:
             window.on_packets_lost(now=now, packets=lost)
         if not self.call_seconds:
             self._send()
+
+
+class Reno(PacketWindow):
+    """A TCP on the same path: it doubles until something is lost, halves then, and grows by a packet a round trip."""
+
+    threshold, gave_way_at = inf, -1.0
+
+    def on_packet_acked(self, *, now: float, packet: SentPacket) -> None:
+        self.bytes_in_flight -= packet.sent_bytes
+        if packet.sent_time > self.gave_way_at:
+            is_slow = self.congestion_window >= self.threshold
+            self.congestion_window += SIZE * SIZE // self.congestion_window if is_slow else SIZE
+
+    def on_packets_lost(self, *, now: float, packets: Iterable[SentPacket]) -> None:
+        for packet in packets:
+            self.bytes_in_flight -= packet.sent_bytes
+            if packet.sent_time > self.gave_way_at:
+                self.gave_way_at = now
+                self.threshold = self.congestion_window = max(self.congestion_window // 2, LEAST_PACKETS * SIZE)
+
+    def on_rtt_measurement(self, *, now: float, rtt: float) -> None:
+        """It goes by losses."""
 
 
 def links(rate: float = 20 * MBIT, loss: float = 0.0) -> tuple[Link, Link]:
@@ -235,6 +258,21 @@ def test_two_share_a_path() -> None:
     others = (second.arrived_bytes - before) / 10 / MBIT
     assert mine + others > 0.9 * 20
     assert min(mine, others) > 0.25 * 20
+
+
+@pytest.mark.parametrize(("held_seconds", "share"), [(0.2, 0.35), (0.05, 0.2)])
+def test_a_tcp_on_the_same_path_keeps_a_share_of_it(held_seconds: float, share: float) -> None:
+    there, back = links()
+    there.held_seconds = held_seconds
+    tcp = Sender(there, back)
+    tcp.window = Reno(max_datagram_size=SIZE)
+    tcp.world.run(3.0)
+    ours = Sender(there, back)
+    tcp.world.run(5.0)
+    before = ours.arrived_bytes
+    theirs = tcp.measure(30.0)
+    assert theirs > share * 20
+    assert theirs + (ours.arrived_bytes - before) / 30 / MBIT > 0.95 * 20
 
 
 def test_nothing_coming_through_leaves_two_packets_and_a_path_that_is_looked_for_anew() -> None:
