@@ -115,8 +115,8 @@ class SharedCoordinator(Coordinator[C]):
             effects.append(Announce((Claim(peer.id, peer.epoch),)))
             for other, bits in peer.links.items():
                 owner = _site_of(other)
-                if bits & OUT and self._has_met:
-                    # It may have removed this one at a replica that died, or that we have not heard since.
+                if bits & OUT:
+                    # It may have removed this one at a replica that died, or that we have not heard since, or ever.
                     self._unconfirmed.set((peer, other), now + UNCONFIRMED_SECONDS)
                 if owner is not None:
                     peer.links[other] = bits & ~TOLD
@@ -373,8 +373,10 @@ class SharedCoordinator(Coordinator[C]):
             if site is not None:
                 self._lose(peer, site, Kind.LOST, REASON_LOST, effects)
         for src, dst in self._unconfirmed.handle_timeout(now):
-            if src.links.get(dst, 0) & OUT:
+            if src.links.get(dst, 0) & OUT and self._has_met:
                 self._part(src, dst, REASON_LOST, effects, Kind.LOST)
+            elif src.links.get(dst, 0) & OUT:  # only who is met later can have ended it
+                self._unconfirmed.set((src, dst), now + UNCONFIRMED_SECONDS)
         if self._ask_at is not None and self._ask_at <= now:
             self._ask_at = None
             absent = [peer.id for peer in self._tunnels.peers.values() if peer.connection is None]

@@ -98,6 +98,11 @@ def test_who_is_sent_away_is_lost_by_no_comparison(seed: int) -> None:
     assert play(make_plan(seed)).broken is None
 
 
+# Two replicas meet late, and a client removed its tunnel at one while it came to the other.
+def test_what_came_over_before_any_replica_was_met_is_named_again() -> None:
+    assert play(make_plan(3047)).broken is None
+
+
 def test_a_schedule_follows_from_its_seed() -> None:
     first, second = (play(make_plan(11), record=True) for _ in range(2))
     assert first.story == second.story
