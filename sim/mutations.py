@@ -207,14 +207,6 @@ def _one_channel_is_all(real: Any) -> Any:
     return left
 
 
-def _silent_ones_are_forgotten(real: Any) -> Any:
-    def handle_connect(self: Core, *arguments: Any) -> Any:
-        self._has_met = bool(self._sites)
-        return real(self, *arguments)
-
-    return handle_connect
-
-
 def _leaver_compares_all(real: Any) -> Any:
     def compare(self: Core, site: Any) -> Any:
         parts = real(self, site)
@@ -309,9 +301,6 @@ MUTATIONS: Final[dict[str, Mutation]] = {
         5, AgentPresence, "compare", lambda real: lambda self, held: [], "the store"
     ),
     "any server may write that an agent left": _one(0, Row, "is_held_by", lambda real: lambda *_: True, _WRITTEN),
-    "replicas that are silent count as never met": _one(
-        1830, SharedCoordinator, "handle_connect", _silent_ones_are_forgotten, _APART
-    ),
     "whom a replica sent away is missed when it compares": _one(
         1290, SharedCoordinator, "_compare", _leaver_compares_all, _LOST
     ),

@@ -514,6 +514,54 @@ pass 7
   1 asks A
   1 -> 2 WHO A
 """,
+    "a tunnel that came over, and is not named again, stays until somebody is met who may have heard of its end": """
+1 connect a A agent
+  1 announces A
+  1 -> 2 CAME A
+1 a: node a1
+1 connect c C client A
+  1 announces C
+  1 -> 2 CAME C
+1 c: add A
+  1: c <- NODE A a1 "add tunnel"
+1 connect d C client A
+  1: c <- error "peer ID overwritten by new connection"
+  1: c ends "peer ID overwritten by new connection"
+  1: d <- NODE A a1 "init"
+  1 announces C
+  1 -> 2 CAME C
+pass 100
+up 1 2
+  1 -> 2 CAME A C
+  1 -> 2 SYNC last
+  2 -> 1 SYNC last
+  2 -> 1 SYNCED
+  1 -> 2 SYNCED
+pass 40
+  1: d <- LOST A "lost"
+""",
+    "and ends though those who may have heard of its end are silent": MEET2
+    + """
+1 connect b A agent
+  1: b <- NODE C c1 "init"
+  1 announces A
+  1 -> 2 CAME A
+  2: a <- error "peer ID overwritten by new connection"
+  2: a ends "peer ID overwritten by new connection"
+  2 -> 1 GONE A is not here
+1 b: node a2
+  1: c <- NODE A a2 "node update"
+1 silent 2
+1 connect d C client A
+  1: c <- error "peer ID overwritten by new connection"
+  1: c ends "peer ID overwritten by new connection"
+  1: d <- NODE A a2 "init"
+  1 announces C
+  1 -> 2 CAME C
+pass 40
+  1: b <- LOST C "lost"
+  1: d <- LOST A "lost"
+""",
     "who is revoked is disconnected everywhere": MEET2
     + """
 1 revoke c
