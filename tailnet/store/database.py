@@ -198,7 +198,7 @@ class Database:
 
     def _is_for_us_too(self, connection: sa.Connection, revision: str | None) -> bool:
         """Whether whoever made a newer schema says that programs of ours can use it."""
-        if revision is None or revision <= HEAD_REVISION:
+        if revision is None or revision <= HEAD_REVISION or counters.name not in self.dialect.table_names(connection):
             return False
         oldest = connection.execute(sa.select(counters.c.value).where(counters.c.name == _readable(revision))).scalar()
         return oldest is not None and oldest <= int(HEAD_REVISION)

@@ -219,7 +219,7 @@ agents = sa.Table(
     sa.Column("first_connected_at", UtcTime),
     sa.Column("last_connected_at", UtcTime),
     sa.Column("disconnected_at", UtcTime),
-    sa.Column("seen_by", Text, index=True),  # the server that holds its connection; NULL when none does
+    sa.Column("seen_by", Text),  # the server that holds its connection; NULL when none does
     # what the agent tells us
     sa.Column("lifecycle_state", sa.SmallInteger, nullable=False, server_default="1"),
     sa.Column("started_at", UtcTime),
@@ -230,6 +230,8 @@ agents = sa.Table(
     sa.Column("subsystems", sa.JSON, nullable=False, server_default="[]"),
     sa.Column("logs_bytes", sa.Integer, nullable=False, server_default="0"),
     sa.Column("logs_overflowed", sa.Boolean, nullable=False, server_default=sa.false()),
+    # A server reads those that it holds by their ids, 1,000 at a time: a page is found at once, and needs no sorting.
+    sa.Index("ix_agents_seen_by", "seen_by", "id"),
 )
 
 # Further tokens of agents, given to who proved to be on an agent's machine (issued.py).  An agent's own token is in its

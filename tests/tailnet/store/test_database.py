@@ -51,6 +51,16 @@ def test_a_store_of_a_newer_version(store_url: str) -> None:
         Database.open(store_url)
 
 
+def test_a_database_of_another_program_that_uses_alembic(store_url: str) -> None:
+    database = Database.open(store_url)
+    with database.writing() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = 'ae1027a6acf1'")
+        connection.exec_driver_sql("DROP TABLE counters")
+    database.close()
+    with pytest.raises(StoreVersionError, match="its schema ae1027a6acf1 is newer"):
+        Database.open(store_url)
+
+
 @pytest.mark.parametrize("is_readable", [True, False])
 def test_a_store_of_a_newer_version_that_says_for_whom_it_is(
     is_readable: bool, store_url: str, caplog: pytest.LogCaptureFixture

@@ -3,8 +3,10 @@
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from random import Random
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from sim.store import DEAD, Row
 from sim.store import Store as SimulatedStore
@@ -74,6 +76,22 @@ def test_a_sign_of_life_takes_an_agent_from_nobody_who_is_alive(filled: Store) -
     # The other server died without a word: whoever still holds a connection has the agent.
     seen(filled, after(33), "one")
     assert (row(filled).last_connected_at, row(filled).seen_by) == (after(33), "one")
+
+
+@pytest.mark.stores("sqlite")  # PostgreSQL plans by how large a table is
+def test_a_page_of_whom_a_server_holds_is_found_by_an_index_and_not_sorted(filled: Store) -> None:
+    asked: list[tuple[str, tuple[Any, ...]]] = []
+
+    @sa.event.listens_for(sa.Engine, "before_cursor_execute")
+    def note(connection: Any, cursor: Any, statement: str, parameters: tuple[Any, ...], *more: Any) -> None:
+        asked.append((statement, parameters))
+
+    filled.presence.list_held("one", GPU, 1000)
+    sa.event.remove(sa.Engine, "before_cursor_execute", note)
+    statement, parameters = next(each for each in asked if "seen_by" in each[0])
+    with filled.database.reading() as connection:
+        plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters).all()
+    assert [step[-1] for step in plan] == ["SEARCH agents USING INDEX ix_agents_seen_by (seen_by=? AND id>?)"]
 
 
 def test_a_sign_of_life_takes_an_agent_that_is_nobodys(filled: Store) -> None:
