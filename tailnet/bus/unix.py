@@ -39,7 +39,7 @@ def open_unix_listener(path: str) -> socket.socket:
 
 
 def close_unix_listener(sock: socket.socket) -> None:
-    """Its file goes with it."""
+    """Its file goes with it, and first: while we listen, nobody else has taken the path."""
     with suppress(OSError):
         os.unlink(sock.getsockname())
     sock.close()

@@ -274,14 +274,17 @@ class Replicas:
                 await trio.sleep(REDIAL_SECONDS[0])
                 with suppress(ListenError):
                     self.open()
-            listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(sock)) for sock in self.listening]
+            # Whoever accepts is closed before `close`, which asks the sockets for their files.
+            accepting = [trio.socket.from_stdlib_socket(sock.dup()) for sock in self.listening]
+            listeners = [trio.SocketListener(each) for each in accepting]
             if listeners:
                 await trio.serve_listeners(self._links.accept, listeners, handler_nursery=self._nursery)
 
     def stop_listening(self) -> None:
         """Leave the ports to the process that takes our place: others reach that one from now on.  Links stay."""
         self._listening.cancel()
-        self.listening.clear()
+        while self.listening:
+            self.listening.pop().close()
 
     # What the bus tells.
 

@@ -278,8 +278,7 @@ async def test_a_link_takes_over_from_the_bus_and_the_bus_from_a_link(
     await client.hears(MAIN, Kind.NODE, "a2")
     world.exchange.go_on()
     for place in (first, second):
-        for sock in place.replicas.listening:
-            sock.close()
+        place.replicas.stop_listening()
     first.replicas.linked[second.replicas.id].scope.cancel()
     first.node(agent, "a3")
     await client.hears(MAIN, Kind.NODE, "a3")

@@ -6,10 +6,13 @@ import stat
 from pathlib import Path
 
 import pytest
+import trio
 
 from derp.errors import ConnectError, ListenError
 from tailnet.bus.contract import place_of_socket, place_text
+from tailnet.bus.static import StaticBus
 from tailnet.bus.unix import close_unix_listener, dial_unix, open_unix_listener
+from tests.support.replicated import Place
 
 
 @pytest.fixture
@@ -17,12 +20,27 @@ def path(tmp_path: Path) -> str:
     return str(tmp_path / "replica.sock")
 
 
+def is_there(path: str) -> bool:
+    return os.path.exists(path)
+
+
 def test_it_is_its_owner_s_alone_and_goes_with_its_listener(path: str) -> None:
     sock = open_unix_listener(path)
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
     assert place_text(place_of_socket(sock)) == f"unix:{path}"
     close_unix_listener(sock)
-    assert not os.path.exists(path)
+    assert not is_there(path)
+
+
+async def test_it_goes_with_its_replica_and_stays_for_a_successor(path: str) -> None:
+    for leaves_it in (False, True):
+        async with trio.open_nursery() as nursery:
+            place = await nursery.start(Place(StaticBus([]), "first", (path, 0)).run)
+            await (await dial_unix(path, 5.0)).aclose()
+            if leaves_it:
+                place.replicas.stop_listening()
+            place.scope.cancel()
+        assert is_there(path) == leaves_it
 
 
 def test_what_a_killed_process_left_is_replaced(path: str) -> None:
