@@ -7,7 +7,8 @@ connection becomes a websocket on the reactor: transport/channel.py, or services
 
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final, NoReturn
 
@@ -44,6 +45,7 @@ from tailnet.services.hub import CoordinateCall, Hub, Receiver
 from tailnet.services.legacy import LegacyChannel
 from tailnet.services.presence import AgentPresence
 from tailnet.services.tailnet_rpc import Caller
+from tailnet.store.rows import AgentIdentity, UserIdentity
 from tailnet.transport.channel import MAX_MESSAGE_BYTES, Channel, Channels
 from tailnet.types import PeerID
 
@@ -122,6 +124,7 @@ class Entrance:
         self._line: Line[_DecidingSession] = Line(upgrades_per_second, self.host.now)
         self._strangers: Strangers[_DecidingSession] = Strangers(upgrades_per_second, self.host.now)
         self._room = Room(KNOWN_BYTES)
+        self._waiting_of: Counter[Hashable] = Counter()  # in the line, by caller
         self._alarm = Alarm(self.host, self._handle_timeout, self._line, self._strangers, self.fights)
         self._refusals = TokenBucket(_REFUSALS_A_SECOND, _REFUSALS_A_SECOND, self.host.now)
         self._untold_count = 0
@@ -172,7 +175,12 @@ class Entrance:
         now = self.host.now
         verdict = self._judge_now(session)
         if isinstance(verdict, RefusedPeer):
-            self._carry_out(session, verdict)
+            self._refuse(session, verdict.status, verdict.headers, verdict.body, verdict.why)
+        if verdict is not None:
+            key = _identity(verdict).id
+            # Or one caller with a loop has all places, and the pace too.
+            if not self._channels.accounts.may_wait(key, self._waiting_of[key], now):
+                self._turn_away(session, _name(verdict))
         session.is_stranger = verdict is None and not self._admission.knows(
             session.request.target, session.request.headers
         )
@@ -190,6 +198,9 @@ class Entrance:
             else:
                 self._carry_out(session, verdict)
         elif self._keep(session) and self._line.join(session, now):
+            if verdict is not None:
+                session.waits_as = _identity(verdict).id
+                self._waiting_of[session.waits_as] += 1
             self._hold(session, PATIENCE_SECONDS)
         else:
             self._put_off(session)
@@ -197,6 +208,7 @@ class Entrance:
     def left(self, wire: Wire, session: "_DecidingSession", reason: CloseReason) -> None:
         """It ended before anything was decided, whoever ended it."""
         self._line.leave(session)
+        self._count_out(session)
         self._strangers.leave(session)
         self.fights.leave(session)
         self._give_back(session)
@@ -237,6 +249,14 @@ class Entrance:
             session.room.give(session.held)
             session.room = None
 
+    def _count_out(self, session: "_DecidingSession") -> None:
+        """It waits in the line no more, if it did."""
+        key, session.waits_as = session.waits_as, None
+        if key is not None:
+            self._waiting_of[key] -= 1
+            if not self._waiting_of[key]:
+                del self._waiting_of[key]
+
     def _handle_timeout(self, now: float) -> None:
         for session, comes_in in self._line.handle_timeout(now):
             if comes_in:
@@ -251,6 +271,7 @@ class Entrance:
         wire = session.wire
         if wire.session is not session:
             return  # another one's turn ended it
+        self._count_out(session)
         self._go_on(session, partial(self._begin_turn, session, take))
 
     def _begin_turn(self, session: "_DecidingSession", take: Callable[["_DecidingSession"], None]) -> None:
@@ -408,8 +429,7 @@ class Entrance:
         if isinstance(answer, Refusal):
             body = f'{{"message":"{answer.sentence}"}}\n'.encode()
             self._refuse(session, answer.status, answer.headers, body, answer.sentence)
-        identity = accepted.user or accepted.agent
-        assert identity is not None
+        identity = _identity(accepted)
         account = self._channels.accounts.open(identity.id, self.host.now)
         if account is None:
             self._turn_away(session, _name(accepted))
@@ -447,7 +467,7 @@ class Entrance:
 class _DecidingSession:
     """A connection whose turn has not come, or whose caller is being looked up."""
 
-    __slots__ = ("_entrance", "behind", "held", "is_stranger", "request", "room", "scope", "wire")
+    __slots__ = ("_entrance", "behind", "held", "is_stranger", "request", "room", "scope", "waits_as", "wire")
 
     def __init__(self, entrance: Entrance, wire: Wire, request: Request, behind: bytes) -> None:
         self._entrance = entrance
@@ -458,6 +478,7 @@ class _DecidingSession:
         self.room: Room | None = None  # in which it holds so many bytes
         self.held = 0
         self.scope: trio.CancelScope | None = None  # while a task decides
+        self.waits_as: Hashable = None  # whose it is, while it waits in the line
 
     @property
     def size(self) -> int:
@@ -486,6 +507,13 @@ def _wired(connection: Receiver | None) -> Channel | LegacyChannel | None:
     """The websocket that a peer's connection came by; the server's own node has none."""
     holder: object = connection.channel if isinstance(connection, CoordinateCall) else connection
     return holder if isinstance(holder, Channel | LegacyChannel) else None
+
+
+def _identity(accepted: Accepted) -> AgentIdentity | UserIdentity:
+    """Whose account it is."""
+    identity = accepted.user or accepted.agent
+    assert identity is not None
+    return identity
 
 
 def _policy(accepted: Accepted) -> Policy:

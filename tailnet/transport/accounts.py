@@ -111,6 +111,15 @@ class Accounts:
         self._idle.pop(account, None)
         return account
 
+    def may_wait(self, key: Hashable, waiting: int, now: float) -> bool:
+        """Whether one more socket of this caller may wait to be opened, beside so many that do."""
+        account = self._accounts.get(key)
+        sockets = 0 if account is None else account.sockets
+        if sockets + waiting < self.limits.sockets and (account is None or account.shut_until <= now):
+            return True
+        self.refused_sockets += 1
+        return False
+
     def close(self, account: Account, now: float) -> None:
         """One socket less.  Who has none is forgotten, unless what it reported still counts: `forget_idle`."""
         account.sockets -= 1

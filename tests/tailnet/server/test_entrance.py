@@ -495,6 +495,34 @@ async def test_what_those_who_wait_hold_together_is_bounded(server: CoordinatorS
         assert server.reading().entrance.held_bytes == 0
 
 
+async def test_one_caller_has_no_more_places_in_the_line_than_sockets(serve: Serve, patient: None) -> None:
+    server = await serve(max_sockets_per_caller=2)
+    async with open_peer(server, *DOORS[0]), AsyncExitStack() as stack:
+        async with open_peer(server, *DOORS[1]):
+            pass
+        let_nobody_in(server)
+        first = await stack.enter_async_context(open_connection(server))
+        await first.send_all(upgrade_request(*DOORS[0]))
+        await wait_for(lambda: server.reading().entrance.waiting == 1)
+        for _ in range(3):
+            assert await status_of(server, *DOORS[0]) == 429
+        client = await stack.enter_async_context(open_connection(server))
+        await client.send_all(upgrade_request(*DOORS[1]))  # others are not refused for that
+        await wait_for(lambda: server.reading().entrance.waiting == 2)
+        reset_at_close(first)
+        await first.aclose()
+        await wait_for(lambda: server.reading().entrance.waiting == 1)
+        again = await stack.enter_async_context(open_connection(server))
+        await again.send_all(upgrade_request(*DOORS[0]))
+        await wait_for(lambda: server.reading().entrance.waiting == 2)
+        let_everybody_in(server)
+        for stream in (client, again):
+            await upgraded(stream)
+        assert not server.entrance._waiting_of
+        assert await status_of(server, *DOORS[0]) == 429
+        assert server.reading().entrance.put_off == 0
+
+
 async def test_of_two_that_fight_for_one_id_the_next_one_waits(
     server: CoordinatorServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
