@@ -135,7 +135,7 @@ class RelayKeys:
         if before is not None and self._is_held(key, before):
             self._tell_contested(key, before, tenant)
             return
-        if before is not None and self._has_to_wait(key, before, tenant):
+        if before is not None and self._has_to_wait(key, before, tenant, tenant):
             return
         self._take(key, tenant)
 
@@ -183,10 +183,15 @@ class RelayKeys:
     def _announces(self, key: bytes, tenant: str) -> bool:
         return any(node.public_key == key and peer.tenant == tenant for peer, node in self._connected())
 
-    def _has_to_wait(self, key: bytes, holder: str, claim: str | None) -> bool:
-        """Whether other replicas are asked first.  Until they have answered the key stays its holder's."""
+    def _has_to_wait(self, key: bytes, holder: str, tenant: str, claim: str | None) -> bool:
+        """Whether other replicas are asked first.  Until they have answered the key stays its holder's.
+
+        `claim`: what this tenant wants, as in `_claims`.  Who was first keeps his claim while a peer of his is here.
+        """
         if key in self._claims:
-            self._claims[key] = claim, self._claims[key][1]
+            first, until = self._claims[key]
+            if first is None or first == tenant or not self._announces(key, first):
+                self._claims[key] = claim, until
             return True
         # Of more than these nobody is asked, and nothing moves: whoever announces a thousand keys of others may wait.
         if len(self._claims) < _MAX_HELD:
@@ -238,7 +243,7 @@ class RelayKeys:
 
     def _is_of_another(self, key: bytes, tenant: str) -> bool:
         holder = self._known.get(key, tenant)
-        return holder != tenant and (self._is_held(key, holder) or self._has_to_wait(key, holder, None))
+        return holder != tenant and (self._is_held(key, holder) or self._has_to_wait(key, holder, tenant, None))
 
     # --- for relays elsewhere
 

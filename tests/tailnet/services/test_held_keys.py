@@ -147,6 +147,37 @@ async def test_a_peer_that_dials_anew_while_others_are_asked_keeps_its_key(both:
     assert not other.keys._claims
 
 
+@pytest.mark.parametrize("claim", ["announced", "signed out"])
+async def test_who_claimed_a_key_first_and_is_here_is_not_put_aside_by_another(both: Both, claim: str) -> None:
+    one, other = both.one, both.other
+    one.announce(A, "alice")
+    await both.exchange()
+    one.leave("alice")
+    both.pass_time(HELD_SECONDS)
+    other.announce(A, "bob")
+    if claim == "announced":
+        other.announce(A, "mallory")
+    else:
+        other.keys.revoke([A], "mallory")
+    both.pass_time(ANSWER_SECONDS)
+    await both.exchange()
+    assert [side.keys.tenant_of(A) for side in (one, other)] == ["bob", "bob"]
+    assert other.revoked == []
+
+
+async def test_who_claimed_a_key_and_signs_out_takes_it_away(both: Both) -> None:
+    one, other = both.one, both.other
+    one.announce(A, "alice")
+    await both.exchange()
+    one.leave("alice")
+    both.pass_time(HELD_SECONDS)
+    other.announce(A, "bob")
+    other.keys.revoke([A], "bob")  # his peer is here still
+    both.pass_time(ANSWER_SECONDS)
+    await both.exchange()
+    assert (other.revoked, one.revoked) == ([A], [A])
+
+
 async def test_where_no_other_replica_is_a_key_moves_at_once(both: Both) -> None:
     both.is_linked = False
     both.one.announce(A, "alice")
