@@ -6,6 +6,7 @@ sharing.py.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from derp.admission.signed import KEY_BYTES
@@ -30,6 +31,7 @@ class HeldKeys(Shared):
         self._has_others = has_others
         self._keys = keys
         keys.ask_others = self.ask
+        keys.tell_others = partial(self._say, _HELD)
 
     def ask(self, key: bytes, tenant: str) -> bool:
         """Whether others were asked if a peer of this tenant, who is connected there, has the key."""
@@ -45,8 +47,11 @@ class HeldKeys(Shared):
         tenant = text.decode("utf-8", "replace")
         if kind == _HELD:
             self._keys.note_held_elsewhere(key, tenant)
-        elif kind == _ASKED and self._keys.holds(key, tenant):
-            self._say(_HELD, key, tenant)  # to all: they need not ask
+        elif kind == _ASKED:
+            if self._keys.holds(key, tenant):
+                self._say(_HELD, key, tenant)  # to all: they need not ask
+            else:
+                self._keys.note_asked(key)
 
     def _say(self, kind: bytes, key: bytes, tenant: str) -> None:
         self._tell(self.topic, kind + key + tenant.encode()[:MAX_TENANT_BYTES])

@@ -91,12 +91,15 @@ class RelayKeys:
         self._held_until: dict[bytes, float] = {}
         self._elsewhere_until: dict[bytes, float] = {}
         self._defended_until: dict[bytes, float] = {}
+        self._asked_until: dict[bytes, float] = {}  # by others, when no peer here had it
         # Who wants a key while others are asked about it (None: that it be revoked), and until when they may answer.
         self._claims: dict[bytes, tuple[str | None, float]] = {}
         self.contested = 0
         """So often somebody announced the key of another tenant's peer."""
         self.ask_others: Callable[[bytes, str], bool] = lambda key, tenant: False
         """Asks other replicas whether a peer of that tenant, connected there, has a key; whether any were asked."""
+        self.tell_others: Callable[[bytes, str], object] = lambda key, tenant: None
+        """Tells other replicas that a peer of that tenant, connected here, has a key."""
         self.on_known: list[Callable[[bytes], None]] = []
         """Called for a key that nobody knew, or that is another one's now, from the reactor's thread."""
         self.on_revoked: list[Callable[[Collection[bytes]], None]] = []
@@ -128,6 +131,8 @@ class RelayKeys:
         """
         before = self._known.get(key)
         if before == tenant or len(key) != KEY_BYTES:
+            if key in self._asked_until and self._asked_until.pop(key) > self._clock().timestamp():
+                self.tell_others(key, tenant)
             return
         if len(self._known) >= MAX_KEYS and before is None:
             self._tell_full()
@@ -157,6 +162,10 @@ class RelayKeys:
     def holds(self, key: bytes, tenant: str) -> bool:
         """Whether the key is this tenant's, and a peer of his that is connected here has it, or had it a moment ago."""
         return self._known.get(key) == tenant and self._is_held_here(key, tenant)
+
+    def note_asked(self, key: bytes) -> None:
+        """Another replica waits for an answer, and no peer here has the key: one may be on its way to us."""
+        _keep(self._asked_until, key, self._clock().timestamp() + ANSWER_SECONDS)
 
     def note_held_elsewhere(self, key: bytes, tenant: str) -> None:
         """Another replica holds it, for this tenant."""

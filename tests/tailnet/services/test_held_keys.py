@@ -128,8 +128,11 @@ async def test_a_key_that_nobody_holds_any_more_is_whoever_announces_it_once_oth
 
 
 @pytest.mark.parametrize("claim", ["announced", "signed out"])
-async def test_a_peer_that_dials_anew_while_others_are_asked_keeps_its_key(both: Both, claim: str) -> None:
-    """Its replica was killed, so nobody has it for a moment, and it comes to the one where somebody claims the key."""
+@pytest.mark.parametrize("comes_to", ["the one that asks", "the one that was asked"])
+async def test_a_peer_that_dials_anew_while_others_are_asked_keeps_its_key(
+    both: Both, claim: str, comes_to: str
+) -> None:
+    """Its replica was killed, so nobody has it for a moment in which somebody claims the key."""
     one, other = both.one, both.other
     one.announce(A, "alice")
     await both.exchange()
@@ -139,7 +142,7 @@ async def test_a_peer_that_dials_anew_while_others_are_asked_keeps_its_key(both:
         other.announce(A, "mallory")
     else:
         other.keys.revoke([A], "mallory")
-    other.announce(A, "alice")
+    (other if comes_to == "the one that asks" else one).announce(A, "alice")
     both.pass_time(ANSWER_SECONDS)
     await both.exchange()
     assert [side.keys.tenant_of(A) for side in (one, other)] == ["alice", "alice"]
