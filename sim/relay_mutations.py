@@ -65,7 +65,10 @@ RELAY_MUTATIONS: Final[dict[str, Mutation]] = {
     "other relays are not told who left": Mutation(8, ((Router, "_tell_gone", _nothing),), "keeps its key"),
     "who is sent off gets no mailbox": Mutation(42, ((Router, "send_off", _no_mailbox),), _LOST),
     "nothing waits for what comes from a leaving relay": Mutation(72, ((Router, "_hold_back", _nothing),), _LATE),
-    "keys stay when their relay's connection breaks": Mutation(8, ((MeshRoute, "handle_break", _nothing),)),
+    "a relay from which a key came counts as one that has it": Mutation(
+        1552, ((Router, "_forget_claim", _nothing),), _LATE
+    ),
+    "keys stay when their relay's connection breaks": Mutation(15, ((MeshRoute, "handle_break", _nothing),)),
     "a path is trusted for ever": Mutation(28, ((PathPeer, "is_trusted", _trusted_for_ever),), _DEAD),
     "a heartbeat without an answer is no doubt": Mutation(42, ((PathPeer, "pinged_best", _nothing),), _DEAD),
     "where a ping comes from is a path": Mutation(55, ((Paths, "_receive_ping", _heard_is_proved),)),

@@ -97,11 +97,12 @@ class Hold(Mailbox):
     One that is full goes on, by a batch at the most: its owner ends it, since to come late is better than to be lost.
     """
 
-    __slots__ = ("answers", "is_full", "number", "wires")
+    __slots__ = ("answers", "is_full", "link", "number", "wires")
 
-    def __init__(self, key: bytes, boxes: "Mailboxes", number: int) -> None:
+    def __init__(self, key: bytes, boxes: "Mailboxes", number: int, link: Any) -> None:
         super().__init__(key, boxes)
         self.number = number
+        self.link = link  # to the relay that was asked
         self.answers = 0  # so many have come
         self.is_full = False
         self.wires: tuple[Any, ...] = ()
@@ -134,9 +135,9 @@ class Mailboxes:
         self._open.set(mailbox, now + MAILBOX_SECONDS)
         return mailbox
 
-    def hold(self, key: bytes, number: int) -> Hold:
-        """`number` is that of the question whose answer ends it."""
-        hold = self._holds[number] = Hold(key, self, number)
+    def hold(self, key: bytes, number: int, link: Any) -> Hold:
+        """`number` is that of the question whose answer ends it, `link` goes to whom it is asked."""
+        hold = self._holds[number] = Hold(key, self, number, link)
         self.changed.append(hold)
         return hold
 

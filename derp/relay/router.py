@@ -281,16 +281,27 @@ class Router:
         link = member.forwarders[0] if member.forwarders else None
         if link is not None and link.is_leaving and link in self.mesh_links:
             number = self.next_number()
-            member.mailbox = self.mailboxes.hold(member.key, number)
+            member.mailbox = self.mailboxes.hold(member.key, number, link)
             self.push(link, (Settle(SettleStep.ASKED, member.key, self.own_key, number).encode(),))
 
     def _end_hold(self, member: Member) -> None:
+        assert isinstance(member.mailbox, Hold)
+        asked = member.mailbox.link
         if member.connections:
             self._give_mail(member, member.connections[-1])
         elif member.forwarders:
             self._forward_mail(member, member.forwarders[0])
         else:
             self._drop_mail(member)
+        self._forget_claim(member, asked)
+
+    def _forget_claim(self, member: Member, asked: Any) -> None:
+        """A relay from which a key came here, or went to another one, has it no more, and tells nobody so.  If we leave
+        next, it would look like a place to go to, as we do to it: packets went to and fro for up to HOLD_SECONDS, and
+        newer ones came before them."""
+        if asked in member.forwarders and (member.connections or member.forwarders[0] is not asked):
+            asked.keys.discard(member.key)
+            self.remove_forwarder(member.key, asked)
 
     def _note_end(self, client: Client) -> None:
         """All that this connection sent has been relayed."""

@@ -329,8 +329,8 @@ class Relay:
             await self.succession.leave()
 
     def close_clients(self, count: int) -> int:
-        """Close up to `count` clients whose packets have all been sent, oldest first; return for how many there still
-        is something to do.
+        """Close up to `count` clients for which no packets wait, oldest first; return for how many there still is
+        something to do.
 
         Called until that is none.  A client is told that nothing more comes; what it still sends is relayed until it
         hangs up, and what comes for it waits until another relay has it.
@@ -345,12 +345,12 @@ class Relay:
         if now >= self._emptied_at + _NEWS_SECONDS:
             # Other relays are closed last, and all at once: they forward packets for clients that are still here.
             turn, count = list(clients), len(clients)
-        ready = list(islice((client for client in turn if client.member and client.queue is None), count))
+        ready = list(islice((client for client in turn if _may_go(client)), count))
         if self._announcement and now - self._announced_at > _ANNOUNCED_SECONDS:
             self._announce(ready)
         for client in ready:
             member = client.member
-            if member is None or client.queue is not None:
+            if member is None or not _may_go(client):
                 continue  # its connection broke meanwhile, or its kernel takes nothing any more
             router.send_off(client, now)
             self.sessions.advisor.note_departure(client, member)
@@ -389,6 +389,12 @@ class Relay:
             return ""
         names = some_of(away, 3)
         return f"this relay is cut off from {names} of its region: machines that are connected there are out of reach"
+
+
+def _may_go(client: Client) -> bool:
+    """Whether nothing waits for it.  Newer packets do so, for HOLD_SECONDS at the most, while older ones are on their
+    way here from a relay that leaves too: whoever goes on meanwhile gets them in the wrong order."""
+    return client.member is not None and client.member.mailbox is None and client.queue is None
 
 
 def _open_router(config: RelayConfig, own_key: bytes, place: Place | None) -> Router:

@@ -24,6 +24,12 @@ def test_a_rule_taken_away_is_noticed(name: str) -> None:
     assert mutation.is_noticed(broken), f"{broken}; `python -m sim --mutations` finds a schedule that notices"
 
 
+# A relay leaves while another one does that a client came from.
+@pytest.mark.parametrize("seed", [1552])
+def test_packets_keep_their_order_where_relays_leave_one_after_the_other(seed: int) -> None:
+    assert play(make_plan(seed)).broken is None
+
+
 def test_a_schedule_with_relays_follows_from_its_seed() -> None:
     assert has_relays(make_plan(SEED))
     assert has_nats(make_plan(SEED))

@@ -198,30 +198,32 @@ class Region:
                     assert seen == list(range(1, other.sent[person.name] + 1)), f"{other.name} to {person.name}"
 
 
-def play(relays: str, people: str, seed: int) -> Region:
-    """`people` come anywhere and talk while the first relay leaves; everybody who is there is sent on."""
+def play(relays: str, people: str, leaving: int, seed: int) -> Region:
+    """`people` come anywhere and talk while the first relays leave, one after the other, and none ends; everybody who
+    is there is sent on."""
     region = Region(relays, people, seed)
     chance = region.random
     for person in region.people.values():
         region.come(person, chance.choice(relays))
     region.run_out()
-    region.leave(relays[0])
-    there = [person for person in region.people.values() if person.connections[-1].relay == relays[0]]
-    while there or chance.random() < 0.99:
-        if there and chance.random() < 0.05:
-            region.send_off(there.pop())
-        one, other = chance.sample(people, 2)
-        if chance.random() < 0.3:
-            region.write(region.people[one], other)
-        region.step()
+    for relay in relays[:leaving]:
+        region.leave(relay)
+        there = [person for person in region.people.values() if person.connections[-1].relay == relay]
+        while there or chance.random() < 0.99:
+            if there and chance.random() < 0.05:
+                region.send_off(there.pop())
+            one, other = chance.sample(people, 2)
+            if chance.random() < 0.3:
+                region.write(region.people[one], other)
+            region.step()
     region.run_out()
     return region
 
 
-@pytest.mark.parametrize("relays", ["AB", "ABC"])
-def test_packets_of_a_pair_keep_their_order(relays: str) -> None:
+@pytest.mark.parametrize(("relays", "leaving"), [("AB", 1), ("ABC", 1), ("ABC", 2), ("ABCD", 3)])
+def test_packets_of_a_pair_keep_their_order(relays: str, leaving: int) -> None:
     for seed in range(100):
-        region = play(relays, "wxyz", seed)
+        region = play(relays, "wxyz", leaving, seed)
         region.check()
         for world in region.worlds.values():
             router = world.router

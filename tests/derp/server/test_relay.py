@@ -10,19 +10,21 @@ import trio
 
 from derp.close_reason import CloseReason
 from derp.config import Rate, RelayConfig, load_config
-from derp.keys import MeshKey
+from derp.keys import MeshKey, NodePrivate
 from derp.protocol.frames import encode_frame
 from derp.protocol.messages import (
     Health,
     KeepAlive,
     NotePreferred,
+    PeerPresent,
     Ping,
     RecvPacket,
     Restarting,
     SendPacket,
 )
 from derp.relay.limits import NO_LIMITS
-from derp.relay.mesh import MeshPeerState
+from derp.relay.mailbox import HOLD_SECONDS
+from derp.relay.mesh import MeshPeerState, MeshRoute
 from derp.server.door import FrontDoor
 from derp.server.lobby import Lobby
 from derp.server.relay import Relay
@@ -170,6 +172,24 @@ def test_who_is_sent_away_long_after_the_announcement_hears_it_again() -> None:
     bare.time += 3.0
     bare.relay.close_clients(1)
     assert other.read() == [Restarting(1500, 60_000), LEAVING]
+    bare.end()
+
+
+def test_who_waits_for_what_comes_from_another_relay_that_leaves_is_sent_away_after_that() -> None:
+    bare = TimedRelay()
+    private = NodePrivate.generate()
+    link = MeshRoute(bare.router, NodePrivate.generate().public().raw, bare.connect().near, 10)
+    bare.router.mesh_links.append(link)
+    link.handle_message(PeerPresent(private.public().raw))
+    link.handle_message(Restarting(2000, 60_000))
+    one = bare.connect(private=private)
+    bare.relay.close_clients(10)
+    one.read()
+    assert not one.ended
+    bare.wait(HOLD_SECONDS)
+    bare.relay.close_clients(10)
+    one.read()
+    assert one.ended
     bare.end()
 
 
