@@ -16,11 +16,14 @@ from derp.protocol.frames import KEY_BYTES, encode_frame
 SETTLE: Final = 0x62  # mesh c>s  1 B step + 32 B key + 32 B asker + 8 B number + 1 B answers
 _PAYLOAD: Final = struct.Struct(f"!B{KEY_BYTES}s{KEY_BYTES}sQB")
 MAX_ANSWERS: Final = 255
+# In the number of a question: the asker has the client.  Relays that do not know it give it back as it is.
+HERE: Final = 1 << 63
 
 
 class SettleStep(enum.IntEnum):
     """ASKED goes to the relay that sends its clients away: is everything from and for this key on its way?  ANSWERED
-    comes from there to each relay, and TOLD from each to all others, of whom one had asked."""
+    comes from there to each relay, and TOLD from each to all others, of whom one had asked: behind what waits there for
+    a key that the asker has."""
 
     ASKED = 0
     ANSWERED = 1

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from derp.protocol.frames import HEADER, HEADER_BYTES, KEY_BYTES, FrameType
+from derp.protocol.settle import Settle
 from derp.relay.counters import Counters, DropReason
 from derp.relay.deadlines import Deadlines
 from derp.relay.queue import PacketQueue, count_lost, frame_starts
@@ -97,12 +98,13 @@ class Hold(Mailbox):
     One that is full goes on, by a batch at the most: its owner ends it, since to come late is better than to be lost.
     """
 
-    __slots__ = ("answers", "is_full", "link", "number", "wires")
+    __slots__ = ("answers", "is_full", "link", "number", "told", "wires")
 
     def __init__(self, key: bytes, boxes: "Mailboxes", number: int, link: Any) -> None:
         super().__init__(key, boxes)
         self.number = number
         self.link = link  # to the relay that was asked
+        self.told: list[Settle] = []  # what others hear when it has ended
         self.answers = 0  # so many have come
         self.is_full = False
         self.wires: tuple[Any, ...] = ()

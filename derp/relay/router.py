@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 from derp.close_reason import CloseReason
 from derp.protocol.frames import HEADER_BYTES, KEY_BYTES, FrameType, PeerGoneReason, encode_frame
 from derp.protocol.messages import PeerPresent, encode
-from derp.protocol.settle import MAX_ANSWERS, Settle, SettleStep
+from derp.protocol.settle import HERE, MAX_ANSWERS, Settle, SettleStep
 from derp.relay.clients import Client, Member
 from derp.relay.counters import Counters, DropReason, PacketKind
 from derp.relay.mailbox import Hold, Mailbox, Mailboxes
@@ -280,19 +280,21 @@ class Router:
         packets wait here until that relay says that all is on its way, and so does what its connection here sends."""
         link = member.forwarders[0] if member.forwarders else None
         if link is not None and link.is_leaving and link in self.mesh_links:
-            number = self.next_number()
+            number = self.next_number() | (HERE if member.connections else 0)
             member.mailbox = self.mailboxes.hold(member.key, number, link)
             self.push(link, (Settle(SettleStep.ASKED, member.key, self.own_key, number).encode(),))
 
     def _end_hold(self, member: Member) -> None:
         assert isinstance(member.mailbox, Hold)
-        asked = member.mailbox.link
+        asked, told = member.mailbox.link, member.mailbox.told
         if member.connections:
             self._give_mail(member, member.connections[-1])
         elif member.forwarders:
             self._forward_mail(member, member.forwarders[0])
         else:
             self._drop_mail(member)
+        for settle in told:
+            self._tell_settled(settle)
         self._forget_claim(member, asked)
 
     def _forget_claim(self, member: Member, asked: Any) -> None:
@@ -339,7 +341,13 @@ class Router:
             if hold.answers >= settle.answers:
                 self.close_mailbox(hold)
         elif settle.step is SettleStep.ANSWERED:
-            self._tell_settled(replace(settle, step=SettleStep.TOLD))
+            told = replace(settle, step=SettleStep.TOLD)
+            member = self.members.get(settle.key)
+            mailbox = member.mailbox if member is not None and not member.connections else None
+            if settle.number & HERE and isinstance(mailbox, Hold) and len(mailbox.told) < _MAX_QUESTIONS:
+                mailbox.told.append(told)  # what waits here goes there first: its senders may be there already
+            else:
+                self._tell_settled(told)
 
     # --- keys behind other relays (relay/mesh.py calls these)
 

@@ -23,7 +23,7 @@ from derp.protocol.messages import (
     encode,
     parse_from_server,
 )
-from derp.protocol.settle import SETTLE, Settle, SettleStep
+from derp.protocol.settle import HERE, SETTLE, Settle, SettleStep
 from derp.relay.clients import Client
 from derp.relay.mailbox import HOLD_SECONDS, MAILBOX_BYTES
 from derp.relay.mesh import MeshRoute
@@ -125,12 +125,17 @@ class Region:
             world.receive(connection.client, frame)
 
     def leave(self, relay: str) -> None:
+        """The other relays hear of it before anything else happens."""
         self.leaving.add(relay)
         world = self.worlds[relay]
         world.router.is_leaving = True
+        said = encode(Restarting(2000, 60_000))
         for client in world.router.clients.values():
-            world.router.send(client, encode(Restarting(2000, 60_000)))
-        self.run_out()
+            world.router.send(client, said)
+        self.flush()
+        for route, waiting in list(self.channels.items()):
+            while said in waiting:
+                self._arrive(route)
 
     def send_off(self, person: Person) -> None:
         connection = person.connections[-1]
@@ -208,6 +213,7 @@ def play(relays: str, people: str, leaving: int, seed: int) -> Region:
     region.run_out()
     for relay in relays[:leaving]:
         region.leave(relay)
+        region.run_out()
         there = [person for person in region.people.values() if person.connections[-1].relay == relay]
         while there or chance.random() < 0.99:
             if there and chance.random() < 0.05:
@@ -220,10 +226,49 @@ def play(relays: str, people: str, leaving: int, seed: int) -> Region:
     return region
 
 
-@pytest.mark.parametrize(("relays", "leaving"), [("AB", 1), ("ABC", 1), ("ABC", 2), ("ABCD", 3)])
-def test_packets_of_a_pair_keep_their_order(relays: str, leaving: int) -> None:
+def play_together(relays: str, people: str, leaving: int, seed: int) -> Region:
+    """The same, but relays leave while others do, and any of their clients goes next for which nothing waits."""
+    region = Region(relays, people, seed)
+    chance = region.random
+    for person in region.people.values():
+        region.come(person, chance.choice(relays))
+    region.run_out()
+    to_leave = list(relays[:leaving])
+    there = list(region.people.values())
+    while to_leave or there or chance.random() < 0.98:
+        if to_leave and chance.random() < 0.05:
+            region.leave(to_leave.pop(0))
+        there = [person for person in region.people.values() if person.connections[-1].relay in region.leaving]
+        there = [person for person in there if person.connections[-1].client.member is not None]
+        if there and chance.random() < 0.05:
+            person = chance.choice(there)
+            member = person.connections[-1].client.member
+            if member is not None and member.mailbox is None:
+                region.send_off(person)
+        one, other = chance.sample(people, 2)
+        if chance.random() < 0.3:
+            region.write(region.people[one], other)
+        region.step()
+    region.run_out()
+    return region
+
+
+@pytest.mark.parametrize(
+    ("relays", "leaving", "how"),
+    [
+        ("AB", 1, play),
+        ("ABC", 1, play),
+        ("ABC", 2, play),
+        ("ABCD", 3, play),
+        ("ABC", 2, play_together),
+        ("ABCD", 3, play_together),
+    ],
+)
+def test_packets_of_a_pair_keep_their_order(
+    relays: str, leaving: int, how: Callable[[str, str, int, int], Region]
+) -> None:
     for seed in range(100):
-        region = play(relays, "wxyz", leaving, seed)
+        region = how(relays, "wxyz", leaving, seed)
         region.check()
         for world in region.worlds.values():
             router = world.router
@@ -242,7 +287,7 @@ def arrival(world: World) -> tuple[MeshRoute, Client]:
     client = world.connect("a", wire="its wire")
     world.flush()
     (asked,) = cut(bytes(world.sent.pop(link)))
-    assert asked == Settle(SettleStep.ASKED, client.key, OWN_KEY, client.number + 1).encode()
+    assert asked == Settle(SettleStep.ASKED, client.key, OWN_KEY, (client.number + 1) | HERE).encode()
     (hold,) = world.router.mailboxes.changed
     world.router.mailboxes.changed.clear()
     world.router.mailboxes.keep_until(hold, world.now + HOLD_SECONDS)
@@ -250,7 +295,7 @@ def arrival(world: World) -> tuple[MeshRoute, Client]:
 
 
 def answer(world: World, client: Client, answers: int) -> bytes:
-    return Settle(SettleStep.TOLD, client.key, OWN_KEY, client.number + 1, answers).encode()
+    return Settle(SettleStep.TOLD, client.key, OWN_KEY, (client.number + 1) | HERE, answers).encode()
 
 
 def test_newer_packets_wait_until_all_relays_have_answered() -> None:
