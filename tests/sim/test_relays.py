@@ -30,6 +30,18 @@ def test_packets_keep_their_order_where_relays_leave_one_after_the_other(seed: i
     assert play(make_plan(seed)).broken is None
 
 
+# One peer knows of a hundred addresses of another one, which has moved and has a new one.
+@pytest.mark.parametrize("seed", [224, 2173])
+def test_no_law_asks_for_more_than_can_be_known(seed: int) -> None:
+    assert play(make_plan(seed)).broken is None
+
+
+# A pong is on its way to an address that a peer has left, for a network where another one's address is its own.
+@pytest.mark.parametrize("seed", [4180])
+def test_what_is_on_its_way_to_an_address_does_not_follow_who_leaves_it(seed: int) -> None:
+    assert play(make_plan(seed)).broken is None
+
+
 def test_a_schedule_with_relays_follows_from_its_seed() -> None:
     assert has_relays(make_plan(SEED))
     assert has_nats(make_plan(SEED))
