@@ -142,12 +142,13 @@ class Relay:
             self.key_sets.on_change.append(self.recheck)
         if self.invitations is not None:
             self.invitations.on_revoked.append(self._end_invitation)
-        self.sessions.on_register += [self._keep_alive, self._count_carrier]
+        self.sessions.on_register += [self._keep_alive, self._count_carrier, self._tell_newcomer]
         self.quotas: QuotaKeeper | None = None
         self.ledger = self._open_ledger(config)
         self.sessions.set_limits(config.rate, config.rate_by_key, config.limits)
         self._away_since: dict[str, float] = {}
         self._announcement, self._announced_at = b"", 0.0
+        self._news_of_leaving = b""  # for other relays, also those that mesh with us from then on
         self._emptied_at = math.inf  # since when it has no clients any more, as it leaves
 
     def _open_ledger(self, config: RelayRules) -> Ledger | None:
@@ -278,6 +279,7 @@ class Relay:
         frame = encode(Restarting(int(reconnect_in_seconds * 1000), int(try_for_seconds * 1000)))
         frame += health_frame("this relay is about to stop or to be restarted: this machine connects anew by itself")
         self._announcement, self._announced_at = frame, self.host.tick()
+        self._news_of_leaving = frame
         self._announce(self.router.clients.values())
 
     def _announce(self, clients: Iterable[Client]) -> None:
@@ -288,11 +290,16 @@ class Relay:
     def tell_neighbours(self) -> None:
         """Tell the other relays of the region that another process serves in our place."""
         self.is_draining = self.router.is_leaving = True
-        frame = encode(Restarting(0, 0))
+        frame = self._news_of_leaving = encode(Restarting(0, 0))
         for client in self.router.clients.values():
             if client.is_mesh_peer:
                 self.router.send(client, frame)
         self.host.flush()
+
+    def _tell_newcomer(self, client: Client) -> None:
+        """A relay that meshes with us while we leave has to know: it keeps packets in order for whom we send away."""
+        if client.is_mesh_peer and self._news_of_leaving:
+            self.router.send(client, self._news_of_leaving)
 
     def has_neighbours(self) -> bool:
         """Whether there is another relay that clients which we send away can go to, and that tells us so."""

@@ -147,6 +147,21 @@ def test_everybody_hears_of_a_restart_and_the_relay_is_not_well_from_then_on() -
     bare.end()
 
 
+@pytest.mark.parametrize("for_good", [True, False])
+def test_a_relay_that_meshes_with_one_that_leaves_hears_of_it(for_good: bool) -> None:
+    bare = TimedRelay()
+    if for_good:
+        bare.relay.announce_restart(1.5, 60.0)
+    else:
+        bare.relay.tell_neighbours()
+    late = bare.open(mesh_key=MESH_KEY)
+    late.read()
+    bare.serve()
+    assert (Restarting(1500, 60_000) if for_good else Restarting(0, 0)) in late.read()
+    bare.connect()  # which is told of its login alone
+    bare.end()
+
+
 def test_nobody_is_told_for_ever_of_a_relay_that_has_left_the_region() -> None:
     bare = TimedRelay()
     one, mesh = bare.connect(), bare.relay.mesh
