@@ -72,6 +72,6 @@ RELAY_MUTATIONS: Final[dict[str, Mutation]] = {
     "a path is trusted for ever": Mutation(28, ((PathPeer, "is_trusted", _trusted_for_ever),), _DEAD),
     "a heartbeat without an answer is no doubt": Mutation(42, ((PathPeer, "pinged_best", _nothing),), _DEAD),
     "where a ping comes from is a path": Mutation(55, ((Paths, "_receive_ping", _heard_is_proved),)),
-    "nobody calls the other end": Mutation(28, ((Paths, "_call", _nothing),), "no direct path"),
+    "nobody calls the other end": Mutation(159, ((Paths, "_call", _nothing),), "no direct path"),
     "last words are not read": Mutation(13, ((LeavingSession, "received", _unread),), _LOST),
 }
