@@ -8,6 +8,7 @@ import ast
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from typing import Protocol, cast
 
 import pytest
@@ -125,17 +126,21 @@ def walk_keep_alives() -> Walked:
 def walk_advice() -> Walked:
     advice = Advice[int]()
     causes = list(Cause)
+    numbers = count()
 
     def act(number: int, now: float) -> None:
+        text = (
+            f"text {next(numbers)}"  # whoever was told of it already, before it was over for a moment, is told nothing
+        )
         whom, cause, what = number % 3, causes[number // 3 % len(causes)], number // 15 % 5
         if what == 0:
             advice.end(whom, cause, now)
         elif what == 1:
             advice.forget(whom)
         elif what == 2:
-            advice.note(whom, cause, f"text {number % 2}", now, seconds=1000.0)
+            advice.note(whom, cause, text, now, seconds=1000.0)
         else:
-            advice.begin(whom, cause, f"text {number % 2}", now, after_seconds=3.0 * (what == 3))
+            advice.begin(whom, cause, text, now, after_seconds=3.0 * (what == 3))
 
     # Who is told late is told in one text what is the matter by then.
     return Walked(advice, act, name=lambda one: cast(tuple[int, object, object], one)[0])

@@ -147,8 +147,7 @@ class Relay:
         self.ledger = self._open_ledger(config)
         self.sessions.set_limits(config.rate, config.rate_by_key, config.limits)
         self._away_since: dict[str, float] = {}
-        self._announcement, self._announced_at = b"", 0.0
-        self._news_of_leaving = b""  # for other relays, also those that mesh with us from then on
+        self._announcement, self._announced_at, self._news_of_leaving = b"", 0.0, b""
         self._emptied_at = math.inf  # since when it has no clients any more, as it leaves
 
     def _open_ledger(self, config: RelayRules) -> Ledger | None:

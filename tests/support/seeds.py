@@ -8,11 +8,15 @@ from uuid import UUID, uuid5
 
 from tailnet.store.importing import SeedOutcome, import_seed
 from tailnet.store.rows import PresenceChange
+from tailnet.store.schema import HEAD_REVISION
 from tailnet.store.seed import parse_seed
 from tailnet.store.store import Store
 from tailnet.types import PeerID
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
+# Counters that a new store has by itself.
+OUR_SCHEMA = f"schema {HEAD_REVISION} is for programs from"
+OWN_COUNTERS = {"callers", OUR_SCHEMA}
 _NAMESPACE = UUID("12345678-1234-5678-1234-567812345678")
 
 

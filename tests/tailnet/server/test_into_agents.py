@@ -53,6 +53,12 @@ async def test_a_shell_is_left_and_found_again(
             assert await user.end() == (1000, "the terminal ended")
 
 
+def _has_left(server: CoordinatorServer) -> bool:
+    """Whether the store says so: it is written behind."""
+    row = server.store.callers.get_agent(MAIN)
+    return row is not None and row.disconnected_at is not None
+
+
 async def test_an_agent_that_leaves_ends_its_terminals(
     server: CoordinatorServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,7 +80,7 @@ async def test_an_agent_that_leaves_ends_its_terminals(
             scope.cancel()
             code, _ = await user.end()
             assert code in (1000, 1011), "it closed the terminal, or was lost"
-        await wait_for(lambda: not server.presence.is_here(MAIN))
+        await wait_for(lambda: not server.presence.is_here(MAIN) and _has_left(server))
         async with browser(server) as user:
             code, reason = await user.end()
             assert (code, reason[:38]) == (1011, 'dial workspace agent: Agent state is "')

@@ -15,6 +15,7 @@ from tailnet.errors import StoreError, StoreTrouble, StoreVersionError
 from tailnet.store.database import Database
 from tailnet.store.schema import HEAD_REVISION, READABLE_FROM, counters
 from tests.support.disks import full_disk
+from tests.support.seeds import OUR_SCHEMA
 
 
 def revision(database: Database) -> str:
@@ -22,12 +23,9 @@ def revision(database: Database) -> str:
         return str(connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar_one())
 
 
-OURS = f"schema {HEAD_REVISION} is for programs from"
-
-
 def names(connection: sa.Connection) -> list[str]:
     """Of counters beside the one that a new store has of its schema."""
-    return [name for name in connection.execute(sa.select(counters.c.name)).scalars() if name != OURS]
+    return [name for name in connection.execute(sa.select(counters.c.name)).scalars() if name != OUR_SCHEMA]
 
 
 def add(database: Database, name: str) -> None:
@@ -87,7 +85,7 @@ def test_a_store_of_a_newer_version_that_says_for_whom_it_is(
 def test_the_newest_schema_says_for_whom_it_is(store_url: str) -> None:
     database = Database.open(store_url)
     with database.reading() as connection:
-        oldest = connection.execute(sa.select(counters.c.value).where(counters.c.name == OURS)).scalar_one()
+        oldest = connection.execute(sa.select(counters.c.value).where(counters.c.name == OUR_SCHEMA)).scalar_one()
     database.close()
     assert f"{oldest:04}" == READABLE_FROM < HEAD_REVISION
 

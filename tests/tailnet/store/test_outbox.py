@@ -19,7 +19,7 @@ from tailnet.store.part import Part, notes
 from tailnet.store.schema import counters
 from tailnet.store.store import Store
 from tailnet.types import PeerID
-from tests.support.seeds import peer_id
+from tests.support.seeds import OWN_COUNTERS, peer_id
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class World:
 
     def names(self) -> set[str]:
         with self.store.reading() as connection:
-            return set(connection.execute(sa.select(counters.c.name)).scalars()) - {"callers"}
+            return set(connection.execute(sa.select(counters.c.name)).scalars()) - OWN_COUNTERS
 
 
 async def until(what: Callable[[], object]) -> None:

@@ -15,6 +15,7 @@ from tailnet.store.database import Database
 from tailnet.store.schema import counters
 from tailnet.store.store import Store
 from tailnet.store.writer import MAX_GROUP, MAX_TRIES
+from tests.support.seeds import OWN_COUNTERS
 
 
 class Gate:
@@ -60,7 +61,7 @@ def insert(name: str) -> Any:
 
 def names(database: Database) -> set[str]:
     with database.reading() as connection:
-        return set(connection.execute(sa.select(counters.c.name)).scalars()) - {"callers"}
+        return set(connection.execute(sa.select(counters.c.name)).scalars()) - OWN_COUNTERS
 
 
 async def start(database: Database, nursery: trio.Nursery, work: Any, answers: list[Any]) -> None:
