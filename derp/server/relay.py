@@ -59,6 +59,8 @@ _RTT_ROUND_SECONDS: Final = 10.0
 # A stock node keeps a silent relay as its home if it heard a frame from the relay in the last 8 s, and it notes one
 # frame in 5 s.  So a client that we close later than this after the announcement gets the announcement again.
 _ANNOUNCED_SECONDS: Final = 1.0
+# The least that the frame can say but 0, which tells other relays of the process that takes our place.
+_AT_ONCE_SECONDS: Final = 0.001
 # Others send packets here for a client that has gone until they hear of its new place, from there.
 _NEWS_SECONDS: Final = HOLD_SECONDS
 # A relay that is restarted is back in about a second: only what lasts is worth a word to everybody.
@@ -272,9 +274,12 @@ class Relay:
     # --- leaving
 
     def announce_restart(self, reconnect_in_seconds: float, try_for_seconds: float) -> None:
-        """Tell every client that this relay goes down and when to come back."""
+        """Tell every client that this relay goes down and when to come back: where another one serves in its place, at
+        once, as it is we who pace them then."""
         self.is_draining = True
         self.router.is_leaving = self.has_neighbours()
+        if self.router.is_leaving:
+            reconnect_in_seconds = _AT_ONCE_SECONDS
         frame = encode(Restarting(int(reconnect_in_seconds * 1000), int(try_for_seconds * 1000)))
         frame += health_frame("this relay is about to stop or to be restarted: this machine connects anew by itself")
         self._announcement, self._announced_at = frame, self.host.tick()

@@ -147,6 +147,15 @@ def test_everybody_hears_of_a_restart_and_the_relay_is_not_well_from_then_on() -
     bare.end()
 
 
+def test_who_is_sent_to_other_relays_need_not_wait() -> None:
+    bare = TimedRelay()
+    one = bare.connect()
+    bare.relay.siblings_stay = True
+    bare.relay.announce_restart(2.0, 60.0)
+    assert one.read() == [Restarting(1, 60_000), LEAVING]
+    bare.end()
+
+
 @pytest.mark.parametrize("for_good", [True, False])
 def test_a_relay_that_meshes_with_one_that_leaves_hears_of_it(for_good: bool) -> None:
     bare = TimedRelay()
