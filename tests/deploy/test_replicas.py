@@ -22,7 +22,7 @@ from tailnet.client.rpc import RpcClient
 from tailnet.config import SETTINGS, CoordinatorConfig, load_config
 from tailnet.types import PeerID
 from tests.support.composed import FILE, REPLICAS, Composed, ProgramMissing, interpolated, running_compose
-from tests.support.missing import missing
+from tests.support.missing import or_missing
 from tests.support.postgresql import PostgresqlMissing
 from tests.support.redis import RedisMissing
 from tests.support.tailnet_driver import wait_for
@@ -136,11 +136,11 @@ class Client(Peer):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Composed]:
-    try:
-        with running_compose(tmp_path_factory.mktemp("replicas")) as composed:
-            yield composed
-    except (ProgramMissing, PostgresqlMissing, RedisMissing) as error:
-        missing(str(error))
+    with (
+        or_missing(ProgramMissing, PostgresqlMissing, RedisMissing),
+        running_compose(tmp_path_factory.mktemp("replicas")) as composed,
+    ):
+        yield composed
 
 
 async def seen_by(place: Composed, service: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from tailnet.server.server import CoordinatorServer
 from tailnet.store.schema import HEAD_REVISION
 from tailnet.types import PeerID
 from tests.support.earlier import LAST, OLDEST, unpack
-from tests.support.missing import missing
+from tests.support.missing import or_missing
 from tests.support.postgresql import Cluster, PostgresqlMissing, running_cluster
 from tests.support.redis import RedisMissing, RedisServer, running
 from tests.support.relays import free_port, stop_process
@@ -192,11 +192,8 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Program]:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    try:
-        with running_cluster() as started:
-            yield started
-    except PostgresqlMissing as error:
-        missing(str(error))
+    with or_missing(PostgresqlMissing), running_cluster() as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
@@ -218,11 +215,8 @@ async def processes(tmp_path: Path) -> AsyncIterator[Processes]:
 
 @pytest.fixture
 def redis(tmp_path: Path) -> Iterator[RedisServer]:
-    try:
-        with running(RedisServer(tmp_path)) as server:
-            yield server
-    except RedisMissing as error:
-        missing(str(error))
+    with or_missing(RedisMissing), running(RedisServer(tmp_path)) as server:
+        yield server
 
 
 class Peers:

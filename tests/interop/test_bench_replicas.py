@@ -6,7 +6,7 @@ import pytest
 
 from bench.replicas import one_user, ratio, serving, traffic_of
 from tests.support.gobuild import COORDINATOR_LOAD
-from tests.support.missing import missing
+from tests.support.missing import or_missing
 from tests.support.peers import require
 from tests.support.redis import RedisMissing
 
@@ -16,12 +16,9 @@ pytestmark = pytest.mark.interop
 def test_every_update_crosses_and_is_counted(tmp_path: Path) -> None:
     require(COORDINATOR_LOAD)
     peers = ["-agents", "6", "-clients", "6", "-inflight", "3", "-batch", "3", "-warmup", "0.1s", "-measure", "0.3s"]
-    try:
-        with serving("Redis carrier", tmp_path, one_user(6)) as (servers, pids):
-            assert len(set(pids)) == 3
-            traffic = traffic_of(servers, pids, tmp_path, peers)
-    except RedisMissing as error:
-        missing(str(error))
+    with or_missing(RedisMissing), serving("Redis carrier", tmp_path, one_user(6)) as (servers, pids):
+        assert len(set(pids)) == 3
+        traffic = traffic_of(servers, pids, tmp_path, peers)
     assert traffic["undelivered"] == 0
     assert traffic["deliveries"] == pytest.approx(traffic["updates"], abs=6)
     assert traffic["server_cpu_us_per_delivery"] > 0

@@ -10,7 +10,7 @@ import trio
 
 from tests.support.composed import REPLICAS, Composed, ProgramMissing, running_compose
 from tests.support.gobuild import WGPAIRS
-from tests.support.missing import missing
+from tests.support.missing import or_missing
 from tests.support.peers import require
 from tests.support.postgresql import PostgresqlMissing
 from tests.support.redis import RedisMissing
@@ -58,11 +58,8 @@ async def test_pairs_outlive_a_replica(tmp_path: Path) -> None:
     seed = Seed()
     alice = seed.add_user("alice")
     targets = [seed.add_agent(alice) for _ in range(2 * PAIRS_EACH)]
-    try:
-        with running_compose(tmp_path) as place:
-            import_seed(tmp_path, seed, place.store)
-            with trio.fail_after(PATIENCE_SECONDS):
-                async with open_tunnels(place.url, place.certificate, targets, ours=OURS_EACH) as tunnels:
-                    await feel_a_kill(place, tunnels)
-    except (ProgramMissing, PostgresqlMissing, RedisMissing) as error:
-        missing(str(error))
+    with or_missing(ProgramMissing, PostgresqlMissing, RedisMissing), running_compose(tmp_path) as place:
+        import_seed(tmp_path, seed, place.store)
+        with trio.fail_after(PATIENCE_SECONDS):
+            async with open_tunnels(place.url, place.certificate, targets, ours=OURS_EACH) as tunnels:
+                await feel_a_kill(place, tunnels)

@@ -18,7 +18,7 @@ from typing import Any
 import trio
 
 from tests.support.gobuild import DERPPEER, DERPPEER_WEBSOCKET, GoMissing, GoProgram, build
-from tests.support.missing import missing
+from tests.support.missing import or_missing
 
 # A hang guard, far above anything a healthy relay needs on a slow machine, and never part of what is asserted.
 PATIENCE_SECONDS = 60.0
@@ -28,10 +28,8 @@ Event = dict[str, Any]
 
 def require(program: GoProgram) -> Path:
     """The built program.  Without a Go toolchain: skips on a developer's machine, fails in CI (CI=true)."""
-    try:
+    with or_missing(GoMissing):
         return build(program)
-    except GoMissing as error:
-        missing(str(error))
 
 
 class PeerError(Exception):

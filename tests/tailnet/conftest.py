@@ -13,7 +13,7 @@ from derp import log
 from tailnet.config import CoordinatorConfig
 from tailnet.server.server import CoordinatorServer, serve_coordinator
 from tailnet.store.store import Store
-from tests.support.missing import missing
+from tests.support.missing import or_missing
 from tests.support.postgresql import Cluster, PostgresqlMissing, running_cluster
 from tests.support.seeds import fill
 
@@ -54,11 +54,8 @@ def store_kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """A PostgreSQL for all tests.  Who stops it starts a cluster of his own."""
-    try:
-        with running_cluster() as started:
-            yield started
-    except PostgresqlMissing as error:
-        missing(str(error))
+    with or_missing(PostgresqlMissing), running_cluster() as started:
+        yield started
 
 
 @pytest.fixture(scope="session")

@@ -203,14 +203,20 @@ class Region:
                     assert seen == list(range(1, other.sent[person.name] + 1)), f"{other.name} to {person.name}"
 
 
+def begun(relays: str, people: str, seed: int) -> Region:
+    """`people` are anywhere, and all relays know where."""
+    region = Region(relays, people, seed)
+    for person in region.people.values():
+        region.come(person, region.random.choice(relays))
+    region.run_out()
+    return region
+
+
 def play(relays: str, people: str, leaving: int, seed: int) -> Region:
     """`people` come anywhere and talk while the first relays leave, one after the other, and none ends; everybody who
     is there is sent on."""
-    region = Region(relays, people, seed)
+    region = begun(relays, people, seed)
     chance = region.random
-    for person in region.people.values():
-        region.come(person, chance.choice(relays))
-    region.run_out()
     for relay in relays[:leaving]:
         region.leave(relay)
         region.run_out()
@@ -228,11 +234,8 @@ def play(relays: str, people: str, leaving: int, seed: int) -> Region:
 
 def play_together(relays: str, people: str, leaving: int, seed: int) -> Region:
     """The same, but relays leave while others do, and any of their clients goes next for which nothing waits."""
-    region = Region(relays, people, seed)
+    region = begun(relays, people, seed)
     chance = region.random
-    for person in region.people.values():
-        region.come(person, chance.choice(relays))
-    region.run_out()
     to_leave = list(relays[:leaving])
     there = list(region.people.values())
     while to_leave or there or chance.random() < 0.98:

@@ -1,13 +1,12 @@
 """Servers for the tests of a module, which may stop them."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
 from tailnet.bus import redis as redis_module
 from tailnet.replica import pair
-from tests.support.missing import missing
+from tests.support.missing import or_missing
 from tests.support.redis import (
     RedisCluster,
     RedisMissing,
@@ -18,35 +17,30 @@ from tests.support.redis import (
 )
 
 
-@contextmanager
-def or_missing() -> Iterator[None]:
-    try:
-        yield
-    except RedisMissing as error:
-        missing(str(error))
-
-
 @pytest.fixture(scope="module")
 def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with or_missing(), running(RedisServer(tmp_path_factory.mktemp("redis"))) as server:
+    with or_missing(RedisMissing), running(RedisServer(tmp_path_factory.mktemp("redis"))) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with or_missing(), running(RedisServer(tmp_path_factory.mktemp("valkey"), program=find_valkey())) as server:
+    with (
+        or_missing(RedisMissing),
+        running(RedisServer(tmp_path_factory.mktemp("valkey"), program=find_valkey())) as server,
+    ):
         yield server
 
 
 @pytest.fixture(scope="session")
 def sentineled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sentineled]:
-    with or_missing(), running(Sentineled(tmp_path_factory.mktemp("sentineled"))) as servers:
+    with or_missing(RedisMissing), running(Sentineled(tmp_path_factory.mktemp("sentineled"))) as servers:
         yield servers
 
 
 @pytest.fixture(scope="session")
 def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
-    with or_missing(), running(RedisCluster(tmp_path_factory.mktemp("cluster"))) as servers:
+    with or_missing(RedisMissing), running(RedisCluster(tmp_path_factory.mktemp("cluster"))) as servers:
         yield servers
 
 

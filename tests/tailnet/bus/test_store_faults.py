@@ -12,7 +12,7 @@ from tailnet.bus import store as module
 from tailnet.bus.store import StoreBus
 from tailnet.coordinator.messages import Kind
 from tailnet.store.store import Store
-from tests.support.missing import missing
+from tests.support.missing import or_missing
 from tests.support.postgresql import Cluster, PostgresqlMissing, running_cluster
 from tests.support.replicated import MAIN, Place, Told, met, well
 from tests.support.tailnet_driver import wait_for
@@ -23,11 +23,8 @@ pytestmark = pytest.mark.usefixtures("patient")
 @pytest.fixture(scope="module")
 def postgresql() -> Iterator[Cluster]:
     """One that these tests stop."""
-    try:
-        with running_cluster() as started:
-            yield started
-    except PostgresqlMissing as error:
-        missing(str(error))
+    with or_missing(PostgresqlMissing), running_cluster() as started:
+        yield started
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from tailnet.services import store_watch
 from tailnet.store import outbox
 from tailnet.store.store import Store
 from tailnet.tokens import agent_token_digest
-from tests.support.missing import missing
+from tests.support.missing import or_missing
 from tests.support.postgresql import Cluster, PostgresqlMissing, running_cluster
 from tests.support.seeds import NOW, agent_token, fill, make_id, peer_id, user_token
 from tests.support.tailnet_driver import (
@@ -37,7 +37,7 @@ def cluster_and_copies() -> Iterator[tuple[Cluster, Callable[[], Cluster]]]:
     """A PostgreSQL, and what makes a copy of it while it is stopped."""
     copies: list[Cluster] = []
     try:
-        with running_cluster() as cluster:
+        with or_missing(PostgresqlMissing), running_cluster() as cluster:
 
             def copy() -> Cluster:
                 folder = Path(tempfile.mkdtemp(prefix="tailnet-pg-copy-", dir=cluster.folder.parent))
@@ -48,8 +48,6 @@ def cluster_and_copies() -> Iterator[tuple[Cluster, Callable[[], Cluster]]]:
             yield cluster, copy
             for each in copies:
                 each.stop(signal.SIGQUIT)
-    except PostgresqlMissing as error:
-        missing(str(error))
     finally:
         for each in copies:
             shutil.rmtree(each.folder, ignore_errors=True)

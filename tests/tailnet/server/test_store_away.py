@@ -24,7 +24,7 @@ from tailnet.store import outbox
 from tailnet.store.keys import LEAD_TIME, ROTATE_AFTER
 from tailnet.store.store import Store
 from tests.support.disks import full_disk
-from tests.support.missing import missing
+from tests.support.missing import or_missing
 from tests.support.postgresql import PASSWORD, USER, Cluster, PostgresqlMissing, running_cluster
 from tests.support.relays import free_port
 from tests.support.seeds import agent_token, fill, make_id, peer_id, user_token
@@ -58,11 +58,8 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def own_cluster() -> Iterator[Cluster]:
     """A PostgreSQL that a test may stop."""
-    try:
-        with running_cluster() as cluster:
-            yield cluster
-    except PostgresqlMissing as error:
-        missing(str(error))
+    with or_missing(PostgresqlMissing), running_cluster() as cluster:
+        yield cluster
 
 
 async def readiness(server: CoordinatorServer) -> tuple[int, str]:
