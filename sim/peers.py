@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _DISCO: Final = "discokey:" + "0" * 64
 _NOBODY: Final = UUID(int=0)
+# A replica, or a relay, notices that a peer without a network is gone.
+NOTICED_SECONDS: Final = 15.0
 
 
 @cache  # of each name once, in however many schedules

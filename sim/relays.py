@@ -25,7 +25,7 @@ from derp.server.session import Greeting
 from sim.laws import LawBroken
 from sim.nats import REGION, Nats, PathNode, has_nats
 from sim.packets import Ledger
-from sim.peers import Peer
+from sim.peers import NOTICED_SECONDS, Peer
 from sim.plan import FAULT_SECONDS, SOON_SECONDS, Plan
 from sim.wires import END, Pipe, PipeWire, Server
 from tailnet.coordinator.messages import Update
@@ -46,8 +46,6 @@ DRAIN_STEP_SECONDS: Final = 0.02
 # derp/server/mesh.py and tailnet/services/relay_mesh.py.
 CONNECT_SECONDS: Final = 10.0
 LEAVE_SECONDS: Final = 2.0
-# A relay notices that a client without a network is gone.
-NOTICED_SECONDS: Final = 15.0
 _MAX_KEYS: Final = 1000
 
 

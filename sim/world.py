@@ -13,7 +13,7 @@ from random import Random
 from sim.heap import Heap
 from sim.laws import Judge
 from sim.leaving import Leaving
-from sim.peers import Connection, Peer
+from sim.peers import NOTICED_SECONDS, Connection, Peer
 from sim.plan import FAULT_SECONDS, FAULTS, PEERS, Plan, Step
 from sim.relays import Relays, has_relays
 from sim.seal import SimulatedKey
@@ -27,8 +27,6 @@ from tailnet.store.rows import PresenceChange
 from tailnet.types import PeerID
 
 KEY = SimulatedKey("sim", bytes(32))
-# A replica notices that a peer without a network is gone.
-NOTICED_SECONDS = 15.0
 # A record of a replica that died is gone by then, and the others forget it.
 LEASE_SECONDS = 8.0
 # Behind a fault: links are dialled anew, and a silence that began in it is told.

@@ -141,11 +141,6 @@ class Strangers(Generic[V]):
     def __len__(self) -> int:
         return len(self._waiting)
 
-    @property
-    def held_bytes(self) -> int:
-        """What all of them hold."""
-        return self.room.held
-
     def admits(self, now: float) -> bool:
         """Whether one more may come in at once."""
         return not self._waiting and self._take(now)

@@ -149,7 +149,7 @@ class Entrance:
             waiting=len(self._line) + len(self.fights),
             strangers_put_off=self.strangers_put_off_count,
             strangers_waiting=len(self._strangers),
-            held_bytes=self._room.held + self._strangers.held_bytes,
+            held_bytes=self._room.held + self._strangers.room.held,
             fights=len(self.fights.current(self.host.now)),
         )
 

@@ -261,11 +261,9 @@ class Replicas:
 
     def _own_address(self) -> Address | None:
         address = self.settings.address
-        if (
-            address is not None and address[1] == 0 and self.listening and not is_path(address)
-        ):  # any free port was taken
-            return address[0], self.listening[0].getsockname()[1]
-        return address
+        if address is None or address[1] or is_path(address) or not self.listening:
+            return address
+        return address[0], self.listening[0].getsockname()[1]  # any free port was taken
 
     async def _listen(self) -> None:
         """A predecessor has our ports for a moment longer; until then we dial."""

@@ -34,7 +34,7 @@ from tailnet.store.rows import (
     first_health,
 )
 from tailnet.store.schema import (
-    LAST_CONNECTED_AT,
+    AGENT_COLUMNS,
     agent_apps,
     agent_tokens,
     agents,
@@ -78,13 +78,7 @@ _TOKENS: Final = sa.select(
 ).join(users, user_tokens.c.user_id == users.c.id)
 _GRANTS: Final = sa.select(workspace_grants.c.user_id, workspace_grants.c.workspace_id, workspace_grants.c.rights)
 # The names of AgentRow are those of the columns, in the same order; only the digest of the token is left out.
-_AGENT_ROWS: Final = sa.select(
-    *[
-        LAST_CONNECTED_AT.label(column.name) if column.name == "last_connected_at" else column
-        for column in agents.columns
-        if column.name != "token_digest"
-    ]
-)
+_AGENT_ROWS: Final = sa.select(*[column for column in AGENT_COLUMNS if column.name != "token_digest"])
 _WORKSPACES: Final = sa.select(
     workspaces.c.id,
     workspaces.c.owner_id,

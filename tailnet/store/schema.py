@@ -415,6 +415,10 @@ LAST_CONNECTED_AT: Final = sa.case(
     ),
     else_=agents.c.last_connected_at,
 )
+# Rows of agents as they are shown: with that one in its place.
+AGENT_COLUMNS: Final = tuple(
+    LAST_CONNECTED_AT.label(each.name) if each is agents.c.last_connected_at else each for each in agents.c
+)
 
 # The coordinators that serve as one; `beat` grows while one lives, so that no clocks are compared.
 replicas = sa.Table(

@@ -5,7 +5,7 @@ to, and what no two may share.  changes.py writes by it, reading.py lists by it;
 services/administration/models.py.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final
@@ -13,7 +13,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from tailnet.store.schema import (
-    LAST_CONNECTED_AT,
+    AGENT_COLUMNS,
     agent_apps,
     agent_scripts,
     agents,
@@ -43,12 +43,12 @@ class Kind:
     fixed: frozenset[str] = frozenset()  # what stays as it was made
     of_callers: bool = True  # whether a change of it is one of who may do what
     key: tuple[str, ...] = ("id",)  # the columns of its id; of several its id is a tuple
-    computed: Mapping[str, sa.ColumnElement[Any]] = field(default_factory=dict)  # columns that are shown as these
+    shown: Sequence[sa.ColumnElement[Any]] = ()  # all columns, where some are computed
 
     @property
     def query(self) -> sa.Select[Any]:
         """All rows, as they are shown."""
-        return sa.select(*[self.computed.get(each.name, each).label(each.name) for each in self.table.c])
+        return sa.select(*(self.shown or self.table.c))
 
     @property
     def times(self) -> tuple[str, ...]:
@@ -191,7 +191,7 @@ AGENT: Final = Kind(
     unique=("token_digest",),
     digest="token_digest",
     fixed=frozenset({"parent_id"}),
-    computed={"last_connected_at": LAST_CONNECTED_AT},
+    shown=AGENT_COLUMNS,
 )
 APP: Final = Kind(
     "app",

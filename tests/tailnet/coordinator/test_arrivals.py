@@ -119,7 +119,7 @@ def play_storm(*, flood_per_step: int) -> tuple[list[float], list[float]]:
                 turn(each, now)
             elif not strangers.join(each, address, 1_000, now):
                 turn(each, now, False)
-    assert len(strangers) == strangers.held_bytes == len(line) == 0
+    assert len(strangers) == strangers.room.held == len(line) == 0
     assert not strangers._queues
     assert not strangers._held
     return known, newcomers
@@ -168,14 +168,14 @@ def test_one_address_has_half_of_the_room_and_the_next_one_a_place() -> None:
     for address in FLOOD:
         while strangers.join(number, address, MAX_REQUEST_BYTES, 0.0):
             number += 1
-        assert strangers.held_bytes <= STRANGERS_BYTES
+        assert strangers.room.held <= STRANGERS_BYTES
     each = MAX_REQUEST_BYTES + WAITER_BYTES
     assert strangers._held[FLOOD[0]] == pytest.approx(STRANGERS_BYTES / 2, abs=each)
     assert strangers.join(number, "198.51.100.1", 0, 0.0)
     for left in range(number + 1):
         strangers.leave(left)
     strangers.leave(number)
-    assert (len(strangers), strangers.held_bytes, strangers.next_timeout()) == (0, 0, None)
+    assert (len(strangers), strangers.room.held, strangers.next_timeout()) == (0, 0, None)
 
 
 def test_each_overtaking_doubles_the_hold_until_there_is_peace() -> None:

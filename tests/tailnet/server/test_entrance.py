@@ -410,7 +410,7 @@ async def test_what_strangers_hold_while_the_store_is_asked_about_them_is_bounde
         assert (await read_answer(streams[1])).status == 401
         # Who waits for his id is known by now, and holds what he has among those.
         await wait_for(lambda: server.reading().entrance.waiting == 1)
-        assert strangers.held_bytes == 0
+        assert strangers.room.held == 0
         assert WAITER_BYTES < server.reading().entrance.held_bytes < held
         reset_at_close(streams[0])
     await wait_for(lambda: not waiting(server))
